@@ -1,0 +1,48 @@
+//! Nearshore: near-line recall for recommenders.
+//!
+//! The way of one event, by file:
+//!
+//! 1. [`log`] polls on a thread of its own and hands batches, by partition, over bounded channels.
+//! 2. [`ingest`] has [`event`] decode them, groups a batch by user, loads the states it lacks from [`store`].
+//! 3. [`fold`] makes the new [`state`]: a function of the *set* of records.
+//! 4. [`trigger`] says whether the user moved enough to ask for a list.
+//! 5. One conditional write of the state, one chained delta of counts per shard, then the request;
+//!    when all is acknowledged, [`offsets`] lets the batch's offsets be committed.
+//! 6. [`generate`] reads the lanes, [`lanes`] merges requests and cuts a batch, the store *takes* the user.
+//! 7. [`prompt`] renders, [`engine`] scores names of the [`trie`] by [`search`]; [`rules`], [`ground`]
+//!    and [`select`] keep what is permitted and choose SKUs.
+//! 8. [`list`] becomes the document that the store publishes, fenced.
+
+#![warn(missing_docs)]
+
+// pure: values in, values out
+pub mod catalogue;
+pub mod demand;
+pub mod event;
+pub mod fold;
+pub mod ground;
+pub mod lanes;
+pub mod list;
+pub mod offsets;
+pub mod prompt;
+pub mod record;
+pub mod rules;
+pub mod search;
+pub mod select;
+pub mod state;
+pub mod trie;
+pub mod trigger;
+
+// edges: one outside thing each
+pub mod config;
+pub mod engine;
+pub mod http;
+pub mod log;
+pub mod metrics;
+pub mod store;
+
+// roles: wiring
+pub mod cli;
+pub mod generate;
+pub mod ingest;
+pub mod namespace;

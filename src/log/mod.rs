@@ -1,0 +1,122 @@
+//! The log: Kafka behind one trait, [`Log`], with a memory double that keeps the same contract.
+//!
+//! Invariant: a consumer hands out each partition's records in offset order, and nothing of a
+//! partition after its revoke. It does not know what records say.
+
+use std::future::Future;
+
+use bytes::Bytes;
+
+use crate::record::{Offset, Partition, Record, Resume, Timestamp};
+
+/// What a consumer hands over.
+#[derive(Clone, Debug)]
+pub enum Delivery {
+    /// These partitions are ours from now on; `resume` is where reading starts, where known.
+    Assigned(Vec<Partition>),
+    /// These are no longer ours: drop what is in hand of them. `lost`: without a chance to commit.
+    Revoked {
+        /// The partitions.
+        partitions: Vec<Partition>,
+        /// True when the group went on without us.
+        lost: bool,
+    },
+    /// Records of one partition, in offset order, never empty.
+    Batch(Batch),
+}
+
+/// Records of one partition.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Their partition.
+    pub partition: Partition,
+    /// In offset order, without gaps but those of compaction and transactions.
+    pub records: Vec<Record>,
+    /// End offset (high watermark) of the partition as last seen: a fence at or above it outlived its log.
+    pub end: Offset,
+}
+
+/// A record to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outgoing {
+    /// Topic.
+    pub topic: std::sync::Arc<str>,
+    /// Key.
+    pub key: Option<Bytes>,
+    /// Value; `None` is a tombstone.
+    pub value: Option<Bytes>,
+    /// Headers in order.
+    pub headers: Vec<(String, Bytes)>,
+    /// Timestamp to carry (dlq keeps the original's); `None` = now.
+    pub time: Option<Timestamp>,
+}
+
+/// What the log can answer instead.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The broker did not acknowledge in time; the record may still arrive.
+    #[error("no acknowledgement from {topic} within {limit:?}")]
+    Timeout {
+        /// Topic written to.
+        topic: String,
+        /// How long was waited.
+        limit: std::time::Duration,
+    },
+    /// The partition is not (or no longer) ours; the new owner does the work again.
+    #[error("{partition} is not assigned to this member")]
+    NotAssigned {
+        /// The partition.
+        partition: Partition,
+    },
+    /// The broker refuses for good: authorisation, unknown topic, record too large.
+    #[error("{what}: {reason}")]
+    Refused {
+        /// What was tried.
+        what: String,
+        /// The broker's words.
+        reason: String,
+    },
+    /// The client cannot go on: fatal error, or its thread is gone.
+    #[error("log client stopped: {0}")]
+    Stopped(String),
+}
+
+/// What a caller should do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// Try again: every effect is fenced.
+    Retry,
+    /// Drop the work: somebody else does it.
+    Drop,
+    /// End the role.
+    Stop,
+}
+
+impl Error {
+    /// What a caller should do.
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            Self::Timeout { .. } => Remedy::Retry,
+            Self::NotAssigned { .. } => Remedy::Drop,
+            Self::Refused { .. } | Self::Stopped(_) => Remedy::Stop,
+        }
+    }
+}
+
+/// One member of a consumer group, with a producer beside it.
+pub trait Log: Send + Sync {
+    /// The next delivery; waits for one. Cancel-safe: nothing is lost when the future is dropped.
+    fn next(&mut self) -> impl Future<Output = Result<Delivery, Error>> + Send;
+
+    /// Makes `resume` the committed position of each partition, now.
+    fn commit(
+        &self,
+        done: &[(Partition, Resume)],
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Writes records; resolves when *all* are acknowledged by the broker (delivery report).
+    fn send(&self, records: Vec<Outgoing>) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Leaves the group and ends the client; bounded in time.
+    fn close(self) -> impl Future<Output = ()> + Send;
+}

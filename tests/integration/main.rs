@@ -1,0 +1,6 @@
+//! Integration tests: one file per promise, one binary. `scripts/test` starts what they need.
+
+mod engine;
+mod harness;
+mod log;
+mod store;
