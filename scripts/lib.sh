@@ -64,9 +64,9 @@ need_redis() {
 
 # need_chromium VAR: puts the path of a Chromium into VAR.
 need_chromium() {
-  local cmd
-  for cmd in chromium chromium-browser google-chrome; do
-    have "$cmd" && printf -v "$1" '%s' "$(command -v "$cmd")" && return
+  local _cmd
+  for _cmd in chromium chromium-browser google-chrome; do
+    have "$_cmd" && printf -v "$1" '%s' "$(command -v "$_cmd")" && return
   done
   need_apt chromium chromium
   printf -v "$1" '%s' "$(command -v chromium)"
@@ -145,12 +145,12 @@ _port_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 # free_port VAR: a port that nobody listens on, never the same twice in one script. It is below the range that the
 # kernel gives to outgoing connections, and so is port + 10000, which Redis Cluster takes for its bus.
 free_port() {
-  local port
+  local _port # a name that VAR cannot have by accident
   for _ in {1..200}; do
-    port=$((10000 + (RANDOM * 32768 + RANDOM) % 12000))
-    if [ -z "${_PORTS_GIVEN[$port]:-}" ] && ! _port_taken "$port" && ! _port_taken $((port + 10000)); then
-      _PORTS_GIVEN[$port]=1
-      printf -v "$1" '%s' "$port"
+    _port=$((10000 + (RANDOM * 32768 + RANDOM) % 12000))
+    if [ -z "${_PORTS_GIVEN[$_port]:-}" ] && ! _port_taken "$_port" && ! _port_taken $((_port + 10000)); then
+      _PORTS_GIVEN[$_port]=1
+      printf -v "$1" '%s' "$_port"
       return
     fi
   done
@@ -175,11 +175,12 @@ _gone() {
   done
 }
 
-# stop_dir DIR: ends what has a `*.pid` file below DIR: asked first, killed after 10 s.
+# stop_dir DIR: ends what has a `*.pid` file below DIR, and the group in DIR/group: asked first, killed after 10 s.
 stop_dir() {
   local dir file pid
   local -a pids=()
   dir=$(cd -- "$1" 2>/dev/null && pwd -P) || return 0
+  if [ -s "$dir/group" ]; then _stop_group "$(cat "$dir/group")"; fi
   while IFS= read -r file; do
     pid=$(cat "$file" 2>/dev/null) || continue
     if [ -n "$pid" ] && _ours "$pid" "$dir"; then pids+=("$pid"); fi
@@ -212,27 +213,34 @@ guard() {
   setsid bash -c 'source "$1"; while readlink "/proc/$2/cwd" >/dev/null; do sleep 0.5; done
     stop_dir "$3"; if [ "$4" = remove ]; then rm -rf -- "$3"; fi' \
     guard "$SCRIPTS/lib.sh" "$1" "$2" "${3:-}" </dev/null >/dev/null 2>&1 &
+  _guard=$!
   disown
 }
 
+_guard=
 _child=
 
-_end() {
-  local code=$?
-  trap '' INT TERM HUP
-  trap - EXIT
-  if [ -n "$_child" ] && kill -0 -- "-$_child" 2>/dev/null; then
-    kill -TERM -- "-$_child" 2>/dev/null || true
-    eventually 12 _group_gone "$_child" || kill -KILL -- "-$_child" 2>/dev/null || true
-  fi
-  if [ -n "$RUN_DIR" ] && [ -d "$RUN_DIR" ]; then
-    stop_dir "$RUN_DIR"
-    rm -rf -- "$RUN_DIR"
-  fi
-  exit "$code"
+_group_gone() { ! kill -0 -- "-$1" 2>/dev/null; }
+
+_stop_group() {
+  kill -TERM -- "-$1" 2>/dev/null || return 0
+  eventually 12 _group_gone "$1" || kill -KILL -- "-$1" 2>/dev/null || true
 }
 
-_group_gone() { ! kill -0 -- "-$1" 2>/dev/null; }
+_end() {
+  local code=$? starting
+  trap '' INT TERM HUP
+  trap - EXIT
+  [ -z "$_child" ] || _stop_group "$_child"
+  starting=$(jobs -p)
+  # shellcheck disable=SC2086  # what is still being started would otherwise start after the end
+  [ -z "$starting" ] || kill -TERM $starting 2>/dev/null || true
+  stop_dir "$RUN_DIR"
+  rm -rf -- "$RUN_DIR"
+  # Nothing is left for the guard, unless something was half started.
+  [ -n "$starting" ] || kill "$_guard" 2>/dev/null || true
+  exit "$code"
+}
 
 # run_dir: makes RUN_DIR, and sees to it that nothing in it outlives the script.
 run_dir() {
@@ -253,9 +261,10 @@ child() {
   "$@" &
   _child=$!
   set +m
+  echo "$_child" >"$RUN_DIR/group" # for the guard
   wait "$_child" || code=$?
-  # What the command left behind in its group is not left running either.
-  kill -TERM -- "-$_child" 2>/dev/null || true
+  _stop_group "$_child" # what the command left behind in its group
+  rm -f "$RUN_DIR/group"
   _child=
   return "$code"
 }
