@@ -256,15 +256,31 @@ run_dir() {
 # child COMMAND...: runs COMMAND as a group of its own, so that a signal to the script ends all of it at once and not
 # only when it is done by itself. Returns its exit code.
 child() {
-  local code=0
+  local code
   set -m
   "$@" &
   _child=$!
   set +m
   echo "$_child" >"$RUN_DIR/group" # for the guard
-  wait "$_child" || code=$?
+  # A signal that the script passes on ends the wait, not necessarily the command.
+  while :; do
+    code=0
+    wait "$_child" || code=$?
+    kill -0 "$_child" 2>/dev/null || break
+  done
   _stop_group "$_child" # what the command left behind in its group
   rm -f "$RUN_DIR/group"
   _child=
   return "$code"
+}
+
+# pass_on: from now on Ctrl-C and SIGTERM go to the child, whose exit code is then the script's.
+pass_on() {
+  trap '_pass INT 130' INT
+  trap '_pass TERM 143' TERM
+}
+
+_pass() {
+  [ -n "$_child" ] || exit "$2"
+  kill -"$1" -- "-$_child" 2>/dev/null || true
 }
