@@ -16,11 +16,15 @@
 #![warn(missing_docs)]
 
 // pure: values in, values out
+pub mod arms;
 pub mod catalogue;
+pub mod compose;
 pub mod demand;
 pub mod event;
 pub mod fold;
 pub mod ground;
+pub mod inspect;
+pub mod intake;
 pub mod lanes;
 pub mod list;
 pub mod offsets;
@@ -29,7 +33,10 @@ pub mod record;
 pub mod rules;
 pub mod search;
 pub mod select;
+pub mod shop;
 pub mod state;
+pub mod takes;
+pub mod topics;
 pub mod trie;
 pub mod trigger;
 
@@ -43,6 +50,10 @@ pub mod store;
 
 // roles: wiring
 pub mod cli;
+pub mod demo;
 pub mod generate;
 pub mod ingest;
+pub mod keeper;
 pub mod namespace;
+pub mod run;
+pub mod stock;
