@@ -4,3 +4,6 @@ mod engine;
 mod harness;
 mod log;
 mod store;
+mod store_lists;
+mod store_shared;
+mod store_users;
