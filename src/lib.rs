@@ -16,6 +16,7 @@
 #![warn(missing_docs)]
 
 // pure: values in, values out
+pub mod arms;
 pub mod catalogue;
 pub mod demand;
 pub mod event;
