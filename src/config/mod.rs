@@ -1,0 +1,399 @@
+//! What is written in the configuration file and the environment becomes one [`Config`], checked once.
+//!
+//! Invariant: a [`Config`] that [`Config::load`] returned satisfies every rule of `verify.rs`, and every
+//! key of it is in `config/nearshore.toml`, the reference. It reads files and nothing else: whether a
+//! broker or Redis answers is asked by `nearshore check` ([`crate::cli::check`]).
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::prompt::Arm;
+use crate::rules::{Rule, Segment};
+
+mod env;
+mod load;
+mod problem;
+mod reference;
+mod show;
+mod trace;
+mod verify;
+
+pub use problem::{Place, Problem};
+pub use reference::TEXT as REFERENCE;
+pub use trace::init_tracing;
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Redis prefix and consumer group suffix: `[a-z0-9-]{1,32}`.
+    pub namespace: String,
+    /// Seed of the hash that gives a user their arm.
+    pub arm_seed: String,
+    /// How Kafka is reached.
+    pub kafka: Kafka,
+    /// Names of topics.
+    pub topics: Topics,
+    /// How Redis is reached.
+    pub redis: Redis,
+    /// Which record times are believed.
+    pub time: Time,
+    /// What is kept of a user.
+    pub state: State,
+    /// When to ask for a list.
+    pub trigger: crate::trigger::Policy,
+    /// How the lanes share the engine.
+    pub lanes: crate::lanes::Policy,
+    /// How counts become demand.
+    pub demand: crate::demand::Policy,
+    /// How SKUs are chosen under a PU.
+    pub selection: crate::select::Policy,
+    /// What a user needs no more.
+    pub needs: Needs,
+    /// How the model is run.
+    pub engine: Engine,
+    /// Lists for users without one of their own.
+    pub fallback: Fallback,
+    /// Health, metrics and the inspect page.
+    pub http: Http,
+    /// Log lines.
+    pub log: Lines,
+    /// Who may not be offered what.
+    pub rules: Vec<Rule>,
+    /// Coarse groups of users, first match wins.
+    pub segments: Vec<Segment>,
+    /// What lists are made with.
+    pub arms: Vec<Arm>,
+    /// Folder that relative paths start from: that of the file.
+    #[serde(skip)]
+    pub base: PathBuf,
+}
+
+/// `[kafka]`: placeholder until `log::Settings` is here.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Kafka {
+    /// `host:port`, comma-separated.
+    pub brokers: String,
+    /// Name in broker logs and quotas.
+    pub client_id: String,
+    /// Passed to every librdkafka client.
+    pub properties: BTreeMap<String, String>,
+    /// Passed to consumers.
+    pub consumer: BTreeMap<String, String>,
+    /// Passed to producers.
+    pub producer: BTreeMap<String, String>,
+    /// librdkafka property to a file that holds its value.
+    pub secret_files: BTreeMap<String, PathBuf>,
+    /// After this silence a member is thrown out of its group.
+    #[serde(with = "humantime_serde")]
+    pub session_timeout: Duration,
+    /// How long a write may wait for its acknowledgement.
+    #[serde(with = "humantime_serde")]
+    pub ack_timeout: Duration,
+}
+
+impl Default for Kafka {
+    fn default() -> Self {
+        Self {
+            brokers: "localhost:9092".into(),
+            client_id: "nearshore".into(),
+            properties: BTreeMap::new(),
+            consumer: BTreeMap::new(),
+            producer: BTreeMap::new(),
+            secret_files: BTreeMap::new(),
+            session_timeout: Duration::from_secs(10),
+            ack_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// `[redis]`: placeholder until `store::Settings` is here.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Redis {
+    /// `redis://` or `rediss://`.
+    pub url: String,
+    /// File that holds the password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// Replicas that must acknowledge before an offset is committable.
+    pub min_replicas: u32,
+    /// Idle users are forgotten after this.
+    #[serde(with = "humantime_serde")]
+    pub state_ttl: Duration,
+    /// Lists that nobody renews are gone after this.
+    #[serde(with = "humantime_serde")]
+    pub list_ttl: Duration,
+}
+
+impl Default for Redis {
+    fn default() -> Self {
+        Self {
+            url: "redis://localhost:6379".into(),
+            password_file: None,
+            min_replicas: 0,
+            state_ttl: days(90),
+            list_ttl: days(30),
+        }
+    }
+}
+
+/// How `profile-changes` is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProfileFormat {
+    /// The value is the profile; null erases.
+    #[default]
+    Plain,
+    /// Debezium's envelope; `op: d` and the tombstone after it erase.
+    Debezium,
+}
+
+/// `[topics]`: names of topics.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Topics {
+    /// What users do.
+    pub user_events: String,
+    /// Who users are.
+    pub profile_changes: String,
+    /// SKUs.
+    pub catalog: String,
+    /// Requests for first lists.
+    pub regen_urgent: String,
+    /// Requests of everyone else who moved.
+    pub regen_live: String,
+    /// Requests of sweeps and refreshes.
+    pub regen_backfill: String,
+    /// Lists as published.
+    pub recall_updates: String,
+    /// Records that cannot be used.
+    pub dlq: String,
+    /// How `profile_changes` is written.
+    pub profile_format: ProfileFormat,
+    /// Topic name to its life number, raised when the topic is recreated; 0 if absent.
+    pub incarnations: BTreeMap<String, u32>,
+}
+
+impl Default for Topics {
+    fn default() -> Self {
+        Self {
+            user_events: "user-events".into(),
+            profile_changes: "profile-changes".into(),
+            catalog: "catalog".into(),
+            regen_urgent: "regen-urgent".into(),
+            regen_live: "regen-live".into(),
+            regen_backfill: "regen-backfill".into(),
+            recall_updates: "recall-updates".into(),
+            dlq: "dlq".into(),
+            profile_format: ProfileFormat::Plain,
+            incarnations: BTreeMap::new(),
+        }
+    }
+}
+
+impl Topics {
+    /// Key in `[topics]` and name of each topic, in the order of the design's table.
+    pub fn all(&self) -> [(&'static str, &str); 8] {
+        [
+            ("user_events", &self.user_events),
+            ("profile_changes", &self.profile_changes),
+            ("catalog", &self.catalog),
+            ("regen_urgent", &self.regen_urgent),
+            ("regen_live", &self.regen_live),
+            ("regen_backfill", &self.regen_backfill),
+            ("recall_updates", &self.recall_updates),
+            ("dlq", &self.dlq),
+        ]
+    }
+}
+
+/// `[time]`: which record times are believed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Time {
+    /// On a live CreateTime topic a record further ahead of now than this goes to the dlq.
+    #[serde(with = "humantime_serde")]
+    pub max_ahead: Duration,
+}
+
+impl Default for Time {
+    fn default() -> Self {
+        Self {
+            max_ahead: Duration::from_secs(300),
+        }
+    }
+}
+
+/// `[state]`: what is kept of a user.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct State {
+    /// Newest events kept.
+    pub window: usize,
+    /// Version of the stored encoding that is written.
+    pub write_version: u32,
+    /// Users whose state one ingest process keeps in memory.
+    pub cache_users: usize,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            window: 50,
+            write_version: 1,
+            cache_users: 100_000,
+        }
+    }
+}
+
+/// `[needs]`: placeholder until the need filter is here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Needs {}
+
+/// `[engine]`: how the model is run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Engine {
+    /// Threads of the model; 0 = cores - 1, so that the poll thread is never starved.
+    pub threads: usize,
+    /// Most rows (trie nodes over all users) forwarded in one wave.
+    pub batch_rows_max: usize,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            batch_rows_max: 512,
+        }
+    }
+}
+
+/// `[fallback]`: lists for users without one of their own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Fallback {
+    /// How often each segment's list is written.
+    #[serde(with = "humantime_serde")]
+    pub every: Duration,
+    /// Names on it.
+    pub names: usize,
+}
+
+impl Default for Fallback {
+    fn default() -> Self {
+        Self {
+            every: Duration::from_secs(60),
+            names: 20,
+        }
+    }
+}
+
+/// `[http]`: health, metrics and the inspect page.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    /// Address to listen on.
+    pub listen: SocketAddr,
+    /// Whether `/inspect` is served: it shows what users did.
+    pub inspect: bool,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9464)),
+            inspect: true,
+        }
+    }
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// `[log]`: log lines, on standard error.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Lines {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or filters such as `info,nearshore::log=debug`.
+    pub level: String,
+    /// How they are written.
+    pub format: Format,
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self {
+            level: "info".into(),
+            format: Format::Text,
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            namespace: "main".into(),
+            arm_seed: "nearshore".into(),
+            kafka: Kafka::default(),
+            topics: Topics::default(),
+            redis: Redis::default(),
+            time: Time::default(),
+            state: State::default(),
+            trigger: crate::trigger::Policy::default(),
+            lanes: crate::lanes::Policy::default(),
+            demand: crate::demand::Policy::default(),
+            selection: crate::select::Policy::default(),
+            needs: Needs::default(),
+            engine: Engine::default(),
+            fallback: Fallback::default(),
+            http: Http::default(),
+            log: Lines::default(),
+            rules: Vec::new(),
+            segments: Vec::new(),
+            arms: Vec::new(),
+            base: PathBuf::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads file and environment, and checks everything; all problems at once, in the file's order.
+    ///
+    /// `env`: the whole environment; variables not beginning with `NEARSHORE__` are ignored.
+    pub fn load(
+        path: &Path,
+        env: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Vec<Problem>> {
+        load::load(path, env)
+    }
+
+    /// What is in force, as TOML, secrets masked.
+    pub fn effective(&self) -> String {
+        show::effective(self)
+    }
+
+    /// A path of the file, relative to the file's folder.
+    pub fn resolve(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.base.join(path)
+    }
+}
+
+fn days(count: u64) -> Duration {
+    Duration::from_secs(count * 86_400)
+}

@@ -1,0 +1,442 @@
+//! What a configuration must mean beyond its types: one function per section, each adding
+//! `(dotted key, what is wrong)`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::Config;
+use crate::rules::Condition;
+
+type Found = Vec<(String, String)>;
+
+/// Everything that is wrong with the meaning.
+pub(super) fn verify(config: &Config) -> Found {
+    let mut found = Found::new();
+    for section in [
+        namespace, kafka, topics, redis, state, trigger, lanes, demand, selection, engine,
+        fallback, log, rules, segments, arms, templates, files,
+    ] {
+        section(config, &mut found);
+    }
+    found
+}
+
+fn must(found: &mut Found, holds: bool, key: &str, what: impl Into<String>) {
+    if !holds {
+        found.push((key.to_owned(), what.into()));
+    }
+}
+
+fn above_zero(found: &mut Found, key: &str, duration: Duration) {
+    must(found, !duration.is_zero(), key, "must be longer than 0s");
+}
+
+fn at_least_one(found: &mut Found, key: &str, number: usize) {
+    must(found, number >= 1, key, "must be at least 1");
+}
+
+/// Finite and not negative.
+fn weight(found: &mut Found, key: &str, number: f64) {
+    let fits = number.is_finite() && number >= 0.0;
+    must(
+        found,
+        fits,
+        key,
+        format!("{number} must be a number of at least 0"),
+    );
+}
+
+fn repeated<'a>(ids: impl Iterator<Item = &'a str>) -> Vec<(usize, &'a str)> {
+    let mut seen = BTreeSet::new();
+    ids.enumerate()
+        .filter(|(_, id)| !seen.insert(*id))
+        .collect()
+}
+
+fn word(text: &str, longest: usize) -> bool {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (1..=longest).contains(&text.len()) && text.chars().all(fits)
+}
+
+fn namespace(config: &Config, found: &mut Found) {
+    let what = format!("{:?} must be 1 to 32 of a-z, 0-9 and -", config.namespace);
+    must(found, word(&config.namespace, 32), "namespace", what);
+}
+
+fn kafka(config: &Config, found: &mut Found) {
+    let kafka = &config.kafka;
+    let address = |broker: &str| {
+        let port = broker
+            .trim()
+            .rsplit_once(':')
+            .map(|(host, port)| (host, port.parse::<u16>()));
+        matches!(port, Some((host, Ok(_))) if !host.is_empty())
+    };
+    let bad = kafka.brokers.split(',').find(|broker| !address(broker));
+    let what = format!("{:?} is not host:port", bad.unwrap_or_default());
+    must(found, bad.is_none(), "kafka.brokers", what);
+    above_zero(found, "kafka.session_timeout", kafka.session_timeout);
+    above_zero(found, "kafka.ack_timeout", kafka.ack_timeout);
+}
+
+fn topics(config: &Config, found: &mut Found) {
+    let topics = &config.topics;
+    let mut owners = BTreeMap::new();
+    for (key, name) in topics.all() {
+        let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        let lawful = (1..=249).contains(&name.len()) && name.chars().all(fits);
+        let key = format!("topics.{key}");
+        must(found, lawful, &key, format!("{name:?} is no topic name"));
+        if let Some(first) = owners.insert(name, key.clone()) {
+            must(found, false, &key, format!("{name:?} is already {first}"));
+        }
+    }
+    for name in topics.incarnations.keys() {
+        let known = owners.contains_key(name.as_str());
+        let key = format!("topics.incarnations.{name}");
+        must(found, known, &key, "is no topic named in [topics]");
+    }
+}
+
+fn redis(config: &Config, found: &mut Found) {
+    let redis = &config.redis;
+    let lawful = redis.url.starts_with("redis://") || redis.url.starts_with("rediss://");
+    must(
+        found,
+        lawful,
+        "redis.url",
+        "must begin with redis:// or rediss://",
+    );
+    above_zero(found, "redis.state_ttl", redis.state_ttl);
+    above_zero(found, "redis.list_ttl", redis.list_ttl);
+    let outlived = redis.list_ttl > redis.state_ttl;
+    must(
+        found,
+        !outlived,
+        "redis.list_ttl",
+        "must not be longer than redis.state_ttl",
+    );
+}
+
+fn state(config: &Config, found: &mut Found) {
+    at_least_one(found, "state.window", config.state.window);
+    must(
+        found,
+        config.state.window <= 1_000,
+        "state.window",
+        "must be at most 1000",
+    );
+    at_least_one(found, "state.cache_users", config.state.cache_users);
+    let known = config.state.write_version == 1;
+    must(
+        found,
+        known,
+        "state.write_version",
+        "must be 1: this version writes no other",
+    );
+}
+
+fn trigger(config: &Config, found: &mut Found) {
+    let trigger = &config.trigger;
+    let weights = &trigger.weights;
+    let all = [
+        ("purchase", weights.purchase),
+        ("cart", weights.cart),
+        ("search", weights.search),
+        ("click", weights.click),
+        ("view", weights.view),
+        ("impression", weights.impression),
+        ("profile", weights.profile),
+    ];
+    for (name, number) in all {
+        weight(found, &format!("trigger.weights.{name}"), number);
+    }
+    let moving = all.iter().any(|(_, number)| *number > 0.0);
+    must(
+        found,
+        moving,
+        "trigger.weights",
+        "all are 0: no event would ask for a list",
+    );
+    above_zero(found, "trigger.pending_max", trigger.pending_max);
+    at_least_one(
+        found,
+        "trigger.takes_per_day",
+        trigger.takes_per_day as usize,
+    );
+}
+
+fn lanes(config: &Config, found: &mut Found) {
+    let lanes = &config.lanes;
+    let shared = lanes.urgent > 0 || lanes.live > 0;
+    must(
+        found,
+        shared,
+        "lanes",
+        "urgent and live are both 0: no user would be served",
+    );
+    at_least_one(found, "lanes.batch_max", lanes.batch_max);
+    let room = lanes.unserved_max >= lanes.batch_max;
+    must(
+        found,
+        room,
+        "lanes.unserved_max",
+        "must be at least lanes.batch_max",
+    );
+    above_zero(found, "lanes.max_wait", lanes.max_wait);
+    above_zero(found, "lanes.objective", lanes.objective);
+}
+
+fn demand(config: &Config, found: &mut Found) {
+    let demand = &config.demand;
+    above_zero(found, "demand.half_life", demand.half_life);
+    let kept = demand.keep >= demand.half_life;
+    must(
+        found,
+        kept,
+        "demand.keep",
+        "must not be shorter than demand.half_life",
+    );
+    weight(found, "demand.smoothing", demand.smoothing);
+}
+
+fn selection(config: &Config, found: &mut Found) {
+    let selection = &config.selection;
+    let share = (0.0..1.0).contains(&selection.epsilon);
+    must(
+        found,
+        share,
+        "selection.epsilon",
+        "must be at least 0 and below 1",
+    );
+    at_least_one(found, "selection.top_k", selection.top_k);
+    at_least_one(found, "selection.draws", selection.draws);
+}
+
+fn engine(config: &Config, found: &mut Found) {
+    at_least_one(found, "engine.batch_rows_max", config.engine.batch_rows_max);
+}
+
+fn fallback(config: &Config, found: &mut Found) {
+    above_zero(found, "fallback.every", config.fallback.every);
+    at_least_one(found, "fallback.names", config.fallback.names);
+}
+
+fn log(config: &Config, found: &mut Found) {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.level);
+    if let Err(error) = filter {
+        must(found, false, "log.level", error.to_string());
+    }
+}
+
+fn condition(found: &mut Found, key: &str, condition: &Condition) {
+    must(
+        found,
+        !condition.field.is_empty(),
+        &format!("{key}.field"),
+        "must not be empty",
+    );
+    let ranged = condition.below.is_some() || condition.at_least.is_some();
+    let given = [
+        condition.equals.is_some(),
+        condition.any_of.is_some(),
+        ranged,
+    ];
+    let one = given.iter().filter(|given| **given).count() == 1;
+    must(
+        found,
+        one,
+        key,
+        "must have one of equals, in, and below or at_least",
+    );
+    let aged = !condition.birth_date || ranged;
+    must(
+        found,
+        aged,
+        &format!("{key}.birth_date"),
+        "needs below or at_least, an age in years",
+    );
+}
+
+fn rules(config: &Config, found: &mut Found) {
+    for (nth, id) in repeated(config.rules.iter().map(|rule| rule.id.as_str())) {
+        must(
+            found,
+            false,
+            &format!("rules[{nth}].id"),
+            format!("{id:?} is used twice"),
+        );
+    }
+    for (nth, rule) in config.rules.iter().enumerate() {
+        must(
+            found,
+            !rule.id.is_empty(),
+            &format!("rules[{nth}].id"),
+            "must not be empty",
+        );
+        condition(found, &format!("rules[{nth}].when"), &rule.when);
+        let forbid = &rule.forbid;
+        let empty =
+            forbid.pus.is_empty() && forbid.categories.is_empty() && forbid.attributes.is_empty();
+        let what = "forbids nothing: give pus, categories or attributes";
+        must(found, !empty, &format!("rules[{nth}].forbid"), what);
+    }
+}
+
+fn segments(config: &Config, found: &mut Found) {
+    for (nth, id) in repeated(config.segments.iter().map(|segment| segment.id.as_str())) {
+        must(
+            found,
+            false,
+            &format!("segments[{nth}].id"),
+            format!("{id:?} is used twice"),
+        );
+    }
+    for (nth, segment) in config.segments.iter().enumerate() {
+        let key = format!("segments[{nth}]");
+        must(
+            found,
+            !segment.id.is_empty(),
+            &format!("{key}.id"),
+            "must not be empty",
+        );
+        let own = segment.id != "default";
+        must(
+            found,
+            own,
+            &format!("{key}.id"),
+            "\"default\" is everyone that no segment matches",
+        );
+        let some = !segment.when.is_empty();
+        must(
+            found,
+            some,
+            &format!("{key}.when"),
+            "is empty: it would match everyone",
+        );
+        for (part, when) in segment.when.iter().enumerate() {
+            condition(found, &format!("{key}.when[{part}]"), when);
+        }
+    }
+}
+
+fn arms(config: &Config, found: &mut Found) {
+    for (nth, id) in repeated(config.arms.iter().map(|arm| arm.id.as_str())) {
+        must(
+            found,
+            false,
+            &format!("arms[{nth}].id"),
+            format!("{id:?} is used twice"),
+        );
+    }
+    let mut epochs = BTreeMap::new();
+    for (nth, arm) in config.arms.iter().enumerate() {
+        let key = format!("arms[{nth}]");
+        let lawful = word(&arm.id, 32);
+        let what = format!("{:?} must be 1 to 32 of a-z, 0-9 and -", arm.id);
+        must(found, lawful, &format!("{key}.id"), what);
+        if let Some(first) = epochs.insert(arm.epoch, &arm.id) {
+            let what = format!(
+                "{} is already the epoch of {first:?}; an epoch is never reused",
+                arm.epoch
+            );
+            must(found, false, &format!("{key}.epoch"), what);
+        }
+        must(
+            found,
+            arm.epoch >= 1,
+            &format!("{key}.epoch"),
+            "must be at least 1",
+        );
+        let known = arm.mode == "constrained";
+        must(
+            found,
+            known,
+            &format!("{key}.mode"),
+            format!("{:?} is not \"constrained\"", arm.mode),
+        );
+        let room = arm.prompt_tokens >= 32;
+        must(
+            found,
+            room,
+            &format!("{key}.prompt_tokens"),
+            "must be at least 32",
+        );
+        at_least_one(found, &format!("{key}.names"), arm.names);
+        weight(found, &format!("{key}.model_weight"), arm.model_weight);
+        weight(found, &format!("{key}.demand_weight"), arm.demand_weight);
+        let scored = arm.model_weight > 0.0 || arm.demand_weight > 0.0;
+        must(
+            found,
+            scored,
+            &key,
+            "all weights are 0: no name would be better than another",
+        );
+        let log = arm.theta.is_none_or(|theta| theta <= 0.0);
+        must(
+            found,
+            log,
+            &format!("{key}.theta"),
+            "is a log-probability: at most 0",
+        );
+    }
+    let some = config.arms.is_empty() || config.arms.iter().any(|arm| arm.share > 0);
+    must(
+        found,
+        some,
+        "arms",
+        "all shares are 0: no user would have an arm",
+    );
+}
+
+fn templates(config: &Config, found: &mut Found) {
+    for (nth, arm) in config.arms.iter().enumerate() {
+        let key = format!("arms[{nth}].template");
+        let path = config.resolve(&arm.template);
+        match std::fs::read_to_string(&path) {
+            Err(error) => must(
+                found,
+                false,
+                &key,
+                format!("{} cannot be read: {error}", path.display()),
+            ),
+            Ok(text) => {
+                if let Err(error) = minijinja::Environment::new().template_from_str(&text) {
+                    let line = error
+                        .line()
+                        .map_or(String::new(), |line| format!(":{line}"));
+                    let what = error
+                        .detail()
+                        .map_or_else(|| error.to_string(), str::to_owned);
+                    must(
+                        found,
+                        false,
+                        &key,
+                        format!("{}{line}: {what}", path.display()),
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn files(config: &Config, found: &mut Found) {
+    let models = config.arms.iter().enumerate();
+    let models =
+        models.map(|(nth, arm)| (format!("arms[{nth}].model"), config.resolve(&arm.model)));
+    let password = config.redis.password_file.iter();
+    let password = password.map(|path| ("redis.password_file".to_owned(), config.resolve(path)));
+    let secrets = config.kafka.secret_files.iter();
+    let secrets =
+        secrets.map(|(name, path)| (format!("kafka.secret_files.{name}"), config.resolve(path)));
+    for (key, path) in models.chain(password).chain(secrets) {
+        if let Err(error) = std::fs::metadata(&path) {
+            must(
+                found,
+                false,
+                &key,
+                format!("{} cannot be read: {error}", path.display()),
+            );
+        }
+    }
+}
