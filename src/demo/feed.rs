@@ -16,7 +16,7 @@ use serde_json::json;
 use super::data::{self, Household, Product, Purchase};
 use super::watch::Watch;
 use crate::keeper::wall_clock;
-use crate::log::{Outgoing, Producer, TopicSpec};
+use crate::log::{NewTopic, Outgoing, Producer};
 use crate::record::Timestamp;
 use crate::topics::Topics;
 
@@ -42,17 +42,16 @@ pub struct Feed {
 }
 
 /// Topics with their partitions. The embedded log keeps 5 MiB per partition, so the catalogue is spread.
-pub fn topics(topics: &Topics) -> Vec<TopicSpec> {
+pub fn topics(topics: &Topics) -> Vec<NewTopic> {
+    let compacted = [&topics.catalog, &topics.profile_changes, &topics.recall_updates];
+    let policy = |name| if compacted.contains(&name) { "compact" } else { "delete" };
     topics
         .all()
-        .into_iter()
-        .map(|name| {
-            let compacted = [&topics.catalog, &topics.profile_changes, &topics.recall_updates];
-            TopicSpec {
-                partitions: if name == topics.catalog { 16 } else { 4 },
-                compacted: compacted.contains(&&name),
-                name,
-            }
+        .iter()
+        .map(|name| NewTopic {
+            name: name.to_string(),
+            partitions: if *name == topics.catalog { 16 } else { 4 },
+            config: BTreeMap::from([("cleanup.policy".to_string(), policy(name).to_string())]),
         })
         .collect()
 }

@@ -13,7 +13,7 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::config::Config;
-use crate::log::{Embedded, Producer};
+use crate::log::{Admin, Embedded, Producer};
 use crate::prompt::Arm;
 use crate::run::{Roles, Running, start};
 use crate::store::RedisStore;
@@ -101,12 +101,14 @@ async fn play(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<ExitC
     let (config, _embedded) = match &args.kafka {
         Some(brokers) => (with_brokers(&config, brokers), None),
         None => {
-            let embedded = Embedded::start(&feed::topics(&config.topics))?;
+            let topics = feed::topics(&config.topics);
+            let spread: Vec<(&str, i32)> = topics.iter().map(|t| (t.name.as_str(), t.partitions)).collect();
+            let embedded = Embedded::start(&spread)?;
             (with_brokers(&config, embedded.brokers()), Some(embedded))
         }
     };
     if args.kafka.is_some() {
-        crate::log::ensure_topics(&config.kafka, &feed::topics(&config.topics)).await?;
+        Admin::new(&config.kafka)?.ensure(&feed::topics(&config.topics)).await?;
     }
     crate::config::init_tracing(&config.log);
     crate::metrics::install()?;
@@ -114,8 +116,8 @@ async fn play(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<ExitC
     feed.catalogue(&producer, &config.topics).await?;
     let history = feed.history(&producer, &config.topics).await?;
     let running = start(config.clone(), Roles { ingest: true, generate: true }).await?;
-    let mut watch = Watch::follow(&config, feed.users())?;
-    let store = RedisStore::connect(&config.redis).await?;
+    let mut watch = Watch::follow(&config, feed.users()).await?;
+    let store = RedisStore::new(config.redis.clone())?;
     let patience = if args.check { limit(began) } else { Duration::from_secs(3600) };
     let stop = stop_signal()?;
     tokio::pin!(stop);
