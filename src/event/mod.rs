@@ -10,6 +10,14 @@ use serde_json::Value;
 
 use crate::record::{Position, Timestamp};
 
+mod decode;
+mod reject;
+
+pub use decode::{
+    Format, Limits, Source, decode_event, decode_profile, decode_sku, decode_user, normalise_name,
+};
+pub use reject::Reject;
+
 /// A user's id as the source writes it; never empty.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct UserId(pub std::sync::Arc<str>);

@@ -6,6 +6,28 @@
 use crate::event::{Item, Kind, Profile};
 use crate::record::{Fences, Position, Timestamp};
 
+mod blob;
+mod text;
+
+pub use blob::{VERSION_CURRENT, VERSION_OLDEST, decode, encode};
+pub use text::canonical;
+
+/// Why stored bytes are not a state.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Codec {
+    /// Written by a later program: stop, and never overwrite it.
+    #[error("version {found} is newer than {known}, the newest known here")]
+    Newer {
+        /// Version found.
+        found: u8,
+        /// Newest version known.
+        known: u8,
+    },
+    /// Not what any version writes.
+    #[error("damaged: {0}")]
+    Damaged(String),
+}
+
 /// One event in the window.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
@@ -45,6 +67,13 @@ pub struct UserState {
     pub life: Timestamp,
     /// The profile; stored beside the blob under a key of its own, without a TTL.
     pub profile: Option<Profiled>,
+}
+
+impl UserState {
+    /// Whether nothing is known of the user: no event, no profile.
+    pub fn is_vacant(&self) -> bool {
+        self.window.is_empty() && self.profile.is_none()
+    }
 }
 
 /// A request is out for this user.
