@@ -18,17 +18,14 @@ pub(super) fn erase(state: &mut UserState, at: Timestamp) {
 
 /// The mark after a take.
 pub(super) fn taken(mark: &mut Mark, due: Timestamp) {
-    let day = due.0.div_euclid(86_400_000);
-    let takes = if mark.pace.day == day {
-        mark.pace.takes + 1
-    } else {
-        1
-    };
-    mark.pace = Pace {
-        last: due,
-        day,
-        takes,
-    };
+    let pace = &mut mark.pace;
+    let today = due.0.div_euclid(86_400_000);
+    if pace.takes == 0 || today > pace.day {
+        pace.day = today;
+        pace.takes = 0;
+    }
+    pace.last = pace.last.max(due);
+    pace.takes = pace.takes.saturating_add(1);
     mark.pending = None;
     mark.moved = 0;
 }

@@ -242,19 +242,22 @@ async fn takes_are_counted_by_the_day_of_their_request<S: Store>(store: S) {
     let (ns, user) = (fresh("ns"), user("u"));
     assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(1));
     let base = 20_000 * DAY;
+    let mut last = 0;
     for (due, day, takes) in [
         (base + 5, 20_000, 1),
         (base + DAY - 1, 20_000, 2),
         (base + DAY, 20_001, 1),
+        // An older request, e.g. a sweep's, counts on the day of the latest.
+        (base + 7, 20_001, 2),
     ] {
         take(&store, &ns, &user, due).await.expect("stored");
-        let pace = Pace {
-            last: Timestamp(due),
-            day,
-            takes,
-        };
+        last = due.max(last);
         let expected = Mark {
-            pace,
+            pace: Pace {
+                last: Timestamp(last),
+                day,
+                takes,
+            },
             ..Mark::default()
         };
         assert_eq!(load(&store, &ns, &user).await.mark, expected);

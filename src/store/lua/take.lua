@@ -13,16 +13,16 @@ if not held[1] then
   return false
 end
 local due = tonumber(ARGV[1])
-local day = math.floor(due / 86400000)
-local last_day, takes = string.match(held[5] or '', '^%-?%d+:(%-?%d+):(%d+)$')
-if last_day and tonumber(last_day) == day then
-  takes = tonumber(takes) + 1
-else
-  takes = 1
+local today = math.floor(due / 86400000)
+local last, day, takes = string.match(held[5] or '', '^(%-?%d+):(%-?%d+):(%d+)$')
+last, day, takes = tonumber(last or '0'), tonumber(day or '0'), tonumber(takes or '0')
+-- Counted on the day of the latest request: an older one (a sweep's) counts on that day too.
+if takes == 0 or today > day then
+  day, takes = today, 0
 end
 local ticket = tonumber(held[3] or '0') + 1
 redis.call('HSET', KEYS[1], 'pending', '', 'moved', '0',
-  'pace', string.format('%s:%d:%d', ARGV[1], day, takes),
+  'pace', string.format('%d:%d:%d', math.max(last, due), day, takes + 1),
   'ticket', string.format('%d', ticket), 'ver', string.format('%d', tonumber(held[2] or '0') + 1))
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return {held[1], redis.call('GET', KEYS[2]) or '', redis.call('GET', KEYS[3]) or '0', ticket, held[4] or ''}

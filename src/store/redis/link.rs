@@ -394,11 +394,9 @@ fn is_lost(error: &RedisError) -> bool {
             ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
         )
     );
-    demoted
-        || error.is_io_error()
-        || error.is_connection_dropped()
-        || error.is_connection_refusal()
-        || error.is_unrecoverable_error()
+    // redis-rs would reconnect after a wrong password, too; that is for a person.
+    let denied = error.kind() == ErrorKind::AuthenticationFailed;
+    demoted || error.is_io_error() || (error.is_unrecoverable_error() && !denied)
 }
 
 /// Redis says no for now.
