@@ -300,6 +300,7 @@ thata = 1
 [[arms]]
 id = "b"
 epoch = 2
+share = 0
 template = "absent.jinja"
 theta = 0.5
 model = "model.gguf"
@@ -319,20 +320,21 @@ id = "default"
 when = []
 "#;
     insta::assert_snapshot!(problems(text, &[]), @r#"
+    nearshore.toml:2:3 arms: all shares are 0: no user would have an arm
     nearshore.toml:10:1 arms[1].id: "a" is used twice
     nearshore.toml:11:1 arms[1].epoch: 1 is already the epoch of "a"; an epoch is never reused
     nearshore.toml:13:1 arms[1].template: broken.jinja:2: unexpected end of block
     nearshore.toml:14:1 arms[1].model: absent.gguf cannot be read: No such file or directory (os error 2)
     nearshore.toml:15:1 arms[1].mode: "free" is not "constrained"
     nearshore.toml:16:1 arms[1].thata: unknown key; did you mean theta?
-    nearshore.toml:21:1 arms[2].template: absent.jinja cannot be read: No such file or directory (os error 2)
-    nearshore.toml:22:1 arms[2].theta: is a log-probability: at most 0
-    nearshore.toml:27:1 rules[0].when: must have one of equals, in, and below or at_least
-    nearshore.toml:28:1 rules[0].forbid: forbids nothing: give pus, categories or attributes
-    nearshore.toml:31:1 rules[1].id: "r" is used twice
-    nearshore.toml:32:10 rules[1].when.field: must not be empty
-    nearshore.toml:36:1 segments[0].id: "default" is everyone that no segment matches
-    nearshore.toml:37:1 segments[0].when: is empty: it would match everyone
+    nearshore.toml:22:1 arms[2].template: absent.jinja cannot be read: No such file or directory (os error 2)
+    nearshore.toml:23:1 arms[2].theta: is a log-probability: at most 0
+    nearshore.toml:26:1 rules[0]: condition on "age": gives more than one comparison
+    nearshore.toml:26:1 rules[0]: forbid names no products: give pus, categories or attributes
+    nearshore.toml:31:1 rules[1]: condition on "": names no field
+    nearshore.toml:32:1 rules[1].id: "r" is used twice
+    nearshore.toml:36:1 segments[0]: segment "default" has no condition and would take everyone
+    nearshore.toml:36:1 segments[0]: segment "default" is the one of all others; give it another id
     "#);
 }
 

@@ -53,7 +53,7 @@ pub struct Config {
     /// How SKUs are chosen under a PU.
     pub selection: crate::select::Policy,
     /// What a user needs no more.
-    pub needs: Needs,
+    pub needs: crate::rules::Needs,
     /// How the model is run.
     pub engine: Engine,
     /// Lists for users without one of their own.
@@ -252,11 +252,6 @@ impl Default for State {
     }
 }
 
-/// `[needs]`: placeholder until the need filter is here.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Needs {}
-
 /// `[engine]`: how the model is run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -359,7 +354,7 @@ impl Default for Config {
             lanes: crate::lanes::Policy::default(),
             demand: crate::demand::Policy::default(),
             selection: crate::select::Policy::default(),
-            needs: Needs::default(),
+            needs: crate::rules::Needs::default(),
             engine: Engine::default(),
             fallback: Fallback::default(),
             http: Http::default(),

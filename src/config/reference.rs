@@ -11,13 +11,14 @@ use toml::{Table, Value};
 pub const TEXT: &str = include_str!("../../config/nearshore.toml");
 
 /// Tables whose keys the writer chooses.
-const FREE: [&str; 6] = [
+const FREE: [&str; 7] = [
     "kafka.properties",
     "kafka.consumer",
     "kafka.producer",
     "kafka.secret_files",
     "topics.incarnations",
     "rules.forbid.attributes",
+    "needs.not_again_within",
 ];
 
 /// What may stand at one place.

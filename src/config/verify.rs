@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Config;
-use crate::rules::Condition;
+use crate::rules::validate;
 
 type Found = Vec<(String, String)>;
 
@@ -229,94 +229,33 @@ fn log(config: &Config, found: &mut Found) {
     }
 }
 
-fn condition(found: &mut Found, key: &str, condition: &Condition) {
-    must(
-        found,
-        !condition.field.is_empty(),
-        &format!("{key}.field"),
-        "must not be empty",
-    );
-    let ranged = condition.below.is_some() || condition.at_least.is_some();
-    let given = [
-        condition.equals.is_some(),
-        condition.any_of.is_some(),
-        ranged,
-    ];
-    let one = given.iter().filter(|given| **given).count() == 1;
-    must(
-        found,
-        one,
-        key,
-        "must have one of equals, in, and below or at_least",
-    );
-    let aged = !condition.birth_date || ranged;
-    must(
-        found,
-        aged,
-        &format!("{key}.birth_date"),
-        "needs below or at_least, an age in years",
-    );
+/// What the rules' own check says of one item, without the name that the key already gives.
+fn of_item(found: &mut Found, key: &str, problems: Vec<String>) {
+    for problem in problems {
+        let (_, what) = problem.split_once("\": ").unwrap_or(("", &problem));
+        must(found, false, key, what);
+    }
 }
 
 fn rules(config: &Config, found: &mut Found) {
     for (nth, id) in repeated(config.rules.iter().map(|rule| rule.id.as_str())) {
-        must(
-            found,
-            false,
-            &format!("rules[{nth}].id"),
-            format!("{id:?} is used twice"),
-        );
+        let what = format!("{id:?} is used twice");
+        must(found, false, &format!("rules[{nth}].id"), what);
     }
     for (nth, rule) in config.rules.iter().enumerate() {
-        must(
-            found,
-            !rule.id.is_empty(),
-            &format!("rules[{nth}].id"),
-            "must not be empty",
-        );
-        condition(found, &format!("rules[{nth}].when"), &rule.when);
-        let forbid = &rule.forbid;
-        let empty =
-            forbid.pus.is_empty() && forbid.categories.is_empty() && forbid.attributes.is_empty();
-        let what = "forbids nothing: give pus, categories or attributes";
-        must(found, !empty, &format!("rules[{nth}].forbid"), what);
+        let problems = validate(std::slice::from_ref(rule), &[]);
+        of_item(found, &format!("rules[{nth}]"), problems);
     }
 }
 
 fn segments(config: &Config, found: &mut Found) {
     for (nth, id) in repeated(config.segments.iter().map(|segment| segment.id.as_str())) {
-        must(
-            found,
-            false,
-            &format!("segments[{nth}].id"),
-            format!("{id:?} is used twice"),
-        );
+        let what = format!("{id:?} is used twice");
+        must(found, false, &format!("segments[{nth}].id"), what);
     }
     for (nth, segment) in config.segments.iter().enumerate() {
-        let key = format!("segments[{nth}]");
-        must(
-            found,
-            !segment.id.is_empty(),
-            &format!("{key}.id"),
-            "must not be empty",
-        );
-        let own = segment.id != "default";
-        must(
-            found,
-            own,
-            &format!("{key}.id"),
-            "\"default\" is everyone that no segment matches",
-        );
-        let some = !segment.when.is_empty();
-        must(
-            found,
-            some,
-            &format!("{key}.when"),
-            "is empty: it would match everyone",
-        );
-        for (part, when) in segment.when.iter().enumerate() {
-            condition(found, &format!("{key}.when[{part}]"), when);
-        }
+        let problems = validate(&[], std::slice::from_ref(segment));
+        of_item(found, &format!("segments[{nth}]"), problems);
     }
 }
 
