@@ -6,25 +6,32 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use crate::arms::arm_of;
-use crate::compose::{Brief, Made, brief, fallback, finish};
-use crate::engine::{self, Answer, Ask, Info, Names};
+use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
+use crate::engine::{self, Info};
 use crate::event::UserId;
-use crate::ingest::{Error, update_record};
-use crate::lanes::{Lanes, Policy, Work};
-use crate::log::{self, Batch, Log, Outgoing, dlq};
-use crate::metrics;
+use crate::ingest::{Error, letter, update_record};
+use crate::lanes::{Lanes, Offered, Policy, Work};
+use crate::list::{Model, Source, Update, Why};
+use crate::log::{self, Batch, Log, Outgoing};
+use crate::metrics::{self, Stage};
+use crate::naming::{Answer, Ask, Names};
 use crate::offsets::InHand;
 use crate::prompt::{Arm, Template};
-use crate::record::{Partition, Position, Timestamp};
+use crate::record::{Partition, Timestamp};
+use crate::rules::Needs;
 use crate::shop::Shop;
 use crate::store::{Peek, Publish, Published, Store, Stored, Take, Taken};
 use crate::takes::{Need, Standing, need};
 use crate::topics::Topics;
 use crate::trigger::{Lane, Reason, Request};
+
+/// Consumer group of the three lanes, whatever the namespace.
+pub const GROUP: &str = "nearshore-generate";
 
 /// Whoever answers a batch of questions: the engine's thread, or a table in the simulation.
 pub trait Answers: Send + Sync {
@@ -46,6 +53,8 @@ pub struct Loaded<A> {
     pub template: Template,
     /// Its model's name and revision.
     pub info: Info,
+    /// Counts tokens as its model does.
+    pub count: Arc<dyn Fn(&str) -> usize + Send + Sync>,
     /// The way to its model.
     pub engine: A,
 }
@@ -61,6 +70,8 @@ pub struct Settings {
     pub arm_seed: String,
     /// How SKUs are chosen.
     pub selection: crate::select::Policy,
+    /// What is not needed again yet.
+    pub needs: Needs,
     /// The clock, only to wait and to measure.
     pub clock: fn() -> Timestamp,
 }
@@ -82,6 +93,8 @@ pub struct Generate<L, S, A> {
     store: S,
     shop: Arc<ArcSwap<Shop>>,
     arms: Vec<Loaded<A>>,
+    /// The arms' configurations, in the same order, for the hash.
+    shares: Vec<Arm>,
     settings: Settings,
     lanes: Lanes,
     in_hand: InHand,
@@ -97,6 +110,13 @@ struct Job<'a> {
     arm: usize,
     taken: Taken,
     brief: Brief,
+    took: Timestamp,
+}
+
+/// A list, by the model or in its place, with the time that the model took.
+struct Listed {
+    made: Made,
+    generated: Duration,
 }
 
 impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
@@ -111,6 +131,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             log,
             store,
             shop,
+            shares: arms.iter().map(|loaded| loaded.arm.clone()).collect(),
             arms,
             lanes: Lanes::new(settings.lanes.clone()),
             settings,
@@ -135,11 +156,6 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         &self.lanes
     }
 
-    /// Whether nothing is held: neither waiting nor cut.
-    pub fn idle(&self) -> bool {
-        self.current.is_empty() && self.lanes.is_empty()
-    }
-
     /// Partitions are no longer ours: what is in hand of them is the new owner's.
     pub fn revoked(&mut self, partitions: &[Partition]) {
         self.lanes.revoke(partitions);
@@ -149,24 +165,31 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         });
     }
 
-    /// Takes requests in. A record that is no request goes to `dlq`.
+    /// Takes requests in. A record that is no request goes to `dlq`. After an error call it again with the same batch.
     pub async fn receive(&mut self, batch: &Batch, now: Timestamp) -> Result<(), Error> {
+        let (mut good, mut bad) = (Vec::new(), Vec::new());
         for record in &batch.records {
-            let parsed = crate::event::decode_request(record);
-            match parsed {
-                Ok(request) => {
-                    self.in_hand.began(&record.position);
-                    let merged = self.lanes.offer(request, record.position.clone(), now);
-                    metrics::coalesced(u64::from(merged));
-                }
-                Err(reject) => {
-                    let letter = dlq::letter(&self.settings.topics.dlq, record, "request", &reject);
-                    self.log.send(vec![letter]).await?;
-                    metrics::dead(&batch.partition.topic, "request", reject.code());
-                    self.in_hand.began(&record.position);
-                    self.in_hand.done(&record.position);
-                }
+            match Request::decode(record) {
+                Ok(request) => good.push((request, &record.position)),
+                Err(reject) => bad.push((record, reject)),
             }
+        }
+        let dlq = &self.settings.topics.dlq;
+        let letters: Vec<Outgoing> =
+            bad.iter().map(|(record, reject)| letter((dlq, GROUP), record, (Stage::Request, reject))).collect();
+        if !letters.is_empty() {
+            log::bury(&self.log, letters).await?;
+        }
+        for record in &batch.records {
+            self.in_hand.began(&record.position);
+        }
+        for (record, reject) in bad {
+            metrics::dlq(Stage::Request, reject.code(), 1);
+            self.in_hand.done(&record.position);
+        }
+        for (request, position) in good {
+            let merged = self.lanes.offer(request, position.clone(), now) == Offered::Merged;
+            metrics::coalesced(u64::from(merged));
         }
         Ok(())
     }
@@ -174,7 +197,12 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     /// Serves what is due. After an error call it again: what was cut is kept.
     pub async fn turn(&mut self, now: Timestamp) -> Result<Turn, Error> {
         if self.current.is_empty() {
-            self.current = self.lanes.cut(now, self.settings.lanes.batch_max);
+            let most = self.settings.lanes.batch_max;
+            self.current = self.lanes.overdue(now, most);
+            for work in &self.current {
+                metrics::expired(work.request.lane, 1);
+            }
+            self.current.extend(self.lanes.cut(now, most));
         }
         if self.current.is_empty() {
             return Ok(Turn::default());
@@ -210,7 +238,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// Tells the engines the catalogue's names when they changed. A failure leaves the old ones:
     /// indices are stable, so that an answer over old names is still right.
-    async fn sync_names(&mut self) {
+    pub async fn sync_names(&mut self) {
         let shop = self.shop.load_full();
         let version = shop.catalogue.names_version();
         if self.names == Some(version) {
@@ -219,7 +247,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         let names = Arc::new(Names { version, names: shop.catalogue.names() });
         for loaded in &self.arms {
             if let Err(error) = loaded.engine.set_names(names.clone()).await {
-                metrics::error("engine", "names");
+                metrics::engine_error(&error);
                 tracing::error!(arm = loaded.arm.id, %error, "the engine keeps the old names");
                 return;
             }
@@ -250,10 +278,9 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             match self.need(work, &peek) {
                 Need::Take => due.push(work),
                 Need::Covered => again.push((work, peek)),
-                Need::Gone => metrics::gone(1),
+                Need::Gone => {}
             }
         }
-        metrics::covered(again.len() as u64);
         let covered = again.len() as u64;
         self.tell_again(ns, again).await?;
         let takes: Vec<Take> = due
@@ -265,11 +292,11 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         let jobs: Vec<Job> = due
             .into_iter()
             .zip(taken)
-            .filter_map(|(work, taken)| self.job(work, taken?, &shop))
+            .filter_map(|(work, taken)| Some(self.job(work, taken?, &shop)))
             .collect();
         let takes = jobs.len() as u64;
-        let made = self.make(&jobs, &shop).await;
-        let published = self.publish(ns, &jobs, made).await?;
+        let lists = self.make(&jobs, &shop).await;
+        let published = self.publish(ns, &jobs, lists).await?;
         Ok(Turn { published, covered, takes })
     }
 
@@ -283,103 +310,138 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         need(&work.request, &work.sources, (&standing, self.arms[self.arm(&work.request)].arm.epoch))
     }
 
+    /// Place of the user's arm; without any share the first one serves all.
     fn arm(&self, request: &Request) -> usize {
-        arm_of(&request.user.0, &self.settings.arm_seed, self.arms.iter().map(|a| a.arm.share))
+        let arm = arm_of(&request.user.0, &self.settings.arm_seed, &self.shares);
+        arm.and_then(|arm| self.shares.iter().position(|known| known.id == arm.id)).unwrap_or(0)
     }
 
-    fn job<'a>(&self, work: &'a Work, taken: Taken, shop: &Shop) -> Option<Job<'a>> {
-        let arm = self.arm(&work.request);
+    fn kit(&self, arm: usize) -> Kit<'_> {
         let loaded = &self.arms[arm];
-        let brief = brief(&taken, &work.request, shop, (&loaded.arm, &loaded.template));
-        Some(Job { work, arm, taken, brief })
+        let Info { name, revision, dtype, device } = loaded.info.clone();
+        Kit {
+            arm: &loaded.arm,
+            template: &loaded.template,
+            model: Model { name, revision, dtype, device },
+            count: &*loaded.count,
+            needs: &self.settings.needs,
+            selection: &self.settings.selection,
+        }
     }
 
-    /// Answers per job: a list of the model, or the fallback with its reason.
-    async fn make(&self, jobs: &[Job<'_>], shop: &Shop) -> Vec<Made> {
-        let mut made: Vec<Option<Made>> = jobs.iter().map(|_| None).collect();
-        for (arm, loaded) in self.arms.iter().enumerate() {
-            let mine: Vec<usize> =
-                (0..jobs.len()).filter(|&j| jobs[j].arm == arm && !jobs[j].work.late).collect();
-            if mine.is_empty() {
-                continue;
-            }
-            let asks: Vec<Ask> = mine.iter().map(|&j| jobs[j].brief.ask.clone()).collect();
-            let start = (self.settings.clock)();
-            match loaded.engine.generate(asks).await {
-                Ok(answers) => {
-                    let took = (self.settings.clock)().since(start);
-                    metrics::generated(&loaded.arm.id, &answers, took);
-                    for (&j, answer) in mine.iter().zip(&answers) {
-                        made[j] = Some(self.finish(&jobs[j], answer, shop));
-                    }
-                }
-                Err(error) => {
-                    metrics::error("engine", "generate");
-                    tracing::error!(arm = loaded.arm.id, %error, users = mine.len(), "generation failed; fallbacks stand in");
-                }
+    fn job<'a>(&self, work: &'a Work, taken: Taken, shop: &Shop) -> Job<'a> {
+        let arm = self.arm(&work.request);
+        let subject =
+            Subject { request: &work.request, state: &taken.state, ticket: taken.ticket };
+        let brief = brief(&subject, shop, &self.kit(arm));
+        Job { work, arm, brief, taken, took: (self.settings.clock)() }
+    }
+
+    /// A list per job, in their order: the model's, or the fallback with its reason.
+    async fn make(&self, jobs: &[Job<'_>], shop: &Shop) -> Vec<Listed> {
+        let mut lists: Vec<Option<Listed>> = jobs.iter().map(|_| None).collect();
+        for arm in 0..self.arms.len() {
+            let mine: Vec<(usize, Ask)> = jobs
+                .iter()
+                .enumerate()
+                .filter(|(_, job)| job.arm == arm && !job.work.late)
+                .filter_map(|(nth, job)| Some((nth, job.brief.ask.clone()?)))
+                .collect();
+            for (nth, list) in self.ask(jobs, (arm, mine), shop).await {
+                lists[nth] = Some(list);
             }
         }
-        let stand_in = |job: &Job, made: Option<Made>| {
-            let reason = if job.work.late { "late" } else { "generation failed" };
-            made.unwrap_or_else(|| fallback(&job.brief, shop, reason))
+        let in_place = |job: &Job| {
+            let reason = if job.work.late { "waited too long for the model" } else { "generation failed" };
+            let made = fallback(&job.brief, shop, &self.kit(job.arm), reason);
+            Listed { made, generated: Duration::ZERO }
         };
-        jobs.iter().zip(made).map(|(job, made)| stand_in(job, made)).collect()
+        jobs.iter().zip(lists).map(|(job, list)| list.unwrap_or_else(|| in_place(job))).collect()
     }
 
-    fn finish(&self, job: &Job, answer: &Answer, shop: &Shop) -> Made {
-        let made = finish(&job.brief, answer, shop, &self.settings.selection);
-        for (reason, n) in &made.dropped {
-            metrics::names_rejected(reason, *n);
+    /// Asks one arm's model; nothing if it fails.
+    async fn ask(
+        &self,
+        jobs: &[Job<'_>],
+        (arm, mine): (usize, Vec<(usize, Ask)>),
+        shop: &Shop,
+    ) -> Vec<(usize, Listed)> {
+        if mine.is_empty() {
+            return Vec::new();
         }
-        made
+        let loaded = &self.arms[arm];
+        let (places, asks): (Vec<usize>, Vec<Ask>) = mine.into_iter().unzip();
+        let start = (self.settings.clock)();
+        match loaded.engine.generate(asks).await {
+            Ok(answers) => {
+                let generated = (self.settings.clock)().since(start);
+                count_batch(&loaded.arm.id, &answers, generated);
+                let kit = self.kit(arm);
+                let list = |(nth, answer): (usize, &Answer)| {
+                    let made = finish(&jobs[nth].brief, answer, shop, &kit);
+                    count_dropped(&made);
+                    (nth, Listed { made, generated })
+                };
+                places.into_iter().zip(&answers).map(list).collect()
+            }
+            Err(error) => {
+                metrics::engine_error(&error);
+                tracing::error!(arm = loaded.arm.id, %error, users = places.len(), "generation failed; fallbacks stand in");
+                Vec::new()
+            }
+        }
     }
 
-    async fn publish(&self, ns: &str, jobs: &[Job<'_>], made: Vec<Made>) -> Result<u64, Error> {
-        let now = (self.settings.clock)();
-        let lists: Vec<Publish> = jobs
-            .iter()
-            .zip(&made)
-            .map(|(job, made)| Publish {
-                user: job.work.request.user.clone(),
-                list: Stored {
-                    doc: made.document.to_json(),
-                    ticket: job.taken.ticket,
-                    covers: job.taken.state.fences.clone(),
-                    epoch: self.arms[job.arm].arm.epoch,
-                    at: job.work.request.time,
-                    audit: made.audit_at(now),
-                },
-                life: job.taken.state.life,
-                force: job.work.request.reason == Reason::Refresh,
-                only_if_absent: !made.by_model,
-            })
-            .collect();
+    async fn publish(&self, ns: &str, jobs: &[Job<'_>], lists: Vec<Listed>) -> Result<u64, Error> {
         if lists.is_empty() {
             return Ok(0);
         }
-        let outcomes = self.store.publish(ns, &lists).await?;
+        let now = (self.settings.clock)();
+        let lists: Vec<(Publish, Source)> =
+            jobs.iter().zip(&lists).map(|(job, list)| (self.to_publish(job, list, now), list.made.document.source)).collect();
+        let writes: Vec<Publish> = lists.iter().map(|(list, _)| list.clone()).collect();
+        let outcomes = self.store.publish(ns, &writes).await?;
         let mut out = Vec::new();
-        let mut published = 0;
-        for ((list, outcome), (job, made)) in lists.iter().zip(outcomes).zip(jobs.iter().zip(&made)) {
-            let arm = &self.arms[job.arm].arm.id;
-            metrics::published(outcome, (arm, job.work.lane, made.by_model));
+        for (((list, source), outcome), job) in lists.iter().zip(outcomes).zip(jobs) {
+            metrics::fenced_off(outcome);
             if outcome == Published::Stored {
-                published += 1;
-                let cold = matches!(job.work.request.reason, Reason::First);
-                metrics::event_to_list(job.work.lane, cold, now.since(job.work.oldest));
+                count_published(&self.arms[job.arm].arm.id, job.work, (*source, now));
                 out.push(self.update(ns, &list.user, &list.list));
             }
         }
-        self.log.send(out).await?;
+        let published = out.len() as u64;
+        if !out.is_empty() {
+            self.log.send(out).await?;
+        }
         Ok(published)
+    }
+
+    fn to_publish(&self, job: &Job, list: &Listed, now: Timestamp) -> Publish {
+        let queued = job.took.since(job.work.ready);
+        let rest = now.since(job.took).saturating_sub(list.generated);
+        Publish {
+            user: job.work.request.user.clone(),
+            list: Stored {
+                doc: list.made.document.to_json(),
+                ticket: job.taken.ticket,
+                covers: job.taken.state.fences.clone(),
+                epoch: self.arms[job.arm].arm.epoch,
+                at: job.work.request.time,
+                audit: list.made.audited((queued, list.generated, rest)),
+            },
+            life: job.taken.state.life,
+            force: job.work.request.reason == Reason::Refresh,
+            only_if_absent: list.made.document.source == Source::Fallback,
+        }
     }
 
     /// A crash between publish and its record loses the record; whoever finds the list covered tells it again.
     async fn tell_again(&self, ns: &str, covered: Vec<(&Work, Peek)>) -> Result<(), Error> {
-        let out: Vec<Outgoing> = covered
-            .iter()
-            .filter_map(|(work, peek)| Some(self.update(ns, &work.request.user, peek.list.as_ref()?)))
-            .collect();
+        let mut out = Vec::new();
+        for (work, peek) in covered {
+            metrics::unchanged(work.request.lane);
+            out.extend(peek.list.map(|list| self.update(ns, &work.request.user, &list)));
+        }
         if !out.is_empty() {
             self.log.send(out).await?;
         }
@@ -387,19 +449,52 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     }
 
     fn update(&self, ns: &str, user: &UserId, list: &Stored) -> Outgoing {
-        let value = crate::list::update(list.ticket, &list.covers.to_string(), (&list.doc, &list.audit));
+        let value = Update::json((list.ticket, list.epoch), &list.covers, (&list.doc, &list.audit));
         update_record(&self.settings.topics, ns, user, Some(value))
     }
 }
 
-/// A request's place in a lane, for logs.
-pub fn lane_of(topics: &Topics, position: &Position) -> Lane {
-    let topic = &position.partition.topic;
-    if *topic == topics.regen_urgent {
-        Lane::Urgent
-    } else if *topic == topics.regen_live {
-        Lane::Live
-    } else {
-        Lane::Backfill
+fn count_batch(arm: &str, answers: &[Answer], busy: Duration) {
+    let sum = |of: fn(&Answer) -> u32| answers.iter().map(|answer| u64::from(of(answer))).sum();
+    metrics::phase(arm, metrics::Phase::Model, busy);
+    metrics::batch(
+        arm,
+        metrics::Batch {
+            users: answers.len(),
+            prompt_tokens: sum(|answer| answer.prompt_tokens),
+            shared_tokens: sum(|answer| answer.shared_tokens),
+            forwarded: sum(|answer| answer.forwarded),
+            busy,
+        },
+    );
+}
+
+fn count_dropped(made: &Made) {
+    for dropped in &made.audit.dropped {
+        let reason = match dropped.why {
+            Why::Theta => metrics::Rejected::Theta,
+            Why::Forbidden => metrics::Rejected::Rule,
+            Why::NoStock => metrics::Rejected::Stock,
+            Why::Repeated | Why::Unknown => metrics::Rejected::Ungrounded,
+        };
+        metrics::rejected(reason, 1);
+    }
+}
+
+fn count_published(arm: &str, work: &Work, (source, now): (Source, Timestamp)) {
+    let lane = work.request.lane;
+    let source = match source {
+        Source::Model => metrics::Source::Model,
+        Source::Fallback => metrics::Source::Fallback,
+    };
+    metrics::published(Some(arm), lane, source);
+    if lane != Lane::Backfill {
+        let start = match work.request.reason {
+            Reason::First => metrics::Start::Cold,
+            Reason::Moved | Reason::Profile | Reason::Overdue | Reason::Sweep | Reason::Refresh => {
+                metrics::Start::Warm
+            }
+        };
+        metrics::event_to_list(lane, start, now.since(work.request.time));
     }
 }

@@ -16,8 +16,9 @@ use crate::event::{self, Accepted, Change, Reject, UserId};
 use crate::fold::Step;
 use crate::intake::{Counted, Edit, Listed, Plan, Rulebook, plan};
 use crate::list::Document;
-use crate::log::{self, Batch, Log, Outgoing, dlq};
-use crate::metrics;
+use crate::log::dlq::{Failure, dead};
+use crate::log::{self, Batch, Log, Outgoing};
+use crate::metrics::{self, Stage};
 use crate::record::{Offset, Partition, Record, Resume, Timestamp};
 use crate::shop::Shop;
 use crate::state::Held;
@@ -33,6 +34,8 @@ pub const BUCKET_MS: i64 = 7 * 86_400_000;
 pub struct Settings {
     /// Namespace that it fills.
     pub ns: String,
+    /// Consumer group, as dead letters name it.
+    pub group: String,
     /// Topic names.
     pub topics: Topics,
     /// Limits of decoding.
@@ -174,9 +177,9 @@ impl<L: Log, S: Store> Ingest<L, S> {
 
     /// Stops a partition: its offsets stay where they are, and an alarm says why.
     pub fn stop(&mut self, partition: &Partition, why: &Error) {
-        metrics::error("ingest", "partition_stopped");
         tracing::error!(%partition, error = %why, "partition stopped; it goes on after the cause is mended and the member restarted");
         self.stopped.insert(partition.clone());
+        metrics::stopped(self.stopped.len());
     }
 
     /// Folds batches, at most one per partition. After an error call it again with the same ones.
@@ -233,13 +236,14 @@ impl<L: Log, S: Store> Ingest<L, S> {
         if rejects.is_empty() {
             return Ok(());
         }
+        let Settings { topics, group, .. } = &self.settings;
         let letters = rejects
             .iter()
-            .map(|(record, reject)| dlq::letter(&self.settings.topics.dlq, record, "decode", reject))
+            .map(|(record, reject)| letter((&topics.dlq, group), record, (stage(topics, record), reject)))
             .collect();
-        self.log.send(letters).await?;
+        log::bury(&self.log, letters).await?;
         for (record, reject) in rejects {
-            metrics::dead(&record.position.partition.topic, "decode", reject.code());
+            metrics::dlq(stage(topics, record), reject.code(), 1);
         }
         Ok(())
     }
@@ -295,7 +299,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
                     self.keep(user, plan, after);
                 }
                 // Not in the cache any more: the next round loads it, the tombstone applied.
-                Folded::Stale | Folded::Erased { .. } => metrics::stale_writes(1),
+                Folded::Stale | Folded::Erased { .. } => metrics::state_conflicts(1),
             }
         }
         for (user, plan) in same {
@@ -400,12 +404,12 @@ impl<L: Log, S: Store> Ingest<L, S> {
         let Settings { topics, ns, .. } = &self.settings;
         let mut out = Vec::new();
         for request in after.requests.drain(..) {
-            metrics::request(request.reason, request.lane);
+            metrics::requests(request.reason, 1);
             after.tally.requests += 1;
             out.push(request_record(topics, &request));
         }
         for user in &after.erased {
-            metrics::erased(1);
+            metrics::erases(1);
             out.push(update_record(topics, ns, user, None));
         }
         for (user, doc) in &after.stripped {
@@ -457,7 +461,7 @@ fn write_of(user: &UserId, plan: &Plan) -> FoldWrite {
 fn deltas(partition: &Partition, events: &[Counted], chain: &BTreeMap<u8, Offset>) -> Vec<Delta> {
     let mut shards: BTreeMap<u8, Delta> = BTreeMap::new();
     for event in events {
-        let shard = store::keys::shard_of(&event.sku);
+        let shard = store::keys::shard(&event.sku);
         let prev = chain.get(&shard).copied();
         let offset = event.position.offset;
         if prev >= Some(offset) {
@@ -480,6 +484,30 @@ fn deltas(partition: &Partition, events: &[Counted], chain: &BTreeMap<u8, Offset
         *delta.cells.entry(cell).or_default() += event.n;
     }
     shards.into_values().collect()
+}
+
+fn stage(topics: &Topics, record: &Record) -> Stage {
+    match topics.source(&record.position.partition.topic) {
+        event::Source::Events => Stage::Event,
+        event::Source::Profiles(_) => Stage::Profile,
+    }
+}
+
+/// A record that cannot be used, as it goes to `dlq`.
+pub fn letter(
+    (dlq, group): (&Arc<str>, &str),
+    record: &Record,
+    (stage, reject): (Stage, &Reject),
+) -> Outgoing {
+    let failure = Failure {
+        group,
+        member: "0",
+        stage: stage.text(),
+        code: reject.code(),
+        message: &reject.to_string(),
+        causes: "",
+    };
+    dead(record, &failure, dlq)
 }
 
 /// A request as a record of its lane, keyed by the user.

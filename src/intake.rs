@@ -6,6 +6,8 @@
 
 use crate::event::{Accepted, Change, Item, Kind, Profile};
 use crate::fold::{Step, fold};
+use crate::compose::own_copy;
+use crate::event::UserId;
 use crate::list::Document;
 use crate::record::{Position, Timestamp};
 use crate::shop::Shop;
@@ -119,14 +121,14 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
                 sku: sku.clone(),
                 kind: event.kind,
                 n: if event.kind == Kind::Purchase { u64::from(event.qty) } else { 1 },
-                segment: book.shop.rules.segment(profile).to_string(),
+                segment: book.shop.rules.segment(profile, record.time).to_string(),
             });
         }
         plan.steps.push(step);
     }
     plan.profile_changed = plan.held.state.profile != before;
     if let Some(last) = records.last() {
-        plan.edit = edit(&plan, list, last.time, book.shop);
+        plan.edit = edit(&plan, list, (&last.user, last.time), book.shop);
     }
     plan
 }
@@ -138,14 +140,14 @@ fn erases(held: &Held, record: &Accepted, step: Step) -> bool {
     record.change == Change::Erase && (step == Step::Erased || gone)
 }
 
-fn edit(plan: &Plan, list: Option<&Listed>, at: Timestamp, shop: &Shop) -> Edit {
+fn edit(plan: &Plan, list: Option<&Listed>, (user, at): (&UserId, Timestamp), shop: &Shop) -> Edit {
     let state = &plan.held.state;
     let profile: Option<&Profile> = state.profile.as_ref().map(|p| &p.profile);
     let known = profile.is_some() || !state.window.is_empty();
     if plan.held.ver == 0 && known {
         let verdict = shop.judge(profile, at);
-        return match shop.fallback(shop.rules.segment(profile), &verdict) {
-            Some(list) => Edit::First(Box::new(list), at),
+        return match shop.fallback(shop.rules.segment(profile, at), &verdict) {
+            Some(list) => Edit::First(Box::new(own_copy(list, user, at)), at),
             None => Edit::Keep,
         };
     }

@@ -27,6 +27,7 @@ pub mod inspect;
 pub mod intake;
 pub mod lanes;
 pub mod list;
+pub mod naming;
 pub mod offsets;
 pub mod prompt;
 pub mod record;

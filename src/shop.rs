@@ -12,6 +12,7 @@ use crate::event::Profile;
 use crate::list::Document;
 use crate::record::Timestamp;
 use crate::rules::{Table, Verdict};
+use crate::{compose, select};
 
 /// What a decision about a user needs to know of the shop.
 pub struct Shop {
@@ -26,6 +27,21 @@ pub struct Shop {
 }
 
 impl Shop {
+    /// A shop with the fallbacks that follow from its parts: one per segment, and `default`.
+    pub fn new(
+        (catalogue, rules, demand): (Arc<Catalogue>, Arc<Table>, Arc<Demand>),
+        segments: &[String],
+        (names, policy): (usize, &select::Policy),
+    ) -> Self {
+        let mut shop = Self { catalogue, rules, demand, fallbacks: Arc::default() };
+        let all = segments.iter().map(String::as_str).chain(["default"]);
+        let lists = all.map(|segment| {
+            (segment.to_owned(), compose::shelf(&shop, segment, (names, policy)))
+        });
+        shop.fallbacks = Arc::new(lists.collect());
+        shop
+    }
+
     /// Which rules fire for a profile, and what they forbid.
     pub fn judge(&self, profile: Option<&Profile>, at: Timestamp) -> Verdict {
         self.rules.judge(profile, at)
@@ -52,6 +68,6 @@ impl Shop {
         let (Some(pu), Some(sku)) = (catalogue.by_pu(pu), catalogue.by_sku(sku)) else {
             return true;
         };
-        verdict.forbids_pu(pu) || verdict.forbids_sku(sku) || !catalogue.available(sku)
+        catalogue.pu_of(sku) != pu || !verdict.permits(catalogue, sku)
     }
 }

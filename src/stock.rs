@@ -6,14 +6,17 @@
 use std::collections::BTreeMap;
 
 use crate::event;
-use crate::ingest::Error;
-use crate::log::{self, Delivery, Log, dlq};
-use crate::metrics;
+use crate::ingest::{Error, letter};
+use crate::log::{self, Delivery, Log};
+use crate::metrics::{self, Stage};
 use crate::record::{Partition, Resume};
 use crate::store::{StockOp, Store};
 use crate::topics::Topics;
 
-/// One member of the group `nearshore-stock`.
+/// Its consumer group: one for all namespaces, for stock is nobody's.
+pub const GROUP: &str = "nearshore-stock";
+
+/// One member of the group [`GROUP`].
 pub struct Stock<L, S> {
     log: L,
     store: S,
@@ -61,18 +64,20 @@ impl<L: Log, S: Store> Stock<L, S> {
                     out: value.is_none_or(|sku| sku.stock <= 0),
                 }),
                 Err(reject) => {
-                    metrics::dead(&batch.partition.topic, "stock", reject.code());
-                    letters.push(dlq::letter(&self.topics.dlq, record, "stock", &reject));
+                    metrics::dlq(Stage::Catalog, reject.code(), 1);
+                    letters.push(letter((&self.topics.dlq, GROUP), record, (Stage::Catalog, &reject)));
                 }
             }
         }
-        metrics::stock(ops.len() as u64);
         if !letters.is_empty() {
-            self.log.send(letters).await?;
+            log::bury(&self.log, letters).await?;
         }
         if !ops.is_empty() {
             self.store.stock(&ops).await?;
             self.store.flush().await?;
+            let out = ops.iter().filter(|op| op.out).count() as u64;
+            metrics::stock(metrics::StockMove::Out, out);
+            metrics::stock(metrics::StockMove::In, ops.len() as u64 - out);
         }
         if let Some(last) = batch.records.last() {
             self.ready.insert(batch.partition.clone(), Resume::after(last.position.offset));
