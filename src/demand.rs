@@ -81,12 +81,14 @@ pub struct Demand {
     skus: Vec<SkuCounts>,
 }
 
+type Cells<K> = Vec<(K, u64)>;
+
 /// Integers, sorted and each key once.
 #[derive(Default)]
 struct Sums<'a> {
     /// Purchases of (PU, bucket) by segment.
-    bought: BTreeMap<&'a str, Vec<((u32, i64), u64)>>,
-    skus: Vec<((SkuIx, Shelf, i64), u64)>,
+    bought: BTreeMap<&'a str, Cells<(u32, i64)>>,
+    skus: Cells<(SkuIx, Shelf, i64)>,
     unknown: u64,
     digest: u64,
 }
@@ -203,7 +205,7 @@ impl<'a> Sums<'a> {
 }
 
 /// Sorts cells and adds those of one key.
-fn add_up<K: Ord + Copy>(cells: &mut Vec<(K, u64)>) {
+fn add_up<K: Ord + Copy>(cells: &mut Cells<K>) {
     cells.sort_unstable();
     cells.dedup_by(|later, kept| {
         let same = later.0 == kept.0;

@@ -338,7 +338,14 @@ mod tests {
             theta: Some(-4.5),
             ticket: 1,
         };
-        let built = recipe.build(header(), &scored(&[0, 1, 2, 0, 9, 3]));
+        let mut answer = scored(&[0, 1, 2, 0, 9, 3]);
+        answer[5].score = f32::NEG_INFINITY;
+        let built = recipe.build(header(), &answer);
+        let text = serde_json::to_string(&built.dropped).expect("json");
+        assert_eq!(
+            serde_json::from_str::<Vec<Dropped>>(&text).expect("valid"),
+            built.dropped
+        );
         let why: Vec<_> = built
             .dropped
             .iter()

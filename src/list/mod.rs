@@ -254,7 +254,7 @@ mod tests {
         Shown {
             pu: pu.into(),
             name: pu.into(),
-            score: -3.142,
+            score: -2.345,
             skus: skus.iter().map(|sku| (*sku).to_owned()).collect(),
         }
     }
@@ -277,7 +277,7 @@ mod tests {
         let pus = (0..20).map(|n| Shown {
             pu: name(n),
             name: name(n),
-            score: -3.141_592_653 - n as f64,
+            score: -2.345_678_901 - n as f64,
             skus: (0..5)
                 .map(|sku| (first + 97 * n + sku).to_string())
                 .collect(),
@@ -318,7 +318,7 @@ mod tests {
         let head = r#"{"schema":1,"list_id":"LIST","user":"2375","arm":"basket-135m","source":"model","at":1763000000000,"segment":"families","#;
         let head = head.replace("LIST", &list.list_id);
         let columns =
-            r#""names":["MILK","BREAD"],"scores":[-3.142,-3.142],"skus":[["m1","m2"],["b1"]]}"#;
+            r#""names":["MILK","BREAD"],"scores":[-2.345,-2.345],"skus":[["m1","m2"],["b1"]]}"#;
         assert_eq!(list.to_json(), format!("{head}{columns}"));
         list.pus[0].pu = "17".into();
         (list.stale, list.source, list.reason) =
@@ -339,7 +339,7 @@ mod tests {
         for (from, to, expected) in [
             (r#""schema":1"#, r#""schema":2"#, "schema 2 is not 1"),
             (
-                r#""scores":[-3.142]"#,
+                r#""scores":[-2.345]"#,
                 r#""scores":[]"#,
                 "columns of different lengths",
             ),
@@ -397,7 +397,7 @@ mod tests {
     #[test]
     fn scores_have_four_digits_and_are_always_json() {
         for (score, text) in [
-            (-3.14159265, "-3.142"),
+            (-2.34549, "-2.345"),
             (-0.000123456, "-0.0001235"),
             (-12345.6, "-12350.0"),
             (0.0, "0.0"),
