@@ -99,6 +99,7 @@ pub struct Catalogue {
     blocked_pus: BTreeSet<String>,
     blocked_skus: BTreeSet<String>,
     version: u64,
+    names_version: u64,
 }
 
 impl Catalogue {
@@ -127,6 +128,7 @@ impl Catalogue {
             (Some(sku), Some(ix)) => self.replace(ix, sku, &mut patch),
         }
         self.version += 1;
+        self.names_version += u64::from(patch.names);
         patch
     }
 
@@ -194,9 +196,19 @@ impl Catalogue {
         &self.in_stock
     }
 
+    /// SKUs that nobody can buy now: sold out, gone or blocked.
+    pub fn sold_out(&self) -> usize {
+        self.skus.len() - self.available.iter().map(|n| *n as usize).sum::<usize>()
+    }
+
     /// Rises with each change.
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// Rises when [`Catalogue::names`] is another list: engines must be told.
+    pub fn names_version(&self) -> u64 {
+        self.names_version
     }
 
     /// A label per PU for the engine, each different: the name, or where several PUs share one, the name

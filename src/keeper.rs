@@ -8,17 +8,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalogue::Catalogue;
 use crate::demand::{self, Count, Demand};
 use crate::event;
-use crate::list::{Document, fallback};
-use crate::log::Tail;
+use crate::ingest::BUCKET_MS;
+use crate::log::{Tail, Tailed};
 use crate::metrics;
 use crate::record::Timestamp;
-use crate::rules::{Needs, Rule, Segment, Table};
+use crate::rules::{Rule, Segment, Table};
+use crate::select;
 use crate::shop::Shop;
 use crate::store::{Cell, Store};
 
@@ -31,8 +32,6 @@ pub struct Settings {
     pub rules: Vec<Rule>,
     /// Segments.
     pub segments: Vec<Segment>,
-    /// Needs that are met for a while by a purchase.
-    pub needs: Needs,
     /// How counts become demand.
     pub demand: demand::Policy,
     /// Limits of decoding.
@@ -47,8 +46,8 @@ pub struct Settings {
     pub fallback_every: Option<Duration>,
     /// Names on a fallback list.
     pub fallback_names: usize,
-    /// SKUs under each of them.
-    pub fallback_skus: usize,
+    /// How SKUs under each of them are chosen.
+    pub selection: select::Policy,
 }
 
 /// The owner of the shop.
@@ -60,6 +59,8 @@ pub struct Keeper<S> {
     demand: Arc<Demand>,
     shop: Arc<ArcSwap<Shop>>,
     dirty: bool,
+    /// Catalogue version of the last snapshot.
+    shown: u64,
     ready: watch::Sender<bool>,
 }
 
@@ -68,7 +69,7 @@ impl<S: Store> Keeper<S> {
     pub fn new(store: S, settings: Settings) -> (Self, watch::Receiver<bool>) {
         let (ready, is_ready) = watch::channel(false);
         let catalogue = Catalogue::default();
-        let demand = Arc::new(Demand::build(std::iter::empty(), &catalogue, &settings.demand));
+        let demand = Arc::new(Demand::build(std::iter::empty(), &catalogue, &settings.demand, Timestamp(0)));
         let shop = snapshot(&settings, &catalogue, &demand);
         let keeper = Self {
             store,
@@ -78,6 +79,7 @@ impl<S: Store> Keeper<S> {
             demand,
             shop: Arc::new(ArcSwap::from_pointee(shop)),
             dirty: false,
+            shown: 0,
             ready,
         };
         (keeper, is_ready)
@@ -89,7 +91,7 @@ impl<S: Store> Keeper<S> {
     }
 
     /// Follows the catalogue until cancelled or the stream ends.
-    pub async fn run(mut self, mut tail: mpsc::Receiver<Tail>, cancel: CancellationToken) {
+    pub async fn run(mut self, mut tail: Tail, cancel: CancellationToken) -> Result<(), crate::log::Error> {
         let mut snapshots = tokio::time::interval(self.settings.snapshot_every);
         let mut blocks = tokio::time::interval(self.settings.blocks_every);
         let mut demand = tokio::time::interval(self.settings.demand_every);
@@ -99,48 +101,50 @@ impl<S: Store> Keeper<S> {
             // Each arm is cancel-safe: a tick or a message not taken is there at the next turn.
             tokio::select! {
                 biased;
-                () = cancel.cancelled() => return,
+                () = cancel.cancelled() => return Ok(()),
                 _ = snapshots.tick() => self.publish_snapshot(),
                 _ = blocks.tick() => self.read_blocks().await,
                 _ = demand.tick() => self.read_demand().await,
                 _ = fallbacks.tick(), if self.settings.fallback_every.is_some() && *self.ready.borrow() => {
                     self.write_fallbacks().await;
                 }
-                message = tail.recv() => match message {
-                    Some(Tail::Record(record)) => self.apply(&record),
-                    Some(Tail::Ready) => {
-                        self.read_blocks().await;
-                        self.dirty = true;
-                        self.read_demand().await;
-                        self.publish_snapshot();
-                        if self.settings.fallback_every.is_some() {
-                            self.write_fallbacks().await;
-                        }
-                        self.ready.send_replace(true);
-                        tracing::info!(pus = self.catalogue.pus().len(), skus = self.catalogue.len(), "catalogue read");
-                    }
-                    None => return,
+                told = tail.next() => match told? {
+                    Tailed::Record(record) => self.apply(&record),
+                    Tailed::Ready => self.become_ready().await,
                 },
             }
         }
     }
 
+    async fn become_ready(&mut self) {
+        self.read_blocks().await;
+        self.read_demand().await;
+        self.dirty = true;
+        self.publish_snapshot();
+        if self.settings.fallback_every.is_some() {
+            self.write_fallbacks().await;
+        }
+        self.ready.send_replace(true);
+        tracing::info!(pus = self.catalogue.pus().len(), skus = self.catalogue.sku_len(), "catalogue read");
+    }
+
     fn apply(&mut self, record: &crate::record::Record) {
         match event::decode_sku(record, &self.settings.limits) {
             Ok((sku, value)) => {
-                self.dirty |= self.catalogue.apply(sku, value).changed();
+                self.catalogue.apply(sku, value);
             }
-            // The stock consumer sends it to `dlq`; here it is only not taken over.
-            Err(reject) => metrics::error("catalogue", reject.code()),
+            // The stock consumer sends it to `dlq` and counts it; here it is only not taken over.
+            Err(reject) => tracing::debug!(position = %record.position, %reject, "left out"),
         }
     }
 
     async fn read_blocks(&mut self) {
         match self.store.blocks().await {
             Ok(blocks) => {
+                metrics::blocks(blocks.len());
                 let (pus, skus): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|block| block.pu);
                 let ids = |blocks: Vec<crate::store::Block>| blocks.into_iter().map(|b| b.id).collect();
-                self.dirty |= self.catalogue.set_blocks(ids(pus), ids(skus));
+                self.catalogue.set_blocks(ids(pus), ids(skus));
             }
             Err(error) => failed("blocks", &error),
         }
@@ -172,26 +176,33 @@ impl<S: Store> Keeper<S> {
     }
 
     fn rebuild_demand(&mut self) {
-        let cells = self.shards.values().flat_map(|(_, cells)| cells.iter());
-        let counts = cells.map(|(cell, n)| Count {
+        let cells = || self.shards.values().flat_map(|(_, cells)| cells.iter());
+        // As of the end of the newest bucket: a function of the counts alone, so that equal counts
+        // give equal lists whenever they are read.
+        let newest = cells().map(|(cell, _)| cell.bucket).max();
+        let now = Timestamp(newest.map_or(0, |bucket| (bucket + 1).saturating_mul(BUCKET_MS)));
+        let counts = cells().map(|(cell, n)| Count {
             sku: &cell.sku,
             kind: cell.kind,
             segment: &cell.segment,
             bucket: cell.bucket,
             n: *n,
         });
-        self.demand = Arc::new(Demand::build(counts, &self.catalogue, &self.settings.demand));
+        self.demand = Arc::new(Demand::build(counts, &self.catalogue, &self.settings.demand, now));
     }
 
     fn publish_snapshot(&mut self) {
-        if !std::mem::take(&mut self.dirty) {
+        let version = self.catalogue.version();
+        if !std::mem::take(&mut self.dirty) && version == self.shown {
             return;
         }
+        self.shown = version;
         // New products need a place in the demand's rows, which are indexed by PU.
-        if self.demand.pus() != self.catalogue.pus().len() {
+        if self.demand.len() != self.catalogue.pus().len() {
             self.rebuild_demand();
         }
-        metrics::catalogue(self.catalogue.pus().len(), self.catalogue.len());
+        let (skus, pus) = (self.catalogue.sku_len(), self.catalogue.pus().len());
+        metrics::catalogue(skus, pus, self.catalogue.sold_out());
         self.shop.store(Arc::new(snapshot(&self.settings, &self.catalogue, &self.demand)));
     }
 
@@ -208,29 +219,16 @@ impl<S: Store> Keeper<S> {
 }
 
 fn failed(what: &str, error: &crate::store::Error) {
-    metrics::error("keeper", "store");
+    metrics::store_error(error);
     tracing::warn!(what, %error, "the last one is kept");
 }
 
 fn snapshot(settings: &Settings, catalogue: &Catalogue, demand: &Arc<Demand>) -> Shop {
     let catalogue = Arc::new(catalogue.clone());
     let rules = Arc::new(Table::compile(&settings.rules, &settings.segments, &catalogue));
-    let mut shop = Shop {
-        catalogue,
-        rules,
-        demand: demand.clone(),
-        fallbacks: Arc::new(BTreeMap::new()),
-    };
-    let segments = settings.segments.iter().map(|segment| segment.id.clone());
-    let fallbacks: BTreeMap<String, Document> = segments
-        .chain(["default".to_string()])
-        .map(|segment| {
-            let list = fallback(&shop, &segment, (settings.fallback_names, settings.fallback_skus));
-            (segment, list)
-        })
-        .collect();
-    shop.fallbacks = Arc::new(fallbacks);
-    shop
+    let segments: Vec<String> = settings.segments.iter().map(|segment| segment.id.clone()).collect();
+    let fallback = (settings.fallback_names, &settings.selection);
+    Shop::new((catalogue, rules, demand.clone()), &segments, fallback)
 }
 
 /// Whether times of this clock are to be trusted is nobody's concern here: only to wait and measure.

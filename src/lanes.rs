@@ -70,6 +70,8 @@ pub struct Work {
     pub request: Request,
     /// Where all of them stand, sorted; each is done when this work is.
     pub positions: Vec<Position>,
+    /// The records that asked: a list must have seen each, for partitions have no common order.
+    pub sources: Vec<Position>,
     /// When the first of them arrived, by the clock.
     pub arrived: Timestamp,
     /// When it became due, by the clock: waiting longer is the queue's doing.
@@ -110,6 +112,7 @@ struct Queue {
 struct Entry {
     request: Request,
     positions: BTreeSet<Position>,
+    sources: BTreeSet<Position>,
     arrived: Timestamp,
     ready: Timestamp,
 }
@@ -152,6 +155,7 @@ impl Lanes {
         let user = (request.ns.clone(), request.user.clone());
         if let Some(&seq) = self.users.get(&user) {
             let mut entry = self.remove(seq).expect("every user has an entry");
+            entry.sources.extend(request.source.clone());
             merge(&mut entry.request, request);
             entry.ready = entry.ready.min(ready);
             entry.positions.insert(position);
@@ -161,11 +165,13 @@ impl Lanes {
         let seq = self.next;
         self.next += 1;
         let positions = BTreeSet::from([position]);
+        let sources = request.source.clone().into_iter().collect();
         self.insert(
             seq,
             Entry {
                 request,
                 positions,
+                sources,
                 arrived,
                 ready,
             },
@@ -327,6 +333,7 @@ impl Lanes {
         self.remove(seq).map(|entry| Work {
             request: entry.request,
             positions: entry.positions.into_iter().collect(),
+            sources: entry.sources.into_iter().collect(),
             arrived: entry.arrived,
             ready: entry.ready,
             late,

@@ -73,6 +73,14 @@ pub struct Request {
     pub lane: Lane,
 }
 
+impl Request {
+    /// Reads a record of a `regen-*` topic. Unknown fields are ignored; a higher version is read as far as it is known.
+    pub fn decode(record: &Record) -> Result<Self, Reject> {
+        let value = record.value.as_deref().ok_or(Reject::NullValue)?;
+        serde_json::from_slice(value).map_err(|error| Reject::MalformedJson(error.to_string()))
+    }
+}
+
 /// When to ask. Defaults are those of `config/nearshore.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

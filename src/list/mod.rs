@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::record::Timestamp;
+use crate::record::{Fences, Timestamp};
 
 pub use audit::{Audit, Dropped, Model, NameAudit, SkuAudit, Times, Why};
 pub use build::{Built, Header, Recipe, Scored};
@@ -210,6 +210,54 @@ impl Document {
         let pus: BTreeSet<_> = self.pus.iter().map(|shown| &shown.pu).collect();
         let skus: BTreeSet<_> = self.pus.iter().flat_map(|shown| &shown.skus).collect();
         pus.len() == self.pus.len() && skus.len() == self.len()
+    }
+}
+
+/// A list as told on `recall-updates`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Update {
+    /// The take that it was made from.
+    pub ticket: u64,
+    /// Epoch of its arm.
+    pub epoch: u64,
+    /// What it has seen.
+    pub covers: Fences,
+    /// The list.
+    pub doc: Document,
+    /// How it came about.
+    pub audit: Audit,
+}
+
+#[derive(Serialize, Deserialize)]
+struct UpdateWire<T> {
+    ticket: u64,
+    epoch: u64,
+    covers: String,
+    doc: T,
+    audit: T,
+}
+
+impl Update {
+    /// As written: document and audit, which are JSON already, stand in it as they are.
+    pub fn json((ticket, epoch): (u64, u64), covers: &Fences, (doc, audit): (&str, &str)) -> String {
+        let raw = |text: &str| {
+            let null = || serde_json::value::RawValue::NULL.to_owned();
+            serde_json::value::RawValue::from_string(text.to_owned()).unwrap_or_else(|_| null())
+        };
+        let wire = UpdateWire { ticket, epoch, covers: covers.to_string(), doc: raw(doc), audit: raw(audit) };
+        serde_json::to_string(&wire).expect("numbers, a string and two texts of JSON")
+    }
+
+    /// Reads a record's value.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        let wire: UpdateWire<serde_json::Value> = serde_json::from_slice(bytes)?;
+        Ok(Self {
+            ticket: wire.ticket,
+            epoch: wire.epoch,
+            covers: wire.covers.parse().map_err(|e: crate::record::NotAPosition| serde::de::Error::custom(e)).map_err(Error::Json)?,
+            doc: serde_json::from_value(wire.doc)?,
+            audit: serde_json::from_value(wire.audit)?,
+        })
     }
 }
 
