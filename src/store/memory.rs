@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{
     Added, Block, Cell, Delta, Error, FoldWrite, Folded, ListEdit, Peek, Publish, Published,
-    StockOp, Store, Stored, Take, Taken, blob, keys,
+    StockOp, Store, Stored, Take, Taken, keys,
 };
 use crate::event::UserId;
 use crate::record::{Offset, Partition, Timestamp};
@@ -116,7 +116,7 @@ fn seen(state: &UserState, profile: Option<&Profiled>, erased: Timestamp) -> Use
     let mut state = state.clone();
     state.profile = profile.cloned();
     if erased > state.life {
-        blob::erase(&mut state, erased);
+        crate::fold::erase(&mut state, erased);
     }
     state
 }
@@ -197,7 +197,7 @@ impl Inner {
         let user = self.spaces.get_mut(ns)?.users.get_mut(&take.user)?;
         let row = user.row.as_mut()?;
         let pending = row.mark.pending.clone();
-        blob::taken(&mut row.mark, take.due);
+        crate::trigger::taken(&mut row.mark, take.due);
         row.ver += 1;
         row.ticket += 1;
         Some(Taken {

@@ -3,7 +3,6 @@
 //! One primitive: a conditional write in an atomic script guards each value. Invariant: a duplicate, a
 //! replay, a zombie's or a late write changes nothing. It does not decide; it compares and sets.
 
-mod blob;
 pub mod keys;
 mod memory;
 mod redis;
@@ -285,6 +284,14 @@ impl From<keys::Misfit> for Error {
             addr: "store".into(),
             reason: misfit.to_string(),
         }
+    }
+}
+
+/// Why a stored value is [`Error::Corrupt`].
+fn corrupt(key: &str, reason: impl ToString) -> Error {
+    Error::Corrupt {
+        key: key.into(),
+        reason: reason.to_string(),
     }
 }
 

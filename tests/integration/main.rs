@@ -5,6 +5,7 @@ mod harness;
 mod log;
 mod store;
 mod store_faults;
+mod store_flaws;
 mod store_lists;
 mod store_redis;
 mod store_same;

@@ -16,6 +16,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 struct Server {
     port: u16,
     child: Child,
+    _dir: tempfile::TempDir,
 }
 
 impl Server {
@@ -27,6 +28,7 @@ impl Server {
     }
 
     async fn at(port: u16, extra: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
         let child = Command::new(variable("NEARSHORE_TEST_REDIS_SERVER"))
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
             .args([
@@ -38,10 +40,15 @@ impl Server {
                 "0",
             ])
             .args(extra)
+            .current_dir(&dir)
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server starts");
-        let server = Self { port, child };
+        let server = Self {
+            port,
+            child,
+            _dir: dir,
+        };
         eventually(LIMIT, || async {
             server.tell(&["PING"]).await.map_err(|e| e.to_string())
         })

@@ -98,6 +98,9 @@ impl Pair {
         self.offset += 1;
         if time > state.life {
             state.window.push(seen(self.offset, time.0));
+            state
+                .window
+                .sort_by_key(|seen| (seen.time, seen.position.offset));
         }
         state.fences.raise(&position(self.offset));
         let mut profile_changed = false;

@@ -43,6 +43,9 @@ pub struct Settings {
     /// How long a 7-day bucket of counts is kept, counted from its last write.
     #[serde(with = "humantime_serde")]
     pub counts_ttl: Duration,
+    /// Version of the encoding of a state that is written; `state.write_version` in the file.
+    #[serde(skip)]
+    pub write_version: u8,
 }
 
 const DAY: u64 = 24 * 60 * 60;
@@ -61,6 +64,7 @@ impl Default for Settings {
             state_ttl: Duration::from_secs(180 * DAY),
             list_ttl: Duration::from_secs(30 * DAY),
             counts_ttl: Duration::from_secs(400 * DAY),
+            write_version: crate::state::VERSION_OLDEST,
         }
     }
 }

@@ -14,8 +14,7 @@ use super::RedisStore;
 use super::scripts::{Effect, call};
 use crate::event::Kind;
 use crate::record::{Offset, Partition, Timestamp};
-use crate::store::blob::corrupt;
-use crate::store::{Added, Block, Cell, Delta, Error, StockOp, keys};
+use crate::store::{Added, Block, Cell, Delta, Error, StockOp, corrupt, keys};
 
 impl RedisStore {
     pub(super) async fn add_deltas(&self, ns: &str, deltas: &[Delta]) -> Result<Vec<Added>, Error> {

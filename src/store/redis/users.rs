@@ -9,18 +9,19 @@ use super::RedisStore;
 use super::scripts::{Effect, call};
 use crate::event::UserId;
 use crate::record::Timestamp;
-use crate::state::{Held, Mark, Profiled, UserState};
-use crate::store::blob::{self, corrupt};
+use crate::state::{self, Held, Mark, Pending, Profiled, UserState};
 use crate::store::{
-    Error, FoldWrite, Folded, ListEdit, Peek, Publish, Published, Stored, Take, Taken, keys,
+    Error, FoldWrite, Folded, ListEdit, Peek, Publish, Published, Stored, Take, Taken, corrupt,
+    keys,
 };
 
 /// Fields of the state hash, in the order of [`Row`].
-const STATE: [&str; 6] = ["blob", "ver", "ticket", "pending", "moved", "pace"];
+const STATE: [&str; 7] = ["blob", "ver", "ticket", "life", "pending", "moved", "pace"];
 type Row = (
     Option<Vec<u8>>,
     Option<u64>,
     Option<u64>,
+    Option<i64>,
     Option<String>,
     Option<u32>,
     Option<String>,
@@ -36,6 +37,9 @@ type ListRow = (
     Option<i64>,
     Option<String>,
 );
+
+/// What `take.lua` answers.
+type TakeRow = (Vec<u8>, i64, String, i64, u64, String);
 
 impl RedisStore {
     pub(super) async fn load_users(&self, ns: &str, users: &[UserId]) -> Result<Vec<Held>, Error> {
@@ -99,21 +103,22 @@ impl RedisStore {
         let state = &write.state;
         let profile = state.profile.as_ref();
         let (change, text) = match (write.profile_changed, profile) {
-            (true, Some(profile)) => ("set", blob::profile_text(profile)),
+            (true, Some(profile)) => ("set", profile.to_text()),
             (true, None) => ("delete", String::new()),
             (false, Some(_)) => ("keep", String::new()),
             (false, None) => ("none", String::new()),
         };
+        let pending = write.mark.pending.as_ref().map(Pending::to_string);
         let mut fold = call(
             Effect::Fold,
             &[&keys.state, &keys.profile, &keys.erased, &keys.recall],
         );
         fold.arg(write.expected)
             .arg(state.life.0)
-            .arg(blob::encode(state))
-            .arg(blob::pending_text(write.mark.pending.as_ref()))
+            .arg(state::encode(state, self.inner.settings.write_version))
+            .arg(pending.unwrap_or_default())
             .arg(write.mark.moved)
-            .arg(blob::pace_text(&write.mark.pace))
+            .arg(write.mark.pace.to_string())
             .arg(change)
             .arg(text);
         match &write.list {
@@ -142,15 +147,15 @@ impl RedisStore {
         }
         let answers = self.link().run(cmds, 1).await?;
         let taken = |(keys, answer): (&keys::User, Value)| {
-            let row: Option<(Vec<u8>, String, i64, u64, String)> = self.read(answer)?;
-            let Some((bytes, profile, erased, ticket, pending)) = row else {
+            let row: Option<TakeRow> = self.read(answer)?;
+            let Some((bytes, life, profile, erased, ticket, pending)) = row else {
                 return Ok(None);
             };
             let profile = profile_of(keys, Some(profile).filter(|text| !text.is_empty()))?;
             Ok(Some(Taken {
-                state: blob::decode(&keys.state, &bytes, profile, Timestamp(erased))?,
+                state: state_of(keys, &bytes, profile, Timestamp(life.max(erased)))?,
                 ticket,
-                pending: blob::pending(&keys.state, &pending)?,
+                pending: pending_of(keys, &pending)?,
             }))
         };
         all.iter().zip(answers).map(taken).collect()
@@ -251,8 +256,29 @@ fn get(key: &str) -> Cmd {
 }
 
 fn profile_of(keys: &keys::User, text: Option<String>) -> Result<Option<Profiled>, Error> {
-    text.map(|text| blob::profile(&keys.profile, &text))
-        .transpose()
+    let read = |text: String| Profiled::from_text(&text);
+    let profile = text.map(read).transpose();
+    profile.map_err(|error| corrupt(&keys.profile, error))
+}
+
+fn pending_of(keys: &keys::User, text: &str) -> Result<Option<Pending>, Error> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let pending = text.parse();
+    pending
+        .map(Some)
+        .map_err(|error| corrupt(&keys.state, error))
+}
+
+/// `life`: the later of the state's own and the tombstone.
+fn state_of(
+    keys: &keys::User,
+    bytes: &[u8],
+    profile: Option<Profiled>,
+    life: Timestamp,
+) -> Result<UserState, Error> {
+    state::decode(bytes, profile, life).map_err(|error| corrupt(&keys.state, error))
 }
 
 fn held_of(
@@ -262,26 +288,28 @@ fn held_of(
     erased: Timestamp,
 ) -> Result<Held, Error> {
     let profile = profile_of(keys, profile)?;
-    let (bytes, ver, ticket, pending, moved, pace) = row;
+    let (bytes, ver, ticket, life, pending, moved, pace) = row;
     let Some(bytes) = bytes else {
         let mut state = UserState {
             profile,
             ..UserState::default()
         };
-        blob::erase(&mut state, erased);
+        crate::fold::erase(&mut state, erased);
         return Ok(Held {
             state,
             ..Held::default()
         });
     };
     let missing = || corrupt(&keys.state, "a field is missing");
+    let pace = pace.ok_or_else(missing)?.parse();
     let mark = Mark {
-        pending: blob::pending(&keys.state, &pending.ok_or_else(missing)?)?,
+        pending: pending_of(keys, &pending.ok_or_else(missing)?)?,
         moved: moved.ok_or_else(missing)?,
-        pace: blob::pace(&keys.state, &pace.ok_or_else(missing)?)?,
+        pace: pace.map_err(|error| corrupt(&keys.state, error))?,
     };
+    let life = Timestamp(life.ok_or_else(missing)?).max(erased);
     Ok(Held {
-        state: blob::decode(&keys.state, &bytes, profile, erased)?,
+        state: state_of(keys, &bytes, profile, life)?,
         mark,
         ver: ver.ok_or_else(missing)?,
         ticket: ticket.ok_or_else(missing)?,
