@@ -178,7 +178,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         let letters: Vec<Outgoing> =
             bad.iter().map(|(record, reject)| letter((dlq, GROUP), record, (Stage::Request, reject))).collect();
         if !letters.is_empty() {
-            log::bury(&self.log, letters).await?;
+            log::replay::bury(&self.log, letters).await?;
         }
         for record in &batch.records {
             self.in_hand.began(&record.position);

@@ -241,7 +241,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
             .iter()
             .map(|(record, reject)| letter((&topics.dlq, group), record, (stage(topics, record), reject)))
             .collect();
-        log::bury(&self.log, letters).await?;
+        log::replay::bury(&self.log, letters).await?;
         for (record, reject) in rejects {
             metrics::dlq(stage(topics, record), reject.code(), 1);
         }

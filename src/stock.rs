@@ -70,7 +70,7 @@ impl<L: Log, S: Store> Stock<L, S> {
             }
         }
         if !letters.is_empty() {
-            log::bury(&self.log, letters).await?;
+            log::replay::bury(&self.log, letters).await?;
         }
         if !ops.is_empty() {
             self.store.stock(&ops).await?;

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Accepted, Change, Kind, UserId};
+use crate::event::{Accepted, Change, Kind, Reject, UserId};
 use crate::fold::Step;
-use crate::record::{Position, Timestamp};
+use crate::record::{Position, Record, Timestamp};
 use crate::state::{Held, Mark, Pending};
 
 /// Hundredths of a list that a user must have moved by.

@@ -3,6 +3,7 @@
 mod engine;
 mod harness;
 mod log;
+mod simulation;
 mod store;
 mod store_faults;
 mod store_flaws;

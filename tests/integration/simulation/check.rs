@@ -63,7 +63,7 @@ pub fn shop() -> Shop {
     let catalogue = Arc::new(catalogue);
     let rules = Arc::new(Table::compile(&[rule], &[], &catalogue));
     let demand = Arc::new(Demand::build(std::iter::empty(), &catalogue, &Default::default(), Timestamp(0)));
-    Shop::new((catalogue, rules, demand), Default::default(), (4, 2))
+    Shop::new((catalogue, rules, demand), &[], (4, &Default::default()))
 }
 
 fn complete(sku: &str, mut value: serde_json::Value) -> serde_json::Value {

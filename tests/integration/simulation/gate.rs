@@ -96,7 +96,8 @@ impl Gate {
         if inner.late.is_empty() {
             return None;
         }
-        let at = inner.rng.random_range(0..inner.late.len());
+        let many = inner.late.len();
+        let at = inner.rng.random_range(0..many);
         Some(inner.late.swap_remove(at))
     }
 
@@ -278,6 +279,14 @@ impl<S: Store> Store for Gated<S> {
         cursor: Option<String>,
     ) -> Result<(Vec<UserId>, Option<String>), store::Error> {
         self.inner.scan(ns, cursor).await
+    }
+
+    async fn delete(
+        &self,
+        ns: &str,
+        cursor: Option<String>,
+    ) -> Result<(u64, Option<String>), store::Error> {
+        self.inner.delete(ns, cursor).await
     }
 
     async fn active(&self) -> Result<Option<String>, store::Error> {

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use nearshore::engine::{self, Answer, Ask, Model, Names, Table};
+use nearshore::engine::table::Table;
+use nearshore::engine::{self, Answer, Ask, Model, Names};
 use nearshore::generate::{self, Answers, Generate, Loaded};
 use nearshore::ingest::{self, Ingest};
 use nearshore::log::{Delivery, Flaws, Log, MemoryCluster, MemoryLog, Outgoing};
@@ -139,6 +140,7 @@ impl<S: Store> History<S> {
             self.gated("ingest", [&self.topics.user_events, &self.topics.profile_changes]);
         let settings = ingest::Settings {
             ns: self.ns.clone(),
+            group: "ingest".into(),
             topics: self.topics.clone(),
             limits: Default::default(),
             policy: check::policy(),
@@ -159,11 +161,12 @@ impl<S: Store> History<S> {
             lanes: nearshore::lanes::Policy { batch_max: 3, ..Default::default() },
             arm_seed: "sim".into(),
             selection: nearshore::select::Policy { draws: 8, ..Default::default() },
+            needs: Default::default(),
             clock,
         };
         let (arm, template) = check::arm();
         let engine = Slow { table: Arc::new(std::sync::Mutex::new(Table::default())), gate: self.gate.clone() };
-        let loaded = Loaded { arm, template, info: Default::default(), engine };
+        let loaded = Loaded { arm, template, info: Default::default(), count: Arc::new(str::len), engine };
         let member = Generate::new(log, store, self.shop.clone(), (vec![loaded], settings));
         // A wall clock up to an hour off, either way.
         let skew = self.rng.random_range(-3_600_000..=3_600_000);
