@@ -3,4 +3,6 @@
 mod engine;
 mod harness;
 mod log;
+mod log_dlq;
+mod log_kafka;
 mod store;
