@@ -209,6 +209,11 @@ impl Intake {
         self.readable.notify_one();
     }
 
+    /// How many partitions are ours.
+    pub fn count(&self) -> usize {
+        self.lock().own.len()
+    }
+
     /// The first of these that is not ours.
     pub fn foreign<'a>(&self, mut of: impl Iterator<Item = &'a Partition>) -> Option<Partition> {
         let state = self.lock();
@@ -381,7 +386,8 @@ mod tests {
         }
         assert!(intake.wait_for_room(Duration::ZERO));
         intake.revoke(&[partition(0)], false);
-        assert_eq!((intake.lock().bytes, intake.lock().records), (0, 0));
+        let state = intake.lock();
+        assert_eq!((state.bytes, state.records), (0, 0));
     }
 
     #[test]

@@ -119,6 +119,8 @@ impl ConsumerContext for Member {
             if let Err(error) = consumer.incremental_assign(list) {
                 return self.failed("assign", &error);
             }
+            // Signs first: who is told of the assignment may ask for them.
+            self.watch.0.assign(self.intake.count() + partitions.len());
             if !partitions.is_empty() {
                 self.intake.assign(partitions.clone());
             }
@@ -129,6 +131,7 @@ impl ConsumerContext for Member {
         if !partitions.is_empty() {
             // First of all: from here on a commit of these is refused.
             self.intake.revoke(&partitions, lost);
+            self.watch.0.assign(self.intake.count());
         }
         // librdkafka keeps a pause over unassign: a partition that came back would stay silent for ever.
         let mut resumed = TopicPartitionList::new();
@@ -368,9 +371,6 @@ impl Poller {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
         );
-        if changes.is_empty() {
-            return;
-        }
         for change in changes {
             match change {
                 Change::Assigned(partitions) => {
@@ -390,7 +390,6 @@ impl Poller {
                 }
             }
         }
-        context.watch.0.assign(self.owned().count());
     }
 
     fn open(&mut self, partition: &Partition) {
