@@ -284,7 +284,13 @@ mod tests {
     #[test]
     fn plain_code_agrees_with_the_vector_code() {
         let (a, b) = (noise(64, 1), noise(64 * 64, 2));
-        let shape = Tile { rows: 1, depth: 64, width: 64, a_stride: 64, c_stride: 64 };
+        let shape = Tile {
+            rows: 1,
+            depth: 64,
+            width: 64,
+            a_stride: 64,
+            c_stride: 64,
+        };
         let (mut fast, mut plain) = (vec![0f32; 64], vec![0f32; 64]);
         tile(shape, &a, &b, &mut fast);
         tile_with(shape, &a, &b, &mut plain, |x, y, sum| x * y + sum);

@@ -5,6 +5,21 @@
 
 use std::sync::Arc;
 
+mod attention;
+pub mod constrained;
+pub mod contract;
+mod folder;
+mod forward;
+mod gguf;
+mod kernel;
+mod kv;
+mod linear;
+mod load;
+pub mod table;
+pub mod text;
+pub mod thread;
+pub mod try_names;
+
 pub use crate::naming::{Answer, Ask, Named, Names, Term};
 
 /// What the engine can answer instead.
