@@ -22,6 +22,7 @@ pub mod demand;
 pub mod event;
 pub mod fold;
 pub mod ground;
+pub mod inspect;
 pub mod lanes;
 pub mod list;
 pub mod offsets;
