@@ -3,11 +3,30 @@
 //! Invariant: a consumer hands out each partition's records in offset order, and nothing of a
 //! partition after its revoke. It does not know what records say.
 
+mod admin;
+mod embedded;
+mod health;
+mod intake;
+mod kafka;
+mod native;
+mod poll;
+mod producer;
+mod settings;
+mod tail;
+
 use std::future::Future;
 
 use bytes::Bytes;
 
 use crate::record::{Offset, Partition, Record, Resume, Timestamp};
+
+pub use admin::{Admin, Extent, NewTopic, Topic};
+pub use embedded::Embedded;
+pub use health::{Health, Lag, Standing};
+pub use kafka::KafkaLog;
+pub use producer::Producer;
+pub use settings::Settings;
+pub use tail::{Tail, Tailed, tail};
 
 /// What a consumer hands over.
 #[derive(Clone, Debug)]
