@@ -7,6 +7,21 @@ use std::sync::Arc;
 
 use fixedbitset::FixedBitSet;
 
+mod attention;
+pub mod constrained;
+pub mod contract;
+mod folder;
+mod forward;
+mod gguf;
+mod kernel;
+mod kv;
+mod linear;
+mod load;
+pub mod table;
+pub mod text;
+pub mod thread;
+pub mod try_names;
+
 /// One user's question.
 #[derive(Clone, Debug)]
 pub struct Ask {
