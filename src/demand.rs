@@ -432,6 +432,21 @@ mod tests {
         assert_eq!(demand.unknown, 5);
     }
 
+    #[test]
+    fn a_mass_is_over_zero_even_where_a_segment_leans_on_nobody() {
+        let policy = Policy {
+            smoothing: 0.0,
+            ..Policy::default()
+        };
+        let counts = [bought("b1", "s", 100, 1)];
+        let demand = Demand::build(counts, &shop(), &policy, NOW);
+        let mass = demand.mass("s");
+        assert!(
+            mass[0] > 0.99 && mass.iter().all(|pu| pu.ln().is_finite()),
+            "{mass:?}"
+        );
+    }
+
     fn cells() -> impl Strategy<Value = Vec<(usize, usize, usize, i64, u64)>> {
         prop::collection::vec(
             (0usize..5, 0usize..3, 0usize..3, 90i64..103, 1u64..1000),
