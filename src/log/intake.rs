@@ -381,7 +381,8 @@ mod tests {
         }
         assert!(intake.wait_for_room(Duration::ZERO));
         intake.revoke(&[partition(0)], false);
-        assert_eq!((intake.lock().bytes, intake.lock().records), (0, 0));
+        let state = intake.lock();
+        assert_eq!((state.bytes, state.records), (0, 0));
     }
 
     #[test]

@@ -4,13 +4,16 @@
 //! partition after its revoke. It does not know what records say.
 
 mod admin;
+pub mod dlq;
 mod embedded;
 mod health;
 mod intake;
 mod kafka;
+mod memory;
 mod native;
 mod poll;
 mod producer;
+pub mod replay;
 mod settings;
 mod tail;
 
@@ -24,6 +27,7 @@ pub use admin::{Admin, Extent, NewTopic, Topic};
 pub use embedded::Embedded;
 pub use health::{Health, Lag, Standing};
 pub use kafka::KafkaLog;
+pub use memory::{Flaws, MemoryCluster, MemoryLog};
 pub use producer::Producer;
 pub use settings::Settings;
 pub use tail::{Tail, Tailed, tail};
