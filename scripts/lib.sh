@@ -84,12 +84,15 @@ need_venv() {
   python3 -m venv "$CACHE/venv" || die "python3 -m venv failed in $CACHE"
 }
 
-# need_pip MODULE REQUIREMENT...: the environment can import MODULE.
+# need_pip TEST REQUIREMENT...: the environment can import TEST, or has the program if TEST is bin/NAME.
 need_pip() {
-  local module=$1
+  local test=$1
   shift
   need_venv
-  "$CACHE/venv/bin/python" -c "import $module" 2>/dev/null && return
+  case $test in
+    bin/*) if [ -x "$CACHE/venv/$test" ]; then return; fi ;;
+    *) if "$CACHE/venv/bin/python" -c "import $test" 2>/dev/null; then return; fi ;;
+  esac
   say "installing $* from PyPI"
   "$CACHE/venv/bin/pip" install -q --only-binary :all: "$@" || die "could not install $* from PyPI"
 }

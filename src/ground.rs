@@ -206,6 +206,22 @@ mod tests {
         );
     }
 
+    #[test]
+    fn ties_go_to_the_shorter_name_then_to_the_first_in_order() {
+        for (names, expected) in [
+            (["MILK B", "MILK A"], "MILK A"),
+            (["MILK A", "MILK B"], "MILK A"),
+            (["B B MILK", "MILK B"], "MILK B"),
+            (["MILK B", "B B MILK"], "MILK B"),
+        ] {
+            let index = Index::build(&names.map(str::to_owned));
+            let found = index
+                .ground("milk", 0.1)
+                .or_else(|| index.ground("bb b", 0.1));
+            assert_eq!(found.map(|found| names[found.pu.at()]), Some(expected));
+        }
+    }
+
     proptest! {
         #[test]
         fn a_name_grounds_to_itself_and_the_order_of_names_does_not_matter(

@@ -50,11 +50,11 @@ pub mod metrics;
 pub mod store;
 
 // roles: wiring
-//pub mod cli;
-//pub mod demo;
+pub mod cli;
+pub mod demo;
 pub mod generate;
 pub mod ingest;
 pub mod keeper;
-//pub mod namespace;
-//pub mod run;
+pub mod namespace;
+pub mod run;
 pub mod stock;

@@ -352,6 +352,17 @@ mod tests {
     }
 
     #[test]
+    fn of_a_crowd_only_the_most_promising_are_drawn_for_wherever_they_stand() {
+        let ids = ids(500);
+        let mut of = vec![counts(0.0, 0.0, 1.0); 500];
+        of[400] = counts(0.0, 0.0, 90.0);
+        of[450] = counts(0.0, 0.0, 80.0);
+        let ees = best(&candidates(&ids, &of), 2, 256);
+        assert_eq!((ees[0].sku.0, ees[1].sku.0), (400, 450), "{:?}", &ees[..3]);
+        assert!(ees.iter().filter(|chosen| chosen.ee > 0.0).count() <= DRAWN_MAX);
+    }
+
+    #[test]
     fn the_seed_is_a_published_hash() {
         assert_eq!(fnv64a([b"".as_slice()]), 0xcbf2_9ce4_8422_2325);
         assert_eq!(fnv64a([b"foo".as_slice(), b"bar"]), 0x8594_4171_f739_67e8);

@@ -228,10 +228,11 @@ brokers = "kafka"
 [topics]
 regen_live = "dlq"
 catalog = "cata log"
-incarnations = { orders = 2 }
+[kafka.incarnations]
+orders = 2
 [redis]
 url = "http://localhost"
-list_ttl = "100days"
+list_ttl = "200days"
 [state]
 window = 0
 write_version = 9
@@ -259,22 +260,22 @@ level = "nearshore=loud"
     nearshore.toml:4:1 kafka.brokers: "kafka" is not host:port
     nearshore.toml:5:2 topics.dlq: "dlq" is already topics.regen_live
     nearshore.toml:7:1 topics.catalog: "cata log" is no topic name
-    nearshore.toml:8:18 topics.incarnations.orders: is no topic named in [topics]
-    nearshore.toml:10:1 redis.url: must begin with redis:// or rediss://
-    nearshore.toml:11:1 redis.list_ttl: must not be longer than redis.state_ttl
-    nearshore.toml:13:1 state.window: must be at least 1
-    nearshore.toml:14:1 state.write_version: must be 1: this version writes no other
-    nearshore.toml:16:1 trigger.takes_per_day: must be at least 1
-    nearshore.toml:17:1 trigger.pending_max: must be longer than 0s
-    nearshore.toml:18:1 trigger.weights: all are 0: no event would ask for a list
-    nearshore.toml:19:2 lanes: urgent and live are both 0: no user would be served
-    nearshore.toml:22:1 lanes.unserved_max: must be at least lanes.batch_max
-    nearshore.toml:24:1 demand.keep: must not be shorter than demand.half_life
-    nearshore.toml:25:1 demand.smoothing: -1 must be a number of at least 0
-    nearshore.toml:27:1 selection.epsilon: must be at least 0 and below 1
-    nearshore.toml:28:1 selection.draws: must be at least 1
-    nearshore.toml:30:1 fallback.every: must be longer than 0s
-    nearshore.toml:32:1 log.level: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5
+    nearshore.toml:9:1 kafka.incarnations.orders: is no topic named in [topics]
+    nearshore.toml:11:1 redis.url: must begin with redis:// or redis+cluster://
+    nearshore.toml:12:1 redis.list_ttl: must not be longer than redis.state_ttl
+    nearshore.toml:14:1 state.window: must be at least 1
+    nearshore.toml:15:1 state.write_version: must be 1 to 2
+    nearshore.toml:17:1 trigger.takes_per_day: must be at least 1
+    nearshore.toml:18:1 trigger.pending_max: must be longer than 0s
+    nearshore.toml:19:1 trigger.weights: all are 0: no event would ask for a list
+    nearshore.toml:20:2 lanes: urgent and live are both 0: no user would be served
+    nearshore.toml:23:1 lanes.unserved_max: must be at least lanes.batch_max
+    nearshore.toml:25:1 demand.keep: must not be shorter than demand.half_life
+    nearshore.toml:26:1 demand.smoothing: -1 must be a number of at least 0
+    nearshore.toml:28:1 selection.epsilon: must be at least 0 and below 1
+    nearshore.toml:29:1 selection.draws: must be at least 1
+    nearshore.toml:31:1 fallback.every: must be longer than 0s
+    nearshore.toml:33:1 log.level: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5
     "#);
 }
 
@@ -362,6 +363,20 @@ when = { field = "age", below = 18 }
 }
 
 #[test]
+fn what_kafka_and_secrets_refuse_is_told_before_the_first_record() {
+    let own = "[kafka.consumer]\n\"enable.auto.commit\" = \"true\"\n";
+    let unknown = "[kafka.properties]\n\"sesion.timeout.ms\" = \"3\"\n";
+    let secret = "[kafka.secret_files]\n\"sasl.password\" = \"/nowhere/kafka\"\n[redis]\npassword_file = \"/nowhere/redis\"\n";
+    let all = [own, unknown, secret].map(|text| problems(text, &[]));
+    insta::assert_snapshot!(all.join("\n"), @r#"
+    nearshore.toml:2:1 kafka.consumer.enable.auto.commit: Nearshore's promises depend on it; it cannot be set
+    nearshore.toml:2:1 kafka.properties.sesion.timeout.ms: No such configuration property: "sesion.timeout.ms"
+    nearshore.toml:2:1 kafka.secret_files.sasl.password: /nowhere/kafka cannot be read: No such file or directory (os error 2)
+    nearshore.toml:4:1 redis.password_file: /nowhere/redis cannot be read: No such file or directory (os error 2)
+    "#);
+}
+
+#[test]
 fn a_file_that_is_no_toml_is_told_by_line() {
     insta::assert_snapshot!(problems("[kafka\nbrokers = \n", &[]), @"nearshore.toml:1:7: no TOML: unclosed table, expected `]`");
 }
@@ -385,7 +400,7 @@ fn variables_override_the_file_with_the_type_of_the_key() {
         ("NEARSHORE__HTTP__INSPECT", "false"),
         (
             "NEARSHORE__KAFKA__PROPERTIES",
-            "{ \"security.protocol\" = \"SSL\" }",
+            "{ \"socket.keepalive.enable\" = \"true\" }",
         ),
         ("NEARSHORE__NAMESPACE", "7"),
         ("NEARSHORE_TEST_KAFKA", "not ours"),
@@ -397,7 +412,7 @@ fn variables_override_the_file_with_the_type_of_the_key() {
     assert_eq!(config.trigger.weights.click, 0.25);
     assert_eq!(config.trigger.quiet_period.as_secs(), 5);
     assert!(!config.http.inspect);
-    assert_eq!(config.kafka.properties["security.protocol"], "SSL");
+    assert_eq!(config.kafka.properties["socket.keepalive.enable"], "true");
     assert_eq!(config.namespace, "7");
 }
 

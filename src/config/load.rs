@@ -43,7 +43,12 @@ pub(super) fn load(
     walk.unknown(&mut table, &known, "");
     walk.types(&mut table, &known, "", &[]);
     let config = match Config::deserialize(Value::Table(table)) {
-        Ok(config) => Config { base, ..config },
+        Ok(mut config) => {
+            config.base = base;
+            config.place_secrets();
+            config.redis.write_version = config.state.write_version;
+            config
+        }
         Err(error) => {
             walk.add("", error.to_string());
             return Err(sorted(problems));

@@ -4,7 +4,6 @@
 //! key of it is in `config/nearshore.toml`, the reference. It reads files and nothing else: whether a
 //! broker or Redis answers is asked by `nearshore check` ([`crate::cli::check`]).
 
-use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -35,11 +34,11 @@ pub struct Config {
     /// Seed of the hash that gives a user their arm.
     pub arm_seed: String,
     /// How Kafka is reached.
-    pub kafka: Kafka,
+    pub kafka: crate::log::Settings,
     /// Names of topics.
     pub topics: Topics,
     /// How Redis is reached.
-    pub redis: Redis,
+    pub redis: crate::store::Settings,
     /// Which record times are believed.
     pub time: Time,
     /// What is kept of a user.
@@ -71,76 +70,6 @@ pub struct Config {
     /// Folder that relative paths start from: that of the file.
     #[serde(skip)]
     pub base: PathBuf,
-}
-
-/// `[kafka]`: placeholder until `log::Settings` is here.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Kafka {
-    /// `host:port`, comma-separated.
-    pub brokers: String,
-    /// Name in broker logs and quotas.
-    pub client_id: String,
-    /// Passed to every librdkafka client.
-    pub properties: BTreeMap<String, String>,
-    /// Passed to consumers.
-    pub consumer: BTreeMap<String, String>,
-    /// Passed to producers.
-    pub producer: BTreeMap<String, String>,
-    /// librdkafka property to a file that holds its value.
-    pub secret_files: BTreeMap<String, PathBuf>,
-    /// After this silence a member is thrown out of its group.
-    #[serde(with = "humantime_serde")]
-    pub session_timeout: Duration,
-    /// How long a write may wait for its acknowledgement.
-    #[serde(with = "humantime_serde")]
-    pub ack_timeout: Duration,
-}
-
-impl Default for Kafka {
-    fn default() -> Self {
-        Self {
-            brokers: "localhost:9092".into(),
-            client_id: "nearshore".into(),
-            properties: BTreeMap::new(),
-            consumer: BTreeMap::new(),
-            producer: BTreeMap::new(),
-            secret_files: BTreeMap::new(),
-            session_timeout: Duration::from_secs(10),
-            ack_timeout: Duration::from_secs(30),
-        }
-    }
-}
-
-/// `[redis]`: placeholder until `store::Settings` is here.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Redis {
-    /// `redis://` or `rediss://`.
-    pub url: String,
-    /// File that holds the password.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub password_file: Option<PathBuf>,
-    /// Replicas that must acknowledge before an offset is committable.
-    pub min_replicas: u32,
-    /// Idle users are forgotten after this.
-    #[serde(with = "humantime_serde")]
-    pub state_ttl: Duration,
-    /// Lists that nobody renews are gone after this.
-    #[serde(with = "humantime_serde")]
-    pub list_ttl: Duration,
-}
-
-impl Default for Redis {
-    fn default() -> Self {
-        Self {
-            url: "redis://localhost:6379".into(),
-            password_file: None,
-            min_replicas: 0,
-            state_ttl: days(90),
-            list_ttl: days(30),
-        }
-    }
 }
 
 /// How `profile-changes` is written.
@@ -176,8 +105,6 @@ pub struct Topics {
     pub dlq: String,
     /// How `profile_changes` is written.
     pub profile_format: ProfileFormat,
-    /// Topic name to its life number, raised when the topic is recreated; 0 if absent.
-    pub incarnations: BTreeMap<String, u32>,
 }
 
 impl Default for Topics {
@@ -192,7 +119,6 @@ impl Default for Topics {
             recall_updates: "recall-updates".into(),
             dlq: "dlq".into(),
             profile_format: ProfileFormat::Plain,
-            incarnations: BTreeMap::new(),
         }
     }
 }
@@ -237,7 +163,7 @@ pub struct State {
     /// Newest events kept.
     pub window: usize,
     /// Version of the stored encoding that is written.
-    pub write_version: u32,
+    pub write_version: u8,
     /// Users whose state one ingest process keeps in memory.
     pub cache_users: usize,
 }
@@ -246,7 +172,7 @@ impl Default for State {
     fn default() -> Self {
         Self {
             window: 50,
-            write_version: 1,
+            write_version: crate::state::VERSION_OLDEST,
             cache_users: 100_000,
         }
     }
@@ -345,9 +271,9 @@ impl Default for Config {
         Self {
             namespace: "main".into(),
             arm_seed: "nearshore".into(),
-            kafka: Kafka::default(),
+            kafka: crate::log::Settings::default(),
             topics: Topics::default(),
-            redis: Redis::default(),
+            redis: crate::store::Settings::default(),
             time: Time::default(),
             state: State::default(),
             trigger: crate::trigger::Policy::default(),
@@ -383,12 +309,17 @@ impl Config {
         show::effective(self)
     }
 
-    /// A path of the file, relative to the file's folder.
+    /// Kafka and Redis open their secrets' files themselves and know no base.
+    fn place_secrets(&mut self) {
+        let base = self.base.clone();
+        let secrets = self.kafka.secret_files.values_mut();
+        for path in secrets.chain(self.redis.password_file.as_mut()) {
+            *path = base.join(&*path);
+        }
+    }
+
+    /// A template or model of an arm, relative to the file's folder.
     pub fn resolve(&self, path: impl AsRef<Path>) -> PathBuf {
         self.base.join(path)
     }
-}
-
-fn days(count: u64) -> Duration {
-    Duration::from_secs(count * 86_400)
 }

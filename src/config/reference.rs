@@ -16,7 +16,7 @@ const FREE: [&str; 7] = [
     "kafka.consumer",
     "kafka.producer",
     "kafka.secret_files",
-    "topics.incarnations",
+    "kafka.incarnations",
     "rules.forbid.attributes",
     "needs.not_again_within",
 ];

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Config;
+use crate::log;
 use crate::rules::validate;
+use crate::state::{VERSION_CURRENT, VERSION_OLDEST};
 
 type Found = Vec<(String, String)>;
 
@@ -77,6 +79,40 @@ fn kafka(config: &Config, found: &mut Found) {
     must(found, bad.is_none(), "kafka.brokers", what);
     above_zero(found, "kafka.session_timeout", kafka.session_timeout);
     above_zero(found, "kafka.ack_timeout", kafka.ack_timeout);
+    // A missing file is told of by `files`, with its own key.
+    if kafka.secret_files.values().all(|path| path.exists())
+        && let Err(error) = kafka.check()
+    {
+        let (key, what) = refused(config, &error);
+        must(found, false, &key, what);
+    }
+}
+
+/// The key that librdkafka, or the log, means.
+fn refused(config: &Config, error: &log::Error) -> (String, String) {
+    let kafka = &config.kafka;
+    let text = error.to_string();
+    if let log::Error::Refused { what, reason } = error
+        && what.starts_with("kafka.")
+    {
+        return (what.replace('"', ""), reason.clone());
+    }
+    for (section, properties) in [
+        ("properties", &kafka.properties),
+        ("consumer", &kafka.consumer),
+        ("producer", &kafka.producer),
+    ] {
+        let meant = |key: &&String| text.contains(&format!("\"{key}\""));
+        if let Some(key) = properties.keys().find(meant) {
+            // librdkafka repeats key and value at the end: a value may be a secret.
+            let said = text
+                .rsplit_once(&format!(" {key}"))
+                .map_or(&*text, |(said, _)| said);
+            let said = said.trim_start_matches("kafka properties: Client config error: ");
+            return (format!("kafka.{section}.{key}"), said.to_owned());
+        }
+    }
+    ("kafka".to_owned(), text)
 }
 
 fn topics(config: &Config, found: &mut Found) {
@@ -91,22 +127,28 @@ fn topics(config: &Config, found: &mut Found) {
             must(found, false, &key, format!("{name:?} is already {first}"));
         }
     }
-    for name in topics.incarnations.keys() {
+    for name in config.kafka.incarnations.keys() {
         let known = owners.contains_key(name.as_str());
-        let key = format!("topics.incarnations.{name}");
+        let key = format!("kafka.incarnations.{name}");
         must(found, known, &key, "is no topic named in [topics]");
     }
 }
 
 fn redis(config: &Config, found: &mut Found) {
     let redis = &config.redis;
-    let lawful = redis.url.starts_with("redis://") || redis.url.starts_with("rediss://");
-    must(
-        found,
-        lawful,
-        "redis.url",
-        "must begin with redis:// or rediss://",
-    );
+    let schemes = ["redis://", "redis+cluster://"];
+    let lawful = schemes.iter().any(|scheme| redis.url.starts_with(scheme));
+    let what = "must begin with redis:// or redis+cluster://";
+    must(found, lawful, "redis.url", what);
+    for (key, duration) in [
+        ("replicas_max", redis.replicas_max),
+        ("connect_max", redis.connect_max),
+        ("response_max", redis.response_max),
+        ("connection_age", redis.connection_age),
+        ("counts_ttl", redis.counts_ttl),
+    ] {
+        above_zero(found, &format!("redis.{key}"), duration);
+    }
     above_zero(found, "redis.state_ttl", redis.state_ttl);
     above_zero(found, "redis.list_ttl", redis.list_ttl);
     let outlived = redis.list_ttl > redis.state_ttl;
@@ -127,13 +169,10 @@ fn state(config: &Config, found: &mut Found) {
         "must be at most 1000",
     );
     at_least_one(found, "state.cache_users", config.state.cache_users);
-    let known = config.state.write_version == 1;
-    must(
-        found,
-        known,
-        "state.write_version",
-        "must be 1: this version writes no other",
-    );
+    let known = VERSION_OLDEST..=VERSION_CURRENT;
+    let what = format!("must be {VERSION_OLDEST} to {VERSION_CURRENT}");
+    let lawful = known.contains(&config.state.write_version);
+    must(found, lawful, "state.write_version", what);
 }
 
 fn trigger(config: &Config, found: &mut Found) {
@@ -198,6 +237,9 @@ fn demand(config: &Config, found: &mut Found) {
         "must not be shorter than demand.half_life",
     );
     weight(found, "demand.smoothing", demand.smoothing);
+    let read = config.redis.counts_ttl >= demand.keep;
+    let what = "must not be longer than redis.counts_ttl";
+    must(found, read, "demand.keep", what);
 }
 
 fn selection(config: &Config, found: &mut Found) {
@@ -364,10 +406,9 @@ fn files(config: &Config, found: &mut Found) {
     let models =
         models.map(|(nth, arm)| (format!("arms[{nth}].model"), config.resolve(&arm.model)));
     let password = config.redis.password_file.iter();
-    let password = password.map(|path| ("redis.password_file".to_owned(), config.resolve(path)));
+    let password = password.map(|path| ("redis.password_file".to_owned(), path.clone()));
     let secrets = config.kafka.secret_files.iter();
-    let secrets =
-        secrets.map(|(name, path)| (format!("kafka.secret_files.{name}"), config.resolve(path)));
+    let secrets = secrets.map(|(name, path)| (format!("kafka.secret_files.{name}"), path.clone()));
     for (key, path) in models.chain(password).chain(secrets) {
         if let Err(error) = std::fs::metadata(&path) {
             must(

@@ -1,0 +1,34 @@
+# The image of both roles: docker build -t nearshore .
+ARG RUST=1.88
+ARG DEBIAN=bookworm
+
+FROM rust:${RUST}-slim-${DEBIAN} AS build
+# librdkafka is built from its sources by configure and make. No versions: Debian drops them with each update.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends g++ make \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY . .
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/src/target \
+    cargo build --release --locked --bin nearshore \
+ && install -D target/release/nearshore /out/nearshore
+
+FROM debian:${DEBIAN}-slim
+# Root certificates are for Kafka and Redis behind TLS.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends ca-certificates \
+ && rm -rf /var/lib/apt/lists/* \
+ && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin nearshore
+COPY --from=build /out/nearshore /usr/local/bin/nearshore
+# The reference configuration and its prompt templates. Mount your own nearshore.toml over this one.
+COPY config /etc/nearshore
+USER 10001:10001
+# Metrics, health and inspect. The reference listens on loopback, where nobody outside a container gets.
+ENV NEARSHORE__HTTP__LISTEN=0.0.0.0:9464
+EXPOSE 9464
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["nearshore"]
+CMD ["run", "--config", "/etc/nearshore/nearshore.toml"]

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Creates the topics of docs/contract.md that are not there yet; changes none that is.
+set -euo pipefail
+
+case ${1:-} in
+  -h | --help | '')
+    cat <<'EOF'
+Creates Nearshore's topics where they are missing.
+
+  deploy/topics.sh BOOTSTRAP-SERVERS
+
+Needs kafka-topics.sh of an Apache Kafka; inside this repository `scripts/kafka tool` does:
+  KAFKA_TOPICS="scripts/kafka tool org.apache.kafka.tools.TopicCommand" deploy/topics.sh localhost:9092
+
+Environment:
+  KAFKA_TOPICS   the command (default /opt/kafka/bin/kafka-topics.sh)
+  PARTITIONS     of each topic (default 12); users are spread over them, so it bounds the number of workers
+  REPLICAS       of each partition (default 1; 3 in production)
+EOF
+    exit
+    ;;
+esac
+
+read -ra topics_command <<<"${KAFKA_TOPICS:-/opt/kafka/bin/kafka-topics.sh}"
+seven_days=604800000
+
+create() { # TOPIC SETTING...
+  local topic=$1 setting
+  local -a settings=()
+  shift
+  for setting in "$@"; do settings+=(--config "$setting"); done
+  "${topics_command[@]}" --bootstrap-server "$bootstrap" --create --if-not-exists --topic "$topic" \
+    --partitions "${PARTITIONS:-12}" --replication-factor "${REPLICAS:-1}" "${settings[@]}"
+}
+
+bootstrap=$1
+# The time of every decision is Kafka's: of the broker, where a producer cannot be wrong about it.
+create user-events message.timestamp.type=LogAppendTime
+create profile-changes cleanup.policy=compact message.timestamp.type=LogAppendTime
+create catalog cleanup.policy=compact message.timestamp.type=LogAppendTime
+create regen-urgent retention.ms=$seven_days
+create regen-live retention.ms=$seven_days
+create regen-backfill retention.ms=$seven_days
+create recall-updates cleanup.policy=compact,delete
+create dlq retention.ms=$seven_days max.message.bytes=8388608
