@@ -3,15 +3,31 @@
 //!
 //! Invariant: nothing here writes a list; requests go the way of every other one.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::catalogue::Catalogue;
 use crate::config::Config;
-use crate::event::UserId;
+use crate::demand::Demand;
+use crate::event::{UserId, decode_sku};
 use crate::ingest::request_record;
+use crate::inspect::{Found, Listed, View, gather};
 use crate::keeper::wall_clock;
-use crate::list::Document;
-use crate::log::{self, Producer};
+use crate::list::{Audit, Document};
+use crate::log::{self, Producer, Tailed};
+use crate::prompt::Template;
+use crate::record::Timestamp;
+use crate::rules::Table;
+use crate::shop::Shop;
 use crate::store::{self, Peek, Store};
 use crate::takes::{Need, Standing, need};
 use crate::trigger::{Lane, Reason, Request};
+
+/// How long reading the whole catalogue may take for a command.
+const CATALOGUE_MAX: Duration = Duration::from_secs(60);
 
 /// Requests per acknowledged write.
 const PAGE: usize = 500;
@@ -125,4 +141,93 @@ fn request(ns: &str, user: &UserId, reason: Reason) -> Request {
         due: now,
         lane: Lane::Backfill,
     }
+}
+
+/// Looks at one user: their state, list and audit, read against the shop of now.
+pub struct Eye<S> {
+    store: S,
+    ns: String,
+    shop: Arc<Shop>,
+    /// By arm.
+    templates: BTreeMap<String, Template>,
+}
+
+impl<S: Store> Eye<S> {
+    /// For a command: reads the whole catalogue first. Of the active namespace, or else the configured one.
+    pub async fn open(config: &Config, store: S) -> anyhow::Result<Self> {
+        let catalogue = Arc::new(read_catalogue(config).await?);
+        let rules = Arc::new(Table::compile(&config.rules, &config.segments, &catalogue));
+        let demand = Demand::build(std::iter::empty(), &catalogue, &config.demand, Timestamp(0));
+        let shop = Shop::new((catalogue, rules, Arc::new(demand)), &[], (0, &config.selection));
+        Self::of(config, store, Arc::new(shop)).await
+    }
+
+    /// In a process that has a shop.
+    pub async fn of(config: &Config, store: S, shop: Arc<Shop>) -> anyhow::Result<Self> {
+        let ns = store.active().await?.unwrap_or_else(|| config.namespace.clone());
+        let mut templates = BTreeMap::new();
+        for arm in &config.arms {
+            // An arm that was removed, or a template that is gone: its prompt is not shown.
+            let source = std::fs::read_to_string(config.resolve(&arm.template));
+            if let Some(template) = source.ok().and_then(|text| Template::load(&text, &arm.template).ok()) {
+                templates.insert(arm.id.clone(), template);
+            }
+        }
+        Ok(Self { store, ns, shop, templates })
+    }
+
+    /// Everything there is to see; `None` if nothing is stored of this user.
+    pub async fn look(&self, user: &UserId) -> anyhow::Result<Option<View>> {
+        let users = std::slice::from_ref(user);
+        let held = self.store.load(&self.ns, users).await?.pop().unwrap_or_default();
+        let stored = self.store.peek(&self.ns, users).await?.pop().unwrap_or_default().list;
+        if held.ver == 0 && stored.is_none() {
+            return Ok(None);
+        }
+        let list = match stored {
+            Some(stored) => Some(Listed {
+                doc: Document::parse(&stored.doc).with_context(|| format!("list of {user}"))?,
+                // A first fallback has none.
+                audit: serde_json::from_str::<Audit>(&stored.audit).unwrap_or_default(),
+                covers: stored.covers,
+                ticket: stored.ticket,
+                epoch: stored.epoch,
+            }),
+            None => None,
+        };
+        let skus: Vec<String> =
+            list.iter().flat_map(|list| &list.doc.pus).flat_map(|pu| pu.skus.iter().cloned()).collect();
+        let out = self.store.sold_out(&skus).await?;
+        let sold_out: BTreeSet<String> =
+            skus.into_iter().zip(out).filter_map(|(sku, out)| out.then_some(sku)).collect();
+        let template = list.as_ref().and_then(|list| self.templates.get(&list.doc.arm));
+        let found = Found { user, ns: &self.ns, held: &held, list: list.as_ref(), sold_out: &sold_out };
+        Ok(Some(gather(&found, &self.shop, template)))
+    }
+}
+
+/// The whole catalogue as it stands in the log now.
+async fn read_catalogue(config: &Config) -> anyhow::Result<Catalogue> {
+    let topic = &config.topics.catalog;
+    let limits = config.limits();
+    let read = async {
+        let mut tail = log::tail(&config.kafka, topic, &BTreeMap::new()).await?;
+        let mut catalogue = Catalogue::default();
+        while let Tailed::Record(record) = tail.next().await? {
+            if let Ok((sku, value)) = decode_sku(&record, &limits) {
+                catalogue.apply(sku, value);
+            }
+        }
+        Ok::<_, log::Error>(catalogue)
+    };
+    let read = tokio::time::timeout(CATALOGUE_MAX, read).await;
+    let late = || format!("{topic} is not read to its end within {CATALOGUE_MAX:?}");
+    read.with_context(late)?.with_context(|| format!("topic {topic}; see kafka.brokers and `nearshore check`"))
+}
+
+/// The SKUs of a PU, by id.
+pub async fn skus_of(config: &Config, pu: &str) -> anyhow::Result<Vec<String>> {
+    let catalogue = read_catalogue(config).await?;
+    let ix = catalogue.by_pu(pu).with_context(|| format!("the catalogue has no PU {pu:?}"))?;
+    Ok(catalogue.pu(ix).skus.iter().map(|sku| catalogue.sku(*sku).sku.clone()).collect())
 }

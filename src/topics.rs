@@ -73,6 +73,20 @@ impl Topics {
         [Lane::Urgent, Lane::Live, Lane::Backfill].map(|lane| self.lane(lane))
     }
 
+    /// Key in `[topics]` and name of each topic, in the order of the design's table.
+    pub fn keyed(&self) -> [(&'static str, &str); 8] {
+        [
+            ("user_events", &self.user_events),
+            ("profile_changes", &self.profile_changes),
+            ("catalog", &self.catalog),
+            ("regen_urgent", &self.regen_urgent),
+            ("regen_live", &self.regen_live),
+            ("regen_backfill", &self.regen_backfill),
+            ("recall_updates", &self.recall_updates),
+            ("dlq", &self.dlq),
+        ]
+    }
+
     /// All names.
     pub fn all(&self) -> [Arc<str>; 8] {
         [

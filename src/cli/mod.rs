@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::config::Config;
 use crate::engine::try_names::TryArgs;
 
+pub mod check;
 mod dlq;
 mod run;
 mod users;
@@ -171,7 +172,10 @@ pub fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Try(args) => Ok(crate::engine::try_names::run(&args)),
+        Command::Try(args) => {
+            crate::engine::try_names::run(&args)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Demo(args) => crate::demo::run(args),
         Command::Dlq(command) => dlq::run(command),
         Command::Check { common, offline } => run::check(&common, offline),

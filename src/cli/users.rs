@@ -8,18 +8,15 @@ use serde_json::json;
 use super::block_on;
 use crate::config::Config;
 use crate::event::UserId;
-use crate::inspect;
 use crate::keeper::wall_clock;
-use crate::list::Document;
+use crate::list::{Document, Source};
 use crate::log::{Outgoing, Producer};
 use crate::namespace;
 use crate::store::{Block, RedisStore, Store};
 use crate::trigger::Reason;
 
-async fn store(config: &Config) -> anyhow::Result<RedisStore> {
-    RedisStore::connect(&config.redis)
-        .await
-        .with_context(|| "no Redis: see redis.url and `nearshore check`".to_string())
+fn store(config: &Config) -> anyhow::Result<RedisStore> {
+    RedisStore::new(config.redis.clone()).context("redis.url; see `nearshore check`")
 }
 
 fn user_id(user: &str) -> anyhow::Result<UserId> {
@@ -33,7 +30,7 @@ fn user_id(user: &str) -> anyhow::Result<UserId> {
 pub fn get(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCode> {
     let user = user_id(user)?;
     block_on(async {
-        let store = store(config).await?;
+        let store = store(config)?;
         let ns = store.active().await?.unwrap_or_else(|| config.namespace.clone());
         let Some(list) = namespace::served(&store, &ns, &user).await? else {
             eprintln!("no list for user {user} in namespace {ns}, nor a default fallback");
@@ -48,9 +45,16 @@ pub fn get(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCode> 
     })
 }
 
+fn source(list: &Document) -> &'static str {
+    match list.source {
+        Source::Model => "model",
+        Source::Fallback => "fallback",
+    }
+}
+
 fn text(list: &Document) -> String {
     use std::fmt::Write;
-    let mut out = format!("list {} ({}, arm {})\n", list.list_id, list.source.as_str(), list.arm);
+    let mut out = format!("list {} ({}, arm {})\n", list.list_id, source(&list), list.arm);
     for (nth, pu) in list.pus.iter().enumerate() {
         // Writing to a String cannot fail.
         let _ = writeln!(out, "{:>3}. {:<40} {}", nth + 1, pu.name, pu.skus.join(" "));
@@ -62,7 +66,7 @@ fn text(list: &Document) -> String {
 pub fn inspect(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCode> {
     let user = user_id(user)?;
     block_on(async {
-        let store = store(config).await?;
+        let store = store(config)?;
         let eye = namespace::Eye::open(config, store).await?;
         let Some(view) = eye.look(&user).await? else {
             eprintln!("nothing is known of user {user}");
@@ -71,7 +75,7 @@ pub fn inspect(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCo
         if json {
             println!("{}", serde_json::to_string_pretty(&view)?);
         } else {
-            print!("{}", inspect::text(&view));
+            print!("{}", view.text());
         }
         Ok(ExitCode::SUCCESS)
     })
@@ -111,7 +115,7 @@ pub fn sweep(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
 
 fn ask(config: &Config, (users, reason): (Vec<UserId>, Reason), json: bool) -> anyhow::Result<ExitCode> {
     block_on(async {
-        let store = store(config).await?;
+        let store = store(config)?;
         let producer = Producer::new(&config.kafka)?;
         let asked = namespace::ask(&store, &producer, (config, &users, reason)).await?;
         say(json, &json!({"seen": asked.seen, "requested": asked.requested}), || {
@@ -124,7 +128,7 @@ fn ask(config: &Config, (users, reason): (Vec<UserId>, Reason), json: bool) -> a
 /// Takes a product out for everyone.
 pub fn block(config: &Config, id: &str, (pu, reason): (bool, &str), json: bool) -> anyhow::Result<ExitCode> {
     block_on(async {
-        let store = store(config).await?;
+        let store = store(config)?;
         let skus = if pu { namespace::skus_of(config, id).await? } else { vec![id.to_string()] };
         let block = Block {
             id: id.into(),
@@ -145,7 +149,7 @@ pub fn block(config: &Config, id: &str, (pu, reason): (bool, &str), json: bool) 
 /// Undoes a block; exit 1 if there was none.
 pub fn unblock(config: &Config, id: &str, json: bool) -> anyhow::Result<ExitCode> {
     block_on(async {
-        let store = store(config).await?;
+        let store = store(config)?;
         let by = std::env::var("USER").unwrap_or_else(|_| "unknown".into());
         let was = store.unblock(id, &by, wall_clock()).await?;
         say(json, &json!({"id": id, "unblocked": was}), || {

@@ -18,11 +18,11 @@ use super::{Config, Place, Problem, env, verify};
 pub(super) type Places = BTreeMap<String, Place>;
 
 pub(super) fn load(
-    path: &Path,
+    path: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Config, Vec<Problem>> {
-    let file = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| {
+    let file = path.map_or_else(|| "(no file)".to_owned(), |path| path.display().to_string());
+    let text = path.map_or_else(|| Ok(String::new()), std::fs::read_to_string).map_err(|error| {
         vec![Problem {
             place: Place::File(file.clone()),
             key: String::new(),
@@ -30,7 +30,7 @@ pub(super) fn load(
             hint: Some("name the file with --config".into()),
         }]
     })?;
-    let base = path.parent().unwrap_or(Path::new("")).to_owned();
+    let base = path.and_then(Path::parent).unwrap_or(Path::new("")).to_owned();
     let (mut table, mut places) = parse(&file, &text)?;
     let known = Known::all();
     let mut problems = env::apply(environment, &known, &mut table, &mut places);

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::prompt::Arm;
 use crate::rules::{Rule, Segment};
+use crate::topics::Topics;
 
 mod env;
 mod load;
@@ -70,73 +71,6 @@ pub struct Config {
     /// Folder that relative paths start from: that of the file.
     #[serde(skip)]
     pub base: PathBuf,
-}
-
-/// How `profile-changes` is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ProfileFormat {
-    /// The value is the profile; null erases.
-    #[default]
-    Plain,
-    /// Debezium's envelope; `op: d` and the tombstone after it erase.
-    Debezium,
-}
-
-/// `[topics]`: names of topics.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Topics {
-    /// What users do.
-    pub user_events: String,
-    /// Who users are.
-    pub profile_changes: String,
-    /// SKUs.
-    pub catalog: String,
-    /// Requests for first lists.
-    pub regen_urgent: String,
-    /// Requests of everyone else who moved.
-    pub regen_live: String,
-    /// Requests of sweeps and refreshes.
-    pub regen_backfill: String,
-    /// Lists as published.
-    pub recall_updates: String,
-    /// Records that cannot be used.
-    pub dlq: String,
-    /// How `profile_changes` is written.
-    pub profile_format: ProfileFormat,
-}
-
-impl Default for Topics {
-    fn default() -> Self {
-        Self {
-            user_events: "user-events".into(),
-            profile_changes: "profile-changes".into(),
-            catalog: "catalog".into(),
-            regen_urgent: "regen-urgent".into(),
-            regen_live: "regen-live".into(),
-            regen_backfill: "regen-backfill".into(),
-            recall_updates: "recall-updates".into(),
-            dlq: "dlq".into(),
-            profile_format: ProfileFormat::Plain,
-        }
-    }
-}
-
-impl Topics {
-    /// Key in `[topics]` and name of each topic, in the order of the design's table.
-    pub fn all(&self) -> [(&'static str, &str); 8] {
-        [
-            ("user_events", &self.user_events),
-            ("profile_changes", &self.profile_changes),
-            ("catalog", &self.catalog),
-            ("regen_urgent", &self.regen_urgent),
-            ("regen_live", &self.regen_live),
-            ("regen_backfill", &self.regen_backfill),
-            ("recall_updates", &self.recall_updates),
-            ("dlq", &self.dlq),
-        ]
-    }
 }
 
 /// `[time]`: which record times are believed.
@@ -298,10 +232,15 @@ impl Config {
     ///
     /// `env`: the whole environment; variables not beginning with `NEARSHORE__` are ignored.
     pub fn load(
-        path: &Path,
+        path: Option<&Path>,
         env: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, Vec<Problem>> {
         load::load(path, env)
+    }
+
+    /// Limits of decoding, as configured.
+    pub fn limits(&self) -> crate::event::Limits {
+        crate::event::Limits { max_ahead: self.time.max_ahead, ..crate::event::Limits::default() }
     }
 
     /// What is in force, as TOML, secrets masked.

@@ -118,7 +118,7 @@ fn refused(config: &Config, error: &log::Error) -> (String, String) {
 fn topics(config: &Config, found: &mut Found) {
     let topics = &config.topics;
     let mut owners = BTreeMap::new();
-    for (key, name) in topics.all() {
+    for (key, name) in topics.keyed() {
         let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         let lawful = (1..=249).contains(&name.len()) && name.chars().all(fits);
         let key = format!("topics.{key}");

@@ -121,7 +121,7 @@ pub async fn show(
     for (user, known) in feed.three().iter().zip(known) {
         println!("\n━━ household {user}, known {known} ━━");
         if let Some(view) = eye.look(&UserId(user.as_str().into())).await? {
-            print!("{}", crate::inspect::text(&view));
+            print!("{}", view.text());
         }
     }
     println!(

@@ -46,6 +46,20 @@ pub enum Kind {
     Search,
 }
 
+impl Kind {
+    /// As in JSON.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Impression => "impression",
+            Self::View => "view",
+            Self::Click => "click",
+            Self::Cart => "cart",
+            Self::Purchase => "purchase",
+            Self::Search => "search",
+        }
+    }
+}
+
 /// What it was done to, by id: resolved against the catalogue only when rendered.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

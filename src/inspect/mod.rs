@@ -10,12 +10,14 @@ use serde_json::Value;
 
 use crate::record::Timestamp;
 
+mod gather;
 mod html;
 #[cfg(test)]
 mod tests;
 mod text;
 mod times;
 
+pub use gather::{Found, Listed, gather};
 pub use html::{Page, html};
 pub use times::{Part, Times};
 

@@ -53,7 +53,7 @@ impl Known {
         ];
         Self {
             arms: config.arms.iter().map(|arm| arm.id.clone()).collect(),
-            topics: read.into_iter().cloned().collect(),
+            topics: read.into_iter().map(|topic| topic.to_string()).collect(),
         }
     }
 }
