@@ -12,11 +12,12 @@ use arc_swap::ArcSwap;
 
 use crate::arms::arm_of;
 use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
+use crate::engine::thread::Handle;
 use crate::engine::{self, Info};
 use crate::event::UserId;
 use crate::ingest::{Error, letter, update_record};
 use crate::lanes::{Lanes, Offered, Policy, Work};
-use crate::list::{Model, Source, Update, Why};
+use crate::list::{Model, Source, Update};
 use crate::log::{self, Batch, Log, Outgoing};
 use crate::metrics::{self, Stage};
 use crate::naming::{Answer, Ask, Names};
@@ -76,6 +77,16 @@ pub struct Settings {
     pub clock: fn() -> Timestamp,
 }
 
+impl Answers for Handle {
+    async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
+        Handle::set_names(self, names).await
+    }
+
+    async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, engine::Error> {
+        Handle::generate(self, asks).await
+    }
+}
+
 /// What one turn did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Turn {
@@ -102,6 +113,8 @@ pub struct Generate<L, S, A> {
     current: Vec<Work>,
     /// Version of the names that the engines know.
     names: Option<u64>,
+    /// What a user costs the model, smoothed: to say how many seconds of work are queued.
+    per_user: Arc<ArcSwap<Duration>>,
 }
 
 /// A user who was taken, on the way to a list.
@@ -138,6 +151,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             in_hand: InHand::default(),
             current: Vec::new(),
             names: None,
+            per_user: Arc::default(),
         }
     }
 
@@ -154,6 +168,28 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     /// The lanes, to know how long to wait and what to measure.
     pub fn lanes(&self) -> &Lanes {
         &self.lanes
+    }
+
+    /// What a user costs the model, smoothed over batches; zero before the first.
+    pub fn seconds_per_user(&self) -> Duration {
+        **self.per_user.load()
+    }
+
+    /// Users of a lane that were cut and are not done.
+    pub fn running(&self, lane: Lane) -> usize {
+        self.current.iter().filter(|work| work.request.lane == lane).count()
+    }
+
+    /// Tells the engines the names and has each answer once, so that the first user does not wait for cold caches.
+    pub async fn warm(&mut self) {
+        self.sync_names().await;
+        for loaded in &self.arms {
+            let ask = Ask { prompt: "warm".into(), permitted: None, n: 1, terms: Vec::new(), weight: 1.0 };
+            if let Err(error) = loaded.engine.generate(vec![ask]).await {
+                metrics::engine_error(&error);
+                tracing::warn!(arm = loaded.arm.id, %error, "the model does not answer yet");
+            }
+        }
     }
 
     /// Partitions are no longer ours: what is in hand of them is the new owner's.
@@ -292,7 +328,9 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         let jobs: Vec<Job> = due
             .into_iter()
             .zip(taken)
-            .filter_map(|(work, taken)| Some(self.job(work, taken?, &shop)))
+            // A request may outlive an erase: then nobody is left to make a list for.
+            .filter_map(|(work, taken)| taken.filter(|taken| !taken.state.is_vacant()).map(|taken| (work, taken)))
+            .map(|(work, taken)| self.job(work, taken, &shop))
             .collect();
         let takes = jobs.len() as u64;
         let lists = self.make(&jobs, &shop).await;
@@ -376,6 +414,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             Ok(answers) => {
                 let generated = (self.settings.clock)().since(start);
                 count_batch(&loaded.arm.id, &answers, generated);
+                self.note_pace(generated, answers.len());
                 let kit = self.kit(arm);
                 let list = |(nth, answer): (usize, &Answer)| {
                     let made = finish(&jobs[nth].brief, answer, shop, &kit);
@@ -390,6 +429,13 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 Vec::new()
             }
         }
+    }
+
+    fn note_pace(&self, took: Duration, users: usize) {
+        let now = took / u32::try_from(users.max(1)).unwrap_or(u32::MAX);
+        let before = self.seconds_per_user();
+        let smooth = if before.is_zero() { now } else { before.mul_f64(0.8) + now.mul_f64(0.2) };
+        self.per_user.store(Arc::new(smooth));
     }
 
     async fn publish(&self, ns: &str, jobs: &[Job<'_>], lists: Vec<Listed>) -> Result<u64, Error> {
@@ -471,13 +517,7 @@ fn count_batch(arm: &str, answers: &[Answer], busy: Duration) {
 
 fn count_dropped(made: &Made) {
     for dropped in &made.audit.dropped {
-        let reason = match dropped.why {
-            Why::Theta => metrics::Rejected::Theta,
-            Why::Forbidden => metrics::Rejected::Rule,
-            Why::NoStock => metrics::Rejected::Stock,
-            Why::Repeated | Why::Unknown => metrics::Rejected::Ungrounded,
-        };
-        metrics::rejected(reason, 1);
+        metrics::rejected(dropped.why, 1);
     }
 }
 

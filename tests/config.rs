@@ -324,7 +324,7 @@ when = []
     nearshore.toml:2:3 arms: all shares are 0: no user would have an arm
     nearshore.toml:10:1 arms[1].id: "a" is used twice
     nearshore.toml:11:1 arms[1].epoch: 1 is already the epoch of "a"; an epoch is never reused
-    nearshore.toml:13:1 arms[1].template: broken.jinja:2: unexpected end of block
+    nearshore.toml:13:1 arms[1].template: broken.jinja: syntax error: unexpected end of block (in user:2)
     nearshore.toml:14:1 arms[1].model: absent.gguf cannot be read: No such file or directory (os error 2)
     nearshore.toml:15:1 arms[1].mode: "free" is not "constrained"
     nearshore.toml:16:1 arms[1].thata: unknown key; did you mean theta?

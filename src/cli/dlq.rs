@@ -74,12 +74,13 @@ async fn send_back(config: &Config, order: &Order, json: bool) -> anyhow::Result
     let on = |letter: &DeadLetter, fate: &Fate| match fate {
         Fate::Replayed => sent += 1,
         Fate::Left => left += 1,
+        Fate::Duplicate => left += 1,
         Fate::Hindered(_) | Fate::Refused(_) => {
             hindered += 1;
             let why = match fate {
                 Fate::Hindered(hindrance) => hindrance.to_string(),
                 Fate::Refused(why) => why.clone(),
-                Fate::Replayed | Fate::Left => String::new(),
+                Fate::Replayed | Fate::Left | Fate::Duplicate => String::new(),
             };
             eprintln!("{}: {why}", line(letter));
         }

@@ -11,11 +11,10 @@ use crate::config::Config;
 use crate::engine::try_names::TryArgs;
 
 pub mod check;
+pub mod config;
 mod dlq;
 mod run;
 mod users;
-
-pub use run::tracing_to_stderr;
 
 /// Near-line recall for recommenders: Kafka events in, LLM-named product lists in Redis out.
 #[derive(Debug, Parser)]
@@ -178,11 +177,13 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Demo(args) => crate::demo::run(args),
         Command::Dlq(command) => dlq::run(command),
-        Command::Check { common, offline } => run::check(&common, offline),
-        Command::Config { common } => with_config(&common, |config| {
-            println!("{}", config.effective());
-            Ok(ExitCode::SUCCESS)
-        }),
+        Command::Check { common, offline } => {
+            let path = common.config.as_deref();
+            block_on(async { Ok(ExitCode::from(check::run(path, offline, common.json).await)) })
+        }
+        Command::Config { common } => {
+            Ok(ExitCode::from(config::config(common.config.as_deref(), common.json)))
+        }
         Command::Run { common, role, namespace } => with_config(&common, |mut config| {
             if let Some(namespace) = namespace {
                 config.namespace = namespace;
@@ -210,14 +211,9 @@ fn with_config(
     common: &Common,
     then: impl FnOnce(Config) -> anyhow::Result<ExitCode>,
 ) -> anyhow::Result<ExitCode> {
-    match Config::load(common.config.as_deref(), std::env::vars()) {
+    match config::load(common.config.as_deref()) {
         Ok(config) => then(config),
-        Err(problems) => {
-            for problem in problems {
-                eprintln!("{problem}");
-            }
-            Ok(ExitCode::from(2))
-        }
+        Err(code) => Ok(ExitCode::from(code)),
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Config;
 use crate::log;
+use crate::prompt::Template;
 use crate::rules::validate;
 use crate::state::{VERSION_CURRENT, VERSION_OLDEST};
 
@@ -373,28 +374,17 @@ fn arms(config: &Config, found: &mut Found) {
 fn templates(config: &Config, found: &mut Found) {
     for (nth, arm) in config.arms.iter().enumerate() {
         let key = format!("arms[{nth}].template");
-        let path = config.resolve(&arm.template);
+        let path = config.resolve(&arm.template).display().to_string();
         match std::fs::read_to_string(&path) {
             Err(error) => must(
                 found,
                 false,
                 &key,
-                format!("{} cannot be read: {error}", path.display()),
+                format!("{path} cannot be read: {error}"),
             ),
             Ok(text) => {
-                if let Err(error) = minijinja::Environment::new().template_from_str(&text) {
-                    let line = error
-                        .line()
-                        .map_or(String::new(), |line| format!(":{line}"));
-                    let what = error
-                        .detail()
-                        .map_or_else(|| error.to_string(), str::to_owned);
-                    must(
-                        found,
-                        false,
-                        &key,
-                        format!("{}{line}: {what}", path.display()),
-                    );
+                if let Err(error) = Template::load(&text, &path) {
+                    must(found, false, &key, error.to_string());
                 }
             }
         }

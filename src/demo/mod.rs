@@ -14,6 +14,7 @@ use clap::Args;
 
 use crate::config::Config;
 use crate::log::{Admin, Embedded, Producer};
+use crate::metrics::Known;
 use crate::prompt::Arm;
 use crate::run::{Roles, Running, start};
 use crate::store::RedisStore;
@@ -111,11 +112,11 @@ async fn play(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<ExitC
         Admin::new(&config.kafka)?.ensure(&feed::topics(&config.topics)).await?;
     }
     crate::config::init_tracing(&config.log);
-    crate::metrics::install()?;
+    let metrics = crate::metrics::install(&Known::of(&config))?;
     let producer = Producer::new(&config.kafka)?;
     feed.catalogue(&producer, &config.topics).await?;
     let history = feed.history(&producer, &config.topics).await?;
-    let running = start(config.clone(), Roles { ingest: true, generate: true }).await?;
+    let running = start(config.clone(), Roles { ingest: true, generate: true }, metrics).await?;
     let mut watch = Watch::follow(&config, feed.users()).await?;
     let store = RedisStore::new(config.redis.clone())?;
     let patience = if args.check { limit(began) } else { Duration::from_secs(3600) };

@@ -34,7 +34,7 @@ const WAVE_ROWS: usize = 96;
 /// A Llama over a trie of names.
 pub struct Constrained {
     network: Network,
-    text: Text,
+    text: Arc<Text>,
     info: Info,
     trie: Trie,
     prefixes: Vec<Prefix>,
@@ -83,7 +83,7 @@ impl Constrained {
         })?;
         Ok(Self {
             network: Network::new(weights),
-            text,
+            text: Arc::new(text),
             info,
             trie: Trie::default(),
             prefixes: Vec::new(),
@@ -94,7 +94,7 @@ impl Constrained {
     }
 
     /// Tokenizer and chat template.
-    pub fn text(&self) -> &Text {
+    pub fn text(&self) -> &Arc<Text> {
         &self.text
     }
 

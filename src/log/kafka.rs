@@ -23,7 +23,7 @@ use super::intake::Intake;
 use super::poll::{Member, Poller};
 use super::producer::{Producer, permanent, refused};
 use super::{Delivery, Error, Log, Outgoing, Settings};
-use crate::record::{Partition, Resume};
+use crate::record::{Offset, Partition, Resume};
 
 /// How long [`Log::close`] takes at most; the group notices by itself afterwards.
 const CLOSE: Duration = Duration::from_secs(5);
@@ -37,6 +37,8 @@ enum Job {
     Ask(Vec<Partition>, oneshot::Sender<Result<Vec<Commit>, Error>>),
     /// Asks for the group's positions only to know the lag.
     Note(Vec<Partition>),
+    /// Asks for a partition's end offset.
+    End(Partition, oneshot::Sender<Result<Offset, Error>>),
 }
 
 /// See the module.
@@ -152,6 +154,10 @@ impl Log for KafkaLog {
         self.commit_noted(done.iter().map(noted).collect()).await
     }
 
+    async fn end(&self, partition: &Partition) -> Result<Offset, Error> {
+        self.ask(|reply| Job::End(partition.clone(), reply)).await
+    }
+
     async fn send(&self, records: Vec<Outgoing>) -> Result<(), Error> {
         self.producer.send(records).await
     }
@@ -242,6 +248,9 @@ impl Committer {
                 Job::Ask(partitions, reply) => {
                     let _ = reply.send(self.committed(&partitions, true));
                 }
+                Job::End(partition, reply) => {
+                    let _ = reply.send(self.end(&partition));
+                }
                 Job::Note(partitions) => {
                     let _ = self.committed(&partitions, false);
                 }
@@ -251,6 +260,12 @@ impl Committer {
 
     fn intake(&self) -> &Intake {
         &self.consumer.context().intake
+    }
+
+    fn end(&self, partition: &Partition) -> Result<Offset, Error> {
+        let asked = self.consumer.fetch_watermarks(&partition.topic, partition.number, self.limit);
+        let (_, end) = asked.map_err(|error| unanswered("end offset", &error, self.limit))?;
+        Ok(Offset(end))
     }
 
     fn commit(&self, done: &[Commit]) -> Result<(), Error> {

@@ -137,6 +137,9 @@ pub trait Log: Send + Sync {
         done: &[(Partition, Resume)],
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
+    /// End offset of a partition as the log has it now, not as it was when a batch was read.
+    fn end(&self, partition: &Partition) -> impl Future<Output = Result<Offset, Error>> + Send;
+
     /// Writes records; resolves when *all* are acknowledged by the broker (delivery report).
     fn send(&self, records: Vec<Outgoing>) -> impl Future<Output = Result<(), Error>> + Send;
 

@@ -177,6 +177,15 @@ label! {
     }
 }
 
+impl From<crate::list::Source> for Source {
+    fn from(source: crate::list::Source) -> Self {
+        match source {
+            crate::list::Source::Model => Self::Model,
+            crate::list::Source::Fallback => Self::Fallback,
+        }
+    }
+}
+
 label! {
     /// Why a publish had no effect.
     Fenced {
@@ -204,20 +213,31 @@ label! {
 }
 
 label! {
-    /// Why a name is not on a list.
+    /// Why a name is not on a list; the labels of [`crate::list::Why`].
     Rejected {
-        /// A rule forbids it to this user.
-        Rule = "rule",
-        /// The user bought it and needs it no more.
-        Need = "need",
-        /// None of its SKUs is in stock.
-        Stock = "stock",
         /// Below the arm's threshold.
         Theta = "theta",
-        /// Not a name of the catalogue.
-        Ungrounded = "ungrounded",
-        /// No SKU reached epsilon.
-        Epsilon = "epsilon",
+        /// A rule or the need filter forbids it to this user.
+        Forbidden = "forbidden",
+        /// None of its SKUs is in stock.
+        NoStock = "no_stock",
+        /// It was there already.
+        Repeated = "repeated",
+        /// The catalogue has no such name any more.
+        Unknown = "unknown",
+    }
+}
+
+impl From<crate::list::Why> for Rejected {
+    fn from(why: crate::list::Why) -> Self {
+        use crate::list::Why;
+        match why {
+            Why::Theta => Self::Theta,
+            Why::Forbidden => Self::Forbidden,
+            Why::NoStock => Self::NoStock,
+            Why::Repeated => Self::Repeated,
+            Why::Unknown => Self::Unknown,
+        }
     }
 }
 

@@ -121,14 +121,14 @@ pub fn phase(arm: &str, phase: Phase, took: Duration) {
 }
 
 /// Names kept off lists.
-pub fn rejected(reason: Rejected, n: u64) {
-    t::REJECTED.add(&[reason.text()], n);
+pub fn rejected(reason: impl Into<Rejected>, n: u64) {
+    t::REJECTED.add(&[reason.into().text()], n);
 }
 
 /// A list was published; `arm` is none for a fallback that no arm made.
-pub fn published(arm: Option<&str>, lane: impl Into<LaneLabel>, source: Source) {
+pub fn published(arm: Option<&str>, lane: impl Into<LaneLabel>, source: impl Into<Source>) {
     let arm = arm.unwrap_or(NO_ARM);
-    t::PUBLISHED.add(&[arm, lane.into().text(), source.text()], 1);
+    t::PUBLISHED.add(&[arm, lane.into().text(), source.into().text()], 1);
 }
 
 /// Fallbacks written at the first sight of a user.

@@ -44,8 +44,8 @@ fn all_moves() {
     queue(Lane::Urgent, Queue::default());
     batch("a", Batch::default());
     phase("b", Phase::Model, second);
-    rejected(Rejected::Stock, 1);
-    published(None, Lane::Live, Source::Fallback);
+    rejected(crate::list::Why::NoStock, 1);
+    published(None, Lane::Live, crate::list::Source::Fallback);
     first_fallbacks(1);
     unchanged(Lane::Backfill);
     fenced_off(crate::store::Published::Older);

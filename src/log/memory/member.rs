@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 
 use super::super::{Delivery, Error, Log, Outgoing};
 use super::MemoryCluster;
-use crate::record::{Partition, Resume};
+use crate::record::{Offset, Partition, Resume};
 
 /// A member of a group in a [`MemoryCluster`]. Dropping it is a crash: the group learns at its next rebalance.
 pub struct MemoryLog {
@@ -70,6 +70,10 @@ impl Log for MemoryLog {
         let answer = self.cluster.lock().commit((&self.group, self.id), done);
         Breath::default().await;
         answer
+    }
+
+    async fn end(&self, partition: &Partition) -> Result<Offset, Error> {
+        Ok(self.cluster.lock().end(partition))
     }
 
     async fn send(&self, records: Vec<Outgoing>) -> Result<(), Error> {

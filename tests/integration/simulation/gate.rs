@@ -325,6 +325,10 @@ impl<L: Log> Log for GatedLog<L> {
         }
     }
 
+    async fn end(&self, partition: &Partition) -> Result<Offset, log::Error> {
+        self.inner.end(partition).await
+    }
+
     async fn send(&self, records: Vec<Outgoing>) -> Result<(), log::Error> {
         Yield::default().await;
         match self.gate.draw() {
