@@ -415,7 +415,17 @@ impl Poller {
             return; // Revoked in this very poll.
         };
         if message.offset() < open.next {
-            return; // Delivered again by a resume.
+            let end = native::end_known(self.consumer.client(), &open.partition);
+            if end.is_none_or(|end| end.0 >= open.next) {
+                return; // Delivered again by a resume.
+            }
+            // Truncated, or recreated: the role must see it, for its fences now outlive their log.
+            let (partition, next) = (&open.partition, open.next);
+            let why = format!("{partition} was read up to {next} but ends at {end:?}");
+            tracing::error!(target: "kafka", "{why}");
+            self.consumer.context().watch.0.refused(why);
+            open.records.clear();
+            open.bytes = 0;
         }
         let record = native::copy(message, &open.partition);
         open.next = message.offset() + 1;

@@ -2,7 +2,7 @@
 //!
 //! Replays are kept in the positions of the group [`GROUP`], so that a letter is sent back once, however often a
 //! replay is broken off or run with other filters: the position stands at the first letter that is left, and
-//! what was sent behind it stands in the note that Kafka keeps beside a position ([`Ledger`]). Two replays at
+//! what was sent behind it stands in the note that Kafka keeps beside a position (`Ledger`). Two replays at
 //! once share the partitions like members of any group. A letter is marked only after its delivery report.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -343,13 +343,29 @@ mod tests {
         }
     }
 
-    #[test]
-    fn burying_may_run_on_any_thread() {
+    /// Compiles iff everything may be spawned on a runtime of several threads.
+    #[tokio::test]
+    async fn all_of_it_may_run_on_any_thread() {
         fn sendable<T: Send>(_: &T) {}
         fn of_any_log<L: Log>(log: &L) {
             sendable(&bury(log, Vec::new()));
         }
         of_any_log(&crate::log::MemoryCluster::new(1).join("g", &[]));
+        let settings = Settings::of("127.0.0.1:1");
+        let (filter, nowhere) = (Filter::default(), BTreeMap::new());
+        sendable(&list(&settings, "dlq", &filter, 1));
+        sendable(&tail(&settings, "dlq", &nowhere));
+        let order = Order {
+            topic: "dlq".into(),
+            filter: Filter::default(),
+            replays_max: 1,
+            dry_run: true,
+        };
+        sendable(&replay(&settings, &order, |_, _| {}));
+        let admin = Admin::new(&settings).expect("valid settings");
+        sendable(&admin.describe(&["t"]));
+        sendable(&admin.ensure(&[]));
+        sendable(&admin.lag("g", &["t"]));
     }
 
     #[test]

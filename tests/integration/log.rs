@@ -71,7 +71,7 @@ impl Kafka {
         let admin = Admin::new(&self.settings).expect("valid settings");
         assert_eq!(
             admin.ensure(&[topic]).await.expect("created"),
-            [name.clone()]
+            std::slice::from_ref(&name)
         );
         name
     }
