@@ -64,11 +64,7 @@ fn of_topics(config: &Config, topics: &[Topic]) -> Vec<Item> {
         let item = format!("topic {}", topic.name);
         if topic.partitions == 0 {
             let found = "is not there, or we may not see it";
-            let advice = format!(
-                "kafka-topics.sh --create --topic {} --partitions 16{}",
-                topic.name,
-                settings_of(key)
-            );
+            let advice = create(config, key, &topic.name);
             items.push(Item::fail(item, found).advise(advice));
             continue;
         }
@@ -77,10 +73,7 @@ fn of_topics(config: &Config, topics: &[Topic]) -> Vec<Item> {
             items.push(Item::ok(&item, described(topic)));
         }
         for (found, setting) in wrong {
-            let alter = format!(
-                "kafka-configs.sh --alter --topic {} --add-config {setting}",
-                topic.name
-            );
+            let alter = alter(config, &topic.name, setting);
             items.push(Item::warn(&item, found).advise(alter));
         }
     }
@@ -102,18 +95,30 @@ const COMPACTED: &str = "cleanup.policy=compact";
 const BOTH: &str = "cleanup.policy=[compact,delete]";
 const A_WEEK: &str = "retention.ms=604800000";
 
-/// The settings that a new topic of this key should have, as options of `kafka-topics.sh`.
-fn settings_of(key: &str) -> String {
+fn alter(config: &Config, topic: &str, setting: &str) -> String {
+    let brokers = &config.kafka.brokers;
+    format!(
+        "kafka-configs.sh --bootstrap-server {brokers} --alter --topic {topic} --add-config '{setting}'"
+    )
+}
+
+/// With the settings that a new topic of this key should have.
+fn create(config: &Config, key: &str, topic: &str) -> String {
     let settings: &[&str] = match key {
         "user_events" => &[STAMPED],
         "profile_changes" | "catalog" => &[STAMPED, COMPACTED],
         "recall_updates" => &[BOTH],
         _ => &[A_WEEK],
     };
-    settings
+    let brokers = &config.kafka.brokers;
+    // kafka-configs.sh wants brackets around a list, kafka-topics.sh refuses them.
+    let options: String = settings
         .iter()
-        .map(|setting| format!(" --config {setting}"))
-        .collect()
+        .map(|setting| format!(" --config {}", setting.replace(['[', ']'], "")))
+        .collect();
+    format!(
+        "kafka-topics.sh --bootstrap-server {brokers} --create --topic {topic} --partitions 16{options}"
+    )
 }
 
 /// What weakens a promise, and the setting that mends it; unknown settings are no wrongs.
@@ -159,9 +164,9 @@ fn erasure(config: &Config, topics: &[Topic]) -> Option<Item> {
     let kept = events.map_or("for ever".to_owned(), words);
     let found = format!("events are kept {kept}, deletes {}", words(deletes));
     Some(if longer {
+        let longer = alter(config, &profiles.name, "delete.retention.ms=...");
         let advice = format!(
-            "a replay into an empty Redis could bring erased users back: keep a list with forget --export, or kafka-configs.sh --alter --topic {} --add-config delete.retention.ms=...",
-            profiles.name
+            "a replay into an empty Redis could bring erased users back: keep a list with forget --export, or {longer}"
         );
         Item::warn("erasure", found).advise(advice)
     } else {
@@ -234,7 +239,7 @@ mod tests {
             (
                 0,
                 topic("user-events", &[("message.timestamp.type", "CreateTime")]),
-                "user-events --add-config message.timestamp.type=LogAppendTime",
+                "--topic user-events --add-config 'message.timestamp.type=LogAppendTime'",
             ),
             (
                 1,
@@ -242,7 +247,7 @@ mod tests {
                     "profile-changes",
                     &[("cleanup.policy", "delete"), ("retention.ms", "5")],
                 ),
-                "profile-changes --add-config cleanup.policy=compact",
+                "--topic profile-changes --add-config 'cleanup.policy=compact'",
             ),
             (
                 2,
@@ -250,17 +255,17 @@ mod tests {
                     "catalog",
                     &[("cleanup.policy", "compact,delete"), ("retention.ms", "5")],
                 ),
-                "catalog --add-config cleanup.policy=compact",
+                "--topic catalog --add-config 'cleanup.policy=compact'",
             ),
             (
                 4,
                 topic("regen-live", &forever),
-                "regen-live --add-config retention.ms=604800000",
+                "--topic regen-live --add-config 'retention.ms=604800000'",
             ),
             (
                 6,
                 topic("recall-updates", &forever),
-                "recall-updates --add-config cleanup.policy=[compact,delete]",
+                "--topic recall-updates --add-config 'cleanup.policy=[compact,delete]'",
             ),
             (
                 7,
@@ -268,7 +273,7 @@ mod tests {
                     "dlq",
                     &[("cleanup.policy", "delete"), ("retention.ms", "604800001")],
                 ),
-                "dlq --add-config retention.ms=604800000",
+                "--topic dlq --add-config 'retention.ms=604800000'",
             ),
         ];
         for (nth, weak, command) in cases {
@@ -293,7 +298,7 @@ mod tests {
         let marks = marks(&topics);
         let (mark, text) = &marks[2];
         assert_eq!(*mark, Mark::Fail);
-        assert!(text.contains("--create --topic catalog --partitions 16 --config message.timestamp.type=LogAppendTime --config cleanup.policy=compact"), "{text}");
+        assert!(text.contains("--bootstrap-server localhost:9092 --create --topic catalog --partitions 16 --config message.timestamp.type=LogAppendTime --config cleanup.policy=compact"), "{text}");
     }
 
     #[test]
