@@ -263,13 +263,11 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         if done.is_empty() {
             return Ok(());
         }
-        match self.log.commit(&done).await {
-            Err(error) if error.remedy() != log::Remedy::Drop => {
-                self.in_hand.give_back(&done);
-                Err(error.into())
-            }
-            Ok(()) | Err(_) => Ok(()),
+        let outcome = log::commit_ours(&self.log, done.clone()).await;
+        if outcome.is_err() {
+            self.in_hand.give_back(&done);
         }
+        Ok(outcome?)
     }
 
     /// Tells the engines the catalogue's names when they changed. A failure leaves the old ones:

@@ -89,13 +89,8 @@ impl<L: Log, S: Store> Stock<L, S> {
     pub async fn commit(&mut self) -> Result<(), Error> {
         let done: Vec<(Partition, Resume)> =
             self.ready.iter().map(|(partition, resume)| (partition.clone(), *resume)).collect();
-        if done.is_empty() {
-            return Ok(());
-        }
-        match self.log.commit(&done).await {
-            Err(error) if error.remedy() != log::Remedy::Drop => return Err(error.into()),
-            Ok(()) | Err(_) => self.ready.clear(),
-        }
+        log::commit_ours(&self.log, done).await?;
+        self.ready.clear();
         Ok(())
     }
 }

@@ -126,6 +126,24 @@ impl Error {
     }
 }
 
+/// Commits what is still ours; a partition that is not, is left to its new owner. The log refuses a commit
+/// as a whole, so what is foreign is taken out until the rest goes through.
+pub async fn commit_ours<L: Log>(log: &L, mut done: Vec<(Partition, Resume)>) -> Result<(), Error> {
+    while !done.is_empty() {
+        match log.commit(&done).await {
+            Err(Error::NotAssigned { partition }) => {
+                let before = done.len();
+                done.retain(|(known, _)| *known != partition);
+                if done.len() == before {
+                    return Err(Error::NotAssigned { partition });
+                }
+            }
+            outcome => return outcome,
+        }
+    }
+    Ok(())
+}
+
 /// One member of a consumer group, with a producer beside it.
 pub trait Log: Send + Sync {
     /// The next delivery; waits for one. Cancel-safe: nothing is lost when the future is dropped.

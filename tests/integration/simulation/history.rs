@@ -260,7 +260,8 @@ impl<S: Store> History<S> {
         while quiet < 600 {
             step += 1;
             if step > end {
-                return Err(format!("no rest after {STEPS_MAX} steps"));
+                let lags = ["ingest", "generate"].map(|group| (group, self.cluster.lag(group), self.cluster.committed(group)));
+                return Err(format!("no rest after {STEPS_MAX} steps: {lags:?}"));
             }
             // Whoever slept wakes up; dues pass.
             for member in &mut self.members {
@@ -285,8 +286,17 @@ fn to_the_end(mut call: Pin<Box<dyn Future<Output = ()> + Send>>) {
 
 async fn ingest_member<L: Log, S: Store>(mut member: Ingest<L, S>, gate: Gate) {
     loop {
-        let Ok(delivery) = member.log().next().await else {
-            return;
+        let delivery = match futures::FutureExt::now_or_never(member.log().next()) {
+            Some(Ok(delivery)) => delivery,
+            Some(Err(_)) => return,
+            None => {
+                // The run loop commits by a timer, also when nothing comes in.
+                if gate.coin(0.1) {
+                    let _ = member.commit().await;
+                }
+                Yield::default().await;
+                continue;
+            }
         };
         match delivery {
             Delivery::Assigned(partitions) => member.assigned(&partitions),
