@@ -337,7 +337,7 @@ impl Admin {
         let mut config = self.settings.producing()?;
         config.set("statistics.interval.ms", "0");
         config
-            .create_with_context(Watch(Health::default()))
+            .create_with_context(Watch::new(&self.settings, Health::default()))
             .map_err(|error| refused("admin client", &error))
     }
 
@@ -393,7 +393,7 @@ fn client(settings: &Settings, group: Option<&str>) -> Result<BaseConsumer<Watch
         config.remove("group.id");
     }
     config
-        .create_with_context(Watch(Health::default()))
+        .create_with_context(Watch::new(settings, Health::default()))
         .map_err(|error| refused("client", &error))
 }
 

@@ -57,7 +57,7 @@ pub(super) struct Member {
 impl Member {
     pub fn new(settings: &Settings, intake: Arc<Intake>, health: Health) -> Self {
         Self {
-            watch: Watch(health),
+            watch: Watch::new(settings, health),
             intake,
             settings: settings.clone(),
             changes: Mutex::default(),
@@ -87,7 +87,7 @@ impl Member {
     }
 
     fn failed(&self, what: &str, error: &KafkaError) {
-        self.watch.0.refused(format!("{what}: {error}"));
+        self.watch.health.refused(format!("{what}: {error}"));
         tracing::error!(target: "kafka", "{what}: {error}");
     }
 }
@@ -120,7 +120,9 @@ impl ConsumerContext for Member {
                 return self.failed("assign", &error);
             }
             // Signs first: who is told of the assignment may ask for them.
-            self.watch.0.assign(self.intake.count() + partitions.len());
+            self.watch
+                .health
+                .assign(self.intake.count() + partitions.len());
             if !partitions.is_empty() {
                 self.intake.assign(partitions.clone());
             }
@@ -131,7 +133,7 @@ impl ConsumerContext for Member {
         if !partitions.is_empty() {
             // First of all: from here on a commit of these is refused.
             self.intake.revoke(&partitions, lost);
-            self.watch.0.assign(self.intake.count());
+            self.watch.health.assign(self.intake.count());
         }
         // librdkafka keeps a pause over unassign: a partition that came back would stay silent for ever.
         let mut resumed = TopicPartitionList::new();
@@ -204,7 +206,7 @@ impl Poller {
 
     /// Polls until told to stop, or until the client says that it cannot go on.
     pub fn run(&mut self) {
-        let health = self.consumer.context().watch.0.clone();
+        let health = self.consumer.context().watch.health.clone();
         while !self.stop.load(Ordering::Relaxed) {
             health.beat();
             let now = Instant::now();
@@ -423,7 +425,7 @@ impl Poller {
             let (partition, next) = (&open.partition, open.next);
             let why = format!("{partition} was read up to {next} but ends at {end:?}");
             tracing::error!(target: "kafka", "{why}");
-            self.consumer.context().watch.0.refused(why);
+            self.consumer.context().watch.health.refused(why);
             open.records.clear();
             open.bytes = 0;
         }
@@ -451,7 +453,7 @@ impl Poller {
         if let Some(code) = error.rdkafka_error_code()
             && super::producer::permanent(code)
         {
-            context.watch.0.refused(error.to_string());
+            context.watch.health.refused(error.to_string());
         }
     }
 

@@ -28,7 +28,7 @@ impl Producer {
         let health = Health::default();
         let client = settings
             .producing()?
-            .create_with_context(Watch(health.clone()))
+            .create_with_context(Watch::new(settings, health.clone()))
             .map_err(|error| refused("producer", &error))?;
         Ok(Self {
             client,
