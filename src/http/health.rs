@@ -83,7 +83,7 @@ impl Health {
         let each = hearts.iter().filter_map(|(name, (heart, limit))| {
             let last = heart.last.load(Ordering::Relaxed);
             let silent = now.saturating_sub(Duration::from_millis(last));
-            (last != RESTING && silent > *limit).then(|| Stale {
+            (last != RESTING && silent > *limit).then_some(Stale {
                 name,
                 silent_seconds: silent.as_secs_f64(),
                 limit_seconds: limit.as_secs_f64(),

@@ -10,12 +10,14 @@ use serde_json::Value;
 
 use crate::record::Timestamp;
 
+mod gather;
 mod html;
 #[cfg(test)]
 mod tests;
 mod text;
 mod times;
 
+pub use gather::Sources;
 pub use html::{Page, html};
 pub use times::{Part, Times};
 
@@ -153,8 +155,8 @@ pub struct SkuView {
     pub sku: String,
     /// Title; empty if the catalogue lost it.
     pub title: String,
-    /// EE: the probability of being the best of its product.
-    pub ee: f64,
+    /// EE: the probability of being the best of its product; none in a fallback, which does not explore.
+    pub ee: Option<f64>,
     /// Whether it sold out or was blocked since.
     pub sold_out: bool,
 }
