@@ -117,6 +117,10 @@ mod tests {
             .kafka
             .secret_files
             .insert("sasl.password".into(), "/run/secrets/kafka".into());
+        config
+            .kafka
+            .properties
+            .insert("sasl.username".into(), "hunter2".into());
         let shown = config.effective();
         assert!(!shown.contains("hunter2"), "{shown}");
         assert!(shown.contains("redis://me:***@cache:6379/0"), "{shown}");
