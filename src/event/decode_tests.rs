@@ -176,7 +176,7 @@ fn bytes_beyond_the_limits_are_refused_before_they_are_parsed() {
     let limits = Limits::default();
     let deep = format!("{}{}", r#"{"a":"#.repeat(10_000), "}".repeat(10_000));
     check(event(&deep), "too_deep", "32");
-    let brackets = r#"{"type":"view","sku":"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[\"[[[["}"#;
+    let brackets = r#"{"type":"view","sku":"[\"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[["}"#;
     assert!(
         event(brackets).is_ok(),
         "brackets inside a string nest nothing"
