@@ -4,6 +4,7 @@
 //! blocking thread and is bounded by `ack_timeout`. It does not judge what it finds.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -277,9 +278,9 @@ impl Admin {
             let mut starts: BTreeMap<_, _> = admin.absolute(&found).collect();
             for element in found.elements() {
                 let partition = admin.settings.partition(&topic, element.partition());
-                if !starts.contains_key(&partition) {
+                if let Entry::Vacant(start) = starts.entry(partition) {
                     let end = admin.extent(&topic, element.partition())?.end;
-                    starts.insert(partition, Resume(end.0));
+                    start.insert(Resume(end.0));
                 }
             }
             Ok(starts)
@@ -336,7 +337,7 @@ impl Admin {
         let mut config = self.settings.producing()?;
         config.set("statistics.interval.ms", "0");
         config
-            .create_with_context(Watch(Health::default()))
+            .create_with_context(Watch::new(&self.settings, Health::default()))
             .map_err(|error| refused("admin client", &error))
     }
 
@@ -392,7 +393,7 @@ fn client(settings: &Settings, group: Option<&str>) -> Result<BaseConsumer<Watch
         config.remove("group.id");
     }
     config
-        .create_with_context(Watch(Health::default()))
+        .create_with_context(Watch::new(settings, Health::default()))
         .map_err(|error| refused("client", &error))
 }
 

@@ -14,8 +14,19 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use serde::Deserialize;
 
+use super::Settings;
 use super::intake::Intake;
 pub use super::intake::Standing;
+
+/// States of a connection that is wanted and not there yet.
+const TRYING: [&str; 6] = [
+    "TRY_CONNECT",
+    "CONNECT",
+    "SSL_HANDSHAKE",
+    "APIVERSION_QUERY",
+    "AUTH_HANDSHAKE",
+    "AUTH_REQ",
+];
 
 #[derive(Default)]
 struct Signs {
@@ -76,43 +87,39 @@ impl Health {
         self.0.refusal.store(Some(Arc::new(why)));
     }
 
-    fn unreachable(&self, why: String) {
-        self.0.fault.store(Some(Arc::new(why)));
-    }
-
-    fn error(&self, error: &KafkaError, reason: &str) {
+    fn error(&self, brokers: &str, error: &KafkaError, reason: &str) {
+        use RDKafkaErrorCode as Code;
         self.0.errors.fetch_add(1, Ordering::Relaxed);
-        let down = matches!(
-            error.rdkafka_error_code(),
+        match error.rdkafka_error_code() {
+            // Comes after the reason of the last broker, or before it.
+            Some(Code::AllBrokersDown) => self.unreachable(brokers),
             Some(
-                RDKafkaErrorCode::AllBrokersDown
-                    | RDKafkaErrorCode::Authentication
-                    | RDKafkaErrorCode::SaslAuthenticationFailed
-                    | RDKafkaErrorCode::SSL
-                    | RDKafkaErrorCode::Resolve
-            )
-        );
-        // "All brokers are down" comes after the reason of the last one, which says more.
-        let all = matches!(
-            error.rdkafka_error_code(),
-            Some(RDKafkaErrorCode::AllBrokersDown)
-        );
-        if !all {
-            self.0.last.store(Some(Arc::new(reason.to_owned())));
-        }
-        if down {
-            let last = self.0.last.load().as_deref().cloned();
-            self.unreachable(last.unwrap_or_else(|| reason.to_owned()));
+                Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL | Code::Resolve,
+            ) => {
+                self.0.last.store(Some(Arc::new(reason.to_owned())));
+                self.unreachable(brokers);
+            }
+            // One broker of several may be gone.
+            _ => self.0.last.store(Some(Arc::new(reason.to_owned()))),
         }
     }
 
-    fn brokers(&self, up: usize, known: usize) {
-        if up > 0 {
+    /// `states` of all connections. An idle client may well have none: nothing up is a fault only where
+    /// something was tried.
+    fn brokers(&self, brokers: &str, states: &[&str]) {
+        if states.contains(&"UP") {
             self.0.fault.store(None);
-        } else if known > 0 && self.reachable() {
-            let last = self.0.last.load().as_deref().cloned();
-            self.unreachable(last.unwrap_or_else(|| format!("none of {known} brokers is up")));
+            self.0.last.store(None);
+        } else if self.0.last.load().is_some() || states.iter().any(|it| TRYING.contains(it)) {
+            self.unreachable(brokers);
         }
+    }
+
+    fn unreachable(&self, brokers: &str) {
+        let last = self.0.last.load();
+        let reason = last.as_deref().map_or("no broker is up", String::as_str);
+        let why = Arc::new(format!("{brokers}: {reason}"));
+        self.0.fault.store(Some(why));
     }
 }
 
@@ -129,7 +136,20 @@ impl Lag {
 
 /// librdkafka's callbacks: log lines become tracing events, errors and statistics become [`Health`].
 #[derive(Clone)]
-pub(super) struct Watch(pub Health);
+pub(super) struct Watch {
+    pub health: Health,
+    /// Named in a fault: librdkafka's own words may be no more than "1/1 brokers are down".
+    brokers: String,
+}
+
+impl Watch {
+    pub fn new(settings: &Settings, health: Health) -> Self {
+        Self {
+            health,
+            brokers: settings.brokers.clone(),
+        }
+    }
+}
 
 #[derive(Deserialize)]
 struct Statistics {
@@ -139,7 +159,6 @@ struct Statistics {
 #[derive(Deserialize)]
 struct Broker {
     state: String,
-    nodeid: i64,
 }
 
 impl ClientContext for Watch {
@@ -163,16 +182,13 @@ impl ClientContext for Watch {
         let Ok(statistics) = serde_json::from_slice::<Statistics>(statistics) else {
             return;
         };
-        // The group coordinator's connection is listed beside its broker, as node -1 like a bootstrap server.
-        let up = |broker: &&Broker| broker.state == "UP";
-        let all = statistics.brokers.values();
-        let known = all.clone().filter(|broker| broker.nodeid >= 0).count();
-        self.0
-            .brokers(all.clone().filter(up).count(), known.max(all.len().min(1)));
+        let brokers = statistics.brokers.values();
+        let states: Vec<&str> = brokers.map(|broker| broker.state.as_str()).collect();
+        self.health.brokers(&self.brokers, &states);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.0.error(&error, reason);
+        self.health.error(&self.brokers, &error, reason);
         tracing::warn!(target: "kafka", "{error}: {reason}");
     }
 }
@@ -194,23 +210,28 @@ mod tests {
 
     #[test]
     fn a_fault_names_the_broker_and_passes_when_one_is_up() {
-        let watch = Watch(Health::default());
+        let watch = Watch::new(&Settings::of("kafka:9092"), Health::default());
         let down = KafkaError::Global(RDKafkaErrorCode::BrokerTransportFailure);
         watch.error(down, "kafka:9092/1: Connection refused");
-        assert_eq!(watch.0.fault(), None, "one broker of several may be gone");
+        assert_eq!(
+            watch.health.fault(),
+            None,
+            "one broker of several may be gone"
+        );
         watch.error(
             KafkaError::Global(RDKafkaErrorCode::AllBrokersDown),
             "1/1 brokers are down",
         );
         assert_eq!(
-            watch.0.fault().as_deref(),
-            Some("kafka:9092/1: Connection refused")
+            watch.health.fault().as_deref(),
+            Some("kafka:9092: kafka:9092/1: Connection refused")
         );
         watch.stats_raw(statistics(&["DOWN", "UP"]).as_bytes());
-        assert_eq!(watch.0.fault(), None);
+        assert_eq!(watch.health.fault(), None);
         watch.stats_raw(statistics(&["DOWN", "CONNECT"]).as_bytes());
-        assert!(watch.0.fault().is_some());
-        assert_eq!(watch.0.errors(), 2);
+        let fault = watch.health.fault();
+        assert_eq!(fault.as_deref(), Some("kafka:9092: no broker is up"));
+        assert_eq!(watch.health.errors(), 2);
     }
 
     #[test]

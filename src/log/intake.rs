@@ -209,6 +209,11 @@ impl Intake {
         self.readable.notify_one();
     }
 
+    /// How many partitions are ours.
+    pub fn count(&self) -> usize {
+        self.lock().own.len()
+    }
+
     /// The first of these that is not ours.
     pub fn foreign<'a>(&self, mut of: impl Iterator<Item = &'a Partition>) -> Option<Partition> {
         let state = self.lock();

@@ -57,7 +57,7 @@ pub(super) struct Member {
 impl Member {
     pub fn new(settings: &Settings, intake: Arc<Intake>, health: Health) -> Self {
         Self {
-            watch: Watch(health),
+            watch: Watch::new(settings, health),
             intake,
             settings: settings.clone(),
             changes: Mutex::default(),
@@ -87,7 +87,7 @@ impl Member {
     }
 
     fn failed(&self, what: &str, error: &KafkaError) {
-        self.watch.0.refused(format!("{what}: {error}"));
+        self.watch.health.refused(format!("{what}: {error}"));
         tracing::error!(target: "kafka", "{what}: {error}");
     }
 }
@@ -119,6 +119,10 @@ impl ConsumerContext for Member {
             if let Err(error) = consumer.incremental_assign(list) {
                 return self.failed("assign", &error);
             }
+            // Signs first: who is told of the assignment may ask for them.
+            self.watch
+                .health
+                .assign(self.intake.count() + partitions.len());
             if !partitions.is_empty() {
                 self.intake.assign(partitions.clone());
             }
@@ -129,6 +133,7 @@ impl ConsumerContext for Member {
         if !partitions.is_empty() {
             // First of all: from here on a commit of these is refused.
             self.intake.revoke(&partitions, lost);
+            self.watch.health.assign(self.intake.count());
         }
         // librdkafka keeps a pause over unassign: a partition that came back would stay silent for ever.
         let mut resumed = TopicPartitionList::new();
@@ -201,7 +206,7 @@ impl Poller {
 
     /// Polls until told to stop, or until the client says that it cannot go on.
     pub fn run(&mut self) {
-        let health = self.consumer.context().watch.0.clone();
+        let health = self.consumer.context().watch.health.clone();
         while !self.stop.load(Ordering::Relaxed) {
             health.beat();
             let now = Instant::now();
@@ -368,9 +373,6 @@ impl Poller {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
         );
-        if changes.is_empty() {
-            return;
-        }
         for change in changes {
             match change {
                 Change::Assigned(partitions) => {
@@ -390,7 +392,6 @@ impl Poller {
                 }
             }
         }
-        context.watch.0.assign(self.owned().count());
     }
 
     fn open(&mut self, partition: &Partition) {
@@ -416,7 +417,17 @@ impl Poller {
             return; // Revoked in this very poll.
         };
         if message.offset() < open.next {
-            return; // Delivered again by a resume.
+            let end = native::end_known(self.consumer.client(), &open.partition);
+            if end.is_none_or(|end| end.0 >= open.next) {
+                return; // Delivered again by a resume.
+            }
+            // Truncated, or recreated: the role must see it, for its fences now outlive their log.
+            let (partition, next) = (&open.partition, open.next);
+            let why = format!("{partition} was read up to {next} but ends at {end:?}");
+            tracing::error!(target: "kafka", "{why}");
+            self.consumer.context().watch.health.refused(why);
+            open.records.clear();
+            open.bytes = 0;
         }
         let record = native::copy(message, &open.partition);
         open.next = message.offset() + 1;
@@ -442,7 +453,7 @@ impl Poller {
         if let Some(code) = error.rdkafka_error_code()
             && super::producer::permanent(code)
         {
-            context.watch.0.refused(error.to_string());
+            context.watch.health.refused(error.to_string());
         }
     }
 

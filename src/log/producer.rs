@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::future_producer::{DeliveryFuture, OwnedDeliveryResult};
+use rdkafka::producer::future_producer::DeliveryFuture;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 
 use super::health::{Health, Watch};
@@ -28,7 +28,7 @@ impl Producer {
         let health = Health::default();
         let client = settings
             .producing()?
-            .create_with_context(Watch(health.clone()))
+            .create_with_context(Watch::new(settings, health.clone()))
             .map_err(|error| refused("producer", &error))?;
         Ok(Self {
             client,
@@ -57,23 +57,12 @@ impl Producer {
         }
         // All reports are awaited even after a failure: the caller's retry must not overtake this call.
         for (report, record) in reports.into_iter().zip(&records) {
-            let delivered: OwnedDeliveryResult = report.await.unwrap_or_else(|_| {
-                Err((
-                    KafkaError::Canceled,
-                    rdkafka::message::OwnedMessage::new(
-                        None,
-                        None,
-                        String::new(),
-                        rdkafka::Timestamp::NotAvailable,
-                        0,
-                        0,
-                        None,
-                    ),
-                ))
-            });
-            if let Err((error, _)) = delivered {
-                failed.get_or_insert(self.error(record, &error));
-            }
+            let error = match report.await {
+                Ok(Ok(_)) => continue,
+                Ok(Err((error, _))) => error,
+                Err(_) => KafkaError::Canceled,
+            };
+            failed.get_or_insert(self.error(record, &error));
         }
         failed.map_or(Ok(()), Err)
     }

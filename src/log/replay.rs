@@ -2,10 +2,10 @@
 //!
 //! Replays are kept in the positions of the group [`GROUP`], so that a letter is sent back once, however often a
 //! replay is broken off or run with other filters: the position stands at the first letter that is left, and
-//! what was sent behind it stands in the note that Kafka keeps beside a position ([`Ledger`]). Two replays at
+//! what was sent behind it stands in the note that Kafka keeps beside a position (`Ledger`). Two replays at
 //! once share the partitions like members of any group. A letter is marked only after its delivery report.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::admin::{Admin, Extent};
@@ -22,17 +22,20 @@ const NOTE_MAX: usize = 4_000;
 const IDLE: Duration = Duration::from_secs(15);
 
 /// Writes dead letters; resolves when all are acknowledged. What a broker refuses is written in a lighter
-/// form, so that no record stops a partition; then others of the same call may be written twice.
+/// form, so that no record stops a partition. None is written twice by one call.
 pub async fn bury<L: Log>(log: &L, dead: Vec<Outgoing>) -> Result<(), Error> {
-    match log.send(dead.clone()).await {
-        Err(Error::Refused { .. }) => {}
-        done => return done,
-    }
-    for letter in &dead {
-        let mut outcome = log.send(vec![letter.clone()]).await;
+    let one = async |letter: &Outgoing| log.send(vec![letter.clone()]).await;
+    let outcomes = futures::future::join_all(dead.iter().map(one)).await;
+    for (letter, mut outcome) in dead.iter().zip(outcomes) {
+        if !matches!(outcome, Err(Error::Refused { .. })) {
+            outcome?;
+            continue;
+        }
+        // Alone once more: a broker refuses a batch for one of its records.
+        outcome = one(letter).await;
         for form in lighter(letter) {
             match outcome {
-                Err(Error::Refused { .. }) => outcome = log.send(vec![form]).await,
+                Err(Error::Refused { .. }) => outcome = one(&form).await,
                 _ => break,
             }
         }
@@ -88,6 +91,8 @@ pub enum Fate {
     Hindered(Hindrance),
     /// Its topic refuses it.
     Refused(String),
+    /// The same record died in the same place a moment ago: a redelivery was buried twice.
+    Duplicate,
 }
 
 /// Sends dead letters that were there at start back to their topics; tells `on` the fate of each.
@@ -108,6 +113,7 @@ pub async fn replay(
         order,
         on,
         ledgers: BTreeMap::new(),
+        sent: BTreeSet::new(),
     };
     let outcome = run.all(&mut log, &extents).await;
     log.close().await;
@@ -118,6 +124,8 @@ struct Run<'a, F> {
     order: &'a Order,
     on: F,
     ledgers: BTreeMap<Partition, Ledger>,
+    /// Topic, partition and offset of what was sent back by this run.
+    sent: BTreeSet<(String, i32, i64)>,
 }
 
 impl<F: FnMut(&DeadLetter, &Fate)> Run<'_, F> {
@@ -175,9 +183,15 @@ impl<F: FnMut(&DeadLetter, &Fate)> Run<'_, F> {
                 continue;
             }
             let letter = DeadLetter::read(record);
-            let fate = fate(self.order, &letter, log).await?;
+            let place = place(&letter);
+            let again = place.as_ref().is_some_and(|it| self.sent.contains(it));
+            let fate = match again {
+                true => Fate::Duplicate,
+                false => fate(self.order, &letter, log).await?,
+            };
             (self.on)(&letter, &fate);
-            if fate == Fate::Replayed {
+            if matches!(fate, Fate::Replayed | Fate::Duplicate) {
+                self.sent.extend(place);
                 ledger.done(offset);
                 sent += 1;
             } else {
@@ -198,6 +212,10 @@ impl<F: FnMut(&DeadLetter, &Fate)> Run<'_, F> {
         log.commit_noted(vec![(batch.partition, resume, note)])
             .await
     }
+}
+
+fn place(letter: &DeadLetter) -> Option<(String, i32, i64)> {
+    Some((letter.topic.clone()?, letter.partition?, letter.offset?))
 }
 
 async fn fate(order: &Order, letter: &DeadLetter, log: &KafkaLog) -> Result<Fate, Error> {
@@ -323,6 +341,31 @@ mod tests {
             prop_assert!(sent.values().all(|times| *times == 1), "{sent:?}");
             prop_assert_eq!(sent.into_keys().collect::<Vec<_>>(), letters);
         }
+    }
+
+    /// Compiles iff everything may be spawned on a runtime of several threads.
+    #[tokio::test]
+    async fn all_of_it_may_run_on_any_thread() {
+        fn sendable<T: Send>(_: &T) {}
+        fn of_any_log<L: Log>(log: &L) {
+            sendable(&bury(log, Vec::new()));
+        }
+        of_any_log(&crate::log::MemoryCluster::new(1).join("g", &[]));
+        let settings = Settings::of("127.0.0.1:1");
+        let (filter, nowhere) = (Filter::default(), BTreeMap::new());
+        sendable(&list(&settings, "dlq", &filter, 1));
+        sendable(&tail(&settings, "dlq", &nowhere));
+        let order = Order {
+            topic: "dlq".into(),
+            filter: Filter::default(),
+            replays_max: 1,
+            dry_run: true,
+        };
+        sendable(&replay(&settings, &order, |_, _| {}));
+        let admin = Admin::new(&settings).expect("valid settings");
+        sendable(&admin.describe(&["t"]));
+        sendable(&admin.ensure(&[]));
+        sendable(&admin.lag("g", &["t"]));
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub async fn tail(
     let mut config = settings.consuming(&format!("{}-tail", settings.client_id))?;
     config.set("enable.partition.eof", "true");
     let client: BaseConsumer<Watch> = config
-        .create_with_context(Watch(health.clone()))
+        .create_with_context(Watch::new(settings, health.clone()))
         .map_err(|error| refused("tail", &error))?;
     let (out, chunks) = mpsc::channel(CHUNKS);
     let stop = Arc::new(AtomicBool::new(false));

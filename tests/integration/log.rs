@@ -71,7 +71,7 @@ impl Kafka {
         let admin = Admin::new(&self.settings).expect("valid settings");
         assert_eq!(
             admin.ensure(&[topic]).await.expect("created"),
-            [name.clone()]
+            std::slice::from_ref(&name)
         );
         name
     }
@@ -283,7 +283,7 @@ async fn a_rebalance_loses_nothing_and_fences_the_old_owner<R: Rig>(rig: R) {
     let (mut new, mut seen_by_new) = (rig.join(&group, &topic), Witness::default());
     // Both read on; the old owner committed nothing, so what moves comes again.
     let deadline = Instant::now() + LIMIT;
-    while seen_by_new.own.is_empty() {
+    while seen_by_new.own.is_empty() || seen_by_old.revoked.is_empty() {
         assert!(Instant::now() < deadline, "no takeover");
         quiet(&mut old, &mut seen_by_old, Duration::from_millis(50)).await;
         quiet(&mut new, &mut seen_by_new, Duration::from_millis(50)).await;

@@ -3,6 +3,8 @@
 mod engine;
 mod harness;
 mod log;
+mod log_dlq;
+mod log_kafka;
 mod store;
 mod store_faults;
 mod store_flaws;

@@ -1,22 +1,24 @@
 //! The log in memory, for seeded simulations: [`MemoryCluster`] and [`MemoryLog`].
 //!
-//! Keeps the contract of [`Log`] with no thread, timer or clock: the same calls in the same order give the
+//! Keeps the contract of [`Log`](super::Log) with no thread, timer or clock: the same calls in the same order give the
 //! same deliveries. The seed chooses batch cuts, which partition speaks next, and who owns what after a
 //! rebalance. `send` and `commit` yield once before and once after their effect, so that an executor may
 //! crash a role on either side of it. [`Flaws`] break the contract on purpose, to see a checker notice.
 
+mod member;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Batch, Delivery, Error, Log, Outgoing};
+use super::{Batch, Delivery, Error, Outgoing};
 use crate::record::{Offset, Partition, Position, Record, Resume, Timestamp};
+
+pub use member::MemoryLog;
 
 /// Ways to break the contract.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -347,6 +349,31 @@ impl Cluster {
             end,
         }))
     }
+
+    fn member(&mut self, group: &str, id: u64) -> Option<&mut Member> {
+        self.groups.get_mut(group)?.members.get_mut(&id)
+    }
+
+    fn commit(
+        &mut self,
+        (group, id): (&str, u64),
+        done: &[(Partition, Resume)],
+    ) -> Result<(), Error> {
+        let owns = |group: &Group, partition: &Partition| {
+            let member = group.members.get(&id);
+            member.is_some_and(|member| member.own.contains_key(partition))
+        };
+        let group = self.groups.entry(group.into()).or_default();
+        for (partition, _) in done {
+            if !owns(group, partition) {
+                return Err(Error::NotAssigned {
+                    partition: partition.clone(),
+                });
+            }
+        }
+        group.committed.extend(done.iter().cloned());
+        Ok(())
+    }
 }
 
 impl Group {
@@ -408,141 +435,10 @@ fn hash(key: &[u8]) -> u64 {
     key.iter().fold(0xcbf2_9ce4_8422_2325, fold)
 }
 
-/// A member of a group in a [`MemoryCluster`]. Dropping it is a crash: the group learns at its next rebalance.
-pub struct MemoryLog {
-    cluster: MemoryCluster,
-    group: String,
-    id: u64,
-}
-
-impl MemoryLog {
-    /// The next delivery, if there is one.
-    pub fn try_next(&mut self) -> Option<Delivery> {
-        self.cluster.lock().next(&self.group, self.id)
-    }
-
-    /// The member stops without a word; its partitions wait for the next [`MemoryCluster::rebalance`].
-    pub fn crash(self) {}
-
-    /// The group gives up on this member, which does not know yet: a zombie. Its partitions go to the others,
-    /// its commits are refused, and it learns of it, as lost, by its next delivery. It takes part again
-    /// from the next rebalance on.
-    pub fn expire(&self) {
-        let mut cluster = self.cluster.lock();
-        if let Some(member) = cluster.member(&self.group, self.id) {
-            let partitions: Vec<Partition> = std::mem::take(&mut member.own).into_keys().collect();
-            if !partitions.is_empty() {
-                member.tell(Delivery::Revoked {
-                    partitions,
-                    lost: true,
-                });
-            }
-            member.alive = false;
-        }
-        cluster.rebalance(&self.group);
-        if let Some(member) = cluster.member(&self.group, self.id) {
-            member.alive = true;
-        }
-    }
-}
-
-impl Cluster {
-    fn member(&mut self, group: &str, id: u64) -> Option<&mut Member> {
-        self.groups.get_mut(group)?.members.get_mut(&id)
-    }
-
-    fn commit(&mut self, log: &MemoryLog, done: &[(Partition, Resume)]) -> Result<(), Error> {
-        let owns = |group: &Group, partition: &Partition| {
-            let member = group.members.get(&log.id);
-            member.is_some_and(|member| member.own.contains_key(partition))
-        };
-        let group = self.groups.entry(log.group.clone()).or_default();
-        for (partition, _) in done {
-            if !owns(group, partition) {
-                return Err(Error::NotAssigned {
-                    partition: partition.clone(),
-                });
-            }
-        }
-        group.committed.extend(done.iter().cloned());
-        Ok(())
-    }
-}
-
-impl Log for MemoryLog {
-    async fn next(&mut self) -> Result<Delivery, Error> {
-        std::future::poll_fn(|context| {
-            let mut cluster = self.cluster.lock();
-            if let Some(delivery) = cluster.next(&self.group, self.id) {
-                return Poll::Ready(Ok(delivery));
-            }
-            match cluster.member(&self.group, self.id) {
-                Some(member) => member.waker = Some(context.waker().clone()),
-                None => return Poll::Ready(Err(Error::Stopped("not a member".into()))),
-            }
-            Poll::Pending
-        })
-        .await
-    }
-
-    async fn commit(&self, done: &[(Partition, Resume)]) -> Result<(), Error> {
-        Breath::default().await;
-        let answer = self.cluster.lock().commit(self, done);
-        Breath::default().await;
-        answer
-    }
-
-    async fn send(&self, records: Vec<Outgoing>) -> Result<(), Error> {
-        for record in records {
-            Breath::default().await;
-            self.cluster.produce(record);
-        }
-        Breath::default().await;
-        Ok(())
-    }
-
-    async fn close(self) {
-        let (shared, name) = (self.cluster.clone(), self.group.clone());
-        let mut cluster = shared.lock();
-        let flaws = cluster.flaws;
-        if let Some(group) = cluster.groups.get_mut(&name) {
-            group.take_from(self.id, &[], flaws);
-        }
-        drop(cluster);
-        drop(self);
-        shared.rebalance(&name);
-    }
-}
-
-impl Drop for MemoryLog {
-    fn drop(&mut self) {
-        let mut cluster = self.cluster.lock();
-        if let Some(group) = cluster.groups.get_mut(&self.group) {
-            group.members.remove(&self.id);
-        }
-    }
-}
-
-/// Pending once: a place where a simulation may crash.
-#[derive(Default)]
-struct Breath(bool);
-
-impl Future for Breath {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if self.0 {
-            return Poll::Ready(());
-        }
-        self.0 = true;
-        context.waker().wake_by_ref();
-        Poll::Pending
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::Log;
     use futures::FutureExt;
 
     fn event(user: u32, n: i64) -> Outgoing {
