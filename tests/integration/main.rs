@@ -12,4 +12,5 @@ mod store_lists;
 mod store_redis;
 mod store_same;
 mod store_shared;
+mod store_speed;
 mod store_users;

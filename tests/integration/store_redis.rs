@@ -3,7 +3,9 @@
 
 use nearshore::event::Kind;
 use nearshore::record::{Offset, Timestamp};
-use nearshore::store::{Cell, Delta, Error, Folded, RedisStore, Remedy, StockOp, Store, keys};
+use nearshore::store::{
+    Block, Cell, Delta, Error, Folded, RedisStore, Remedy, StockOp, Store, keys,
+};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncCommands, FromRedisValue};
 
@@ -44,6 +46,8 @@ async fn a_client_finds_a_users_keys_by_name_type_and_lifetime() {
     let recall = key("recall");
     let doc: String = ask(&mut redis, &["HGET", &recall, "doc"]).await;
     assert_eq!(doc, r#"{"source":"fallback"}"#);
+    let ttl = ask(&mut redis, &["PTTL", &recall]).await;
+    assert!(within(ttl, 30), "a first fallback: {ttl}");
     take(&store, &ns, &user, 40_000).await.expect("stored");
     publish(&store, &ns, list(&user, 1)).await;
     let mut fields: Vec<String> = ask(&mut redis, &["HKEYS", &recall]).await;
@@ -95,8 +99,8 @@ async fn every_write_prolongs_the_states_life_and_a_list_never_outlives_it() {
         let ttl: i64 = ask(&mut redis, &["PTTL", &key("state")]).await;
         assert!((900_000..=1_000_000).contains(&ttl), "step {step}: {ttl}");
     }
-    let list: i64 = ask(&mut redis, &["PTTL", &key("recall")]).await;
     let state: i64 = ask(&mut redis, &["PTTL", &key("state")]).await;
+    let list: i64 = ask(&mut redis, &["PTTL", &key("recall")]).await;
     assert!(list > 0 && list <= state, "{list} {state}");
 }
 
@@ -147,6 +151,52 @@ async fn a_client_finds_stock_and_counts_by_the_published_hash() {
     assert_eq!(last, "41");
     let ttl: i64 = ask(&mut redis, &["PTTL", &fence]).await;
     assert_eq!(ttl, -1, "a fence must not fall before its log");
+}
+
+#[tokio::test]
+async fn an_erase_of_another_namespace_takes_the_bytes_too() {
+    let (store, ns, other, user) = (single(), fresh("ns"), fresh("ns"), user("u"));
+    let mut new = write(&user, 0, 0);
+    new.state.profile = Some(profile(1, 500));
+    new.profile_changed = true;
+    assert_eq!(fold(&store, &ns, new).await, STORED(1));
+    assert_eq!(fold(&store, &other, erase(&user, 0, 5000)).await, STORED(1));
+    // Nothing of the profile's end reaches this namespace but what `load` says.
+    let mut after = write(&user, 1, 0);
+    after.state = load(&store, &ns, &user).await.state;
+    assert_eq!(fold(&store, &ns, after).await, STORED(2));
+    let mut redis = raw(&single_url()).await;
+    let key = format!("{ns}:{{{user}}}:profile");
+    let left: i64 = ask(&mut redis, &["EXISTS", &key]).await;
+    assert_eq!(left, 0, "hidden from readers is not gone");
+}
+
+#[tokio::test]
+async fn a_block_that_is_sent_twice_holds_a_sku_once_and_is_logged_once() {
+    let (store, sku, id) = (single(), fresh("sku"), fresh("pu"));
+    let block = Block {
+        id: id.clone(),
+        pu: true,
+        skus: vec![sku.clone()],
+        reason: "recall".into(),
+        by: "ops".into(),
+        at: Timestamp(5),
+    };
+    for _ in 0..2 {
+        store.block(&block).await.expect("block answers");
+    }
+    let mut redis = raw(&single_url()).await;
+    let key = keys::sold_out_blocked(keys::set(&sku));
+    let held: String = ask(&mut redis, &["HGET", &key, &sku]).await;
+    let held: serde_json::Value = serde_json::from_str(&held).expect("JSON");
+    let expected = serde_json::json!({"out": false, "by": [format!("pu:{id}")]});
+    assert_eq!(held, expected);
+    let unblocked = store.unblock(&id, "ops", Timestamp(6)).await;
+    assert!(unblocked.expect("unblock answers"));
+    let log: Vec<String> = ask(&mut redis, &["LRANGE", keys::BLOCKS_LOG, "0", "-1"]).await;
+    let ours = log.iter().filter(|line| line.contains(&id));
+    let actions: Vec<bool> = ours.map(|line| line.contains("unblock")).collect();
+    assert_eq!(actions, [false, true]);
 }
 
 #[tokio::test]

@@ -17,21 +17,21 @@ local erased = tonumber(redis.call('GET', KEYS[3]) or '0')
 if life < erased then
   return {'erased', string.format('%d', erased)}
 end
-local ver = tonumber(redis.call('HGET', KEYS[1], 'ver') or '0')
+local held = redis.call('HMGET', KEYS[1], 'ver', 'life', 'ticket')
+local ver = tonumber(held[1] or '0')
 if ver ~= tonumber(ARGV[1]) then
   return {'stale'}
 end
 -- Compared with this namespace's own state, not with the tombstone: another namespace may have
 -- raised that before, and this one's list must go nevertheless.
-local reborn = life > tonumber(redis.call('HGET', KEYS[1], 'life') or '0')
+local reborn = life > tonumber(held[2] or '0')
 if ARGV[9] == 'strip' and not reborn and redis.call('HGET', KEYS[4], 'ticket') ~= ARGV[12] then
   return {'stale'}
 end
 
 ver = ver + 1
 redis.call('HSET', KEYS[1], 'blob', ARGV[3], 'ver', string.format('%d', ver), 'life', ARGV[2],
-  'pending', ARGV[4], 'moved', ARGV[5], 'pace', ARGV[6])
-redis.call('HSETNX', KEYS[1], 'ticket', '0')
+  'pending', ARGV[4], 'moved', ARGV[5], 'pace', ARGV[6], 'ticket', held[3] or '0')
 redis.call('PEXPIRE', KEYS[1], ARGV[13])
 
 if life > erased then
