@@ -5,7 +5,9 @@
 //! Invariant: a row's result is the same, bit for bit, whatever rows share the pass. It does not know
 //! prompts, tries or searches.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, InplaceOp2, Layout, Result, Shape, Storage, Tensor, bail,
+};
 
 use super::attention::{self, Heads, Queries, Sight, Span};
 use super::kernel;
@@ -115,13 +117,13 @@ impl Network {
             };
             let mixed = attention::attend(seen, &sees.spans, caches, nth);
             let mixed = Tensor::from_vec(mixed, (sees.sights.len(), ()), hidden.device())?;
-            hidden = (&hidden + layer.output.forward(&mixed, threads)?)?;
+            hidden.inplace_op2(&layer.output.forward(&mixed, threads)?, &AddTo)?;
             let normed = self.normed(&hidden, &layer.feed_norm)?;
             let gated = layer
                 .gate_up
                 .forward(&normed, threads)?
                 .apply_op1_no_bwd(&SwiGlu)?;
-            hidden = (&hidden + layer.down.forward(&gated, threads)?)?;
+            hidden.inplace_op2(&layer.down.forward(&gated, threads)?, &AddTo)?;
         }
         for span in &pass.spans {
             let rows = span.rows.len();
@@ -293,6 +295,32 @@ impl CustomOp2 for RmsNorm {
             }
         }
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    }
+}
+
+/// `x += y`. candle's own sum wakes a second pool of spinning threads.
+struct AddTo;
+
+impl InplaceOp2 for AddTo {
+    fn name(&self) -> &'static str {
+        "add-to"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &mut CpuStorage,
+        x_layout: &Layout,
+        y: &CpuStorage,
+        y_layout: &Layout,
+    ) -> Result<()> {
+        let y = slice(y, y_layout)?;
+        match (x, x_layout.contiguous_offsets()) {
+            (CpuStorage::F32(x), Some((from, to))) => {
+                x[from..to].iter_mut().zip(y).for_each(|(x, y)| *x += y);
+                Ok(())
+            }
+            _ => bail!("not contiguous f32"),
+        }
     }
 }
 
