@@ -31,6 +31,7 @@ pub(crate) fn events() -> impl Strategy<Value = Change> {
     let price = prop_oneof![
         Just(None),
         (0u32..100_000).prop_map(|cents| Some(f64::from(cents) / 100.0)),
+        (0.0f64..1000.0).prop_map(Some),
         (0.0f64..1e18).prop_map(Some),
     ];
     (kinds(), item, 0u32..4, price).prop_map(|(kind, item, qty, price)| {

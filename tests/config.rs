@@ -477,3 +477,17 @@ fn the_effective_configuration_loads_again_unchanged() {
     std::fs::write(&path, config.effective()).expect("written");
     assert_eq!(Config::load(&path, []).expect("valid"), config);
 }
+
+#[test]
+fn paths_of_secrets_start_at_the_folder_of_the_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("nearshore.toml");
+    std::fs::write(folder.path().join("word"), "hunter2\n").expect("written");
+    let text =
+        "[redis]\npassword_file = \"word\"\n[kafka.secret_files]\n\"sasl.password\" = \"word\"\n";
+    std::fs::write(&path, text).expect("written");
+    let config = Config::load(&path, []).expect("valid, from whatever folder it is started");
+    let word = folder.path().join("word");
+    assert_eq!(config.redis.password_file, Some(word.clone()));
+    assert_eq!(config.kafka.secret_files["sasl.password"], word);
+}

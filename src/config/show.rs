@@ -70,7 +70,7 @@ fn words(duration: Duration) -> String {
     if millis == 0 {
         return "0s".into();
     }
-    let whole = units.iter().find(|(unit, _)| millis % unit == 0);
+    let whole = units.iter().find(|(unit, _)| millis.is_multiple_of(*unit));
     match whole {
         Some((unit, name)) => format!("{}{name}", millis / unit),
         None => humantime::format_duration(duration).to_string(),
@@ -117,6 +117,10 @@ mod tests {
             .kafka
             .secret_files
             .insert("sasl.password".into(), "/run/secrets/kafka".into());
+        config
+            .kafka
+            .properties
+            .insert("sasl.username".into(), "hunter2".into());
         let shown = config.effective();
         assert!(!shown.contains("hunter2"), "{shown}");
         assert!(shown.contains("redis://me:***@cache:6379/0"), "{shown}");

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-/// At rest: no work in hand.
+/// At rest, no work in hand: a beat that lies in the future for ever, so never silent.
 const RESTING: u64 = u64::MAX;
 
 /// All hearts of the process.
@@ -83,7 +83,7 @@ impl Health {
         let each = hearts.iter().filter_map(|(name, (heart, limit))| {
             let last = heart.last.load(Ordering::Relaxed);
             let silent = now.saturating_sub(Duration::from_millis(last));
-            (last != RESTING && silent > *limit).then(|| Stale {
+            (silent > *limit).then_some(Stale {
                 name,
                 silent_seconds: silent.as_secs_f64(),
                 limit_seconds: limit.as_secs_f64(),

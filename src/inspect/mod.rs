@@ -17,7 +17,7 @@ mod tests;
 mod text;
 mod times;
 
-pub use gather::{Found, Listed, gather};
+pub use gather::Sources;
 pub use html::{Page, html};
 pub use times::{Part, Times};
 
@@ -155,8 +155,8 @@ pub struct SkuView {
     pub sku: String,
     /// Title; empty if the catalogue lost it.
     pub title: String,
-    /// EE: the probability of being the best of its product.
-    pub ee: f64,
+    /// EE: the probability of being the best of its product; none in a fallback, which does not explore.
+    pub ee: Option<f64>,
     /// Whether it sold out or was blocked since.
     pub sold_out: bool,
 }

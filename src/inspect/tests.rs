@@ -135,3 +135,93 @@ fn a_clock_that_is_behind_gives_no_negative_part() {
     );
     assert_eq!(Times::default().parts(), []);
 }
+
+fn tea() -> crate::event::Sku {
+    serde_json::from_value(
+        json!({ "sku": "s1", "pu": "TEA", "pu_id": "tea", "title": "Green tea",
+        "stock": 3, "category": null, "price": null, "attributes": {} }),
+    )
+    .expect("a SKU")
+}
+
+fn document() -> crate::list::Document {
+    serde_json::from_value(json!({ "schema": 1, "list_id": "l", "arm": "a", "source": "model",
+        "at": 5, "segment": "default", "names": ["TEA"], "pus": ["tea"], "scores": [-1.5], "skus": [["s1"]] })).expect("a document")
+}
+
+fn audit() -> crate::list::Audit {
+    serde_json::from_value(json!({ "list_id": "l", "ticket": 2, "covers": "0/user-events/3:12", "arm": "a",
+        "epoch": 4, "template": "t", "prompt": "p", "prompt_tokens": 9, "events": [], "events_cut": 0,
+        "rules": ["r"], "rules_unknown": ["r"], "segment": "default", "demand": "d", "catalogue": 1,
+        "names": [{ "pu": "tea", "score": -1.5, "terms": { "model": -1.5 }, "skus": [{ "sku": "s1", "ee": 0.5 }] }],
+        "dropped": [{ "pu": "gone", "score": -3.0, "why": "no_stock" }],
+        "times": { "source": 1000, "due": 31000, "queued": 0.4, "generated": 1.5, "published": 0.01 } })).expect("an audit")
+}
+
+#[test]
+fn a_view_is_gathered_from_state_list_audit_and_catalogue() {
+    use crate::catalogue::Catalogue;
+    use crate::event::{Item, Kind};
+    use crate::state::{Held, Seen};
+
+    let position: crate::record::Position = "0/user-events/3:12".parse().expect("a position");
+    let mut held = Held {
+        ver: 3,
+        ticket: 2,
+        ..Held::default()
+    };
+    held.mark.moved = 70;
+    held.state.fences.raise(&position);
+    held.state.window.push(Seen {
+        time: Timestamp(1_700_000_000_000),
+        position,
+        kind: Kind::Purchase,
+        item: Item::Sku("s1".into()),
+        qty: 1,
+        price: None,
+    });
+    let catalogue = Catalogue::load(vec![tea()]);
+    let (document, audit) = (document(), audit());
+    let prompt = crate::prompt::Rendered {
+        user: "Tea?".into(),
+        ..Default::default()
+    };
+    let sold_out = std::collections::BTreeSet::from(["s1".to_owned()]);
+    let view = View::of(&Sources {
+        user: "u",
+        namespace: "main",
+        segment: "default",
+        held: &held,
+        document: Some(&document),
+        audit: Some(&audit),
+        catalogue: &catalogue,
+        sold_out: &sold_out,
+        prompt: Some(&prompt),
+    });
+    assert_eq!(view.events[0].name.as_deref(), Some("TEA"));
+    assert_eq!(view.events[0].kind, "purchase");
+    assert!((view.state.moved - 0.7).abs() < 1e-9);
+    let list = view.list.as_ref().expect("a list");
+    assert!(list.current);
+    assert_eq!((list.epoch, list.ticket), (4, 2));
+    let name = &list.names[0];
+    assert_eq!(name.terms["model"], -1.5);
+    let expected = SkuView {
+        sku: "s1".into(),
+        title: "Green tea".into(),
+        ee: Some(0.5),
+        sold_out: true,
+    };
+    assert_eq!(name.skus, [expected]);
+    let why = view.audit.as_ref().expect("an audit");
+    assert_eq!(why.rules, ["r (the profile does not tell)"]);
+    assert_eq!(
+        why.dropped[0],
+        DroppedView {
+            name: "gone".into(),
+            reason: "no stock".into()
+        }
+    );
+    assert_eq!(why.times.whole().as_deref(), Some("31.9 s"));
+    assert!(view.prompt.as_ref().is_some_and(|prompt| prompt.moved_on));
+}

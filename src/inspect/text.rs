@@ -149,11 +149,11 @@ fn names(list: &ListView, out: &mut String) -> std::fmt::Result {
         )?;
         for sku in &name.skus {
             let gone = if sku.sold_out { "  SOLD OUT SINCE" } else { "" };
+            let ee = sku.ee.map_or(String::new(), |ee| format!("EE {ee:.3}"));
             writeln!(
                 out,
-                "        {:<12} EE {:.3}  {}{gone}",
+                "        {:<12} {ee:<8}  {}{gone}",
                 safe(&sku.sku),
-                sku.ee,
                 safe(&sku.title)
             )?;
         }

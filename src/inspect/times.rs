@@ -34,6 +34,22 @@ pub struct Part {
 }
 
 impl Times {
+    /// From a list's audit; without a time of its source nothing is known.
+    pub fn of(audit: &crate::list::Times) -> Self {
+        if audit.source.0 == 0 {
+            return Self::default();
+        }
+        let taken = audit.due.after(audit.queued);
+        let generated = taken.after(audit.generated);
+        Self {
+            event: Some(audit.source),
+            due: Some(audit.due),
+            taken: Some(taken),
+            generated: Some(generated),
+            published: Some(generated.after(audit.published)),
+        }
+    }
+
     /// The parts between the moments that are known, in order. A clock behind another gives zero.
     pub fn parts(&self) -> Vec<Part> {
         let moments = [

@@ -252,3 +252,12 @@ fn the_exposition_passes_promtool() {
     assert!(output.status.success(), "{said}");
     assert_eq!(said.trim(), "", "promtool has something to say");
 }
+
+#[test]
+fn each_code_that_is_counted_has_a_heading_among_the_errors() {
+    let page = include_str!("../../docs/errors.md");
+    let heading = |code: &&&str| page.lines().any(|line| line == format!("### {code}"));
+    let codes = crate::event::Reject::ALL_CODES.iter().chain(Failure::ALL);
+    let missing: Vec<_> = codes.filter(|code| !heading(code)).collect();
+    assert!(missing.is_empty(), "docs/errors.md lacks {missing:?}");
+}
