@@ -66,14 +66,22 @@ pub struct Made {
 
 /// Judges the user, renders the prompt, and says what may be named.
 pub fn brief(subject: &Subject, shop: &Shop, kit: &Kit) -> Brief {
-    let Subject { request, state, ticket } = *subject;
+    let Subject {
+        request,
+        state,
+        ticket,
+    } = *subject;
     let profile = state.profile.as_ref().map(|profiled| &profiled.profile);
     let at = request.time;
     let mut verdict = shop.judge(profile, at);
-    kit.needs.add(&mut verdict, &state.window, (&shop.catalogue, at));
+    kit.needs
+        .add(&mut verdict, &state.window, (&shop.catalogue, at));
     let segment = shop.rules.segment(profile, at).to_owned();
     let view = View::new(state, &shop.catalogue, &segment, at);
-    let rendered = kit.template.render(&view, kit.arm.prompt_tokens, kit.count).ok();
+    let rendered = kit
+        .template
+        .render(&view, kit.arm.prompt_tokens, kit.count)
+        .ok();
     let permitted = verdict.permitted(&shop.catalogue);
     let id = list_id(&request.ns, &request.user.0, ticket, state.life);
     let mut audit = Audit {
@@ -89,7 +97,11 @@ pub fn brief(subject: &Subject, shop: &Shop, kit: &Kit) -> Brief {
         segment: segment.clone(),
         demand: shop.demand.version.clone(),
         catalogue: shop.catalogue.version(),
-        times: Times { source: at, due: request.due, ..Times::default() },
+        times: Times {
+            source: at,
+            due: request.due,
+            ..Times::default()
+        },
         ..Audit::default()
     };
     let ask = rendered.map(|rendered| {
@@ -111,7 +123,13 @@ pub fn brief(subject: &Subject, shop: &Shop, kit: &Kit) -> Brief {
         segment,
         reason: None,
     };
-    Brief { ask, verdict, header, audit, ticket }
+    Brief {
+        ask,
+        verdict,
+        header,
+        audit,
+        ticket,
+    }
 }
 
 /// Notes in the audit what the prompt was made of; the prompt itself goes to the model only.
@@ -127,25 +145,44 @@ fn demand_term(arm: &Arm, shop: &Shop, segment: &str) -> Vec<Term> {
     if arm.demand_weight == 0.0 {
         return Vec::new();
     }
-    vec![Term { name: "demand", weight: arm.demand_weight as f32, mass: shop.demand.mass(segment) }]
+    vec![Term {
+        name: "demand",
+        weight: arm.demand_weight as f32,
+        mass: shop.demand.mass(segment),
+    }]
 }
 
 /// The list of an answer. Empty answers, and answers of which nothing may be offered, become the fallback.
 pub fn finish(brief: &Brief, answer: &Answer, shop: &Shop, kit: &Kit) -> Made {
-    let terms = brief.ask.iter().flat_map(|ask| ask.terms.iter().map(|term| term.name));
+    let terms = brief
+        .ask
+        .iter()
+        .flat_map(|ask| ask.terms.iter().map(|term| term.name));
     let terms: Vec<&str> = terms.collect();
     let scored: Vec<Scored> = answer
         .named
         .iter()
         .map(|named| {
             let model = ("model".to_owned(), named.model);
-            let others = terms.iter().zip(&named.terms).map(|(name, value)| ((*name).into(), *value));
-            Scored { pu: named.pu, score: named.score, terms: std::iter::once(model).chain(others).collect() }
+            let others = terms
+                .iter()
+                .zip(&named.terms)
+                .map(|(name, value)| ((*name).into(), *value));
+            Scored {
+                pu: named.pu,
+                score: named.score,
+                terms: std::iter::once(model).chain(others).collect(),
+            }
         })
         .collect();
     let built = recipe(brief, shop, kit).build(brief.header.clone(), &scored);
     if built.document.is_empty() {
-        return fallback(brief, shop, kit, "nothing that the model named may be offered");
+        return fallback(
+            brief,
+            shop,
+            kit,
+            "nothing that the model named may be offered",
+        );
     }
     let mut made = made(brief, built);
     made.audit.prompt_tokens = answer.prompt_tokens;
@@ -154,7 +191,10 @@ pub fn finish(brief: &Brief, answer: &Answer, shop: &Shop, kit: &Kit) -> Made {
 
 /// The fallback in place of a list of the model: `reason` says why.
 pub fn fallback(brief: &Brief, shop: &Shop, kit: &Kit, reason: &str) -> Made {
-    let header = Header { reason: Some(reason.into()), ..brief.header.clone() };
+    let header = Header {
+        reason: Some(reason.into()),
+        ..brief.header.clone()
+    };
     made(brief, recipe(brief, shop, kit).fallback(header))
 }
 
@@ -171,15 +211,33 @@ fn recipe<'a>(brief: &'a Brief, shop: &'a Shop, kit: &'a Kit) -> Recipe<'a> {
 }
 
 fn made(brief: &Brief, built: Built) -> Made {
-    let audit = Audit { names: built.names, dropped: built.dropped, ..brief.audit.clone() };
-    Made { document: built.document, audit }
+    let audit = Audit {
+        names: built.names,
+        dropped: built.dropped,
+        ..brief.audit.clone()
+    };
+    Made {
+        document: built.document,
+        audit,
+    }
 }
 
 impl Made {
     /// The audit as JSON, with the parts of the list's age: queued, generated, published.
-    pub fn audited(&self, (queued, generated, published): (Duration, Duration, Duration)) -> String {
-        let times = Times { queued, generated, published, ..self.audit.times };
-        let audit = Audit { times, ..self.audit.clone() };
+    pub fn audited(
+        &self,
+        (queued, generated, published): (Duration, Duration, Duration),
+    ) -> String {
+        let times = Times {
+            queued,
+            generated,
+            published,
+            ..self.audit.times
+        };
+        let audit = Audit {
+            times,
+            ..self.audit.clone()
+        };
         serde_json::to_string(&audit).expect("an audit has only strings and finite numbers")
     }
 }

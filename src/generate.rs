@@ -37,7 +37,10 @@ pub const GROUP: &str = "nearshore-generate";
 /// Whoever answers a batch of questions: the engine's thread, or a table in the simulation.
 pub trait Answers: Send + Sync {
     /// Makes `names` the catalogue.
-    fn set_names(&self, names: Arc<Names>) -> impl Future<Output = Result<(), engine::Error>> + Send;
+    fn set_names(
+        &self,
+        names: Arc<Names>,
+    ) -> impl Future<Output = Result<(), engine::Error>> + Send;
 
     /// Answers in the order of `asks`.
     fn generate(
@@ -177,14 +180,23 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// Users of a lane that were cut and are not done.
     pub fn running(&self, lane: Lane) -> usize {
-        self.current.iter().filter(|work| work.request.lane == lane).count()
+        self.current
+            .iter()
+            .filter(|work| work.request.lane == lane)
+            .count()
     }
 
     /// Tells the engines the names and has each answer once, so that the first user does not wait for cold caches.
     pub async fn warm(&mut self) {
         self.sync_names().await;
         for loaded in &self.arms {
-            let ask = Ask { prompt: "warm".into(), permitted: None, n: 1, terms: Vec::new(), weight: 1.0 };
+            let ask = Ask {
+                prompt: "warm".into(),
+                permitted: None,
+                n: 1,
+                terms: Vec::new(),
+                weight: 1.0,
+            };
             if let Err(error) = loaded.engine.generate(vec![ask]).await {
                 metrics::engine_error(&error);
                 tracing::warn!(arm = loaded.arm.id, %error, "the model does not answer yet");
@@ -197,7 +209,9 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         self.lanes.revoke(partitions);
         self.in_hand.revoke(partitions);
         self.current.retain(|work| {
-            work.positions.iter().any(|position| !partitions.contains(&position.partition))
+            work.positions
+                .iter()
+                .any(|position| !partitions.contains(&position.partition))
         });
     }
 
@@ -211,8 +225,10 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             }
         }
         let dlq = &self.settings.topics.dlq;
-        let letters: Vec<Outgoing> =
-            bad.iter().map(|(record, reject)| letter((dlq, GROUP), record, (Stage::Request, reject))).collect();
+        let letters: Vec<Outgoing> = bad
+            .iter()
+            .map(|(record, reject)| letter((dlq, GROUP), record, (Stage::Request, reject)))
+            .collect();
         if !letters.is_empty() {
             log::replay::bury(&self.log, letters).await?;
         }
@@ -278,7 +294,10 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         if self.names == Some(version) {
             return;
         }
-        let names = Arc::new(Names { version, names: shop.catalogue.names() });
+        let names = Arc::new(Names {
+            version,
+            names: shop.catalogue.names(),
+        });
         for loaded in &self.arms {
             if let Err(error) = loaded.engine.set_names(names.clone()).await {
                 metrics::engine_error(&error);
@@ -319,21 +338,36 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         self.tell_again(ns, again).await?;
         let takes: Vec<Take> = due
             .iter()
-            .map(|work| Take { user: work.request.user.clone(), due: work.request.due })
+            .map(|work| Take {
+                user: work.request.user.clone(),
+                due: work.request.due,
+            })
             .collect();
-        let taken = if takes.is_empty() { Vec::new() } else { self.store.take(ns, &takes).await? };
+        let taken = if takes.is_empty() {
+            Vec::new()
+        } else {
+            self.store.take(ns, &takes).await?
+        };
         let shop = self.shop.load_full();
         let jobs: Vec<Job> = due
             .into_iter()
             .zip(taken)
             // A request may outlive an erase: then nobody is left to make a list for.
-            .filter_map(|(work, taken)| taken.filter(|taken| !taken.state.is_vacant()).map(|taken| (work, taken)))
+            .filter_map(|(work, taken)| {
+                taken
+                    .filter(|taken| !taken.state.is_vacant())
+                    .map(|taken| (work, taken))
+            })
             .map(|(work, taken)| self.job(work, taken, &shop))
             .collect();
         let takes = jobs.len() as u64;
         let lists = self.make(&jobs, &shop).await;
         let published = self.publish(ns, &jobs, lists).await?;
-        Ok(Turn { published, covered, takes })
+        Ok(Turn {
+            published,
+            covered,
+            takes,
+        })
     }
 
     fn need(&self, work: &Work, peek: &Peek) -> Need {
@@ -343,22 +377,37 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             state: peek.fences.clone(),
             pending: peek.pending.clone(),
         };
-        need(&work.request, &work.sources, (&standing, self.arms[self.arm(&work.request)].arm.epoch))
+        need(
+            &work.request,
+            &work.sources,
+            (&standing, self.arms[self.arm(&work.request)].arm.epoch),
+        )
     }
 
     /// Place of the user's arm; without any share the first one serves all.
     fn arm(&self, request: &Request) -> usize {
         let arm = arm_of(&request.user.0, &self.settings.arm_seed, &self.shares);
-        arm.and_then(|arm| self.shares.iter().position(|known| known.id == arm.id)).unwrap_or(0)
+        arm.and_then(|arm| self.shares.iter().position(|known| known.id == arm.id))
+            .unwrap_or(0)
     }
 
     fn kit(&self, arm: usize) -> Kit<'_> {
         let loaded = &self.arms[arm];
-        let Info { name, revision, dtype, device } = loaded.info.clone();
+        let Info {
+            name,
+            revision,
+            dtype,
+            device,
+        } = loaded.info.clone();
         Kit {
             arm: &loaded.arm,
             template: &loaded.template,
-            model: Model { name, revision, dtype, device },
+            model: Model {
+                name,
+                revision,
+                dtype,
+                device,
+            },
             count: &*loaded.count,
             needs: &self.settings.needs,
             selection: &self.settings.selection,
@@ -367,10 +416,19 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     fn job<'a>(&self, work: &'a Work, taken: Taken, shop: &Shop) -> Job<'a> {
         let arm = self.arm(&work.request);
-        let subject =
-            Subject { request: &work.request, state: &taken.state, ticket: taken.ticket };
+        let subject = Subject {
+            request: &work.request,
+            state: &taken.state,
+            ticket: taken.ticket,
+        };
         let brief = brief(&subject, shop, &self.kit(arm));
-        Job { work, arm, brief, taken, took: (self.settings.clock)() }
+        Job {
+            work,
+            arm,
+            brief,
+            taken,
+            took: (self.settings.clock)(),
+        }
     }
 
     /// A list per job, in their order: the model's, or the fallback with its reason.
@@ -388,11 +446,21 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             }
         }
         let in_place = |job: &Job| {
-            let reason = if job.work.late { "waited too long for the model" } else { "generation failed" };
+            let reason = if job.work.late {
+                "waited too long for the model"
+            } else {
+                "generation failed"
+            };
             let made = fallback(&job.brief, shop, &self.kit(job.arm), reason);
-            Listed { made, generated: Duration::ZERO }
+            Listed {
+                made,
+                generated: Duration::ZERO,
+            }
         };
-        jobs.iter().zip(lists).map(|(job, list)| list.unwrap_or_else(|| in_place(job))).collect()
+        jobs.iter()
+            .zip(lists)
+            .map(|(job, list)| list.unwrap_or_else(|| in_place(job)))
+            .collect()
     }
 
     /// Asks one arm's model; nothing if it fails.
@@ -432,7 +500,11 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     fn note_pace(&self, took: Duration, users: usize) {
         let now = took / u32::try_from(users.max(1)).unwrap_or(u32::MAX);
         let before = self.seconds_per_user();
-        let smooth = if before.is_zero() { now } else { before.mul_f64(0.8) + now.mul_f64(0.2) };
+        let smooth = if before.is_zero() {
+            now
+        } else {
+            before.mul_f64(0.8) + now.mul_f64(0.2)
+        };
         self.per_user.store(Arc::new(smooth));
     }
 
@@ -441,8 +513,11 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             return Ok(0);
         }
         let now = (self.settings.clock)();
-        let lists: Vec<(Publish, Source)> =
-            jobs.iter().zip(&lists).map(|(job, list)| (self.to_publish(job, list, now), list.made.document.source)).collect();
+        let lists: Vec<(Publish, Source)> = jobs
+            .iter()
+            .zip(&lists)
+            .map(|(job, list)| (self.to_publish(job, list, now), list.made.document.source))
+            .collect();
         let writes: Vec<Publish> = lists.iter().map(|(list, _)| list.clone()).collect();
         let outcomes = self.store.publish(ns, &writes).await?;
         let mut out = Vec::new();
@@ -484,7 +559,10 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         let mut out = Vec::new();
         for (work, peek) in covered {
             metrics::unchanged(work.request.lane);
-            out.extend(peek.list.map(|list| self.update(ns, &work.request.user, &list)));
+            out.extend(
+                peek.list
+                    .map(|list| self.update(ns, &work.request.user, &list)),
+            );
         }
         if !out.is_empty() {
             self.log.send(out).await?;
@@ -493,7 +571,11 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     }
 
     fn update(&self, ns: &str, user: &UserId, list: &Stored) -> Outgoing {
-        let value = Update::json((list.ticket, list.epoch), &list.covers, (&list.doc, &list.audit));
+        let value = Update::json(
+            (list.ticket, list.epoch),
+            &list.covers,
+            (&list.doc, &list.audit),
+        );
         update_record(&self.settings.topics, ns, user, Some(value))
     }
 }

@@ -184,10 +184,18 @@ impl<L: Log, S: Store> Ingest<L, S> {
 
     /// Folds batches, at most one per partition. After an error call it again with the same ones.
     pub async fn handle(&mut self, batches: &[Batch]) -> Result<Tally, Error> {
-        let batches: Vec<&Batch> =
-            batches.iter().filter(|b| !self.stopped.contains(&b.partition)).collect();
+        let batches: Vec<&Batch> = batches
+            .iter()
+            .filter(|b| !self.stopped.contains(&b.partition))
+            .collect();
         let (users, rejects) = self.decode(&batches);
-        let mut after = After { tally: Tally { dead: rejects.len() as u64, ..Tally::default() }, ..After::default() };
+        let mut after = After {
+            tally: Tally {
+                dead: rejects.len() as u64,
+                ..Tally::default()
+            },
+            ..After::default()
+        };
         self.bury(&rejects).await?;
         self.fold_users(users, &batches, &mut after).await?;
         self.count(std::mem::take(&mut after.counted)).await?;
@@ -195,7 +203,8 @@ impl<L: Log, S: Store> Ingest<L, S> {
         self.store.flush().await?;
         for batch in batches {
             if let Some(last) = batch.records.last() {
-                self.ready.insert(batch.partition.clone(), Resume::after(last.position.offset));
+                self.ready
+                    .insert(batch.partition.clone(), Resume::after(last.position.offset));
             }
         }
         Ok(after.tally)
@@ -203,8 +212,11 @@ impl<L: Log, S: Store> Ingest<L, S> {
 
     /// Commits what is handled. A partition that is no longer ours is its new owner's business.
     pub async fn commit(&mut self) -> Result<(), Error> {
-        let done: Vec<(Partition, Resume)> =
-            self.ready.iter().map(|(partition, resume)| (partition.clone(), *resume)).collect();
+        let done: Vec<(Partition, Resume)> = self
+            .ready
+            .iter()
+            .map(|(partition, resume)| (partition.clone(), *resume))
+            .collect();
         log::commit_ours(&self.log, done).await?;
         self.ready.clear();
         Ok(())
@@ -214,13 +226,28 @@ impl<L: Log, S: Store> Ingest<L, S> {
         &self,
         batches: &[&'a Batch],
     ) -> (BTreeMap<UserId, Vec<Accepted>>, Vec<(&'a Record, Reject)>) {
-        let Settings { topics, limits, now, .. } = &self.settings;
-        let limits = event::Limits { now: now(), ..*limits };
+        let Settings {
+            topics,
+            limits,
+            now,
+            ..
+        } = &self.settings;
+        let limits = event::Limits {
+            now: now(),
+            ..*limits
+        };
         let mut users: BTreeMap<UserId, Vec<Accepted>> = BTreeMap::new();
         let mut rejects = Vec::new();
         for record in batches.iter().flat_map(|batch| &batch.records) {
-            match event::decode_user(record, topics.source(&record.position.partition.topic), &limits) {
-                Ok(accepted) => users.entry(accepted.user.clone()).or_default().push(accepted),
+            match event::decode_user(
+                record,
+                topics.source(&record.position.partition.topic),
+                &limits,
+            ) {
+                Ok(accepted) => users
+                    .entry(accepted.user.clone())
+                    .or_default()
+                    .push(accepted),
                 Err(reject) => rejects.push((record, reject)),
             }
         }
@@ -234,7 +261,13 @@ impl<L: Log, S: Store> Ingest<L, S> {
         let Settings { topics, group, .. } = &self.settings;
         let letters = rejects
             .iter()
-            .map(|(record, reject)| letter((&topics.dlq, group), record, (stage(topics, record), reject)))
+            .map(|(record, reject)| {
+                letter(
+                    (&topics.dlq, group),
+                    record,
+                    (stage(topics, record), reject),
+                )
+            })
             .collect();
         log::replay::bury(&self.log, letters).await?;
         for (record, reject) in rejects {
@@ -276,13 +309,23 @@ impl<L: Log, S: Store> Ingest<L, S> {
     /// may be older than another owner's writes, so the end is asked for before an alarm.
     async fn below_end(&self, user: &UserId, held: &Held, batches: &[&Batch]) -> Result<(), Error> {
         for batch in batches {
-            let Some(fence) = held.state.fences.get(&batch.partition).filter(|fence| *fence >= batch.end) else {
+            let Some(fence) = held
+                .state
+                .fences
+                .get(&batch.partition)
+                .filter(|fence| *fence >= batch.end)
+            else {
                 continue;
             };
             let end = self.log.end(&batch.partition).await?;
             if fence >= end {
                 let (user, partition) = (user.clone(), batch.partition.clone());
-                return Err(Error::FenceAboveEnd { user, partition, fence, end });
+                return Err(Error::FenceAboveEnd {
+                    user,
+                    partition,
+                    fence,
+                    end,
+                });
             }
         }
         Ok(())
@@ -295,8 +338,12 @@ impl<L: Log, S: Store> Ingest<L, S> {
         todo: &mut BTreeMap<UserId, Vec<Accepted>>,
         after: &mut After,
     ) -> Result<(), Error> {
-        let (change, same): (Vec<_>, Vec<_>) = plans.into_iter().partition(|(_, plan)| plan.changed);
-        let writes: Vec<FoldWrite> = change.iter().map(|(user, plan)| write_of(user, plan)).collect();
+        let (change, same): (Vec<_>, Vec<_>) =
+            plans.into_iter().partition(|(_, plan)| plan.changed);
+        let writes: Vec<FoldWrite> = change
+            .iter()
+            .map(|(user, plan)| write_of(user, plan))
+            .collect();
         let outcomes = if writes.is_empty() {
             Vec::new()
         } else {
@@ -338,20 +385,28 @@ impl<L: Log, S: Store> Ingest<L, S> {
             after.stripped.push((user.clone(), doc));
         }
         for counted in plan.counted {
-            after.counted.entry(counted.position.partition.clone()).or_default().push(counted);
+            after
+                .counted
+                .entry(counted.position.partition.clone())
+                .or_default()
+                .push(counted);
         }
         self.cache.put(user, plan.held);
     }
 
     async fn load(&mut self, users: impl Iterator<Item = &UserId>) -> Result<(), Error> {
-        let missing: Vec<UserId> = users.filter(|user| !self.cache.contains(user)).cloned().collect();
+        let missing: Vec<UserId> = users
+            .filter(|user| !self.cache.contains(user))
+            .cloned()
+            .collect();
         if missing.is_empty() {
             return Ok(());
         }
         let held = self.store.load(&self.settings.ns, &missing).await?;
         // A batch with more users than the cache holds must still find them all.
         if missing.len() > self.cache.cap().get() {
-            self.cache.resize(NonZeroUsize::new(missing.len()).unwrap_or(NonZeroUsize::MIN));
+            self.cache
+                .resize(NonZeroUsize::new(missing.len()).unwrap_or(NonZeroUsize::MIN));
         }
         for (user, held) in missing.into_iter().zip(held) {
             self.cache.put(user, held);
@@ -366,7 +421,11 @@ impl<L: Log, S: Store> Ingest<L, S> {
     ) -> Result<BTreeMap<UserId, Listed>, Error> {
         let users: Vec<UserId> = todo
             .iter()
-            .filter(|(_, records)| records.iter().any(|r| matches!(r.change, Change::Profile(_))))
+            .filter(|(_, records)| {
+                records
+                    .iter()
+                    .any(|r| matches!(r.change, Change::Profile(_)))
+            })
             .map(|(user, _)| user.clone())
             .collect();
         if users.is_empty() {
@@ -376,7 +435,13 @@ impl<L: Log, S: Store> Ingest<L, S> {
         let listed = users.into_iter().zip(peeks).filter_map(|(user, peek)| {
             let list = peek.list?;
             let doc = Document::parse(&list.doc).ok()?;
-            Some((user, Listed { ticket: list.ticket, doc }))
+            Some((
+                user,
+                Listed {
+                    ticket: list.ticket,
+                    doc,
+                },
+            ))
         });
         Ok(listed.collect())
     }
@@ -386,7 +451,10 @@ impl<L: Log, S: Store> Ingest<L, S> {
         for (partition, mut events) in counted {
             events.sort_by_key(|event| event.position.offset);
             if !self.chains.contains_key(&partition) {
-                let fences = self.store.count_fences(&self.settings.ns, &partition).await?;
+                let fences = self
+                    .store
+                    .count_fences(&self.settings.ns, &partition)
+                    .await?;
                 self.chains.insert(partition.clone(), fences);
             }
             loop {
@@ -436,10 +504,15 @@ impl<L: Log, S: Store> Ingest<L, S> {
 fn write_of(user: &UserId, plan: &Plan) -> FoldWrite {
     let list = match &plan.edit {
         Edit::Keep => ListEdit::Keep,
-        Edit::First(doc, at) => {
-            ListEdit::First { doc: doc.to_json(), audit: "{}".into(), at: *at }
-        }
-        Edit::Strip(ticket, doc) => ListEdit::Strip { ticket: *ticket, doc: doc.to_json() },
+        Edit::First(doc, at) => ListEdit::First {
+            doc: doc.to_json(),
+            audit: "{}".into(),
+            at: *at,
+        },
+        Edit::Strip(ticket, doc) => ListEdit::Strip {
+            ticket: *ticket,
+            doc: doc.to_json(),
+        },
     };
     FoldWrite {
         user: user.clone(),
@@ -509,19 +582,16 @@ pub fn request_record(topics: &Topics, request: &Request) -> Outgoing {
     Outgoing {
         topic: topics.lane(request.lane),
         key: Some(Bytes::copy_from_slice(request.user.0.as_bytes())),
-        value: Some(Bytes::from(serde_json::to_vec(request).expect("a request is plain data"))),
+        value: Some(Bytes::from(
+            serde_json::to_vec(request).expect("a request is plain data"),
+        )),
         headers: Vec::new(),
         time: None,
     }
 }
 
 /// A record on `recall-updates`, keyed `ns/user`; no value deletes it.
-pub fn update_record(
-    topics: &Topics,
-    ns: &str,
-    user: &UserId,
-    value: Option<String>,
-) -> Outgoing {
+pub fn update_record(topics: &Topics, ns: &str, user: &UserId, value: Option<String>) -> Outgoing {
     Outgoing {
         topic: topics.recall_updates.clone(),
         key: Some(Bytes::from(format!("{ns}/{user}"))),

@@ -4,10 +4,10 @@
 //! state that the plan stored changes nothing and asks only for what is still pending. It does not
 //! know the store nor the log; retries are the role's.
 
-use crate::event::{Accepted, Change, Item, Kind, Profile};
-use crate::fold::{Step, fold};
 use crate::compose::own_copy;
 use crate::event::UserId;
+use crate::event::{Accepted, Change, Item, Kind, Profile};
+use crate::fold::{Step, fold};
 use crate::list::Document;
 use crate::record::{Position, Timestamp};
 use crate::shop::Shop;
@@ -92,7 +92,10 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
     let first = held.ver == 0;
     let mut asked = false;
     let before = held.state.profile.clone();
-    let mut plan = Plan { held, ..Plan::default() };
+    let mut plan = Plan {
+        held,
+        ..Plan::default()
+    };
     for record in records {
         let old = plan.held.state.profile.as_ref().map(|p| p.profile.clone());
         let step = fold(&mut plan.held.state, record, book.window);
@@ -120,7 +123,11 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
                 time: record.time,
                 sku: sku.clone(),
                 kind: event.kind,
-                n: if event.kind == Kind::Purchase { u64::from(event.qty) } else { 1 },
+                n: if event.kind == Kind::Purchase {
+                    u64::from(event.qty)
+                } else {
+                    1
+                },
                 segment: book.shop.rules.segment(profile, record.time).to_string(),
             });
         }

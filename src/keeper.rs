@@ -69,7 +69,12 @@ impl<S: Store> Keeper<S> {
     pub fn new(store: S, settings: Settings) -> (Self, watch::Receiver<bool>) {
         let (ready, is_ready) = watch::channel(false);
         let catalogue = Catalogue::default();
-        let demand = Arc::new(Demand::build(std::iter::empty(), &catalogue, &settings.demand, Timestamp(0)));
+        let demand = Arc::new(Demand::build(
+            std::iter::empty(),
+            &catalogue,
+            &settings.demand,
+            Timestamp(0),
+        ));
         let shop = snapshot(&settings, &catalogue, &demand);
         let keeper = Self {
             store,
@@ -91,12 +96,19 @@ impl<S: Store> Keeper<S> {
     }
 
     /// Follows the catalogue until cancelled or the stream ends.
-    pub async fn run(mut self, mut tail: Tail, cancel: CancellationToken) -> Result<(), crate::log::Error> {
+    pub async fn run(
+        mut self,
+        mut tail: Tail,
+        cancel: CancellationToken,
+    ) -> Result<(), crate::log::Error> {
         let mut snapshots = tokio::time::interval(self.settings.snapshot_every);
         let mut blocks = tokio::time::interval(self.settings.blocks_every);
         let mut demand = tokio::time::interval(self.settings.demand_every);
-        let mut fallbacks =
-            tokio::time::interval(self.settings.fallback_every.unwrap_or(Duration::from_secs(60)));
+        let mut fallbacks = tokio::time::interval(
+            self.settings
+                .fallback_every
+                .unwrap_or(Duration::from_secs(60)),
+        );
         loop {
             // Each arm is cancel-safe: a tick or a message not taken is there at the next turn.
             tokio::select! {
@@ -125,7 +137,11 @@ impl<S: Store> Keeper<S> {
             self.write_fallbacks().await;
         }
         self.ready.send_replace(true);
-        tracing::info!(pus = self.catalogue.pus().len(), skus = self.catalogue.sku_len(), "catalogue read");
+        tracing::info!(
+            pus = self.catalogue.pus().len(),
+            skus = self.catalogue.sku_len(),
+            "catalogue read"
+        );
     }
 
     fn apply(&mut self, record: &crate::record::Record) {
@@ -143,7 +159,8 @@ impl<S: Store> Keeper<S> {
             Ok(blocks) => {
                 metrics::blocks(blocks.len());
                 let (pus, skus): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|block| block.pu);
-                let ids = |blocks: Vec<crate::store::Block>| blocks.into_iter().map(|b| b.id).collect();
+                let ids =
+                    |blocks: Vec<crate::store::Block>| blocks.into_iter().map(|b| b.id).collect();
                 self.catalogue.set_blocks(ids(pus), ids(skus));
             }
             Err(error) => failed("blocks", &error),
@@ -165,7 +182,11 @@ impl<S: Store> Keeper<S> {
         let versions = self.store.count_versions(&self.settings.ns).await?;
         let mut changed = false;
         for (shard, version) in versions {
-            if self.shards.get(&shard).is_some_and(|(known, _)| *known == version) {
+            if self
+                .shards
+                .get(&shard)
+                .is_some_and(|(known, _)| *known == version)
+            {
                 continue;
             }
             let cells = self.store.counts(&self.settings.ns, shard, 0).await?;
@@ -188,7 +209,12 @@ impl<S: Store> Keeper<S> {
             bucket: cell.bucket,
             n: *n,
         });
-        self.demand = Arc::new(Demand::build(counts, &self.catalogue, &self.settings.demand, now));
+        self.demand = Arc::new(Demand::build(
+            counts,
+            &self.catalogue,
+            &self.settings.demand,
+            now,
+        ));
     }
 
     fn publish_snapshot(&mut self) {
@@ -203,14 +229,20 @@ impl<S: Store> Keeper<S> {
         }
         let (skus, pus) = (self.catalogue.sku_len(), self.catalogue.pus().len());
         metrics::catalogue(skus, pus, self.catalogue.sold_out());
-        self.shop.store(Arc::new(snapshot(&self.settings, &self.catalogue, &self.demand)));
+        self.shop.store(Arc::new(snapshot(
+            &self.settings,
+            &self.catalogue,
+            &self.demand,
+        )));
     }
 
     async fn write_fallbacks(&self) {
         let shop = self.shop.load_full();
         for (segment, list) in shop.fallbacks.iter() {
-            if let Err(error) =
-                self.store.set_fallback(&self.settings.ns, segment, &list.to_json()).await
+            if let Err(error) = self
+                .store
+                .set_fallback(&self.settings.ns, segment, &list.to_json())
+                .await
             {
                 return failed("fallback", &error);
             }
@@ -225,8 +257,16 @@ fn failed(what: &str, error: &crate::store::Error) {
 
 fn snapshot(settings: &Settings, catalogue: &Catalogue, demand: &Arc<Demand>) -> Shop {
     let catalogue = Arc::new(catalogue.clone());
-    let rules = Arc::new(Table::compile(&settings.rules, &settings.segments, &catalogue));
-    let segments: Vec<String> = settings.segments.iter().map(|segment| segment.id.clone()).collect();
+    let rules = Arc::new(Table::compile(
+        &settings.rules,
+        &settings.segments,
+        &catalogue,
+    ));
+    let segments: Vec<String> = settings
+        .segments
+        .iter()
+        .map(|segment| segment.id.clone())
+        .collect();
     let fallback = (settings.fallback_names, &settings.selection);
     Shop::new((catalogue, rules, demand.clone()), &segments, fallback)
 }
@@ -234,5 +274,7 @@ fn snapshot(settings: &Settings, catalogue: &Catalogue, demand: &Arc<Demand>) ->
 /// Whether times of this clock are to be trusted is nobody's concern here: only to wait and measure.
 pub fn wall_clock() -> Timestamp {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    Timestamp(since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX)))
+    Timestamp(since.map_or(0, |since| {
+        i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+    }))
 }

@@ -14,14 +14,15 @@ use crate::config::Config;
 use crate::demand::Demand;
 use crate::event::{UserId, decode_sku};
 use crate::ingest::request_record;
-use crate::inspect::{Found, Listed, View, gather};
+use crate::inspect::{Sources, View};
 use crate::keeper::wall_clock;
 use crate::list::{Audit, Document};
 use crate::log::{self, Producer, Tailed};
-use crate::prompt::Template;
+use crate::prompt::{Rendered, Template, View as Shown};
 use crate::record::Timestamp;
 use crate::rules::Table;
 use crate::shop::Shop;
+use crate::state::UserState;
 use crate::store::{self, Peek, Store};
 use crate::takes::{Need, Standing, need};
 use crate::trigger::{Lane, Reason, Request};
@@ -47,7 +48,11 @@ pub async fn served<S: Store>(
     ns: &str,
     user: &UserId,
 ) -> Result<Option<Document>, store::Error> {
-    let peek = store.peek(ns, std::slice::from_ref(user)).await?.pop().unwrap_or_default();
+    let peek = store
+        .peek(ns, std::slice::from_ref(user))
+        .await?
+        .pop()
+        .unwrap_or_default();
     let doc = match peek.list {
         Some(list) => Some(list.doc),
         None => store.fallback(ns, "default").await?,
@@ -55,10 +60,17 @@ pub async fn served<S: Store>(
     let Some(mut list) = doc.and_then(|doc| Document::parse(&doc).ok()) else {
         return Ok(None);
     };
-    let skus: Vec<String> = list.pus.iter().flat_map(|pu| pu.skus.iter().cloned()).collect();
+    let skus: Vec<String> = list
+        .pus
+        .iter()
+        .flat_map(|pu| pu.skus.iter().cloned())
+        .collect();
     let out = store.sold_out(&skus).await?;
-    let gone: std::collections::BTreeSet<String> =
-        skus.into_iter().zip(out).filter_map(|(sku, out)| out.then_some(sku)).collect();
+    let gone: std::collections::BTreeSet<String> = skus
+        .into_iter()
+        .zip(out)
+        .filter_map(|(sku, out)| out.then_some(sku))
+        .collect();
     list.strip(|_, sku| gone.contains(sku));
     Ok(Some(list))
 }
@@ -82,7 +94,9 @@ pub async fn ask<S: Store>(
         asked.seen += page.len() as u64;
         let trailing = match reason {
             Reason::Sweep => trailing(store, (&config.namespace, epoch), page).await?,
-            Reason::First | Reason::Moved | Reason::Profile | Reason::Overdue | Reason::Refresh => page,
+            Reason::First | Reason::Moved | Reason::Profile | Reason::Overdue | Reason::Refresh => {
+                page
+            }
         };
         asked.requested += send(producer, config, (&trailing, reason)).await?;
         match next {
@@ -111,7 +125,11 @@ async fn trailing<S: Store>(
         let request = request(ns, user, Reason::Sweep);
         need(&request, &[], (&standing, epoch)) == Need::Take
     };
-    Ok(page.into_iter().zip(peeks).filter_map(|(user, peek)| trails(&user, &peek).then_some(user)).collect())
+    Ok(page
+        .into_iter()
+        .zip(peeks)
+        .filter_map(|(user, peek)| trails(&user, &peek).then_some(user))
+        .collect())
 }
 
 async fn send(
@@ -158,51 +176,121 @@ impl<S: Store> Eye<S> {
         let catalogue = Arc::new(read_catalogue(config).await?);
         let rules = Arc::new(Table::compile(&config.rules, &config.segments, &catalogue));
         let demand = Demand::build(std::iter::empty(), &catalogue, &config.demand, Timestamp(0));
-        let shop = Shop::new((catalogue, rules, Arc::new(demand)), &[], (0, &config.selection));
+        let shop = Shop::new(
+            (catalogue, rules, Arc::new(demand)),
+            &[],
+            (0, &config.selection),
+        );
         Self::of(config, store, Arc::new(shop)).await
     }
 
     /// In a process that has a shop.
     pub async fn of(config: &Config, store: S, shop: Arc<Shop>) -> anyhow::Result<Self> {
-        let ns = store.active().await?.unwrap_or_else(|| config.namespace.clone());
+        let ns = store
+            .active()
+            .await?
+            .unwrap_or_else(|| config.namespace.clone());
         let mut templates = BTreeMap::new();
         for arm in &config.arms {
             // An arm that was removed, or a template that is gone: its prompt is not shown.
             let source = std::fs::read_to_string(config.resolve(&arm.template));
-            if let Some(template) = source.ok().and_then(|text| Template::load(&text, &arm.template).ok()) {
+            if let Some(template) = source
+                .ok()
+                .and_then(|text| Template::load(&text, &arm.template).ok())
+            {
                 templates.insert(arm.id.clone(), template);
             }
         }
-        Ok(Self { store, ns, shop, templates })
+        Ok(Self {
+            store,
+            ns,
+            shop,
+            templates,
+        })
     }
 
     /// Everything there is to see; `None` if nothing is stored of this user.
     pub async fn look(&self, user: &UserId) -> anyhow::Result<Option<View>> {
         let users = std::slice::from_ref(user);
-        let held = self.store.load(&self.ns, users).await?.pop().unwrap_or_default();
-        let stored = self.store.peek(&self.ns, users).await?.pop().unwrap_or_default().list;
+        let held = self
+            .store
+            .load(&self.ns, users)
+            .await?
+            .pop()
+            .unwrap_or_default();
+        let stored = self
+            .store
+            .peek(&self.ns, users)
+            .await?
+            .pop()
+            .unwrap_or_default()
+            .list;
         if held.ver == 0 && stored.is_none() {
             return Ok(None);
         }
-        let list = match stored {
-            Some(stored) => Some(Listed {
-                doc: Document::parse(&stored.doc).with_context(|| format!("list of {user}"))?,
+        let (document, audit) = match &stored {
+            Some(stored) => {
+                let document =
+                    Document::parse(&stored.doc).with_context(|| format!("list of {user}"))?;
                 // A first fallback has none.
-                audit: serde_json::from_str::<Audit>(&stored.audit).unwrap_or_default(),
-                covers: stored.covers,
-                ticket: stored.ticket,
-                epoch: stored.epoch,
-            }),
-            None => None,
+                (
+                    Some(document),
+                    serde_json::from_str::<Audit>(&stored.audit).ok(),
+                )
+            }
+            None => (None, None),
         };
-        let skus: Vec<String> =
-            list.iter().flat_map(|list| &list.doc.pus).flat_map(|pu| pu.skus.iter().cloned()).collect();
+        let skus: Vec<String> = document
+            .iter()
+            .flat_map(|list| &list.pus)
+            .flat_map(|pu| pu.skus.iter().cloned())
+            .collect();
         let out = self.store.sold_out(&skus).await?;
-        let sold_out: BTreeSet<String> =
-            skus.into_iter().zip(out).filter_map(|(sku, out)| out.then_some(sku)).collect();
-        let template = list.as_ref().and_then(|list| self.templates.get(&list.doc.arm));
-        let found = Found { user, ns: &self.ns, held: &held, list: list.as_ref(), sold_out: &sold_out };
-        Ok(Some(gather(&found, &self.shop, template)))
+        let sold_out: BTreeSet<String> = skus
+            .into_iter()
+            .zip(out)
+            .filter_map(|(sku, out)| out.then_some(sku))
+            .collect();
+        let profile = held
+            .state
+            .profile
+            .as_ref()
+            .map(|profiled| &profiled.profile);
+        let at = document.as_ref().map_or(wall_clock(), |list| list.at);
+        let prompt = audit
+            .as_ref()
+            .and_then(|audit| self.render(&held.state, audit, at));
+        Ok(Some(View::of(&Sources {
+            user: &user.0,
+            namespace: &self.ns,
+            segment: self.shop.rules.segment(profile, at),
+            held: &held,
+            document: document.as_ref(),
+            audit: audit.as_ref(),
+            catalogue: &self.shop.catalogue,
+            sold_out: &sold_out,
+            prompt: prompt.as_ref(),
+        })))
+    }
+
+    /// The prompt as it would be rendered now, cut as the list's was: there is no tokenizer here, so the
+    /// least budget in bytes is searched that leaves out as many lines of events.
+    fn render(&self, state: &UserState, audit: &Audit, at: Timestamp) -> Option<Rendered> {
+        let template = self.templates.get(&audit.arm)?;
+        let shown = Shown::new(state, &self.shop.catalogue, &audit.segment, at);
+        let render = |budget: usize| template.render(&shown, budget, str::len).ok();
+        let cut = audit.events_cut as usize;
+        let (mut low, mut high) = (0, render(usize::MAX)?.tokens);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let fits = render(middle)?.events_cut <= cut;
+            (low, high) = if fits {
+                (low, middle)
+            } else {
+                (middle + 1, high)
+            };
+        }
+        render(high)
     }
 }
 
@@ -222,12 +310,20 @@ async fn read_catalogue(config: &Config) -> anyhow::Result<Catalogue> {
     };
     let read = tokio::time::timeout(CATALOGUE_MAX, read).await;
     let late = || format!("{topic} is not read to its end within {CATALOGUE_MAX:?}");
-    read.with_context(late)?.with_context(|| format!("topic {topic}; see kafka.brokers and `nearshore check`"))
+    read.with_context(late)?
+        .with_context(|| format!("topic {topic}; see kafka.brokers and `nearshore check`"))
 }
 
 /// The SKUs of a PU, by id.
 pub async fn skus_of(config: &Config, pu: &str) -> anyhow::Result<Vec<String>> {
     let catalogue = read_catalogue(config).await?;
-    let ix = catalogue.by_pu(pu).with_context(|| format!("the catalogue has no PU {pu:?}"))?;
-    Ok(catalogue.pu(ix).skus.iter().map(|sku| catalogue.sku(*sku).sku.clone()).collect())
+    let ix = catalogue
+        .by_pu(pu)
+        .with_context(|| format!("the catalogue has no PU {pu:?}"))?;
+    Ok(catalogue
+        .pu(ix)
+        .skus
+        .iter()
+        .map(|sku| catalogue.sku(*sku).sku.clone())
+        .collect())
 }

@@ -110,12 +110,20 @@ impl Running {
             ended.context("a task panicked")??;
             anyhow::bail!("a task ended without being asked to");
         }
-        drained.with_context(|| format!("not drained within {DRAIN:?}; what was in hand is done again by the next owner"))?
+        drained.with_context(|| {
+            format!(
+                "not drained within {DRAIN:?}; what was in hand is done again by the next owner"
+            )
+        })?
     }
 }
 
 /// Starts the roles. Redis may come up later than this; readiness says so. Kafka must answer for the catalogue.
-pub async fn start(config: Arc<Config>, roles: Roles, metrics: Option<PrometheusHandle>) -> anyhow::Result<Running> {
+pub async fn start(
+    config: Arc<Config>,
+    roles: Roles,
+    metrics: Option<PrometheusHandle>,
+) -> anyhow::Result<Running> {
     let store = RedisStore::new(config.redis.clone()).context("redis.url")?;
     let (keeper, catalogue) = Keeper::new(store.clone(), keeper_settings(&config, roles));
     let parts = Parts {
@@ -138,8 +146,18 @@ pub async fn start(config: Arc<Config>, roles: Roles, metrics: Option<Prometheus
     if roles.generate {
         spawn_generate(&mut tasks, &parts);
     }
-    let Parts { cancel, ready, shop, .. } = parts;
-    Ok(Running { tasks, cancel, ready, shop })
+    let Parts {
+        cancel,
+        ready,
+        shop,
+        ..
+    } = parts;
+    Ok(Running {
+        tasks,
+        cancel,
+        ready,
+        shop,
+    })
 }
 
 async fn spawn_http(
@@ -147,15 +165,32 @@ async fn spawn_http(
     parts: &Parts,
     metrics: Option<PrometheusHandle>,
 ) -> anyhow::Result<()> {
-    let Parts { config, store, shop, cancel, health, ready, .. } = parts.clone();
-    let mut app = App { health, ready, metrics, inspect: None };
+    let Parts {
+        config,
+        store,
+        shop,
+        cancel,
+        health,
+        ready,
+        ..
+    } = parts.clone();
+    let mut app = App {
+        health,
+        ready,
+        metrics,
+        inspect: None,
+    };
     if config.http.inspect {
         let config = config.clone();
         app = app.inspect_by(move |user| {
             let (config, store, shop) = (config.clone(), store.clone(), shop.load_full());
             async move {
-                let eye = Eye::of(&config, store, shop).await.map_err(|e| e.to_string())?;
-                eye.look(&UserId(user.as_str().into())).await.map_err(|e| e.to_string())
+                let eye = Eye::of(&config, store, shop)
+                    .await
+                    .map_err(|e| e.to_string())?;
+                eye.look(&UserId(user.as_str().into()))
+                    .await
+                    .map_err(|e| e.to_string())
             }
         });
     }
@@ -166,8 +201,18 @@ async fn spawn_http(
     Ok(())
 }
 
-fn spawn_keeper(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts, keeper: Keeper<RedisStore>) {
-    let Parts { config, cancel, ready, mut catalogue, .. } = parts.clone();
+fn spawn_keeper(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    parts: &Parts,
+    keeper: Keeper<RedisStore>,
+) {
+    let Parts {
+        config,
+        cancel,
+        ready,
+        mut catalogue,
+        ..
+    } = parts.clone();
     let gate = ready.gate("catalogue");
     let (stop, wait) = (cancel.clone(), cancel.clone());
     tasks.spawn(async move {
@@ -290,7 +335,9 @@ fn count_lag(group: &str, standing: &[Standing]) {
         let done = partition.committed.map_or(0, |resume| resume.0);
         let behind = partition.end.map_or(0, |end| (end.0 - done).max(0));
         metrics::lag(group, &partition.partition, behind.unsigned_abs());
-        let age = partition.oldest.map_or(Duration::ZERO, |time| now.since(time));
+        let age = partition
+            .oldest
+            .map_or(Duration::ZERO, |time| now.since(time));
         let topic = oldest.entry(&partition.partition.topic).or_default();
         *topic = (*topic).max(age);
     }
@@ -300,7 +347,14 @@ fn count_lag(group: &str, standing: &[Standing]) {
 }
 
 fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyhow::Result<()> {
-    let Parts { config, store, shop, cancel, catalogue, .. } = parts.clone();
+    let Parts {
+        config,
+        store,
+        shop,
+        cancel,
+        catalogue,
+        ..
+    } = parts.clone();
     let topics = config.topics.clone();
     let group = format!("nearshore-ingest-{}", config.namespace);
     let read = vec![topics.user_events.clone(), topics.profile_changes.clone()];
@@ -319,7 +373,11 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
     let member = Ingest::new(log, store.clone(), shop, settings);
     let stop = cancel.clone();
     tasks.spawn(async move { ingest_loop(member, catalogue, stop).await.context("ingest") });
-    let log = join(tasks, parts, ("stock", stock::GROUP.into(), vec![topics.catalog.clone()]))?;
+    let log = join(
+        tasks,
+        parts,
+        ("stock", stock::GROUP.into(), vec![topics.catalog.clone()]),
+    )?;
     let member = Stock::new(log, store, (topics, config.limits()));
     tasks.spawn(async move { stock_loop(member, cancel).await.context("stock") });
     Ok(())
@@ -327,7 +385,8 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
 
 fn spawn_generate(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) {
     let parts = parts.clone();
-    let (send_group, mut group_tasks) = tokio::sync::oneshot::channel::<JoinSet<anyhow::Result<()>>>();
+    let (send_group, mut group_tasks) =
+        tokio::sync::oneshot::channel::<JoinSet<anyhow::Result<()>>>();
     tasks.spawn(async move { generate_task(parts, send_group).await.context("generate") });
     // The watcher of the group is made only when the model is loaded; its end is the process's end too.
     tasks.spawn(async move {
@@ -345,7 +404,15 @@ async fn generate_task(
     parts: Parts,
     watchers: tokio::sync::oneshot::Sender<JoinSet<anyhow::Result<()>>>,
 ) -> anyhow::Result<()> {
-    let Parts { config, store, shop, cancel, mut catalogue, ready, health } = parts.clone();
+    let Parts {
+        config,
+        store,
+        shop,
+        cancel,
+        mut catalogue,
+        ready,
+        health,
+    } = parts.clone();
     let gate = ready.gate("model");
     gate.shut("loading");
     // Loading takes seconds to minutes; nobody is asked to wait for it but readiness.
@@ -358,13 +425,21 @@ async fn generate_task(
     let mut watching = JoinSet::new();
     for loaded in &arms {
         metrics::model(&loaded.arm.id, &loaded.info);
-        watching.spawn(watch_engine(health.heart("engine", ENGINE_STALLED), loaded.engine.clone(), cancel.clone()));
+        watching.spawn(watch_engine(
+            health.heart("engine", ENGINE_STALLED),
+            loaded.engine.clone(),
+            cancel.clone(),
+        ));
     }
     if !wait_ready(&mut catalogue, &cancel).await {
         return Ok(());
     }
     let read = config.topics.lanes().to_vec();
-    let log = join(&mut watching, &parts, ("generate", generate::GROUP.into(), read))?;
+    let log = join(
+        &mut watching,
+        &parts,
+        ("generate", generate::GROUP.into(), read),
+    )?;
     let _ = watchers.send(watching);
     let settings = generate::Settings {
         topics: config.topics.clone(),
@@ -381,7 +456,11 @@ async fn generate_task(
 }
 
 /// Beats as long as an engine that works makes steps; one that rests is well.
-async fn watch_engine(heart: Heart, engine: Handle, cancel: CancellationToken) -> anyhow::Result<()> {
+async fn watch_engine(
+    heart: Heart,
+    engine: Handle,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let mut seen = u64::MAX;
     loop {
@@ -401,14 +480,19 @@ async fn watch_engine(heart: Heart, engine: Handle, cancel: CancellationToken) -
 
 /// Loads each arm's template and model; arms with the same model file share one engine.
 fn load_arms(config: &Config) -> anyhow::Result<Vec<Loaded<Handle>>> {
-    let threads = if config.engine.threads == 0 { default_threads() } else { config.engine.threads };
+    let threads = if config.engine.threads == 0 {
+        default_threads()
+    } else {
+        config.engine.threads
+    };
     let mut engines: BTreeMap<PathBuf, (Handle, Arc<Text>)> = BTreeMap::new();
     let mut arms = Vec::new();
     for arm in &config.arms {
         let path = config.resolve(&arm.model);
         if !engines.contains_key(&path) {
             let start = std::time::Instant::now();
-            let model = Constrained::load(&path, threads).with_context(|| format!("arm {}", arm.id))?;
+            let model =
+                Constrained::load(&path, threads).with_context(|| format!("arm {}", arm.id))?;
             tracing::info!(arm = arm.id, model = %path.display(), seconds = start.elapsed().as_secs_f64(), "model loaded");
             let (text, pulse) = (model.text().clone(), model.pulse());
             engines.insert(path.clone(), (spawn_with(Box::new(model), pulse), text));
@@ -422,9 +506,18 @@ fn load_arms(config: &Config) -> anyhow::Result<Vec<Loaded<Handle>>> {
         // What cannot be counted is taken for as long as its bytes: over any budget rather than under.
         let count = move |said: &str| text.tokens(said).map_or(said.len(), |tokens| tokens.len());
         let info = engine.info().clone();
-        arms.push(Loaded { arm: arm.clone(), template, info, count: Arc::new(count), engine });
+        arms.push(Loaded {
+            arm: arm.clone(),
+            template,
+            info,
+            count: Arc::new(count),
+            engine,
+        });
     }
-    anyhow::ensure!(!arms.is_empty(), "no [[arms]] in the configuration: nothing to generate with");
+    anyhow::ensure!(
+        !arms.is_empty(),
+        "no [[arms]] in the configuration: nothing to generate with"
+    );
     Ok(arms)
 }
 
@@ -437,7 +530,10 @@ async fn wait_ready(ready: &mut watch::Receiver<bool>, cancel: &CancellationToke
 }
 
 /// Deliveries until the log has nothing at once, or enough is gathered. At most one batch per partition.
-async fn gather<L: Log>(log: &mut L, first: Delivery) -> Result<(Vec<Batch>, Option<Delivery>), Error> {
+async fn gather<L: Log>(
+    log: &mut L,
+    first: Delivery,
+) -> Result<(Vec<Batch>, Option<Delivery>), Error> {
     let mut batches: Vec<Batch> = Vec::new();
     let mut next = Some(first);
     let mut count = 0;
@@ -499,7 +595,11 @@ async fn ingest_loop<L: Log, S: Store>(
 }
 
 /// Folds batches, again and again while the cause may pass; a cause that stays stops its partition.
-async fn fold_all<L: Log, S: Store>(member: &mut Ingest<L, S>, batches: &[Batch], cancel: &CancellationToken) {
+async fn fold_all<L: Log, S: Store>(
+    member: &mut Ingest<L, S>,
+    batches: &[Batch],
+    cancel: &CancellationToken,
+) {
     if batches.is_empty() {
         return;
     }
@@ -535,7 +635,9 @@ fn count_error(error: &Error) {
     match error {
         Error::Log(error) => metrics::log_error(error),
         Error::Store(error) => metrics::store_error(error),
-        Error::FenceAboveEnd { .. } => metrics::error(metrics::Edge::Log, metrics::Failure::Refused),
+        Error::FenceAboveEnd { .. } => {
+            metrics::error(metrics::Edge::Log, metrics::Failure::Refused)
+        }
     }
 }
 
@@ -552,7 +654,10 @@ fn commit_softly(outcome: Result<(), Error>) -> anyhow::Result<()> {
     }
 }
 
-async fn stock_loop<L: Log, S: Store>(mut member: Stock<L, S>, cancel: CancellationToken) -> anyhow::Result<()> {
+async fn stock_loop<L: Log, S: Store>(
+    mut member: Stock<L, S>,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
     let mut commits = tokio::time::interval(COMMIT_EVERY);
     loop {
         tokio::select! {
@@ -588,7 +693,11 @@ async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
         let now = wall_clock();
         count_lanes(&member, now);
         // Never longer than a second: stats and shares move with time.
-        let pause = member.lanes().next_due(now).unwrap_or(Duration::from_secs(1)).min(Duration::from_secs(1));
+        let pause = member
+            .lanes()
+            .next_due(now)
+            .unwrap_or(Duration::from_secs(1))
+            .min(Duration::from_secs(1));
         tokio::select! {
             biased;
             () = cancel.cancelled() => break,
@@ -625,7 +734,12 @@ fn count_lanes<L: Log, S: Store, A: generate::Answers>(member: &Generate<L, S, A
         let standing = member.lanes().standing(lane, now);
         let waiting = standing.waiting + standing.due;
         let work = member.seconds_per_user().mul_f64(waiting as f64);
-        let queue = metrics::Queue { waiting, running: member.running(lane), oldest: standing.oldest, work };
+        let queue = metrics::Queue {
+            waiting,
+            running: member.running(lane),
+            oldest: standing.oldest,
+            work,
+        };
         metrics::queue(lane, queue);
     }
 }

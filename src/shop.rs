@@ -33,10 +33,18 @@ impl Shop {
         segments: &[String],
         (names, policy): (usize, &select::Policy),
     ) -> Self {
-        let mut shop = Self { catalogue, rules, demand, fallbacks: Arc::default() };
+        let mut shop = Self {
+            catalogue,
+            rules,
+            demand,
+            fallbacks: Arc::default(),
+        };
         let all = segments.iter().map(String::as_str).chain(["default"]);
         let lists = all.map(|segment| {
-            (segment.to_owned(), compose::shelf(&shop, segment, (names, policy)))
+            (
+                segment.to_owned(),
+                compose::shelf(&shop, segment, (names, policy)),
+            )
         });
         shop.fallbacks = Arc::new(lists.collect());
         shop
@@ -51,7 +59,10 @@ impl Shop {
     ///
     /// A segment without a fallback of its own gets the default one.
     pub fn fallback(&self, segment: &str, verdict: &Verdict) -> Option<Document> {
-        let list = self.fallbacks.get(segment).or_else(|| self.fallbacks.get("default"))?;
+        let list = self
+            .fallbacks
+            .get(segment)
+            .or_else(|| self.fallbacks.get("default"))?;
         let mut list = list.clone();
         self.strip(&mut list, verdict);
         Some(list)

@@ -28,7 +28,13 @@ pub struct Stock<L, S> {
 impl<L: Log, S: Store> Stock<L, S> {
     /// A member that has nothing in hand.
     pub fn new(log: L, store: S, (topics, limits): (Topics, event::Limits)) -> Self {
-        Self { log, store, topics, limits, ready: BTreeMap::new() }
+        Self {
+            log,
+            store,
+            topics,
+            limits,
+            ready: BTreeMap::new(),
+        }
     }
 
     /// The log, to wait for deliveries.
@@ -65,7 +71,11 @@ impl<L: Log, S: Store> Stock<L, S> {
                 }),
                 Err(reject) => {
                     metrics::dlq(Stage::Catalog, reject.code(), 1);
-                    letters.push(letter((&self.topics.dlq, GROUP), record, (Stage::Catalog, &reject)));
+                    letters.push(letter(
+                        (&self.topics.dlq, GROUP),
+                        record,
+                        (Stage::Catalog, &reject),
+                    ));
                 }
             }
         }
@@ -80,15 +90,19 @@ impl<L: Log, S: Store> Stock<L, S> {
             metrics::stock(metrics::StockMove::In, ops.len() as u64 - out);
         }
         if let Some(last) = batch.records.last() {
-            self.ready.insert(batch.partition.clone(), Resume::after(last.position.offset));
+            self.ready
+                .insert(batch.partition.clone(), Resume::after(last.position.offset));
         }
         Ok(())
     }
 
     /// Commits what is done.
     pub async fn commit(&mut self) -> Result<(), Error> {
-        let done: Vec<(Partition, Resume)> =
-            self.ready.iter().map(|(partition, resume)| (partition.clone(), *resume)).collect();
+        let done: Vec<(Partition, Resume)> = self
+            .ready
+            .iter()
+            .map(|(partition, resume)| (partition.clone(), *resume))
+            .collect();
         log::commit_ours(&self.log, done).await?;
         self.ready.clear();
         Ok(())

@@ -39,7 +39,8 @@ pub fn need(request: &Request, sources: &[Position], (standing, epoch): (&Standi
     };
     // A pending request that a list seems to cover was left by a store that lost its last writes:
     // only a take clears it.
-    let seen = |source: &Position| covers.covers(source) && !asks(standing.pending.as_ref(), source);
+    let seen =
+        |source: &Position| covers.covers(source) && !asks(standing.pending.as_ref(), source);
     let covered = match request.reason {
         Reason::Refresh => false,
         Reason::Sweep => covers.cover_all(&standing.state) && *made >= epoch,

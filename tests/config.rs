@@ -17,7 +17,7 @@ fn problems(text: &str, env: &[(&str, &str)]) -> String {
     let env = env
         .iter()
         .map(|(name, value)| (name.to_string(), value.to_string()));
-    match Config::load(&path, env) {
+    match Config::load(Some(&path), env) {
         Ok(_) => String::new(),
         Err(problems) => {
             let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
@@ -383,7 +383,7 @@ fn a_file_that_is_no_toml_is_told_by_line() {
 
 #[test]
 fn a_missing_file_is_named() {
-    let error = Config::load(Path::new("/nowhere/nearshore.toml"), []).expect_err("missing");
+    let error = Config::load(Some(Path::new("/nowhere/nearshore.toml")), []).expect_err("missing");
     insta::assert_snapshot!(error[0].to_string(), @"/nowhere/nearshore.toml: cannot be read: No such file or directory (os error 2); name the file with --config");
 }
 
@@ -406,7 +406,7 @@ fn variables_override_the_file_with_the_type_of_the_key() {
         ("NEARSHORE_TEST_KAFKA", "not ours"),
     ];
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let config = Config::load(&path, env).expect("valid");
+    let config = Config::load(Some(&path), env).expect("valid");
     assert_eq!(config.kafka.brokers, "b:2,c:3");
     assert_eq!(config.state.window, 9);
     assert_eq!(config.trigger.weights.click, 0.25);
@@ -443,7 +443,7 @@ fn every_key_can_be_set_by_its_variable() {
     let mut env = Vec::new();
     variables(&Value::Table(written), "NEARSHORE_", &mut env);
     assert!(env.len() > 55, "only {} variables", env.len());
-    let config = Config::load(&path, env).expect("all variables are understood");
+    let config = Config::load(Some(&path), env).expect("all variables are understood");
     let default = Config {
         base: folder.path().to_owned(),
         ..Config::default()
@@ -473,9 +473,9 @@ fn the_effective_configuration_loads_again_unchanged() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("nearshore.toml");
     std::fs::write(&path, "[lanes]\nobjective = \"90s\"\n").expect("written");
-    let config = Config::load(&path, []).expect("valid");
+    let config = Config::load(Some(&path), []).expect("valid");
     std::fs::write(&path, config.effective()).expect("written");
-    assert_eq!(Config::load(&path, []).expect("valid"), config);
+    assert_eq!(Config::load(Some(&path), []).expect("valid"), config);
 }
 
 #[test]
@@ -486,7 +486,7 @@ fn paths_of_secrets_start_at_the_folder_of_the_file() {
     let text =
         "[redis]\npassword_file = \"word\"\n[kafka.secret_files]\n\"sasl.password\" = \"word\"\n";
     std::fs::write(&path, text).expect("written");
-    let config = Config::load(&path, []).expect("valid, from whatever folder it is started");
+    let config = Config::load(Some(&path), []).expect("valid, from whatever folder it is started");
     let word = folder.path().join("word");
     assert_eq!(config.redis.password_file, Some(word.clone()));
     assert_eq!(config.kafka.secret_files["sasl.password"], word);

@@ -37,7 +37,9 @@ struct Common {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run ingest, generate, or both until SIGTERM.
-    #[command(after_help = "Examples:\n  nearshore run --config nearshore.toml\n  nearshore run --config nearshore.toml --role generate")]
+    #[command(
+        after_help = "Examples:\n  nearshore run --config nearshore.toml\n  nearshore run --config nearshore.toml --role generate"
+    )]
     Run {
         #[command(flatten)]
         common: Common,
@@ -49,7 +51,9 @@ enum Command {
         namespace: Option<String>,
     },
     /// Check configuration, rules, templates, and with a network also brokers, topics, Redis and model.
-    #[command(after_help = "Examples:\n  nearshore check --offline --config nearshore.toml\n  nearshore check --config nearshore.toml --json")]
+    #[command(
+        after_help = "Examples:\n  nearshore check --offline --config nearshore.toml\n  nearshore check --config nearshore.toml --json"
+    )]
     Check {
         #[command(flatten)]
         common: Common,
@@ -64,7 +68,9 @@ enum Command {
         common: Common,
     },
     /// Print a user's served list, sold-out products filtered, as a client would read it.
-    #[command(after_help = "Examples:\n  nearshore get 1228 --config nearshore.toml\n  nearshore get 1228 --json")]
+    #[command(
+        after_help = "Examples:\n  nearshore get 1228 --config nearshore.toml\n  nearshore get 1228 --json"
+    )]
     Get {
         /// User id.
         user: String,
@@ -72,7 +78,9 @@ enum Command {
         common: Common,
     },
     /// Print how a user's list came about: events, prompt, names, rules, SKUs, versions, ages.
-    #[command(after_help = "Examples:\n  nearshore inspect 1228\n  nearshore inspect 1228 --json | jq .audit")]
+    #[command(
+        after_help = "Examples:\n  nearshore inspect 1228\n  nearshore inspect 1228 --json | jq .audit"
+    )]
     Inspect {
         /// User id.
         user: String,
@@ -106,7 +114,9 @@ enum Command {
         common: Common,
     },
     /// Take a product out for everyone within seconds; audited.
-    #[command(after_help = "Examples:\n  nearshore block 1028816 --reason 'recall of batch 7'\n  nearshore block --pu 'ADULT ANALGESICS' --reason 'licence'")]
+    #[command(
+        after_help = "Examples:\n  nearshore block 1028816 --reason 'recall of batch 7'\n  nearshore block --pu 'ADULT ANALGESICS' --reason 'licence'"
+    )]
     Block {
         /// SKU id, or PU id with --pu.
         id: String,
@@ -131,10 +141,14 @@ enum Command {
     #[command(subcommand)]
     Dlq(dlq::Command),
     /// Name products for prompts, without Kafka or Redis.
-    #[command(after_help = "Examples:\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 10\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 50 --json | jq .names")]
+    #[command(
+        after_help = "Examples:\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 10\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 50 --json | jq .names"
+    )]
     Try(TryArgs),
     /// The main job on real purchases, with everything in one process; stays up until Ctrl-C.
-    #[command(after_help = "Examples:\n  scripts/demo                 # does the set-up, then this\n  nearshore demo --data .cache/data --model smollm2.gguf --check")]
+    #[command(
+        after_help = "Examples:\n  scripts/demo                 # does the set-up, then this\n  nearshore demo --data .cache/data --model smollm2.gguf --check"
+    )]
     Demo(crate::demo::DemoArgs),
 }
 
@@ -181,28 +195,46 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             let path = common.config.as_deref();
             block_on(async { Ok(ExitCode::from(check::run(path, offline, common.json).await)) })
         }
-        Command::Config { common } => {
-            Ok(ExitCode::from(config::config(common.config.as_deref(), common.json)))
-        }
-        Command::Run { common, role, namespace } => with_config(&common, |mut config| {
+        Command::Config { common } => Ok(ExitCode::from(config::config(
+            common.config.as_deref(),
+            common.json,
+        ))),
+        Command::Run {
+            common,
+            role,
+            namespace,
+        } => with_config(&common, |mut config| {
             if let Some(namespace) = namespace {
                 config.namespace = namespace;
             }
             run::run(config, role)
         }),
-        Command::Get { user, common } => with_config(&common, |c| users::get(&c, &user, common.json)),
+        Command::Get { user, common } => {
+            with_config(&common, |c| users::get(&c, &user, common.json))
+        }
         Command::Inspect { user, common } => {
             with_config(&common, |c| users::inspect(&c, &user, common.json))
         }
-        Command::Forget { user, common } => with_config(&common, |c| users::forget(&c, &user, common.json)),
-        Command::Refresh { users, all: _, common } => {
-            with_config(&common, |c| users::refresh(&c, &users, common.json))
+        Command::Forget { user, common } => {
+            with_config(&common, |c| users::forget(&c, &user, common.json))
         }
+        Command::Refresh {
+            users,
+            all: _,
+            common,
+        } => with_config(&common, |c| users::refresh(&c, &users, common.json)),
         Command::Sweep { common } => with_config(&common, |c| users::sweep(&c, common.json)),
-        Command::Block { id, pu, reason, common } => {
-            with_config(&common, |c| users::block(&c, &id, (pu, &reason), common.json))
+        Command::Block {
+            id,
+            pu,
+            reason,
+            common,
+        } => with_config(&common, |c| {
+            users::block(&c, &id, (pu, &reason), common.json)
+        }),
+        Command::Unblock { id, common } => {
+            with_config(&common, |c| users::unblock(&c, &id, common.json))
         }
-        Command::Unblock { id, common } => with_config(&common, |c| users::unblock(&c, &id, common.json)),
     }
 }
 
@@ -219,5 +251,9 @@ fn with_config(
 
 /// Runs an async command on a small runtime.
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(work)
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(work)
 }

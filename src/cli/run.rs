@@ -12,12 +12,19 @@ use crate::run::{Roles, start};
 pub fn run(config: Config, role: Role) -> anyhow::Result<ExitCode> {
     init_tracing(&config.log);
     let metrics = crate::metrics::install(&Known::of(&config))?;
-    let roles = Roles { ingest: role != Role::Generate, generate: role != Role::Ingest };
+    let roles = Roles {
+        ingest: role != Role::Generate,
+        generate: role != Role::Ingest,
+    };
     block_on(async {
         let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let listen = config.http.listen;
         let running = start(Arc::new(config), roles, metrics).await?;
-        tracing::info!(?roles, metrics = format!("http://{listen}/metrics"), "running");
+        tracing::info!(
+            ?roles,
+            metrics = format!("http://{listen}/metrics"),
+            "running"
+        );
         running
             .until(async {
                 tokio::select! {

@@ -31,7 +31,10 @@ pub fn get(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCode> 
     let user = user_id(user)?;
     block_on(async {
         let store = store(config)?;
-        let ns = store.active().await?.unwrap_or_else(|| config.namespace.clone());
+        let ns = store
+            .active()
+            .await?
+            .unwrap_or_else(|| config.namespace.clone());
         let Some(list) = namespace::served(&store, &ns, &user).await? else {
             eprintln!("no list for user {user} in namespace {ns}, nor a default fallback");
             return Ok(ExitCode::FAILURE);
@@ -54,7 +57,12 @@ fn source(list: &Document) -> &'static str {
 
 fn text(list: &Document) -> String {
     use std::fmt::Write;
-    let mut out = format!("list {} ({}, arm {})\n", list.list_id, source(&list), list.arm);
+    let mut out = format!(
+        "list {} ({}, arm {})\n",
+        list.list_id,
+        source(&list),
+        list.arm
+    );
     for (nth, pu) in list.pus.iter().enumerate() {
         // Writing to a String cannot fail.
         let _ = writeln!(out, "{:>3}. {:<40} {}", nth + 1, pu.name, pu.skus.join(" "));
@@ -95,16 +103,25 @@ pub fn forget(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCod
         };
         producer.send(vec![tombstone]).await?;
         let topic = &config.topics.profile_changes;
-        say(json, &json!({"user": user, "tombstone": topic.as_ref()}), || {
-            format!("tombstone of user {user} is on {topic}; ingest erases what is not later than it")
-        });
+        say(
+            json,
+            &json!({"user": user, "tombstone": topic.as_ref()}),
+            || {
+                format!(
+                    "tombstone of user {user} is on {topic}; ingest erases what is not later than it"
+                )
+            },
+        );
         Ok(ExitCode::SUCCESS)
     })
 }
 
 /// Requests lists on the backfill lane. No users: everyone with a state.
 pub fn refresh(config: &Config, users: &[String], json: bool) -> anyhow::Result<ExitCode> {
-    let users: Vec<UserId> = users.iter().map(|user| user_id(user)).collect::<Result<_, _>>()?;
+    let users: Vec<UserId> = users
+        .iter()
+        .map(|user| user_id(user))
+        .collect::<Result<_, _>>()?;
     ask(config, (users, Reason::Refresh), json)
 }
 
@@ -113,23 +130,43 @@ pub fn sweep(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     ask(config, (Vec::new(), Reason::Sweep), json)
 }
 
-fn ask(config: &Config, (users, reason): (Vec<UserId>, Reason), json: bool) -> anyhow::Result<ExitCode> {
+fn ask(
+    config: &Config,
+    (users, reason): (Vec<UserId>, Reason),
+    json: bool,
+) -> anyhow::Result<ExitCode> {
     block_on(async {
         let store = store(config)?;
         let producer = Producer::new(&config.kafka)?;
         let asked = namespace::ask(&store, &producer, (config, &users, reason)).await?;
-        say(json, &json!({"seen": asked.seen, "requested": asked.requested}), || {
-            format!("{} users seen, {} lists requested on {}", asked.seen, asked.requested, config.topics.regen_backfill)
-        });
+        say(
+            json,
+            &json!({"seen": asked.seen, "requested": asked.requested}),
+            || {
+                format!(
+                    "{} users seen, {} lists requested on {}",
+                    asked.seen, asked.requested, config.topics.regen_backfill
+                )
+            },
+        );
         Ok(ExitCode::SUCCESS)
     })
 }
 
 /// Takes a product out for everyone.
-pub fn block(config: &Config, id: &str, (pu, reason): (bool, &str), json: bool) -> anyhow::Result<ExitCode> {
+pub fn block(
+    config: &Config,
+    id: &str,
+    (pu, reason): (bool, &str),
+    json: bool,
+) -> anyhow::Result<ExitCode> {
     block_on(async {
         let store = store(config)?;
-        let skus = if pu { namespace::skus_of(config, id).await? } else { vec![id.to_string()] };
+        let skus = if pu {
+            namespace::skus_of(config, id).await?
+        } else {
+            vec![id.to_string()]
+        };
         let block = Block {
             id: id.into(),
             pu,
@@ -140,7 +177,10 @@ pub fn block(config: &Config, id: &str, (pu, reason): (bool, &str), json: bool) 
         };
         store.block(&block).await?;
         say(json, &serde_json::to_value(&block)?, || {
-            format!("{id} is out: {} SKUs, effective now for reads, within seconds for new lists", block.skus.len())
+            format!(
+                "{id} is out: {} SKUs, effective now for reads, within seconds for new lists",
+                block.skus.len()
+            )
         });
         Ok(ExitCode::SUCCESS)
     })
@@ -153,9 +193,17 @@ pub fn unblock(config: &Config, id: &str, json: bool) -> anyhow::Result<ExitCode
         let by = std::env::var("USER").unwrap_or_else(|_| "unknown".into());
         let was = store.unblock(id, &by, wall_clock()).await?;
         say(json, &json!({"id": id, "unblocked": was}), || {
-            if was { format!("{id} is back, where in stock") } else { format!("{id} was not blocked") }
+            if was {
+                format!("{id} is back, where in stock")
+            } else {
+                format!("{id} was not blocked")
+            }
         });
-        Ok(if was { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if was {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
     })
 }
 

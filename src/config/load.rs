@@ -22,15 +22,20 @@ pub(super) fn load(
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Config, Vec<Problem>> {
     let file = path.map_or_else(|| "(no file)".to_owned(), |path| path.display().to_string());
-    let text = path.map_or_else(|| Ok(String::new()), std::fs::read_to_string).map_err(|error| {
-        vec![Problem {
-            place: Place::File(file.clone()),
-            key: String::new(),
-            what: format!("cannot be read: {error}"),
-            hint: Some("name the file with --config".into()),
-        }]
-    })?;
-    let base = path.and_then(Path::parent).unwrap_or(Path::new("")).to_owned();
+    let text = path
+        .map_or_else(|| Ok(String::new()), std::fs::read_to_string)
+        .map_err(|error| {
+            vec![Problem {
+                place: Place::File(file.clone()),
+                key: String::new(),
+                what: format!("cannot be read: {error}"),
+                hint: Some("name the file with --config".into()),
+            }]
+        })?;
+    let base = path
+        .and_then(Path::parent)
+        .unwrap_or(Path::new(""))
+        .to_owned();
     let (mut table, mut places) = parse(&file, &text)?;
     let known = Known::all();
     let mut problems = env::apply(environment, &known, &mut table, &mut places);

@@ -240,7 +240,10 @@ impl Config {
 
     /// Limits of decoding, as configured.
     pub fn limits(&self) -> crate::event::Limits {
-        crate::event::Limits { max_ahead: self.time.max_ahead, ..crate::event::Limits::default() }
+        crate::event::Limits {
+            max_ahead: self.time.max_ahead,
+            ..crate::event::Limits::default()
+        }
     }
 
     /// What is in force, as TOML, secrets masked.

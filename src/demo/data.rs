@@ -82,7 +82,9 @@ impl Household {
     pub fn profile(&self) -> Value {
         let text = |name: &str| {
             let value = self.fields.get(name)?;
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+            let text = value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_string);
             (!text.is_empty() && text != "null").then_some(text)
         };
         let mut words = serde_json::Map::new();
@@ -92,10 +94,22 @@ impl Household {
             }
         };
         say("age", text("age").map(|age| format!("{age} years")));
-        say("income", text("income").map(|income| format!("{income} dollars a year")));
-        say("home", text("home_ownership").map(|home| home.to_lowercase()));
-        say("marital_status", text("marital_status").map(|status| status.to_lowercase()));
-        say("household", text("household_comp").map(|comp| comp.to_lowercase()));
+        say(
+            "income",
+            text("income").map(|income| format!("{income} dollars a year")),
+        );
+        say(
+            "home",
+            text("home_ownership").map(|home| home.to_lowercase()),
+        );
+        say(
+            "marital_status",
+            text("marital_status").map(|status| status.to_lowercase()),
+        );
+        say(
+            "household",
+            text("household_comp").map(|comp| comp.to_lowercase()),
+        );
         say("household_size", text("household_size"));
         say("children", text("kids_count").filter(|kids| kids != "0"));
         Value::Object(words)
@@ -135,8 +149,15 @@ pub fn purchases(data: &Path, keep: impl Fn(&str) -> bool) -> Result<Vec<Purchas
     let mut found = Vec::new();
     let mut columns: Option<Columns> = None;
     for (nth, line) in lines(&path)?.enumerate() {
-        let line = line.map_err(|source| Error::Io { path: path.clone(), source })?;
-        let bad = |what: String| Error::Line { path: path.clone(), line: nth + 1, what };
+        let line = line.map_err(|source| Error::Io {
+            path: path.clone(),
+            source,
+        })?;
+        let bad = |what: String| Error::Line {
+            path: path.clone(),
+            line: nth + 1,
+            what,
+        };
         let Some(columns) = &columns else {
             columns = Some(Columns::of(&line).map_err(bad)?);
             continue;
@@ -177,12 +198,21 @@ impl Columns {
     }
 
     fn purchase(&self, cells: &[&str]) -> Result<Purchase, String> {
-        let cell = |at: usize| cells.get(at).copied().ok_or_else(|| format!("no cell {}", at + 1));
+        let cell = |at: usize| {
+            cells
+                .get(at)
+                .copied()
+                .ok_or_else(|| format!("no cell {}", at + 1))
+        };
         let number = |at: usize| {
-            cell(at)?.parse::<f64>().map_err(|_| format!("cell {} is no number", at + 1))
+            cell(at)?
+                .parse::<f64>()
+                .map_err(|_| format!("cell {} is no number", at + 1))
         };
         Ok(Purchase {
-            time: cell(self.time)?.parse().map_err(|_| "ts_ms is no integer".to_string())?,
+            time: cell(self.time)?
+                .parse()
+                .map_err(|_| "ts_ms is no integer".to_string())?,
             user: cell(self.user)?.to_string(),
             sku: cell(self.sku)?.to_string(),
             // The data has a few returns and weights; a purchase of nothing is still one trip to the shelf.
@@ -193,7 +223,10 @@ impl Columns {
 }
 
 fn lines(path: &Path) -> Result<std::io::Lines<BufReader<File>>, Error> {
-    let file = File::open(path).map_err(|source| Error::Io { path: path.into(), source })?;
+    let file = File::open(path).map_err(|source| Error::Io {
+        path: path.into(),
+        source,
+    })?;
     Ok(BufReader::new(file).lines())
 }
 
@@ -201,7 +234,10 @@ fn json_lines<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Vec<T>, Error
     lines(path)?
         .enumerate()
         .map(|(nth, line)| {
-            let line = line.map_err(|source| Error::Io { path: path.into(), source })?;
+            let line = line.map_err(|source| Error::Io {
+                path: path.into(),
+                source,
+            })?;
             serde_json::from_str(&line).map_err(|error| Error::Line {
                 path: path.into(),
                 line: nth + 1,

@@ -43,8 +43,18 @@ pub struct Feed {
 
 /// Topics with their partitions. The embedded log keeps 5 MiB per partition, so the catalogue is spread.
 pub fn topics(topics: &Topics) -> Vec<NewTopic> {
-    let compacted = [&topics.catalog, &topics.profile_changes, &topics.recall_updates];
-    let policy = |name| if compacted.contains(&name) { "compact" } else { "delete" };
+    let compacted = [
+        &topics.catalog,
+        &topics.profile_changes,
+        &topics.recall_updates,
+    ];
+    let policy = |name| {
+        if compacted.contains(&name) {
+            "compact"
+        } else {
+            "delete"
+        }
+    };
     topics
         .all()
         .iter()
@@ -66,8 +76,11 @@ impl Feed {
         people.truncate(households);
         let users: BTreeSet<String> = people.iter().map(|h| h.user.clone()).collect();
         let mut bought = data::purchases(data, |user| users.contains(user))?;
-        let places: BTreeMap<String, usize> =
-            products.iter().enumerate().map(|(nth, p)| (p.sku.clone(), nth)).collect();
+        let places: BTreeMap<String, usize> = products
+            .iter()
+            .enumerate()
+            .map(|(nth, p)| (p.sku.clone(), nth))
+            .collect();
         bought.retain(|purchase| places.contains_key(&purchase.sku));
         shift(&mut bought, weeks);
         let (history, held_back) = split(bought);
@@ -92,7 +105,10 @@ impl Feed {
         for purchase in &self.history {
             *counts.entry(&purchase.user).or_default() += 1;
         }
-        let most = counts.iter().max_by_key(|(_, n)| **n).map(|(user, _)| (*user).to_string());
+        let most = counts
+            .iter()
+            .max_by_key(|(_, n)| **n)
+            .map(|(user, _)| (*user).to_string());
         let place = most.and_then(|user| self.households.iter().position(|h| h.user == user));
         if let Some(place) = place
             && self.households.len() > 2
@@ -119,7 +135,10 @@ impl Feed {
     }
 
     fn user(&self, nth: usize) -> String {
-        self.households.get(nth).map(|h| h.user.clone()).unwrap_or_default()
+        self.households
+            .get(nth)
+            .map(|h| h.user.clone())
+            .unwrap_or_default()
     }
 
     /// All users asked for.
@@ -150,8 +169,16 @@ impl Feed {
     /// Writes the catalogue.
     pub async fn catalogue(&self, producer: &Producer, topics: &Topics) -> anyhow::Result<()> {
         let records = self.products.iter().map(|product| {
-            let stock = if self.out.contains(&product.sku) { 0 } else { 20 };
-            record(&topics.catalog, (&product.sku, Some(product.record(stock).to_string())), None)
+            let stock = if self.out.contains(&product.sku) {
+                0
+            } else {
+                20
+            };
+            record(
+                &topics.catalog,
+                (&product.sku, Some(product.record(stock).to_string())),
+                None,
+            )
         });
         send(producer, ("catalogue", self.products.len()), records).await
     }
@@ -161,10 +188,17 @@ impl Feed {
         let start = self.history.first().map_or(wall_clock().0, |p| p.time) - 1;
         let profiles = self.households.iter().map(|household| {
             let value = household.profile().to_string();
-            record(&topics.profile_changes, (&household.user, Some(value)), Some(Timestamp(start)))
+            record(
+                &topics.profile_changes,
+                (&household.user, Some(value)),
+                Some(Timestamp(start)),
+            )
         });
         send(producer, ("profiles", self.households.len()), profiles).await?;
-        let events = self.history.iter().map(|p| event(topics, p, Timestamp(p.time)));
+        let events = self
+            .history
+            .iter()
+            .map(|p| event(topics, p, Timestamp(p.time)));
         send(producer, ("purchases", self.history.len()), events).await?;
         Ok(self.history.len() as u64)
     }
@@ -178,13 +212,18 @@ impl Feed {
     ) -> anyhow::Result<()> {
         let mut baskets: BTreeMap<String, Vec<Purchase>> = BTreeMap::new();
         for purchase in self.held_back.drain(..) {
-            baskets.entry(purchase.user.clone()).or_default().push(purchase);
+            baskets
+                .entry(purchase.user.clone())
+                .or_default()
+                .push(purchase);
         }
         let bar = bar("live baskets", baskets.len());
         let pause = time / u32::try_from(baskets.len().max(1)).unwrap_or(u32::MAX);
         for (nth, (user, basket)) in baskets.into_iter().enumerate() {
             let now = wall_clock();
-            producer.send(basket.iter().map(|p| event(topics, p, now)).collect()).await?;
+            producer
+                .send(basket.iter().map(|p| event(topics, p, now)).collect())
+                .await?;
             self.live_sent += basket.len() as u64;
             watch.bought(&user, now);
             if nth % 4 == 0 {
@@ -212,7 +251,9 @@ impl Feed {
             return Ok(());
         };
         let value = product.record(0).to_string();
-        producer.send(vec![record(&topics.catalog, (&sku, Some(value)), None)]).await?;
+        producer
+            .send(vec![record(&topics.catalog, (&sku, Some(value)), None)])
+            .await?;
         self.out.insert(sku);
         Ok(())
     }
@@ -259,7 +300,9 @@ fn split(bought: Vec<Purchase>) -> (Vec<Purchase>, Vec<Purchase>) {
     for purchase in &bought {
         last.insert(purchase.user.clone(), purchase.time);
     }
-    bought.into_iter().partition(|p| last.get(&p.user) != Some(&p.time))
+    bought
+        .into_iter()
+        .partition(|p| last.get(&p.user) != Some(&p.time))
 }
 
 fn event(topics: &Topics, purchase: &Purchase, time: Timestamp) -> Outgoing {
@@ -270,10 +313,18 @@ fn event(topics: &Topics, purchase: &Purchase, time: Timestamp) -> Outgoing {
         "price": purchase.paid.max(0.0) / f64::from(purchase.qty),
         "ts": time.0,
     });
-    record(&topics.user_events, (&purchase.user, Some(value.to_string())), Some(time))
+    record(
+        &topics.user_events,
+        (&purchase.user, Some(value.to_string())),
+        Some(time),
+    )
 }
 
-fn record(topic: &Arc<str>, (key, value): (&str, Option<String>), time: Option<Timestamp>) -> Outgoing {
+fn record(
+    topic: &Arc<str>,
+    (key, value): (&str, Option<String>),
+    time: Option<Timestamp>,
+) -> Outgoing {
     Outgoing {
         topic: topic.clone(),
         key: Some(Bytes::copy_from_slice(key.as_bytes())),
@@ -302,7 +353,8 @@ async fn send(
 
 /// A progress bar on stderr; silent where there is no terminal.
 pub fn bar(what: &'static str, len: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg:>14} {wide_bar} {pos}/{len} {per_sec} {elapsed}");
+    let style =
+        ProgressStyle::with_template("{msg:>14} {wide_bar} {pos}/{len} {per_sec} {elapsed}");
     let bar = ProgressBar::new(len as u64).with_message(what);
     match style {
         Ok(style) => bar.with_style(style),

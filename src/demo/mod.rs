@@ -91,7 +91,9 @@ fn scratch() -> anyhow::Result<PathBuf> {
 async fn play(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
     let limit = |spent: Instant| CHECK_LIMIT.saturating_sub(spent.elapsed());
-    let households = args.households.unwrap_or(if args.check { 60 } else { usize::MAX });
+    let households = args
+        .households
+        .unwrap_or(if args.check { 60 } else { usize::MAX });
     let mut feed = Feed::read(&args.data, households, (args.weeks, args.seed))?;
     let redis = match &args.redis {
         Some(url) => redis::Server::elsewhere(url),
@@ -103,23 +105,40 @@ async fn play(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<ExitC
         Some(brokers) => (with_brokers(&config, brokers), None),
         None => {
             let topics = feed::topics(&config.topics);
-            let spread: Vec<(&str, i32)> = topics.iter().map(|t| (t.name.as_str(), t.partitions)).collect();
+            let spread: Vec<(&str, i32)> = topics
+                .iter()
+                .map(|t| (t.name.as_str(), t.partitions))
+                .collect();
             let embedded = Embedded::start(&spread)?;
             (with_brokers(&config, embedded.brokers()), Some(embedded))
         }
     };
     if args.kafka.is_some() {
-        Admin::new(&config.kafka)?.ensure(&feed::topics(&config.topics)).await?;
+        Admin::new(&config.kafka)?
+            .ensure(&feed::topics(&config.topics))
+            .await?;
     }
     crate::config::init_tracing(&config.log);
     let metrics = crate::metrics::install(&Known::of(&config))?;
     let producer = Producer::new(&config.kafka)?;
     feed.catalogue(&producer, &config.topics).await?;
     let history = feed.history(&producer, &config.topics).await?;
-    let running = start(config.clone(), Roles { ingest: true, generate: true }, metrics).await?;
+    let running = start(
+        config.clone(),
+        Roles {
+            ingest: true,
+            generate: true,
+        },
+        metrics,
+    )
+    .await?;
     let mut watch = Watch::follow(&config, feed.users()).await?;
     let store = RedisStore::new(config.redis.clone())?;
-    let patience = if args.check { limit(began) } else { Duration::from_secs(3600) };
+    let patience = if args.check {
+        limit(began)
+    } else {
+        Duration::from_secs(3600)
+    };
     let stop = stop_signal()?;
     tokio::pin!(stop);
     let mut stopped = tokio::select! {
@@ -134,7 +153,11 @@ async fn play(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<ExitC
         };
     }
     if !stopped {
-        let patience = if args.check { limit(began) } else { Duration::from_secs(600) };
+        let patience = if args.check {
+            limit(began)
+        } else {
+            Duration::from_secs(600)
+        };
         tokio::select! {
             () = &mut stop => stopped = true,
             caught_up = watch.caught_up(patience) => caught_up?,
@@ -156,7 +179,11 @@ async fn play(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<ExitC
     if !well {
         eprintln!("nearshore: the check failed: {}", summary.complaint());
     }
-    Ok(if well || !args.check { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if well || !args.check {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 async fn finish(running: Running) -> anyhow::Result<()> {
@@ -194,7 +221,10 @@ fn configure(args: &DemoArgs, folder: &std::path::Path, redis: &str) -> anyhow::
     config.redis.url = redis.into();
     config.http.listen = args.listen;
     config.kafka.client_id = "nearshore-demo".into();
-    let model = args.model.canonicalize().with_context(|| format!("model {}", args.model.display()))?;
+    let model = args
+        .model
+        .canonicalize()
+        .with_context(|| format!("model {}", args.model.display()))?;
     config.arms = vec![Arm {
         id: "smollm2-basket".into(),
         epoch: 1,

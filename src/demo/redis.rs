@@ -16,25 +16,52 @@ pub struct Server {
 impl Server {
     /// Somebody else's; it is left as it is.
     pub fn elsewhere(url: &str) -> Self {
-        Self { url: url.into(), child: None }
+        Self {
+            url: url.into(),
+            child: None,
+        }
     }
 
     /// Starts one that keeps nothing on disk, and waits until it answers.
     pub async fn start(program: &Path, folder: &Path) -> anyhow::Result<Self> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?
+            .local_addr()?
+            .port();
         let child = Command::new(program)
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
-            .args(["--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction"])
+            .args([
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+                "--maxmemory-policy",
+                "noeviction",
+            ])
             .arg("--dir")
             .arg(folder)
             .stdout(Stdio::null())
             .stdin(Stdio::null())
             .spawn()
-            .with_context(|| format!("{} cannot be started: apt-get install redis-server, or give --redis URL", program.display()))?;
-        let mut server = Self { url: format!("redis://127.0.0.1:{port}"), child: Some(child) };
+            .with_context(|| {
+                format!(
+                    "{} cannot be started: apt-get install redis-server, or give --redis URL",
+                    program.display()
+                )
+            })?;
+        let mut server = Self {
+            url: format!("redis://127.0.0.1:{port}"),
+            child: Some(child),
+        };
         let deadline = Instant::now() + Duration::from_secs(10);
-        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-            if let Some(status) = server.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+        while tokio::net::TcpStream::connect(("127.0.0.1", port))
+            .await
+            .is_err()
+        {
+            if let Some(status) = server
+                .child
+                .as_mut()
+                .and_then(|child| child.try_wait().ok().flatten())
+            {
                 bail!("redis-server ended at once: {status}");
             }
             if Instant::now() > deadline {

@@ -51,18 +51,32 @@ impl Summary {
     pub fn complaint(&self) -> String {
         let mut wrong = Vec::new();
         if self.lists < self.users {
-            wrong.push(format!("{} of {} households have no list of the model", self.users - self.lists, self.users));
+            wrong.push(format!(
+                "{} of {} households have no list of the model",
+                self.users - self.lists,
+                self.users
+            ));
         }
         if self.illegal_names > 0 {
-            wrong.push(format!("{} names are not in the catalogue", self.illegal_names));
+            wrong.push(format!(
+                "{} names are not in the catalogue",
+                self.illegal_names
+            ));
         }
         if self.sold_out_shown > 0 {
-            wrong.push(format!("{} sold-out SKUs would be shown", self.sold_out_shown));
+            wrong.push(format!(
+                "{} sold-out SKUs would be shown",
+                self.sold_out_shown
+            ));
         }
         if self.sold_out_filtered == 0 {
             wrong.push("nothing sold out was filtered".into());
         }
-        if wrong.is_empty() { "nothing".into() } else { wrong.join("; ") }
+        if wrong.is_empty() {
+            "nothing".into()
+        } else {
+            wrong.join("; ")
+        }
     }
 }
 
@@ -80,7 +94,9 @@ pub async fn check(
     for user in feed.users() {
         summary.users += 1;
         let user = UserId(user.as_str().into());
-        let peek = store.peek(&config.namespace, std::slice::from_ref(&user)).await?;
+        let peek = store
+            .peek(&config.namespace, std::slice::from_ref(&user))
+            .await?;
         let stored = peek.into_iter().next().and_then(|peek| peek.list);
         let stored = stored.and_then(|list| Document::parse(&list.doc).ok());
         let shown = served(store, &config.namespace, &user).await?;
@@ -93,10 +109,17 @@ pub async fn check(
         }
         summary.sold_out_filtered += count(&stored) - count(&shown);
         for pu in &shown.pus {
-            let known = pu.skus.iter().all(|sku| feed.product(sku).is_some_and(|p| p.pu == pu.name));
+            let known = pu
+                .skus
+                .iter()
+                .all(|sku| feed.product(sku).is_some_and(|p| p.pu == pu.name));
             summary.illegal_names += usize::from(!known);
             summary.empty_names += usize::from(pu.skus.is_empty());
-            summary.sold_out_shown += pu.skus.iter().filter(|sku| feed.sold_out().contains(*sku)).count();
+            summary.sold_out_shown += pu
+                .skus
+                .iter()
+                .filter(|sku| feed.sold_out().contains(*sku))
+                .count();
         }
     }
     Ok(summary)
@@ -107,8 +130,13 @@ fn count(list: &Document) -> usize {
 }
 
 async fn letters(config: &Config) -> anyhow::Result<u64> {
-    let extents = crate::log::Admin::new(&config.kafka)?.extents(&config.topics.dlq).await?;
-    Ok(extents.iter().map(|extent| (extent.end.0 - extent.begin.0).unsigned_abs()).sum())
+    let extents = crate::log::Admin::new(&config.kafka)?
+        .extents(&config.topics.dlq)
+        .await?;
+    Ok(extents
+        .iter()
+        .map(|extent| (extent.end.0 - extent.begin.0).unsigned_abs())
+        .sum())
 }
 
 /// Three households in full, on stdout.
@@ -117,7 +145,11 @@ pub async fn show(
     (config, feed, watch): (&Config, &Feed, &Watch),
 ) -> anyhow::Result<()> {
     let eye = Eye::open(config, store.clone()).await?;
-    let known = ["by profile alone", "by three purchases", "by many purchases"];
+    let known = [
+        "by profile alone",
+        "by three purchases",
+        "by many purchases",
+    ];
     for (user, known) in feed.three().iter().zip(known) {
         println!("\n━━ household {user}, known {known} ━━");
         if let Some(view) = eye.look(&UserId(user.as_str().into())).await? {
@@ -142,6 +174,8 @@ pub fn how_to_go_on(config: &Config, folder: &Path) -> anyhow::Result<()> {
     println!("  metrics                  http://{listen}/metrics");
     println!("  one list                 nearshore get HOUSEHOLD --config {file}");
     println!("  the same in full         nearshore inspect HOUSEHOLD --config {file}");
-    println!("On your own data: nearshore check --config nearshore.toml; nearshore run --config nearshore.toml");
+    println!(
+        "On your own data: nearshore check --config nearshore.toml; nearshore run --config nearshore.toml"
+    );
     Ok(())
 }

@@ -35,7 +35,12 @@ pub struct Watch {
 impl Watch {
     /// Follows lists of these users from now on.
     pub async fn follow(config: &Config, users: Vec<String>) -> anyhow::Result<Self> {
-        let tail = tail(&config.kafka, &config.topics.recall_updates, &BTreeMap::new()).await?;
+        let tail = tail(
+            &config.kafka,
+            &config.topics.recall_updates,
+            &BTreeMap::new(),
+        )
+        .await?;
         let bar = bar("lists", users.len());
         Ok(Self {
             tail,
@@ -56,7 +61,10 @@ impl Watch {
     /// SKUs of a user's newest list.
     pub fn skus_of(&self, user: &str) -> Vec<String> {
         let list = self.lists.get(user);
-        list.into_iter().flat_map(|list| &list.pus).flat_map(|pu| pu.skus.iter().cloned()).collect()
+        list.into_iter()
+            .flat_map(|list| &list.pus)
+            .flat_map(|pu| pu.skus.iter().cloned())
+            .collect()
     }
 
     /// Takes in what there is for this long.
@@ -73,7 +81,10 @@ impl Watch {
         self.wait(patience, |watch| {
             let modelled = |user: &&String| watch.modelled(user);
             let have = watch.users.iter().filter(modelled).count();
-            (have == watch.users.len(), format!("{have} of {} households have a list", watch.users.len()))
+            (
+                have == watch.users.len(),
+                format!("{have} of {} households have a list", watch.users.len()),
+            )
         })
         .await?;
         self.bar.finish();
@@ -84,7 +95,10 @@ impl Watch {
     pub async fn caught_up(&mut self, patience: Duration) -> anyhow::Result<()> {
         self.wait(patience, |watch| {
             let left = watch.waiting.len();
-            (left == 0, format!("{left} households wait for the list that has seen their last basket"))
+            (
+                left == 0,
+                format!("{left} households wait for the list that has seen their last basket"),
+            )
         })
         .await
     }
@@ -113,18 +127,27 @@ impl Watch {
     }
 
     fn modelled(&self, user: &str) -> bool {
-        self.lists.get(user).is_some_and(|list| list.source == Source::Model)
+        self.lists
+            .get(user)
+            .is_some_and(|list| list.source == Source::Model)
     }
 
     fn take_in(&mut self, told: Tailed) {
         let Tailed::Record(record) = told else {
             return;
         };
-        let user = record.key.as_deref().and_then(|key| std::str::from_utf8(key).ok());
+        let user = record
+            .key
+            .as_deref()
+            .and_then(|key| std::str::from_utf8(key).ok());
         let Some((_, user)) = user.and_then(|key| key.split_once('/')) else {
             return;
         };
-        let Some(update) = record.value.as_deref().and_then(|bytes| Update::parse(bytes).ok()) else {
+        let Some(update) = record
+            .value
+            .as_deref()
+            .and_then(|bytes| Update::parse(bytes).ok())
+        else {
             self.lists.remove(user);
             return;
         };

@@ -239,12 +239,22 @@ struct UpdateWire<T> {
 
 impl Update {
     /// As written: document and audit, which are JSON already, stand in it as they are.
-    pub fn json((ticket, epoch): (u64, u64), covers: &Fences, (doc, audit): (&str, &str)) -> String {
+    pub fn json(
+        (ticket, epoch): (u64, u64),
+        covers: &Fences,
+        (doc, audit): (&str, &str),
+    ) -> String {
         let raw = |text: &str| {
             let null = || serde_json::value::RawValue::NULL.to_owned();
             serde_json::value::RawValue::from_string(text.to_owned()).unwrap_or_else(|_| null())
         };
-        let wire = UpdateWire { ticket, epoch, covers: covers.to_string(), doc: raw(doc), audit: raw(audit) };
+        let wire = UpdateWire {
+            ticket,
+            epoch,
+            covers: covers.to_string(),
+            doc: raw(doc),
+            audit: raw(audit),
+        };
         serde_json::to_string(&wire).expect("numbers, a string and two texts of JSON")
     }
 
@@ -254,7 +264,11 @@ impl Update {
         Ok(Self {
             ticket: wire.ticket,
             epoch: wire.epoch,
-            covers: wire.covers.parse().map_err(|e: crate::record::NotAPosition| serde::de::Error::custom(e)).map_err(Error::Json)?,
+            covers: wire
+                .covers
+                .parse()
+                .map_err(|e: crate::record::NotAPosition| serde::de::Error::custom(e))
+                .map_err(Error::Json)?,
             doc: serde_json::from_value(wire.doc)?,
             audit: serde_json::from_value(wire.audit)?,
         })

@@ -263,7 +263,9 @@ impl Committer {
     }
 
     fn end(&self, partition: &Partition) -> Result<Offset, Error> {
-        let asked = self.consumer.fetch_watermarks(&partition.topic, partition.number, self.limit);
+        let asked = self
+            .consumer
+            .fetch_watermarks(&partition.topic, partition.number, self.limit);
         let (_, end) = asked.map_err(|error| unanswered("end offset", &error, self.limit))?;
         Ok(Offset(end))
     }

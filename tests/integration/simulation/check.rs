@@ -62,7 +62,12 @@ pub fn shop() -> Shop {
     .expect("a rule");
     let catalogue = Arc::new(catalogue);
     let rules = Arc::new(Table::compile(&[rule], &[], &catalogue));
-    let demand = Arc::new(Demand::build(std::iter::empty(), &catalogue, &Default::default(), Timestamp(0)));
+    let demand = Arc::new(Demand::build(
+        std::iter::empty(),
+        &catalogue,
+        &Default::default(),
+        Timestamp(0),
+    ));
     Shop::new((catalogue, rules, demand), &[], (4, &Default::default()))
 }
 
@@ -80,7 +85,10 @@ pub fn arm() -> (Arm, Template) {
     let arm = serde_json::from_value(json!({
         "id": "table", "epoch": 1, "template": "t.j2", "model": "none", "names": 3,
     }));
-    let template = Template::load("{{ events | length }} events\n---assistant---\nNext:", "t.j2");
+    let template = Template::load(
+        "{{ events | length }} events\n---assistant---\nNext:",
+        "t.j2",
+    );
     (arm.expect("an arm"), template.expect("a template"))
 }
 
@@ -98,7 +106,11 @@ struct Facts {
 fn facts(records: &[Accepted]) -> Facts {
     let mut facts = Facts::default();
     for record in records {
-        facts.fences.entry(record.user.clone()).or_default().raise(&record.position);
+        facts
+            .fences
+            .entry(record.user.clone())
+            .or_default()
+            .raise(&record.position);
         if record.change == Change::Erase {
             let life = facts.lives.entry(record.user.clone()).or_default();
             *life = (*life).max(record.time);
@@ -110,16 +122,30 @@ fn facts(records: &[Accepted]) -> Facts {
         match &record.change {
             Change::Event(event) => {
                 if let Item::Sku(sku) = &event.item {
-                    let n = if event.kind == Kind::Purchase { u64::from(event.qty) } else { 1 };
+                    let n = if event.kind == Kind::Purchase {
+                        u64::from(event.qty)
+                    } else {
+                        1
+                    };
                     let bucket = record.time.0.div_euclid(nearshore::ingest::BUCKET_MS);
-                    *facts.counts.entry((sku.clone(), event.kind, bucket)).or_default() += n;
+                    *facts
+                        .counts
+                        .entry((sku.clone(), event.kind, bucket))
+                        .or_default() += n;
                 }
                 if record.time > life {
-                    facts.windows.entry(record.user.clone()).or_default().insert(at);
+                    facts
+                        .windows
+                        .entry(record.user.clone())
+                        .or_default()
+                        .insert(at);
                 }
             }
             Change::Profile(_) if record.time > life => {
-                let profile = facts.profiles.entry(record.user.clone()).or_insert_with(|| at.clone());
+                let profile = facts
+                    .profiles
+                    .entry(record.user.clone())
+                    .or_insert_with(|| at.clone());
                 *profile = profile.clone().max(at);
             }
             Change::Profile(_) | Change::Erase => {}
@@ -154,7 +180,9 @@ pub fn all<S: Store>(history: &History<S>) -> Result<(), String> {
 }
 
 fn users() -> Vec<UserId> {
-    (0..USERS).map(|nth| UserId(format!("u{nth}").into())).collect()
+    (0..USERS)
+        .map(|nth| UserId(format!("u{nth}").into()))
+        .collect()
 }
 
 /// Ready at once on a double; on a real store after a few polls.
@@ -173,7 +201,11 @@ fn states<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
     let held = now(history.store.load(&history.ns, &users())).map_err(|e| e.to_string())?;
     for (user, held) in users().iter().zip(held) {
         let state = &held.state;
-        let window: BTreeSet<_> = state.window.iter().map(|seen| (seen.time, seen.position.clone())).collect();
+        let window: BTreeSet<_> = state
+            .window
+            .iter()
+            .map(|seen| (seen.time, seen.position.clone()))
+            .collect();
         let profile = state.profile.as_ref().map(|p| (p.time, p.position.clone()));
         let expected = (
             facts.windows.get(user).cloned().unwrap_or_default(),
@@ -183,7 +215,9 @@ fn states<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
         );
         let found = (window, profile, state.life, state.fences.clone());
         if found != expected {
-            return Err(format!("state of {user}: found {found:?}\nexpected {expected:?}"));
+            return Err(format!(
+                "state of {user}: found {found:?}\nexpected {expected:?}"
+            ));
         }
         if let Some(pending) = &held.mark.pending {
             return Err(format!("{user} is still asked for: {pending:?}"));
@@ -197,11 +231,20 @@ fn lists<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
     let held = now(history.store.load(&history.ns, &users())).map_err(|e| e.to_string())?;
     let peeks = now(history.store.peek(&history.ns, &users())).map_err(|e| e.to_string())?;
     for ((user, peek), held) in users().iter().zip(peeks).zip(held) {
-        let seen: Vec<_> = facts.windows.get(user).into_iter().flatten().map(|(_, p)| p).collect();
+        let seen: Vec<_> = facts
+            .windows
+            .get(user)
+            .into_iter()
+            .flatten()
+            .map(|(_, p)| p)
+            .collect();
         let profile = facts.profiles.get(user).map(|(_, position)| position);
         if seen.is_empty() && profile.is_none() {
             if let Some(list) = peek.list {
-                return Err(format!("{user} is erased or unknown, but has list {}", list.doc));
+                return Err(format!(
+                    "{user} is erased or unknown, but has list {}",
+                    list.doc
+                ));
             }
             continue;
         }
@@ -212,17 +255,30 @@ fn lists<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
         if doc.source != Source::Model {
             return Err(format!("{user} has only a fallback: {}", list.doc));
         }
-        if let Some(missed) = seen.into_iter().chain(profile).find(|p| !list.covers.covers(p)) {
-            return Err(format!("list of {user} covers {}, not {missed}", list.covers));
+        if let Some(missed) = seen
+            .into_iter()
+            .chain(profile)
+            .find(|p| !list.covers.covers(p))
+        {
+            return Err(format!(
+                "list of {user} covers {}, not {missed}",
+                list.covers
+            ));
         }
         let verdict = shop.judge(held.state.profile.as_ref().map(|p| &p.profile), list.at);
         let mut stripped = doc.clone();
         if shop.strip(&mut stripped, &verdict) {
-            return Err(format!("list of {user} has what is forbidden: {}", list.doc));
+            return Err(format!(
+                "list of {user} has what is forbidden: {}",
+                list.doc
+            ));
         }
         let names: BTreeSet<&str> = doc.pus.iter().map(|pu| pu.name.as_str()).collect();
         if names.len() != doc.pus.len() || names.is_empty() {
-            return Err(format!("list of {user} is empty or has a name twice: {}", list.doc));
+            return Err(format!(
+                "list of {user} is empty or has a name twice: {}",
+                list.doc
+            ));
         }
     }
     Ok(())
@@ -230,8 +286,9 @@ fn lists<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
 
 fn counts<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
     let mut found: BTreeMap<(String, Kind, i64), u64> = BTreeMap::new();
-    let shards: BTreeSet<u8> =
-        (0..SKUS).map(|nth| nearshore::store::keys::shard(&format!("s{nth}"))).collect();
+    let shards: BTreeSet<u8> = (0..SKUS)
+        .map(|nth| nearshore::store::keys::shard(&format!("s{nth}")))
+        .collect();
     for shard in shards {
         let cells = now(history.store.counts(&history.ns, shard, 0)).map_err(|e| e.to_string())?;
         for (cell, n) in cells {
@@ -252,7 +309,11 @@ fn letters<S>(history: &History<S>, (records, dead): (&[Record], usize)) -> Resu
         places.insert((place.topic, place.partition, place.offset));
     }
     if places.len() != dead {
-        return Err(format!("{} of {} records in dlq, not {dead}", places.len(), records.len()));
+        return Err(format!(
+            "{} of {} records in dlq, not {dead}",
+            places.len(),
+            records.len()
+        ));
     }
     Ok(())
 }
@@ -266,7 +327,9 @@ fn tickets<S>(history: &History<S>) -> Result<(), String> {
             if let Some((older, seen)) = before
                 && (older >= *ticket || !covers.cover_all(&seen))
             {
-                return Err(format!("list {ticket} of {user} ({covers}) after {older} ({seen})"));
+                return Err(format!(
+                    "list {ticket} of {user} ({covers}) after {older} ({seen})"
+                ));
             }
         }
         Ok(())
@@ -278,8 +341,13 @@ fn coalescing<S>(history: &History<S>) -> Result<(), String> {
     let mut asked: BTreeMap<UserId, u64> = BTreeMap::new();
     for lane in history.topics.lanes() {
         for record in history.cluster.records(&lane) {
-            let user = record.key.as_deref().and_then(|key| std::str::from_utf8(key).ok());
-            *asked.entry(UserId(user.unwrap_or_default().into())).or_default() += 1;
+            let user = record
+                .key
+                .as_deref()
+                .and_then(|key| std::str::from_utf8(key).ok());
+            *asked
+                .entry(UserId(user.unwrap_or_default().into()))
+                .or_default() += 1;
         }
     }
     history.gate.journal(|journal| {

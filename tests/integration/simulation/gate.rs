@@ -67,7 +67,12 @@ enum Fate {
 impl Gate {
     pub fn new(seed: u64) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(seed ^ 0x9e37_79b9_7f4a_7c15);
-        let inner = Inner { rng, calm: false, late: Vec::new(), journal: Journal::default() };
+        let inner = Inner {
+            rng,
+            calm: false,
+            late: Vec::new(),
+            journal: Journal::default(),
+        };
         Self(Arc::new(Mutex::new(inner)))
     }
 
@@ -149,11 +154,17 @@ impl Gate {
 }
 
 fn no_store() -> store::Error {
-    store::Error::Timeout { addr: "simulation".into(), limit: Duration::from_secs(1) }
+    store::Error::Timeout {
+        addr: "simulation".into(),
+        limit: Duration::from_secs(1),
+    }
 }
 
 fn no_log() -> log::Error {
-    log::Error::Timeout { topic: "simulation".into(), limit: Duration::from_secs(1) }
+    log::Error::Timeout {
+        topic: "simulation".into(),
+        limit: Duration::from_secs(1),
+    }
 }
 
 /// A store behind the gate.
@@ -210,8 +221,12 @@ impl<S: Store> Store for Gated<S> {
             gate.journal(|journal| {
                 for (list, outcome) in lists.iter().zip(&outcomes) {
                     if *outcome == Published::Stored {
-                        let Publish { user, life, list, .. } = list.clone();
-                        journal.published.push((user, life, list.ticket, list.covers));
+                        let Publish {
+                            user, life, list, ..
+                        } = list.clone();
+                        journal
+                            .published
+                            .push((user, life, list.ticket, list.covers));
                     }
                 }
             });

@@ -124,20 +124,42 @@ impl<S: Store> History<S> {
     }
 
     fn start(&mut self, generate: bool) -> Member {
-        let running: Running =
-            if generate { self.start_generate() } else { self.start_ingest() };
-        Member { generate, running, asleep_until: 0 }
+        let running: Running = if generate {
+            self.start_generate()
+        } else {
+            self.start_ingest()
+        };
+        Member {
+            generate,
+            running,
+            asleep_until: 0,
+        }
     }
 
-    fn gated<'a>(&self, group: &str, topics: impl IntoIterator<Item = &'a Arc<str>>) -> (GatedLog<MemoryLog>, Gated<S>) {
+    fn gated<'a>(
+        &self,
+        group: &str,
+        topics: impl IntoIterator<Item = &'a Arc<str>>,
+    ) -> (GatedLog<MemoryLog>, Gated<S>) {
         let topics: Vec<&str> = topics.into_iter().map(|topic| &**topic).collect();
-        let log = GatedLog { inner: self.cluster.join(group, &topics), gate: self.gate.clone() };
-        (log, Gated { inner: self.store.clone(), gate: self.gate.clone() })
+        let log = GatedLog {
+            inner: self.cluster.join(group, &topics),
+            gate: self.gate.clone(),
+        };
+        (
+            log,
+            Gated {
+                inner: self.store.clone(),
+                gate: self.gate.clone(),
+            },
+        )
     }
 
     fn start_ingest(&mut self) -> Running {
-        let (log, store) =
-            self.gated("ingest", [&self.topics.user_events, &self.topics.profile_changes]);
+        let (log, store) = self.gated(
+            "ingest",
+            [&self.topics.user_events, &self.topics.profile_changes],
+        );
         let settings = ingest::Settings {
             ns: self.ns.clone(),
             group: "ingest".into(),
@@ -150,7 +172,10 @@ impl<S: Store> History<S> {
             triggers: true,
             now: || None,
         };
-        Box::pin(ingest_member(Ingest::new(log, store, self.shop.clone(), settings), self.gate.clone()))
+        Box::pin(ingest_member(
+            Ingest::new(log, store, self.shop.clone(), settings),
+            self.gate.clone(),
+        ))
     }
 
     fn start_generate(&mut self) -> Running {
@@ -158,15 +183,30 @@ impl<S: Store> History<S> {
         let (log, store) = self.gated("generate", &lanes);
         let settings = generate::Settings {
             topics: self.topics.clone(),
-            lanes: nearshore::lanes::Policy { batch_max: 3, ..Default::default() },
+            lanes: nearshore::lanes::Policy {
+                batch_max: 3,
+                ..Default::default()
+            },
             arm_seed: "sim".into(),
-            selection: nearshore::select::Policy { draws: 8, ..Default::default() },
+            selection: nearshore::select::Policy {
+                draws: 8,
+                ..Default::default()
+            },
             needs: Default::default(),
             clock,
         };
         let (arm, template) = check::arm();
-        let engine = Slow { table: Arc::new(std::sync::Mutex::new(Table::default())), gate: self.gate.clone() };
-        let loaded = Loaded { arm, template, info: Default::default(), count: Arc::new(str::len), engine };
+        let engine = Slow {
+            table: Arc::new(std::sync::Mutex::new(Table::default())),
+            gate: self.gate.clone(),
+        };
+        let loaded = Loaded {
+            arm,
+            template,
+            info: Default::default(),
+            count: Arc::new(str::len),
+            engine,
+        };
         let member = Generate::new(log, store, self.shop.clone(), (vec![loaded], settings));
         // A wall clock up to an hour off, either way.
         let skew = self.rng.random_range(-3_600_000..=3_600_000);
@@ -182,7 +222,10 @@ impl<S: Store> History<S> {
             0 => (&self.topics.profile_changes, None),
             1..=3 => {
                 let age = self.rng.random_range(10..30);
-                (&self.topics.profile_changes, Some(json!({ "age": age }).to_string()))
+                (
+                    &self.topics.profile_changes,
+                    Some(json!({ "age": age }).to_string()),
+                )
             }
             4 => (&self.topics.user_events, Some("{".to_string())),
             _ => {
@@ -214,11 +257,19 @@ impl<S: Store> History<S> {
             1 => {
                 let at = self.rng.random_range(0..self.members.len());
                 self.members[at].asleep_until = step + self.rng.random_range(10..120);
-                self.cluster.rebalance(if self.members[at].generate { "generate" } else { "ingest" });
+                self.cluster.rebalance(if self.members[at].generate {
+                    "generate"
+                } else {
+                    "ingest"
+                });
                 self.upheavals += 1;
             }
             2 => {
-                self.cluster.rebalance(if self.rng.random_bool(0.5) { "generate" } else { "ingest" });
+                self.cluster.rebalance(if self.rng.random_bool(0.5) {
+                    "generate"
+                } else {
+                    "ingest"
+                });
                 self.upheavals += 1;
             }
             3..=8 => {
@@ -260,7 +311,13 @@ impl<S: Store> History<S> {
         while quiet < 600 {
             step += 1;
             if step > end {
-                let lags = ["ingest", "generate"].map(|group| (group, self.cluster.lag(group), self.cluster.committed(group)));
+                let lags = ["ingest", "generate"].map(|group| {
+                    (
+                        group,
+                        self.cluster.lag(group),
+                        self.cluster.committed(group),
+                    )
+                });
                 return Err(format!("no rest after {STEPS_MAX} steps: {lags:?}"));
             }
             // Whoever slept wakes up; dues pass.
@@ -310,7 +367,11 @@ async fn ingest_member<L: Log, S: Store>(mut member: Ingest<L, S>, gate: Gate) {
                 match member.handle(std::slice::from_ref(&batch)).await {
                     Ok(tally) => {
                         let told = tally.folded + tally.duplicate + tally.dead;
-                        assert_eq!(told, batch.records.len() as u64, "a record without an account");
+                        assert_eq!(
+                            told,
+                            batch.records.len() as u64,
+                            "a record without an account"
+                        );
                         break;
                     }
                     Err(error) if error.retry() => Yield::default().await,

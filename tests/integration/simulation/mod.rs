@@ -15,7 +15,11 @@ use crate::harness::{fresh, variable};
 use history::{Doubles, run};
 
 fn seeds(default: u64) -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+    };
     match number("NEARSHORE_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("NEARSHORE_SEEDS").unwrap_or(default),
@@ -32,7 +36,11 @@ fn first_complaint<S: Store>(
         let (seeds, store) = (seeds.clone(), &store);
         move || {
             seeds.filter(|seed| seed % 2 == odd).find_map(|seed| {
-                let doubles = Doubles { log, store: store(seed), ns: format!("sim-{seed}") };
+                let doubles = Doubles {
+                    log,
+                    store: store(seed),
+                    ns: format!("sim-{seed}"),
+                };
                 Some((seed, run(seed, doubles).err()?))
             })
         }
@@ -40,7 +48,10 @@ fn first_complaint<S: Store>(
     let (even, odd) = std::thread::scope(|scope| {
         let even = scope.spawn(half(0));
         let odd = scope.spawn(half(1));
-        (even.join().expect("no panic"), odd.join().expect("no panic"))
+        (
+            even.join().expect("no panic"),
+            odd.join().expect("no panic"),
+        )
     });
     even.into_iter().chain(odd).min()
 }
@@ -49,7 +60,9 @@ fn first_complaint<S: Store>(
 fn every_history_ends_with_nothing_lost_stale_or_doubled() {
     let seeds = seeds(10_000);
     let start = std::time::Instant::now();
-    let complaint = first_complaint(seeds.clone(), LogFlaws::default(), |_| MemoryStore::default());
+    let complaint = first_complaint(seeds.clone(), LogFlaws::default(), |_| {
+        MemoryStore::default()
+    });
     if let Some((seed, what)) = complaint {
         panic!("NEARSHORE_SEED={seed}: {what}");
     }
@@ -67,28 +80,52 @@ fn noticed(log: LogFlaws, flaws: StoreFlaws) {
 
 #[test]
 fn counts_without_a_fence_are_noticed() {
-    noticed(LogFlaws::default(), StoreFlaws { no_fence: true, ..StoreFlaws::default() });
+    noticed(
+        LogFlaws::default(),
+        StoreFlaws {
+            no_fence: true,
+            ..StoreFlaws::default()
+        },
+    );
 }
 
 #[test]
 fn a_blind_write_of_the_state_is_noticed() {
-    noticed(LogFlaws::default(), StoreFlaws { blind_write: true, ..StoreFlaws::default() });
+    noticed(
+        LogFlaws::default(),
+        StoreFlaws {
+            blind_write: true,
+            ..StoreFlaws::default()
+        },
+    );
 }
 
 #[test]
 fn a_missing_tombstone_check_is_noticed() {
-    noticed(LogFlaws::default(), StoreFlaws { no_tombstone: true, ..StoreFlaws::default() });
+    noticed(
+        LogFlaws::default(),
+        StoreFlaws {
+            no_tombstone: true,
+            ..StoreFlaws::default()
+        },
+    );
 }
 
 #[test]
 fn a_commit_too_early_is_noticed() {
-    let flaws = LogFlaws { commit_early: true, ..LogFlaws::default() };
+    let flaws = LogFlaws {
+        commit_early: true,
+        ..LogFlaws::default()
+    };
     noticed(flaws, StoreFlaws::default());
 }
 
 #[test]
 fn work_forgotten_on_revoke_is_noticed() {
-    let flaws = LogFlaws { forget_in_hand: true, ..LogFlaws::default() };
+    let flaws = LogFlaws {
+        forget_in_hand: true,
+        ..LogFlaws::default()
+    };
     noticed(flaws, StoreFlaws::default());
 }
 
@@ -102,9 +139,16 @@ fn two_hundred_histories_hold_on_a_real_redis() {
         .build()
         .expect("a runtime");
     for seed in 0..200 {
-        let settings = nearshore::store::Settings { url: url.clone(), ..Default::default() };
+        let settings = nearshore::store::Settings {
+            url: url.clone(),
+            ..Default::default()
+        };
         let store = RedisStore::new(settings).expect("settings are right");
-        let doubles = Doubles { log: LogFlaws::default(), store, ns: format!("{prefix}-{seed}") };
+        let doubles = Doubles {
+            log: LogFlaws::default(),
+            store,
+            ns: format!("{prefix}-{seed}"),
+        };
         // Answers come from another thread: the hand-made scheduler waits for them by polling.
         let _inside = runtime.enter();
         if let Err(what) = run(seed, doubles) {
