@@ -81,6 +81,10 @@ pub struct Plan {
     pub counted: Vec<Counted>,
     /// What each record did, in order.
     pub steps: Vec<Step>,
+    /// What kind of event each was; none for a profile or an erase.
+    pub kinds: Vec<Option<Kind>>,
+    /// Events whose SKU the catalogue does not know; folded by id all the same.
+    pub unknown: u64,
     /// What becomes of the list.
     pub edit: Edit,
     /// The user's record on `recall-updates` is to be deleted.
@@ -118,6 +122,7 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
             && let Item::Sku(sku) = &event.item
         {
             let profile = plan.held.state.profile.as_ref().map(|p| &p.profile);
+            plan.unknown += u64::from(book.shop.catalogue.by_sku(sku).is_none());
             plan.counted.push(Counted {
                 position: record.position.clone(),
                 time: record.time,
@@ -132,6 +137,10 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
             });
         }
         plan.steps.push(step);
+        plan.kinds.push(match &record.change {
+            Change::Event(event) => Some(event.kind),
+            Change::Profile(_) | Change::Erase => None,
+        });
     }
     plan.profile_changed = plan.held.state.profile != before;
     if let Some(last) = records.last() {

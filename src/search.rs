@@ -195,15 +195,14 @@ impl<'a> Search<'a> {
     /// children of one node changes nothing.
     pub fn feed(&mut self, logits: &[f32]) {
         let flying = std::mem::take(&mut self.flying);
-        let mut id = self.asked - flying.len() as u32;
+        let first = self.asked - flying.len() as u32;
         let mut rest = logits;
-        for open in &flying {
+        for (open, id) in flying.iter().zip(first..) {
             let children = self.permitted_children(&open.node);
             let (own, others) = rest.split_at(children.len());
             rest = others;
             let own: Vec<f64> = own.iter().map(|logit| f64::from(*logit)).collect();
             self.expand(open, Some(id), &children, &own);
-            id += 1;
         }
         assert!(rest.is_empty(), "one logit per child");
     }
@@ -225,7 +224,8 @@ impl<'a> Search<'a> {
         terms.map(|term| self.mass(term.mass, &root)).collect()
     }
 
-    /// Nodes to ask for at once: about as many as names are still to be proven.
+    /// Nodes to ask for at once. Half as many as names are still to be proven: with all of them a
+    /// fifth more tokens were forwarded in no fewer waves (2,240 names, top 20 and 50).
     fn width(&self) -> usize {
         let best_open = self
             .open
@@ -233,7 +233,7 @@ impl<'a> Search<'a> {
             .map_or(f64::NEG_INFINITY, |open| open.score);
         let flying = self.flying.first().map_or(best_open, |open| open.score);
         let proven = self.found.iter().filter(|found| found.0.score > flying);
-        (self.question.n - proven.count()).max(WIDTH_MIN)
+        ((self.question.n - proven.count()) / 2).max(WIDTH_MIN)
     }
 
     /// Whether no name under a node of `score` can be among the n best. Not at equality: it might

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use crate::event;
 use crate::ingest::{Error, letter};
 use crate::log::{self, Delivery, Log};
-use crate::metrics::{self, Stage};
+use crate::metrics::{self, RecordOutcome, Stage};
 use crate::record::{Partition, Resume};
 use crate::store::{StockOp, Store};
 use crate::topics::Topics;
@@ -71,6 +71,7 @@ impl<L: Log, S: Store> Stock<L, S> {
                 }),
                 Err(reject) => {
                     metrics::dlq(Stage::Catalog, reject.code(), 1);
+                    metrics::records(&batch.partition.topic, RecordOutcome::Dlq, 1);
                     letters.push(letter(
                         (&self.topics.dlq, GROUP),
                         record,
@@ -85,6 +86,11 @@ impl<L: Log, S: Store> Stock<L, S> {
         if !ops.is_empty() {
             self.store.stock(&ops).await?;
             self.store.flush().await?;
+            metrics::records(
+                &batch.partition.topic,
+                RecordOutcome::Folded,
+                ops.len() as u64,
+            );
             let out = ops.iter().filter(|op| op.out).count() as u64;
             metrics::stock(metrics::StockMove::Out, out);
             metrics::stock(metrics::StockMove::In, ops.len() as u64 - out);

@@ -21,7 +21,7 @@ use crate::store::RedisStore;
 
 mod data;
 mod feed;
-mod redis;
+mod server;
 mod report;
 mod watch;
 
@@ -96,8 +96,8 @@ async fn play(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<ExitC
         .unwrap_or(if args.check { 60 } else { usize::MAX });
     let mut feed = Feed::read(&args.data, households, (args.weeks, args.seed))?;
     let redis = match &args.redis {
-        Some(url) => redis::Server::elsewhere(url),
-        None => redis::Server::start(&args.redis_server, folder).await?,
+        Some(url) => server::Server::elsewhere(url),
+        None => server::Server::start(&args.redis_server, folder).await?,
     };
     let config = Arc::new(configure(args, folder, &redis.url)?);
     // Kept until the end: it is the broker.

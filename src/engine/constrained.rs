@@ -1,4 +1,4 @@
-//! The exact top N of the catalogue under a Llama: [`Model`] by [`Search`] and [`Network`].
+//! The exact top N of the catalogue under a Llama: [`Model`] by [`Search`] over a candle network.
 //!
 //! Decides how a batch runs: what prompts share is computed once and kept for later batches, users
 //! are spread over threads in groups, and all users of a group share each forward pass. Invariant: a

@@ -29,7 +29,7 @@ pub fn tile(shape: Tile, a: &[f32], b: &[f32], c: &mut [f32]) {
         // SAFETY: the features that the function is compiled for were just seen.
         return unsafe { tile_avx2(shape, a, b, c) };
     }
-    tile_with(shape, a, b, c, |x, y, sum| x * y + sum);
+    tile_with::<Plain>(shape, a, b, c);
 }
 
 /// Sum of products, in [`LANES`] × 4 partial sums added in a fixed order.
@@ -39,18 +39,18 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
         // SAFETY: the features that the function is compiled for were just seen.
         return unsafe { dot_avx2(a, b) };
     }
-    dot_with(a, b, |x, y, sum| x * y + sum)
+    dot_with::<Plain>(a, b)
 }
 
-/// `x = exp(scale · (x − shift))` in place; returns the sum. Within 2 ulp of the true value for
-/// arguments in [−87, 0]; below that, 0 to within 1e-38.
+/// `x = exp(scale · (x − shift))` in place; returns the sum. Relative error up to 5e-7 for exponents
+/// in [−87, 88]; outside they are cut to these.
 pub fn exponentials(x: &mut [f32], scale: f32, shift: f32) -> f32 {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
         // SAFETY: the features that the function is compiled for were just seen.
         return unsafe { exponentials_avx2(x, scale, shift) };
     }
-    exponentials_with(x, scale, shift, |x, y, sum| x * y + sum)
+    exponentials_with::<Plain>(x, scale, shift)
 }
 
 /// `out = gate / (1 + exp(−gate)) · up`.
@@ -60,71 +60,85 @@ pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
         // SAFETY: the features that the function is compiled for were just seen.
         return unsafe { swiglu_avx2(gate, up, out) };
     }
-    swiglu_with(gate, up, out, |x, y, sum| x * y + sum);
+    swiglu_with::<Plain>(gate, up, out);
+}
+
+/// How a product is added to a sum.
+trait Add {
+    /// `x · y + sum`.
+    fn to(x: f32, y: f32, sum: f32) -> f32;
+}
+
+/// Rounded once; slow where the machine has no such instruction.
+struct Fused;
+
+/// Rounded twice.
+struct Plain;
+
+impl Add for Fused {
+    #[inline(always)]
+    fn to(x: f32, y: f32, sum: f32) -> f32 {
+        x.mul_add(y, sum)
+    }
+}
+
+impl Add for Plain {
+    #[inline(always)]
+    fn to(x: f32, y: f32, sum: f32) -> f32 {
+        x * y + sum
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn tile_avx2(shape: Tile, a: &[f32], b: &[f32], c: &mut [f32]) {
-    tile_with(shape, a, b, c, f32::mul_add);
+    tile_with::<Fused>(shape, a, b, c);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn dot_avx2(a: &[f32], b: &[f32]) -> f32 {
-    dot_with(a, b, f32::mul_add)
+    dot_with::<Fused>(a, b)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn exponentials_avx2(x: &mut [f32], scale: f32, shift: f32) -> f32 {
-    exponentials_with(x, scale, shift, f32::mul_add)
+    exponentials_with::<Fused>(x, scale, shift)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn swiglu_avx2(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    swiglu_with(gate, up, out, f32::mul_add);
+    swiglu_with::<Fused>(gate, up, out);
 }
 
 #[inline(always)]
-fn tile_with(
-    shape: Tile,
-    a: &[f32],
-    b: &[f32],
-    c: &mut [f32],
-    fma: impl Fn(f32, f32, f32) -> f32 + Copy,
-) {
+fn tile_with<A: Add>(shape: Tile, a: &[f32], b: &[f32], c: &mut [f32]) {
     for row in 0..shape.rows {
         let a = &a[row * shape.a_stride..][..shape.depth];
         let c = &mut c[row * shape.c_stride..][..shape.width];
         let mut from = 0;
         while from + 8 * LANES <= shape.width {
-            columns::<8>(a, b, from, c, fma);
+            columns::<A, 8>(a, b, from, c);
             from += 8 * LANES;
         }
         while from + LANES <= shape.width {
-            columns::<1>(a, b, from, c, fma);
+            columns::<A, 1>(a, b, from, c);
             from += LANES;
         }
         for column in from..shape.width {
             c[column] = a
                 .iter()
                 .zip(b[column..].iter().step_by(shape.width))
-                .fold(c[column], |sum, (x, y)| fma(*x, *y, sum));
+                .fold(c[column], |sum, (x, y)| A::to(*x, *y, sum));
         }
     }
 }
 
 /// `R` registers of one output row, over the whole depth.
 #[inline(always)]
-fn columns<const R: usize>(
-    a: &[f32],
-    b: &[f32],
-    from: usize,
-    c: &mut [f32],
-    fma: impl Fn(f32, f32, f32) -> f32 + Copy,
-) {
+fn columns<A: Add, const R: usize>(a: &[f32], b: &[f32], from: usize, c: &mut [f32]) {
     let width = c.len();
     let mut sums = [[0f32; LANES]; R];
     for (r, sum) in sums.iter_mut().enumerate() {
@@ -134,7 +148,7 @@ fn columns<const R: usize>(
         let b = &b[from..from + R * LANES];
         for (sum, b) in sums.iter_mut().zip(b.chunks_exact(LANES)) {
             for (sum, y) in sum.iter_mut().zip(b) {
-                *sum = fma(*x, *y, *sum);
+                *sum = A::to(*x, *y, *sum);
             }
         }
     }
@@ -144,14 +158,14 @@ fn columns<const R: usize>(
 }
 
 #[inline(always)]
-fn dot_with(a: &[f32], b: &[f32], fma: impl Fn(f32, f32, f32) -> f32 + Copy) -> f32 {
+fn dot_with<A: Add>(a: &[f32], b: &[f32]) -> f32 {
     const WIDE: usize = 4 * LANES;
     let mut sums = [0f32; WIDE];
     let (wide_a, rest_a) = a.split_at(a.len() / WIDE * WIDE);
     let (wide_b, rest_b) = b.split_at(wide_a.len());
     for (a, b) in wide_a.chunks_exact(WIDE).zip(wide_b.chunks_exact(WIDE)) {
         for lane in 0..WIDE {
-            sums[lane] = fma(a[lane], b[lane], sums[lane]);
+            sums[lane] = A::to(a[lane], b[lane], sums[lane]);
         }
     }
     let mut half = WIDE / 2;
@@ -164,38 +178,33 @@ fn dot_with(a: &[f32], b: &[f32], fma: impl Fn(f32, f32, f32) -> f32 + Copy) -> 
     rest_a
         .iter()
         .zip(rest_b)
-        .fold(sums[0], |sum, (x, y)| fma(*x, *y, sum))
+        .fold(sums[0], |sum, (x, y)| A::to(*x, *y, sum))
 }
 
 /// exp by 2^n · P(r): Cody and Waite's reduction, Cephes' polynomial.
 #[inline(always)]
-fn exp_with(x: f32, fma: impl Fn(f32, f32, f32) -> f32) -> f32 {
+fn exp_with<A: Add>(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
     // Adding 1.5 · 2^23 rounds to the nearest integer in the low bits, without a rounding call.
     const MAGIC: f32 = 12_582_912.0;
-    let shifted = fma(x, std::f32::consts::LOG2_E, MAGIC);
+    let shifted = A::to(x, std::f32::consts::LOG2_E, MAGIC);
     let n = shifted - MAGIC;
-    let r = fma(n, -0.693_359_4, x);
-    let r = fma(n, 2.121_944_4e-4, r);
-    let mut p = fma(1.987_569_1e-4, r, 1.398_199_9e-3);
-    p = fma(p, r, 8.333_452e-3);
-    p = fma(p, r, 4.166_579_6e-2);
-    p = fma(p, r, 1.666_666_5e-1);
-    p = fma(p, r, 5e-1);
-    let p = fma(p, r * r, r) + 1.0;
+    let r = A::to(n, -0.693_359_4, x);
+    let r = A::to(n, 2.121_944_4e-4, r);
+    let mut p = A::to(1.987_569_1e-4, r, 1.398_199_9e-3);
+    p = A::to(p, r, 8.333_452e-3);
+    p = A::to(p, r, 4.166_579_6e-2);
+    p = A::to(p, r, 1.666_666_5e-1);
+    p = A::to(p, r, 5e-1);
+    let p = A::to(p, r * r, r) + 1.0;
     let power = shifted.to_bits().wrapping_add(127) << 23;
     p * f32::from_bits(power)
 }
 
 #[inline(always)]
-fn exponentials_with(
-    x: &mut [f32],
-    scale: f32,
-    shift: f32,
-    fma: impl Fn(f32, f32, f32) -> f32 + Copy,
-) -> f32 {
+fn exponentials_with<A: Add>(x: &mut [f32], scale: f32, shift: f32) -> f32 {
     for x in x.iter_mut() {
-        *x = exp_with((*x - shift) * scale, fma);
+        *x = exp_with::<A>((*x - shift) * scale);
     }
     let mut sums = [0f32; LANES];
     let chunks = x.chunks_exact(LANES);
@@ -209,14 +218,9 @@ fn exponentials_with(
 }
 
 #[inline(always)]
-fn swiglu_with(
-    gate: &[f32],
-    up: &[f32],
-    out: &mut [f32],
-    fma: impl Fn(f32, f32, f32) -> f32 + Copy,
-) {
+fn swiglu_with<A: Add>(gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-        *out = *gate / (1.0 + exp_with(-*gate, fma)) * *up;
+        *out = *gate / (1.0 + exp_with::<A>(-*gate)) * *up;
     }
 }
 
@@ -293,7 +297,7 @@ mod tests {
         };
         let (mut fast, mut plain) = (vec![0f32; 64], vec![0f32; 64]);
         tile(shape, &a, &b, &mut fast);
-        tile_with(shape, &a, &b, &mut plain, |x, y, sum| x * y + sum);
+        tile_with::<Plain>(shape, &a, &b, &mut plain);
         for (x, y) in fast.iter().zip(&plain) {
             assert!((x - y).abs() < 1e-4, "{x} {y}");
         }

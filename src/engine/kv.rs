@@ -126,7 +126,7 @@ impl Cache {
         );
         let mut cache = Self::new(sizes);
         let blocks = len / BLOCK;
-        if len % BLOCK > 0 {
+        if !len.is_multiple_of(BLOCK) {
             cache.own.copy_block(&prefix.run, blocks);
         }
         cache.shared = Some((Arc::clone(&prefix.run), blocks));

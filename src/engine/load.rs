@@ -189,14 +189,14 @@ fn check(path: &Path, geometry: &Geometry) -> Result<(), Error> {
     if sizes.contains(&0) {
         return Err(refuse(path, format!("a size is 0: {geometry:?}")));
     }
-    if geometry.heads % geometry.kv_heads != 0 {
+    if !geometry.heads.is_multiple_of(geometry.kv_heads) {
         let (heads, kv_heads) = (geometry.heads, geometry.kv_heads);
         return Err(refuse(
             path,
             format!("{heads} heads do not share {kv_heads} key heads"),
         ));
     }
-    if geometry.head_dim % 2 != 0 {
+    if !geometry.head_dim.is_multiple_of(2) {
         return Err(refuse(
             path,
             format!("head width {} is odd", geometry.head_dim),

@@ -53,6 +53,12 @@ impl Pulse {
     }
 }
 
+/// Threads if none are configured: all cores but one, which is left to those who feed the engine.
+pub fn default_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    cores.saturating_sub(1).max(1)
+}
+
 enum Job {
     Names(Arc<Names>, oneshot::Sender<Result<(), Error>>),
     Generate(Vec<Ask>, oneshot::Sender<Result<Vec<Answer>, Error>>),

@@ -13,6 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::constrained::Constrained;
+use super::thread::default_threads;
 use super::{Answer, Ask, Model, Names};
 
 /// Arguments of `nearshore try`.
@@ -97,12 +98,6 @@ struct Line<'a> {
 struct Name<'a> {
     name: &'a str,
     log_prob: f32,
-}
-
-/// Threads if none are configured: all cores but one, which is left to those who feed the engine.
-pub fn default_threads() -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    cores.saturating_sub(1).max(1)
 }
 
 /// Runs the command; results go to standard output.

@@ -54,18 +54,15 @@ fn tensors(tied: bool) -> Tensors {
 
 /// Writes the folder: two shards, one of them bf16, and a tokenizer of single letters.
 fn write(folder: &Path, tensors: &Tensors, tied: bool) {
-    let bytes = |(nth, (_, (_, _, values))): (usize, (&String, &(usize, usize, Vec<f32>)))| {
+    let mut data: Vec<Vec<u8>> = Vec::new();
+    for (nth, (_, _, values)) in tensors.values().enumerate() {
         let half = |x: &f32| half::bf16::from_f32(*x).to_le_bytes();
-        if nth % 2 == 0 {
-            values
-                .iter()
-                .flat_map(|x| x.to_le_bytes())
-                .collect::<Vec<u8>>()
+        data.push(if nth % 2 == 0 {
+            values.iter().flat_map(|x| x.to_le_bytes()).collect()
         } else {
             values.iter().flat_map(half).collect()
-        }
-    };
-    let data: Vec<Vec<u8>> = tensors.iter().enumerate().map(bytes).collect();
+        });
+    }
     for shard in 0..2 {
         let views = tensors
             .iter()
@@ -125,6 +122,18 @@ fn write(folder: &Path, tensors: &Tensors, tied: bool) {
     }
 }
 
+/// Turns the pairs (i, i + half) of every head.
+fn rotate(x: &mut [f64], position: usize) {
+    for head in x.chunks_exact_mut(WIDTH) {
+        for i in 0..WIDTH / 2 {
+            let angle = position as f64 * 10_000f64.powf(-2.0 * i as f64 / WIDTH as f64);
+            let (a, b) = (head[i], head[i + WIDTH / 2]);
+            head[i] = a * angle.cos() - b * angle.sin();
+            head[i + WIDTH / 2] = b * angle.cos() + a * angle.sin();
+        }
+    }
+}
+
 /// The last token's logits in f64, by the formulas.
 fn logits(tensors: &Tensors, tokens: &[u32]) -> Vec<f64> {
     let row = |name: &str, row: usize| -> Vec<f64> {
@@ -146,16 +155,6 @@ fn logits(tensors: &Tensors, tokens: &[u32]) -> Vec<f64> {
             .zip(x)
             .map(|(w, x)| w * x * scale)
             .collect()
-    };
-    let rotate = |x: &mut [f64], position: usize| {
-        for head in x.chunks_exact_mut(WIDTH) {
-            for i in 0..WIDTH / 2 {
-                let angle = position as f64 * 10_000f64.powf(-2.0 * i as f64 / WIDTH as f64);
-                let (a, b) = (head[i], head[i + WIDTH / 2]);
-                head[i] = a * angle.cos() - b * angle.sin();
-                head[i + WIDTH / 2] = b * angle.cos() + a * angle.sin();
-            }
-        }
     };
     let add = |x: &mut [f64], y: &[f64]| x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
     let embed = |token: &u32| row("model.embed_tokens.weight", *token as usize);

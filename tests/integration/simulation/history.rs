@@ -221,10 +221,11 @@ impl<S: Store> History<S> {
         let (topic, value) = match self.rng.random_range(0..20) {
             0 => (&self.topics.profile_changes, None),
             1..=3 => {
+                // Never the same twice: a profile sent again unchanged asks for nothing.
                 let age = self.rng.random_range(10..30);
                 (
                     &self.topics.profile_changes,
-                    Some(json!({ "age": age }).to_string()),
+                    Some(json!({ "age": age, "visit": clock().0 }).to_string()),
                 )
             }
             4 => (&self.topics.user_events, Some("{".to_string())),

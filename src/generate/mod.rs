@@ -4,11 +4,15 @@
 //! when it is covered, refused or failed for good. Between two calls nothing is in memory that the
 //! lanes' topics could not bring back. Work in hand may be done twice; tickets decide.
 
+mod count;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+
+use count::{count_batch, count_dropped, count_published};
 
 use crate::arms::arm_of;
 use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
@@ -577,44 +581,5 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             (&list.doc, &list.audit),
         );
         update_record(&self.settings.topics, ns, user, Some(value))
-    }
-}
-
-fn count_batch(arm: &str, answers: &[Answer], busy: Duration) {
-    let sum = |of: fn(&Answer) -> u32| answers.iter().map(|answer| u64::from(of(answer))).sum();
-    metrics::phase(arm, metrics::Phase::Model, busy);
-    metrics::batch(
-        arm,
-        metrics::Batch {
-            users: answers.len(),
-            prompt_tokens: sum(|answer| answer.prompt_tokens),
-            shared_tokens: sum(|answer| answer.shared_tokens),
-            forwarded: sum(|answer| answer.forwarded),
-            busy,
-        },
-    );
-}
-
-fn count_dropped(made: &Made) {
-    for dropped in &made.audit.dropped {
-        metrics::rejected(dropped.why, 1);
-    }
-}
-
-fn count_published(arm: &str, work: &Work, (source, now): (Source, Timestamp)) {
-    let lane = work.request.lane;
-    let source = match source {
-        Source::Model => metrics::Source::Model,
-        Source::Fallback => metrics::Source::Fallback,
-    };
-    metrics::published(Some(arm), lane, source);
-    if lane != Lane::Backfill {
-        let start = match work.request.reason {
-            Reason::First => metrics::Start::Cold,
-            Reason::Moved | Reason::Profile | Reason::Overdue | Reason::Sweep | Reason::Refresh => {
-                metrics::Start::Warm
-            }
-        };
-        metrics::event_to_list(lane, start, now.since(work.request.time));
     }
 }

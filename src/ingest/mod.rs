@@ -4,26 +4,29 @@
 //! letters are acknowledged. [`Ingest::handle`] may be called again with the same batches after any
 //! error: every effect is fenced. It decides nothing about users or products ([`crate::intake`] does).
 
+mod records;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use lru::LruCache;
 
 use crate::event::{self, Accepted, Change, Reject, UserId};
 use crate::fold::Step;
 use crate::intake::{Counted, Edit, Listed, Plan, Rulebook, plan};
 use crate::list::Document;
-use crate::log::dlq::{Failure, dead};
-use crate::log::{self, Batch, Log, Outgoing};
-use crate::metrics::{self, Stage};
+use crate::log::{self, Batch, Log};
+use crate::metrics::{self, EventOutcome, EventType, RecordOutcome};
 use crate::record::{Offset, Partition, Record, Resume, Timestamp};
 use crate::shop::Shop;
 use crate::state::Held;
-use crate::store::{self, Added, Cell, Delta, FoldWrite, Folded, ListEdit, Store};
+use crate::store::{self, Added, FoldWrite, Folded, Store};
 use crate::topics::Topics;
+use records::{count_records, deltas, stage, write_of};
+pub use records::{letter, request_record, update_record};
+
 use crate::trigger::{Policy, Request};
 
 /// Length of a bucket of the counts: seven days of record time.
@@ -126,6 +129,8 @@ struct After {
     stripped: Vec<(UserId, Box<Document>)>,
     counted: BTreeMap<Partition, Vec<Counted>>,
     tally: Tally,
+    /// Records by topic, kind and outcome, for metrics.
+    seen: BTreeMap<(Arc<str>, EventType, EventOutcome), u64>,
 }
 
 impl<L: Log, S: Store> Ingest<L, S> {
@@ -201,6 +206,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
         self.count(std::mem::take(&mut after.counted)).await?;
         self.tell(&mut after).await?;
         self.store.flush().await?;
+        count_records(&after.seen);
         for batch in batches {
             if let Some(last) = batch.records.last() {
                 self.ready
@@ -272,6 +278,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
         log::replay::bury(&self.log, letters).await?;
         for (record, reject) in rejects {
             metrics::dlq(stage(topics, record), reject.code(), 1);
+            metrics::records(&record.position.partition.topic, RecordOutcome::Dlq, 1);
         }
         Ok(())
     }
@@ -369,7 +376,17 @@ impl<L: Log, S: Store> Ingest<L, S> {
 
     /// Takes over a plan that is stored: its effects on counts and log come next.
     fn keep(&mut self, user: UserId, plan: Plan, after: &mut After) {
-        for step in &plan.steps {
+        for (step, kind) in plan.steps.iter().zip(&plan.kinds) {
+            let outcome: EventOutcome = (*step).into();
+            let place = kind.map_or(&self.settings.topics.profile_changes, |_| {
+                &self.settings.topics.user_events
+            });
+            let (kind, record) = match (kind, step) {
+                (Some(kind), _) => ((*kind).into(), outcome),
+                (None, Step::Erased) => (EventType::Erase, outcome),
+                (None, _) => (EventType::Profile, outcome),
+            };
+            *after.seen.entry((place.clone(), kind, record)).or_default() += 1;
             match step {
                 Step::Duplicate => after.tally.duplicate += 1,
                 Step::Folded | Step::ProfileChanged | Step::Erased | Step::Passed => {
@@ -377,6 +394,10 @@ impl<L: Log, S: Store> Ingest<L, S> {
                 }
             }
         }
+        if let Edit::First(..) = plan.edit {
+            metrics::first_fallbacks(1);
+        }
+        metrics::unknown_skus(plan.unknown);
         after.requests.extend(plan.requests);
         if plan.erased {
             after.erased.push(user.clone());
@@ -395,22 +416,28 @@ impl<L: Log, S: Store> Ingest<L, S> {
     }
 
     async fn load(&mut self, users: impl Iterator<Item = &UserId>) -> Result<(), Error> {
+        let users: Vec<&UserId> = users.collect();
+        // A batch with more users than the cache holds must still find them all.
+        if users.len() > self.cache.cap().get() {
+            self.cache
+                .resize(NonZeroUsize::new(users.len()).unwrap_or(NonZeroUsize::MIN));
+        }
+        let all = users.len();
         let missing: Vec<UserId> = users
+            .into_iter()
             .filter(|user| !self.cache.contains(user))
             .cloned()
             .collect();
+        metrics::state_loads(metrics::Cache::Hit, (all - missing.len()) as u64);
+        metrics::state_loads(metrics::Cache::Miss, missing.len() as u64);
         if missing.is_empty() {
             return Ok(());
         }
         let held = self.store.load(&self.settings.ns, &missing).await?;
-        // A batch with more users than the cache holds must still find them all.
-        if missing.len() > self.cache.cap().get() {
-            self.cache
-                .resize(NonZeroUsize::new(missing.len()).unwrap_or(NonZeroUsize::MIN));
-        }
         for (user, held) in missing.into_iter().zip(held) {
             self.cache.put(user, held);
         }
+        metrics::state_cached(self.cache.len());
         Ok(())
     }
 
@@ -498,105 +525,5 @@ impl<L: Log, S: Store> Ingest<L, S> {
             self.log.send(out).await?;
         }
         Ok(())
-    }
-}
-
-fn write_of(user: &UserId, plan: &Plan) -> FoldWrite {
-    let list = match &plan.edit {
-        Edit::Keep => ListEdit::Keep,
-        Edit::First(doc, at) => ListEdit::First {
-            doc: doc.to_json(),
-            audit: "{}".into(),
-            at: *at,
-        },
-        Edit::Strip(ticket, doc) => ListEdit::Strip {
-            ticket: *ticket,
-            doc: doc.to_json(),
-        },
-    };
-    FoldWrite {
-        user: user.clone(),
-        expected: plan.held.ver,
-        state: plan.held.state.clone(),
-        mark: plan.held.mark.clone(),
-        profile_changed: plan.profile_changed,
-        list,
-    }
-}
-
-/// What of `events` (sorted by offset) is above each shard's fence, as deltas chained to it.
-fn deltas(partition: &Partition, events: &[Counted], chain: &BTreeMap<u8, Offset>) -> Vec<Delta> {
-    let mut shards: BTreeMap<u8, Delta> = BTreeMap::new();
-    for event in events {
-        let shard = store::keys::shard(&event.sku);
-        let prev = chain.get(&shard).copied();
-        let offset = event.position.offset;
-        if prev >= Some(offset) {
-            continue;
-        }
-        let delta = shards.entry(shard).or_insert_with(|| Delta {
-            shard,
-            partition: partition.clone(),
-            prev,
-            last: offset,
-            cells: BTreeMap::new(),
-        });
-        delta.last = offset;
-        let cell = Cell {
-            sku: event.sku.clone(),
-            kind: event.kind,
-            segment: event.segment.clone(),
-            bucket: event.time.0.div_euclid(BUCKET_MS),
-        };
-        *delta.cells.entry(cell).or_default() += event.n;
-    }
-    shards.into_values().collect()
-}
-
-fn stage(topics: &Topics, record: &Record) -> Stage {
-    match topics.source(&record.position.partition.topic) {
-        event::Source::Events => Stage::Event,
-        event::Source::Profiles(_) => Stage::Profile,
-    }
-}
-
-/// A record that cannot be used, as it goes to `dlq`.
-pub fn letter(
-    (dlq, group): (&Arc<str>, &str),
-    record: &Record,
-    (stage, reject): (Stage, &Reject),
-) -> Outgoing {
-    let failure = Failure {
-        group,
-        member: "0",
-        stage: stage.text(),
-        code: reject.code(),
-        message: &reject.to_string(),
-        causes: "",
-    };
-    dead(record, &failure, dlq)
-}
-
-/// A request as a record of its lane, keyed by the user.
-pub fn request_record(topics: &Topics, request: &Request) -> Outgoing {
-    Outgoing {
-        topic: topics.lane(request.lane),
-        key: Some(Bytes::copy_from_slice(request.user.0.as_bytes())),
-        value: Some(Bytes::from(
-            serde_json::to_vec(request).expect("a request is plain data"),
-        )),
-        headers: Vec::new(),
-        time: None,
-    }
-}
-
-/// A record on `recall-updates`, keyed `ns/user`; no value deletes it.
-pub fn update_record(topics: &Topics, ns: &str, user: &UserId, value: Option<String>) -> Outgoing {
-    Outgoing {
-        topic: topics.recall_updates.clone(),
-        key: Some(Bytes::from(format!("{ns}/{user}"))),
-        value: value.map(Bytes::from),
-        headers: Vec::new(),
-        time: None,
     }
 }
