@@ -5,6 +5,7 @@
 //! [`available`](Catalogue::available): known, in stock, blocked neither by itself nor by its PU. It does
 //! not know rules, users, nor where records come from.
 
+// lookup only: no order of a HashMap reaches an output
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 

@@ -1,3 +1,5 @@
+//! Lanes against a slow model of them.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! No event is lost between trigger and take.
+
 use proptest::prelude::*;
 use serde_json::json;
 

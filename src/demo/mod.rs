@@ -16,13 +16,13 @@ use crate::config::Config;
 use crate::log::{Admin, Embedded, Producer};
 use crate::metrics::Known;
 use crate::prompt::Arm;
-use crate::run::{Roles, Running, start};
+use crate::run::{Roles, start};
 use crate::store::RedisStore;
 
 mod data;
 mod feed;
-mod server;
 mod report;
+mod server;
 mod watch;
 
 use feed::Feed;
@@ -88,41 +88,28 @@ fn scratch() -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
+/// What the demo stands on until its end.
+struct Stage {
+    config: Arc<Config>,
+    producer: Producer,
+    store: RedisStore,
+    // Below: kept alive only. Dropped last, for the others talk to them.
+    _broker: Option<Embedded>,
+    _redis: server::Server,
+}
+
 async fn play(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
-    let limit = |spent: Instant| CHECK_LIMIT.saturating_sub(spent.elapsed());
     let households = args
         .households
         .unwrap_or(if args.check { 60 } else { usize::MAX });
     let mut feed = Feed::read(&args.data, households, (args.weeks, args.seed))?;
-    let redis = match &args.redis {
-        Some(url) => server::Server::elsewhere(url),
-        None => server::Server::start(&args.redis_server, folder).await?,
-    };
-    let config = Arc::new(configure(args, folder, &redis.url)?);
-    // Kept until the end: it is the broker.
-    let (config, _embedded) = match &args.kafka {
-        Some(brokers) => (with_brokers(&config, brokers), None),
-        None => {
-            let topics = feed::topics(&config.topics);
-            let spread: Vec<(&str, i32)> = topics
-                .iter()
-                .map(|t| (t.name.as_str(), t.partitions))
-                .collect();
-            let embedded = Embedded::start(&spread)?;
-            (with_brokers(&config, embedded.brokers()), Some(embedded))
-        }
-    };
-    if args.kafka.is_some() {
-        Admin::new(&config.kafka)?
-            .ensure(&feed::topics(&config.topics))
-            .await?;
-    }
+    let stage = set(args, folder).await?;
+    let config = &stage.config;
     crate::config::init_tracing(&config.log);
-    let metrics = crate::metrics::install(&Known::of(&config))?;
-    let producer = Producer::new(&config.kafka)?;
-    feed.catalogue(&producer, &config.topics).await?;
-    let history = feed.history(&producer, &config.topics).await?;
+    let metrics = crate::metrics::install(&Known::of(config))?;
+    feed.catalogue(&stage.producer, &config.topics).await?;
+    let history = feed.history(&stage.producer, &config.topics).await?;
     let running = start(
         config.clone(),
         Roles {
@@ -132,50 +119,28 @@ async fn play(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<ExitC
         metrics,
     )
     .await?;
-    let mut watch = Watch::follow(&config, feed.users()).await?;
-    let store = RedisStore::new(config.redis.clone())?;
-    let patience = if args.check {
-        limit(began)
-    } else {
-        Duration::from_secs(3600)
-    };
+    let mut watch = Watch::follow(config, feed.users()).await?;
     let stop = stop_signal()?;
     tokio::pin!(stop);
-    let mut stopped = tokio::select! {
+    // An early end of the roles is an end of the demo, with their reason.
+    let stopped = tokio::select! {
         () = &mut stop => true,
-        all = watch.all_listed(patience) => { all?; false }
+        acted = act(args, began, (&stage, &mut feed, &mut watch)) => { acted?; false }
     };
-    if !stopped {
-        let live = feed.live(&producer, (&config.topics, LIVE), &mut watch);
-        stopped = tokio::select! {
-            () = &mut stop => true,
-            sent = live => { sent?; false }
-        };
-    }
-    if !stopped {
-        let patience = if args.check {
-            limit(began)
-        } else {
-            Duration::from_secs(600)
-        };
-        tokio::select! {
-            () = &mut stop => stopped = true,
-            caught_up = watch.caught_up(patience) => caught_up?,
-        }
-    }
-    let mut summary = report::check(&store, (&config, &feed, &watch)).await?;
+    let mut summary = report::check(&stage.store, (config, &feed, &watch)).await?;
     summary.events = history + feed.live_sent();
     summary.seconds = began.elapsed().as_secs_f64();
     if !args.check && !stopped {
-        report::show(&store, (&config, &feed, &watch)).await?;
-        report::how_to_go_on(&config, folder)?;
-        feed.trickle(&producer, &config.topics, &mut stop).await?;
+        report::show(&stage.store, (config, &feed, &watch)).await?;
+        report::how_to_go_on(config, folder)?;
+        feed.trickle(&stage.producer, &config.topics, &mut stop)
+            .await?;
     }
-    finish(running).await?;
+    running.until(std::future::ready(())).await?;
     if args.check {
         println!("{}", serde_json::to_string(&summary)?);
     }
-    let well = summary.well();
+    let well = summary.well() || stopped;
     if !well {
         eprintln!("nearshore: the check failed: {}", summary.complaint());
     }
@@ -186,8 +151,65 @@ async fn play(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<ExitC
     })
 }
 
-async fn finish(running: Running) -> anyhow::Result<()> {
-    running.until(std::future::ready(())).await
+/// Starts what was not given, and makes the topics.
+async fn set(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<Stage> {
+    let redis = match &args.redis {
+        Some(url) => server::Server::elsewhere(url),
+        None => server::Server::start(&args.redis_server, folder).await?,
+    };
+    let mut config = configure(args, folder, &redis.url)?;
+    let topics = feed::topics(&config.topics);
+    let broker = match &args.kafka {
+        Some(brokers) => {
+            config.kafka.brokers = brokers.clone();
+            Admin::new(&config.kafka)?
+                .ensure(&topics)
+                .await
+                .context("topics")?;
+            None
+        }
+        None => {
+            let spread: Vec<(&str, i32)> = topics
+                .iter()
+                .map(|t| (t.name.as_str(), t.partitions))
+                .collect();
+            let embedded = Embedded::start(&spread)?;
+            config.kafka.brokers = embedded.brokers().into();
+            Some(embedded)
+        }
+    };
+    let producer = Producer::new(&config.kafka)?;
+    let store = RedisStore::new(config.redis.clone())?;
+    Ok(Stage {
+        config: Arc::new(config),
+        producer,
+        store,
+        _broker: broker,
+        _redis: redis,
+    })
+}
+
+/// Waits for the first lists, lets people shop, and waits for the lists that have seen it. What is not there in
+/// time is left to the summary to complain of.
+async fn act(
+    args: &DemoArgs,
+    began: Instant,
+    (stage, feed, watch): (&Stage, &mut Feed, &mut Watch),
+) -> anyhow::Result<()> {
+    let patience = || {
+        if args.check {
+            CHECK_LIMIT.saturating_sub(began.elapsed())
+        } else {
+            Duration::from_secs(3600)
+        }
+    };
+    if !watch.all_listed(patience()).await? {
+        return Ok(());
+    }
+    feed.live(&stage.producer, (&stage.config.topics, LIVE), watch)
+        .await?;
+    watch.caught_up(patience()).await?;
+    Ok(())
 }
 
 /// Resolves on Ctrl-C or SIGTERM.
@@ -199,12 +221,6 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
             _ = tokio::signal::ctrl_c() => {}
         }
     })
-}
-
-fn with_brokers(config: &Arc<Config>, brokers: &str) -> Arc<Config> {
-    let mut config = Config::clone(config);
-    config.kafka.brokers = brokers.into();
-    Arc::new(config)
 }
 
 /// The template is written beside the demo's other files, as an owner would keep it.

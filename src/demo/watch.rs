@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use indicatif::ProgressBar;
 
 use super::feed::bar;
@@ -76,23 +76,24 @@ impl Watch {
         Ok(())
     }
 
-    /// Waits until every user has a list of the model.
-    pub async fn all_listed(&mut self, patience: Duration) -> anyhow::Result<()> {
-        self.wait(patience, |watch| {
-            let modelled = |user: &&String| watch.modelled(user);
-            let have = watch.users.iter().filter(modelled).count();
-            (
-                have == watch.users.len(),
-                format!("{have} of {} households have a list", watch.users.len()),
-            )
-        })
-        .await?;
+    /// Waits until every user has a list of the model; false if some have none in time.
+    pub async fn all_listed(&mut self, patience: Duration) -> anyhow::Result<bool> {
+        let all = self
+            .wait(patience, |watch| {
+                let modelled = |user: &&String| watch.modelled(user);
+                let have = watch.users.iter().filter(modelled).count();
+                (
+                    have == watch.users.len(),
+                    format!("{have} of {} households have a list", watch.users.len()),
+                )
+            })
+            .await?;
         self.bar.finish();
-        Ok(())
+        Ok(all)
     }
 
-    /// Waits until a list has seen every purchase made while the roles ran.
-    pub async fn caught_up(&mut self, patience: Duration) -> anyhow::Result<()> {
+    /// Waits until a list has seen every purchase made while the roles ran; false if not in time.
+    pub async fn caught_up(&mut self, patience: Duration) -> anyhow::Result<bool> {
         self.wait(patience, |watch| {
             let left = watch.waiting.len();
             (
@@ -107,16 +108,17 @@ impl Watch {
         &mut self,
         patience: Duration,
         done: impl Fn(&Self) -> (bool, String),
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<bool> {
         let start = Instant::now();
         let mut said = Instant::now();
         loop {
             let (done, state) = done(self);
             if done {
-                return Ok(());
+                return Ok(true);
             }
             if start.elapsed() > patience {
-                bail!("gave up after {patience:?}: {state}");
+                eprintln!("gave up after {patience:?}: {state}");
+                return Ok(false);
             }
             if said.elapsed() > SAY_EVERY {
                 eprintln!("{state}");

@@ -1,3 +1,5 @@
+//! Laws and cases of the decoders.
+
 use std::collections::BTreeSet;
 
 use bytes::Bytes;

@@ -189,7 +189,10 @@ impl ClientContext for Watch {
 
     fn error(&self, error: KafkaError, reason: &str) {
         // A tail asks to be told of ends; that is no error.
-        if matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::PartitionEOF)) {
+        if matches!(
+            error.rdkafka_error_code(),
+            Some(RDKafkaErrorCode::PartitionEOF)
+        ) {
             return;
         }
         self.health.error(&self.brokers, &error, reason);

@@ -9,8 +9,8 @@ use anyhow::Context;
 use crate::config::Config;
 use crate::engine::constrained::Constrained;
 use crate::engine::text::Text;
+use crate::engine::thread::default_threads;
 use crate::engine::thread::{Handle, spawn_with};
-use crate::engine::try_names::default_threads;
 use crate::generate::Loaded;
 use crate::prompt::Template;
 

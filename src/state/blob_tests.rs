@@ -1,3 +1,5 @@
+//! Round trips, fixtures and damage of the stored form.
+
 use proptest::prelude::*;
 
 use super::*;
