@@ -13,14 +13,14 @@ use crate::store::{STORED, fold, load, settings, user, write};
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// A Redis of one test's own; ends with it.
-struct Server {
+pub struct Server {
     port: u16,
     child: Child,
     _dir: tempfile::TempDir,
 }
 
 impl Server {
-    async fn start(extra: &[&str]) -> Self {
+    pub async fn start(extra: &[&str]) -> Self {
         let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = free.local_addr().expect("bound").port();
         drop(free);
@@ -56,7 +56,7 @@ impl Server {
         server
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
@@ -67,8 +67,18 @@ impl Server {
         cmd.arg(&words[1..]).query_async(&mut conn).await
     }
 
-    async fn told(&self, words: &[&str]) -> String {
+    pub async fn told(&self, words: &[&str]) -> String {
         self.tell(words).await.expect("redis answers")
+    }
+
+    /// 1 if there is such a key, else 0.
+    pub async fn exists(&self, key: &str) -> u8 {
+        let client = redis::Client::open(self.url()).expect("an address");
+        let conn = client.get_multiplexed_async_connection().await;
+        let mut conn = conn.expect("connects");
+        let mut exists = redis::cmd("EXISTS");
+        let answer = exists.arg(key).query_async(&mut conn).await;
+        answer.expect("redis answers")
     }
 
     /// How many connections of stores it has: those whose last command was one of theirs.
