@@ -9,27 +9,35 @@
 //! 5. One conditional write of the state, one chained delta of counts per shard, then the request;
 //!    when all is acknowledged, [`offsets`] lets the batch's offsets be committed.
 //! 6. [`generate`] reads the lanes, [`lanes`] merges requests and cuts a batch, the store *takes* the user.
-//! 7. [`prompt`] renders, [`engine`] scores names of the [`trie`] by [`search`]; [`rules`], [`ground`]
+//! 7. [`prompt`] renders, [`engine`] scores names of the [`trie`] by [`search`]; [`rules`]
 //!    and [`select`] keep what is permitted and choose SKUs.
 //! 8. [`list`] becomes the document that the store publishes, fenced.
 
 #![warn(missing_docs)]
 
 // pure: values in, values out
+pub mod arms;
 pub mod catalogue;
+pub mod compose;
 pub mod demand;
 pub mod event;
 pub mod fold;
 pub mod ground;
+pub mod inspect;
+pub mod intake;
 pub mod lanes;
 pub mod list;
+pub mod naming;
 pub mod offsets;
 pub mod prompt;
 pub mod record;
 pub mod rules;
 pub mod search;
 pub mod select;
+pub mod shop;
 pub mod state;
+pub mod takes;
+pub mod topics;
 pub mod trie;
 pub mod trigger;
 
@@ -43,6 +51,10 @@ pub mod store;
 
 // roles: wiring
 pub mod cli;
+pub mod demo;
 pub mod generate;
 pub mod ingest;
+pub mod keeper;
 pub mod namespace;
+pub mod run;
+pub mod stock;

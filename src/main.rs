@@ -1,1 +1,5 @@
-fn main() {}
+//! Arguments -> cli -> exit code.
+
+fn main() -> std::process::ExitCode {
+    nearshore::cli::main()
+}

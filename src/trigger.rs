@@ -7,10 +7,19 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Accepted, UserId};
+use crate::event::{Accepted, Change, Kind, Reject, UserId};
 use crate::fold::Step;
-use crate::record::{Position, Timestamp};
-use crate::state::{Held, Mark};
+use crate::record::{Position, Record, Timestamp};
+use crate::state::{Held, Mark, Pending};
+
+/// Hundredths of a list that a user must have moved by.
+pub const MOVED_ENOUGH: u32 = 100;
+
+/// No honest pace holds a request back longer, for a daily limit ends within a day. One that would comes
+/// from a wrong clock and is ignored: a single record must not silence a user for years.
+pub const HELD_BACK_MAX: Duration = Duration::from_secs(86_400);
+
+const DAY: i64 = 86_400_000;
 
 /// Which topic a request goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -62,6 +71,14 @@ pub struct Request {
     pub due: Timestamp,
     /// Lane it was put on.
     pub lane: Lane,
+}
+
+impl Request {
+    /// Reads a record of a `regen-*` topic. Unknown fields are ignored; a higher version is read as far as it is known.
+    pub fn decode(record: &Record) -> Result<Self, Reject> {
+        let value = record.value.as_deref().ok_or(Reject::NullValue)?;
+        serde_json::from_slice(value).map_err(|error| Reject::MalformedJson(error.to_string()))
+    }
 }
 
 /// When to ask. Defaults are those of `config/nearshore.toml`.
@@ -128,11 +145,136 @@ impl Default for Policy {
 
 /// Called once per record, after [`crate::fold::fold`]; changes only `held.mark`.
 ///
-/// `first`: nothing was stored of this user before this batch and no record of it asked yet.
-/// `enabled`: false while a backfill catches up: `moved` still grows, nothing is asked.
+/// Nothing is asked while `ask.enabled` is false (a backfill catches up), but `moved` grows.
 pub fn trigger(held: &mut Held, record: &Accepted, step: Step, ask: &Ask) -> Option<Request> {
-    let _ = (held, record, step, ask);
-    None
+    let (weight, reason) = match step {
+        Step::Passed => return None,
+        Step::Duplicate => return again(held, record, ask),
+        Step::Erased if held.state.is_vacant() => {
+            // Nobody is left to make a list for, and nothing of them may be kept, their pace included.
+            held.mark = Mark::default();
+            return None;
+        }
+        // What is younger than the erase stayed, but their list went with it.
+        Step::Erased => (MOVED_ENOUGH, Reason::Moved),
+        Step::ProfileChanged if ask.profile_matters => {
+            (hundredths(ask.policy.weights.profile), Reason::Profile)
+        }
+        Step::ProfileChanged => (0, Reason::Profile),
+        Step::Folded => (
+            event_weight(&record.change, &ask.policy.weights),
+            Reason::Moved,
+        ),
+    };
+    let first = ask.first || returned(held);
+    let mark = &mut held.mark;
+    mark.moved = mark.moved.saturating_add(weight);
+    if first {
+        mark.moved = mark.moved.max(MOVED_ENOUGH);
+    }
+    let reason = match &mark.pending {
+        None if mark.moved < MOVED_ENOUGH => return None,
+        None if first => Reason::First,
+        None => reason,
+        Some(out) if record.time <= out.due.after(ask.policy.pending_max) => return None,
+        Some(_) => Reason::Overdue,
+    };
+    if !ask.enabled {
+        return None;
+    }
+    let due = due(mark, record.time, ask.policy);
+    mark.pending = Some(Pending {
+        source: Some(record.position.clone()),
+        due,
+    });
+    let lane = lane(held, first, ask.policy);
+    Some(request(record, ask, Asked { reason, due, lane }))
+}
+
+/// Delivered again: the request may have been lost between the state's write and its own, so it is asked
+/// again if it is still out. A take since then has cleared `pending`, and has seen the record.
+fn again(held: &Held, record: &Accepted, ask: &Ask) -> Option<Request> {
+    let out = held.mark.pending.as_ref()?;
+    if !ask.enabled || out.source.as_ref() != Some(&record.position) {
+        return None;
+    }
+    let reason = match record.change {
+        Change::Event(_) | Change::Erase => Reason::Moved,
+        Change::Profile(_) => Reason::Profile,
+    };
+    let (due, lane) = (out.due, lane(held, ask.first, ask.policy));
+    Some(request(record, ask, Asked { reason, due, lane }))
+}
+
+/// The first thing heard of an erased user since: they have no list, like one never seen.
+fn returned(held: &Held) -> bool {
+    held.state.life > Timestamp::default() && held.mark == Mark::default()
+}
+
+struct Asked {
+    reason: Reason,
+    due: Timestamp,
+    lane: Lane,
+}
+
+fn request(record: &Accepted, ask: &Ask, asked: Asked) -> Request {
+    Request {
+        v: 1,
+        ns: ask.ns.into(),
+        user: record.user.clone(),
+        reason: asked.reason,
+        source: Some(record.position.clone()),
+        time: record.time,
+        due: asked.due,
+        lane: asked.lane,
+    }
+}
+
+fn lane(held: &Held, first: bool, policy: &Policy) -> Lane {
+    if first || held.state.window.len() < policy.sparse_below {
+        Lane::Urgent
+    } else {
+        Lane::Live
+    }
+}
+
+fn due(mark: &Mark, time: Timestamp, policy: &Policy) -> Timestamp {
+    let quiet = time.after(policy.quiet_period);
+    let pace = &mark.pace;
+    if pace.takes == 0 {
+        return quiet;
+    }
+    let mut due = quiet.max(pace.last.after(policy.take_every));
+    if day(due) <= pace.day && pace.takes >= policy.takes_per_day.max(1) {
+        due = Timestamp((pace.day + 1).saturating_mul(DAY));
+    }
+    if due > quiet.after(HELD_BACK_MAX) {
+        return quiet;
+    }
+    due
+}
+
+fn day(time: Timestamp) -> i64 {
+    time.0.div_euclid(DAY)
+}
+
+fn event_weight(change: &Change, weights: &Weights) -> u32 {
+    let Change::Event(event) = change else {
+        return 0; // the same profile once more
+    };
+    hundredths(match event.kind {
+        Kind::Impression => weights.impression,
+        Kind::View => weights.view,
+        Kind::Click => weights.click,
+        Kind::Cart => weights.cart,
+        Kind::Purchase => weights.purchase,
+        Kind::Search => weights.search,
+    })
+}
+
+/// Rounded once per record, then summed as integers: ten views of 0.1 are exactly one list.
+fn hundredths(weight: f64) -> u32 {
+    (weight * 100.0).round() as u32 // saturates; NaN and negative weights are 0
 }
 
 /// What a trigger needs beside user and record.
@@ -151,8 +293,18 @@ pub struct Ask<'a> {
 }
 
 /// The pace after a take of a request that was due then; [`Mark::pending`] and `moved` are cleared.
+///
+/// Takes are counted on the day of the latest `due`: an older one (a sweep's) counts on that day too.
 pub fn taken(mark: &mut Mark, due: Timestamp) {
-    let _ = (mark, due);
+    let pace = &mut mark.pace;
+    if pace.takes == 0 || day(due) > pace.day {
+        pace.day = day(due);
+        pace.takes = 0;
+    }
+    pace.last = pace.last.max(due);
+    pace.takes = pace.takes.saturating_add(1);
+    mark.pending = None;
+    mark.moved = 0;
 }
 
 mod text {
@@ -176,3 +328,7 @@ mod text {
             .transpose()
     }
 }
+
+#[cfg(test)]
+#[path = "trigger_tests.rs"]
+mod tests;

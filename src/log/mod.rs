@@ -3,11 +3,34 @@
 //! Invariant: a consumer hands out each partition's records in offset order, and nothing of a
 //! partition after its revoke. It does not know what records say.
 
+mod admin;
+pub mod dlq;
+mod embedded;
+mod health;
+mod intake;
+mod kafka;
+mod memory;
+mod native;
+mod poll;
+mod producer;
+pub mod replay;
+mod settings;
+mod tail;
+
 use std::future::Future;
 
 use bytes::Bytes;
 
 use crate::record::{Offset, Partition, Record, Resume, Timestamp};
+
+pub use admin::{Admin, Extent, NewTopic, Topic};
+pub use embedded::Embedded;
+pub use health::{Health, Lag, Standing};
+pub use kafka::KafkaLog;
+pub use memory::{Flaws, MemoryCluster, MemoryLog};
+pub use producer::Producer;
+pub use settings::Settings;
+pub use tail::{Tail, Tailed, tail};
 
 /// What a consumer hands over.
 #[derive(Clone, Debug)]
@@ -103,6 +126,24 @@ impl Error {
     }
 }
 
+/// Commits what is still ours; a partition that is not, is left to its new owner. The log refuses a commit
+/// as a whole, so what is foreign is taken out until the rest goes through.
+pub async fn commit_ours<L: Log>(log: &L, mut done: Vec<(Partition, Resume)>) -> Result<(), Error> {
+    while !done.is_empty() {
+        match log.commit(&done).await {
+            Err(Error::NotAssigned { partition }) => {
+                let before = done.len();
+                done.retain(|(known, _)| *known != partition);
+                if done.len() == before {
+                    return Err(Error::NotAssigned { partition });
+                }
+            }
+            outcome => return outcome,
+        }
+    }
+    Ok(())
+}
+
 /// One member of a consumer group, with a producer beside it.
 pub trait Log: Send + Sync {
     /// The next delivery; waits for one. Cancel-safe: nothing is lost when the future is dropped.
@@ -113,6 +154,9 @@ pub trait Log: Send + Sync {
         &self,
         done: &[(Partition, Resume)],
     ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// End offset of a partition as the log has it now, not as it was when a batch was read.
+    fn end(&self, partition: &Partition) -> impl Future<Output = Result<Offset, Error>> + Send;
 
     /// Writes records; resolves when *all* are acknowledged by the broker (delivery report).
     fn send(&self, records: Vec<Outgoing>) -> impl Future<Output = Result<(), Error>> + Send;

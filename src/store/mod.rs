@@ -3,12 +3,19 @@
 //! One primitive: a conditional write in an atomic script guards each value. Invariant: a duplicate, a
 //! replay, a zombie's or a late write changes nothing. It does not decide; it compares and sets.
 
+pub mod keys;
+mod memory;
+mod redis;
+
+pub use memory::{Flaws, MemoryStore};
+pub use redis::{Check, RedisStore, Settings};
+
 use std::collections::BTreeMap;
 use std::future::Future;
 
 use crate::event::{Kind, UserId};
 use crate::record::{Fences, Offset, Partition, Timestamp};
-use crate::state::{Held, Mark, Pending, Profiled, UserState};
+use crate::state::{Held, Mark, Pending, UserState};
 
 /// One conditional write of a user.
 #[derive(Clone, Debug)]
@@ -271,6 +278,23 @@ pub enum Remedy {
     Stop,
 }
 
+impl From<keys::Misfit> for Error {
+    fn from(misfit: keys::Misfit) -> Self {
+        Self::Refused {
+            addr: "store".into(),
+            reason: misfit.to_string(),
+        }
+    }
+}
+
+/// Why a stored value is [`Error::Corrupt`].
+fn corrupt(key: &str, reason: impl ToString) -> Error {
+    Error::Corrupt {
+        key: key.into(),
+        reason: reason.to_string(),
+    }
+}
+
 impl Error {
     /// What a caller should do.
     pub fn remedy(&self) -> Remedy {
@@ -389,6 +413,14 @@ pub trait Store: Send + Sync + Clone + 'static {
         ns: &str,
         cursor: Option<String>,
     ) -> impl Future<Output = Result<(Vec<UserId>, Option<String>), Error>> + Send;
+
+    /// One step of deleting a namespace: how many keys went, and the cursor of the next step, `None` at the end.
+    /// Whether `ns` may go is the caller's to know.
+    fn delete(
+        &self,
+        ns: &str,
+        cursor: Option<String>,
+    ) -> impl Future<Output = Result<(u64, Option<String>), Error>> + Send;
 
     /// The served namespace.
     fn active(&self) -> impl Future<Output = Result<Option<String>, Error>> + Send;

@@ -1,1 +1,372 @@
-//! log
+//! The contract of [`Log`], kept alike by Kafka, by the embedded cluster and by memory.
+//!
+//! One function per promise, run on each. A [`Witness`] sees every delivery and fails on the first that
+//! breaks the contract: a batch of a partition that is not assigned, an offset that does not rise.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use nearshore::log::{
+    Admin, Delivery, Embedded, Error, KafkaLog, Log, MemoryCluster, NewTopic, Outgoing, Producer,
+    Settings,
+};
+use nearshore::record::{Partition, Position, Record, Resume, Timestamp};
+
+use crate::harness::{fresh, variable};
+
+/// Longer than any join or takeover in these tests.
+pub const LIMIT: Duration = Duration::from_secs(30);
+
+/// Something that keeps the contract.
+pub trait Rig {
+    type Member: Log;
+    async fn topic(&self, partitions: i32) -> String;
+    async fn send(&self, records: Vec<Outgoing>);
+    fn join(&self, group: &str, topic: &str) -> Self::Member;
+}
+
+pub struct Kafka {
+    pub settings: Settings,
+    producer: Producer,
+    _embedded: Option<Embedded>,
+}
+
+impl Kafka {
+    /// The real broker.
+    pub fn real() -> Self {
+        let settings = Settings {
+            session_timeout: Duration::from_secs(6),
+            ..Settings::of(variable("NEARSHORE_TEST_KAFKA"))
+        };
+        Self {
+            producer: Producer::new(&settings).expect("valid settings"),
+            settings,
+            _embedded: None,
+        }
+    }
+
+    pub fn embedded() -> Self {
+        let cluster = Embedded::start(&[]).expect("starts");
+        let settings = cluster.settings();
+        Self {
+            producer: Producer::new(&settings).expect("valid settings"),
+            settings,
+            _embedded: Some(cluster),
+        }
+    }
+
+    pub async fn topic_with(&self, partitions: i32, config: &[(&str, &str)]) -> String {
+        let name = fresh("log");
+        if let Some(cluster) = &self._embedded {
+            cluster.create(&name, partitions).expect("created");
+            return name;
+        }
+        let pair = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        let topic = NewTopic {
+            name: name.clone(),
+            partitions,
+            config: config.iter().map(pair).collect(),
+        };
+        let admin = Admin::new(&self.settings).expect("valid settings");
+        assert_eq!(
+            admin.ensure(&[topic]).await.expect("created"),
+            std::slice::from_ref(&name)
+        );
+        name
+    }
+}
+
+impl Rig for Kafka {
+    type Member = KafkaLog;
+
+    async fn topic(&self, partitions: i32) -> String {
+        self.topic_with(partitions, &[]).await
+    }
+
+    async fn send(&self, records: Vec<Outgoing>) {
+        self.producer.send(records).await.expect("written");
+    }
+
+    fn join(&self, group: &str, topic: &str) -> KafkaLog {
+        KafkaLog::join(&self.settings, group, &[topic]).expect("valid settings")
+    }
+}
+
+pub struct Memory(pub MemoryCluster);
+
+impl Rig for Memory {
+    type Member = nearshore::log::MemoryLog;
+
+    async fn topic(&self, partitions: i32) -> String {
+        let name = fresh("log");
+        self.0
+            .create_topic(&name, usize::try_from(partitions).expect("few"));
+        name
+    }
+
+    async fn send(&self, records: Vec<Outgoing>) {
+        for record in records {
+            self.0.produce(record);
+        }
+    }
+
+    fn join(&self, group: &str, topic: &str) -> Self::Member {
+        self.0.join(group, &[topic])
+    }
+}
+
+/// Now, as far as tests care: a broker refuses records from its far future.
+pub const TIME: i64 = 1_700_000_000_000;
+
+pub fn numbered(topic: &str, from: i64, to: i64) -> Vec<Outgoing> {
+    (from..to)
+        .map(|n| Outgoing {
+            topic: topic.into(),
+            key: Some(format!("user-{}", n % 37).into()),
+            value: Some(n.to_string().into()),
+            headers: Vec::new(),
+            time: Some(Timestamp(TIME + n)),
+        })
+        .collect()
+}
+
+/// Sees every delivery of one member.
+#[derive(Default)]
+pub struct Witness {
+    /// Partitions held, with the last offset since they were assigned.
+    pub own: BTreeMap<Partition, Option<i64>>,
+    /// Partitions that were revoked.
+    pub revoked: BTreeSet<Partition>,
+    /// Whether the last assignment is known.
+    pub assigned: bool,
+    /// Every position delivered, with its value.
+    pub seen: BTreeMap<Position, Option<Bytes>>,
+    /// Records in the order of their delivery.
+    pub records: Vec<Record>,
+}
+
+impl Witness {
+    pub fn see(&mut self, delivery: Delivery) {
+        match delivery {
+            Delivery::Assigned(partitions) => {
+                self.assigned = true;
+                for partition in partitions {
+                    let old = self.own.insert(partition.clone(), None);
+                    assert_eq!(old, None, "{partition} was assigned twice");
+                }
+            }
+            Delivery::Revoked { partitions, .. } => {
+                for partition in partitions {
+                    let old = self.own.remove(&partition);
+                    assert!(old.is_some(), "{partition} was revoked but not assigned");
+                    self.revoked.insert(partition);
+                }
+            }
+            Delivery::Batch(batch) => {
+                assert!(!batch.records.is_empty(), "an empty batch");
+                let last = self.own.get_mut(&batch.partition);
+                let last = last.unwrap_or_else(|| panic!("{} is not assigned", batch.partition));
+                for record in &batch.records {
+                    assert_eq!(record.position.partition, batch.partition);
+                    let offset = record.position.offset.0;
+                    assert!(Some(offset) > *last, "{} after {last:?}", record.position);
+                    assert!(record.position.offset < batch.end, "beyond the end");
+                    *last = Some(offset);
+                    self.seen
+                        .insert(record.position.clone(), record.value.clone());
+                }
+                self.records.extend(batch.records);
+            }
+        }
+    }
+
+    /// Where each held partition would be committed.
+    pub fn resumes(&self) -> Vec<(Partition, Resume)> {
+        let done = |(partition, last): (&Partition, &Option<i64>)| {
+            Some((partition.clone(), Resume((*last)? + 1)))
+        };
+        self.own.iter().filter_map(done).collect()
+    }
+
+    pub fn values(&self) -> BTreeSet<i64> {
+        let value = |value: &Option<Bytes>| {
+            let text = std::str::from_utf8(value.as_deref()?).ok()?;
+            text.parse().ok()
+        };
+        self.seen.values().filter_map(value).collect()
+    }
+}
+
+/// Lets a member's deliveries be seen until enough is seen.
+pub async fn watch<L: Log>(log: &mut L, witness: &mut Witness, enough: impl Fn(&Witness) -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !enough(witness) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Ok(next) = tokio::time::timeout(left, log.next()).await else {
+            panic!("not within {LIMIT:?}; {} records seen", witness.seen.len());
+        };
+        witness.see(next.expect("the member goes on"));
+    }
+}
+
+/// Nothing comes for a while.
+pub async fn quiet<L: Log>(log: &mut L, witness: &mut Witness, time: Duration) -> usize {
+    let before = witness.records.len();
+    let deadline = tokio::time::Instant::now() + time;
+    while let Ok(next) = tokio::time::timeout_at(deadline, log.next()).await {
+        witness.see(next.expect("the member goes on"));
+    }
+    witness.records.len() - before
+}
+
+async fn records_come_whole_and_in_order<R: Rig>(rig: R) {
+    let topic = rig.topic(1).await;
+    let mut sent = numbered(&topic, 0, 2_000);
+    sent[3].value = None;
+    sent[4].value = Some(Bytes::new());
+    sent[5].key = None;
+    sent[6].key = Some(Bytes::from_static(b"\xff\xfe\x00"));
+    sent[7].headers = vec![
+        ("a".into(), Bytes::from_static(b"1")),
+        ("b".into(), Bytes::from_static(b"\xff")),
+        ("a".into(), Bytes::new()),
+    ];
+    sent[8].time = Some(Timestamp(946_684_800_000));
+    rig.send(sent.clone()).await;
+    let (mut log, mut witness) = (rig.join(&fresh("g"), &topic), Witness::default());
+    watch(&mut log, &mut witness, |it| it.records.len() >= 2_000).await;
+    for (record, sent) in witness.records.iter().zip(&sent) {
+        assert_eq!(record.key, sent.key);
+        assert_eq!(record.value, sent.value);
+        assert_eq!(record.headers, sent.headers);
+        assert_eq!(Some(record.time), sent.time);
+    }
+    log.close().await;
+}
+
+async fn reading_resumes_where_it_was_committed<R: Rig>(rig: R) {
+    let (topic, group) = (rig.topic(3).await, fresh("g"));
+    rig.send(numbered(&topic, 0, 300)).await;
+    let mut first = Witness::default();
+    let mut log = rig.join(&group, &topic);
+    watch(&mut log, &mut first, |it| it.seen.len() == 300).await;
+    // Two partitions are done to the end, the third half.
+    let mut done = first.resumes();
+    let half = done[2].1.0 / 2;
+    done[2].1 = Resume(half);
+    log.commit(&done).await.expect("ours");
+    log.close().await;
+
+    let expected: BTreeSet<Position> = first
+        .seen
+        .into_keys()
+        .filter(|it| it.partition == done[2].0 && it.offset.0 >= half)
+        .collect();
+    for _ in 0..2 {
+        // Not committed: the second time they come again.
+        let (mut log, mut again) = (rig.join(&group, &topic), Witness::default());
+        watch(&mut log, &mut again, |it| it.seen.len() >= expected.len()).await;
+        quiet(&mut log, &mut again, Duration::from_millis(200)).await;
+        assert_eq!(again.seen.into_keys().collect::<BTreeSet<_>>(), expected);
+        log.close().await;
+    }
+}
+
+async fn a_rebalance_loses_nothing_and_fences_the_old_owner<R: Rig>(rig: R) {
+    let (topic, group) = (rig.topic(6).await, fresh("g"));
+    rig.send(numbered(&topic, 0, 1_000)).await;
+    let (mut old, mut seen_by_old) = (rig.join(&group, &topic), Witness::default());
+    watch(&mut old, &mut seen_by_old, |it| it.values().len() == 1_000).await;
+    let before = seen_by_old.resumes();
+
+    let (mut new, mut seen_by_new) = (rig.join(&group, &topic), Witness::default());
+    // Both read on; the old owner committed nothing, so what moves comes again.
+    let deadline = Instant::now() + LIMIT;
+    while seen_by_new.own.is_empty() || seen_by_old.revoked.is_empty() {
+        assert!(Instant::now() < deadline, "no takeover");
+        quiet(&mut old, &mut seen_by_old, Duration::from_millis(50)).await;
+        quiet(&mut new, &mut seen_by_new, Duration::from_millis(50)).await;
+    }
+    let moved = seen_by_old.revoked.clone();
+    assert!(!moved.is_empty());
+    let refused = old.commit(&before).await.expect_err("some are not ours");
+    assert!(
+        matches!(&refused, Error::NotAssigned { partition } if moved.contains(partition)),
+        "{refused}"
+    );
+    old.commit(&seen_by_old.resumes())
+        .await
+        .expect("the rest is ours");
+
+    rig.send(numbered(&topic, 1_000, 2_000)).await;
+    let all = |a: &Witness, b: &Witness| {
+        let both: BTreeSet<i64> = a.values().union(&b.values()).copied().collect();
+        both == (0..2_000).collect()
+    };
+    while !all(&seen_by_old, &seen_by_new) {
+        assert!(Instant::now() < deadline, "records are missing");
+        quiet(&mut old, &mut seen_by_old, Duration::from_millis(20)).await;
+        quiet(&mut new, &mut seen_by_new, Duration::from_millis(20)).await;
+    }
+    for partition in &moved {
+        let again = seen_by_new
+            .seen
+            .keys()
+            .filter(|it| it.partition == *partition);
+        assert!(again.count() > 0, "{partition} did not come again");
+    }
+    old.close().await;
+    new.close().await;
+}
+
+async fn a_dropped_next_loses_nothing<R: Rig>(rig: R) {
+    let topic = rig.topic(2).await;
+    let (mut log, mut witness) = (rig.join(&fresh("g"), &topic), Witness::default());
+    watch(&mut log, &mut witness, |it| it.assigned).await;
+    let mut sent = 0;
+    while witness.seen.len() < 500 {
+        if sent < 500 {
+            rig.send(numbered(&topic, sent, sent + 50)).await;
+            sent += 50;
+        }
+        for _ in 0..20 {
+            let soon = tokio::time::timeout(Duration::from_micros(50), log.next());
+            if let Ok(next) = soon.await {
+                witness.see(next.expect("the member goes on"));
+            }
+        }
+    }
+    assert_eq!(witness.values(), (0..500).collect());
+    log.close().await;
+}
+
+macro_rules! contract {
+    ($($promise:ident),+) => {
+        mod memory {
+            use super::{Memory, MemoryCluster};
+            $(#[tokio::test] async fn $promise() {
+                super::$promise(Memory(MemoryCluster::new(11))).await;
+            })+
+        }
+        mod kafka {
+            use super::Kafka;
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $promise() {
+                super::$promise(Kafka::real()).await;
+            })+
+        }
+        mod embedded {
+            use super::Kafka;
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $promise() {
+                super::$promise(Kafka::embedded()).await;
+            })+
+        }
+    };
+}
+
+contract!(
+    records_come_whole_and_in_order,
+    reading_resumes_where_it_was_committed,
+    a_rebalance_loses_nothing_and_fences_the_old_owner,
+    a_dropped_next_loses_nothing
+);

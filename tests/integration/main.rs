@@ -3,4 +3,16 @@
 mod engine;
 mod harness;
 mod log;
+mod log_dlq;
+mod log_kafka;
+mod process;
 mod store;
+mod store_faults;
+mod store_flaws;
+mod store_lists;
+mod store_redis;
+mod store_same;
+mod store_shared;
+mod store_speed;
+mod store_users;
+mod way;

@@ -1,1 +1,229 @@
-//! store
+//! The store's contract: what every store must do, run against memory, one Redis and a Redis Cluster.
+//!
+//! Here: how a store is opened and what is written in the tests; the promises stand in `store_users`,
+//! `store_lists` and `store_shared`, what only Redis has in `store_redis`, memory beside Redis in `store_same`.
+
+use std::sync::Arc;
+
+use nearshore::event::{Item, Kind, Profile, UserId};
+use nearshore::record::{Fences, Offset, Partition, Position, Timestamp};
+use nearshore::state::{Mark, Pace, Pending, Profiled, Seen, UserState};
+use nearshore::store::{
+    FoldWrite, Folded, ListEdit, MemoryStore, Publish, Published, RedisStore, Settings, Store,
+    Stored, Take, Taken,
+};
+
+use crate::harness::{fresh, variable};
+
+/// Writes one test per store for each promise.
+#[macro_export]
+macro_rules! for_every_store {
+    ($($promise:ident),* $(,)?) => {
+        mod memory {
+            $(#[tokio::test] async fn $promise() { super::$promise($crate::store::memory()).await })*
+        }
+        mod single {
+            $(#[tokio::test] async fn $promise() { super::$promise($crate::store::single()).await })*
+        }
+        mod cluster {
+            $(#[tokio::test] async fn $promise() { super::$promise($crate::store::cluster()).await })*
+        }
+    };
+}
+
+pub fn memory() -> MemoryStore {
+    MemoryStore::default()
+}
+
+pub fn settings(url: String) -> Settings {
+    Settings {
+        url,
+        ..Settings::default()
+    }
+}
+
+pub fn single_url() -> String {
+    format!("redis://{}", variable("NEARSHORE_TEST_REDIS"))
+}
+
+pub fn cluster_url() -> String {
+    format!(
+        "redis+cluster://{}",
+        variable("NEARSHORE_TEST_REDIS_CLUSTER")
+    )
+}
+
+pub fn single() -> RedisStore {
+    RedisStore::new(settings(single_url())).expect("settings are right")
+}
+
+pub fn cluster() -> RedisStore {
+    RedisStore::new(settings(cluster_url())).expect("settings are right")
+}
+
+/// A user whom no other test knows: tombstones are shared by all namespaces.
+pub fn user(name: &str) -> UserId {
+    UserId(fresh(name).into())
+}
+
+pub fn position(offset: i64) -> Position {
+    Position {
+        partition: partition("user-events"),
+        offset: Offset(offset),
+    }
+}
+
+pub fn partition(topic: &str) -> Partition {
+    Partition {
+        incarnation: 0,
+        topic: topic.into(),
+        number: 3,
+    }
+}
+
+pub fn seen(offset: i64, time: i64) -> Seen {
+    Seen {
+        time: Timestamp(time),
+        position: position(offset),
+        kind: Kind::Purchase,
+        item: Item::Sku(format!("sku-{offset}")),
+        qty: 2,
+        price: Some(3.25),
+    }
+}
+
+/// A state that has seen offsets 1..=n at times 1000 n.
+pub fn state(n: i64) -> UserState {
+    UserState {
+        window: (1..=n).map(|nth| seen(nth, nth * 1000)).collect(),
+        fences: (1..=n).map(position).collect(),
+        life: Timestamp(0),
+        profile: None,
+    }
+}
+
+pub fn profile(offset: i64, time: i64) -> Profiled {
+    let fields = [("age".to_owned(), serde_json::json!(41 + offset))];
+    Profiled {
+        time: Timestamp(time),
+        position: Position {
+            partition: partition("profile-changes"),
+            offset: Offset(offset),
+        },
+        profile: Profile(fields.into()),
+    }
+}
+
+/// A mark with everything in it.
+pub fn mark(offset: i64) -> Mark {
+    Mark {
+        pending: Some(Pending {
+            source: Some(position(offset)),
+            due: Timestamp(offset * 1000 + 30_000),
+        }),
+        moved: 120,
+        pace: Pace::default(),
+    }
+}
+
+/// A write of [`state`]`(n)`, made from version `expected`.
+pub fn write(user: &UserId, expected: u64, n: i64) -> FoldWrite {
+    FoldWrite {
+        user: user.clone(),
+        expected,
+        state: state(n),
+        mark: mark(n),
+        profile_changed: false,
+        list: ListEdit::Keep,
+    }
+}
+
+/// An erase as of `at`, folded by whoever holds version `expected`.
+pub fn erase(user: &UserId, expected: u64, at: i64) -> FoldWrite {
+    let fences: Fences = [position(9)].into_iter().collect();
+    FoldWrite {
+        state: UserState {
+            fences,
+            life: Timestamp(at),
+            ..UserState::default()
+        },
+        mark: Mark::default(),
+        profile_changed: true,
+        ..write(user, expected, 0)
+    }
+}
+
+pub fn first(doc: &str) -> ListEdit {
+    ListEdit::First {
+        doc: doc.into(),
+        audit: "{}".into(),
+        at: Timestamp(7),
+    }
+}
+
+/// A list of the model under `ticket`.
+pub fn list(user: &UserId, ticket: u64) -> Publish {
+    Publish {
+        user: user.clone(),
+        list: Stored {
+            doc: format!(r#"{{"source":"model","list_id":"{ticket}"}}"#),
+            ticket,
+            covers: [position(1)].into_iter().collect(),
+            epoch: 1,
+            at: Timestamp(1000),
+            audit: r#"{"seed":1}"#.into(),
+        },
+        life: Timestamp(0),
+        force: false,
+        only_if_absent: false,
+    }
+}
+
+pub async fn fold<S: Store>(store: &S, ns: &str, write: FoldWrite) -> Folded {
+    let mut answers = store.fold(ns, &[write]).await.expect("fold answers");
+    answers.pop().expect("one answer")
+}
+
+pub async fn take<S: Store>(store: &S, ns: &str, user: &UserId, due: i64) -> Option<Taken> {
+    let take = Take {
+        user: user.clone(),
+        due: Timestamp(due),
+    };
+    let mut answers = store.take(ns, &[take]).await.expect("take answers");
+    answers.pop().expect("one answer")
+}
+
+pub async fn publish<S: Store>(store: &S, ns: &str, publish: Publish) -> Published {
+    let mut answers = store
+        .publish(ns, &[publish])
+        .await
+        .expect("publish answers");
+    answers.pop().expect("one answer")
+}
+
+pub async fn load<S: Store>(store: &S, ns: &str, user: &UserId) -> nearshore::state::Held {
+    let mut answers = store
+        .load(ns, std::slice::from_ref(user))
+        .await
+        .expect("load answers");
+    answers.pop().expect("one answer")
+}
+
+pub async fn peek<S: Store>(store: &S, ns: &str, user: &UserId) -> nearshore::store::Peek {
+    let mut answers = store
+        .peek(ns, std::slice::from_ref(user))
+        .await
+        .expect("peek answers");
+    answers.pop().expect("one answer")
+}
+
+pub async fn doc<S: Store>(store: &S, ns: &str, user: &UserId) -> Option<String> {
+    peek(store, ns, user).await.list.map(|list| list.doc)
+}
+
+pub const STORED: fn(u64) -> Folded = |ver| Folded::Stored { ver };
+
+/// A topic that no other test writes to: stock fences are shared by all namespaces.
+pub fn topic() -> Arc<str> {
+    fresh("catalog").into()
+}

@@ -1,0 +1,247 @@
+//! `nearshore check`: one mark per thing that must be right, and what to do where it is not.
+//!
+//! Invariant: it changes nothing but the short-lived probe that the store writes. It stops at nothing: a
+//! broker that is down does not hide what is wrong with Redis.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::config::{WRONG, read};
+use crate::config::{Config, Problem};
+use crate::store::Error;
+
+mod kafka;
+mod model;
+#[cfg(test)]
+mod tests;
+
+/// How something stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mark {
+    /// As it should be.
+    Ok,
+    /// It works, but a promise is weaker than it could be.
+    Warn,
+    /// It does not work.
+    Fail,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Item {
+    /// How it stands.
+    pub mark: Mark,
+    /// What was looked at.
+    pub item: String,
+    /// What was found.
+    pub found: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+}
+
+impl Item {
+    fn of(mark: Mark, item: impl Into<String>, found: impl Into<String>) -> Self {
+        Self {
+            mark,
+            item: item.into(),
+            found: found.into(),
+            advice: None,
+        }
+    }
+
+    fn ok(item: impl Into<String>, found: impl Into<String>) -> Self {
+        Self::of(Mark::Ok, item, found)
+    }
+
+    fn warn(item: impl Into<String>, found: impl Into<String>) -> Self {
+        Self::of(Mark::Warn, item, found)
+    }
+
+    fn fail(item: impl Into<String>, found: impl Into<String>) -> Self {
+        Self::of(Mark::Fail, item, found)
+    }
+
+    fn advise(mut self, advice: impl Into<String>) -> Self {
+        self.advice = Some(advice.into());
+        self
+    }
+}
+
+/// All that was looked at.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// In the order of looking.
+    pub items: Vec<Item>,
+    /// Whether the configuration itself was refused.
+    pub refused: bool,
+}
+
+impl Report {
+    /// 0 if nothing fails, 1 if something does, 2 if the configuration was refused.
+    pub fn exit_code(&self) -> u8 {
+        let failed = self.items.iter().any(|item| item.mark == Mark::Fail);
+        if self.refused {
+            WRONG
+        } else {
+            u8::from(failed)
+        }
+    }
+
+    /// For a terminal: a line per item, and one below it for what to do.
+    pub fn text(&self) -> String {
+        let longest = self
+            .items
+            .iter()
+            .map(|item| item.item.chars().count())
+            .max();
+        let wide = longest.unwrap_or(0).min(40);
+        let mut out = String::new();
+        for item in &self.items {
+            let mark = match item.mark {
+                Mark::Ok => "[ok]  ",
+                Mark::Warn => "[warn]",
+                Mark::Fail => "[fail]",
+            };
+            // Writing into a String cannot fail.
+            let _infallible = writeln!(out, "{mark} {:<wide$}  {}", item.item, item.found);
+            if let Some(advice) = &item.advice {
+                let _infallible = writeln!(out, "       -> {advice}");
+            }
+        }
+        out
+    }
+
+    /// For a program: `{"ok": …, "items": [{"mark", "item", "found", "advice"}]}`.
+    pub fn json(&self) -> String {
+        serde_json::json!({ "ok": self.exit_code() == 0, "items": self.items }).to_string()
+    }
+}
+
+/// `nearshore check`: prints the report and returns the exit code.
+pub async fn run(path: Option<&Path>, offline: bool, json: bool) -> u8 {
+    let report = match read(path) {
+        Ok(config) => check(&config, path.unwrap_or(Path::new("(defaults)")), offline).await,
+        Err(problems) => refused(&problems),
+    };
+    if json {
+        println!("{}", report.json());
+    } else {
+        print!("{}", report.text());
+    }
+    report.exit_code()
+}
+
+fn refused(problems: &[Problem]) -> Report {
+    let items = problems
+        .iter()
+        .map(|problem| Item::fail("config", problem.to_string()));
+    Report {
+        items: items.collect(),
+        refused: true,
+    }
+}
+
+/// Looks at everything that the configuration names; `offline`: at files only.
+pub async fn check(config: &Config, path: &Path, offline: bool) -> Report {
+    let mut items = vec![Item::ok("config", path.display().to_string())];
+    items.extend(written(config));
+    items.extend(model::files(config));
+    if !offline {
+        items.extend(kafka::check(config).await);
+        items.extend(redis(config).await);
+        items.extend(model::loads(config).await);
+    }
+    Report {
+        items,
+        refused: false,
+    }
+}
+
+/// What the file itself says; its errors were refused before.
+fn written(config: &Config) -> Vec<Item> {
+    let required = config.rules.iter().filter(|rule| rule.required).count();
+    let rules = format!(
+        "{} rules, {required} of them required; {} segments and default",
+        config.rules.len(),
+        config.segments.len()
+    );
+    let mut items = vec![Item::ok("rules", rules)];
+    let http = &config.http;
+    if http.inspect && !http.listen.ip().is_loopback() {
+        let found = format!(
+            "/inspect shows what single users did to anyone who reaches {}",
+            http.listen
+        );
+        let advice = "set http.inspect = false, or listen on 127.0.0.1";
+        items.push(Item::warn("http", found).advise(advice));
+    }
+    if config.redis.min_replicas == 0 {
+        let found = "redis.min_replicas is 0: a failover can lose acknowledged writes";
+        let advice = "set it to 1 where Redis has replicas";
+        items.push(Item::warn("redis replication", found).advise(advice));
+    }
+    items
+}
+
+async fn redis(config: &Config) -> Vec<Item> {
+    let store = match crate::store::RedisStore::new(config.redis.clone()) {
+        Ok(store) => store,
+        Err(error) => return vec![Item::fail("redis", error.to_string())],
+    };
+    // Each question has limits of its own; this one is for a network that swallows all of them.
+    let limit = Duration::from_secs(30);
+    let asked = async {
+        match store.ready().await {
+            // Whoever does not answer one question need not be asked the others.
+            Err(error @ (Error::Unavailable { .. } | Error::Timeout { .. })) => {
+                vec![("redis answers".to_owned(), Err(error.to_string()))]
+            }
+            _ => store.check().await,
+        }
+    };
+    let Ok(checks) = tokio::time::timeout(limit, asked).await else {
+        let found = format!("no answer within {limit:?}");
+        return vec![
+            Item::fail("redis", found).advise("is redis.url right, is a firewall between?"),
+        ];
+    };
+    let item = |(name, found): crate::store::Check| match found {
+        Ok(found) => Item::ok(name, found),
+        Err(wrong) => Item {
+            advice: advice(&name).map(str::to_owned),
+            ..Item::fail(name, wrong)
+        },
+    };
+    checks.into_iter().map(item).collect()
+}
+
+/// What to do about a check of the store, by the end of its name.
+fn advice(name: &str) -> Option<&'static str> {
+    let known = [
+        (
+            "answers",
+            "is redis.url right, does Redis run, does its ACL admit redis.username?",
+        ),
+        (
+            "takes writes",
+            "point redis.url at the primary; the ACL needs ~* +@read +@write +@scripting +wait +info",
+        ),
+        ("version", "use Redis 7.0 or newer"),
+        (
+            "maxmemory-policy",
+            "CONFIG SET maxmemory-policy noeviction: evicted state is lost without a trace",
+        ),
+        (
+            "mode",
+            "write redis+cluster:// for a cluster, redis:// for a single primary",
+        ),
+        ("replicas", "attach replicas, or lower redis.min_replicas"),
+    ];
+    let found = known.iter().find(|(end, _)| name.ends_with(end));
+    found.map(|(_, advice)| *advice)
+}

@@ -1,0 +1,105 @@
+//! Arms: their files, and whether their models load.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use super::Item;
+use crate::config::Config;
+use crate::engine::Model;
+use crate::engine::constrained::Constrained;
+
+/// Templates and model files. That templates parse and render was checked when the file was loaded.
+pub(super) fn files(config: &Config) -> Vec<Item> {
+    if config.arms.is_empty() {
+        let found = "none: no lists can be made";
+        let advice = "add [[arms]], or start with --role ingest only";
+        return vec![Item::warn("arms", found).advise(advice)];
+    }
+    let shares: u64 = config.arms.iter().map(|arm| u64::from(arm.share)).sum();
+    let mut items = Vec::new();
+    for arm in &config.arms {
+        let share = 100.0 * f64::from(arm.share) / shares as f64;
+        let found = format!(
+            "epoch {}, {share:.1} % of users, {} renders",
+            arm.epoch, arm.template
+        );
+        items.push(Item::ok(format!("arm {}", arm.id), found));
+    }
+    items.extend(models(config).into_iter().map(|path| {
+        let item = format!("model {}", path.display());
+        match readable(&path) {
+            Ok(found) => Item::ok(item, found),
+            Err(wrong) => {
+                Item::fail(item, wrong).advise("give a GGUF file or a folder with *.safetensors")
+            }
+        }
+    }));
+    items
+}
+
+fn models(config: &Config) -> BTreeSet<PathBuf> {
+    config
+        .arms
+        .iter()
+        .map(|arm| config.resolve(&arm.model))
+        .collect()
+}
+
+fn readable(path: &PathBuf) -> Result<String, String> {
+    let plain = |error: std::io::Error| error.to_string();
+    let about = std::fs::metadata(path).map_err(plain)?;
+    if about.is_dir() {
+        let mut size = 0;
+        for entry in std::fs::read_dir(path).map_err(plain)? {
+            let entry = entry.map_err(plain)?;
+            if entry
+                .path()
+                .extension()
+                .is_some_and(|end| end == "safetensors")
+            {
+                size += entry.metadata().map_err(plain)?.len();
+            }
+        }
+        return if size > 0 {
+            Ok(megabytes(size))
+        } else {
+            Err("no *.safetensors in it".into())
+        };
+    }
+    let mut magic = [0; 4];
+    let mut file = std::fs::File::open(path).map_err(plain)?;
+    std::io::Read::read_exact(&mut file, &mut magic).map_err(plain)?;
+    if &magic == b"GGUF" {
+        Ok(megabytes(about.len()))
+    } else {
+        Err("it does not begin as a GGUF file".into())
+    }
+}
+
+fn megabytes(size: u64) -> String {
+    format!("{:.1} MB", size as f64 / 1e6)
+}
+
+/// Loads each model once, one after the other: two may not fit.
+pub(super) async fn loads(config: &Config) -> Vec<Item> {
+    let mut items = Vec::new();
+    for path in models(config) {
+        let item = format!("model {} loads", path.display());
+        let start = std::time::Instant::now();
+        let loaded = tokio::task::spawn_blocking(move || {
+            Constrained::load(&path, 1).map(|model| model.info())
+        });
+        items.push(match loaded.await {
+            Ok(Ok(info)) => {
+                let took = start.elapsed().as_secs_f64();
+                Item::ok(
+                    item,
+                    format!("{} on {} in {took:.1} s", info.dtype, info.device),
+                )
+            }
+            Ok(Err(error)) => Item::fail(item, error.to_string()),
+            Err(error) => Item::fail(item, format!("loading panicked: {error}")),
+        });
+    }
+    items
+}

@@ -1,0 +1,81 @@
+//! What a person and a program read.
+
+use super::*;
+
+fn report(items: Vec<Item>, refused: bool) -> Report {
+    Report { items, refused }
+}
+
+#[test]
+fn the_exit_code_is_that_of_the_worst() {
+    let fine = vec![Item::ok("a", "b"), Item::warn("a", "b")];
+    assert_eq!(report(fine, false).exit_code(), 0);
+    assert_eq!(report(vec![Item::fail("a", "b")], false).exit_code(), 1);
+    assert_eq!(report(vec![Item::fail("a", "b")], true).exit_code(), 2);
+}
+
+#[test]
+fn a_report_reads_line_by_line_and_as_json() {
+    let items = vec![
+        Item::ok("config", "nearshore.toml"),
+        Item::warn("topic user-events", "timestamps are CreateTime").advise("set LogAppendTime"),
+    ];
+    let report = report(items, false);
+    let lines = [
+        "[ok]   config             nearshore.toml",
+        "[warn] topic user-events  timestamps are CreateTime",
+        "       -> set LogAppendTime",
+        "",
+    ];
+    assert_eq!(report.text(), lines.join("\n"));
+    let json: serde_json::Value = serde_json::from_str(&report.json()).expect("JSON");
+    assert_eq!(json["ok"], true);
+    assert_eq!(json["items"][1]["mark"], "warn");
+    assert_eq!(json["items"][1]["advice"], "set LogAppendTime");
+}
+
+#[tokio::test]
+async fn offline_nothing_is_asked_and_weaknesses_are_warned_of() {
+    let mut config = Config::default();
+    config.kafka.brokers = "nobody.invalid:1".into();
+    config.http.listen = ([0, 0, 0, 0], 9464).into();
+    let report = check(&config, Path::new("nearshore.toml"), true).await;
+    let marks: Vec<_> = report
+        .items
+        .iter()
+        .map(|item| (item.mark, item.item.as_str()))
+        .collect();
+    let expected = [
+        (Mark::Ok, "config"),
+        (Mark::Ok, "rules"),
+        (Mark::Warn, "http"),
+        (Mark::Warn, "redis replication"),
+        (Mark::Warn, "arms"),
+    ];
+    assert_eq!(marks, expected);
+    assert_eq!(report.exit_code(), 0);
+}
+
+/// Port 1 of this machine answers nobody, so that each refusal is quick.
+#[tokio::test]
+async fn what_does_not_answer_fails_with_advice_and_hides_nothing() {
+    let mut config = Config::default();
+    config.kafka.brokers = "127.0.0.1:1".into();
+    config.kafka.ack_timeout = Duration::from_millis(500);
+    config.redis.url = "redis://127.0.0.1:1".into();
+    config.redis.connect_max = Duration::from_millis(500);
+    let report = check(&config, Path::new("nearshore.toml"), false).await;
+    let failed: Vec<_> = report
+        .items
+        .iter()
+        .filter(|item| item.mark == Mark::Fail)
+        .collect();
+    let names: Vec<_> = failed.iter().map(|item| item.item.as_str()).collect();
+    assert_eq!(names, ["kafka", "redis answers"], "{}", report.text());
+    assert!(
+        failed.iter().all(|item| item.advice.is_some()),
+        "{}",
+        report.text()
+    );
+    assert_eq!(report.exit_code(), 1);
+}

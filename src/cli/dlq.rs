@@ -1,0 +1,127 @@
+//! `dlq list` and `dlq replay`.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use super::{Common, block_on, with_config};
+use crate::config::Config;
+use crate::log::dlq::{DeadLetter, Filter};
+use crate::log::replay::{self, Fate, Order};
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print dead letters, oldest first: where they came from and what is wrong with them.
+    #[command(
+        after_help = "Examples:\n  nearshore dlq list --limit 20\n  nearshore dlq list --json | jq -r .code | sort | uniq -c"
+    )]
+    List {
+        /// At most this many.
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Send dead letters to their topics again; resumable, for the place is kept in a consumer group.
+    #[command(
+        after_help = "Examples:\n  nearshore dlq replay --dry-run\n  nearshore dlq replay --code malformed_json --max-replays 2"
+    )]
+    Replay {
+        /// Only letters with this error code.
+        #[arg(long)]
+        code: Option<String>,
+        /// Only letters that were replayed fewer times than this.
+        #[arg(long, default_value_t = 2)]
+        max_replays: u32,
+        /// Say what would be sent, send nothing.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+pub fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::List { limit, common } => with_config(&common, |config| {
+            block_on(list(&config, limit, common.json))
+        }),
+        Command::Replay {
+            code,
+            max_replays,
+            dry_run,
+            common,
+        } => with_config(&common, |config| {
+            let filter = Filter {
+                code,
+                ..Filter::default()
+            };
+            let topic = config.topics.dlq.to_string();
+            let order = Order {
+                topic,
+                filter,
+                replays_max: max_replays,
+                dry_run,
+            };
+            block_on(send_back(&config, &order, common.json))
+        }),
+    }
+}
+
+async fn list(config: &Config, limit: usize, json: bool) -> anyhow::Result<ExitCode> {
+    for letter in replay::list(&config.kafka, &config.topics.dlq, &Filter::default(), limit).await?
+    {
+        if json {
+            println!("{}", letter.json());
+        } else {
+            println!("{}", line(&letter));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn line(letter: &DeadLetter) -> String {
+    let place = match (&letter.topic, letter.partition, letter.offset) {
+        (Some(topic), Some(partition), Some(offset)) => format!("{topic}/{partition}:{offset}"),
+        _ => "unknown".into(),
+    };
+    let key = letter
+        .key
+        .as_deref()
+        .map(String::from_utf8_lossy)
+        .unwrap_or_default();
+    format!("{place}  {}  key {key:?}  {}", letter.code, letter.message)
+}
+
+async fn send_back(config: &Config, order: &Order, json: bool) -> anyhow::Result<ExitCode> {
+    let (mut sent, mut left, mut hindered) = (0u64, 0u64, 0u64);
+    let on = |letter: &DeadLetter, fate: &Fate| match fate {
+        Fate::Replayed => sent += 1,
+        Fate::Left => left += 1,
+        Fate::Duplicate => left += 1,
+        Fate::Hindered(_) | Fate::Refused(_) => {
+            hindered += 1;
+            let why = match fate {
+                Fate::Hindered(hindrance) => hindrance.to_string(),
+                Fate::Refused(why) => why.clone(),
+                Fate::Replayed | Fate::Left | Fate::Duplicate => String::new(),
+            };
+            eprintln!("{}: {why}", line(letter));
+        }
+    };
+    replay::replay(&config.kafka, order, on).await?;
+    if json {
+        println!(
+            "{}",
+            serde_json::json!({"sent": sent, "left": left, "hindered": hindered, "dry_run": order.dry_run})
+        );
+    } else {
+        let verb = if order.dry_run {
+            "would be sent back"
+        } else {
+            "sent back"
+        };
+        println!("{sent} {verb}, {left} left out by the filter, {hindered} cannot be");
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,263 @@
+//! One function per command: arguments -> config -> roles -> exit code.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. Results go to stdout, everything else to stderr.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::Config;
+use crate::engine::try_names::TryArgs;
+
+pub mod check;
+pub mod config;
+mod dlq;
+mod run;
+mod users;
+
+/// Near-line recall for recommenders: Kafka events in, LLM-named product lists in Redis out.
+#[derive(Debug, Parser)]
+#[command(name = "nearshore", version, about, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Configuration file; without one, defaults and NEARSHORE__* variables.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run ingest, generate, or both until SIGTERM.
+    #[command(
+        after_help = "Examples:\n  nearshore run --config nearshore.toml\n  nearshore run --config nearshore.toml --role generate"
+    )]
+    Run {
+        #[command(flatten)]
+        common: Common,
+        /// Which role.
+        #[arg(long, value_enum, default_value = "all")]
+        role: Role,
+        /// Namespace to fill, instead of the configured one.
+        #[arg(long)]
+        namespace: Option<String>,
+    },
+    /// Check configuration, rules, templates, and with a network also brokers, topics, Redis and model.
+    #[command(
+        after_help = "Examples:\n  nearshore check --offline --config nearshore.toml\n  nearshore check --config nearshore.toml --json"
+    )]
+    Check {
+        #[command(flatten)]
+        common: Common,
+        /// Only what needs no network.
+        #[arg(long)]
+        offline: bool,
+    },
+    /// Print the effective configuration, secrets masked.
+    #[command(after_help = "Examples:\n  nearshore config --config nearshore.toml")]
+    Config {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Print a user's served list, sold-out products filtered, as a client would read it.
+    #[command(
+        after_help = "Examples:\n  nearshore get 1228 --config nearshore.toml\n  nearshore get 1228 --json"
+    )]
+    Get {
+        /// User id.
+        user: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Print how a user's list came about: events, prompt, names, rules, SKUs, versions, ages.
+    #[command(
+        after_help = "Examples:\n  nearshore inspect 1228\n  nearshore inspect 1228 --json | jq .audit"
+    )]
+    Inspect {
+        /// User id.
+        user: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Erase a user: writes the tombstone on the profile topic; everything up to now goes.
+    #[command(after_help = "Examples:\n  nearshore forget 1228 --config nearshore.toml")]
+    Forget {
+        /// User id.
+        user: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Ask for new lists from present state, on the backfill lane, without folding again.
+    #[command(after_help = "Examples:\n  nearshore refresh --user 1228\n  nearshore refresh --all")]
+    Refresh {
+        /// These users.
+        #[arg(long = "user", value_name = "USER", required_unless_present = "all")]
+        users: Vec<String>,
+        /// Every user with a state.
+        #[arg(long, conflicts_with = "users")]
+        all: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Ask for a list for each user whose list trails their state.
+    #[command(after_help = "Examples:\n  nearshore sweep --config nearshore.toml")]
+    Sweep {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Take a product out for everyone within seconds; audited.
+    #[command(
+        after_help = "Examples:\n  nearshore block 1028816 --reason 'recall of batch 7'\n  nearshore block --pu 'ADULT ANALGESICS' --reason 'licence'"
+    )]
+    Block {
+        /// SKU id, or PU id with --pu.
+        id: String,
+        /// The id is a PU's.
+        #[arg(long)]
+        pu: bool,
+        /// Why; kept with the block.
+        #[arg(long)]
+        reason: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Undo a block; what is really sold out stays out.
+    #[command(after_help = "Examples:\n  nearshore unblock 1028816")]
+    Unblock {
+        /// SKU id or PU id, as blocked.
+        id: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Dead letters: list them, send them again.
+    #[command(subcommand)]
+    Dlq(dlq::Command),
+    /// Name products for prompts, without Kafka or Redis.
+    #[command(
+        after_help = "Examples:\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 10\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 50 --json | jq .names"
+    )]
+    Try(TryArgs),
+    /// The main job on real purchases, with everything in one process; stays up until Ctrl-C.
+    #[command(
+        after_help = "Examples:\n  scripts/demo                 # does the set-up, then this\n  nearshore demo --data .cache/data --model smollm2.gguf --check"
+    )]
+    Demo(crate::demo::DemoArgs),
+}
+
+/// Which role a process plays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Events to state and requests.
+    Ingest,
+    /// Requests to lists.
+    Generate,
+    /// Both.
+    All,
+}
+
+/// Parses the arguments, runs the command, says what went wrong on stderr.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, not errors.
+            let code = if error.use_stderr() { 2 } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    match dispatch(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("nearshore: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Try(args) => {
+            crate::engine::try_names::run(&args)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Demo(args) => crate::demo::run(args),
+        Command::Dlq(command) => dlq::run(command),
+        Command::Check { common, offline } => {
+            let path = common.config.as_deref();
+            block_on(async { Ok(ExitCode::from(check::run(path, offline, common.json).await)) })
+        }
+        Command::Config { common } => Ok(ExitCode::from(config::config(
+            common.config.as_deref(),
+            common.json,
+        ))),
+        Command::Run {
+            common,
+            role,
+            namespace,
+        } => with_config(&common, |mut config| {
+            if let Some(namespace) = namespace {
+                if let Err(misfit) = crate::store::keys::namespace(&namespace) {
+                    eprintln!("--namespace {namespace:?}: {misfit}");
+                    return Ok(ExitCode::from(2));
+                }
+                config.namespace = namespace;
+            }
+            run::run(config, role)
+        }),
+        Command::Get { user, common } => {
+            with_config(&common, |c| users::get(&c, &user, common.json))
+        }
+        Command::Inspect { user, common } => {
+            with_config(&common, |c| users::inspect(&c, &user, common.json))
+        }
+        Command::Forget { user, common } => {
+            with_config(&common, |c| users::forget(&c, &user, common.json))
+        }
+        Command::Refresh {
+            users,
+            all: _,
+            common,
+        } => with_config(&common, |c| users::refresh(&c, &users, common.json)),
+        Command::Sweep { common } => with_config(&common, |c| users::sweep(&c, common.json)),
+        Command::Block {
+            id,
+            pu,
+            reason,
+            common,
+        } => with_config(&common, |c| {
+            users::block(&c, &id, (pu, &reason), common.json)
+        }),
+        Command::Unblock { id, common } => {
+            with_config(&common, |c| users::unblock(&c, &id, common.json))
+        }
+    }
+}
+
+/// Loads the configuration, or prints all its problems and exits with 2.
+fn with_config(
+    common: &Common,
+    then: impl FnOnce(Config) -> anyhow::Result<ExitCode>,
+) -> anyhow::Result<ExitCode> {
+    match config::load(common.config.as_deref()) {
+        Ok(config) => then(config),
+        Err(code) => Ok(ExitCode::from(code)),
+    }
+}
+
+/// Runs an async command on a small runtime.
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(work)
+}

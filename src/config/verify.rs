@@ -1,0 +1,414 @@
+//! What a configuration must mean beyond its types: one function per section, each adding
+//! `(dotted key, what is wrong)`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::Config;
+use crate::log;
+use crate::prompt::Template;
+use crate::rules::validate;
+use crate::state::{VERSION_CURRENT, VERSION_OLDEST};
+
+type Found = Vec<(String, String)>;
+
+/// Everything that is wrong with the meaning.
+pub(super) fn verify(config: &Config) -> Found {
+    let mut found = Found::new();
+    for section in [
+        namespace, kafka, topics, redis, state, trigger, lanes, demand, selection, engine,
+        fallback, log, rules, segments, arms, templates, files,
+    ] {
+        section(config, &mut found);
+    }
+    found
+}
+
+fn must(found: &mut Found, holds: bool, key: &str, what: impl Into<String>) {
+    if !holds {
+        found.push((key.to_owned(), what.into()));
+    }
+}
+
+fn above_zero(found: &mut Found, key: &str, duration: Duration) {
+    must(found, !duration.is_zero(), key, "must be longer than 0s");
+}
+
+fn at_least_one(found: &mut Found, key: &str, number: usize) {
+    must(found, number >= 1, key, "must be at least 1");
+}
+
+/// Finite and not negative.
+fn weight(found: &mut Found, key: &str, number: f64) {
+    let fits = number.is_finite() && number >= 0.0;
+    must(
+        found,
+        fits,
+        key,
+        format!("{number} must be a number of at least 0"),
+    );
+}
+
+fn repeated<'a>(ids: impl Iterator<Item = &'a str>) -> Vec<(usize, &'a str)> {
+    let mut seen = BTreeSet::new();
+    ids.enumerate()
+        .filter(|(_, id)| !seen.insert(*id))
+        .collect()
+}
+
+fn word(text: &str, longest: usize) -> bool {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (1..=longest).contains(&text.len()) && text.chars().all(fits)
+}
+
+fn namespace(config: &Config, found: &mut Found) {
+    let what = format!("{:?} must be 1 to 32 of a-z, 0-9 and -", config.namespace);
+    must(found, word(&config.namespace, 32), "namespace", what);
+    let kept = "\"nearshore\" is the prefix of what all namespaces share; choose another";
+    must(found, config.namespace != "nearshore", "namespace", kept);
+}
+
+fn kafka(config: &Config, found: &mut Found) {
+    let kafka = &config.kafka;
+    let address = |broker: &str| {
+        let port = broker
+            .trim()
+            .rsplit_once(':')
+            .map(|(host, port)| (host, port.parse::<u16>()));
+        matches!(port, Some((host, Ok(_))) if !host.is_empty())
+    };
+    let bad = kafka.brokers.split(',').find(|broker| !address(broker));
+    let what = format!("{:?} is not host:port", bad.unwrap_or_default());
+    must(found, bad.is_none(), "kafka.brokers", what);
+    above_zero(found, "kafka.session_timeout", kafka.session_timeout);
+    above_zero(found, "kafka.ack_timeout", kafka.ack_timeout);
+    // A missing file is told of by `files`, with its own key.
+    if kafka.secret_files.values().all(|path| path.exists())
+        && let Err(error) = kafka.check()
+    {
+        let (key, what) = refused(config, &error);
+        must(found, false, &key, what);
+    }
+}
+
+/// The key that librdkafka, or the log, means.
+fn refused(config: &Config, error: &log::Error) -> (String, String) {
+    let kafka = &config.kafka;
+    let text = error.to_string();
+    if let log::Error::Refused { what, reason } = error
+        && what.starts_with("kafka.")
+    {
+        return (what.replace('"', ""), reason.clone());
+    }
+    for (section, properties) in [
+        ("properties", &kafka.properties),
+        ("consumer", &kafka.consumer),
+        ("producer", &kafka.producer),
+    ] {
+        let meant = |key: &&String| text.contains(&format!("\"{key}\""));
+        if let Some(key) = properties.keys().find(meant) {
+            // librdkafka repeats key and value at the end: a value may be a secret.
+            let said = text
+                .rsplit_once(&format!(" {key}"))
+                .map_or(&*text, |(said, _)| said);
+            let said = said.trim_start_matches("kafka properties: Client config error: ");
+            return (format!("kafka.{section}.{key}"), said.to_owned());
+        }
+    }
+    ("kafka".to_owned(), text)
+}
+
+fn topics(config: &Config, found: &mut Found) {
+    let topics = &config.topics;
+    let mut owners = BTreeMap::new();
+    for (key, name) in topics.keyed() {
+        let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        let lawful = (1..=249).contains(&name.len()) && name.chars().all(fits);
+        let key = format!("topics.{key}");
+        must(found, lawful, &key, format!("{name:?} is no topic name"));
+        if let Some(first) = owners.insert(name, key.clone()) {
+            must(found, false, &key, format!("{name:?} is already {first}"));
+        }
+    }
+    for name in config.kafka.incarnations.keys() {
+        let known = owners.contains_key(name.as_str());
+        let key = format!("kafka.incarnations.{name}");
+        must(found, known, &key, "is no topic named in [topics]");
+    }
+}
+
+fn redis(config: &Config, found: &mut Found) {
+    let redis = &config.redis;
+    let schemes = ["redis://", "redis+cluster://"];
+    let lawful = schemes.iter().any(|scheme| redis.url.starts_with(scheme));
+    let what = "must begin with redis:// or redis+cluster://";
+    must(found, lawful, "redis.url", what);
+    for (key, duration) in [
+        ("replicas_max", redis.replicas_max),
+        ("connect_max", redis.connect_max),
+        ("response_max", redis.response_max),
+        ("connection_age", redis.connection_age),
+        ("counts_ttl", redis.counts_ttl),
+    ] {
+        above_zero(found, &format!("redis.{key}"), duration);
+    }
+    above_zero(found, "redis.state_ttl", redis.state_ttl);
+    above_zero(found, "redis.list_ttl", redis.list_ttl);
+    let outlived = redis.list_ttl > redis.state_ttl;
+    must(
+        found,
+        !outlived,
+        "redis.list_ttl",
+        "must not be longer than redis.state_ttl",
+    );
+}
+
+fn state(config: &Config, found: &mut Found) {
+    at_least_one(found, "state.window", config.state.window);
+    must(
+        found,
+        config.state.window <= 1_000,
+        "state.window",
+        "must be at most 1000",
+    );
+    at_least_one(found, "state.cache_users", config.state.cache_users);
+    let known = VERSION_OLDEST..=VERSION_CURRENT;
+    let what = format!("must be {VERSION_OLDEST} to {VERSION_CURRENT}");
+    let lawful = known.contains(&config.state.write_version);
+    must(found, lawful, "state.write_version", what);
+}
+
+fn trigger(config: &Config, found: &mut Found) {
+    let trigger = &config.trigger;
+    let weights = &trigger.weights;
+    let all = [
+        ("purchase", weights.purchase),
+        ("cart", weights.cart),
+        ("search", weights.search),
+        ("click", weights.click),
+        ("view", weights.view),
+        ("impression", weights.impression),
+        ("profile", weights.profile),
+    ];
+    for (name, number) in all {
+        weight(found, &format!("trigger.weights.{name}"), number);
+    }
+    let moving = all.iter().any(|(_, number)| *number > 0.0);
+    must(
+        found,
+        moving,
+        "trigger.weights",
+        "all are 0: no event would ask for a list",
+    );
+    above_zero(found, "trigger.pending_max", trigger.pending_max);
+    at_least_one(
+        found,
+        "trigger.takes_per_day",
+        trigger.takes_per_day as usize,
+    );
+}
+
+fn lanes(config: &Config, found: &mut Found) {
+    let lanes = &config.lanes;
+    let shared = lanes.urgent > 0 || lanes.live > 0;
+    must(
+        found,
+        shared,
+        "lanes",
+        "urgent and live are both 0: no user would be served",
+    );
+    at_least_one(found, "lanes.batch_max", lanes.batch_max);
+    let room = lanes.unserved_max >= lanes.batch_max;
+    must(
+        found,
+        room,
+        "lanes.unserved_max",
+        "must be at least lanes.batch_max",
+    );
+    above_zero(found, "lanes.max_wait", lanes.max_wait);
+    above_zero(found, "lanes.objective", lanes.objective);
+}
+
+fn demand(config: &Config, found: &mut Found) {
+    let demand = &config.demand;
+    above_zero(found, "demand.half_life", demand.half_life);
+    let kept = demand.keep >= demand.half_life;
+    must(
+        found,
+        kept,
+        "demand.keep",
+        "must not be shorter than demand.half_life",
+    );
+    weight(found, "demand.smoothing", demand.smoothing);
+    let read = config.redis.counts_ttl >= demand.keep;
+    let what = "must not be longer than redis.counts_ttl";
+    must(found, read, "demand.keep", what);
+}
+
+fn selection(config: &Config, found: &mut Found) {
+    let selection = &config.selection;
+    let share = (0.0..1.0).contains(&selection.epsilon);
+    must(
+        found,
+        share,
+        "selection.epsilon",
+        "must be at least 0 and below 1",
+    );
+    at_least_one(found, "selection.top_k", selection.top_k);
+    at_least_one(found, "selection.draws", selection.draws);
+}
+
+fn engine(config: &Config, found: &mut Found) {
+    at_least_one(found, "engine.batch_rows_max", config.engine.batch_rows_max);
+}
+
+fn fallback(config: &Config, found: &mut Found) {
+    above_zero(found, "fallback.every", config.fallback.every);
+    at_least_one(found, "fallback.names", config.fallback.names);
+}
+
+fn log(config: &Config, found: &mut Found) {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.level);
+    if let Err(error) = filter {
+        must(found, false, "log.level", error.to_string());
+    }
+}
+
+/// What the rules' own check says of one item, without the name that the key already gives.
+fn of_item(found: &mut Found, key: &str, problems: Vec<String>) {
+    for problem in problems {
+        let (_, what) = problem.split_once("\": ").unwrap_or(("", &problem));
+        must(found, false, key, what);
+    }
+}
+
+fn rules(config: &Config, found: &mut Found) {
+    for (nth, id) in repeated(config.rules.iter().map(|rule| rule.id.as_str())) {
+        let what = format!("{id:?} is used twice");
+        must(found, false, &format!("rules[{nth}].id"), what);
+    }
+    for (nth, rule) in config.rules.iter().enumerate() {
+        let problems = validate(std::slice::from_ref(rule), &[]);
+        of_item(found, &format!("rules[{nth}]"), problems);
+    }
+}
+
+fn segments(config: &Config, found: &mut Found) {
+    for (nth, id) in repeated(config.segments.iter().map(|segment| segment.id.as_str())) {
+        let what = format!("{id:?} is used twice");
+        must(found, false, &format!("segments[{nth}].id"), what);
+    }
+    for (nth, segment) in config.segments.iter().enumerate() {
+        let problems = validate(&[], std::slice::from_ref(segment));
+        of_item(found, &format!("segments[{nth}]"), problems);
+    }
+}
+
+fn arms(config: &Config, found: &mut Found) {
+    for (nth, id) in repeated(config.arms.iter().map(|arm| arm.id.as_str())) {
+        must(
+            found,
+            false,
+            &format!("arms[{nth}].id"),
+            format!("{id:?} is used twice"),
+        );
+    }
+    let mut epochs = BTreeMap::new();
+    for (nth, arm) in config.arms.iter().enumerate() {
+        let key = format!("arms[{nth}]");
+        let lawful = word(&arm.id, 32);
+        let what = format!("{:?} must be 1 to 32 of a-z, 0-9 and -", arm.id);
+        must(found, lawful, &format!("{key}.id"), what);
+        if let Some(first) = epochs.insert(arm.epoch, &arm.id) {
+            let what = format!(
+                "{} is already the epoch of {first:?}; an epoch is never reused",
+                arm.epoch
+            );
+            must(found, false, &format!("{key}.epoch"), what);
+        }
+        must(
+            found,
+            arm.epoch >= 1,
+            &format!("{key}.epoch"),
+            "must be at least 1",
+        );
+        let known = arm.mode == "constrained";
+        must(
+            found,
+            known,
+            &format!("{key}.mode"),
+            format!("{:?} is not \"constrained\"", arm.mode),
+        );
+        let room = arm.prompt_tokens >= 32;
+        must(
+            found,
+            room,
+            &format!("{key}.prompt_tokens"),
+            "must be at least 32",
+        );
+        at_least_one(found, &format!("{key}.names"), arm.names);
+        weight(found, &format!("{key}.model_weight"), arm.model_weight);
+        weight(found, &format!("{key}.demand_weight"), arm.demand_weight);
+        let scored = arm.model_weight > 0.0 || arm.demand_weight > 0.0;
+        must(
+            found,
+            scored,
+            &key,
+            "all weights are 0: no name would be better than another",
+        );
+        let log = arm.theta.is_none_or(|theta| theta <= 0.0);
+        must(
+            found,
+            log,
+            &format!("{key}.theta"),
+            "is a log-probability: at most 0",
+        );
+    }
+    let some = config.arms.is_empty() || config.arms.iter().any(|arm| arm.share > 0);
+    must(
+        found,
+        some,
+        "arms",
+        "all shares are 0: no user would have an arm",
+    );
+}
+
+fn templates(config: &Config, found: &mut Found) {
+    for (nth, arm) in config.arms.iter().enumerate() {
+        let key = format!("arms[{nth}].template");
+        let path = config.resolve(&arm.template).display().to_string();
+        match std::fs::read_to_string(&path) {
+            Err(error) => must(
+                found,
+                false,
+                &key,
+                format!("{path} cannot be read: {error}"),
+            ),
+            Ok(text) => {
+                if let Err(error) = Template::load(&text, &path) {
+                    must(found, false, &key, error.to_string());
+                }
+            }
+        }
+    }
+}
+
+fn files(config: &Config, found: &mut Found) {
+    let models = config.arms.iter().enumerate();
+    let models =
+        models.map(|(nth, arm)| (format!("arms[{nth}].model"), config.resolve(&arm.model)));
+    let password = config.redis.password_file.iter();
+    let password = password.map(|path| ("redis.password_file".to_owned(), path.clone()));
+    let secrets = config.kafka.secret_files.iter();
+    let secrets = secrets.map(|(name, path)| (format!("kafka.secret_files.{name}"), path.clone()));
+    for (key, path) in models.chain(password).chain(secrets) {
+        if let Err(error) = std::fs::metadata(&path) {
+            must(
+                found,
+                false,
+                &key,
+                format!("{} cannot be read: {error}", path.display()),
+            );
+        }
+    }
+}

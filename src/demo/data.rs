@@ -1,0 +1,248 @@
+//! The demo's shop: a year of purchases of 2,469 households, as `scripts/fetch-data` lays them out.
+//!
+//! Reads `products.jsonl`, `households.jsonl` and `transactions.csv`; an error names file and line.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// What is wrong with the data.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file that cannot be read.
+    #[error("{path}: {source}; run scripts/fetch-data")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A line that is not what it should be.
+    #[error("{path}:{line}: {what}")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Line number, from 1.
+        line: usize,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// One product of the shop.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Product {
+    /// SKU id.
+    pub sku: String,
+    /// Product type: the PU.
+    pub pu: String,
+    /// Category of the type.
+    #[serde(default)]
+    pub category: Option<String>,
+    /// Department.
+    #[serde(default)]
+    pub department: Option<String>,
+    /// `National` or `Private`.
+    #[serde(default)]
+    pub brand: Option<String>,
+    /// Text for people.
+    #[serde(default)]
+    pub title: Option<String>,
+}
+
+impl Product {
+    /// The value of its `catalog` record.
+    pub fn record(&self, stock: i64) -> Value {
+        json!({
+            "pu": self.pu,
+            "category": self.category,
+            "title": self.title.as_deref().unwrap_or(&self.pu),
+            "stock": stock,
+            "attributes": { "department": self.department, "brand": self.brand },
+        })
+    }
+}
+
+/// One household with demographics.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Household {
+    /// Household id: the user.
+    pub user: String,
+    /// Raw fields, as text.
+    #[serde(flatten)]
+    pub fields: BTreeMap<String, Value>,
+}
+
+impl Household {
+    /// The profile in words, as the shop would write it.
+    pub fn profile(&self) -> Value {
+        let text = |name: &str| {
+            let value = self.fields.get(name)?;
+            let text = value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_string);
+            (!text.is_empty() && text != "null").then_some(text)
+        };
+        let mut words = serde_json::Map::new();
+        let mut say = |name: &str, value: Option<String>| {
+            if let Some(value) = value {
+                words.insert(name.into(), Value::String(value));
+            }
+        };
+        say("age", text("age").map(|age| format!("{age} years")));
+        say(
+            "income",
+            text("income").map(|income| format!("{income} dollars a year")),
+        );
+        say(
+            "home",
+            text("home_ownership").map(|home| home.to_lowercase()),
+        );
+        say(
+            "marital_status",
+            text("marital_status").map(|status| status.to_lowercase()),
+        );
+        say(
+            "household",
+            text("household_comp").map(|comp| comp.to_lowercase()),
+        );
+        say("household_size", text("household_size"));
+        say("children", text("kids_count").filter(|kids| kids != "0"));
+        Value::Object(words)
+    }
+}
+
+/// One line of a till receipt.
+#[derive(Clone, Debug)]
+pub struct Purchase {
+    /// When, milliseconds since 1970, in the data's year.
+    pub time: i64,
+    /// Household id.
+    pub user: String,
+    /// SKU id.
+    pub sku: String,
+    /// How many.
+    pub qty: u32,
+    /// Paid in all.
+    pub paid: f64,
+}
+
+/// All products.
+pub fn products(data: &Path) -> Result<Vec<Product>, Error> {
+    json_lines(&data.join("products.jsonl"))
+}
+
+/// All households with demographics.
+pub fn households(data: &Path) -> Result<Vec<Household>, Error> {
+    json_lines(&data.join("households.jsonl"))
+}
+
+/// Purchases of the given households, in time order.
+///
+/// `keep` is asked for each household id, so that 1.4 million lines need not be held.
+pub fn purchases(data: &Path, keep: impl Fn(&str) -> bool) -> Result<Vec<Purchase>, Error> {
+    let path = data.join("transactions.csv");
+    let mut found = Vec::new();
+    let mut columns: Option<Columns> = None;
+    for (nth, line) in lines(&path)?.enumerate() {
+        let line = line.map_err(|source| Error::Io {
+            path: path.clone(),
+            source,
+        })?;
+        let bad = |what: String| Error::Line {
+            path: path.clone(),
+            line: nth + 1,
+            what,
+        };
+        let Some(columns) = &columns else {
+            columns = Some(Columns::of(&line).map_err(bad)?);
+            continue;
+        };
+        let cells: Vec<&str> = line.split(',').collect();
+        if cells.get(columns.user).is_some_and(|user| keep(user)) {
+            found.push(columns.purchase(&cells).map_err(bad)?);
+        }
+    }
+    found.sort_by(|a, b| (a.time, &a.user, &a.sku).cmp(&(b.time, &b.user, &b.sku)));
+    Ok(found)
+}
+
+struct Columns {
+    time: usize,
+    user: usize,
+    sku: usize,
+    qty: usize,
+    paid: usize,
+}
+
+impl Columns {
+    fn of(header: &str) -> Result<Self, String> {
+        let names: Vec<&str> = header.trim().split(',').collect();
+        let at = |wanted: &str| {
+            names
+                .iter()
+                .position(|name| *name == wanted)
+                .ok_or_else(|| format!("no column {wanted:?}; run scripts/fetch-data again"))
+        };
+        Ok(Self {
+            time: at("ts_ms")?,
+            user: at("household_id")?,
+            sku: at("product_id")?,
+            qty: at("quantity")?,
+            paid: at("sales_value")?,
+        })
+    }
+
+    fn purchase(&self, cells: &[&str]) -> Result<Purchase, String> {
+        let cell = |at: usize| {
+            cells
+                .get(at)
+                .copied()
+                .ok_or_else(|| format!("no cell {}", at + 1))
+        };
+        let number = |at: usize| {
+            cell(at)?
+                .parse::<f64>()
+                .map_err(|_| format!("cell {} is no number", at + 1))
+        };
+        Ok(Purchase {
+            time: cell(self.time)?
+                .parse()
+                .map_err(|_| "ts_ms is no integer".to_string())?,
+            user: cell(self.user)?.to_string(),
+            sku: cell(self.sku)?.to_string(),
+            // The data has a few returns and weights; a purchase of nothing is still one trip to the shelf.
+            qty: number(self.qty)?.clamp(1.0, 1000.0) as u32,
+            paid: number(self.paid)?,
+        })
+    }
+}
+
+fn lines(path: &Path) -> Result<std::io::Lines<BufReader<File>>, Error> {
+    let file = File::open(path).map_err(|source| Error::Io {
+        path: path.into(),
+        source,
+    })?;
+    Ok(BufReader::new(file).lines())
+}
+
+fn json_lines<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Vec<T>, Error> {
+    lines(path)?
+        .enumerate()
+        .map(|(nth, line)| {
+            let line = line.map_err(|source| Error::Io {
+                path: path.into(),
+                source,
+            })?;
+            serde_json::from_str(&line).map_err(|error| Error::Line {
+                path: path.into(),
+                line: nth + 1,
+                what: error.to_string(),
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,363 @@
+//! What the demo puts into Kafka: the catalogue with its sold-out share, profiles, a stretch of real
+//! purchases shifted to end now, and baskets and sell-outs while the roles run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+
+use super::data::{self, Household, Product, Purchase};
+use super::watch::Watch;
+use crate::keeper::wall_clock;
+use crate::log::{NewTopic, Outgoing, Producer};
+use crate::record::Timestamp;
+use crate::topics::Topics;
+
+/// Share of SKUs that are sold out from the start.
+const SOLD_OUT: f64 = 0.03;
+/// Records per acknowledged write.
+const CHUNK: usize = 2_000;
+const WEEK_MS: i64 = 7 * 86_400_000;
+
+/// The demo's shop and its customers.
+pub struct Feed {
+    products: Vec<Product>,
+    /// SKU to its place in `products`.
+    places: BTreeMap<String, usize>,
+    households: Vec<Household>,
+    /// Purchases before the start, shifted.
+    history: Vec<Purchase>,
+    /// The last basket of each household: bought while the roles run.
+    held_back: Vec<Purchase>,
+    out: BTreeSet<String>,
+    rng: ChaCha8Rng,
+    live_sent: u64,
+}
+
+/// Topics with their partitions. The embedded log keeps 5 MiB per partition, so the catalogue is spread.
+pub fn topics(topics: &Topics) -> Vec<NewTopic> {
+    let compacted = [
+        &topics.catalog,
+        &topics.profile_changes,
+        &topics.recall_updates,
+    ];
+    let policy = |name| {
+        if compacted.contains(&name) {
+            "compact"
+        } else {
+            "delete"
+        }
+    };
+    topics
+        .all()
+        .iter()
+        .map(|name| NewTopic {
+            name: name.to_string(),
+            partitions: if *name == topics.catalog { 16 } else { 4 },
+            config: BTreeMap::from([("cleanup.policy".to_string(), policy(name).to_string())]),
+        })
+        .collect()
+}
+
+impl Feed {
+    /// Reads the data of the first `households` that have demographics.
+    ///
+    /// The first is known by profile alone, the second by three purchases; the third bought most.
+    pub fn read(data: &Path, households: usize, (weeks, seed): (u32, u64)) -> anyhow::Result<Self> {
+        let products = data::products(data)?;
+        let mut people = data::households(data)?;
+        people.truncate(households);
+        let users: BTreeSet<String> = people.iter().map(|h| h.user.clone()).collect();
+        let mut bought = data::purchases(data, |user| users.contains(user))?;
+        let places: BTreeMap<String, usize> = products
+            .iter()
+            .enumerate()
+            .map(|(nth, p)| (p.sku.clone(), nth))
+            .collect();
+        bought.retain(|purchase| places.contains_key(&purchase.sku));
+        shift(&mut bought, weeks);
+        let (history, held_back) = split(bought);
+        let mut feed = Self {
+            products,
+            places,
+            households: people,
+            history,
+            held_back,
+            out: BTreeSet::new(),
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            live_sent: 0,
+        };
+        feed.arrange();
+        feed.sell_out();
+        Ok(feed)
+    }
+
+    /// Puts the household that bought most third, and leaves the first two with nothing and three purchases.
+    fn arrange(&mut self) {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for purchase in &self.history {
+            *counts.entry(&purchase.user).or_default() += 1;
+        }
+        let most = counts
+            .iter()
+            .max_by_key(|(_, n)| **n)
+            .map(|(user, _)| (*user).to_string());
+        let place = most.and_then(|user| self.households.iter().position(|h| h.user == user));
+        if let Some(place) = place
+            && self.households.len() > 2
+        {
+            self.households.swap(2, place);
+        }
+        let (none, three) = (self.user(0), self.user(1));
+        self.held_back.retain(|p| p.user != none && p.user != three);
+        self.history.retain(|p| p.user != none);
+        let mut left = 3;
+        self.history.retain(|p| {
+            let keep = p.user != three || left > 0;
+            left -= usize::from(p.user == three && left > 0);
+            keep
+        });
+    }
+
+    fn sell_out(&mut self) {
+        for product in &self.products {
+            if self.rng.random_bool(SOLD_OUT) {
+                self.out.insert(product.sku.clone());
+            }
+        }
+    }
+
+    fn user(&self, nth: usize) -> String {
+        self.households
+            .get(nth)
+            .map(|h| h.user.clone())
+            .unwrap_or_default()
+    }
+
+    /// All users asked for.
+    pub fn users(&self) -> Vec<String> {
+        self.households.iter().map(|h| h.user.clone()).collect()
+    }
+
+    /// Known by profile alone, by three purchases, by many.
+    pub fn three(&self) -> [String; 3] {
+        [self.user(0), self.user(1), self.user(2)]
+    }
+
+    /// SKUs that are sold out by now.
+    pub fn sold_out(&self) -> &BTreeSet<String> {
+        &self.out
+    }
+
+    /// The product of a SKU.
+    pub fn product(&self, sku: &str) -> Option<&Product> {
+        self.places.get(sku).map(|&place| &self.products[place])
+    }
+
+    /// Purchases sent while the roles ran.
+    pub fn live_sent(&self) -> u64 {
+        self.live_sent
+    }
+
+    /// Writes the catalogue.
+    pub async fn catalogue(&self, producer: &Producer, topics: &Topics) -> anyhow::Result<()> {
+        let records = self.products.iter().map(|product| {
+            let stock = if self.out.contains(&product.sku) {
+                0
+            } else {
+                20
+            };
+            record(
+                &topics.catalog,
+                (&product.sku, Some(product.record(stock).to_string())),
+                None,
+            )
+        });
+        send(producer, ("catalogue", self.products.len()), records).await
+    }
+
+    /// Writes profiles, then purchases in their order; returns how many purchases.
+    pub async fn history(&self, producer: &Producer, topics: &Topics) -> anyhow::Result<u64> {
+        let start = self.history.first().map_or(wall_clock().0, |p| p.time) - 1;
+        let profiles = self.households.iter().map(|household| {
+            let value = household.profile().to_string();
+            record(
+                &topics.profile_changes,
+                (&household.user, Some(value)),
+                Some(Timestamp(start)),
+            )
+        });
+        send(producer, ("profiles", self.households.len()), profiles).await?;
+        let events = self
+            .history
+            .iter()
+            .map(|p| event(topics, p, Timestamp(p.time)));
+        send(producer, ("purchases", self.history.len()), events).await?;
+        Ok(self.history.len() as u64)
+    }
+
+    /// Spreads the baskets held back over `time`, and sells out products that are on lists.
+    pub async fn live(
+        &mut self,
+        producer: &Producer,
+        (topics, time): (&Topics, Duration),
+        watch: &mut Watch,
+    ) -> anyhow::Result<()> {
+        let mut baskets: BTreeMap<String, Vec<Purchase>> = BTreeMap::new();
+        for purchase in self.held_back.drain(..) {
+            baskets
+                .entry(purchase.user.clone())
+                .or_default()
+                .push(purchase);
+        }
+        let bar = bar("live baskets", baskets.len());
+        let pause = time / u32::try_from(baskets.len().max(1)).unwrap_or(u32::MAX);
+        for (nth, (user, basket)) in baskets.into_iter().enumerate() {
+            let now = wall_clock();
+            producer
+                .send(basket.iter().map(|p| event(topics, p, now)).collect())
+                .await?;
+            self.live_sent += basket.len() as u64;
+            watch.bought(&user, now);
+            if nth % 4 == 0 {
+                self.sell_one(producer, (topics, &user), watch).await?;
+            }
+            bar.inc(1);
+            watch.listen(pause).await?;
+        }
+        bar.finish();
+        Ok(())
+    }
+
+    /// Sells out one SKU of a user's list, as a shop would notice it: after the list was made.
+    async fn sell_one(
+        &mut self,
+        producer: &Producer,
+        (topics, user): (&Topics, &str),
+        watch: &Watch,
+    ) -> anyhow::Result<()> {
+        let listed: Vec<String> = watch.skus_of(user);
+        let Some(sku) = listed.choose(&mut self.rng).cloned() else {
+            return Ok(());
+        };
+        let Some(product) = self.product(&sku) else {
+            return Ok(());
+        };
+        let value = product.record(0).to_string();
+        producer
+            .send(vec![record(&topics.catalog, (&sku, Some(value)), None)])
+            .await?;
+        self.out.insert(sku);
+        Ok(())
+    }
+
+    /// One purchase every two seconds, so that pages and metrics move, until `stop`.
+    pub async fn trickle(
+        &mut self,
+        producer: &Producer,
+        topics: &Topics,
+        stop: &mut (impl Future<Output = ()> + Unpin),
+    ) -> anyhow::Result<()> {
+        let mut tick = tokio::time::interval(Duration::from_secs(2));
+        loop {
+            tokio::select! {
+                () = &mut *stop => return Ok(()),
+                _ = tick.tick() => {
+                    let Some(purchase) = self.history.choose(&mut self.rng).cloned() else {
+                        continue;
+                    };
+                    producer.send(vec![event(topics, &purchase, wall_clock())]).await?;
+                    self.live_sent += 1;
+                }
+            }
+        }
+    }
+}
+
+/// Keeps the last weeks and moves them so that they end now.
+fn shift(bought: &mut Vec<Purchase>, weeks: u32) {
+    let Some(end) = bought.last().map(|p| p.time) else {
+        return;
+    };
+    bought.retain(|p| p.time > end - i64::from(weeks) * WEEK_MS);
+    // A minute before now, so that what is bought while the roles run is later.
+    let by = wall_clock().0 - 60_000 - end;
+    for purchase in bought {
+        purchase.time += by;
+    }
+}
+
+/// The last trip of each household is held back.
+fn split(bought: Vec<Purchase>) -> (Vec<Purchase>, Vec<Purchase>) {
+    let mut last: BTreeMap<String, i64> = BTreeMap::new();
+    for purchase in &bought {
+        last.insert(purchase.user.clone(), purchase.time);
+    }
+    bought
+        .into_iter()
+        .partition(|p| last.get(&p.user) != Some(&p.time))
+}
+
+fn event(topics: &Topics, purchase: &Purchase, time: Timestamp) -> Outgoing {
+    let value = json!({
+        "type": "purchase",
+        "sku": purchase.sku,
+        "qty": purchase.qty,
+        "price": purchase.paid.max(0.0) / f64::from(purchase.qty),
+        "ts": time.0,
+    });
+    record(
+        &topics.user_events,
+        (&purchase.user, Some(value.to_string())),
+        Some(time),
+    )
+}
+
+fn record(
+    topic: &Arc<str>,
+    (key, value): (&str, Option<String>),
+    time: Option<Timestamp>,
+) -> Outgoing {
+    Outgoing {
+        topic: topic.clone(),
+        key: Some(Bytes::copy_from_slice(key.as_bytes())),
+        value: value.map(Bytes::from),
+        headers: Vec::new(),
+        time,
+    }
+}
+
+async fn send(
+    producer: &Producer,
+    (what, len): (&'static str, usize),
+    records: impl Iterator<Item = Outgoing>,
+) -> anyhow::Result<()> {
+    let bar = bar(what, len);
+    let mut records = records.peekable();
+    while records.peek().is_some() {
+        let chunk: Vec<Outgoing> = records.by_ref().take(CHUNK).collect();
+        let n = chunk.len() as u64;
+        producer.send(chunk).await?;
+        bar.inc(n);
+    }
+    bar.finish();
+    Ok(())
+}
+
+/// A progress bar on stderr; silent where there is no terminal.
+pub fn bar(what: &'static str, len: usize) -> ProgressBar {
+    let style =
+        ProgressStyle::with_template("{msg:>14} {wide_bar} {pos}/{len} {per_sec} {elapsed}");
+    let bar = ProgressBar::new(len as u64).with_message(what);
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}

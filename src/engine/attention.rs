@@ -1,0 +1,391 @@
+//! Attention of packed rows of many users, over prompt blocks and trie ancestors, on the CPU.
+//!
+//! Decides the order of the work: per user and key head, rows in tiles, each prompt block read once
+//! per tile; a row's scores over its prompt and its ancestors share one softmax. Invariant: a row's
+//! result depends on its own user's keys alone and is added in the order of positions, then slots.
+//! It does not know projections, nor how keys came into the [`Cache`].
+
+use std::ops::Range;
+
+use super::kernel::{self, Tile};
+use super::kv::{BLOCK, Cache};
+
+/// Rows whose scores are held at once: 16 rows of 3 heads over 512 positions fit into L2.
+const ROWS: usize = 16;
+
+/// What one query row sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sight {
+    /// Prompt positions, from the first.
+    pub prompt: usize,
+    /// Node slots, oldest first; empty for a row of the prompt.
+    pub slots: Vec<u32>,
+}
+
+/// Rows of one user in a packed pass.
+#[derive(Clone, Debug)]
+pub struct Span {
+    /// Index of the user's cache.
+    pub cache: usize,
+    /// Rows of the pass.
+    pub rows: Range<usize>,
+}
+
+/// Sizes of the queries.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    /// Query heads.
+    pub queries: usize,
+    /// Key heads.
+    pub keys: usize,
+    /// Width of a head.
+    pub width: usize,
+}
+
+impl Heads {
+    fn row(&self) -> usize {
+        self.queries * self.width
+    }
+
+    fn group(&self) -> usize {
+        self.queries / self.keys
+    }
+}
+
+/// Queries of one pass: `[rows, heads · width]`, rotated, a sight per row.
+#[derive(Clone, Copy, Debug)]
+pub struct Queries<'a> {
+    /// Sizes.
+    pub heads: Heads,
+    /// Values, row-major.
+    pub values: &'a [f32],
+    /// What each row sees.
+    pub sights: &'a [Sight],
+}
+
+/// `[rows, heads · width]`: softmax(q · kᵀ / √width) · v of every row of every span.
+pub fn attend(queries: Queries, spans: &[Span], caches: &[Cache], layer: usize) -> Vec<f32> {
+    let heads = queries.heads;
+    let mut out = vec![0f32; queries.sights.len() * heads.row()];
+    let mut scratch = Scratch::default();
+    for span in spans {
+        for head in 0..heads.keys {
+            let mut from = span.rows.start;
+            while from < span.rows.end {
+                let rows = from..span.rows.end.min(from + ROWS);
+                let keys = Keys {
+                    cache: &caches[span.cache],
+                    layer,
+                    head,
+                };
+                scratch.tile(queries, rows.clone(), keys, &mut out);
+                from = rows.end;
+            }
+        }
+    }
+    out
+}
+
+/// One tile: rows of one user against one key head.
+struct Work<'a> {
+    sights: &'a [Sight],
+    cache: &'a Cache,
+    layer: usize,
+    head: usize,
+    /// Query heads per key head.
+    group: usize,
+    /// Width of a head.
+    width: usize,
+    /// Prompt blocks that some row sees.
+    blocks: usize,
+    /// Scores of a query: over the blocks, then over the ancestors.
+    stride: usize,
+}
+
+impl Work<'_> {
+    /// Every query of the tile with the sight of its row.
+    fn queries(&self) -> impl Iterator<Item = (usize, &Sight)> {
+        let many = self.sights.len() * self.group;
+        (0..many).map(|query| (query, &self.sights[query / self.group]))
+    }
+}
+
+/// Buffers that are kept from tile to tile.
+#[derive(Default)]
+struct Scratch {
+    /// `[rows · group, width]`.
+    query: Vec<f32>,
+    /// `[rows · group, stride]`.
+    scores: Vec<f32>,
+    /// `[rows · group, width]`.
+    result: Vec<f32>,
+}
+
+impl Scratch {
+    fn tile(&mut self, queries: Queries, rows: Range<usize>, keys: Keys, out: &mut [f32]) {
+        let heads = queries.heads;
+        let (group, width) = (heads.group(), heads.width);
+        let sights = &queries.sights[rows.clone()];
+        let prompt = sights.iter().map(|sight| sight.prompt).max().unwrap_or(0);
+        let ancestors = sights
+            .iter()
+            .map(|sight| sight.slots.len())
+            .max()
+            .unwrap_or(0);
+        let blocks = prompt.div_ceil(BLOCK);
+        let stride = blocks * BLOCK + ancestors;
+        let Keys { cache, layer, head } = keys;
+        let work = Work {
+            sights,
+            cache,
+            layer,
+            head,
+            group,
+            width,
+            blocks,
+            stride,
+        };
+        // The group's heads lie side by side in a row.
+        let place = |row: usize| row * heads.row() + head * group * width;
+        self.query.clear();
+        for row in rows.clone() {
+            self.query
+                .extend_from_slice(&queries.values[place(row)..][..group * width]);
+        }
+        self.scores.clear();
+        self.scores.resize(rows.len() * group * stride, 0.0);
+        self.result.clear();
+        self.result.resize(rows.len() * group * width, 0.0);
+        self.score(&work);
+        self.soften(&work);
+        self.mix(&work);
+        for (row, result) in rows.zip(self.result.chunks_exact(group * width)) {
+            out[place(row)..][..group * width].copy_from_slice(result);
+        }
+    }
+
+    /// Scores of all queries against all blocks, and of each against its ancestors.
+    fn score(&mut self, work: &Work) {
+        let shape = Tile {
+            rows: work.sights.len() * work.group,
+            depth: work.width,
+            width: BLOCK,
+            a_stride: work.width,
+            c_stride: work.stride,
+        };
+        for block in 0..work.blocks {
+            let (keys, _) = work.cache.block(work.layer, work.head, block);
+            kernel::tile(shape, &self.query, keys, &mut self.scores[block * BLOCK..]);
+        }
+        for (query, sight) in work.queries() {
+            let from = query * work.stride + work.blocks * BLOCK;
+            for (score, slot) in self.scores[from..].iter_mut().zip(&sight.slots) {
+                let (key, _) = work.cache.node(work.layer, work.head, *slot as usize);
+                *score = kernel::dot(&self.query[query * work.width..][..work.width], key);
+            }
+        }
+    }
+
+    /// Scores to weights that sum to 1; what a row does not see gets 0.
+    fn soften(&mut self, work: &Work) {
+        let scale = 1.0 / (work.width as f32).sqrt();
+        for (query, sight) in work.queries() {
+            let scores = &mut self.scores[query * work.stride..][..work.stride];
+            let (prompt, nodes) = scores.split_at_mut(work.blocks * BLOCK);
+            let (seen, unseen) = prompt.split_at_mut(sight.prompt);
+            let nodes = &mut nodes[..sight.slots.len()];
+            unseen.fill(0.0);
+            let max = seen
+                .iter()
+                .chain(&*nodes)
+                .copied()
+                .fold(f32::NEG_INFINITY, f32::max);
+            let sum =
+                kernel::exponentials(seen, scale, max) + kernel::exponentials(nodes, scale, max);
+            for weight in seen.iter_mut().chain(nodes) {
+                *weight /= sum;
+            }
+        }
+    }
+
+    /// Adds values by weight: block after block, then ancestors.
+    fn mix(&mut self, work: &Work) {
+        let Work {
+            group,
+            width,
+            stride,
+            ..
+        } = *work;
+        for block in 0..work.blocks {
+            let (_, values) = work.cache.block(work.layer, work.head, block);
+            for (nth, sight) in work.sights.iter().enumerate() {
+                let depth = sight.prompt.saturating_sub(block * BLOCK).min(BLOCK);
+                let shape = Tile {
+                    rows: group,
+                    depth,
+                    width,
+                    a_stride: stride,
+                    c_stride: width,
+                };
+                let weights = &self.scores[nth * group * stride + block * BLOCK..];
+                kernel::tile(
+                    shape,
+                    weights,
+                    values,
+                    &mut self.result[nth * group * width..],
+                );
+            }
+        }
+        for (query, sight) in work.queries() {
+            let from = query * stride + work.blocks * BLOCK;
+            for (weight, slot) in self.scores[from..].chunks(1).zip(&sight.slots) {
+                let (_, value) = work.cache.node(work.layer, work.head, *slot as usize);
+                let shape = Tile {
+                    rows: 1,
+                    depth: 1,
+                    width,
+                    a_stride: 1,
+                    c_stride: width,
+                };
+                kernel::tile(shape, weight, value, &mut self.result[query * width..]);
+            }
+        }
+    }
+}
+
+/// Where a tile's keys and values are.
+#[derive(Clone, Copy)]
+struct Keys<'a> {
+    cache: &'a Cache,
+    layer: usize,
+    head: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::kv::Sizes;
+    use super::*;
+
+    const HEADS: Heads = Heads {
+        queries: 6,
+        keys: 2,
+        width: 8,
+    };
+    const SIZES: Sizes = Sizes {
+        layers: 1,
+        heads: 2,
+        width: 8,
+    };
+
+    fn noise(len: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+        let mut next = move || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 22) as f32 - 2.0
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
+    /// A cache of `prompt` positions and `nodes` slots of noise; keys and values are told apart.
+    fn cache(prompt: usize, nodes: usize) -> Cache {
+        let mut cache = Cache::new(SIZES);
+        for at in 0..prompt + nodes {
+            let (key, value) = (noise(16, at as u32), noise(16, !(at as u32)));
+            if at < prompt {
+                cache.write_prompt(0, at, &key, &value);
+            } else {
+                cache.push_node(0, &key, &value);
+            }
+        }
+        cache.advance(prompt, nodes);
+        cache
+    }
+
+    /// Softmax attention by its formula, in f64, from the noise itself.
+    fn formula(query: &[f32], head: usize, seen: &[usize]) -> Vec<f64> {
+        let part = head / 3 * 8..head / 3 * 8 + 8;
+        let scores: Vec<f64> = (seen.iter())
+            .map(|at| {
+                let key = noise(16, *at as u32);
+                let products = key[part.clone()].iter().zip(query);
+                products
+                    .map(|(k, q)| f64::from(*k) * f64::from(*q))
+                    .sum::<f64>()
+                    / 8f64.sqrt()
+            })
+            .collect();
+        let sum: f64 = scores.iter().map(|score| score.exp()).sum();
+        let mut out = vec![0f64; 8];
+        for (at, score) in seen.iter().zip(scores) {
+            let value = noise(16, !(*at as u32));
+            for (out, value) in out.iter_mut().zip(&value[part.clone()]) {
+                *out += score.exp() / sum * f64::from(*value);
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn attention_agrees_with_its_formula_whatever_shares_the_pass() {
+        let caches = [cache(130, 5), cache(3, 2)];
+        let sight = |prompt, slots: &[u32]| Sight {
+            prompt,
+            slots: slots.to_vec(),
+        };
+        let mut sights: Vec<Sight> = (100..130).map(|at| sight(at + 1, &[])).collect();
+        sights.extend([
+            sight(130, &[0, 2, 4]),
+            sight(130, &[1]),
+            sight(3, &[0, 1]),
+            sight(1, &[]),
+        ]);
+        let values = noise(sights.len() * 48, 77);
+        let spans = [
+            Span {
+                cache: 0,
+                rows: 0..32,
+            },
+            Span {
+                cache: 1,
+                rows: 32..34,
+            },
+        ];
+        let queries = Queries {
+            heads: HEADS,
+            values: &values,
+            sights: &sights,
+        };
+        let out = attend(queries, &spans, &caches, 0);
+        for (row, sight) in sights.iter().enumerate() {
+            let prompt = if row < 32 { 130 } else { 3 };
+            let seen: Vec<usize> = (0..sight.prompt)
+                .chain(sight.slots.iter().map(|s| prompt + *s as usize))
+                .collect();
+            for head in 0..6 {
+                let range = row * 48 + head * 8..row * 48 + head * 8 + 8;
+                let exact = formula(&values[range.clone()], head, &seen);
+                for (ours, exact) in out[range].iter().zip(exact) {
+                    assert!(
+                        (f64::from(*ours) - exact).abs() < 1e-5,
+                        "row {row} head {head}"
+                    );
+                }
+            }
+            let queries = Queries {
+                heads: HEADS,
+                values: &values[row * 48..(row + 1) * 48],
+                sights: std::slice::from_ref(sight),
+            };
+            let span = Span {
+                cache: usize::from(row >= 32),
+                rows: 0..1,
+            };
+            let alone = attend(queries, &[span], &caches, 0);
+            assert_eq!(
+                alone,
+                out[row * 48..(row + 1) * 48],
+                "row {row} alone, bit for bit"
+            );
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! What generate counts of batches and lists.
+
+use std::time::Duration;
+
+use crate::compose::Made;
+use crate::lanes::Work;
+use crate::list::Source;
+use crate::metrics;
+use crate::naming::Answer;
+use crate::record::Timestamp;
+use crate::trigger::{Lane, Reason};
+
+pub(super) fn count_batch(arm: &str, answers: &[Answer], busy: Duration) {
+    let sum = |of: fn(&Answer) -> u32| answers.iter().map(|answer| u64::from(of(answer))).sum();
+    metrics::phase(arm, metrics::Phase::Model, busy);
+    metrics::batch(
+        arm,
+        metrics::Batch {
+            users: answers.len(),
+            prompt_tokens: sum(|answer| answer.prompt_tokens),
+            shared_tokens: sum(|answer| answer.shared_tokens),
+            forwarded: sum(|answer| answer.forwarded),
+            busy,
+        },
+    );
+}
+
+pub(super) fn count_dropped(made: &Made) {
+    for dropped in &made.audit.dropped {
+        metrics::rejected(dropped.why, 1);
+    }
+}
+
+pub(super) fn count_published(arm: &str, work: &Work, (source, now): (Source, Timestamp)) {
+    let lane = work.request.lane;
+    metrics::published(Some(arm), lane, source);
+    if lane != Lane::Backfill {
+        let start = match work.request.reason {
+            Reason::First => metrics::Start::Cold,
+            Reason::Moved | Reason::Profile | Reason::Overdue | Reason::Sweep | Reason::Refresh => {
+                metrics::Start::Warm
+            }
+        };
+        metrics::event_to_list(lane, start, now.since(work.request.time));
+    }
+}

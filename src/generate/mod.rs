@@ -1,0 +1,585 @@
+//! The generate role: log -> lanes -> take -> engine -> list -> store -> log.
+//!
+//! Invariant: a request's offset becomes committable only when its list is published and told, or
+//! when it is covered, refused or failed for good. Between two calls nothing is in memory that the
+//! lanes' topics could not bring back. Work in hand may be done twice; tickets decide.
+
+mod count;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use count::{count_batch, count_dropped, count_published};
+
+use crate::arms::arm_of;
+use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
+use crate::engine::thread::Handle;
+use crate::engine::{self, Info};
+use crate::event::UserId;
+use crate::ingest::{Error, letter, update_record};
+use crate::lanes::{Lanes, Offered, Policy, Work};
+use crate::list::{Model, Source, Update};
+use crate::log::{self, Batch, Log, Outgoing};
+use crate::metrics::{self, Stage};
+use crate::naming::{Answer, Ask, Names};
+use crate::offsets::InHand;
+use crate::prompt::{Arm, Template};
+use crate::record::{Partition, Timestamp};
+use crate::rules::Needs;
+use crate::shop::Shop;
+use crate::store::{Peek, Publish, Published, Store, Stored, Take, Taken};
+use crate::takes::{Need, Standing, need};
+use crate::topics::Topics;
+use crate::trigger::{Lane, Reason, Request};
+
+/// Consumer group of the three lanes, whatever the namespace.
+pub const GROUP: &str = "nearshore-generate";
+
+/// Whoever answers a batch of questions: the engine's thread, or a table in the simulation.
+pub trait Answers: Send + Sync {
+    /// Makes `names` the catalogue.
+    fn set_names(
+        &self,
+        names: Arc<Names>,
+    ) -> impl Future<Output = Result<(), engine::Error>> + Send;
+
+    /// Answers in the order of `asks`.
+    fn generate(
+        &self,
+        asks: Vec<Ask>,
+    ) -> impl Future<Output = Result<Vec<Answer>, engine::Error>> + Send;
+}
+
+/// One arm, ready to be used.
+pub struct Loaded<A> {
+    /// Its configuration.
+    pub arm: Arm,
+    /// Its template.
+    pub template: Template,
+    /// Its model's name and revision.
+    pub info: Info,
+    /// Counts tokens as its model does.
+    pub count: Arc<dyn Fn(&str) -> usize + Send + Sync>,
+    /// The way to its model.
+    pub engine: A,
+}
+
+/// What the role needs to know; from configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Topic names.
+    pub topics: Topics,
+    /// How lanes share the engine.
+    pub lanes: Policy,
+    /// Seed of the arms' hash.
+    pub arm_seed: String,
+    /// How SKUs are chosen.
+    pub selection: crate::select::Policy,
+    /// What is not needed again yet.
+    pub needs: Needs,
+    /// The clock, only to wait and to measure.
+    pub clock: fn() -> Timestamp,
+}
+
+impl Answers for Handle {
+    async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
+        Handle::set_names(self, names).await
+    }
+
+    async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, engine::Error> {
+        Handle::generate(self, asks).await
+    }
+}
+
+/// What one turn did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// Lists published.
+    pub published: u64,
+    /// Requests skipped because a list covers them.
+    pub covered: u64,
+    /// Takes made.
+    pub takes: u64,
+}
+
+/// One member of the generate group.
+pub struct Generate<L, S, A> {
+    log: L,
+    store: S,
+    shop: Arc<ArcSwap<Shop>>,
+    arms: Vec<Loaded<A>>,
+    /// The arms' configurations, in the same order, for the hash.
+    shares: Vec<Arm>,
+    settings: Settings,
+    lanes: Lanes,
+    in_hand: InHand,
+    /// Cut, not yet done: kept over an error, so that the next turn goes on with it.
+    current: Vec<Work>,
+    /// Version of the names that the engines know.
+    names: Option<u64>,
+    /// What a user costs the model, smoothed: to say how many seconds of work are queued.
+    per_user: Arc<ArcSwap<Duration>>,
+}
+
+/// A user who was taken, on the way to a list.
+struct Job<'a> {
+    work: &'a Work,
+    arm: usize,
+    taken: Taken,
+    brief: Brief,
+    took: Timestamp,
+}
+
+/// A list, by the model or in its place, with the time that the model took.
+struct Listed {
+    made: Made,
+    generated: Duration,
+}
+
+impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
+    /// A member that has nothing in hand. `arms` must not be empty.
+    pub fn new(
+        log: L,
+        store: S,
+        shop: Arc<ArcSwap<Shop>>,
+        (arms, settings): (Vec<Loaded<A>>, Settings),
+    ) -> Self {
+        Self {
+            log,
+            store,
+            shop,
+            shares: arms.iter().map(|loaded| loaded.arm.clone()).collect(),
+            arms,
+            lanes: Lanes::new(settings.lanes.clone()),
+            settings,
+            in_hand: InHand::default(),
+            current: Vec::new(),
+            names: None,
+            per_user: Arc::default(),
+        }
+    }
+
+    /// The log, to wait for deliveries.
+    pub fn log(&mut self) -> &mut L {
+        &mut self.log
+    }
+
+    /// Ends the member and hands its log back, to be closed.
+    pub fn into_log(self) -> L {
+        self.log
+    }
+
+    /// The lanes, to know how long to wait and what to measure.
+    pub fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
+    /// What a user costs the model, smoothed over batches; zero before the first.
+    pub fn seconds_per_user(&self) -> Duration {
+        **self.per_user.load()
+    }
+
+    /// Users of a lane that were cut and are not done.
+    pub fn running(&self, lane: Lane) -> usize {
+        self.current
+            .iter()
+            .filter(|work| work.request.lane == lane)
+            .count()
+    }
+
+    /// Tells the engines the names and has each answer once, so that the first user does not wait for cold caches.
+    pub async fn warm(&mut self) {
+        self.sync_names().await;
+        for loaded in &self.arms {
+            let ask = Ask {
+                prompt: "warm".into(),
+                permitted: None,
+                n: 1,
+                terms: Vec::new(),
+                weight: 1.0,
+            };
+            if let Err(error) = loaded.engine.generate(vec![ask]).await {
+                metrics::engine_error(&error);
+                tracing::warn!(arm = loaded.arm.id, %error, "the model does not answer yet");
+            }
+        }
+    }
+
+    /// Partitions are no longer ours: what is in hand of them is the new owner's.
+    pub fn revoked(&mut self, partitions: &[Partition]) {
+        self.lanes.revoke(partitions);
+        self.in_hand.revoke(partitions);
+        self.current.retain(|work| {
+            work.positions
+                .iter()
+                .any(|position| !partitions.contains(&position.partition))
+        });
+    }
+
+    /// Takes requests in. A record that is no request goes to `dlq`. After an error call it again with the same batch.
+    pub async fn receive(&mut self, batch: &Batch, now: Timestamp) -> Result<(), Error> {
+        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        for record in &batch.records {
+            match Request::decode(record) {
+                Ok(request) => good.push((request, &record.position)),
+                Err(reject) => bad.push((record, reject)),
+            }
+        }
+        let dlq = &self.settings.topics.dlq;
+        let letters: Vec<Outgoing> = bad
+            .iter()
+            .map(|(record, reject)| letter((dlq, GROUP), record, (Stage::Request, reject)))
+            .collect();
+        if !letters.is_empty() {
+            log::replay::bury(&self.log, letters).await?;
+        }
+        for record in &batch.records {
+            self.in_hand.began(&record.position);
+        }
+        for (record, reject) in bad {
+            metrics::dlq(Stage::Request, reject.code(), 1);
+            self.in_hand.done(&record.position);
+        }
+        for (request, position) in good {
+            let merged = self.lanes.offer(request, position.clone(), now) == Offered::Merged;
+            metrics::coalesced(u64::from(merged));
+        }
+        Ok(())
+    }
+
+    /// Serves what is due. After an error call it again: what was cut is kept.
+    pub async fn turn(&mut self, now: Timestamp) -> Result<Turn, Error> {
+        if self.current.is_empty() {
+            let most = self.settings.lanes.batch_max;
+            self.current = self.lanes.overdue(now, most);
+            for work in &self.current {
+                metrics::expired(work.request.lane, 1);
+            }
+            self.current.extend(self.lanes.cut(now, most));
+        }
+        if self.current.is_empty() {
+            return Ok(Turn::default());
+        }
+        self.sync_names().await;
+        let works = std::mem::take(&mut self.current);
+        let turn = self.serve(&works).await;
+        match &turn {
+            Ok(_) => {
+                for position in works.iter().flat_map(|work| &work.positions) {
+                    self.in_hand.done(position);
+                }
+            }
+            Err(_) => self.current = works,
+        }
+        turn
+    }
+
+    /// Commits what is done.
+    pub async fn commit(&mut self) -> Result<(), Error> {
+        let done = self.in_hand.take_commits();
+        if done.is_empty() {
+            return Ok(());
+        }
+        let outcome = log::commit_ours(&self.log, done.clone()).await;
+        if outcome.is_err() {
+            self.in_hand.give_back(&done);
+        }
+        Ok(outcome?)
+    }
+
+    /// Tells the engines the catalogue's names when they changed. A failure leaves the old ones:
+    /// indices are stable, so that an answer over old names is still right.
+    pub async fn sync_names(&mut self) {
+        let shop = self.shop.load_full();
+        let version = shop.catalogue.names_version();
+        if self.names == Some(version) {
+            return;
+        }
+        let names = Arc::new(Names {
+            version,
+            names: shop.catalogue.names(),
+        });
+        for loaded in &self.arms {
+            if let Err(error) = loaded.engine.set_names(names.clone()).await {
+                metrics::engine_error(&error);
+                tracing::error!(arm = loaded.arm.id, %error, "the engine keeps the old names");
+                return;
+            }
+        }
+        self.names = Some(version);
+    }
+
+    async fn serve(&self, works: &[Work]) -> Result<Turn, Error> {
+        let mut namespaces: BTreeMap<&str, Vec<&Work>> = BTreeMap::new();
+        for work in works {
+            namespaces.entry(&work.request.ns).or_default().push(work);
+        }
+        let mut sum = Turn::default();
+        for (ns, works) in namespaces {
+            let turn = self.serve_namespace(ns, &works).await?;
+            sum.published += turn.published;
+            sum.covered += turn.covered;
+            sum.takes += turn.takes;
+        }
+        Ok(sum)
+    }
+
+    async fn serve_namespace(&self, ns: &str, works: &[&Work]) -> Result<Turn, Error> {
+        let users: Vec<UserId> = works.iter().map(|work| work.request.user.clone()).collect();
+        let peeks = self.store.peek(ns, &users).await?;
+        let (mut again, mut due) = (Vec::new(), Vec::new());
+        for (&work, peek) in works.iter().zip(peeks) {
+            match self.need(work, &peek) {
+                Need::Take => due.push(work),
+                Need::Covered => again.push((work, peek)),
+                Need::Gone => {}
+            }
+        }
+        let covered = again.len() as u64;
+        self.tell_again(ns, again).await?;
+        let takes: Vec<Take> = due
+            .iter()
+            .map(|work| Take {
+                user: work.request.user.clone(),
+                due: work.request.due,
+            })
+            .collect();
+        let taken = if takes.is_empty() {
+            Vec::new()
+        } else {
+            self.store.take(ns, &takes).await?
+        };
+        let shop = self.shop.load_full();
+        let jobs: Vec<Job> = due
+            .into_iter()
+            .zip(taken)
+            // A request may outlive an erase: then nobody is left to make a list for.
+            .filter_map(|(work, taken)| {
+                taken
+                    .filter(|taken| !taken.state.is_vacant())
+                    .map(|taken| (work, taken))
+            })
+            .map(|(work, taken)| self.job(work, taken, &shop))
+            .collect();
+        let takes = jobs.len() as u64;
+        let lists = self.make(&jobs, &shop).await;
+        let published = self.publish(ns, &jobs, lists).await?;
+        Ok(Turn {
+            published,
+            covered,
+            takes,
+        })
+    }
+
+    fn need(&self, work: &Work, peek: &Peek) -> Need {
+        let list = peek.list.as_ref().filter(|list| list.ticket > 0);
+        let standing = Standing {
+            list: list.map(|list| (list.covers.clone(), list.epoch)),
+            state: peek.fences.clone(),
+            pending: peek.pending.clone(),
+        };
+        need(
+            &work.request,
+            &work.sources,
+            (&standing, self.arms[self.arm(&work.request)].arm.epoch),
+        )
+    }
+
+    /// Place of the user's arm; without any share the first one serves all.
+    fn arm(&self, request: &Request) -> usize {
+        let arm = arm_of(&request.user.0, &self.settings.arm_seed, &self.shares);
+        arm.and_then(|arm| self.shares.iter().position(|known| known.id == arm.id))
+            .unwrap_or(0)
+    }
+
+    fn kit(&self, arm: usize) -> Kit<'_> {
+        let loaded = &self.arms[arm];
+        let Info {
+            name,
+            revision,
+            dtype,
+            device,
+        } = loaded.info.clone();
+        Kit {
+            arm: &loaded.arm,
+            template: &loaded.template,
+            model: Model {
+                name,
+                revision,
+                dtype,
+                device,
+            },
+            count: &*loaded.count,
+            needs: &self.settings.needs,
+            selection: &self.settings.selection,
+        }
+    }
+
+    fn job<'a>(&self, work: &'a Work, taken: Taken, shop: &Shop) -> Job<'a> {
+        let arm = self.arm(&work.request);
+        let subject = Subject {
+            request: &work.request,
+            state: &taken.state,
+            ticket: taken.ticket,
+        };
+        let brief = brief(&subject, shop, &self.kit(arm));
+        Job {
+            work,
+            arm,
+            brief,
+            taken,
+            took: (self.settings.clock)(),
+        }
+    }
+
+    /// A list per job, in their order: the model's, or the fallback with its reason.
+    async fn make(&self, jobs: &[Job<'_>], shop: &Shop) -> Vec<Listed> {
+        let mut lists: Vec<Option<Listed>> = jobs.iter().map(|_| None).collect();
+        for arm in 0..self.arms.len() {
+            let mine: Vec<(usize, Ask)> = jobs
+                .iter()
+                .enumerate()
+                .filter(|(_, job)| job.arm == arm && !job.work.late)
+                .filter_map(|(nth, job)| Some((nth, job.brief.ask.clone()?)))
+                .collect();
+            for (nth, list) in self.ask(jobs, (arm, mine), shop).await {
+                lists[nth] = Some(list);
+            }
+        }
+        let in_place = |job: &Job| {
+            let reason = if job.work.late {
+                "waited too long for the model"
+            } else {
+                "generation failed"
+            };
+            let made = fallback(&job.brief, shop, &self.kit(job.arm), reason);
+            Listed {
+                made,
+                generated: Duration::ZERO,
+            }
+        };
+        jobs.iter()
+            .zip(lists)
+            .map(|(job, list)| list.unwrap_or_else(|| in_place(job)))
+            .collect()
+    }
+
+    /// Asks one arm's model; nothing if it fails.
+    async fn ask(
+        &self,
+        jobs: &[Job<'_>],
+        (arm, mine): (usize, Vec<(usize, Ask)>),
+        shop: &Shop,
+    ) -> Vec<(usize, Listed)> {
+        if mine.is_empty() {
+            return Vec::new();
+        }
+        let loaded = &self.arms[arm];
+        let (places, asks): (Vec<usize>, Vec<Ask>) = mine.into_iter().unzip();
+        let start = (self.settings.clock)();
+        match loaded.engine.generate(asks).await {
+            Ok(answers) => {
+                let generated = (self.settings.clock)().since(start);
+                count_batch(&loaded.arm.id, &answers, generated);
+                self.note_pace(generated, answers.len());
+                let kit = self.kit(arm);
+                let list = |(nth, answer): (usize, &Answer)| {
+                    let made = finish(&jobs[nth].brief, answer, shop, &kit);
+                    count_dropped(&made);
+                    (nth, Listed { made, generated })
+                };
+                places.into_iter().zip(&answers).map(list).collect()
+            }
+            Err(error) => {
+                metrics::engine_error(&error);
+                tracing::error!(arm = loaded.arm.id, %error, users = places.len(), "generation failed; fallbacks stand in");
+                Vec::new()
+            }
+        }
+    }
+
+    fn note_pace(&self, took: Duration, users: usize) {
+        let now = took / u32::try_from(users.max(1)).unwrap_or(u32::MAX);
+        let before = self.seconds_per_user();
+        let smooth = if before.is_zero() {
+            now
+        } else {
+            before.mul_f64(0.8) + now.mul_f64(0.2)
+        };
+        self.per_user.store(Arc::new(smooth));
+    }
+
+    async fn publish(&self, ns: &str, jobs: &[Job<'_>], lists: Vec<Listed>) -> Result<u64, Error> {
+        if lists.is_empty() {
+            return Ok(0);
+        }
+        let now = (self.settings.clock)();
+        let lists: Vec<(Publish, Source)> = jobs
+            .iter()
+            .zip(&lists)
+            .map(|(job, list)| (self.to_publish(job, list, now), list.made.document.source))
+            .collect();
+        let writes: Vec<Publish> = lists.iter().map(|(list, _)| list.clone()).collect();
+        let outcomes = self.store.publish(ns, &writes).await?;
+        let mut out = Vec::new();
+        for (((list, source), outcome), job) in lists.iter().zip(outcomes).zip(jobs) {
+            metrics::fenced_off(outcome);
+            if outcome == Published::Stored {
+                count_published(&self.arms[job.arm].arm.id, job.work, (*source, now));
+                out.push(self.update(ns, &list.user, &list.list));
+            }
+        }
+        let published = out.len() as u64;
+        if !out.is_empty() {
+            self.log.send(out).await?;
+        }
+        Ok(published)
+    }
+
+    fn to_publish(&self, job: &Job, list: &Listed, now: Timestamp) -> Publish {
+        let queued = job.took.since(job.work.ready);
+        let rest = now.since(job.took).saturating_sub(list.generated);
+        Publish {
+            user: job.work.request.user.clone(),
+            list: Stored {
+                doc: list.made.document.to_json(),
+                ticket: job.taken.ticket,
+                covers: job.taken.state.fences.clone(),
+                epoch: self.arms[job.arm].arm.epoch,
+                at: job.work.request.time,
+                audit: list.made.audited((queued, list.generated, rest)),
+            },
+            life: job.taken.state.life,
+            force: job.work.request.reason == Reason::Refresh,
+            only_if_absent: list.made.document.source == Source::Fallback,
+        }
+    }
+
+    /// A crash between publish and its record loses the record; whoever finds the list covered tells it again.
+    async fn tell_again(&self, ns: &str, covered: Vec<(&Work, Peek)>) -> Result<(), Error> {
+        let mut out = Vec::new();
+        for (work, peek) in covered {
+            metrics::unchanged(work.request.lane);
+            out.extend(
+                peek.list
+                    .map(|list| self.update(ns, &work.request.user, &list)),
+            );
+        }
+        if !out.is_empty() {
+            self.log.send(out).await?;
+        }
+        Ok(())
+    }
+
+    fn update(&self, ns: &str, user: &UserId, list: &Stored) -> Outgoing {
+        let value = Update::json(
+            (list.ticket, list.epoch),
+            &list.covers,
+            (&list.doc, &list.audit),
+        );
+        update_record(&self.settings.topics, ns, user, Some(value))
+    }
+}

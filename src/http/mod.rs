@@ -1,0 +1,188 @@
+//! Health, readiness, metrics and the inspect page, over HTTP, GET only.
+//!
+//! Invariant: `/healthz` speaks of our own progress alone, never of Kafka or Redis, so that their
+//! failure restarts nobody; nothing here changes anything. It does not know what is being watched:
+//! roles hand in hearts, gates and a way to look up a user.
+
+mod health;
+mod ready;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{Html, IntoResponse, Json, Response};
+use axum::routing::get;
+use futures::future::BoxFuture;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use health::{Health, Heart, Stale};
+pub use ready::{Gate, Ready};
+
+use crate::inspect::{Page, View, html};
+
+/// Looks a user up: a view, nothing, or why it could not be found out.
+pub type Provider =
+    Arc<dyn Fn(String) -> BoxFuture<'static, Result<Option<View>, String>> + Send + Sync>;
+
+/// What is served.
+#[derive(Clone, Default)]
+pub struct App {
+    /// For `/healthz`.
+    pub health: Health,
+    /// For `/readyz`.
+    pub ready: Ready,
+    /// For `/metrics`; none answers 404.
+    pub metrics: Option<PrometheusHandle>,
+    /// For `/inspect`; none answers 404.
+    pub inspect: Option<Provider>,
+}
+
+impl App {
+    /// Serves `/inspect` by this.
+    pub fn inspect_by<F, Found>(mut self, look_up: F) -> Self
+    where
+        F: Fn(String) -> Found + Send + Sync + 'static,
+        Found: Future<Output = Result<Option<View>, String>> + Send + 'static,
+    {
+        self.inspect = Some(Arc::new(move |user| Box::pin(look_up(user))));
+        self
+    }
+}
+
+/// Serves until `stop`; answers that are under way are finished.
+pub async fn serve(
+    listener: TcpListener,
+    app: App,
+    stop: CancellationToken,
+) -> Result<(), std::io::Error> {
+    let loopback = listener.local_addr()?.ip().is_loopback();
+    let mut routes = routes(app);
+    if loopback {
+        routes = routes.layer(middleware::from_fn(only_local_names));
+    }
+    axum::serve(listener, routes)
+        .with_graceful_shutdown(async move { stop.cancelled().await })
+        .await
+}
+
+fn routes(app: App) -> Router {
+    Router::new()
+        .route("/", get(index))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(exposition))
+        .route("/inspect", get(inspect))
+        .layer(middleware::from_fn(careful))
+        .with_state(app)
+}
+
+async fn index() -> Html<&'static str> {
+    Html(
+        "<!doctype html><html lang=\"en\"><title>Nearshore</title><h1>Nearshore</h1><ul>\
+         <li><a href=\"/inspect\">inspect a user</a><li><a href=\"/readyz\">readiness</a>\
+         <li><a href=\"/healthz\">health</a><li><a href=\"/metrics\">metrics</a></ul>",
+    )
+}
+
+async fn healthz(State(app): State<App>) -> Response {
+    let stale = app.health.stale();
+    let status = status(stale.is_empty());
+    let body = serde_json::json!({ "healthy": stale.is_empty(), "stale": stale });
+    (status, Json(body)).into_response()
+}
+
+async fn readyz(State(app): State<App>) -> Response {
+    let (ready, dependencies) = app.ready.read();
+    let body = serde_json::json!({ "ready": ready, "dependencies": dependencies });
+    (status(ready), Json(body)).into_response()
+}
+
+fn status(well: bool) -> StatusCode {
+    if well {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
+}
+
+async fn exposition(State(app): State<App>) -> Response {
+    match app.metrics {
+        Some(handle) => {
+            let kind = "text/plain; version=0.0.4; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], handle.render()).into_response()
+        }
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Asked {
+    user: Option<String>,
+}
+
+async fn inspect(State(app): State<App>, Query(asked): Query<Asked>) -> Response {
+    let Some(provider) = app.inspect else {
+        return (StatusCode::NOT_FOUND, "http.inspect is false\n").into_response();
+    };
+    let (status, page) = match asked.user.filter(|user| !user.is_empty()) {
+        None => (StatusCode::OK, Page::Ask),
+        Some(user) => match provider(user.clone()).await {
+            Ok(Some(view)) => (StatusCode::OK, Page::Found(Box::new(view))),
+            Ok(None) => (StatusCode::NOT_FOUND, Page::Absent { user }),
+            Err(why) => (StatusCode::BAD_GATEWAY, Page::Failed { user, why }),
+        },
+    };
+    match html(&page) {
+        Ok(page) => (status, Html(page)).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "the inspect page does not render");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+/// Nothing is cached, framed, sniffed or loaded from elsewhere: the page shows personal data.
+async fn careful(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; \
+                  frame-ancestors 'none'; base-uri 'none'";
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ] {
+        let value = header::HeaderValue::from_static(value);
+        response.headers_mut().insert(name, value);
+    }
+    response
+}
+
+/// On loopback only local names are answered: a page elsewhere whose name is made to resolve to
+/// 127.0.0.1 must not read what users did.
+async fn only_local_names(request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST);
+    let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    let address = name.parse::<std::net::IpAddr>();
+    if name == "localhost" || address.is_ok_and(|address| address.is_loopback()) {
+        next.run(request).await
+    } else {
+        (
+            StatusCode::FORBIDDEN,
+            "only local names are answered here\n",
+        )
+            .into_response()
+    }
+}

@@ -1,0 +1,541 @@
+//! The ingest role: log -> event -> fold -> trigger -> store -> log.
+//!
+//! Invariant: a batch's offsets become committable only when its states, counts, requests and dead
+//! letters are acknowledged. [`Ingest::handle`] may be called again with the same batches after any
+//! error: every effect is fenced. It decides nothing about users or products ([`crate::intake`] does).
+
+mod records;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use lru::LruCache;
+
+use crate::event::{self, Accepted, Change, Reject, UserId};
+use crate::fold::Step;
+use crate::intake::{Counted, Edit, Listed, Plan, Rulebook, plan};
+use crate::list::{Document, Update};
+use crate::log::{self, Batch, Log};
+use crate::metrics::{self, EventOutcome, EventType, RecordOutcome};
+use crate::record::{Offset, Partition, Record, Resume, Timestamp};
+use crate::shop::Shop;
+use crate::state::Held;
+use crate::store::{self, Added, FoldWrite, Folded, Store, Stored};
+use crate::topics::Topics;
+use records::{count_records, deltas, stage, write_of};
+pub use records::{letter, request_record, update_record};
+
+use crate::trigger::{Policy, Request};
+
+/// Length of a bucket of the counts: seven days of record time.
+pub const BUCKET_MS: i64 = 7 * 86_400_000;
+
+/// What the role needs to know; from configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Namespace that it fills.
+    pub ns: String,
+    /// Consumer group, as dead letters name it.
+    pub group: String,
+    /// Topic names.
+    pub topics: Topics,
+    /// Limits of decoding.
+    pub limits: event::Limits,
+    /// When to ask for a list.
+    pub policy: Policy,
+    /// Events kept per user.
+    pub window: usize,
+    /// States kept in memory.
+    pub cache_users: NonZeroUsize,
+    /// False while a backfill catches up.
+    pub triggers: bool,
+    /// `now` of decoding: the clock's on a live topic, the creation time of a backfill; `None` checks nothing.
+    pub now: fn() -> Option<Timestamp>,
+}
+
+/// What became of the records handled: `folded + duplicate + dead` is all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Folded, or passed because the user was erased later.
+    pub folded: u64,
+    /// At or below a fence.
+    pub duplicate: u64,
+    /// In `dlq`.
+    pub dead: u64,
+    /// Requests sent.
+    pub requests: u64,
+}
+
+/// What ends a try; see [`Error::retry`].
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] log::Error),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// A fence above the partition's end: the topic was recreated, or this is another cluster.
+    #[error(
+        "user {user} was folded up to {fence:?} of {partition}, which ends at {end:?}; \
+         if the topic was recreated, raise kafka.incarnations.\"{}\"", partition.topic
+    )]
+    FenceAboveEnd {
+        /// Whose state.
+        user: UserId,
+        /// The partition.
+        partition: Partition,
+        /// Fence in the state.
+        fence: Offset,
+        /// End offset of the partition.
+        end: Offset,
+    },
+}
+
+impl Error {
+    /// Whether the same call may succeed later; otherwise the partition stops with an alarm.
+    pub fn retry(&self) -> bool {
+        match self {
+            Self::Log(error) => error.remedy() == log::Remedy::Retry,
+            Self::Store(error) => error.remedy() == store::Remedy::Retry,
+            Self::FenceAboveEnd { .. } => false,
+        }
+    }
+}
+
+/// One member of the ingest group.
+pub struct Ingest<L, S> {
+    log: L,
+    store: S,
+    settings: Settings,
+    shop: Arc<ArcSwap<Shop>>,
+    /// States as last stored by this member; a stale one costs a reload, never a wrong write.
+    cache: LruCache<UserId, Held>,
+    /// Fences of the counts as last seen, by partition and shard.
+    chains: BTreeMap<Partition, BTreeMap<u8, Offset>>,
+    /// Handled, not yet committed.
+    ready: BTreeMap<Partition, Resume>,
+    /// Stopped with an alarm: nothing of them is handled until they are assigned anew.
+    stopped: BTreeSet<Partition>,
+}
+
+/// Records that cannot be decoded, with the reason.
+type Rejects<'a> = Vec<(&'a Record, Reject)>;
+
+/// Effects on the log that wait for the states to be stored.
+#[derive(Default)]
+struct After {
+    requests: Vec<Request>,
+    erased: Vec<UserId>,
+    stripped: Vec<(UserId, Box<Listed>)>,
+    counted: BTreeMap<Partition, Vec<Counted>>,
+    tally: Tally,
+    /// Records by topic, kind and outcome, for metrics.
+    seen: BTreeMap<(Arc<str>, EventType, EventOutcome), u64>,
+}
+
+impl<L: Log, S: Store> Ingest<L, S> {
+    /// A member that has nothing in hand.
+    pub fn new(log: L, store: S, shop: Arc<ArcSwap<Shop>>, settings: Settings) -> Self {
+        Self {
+            log,
+            store,
+            cache: LruCache::new(settings.cache_users),
+            settings,
+            shop,
+            chains: BTreeMap::new(),
+            ready: BTreeMap::new(),
+            stopped: BTreeSet::new(),
+        }
+    }
+
+    /// The log, to wait for deliveries.
+    pub fn log(&mut self) -> &mut L {
+        &mut self.log
+    }
+
+    /// Ends the member and hands its log back, to be closed.
+    pub fn into_log(self) -> L {
+        self.log
+    }
+
+    /// Partitions that stopped with an alarm.
+    pub fn stopped(&self) -> &BTreeSet<Partition> {
+        &self.stopped
+    }
+
+    /// Partitions are ours from now on.
+    pub fn assigned(&mut self, partitions: &[Partition]) {
+        for partition in partitions {
+            self.stopped.remove(partition);
+            self.chains.remove(partition);
+        }
+    }
+
+    /// Partitions are no longer ours. What is handled is committed by the new owner's reading on.
+    pub fn revoked(&mut self, partitions: &[Partition]) {
+        for partition in partitions {
+            self.ready.remove(partition);
+            self.chains.remove(partition);
+            self.stopped.remove(partition);
+        }
+    }
+
+    /// Stops a partition: its offsets stay where they are, and an alarm says why.
+    pub fn stop(&mut self, partition: &Partition, why: &Error) {
+        tracing::error!(%partition, error = %why, "partition stopped; it goes on after the cause is mended and the member restarted");
+        self.stopped.insert(partition.clone());
+        metrics::stopped(self.stopped.len());
+    }
+
+    /// Folds batches, at most one per partition. After an error call it again with the same ones.
+    pub async fn handle(&mut self, batches: &[Batch]) -> Result<Tally, Error> {
+        let batches: Vec<&Batch> = batches
+            .iter()
+            .filter(|b| !self.stopped.contains(&b.partition))
+            .collect();
+        let (users, rejects) = self.decode(&batches);
+        let mut after = After {
+            tally: Tally {
+                dead: rejects.len() as u64,
+                ..Tally::default()
+            },
+            ..After::default()
+        };
+        self.bury(&rejects).await?;
+        self.fold_users(users, &batches, &mut after).await?;
+        self.count(std::mem::take(&mut after.counted)).await?;
+        self.tell(&mut after).await?;
+        self.store.flush().await?;
+        count_records(&after.seen);
+        for batch in batches {
+            if let Some(last) = batch.records.last() {
+                self.ready
+                    .insert(batch.partition.clone(), Resume::after(last.position.offset));
+            }
+        }
+        Ok(after.tally)
+    }
+
+    /// Commits what is handled. A partition that is no longer ours is its new owner's business.
+    pub async fn commit(&mut self) -> Result<(), Error> {
+        let done: Vec<(Partition, Resume)> = self
+            .ready
+            .iter()
+            .map(|(partition, resume)| (partition.clone(), *resume))
+            .collect();
+        log::commit_ours(&self.log, done).await?;
+        self.ready.clear();
+        Ok(())
+    }
+
+    fn decode<'a>(&self, batches: &[&'a Batch]) -> (BTreeMap<UserId, Vec<Accepted>>, Rejects<'a>) {
+        let Settings {
+            topics,
+            limits,
+            now,
+            ..
+        } = &self.settings;
+        let limits = event::Limits {
+            now: now(),
+            ..*limits
+        };
+        let mut users: BTreeMap<UserId, Vec<Accepted>> = BTreeMap::new();
+        let mut rejects = Vec::new();
+        for record in batches.iter().flat_map(|batch| &batch.records) {
+            match event::decode_user(
+                record,
+                topics.source(&record.position.partition.topic),
+                &limits,
+            ) {
+                Ok(accepted) => users
+                    .entry(accepted.user.clone())
+                    .or_default()
+                    .push(accepted),
+                Err(reject) => rejects.push((record, reject)),
+            }
+        }
+        (users, rejects)
+    }
+
+    async fn bury(&self, rejects: &[(&Record, Reject)]) -> Result<(), Error> {
+        if rejects.is_empty() {
+            return Ok(());
+        }
+        let Settings { topics, group, .. } = &self.settings;
+        let letters = rejects
+            .iter()
+            .map(|(record, reject)| {
+                letter(
+                    (&topics.dlq, group),
+                    record,
+                    (stage(topics, record), reject),
+                )
+            })
+            .collect();
+        log::replay::bury(&self.log, letters).await?;
+        for (record, reject) in rejects {
+            metrics::dlq(stage(topics, record), reject.code(), 1);
+            metrics::records(&record.position.partition.topic, RecordOutcome::Dlq, 1);
+        }
+        Ok(())
+    }
+
+    async fn fold_users(
+        &mut self,
+        mut todo: BTreeMap<UserId, Vec<Accepted>>,
+        batches: &[&Batch],
+        after: &mut After,
+    ) -> Result<(), Error> {
+        let shop = self.shop.load_full();
+        while !todo.is_empty() {
+            self.load(todo.keys()).await?;
+            let lists = self.lists(&todo).await?;
+            let mut plans = Vec::with_capacity(todo.len());
+            for (user, records) in &todo {
+                // Taken out until it is stored: after an error nothing half-written stays behind.
+                let held = self.cache.pop(user).unwrap_or_default();
+                self.below_end(user, &held, batches).await?;
+                let book = Rulebook {
+                    shop: &shop,
+                    policy: &self.settings.policy,
+                    ns: &self.settings.ns,
+                    window: self.settings.window,
+                    triggers: self.settings.triggers,
+                };
+                plans.push((user.clone(), plan(held, records, lists.get(user), &book)));
+            }
+            self.write(plans, &mut todo, after).await?;
+        }
+        Ok(())
+    }
+
+    /// A fence at or above the log's end is no duplicate: the log is another one than was folded. A batch
+    /// may be older than another owner's writes, so the end is asked for before an alarm.
+    async fn below_end(&self, user: &UserId, held: &Held, batches: &[&Batch]) -> Result<(), Error> {
+        for batch in batches {
+            let Some(fence) = held
+                .state
+                .fences
+                .get(&batch.partition)
+                .filter(|fence| *fence >= batch.end)
+            else {
+                continue;
+            };
+            let end = self.log.end(&batch.partition).await?;
+            if fence >= end {
+                let (user, partition) = (user.clone(), batch.partition.clone());
+                return Err(Error::FenceAboveEnd {
+                    user,
+                    partition,
+                    fence,
+                    end,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes plans; users whose plan is stored, or changes nothing, leave `todo`.
+    async fn write(
+        &mut self,
+        plans: Vec<(UserId, Plan)>,
+        todo: &mut BTreeMap<UserId, Vec<Accepted>>,
+        after: &mut After,
+    ) -> Result<(), Error> {
+        let (change, same): (Vec<_>, Vec<_>) =
+            plans.into_iter().partition(|(_, plan)| plan.changed);
+        let writes: Vec<FoldWrite> = change
+            .iter()
+            .map(|(user, plan)| write_of(user, plan))
+            .collect();
+        let outcomes = if writes.is_empty() {
+            Vec::new()
+        } else {
+            self.store.fold(&self.settings.ns, &writes).await?
+        };
+        for ((user, mut plan), outcome) in change.into_iter().zip(outcomes) {
+            match outcome {
+                Folded::Stored { ver } => {
+                    plan.held.ver = ver;
+                    todo.remove(&user);
+                    self.keep(user, plan, after);
+                }
+                // Not in the cache any more: the next round loads it, the tombstone applied.
+                Folded::Stale | Folded::Erased { .. } => metrics::state_conflicts(1),
+            }
+        }
+        for (user, plan) in same {
+            todo.remove(&user);
+            self.keep(user, plan, after);
+        }
+        Ok(())
+    }
+
+    /// Takes over a plan that is stored: its effects on counts and log come next.
+    fn keep(&mut self, user: UserId, plan: Plan, after: &mut After) {
+        for (step, kind) in plan.steps.iter().zip(&plan.kinds) {
+            let outcome: EventOutcome = (*step).into();
+            let place = kind.map_or(&self.settings.topics.profile_changes, |_| {
+                &self.settings.topics.user_events
+            });
+            let (kind, record) = match (kind, step) {
+                (Some(kind), _) => ((*kind).into(), outcome),
+                (None, Step::Erased) => (EventType::Erase, outcome),
+                (None, _) => (EventType::Profile, outcome),
+            };
+            *after.seen.entry((place.clone(), kind, record)).or_default() += 1;
+            match step {
+                Step::Duplicate => after.tally.duplicate += 1,
+                Step::Folded | Step::ProfileChanged | Step::Erased | Step::Passed => {
+                    after.tally.folded += 1;
+                }
+            }
+        }
+        if let Edit::First(..) = plan.edit {
+            metrics::first_fallbacks(1);
+        }
+        metrics::unknown_skus(plan.unknown);
+        after.requests.extend(plan.requests);
+        if plan.erased {
+            after.erased.push(user.clone());
+        }
+        if let Edit::Strip(list) = plan.edit {
+            after.stripped.push((user.clone(), list));
+        }
+        for counted in plan.counted {
+            after
+                .counted
+                .entry(counted.position.partition.clone())
+                .or_default()
+                .push(counted);
+        }
+        self.cache.put(user, plan.held);
+    }
+
+    async fn load(&mut self, users: impl Iterator<Item = &UserId>) -> Result<(), Error> {
+        let users: Vec<&UserId> = users.collect();
+        // A batch with more users than the cache holds must still find them all.
+        if users.len() > self.cache.cap().get() {
+            self.cache
+                .resize(NonZeroUsize::new(users.len()).unwrap_or(NonZeroUsize::MIN));
+        }
+        let all = users.len();
+        let missing: Vec<UserId> = users
+            .into_iter()
+            .filter(|user| !self.cache.contains(user))
+            .cloned()
+            .collect();
+        metrics::state_loads(metrics::Cache::Hit, (all - missing.len()) as u64);
+        metrics::state_loads(metrics::Cache::Miss, missing.len() as u64);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let held = self.store.load(&self.settings.ns, &missing).await?;
+        for (user, held) in missing.into_iter().zip(held) {
+            self.cache.put(user, held);
+        }
+        metrics::state_cached(self.cache.len());
+        Ok(())
+    }
+
+    /// Stored lists of users whose profile may change: what it newly forbids goes in the same step.
+    async fn lists(
+        &self,
+        todo: &BTreeMap<UserId, Vec<Accepted>>,
+    ) -> Result<BTreeMap<UserId, Listed>, Error> {
+        let users: Vec<UserId> = todo
+            .iter()
+            .filter(|(_, records)| {
+                records
+                    .iter()
+                    .any(|r| matches!(r.change, Change::Profile(_)))
+            })
+            .map(|(user, _)| user.clone())
+            .collect();
+        if users.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let peeks = self.store.peek(&self.settings.ns, &users).await?;
+        let listed = users.into_iter().zip(peeks).filter_map(|(user, peek)| {
+            let Stored {
+                doc,
+                ticket,
+                covers,
+                epoch,
+                audit,
+                ..
+            } = peek.list?;
+            let doc = Document::parse(&doc).ok()?;
+            Some((
+                user,
+                Listed {
+                    ticket,
+                    epoch,
+                    covers,
+                    doc,
+                    audit,
+                },
+            ))
+        });
+        Ok(listed.collect())
+    }
+
+    /// Adds to the counts; cuts again from the stored fence until every chain fits.
+    async fn count(&mut self, counted: BTreeMap<Partition, Vec<Counted>>) -> Result<(), Error> {
+        for (partition, mut events) in counted {
+            events.sort_by_key(|event| event.position.offset);
+            if !self.chains.contains_key(&partition) {
+                let fences = self
+                    .store
+                    .count_fences(&self.settings.ns, &partition)
+                    .await?;
+                self.chains.insert(partition.clone(), fences);
+            }
+            loop {
+                let chain = self.chains.entry(partition.clone()).or_default();
+                let deltas = deltas(&partition, &events, chain);
+                if deltas.is_empty() {
+                    break;
+                }
+                let outcomes = self.store.add(&self.settings.ns, &deltas).await?;
+                for (delta, outcome) in deltas.iter().zip(outcomes) {
+                    let fence = match outcome {
+                        Added::Stored => Some(delta.last),
+                        Added::Fence(fence) => fence,
+                    };
+                    match fence {
+                        Some(fence) => chain.insert(delta.shard, fence),
+                        None => chain.remove(&delta.shard),
+                    };
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn tell(&self, after: &mut After) -> Result<(), Error> {
+        let Settings { topics, ns, .. } = &self.settings;
+        let mut out = Vec::new();
+        for request in after.requests.drain(..) {
+            metrics::requests(request.reason, 1);
+            after.tally.requests += 1;
+            out.push(request_record(topics, &request));
+        }
+        for user in &after.erased {
+            metrics::erases(1);
+            out.push(update_record(topics, ns, user, None));
+        }
+        for (user, list) in &after.stripped {
+            let doc = list.doc.to_json();
+            let told = Update::json((list.ticket, list.epoch), &list.covers, (&doc, &list.audit));
+            out.push(update_record(topics, ns, user, Some(told)));
+        }
+        if !out.is_empty() {
+            self.log.send(out).await?;
+        }
+        Ok(())
+    }
+}

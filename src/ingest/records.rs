@@ -1,0 +1,133 @@
+//! What ingest hands to its edges: writes, deltas, dead letters and records, made of what was decided.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::BUCKET_MS;
+use crate::event::{self, Reject, UserId};
+use crate::intake::{Counted, Edit, Plan};
+use crate::log::Outgoing;
+use crate::log::dlq::{Failure, dead};
+use crate::metrics::{self, EventOutcome, EventType, RecordOutcome, Stage};
+use crate::record::{Offset, Partition, Record};
+use crate::store::{self, Cell, Delta, FoldWrite, ListEdit};
+use crate::topics::Topics;
+use crate::trigger::Request;
+
+pub(super) fn count_records(seen: &BTreeMap<(Arc<str>, EventType, EventOutcome), u64>) {
+    for ((topic, kind, outcome), n) in seen {
+        metrics::events(*kind, *outcome, *n);
+        let record = match outcome {
+            EventOutcome::Folded => RecordOutcome::Folded,
+            EventOutcome::Passed => RecordOutcome::Passed,
+            EventOutcome::Duplicate => RecordOutcome::Duplicate,
+        };
+        metrics::records(topic, record, *n);
+    }
+}
+
+pub(super) fn write_of(user: &UserId, plan: &Plan) -> FoldWrite {
+    let list = match &plan.edit {
+        Edit::Keep => ListEdit::Keep,
+        Edit::First(doc, at) => ListEdit::First {
+            doc: doc.to_json(),
+            audit: "{}".into(),
+            at: *at,
+        },
+        Edit::Strip(list) => ListEdit::Strip {
+            ticket: list.ticket,
+            doc: list.doc.to_json(),
+        },
+    };
+    FoldWrite {
+        user: user.clone(),
+        expected: plan.held.ver,
+        state: plan.held.state.clone(),
+        mark: plan.held.mark.clone(),
+        profile_changed: plan.profile_changed,
+        list,
+    }
+}
+
+/// What of `events` (sorted by offset) is above each shard's fence, as deltas chained to it.
+pub(super) fn deltas(
+    partition: &Partition,
+    events: &[Counted],
+    chain: &BTreeMap<u8, Offset>,
+) -> Vec<Delta> {
+    let mut shards: BTreeMap<u8, Delta> = BTreeMap::new();
+    for event in events {
+        let shard = store::keys::shard(&event.sku);
+        let prev = chain.get(&shard).copied();
+        let offset = event.position.offset;
+        if prev >= Some(offset) {
+            continue;
+        }
+        let delta = shards.entry(shard).or_insert_with(|| Delta {
+            shard,
+            partition: partition.clone(),
+            prev,
+            last: offset,
+            cells: BTreeMap::new(),
+        });
+        delta.last = offset;
+        let cell = Cell {
+            sku: event.sku.clone(),
+            kind: event.kind,
+            segment: event.segment.clone(),
+            bucket: event.time.0.div_euclid(BUCKET_MS),
+        };
+        *delta.cells.entry(cell).or_default() += event.n;
+    }
+    shards.into_values().collect()
+}
+
+pub(super) fn stage(topics: &Topics, record: &Record) -> Stage {
+    match topics.source(&record.position.partition.topic) {
+        event::Source::Events => Stage::Event,
+        event::Source::Profiles(_) => Stage::Profile,
+    }
+}
+
+/// A record that cannot be used, as it goes to `dlq`.
+pub fn letter(
+    (dlq, group): (&Arc<str>, &str),
+    record: &Record,
+    (stage, reject): (Stage, &Reject),
+) -> Outgoing {
+    let failure = Failure {
+        group,
+        member: "0",
+        stage: stage.text(),
+        code: reject.code(),
+        message: &reject.to_string(),
+        causes: "",
+    };
+    dead(record, &failure, dlq)
+}
+
+/// A request as a record of its lane, keyed by the user.
+pub fn request_record(topics: &Topics, request: &Request) -> Outgoing {
+    Outgoing {
+        topic: topics.lane(request.lane),
+        key: Some(Bytes::copy_from_slice(request.user.0.as_bytes())),
+        value: Some(Bytes::from(
+            serde_json::to_vec(request).expect("a request is plain data"),
+        )),
+        headers: Vec::new(),
+        time: None,
+    }
+}
+
+/// A record on `recall-updates`, keyed `ns/user`; no value deletes it.
+pub fn update_record(topics: &Topics, ns: &str, user: &UserId, value: Option<String>) -> Outgoing {
+    Outgoing {
+        topic: topics.recall_updates.clone(),
+        key: Some(Bytes::from(format!("{ns}/{user}"))),
+        value: value.map(Bytes::from),
+        headers: Vec::new(),
+        time: None,
+    }
+}

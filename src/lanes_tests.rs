@@ -1,0 +1,382 @@
+//! Lanes against a slow model of them.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const NOON: Timestamp = Timestamp(1_700_000_000_000);
+
+fn at(partition: usize, offset: i64) -> Position {
+    format!("0/regen/{partition}:{offset}")
+        .parse()
+        .expect("valid")
+}
+
+fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// Asked at noon, put off by that many seconds.
+fn request(user: &str, lane: Lane, put_off: u64) -> Request {
+    Request {
+        v: 1,
+        ns: "a".into(),
+        user: UserId(user.into()),
+        reason: Reason::Moved,
+        source: None,
+        time: NOON,
+        due: NOON.after(seconds(put_off)),
+        lane,
+    }
+}
+
+fn lanes() -> Lanes {
+    Lanes::new(Policy::default())
+}
+
+fn users(work: &[Work]) -> Vec<String> {
+    work.iter().map(|w| w.request.user.to_string()).collect()
+}
+
+#[test]
+fn requests_of_a_user_become_one_with_all_their_positions() {
+    let mut lanes = lanes();
+    let mut first = request("u", Lane::Backfill, 10);
+    first.reason = Reason::Refresh;
+    let mut second = request("u", Lane::Live, 30);
+    second.time = NOON.after(seconds(20));
+    second.due = NOON.after(seconds(50));
+    second.source = Some(at(9, 9));
+    assert_eq!(lanes.offer(first, at(0, 0), NOON), Offered::Queued);
+    assert_eq!(
+        lanes.offer(second.clone(), at(1, 5), NOON.after(seconds(20))),
+        Offered::Merged
+    );
+    assert_eq!(
+        lanes.offer(second.clone(), at(1, 5), NOON.after(seconds(21))),
+        Offered::Again
+    );
+    let mut other = request("u", Lane::Live, 0);
+    other.ns = "b".into();
+    assert_eq!(
+        lanes.offer(other, at(1, 6), NOON.after(seconds(22))),
+        Offered::Queued
+    );
+    assert_eq!((lanes.len(), lanes.room()), (2, 9_997));
+    let work = lanes.cut(NOON.after(seconds(22)), 1).remove(0);
+    assert_eq!(
+        work.request,
+        Request {
+            reason: Reason::Refresh,
+            due: NOON.after(seconds(10)),
+            ..second
+        }
+    );
+    assert_eq!(work.positions, [at(0, 0), at(1, 5)]);
+    assert_eq!((work.arrived, work.late), (NOON, false));
+}
+
+#[test]
+fn a_wrong_clock_costs_at_most_what_the_request_was_put_off() {
+    let hour = seconds(3600);
+    for (clock, wait) in [
+        (NOON, 30),                          // right
+        (NOON.after(seconds(20)), 10),       // 20 s on its way
+        (NOON.after(hour), 0),               // an hour ahead
+        (Timestamp(NOON.0 - 3_600_000), 30), // an hour behind
+    ] {
+        let mut lanes = lanes();
+        lanes.offer(request("u", Lane::Live, 30), at(0, 0), clock);
+        assert_eq!(lanes.next_due(clock), Some(seconds(wait)));
+        assert_eq!(lanes.overdue(clock, 9), [], "an old due alone is not late");
+        assert_eq!(lanes.cut(clock.after(seconds(wait)), 9).len(), 1);
+        assert_eq!(lanes.next_due(clock), None);
+    }
+}
+
+#[test]
+fn who_waits_beyond_max_wait_gets_the_fallback_but_backfill_waits_on() {
+    let mut lanes = lanes();
+    lanes.offer(request("l", Lane::Live, 30), at(0, 0), NOON);
+    lanes.offer(request("u", Lane::Urgent, 0), at(0, 1), NOON);
+    lanes.offer(request("b", Lane::Backfill, 0), at(0, 2), NOON);
+    assert_eq!(lanes.overdue(NOON.after(seconds(300)), 9), []);
+    let late = lanes.overdue(NOON.after(seconds(301)), 9);
+    assert_eq!(users(&late), ["u"]);
+    assert!(late[0].late);
+    assert_eq!(users(&lanes.overdue(NOON.after(seconds(999)), 9)), ["l"]);
+    assert_eq!(users(&lanes.cut(NOON.after(seconds(999)), 9)), ["b"]);
+}
+
+#[test]
+fn backfill_gets_only_idle_places_while_live_is_behind() {
+    for (wait, held_back, wanted) in [(0, false, 1), (60, false, 1), (61, false, 0), (0, true, 0)] {
+        let mut lanes = lanes();
+        lanes.hold_backfill(held_back);
+        for nth in 0..30 {
+            lanes.offer(request(&format!("l{nth}"), Lane::Live, 0), at(0, nth), NOON);
+            lanes.offer(
+                request(&format!("b{nth}"), Lane::Backfill, 0),
+                at(1, nth),
+                NOON,
+            );
+        }
+        let batch = lanes.cut(NOON.after(seconds(wait)), 3);
+        let backfill = batch
+            .iter()
+            .filter(|w| w.request.lane == Lane::Backfill)
+            .count();
+        assert_eq!(backfill, wanted, "{wait} {held_back}");
+        let mut rest = 0;
+        while lanes.standing(Lane::Live, NOON).due > 0 {
+            rest += lanes.cut(NOON.after(seconds(wait)), 16).len();
+        }
+        assert!(rest > 0);
+        assert!(
+            !lanes.cut(NOON.after(seconds(wait)), 16).is_empty(),
+            "idle places"
+        );
+    }
+}
+
+#[test]
+fn a_revoked_request_is_dropped_unless_another_partition_asks_too() {
+    let mut lanes = lanes();
+    lanes.offer(request("one", Lane::Live, 0), at(0, 0), NOON);
+    lanes.offer(request("both", Lane::Live, 0), at(0, 1), NOON);
+    lanes.offer(request("both", Lane::Live, 0), at(1, 7), NOON);
+    lanes.revoke(&[at(0, 0).partition]);
+    let batch = lanes.cut(NOON, 9);
+    assert_eq!(users(&batch), ["both"]);
+    assert_eq!(batch[0].positions, [at(1, 7)]);
+    assert!(lanes.is_empty());
+    assert_eq!(lanes.room(), 10_000);
+}
+
+#[test]
+fn a_lane_tells_who_waits_who_is_due_and_for_how_long() {
+    let mut lanes = lanes();
+    lanes.offer(request("a", Lane::Live, 0), at(0, 0), NOON);
+    lanes.offer(request("b", Lane::Live, 5), at(0, 1), NOON);
+    lanes.offer(request("c", Lane::Live, 50), at(0, 2), NOON);
+    let now = NOON.after(seconds(10));
+    assert_eq!(lanes.cut(now, 0), []);
+    let found = lanes.standing(Lane::Live, now);
+    assert_eq!(
+        found,
+        Standing {
+            waiting: 1,
+            due: 2,
+            oldest: seconds(10)
+        }
+    );
+    assert_eq!(lanes.standing(Lane::Urgent, now), Standing::default());
+    assert_eq!(lanes.next_due(now), Some(Duration::ZERO));
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Offer {
+        user: u8,
+        lane: Lane,
+        put_off: u64,
+        partition: usize,
+    },
+    Again(prop::sample::Index),
+    Wait(i64),
+    Cut(usize),
+    Overdue(usize),
+    Revoke(usize),
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let lane = prop_oneof![Just(Lane::Urgent), Just(Lane::Live), Just(Lane::Backfill)];
+    let act = prop_oneof![
+        6 => (0u8..12, lane, 0u64..90, 0usize..3).prop_map(|(user, lane, put_off, partition)| {
+            Act::Offer { user, lane, put_off, partition }
+        }),
+        1 => any::<prop::sample::Index>().prop_map(Act::Again),
+        2 => (-5i64..200).prop_map(Act::Wait),
+        2 => (0usize..5).prop_map(Act::Cut),
+        1 => (0usize..5).prop_map(Act::Overdue),
+        1 => (0usize..3).prop_map(Act::Revoke),
+    ];
+    prop::collection::vec(act, 0..80)
+}
+
+/// A user's requests, the slow way.
+#[derive(Clone, Debug)]
+struct Model {
+    user: String,
+    lane: Lane,
+    ready: Timestamp,
+    positions: BTreeSet<Position>,
+}
+
+struct World {
+    lanes: Lanes,
+    model: Vec<Model>,
+    now: Timestamp,
+    next: i64,
+}
+
+impl World {
+    fn offer(&mut self, mut request: Request, position: Position) {
+        request.time = self.now;
+        request.due = self.now.after(request.due.since(NOON));
+        let (user, lane, ready) = (request.user.to_string(), request.lane, request.due);
+        let offered = self.lanes.offer(request, position.clone(), self.now);
+        match self.model.iter_mut().find(|m| m.user == user) {
+            Some(kept) => {
+                assert_eq!(offered, Offered::Merged);
+                kept.lane = kept.lane.min(lane);
+                kept.ready = kept.ready.min(ready);
+                kept.positions.insert(position);
+            }
+            None => {
+                assert_eq!(offered, Offered::Queued);
+                let positions = BTreeSet::from([position]);
+                self.model.push(Model {
+                    user,
+                    lane,
+                    ready,
+                    positions,
+                });
+            }
+        }
+    }
+
+    /// The work must be one that the model still has, whole.
+    fn leaves(&mut self, work: &Work) -> (usize, Model) {
+        let user = work.request.user.to_string();
+        let place = self.model.iter().position(|m| m.user == user);
+        let place = place.expect("only what was taken in, and once");
+        let found = self.model.remove(place);
+        assert_eq!(
+            work.positions,
+            found.positions.iter().cloned().collect::<Vec<_>>()
+        );
+        assert_eq!((work.request.lane, work.ready), (found.lane, found.ready));
+        (place, found)
+    }
+
+    fn act(&mut self, act: Act) {
+        match act {
+            Act::Offer {
+                user,
+                lane,
+                put_off,
+                partition,
+            } => {
+                self.next += 1;
+                let position = at(partition, self.next);
+                self.offer(request(&format!("u{user}"), lane, put_off), position);
+            }
+            Act::Again(which) => {
+                let all: Vec<_> = self
+                    .model
+                    .iter()
+                    .flat_map(|m| m.positions.clone())
+                    .collect();
+                if !all.is_empty() {
+                    let position = all[which.index(all.len())].clone();
+                    let offered = self
+                        .lanes
+                        .offer(request("x", Lane::Live, 0), position, self.now);
+                    assert_eq!(offered, Offered::Again);
+                }
+            }
+            Act::Wait(s) => self.now = Timestamp(self.now.0 + s * 1000),
+            Act::Cut(most) => self.cut(most),
+            Act::Overdue(most) => {
+                for work in self.lanes.overdue(self.now, most) {
+                    let (_, found) = self.leaves(&work);
+                    assert!(work.late && found.lane != Lane::Backfill);
+                    assert!(self.now.since(found.ready) > seconds(300));
+                    let older = |m: &Model| m.ready < found.ready && m.lane != Lane::Backfill;
+                    assert!(!self.model.iter().any(older), "oldest first");
+                }
+            }
+            Act::Revoke(partition) => {
+                self.lanes.revoke(&[at(partition, 0).partition]);
+                for model in &mut self.model {
+                    model
+                        .positions
+                        .retain(|p| p.partition.number != partition as i32);
+                }
+                self.model.retain(|m| !m.positions.is_empty());
+            }
+        }
+    }
+
+    fn cut(&mut self, most: usize) {
+        let before = self.model.clone();
+        // Due once is due for ever, also when the clock steps back by a little.
+        let due = self.model.iter().filter(|m| m.ready <= self.now).count();
+        let batch = self.lanes.cut(self.now, most);
+        assert!(
+            batch.len() <= most && batch.len() >= due.min(most),
+            "no idle places"
+        );
+        for work in &batch {
+            let (place, found) = self.leaves(work);
+            let first = |m: &&Model| m.lane == found.lane && m.ready <= self.now;
+            assert!(
+                self.model[..place].iter().find(first).is_none(),
+                "{before:?}: first in, first out"
+            );
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn every_position_comes_out_once_and_in_order(acts in acts()) {
+        let mut world = World { lanes: lanes(), model: Vec::new(), now: NOON, next: 0 };
+        for act in acts {
+            world.act(act);
+            let held: usize = world.model.iter().map(|m| m.positions.len()).sum();
+            prop_assert_eq!(world.lanes.len(), world.model.len());
+            prop_assert_eq!(world.lanes.room(), 10_000 - held);
+            let next = world.model.iter().map(|m| m.ready.since(world.now)).min();
+            prop_assert!(world.lanes.next_due(world.now) <= next);
+        }
+        world.now = world.now.after(seconds(86_400));
+        while !world.lanes.is_empty() {
+            world.cut(16);
+        }
+        prop_assert!(world.model.is_empty());
+        prop_assert_eq!(world.lanes.next_due(world.now), None);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn lanes_get_their_shares_to_within_one_place(
+        shares in prop::array::uniform3(1u32..100), sizes in prop::collection::vec(1usize..17, 1..20),
+    ) {
+        let [urgent, live, backfill] = shares;
+        let mut lanes = Lanes::new(Policy { urgent, live, backfill, ..Policy::default() });
+        for nth in 0..320 {
+            for lane in LANES {
+                let user = format!("{lane:?}{nth}");
+                lanes.offer(request(&user, lane, 0), at(lane as usize, nth), NOON);
+            }
+        }
+        let (mut served, mut all) = ([0f64; 3], 0.0);
+        for size in sizes {
+            for work in lanes.cut(NOON, size) {
+                served[work.request.lane as usize] += 1.0;
+                all += 1.0;
+                for (served, share) in served.iter().zip(shares) {
+                    let fair = all * f64::from(share) / f64::from(urgent + live + backfill);
+                    prop_assert!((served - fair).abs() <= 1.0, "{} of {} for {}", served, fair, share);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Signs of life of a client, for health pages and metrics: [`Health`] and [`Lag`].
+//!
+//! Decides when Kafka counts as unreachable: when librdkafka's statistics show no broker up, or when it
+//! says so itself, which is sooner. Invariant: reading a sign never waits for Kafka. It does not know
+//! whether anybody is ready; that is put together elsewhere.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use arc_swap::ArcSwapOption;
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use serde::Deserialize;
+
+use super::Settings;
+use super::intake::Intake;
+pub use super::intake::Standing;
+
+/// States of a connection that is wanted and not there yet.
+const TRYING: [&str; 6] = [
+    "TRY_CONNECT",
+    "CONNECT",
+    "SSL_HANDSHAKE",
+    "APIVERSION_QUERY",
+    "AUTH_HANDSHAKE",
+    "AUTH_REQ",
+];
+
+#[derive(Default)]
+struct Signs {
+    polls: AtomicU64,
+    errors: AtomicU64,
+    /// Partitions assigned plus one; 0 before the first assignment.
+    assigned: AtomicI64,
+    /// No broker can be reached; statistics lift it.
+    fault: ArcSwapOption<String>,
+    /// Something is refused or failed although brokers answer; the next assignment lifts it.
+    refusal: ArcSwapOption<String>,
+    last: ArcSwapOption<String>,
+}
+
+/// Signs of life of one client. Cheap to clone; outlives the client.
+#[derive(Clone, Default)]
+pub struct Health(Arc<Signs>);
+
+impl Health {
+    /// Turns of the poll loop so far: one that stands still for seconds is stuck.
+    pub fn polls(&self) -> u64 {
+        self.0.polls.load(Ordering::Relaxed)
+    }
+
+    /// Errors that the client reported so far.
+    pub fn errors(&self) -> u64 {
+        self.0.errors.load(Ordering::Relaxed)
+    }
+
+    /// How many partitions are ours; `None` as long as the group has not answered.
+    pub fn assigned(&self) -> Option<usize> {
+        usize::try_from(self.0.assigned.load(Ordering::Relaxed) - 1).ok()
+    }
+
+    /// Why Kafka cannot be used now; `None` when all is well.
+    pub fn fault(&self) -> Option<String> {
+        let fault = self.0.fault.load();
+        let refusal = self.0.refusal.load();
+        fault.as_deref().or(refusal.as_deref()).cloned()
+    }
+
+    /// Whether any broker can be reached, as far as is known.
+    pub fn reachable(&self) -> bool {
+        self.0.fault.load().is_none()
+    }
+
+    pub(super) fn beat(&self) {
+        self.0.polls.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn assign(&self, partitions: usize) {
+        let partitions = i64::try_from(partitions).unwrap_or(i64::MAX - 1);
+        self.0.assigned.store(partitions + 1, Ordering::Relaxed);
+        self.0.refusal.store(None);
+    }
+
+    pub(super) fn refused(&self, why: String) {
+        self.0.refusal.store(Some(Arc::new(why)));
+    }
+
+    fn error(&self, brokers: &str, error: &KafkaError, reason: &str) {
+        use RDKafkaErrorCode as Code;
+        self.0.errors.fetch_add(1, Ordering::Relaxed);
+        match error.rdkafka_error_code() {
+            // Comes after the reason of the last broker, or before it.
+            Some(Code::AllBrokersDown) => self.unreachable(brokers),
+            Some(
+                Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL | Code::Resolve,
+            ) => {
+                self.0.last.store(Some(Arc::new(reason.to_owned())));
+                self.unreachable(brokers);
+            }
+            // One broker of several may be gone.
+            _ => self.0.last.store(Some(Arc::new(reason.to_owned()))),
+        }
+    }
+
+    /// `states` of all connections. An idle client may well have none: nothing up is a fault only where
+    /// something was tried.
+    fn brokers(&self, brokers: &str, states: &[&str]) {
+        if states.contains(&"UP") {
+            self.0.fault.store(None);
+            self.0.last.store(None);
+        } else if self.0.last.load().is_some() || states.iter().any(|it| TRYING.contains(it)) {
+            self.unreachable(brokers);
+        }
+    }
+
+    fn unreachable(&self, brokers: &str) {
+        let last = self.0.last.load();
+        let reason = last.as_deref().map_or("no broker is up", String::as_str);
+        let why = Arc::new(format!("{brokers}: {reason}"));
+        self.0.fault.store(Some(why));
+    }
+}
+
+/// Where the partitions of one consumer stand, for metrics. Cheap to clone.
+#[derive(Clone)]
+pub struct Lag(pub(super) Arc<Intake>);
+
+impl Lag {
+    /// Each assigned partition, sorted.
+    pub fn read(&self) -> Vec<Standing> {
+        self.0.standing()
+    }
+}
+
+/// librdkafka's callbacks: log lines become tracing events, errors and statistics become [`Health`].
+#[derive(Clone)]
+pub(super) struct Watch {
+    pub health: Health,
+    /// Named in a fault: librdkafka's own words may be no more than "1/1 brokers are down".
+    brokers: String,
+}
+
+impl Watch {
+    pub fn new(settings: &Settings, health: Health) -> Self {
+        Self {
+            health,
+            brokers: settings.brokers.clone(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Statistics {
+    brokers: BTreeMap<String, Broker>,
+}
+
+#[derive(Deserialize)]
+struct Broker {
+    state: String,
+}
+
+impl ClientContext for Watch {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+                tracing::error!(target: "kafka", facility, "{message}");
+            }
+            // What librdkafka calls an error it goes on to retry.
+            RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => {
+                tracing::warn!(target: "kafka", facility, "{message}");
+            }
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+                tracing::info!(target: "kafka", facility, "{message}");
+            }
+            RDKafkaLogLevel::Debug => tracing::debug!(target: "kafka", facility, "{message}"),
+        }
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        let Ok(statistics) = serde_json::from_slice::<Statistics>(statistics) else {
+            return;
+        };
+        let brokers = statistics.brokers.values();
+        let states: Vec<&str> = brokers.map(|broker| broker.state.as_str()).collect();
+        self.health.brokers(&self.brokers, &states);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // A tail asks to be told of ends; that is no error.
+        if matches!(
+            error.rdkafka_error_code(),
+            Some(RDKafkaErrorCode::PartitionEOF)
+        ) {
+            return;
+        }
+        self.health.error(&self.brokers, &error, reason);
+        tracing::warn!(target: "kafka", "{error}: {reason}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn statistics(states: &[&str]) -> String {
+        let brokers: Vec<String> = states
+            .iter()
+            .enumerate()
+            .map(|(node, state)| {
+                format!(r#""b{node}":{{"state":"{state}","nodeid":{node},"x":1}}"#)
+            })
+            .collect();
+        format!(r#"{{"name":"n","brokers":{{{}}}}}"#, brokers.join(","))
+    }
+
+    #[test]
+    fn a_fault_names_the_broker_and_passes_when_one_is_up() {
+        let watch = Watch::new(&Settings::of("kafka:9092"), Health::default());
+        let down = KafkaError::Global(RDKafkaErrorCode::BrokerTransportFailure);
+        watch.error(down, "kafka:9092/1: Connection refused");
+        assert_eq!(
+            watch.health.fault(),
+            None,
+            "one broker of several may be gone"
+        );
+        watch.error(
+            KafkaError::Global(RDKafkaErrorCode::AllBrokersDown),
+            "1/1 brokers are down",
+        );
+        assert_eq!(
+            watch.health.fault().as_deref(),
+            Some("kafka:9092: kafka:9092/1: Connection refused")
+        );
+        watch.stats_raw(statistics(&["DOWN", "UP"]).as_bytes());
+        assert_eq!(watch.health.fault(), None);
+        watch.stats_raw(statistics(&["DOWN", "CONNECT"]).as_bytes());
+        let fault = watch.health.fault();
+        assert_eq!(fault.as_deref(), Some("kafka:9092: no broker is up"));
+        assert_eq!(watch.health.errors(), 2);
+    }
+
+    #[test]
+    fn an_empty_assignment_is_not_a_missing_one() {
+        let health = Health::default();
+        assert_eq!(health.assigned(), None);
+        health.assign(0);
+        assert_eq!(health.assigned(), Some(0));
+    }
+}

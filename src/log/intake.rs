@@ -1,0 +1,430 @@
+//! The channel between poll thread and role, which can take back: [`Intake`].
+//!
+//! Decides what is delivered next, when the poll thread must stop taking records, and which partitions
+//! are ours. Invariants: a revoke removes the partition's undelivered batches in the same step in which
+//! it ends the ownership, so nothing of a partition is delivered after its revoke; assigns and revokes
+//! overtake batches but never each other; memory is bounded by [`FULL_BYTES`] and [`FULL_RECORDS`] plus
+//! one batch, and by two notices per partition. It does not know Kafka.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::{Batch, Delivery, Error};
+use crate::record::{Offset, Partition, Record, Resume, Timestamp};
+
+/// Bytes at which the intake is full: a role that folds 100 MB/s has 80 ms of work waiting, which is
+/// longer than the poll thread needs to bring more.
+pub(super) const FULL_BYTES: usize = 8 << 20;
+/// Records at which the intake is full: 16 full batches, for records are often far smaller.
+pub(super) const FULL_RECORDS: usize = 8_000;
+/// Uncommitted batches whose times are kept per partition, for lag; beyond it they are merged.
+const MARKS_MAX: usize = 1_024;
+
+/// Where a partition of ours stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The partition.
+    pub partition: Partition,
+    /// End offset as last seen; `None` before the first fetch.
+    pub end: Option<Offset>,
+    /// Committed position; `None` as long as it is unknown or nothing was committed.
+    pub committed: Option<Resume>,
+    /// Time of the oldest record that was read and is not committed, to the batch.
+    pub oldest: Option<Timestamp>,
+}
+
+#[derive(Default)]
+struct Own {
+    end: Option<Offset>,
+    committed: Option<Resume>,
+    /// Last offset and first time of each uncommitted batch, in order.
+    marks: VecDeque<(Offset, Timestamp)>,
+}
+
+impl Own {
+    fn mark(&mut self, batch: &Batch) {
+        let (Some(first), Some(last)) = (batch.records.first(), batch.records.last()) else {
+            return;
+        };
+        let many = self.marks.len() >= MARKS_MAX;
+        match self.marks.back_mut() {
+            Some(back) if many => back.0 = last.position.offset,
+            _ => self.marks.push_back((last.position.offset, first.time)),
+        }
+        self.end = self.end.max(Some(batch.end));
+    }
+
+    fn commit(&mut self, resume: Resume) {
+        self.committed = Some(resume);
+        while self
+            .marks
+            .front()
+            .is_some_and(|(last, _)| last.0 < resume.0)
+        {
+            self.marks.pop_front();
+        }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    notices: VecDeque<Delivery>,
+    batches: VecDeque<Batch>,
+    records: usize,
+    bytes: usize,
+    own: BTreeMap<Partition, Own>,
+    stopped: Option<String>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Intake {
+    state: Mutex<State>,
+    readable: Notify,
+    room: Condvar,
+}
+
+impl Intake {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic under the lock leaves counters at worst off by one batch: better than a second panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// These partitions are ours from now on.
+    pub fn assign(&self, partitions: Vec<Partition>) {
+        let mut state = self.lock();
+        for partition in &partitions {
+            state.own.insert(partition.clone(), Own::default());
+        }
+        state.notices.push_back(Delivery::Assigned(partitions));
+        drop(state);
+        self.readable.notify_one();
+    }
+
+    /// These are ours no longer. One whose assign was not delivered yet is simply forgotten.
+    pub fn revoke(&self, partitions: &[Partition], lost: bool) {
+        let mut state = self.lock();
+        for partition in partitions {
+            state.own.remove(partition);
+        }
+        state
+            .batches
+            .retain(|batch| !partitions.contains(&batch.partition));
+        (state.records, state.bytes) =
+            state.batches.iter().fold((0, 0), |(records, size), batch| {
+                (records + batch.records.len(), size + bytes(batch))
+            });
+        let mut untold: Vec<Partition> = partitions.to_vec();
+        for notice in &mut state.notices {
+            if let Delivery::Assigned(waiting) = notice {
+                untold.retain(|partition| !waiting.contains(partition));
+                waiting.retain(|partition| !partitions.contains(partition));
+            }
+        }
+        state
+            .notices
+            .retain(|notice| !matches!(notice, Delivery::Assigned(none) if none.is_empty()));
+        if !untold.is_empty() {
+            state.notices.push_back(Delivery::Revoked {
+                partitions: untold,
+                lost,
+            });
+        }
+        drop(state);
+        self.readable.notify_one();
+        self.room.notify_one();
+    }
+
+    /// Queues a batch, or gives it back when the intake is full. One of a partition that is not ours vanishes.
+    pub fn offer(&self, batch: Batch) -> Result<(), Batch> {
+        let mut state = self.lock();
+        if state.full() {
+            return Err(batch);
+        }
+        let Some(own) = state.own.get_mut(&batch.partition) else {
+            return Ok(());
+        };
+        own.mark(&batch);
+        state.records += batch.records.len();
+        state.bytes += bytes(&batch);
+        state.batches.push_back(batch);
+        drop(state);
+        self.readable.notify_one();
+        Ok(())
+    }
+
+    /// Waits until the intake is at most half full; false if it is not within `limit`.
+    pub fn wait_for_room(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut state = self.lock();
+        while !state.half_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state = self
+                .room
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        true
+    }
+
+    /// The next delivery, if there is one.
+    pub fn take(&self) -> Option<Result<Delivery, Error>> {
+        let mut state = self.lock();
+        if let Some(notice) = state.notices.pop_front() {
+            return Some(Ok(notice));
+        }
+        if let Some(batch) = state.batches.pop_front() {
+            state.records -= batch.records.len();
+            state.bytes -= bytes(&batch);
+            if state.half_empty() {
+                self.room.notify_one();
+            }
+            return Some(Ok(Delivery::Batch(batch)));
+        }
+        let why = state.stopped.clone()?;
+        Some(Err(Error::Stopped(why)))
+    }
+
+    /// The next delivery. Cancel-safe: a delivery leaves the queue only in the poll that returns it.
+    pub async fn next(&self) -> Result<Delivery, Error> {
+        loop {
+            let readable = self.readable.notified();
+            if let Some(delivery) = self.take() {
+                return delivery;
+            }
+            readable.await;
+        }
+    }
+
+    /// No more will come; what is queued is still delivered.
+    pub fn stop(&self, why: &str) {
+        self.lock().stopped.get_or_insert_with(|| why.into());
+        self.readable.notify_one();
+    }
+
+    /// How many partitions are ours.
+    pub fn count(&self) -> usize {
+        self.lock().own.len()
+    }
+
+    /// The first of these that is not ours, as far as the role knows: one that went and came back is not, until
+    /// the role was told. What it would commit is from before, and would set the position back.
+    pub fn foreign<'a>(&self, mut of: impl Iterator<Item = &'a Partition>) -> Option<Partition> {
+        let state = self.lock();
+        let untold = |partition: &Partition| {
+            state.notices.iter().any(|notice| match notice {
+                Delivery::Revoked { partitions, .. } | Delivery::Assigned(partitions) => {
+                    partitions.contains(partition)
+                }
+                Delivery::Batch(_) => false,
+            })
+        };
+        of.find(|partition| !state.own.contains_key(*partition) || untold(partition))
+            .cloned()
+    }
+
+    /// Notes a commit that was acknowledged, or the position that the group had when we came.
+    pub fn committed(&self, partition: &Partition, resume: Resume) {
+        if let Some(own) = self.lock().own.get_mut(partition) {
+            own.commit(resume);
+        }
+    }
+
+    /// Notes an end offset.
+    pub fn ended(&self, partition: &Partition, end: Offset) {
+        if let Some(own) = self.lock().own.get_mut(partition) {
+            own.end = own.end.max(Some(end));
+        }
+    }
+
+    /// Where each partition of ours stands, sorted.
+    pub fn standing(&self) -> Vec<Standing> {
+        self.lock()
+            .own
+            .iter()
+            .map(|(partition, own)| Standing {
+                partition: partition.clone(),
+                end: own.end,
+                committed: own.committed,
+                oldest: own.marks.front().map(|(_, time)| *time),
+            })
+            .collect()
+    }
+}
+
+impl State {
+    fn full(&self) -> bool {
+        self.bytes >= FULL_BYTES || self.records >= FULL_RECORDS
+    }
+
+    fn half_empty(&self) -> bool {
+        self.bytes <= FULL_BYTES / 2 && self.records <= FULL_RECORDS / 2
+    }
+}
+
+fn bytes(batch: &Batch) -> usize {
+    batch.records.iter().map(size).sum()
+}
+
+/// Bytes that a record holds, with what the structures around them take.
+pub(super) fn size(record: &Record) -> usize {
+    let headers: usize = record
+        .headers
+        .iter()
+        .map(|(name, value)| name.len() + value.len() + 64)
+        .sum();
+    let held = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
+    held(&record.key) + held(&record.value) + headers + 160
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Position;
+
+    fn partition(number: i32) -> Partition {
+        Partition {
+            incarnation: 0,
+            topic: "t".into(),
+            number,
+        }
+    }
+
+    fn batch(number: i32, offsets: std::ops::Range<i64>, value: usize) -> Batch {
+        let end = Offset(offsets.end);
+        let records = offsets
+            .map(|offset| Record {
+                position: Position {
+                    partition: partition(number),
+                    offset: Offset(offset),
+                },
+                time: Timestamp(1_000 + offset),
+                key: None,
+                value: Some(vec![0; value].into()),
+                headers: Vec::new(),
+            })
+            .collect();
+        Batch {
+            partition: partition(number),
+            records,
+            end,
+        }
+    }
+
+    fn told(intake: &Intake) -> Vec<String> {
+        std::iter::from_fn(|| intake.take())
+            .map(|delivery| match delivery.expect("not stopped") {
+                Delivery::Assigned(of) => format!("+{:?}", numbers(&of)),
+                Delivery::Revoked { partitions, lost } => {
+                    format!("-{:?}{}", numbers(&partitions), if lost { "!" } else { "" })
+                }
+                Delivery::Batch(batch) => {
+                    format!("{}x{}", batch.partition.number, batch.records.len())
+                }
+            })
+            .collect()
+    }
+
+    fn numbers(of: &[Partition]) -> Vec<i32> {
+        of.iter().map(|partition| partition.number).collect()
+    }
+
+    #[test]
+    fn nothing_of_a_partition_is_delivered_after_its_revoke() {
+        let intake = Intake::default();
+        intake.assign(vec![partition(0), partition(1)]);
+        assert_eq!(told(&intake), ["+[0, 1]"]);
+        intake.offer(batch(0, 0..3, 1)).expect("room");
+        intake.offer(batch(1, 0..2, 1)).expect("room");
+        intake.revoke(&[partition(0)], false);
+        // The poll thread still had some in hand.
+        intake
+            .offer(batch(0, 3..4, 1))
+            .expect("dropped, not refused");
+        assert_eq!(told(&intake), ["-[0]", "1x2"]);
+        assert_eq!(
+            intake.foreign([partition(1), partition(0)].iter()),
+            Some(partition(0))
+        );
+    }
+
+    #[test]
+    fn an_assignment_that_was_never_told_is_taken_back_silently() {
+        let intake = Intake::default();
+        intake.assign(vec![partition(0)]);
+        told(&intake);
+        intake.revoke(&[partition(0)], true);
+        intake.assign(vec![partition(0), partition(1)]);
+        intake.revoke(&[partition(0)], false);
+        assert_eq!(told(&intake), ["-[0]!", "+[1]"]);
+    }
+
+    #[test]
+    fn notices_stay_bounded_however_often_the_group_rebalances() {
+        let intake = Intake::default();
+        for _ in 0..1_000 {
+            intake.assign(vec![partition(0), partition(1)]);
+            intake.revoke(&[partition(0), partition(1)], false);
+        }
+        assert!(intake.lock().notices.len() <= 4);
+    }
+
+    #[test]
+    fn a_full_intake_gives_the_batch_back_and_opens_at_half() {
+        let intake = Intake::default();
+        intake.assign(vec![partition(0)]);
+        let mut at = 0;
+        let refused = loop {
+            match intake.offer(batch(0, at..at + 500, 4_000)) {
+                Ok(()) => at += 500,
+                Err(batch) => break batch,
+            }
+        };
+        assert_eq!(refused.records.len(), 500);
+        assert!(intake.lock().bytes < FULL_BYTES + 500 * 4_200);
+        assert!(!intake.wait_for_room(Duration::from_millis(1)));
+        while !intake.lock().half_empty() {
+            intake.take();
+        }
+        assert!(intake.wait_for_room(Duration::ZERO));
+        intake.revoke(&[partition(0)], false);
+        let state = intake.lock();
+        assert_eq!((state.bytes, state.records), (0, 0));
+    }
+
+    #[test]
+    fn the_oldest_uncommitted_record_is_the_first_of_the_first_open_batch() {
+        let intake = Intake::default();
+        intake.assign(vec![partition(0)]);
+        let oldest = || intake.standing()[0].oldest;
+        intake.offer(batch(0, 0..10, 1)).expect("room");
+        intake.offer(batch(0, 10..20, 1)).expect("room");
+        assert_eq!(oldest(), Some(Timestamp(1_000)));
+        intake.committed(&partition(0), Resume(10));
+        assert_eq!(oldest(), Some(Timestamp(1_010)));
+        intake.committed(&partition(0), Resume(20));
+        assert_eq!(oldest(), None);
+        assert_eq!(intake.standing()[0].end, Some(Offset(20)));
+    }
+
+    #[tokio::test]
+    async fn a_dropped_next_loses_nothing() {
+        let intake = std::sync::Arc::new(Intake::default());
+        for round in 0..100 {
+            let waiting = tokio::time::timeout(Duration::ZERO, intake.next());
+            assert!(waiting.await.is_err(), "round {round}");
+            intake.assign(vec![partition(round)]);
+            drop(intake.next());
+            assert_eq!(told(&intake), [format!("+[{round}]")]);
+        }
+        intake.stop("over");
+        assert!(matches!(intake.next().await, Err(Error::Stopped(why)) if why == "over"));
+    }
+}

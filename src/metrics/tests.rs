@@ -1,0 +1,263 @@
+//! What Prometheus sees, held against the table and `docs/metrics.md`.
+
+use std::collections::BTreeSet;
+use std::process::{Command, Stdio};
+
+use super::*;
+
+fn known() -> Known {
+    Known {
+        arms: vec!["a".into(), "b".into()],
+        topics: vec!["user-events".into(), "catalog".into()],
+    }
+}
+
+/// The exposition after `act`, on a recorder of its own.
+fn exposed(act: impl FnOnce()) -> String {
+    let recorder = recorder().expect("our buckets are not empty");
+    let handle = recorder.handle();
+    metrics::with_local_recorder(&recorder, act);
+    handle.run_upkeep();
+    handle.render()
+}
+
+fn start() -> String {
+    exposed(|| register(&known()))
+}
+
+/// Moves every metric once.
+fn all_moves() {
+    use crate::trigger::{Lane, Reason};
+    let second = Duration::from_secs(1);
+    records("catalog", RecordOutcome::Dlq, 1);
+    events(crate::event::Kind::Purchase.into(), EventOutcome::Folded, 1);
+    unknown_skus(1);
+    fold(second);
+    dlq(Stage::Event, "no_key", 1);
+    erases(1);
+    state_loads(Cache::Hit, 1);
+    state_cached(1);
+    state_conflicts(1);
+    requests(Reason::First, 1);
+    coalesced(1);
+    expired(Lane::Live, 1);
+    queue(Lane::Urgent, Queue::default());
+    batch("a", Batch::default());
+    phase("b", Phase::Model, second);
+    rejected(crate::list::Why::NoStock, 1);
+    published(None, Lane::Live, crate::list::Source::Fallback);
+    first_fallbacks(1);
+    unchanged(Lane::Backfill);
+    fenced_off(crate::store::Published::Older);
+    event_to_list(Lane::Urgent, Start::Cold, second);
+    coverage(3, 4);
+    catalogue(3, 2, 1);
+    stock(StockMove::Out, 1);
+    stock_to_filter(second);
+    blocks(1);
+    let position: crate::record::Position = "0/catalog/3:7".parse().expect("a position");
+    lag("nearshore-ingest-main", &position.partition, 5);
+    lag_seconds("nearshore-ingest-main", "catalog", second);
+    rebalanced(Rebalance::Lost, 1);
+    stopped(1);
+    round_trips(1);
+    log_error(&crate::log::Error::Stopped("test".into()));
+    let full = crate::store::Error::NotReplicated {
+        found: 0,
+        wanted: 1,
+    };
+    store_error(&full);
+    engine_error(&crate::engine::Error::Stopped);
+    model("a", &crate::engine::Info::default());
+}
+
+fn names(exposition: &str) -> BTreeSet<&str> {
+    let types = exposition
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "));
+    types.filter_map(|line| line.split(' ').next()).collect()
+}
+
+fn series(exposition: &str) -> BTreeSet<&str> {
+    let lines = exposition
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.is_empty());
+    lines
+        .filter_map(|line| line.rsplit_once(' '))
+        .map(|(series, _)| series)
+        .collect()
+}
+
+#[test]
+fn every_known_series_is_zero_from_the_start() {
+    let exposition = start();
+    for metric in ALL {
+        for values in metric.series(&known()) {
+            let suffix = if matches!(metric.kind, Kind::Seconds | Kind::Sizes) {
+                "_count"
+            } else {
+                ""
+            };
+            let labels: Vec<_> = metric
+                .labels
+                .iter()
+                .zip(&values)
+                .map(|((l, _), v)| format!("{l}=\"{v}\""))
+                .collect();
+            let labels = if labels.is_empty() {
+                String::new()
+            } else {
+                format!("{{{}}}", labels.join(","))
+            };
+            let line = format!("{}{suffix}{labels} 0", metric.name);
+            assert!(
+                exposition.lines().any(|found| found == line),
+                "no line {line}"
+            );
+        }
+    }
+}
+
+#[test]
+fn no_move_makes_a_series_that_was_not_there_but_those_known_later() {
+    let (before, after) = (
+        start(),
+        exposed(|| {
+            register(&known());
+            all_moves();
+        }),
+    );
+    let new: BTreeSet<_> = series(&after)
+        .difference(&series(&before))
+        .map(|s| s.split('{').next().unwrap_or(s))
+        .collect();
+    let later = [
+        "nearshore_consumer_lag",
+        "nearshore_consumer_lag_seconds",
+        "nearshore_model_info",
+    ];
+    assert_eq!(new, BTreeSet::from(later));
+}
+
+#[test]
+fn every_metric_of_the_table_can_be_moved() {
+    let exposition = exposed(|| {
+        all_moves();
+        build();
+    });
+    let table: BTreeSet<_> = ALL.iter().map(|metric| metric.name).collect();
+    assert_eq!(names(&exposition), table);
+}
+
+#[test]
+fn names_and_labels_keep_the_rules() {
+    for metric in ALL {
+        let name = metric.name;
+        let lawful = name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+        assert!(name.starts_with("nearshore_") && lawful, "{name}");
+        assert_eq!(
+            name.ends_with("_total"),
+            metric.kind == Kind::Counter,
+            "{name}"
+        );
+        assert!(
+            metric.kind != Kind::Seconds || name.ends_with("_seconds"),
+            "{name}"
+        );
+        for (label, _) in metric.labels {
+            assert!(
+                !["user", "sku", "pu", "le", "quantile"].contains(label),
+                "{name}{{{label}}}"
+            );
+        }
+    }
+}
+
+#[test]
+fn histograms_have_buckets_and_never_quantiles() {
+    let exposition = exposed(all_moves);
+    assert!(!exposition.contains("quantile="));
+    let line =
+        "nearshore_event_to_list_seconds_bucket{lane=\"urgent\",start=\"cold\",le=\"0.5\"} 0";
+    assert!(exposition.contains(line), "{exposition}");
+    assert!(
+        exposition.contains("nearshore_batch_users_bucket{le=\"256\"}"),
+        "{exposition}"
+    );
+}
+
+/// The row that `docs/metrics.md` must have for a metric.
+fn row(metric: &Metric) -> String {
+    let kind = match metric.kind {
+        Kind::Counter => "counter",
+        Kind::Gauge => "gauge",
+        Kind::Seconds | Kind::Sizes => "histogram",
+    };
+    let labels = metric.labels.iter().map(|(label, values)| match values {
+        Values::These(these) => format!("`{label}`: {}", these.join(", ")),
+        Values::Arms => format!("`{label}`: configured ids, {NO_ARM}"),
+        Values::Topics => format!("`{label}`: configured names"),
+        Values::Later => format!("`{label}`"),
+    });
+    let labels = labels.collect::<Vec<_>>().join("; ");
+    format!(
+        "| `{}` | {kind} | {labels} | {} |",
+        metric.name, metric.help
+    )
+}
+
+#[test]
+fn each_metric_is_described_and_nothing_else_is() {
+    let page = include_str!("../../docs/metrics.md");
+    let described: BTreeSet<_> = page
+        .lines()
+        .filter(|line| line.starts_with("| `nearshore_"))
+        .map(str::to_owned)
+        .collect();
+    let exported: BTreeSet<_> = ALL.iter().map(|metric| row(metric)).collect();
+    for missing in exported.difference(&described) {
+        println!("{missing}");
+    }
+    let extra: Vec<_> = described.difference(&exported).collect();
+    let missing: Vec<_> = exported.difference(&described).collect();
+    assert!(
+        extra.is_empty() && missing.is_empty(),
+        "docs/metrics.md lacks {missing:#?}, has {extra:#?}"
+    );
+}
+
+/// `promtool check metrics`, where Debian's `prometheus` is installed; says so where it is not.
+#[test]
+fn the_exposition_passes_promtool() {
+    let tool = std::env::var("NEARSHORE_TEST_PROMTOOL").unwrap_or_else(|_| "promtool".into());
+    let child = Command::new(tool)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut child) = child else {
+        println!("skipped: promtool is not installed (Debian package prometheus)");
+        return;
+    };
+    let exposition = exposed(|| {
+        register(&known());
+        all_moves();
+    });
+    let mut input = child.stdin.take().expect("it is piped");
+    std::io::Write::write_all(&mut input, exposition.as_bytes()).expect("promtool reads");
+    drop(input);
+    let output = child.wait_with_output().expect("promtool ends");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(said.trim(), "", "promtool has something to say");
+}
+
+#[test]
+fn each_code_that_is_counted_has_a_heading_among_the_errors() {
+    let page = include_str!("../../docs/errors.md");
+    let heading = |code: &&&str| page.lines().any(|line| line == format!("### {code}"));
+    let codes = crate::event::Reject::ALL_CODES.iter().chain(Failure::ALL);
+    let missing: Vec<_> = codes.filter(|code| !heading(code)).collect();
+    assert!(missing.is_empty(), "docs/errors.md lacks {missing:?}");
+}

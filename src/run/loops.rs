@@ -1,0 +1,265 @@
+//! The loops around the roles: wait for the log, call the role, wait and call again after an error, commit.
+//!
+//! Invariant: a call is made again with the same input until it succeeds, its partition stops, or the
+//! process ends. All waiting is here; the roles themselves wait for nobody.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::wait_ready;
+use crate::generate::{self, Generate};
+use crate::ingest::{Error, Ingest};
+use crate::keeper::wall_clock;
+use crate::log::{Batch, Delivery, Log};
+use crate::metrics;
+use crate::record::Timestamp;
+use crate::stock::Stock;
+use crate::store::Store;
+use crate::trigger::Lane;
+
+/// How often done offsets are committed.
+const COMMIT_EVERY: Duration = Duration::from_millis(500);
+
+/// First wait after an error that may pass; doubled up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_millis(50);
+
+/// Longest wait between two tries.
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// Records folded in one go; more would delay commits and revokes.
+const GATHER_MAX: usize = 4_000;
+
+/// Deliveries until the log has nothing at once, or enough is gathered. At most one batch per partition.
+pub(super) async fn gather<L: Log>(
+    log: &mut L,
+    first: Delivery,
+) -> Result<(Vec<Batch>, Option<Delivery>), Error> {
+    let mut batches: Vec<Batch> = Vec::new();
+    let mut next = Some(first);
+    let mut count = 0;
+    loop {
+        match next {
+            Some(Delivery::Batch(batch)) => {
+                count += batch.records.len();
+                match batches.iter_mut().find(|b| b.partition == batch.partition) {
+                    Some(known) => {
+                        known.records.extend(batch.records);
+                        known.end = batch.end;
+                    }
+                    None => batches.push(batch),
+                }
+            }
+            Some(other) => return Ok((batches, Some(other))),
+            None => return Ok((batches, None)),
+        }
+        if count >= GATHER_MAX {
+            return Ok((batches, None));
+        }
+        // Cancel-safe by the trait's contract: nothing is lost when the future is dropped.
+        next = futures::FutureExt::now_or_never(log.next()).transpose()?;
+    }
+}
+
+pub(super) async fn ingest_loop<L: Log, S: Store>(
+    mut member: Ingest<L, S>,
+    mut ready: watch::Receiver<bool>,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    // Without the catalogue a first list could not be judged by the rules.
+    if wait_ready(&mut ready, &cancel).await {
+        let mut commits = tokio::time::interval(COMMIT_EVERY);
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                _ = commits.tick() => commit_softly(member.commit().await)?,
+                delivery = member.log().next() => {
+                    let (batches, rest) = gather(member.log(), delivery?).await?;
+                    fold_all(&mut member, &batches, &cancel).await;
+                    match rest {
+                        Some(Delivery::Assigned(partitions)) => member.assigned(&partitions),
+                        Some(Delivery::Revoked { partitions, lost }) => {
+                            if !lost {
+                                commit_softly(member.commit().await)?;
+                            }
+                            member.revoked(&partitions);
+                        }
+                        Some(Delivery::Batch(_)) | None => {}
+                    }
+                }
+            }
+        }
+        commit_softly(member.commit().await)?;
+    }
+    member.into_log().close().await;
+    Ok(())
+}
+
+/// Folds batches, again and again while the cause may pass; a cause that stays stops its partition.
+pub(super) async fn fold_all<L: Log, S: Store>(
+    member: &mut Ingest<L, S>,
+    batches: &[Batch],
+    cancel: &CancellationToken,
+) {
+    if batches.is_empty() {
+        return;
+    }
+    let mut wait = RETRY_MIN;
+    loop {
+        let start = std::time::Instant::now();
+        match member.handle(batches).await {
+            Ok(_) => return metrics::fold(start.elapsed()),
+            Err(error) if error.retry() => {
+                count_error(&error);
+                tracing::warn!(%error, ?wait, "will be tried again");
+            }
+            Err(error) if batches.len() == 1 => {
+                count_error(&error);
+                return member.stop(&batches[0].partition, &error);
+            }
+            Err(_) => {
+                // One of them cannot go on; find out which, so that the others do.
+                for batch in batches {
+                    Box::pin(fold_all(member, std::slice::from_ref(batch), cancel)).await;
+                }
+                return;
+            }
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY_MAX),
+        }
+    }
+}
+
+pub(super) fn count_error(error: &Error) {
+    match error {
+        Error::Log(error) => metrics::log_error(error),
+        Error::Store(error) => metrics::store_error(error),
+        Error::FenceAboveEnd { .. } => {
+            metrics::error(metrics::Edge::Log, metrics::Failure::Refused)
+        }
+    }
+}
+
+/// A commit that fails for now is made again with the next; one that fails for good ends the role.
+pub(super) fn commit_softly(outcome: Result<(), Error>) -> anyhow::Result<()> {
+    match outcome {
+        Err(error) if !error.retry() => Err(error.into()),
+        Err(error) => {
+            count_error(&error);
+            tracing::warn!(%error, "commit will be tried again");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+pub(super) async fn stock_loop<L: Log, S: Store>(
+    mut member: Stock<L, S>,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut commits = tokio::time::interval(COMMIT_EVERY);
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => break,
+            _ = commits.tick() => commit_softly(member.commit().await)?,
+            delivery = member.log().next() => {
+                let delivery = delivery?;
+                let mut wait = RETRY_MIN;
+                while let Err(error) = member.handle(&delivery).await {
+                    anyhow::ensure!(error.retry(), error);
+                    count_error(&error);
+                    tracing::warn!(%error, ?wait, "will be tried again");
+                    tokio::select! {
+                        () = cancel.cancelled() => break,
+                        () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY_MAX),
+                    }
+                }
+            }
+        }
+    }
+    commit_softly(member.commit().await)?;
+    member.into_log().close().await;
+    Ok(())
+}
+
+pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
+    mut member: Generate<L, S, A>,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut commits = tokio::time::interval(COMMIT_EVERY);
+    let mut wait = RETRY_MIN;
+    loop {
+        let now = wall_clock();
+        count_lanes(&member, now);
+        // Never longer than a second: stats and shares move with time.
+        let pause = member
+            .lanes()
+            .next_due(now)
+            .unwrap_or(Duration::from_secs(1))
+            .min(Duration::from_secs(1));
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => break,
+            _ = commits.tick() => commit_softly(member.commit().await)?,
+            delivery = member.log().next(), if member.lanes().room() > 0 => {
+                take_in(&mut member, delivery?).await?;
+                continue;
+            }
+            () = tokio::time::sleep(pause) => {}
+        }
+        let turn = tokio::select! {
+            // Work in hand is dropped: it is not committed, so the next owner does it.
+            () = cancel.cancelled() => break,
+            turn = member.turn(wall_clock()) => turn,
+        };
+        match turn {
+            Ok(_) => wait = RETRY_MIN,
+            Err(error) if error.retry() => {
+                count_error(&error);
+                tracing::warn!(%error, ?wait, "will be tried again");
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(RETRY_MAX);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    commit_softly(member.commit().await)?;
+    member.into_log().close().await;
+    Ok(())
+}
+
+pub(super) fn count_lanes<L: Log, S: Store, A: generate::Answers>(
+    member: &Generate<L, S, A>,
+    now: Timestamp,
+) {
+    for lane in [Lane::Urgent, Lane::Live, Lane::Backfill] {
+        let standing = member.lanes().standing(lane, now);
+        let waiting = standing.waiting + standing.due;
+        let work = member.seconds_per_user().mul_f64(waiting as f64);
+        let queue = metrics::Queue {
+            waiting,
+            running: member.running(lane),
+            oldest: standing.oldest,
+            work,
+        };
+        metrics::queue(lane, queue);
+    }
+}
+
+pub(super) async fn take_in<L: Log, S: Store, A: generate::Answers>(
+    member: &mut Generate<L, S, A>,
+    delivery: Delivery,
+) -> anyhow::Result<()> {
+    match delivery {
+        Delivery::Batch(batch) => member.receive(&batch, wall_clock()).await?,
+        Delivery::Revoked { partitions, .. } => {
+            commit_softly(member.commit().await)?;
+            member.revoked(&partitions);
+        }
+        Delivery::Assigned(_) => {}
+    }
+    Ok(())
+}

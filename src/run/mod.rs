@@ -1,0 +1,394 @@
+//! One process: roles as tasks, health beside them, an orderly end.
+//!
+//! Invariant: no task is detached: one task's end ends the process's work, and a cancelled process
+//! commits what is done and leaves its groups within [`DRAIN`]. It wires; it decides nothing.
+
+mod load;
+mod loops;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::watch::Receiver;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use load::load_arms;
+use loops::{generate_loop, ingest_loop, stock_loop};
+use watch::{ENGINE_STALLED, join, watch_coverage, watch_engine, watch_redis};
+
+use crate::config::Config;
+use crate::event::UserId;
+use crate::generate::{self, Generate};
+use crate::http::{App, Health, Ready, serve};
+use crate::ingest::{self, Ingest};
+use crate::keeper::{Keeper, wall_clock};
+
+use crate::log::Admin;
+use crate::metrics;
+use crate::namespace::Eye;
+use crate::shop::Shop;
+use crate::stock::{self, Stock};
+use crate::store::RedisStore;
+
+/// SIGTERM to the end; Kubernetes' grace is longer.
+pub const DRAIN: Duration = Duration::from_secs(8);
+
+/// Which roles a process plays.
+#[derive(Clone, Copy, Debug)]
+pub struct Roles {
+    /// Events to state and requests.
+    pub ingest: bool,
+    /// Requests to lists.
+    pub generate: bool,
+}
+
+/// A running process.
+pub struct Running {
+    /// Its tasks; each ends on cancellation, or early with an error.
+    pub tasks: JoinSet<anyhow::Result<()>>,
+    /// Ends them.
+    pub cancel: CancellationToken,
+    /// What `/readyz` says.
+    pub ready: Ready,
+    /// The shop as this process sees it.
+    pub shop: Arc<ArcSwap<Shop>>,
+}
+
+/// What every task is handed.
+#[derive(Clone)]
+struct Parts {
+    config: Arc<Config>,
+    store: RedisStore,
+    shop: Arc<ArcSwap<Shop>>,
+    cancel: CancellationToken,
+    health: Health,
+    ready: Ready,
+    /// True once the catalogue is read.
+    catalogue: Receiver<bool>,
+}
+
+impl Running {
+    /// Waits until a task ends or `stop` resolves, then drains. Ok if it was asked to stop and all ended in time.
+    pub async fn until(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let early = tokio::select! {
+            () = stop => None,
+            ended = self.tasks.join_next() => Some(ended),
+        };
+        self.cancel.cancel();
+        let drained = tokio::time::timeout(DRAIN, async {
+            while let Some(ended) = self.tasks.join_next().await {
+                ended.context("a task panicked")??;
+            }
+            anyhow::Ok(())
+        })
+        .await;
+        if let Some(Some(ended)) = early {
+            ended.context("a task panicked")??;
+            anyhow::bail!("a task ended without being asked to");
+        }
+        drained.with_context(|| {
+            format!(
+                "not drained within {DRAIN:?}; what was in hand is done again by the next owner"
+            )
+        })?
+    }
+}
+
+/// Starts the roles. Redis may come up later than this; readiness says so. Kafka must answer for the catalogue.
+pub async fn start(
+    config: Arc<Config>,
+    roles: Roles,
+    metrics: Option<PrometheusHandle>,
+) -> anyhow::Result<Running> {
+    let store = RedisStore::new(config.redis.clone()).context("redis.url")?;
+    let (keeper, catalogue) = Keeper::new(store.clone(), keeper_settings(&config, roles));
+    let parts = Parts {
+        shop: keeper.shop(),
+        config,
+        store,
+        cancel: CancellationToken::new(),
+        health: Health::default(),
+        ready: Ready::default(),
+        catalogue,
+    };
+    let mut tasks = JoinSet::new();
+    // First: a process that waits for Kafka or its model says so.
+    spawn_http(&mut tasks, &parts, metrics).await?;
+    spawn_keeper(&mut tasks, &parts, keeper);
+    tasks.spawn(watch_redis(parts.clone()));
+    tasks.spawn(watch_coverage(parts.clone()));
+    if roles.ingest {
+        spawn_ingest(&mut tasks, &parts)?;
+    }
+    if roles.generate {
+        spawn_generate(&mut tasks, &parts);
+    }
+    let Parts {
+        cancel,
+        ready,
+        shop,
+        ..
+    } = parts;
+    Ok(Running {
+        tasks,
+        cancel,
+        ready,
+        shop,
+    })
+}
+
+async fn spawn_http(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    parts: &Parts,
+    prometheus: Option<PrometheusHandle>,
+) -> anyhow::Result<()> {
+    let Parts {
+        config,
+        store,
+        shop,
+        cancel,
+        health,
+        ready,
+        ..
+    } = parts.clone();
+    if let Some(handle) = prometheus.clone() {
+        let stop = cancel.clone();
+        tasks.spawn(async move {
+            metrics::run_upkeep(handle, stop).await;
+            Ok(())
+        });
+    }
+    let mut app = App {
+        health,
+        ready,
+        metrics: prometheus,
+        inspect: None,
+    };
+    if config.http.inspect {
+        let config = config.clone();
+        app = app.inspect_by(move |user| {
+            let (config, store, shop) = (config.clone(), store.clone(), shop.load_full());
+            async move {
+                let eye = Eye::of(&config, store, shop)
+                    .await
+                    .map_err(|e| e.to_string())?;
+                eye.look(&UserId(user.as_str().into()))
+                    .await
+                    .map_err(|e| e.to_string())
+            }
+        });
+    }
+    let listener = tokio::net::TcpListener::bind(config.http.listen)
+        .await
+        .with_context(|| format!("http.listen = {}", config.http.listen))?;
+    tasks.spawn(async move { serve(listener, app, cancel).await.context("http") });
+    Ok(())
+}
+
+fn spawn_keeper(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    parts: &Parts,
+    keeper: Keeper<RedisStore>,
+) {
+    let Parts {
+        config,
+        cancel,
+        ready,
+        mut catalogue,
+        ..
+    } = parts.clone();
+    let gate = ready.gate("catalogue");
+    let (stop, wait) = (cancel.clone(), cancel.clone());
+    tasks.spawn(async move {
+        let beginning = BTreeMap::new();
+        let tail = crate::log::tail(&config.kafka, &config.topics.catalog, &beginning);
+        let tail = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            tail = tail => tail.with_context(|| format!("topic {}", config.topics.catalog))?,
+        };
+        keeper.run(tail, stop).await.context("catalogue")
+    });
+    tasks.spawn(async move {
+        if wait_ready(&mut catalogue, &wait).await {
+            gate.open("read to the end seen at start");
+            wait.cancelled().await;
+        }
+        Ok(())
+    });
+}
+
+fn keeper_settings(config: &Config, roles: Roles) -> crate::keeper::Settings {
+    crate::keeper::Settings {
+        ns: config.namespace.clone(),
+        rules: config.rules.clone(),
+        segments: config.segments.clone(),
+        demand: config.demand.clone(),
+        limits: config.limits(),
+        snapshot_every: Duration::from_secs(1),
+        blocks_every: Duration::from_secs(2),
+        demand_every: Duration::from_secs(30),
+        fallback_every: roles.generate.then_some(config.fallback.every),
+        fallback_names: config.fallback.names,
+        selection: config.selection.clone(),
+    }
+}
+
+/// The clock that decoding compares with, to refuse records far ahead of now.
+fn live_now() -> Option<crate::record::Timestamp> {
+    Some(wall_clock())
+}
+
+/// For topics whose times the broker gives: nothing can be ahead of it, and our clock is no judge.
+fn broker_now() -> Option<crate::record::Timestamp> {
+    None
+}
+
+/// Whether the broker stamps both topics of users; where it does not say, it is taken not to.
+async fn stamped_by_broker(config: &Config) -> bool {
+    let topics = [&*config.topics.user_events, &*config.topics.profile_changes];
+    let described = match Admin::new(&config.kafka) {
+        Ok(admin) => admin.describe(&topics).await,
+        Err(error) => Err(error),
+    };
+    match described {
+        Ok(topics) => topics
+            .iter()
+            .all(|topic| topic.log_append_time() == Some(true)),
+        Err(error) => {
+            tracing::warn!(%error, "topics could not be described; record times are compared with our clock");
+            false
+        }
+    }
+}
+
+fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyhow::Result<()> {
+    let Parts {
+        config,
+        store,
+        shop,
+        cancel,
+        catalogue,
+        ..
+    } = parts.clone();
+    let topics = config.topics.clone();
+    let group = format!("nearshore-ingest-{}", config.namespace);
+    let read = vec![topics.user_events.clone(), topics.profile_changes.clone()];
+    let log = join(tasks, parts, ("ingest", group.clone(), read))?;
+    let settings = ingest::Settings {
+        ns: config.namespace.clone(),
+        group,
+        topics: topics.clone(),
+        limits: config.limits(),
+        policy: config.trigger.clone(),
+        window: config.state.window,
+        cache_users: NonZeroUsize::new(config.state.cache_users).unwrap_or(NonZeroUsize::MIN),
+        triggers: true,
+        now: live_now,
+    };
+    let (stop, states) = (cancel.clone(), store.clone());
+    let stamped = config.clone();
+    tasks.spawn(async move {
+        let now = if stamped_by_broker(&stamped).await {
+            broker_now
+        } else {
+            live_now
+        };
+        let member = Ingest::new(log, states, shop, ingest::Settings { now, ..settings });
+        ingest_loop(member, catalogue, stop).await.context("ingest")
+    });
+    let log = join(
+        tasks,
+        parts,
+        ("stock", stock::GROUP.into(), vec![topics.catalog.clone()]),
+    )?;
+    let member = Stock::new(log, store, (topics, config.limits()));
+    tasks.spawn(async move { stock_loop(member, cancel).await.context("stock") });
+    Ok(())
+}
+
+fn spawn_generate(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) {
+    let parts = parts.clone();
+    let (send_group, mut group_tasks) =
+        tokio::sync::oneshot::channel::<JoinSet<anyhow::Result<()>>>();
+    tasks.spawn(async move { generate_task(parts, send_group).await.context("generate") });
+    // The watcher of the group is made only when the model is loaded; its end is the process's end too.
+    tasks.spawn(async move {
+        let Ok(mut watchers) = (&mut group_tasks).await else {
+            return Ok(());
+        };
+        while let Some(ended) = watchers.join_next().await {
+            ended.context("a watcher panicked")??;
+        }
+        Ok(())
+    });
+}
+
+async fn generate_task(
+    parts: Parts,
+    watchers: tokio::sync::oneshot::Sender<JoinSet<anyhow::Result<()>>>,
+) -> anyhow::Result<()> {
+    let Parts {
+        config,
+        store,
+        shop,
+        cancel,
+        mut catalogue,
+        ready,
+        health,
+    } = parts.clone();
+    let gate = ready.gate("model");
+    gate.shut("loading");
+    // Loading takes seconds to minutes; nobody is asked to wait for it but readiness.
+    let loading = config.clone();
+    let load = tokio::task::spawn_blocking(move || load_arms(&loading));
+    let arms = tokio::select! {
+        () = cancel.cancelled() => return Ok(()),
+        arms = load => arms.context("loading panicked")??,
+    };
+    let mut watching = JoinSet::new();
+    for loaded in &arms {
+        metrics::model(&loaded.arm.id, &loaded.info);
+        watching.spawn(watch_engine(
+            health.heart("engine", ENGINE_STALLED),
+            loaded.engine.clone(),
+            cancel.clone(),
+        ));
+    }
+    if !wait_ready(&mut catalogue, &cancel).await {
+        return Ok(());
+    }
+    let read = config.topics.lanes().to_vec();
+    let log = join(
+        &mut watching,
+        &parts,
+        ("generate", generate::GROUP.into(), read),
+    )?;
+    let _ = watchers.send(watching);
+    let settings = generate::Settings {
+        topics: config.topics.clone(),
+        lanes: config.lanes.clone(),
+        arm_seed: config.arm_seed.clone(),
+        selection: config.selection.clone(),
+        needs: config.needs.clone(),
+        clock: wall_clock,
+    };
+    let mut member = Generate::new(log, store, shop, (arms, settings));
+    member.warm().await;
+    gate.open("warm");
+    generate_loop(member, cancel).await
+}
+
+/// False if cancelled before.
+async fn wait_ready(ready: &mut Receiver<bool>, cancel: &CancellationToken) -> bool {
+    tokio::select! {
+        () = cancel.cancelled() => false,
+        ready = ready.wait_for(|ready| *ready) => ready.is_ok(),
+    }
+}

@@ -1,0 +1,116 @@
+//! The stock consumer: the catalogue stream becomes the sold-out sets, whatever the namespace.
+//!
+//! Invariant: an offset becomes committable when its effect is acknowledged; a record applied twice
+//! changes nothing, for each set keeps a fence per source partition.
+
+use std::collections::BTreeMap;
+
+use crate::event;
+use crate::ingest::{Error, letter};
+use crate::log::{self, Delivery, Log};
+use crate::metrics::{self, RecordOutcome, Stage};
+use crate::record::{Partition, Resume};
+use crate::store::{StockOp, Store};
+use crate::topics::Topics;
+
+/// Its consumer group: one for all namespaces, for stock is nobody's.
+pub const GROUP: &str = "nearshore-stock";
+
+/// One member of the group [`GROUP`].
+pub struct Stock<L, S> {
+    log: L,
+    store: S,
+    topics: Topics,
+    limits: event::Limits,
+    ready: BTreeMap<Partition, Resume>,
+}
+
+impl<L: Log, S: Store> Stock<L, S> {
+    /// A member that has nothing in hand.
+    pub fn new(log: L, store: S, (topics, limits): (Topics, event::Limits)) -> Self {
+        Self {
+            log,
+            store,
+            topics,
+            limits,
+            ready: BTreeMap::new(),
+        }
+    }
+
+    /// The log, to wait for deliveries.
+    pub fn log(&mut self) -> &mut L {
+        &mut self.log
+    }
+
+    /// Ends the member and hands its log back, to be closed.
+    pub fn into_log(self) -> L {
+        self.log
+    }
+
+    /// Applies a delivery. After an error call it again with the same one.
+    pub async fn handle(&mut self, delivery: &Delivery) -> Result<(), Error> {
+        let batch = match delivery {
+            Delivery::Assigned(_) => return Ok(()),
+            Delivery::Revoked { partitions, .. } => {
+                partitions.iter().for_each(|partition| {
+                    self.ready.remove(partition);
+                });
+                return Ok(());
+            }
+            Delivery::Batch(batch) => batch,
+        };
+        let (mut ops, mut letters) = (Vec::new(), Vec::new());
+        for record in &batch.records {
+            match event::decode_sku(record, &self.limits) {
+                Ok((sku, value)) => ops.push(StockOp {
+                    sku,
+                    partition: record.position.partition.clone(),
+                    offset: record.position.offset,
+                    // Gone counts as sold out: a list made before may still name it.
+                    out: value.is_none_or(|sku| sku.stock <= 0),
+                }),
+                Err(reject) => {
+                    metrics::dlq(Stage::Catalog, reject.code(), 1);
+                    metrics::records(&batch.partition.topic, RecordOutcome::Dlq, 1);
+                    letters.push(letter(
+                        (&self.topics.dlq, GROUP),
+                        record,
+                        (Stage::Catalog, &reject),
+                    ));
+                }
+            }
+        }
+        if !letters.is_empty() {
+            log::replay::bury(&self.log, letters).await?;
+        }
+        if !ops.is_empty() {
+            self.store.stock(&ops).await?;
+            self.store.flush().await?;
+            metrics::records(
+                &batch.partition.topic,
+                RecordOutcome::Folded,
+                ops.len() as u64,
+            );
+            let out = ops.iter().filter(|op| op.out).count() as u64;
+            metrics::stock(metrics::StockMove::Out, out);
+            metrics::stock(metrics::StockMove::In, ops.len() as u64 - out);
+        }
+        if let Some(last) = batch.records.last() {
+            self.ready
+                .insert(batch.partition.clone(), Resume::after(last.position.offset));
+        }
+        Ok(())
+    }
+
+    /// Commits what is done.
+    pub async fn commit(&mut self) -> Result<(), Error> {
+        let done: Vec<(Partition, Resume)> = self
+            .ready
+            .iter()
+            .map(|(partition, resume)| (partition.clone(), *resume))
+            .collect();
+        log::commit_ours(&self.log, done).await?;
+        self.ready.clear();
+        Ok(())
+    }
+}

@@ -1,0 +1,56 @@
+-- publish: the conditional write of a list.
+--
+-- KEYS  1 ns:{user}:state   2 nearshore:erased:{user}   3 ns:{user}:recall
+-- ARGV  1 ticket   2 life of the state it was made from, ms   3 epoch   4 force, 1 or 0
+--       5 only if there is no list of the model, 1 or 0
+--       6 doc   7 covers   8 at, ms   9 audit   10 list TTL, ms   11 state TTL, ms
+-- Returns stored | older | erased | nostate | epoch | kept.
+--
+-- Invariant: a list is stored iff its life is the state's (or the tombstone's, where that is later)
+-- and stored list's ticket < ticket <= state's ticket. So no late, doubled or zombie's list appears.
+-- The state's TTL is refreshed with the list's, so that no list outlives its state.
+-- Numbers stay under 2^53, where Lua's doubles are exact.
+local held = redis.call('HMGET', KEYS[1], 'ver', 'life', 'ticket')
+local erased = tonumber(redis.call('GET', KEYS[2]) or '0')
+local life = math.max(tonumber(held[2] or '0'), erased)
+if tonumber(ARGV[2]) < life then
+  return 'erased'
+end
+if not held[1] then
+  return 'nostate'
+end
+if tonumber(ARGV[2]) ~= life then
+  return 'erased'
+end
+local ticket = tonumber(ARGV[1])
+if ticket > tonumber(held[3] or '0') then
+  return 'nostate'
+end
+
+local list = redis.call('HMGET', KEYS[3], 'ticket', 'epoch', 'doc')
+-- A list of before the erase is none: this namespace has not folded the erase yet.
+if list[1] and tonumber(held[2] or '0') < erased then
+  redis.call('DEL', KEYS[3])
+  list = {false, false, false}
+end
+if list[1] then
+  if tonumber(list[1]) >= ticket then
+    return 'older'
+  end
+  if ARGV[5] == '1' then
+    local read, doc = pcall(cjson.decode, list[3] or '')
+    if not (read and type(doc) == 'table' and doc['source'] == 'fallback') then
+      redis.call('HSET', KEYS[3], 'stale', ARGV[8])
+      return 'kept'
+    end
+  end
+  if ARGV[4] ~= '1' and tonumber(list[2] or '0') > tonumber(ARGV[3]) then
+    return 'epoch'
+  end
+end
+redis.call('HSET', KEYS[3], 'doc', ARGV[6], 'ticket', ARGV[1], 'covers', ARGV[7], 'epoch', ARGV[3],
+  'at', ARGV[8], 'audit', ARGV[9])
+redis.call('HDEL', KEYS[3], 'stale')
+redis.call('PEXPIRE', KEYS[3], ARGV[10])
+redis.call('PEXPIRE', KEYS[1], ARGV[11])
+return 'stored'

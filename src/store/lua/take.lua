@@ -1,0 +1,29 @@
+-- take: the start of a generation.
+--
+-- KEYS  1 ns:{user}:state   2 ns:{user}:profile   3 nearshore:erased:{user}
+-- ARGV  1 due of the request, ms   2 state TTL, ms
+-- Returns {blob, life, profile or '', tombstone or '0', ticket, pending as it was}, or nil without a state.
+--
+-- Invariant: what is read and what is cleared are one step, so an event is either in the state
+-- that is returned or finds `pending` empty and asks again. A raised `ver` makes every cached
+-- copy stale. The pace is `last day takes`, as `trigger::taken` reckons it.
+-- Numbers stay under 2^53, where Lua's doubles are exact.
+local held = redis.call('HMGET', KEYS[1], 'blob', 'ver', 'ticket', 'pending', 'pace', 'life')
+if not held[1] then
+  return false
+end
+local due = tonumber(ARGV[1])
+local today = math.floor(due / 86400000)
+local last, day, takes = string.match(held[5] or '', '^(%-?%d+) (%-?%d+) (%d+)$')
+last, day, takes = tonumber(last or '0'), tonumber(day or '0'), tonumber(takes or '0')
+-- Counted on the day of the latest request: an older one (a sweep's) counts on that day too.
+if takes == 0 or today > day then
+  day, takes = today, 0
+end
+local ticket = tonumber(held[3] or '0') + 1
+redis.call('HSET', KEYS[1], 'pending', '', 'moved', '0',
+  'pace', string.format('%d %d %d', math.max(last, due), day, takes + 1),
+  'ticket', string.format('%d', ticket), 'ver', string.format('%d', tonumber(held[2] or '0') + 1))
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return {held[1], held[6] or '0', redis.call('GET', KEYS[2]) or '', redis.call('GET', KEYS[3]) or '0',
+  ticket, held[4] or ''}

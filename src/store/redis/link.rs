@@ -1,0 +1,416 @@
+//! The connection: sends batches of commands, answers in their order, and makes itself anew.
+//!
+//! Invariant: a connection that answered READONLY, MASTERDOWN or LOADING, broke, or was late
+//! [`LATE_MAX`] times in a row is never used again: redis-rs alone would keep it for ever. It retries
+//! nothing but an unknown script: callers do, since every write is fenced. It does not know what the
+//! commands mean.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use futures::{StreamExt, TryStreamExt};
+use redis::aio::MultiplexedConnection;
+use redis::cluster::{ClusterClient, ClusterClientBuilder};
+use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, Pipeline, RedisError, RedisResult,
+    ServerErrorKind, Value,
+};
+use tokio::sync::Mutex;
+
+use super::scripts;
+use super::settings::Settings;
+use crate::store::Error;
+
+/// So many late answers in a row, and the connection is taken for dead.
+const LATE_MAX: u32 = 3;
+/// Least time between two attempts to connect.
+const RECONNECT_EVERY: Duration = Duration::from_millis(100);
+/// Commands of one pipeline; the next waits for its answers, so that one pipe stays far below the
+/// response's limit and memory is bounded.
+const PIPE: usize = 512;
+/// Slots asked at once in a cluster; redis-rs' own queue holds about as many.
+const SLOTS_AT_ONCE: usize = 128;
+
+/// A connection that is made on demand.
+pub(super) struct Link {
+    target: Target,
+    addr: String,
+    response_max: Duration,
+    connect_max: Duration,
+    age: Duration,
+    live: ArcSwapOption<Live>,
+    /// Held while connecting only, so that one connects and the others find it done.
+    making: Mutex<Option<Attempt>>,
+    late: AtomicU32,
+}
+
+enum Target {
+    Single(Client, AsyncConnectionConfig),
+    Cluster(ClusterClient),
+}
+
+struct Attempt {
+    ended: Instant,
+    failure: Option<String>,
+}
+
+struct Live {
+    conn: Conn,
+    since: Instant,
+}
+
+#[derive(Clone)]
+enum Conn {
+    Single(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+/// A primary; the single one has no address of its own.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Node {
+    Only,
+    At(String, u16),
+}
+
+impl std::fmt::Display for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Only => f.write_str("single"),
+            Self::At(host, port) => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+impl Link {
+    /// `extra`: what an answer may take beyond the ordinary, for WAIT.
+    pub(super) fn new(settings: &Settings, extra: Duration) -> Result<Self, Error> {
+        let found = settings.target()?;
+        let response_max = settings.response_max + extra;
+        let refused = |error: RedisError| Error::Refused {
+            addr: found.addr.clone(),
+            reason: error.to_string(),
+        };
+        let target = if found.cluster {
+            let client = ClusterClientBuilder::new(found.nodes.clone())
+                .connection_timeout(settings.connect_max)
+                .response_timeout(response_max)
+                .tcp_settings(settings.tcp())
+                .retries(3)
+                .build()
+                .map_err(refused)?;
+            Target::Cluster(client)
+        } else {
+            let config = AsyncConnectionConfig::new()
+                .set_connection_timeout(Some(settings.connect_max))
+                .set_response_timeout(Some(response_max))
+                .set_pipeline_buffer_size(PIPE);
+            let client = Client::open(found.nodes[0].clone()).map_err(refused)?;
+            Target::Single(client, config)
+        };
+        Ok(Self {
+            target,
+            addr: found.addr,
+            response_max,
+            connect_max: settings.connect_max,
+            age: settings.connection_age,
+            live: ArcSwapOption::empty(),
+            making: Mutex::new(None),
+            late: AtomicU32::new(0),
+        })
+    }
+
+    pub(super) fn addr(&self) -> &str {
+        &self.addr
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self.target, Target::Cluster(_))
+    }
+
+    /// Answers of `cmds`, in their order. Each `per` consecutive commands share a slot and are executed
+    /// in their order; others may overtake in a cluster.
+    pub(super) async fn run(&self, cmds: Vec<Cmd>, per: usize) -> Result<Vec<Value>, Error> {
+        if cmds.is_empty() {
+            return Ok(Vec::new());
+        }
+        let live = self.live().await?;
+        let mut answers = self.send(&live, &cmds, per).await?;
+        let unknown: Vec<usize> = (0..answers.len())
+            .filter(|&nth| matches!(&answers[nth], Err(error) if is_no_script(error)))
+            .collect();
+        if !unknown.is_empty() {
+            // A restart, a failover or SCRIPT FLUSH: nothing of these was executed.
+            self.watch(&live, load_scripts(live.conn.clone()).await)?;
+            let again: Vec<Cmd> = unknown.iter().map(|&nth| cmds[nth].clone()).collect();
+            let second = self.send(&live, &again, 1).await?;
+            for (nth, answer) in unknown.into_iter().zip(second) {
+                answers[nth] = answer;
+            }
+        }
+        answers
+            .into_iter()
+            .map(|answer| self.watch(&live, answer))
+            .collect()
+    }
+
+    /// One command, wherever its key lies.
+    pub(super) async fn one(&self, cmd: Cmd) -> Result<Value, Error> {
+        let mut answers = self.run(vec![cmd], 1).await?;
+        answers.pop().ok_or_else(|| self.odd("no answer"))
+    }
+
+    /// Commands on one primary, whatever their keys.
+    pub(super) async fn on(&self, node: &Node, cmds: Vec<Cmd>) -> Result<Vec<Value>, Error> {
+        let Node::At(host, port) = node else {
+            let per = cmds.len();
+            return self.run(cmds, per).await;
+        };
+        let live = self.live().await?;
+        let Conn::Cluster(mut conn) = live.conn.clone() else {
+            return Err(self.odd("not a cluster"));
+        };
+        let route = SingleNodeRoutingInfo::ByAddress {
+            host: host.clone(),
+            port: *port,
+        };
+        let pipe = pipeline(&cmds);
+        let answers = conn.route_pipeline(pipe, 0, cmds.len(), route).await;
+        let answers = self.watch(&live, answers)?;
+        answers
+            .into_iter()
+            .map(|answer| self.watch(&live, answer.extract_error()))
+            .collect()
+    }
+
+    /// An answer that Redis should not give.
+    pub(super) fn odd(&self, reason: impl ToString) -> Error {
+        Error::Refused {
+            addr: self.addr.clone(),
+            reason: reason.to_string(),
+        }
+    }
+
+    async fn send(
+        &self,
+        live: &Arc<Live>,
+        cmds: &[Cmd],
+        per: usize,
+    ) -> Result<Vec<RedisResult<Value>>, Error> {
+        let sent = match &live.conn {
+            Conn::Single(conn) => {
+                let mut answers = Vec::with_capacity(cmds.len());
+                for part in cmds.chunks(PIPE) {
+                    match ask(conn.clone(), pipeline(part)).await {
+                        Ok(more) => answers.extend(more),
+                        Err(error) => return self.watch(live, Err(error)),
+                    }
+                }
+                Ok(answers)
+            }
+            Conn::Cluster(conn) => {
+                let slots: Vec<Pipeline> = cmds.chunks(per.max(1)).map(pipeline).collect();
+                let conn = conn.clone();
+                let asked = futures::stream::iter(slots).map(move |pipe| ask(conn.clone(), pipe));
+                let answers: RedisResult<Vec<_>> =
+                    asked.buffered(SLOTS_AT_ONCE).try_collect().await;
+                answers.map(|answers| answers.into_iter().flatten().collect())
+            }
+        };
+        self.watch(live, sent)
+    }
+
+    /// The connection, made if there is none or if it is of age.
+    async fn live(&self) -> Result<Arc<Live>, Error> {
+        if let Some(live) = self.young() {
+            return Ok(live);
+        }
+        let asked = Instant::now();
+        let mut making = self.making.lock().await;
+        if let Some(live) = self.young() {
+            return Ok(live);
+        }
+        if let Some(Attempt { ended, failure }) = making.as_ref() {
+            // Somebody tried while this one waited: with Redis away, a hundred callers fail together
+            // instead of one after the other.
+            if let Some(reason) = failure.as_ref().filter(|_| *ended >= asked) {
+                return Err(self.unavailable(reason));
+            }
+            tokio::time::sleep((*ended + RECONNECT_EVERY).saturating_duration_since(asked)).await;
+        }
+        let made = self.connect().await;
+        let failure = made.as_ref().err().map(Error::to_string);
+        *making = Some(Attempt {
+            ended: Instant::now(),
+            failure,
+        });
+        let live = Arc::new(Live {
+            conn: made?,
+            since: Instant::now(),
+        });
+        self.late.store(0, Ordering::Relaxed);
+        self.live.store(Some(live.clone()));
+        Ok(live)
+    }
+
+    fn young(&self) -> Option<Arc<Live>> {
+        let live = self.live.load_full()?;
+        (live.since.elapsed() < self.age).then_some(live)
+    }
+
+    async fn connect(&self) -> Result<Conn, Error> {
+        let limit = (self.connect_max + self.response_max) * 2;
+        let make = async {
+            let conn = match &self.target {
+                Target::Single(client, config) => Conn::Single(
+                    client
+                        .get_multiplexed_async_connection_with_config(config)
+                        .await?,
+                ),
+                Target::Cluster(client) => Conn::Cluster(client.get_async_connection().await?),
+            };
+            load_scripts(conn.clone()).await?;
+            Ok(conn)
+        };
+        match tokio::time::timeout(limit, make).await {
+            Ok(made) => made.map_err(|error| self.name(&error)),
+            Err(_) => Err(Error::Timeout {
+                addr: self.addr.clone(),
+                limit,
+            }),
+        }
+    }
+
+    /// Names what went wrong, and drops the connection if it cannot be trusted any more.
+    fn watch<T>(&self, live: &Arc<Live>, answer: RedisResult<T>) -> Result<T, Error> {
+        let error = match answer {
+            Ok(answer) => {
+                self.late.store(0, Ordering::Relaxed);
+                return Ok(answer);
+            }
+            Err(error) => error,
+        };
+        let dead = if error.is_timeout() {
+            self.late.fetch_add(1, Ordering::Relaxed) + 1 >= LATE_MAX
+        } else {
+            is_lost(&error)
+        };
+        if dead {
+            // Only this one: another task may have made the next one already.
+            let expected: &Option<Arc<Live>> = &Some(live.clone());
+            self.live.rcu(|now| match (now, expected) {
+                (Some(now), Some(lost)) if Arc::ptr_eq(now, lost) => None,
+                _ => now.clone(),
+            });
+        }
+        Err(self.name(&error))
+    }
+
+    fn name(&self, error: &RedisError) -> Error {
+        if error.is_timeout() {
+            return Error::Timeout {
+                addr: self.addr.clone(),
+                limit: self.response_max,
+            };
+        }
+        if is_lost(error) || is_passing(error) {
+            return self.unavailable(&error.to_string());
+        }
+        let hint = match error.kind() {
+            ErrorKind::Server(ServerErrorKind::Moved) => {
+                " (a Redis Cluster: write redis.url as redis+cluster://)"
+            }
+            _ => "",
+        };
+        self.odd(format!("{error}{hint}"))
+    }
+
+    fn unavailable(&self, reason: &str) -> Error {
+        Error::Unavailable {
+            addr: self.addr.clone(),
+            reason: reason.into(),
+        }
+    }
+}
+
+fn pipeline(cmds: &[Cmd]) -> Pipeline {
+    let mut pipe = Pipeline::with_capacity(cmds.len());
+    pipe.ignore_errors();
+    for cmd in cmds {
+        pipe.add_command(cmd.clone());
+    }
+    pipe
+}
+
+async fn ask(conn: impl Into<Conn>, pipe: Pipeline) -> RedisResult<Vec<RedisResult<Value>>> {
+    match conn.into() {
+        Conn::Single(mut conn) => pipe.query_async(&mut conn).await,
+        Conn::Cluster(mut conn) => pipe.query_async(&mut conn).await,
+    }
+}
+
+impl From<MultiplexedConnection> for Conn {
+    fn from(conn: MultiplexedConnection) -> Self {
+        Self::Single(conn)
+    }
+}
+
+impl From<ClusterConnection> for Conn {
+    fn from(conn: ClusterConnection) -> Self {
+        Self::Cluster(conn)
+    }
+}
+
+async fn load_scripts(conn: Conn) -> RedisResult<()> {
+    match conn {
+        Conn::Single(_) => {
+            let loads: Vec<Cmd> = scripts::loads().collect();
+            let answers = ask(conn, pipeline(&loads)).await?;
+            answers.into_iter().try_for_each(|answer| answer.map(drop))
+        }
+        Conn::Cluster(mut conn) => {
+            for load in scripts::loads() {
+                let everywhere =
+                    RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+                conn.route_command(load, everywhere).await?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn is_no_script(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+}
+
+/// The connection leads to nobody, or to one who must not be written to.
+fn is_lost(error: &RedisError) -> bool {
+    let demoted = matches!(
+        error.kind(),
+        ErrorKind::Server(
+            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
+        )
+    );
+    // redis-rs would reconnect after a wrong password, too; that is for a person.
+    let denied = error.kind() == ErrorKind::AuthenticationFailed;
+    demoted || error.is_io_error() || (error.is_unrecoverable_error() && !denied)
+}
+
+/// Redis says no for now.
+fn is_passing(error: &RedisError) -> bool {
+    let known = matches!(
+        error.kind(),
+        ErrorKind::ClusterConnectionNotFound
+            | ErrorKind::Server(
+                ServerErrorKind::TryAgain
+                    | ServerErrorKind::ClusterDown
+                    | ServerErrorKind::Ask
+                    | ServerErrorKind::ExecAbort
+            )
+    );
+    let busy = ["OOM", "BUSY", "MISCONF", "NOREPLICAS"];
+    known || error.code().is_some_and(|code| busy.contains(&code))
+}

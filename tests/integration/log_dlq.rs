@@ -1,0 +1,151 @@
+//! Dead letters on a real broker: kept, listed, sent back once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use nearshore::log::dlq::{DeadLetter, Failure, Filter, dead};
+use nearshore::log::replay::{Fate, Order, bury, list, replay};
+use nearshore::log::{Log, Outgoing, tail};
+use nearshore::record::{Record, Timestamp};
+
+use crate::harness::fresh;
+use crate::log::{Kafka, Rig, TIME};
+use crate::log_kafka::{noise, read_until_ready};
+
+fn poison(topic: &str, nth: i64, value: Bytes, time: i64) -> Record {
+    Record {
+        position: format!("0/{topic}/0:{nth}").parse().expect("valid"),
+        time: Timestamp(time),
+        key: Some(format!("user-{nth}").into()),
+        value: Some(value),
+        headers: vec![("trace".into(), Bytes::from_static(b"abc"))],
+    }
+}
+
+/// A dlq and the topic that its letters come from.
+struct Letters {
+    kafka: Kafka,
+    dlq: String,
+    events: String,
+}
+
+impl Letters {
+    async fn new() -> Self {
+        let kafka = Kafka::real();
+        let (dlq, events) = (kafka.topic(2).await, kafka.topic(1).await);
+        Self { kafka, dlq, events }
+    }
+
+    fn letter(&self, nth: i64, code: &str, value: Bytes, time: i64) -> Outgoing {
+        let failure = Failure {
+            group: "g",
+            member: "m",
+            stage: "decode",
+            code,
+            message: "why",
+            causes: "",
+        };
+        let record = poison(&self.events, nth, value, time);
+        dead(&record, &failure, &self.dlq.as_str().into())
+    }
+
+    async fn bury(&self, letters: Vec<Outgoing>) {
+        let log = self.kafka.join(&fresh("g"), &self.events);
+        bury(&log, letters)
+            .await
+            .expect("no record stops a partition");
+        log.close().await;
+    }
+
+    async fn list(&self, code: &str) -> Vec<DeadLetter> {
+        let listed = list(&self.kafka.settings, &self.dlq, &only(code), 10).await;
+        listed.expect("listed")
+    }
+
+    /// Offsets of letters by the name of their fate.
+    async fn replay(&self, filter: Filter, dry_run: bool) -> BTreeMap<String, BTreeSet<i64>> {
+        let order = Order {
+            topic: self.dlq.clone(),
+            filter,
+            replays_max: 2,
+            dry_run,
+        };
+        let mut fates = BTreeMap::<String, BTreeSet<i64>>::new();
+        let on = |letter: &DeadLetter, fate: &Fate| {
+            let name = format!("{fate:?}");
+            let name = name.split(['(', '{']).next().unwrap_or_default().to_owned();
+            let offset = letter.offset.expect("ours");
+            fates.entry(name).or_default().insert(offset);
+        };
+        let replayed = replay(&self.kafka.settings, &order, on).await;
+        replayed.expect("replayed");
+        fates
+    }
+}
+
+fn only(code: &str) -> Filter {
+    Filter {
+        code: Some(code.into()),
+        ..Filter::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_is_kept_whatever_the_broker_refuses() {
+    let dead = Letters::new().await;
+    let year_9999 = 253_370_764_800_000;
+    let mut letters: Vec<Outgoing> = (0..10)
+        .map(|nth| dead.letter(nth, "plain", "x".into(), TIME))
+        .collect();
+    letters.push(dead.letter(40, "time", "y".into(), year_9999));
+    letters.push(dead.letter(41, "large", noise(2_000_000), TIME));
+    dead.bury(letters).await;
+    let plain = dead.list("plain").await;
+    assert_eq!(plain.len(), 10, "none twice");
+    assert!(plain.iter().all(|it| it.time == Timestamp(TIME)));
+    assert_eq!(dead.list("time").await[0].time, Timestamp(year_9999));
+    let large = &dead.list("large").await[0];
+    assert_eq!(large.value_dropped, Some(2_000_000));
+    assert_eq!(
+        large.headers,
+        [("trace".to_owned(), Bytes::from_static(b"abc"))]
+    );
+    let fates = dead.replay(Filter::default(), false).await;
+    assert_eq!(fates["Hindered"], BTreeSet::from([41]));
+    assert_eq!(fates["Refused"], BTreeSet::from([40]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_is_sent_back_once() {
+    let dead = Letters::new().await;
+    let code = |nth: i64| ["even", "odd"][usize::from(nth % 2 == 1)];
+    let letters = (0..40).map(|nth| dead.letter(nth, code(nth), "x".into(), TIME));
+    dead.bury(letters.collect()).await;
+    // A crash before the commit: the same record comes again, and is buried again.
+    dead.bury(vec![dead.letter(3, "odd", "x".into(), TIME)])
+        .await;
+
+    let even: BTreeSet<i64> = (0..40).filter(|nth| nth % 2 == 0).collect();
+    let odd: BTreeSet<i64> = (0..40).filter(|nth| nth % 2 == 1).collect();
+    assert_eq!(dead.replay(only("even"), true).await["Replayed"], even);
+    assert_eq!(dead.replay(only("even"), false).await["Replayed"], even);
+    let again = dead.replay(only("even"), false).await;
+    assert!(!again.contains_key("Replayed"), "once: {again:?}");
+    let rest = dead.replay(Filter::default(), false).await;
+    assert_eq!(rest["Replayed"], odd, "what a filter left is not forgotten");
+    assert_eq!(rest["Duplicate"], BTreeSet::from([3]));
+
+    let settings = &dead.kafka.settings;
+    let mut back = tail(settings, &dead.events, &BTreeMap::new())
+        .await
+        .expect("topic");
+    let back = read_until_ready(&mut back).await;
+    let keys: BTreeSet<_> = back.iter().map(|it| it.key.clone()).collect();
+    assert_eq!((back.len(), keys.len()), (40, 40));
+    let names: Vec<_> = back[0]
+        .headers
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
+    assert_eq!(names, ["trace", "nearshore.replays", "nearshore.origin"]);
+}

@@ -1,0 +1,443 @@
+//! What only a real broker shows: stalls, takeovers, gaps, large records, dead letters, positions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use nearshore::log::{
+    Admin, Delivery, Embedded, Error, KafkaLog, Log, Outgoing, Producer, Tailed, tail,
+};
+use nearshore::record::{Offset, Record, Resume, Timestamp};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+
+use crate::harness::{eventually, fresh};
+use crate::log::{Kafka, LIMIT, Rig, TIME, Witness, numbered, quiet, watch};
+
+/// Records of 200 bytes, more than intake and prefetch hold together.
+fn many(topic: &str, count: i64) -> Vec<Outgoing> {
+    let mut records = numbered(topic, 0, count);
+    for (n, record) in records.iter_mut().enumerate() {
+        record.value = Some(format!("{n:0200}").into());
+    }
+    records
+}
+
+/// Bytes that no compression makes smaller.
+pub fn noise(size: usize) -> Bytes {
+    let mut state = 88_172_645_463_325_252_u64;
+    let byte = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..size).map(byte).collect()
+}
+
+fn impatient() -> Kafka {
+    let mut kafka = Kafka::real();
+    let consumer = &mut kafka.settings.consumer;
+    consumer.insert("max.poll.interval.ms".into(), "6000".into());
+    // Small, so that little is enough to stall on.
+    consumer.insert("queued.max.messages.kbytes".into(), "1024".into());
+    kafka
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_may_pause_for_longer_than_the_poll_interval() {
+    let kafka = impatient();
+    let topic = kafka.topic(4).await;
+    kafka.send(many(&topic, 60_000)).await;
+    let (mut log, mut witness) = (kafka.join(&fresh("g"), &topic), Witness::default());
+    watch(&mut log, &mut witness, |it| it.records.len() > 1_000).await;
+    let polls = log.health().polls();
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    assert!(log.health().polls() > polls + 10, "polling went on");
+    log.commit(&witness.resumes())
+        .await
+        .expect("still a member");
+    // Slowly, then at full speed: pauses begin and end, and each record comes once.
+    for _ in 0..6 {
+        let more = witness.records.len() + 4_000;
+        watch(&mut log, &mut witness, |it| it.records.len() >= more).await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    watch(&mut log, &mut witness, |it| it.records.len() >= 60_000).await;
+    assert_eq!(
+        quiet(&mut log, &mut witness, Duration::from_millis(500)).await,
+        0
+    );
+    assert_eq!(witness.seen.len(), 60_000);
+    assert!(witness.revoked.is_empty());
+    log.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_member_gives_partitions_up_and_reads_them_when_they_return() {
+    let kafka = impatient();
+    let (topic, group) = (kafka.topic(4).await, fresh("g"));
+    kafka.send(many(&topic, 40_000)).await;
+    let (mut stalled, mut its) = (kafka.join(&group, &topic), Witness::default());
+    watch(&mut stalled, &mut its, |it| it.records.len() > 1_000).await;
+    tokio::time::sleep(Duration::from_secs(1)).await; // Long enough to be paused.
+    let (mut other, mut others) = (kafka.join(&group, &topic), Witness::default());
+    watch(&mut other, &mut others, |it| it.seen.len() > 1_000).await;
+    let moved: BTreeSet<_> = others.own.keys().cloned().collect();
+    // The notice overtakes the batches that waited.
+    its.see(stalled.next().await.expect("goes on"));
+    assert_eq!(its.revoked, moved);
+    other.close().await;
+    let back = |it: &Witness| {
+        moved
+            .iter()
+            .all(|of| it.own.get(of).is_some_and(Option::is_some))
+    };
+    watch(&mut stalled, &mut its, |it| {
+        back(it) && it.seen.len() == 40_000
+    })
+    .await;
+    stalled.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quiet_topic_delivers_within_milliseconds() {
+    let kafka = Kafka::real();
+    let topic = kafka.topic(1).await;
+    let (mut log, mut witness) = (kafka.join(&fresh("g"), &topic), Witness::default());
+    watch(&mut log, &mut witness, |it| it.assigned).await;
+    let mut waits = Vec::new();
+    for n in 0..20 {
+        let start = Instant::now();
+        kafka.send(numbered(&topic, n, n + 1)).await;
+        watch(&mut log, &mut witness, |it| it.values().contains(&n)).await;
+        waits.push(start.elapsed());
+    }
+    waits.sort();
+    assert!(waits[10] < Duration::from_millis(100), "{waits:?}");
+    log.close().await;
+}
+
+pub async fn read_until_ready(tail: &mut nearshore::log::Tail) -> Vec<Record> {
+    let mut records = Vec::new();
+    let all = async {
+        while let Tailed::Record(record) = tail.next().await.expect("goes on") {
+            records.push(record);
+        }
+    };
+    tokio::time::timeout(LIMIT, all).await.expect("ready");
+    records
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tail_is_ready_on_an_empty_topic_and_goes_on() {
+    let kafka = Kafka::real();
+    let topic = kafka.topic(3).await;
+    let nowhere = BTreeMap::new();
+    let mut empty = tail(&kafka.settings, &topic, &nowhere)
+        .await
+        .expect("topic");
+    assert_eq!(read_until_ready(&mut empty).await, []);
+    kafka.send(numbered(&topic, 0, 1_000)).await;
+    for _ in 0..1_000 {
+        let next = tokio::time::timeout(LIMIT, empty.next()).await;
+        assert!(matches!(next, Ok(Ok(Tailed::Record(_)))), "{next:?}");
+    }
+    let mut full = tail(&kafka.settings, &topic, &nowhere)
+        .await
+        .expect("topic");
+    let records = read_until_ready(&mut full).await;
+    assert_eq!(records.len(), 1_000);
+    // From where a snapshot ends, only the rest.
+    let mut ends = BTreeMap::new();
+    for record in &records {
+        let done = Resume::after(record.position.offset);
+        ends.insert(record.position.partition.clone(), done);
+    }
+    kafka.send(numbered(&topic, 1_000, 1_010)).await;
+    let mut rest = tail(&kafka.settings, &topic, &ends).await.expect("topic");
+    assert_eq!(read_until_ready(&mut rest).await.len(), 10);
+    let missing = tail(&kafka.settings, &fresh("missing"), &nowhere).await;
+    assert!(matches!(missing, Err(Error::Refused { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tail_is_ready_although_the_last_offsets_hold_no_record() {
+    let kafka = Kafka::real();
+    let topic = kafka.topic(1).await;
+    let writer: BaseProducer = rdkafka::ClientConfig::new()
+        .set("bootstrap.servers", &kafka.settings.brokers)
+        .set("transactional.id", fresh("t"))
+        .create()
+        .expect("valid settings");
+    let write = topic.clone();
+    tokio::task::spawn_blocking(move || {
+        writer.init_transactions(LIMIT).expect("begun");
+        for (value, keep) in [("kept", true), ("aborted", false)] {
+            writer.begin_transaction().expect("begun");
+            let record = BaseRecord::to(&write).key("k").payload(value);
+            writer.send(record).map_err(|it| it.0).expect("queued");
+            writer.flush(LIMIT).expect("written");
+            match keep {
+                true => writer.commit_transaction(LIMIT).expect("committed"),
+                false => writer.abort_transaction(LIMIT).expect("aborted"),
+            }
+        }
+    })
+    .await
+    .expect("no panic");
+    let mut reader = tail(&kafka.settings, &topic, &BTreeMap::new())
+        .await
+        .expect("topic");
+    let records = read_until_ready(&mut reader).await;
+    assert_eq!(records.len(), 1);
+    let admin = Admin::new(&kafka.settings).expect("valid settings");
+    let end = admin.extents(&topic).await.expect("known")[0].end;
+    assert_eq!(end, Offset(4), "two records and two markers");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_header_whose_name_is_no_text_stops_nobody() {
+    let kafka = Kafka::real();
+    let topic = kafka.topic(1).await;
+    let writer: BaseProducer = rdkafka::ClientConfig::new()
+        .set("bootstrap.servers", &kafka.settings.brokers)
+        .create()
+        .expect("valid settings");
+    let name = std::ffi::CString::new(topic.as_str()).expect("no zero");
+    // SAFETY: types and order are those of librdkafka's manual; everything is copied before the return.
+    let failed = unsafe {
+        use raw::rd_kafka_vtype_t as vtype;
+        use rdkafka::bindings as raw;
+        raw::rd_kafka_producev(
+            writer.client().native_ptr(),
+            vtype::RD_KAFKA_VTYPE_TOPIC,
+            name.as_ptr(),
+            vtype::RD_KAFKA_VTYPE_HEADER,
+            c"na\xffme".as_ptr(),
+            c"v".as_ptr(),
+            1_isize,
+            vtype::RD_KAFKA_VTYPE_END,
+        )
+    };
+    assert_eq!(failed as i32, 0);
+    writer.flush(LIMIT).expect("written");
+    let (mut log, mut witness) = (kafka.join(&fresh("g"), &topic), Witness::default());
+    watch(&mut log, &mut witness, |it| it.records.len() == 1).await;
+    assert_eq!(witness.records[0].headers[0].0, "na\u{fffd}me");
+    log.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_of_2_megabytes_passes_where_the_topic_admits_it_and_is_refused_elsewhere() {
+    let kafka = Kafka::real();
+    let large = kafka
+        .topic_with(1, &[("max.message.bytes", "4000000")])
+        .await;
+    let small = kafka.topic(1).await;
+    let value = noise(2_000_000);
+    let record = |topic: &str| Outgoing {
+        value: Some(value.clone()),
+        ..numbered(topic, 0, 1).remove(0)
+    };
+    kafka.send(vec![record(&large)]).await;
+    let (mut log, mut witness) = (kafka.join(&fresh("g"), &large), Witness::default());
+    watch(&mut log, &mut witness, |it| it.records.len() == 1).await;
+    assert_eq!(witness.records[0].value.as_ref(), Some(&value));
+    let refused = log.send(vec![record(&small)]).await;
+    assert!(
+        matches!(&refused, Err(Error::Refused { .. })),
+        "{refused:?}"
+    );
+    // The producer goes on.
+    log.send(numbered(&small, 0, 10)).await.expect("written");
+    log.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lag_is_known_to_the_member_and_to_the_cluster() {
+    let kafka = Kafka::real();
+    let (topic, group) = (kafka.topic(2).await, fresh("g"));
+    kafka.send(numbered(&topic, 0, 100)).await;
+    let admin = Admin::new(&kafka.settings).expect("valid settings");
+    let lag = async || -> u64 {
+        let lag = admin.lag(&group, &[&topic]).await.expect("known");
+        lag.values().sum()
+    };
+    assert_eq!(
+        lag().await,
+        100,
+        "a group that never committed has all to do"
+    );
+    let (mut log, mut witness) = (kafka.join(&group, &topic), Witness::default());
+    watch(&mut log, &mut witness, |it| it.seen.len() == 100).await;
+    let standing = log.lag().read();
+    assert_eq!(standing.len(), 2);
+    for it in &standing {
+        let first = witness
+            .records
+            .iter()
+            .find(|record| record.position.partition == it.partition);
+        assert_eq!(it.oldest, first.map(|record| record.time));
+    }
+    log.commit(&witness.resumes()).await.expect("ours");
+    let ends: i64 = log
+        .lag()
+        .read()
+        .iter()
+        .filter_map(|it| Some(it.end?.0))
+        .sum();
+    assert_eq!(ends, 100);
+    for it in log.lag().read() {
+        assert_eq!(
+            (it.oldest, it.committed.map(|at| at.0)),
+            (None, it.end.map(|at| at.0))
+        );
+    }
+    assert_eq!(lag().await, 0);
+    log.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_group_can_be_placed_at_a_time() {
+    let kafka = Kafka::real();
+    let (topic, group) = (kafka.topic(3).await, fresh("g"));
+    kafka.send(numbered(&topic, 0, 300)).await;
+    let admin = Admin::new(&kafka.settings).expect("valid settings");
+    let start = admin
+        .since(&topic, Timestamp(TIME + 200))
+        .await
+        .expect("known");
+    admin.place(&group, &start).await.expect("empty group");
+    assert_eq!(
+        admin.committed(&group, &[&topic]).await.expect("known"),
+        start
+    );
+    let (mut log, mut witness) = (kafka.join(&group, &topic), Witness::default());
+    watch(&mut log, &mut witness, |it| it.seen.len() >= 100).await;
+    assert_eq!(witness.values(), (200..300).collect());
+    assert!(
+        admin.place(&group, &start).await.is_err(),
+        "it has a member now"
+    );
+    let never = admin
+        .since(&topic, Timestamp(TIME + 1_000))
+        .await
+        .expect("known");
+    assert_eq!(never.values().map(|at| at.0).sum::<i64>(), 300, "the ends");
+    log.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topics_are_described_as_they_are() {
+    let kafka = Kafka::real();
+    let week = ("retention.ms", "604800000");
+    let stamped = ("message.timestamp.type", "LogAppendTime");
+    let events = kafka.topic_with(5, &[stamped, week]).await;
+    let profiles = kafka.topic_with(2, &[("cleanup.policy", "compact")]).await;
+    let missing = fresh("missing");
+    let admin = Admin::new(&kafka.settings).expect("valid settings");
+    let found = admin
+        .describe(&[&events, &profiles, &missing])
+        .await
+        .expect("known");
+    assert_eq!(
+        [5, 2, 0],
+        [
+            found[0].partitions,
+            found[1].partitions,
+            found[2].partitions
+        ]
+    );
+    assert_eq!(
+        [Some(true), Some(false), None],
+        [0, 1, 2].map(|nth| found[nth].log_append_time())
+    );
+    assert_eq!(
+        [Some(false), Some(true), None],
+        [0, 1, 2].map(|nth| found[nth].compacted())
+    );
+    assert_eq!(
+        found[0].retention(),
+        Some(Some(Duration::from_secs(604_800)))
+    );
+    assert_eq!(found[1].retention(), Some(None));
+    assert_eq!(
+        admin.brokers().await.expect("known"),
+        std::slice::from_ref(&kafka.settings.brokers)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_broker_shows_within_seconds_and_so_does_its_return() {
+    let cluster = Embedded::start(&[("t", 1)]).expect("starts");
+    let mut log = KafkaLog::join(&cluster.settings(), "g", &["t"]).expect("valid settings");
+    let mut witness = Witness::default();
+    watch(&mut log, &mut witness, |it| it.assigned).await;
+    let (health, limit) = (log.health(), Duration::from_secs(10));
+    assert_eq!((health.fault(), health.assigned()), (None, Some(1)));
+    cluster.reachable(false).expect("running");
+    let fault = eventually(limit, async || health.fault().ok_or("no fault".to_owned())).await;
+    assert!(
+        fault.contains(cluster.brokers().split(',').next().expect("one")),
+        "{fault}"
+    );
+    cluster.reachable(true).expect("running");
+    eventually(limit, async || health.fault().map_or(Ok(()), Err)).await;
+    cluster.reachable(false).expect("running");
+    eventually(limit, async || health.fault().ok_or("no fault".to_owned())).await;
+    let start = Instant::now();
+    log.close().await;
+    assert!(
+        start.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_without_a_broker_is_a_timeout_to_retry() {
+    let cluster = Embedded::start(&[("t", 1)]).expect("starts");
+    let mut settings = cluster.settings();
+    settings.ack_timeout = Duration::from_secs(2);
+    cluster.reachable(false).expect("running");
+    let producer = Producer::new(&settings).expect("valid settings");
+    let sent = producer.send(numbered("t", 0, 3)).await;
+    assert!(
+        matches!(&sent, Err(Error::Timeout { topic, .. }) if topic == "t"),
+        "{sent:?}"
+    );
+    cluster.reachable(true).expect("running");
+    producer.send(numbered("t", 0, 3)).await.expect("written");
+}
+
+/// `cargo test --test integration -- --ignored --nocapture speed`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn speed_of_reading_and_writing() {
+    let kafka = Kafka::real();
+    let topic = kafka.topic(4).await;
+    let count = 400_000;
+    let start = Instant::now();
+    for _ in 0..4 {
+        kafka.send(many(&topic, count / 4)).await;
+    }
+    println!(
+        "written: {:.0}/s",
+        count as f64 / start.elapsed().as_secs_f64()
+    );
+    let mut log = kafka.join(&fresh("g"), &topic);
+    let (mut first, mut seen, mut batches) = (None, 0, 0);
+    while seen < count {
+        if let Delivery::Batch(batch) = log.next().await.expect("goes on") {
+            first.get_or_insert_with(Instant::now);
+            seen += i64::try_from(batch.records.len()).expect("few");
+            batches += 1;
+        }
+    }
+    let took = first.expect("read").elapsed();
+    println!(
+        "read: {:.0}/s in {batches} batches",
+        count as f64 / took.as_secs_f64()
+    );
+    log.close().await;
+}

@@ -1,0 +1,70 @@
+//! Promise: a double with a flaw does what the contract forbids, so that the simulation has something to catch.
+
+use nearshore::record::{Offset, Timestamp};
+use nearshore::store::{Added, Delta, Flaws, MemoryStore, Published, Store};
+
+use crate::harness::fresh;
+use crate::store::{STORED, erase, fold, list, load, partition, publish, state, take, user, write};
+
+#[tokio::test]
+async fn without_a_fence_a_delta_is_added_twice() {
+    let store = MemoryStore::broken(Flaws {
+        no_fence: true,
+        ..Flaws::default()
+    });
+    let delta = Delta {
+        shard: 1,
+        partition: partition("t"),
+        prev: None,
+        last: Offset(4),
+        cells: Default::default(),
+    };
+    for _ in 0..2 {
+        let added = store.add("ns", std::slice::from_ref(&delta)).await;
+        assert_eq!(added.expect("memory answers"), [Added::Stored]);
+    }
+}
+
+#[tokio::test]
+async fn a_blind_write_overwrites_what_another_wrote() {
+    let store = MemoryStore::broken(Flaws {
+        blind_write: true,
+        ..Flaws::default()
+    });
+    let (ns, user) = (fresh("ns"), user("u"));
+    assert_eq!(fold(&store, &ns, write(&user, 0, 3)).await, STORED(1));
+    assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(2));
+    assert_eq!(load(&store, &ns, &user).await.state, state(1));
+}
+
+#[tokio::test]
+async fn without_a_tombstone_an_erased_user_comes_back() {
+    let store = MemoryStore::broken(Flaws {
+        no_tombstone: true,
+        ..Flaws::default()
+    });
+    let (ns, other, user) = (fresh("ns"), fresh("ns"), user("u"));
+    assert_eq!(fold(&store, &ns, write(&user, 0, 3)).await, STORED(1));
+    assert_eq!(fold(&store, &other, erase(&user, 0, 5000)).await, STORED(1));
+    assert_eq!(load(&store, &ns, &user).await.state, state(3));
+    assert_eq!(fold(&store, &ns, write(&user, 1, 4)).await, STORED(2));
+    assert_eq!(fold(&store, &ns, erase(&user, 2, 5000)).await, STORED(3));
+    assert_eq!(fold(&store, &ns, write(&user, 3, 4)).await, STORED(4));
+    take(&store, &ns, &user, 1).await.expect("stored");
+    let mut zombie = list(&user, 1);
+    zombie.life = Timestamp(77);
+    assert_eq!(publish(&store, &ns, zombie).await, Published::Stored);
+}
+
+#[tokio::test]
+async fn a_blind_publish_puts_an_old_list_over_a_new_one() {
+    let store = MemoryStore::broken(Flaws {
+        blind_publish: true,
+        ..Flaws::default()
+    });
+    let (ns, user) = (fresh("ns"), user("u"));
+    for ticket in [2, 1] {
+        let published = publish(&store, &ns, list(&user, ticket)).await;
+        assert_eq!(published, Published::Stored);
+    }
+}

@@ -1,0 +1,314 @@
+//! Promise: what Redis holds is what the design says, so that any client can read it; and a Redis that
+//! restarts, fails over, is slow or forgets its scripts costs time, never a wrong value.
+
+use nearshore::event::Kind;
+use nearshore::record::{Offset, Timestamp};
+use nearshore::store::{
+    Block, Cell, Delta, Error, Folded, RedisStore, Remedy, StockOp, Store, keys,
+};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncCommands, FromRedisValue};
+
+use crate::harness::{fresh, variable};
+use crate::store::{
+    STORED, cluster, doc, erase, first, fold, list, load, mark, partition, profile, publish,
+    settings, single, single_url, state, take, topic, user, write,
+};
+
+async fn raw(url: &str) -> MultiplexedConnection {
+    let client = redis::Client::open(url).expect("an address");
+    let conn = client.get_multiplexed_async_connection().await;
+    conn.expect("redis is there")
+}
+
+async fn ask<T: FromRedisValue>(conn: &mut MultiplexedConnection, words: &[&str]) -> T {
+    let mut cmd = redis::cmd(words[0]);
+    cmd.arg(&words[1..]);
+    cmd.query_async(conn).await.expect("redis answers")
+}
+
+/// Whether a TTL in ms is set, and at most `days`.
+fn within(ttl: i64, days: i64) -> bool {
+    ttl > (days - 1) * 86_400_000 && ttl <= days * 86_400_000
+}
+
+#[tokio::test]
+async fn a_client_finds_a_users_keys_by_name_type_and_lifetime() {
+    let (store, ns, user) = (single(), fresh("ns"), user("u"));
+    let mut new = write(&user, 0, 2);
+    new.state.profile = Some(profile(1, 500));
+    new.profile_changed = true;
+    new.list = first(r#"{"source":"fallback"}"#);
+    assert_eq!(fold(&store, &ns, new).await, STORED(1));
+    let mut redis = raw(&single_url()).await;
+    let key = |what: &str| format!("{ns}:{{{user}}}:{what}");
+
+    let recall = key("recall");
+    let doc: String = ask(&mut redis, &["HGET", &recall, "doc"]).await;
+    assert_eq!(doc, r#"{"source":"fallback"}"#);
+    let ttl = ask(&mut redis, &["PTTL", &recall]).await;
+    assert!(within(ttl, 30), "a first fallback: {ttl}");
+    take(&store, &ns, &user, 40_000).await.expect("stored");
+    publish(&store, &ns, list(&user, 1)).await;
+    let mut fields: Vec<String> = ask(&mut redis, &["HKEYS", &recall]).await;
+    fields.sort();
+    assert_eq!(fields, ["at", "audit", "covers", "doc", "epoch", "ticket"]);
+    let covers: String = ask(&mut redis, &["HGET", &recall, "covers"]).await;
+    assert_eq!(covers, "0/user-events/3:1");
+
+    let mut fields: Vec<String> = ask(&mut redis, &["HKEYS", &key("state")]).await;
+    fields.sort();
+    let expected = ["blob", "life", "moved", "pace", "pending", "ticket", "ver"];
+    assert_eq!(fields, expected);
+    let kind: String = ask(&mut redis, &["TYPE", &key("profile")]).await;
+    assert_eq!(kind, "string");
+    for (what, days) in [("state", 180), ("recall", 30)] {
+        let ttl = ask(&mut redis, &["PTTL", &key(what)]).await;
+        assert!(within(ttl, days), "{what}: {ttl}");
+    }
+    let ttl: i64 = ask(&mut redis, &["PTTL", &key("profile")]).await;
+    assert_eq!(ttl, -1, "rules need the profile as long as there is a user");
+
+    assert_eq!(fold(&store, &ns, erase(&user, 2, 5000)).await, STORED(3));
+    let tombstone = format!("nearshore:erased:{{{user}}}");
+    let at: String = ask(&mut redis, &["GET", &tombstone]).await;
+    assert_eq!(at, "5000");
+    let ttl: i64 = ask(&mut redis, &["PTTL", &tombstone]).await;
+    assert_eq!(ttl, -1);
+    let left: i64 = ask(&mut redis, &["EXISTS", &recall, &key("profile")]).await;
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn every_write_prolongs_the_states_life_and_a_list_never_outlives_it() {
+    let (ns, user) = (fresh("ns"), user("u"));
+    let mut short = settings(single_url());
+    short.state_ttl = std::time::Duration::from_secs(1000);
+    let store = RedisStore::new(short).expect("settings are right");
+    let mut redis = raw(&single_url()).await;
+    let key = |what: &str| format!("{ns}:{{{user}}}:{what}");
+    assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(1));
+    take(&store, &ns, &user, 1).await.expect("stored");
+    for step in 0..3 {
+        let _: i64 = ask(&mut redis, &["PEXPIRE", &key("state"), "5000"]).await;
+        match step {
+            0 => assert_eq!(fold(&store, &ns, write(&user, 2, 2)).await, STORED(3)),
+            1 => drop(publish(&store, &ns, list(&user, 1)).await),
+            _ => drop(take(&store, &ns, &user, 1).await),
+        }
+        let ttl: i64 = ask(&mut redis, &["PTTL", &key("state")]).await;
+        assert!((900_000..=1_000_000).contains(&ttl), "step {step}: {ttl}");
+    }
+    let state: i64 = ask(&mut redis, &["PTTL", &key("state")]).await;
+    let list: i64 = ask(&mut redis, &["PTTL", &key("recall")]).await;
+    assert!(list > 0 && list <= state, "{list} {state}");
+}
+
+#[tokio::test]
+async fn a_client_finds_stock_and_counts_by_the_published_hash() {
+    let (store, ns) = (single(), fresh("ns"));
+    let sku = fresh("sku");
+    // As docs/contract.md says it, in other words than ours.
+    let mut hash: u64 = 2_166_136_261;
+    for byte in sku.bytes() {
+        hash = ((hash ^ u64::from(byte)) * 16_777_619) % (1 << 32);
+    }
+    let op = StockOp {
+        sku: sku.clone(),
+        partition: partition(&topic()),
+        offset: Offset(1),
+        out: true,
+    };
+    store.stock(&[op]).await.expect("stock answers");
+    let mut redis = raw(&single_url()).await;
+    let set = format!("nearshore:oos:{{{}}}", hash % 16);
+    let out: Vec<bool> = ask(&mut redis, &["SMISMEMBER", &set, &sku, "unknown"]).await;
+    assert_eq!(out, [true, false]);
+
+    let cell = Cell {
+        sku: sku.clone(),
+        kind: Kind::Cart,
+        segment: "default".into(),
+        bucket: 2810,
+    };
+    let delta = Delta {
+        shard: keys::shard(&sku),
+        partition: partition("user-events"),
+        prev: None,
+        last: Offset(41),
+        cells: [(cell, 3)].into(),
+    };
+    store.add(&ns, &[delta]).await.expect("add answers");
+    let shard = format!("{ns}:counts:{{s{:02x}}}", hash % 256);
+    let bucket = format!("{shard}:b2810");
+    let field = format!("cart:default:{sku}");
+    let n: i64 = ask(&mut redis, &["HGET", &bucket, &field]).await;
+    assert_eq!(n, 3);
+    let ttl = ask(&mut redis, &["PTTL", &bucket]).await;
+    assert!(within(ttl, 400), "{ttl}");
+    let fence = format!("{shard}:fence");
+    let last: String = ask(&mut redis, &["HGET", &fence, "0/user-events/3"]).await;
+    assert_eq!(last, "41");
+    let ttl: i64 = ask(&mut redis, &["PTTL", &fence]).await;
+    assert_eq!(ttl, -1, "a fence must not fall before its log");
+}
+
+#[tokio::test]
+async fn an_erase_of_another_namespace_takes_the_bytes_too() {
+    let (store, ns, other, user) = (single(), fresh("ns"), fresh("ns"), user("u"));
+    let mut new = write(&user, 0, 0);
+    new.state.profile = Some(profile(1, 500));
+    new.profile_changed = true;
+    assert_eq!(fold(&store, &ns, new).await, STORED(1));
+    assert_eq!(fold(&store, &other, erase(&user, 0, 5000)).await, STORED(1));
+    // Nothing of the profile's end reaches this namespace but what `load` says.
+    let mut after = write(&user, 1, 0);
+    after.state = load(&store, &ns, &user).await.state;
+    assert_eq!(fold(&store, &ns, after).await, STORED(2));
+    let mut redis = raw(&single_url()).await;
+    let key = format!("{ns}:{{{user}}}:profile");
+    let left: i64 = ask(&mut redis, &["EXISTS", &key]).await;
+    assert_eq!(left, 0, "hidden from readers is not gone");
+}
+
+#[tokio::test]
+async fn a_block_that_is_sent_twice_holds_a_sku_once_and_is_logged_once() {
+    let (store, sku, id) = (single(), fresh("sku"), fresh("pu"));
+    let block = Block {
+        id: id.clone(),
+        pu: true,
+        skus: vec![sku.clone()],
+        reason: "recall".into(),
+        by: "ops".into(),
+        at: Timestamp(5),
+    };
+    for _ in 0..2 {
+        store.block(&block).await.expect("block answers");
+    }
+    let mut redis = raw(&single_url()).await;
+    let key = keys::sold_out_blocked(keys::set(&sku));
+    let held: String = ask(&mut redis, &["HGET", &key, &sku]).await;
+    let held: serde_json::Value = serde_json::from_str(&held).expect("JSON");
+    let expected = serde_json::json!({"out": false, "by": [format!("pu:{id}")]});
+    assert_eq!(held, expected);
+    let unblocked = store.unblock(&id, "ops", Timestamp(6)).await;
+    assert!(unblocked.expect("unblock answers"));
+    let log: Vec<String> = ask(&mut redis, &["LRANGE", keys::BLOCKS_LOG, "0", "-1"]).await;
+    let ours = log.iter().filter(|line| line.contains(&id));
+    let actions: Vec<bool> = ours.map(|line| line.contains("unblock")).collect();
+    assert_eq!(actions, [false, true]);
+}
+
+#[tokio::test]
+async fn a_kept_list_is_marked_stale_until_the_next_one() {
+    let (store, ns, user) = (single(), fresh("ns"), user("u"));
+    assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(1));
+    for _ in 0..3 {
+        take(&store, &ns, &user, 1).await.expect("stored");
+    }
+    publish(&store, &ns, list(&user, 1)).await;
+    let mut failed = list(&user, 2);
+    failed.only_if_absent = true;
+    failed.list.at = Timestamp(7777);
+    publish(&store, &ns, failed).await;
+    let mut redis = raw(&single_url()).await;
+    let recall = format!("{ns}:{{{user}}}:recall");
+    let stale: Option<String> = ask(&mut redis, &["HGET", &recall, "stale"]).await;
+    assert_eq!(stale.as_deref(), Some("7777"));
+    publish(&store, &ns, list(&user, 3)).await;
+    let stale: Option<String> = ask(&mut redis, &["HGET", &recall, "stale"]).await;
+    assert_eq!(stale, None);
+}
+
+#[tokio::test]
+async fn a_state_of_a_newer_version_stops_its_reader_and_is_left_alone() {
+    let (store, ns, user) = (single(), fresh("ns"), user("u"));
+    assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(1));
+    let mut redis = raw(&single_url()).await;
+    let key = format!("{ns}:{{{user}}}:state");
+    let newer: &[u8] = &[250, 1, 2, 3];
+    let _: () = redis.hset(&key, "blob", newer).await.expect("written");
+    let users = [user.clone()];
+    let take = nearshore::store::Take {
+        user,
+        due: Timestamp(1),
+    };
+    for error in [
+        store.load(&ns, &users).await.map(drop).expect_err("newer"),
+        store.peek(&ns, &users).await.map(drop).expect_err("newer"),
+        store.take(&ns, &[take]).await.map(drop).expect_err("newer"),
+    ] {
+        assert_eq!(error.remedy(), Remedy::Stop);
+        let said = error.to_string();
+        assert!(said.contains(&key) && said.contains("newer"), "{said}");
+    }
+    let left: Vec<u8> = redis.hget(&key, "blob").await.expect("read");
+    assert_eq!(left, newer);
+}
+
+#[tokio::test]
+async fn a_key_of_a_foreign_type_is_refused_for_good() {
+    let (store, ns, user) = (single(), fresh("ns"), user("u"));
+    let mut redis = raw(&single_url()).await;
+    let key = format!("{ns}:{{{user}}}:state");
+    let _: String = ask(&mut redis, &["SET", &key, "mine"]).await;
+    let refused = store.fold(&ns, &[write(&user, 0, 1)]).await;
+    let refused = refused.expect_err("wrong type");
+    assert!(matches!(refused, Error::Refused { .. }), "{refused}");
+    assert_eq!(refused.remedy(), Remedy::Stop);
+}
+
+#[tokio::test]
+async fn scripts_that_redis_forgot_are_loaded_again() {
+    let nodes = variable("NEARSHORE_TEST_REDIS_CLUSTER");
+    let urls = nodes.split(',').map(|node| format!("redis://{node}"));
+    forget_scripts(cluster(), urls.collect()).await;
+    forget_scripts(single(), vec![single_url()]).await;
+}
+
+async fn forget_scripts(store: RedisStore, urls: Vec<String>) {
+    let (ns, user) = (fresh("ns"), user("u"));
+    assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(1));
+    for url in urls {
+        let _: String = ask(&mut raw(&url).await, &["SCRIPT", "FLUSH"]).await;
+    }
+    // Commands that are no scripts, before and after, must keep their answers.
+    let users: Vec<_> = (0..50).map(|_| crate::store::user("u")).collect();
+    let writes: Vec<_> = users.iter().map(|user| write(user, 0, 2)).collect();
+    let answers = store.fold(&ns, &writes).await.expect("fold answers");
+    assert!(answers.iter().all(|answer| *answer == STORED(1)));
+    assert_eq!(fold(&store, &ns, write(&user, 0, 3)).await, Folded::Stale);
+    assert_eq!(load(&store, &ns, &users[9]).await.state, state(2));
+    assert_eq!(load(&store, &ns, &users[9]).await.mark, mark(2));
+    assert_eq!(doc(&store, &ns, &user).await, None);
+}
+
+#[tokio::test]
+async fn a_cluster_under_a_single_address_is_named_as_such() {
+    let nodes = variable("NEARSHORE_TEST_REDIS_CLUSTER");
+    let node = nodes.split(',').next().expect("a node");
+    let url = format!("redis://{node}");
+    let store = RedisStore::new(settings(url)).expect("settings are right");
+    let users: Vec<_> = (0..20).map(|_| user("u")).collect();
+    let refused = store.load(&fresh("ns"), &users).await.expect_err("moved");
+    assert!(
+        refused.to_string().contains("redis+cluster://"),
+        "{refused}"
+    );
+    let said = store.check().await;
+    let mode = said.iter().find(|(name, _)| name == "redis mode");
+    let (_, verdict) = mode.expect("the mode is checked");
+    assert!(verdict.is_err(), "{said:?}");
+}
+
+#[tokio::test]
+async fn a_sound_redis_passes_every_check() {
+    for store in [single(), cluster()] {
+        store.ready().await.expect("takes writes");
+        let said = store.check().await;
+        assert!(said.len() >= 6, "{said:?}");
+        for (name, verdict) in &said {
+            assert!(verdict.is_ok(), "{name}: {verdict:?}");
+        }
+    }
+}

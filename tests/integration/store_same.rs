@@ -1,0 +1,278 @@
+//! Promise: the memory double answers what Redis answers, whatever is asked in whatever order.
+
+use nearshore::event::{Kind, UserId};
+use nearshore::record::{Offset, Partition, Timestamp};
+use nearshore::state::{Held, Mark, Pending};
+use nearshore::store::{
+    Block, Cell, Delta, FoldWrite, ListEdit, MemoryStore, Publish, RedisStore, StockOp, Store,
+    Stored, Take,
+};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::harness::fresh;
+use crate::store::{cluster, memory, partition, position, profile, seen, single, topic};
+
+/// The two stores, and the few names that all steps are about, so that they meet often.
+struct Pair {
+    memory: MemoryStore,
+    redis: RedisStore,
+    random: ChaCha8Rng,
+    spaces: Vec<String>,
+    users: Vec<UserId>,
+    skus: Vec<String>,
+    blocks: Vec<String>,
+    stock: Partition,
+    offset: i64,
+}
+
+/// Asks both and compares.
+macro_rules! same {
+    ($pair:ident, $what:ident ( $($arg:expr),* )) => {{
+        let ours = $pair.memory.$what($($arg),*).await.expect("memory answers");
+        let theirs = $pair.redis.$what($($arg),*).await.expect("redis answers");
+        assert_eq!(ours, theirs, stringify!($what));
+        ours
+    }};
+}
+
+impl Pair {
+    fn new(redis: RedisStore, seed: u64) -> Self {
+        let names = |what: &str, n: usize| (0..n).map(|_| fresh(what)).collect::<Vec<_>>();
+        Self {
+            memory: memory(),
+            redis,
+            random: ChaCha8Rng::seed_from_u64(seed),
+            spaces: names("ns", 2),
+            users: names("u{%}", 3)
+                .iter()
+                .map(|u| UserId(u.as_str().into()))
+                .collect(),
+            skus: names("sku", 6),
+            blocks: names("pu", 2),
+            stock: partition(&topic()),
+            offset: 0,
+        }
+    }
+
+    fn one_of<T: Clone>(&mut self, from: &[T]) -> T {
+        from[self.random.random_range(0..from.len())].clone()
+    }
+
+    fn chance(&mut self, percent: u32) -> bool {
+        self.random.random_range(0..100) < percent
+    }
+
+    fn time(&mut self) -> Timestamp {
+        Timestamp(self.random.random_range(0..20_000))
+    }
+
+    async fn step(&mut self) {
+        let (spaces, users) = (self.spaces.clone(), self.users.clone());
+        let (ns, user) = (self.one_of(&spaces), self.one_of(&users));
+        match self.random.random_range(0..100) {
+            0..40 => self.fold(&ns, user).await,
+            40..55 => {
+                let due = Timestamp(self.random.random_range(0..300_000_000));
+                let takes = [Take { user, due }];
+                same!(self, take(&ns, &takes));
+            }
+            55..75 => self.publish(&ns, user).await,
+            75..85 => self.add(&ns).await,
+            85..95 => self.stock().await,
+            _ => self.block().await,
+        }
+    }
+
+    async fn held(&self, ns: &str, user: &UserId) -> Held {
+        let users = [user.clone()];
+        same!(self, load(ns, &users)).pop().expect("one answer")
+    }
+
+    async fn fold(&mut self, ns: &str, user: UserId) {
+        let held = self.held(ns, &user).await;
+        let listed = same!(self, peek(ns, std::slice::from_ref(&user)));
+        let ticket = listed[0].list.as_ref().map_or(0, |list| list.ticket);
+        let mut state = held.state;
+        let time = self.time();
+        self.offset += 1;
+        if time > state.life {
+            state.window.push(seen(self.offset, time.0));
+            state
+                .window
+                .sort_by_key(|seen| (seen.time, seen.position.offset));
+        }
+        state.fences.raise(&position(self.offset));
+        let mut profile_changed = false;
+        match self.random.random_range(0..10) {
+            0 if time > state.life => {
+                state.life = time;
+                state.window.retain(|seen| seen.time > time);
+                profile_changed = state.profile.take_if(|p| p.time <= time).is_some();
+            }
+            1 => state.life = Timestamp(state.life.0 / 2),
+            2..4 if time > state.life => {
+                state.profile = Some(profile(self.offset, time.0));
+                profile_changed = true;
+            }
+            _ => {}
+        }
+        let wrong = self.chance(15);
+        let writes = [FoldWrite {
+            user,
+            expected: held.ver + u64::from(wrong),
+            state,
+            mark: self.mark(held.mark),
+            profile_changed,
+            list: self.edit(ticket),
+        }];
+        same!(self, fold(ns, &writes));
+    }
+
+    fn mark(&mut self, before: Mark) -> Mark {
+        let source = self.chance(50).then(|| position(self.offset));
+        let due = self.time();
+        Mark {
+            pending: self.chance(50).then_some(Pending { source, due }),
+            moved: self.random.random_range(0..500),
+            pace: before.pace,
+        }
+    }
+
+    fn edit(&mut self, ticket: u64) -> ListEdit {
+        match self.random.random_range(0..4) {
+            0 => ListEdit::First {
+                doc: r#"{"source":"fallback"}"#.into(),
+                audit: "{}".into(),
+                at: self.time(),
+            },
+            1 => ListEdit::Strip {
+                ticket: ticket + u64::from(self.chance(30)),
+                doc: r#"{"source":"model","stripped":true}"#.into(),
+            },
+            _ => ListEdit::Keep,
+        }
+    }
+
+    async fn publish(&mut self, ns: &str, user: UserId) {
+        let held = self.held(ns, &user).await;
+        let source = if self.chance(50) { "model" } else { "fallback" };
+        let another = self.chance(20);
+        let lists = [Publish {
+            list: Stored {
+                doc: format!(r#"{{"source":"{source}"}}"#),
+                ticket: (held.ticket + 1).saturating_sub(self.random.random_range(0..4)),
+                covers: held.state.fences,
+                epoch: self.random.random_range(1..4),
+                at: self.time(),
+                audit: "{}".into(),
+            },
+            life: if another {
+                self.time()
+            } else {
+                held.state.life
+            },
+            force: self.chance(30),
+            only_if_absent: self.chance(30),
+            user,
+        }];
+        same!(self, publish(ns, &lists));
+    }
+
+    async fn add(&mut self, ns: &str) {
+        let skus = self.skus.clone();
+        let shard = self.random.random_range(0..3);
+        let topics = ["one", "two"];
+        let partition = partition(self.one_of(&topics));
+        let fences = same!(self, count_fences(ns, &partition));
+        let wrong = self.chance(20).then_some(Offset(99));
+        self.offset += 1;
+        let mut cells = std::collections::BTreeMap::new();
+        for _ in 0..self.random.random_range(0..3) {
+            let cell = Cell {
+                sku: self.one_of(&skus),
+                kind: self.one_of(&[Kind::View, Kind::Purchase]),
+                segment: self.one_of(&["default", "a:b"]).into(),
+                bucket: self.random.random_range(0..3),
+            };
+            cells.insert(cell, self.random.random_range(1..5));
+        }
+        let deltas = [Delta {
+            shard,
+            partition,
+            prev: wrong.or(fences.get(&shard).copied()),
+            last: Offset(self.offset),
+            cells,
+        }];
+        same!(self, add(ns, &deltas));
+        same!(self, counts(ns, shard, 1));
+        same!(self, count_versions(ns));
+    }
+
+    async fn stock(&mut self) {
+        let skus = self.skus.clone();
+        self.offset += 1;
+        let late = self.random.random_range(0..4);
+        let ops: Vec<StockOp> = (0..self.random.random_range(1..5))
+            .map(|nth| StockOp {
+                sku: self.one_of(&skus),
+                partition: self.stock.clone(),
+                offset: Offset(self.offset + nth - late),
+                out: self.chance(50),
+            })
+            .collect();
+        same!(self, stock(&ops));
+        same!(self, sold_out(&skus));
+    }
+
+    async fn block(&mut self) {
+        let (ids, skus) = (self.blocks.clone(), self.skus.clone());
+        let id = self.one_of(&ids);
+        let at = self.time();
+        if self.chance(50) {
+            let block = Block {
+                id,
+                pu: self.chance(50),
+                skus: vec![self.one_of(&skus), self.one_of(&skus)],
+                reason: "recall".into(),
+                by: "ops".into(),
+                at,
+            };
+            same!(self, block(&block));
+        } else {
+            same!(self, unblock(&id, "ops", at));
+        }
+        same!(self, sold_out(&skus));
+    }
+
+    async fn compare(&self) {
+        for ns in &self.spaces {
+            same!(self, load(ns, &self.users));
+            same!(self, peek(ns, &self.users));
+            for shard in 0..3 {
+                same!(self, counts(ns, shard, 0));
+            }
+        }
+    }
+}
+
+async fn run(redis: RedisStore, seed: u64, steps: usize) {
+    println!("seed {seed}");
+    let mut pair = Pair::new(redis, seed);
+    for _ in 0..steps {
+        pair.step().await;
+        pair.compare().await;
+    }
+}
+
+#[tokio::test]
+async fn memory_and_one_redis_answer_alike() {
+    for seed in 0..4 {
+        run(single(), seed, 500).await;
+    }
+}
+
+#[tokio::test]
+async fn memory_and_a_cluster_answer_alike() {
+    run(cluster(), 7, 500).await;
+}

@@ -1,0 +1,404 @@
+//! Promise: a state is written iff it was made from what is stored and knows of the user's erase; a
+//! take loses no event. Duplicates, stale, late and zombie writes change nothing.
+
+use nearshore::event::UserId;
+use nearshore::record::Timestamp;
+use nearshore::state::{Held, Mark, Pace};
+use nearshore::store::{Error, FoldWrite, Folded, Store};
+
+use crate::harness::fresh;
+use crate::store::{
+    STORED, doc, erase, first, fold, list, load, mark, peek, profile, publish, state, take, user,
+    write,
+};
+
+crate::for_every_store!(
+    what_is_written_is_what_is_loaded,
+    a_fold_that_is_sent_twice_is_stored_once,
+    a_stale_writer_is_told_to_reload,
+    a_late_write_changes_nothing,
+    a_zombie_that_knew_nothing_changes_nothing,
+    a_profile_is_kept_unless_it_changed,
+    an_erase_takes_list_and_profile_and_stays_in_force,
+    an_erase_that_is_sent_twice_is_stored_once,
+    an_erase_in_one_namespace_refuses_older_writes_in_another,
+    what_is_later_than_the_erase_stays,
+    a_profile_without_a_state_is_still_loaded_and_erased,
+    a_take_clears_the_mark_and_makes_cached_copies_stale,
+    a_take_of_an_unknown_user_is_none,
+    takes_are_counted_by_the_day_of_their_request,
+    a_take_sees_the_erase_of_another_namespace,
+    ids_with_braces_percents_and_spaces_are_users_of_their_own,
+    an_empty_id_and_a_wrong_namespace_are_refused,
+    a_batch_is_answered_in_its_order,
+    a_scan_finds_every_user_and_nobody_else,
+    deleting_a_namespace_leaves_the_others,
+);
+
+async fn what_is_written_is_what_is_loaded<S: Store>(store: S) {
+    let (ns, user) = (fresh("ns"), user("u"));
+    assert_eq!(load(&store, &ns, &user).await, Held::default());
+    let mut write = write(&user, 0, 3);
+    write.state.profile = Some(profile(1, 500));
+    write.profile_changed = true;
+    write.mark.pace = Pace {
+        last: Timestamp(5),
+        day: 0,
+        takes: 2,
+    };
+    assert_eq!(fold(&store, &ns, write.clone()).await, STORED(1));
+    let held = load(&store, &ns, &user).await;
+    assert_eq!(held.state, write.state);
+    assert_eq!(held.mark, write.mark);
+    assert_eq!((held.ver, held.ticket), (1, 0));
+}
+
+async fn a_fold_that_is_sent_twice_is_stored_once<S: Store>(store: S) {
+    let (ns, user) = (fresh("ns"), user("u"));
+    let write = write(&user, 0, 1);
+    assert_eq!(fold(&store, &ns, write.clone()).await, STORED(1));
+    assert_eq!(fold(&store, &ns, write).await, Folded::Stale);
+    assert_eq!(load(&store, &ns, &user).await.ver, 1);
+}
+
+async fn a_stale_writer_is_told_to_reload<S: Store>(store: S) {
+    let (ns, user) = (fresh("ns"), user("u"));
+    assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(1));
+    assert_eq!(fold(&store, &ns, write(&user, 1, 2)).await, STORED(2));
+    assert_eq!(fold(&store, &ns, write(&user, 1, 3)).await, Folded::Stale);
+    assert_eq!(load(&store, &ns, &user).await.state, state(2));
+}
+
+async fn a_late_write_changes_nothing<S: Store>(store: S) {
+    let (ns, user) = (fresh("ns"), user("u"));
+    let mut late = write(&user, 0, 1);
+    late.list = first("late");
+    late.profile_changed = true;
+    late.state.profile = Some(profile(9, 9000));
+    // It timed out at its sender, who loaded and wrote again; now it lands.
+    assert_eq!(fold(&store, &ns, write(&user, 0, 2)).await, STORED(1));
+    let before = load(&store, &ns, &user).await;
+    assert_eq!(fold(&store, &ns, late).await, Folded::Stale);
+    assert_eq!(load(&store, &ns, &user).await, before);
+    assert_eq!(doc(&store, &ns, &user).await, None);
+}
+
+async fn a_zombie_that_knew_nothing_changes_nothing<S: Store>(store: S) {
+    let (ns, user) = (fresh("ns"), user("u"));
+    assert_eq!(fold(&store, &ns, write(&user, 0, 5)).await, STORED(1));
+    // An owner of before the rebalance with versions of a store that is gone.
+    for expected in [0, 7] {
+        let zombie = write(&user, expected, 1);
+        assert_eq!(fold(&store, &ns, zombie).await, Folded::Stale);
+    }
+    assert_eq!(load(&store, &ns, &user).await.state, state(5));
+}
+
+async fn a_profile_is_kept_unless_it_changed<S: Store>(store: S) {
+    let (ns, user) = (fresh("ns"), user("u"));
+    let mut with = write(&user, 0, 1);
+    with.state.profile = Some(profile(1, 500));
+    with.profile_changed = true;
+    assert_eq!(fold(&store, &ns, with).await, STORED(1));
+    let mut unchanged = write(&user, 1, 2);
+    unchanged.state.profile = Some(profile(1, 500));
+    assert_eq!(fold(&store, &ns, unchanged).await, STORED(2));
+    let held = load(&store, &ns, &user).await;
+    assert_eq!(held.state.profile, Some(profile(1, 500)));
+    let mut without = write(&user, 2, 2);
+    without.profile_changed = true;
+    assert_eq!(fold(&store, &ns, without).await, STORED(3));
+    assert_eq!(load(&store, &ns, &user).await.state.profile, None);
+}
+
+/// A user with events, a profile and a list of the model, at version 2 and ticket 1.
+async fn settle<S: Store>(store: &S, ns: &str, user: &UserId) {
+    let mut with = write(user, 0, 3);
+    with.state.profile = Some(profile(1, 500));
+    with.profile_changed = true;
+    assert_eq!(fold(store, ns, with).await, STORED(1));
+    let taken = take(store, ns, user, 40_000).await.expect("stored");
+    assert_eq!(taken.ticket, 1);
+    publish(store, ns, list(user, 1)).await;
+    assert!(doc(store, ns, user).await.is_some());
+}
+
+async fn an_erase_takes_list_and_profile_and_stays_in_force<S: Store>(store: S) {
+    let (ns, user) = (fresh("ns"), user("u"));
+    settle(&store, &ns, &user).await;
+    assert_eq!(fold(&store, &ns, erase(&user, 2, 5000)).await, STORED(3));
+    let held = load(&store, &ns, &user).await;
+    assert_eq!(held.state.life, Timestamp(5000));
+    assert_eq!((held.state.profile, held.state.window), (None, Vec::new()));
+    assert_eq!(doc(&store, &ns, &user).await, None);
+    // Who holds the right version but a state of before the erase is refused, too.
+    let refused = Folded::Erased {
+        at: Timestamp(5000),
+    };
+    assert_eq!(fold(&store, &ns, write(&user, 3, 3)).await, refused);
+    assert_eq!(load(&store, &ns, &user).await.ver, 3);
+}
+
+async fn an_erase_that_is_sent_twice_is_stored_once<S: Store>(store: S) {
+    let (ns, user) = (fresh("ns"), user("u"));
+    settle(&store, &ns, &user).await;
+    assert_eq!(fold(&store, &ns, erase(&user, 2, 5000)).await, STORED(3));
+    let mut back = write(&user, 3, 0);
+    back.state.life = Timestamp(5000);
+    back.list = first("again");
+    assert_eq!(fold(&store, &ns, back).await, STORED(4));
+    assert_eq!(
+        fold(&store, &ns, erase(&user, 2, 5000)).await,
+        Folded::Stale
+    );
+    assert_eq!(doc(&store, &ns, &user).await.as_deref(), Some("again"));
+}
+
+async fn an_erase_in_one_namespace_refuses_older_writes_in_another<S: Store>(store: S) {
+    let (old, new, user) = (fresh("ns"), fresh("ns"), user("u"));
+    settle(&store, &old, &user).await;
+    settle(&store, &new, &user).await;
+    assert_eq!(fold(&store, &new, erase(&user, 2, 2500)).await, STORED(3));
+
+    let refused = Folded::Erased {
+        at: Timestamp(2500),
+    };
+    assert_eq!(fold(&store, &old, write(&user, 2, 4)).await, refused);
+    let held = load(&store, &old, &user).await;
+    assert_eq!((held.ver, held.state.life), (2, Timestamp(2500)));
+    assert_eq!(held.state.profile, None);
+    assert_eq!(held.state.window, state(3).window[2..]);
+    assert_eq!(held.state.fences, state(3).fences, "fences stay");
+    assert_eq!(doc(&store, &old, &user).await, None, "a list of before");
+
+    // As `load` gave it, it may be written; the old namespace's list and profile go with it.
+    let mut write = write(&user, 2, 4);
+    write.state.window = state(4).window[2..].to_vec();
+    write.state.life = Timestamp(2500);
+    assert_eq!(fold(&store, &old, write).await, STORED(3));
+    let held = load(&store, &old, &user).await;
+    assert_eq!((held.state.window.len(), held.state.profile), (2, None));
+    assert_eq!(doc(&store, &old, &user).await, None);
+}
+
+async fn what_is_later_than_the_erase_stays<S: Store>(store: S) {
+    let (ns, user) = (fresh("ns"), user("u"));
+    let mut write = write(&user, 0, 4);
+    write.state.window.drain(..2);
+    write.state.life = Timestamp(2000);
+    write.state.profile = Some(profile(2, 2001));
+    write.profile_changed = true;
+    write.list = first("fallback");
+    let expected = write.state.clone();
+    assert_eq!(fold(&store, &ns, write).await, STORED(1));
+    assert_eq!(load(&store, &ns, &user).await.state, expected);
+    assert_eq!(doc(&store, &ns, &user).await.as_deref(), Some("fallback"));
+}
+
+async fn a_profile_without_a_state_is_still_loaded_and_erased<S: Store>(store: S) {
+    let (ns, other, user) = (fresh("ns"), fresh("ns"), user("u"));
+    // An erase of a user whom this namespace never saw: life alone is known.
+    assert_eq!(fold(&store, &other, erase(&user, 0, 700)).await, STORED(1));
+    let held = load(&store, &ns, &user).await;
+    assert_eq!((held.ver, held.state.life), (0, Timestamp(700)));
+    let refused = Folded::Erased { at: Timestamp(700) };
+    assert_eq!(fold(&store, &ns, write(&user, 0, 0)).await, refused);
+    let known = FoldWrite {
+        state: held.state,
+        ..write(&user, 0, 0)
+    };
+    assert_eq!(fold(&store, &ns, known).await, STORED(1));
+}
+
+async fn a_take_clears_the_mark_and_makes_cached_copies_stale<S: Store>(store: S) {
+    let (ns, user) = (fresh("ns"), user("u"));
+    let mut with = write(&user, 0, 2);
+    with.state.profile = Some(profile(1, 500));
+    with.profile_changed = true;
+    assert_eq!(fold(&store, &ns, with.clone()).await, STORED(1));
+    let taken = take(&store, &ns, &user, 32_000).await.expect("stored");
+    assert_eq!(taken.state, with.state);
+    assert_eq!((taken.ticket, taken.pending), (1, mark(2).pending));
+
+    let held = load(&store, &ns, &user).await;
+    assert_eq!((held.ver, held.ticket), (2, 1));
+    assert_eq!((held.mark.pending, held.mark.moved), (None, 0));
+    assert_eq!(fold(&store, &ns, write(&user, 1, 3)).await, Folded::Stale);
+    assert_eq!(fold(&store, &ns, write(&user, 2, 3)).await, STORED(3));
+    // A fold does not touch the ticket, and a second take finds what came in between.
+    let taken = take(&store, &ns, &user, 33_000).await.expect("stored");
+    assert_eq!((taken.ticket, taken.state.window.len()), (2, 3));
+    assert_eq!(peek(&store, &ns, &user).await.ticket, 2);
+}
+
+async fn a_take_of_an_unknown_user_is_none<S: Store>(store: S) {
+    let (ns, user) = (fresh("ns"), user("u"));
+    assert_eq!(take(&store, &ns, &user, 1).await, None);
+    assert_eq!(load(&store, &ns, &user).await, Held::default());
+}
+
+async fn takes_are_counted_by_the_day_of_their_request<S: Store>(store: S) {
+    const DAY: i64 = 86_400_000;
+    let (ns, user) = (fresh("ns"), user("u"));
+    assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(1));
+    let base = 20_000 * DAY;
+    let mut last = 0;
+    for (due, day, takes) in [
+        (base + 5, 20_000, 1),
+        (base + DAY - 1, 20_000, 2),
+        (base + DAY, 20_001, 1),
+        // An older request, e.g. a sweep's, counts on the day of the latest.
+        (base + 7, 20_001, 2),
+    ] {
+        take(&store, &ns, &user, due).await.expect("stored");
+        last = due.max(last);
+        let expected = Mark {
+            pace: Pace {
+                last: Timestamp(last),
+                day,
+                takes,
+            },
+            ..Mark::default()
+        };
+        assert_eq!(load(&store, &ns, &user).await.mark, expected);
+    }
+}
+
+async fn a_take_sees_the_erase_of_another_namespace<S: Store>(store: S) {
+    let (ns, other, user) = (fresh("ns"), fresh("ns"), user("u"));
+    settle(&store, &ns, &user).await;
+    assert_eq!(fold(&store, &other, erase(&user, 0, 2500)).await, STORED(1));
+    let taken = take(&store, &ns, &user, 50_000).await.expect("stored");
+    assert_eq!(taken.state.life, Timestamp(2500));
+    assert_eq!(taken.state.window, state(3).window[2..]);
+    assert_eq!(taken.state.profile, None);
+}
+
+async fn ids_with_braces_percents_and_spaces_are_users_of_their_own<S: Store>(store: S) {
+    let (ns, base) = (fresh("ns"), fresh("u"));
+    let ids = [
+        "{}",
+        "}:state",
+        "100%",
+        "%7B",
+        "a b",
+        "ü-日本",
+        "\u{1}\n",
+        "*",
+        "{",
+    ];
+    let users: Vec<UserId> = ids
+        .iter()
+        .map(|id| UserId(format!("{base}{id}").into()))
+        .collect();
+    let writes: Vec<FoldWrite> = (1..)
+        .zip(&users)
+        .map(|(n, user)| write(user, 0, n))
+        .collect();
+    for answer in store.fold(&ns, &writes).await.expect("fold answers") {
+        assert_eq!(answer, STORED(1));
+    }
+    let held = store.load(&ns, &users).await.expect("load answers");
+    for (held, write) in held.iter().zip(&writes) {
+        assert_eq!(held.state, write.state, "{:?}", write.user);
+    }
+    assert_eq!(scan(&store, &ns).await, sorted(users));
+}
+
+async fn an_empty_id_and_a_wrong_namespace_are_refused<S: Store>(store: S) {
+    let ns = fresh("ns");
+    let nobody = [UserId("".into())];
+    let refused = store.load(&ns, &nobody).await.expect_err("empty");
+    assert!(matches!(refused, Error::Refused { .. }), "{refused}");
+    for ns in ["", "nearshore", "a:b", "Upper", "{x}"] {
+        let refused = store.load(ns, &[user("u")]).await.expect_err(ns);
+        assert!(matches!(refused, Error::Refused { .. }), "{refused}");
+        assert!(store.scan(ns, None).await.is_err());
+        assert!(store.delete(ns, None).await.is_err());
+        assert!(store.set_active(ns, None).await.is_err());
+    }
+}
+
+async fn a_batch_is_answered_in_its_order<S: Store>(store: S) {
+    let ns = fresh("ns");
+    let users: Vec<UserId> = (0..600).map(|_| user("u")).collect();
+    // Every third knows too much, so that the answers differ.
+    let expected = |nth: usize| u64::from(nth % 3 == 2);
+    let writes: Vec<FoldWrite> = users
+        .iter()
+        .enumerate()
+        .map(|(nth, user)| write(user, expected(nth), 1 + nth as i64 % 5))
+        .collect();
+    let answers = store.fold(&ns, &writes).await.expect("fold answers");
+    for (nth, answer) in answers.iter().enumerate() {
+        let told = if nth % 3 == 2 {
+            Folded::Stale
+        } else {
+            STORED(1)
+        };
+        assert_eq!(*answer, told, "{nth}");
+    }
+    let held = store.load(&ns, &users).await.expect("load answers");
+    for (nth, held) in held.iter().enumerate().filter(|(nth, _)| nth % 3 != 2) {
+        assert_eq!(held.state, state(1 + nth as i64 % 5), "{nth}");
+    }
+    assert!(
+        store
+            .load(&ns, &[])
+            .await
+            .expect("nothing to do")
+            .is_empty()
+    );
+}
+
+async fn scan<S: Store>(store: &S, ns: &str) -> Vec<UserId> {
+    let mut found = Vec::new();
+    let mut cursor = None;
+    loop {
+        let (page, next) = store.scan(ns, cursor).await.expect("scan answers");
+        found.extend(page);
+        match next {
+            Some(next) => cursor = Some(next),
+            None => return sorted(found),
+        }
+    }
+}
+
+fn sorted(mut users: Vec<UserId>) -> Vec<UserId> {
+    users.sort();
+    users.dedup();
+    users
+}
+
+async fn a_scan_finds_every_user_and_nobody_else<S: Store>(store: S) {
+    let ns = fresh("ns");
+    let users: Vec<UserId> = (0..1200).map(|_| user("u")).collect();
+    let writes: Vec<FoldWrite> = users.iter().map(|user| write(user, 0, 1)).collect();
+    store.fold(&ns, &writes).await.expect("fold answers");
+    let beside = format!("{ns}-b");
+    let other = write(&user("u"), 0, 1);
+    assert_eq!(fold(&store, &beside, other).await, STORED(1));
+    assert_eq!(scan(&store, &ns).await, sorted(users));
+}
+
+async fn deleting_a_namespace_leaves_the_others<S: Store>(store: S) {
+    let (ns, user) = (fresh("ns"), user("u"));
+    let beside = format!("{ns}-b");
+    settle(&store, &ns, &user).await;
+    settle(&store, &beside, &user).await;
+    store.set_fallback(&ns, "default", "{}").await.expect("set");
+    let mut cursor = None;
+    let mut gone = 0;
+    loop {
+        let (some, next) = store.delete(&ns, cursor).await.expect("delete answers");
+        gone += some;
+        match next {
+            Some(next) => cursor = Some(next),
+            None => break,
+        }
+    }
+    assert!(gone > 0);
+    assert_eq!(load(&store, &ns, &user).await, Held::default());
+    assert_eq!(store.fallback(&ns, "default").await.expect("read"), None);
+    assert_eq!(load(&store, &beside, &user).await.ver, 2);
+}
