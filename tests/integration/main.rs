@@ -6,6 +6,7 @@ mod log;
 mod log_dlq;
 mod log_kafka;
 mod process;
+mod simulation;
 mod store;
 mod store_faults;
 mod store_flaws;

@@ -1,0 +1,373 @@
+//! The facts after a history, compared with a single-threaded reading of the log: another way to the same answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use nearshore::catalogue::Catalogue;
+use nearshore::demand::Demand;
+use nearshore::event::{Accepted, Change, Item, Kind, UserId, decode_user};
+use nearshore::list::{Document, Source};
+use nearshore::prompt::{Arm, Template};
+use nearshore::record::{Fences, Record, Timestamp};
+use nearshore::rules::{Rule, Table};
+use nearshore::shop::Shop;
+use nearshore::store::Store;
+use nearshore::trigger::{Policy, Weights};
+use serde_json::json;
+
+use super::history::{History, SKUS, USERS, WINDOW, quiet_period};
+
+/// Every event asks for a list, so that every list must cover every event.
+pub fn policy() -> Policy {
+    let weights = Weights {
+        purchase: 1.0,
+        cart: 1.0,
+        search: 1.0,
+        click: 1.0,
+        view: 1.0,
+        impression: 1.0,
+        profile: 1.0,
+    };
+    Policy {
+        weights,
+        quiet_period: quiet_period(),
+        take_every: std::time::Duration::ZERO,
+        takes_per_day: 10_000,
+        ..Policy::default()
+    }
+}
+
+/// Six products of two SKUs; the last is for adults.
+pub fn shop() -> Shop {
+    let mut catalogue = Catalogue::default();
+    for nth in 0..SKUS {
+        let adult = nth / 2 == SKUS / 2 - 1;
+        let value = json!({
+            "pu": format!("PRODUCT {}", nth / 2),
+            "category": if adult { "adult" } else { "all" },
+            "title": format!("product {nth}"),
+            "stock": 5,
+        });
+        let sku = serde_json::from_value(complete(&format!("s{nth}"), value)).expect("a SKU");
+        catalogue.apply(format!("s{nth}"), Some(sku));
+    }
+    let rule: Rule = serde_json::from_value(json!({
+        "id": "adults",
+        "when": { "field": "age", "below": 18 },
+        "forbid": { "categories": ["adult"] },
+        "required": true,
+    }))
+    .expect("a rule");
+    let catalogue = Arc::new(catalogue);
+    let rules = Arc::new(Table::compile(&[rule], &[], &catalogue));
+    let demand = Arc::new(Demand::build(
+        std::iter::empty(),
+        &catalogue,
+        &Default::default(),
+        Timestamp(0),
+    ));
+    Shop::new((catalogue, rules, demand), &[], (4, &Default::default()))
+}
+
+fn complete(sku: &str, mut value: serde_json::Value) -> serde_json::Value {
+    let pu = value["pu"].clone();
+    value["sku"] = json!(sku);
+    value["pu_id"] = pu;
+    value["price"] = json!(null);
+    value["attributes"] = json!({});
+    value
+}
+
+/// The only arm.
+pub fn arm() -> (Arm, Template) {
+    let arm = serde_json::from_value(json!({
+        "id": "table", "epoch": 1, "template": "t.j2", "model": "none", "names": 3,
+    }));
+    let template = Template::load(
+        "{{ events | length }} events\n---assistant---\nNext:",
+        "t.j2",
+    );
+    (arm.expect("an arm"), template.expect("a template"))
+}
+
+/// What a single thread makes of the log.
+#[derive(Default)]
+struct Facts {
+    /// Per user: the newest events that are later than the last erase, by (time, position).
+    windows: BTreeMap<UserId, BTreeSet<(Timestamp, nearshore::record::Position)>>,
+    profiles: BTreeMap<UserId, (Timestamp, nearshore::record::Position)>,
+    lives: BTreeMap<UserId, Timestamp>,
+    fences: BTreeMap<UserId, Fences>,
+    counts: BTreeMap<(String, Kind, i64), u64>,
+}
+
+fn facts(records: &[Accepted]) -> Facts {
+    let mut facts = Facts::default();
+    for record in records {
+        facts
+            .fences
+            .entry(record.user.clone())
+            .or_default()
+            .raise(&record.position);
+        if record.change == Change::Erase {
+            let life = facts.lives.entry(record.user.clone()).or_default();
+            *life = (*life).max(record.time);
+        }
+    }
+    for record in records {
+        let life = facts.lives.get(&record.user).copied().unwrap_or_default();
+        let at = (record.time, record.position.clone());
+        match &record.change {
+            Change::Event(event) => {
+                if let Item::Sku(sku) = &event.item {
+                    let n = if event.kind == Kind::Purchase {
+                        u64::from(event.qty)
+                    } else {
+                        1
+                    };
+                    let bucket = record.time.0.div_euclid(nearshore::ingest::BUCKET_MS);
+                    *facts
+                        .counts
+                        .entry((sku.clone(), event.kind, bucket))
+                        .or_default() += n;
+                }
+                if record.time > life {
+                    facts
+                        .windows
+                        .entry(record.user.clone())
+                        .or_default()
+                        .insert(at);
+                }
+            }
+            Change::Profile(_) if record.time > life => {
+                let profile = facts
+                    .profiles
+                    .entry(record.user.clone())
+                    .or_insert_with(|| at.clone());
+                *profile = profile.clone().max(at);
+            }
+            Change::Profile(_) | Change::Erase => {}
+        }
+    }
+    for window in facts.windows.values_mut() {
+        while window.len() > WINDOW {
+            window.pop_first();
+        }
+    }
+    facts
+}
+
+/// All facts of a history at rest.
+pub fn all<S: Store>(history: &History<S>) -> Result<(), String> {
+    let mut records: Vec<Record> = history.cluster.records(&history.topics.user_events);
+    records.extend(history.cluster.records(&history.topics.profile_changes));
+    let decode = |record: &Record| {
+        let source = history.topics.source(&record.position.partition.topic);
+        decode_user(record, source, &Default::default()).ok()
+    };
+    let accepted: Vec<Accepted> = records.iter().filter_map(decode).collect();
+    let dead = records.len() - accepted.len();
+    let facts = facts(&accepted);
+    states(history, &facts)?;
+    lists(history, &facts)?;
+    counts(history, &facts)?;
+    letters(history, (&records, dead))?;
+    tickets(history)?;
+    coalescing(history)?;
+    committed(history)
+}
+
+fn users() -> Vec<UserId> {
+    (0..USERS)
+        .map(|nth| UserId(format!("u{nth}").into()))
+        .collect()
+}
+
+/// Ready at once on a double; on a real store after a few polls.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    let mut context = Context::from_waker(Waker::noop());
+    loop {
+        match future.as_mut().poll(&mut context) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => std::thread::yield_now(),
+        }
+    }
+}
+
+fn states<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
+    let held = now(history.store.load(&history.ns, &users())).map_err(|e| e.to_string())?;
+    for (user, held) in users().iter().zip(held) {
+        let state = &held.state;
+        let window: BTreeSet<_> = state
+            .window
+            .iter()
+            .map(|seen| (seen.time, seen.position.clone()))
+            .collect();
+        let profile = state.profile.as_ref().map(|p| (p.time, p.position.clone()));
+        let expected = (
+            facts.windows.get(user).cloned().unwrap_or_default(),
+            facts.profiles.get(user).cloned(),
+            facts.lives.get(user).copied().unwrap_or_default(),
+            facts.fences.get(user).cloned().unwrap_or_default(),
+        );
+        let found = (window, profile, state.life, state.fences.clone());
+        if found != expected {
+            return Err(format!(
+                "state of {user}: found {found:?}\nexpected {expected:?}"
+            ));
+        }
+        if let Some(pending) = &held.mark.pending {
+            return Err(format!("{user} is still asked for: {pending:?}"));
+        }
+    }
+    Ok(())
+}
+
+fn lists<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
+    let shop = history.shop.load_full();
+    let held = now(history.store.load(&history.ns, &users())).map_err(|e| e.to_string())?;
+    let peeks = now(history.store.peek(&history.ns, &users())).map_err(|e| e.to_string())?;
+    for ((user, peek), held) in users().iter().zip(peeks).zip(held) {
+        let seen: Vec<_> = facts
+            .windows
+            .get(user)
+            .into_iter()
+            .flatten()
+            .map(|(_, p)| p)
+            .collect();
+        let profile = facts.profiles.get(user).map(|(_, position)| position);
+        if seen.is_empty() && profile.is_none() {
+            if let Some(list) = peek.list {
+                return Err(format!(
+                    "{user} is erased or unknown, but has list {}",
+                    list.doc
+                ));
+            }
+            continue;
+        }
+        let Some(list) = peek.list else {
+            return Err(format!("{user} has no list"));
+        };
+        let doc = Document::parse(&list.doc).map_err(|e| format!("list of {user}: {e}"))?;
+        if doc.source != Source::Model {
+            return Err(format!("{user} has only a fallback: {}", list.doc));
+        }
+        if let Some(missed) = seen
+            .into_iter()
+            .chain(profile)
+            .find(|p| !list.covers.covers(p))
+        {
+            return Err(format!(
+                "list of {user} covers {}, not {missed}",
+                list.covers
+            ));
+        }
+        let verdict = shop.judge(held.state.profile.as_ref().map(|p| &p.profile), list.at);
+        let mut stripped = doc.clone();
+        if shop.strip(&mut stripped, &verdict) {
+            return Err(format!(
+                "list of {user} has what is forbidden: {}",
+                list.doc
+            ));
+        }
+        let names: BTreeSet<&str> = doc.pus.iter().map(|pu| pu.name.as_str()).collect();
+        if names.len() != doc.pus.len() || names.is_empty() {
+            return Err(format!(
+                "list of {user} is empty or has a name twice: {}",
+                list.doc
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn counts<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
+    let mut found: BTreeMap<(String, Kind, i64), u64> = BTreeMap::new();
+    let shards: BTreeSet<u8> = (0..SKUS)
+        .map(|nth| nearshore::store::keys::shard(&format!("s{nth}")))
+        .collect();
+    for shard in shards {
+        let cells = now(history.store.counts(&history.ns, shard, 0)).map_err(|e| e.to_string())?;
+        for (cell, n) in cells {
+            *found.entry((cell.sku, cell.kind, cell.bucket)).or_default() += n;
+        }
+    }
+    if found != facts.counts {
+        return Err(format!("counts {found:?}\nexpected {:?}", facts.counts));
+    }
+    Ok(())
+}
+
+/// Each record that cannot be decoded is in `dlq` at least once, and nothing else is.
+fn letters<S>(history: &History<S>, (records, dead): (&[Record], usize)) -> Result<(), String> {
+    let mut places = BTreeSet::new();
+    for letter in history.cluster.records(&history.topics.dlq) {
+        let place = nearshore::log::dlq::DeadLetter::read(&letter);
+        places.insert((place.topic, place.partition, place.offset));
+    }
+    if places.len() != dead {
+        return Err(format!(
+            "{} of {} records in dlq, not {dead}",
+            places.len(),
+            records.len()
+        ));
+    }
+    Ok(())
+}
+
+/// Within one life tickets rise and covers do not fall.
+fn tickets<S>(history: &History<S>) -> Result<(), String> {
+    history.gate.journal(|journal| {
+        let mut last: BTreeMap<(UserId, Timestamp), (u64, Fences)> = BTreeMap::new();
+        for (user, life, ticket, covers) in &journal.published {
+            let before = last.insert((user.clone(), *life), (*ticket, covers.clone()));
+            if let Some((older, seen)) = before
+                && (older >= *ticket || !covers.cover_all(&seen))
+            {
+                return Err(format!(
+                    "list {ticket} of {user} ({covers}) after {older} ({seen})"
+                ));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Takes per user: one per request, and one more per thing that may make somebody do it again.
+fn coalescing<S>(history: &History<S>) -> Result<(), String> {
+    let mut asked: BTreeMap<UserId, u64> = BTreeMap::new();
+    for lane in history.topics.lanes() {
+        for record in history.cluster.records(&lane) {
+            let user = record
+                .key
+                .as_deref()
+                .and_then(|key| std::str::from_utf8(key).ok());
+            *asked
+                .entry(UserId(user.unwrap_or_default().into()))
+                .or_default() += 1;
+        }
+    }
+    history.gate.journal(|journal| {
+        for (user, takes) in &journal.takes {
+            let bound = asked.get(user).unwrap_or(&0) + history.upheavals + journal.faults;
+            if *takes > bound {
+                return Err(format!("{takes} takes of {user}, more than {bound}"));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Everything that was read is done: the committed offsets are the ends.
+fn committed<S>(history: &History<S>) -> Result<(), String> {
+    for group in ["ingest", "generate"] {
+        let lag = history.cluster.lag(group);
+        if lag > 0 {
+            return Err(format!("{group} is {lag} records behind its end"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,366 @@
+//! Where the simulation takes hold of the roles: every call into log or store passes a gate that
+//! yields to the scheduler before and after the effect, and may lose the call, its answer, or keep
+//! it for later: a zombie's write that lands when nobody waits for it any more.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use nearshore::event::UserId;
+use nearshore::log::{self, Delivery, Log, Outgoing};
+use nearshore::record::{Fences, Offset, Partition, Resume, Timestamp};
+use nearshore::state::Held;
+use nearshore::store::{self, *};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Lets the scheduler choose who goes on; a member dropped here has crashed at this step.
+#[derive(Default)]
+pub struct Yield(bool);
+
+impl Future for Yield {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if std::mem::replace(&mut self.0, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+type Late = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What the gate saw being stored, in the order of the effects.
+#[derive(Default)]
+pub struct Journal {
+    /// Lists stored: user, life, ticket, covers.
+    pub published: Vec<(UserId, Timestamp, u64, Fences)>,
+    /// Takes per user.
+    pub takes: BTreeMap<UserId, u64>,
+    /// Calls that were lost, unanswered or late.
+    pub faults: u64,
+}
+
+struct Inner {
+    rng: ChaCha8Rng,
+    calm: bool,
+    late: Vec<Late>,
+    journal: Journal,
+}
+
+/// The shared fate of all calls of one run.
+#[derive(Clone)]
+pub struct Gate(Arc<Mutex<Inner>>);
+
+enum Fate {
+    Done,
+    Lost,
+    Unanswered,
+    Late,
+}
+
+impl Gate {
+    pub fn new(seed: u64) -> Self {
+        let rng = ChaCha8Rng::seed_from_u64(seed ^ 0x9e37_79b9_7f4a_7c15);
+        let inner = Inner {
+            rng,
+            calm: false,
+            late: Vec::new(),
+            journal: Journal::default(),
+        };
+        Self(Arc::new(Mutex::new(inner)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().expect("one thread runs a simulation")
+    }
+
+    /// From now on every call does what it says.
+    pub fn calm(&self) {
+        self.lock().calm = true;
+    }
+
+    pub fn is_calm(&self) -> bool {
+        self.lock().calm
+    }
+
+    /// True with this chance; always when calm.
+    pub fn coin(&self, chance: f64) -> bool {
+        let mut inner = self.lock();
+        inner.calm || inner.rng.random_bool(chance)
+    }
+
+    /// A call kept for later, chosen by the seed; `None` if there is none.
+    pub fn late(&self) -> Option<Late> {
+        let mut inner = self.lock();
+        if inner.late.is_empty() {
+            return None;
+        }
+        let many = inner.late.len();
+        let at = inner.rng.random_range(0..many);
+        Some(inner.late.swap_remove(at))
+    }
+
+    pub fn journal<T>(&self, with: impl FnOnce(&mut Journal) -> T) -> T {
+        with(&mut self.lock().journal)
+    }
+
+    fn draw(&self) -> Fate {
+        let mut inner = self.lock();
+        if inner.calm {
+            return Fate::Done;
+        }
+        let fate = match inner.rng.random_range(0..40) {
+            0 => Fate::Lost,
+            1 => Fate::Unanswered,
+            2 => Fate::Late,
+            _ => return Fate::Done,
+        };
+        inner.journal.faults += 1;
+        fate
+    }
+
+    async fn pass<T, E, F>(&self, call: impl FnOnce() -> F, timeout: fn() -> E) -> Result<T, E>
+    where
+        T: Send,
+        F: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        Yield::default().await;
+        match self.draw() {
+            Fate::Done => {
+                let answer = call().await;
+                Yield::default().await;
+                answer
+            }
+            Fate::Lost => Err(timeout()),
+            Fate::Unanswered => {
+                let _ = call().await;
+                Err(timeout())
+            }
+            Fate::Late => {
+                let call = call();
+                self.lock().late.push(Box::pin(async move {
+                    let _ = call.await;
+                }));
+                Err(timeout())
+            }
+        }
+    }
+}
+
+fn no_store() -> store::Error {
+    store::Error::Timeout {
+        addr: "simulation".into(),
+        limit: Duration::from_secs(1),
+    }
+}
+
+fn no_log() -> log::Error {
+    log::Error::Timeout {
+        topic: "simulation".into(),
+        limit: Duration::from_secs(1),
+    }
+}
+
+/// A store behind the gate.
+#[derive(Clone)]
+pub struct Gated<S> {
+    pub inner: S,
+    pub gate: Gate,
+}
+
+/// Calls the store of the same name through the gate, with owned arguments: the call may outlive its caller.
+macro_rules! through {
+    ($self:ident.$name:ident($($arg:ident),*)) => {{
+        let inner = $self.inner.clone();
+        $(let $arg = $arg.to_owned();)*
+        $self.gate.pass(move || async move { inner.$name($(&$arg),*).await }, no_store).await
+    }};
+}
+
+impl<S: Store> Store for Gated<S> {
+    async fn load(&self, ns: &str, users: &[UserId]) -> Result<Vec<Held>, store::Error> {
+        through!(self.load(ns, users))
+    }
+
+    async fn fold(&self, ns: &str, writes: &[FoldWrite]) -> Result<Vec<Folded>, store::Error> {
+        through!(self.fold(ns, writes))
+    }
+
+    async fn take(&self, ns: &str, takes: &[Take]) -> Result<Vec<Option<Taken>>, store::Error> {
+        let (inner, gate) = (self.inner.clone(), self.gate.clone());
+        let (ns, takes) = (ns.to_owned(), takes.to_vec());
+        let call = move || async move {
+            let taken = inner.take(&ns, &takes).await?;
+            gate.journal(|journal| {
+                for (take, taken) in takes.iter().zip(&taken) {
+                    if taken.is_some() {
+                        *journal.takes.entry(take.user.clone()).or_default() += 1;
+                    }
+                }
+            });
+            Ok(taken)
+        };
+        self.gate.pass(call, no_store).await
+    }
+
+    async fn peek(&self, ns: &str, users: &[UserId]) -> Result<Vec<Peek>, store::Error> {
+        through!(self.peek(ns, users))
+    }
+
+    async fn publish(&self, ns: &str, lists: &[Publish]) -> Result<Vec<Published>, store::Error> {
+        let (inner, gate) = (self.inner.clone(), self.gate.clone());
+        let (ns, lists) = (ns.to_owned(), lists.to_vec());
+        let call = move || async move {
+            let outcomes = inner.publish(&ns, &lists).await?;
+            gate.journal(|journal| {
+                for (list, outcome) in lists.iter().zip(&outcomes) {
+                    if *outcome == Published::Stored {
+                        let Publish {
+                            user, life, list, ..
+                        } = list.clone();
+                        journal
+                            .published
+                            .push((user, life, list.ticket, list.covers));
+                    }
+                }
+            });
+            Ok(outcomes)
+        };
+        self.gate.pass(call, no_store).await
+    }
+
+    async fn add(&self, ns: &str, deltas: &[Delta]) -> Result<Vec<Added>, store::Error> {
+        through!(self.add(ns, deltas))
+    }
+
+    async fn count_fences(
+        &self,
+        ns: &str,
+        partition: &Partition,
+    ) -> Result<BTreeMap<u8, Offset>, store::Error> {
+        through!(self.count_fences(ns, partition))
+    }
+
+    async fn counts(
+        &self,
+        ns: &str,
+        shard: u8,
+        since: i64,
+    ) -> Result<BTreeMap<Cell, u64>, store::Error> {
+        self.inner.counts(ns, shard, since).await
+    }
+
+    async fn count_versions(&self, ns: &str) -> Result<BTreeMap<u8, u64>, store::Error> {
+        self.inner.count_versions(ns).await
+    }
+
+    async fn stock(&self, ops: &[StockOp]) -> Result<(), store::Error> {
+        through!(self.stock(ops))
+    }
+
+    async fn sold_out(&self, skus: &[String]) -> Result<Vec<bool>, store::Error> {
+        self.inner.sold_out(skus).await
+    }
+
+    async fn block(&self, block: &Block) -> Result<(), store::Error> {
+        self.inner.block(block).await
+    }
+
+    async fn unblock(&self, id: &str, by: &str, at: Timestamp) -> Result<bool, store::Error> {
+        self.inner.unblock(id, by, at).await
+    }
+
+    async fn blocks(&self) -> Result<Vec<Block>, store::Error> {
+        self.inner.blocks().await
+    }
+
+    async fn set_fallback(&self, ns: &str, segment: &str, doc: &str) -> Result<(), store::Error> {
+        self.inner.set_fallback(ns, segment, doc).await
+    }
+
+    async fn fallback(&self, ns: &str, segment: &str) -> Result<Option<String>, store::Error> {
+        self.inner.fallback(ns, segment).await
+    }
+
+    async fn scan(
+        &self,
+        ns: &str,
+        cursor: Option<String>,
+    ) -> Result<(Vec<UserId>, Option<String>), store::Error> {
+        self.inner.scan(ns, cursor).await
+    }
+
+    async fn delete(
+        &self,
+        ns: &str,
+        cursor: Option<String>,
+    ) -> Result<(u64, Option<String>), store::Error> {
+        self.inner.delete(ns, cursor).await
+    }
+
+    async fn active(&self) -> Result<Option<String>, store::Error> {
+        self.inner.active().await
+    }
+
+    async fn set_active(&self, ns: &str, expected: Option<&str>) -> Result<bool, store::Error> {
+        self.inner.set_active(ns, expected).await
+    }
+
+    async fn flush(&self) -> Result<(), store::Error> {
+        through!(self.flush())
+    }
+}
+
+/// A log behind the gate. Deliveries pass freely; writes and commits have a fate.
+pub struct GatedLog<L> {
+    pub inner: L,
+    pub gate: Gate,
+}
+
+impl<L: Log> Log for GatedLog<L> {
+    async fn next(&mut self) -> Result<Delivery, log::Error> {
+        self.inner.next().await
+    }
+
+    async fn commit(&self, done: &[(Partition, Resume)]) -> Result<(), log::Error> {
+        Yield::default().await;
+        match self.gate.draw() {
+            Fate::Done | Fate::Late => self.inner.commit(done).await,
+            Fate::Lost => Err(no_log()),
+            Fate::Unanswered => {
+                let _ = self.inner.commit(done).await;
+                Err(no_log())
+            }
+        }
+    }
+
+    async fn end(&self, partition: &Partition) -> Result<Offset, log::Error> {
+        self.inner.end(partition).await
+    }
+
+    async fn send(&self, records: Vec<Outgoing>) -> Result<(), log::Error> {
+        Yield::default().await;
+        match self.gate.draw() {
+            Fate::Done | Fate::Late => {
+                let sent = self.inner.send(records).await;
+                Yield::default().await;
+                sent
+            }
+            Fate::Lost => Err(no_log()),
+            Fate::Unanswered => {
+                let _ = self.inner.send(records).await;
+                Err(no_log())
+            }
+        }
+    }
+
+    async fn close(self) {
+        self.inner.close().await;
+    }
+}

@@ -1,0 +1,440 @@
+//! One seeded history: members that are polled by hand, in an order that the seed chooses.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::num::NonZeroUsize;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use nearshore::engine::table::Table;
+use nearshore::engine::{self, Answer, Ask, Model, Names};
+use nearshore::generate::{self, Answers, Generate, Loaded};
+use nearshore::ingest::{self, Ingest};
+use nearshore::log::{Delivery, Flaws, Log, MemoryCluster, MemoryLog, Outgoing};
+use nearshore::record::Timestamp;
+use nearshore::shop::Shop;
+use nearshore::store::Store;
+use nearshore::topics::Topics;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+
+use super::check;
+use super::gate::{Gate, Gated, GatedLog, Yield};
+
+/// Users of a history; few, so that records of one user meet.
+pub const USERS: usize = 4;
+/// SKUs of its shop: two per PU.
+pub const SKUS: usize = 12;
+/// Window of the state; small, so that it overflows.
+pub const WINDOW: usize = 6;
+/// The first record's time.
+const START: i64 = 1_750_000_000_000;
+/// Steps of a run after which it must have come to rest.
+const STEPS_MAX: usize = 60_000;
+
+thread_local! {
+    /// The run's clock; each member sees it moved by its own skew.
+    static CLOCK: Cell<i64> = const { Cell::new(START) };
+}
+
+fn clock() -> Timestamp {
+    Timestamp(CLOCK.get())
+}
+
+/// What a history runs on.
+pub struct Doubles<S> {
+    pub log: Flaws,
+    pub store: S,
+    pub ns: String,
+}
+
+type Running = Pin<Box<dyn Future<Output = ()>>>;
+
+struct Member {
+    generate: bool,
+    running: Running,
+    /// Not polled before this step: a process that was stopped and wakes up as a zombie.
+    asleep_until: usize,
+}
+
+pub struct History<S> {
+    pub rng: ChaCha8Rng,
+    pub gate: Gate,
+    pub cluster: MemoryCluster,
+    pub store: S,
+    pub ns: String,
+    pub topics: Topics,
+    pub shop: Arc<ArcSwap<Shop>>,
+    members: Vec<Member>,
+    /// Crashes, zombies and rebalances.
+    pub upheavals: u64,
+}
+
+/// Runs one history to its rest and checks the facts; the complaint if one is not as it must be.
+pub fn run<S: Store>(seed: u64, doubles: Doubles<S>) -> Result<(), String> {
+    let mut history = History::new(seed, doubles);
+    let records = history.rng.random_range(10..40);
+    let mut produced = 0;
+    let mut step = 0;
+    while produced < records || step < 400 {
+        step += 1;
+        if produced < records && history.rng.random_bool(0.15) {
+            history.produce();
+            produced += 1;
+        }
+        history.upset(step);
+        history.advance(step)?;
+    }
+    history.rest(step)?;
+    check::all(&history)
+}
+
+impl<S: Store> History<S> {
+    fn new(seed: u64, doubles: Doubles<S>) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let cluster = MemoryCluster::flawed(seed, doubles.log);
+        cluster.set_batch_max(rng.random_range(1..10));
+        CLOCK.set(START);
+        cluster.set_time(clock());
+        let topics = Topics::default();
+        for topic in topics.all() {
+            cluster.create_topic(&topic, rng.random_range(1..4));
+        }
+        let mut history = Self {
+            rng,
+            gate: Gate::new(seed),
+            cluster,
+            store: doubles.store,
+            ns: doubles.ns,
+            topics,
+            shop: Arc::new(ArcSwap::from_pointee(check::shop())),
+            members: Vec::new(),
+            upheavals: 0,
+        };
+        for generate in [false, true, false, true] {
+            let member = history.start(generate);
+            history.members.push(member);
+        }
+        history
+    }
+
+    fn start(&mut self, generate: bool) -> Member {
+        let running: Running = if generate {
+            self.start_generate()
+        } else {
+            self.start_ingest()
+        };
+        Member {
+            generate,
+            running,
+            asleep_until: 0,
+        }
+    }
+
+    fn gated<'a>(
+        &self,
+        group: &str,
+        topics: impl IntoIterator<Item = &'a Arc<str>>,
+    ) -> (GatedLog<MemoryLog>, Gated<S>) {
+        let topics: Vec<&str> = topics.into_iter().map(|topic| &**topic).collect();
+        let log = GatedLog {
+            inner: self.cluster.join(group, &topics),
+            gate: self.gate.clone(),
+        };
+        (
+            log,
+            Gated {
+                inner: self.store.clone(),
+                gate: self.gate.clone(),
+            },
+        )
+    }
+
+    fn start_ingest(&mut self) -> Running {
+        let (log, store) = self.gated(
+            "ingest",
+            [&self.topics.user_events, &self.topics.profile_changes],
+        );
+        let settings = ingest::Settings {
+            ns: self.ns.clone(),
+            group: "ingest".into(),
+            topics: self.topics.clone(),
+            limits: Default::default(),
+            policy: check::policy(),
+            window: WINDOW,
+            // Smaller than the users, so that states are dropped and loaded again.
+            cache_users: NonZeroUsize::new(2).expect("two"),
+            triggers: true,
+            now: || None,
+        };
+        Box::pin(ingest_member(
+            Ingest::new(log, store, self.shop.clone(), settings),
+            self.gate.clone(),
+        ))
+    }
+
+    fn start_generate(&mut self) -> Running {
+        let lanes = self.topics.lanes();
+        let (log, store) = self.gated("generate", &lanes);
+        let settings = generate::Settings {
+            topics: self.topics.clone(),
+            lanes: nearshore::lanes::Policy {
+                batch_max: 3,
+                ..Default::default()
+            },
+            arm_seed: "sim".into(),
+            selection: nearshore::select::Policy {
+                draws: 8,
+                ..Default::default()
+            },
+            needs: Default::default(),
+            clock,
+        };
+        let (arm, template) = check::arm();
+        let engine = Slow {
+            table: Arc::new(std::sync::Mutex::new(Table::default())),
+            gate: self.gate.clone(),
+        };
+        let loaded = Loaded {
+            arm,
+            template,
+            info: Default::default(),
+            count: Arc::new(str::len),
+            engine,
+        };
+        let member = Generate::new(log, store, self.shop.clone(), (vec![loaded], settings));
+        // A wall clock up to an hour off, either way.
+        let skew = self.rng.random_range(-3_600_000..=3_600_000);
+        Box::pin(generate_member(member, self.gate.clone(), skew))
+    }
+
+    /// One random record of one random user.
+    fn produce(&mut self) {
+        let user = format!("u{}", self.rng.random_range(0..USERS));
+        let sku = format!("s{}", self.rng.random_range(0..SKUS));
+        let kind = ["purchase", "view", "cart"][self.rng.random_range(0..3)];
+        let (topic, value) = match self.rng.random_range(0..20) {
+            0 => (&self.topics.profile_changes, None),
+            1..=3 => {
+                // Never the same twice: a profile sent again unchanged asks for nothing.
+                let age = self.rng.random_range(10..30);
+                (
+                    &self.topics.profile_changes,
+                    Some(json!({ "age": age, "visit": clock().0 }).to_string()),
+                )
+            }
+            4 => (&self.topics.user_events, Some("{".to_string())),
+            _ => {
+                let event = json!({ "type": kind, "sku": sku, "qty": 2 });
+                (&self.topics.user_events, Some(event.to_string()))
+            }
+        };
+        // CreateTime: not in the order of the log.
+        let time = clock().0 + self.rng.random_range(-20_000..1_000);
+        self.cluster.produce(Outgoing {
+            topic: topic.clone(),
+            key: Some(Bytes::from(user)),
+            value: value.map(Bytes::from),
+            headers: Vec::new(),
+            time: Some(Timestamp(time)),
+        });
+    }
+
+    /// Now and then: a crash, a zombie, a rebalance, a late write.
+    fn upset(&mut self, step: usize) {
+        match self.rng.random_range(0..120) {
+            0 => {
+                let at = self.rng.random_range(0..self.members.len());
+                let generate = self.members[at].generate;
+                // Dropped between two polls: a crash at this step.
+                self.members[at] = self.start(generate);
+                self.upheavals += 1;
+            }
+            1 => {
+                let at = self.rng.random_range(0..self.members.len());
+                self.members[at].asleep_until = step + self.rng.random_range(10..120);
+                self.cluster.rebalance(if self.members[at].generate {
+                    "generate"
+                } else {
+                    "ingest"
+                });
+                self.upheavals += 1;
+            }
+            2 => {
+                self.cluster.rebalance(if self.rng.random_bool(0.5) {
+                    "generate"
+                } else {
+                    "ingest"
+                });
+                self.upheavals += 1;
+            }
+            3..=8 => {
+                if let Some(late) = self.gate.late() {
+                    to_the_end(late);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Moves time and polls one member, chosen by the seed.
+    fn advance(&mut self, step: usize) -> Result<(), String> {
+        CLOCK.set(CLOCK.get() + self.rng.random_range(0..500));
+        self.cluster.set_time(clock());
+        let at = self.rng.random_range(0..self.members.len());
+        let member = &mut self.members[at];
+        if member.asleep_until > step {
+            return Ok(());
+        }
+        let mut context = Context::from_waker(Waker::noop());
+        match member.running.as_mut().poll(&mut context) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(()) => Err("a member ended by itself".into()),
+        }
+    }
+
+    /// No more faults: late writes land, everybody works until nothing is left to do.
+    fn rest(&mut self, mut step: usize) -> Result<(), String> {
+        while let Some(late) = self.gate.late() {
+            to_the_end(late);
+        }
+        self.gate.calm();
+        for group in ["ingest", "generate"] {
+            self.cluster.rebalance(group);
+        }
+        let mut quiet = 0;
+        let end = step + STEPS_MAX;
+        while quiet < 600 {
+            step += 1;
+            if step > end {
+                let lags = ["ingest", "generate"].map(|group| {
+                    (
+                        group,
+                        self.cluster.lag(group),
+                        self.cluster.committed(group),
+                    )
+                });
+                return Err(format!("no rest after {STEPS_MAX} steps: {lags:?}"));
+            }
+            // Whoever slept wakes up; dues pass.
+            for member in &mut self.members {
+                member.asleep_until = 0;
+            }
+            CLOCK.set(CLOCK.get() + 2_000);
+            self.advance(step)?;
+            let busy = self.cluster.lag("ingest") + self.cluster.lag("generate") > 0;
+            quiet = if busy { 0 } else { quiet + 1 };
+        }
+        Ok(())
+    }
+}
+
+/// Polls a call that nobody waits for until it is done. On a real store its answer comes from another thread.
+fn to_the_end(mut call: Pin<Box<dyn Future<Output = ()> + Send>>) {
+    let mut context = Context::from_waker(Waker::noop());
+    while call.as_mut().poll(&mut context).is_pending() {
+        std::thread::yield_now();
+    }
+}
+
+async fn ingest_member<L: Log, S: Store>(mut member: Ingest<L, S>, gate: Gate) {
+    loop {
+        let delivery = match futures::FutureExt::now_or_never(member.log().next()) {
+            Some(Ok(delivery)) => delivery,
+            Some(Err(_)) => return,
+            None => {
+                // The run loop commits by a timer, also when nothing comes in.
+                if gate.coin(0.1) {
+                    let _ = member.commit().await;
+                }
+                Yield::default().await;
+                continue;
+            }
+        };
+        match delivery {
+            Delivery::Assigned(partitions) => member.assigned(&partitions),
+            Delivery::Revoked { partitions, lost } => {
+                if !lost {
+                    let _ = member.commit().await;
+                }
+                member.revoked(&partitions);
+            }
+            Delivery::Batch(batch) => loop {
+                match member.handle(std::slice::from_ref(&batch)).await {
+                    Ok(tally) => {
+                        let told = tally.folded + tally.duplicate + tally.dead;
+                        assert_eq!(
+                            told,
+                            batch.records.len() as u64,
+                            "a record without an account"
+                        );
+                        break;
+                    }
+                    Err(error) if error.retry() => Yield::default().await,
+                    Err(error) => panic!("{error}"),
+                }
+            },
+        }
+        if gate.coin(0.5) {
+            let _ = member.commit().await;
+        }
+    }
+}
+
+async fn generate_member<L: Log, S: Store, A: Answers>(
+    mut member: Generate<L, S, A>,
+    gate: Gate,
+    skew: i64,
+) {
+    loop {
+        let now = Timestamp(clock().0 + skew);
+        while let Some(delivery) = futures::FutureExt::now_or_never(member.log().next()) {
+            match delivery {
+                Ok(Delivery::Batch(batch)) => while member.receive(&batch, now).await.is_err() {},
+                Ok(Delivery::Revoked { partitions, .. }) => member.revoked(&partitions),
+                Ok(Delivery::Assigned(_)) => {}
+                Err(_) => return,
+            }
+        }
+        match member.turn(now).await {
+            Ok(_) => {}
+            Err(error) if error.retry() => {}
+            Err(error) => panic!("{error}"),
+        }
+        if gate.coin(0.5) {
+            let _ = member.commit().await;
+        }
+        Yield::default().await;
+    }
+}
+
+/// The table double, after a while.
+struct Slow {
+    table: Arc<std::sync::Mutex<Table>>,
+    gate: Gate,
+}
+
+impl Answers for Slow {
+    async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
+        self.table.lock().expect("one thread").set_names(names)
+    }
+
+    async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, engine::Error> {
+        for _ in 0..5 {
+            if self.gate.coin(0.3) && !self.gate.is_calm() {
+                Yield::default().await;
+            }
+        }
+        self.table.lock().expect("one thread").generate(&asks)
+    }
+}
+
+/// What a run must not exceed, for one user: see [`check::all`].
+pub fn quiet_period() -> Duration {
+    Duration::from_secs(5)
+}

@@ -1,0 +1,158 @@
+//! Ten thousand seeded histories of the whole way, on doubles of log, store and model.
+//!
+//! Random events, profiles and erases; crashes between any two steps; lost, unanswered and late calls; zombies;
+//! rebalances; wall clocks an hour apart; slow generation. After each run the facts are compared with a
+//! single-threaded reading of the log. `NEARSHORE_SEED=N` replays one history, `NEARSHORE_SEEDS=N` sets how many.
+
+mod check;
+mod gate;
+mod history;
+
+use nearshore::log::Flaws as LogFlaws;
+use nearshore::store::{Flaws as StoreFlaws, MemoryStore, RedisStore, Store};
+
+use crate::harness::{fresh, variable};
+use history::{Doubles, run};
+
+fn seeds(default: u64) -> std::ops::Range<u64> {
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+    };
+    match number("NEARSHORE_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("NEARSHORE_SEEDS").unwrap_or(default),
+    }
+}
+
+/// The first complaint of these histories, with its seed. Two threads, for CI has two cores.
+fn first_complaint<S: Store>(
+    seeds: std::ops::Range<u64>,
+    log: LogFlaws,
+    store: impl Fn(u64) -> S + Sync,
+) -> Option<(u64, String)> {
+    let half = |odd: u64| {
+        let (seeds, store) = (seeds.clone(), &store);
+        move || {
+            seeds.filter(|seed| seed % 2 == odd).find_map(|seed| {
+                let doubles = Doubles {
+                    log,
+                    store: store(seed),
+                    ns: format!("sim-{seed}"),
+                };
+                Some((seed, run(seed, doubles).err()?))
+            })
+        }
+    };
+    let (even, odd) = std::thread::scope(|scope| {
+        let even = scope.spawn(half(0));
+        let odd = scope.spawn(half(1));
+        (
+            even.join().expect("no panic"),
+            odd.join().expect("no panic"),
+        )
+    });
+    even.into_iter().chain(odd).min()
+}
+
+#[test]
+fn every_history_ends_with_nothing_lost_stale_or_doubled() {
+    let seeds = seeds(10_000);
+    let start = std::time::Instant::now();
+    let complaint = first_complaint(seeds.clone(), LogFlaws::default(), |_| {
+        MemoryStore::default()
+    });
+    if let Some((seed, what)) = complaint {
+        panic!("NEARSHORE_SEED={seed}: {what}");
+    }
+    eprintln!("simulation: seeds {seeds:?} in {:?}", start.elapsed());
+}
+
+/// A broken double must be noticed within these many histories, every run.
+const NOTICED_WITHIN: u64 = 1_000;
+
+fn noticed(log: LogFlaws, flaws: StoreFlaws) {
+    let complaint = first_complaint(0..NOTICED_WITHIN, log, |_| MemoryStore::broken(flaws));
+    let (seed, what) = complaint.expect("the broken double was not noticed");
+    eprintln!("noticed at seed {seed}: {what}");
+}
+
+#[test]
+fn counts_without_a_fence_are_noticed() {
+    noticed(
+        LogFlaws::default(),
+        StoreFlaws {
+            no_fence: true,
+            ..StoreFlaws::default()
+        },
+    );
+}
+
+#[test]
+fn a_blind_write_of_the_state_is_noticed() {
+    noticed(
+        LogFlaws::default(),
+        StoreFlaws {
+            blind_write: true,
+            ..StoreFlaws::default()
+        },
+    );
+}
+
+#[test]
+fn a_missing_tombstone_check_is_noticed() {
+    noticed(
+        LogFlaws::default(),
+        StoreFlaws {
+            no_tombstone: true,
+            ..StoreFlaws::default()
+        },
+    );
+}
+
+#[test]
+fn a_commit_too_early_is_noticed() {
+    let flaws = LogFlaws {
+        commit_early: true,
+        ..LogFlaws::default()
+    };
+    noticed(flaws, StoreFlaws::default());
+}
+
+#[test]
+fn work_forgotten_on_revoke_is_noticed() {
+    let flaws = LogFlaws {
+        forget_in_hand: true,
+        ..LogFlaws::default()
+    };
+    noticed(flaws, StoreFlaws::default());
+}
+
+#[test]
+fn two_hundred_histories_hold_on_a_real_redis() {
+    let url = format!("redis://{}", variable("NEARSHORE_TEST_REDIS"));
+    let prefix = fresh("sim");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    for seed in 0..200 {
+        let settings = nearshore::store::Settings {
+            url: url.clone(),
+            ..Default::default()
+        };
+        let store = RedisStore::new(settings).expect("settings are right");
+        let doubles = Doubles {
+            log: LogFlaws::default(),
+            store,
+            ns: format!("{prefix}-{seed}"),
+        };
+        // Answers come from another thread: the hand-made scheduler waits for them by polling.
+        let _inside = runtime.enter();
+        if let Err(what) = run(seed, doubles) {
+            panic!("NEARSHORE_SEED={seed}: {what}");
+        }
+    }
+}
