@@ -245,6 +245,9 @@ fn live_now() -> Option<crate::record::Timestamp> {
     Some(wall_clock())
 }
 
+/// How long the broker may take to describe its topics.
+const DESCRIBE_MAX: Duration = Duration::from_secs(3);
+
 /// For topics whose times the broker gives: nothing can be ahead of it, and our clock is no judge.
 fn broker_now() -> Option<crate::record::Timestamp> {
     None
@@ -253,15 +256,14 @@ fn broker_now() -> Option<crate::record::Timestamp> {
 /// Whether the broker stamps both topics of users; where it does not say, it is taken not to.
 async fn stamped_by_broker(config: &Config) -> bool {
     let topics = [&*config.topics.user_events, &*config.topics.profile_changes];
-    let described = match Admin::new(&config.kafka) {
-        Ok(admin) => admin.describe(&topics).await,
-        Err(error) => Err(error),
-    };
-    match described {
-        Ok(topics) => topics
+    let described = async { Admin::new(&config.kafka)?.describe(&topics).await };
+    // The embedded log does not answer such questions at all.
+    match tokio::time::timeout(DESCRIBE_MAX, described).await {
+        Err(_) => false,
+        Ok(Ok(topics)) => topics
             .iter()
             .all(|topic| topic.log_append_time() == Some(true)),
-        Err(error) => {
+        Ok(Err(error)) => {
             tracing::warn!(%error, "topics could not be described; record times are compared with our clock");
             false
         }
