@@ -94,7 +94,10 @@ impl Site {
             redis,
             _turn: turn,
         };
-        site.write("basket.j2", include_str!("../../config/templates/basket.j2"));
+        site.write(
+            "basket.j2",
+            include_str!("../../config/templates/basket.j2"),
+        );
         site.write("nearshore.toml", &site.configuration());
         site
     }
@@ -170,13 +173,15 @@ impl Site {
     pub fn sku(&self, nth: usize, stock: i64) -> Outgoing {
         let (pu, category) = SHELF[nth / 2];
         let title = format!("{pu} {}", nth % 2);
-        let value = json!({"pu": pu, "category": category, "title": title, "stock": stock, "price": 2.5});
+        let value =
+            json!({"pu": pu, "category": category, "title": title, "stock": stock, "price": 2.5});
         record(&self.topics.catalog, &sku_id(nth), &value)
     }
 
     /// A purchase.
     pub fn bought(&self, user: &str, nth: usize) -> Outgoing {
-        let value = json!({"type": "purchase", "sku": sku_id(nth % 30), "qty": 1 + nth % 3, "price": 2.5});
+        let value =
+            json!({"type": "purchase", "sku": sku_id(nth % 30), "qty": 1 + nth % 3, "price": 2.5});
         record(&self.topics.user_events, user, &value)
     }
 
@@ -197,7 +202,9 @@ impl Site {
             }
             records
         };
-        tokio::time::timeout(LIMIT, all).await.expect("read in time")
+        tokio::time::timeout(LIMIT, all)
+            .await
+            .expect("read in time")
     }
 
     /// How many records a topic holds.

@@ -26,7 +26,10 @@ async fn accepted(site: &Site) -> BTreeMap<UserId, Vec<Accepted>> {
         for record in site.read(topic).await {
             let decoded = decode_user(&record, site.topics.source(topic), &Limits::default());
             if let Ok(accepted) = decoded {
-                users.entry(accepted.user.clone()).or_default().push(accepted);
+                users
+                    .entry(accepted.user.clone())
+                    .or_default()
+                    .push(accepted);
             }
         }
     }
@@ -121,7 +124,9 @@ async fn a_product_that_is_sold_out_or_blocked_is_not_shown(site: &Site, user: &
     site.send(vec![site.sku(nth, 3)]).await;
     shows(site, (user, sold_out), true).await;
 
-    let said = site.said(&["block", blocked, "--reason", "recall of batch 7"]).await;
+    let said = site
+        .said(&["block", blocked, "--reason", "recall of batch 7"])
+        .await;
     assert!(said.contains(blocked), "{said}");
     let took = shows(site, (user, blocked), false).await;
     assert!(took < Duration::from_secs(5), "{took:?}");
@@ -175,15 +180,20 @@ async fn an_erased_user_is_gone_and_may_come_back(site: &Site, user: &str) {
     })
     .await;
     let keys = keys::user(&site.ns, &id[0]).expect("keys");
-    assert_eq!(site.redis.exists(&keys.erased).await, 1);
-    assert_eq!(site.redis.exists(&keys.profile).await, 0);
+    assert_eq!(site.redis.told(&["EXISTS", &keys.erased]).await, "1");
+    assert_eq!(site.redis.told(&["EXISTS", &keys.profile]).await, "0");
     let key = format!("{}/{user}", site.ns);
     eventually(LIMIT, || async {
         let updates = site.read(&site.topics.recall_updates).await;
-        let last = updates.iter().rfind(|it| it.key.as_deref() == Some(key.as_bytes()));
+        let last = updates
+            .iter()
+            .rfind(|it| it.key.as_deref() == Some(key.as_bytes()));
         match last.map(|it| it.value.is_none()) {
             Some(true) => Ok(()),
-            other => Err(format!("last of {} updates is null: {other:?}", updates.len())),
+            other => Err(format!(
+                "last of {} updates is null: {other:?}",
+                updates.len()
+            )),
         }
     })
     .await;
