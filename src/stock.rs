@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::event;
 use crate::ingest::{Error, letter};
+use crate::keeper::wall_clock;
 use crate::log::{self, Delivery, Log};
 use crate::metrics::{self, RecordOutcome, Stage};
 use crate::record::{Partition, Resume};
@@ -92,6 +93,8 @@ impl<L: Log, S: Store> Stock<L, S> {
                 ops.len() as u64,
             );
             let out = ops.iter().filter(|op| op.out).count() as u64;
+            let oldest = batch.records.iter().map(|record| record.time).min();
+            metrics::stock_to_filter(wall_clock().since(oldest.unwrap_or_default()));
             metrics::stock(metrics::StockMove::Out, out);
             metrics::stock(metrics::StockMove::In, ops.len() as u64 - out);
         }

@@ -25,6 +25,14 @@ pub(super) fn count_batch(arm: &str, answers: &[Answer], busy: Duration) {
     );
 }
 
+/// What the engine has in hand, by lane: told when a batch begins, and empty when it is done.
+pub(super) fn count_running(works: &[Work]) {
+    for lane in [Lane::Urgent, Lane::Live, Lane::Backfill] {
+        let of_lane = works.iter().filter(|work| work.request.lane == lane);
+        metrics::running(lane, of_lane.count());
+    }
+}
+
 pub(super) fn count_dropped(made: &Made) {
     for dropped in &made.audit.dropped {
         metrics::rejected(dropped.why, 1);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use count::{count_batch, count_dropped, count_published};
+use count::{count_batch, count_dropped, count_published, count_running};
 
 use crate::arms::arm_of;
 use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
@@ -33,7 +33,7 @@ use crate::shop::Shop;
 use crate::store::{Peek, Publish, Published, Store, Stored, Take, Taken};
 use crate::takes::{Need, Standing, need};
 use crate::topics::Topics;
-use crate::trigger::{Lane, Reason, Request};
+use crate::trigger::{Reason, Request};
 
 /// Consumer group of the three lanes, whatever the namespace.
 pub const GROUP: &str = "nearshore-generate";
@@ -182,14 +182,6 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         **self.per_user.load()
     }
 
-    /// Users of a lane that were cut and are not done.
-    pub fn running(&self, lane: Lane) -> usize {
-        self.current
-            .iter()
-            .filter(|work| work.request.lane == lane)
-            .count()
-    }
-
     /// Tells the engines the names and has each answer once, so that the first user does not wait for cold caches.
     pub async fn warm(&mut self) {
         self.sync_names().await;
@@ -265,7 +257,9 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         }
         self.sync_names().await;
         let works = std::mem::take(&mut self.current);
+        count_running(&works);
         let turn = self.serve(&works).await;
+        count_running(&[]);
         match &turn {
             Ok(_) => {
                 for position in works.iter().flat_map(|work| &work.positions) {

@@ -172,6 +172,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
             self.stopped.remove(partition);
             self.chains.remove(partition);
         }
+        metrics::stopped(self.stopped.len());
     }
 
     /// Partitions are no longer ours. What is handled is committed by the new owner's reading on.
@@ -181,6 +182,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
             self.chains.remove(partition);
             self.stopped.remove(partition);
         }
+        metrics::stopped(self.stopped.len());
     }
 
     /// Stops a partition: its offsets stay where they are, and an alarm says why.

@@ -73,8 +73,6 @@ pub fn expired(lane: impl Into<LaneLabel>, n: u64) {
 pub struct Queue {
     /// Requests that wait in memory.
     pub waiting: usize,
-    /// Requests in the running batch.
-    pub running: usize,
     /// Age of the oldest waiting request since due; zero when none waits.
     pub oldest: Duration,
     /// Engine time that all waiting requests will take.
@@ -85,9 +83,13 @@ pub struct Queue {
 pub fn queue(lane: impl Into<LaneLabel>, queue: Queue) {
     let lane = [lane.into().text()];
     t::WAITING.set(&lane, queue.waiting as f64);
-    t::RUNNING.set(&lane, queue.running as f64);
     t::OLDEST.set(&lane, queue.oldest.as_secs_f64());
     t::QUEUED_WORK.set(&lane, queue.work.as_secs_f64());
+}
+
+/// Users of a lane in the batch that runs now.
+pub fn running(lane: impl Into<LaneLabel>, users: usize) {
+    t::RUNNING.set(&[lane.into().text()], users as f64);
 }
 
 /// What one batch of an arm cost.

@@ -42,6 +42,7 @@ fn all_moves() {
     coalesced(1);
     expired(Lane::Live, 1);
     queue(Lane::Urgent, Queue::default());
+    running(Lane::Urgent, 1);
     batch("a", Batch::default());
     phase("b", Phase::Model, second);
     rejected(crate::list::Why::NoStock, 1);

@@ -31,6 +31,17 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 /// Records folded in one go; more would delay commits and revokes.
 const GATHER_MAX: usize = 4_000;
 
+/// Counts partitions that come and go.
+fn count_rebalance(delivery: &Delivery) {
+    let (change, partitions) = match delivery {
+        Delivery::Assigned(partitions) => (metrics::Rebalance::Assigned, partitions),
+        Delivery::Revoked { partitions, lost } if *lost => (metrics::Rebalance::Lost, partitions),
+        Delivery::Revoked { partitions, .. } => (metrics::Rebalance::Revoked, partitions),
+        Delivery::Batch(_) => return,
+    };
+    metrics::rebalanced(change, partitions.len() as u64);
+}
+
 /// Deliveries until the log has nothing at once, or enough is gathered. At most one batch per partition.
 pub(super) async fn gather<L: Log>(
     log: &mut L,
@@ -77,6 +88,7 @@ pub(super) async fn ingest_loop<L: Log, S: Store>(
                 delivery = member.log().next() => {
                     let (batches, rest) = gather(member.log(), delivery?).await?;
                     fold_all(&mut member, &batches, &cancel).await;
+                    rest.iter().for_each(count_rebalance);
                     match rest {
                         Some(Delivery::Assigned(partitions)) => member.assigned(&partitions),
                         Some(Delivery::Revoked { partitions, lost }) => {
@@ -167,6 +179,7 @@ pub(super) async fn stock_loop<L: Log, S: Store>(
             _ = commits.tick() => commit_softly(member.commit().await)?,
             delivery = member.log().next() => {
                 let delivery = delivery?;
+                count_rebalance(&delivery);
                 let mut wait = RETRY_MIN;
                 while let Err(error) = member.handle(&delivery).await {
                     anyhow::ensure!(error.retry(), error);
@@ -241,7 +254,6 @@ pub(super) fn count_lanes<L: Log, S: Store, A: generate::Answers>(
         let work = member.seconds_per_user().mul_f64(waiting as f64);
         let queue = metrics::Queue {
             waiting,
-            running: member.running(lane),
             oldest: standing.oldest,
             work,
         };
@@ -253,6 +265,7 @@ pub(super) async fn take_in<L: Log, S: Store, A: generate::Answers>(
     member: &mut Generate<L, S, A>,
     delivery: Delivery,
 ) -> anyhow::Result<()> {
+    count_rebalance(&delivery);
     match delivery {
         Delivery::Batch(batch) => member.receive(&batch, wall_clock()).await?,
         Delivery::Revoked { partitions, .. } => {

@@ -5,6 +5,8 @@ mod harness;
 mod log;
 mod log_dlq;
 mod log_kafka;
+mod page;
+mod poison;
 mod process;
 mod simulation;
 mod store;

@@ -71,16 +71,6 @@ impl Server {
         self.tell(words).await.expect("redis answers")
     }
 
-    /// 1 if there is such a key, else 0.
-    pub async fn exists(&self, key: &str) -> u8 {
-        let client = redis::Client::open(self.url()).expect("an address");
-        let conn = client.get_multiplexed_async_connection().await;
-        let mut conn = conn.expect("connects");
-        let mut exists = redis::cmd("EXISTS");
-        let answer = exists.arg(key).query_async(&mut conn).await;
-        answer.expect("redis answers")
-    }
-
     /// How many connections of stores it has: those whose last command was one of theirs.
     async fn clients(&self) -> usize {
         let list = self.told(&["CLIENT", "LIST", "TYPE", "normal"]).await;

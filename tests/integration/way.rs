@@ -180,8 +180,8 @@ async fn an_erased_user_is_gone_and_may_come_back(site: &Site, user: &str) {
     })
     .await;
     let keys = keys::user(&site.ns, &id[0]).expect("keys");
-    assert_eq!(site.redis.exists(&keys.erased).await, 1);
-    assert_eq!(site.redis.exists(&keys.profile).await, 0);
+    assert_eq!(site.redis.told(&["EXISTS", &keys.erased]).await, "1");
+    assert_eq!(site.redis.told(&["EXISTS", &keys.profile]).await, "0");
     let key = format!("{}/{user}", site.ns);
     eventually(LIMIT, || async {
         let updates = site.read(&site.topics.recall_updates).await;

@@ -23,6 +23,7 @@ use tokio::sync::Mutex;
 
 use super::scripts;
 use super::settings::Settings;
+use crate::metrics;
 use crate::store::Error;
 
 /// So many late answers in a row, and the connection is taken for dead.
@@ -178,6 +179,7 @@ impl Link {
             port: *port,
         };
         let pipe = pipeline(&cmds);
+        metrics::round_trips(1);
         let answers = conn.route_pipeline(pipe, 0, cmds.len(), route).await;
         let answers = self.watch(&live, answers)?;
         answers
@@ -346,6 +348,7 @@ fn pipeline(cmds: &[Cmd]) -> Pipeline {
 }
 
 async fn ask(conn: impl Into<Conn>, pipe: Pipeline) -> RedisResult<Vec<RedisResult<Value>>> {
+    metrics::round_trips(1);
     match conn.into() {
         Conn::Single(mut conn) => pipe.query_async(&mut conn).await,
         Conn::Cluster(mut conn) => pipe.query_async(&mut conn).await,

@@ -1,0 +1,427 @@
+//! Promise: what cannot be used goes to `dlq` once, with the reason, and stops nothing; what must not be
+//! overwritten stops its partition and no other; what is wrong in the configuration is said before anything runs.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::time::Duration;
+
+use bytes::Bytes;
+use nearshore::event::UserId;
+use nearshore::log::Outgoing;
+use nearshore::log::dlq::DeadLetter;
+use nearshore::record::Partition;
+use nearshore::store::{Store, keys};
+use serde_json::{Value, json};
+
+use crate::harness::eventually;
+use crate::log_kafka::noise;
+use crate::process::{LIMIT, Process, Site, now};
+
+/// 31 December 9999.
+const YEAR_9999: i64 = 253_402_214_400_000;
+
+/// Where a letter came from, and why it died.
+type Death = (String, i64, String);
+
+fn raw(key: &'static [u8], value: &str) -> Outgoing {
+    Outgoing {
+        topic: "".into(),
+        key: Some(Bytes::from_static(key)),
+        value: Some(value.to_owned().into()),
+        headers: vec![("trace".into(), Bytes::from_static(b"\xff7"))],
+        time: None,
+    }
+}
+
+const VIEW: &str = r#"{"type":"view","sku":"sku-01"}"#;
+
+/// Bad events, with the code of what is wrong.
+fn bad_events() -> Vec<(Outgoing, &'static str)> {
+    let with = |change: fn(&mut Outgoing)| {
+        let mut record = raw(b"bad", VIEW);
+        change(&mut record);
+        record
+    };
+    let deep = format!(
+        r#"{{"type":"view","sku":"a","context":{}{}}}"#,
+        "[".repeat(5_000),
+        "]".repeat(5_000)
+    );
+    let large = format!(
+        r#"{{"type":"view","sku":"a","context":"{}"}}"#,
+        hex::encode(noise(5 << 18))
+    );
+    vec![
+        (raw(b"bad", r#"{"type":"purchase""#), "malformed_json"),
+        (with(|it| it.value = None), "null_value"),
+        (raw(b"\xff\xfe", VIEW), "key_not_utf8"),
+        (with(|it| it.key = None), "no_key"),
+        (raw(b"", VIEW), "empty_key"),
+        (raw(b"bad", r#"{"type":"view","sku":7}"#), "wrong_type"),
+        (raw(b"bad", r#"{"type":"view"}"#), "missing_field"),
+        (raw(b"bad", r#"{"sku":"sku-01"}"#), "missing_field"),
+        (raw(b"bad", "[]"), "not_an_object"),
+        (raw(b"bad", &large), "too_large"),
+        (raw(b"bad", &deep), "too_deep"),
+        (
+            raw(b"bad", r#"{"type":"steal","sku":"sku-01"}"#),
+            "unknown_type",
+        ),
+        (
+            raw(b"bad", r#"{"type":"purchase","sku":"a","qty":-2}"#),
+            "negative_quantity",
+        ),
+        (
+            raw(b"bad", r#"{"type":"purchase","sku":"a","price":-1}"#),
+            "bad_number",
+        ),
+        (
+            with(|it| it.time = Some(nearshore::record::Timestamp(YEAR_9999))),
+            "time_out_of_range",
+        ),
+        (
+            with(|it| it.time = Some(now().after(Duration::from_secs(3_600)))),
+            "time_ahead",
+        ),
+        (
+            with(|it| it.value = Some(Bytes::from_static(b"\"\xc3\x28\""))),
+            "not_utf8",
+        ),
+        (
+            with(|it| it.value = Some(Bytes::from_static(b"\0\0\0\0\x01{}"))),
+            "framed_payload",
+        ),
+    ]
+}
+
+fn bad_profiles() -> Vec<(Outgoing, &'static str)> {
+    vec![
+        (raw(b"bad", "{"), "malformed_json"),
+        (raw(b"\xc0", "{}"), "key_not_utf8"),
+        (raw(b"bad", "3"), "not_an_object"),
+        (
+            raw(b"bad", r#"{"op":"u","before":null,"after":{}}"#),
+            "enveloped",
+        ),
+    ]
+}
+
+fn bad_skus() -> Vec<(Outgoing, &'static str)> {
+    vec![
+        (raw(b"sku-99", "nothing"), "malformed_json"),
+        (raw(b"sku-99", r#"{"stock":1}"#), "missing_field"),
+        (raw(b"sku-99", r#"{"pu":"CAKES"}"#), "missing_field"),
+        (
+            raw(b"sku-99", r#"{"pu":"CAKES","stock":"some"}"#),
+            "wrong_type",
+        ),
+    ]
+}
+
+fn bad_requests() -> Vec<(Outgoing, &'static str)> {
+    let mut null = raw(b"bad", "");
+    null.value = None;
+    vec![
+        (raw(b"bad", r#"{"v":1}"#), "malformed_json"),
+        (raw(b"bad", "now!"), "malformed_json"),
+        (null, "null_value"),
+    ]
+}
+
+/// Sends bad records to a topic of one partition, a good one behind each; tells which will die.
+async fn poison(
+    site: &Site,
+    (topic, bad): (&str, Vec<(Outgoing, &'static str)>),
+    good: impl Fn(usize) -> Option<Outgoing>,
+) -> Vec<Death> {
+    let (mut deaths, mut offset) = (Vec::new(), site.count(topic).await);
+    for (nth, (mut record, code)) in bad.into_iter().enumerate() {
+        record.topic = topic.into();
+        deaths.push((topic.to_owned(), offset, code.to_owned()));
+        let good = good(nth);
+        offset += 1 + i64::from(good.is_some());
+        // One at a time, so that a refusal names its record.
+        site.send(vec![record]).await;
+        site.send(good.into_iter().collect()).await;
+    }
+    deaths
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn poison_goes_to_the_dlq_once_and_stops_nothing() {
+    let admits: &[(&str, &str)] = &[
+        ("max.message.bytes", "4000000"),
+        ("message.timestamp.after.max.ms", "9223372036854775807"),
+    ];
+    let site = Site::open(&[
+        ("user_events", 1, admits),
+        ("profile_changes", 1, &[]),
+        ("catalog", 1, &[]),
+        ("regen_live", 1, &[]),
+    ])
+    .await;
+    let topics = &site.topics;
+    site.catalogue().await;
+    let process = Process::ready(&site, "all").await;
+    let mut deaths = poison(&site, (&topics.user_events, bad_events()), |nth| {
+        Some(site.bought("good", nth))
+    })
+    .await;
+    let profiles = (&*topics.profile_changes, bad_profiles());
+    let profile = |nth| Some(site.profile("good", &json!({"nth": nth})));
+    deaths.extend(poison(&site, profiles, profile).await);
+    let catalog = (&*topics.catalog, bad_skus());
+    deaths.extend(poison(&site, catalog, |nth| Some(site.sku(nth, 0))).await);
+    let requests = (&*topics.regen_live, bad_requests());
+    deaths.extend(poison(&site, requests, |_| None).await);
+    let unknown = json!({"type": "purchase", "sku": "no-such-sku"});
+    let unknown = crate::process::record(&topics.user_events, "good", &unknown);
+    site.send(vec![unknown]).await;
+    deaths.sort();
+
+    everything_is_read(&site).await;
+    let letters = site.read(&topics.dlq).await;
+    let mut died: Vec<Death> = letters.iter().map(death).collect();
+    died.sort();
+    assert_eq!(died, deaths);
+    letters.iter().for_each(is_as_connect_writes_it);
+    what_is_good_is_folded(&site, &process).await;
+    let dead = process.metric("nearshore_dlq_records_total", "").await;
+    assert_eq!(dead, deaths.len() as f64);
+    assert_eq!(
+        process.metric("nearshore_partitions_stopped", "").await,
+        0.0
+    );
+    letters_are_listed_and_sent_back(&site, &deaths).await;
+}
+
+async fn everything_is_read(site: &Site) {
+    site.committed().await;
+    for (group, topic) in [
+        ("nearshore-stock", &site.topics.catalog),
+        ("nearshore-generate", &site.topics.regen_live),
+    ] {
+        eventually(LIMIT, || async {
+            let lag = site.admin.lag(group, &[topic]).await;
+            let lag = lag.map_err(|error| error.to_string())?;
+            let behind: u64 = lag.values().sum();
+            if behind == 0 {
+                Ok(())
+            } else {
+                Err(format!("{group}: {lag:?}"))
+            }
+        })
+        .await;
+    }
+}
+
+fn death(record: &nearshore::record::Record) -> Death {
+    let letter = DeadLetter::read(record);
+    assert_eq!(letter.partition, Some(0));
+    let topic = letter.topic.expect("it says its topic");
+    (topic, letter.offset.expect("and its offset"), letter.code)
+}
+
+fn is_as_connect_writes_it(record: &nearshore::record::Record) {
+    for name in [
+        "topic",
+        "partition",
+        "offset",
+        "connector.name",
+        "stage",
+        "exception.class.name",
+        "exception.message",
+    ] {
+        let name = format!("__connect.errors.{name}");
+        let found = record.headers.iter().any(|(key, _)| *key == name);
+        assert!(found, "{name} in {:?}", record.headers);
+    }
+    let kept = ("trace".to_owned(), Bytes::from_static(b"\xff7"));
+    assert!(record.headers.contains(&kept), "headers of the original");
+}
+
+async fn what_is_good_is_folded(site: &Site, process: &Process) {
+    let user = [UserId("good".into())];
+    let held = site.store.load(&site.ns, &user).await.expect("answered");
+    let events = bad_events().len();
+    assert_eq!(held[0].state.window.len(), events + 1);
+    let profile = held[0].state.profile.as_ref().expect("known");
+    let last = bad_profiles().len() - 1;
+    assert_eq!(profile.profile.0["nth"], json!(last));
+    let skus: Vec<String> = (0..5).map(crate::process::sku_id).collect();
+    let out = site.store.sold_out(&skus).await.expect("answered");
+    assert_eq!(out, [true, true, true, true, false]);
+    assert_eq!(
+        process.metric("nearshore_unknown_skus_total", "").await,
+        1.0
+    );
+    // The lane goes on as well: the list is the model's.
+    eventually(LIMIT, || async {
+        let peek = site.peek("good").await;
+        let list = peek.list.filter(|list| list.ticket > 0);
+        let list = list.ok_or("no list of a take")?;
+        if list.covers.cover_all(&peek.fences) {
+            Ok(())
+        } else {
+            Err(format!("covers {}, not {}", list.covers, peek.fences))
+        }
+    })
+    .await;
+}
+
+async fn letters_are_listed_and_sent_back(site: &Site, deaths: &[Death]) {
+    let text = site.said(&["dlq", "list", "--json"]).await;
+    let line = |line: &str| -> Death {
+        let letter: Value = serde_json::from_str(line).expect("JSON");
+        let text = |key: &str| letter[key].as_str().expect("text").to_owned();
+        (
+            text("topic"),
+            letter["offset"].as_i64().expect("a number"),
+            text("code"),
+        )
+    };
+    let mut listed: Vec<Death> = text.lines().map(line).collect();
+    listed.sort();
+    assert_eq!(listed, deaths);
+
+    let dlq = &site.topics.dlq;
+    let before = (
+        site.count(dlq).await,
+        site.count(&site.topics.user_events).await,
+    );
+    let text = site.said(&["dlq", "replay", "--dry-run", "--json"]).await;
+    let told: Value = serde_json::from_str(&text).expect("JSON");
+    // All but the one that was too large to be kept.
+    let wanted = json!({"sent": deaths.len() - 1, "left": 0, "hindered": 1, "dry_run": true});
+    assert_eq!(told, wanted);
+    let after = (
+        site.count(dlq).await,
+        site.count(&site.topics.user_events).await,
+    );
+    assert_eq!(before, after, "a dry run writes nothing");
+
+    let words = ["dlq", "replay", "--code", "unknown_type", "--json"];
+    let told: Value = serde_json::from_str(&site.said(&words).await).expect("JSON");
+    assert_eq!(told["sent"], 1);
+    // It dies again, for nothing has changed.
+    eventually(LIMIT, || async {
+        match site.count(dlq).await - before.0 {
+            1 => Ok(()),
+            more => Err(format!("{more} more letters")),
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_of_a_newer_version_stops_its_partition_alone_and_is_kept() {
+    let site = Site::open(&[("user_events", 4, &[])]).await;
+    site.catalogue().await;
+    let member = Process::ready(&site, "ingest").await;
+    site.send(vec![site.bought("ann", 1)]).await;
+    site.committed().await;
+    let ann = UserId("ann".into());
+    let held = site.store.load(&site.ns, std::slice::from_ref(&ann)).await;
+    let fences = held.expect("answered").remove(0).state.fences;
+    let (stuck, offset) = fences.iter().next().expect("one event is folded");
+    let key = keys::user(&site.ns, &ann).expect("keys").state;
+    // As a later program would leave it: byte 99 is the version.
+    site.redis.told(&["HSET", &key, "blob", "c-newer"]).await;
+    site.redis.told(&["HINCRBY", &key, "ver", "1"]).await;
+
+    let others = (0..40).map(|nth| site.bought(&format!("user-{nth}"), nth));
+    let events = std::iter::once(site.bought("ann", 2)).chain(others);
+    site.send(events.collect()).await;
+    eventually(LIMIT, || async {
+        match member.metric("nearshore_partitions_stopped", "").await {
+            1.0 => Ok(()),
+            other => Err(format!("{other} stopped")),
+        }
+    })
+    .await;
+    all_but(&site, stuck).await;
+    assert_eq!(committed(&site).await.get(stuck), Some(&(offset.0 + 1)));
+    assert_eq!(site.redis.told(&["HGET", &key, "blob"]).await, "c-newer");
+    assert!(
+        member.log().contains("partition stopped"),
+        "{}",
+        member.log()
+    );
+    assert_eq!(member.get("/healthz").await.expect("answers").0, 200);
+    drop(member);
+
+    // A new member meets it again; only when the cause is mended does the partition go on.
+    let member = Process::ready(&site, "ingest").await;
+    eventually(LIMIT, || async {
+        match member.metric("nearshore_partitions_stopped", "").await {
+            1.0 => Ok(()),
+            other => Err(format!("{other} stopped")),
+        }
+    })
+    .await;
+    assert_eq!(site.redis.told(&["HGET", &key, "blob"]).await, "c-newer");
+    drop(member);
+    site.redis.told(&["DEL", &key]).await;
+    let _member = Process::ready(&site, "ingest").await;
+    site.committed().await;
+}
+
+async fn committed(site: &Site) -> BTreeMap<Partition, i64> {
+    let group = format!("nearshore-ingest-{}", site.ns);
+    let topic = &*site.topics.user_events;
+    let committed = site.admin.committed(&group, &[topic]).await;
+    let committed = committed.expect("answered");
+    committed
+        .into_iter()
+        .map(|(partition, at)| (partition, at.0))
+        .collect()
+}
+
+/// Waits until all partitions but one are committed to their end.
+async fn all_but(site: &Site, stuck: &Partition) {
+    let group = format!("nearshore-ingest-{}", site.ns);
+    let topic = &*site.topics.user_events;
+    eventually(LIMIT, || async {
+        let lag = site.admin.lag(&group, &[topic]).await;
+        let mut lag = lag.map_err(|error| error.to_string())?;
+        lag.remove(stuck);
+        if lag.len() == 3 && lag.values().all(|behind| *behind == 0) {
+            Ok(())
+        } else {
+            Err(format!("{lag:?}"))
+        }
+    })
+    .await;
+}
+
+#[test]
+fn what_is_wrong_in_the_configuration_is_said_before_anything_runs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("bad.toml");
+    std::fs::write(
+        &file,
+        "namespace = \"a\"\n[trigger]\n  quiet_perod = \"1s\"\n",
+    )
+    .expect("written");
+    let run = |name: &str, value: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_nearshore"))
+            .args(["run", "--config"])
+            .arg(&file)
+            .env(name, value)
+            .output()
+            .expect("starts");
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let (code, said) = run("OTHER", "1");
+    assert_eq!(code, Some(2), "{said}");
+    let wanted = "bad.toml:3:3 trigger.quiet_perod: unknown key; did you mean quiet_period?";
+    assert!(said.contains(wanted), "{said}");
+
+    std::fs::write(&file, "").expect("written");
+    let (code, said) = run("NEARSHORE__TRIGER__QUIET_PERIOD", "1s");
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("NEARSHORE__TRIGER__QUIET_PERIOD"), "{said}");
+}
