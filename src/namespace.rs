@@ -291,7 +291,9 @@ impl<S: Store> Eye<S> {
         let (mut low, mut high) = (0, render(usize::MAX)?.tokens);
         while low < high {
             let middle = low + (high - low) / 2;
-            let fits = render(middle)?.events_cut <= cut;
+            // Fields are cut only when no event is left, which the audit does not count.
+            let tried = render(middle)?;
+            let fits = tried.events_cut <= cut && tried.fields_cut == 0;
             (low, high) = if fits {
                 (low, middle)
             } else {

@@ -179,9 +179,9 @@ pub fn all<S: Store>(history: &History<S>) -> Result<(), String> {
     committed(history)
 }
 
-fn users() -> Vec<UserId> {
+fn users<S: Store>(history: &History<S>) -> Vec<UserId> {
     (0..USERS)
-        .map(|nth| UserId(format!("u{nth}").into()))
+        .map(|nth| UserId(history.user(nth).into()))
         .collect()
 }
 
@@ -198,8 +198,8 @@ fn now<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn states<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
-    let held = now(history.store.load(&history.ns, &users())).map_err(|e| e.to_string())?;
-    for (user, held) in users().iter().zip(held) {
+    let held = now(history.store.load(&history.ns, &users(history))).map_err(|e| e.to_string())?;
+    for (user, held) in users(history).iter().zip(held) {
         let state = &held.state;
         let window: BTreeSet<_> = state
             .window
@@ -228,9 +228,9 @@ fn states<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
 
 fn lists<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
     let shop = history.shop.load_full();
-    let held = now(history.store.load(&history.ns, &users())).map_err(|e| e.to_string())?;
-    let peeks = now(history.store.peek(&history.ns, &users())).map_err(|e| e.to_string())?;
-    for ((user, peek), held) in users().iter().zip(peeks).zip(held) {
+    let held = now(history.store.load(&history.ns, &users(history))).map_err(|e| e.to_string())?;
+    let peeks = now(history.store.peek(&history.ns, &users(history))).map_err(|e| e.to_string())?;
+    for ((user, peek), held) in users(history).iter().zip(peeks).zip(held) {
         let seen: Vec<_> = facts
             .windows
             .get(user)

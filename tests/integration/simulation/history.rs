@@ -213,9 +213,15 @@ impl<S: Store> History<S> {
         Box::pin(generate_member(member, self.gate.clone(), skew))
     }
 
+    /// A user's id: tombstones stand outside the namespaces, so each history has users of its own.
+    pub fn user(&self, nth: usize) -> String {
+        format!("{}-u{nth}", self.ns)
+    }
+
     /// One random record of one random user.
     fn produce(&mut self) {
-        let user = format!("u{}", self.rng.random_range(0..USERS));
+        let nth = self.rng.random_range(0..USERS);
+        let user = self.user(nth);
         let sku = format!("s{}", self.rng.random_range(0..SKUS));
         let kind = ["purchase", "view", "cart"][self.rng.random_range(0..3)];
         let (topic, value) = match self.rng.random_range(0..20) {
