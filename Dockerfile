@@ -16,7 +16,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
  && install -D target/release/nearshore /out/nearshore
 
 FROM debian:${DEBIAN}-slim
-# Root certificates are for Kafka and Redis behind TLS.
+# Root certificates: for a build with TLS; this one has none.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates \

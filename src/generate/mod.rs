@@ -23,7 +23,7 @@ use crate::ingest::{Error, letter, update_record};
 use crate::lanes::{Lanes, Offered, Policy, Work};
 use crate::list::{Model, Source, Update};
 use crate::log::{self, Batch, Log, Outgoing};
-use crate::metrics::{self, Stage};
+use crate::metrics::{self, RecordOutcome, Stage};
 use crate::naming::{Answer, Ask, Names};
 use crate::offsets::InHand;
 use crate::prompt::{Arm, Template};
@@ -233,8 +233,14 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         }
         for (record, reject) in bad {
             metrics::dlq(Stage::Request, reject.code(), 1);
+            metrics::records(&batch.partition.topic, RecordOutcome::Dlq, 1);
             self.in_hand.done(&record.position);
         }
+        metrics::records(
+            &batch.partition.topic,
+            RecordOutcome::Folded,
+            good.len() as u64,
+        );
         for (request, position) in good {
             let merged = self.lanes.offer(request, position.clone(), now) == Offered::Merged;
             metrics::coalesced(u64::from(merged));

@@ -166,7 +166,7 @@ fn erasure(config: &Config, topics: &[Topic]) -> Option<Item> {
     Some(if longer {
         let longer = alter(config, &profiles.name, "delete.retention.ms=...");
         let advice = format!(
-            "a replay into an empty Redis could bring erased users back: keep a list with forget --export, or {longer}"
+            "a replay into an empty Redis could bring erased users back: keep the list of erased users elsewhere, or {longer}"
         );
         Item::warn("erasure", found).advise(advice)
     } else {
@@ -309,9 +309,8 @@ mod tests {
             &[("cleanup.policy", "delete"), ("retention.ms", "-1")],
         );
         assert!(
-            marks(&topics)
-                .iter()
-                .any(|(mark, text)| *mark == Mark::Warn && text.contains("forget --export"))
+            marks(&topics).iter().any(|(mark, text)| *mark == Mark::Warn
+                && text.contains("keep the list of erased users"))
         );
     }
 }
