@@ -199,11 +199,8 @@ fn logits(tensors: &Tensors, tokens: &[u32]) -> Vec<f64> {
         }
     }
     let last = norm("model.norm.weight", rows.last().expect("a token"));
-    let head = if tensors.contains_key("lm_head.weight") {
-        "lm_head.weight"
-    } else {
-        "model.embed_tokens.weight"
-    };
+    let tied = !tensors.contains_key("lm_head.weight");
+    let head = ["lm_head.weight", "model.embed_tokens.weight"][usize::from(tied)];
     times(head, &last)
 }
 
