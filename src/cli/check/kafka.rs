@@ -43,6 +43,32 @@ pub(super) async fn check(config: &Config) -> Vec<Item> {
             items.push(Item::fail("topics", error.to_string()).advise(advice));
         }
     }
+    items.extend(groups(config, &admin).await);
+    items
+}
+
+/// Whether the ACL lets us see each consumer group. Asking for its positions needs Describe on the group; the right
+/// to join it, and to write to topics, shows only when it is used: nothing is joined or written here.
+async fn groups(config: &Config, admin: &Admin) -> Vec<Item> {
+    let topics = &config.topics;
+    let ingest = format!("nearshore-ingest-{}", config.namespace);
+    let [urgent, live, backfill] = topics.lanes();
+    let groups: [(&str, Vec<&str>); 3] = [
+        (&ingest, vec![&topics.user_events, &topics.profile_changes]),
+        (crate::stock::GROUP, vec![&topics.catalog]),
+        (crate::generate::GROUP, vec![&urgent, &live, &backfill]),
+    ];
+    let mut items = Vec::new();
+    for (group, topics) in groups {
+        let item = format!("acl group {group}");
+        items.push(match admin.committed(group, &topics).await {
+            Ok(_) => Item::ok(item, "positions can be read"),
+            Err(error) => {
+                let advice = format!("the ACL needs Read and Describe on group {group}");
+                Item::fail(item, error.to_string()).advise(advice)
+            }
+        });
+    }
     items
 }
 
