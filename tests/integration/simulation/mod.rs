@@ -130,7 +130,6 @@ fn work_forgotten_on_revoke_is_noticed() {
 }
 
 #[test]
-#[ignore = "hangs: a late call waits for a connection that a member not being polled holds; see to_the_end"]
 fn two_hundred_histories_hold_on_a_real_redis() {
     let url = format!("redis://{}", variable("NEARSHORE_TEST_REDIS"));
     let prefix = fresh("sim");
