@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use crate::config::Config;
+use crate::engine::Options;
 use crate::engine::constrained::Constrained;
 use crate::engine::text::Text;
 use crate::engine::thread::default_threads;
@@ -16,10 +17,13 @@ use crate::prompt::Template;
 
 /// Loads each arm's template and model; arms with the same model file share one engine.
 pub(super) fn load_arms(config: &Config) -> anyhow::Result<Vec<Loaded<Handle>>> {
-    let threads = if config.engine.threads == 0 {
-        default_threads()
-    } else {
-        config.engine.threads
+    let options = Options {
+        threads: match config.engine.threads {
+            0 => default_threads(),
+            threads => threads,
+        },
+        precision: config.engine.precision,
+        ..Options::default()
     };
     let mut engines: BTreeMap<PathBuf, (Handle, Arc<Text>)> = BTreeMap::new();
     let mut arms = Vec::new();
@@ -28,7 +32,7 @@ pub(super) fn load_arms(config: &Config) -> anyhow::Result<Vec<Loaded<Handle>>> 
         if !engines.contains_key(&path) {
             let start = std::time::Instant::now();
             let model =
-                Constrained::load(&path, threads).with_context(|| format!("arm {}", arm.id))?;
+                Constrained::load(&path, options).with_context(|| format!("arm {}", arm.id))?;
             tracing::info!(arm = arm.id, model = %path.display(), seconds = start.elapsed().as_secs_f64(), "model loaded");
             let (text, pulse) = (model.text().clone(), model.pulse());
             engines.insert(path.clone(), (spawn_with(Box::new(model), pulse), text));
