@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::Item;
+use crate::arms::delay_of;
 use crate::config::Config;
 use crate::engine::constrained::Constrained;
 use crate::engine::{Model, Options};
@@ -38,9 +39,8 @@ pub(super) fn files(config: &Config) -> Vec<Item> {
 }
 
 fn models(config: &Config) -> BTreeSet<PathBuf> {
-    config
-        .arms
-        .iter()
+    let arms = config.arms.iter();
+    arms.filter(|arm| delay_of(&arm.model).is_none())
         .map(|arm| config.resolve(&arm.model))
         .collect()
 }
