@@ -164,10 +164,8 @@ pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
 fn ask(prompt: &str, n: usize) -> Ask {
     Ask {
         prompt: prompt.to_owned(),
-        permitted: None,
         n,
-        terms: Vec::new(),
-        weight: 1.0,
+        ..Ask::default()
     }
 }
 
