@@ -1,6 +1,8 @@
 //! Integration tests: one file per promise, one binary. `scripts/test` starts what they need.
 
+mod corpus;
 mod engine;
+mod erase;
 mod harness;
 mod log;
 mod log_dlq;
