@@ -140,9 +140,9 @@ pub fn decode_sku(record: &Record, limits: &Limits) -> Result<(String, Option<Sk
         sku: sku.clone(),
         pu_id: name(&fields, "pu_id", limits)?.unwrap_or_else(|| pu.clone()),
         category: name(&fields, "category", limits)?,
-        title: match text(&fields, "title")? {
-            Some(title) => cut(normalise_name(title), limits.max_text),
-            None => pu.clone(),
+        title: match text(&fields, "title")?.map(normalise_name) {
+            Some(title) if !title.is_empty() => cut(title, limits.max_text),
+            Some(_) | None => pu.clone(),
         },
         stock: stock(&fields)?,
         price: price(&fields)?,
@@ -479,13 +479,14 @@ fn fits(field: &'static str, text: &str, limits: &Limits) -> Result<(), Reject> 
     Ok(())
 }
 
-/// At most `limit` bytes of it, whole characters.
+/// At most `limit` bytes of it, whole characters; what was normalised stays so.
 fn cut(mut text: String, limit: usize) -> String {
     let mut end = limit.min(text.len());
     while !text.is_char_boundary(end) {
         end -= 1;
     }
     text.truncate(end);
+    text.truncate(text.trim_end().len());
     text
 }
 
