@@ -1,6 +1,6 @@
 //! The pure half of Nearshore, compiled by itself to be fuzzed: no Kafka, no Redis, no model.
 //!
-//! `targets` is shared with the ordinary test that replays the corpus (`tests/integration/fuzz.rs`).
+//! `targets` is shared with the ordinary test that replays the corpus, `tests/integration/fuzz.rs`.
 
 #![allow(dead_code)]
 

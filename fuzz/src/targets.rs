@@ -5,15 +5,15 @@
 
 use bytes::Bytes;
 
-use crate::house::event::{
+use super::house::event::{
     self, Accepted, Change, Event, Format, Item, Limits, Profile, Reject, Sku, Source,
 };
-use crate::house::fold::{Step, fold};
-use crate::house::list::{Audit, Document, Update};
-use crate::house::prompt::{Line, Template, View};
-use crate::house::record::{Fences, Position, Record, Timestamp};
-use crate::house::state::{self, Pace, Pending, Profiled, UserState};
-use crate::house::trigger::Request;
+use super::house::fold::{Step, fold};
+use super::house::list::{Audit, Document, Update};
+use super::house::prompt::{Line, Template, View};
+use super::house::record::{Fences, Position, Record, Timestamp};
+use super::house::state::{self, Pace, Pending, Profiled, UserState};
+use super::house::trigger::Request;
 
 /// Every target, by name.
 pub const ALL: [(&str, fn(&[u8])); 9] = [
@@ -68,7 +68,10 @@ fn record(data: &[u8]) -> Record {
     let key = bits.part(usize::from(long));
     let headers = match flags & 8 {
         0 => Vec::new(),
-        _ => vec![("nearshore.time".to_owned(), Bytes::from(brought.to_string()))],
+        _ => vec![(
+            "nearshore.time".to_owned(),
+            Bytes::from(brought.to_string()),
+        )],
     };
     Record {
         position: "0/t/0:1".parse().expect("valid"),
@@ -94,8 +97,14 @@ fn told(reject: &Reject) {
 
 fn accepted(record: &Record, accepted: &Accepted, limits: &Limits) {
     let user = &accepted.user.0;
-    assert!(!user.is_empty() && user.len() <= limits.max_text, "{user:?}");
-    assert!(accepted.time <= record.time, "a header made a record younger");
+    assert!(
+        !user.is_empty() && user.len() <= limits.max_text,
+        "{user:?}"
+    );
+    assert!(
+        accepted.time <= record.time,
+        "a header made a record younger"
+    );
     assert!(event::sane(accepted.time).is_ok());
 }
 
@@ -121,7 +130,10 @@ fn round_trip(state: &UserState) {
         assert_eq!(state::encode(&back, version), bytes, "version {version}");
     }
     if let Some(profile) = &state.profile {
-        assert_eq!(Profiled::from_text(&profile.to_text()).as_ref(), Ok(profile));
+        assert_eq!(
+            Profiled::from_text(&profile.to_text()).as_ref(),
+            Ok(profile)
+        );
     }
 }
 
@@ -137,7 +149,11 @@ pub fn event(data: &[u8]) {
     let Change::Event(event) = &found.change else {
         panic!("an event is an event: {found:?}");
     };
-    assert!(event.price.is_none_or(|price| price.is_finite() && price >= 0.0));
+    assert!(
+        event
+            .price
+            .is_none_or(|price| price.is_finite() && price >= 0.0)
+    );
     let again = with_value(&record, Some(event_json(event)));
     assert_eq!(event::decode_event(&again, &limits).as_ref(), Ok(&found));
     folds(&found);
@@ -187,7 +203,10 @@ pub fn profile(data: &[u8]) {
                 max_bytes: 2 << 20,
                 ..limits
             };
-            assert_eq!(event::decode_profile(&again, format, &wide).as_ref(), Ok(&found));
+            assert_eq!(
+                event::decode_profile(&again, format, &wide).as_ref(),
+                Ok(&found)
+            );
         }
         folds(&found);
     }
@@ -213,8 +232,15 @@ pub fn sku(data: &[u8]) {
     } = &found;
     assert_eq!(*sku, id);
     for text in [pu, pu_id, title].into_iter().chain(category) {
-        assert!(!text.is_empty() && text.len() <= limits.max_text, "{text:?}");
-        assert_eq!(event::normalise_name(text), *text, "normalised stays normalised");
+        assert!(
+            !text.is_empty() && text.len() <= limits.max_text,
+            "{text:?}"
+        );
+        assert_eq!(
+            event::normalise_name(text),
+            *text,
+            "normalised stays normalised"
+        );
     }
     let again = with_value(&record, Some(serde_json::to_string(&found).expect("JSON")));
     assert_eq!(event::decode_sku(&again, &limits), Ok((id, Some(found))));
@@ -330,11 +356,22 @@ pub fn template(data: &[u8]) {
         let Ok(rendered) = template.render(&view, budget, str::len) else {
             continue;
         };
-        let bare = rendered.events_cut == view.events.len() && rendered.fields_cut == view.profile.len();
-        assert!(rendered.tokens <= budget || bare, "over its budget and not bare");
-        assert_eq!(rendered.tokens, rendered.user.len() + rendered.assistant.len());
+        let bare =
+            rendered.events_cut == view.events.len() && rendered.fields_cut == view.profile.len();
+        assert!(
+            rendered.tokens <= budget || bare,
+            "over its budget and not bare"
+        );
+        assert_eq!(
+            rendered.tokens,
+            rendered.user.len() + rendered.assistant.len()
+        );
         let again = template.render(&view, budget, str::len);
-        assert_eq!(again.expect("as before"), rendered, "the same input gives the same bytes");
+        assert_eq!(
+            again.expect("as before"),
+            rendered,
+            "the same input gives the same bytes"
+        );
     }
 }
 
@@ -358,4 +395,3 @@ fn hostile() -> View {
         unresolved: 1,
     }
 }
-

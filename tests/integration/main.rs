@@ -1,8 +1,10 @@
 //! Integration tests: one file per promise, one binary. `scripts/test` starts what they need.
 
 mod corpus;
+mod dlq_down;
 mod engine;
 mod erase;
+mod fuzz;
 mod harness;
 mod log;
 mod log_dlq;

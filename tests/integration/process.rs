@@ -66,11 +66,16 @@ pub struct Site {
 impl Site {
     /// A shop with topics, an empty Redis and a configuration; topics have two partitions unless said.
     pub async fn open(special: &[Special<'_>]) -> Self {
+        Self::open_on(&variable("NEARSHORE_TEST_KAFKA"), special).await
+    }
+
+    /// The same on a broker of the test's own.
+    pub async fn open_on(brokers: &str, special: &[Special<'_>]) -> Self {
         let turn = TURN.lock().await;
         let ns = fresh("way");
         let settings = Settings {
             session_timeout: Duration::from_secs(6),
-            ..Settings::of(variable("NEARSHORE_TEST_KAFKA"))
+            ..Settings::of(brokers)
         };
         let admin = Admin::new(&settings).expect("valid settings");
         let topics = named(&ns);

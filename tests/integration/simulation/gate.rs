@@ -38,8 +38,8 @@ type Late = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// What the gate saw being stored, in the order of the effects.
 #[derive(Default)]
 pub struct Journal {
-    /// Lists stored: user, life, ticket, covers.
-    pub published: Vec<(UserId, Timestamp, u64, Fences)>,
+    /// Lists stored: namespace and user, life, ticket, covers.
+    pub published: Vec<((String, UserId), Timestamp, u64, Fences)>,
     /// Takes per user.
     pub takes: BTreeMap<UserId, u64>,
     /// Calls that were lost, unanswered or late.
@@ -224,9 +224,8 @@ impl<S: Store> Store for Gated<S> {
                         let Publish {
                             user, life, list, ..
                         } = list.clone();
-                        journal
-                            .published
-                            .push((user, life, list.ticket, list.covers));
+                        let of = (ns.clone(), user);
+                        journal.published.push((of, life, list.ticket, list.covers));
                     }
                 }
             });
