@@ -12,6 +12,7 @@ mod log_kafka;
 mod page;
 mod poison;
 mod process;
+mod safety;
 mod simulation;
 mod store;
 mod store_faults;

@@ -400,7 +400,7 @@ fn updates<S: Store>(history: &History<S>) -> Result<(), String> {
 }
 
 /// Everything that was read is done: the committed offsets are the ends.
-fn committed<S>(history: &History<S>) -> Result<(), String> {
+fn committed<S: Store>(history: &History<S>) -> Result<(), String> {
     for group in history.groups() {
         let lag = history.cluster.lag(&group);
         if lag > 0 {
