@@ -377,6 +377,7 @@ fn ready(request: &Request, arrived: Timestamp) -> Timestamp {
 fn merge(kept: &mut Request, other: Request) {
     kept.due = kept.due.min(other.due);
     kept.lane = kept.lane.min(other.lane);
+    kept.force |= other.force;
     if strength(other.reason) > strength(kept.reason) {
         kept.reason = other.reason;
     }

@@ -27,6 +27,7 @@ fn request(user: &str, lane: Lane, put_off: u64) -> Request {
         time: NOON,
         due: NOON.after(seconds(put_off)),
         lane,
+        force: false,
     }
 }
 
@@ -43,6 +44,7 @@ fn requests_of_a_user_become_one_with_all_their_positions() {
     let mut lanes = lanes();
     let mut first = request("u", Lane::Backfill, 10);
     first.reason = Reason::Refresh;
+    first.force = true;
     let mut second = request("u", Lane::Live, 30);
     second.time = NOON.after(seconds(20));
     second.due = NOON.after(seconds(50));
@@ -68,6 +70,7 @@ fn requests_of_a_user_become_one_with_all_their_positions() {
         work.request,
         Request {
             reason: Reason::Refresh,
+            force: true,
             due: NOON.after(seconds(10)),
             ..second
         }

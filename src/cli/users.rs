@@ -1,4 +1,4 @@
-//! Commands about users and products: get, inspect, forget, refresh, sweep, block, unblock.
+//! Commands about users and products: get, inspect, forget, block, unblock.
 
 use std::process::ExitCode;
 
@@ -13,7 +13,6 @@ use crate::list::{Document, Source};
 use crate::log::{Outgoing, Producer};
 use crate::namespace;
 use crate::store::{Block, RedisStore, Store};
-use crate::trigger::Reason;
 
 fn store(config: &Config) -> anyhow::Result<RedisStore> {
     RedisStore::new(config.redis.clone()).context("redis.url; see `nearshore check`")
@@ -109,43 +108,6 @@ pub fn forget(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCod
             || {
                 format!(
                     "tombstone of user {user} is on {topic}; ingest erases what is not later than it"
-                )
-            },
-        );
-        Ok(ExitCode::SUCCESS)
-    })
-}
-
-/// Requests lists on the backfill lane. No users: everyone with a state.
-pub fn refresh(config: &Config, users: &[String], json: bool) -> anyhow::Result<ExitCode> {
-    let users: Vec<UserId> = users
-        .iter()
-        .map(|user| user_id(user))
-        .collect::<Result<_, _>>()?;
-    ask(config, (users, Reason::Refresh), json)
-}
-
-/// Requests a list for each user whose list trails their state.
-pub fn sweep(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
-    ask(config, (Vec::new(), Reason::Sweep), json)
-}
-
-fn ask(
-    config: &Config,
-    (users, reason): (Vec<UserId>, Reason),
-    json: bool,
-) -> anyhow::Result<ExitCode> {
-    block_on(async {
-        let store = store(config)?;
-        let producer = Producer::new(&config.kafka)?;
-        let asked = namespace::ask(&store, &producer, (config, &users, reason)).await?;
-        say(
-            json,
-            &json!({"seen": asked.seen, "requested": asked.requested}),
-            || {
-                format!(
-                    "{} users seen, {} lists requested on {}",
-                    asked.seen, asked.requested, config.topics.regen_backfill
                 )
             },
         );

@@ -12,6 +12,7 @@ mod kafka;
 mod memory;
 mod native;
 mod poll;
+pub mod probe;
 mod producer;
 pub mod replay;
 mod settings;

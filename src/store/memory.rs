@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::{
     Added, Block, Cell, Delta, Error, FoldWrite, Folded, ListEdit, Peek, Publish, Published,
@@ -45,6 +46,9 @@ struct Inner {
     sets: BTreeMap<u8, Set>,
     blocks: BTreeMap<String, Block>,
     active: Option<String>,
+    /// Register of namespaces.
+    enrolled: BTreeMap<String, String>,
+    behind: bool,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +56,7 @@ struct Space {
     users: BTreeMap<UserId, User>,
     shards: BTreeMap<u8, Shard>,
     fallbacks: BTreeMap<String, String>,
+    plan: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -529,6 +534,47 @@ impl Store for MemoryStore {
             inner.active = Some(ns.into());
         }
         Ok(agreed)
+    }
+
+    async fn plan(&self, ns: &str) -> Result<Option<String>, Error> {
+        keys::namespace(ns)?;
+        let inner = self.lock();
+        Ok(inner.spaces.get(ns).and_then(|space| space.plan.clone()))
+    }
+
+    async fn set_plan(&self, ns: &str, plan: &str, expected: Option<&str>) -> Result<bool, Error> {
+        keys::namespace(ns)?;
+        let mut inner = self.lock();
+        let held = &mut inner.spaces.entry(ns.into()).or_default().plan;
+        let agreed = held.as_deref() == expected;
+        if agreed {
+            *held = Some(plan.into());
+        }
+        Ok(agreed)
+    }
+
+    async fn namespaces(&self) -> Result<BTreeMap<String, String>, Error> {
+        Ok(self.lock().enrolled.clone())
+    }
+
+    async fn enroll(&self, ns: &str, note: Option<&str>) -> Result<(), Error> {
+        keys::namespace(ns)?;
+        let enrolled = &mut self.lock().enrolled;
+        match note {
+            Some(note) => enrolled.insert(ns.into(), note.into()),
+            None => enrolled.remove(ns),
+        };
+        Ok(())
+    }
+
+    async fn say_live_behind(&self, _: Duration) -> Result<(), Error> {
+        // Nothing expires here.
+        self.lock().behind = true;
+        Ok(())
+    }
+
+    async fn live_behind(&self) -> Result<bool, Error> {
+        Ok(self.lock().behind)
     }
 
     async fn flush(&self) -> Result<(), Error> {
