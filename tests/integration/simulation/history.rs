@@ -173,7 +173,7 @@ impl<S: Store> History<S> {
             cache_users: NonZeroUsize::new(2).expect("two"),
             triggers: true,
             now: nearshore::ingest::Now::Unchecked,
-            complete_since: BTreeMap::new(),
+            complete_since: std::collections::BTreeMap::new(),
         };
         Box::pin(ingest_member(
             Ingest::new(log, store, self.shop.clone(), settings),
