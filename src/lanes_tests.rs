@@ -80,6 +80,28 @@ fn requests_of_a_user_become_one_with_all_their_positions() {
 }
 
 #[test]
+fn a_batch_takes_no_more_backfill_users_than_it_may_and_all_of_live() {
+    let mut lanes = lanes();
+    for nth in 0..6 {
+        lanes.offer(
+            request(&format!("b{nth}"), Lane::Backfill, 0),
+            at(2, nth),
+            NOON,
+        );
+    }
+    lanes.limit_backfill(2);
+    assert_eq!(users(&lanes.cut(NOON, 16)), ["b0", "b1"], "alone, too");
+    for nth in 0..3 {
+        lanes.offer(request(&format!("l{nth}"), Lane::Live, 0), at(1, nth), NOON);
+    }
+    let cut = lanes.cut(NOON, 16);
+    let backfill = cut.iter().filter(|w| w.request.lane == Lane::Backfill);
+    assert_eq!((cut.len(), backfill.count()), (5, 2));
+    lanes.limit_backfill(0);
+    assert_eq!(users(&lanes.cut(NOON, 16)), ["b4"], "one at least");
+}
+
+#[test]
 fn a_wrong_clock_costs_at_most_what_the_request_was_put_off() {
     let hour = seconds(3600);
     for (clock, wait) in [

@@ -5,6 +5,7 @@
 //! lanes' topics could not bring back. Work in hand may be done twice; tickets decide.
 
 mod count;
+mod yielding;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,6 +14,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use count::{count_batch, count_dropped, count_published, count_running};
+
+pub use yielding::HEED_EVERY;
 
 use crate::arms::{arm_of, arms_for};
 use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
@@ -352,7 +355,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         } else {
             self.store.take(ns, &takes).await?
         };
-        let shop = self.shop.load_full();
+        let shop = self.shop.load().of(ns);
         let jobs: Vec<Job> = due
             .into_iter()
             .zip(taken)

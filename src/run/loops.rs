@@ -208,6 +208,7 @@ pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut commits = tokio::time::interval(COMMIT_EVERY);
+    let mut signals = tokio::time::interval(generate::HEED_EVERY);
     let mut wait = RETRY_MIN;
     loop {
         let now = wall_clock();
@@ -222,6 +223,8 @@ pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
             biased;
             () = cancel.cancelled() => break,
             _ = commits.tick() => commit_softly(member.commit().await)?,
+            // Asked again in two seconds.
+            _ = signals.tick() => drop(member.heed(wall_clock()).await.inspect_err(count_error)),
             delivery = member.log().next(), if member.lanes().room() > 0 => {
                 take_in(&mut member, delivery?).await?;
                 continue;

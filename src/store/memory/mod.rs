@@ -4,6 +4,8 @@
 //! tests, and a differential one). It does not know time: nothing expires. With [`Flaws`] it breaks
 //! one guard on purpose, so that the simulation can prove that it would notice.
 
+mod register;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -575,20 +577,11 @@ impl Store for MemoryStore {
     }
 
     async fn plan(&self, ns: &str) -> Result<Option<String>, Error> {
-        keys::namespace(ns)?;
-        let inner = self.lock();
-        Ok(inner.spaces.get(ns).and_then(|space| space.plan.clone()))
+        self.get_plan(ns)
     }
 
-    async fn set_plan(&self, ns: &str, plan: &str, expected: Option<&str>) -> Result<bool, Error> {
-        keys::namespace(ns)?;
-        let mut inner = self.lock();
-        let held = &mut inner.spaces.entry(ns.into()).or_default().plan;
-        let agreed = held.as_deref() == expected;
-        if agreed {
-            *held = Some(plan.into());
-        }
-        Ok(agreed)
+    async fn set_plan(&self, ns: &str, plan: &str, was: Option<&str>) -> Result<bool, Error> {
+        self.put_plan(ns, plan, was)
     }
 
     async fn namespaces(&self) -> Result<BTreeMap<String, String>, Error> {
@@ -596,13 +589,7 @@ impl Store for MemoryStore {
     }
 
     async fn enroll(&self, ns: &str, note: Option<&str>) -> Result<(), Error> {
-        keys::namespace(ns)?;
-        let enrolled = &mut self.lock().enrolled;
-        match note {
-            Some(note) => enrolled.insert(ns.into(), note.into()),
-            None => enrolled.remove(ns),
-        };
-        Ok(())
+        self.put_registered(ns, note)
     }
 
     async fn say_live_behind(&self, _: Duration) -> Result<(), Error> {
