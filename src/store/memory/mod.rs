@@ -4,6 +4,7 @@
 //! tests, and a differential one). It does not know time: nothing expires. With [`Flaws`] it breaks
 //! one guard on purpose, so that the simulation can prove that it would notice.
 
+mod flaws;
 mod register;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,21 +19,10 @@ use crate::event::UserId;
 use crate::record::{Offset, Partition, Timestamp};
 use crate::state::{Held, Mark, Profiled, UserState};
 
+pub use flaws::Flaws;
+
 /// How long a gone SKU stays in its set: the default of Redis.
 const LIST_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
-
-/// Guards that a broken double lacks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Flaws {
-    /// Deltas of counts apply whatever fence is stored.
-    pub no_fence: bool,
-    /// A fold overwrites whatever version is stored.
-    pub blind_write: bool,
-    /// Nobody looks at the tombstone or at the life of a state.
-    pub no_tombstone: bool,
-    /// A publish overwrites whatever list is stored, by whatever ticket.
-    pub blind_publish: bool,
-}
 
 /// A store in memory. Clones are handles to the same one.
 ///
