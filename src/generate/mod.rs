@@ -19,9 +19,9 @@ use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
 use crate::engine::thread::Handle;
 use crate::engine::{self, Info};
 use crate::event::UserId;
-use crate::ingest::{Error, letter, update_record};
+use crate::ingest::{Error, Told, letter, tell};
 use crate::lanes::{Lanes, Offered, Policy, Work};
-use crate::list::{Model, Source, Update};
+use crate::list::{Model, Source};
 use crate::log::{self, Batch, Log, Outgoing};
 use crate::metrics::{self, RecordOutcome, Stage};
 use crate::naming::{Answer, Ask, Names};
@@ -330,12 +330,12 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     async fn serve_namespace(&self, ns: &str, works: &[&Work]) -> Result<Turn, Error> {
         let users: Vec<UserId> = works.iter().map(|work| work.request.user.clone()).collect();
         let peeks = self.store.peek(ns, &users).await?;
-        let (mut again, mut due) = (Vec::new(), Vec::new());
+        let (mut again, mut due, mut gone) = (Vec::new(), Vec::new(), Vec::<Told>::new());
         for (&work, peek) in works.iter().zip(peeks) {
             match self.need(work, &peek) {
                 Need::Take => due.push(work),
                 Need::Covered => again.push((work, peek)),
-                Need::Gone => {}
+                Need::Gone => gone.push((work.request.user.clone(), None)),
             }
         }
         let covered = again.len() as u64;
@@ -353,17 +353,16 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             self.store.take(ns, &takes).await?
         };
         let shop = self.shop.load_full();
-        let jobs: Vec<Job> = due
-            .into_iter()
-            .zip(taken)
+        let mut jobs: Vec<Job> = Vec::with_capacity(due.len());
+        for (work, taken) in due.into_iter().zip(taken) {
             // A request may outlive an erase: then nobody is left to make a list for.
-            .filter_map(|(work, taken)| {
-                taken
-                    .filter(|taken| !taken.state.is_vacant())
-                    .map(|taken| (work, taken))
-            })
-            .map(|(work, taken)| self.job(work, taken, &shop))
-            .collect();
+            match taken.filter(|taken| !taken.state.is_vacant()) {
+                Some(taken) => jobs.push(self.job(work, taken, &shop)),
+                None => gone.push((work.request.user.clone(), None)),
+            }
+        }
+        // Who died after telling of their list, and before seeing that it is gone, left it to be untold here.
+        self.tell(ns, gone).await?;
         let takes = jobs.len() as u64;
         let lists = self.make(&jobs, &shop).await;
         let published = self.publish(ns, &jobs, lists).await?;
@@ -524,18 +523,16 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             .collect();
         let writes: Vec<Publish> = lists.iter().map(|(list, _)| list.clone()).collect();
         let outcomes = self.store.publish(ns, &writes).await?;
-        let mut out = Vec::new();
+        let mut out: Vec<Told> = Vec::new();
         for (((list, source), outcome), job) in lists.iter().zip(outcomes).zip(jobs) {
             metrics::fenced_off(outcome);
             if outcome == Published::Stored {
                 count_published(&self.arms[job.arm].arm.id, job.work, (*source, now));
-                out.push(self.update(ns, &list.user, &list.list));
+                out.push((list.user.clone(), Some(list.list.clone())));
             }
         }
         let published = out.len() as u64;
-        if !out.is_empty() {
-            self.log.send(out).await?;
-        }
+        self.tell(ns, out).await?;
         Ok(published)
     }
 
@@ -560,26 +557,14 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// A crash between publish and its record loses the record; whoever finds the list covered tells it again.
     async fn tell_again(&self, ns: &str, covered: Vec<(&Work, Peek)>) -> Result<(), Error> {
-        let mut out = Vec::new();
-        for (work, peek) in covered {
+        let told = covered.into_iter().map(|(work, peek)| {
             metrics::unchanged(work.request.lane);
-            out.extend(
-                peek.list
-                    .map(|list| self.update(ns, &work.request.user, &list)),
-            );
-        }
-        if !out.is_empty() {
-            self.log.send(out).await?;
-        }
-        Ok(())
+            (work.request.user.clone(), peek.list)
+        });
+        self.tell(ns, told.collect()).await
     }
 
-    fn update(&self, ns: &str, user: &UserId, list: &Stored) -> Outgoing {
-        let value = Update::json(
-            (list.ticket, list.epoch),
-            &list.covers,
-            (&list.doc, &list.audit),
-        );
-        update_record(&self.settings.topics, ns, user, Some(value))
+    async fn tell(&self, ns: &str, told: Vec<Told>) -> Result<(), Error> {
+        tell((&self.log, &self.store), (&self.settings.topics, ns), told).await
     }
 }

@@ -5,6 +5,7 @@
 //! error: every effect is fenced. It decides nothing about users or products ([`crate::intake`] does).
 
 mod records;
+mod tell;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -16,7 +17,7 @@ use lru::LruCache;
 use crate::event::{self, Accepted, Change, Reject, UserId};
 use crate::fold::Step;
 use crate::intake::{Counted, Edit, Listed, Plan, Rulebook, plan};
-use crate::list::{Document, Update};
+use crate::list::Document;
 use crate::log::{self, Batch, Log};
 use crate::metrics::{self, EventOutcome, EventType, RecordOutcome};
 use crate::record::{Offset, Partition, Record, Resume, Timestamp};
@@ -26,6 +27,7 @@ use crate::store::{self, Added, FoldWrite, Folded, Store, Stored};
 use crate::topics::Topics;
 use records::{count_records, deltas, stage, write_of};
 pub use records::{letter, request_record, update_record};
+pub use tell::{Told, tell};
 
 use crate::trigger::{Policy, Request};
 
@@ -526,18 +528,25 @@ impl<L: Log, S: Store> Ingest<L, S> {
             after.tally.requests += 1;
             out.push(request_record(topics, &request));
         }
-        for user in &after.erased {
-            metrics::erases(1);
-            out.push(update_record(topics, ns, user, None));
-        }
-        for (user, list) in &after.stripped {
-            let doc = list.doc.to_json();
-            let told = Update::json((list.ticket, list.epoch), &list.covers, (&doc, &list.audit));
-            out.push(update_record(topics, ns, user, Some(told)));
-        }
         if !out.is_empty() {
             self.log.send(out).await?;
         }
-        Ok(())
+        let mut told: Vec<Told> = Vec::new();
+        for user in after.erased.drain(..) {
+            metrics::erases(1);
+            told.push((user, None));
+        }
+        for (user, list) in after.stripped.drain(..) {
+            let list = Stored {
+                doc: list.doc.to_json(),
+                ticket: list.ticket,
+                covers: list.covers,
+                epoch: list.epoch,
+                at: list.doc.at,
+                audit: list.audit,
+            };
+            told.push((user, Some(list)));
+        }
+        tell((&self.log, &self.store), (topics, ns), told).await
     }
 }

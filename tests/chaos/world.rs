@@ -193,10 +193,7 @@ impl World {
             let world = self.clone();
             work.spawn(async move { world.walk(lane, steps, start).await });
         }
-        while let Some(done) = work.join_next().await {
-            done??;
-        }
-        Ok(())
+        all_of(work).await
     }
 
     /// A break that never reached Redis proves nothing.
@@ -233,13 +230,11 @@ impl World {
                 let world = self.clone();
                 own.spawn(async move { world.strike(step.fault).await });
             } else {
-                self.strike(step.fault).await?;
+                let struck = self.strike(step.fault).await;
+                own.spawn(async move { struck });
             }
         }
-        while let Some(done) = own.join_next().await {
-            done??;
-        }
-        Ok(())
+        all_of(own).await
     }
 
     async fn strike(&self, fault: Fault) -> anyhow::Result<()> {
@@ -282,11 +277,12 @@ impl World {
         let expired = self.expire()?;
         let site = self.site.clone();
         // The group must have noticed that its members are gone.
-        let rewind = tokio::task::spawn_blocking(move || rewind(&site, Duration::from_secs(40)));
-        rewind.await??;
+        let rewind = tokio::task::spawn_blocking(move || rewind(&site, Duration::from_secs(60)));
+        let rewound = rewind.await?;
         for member in ingest {
             member.start().await?;
         }
+        rewound?;
         Ok(format!("{expired} silent users expired"))
     }
 
@@ -353,6 +349,18 @@ impl World {
     }
 }
 
+/// Waits for all; the first error, when all are done.
+async fn all_of(mut work: JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
+    let mut first = Ok(());
+    while let Some(done) = work.join_next().await {
+        let done = done?;
+        if first.is_ok() {
+            first = done;
+        }
+    }
+    first
+}
+
 fn user_of(key: &str) -> Option<String> {
     let inner = key.split_once(":{")?.1.strip_suffix("}:state")?;
     percent_encoding::percent_decode_str(inner)
@@ -394,15 +402,18 @@ fn rewind(site: &Site, limit: Duration) -> anyhow::Result<()> {
         .set("group.id", site.ingest_group())
         .set("enable.auto.commit", "false")
         .create()?;
-    let mut list = TopicPartitionList::new();
-    for topic in [&site.events, &site.profiles] {
-        let known = consumer.fetch_metadata(Some(topic), Duration::from_secs(10))?;
-        for partition in known.topics().iter().flat_map(|topic| topic.partitions()) {
-            list.add_partition_offset(topic, partition.id(), Offset::Offset(0))?;
+    let set_back = || {
+        let mut list = TopicPartitionList::new();
+        for topic in [&site.events, &site.profiles] {
+            let known = consumer.fetch_metadata(Some(topic), Duration::from_secs(5))?;
+            for partition in known.topics().iter().flat_map(|topic| topic.partitions()) {
+                list.add_partition_offset(topic, partition.id(), Offset::Offset(0))?;
+            }
         }
-    }
+        consumer.commit(&list, CommitMode::Sync)
+    };
     loop {
-        match consumer.commit(&list, CommitMode::Sync) {
+        match set_back() {
             Ok(()) => return Ok(()),
             Err(error) => ensure!(
                 start.elapsed() < limit,
