@@ -334,12 +334,12 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     async fn serve_namespace(&self, ns: &str, works: &[&Work]) -> Result<Turn, Error> {
         let users: Vec<UserId> = works.iter().map(|work| work.request.user.clone()).collect();
         let peeks = self.store.peek(ns, &users).await?;
-        let (mut again, mut due) = (Vec::new(), Vec::new());
+        let (mut again, mut due, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for (&work, peek) in works.iter().zip(peeks) {
             match self.need(work, &peek) {
                 Need::Take => due.push(work),
                 Need::Covered => again.push((work, peek)),
-                Need::Gone => {}
+                Need::Gone => gone.push((work.request.user.clone(), None)),
             }
         }
         let covered = again.len() as u64;
@@ -357,7 +357,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             self.store.take(ns, &takes).await?
         };
         let shop = self.shop.load().of(ns);
-        let (mut jobs, mut gone) = (Vec::new(), Vec::new());
+        let mut jobs = Vec::new();
         for (work, taken) in due.into_iter().zip(taken) {
             match taken {
                 // A request may outlive an erase: then nobody is left to make a list for. Whoever crashed between
@@ -366,7 +366,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                     gone.push((work.request.user.clone(), None));
                 }
                 Some(taken) => jobs.push(self.job(work, taken, &shop)),
-                None => {}
+                None => gone.push((work.request.user.clone(), None)),
             }
         }
         tell_lists(&self.log, &self.store, (&self.settings.topics, ns), gone).await?;
@@ -565,11 +565,11 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// A crash between publish and its record loses the record; whoever finds the list covered tells it again.
     async fn tell_again(&self, ns: &str, covered: Vec<(&Work, Peek)>) -> Result<(), Error> {
-        let mut out = Vec::new();
-        for (work, peek) in covered {
+        let told = covered.into_iter().map(|(work, peek)| {
             metrics::unchanged(work.request.lane);
-            out.push((work.request.user.clone(), current(&peek)));
-        }
-        tell_lists(&self.log, &self.store, (&self.settings.topics, ns), out).await
+            (work.request.user.clone(), current(&peek))
+        });
+        let place = (&self.settings.topics, ns);
+        tell_lists(&self.log, &self.store, place, told.collect()).await
     }
 }

@@ -210,11 +210,9 @@ fn spawn_keeper(
     let gate = ready.gate("catalogue");
     let (stop, wait) = (cancel.clone(), cancel.clone());
     tasks.spawn(async move {
-        let beginning = BTreeMap::new();
-        let tail = crate::log::tail(&config.kafka, &config.topics.catalog, &beginning);
         let tail = tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            tail = tail => tail.with_context(|| format!("topic {}", config.topics.catalog))?,
+            tail = catalogue_tail(&config) => tail.with_context(|| format!("topic {}", config.topics.catalog))?,
         };
         keeper.run(tail, stop).await.context("catalogue")
     });
@@ -225,6 +223,20 @@ fn spawn_keeper(
         }
         Ok(())
     });
+}
+
+/// A broker that is away for a while must not end a process that starts just then: readiness says what it waits for.
+async fn catalogue_tail(config: &Config) -> Result<crate::log::Tail, crate::log::Error> {
+    loop {
+        let tail = crate::log::tail(&config.kafka, &config.topics.catalog, &BTreeMap::new()).await;
+        match tail {
+            Err(error) if error.remedy() == crate::log::Remedy::Retry => {
+                tracing::warn!(%error, "the catalogue will be asked for again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn keeper_settings(config: &Config, roles: Roles) -> crate::keeper::Settings {
