@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 mod attention;
+mod compare;
 pub mod constrained;
 pub mod contract;
 mod folder;
