@@ -180,10 +180,8 @@ impl Prompt {
     pub fn ask(&self, n: usize) -> Ask {
         Ask {
             prompt: self.text.clone(),
-            permitted: None,
             n,
-            terms: Vec::new(),
-            weight: 1.0,
+            ..Ask::default()
         }
     }
 }
