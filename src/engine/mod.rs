@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 mod admission;
-mod attention;
+#[doc(hidden)]
+pub mod attention;
+mod compare;
 pub mod constrained;
 pub mod contract;
 mod folder;
@@ -15,12 +17,14 @@ mod gguf;
 mod group;
 pub mod index;
 mod kernel;
-mod kv;
+#[doc(hidden)]
+pub mod kv;
 mod linear;
 mod load;
 mod means;
 mod mixture;
-mod packed;
+#[doc(hidden)]
+pub mod packed;
 mod precision;
 mod smooth;
 pub mod table;
