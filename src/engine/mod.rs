@@ -20,10 +20,15 @@ mod linear;
 mod load;
 mod means;
 mod mixture;
+mod packed;
+mod precision;
+mod smooth;
 pub mod table;
 pub mod text;
 pub mod thread;
 pub mod try_names;
+
+pub use precision::{Isa, Options, Precision};
 
 pub use crate::naming::{Answer, Ask, Cancel, Ended, Named, Names, Reference, Term, Values};
 use index::{Indexed, Indexer};
