@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::attention::{Sight, Span};
 use super::forward::{Network, Pass};
 use super::kv::{Cache, Prefix};
-use super::load::{self, Loaded};
+use super::load::{self, Loading, resident};
 use super::text::Text;
 use super::thread::Pulse;
 use super::{Answer, Ask, Error, Info, Model, Named, Names, Term};
@@ -36,6 +36,7 @@ pub struct Constrained {
     network: Network,
     text: Arc<Text>,
     info: Info,
+    loading: Loading,
     trie: Trie,
     prefixes: Vec<Prefix>,
     /// The last batch's first prompt: what the next shares with it is a template.
@@ -68,11 +69,14 @@ struct Group<'a> {
 impl Constrained {
     /// Loads a GGUF file or a Hugging Face folder, to run on `threads` threads.
     pub fn load(path: &Path, threads: usize) -> Result<Self, Error> {
-        let Loaded {
-            weights,
-            text,
-            info,
-        } = load::load(path)?;
+        let start = std::time::Instant::now();
+        let before = resident();
+        let model = load::open(path)?;
+        let (text, info, mut loading) = (model.text()?, model.info()?, model.loading());
+        let network = Network::new(&model)?;
+        drop(model);
+        loading.memory_bytes = resident().saturating_sub(before);
+        loading.seconds = start.elapsed().as_secs_f64();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads.max(1))
             .thread_name(|nth| format!("engine-{nth}"))
@@ -82,7 +86,8 @@ impl Constrained {
             source: Box::new(e),
         })?;
         Ok(Self {
-            network: Network::new(weights),
+            network,
+            loading,
             text: Arc::new(text),
             info,
             trie: Trie::default(),
@@ -91,6 +96,11 @@ impl Constrained {
             pool,
             pulse: Arc::default(),
         })
+    }
+
+    /// What loading took.
+    pub fn loading(&self) -> &Loading {
+        &self.loading
     }
 
     /// Tokenizer and chat template.

@@ -9,11 +9,13 @@ use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, InplaceOp2, Layout, Result, Shape, Storage, Tensor, bail,
 };
 
+use super::Error;
 use super::attention::{self, Heads, Queries, Sight, Span};
+use super::extras::Extras;
 use super::kernel;
 use super::kv::{Cache, Sizes};
 use super::linear::Linear;
-use super::load::{Geometry, Weights};
+use super::load::{Geometry, Opened};
 
 /// A loaded model.
 pub struct Network {
@@ -31,6 +33,7 @@ struct Layer {
     feed_norm: Tensor,
     gate_up: Linear,
     down: Linear,
+    extras: Extras,
 }
 
 /// Rows of one pass: all of prompts, or all of trie nodes.
@@ -51,23 +54,30 @@ pub struct Pass {
 }
 
 impl Network {
-    /// A network of loaded weights.
-    pub fn new(weights: Weights) -> Self {
-        let layers = weights.layers.into_iter().map(|layer| Layer {
-            attention_norm: layer.attention_norm,
-            qkv: Linear::new(layer.qkv),
-            output: Linear::new(layer.output),
-            feed_norm: layer.feed_norm,
-            gate_up: Linear::new(layer.gate_up),
-            down: Linear::new(layer.down),
-        });
-        Self {
-            layers: layers.collect(),
-            geometry: weights.geometry,
-            embedding: weights.embedding,
-            head: weights.head,
-            norm: weights.norm,
+    /// A network of a model's weights, which are read and packed layer by layer.
+    pub fn new(model: &Opened) -> std::result::Result<Self, Error> {
+        let mut layers = Vec::new();
+        for nth in 0..model.geometry().layers {
+            let layer = model.layer(nth)?;
+            layers.push(Layer {
+                attention_norm: layer.attention_norm,
+                qkv: Linear::new(layer.qkv),
+                output: Linear::new(layer.output),
+                feed_norm: layer.feed_norm,
+                gate_up: Linear::new(layer.gate_up),
+                down: Linear::new(layer.down),
+                extras: layer.extras,
+            });
         }
+        let embedding = model.embedding()?;
+        let head = model.head()?.unwrap_or_else(|| embedding.clone());
+        Ok(Self {
+            layers,
+            geometry: model.geometry().clone(),
+            embedding,
+            head,
+            norm: model.norm()?,
+        })
     }
 
     /// Sizes and constants.
@@ -96,6 +106,7 @@ impl Network {
             let qkv = layer
                 .qkv
                 .forward(&self.normed(&hidden, &layer.attention_norm)?, threads)?;
+            layer.extras.onto_qkv(&qkv)?;
             let mut queries = self.split(&qkv, pass, &angles, (nth, caches))?;
             let mut sees = pass;
             if nth == last {
@@ -117,7 +128,9 @@ impl Network {
             };
             let mixed = attention::attend(seen, &sees.spans, caches, nth);
             let mixed = Tensor::from_vec(mixed, (sees.sights.len(), ()), hidden.device())?;
-            hidden.inplace_op2(&layer.output.forward(&mixed, threads)?, &AddTo)?;
+            let mixed = layer.output.forward(&mixed, threads)?;
+            layer.extras.onto_output(&mixed)?;
+            hidden.inplace_op2(&mixed, &AddTo)?;
             let normed = self.normed(&hidden, &layer.feed_norm)?;
             let gated = layer
                 .gate_up
@@ -170,14 +183,11 @@ impl Network {
 
     /// Per row, cosine and sine of each pair's angle.
     fn angles(&self, positions: &[usize]) -> Vec<(f32, f32)> {
-        let half = self.geometry.head_dim / 2;
-        let base = f64::from(self.geometry.rope_base);
-        let speeds: Vec<f64> = (0..half)
-            .map(|pair| base.powf(-(pair as f64) / half as f64))
-            .collect();
+        let rope = &self.geometry.rope;
+        let (speeds, scale) = (&rope.speeds, rope.scale);
         let angle = |position: &usize, speed: &f64| {
             let (sin, cos) = (*position as f64 * speed).sin_cos();
-            (cos as f32, sin as f32)
+            ((cos * scale) as f32, (sin * scale) as f32)
         };
         let row = |position| speeds.iter().map(move |speed| angle(position, speed));
         positions.iter().flat_map(row).collect()
