@@ -4,6 +4,8 @@
 //! UTF-8 as its Go and Rust kits do (its JavaScript kit hashes UTF-16 units: the same for ASCII, not beyond).
 //! It does not know what an arm does.
 
+use std::time::Duration;
+
 use crate::prompt::Arm;
 
 /// How many equal buckets users fall into.
@@ -35,6 +37,18 @@ fn fnv32a(bytes: impl Iterator<Item = u8>) -> u32 {
     })
 }
 
+/// What an arm's `model` must begin with to get a table: `table:200ms` answers each batch after 200 ms.
+const PREFIX: &str = "table:";
+
+/// The delay of a table that stands where a model's path would; `None` for a path.
+/// Errors: a sentence saying what is not a duration.
+pub fn delay_of(model: &str) -> Option<Result<Duration, String>> {
+    let delay = model.strip_prefix(PREFIX)?;
+    Some(humantime::parse_duration(delay).map_err(|error| {
+        format!("{model}: {error}; give a duration as in {PREFIX}200ms, or the path of a model")
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +67,17 @@ mod tests {
         ] {
             assert_eq!(bucket(seed, user), expected, "{seed} {user}");
         }
+    }
+
+    #[test]
+    fn a_table_stands_for_a_model_by_its_prefix_and_a_duration() {
+        assert_eq!(
+            delay_of("table:200ms"),
+            Some(Ok(Duration::from_millis(200)))
+        );
+        assert_eq!(delay_of("models/table.gguf"), None);
+        let wrong = delay_of("table:soon").expect("begins as a table");
+        assert!(wrong.expect_err("no duration").contains("table:soon"));
     }
 
     #[test]

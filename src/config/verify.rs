@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Config;
+use crate::arms::delay_of;
 use crate::log;
 use crate::prompt::Template;
 use crate::rules::validate;
@@ -394,14 +395,20 @@ fn templates(config: &Config, found: &mut Found) {
 }
 
 fn files(config: &Config, found: &mut Found) {
-    let models = config.arms.iter().enumerate();
-    let models =
-        models.map(|(nth, arm)| (format!("arms[{nth}].model"), config.resolve(&arm.model)));
+    let mut models = Vec::new();
+    for (nth, arm) in config.arms.iter().enumerate() {
+        let key = format!("arms[{nth}].model");
+        match delay_of(&arm.model) {
+            Some(Ok(_)) => {}
+            Some(Err(wrong)) => must(found, false, &key, wrong),
+            None => models.push((key, config.resolve(&arm.model))),
+        }
+    }
     let password = config.redis.password_file.iter();
     let password = password.map(|path| ("redis.password_file".to_owned(), path.clone()));
     let secrets = config.kafka.secret_files.iter();
     let secrets = secrets.map(|(name, path)| (format!("kafka.secret_files.{name}"), path.clone()));
-    for (key, path) in models.chain(password).chain(secrets) {
+    for (key, path) in models.into_iter().chain(password).chain(secrets) {
         if let Err(error) = std::fs::metadata(&path) {
             must(
                 found,

@@ -15,7 +15,7 @@ use super::kv::{Cache, Prefix};
 use super::load::{self, Loading, resident};
 use super::text::Text;
 use super::thread::Pulse;
-use super::{Answer, Ask, Error, Info, Model, Named, Names, Term};
+use super::{Answer, Ask, Error, Info, Model, Named, Names, Options, Term, smooth};
 use crate::search::{Leaning, Question, Search, Wave};
 use crate::trie::Trie;
 
@@ -67,18 +67,23 @@ struct Group<'a> {
 }
 
 impl Constrained {
-    /// Loads a GGUF file or a Hugging Face folder, to run on `threads` threads.
-    pub fn load(path: &Path, threads: usize) -> Result<Self, Error> {
+    /// Loads a GGUF file or a Hugging Face folder.
+    pub fn load(path: &Path, options: Options) -> Result<Self, Error> {
         let start = std::time::Instant::now();
         let before = resident();
         let model = load::open(path)?;
         let (text, info, mut loading) = (model.text()?, model.info()?, model.loading());
-        let network = Network::new(&model)?;
+        let samples = smooth::samples(&text)?;
+        let network = Network::new(&model, options, &samples)?;
         drop(model);
         loading.memory_bytes = resident().saturating_sub(before);
         loading.seconds = start.elapsed().as_secs_f64();
+        let info = Info {
+            dtype: network.dtype().into(),
+            ..info
+        };
         let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.max(1))
+            .num_threads(options.threads.max(1))
             .thread_name(|nth| format!("engine-{nth}"))
             .build();
         let pool = pool.map_err(|e| Error::Compute {
@@ -106,6 +111,11 @@ impl Constrained {
     /// Tokenizer and chat template.
     pub fn text(&self) -> &Arc<Text> {
         &self.text
+    }
+
+    /// Memory that the layers' weights take.
+    pub fn bytes(&self) -> usize {
+        self.network.bytes()
     }
 
     /// The pulse that each pass beats; give it to [`spawn_with`](super::thread::spawn_with).
@@ -409,7 +419,7 @@ impl User<'_> {
 
 impl Pass {
     /// Adds `tokens` of a prompt from `position` on; the last one's hidden state is wanted.
-    fn add_prompt(&mut self, cache: usize, position: usize, tokens: &[u32]) {
+    pub fn add_prompt(&mut self, cache: usize, position: usize, tokens: &[u32]) {
         let from = self.tokens.len();
         for (nth, token) in tokens.iter().enumerate() {
             self.tokens.push(*token);

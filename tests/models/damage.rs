@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use nearshore::engine::constrained::Constrained;
-use nearshore::engine::{folder, gguf};
+use nearshore::engine::{Options, folder, gguf};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -47,7 +47,7 @@ fn damage(bytes: &mut Vec<u8>, until: usize, random: &mut StdRng) {
 
 /// Loads, and uses what loads; returns whether it did.
 fn used(path: &Path, named: &str) -> bool {
-    let model = match Constrained::load(path, 1) {
+    let model = match Constrained::load(path, Options::default()) {
         Ok(model) => model,
         Err(error) => {
             let error = error.to_string();

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use nearshore::engine::Options;
 use nearshore::engine::constrained::Constrained;
 use serde_json::{Value, json};
 
@@ -9,7 +10,7 @@ use crate::files::{fixture, fixture_json, write_folder};
 use crate::gguf::find;
 
 fn error(path: &Path) -> String {
-    let loaded = Constrained::load(path, 1);
+    let loaded = Constrained::load(path, Options::default());
     loaded.err().expect("refused").to_string()
 }
 

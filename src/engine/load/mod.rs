@@ -14,10 +14,12 @@ use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
 pub mod kind;
+mod loading;
 pub mod map;
 pub mod rope;
 
 use self::kind::Kind;
+pub use self::loading::Loading;
 pub use self::map::resident;
 use self::rope::Rope;
 use super::extras::{Extras, HeadNorms};
@@ -97,6 +99,21 @@ pub struct Geometry {
     pub head_norms: bool,
     /// Whether the head is the embedding.
     pub tied: bool,
+}
+
+/// Everything that a forward pass reads.
+#[derive(Debug)]
+pub struct Weights {
+    /// Sizes.
+    pub geometry: Geometry,
+    /// `[vocabulary, hidden]`.
+    pub embedding: Tensor,
+    /// `[vocabulary, hidden]`; the embedding where the file ties them.
+    pub head: Tensor,
+    /// `[hidden]`, before the head.
+    pub norm: Tensor,
+    /// Per layer, as far as they were read.
+    pub layers: Vec<LayerWeights>,
 }
 
 /// Weights of one layer.
@@ -203,44 +220,6 @@ pub struct Opened {
     path: PathBuf,
     source: Box<dyn Source>,
     geometry: Geometry,
-}
-
-/// What loading a model took, for people.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
-pub struct Loading {
-    /// `llama`, `qwen2`, `qwen3`.
-    pub family: String,
-    /// `gguf` or `safetensors`.
-    pub format: String,
-    /// Types of tensors in the files and how many of each: `Q4_1 210, F32 61`.
-    pub kinds: String,
-    /// Numbers in all tensors.
-    pub parameters: u64,
-    /// Bytes of the weight files.
-    pub file_bytes: u64,
-    /// Bytes that the process grew by; 0 where the system does not tell.
-    pub memory_bytes: u64,
-    /// Bytes of keys and values per token of a user's prompt.
-    pub cache_bytes_per_token: u64,
-    /// From opening the file to ready.
-    pub seconds: f64,
-}
-
-impl std::fmt::Display for Loading {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mega = |bytes: u64| bytes as f64 / 1e6;
-        write!(
-            f,
-            "{} {}, {:.1} M parameters ({}), file {:.1} MB, memory {:.1} MB, loaded in {:.2} s",
-            self.family,
-            self.format,
-            mega(self.parameters),
-            self.kinds,
-            mega(self.file_bytes),
-            mega(self.memory_bytes),
-            self.seconds
-        )
-    }
 }
 
 /// Opens a GGUF file, or a folder with `config.json`, safetensors and `tokenizer.json`.
@@ -420,24 +399,21 @@ impl Opened {
         }
     }
 
-    /// `[vocabulary, hidden]`.
-    pub fn embedding(&self) -> Result<Tensor, Error> {
-        let (rows, columns) = (self.geometry.vocabulary, self.geometry.hidden);
-        self.stack(&[Part::Embedding], &[rows, columns])
-    }
-
-    /// `[vocabulary, hidden]`; nothing where the embedding is the head.
-    pub fn head(&self) -> Result<Option<Tensor>, Error> {
-        if self.geometry.tied {
-            return Ok(None);
-        }
-        let (rows, columns) = (self.geometry.vocabulary, self.geometry.hidden);
-        self.stack(&[Part::Head], &[rows, columns]).map(Some)
-    }
-
-    /// `[hidden]`, before the head.
-    pub fn norm(&self) -> Result<Tensor, Error> {
-        self.stack(&[Part::Norm], &[self.geometry.hidden])
+    /// What stands before and after the layers, and none of these.
+    pub fn ends(&self) -> Result<Weights, Error> {
+        let shape = [self.geometry.vocabulary, self.geometry.hidden];
+        let embedding = self.stack(&[Part::Embedding], &shape)?;
+        let head = match self.geometry.tied {
+            true => embedding.clone(),
+            false => self.stack(&[Part::Head], &shape)?,
+        };
+        Ok(Weights {
+            geometry: self.geometry.clone(),
+            embedding,
+            head,
+            norm: self.stack(&[Part::Norm], &[self.geometry.hidden])?,
+            layers: Vec::new(),
+        })
     }
 
     /// The weights of one layer.
