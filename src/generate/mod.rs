@@ -5,6 +5,7 @@
 //! lanes' topics could not bring back. Work in hand may be done twice; tickets decide.
 
 mod count;
+mod yielding;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +15,9 @@ use arc_swap::ArcSwap;
 
 use count::{count_batch, count_dropped, count_published, count_running};
 
-use crate::arms::arm_of;
+pub use yielding::HEED_EVERY;
+
+use crate::arms::{arm_of, arms_for};
 use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
 use crate::engine::thread::Handle;
 use crate::engine::{self, Info};
@@ -35,14 +38,14 @@ use crate::shop::Shop;
 use crate::store::{Peek, Publish, Published, Store, Stored, Take, Taken};
 use crate::takes::{Need, Standing, need};
 use crate::topics::Topics;
-use crate::trigger::{Reason, Request};
+use crate::trigger::Request;
 
 /// Consumer group of the three lanes, whatever the namespace.
 pub const GROUP: &str = "nearshore-generate";
 
 /// Whoever answers a batch of questions: the engine's thread, or a table in the simulation.
 pub trait Answers: Send + Sync {
-    /// Makes `names` the catalogue.
+    /// Makes `names` the catalogue, as soon as they are ready; only the first are waited for.
     fn set_names(
         &self,
         names: Arc<Names>,
@@ -88,7 +91,7 @@ pub struct Settings {
 
 impl Answers for Handle {
     async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
-        Handle::set_names(self, names).await
+        self.offer_names(names).await
     }
 
     async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, engine::Error> {
@@ -192,10 +195,8 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         for loaded in &self.arms {
             let ask = Ask {
                 prompt: "warm".into(),
-                permitted: None,
                 n: 1,
-                terms: Vec::new(),
-                weight: 1.0,
+                ..Ask::default()
             };
             if let Err(error) = loaded.engine.generate(vec![ask]).await {
                 metrics::engine_error(&error);
@@ -355,7 +356,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         } else {
             self.store.take(ns, &takes).await?
         };
-        let shop = self.shop.load_full();
+        let shop = self.shop.load().of(ns);
         let (mut jobs, mut gone) = (Vec::new(), Vec::new());
         for (work, taken) in due.into_iter().zip(taken) {
             match taken {
@@ -395,7 +396,8 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// Place of the user's arm; without any share the first one serves all.
     fn arm(&self, request: &Request) -> usize {
-        let arm = arm_of(&request.user.0, &self.settings.arm_seed, &self.shares);
+        let arms = arms_for(&request.ns, &self.shares);
+        let arm = arm_of(&request.user.0, &self.settings.arm_seed, &arms);
         arm.and_then(|arm| self.shares.iter().position(|known| known.id == arm.id))
             .unwrap_or(0)
     }
@@ -556,7 +558,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 audit: list.made.audited((queued, list.generated, rest)),
             },
             life: job.taken.state.life,
-            force: job.work.request.reason == Reason::Refresh,
+            force: job.work.request.force,
             only_if_absent: list.made.document.source == Source::Fallback,
         }
     }

@@ -32,6 +32,9 @@ pub struct Arm {
     /// Share of users, relative to the other arms.
     #[serde(default = "one")]
     pub share: u32,
+    /// Namespaces whose lists it makes; none named: all that no other arm names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
     /// minijinja template file, relative to the configuration file.
     pub template: String,
     /// GGUF file or folder of safetensors.
