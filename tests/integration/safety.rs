@@ -64,11 +64,7 @@ async fn what_a_rule_forbids_stays_off_the_list_also_after_everything_but_the_pr
     let text = text.replace("\nnames = 3\n", "\nnames = 15\n") + ADULTS;
     site.write("nearshore.toml", &text);
     site.catalogue().await;
-    let ttl = [
-        ("NEARSHORE__REDIS__STATE_TTL", TTL),
-        ("NEARSHORE__REDIS__LIST_TTL", TTL),
-    ];
-    let process = Process::with(&site, "all", &ttl).await;
+    let process = Process::ready(&site, "all").await;
     let all = wines().len();
     // Who says their age, who is too young, who says something else, who says nothing.
     let users = [("adult", all), ("teen", 0), ("silent", 0), ("stranger", 0)];
