@@ -17,6 +17,7 @@ pub mod config;
 mod dlq;
 mod forget;
 mod namespace;
+mod references;
 mod run;
 mod users;
 
@@ -150,6 +151,16 @@ enum Command {
         after_help = "Examples:\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 10\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 50 --json | jq .names"
     )]
     Try(TryArgs),
+    /// Freeze an arm's reference prompts: what the model says behind them is what it says to everyone.
+    #[command(
+        after_help = "Examples:\n  nearshore references --config nearshore.toml --arm a --from people.jsonl\n  nearshore references --config nearshore.toml --arm a --from people.jsonl --force"
+    )]
+    References {
+        #[command(flatten)]
+        args: references::ReferencesArgs,
+        #[command(flatten)]
+        common: Common,
+    },
     /// The main job on real purchases, with everything in one process; stays up until Ctrl-C.
     #[command(
         after_help = "Examples:\n  scripts/demo                 # does the set-up, then this\n  nearshore demo --data .cache/data --model smollm2.gguf --check"
@@ -225,6 +236,9 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Refresh(args) => ask::refresh(args),
         Command::Backfill(args) => backfill::run(args),
         Command::Namespace(command) => namespace::run(command),
+        Command::References { args, common } => {
+            with_config(&common, |c| references::run(&c, &args, common.json))
+        }
         Command::Sweep { namespace, common } => ask::sweep(&common, namespace.as_deref()),
         Command::Block {
             id,

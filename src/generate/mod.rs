@@ -29,7 +29,7 @@ use crate::list::{Model, Source};
 use crate::log::bury::Graves;
 use crate::log::{self, Batch, Log};
 use crate::metrics::{self, RecordOutcome, Stage};
-use crate::naming::{Answer, Ask, Names};
+use crate::naming::{Answer, Ask, Ended, Names, Reference};
 use crate::offsets::InHand;
 use crate::prompt::{Arm, Template};
 use crate::record::{Partition, Record, Timestamp};
@@ -66,6 +66,8 @@ pub struct Loaded<A> {
     pub template: Template,
     /// Its model's name and revision.
     pub info: Info,
+    /// Its reference prompts.
+    pub reference: Option<Arc<Reference>>,
     /// Counts tokens as its model does.
     pub count: Arc<dyn Fn(&str) -> usize + Send + Sync>,
     /// The way to its model.
@@ -196,6 +198,8 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             let ask = Ask {
                 prompt: "warm".into(),
                 n: 1,
+                // The first user should not wait for these either.
+                reference: loaded.reference.clone(),
                 ..Ask::default()
             };
             if let Err(error) = loaded.engine.generate(vec![ask]).await {
@@ -419,6 +423,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 dtype,
                 device,
             },
+            reference: loaded.reference.clone(),
             count: &*loaded.count,
             needs: &self.settings.needs,
             selection: &self.settings.selection,
@@ -487,18 +492,31 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         let loaded = &self.arms[arm];
         let (places, asks): (Vec<usize>, Vec<Ask>) = mine.into_iter().unzip();
         let start = (self.settings.clock)();
-        match loaded.engine.generate(asks).await {
+        match self.answers(loaded, asks).await {
             Ok(answers) => {
                 let generated = (self.settings.clock)().since(start);
                 count_batch(&loaded.arm.id, &answers, generated);
                 self.note_pace(generated, answers.len());
                 let kit = self.kit(arm);
+                let unanswered = answers
+                    .iter()
+                    .filter(|answer| answer.ended != Ended::Complete);
+                let users = unanswered.count();
+                if users > 0 {
+                    tracing::warn!(
+                        arm = loaded.arm.id,
+                        users,
+                        "late, called off or too long; fallbacks stand in"
+                    );
+                }
+                let complete = places.into_iter().zip(&answers);
+                let complete = complete.filter(|(_, answer)| answer.ended == Ended::Complete);
                 let list = |(nth, answer): (usize, &Answer)| {
                     let made = finish(&jobs[nth].brief, answer, shop, &kit);
                     count_dropped(&made);
                     (nth, Listed { made, generated })
                 };
-                places.into_iter().zip(&answers).map(list).collect()
+                complete.map(list).collect()
             }
             Err(error) => {
                 metrics::engine_error(&error);
@@ -506,6 +524,33 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 Vec::new()
             }
         }
+    }
+
+    /// Answers of one model. A prompt over its context costs nobody else their list: then each is asked alone.
+    async fn answers(
+        &self,
+        loaded: &Loaded<A>,
+        asks: Vec<Ask>,
+    ) -> Result<Vec<Answer>, engine::Error> {
+        let outcome = loaded.engine.generate(asks.clone()).await;
+        let Err(engine::Error::TooLong { .. }) = outcome else {
+            return outcome;
+        };
+        let mut answers = Vec::with_capacity(asks.len());
+        for ask in asks {
+            match loaded.engine.generate(vec![ask]).await {
+                Ok(answer) => answers.extend(answer),
+                Err(error @ engine::Error::TooLong { .. }) => {
+                    metrics::engine_error(&error);
+                    answers.push(Answer {
+                        ended: Ended::TooLong,
+                        ..Answer::default()
+                    });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(answers)
     }
 
     fn note_pace(&self, took: Duration, users: usize) {

@@ -252,6 +252,7 @@ impl<S: Store> History<S> {
             arm,
             template,
             info: Default::default(),
+            reference: None,
             count: Arc::new(str::len),
             engine,
         };
