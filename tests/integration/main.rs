@@ -1,8 +1,10 @@
 //! Integration tests: one file per promise, one binary. `scripts/test` starts what they need.
 
 mod backfill;
+mod backfill_kills;
 mod engine;
 mod harness;
+mod isolation;
 mod log;
 mod log_dlq;
 mod log_kafka;
@@ -19,4 +21,5 @@ mod store_same;
 mod store_shared;
 mod store_speed;
 mod store_users;
+mod upgrade;
 mod way;

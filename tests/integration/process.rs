@@ -299,12 +299,17 @@ pub struct Process {
 impl Process {
     /// Starts a role.
     pub fn start(site: &Site, role: &str) -> Self {
+        Self::start_of(env!("CARGO_BIN_EXE_nearshore"), site, role)
+    }
+
+    /// Starts a role of another build.
+    pub fn start_of(binary: &str, site: &Site, role: &str) -> Self {
         let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = free.local_addr().expect("bound").port();
         drop(free);
         let log = site.dir.path().join(format!("{role}-{port}.log"));
         let stderr = std::fs::File::create(&log).expect("a file");
-        let child = Command::new(env!("CARGO_BIN_EXE_nearshore"))
+        let child = Command::new(binary)
             .args(["run", "--role", role, "--config"])
             .arg(site.dir.path().join("nearshore.toml"))
             // The address is a process's own, the file is shared: as an operator would do it.
