@@ -252,6 +252,15 @@ impl Lanes {
         }
     }
 
+    /// Drops everything: all of it is read again.
+    pub fn clear(&mut self) {
+        *self = Self {
+            next: self.next,
+            held_back: self.held_back,
+            ..Self::new(self.policy.clone())
+        };
+    }
+
     /// How long until somebody is due: zero if somebody is, `None` if nobody waits.
     pub fn next_due(&self, now: Timestamp) -> Option<Duration> {
         if self.queues.iter().any(|queue| !queue.fifo.is_empty()) {

@@ -69,6 +69,15 @@ impl fmt::Display for Partition {
     }
 }
 
+impl FromStr for Partition {
+    type Err = NotAPosition;
+
+    fn from_str(text: &str) -> Result<Self, NotAPosition> {
+        let at: Position = format!("{text}:0").parse()?;
+        Ok(at.partition)
+    }
+}
+
 /// Where a record stands: partition and offset.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Position {

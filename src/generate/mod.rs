@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use count::{count_batch, count_dropped, count_published, count_running};
 
 use crate::arms::arm_of;
+use crate::checkpoints::Checkpoints;
 use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
 use crate::engine::thread::Handle;
 use crate::engine::{self, Info};
@@ -37,6 +38,9 @@ use crate::trigger::{Reason, Request};
 
 /// Consumer group of the three lanes, whatever the namespace.
 pub const GROUP: &str = "nearshore-generate";
+
+/// The name of its checkpoints.
+const READER: &str = "nearshore:generate";
 
 /// Whoever answers a batch of questions: the engine's thread, or a table in the simulation.
 pub trait Answers: Send + Sync {
@@ -116,6 +120,7 @@ pub struct Generate<L, S, A> {
     settings: Settings,
     lanes: Lanes,
     in_hand: InHand,
+    checkpoints: Checkpoints<S>,
     /// Cut, not yet done: kept over an error, so that the next turn goes on with it.
     current: Vec<Work>,
     /// Version of the names that the engines know.
@@ -149,6 +154,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     ) -> Self {
         Self {
             log,
+            checkpoints: Checkpoints::new(store.clone(), READER),
             store,
             shop,
             shares: arms.iter().map(|loaded| loaded.arm.clone()).collect(),
@@ -200,10 +206,16 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         }
     }
 
+    /// Partitions are ours from now on.
+    pub fn assigned(&mut self, partitions: &[Partition]) {
+        self.checkpoints.assigned(partitions);
+    }
+
     /// Partitions are no longer ours: what is in hand of them is the new owner's.
     pub fn revoked(&mut self, partitions: &[Partition]) {
         self.lanes.revoke(partitions);
         self.in_hand.revoke(partitions);
+        self.checkpoints.revoked(partitions);
         self.current.retain(|work| {
             work.positions
                 .iter()
@@ -261,6 +273,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         if self.current.is_empty() {
             return Ok(Turn::default());
         }
+        self.store = self.checkpoints.store(&self.log).await?;
         self.sync_names().await;
         let works = std::mem::take(&mut self.current);
         count_running(&works);
@@ -279,15 +292,24 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// Commits what is done.
     pub async fn commit(&mut self) -> Result<(), Error> {
-        let done = self.in_hand.take_commits();
-        if done.is_empty() {
-            return Ok(());
+        for (partition, resume) in self.in_hand.take_commits() {
+            self.checkpoints.done(&partition, resume);
         }
-        let outcome = log::commit_ours(&self.log, done.clone()).await;
-        if outcome.is_err() {
-            self.in_hand.give_back(&done);
-        }
-        Ok(outcome?)
+        Ok(self.checkpoints.commit(&self.log).await?)
+    }
+
+    /// Looks whether the store is still the one that was written to.
+    pub async fn look(&mut self) -> Result<(), Error> {
+        Ok(self.checkpoints.look(&self.log).await?)
+    }
+
+    /// After an error that [`Error::rewinds`]: requests whose lists the store lost are read again, and so is
+    /// everything in hand.
+    pub async fn rewind(&mut self) -> Result<(), Error> {
+        self.lanes.clear();
+        self.in_hand = InHand::default();
+        self.current.clear();
+        Ok(self.checkpoints.rewind(&mut self.log).await?)
     }
 
     /// Tells the engines the catalogue's names when they changed. A failure leaves the old ones:

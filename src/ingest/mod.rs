@@ -13,6 +13,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use lru::LruCache;
 
+use crate::checkpoints::{self, Checkpoints};
 use crate::event::{self, Accepted, Change, Reject, UserId};
 use crate::fold::Step;
 use crate::intake::{Counted, Edit, Listed, Plan, Rulebook, plan};
@@ -103,6 +104,20 @@ impl Error {
             Self::FenceAboveEnd { .. } => false,
         }
     }
+
+    /// Whether the store lost writes: the member must rewind.
+    pub fn rewinds(&self) -> bool {
+        matches!(self, Self::Store(error) if error.remedy() == store::Remedy::Rewind)
+    }
+}
+
+impl From<checkpoints::Error> for Error {
+    fn from(error: checkpoints::Error) -> Self {
+        match error {
+            checkpoints::Error::Log(error) => Self::Log(error),
+            checkpoints::Error::Store(error) => Self::Store(error),
+        }
+    }
 }
 
 /// One member of the ingest group.
@@ -115,8 +130,8 @@ pub struct Ingest<L, S> {
     cache: LruCache<UserId, Held>,
     /// Fences of the counts as last seen, by partition and shard.
     chains: BTreeMap<Partition, BTreeMap<u8, Offset>>,
-    /// Handled, not yet committed.
-    ready: BTreeMap<Partition, Resume>,
+    /// Handled, not yet committed, and whether the store still is the one it was.
+    checkpoints: Checkpoints<S>,
     /// Stopped with an alarm: nothing of them is handled until they are assigned anew.
     stopped: BTreeSet<Partition>,
 }
@@ -141,12 +156,12 @@ impl<L: Log, S: Store> Ingest<L, S> {
     pub fn new(log: L, store: S, shop: Arc<ArcSwap<Shop>>, settings: Settings) -> Self {
         Self {
             log,
+            checkpoints: Checkpoints::new(store.clone(), settings.ns.clone()),
             store,
             cache: LruCache::new(settings.cache_users),
             settings,
             shop,
             chains: BTreeMap::new(),
-            ready: BTreeMap::new(),
             stopped: BTreeSet::new(),
         }
     }
@@ -172,16 +187,17 @@ impl<L: Log, S: Store> Ingest<L, S> {
             self.stopped.remove(partition);
             self.chains.remove(partition);
         }
+        self.checkpoints.assigned(partitions);
         metrics::stopped(self.stopped.len());
     }
 
     /// Partitions are no longer ours. What is handled is committed by the new owner's reading on.
     pub fn revoked(&mut self, partitions: &[Partition]) {
         for partition in partitions {
-            self.ready.remove(partition);
             self.chains.remove(partition);
             self.stopped.remove(partition);
         }
+        self.checkpoints.revoked(partitions);
         metrics::stopped(self.stopped.len());
     }
 
@@ -198,6 +214,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
             .iter()
             .filter(|b| !self.stopped.contains(&b.partition))
             .collect();
+        self.store = self.checkpoints.store(&self.log).await?;
         let (users, rejects) = self.decode(&batches);
         let mut after = After {
             tally: Tally {
@@ -214,8 +231,8 @@ impl<L: Log, S: Store> Ingest<L, S> {
         count_records(&after.seen);
         for batch in batches {
             if let Some(last) = batch.records.last() {
-                self.ready
-                    .insert(batch.partition.clone(), Resume::after(last.position.offset));
+                let resume = Resume::after(last.position.offset);
+                self.checkpoints.done(&batch.partition, resume);
             }
         }
         Ok(after.tally)
@@ -223,14 +240,19 @@ impl<L: Log, S: Store> Ingest<L, S> {
 
     /// Commits what is handled. A partition that is no longer ours is its new owner's business.
     pub async fn commit(&mut self) -> Result<(), Error> {
-        let done: Vec<(Partition, Resume)> = self
-            .ready
-            .iter()
-            .map(|(partition, resume)| (partition.clone(), *resume))
-            .collect();
-        log::commit_ours(&self.log, done).await?;
-        self.ready.clear();
-        Ok(())
+        Ok(self.checkpoints.commit(&self.log).await?)
+    }
+
+    /// Looks whether the store is still the one that was written to.
+    pub async fn look(&mut self) -> Result<(), Error> {
+        Ok(self.checkpoints.look(&self.log).await?)
+    }
+
+    /// After an error that [`Error::rewinds`]: what the store lost is read again. Batches in hand come again, too.
+    pub async fn rewind(&mut self) -> Result<(), Error> {
+        self.cache.clear();
+        self.chains.clear();
+        Ok(self.checkpoints.rewind(&mut self.log).await?)
     }
 
     fn decode<'a>(&self, batches: &[&'a Batch]) -> (BTreeMap<UserId, Vec<Accepted>>, Rejects<'a>) {

@@ -42,6 +42,8 @@ struct Own {
     committed: Option<Resume>,
     /// Last offset and first time of each uncommitted batch, in order.
     marks: VecDeque<(Offset, Timestamp)>,
+    /// Where reading is to go on; until the poll thread is there, what it still brings is dropped.
+    rewind: Option<Resume>,
 }
 
 impl Own {
@@ -110,13 +112,7 @@ impl Intake {
         for partition in partitions {
             state.own.remove(partition);
         }
-        state
-            .batches
-            .retain(|batch| !partitions.contains(&batch.partition));
-        (state.records, state.bytes) =
-            state.batches.iter().fold((0, 0), |(records, size), batch| {
-                (records + batch.records.len(), size + bytes(batch))
-            });
+        state.forget(partitions);
         let mut untold: Vec<Partition> = partitions.to_vec();
         for notice in &mut state.notices {
             if let Delivery::Assigned(waiting) = notice {
@@ -138,6 +134,37 @@ impl Intake {
         self.room.notify_one();
     }
 
+    /// Reading of these is to go on from there: what waits of them is taken back.
+    pub fn rewind(&self, to: &[(Partition, Resume)]) {
+        let mut state = self.lock();
+        let of: Vec<Partition> = to.iter().map(|(partition, _)| partition.clone()).collect();
+        state.forget(&of);
+        for (partition, resume) in to {
+            if let Some(own) = state.own.get_mut(partition) {
+                own.rewind = Some(*resume);
+                own.marks.clear();
+            }
+        }
+        drop(state);
+        self.room.notify_one();
+    }
+
+    /// Partitions whose reading is to go on elsewhere.
+    pub fn rewinds(&self) -> Vec<(Partition, Resume)> {
+        let state = self.lock();
+        let asked = state.own.iter();
+        asked
+            .filter_map(|(partition, own)| Some((partition.clone(), own.rewind?)))
+            .collect()
+    }
+
+    /// The poll thread reads on from there; unless it was asked for another place meanwhile.
+    pub fn rewound(&self, partition: &Partition, to: Resume) {
+        if let Some(own) = self.lock().own.get_mut(partition) {
+            own.rewind = own.rewind.filter(|asked| *asked != to);
+        }
+    }
+
     /// Queues a batch, or gives it back when the intake is full. One of a partition that is not ours vanishes.
     pub fn offer(&self, batch: Batch) -> Result<(), Batch> {
         let mut state = self.lock();
@@ -147,6 +174,9 @@ impl Intake {
         let Some(own) = state.own.get_mut(&batch.partition) else {
             return Ok(());
         };
+        if own.rewind.is_some() {
+            return Ok(());
+        }
         own.mark(&batch);
         state.records += batch.records.len();
         state.bytes += bytes(&batch);
@@ -260,6 +290,15 @@ impl Intake {
 }
 
 impl State {
+    /// Takes back what waits of these.
+    fn forget(&mut self, partitions: &[Partition]) {
+        self.batches
+            .retain(|batch| !partitions.contains(&batch.partition));
+        (self.records, self.bytes) = self.batches.iter().fold((0, 0), |(records, size), batch| {
+            (records + batch.records.len(), size + bytes(batch))
+        });
+    }
+
     fn full(&self) -> bool {
         self.bytes >= FULL_BYTES || self.records >= FULL_RECORDS
     }
@@ -397,6 +436,28 @@ mod tests {
         intake.revoke(&[partition(0)], false);
         let state = intake.lock();
         assert_eq!((state.bytes, state.records), (0, 0));
+    }
+
+    #[test]
+    fn nothing_read_before_a_rewind_is_delivered_after_it() {
+        let intake = Intake::default();
+        intake.assign(vec![partition(0), partition(1)]);
+        told(&intake);
+        intake.offer(batch(0, 5..8, 1)).expect("room");
+        intake.offer(batch(1, 0..2, 1)).expect("room");
+        intake.rewind(&[(partition(0), Resume(2)), (partition(7), Resume(1))]);
+        // The poll thread still had some in hand.
+        intake
+            .offer(batch(0, 8..9, 1))
+            .expect("dropped, not refused");
+        assert_eq!(intake.rewinds(), [(partition(0), Resume(2))]);
+        assert_eq!(told(&intake), ["1x2"]);
+        intake.rewind(&[(partition(0), Resume(1))]);
+        intake.rewound(&partition(0), Resume(2));
+        assert_eq!(intake.rewinds(), [(partition(0), Resume(1))]);
+        intake.rewound(&partition(0), Resume(1));
+        intake.offer(batch(0, 1..9, 1)).expect("room");
+        assert_eq!(told(&intake), ["0x8"]);
     }
 
     #[test]

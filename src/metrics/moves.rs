@@ -218,6 +218,12 @@ pub fn round_trips(n: u64) {
     t::ROUND_TRIPS.add(&[], n);
 }
 
+/// Redis lost acknowledged writes, or may have; so many records are read again.
+pub fn rewound(records: u64) {
+    t::REGRESSIONS.add(&[], 1);
+    t::REWOUND.add(&[], records);
+}
+
 /// An edge failed.
 pub fn error(edge: Edge, failure: Failure) {
     t::ERRORS.add(&[edge.text(), failure.text()], 1);
@@ -241,6 +247,7 @@ pub fn store_error(error: &store::Error) {
         store::Error::Unavailable { .. } => Failure::Unavailable,
         store::Error::Corrupt { .. } => Failure::Corrupt,
         store::Error::NotReplicated { .. } => Failure::NotReplicated,
+        store::Error::Regressed { .. } => Failure::Regressed,
         store::Error::Refused { .. } => Failure::Refused,
     };
     self::error(Edge::Store, failure);

@@ -144,6 +144,10 @@ table! {
         "Partitions stopped with an alarm: a fence that outlived its log, or a value of a newer version.";
     ROUND_TRIPS: Counter "nearshore_redis_round_trips_total" []
         "Round trips to Redis, per primary.";
+    REGRESSIONS: Counter "nearshore_store_regressions_total" []
+        "Times a reader found that Redis is not the one it was, and read its lost writes again from the log.";
+    REWOUND: Counter "nearshore_rewound_records_total" []
+        "Records read again because Redis lost writes that it had acknowledged.";
     ERRORS: Counter "nearshore_errors_total" [stage = These(Edge::ALL), error = These(Failure::ALL)]
         "Failures of Kafka, Redis and the engine.";
     BUILD: Gauge "nearshore_build_info" [version = Later]

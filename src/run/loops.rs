@@ -6,9 +6,11 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::wait_ready;
+use crate::checkpoints::LOOK_EVERY;
 use crate::generate::{self, Generate};
 use crate::ingest::{Error, Ingest};
 use crate::keeper::wall_clock;
@@ -25,8 +27,8 @@ const COMMIT_EVERY: Duration = Duration::from_millis(500);
 /// First wait after an error that may pass; doubled up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(50);
 
-/// Longest wait between two tries.
-const RETRY_MAX: Duration = Duration::from_secs(2);
+/// Longest wait between two tries: what a store that is back has to wait for us.
+const RETRY_MAX: Duration = Duration::from_millis(500);
 
 /// Records folded in one go; more would delay commits and revokes.
 const GATHER_MAX: usize = 4_000;
@@ -73,6 +75,114 @@ pub(super) async fn gather<L: Log>(
     }
 }
 
+/// Ticks that a long call swallows are not made up for.
+fn every(period: Duration) -> Interval {
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// What the loops do with any role.
+pub(super) trait Member: Send {
+    fn commit(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
+    fn look(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
+    fn rewind(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
+macro_rules! member {
+    ($role:ident<$($of:ident: $bound:path),+>) => {
+        impl<$($of: $bound),+> Member for $role<$($of),+> {
+            async fn commit(&mut self) -> Result<(), Error> {
+                self.commit().await
+            }
+
+            async fn look(&mut self) -> Result<(), Error> {
+                self.look().await
+            }
+
+            async fn rewind(&mut self) -> Result<(), Error> {
+                self.rewind().await
+            }
+        }
+    };
+}
+
+member!(Ingest<L: Log, S: Store>);
+member!(Stock<L: Log, S: Store>);
+member!(Generate<L: Log, S: Store, A: generate::Answers>);
+
+/// Waits between tries of one thing.
+pub(super) struct Patience(Duration);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self(RETRY_MIN)
+    }
+}
+
+impl Patience {
+    /// Counts the error and waits; false if cancelled.
+    pub(super) async fn wait(&mut self, error: &Error, cancel: &CancellationToken) -> bool {
+        count_error(error);
+        tracing::warn!(%error, wait = ?self.0, "will be tried again");
+        tokio::select! {
+            () = cancel.cancelled() => false,
+            () = tokio::time::sleep(self.0) => {
+                self.0 = (self.0 * 2).min(RETRY_MAX);
+                true
+            }
+        }
+    }
+}
+
+/// After a store that lost writes: reads again, until that succeeds. What is in hand is to be dropped.
+pub(super) async fn rewind(
+    member: &mut impl Member,
+    why: &Error,
+    cancel: &CancellationToken,
+) -> anyhow::Result<()> {
+    count_error(why);
+    let mut patience = Patience::default();
+    while let Err(error) = member.rewind().await {
+        anyhow::ensure!(error.retry() || error.rewinds(), error);
+        if !patience.wait(&error, cancel).await {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A commit that fails for now is made again with the next; one that fails for good ends the role.
+pub(super) async fn commit(
+    member: &mut impl Member,
+    cancel: &CancellationToken,
+) -> anyhow::Result<()> {
+    match member.commit().await {
+        Err(error) if error.rewinds() => rewind(member, &error, cancel).await,
+        Err(error) if error.retry() => {
+            count_error(&error);
+            tracing::warn!(%error, "commit will be tried again");
+            Ok(())
+        }
+        outcome => Ok(outcome?),
+    }
+}
+
+/// Looks whether the store is the one that it was; one that does not answer is somebody else's alarm.
+pub(super) async fn look(
+    member: &mut impl Member,
+    cancel: &CancellationToken,
+) -> anyhow::Result<()> {
+    match member.look().await {
+        Err(error) if error.rewinds() => rewind(member, &error, cancel).await,
+        Err(error) if error.retry() => {
+            count_error(&error);
+            Ok(())
+        }
+        outcome => Ok(outcome?),
+    }
+}
+
 pub(super) async fn ingest_loop<L: Log, S: Store>(
     mut member: Ingest<L, S>,
     mut ready: watch::Receiver<bool>,
@@ -80,20 +190,22 @@ pub(super) async fn ingest_loop<L: Log, S: Store>(
 ) -> anyhow::Result<()> {
     // Without the catalogue a first list could not be judged by the rules.
     if wait_ready(&mut ready, &cancel).await {
-        let mut commits = tokio::time::interval(COMMIT_EVERY);
+        let mut commits = every(COMMIT_EVERY);
+        let mut looks = every(LOOK_EVERY);
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
-                _ = commits.tick() => commit_softly(member.commit().await)?,
+                _ = commits.tick() => commit(&mut member, &cancel).await?,
+                _ = looks.tick() => look(&mut member, &cancel).await?,
                 delivery = member.log().next() => {
                     let (batches, rest) = gather(member.log(), delivery?).await?;
-                    fold_all(&mut member, &batches, &cancel).await;
+                    fold_all(&mut member, &batches, &cancel).await?;
                     rest.iter().for_each(count_rebalance);
                     match rest {
                         Some(Delivery::Assigned(partitions)) => member.assigned(&partitions),
                         Some(Delivery::Revoked { partitions, lost }) => {
                             if !lost {
-                                commit_softly(member.commit().await)?;
+                                commit(&mut member, &cancel).await?;
                             }
                             member.revoked(&partitions);
                         }
@@ -102,7 +214,7 @@ pub(super) async fn ingest_loop<L: Log, S: Store>(
                 }
             }
         }
-        commit_softly(member.commit().await)?;
+        commit(&mut member, &cancel).await?;
     }
     member.into_log().close().await;
     Ok(())
@@ -113,34 +225,37 @@ pub(super) async fn fold_all<L: Log, S: Store>(
     member: &mut Ingest<L, S>,
     batches: &[Batch],
     cancel: &CancellationToken,
-) {
+) -> anyhow::Result<()> {
     if batches.is_empty() {
-        return;
+        return Ok(());
     }
-    let mut wait = RETRY_MIN;
+    let mut patience = Patience::default();
     loop {
         let start = std::time::Instant::now();
         match member.handle(batches).await {
-            Ok(_) => return metrics::fold(start.elapsed()),
+            Ok(_) => {
+                metrics::fold(start.elapsed());
+                return Ok(());
+            }
+            // These batches come again, from further back.
+            Err(error) if error.rewinds() => return rewind(member, &error, cancel).await,
             Err(error) if error.retry() => {
-                count_error(&error);
-                tracing::warn!(%error, ?wait, "will be tried again");
+                if !patience.wait(&error, cancel).await {
+                    return Ok(());
+                }
             }
             Err(error) if batches.len() == 1 => {
                 count_error(&error);
-                return member.stop(&batches[0].partition, &error);
+                member.stop(&batches[0].partition, &error);
+                return Ok(());
             }
             Err(_) => {
                 // One of them cannot go on; find out which, so that the others do.
                 for batch in batches {
-                    Box::pin(fold_all(member, std::slice::from_ref(batch), cancel)).await;
+                    Box::pin(fold_all(member, std::slice::from_ref(batch), cancel)).await?;
                 }
-                return;
+                return Ok(());
             }
-        }
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY_MAX),
         }
     }
 }
@@ -155,45 +270,35 @@ pub(super) fn count_error(error: &Error) {
     }
 }
 
-/// A commit that fails for now is made again with the next; one that fails for good ends the role.
-pub(super) fn commit_softly(outcome: Result<(), Error>) -> anyhow::Result<()> {
-    match outcome {
-        Err(error) if !error.retry() => Err(error.into()),
-        Err(error) => {
-            count_error(&error);
-            tracing::warn!(%error, "commit will be tried again");
-            Ok(())
-        }
-        Ok(()) => Ok(()),
-    }
-}
-
 pub(super) async fn stock_loop<L: Log, S: Store>(
     mut member: Stock<L, S>,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut commits = tokio::time::interval(COMMIT_EVERY);
+    let mut commits = every(COMMIT_EVERY);
+    let mut looks = every(LOOK_EVERY);
     loop {
         tokio::select! {
             () = cancel.cancelled() => break,
-            _ = commits.tick() => commit_softly(member.commit().await)?,
+            _ = commits.tick() => commit(&mut member, &cancel).await?,
+            _ = looks.tick() => look(&mut member, &cancel).await?,
             delivery = member.log().next() => {
                 let delivery = delivery?;
                 count_rebalance(&delivery);
-                let mut wait = RETRY_MIN;
+                let mut patience = Patience::default();
                 while let Err(error) = member.handle(&delivery).await {
+                    if error.rewinds() {
+                        rewind(&mut member, &error, &cancel).await?;
+                        break;
+                    }
                     anyhow::ensure!(error.retry(), error);
-                    count_error(&error);
-                    tracing::warn!(%error, ?wait, "will be tried again");
-                    tokio::select! {
-                        () = cancel.cancelled() => break,
-                        () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY_MAX),
+                    if !patience.wait(&error, &cancel).await {
+                        break;
                     }
                 }
             }
         }
     }
-    commit_softly(member.commit().await)?;
+    commit(&mut member, &cancel).await?;
     member.into_log().close().await;
     Ok(())
 }
@@ -202,8 +307,9 @@ pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
     mut member: Generate<L, S, A>,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut commits = tokio::time::interval(COMMIT_EVERY);
-    let mut wait = RETRY_MIN;
+    let mut commits = every(COMMIT_EVERY);
+    let mut looks = every(LOOK_EVERY);
+    let mut patience = Patience::default();
     loop {
         let now = wall_clock();
         count_lanes(&member, now);
@@ -216,9 +322,10 @@ pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
         tokio::select! {
             biased;
             () = cancel.cancelled() => break,
-            _ = commits.tick() => commit_softly(member.commit().await)?,
+            _ = commits.tick() => commit(&mut member, &cancel).await?,
+            _ = looks.tick() => look(&mut member, &cancel).await?,
             delivery = member.log().next(), if member.lanes().room() > 0 => {
-                take_in(&mut member, delivery?).await?;
+                take_in(&mut member, delivery?, &cancel).await?;
                 continue;
             }
             () = tokio::time::sleep(pause) => {}
@@ -229,17 +336,15 @@ pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
             turn = member.turn(wall_clock()) => turn,
         };
         match turn {
-            Ok(_) => wait = RETRY_MIN,
+            Ok(_) => patience = Patience::default(),
+            Err(error) if error.rewinds() => rewind(&mut member, &error, &cancel).await?,
             Err(error) if error.retry() => {
-                count_error(&error);
-                tracing::warn!(%error, ?wait, "will be tried again");
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(RETRY_MAX);
+                patience.wait(&error, &cancel).await;
             }
             Err(error) => return Err(error.into()),
         }
     }
-    commit_softly(member.commit().await)?;
+    commit(&mut member, &cancel).await?;
     member.into_log().close().await;
     Ok(())
 }
@@ -264,15 +369,25 @@ pub(super) fn count_lanes<L: Log, S: Store, A: generate::Answers>(
 pub(super) async fn take_in<L: Log, S: Store, A: generate::Answers>(
     member: &mut Generate<L, S, A>,
     delivery: Delivery,
+    cancel: &CancellationToken,
 ) -> anyhow::Result<()> {
     count_rebalance(&delivery);
     match delivery {
-        Delivery::Batch(batch) => member.receive(&batch, wall_clock()).await?,
+        Delivery::Batch(batch) => {
+            // Only the dlq can fail here.
+            let mut patience = Patience::default();
+            while let Err(error) = member.receive(&batch, wall_clock()).await {
+                anyhow::ensure!(error.retry(), error);
+                if !patience.wait(&error, cancel).await {
+                    break;
+                }
+            }
+        }
         Delivery::Revoked { partitions, .. } => {
-            commit_softly(member.commit().await)?;
+            commit(member, cancel).await?;
             member.revoked(&partitions);
         }
-        Delivery::Assigned(_) => {}
+        Delivery::Assigned(partitions) => member.assigned(&partitions),
     }
     Ok(())
 }

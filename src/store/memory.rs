@@ -4,15 +4,19 @@
 //! tests, and a differential one). It does not know time: nothing expires. With [`Flaws`] it breaks
 //! one guard on purpose, so that the simulation can prove that it would notice.
 
+mod loss;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+pub use loss::{Lost, Snapshot};
+
 use super::{
-    Added, Block, Cell, Delta, Error, FoldWrite, Folded, ListEdit, Peek, Publish, Published,
-    StockOp, Store, Stored, Take, Taken, keys,
+    Added, Block, Cell, Delta, Error, FoldWrite, Folded, Lineage, ListEdit, Peek, Publish,
+    Published, StockOp, Store, Stored, Take, Taken, keys,
 };
 use crate::event::UserId;
-use crate::record::{Offset, Partition, Timestamp};
+use crate::record::{Offset, Partition, Resume, Timestamp};
 use crate::state::{Held, Mark, Profiled, UserState};
 
 /// Guards that a broken double lacks.
@@ -26,6 +30,10 @@ pub struct Flaws {
     pub no_tombstone: bool,
     /// A publish overwrites whatever list is stored, by whatever ticket.
     pub blind_publish: bool,
+    /// Writes that were made for another lineage have effect.
+    pub blind_lineage: bool,
+    /// Checkpoints survive what the writes that they stand for do not.
+    pub stray_checkpoint: bool,
 }
 
 /// A store in memory. Clones are handles to the same one.
@@ -36,25 +44,31 @@ pub struct Flaws {
 pub struct MemoryStore {
     inner: Arc<Mutex<Inner>>,
     flaws: Flaws,
+    /// Where this handle's conditional writes have effect; none = wherever they land.
+    lineage: Option<Lineage>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Inner {
     spaces: BTreeMap<String, Space>,
     erased: BTreeMap<UserId, Timestamp>,
     sets: BTreeMap<u8, Set>,
     blocks: BTreeMap<String, Block>,
     active: Option<String>,
+    /// How often writes were lost so far.
+    losses: u64,
+    /// Per primary, per reader.
+    checkpoints: [BTreeMap<String, BTreeMap<Partition, Resume>>; loss::PRIMARIES],
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Space {
     users: BTreeMap<UserId, User>,
     shards: BTreeMap<u8, Shard>,
     fallbacks: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct User {
     /// `None` where only a profile is left.
     row: Option<Row>,
@@ -63,7 +77,7 @@ struct User {
 }
 
 /// The state hash; `state.profile` is always `None` here.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Row {
     state: UserState,
     mark: Mark,
@@ -71,20 +85,20 @@ struct Row {
     ticket: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Shard {
     fences: BTreeMap<Partition, Offset>,
     cells: BTreeMap<Cell, u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Set {
     out: BTreeSet<String>,
     fences: BTreeMap<Partition, Offset>,
     blocked: BTreeMap<String, Blocked>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Blocked {
     out: bool,
     by: BTreeSet<String>,
@@ -352,7 +366,7 @@ impl Store for MemoryStore {
     }
 
     async fn fold(&self, ns: &str, writes: &[FoldWrite]) -> Result<Vec<Folded>, Error> {
-        let mut inner = self.lock();
+        let mut inner = self.writable()?;
         let fold = |write: &FoldWrite| {
             keys::user(ns, &write.user)?;
             let erased = self.erased(&inner, &write.user);
@@ -362,7 +376,7 @@ impl Store for MemoryStore {
     }
 
     async fn take(&self, ns: &str, takes: &[Take]) -> Result<Vec<Option<Taken>>, Error> {
-        let mut inner = self.lock();
+        let mut inner = self.writable()?;
         let take = |take: &Take| {
             keys::user(ns, &take.user)?;
             let erased = self.erased(&inner, &take.user);
@@ -389,7 +403,7 @@ impl Store for MemoryStore {
     }
 
     async fn publish(&self, ns: &str, lists: &[Publish]) -> Result<Vec<Published>, Error> {
-        let mut inner = self.lock();
+        let mut inner = self.writable()?;
         let publish = |list: &Publish| {
             keys::user(ns, &list.user)?;
             let erased = self.erased(&inner, &list.user);
@@ -400,7 +414,7 @@ impl Store for MemoryStore {
 
     async fn add(&self, ns: &str, deltas: &[Delta]) -> Result<Vec<Added>, Error> {
         keys::namespace(ns)?;
-        let mut inner = self.lock();
+        let mut inner = self.writable()?;
         let add = |delta| inner.add(ns, delta, self.flaws);
         Ok(deltas.iter().map(add).collect())
     }
@@ -444,7 +458,7 @@ impl Store for MemoryStore {
     }
 
     async fn stock(&self, ops: &[StockOp]) -> Result<(), Error> {
-        let mut inner = self.lock();
+        let mut inner = self.writable()?;
         ops.iter().for_each(|op| inner.stock(op));
         Ok(())
     }
@@ -533,5 +547,25 @@ impl Store for MemoryStore {
 
     async fn flush(&self) -> Result<(), Error> {
         Ok(())
+    }
+
+    async fn lineage(&self) -> Result<Lineage, Error> {
+        Ok(self.lock().lineage())
+    }
+
+    fn under(&self, lineage: &Lineage) -> Self {
+        Self {
+            lineage: Some(lineage.clone()),
+            ..self.clone()
+        }
+    }
+
+    async fn checkpoint(&self, reader: &str, done: &[(Partition, Resume)]) -> Result<(), Error> {
+        self.writable()?.raise(reader, done);
+        Ok(())
+    }
+
+    async fn checkpoints(&self, reader: &str) -> Result<BTreeMap<Partition, Resume>, Error> {
+        Ok(self.lock().least(reader))
     }
 }

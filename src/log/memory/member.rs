@@ -7,7 +7,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use super::super::{Delivery, Error, Log, Outgoing};
+use super::super::{Committed, Delivery, Error, Log, Outgoing};
 use super::MemoryCluster;
 use crate::record::{Offset, Partition, Resume};
 
@@ -70,6 +70,30 @@ impl Log for MemoryLog {
         let answer = self.cluster.lock().commit((&self.group, self.id), done);
         Breath::default().await;
         answer
+    }
+
+    async fn committed(&self, of: &[Partition]) -> Result<Vec<Committed>, Error> {
+        let positions = self.cluster.committed(&self.group);
+        let found = of.iter().filter_map(|partition| {
+            Some(Committed {
+                partition: partition.clone(),
+                resume: *positions.get(partition)?,
+                ours: true,
+            })
+        });
+        Ok(found.collect())
+    }
+
+    async fn rewind(&mut self, to: &[(Partition, Resume)]) -> Result<(), Error> {
+        let mut cluster = self.cluster.lock();
+        if let Some(member) = cluster.member(&self.group, self.id) {
+            for (partition, resume) in to {
+                if let Some(next) = member.own.get_mut(partition) {
+                    *next = resume.0;
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn end(&self, partition: &Partition) -> Result<Offset, Error> {

@@ -17,7 +17,7 @@ use nearshore::ingest::{self, Ingest};
 use nearshore::log::{Delivery, Flaws, Log, MemoryCluster, MemoryLog, Outgoing};
 use nearshore::record::Timestamp;
 use nearshore::shop::Shop;
-use nearshore::store::Store;
+use nearshore::store::{Lost, MemoryStore, Snapshot, Store};
 use nearshore::topics::Topics;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -53,6 +53,8 @@ pub struct Doubles<S> {
     pub log: Flaws,
     pub store: S,
     pub ns: String,
+    /// A handle to the same store, where it is one that may lose its last writes.
+    pub losing: Option<MemoryStore>,
 }
 
 type Running = Pin<Box<dyn Future<Output = ()>>>;
@@ -75,6 +77,9 @@ pub struct History<S> {
     members: Vec<Member>,
     /// Crashes, zombies and rebalances.
     pub upheavals: u64,
+    losing: Option<MemoryStore>,
+    /// What the store held a while ago.
+    before: Option<Snapshot>,
 }
 
 /// Runs one history to its rest and checks the facts; the complaint if one is not as it must be.
@@ -90,6 +95,7 @@ pub fn run<S: Store>(seed: u64, doubles: Doubles<S>) -> Result<(), String> {
             produced += 1;
         }
         history.upset(step);
+        history.lose();
         history.advance(step)?;
     }
     history.rest(step)?;
@@ -117,6 +123,8 @@ impl<S: Store> History<S> {
             shop: Arc::new(ArcSwap::from_pointee(check::shop())),
             members: Vec::new(),
             upheavals: 0,
+            losing: doubles.losing,
+            before: None,
         };
         for generate in [false, true, false, true] {
             let member = history.start(generate);
@@ -292,6 +300,28 @@ impl<S: Store> History<S> {
         }
     }
 
+    /// Now and then the store falls back to what it held a while ago, whole or on one of its primaries, as after
+    /// a failover to a replica that was behind.
+    fn lose(&mut self) {
+        let Some(store) = self.losing.clone() else {
+            return;
+        };
+        match self.rng.random_range(0..100) {
+            0..4 => self.before = Some(store.snapshot()),
+            4 => {
+                let Some(before) = &self.before else { return };
+                let lost = match self.rng.random_range(0..3) {
+                    0 => Lost::All,
+                    of => Lost::Primary(of),
+                };
+                store.fall_back(before, lost);
+                self.gate
+                    .journal(|journal| journal.losses.push(journal.published.len()));
+            }
+            _ => {}
+        }
+    }
+
     /// Moves time and polls one member, chosen by the seed.
     fn advance(&mut self, step: usize) -> Result<(), String> {
         CLOCK.set(CLOCK.get() + self.rng.random_range(0..500));
@@ -369,7 +399,7 @@ async fn ingest_member<L: Log, S: Store>(mut member: Ingest<L, S>, gate: Gate) {
             None => {
                 // The run loop commits by a timer, also when nothing comes in.
                 if gate.coin(0.1) {
-                    let _ = member.commit().await;
+                    commit(&mut member).await;
                 }
                 Yield::default().await;
                 continue;
@@ -379,7 +409,7 @@ async fn ingest_member<L: Log, S: Store>(mut member: Ingest<L, S>, gate: Gate) {
             Delivery::Assigned(partitions) => member.assigned(&partitions),
             Delivery::Revoked { partitions, lost } => {
                 if !lost {
-                    let _ = member.commit().await;
+                    commit(&mut member).await;
                 }
                 member.revoked(&partitions);
             }
@@ -394,13 +424,26 @@ async fn ingest_member<L: Log, S: Store>(mut member: Ingest<L, S>, gate: Gate) {
                         );
                         break;
                     }
+                    Err(error) if error.rewinds() => {
+                        while member.rewind().await.is_err() {}
+                        break;
+                    }
                     Err(error) if error.retry() => Yield::default().await,
                     Err(error) => panic!("{error}"),
                 }
             },
         }
         if gate.coin(0.5) {
-            let _ = member.commit().await;
+            commit(&mut member).await;
+        }
+    }
+}
+
+/// As the run loop does it: by a timer, and with it a look at the store.
+async fn commit<L: Log, S: Store>(member: &mut Ingest<L, S>) {
+    for outcome in [member.commit().await, member.look().await] {
+        if outcome.is_err_and(|error| error.rewinds()) {
+            while member.rewind().await.is_err() {}
         }
     }
 }
@@ -416,17 +459,21 @@ async fn generate_member<L: Log, S: Store, A: Answers>(
             match delivery {
                 Ok(Delivery::Batch(batch)) => while member.receive(&batch, now).await.is_err() {},
                 Ok(Delivery::Revoked { partitions, .. }) => member.revoked(&partitions),
-                Ok(Delivery::Assigned(_)) => {}
+                Ok(Delivery::Assigned(partitions)) => member.assigned(&partitions),
                 Err(_) => return,
             }
         }
-        match member.turn(now).await {
-            Ok(_) => {}
-            Err(error) if error.retry() => {}
-            Err(error) => panic!("{error}"),
-        }
+        let mut outcomes = vec![member.turn(now).await.map(drop)];
         if gate.coin(0.5) {
-            let _ = member.commit().await;
+            outcomes.push(member.commit().await);
+            outcomes.push(member.look().await);
+        }
+        for error in outcomes.into_iter().filter_map(Result::err) {
+            if error.rewinds() {
+                while member.rewind().await.is_err() {}
+            } else {
+                assert!(error.retry(), "{error}");
+            }
         }
         Yield::default().await;
     }
