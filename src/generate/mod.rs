@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use count::{count_batch, count_dropped, count_published, count_running};
+use count::{count_batch, count_dropped, count_published, count_running, smoothed};
 
 use crate::arms::arm_of;
 use crate::checkpoints::Checkpoints;
@@ -506,7 +506,8 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             Ok(answers) => {
                 let generated = (self.settings.clock)().since(start);
                 count_batch(&loaded.arm.id, &answers, generated);
-                self.note_pace(generated, answers.len());
+                let pace = smoothed(self.seconds_per_user(), generated, answers.len());
+                self.per_user.store(Arc::new(pace));
                 let kit = self.kit(arm);
                 let list = |(nth, answer): (usize, &Answer)| {
                     let made = finish(&jobs[nth].brief, answer, shop, &kit);
@@ -521,17 +522,6 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 Vec::new()
             }
         }
-    }
-
-    fn note_pace(&self, took: Duration, users: usize) {
-        let now = took / u32::try_from(users.max(1)).unwrap_or(u32::MAX);
-        let before = self.seconds_per_user();
-        let smooth = if before.is_zero() {
-            now
-        } else {
-            before.mul_f64(0.8) + now.mul_f64(0.2)
-        };
-        self.per_user.store(Arc::new(smooth));
     }
 
     async fn publish(&self, ns: &str, jobs: &[Job<'_>], lists: Vec<Listed>) -> Result<u64, Error> {

@@ -5,11 +5,13 @@
 //! one guard on purpose, so that the simulation can prove that it would notice.
 
 mod loss;
+mod sets;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use loss::{Lost, Snapshot};
+use sets::Set;
 
 use super::{
     Added, Block, Cell, Delta, Error, FoldWrite, Folded, Lineage, ListEdit, Peek, Publish,
@@ -89,19 +91,6 @@ struct Row {
 struct Shard {
     fences: BTreeMap<Partition, Offset>,
     cells: BTreeMap<Cell, u64>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Set {
-    out: BTreeSet<String>,
-    fences: BTreeMap<Partition, Offset>,
-    blocked: BTreeMap<String, Blocked>,
-}
-
-#[derive(Clone, Debug)]
-struct Blocked {
-    out: bool,
-    by: BTreeSet<String>,
 }
 
 impl MemoryStore {
@@ -279,50 +268,6 @@ impl Inner {
         }
         Added::Stored
     }
-
-    fn stock(&mut self, op: &StockOp) {
-        let set = self.sets.entry(keys::set(&op.sku)).or_default();
-        if set.fences.get(&op.partition) >= Some(&op.offset) {
-            return;
-        }
-        set.fences.insert(op.partition.clone(), op.offset);
-        if let Some(blocked) = set.blocked.get_mut(&op.sku) {
-            blocked.out = op.out;
-        } else if op.out {
-            set.out.insert(op.sku.clone());
-        } else {
-            set.out.remove(&op.sku);
-        }
-    }
-
-    fn block(&mut self, block: &Block) {
-        let name = keys::block(&block.id, block.pu);
-        self.blocks.insert(name.clone(), block.clone());
-        for sku in &block.skus {
-            let set = self.sets.entry(keys::set(sku)).or_default();
-            let out = set.out.contains(sku);
-            let held = set.blocked.entry(sku.clone()).or_insert_with(|| Blocked {
-                out,
-                by: BTreeSet::new(),
-            });
-            held.by.insert(name.clone());
-            set.out.insert(sku.clone());
-        }
-    }
-
-    fn unblock(&mut self, name: &str) -> bool {
-        for set in self.sets.values_mut() {
-            let out = &mut set.out;
-            set.blocked.retain(|sku, held| {
-                let lifted = held.by.remove(name) && held.by.is_empty();
-                if lifted && !held.out {
-                    out.remove(sku);
-                }
-                !lifted
-            });
-        }
-        self.blocks.remove(name).is_some()
-    }
 }
 
 /// What a fold does to the list once it is written.
@@ -458,8 +403,7 @@ impl Store for MemoryStore {
     }
 
     async fn stock(&self, ops: &[StockOp]) -> Result<(), Error> {
-        let mut inner = self.writable()?;
-        ops.iter().for_each(|op| inner.stock(op));
+        self.writable()?.stock(ops);
         Ok(())
     }
 
