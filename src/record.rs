@@ -26,6 +26,12 @@ impl Timestamp {
         )
     }
 
+    /// This time moved back by a duration, saturating at the ends of the range.
+    pub fn before(self, wait: std::time::Duration) -> Self {
+        let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_sub(wait))
+    }
+
     /// How long after `earlier` this is; zero if it is not.
     pub fn since(self, earlier: Self) -> std::time::Duration {
         std::time::Duration::from_millis(

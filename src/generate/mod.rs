@@ -4,7 +4,9 @@
 //! when it is covered, refused or failed for good. Between two calls nothing is in memory that the
 //! lanes' topics could not bring back. Work in hand may be done twice; tickets decide.
 
+mod answers;
 mod count;
+mod put_back;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,13 +14,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+pub use answers::Answers;
 use count::{count_batch, count_dropped, count_published, count_running, smoothed};
 
 use crate::arms::arm_of;
 use crate::checkpoints::Checkpoints;
 use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
-use crate::engine::thread::Handle;
-use crate::engine::{self, Info};
+use crate::engine::Info;
 use crate::event::UserId;
 use crate::ingest::{Error, letter, update_record};
 use crate::lanes::{Lanes, Offered, Policy, Work};
@@ -41,21 +43,6 @@ pub const GROUP: &str = "nearshore-generate";
 
 /// The name of its checkpoints.
 const READER: &str = "nearshore:generate";
-
-/// Whoever answers a batch of questions: the engine's thread, or a table in the simulation.
-pub trait Answers: Send + Sync {
-    /// Makes `names` the catalogue.
-    fn set_names(
-        &self,
-        names: Arc<Names>,
-    ) -> impl Future<Output = Result<(), engine::Error>> + Send;
-
-    /// Answers in the order of `asks`.
-    fn generate(
-        &self,
-        asks: Vec<Ask>,
-    ) -> impl Future<Output = Result<Vec<Answer>, engine::Error>> + Send;
-}
 
 /// One arm, ready to be used.
 pub struct Loaded<A> {
@@ -88,16 +75,6 @@ pub struct Settings {
     pub clock: fn() -> Timestamp,
 }
 
-impl Answers for Handle {
-    async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
-        Handle::set_names(self, names).await
-    }
-
-    async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, engine::Error> {
-        Handle::generate(self, asks).await
-    }
-}
-
 /// What one turn did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Turn {
@@ -123,6 +100,8 @@ pub struct Generate<L, S, A> {
     checkpoints: Checkpoints<S>,
     /// Cut, not yet done: kept over an error, so that the next turn goes on with it.
     current: Vec<Work>,
+    /// To be put back, and not yet written: kept over an error.
+    far: Vec<Work>,
     /// Version of the names that the engines know.
     names: Option<u64>,
     /// What a user costs the model, smoothed: to say how many seconds of work are queued.
@@ -163,6 +142,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             settings,
             in_hand: InHand::default(),
             current: Vec::new(),
+            far: Vec::new(),
             names: None,
             per_user: Arc::default(),
         }
@@ -216,11 +196,12 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         self.lanes.revoke(partitions);
         self.in_hand.revoke(partitions);
         self.checkpoints.revoked(partitions);
-        self.current.retain(|work| {
-            work.positions
-                .iter()
-                .any(|position| !partitions.contains(&position.partition))
-        });
+        let ours = |work: &Work| {
+            let mut positions = work.positions.iter();
+            positions.any(|position| !partitions.contains(&position.partition))
+        };
+        self.current.retain(ours);
+        self.far.retain(ours);
     }
 
     /// Takes requests in. A record that is no request goes to `dlq`. After an error call it again with the same batch.
@@ -228,7 +209,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         for record in &batch.records {
             match Request::decode(record) {
-                Ok(request) => good.push((request, &record.position)),
+                Ok(request) => good.push((request, record)),
                 Err(reject) => bad.push((record, reject)),
             }
         }
@@ -253,8 +234,10 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             RecordOutcome::Folded,
             good.len() as u64,
         );
-        for (request, position) in good {
-            let merged = self.lanes.offer(request, position.clone(), now) == Offered::Merged;
+        for (request, record) in good {
+            let waiting = (now, put_back::waited(record));
+            let position = record.position.clone();
+            let merged = self.lanes.offer_again(request, position, waiting) == Offered::Merged;
             metrics::coalesced(u64::from(merged));
         }
         Ok(())
@@ -262,6 +245,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// Serves what is due. After an error call it again: what was cut is kept.
     pub async fn turn(&mut self, now: Timestamp) -> Result<Turn, Error> {
+        self.put_back(now).await?;
         if self.current.is_empty() {
             let most = self.settings.lanes.batch_max;
             self.current = self.lanes.overdue(now, most);
@@ -309,6 +293,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         self.lanes.clear();
         self.in_hand = InHand::default();
         self.current.clear();
+        self.far.clear();
         Ok(self.checkpoints.rewind(&mut self.log).await?)
     }
 

@@ -26,6 +26,7 @@ use rdkafka::{ClientContext, Message, TopicPartitionList};
 use super::health::{Health, Watch};
 use super::intake::{self, Intake};
 use super::{Batch, Settings, native};
+use crate::metrics;
 use crate::record::{Offset, Partition, Record};
 
 /// Records of a batch: enough that a flush's round trips are shared, few enough to fold in milliseconds.
@@ -116,6 +117,7 @@ impl ConsumerContext for Member {
         what: RDKafkaRespErr,
         list: &mut TopicPartitionList,
     ) {
+        let _timed = Timed(Instant::now());
         let partitions = self.partitions(list);
         if what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             if let Err(error) = consumer.incremental_assign(list) {
@@ -158,6 +160,15 @@ impl ConsumerContext for Member {
             self.failed("unassign", &error);
         }
         self.post(Change::Revoked(partitions));
+    }
+}
+
+/// Measures a callback to its end, whichever that is.
+struct Timed(Instant);
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        metrics::callback(self.0.elapsed());
     }
 }
 

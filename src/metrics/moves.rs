@@ -208,6 +208,16 @@ pub fn rebalanced(change: Rebalance, partitions: u64) {
     t::REBALANCES.add(&[change.text()], partitions);
 }
 
+/// Time inside a rebalance callback.
+pub fn callback(took: Duration) {
+    t::CALLBACK.observe(&[], took.as_secs_f64());
+}
+
+/// A request went back to the end of its lane.
+pub fn put_back(lane: impl Into<LaneLabel>) {
+    t::PUT_BACK.add(&[lane.into().text()], 1);
+}
+
 /// Partitions stopped with an alarm.
 pub fn stopped(partitions: usize) {
     t::STOPPED.set(&[], partitions as f64);

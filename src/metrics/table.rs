@@ -86,6 +86,8 @@ table! {
         "Requests merged into another of the same user.";
     EXPIRED: Counter "nearshore_requests_expired_total" [lane = These(LaneLabel::ALL)]
         "Requests older than lanes.max_wait, served by the fallback.";
+    PUT_BACK: Counter "nearshore_requests_put_back_total" [lane = These(LaneLabel::ALL)]
+        "Requests written again at the end of their lane because they are due much later.";
     WAITING: Gauge "nearshore_requests_waiting" [lane = These(LaneLabel::ALL)]
         "Requests in memory that wait for the engine.";
     RUNNING: Gauge "nearshore_requests_running" [lane = These(LaneLabel::ALL)]
@@ -140,6 +142,8 @@ table! {
         "Age of the oldest uncommitted record; 0 when there is none.";
     REBALANCES: Counter "nearshore_rebalanced_partitions_total" [change = These(Rebalance::ALL)]
         "Partitions that came and went.";
+    CALLBACK: Seconds "nearshore_rebalance_callback_seconds" []
+        "Time inside a rebalance callback, which the whole group may have to wait for.";
     STOPPED: Gauge "nearshore_partitions_stopped" []
         "Partitions stopped with an alarm: a fence that outlived its log, or a value of a newer version.";
     ROUND_TRIPS: Counter "nearshore_redis_round_trips_total" []

@@ -197,6 +197,8 @@ impl<S: Store> History<S> {
                 batch_max: 3,
                 // A request that waited too long gets the fallback and is counted; here each must get its list.
                 max_wait: Duration::from_secs(30 * 86_400),
+                // Shorter than the quiet period: requests go round.
+                hold: Duration::from_secs(if self.rng.random_bool(0.5) { 1 } else { 60 }),
                 ..Default::default()
             },
             arm_seed: "sim".into(),
