@@ -93,9 +93,11 @@ impl<S: Store> Checkpoints<S> {
         if self.unseen.is_empty() {
             return Ok(store);
         }
-        let noted = store.checkpoints(&self.reader).await?;
         let unseen: Vec<Partition> = self.unseen.iter().cloned().collect();
-        for found in log.committed(&unseen).await? {
+        // Positions first: a predecessor that still commits raises its note before them.
+        let positions = log.committed(&unseen).await?;
+        let noted = store.checkpoints(&self.reader).await?;
+        for found in positions {
             let held = noted.get(&found.partition);
             if found.ours && held.is_none_or(|held| *held < found.resume) {
                 return Err(self.regressed().into());

@@ -46,6 +46,14 @@ impl Kafka {
         }
     }
 
+    /// The real broker, and groups of KIP-848.
+    pub fn next_generation() -> Self {
+        let mut kafka = Self::real();
+        let consumer = &mut kafka.settings.consumer;
+        consumer.insert("group.protocol".into(), "consumer".into());
+        kafka
+    }
+
     pub fn embedded() -> Self {
         let cluster = Embedded::start(&[]).expect("starts");
         let settings = cluster.settings();
@@ -401,6 +409,12 @@ macro_rules! contract {
             use super::Kafka;
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $promise() {
                 super::$promise(Kafka::real()).await;
+            })+
+        }
+        mod kip848 {
+            use super::Kafka;
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $promise() {
+                super::$promise(Kafka::next_generation()).await;
             })+
         }
         mod embedded {
