@@ -152,7 +152,8 @@ impl<S: Store> Checkpoints<S> {
                 _ => Resume(0),
             };
             let held = noted.get(&partition).copied().unwrap_or(beginning);
-            let resume = begun.map_or(held, |begun| begun.min(held));
+            // Never committed: reading began at the log's beginning, and a note alone commits nothing.
+            let resume = begun.map_or(Resume(0), |begun| begun.min(held));
             again += begun.map_or(0, |begun| (begun.0 - resume.0).unsigned_abs());
             to.push((partition, resume));
         }

@@ -199,8 +199,9 @@ async fn a_write_that_timed_out_and_lands_later_is_fenced() {
     let late = store.fold(&ns, &[write(&user, 0, 1)]).await;
     let late = late.expect_err("paused");
     assert!(matches!(late, Error::Timeout { .. }), "{late}");
-    // Sent again while the first is still under way: it lands before, and is stored once.
-    assert_eq!(fold_at_last(&store, &ns, &user).await, Folded::Stale);
+    // Sent again while the first is still under way: that one lands before, or ends with its connection.
+    let again = fold_at_last(&store, &ns, &user).await;
+    assert!(again == Folded::Stale || again == STORED(1), "{again:?}");
     assert_eq!(load(&store, &ns, &user).await.ver, 1);
 }
 
