@@ -141,6 +141,7 @@ impl<S: Store> Checkpoints<S> {
         let noted = self.store.checkpoints(&self.reader).await?;
         let positions = log.committed(&own).await?;
         let mut to = Vec::with_capacity(own.len());
+        let mut ready = BTreeMap::new();
         let mut again = 0;
         for partition in own {
             let position = positions.iter().find(|it| it.partition == partition);
@@ -154,6 +155,10 @@ impl<S: Store> Checkpoints<S> {
             let held = noted.get(&partition).copied().unwrap_or(beginning);
             // Never committed: reading began at the log's beginning, and a note alone commits nothing.
             let resume = begun.map_or(Resume(0), |begun| begun.min(held));
+            if begun.is_some() {
+                // Done and noted; perhaps not committed, and what is not read again asks for no commit.
+                ready.insert(partition.clone(), resume);
+            }
             again += begun.map_or(0, |begun| (begun.0 - resume.0).unsigned_abs());
             to.push((partition, resume));
         }
@@ -165,7 +170,7 @@ impl<S: Store> Checkpoints<S> {
             records = again,
             "the store is not the one it was; its lost writes are made again from the log"
         );
-        self.ready.clear();
+        self.ready = ready;
         self.unseen.clear();
         self.reached = to.into_iter().collect();
         let store = self.store.under(&lineage);

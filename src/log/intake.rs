@@ -204,13 +204,13 @@ impl Intake {
         true
     }
 
-    /// The next delivery, if there is one.
-    pub fn take(&self) -> Option<Result<Delivery, Error>> {
+    /// The next delivery, if there is one; with `batches` false, the next notice.
+    pub fn take(&self, batches: bool) -> Option<Result<Delivery, Error>> {
         let mut state = self.lock();
         if let Some(notice) = state.notices.pop_front() {
             return Some(Ok(notice));
         }
-        if let Some(batch) = state.batches.pop_front() {
+        if batches && let Some(batch) = state.batches.pop_front() {
             state.records -= batch.records.len();
             state.bytes -= bytes(&batch);
             if state.half_empty() {
@@ -222,11 +222,11 @@ impl Intake {
         Some(Err(Error::Stopped(why)))
     }
 
-    /// The next delivery. Cancel-safe: a delivery leaves the queue only in the poll that returns it.
-    pub async fn next(&self) -> Result<Delivery, Error> {
+    /// The next delivery, or notice. Cancel-safe: a delivery leaves the queue only in the poll that returns it.
+    pub async fn next(&self, batches: bool) -> Result<Delivery, Error> {
         loop {
             let readable = self.readable.notified();
-            if let Some(delivery) = self.take() {
+            if let Some(delivery) = self.take(batches) {
                 return delivery;
             }
             readable.await;
@@ -358,7 +358,7 @@ mod tests {
     }
 
     fn told(intake: &Intake) -> Vec<String> {
-        std::iter::from_fn(|| intake.take())
+        std::iter::from_fn(|| intake.take(true))
             .map(|delivery| match delivery.expect("not stopped") {
                 Delivery::Assigned(of) => format!("+{:?}", numbers(&of)),
                 Delivery::Revoked { partitions, lost } => {
@@ -430,12 +430,26 @@ mod tests {
         assert!(intake.lock().bytes < FULL_BYTES + 500 * 4_200);
         assert!(!intake.wait_for_room(Duration::from_millis(1)));
         while !intake.lock().half_empty() {
-            intake.take();
+            intake.take(true);
         }
         assert!(intake.wait_for_room(Duration::ZERO));
         intake.revoke(&[partition(0)], false);
         let state = intake.lock();
         assert_eq!((state.bytes, state.records), (0, 0));
+    }
+
+    #[test]
+    fn a_notice_comes_also_where_batches_must_wait() {
+        let intake = Intake::default();
+        intake.assign(vec![partition(0), partition(1)]);
+        intake.offer(batch(1, 0..2, 1)).expect("room");
+        intake.revoke(&[partition(0)], false);
+        assert!(matches!(
+            intake.take(false),
+            Some(Ok(Delivery::Assigned(_)))
+        ));
+        assert!(intake.take(false).is_none());
+        assert_eq!(told(&intake), ["1x2"]);
     }
 
     #[test]
@@ -479,13 +493,13 @@ mod tests {
     async fn a_dropped_next_loses_nothing() {
         let intake = std::sync::Arc::new(Intake::default());
         for round in 0..100 {
-            let waiting = tokio::time::timeout(Duration::ZERO, intake.next());
+            let waiting = tokio::time::timeout(Duration::ZERO, intake.next(true));
             assert!(waiting.await.is_err(), "round {round}");
             intake.assign(vec![partition(round)]);
-            drop(intake.next());
+            drop(intake.next(true));
             assert_eq!(told(&intake), [format!("+[{round}]")]);
         }
         intake.stop("over");
-        assert!(matches!(intake.next().await, Err(Error::Stopped(why)) if why == "over"));
+        assert!(matches!(intake.next(true).await, Err(Error::Stopped(why)) if why == "over"));
     }
 }

@@ -112,6 +112,14 @@ impl KafkaLog {
         self.producer.clone()
     }
 
+    /// Asks for the positions of what was assigned. For lag only, so a busy commit thread need not be waited for: the
+    /// next commit tells too.
+    fn note(&self, delivery: &Result<Delivery, Error>) {
+        if let (Ok(Delivery::Assigned(partitions)), Some(jobs)) = (delivery, &self.jobs) {
+            let _ = jobs.try_send(Job::Note(partitions.clone()));
+        }
+    }
+
     /// [`Log::commit`] with a note beside each offset.
     pub(super) async fn commit_noted(&self, done: Vec<Commit>) -> Result<(), Error> {
         self.ask(|reply| Job::Commit(done, reply)).await
@@ -140,12 +148,15 @@ impl KafkaLog {
 
 impl Log for KafkaLog {
     async fn next(&mut self) -> Result<Delivery, Error> {
-        let delivery = self.intake.next().await;
-        if let (Ok(Delivery::Assigned(partitions)), Some(jobs)) = (&delivery, &self.jobs) {
-            // For lag only, so a busy commit thread need not be waited for: the next commit tells too.
-            let _ = jobs.try_send(Job::Note(partitions.clone()));
-        }
+        let delivery = self.intake.next(true).await;
+        self.note(&delivery);
         delivery
+    }
+
+    async fn notice(&mut self) -> Result<Delivery, Error> {
+        let notice = self.intake.next(false).await;
+        self.note(&notice);
+        notice
     }
 
     async fn commit(&self, done: &[(Partition, Resume)]) -> Result<(), Error> {

@@ -160,6 +160,9 @@ pub trait Log: Send + Sync {
     /// The next delivery; waits for one. Cancel-safe: nothing is lost when the future is dropped.
     fn next(&mut self) -> impl Future<Output = Result<Delivery, Error>> + Send;
 
+    /// The next assignment or revoke, while the role has no room for records: they stay. Cancel-safe.
+    fn notice(&mut self) -> impl Future<Output = Result<Delivery, Error>> + Send;
+
     /// Makes `resume` the committed position of each partition, now.
     fn commit(
         &self,

@@ -14,7 +14,7 @@ use crate::checkpoints::LOOK_EVERY;
 use crate::generate::{self, Generate};
 use crate::ingest::{Error, Ingest};
 use crate::keeper::wall_clock;
-use crate::log::{Batch, Delivery, Log};
+use crate::log::{self, Batch, Delivery, Log};
 use crate::metrics;
 use crate::record::Timestamp;
 use crate::stock::Stock;
@@ -324,7 +324,7 @@ pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
             () = cancel.cancelled() => break,
             _ = commits.tick() => commit(&mut member, &cancel).await?,
             _ = looks.tick() => look(&mut member, &cancel).await?,
-            delivery = member.log().next(), if member.lanes().room() > 0 => {
+            delivery = next(&mut member) => {
                 take_in(&mut member, delivery?, &cancel).await?;
                 continue;
             }
@@ -347,6 +347,17 @@ pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
     commit(&mut member, &cancel).await?;
     member.into_log().close().await;
     Ok(())
+}
+
+/// The next delivery; where the lanes are full, only what comes and goes, for work of others is not to be kept.
+async fn next<L: Log, S: Store, A: generate::Answers>(
+    member: &mut Generate<L, S, A>,
+) -> Result<Delivery, log::Error> {
+    if member.lanes().room() > 0 {
+        member.log().next().await
+    } else {
+        member.log().notice().await
+    }
 }
 
 pub(super) fn count_lanes<L: Log, S: Store, A: generate::Answers>(

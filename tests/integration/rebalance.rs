@@ -87,7 +87,8 @@ async fn a_join_takes_as_long_as_a_bare_clients() {
     }
     floors.sort();
     took.sort();
-    let (floor, ours) = (floors[ROUNDS / 2], took[ROUNDS / 2]);
-    eprintln!("rebalance: bare {floors:?}, ours {took:?}; medians {floor:?} and {ours:?}");
+    // The least of each: when the old owner's heartbeat is due decides about the rest.
+    let (floor, ours) = (floors[0], took[0]);
+    eprintln!("rebalance: bare {floors:?}, ours {took:?}");
     assert!(ours <= floor + OVERHEAD_MAX, "{ours:?} over {floor:?}");
 }

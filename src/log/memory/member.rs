@@ -24,6 +24,26 @@ impl MemoryLog {
         self.cluster.lock().next(&self.group, self.id)
     }
 
+    async fn wait(&mut self, batches: bool) -> Result<Delivery, Error> {
+        std::future::poll_fn(|context| {
+            let mut cluster = self.cluster.lock();
+            let told = cluster
+                .member(&self.group, self.id)
+                .is_some_and(|member| !member.notices.is_empty());
+            if (batches || told)
+                && let Some(delivery) = cluster.next(&self.group, self.id)
+            {
+                return Poll::Ready(Ok(delivery));
+            }
+            match cluster.member(&self.group, self.id) {
+                Some(member) => member.waker = Some(context.waker().clone()),
+                None => return Poll::Ready(Err(Error::Stopped("not a member".into()))),
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
     /// The member stops without a word; its partitions wait for the next [`MemoryCluster::rebalance`].
     pub fn crash(self) {}
 
@@ -51,18 +71,11 @@ impl MemoryLog {
 
 impl Log for MemoryLog {
     async fn next(&mut self) -> Result<Delivery, Error> {
-        std::future::poll_fn(|context| {
-            let mut cluster = self.cluster.lock();
-            if let Some(delivery) = cluster.next(&self.group, self.id) {
-                return Poll::Ready(Ok(delivery));
-            }
-            match cluster.member(&self.group, self.id) {
-                Some(member) => member.waker = Some(context.waker().clone()),
-                None => return Poll::Ready(Err(Error::Stopped("not a member".into()))),
-            }
-            Poll::Pending
-        })
-        .await
+        self.wait(true).await
+    }
+
+    async fn notice(&mut self) -> Result<Delivery, Error> {
+        self.wait(false).await
     }
 
     async fn commit(&self, done: &[(Partition, Resume)]) -> Result<(), Error> {

@@ -379,6 +379,10 @@ impl<L: Log> Log for GatedLog<L> {
         self.inner.next().await
     }
 
+    async fn notice(&mut self) -> Result<Delivery, log::Error> {
+        self.inner.notice().await
+    }
+
     async fn commit(&self, done: &[(Partition, Resume)]) -> Result<(), log::Error> {
         Yield::default().await;
         match self.gate.draw() {
