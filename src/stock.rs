@@ -5,11 +5,13 @@
 
 use crate::checkpoints::Checkpoints;
 use crate::event;
-use crate::ingest::{Error, letter};
+use crate::event::Reject;
+use crate::ingest::{Error, bury};
 use crate::keeper::wall_clock;
-use crate::log::{self, Delivery, Log};
+use crate::log::bury::Graves;
+use crate::log::{Delivery, Log};
 use crate::metrics::{self, RecordOutcome, Stage};
-use crate::record::Resume;
+use crate::record::{Record, Resume};
 use crate::store::{Shelf, StockOp, Store};
 use crate::topics::Topics;
 
@@ -26,6 +28,7 @@ pub struct Stock<L, S> {
     topics: Topics,
     limits: event::Limits,
     checkpoints: Checkpoints<S>,
+    graves: Graves,
 }
 
 impl<L: Log, S: Store> Stock<L, S> {
@@ -37,6 +40,7 @@ impl<L: Log, S: Store> Stock<L, S> {
             store,
             topics,
             limits,
+            graves: Graves::default(),
         }
     }
 
@@ -59,12 +63,14 @@ impl<L: Log, S: Store> Stock<L, S> {
             }
             Delivery::Revoked { partitions, .. } => {
                 self.checkpoints.revoked(partitions);
+                self.graves.forget(partitions);
                 return Ok(());
             }
             Delivery::Batch(batch) => batch,
         };
         self.store = self.checkpoints.store(&self.log).await?;
-        let (mut ops, mut letters) = (Vec::new(), Vec::new());
+        let mut ops = Vec::new();
+        let mut rejects: Vec<(&Record, Reject)> = Vec::new();
         for record in &batch.records {
             match event::decode_sku(record, &self.limits) {
                 Ok((sku, value)) => ops.push(StockOp {
@@ -79,20 +85,20 @@ impl<L: Log, S: Store> Stock<L, S> {
                     },
                     time: record.time,
                 }),
-                Err(reject) => {
-                    metrics::dlq(Stage::Catalog, reject.code(), 1);
-                    metrics::records(&batch.partition.topic, RecordOutcome::Dlq, 1);
-                    letters.push(letter(
-                        (&self.topics.dlq, GROUP),
-                        record,
-                        (Stage::Catalog, &reject),
-                    ));
-                }
+                Err(reject) => rejects.push((record, reject)),
             }
         }
-        if !letters.is_empty() {
-            log::replay::bury(&self.log, letters).await?;
-        }
+        let dead: Vec<(&Record, Stage, &Reject)> = rejects
+            .iter()
+            .map(|(record, reject)| (*record, Stage::Catalog, reject))
+            .collect();
+        bury(
+            &mut self.graves,
+            &self.log,
+            (&self.topics.dlq, GROUP),
+            &dead,
+        )
+        .await?;
         if !ops.is_empty() {
             self.store.stock(&ops).await?;
             self.store.flush().await?;
@@ -107,6 +113,7 @@ impl<L: Log, S: Store> Stock<L, S> {
             metrics::stock(metrics::StockMove::Out, out);
             metrics::stock(metrics::StockMove::In, ops.len() as u64 - out);
         }
+        self.graves.forget([&batch.partition]);
         if let Some(last) = batch.records.last() {
             let resume = Resume::after(last.position.offset);
             self.checkpoints.done(&batch.partition, resume);

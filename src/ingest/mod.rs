@@ -4,7 +4,9 @@
 //! letters are acknowledged. [`Ingest::handle`] may be called again with the same batches after any
 //! error: every effect is fenced. It decides nothing about users or products ([`crate::intake`] does).
 
+mod error;
 mod records;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -13,20 +15,23 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use lru::LruCache;
 
-use crate::checkpoints::{self, Checkpoints};
+use crate::checkpoints::Checkpoints;
 use crate::event::{self, Accepted, Change, Reject, UserId};
 use crate::fold::Step;
 use crate::intake::{Counted, Edit, Listed, Plan, Rulebook, plan};
 use crate::list::{Document, Update};
-use crate::log::{self, Batch, Log};
-use crate::metrics::{self, EventOutcome, EventType, RecordOutcome};
+use crate::log::bury::Graves;
+use crate::log::{Batch, Log};
+use crate::metrics::{self, EventOutcome, EventType, Stage};
 use crate::record::{Offset, Partition, Record, Resume, Timestamp};
 use crate::shop::Shop;
 use crate::state::Held;
-use crate::store::{self, Added, FoldWrite, Folded, Store, Stored};
+use crate::store::{Added, FoldWrite, Folded, Store, Stored};
 use crate::topics::Topics;
+pub use error::Error;
+pub use records::{bury, letter, request_record, update_record};
 use records::{count_records, deltas, stage, write_of};
-pub use records::{letter, request_record, update_record};
+pub use told::{current, tell_lists, update};
 
 use crate::trigger::{Policy, Request};
 
@@ -52,8 +57,31 @@ pub struct Settings {
     pub cache_users: NonZeroUsize,
     /// False while a backfill catches up.
     pub triggers: bool,
-    /// `now` of decoding: the clock's on a live topic, the creation time of a backfill; `None` checks nothing.
-    pub now: fn() -> Option<Timestamp>,
+    /// What bounds record times.
+    pub now: Now,
+    /// Time from which the events of a partition are complete, where the log no longer had all of them.
+    pub complete_since: BTreeMap<Partition, Timestamp>,
+}
+
+/// The `now` that no record's time may be far ahead of.
+#[derive(Clone, Copy, Debug)]
+pub enum Now {
+    /// The broker stamps records: nothing can be ahead of it.
+    Unchecked,
+    /// The clock's, on a live topic whose producers stamp records.
+    Clock(fn() -> Timestamp),
+    /// That of a backfill's creation, so that whoever goes on with it refuses the same records.
+    Fixed(Timestamp),
+}
+
+impl Now {
+    fn read(self) -> Option<Timestamp> {
+        match self {
+            Self::Unchecked => None,
+            Self::Clock(clock) => Some(clock()),
+            Self::Fixed(now) => Some(now),
+        }
+    }
 }
 
 /// What became of the records handled: `folded + duplicate + dead` is all of them.
@@ -69,54 +97,12 @@ pub struct Tally {
     pub requests: u64,
 }
 
-/// What ends a try; see [`Error::retry`].
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The log.
-    #[error(transparent)]
-    Log(#[from] log::Error),
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] store::Error),
-    /// A fence above the partition's end: the topic was recreated, or this is another cluster.
-    #[error(
-        "user {user} was folded up to {fence:?} of {partition}, which ends at {end:?}; \
-         if the topic was recreated, raise kafka.incarnations.\"{}\"", partition.topic
-    )]
-    FenceAboveEnd {
-        /// Whose state.
-        user: UserId,
-        /// The partition.
-        partition: Partition,
-        /// Fence in the state.
-        fence: Offset,
-        /// End offset of the partition.
-        end: Offset,
-    },
-}
-
-impl Error {
-    /// Whether the same call may succeed later; otherwise the partition stops with an alarm.
-    pub fn retry(&self) -> bool {
-        match self {
-            Self::Log(error) => error.remedy() == log::Remedy::Retry,
-            Self::Store(error) => error.remedy() == store::Remedy::Retry,
-            Self::FenceAboveEnd { .. } => false,
-        }
-    }
-
-    /// Whether the store lost writes: the member must rewind.
-    pub fn rewinds(&self) -> bool {
-        matches!(self, Self::Store(error) if error.remedy() == store::Remedy::Rewind)
-    }
-}
-
-impl From<checkpoints::Error> for Error {
-    fn from(error: checkpoints::Error) -> Self {
-        match error {
-            checkpoints::Error::Log(error) => Self::Log(error),
-            checkpoints::Error::Store(error) => Self::Store(error),
-        }
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.folded += other.folded;
+        self.duplicate += other.duplicate;
+        self.dead += other.dead;
+        self.requests += other.requests;
     }
 }
 
@@ -127,13 +113,19 @@ pub struct Ingest<L, S> {
     settings: Settings,
     shop: Arc<ArcSwap<Shop>>,
     /// States as last stored by this member; a stale one costs a reload, never a wrong write.
-    cache: LruCache<UserId, Held>,
+    cache: LruCache<UserId, (u32, Held)>,
+    /// Age of the cache: what was put there two ages ago and not needed since is dropped.
+    age: u32,
     /// Fences of the counts as last seen, by partition and shard.
     chains: BTreeMap<Partition, BTreeMap<u8, Offset>>,
     /// Handled, not yet committed, and whether the store still is the one it was.
     checkpoints: Checkpoints<S>,
+    /// Dead letters of batches in hand that need not be written again.
+    graves: Graves,
     /// Stopped with an alarm: nothing of them is handled until they are assigned anew.
     stopped: BTreeSet<Partition>,
+    /// How often the store's lost writes were read again.
+    rewound: u64,
 }
 
 /// Records that cannot be decoded, with the reason.
@@ -159,9 +151,12 @@ impl<L: Log, S: Store> Ingest<L, S> {
             checkpoints: Checkpoints::new(store.clone(), settings.ns.clone()),
             store,
             cache: LruCache::new(settings.cache_users),
+            age: 0,
             settings,
             shop,
             chains: BTreeMap::new(),
+            graves: Graves::default(),
+            rewound: 0,
             stopped: BTreeSet::new(),
         }
     }
@@ -198,7 +193,40 @@ impl<L: Log, S: Store> Ingest<L, S> {
             self.stopped.remove(partition);
         }
         self.checkpoints.revoked(partitions);
+        self.graves.forget(partitions);
+        self.drop_states(partitions);
         metrics::stopped(self.stopped.len());
+    }
+
+    /// Drops states that were not needed since the last call but one: the erase of a user may be another member's
+    /// to fold, and must not leave them here for ever.
+    pub fn grow_old(&mut self) {
+        self.age += 1;
+        while let Some((_, (age, _))) = self.cache.peek_lru()
+            && age + 1 < self.age
+        {
+            self.cache.pop_lru();
+        }
+        metrics::state_cached(self.cache.len());
+    }
+
+    /// Drops states that records of these partitions made: their erase would be another member's to fold,
+    /// and must not leave them here.
+    fn drop_states(&mut self, partitions: &[Partition]) {
+        let theirs = |held: &Held| {
+            let mut fences = held.state.fences.iter();
+            fences.any(|(partition, _)| partitions.contains(partition))
+        };
+        let gone: Vec<UserId> = self
+            .cache
+            .iter()
+            .filter(|(_, (_, held))| theirs(held))
+            .map(|(user, _)| user.clone())
+            .collect();
+        for user in gone {
+            self.cache.pop(&user);
+        }
+        metrics::state_cached(self.cache.len());
     }
 
     /// Stops a partition: its offsets stay where they are, and an alarm says why.
@@ -229,6 +257,8 @@ impl<L: Log, S: Store> Ingest<L, S> {
         self.tell(&mut after).await?;
         self.store.flush().await?;
         count_records(&after.seen);
+        self.graves
+            .forget(batches.iter().map(|batch| &batch.partition));
         for batch in batches {
             if let Some(last) = batch.records.last() {
                 let resume = Resume::after(last.position.offset);
@@ -236,6 +266,11 @@ impl<L: Log, S: Store> Ingest<L, S> {
             }
         }
         Ok(after.tally)
+    }
+
+    /// Nothing is left of a partition before `at`: the next commit goes there.
+    pub fn pass(&mut self, partition: &Partition, at: Resume) {
+        self.checkpoints.done(partition, at);
     }
 
     /// Commits what is handled. A partition that is no longer ours is its new owner's business.
@@ -252,7 +287,15 @@ impl<L: Log, S: Store> Ingest<L, S> {
     pub async fn rewind(&mut self) -> Result<(), Error> {
         self.cache.clear();
         self.chains.clear();
-        Ok(self.checkpoints.rewind(&mut self.log).await?)
+        self.graves = Graves::default();
+        self.checkpoints.rewind(&mut self.log).await?;
+        self.rewound += 1;
+        Ok(())
+    }
+
+    /// How often that was done.
+    pub fn rewound(&self) -> u64 {
+        self.rewound
     }
 
     fn decode<'a>(&self, batches: &[&'a Batch]) -> (BTreeMap<UserId, Vec<Accepted>>, Rejects<'a>) {
@@ -263,7 +306,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
             ..
         } = &self.settings;
         let limits = event::Limits {
-            now: now(),
+            now: now.read(),
             ..*limits
         };
         let mut users: BTreeMap<UserId, Vec<Accepted>> = BTreeMap::new();
@@ -284,27 +327,13 @@ impl<L: Log, S: Store> Ingest<L, S> {
         (users, rejects)
     }
 
-    async fn bury(&self, rejects: &[(&Record, Reject)]) -> Result<(), Error> {
-        if rejects.is_empty() {
-            return Ok(());
-        }
+    async fn bury(&mut self, rejects: &[(&Record, Reject)]) -> Result<(), Error> {
         let Settings { topics, group, .. } = &self.settings;
-        let letters = rejects
+        let dead: Vec<(&Record, Stage, &Reject)> = rejects
             .iter()
-            .map(|(record, reject)| {
-                letter(
-                    (&topics.dlq, group),
-                    record,
-                    (stage(topics, record), reject),
-                )
-            })
+            .map(|(record, reject)| (*record, stage(topics, record), reject))
             .collect();
-        log::replay::bury(&self.log, letters).await?;
-        for (record, reject) in rejects {
-            metrics::dlq(stage(topics, record), reject.code(), 1);
-            metrics::records(&record.position.partition.topic, RecordOutcome::Dlq, 1);
-        }
-        Ok(())
+        bury(&mut self.graves, &self.log, (&topics.dlq, group), &dead).await
     }
 
     async fn fold_users(
@@ -320,14 +349,15 @@ impl<L: Log, S: Store> Ingest<L, S> {
             let mut plans = Vec::with_capacity(todo.len());
             for (user, records) in &todo {
                 // Taken out until it is stored: after an error nothing half-written stays behind.
-                let held = self.cache.pop(user).unwrap_or_default();
-                self.below_end(user, &held, batches).await?;
+                let (_, held) = self.cache.pop(user).unwrap_or_default();
+                self.below_end(&held, batches).await?;
                 let book = Rulebook {
                     shop: &shop,
                     policy: &self.settings.policy,
                     ns: &self.settings.ns,
                     window: self.settings.window,
                     triggers: self.settings.triggers,
+                    complete_since: &self.settings.complete_since,
                 };
                 plans.push((user.clone(), plan(held, records, lists.get(user), &book)));
             }
@@ -338,7 +368,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
 
     /// A fence at or above the log's end is no duplicate: the log is another one than was folded. A batch
     /// may be older than another owner's writes, so the end is asked for before an alarm.
-    async fn below_end(&self, user: &UserId, held: &Held, batches: &[&Batch]) -> Result<(), Error> {
+    async fn below_end(&self, held: &Held, batches: &[&Batch]) -> Result<(), Error> {
         for batch in batches {
             let Some(fence) = held
                 .state
@@ -350,9 +380,8 @@ impl<L: Log, S: Store> Ingest<L, S> {
             };
             let end = self.log.end(&batch.partition).await?;
             if fence >= end {
-                let (user, partition) = (user.clone(), batch.partition.clone());
+                let partition = batch.partition.clone();
                 return Err(Error::FenceAboveEnd {
-                    user,
                     partition,
                     fence,
                     end,
@@ -436,7 +465,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
                 .or_default()
                 .push(counted);
         }
-        self.cache.put(user, plan.held);
+        self.cache.put(user, (self.age, plan.held));
     }
 
     async fn load(&mut self, users: impl Iterator<Item = &UserId>) -> Result<(), Error> {
@@ -459,7 +488,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
         }
         let held = self.store.load(&self.settings.ns, &missing).await?;
         for (user, held) in missing.into_iter().zip(held) {
-            self.cache.put(user, held);
+            self.cache.put(user, (self.age, held));
         }
         metrics::state_cached(self.cache.len());
         Ok(())
@@ -548,18 +577,19 @@ impl<L: Log, S: Store> Ingest<L, S> {
             after.tally.requests += 1;
             out.push(request_record(topics, &request));
         }
-        for user in &after.erased {
-            metrics::erases(1);
-            out.push(update_record(topics, ns, user, None));
-        }
-        for (user, list) in &after.stripped {
-            let doc = list.doc.to_json();
-            let told = Update::json((list.ticket, list.epoch), &list.covers, (&doc, &list.audit));
-            out.push(update_record(topics, ns, user, Some(told)));
-        }
         if !out.is_empty() {
             self.log.send(out).await?;
         }
-        Ok(())
+        let mut told = Vec::new();
+        for user in &after.erased {
+            metrics::erases(1);
+            told.push((user.clone(), None));
+        }
+        for (user, list) in &after.stripped {
+            let doc = list.doc.to_json();
+            let value = Update::json((list.ticket, list.epoch), &list.covers, (&doc, &list.audit));
+            told.push((user.clone(), Some(value)));
+        }
+        tell_lists(&self.log, &self.store, (topics, ns), told).await
     }
 }

@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::wait_ready;
 use crate::checkpoints::LOOK_EVERY;
 use crate::generate::{self, Generate};
-use crate::ingest::{Error, Ingest};
+use crate::http::{Gate, Ready};
+use crate::ingest::{Error, Ingest, Tally};
 use crate::keeper::wall_clock;
 use crate::log::{self, Batch, Delivery, Log};
 use crate::metrics;
@@ -22,7 +23,7 @@ use crate::store::Store;
 use crate::trigger::Lane;
 
 /// How often done offsets are committed.
-const COMMIT_EVERY: Duration = Duration::from_millis(500);
+pub(crate) const COMMIT_EVERY: Duration = Duration::from_millis(500);
 
 /// First wait after an error that may pass; doubled up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(50);
@@ -30,11 +31,14 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 /// Longest wait between two tries: what a store that is back has to wait for us.
 const RETRY_MAX: Duration = Duration::from_millis(500);
 
+/// A state that is not needed for one to two of these leaves the memory.
+const STATES_AGE: Duration = Duration::from_secs(300);
+
 /// Records folded in one go; more would delay commits and revokes.
 const GATHER_MAX: usize = 4_000;
 
 /// Counts partitions that come and go.
-fn count_rebalance(delivery: &Delivery) {
+pub(crate) fn count_rebalance(delivery: &Delivery) {
     let (change, partitions) = match delivery {
         Delivery::Assigned(partitions) => (metrics::Rebalance::Assigned, partitions),
         Delivery::Revoked { partitions, lost } if *lost => (metrics::Rebalance::Lost, partitions),
@@ -45,7 +49,7 @@ fn count_rebalance(delivery: &Delivery) {
 }
 
 /// Deliveries until the log has nothing at once, or enough is gathered. At most one batch per partition.
-pub(super) async fn gather<L: Log>(
+pub(crate) async fn gather<L: Log>(
     log: &mut L,
     first: Delivery,
 ) -> Result<(Vec<Batch>, Option<Delivery>), Error> {
@@ -182,24 +186,43 @@ pub(super) async fn look(
         outcome => Ok(outcome?),
     }
 }
+/// Says on `/readyz` that dead letters wait: the role goes no further until the dlq takes them.
+fn say(dlq: &Gate, error: &Error) {
+    match error {
+        Error::Dlq { .. } => dlq.shut(error.to_string()),
+        Error::Log(_) | Error::Store(_) | Error::FenceAboveEnd { .. } => {}
+    }
+}
+
+/// The gate of the dlq, open until letters wait.
+pub(super) fn dlq_gate(ready: &Ready, name: &'static str) -> Gate {
+    let gate = ready.gate(name);
+    gate.open(TAKES);
+    gate
+}
+
+/// What a gate of the dlq says while no letter waits.
+const TAKES: &str = "no dead letter waits";
 
 pub(super) async fn ingest_loop<L: Log, S: Store>(
     mut member: Ingest<L, S>,
-    mut ready: watch::Receiver<bool>,
+    (mut ready, dlq): (watch::Receiver<bool>, Gate),
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     // Without the catalogue a first list could not be judged by the rules.
     if wait_ready(&mut ready, &cancel).await {
         let mut commits = every(COMMIT_EVERY);
         let mut looks = every(LOOK_EVERY);
+        let mut ages = every(STATES_AGE);
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
                 _ = commits.tick() => commit(&mut member, &cancel).await?,
                 _ = looks.tick() => look(&mut member, &cancel).await?,
+                _ = ages.tick() => member.grow_old(),
                 delivery = member.log().next() => {
                     let (batches, rest) = gather(member.log(), delivery?).await?;
-                    fold_all(&mut member, &batches, &cancel).await?;
+                    fold_all(&mut member, &batches, (&dlq, &cancel)).await?;
                     rest.iter().for_each(count_rebalance);
                     match rest {
                         Some(Delivery::Assigned(partitions)) => member.assigned(&partitions),
@@ -221,40 +244,47 @@ pub(super) async fn ingest_loop<L: Log, S: Store>(
 }
 
 /// Folds batches, again and again while the cause may pass; a cause that stays stops its partition.
-pub(super) async fn fold_all<L: Log, S: Store>(
+pub(crate) async fn fold_all<L: Log, S: Store>(
     member: &mut Ingest<L, S>,
     batches: &[Batch],
-    cancel: &CancellationToken,
-) -> anyhow::Result<()> {
+    (dlq, cancel): (&Gate, &CancellationToken),
+) -> anyhow::Result<Tally> {
+    let mut tally = Tally::default();
     if batches.is_empty() {
-        return Ok(());
+        return Ok(tally);
     }
     let mut patience = Patience::default();
     loop {
         let start = std::time::Instant::now();
         match member.handle(batches).await {
-            Ok(_) => {
+            Ok(done) => {
+                dlq.open(TAKES);
                 metrics::fold(start.elapsed());
-                return Ok(());
+                return Ok(done);
             }
             // These batches come again, from further back.
-            Err(error) if error.rewinds() => return rewind(member, &error, cancel).await,
+            Err(error) if error.rewinds() => {
+                rewind(member, &error, cancel).await?;
+                return Ok(tally);
+            }
             Err(error) if error.retry() => {
+                say(dlq, &error);
                 if !patience.wait(&error, cancel).await {
-                    return Ok(());
+                    return Ok(tally);
                 }
             }
             Err(error) if batches.len() == 1 => {
                 count_error(&error);
                 member.stop(&batches[0].partition, &error);
-                return Ok(());
+                return Ok(tally);
             }
             Err(_) => {
                 // One of them cannot go on; find out which, so that the others do.
                 for batch in batches {
-                    Box::pin(fold_all(member, std::slice::from_ref(batch), cancel)).await?;
+                    let one = std::slice::from_ref(batch);
+                    tally += Box::pin(fold_all(member, one, (dlq, cancel))).await?;
                 }
-                return Ok(());
+                return Ok(tally);
             }
         }
     }
@@ -262,7 +292,7 @@ pub(super) async fn fold_all<L: Log, S: Store>(
 
 pub(super) fn count_error(error: &Error) {
     match error {
-        Error::Log(error) => metrics::log_error(error),
+        Error::Log(error) | Error::Dlq { source: error, .. } => metrics::log_error(error),
         Error::Store(error) => metrics::store_error(error),
         Error::FenceAboveEnd { .. } => {
             metrics::error(metrics::Edge::Log, metrics::Failure::Refused)
@@ -270,8 +300,22 @@ pub(super) fn count_error(error: &Error) {
     }
 }
 
+/// A commit that fails for now is made again with the next; one that fails for good ends the role.
+pub(crate) fn commit_softly(outcome: Result<(), Error>) -> anyhow::Result<()> {
+    match outcome {
+        Err(error) if !error.retry() => Err(error.into()),
+        Err(error) => {
+            count_error(&error);
+            tracing::warn!(%error, "commit will be tried again");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
 pub(super) async fn stock_loop<L: Log, S: Store>(
     mut member: Stock<L, S>,
+    dlq: Gate,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut commits = every(COMMIT_EVERY);
@@ -291,10 +335,12 @@ pub(super) async fn stock_loop<L: Log, S: Store>(
                         break;
                     }
                     anyhow::ensure!(error.retry(), error);
+                    say(&dlq, &error);
                     if !patience.wait(&error, &cancel).await {
                         break;
                     }
                 }
+                dlq.open(TAKES);
             }
         }
     }
@@ -305,11 +351,13 @@ pub(super) async fn stock_loop<L: Log, S: Store>(
 
 pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
     mut member: Generate<L, S, A>,
+    dlq: Gate,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut commits = every(COMMIT_EVERY);
     let mut looks = every(LOOK_EVERY);
     let mut patience = Patience::default();
+    let mut signals = every(generate::HEED_EVERY);
     loop {
         let now = wall_clock();
         count_lanes(&member, now);
@@ -324,8 +372,10 @@ pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
             () = cancel.cancelled() => break,
             _ = commits.tick() => commit(&mut member, &cancel).await?,
             _ = looks.tick() => look(&mut member, &cancel).await?,
+            // Asked again in two seconds.
+            _ = signals.tick() => drop(member.heed(wall_clock()).await.inspect_err(count_error)),
             delivery = next(&mut member) => {
-                take_in(&mut member, delivery?, &cancel).await?;
+                take_in(&mut member, delivery?, (&dlq, &cancel)).await?;
                 continue;
             }
             () = tokio::time::sleep(pause) => {}
@@ -380,19 +430,20 @@ pub(super) fn count_lanes<L: Log, S: Store, A: generate::Answers>(
 pub(super) async fn take_in<L: Log, S: Store, A: generate::Answers>(
     member: &mut Generate<L, S, A>,
     delivery: Delivery,
-    cancel: &CancellationToken,
+    (dlq, cancel): (&Gate, &CancellationToken),
 ) -> anyhow::Result<()> {
     count_rebalance(&delivery);
     match delivery {
         Delivery::Batch(batch) => {
-            // Only the dlq can fail here.
             let mut patience = Patience::default();
             while let Err(error) = member.receive(&batch, wall_clock()).await {
                 anyhow::ensure!(error.retry(), error);
+                say(dlq, &error);
                 if !patience.wait(&error, cancel).await {
-                    break;
+                    return Ok(());
                 }
             }
+            dlq.open(TAKES);
         }
         Delivery::Revoked { partitions, .. } => {
             commit(member, cancel).await?;

@@ -1,6 +1,11 @@
 //! Integration tests: one file per promise, one binary. `scripts/test` starts what they need.
 
+mod backfill;
+mod corpus;
+mod dlq_down;
 mod engine;
+mod erase;
+mod fuzz;
 mod harness;
 mod log;
 mod log_dlq;
@@ -13,6 +18,7 @@ mod proxy;
 mod rebalance;
 mod redis_failover;
 mod redis_trouble;
+mod safety;
 mod simulation;
 mod store;
 mod store_faults;

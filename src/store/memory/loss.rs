@@ -28,6 +28,14 @@ pub enum Lost {
 }
 
 impl Lost {
+    /// 0: all; else one of them.
+    pub fn of(chance: usize) -> Self {
+        match chance {
+            0 => Self::All,
+            nth => Self::Primary(nth),
+        }
+    }
+
     fn has(self, nth: usize) -> bool {
         match self {
             Self::All => true,

@@ -20,9 +20,10 @@ pub(super) enum Effect {
     Register,
     Active,
     Checkpoint,
+    Erase,
 }
 
-const SOURCES: [(Effect, &str); 10] = [
+const SOURCES: [(Effect, &str); 11] = [
     (Effect::Fold, include_str!("../lua/fold.lua")),
     (Effect::Take, include_str!("../lua/take.lua")),
     (Effect::Publish, include_str!("../lua/publish.lua")),
@@ -33,6 +34,7 @@ const SOURCES: [(Effect, &str); 10] = [
     (Effect::Register, include_str!("../lua/register.lua")),
     (Effect::Active, include_str!("../lua/active.lua")),
     (Effect::Checkpoint, include_str!("../lua/checkpoint.lua")),
+    (Effect::Erase, include_str!("../lua/erase.lua")),
 ];
 
 static HASHES: LazyLock<[String; SOURCES.len()]> =

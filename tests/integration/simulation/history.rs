@@ -59,8 +59,16 @@ pub struct Doubles<S> {
 
 type Running = Pin<Box<dyn Future<Output = ()>>>;
 
+/// What a member does.
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    /// Fills the namespace of this place.
+    Ingest(usize),
+    Generate,
+}
+
 struct Member {
-    generate: bool,
+    part: Part,
     running: Running,
     /// Not polled before this step: a process that was stopped and wakes up as a zombie.
     asleep_until: usize,
@@ -71,7 +79,10 @@ pub struct History<S> {
     pub gate: Gate,
     pub cluster: MemoryCluster,
     pub store: S,
+    /// The namespace that is looked at.
     pub ns: String,
+    /// All that are filled: one, or two beside each other.
+    pub spaces: Vec<String>,
     pub topics: Topics,
     pub shop: Arc<ArcSwap<Shop>>,
     members: Vec<Member>,
@@ -84,6 +95,15 @@ pub struct History<S> {
 
 /// Runs one history to its rest and checks the facts; the complaint if one is not as it must be.
 pub fn run<S: Store>(seed: u64, doubles: Doubles<S>) -> Result<(), String> {
+    run_erasing(seed, doubles, None)
+}
+
+/// The same, and at that step the first user is erased.
+pub fn run_erasing<S: Store>(
+    seed: u64,
+    doubles: Doubles<S>,
+    erase_at: Option<usize>,
+) -> Result<(), String> {
     let mut history = History::new(seed, doubles);
     let records = history.rng.random_range(10..40);
     let mut produced = 0;
@@ -94,12 +114,19 @@ pub fn run<S: Store>(seed: u64, doubles: Doubles<S>) -> Result<(), String> {
             history.produce();
             produced += 1;
         }
+        if erase_at == Some(step) {
+            history.erase();
+        }
         history.upset(step);
         history.lose();
         history.advance(step)?;
     }
     history.rest(step)?;
-    check::all(&history)
+    for ns in history.spaces.clone() {
+        history.ns = ns;
+        check::all(&history)?;
+    }
+    Ok(())
 }
 
 impl<S: Store> History<S> {
@@ -113,8 +140,12 @@ impl<S: Store> History<S> {
         for topic in topics.all() {
             cluster.create_topic(&topic, rng.random_range(1..4));
         }
+        // Every fourth history fills a second namespace, as a backfill does: erases are for both.
+        let beside = (seed % 4 == 3).then(|| format!("{}-b", doubles.ns));
+        let spaces = std::iter::once(doubles.ns.clone()).chain(beside).collect();
         let mut history = Self {
             rng,
+            spaces,
             gate: Gate::new(seed),
             cluster,
             store: doubles.store,
@@ -126,21 +157,33 @@ impl<S: Store> History<S> {
             losing: doubles.losing,
             before: None,
         };
-        for generate in [false, true, false, true] {
-            let member = history.start(generate);
+        let mut parts = vec![
+            Part::Ingest(0),
+            Part::Generate,
+            Part::Ingest(0),
+            Part::Generate,
+        ];
+        parts.extend(vec![Part::Ingest(1); history.spaces.len() - 1]);
+        for part in parts {
+            let member = history.start(part);
             history.members.push(member);
         }
         history
     }
 
-    fn start(&mut self, generate: bool) -> Member {
-        let running: Running = if generate {
-            self.start_generate()
-        } else {
-            self.start_ingest()
+    /// Consumer groups, by which everything is read.
+    pub fn groups(&self) -> Vec<String> {
+        let ingest = (0..self.spaces.len()).map(group);
+        ingest.chain(["generate".to_owned()]).collect()
+    }
+
+    fn start(&mut self, part: Part) -> Member {
+        let running: Running = match part {
+            Part::Generate => self.start_generate(),
+            Part::Ingest(place) => self.start_ingest(place),
         };
         Member {
-            generate,
+            part,
             running,
             asleep_until: 0,
         }
@@ -165,14 +208,14 @@ impl<S: Store> History<S> {
         )
     }
 
-    fn start_ingest(&mut self) -> Running {
+    fn start_ingest(&mut self, place: usize) -> Running {
         let (log, store) = self.gated(
-            "ingest",
+            &group(place),
             [&self.topics.user_events, &self.topics.profile_changes],
         );
         let settings = ingest::Settings {
-            ns: self.ns.clone(),
-            group: "ingest".into(),
+            ns: self.spaces[place].clone(),
+            group: group(place),
             topics: self.topics.clone(),
             limits: Default::default(),
             policy: check::policy(),
@@ -180,7 +223,8 @@ impl<S: Store> History<S> {
             // Smaller than the users, so that states are dropped and loaded again.
             cache_users: NonZeroUsize::new(2).expect("two"),
             triggers: true,
-            now: || None,
+            now: nearshore::ingest::Now::Unchecked,
+            complete_since: std::collections::BTreeMap::new(),
         };
         Box::pin(ingest_member(
             Ingest::new(log, store, self.shop.clone(), settings),
@@ -197,7 +241,6 @@ impl<S: Store> History<S> {
                 batch_max: 3,
                 // A request that waited too long gets the fallback and is counted; here each must get its list.
                 max_wait: Duration::from_secs(30 * 86_400),
-                // Shorter than the quiet period: requests go round.
                 hold: Duration::from_secs(if self.rng.random_bool(0.5) { 1 } else { 60 }),
                 ..Default::default()
             },
@@ -218,6 +261,7 @@ impl<S: Store> History<S> {
             arm,
             template,
             info: Default::default(),
+            reference: None,
             count: Arc::new(str::len),
             engine,
         };
@@ -229,7 +273,18 @@ impl<S: Store> History<S> {
 
     /// A user's id: tombstones stand outside the namespaces, so each history has users of its own.
     pub fn user(&self, nth: usize) -> String {
-        format!("{}-u{nth}", self.ns)
+        format!("{}-u{nth}", self.spaces[0])
+    }
+
+    /// Erases the first user, as of now.
+    fn erase(&mut self) {
+        self.cluster.produce(Outgoing {
+            topic: self.topics.profile_changes.clone(),
+            key: Some(Bytes::from(self.user(0))),
+            value: None,
+            headers: Vec::new(),
+            time: Some(clock()),
+        });
     }
 
     /// One random record of one random user.
@@ -270,19 +325,19 @@ impl<S: Store> History<S> {
         match self.rng.random_range(0..120) {
             0 => {
                 let at = self.rng.random_range(0..self.members.len());
-                let generate = self.members[at].generate;
+                let part = self.members[at].part;
                 // Dropped between two polls: a crash at this step.
-                self.members[at] = self.start(generate);
+                self.members[at] = self.start(part);
                 self.upheavals += 1;
             }
             1 => {
                 let at = self.rng.random_range(0..self.members.len());
                 self.members[at].asleep_until = step + self.rng.random_range(10..120);
-                self.cluster.rebalance(if self.members[at].generate {
-                    "generate"
-                } else {
-                    "ingest"
-                });
+                let group = match self.members[at].part {
+                    Part::Generate => "generate".to_owned(),
+                    Part::Ingest(place) => group(place),
+                };
+                self.cluster.rebalance(&group);
                 self.upheavals += 1;
             }
             2 => {
@@ -302,8 +357,7 @@ impl<S: Store> History<S> {
         }
     }
 
-    /// Now and then the store falls back to what it held a while ago, whole or on one of its primaries, as after
-    /// a failover to a replica that was behind.
+    /// Now and then the store, or one primary, falls back to what it held a while ago.
     fn lose(&mut self) {
         let Some(store) = self.losing.clone() else {
             return;
@@ -312,13 +366,8 @@ impl<S: Store> History<S> {
             0..4 => self.before = Some(store.snapshot()),
             4 => {
                 let Some(before) = &self.before else { return };
-                let lost = match self.rng.random_range(0..3) {
-                    0 => Lost::All,
-                    of => Lost::Primary(of),
-                };
-                store.fall_back(before, lost);
-                self.gate
-                    .journal(|journal| journal.losses.push(journal.published.len()));
+                store.fall_back(before, Lost::of(self.rng.random_range(0..3)));
+                self.gate.journal(|it| it.losses.push(it.published.len()));
             }
             _ => {}
         }
@@ -352,7 +401,8 @@ impl<S: Store> History<S> {
             to_the_end(late);
         }
         self.gate.calm();
-        for group in ["ingest", "generate"] {
+        let groups = self.groups();
+        for group in &groups {
             self.cluster.rebalance(group);
         }
         let mut quiet = 0;
@@ -360,13 +410,11 @@ impl<S: Store> History<S> {
         while quiet < 600 {
             step += 1;
             if step > end {
-                let lags = ["ingest", "generate"].map(|group| {
-                    (
-                        group,
-                        self.cluster.lag(group),
-                        self.cluster.committed(group),
-                    )
-                });
+                let stand = |group: &String| {
+                    let (lag, committed) = (self.cluster.lag(group), self.cluster.committed(group));
+                    (group.clone(), lag, committed)
+                };
+                let lags: Vec<_> = groups.iter().map(stand).collect();
                 return Err(format!("no rest after {STEPS_MAX} steps: {lags:?}"));
             }
             // Whoever slept wakes up; dues pass.
@@ -375,7 +423,7 @@ impl<S: Store> History<S> {
             }
             CLOCK.set(CLOCK.get() + 2_000);
             self.advance(step)?;
-            let busy = self.cluster.lag("ingest") + self.cluster.lag("generate") > 0;
+            let busy = groups.iter().any(|group| self.cluster.lag(group) > 0);
             let landing = LANDING.with_borrow_mut(|landing| {
                 landing.retain(|call| !call.is_finished());
                 !landing.is_empty()
@@ -383,6 +431,15 @@ impl<S: Store> History<S> {
             quiet = if busy || landing { 0 } else { quiet + 1 };
         }
         Ok(())
+    }
+}
+
+/// The consumer group of a namespace's place.
+fn group(place: usize) -> String {
+    if place == 0 {
+        "ingest".into()
+    } else {
+        format!("ingest-{place}")
     }
 }
 
