@@ -52,6 +52,7 @@ pub mod metrics;
 pub mod store;
 
 // roles: wiring
+pub mod checkpoints;
 pub mod cli;
 pub mod demo;
 pub mod forget;

@@ -26,6 +26,12 @@ impl Timestamp {
         )
     }
 
+    /// This time moved back by a duration, saturating at the ends of the range.
+    pub fn before(self, wait: std::time::Duration) -> Self {
+        let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_sub(wait))
+    }
+
     /// How long after `earlier` this is; zero if it is not.
     pub fn since(self, earlier: Self) -> std::time::Duration {
         std::time::Duration::from_millis(
@@ -66,6 +72,15 @@ pub struct Partition {
 impl fmt::Display for Partition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.incarnation, self.topic, self.number)
+    }
+}
+
+impl FromStr for Partition {
+    type Err = NotAPosition;
+
+    fn from_str(text: &str) -> Result<Self, NotAPosition> {
+        let at: Position = format!("{text}:0").parse()?;
+        Ok(at.partition)
     }
 }
 

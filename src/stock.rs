@@ -3,21 +3,23 @@
 //! Invariant: an offset becomes committable when its effect is acknowledged; a record applied twice
 //! changes nothing, for each set keeps a fence per source partition.
 
-use std::collections::BTreeMap;
-
+use crate::checkpoints::Checkpoints;
 use crate::event;
 use crate::event::Reject;
 use crate::ingest::{Error, bury};
 use crate::keeper::wall_clock;
 use crate::log::bury::Graves;
-use crate::log::{self, Delivery, Log};
+use crate::log::{Delivery, Log};
 use crate::metrics::{self, RecordOutcome, Stage};
-use crate::record::{Partition, Record, Resume};
+use crate::record::{Record, Resume};
 use crate::store::{Shelf, StockOp, Store};
 use crate::topics::Topics;
 
 /// Its consumer group: one for all namespaces, for stock is nobody's.
 pub const GROUP: &str = "nearshore-stock";
+
+/// The name of its checkpoints.
+const READER: &str = "nearshore:stock";
 
 /// One member of the group [`GROUP`].
 pub struct Stock<L, S> {
@@ -25,7 +27,7 @@ pub struct Stock<L, S> {
     store: S,
     topics: Topics,
     limits: event::Limits,
-    ready: BTreeMap<Partition, Resume>,
+    checkpoints: Checkpoints<S>,
     graves: Graves,
 }
 
@@ -34,10 +36,10 @@ impl<L: Log, S: Store> Stock<L, S> {
     pub fn new(log: L, store: S, (topics, limits): (Topics, event::Limits)) -> Self {
         Self {
             log,
+            checkpoints: Checkpoints::new(store.clone(), READER),
             store,
             topics,
             limits,
-            ready: BTreeMap::new(),
             graves: Graves::default(),
         }
     }
@@ -55,16 +57,18 @@ impl<L: Log, S: Store> Stock<L, S> {
     /// Applies a delivery. After an error call it again with the same one.
     pub async fn handle(&mut self, delivery: &Delivery) -> Result<(), Error> {
         let batch = match delivery {
-            Delivery::Assigned(_) => return Ok(()),
+            Delivery::Assigned(partitions) => {
+                self.checkpoints.assigned(partitions);
+                return Ok(());
+            }
             Delivery::Revoked { partitions, .. } => {
-                partitions.iter().for_each(|partition| {
-                    self.ready.remove(partition);
-                });
+                self.checkpoints.revoked(partitions);
                 self.graves.forget(partitions);
                 return Ok(());
             }
             Delivery::Batch(batch) => batch,
         };
+        self.store = self.checkpoints.store(&self.log).await?;
         let mut ops = Vec::new();
         let mut rejects: Vec<(&Record, Reject)> = Vec::new();
         for record in &batch.records {
@@ -111,21 +115,24 @@ impl<L: Log, S: Store> Stock<L, S> {
         }
         self.graves.forget([&batch.partition]);
         if let Some(last) = batch.records.last() {
-            self.ready
-                .insert(batch.partition.clone(), Resume::after(last.position.offset));
+            let resume = Resume::after(last.position.offset);
+            self.checkpoints.done(&batch.partition, resume);
         }
         Ok(())
     }
 
     /// Commits what is done.
     pub async fn commit(&mut self) -> Result<(), Error> {
-        let done: Vec<(Partition, Resume)> = self
-            .ready
-            .iter()
-            .map(|(partition, resume)| (partition.clone(), *resume))
-            .collect();
-        log::commit_ours(&self.log, done).await?;
-        self.ready.clear();
-        Ok(())
+        Ok(self.checkpoints.commit(&self.log).await?)
+    }
+
+    /// Looks whether the store is still the one that was written to.
+    pub async fn look(&mut self) -> Result<(), Error> {
+        Ok(self.checkpoints.look(&self.log).await?)
+    }
+
+    /// After an error that [`Error::rewinds`]: what the store lost is read again, and a batch in hand too.
+    pub async fn rewind(&mut self) -> Result<(), Error> {
+        Ok(self.checkpoints.rewind(&mut self.log).await?)
     }
 }

@@ -228,6 +228,7 @@ fn lanes(config: &Config, found: &mut Found) {
     );
     above_zero(found, "lanes.max_wait", lanes.max_wait);
     above_zero(found, "lanes.objective", lanes.objective);
+    above_zero(found, "lanes.hold", lanes.hold);
 }
 
 fn demand(config: &Config, found: &mut Found) {

@@ -4,7 +4,9 @@
 //! when it is covered, refused or failed for good. Between two calls nothing is in memory that the
 //! lanes' topics could not bring back. Work in hand may be done twice; tickets decide.
 
+mod answers;
 mod count;
+mod put_back;
 mod yielding;
 
 use std::collections::BTreeMap;
@@ -13,21 +15,22 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use count::{count_batch, count_dropped, count_published, count_running};
+pub use answers::Answers;
+use count::{count_batch, count_dropped, count_published, count_running, smoothed};
 
 pub use yielding::HEED_EVERY;
 
 use crate::arms::{arm_of, arms_for};
+use crate::checkpoints::Checkpoints;
 use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
-use crate::engine::thread::Handle;
-use crate::engine::{self, Info};
+use crate::engine::Info;
 use crate::event::Reject;
 use crate::event::UserId;
 use crate::ingest::{Error, bury, current, tell_lists, update};
 use crate::lanes::{Lanes, Offered, Policy, Work};
 use crate::list::{Model, Source};
 use crate::log::bury::Graves;
-use crate::log::{self, Batch, Log};
+use crate::log::{Batch, Log};
 use crate::metrics::{self, RecordOutcome, Stage};
 use crate::naming::{Answer, Ask, Ended, Names, Reference};
 use crate::offsets::InHand;
@@ -43,20 +46,8 @@ use crate::trigger::Request;
 /// Consumer group of the three lanes, whatever the namespace.
 pub const GROUP: &str = "nearshore-generate";
 
-/// Whoever answers a batch of questions: the engine's thread, or a table in the simulation.
-pub trait Answers: Send + Sync {
-    /// Makes `names` the catalogue, as soon as they are ready; only the first are waited for.
-    fn set_names(
-        &self,
-        names: Arc<Names>,
-    ) -> impl Future<Output = Result<(), engine::Error>> + Send;
-
-    /// Answers in the order of `asks`.
-    fn generate(
-        &self,
-        asks: Vec<Ask>,
-    ) -> impl Future<Output = Result<Vec<Answer>, engine::Error>> + Send;
-}
+/// The name of its checkpoints.
+const READER: &str = "nearshore:generate";
 
 /// One arm, ready to be used.
 pub struct Loaded<A> {
@@ -91,16 +82,6 @@ pub struct Settings {
     pub clock: fn() -> Timestamp,
 }
 
-impl Answers for Handle {
-    async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
-        self.offer_names(names).await
-    }
-
-    async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, engine::Error> {
-        Handle::generate(self, asks).await
-    }
-}
-
 /// What one turn did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Turn {
@@ -123,9 +104,12 @@ pub struct Generate<L, S, A> {
     settings: Settings,
     lanes: Lanes,
     in_hand: InHand,
+    checkpoints: Checkpoints<S>,
     graves: Graves,
     /// Cut, not yet done: kept over an error, so that the next turn goes on with it.
     current: Vec<Work>,
+    /// To be put back, and not yet written: kept over an error.
+    far: Vec<Work>,
     /// Version of the names that the engines know.
     names: Option<u64>,
     /// What a user costs the model, smoothed: to say how many seconds of work are queued.
@@ -157,6 +141,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     ) -> Self {
         Self {
             log,
+            checkpoints: Checkpoints::new(store.clone(), READER),
             store,
             shop,
             shares: arms.iter().map(|loaded| loaded.arm.clone()).collect(),
@@ -166,6 +151,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             in_hand: InHand::default(),
             graves: Graves::default(),
             current: Vec::new(),
+            far: Vec::new(),
             names: None,
             per_user: Arc::default(),
         }
@@ -209,16 +195,23 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         }
     }
 
+    /// Partitions are ours from now on.
+    pub fn assigned(&mut self, partitions: &[Partition]) {
+        self.checkpoints.assigned(partitions);
+    }
+
     /// Partitions are no longer ours: what is in hand of them is the new owner's.
     pub fn revoked(&mut self, partitions: &[Partition]) {
         self.lanes.revoke(partitions);
         self.in_hand.revoke(partitions);
         self.graves.forget(partitions);
-        self.current.retain(|work| {
-            work.positions
-                .iter()
-                .any(|position| !partitions.contains(&position.partition))
-        });
+        self.checkpoints.revoked(partitions);
+        let ours = |work: &Work| {
+            let mut positions = work.positions.iter();
+            positions.any(|position| !partitions.contains(&position.partition))
+        };
+        self.current.retain(ours);
+        self.far.retain(ours);
     }
 
     /// Takes requests in. A record that is no request goes to `dlq`. After an error call it again with the same batch.
@@ -227,7 +220,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         let mut bad: Vec<(&Record, Reject)> = Vec::new();
         for record in &batch.records {
             match Request::decode(record) {
-                Ok(request) => good.push((request, &record.position)),
+                Ok(request) => good.push((request, record)),
                 Err(reject) => bad.push((record, reject)),
             }
         }
@@ -249,8 +242,10 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             RecordOutcome::Folded,
             good.len() as u64,
         );
-        for (request, position) in good {
-            let merged = self.lanes.offer(request, position.clone(), now) == Offered::Merged;
+        for (request, record) in good {
+            let waiting = (now, put_back::waited(record));
+            let position = record.position.clone();
+            let merged = self.lanes.offer_again(request, position, waiting) == Offered::Merged;
             metrics::coalesced(u64::from(merged));
         }
         Ok(())
@@ -258,6 +253,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// Serves what is due. After an error call it again: what was cut is kept.
     pub async fn turn(&mut self, now: Timestamp) -> Result<Turn, Error> {
+        self.put_back(now).await?;
         if self.current.is_empty() {
             let most = self.settings.lanes.batch_max;
             self.current = self.lanes.overdue(now, most);
@@ -269,6 +265,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         if self.current.is_empty() {
             return Ok(Turn::default());
         }
+        self.store = self.checkpoints.store(&self.log).await?;
         self.sync_names().await;
         let works = std::mem::take(&mut self.current);
         count_running(&works);
@@ -287,15 +284,25 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// Commits what is done.
     pub async fn commit(&mut self) -> Result<(), Error> {
-        let done = self.in_hand.take_commits();
-        if done.is_empty() {
-            return Ok(());
+        for (partition, resume) in self.in_hand.take_commits() {
+            self.checkpoints.done(&partition, resume);
         }
-        let outcome = log::commit_ours(&self.log, done.clone()).await;
-        if outcome.is_err() {
-            self.in_hand.give_back(&done);
-        }
-        Ok(outcome?)
+        Ok(self.checkpoints.commit(&self.log).await?)
+    }
+
+    /// Looks whether the store is still the one that was written to.
+    pub async fn look(&mut self) -> Result<(), Error> {
+        Ok(self.checkpoints.look(&self.log).await?)
+    }
+
+    /// After an error that [`Error::rewinds`]: requests whose lists the store lost are read again, and so is
+    /// everything in hand.
+    pub async fn rewind(&mut self) -> Result<(), Error> {
+        self.lanes.clear();
+        self.in_hand = InHand::default();
+        self.current.clear();
+        self.far.clear();
+        Ok(self.checkpoints.rewind(&mut self.log).await?)
     }
 
     /// Tells the engines the catalogue's names when they changed. A failure leaves the old ones:
@@ -492,11 +499,12 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         let loaded = &self.arms[arm];
         let (places, asks): (Vec<usize>, Vec<Ask>) = mine.into_iter().unzip();
         let start = (self.settings.clock)();
-        match self.answers(loaded, asks).await {
+        match answers::of(&loaded.engine, asks).await {
             Ok(answers) => {
                 let generated = (self.settings.clock)().since(start);
                 count_batch(&loaded.arm.id, &answers, generated);
-                self.note_pace(generated, answers.len());
+                let pace = smoothed(self.seconds_per_user(), generated, answers.len());
+                self.per_user.store(Arc::new(pace));
                 let kit = self.kit(arm);
                 let unanswered = answers
                     .iter()
@@ -524,44 +532,6 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 Vec::new()
             }
         }
-    }
-
-    /// Answers of one model. A prompt over its context costs nobody else their list: then each is asked alone.
-    async fn answers(
-        &self,
-        loaded: &Loaded<A>,
-        asks: Vec<Ask>,
-    ) -> Result<Vec<Answer>, engine::Error> {
-        let outcome = loaded.engine.generate(asks.clone()).await;
-        let Err(engine::Error::TooLong { .. }) = outcome else {
-            return outcome;
-        };
-        let mut answers = Vec::with_capacity(asks.len());
-        for ask in asks {
-            match loaded.engine.generate(vec![ask]).await {
-                Ok(answer) => answers.extend(answer),
-                Err(error @ engine::Error::TooLong { .. }) => {
-                    metrics::engine_error(&error);
-                    answers.push(Answer {
-                        ended: Ended::TooLong,
-                        ..Answer::default()
-                    });
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(answers)
-    }
-
-    fn note_pace(&self, took: Duration, users: usize) {
-        let now = took / u32::try_from(users.max(1)).unwrap_or(u32::MAX);
-        let before = self.seconds_per_user();
-        let smooth = if before.is_zero() {
-            now
-        } else {
-            before.mul_f64(0.8) + now.mul_f64(0.2)
-        };
-        self.per_user.store(Arc::new(smooth));
     }
 
     async fn publish(&self, ns: &str, jobs: &[Job<'_>], lists: Vec<Listed>) -> Result<u64, Error> {

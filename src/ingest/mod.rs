@@ -4,6 +4,7 @@
 //! letters are acknowledged. [`Ingest::handle`] may be called again with the same batches after any
 //! error: every effect is fenced. It decides nothing about users or products ([`crate::intake`] does).
 
+mod error;
 mod records;
 mod states;
 mod told;
@@ -15,18 +16,20 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use lru::LruCache;
 
+use crate::checkpoints::Checkpoints;
 use crate::event::{self, Accepted, Change, Reject, UserId};
 use crate::fold::Step;
 use crate::intake::{Counted, Edit, Listed, Plan, Rulebook, plan};
 use crate::list::{Document, Update};
 use crate::log::bury::Graves;
-use crate::log::{self, Batch, Log};
+use crate::log::{Batch, Log};
 use crate::metrics::{self, EventOutcome, EventType, Stage};
 use crate::record::{Offset, Partition, Record, Resume, Timestamp};
 use crate::shop::Shop;
 use crate::state::Held;
-use crate::store::{self, Added, FoldWrite, Folded, Store, Stored};
+use crate::store::{Added, FoldWrite, Folded, Store, Stored};
 use crate::topics::Topics;
+pub use error::Error;
 pub use records::{bury, letter, request_record, update_record};
 use records::{count_records, deltas, stage, write_of};
 pub use told::{current, tell_lists, update};
@@ -104,51 +107,6 @@ impl std::ops::AddAssign for Tally {
     }
 }
 
-/// What ends a try; see [`Error::retry`].
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The log.
-    #[error(transparent)]
-    Log(#[from] log::Error),
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] store::Error),
-    /// Dead letters that the topic `dlq` does not take now: unreachable, missing, closed to us, too small.
-    #[error("{left} dead letters wait for the dlq: {source}")]
-    Dlq {
-        /// How many.
-        left: usize,
-        /// Why.
-        source: log::Error,
-    },
-    /// A fence above the partition's end: the topic was recreated, or this is another cluster.
-    #[error(
-        "a user was folded up to {fence:?} of {partition}, which ends at {end:?}; \
-         if the topic was recreated, raise kafka.incarnations.\"{}\"", partition.topic
-    )]
-    FenceAboveEnd {
-        /// The partition.
-        partition: Partition,
-        /// Fence in the state.
-        fence: Offset,
-        /// End offset of the partition.
-        end: Offset,
-    },
-}
-
-impl Error {
-    /// Whether the same call may succeed later; otherwise the partition stops with an alarm.
-    pub fn retry(&self) -> bool {
-        match self {
-            Self::Log(error) => error.remedy() == log::Remedy::Retry,
-            Self::Store(error) => error.remedy() == store::Remedy::Retry,
-            // What lacks a topic or a right may get it any moment; nothing is lost by waiting.
-            Self::Dlq { source, .. } => !matches!(source, log::Error::Stopped(_)),
-            Self::FenceAboveEnd { .. } => false,
-        }
-    }
-}
-
 /// One member of the ingest group.
 pub struct Ingest<L, S> {
     log: L,
@@ -161,12 +119,14 @@ pub struct Ingest<L, S> {
     age: u32,
     /// Fences of the counts as last seen, by partition and shard.
     chains: BTreeMap<Partition, BTreeMap<u8, Offset>>,
-    /// Handled, not yet committed.
-    ready: BTreeMap<Partition, Resume>,
+    /// Handled, not yet committed, and whether the store still is the one it was.
+    checkpoints: Checkpoints<S>,
     /// Dead letters of batches in hand that need not be written again.
     graves: Graves,
     /// Stopped with an alarm: nothing of them is handled until they are assigned anew.
     stopped: BTreeSet<Partition>,
+    /// How often the store's lost writes were read again.
+    rewound: u64,
 }
 
 /// Records that cannot be decoded, with the reason.
@@ -189,14 +149,15 @@ impl<L: Log, S: Store> Ingest<L, S> {
     pub fn new(log: L, store: S, shop: Arc<ArcSwap<Shop>>, settings: Settings) -> Self {
         Self {
             log,
+            checkpoints: Checkpoints::new(store.clone(), settings.ns.clone()),
             store,
             cache: LruCache::new(settings.cache_users),
             age: 0,
             settings,
             shop,
             chains: BTreeMap::new(),
-            ready: BTreeMap::new(),
             graves: Graves::default(),
+            rewound: 0,
             stopped: BTreeSet::new(),
         }
     }
@@ -222,16 +183,17 @@ impl<L: Log, S: Store> Ingest<L, S> {
             self.stopped.remove(partition);
             self.chains.remove(partition);
         }
+        self.checkpoints.assigned(partitions);
         metrics::stopped(self.stopped.len());
     }
 
     /// Partitions are no longer ours. What is handled is committed by the new owner's reading on.
     pub fn revoked(&mut self, partitions: &[Partition]) {
         for partition in partitions {
-            self.ready.remove(partition);
             self.chains.remove(partition);
             self.stopped.remove(partition);
         }
+        self.checkpoints.revoked(partitions);
         self.graves.forget(partitions);
         self.drop_states(partitions);
         metrics::stopped(self.stopped.len());
@@ -250,6 +212,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
             .iter()
             .filter(|b| !self.stopped.contains(&b.partition))
             .collect();
+        self.store = self.checkpoints.store(&self.log).await?;
         let (users, rejects) = self.decode(&batches);
         let mut after = After {
             tally: Tally {
@@ -268,8 +231,8 @@ impl<L: Log, S: Store> Ingest<L, S> {
             .forget(batches.iter().map(|batch| &batch.partition));
         for batch in batches {
             if let Some(last) = batch.records.last() {
-                self.ready
-                    .insert(batch.partition.clone(), Resume::after(last.position.offset));
+                let resume = Resume::after(last.position.offset);
+                self.checkpoints.done(&batch.partition, resume);
             }
         }
         Ok(after.tally)
@@ -277,19 +240,32 @@ impl<L: Log, S: Store> Ingest<L, S> {
 
     /// Nothing is left of a partition before `at`: the next commit goes there.
     pub fn pass(&mut self, partition: &Partition, at: Resume) {
-        self.ready.insert(partition.clone(), at);
+        self.checkpoints.done(partition, at);
     }
 
     /// Commits what is handled. A partition that is no longer ours is its new owner's business.
     pub async fn commit(&mut self) -> Result<(), Error> {
-        let done: Vec<(Partition, Resume)> = self
-            .ready
-            .iter()
-            .map(|(partition, resume)| (partition.clone(), *resume))
-            .collect();
-        log::commit_ours(&self.log, done).await?;
-        self.ready.clear();
+        Ok(self.checkpoints.commit(&self.log).await?)
+    }
+
+    /// Looks whether the store is still the one that was written to.
+    pub async fn look(&mut self) -> Result<(), Error> {
+        Ok(self.checkpoints.look(&self.log).await?)
+    }
+
+    /// After an error that [`Error::rewinds`]: what the store lost is read again. Batches in hand come again, too.
+    pub async fn rewind(&mut self) -> Result<(), Error> {
+        self.cache.clear();
+        self.chains.clear();
+        self.graves = Graves::default();
+        self.checkpoints.rewind(&mut self.log).await?;
+        self.rewound += 1;
         Ok(())
+    }
+
+    /// How often that was done.
+    pub fn rewound(&self) -> u64 {
+        self.rewound
     }
 
     fn decode<'a>(&self, batches: &[&'a Batch]) -> (BTreeMap<UserId, Vec<Accepted>>, Rejects<'a>) {

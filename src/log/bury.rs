@@ -100,7 +100,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::log::Delivery;
+    use crate::log::{Committed, Delivery};
     use crate::record::{Offset, Resume};
 
     /// Answers each send by what a test wants.
@@ -109,6 +109,18 @@ mod tests {
     impl<F: Fn(&Outgoing, usize) -> Result<(), Error> + Send + Sync> Log for Broker<F> {
         async fn next(&mut self) -> Result<Delivery, Error> {
             std::future::pending().await
+        }
+
+        async fn notice(&mut self) -> Result<Delivery, Error> {
+            std::future::pending().await
+        }
+
+        async fn committed(&self, _: &[Partition]) -> Result<Vec<Committed>, Error> {
+            Ok(Vec::new())
+        }
+
+        async fn rewind(&mut self, _: &[(Partition, Resume)]) -> Result<(), Error> {
+            Ok(())
         }
 
         async fn commit(&self, _: &[(Partition, Resume)]) -> Result<(), Error> {

@@ -114,7 +114,7 @@ impl<F: FnMut(&DeadLetter, &Fate)> Run<'_, F> {
             match delivery? {
                 Delivery::Assigned(partitions) => {
                     let mut noted = BTreeMap::new();
-                    for (partition, resume, note) in log.committed(partitions.clone()).await? {
+                    for (partition, resume, note) in log.noted(partitions.clone()).await? {
                         noted.insert(partition, Ledger::read(resume, &note));
                     }
                     for partition in partitions {

@@ -218,6 +218,16 @@ pub fn rebalanced(change: Rebalance, partitions: u64) {
     t::REBALANCES.add(&[change.text()], partitions);
 }
 
+/// Time inside a rebalance callback.
+pub fn callback(took: Duration) {
+    t::CALLBACK.observe(&[], took.as_secs_f64());
+}
+
+/// A request went back to the end of its lane.
+pub fn put_back(lane: impl Into<LaneLabel>) {
+    t::PUT_BACK.add(&[lane.into().text()], 1);
+}
+
 /// Partitions stopped with an alarm.
 pub fn stopped(partitions: usize) {
     t::STOPPED.set(&[], partitions as f64);
@@ -226,6 +236,12 @@ pub fn stopped(partitions: usize) {
 /// Round trips to Redis.
 pub fn round_trips(n: u64) {
     t::ROUND_TRIPS.add(&[], n);
+}
+
+/// Redis lost acknowledged writes, or may have; so many records are read again.
+pub fn rewound(records: u64) {
+    t::REGRESSIONS.add(&[], 1);
+    t::REWOUND.add(&[], records);
 }
 
 /// An edge failed.
@@ -251,6 +267,7 @@ pub fn store_error(error: &store::Error) {
         store::Error::Unavailable { .. } => Failure::Unavailable,
         store::Error::Corrupt { .. } => Failure::Corrupt,
         store::Error::NotReplicated { .. } => Failure::NotReplicated,
+        store::Error::Regressed { .. } => Failure::Regressed,
         store::Error::Refused { .. } => Failure::Refused,
     };
     self::error(Edge::Store, failure);

@@ -161,7 +161,14 @@ async fn fold<L: Log, S: Store>(
     batches.retain(|batch| !batch.records.is_empty());
     // No probe asks a backfill whether it is ready; the log line and the metrics say that it waits.
     let dlq = Ready::default().gate("dlq-backfill");
-    let tally = fold_all(member, &batches, (&dlq, cancel)).await;
+    let rewound = member.rewound();
+    let tally = fold_all(member, &batches, (&dlq, cancel)).await?;
+    if member.rewound() != rewound {
+        commit_softly(member.commit().await)?;
+        anyhow::bail!(
+            "Redis lost writes meanwhile; run it again, and it goes on from what is left"
+        );
+    }
     if cancel.is_cancelled() {
         // It may have broken off in the middle: nothing is noted, and the next member folds it again.
         return Ok(tally);

@@ -6,14 +6,16 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::wait_ready;
+use crate::checkpoints::LOOK_EVERY;
 use crate::generate::{self, Generate};
 use crate::http::{Gate, Ready};
 use crate::ingest::{Error, Ingest, Tally};
 use crate::keeper::wall_clock;
-use crate::log::{Batch, Delivery, Log};
+use crate::log::{self, Batch, Delivery, Log};
 use crate::metrics;
 use crate::record::Timestamp;
 use crate::stock::Stock;
@@ -26,8 +28,8 @@ pub(crate) const COMMIT_EVERY: Duration = Duration::from_millis(500);
 /// First wait after an error that may pass; doubled up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(50);
 
-/// Longest wait between two tries.
-const RETRY_MAX: Duration = Duration::from_secs(2);
+/// Longest wait between two tries: what a store that is back has to wait for us.
+const RETRY_MAX: Duration = Duration::from_millis(500);
 
 /// A state that is not needed for one to two of these leaves the memory.
 const STATES_AGE: Duration = Duration::from_secs(300);
@@ -77,6 +79,113 @@ pub(crate) async fn gather<L: Log>(
     }
 }
 
+/// Ticks that a long call swallows are not made up for.
+fn every(period: Duration) -> Interval {
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// What the loops do with any role.
+pub(super) trait Member: Send {
+    fn commit(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
+    fn look(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
+    fn rewind(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
+macro_rules! member {
+    ($role:ident<$($of:ident: $bound:path),+>) => {
+        impl<$($of: $bound),+> Member for $role<$($of),+> {
+            async fn commit(&mut self) -> Result<(), Error> {
+                self.commit().await
+            }
+
+            async fn look(&mut self) -> Result<(), Error> {
+                self.look().await
+            }
+
+            async fn rewind(&mut self) -> Result<(), Error> {
+                self.rewind().await
+            }
+        }
+    };
+}
+
+member!(Ingest<L: Log, S: Store>);
+member!(Stock<L: Log, S: Store>);
+member!(Generate<L: Log, S: Store, A: generate::Answers>);
+
+/// Waits between tries of one thing.
+pub(super) struct Patience(Duration);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self(RETRY_MIN)
+    }
+}
+
+impl Patience {
+    /// Counts the error and waits; false if cancelled.
+    pub(super) async fn wait(&mut self, error: &Error, cancel: &CancellationToken) -> bool {
+        count_error(error);
+        tracing::warn!(%error, wait = ?self.0, "will be tried again");
+        tokio::select! {
+            () = cancel.cancelled() => false,
+            () = tokio::time::sleep(self.0) => {
+                self.0 = (self.0 * 2).min(RETRY_MAX);
+                true
+            }
+        }
+    }
+}
+
+/// After a store that lost writes: reads again, until that succeeds. What is in hand is to be dropped.
+pub(super) async fn rewind(
+    member: &mut impl Member,
+    why: &Error,
+    cancel: &CancellationToken,
+) -> anyhow::Result<()> {
+    count_error(why);
+    let mut patience = Patience::default();
+    while let Err(error) = member.rewind().await {
+        anyhow::ensure!(error.retry() || error.rewinds(), error);
+        if !patience.wait(&error, cancel).await {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A commit that fails for now is made again with the next; one that fails for good ends the role.
+pub(super) async fn commit(
+    member: &mut impl Member,
+    cancel: &CancellationToken,
+) -> anyhow::Result<()> {
+    match member.commit().await {
+        Err(error) if error.rewinds() => rewind(member, &error, cancel).await,
+        Err(error) if error.retry() => {
+            count_error(&error);
+            tracing::warn!(%error, "commit will be tried again");
+            Ok(())
+        }
+        outcome => Ok(outcome?),
+    }
+}
+
+/// Looks whether the store is the one that it was; one that does not answer is somebody else's alarm.
+pub(super) async fn look(
+    member: &mut impl Member,
+    cancel: &CancellationToken,
+) -> anyhow::Result<()> {
+    match member.look().await {
+        Err(error) if error.rewinds() => rewind(member, &error, cancel).await,
+        Err(error) if error.retry() => {
+            count_error(&error);
+            Ok(())
+        }
+        outcome => Ok(outcome?),
+    }
+}
 /// Says on `/readyz` that dead letters wait: the role goes no further until the dlq takes them.
 fn say(dlq: &Gate, error: &Error) {
     match error {
@@ -102,22 +211,24 @@ pub(super) async fn ingest_loop<L: Log, S: Store>(
 ) -> anyhow::Result<()> {
     // Without the catalogue a first list could not be judged by the rules.
     if wait_ready(&mut ready, &cancel).await {
-        let mut commits = tokio::time::interval(COMMIT_EVERY);
-        let mut ages = tokio::time::interval(STATES_AGE);
+        let mut commits = every(COMMIT_EVERY);
+        let mut looks = every(LOOK_EVERY);
+        let mut ages = every(STATES_AGE);
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
-                _ = commits.tick() => commit_softly(member.commit().await)?,
+                _ = commits.tick() => commit(&mut member, &cancel).await?,
+                _ = looks.tick() => look(&mut member, &cancel).await?,
                 _ = ages.tick() => member.grow_old(),
                 delivery = member.log().next() => {
                     let (batches, rest) = gather(member.log(), delivery?).await?;
-                    fold_all(&mut member, &batches, (&dlq, &cancel)).await;
+                    fold_all(&mut member, &batches, (&dlq, &cancel)).await?;
                     rest.iter().for_each(count_rebalance);
                     match rest {
                         Some(Delivery::Assigned(partitions)) => member.assigned(&partitions),
                         Some(Delivery::Revoked { partitions, lost }) => {
                             if !lost {
-                                commit_softly(member.commit().await)?;
+                                commit(&mut member, &cancel).await?;
                             }
                             member.revoked(&partitions);
                         }
@@ -126,7 +237,7 @@ pub(super) async fn ingest_loop<L: Log, S: Store>(
                 }
             }
         }
-        commit_softly(member.commit().await)?;
+        commit(&mut member, &cancel).await?;
     }
     member.into_log().close().await;
     Ok(())
@@ -137,42 +248,44 @@ pub(crate) async fn fold_all<L: Log, S: Store>(
     member: &mut Ingest<L, S>,
     batches: &[Batch],
     (dlq, cancel): (&Gate, &CancellationToken),
-) -> Tally {
+) -> anyhow::Result<Tally> {
     let mut tally = Tally::default();
     if batches.is_empty() {
-        return tally;
+        return Ok(tally);
     }
-    let mut wait = RETRY_MIN;
+    let mut patience = Patience::default();
     loop {
         let start = std::time::Instant::now();
         match member.handle(batches).await {
             Ok(done) => {
                 dlq.open(TAKES);
                 metrics::fold(start.elapsed());
-                return done;
+                return Ok(done);
+            }
+            // These batches come again, from further back.
+            Err(error) if error.rewinds() => {
+                rewind(member, &error, cancel).await?;
+                return Ok(tally);
             }
             Err(error) if error.retry() => {
-                count_error(&error);
                 say(dlq, &error);
-                tracing::warn!(%error, ?wait, "will be tried again");
+                if !patience.wait(&error, cancel).await {
+                    return Ok(tally);
+                }
             }
             Err(error) if batches.len() == 1 => {
                 count_error(&error);
                 member.stop(&batches[0].partition, &error);
-                return tally;
+                return Ok(tally);
             }
             Err(_) => {
                 // One of them cannot go on; find out which, so that the others do.
                 for batch in batches {
-                    tally += Box::pin(fold_all(member, std::slice::from_ref(batch), (dlq, cancel)))
-                        .await;
+                    let one = std::slice::from_ref(batch);
+                    tally += Box::pin(fold_all(member, one, (dlq, cancel))).await?;
                 }
-                return tally;
+                return Ok(tally);
             }
-        }
-        tokio::select! {
-            () = cancel.cancelled() => return tally,
-            () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY_MAX),
         }
     }
 }
@@ -205,30 +318,33 @@ pub(super) async fn stock_loop<L: Log, S: Store>(
     dlq: Gate,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut commits = tokio::time::interval(COMMIT_EVERY);
+    let mut commits = every(COMMIT_EVERY);
+    let mut looks = every(LOOK_EVERY);
     loop {
         tokio::select! {
             () = cancel.cancelled() => break,
-            _ = commits.tick() => commit_softly(member.commit().await)?,
+            _ = commits.tick() => commit(&mut member, &cancel).await?,
+            _ = looks.tick() => look(&mut member, &cancel).await?,
             delivery = member.log().next() => {
                 let delivery = delivery?;
                 count_rebalance(&delivery);
-                let mut wait = RETRY_MIN;
+                let mut patience = Patience::default();
                 while let Err(error) = member.handle(&delivery).await {
+                    if error.rewinds() {
+                        rewind(&mut member, &error, &cancel).await?;
+                        break;
+                    }
                     anyhow::ensure!(error.retry(), error);
-                    count_error(&error);
                     say(&dlq, &error);
-                    tracing::warn!(%error, ?wait, "will be tried again");
-                    tokio::select! {
-                        () = cancel.cancelled() => break,
-                        () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY_MAX),
+                    if !patience.wait(&error, &cancel).await {
+                        break;
                     }
                 }
                 dlq.open(TAKES);
             }
         }
     }
-    commit_softly(member.commit().await)?;
+    commit(&mut member, &cancel).await?;
     member.into_log().close().await;
     Ok(())
 }
@@ -238,9 +354,10 @@ pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
     dlq: Gate,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut commits = tokio::time::interval(COMMIT_EVERY);
-    let mut signals = tokio::time::interval(generate::HEED_EVERY);
-    let mut wait = RETRY_MIN;
+    let mut commits = every(COMMIT_EVERY);
+    let mut looks = every(LOOK_EVERY);
+    let mut patience = Patience::default();
+    let mut signals = every(generate::HEED_EVERY);
     loop {
         let now = wall_clock();
         count_lanes(&member, now);
@@ -253,10 +370,11 @@ pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
         tokio::select! {
             biased;
             () = cancel.cancelled() => break,
-            _ = commits.tick() => commit_softly(member.commit().await)?,
+            _ = commits.tick() => commit(&mut member, &cancel).await?,
+            _ = looks.tick() => look(&mut member, &cancel).await?,
             // Asked again in two seconds.
             _ = signals.tick() => drop(member.heed(wall_clock()).await.inspect_err(count_error)),
-            delivery = member.log().next(), if member.lanes().room() > 0 => {
+            delivery = next(&mut member) => {
                 take_in(&mut member, delivery?, (&dlq, &cancel)).await?;
                 continue;
             }
@@ -268,19 +386,28 @@ pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
             turn = member.turn(wall_clock()) => turn,
         };
         match turn {
-            Ok(_) => wait = RETRY_MIN,
+            Ok(_) => patience = Patience::default(),
+            Err(error) if error.rewinds() => rewind(&mut member, &error, &cancel).await?,
             Err(error) if error.retry() => {
-                count_error(&error);
-                tracing::warn!(%error, ?wait, "will be tried again");
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(RETRY_MAX);
+                patience.wait(&error, &cancel).await;
             }
             Err(error) => return Err(error.into()),
         }
     }
-    commit_softly(member.commit().await)?;
+    commit(&mut member, &cancel).await?;
     member.into_log().close().await;
     Ok(())
+}
+
+/// The next delivery; where the lanes are full, only what comes and goes, for work of others is not to be kept.
+async fn next<L: Log, S: Store, A: generate::Answers>(
+    member: &mut Generate<L, S, A>,
+) -> Result<Delivery, log::Error> {
+    if member.lanes().room() > 0 {
+        member.log().next().await
+    } else {
+        member.log().notice().await
+    }
 }
 
 pub(super) fn count_lanes<L: Log, S: Store, A: generate::Answers>(
@@ -308,24 +435,21 @@ pub(super) async fn take_in<L: Log, S: Store, A: generate::Answers>(
     count_rebalance(&delivery);
     match delivery {
         Delivery::Batch(batch) => {
-            let mut wait = RETRY_MIN;
+            let mut patience = Patience::default();
             while let Err(error) = member.receive(&batch, wall_clock()).await {
                 anyhow::ensure!(error.retry(), error);
-                count_error(&error);
                 say(dlq, &error);
-                tracing::warn!(%error, ?wait, "will be tried again");
-                tokio::select! {
-                    () = cancel.cancelled() => return Ok(()),
-                    () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY_MAX),
+                if !patience.wait(&error, cancel).await {
+                    return Ok(());
                 }
             }
             dlq.open(TAKES);
         }
         Delivery::Revoked { partitions, .. } => {
-            commit_softly(member.commit().await)?;
+            commit(member, cancel).await?;
             member.revoked(&partitions);
         }
-        Delivery::Assigned(_) => {}
+        Delivery::Assigned(partitions) => member.assigned(&partitions),
     }
     Ok(())
 }

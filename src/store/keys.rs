@@ -229,6 +229,11 @@ pub fn cell_parts(field: &str) -> Option<(&str, String, &str)> {
     Some((kind, decode(segment)?, sku))
 }
 
+/// `reader:checkpoint:{tag}`, a hash of source partition -> offset where reading may resume; a tag per primary.
+pub fn checkpoint(reader: &str, tag: &str) -> String {
+    format!("{reader}:checkpoint:{{{tag}}}")
+}
+
 /// `ns:fallback:<segment>`, a string.
 pub fn fallback(ns: &str, segment: &str) -> Result<String, Misfit> {
     namespace(ns)?;

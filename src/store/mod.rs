@@ -7,15 +7,16 @@ pub mod keys;
 mod memory;
 mod redis;
 
-pub use memory::{Flaws, MemoryStore};
+pub use memory::{Flaws, Lost, MemoryStore, Snapshot};
 pub use redis::{Check, RedisStore, Settings, Trace};
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::event::{Kind, UserId};
-use crate::record::{Fences, Offset, Partition, Timestamp};
+use crate::record::{Fences, Offset, Partition, Resume, Timestamp};
 use crate::state::{Held, Mark, Pending, UserState};
 
 /// One conditional write of a user.
@@ -239,6 +240,11 @@ pub struct Block {
     pub at: Timestamp,
 }
 
+/// Which history of writes the primaries hold: another one after a failover or a restart, when writes that
+/// were acknowledged may be gone. It never returns; it may also change where nothing was lost.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Lineage(pub Arc<str>);
+
 /// What the store can answer instead.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -274,6 +280,12 @@ pub enum Error {
         /// How many must.
         wanted: u32,
     },
+    /// The primaries are of another [`Lineage`] than the caller looked at: writes may be gone, and nothing was written.
+    #[error("{addr} is not the store it was; acknowledged writes may be gone")]
+    Regressed {
+        /// Whom was asked.
+        addr: String,
+    },
     /// Redis refuses for good: ACL, wrong type, wrong configuration.
     #[error("{addr} refuses: {reason}")]
     Refused {
@@ -289,6 +301,8 @@ pub enum Error {
 pub enum Remedy {
     /// Try again: every write is fenced.
     Retry,
+    /// Look where the store stands and read again from there ([`crate::store::Store::checkpoints`]).
+    Rewind,
     /// Stop the partition with an alarm.
     Stop,
 }
@@ -319,6 +333,7 @@ impl Error {
             Self::Timeout { .. } | Self::Unavailable { .. } | Self::NotReplicated { .. } => {
                 Remedy::Retry
             }
+            Self::Regressed { .. } => Remedy::Rewind,
             Self::Corrupt { .. } | Self::Refused { .. } => Remedy::Stop,
         }
     }
@@ -478,4 +493,26 @@ pub trait Store: Send + Sync + Clone + 'static {
 
     /// Resolves when everything written before is acknowledged by `redis.min_replicas` replicas.
     fn flush(&self) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Which history of writes the primaries hold now.
+    fn lineage(&self) -> impl Future<Output = Result<Lineage, Error>> + Send;
+
+    /// A handle whose conditional writes (users, counts, stock, checkpoints) have effect only in this lineage; in
+    /// another one they are [`Error::Regressed`], however late they land.
+    fn under(&self, lineage: &Lineage) -> Self;
+
+    /// Notes on every primary that all that a reader's records before these positions ask for is written. Call it when
+    /// that is acknowledged. A position is only ever raised.
+    fn checkpoint(
+        &self,
+        reader: &str,
+        done: &[(Partition, Resume)],
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// How far a reader's records are written for sure: of each partition the least that any primary has noted; a
+    /// partition that one of them knows nothing of is left out.
+    fn checkpoints(
+        &self,
+        reader: &str,
+    ) -> impl Future<Output = Result<BTreeMap<Partition, Resume>, Error>> + Send;
 }

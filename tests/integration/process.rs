@@ -400,6 +400,11 @@ impl Process {
         text.lines().filter(of).filter_map(value).sum()
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Its log lines so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()

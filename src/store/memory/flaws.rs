@@ -11,4 +11,8 @@ pub struct Flaws {
     pub no_tombstone: bool,
     /// A publish overwrites whatever list is stored, by whatever ticket.
     pub blind_publish: bool,
+    /// Writes that were made for another lineage have effect.
+    pub blind_lineage: bool,
+    /// Checkpoints survive what the writes that they stand for do not.
+    pub stray_checkpoint: bool,
 }

@@ -6,26 +6,28 @@
 
 mod flaws;
 mod list;
+mod loss;
 mod register;
+mod sets;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+pub use loss::{Lost, Snapshot};
+use sets::Set;
+
 use super::{
-    Added, Block, Cell, Delta, Error, FoldWrite, Folded, ListEdit, Peek, Publish, Published, Shelf,
-    StockOp, Store, Stored, Take, Taken, keys,
+    Added, Block, Cell, Delta, Error, FoldWrite, Folded, Lineage, ListEdit, Peek, Publish,
+    Published, StockOp, Store, Stored, Take, Taken, keys,
 };
 use crate::event::UserId;
-use crate::record::{Offset, Partition, Timestamp};
+use crate::record::{Offset, Partition, Resume, Timestamp};
 use crate::state::{Held, Mark, Profiled, UserState};
 
 pub use flaws::Flaws;
 
 use list::{edit, is_fallback};
-
-/// How long a gone SKU stays in its set: the default of Redis.
-const LIST_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// A store in memory. Clones are handles to the same one.
 ///
@@ -35,21 +37,27 @@ const LIST_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 pub struct MemoryStore {
     inner: Arc<Mutex<Inner>>,
     flaws: Flaws,
+    /// Where this handle's conditional writes have effect; none = wherever they land.
+    lineage: Option<Lineage>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Inner {
     spaces: BTreeMap<String, Space>,
     erased: BTreeMap<UserId, Timestamp>,
     sets: BTreeMap<u8, Set>,
     blocks: BTreeMap<String, Block>,
     active: Option<String>,
+    /// How often writes were lost so far.
+    losses: u64,
+    /// Per primary, per reader.
+    checkpoints: [BTreeMap<String, BTreeMap<Partition, Resume>>; loss::PRIMARIES],
     /// Register of namespaces.
     enrolled: BTreeMap<String, String>,
     behind: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Space {
     users: BTreeMap<UserId, User>,
     shards: BTreeMap<u8, Shard>,
@@ -57,7 +65,7 @@ struct Space {
     plan: Option<String>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct User {
     /// `None` where only a profile is left.
     row: Option<Row>,
@@ -68,7 +76,7 @@ struct User {
 }
 
 /// The state hash; `state.profile` is always `None` here.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Row {
     state: UserState,
     mark: Mark,
@@ -76,60 +84,10 @@ struct Row {
     ticket: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Shard {
     fences: BTreeMap<Partition, Offset>,
     cells: BTreeMap<Cell, u64>,
-}
-
-#[derive(Debug, Default)]
-struct Set {
-    out: BTreeSet<String>,
-    fences: BTreeMap<Partition, Offset>,
-    blocked: BTreeMap<String, Blocked>,
-    gone: BTreeMap<String, Timestamp>,
-}
-
-impl Set {
-    /// False if the record was folded before.
-    fn follow(&mut self, op: &StockOp) -> bool {
-        if self.fences.get(&op.partition) >= Some(&op.offset) {
-            return false;
-        }
-        self.fences.insert(op.partition.clone(), op.offset);
-        let out = op.shelf != Shelf::In;
-        if let Some(blocked) = self.blocked.get_mut(&op.sku) {
-            blocked.out = out;
-        } else if out {
-            self.out.insert(op.sku.clone());
-        } else {
-            self.out.remove(&op.sku);
-        }
-        if op.shelf == Shelf::Gone {
-            self.gone.insert(op.sku.clone(), op.time);
-        } else {
-            self.gone.remove(&op.sku);
-        }
-        true
-    }
-
-    /// Forgets what went so long ago that no list can name it.
-    fn prune(&mut self, now: Timestamp) {
-        let (out, blocked) = (&mut self.out, &self.blocked);
-        self.gone.retain(|sku, time| {
-            let stays = now.since(*time) <= LIST_TTL || blocked.contains_key(sku);
-            if !stays {
-                out.remove(sku);
-            }
-            stays
-        });
-    }
-}
-
-#[derive(Debug)]
-struct Blocked {
-    out: bool,
-    by: BTreeSet<String>,
 }
 
 impl MemoryStore {
@@ -319,49 +277,6 @@ impl Inner {
         }
         Added::Stored
     }
-
-    fn stock(&mut self, ops: &[StockOp]) {
-        let mut newest: BTreeMap<u8, Timestamp> = BTreeMap::new();
-        for op in ops {
-            let nth = keys::set(&op.sku);
-            if self.sets.entry(nth).or_default().follow(op) {
-                let time = newest.entry(nth).or_default();
-                *time = op.time.max(*time);
-            }
-        }
-        for (nth, time) in newest {
-            self.sets.entry(nth).or_default().prune(time);
-        }
-    }
-
-    fn block(&mut self, block: &Block) {
-        let name = keys::block(&block.id, block.pu);
-        self.blocks.insert(name.clone(), block.clone());
-        for sku in &block.skus {
-            let set = self.sets.entry(keys::set(sku)).or_default();
-            let out = set.out.contains(sku);
-            let held = set.blocked.entry(sku.clone()).or_insert_with(|| Blocked {
-                out,
-                by: BTreeSet::new(),
-            });
-            held.by.insert(name.clone());
-            set.out.insert(sku.clone());
-        }
-    }
-
-    fn unblock(&mut self, name: &str) -> bool {
-        for set in self.sets.values_mut() {
-            let out = &mut set.out;
-            set.blocked.retain(|sku, held| {
-                let lifted = held.by.remove(name) && held.by.is_empty();
-                if lifted && !held.out {
-                    out.remove(sku);
-                }
-                !lifted
-            });
-        }
-        self.blocks.remove(name).is_some()
-    }
 }
 
 /// Users of a page of [`Store::scan`]; small, so that tests see more than one page.
@@ -378,7 +293,7 @@ impl Store for MemoryStore {
     }
 
     async fn fold(&self, ns: &str, writes: &[FoldWrite]) -> Result<Vec<Folded>, Error> {
-        let mut inner = self.lock();
+        let mut inner = self.writable()?;
         let fold = |write: &FoldWrite| {
             keys::user(ns, &write.user)?;
             let erased = self.erased(&inner, &write.user);
@@ -388,7 +303,7 @@ impl Store for MemoryStore {
     }
 
     async fn take(&self, ns: &str, takes: &[Take]) -> Result<Vec<Option<Taken>>, Error> {
-        let mut inner = self.lock();
+        let mut inner = self.writable()?;
         let take = |take: &Take| {
             keys::user(ns, &take.user)?;
             let erased = self.erased(&inner, &take.user);
@@ -416,7 +331,7 @@ impl Store for MemoryStore {
     }
 
     async fn publish(&self, ns: &str, lists: &[Publish]) -> Result<Vec<Published>, Error> {
-        let mut inner = self.lock();
+        let mut inner = self.writable()?;
         let publish = |list: &Publish| {
             keys::user(ns, &list.user)?;
             let erased = self.erased(&inner, &list.user);
@@ -427,7 +342,7 @@ impl Store for MemoryStore {
 
     async fn add(&self, ns: &str, deltas: &[Delta]) -> Result<Vec<Added>, Error> {
         keys::namespace(ns)?;
-        let mut inner = self.lock();
+        let mut inner = self.writable()?;
         let add = |delta| inner.add(ns, delta, self.flaws);
         Ok(deltas.iter().map(add).collect())
     }
@@ -471,7 +386,7 @@ impl Store for MemoryStore {
     }
 
     async fn stock(&self, ops: &[StockOp]) -> Result<(), Error> {
-        self.lock().stock(ops);
+        self.writable()?.stock(ops);
         Ok(())
     }
 
@@ -585,5 +500,25 @@ impl Store for MemoryStore {
 
     async fn flush(&self) -> Result<(), Error> {
         Ok(())
+    }
+
+    async fn lineage(&self) -> Result<Lineage, Error> {
+        Ok(self.lock().lineage())
+    }
+
+    fn under(&self, lineage: &Lineage) -> Self {
+        Self {
+            lineage: Some(lineage.clone()),
+            ..self.clone()
+        }
+    }
+
+    async fn checkpoint(&self, reader: &str, done: &[(Partition, Resume)]) -> Result<(), Error> {
+        self.writable()?.raise(reader, done);
+        Ok(())
+    }
+
+    async fn checkpoints(&self, reader: &str) -> Result<BTreeMap<Partition, Resume>, Error> {
+        Ok(self.lock().least(reader))
     }
 }

@@ -79,7 +79,7 @@ impl RedisStore {
             .iter()
             .map(|write| self.fold_call(ns, write))
             .collect();
-        let answers = self.link().run(cmds?, 1).await?;
+        let answers = self.run(cmds?, 1).await?;
         answers
             .into_iter()
             .map(|answer| {
@@ -146,7 +146,7 @@ impl RedisStore {
             cmds.push(call);
             all.push(keys);
         }
-        let answers = self.link().run(cmds, 1).await?;
+        let answers = self.run(cmds, 1).await?;
         let taken = |(keys, answer): (&keys::User, Value)| {
             let row: Option<TakeRow> = self.read(answer)?;
             let Some((bytes, life, profile, erased, ticket, pending)) = row else {
@@ -217,7 +217,7 @@ impl RedisStore {
                 .arg(self.inner.settings.state_ms());
             cmds.push(call);
         }
-        let answers = self.link().run(cmds, 1).await?;
+        let answers = self.run(cmds, 1).await?;
         let published = |answer| {
             let what: String = self.read(answer)?;
             match what.as_str() {

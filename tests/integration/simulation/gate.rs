@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use nearshore::event::UserId;
-use nearshore::log::{self, Delivery, Log, Outgoing};
+use nearshore::log::{self, Committed, Delivery, Log, Outgoing};
 use nearshore::record::{Fences, Offset, Partition, Resume, Timestamp};
 use nearshore::state::Held;
 use nearshore::store::{self, *};
@@ -58,6 +58,8 @@ pub struct Journal {
     pub takes: BTreeMap<UserId, u64>,
     /// Calls that were lost, unanswered or late.
     pub faults: u64,
+    /// How many lists had been stored each time the store lost its last writes.
+    pub losses: Vec<usize>,
 }
 
 struct Inner {
@@ -372,6 +374,29 @@ impl<S: Store> Store for Gated<S> {
     async fn flush(&self) -> Result<(), store::Error> {
         through!(self.flush())
     }
+
+    async fn lineage(&self) -> Result<Lineage, store::Error> {
+        through!(self.lineage())
+    }
+
+    fn under(&self, lineage: &Lineage) -> Self {
+        Self {
+            inner: self.inner.under(lineage),
+            gate: self.gate.clone(),
+        }
+    }
+
+    async fn checkpoint(
+        &self,
+        reader: &str,
+        done: &[(Partition, Resume)],
+    ) -> Result<(), store::Error> {
+        through!(self.checkpoint(reader, done))
+    }
+
+    async fn checkpoints(&self, reader: &str) -> Result<BTreeMap<Partition, Resume>, store::Error> {
+        through!(self.checkpoints(reader))
+    }
 }
 
 /// A log behind the gate. Deliveries pass freely; writes and commits have a fate.
@@ -385,6 +410,10 @@ impl<L: Log> Log for GatedLog<L> {
         self.inner.next().await
     }
 
+    async fn notice(&mut self) -> Result<Delivery, log::Error> {
+        self.inner.notice().await
+    }
+
     async fn commit(&self, done: &[(Partition, Resume)]) -> Result<(), log::Error> {
         Yield::default().await;
         match self.gate.draw() {
@@ -395,6 +424,16 @@ impl<L: Log> Log for GatedLog<L> {
                 Err(no_log())
             }
         }
+    }
+
+    async fn committed(&self, of: &[Partition]) -> Result<Vec<Committed>, log::Error> {
+        Yield::default().await;
+        self.inner.committed(of).await
+    }
+
+    async fn rewind(&mut self, to: &[(Partition, Resume)]) -> Result<(), log::Error> {
+        Yield::default().await;
+        self.inner.rewind(to).await
     }
 
     async fn end(&self, partition: &Partition) -> Result<Offset, log::Error> {

@@ -17,7 +17,7 @@ use nearshore::ingest::{self, Ingest};
 use nearshore::log::{Delivery, Flaws, Log, MemoryCluster, MemoryLog, Outgoing};
 use nearshore::record::Timestamp;
 use nearshore::shop::Shop;
-use nearshore::store::Store;
+use nearshore::store::{Lost, MemoryStore, Snapshot, Store};
 use nearshore::topics::Topics;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -53,6 +53,8 @@ pub struct Doubles<S> {
     pub log: Flaws,
     pub store: S,
     pub ns: String,
+    /// A handle to the same store, where it is one that may lose its last writes.
+    pub losing: Option<MemoryStore>,
 }
 
 type Running = Pin<Box<dyn Future<Output = ()>>>;
@@ -86,6 +88,9 @@ pub struct History<S> {
     members: Vec<Member>,
     /// Crashes, zombies and rebalances.
     pub upheavals: u64,
+    losing: Option<MemoryStore>,
+    /// What the store held a while ago.
+    before: Option<Snapshot>,
 }
 
 /// Runs one history to its rest and checks the facts; the complaint if one is not as it must be.
@@ -113,6 +118,7 @@ pub fn run_erasing<S: Store>(
             history.erase();
         }
         history.upset(step);
+        history.lose();
         history.advance(step)?;
     }
     history.rest(step)?;
@@ -148,6 +154,8 @@ impl<S: Store> History<S> {
             shop: Arc::new(ArcSwap::from_pointee(check::shop())),
             members: Vec::new(),
             upheavals: 0,
+            losing: doubles.losing,
+            before: None,
         };
         let mut parts = vec![
             Part::Ingest(0),
@@ -233,6 +241,7 @@ impl<S: Store> History<S> {
                 batch_max: 3,
                 // A request that waited too long gets the fallback and is counted; here each must get its list.
                 max_wait: Duration::from_secs(30 * 86_400),
+                hold: Duration::from_secs(if self.rng.random_bool(0.5) { 1 } else { 60 }),
                 ..Default::default()
             },
             arm_seed: "sim".into(),
@@ -343,6 +352,22 @@ impl<S: Store> History<S> {
                 if let Some(late) = self.gate.late() {
                     to_the_end(late);
                 }
+            }
+            _ => {}
+        }
+    }
+
+    /// Now and then the store, or one primary, falls back to what it held a while ago.
+    fn lose(&mut self) {
+        let Some(store) = self.losing.clone() else {
+            return;
+        };
+        match self.rng.random_range(0..100) {
+            0..4 => self.before = Some(store.snapshot()),
+            4 => {
+                let Some(before) = &self.before else { return };
+                store.fall_back(before, Lost::of(self.rng.random_range(0..3)));
+                self.gate.journal(|it| it.losses.push(it.published.len()));
             }
             _ => {}
         }
@@ -467,7 +492,7 @@ async fn ingest_member<L: Log, S: Store>(mut member: Ingest<L, S>, gate: Gate) {
             None => {
                 // The run loop commits by a timer, also when nothing comes in.
                 if gate.coin(0.1) {
-                    let _ = member.commit().await;
+                    commit(&mut member).await;
                 }
                 Yield::default().await;
                 continue;
@@ -477,7 +502,7 @@ async fn ingest_member<L: Log, S: Store>(mut member: Ingest<L, S>, gate: Gate) {
             Delivery::Assigned(partitions) => member.assigned(&partitions),
             Delivery::Revoked { partitions, lost } => {
                 if !lost {
-                    let _ = member.commit().await;
+                    commit(&mut member).await;
                 }
                 member.revoked(&partitions);
             }
@@ -492,13 +517,26 @@ async fn ingest_member<L: Log, S: Store>(mut member: Ingest<L, S>, gate: Gate) {
                         );
                         break;
                     }
+                    Err(error) if error.rewinds() => {
+                        while member.rewind().await.is_err() {}
+                        break;
+                    }
                     Err(error) if error.retry() => Yield::default().await,
                     Err(error) => panic!("{error}"),
                 }
             },
         }
         if gate.coin(0.5) {
-            let _ = member.commit().await;
+            commit(&mut member).await;
+        }
+    }
+}
+
+/// As the run loop does it: by a timer, and with it a look at the store.
+async fn commit<L: Log, S: Store>(member: &mut Ingest<L, S>) {
+    for outcome in [member.commit().await, member.look().await] {
+        if outcome.is_err_and(|error| error.rewinds()) {
+            while member.rewind().await.is_err() {}
         }
     }
 }
@@ -514,17 +552,21 @@ async fn generate_member<L: Log, S: Store, A: Answers>(
             match delivery {
                 Ok(Delivery::Batch(batch)) => while member.receive(&batch, now).await.is_err() {},
                 Ok(Delivery::Revoked { partitions, .. }) => member.revoked(&partitions),
-                Ok(Delivery::Assigned(_)) => {}
+                Ok(Delivery::Assigned(partitions)) => member.assigned(&partitions),
                 Err(_) => return,
             }
         }
-        match member.turn(now).await {
-            Ok(_) => {}
-            Err(error) if error.retry() => {}
-            Err(error) => panic!("{error}"),
-        }
+        let mut outcomes = vec![member.turn(now).await.map(drop)];
         if gate.coin(0.5) {
-            let _ = member.commit().await;
+            outcomes.push(member.commit().await);
+            outcomes.push(member.look().await);
+        }
+        for error in outcomes.into_iter().filter_map(Result::err) {
+            if error.rewinds() {
+                while member.rewind().await.is_err() {}
+            } else {
+                assert!(error.retry(), "{error}");
+            }
         }
         Yield::default().await;
     }

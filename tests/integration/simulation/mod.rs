@@ -29,20 +29,14 @@ fn seeds(default: u64) -> std::ops::Range<u64> {
 /// The first complaint of these histories, with its seed. Two threads, for CI has two cores.
 fn first_complaint<S: Store>(
     seeds: std::ops::Range<u64>,
-    log: LogFlaws,
-    store: impl Fn(u64) -> S + Sync,
+    doubles: impl Fn(u64) -> Doubles<S> + Sync,
 ) -> Option<(u64, String)> {
     let half = |odd: u64| {
-        let (seeds, store) = (seeds.clone(), &store);
+        let (seeds, doubles) = (seeds.clone(), &doubles);
         move || {
-            seeds.filter(|seed| seed % 2 == odd).find_map(|seed| {
-                let doubles = Doubles {
-                    log,
-                    store: store(seed),
-                    ns: format!("sim-{seed}"),
-                };
-                Some((seed, run(seed, doubles).err()?))
-            })
+            seeds
+                .filter(|seed| seed % 2 == odd)
+                .find_map(|seed| Some((seed, run(seed, doubles(seed)).err()?)))
         }
     };
     let (even, odd) = std::thread::scope(|scope| {
@@ -56,17 +50,47 @@ fn first_complaint<S: Store>(
     even.into_iter().chain(odd).min()
 }
 
-#[test]
-fn every_history_ends_with_nothing_lost_stale_or_doubled() {
-    let seeds = seeds(10_000);
+/// Doubles in memory, broken or not.
+fn in_memory(log: LogFlaws, flaws: StoreFlaws) -> impl Fn(u64) -> Doubles<MemoryStore> + Sync {
+    move |seed| Doubles {
+        log,
+        store: MemoryStore::broken(flaws),
+        ns: format!("sim-{seed}"),
+        losing: None,
+    }
+}
+
+/// The same, and the store loses its last writes now and then.
+fn losing(flaws: StoreFlaws) -> impl Fn(u64) -> Doubles<MemoryStore> + Sync {
+    let sound = in_memory(LogFlaws::default(), flaws);
+    move |seed| {
+        let doubles = sound(seed);
+        Doubles {
+            losing: Some(doubles.store.clone()),
+            ..doubles
+        }
+    }
+}
+
+fn hold(seeds: std::ops::Range<u64>, doubles: impl Fn(u64) -> Doubles<MemoryStore> + Sync) {
     let start = std::time::Instant::now();
-    let complaint = first_complaint(seeds.clone(), LogFlaws::default(), |_| {
-        MemoryStore::default()
-    });
-    if let Some((seed, what)) = complaint {
+    if let Some((seed, what)) = first_complaint(seeds.clone(), doubles) {
         panic!("NEARSHORE_SEED={seed}: {what}");
     }
     eprintln!("simulation: seeds {seeds:?} in {:?}", start.elapsed());
+}
+
+#[test]
+fn every_history_ends_with_nothing_lost_stale_or_doubled() {
+    hold(
+        seeds(10_000),
+        in_memory(LogFlaws::default(), StoreFlaws::default()),
+    );
+}
+
+#[test]
+fn every_history_survives_a_store_that_loses_its_last_writes() {
+    hold(seeds(5_000), losing(StoreFlaws::default()));
 }
 
 /// Histories whose first user is erased at each step in turn, the steps dealt to two threads.
@@ -77,6 +101,7 @@ fn an_erase_at_any_step_leaves_nothing_from_before_it() {
             log: LogFlaws::default(),
             store: MemoryStore::default(),
             ns: format!("erase-{seed}"),
+            losing: None,
         };
         run_erasing(seed, doubles, Some(step))
     };
@@ -104,43 +129,59 @@ fn an_erase_at_any_step_leaves_nothing_from_before_it() {
 /// A broken double must be noticed within these many histories, every run.
 const NOTICED_WITHIN: u64 = 1_000;
 
-fn noticed(log: LogFlaws, flaws: StoreFlaws) {
-    let complaint = first_complaint(0..NOTICED_WITHIN, log, |_| MemoryStore::broken(flaws));
+fn noticed(doubles: impl Fn(u64) -> Doubles<MemoryStore> + Sync) {
+    let complaint = first_complaint(0..NOTICED_WITHIN, doubles);
     let (seed, what) = complaint.expect("the broken double was not noticed");
     eprintln!("noticed at seed {seed}: {what}");
 }
 
 #[test]
+fn a_late_write_from_before_a_loss_is_noticed() {
+    noticed(losing(StoreFlaws {
+        blind_lineage: true,
+        ..StoreFlaws::default()
+    }));
+}
+
+#[test]
+fn a_checkpoint_that_outlives_its_writes_is_noticed() {
+    noticed(losing(StoreFlaws {
+        stray_checkpoint: true,
+        ..StoreFlaws::default()
+    }));
+}
+
+#[test]
 fn counts_without_a_fence_are_noticed() {
-    noticed(
+    noticed(in_memory(
         LogFlaws::default(),
         StoreFlaws {
             no_fence: true,
             ..StoreFlaws::default()
         },
-    );
+    ));
 }
 
 #[test]
 fn a_blind_write_of_the_state_is_noticed() {
-    noticed(
+    noticed(in_memory(
         LogFlaws::default(),
         StoreFlaws {
             blind_write: true,
             ..StoreFlaws::default()
         },
-    );
+    ));
 }
 
 #[test]
 fn a_missing_tombstone_check_is_noticed() {
-    noticed(
+    noticed(in_memory(
         LogFlaws::default(),
         StoreFlaws {
             no_tombstone: true,
             ..StoreFlaws::default()
         },
-    );
+    ));
 }
 
 #[test]
@@ -149,7 +190,7 @@ fn a_commit_too_early_is_noticed() {
         commit_early: true,
         ..LogFlaws::default()
     };
-    noticed(flaws, StoreFlaws::default());
+    noticed(in_memory(flaws, StoreFlaws::default()));
 }
 
 #[test]
@@ -158,7 +199,7 @@ fn work_forgotten_on_revoke_is_noticed() {
         forget_in_hand: true,
         ..LogFlaws::default()
     };
-    noticed(flaws, StoreFlaws::default());
+    noticed(in_memory(flaws, StoreFlaws::default()));
 }
 
 #[test]
@@ -180,6 +221,7 @@ fn two_hundred_histories_hold_on_a_real_redis() {
             log: LogFlaws::default(),
             store,
             ns: format!("{prefix}-{seed}"),
+            losing: None,
         };
         // Answers come from another thread: the hand-made scheduler waits for them by polling.
         let _inside = runtime.enter();
