@@ -11,16 +11,17 @@ pub mod attention;
 mod compare;
 pub mod constrained;
 pub mod contract;
-mod folder;
+mod extras;
+pub mod folder;
 mod forward;
-mod gguf;
+pub mod gguf;
 mod group;
 pub mod index;
 mod kernel;
 #[doc(hidden)]
 pub mod kv;
 mod linear;
-mod load;
+pub mod load;
 mod means;
 mod mixture;
 #[doc(hidden)]

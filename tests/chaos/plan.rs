@@ -106,7 +106,7 @@ impl Size {
                 kills: 2,
                 terms: 2,
                 stops: 2,
-                cuts: 4,
+                cuts: 6,
                 brokers: 1,
                 primaries: 2,
                 flushes: 1,
@@ -151,6 +151,8 @@ pub enum Net {
     BlackHole,
     /// Connections are reset, new ones too.
     Reset,
+    /// What is asked is done, and now and then the connection ends before its answer.
+    LoseAnswers,
 }
 
 /// What happens to whom. Members are numbered, ingest before generate.
@@ -262,13 +264,13 @@ fn member_faults(size: &Size, rng: &mut ChaCha8Rng) -> Vec<Fault> {
     let longest = (size.load.as_secs() / 6).clamp(6, 60);
     for nth in 0..counts.cuts {
         let net = [
+            Net::LoseAnswers,
             Net::BlackHole,
-            Net::Reset,
             Net::Delay(rng.random_range(100..900)),
-            Net::BlackHole,
+            Net::Reset,
         ][nth % 4];
         let whom = match size.stores {
-            Stores::Sentinel => one(nth, rng),
+            Stores::Sentinel => one(nth + nth / 4, rng),
             Stores::Cluster => nth % 3,
         };
         let long = Duration::from_secs(rng.random_range(5..=longest));

@@ -16,6 +16,9 @@ use tokio::sync::watch;
 
 use crate::plan::Net;
 
+/// Of answers, where some are lost.
+const LOST: f64 = 0.12;
+
 /// Texts of a client that are replaced on their way.
 pub type Rewrites = Arc<Vec<(Vec<u8>, Vec<u8>)>>;
 
@@ -42,6 +45,7 @@ impl Proxy {
             while let Ok((client, _)) = listener.accept().await {
                 let way = Way {
                     net: told.clone(),
+                    answers: false,
                     rewrites: rewrites.clone(),
                     rewritten: count.clone(),
                 };
@@ -65,13 +69,15 @@ impl Proxy {
 #[derive(Clone)]
 struct Way {
     net: watch::Receiver<Net>,
+    answers: bool,
     rewrites: Rewrites,
     rewritten: Arc<AtomicU64>,
 }
 
 impl Way {
     async fn join(mut self, client: TcpStream, to: SocketAddr) {
-        if *self.net.borrow() == Net::Reset {
+        let now = *self.net.borrow();
+        if now == Net::Reset {
             return reset(client);
         }
         // A network that swallows packets lets nobody connect; what is asked meanwhile waits here.
@@ -85,11 +91,18 @@ impl Way {
         let mut net = self.net.clone();
         let rewrites = self.rewrites.clone();
         let there = pump(self.clone(), (from_client, to_server), rewrites);
-        let back = pump(self, (from_server, to_client), Arc::default());
+        let answers = Self {
+            answers: true,
+            ..self.clone()
+        };
+        let back = pump(answers, (from_server, to_client), Arc::default());
+        tokio::pin!(there, back);
         tokio::select! {
-            () = async { tokio::join!(there, back); } => {}
+            // A client that is done asking still gets its answers; one whose answer is lost gets no more.
+            () = &mut there => back.await,
+            () = &mut back => {}
             // Dropping the halves closes both ends; what was under way is gone.
-            _ = net.wait_for(|net| *net == Net::Reset) => {}
+            _ = async { net.wait_for(|net| *net == Net::Reset).await.map(drop) } => {}
         }
     }
 
@@ -118,11 +131,11 @@ async fn pump(mut way: Way, (mut from, mut to): (OwnedReadHalf, OwnedWriteHalf),
             return;
         }
         way.open().await;
-        let late = match *way.net.borrow() {
-            Net::Delay(late) => Some(late),
-            Net::Pass | Net::BlackHole | Net::Reset => None,
-        };
-        if let Some(late) = late {
+        let now = *way.net.borrow();
+        if way.answers && now == Net::LoseAnswers && rand::random_bool(LOST) {
+            return;
+        }
+        if let Net::Delay(late) = now {
             tokio::time::sleep(Duration::from_millis(late)).await;
         }
         held.extend_from_slice(&buffer[..read]);

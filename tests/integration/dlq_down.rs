@@ -105,9 +105,9 @@ fn find<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
         .or_else(|| object.values().find_map(|inner| find(inner, name)))
 }
 
-async fn waits(process: &Process, why: &str) {
+async fn shut(process: &Process, name: &str, why: &str) {
     eventually(LIMIT, || async {
-        match gate(process, "dlq-ingest").await {
+        match gate(process, name).await {
             (false, said) if said.contains(why) => Ok(()),
             said => Err(format!("{said:?}")),
         }
@@ -153,7 +153,8 @@ async fn a_dlq_that_takes_nothing_is_waited_for_and_nothing_is_lost() {
     let mut bad = site.bought("bad", 1);
     bad.value = Some("no JSON".into());
     site.send(vec![bad.clone(), site.bought("good", 1)]).await;
-    waits(&process, "1 dead letters wait for the dlq").await;
+    let why = "1 dead letters wait for the dlq";
+    shut(&process, "dlq-ingest", why).await;
     let labels = "stage=\"event\"";
     let metric = "nearshore_dlq_waiting_records";
     assert_eq!(process.metric(metric, labels).await, 1.0);
@@ -170,10 +171,11 @@ async fn a_dlq_that_takes_nothing_is_waited_for_and_nothing_is_lost() {
 
     // And its broker goes away and comes back meanwhile.
     broker.kill();
-    waits(&process, "no acknowledgement").await;
+    shut(&process, "ingest", &broker.address).await;
+    shut(&process, "dlq-ingest", why).await;
     broker.start_again();
     site.send(vec![site.bought("good", 2)]).await;
-    waits(&process, "authorization failed").await;
+    shut(&process, "dlq-ingest", "authorization failed").await;
     assert_eq!(
         position(&site).await,
         passed,

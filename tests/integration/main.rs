@@ -1,12 +1,14 @@
 //! Integration tests: one file per promise, one binary. `scripts/test` starts what they need.
 
 mod backfill;
+mod backfill_kills;
 mod corpus;
 mod dlq_down;
 mod engine;
 mod erase;
 mod fuzz;
 mod harness;
+mod isolation;
 mod log;
 mod log_dlq;
 mod log_kafka;
@@ -24,4 +26,5 @@ mod store_same;
 mod store_shared;
 mod store_speed;
 mod store_users;
+mod upgrade;
 mod way;

@@ -316,12 +316,21 @@ impl Process {
 
     /// Starts a role with more in its environment.
     pub fn start_with(site: &Site, role: &str, environment: &[(&str, &str)]) -> Self {
+        Self::launch((env!("CARGO_BIN_EXE_nearshore"), role), site, environment)
+    }
+
+    /// Starts a role of another build.
+    pub fn start_of(binary: &str, site: &Site, role: &str) -> Self {
+        Self::launch((binary, role), site, &[])
+    }
+
+    fn launch((binary, role): (&str, &str), site: &Site, environment: &[(&str, &str)]) -> Self {
         let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = free.local_addr().expect("bound").port();
         drop(free);
         let log = site.dir.path().join(format!("{role}-{port}.log"));
         let stderr = std::fs::File::create(&log).expect("a file");
-        let child = Command::new(env!("CARGO_BIN_EXE_nearshore"))
+        let child = Command::new(binary)
             .args(["run", "--role", role, "--config"])
             .arg(site.dir.path().join("nearshore.toml"))
             // The address is a process's own, the file is shared: as an operator would do it.

@@ -2,7 +2,6 @@
 //! field that the rule requires: also after state and list have expired, for the profile has not.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use nearshore::event::UserId;
 use nearshore::list::{Document, Source};
@@ -14,9 +13,6 @@ use crate::process::{LIMIT, Process, SHELF, Site};
 
 const ADULTS: &str = "[[rules]]\nid = \"adults\"\nwhen = { field = \"age\", below = 18 }\n\
     forbid = { categories = [\"WINE\"] }\nrequired = true\n";
-
-/// Short enough to be waited for, long enough for a list to be made of a state.
-const TTL: &str = "8s";
 
 fn wines() -> BTreeSet<&'static str> {
     let wine = SHELF.iter().filter(|(_, category)| *category == "WINE");
@@ -39,14 +35,20 @@ async fn wines_on_the_list(site: &Site, user: &str) -> usize {
     .await
 }
 
-async fn has_expired(site: &Site, user: &str) {
+/// Lets state and list expire, as they would after months; the ingest role still has the state in its cache.
+async fn expire(site: &Site, user: &str) {
     let keys = keys::user(&site.ns, &UserId(user.into())).expect("keys");
-    eventually(Duration::from_secs(60), || async {
-        let left = [&keys.state, &keys.recall].map(|key| key.as_str());
-        let words = [&["EXISTS"][..], &left].concat();
-        match site.redis.told(&words).await.as_str() {
+    for key in [&keys.state, &keys.recall] {
+        site.redis.told(&["PEXPIRE", key, "1"]).await;
+    }
+    eventually(LIMIT, || async {
+        match &*site
+            .redis
+            .told(&["EXISTS", &keys.state, &keys.recall])
+            .await
+        {
             "0" => Ok(()),
-            more => Err(format!("{more} of {left:?} are there")),
+            left => Err(format!("{left} keys of {user} are there")),
         }
     })
     .await;
@@ -62,11 +64,7 @@ async fn what_a_rule_forbids_stays_off_the_list_also_after_everything_but_the_pr
     let text = text.replace("\nnames = 3\n", "\nnames = 15\n") + ADULTS;
     site.write("nearshore.toml", &text);
     site.catalogue().await;
-    let ttl = [
-        ("NEARSHORE__REDIS__STATE_TTL", TTL),
-        ("NEARSHORE__REDIS__LIST_TTL", TTL),
-    ];
-    let process = Process::with(&site, "all", &ttl).await;
+    let process = Process::ready(&site, "all").await;
     let all = wines().len();
     // Who says their age, who is too young, who says something else, who says nothing.
     let users = [("adult", all), ("teen", 0), ("silent", 0), ("stranger", 0)];
@@ -89,7 +87,7 @@ async fn what_a_rule_forbids_stays_off_the_list_also_after_everything_but_the_pr
             );
         }
         for (user, _) in users {
-            has_expired(&site, user).await;
+            expire(&site, user).await;
         }
     }
     // A profile that tells no age any more takes them off the stored list in the same step.

@@ -4,7 +4,7 @@
 //! rebalances; wall clocks an hour apart; slow generation. After each run the facts are compared with a
 //! single-threaded reading of the log. `NEARSHORE_SEED=N` replays one history, `NEARSHORE_SEEDS=N` sets how many.
 
-mod check;
+pub mod check;
 mod gate;
 mod history;
 
