@@ -110,15 +110,17 @@ unsafe fn bf16s<const M: usize>(tile: Tile<Bf16>) {
         // SAFETY: `COLUMNS_MAX` pairs are four registers; registers of any kind may be reinterpreted.
         let w: [__m512bh; 4] = unsafe {
             [
-                std::mem::transmute(_mm512_loadu_si512(w)),
-                std::mem::transmute(_mm512_loadu_si512(w.add(1))),
-                std::mem::transmute(_mm512_loadu_si512(w.add(2))),
-                std::mem::transmute(_mm512_loadu_si512(w.add(3))),
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(w)),
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(w.add(1))),
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(w.add(2))),
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(w.add(3))),
             ]
         };
         for (sums, x) in sums.iter_mut().zip(x) {
             // SAFETY: as above.
-            let x: __m512bh = unsafe { std::mem::transmute(_mm512_set1_epi32(x.cast_signed())) };
+            let x = unsafe {
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(x.cast_signed()))
+            };
             for (sum, w) in sums.iter_mut().zip(w) {
                 *sum = _mm512_dpbf16_ps(*sum, x, w);
             }

@@ -1,3 +1,5 @@
+//! Laws of the packed products: near the formula on every tier, the same bits in any company.
+
 use proptest::prelude::*;
 
 use super::*;

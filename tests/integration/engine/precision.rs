@@ -5,6 +5,7 @@ use nearshore::engine::{Ask, Isa, Model, Options, Precision};
 
 use super::{ask, model_path, names};
 
+#[allow(clippy::needless_update)] // Options may get fields that do not matter here.
 fn load(precision: Precision, threads: usize, isa: Option<Isa>) -> Constrained {
     let options = Options {
         threads,
