@@ -4,6 +4,7 @@
 //! when it is covered, refused or failed for good. Between two calls nothing is in memory that the
 //! lanes' topics could not bring back. Work in hand may be done twice; tickets decide.
 
+mod answers;
 mod count;
 
 use std::collections::BTreeMap;
@@ -12,12 +13,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+pub use answers::Answers;
+use answers::answered;
 use count::{count_batch, count_dropped, count_published, count_running};
 
 use crate::arms::arm_of;
 use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
-use crate::engine::thread::Handle;
-use crate::engine::{self, Info};
+use crate::engine::Info;
 use crate::event::UserId;
 use crate::ingest::{Error, letter, update_record};
 use crate::lanes::{Lanes, Offered, Policy, Work};
@@ -37,21 +39,6 @@ use crate::trigger::{Reason, Request};
 
 /// Consumer group of the three lanes, whatever the namespace.
 pub const GROUP: &str = "nearshore-generate";
-
-/// Whoever answers a batch of questions: the engine's thread, or a table in the simulation.
-pub trait Answers: Send + Sync {
-    /// Makes `names` the catalogue, as soon as they are ready; only the first are waited for.
-    fn set_names(
-        &self,
-        names: Arc<Names>,
-    ) -> impl Future<Output = Result<(), engine::Error>> + Send;
-
-    /// Answers in the order of `asks`.
-    fn generate(
-        &self,
-        asks: Vec<Ask>,
-    ) -> impl Future<Output = Result<Vec<Answer>, engine::Error>> + Send;
-}
 
 /// One arm, ready to be used.
 pub struct Loaded<A> {
@@ -84,16 +71,6 @@ pub struct Settings {
     pub needs: Needs,
     /// The clock, only to wait and to measure.
     pub clock: fn() -> Timestamp,
-}
-
-impl Answers for Handle {
-    async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
-        self.offer_names(names).await
-    }
-
-    async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, engine::Error> {
-        Handle::generate(self, asks).await
-    }
 }
 
 /// What one turn did.
@@ -483,7 +460,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         let loaded = &self.arms[arm];
         let (places, asks): (Vec<usize>, Vec<Ask>) = mine.into_iter().unzip();
         let start = (self.settings.clock)();
-        match self.answers(loaded, asks).await {
+        match answered(&loaded.engine, asks).await {
             Ok(answers) => {
                 let generated = (self.settings.clock)().since(start);
                 count_batch(&loaded.arm.id, &answers, generated);
@@ -515,33 +492,6 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 Vec::new()
             }
         }
-    }
-
-    /// Answers of one model. A prompt over its context costs nobody else their list: then each is asked alone.
-    async fn answers(
-        &self,
-        loaded: &Loaded<A>,
-        asks: Vec<Ask>,
-    ) -> Result<Vec<Answer>, engine::Error> {
-        let outcome = loaded.engine.generate(asks.clone()).await;
-        let Err(engine::Error::TooLong { .. }) = outcome else {
-            return outcome;
-        };
-        let mut answers = Vec::with_capacity(asks.len());
-        for ask in asks {
-            match loaded.engine.generate(vec![ask]).await {
-                Ok(answer) => answers.extend(answer),
-                Err(error @ engine::Error::TooLong { .. }) => {
-                    metrics::engine_error(&error);
-                    answers.push(Answer {
-                        ended: Ended::TooLong,
-                        ..Answer::default()
-                    });
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(answers)
     }
 
     fn note_pace(&self, took: Duration, users: usize) {
