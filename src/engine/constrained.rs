@@ -15,7 +15,7 @@ use super::forward::{Network, Pass};
 use super::group::{Group, Share, Shared, Waiting};
 use super::index::{self, Indexed, Indexer};
 use super::kv::{Cache, Prefix};
-use super::load::{self, Loaded};
+use super::load::{self, Loading, resident};
 use super::means::Means;
 use super::mixture::{Mixed, Mixture};
 use super::text::Text;
@@ -36,6 +36,7 @@ pub struct Constrained {
     network: Network,
     text: Arc<Text>,
     info: Info,
+    loading: Loading,
     names: Arc<Names>,
     mixture: Mixture,
     limits: Limits,
@@ -72,13 +73,15 @@ impl Default for Limits {
 impl Constrained {
     /// Loads a GGUF file or a Hugging Face folder.
     pub fn load(path: &Path, options: Options) -> Result<Self, Error> {
-        let Loaded {
-            weights,
-            text,
-            info,
-        } = load::load(path)?;
+        let start = std::time::Instant::now();
+        let before = resident();
+        let model = load::open(path)?;
+        let (text, info, mut loading) = (model.text()?, model.info()?, model.loading());
         let samples = smooth::samples(&text)?;
-        let network = Network::new(weights, options, &samples).map_err(failed)?;
+        let network = Network::new(&model, options, &samples)?;
+        drop(model);
+        loading.memory_bytes = resident().saturating_sub(before);
+        loading.seconds = start.elapsed().as_secs_f64();
         let info = Info {
             dtype: network.dtype().into(),
             ..info
@@ -93,6 +96,7 @@ impl Constrained {
         })?;
         Ok(Self {
             network,
+            loading,
             text: Arc::new(text),
             info,
             names: Arc::default(),
@@ -121,9 +125,19 @@ impl Constrained {
         self.references.iter().map(|means| means.len()).collect()
     }
 
+    /// What loading took.
+    pub fn loading(&self) -> &Loading {
+        &self.loading
+    }
+
     /// Tokenizer and chat template.
     pub fn text(&self) -> &Arc<Text> {
         &self.text
+    }
+
+    /// Number of token ids.
+    pub fn vocabulary(&self) -> usize {
+        self.network.geometry().vocabulary
     }
 
     /// Memory that the layers' weights take.

@@ -6,21 +6,26 @@
 use std::sync::Arc;
 
 mod admission;
-mod attention;
+#[doc(hidden)]
+pub mod attention;
+mod compare;
 pub mod constrained;
 pub mod contract;
-mod folder;
+mod extras;
+pub mod folder;
 mod forward;
-mod gguf;
+pub mod gguf;
 mod group;
 pub mod index;
 mod kernel;
-mod kv;
+#[doc(hidden)]
+pub mod kv;
 mod linear;
-mod load;
+pub mod load;
 mod means;
 mod mixture;
-mod packed;
+#[doc(hidden)]
+pub mod packed;
 mod precision;
 mod smooth;
 pub mod table;

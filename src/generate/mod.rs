@@ -6,6 +6,7 @@
 
 mod answers;
 mod count;
+mod yielding;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,25 +18,29 @@ pub use answers::Answers;
 use answers::answered;
 use count::{count_batch, count_dropped, count_published, count_running};
 
-use crate::arms::arm_of;
+pub use yielding::HEED_EVERY;
+
+use crate::arms::{arm_of, arms_for};
 use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
 use crate::engine::Info;
+use crate::event::Reject;
 use crate::event::UserId;
-use crate::ingest::{Error, letter, update_record};
+use crate::ingest::{Error, bury, current, tell_lists, update};
 use crate::lanes::{Lanes, Offered, Policy, Work};
-use crate::list::{Model, Source, Update};
-use crate::log::{self, Batch, Log, Outgoing};
+use crate::list::{Model, Source};
+use crate::log::bury::Graves;
+use crate::log::{self, Batch, Log};
 use crate::metrics::{self, RecordOutcome, Stage};
 use crate::naming::{Answer, Ask, Ended, Names, Reference};
 use crate::offsets::InHand;
 use crate::prompt::{Arm, Template};
-use crate::record::{Partition, Timestamp};
+use crate::record::{Partition, Record, Timestamp};
 use crate::rules::Needs;
 use crate::shop::Shop;
 use crate::store::{Peek, Publish, Published, Store, Stored, Take, Taken};
 use crate::takes::{Need, Standing, need};
 use crate::topics::Topics;
-use crate::trigger::{Reason, Request};
+use crate::trigger::Request;
 
 /// Consumer group of the three lanes, whatever the namespace.
 pub const GROUP: &str = "nearshore-generate";
@@ -95,6 +100,7 @@ pub struct Generate<L, S, A> {
     settings: Settings,
     lanes: Lanes,
     in_hand: InHand,
+    graves: Graves,
     /// Cut, not yet done: kept over an error, so that the next turn goes on with it.
     current: Vec<Work>,
     /// Version of the names that the engines know.
@@ -135,6 +141,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             lanes: Lanes::new(settings.lanes.clone()),
             settings,
             in_hand: InHand::default(),
+            graves: Graves::default(),
             current: Vec::new(),
             names: None,
             per_user: Arc::default(),
@@ -183,6 +190,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     pub fn revoked(&mut self, partitions: &[Partition]) {
         self.lanes.revoke(partitions);
         self.in_hand.revoke(partitions);
+        self.graves.forget(partitions);
         self.current.retain(|work| {
             work.positions
                 .iter()
@@ -192,7 +200,8 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// Takes requests in. A record that is no request goes to `dlq`. After an error call it again with the same batch.
     pub async fn receive(&mut self, batch: &Batch, now: Timestamp) -> Result<(), Error> {
-        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        let mut good = Vec::new();
+        let mut bad: Vec<(&Record, Reject)> = Vec::new();
         for record in &batch.records {
             match Request::decode(record) {
                 Ok(request) => good.push((request, &record.position)),
@@ -200,19 +209,16 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             }
         }
         let dlq = &self.settings.topics.dlq;
-        let letters: Vec<Outgoing> = bad
+        let dead: Vec<(&Record, Stage, &Reject)> = bad
             .iter()
-            .map(|(record, reject)| letter((dlq, GROUP), record, (Stage::Request, reject)))
+            .map(|(record, reject)| (*record, Stage::Request, reject))
             .collect();
-        if !letters.is_empty() {
-            log::replay::bury(&self.log, letters).await?;
-        }
+        bury(&mut self.graves, &self.log, (dlq, GROUP), &dead).await?;
+        self.graves.forget([&batch.partition]);
         for record in &batch.records {
             self.in_hand.began(&record.position);
         }
-        for (record, reject) in bad {
-            metrics::dlq(Stage::Request, reject.code(), 1);
-            metrics::records(&batch.partition.topic, RecordOutcome::Dlq, 1);
+        for (record, _) in bad {
             self.in_hand.done(&record.position);
         }
         metrics::records(
@@ -309,12 +315,12 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     async fn serve_namespace(&self, ns: &str, works: &[&Work]) -> Result<Turn, Error> {
         let users: Vec<UserId> = works.iter().map(|work| work.request.user.clone()).collect();
         let peeks = self.store.peek(ns, &users).await?;
-        let (mut again, mut due) = (Vec::new(), Vec::new());
+        let (mut again, mut due, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for (&work, peek) in works.iter().zip(peeks) {
             match self.need(work, &peek) {
                 Need::Take => due.push(work),
                 Need::Covered => again.push((work, peek)),
-                Need::Gone => {}
+                Need::Gone => gone.push((work.request.user.clone(), None)),
             }
         }
         let covered = again.len() as u64;
@@ -331,18 +337,20 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         } else {
             self.store.take(ns, &takes).await?
         };
-        let shop = self.shop.load_full();
-        let jobs: Vec<Job> = due
-            .into_iter()
-            .zip(taken)
-            // A request may outlive an erase: then nobody is left to make a list for.
-            .filter_map(|(work, taken)| {
-                taken
-                    .filter(|taken| !taken.state.is_vacant())
-                    .map(|taken| (work, taken))
-            })
-            .map(|(work, taken)| self.job(work, taken, &shop))
-            .collect();
+        let shop = self.shop.load().of(ns);
+        let mut jobs = Vec::new();
+        for (work, taken) in due.into_iter().zip(taken) {
+            match taken {
+                // A request may outlive an erase: then nobody is left to make a list for. Whoever crashed between
+                // publishing their last list and looking at it again has left its record behind.
+                Some(taken) if taken.state.is_vacant() => {
+                    gone.push((work.request.user.clone(), None));
+                }
+                Some(taken) => jobs.push(self.job(work, taken, &shop)),
+                None => gone.push((work.request.user.clone(), None)),
+            }
+        }
+        tell_lists(&self.log, &self.store, (&self.settings.topics, ns), gone).await?;
         let takes = jobs.len() as u64;
         let lists = self.make(&jobs, &shop).await;
         let published = self.publish(ns, &jobs, lists).await?;
@@ -369,7 +377,8 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// Place of the user's arm; without any share the first one serves all.
     fn arm(&self, request: &Request) -> usize {
-        let arm = arm_of(&request.user.0, &self.settings.arm_seed, &self.shares);
+        let arms = arms_for(&request.ns, &self.shares);
+        let arm = arm_of(&request.user.0, &self.settings.arm_seed, &arms);
         arm.and_then(|arm| self.shares.iter().position(|known| known.id == arm.id))
             .unwrap_or(0)
     }
@@ -522,13 +531,11 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             metrics::fenced_off(outcome);
             if outcome == Published::Stored {
                 count_published(&self.arms[job.arm].arm.id, job.work, (*source, now));
-                out.push(self.update(ns, &list.user, &list.list));
+                out.push((list.user.clone(), Some(update(&list.list))));
             }
         }
         let published = out.len() as u64;
-        if !out.is_empty() {
-            self.log.send(out).await?;
-        }
+        tell_lists(&self.log, &self.store, (&self.settings.topics, ns), out).await?;
         Ok(published)
     }
 
@@ -546,33 +553,18 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 audit: list.made.audited((queued, list.generated, rest)),
             },
             life: job.taken.state.life,
-            force: job.work.request.reason == Reason::Refresh,
+            force: job.work.request.force,
             only_if_absent: list.made.document.source == Source::Fallback,
         }
     }
 
     /// A crash between publish and its record loses the record; whoever finds the list covered tells it again.
     async fn tell_again(&self, ns: &str, covered: Vec<(&Work, Peek)>) -> Result<(), Error> {
-        let mut out = Vec::new();
-        for (work, peek) in covered {
+        let told = covered.into_iter().map(|(work, peek)| {
             metrics::unchanged(work.request.lane);
-            out.extend(
-                peek.list
-                    .map(|list| self.update(ns, &work.request.user, &list)),
-            );
-        }
-        if !out.is_empty() {
-            self.log.send(out).await?;
-        }
-        Ok(())
-    }
-
-    fn update(&self, ns: &str, user: &UserId, list: &Stored) -> Outgoing {
-        let value = Update::json(
-            (list.ticket, list.epoch),
-            &list.covers,
-            (&list.doc, &list.audit),
-        );
-        update_record(&self.settings.topics, ns, user, Some(value))
+            (work.request.user.clone(), current(&peek))
+        });
+        let place = (&self.settings.topics, ns);
+        tell_lists(&self.log, &self.store, place, told.collect()).await
     }
 }

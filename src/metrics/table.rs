@@ -72,6 +72,8 @@ table! {
         "From a batch in hand until its writes and requests are acknowledged.";
     DLQ: Counter "nearshore_dlq_records_total" [stage = These(Stage::ALL), error = These(&crate::event::Reject::ALL_CODES)]
         "Records sent to the dlq, by stage and code.";
+    DLQ_WAITING: Gauge "nearshore_dlq_waiting_records" [stage = These(Stage::ALL)]
+        "Dead letters that the dlq has not acknowledged yet; their partitions go no further until it does.";
     ERASES: Counter "nearshore_erases_total" []
         "Users erased.";
     STATE_LOADS: Counter "nearshore_state_loads_total" [cache = These(Cache::ALL)]
@@ -120,6 +122,8 @@ table! {
         "Publishes without effect, by the fence that stopped them.";
     EVENT_TO_LIST: Seconds "nearshore_event_to_list_seconds" [lane = These(LaneLabel::ALL), start = These(Start::ALL)]
         "From the record that asked until its list is in Redis.";
+    BACKFILL_HELD: Gauge "nearshore_backfill_held" []
+        "1 while backfill has no share of the model, because live is behind its objective in some worker.";
     COVERAGE: Gauge "nearshore_coverage_ratio" []
         "Share of recently active users, by sampling, whose list is model-made and covers their state.";
     CATALOGUE_SKUS: Gauge "nearshore_catalogue_skus" []

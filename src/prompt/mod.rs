@@ -19,6 +19,10 @@ pub use view::{Line, View, clean, words};
 /// The line of a template file after which the assistant's part begins.
 pub const ASSISTANT: &str = "---assistant---";
 
+/// Instructions that rendering may take: a template of loops within loops is refused, not waited for. The longest view
+/// takes some thousands.
+const FUEL: u64 = 200_000;
+
 /// An arm: what a list was made with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +34,9 @@ pub struct Arm {
     /// Share of users, relative to the other arms.
     #[serde(default = "one")]
     pub share: u32,
+    /// Namespaces whose lists it makes; none named: all that no other arm names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
     /// minijinja template file, relative to the configuration file.
     pub template: String,
     /// GGUF file or folder of safetensors.
@@ -150,6 +157,7 @@ impl Template {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
+        environment.set_fuel(Some(FUEL));
         let mut template = Self {
             environment,
             name: name.to_owned(),

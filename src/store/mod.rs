@@ -8,10 +8,11 @@ mod memory;
 mod redis;
 
 pub use memory::{Flaws, MemoryStore};
-pub use redis::{Check, RedisStore, Settings};
+pub use redis::{Check, RedisStore, Settings, Trace};
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::time::Duration;
 
 use crate::event::{Kind, UserId};
 use crate::record::{Fences, Offset, Partition, Timestamp};
@@ -260,7 +261,7 @@ pub enum Error {
     /// A stored value that this version cannot read; never overwritten.
     #[error("{key} does not decode: {reason}")]
     Corrupt {
-        /// The key.
+        /// The key, a user's id masked.
         key: String,
         /// Why.
         reason: String,
@@ -303,8 +304,10 @@ impl From<keys::Misfit> for Error {
 
 /// Why a stored value is [`Error::Corrupt`].
 fn corrupt(key: &str, reason: impl ToString) -> Error {
+    // Errors are logged, and a log keeps nobody's id: who may see ids asks for debug lines.
+    tracing::debug!(key, "does not decode");
     Error::Corrupt {
-        key: key.into(),
+        key: keys::masked(key),
         reason: reason.to_string(),
     }
 }
@@ -445,6 +448,33 @@ pub trait Store: Send + Sync + Clone + 'static {
         ns: &str,
         expected: Option<&str>,
     ) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// The plan of the namespace's backfill, as it was written down.
+    fn plan(&self, ns: &str) -> impl Future<Output = Result<Option<String>, Error>> + Send;
+
+    /// Writes the plan down iff it is `expected` now.
+    fn set_plan(
+        &self,
+        ns: &str,
+        plan: &str,
+        expected: Option<&str>,
+    ) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// All namespaces that were ever filled and not retired, each with what is noted of it (JSON).
+    fn namespaces(&self) -> impl Future<Output = Result<BTreeMap<String, String>, Error>> + Send;
+
+    /// Notes a namespace, or with `None` takes it off the register.
+    fn enroll(
+        &self,
+        ns: &str,
+        note: Option<&str>,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Tells every process that live is behind its objective; it passes by itself after `ttl`.
+    fn say_live_behind(&self, ttl: Duration) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Whether some process says that live is behind its objective.
+    fn live_behind(&self) -> impl Future<Output = Result<bool, Error>> + Send;
 
     /// Resolves when everything written before is acknowledged by `redis.min_replicas` replicas.
     fn flush(&self) -> impl Future<Output = Result<(), Error>> + Send;

@@ -1,6 +1,11 @@
 //! Integration tests: one file per promise, one binary. `scripts/test` starts what they need.
 
+mod backfill;
+mod corpus;
+mod dlq_down;
 mod engine;
+mod erase;
+mod fuzz;
 mod harness;
 mod log;
 mod log_dlq;
@@ -8,6 +13,7 @@ mod log_kafka;
 mod page;
 mod poison;
 mod process;
+mod safety;
 mod simulation;
 mod store;
 mod store_faults;

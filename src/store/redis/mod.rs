@@ -4,7 +4,9 @@
 //! guard is stored beside what it guards. It reads primaries only. It decides nothing: users in
 //! [`users`], counts, stock and blocks in [`shared`], looking around in [`survey`].
 
+mod erased;
 mod link;
+mod register;
 mod scripts;
 mod settings;
 mod shared;
@@ -17,6 +19,7 @@ use std::time::Duration;
 
 use redis::{FromRedisValue, Value};
 
+pub use erased::Trace;
 pub use settings::Settings;
 pub use survey::Check;
 
@@ -161,6 +164,30 @@ impl Store for RedisStore {
 
     async fn set_active(&self, ns: &str, expected: Option<&str>) -> Result<bool, Error> {
         self.put_active(ns, expected).await
+    }
+
+    async fn plan(&self, ns: &str) -> Result<Option<String>, Error> {
+        self.get_plan(ns).await
+    }
+
+    async fn set_plan(&self, ns: &str, plan: &str, expected: Option<&str>) -> Result<bool, Error> {
+        self.put_plan(ns, plan, expected).await
+    }
+
+    async fn namespaces(&self) -> Result<BTreeMap<String, String>, Error> {
+        self.registered().await
+    }
+
+    async fn enroll(&self, ns: &str, note: Option<&str>) -> Result<(), Error> {
+        self.put_registered(ns, note).await
+    }
+
+    async fn say_live_behind(&self, ttl: Duration) -> Result<(), Error> {
+        self.put_behind(ttl).await
+    }
+
+    async fn live_behind(&self) -> Result<bool, Error> {
+        self.is_behind().await
     }
 
     async fn flush(&self) -> Result<(), Error> {
