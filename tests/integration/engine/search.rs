@@ -62,6 +62,28 @@ fn named(answers: Vec<Answer>) -> Vec<Vec<nearshore::engine::Named>> {
     answers.into_iter().map(|answer| answer.named).collect()
 }
 
+/// Sums of a name's edges, each shared among the names' own next tokens: of both values that `of` says
+/// for a depth and a token.
+fn edges(names: &[Vec<u32>], at: usize, of: impl Fn(usize, u32) -> (f64, f64)) -> (f64, f64) {
+    let name = &names[at];
+    let mut sums = (0f64, 0f64);
+    for depth in 0..name.len() {
+        let under = names
+            .iter()
+            .filter(|other| other.starts_with(&name[..depth]));
+        let mut children: Vec<u32> = under.map(|other| other[depth]).collect();
+        children.sort_unstable();
+        children.dedup();
+        let values = children.iter().map(|token| of(depth, *token));
+        let norms = values.fold((0f64, 0f64), |sum, (a, b)| {
+            (sum.0 + a.exp(), sum.1 + b.exp())
+        });
+        let own = of(depth, name[depth]);
+        sums = (sums.0 + own.0 - norms.0.ln(), sums.1 + own.1 - norms.1.ln());
+    }
+    sums
+}
+
 #[test]
 fn a_mean_is_taken_off_as_by_brute_force() {
     let all: Vec<&str> = NAMES.lines().take(24).collect();
@@ -104,42 +126,18 @@ fn a_mean_is_taken_off_as_by_brute_force() {
         .map(|prompt| behind(prompt))
         .collect();
     for found in &answer.named {
-        let name = found.pu as usize;
-        let (mut score, mut habit) = (0f64, 0f64);
-        for depth in 0..named[name].len() {
-            let mut children: Vec<u32> = (named.iter())
-                .filter(|other| other.starts_with(&named[name][..depth]))
-                .map(|other| other[depth])
-                .collect();
-            children.sort_unstable();
-            children.dedup();
-            let mean = |token: u32| {
-                let sum: f64 = others
-                    .iter()
-                    .map(|o| f64::from(o[name][depth][token as usize]))
-                    .sum();
-                sum / others.len() as f64
-            };
-            let ratio = |token: u32| f64::from(own[name][depth][token as usize]) - mean(token);
-            let norm = |of: &dyn Fn(u32) -> f64| {
-                children
-                    .iter()
-                    .map(|token| of(*token).exp())
-                    .sum::<f64>()
-                    .ln()
-            };
-            let token = named[name][depth];
-            score += ratio(token) - norm(&ratio);
-            habit += mean(token) - norm(&mean);
-        }
-        assert!(
-            (f64::from(found.score) - score).abs() < 2e-3,
-            "{found:?} {score}"
-        );
-        assert!(
-            (f64::from(found.habit) - habit).abs() < 2e-3,
-            "{found:?} {habit}"
-        );
+        let at = found.pu as usize;
+        let of = |depth: usize, token: u32| {
+            let means = others
+                .iter()
+                .map(|other| f64::from(other[at][depth][token as usize]));
+            let mean = means.sum::<f64>() / others.len() as f64;
+            (f64::from(own[at][depth][token as usize]) - mean, mean)
+        };
+        let (score, habit) = edges(&named, at, of);
+        let near = |a: f32, b: f64| (f64::from(a) - b).abs() < 2e-3;
+        assert!(near(found.score, score), "{found:?} {score}");
+        assert!(near(found.habit, habit), "{found:?} {habit}");
     }
     assert_eq!(answer.named.len(), 24);
     assert!(answer.named.is_sorted_by(|a, b| a.score >= b.score));
