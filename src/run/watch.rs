@@ -17,7 +17,7 @@ use crate::http::Heart;
 use crate::keeper::wall_clock;
 use crate::log::{KafkaLog, Standing};
 use crate::metrics;
-use crate::namespace::is_covered;
+use crate::namespace::{self, is_covered};
 use crate::store::{RedisStore, Store};
 
 /// A poll loop that makes no turn for so long is stuck.
@@ -112,7 +112,13 @@ pub(super) async fn claim_active(store: &RedisStore, ns: &str) -> bool {
             if first {
                 tracing::info!(ns, "this namespace is served from now on");
             }
-            true
+            match namespace::enroll(store, ns).await {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::warn!(%error, "the namespace is not in the register yet");
+                    false
+                }
+            }
         }
         Err(error) => {
             tracing::warn!(%error, "nearshore:active is not known yet");
