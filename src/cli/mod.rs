@@ -15,7 +15,9 @@ mod backfill;
 pub mod check;
 pub mod config;
 mod dlq;
+mod forget;
 mod namespace;
+mod references;
 mod run;
 mod users;
 
@@ -90,14 +92,11 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Erase a user: writes the tombstone on the profile topic; everything up to now goes.
-    #[command(after_help = "Examples:\n  nearshore forget 1228 --config nearshore.toml")]
-    Forget {
-        /// User id.
-        user: String,
-        #[command(flatten)]
-        common: Common,
-    },
+    /// Erase a user: writes the tombstone on the profile topic; everything up to now goes. Or prove it.
+    #[command(
+        after_help = "Examples:\n  nearshore forget 1228 --config nearshore.toml\n  nearshore forget 1228 --proof --wait 1m\n  nearshore forget --proof 1228 --json | jq '.findings[] | select(.verdict == \"left\")'\n  nearshore forget --export erased.jsonl      # keep the list elsewhere\n  nearshore forget --import erased.jsonl      # after Redis was lost, before anything is replayed"
+    )]
+    Forget(forget::Forget),
     /// Ask for new lists from present state, on the backfill lane, without folding again.
     #[command(
         after_help = "Examples:\n  nearshore refresh --user 1228\n  nearshore refresh --all\n  nearshore refresh --arm b --older-than 7days\n  nearshore refresh --pu 'ADULT ANALGESICS'"
@@ -152,6 +151,16 @@ enum Command {
         after_help = "Examples:\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 10\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 50 --json | jq .names"
     )]
     Try(TryArgs),
+    /// Freeze an arm's reference prompts: what the model says behind them is what it says to everyone.
+    #[command(
+        after_help = "Examples:\n  nearshore references --config nearshore.toml --arm a --from people.jsonl\n  nearshore references --config nearshore.toml --arm a --from people.jsonl --force"
+    )]
+    References {
+        #[command(flatten)]
+        args: references::ReferencesArgs,
+        #[command(flatten)]
+        common: Common,
+    },
     /// The main job on real purchases, with everything in one process; stays up until Ctrl-C.
     #[command(
         after_help = "Examples:\n  scripts/demo                 # does the set-up, then this\n  nearshore demo --data .cache/data --model smollm2.gguf --check"
@@ -223,12 +232,13 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect { user, common } => {
             with_config(&common, |c| users::inspect(&c, &user, common.json))
         }
-        Command::Forget { user, common } => {
-            with_config(&common, |c| users::forget(&c, &user, common.json))
-        }
+        Command::Forget(args) => with_config(&args.common, |c| forget::run(&c, &args)),
         Command::Refresh(args) => ask::refresh(args),
         Command::Backfill(args) => backfill::run(args),
         Command::Namespace(command) => namespace::run(command),
+        Command::References { args, common } => {
+            with_config(&common, |c| references::run(&c, &args, common.json))
+        }
         Command::Sweep { namespace, common } => ask::sweep(&common, namespace.as_deref()),
         Command::Block {
             id,

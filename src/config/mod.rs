@@ -143,15 +143,25 @@ impl Default for Backfill {
 pub struct Engine {
     /// Threads of the model; 0 = cores - 1, so that the poll thread is never starved.
     pub threads: usize,
+    /// How weights are kept and multiplied.
+    pub precision: crate::engine::Precision,
     /// Most rows (trie nodes over all users) forwarded in one wave.
     pub batch_rows_max: usize,
+    /// Memory for keys and values of all users of a batch, in MiB; who does not fit waits.
+    pub kv_mb_max: usize,
+    /// Time of one generation; who is not done by then gets the fallback.
+    #[serde(with = "humantime_serde")]
+    pub generation_max: Duration,
 }
 
 impl Default for Engine {
     fn default() -> Self {
         Self {
             threads: 0,
+            precision: crate::engine::Precision::default(),
             batch_rows_max: 512,
+            kv_mb_max: 1024,
+            generation_max: Duration::from_secs(120),
         }
     }
 }

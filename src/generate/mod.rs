@@ -21,16 +21,18 @@ use crate::arms::{arm_of, arms_for};
 use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
 use crate::engine::thread::Handle;
 use crate::engine::{self, Info};
+use crate::event::Reject;
 use crate::event::UserId;
-use crate::ingest::{Error, letter, update_record};
+use crate::ingest::{Error, bury, current, tell_lists, update};
 use crate::lanes::{Lanes, Offered, Policy, Work};
-use crate::list::{Model, Source, Update};
-use crate::log::{self, Batch, Log, Outgoing};
+use crate::list::{Model, Source};
+use crate::log::bury::Graves;
+use crate::log::{self, Batch, Log};
 use crate::metrics::{self, RecordOutcome, Stage};
-use crate::naming::{Answer, Ask, Names};
+use crate::naming::{Answer, Ask, Ended, Names, Reference};
 use crate::offsets::InHand;
 use crate::prompt::{Arm, Template};
-use crate::record::{Partition, Timestamp};
+use crate::record::{Partition, Record, Timestamp};
 use crate::rules::Needs;
 use crate::shop::Shop;
 use crate::store::{Peek, Publish, Published, Store, Stored, Take, Taken};
@@ -43,7 +45,7 @@ pub const GROUP: &str = "nearshore-generate";
 
 /// Whoever answers a batch of questions: the engine's thread, or a table in the simulation.
 pub trait Answers: Send + Sync {
-    /// Makes `names` the catalogue.
+    /// Makes `names` the catalogue, as soon as they are ready; only the first are waited for.
     fn set_names(
         &self,
         names: Arc<Names>,
@@ -64,6 +66,8 @@ pub struct Loaded<A> {
     pub template: Template,
     /// Its model's name and revision.
     pub info: Info,
+    /// Its reference prompts.
+    pub reference: Option<Arc<Reference>>,
     /// Counts tokens as its model does.
     pub count: Arc<dyn Fn(&str) -> usize + Send + Sync>,
     /// The way to its model.
@@ -89,7 +93,7 @@ pub struct Settings {
 
 impl Answers for Handle {
     async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
-        Handle::set_names(self, names).await
+        self.offer_names(names).await
     }
 
     async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, engine::Error> {
@@ -119,6 +123,7 @@ pub struct Generate<L, S, A> {
     settings: Settings,
     lanes: Lanes,
     in_hand: InHand,
+    graves: Graves,
     /// Cut, not yet done: kept over an error, so that the next turn goes on with it.
     current: Vec<Work>,
     /// Version of the names that the engines know.
@@ -159,6 +164,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             lanes: Lanes::new(settings.lanes.clone()),
             settings,
             in_hand: InHand::default(),
+            graves: Graves::default(),
             current: Vec::new(),
             names: None,
             per_user: Arc::default(),
@@ -191,10 +197,10 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         for loaded in &self.arms {
             let ask = Ask {
                 prompt: "warm".into(),
-                permitted: None,
                 n: 1,
-                terms: Vec::new(),
-                weight: 1.0,
+                // The first user should not wait for these either.
+                reference: loaded.reference.clone(),
+                ..Ask::default()
             };
             if let Err(error) = loaded.engine.generate(vec![ask]).await {
                 metrics::engine_error(&error);
@@ -207,6 +213,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     pub fn revoked(&mut self, partitions: &[Partition]) {
         self.lanes.revoke(partitions);
         self.in_hand.revoke(partitions);
+        self.graves.forget(partitions);
         self.current.retain(|work| {
             work.positions
                 .iter()
@@ -216,7 +223,8 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// Takes requests in. A record that is no request goes to `dlq`. After an error call it again with the same batch.
     pub async fn receive(&mut self, batch: &Batch, now: Timestamp) -> Result<(), Error> {
-        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        let mut good = Vec::new();
+        let mut bad: Vec<(&Record, Reject)> = Vec::new();
         for record in &batch.records {
             match Request::decode(record) {
                 Ok(request) => good.push((request, &record.position)),
@@ -224,19 +232,16 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             }
         }
         let dlq = &self.settings.topics.dlq;
-        let letters: Vec<Outgoing> = bad
+        let dead: Vec<(&Record, Stage, &Reject)> = bad
             .iter()
-            .map(|(record, reject)| letter((dlq, GROUP), record, (Stage::Request, reject)))
+            .map(|(record, reject)| (*record, Stage::Request, reject))
             .collect();
-        if !letters.is_empty() {
-            log::replay::bury(&self.log, letters).await?;
-        }
+        bury(&mut self.graves, &self.log, (dlq, GROUP), &dead).await?;
+        self.graves.forget([&batch.partition]);
         for record in &batch.records {
             self.in_hand.began(&record.position);
         }
-        for (record, reject) in bad {
-            metrics::dlq(Stage::Request, reject.code(), 1);
-            metrics::records(&batch.partition.topic, RecordOutcome::Dlq, 1);
+        for (record, _) in bad {
             self.in_hand.done(&record.position);
         }
         metrics::records(
@@ -333,12 +338,12 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     async fn serve_namespace(&self, ns: &str, works: &[&Work]) -> Result<Turn, Error> {
         let users: Vec<UserId> = works.iter().map(|work| work.request.user.clone()).collect();
         let peeks = self.store.peek(ns, &users).await?;
-        let (mut again, mut due) = (Vec::new(), Vec::new());
+        let (mut again, mut due, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for (&work, peek) in works.iter().zip(peeks) {
             match self.need(work, &peek) {
                 Need::Take => due.push(work),
                 Need::Covered => again.push((work, peek)),
-                Need::Gone => {}
+                Need::Gone => gone.push((work.request.user.clone(), None)),
             }
         }
         let covered = again.len() as u64;
@@ -356,17 +361,19 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             self.store.take(ns, &takes).await?
         };
         let shop = self.shop.load().of(ns);
-        let jobs: Vec<Job> = due
-            .into_iter()
-            .zip(taken)
-            // A request may outlive an erase: then nobody is left to make a list for.
-            .filter_map(|(work, taken)| {
-                taken
-                    .filter(|taken| !taken.state.is_vacant())
-                    .map(|taken| (work, taken))
-            })
-            .map(|(work, taken)| self.job(work, taken, &shop))
-            .collect();
+        let mut jobs = Vec::new();
+        for (work, taken) in due.into_iter().zip(taken) {
+            match taken {
+                // A request may outlive an erase: then nobody is left to make a list for. Whoever crashed between
+                // publishing their last list and looking at it again has left its record behind.
+                Some(taken) if taken.state.is_vacant() => {
+                    gone.push((work.request.user.clone(), None));
+                }
+                Some(taken) => jobs.push(self.job(work, taken, &shop)),
+                None => gone.push((work.request.user.clone(), None)),
+            }
+        }
+        tell_lists(&self.log, &self.store, (&self.settings.topics, ns), gone).await?;
         let takes = jobs.len() as u64;
         let lists = self.make(&jobs, &shop).await;
         let published = self.publish(ns, &jobs, lists).await?;
@@ -416,6 +423,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 dtype,
                 device,
             },
+            reference: loaded.reference.clone(),
             count: &*loaded.count,
             needs: &self.settings.needs,
             selection: &self.settings.selection,
@@ -484,18 +492,31 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         let loaded = &self.arms[arm];
         let (places, asks): (Vec<usize>, Vec<Ask>) = mine.into_iter().unzip();
         let start = (self.settings.clock)();
-        match loaded.engine.generate(asks).await {
+        match self.answers(loaded, asks).await {
             Ok(answers) => {
                 let generated = (self.settings.clock)().since(start);
                 count_batch(&loaded.arm.id, &answers, generated);
                 self.note_pace(generated, answers.len());
                 let kit = self.kit(arm);
+                let unanswered = answers
+                    .iter()
+                    .filter(|answer| answer.ended != Ended::Complete);
+                let users = unanswered.count();
+                if users > 0 {
+                    tracing::warn!(
+                        arm = loaded.arm.id,
+                        users,
+                        "late, called off or too long; fallbacks stand in"
+                    );
+                }
+                let complete = places.into_iter().zip(&answers);
+                let complete = complete.filter(|(_, answer)| answer.ended == Ended::Complete);
                 let list = |(nth, answer): (usize, &Answer)| {
                     let made = finish(&jobs[nth].brief, answer, shop, &kit);
                     count_dropped(&made);
                     (nth, Listed { made, generated })
                 };
-                places.into_iter().zip(&answers).map(list).collect()
+                complete.map(list).collect()
             }
             Err(error) => {
                 metrics::engine_error(&error);
@@ -503,6 +524,33 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 Vec::new()
             }
         }
+    }
+
+    /// Answers of one model. A prompt over its context costs nobody else their list: then each is asked alone.
+    async fn answers(
+        &self,
+        loaded: &Loaded<A>,
+        asks: Vec<Ask>,
+    ) -> Result<Vec<Answer>, engine::Error> {
+        let outcome = loaded.engine.generate(asks.clone()).await;
+        let Err(engine::Error::TooLong { .. }) = outcome else {
+            return outcome;
+        };
+        let mut answers = Vec::with_capacity(asks.len());
+        for ask in asks {
+            match loaded.engine.generate(vec![ask]).await {
+                Ok(answer) => answers.extend(answer),
+                Err(error @ engine::Error::TooLong { .. }) => {
+                    metrics::engine_error(&error);
+                    answers.push(Answer {
+                        ended: Ended::TooLong,
+                        ..Answer::default()
+                    });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(answers)
     }
 
     fn note_pace(&self, took: Duration, users: usize) {
@@ -533,13 +581,11 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             metrics::fenced_off(outcome);
             if outcome == Published::Stored {
                 count_published(&self.arms[job.arm].arm.id, job.work, (*source, now));
-                out.push(self.update(ns, &list.user, &list.list));
+                out.push((list.user.clone(), Some(update(&list.list))));
             }
         }
         let published = out.len() as u64;
-        if !out.is_empty() {
-            self.log.send(out).await?;
-        }
+        tell_lists(&self.log, &self.store, (&self.settings.topics, ns), out).await?;
         Ok(published)
     }
 
@@ -564,26 +610,11 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// A crash between publish and its record loses the record; whoever finds the list covered tells it again.
     async fn tell_again(&self, ns: &str, covered: Vec<(&Work, Peek)>) -> Result<(), Error> {
-        let mut out = Vec::new();
-        for (work, peek) in covered {
+        let told = covered.into_iter().map(|(work, peek)| {
             metrics::unchanged(work.request.lane);
-            out.extend(
-                peek.list
-                    .map(|list| self.update(ns, &work.request.user, &list)),
-            );
-        }
-        if !out.is_empty() {
-            self.log.send(out).await?;
-        }
-        Ok(())
-    }
-
-    fn update(&self, ns: &str, user: &UserId, list: &Stored) -> Outgoing {
-        let value = Update::json(
-            (list.ticket, list.epoch),
-            &list.covers,
-            (&list.doc, &list.audit),
-        );
-        update_record(&self.settings.topics, ns, user, Some(value))
+            (work.request.user.clone(), current(&peek))
+        });
+        let place = (&self.settings.topics, ns);
+        tell_lists(&self.log, &self.store, place, told.collect()).await
     }
 }

@@ -5,6 +5,8 @@
 //! error: every effect is fenced. It decides nothing about users or products ([`crate::intake`] does).
 
 mod records;
+mod states;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -17,15 +19,17 @@ use crate::event::{self, Accepted, Change, Reject, UserId};
 use crate::fold::Step;
 use crate::intake::{Counted, Edit, Listed, Plan, Rulebook, plan};
 use crate::list::{Document, Update};
+use crate::log::bury::Graves;
 use crate::log::{self, Batch, Log};
-use crate::metrics::{self, EventOutcome, EventType, RecordOutcome};
+use crate::metrics::{self, EventOutcome, EventType, Stage};
 use crate::record::{Offset, Partition, Record, Resume, Timestamp};
 use crate::shop::Shop;
 use crate::state::Held;
 use crate::store::{self, Added, FoldWrite, Folded, Store, Stored};
 use crate::topics::Topics;
+pub use records::{bury, letter, request_record, update_record};
 use records::{count_records, deltas, stage, write_of};
-pub use records::{letter, request_record, update_record};
+pub use told::{current, tell_lists, update};
 
 use crate::trigger::{Policy, Request};
 
@@ -109,14 +113,20 @@ pub enum Error {
     /// The store.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// Dead letters that the topic `dlq` does not take now: unreachable, missing, closed to us, too small.
+    #[error("{left} dead letters wait for the dlq: {source}")]
+    Dlq {
+        /// How many.
+        left: usize,
+        /// Why.
+        source: log::Error,
+    },
     /// A fence above the partition's end: the topic was recreated, or this is another cluster.
     #[error(
-        "user {user} was folded up to {fence:?} of {partition}, which ends at {end:?}; \
+        "a user was folded up to {fence:?} of {partition}, which ends at {end:?}; \
          if the topic was recreated, raise kafka.incarnations.\"{}\"", partition.topic
     )]
     FenceAboveEnd {
-        /// Whose state.
-        user: UserId,
         /// The partition.
         partition: Partition,
         /// Fence in the state.
@@ -132,6 +142,8 @@ impl Error {
         match self {
             Self::Log(error) => error.remedy() == log::Remedy::Retry,
             Self::Store(error) => error.remedy() == store::Remedy::Retry,
+            // What lacks a topic or a right may get it any moment; nothing is lost by waiting.
+            Self::Dlq { source, .. } => !matches!(source, log::Error::Stopped(_)),
             Self::FenceAboveEnd { .. } => false,
         }
     }
@@ -144,11 +156,15 @@ pub struct Ingest<L, S> {
     settings: Settings,
     shop: Arc<ArcSwap<Shop>>,
     /// States as last stored by this member; a stale one costs a reload, never a wrong write.
-    cache: LruCache<UserId, Held>,
+    cache: LruCache<UserId, (u32, Held)>,
+    /// Age of the cache: what was put there two ages ago and not needed since is dropped.
+    age: u32,
     /// Fences of the counts as last seen, by partition and shard.
     chains: BTreeMap<Partition, BTreeMap<u8, Offset>>,
     /// Handled, not yet committed.
     ready: BTreeMap<Partition, Resume>,
+    /// Dead letters of batches in hand that need not be written again.
+    graves: Graves,
     /// Stopped with an alarm: nothing of them is handled until they are assigned anew.
     stopped: BTreeSet<Partition>,
 }
@@ -175,10 +191,12 @@ impl<L: Log, S: Store> Ingest<L, S> {
             log,
             store,
             cache: LruCache::new(settings.cache_users),
+            age: 0,
             settings,
             shop,
             chains: BTreeMap::new(),
             ready: BTreeMap::new(),
+            graves: Graves::default(),
             stopped: BTreeSet::new(),
         }
     }
@@ -214,6 +232,8 @@ impl<L: Log, S: Store> Ingest<L, S> {
             self.chains.remove(partition);
             self.stopped.remove(partition);
         }
+        self.graves.forget(partitions);
+        self.drop_states(partitions);
         metrics::stopped(self.stopped.len());
     }
 
@@ -244,6 +264,8 @@ impl<L: Log, S: Store> Ingest<L, S> {
         self.tell(&mut after).await?;
         self.store.flush().await?;
         count_records(&after.seen);
+        self.graves
+            .forget(batches.iter().map(|batch| &batch.partition));
         for batch in batches {
             if let Some(last) = batch.records.last() {
                 self.ready
@@ -299,27 +321,13 @@ impl<L: Log, S: Store> Ingest<L, S> {
         (users, rejects)
     }
 
-    async fn bury(&self, rejects: &[(&Record, Reject)]) -> Result<(), Error> {
-        if rejects.is_empty() {
-            return Ok(());
-        }
+    async fn bury(&mut self, rejects: &[(&Record, Reject)]) -> Result<(), Error> {
         let Settings { topics, group, .. } = &self.settings;
-        let letters = rejects
+        let dead: Vec<(&Record, Stage, &Reject)> = rejects
             .iter()
-            .map(|(record, reject)| {
-                letter(
-                    (&topics.dlq, group),
-                    record,
-                    (stage(topics, record), reject),
-                )
-            })
+            .map(|(record, reject)| (*record, stage(topics, record), reject))
             .collect();
-        log::replay::bury(&self.log, letters).await?;
-        for (record, reject) in rejects {
-            metrics::dlq(stage(topics, record), reject.code(), 1);
-            metrics::records(&record.position.partition.topic, RecordOutcome::Dlq, 1);
-        }
-        Ok(())
+        bury(&mut self.graves, &self.log, (&topics.dlq, group), &dead).await
     }
 
     async fn fold_users(
@@ -335,8 +343,8 @@ impl<L: Log, S: Store> Ingest<L, S> {
             let mut plans = Vec::with_capacity(todo.len());
             for (user, records) in &todo {
                 // Taken out until it is stored: after an error nothing half-written stays behind.
-                let held = self.cache.pop(user).unwrap_or_default();
-                self.below_end(user, &held, batches).await?;
+                let (_, held) = self.cache.pop(user).unwrap_or_default();
+                self.below_end(&held, batches).await?;
                 let book = Rulebook {
                     shop: &shop,
                     policy: &self.settings.policy,
@@ -354,7 +362,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
 
     /// A fence at or above the log's end is no duplicate: the log is another one than was folded. A batch
     /// may be older than another owner's writes, so the end is asked for before an alarm.
-    async fn below_end(&self, user: &UserId, held: &Held, batches: &[&Batch]) -> Result<(), Error> {
+    async fn below_end(&self, held: &Held, batches: &[&Batch]) -> Result<(), Error> {
         for batch in batches {
             let Some(fence) = held
                 .state
@@ -366,9 +374,8 @@ impl<L: Log, S: Store> Ingest<L, S> {
             };
             let end = self.log.end(&batch.partition).await?;
             if fence >= end {
-                let (user, partition) = (user.clone(), batch.partition.clone());
+                let partition = batch.partition.clone();
                 return Err(Error::FenceAboveEnd {
-                    user,
                     partition,
                     fence,
                     end,
@@ -452,33 +459,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
                 .or_default()
                 .push(counted);
         }
-        self.cache.put(user, plan.held);
-    }
-
-    async fn load(&mut self, users: impl Iterator<Item = &UserId>) -> Result<(), Error> {
-        let users: Vec<&UserId> = users.collect();
-        // A batch with more users than the cache holds must still find them all.
-        if users.len() > self.cache.cap().get() {
-            self.cache
-                .resize(NonZeroUsize::new(users.len()).unwrap_or(NonZeroUsize::MIN));
-        }
-        let all = users.len();
-        let missing: Vec<UserId> = users
-            .into_iter()
-            .filter(|user| !self.cache.contains(user))
-            .cloned()
-            .collect();
-        metrics::state_loads(metrics::Cache::Hit, (all - missing.len()) as u64);
-        metrics::state_loads(metrics::Cache::Miss, missing.len() as u64);
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let held = self.store.load(&self.settings.ns, &missing).await?;
-        for (user, held) in missing.into_iter().zip(held) {
-            self.cache.put(user, held);
-        }
-        metrics::state_cached(self.cache.len());
-        Ok(())
+        self.cache.put(user, (self.age, plan.held));
     }
 
     /// Stored lists of users whose profile may change: what it newly forbids goes in the same step.
@@ -564,18 +545,19 @@ impl<L: Log, S: Store> Ingest<L, S> {
             after.tally.requests += 1;
             out.push(request_record(topics, &request));
         }
-        for user in &after.erased {
-            metrics::erases(1);
-            out.push(update_record(topics, ns, user, None));
-        }
-        for (user, list) in &after.stripped {
-            let doc = list.doc.to_json();
-            let told = Update::json((list.ticket, list.epoch), &list.covers, (&doc, &list.audit));
-            out.push(update_record(topics, ns, user, Some(told)));
-        }
         if !out.is_empty() {
             self.log.send(out).await?;
         }
-        Ok(())
+        let mut told = Vec::new();
+        for user in &after.erased {
+            metrics::erases(1);
+            told.push((user.clone(), None));
+        }
+        for (user, list) in &after.stripped {
+            let doc = list.doc.to_json();
+            let value = Update::json((list.ticket, list.epoch), &list.covers, (&doc, &list.audit));
+            told.push((user.clone(), Some(value)));
+        }
+        tell_lists(&self.log, &self.store, (topics, ns), told).await
     }
 }

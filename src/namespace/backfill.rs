@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::http::Ready;
 use crate::ingest::{Ingest, Tally};
 use crate::log::{self, Admin, Batch, Delivery, Log, probe};
 use crate::record::{Partition, Resume};
@@ -158,7 +159,9 @@ async fn fold<L: Log, S: Store>(
         }
     }
     batches.retain(|batch| !batch.records.is_empty());
-    let tally = fold_all(member, &batches, cancel).await;
+    // No probe asks a backfill whether it is ready; the log line and the metrics say that it waits.
+    let dlq = Ready::default().gate("dlq-backfill");
+    let tally = fold_all(member, &batches, (&dlq, cancel)).await;
     if cancel.is_cancelled() {
         // It may have broken off in the middle: nothing is noted, and the next member folds it again.
         return Ok(tally);

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use load::load_arms;
-use loops::{generate_loop, ingest_loop, stock_loop};
+use loops::{dlq_gate, generate_loop, ingest_loop, stock_loop};
 use watch::{ENGINE_STALLED, join, watch_coverage, watch_engine, watch_redis};
 
 use crate::config::Config;
@@ -210,11 +210,9 @@ fn spawn_keeper(
     let gate = ready.gate("catalogue");
     let (stop, wait) = (cancel.clone(), cancel.clone());
     tasks.spawn(async move {
-        let beginning = BTreeMap::new();
-        let tail = crate::log::tail(&config.kafka, &config.topics.catalog, &beginning);
         let tail = tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            tail = tail => tail.with_context(|| format!("topic {}", config.topics.catalog))?,
+            tail = catalogue_tail(&config) => tail.with_context(|| format!("topic {}", config.topics.catalog))?,
         };
         keeper.run(tail, stop).await.context("catalogue")
     });
@@ -225,6 +223,20 @@ fn spawn_keeper(
         }
         Ok(())
     });
+}
+
+/// A broker that is away for a while must not end a process that starts just then: readiness says what it waits for.
+async fn catalogue_tail(config: &Config) -> Result<crate::log::Tail, crate::log::Error> {
+    loop {
+        let tail = crate::log::tail(&config.kafka, &config.topics.catalog, &BTreeMap::new()).await;
+        match tail {
+            Err(error) if error.remedy() == crate::log::Remedy::Retry => {
+                tracing::warn!(%error, "the catalogue will be asked for again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn keeper_settings(config: &Config, roles: Roles) -> crate::keeper::Settings {
@@ -290,6 +302,7 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
     };
     let (stop, states) = (cancel.clone(), store.clone());
     let stamped = config.clone();
+    let gate = dlq_gate(&parts.ready, "dlq-ingest");
     tasks.spawn(async move {
         let now = if stamped_by_broker(&stamped).await {
             Now::Unchecked
@@ -297,7 +310,9 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
             Now::Clock(wall_clock)
         };
         let member = Ingest::new(log, states, shop, ingest::Settings { now, ..settings });
-        ingest_loop(member, catalogue, stop).await.context("ingest")
+        ingest_loop(member, (catalogue, gate), stop)
+            .await
+            .context("ingest")
     });
     let log = join(
         tasks,
@@ -305,7 +320,8 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
         ("stock", stock::GROUP.into(), vec![topics.catalog.clone()]),
     )?;
     let member = Stock::new(log, store, (topics, config.limits()));
-    tasks.spawn(async move { stock_loop(member, cancel).await.context("stock") });
+    let gate = dlq_gate(&parts.ready, "dlq-stock");
+    tasks.spawn(async move { stock_loop(member, gate, cancel).await.context("stock") });
     Ok(())
 }
 
@@ -378,7 +394,7 @@ async fn generate_task(
     let mut member = Generate::new(log, store, shop, (arms, settings));
     member.warm().await;
     gate.open("warm");
-    generate_loop(member, cancel).await
+    generate_loop(member, dlq_gate(&ready, "dlq-generate"), cancel).await
 }
 
 /// False if cancelled before.

@@ -2,7 +2,11 @@
 
 mod backfill;
 mod backfill_kills;
+mod corpus;
+mod dlq_down;
 mod engine;
+mod erase;
+mod fuzz;
 mod harness;
 mod isolation;
 mod log;
@@ -11,6 +15,7 @@ mod log_kafka;
 mod page;
 mod poison;
 mod process;
+mod safety;
 mod simulation;
 mod store;
 mod store_faults;

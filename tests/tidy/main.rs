@@ -3,6 +3,7 @@
 //! It reads text, not types: comments and strings are blanked first, then words are looked for. What it
 //! decides from: the three groups of `src/lib.rs`.
 
+mod promises;
 mod scan;
 mod walls;
 
@@ -218,6 +219,31 @@ fn unfinished_and_careless_words_are_told() {
         "src/log/a.rs",
         "fn f<'a>(x: &'a str) { dbg!(x) }",
         &[(2, "dbg!")],
+    );
+}
+
+#[test]
+fn a_log_line_that_names_somebody_is_told() {
+    let told = [(2, "a log line names a user")];
+    check(
+        "src/ingest/a.rs",
+        "fn f() { tracing::warn!(%user, \"late\"); }",
+        &told,
+    );
+    check(
+        "src/ingest/a.rs",
+        "fn f() { tracing::info!(\n\"of {user}\"); }",
+        &told,
+    );
+    check(
+        "src/ingest/a.rs",
+        "fn f() { tracing::error!(id = key, \"late\"); }",
+        &[(2, "a log line names a key")],
+    );
+    check(
+        "src/ingest/a.rs",
+        "fn f() { tracing::info!(users = 3, \"the user is {users}\"); tracing::debug!(user); }",
+        &[],
     );
 }
 

@@ -5,6 +5,7 @@
 //! one guard on purpose, so that the simulation can prove that it would notice.
 
 mod flaws;
+mod list;
 mod register;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,8 @@ use crate::record::{Offset, Partition, Timestamp};
 use crate::state::{Held, Mark, Profiled, UserState};
 
 pub use flaws::Flaws;
+
+use list::{edit, is_fallback};
 
 /// How long a gone SKU stays in its set: the default of Redis.
 const LIST_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -60,6 +63,8 @@ struct User {
     row: Option<Row>,
     profile: Option<Profiled>,
     list: Option<Stored>,
+    /// Life of the state that the list was made from.
+    list_life: Timestamp,
 }
 
 /// The state hash; `state.profile` is always `None` here.
@@ -176,15 +181,20 @@ impl Inner {
         let profile = found.and_then(|user| user.profile.as_ref());
         match found.and_then(|user| user.row.as_ref()) {
             Some(row) => Held {
+                reborn: erased > row.state.life,
                 state: seen(&row.state, profile, erased),
                 mark: row.mark.clone(),
                 ver: row.ver,
                 ticket: row.ticket,
             },
-            None => Held {
-                state: seen(&UserState::default(), profile, erased),
-                ..Held::default()
-            },
+            None => {
+                let state = seen(&UserState::default(), profile, erased);
+                Held {
+                    reborn: profile.is_some() && state.profile.is_none(),
+                    state,
+                    ..Held::default()
+                }
+            }
         }
     }
 
@@ -203,8 +213,10 @@ impl Inner {
         }
         let reborn = life > stored_life;
         let listed = user.list.as_ref().map(|list| list.ticket);
+        // A list that was made since this very erase, seen by its tombstone, stays.
+        let dies = reborn && user.list_life < life;
         if let ListEdit::Strip { ticket, .. } = &write.list
-            && !reborn
+            && !dies
             && listed != Some(*ticket)
         {
             return Folded::Stale;
@@ -220,10 +232,13 @@ impl Inner {
             ver: ver + 1,
             ticket,
         });
-        if reborn {
+        if dies {
             user.list = None;
         }
-        edit(&mut user.list, &write.list, reborn);
+        if user.list.is_none() {
+            user.list_life = life;
+        }
+        edit(&mut user.list, &write.list, dies);
         if life > erased {
             self.erased.insert(write.user.clone(), life);
         }
@@ -255,6 +270,7 @@ impl Inner {
         let user = self.user_mut(ns, &publish.user);
         if flaws.blind_publish {
             user.list = Some(list.clone());
+            user.list_life = publish.life;
             return Published::Stored;
         }
         let held = user.row.as_ref().map_or(Timestamp(0), |r| r.state.life);
@@ -271,7 +287,7 @@ impl Inner {
         if list.ticket > row.ticket {
             return Published::NoState;
         }
-        if held < erased {
+        if held.max(user.list_life) < erased {
             user.list = None;
         }
         if let Some(stored) = &user.list {
@@ -286,6 +302,7 @@ impl Inner {
             }
         }
         user.list = Some(list.clone());
+        user.list_life = publish.life;
         Published::Stored
     }
 
@@ -347,33 +364,6 @@ impl Inner {
     }
 }
 
-/// What a fold does to the list once it is written.
-fn edit(list: &mut Option<Stored>, edit: &ListEdit, reborn: bool) {
-    match edit {
-        ListEdit::Keep => {}
-        ListEdit::First { doc, audit, at } => {
-            list.get_or_insert_with(|| Stored {
-                doc: doc.clone(),
-                ticket: 0,
-                covers: Default::default(),
-                epoch: 0,
-                at: *at,
-                audit: audit.clone(),
-            });
-        }
-        ListEdit::Strip { doc, .. } => {
-            if let Some(list) = list.as_mut().filter(|_| !reborn) {
-                list.doc.clone_from(doc);
-            }
-        }
-    }
-}
-
-/// Whether a document says that it is no list of the model.
-fn is_fallback(doc: &str) -> bool {
-    serde_json::from_str::<serde_json::Value>(doc).is_ok_and(|doc| doc["source"] == "fallback")
-}
-
 /// Users of a page of [`Store::scan`]; small, so that tests see more than one page.
 const PAGE: usize = 10;
 
@@ -413,7 +403,8 @@ impl Store for MemoryStore {
             keys::user(ns, user)?;
             let held = inner.load(ns, user, Timestamp(0));
             let found = inner.user(ns, user);
-            let reborn = self.erased(&inner, user) > held.state.life;
+            let made = found.map_or(Timestamp(0), |u| u.list_life);
+            let reborn = self.erased(&inner, user) > held.state.life.max(made);
             Ok(Peek {
                 list: found.and_then(|u| u.list.clone()).filter(|_| !reborn),
                 fences: held.state.fences,
