@@ -4,6 +4,7 @@
 //! when it is covered, refused or failed for good. Between two calls nothing is in memory that the
 //! lanes' topics could not bring back. Work in hand may be done twice; tickets decide.
 
+mod answers;
 mod count;
 mod yielding;
 
@@ -15,11 +16,11 @@ use arc_swap::ArcSwap;
 
 use count::{count_batch, count_dropped, count_published, count_running};
 
+pub use answers::Answers;
 pub use yielding::HEED_EVERY;
 
 use crate::arms::{arm_of, arms_for};
 use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
-use crate::engine::thread::Handle;
 use crate::engine::{self, Info};
 use crate::event::Reject;
 use crate::event::UserId;
@@ -42,21 +43,6 @@ use crate::trigger::Request;
 
 /// Consumer group of the three lanes, whatever the namespace.
 pub const GROUP: &str = "nearshore-generate";
-
-/// Whoever answers a batch of questions: the engine's thread, or a table in the simulation.
-pub trait Answers: Send + Sync {
-    /// Makes `names` the catalogue, as soon as they are ready; only the first are waited for.
-    fn set_names(
-        &self,
-        names: Arc<Names>,
-    ) -> impl Future<Output = Result<(), engine::Error>> + Send;
-
-    /// Answers in the order of `asks`.
-    fn generate(
-        &self,
-        asks: Vec<Ask>,
-    ) -> impl Future<Output = Result<Vec<Answer>, engine::Error>> + Send;
-}
 
 /// One arm, ready to be used.
 pub struct Loaded<A> {
@@ -89,16 +75,6 @@ pub struct Settings {
     pub needs: Needs,
     /// The clock, only to wait and to measure.
     pub clock: fn() -> Timestamp,
-}
-
-impl Answers for Handle {
-    async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
-        self.offer_names(names).await
-    }
-
-    async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, engine::Error> {
-        Handle::generate(self, asks).await
-    }
 }
 
 /// What one turn did.
