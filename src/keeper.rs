@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalogue::Catalogue;
@@ -153,6 +154,9 @@ impl<S: Store> Keeper<S> {
         cancel: CancellationToken,
     ) -> Result<(), crate::log::Error> {
         let mut snapshots = tokio::time::interval(self.settings.snapshot_every);
+        // On a busy machine a snapshot may take longer than its period: ticks that were missed must not crowd
+        // out the records, or the catalogue is never read to its end.
+        snapshots.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut blocks = tokio::time::interval(self.settings.blocks_every);
         let mut demand = tokio::time::interval(self.settings.demand_every);
         let mut fallbacks = tokio::time::interval(

@@ -162,7 +162,12 @@ async fn bytes(store: &RedisStore, config: &Config, users: u64) -> anyhow::Resul
         .active()
         .await?
         .unwrap_or_else(|| config.namespace.clone());
-    let (mut some, _) = store.scan(&ns, None).await?;
+    let (mut some, mut next) = store.scan(&ns, None).await?;
+    while let Some(cursor) = next.filter(|_| some.len() < MEASURED) {
+        let (more, after) = store.scan(&ns, Some(cursor)).await?;
+        some.extend(more);
+        next = after;
+    }
     some.truncate(MEASURED);
     if some.is_empty() {
         let how = format!(

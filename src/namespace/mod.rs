@@ -19,7 +19,7 @@ pub use dump::{Dump, dump};
 pub use estimate::{Estimate, Figure, Given, estimate};
 pub(crate) use plan::place;
 pub use plan::{Book, Order, Progress, group};
-pub use promote::{Bounds, Check, Listing, Note, is_covered, list, promote};
+pub use promote::{Bounds, Check, Listing, Note, enroll, is_covered, list, promote};
 pub use retire::{Retired, retire};
 
 use std::collections::{BTreeMap, BTreeSet};

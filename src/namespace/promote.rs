@@ -40,6 +40,15 @@ impl Note {
     }
 }
 
+/// Puts a namespace that is being filled by `run` into the register, unless it is there.
+pub async fn enroll<S: Store>(store: &S, ns: &str) -> Result<(), store::Error> {
+    if store.namespaces().await?.contains_key(ns) {
+        return Ok(());
+    }
+    let note = serde_json::json!({"created_at": wall_clock(), "by": "run"});
+    store.enroll(ns, Some(&note.to_string())).await
+}
+
 /// A namespace, as `namespace list` shows it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Listing {

@@ -51,6 +51,8 @@ pub async fn retire<S: Store>(
             not_served(store, ns).await?;
         }
     }
+    // First, so that no worker writes fallbacks for it any more.
+    store.enroll(ns, None).await?;
     let mut retired = Retired::default();
     loop {
         let gone = pass(config, store, &mut tell).await?;
@@ -61,7 +63,6 @@ pub async fn retire<S: Store>(
             break;
         }
     }
-    store.enroll(ns, None).await?;
     Ok(retired)
 }
 

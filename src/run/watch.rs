@@ -17,7 +17,7 @@ use crate::http::Heart;
 use crate::keeper::wall_clock;
 use crate::log::{KafkaLog, Standing};
 use crate::metrics;
-use crate::namespace::is_covered;
+use crate::namespace::{self, is_covered};
 use crate::store::{RedisStore, Store};
 
 /// A poll loop that makes no turn for so long is stuck.
@@ -87,6 +87,7 @@ pub(super) async fn watch_redis(parts: Parts) -> anyhow::Result<()> {
     let gate = parts.ready.gate("redis");
     // A Redis that lost everything gets back the pointer that we saw last, not ours.
     let mut served = parts.config.namespace.clone();
+    let mut enrolled = false;
     let mut tick = tokio::time::interval(Duration::from_secs(2));
     loop {
         tokio::select! {
@@ -102,8 +103,17 @@ pub(super) async fn watch_redis(parts: Parts) -> anyhow::Result<()> {
         }
         match parts.store.active().await {
             Ok(Some(ns)) => served = ns,
-            Ok(None) => claim_active(&parts.store, &served).await,
+            Ok(None) => {
+                claim_active(&parts.store, &served).await;
+                enrolled = false;
+            }
             Err(error) => tracing::warn!(%error, "nearshore:active is not known"),
+        }
+        if !enrolled {
+            match namespace::enroll(&parts.store, &parts.config.namespace).await {
+                Ok(()) => enrolled = true,
+                Err(error) => tracing::warn!(%error, "the namespace is not in the register yet"),
+            }
         }
     }
 }

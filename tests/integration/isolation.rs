@@ -28,7 +28,6 @@ const PAST: usize = 60_000;
 const T: f64 = 2.776;
 
 /// What one stretch measured.
-#[derive(Debug)]
 struct Stretch {
     lists: usize,
     p50: f64,
@@ -38,6 +37,15 @@ struct Stretch {
     /// Backfill lists made meanwhile.
     backfilled: f64,
     folded: u64,
+}
+
+impl Stretch {
+    fn line(&self) -> String {
+        format!(
+            "{} lists, p50 {:.3} s, p99 {:.3} s; ingest lag at most {}, mean {:.1}; beside it {} backfill lists, {} records folded",
+            self.lists, self.p50, self.p99, self.lag.0, self.lag.1, self.backfilled, self.folded
+        )
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -58,7 +66,8 @@ async fn isolation_of_live_from_a_backfill() {
         rest(&site).await;
         let with = stretch(&site, (&generate, Some(&past))).await;
         rest(&site).await;
-        println!("pair {pair}: without {without:?}\npair {pair}: with    {with:?}");
+        println!("pair {pair} without: {}", without.line());
+        println!("pair {pair} with:    {}", with.line());
         pairs.push((without, with));
     }
     report(&pairs);
