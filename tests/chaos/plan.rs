@@ -276,6 +276,11 @@ fn member_faults(size: &Size, rng: &mut ChaCha8Rng) -> Vec<Fault> {
         let long = Duration::from_secs(rng.random_range(5..=longest));
         faults.push(Fault::Cut(whom, net, long));
     }
+    if size.broken == Some(Break::NoFence) {
+        // A sum is doubled where an addition is done, its answer lost, and the call made again.
+        let lost = |nth| Fault::Cut(nth, Net::LoseAnswers, size.load / 2);
+        faults.extend((0..size.ingest).map(lost));
+    }
     faults.shuffle(rng);
     for _ in 0..counts.replays {
         // Late, so that there is much to read again, and an erased user to come back by mistake.

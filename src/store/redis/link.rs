@@ -345,7 +345,7 @@ impl Link {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
-        if error.is_timeout() || is_lost(&error) {
+        if error.is_timeout() || is_lost(&error) || self.is_outdated(&error) {
             self.drop(live);
         }
         Err(self.name(&error))
@@ -366,7 +366,7 @@ impl Link {
                 limit: self.response_max,
             };
         }
-        if is_lost(error) || is_passing(error) {
+        if is_lost(error) || is_passing(error) || self.is_outdated(error) {
             return self.unavailable(&error.to_string());
         }
         let hint = match error.kind() {
@@ -376,6 +376,12 @@ impl Link {
             _ => "",
         };
         self.odd(format!("{error}{hint}"))
+    }
+
+    /// The client's map of the cluster's slots is not the cluster's, and it gave up following: a node was away
+    /// while the others answered for it. A new connection draws a new map.
+    fn is_outdated(&self, error: &RedisError) -> bool {
+        self.is_cluster() && error.kind() == ErrorKind::Server(ServerErrorKind::Moved)
     }
 
     fn unavailable(&self, reason: &str) -> Error {
@@ -491,4 +497,26 @@ fn is_passing(error: &RedisError) -> bool {
     );
     let busy = ["OOM", "BUSY", "MISCONF", "NOREPLICAS"];
     known || error.code().is_some_and(|code| busy.contains(&code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Remedy;
+
+    fn remedy_of_moved(url: &str) -> Remedy {
+        let settings = Settings {
+            url: url.into(),
+            ..Settings::default()
+        };
+        let link = Link::new(&settings, Duration::ZERO).expect("valid");
+        let moved = ErrorKind::Server(ServerErrorKind::Moved);
+        link.name(&RedisError::from((moved, "MOVED"))).remedy()
+    }
+
+    #[test]
+    fn a_cluster_whose_slots_moved_is_asked_again_and_a_single_server_is_named_as_a_cluster() {
+        assert_eq!(remedy_of_moved("redis+cluster://h:1"), Remedy::Retry);
+        assert_eq!(remedy_of_moved("redis://h:1"), Remedy::Stop);
+    }
 }

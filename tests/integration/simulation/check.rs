@@ -287,8 +287,8 @@ fn lists<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
     Ok(())
 }
 
-/// What stands was told, and of who is erased and silent nothing is told after the erase. That the last word is always
-/// what stands cannot be asked: a zombie that dies between its record and its look leaves an older one behind.
+/// Of who is erased and silent nothing is told after the erase. That the last word is always what stands cannot be
+/// asked: a zombie that dies between its record and its look leaves an older one behind.
 fn told<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
     let peeks = now(history.store.peek(&history.ns, &users(history))).map_err(|e| e.to_string())?;
     let updates = history.cluster.records(&history.topics.recall_updates);
@@ -297,25 +297,12 @@ fn told<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
         let mine = updates
             .iter()
             .filter(|record| record.key.as_deref() == Some(key.as_bytes()));
-        let told = mine.map(|record| record.value.as_deref().map(Update::parse).transpose());
-        let told: Result<Vec<Option<Update>>, _> = told.collect();
-        let told = told.map_err(|e| format!("update of {user}: {e}"))?;
-        let stands = peek
-            .list
-            .map(|list| list.ticket)
-            .filter(|ticket| *ticket > 0);
-        let known = told
-            .iter()
-            .flatten()
-            .any(|update| Some(update.ticket) == stands);
-        if stands.is_some() && !known {
-            return Err(format!("list {stands:?} of {user} was never told"));
-        }
-        let last = told.last().and_then(Option::as_ref);
-        if let (None, Some(_), Some(last)) = (stands, facts.lives.get(user), last) {
+        let last = mine.last().and_then(|record| record.value.as_deref());
+        if let (None, Some(life), Some(value)) = (peek.list, facts.lives.get(user), last) {
+            let told = Update::parse(value).map_err(|e| format!("update of {user}: {e}"))?;
+            let ticket = told.ticket;
             return Err(format!(
-                "{user} is erased, and list {} was told after",
-                last.ticket
+                "{user} is erased at {life:?}, and list {ticket} was told after"
             ));
         }
     }
