@@ -150,6 +150,16 @@ enum Command {
         after_help = "Examples:\n  scripts/demo                 # does the set-up, then this\n  nearshore demo --data .cache/data --model smollm2.gguf --check"
     )]
     Demo(crate::demo::DemoArgs),
+    /// Answers the questions of scripts/bench, one JSON line each.
+    #[command(subcommand, hide = true)]
+    Bench(Bench),
+}
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// The engine.
+    Engine(crate::engine::bench::BenchArgs),
 }
 
 /// Which role a process plays.
@@ -187,6 +197,11 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Try(args) => {
             crate::engine::try_names::run(&args)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Bench(Bench::Engine(args)) => {
+            let (stdin, stdout) = (std::io::stdin().lock(), std::io::stdout().lock());
+            crate::engine::bench::run(&args, stdin, stdout).map_err(anyhow::Error::from_boxed)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Demo(args) => crate::demo::run(args),

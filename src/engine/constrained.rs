@@ -170,6 +170,38 @@ impl Constrained {
         Ok(tokens)
     }
 
+    /// Computes prompts of tokens and nothing after them, as a batch that asks for no names: for
+    /// measurements.
+    #[doc(hidden)]
+    pub fn prefill(&self, prompts: &[Vec<u32>]) -> Result<(), Error> {
+        let ask = Ask {
+            prompt: String::new(),
+            permitted: None,
+            n: 0,
+            terms: Vec::new(),
+            weight: 1.0,
+        };
+        let users = prompts.iter().map(|prompt| (&ask, prompt.clone()));
+        self.run(users.collect()).map(drop)
+    }
+
+    /// Answers users, in groups over the threads.
+    fn run(&self, mut users: Vec<(&Ask, Vec<u32>)>) -> Result<Vec<Answer>, Error> {
+        let threads = self.pool.current_num_threads();
+        let groups = threads.min(users.len()).max(1);
+        let mut work = Vec::with_capacity(groups);
+        for left in (1..=groups).rev() {
+            let rest = users.split_off(users.len().div_ceil(left));
+            work.push(self.group(std::mem::replace(&mut users, rest), threads / groups));
+        }
+        let done: Vec<Result<Vec<Answer>, Error>> = self.pool.install(|| {
+            use rayon::prelude::*;
+            work.into_par_iter().map(Group::run).collect()
+        });
+        let answers: Result<Vec<_>, _> = done.into_iter().collect();
+        Ok(answers?.into_iter().flatten().collect())
+    }
+
     fn group<'a>(&'a self, users: Vec<(&'a Ask, Vec<u32>)>, threads: usize) -> Group<'a> {
         let sizes = self.network.sizes();
         let mut group = Group {
@@ -222,20 +254,7 @@ impl Model for Constrained {
             .filter(|(ask, _)| ask.weight != 0.0);
         let heard: Vec<&[u32]> = heard.map(|(_, prompt)| prompt.as_slice()).collect();
         self.share(&heard)?;
-        let threads = self.pool.current_num_threads();
-        let groups = threads.min(asks.len()).max(1);
-        let mut users: Vec<_> = asks.iter().zip(prompts).collect();
-        let mut work = Vec::with_capacity(groups);
-        for left in (1..=groups).rev() {
-            let rest = users.split_off(users.len().div_ceil(left));
-            work.push(self.group(std::mem::replace(&mut users, rest), threads / groups));
-        }
-        let done: Vec<Result<Vec<Answer>, Error>> = self.pool.install(|| {
-            use rayon::prelude::*;
-            work.into_par_iter().map(Group::run).collect()
-        });
-        let answers: Result<Vec<_>, _> = done.into_iter().collect();
-        Ok(answers?.into_iter().flatten().collect())
+        self.run(asks.iter().zip(prompts).collect())
     }
 
     fn info(&self) -> Info {

@@ -6,8 +6,12 @@
 use std::sync::Arc;
 
 mod attention;
+#[doc(hidden)]
+pub mod bench;
 pub mod constrained;
 pub mod contract;
+#[allow(dead_code)] // until the options name a device
+mod device;
 mod folder;
 mod forward;
 mod gguf;
