@@ -11,7 +11,7 @@ use crate::keeper::wall_clock;
 use crate::log::{self, Delivery, Log};
 use crate::metrics::{self, RecordOutcome, Stage};
 use crate::record::{Partition, Resume};
-use crate::store::{StockOp, Store};
+use crate::store::{Shelf, StockOp, Store};
 use crate::topics::Topics;
 
 /// Its consumer group: one for all namespaces, for stock is nobody's.
@@ -67,8 +67,13 @@ impl<L: Log, S: Store> Stock<L, S> {
                     sku,
                     partition: record.position.partition.clone(),
                     offset: record.position.offset,
-                    // Gone counts as sold out: a list made before may still name it.
-                    out: value.is_none_or(|sku| sku.stock <= 0),
+                    shelf: match value {
+                        // A list made before may still name it.
+                        None => Shelf::Gone,
+                        Some(sku) if sku.stock <= 0 => Shelf::Out,
+                        Some(_) => Shelf::In,
+                    },
+                    time: record.time,
                 }),
                 Err(reject) => {
                     metrics::dlq(Stage::Catalog, reject.code(), 1);
@@ -92,7 +97,7 @@ impl<L: Log, S: Store> Stock<L, S> {
                 RecordOutcome::Folded,
                 ops.len() as u64,
             );
-            let out = ops.iter().filter(|op| op.out).count() as u64;
+            let out = ops.iter().filter(|op| op.shelf != Shelf::In).count() as u64;
             let oldest = batch.records.iter().map(|record| record.time).min();
             metrics::stock_to_filter(wall_clock().since(oldest.unwrap_or_default()));
             metrics::stock(metrics::StockMove::Out, out);

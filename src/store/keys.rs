@@ -197,6 +197,11 @@ pub fn sold_out_fence(set: u8) -> String {
     format!("nearshore:oos:{{{set}}}:fence")
 }
 
+/// `nearshore:oos:{N}:gone`, a sorted set of SKUs that left the catalogue, by record time.
+pub fn sold_out_gone(set: u8) -> String {
+    format!("nearshore:oos:{{{set}}}:gone")
+}
+
 /// `nearshore:oos:{N}:blocked`, a hash of SKU -> JSON: which blocks hold it, and whether it is out besides.
 pub fn sold_out_blocked(set: u8) -> String {
     format!("nearshore:oos:{{{set}}}:blocked")

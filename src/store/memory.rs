@@ -6,14 +6,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::{
-    Added, Block, Cell, Delta, Error, FoldWrite, Folded, ListEdit, Peek, Publish, Published,
+    Added, Block, Cell, Delta, Error, FoldWrite, Folded, ListEdit, Peek, Publish, Published, Shelf,
     StockOp, Store, Stored, Take, Taken, keys,
 };
 use crate::event::UserId;
 use crate::record::{Offset, Partition, Timestamp};
 use crate::state::{Held, Mark, Profiled, UserState};
+
+/// How long a gone SKU stays in its set: the default of Redis.
+const LIST_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Guards that a broken double lacks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +86,43 @@ struct Set {
     out: BTreeSet<String>,
     fences: BTreeMap<Partition, Offset>,
     blocked: BTreeMap<String, Blocked>,
+    gone: BTreeMap<String, Timestamp>,
+}
+
+impl Set {
+    /// False if the record was folded before.
+    fn follow(&mut self, op: &StockOp) -> bool {
+        if self.fences.get(&op.partition) >= Some(&op.offset) {
+            return false;
+        }
+        self.fences.insert(op.partition.clone(), op.offset);
+        let out = op.shelf != Shelf::In;
+        if let Some(blocked) = self.blocked.get_mut(&op.sku) {
+            blocked.out = out;
+        } else if out {
+            self.out.insert(op.sku.clone());
+        } else {
+            self.out.remove(&op.sku);
+        }
+        if op.shelf == Shelf::Gone {
+            self.gone.insert(op.sku.clone(), op.time);
+        } else {
+            self.gone.remove(&op.sku);
+        }
+        true
+    }
+
+    /// Forgets what went so long ago that no list can name it.
+    fn prune(&mut self, now: Timestamp) {
+        let (out, blocked) = (&mut self.out, &self.blocked);
+        self.gone.retain(|sku, time| {
+            let stays = now.since(*time) <= LIST_TTL || blocked.contains_key(sku);
+            if !stays {
+                out.remove(sku);
+            }
+            stays
+        });
+    }
 }
 
 #[derive(Debug)]
@@ -266,18 +307,17 @@ impl Inner {
         Added::Stored
     }
 
-    fn stock(&mut self, op: &StockOp) {
-        let set = self.sets.entry(keys::set(&op.sku)).or_default();
-        if set.fences.get(&op.partition) >= Some(&op.offset) {
-            return;
+    fn stock(&mut self, ops: &[StockOp]) {
+        let mut newest: BTreeMap<u8, Timestamp> = BTreeMap::new();
+        for op in ops {
+            let nth = keys::set(&op.sku);
+            if self.sets.entry(nth).or_default().follow(op) {
+                let time = newest.entry(nth).or_default();
+                *time = op.time.max(*time);
+            }
         }
-        set.fences.insert(op.partition.clone(), op.offset);
-        if let Some(blocked) = set.blocked.get_mut(&op.sku) {
-            blocked.out = op.out;
-        } else if op.out {
-            set.out.insert(op.sku.clone());
-        } else {
-            set.out.remove(&op.sku);
+        for (nth, time) in newest {
+            self.sets.entry(nth).or_default().prune(time);
         }
     }
 
@@ -444,8 +484,7 @@ impl Store for MemoryStore {
     }
 
     async fn stock(&self, ops: &[StockOp]) -> Result<(), Error> {
-        let mut inner = self.lock();
-        ops.iter().for_each(|op| inner.stock(op));
+        self.lock().stock(ops);
         Ok(())
     }
 

@@ -203,8 +203,22 @@ pub struct StockOp {
     pub partition: Partition,
     /// Source offset; at or below the set's fence it is ignored.
     pub offset: Offset,
-    /// True: sold out or gone.
-    pub out: bool,
+    /// What the record says of it.
+    pub shelf: Shelf,
+    /// Record time.
+    pub time: Timestamp,
+}
+
+/// Whether a SKU can be bought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shelf {
+    /// In stock.
+    In,
+    /// Sold out.
+    Out,
+    /// No longer in the catalogue. In the sets like one that is sold out, until no list can name it:
+    /// a list's time to live of record time later.
+    Gone,
 }
 
 /// A block or unblock by a person.

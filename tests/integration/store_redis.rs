@@ -4,7 +4,7 @@
 use nearshore::event::Kind;
 use nearshore::record::{Offset, Timestamp};
 use nearshore::store::{
-    Block, Cell, Delta, Error, Folded, RedisStore, Remedy, StockOp, Store, keys,
+    Block, Cell, Delta, Error, Folded, RedisStore, Remedy, Shelf, StockOp, Store, keys,
 };
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncCommands, FromRedisValue};
@@ -117,7 +117,8 @@ async fn a_client_finds_stock_and_counts_by_the_published_hash() {
         sku: sku.clone(),
         partition: partition(&topic()),
         offset: Offset(1),
-        out: true,
+        shelf: Shelf::Out,
+        time: Timestamp(1),
     };
     store.stock(&[op]).await.expect("stock answers");
     let mut redis = raw(&single_url()).await;

@@ -4,8 +4,8 @@ use nearshore::event::{Kind, UserId};
 use nearshore::record::{Offset, Partition, Timestamp};
 use nearshore::state::{Held, Mark, Pending};
 use nearshore::store::{
-    Block, Cell, Delta, FoldWrite, ListEdit, MemoryStore, Publish, RedisStore, StockOp, Store,
-    Stored, Take,
+    Block, Cell, Delta, FoldWrite, ListEdit, MemoryStore, Publish, RedisStore, Shelf, StockOp,
+    Store, Stored, Take,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -218,7 +218,9 @@ impl Pair {
                 sku: self.one_of(&skus),
                 partition: self.stock.clone(),
                 offset: Offset(self.offset + nth - late),
-                out: self.chance(50),
+                shelf: [Shelf::In, Shelf::Out, Shelf::Gone][self.random.random_range(0..3)],
+                // Now and then so late that what went before is forgotten.
+                time: Timestamp(self.random.random_range(0..4) * 20 * 24 * 3_600_000),
             })
             .collect();
         same!(self, stock(&ops));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use nearshore::event::Kind;
 use nearshore::record::{Offset, Partition, Timestamp};
-use nearshore::store::{Added, Block, Cell, Delta, StockOp, Store, keys};
+use nearshore::store::{self, Added, Block, Cell, Delta, StockOp, Store, keys};
 
 use crate::harness::fresh;
 use crate::store::{partition, topic};
@@ -18,6 +18,7 @@ crate::for_every_store!(
     old_buckets_are_left_out_on_request,
     a_shards_version_changes_with_its_fences,
     stock_follows_its_records_in_their_order,
+    a_gone_sku_leaves_its_set_when_no_list_can_name_it,
     a_late_stock_record_changes_nothing,
     a_blocked_sku_stays_out_until_it_is_unblocked,
     an_unblocked_sku_that_is_sold_out_stays_out,
@@ -168,11 +169,16 @@ impl<'a, S: Store> Shelf<'a, S> {
     }
 
     async fn record(&self, offset: i64, out: bool) {
+        self.record_at(offset, shelf(out), 0).await;
+    }
+
+    async fn record_at(&self, offset: i64, shelf: store::Shelf, days: i64) {
         let op = StockOp {
             sku: self.sku.clone(),
             partition: self.partition.clone(),
             offset: Offset(offset),
-            out,
+            shelf,
+            time: Timestamp(days * 24 * 3_600_000),
         };
         self.store.stock(&[op]).await.expect("stock answers");
     }
@@ -211,7 +217,8 @@ async fn stock_follows_its_records_in_their_order<S: Store>(store: S) {
             sku: sku.clone(),
             partition: partition.clone(),
             offset: Offset(offset),
-            out,
+            shelf: shelf(out),
+            time: Timestamp(0),
         })
         .collect();
     for _ in 0..2 {
@@ -223,6 +230,33 @@ async fn stock_follows_its_records_in_their_order<S: Store>(store: S) {
     }
     let nothing = store.sold_out(&[]).await.expect("sold_out answers");
     assert!(nothing.is_empty());
+}
+
+fn shelf(out: bool) -> store::Shelf {
+    if out {
+        store::Shelf::Out
+    } else {
+        store::Shelf::In
+    }
+}
+
+async fn a_gone_sku_leaves_its_set_when_no_list_can_name_it<S: Store>(store: S) {
+    let shelf = Shelf::new(&store);
+    shelf.record_at(1, store::Shelf::Gone, 0).await;
+    assert!(shelf.out().await, "lists may name it");
+    // The stream goes on with another SKU of the same set.
+    let set = keys::set(&shelf.sku);
+    let mut others = (0..).map(|nth| format!("{}-{nth}", shelf.sku));
+    let sku = others.find(|sku| keys::set(sku) == set);
+    let other = Shelf {
+        store: &store,
+        sku: sku.expect("one in sixteen"),
+        partition: shelf.partition.clone(),
+    };
+    other.record_at(2, store::Shelf::In, 29).await;
+    assert!(shelf.out().await, "the last list is a day from its end");
+    other.record_at(3, store::Shelf::In, 31).await;
+    assert!(!shelf.out().await);
 }
 
 async fn a_late_stock_record_changes_nothing<S: Store>(store: S) {

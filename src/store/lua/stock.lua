@@ -1,29 +1,45 @@
 -- stock: records of the stock stream, for one set, in their order.
 --
--- KEYS  1 nearshore:oos:{N}   2 nearshore:oos:{N}:fence   3 nearshore:oos:{N}:blocked
--- ARGV  per record: SKU, source partition, offset, out (1) or in (0)
+-- KEYS  1 nearshore:oos:{N}   2 nearshore:oos:{N}:fence   3 nearshore:oos:{N}:blocked   4 nearshore:oos:{N}:gone
+-- ARGV  1 how long a gone SKU stays in the set, ms
+--       then per record: SKU, source partition, offset, in (0), sold out (1) or gone (2), record time in ms
 -- Returns how many were applied.
 --
 -- Invariant: a record at or below the set's fence of its partition changes nothing, and a blocked
--- SKU stays in the set; whether it is out besides is kept for the day of its unblocking.
--- Offsets stay under 2^53, where Lua's doubles are exact.
-local applied = 0
-for at = 1, #ARGV, 4 do
-  local sku, partition, offset, out = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+-- SKU stays in the set; whether it is out besides is kept for the day of its unblocking. A gone SKU
+-- leaves the set when no list can name it any more, by the time of later records and not by a clock.
+-- Offsets and times stay under 2^53, where Lua's doubles are exact.
+local applied, newest = 0, 0
+for at = 2, #ARGV, 5 do
+  local sku, partition, offset, is, time = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   local fence = redis.call('HGET', KEYS[2], partition)
   if not fence or tonumber(fence) < tonumber(offset) then
     redis.call('HSET', KEYS[2], partition, offset)
+    newest = math.max(newest, tonumber(time))
     local blocked = redis.call('HGET', KEYS[3], sku)
     if blocked then
       blocked = cjson.decode(blocked)
-      blocked.out = out == '1'
+      blocked.out = is ~= '0'
       redis.call('HSET', KEYS[3], sku, cjson.encode(blocked))
-    elseif out == '1' then
+    elseif is ~= '0' then
       redis.call('SADD', KEYS[1], sku)
     else
       redis.call('SREM', KEYS[1], sku)
     end
+    if is == '2' then
+      redis.call('ZADD', KEYS[4], time, sku)
+    else
+      redis.call('ZREM', KEYS[4], sku)
+    end
     applied = applied + 1
+  end
+end
+-- A bounded step each time; the stream goes on, and so does this.
+local before = string.format('(%.0f', newest - tonumber(ARGV[1]))
+for _, sku in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', before, 'LIMIT', 0, 100)) do
+  if redis.call('HEXISTS', KEYS[3], sku) == 0 then
+    redis.call('SREM', KEYS[1], sku)
+    redis.call('ZREM', KEYS[4], sku)
   end
 end
 return applied

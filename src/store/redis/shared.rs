@@ -14,7 +14,7 @@ use super::RedisStore;
 use super::scripts::{Effect, call};
 use crate::event::Kind;
 use crate::record::{Offset, Partition, Timestamp};
-use crate::store::{Added, Block, Cell, Delta, Error, StockOp, corrupt, keys};
+use crate::store::{Added, Block, Cell, Delta, Error, Shelf, StockOp, corrupt, keys};
 
 impl RedisStore {
     pub(super) async fn add_deltas(&self, ns: &str, deltas: &[Delta]) -> Result<Vec<Added>, Error> {
@@ -102,6 +102,7 @@ impl RedisStore {
 
     pub(super) async fn stock_ops(&self, ops: &[StockOp]) -> Result<(), Error> {
         let mut by_set: BTreeMap<u8, Cmd> = BTreeMap::new();
+        let list_ms = self.inner.settings.list_ms();
         for op in ops {
             let set = keys::set(&op.sku);
             let stock = by_set.entry(set).or_insert_with(|| {
@@ -109,14 +110,22 @@ impl RedisStore {
                     keys::sold_out(set),
                     keys::sold_out_fence(set),
                     keys::sold_out_blocked(set),
+                    keys::sold_out_gone(set),
                 ];
-                call(Effect::Stock, &keys)
+                let mut stock = call(Effect::Stock, &keys);
+                stock.arg(list_ms);
+                stock
             });
             stock
                 .arg(&op.sku)
                 .arg(op.partition.to_string())
                 .arg(op.offset.0)
-                .arg(u8::from(op.out));
+                .arg(match op.shelf {
+                    Shelf::In => 0,
+                    Shelf::Out => 1,
+                    Shelf::Gone => 2,
+                })
+                .arg(op.time.0);
         }
         let cmds = by_set.into_values().collect();
         self.link().run(cmds, 1).await.map(drop)

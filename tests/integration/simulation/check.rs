@@ -17,6 +17,7 @@ use nearshore::store::Store;
 use nearshore::trigger::{Policy, Weights};
 use serde_json::json;
 
+use super::gate::Shown;
 use super::history::{History, SKUS, USERS, WINDOW, quiet_period};
 
 /// Every event asks for a list, so that every list must cover every event.
@@ -321,16 +322,25 @@ fn letters<S>(history: &History<S>, (records, dead): (&[Record], usize)) -> Resu
 /// Within one life tickets rise and covers do not fall.
 fn tickets<S>(history: &History<S>) -> Result<(), String> {
     history.gate.journal(|journal| {
-        let mut last: BTreeMap<(UserId, Timestamp), (u64, Fences)> = BTreeMap::new();
-        for (user, life, ticket, covers) in &journal.published {
-            let before = last.insert((user.clone(), *life), (*ticket, covers.clone()));
-            if let Some((older, seen)) = before
-                && (older >= *ticket || !covers.cover_all(&seen))
-            {
+        let mut before: BTreeMap<(&UserId, Timestamp), Vec<&Shown>> = BTreeMap::new();
+        for list in &journal.published {
+            let lists = before.entry((&list.user, list.life)).or_default();
+            let mut older = lists
+                .iter()
+                .filter(|older| older.between.1 < list.between.0);
+            let falls = |older: &&&Shown| {
+                older.ticket >= list.ticket || !list.covers.cover_all(&older.covers)
+            };
+            if let Some(older) = older.find(falls) {
                 return Err(format!(
-                    "list {ticket} of {user} ({covers}) after {older} ({seen})"
+                    "list {} of {} ({}) after {} ({})",
+                    list.ticket, list.user, list.covers, older.ticket, older.covers
                 ));
             }
+            if lists.iter().any(|other| other.ticket == list.ticket) {
+                return Err(format!("ticket {} of {} twice", list.ticket, list.user));
+            }
+            lists.push(list);
         }
         Ok(())
     })

@@ -35,11 +35,24 @@ impl Future for Yield {
 
 type Late = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What the gate saw being stored, in the order of the effects.
+/// A list that was stored.
+pub struct Shown {
+    pub user: UserId,
+    pub life: Timestamp,
+    pub ticket: u64,
+    pub covers: Fences,
+    /// The moments between which it was stored: a real store is asked by several at once, so the order of their
+    /// answers is not that of the effects.
+    pub between: (u64, u64),
+}
+
+/// What the gate saw being stored.
 #[derive(Default)]
 pub struct Journal {
-    /// Lists stored: user, life, ticket, covers.
-    pub published: Vec<(UserId, Timestamp, u64, Fences)>,
+    /// Lists stored, in the order of their answers.
+    pub published: Vec<Shown>,
+    /// Calls that began or ended so far.
+    pub moments: u64,
     /// Takes per user.
     pub takes: BTreeMap<UserId, u64>,
     /// Calls that were lost, unanswered or late.
@@ -108,6 +121,13 @@ impl Gate {
 
     pub fn journal<T>(&self, with: impl FnOnce(&mut Journal) -> T) -> T {
         with(&mut self.lock().journal)
+    }
+
+    fn moment(&self) -> u64 {
+        self.journal(|journal| {
+            journal.moments += 1;
+            journal.moments
+        })
     }
 
     fn draw(&self) -> Fate {
@@ -217,16 +237,22 @@ impl<S: Store> Store for Gated<S> {
         let (inner, gate) = (self.inner.clone(), self.gate.clone());
         let (ns, lists) = (ns.to_owned(), lists.to_vec());
         let call = move || async move {
+            let began = gate.moment();
             let outcomes = inner.publish(&ns, &lists).await?;
+            let between = (began, gate.moment());
             gate.journal(|journal| {
                 for (list, outcome) in lists.iter().zip(&outcomes) {
                     if *outcome == Published::Stored {
                         let Publish {
                             user, life, list, ..
                         } = list.clone();
-                        journal
-                            .published
-                            .push((user, life, list.ticket, list.covers));
+                        journal.published.push(Shown {
+                            user,
+                            life,
+                            ticket: list.ticket,
+                            covers: list.covers,
+                            between,
+                        });
                     }
                 }
             });

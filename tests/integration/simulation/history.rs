@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Condvar, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -201,7 +201,7 @@ impl<S: Store> History<S> {
         };
         let (arm, template) = check::arm();
         let engine = Slow {
-            table: Arc::new(std::sync::Mutex::new(Table::default())),
+            table: Arc::new(Mutex::new(Table::default())),
             gate: self.gate.clone(),
         };
         let loaded = Loaded {
@@ -301,11 +301,17 @@ impl<S: Store> History<S> {
         if member.asleep_until > step {
             return Ok(());
         }
-        let mut context = Context::from_waker(Waker::noop());
-        match member.running.as_mut().poll(&mut context) {
-            Poll::Pending => Ok(()),
-            Poll::Ready(()) => Err("a member ended by itself".into()),
+        let called = Arc::new(Called::default());
+        let waker = Waker::from(called.clone());
+        let polled = member
+            .running
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker));
+        if polled.is_ready() {
+            return Err("a member ended by itself".into());
         }
+        called.answer();
+        Ok(())
     }
 
     /// No more faults: late writes land, everybody works until nothing is left to do.
@@ -345,6 +351,34 @@ impl<S: Store> History<S> {
             quiet = if busy || landing { 0 } else { quiet + 1 };
         }
         Ok(())
+    }
+}
+
+/// Tells a yield, which wakes within its own poll, from a call that waits for a real store.
+#[derive(Default)]
+struct Called {
+    woken: Mutex<bool>,
+    told: Condvar,
+}
+
+/// How long a step waits for a real answer: more only for one that hangs on a member that is not polled. Steps
+/// are counted and move the clock, so a slow machine must not turn its time into ours.
+const ANSWER_MAX: Duration = Duration::from_millis(100);
+
+impl Called {
+    fn answer(&self) {
+        let woken = self.woken.lock().expect("nobody panics with it");
+        drop(
+            self.told
+                .wait_timeout_while(woken, ANSWER_MAX, |woken| !*woken),
+        );
+    }
+}
+
+impl Wake for Called {
+    fn wake(self: Arc<Self>) {
+        *self.woken.lock().expect("nobody panics with it") = true;
+        self.told.notify_one();
     }
 }
 
@@ -434,7 +468,7 @@ async fn generate_member<L: Log, S: Store, A: Answers>(
 
 /// The table double, after a while.
 struct Slow {
-    table: Arc<std::sync::Mutex<Table>>,
+    table: Arc<Mutex<Table>>,
     gate: Gate,
 }
 
