@@ -118,6 +118,8 @@ impl Default for State {
 pub struct Engine {
     /// Threads of the model; 0 = cores - 1, so that the poll thread is never starved.
     pub threads: usize,
+    /// How weights are kept and multiplied.
+    pub precision: crate::engine::Precision,
     /// Most rows (trie nodes over all users) forwarded in one wave.
     pub batch_rows_max: usize,
 }
@@ -126,6 +128,7 @@ impl Default for Engine {
     fn default() -> Self {
         Self {
             threads: 0,
+            precision: crate::engine::Precision::default(),
             batch_rows_max: 512,
         }
     }

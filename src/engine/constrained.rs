@@ -15,7 +15,7 @@ use super::kv::{Cache, Prefix};
 use super::load::{self, Loaded};
 use super::text::Text;
 use super::thread::Pulse;
-use super::{Answer, Ask, Error, Info, Model, Named, Names, Term};
+use super::{Answer, Ask, Error, Info, Model, Named, Names, Options, Term, smooth};
 use crate::search::{Leaning, Question, Search, Wave};
 use crate::trie::Trie;
 
@@ -66,15 +66,21 @@ struct Group<'a> {
 }
 
 impl Constrained {
-    /// Loads a GGUF file or a Hugging Face folder, to run on `threads` threads.
-    pub fn load(path: &Path, threads: usize) -> Result<Self, Error> {
+    /// Loads a GGUF file or a Hugging Face folder.
+    pub fn load(path: &Path, options: Options) -> Result<Self, Error> {
         let Loaded {
             weights,
             text,
             info,
         } = load::load(path)?;
+        let samples = smooth::samples(&text)?;
+        let network = Network::new(weights, options, &samples).map_err(failed)?;
+        let info = Info {
+            dtype: network.dtype().into(),
+            ..info
+        };
         let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.max(1))
+            .num_threads(options.threads.max(1))
             .thread_name(|nth| format!("engine-{nth}"))
             .build();
         let pool = pool.map_err(|e| Error::Compute {
@@ -82,7 +88,7 @@ impl Constrained {
             source: Box::new(e),
         })?;
         Ok(Self {
-            network: Network::new(weights),
+            network,
             text: Arc::new(text),
             info,
             trie: Trie::default(),
@@ -96,6 +102,11 @@ impl Constrained {
     /// Tokenizer and chat template.
     pub fn text(&self) -> &Arc<Text> {
         &self.text
+    }
+
+    /// Memory that the layers' weights take.
+    pub fn bytes(&self) -> usize {
+        self.network.bytes()
     }
 
     /// The pulse that each pass beats; give it to [`spawn_with`](super::thread::spawn_with).
@@ -418,7 +429,7 @@ impl User<'_> {
 
 impl Pass {
     /// Adds `tokens` of a prompt from `position` on; the last one's hidden state is wanted.
-    fn add_prompt(&mut self, cache: usize, position: usize, tokens: &[u32]) {
+    pub fn add_prompt(&mut self, cache: usize, position: usize, tokens: &[u32]) {
         let from = self.tokens.len();
         for (nth, token) in tokens.iter().enumerate() {
             self.tokens.push(*token);

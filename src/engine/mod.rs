@@ -19,10 +19,15 @@ mod kernel;
 mod kv;
 mod linear;
 mod load;
+mod packed;
+mod precision;
+mod smooth;
 pub mod table;
 pub mod text;
 pub mod thread;
 pub mod try_names;
+
+pub use precision::{Isa, Options, Precision};
 
 pub use crate::naming::{Answer, Ask, Named, Names, Term};
 

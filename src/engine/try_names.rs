@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::constrained::Constrained;
 use super::thread::default_threads;
-use super::{Answer, Ask, Model, Names};
+use super::{Answer, Ask, Isa, Model, Names, Options, Precision};
 
 /// Arguments of `nearshore try`.
 #[derive(Args, Clone, Debug)]
@@ -37,9 +37,26 @@ pub struct TryArgs {
     /// Threads; all cores but one if not given
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// How weights are kept and multiplied
+    #[arg(long, value_enum, default_value_t)]
+    pub precision: Precision,
+    /// The richest instructions that may be used, to try what another machine would do
+    #[arg(long, value_enum, hide = true)]
+    pub isa: Option<Isa>,
     /// Prompts per batch
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub batch: usize,
+}
+
+impl TryArgs {
+    /// How the model is run.
+    pub fn options(&self) -> Options {
+        Options {
+            threads: self.threads.unwrap_or_else(default_threads).max(1),
+            precision: self.precision,
+            isa: self.isa,
+        }
+    }
 }
 
 /// Why a try did not run.
@@ -113,9 +130,9 @@ pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
         .filter(|line| !line.is_empty())
         .collect();
     let prompts = prompts(&args.prompts, &read(&args.prompts)?)?;
-    let threads = args.threads.unwrap_or_else(default_threads).max(1);
+    let threads = args.options().threads;
     let start = Instant::now();
-    let mut model = Constrained::load(&args.model, threads)?;
+    let mut model = Constrained::load(&args.model, args.options())?;
     let names = Arc::new(Names { version: 1, names });
     model.set_names(Arc::clone(&names))?;
     let mut totals = Totals {

@@ -7,6 +7,7 @@ use anyhow::Context;
 
 use crate::arms::delay_of;
 use crate::config::Config;
+use crate::engine::Options;
 use crate::engine::constrained::Constrained;
 use crate::engine::table::Table;
 use crate::engine::thread::{Handle, default_threads, spawn, spawn_with};
@@ -18,16 +19,19 @@ type Count = Arc<dyn Fn(&str) -> usize + Send + Sync>;
 
 /// Loads each arm's template and model; arms with the same model file share one engine.
 pub(super) fn load_arms(config: &Config) -> anyhow::Result<Vec<Loaded<Handle>>> {
-    let threads = if config.engine.threads == 0 {
-        default_threads()
-    } else {
-        config.engine.threads
+    let options = Options {
+        threads: match config.engine.threads {
+            0 => default_threads(),
+            threads => threads,
+        },
+        precision: config.engine.precision,
+        ..Options::default()
     };
     let mut engines: BTreeMap<String, (Handle, Count)> = BTreeMap::new();
     let mut arms = Vec::new();
     for arm in &config.arms {
         if !engines.contains_key(&arm.model) {
-            let loaded = start(config, arm, threads).with_context(|| format!("arm {}", arm.id))?;
+            let loaded = start(config, arm, options).with_context(|| format!("arm {}", arm.id))?;
             engines.insert(arm.model.clone(), loaded);
         }
         let (engine, count) = engines.get(&arm.model).cloned().context("inserted above")?;
@@ -53,7 +57,7 @@ pub(super) fn load_arms(config: &Config) -> anyhow::Result<Vec<Loaded<Handle>>> 
 }
 
 /// An arm's model on a thread of its own, and how its prompts are counted.
-fn start(config: &Config, arm: &Arm, threads: usize) -> anyhow::Result<(Handle, Count)> {
+fn start(config: &Config, arm: &Arm, options: Options) -> anyhow::Result<(Handle, Count)> {
     if let Some(delay) = delay_of(&arm.model) {
         let delay = delay.map_err(anyhow::Error::msg)?;
         tracing::warn!(
@@ -69,7 +73,7 @@ fn start(config: &Config, arm: &Arm, threads: usize) -> anyhow::Result<(Handle, 
     }
     let path = config.resolve(&arm.model);
     let since = std::time::Instant::now();
-    let model = Constrained::load(&path, threads)?;
+    let model = Constrained::load(&path, options)?;
     tracing::info!(arm = arm.id, model = %path.display(), seconds = since.elapsed().as_secs_f64(), "model loaded");
     let (text, pulse) = (model.text().clone(), model.pulse());
     // What cannot be counted is taken for as long as its bytes: over any budget rather than under.

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::Item;
 use crate::arms::delay_of;
 use crate::config::Config;
-use crate::engine::Model;
 use crate::engine::constrained::Constrained;
+use crate::engine::{Model, Options};
 
 /// Templates and model files. That templates parse and render was checked when the file was loaded.
 pub(super) fn files(config: &Config) -> Vec<Item> {
@@ -86,8 +86,12 @@ pub(super) async fn loads(config: &Config) -> Vec<Item> {
     for path in models(config) {
         let item = format!("model {} loads", path.display());
         let start = std::time::Instant::now();
+        let options = Options {
+            precision: config.engine.precision,
+            ..Options::default()
+        };
         let loaded = tokio::task::spawn_blocking(move || {
-            Constrained::load(&path, 1).map(|model| model.info())
+            Constrained::load(&path, options).map(|model| model.info())
         });
         items.push(match loaded.await {
             Ok(Ok(info)) => {
