@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::event::UserId;
 use crate::list::{Audit, Built, Document, Header, Model, Recipe, Scored, Times, list_id};
-use crate::naming::{Answer, Ask, Term};
+use crate::naming::{Answer, Ask, Term, Values};
 use crate::prompt::{Arm, Rendered, Template, View};
 use crate::record::Timestamp;
 use crate::rules::{Needs, Verdict};
@@ -113,6 +113,7 @@ pub fn brief(subject: &Subject, shop: &Shop, kit: &Kit) -> Brief {
             n: kit.arm.names,
             terms,
             weight: kit.arm.model_weight as f32,
+            ..Ask::default()
         }
     });
     let header = Header {
@@ -148,7 +149,7 @@ fn demand_term(arm: &Arm, shop: &Shop, segment: &str) -> Vec<Term> {
     vec![Term {
         name: "demand",
         weight: arm.demand_weight as f32,
-        mass: shop.demand.mass(segment),
+        values: Values::Mass(shop.demand.mass(segment)),
     }]
 }
 

@@ -120,6 +120,8 @@ pub struct Engine {
     pub threads: usize,
     /// How weights are kept and multiplied.
     pub precision: crate::engine::Precision,
+    /// Where the model is computed.
+    pub device: crate::engine::Place,
     /// Most rows (trie nodes over all users) forwarded in one wave.
     pub batch_rows_max: usize,
 }
@@ -129,6 +131,7 @@ impl Default for Engine {
         Self {
             threads: 0,
             precision: crate::engine::Precision::default(),
+            device: crate::engine::Place::default(),
             batch_rows_max: 512,
         }
     }

@@ -13,9 +13,9 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::constrained::Constrained;
+use super::constrained::{Constrained, Limits};
 use super::thread::default_threads;
-use super::{Answer, Ask, Error, Model, Names};
+use super::{Answer, Ask, Error, Model, Names, Options, Place, Precision};
 
 /// Any failure: it is only printed.
 type Failed = Box<dyn std::error::Error + Send + Sync>;
@@ -29,6 +29,15 @@ pub struct BenchArgs {
     /// Threads; all cores but one if not given
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// How weights are kept and multiplied
+    #[arg(long, value_enum, default_value_t)]
+    pub precision: Precision,
+    /// cpu or cuda:N
+    #[arg(long, value_name = "WHERE", default_value_t)]
+    pub device: Place,
+    /// Most rows of one pass
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub rows: usize,
 }
 
 /// A question, one per line.
@@ -79,7 +88,17 @@ struct Cost {
 pub fn run(args: &BenchArgs, input: impl BufRead, mut out: impl Write) -> Result<(), Failed> {
     let threads = args.threads.unwrap_or_else(default_threads).max(1);
     let start = Instant::now();
-    let mut model = Constrained::load(&args.model, threads)?;
+    let options = Options {
+        threads,
+        precision: args.precision,
+        place: args.device,
+        ..Options::default()
+    };
+    let limits = Limits {
+        rows_max: args.rows,
+        ..Limits::default()
+    };
+    let mut model = Constrained::load(&args.model, options)?.limited(limits);
     let ready = json!({
         "ready": model.info(),
         "threads": threads,
@@ -121,10 +140,8 @@ fn answer(model: &mut Constrained, question: Question) -> Result<Value, Failed> 
 fn cost(model: &mut Constrained, search: &SearchFor) -> Result<Cost, Error> {
     let ask = |prompt: &String| Ask {
         prompt: prompt.clone(),
-        permitted: None,
         n: search.top,
-        terms: Vec::new(),
-        weight: 1.0,
+        ..Ask::default()
     };
     let mut cost = Cost::default();
     for batch in search.prompts.chunks(search.batch.max(1)) {

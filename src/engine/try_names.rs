@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::constrained::Constrained;
 use super::thread::default_threads;
-use super::{Answer, Ask, Isa, Model, Names, Options, Precision};
+use super::{Answer, Ask, Isa, Model, Names, Options, Place, Precision};
 
 /// Arguments of `nearshore try`.
 #[derive(Args, Clone, Debug)]
@@ -40,6 +40,9 @@ pub struct TryArgs {
     /// How weights are kept and multiplied
     #[arg(long, value_enum, default_value_t)]
     pub precision: Precision,
+    /// Where the model runs: cpu, or cuda:N in a CUDA build
+    #[arg(long, value_name = "WHERE", default_value_t)]
+    pub device: Place,
     /// The richest instructions that may be used, to try what another machine would do
     #[arg(long, value_enum, hide = true)]
     pub isa: Option<Isa>,
@@ -55,6 +58,7 @@ impl TryArgs {
             threads: self.threads.unwrap_or_else(default_threads).max(1),
             precision: self.precision,
             isa: self.isa,
+            place: self.device,
         }
     }
 }
@@ -164,10 +168,8 @@ pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
 fn ask(prompt: &str, n: usize) -> Ask {
     Ask {
         prompt: prompt.to_owned(),
-        permitted: None,
         n,
-        terms: Vec::new(),
-        weight: 1.0,
+        ..Ask::default()
     }
 }
 

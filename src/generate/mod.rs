@@ -40,7 +40,7 @@ pub const GROUP: &str = "nearshore-generate";
 
 /// Whoever answers a batch of questions: the engine's thread, or a table in the simulation.
 pub trait Answers: Send + Sync {
-    /// Makes `names` the catalogue.
+    /// Makes `names` the catalogue, as soon as they are ready; only the first are waited for.
     fn set_names(
         &self,
         names: Arc<Names>,
@@ -86,7 +86,7 @@ pub struct Settings {
 
 impl Answers for Handle {
     async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
-        Handle::set_names(self, names).await
+        self.offer_names(names).await
     }
 
     async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, engine::Error> {
@@ -188,10 +188,8 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         for loaded in &self.arms {
             let ask = Ask {
                 prompt: "warm".into(),
-                permitted: None,
                 n: 1,
-                terms: Vec::new(),
-                weight: 1.0,
+                ..Ask::default()
             };
             if let Err(error) = loaded.engine.generate(vec![ask]).await {
                 metrics::engine_error(&error);

@@ -39,10 +39,8 @@ fn names() -> Arc<Names> {
 fn ask(prompt: &str, n: usize) -> Ask {
     Ask {
         prompt: prompt.into(),
-        permitted: None,
         n,
-        terms: Vec::new(),
-        weight: 1.0,
+        ..Ask::default()
     }
 }
 

@@ -88,6 +88,7 @@ pub(super) async fn loads(config: &Config) -> Vec<Item> {
         let start = std::time::Instant::now();
         let options = Options {
             precision: config.engine.precision,
+            place: config.engine.device,
             ..Options::default()
         };
         let loaded = tokio::task::spawn_blocking(move || {

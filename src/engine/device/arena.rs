@@ -3,7 +3,8 @@
 //! Decides the layout: per layer `[kv heads, users, columns, width]`. Rows of one pass stand in the same
 //! new columns for all users, so appending is one copy of the new rows, and nothing moves again but
 //! when the arena grows. A user's positions and slots are numbers of its own; this file knows
-//! the column of each. Invariant: a column is written once. It does not know what a row may see.
+//! the column of each. Invariant: a column is
+//! not written again while a user's position or slot stands for it. It does not know what a row may see.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -34,6 +35,7 @@ pub struct Seat {
 /// One user's view of keys and values: which columns are whose.
 #[derive(Clone, Debug)]
 pub struct Cache {
+    sizes: Sizes,
     /// The prefix, and how much of it.
     shared: Option<(Prefix, usize)>,
     seat: Option<Seat>,
@@ -45,8 +47,9 @@ pub struct Cache {
 
 impl Cache {
     /// An empty cache.
-    pub fn new() -> Self {
+    pub fn new(sizes: Sizes) -> Self {
         Self {
+            sizes,
             shared: None,
             seat: None,
             prompt: Vec::new(),
@@ -55,14 +58,14 @@ impl Cache {
     }
 
     /// A cache that starts with the first `len` positions of `prefix`.
-    pub fn after(prefix: &Prefix, len: usize) -> Self {
+    pub fn after(sizes: Sizes, prefix: &Prefix, len: usize) -> Self {
         assert!(
             len <= prefix.tokens.len(),
             "a prefix is shared as far as it goes"
         );
         Self {
             shared: (len > 0).then(|| (prefix.clone(), len)),
-            ..Self::new()
+            ..Self::new(sizes)
         }
     }
 
@@ -74,6 +77,20 @@ impl Cache {
     /// Node slots in use.
     pub fn slots(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// Columns of its own in use.
+    pub fn own(&self) -> usize {
+        self.prompt.len() + self.nodes.len()
+    }
+
+    /// Lets all node slots go; their columns are used again.
+    pub fn forget_nodes(&mut self) {
+        self.nodes.clear();
+        if let Some(Seat { arena, place }) = &self.seat {
+            let prompt = self.prompt.iter().max().map_or(0, |last| last + 1);
+            arena.lock().used[*place] = prompt as usize;
+        }
     }
 
     /// Positions taken from a prefix.
@@ -125,7 +142,7 @@ impl Cache {
     }
 
     /// The whole prompt as a prefix for others; `tokens` are its tokens.
-    pub fn into_prefix(self, tokens: Vec<u32>, sizes: Sizes) -> Result<Prefix> {
+    pub fn into_prefix(self, tokens: Vec<u32>) -> Result<Prefix> {
         assert_eq!(self.known(), tokens.len(), "every position was computed");
         let layer = |layer: usize| -> Result<(Tensor, Tensor)> {
             let mut parts = (Vec::new(), Vec::new());
@@ -143,7 +160,7 @@ impl Cache {
             let join = |parts: Vec<Tensor>| Tensor::cat(&parts, 1)?.contiguous();
             Ok((join(parts.0)?, join(parts.1)?))
         };
-        let layers: Result<Vec<_>> = (0..sizes.layers).map(layer).collect();
+        let layers: Result<Vec<_>> = (0..self.sizes.layers).map(layer).collect();
         Ok(Prefix {
             tokens,
             layers: Arc::new(layers?),
@@ -187,11 +204,6 @@ impl Arena {
     /// The device.
     pub fn device(&self) -> &Device {
         &self.device
-    }
-
-    /// Users.
-    pub fn users(&self) -> usize {
-        self.lock().used.len()
     }
 
     /// Columns there are.

@@ -17,7 +17,10 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use arena::{Arena, Cache, Prefix, Seat};
+pub use arena::{Cache, Prefix};
+pub use head::Wanted;
+
+use arena::{Arena, Seat};
 
 use super::forward::Pass;
 use super::kv::Sizes;
@@ -86,6 +89,24 @@ impl Network {
     /// Sizes and constants.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
+    }
+
+    /// Where the weights lie.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// What the weights are.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Memory that the layers' weights take.
+    pub fn bytes(&self) -> usize {
+        let layers = self.layers.iter();
+        let linears = layers.flat_map(|l| [&l.qkv, &l.output, &l.gate_up, &l.down]);
+        let numbers: usize = linears.map(|linear| linear.0.elem_count()).sum();
+        numbers * self.dtype.size_in_bytes()
     }
 
     /// Sizes of keys and values.

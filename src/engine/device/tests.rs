@@ -7,7 +7,6 @@ use super::super::attention::{Sight, Span};
 use super::super::forward::{self, Pass};
 use super::super::kv;
 use super::super::load::{Geometry, LayerWeights, Weights};
-use super::head::Wanted;
 use super::*;
 
 /// Numbers that repeat for a seed.
@@ -82,7 +81,7 @@ impl Pair {
     fn new(seed: u64, heads: (usize, usize, usize), dtype: DType) -> Self {
         let device = Network::new(weights(seed, heads), &Device::Cpu, dtype);
         Self {
-            host: forward::Network::new(weights(seed, heads)),
+            host: forward::Network::watched(&weights(seed, heads)).expect("weights fit"),
             device: device.expect("weights fit"),
             host_caches: Vec::new(),
             device_caches: Vec::new(),
@@ -99,12 +98,12 @@ impl Pair {
     fn prefix(&mut self, many: usize) -> (kv::Prefix, Prefix) {
         let tokens = self.tokens(many);
         let sizes = self.device.sizes();
-        let (mut host, mut device) = ([kv::Cache::new(sizes)], [Cache::new()]);
+        let (mut host, mut device) = ([kv::Cache::new(sizes)], [Cache::new(sizes)]);
         let pass = prompt_pass(&[(0, 0, tokens.clone())]);
         self.host.forward(&pass, &mut host, 1).expect("computes");
         self.device.forward(&pass, &mut device).expect("computes");
         let ([host], [device]) = (host, device);
-        let prefix = device.into_prefix(tokens.clone(), sizes);
+        let prefix = device.into_prefix(tokens.clone());
         (host.into_prefix(tokens), prefix.expect("columns are there"))
     }
 
@@ -113,9 +112,9 @@ impl Pair {
         let (host, device) = match prefix {
             Some(((host, device), len)) => (
                 kv::Cache::after(sizes, host, len),
-                Cache::after(device, len),
+                Cache::after(sizes, device, len),
             ),
-            None => (kv::Cache::new(sizes), Cache::new()),
+            None => (kv::Cache::new(sizes), Cache::new(sizes)),
         };
         self.host_caches.push(host);
         self.device_caches.push(device);
