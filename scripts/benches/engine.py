@@ -15,8 +15,9 @@ HERE = pathlib.Path(__file__).parent
 
 def arguments():
     parser = argparse.ArgumentParser(prog="scripts/bench engine")
-    for name in ("binary", "model", "peer", "products", "prompts", "work"):
+    for name in ("binary", "model", "peer", "data", "work"):
         parser.add_argument(f"--{name}", required=True, type=pathlib.Path)
+    parser.add_argument("--prompts", type=pathlib.Path)
     parser.add_argument("--names", type=pathlib.Path, action="append", default=[])
     parser.add_argument("--precisions", default="f32,bf16,int8")
     parser.add_argument("--runs", type=int)
@@ -59,6 +60,36 @@ def catalogue(products, many):
             known.add(name)
             names.append(name)
     return names
+
+
+TEMPLATE = """A shop wants to know what a household will need next. Below stands what is known of the household and what \
+it bought lately, the newest last. Think of what is used up and bought again every week, of what is used together, and of \
+what goes well with the things in the basket; then of the season, and of who lives in the household. Answer with the name \
+of one product type from the shop's list, exactly as the shop writes it, and with nothing else. Product types are written \
+in capital letters, for example SOFT DRINKS or FLUID MILK. What is likely to be needed within a week is better than what \
+was bought yesterday.
+
+Household: age {age}, income {income}, {persons} persons, {kids}.
+Bought lately: {bought}.
+---assistant---
+The household will next buy:"""
+
+
+def households(data, many):
+    """Prompts of some 150 tokens that all share and 100 of their own: real households, random purchases."""
+    lines = [json.loads(line) for line in (data / "households.jsonl").open()]
+    types = catalogue(data / "products.jsonl", 1)
+    chance = random.Random(11)
+    return [
+        TEMPLATE.format(
+            age=home["age"],
+            income=home["income"],
+            persons=home["household_size"],
+            kids=f"{home['kids_count']} kids",
+            bought=", ".join(chance.sample(types, 8)),
+        )
+        for home in chance.sample(lines, many)
+    ]
 
 
 def written(work, names):
@@ -223,7 +254,10 @@ def common(a, b):
 
 
 def rows(args, ours, peers, files):
-    prompts = [json.loads(line)["prompt"] for line in args.prompts.open()]
+    if args.prompts:
+        prompts = [json.loads(line)["prompt"] for line in args.prompts.open()]
+    else:
+        prompts = households(args.data, 32)
     if args.quick:
         prompts = prompts[: args.batch]
     tokens = [ours[0].ask(tokens=prompt)["tokens"] for prompt in prompts]
@@ -387,12 +421,14 @@ def main():
     files = {len(lines): path for path in args.names for lines in [path.read_text().splitlines()]}
     if not files:
         sizes = (1, 10_000) if args.quick else (1, 10_000, 100_000)
-        made = [catalogue(args.products, many) for many in sizes]
+        made = [catalogue(args.data / "products.jsonl", many) for many in sizes]
         files = {len(names): written(args.work, names) for names in made}
     ours, peers = contestants(args)
     if not ours:
         sys.exit("engine: no contestant of ours")
     everyone = ours + peers
+    for contestant in ours:
+        contestant.catalogue(next(iter(files.values())))
     made, tokens = rows(args, ours, peers, files)
     say(f"{len(everyone)} contestants, {len(made)} rows, {runs} rounds; one round to warm up")
     agree = agreement(ours, peers, tokens)

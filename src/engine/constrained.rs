@@ -33,15 +33,15 @@ const SHARED_MIN: usize = 16;
 
 /// A Llama over a trie of names.
 pub struct Constrained {
-    network: Network,
-    text: Arc<Text>,
+    pub(super) network: Network,
+    pub(super) text: Arc<Text>,
     info: Info,
-    names: Arc<Names>,
-    mixture: Mixture,
-    limits: Limits,
+    pub(super) names: Arc<Names>,
+    pub(super) mixture: Mixture,
+    pub(super) limits: Limits,
     /// Most recently used first.
     references: Vec<Arc<Means>>,
-    prefixes: Vec<Prefix>,
+    pub(super) prefixes: Vec<Prefix>,
     /// The last batch's first prompt: what the next shares with it is a template.
     last: Vec<u32>,
     pool: rayon::ThreadPool,
@@ -190,7 +190,7 @@ impl Constrained {
         Ok(())
     }
 
-    fn tokens(&self, prompt: &str) -> Result<Vec<u32>, Error> {
+    pub(super) fn tokens(&self, prompt: &str) -> Result<Vec<u32>, Error> {
         let tokens = self.text.prompt(prompt)?;
         let limit = self.network.geometry().context;
         if tokens.len() + self.mixture.trie().depth() > limit {
@@ -266,7 +266,7 @@ impl Constrained {
     }
 
     /// The means over a set of reference prompts; the prompts are computed when the set is first seen.
-    fn reference(&mut self, reference: &Reference) -> Result<Arc<Means>, Error> {
+    pub(super) fn reference(&mut self, reference: &Reference) -> Result<Arc<Means>, Error> {
         let same = |means: &Arc<Means>| means.hash == reference.hash;
         if let Some(at) = self.references.iter().position(same) {
             self.references[..=at].rotate_right(1);
@@ -289,7 +289,11 @@ impl Constrained {
     }
 
     /// Computes the rest of a prompt; returns it as a prefix, and the hidden state behind it.
-    fn compute(&self, cache: Cache, tokens: Vec<u32>) -> Result<(Prefix, Vec<f32>), Error> {
+    pub(super) fn compute(
+        &self,
+        cache: Cache,
+        tokens: Vec<u32>,
+    ) -> Result<(Prefix, Vec<f32>), Error> {
         let mut caches = [cache];
         let mut hidden = Vec::new();
         while caches[0].known() < tokens.len() {

@@ -224,16 +224,16 @@ impl Scratch {
 
 /// The tokens of some paths, each shared beginning once.
 #[derive(Default)]
-struct Paths {
+pub struct Paths {
     /// Path to the row of its last token.
-    rows: BTreeMap<Vec<u32>, usize>,
+    pub rows: BTreeMap<Vec<u32>, usize>,
     /// Per row: its token, and the rows of its path, itself last.
     tokens: Vec<(u32, Vec<u32>)>,
 }
 
 impl Paths {
     /// Adds a path; returns how many rows there are.
-    fn add(&mut self, path: &[u32]) -> usize {
+    pub fn add(&mut self, path: &[u32]) -> usize {
         let mut above: Vec<u32> = Vec::new();
         for (depth, token) in path.iter().enumerate() {
             let row = match self.rows.get(&path[..=depth]) {
@@ -252,7 +252,7 @@ impl Paths {
     }
 
     /// Adds all rows behind the prompt of one cache, which has no nodes yet.
-    fn add_to(&self, pass: &mut Pass, (cache, prompt): (usize, usize), ends: &[usize]) {
+    pub fn add_to(&self, pass: &mut Pass, (cache, prompt): (usize, usize), ends: &[usize]) {
         let from = pass.tokens.len();
         for (token, slots) in &self.tokens {
             pass.tokens.push(*token);

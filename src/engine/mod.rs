@@ -13,6 +13,7 @@ pub mod bench;
 pub mod constrained;
 pub mod contract;
 mod device;
+mod explain;
 mod folder;
 mod forward;
 mod gguf;
@@ -33,6 +34,7 @@ pub mod text;
 pub mod thread;
 pub mod try_names;
 
+pub use explain::Edge;
 pub use place::Place;
 pub use precision::{Isa, Options, Precision};
 

@@ -10,6 +10,7 @@ use nearshore::engine::{Ask, Error, Model, Names, Options, contract};
 
 use crate::harness;
 
+mod device;
 mod folder;
 
 /// Product names of a real shop, 200 of them, as a catalogue has them: cut off, with signs and digits.
