@@ -12,8 +12,8 @@ use crate::list::Document;
 use crate::record::{Fences, Position, Timestamp};
 use crate::rules::Verdict;
 use crate::shop::Shop;
-use crate::state::Held;
-use crate::trigger::{Ask, Policy, Reason, Request, trigger};
+use crate::state::{Held, Mark};
+use crate::trigger::{Ask, MOVED_ENOUGH, Policy, Reason, Request, trigger};
 
 /// What planning needs beside the user.
 pub struct Rulebook<'a> {
@@ -103,6 +103,8 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
     let first = held.ver == 0;
     let mut asked = false;
     let before = held.state.profile.clone();
+    let reborn = held.reborn;
+    let held = lose_the_list(held);
     let mut plan = Plan {
         held,
         ..Plan::default()
@@ -149,11 +151,25 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
             Change::Profile(_) | Change::Erase => None,
         });
     }
+    plan.erased |= reborn && plan.changed;
     plan.profile_changed = plan.held.state.profile != before;
     if let Some(last) = records.last() {
         plan.edit = edit(&plan, list, (&last.user, last.time), book.shop);
     }
     plan
+}
+
+/// Where the next write takes the list along, what is left of the user asks for another one; nobody left is
+/// somebody unknown.
+fn lose_the_list(mut held: Held) -> Held {
+    if std::mem::take(&mut held.reborn) {
+        if held.state.is_vacant() {
+            held.mark = Mark::default();
+        } else {
+            held.mark.moved = held.mark.moved.max(MOVED_ENOUGH);
+        }
+    }
+    held
 }
 
 /// An erase is told again on redelivery, lest a crash after the write loses the tombstone; but not

@@ -52,6 +52,7 @@ pub mod store;
 // roles: wiring
 pub mod cli;
 pub mod demo;
+pub mod forget;
 pub mod generate;
 pub mod ingest;
 pub mod keeper;

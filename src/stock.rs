@@ -6,11 +6,13 @@
 use std::collections::BTreeMap;
 
 use crate::event;
-use crate::ingest::{Error, letter};
+use crate::event::Reject;
+use crate::ingest::{Error, bury};
 use crate::keeper::wall_clock;
+use crate::log::bury::Graves;
 use crate::log::{self, Delivery, Log};
 use crate::metrics::{self, RecordOutcome, Stage};
-use crate::record::{Partition, Resume};
+use crate::record::{Partition, Record, Resume};
 use crate::store::{Shelf, StockOp, Store};
 use crate::topics::Topics;
 
@@ -24,6 +26,7 @@ pub struct Stock<L, S> {
     topics: Topics,
     limits: event::Limits,
     ready: BTreeMap<Partition, Resume>,
+    graves: Graves,
 }
 
 impl<L: Log, S: Store> Stock<L, S> {
@@ -35,6 +38,7 @@ impl<L: Log, S: Store> Stock<L, S> {
             topics,
             limits,
             ready: BTreeMap::new(),
+            graves: Graves::default(),
         }
     }
 
@@ -56,11 +60,13 @@ impl<L: Log, S: Store> Stock<L, S> {
                 partitions.iter().for_each(|partition| {
                     self.ready.remove(partition);
                 });
+                self.graves.forget(partitions);
                 return Ok(());
             }
             Delivery::Batch(batch) => batch,
         };
-        let (mut ops, mut letters) = (Vec::new(), Vec::new());
+        let mut ops = Vec::new();
+        let mut rejects: Vec<(&Record, Reject)> = Vec::new();
         for record in &batch.records {
             match event::decode_sku(record, &self.limits) {
                 Ok((sku, value)) => ops.push(StockOp {
@@ -75,20 +81,20 @@ impl<L: Log, S: Store> Stock<L, S> {
                     },
                     time: record.time,
                 }),
-                Err(reject) => {
-                    metrics::dlq(Stage::Catalog, reject.code(), 1);
-                    metrics::records(&batch.partition.topic, RecordOutcome::Dlq, 1);
-                    letters.push(letter(
-                        (&self.topics.dlq, GROUP),
-                        record,
-                        (Stage::Catalog, &reject),
-                    ));
-                }
+                Err(reject) => rejects.push((record, reject)),
             }
         }
-        if !letters.is_empty() {
-            log::replay::bury(&self.log, letters).await?;
-        }
+        let dead: Vec<(&Record, Stage, &Reject)> = rejects
+            .iter()
+            .map(|(record, reject)| (*record, Stage::Catalog, reject))
+            .collect();
+        bury(
+            &mut self.graves,
+            &self.log,
+            (&self.topics.dlq, GROUP),
+            &dead,
+        )
+        .await?;
         if !ops.is_empty() {
             self.store.stock(&ops).await?;
             self.store.flush().await?;
@@ -103,6 +109,7 @@ impl<L: Log, S: Store> Stock<L, S> {
             metrics::stock(metrics::StockMove::Out, out);
             metrics::stock(metrics::StockMove::In, ops.len() as u64 - out);
         }
+        self.graves.forget([&batch.partition]);
         if let Some(last) = batch.records.last() {
             self.ready
                 .insert(batch.partition.clone(), Resume::after(last.position.offset));

@@ -13,6 +13,7 @@ use crate::engine::try_names::TryArgs;
 pub mod check;
 pub mod config;
 mod dlq;
+mod forget;
 mod run;
 mod users;
 
@@ -87,14 +88,11 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Erase a user: writes the tombstone on the profile topic; everything up to now goes.
-    #[command(after_help = "Examples:\n  nearshore forget 1228 --config nearshore.toml")]
-    Forget {
-        /// User id.
-        user: String,
-        #[command(flatten)]
-        common: Common,
-    },
+    /// Erase a user: writes the tombstone on the profile topic; everything up to now goes. Or prove it.
+    #[command(
+        after_help = "Examples:\n  nearshore forget 1228 --config nearshore.toml\n  nearshore forget 1228 --proof --wait 1m\n  nearshore forget --proof 1228 --json | jq '.findings[] | select(.verdict == \"left\")'\n  nearshore forget --export erased.jsonl      # keep the list elsewhere\n  nearshore forget --import erased.jsonl      # after Redis was lost, before anything is replayed"
+    )]
+    Forget(forget::Forget),
     /// Ask for new lists from present state, on the backfill lane, without folding again.
     #[command(after_help = "Examples:\n  nearshore refresh --user 1228\n  nearshore refresh --all")]
     Refresh {
@@ -237,9 +235,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect { user, common } => {
             with_config(&common, |c| users::inspect(&c, &user, common.json))
         }
-        Command::Forget { user, common } => {
-            with_config(&common, |c| users::forget(&c, &user, common.json))
-        }
+        Command::Forget(args) => with_config(&args.common, |c| forget::run(&c, &args)),
         Command::Refresh {
             users,
             all: _,

@@ -1,4 +1,4 @@
-//! Commands about users and products: get, inspect, forget, refresh, sweep, block, unblock.
+//! Commands about users and products: get, inspect, refresh, sweep, block, unblock.
 
 use std::process::ExitCode;
 
@@ -10,16 +10,16 @@ use crate::config::Config;
 use crate::event::UserId;
 use crate::keeper::wall_clock;
 use crate::list::{Document, Source};
-use crate::log::{Outgoing, Producer};
+use crate::log::Producer;
 use crate::namespace;
 use crate::store::{Block, RedisStore, Store};
 use crate::trigger::Reason;
 
-fn store(config: &Config) -> anyhow::Result<RedisStore> {
+pub(super) fn store(config: &Config) -> anyhow::Result<RedisStore> {
     RedisStore::new(config.redis.clone()).context("redis.url; see `nearshore check`")
 }
 
-fn user_id(user: &str) -> anyhow::Result<UserId> {
+pub(super) fn user_id(user: &str) -> anyhow::Result<UserId> {
     if user.is_empty() {
         bail!("the user id is empty");
     }
@@ -85,33 +85,6 @@ pub fn inspect(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCo
         } else {
             print!("{}", view.text());
         }
-        Ok(ExitCode::SUCCESS)
-    })
-}
-
-/// Writes the tombstone; what is done by the ingest role follows from it.
-pub fn forget(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCode> {
-    let user = user_id(user)?;
-    block_on(async {
-        let producer = Producer::new(&config.kafka)?;
-        let tombstone = Outgoing {
-            topic: config.topics.profile_changes.clone(),
-            key: Some(bytes::Bytes::copy_from_slice(user.0.as_bytes())),
-            value: None,
-            headers: Vec::new(),
-            time: None,
-        };
-        producer.send(vec![tombstone]).await?;
-        let topic = &config.topics.profile_changes;
-        say(
-            json,
-            &json!({"user": user, "tombstone": topic.as_ref()}),
-            || {
-                format!(
-                    "tombstone of user {user} is on {topic}; ingest erases what is not later than it"
-                )
-            },
-        );
         Ok(ExitCode::SUCCESS)
     })
 }
@@ -207,7 +180,7 @@ pub fn unblock(config: &Config, id: &str, json: bool) -> anyhow::Result<ExitCode
     })
 }
 
-fn say(json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) {
+pub(super) fn say(json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) {
     if json {
         println!("{value}");
     } else {

@@ -18,16 +18,18 @@ use crate::arms::arm_of;
 use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
 use crate::engine::thread::Handle;
 use crate::engine::{self, Info};
+use crate::event::Reject;
 use crate::event::UserId;
-use crate::ingest::{Error, letter, update_record};
+use crate::ingest::{Error, bury, current, tell_lists, update};
 use crate::lanes::{Lanes, Offered, Policy, Work};
-use crate::list::{Model, Source, Update};
-use crate::log::{self, Batch, Log, Outgoing};
+use crate::list::{Model, Source};
+use crate::log::bury::Graves;
+use crate::log::{self, Batch, Log};
 use crate::metrics::{self, RecordOutcome, Stage};
 use crate::naming::{Answer, Ask, Names};
 use crate::offsets::InHand;
 use crate::prompt::{Arm, Template};
-use crate::record::{Partition, Timestamp};
+use crate::record::{Partition, Record, Timestamp};
 use crate::rules::Needs;
 use crate::shop::Shop;
 use crate::store::{Peek, Publish, Published, Store, Stored, Take, Taken};
@@ -116,6 +118,7 @@ pub struct Generate<L, S, A> {
     settings: Settings,
     lanes: Lanes,
     in_hand: InHand,
+    graves: Graves,
     /// Cut, not yet done: kept over an error, so that the next turn goes on with it.
     current: Vec<Work>,
     /// Version of the names that the engines know.
@@ -156,6 +159,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             lanes: Lanes::new(settings.lanes.clone()),
             settings,
             in_hand: InHand::default(),
+            graves: Graves::default(),
             current: Vec::new(),
             names: None,
             per_user: Arc::default(),
@@ -202,6 +206,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     pub fn revoked(&mut self, partitions: &[Partition]) {
         self.lanes.revoke(partitions);
         self.in_hand.revoke(partitions);
+        self.graves.forget(partitions);
         self.current.retain(|work| {
             work.positions
                 .iter()
@@ -211,7 +216,8 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// Takes requests in. A record that is no request goes to `dlq`. After an error call it again with the same batch.
     pub async fn receive(&mut self, batch: &Batch, now: Timestamp) -> Result<(), Error> {
-        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        let mut good = Vec::new();
+        let mut bad: Vec<(&Record, Reject)> = Vec::new();
         for record in &batch.records {
             match Request::decode(record) {
                 Ok(request) => good.push((request, &record.position)),
@@ -219,19 +225,16 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             }
         }
         let dlq = &self.settings.topics.dlq;
-        let letters: Vec<Outgoing> = bad
+        let dead: Vec<(&Record, Stage, &Reject)> = bad
             .iter()
-            .map(|(record, reject)| letter((dlq, GROUP), record, (Stage::Request, reject)))
+            .map(|(record, reject)| (*record, Stage::Request, reject))
             .collect();
-        if !letters.is_empty() {
-            log::replay::bury(&self.log, letters).await?;
-        }
+        bury(&mut self.graves, &self.log, (dlq, GROUP), &dead).await?;
+        self.graves.forget([&batch.partition]);
         for record in &batch.records {
             self.in_hand.began(&record.position);
         }
-        for (record, reject) in bad {
-            metrics::dlq(Stage::Request, reject.code(), 1);
-            metrics::records(&batch.partition.topic, RecordOutcome::Dlq, 1);
+        for (record, _) in bad {
             self.in_hand.done(&record.position);
         }
         metrics::records(
@@ -351,17 +354,19 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             self.store.take(ns, &takes).await?
         };
         let shop = self.shop.load_full();
-        let jobs: Vec<Job> = due
-            .into_iter()
-            .zip(taken)
-            // A request may outlive an erase: then nobody is left to make a list for.
-            .filter_map(|(work, taken)| {
-                taken
-                    .filter(|taken| !taken.state.is_vacant())
-                    .map(|taken| (work, taken))
-            })
-            .map(|(work, taken)| self.job(work, taken, &shop))
-            .collect();
+        let (mut jobs, mut gone) = (Vec::new(), Vec::new());
+        for (work, taken) in due.into_iter().zip(taken) {
+            match taken {
+                // A request may outlive an erase: then nobody is left to make a list for. Whoever crashed between
+                // publishing their last list and looking at it again has left its record behind.
+                Some(taken) if taken.state.is_vacant() => {
+                    gone.push((work.request.user.clone(), None));
+                }
+                Some(taken) => jobs.push(self.job(work, taken, &shop)),
+                None => {}
+            }
+        }
+        tell_lists(&self.log, &self.store, (&self.settings.topics, ns), gone).await?;
         let takes = jobs.len() as u64;
         let lists = self.make(&jobs, &shop).await;
         let published = self.publish(ns, &jobs, lists).await?;
@@ -527,13 +532,11 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             metrics::fenced_off(outcome);
             if outcome == Published::Stored {
                 count_published(&self.arms[job.arm].arm.id, job.work, (*source, now));
-                out.push(self.update(ns, &list.user, &list.list));
+                out.push((list.user.clone(), Some(update(&list.list))));
             }
         }
         let published = out.len() as u64;
-        if !out.is_empty() {
-            self.log.send(out).await?;
-        }
+        tell_lists(&self.log, &self.store, (&self.settings.topics, ns), out).await?;
         Ok(published)
     }
 
@@ -561,23 +564,8 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         let mut out = Vec::new();
         for (work, peek) in covered {
             metrics::unchanged(work.request.lane);
-            out.extend(
-                peek.list
-                    .map(|list| self.update(ns, &work.request.user, &list)),
-            );
+            out.push((work.request.user.clone(), current(&peek)));
         }
-        if !out.is_empty() {
-            self.log.send(out).await?;
-        }
-        Ok(())
-    }
-
-    fn update(&self, ns: &str, user: &UserId, list: &Stored) -> Outgoing {
-        let value = Update::json(
-            (list.ticket, list.epoch),
-            &list.covers,
-            (&list.doc, &list.audit),
-        );
-        update_record(&self.settings.topics, ns, user, Some(value))
+        tell_lists(&self.log, &self.store, (&self.settings.topics, ns), out).await
     }
 }

@@ -5,6 +5,7 @@
 //! error: every effect is fenced. It decides nothing about users or products ([`crate::intake`] does).
 
 mod records;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -17,15 +18,17 @@ use crate::event::{self, Accepted, Change, Reject, UserId};
 use crate::fold::Step;
 use crate::intake::{Counted, Edit, Listed, Plan, Rulebook, plan};
 use crate::list::{Document, Update};
+use crate::log::bury::Graves;
 use crate::log::{self, Batch, Log};
-use crate::metrics::{self, EventOutcome, EventType, RecordOutcome};
+use crate::metrics::{self, EventOutcome, EventType, Stage};
 use crate::record::{Offset, Partition, Record, Resume, Timestamp};
 use crate::shop::Shop;
 use crate::state::Held;
 use crate::store::{self, Added, FoldWrite, Folded, Store, Stored};
 use crate::topics::Topics;
+pub use records::{bury, letter, request_record, update_record};
 use records::{count_records, deltas, stage, write_of};
-pub use records::{letter, request_record, update_record};
+pub use told::{current, tell_lists, update};
 
 use crate::trigger::{Policy, Request};
 
@@ -77,14 +80,20 @@ pub enum Error {
     /// The store.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// Dead letters that the topic `dlq` does not take now: unreachable, missing, closed to us, too small.
+    #[error("{left} dead letters wait for the dlq: {source}")]
+    Dlq {
+        /// How many.
+        left: usize,
+        /// Why.
+        source: log::Error,
+    },
     /// A fence above the partition's end: the topic was recreated, or this is another cluster.
     #[error(
-        "user {user} was folded up to {fence:?} of {partition}, which ends at {end:?}; \
+        "a user was folded up to {fence:?} of {partition}, which ends at {end:?}; \
          if the topic was recreated, raise kafka.incarnations.\"{}\"", partition.topic
     )]
     FenceAboveEnd {
-        /// Whose state.
-        user: UserId,
         /// The partition.
         partition: Partition,
         /// Fence in the state.
@@ -100,6 +109,8 @@ impl Error {
         match self {
             Self::Log(error) => error.remedy() == log::Remedy::Retry,
             Self::Store(error) => error.remedy() == store::Remedy::Retry,
+            // What lacks a topic or a right may get it any moment; nothing is lost by waiting.
+            Self::Dlq { source, .. } => !matches!(source, log::Error::Stopped(_)),
             Self::FenceAboveEnd { .. } => false,
         }
     }
@@ -112,11 +123,15 @@ pub struct Ingest<L, S> {
     settings: Settings,
     shop: Arc<ArcSwap<Shop>>,
     /// States as last stored by this member; a stale one costs a reload, never a wrong write.
-    cache: LruCache<UserId, Held>,
+    cache: LruCache<UserId, (u32, Held)>,
+    /// Age of the cache: what was put there two ages ago and not needed since is dropped.
+    age: u32,
     /// Fences of the counts as last seen, by partition and shard.
     chains: BTreeMap<Partition, BTreeMap<u8, Offset>>,
     /// Handled, not yet committed.
     ready: BTreeMap<Partition, Resume>,
+    /// Dead letters of batches in hand that need not be written again.
+    graves: Graves,
     /// Stopped with an alarm: nothing of them is handled until they are assigned anew.
     stopped: BTreeSet<Partition>,
 }
@@ -143,10 +158,12 @@ impl<L: Log, S: Store> Ingest<L, S> {
             log,
             store,
             cache: LruCache::new(settings.cache_users),
+            age: 0,
             settings,
             shop,
             chains: BTreeMap::new(),
             ready: BTreeMap::new(),
+            graves: Graves::default(),
             stopped: BTreeSet::new(),
         }
     }
@@ -182,7 +199,40 @@ impl<L: Log, S: Store> Ingest<L, S> {
             self.chains.remove(partition);
             self.stopped.remove(partition);
         }
+        self.graves.forget(partitions);
+        self.drop_states(partitions);
         metrics::stopped(self.stopped.len());
+    }
+
+    /// Drops states that were not needed since the last call but one: the erase of a user may be another member's
+    /// to fold, and must not leave them here for ever.
+    pub fn grow_old(&mut self) {
+        self.age += 1;
+        while let Some((_, (age, _))) = self.cache.peek_lru()
+            && age + 1 < self.age
+        {
+            self.cache.pop_lru();
+        }
+        metrics::state_cached(self.cache.len());
+    }
+
+    /// Drops states that records of these partitions made: their erase would be another member's to fold,
+    /// and must not leave them here.
+    fn drop_states(&mut self, partitions: &[Partition]) {
+        let theirs = |held: &Held| {
+            let mut fences = held.state.fences.iter();
+            fences.any(|(partition, _)| partitions.contains(partition))
+        };
+        let gone: Vec<UserId> = self
+            .cache
+            .iter()
+            .filter(|(_, (_, held))| theirs(held))
+            .map(|(user, _)| user.clone())
+            .collect();
+        for user in gone {
+            self.cache.pop(&user);
+        }
+        metrics::state_cached(self.cache.len());
     }
 
     /// Stops a partition: its offsets stay where they are, and an alarm says why.
@@ -212,6 +262,8 @@ impl<L: Log, S: Store> Ingest<L, S> {
         self.tell(&mut after).await?;
         self.store.flush().await?;
         count_records(&after.seen);
+        self.graves
+            .forget(batches.iter().map(|batch| &batch.partition));
         for batch in batches {
             if let Some(last) = batch.records.last() {
                 self.ready
@@ -262,27 +314,13 @@ impl<L: Log, S: Store> Ingest<L, S> {
         (users, rejects)
     }
 
-    async fn bury(&self, rejects: &[(&Record, Reject)]) -> Result<(), Error> {
-        if rejects.is_empty() {
-            return Ok(());
-        }
+    async fn bury(&mut self, rejects: &[(&Record, Reject)]) -> Result<(), Error> {
         let Settings { topics, group, .. } = &self.settings;
-        let letters = rejects
+        let dead: Vec<(&Record, Stage, &Reject)> = rejects
             .iter()
-            .map(|(record, reject)| {
-                letter(
-                    (&topics.dlq, group),
-                    record,
-                    (stage(topics, record), reject),
-                )
-            })
+            .map(|(record, reject)| (*record, stage(topics, record), reject))
             .collect();
-        log::replay::bury(&self.log, letters).await?;
-        for (record, reject) in rejects {
-            metrics::dlq(stage(topics, record), reject.code(), 1);
-            metrics::records(&record.position.partition.topic, RecordOutcome::Dlq, 1);
-        }
-        Ok(())
+        bury(&mut self.graves, &self.log, (&topics.dlq, group), &dead).await
     }
 
     async fn fold_users(
@@ -298,8 +336,8 @@ impl<L: Log, S: Store> Ingest<L, S> {
             let mut plans = Vec::with_capacity(todo.len());
             for (user, records) in &todo {
                 // Taken out until it is stored: after an error nothing half-written stays behind.
-                let held = self.cache.pop(user).unwrap_or_default();
-                self.below_end(user, &held, batches).await?;
+                let (_, held) = self.cache.pop(user).unwrap_or_default();
+                self.below_end(&held, batches).await?;
                 let book = Rulebook {
                     shop: &shop,
                     policy: &self.settings.policy,
@@ -316,7 +354,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
 
     /// A fence at or above the log's end is no duplicate: the log is another one than was folded. A batch
     /// may be older than another owner's writes, so the end is asked for before an alarm.
-    async fn below_end(&self, user: &UserId, held: &Held, batches: &[&Batch]) -> Result<(), Error> {
+    async fn below_end(&self, held: &Held, batches: &[&Batch]) -> Result<(), Error> {
         for batch in batches {
             let Some(fence) = held
                 .state
@@ -328,9 +366,8 @@ impl<L: Log, S: Store> Ingest<L, S> {
             };
             let end = self.log.end(&batch.partition).await?;
             if fence >= end {
-                let (user, partition) = (user.clone(), batch.partition.clone());
+                let partition = batch.partition.clone();
                 return Err(Error::FenceAboveEnd {
-                    user,
                     partition,
                     fence,
                     end,
@@ -414,7 +451,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
                 .or_default()
                 .push(counted);
         }
-        self.cache.put(user, plan.held);
+        self.cache.put(user, (self.age, plan.held));
     }
 
     async fn load(&mut self, users: impl Iterator<Item = &UserId>) -> Result<(), Error> {
@@ -437,7 +474,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
         }
         let held = self.store.load(&self.settings.ns, &missing).await?;
         for (user, held) in missing.into_iter().zip(held) {
-            self.cache.put(user, held);
+            self.cache.put(user, (self.age, held));
         }
         metrics::state_cached(self.cache.len());
         Ok(())
@@ -526,18 +563,19 @@ impl<L: Log, S: Store> Ingest<L, S> {
             after.tally.requests += 1;
             out.push(request_record(topics, &request));
         }
-        for user in &after.erased {
-            metrics::erases(1);
-            out.push(update_record(topics, ns, user, None));
-        }
-        for (user, list) in &after.stripped {
-            let doc = list.doc.to_json();
-            let told = Update::json((list.ticket, list.epoch), &list.covers, (&doc, &list.audit));
-            out.push(update_record(topics, ns, user, Some(told)));
-        }
         if !out.is_empty() {
             self.log.send(out).await?;
         }
-        Ok(())
+        let mut told = Vec::new();
+        for user in &after.erased {
+            metrics::erases(1);
+            told.push((user.clone(), None));
+        }
+        for (user, list) in &after.stripped {
+            let doc = list.doc.to_json();
+            let value = Update::json((list.ticket, list.epoch), &list.covers, (&doc, &list.audit));
+            told.push((user.clone(), Some(value)));
+        }
+        tell_lists(&self.log, &self.store, (topics, ns), told).await
     }
 }

@@ -4,6 +4,7 @@
 //! partition after its revoke. It does not know what records say.
 
 mod admin;
+pub mod bury;
 pub mod dlq;
 mod embedded;
 mod health;
@@ -91,9 +92,17 @@ pub enum Error {
         /// The partition.
         partition: Partition,
     },
-    /// The broker refuses for good: authorisation, unknown topic, record too large.
+    /// The broker refuses for good: authorisation, unknown topic.
     #[error("{what}: {reason}")]
     Refused {
+        /// What was tried.
+        what: String,
+        /// The broker's words.
+        reason: String,
+    },
+    /// The broker refuses this record for what it is: too large, or of a time that the topic does not take.
+    #[error("{what}: {reason}")]
+    Unfit {
         /// What was tried.
         what: String,
         /// The broker's words.
@@ -121,7 +130,7 @@ impl Error {
         match self {
             Self::Timeout { .. } => Remedy::Retry,
             Self::NotAssigned { .. } => Remedy::Drop,
-            Self::Refused { .. } | Self::Stopped(_) => Remedy::Stop,
+            Self::Refused { .. } | Self::Unfit { .. } | Self::Stopped(_) => Remedy::Stop,
         }
     }
 }

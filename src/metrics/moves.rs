@@ -33,6 +33,11 @@ pub fn dlq(stage: Stage, code: &str, n: u64) {
     t::DLQ.add(&[stage.text(), code], n);
 }
 
+/// Dead letters of a stage that are not acknowledged yet.
+pub fn dlq_waiting(stage: Stage, letters: usize) {
+    t::DLQ_WAITING.set(&[stage.text()], letters as f64);
+}
+
 /// Users erased.
 pub fn erases(n: u64) {
     t::ERASES.add(&[], n);
@@ -228,7 +233,7 @@ pub fn log_error(error: &log::Error) {
     let failure = match error {
         log::Error::Timeout { .. } => Failure::Timeout,
         log::Error::NotAssigned { .. } => Failure::NotAssigned,
-        log::Error::Refused { .. } => Failure::Refused,
+        log::Error::Refused { .. } | log::Error::Unfit { .. } => Failure::Refused,
         log::Error::Stopped(_) => Failure::Stopped,
     };
     self::error(Edge::Log, failure);

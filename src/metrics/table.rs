@@ -72,6 +72,8 @@ table! {
         "From a batch in hand until its writes and requests are acknowledged.";
     DLQ: Counter "nearshore_dlq_records_total" [stage = These(Stage::ALL), error = These(&crate::event::Reject::ALL_CODES)]
         "Records sent to the dlq, by stage and code.";
+    DLQ_WAITING: Gauge "nearshore_dlq_waiting_records" [stage = These(Stage::ALL)]
+        "Dead letters that the dlq has not acknowledged yet; their partitions go no further until it does.";
     ERASES: Counter "nearshore_erases_total" []
         "Users erased.";
     STATE_LOADS: Counter "nearshore_state_loads_total" [cache = These(Cache::ALL)]

@@ -17,6 +17,10 @@ pub use view::{Line, View, clean, words};
 /// The line of a template file after which the assistant's part begins.
 pub const ASSISTANT: &str = "---assistant---";
 
+/// Instructions that rendering may take: a template of loops within loops is refused, not waited for. The longest view
+/// takes some thousands.
+const FUEL: u64 = 200_000;
+
 /// An arm: what a list was made with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -144,6 +148,7 @@ impl Template {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
+        environment.set_fuel(Some(FUEL));
         let mut template = Self {
             environment,
             name: name.to_owned(),

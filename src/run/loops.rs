@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::wait_ready;
 use crate::generate::{self, Generate};
+use crate::http::{Gate, Ready};
 use crate::ingest::{Error, Ingest};
 use crate::keeper::wall_clock;
 use crate::log::{Batch, Delivery, Log};
@@ -27,6 +28,9 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 
 /// Longest wait between two tries.
 const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// A state that is not needed for one to two of these leaves the memory.
+const STATES_AGE: Duration = Duration::from_secs(300);
 
 /// Records folded in one go; more would delay commits and revokes.
 const GATHER_MAX: usize = 4_000;
@@ -73,21 +77,41 @@ pub(super) async fn gather<L: Log>(
     }
 }
 
+/// Says on `/readyz` that dead letters wait: the role goes no further until the dlq takes them.
+fn say(dlq: &Gate, error: &Error) {
+    match error {
+        Error::Dlq { .. } => dlq.shut(error.to_string()),
+        Error::Log(_) | Error::Store(_) | Error::FenceAboveEnd { .. } => {}
+    }
+}
+
+/// The gate of the dlq, open until letters wait.
+pub(super) fn dlq_gate(ready: &Ready, name: &'static str) -> Gate {
+    let gate = ready.gate(name);
+    gate.open(TAKES);
+    gate
+}
+
+/// What a gate of the dlq says while no letter waits.
+const TAKES: &str = "no dead letter waits";
+
 pub(super) async fn ingest_loop<L: Log, S: Store>(
     mut member: Ingest<L, S>,
-    mut ready: watch::Receiver<bool>,
+    (mut ready, dlq): (watch::Receiver<bool>, Gate),
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     // Without the catalogue a first list could not be judged by the rules.
     if wait_ready(&mut ready, &cancel).await {
         let mut commits = tokio::time::interval(COMMIT_EVERY);
+        let mut ages = tokio::time::interval(STATES_AGE);
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
                 _ = commits.tick() => commit_softly(member.commit().await)?,
+                _ = ages.tick() => member.grow_old(),
                 delivery = member.log().next() => {
                     let (batches, rest) = gather(member.log(), delivery?).await?;
-                    fold_all(&mut member, &batches, &cancel).await;
+                    fold_all(&mut member, &batches, (&dlq, &cancel)).await;
                     rest.iter().for_each(count_rebalance);
                     match rest {
                         Some(Delivery::Assigned(partitions)) => member.assigned(&partitions),
@@ -112,7 +136,7 @@ pub(super) async fn ingest_loop<L: Log, S: Store>(
 pub(super) async fn fold_all<L: Log, S: Store>(
     member: &mut Ingest<L, S>,
     batches: &[Batch],
-    cancel: &CancellationToken,
+    (dlq, cancel): (&Gate, &CancellationToken),
 ) {
     if batches.is_empty() {
         return;
@@ -121,9 +145,13 @@ pub(super) async fn fold_all<L: Log, S: Store>(
     loop {
         let start = std::time::Instant::now();
         match member.handle(batches).await {
-            Ok(_) => return metrics::fold(start.elapsed()),
+            Ok(_) => {
+                dlq.open(TAKES);
+                return metrics::fold(start.elapsed());
+            }
             Err(error) if error.retry() => {
                 count_error(&error);
+                say(dlq, &error);
                 tracing::warn!(%error, ?wait, "will be tried again");
             }
             Err(error) if batches.len() == 1 => {
@@ -133,7 +161,7 @@ pub(super) async fn fold_all<L: Log, S: Store>(
             Err(_) => {
                 // One of them cannot go on; find out which, so that the others do.
                 for batch in batches {
-                    Box::pin(fold_all(member, std::slice::from_ref(batch), cancel)).await;
+                    Box::pin(fold_all(member, std::slice::from_ref(batch), (dlq, cancel))).await;
                 }
                 return;
             }
@@ -147,7 +175,7 @@ pub(super) async fn fold_all<L: Log, S: Store>(
 
 pub(super) fn count_error(error: &Error) {
     match error {
-        Error::Log(error) => metrics::log_error(error),
+        Error::Log(error) | Error::Dlq { source: error, .. } => metrics::log_error(error),
         Error::Store(error) => metrics::store_error(error),
         Error::FenceAboveEnd { .. } => {
             metrics::error(metrics::Edge::Log, metrics::Failure::Refused)
@@ -170,6 +198,7 @@ pub(super) fn commit_softly(outcome: Result<(), Error>) -> anyhow::Result<()> {
 
 pub(super) async fn stock_loop<L: Log, S: Store>(
     mut member: Stock<L, S>,
+    dlq: Gate,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut commits = tokio::time::interval(COMMIT_EVERY);
@@ -184,12 +213,14 @@ pub(super) async fn stock_loop<L: Log, S: Store>(
                 while let Err(error) = member.handle(&delivery).await {
                     anyhow::ensure!(error.retry(), error);
                     count_error(&error);
+                    say(&dlq, &error);
                     tracing::warn!(%error, ?wait, "will be tried again");
                     tokio::select! {
                         () = cancel.cancelled() => break,
                         () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY_MAX),
                     }
                 }
+                dlq.open(TAKES);
             }
         }
     }
@@ -200,6 +231,7 @@ pub(super) async fn stock_loop<L: Log, S: Store>(
 
 pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
     mut member: Generate<L, S, A>,
+    dlq: Gate,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut commits = tokio::time::interval(COMMIT_EVERY);
@@ -218,7 +250,7 @@ pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
             () = cancel.cancelled() => break,
             _ = commits.tick() => commit_softly(member.commit().await)?,
             delivery = member.log().next(), if member.lanes().room() > 0 => {
-                take_in(&mut member, delivery?).await?;
+                take_in(&mut member, delivery?, (&dlq, &cancel)).await?;
                 continue;
             }
             () = tokio::time::sleep(pause) => {}
@@ -264,10 +296,24 @@ pub(super) fn count_lanes<L: Log, S: Store, A: generate::Answers>(
 pub(super) async fn take_in<L: Log, S: Store, A: generate::Answers>(
     member: &mut Generate<L, S, A>,
     delivery: Delivery,
+    (dlq, cancel): (&Gate, &CancellationToken),
 ) -> anyhow::Result<()> {
     count_rebalance(&delivery);
     match delivery {
-        Delivery::Batch(batch) => member.receive(&batch, wall_clock()).await?,
+        Delivery::Batch(batch) => {
+            let mut wait = RETRY_MIN;
+            while let Err(error) = member.receive(&batch, wall_clock()).await {
+                anyhow::ensure!(error.retry(), error);
+                count_error(&error);
+                say(dlq, &error);
+                tracing::warn!(%error, ?wait, "will be tried again");
+                tokio::select! {
+                    () = cancel.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY_MAX),
+                }
+            }
+            dlq.open(TAKES);
+        }
         Delivery::Revoked { partitions, .. } => {
             commit_softly(member.commit().await)?;
             member.revoked(&partitions);

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use load::load_arms;
-use loops::{generate_loop, ingest_loop, stock_loop};
+use loops::{dlq_gate, generate_loop, ingest_loop, stock_loop};
 use watch::{ENGINE_STALLED, join, watch_coverage, watch_engine, watch_redis};
 
 use crate::config::Config;
@@ -296,6 +296,7 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
     };
     let (stop, states) = (cancel.clone(), store.clone());
     let stamped = config.clone();
+    let gate = dlq_gate(&parts.ready, "dlq-ingest");
     tasks.spawn(async move {
         let now = if stamped_by_broker(&stamped).await {
             broker_now
@@ -303,7 +304,9 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
             live_now
         };
         let member = Ingest::new(log, states, shop, ingest::Settings { now, ..settings });
-        ingest_loop(member, catalogue, stop).await.context("ingest")
+        ingest_loop(member, (catalogue, gate), stop)
+            .await
+            .context("ingest")
     });
     let log = join(
         tasks,
@@ -311,7 +314,8 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
         ("stock", stock::GROUP.into(), vec![topics.catalog.clone()]),
     )?;
     let member = Stock::new(log, store, (topics, config.limits()));
-    tasks.spawn(async move { stock_loop(member, cancel).await.context("stock") });
+    let gate = dlq_gate(&parts.ready, "dlq-stock");
+    tasks.spawn(async move { stock_loop(member, gate, cancel).await.context("stock") });
     Ok(())
 }
 
@@ -384,7 +388,7 @@ async fn generate_task(
     let mut member = Generate::new(log, store, shop, (arms, settings));
     member.warm().await;
     gate.open("warm");
-    generate_loop(member, cancel).await
+    generate_loop(member, dlq_gate(&ready, "dlq-generate"), cancel).await
 }
 
 /// False if cancelled before.

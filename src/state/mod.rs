@@ -118,4 +118,7 @@ pub struct Held {
     pub ver: u64,
     /// Number of the last take; 0 if never.
     pub ticket: u64,
+    /// A tombstone that another namespace raised is later than what is stored: the state is as if it had been
+    /// folded here, and the next write takes the list along.
+    pub reborn: bool,
 }

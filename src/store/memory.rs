@@ -180,15 +180,20 @@ impl Inner {
         let profile = found.and_then(|user| user.profile.as_ref());
         match found.and_then(|user| user.row.as_ref()) {
             Some(row) => Held {
+                reborn: erased > row.state.life,
                 state: seen(&row.state, profile, erased),
                 mark: row.mark.clone(),
                 ver: row.ver,
                 ticket: row.ticket,
             },
-            None => Held {
-                state: seen(&UserState::default(), profile, erased),
-                ..Held::default()
-            },
+            None => {
+                let state = seen(&UserState::default(), profile, erased);
+                Held {
+                    reborn: profile.is_some() && state.profile.is_none(),
+                    state,
+                    ..Held::default()
+                }
+            }
         }
     }
 

@@ -8,7 +8,7 @@ mod memory;
 mod redis;
 
 pub use memory::{Flaws, MemoryStore};
-pub use redis::{Check, RedisStore, Settings};
+pub use redis::{Check, RedisStore, Settings, Trace};
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -260,7 +260,7 @@ pub enum Error {
     /// A stored value that this version cannot read; never overwritten.
     #[error("{key} does not decode: {reason}")]
     Corrupt {
-        /// The key.
+        /// The key, a user's id masked.
         key: String,
         /// Why.
         reason: String,
@@ -303,8 +303,10 @@ impl From<keys::Misfit> for Error {
 
 /// Why a stored value is [`Error::Corrupt`].
 fn corrupt(key: &str, reason: impl ToString) -> Error {
+    // Errors are logged, and a log keeps nobody's id: who may see ids asks for debug lines.
+    tracing::debug!(key, "does not decode");
     Error::Corrupt {
-        key: key.into(),
+        key: keys::masked(key),
         reason: reason.to_string(),
     }
 }

@@ -1,6 +1,10 @@
 //! Integration tests: one file per promise, one binary. `scripts/test` starts what they need.
 
+mod corpus;
+mod dlq_down;
 mod engine;
+mod erase;
+mod fuzz;
 mod harness;
 mod log;
 mod log_dlq;
@@ -8,6 +12,7 @@ mod log_kafka;
 mod page;
 mod poison;
 mod process;
+mod safety;
 mod simulation;
 mod store;
 mod store_faults;

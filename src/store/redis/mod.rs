@@ -4,6 +4,7 @@
 //! guard is stored beside what it guards. It reads primaries only. It decides nothing: users in
 //! [`users`], counts, stock and blocks in [`shared`], looking around in [`survey`].
 
+mod erased;
 mod link;
 mod scripts;
 mod settings;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use redis::{FromRedisValue, Value};
 
+pub use erased::Trace;
 pub use settings::Settings;
 pub use survey::Check;
 

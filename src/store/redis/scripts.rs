@@ -16,9 +16,10 @@ pub(super) enum Effect {
     Unblock,
     Register,
     Active,
+    Erase,
 }
 
-const SOURCES: [(Effect, &str); 9] = [
+const SOURCES: [(Effect, &str); 10] = [
     (Effect::Fold, include_str!("../lua/fold.lua")),
     (Effect::Take, include_str!("../lua/take.lua")),
     (Effect::Publish, include_str!("../lua/publish.lua")),
@@ -28,6 +29,7 @@ const SOURCES: [(Effect, &str); 9] = [
     (Effect::Unblock, include_str!("../lua/unblock.lua")),
     (Effect::Register, include_str!("../lua/register.lua")),
     (Effect::Active, include_str!("../lua/active.lua")),
+    (Effect::Erase, include_str!("../lua/erase.lua")),
 ];
 
 static HASHES: LazyLock<[String; SOURCES.len()]> =

@@ -134,7 +134,7 @@ impl RedisStore {
     }
 
     /// One SCAN; the cursor is `node cursor`, nodes in their order.
-    async fn scan_keys(
+    pub(super) async fn scan_keys(
         &self,
         pattern: &str,
         cursor: Option<String>,

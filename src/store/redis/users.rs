@@ -288,6 +288,7 @@ fn held_of(
     erased: Timestamp,
 ) -> Result<Held, Error> {
     let profile = profile_of(keys, profile)?;
+    let known = profile.is_some();
     let (bytes, ver, ticket, life, pending, moved, pace) = row;
     let Some(bytes) = bytes else {
         let mut state = UserState {
@@ -296,6 +297,8 @@ fn held_of(
         };
         crate::fold::erase(&mut state, erased);
         return Ok(Held {
+            // A profile has no TTL: it may be there without a state.
+            reborn: known && state.profile.is_none(),
             state,
             ..Held::default()
         });
@@ -307,9 +310,10 @@ fn held_of(
         moved: moved.ok_or_else(missing)?,
         pace: pace.map_err(|error| corrupt(&keys.state, error))?,
     };
-    let life = Timestamp(life.ok_or_else(missing)?).max(erased);
+    let life = Timestamp(life.ok_or_else(missing)?);
     Ok(Held {
-        state: state_of(keys, &bytes, profile, life)?,
+        reborn: erased > life,
+        state: state_of(keys, &bytes, profile, life.max(erased))?,
         mark,
         ver: ver.ok_or_else(missing)?,
         ticket: ticket.ok_or_else(missing)?,

@@ -177,6 +177,7 @@ pub fn all<S: Store>(history: &History<S>) -> Result<(), String> {
     letters(history, (&records, dead))?;
     tickets(history)?;
     coalescing(history)?;
+    updates(history)?;
     committed(history)
 }
 
@@ -322,9 +323,11 @@ fn letters<S>(history: &History<S>, (records, dead): (&[Record], usize)) -> Resu
 /// Within one life tickets rise and covers do not fall.
 fn tickets<S>(history: &History<S>) -> Result<(), String> {
     history.gate.journal(|journal| {
-        let mut before: BTreeMap<(&UserId, Timestamp), Vec<&Shown>> = BTreeMap::new();
+        let mut before: BTreeMap<(&str, &UserId, Timestamp), Vec<&Shown>> = BTreeMap::new();
         for list in &journal.published {
-            let lists = before.entry((&list.user, list.life)).or_default();
+            let lists = before
+                .entry((&*list.ns, &list.user, list.life))
+                .or_default();
             let mut older = lists
                 .iter()
                 .filter(|older| older.between.1 < list.between.0);
@@ -371,10 +374,35 @@ fn coalescing<S>(history: &History<S>) -> Result<(), String> {
     })
 }
 
+/// The last record of each user on `recall-updates` is the list that is stored; of an erased one it is none.
+fn updates<S: Store>(history: &History<S>) -> Result<(), String> {
+    let mut last: BTreeMap<Vec<u8>, Option<String>> = BTreeMap::new();
+    for record in history.cluster.records(&history.topics.recall_updates) {
+        let value = record
+            .value
+            .map(|value| String::from_utf8_lossy(&value).into_owned());
+        last.insert(record.key.unwrap_or_default().to_vec(), value);
+    }
+    let peeks = now(history.store.peek(&history.ns, &users(history))).map_err(|e| e.to_string())?;
+    for (user, peek) in users(history).iter().zip(peeks) {
+        let key = format!("{}/{user}", history.ns).into_bytes();
+        let (told, stored) = (
+            last.remove(&key).flatten(),
+            nearshore::ingest::current(&peek),
+        );
+        if told != stored {
+            return Err(format!(
+                "recall-updates tells of {user} {told:?}, stored is {stored:?}"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Everything that was read is done: the committed offsets are the ends.
-fn committed<S>(history: &History<S>) -> Result<(), String> {
-    for group in ["ingest", "generate"] {
-        let lag = history.cluster.lag(group);
+fn committed<S: Store>(history: &History<S>) -> Result<(), String> {
+    for group in history.groups() {
+        let lag = history.cluster.lag(&group);
         if lag > 0 {
             return Err(format!("{group} is {lag} records behind its end"));
         }

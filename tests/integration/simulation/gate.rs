@@ -37,6 +37,7 @@ type Late = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A list that was stored.
 pub struct Shown {
+    pub ns: String,
     pub user: UserId,
     pub life: Timestamp,
     pub ticket: u64,
@@ -247,6 +248,7 @@ impl<S: Store> Store for Gated<S> {
                             user, life, list, ..
                         } = list.clone();
                         journal.published.push(Shown {
+                            ns: ns.clone(),
                             user,
                             life,
                             ticket: list.ticket,

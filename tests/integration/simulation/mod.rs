@@ -12,7 +12,7 @@ use nearshore::log::Flaws as LogFlaws;
 use nearshore::store::{Flaws as StoreFlaws, MemoryStore, RedisStore, Store};
 
 use crate::harness::{fresh, variable};
-use history::{Doubles, run};
+use history::{Doubles, run, run_erasing};
 
 fn seeds(default: u64) -> std::ops::Range<u64> {
     let number = |name: &str| {
@@ -67,6 +67,38 @@ fn every_history_ends_with_nothing_lost_stale_or_doubled() {
         panic!("NEARSHORE_SEED={seed}: {what}");
     }
     eprintln!("simulation: seeds {seeds:?} in {:?}", start.elapsed());
+}
+
+/// Histories whose first user is erased at each step in turn, the steps dealt to two threads.
+#[test]
+fn an_erase_at_any_step_leaves_nothing_from_before_it() {
+    let run_at = |seed: u64, step: usize| {
+        let doubles = Doubles {
+            log: LogFlaws::default(),
+            store: MemoryStore::default(),
+            ns: format!("erase-{seed}"),
+        };
+        run_erasing(seed, doubles, Some(step))
+    };
+    let half = |odd: usize| {
+        move || {
+            // Two of them fill two namespaces.
+            let all = (100..108_u64).flat_map(|seed| (1..=400).map(move |step| (seed, step)));
+            for (seed, step) in all.filter(|(_, step)| step % 2 == odd) {
+                if let Err(what) = run_at(seed, step) {
+                    return Some(format!("seed {seed}, erased at step {step}: {what}"));
+                }
+            }
+            None
+        }
+    };
+    let start = std::time::Instant::now();
+    let complaint = std::thread::scope(|scope| {
+        let threads = [scope.spawn(half(0)), scope.spawn(half(1))];
+        threads.map(|thread| thread.join().expect("no panic"))
+    });
+    assert_eq!(complaint, [None, None]);
+    eprintln!("simulation: 3,200 erases in {:?}", start.elapsed());
 }
 
 /// A broken double must be noticed within these many histories, every run.
