@@ -202,6 +202,7 @@ launch() {
   shift 2
   mkdir -p "$dir"
   dir=$(cd -- "$dir" && pwd -P)
+  rm -f "$dir/$name.pid" # one of before, killed: its number must not be taken for the new one's
   # The shell that writes the pid becomes the process by exec, so the pid is right before anything can fail.
   # shellcheck disable=SC2016
   setsid bash -c 'cd "$1" || exit; echo $$ >"$2.pid"; shift 2; exec "$@"' _ "$dir" "$name" "$@" \

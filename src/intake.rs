@@ -4,12 +4,14 @@
 //! state that the plan stored changes nothing and asks only for what is still pending. It does not
 //! know the store nor the log; retries are the role's.
 
+use std::collections::BTreeMap;
+
 use crate::compose::own_copy;
 use crate::event::UserId;
 use crate::event::{Accepted, Change, Item, Kind, Profile};
 use crate::fold::{Step, fold};
 use crate::list::Document;
-use crate::record::{Fences, Position, Timestamp};
+use crate::record::{Fences, Partition, Position, Timestamp};
 use crate::rules::Verdict;
 use crate::shop::Shop;
 use crate::state::{Held, Mark};
@@ -27,6 +29,8 @@ pub struct Rulebook<'a> {
     pub window: usize,
     /// False while a backfill catches up.
     pub triggers: bool,
+    /// Time from which the events of a partition are complete, where the log no longer had all of them.
+    pub complete_since: &'a BTreeMap<Partition, Timestamp>,
 }
 
 /// The list that is stored.
@@ -112,6 +116,14 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
     for record in records {
         let old = plan.held.state.profile.as_ref().map(|p| p.profile.clone());
         let step = fold(&mut plan.held.state, record, book.window);
+        if let (Change::Event(_), Some(since)) = (
+            &record.change,
+            book.complete_since.get(&record.position.partition),
+        ) {
+            // A maximum over the partitions seen: the order of records does not matter.
+            let known = &mut plan.held.state.complete_since;
+            *known = (*known).max(*since);
+        }
         let new = plan.held.state.profile.as_ref().map(|p| &p.profile);
         let ask = Ask {
             policy: book.policy,

@@ -127,6 +127,8 @@ pub struct Lanes {
     queues: [Queue; 3],
     next: Seq,
     held_back: bool,
+    /// Most backfill users of a batch.
+    backfill_most: usize,
 }
 
 impl Lanes {
@@ -140,6 +142,7 @@ impl Lanes {
             queues: Default::default(),
             next: 0,
             held_back: false,
+            backfill_most: usize::MAX,
         }
     }
 
@@ -191,6 +194,16 @@ impl Lanes {
         self.held_back = behind;
     }
 
+    /// Whether backfill is held back for another worker's sake.
+    pub fn is_backfill_held(&self) -> bool {
+        self.held_back
+    }
+
+    /// Most backfill users in one batch, at least 1: a live user who becomes due waits for the batch that runs.
+    pub fn limit_backfill(&mut self, most: usize) {
+        self.backfill_most = most.max(1);
+    }
+
     /// Whether our own live lane is behind its objective.
     pub fn live_behind(&self, now: Timestamp) -> bool {
         self.standing(Lane::Live, now).oldest > self.policy.objective
@@ -221,8 +234,13 @@ impl Lanes {
         self.ripen(now);
         let behind = self.held_back || self.live_behind(now);
         let mut batch = Vec::new();
+        let mut backfill = 0;
         while batch.len() < most.min(self.policy.batch_max) {
-            let Some(lane) = self.turn(behind) else { break };
+            let room = backfill < self.backfill_most;
+            let Some(lane) = self.turn(behind, room) else {
+                break;
+            };
+            backfill += usize::from(lane == Lane::Backfill);
             let first = self.queues[lane as usize].fifo.first().copied();
             let seq = first.expect("a lane without due users has no turn");
             batch.extend(self.take(seq, false));
@@ -284,14 +302,17 @@ impl Lanes {
 
     /// Whose turn it is. Smooth weighted round robin: each lane with due users earns its share, the richest
     /// pays for all. A lane without a share, or held back, gets what the others leave.
-    fn turn(&mut self, behind: bool) -> Option<Lane> {
+    fn turn(&mut self, behind: bool, room: bool) -> Option<Lane> {
         let share = |lane: Lane| match lane {
             Lane::Urgent => self.policy.urgent,
             Lane::Live => self.policy.live,
             Lane::Backfill if behind => 0,
             Lane::Backfill => self.policy.backfill,
         };
-        let due = |lane: &Lane| !self.queues[*lane as usize].fifo.is_empty();
+        let due = |lane: &Lane| {
+            let barred = *lane == Lane::Backfill && !room;
+            !barred && !self.queues[*lane as usize].fifo.is_empty()
+        };
         let shares: Vec<(Lane, i64)> = LANES
             .into_iter()
             .filter(due)
@@ -377,6 +398,7 @@ fn ready(request: &Request, arrived: Timestamp) -> Timestamp {
 fn merge(kept: &mut Request, other: Request) {
     kept.due = kept.due.min(other.due);
     kept.lane = kept.lane.min(other.lane);
+    kept.force |= other.force;
     if strength(other.reason) > strength(kept.reason) {
         kept.reason = other.reason;
     }

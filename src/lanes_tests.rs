@@ -27,6 +27,7 @@ fn request(user: &str, lane: Lane, put_off: u64) -> Request {
         time: NOON,
         due: NOON.after(seconds(put_off)),
         lane,
+        force: false,
     }
 }
 
@@ -43,6 +44,7 @@ fn requests_of_a_user_become_one_with_all_their_positions() {
     let mut lanes = lanes();
     let mut first = request("u", Lane::Backfill, 10);
     first.reason = Reason::Refresh;
+    first.force = true;
     let mut second = request("u", Lane::Live, 30);
     second.time = NOON.after(seconds(20));
     second.due = NOON.after(seconds(50));
@@ -68,12 +70,35 @@ fn requests_of_a_user_become_one_with_all_their_positions() {
         work.request,
         Request {
             reason: Reason::Refresh,
+            force: true,
             due: NOON.after(seconds(10)),
             ..second
         }
     );
     assert_eq!(work.positions, [at(0, 0), at(1, 5)]);
     assert_eq!((work.arrived, work.late), (NOON, false));
+}
+
+#[test]
+fn a_batch_takes_no_more_backfill_users_than_it_may_and_all_of_live() {
+    let mut lanes = lanes();
+    for nth in 0..6 {
+        lanes.offer(
+            request(&format!("b{nth}"), Lane::Backfill, 0),
+            at(2, nth),
+            NOON,
+        );
+    }
+    lanes.limit_backfill(2);
+    assert_eq!(users(&lanes.cut(NOON, 16)), ["b0", "b1"], "alone, too");
+    for nth in 0..3 {
+        lanes.offer(request(&format!("l{nth}"), Lane::Live, 0), at(1, nth), NOON);
+    }
+    let cut = lanes.cut(NOON, 16);
+    let backfill = cut.iter().filter(|w| w.request.lane == Lane::Backfill);
+    assert_eq!((cut.len(), backfill.count()), (5, 2));
+    lanes.limit_backfill(0);
+    assert_eq!(users(&lanes.cut(NOON, 16)), ["b4"], "one at least");
 }
 
 #[test]

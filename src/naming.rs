@@ -126,6 +126,8 @@ pub enum Ended {
     Cancelled,
     /// The generation's time was over: there are no names.
     Late,
+    /// The prompt is over the model's context: there are no names.
+    TooLong,
 }
 
 /// One user's answer.

@@ -23,6 +23,11 @@ const ROUNDING: f64 = 1e-9;
 /// Nodes that a wave asks for at least, if there are so many: small waves cost a pass each.
 const WIDTH_MIN: usize = 8;
 
+/// Share of the names wanted whose rank a node must have to be asked for early. Counted over real prompts,
+/// top 50: with
+/// all ranks 8 % more tokens than with 85 of 100, with 50 of 100 4 % fewer in half as many waves again.
+const RANKS: (usize, usize) = (85, 100);
+
 /// What is known of names before the model runs.
 #[derive(Clone, Debug)]
 pub struct Prior {
@@ -258,13 +263,21 @@ impl<'a> Search<'a> {
             .collect()
     }
 
-    /// Nodes to ask for at once. Half as many as names are still to be proven: with all of them a
-    /// fifth more tokens were forwarded in no fewer waves (2,240 names, top 20 and 50).
+    /// Nodes to ask for at once: those among the best of all that is open or found, as many as [`RANKS`] of
+    /// the names wanted. So the first waves are as wide as a beam's, and the last take only what is
+    /// still to be proven.
     fn width(&self) -> usize {
-        let best = self.open.peek().map(|open| open.sums.score);
-        let best = best.unwrap_or(f64::NEG_INFINITY);
-        let proven = self.found.iter().filter(|found| found.0.score > best);
-        ((self.question.n - proven.count()) / 2).max(WIDTH_MIN)
+        let rank = self.question.n * RANKS.0 / RANKS.1;
+        let open = self.open.iter().map(|open| open.sums.score);
+        let found = self.found.iter().map(|found| found.0.score);
+        let mut scores: Vec<f64> = open.chain(found).collect();
+        if rank == 0 || scores.len() <= rank {
+            return self.open.len().max(WIDTH_MIN);
+        }
+        let (_, last, _) = scores.select_nth_unstable_by(rank - 1, |a, b| b.total_cmp(a));
+        let last = *last;
+        let among = self.open.iter().filter(|open| open.sums.score >= last);
+        among.count().max(WIDTH_MIN)
     }
 
     /// Whether no name under a node of `score` can be among the n best. Not at equality: it might

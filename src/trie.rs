@@ -97,7 +97,8 @@ impl Sequences {
         self.ends.is_empty()
     }
 
-    fn get(&self, nth: usize) -> &[u32] {
+    /// One name with its end token.
+    pub fn get(&self, nth: usize) -> &[u32] {
         let from = nth.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.flat[from as usize..self.ends[nth] as usize]
     }

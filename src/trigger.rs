@@ -51,7 +51,7 @@ pub enum Reason {
     Overdue,
     /// `sweep`: the list trails the state.
     Sweep,
-    /// `refresh`: asked for by a person; also replaces a list of a higher arm epoch.
+    /// `refresh`: asked for by a person.
     Refresh,
 }
 
@@ -75,6 +75,9 @@ pub struct Request {
     pub due: Timestamp,
     /// Lane it was put on.
     pub lane: Lane,
+    /// Its list also replaces one of a higher arm epoch: `refresh --force`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 impl Request {
@@ -256,6 +259,7 @@ fn request(record: &Accepted, ask: &Ask, asked: Asked) -> Request {
         time: record.time,
         due: asked.due,
         lane: asked.lane,
+        force: false,
     }
 }
 

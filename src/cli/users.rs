@@ -1,4 +1,4 @@
-//! Commands about users and products: get, inspect, refresh, sweep, block, unblock.
+//! Commands about users and products: get, inspect, block, unblock.
 
 use std::process::ExitCode;
 
@@ -10,10 +10,8 @@ use crate::config::Config;
 use crate::event::UserId;
 use crate::keeper::wall_clock;
 use crate::list::{Document, Source};
-use crate::log::Producer;
 use crate::namespace;
 use crate::store::{Block, RedisStore, Store};
-use crate::trigger::Reason;
 
 pub(super) fn store(config: &Config) -> anyhow::Result<RedisStore> {
     RedisStore::new(config.redis.clone()).context("redis.url; see `nearshore check`")
@@ -85,43 +83,6 @@ pub fn inspect(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCo
         } else {
             print!("{}", view.text());
         }
-        Ok(ExitCode::SUCCESS)
-    })
-}
-
-/// Requests lists on the backfill lane. No users: everyone with a state.
-pub fn refresh(config: &Config, users: &[String], json: bool) -> anyhow::Result<ExitCode> {
-    let users: Vec<UserId> = users
-        .iter()
-        .map(|user| user_id(user))
-        .collect::<Result<_, _>>()?;
-    ask(config, (users, Reason::Refresh), json)
-}
-
-/// Requests a list for each user whose list trails their state.
-pub fn sweep(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
-    ask(config, (Vec::new(), Reason::Sweep), json)
-}
-
-fn ask(
-    config: &Config,
-    (users, reason): (Vec<UserId>, Reason),
-    json: bool,
-) -> anyhow::Result<ExitCode> {
-    block_on(async {
-        let store = store(config)?;
-        let producer = Producer::new(&config.kafka)?;
-        let asked = namespace::ask(&store, &producer, (config, &users, reason)).await?;
-        say(
-            json,
-            &json!({"seen": asked.seen, "requested": asked.requested}),
-            || {
-                format!(
-                    "{} users seen, {} lists requested on {}",
-                    asked.seen, asked.requested, config.topics.regen_backfill
-                )
-            },
-        );
         Ok(ExitCode::SUCCESS)
     })
 }

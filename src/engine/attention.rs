@@ -198,16 +198,11 @@ impl Scratch {
             let (seen, unseen) = prompt.split_at_mut(sight.prompt);
             let nodes = &mut nodes[..sight.slots.len()];
             unseen.fill(0.0);
-            let max = seen
-                .iter()
-                .chain(&*nodes)
-                .copied()
-                .fold(f32::NEG_INFINITY, f32::max);
+            let max = kernel::greatest(seen).max(kernel::greatest(nodes));
             let sum =
                 kernel::exponentials(seen, scale, max) + kernel::exponentials(nodes, scale, max);
-            for weight in seen.iter_mut().chain(nodes) {
-                *weight /= sum;
-            }
+            kernel::scale(seen, 1.0 / sum);
+            kernel::scale(nodes, 1.0 / sum);
         }
     }
 

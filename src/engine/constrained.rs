@@ -136,6 +136,11 @@ impl Constrained {
         &self.text
     }
 
+    /// Number of token ids.
+    pub fn vocabulary(&self) -> usize {
+        self.network.geometry().vocabulary
+    }
+
     /// Memory that the layers' weights take.
     pub fn bytes(&self) -> usize {
         self.network.bytes()

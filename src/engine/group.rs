@@ -436,7 +436,7 @@ impl<'a> User<'a> {
         } = self.from;
         let found = match ended {
             Ended::Complete => self.search.into_answer(),
-            Ended::Cancelled | Ended::Late => Vec::new(),
+            Ended::Cancelled | Ended::Late | Ended::TooLong => Vec::new(),
         };
         let named = found.into_iter().map(|found| Named {
             pu: found.pu,

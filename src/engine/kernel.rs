@@ -85,6 +85,20 @@ dispatched! {
 }
 
 dispatched! {
+    /// The greatest value; negative infinity of none.
+    pub fn greatest(x: &[f32]) -> f32 {
+        avx512: greatest_with, avx2: greatest_with, plain: greatest_with
+    }
+}
+
+dispatched! {
+    /// `x · factor` in place.
+    pub fn scale(x: &mut [f32], factor: f32) {
+        avx512: scale_with, avx2: scale_with, plain: scale_with
+    }
+}
+
+dispatched! {
     /// `out = gate / (1 + exp(−gate)) · up`.
     pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
         avx512: swiglu_with::<Fused>, avx2: swiglu_with::<Fused>, plain: swiglu_with::<Plain>
@@ -273,6 +287,30 @@ fn swiglu_with<A: Add>(gate: &[f32], up: &[f32], out: &mut [f32]) {
 }
 
 #[inline(always)]
+fn greatest_with(x: &[f32]) -> f32 {
+    const WIDE: usize = 2 * LANES;
+    // A comparison rather than `max`, which would look for NaN on both sides: a NaN in a score stays
+    // in its exponential.
+    let greater = |max: f32, x: f32| if x > max { x } else { max };
+    let mut lanes = [f32::NEG_INFINITY; WIDE];
+    let (chunks, rest) = x.as_chunks::<WIDE>();
+    for chunk in chunks {
+        for (max, x) in lanes.iter_mut().zip(chunk) {
+            *max = greater(*max, *x);
+        }
+    }
+    lanes
+        .iter()
+        .chain(rest)
+        .fold(f32::NEG_INFINITY, |max, x| greater(max, *x))
+}
+
+#[inline(always)]
+fn scale_with(x: &mut [f32], factor: f32) {
+    x.iter_mut().for_each(|x| *x *= factor);
+}
+
+#[inline(always)]
 fn rms_norm_with<A: Add>(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
     let width = weight.len();
     for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
@@ -365,6 +403,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_greatest_is_what_the_library_finds(len in 0usize..100, seed: u32) {
+            let x = noise(len, seed);
+            let exact = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            prop_assert_eq!(greatest(&x), exact);
+        }
+
         #[test]
         fn a_norm_makes_the_mean_square_one(width in 1usize..90, rows in 1usize..4, seed: u32) {
             let x = noise(rows * width, seed);

@@ -6,10 +6,12 @@
 use std::sync::Arc;
 
 mod admission;
-mod attention;
+#[doc(hidden)]
+pub mod attention;
 mod backend;
 #[doc(hidden)]
 pub mod bench;
+mod compare;
 pub mod constrained;
 pub mod contract;
 mod device;
@@ -20,12 +22,14 @@ mod gguf;
 mod group;
 pub mod index;
 mod kernel;
-mod kv;
+#[doc(hidden)]
+pub mod kv;
 mod linear;
 mod load;
 mod means;
 mod mixture;
-mod packed;
+#[doc(hidden)]
+pub mod packed;
 mod place;
 mod precision;
 mod smooth;

@@ -13,6 +13,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::compare;
 use super::constrained::Constrained;
 use super::thread::default_threads;
 use super::{
@@ -68,6 +69,10 @@ pub struct TryArgs {
     /// Where the model runs: cpu, or cuda:N in a CUDA build
     #[arg(long, value_name = "WHERE", default_value_t)]
     pub device: Place,
+    /// Answer in this precision too, and print only how far the lists differ; recall as well for
+    /// prompts that say what came true ("truth": [NAME, ...], see scripts/make-prompts)
+    #[arg(long, value_enum, value_name = "PRECISION")]
+    pub compare: Option<Precision>,
     /// The richest instructions that may be used, to try what another machine would do
     #[arg(long, value_enum, hide = true)]
     pub isa: Option<Isa>,
@@ -198,6 +203,9 @@ pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
     }
     let prompts = prompts(&args.prompts, &read(&args.prompts)?)?;
     let session = Session::new(args)?;
+    if let Some(reference) = args.compare {
+        return compare::run(args, reference, (&session.names, &prompts), out);
+    }
     let start = Instant::now();
     let mut model = Constrained::load(&args.model, args.options())?;
     let loaded = start.elapsed().as_secs_f64();
@@ -206,11 +214,7 @@ pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
     totals.load_seconds = loaded;
     totals.trie_seconds = start.elapsed().as_secs_f64() - loaded;
     totals.names = session.names.names.len();
-    let bar = ProgressBar::new(prompts.len() as u64);
-    let style = "{bar:30} {pos}/{len} prompts, {per_sec}, {eta} left";
-    if let Ok(style) = ProgressStyle::with_template(style) {
-        bar.set_style(style);
-    }
+    let bar = bar(prompts.len());
     for batch in prompts.chunks(args.batch.max(1)) {
         let asks: Vec<Ask> = batch.iter().map(|prompt| session.ask(prompt)).collect();
         let start = Instant::now();
@@ -235,6 +239,26 @@ pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
     } else {
         eprintln!("{totals}");
         Ok(())
+    }
+}
+
+/// A prompt, and what came true after it, if that is known.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prompt {
+    /// What is said.
+    pub text: String,
+    /// Names.
+    pub truth: Vec<String>,
+}
+
+impl Prompt {
+    /// Asks for the best `n` names.
+    pub fn ask(&self, n: usize) -> Ask {
+        Ask {
+            prompt: self.text.clone(),
+            n,
+            ..Ask::default()
+        }
     }
 }
 
@@ -272,7 +296,9 @@ impl<'a> Session<'a> {
             None => None,
             Some(path) => Some(Arc::new(Reference {
                 hash: "try".into(),
-                prompts: prompts(path, &read(path)?)?,
+                prompts: (prompts(path, &read(path)?)?.into_iter())
+                    .map(|prompt| prompt.text)
+                    .collect(),
             })),
         };
         let names = Arc::new(Names { version: 1, names });
@@ -284,14 +310,12 @@ impl<'a> Session<'a> {
         })
     }
 
-    fn ask(&self, prompt: &str) -> Ask {
+    fn ask(&self, prompt: &Prompt) -> Ask {
         Ask {
-            prompt: prompt.to_owned(),
-            n: self.args.top,
             terms: self.terms.clone(),
             weight: self.args.weight,
             reference: self.reference.clone(),
-            ..Ask::default()
+            ..prompt.ask(self.args.top)
         }
     }
 
@@ -341,6 +365,15 @@ fn values(path: &Path, text: &str, names: &[String]) -> Result<Vec<(u32, f32)>, 
     Ok(found)
 }
 
+/// Progress over prompts.
+pub fn bar(prompts: usize) -> ProgressBar {
+    let bar = ProgressBar::new(prompts as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} prompts, {per_sec}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
 fn read(path: &Path) -> Result<String, Error> {
     std::fs::read_to_string(path).map_err(|source| Error::File {
         path: path.display().to_string(),
@@ -349,14 +382,15 @@ fn read(path: &Path) -> Result<String, Error> {
 }
 
 /// Lines that start with `{` are JSON objects, others are prompts as they stand.
-fn prompts(path: &Path, text: &str) -> Result<Vec<String>, Error> {
+fn prompts(path: &Path, text: &str) -> Result<Vec<Prompt>, Error> {
     let mut prompts = Vec::new();
     for (nth, line) in text.lines().enumerate() {
         if line.trim().is_empty() {
             continue;
         }
         if !line.starts_with('{') {
-            prompts.push(line.to_owned());
+            let (text, truth) = (line.to_owned(), Vec::new());
+            prompts.push(Prompt { text, truth });
             continue;
         }
         let wrong = |what: String| Error::Line {
@@ -367,11 +401,14 @@ fn prompts(path: &Path, text: &str) -> Result<Vec<String>, Error> {
         let value: serde_json::Value =
             serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
         let prompt = value.get("prompt").and_then(|prompt| prompt.as_str());
-        prompts.push(
-            prompt
+        let truth = value.get("truth").and_then(|truth| truth.as_array());
+        let truth = truth.into_iter().flatten().filter_map(|name| name.as_str());
+        prompts.push(Prompt {
+            text: prompt
                 .ok_or_else(|| wrong("no \"prompt\"".into()))?
                 .to_owned(),
-        );
+            truth: truth.map(str::to_owned).collect(),
+        });
     }
     Ok(prompts)
 }
@@ -396,7 +433,8 @@ fn print(out: &mut dyn Write, json: bool, line: &Line) -> Result<(), Error> {
     written(write)
 }
 
-fn written(write: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
+/// Names standard output in an error of `write`.
+pub fn written(write: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
     write().map_err(|source| Error::File {
         path: "standard output".into(),
         source,
@@ -469,8 +507,14 @@ mod tests {
     #[test]
     fn prompts_are_lines_or_json_and_a_bad_line_is_named() {
         let path = Path::new("p");
-        let read = prompts(path, "one\n\n{\"prompt\": \"two\\nlines\"}\n").expect("valid");
-        assert_eq!(read, ["one", "two\nlines"]);
+        let text = "one\n\n{\"prompt\": \"two\\nlines\", \"truth\": [\"a\"]}\n";
+        let read = prompts(path, text).expect("valid");
+        let texts: Vec<&str> = read.iter().map(|prompt| prompt.text.as_str()).collect();
+        assert_eq!(texts, ["one", "two\nlines"]);
+        assert_eq!(
+            (read[0].truth.len(), &read[1].truth[..]),
+            (0, &["a".to_owned()][..])
+        );
         let bad = prompts(path, "one\n{\"prompt\": 3}\n").expect_err("no text");
         assert_eq!(bad.to_string(), "p:2: no \"prompt\"");
         assert!(prompts(path, "{\n").is_err());

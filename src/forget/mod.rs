@@ -114,7 +114,7 @@ pub struct Imported {
 pub async fn import(store: &RedisStore, lines: impl BufRead) -> anyhow::Result<Imported> {
     let mut done = Imported::default();
     let mut page = Vec::with_capacity(PAGE);
-    let spaces = store.namespaces().await?;
+    let spaces = store.inhabited().await?;
     for (nth, line) in lines.lines().enumerate() {
         let line = line?;
         if line.trim().is_empty() {

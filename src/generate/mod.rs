@@ -5,6 +5,7 @@
 //! lanes' topics could not bring back. Work in hand may be done twice; tickets decide.
 
 mod count;
+mod yielding;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +15,9 @@ use arc_swap::ArcSwap;
 
 use count::{count_batch, count_dropped, count_published, count_running};
 
-use crate::arms::arm_of;
+pub use yielding::HEED_EVERY;
+
+use crate::arms::{arm_of, arms_for};
 use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
 use crate::engine::thread::Handle;
 use crate::engine::{self, Info};
@@ -26,7 +29,7 @@ use crate::list::{Model, Source};
 use crate::log::bury::Graves;
 use crate::log::{self, Batch, Log};
 use crate::metrics::{self, RecordOutcome, Stage};
-use crate::naming::{Answer, Ask, Names};
+use crate::naming::{Answer, Ask, Ended, Names, Reference};
 use crate::offsets::InHand;
 use crate::prompt::{Arm, Template};
 use crate::record::{Partition, Record, Timestamp};
@@ -35,7 +38,7 @@ use crate::shop::Shop;
 use crate::store::{Peek, Publish, Published, Store, Stored, Take, Taken};
 use crate::takes::{Need, Standing, need};
 use crate::topics::Topics;
-use crate::trigger::{Reason, Request};
+use crate::trigger::Request;
 
 /// Consumer group of the three lanes, whatever the namespace.
 pub const GROUP: &str = "nearshore-generate";
@@ -63,6 +66,8 @@ pub struct Loaded<A> {
     pub template: Template,
     /// Its model's name and revision.
     pub info: Info,
+    /// Its reference prompts.
+    pub reference: Option<Arc<Reference>>,
     /// Counts tokens as its model does.
     pub count: Arc<dyn Fn(&str) -> usize + Send + Sync>,
     /// The way to its model.
@@ -193,6 +198,8 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             let ask = Ask {
                 prompt: "warm".into(),
                 n: 1,
+                // The first user should not wait for these either.
+                reference: loaded.reference.clone(),
                 ..Ask::default()
             };
             if let Err(error) = loaded.engine.generate(vec![ask]).await {
@@ -331,12 +338,12 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     async fn serve_namespace(&self, ns: &str, works: &[&Work]) -> Result<Turn, Error> {
         let users: Vec<UserId> = works.iter().map(|work| work.request.user.clone()).collect();
         let peeks = self.store.peek(ns, &users).await?;
-        let (mut again, mut due) = (Vec::new(), Vec::new());
+        let (mut again, mut due, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for (&work, peek) in works.iter().zip(peeks) {
             match self.need(work, &peek) {
                 Need::Take => due.push(work),
                 Need::Covered => again.push((work, peek)),
-                Need::Gone => {}
+                Need::Gone => gone.push((work.request.user.clone(), None)),
             }
         }
         let covered = again.len() as u64;
@@ -353,8 +360,8 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         } else {
             self.store.take(ns, &takes).await?
         };
-        let shop = self.shop.load_full();
-        let (mut jobs, mut gone) = (Vec::new(), Vec::new());
+        let shop = self.shop.load().of(ns);
+        let mut jobs = Vec::new();
         for (work, taken) in due.into_iter().zip(taken) {
             match taken {
                 // A request may outlive an erase: then nobody is left to make a list for. Whoever crashed between
@@ -363,7 +370,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                     gone.push((work.request.user.clone(), None));
                 }
                 Some(taken) => jobs.push(self.job(work, taken, &shop)),
-                None => {}
+                None => gone.push((work.request.user.clone(), None)),
             }
         }
         tell_lists(&self.log, &self.store, (&self.settings.topics, ns), gone).await?;
@@ -393,7 +400,8 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// Place of the user's arm; without any share the first one serves all.
     fn arm(&self, request: &Request) -> usize {
-        let arm = arm_of(&request.user.0, &self.settings.arm_seed, &self.shares);
+        let arms = arms_for(&request.ns, &self.shares);
+        let arm = arm_of(&request.user.0, &self.settings.arm_seed, &arms);
         arm.and_then(|arm| self.shares.iter().position(|known| known.id == arm.id))
             .unwrap_or(0)
     }
@@ -415,6 +423,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 dtype,
                 device,
             },
+            reference: loaded.reference.clone(),
             count: &*loaded.count,
             needs: &self.settings.needs,
             selection: &self.settings.selection,
@@ -483,18 +492,31 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         let loaded = &self.arms[arm];
         let (places, asks): (Vec<usize>, Vec<Ask>) = mine.into_iter().unzip();
         let start = (self.settings.clock)();
-        match loaded.engine.generate(asks).await {
+        match self.answers(loaded, asks).await {
             Ok(answers) => {
                 let generated = (self.settings.clock)().since(start);
                 count_batch(&loaded.arm.id, &answers, generated);
                 self.note_pace(generated, answers.len());
                 let kit = self.kit(arm);
+                let unanswered = answers
+                    .iter()
+                    .filter(|answer| answer.ended != Ended::Complete);
+                let users = unanswered.count();
+                if users > 0 {
+                    tracing::warn!(
+                        arm = loaded.arm.id,
+                        users,
+                        "late, called off or too long; fallbacks stand in"
+                    );
+                }
+                let complete = places.into_iter().zip(&answers);
+                let complete = complete.filter(|(_, answer)| answer.ended == Ended::Complete);
                 let list = |(nth, answer): (usize, &Answer)| {
                     let made = finish(&jobs[nth].brief, answer, shop, &kit);
                     count_dropped(&made);
                     (nth, Listed { made, generated })
                 };
-                places.into_iter().zip(&answers).map(list).collect()
+                complete.map(list).collect()
             }
             Err(error) => {
                 metrics::engine_error(&error);
@@ -502,6 +524,33 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 Vec::new()
             }
         }
+    }
+
+    /// Answers of one model. A prompt over its context costs nobody else their list: then each is asked alone.
+    async fn answers(
+        &self,
+        loaded: &Loaded<A>,
+        asks: Vec<Ask>,
+    ) -> Result<Vec<Answer>, engine::Error> {
+        let outcome = loaded.engine.generate(asks.clone()).await;
+        let Err(engine::Error::TooLong { .. }) = outcome else {
+            return outcome;
+        };
+        let mut answers = Vec::with_capacity(asks.len());
+        for ask in asks {
+            match loaded.engine.generate(vec![ask]).await {
+                Ok(answer) => answers.extend(answer),
+                Err(error @ engine::Error::TooLong { .. }) => {
+                    metrics::engine_error(&error);
+                    answers.push(Answer {
+                        ended: Ended::TooLong,
+                        ..Answer::default()
+                    });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(answers)
     }
 
     fn note_pace(&self, took: Duration, users: usize) {
@@ -554,18 +603,18 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 audit: list.made.audited((queued, list.generated, rest)),
             },
             life: job.taken.state.life,
-            force: job.work.request.reason == Reason::Refresh,
+            force: job.work.request.force,
             only_if_absent: list.made.document.source == Source::Fallback,
         }
     }
 
     /// A crash between publish and its record loses the record; whoever finds the list covered tells it again.
     async fn tell_again(&self, ns: &str, covered: Vec<(&Work, Peek)>) -> Result<(), Error> {
-        let mut out = Vec::new();
-        for (work, peek) in covered {
+        let told = covered.into_iter().map(|(work, peek)| {
             metrics::unchanged(work.request.lane);
-            out.push((work.request.user.clone(), current(&peek)));
-        }
-        tell_lists(&self.log, &self.store, (&self.settings.topics, ns), out).await
+            (work.request.user.clone(), current(&peek))
+        });
+        let place = (&self.settings.topics, ns);
+        tell_lists(&self.log, &self.store, place, told.collect()).await
     }
 }

@@ -54,8 +54,31 @@ pub struct Settings {
     pub cache_users: NonZeroUsize,
     /// False while a backfill catches up.
     pub triggers: bool,
-    /// `now` of decoding: the clock's on a live topic, the creation time of a backfill; `None` checks nothing.
-    pub now: fn() -> Option<Timestamp>,
+    /// What bounds record times.
+    pub now: Now,
+    /// Time from which the events of a partition are complete, where the log no longer had all of them.
+    pub complete_since: BTreeMap<Partition, Timestamp>,
+}
+
+/// The `now` that no record's time may be far ahead of.
+#[derive(Clone, Copy, Debug)]
+pub enum Now {
+    /// The broker stamps records: nothing can be ahead of it.
+    Unchecked,
+    /// The clock's, on a live topic whose producers stamp records.
+    Clock(fn() -> Timestamp),
+    /// That of a backfill's creation, so that whoever goes on with it refuses the same records.
+    Fixed(Timestamp),
+}
+
+impl Now {
+    fn read(self) -> Option<Timestamp> {
+        match self {
+            Self::Unchecked => None,
+            Self::Clock(clock) => Some(clock()),
+            Self::Fixed(now) => Some(now),
+        }
+    }
 }
 
 /// What became of the records handled: `folded + duplicate + dead` is all of them.
@@ -69,6 +92,15 @@ pub struct Tally {
     pub dead: u64,
     /// Requests sent.
     pub requests: u64,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.folded += other.folded;
+        self.duplicate += other.duplicate;
+        self.dead += other.dead;
+        self.requests += other.requests;
+    }
 }
 
 /// What ends a try; see [`Error::retry`].
@@ -273,6 +305,11 @@ impl<L: Log, S: Store> Ingest<L, S> {
         Ok(after.tally)
     }
 
+    /// Nothing is left of a partition before `at`: the next commit goes there.
+    pub fn pass(&mut self, partition: &Partition, at: Resume) {
+        self.ready.insert(partition.clone(), at);
+    }
+
     /// Commits what is handled. A partition that is no longer ours is its new owner's business.
     pub async fn commit(&mut self) -> Result<(), Error> {
         let done: Vec<(Partition, Resume)> = self
@@ -293,7 +330,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
             ..
         } = &self.settings;
         let limits = event::Limits {
-            now: now(),
+            now: now.read(),
             ..*limits
         };
         let mut users: BTreeMap<UserId, Vec<Accepted>> = BTreeMap::new();
@@ -344,6 +381,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
                     ns: &self.settings.ns,
                     window: self.settings.window,
                     triggers: self.settings.triggers,
+                    complete_since: &self.settings.complete_since,
                 };
                 plans.push((user.clone(), plan(held, records, lists.get(user), &book)));
             }

@@ -13,6 +13,7 @@ mod kafka;
 mod memory;
 mod native;
 mod poll;
+pub mod probe;
 mod producer;
 pub mod replay;
 mod settings;

@@ -92,6 +92,11 @@ pub fn queue(lane: impl Into<LaneLabel>, queue: Queue) {
     t::QUEUED_WORK.set(&lane, queue.work.as_secs_f64());
 }
 
+/// Whether backfill has no share, for live is behind its objective somewhere.
+pub fn backfill_held(held: bool) {
+    t::BACKFILL_HELD.set(&[], f64::from(u8::from(held)));
+}
+
 /// Users of a lane in the batch that runs now.
 pub fn running(lane: impl Into<LaneLabel>, users: usize) {
     t::RUNNING.set(&[lane.into().text()], users as f64);

@@ -122,6 +122,8 @@ table! {
         "Publishes without effect, by the fence that stopped them.";
     EVENT_TO_LIST: Seconds "nearshore_event_to_list_seconds" [lane = These(LaneLabel::ALL), start = These(Start::ALL)]
         "From the record that asked until its list is in Redis.";
+    BACKFILL_HELD: Gauge "nearshore_backfill_held" []
+        "1 while backfill has no share of the model, because live is behind its objective in some worker.";
     COVERAGE: Gauge "nearshore_coverage_ratio" []
         "Share of recently active users, by sampling, whose list is model-made and covers their state.";
     CATALOGUE_SKUS: Gauge "nearshore_catalogue_skus" []

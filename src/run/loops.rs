@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::wait_ready;
 use crate::generate::{self, Generate};
 use crate::http::{Gate, Ready};
-use crate::ingest::{Error, Ingest};
+use crate::ingest::{Error, Ingest, Tally};
 use crate::keeper::wall_clock;
 use crate::log::{Batch, Delivery, Log};
 use crate::metrics;
@@ -21,7 +21,7 @@ use crate::store::Store;
 use crate::trigger::Lane;
 
 /// How often done offsets are committed.
-const COMMIT_EVERY: Duration = Duration::from_millis(500);
+pub(crate) const COMMIT_EVERY: Duration = Duration::from_millis(500);
 
 /// First wait after an error that may pass; doubled up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(50);
@@ -36,7 +36,7 @@ const STATES_AGE: Duration = Duration::from_secs(300);
 const GATHER_MAX: usize = 4_000;
 
 /// Counts partitions that come and go.
-fn count_rebalance(delivery: &Delivery) {
+pub(crate) fn count_rebalance(delivery: &Delivery) {
     let (change, partitions) = match delivery {
         Delivery::Assigned(partitions) => (metrics::Rebalance::Assigned, partitions),
         Delivery::Revoked { partitions, lost } if *lost => (metrics::Rebalance::Lost, partitions),
@@ -47,7 +47,7 @@ fn count_rebalance(delivery: &Delivery) {
 }
 
 /// Deliveries until the log has nothing at once, or enough is gathered. At most one batch per partition.
-pub(super) async fn gather<L: Log>(
+pub(crate) async fn gather<L: Log>(
     log: &mut L,
     first: Delivery,
 ) -> Result<(Vec<Batch>, Option<Delivery>), Error> {
@@ -133,21 +133,23 @@ pub(super) async fn ingest_loop<L: Log, S: Store>(
 }
 
 /// Folds batches, again and again while the cause may pass; a cause that stays stops its partition.
-pub(super) async fn fold_all<L: Log, S: Store>(
+pub(crate) async fn fold_all<L: Log, S: Store>(
     member: &mut Ingest<L, S>,
     batches: &[Batch],
     (dlq, cancel): (&Gate, &CancellationToken),
-) {
+) -> Tally {
+    let mut tally = Tally::default();
     if batches.is_empty() {
-        return;
+        return tally;
     }
     let mut wait = RETRY_MIN;
     loop {
         let start = std::time::Instant::now();
         match member.handle(batches).await {
-            Ok(_) => {
+            Ok(done) => {
                 dlq.open(TAKES);
-                return metrics::fold(start.elapsed());
+                metrics::fold(start.elapsed());
+                return done;
             }
             Err(error) if error.retry() => {
                 count_error(&error);
@@ -156,18 +158,20 @@ pub(super) async fn fold_all<L: Log, S: Store>(
             }
             Err(error) if batches.len() == 1 => {
                 count_error(&error);
-                return member.stop(&batches[0].partition, &error);
+                member.stop(&batches[0].partition, &error);
+                return tally;
             }
             Err(_) => {
                 // One of them cannot go on; find out which, so that the others do.
                 for batch in batches {
-                    Box::pin(fold_all(member, std::slice::from_ref(batch), (dlq, cancel))).await;
+                    tally += Box::pin(fold_all(member, std::slice::from_ref(batch), (dlq, cancel)))
+                        .await;
                 }
-                return;
+                return tally;
             }
         }
         tokio::select! {
-            () = cancel.cancelled() => return,
+            () = cancel.cancelled() => return tally,
             () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY_MAX),
         }
     }
@@ -184,7 +188,7 @@ pub(super) fn count_error(error: &Error) {
 }
 
 /// A commit that fails for now is made again with the next; one that fails for good ends the role.
-pub(super) fn commit_softly(outcome: Result<(), Error>) -> anyhow::Result<()> {
+pub(crate) fn commit_softly(outcome: Result<(), Error>) -> anyhow::Result<()> {
     match outcome {
         Err(error) if !error.retry() => Err(error.into()),
         Err(error) => {
@@ -235,6 +239,7 @@ pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut commits = tokio::time::interval(COMMIT_EVERY);
+    let mut signals = tokio::time::interval(generate::HEED_EVERY);
     let mut wait = RETRY_MIN;
     loop {
         let now = wall_clock();
@@ -249,6 +254,8 @@ pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
             biased;
             () = cancel.cancelled() => break,
             _ = commits.tick() => commit_softly(member.commit().await)?,
+            // Asked again in two seconds.
+            _ = signals.tick() => drop(member.heed(wall_clock()).await.inspect_err(count_error)),
             delivery = member.log().next(), if member.lanes().room() > 0 => {
                 take_in(&mut member, delivery?, (&dlq, &cancel)).await?;
                 continue;

@@ -3,8 +3,9 @@
 //! Invariant: no task is detached: one task's end ends the process's work, and a cancelled process
 //! commits what is done and leaves its groups within [`DRAIN`]. It wires; it decides nothing.
 
+mod backfill;
 mod load;
-mod loops;
+pub(crate) mod loops;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -27,7 +28,7 @@ use crate::config::Config;
 use crate::event::UserId;
 use crate::generate::{self, Generate};
 use crate::http::{App, Health, Ready, serve};
-use crate::ingest::{self, Ingest};
+use crate::ingest::{self, Ingest, Now};
 use crate::keeper::{Keeper, wall_clock};
 
 use crate::log::Admin;
@@ -36,6 +37,8 @@ use crate::namespace::Eye;
 use crate::shop::Shop;
 use crate::stock::{self, Stock};
 use crate::store::RedisStore;
+
+pub use backfill::{Outcome, backfill};
 
 /// SIGTERM to the end; Kubernetes' grace is longer.
 pub const DRAIN: Duration = Duration::from_secs(8);
@@ -207,11 +210,9 @@ fn spawn_keeper(
     let gate = ready.gate("catalogue");
     let (stop, wait) = (cancel.clone(), cancel.clone());
     tasks.spawn(async move {
-        let beginning = BTreeMap::new();
-        let tail = crate::log::tail(&config.kafka, &config.topics.catalog, &beginning);
         let tail = tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            tail = tail => tail.with_context(|| format!("topic {}", config.topics.catalog))?,
+            tail = catalogue_tail(&config) => tail.with_context(|| format!("topic {}", config.topics.catalog))?,
         };
         keeper.run(tail, stop).await.context("catalogue")
     });
@@ -222,6 +223,20 @@ fn spawn_keeper(
         }
         Ok(())
     });
+}
+
+/// A broker that is away for a while must not end a process that starts just then: readiness says what it waits for.
+async fn catalogue_tail(config: &Config) -> Result<crate::log::Tail, crate::log::Error> {
+    loop {
+        let tail = crate::log::tail(&config.kafka, &config.topics.catalog, &BTreeMap::new()).await;
+        match tail {
+            Err(error) if error.remedy() == crate::log::Remedy::Retry => {
+                tracing::warn!(%error, "the catalogue will be asked for again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn keeper_settings(config: &Config, roles: Roles) -> crate::keeper::Settings {
@@ -240,18 +255,8 @@ fn keeper_settings(config: &Config, roles: Roles) -> crate::keeper::Settings {
     }
 }
 
-/// The clock that decoding compares with, to refuse records far ahead of now.
-fn live_now() -> Option<crate::record::Timestamp> {
-    Some(wall_clock())
-}
-
 /// How long the broker may take to describe its topics.
 const DESCRIBE_MAX: Duration = Duration::from_secs(3);
-
-/// For topics whose times the broker gives: nothing can be ahead of it, and our clock is no judge.
-fn broker_now() -> Option<crate::record::Timestamp> {
-    None
-}
 
 /// Whether the broker stamps both topics of users; where it does not say, it is taken not to.
 async fn stamped_by_broker(config: &Config) -> bool {
@@ -292,16 +297,17 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
         window: config.state.window,
         cache_users: NonZeroUsize::new(config.state.cache_users).unwrap_or(NonZeroUsize::MIN),
         triggers: true,
-        now: live_now,
+        now: Now::Clock(wall_clock),
+        complete_since: BTreeMap::new(),
     };
     let (stop, states) = (cancel.clone(), store.clone());
     let stamped = config.clone();
     let gate = dlq_gate(&parts.ready, "dlq-ingest");
     tasks.spawn(async move {
         let now = if stamped_by_broker(&stamped).await {
-            broker_now
+            Now::Unchecked
         } else {
-            live_now
+            Now::Clock(wall_clock)
         };
         let member = Ingest::new(log, states, shop, ingest::Settings { now, ..settings });
         ingest_loop(member, (catalogue, gate), stop)

@@ -15,10 +15,10 @@ use crate::engine::thread::Handle;
 use crate::event::UserId;
 use crate::http::Heart;
 use crate::keeper::wall_clock;
-use crate::list::{Document, Source};
 use crate::log::{KafkaLog, Standing};
 use crate::metrics;
-use crate::store::{Peek, RedisStore, Store};
+use crate::namespace::is_covered;
+use crate::store::{RedisStore, Store};
 
 /// A poll loop that makes no turn for so long is stuck.
 const POLL_STALLED: Duration = Duration::from_secs(30);
@@ -178,11 +178,4 @@ async fn sample(
     };
     let covered = peeks.iter().filter(|peek| is_covered(peek)).count();
     Ok((covered as u64, users.len() as u64, next))
-}
-
-fn is_covered(peek: &Peek) -> bool {
-    peek.list.as_ref().is_some_and(|list| {
-        let by_model = Document::parse(&list.doc).is_ok_and(|doc| doc.source == Source::Model);
-        by_model && list.covers.cover_all(&peek.fences)
-    })
 }

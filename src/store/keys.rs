@@ -16,6 +16,10 @@ pub const SHARDS: u32 = 256;
 pub const SETS: u32 = 16;
 /// The served namespace.
 pub const ACTIVE: &str = "nearshore:active";
+/// All namespaces: a hash of namespace -> JSON.
+pub const NAMESPACES: &str = "nearshore:namespaces";
+/// There while live is behind its objective in some process.
+pub const LIVE_BEHIND: &str = "nearshore:live-behind";
 /// Blocks in force, by `pu:<id>` or `sku:<id>`, as JSON.
 pub const BLOCKS: &str = "nearshore:{blocks}";
 /// What was blocked and unblocked, by whom: a list of JSON, the last 10,000.
@@ -232,6 +236,12 @@ pub fn fallback(ns: &str, segment: &str) -> Result<String, Misfit> {
         return Err(Misfit::Empty("segment"));
     }
     Ok(format!("{ns}:fallback:{}", encode(segment)))
+}
+
+/// `ns:plan`, a string: the plan of the namespace's backfill, JSON.
+pub fn plan(ns: &str) -> Result<String, Misfit> {
+    namespace(ns)?;
+    Ok(format!("{ns}:plan"))
 }
 
 /// `nearshore:oos:{N}`, a set of SKUs that are out of stock, gone or blocked.

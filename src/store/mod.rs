@@ -12,6 +12,7 @@ pub use redis::{Check, RedisStore, Settings, Trace};
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::time::Duration;
 
 use crate::event::{Kind, UserId};
 use crate::record::{Fences, Offset, Partition, Timestamp};
@@ -447,6 +448,33 @@ pub trait Store: Send + Sync + Clone + 'static {
         ns: &str,
         expected: Option<&str>,
     ) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// The plan of the namespace's backfill, as it was written down.
+    fn plan(&self, ns: &str) -> impl Future<Output = Result<Option<String>, Error>> + Send;
+
+    /// Writes the plan down iff it is `expected` now.
+    fn set_plan(
+        &self,
+        ns: &str,
+        plan: &str,
+        expected: Option<&str>,
+    ) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// All namespaces that were ever filled and not retired, each with what is noted of it (JSON).
+    fn namespaces(&self) -> impl Future<Output = Result<BTreeMap<String, String>, Error>> + Send;
+
+    /// Notes a namespace, or with `None` takes it off the register.
+    fn enroll(
+        &self,
+        ns: &str,
+        note: Option<&str>,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Tells every process that live is behind its objective; it passes by itself after `ttl`.
+    fn say_live_behind(&self, ttl: Duration) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Whether some process says that live is behind its objective.
+    fn live_behind(&self) -> impl Future<Output = Result<bool, Error>> + Send;
 
     /// Resolves when everything written before is acknowledged by `redis.min_replicas` replicas.
     fn flush(&self) -> impl Future<Output = Result<(), Error>> + Send;

@@ -12,6 +12,8 @@ use crate::harness;
 
 mod device;
 mod folder;
+mod precision;
+mod search;
 
 /// Product names of a real shop, 200 of them, as a catalogue has them: cut off, with signs and digits.
 const NAMES: &str = include_str!("../fixtures/names.txt");

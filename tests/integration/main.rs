@@ -1,5 +1,6 @@
 //! Integration tests: one file per promise, one binary. `scripts/test` starts what they need.
 
+mod backfill;
 mod corpus;
 mod dlq_down;
 mod engine;

@@ -3,6 +3,7 @@
 //! It reads text, not types: comments and strings are blanked first, then words are looked for. What it
 //! decides from: the three groups of `src/lib.rs`.
 
+mod promises;
 mod scan;
 mod walls;
 

@@ -91,7 +91,7 @@ impl Kernel for Int8 {
         #[target_feature(enable = "avx2")]
         fn inner(row: &[f32], units: &mut [[i16; 4]], scales: &mut [f32]) {
             let units = units.as_flattened_mut();
-            portable::groups(row, scales, |at, value| units[at] = value as i16);
+            portable::groups::<i16>(row, scales, units, |value| value as i16);
         }
         // SAFETY: `tier` saw the instructions before it chose this kernel.
         unsafe { inner(row, units, scales) }

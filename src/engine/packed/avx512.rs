@@ -153,7 +153,7 @@ impl Kernel for Int8 {
         #[target_feature(enable = "avx512f,avx512bw")]
         fn inner(row: &[f32], units: &mut [[u8; 4]], scales: &mut [f32]) {
             let units = units.as_flattened_mut();
-            portable::groups(row, scales, |at, value| units[at] = (value + 128) as u8);
+            portable::groups::<u8>(row, scales, units, |value| (value + 128) as u8);
         }
         // SAFETY: `tier` saw the instructions before it chose this kernel.
         unsafe { inner(row, units, scales) }

@@ -169,13 +169,22 @@ impl Kernel for Bf16 {
     }
 }
 
-/// Integers in groups; the last group is filled with 0.
+/// Integers in groups, `cast` to what is kept; the last group is filled with 0.
 #[inline(always)]
-pub(super) fn groups(row: &[f32], scales: &mut [f32], mut put: impl FnMut(usize, i32)) {
-    for (nth, (group, scale)) in row.chunks(GROUP).zip(scales).enumerate() {
-        *scale = round::int8(group, |at, value| put(nth * GROUP + at, value));
-        for at in nth * GROUP + group.len()..(nth + 1) * GROUP {
-            put(at, 0);
+pub(super) fn groups<T: Copy>(
+    row: &[f32],
+    scales: &mut [f32],
+    kept: &mut [T],
+    cast: impl Fn(i32) -> T,
+) {
+    let kept = kept.chunks_exact_mut(GROUP);
+    for ((values, scale), kept) in row.chunks(GROUP).zip(scales).zip(kept) {
+        let mut group = [0f32; GROUP];
+        group[..values.len()].copy_from_slice(values);
+        let whole;
+        (whole, *scale) = round::int8(&group);
+        for (kept, whole) in kept.iter_mut().zip(whole) {
+            *kept = cast(whole);
         }
     }
 }
@@ -197,12 +206,12 @@ impl Kernel for Int8 {
 
     fn pack(row: &[f32], units: &mut [[i8; 4]], scales: &mut [f32]) {
         let units = units.as_flattened_mut();
-        groups(row, scales, |at, value| units[at] = value as i8);
+        groups::<i8>(row, scales, units, |value| value as i8);
     }
 
     fn convert(row: &[f32], units: &mut [[i16; 4]], scales: &mut [f32]) {
         let units = units.as_flattened_mut();
-        groups(row, scales, |at, value| units[at] = value as i16);
+        groups::<i16>(row, scales, units, |value| value as i16);
     }
 
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {

@@ -17,30 +17,31 @@ pub(super) fn bf16(x: f32) -> u16 {
     ((if x.is_nan() { bits | quiet } else { rounded }) >> 16) as u16
 }
 
-/// The scale of a group: its greatest magnitude becomes 127. Not finite if a value is not.
+/// Rounds one group to integers in [−127, 127], and its scale: its greatest magnitude becomes 127.
+///
+/// The scale is not finite if a value is not; the integers mean nothing then.
 #[inline(always)]
-fn scale(group: &[f32]) -> f32 {
-    // As integers, so that a NaN is greater than any number.
-    let bits = group
-        .iter()
-        .fold(0, |max, x| (x.to_bits() & 0x7fff_ffff).max(max));
-    f32::from_bits(bits) / 127.0
-}
-
-/// Rounds one group to integers in [−127, 127]; returns its scale.
-#[inline(always)]
-pub(super) fn int8(group: &[f32], mut put: impl FnMut(usize, i32)) -> f32 {
+pub(super) fn int8(group: &[f32; GROUP]) -> ([i32; GROUP], f32) {
     // Adding 1.5 · 2^23 rounds to the nearest integer in the low bits, without a rounding call.
     const MAGIC: f32 = 12_582_912.0;
-    let scale = scale(group);
+    // As integers, so that a NaN is greater than any number; in lanes, for the compiler.
+    let mut lanes = [0u32; 16];
+    for values in group.as_chunks::<16>().0 {
+        for (max, x) in lanes.iter_mut().zip(values) {
+            *max = (*max).max(x.to_bits() & 0x7fff_ffff);
+        }
+    }
+    let bits = lanes.into_iter().fold(0, u32::max);
+    let scale = f32::from_bits(bits) / 127.0;
     let inverse = if scale >= f32::MIN_POSITIVE {
         1.0 / scale
     } else {
         0.0
     };
-    for (nth, x) in group.iter().enumerate() {
-        let bits = (*x * inverse + MAGIC).to_bits();
-        put(nth, (bits as i32) - (MAGIC.to_bits() as i32));
-    }
-    scale
+    let round = |x: f32| {
+        (x * inverse + MAGIC)
+            .to_bits()
+            .wrapping_sub(MAGIC.to_bits()) as i32
+    };
+    (group.map(round), scale)
 }

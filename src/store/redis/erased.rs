@@ -58,7 +58,7 @@ impl RedisStore {
     }
 
     /// Every namespace that has a state or a list of anybody, sorted; walks all keys of all primaries.
-    pub async fn namespaces(&self) -> Result<Vec<String>, Error> {
+    pub async fn inhabited(&self) -> Result<Vec<String>, Error> {
         let (mut found, mut cursor) = (BTreeSet::new(), None);
         loop {
             let (page, next) = self.scan_keys("*:{*}:*", cursor).await?;

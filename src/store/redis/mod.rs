@@ -6,6 +6,7 @@
 
 mod erased;
 mod link;
+mod register;
 mod scripts;
 mod settings;
 mod shared;
@@ -163,6 +164,30 @@ impl Store for RedisStore {
 
     async fn set_active(&self, ns: &str, expected: Option<&str>) -> Result<bool, Error> {
         self.put_active(ns, expected).await
+    }
+
+    async fn plan(&self, ns: &str) -> Result<Option<String>, Error> {
+        self.get_plan(ns).await
+    }
+
+    async fn set_plan(&self, ns: &str, plan: &str, expected: Option<&str>) -> Result<bool, Error> {
+        self.put_plan(ns, plan, expected).await
+    }
+
+    async fn namespaces(&self) -> Result<BTreeMap<String, String>, Error> {
+        self.registered().await
+    }
+
+    async fn enroll(&self, ns: &str, note: Option<&str>) -> Result<(), Error> {
+        self.put_registered(ns, note).await
+    }
+
+    async fn say_live_behind(&self, ttl: Duration) -> Result<(), Error> {
+        self.put_behind(ttl).await
+    }
+
+    async fn live_behind(&self) -> Result<bool, Error> {
+        self.is_behind().await
     }
 
     async fn flush(&self) -> Result<(), Error> {

@@ -64,7 +64,7 @@ impl Default for Settings {
             state_ttl: Duration::from_secs(180 * DAY),
             list_ttl: Duration::from_secs(30 * DAY),
             counts_ttl: Duration::from_secs(400 * DAY),
-            write_version: crate::state::VERSION_OLDEST,
+            write_version: crate::state::VERSION_BEFORE,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use nearshore::catalogue::Catalogue;
 use nearshore::demand::Demand;
 use nearshore::event::{Accepted, Change, Item, Kind, UserId, decode_user};
-use nearshore::list::{Document, Source};
+use nearshore::list::{Document, Source, Update};
 use nearshore::prompt::{Arm, Template};
 use nearshore::record::{Fences, Record, Timestamp};
 use nearshore::rules::{Rule, Table};
@@ -173,6 +173,7 @@ pub fn all<S: Store>(history: &History<S>) -> Result<(), String> {
     let facts = facts(&accepted);
     states(history, &facts)?;
     lists(history, &facts)?;
+    told(history, &facts)?;
     counts(history, &facts)?;
     letters(history, (&records, dead))?;
     tickets(history)?;
@@ -280,6 +281,33 @@ fn lists<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
             return Err(format!(
                 "list of {user} is empty or has a name twice: {}",
                 list.doc
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// `recall-updates` says last what stands: the stored list, or that there is none.
+fn told<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
+    let peeks = now(history.store.peek(&history.ns, &users(history))).map_err(|e| e.to_string())?;
+    let updates = history.cluster.records(&history.topics.recall_updates);
+    for (user, peek) in users(history).iter().zip(peeks) {
+        let key = format!("{}/{user}", history.ns);
+        let mine = updates
+            .iter()
+            .filter(|record| record.key.as_deref() == Some(key.as_bytes()));
+        let last = mine.last().and_then(|record| record.value.as_deref());
+        let last =
+            last.map(|value| Update::parse(value).map_err(|e| format!("update of {user}: {e}")));
+        let last = last.transpose()?.map(|update| update.ticket);
+        let stands = peek
+            .list
+            .map(|list| list.ticket)
+            .filter(|ticket| *ticket > 0);
+        let erased = facts.lives.contains_key(user);
+        if last != stands {
+            return Err(format!(
+                "of {user} (erased: {erased}) list {last:?} was told last, {stands:?} stands"
             ));
         }
     }

@@ -340,6 +340,35 @@ impl<S: Store> Store for Gated<S> {
         self.inner.set_active(ns, expected).await
     }
 
+    async fn plan(&self, ns: &str) -> Result<Option<String>, store::Error> {
+        self.inner.plan(ns).await
+    }
+
+    async fn set_plan(
+        &self,
+        ns: &str,
+        plan: &str,
+        expected: Option<&str>,
+    ) -> Result<bool, store::Error> {
+        self.inner.set_plan(ns, plan, expected).await
+    }
+
+    async fn namespaces(&self) -> Result<BTreeMap<String, String>, store::Error> {
+        self.inner.namespaces().await
+    }
+
+    async fn enroll(&self, ns: &str, note: Option<&str>) -> Result<(), store::Error> {
+        self.inner.enroll(ns, note).await
+    }
+
+    async fn say_live_behind(&self, ttl: Duration) -> Result<(), store::Error> {
+        self.inner.say_live_behind(ttl).await
+    }
+
+    async fn live_behind(&self) -> Result<bool, store::Error> {
+        self.inner.live_behind().await
+    }
+
     async fn flush(&self) -> Result<(), store::Error> {
         through!(self.flush())
     }

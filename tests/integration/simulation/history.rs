@@ -215,7 +215,8 @@ impl<S: Store> History<S> {
             // Smaller than the users, so that states are dropped and loaded again.
             cache_users: NonZeroUsize::new(2).expect("two"),
             triggers: true,
-            now: || None,
+            now: nearshore::ingest::Now::Unchecked,
+            complete_since: std::collections::BTreeMap::new(),
         };
         Box::pin(ingest_member(
             Ingest::new(log, store, self.shop.clone(), settings),
@@ -251,6 +252,7 @@ impl<S: Store> History<S> {
             arm,
             template,
             info: Default::default(),
+            reference: None,
             count: Arc::new(str::len),
             engine,
         };

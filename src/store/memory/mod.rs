@@ -4,6 +4,9 @@
 //! tests, and a differential one). It does not know time: nothing expires. With [`Flaws`] it breaks
 //! one guard on purpose, so that the simulation can prove that it would notice.
 
+mod flaws;
+mod register;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -16,21 +19,10 @@ use crate::event::UserId;
 use crate::record::{Offset, Partition, Timestamp};
 use crate::state::{Held, Mark, Profiled, UserState};
 
+pub use flaws::Flaws;
+
 /// How long a gone SKU stays in its set: the default of Redis.
 const LIST_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
-
-/// Guards that a broken double lacks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Flaws {
-    /// Deltas of counts apply whatever fence is stored.
-    pub no_fence: bool,
-    /// A fold overwrites whatever version is stored.
-    pub blind_write: bool,
-    /// Nobody looks at the tombstone or at the life of a state.
-    pub no_tombstone: bool,
-    /// A publish overwrites whatever list is stored, by whatever ticket.
-    pub blind_publish: bool,
-}
 
 /// A store in memory. Clones are handles to the same one.
 ///
@@ -49,6 +41,9 @@ struct Inner {
     sets: BTreeMap<u8, Set>,
     blocks: BTreeMap<String, Block>,
     active: Option<String>,
+    /// Register of namespaces.
+    enrolled: BTreeMap<String, String>,
+    behind: bool,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +51,7 @@ struct Space {
     users: BTreeMap<UserId, User>,
     shards: BTreeMap<u8, Shard>,
     fallbacks: BTreeMap<String, String>,
+    plan: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -573,6 +569,32 @@ impl Store for MemoryStore {
             inner.active = Some(ns.into());
         }
         Ok(agreed)
+    }
+
+    async fn plan(&self, ns: &str) -> Result<Option<String>, Error> {
+        self.get_plan(ns)
+    }
+
+    async fn set_plan(&self, ns: &str, plan: &str, was: Option<&str>) -> Result<bool, Error> {
+        self.put_plan(ns, plan, was)
+    }
+
+    async fn namespaces(&self) -> Result<BTreeMap<String, String>, Error> {
+        Ok(self.lock().enrolled.clone())
+    }
+
+    async fn enroll(&self, ns: &str, note: Option<&str>) -> Result<(), Error> {
+        self.put_registered(ns, note)
+    }
+
+    async fn say_live_behind(&self, _: Duration) -> Result<(), Error> {
+        // Nothing expires here.
+        self.lock().behind = true;
+        Ok(())
+    }
+
+    async fn live_behind(&self) -> Result<bool, Error> {
+        Ok(self.lock().behind)
     }
 
     async fn flush(&self) -> Result<(), Error> {

@@ -1,7 +1,26 @@
-//! What is done with a namespace from outside the stream: reading a list as a client does, asking
-//! for lists, looking at one user.
+//! What is done with a namespace from outside the stream: reading a list as a client does, looking at one
+//! user; filling it from the log, asking for lists, comparing, promoting, retiring, dumping it.
 //!
 //! Invariant: nothing here writes a list; requests go the way of every other one.
+
+mod ask;
+mod backfill;
+mod diff;
+mod dump;
+mod estimate;
+mod plan;
+mod promote;
+mod retire;
+
+pub use ask::{Asked, Asker, Why, Wish};
+pub use backfill::{Group, KafkaGroup, Stretches, Watch, catch_up};
+pub use diff::{Difference, diff};
+pub use dump::{Dump, dump};
+pub use estimate::{Estimate, Figure, Given, estimate};
+pub(crate) use plan::place;
+pub use plan::{Book, Order, Progress, group};
+pub use promote::{Bounds, Check, Listing, Note, is_covered, list, promote};
+pub use retire::{Retired, retire};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,39 +28,23 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::arms::arm_of;
 use crate::catalogue::Catalogue;
 use crate::config::Config;
 use crate::demand::Demand;
 use crate::event::{UserId, decode_sku};
-use crate::ingest::request_record;
 use crate::inspect::{Sources, View};
 use crate::keeper::wall_clock;
 use crate::list::{Audit, Document};
-use crate::log::{self, Producer, Tailed};
+use crate::log::{self, Tailed};
 use crate::prompt::{Rendered, Template, View as Shown};
 use crate::record::Timestamp;
 use crate::rules::Table;
 use crate::shop::Shop;
 use crate::state::UserState;
-use crate::store::{self, Peek, Store};
-use crate::takes::{Need, Standing, need};
-use crate::trigger::{Lane, Reason, Request};
+use crate::store::{self, Store};
 
 /// How long reading the whole catalogue may take for a command.
 const CATALOGUE_MAX: Duration = Duration::from_secs(60);
-
-/// Requests per acknowledged write.
-const PAGE: usize = 500;
-
-/// What a sweep or refresh did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Asked {
-    /// Users looked at; a user may be seen twice in a scan.
-    pub seen: u64,
-    /// Requests written.
-    pub requested: u64,
-}
 
 /// The list that a client would show: the user's, else the default fallback; sold-out SKUs filtered.
 pub async fn served<S: Store>(
@@ -79,94 +82,6 @@ pub async fn served<S: Store>(
         .collect();
     list.strip(|_, sku| gone.contains(sku));
     Ok(Some(list))
-}
-
-/// Requests lists on the backfill lane: for `users`, or for everyone with a state.
-pub async fn ask<S: Store>(
-    store: &S,
-    producer: &Producer,
-    (config, users, reason): (&Config, &[UserId], Reason),
-) -> anyhow::Result<Asked> {
-    let mut asked = Asked::default();
-    if !users.is_empty() {
-        asked.seen = users.len() as u64;
-        asked.requested = send(producer, config, (users, reason)).await?;
-        return Ok(asked);
-    }
-    let mut cursor = None;
-    loop {
-        let (page, next) = store.scan(&config.namespace, cursor).await?;
-        asked.seen += page.len() as u64;
-        let trailing = match reason {
-            Reason::Sweep => trailing(store, config, page).await?,
-            Reason::First | Reason::Moved | Reason::Profile | Reason::Overdue | Reason::Refresh => {
-                page
-            }
-        };
-        asked.requested += send(producer, config, (&trailing, reason)).await?;
-        match next {
-            Some(next) => cursor = Some(next),
-            None => return Ok(asked),
-        }
-    }
-}
-
-async fn trailing<S: Store>(
-    store: &S,
-    config: &Config,
-    page: Vec<UserId>,
-) -> Result<Vec<UserId>, store::Error> {
-    if page.is_empty() {
-        return Ok(page);
-    }
-    let ns = &config.namespace;
-    let peeks = store.peek(ns, &page).await?;
-    let trails = |user: &UserId, peek: &Peek| {
-        let list = peek.list.as_ref().filter(|list| list.ticket > 0);
-        let standing = Standing {
-            list: list.map(|list| (list.covers.clone(), list.epoch)),
-            state: peek.fences.clone(),
-            pending: peek.pending.clone(),
-        };
-        let request = request(ns, user, Reason::Sweep);
-        let arm = arm_of(&user.0, &config.arm_seed, &config.arms);
-        let epoch = arm.map_or(0, |arm| arm.epoch);
-        need(&request, &[], (&standing, epoch)) == Need::Take
-    };
-    Ok(page
-        .into_iter()
-        .zip(peeks)
-        .filter_map(|(user, peek)| trails(&user, &peek).then_some(user))
-        .collect())
-}
-
-async fn send(
-    producer: &Producer,
-    config: &Config,
-    (users, reason): (&[UserId], Reason),
-) -> Result<u64, log::Error> {
-    for page in users.chunks(PAGE) {
-        let requests = page
-            .iter()
-            .map(|user| request_record(&config.topics, &request(&config.namespace, user, reason)))
-            .collect();
-        producer.send(requests).await?;
-    }
-    Ok(users.len() as u64)
-}
-
-fn request(ns: &str, user: &UserId, reason: Reason) -> Request {
-    let now = wall_clock();
-    Request {
-        v: 1,
-        ns: ns.into(),
-        user: user.clone(),
-        reason,
-        source: None,
-        time: now,
-        due: now,
-        lane: Lane::Backfill,
-    }
 }
 
 /// Looks at one user: their state, list and audit, read against the shop of now.

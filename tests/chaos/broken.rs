@@ -1,0 +1,161 @@
+//! A member of the ingest group that is broken on purpose: the product's own parts with a loop that commits too
+//! early, or forgets what it has in hand when partitions move. The harness starts itself as one of these.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use nearshore::config::Config;
+use nearshore::ingest::{Ingest, Now, Settings};
+use nearshore::keeper::{self, Keeper};
+use nearshore::log::{Batch, Delivery, KafkaLog, Log, tail};
+use nearshore::record::{Partition, Resume};
+use nearshore::store::RedisStore;
+use tokio::io::AsyncWriteExt;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::plan::Break;
+
+type Member = Ingest<KafkaLog, RedisStore>;
+
+/// Records wait in hand for so long, as under load.
+const IN_HAND: Duration = Duration::from_millis(400);
+
+/// Runs one until SIGTERM.
+pub async fn run(broken: Break, config: &Path) -> anyhow::Result<()> {
+    let variables = std::env::vars().filter(|(name, _)| name.starts_with("NEARSHORE__"));
+    let config = Config::load(Some(config), variables);
+    let config = config.map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
+    let store = RedisStore::new(config.redis.clone())?;
+    let cancel = CancellationToken::new();
+    let (keeper, mut ready) = Keeper::new(store.clone(), keeper_settings(&config));
+    let shop = keeper.shop();
+    let catalogue = tail(&config.kafka, &config.topics.catalog, &BTreeMap::new()).await?;
+    let watching = tokio::spawn(keeper.run(catalogue, cancel.clone()));
+    tokio::spawn(say_ready(config.http.listen));
+    ready.wait_for(|ready| *ready).await?;
+    let group = format!("nearshore-ingest-{}", config.namespace);
+    let topics = [&*config.topics.user_events, &*config.topics.profile_changes];
+    let log = KafkaLog::join(&config.kafka, &group, &topics)?;
+    let settings = Settings {
+        ns: config.namespace.clone(),
+        group,
+        topics: config.topics.clone(),
+        limits: config.limits(),
+        policy: config.trigger.clone(),
+        window: config.state.window,
+        cache_users: NonZeroUsize::MIN.saturating_add(99_999),
+        triggers: true,
+        now: Now::Unchecked,
+        complete_since: BTreeMap::new(),
+    };
+    let mut member = Ingest::new(log, store, shop, settings);
+    let mut term = signal(SignalKind::terminate())?;
+    tokio::select! {
+        ended = turn(&mut member, broken) => ended?,
+        _ = term.recv() => {}
+    }
+    let _ = member.commit().await;
+    member.into_log().close().await;
+    cancel.cancel();
+    watching.await?.context("the keeper")
+}
+
+fn keeper_settings(config: &Config) -> keeper::Settings {
+    keeper::Settings {
+        ns: config.namespace.clone(),
+        rules: config.rules.clone(),
+        segments: config.segments.clone(),
+        demand: config.demand.clone(),
+        limits: config.limits(),
+        snapshot_every: Duration::from_secs(1),
+        blocks_every: Duration::from_secs(2),
+        demand_every: Duration::from_secs(30),
+        fallback_every: None,
+        fallback_names: config.fallback.names,
+        selection: config.selection.clone(),
+    }
+}
+
+async fn say_ready(listen: std::net::SocketAddr) {
+    let Ok(listener) = tokio::net::TcpListener::bind(listen).await else {
+        return;
+    };
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let _ = stream
+            .write_all(b"HTTP/1.0 200 OK\r\n\r\nbroken on purpose")
+            .await;
+    }
+}
+
+fn ends(batches: &[Batch]) -> Vec<(Partition, Resume)> {
+    let end = |batch: &Batch| {
+        let last = batch.records.last()?;
+        Some((batch.partition.clone(), Resume::after(last.position.offset)))
+    };
+    batches.iter().filter_map(end).collect()
+}
+
+async fn turn(member: &mut Member, broken: Break) -> anyhow::Result<()> {
+    loop {
+        let (batches, notices) = in_hand(member).await?;
+        let moved = !notices.is_empty();
+        for notice in notices {
+            match notice {
+                Delivery::Assigned(partitions) => member.assigned(&partitions),
+                Delivery::Revoked { partitions, .. } => member.revoked(&partitions),
+                Delivery::Batch(_) => {}
+            }
+        }
+        let forget = broken == Break::ForgetInHand && moved;
+        if forget || broken == Break::CommitEarly {
+            // THE BREAK: done, says the commit, and it is not.
+            for done in ends(&batches) {
+                let _ = member.log().commit(&[done]).await;
+            }
+        }
+        if forget {
+            continue;
+        }
+        while !batches.is_empty() {
+            match member.handle(&batches).await {
+                Ok(_) => break,
+                Err(error) if error.retry() => tokio::time::sleep(Duration::from_millis(200)).await,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let _ = member.commit().await;
+    }
+}
+
+/// What arrives within a while: batches, one per partition, and what moved.
+async fn in_hand(member: &mut Member) -> anyhow::Result<(Vec<Batch>, Vec<Delivery>)> {
+    let (mut batches, mut notices): (Vec<Batch>, Vec<Delivery>) = Default::default();
+    let mut next = Some(member.log().next().await?);
+    let until = tokio::time::Instant::now() + IN_HAND;
+    while let Some(delivery) = next {
+        match delivery {
+            Delivery::Batch(batch) => {
+                match batches
+                    .iter_mut()
+                    .find(|known| known.partition == batch.partition)
+                {
+                    Some(known) => {
+                        known.records.extend(batch.records);
+                        known.end = batch.end;
+                    }
+                    None => batches.push(batch),
+                }
+            }
+            other => notices.push(other),
+        }
+        next = match tokio::time::timeout_at(until, member.log().next()).await {
+            Ok(delivery) => Some(delivery?),
+            Err(_) => None,
+        };
+    }
+    Ok((batches, notices))
+}

@@ -1,0 +1,400 @@
+//! The verdict: what lies in Redis and on the topics against the single-threaded facts, invariant by invariant.
+//!
+//! Invariant: it reads only Kafka and Redis, and by its own decoders. A violation says what was found and what was
+//! expected, with the user.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::blob;
+use crate::dump::{Dump, Keys};
+use crate::facts::{Facts, Known};
+use crate::lists;
+use crate::site::Site;
+use crate::topics::{Entry, Place, Reader};
+
+/// What kind of wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wrong {
+    Lost,
+    Stale,
+    Doubled,
+    Leaked,
+    Other,
+}
+
+/// One invariant's row.
+pub struct Row {
+    pub number: u32,
+    pub name: &'static str,
+    pub checked: usize,
+    pub wrong: Vec<(Wrong, String)>,
+    pub note: String,
+}
+
+impl Row {
+    pub fn new(number: u32, name: &'static str) -> Self {
+        Self {
+            number,
+            name,
+            checked: 0,
+            wrong: Vec::new(),
+            note: String::new(),
+        }
+    }
+
+    /// One more thing was looked at.
+    pub fn look(&mut self, found: Result<(), (Wrong, String)>) {
+        self.checked += 1;
+        if let Err(wrong) = found {
+            self.wrong.push(wrong);
+        }
+    }
+}
+
+/// Everything that was read.
+pub struct Evidence {
+    pub facts: Facts,
+    pub dump: Dump,
+    pub updates: Vec<Entry>,
+    pub requests: Vec<Entry>,
+    pub letters: Vec<Entry>,
+    /// The bytes of what must lie in `dlq`.
+    pub originals: BTreeMap<Place, Option<Vec<u8>>>,
+    pub lag: BTreeMap<String, i64>,
+    /// Faults of members, brokers and stores: what may make somebody do a take again.
+    pub upheavals: u64,
+}
+
+impl Evidence {
+    /// Reads topics and Redis. Blocks.
+    pub fn read(site: &Site, ports: &[u16], upheavals: u64) -> anyhow::Result<Self> {
+        let reader = Reader::new(&site.brokers);
+        let events = reader.all(&site.events)?;
+        let profiles = reader.all(&site.profiles)?;
+        let catalog = reader.all(&site.catalog)?;
+        let mut requests = Vec::new();
+        for lane in &site.lanes {
+            requests.extend(reader.all(lane)?);
+        }
+        let facts = Facts::of(site, (&events, &profiles, &catalog));
+        let poison = events.into_iter().chain(profiles);
+        let originals = poison
+            .filter(|entry| facts.poison.contains_key(&entry.place))
+            .map(|entry| (entry.place, entry.value))
+            .collect();
+        let mut lag = BTreeMap::new();
+        for (group, topics) in groups(site) {
+            let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+            lag.insert(group.clone(), reader.lag(&group, &topics)?.values().sum());
+        }
+        Ok(Self {
+            dump: Dump::of(&site.ns, ports)?,
+            updates: reader.all(&site.updates)?,
+            letters: reader.all(&site.dlq)?,
+            requests,
+            originals,
+            facts,
+            lag,
+            upheavals,
+        })
+    }
+
+    /// All rows.
+    pub fn verdict(&self, site: &Site) -> Vec<Row> {
+        vec![
+            self.covered(),
+            self.folded(),
+            self.counted(),
+            lists::monotone(self, site),
+            lists::erased(self, site),
+            lists::safe(self, site),
+            lists::coalesced(self, site),
+            self.silent(),
+            self.stocked(),
+        ]
+    }
+
+    fn keys(&self, user: &str) -> &Keys {
+        static NONE: std::sync::LazyLock<Keys> = std::sync::LazyLock::new(Keys::default);
+        self.dump.users.get(user).unwrap_or(&NONE)
+    }
+
+    /// 1: every list has seen every record that stands in the state.
+    fn covered(&self) -> Row {
+        let mut row = Row::new(
+            1,
+            "no event is lost: every list covers every accepted record",
+        );
+        for (user, known) in &self.facts.users {
+            if !known.vacant() {
+                row.look(covers_all(user, known, self.keys(user)));
+            }
+        }
+        row
+    }
+
+    /// 2: window, profile, life and fences.
+    fn folded(&self) -> Row {
+        let mut row = Row::new(
+            2,
+            "the fold is a set function: states equal a single-threaded fold",
+        );
+        for (user, known) in &self.facts.users {
+            row.look(same_state(user, known, self.keys(user)));
+        }
+        for (user, keys) in &self.dump.users {
+            if !self.facts.users.contains_key(user) && !keys.state.is_empty() {
+                row.look(Err((
+                    Wrong::Other,
+                    format!("{user} has a state and no record"),
+                )));
+            }
+        }
+        row
+    }
+
+    /// 3: sums.
+    fn counted(&self) -> Row {
+        let mut row = Row::new(3, "exact sums: counts equal a count of the log");
+        let cells: BTreeSet<_> = self
+            .facts
+            .counts
+            .keys()
+            .chain(self.dump.counts.keys())
+            .collect();
+        for cell in cells {
+            let expected = self.facts.counts.get(cell).copied().unwrap_or(0);
+            let found = self.dump.counts.get(cell).copied().unwrap_or(0);
+            let what = format!(
+                "{} {}: {found} counted, {expected} in the log",
+                cell.0, cell.1
+            );
+            row.look(match found.cmp(&expected) {
+                std::cmp::Ordering::Equal => Ok(()),
+                std::cmp::Ordering::Less => Err((Wrong::Lost, what)),
+                std::cmp::Ordering::Greater => Err((Wrong::Doubled, what)),
+            });
+        }
+        for what in &self.dump.misplaced {
+            row.look(Err((Wrong::Other, format!("misplaced: {what}"))));
+        }
+        row
+    }
+
+    /// 12: folded, fenced or in `dlq`, and passed.
+    fn silent(&self) -> Row {
+        let mut row = Row::new(
+            12,
+            "never silent: passed = folded + in dlq, nothing else in dlq",
+        );
+        let mut found: BTreeMap<Place, &Entry> = BTreeMap::new();
+        for letter in &self.letters {
+            let of = |name: &str| {
+                letter
+                    .headers
+                    .get(&format!("__connect.errors.{name}"))
+                    .cloned()
+            };
+            let place = (|| {
+                Some(Place(
+                    of("topic")?,
+                    of("partition")?.parse().ok()?,
+                    of("offset")?.parse().ok()?,
+                ))
+            })();
+            match place {
+                Some(place) => drop(found.insert(place, letter)),
+                None => row.look(Err((
+                    Wrong::Other,
+                    format!("a letter without an origin: {}", letter.place),
+                ))),
+            }
+        }
+        for (place, code) in &self.facts.poison {
+            row.look(match found.remove(place) {
+                None => Err((Wrong::Lost, format!("{place} ({code}) is not in dlq"))),
+                Some(letter) if Some(&letter.value) != self.originals.get(place) => {
+                    Err((Wrong::Other, format!("{place} has other bytes in dlq")))
+                }
+                Some(_) => Ok(()),
+            });
+        }
+        for place in found.keys() {
+            row.look(Err((Wrong::Other, format!("{place} is in dlq and right"))));
+        }
+        for (group, lag) in &self.lag {
+            row.look(match lag {
+                0 => Ok(()),
+                lag => Err((
+                    Wrong::Lost,
+                    format!("{group} is {lag} records behind the end"),
+                )),
+            });
+        }
+        row.note = format!(
+            "{} records, {} of them poison",
+            self.facts.records,
+            self.facts.poison.len()
+        );
+        row
+    }
+
+    /// The sold-out sets: no number of their own, but a promise.
+    fn stocked(&self) -> Row {
+        let mut row = Row::new(0, "sold-out sets equal the catalogue's last word");
+        for sku in self.facts.sold_out.union(&self.dump.sold_out) {
+            let (expected, found) = (
+                self.facts.sold_out.contains(sku),
+                self.dump.sold_out.contains(sku),
+            );
+            row.look(if expected == found {
+                Ok(())
+            } else {
+                Err((
+                    Wrong::Stale,
+                    format!("{sku}: in a set {found}, sold out {expected}"),
+                ))
+            });
+        }
+        row
+    }
+}
+
+/// Consumer groups with what they read.
+pub fn groups(site: &Site) -> [(String, Vec<String>); 3] {
+    [
+        (
+            site.ingest_group(),
+            vec![site.events.clone(), site.profiles.clone()],
+        ),
+        ("nearshore-generate".into(), site.lanes.to_vec()),
+        ("nearshore-stock".into(), vec![site.catalog.clone()]),
+    ]
+}
+
+/// `covers` or fences, by partition.
+pub fn fences(text: &str) -> BTreeMap<(String, i32), i64> {
+    let places = text.split(',').filter_map(crate::topics::place);
+    places.map(|place| ((place.0, place.1), place.2)).collect()
+}
+
+fn covers_all(user: &str, known: &Known, keys: &Keys) -> Result<(), (Wrong, String)> {
+    if keys.recall.is_empty() {
+        return Err((Wrong::Lost, format!("{user} has no list")));
+    }
+    let doc: serde_json::Value = serde_json::from_str(&keys.recall_text("doc")).unwrap_or_default();
+    if doc["source"] != "model" {
+        let why = doc["reason"].as_str().unwrap_or("no reason");
+        return Err((Wrong::Stale, format!("{user} has only a fallback: {why}")));
+    }
+    let covers = fences(&keys.recall_text("covers"));
+    let window = known.window.iter().map(|(_, place, _)| place);
+    let profile = known.profile.iter().map(|(_, place, _)| place);
+    let missed = window.chain(profile).find(|place| {
+        covers
+            .get(&(place.0.clone(), place.1))
+            .is_none_or(|fence| *fence < place.2)
+    });
+    match missed {
+        None => Ok(()),
+        Some(place) => Err((
+            Wrong::Stale,
+            format!(
+                "{user}: the list (ticket {}) has not seen {place}; pending {:?}, state's ticket {}",
+                keys.recall_text("ticket"),
+                keys.state_text("pending"),
+                keys.state_text("ticket")
+            ),
+        )),
+    }
+}
+
+fn same_state(user: &str, known: &Known, keys: &Keys) -> Result<(), (Wrong, String)> {
+    let Some(bytes) = keys.state.get("blob") else {
+        return Err((Wrong::Lost, format!("{user} has no state")));
+    };
+    let stored =
+        blob::read(bytes).map_err(|error| (Wrong::Other, format!("{user}: blob: {error}")))?;
+    let found: BTreeMap<_, _> = stored
+        .fences
+        .iter()
+        .map(|it| ((it.0.clone(), it.1), it.2))
+        .collect();
+    if found != known.fences {
+        let low = known
+            .fences
+            .iter()
+            .any(|(at, fence)| found.get(at).is_none_or(|it| it < fence));
+        let wrong = if low { Wrong::Lost } else { Wrong::Other };
+        return Err((
+            wrong,
+            format!("{user}: fences {found:?}, not {:?}", known.fences),
+        ));
+    }
+    let window: Vec<_> = stored
+        .window
+        .iter()
+        .map(|seen| (seen.time, &seen.place))
+        .collect();
+    let expected: Vec<_> = known
+        .window
+        .iter()
+        .map(|(time, place, _)| (*time, place))
+        .collect();
+    if window != expected {
+        let lost = expected.iter().find(|it| !window.contains(it));
+        let more = window.iter().find(|it| !expected.contains(it));
+        let wrong = if lost.is_some() {
+            Wrong::Lost
+        } else {
+            Wrong::Other
+        };
+        return Err((
+            wrong,
+            format!("{user}: window lacks {lost:?}, has {more:?} too many"),
+        ));
+    }
+    for (seen, (_, _, event)) in stored.window.iter().zip(&known.window) {
+        let same = seen.kind == event.kind
+            && seen.item == event.item
+            && seen.qty == event.qty
+            && seen.price == event.price;
+        if !same {
+            return Err((Wrong::Other, format!("{user}: {seen:?} is not {event:?}")));
+        }
+    }
+    beside(user, known, keys)
+}
+
+/// Life, profile and what is pending.
+fn beside(user: &str, known: &Known, keys: &Keys) -> Result<(), (Wrong, String)> {
+    if keys.state_text("life") != known.life.to_string() {
+        let life = keys.state_text("life");
+        return Err((
+            Wrong::Other,
+            format!("{user}: life {life}, not {}", known.life),
+        ));
+    }
+    let profile = keys
+        .profile
+        .as_deref()
+        .map(serde_json::from_str::<serde_json::Value>);
+    let found = profile.and_then(Result::ok);
+    let expected = known.profile.as_ref().map(|(time, place, profile)| {
+        serde_json::json!({"time": time, "position": place.to_string(), "profile": profile})
+    });
+    if found != expected {
+        return Err((
+            Wrong::Lost,
+            format!("{user}: profile {found:?}, not {expected:?}"),
+        ));
+    }
+    let pending = keys.state_text("pending");
+    if !pending.is_empty() {
+        return Err((
+            Wrong::Stale,
+            format!("{user} is still asked for: {pending}"),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,331 @@
+//! What a run does, decided by its seed before it starts: its size, and which fault comes when.
+//!
+//! Invariant: the same options give the same plan. It knows no process and no clock; times are from the start of
+//! the load.
+
+use std::fmt;
+use std::time::Duration;
+
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// What keeps the lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stores {
+    /// A primary with two replicas and three Sentinels; each member has a fault proxy of its own.
+    Sentinel,
+    /// Three primaries with an append-only file; each node has a fault proxy.
+    Cluster,
+}
+
+/// What is broken on purpose, as in the simulation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Break {
+    /// Counts are added whatever the fence says.
+    NoFence,
+    /// A state is written whatever its version is.
+    BlindWrite,
+    /// Nobody reads the tombstone.
+    NoTombstone,
+    /// Offsets are committed when records arrive.
+    CommitEarly,
+    /// Work in hand is forgotten, and committed, when partitions move.
+    ForgetInHand,
+}
+
+impl Break {
+    pub const ALL: [(&'static str, Self); 5] = [
+        ("no-fence", Self::NoFence),
+        ("blind-write", Self::BlindWrite),
+        ("no-tombstone", Self::NoTombstone),
+        ("commit-early", Self::CommitEarly),
+        ("forget-in-hand", Self::ForgetInHand),
+    ];
+
+    pub fn named(name: &str) -> Option<Self> {
+        let found = Self::ALL.iter().find(|(known, _)| *known == name);
+        found.map(|(_, it)| *it)
+    }
+
+    pub fn name(self) -> &'static str {
+        let found = Self::ALL.iter().find(|(_, it)| *it == self);
+        found.map_or("", |(name, _)| name)
+    }
+}
+
+/// How large a run is.
+#[derive(Clone, Debug)]
+pub struct Size {
+    pub seed: u64,
+    pub stores: Stores,
+    pub broken: Option<Break>,
+    pub brokers: usize,
+    pub ingest: usize,
+    pub generate: usize,
+    pub partitions: i32,
+    pub users: usize,
+    pub events: usize,
+    /// How long events come; faults lie within it.
+    pub load: Duration,
+    /// What the table model takes per batch.
+    pub delay: Duration,
+    /// Faults of each kind.
+    pub faults: Counts,
+}
+
+/// How many faults of each kind.
+#[derive(Clone, Debug)]
+pub struct Counts {
+    pub kills: usize,
+    pub terms: usize,
+    pub stops: usize,
+    pub cuts: usize,
+    pub brokers: usize,
+    pub primaries: usize,
+    pub flushes: usize,
+    pub replays: usize,
+}
+
+impl Size {
+    /// One fault of each kind, about two minutes.
+    pub fn short(seed: u64, stores: Stores, broken: Option<Break>) -> Self {
+        Self {
+            seed,
+            stores,
+            broken,
+            brokers: 1,
+            ingest: 3,
+            generate: 2,
+            partitions: 8,
+            users: 400,
+            events: 6_000,
+            load: Duration::from_secs(60),
+            delay: Duration::from_millis(30),
+            faults: Counts {
+                kills: 2,
+                terms: 2,
+                stops: 2,
+                cuts: 4,
+                brokers: 1,
+                primaries: 2,
+                flushes: 1,
+                replays: 1,
+            },
+        }
+    }
+
+    /// The full run.
+    pub fn full(seed: u64, stores: Stores, broken: Option<Break>) -> Self {
+        Self {
+            brokers: 3,
+            ingest: 8,
+            generate: 4,
+            partitions: 32,
+            users: 5_000,
+            events: 100_000,
+            load: Duration::from_secs(600),
+            delay: Duration::from_millis(50),
+            faults: Counts {
+                kills: 16,
+                terms: 16,
+                stops: 6,
+                cuts: 12,
+                brokers: 4,
+                primaries: 4,
+                flushes: 2,
+                replays: 1,
+            },
+            ..Self::short(seed, stores, broken)
+        }
+    }
+}
+
+/// What the network between somebody and Redis does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Net {
+    Pass,
+    /// Each piece is so many milliseconds late.
+    Delay(u64),
+    /// Nothing arrives, nobody is told.
+    BlackHole,
+    /// Connections are reset, new ones too.
+    Reset,
+}
+
+/// What happens to whom. Members are numbered, ingest before generate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Kill(usize),
+    Term(usize),
+    /// SIGSTOP for so long, then SIGCONT.
+    Stop(usize, Duration),
+    /// The network of a member (with Sentinel) or of a node (in a cluster).
+    Cut(usize, Net, Duration),
+    /// SIGKILL, and started again after so long.
+    Broker(usize, Duration),
+    /// SIGKILL of the primary (or of a node), back after so long or after the failover.
+    Primary(usize, Duration),
+    /// SIGSTOP of the primary past its failover: it wakes and thinks it is one still.
+    Freeze(Duration),
+    /// SCRIPT FLUSH.
+    Flush,
+    /// All ingest members are killed, idle erased users expire, and reading starts at the beginning again.
+    Replay,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kill(nth) => write!(f, "SIGKILL member {nth}"),
+            Self::Term(nth) => write!(f, "SIGTERM member {nth}"),
+            Self::Stop(nth, long) => write!(f, "SIGSTOP member {nth} for {long:.0?}"),
+            Self::Cut(nth, net, long) => write!(f, "network {nth}: {net:?} for {long:.0?}"),
+            Self::Broker(nth, long) => write!(f, "SIGKILL broker {nth}, back after {long:.0?}"),
+            Self::Primary(nth, long) => write!(f, "SIGKILL primary {nth}, back after {long:.0?}"),
+            Self::Freeze(long) => write!(f, "SIGSTOP primary for {long:.0?}"),
+            Self::Flush => f.write_str("SCRIPT FLUSH"),
+            Self::Replay => f.write_str("ingest killed, offsets back to the beginning"),
+        }
+    }
+}
+
+/// Which faults must not overlap: those of one lane come one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    Members,
+    Brokers,
+    Stores,
+}
+
+/// When.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    pub at: Duration,
+    pub fault: Fault,
+}
+
+/// All faults, by lane, in time order.
+pub struct Plan {
+    pub lanes: Vec<(Lane, Vec<Step>)>,
+}
+
+/// Longer than the members' session timeout.
+const STOPPED: u64 = 9;
+
+/// The plan of a run.
+pub fn plan(size: &Size) -> Plan {
+    let mut rng = ChaCha8Rng::seed_from_u64(size.seed);
+    let members = member_faults(size, &mut rng);
+    let brokers = (0..size.faults.brokers)
+        .map(|_| {
+            let down = Duration::from_secs(rng.random_range(3..=8));
+            Fault::Broker(rng.random_range(1..=size.brokers), down)
+        })
+        .collect();
+    let stores = store_faults(size, &mut rng);
+    let lanes = [
+        (Lane::Members, members),
+        (Lane::Brokers, brokers),
+        (Lane::Stores, stores),
+    ];
+    Plan {
+        lanes: lanes
+            .into_iter()
+            .map(|(lane, faults)| (lane, spread(faults, size.load, &mut rng)))
+            .map(|(lane, steps)| (lane, with_work_in_hand(size, steps)))
+            .collect(),
+    }
+}
+
+fn member_faults(size: &Size, rng: &mut ChaCha8Rng) -> Vec<Fault> {
+    // Both roles are hit, whatever the seed: the first faults of a kind alternate between them.
+    let one = |nth: usize, rng: &mut ChaCha8Rng| {
+        if nth.is_multiple_of(2) {
+            rng.random_range(0..size.ingest)
+        } else {
+            size.ingest + rng.random_range(0..size.generate)
+        }
+    };
+    let counts = &size.faults;
+    let mut faults = Vec::new();
+    for nth in 0..counts.kills {
+        faults.push(Fault::Kill(one(nth, rng)));
+    }
+    for nth in 0..counts.terms {
+        faults.push(Fault::Term(one(nth, rng)));
+    }
+    for nth in 0..counts.stops {
+        let long = Duration::from_secs(rng.random_range(STOPPED..STOPPED + 4));
+        faults.push(Fault::Stop(one(nth, rng), long));
+    }
+    let longest = (size.load.as_secs() / 6).clamp(6, 60);
+    for nth in 0..counts.cuts {
+        let net = [
+            Net::BlackHole,
+            Net::Reset,
+            Net::Delay(rng.random_range(100..900)),
+            Net::BlackHole,
+        ][nth % 4];
+        let whom = match size.stores {
+            Stores::Sentinel => one(nth, rng),
+            Stores::Cluster => nth % 3,
+        };
+        let long = Duration::from_secs(rng.random_range(5..=longest));
+        faults.push(Fault::Cut(whom, net, long));
+    }
+    faults.shuffle(rng);
+    for _ in 0..counts.replays {
+        // Late, so that there is much to read again, and an erased user to come back by mistake.
+        let place = faults.len() * 2 / 3;
+        faults.insert(place, Fault::Replay);
+    }
+    faults
+}
+
+fn store_faults(size: &Size, rng: &mut ChaCha8Rng) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for nth in 0..size.faults.primaries {
+        let down = Duration::from_secs(rng.random_range(3..=6));
+        faults.push(match size.stores {
+            Stores::Sentinel if nth % 2 == 1 => Fault::Freeze(down + Duration::from_secs(4)),
+            Stores::Sentinel | Stores::Cluster => Fault::Primary(rng.random_range(0..3), down),
+        });
+    }
+    for nth in 0..size.faults.flushes {
+        faults.insert(rng.random_range(0..=faults.len().max(nth)), Fault::Flush);
+    }
+    faults
+}
+
+/// Evenly over the load with some play, neither at once nor at its very end.
+fn spread(faults: Vec<Fault>, load: Duration, rng: &mut ChaCha8Rng) -> Vec<Step> {
+    let many = faults.len().max(1) as f64;
+    let place = |nth: usize, rng: &mut ChaCha8Rng| {
+        let share = (nth as f64 + 0.2 + 0.6 * rng.random::<f64>()) / many;
+        load.mul_f64(0.06 + 0.82 * share)
+    };
+    let mut steps = Vec::new();
+    for (nth, fault) in faults.into_iter().enumerate() {
+        let at = place(nth, rng);
+        steps.push(Step { at, fault });
+    }
+    steps
+}
+
+/// Who commits too early loses something only if it dies with work in hand: its network is cut before.
+fn with_work_in_hand(size: &Size, mut steps: Vec<Step>) -> Vec<Step> {
+    if size.broken != Some(Break::CommitEarly) {
+        return steps;
+    }
+    let kills: Vec<Step> = steps.clone();
+    for step in kills {
+        if let Fault::Kill(nth) = step.fault {
+            let fault = Fault::Cut(nth, Net::BlackHole, Duration::from_secs(4));
+            let at = step.at.saturating_sub(Duration::from_secs(2));
+            steps.push(Step { at, fault });
+        }
+    }
+    steps.sort_by_key(|step| step.at);
+    steps
+}
