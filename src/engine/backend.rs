@@ -3,12 +3,12 @@
 //! Decides which of them a network, a cache and a prefix belong to. Invariant: what one network made
 //! never meets another's. It does not know how either computes.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor};
 
 use super::forward::{self, Pass};
 use super::kv::{self, Sizes};
-use super::load::{Geometry, Weights};
-use super::{Options, Precision, device};
+use super::load::{Geometry, Opened};
+use super::{Error, Options, Precision, device};
 
 /// A loaded model.
 pub enum Network {
@@ -44,19 +44,34 @@ enum Kept {
 const FOREIGN: &str = "caches and prefixes stay with the network that made them";
 
 impl Network {
-    /// A network of loaded weights, where and how `options` say; `samples` as in
+    /// A network of a model's weights, where and how `options` say; `samples` as in
     /// [`forward::Network::new`].
-    pub fn new(weights: Weights, options: Options, samples: &[Vec<u32>]) -> Result<Self> {
-        let Some(device) = options.place.device()? else {
-            let network = forward::Network::new(weights, options, samples)?;
-            return Ok(Self::Host(network));
+    pub fn new(
+        model: &Opened,
+        options: Options,
+        samples: &[Vec<u32>],
+    ) -> std::result::Result<Self, Error> {
+        let failed = |source: candle_core::Error| Error::Compute {
+            what: format!("model on {}", options.place),
+            source: Box::new(source),
+        };
+        let Some(device) = options.place.device().map_err(failed)? else {
+            return forward::Network::new(model, options, samples).map(Self::Host);
         };
         let dtype = match options.precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
-            Precision::Int8 => bail!("int8 is for the CPU; on a device use bf16"),
+            Precision::Int8 => {
+                let what = "int8 is for the CPU; on a device use bf16";
+                return Err(failed(candle_core::Error::msg(what)));
+            }
         };
-        device::Network::new(weights, &device, dtype).map(Self::Device)
+        let mut network = device::Network::new(model.ends()?, &device, dtype).map_err(failed)?;
+        // One layer after the other, so that all of them never lie in memory twice.
+        for nth in 0..model.geometry().layers {
+            network.push(&model.layer(nth)?).map_err(failed)?;
+        }
+        Ok(Self::Device(network))
     }
 
     /// Sizes and constants.

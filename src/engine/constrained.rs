@@ -15,7 +15,7 @@ use super::backend::{Cache, Network, Prefix};
 use super::forward::Pass;
 use super::group::{Group, Share, Shared, Waiting};
 use super::index::{self, Indexed, Indexer};
-use super::load::{self, Loaded};
+use super::load::{self, Loading, resident};
 use super::means::Means;
 use super::mixture::{Mixed, Mixture};
 use super::text::Text;
@@ -36,6 +36,7 @@ pub struct Constrained {
     pub(super) network: Network,
     pub(super) text: Arc<Text>,
     info: Info,
+    loading: Loading,
     pub(super) names: Arc<Names>,
     pub(super) mixture: Mixture,
     pub(super) limits: Limits,
@@ -72,17 +73,15 @@ impl Default for Limits {
 impl Constrained {
     /// Loads a GGUF file or a Hugging Face folder.
     pub fn load(path: &Path, options: Options) -> Result<Self, Error> {
-        let Loaded {
-            weights,
-            text,
-            info,
-        } = load::load(path)?;
+        let start = Instant::now();
+        let before = resident();
+        let model = load::open(path)?;
+        let (text, info, mut loading) = (model.text()?, model.info()?, model.loading());
         let samples = smooth::samples(&text)?;
-        let network = Network::new(weights, options, &samples);
-        let network = network.map_err(|source| Error::Compute {
-            what: format!("model on {}", options.place),
-            source: Box::new(source),
-        })?;
+        let network = Network::new(&model, options, &samples)?;
+        drop(model);
+        loading.memory_bytes = resident().saturating_sub(before);
+        loading.seconds = start.elapsed().as_secs_f64();
         let info = Info {
             dtype: network.dtype().into(),
             device: options.place.to_string(),
@@ -103,6 +102,7 @@ impl Constrained {
         })?;
         Ok(Self {
             network,
+            loading,
             text: Arc::new(text),
             info,
             names: Arc::default(),
@@ -129,6 +129,11 @@ impl Constrained {
     /// Nodes whose means over reference prompts are known, per set of prompts, last used first.
     pub fn means_known(&self) -> Vec<usize> {
         self.references.iter().map(|means| means.len()).collect()
+    }
+
+    /// What loading took.
+    pub fn loading(&self) -> &Loading {
+        &self.loading
     }
 
     /// Tokenizer and chat template.

@@ -9,11 +9,13 @@ use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, InplaceOp2, Layout, Result, Shape, Storage, Tensor, bail,
 };
 
+use super::Error;
 use super::attention::{self, Heads, Queries, Sight, Span};
+use super::extras::Extras;
 use super::kernel;
 use super::kv::{Cache, Sizes};
 use super::linear::Linear;
-use super::load::{Geometry, LayerWeights, Weights};
+use super::load::{Geometry, LayerWeights, Opened, Weights};
 use super::smooth::{self, Maxima};
 use super::{Options, Precision};
 
@@ -33,6 +35,7 @@ struct Layer {
     feed_norm: Tensor,
     gate_up: Linear,
     down: Linear,
+    extras: Extras,
 }
 
 impl Layer {
@@ -44,6 +47,7 @@ impl Layer {
             feed_norm: weights.feed_norm.clone(),
             gate_up: linear(&weights.gate_up)?,
             down: linear(&weights.down)?,
+            extras: weights.extras.clone(),
         })
     }
 }
@@ -66,18 +70,33 @@ pub struct Pass {
 }
 
 impl Network {
-    /// A network of loaded weights in the precision that `options` ask for; where that needs it, made
+    /// A network of a model's weights in the precision that `options` ask for; where that needs it, made
     /// fit for it by what `samples` do in them.
-    pub fn new(mut weights: Weights, options: Options, samples: &[Vec<u32>]) -> Result<Self> {
-        if options.precision == Precision::Int8 {
-            smooth::smooth(&mut weights, samples, options.threads)?;
-        }
-        let layers = std::mem::take(&mut weights.layers);
+    pub fn new(
+        model: &Opened,
+        options: Options,
+        samples: &[Vec<u32>],
+    ) -> std::result::Result<Self, Error> {
+        let failed = |source: candle_core::Error| Error::Compute {
+            what: "weights".into(),
+            source: Box::new(source),
+        };
+        let packed = |layer: LayerWeights| {
+            Layer::new(&layer, |weight| Linear::packed(weight, options)).map_err(failed)
+        };
+        let mut weights = model.ends()?;
+        let count = model.geometry().layers;
         // One layer after the other, so that both forms of all layers never lie in memory at once.
-        let packed = layers
-            .into_iter()
-            .map(|layer| Layer::new(&layer, |weight| Linear::packed(weight, options)));
-        let layers = packed.collect::<Result<_>>()?;
+        if options.precision != Precision::Int8 {
+            let layers = (0..count).map(|nth| packed(model.layer(nth)?));
+            let layers = layers.collect::<std::result::Result<_, _>>()?;
+            return Ok(Self::of(&weights, layers));
+        }
+        let layers = (0..count).map(|nth| model.layer(nth));
+        weights.layers = layers.collect::<std::result::Result<_, _>>()?;
+        smooth::smooth(&mut weights, samples, options.threads).map_err(failed)?;
+        let layers = std::mem::take(&mut weights.layers).into_iter().map(packed);
+        let layers = layers.collect::<std::result::Result<_, _>>()?;
         Ok(Self::of(&weights, layers))
     }
 
@@ -147,6 +166,7 @@ impl Network {
             let qkv = layer
                 .qkv
                 .forward(&self.normed(&hidden, &layer.attention_norm)?, threads)?;
+            layer.extras.onto_qkv(&qkv)?;
             let mut queries = self.split(&qkv, pass, &angles, (nth, caches))?;
             let mut sees = pass;
             if nth == last {
@@ -168,7 +188,9 @@ impl Network {
             };
             let mixed = attention::attend(seen, &sees.spans, caches, nth);
             let mixed = Tensor::from_vec(mixed, (sees.sights.len(), ()), hidden.device())?;
-            hidden.inplace_op2(&layer.output.forward(&mixed, threads)?, &AddTo)?;
+            let mixed = layer.output.forward(&mixed, threads)?;
+            layer.extras.onto_output(&mixed)?;
+            hidden.inplace_op2(&mixed, &AddTo)?;
             let normed = self.normed(&hidden, &layer.feed_norm)?;
             let gated = layer
                 .gate_up
@@ -221,19 +243,16 @@ impl Network {
 
     /// Cosines, and sines, of each pair's angle: `[rows, width / 2]`.
     fn angles(&self, positions: &[usize]) -> Angles {
-        let half = self.geometry.head_dim / 2;
-        let base = f64::from(self.geometry.rope_base);
-        let speeds: Vec<f64> = (0..half)
-            .map(|pair| base.powf(-(pair as f64) / half as f64))
-            .collect();
+        let rope = &self.geometry.rope;
         let row = |position: &usize| {
             let position = *position as f64;
-            speeds.iter().map(move |speed| (position * speed).sin_cos())
+            let speeds = rope.speeds.iter();
+            speeds.map(move |speed| (position * speed).sin_cos())
         };
         let (sin, cos) = positions
             .iter()
             .flat_map(row)
-            .map(|(sin, cos)| (sin as f32, cos as f32))
+            .map(|(sin, cos)| ((sin * rope.scale) as f32, (cos * rope.scale) as f32))
             .unzip();
         Angles { cos, sin }
     }

@@ -16,16 +16,17 @@ pub mod constrained;
 pub mod contract;
 mod device;
 mod explain;
-mod folder;
+mod extras;
+pub mod folder;
 mod forward;
-mod gguf;
+pub mod gguf;
 mod group;
 pub mod index;
 mod kernel;
 #[doc(hidden)]
 pub mod kv;
 mod linear;
-mod load;
+pub mod load;
 mod means;
 mod mixture;
 #[doc(hidden)]

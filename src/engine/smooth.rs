@@ -89,6 +89,10 @@ fn balance(layer: &mut LayerWeights, maxima: &Maxima, geometry: &Geometry) -> Re
     let factors = each(&shared(&maxima.output), &shared(&columns(&layer.output)?));
     let values = (geometry.heads + geometry.kv_heads) * width;
     layer.qkv = rows_divided(&layer.qkv, values, &factors)?;
+    if let Some(bias) = &mut layer.extras.bias {
+        let values = bias.iter_mut().skip(values).zip(&factors);
+        values.for_each(|(bias, factor)| *bias /= factor);
+    }
     let repeated: Vec<f32> = (0..geometry.heads * width)
         .map(|column| factors[column / width / group * width + column % width])
         .collect();

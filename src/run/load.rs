@@ -110,7 +110,7 @@ fn start(config: &Config, arm: &Arm, options: Options) -> anyhow::Result<Engine>
         time_max: config.engine.generation_max,
     };
     let model = Constrained::load(&path, options)?.limited(limits);
-    tracing::info!(arm = arm.id, model = %path.display(), seconds = since.elapsed().as_secs_f64(), "model loaded");
+    tracing::info!(arm = arm.id, model = %path.display(), seconds = since.elapsed().as_secs_f64(), "model loaded: {}", model.loading());
     let (text, pulse) = (model.text().clone(), model.pulse());
     let tokenizer = text.hash()?;
     // What cannot be counted is taken for as long as its bytes: over any budget rather than under.

@@ -85,23 +85,19 @@ pub(super) async fn loads(config: &Config) -> Vec<Item> {
     let mut items = Vec::new();
     for path in models(config) {
         let item = format!("model {} loads", path.display());
-        let start = std::time::Instant::now();
         let options = Options {
             precision: config.engine.precision,
             place: config.engine.device,
             ..Options::default()
         };
         let loaded = tokio::task::spawn_blocking(move || {
-            Constrained::load(&path, options).map(|model| model.info())
+            Constrained::load(&path, options).map(|model| (model.info(), model.loading().clone()))
         });
         items.push(match loaded.await {
-            Ok(Ok(info)) => {
-                let took = start.elapsed().as_secs_f64();
-                Item::ok(
-                    item,
-                    format!("{} on {} in {took:.1} s", info.dtype, info.device),
-                )
-            }
+            Ok(Ok((info, loading))) => Item::ok(
+                item,
+                format!("{} on {}: {loading}", info.dtype, info.device),
+            ),
             Ok(Err(error)) => Item::fail(item, error.to_string()),
             Err(error) => Item::fail(item, format!("loading panicked: {error}")),
         });

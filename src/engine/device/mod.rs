@@ -22,9 +22,10 @@ pub use head::Wanted;
 
 use arena::{Arena, Seat};
 
+use super::extras::Extras;
 use super::forward::Pass;
 use super::kv::Sizes;
-use super::load::{Geometry, Weights};
+use super::load::{Geometry, LayerWeights, Weights};
 use plan::{Family, Plan, Rows};
 
 /// A model whose weights lie on a device.
@@ -47,6 +48,12 @@ struct Layer {
     feed_norm: Tensor,
     gate_up: Linear,
     down: Linear,
+    /// `[q + k + v]`, added to their product.
+    bias: Option<Tensor>,
+    /// `[hidden]`, added to the output's product.
+    output_bias: Option<Tensor>,
+    /// Norms of heads: ones `[width]`, and the weight of each query and key head `[1, heads, width]`.
+    norms: Option<(Tensor, Tensor)>,
 }
 
 /// `x · wᵀ` of weights `[out, in]`.
@@ -59,22 +66,11 @@ impl Module for Linear {
 }
 
 impl Network {
-    /// Moves weights to `device` as `dtype`.
+    /// Moves weights to `device` as `dtype`; layers may be [pushed](Self::push) later.
     pub fn new(weights: Weights, device: &Device, dtype: DType) -> Result<Self> {
         let place = |x: &Tensor| x.to_device(device)?.to_dtype(dtype)?.contiguous();
-        let mut layers = Vec::with_capacity(weights.layers.len());
-        for layer in weights.layers {
-            layers.push(Layer {
-                attention_norm: place(&layer.attention_norm)?,
-                qkv: Linear(place(&layer.qkv)?),
-                output: Linear(place(&layer.output)?),
-                feed_norm: place(&layer.feed_norm)?,
-                gate_up: Linear(place(&layer.gate_up)?),
-                down: Linear(place(&layer.down)?),
-            });
-        }
         let (cos, sin) = angles(&weights.geometry)?;
-        Ok(Self {
+        let mut network = Self {
             embedding: place(&weights.embedding)?,
             head: place(&weights.head)?,
             norm: place(&weights.norm)?,
@@ -82,8 +78,49 @@ impl Network {
             geometry: weights.geometry,
             device: device.clone(),
             dtype,
-            layers,
-        })
+            layers: Vec::new(),
+        };
+        for layer in &weights.layers {
+            network.push(layer)?;
+        }
+        Ok(network)
+    }
+
+    /// Adds the next layer.
+    pub fn push(&mut self, layer: &LayerWeights) -> Result<()> {
+        let place = |x: &Tensor| {
+            x.to_device(&self.device)?
+                .to_dtype(self.dtype)?
+                .contiguous()
+        };
+        let row = |x: &Vec<f32>| place(&Tensor::new(x.as_slice(), &Device::Cpu)?);
+        let Extras {
+            bias,
+            output_bias,
+            norms,
+        } = &layer.extras;
+        let norms = norms.as_ref().map(|norms| {
+            let (query, key) = (norms.query.as_slice(), norms.key.as_slice());
+            let queries = std::iter::repeat_n(query, norms.heads);
+            let heads = queries.chain(std::iter::repeat_n(key, norms.kv_heads));
+            let weights: Vec<f32> = heads.flatten().copied().collect();
+            let weights = Tensor::from_vec(weights, (1, (), query.len()), &Device::Cpu)?;
+            let ones = Tensor::ones(query.len(), self.dtype, &self.device)?;
+            Ok::<_, candle_core::Error>((ones, place(&weights)?))
+        });
+        let layer = Layer {
+            attention_norm: place(&layer.attention_norm)?,
+            qkv: Linear(place(&layer.qkv)?),
+            output: Linear(place(&layer.output)?),
+            feed_norm: place(&layer.feed_norm)?,
+            gate_up: Linear(place(&layer.gate_up)?),
+            down: Linear(place(&layer.down)?),
+            bias: bias.as_ref().map(row).transpose()?,
+            output_bias: output_bias.as_ref().map(row).transpose()?,
+            norms: norms.transpose()?,
+        };
+        self.layers.push(layer);
+        Ok(())
     }
 
     /// Sizes and constants.
@@ -128,7 +165,7 @@ impl Network {
         let last = self.layers.len() - 1;
         for (nth, layer) in self.layers.iter().enumerate() {
             let normed = self.normed(&hidden, &layer.attention_norm)?;
-            let qkv = layer.qkv.forward(&normed)?;
+            let qkv = plus(layer.qkv.forward(&normed)?, layer.bias.as_ref())?;
             let step = Step {
                 network: self,
                 plan: &plan,
@@ -140,7 +177,8 @@ impl Network {
             if nth == last {
                 hidden = hidden.index_select(&plan.wanted, 0)?;
             }
-            hidden = (hidden + layer.output.forward(&mixed)?)?;
+            let output = plus(layer.output.forward(&mixed)?, layer.output_bias.as_ref())?;
+            hidden = (hidden + output)?;
             let normed = self.normed(&hidden, &layer.feed_norm)?;
             let gated = swiglu(&layer.gate_up.forward(&normed)?)?;
             hidden = (hidden + layer.down.forward(&gated)?)?;
@@ -253,6 +291,14 @@ impl Step<'_> {
         let padded = qkv.index_select(&rows.index, 0)?;
         let many = users * rows.most;
         let heads_of = padded.narrow(1, 0, both * width)?.contiguous()?;
+        let heads_of = match &self.network.layers[self.layer].norms {
+            None => heads_of,
+            Some((ones, weights)) => {
+                let heads_of = heads_of.reshape((many * both, width))?;
+                let normed = rms_norm(&heads_of, ones, geometry.epsilon)?;
+                (normed.reshape((many, both, width))?).broadcast_mul(weights)?
+            }
+        };
         let heads_of = heads_of.reshape((1, many, both, width))?;
         let (cos, sin) = &self.network.angles;
         let turn = |table: &Tensor| table.index_select(&rows.positions, 0);
@@ -273,21 +319,23 @@ impl Step<'_> {
     }
 }
 
+fn plus(x: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    match bias {
+        Some(bias) => x.broadcast_add(bias),
+        None => Ok(x),
+    }
+}
+
 /// Cosine and sine of every position that the model was made for, f32.
 fn angles(geometry: &Geometry) -> Result<(Tensor, Tensor)> {
-    let half = geometry.head_dim / 2;
-    let base = f64::from(geometry.rope_base);
-    let speeds: Vec<f64> = (0..half)
-        .map(|pair| base.powf(-(pair as f64) / half as f64))
-        .collect();
+    let (rope, positions) = (&geometry.rope, geometry.context);
     let of = |turn: fn(f64) -> f64| {
         let row = |position: usize| {
-            speeds
-                .iter()
-                .map(move |speed| turn(position as f64 * speed))
+            let speeds = rope.speeds.iter();
+            speeds.map(move |speed| (turn(position as f64 * speed) * rope.scale) as f32)
         };
-        let all = (0..geometry.context).flat_map(row).map(|x| x as f32);
-        Tensor::from_vec(all.collect(), (geometry.context, half), &Device::Cpu)
+        let all = (0..positions).flat_map(row).collect();
+        Tensor::from_vec(all, (positions, rope.speeds.len()), &Device::Cpu)
     };
     Ok((of(f64::cos)?, of(f64::sin)?))
 }

@@ -4,9 +4,11 @@ use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
 
 use super::super::attention::{Sight, Span};
+use super::super::extras::HeadNorms;
 use super::super::forward::{self, Pass};
 use super::super::kv;
-use super::super::load::{Geometry, LayerWeights, Weights};
+use super::super::load::rope::{Rope, Scaling};
+use super::super::load::{Family, Geometry, LayerWeights, Weights};
 use super::*;
 
 /// Numbers that repeat for a seed.
@@ -36,7 +38,11 @@ impl Noise {
 fn weights(seed: u64, (heads, kv_heads, head_dim): (usize, usize, usize)) -> Weights {
     let mut noise = Noise(seed);
     let (hidden, feed_forward, vocabulary) = (24, 40, 97);
+    let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+    let families = [Family::Llama, Family::Qwen2, Family::Qwen3];
+    let family = families[noise.below(3)];
     let geometry = Geometry {
+        family,
         hidden,
         layers: 3,
         heads,
@@ -46,9 +52,16 @@ fn weights(seed: u64, (heads, kv_heads, head_dim): (usize, usize, usize)) -> Wei
         vocabulary,
         context: 256,
         epsilon: 1e-5,
-        rope_base: 10_000.0,
+        rope: Rope::new(10_000.0, head_dim, &Scaling::None).expect("plain"),
+        qkv_bias: family == Family::Qwen2,
+        output_bias: false,
+        head_norms: family == Family::Qwen3,
+        tied: false,
     };
-    let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+    let row = |noise: &mut Noise, many: usize| {
+        let row = noise.tensor(&[many], 1.0);
+        row.to_vec1::<f32>().expect("a row")
+    };
     let layer = |noise: &mut Noise| LayerWeights {
         attention_norm: noise.tensor(&[hidden], 2.0),
         qkv: noise.tensor(&[queries + 2 * keys, hidden], 0.5),
@@ -56,6 +69,17 @@ fn weights(seed: u64, (heads, kv_heads, head_dim): (usize, usize, usize)) -> Wei
         feed_norm: noise.tensor(&[hidden], 2.0),
         gate_up: noise.tensor(&[2 * feed_forward, hidden], 0.3),
         down: noise.tensor(&[hidden, feed_forward], 0.3),
+        extras: Extras {
+            bias: (family == Family::Qwen2).then(|| row(noise, queries + 2 * keys)),
+            output_bias: (family == Family::Qwen2).then(|| row(noise, hidden)),
+            norms: (family == Family::Qwen3).then(|| HeadNorms {
+                query: row(noise, head_dim),
+                key: row(noise, head_dim),
+                heads,
+                kv_heads,
+                epsilon: 1e-5,
+            }),
+        },
     };
     Weights {
         embedding: noise.tensor(&[vocabulary, hidden], 1.0),

@@ -245,7 +245,7 @@ fn a_folder_that_cannot_be_run_is_refused_by_name() {
         ),
         (
             |f| edit(f, "attention_bias", json!(true)),
-            "key attention_bias",
+            "self_attn.q_proj.bias is missing",
         ),
         (
             |f| edit(f, "rope_scaling", json!({ "rope_type": "llama3" })),

@@ -6,18 +6,16 @@
 
 use std::path::Path;
 
-use candle_core::quantized::gguf_file::Content;
-use candle_core::quantized::tokenizer::TokenizerFromGguf;
-use minijinja::value::{Value, from_args};
-use minijinja::{Environment, ErrorKind, State, context};
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
 
+mod chat;
+mod vocabulary;
+
+use self::chat::Chat;
 use super::Error;
-use super::folder::read_json;
+use super::folder::{read_json, read_text};
+use super::gguf::Keys;
 use super::load::refuse;
 
 /// The line of a prompt after which the assistant's turn begins.
@@ -28,17 +26,23 @@ pub struct Text {
     tokenizer: Tokenizer,
     /// The same, reading special tokens as the text that they are.
     plain: Tokenizer,
-    templates: Option<Environment<'static>>,
+    chat: Option<Chat>,
+    /// Tokens that a user's text must not write.
+    reserved: Vec<String>,
     /// The chat template as written.
     template: Option<String>,
     bos: Option<String>,
+    /// Whether a text without a template begins with `bos`.
+    begins: bool,
+    /// Whether the tokenizer puts a space before a text by itself.
+    spaces: bool,
     eos: String,
     end: u32,
 }
 
 impl std::fmt::Debug for Text {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let template = self.templates.is_some();
+        let template = self.chat.is_some();
         f.debug_struct("Text")
             .field("eos", &self.eos)
             .field("template", &template)
@@ -51,56 +55,51 @@ struct Parts {
     tokenizer: Tokenizer,
     template: Option<String>,
     bos: Option<String>,
+    begins: bool,
     eos: String,
 }
 
 impl Text {
     /// From a GGUF's metadata.
-    pub(super) fn from_gguf(path: &Path, content: &Content) -> Result<Self, Error> {
-        let read = |key: &str| {
-            let value = content.metadata.get(key);
-            value.and_then(|value| value.to_string().ok()).cloned()
+    pub(super) fn from_gguf(keys: &Keys) -> Result<Self, Error> {
+        let (tokenizer, begins) = vocabulary::from_gguf(keys)?;
+        let token = |key: &str| -> Result<Option<String>, Error> {
+            if keys.get(key).is_none() {
+                return Ok(None);
+            }
+            let id = keys.size(key)?;
+            let token = u32::try_from(id)
+                .ok()
+                .and_then(|id| tokenizer.id_to_token(id));
+            token
+                .map(Some)
+                .ok_or_else(|| keys.wrong(key, &format!("there is no token {id}")))
         };
-        let mut tokenizer = Tokenizer::from_gguf(content)
-            .map_err(|e| refuse(path, format!("key tokenizer.ggml.model: {e}")))?;
-        match read("tokenizer.ggml.pre").as_deref() {
-            // candle takes these for GPT-2 with a space before the text and digits in runs.
-            Some("smollm") => {
-                let digits = Digits::new(true);
-                let bytes = ByteLevel::new(false, false, true);
-                let both = Sequence::new(vec![digits.into(), bytes.into()]);
-                tokenizer.with_pre_tokenizer(Some(both));
-            }
-            Some("gpt-2") => {
-                tokenizer.with_pre_tokenizer(Some(ByteLevel::new(false, false, true)));
-            }
-            Some("qwen2" | "llama3" | "smaug-bpe" | "lfm2") => {}
-            other => {
-                let what = format!("key tokenizer.ggml.pre: {other:?} is not supported");
-                return Err(refuse(path, what));
-            }
-        }
-        let id = |key: &str| {
-            content
-                .metadata
-                .get(key)
-                .and_then(|value| value.to_u32().ok())
+        let end = "tokenizer.ggml.eos_token_id";
+        let template = match keys.get("tokenizer.chat_template") {
+            Some(_) => Some(keys.text("tokenizer.chat_template")?.to_owned()),
+            None => None,
         };
-        let token = |key: &str| id(key).and_then(|id| tokenizer.id_to_token(id));
-        let missing = || refuse(path, "key tokenizer.ggml.eos_token_id: no such token");
         let parts = Parts {
-            template: read("tokenizer.chat_template"),
-            bos: token("tokenizer.ggml.bos_token_id"),
-            eos: token("tokenizer.ggml.eos_token_id").ok_or_else(missing)?,
+            template,
+            bos: token("tokenizer.ggml.bos_token_id")?,
+            eos: token(end)?.ok_or_else(|| keys.wrong(end, "is missing"))?,
+            begins,
             tokenizer,
         };
-        Self::new(path, parts)
+        Self::new(keys.path(), parts)
     }
 
     /// From `tokenizer.json` and `tokenizer_config.json`.
     pub(super) fn from_folder(path: &Path) -> Result<Self, Error> {
         let file = path.join("tokenizer.json");
-        let tokenizer = Tokenizer::from_file(&file).map_err(|e| refuse(&file, e.to_string()))?;
+        let text = read_text(&file)?;
+        // The tokenizer's own reader panics where JSON breaks off within a decoder.
+        let whole = serde_json::from_str::<serde_json::Value>(&text);
+        whole.map_err(|e| refuse(&file, e.to_string()))?;
+        let tokenizer: Tokenizer = text
+            .parse()
+            .map_err(|e: tokenizers::Error| refuse(&file, e.to_string()))?;
         let file = path.join("tokenizer_config.json");
         let config = read_json(&file)?;
         let token = |key: &str| {
@@ -111,17 +110,24 @@ impl Text {
         let eos = token("eos_token").ok_or_else(|| refuse(&file, "key eos_token: missing"))?;
         let beside = path.join("chat_template.jinja");
         let template = if beside.exists() {
-            Some(std::fs::read_to_string(&beside).map_err(|e| refuse(&beside, e.to_string()))?)
+            Some(read_text(&beside)?)
         } else {
             default_template(config.get("chat_template"))
         };
         let bos = token("bos_token");
+        // The tokenizer's own post-processing says whether a text begins with it.
+        let json = path.join("tokenizer.json");
+        let empty = tokenizer.encode("", true);
+        let empty = empty.map_err(|e| refuse(&json, e.to_string()))?;
+        let first = empty.get_tokens().first();
+        let begins = first.is_some_and(|first| Some(first) == bos.as_ref());
         Self::new(
             &file,
             Parts {
                 tokenizer,
                 template,
                 bos,
+                begins,
                 eos,
             },
         )
@@ -132,6 +138,7 @@ impl Text {
             mut tokenizer,
             template,
             bos,
+            begins,
             eos,
         } = parts;
         // A prompt is not cut or filled up here: the template's budget did that.
@@ -142,21 +149,51 @@ impl Text {
         let end = end.ok_or_else(|| refuse(path, format!("end token {eos:?} is unknown")))?;
         let mut plain = tokenizer.clone();
         plain.set_encode_special_tokens(true);
-        let templates = match template.clone() {
-            Some(template) => Some(
-                environment(template).map_err(|e| refuse(path, format!("chat template: {e}")))?,
-            ),
-            None => None,
-        };
-        Ok(Self {
+        let bad_template = |e| refuse(path, format!("chat template: {e:#}"));
+        let chat = template
+            .clone()
+            .map(Chat::new)
+            .transpose()
+            .map_err(bad_template)?;
+        let added = tokenizer.get_added_tokens_decoder();
+        let mut reserved: Vec<String> = added
+            .values()
+            // Qwen's `<think>` and `<tool_call>` steer it like special tokens, but are not called so.
+            .filter(|token| token.special || token.content.starts_with('<'))
+            .map(|token| token.content.clone())
+            .filter(|token| !token.is_empty())
+            .collect();
+        reserved.sort();
+        let spaces = puts_spaces(&plain);
+        let spaces = spaces.map_err(|e| refuse(path, format!("the tokenizer fails: {e:?}")))?;
+        let text = Self {
             tokenizer,
             plain,
-            templates,
+            chat,
+            reserved,
             template,
             bos,
+            begins,
+            spaces,
             eos,
             end,
-        })
+        };
+        // A template that fails for every prompt should not wait for the first user.
+        if let Some(chat) = &text.chat {
+            chat.render("a", text.bos(), &text.eos)
+                .map_err(bad_template)?;
+        }
+        Ok(text)
+    }
+
+    fn bos(&self) -> &str {
+        self.bos.as_deref().unwrap_or_default()
+    }
+
+    /// One past the largest token id.
+    pub fn ids(&self) -> usize {
+        let ids = self.tokenizer.get_vocab(true).into_values();
+        ids.max().map_or(0, |id| id as usize + 1)
     }
 
     /// SHA-256 of tokenizer and chat template, in hex: with another, the same text is another prompt.
@@ -185,6 +222,9 @@ impl Text {
 
     /// Tokens of a name as it continues a prompt; the end token is not among them.
     pub fn name(&self, name: &str) -> Result<Vec<u32>, Error> {
+        if self.spaces {
+            return encode(&self.plain, name);
+        }
         encode(&self.plain, &format!(" {name}"))
     }
 
@@ -208,22 +248,16 @@ impl Text {
     pub fn render_chat(&self, prompt: &str) -> Result<String, Error> {
         let prompt = self.without_special_tokens(prompt);
         let (user, assistant) = split(&prompt);
-        let Some(templates) = &self.templates else {
-            let bos = self.bos.as_deref().unwrap_or_default();
+        let Some(chat) = &self.chat else {
+            let bos = if self.begins { self.bos() } else { "" };
             return Ok(format!("{bos}{user}{assistant}"));
         };
-        let failed = |e: minijinja::Error| Error::Compute {
+        let rendered = chat.render(user, self.bos(), &self.eos);
+        let rendered = rendered.map_err(|e| Error::Compute {
             what: "chat template".into(),
             source: Box::new(e),
-        };
-        let template = templates.get_template("chat").map_err(failed)?;
-        let rendered = template.render(context! {
-            messages => [context! { role => "user", content => user }],
-            add_generation_prompt => true,
-            bos_token => self.bos.as_deref().unwrap_or_default(),
-            eos_token => self.eos,
-        });
-        Ok(rendered.map_err(failed)? + assistant)
+        })?;
+        Ok(rendered + assistant)
     }
 
     /// A user's text must not end their own message and speak as someone else.
@@ -232,9 +266,9 @@ impl Text {
         // One pass may put a new one together from what it leaves: until none is left.
         loop {
             let before = text.len();
-            for token in self.tokenizer.get_added_tokens_decoder().values() {
-                if token.special && !token.content.is_empty() && text.contains(&token.content) {
-                    text = text.replace(&token.content, "");
+            for token in &self.reserved {
+                if text.contains(token) {
+                    text = text.replace(token, "");
                 }
             }
             if text.len() == before {
@@ -259,14 +293,24 @@ fn split(prompt: &str) -> (&str, &str) {
 }
 
 fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, Error> {
-    let encoded = tokenizer
-        // Offsets into the text are of no use here, and cost half of the time.
-        .encode_fast(text, false)
-        .map_err(|source| Error::Compute {
-            what: "tokens".into(),
-            source,
-        })?;
-    Ok(encoded.get_ids().to_vec())
+    Ok(encoding(tokenizer, text)?.get_ids().to_vec())
+}
+
+/// Whether a text is taken as if a space came before it: SentencePiece's way.
+fn puts_spaces(tokenizer: &Tokenizer) -> Result<bool, Error> {
+    let (bare, spaced) = (encoding(tokenizer, "a")?, encoding(tokenizer, " a")?);
+    let first = bare.get_tokens().first();
+    let marked = first.is_some_and(|token| token.starts_with('\u{2581}'));
+    Ok(marked || bare.get_ids() == spaced.get_ids())
+}
+
+fn encoding(tokenizer: &Tokenizer, text: &str) -> Result<tokenizers::Encoding, Error> {
+    // Offsets into the text are of no use here, and cost half of the time.
+    let encoded = tokenizer.encode_fast(text, false);
+    encoded.map_err(|source| Error::Compute {
+        what: "tokens".into(),
+        source,
+    })
 }
 
 /// `chat_template` is a text, or a list of named ones.
@@ -278,39 +322,6 @@ fn default_template(value: Option<&serde_json::Value>) -> Option<String> {
     let named = value.as_array()?;
     let default = named.iter().find(|one| one["name"] == "default")?;
     Some(default["template"].as_str()?.to_owned())
-}
-
-/// An environment that renders as Hugging Face's does.
-fn environment(template: String) -> Result<Environment<'static>, minijinja::Error> {
-    let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
-    environment.set_unknown_method_callback(method);
-    environment.add_function("raise_exception", |text: String| -> Result<Value, _> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
-    });
-    environment.add_template_owned("chat", template)?;
-    Ok(environment)
-}
-
-/// The methods of Python strings that chat templates call.
-fn method(_: &State, value: &Value, name: &str, args: &[Value]) -> Result<Value, minijinja::Error> {
-    let unknown = || minijinja::Error::from(ErrorKind::UnknownMethod);
-    let text = value.as_str().ok_or_else(unknown)?;
-    match name {
-        "strip" => Ok(text.trim().into()),
-        "lstrip" => Ok(text.trim_start().into()),
-        "rstrip" => Ok(text.trim_end().into()),
-        "upper" => Ok(text.to_uppercase().into()),
-        "lower" => Ok(text.to_lowercase().into()),
-        "startswith" => Ok(text.starts_with(from_args::<(&str,)>(args)?.0).into()),
-        "endswith" => Ok(text.ends_with(from_args::<(&str,)>(args)?.0).into()),
-        "split" => {
-            let (separator,) = from_args::<(&str,)>(args)?;
-            Ok(text.split(separator).map(Value::from).collect())
-        }
-        _ => Err(unknown()),
-    }
 }
 
 #[cfg(test)]
@@ -332,15 +343,5 @@ mod tests {
         for (prompt, expected) in cases {
             assert_eq!(split(prompt), expected, "{prompt:?}");
         }
-    }
-
-    #[test]
-    fn templates_use_the_methods_that_python_has() {
-        let template = "{% if messages[0]['content'].startswith('a') %}\n\
-            {{ messages[0].content.strip() | upper }}\n{% endif %}\n";
-        let environment = environment(template.into()).expect("valid");
-        let chat = environment.get_template("chat").expect("added");
-        let messages = [context! { content => "ab " }];
-        assert_eq!(chat.render(context! { messages }).expect("renders"), "AB\n");
     }
 }
