@@ -25,9 +25,12 @@ def main(folder, compute, replicas, threads):
 
     def prefill(prompts):
         start = time.perf_counter()
-        # A replica takes a batch at a time: as many batches as replicas.
+        # A replica takes a batch at a time: as many batches as replicas. With the prompt in the result max_length would
+        # count it, and all but its first token would be left out.
         size = -(-len(prompts) // replicas)
-        generator.generate_batch([text(p) for p in prompts], max_length=1, max_batch_size=size)
+        generator.generate_batch(
+            [text(p) for p in prompts], max_length=1, max_batch_size=size, include_prompt_in_result=False
+        )
         return {"tokens": sum(map(len, prompts)), "seconds": time.perf_counter() - start}
 
     def beam(prompts, shared, width, tokens):
@@ -48,7 +51,7 @@ def main(folder, compute, replicas, threads):
         return {"users": len(prompts), "seconds": seconds}
 
     def logits(after, of):
-        result = generator.generate_batch([text(after)], max_length=1, return_logits_vocab=True)[0]
+        result = generator.generate_batch([text(after)], max_length=1, return_logits_vocab=True, include_prompt_in_result=False)[0]
         values = result.logits[0]
         values = values.to_device(ctranslate2.Device.cpu) if hasattr(values, "to_device") else values
         import numpy

@@ -430,8 +430,11 @@ def main():
     for contestant in ours:
         contestant.catalogue(next(iter(files.values())))
     made, tokens = rows(args, ours, peers, files)
-    say(f"{len(everyone)} contestants, {len(made)} rows, {runs} rounds; one round to warm up")
     agree = agreement(ours, peers, tokens)
+    worst = agree.get("nearshore f32", 0.0)
+    if worst > 0.01:
+        sys.exit(f"engine: f32 and the f32 peer differ by {worst:.3f} nats: they do not compute the same, so no time is comparable")
+    say(f"{len(everyone)} contestants, {len(made)} rows, {runs} rounds; one round to warm up")
     large = [row for row in made if row.name.endswith("of 100000")]
     small = [row for row in made if row not in large]
     for row in small:
