@@ -396,7 +396,8 @@ impl<'a> Search<'a> {
         (node, chain)
     }
 
-    fn permitted_children(&self, node: &Node) -> Vec<Node> {
+    /// Children of `node` that have permitted names.
+    pub(crate) fn permitted_children(&self, node: &Node) -> Vec<Node> {
         let children = self.trie.children(node);
         children.filter(|child| self.count(child) > 0).collect()
     }
@@ -410,7 +411,7 @@ impl<'a> Search<'a> {
     }
 
     /// What the terms beside the model give a node, in nats.
-    fn log_measure(&self, node: &Node) -> f64 {
+    pub(crate) fn log_measure(&self, node: &Node) -> f64 {
         let permitted = self.question.permitted.as_deref();
         match &self.question.prior {
             Some(prior) => {
@@ -428,7 +429,7 @@ impl<'a> Search<'a> {
 }
 
 /// `x − ln Σ exp(x)`.
-fn log_softmax(x: &mut [f64]) {
+pub(crate) fn log_softmax(x: &mut [f64]) {
     let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = x.iter().map(|x| (x - max).exp()).sum();
     let norm = max + sum.ln();

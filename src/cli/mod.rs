@@ -148,7 +148,7 @@ enum Command {
     Dlq(dlq::Command),
     /// Name products for prompts, without Kafka or Redis.
     #[command(
-        after_help = "Examples:\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 10\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 50 --json | jq .names"
+        after_help = "Examples:\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 10\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --precision int8 --threads 2 --json | jq .names\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 3 --explain \\\n    --reference everyone.txt --demand demand.tsv --term repeat=bought.tsv\n\nResults go to standard output; progress and totals (time, memory, rates) to standard error, or with --json as the last line.\nWith --explain each line under a name is one choice on its way: its share of the score, the tokens chosen, among how many."
     )]
     Try(TryArgs),
     /// Freeze an arm's reference prompts: what the model says behind them is what it says to everyone.
@@ -166,6 +166,16 @@ enum Command {
         after_help = "Examples:\n  scripts/demo                 # does the set-up, then this\n  nearshore demo --data .cache/data --model smollm2.gguf --check"
     )]
     Demo(crate::demo::DemoArgs),
+    /// Answers the questions of scripts/bench, one JSON line each.
+    #[command(subcommand, hide = true)]
+    Bench(Bench),
+}
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// The engine.
+    Engine(crate::engine::bench::BenchArgs),
 }
 
 /// Which role a process plays.
@@ -201,8 +211,16 @@ pub fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Try(args) => {
-            crate::engine::try_names::run(&args)?;
+        Command::Try(args) => match crate::engine::try_names::run(&args) {
+            Err(error) if error.is_usage() => {
+                eprintln!("nearshore: {error}");
+                Ok(ExitCode::from(2))
+            }
+            done => Ok(done.map(|()| ExitCode::SUCCESS)?),
+        },
+        Command::Bench(Bench::Engine(args)) => {
+            let (stdin, stdout) = (std::io::stdin().lock(), std::io::stdout().lock());
+            crate::engine::bench::run(&args, stdin, stdout).map_err(anyhow::Error::from_boxed)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Demo(args) => crate::demo::run(args),

@@ -145,6 +145,8 @@ pub struct Engine {
     pub threads: usize,
     /// How weights are kept and multiplied.
     pub precision: crate::engine::Precision,
+    /// Where the model is computed.
+    pub device: crate::engine::Place,
     /// Most rows (trie nodes over all users) forwarded in one wave.
     pub batch_rows_max: usize,
     /// Memory for keys and values of all users of a batch, in MiB; who does not fit waits.
@@ -159,6 +161,7 @@ impl Default for Engine {
         Self {
             threads: 0,
             precision: crate::engine::Precision::default(),
+            device: crate::engine::Place::default(),
             batch_rows_max: 512,
             kv_mb_max: 1024,
             generation_max: Duration::from_secs(120),

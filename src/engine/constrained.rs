@@ -11,16 +11,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::attention::{Sight, Span};
-use super::forward::{Network, Pass};
+use super::backend::{Cache, Network, Prefix};
+use super::forward::Pass;
 use super::group::{Group, Share, Shared, Waiting};
 use super::index::{self, Indexed, Indexer};
-use super::kv::{Cache, Prefix};
 use super::load::{self, Loading, resident};
 use super::means::Means;
 use super::mixture::{Mixed, Mixture};
 use super::text::Text;
 use super::thread::Pulse;
-use super::{Answer, Ask, Error, Info, Model, Names, Options, Reference, smooth};
+use super::{Answer, Ask, Error, Info, Model, Names, Options, Place, Reference, smooth};
 
 /// Prefixes kept, most recently used first: one per arm's template, and some change.
 const PREFIXES_MAX: usize = 4;
@@ -33,16 +33,16 @@ const SHARED_MIN: usize = 16;
 
 /// A Llama over a trie of names.
 pub struct Constrained {
-    network: Network,
-    text: Arc<Text>,
+    pub(super) network: Network,
+    pub(super) text: Arc<Text>,
     info: Info,
     loading: Loading,
-    names: Arc<Names>,
-    mixture: Mixture,
-    limits: Limits,
+    pub(super) names: Arc<Names>,
+    pub(super) mixture: Mixture,
+    pub(super) limits: Limits,
     /// Most recently used first.
     references: Vec<Arc<Means>>,
-    prefixes: Vec<Prefix>,
+    pub(super) prefixes: Vec<Prefix>,
     /// The last batch's first prompt: what the next shares with it is a template.
     last: Vec<u32>,
     pool: rayon::ThreadPool,
@@ -73,7 +73,7 @@ impl Default for Limits {
 impl Constrained {
     /// Loads a GGUF file or a Hugging Face folder.
     pub fn load(path: &Path, options: Options) -> Result<Self, Error> {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let before = resident();
         let model = load::open(path)?;
         let (text, info, mut loading) = (model.text()?, model.info()?, model.loading());
@@ -84,10 +84,16 @@ impl Constrained {
         loading.seconds = start.elapsed().as_secs_f64();
         let info = Info {
             dtype: network.dtype().into(),
+            device: options.place.to_string(),
             ..info
         };
+        // A device wants all users in one pass; on the CPU a group per thread shares nothing but weights.
+        let threads = match options.place {
+            Place::Cpu => options.threads.max(1),
+            Place::Cuda(_) | Place::Tensors => 1,
+        };
         let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads.max(1))
+            .num_threads(threads)
             .thread_name(|nth| format!("engine-{nth}"))
             .build();
         let pool = pool.map_err(|e| Error::Compute {
@@ -152,14 +158,14 @@ impl Constrained {
 
     /// Logits of some tokens after `tokens`, by one pass without any sharing.
     pub fn logits(&self, tokens: &[u32], of: &[u32]) -> Result<Vec<f32>, Error> {
-        let mut caches = [Cache::new(self.network.sizes())];
+        let mut caches = [self.network.cache()];
         let mut pass = Pass::default();
         pass.add_prompt(0, 0, tokens);
         let hidden = self
             .network
             .forward(&pass, &mut caches, 1)
             .map_err(failed)?;
-        self.network.logits(&hidden, of).map_err(failed)
+        self.network.logits(&[(&hidden, of)]).map_err(failed)
     }
 
     /// Sees to it that what the prompts have in common is among the prefixes.
@@ -179,10 +185,10 @@ impl Constrained {
         let known = nearest(&self.prefixes, &first[..common]);
         let so_far = known.map_or(0, |(_, shared)| shared);
         if common >= so_far + SHARED_MIN {
-            let sizes = self.network.sizes();
+            let network = &self.network;
             let cache = match known {
-                Some((prefix, shared)) => Cache::after(sizes, &self.prefixes[prefix], shared),
-                None => Cache::new(sizes),
+                Some((prefix, shared)) => network.cache_after(&self.prefixes[prefix], shared),
+                None => network.cache(),
             };
             let (prefix, _) = self.compute(cache, first[..common].to_vec())?;
             self.prefixes.insert(0, prefix);
@@ -194,7 +200,7 @@ impl Constrained {
         Ok(())
     }
 
-    fn tokens(&self, prompt: &str) -> Result<Vec<u32>, Error> {
+    pub(super) fn tokens(&self, prompt: &str) -> Result<Vec<u32>, Error> {
         let tokens = self.text.prompt(prompt)?;
         let limit = self.network.geometry().context;
         if tokens.len() + self.mixture.trie().depth() > limit {
@@ -270,7 +276,7 @@ impl Constrained {
     }
 
     /// The means over a set of reference prompts; the prompts are computed when the set is first seen.
-    fn reference(&mut self, reference: &Reference) -> Result<Arc<Means>, Error> {
+    pub(super) fn reference(&mut self, reference: &Reference) -> Result<Arc<Means>, Error> {
         let same = |means: &Arc<Means>| means.hash == reference.hash;
         if let Some(at) = self.references.iter().position(same) {
             self.references[..=at].rotate_right(1);
@@ -279,10 +285,10 @@ impl Constrained {
         let mut computed = Vec::with_capacity(reference.prompts.len());
         for prompt in &reference.prompts {
             let tokens = self.tokens(prompt)?;
-            let sizes = self.network.sizes();
+            let network = &self.network;
             let cache = match nearest(&self.prefixes, &tokens[..tokens.len() - 1]) {
-                Some((prefix, known)) => Cache::after(sizes, &self.prefixes[prefix], known),
-                None => Cache::new(sizes),
+                Some((prefix, known)) => network.cache_after(&self.prefixes[prefix], known),
+                None => network.cache(),
             };
             computed.push(self.compute(cache, tokens)?);
         }
@@ -293,7 +299,11 @@ impl Constrained {
     }
 
     /// Computes the rest of a prompt; returns it as a prefix, and the hidden state behind it.
-    fn compute(&self, cache: Cache, tokens: Vec<u32>) -> Result<(Prefix, Vec<f32>), Error> {
+    pub(super) fn compute(
+        &self,
+        cache: Cache,
+        tokens: Vec<u32>,
+    ) -> Result<(Prefix, Vec<f32>), Error> {
         let mut caches = [cache];
         let mut hidden = Vec::new();
         while caches[0].known() < tokens.len() {
@@ -308,7 +318,7 @@ impl Constrained {
             self.pulse.beat();
         }
         let [cache] = caches;
-        Ok((cache.into_prefix(tokens), hidden))
+        Ok((cache.into_prefix(tokens).map_err(failed)?, hidden))
     }
 }
 

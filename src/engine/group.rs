@@ -11,9 +11,9 @@ use std::time::Instant;
 
 use super::admission::{Budget, passes};
 use super::attention::{Sight, Span};
+use super::backend::{Cache, Network, Prefix};
 use super::constrained::{Limits, failed};
-use super::forward::{Network, Pass};
-use super::kv::{Cache, Prefix};
+use super::forward::Pass;
 use super::means::{Means, Scratch, Wanted};
 use super::mixture::told;
 use super::thread::Pulse;
@@ -150,12 +150,12 @@ impl<'a> Group<'a> {
 
     /// Keys and values for a newcomer, with the longest known beginning of the prompt.
     fn cache(&self, from: &Waiting) -> Cache {
-        let (sizes, prefixes) = (self.shared.network.sizes(), self.shared.prefixes);
+        let (network, prefixes) = (self.shared.network, self.shared.prefixes);
         // The last token of a prompt is never shared: someone must compute what follows it.
         let head = &from.tokens[..from.tokens.len() - 1];
         match super::constrained::nearest(prefixes, head) {
-            Some((prefix, known)) => Cache::after(sizes, &prefixes[prefix], known),
-            None => Cache::new(sizes),
+            Some((prefix, known)) => network.cache_after(&prefixes[prefix], known),
+            None => network.cache(),
         }
     }
 
@@ -255,25 +255,32 @@ impl<'a> Group<'a> {
         };
         let network = self.shared.network;
         let mut rows = hidden.chunks_exact(network.geometry().hidden);
-        let mut logits = BTreeMap::new();
+        let mut wanted = Vec::new();
         for nth in users {
             let user = &self.users[*nth];
-            let mut own = Vec::new();
             for node in user.wave.iter().flat_map(|wave| &wave.nodes) {
                 let row = if node.chain.is_empty() {
                     user.hidden.as_slice()
                 } else {
                     rows.next().expect("a row per chain was wanted")
                 };
-                own.extend(network.logits(row, &node.children).map_err(failed)?);
+                wanted.push((row, node.children.as_slice()));
             }
-            if !own.iter().all(|logit| logit.is_finite()) {
-                return Err(Error::Compute {
-                    what: "logits".into(),
-                    source: "the model's output is not finite".into(),
-                });
-            }
-            logits.insert(*nth, own);
+        }
+        let all = network.logits(&wanted).map_err(failed)?;
+        if !all.iter().all(|logit| logit.is_finite()) {
+            return Err(Error::Compute {
+                what: "logits".into(),
+                source: "the model's output is not finite".into(),
+            });
+        }
+        let mut logits = BTreeMap::new();
+        let mut rest = all.as_slice();
+        for nth in users {
+            let nodes = self.users[*nth].wave.iter().flat_map(|wave| &wave.nodes);
+            let (own, others) = rest.split_at(nodes.map(|node| node.children.len()).sum());
+            logits.insert(*nth, own.to_vec());
+            rest = others;
         }
         let means = self.means(users)?;
         for (nth, logits) in logits {

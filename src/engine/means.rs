@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lru::LruCache;
 
 use super::attention::{Sight, Span};
-use super::forward::{Network, Pass};
-use super::kv::{Cache, Prefix};
+use super::backend::{Cache, Network, Prefix};
+use super::forward::Pass;
 use super::{Error, Reference};
 
 /// Means kept per reference, in children of all nodes together: some 16 MB.
@@ -108,8 +108,7 @@ impl Scratch {
     /// Room to compute means behind the prompts of `means`.
     pub fn new(means: Arc<Means>, network: &Network) -> Self {
         let prompts = means.prompts.iter();
-        let caches =
-            prompts.map(|prompt| Cache::after(network.sizes(), prompt, prompt.tokens.len()));
+        let caches = prompts.map(|prompt| network.cache_after(prompt, prompt.tokens.len()));
         Self {
             caches: caches.collect(),
             means,
@@ -195,14 +194,25 @@ impl Scratch {
             let at = prompt * place.len() + place[&paths.rows[&wanted.path[..]]];
             &hidden[at * width..][..width]
         };
+        let all: Vec<(&[f32], &[u32])> = (wanted.iter())
+            .flat_map(|wanted| {
+                let prompts = 0..self.caches.len();
+                let children = wanted.children.as_slice();
+                prompts
+                    .map(|prompt| (row(prompt, wanted), children))
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        let logits = network.logits(&all).map_err(super::constrained::failed)?;
         let mut nodes = Vec::with_capacity(wanted.len());
+        let mut rest = logits.as_slice();
         for wanted in wanted {
             let mut sums = vec![0f64; wanted.children.len()];
-            for prompt in 0..self.caches.len() {
-                let logits = network.logits(row(prompt, wanted), &wanted.children);
-                let logits = logits.map_err(super::constrained::failed)?;
-                let each = sums.iter_mut().zip(logits);
-                each.for_each(|(sum, logit)| *sum += f64::from(logit));
+            for _ in 0..self.caches.len() {
+                let (own, others) = rest.split_at(sums.len());
+                rest = others;
+                let each = sums.iter_mut().zip(own);
+                each.for_each(|(sum, logit)| *sum += f64::from(*logit));
             }
             let mean = |sum: f64| (sum / self.caches.len() as f64) as f32;
             let means = sums.into_iter().map(mean);
@@ -214,16 +224,16 @@ impl Scratch {
 
 /// The tokens of some paths, each shared beginning once.
 #[derive(Default)]
-struct Paths {
+pub struct Paths {
     /// Path to the row of its last token.
-    rows: BTreeMap<Vec<u32>, usize>,
+    pub rows: BTreeMap<Vec<u32>, usize>,
     /// Per row: its token, and the rows of its path, itself last.
     tokens: Vec<(u32, Vec<u32>)>,
 }
 
 impl Paths {
     /// Adds a path; returns how many rows there are.
-    fn add(&mut self, path: &[u32]) -> usize {
+    pub fn add(&mut self, path: &[u32]) -> usize {
         let mut above: Vec<u32> = Vec::new();
         for (depth, token) in path.iter().enumerate() {
             let row = match self.rows.get(&path[..=depth]) {
@@ -242,7 +252,7 @@ impl Paths {
     }
 
     /// Adds all rows behind the prompt of one cache, which has no nodes yet.
-    fn add_to(&self, pass: &mut Pass, (cache, prompt): (usize, usize), ends: &[usize]) {
+    pub fn add_to(&self, pass: &mut Pass, (cache, prompt): (usize, usize), ends: &[usize]) {
         let from = pass.tokens.len();
         for (token, slots) in &self.tokens {
             pass.tokens.push(*token);

@@ -8,9 +8,14 @@ use std::sync::Arc;
 mod admission;
 #[doc(hidden)]
 pub mod attention;
+mod backend;
+#[doc(hidden)]
+pub mod bench;
 mod compare;
 pub mod constrained;
 pub mod contract;
+mod device;
+mod explain;
 mod extras;
 pub mod folder;
 mod forward;
@@ -26,6 +31,7 @@ mod means;
 mod mixture;
 #[doc(hidden)]
 pub mod packed;
+mod place;
 mod precision;
 mod smooth;
 pub mod table;
@@ -33,6 +39,8 @@ pub mod text;
 pub mod thread;
 pub mod try_names;
 
+pub use explain::Edge;
+pub use place::Place;
 pub use precision::{Isa, Options, Precision};
 
 pub use crate::naming::{Answer, Ask, Cancel, Ended, Named, Names, Reference, Term, Values};

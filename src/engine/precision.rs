@@ -9,6 +9,8 @@ use std::fmt;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::Place;
+
 /// How weights are kept, and products computed, on the CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -43,6 +45,8 @@ pub struct Options {
     /// The richest instructions that may be used; those of the machine if `None`. For trying what
     /// another machine would do.
     pub isa: Option<Isa>,
+    /// Where the model is computed.
+    pub place: Place,
 }
 
 impl Default for Options {
@@ -51,6 +55,7 @@ impl Default for Options {
             threads: 1,
             precision: Precision::default(),
             isa: None,
+            place: Place::default(),
         }
     }
 }

@@ -3,19 +3,26 @@
 //! Decides what is printed: one line per prompt on standard output, progress on standard error, the
 //! totals last. Invariant: prompts are answered in the order of the file. It does not know users.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::compare;
 use super::constrained::Constrained;
 use super::thread::default_threads;
-use super::{Answer, Ask, Isa, Model, Names, Options, Precision};
+use super::{
+    Answer, Ask, Edge, Isa, Model, Names, Options, Place, Precision, Reference, Term, Values,
+};
+
+mod totals;
+
+use totals::Totals;
 
 /// Arguments of `nearshore try`.
 #[derive(Args, Clone, Debug)]
@@ -32,6 +39,24 @@ pub struct TryArgs {
     /// Names per prompt
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub top: usize,
+    /// How names are found
+    #[arg(long, value_enum, default_value_t)]
+    pub mode: Mode,
+    /// Prompts that stand for everyone, as in --prompts: the model's mean over them is taken out
+    #[arg(long, value_name = "FILE")]
+    pub reference: Option<PathBuf>,
+    /// A mass per name, "name<TAB>mass" per line, for a term `demand` of weight 1
+    #[arg(long, value_name = "FILE")]
+    pub demand: Option<PathBuf>,
+    /// A term beside the model: "name<TAB>log-weight" per line; may be given again
+    #[arg(long = "term", value_name = "TERM=FILE")]
+    pub terms: Vec<String>,
+    /// Weight of the model; 0 asks it nothing
+    #[arg(long, value_name = "W", default_value_t = 1.0)]
+    pub weight: f32,
+    /// Show for each name the choices on its way, and what each term says of it
+    #[arg(long)]
+    pub explain: bool,
     /// One JSON object per prompt, and the totals as the last
     #[arg(long)]
     pub json: bool,
@@ -41,6 +66,9 @@ pub struct TryArgs {
     /// How weights are kept and multiplied
     #[arg(long, value_enum, default_value_t)]
     pub precision: Precision,
+    /// Where the model runs: cpu, or cuda:N in a CUDA build
+    #[arg(long, value_name = "WHERE", default_value_t)]
+    pub device: Place,
     /// Answer in this precision too, and print only how far the lists differ; recall as well for
     /// prompts that say what came true ("truth": [NAME, ...], see scripts/make-prompts)
     #[arg(long, value_enum, value_name = "PRECISION")]
@@ -53,6 +81,18 @@ pub struct TryArgs {
     pub batch: usize,
 }
 
+/// How names are found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Exact search over the catalogue's names.
+    #[default]
+    Constrained,
+    /// Unconstrained text, then grounding: not built yet.
+    Free,
+    /// A trained head over the products: not built yet.
+    Head,
+}
+
 impl TryArgs {
     /// How the model is run.
     pub fn options(&self) -> Options {
@@ -60,6 +100,7 @@ impl TryArgs {
             threads: self.threads.unwrap_or_else(default_threads).max(1),
             precision: self.precision,
             isa: self.isa,
+            place: self.device,
         }
     }
 }
@@ -86,24 +127,25 @@ pub enum Error {
         /// What is wrong.
         what: String,
     },
+    /// A term without a file.
+    #[error("--term {0}: want TERM=FILE, as in repeat=bought.tsv")]
+    Term(String),
+    /// A mode that is to come.
+    #[error("--mode {0} is not built yet; there is constrained")]
+    Mode(&'static str),
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] super::Error),
 }
 
-/// What is counted over all prompts.
-#[derive(Clone, Debug, Default, Serialize)]
-struct Totals {
-    prompts: usize,
-    users_per_second: f64,
-    prompt_tokens: u64,
-    shared_tokens: u64,
-    forwarded_tokens: u64,
-    waves: u64,
-    seconds: f64,
-    load_seconds: f64,
-    names: usize,
-    threads: usize,
+impl Error {
+    /// Whether the arguments are wrong rather than what they name.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Mode(_) | Self::Term(_) => true,
+            Self::File { .. } | Self::Line { .. } | Self::Engine(_) => false,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -120,9 +162,33 @@ struct Line<'a> {
 struct Name<'a> {
     name: &'a str,
     log_prob: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explained: Option<Explained>,
 }
 
-/// Runs the command; results go to standard output.
+/// Where a score comes from, in nats.
+#[derive(Serialize)]
+struct Explained {
+    /// What the model says of the name, summed over its edges.
+    model: f32,
+    /// The same of its mean over the reference prompts: what it says to everyone.
+    habit: f32,
+    /// `model - habit`.
+    ratio: f32,
+    /// What each term says of the name, before its weight.
+    terms: BTreeMap<&'static str, f32>,
+    edges: Vec<Edge>,
+}
+
+/// What all prompts have in common.
+struct Session<'a> {
+    args: &'a TryArgs,
+    names: Arc<Names>,
+    terms: Vec<Term>,
+    reference: Option<Arc<Reference>>,
+}
+
+/// Runs the command; results go to standard output, progress and totals to standard error.
 pub fn run(args: &TryArgs) -> Result<(), Error> {
     let stdout = io::stdout().lock();
     run_to(args, &mut io::BufWriter::new(stdout))
@@ -130,40 +196,50 @@ pub fn run(args: &TryArgs) -> Result<(), Error> {
 
 /// As [`run`], to any writer.
 pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
-    let names: Vec<String> = (read(&args.names)?.lines())
-        .map(|line| line.trim().to_owned())
-        .filter(|line| !line.is_empty())
-        .collect();
+    match args.mode {
+        Mode::Constrained => {}
+        Mode::Free => return Err(Error::Mode("free")),
+        Mode::Head => return Err(Error::Mode("head")),
+    }
     let prompts = prompts(&args.prompts, &read(&args.prompts)?)?;
-    let threads = args.options().threads;
-    let names = Arc::new(Names { version: 1, names });
+    let session = Session::new(args)?;
     if let Some(reference) = args.compare {
-        return compare::run(args, reference, (&names, &prompts), out);
+        return compare::run(args, reference, (&session.names, &prompts), out);
     }
     let start = Instant::now();
     let mut model = Constrained::load(&args.model, args.options())?;
-    model.set_names(Arc::clone(&names))?;
-    let mut totals = Totals {
-        load_seconds: start.elapsed().as_secs_f64(),
-        names: names.names.len(),
-        threads,
-        ..Totals::default()
-    };
+    let loaded = start.elapsed().as_secs_f64();
+    model.set_names(Arc::clone(&session.names))?;
+    let mut totals = Totals::new(&model, args.options());
+    totals.load_seconds = loaded;
+    totals.trie_seconds = start.elapsed().as_secs_f64() - loaded;
+    totals.names = session.names.names.len();
     let bar = bar(prompts.len());
-    let start = Instant::now();
     for batch in prompts.chunks(args.batch.max(1)) {
-        let asks: Vec<Ask> = batch.iter().map(|prompt| prompt.ask(args.top)).collect();
-        for answer in model.generate(&asks)? {
-            totals.add(&answer);
-            let line = Line::new(totals.prompts, &answer, &names.names);
+        let asks: Vec<Ask> = batch.iter().map(|prompt| session.ask(prompt)).collect();
+        let start = Instant::now();
+        let answers = model.generate(&asks)?;
+        totals.seconds += start.elapsed().as_secs_f64();
+        for (ask, answer) in asks.iter().zip(&answers) {
+            totals.add(answer);
+            let explained = session.explain(&mut model, ask, answer)?;
+            let line = Line::new(totals.prompts, (answer, explained), &session.names.names);
             print(out, args.json, &line)?;
         }
         bar.inc(batch.len() as u64);
     }
     bar.finish_and_clear();
-    totals.seconds = start.elapsed().as_secs_f64();
-    totals.users_per_second = totals.prompts as f64 / totals.seconds.max(1e-9);
-    totals.print(out, args.json)
+    totals.finish();
+    if args.json {
+        written(|| {
+            serde_json::to_writer(&mut *out, &serde_json::json!({ "totals": totals }))?;
+            writeln!(out)?;
+            out.flush()
+        })
+    } else {
+        eprintln!("{totals}");
+        Ok(())
+    }
 }
 
 /// A prompt, and what came true after it, if that is known.
@@ -184,6 +260,109 @@ impl Prompt {
             ..Ask::default()
         }
     }
+}
+
+impl<'a> Session<'a> {
+    fn new(args: &'a TryArgs) -> Result<Self, Error> {
+        let names: Vec<String> = (read(&args.names)?.lines())
+            .map(|line| line.trim().to_owned())
+            .filter(|line| !line.is_empty())
+            .collect();
+        let mut terms = Vec::new();
+        if let Some(path) = &args.demand {
+            let mut mass = vec![0f32; names.len()];
+            for (pu, value) in values(path, &read(path)?, &names)? {
+                mass[pu as usize] += value;
+            }
+            terms.push(Term {
+                name: "demand",
+                weight: 1.0,
+                values: Values::Mass(mass.into()),
+            });
+        }
+        for term in &args.terms {
+            let Some((name, path)) = term.split_once('=') else {
+                return Err(Error::Term(term.clone()));
+            };
+            let path = Path::new(path);
+            terms.push(Term {
+                // A term's name lives as long as the process, and there are as many as arguments.
+                name: name.to_owned().leak(),
+                weight: 1.0,
+                values: Values::Sparse(values(path, &read(path)?, &names)?.into()),
+            });
+        }
+        let reference = match &args.reference {
+            None => None,
+            Some(path) => Some(Arc::new(Reference {
+                hash: "try".into(),
+                prompts: (prompts(path, &read(path)?)?.into_iter())
+                    .map(|prompt| prompt.text)
+                    .collect(),
+            })),
+        };
+        let names = Arc::new(Names { version: 1, names });
+        Ok(Self {
+            args,
+            names,
+            terms,
+            reference,
+        })
+    }
+
+    fn ask(&self, prompt: &Prompt) -> Ask {
+        Ask {
+            terms: self.terms.clone(),
+            weight: self.args.weight,
+            reference: self.reference.clone(),
+            ..prompt.ask(self.args.top)
+        }
+    }
+
+    /// Per name where its score comes from, if that is wanted.
+    fn explain(
+        &self,
+        model: &mut Constrained,
+        ask: &Ask,
+        answer: &Answer,
+    ) -> Result<Vec<Option<Explained>>, Error> {
+        if !self.args.explain {
+            return Ok(answer.named.iter().map(|_| None).collect());
+        }
+        let pus: Vec<u32> = answer.named.iter().map(|named| named.pu).collect();
+        let edges = model.explain(ask, &pus)?;
+        let explained = answer.named.iter().zip(edges).map(|(named, edges)| {
+            let names = self.terms.iter().map(|term| term.name);
+            Some(Explained {
+                model: named.model,
+                habit: named.habit,
+                ratio: named.model - named.habit,
+                terms: names.zip(named.terms.iter().copied()).collect(),
+                edges,
+            })
+        });
+        Ok(explained.collect())
+    }
+}
+
+/// Lines of a name, a tab and a number, as PUs.
+fn values(path: &Path, text: &str, names: &[String]) -> Result<Vec<(u32, f32)>, Error> {
+    let place: BTreeMap<&str, u32> = names.iter().map(String::as_str).zip(0..).collect();
+    let mut found = Vec::new();
+    for (nth, line) in text.lines().enumerate() {
+        let wrong = |what: &str| Error::Line {
+            path: path.display().to_string(),
+            line: nth + 1,
+            what: what.into(),
+        };
+        let (name, value) = (line.split_once('\t')).ok_or_else(|| wrong("no tab"))?;
+        let value: f32 = value.trim().parse().map_err(|_| wrong("no number"))?;
+        let pu = place
+            .get(name.trim())
+            .ok_or_else(|| wrong("not a name of --names"))?;
+        found.push((*pu, value));
+    }
+    Ok(found)
 }
 
 /// Progress over prompts.
@@ -242,13 +421,11 @@ fn print(out: &mut dyn Write, json: bool, line: &Line) -> Result<(), Error> {
         } else {
             writeln!(out, "prompt {}", line.prompt)?;
             for (nth, name) in line.names.iter().enumerate() {
-                writeln!(
-                    out,
-                    "{:>4}. {:<40} {:>8.4}",
-                    nth + 1,
-                    name.name,
-                    name.log_prob
-                )?;
+                let (place, text, score) = (nth + 1, name.name, name.log_prob);
+                writeln!(out, "{place:>4}. {text:<40} {score:>8.4}")?;
+                if let Some(explained) = &name.explained {
+                    explained.print(out)?;
+                }
             }
         }
         out.flush()
@@ -264,11 +441,53 @@ pub fn written(write: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
     })
 }
 
+impl Explained {
+    fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        let Self {
+            model,
+            habit,
+            ratio,
+            ..
+        } = self;
+        write!(
+            out,
+            "      model {model:.4} - habit {habit:.4} = ratio {ratio:.4}"
+        )?;
+        for (name, value) in &self.terms {
+            write!(out, "; {name} {value:.4}")?;
+        }
+        writeln!(out)?;
+        for edge in &self.edges {
+            let Edge {
+                choices,
+                score,
+                model,
+                habit,
+                prior,
+                ..
+            } = edge;
+            let text = format!("{:?}", edge.text);
+            writeln!(
+                out,
+                "      {score:>8.4}  {text:<24} of {choices:>5}  \
+                 (model {model:.4}, habit {habit:.4}, prior {prior:.4})"
+            )?;
+        }
+        Ok(())
+    }
+}
+
 impl<'a> Line<'a> {
-    fn new(prompt: usize, answer: &Answer, names: &'a [String]) -> Self {
-        let named = answer.named.iter().map(|named| Name {
+    fn new(
+        prompt: usize,
+        (answer, explained): (&Answer, Vec<Option<Explained>>),
+        names: &'a [String],
+    ) -> Self {
+        let named = answer.named.iter().zip(explained);
+        let named = named.map(|(named, explained)| Name {
             name: &names[named.pu as usize],
             log_prob: named.score,
+            explained,
         });
         Self {
             prompt,
@@ -278,50 +497,6 @@ impl<'a> Line<'a> {
             forwarded_tokens: answer.forwarded,
             waves: answer.waves,
         }
-    }
-}
-
-impl Totals {
-    fn add(&mut self, answer: &Answer) {
-        self.prompts += 1;
-        self.prompt_tokens += u64::from(answer.prompt_tokens);
-        self.shared_tokens += u64::from(answer.shared_tokens);
-        self.forwarded_tokens += u64::from(answer.forwarded);
-        self.waves += u64::from(answer.waves);
-    }
-
-    fn print(&self, out: &mut dyn Write, json: bool) -> Result<(), Error> {
-        written(|| {
-            if json {
-                serde_json::to_writer(&mut *out, &serde_json::json!({ "totals": self }))?;
-                writeln!(out)?;
-            } else {
-                let Self {
-                    prompts,
-                    users_per_second,
-                    seconds,
-                    threads,
-                    names,
-                    ..
-                } = self;
-                writeln!(
-                    out,
-                    "{prompts} prompts over {names} names in {seconds:.2} s on {threads} threads: \
-                     {users_per_second:.2} users/s"
-                )?;
-                writeln!(
-                    out,
-                    "{} prompt tokens, {} of them shared; {} trie tokens forwarded in {} waves; \
-                     model loaded in {:.2} s",
-                    self.prompt_tokens,
-                    self.shared_tokens,
-                    self.forwarded_tokens,
-                    self.waves,
-                    self.load_seconds
-                )?;
-            }
-            out.flush()
-        })
     }
 }
 

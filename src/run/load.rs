@@ -29,6 +29,7 @@ pub(super) fn load_arms(config: &Config) -> anyhow::Result<Vec<Loaded<Handle>>> 
             threads => threads,
         },
         precision: config.engine.precision,
+        place: config.engine.device,
         ..Options::default()
     };
     let mut engines: BTreeMap<String, Engine> = BTreeMap::new();

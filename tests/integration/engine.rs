@@ -10,6 +10,7 @@ use nearshore::engine::{Ask, Error, Model, Names, Options, contract};
 
 use crate::harness;
 
+mod device;
 mod folder;
 mod precision;
 mod search;

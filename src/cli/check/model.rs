@@ -87,6 +87,7 @@ pub(super) async fn loads(config: &Config) -> Vec<Item> {
         let item = format!("model {} loads", path.display());
         let options = Options {
             precision: config.engine.precision,
+            place: config.engine.device,
             ..Options::default()
         };
         let loaded = tokio::task::spawn_blocking(move || {

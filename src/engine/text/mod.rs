@@ -212,6 +212,11 @@ impl Text {
         self.end
     }
 
+    /// What tokens say, for people.
+    pub fn read(&self, tokens: &[u32]) -> String {
+        self.tokenizer.decode(tokens, false).unwrap_or_default()
+    }
+
     /// Tokens of a name as it continues a prompt; the end token is not among them.
     pub fn name(&self, name: &str) -> Result<Vec<u32>, Error> {
         if self.spaces {

@@ -1,0 +1,472 @@
+"""Nearshore's engine beside CTranslate2: same weights, same prompts, same run. Called by scripts/benches/engine."""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import statistics
+import subprocess
+import sys
+import time
+
+HERE = pathlib.Path(__file__).parent
+
+
+def arguments():
+    parser = argparse.ArgumentParser(prog="scripts/bench engine")
+    for name in ("binary", "model", "peer", "data", "work"):
+        parser.add_argument(f"--{name}", required=True, type=pathlib.Path)
+    parser.add_argument("--prompts", type=pathlib.Path)
+    parser.add_argument("--names", type=pathlib.Path, action="append", default=[])
+    parser.add_argument("--precisions", default="f32,bf16,int8")
+    parser.add_argument("--runs", type=int)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", type=pathlib.Path)
+    return parser.parse_args()
+
+
+def say(text):
+    print(f"engine: {text}", file=sys.stderr, flush=True)
+
+
+# --- what is asked ---------------------------------------------------------------------------------------------
+
+
+def catalogue(products, many):
+    """`many` names in the manner of a shop: product types, then types with sizes as they are sold, then words more."""
+    types, sold = set(), set()
+    for line in products.open():
+        product = json.loads(line)
+        types.add(product["pu"])
+        if product["package_size"]:
+            sold.add(f"{product['pu']} {product['package_size']}")
+    chance = random.Random(7)
+    names = sorted(types)
+    if many <= len(names):
+        return names
+    more = sorted(sold - types)
+    chance.shuffle(more)
+    names += more[: many - len(names)]
+    words = sorted(w for name in types for w in name.replace("/", " ").replace(":", " ").split() if len(w) > 3)
+    known = set(names)
+    while len(names) < many:
+        name = f"{chance.choice(words)} {chance.choice(more)}"
+        if name not in known:
+            known.add(name)
+            names.append(name)
+    return names
+
+
+TEMPLATE = """A shop wants to know what a household will need next. Below stands what is known of the household and what \
+it bought lately, the newest last. Think of what is used up and bought again every week, of what is used together, and of \
+what goes well with the things in the basket; then of the season, and of who lives in the household. Answer with the name \
+of one product type from the shop's list, exactly as the shop writes it, and with nothing else. Product types are written \
+in capital letters, for example SOFT DRINKS or FLUID MILK. What is likely to be needed within a week is better than what \
+was bought yesterday.
+
+Household: age {age}, income {income}, {persons} persons, {kids}.
+Bought lately: {bought}.
+---assistant---
+The household will next buy:"""
+
+
+def households(data, many):
+    """Prompts of some 150 tokens that all share and 100 of their own: real households, random purchases."""
+    lines = [json.loads(line) for line in (data / "households.jsonl").open()]
+    types = catalogue(data / "products.jsonl", 1)
+    chance = random.Random(11)
+    return [
+        TEMPLATE.format(
+            age=home["age"],
+            income=home["income"],
+            persons=home["household_size"],
+            kids=f"{home['kids_count']} kids",
+            bought=", ".join(chance.sample(types, 8)),
+        )
+        for home in chance.sample(lines, many)
+    ]
+
+
+def written(work, names):
+    path = work / f"names-{len(names)}.txt"
+    path.write_text("".join(f"{name}\n" for name in names))
+    return path
+
+
+# --- who is asked ----------------------------------------------------------------------------------------------
+
+
+class Contestant:
+    """A process that answers JSON lines; its weights stay loaded between the runs."""
+
+    def __init__(self, name, command):
+        self.name, self.names = name, None
+        quiet = None if os.environ.get("NEARSHORE_BENCH_STDERR") else subprocess.DEVNULL
+        self.process = subprocess.Popen(
+            [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=quiet, text=True
+        )
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{name} did not start")
+        self.about = json.loads(line)
+
+    def ask(self, **question):
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} has died")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(f"{self.name}: {answer['error']}")
+        return answer
+
+    def catalogue(self, path):
+        if self.names != path:
+            answer = self.ask(names=str(path))
+            self.names = path
+            return answer["seconds"]
+        return None
+
+    def peak(self):
+        for line in open(f"/proc/{self.process.pid}/status"):
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 1024
+        return 0.0
+
+    def jiffies(self):
+        fields = open(f"/proc/{self.process.pid}/stat").read().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def contestants(args):
+    ours, peers = [], []
+    for precision in args.precisions.split(","):
+        command = [args.binary, "bench", "engine", "--model", args.model, "--threads", args.threads]
+        if precision != "f32":
+            command += ["--precision", precision]
+        try:
+            ours.append(Contestant(f"nearshore {precision}", command))
+        except RuntimeError as error:
+            say(f"{error}: left out")
+    for compute, name in (("int8", "int8"), ("float32", "f32")):
+        # One engine per core gains, two threads in one lose; both are asked and the better one counts.
+        shapes = [(args.threads, 1)] if args.quick or args.threads == 1 else [(args.threads, 1), (1, args.threads)]
+        for replicas, threads in shapes:
+            command = [sys.executable, HERE / "ct2_peer.py", args.peer, compute, replicas, threads]
+            peers.append(Contestant(f"CTranslate2 {name} {replicas}x{threads}", command))
+    return ours, peers
+
+
+# --- the runs --------------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """How busy the machine was with others while we measured."""
+
+    def __init__(self, contestants):
+        self.contestants, self.load = contestants, os.getloadavg()[0]
+        self.start = self.busy()
+
+    def busy(self):
+        user, nice, system, idle = map(int, open("/proc/stat").readline().split()[1:5])
+        return user + nice + system, user + nice + system + idle, sum(c.jiffies() for c in self.contestants)
+
+    def report(self):
+        busy, total, own = (now - then for now, then in zip(self.busy(), self.start))
+        model = next((l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "?")
+        return {
+            "cpu": model,
+            "cores": os.cpu_count(),
+            "load_before": round(self.load, 2),
+            "load_after": round(os.getloadavg()[0], 2),
+            "busy_with_others": round(max(0, busy - own) / max(1, total), 3),
+        }
+
+
+class Row:
+    def __init__(self, name, unit, asks):
+        self.name, self.unit, self.asks = name, unit, asks
+        self.rates = {name: [] for name, _ in asks}
+        self.last = {}
+
+    def run(self, turn):
+        turn %= len(self.asks)
+        for name, ask in self.asks[turn:] + self.asks[:turn]:
+            many, seconds, answer = ask()
+            self.rates[name].append(many / seconds)
+            self.last[name] = answer
+
+    def report(self):
+        found = {}
+        for name, rates in self.rates.items():
+            if rates:
+                found[name] = {
+                    "median": statistics.median(rates), "min": min(rates), "max": max(rates), "runs": len(rates)
+                }
+        return {"row": self.name, "unit": self.unit, "rates": found}
+
+
+def ratio(rates, ours, peer):
+    """Median over rounds: what disturbs a round disturbs both."""
+    return statistics.median(a / b for a, b in zip(rates[ours], rates[peer]))
+
+
+def prefill(contestant, prompts):
+    def ask():
+        answer = contestant.ask(prefill=prompts)
+        return answer["tokens"], answer["seconds"], answer
+
+    return ask
+
+
+def search(contestant, names, prompts, top_batch):
+    def ask():
+        contestant.catalogue(names)
+        question = {"prompts": prompts, "top": top_batch[0], "batch": top_batch[1], "names": True}
+        answer = contestant.ask(search=question)
+        return answer["users"], answer["seconds"], answer
+
+    return ask
+
+
+def beam(contestant, tokens, width):
+    shared = min(common(tokens[0], other) for other in tokens[1:])
+
+    def ask():
+        answer = contestant.ask(beam={"prompts": tokens, "shared": shared, "width": width, "tokens": 6})
+        return answer["users"], answer["seconds"], answer
+
+    return ask
+
+
+def common(a, b):
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)) - 1)
+
+
+def rows(args, ours, peers, files):
+    if args.prompts:
+        prompts = [json.loads(line)["prompt"] for line in args.prompts.open()]
+    else:
+        prompts = households(args.data, 32)
+    if args.quick:
+        prompts = prompts[: args.batch]
+    tokens = [ours[0].ask(tokens=prompt)["tokens"] for prompt in prompts]
+    chance = random.Random(1)
+    # The first tokens differ, so nothing is shared.
+    block = lambda rows, width: [[1000 + row] + chance.choices(range(1000, 40000), k=width - 1) for row in range(rows)]
+    made = []
+    for many, width in ((16, 100), (4, 256)):
+        work = block(many, width)
+        made.append(Row(f"prefill {many}x{width}", "tok/s", [(c.name, prefill(c, work)) for c in ours + peers]))
+    one = [p for p in peers if p.name.endswith("x1")]
+    few, fewer = (4, 2) if args.quick else (16, 4)
+    for many, path in files.items():
+        top = 10 if many < 5000 else 50
+        asks = [(c.name, search(c, path, prompts, (top, args.batch))) for c in ours]
+        if 5000 <= many < 50000:
+            asks += [(f"{c.name} beam 10", beam(c, tokens[:few], 10)) for c in one]
+            asks += [(f"{c.name} beam 32", beam(c, tokens[:fewer], 32)) for c in one]
+        made.append(Row(f"top-{top} of {many}", "users/s", asks))
+    keep = [word for word in args.only.split(",") if word]
+    return [row for row in made if not keep or any(word in row.name for word in keep)], tokens
+
+
+def agreement(ours, peers, tokens):
+    """Largest difference of log-probabilities to the f32 peer, over the tokens that either finds likely."""
+    peer = next((p for p in peers if " f32 " in p.name), None)
+    if not peer:
+        return {}
+    vocabulary = list(range(40000))
+    found = {}
+    for contestant in ours:
+        worst = 0.0
+        for prompt in tokens[:3]:
+            a, b = (c.ask(logits={"after": prompt, "of": vocabulary})["logits"] for c in (contestant, peer))
+            top = sorted(vocabulary, key=b.__getitem__)[-100:]
+            # Relative to the likeliest token: what is the same for all tokens says nothing.
+            worst = max(worst, max(abs(a[i] - a[top[-1]] - b[i] + b[top[-1]]) for i in top))
+        found[contestant.name] = worst
+    return found
+
+
+def overlap(row, reference):
+    """Of the first 20 names, how many are also among the reference's, and how often the first is the same."""
+    found = {}
+    exact = row.last.get(reference, {}).get("names")
+    for name, answer in row.last.items():
+        if exact and "names" in answer and name != reference:
+            at = min(20, *(len(names) for names in exact))
+            pairs = [([i for i, _ in a[:at]], [i for i, _ in b[:at]]) for a, b in zip(answer["names"], exact)]
+            found[name] = {
+                f"overlap_at_{at}": statistics.mean(len(set(a) & set(b)) / at for a, b in pairs),
+                "same_first": statistics.mean(a[0] == b[0] for a, b in pairs),
+            }
+    return found
+
+
+# --- what is printed -------------------------------------------------------------------------------------------
+
+
+def effort(answer):
+    users = answer["users"]
+    return {
+        "forwarded_per_user": answer["forwarded"] / users,
+        "forwarded_most": max(answer["forwarded_each"]),
+        "waves_per_user": answer["waves"] / users,
+        "prompt_tokens": answer["prompt_tokens"] / users,
+        "shared_tokens": answer["shared_tokens"] / users,
+    }
+
+
+def report(made, everyone, machine, extra):
+    ours = [c.name for c in everyone if c.name.startswith("nearshore")]
+    out = {"machine": machine, **extra, "contestants": [], "rows": []}
+    for contestant in everyone:
+        out["contestants"].append(
+            {"name": contestant.name, "load_seconds": contestant.about["seconds"], "peak_mib": contestant.peak()}
+        )
+    for row in made:
+        found = row.report()
+        theirs = [name for name in row.rates if name not in ours]
+        found["ratios"] = {
+            f"{a} : {b}": ratio(row.rates, a, b) for a in ours for b in theirs if row.rates.get(a) and row.rates[b]
+        }
+        found["effort"] = {name: effort(a) for name, a in row.last.items() if "forwarded" in a}
+        found["lists"] = overlap(row, "nearshore f32")
+        out["rows"].append(found)
+    return out
+
+
+def best(row, word):
+    """The peer's best configuration of one kind."""
+    kind = {n: r["median"] for n, r in row["rates"].items() if n.startswith(f"CTranslate2 {word}")}
+    return max(kind, key=kind.get) if kind else None
+
+
+def markdown(out):
+    machine = out["machine"]
+    yield f"{machine['cpu']}, {machine['cores']} cores, {out['threads']} threads; {out['when']}, load "
+    yield f"{machine['load_before']} to {machine['load_after']}, {machine['busy_with_others']:.0%} of the machine busy "
+    yield f"with others. Median of {out['runs']} interleaved runs; in brackets min to max; ratios are medians over rounds.\n\n"
+    yield "| figure | who | rate | to CTranslate2 int8 | to CTranslate2 f32 |\n| --- | --- | --- | --- | --- |\n"
+    for row in out["rows"]:
+        names = [name for name in row["rates"] if name.startswith("nearshore")]
+        kinds = [("int8", "f32")]
+        if any("beam" in name for name in row["rates"]):
+            beams = [f" beam {width}" for width in (10, 32)]
+            kinds = [tuple(f"{word} {n.split()[2]}{b}" for word in ("int8", "f32")) for b in beams for n in [
+                next(n for n in row["rates"] if "beam" in n)]]
+        for name in names:
+            cells = []
+            for column in (0, 1):
+                peers = [best(row, kind[column]) for kind in kinds]
+                cells.append("; ".join(
+                    f"{row['ratios'][f'{name} : {p}']:.2f}" + (f" (beam {p.split()[-1]})" if "beam" in p else "")
+                    for p in peers if p and f"{name} : {p}" in row["ratios"]
+                ))
+            yield f"| {row['row']} | {name} | {rate(row, name)} | {cells[0]} | {cells[1]} |\n"
+        for name in row["rates"]:
+            if name not in names:
+                yield f"| {row['row']} | {name} | {rate(row, name)} | | |\n"
+    yield "\n| search | who | trie tokens forwarded per user (most) | passes | prompt tokens (shared) |"
+    yield " overlap@20 with f32 | same first |\n| --- | --- | --- | --- | --- | --- | --- |\n"
+    for row in out["rows"]:
+        for name, cost in row["effort"].items():
+            lists = row["lists"].get(name, {})
+            over = next((f"{v:.3f}" for k, v in lists.items() if k.startswith("overlap")), "")
+            first = f"{lists['same_first']:.2f}" if lists else ""
+            yield f"| {row['row']} | {name} | {cost['forwarded_per_user']:.0f} ({cost['forwarded_most']}) "
+            yield f"| {cost['waves_per_user']:.1f} | {cost['prompt_tokens']:.0f} ({cost['shared_tokens']:.0f}) "
+            yield f"| {over} | {first} |\n"
+    yield "\n| who | loads in | peak memory | largest Δ log-probability to CTranslate2 f32, 100 likeliest tokens |\n"
+    yield "| --- | --- | --- | --- |\n"
+    for c in out["contestants"]:
+        delta = out["agreement"].get(c["name"])
+        yield f"| {c['name']} | {c['load_seconds']:.2f} s | {c['peak_mib']:.0f} MiB | {'' if delta is None else f'{delta:.5f}'} |\n"
+
+
+def rate(row, name):
+    found = row["rates"][name]
+    digits = 0 if found["median"] >= 100 else 2
+    return "{:.{d}f} {} ({:.{d}f} to {:.{d}f})".format(
+        found["median"], row["unit"], found["min"], found["max"], d=digits
+    )
+
+
+BEGIN, END = "<!-- scripts/bench engine --write -->", "<!-- end -->"
+
+
+def refresh(page, table):
+    text = page.read_text()
+    if BEGIN not in text or END not in text:
+        sys.exit(f"engine: {page} has no lines {BEGIN} and {END}")
+    before, rest = text.split(BEGIN, 1)
+    page.write_text(f"{before}{BEGIN}\n{table}{END}{rest.split(END, 1)[1]}")
+
+
+def main():
+    args = arguments()
+    args.work.mkdir(parents=True, exist_ok=True)
+    runs = args.runs or (2 if args.quick else 5)
+    files = {len(lines): path for path in args.names for lines in [path.read_text().splitlines()]}
+    if not files:
+        sizes = (1, 10_000) if args.quick else (1, 10_000, 100_000)
+        made = [catalogue(args.data / "products.jsonl", many) for many in sizes]
+        files = {len(names): written(args.work, names) for names in made}
+    ours, peers = contestants(args)
+    if not ours:
+        sys.exit("engine: no contestant of ours")
+    everyone = ours + peers
+    for contestant in ours:
+        contestant.catalogue(next(iter(files.values())))
+    made, tokens = rows(args, ours, peers, files)
+    agree = agreement(ours, peers, tokens)
+    worst = agree.get("nearshore f32", 0.0)
+    if worst > 0.01:
+        sys.exit(f"engine: f32 and the f32 peer differ by {worst:.3f} nats: they do not compute the same, so no time is comparable")
+    say(f"{len(everyone)} contestants, {len(made)} rows, {runs} rounds; one round to warm up")
+    large = [row for row in made if row.name.endswith("of 100000")]
+    small = [row for row in made if row not in large]
+    for row in small:
+        row.run(0)
+        row.rates = {name: [] for name in row.rates}
+    machine = Machine(everyone)
+    for turn in range(runs):
+        for row in small:
+            start = time.perf_counter()
+            row.run(turn)
+            say(f"round {turn + 1}/{runs}: {row.name}, {time.perf_counter() - start:.1f} s")
+    # Tokenising 100,000 names in every round would take longer than searching them.
+    for row in large:
+        row.run(0)
+        say(row.name)
+    extra = {
+        "when": time.strftime("%Y-%m-%d", time.gmtime()),
+        "threads": args.threads,
+        "runs": runs,
+        "quick": args.quick,
+        "peer": peers[0].about["ready"],
+        "model": ours[0].about["ready"],
+        "agreement": agree,
+    }
+    out = report(made, everyone, machine.report(), extra)
+    for contestant in everyone:
+        contestant.end()
+    table = "".join(markdown(out))
+    if args.write:
+        refresh(args.write, table)
+    print(json.dumps(out, indent=1) if args.json else table, end="\n" if args.json else "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+//! The two ways to compute a model behind one set of names: the CPU's own, and tensors on a device.
+//!
+//! Decides which of them a network, a cache and a prefix belong to. Invariant: what one network made
+//! never meets another's. It does not know how either computes.
+
+use candle_core::{DType, Result, Tensor};
+
+use super::forward::{self, Pass};
+use super::kv::{self, Sizes};
+use super::load::{Geometry, Opened};
+use super::{Error, Options, Precision, device};
+
+/// A loaded model.
+pub enum Network {
+    /// Kernels of our own.
+    Host(forward::Network),
+    /// Tensor operations of a device.
+    Device(device::Network),
+}
+
+/// Keys and values of one user.
+pub enum Cache {
+    /// In memory.
+    Host(kv::Cache),
+    /// On a device.
+    Device(device::Cache),
+    /// Out at a pass, which puts it back.
+    Lent,
+}
+
+/// A computed beginning of prompts, read-only and shared.
+pub struct Prefix {
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    kept: Kept,
+}
+
+enum Kept {
+    Host(kv::Prefix),
+    Device(device::Prefix),
+}
+
+/// What is only thought of within one network.
+const FOREIGN: &str = "caches and prefixes stay with the network that made them";
+
+impl Network {
+    /// A network of a model's weights, where and how `options` say; `samples` as in
+    /// [`forward::Network::new`].
+    pub fn new(
+        model: &Opened,
+        options: Options,
+        samples: &[Vec<u32>],
+    ) -> std::result::Result<Self, Error> {
+        let failed = |source: candle_core::Error| Error::Compute {
+            what: format!("model on {}", options.place),
+            source: Box::new(source),
+        };
+        let Some(device) = options.place.device().map_err(failed)? else {
+            return forward::Network::new(model, options, samples).map(Self::Host);
+        };
+        let dtype = match options.precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+            Precision::Int8 => {
+                let what = "int8 is for the CPU; on a device use bf16";
+                return Err(failed(candle_core::Error::msg(what)));
+            }
+        };
+        let mut network = device::Network::new(model.ends()?, &device, dtype).map_err(failed)?;
+        // One layer after the other, so that all of them never lie in memory twice.
+        for nth in 0..model.geometry().layers {
+            network.push(&model.layer(nth)?).map_err(failed)?;
+        }
+        Ok(Self::Device(network))
+    }
+
+    /// Sizes and constants.
+    pub fn geometry(&self) -> &Geometry {
+        match self {
+            Self::Host(network) => network.geometry(),
+            Self::Device(network) => network.geometry(),
+        }
+    }
+
+    /// Sizes of keys and values.
+    pub fn sizes(&self) -> Sizes {
+        match self {
+            Self::Host(network) => network.sizes(),
+            Self::Device(network) => network.sizes(),
+        }
+    }
+
+    /// Memory that the layers' weights take.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Host(network) => network.bytes(),
+            Self::Device(network) => network.bytes(),
+        }
+    }
+
+    /// How weights are kept and multiplied, for people.
+    pub fn dtype(&self) -> &'static str {
+        match self {
+            Self::Host(network) => network.dtype(),
+            Self::Device(network) => network.dtype().as_str(),
+        }
+    }
+
+    /// An empty cache.
+    pub fn cache(&self) -> Cache {
+        match self {
+            Self::Host(network) => Cache::Host(kv::Cache::new(network.sizes())),
+            Self::Device(network) => Cache::Device(device::Cache::new(network.sizes())),
+        }
+    }
+
+    /// A cache that starts with the first `len` positions of `prefix`.
+    pub fn cache_after(&self, prefix: &Prefix, len: usize) -> Cache {
+        let sizes = self.sizes();
+        match &prefix.kept {
+            Kept::Host(prefix) => Cache::Host(kv::Cache::after(sizes, prefix, len)),
+            Kept::Device(prefix) => Cache::Device(device::Cache::after(sizes, prefix, len)),
+        }
+    }
+
+    /// Computes the rows, adds their keys and values to `caches`, and returns the hidden state
+    /// before the head of each wanted row: `[wanted, hidden]`, row-major.
+    pub fn forward(&self, pass: &Pass, caches: &mut [Cache], threads: usize) -> Result<Vec<f32>> {
+        match self {
+            Self::Host(network) => lent(caches, Cache::host, Cache::Host, |caches| {
+                network.forward(pass, caches, threads)
+            }),
+            Self::Device(network) => lent(caches, Cache::device, Cache::Device, |caches| {
+                network.forward(pass, caches)?.flatten_all()?.to_vec1()
+            }),
+        }
+    }
+
+    /// Logits of some tokens after each hidden state, one list after the other.
+    pub fn logits(&self, wanted: &[(&[f32], &[u32])]) -> Result<Vec<f32>> {
+        match self {
+            Self::Host(network) => {
+                let mut logits = Vec::new();
+                for (hidden, tokens) in wanted {
+                    logits.extend(network.logits(hidden, tokens)?);
+                }
+                Ok(logits)
+            }
+            Self::Device(_) if wanted.is_empty() => Ok(Vec::new()),
+            Self::Device(network) => {
+                let rows: Vec<f32> = wanted.iter().flat_map(|(row, _)| *row).copied().collect();
+                let shape = (wanted.len(), network.geometry().hidden);
+                let hidden = Tensor::from_vec(rows, shape, network.device())?;
+                let lists = wanted.iter().zip(0..);
+                let lists: Vec<_> = lists
+                    .map(|((_, tokens), row)| device::Wanted { row, tokens })
+                    .collect();
+                network.logits(&hidden, &lists)
+            }
+        }
+    }
+}
+
+/// Calls `pass` with what the caches hold, and puts it back.
+fn lent<C>(
+    caches: &mut [Cache],
+    take: fn(Cache) -> C,
+    back: fn(C) -> Cache,
+    pass: impl FnOnce(&mut [C]) -> Result<Vec<f32>>,
+) -> Result<Vec<f32>> {
+    let mut out: Vec<C> = (caches.iter_mut())
+        .map(|cache| take(std::mem::replace(cache, Cache::Lent)))
+        .collect();
+    let result = pass(&mut out);
+    for (cache, out) in caches.iter_mut().zip(out) {
+        *cache = back(out);
+    }
+    result
+}
+
+impl Cache {
+    fn host(self) -> kv::Cache {
+        match self {
+            Self::Host(cache) => cache,
+            Self::Device(_) | Self::Lent => unreachable!("{FOREIGN}"),
+        }
+    }
+
+    fn device(self) -> device::Cache {
+        match self {
+            Self::Device(cache) => cache,
+            Self::Host(_) | Self::Lent => unreachable!("{FOREIGN}"),
+        }
+    }
+
+    /// Prompt positions known.
+    pub fn known(&self) -> usize {
+        match self {
+            Self::Host(cache) => cache.known(),
+            Self::Device(cache) => cache.known(),
+            Self::Lent => unreachable!("{FOREIGN}"),
+        }
+    }
+
+    /// Node slots in use: the next forwarded node token gets this slot.
+    pub fn slots(&self) -> usize {
+        match self {
+            Self::Host(cache) => cache.slots(),
+            Self::Device(cache) => cache.slots(),
+            Self::Lent => unreachable!("{FOREIGN}"),
+        }
+    }
+
+    /// Memory of keys and values of its own, about.
+    pub fn bytes(&self, sizes: Sizes) -> usize {
+        match self {
+            Self::Host(cache) => cache.bytes(sizes),
+            Self::Device(cache) => cache.own() * sizes.position(),
+            Self::Lent => unreachable!("{FOREIGN}"),
+        }
+    }
+
+    /// Lets all node slots go.
+    pub fn forget_nodes(&mut self) {
+        match self {
+            Self::Host(cache) => cache.forget_nodes(),
+            Self::Device(cache) => cache.forget_nodes(),
+            Self::Lent => unreachable!("{FOREIGN}"),
+        }
+    }
+
+    /// The whole prompt as a prefix for others; `tokens` are its tokens.
+    pub fn into_prefix(self, tokens: Vec<u32>) -> Result<Prefix> {
+        let kept = match self {
+            Self::Host(cache) => Kept::Host(cache.into_prefix(tokens.clone())),
+            Self::Device(cache) => Kept::Device(cache.into_prefix(tokens.clone())?),
+            Self::Lent => unreachable!("{FOREIGN}"),
+        };
+        Ok(Prefix { tokens, kept })
+    }
+}
