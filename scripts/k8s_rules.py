@@ -8,8 +8,8 @@ import sys
 import yaml
 
 
-def pod_rules(name, spec, say):
-    """The restricted profile, no token, time to drain."""
+def pod_rules(name, spec, say, serves=True):
+    """The restricted profile, no token, time to drain; what serves has probes."""
     security = spec.get("securityContext", {})
     say(security.get("runAsNonRoot") is True, f"{name}: may run as root")
     say(security.get("seccompProfile", {}).get("type") == "RuntimeDefault", f"{name}: no seccomp profile")
@@ -18,10 +18,12 @@ def pod_rules(name, spec, say):
     say(spec.get("terminationGracePeriodSeconds", 30) >= 30, f"{name}: is killed before it has drained")
     for container in spec["containers"]:
         container_rules(f"{name}/{container['name']}", container, say)
+        if serves:
+            probe_rules(f"{name}/{container['name']}", container, say)
 
 
 def container_rules(name, container, say):
-    """Least privilege, bounded memory, a slow start survives."""
+    """Least privilege, bounded memory, no secret in the environment."""
     security = container.get("securityContext", {})
     say(security.get("allowPrivilegeEscalation") is False, f"{name}: may escalate privileges")
     say(security.get("readOnlyRootFilesystem") is True, f"{name}: can write to its root file system")
@@ -31,6 +33,13 @@ def container_rules(name, container, say):
     say("memory" in resources.get("limits", {}), f"{name}: has no memory limit")
     image = container["image"]
     say(":" in image.rsplit("/", 1)[-1] and not image.endswith(":latest"), f"{name}: {image} names no version")
+    for variable in container.get("env", []):
+        from_secret = "secretKeyRef" in variable.get("valueFrom", {})
+        say(not from_secret, f"{name}: {variable['name']} is a secret in the environment")
+
+
+def probe_rules(name, container, say):
+    """A slow start survives, a stuck process does not."""
     paths = {}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         paths[probe] = container.get(probe, {}).get("httpGet", {}).get("path")
@@ -39,9 +48,6 @@ def container_rules(name, container, say):
     start = container.get("startupProbe", {})
     budget = start.get("periodSeconds", 10) * start.get("failureThreshold", 3)
     say(budget >= 600 and "initialDelaySeconds" not in start, f"{name}: is given {budget} s to start")
-    for variable in container.get("env", []):
-        from_secret = "secretKeyRef" in variable.get("valueFrom", {})
-        say(not from_secret, f"{name}: {variable['name']} is a secret in the environment")
 
 
 def main():
@@ -55,7 +61,14 @@ def main():
     accounts = {o["metadata"]["name"]: o for o in objects if o["kind"] == "ServiceAccount"}
     budgets = [o["spec"] for o in objects if o["kind"] == "PodDisruptionBudget"]
     deployments = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "Deployment"}
-    say(set(deployments) == {"nearshore-ingest", "nearshore-generate"}, f"deployments are {sorted(deployments)}")
+    jobs = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "Job"}
+    for name, spec in jobs.items():
+        pod_rules(name, spec["template"]["spec"], say, serves=False)
+        account = accounts.get(spec["template"]["spec"].get("serviceAccountName"), {})
+        say(account.get("automountServiceAccountToken") is False, f"{name}: its service account gives out a token")
+        say(spec.get("backoffLimit", 0) >= 10, f"{name}: gives up instead of going on")
+    expected = set() if jobs else {"nearshore-ingest", "nearshore-generate"}
+    say(set(deployments) == expected, f"deployments are {sorted(deployments)}")
     for name, spec in deployments.items():
         template = spec["template"]
         pod_rules(name, template["spec"], say)
@@ -64,8 +77,8 @@ def main():
         labels = template["metadata"]["labels"].items()
         guards = [b for b in budgets if b["selector"]["matchLabels"].items() <= labels]
         say([g.get("maxUnavailable") for g in guards] == [1], f"{name}: is not covered by one disruption budget")
-    rolling = deployments["nearshore-generate"]["strategy"]["rollingUpdate"]
-    say(rolling == {"maxSurge": 0, "maxUnavailable": 1}, f"generate rolls out with {rolling}: no GPU is spare")
+    rolling = deployments.get("nearshore-generate", {}).get("strategy", {}).get("rollingUpdate")
+    say(bool(jobs) or rolling == {"maxSurge": 0, "maxUnavailable": 1}, f"generate rolls out with {rolling}: no GPU is spare")
     for o in objects:
         say("namespace" not in o["metadata"], f"{o['metadata']['name']}: names a namespace")
         say(o["kind"] != "Secret", f"{o['metadata']['name']}: a secret in the repository")

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use std::borrow::Cow;
+
 use crate::prompt::Arm;
 
 /// How many equal buckets users fall into.
@@ -28,6 +30,21 @@ pub fn arm_of<'a>(user: &str, seed: &str, arms: &'a [Arm]) -> Option<&'a Arm> {
         end += u64::from(arm.share) * BUCKETS;
         point < end
     })
+}
+
+/// The arms of a namespace: those that name it, else those that name none. So a new prompt can fill a namespace
+/// of its own while the others keep theirs.
+pub fn arms_for<'a>(ns: &str, arms: &'a [Arm]) -> Cow<'a, [Arm]> {
+    if arms.iter().all(|arm| arm.namespaces.is_empty()) {
+        return Cow::Borrowed(arms);
+    }
+    let named = |arm: &&Arm| arm.namespaces.iter().any(|name| name == ns);
+    let mine: Vec<Arm> = arms.iter().filter(named).cloned().collect();
+    if !mine.is_empty() {
+        return Cow::Owned(mine);
+    }
+    let free = arms.iter().filter(|arm| arm.namespaces.is_empty());
+    Cow::Owned(free.cloned().collect())
 }
 
 /// FNV-1a, 32 bits. Source: <http://www.isthe.com/chongo/tech/comp/fnv/>.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::event::UserId;
 use crate::list::{Audit, Built, Document, Header, Model, Recipe, Scored, Times, list_id};
-use crate::naming::{Answer, Ask, Term};
+use crate::naming::{Answer, Ask, Reference, Term, Values};
 use crate::prompt::{Arm, Rendered, Template, View};
 use crate::record::Timestamp;
 use crate::rules::{Needs, Verdict};
@@ -36,6 +36,8 @@ pub struct Kit<'a> {
     pub template: &'a Template,
     /// Its model, as audits call it.
     pub model: Model,
+    /// What the model says behind these it says to everyone.
+    pub reference: Option<Arc<Reference>>,
     /// Counts tokens of a text.
     pub count: &'a (dyn Fn(&str) -> usize + Sync),
     /// What is not needed again yet.
@@ -92,6 +94,7 @@ pub fn brief(subject: &Subject, shop: &Shop, kit: &Kit) -> Brief {
         epoch: kit.arm.epoch,
         model: Some(kit.model.clone()),
         template: kit.template.hash.clone(),
+        references: (kit.reference.as_ref()).map_or("none".into(), |own| own.hash.clone()),
         rules: verdict.fired.clone(),
         rules_unknown: verdict.unknown.clone(),
         segment: segment.clone(),
@@ -113,6 +116,8 @@ pub fn brief(subject: &Subject, shop: &Shop, kit: &Kit) -> Brief {
             n: kit.arm.names,
             terms,
             weight: kit.arm.model_weight as f32,
+            reference: kit.reference.clone(),
+            ..Ask::default()
         }
     });
     let header = Header {
@@ -148,7 +153,7 @@ fn demand_term(arm: &Arm, shop: &Shop, segment: &str) -> Vec<Term> {
     vec![Term {
         name: "demand",
         weight: arm.demand_weight as f32,
-        mass: shop.demand.mass(segment),
+        values: Values::Mass(shop.demand.mass(segment)),
     }]
 }
 
@@ -164,6 +169,8 @@ pub fn finish(brief: &Brief, answer: &Answer, shop: &Shop, kit: &Kit) -> Made {
         .iter()
         .map(|named| {
             let model = ("model".to_owned(), named.model);
+            let habit = ("habit".to_owned(), named.habit);
+            let habit = kit.reference.is_some().then_some(habit);
             let others = terms
                 .iter()
                 .zip(&named.terms)
@@ -171,7 +178,7 @@ pub fn finish(brief: &Brief, answer: &Answer, shop: &Shop, kit: &Kit) -> Made {
             Scored {
                 pu: named.pu,
                 score: named.score,
-                terms: std::iter::once(model).chain(others).collect(),
+                terms: std::iter::once(model).chain(habit).chain(others).collect(),
             }
         })
         .collect();

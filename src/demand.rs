@@ -29,6 +29,9 @@ pub struct Policy {
     pub keep: Duration,
     /// A segment's demand is mixed with everyone's by this many pseudo-purchases.
     pub smoothing: f64,
+    /// Frozen: only buckets that ended by then are read, and ages count to their end. `None`: all, to the newest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub as_of: Option<jiff::Timestamp>,
 }
 
 impl Default for Policy {
@@ -37,7 +40,17 @@ impl Default for Policy {
             half_life: Duration::from_secs(28 * 86_400),
             keep: Duration::from_secs(365 * 86_400),
             smoothing: 100.0,
+            as_of: None,
         }
+    }
+}
+
+impl Policy {
+    /// The end of the last bucket that is read, if counts are frozen. A bucket is in or out as a whole: what is
+    /// added to later ones while a replay folds, or while live goes on, changes nothing.
+    pub fn frozen(&self) -> Option<Timestamp> {
+        let at = self.as_of?.as_millisecond();
+        Some(Timestamp(at.div_euclid(BUCKET).saturating_mul(BUCKET)))
     }
 }
 
@@ -109,9 +122,12 @@ impl Demand {
         policy: &Policy,
         now: Timestamp,
     ) -> Self {
+        let frozen = policy.frozen();
+        let now = frozen.unwrap_or(now);
         let oldest = now.0.saturating_sub(millis(policy.keep));
         let read = counts.into_iter().filter(|count| {
-            count.n > 0 && count.bucket.saturating_add(1).saturating_mul(BUCKET) > oldest
+            let end = count.bucket.saturating_add(1).saturating_mul(BUCKET);
+            count.n > 0 && end > oldest && frozen.is_none_or(|at| end <= at.0)
         });
         let sums = Sums::of(read, catalogue);
         let fade = Fade {

@@ -32,8 +32,10 @@ pub fn fold(state: &mut UserState, record: &Accepted, window: usize) -> Step {
         return Step::Duplicate;
     }
     state.fences.raise(&record.position);
-    // Also for an erase: one at or before the last has nothing left to drop.
-    if record.time <= state.life {
+    // An erase of that very time is the one that `life` tells of: where another namespace folded it first, its
+    // tombstone was seen before it. What follows from an erase still has to follow here.
+    let told = record.time == state.life && record.change == Change::Erase;
+    if record.time <= state.life && !told {
         return Step::Passed;
     }
     match &record.change {

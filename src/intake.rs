@@ -4,16 +4,18 @@
 //! state that the plan stored changes nothing and asks only for what is still pending. It does not
 //! know the store nor the log; retries are the role's.
 
+use std::collections::BTreeMap;
+
 use crate::compose::own_copy;
 use crate::event::UserId;
 use crate::event::{Accepted, Change, Item, Kind, Profile};
 use crate::fold::{Step, fold};
 use crate::list::Document;
-use crate::record::{Fences, Position, Timestamp};
+use crate::record::{Fences, Partition, Position, Timestamp};
 use crate::rules::Verdict;
 use crate::shop::Shop;
-use crate::state::Held;
-use crate::trigger::{Ask, Policy, Reason, Request, trigger};
+use crate::state::{Held, Mark};
+use crate::trigger::{Ask, MOVED_ENOUGH, Policy, Reason, Request, trigger};
 
 /// What planning needs beside the user.
 pub struct Rulebook<'a> {
@@ -27,6 +29,8 @@ pub struct Rulebook<'a> {
     pub window: usize,
     /// False while a backfill catches up.
     pub triggers: bool,
+    /// Time from which the events of a partition are complete, where the log no longer had all of them.
+    pub complete_since: &'a BTreeMap<Partition, Timestamp>,
 }
 
 /// The list that is stored.
@@ -103,6 +107,8 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
     let first = held.ver == 0;
     let mut asked = false;
     let before = held.state.profile.clone();
+    let reborn = held.reborn;
+    let held = lose_the_list(held);
     let mut plan = Plan {
         held,
         ..Plan::default()
@@ -110,6 +116,14 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
     for record in records {
         let old = plan.held.state.profile.as_ref().map(|p| p.profile.clone());
         let step = fold(&mut plan.held.state, record, book.window);
+        if let (Change::Event(_), Some(since)) = (
+            &record.change,
+            book.complete_since.get(&record.position.partition),
+        ) {
+            // A maximum over the partitions seen: the order of records does not matter.
+            let known = &mut plan.held.state.complete_since;
+            *known = (*known).max(*since);
+        }
         let new = plan.held.state.profile.as_ref().map(|p| &p.profile);
         let ask = Ask {
             policy: book.policy,
@@ -149,11 +163,25 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
             Change::Profile(_) | Change::Erase => None,
         });
     }
+    plan.erased |= reborn && plan.changed;
     plan.profile_changed = plan.held.state.profile != before;
     if let Some(last) = records.last() {
         plan.edit = edit(&plan, list, (&last.user, last.time), book.shop);
     }
     plan
+}
+
+/// Where the next write takes the list along, what is left of the user asks for another one; nobody left is
+/// somebody unknown.
+fn lose_the_list(mut held: Held) -> Held {
+    if std::mem::take(&mut held.reborn) {
+        if held.state.is_vacant() {
+            held.mark = Mark::default();
+        } else {
+            held.mark.moved = held.mark.moved.max(MOVED_ENOUGH);
+        }
+    }
+    held
 }
 
 /// An erase is told again on redelivery, lest a crash after the write loses the tombstone; but not

@@ -3,7 +3,7 @@
 //! Invariant: readers see whole snapshots, swapped in one step; a failure keeps the last one and is
 //! counted. It has no consumer group: each process reads all of `catalog`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::record::Timestamp;
 use crate::rules::{Rule, Segment, Table};
 use crate::select;
 use crate::shop::Shop;
-use crate::store::{Cell, Store};
+use crate::store::{self, Cell, Store};
 
 /// How often what is looked at; from configuration.
 #[derive(Clone, Debug)]
@@ -50,13 +50,69 @@ pub struct Settings {
     pub selection: select::Policy,
 }
 
+/// Counts of one namespace as last read, and the demand that follows from them.
+struct Counts {
+    shards: BTreeMap<u8, (u64, BTreeMap<Cell, u64>)>,
+    demand: Arc<Demand>,
+    /// Whether shards were read since the demand was built: kept over an error between the two.
+    stale: bool,
+}
+
+impl Counts {
+    fn new(settings: &Settings, catalogue: &Catalogue) -> Self {
+        let none = std::iter::empty();
+        Self {
+            shards: BTreeMap::new(),
+            stale: false,
+            demand: Arc::new(Demand::build(
+                none,
+                catalogue,
+                &settings.demand,
+                Timestamp(0),
+            )),
+        }
+    }
+
+    /// Reads the shards that changed; whether any did since the demand was built.
+    async fn reload<S: Store>(&mut self, store: &S, ns: &str) -> Result<bool, store::Error> {
+        for (shard, version) in store.count_versions(ns).await? {
+            let known = self.shards.get(&shard);
+            if known.is_some_and(|(known, _)| *known == version) {
+                continue;
+            }
+            let cells = store.counts(ns, shard, 0).await?;
+            self.shards.insert(shard, (version, cells));
+            self.stale = true;
+        }
+        Ok(self.stale)
+    }
+
+    fn rebuild(&mut self, settings: &Settings, catalogue: &Catalogue) {
+        self.stale = false;
+        let cells = || self.shards.values().flat_map(|(_, cells)| cells.iter());
+        // As of the end of the newest bucket: a function of the counts alone, so that equal counts
+        // give equal lists whenever they are read.
+        let newest = cells().map(|(cell, _)| cell.bucket).max();
+        let now = Timestamp(newest.map_or(0, |bucket| (bucket + 1).saturating_mul(BUCKET_MS)));
+        let counts = cells().map(|(cell, n)| Count {
+            sku: &cell.sku,
+            kind: cell.kind,
+            segment: &cell.segment,
+            bucket: cell.bucket,
+            n: *n,
+        });
+        self.demand = Arc::new(Demand::build(counts, catalogue, &settings.demand, now));
+    }
+}
+
 /// The owner of the shop.
 pub struct Keeper<S> {
     store: S,
     settings: Settings,
     catalogue: Catalogue,
-    shards: BTreeMap<u8, (u64, BTreeMap<Cell, u64>)>,
-    demand: Arc<Demand>,
+    counts: Counts,
+    /// Of the other namespaces that lists are made for here.
+    others: BTreeMap<String, Counts>,
     shop: Arc<ArcSwap<Shop>>,
     dirty: bool,
     /// Catalogue version of the last snapshot.
@@ -69,19 +125,14 @@ impl<S: Store> Keeper<S> {
     pub fn new(store: S, settings: Settings) -> (Self, watch::Receiver<bool>) {
         let (ready, is_ready) = watch::channel(false);
         let catalogue = Catalogue::default();
-        let demand = Arc::new(Demand::build(
-            std::iter::empty(),
-            &catalogue,
-            &settings.demand,
-            Timestamp(0),
-        ));
-        let shop = snapshot(&settings, &catalogue, &demand);
+        let counts = Counts::new(&settings, &catalogue);
+        let shop = snapshot(&settings, &catalogue, (&counts, &BTreeMap::new()));
         let keeper = Self {
             store,
             settings,
             catalogue,
-            shards: BTreeMap::new(),
-            demand,
+            counts,
+            others: BTreeMap::new(),
             shop: Arc::new(ArcSwap::from_pointee(shop)),
             dirty: false,
             shown: 0,
@@ -168,53 +219,38 @@ impl<S: Store> Keeper<S> {
     }
 
     async fn read_demand(&mut self) {
-        match self.reload_shards().await {
-            Ok(true) => {
-                self.rebuild_demand();
-                self.dirty = true;
-            }
-            Ok(false) => {}
+        match self.reload().await {
+            Ok(changed) => self.dirty |= changed,
             Err(error) => failed("demand", &error),
         }
     }
 
-    async fn reload_shards(&mut self) -> Result<bool, crate::store::Error> {
-        let versions = self.store.count_versions(&self.settings.ns).await?;
-        let mut changed = false;
-        for (shard, version) in versions {
-            if self
-                .shards
-                .get(&shard)
-                .is_some_and(|(known, _)| *known == version)
-            {
-                continue;
+    /// Reads the counts that changed, of every namespace that lists are made for; whether any did.
+    async fn reload(&mut self) -> Result<bool, store::Error> {
+        let mut changed = self.counts.reload(&self.store, &self.settings.ns).await?;
+        if changed {
+            self.counts.rebuild(&self.settings, &self.catalogue);
+        }
+        // Who writes fallbacks makes lists.
+        if self.settings.fallback_every.is_none() {
+            return Ok(changed);
+        }
+        let mut names: BTreeSet<String> = self.store.namespaces().await?.into_keys().collect();
+        names.extend(self.store.active().await?);
+        names.remove(&self.settings.ns);
+        let before = self.others.len();
+        self.others.retain(|ns, _| names.contains(ns));
+        changed |= self.others.len() < before;
+        for ns in names {
+            let fresh = !self.others.contains_key(&ns);
+            let new = || Counts::new(&self.settings, &self.catalogue);
+            let counts = self.others.entry(ns.clone()).or_insert_with(new);
+            if counts.reload(&self.store, &ns).await? || fresh {
+                counts.rebuild(&self.settings, &self.catalogue);
+                changed = true;
             }
-            let cells = self.store.counts(&self.settings.ns, shard, 0).await?;
-            self.shards.insert(shard, (version, cells));
-            changed = true;
         }
         Ok(changed)
-    }
-
-    fn rebuild_demand(&mut self) {
-        let cells = || self.shards.values().flat_map(|(_, cells)| cells.iter());
-        // As of the end of the newest bucket: a function of the counts alone, so that equal counts
-        // give equal lists whenever they are read.
-        let newest = cells().map(|(cell, _)| cell.bucket).max();
-        let now = Timestamp(newest.map_or(0, |bucket| (bucket + 1).saturating_mul(BUCKET_MS)));
-        let counts = cells().map(|(cell, n)| Count {
-            sku: &cell.sku,
-            kind: cell.kind,
-            segment: &cell.segment,
-            bucket: cell.bucket,
-            n: *n,
-        });
-        self.demand = Arc::new(Demand::build(
-            counts,
-            &self.catalogue,
-            &self.settings.demand,
-            now,
-        ));
     }
 
     fn publish_snapshot(&mut self) {
@@ -224,38 +260,51 @@ impl<S: Store> Keeper<S> {
         }
         self.shown = version;
         // New products need a place in the demand's rows, which are indexed by PU.
-        if self.demand.len() != self.catalogue.pus().len() {
-            self.rebuild_demand();
+        for counts in [&mut self.counts]
+            .into_iter()
+            .chain(self.others.values_mut())
+        {
+            if counts.demand.len() != self.catalogue.pus().len() {
+                counts.rebuild(&self.settings, &self.catalogue);
+            }
         }
         let (skus, pus) = (self.catalogue.sku_len(), self.catalogue.pus().len());
         metrics::catalogue(skus, pus, self.catalogue.sold_out());
-        self.shop.store(Arc::new(snapshot(
-            &self.settings,
-            &self.catalogue,
-            &self.demand,
-        )));
+        let counts = (&self.counts, &self.others);
+        let shop = snapshot(&self.settings, &self.catalogue, counts);
+        self.shop.store(Arc::new(shop));
     }
 
     async fn write_fallbacks(&self) {
         let shop = self.shop.load_full();
-        for (segment, list) in shop.fallbacks.iter() {
-            if let Err(error) = self
-                .store
-                .set_fallback(&self.settings.ns, segment, &list.to_json())
-                .await
-            {
-                return failed("fallback", &error);
+        let own = (&self.settings.ns, &shop);
+        // One that was retired since must not get new keys.
+        let known = match self.store.namespaces().await {
+            Ok(known) => known,
+            Err(error) => return failed("fallback", &error),
+        };
+        let others = shop.others.iter().filter(|(ns, _)| known.contains_key(*ns));
+        for (ns, shop) in [own].into_iter().chain(others) {
+            for (segment, list) in shop.fallbacks.iter() {
+                let json = list.to_json();
+                if let Err(error) = self.store.set_fallback(ns, segment, &json).await {
+                    return failed("fallback", &error);
+                }
             }
         }
     }
 }
 
-fn failed(what: &str, error: &crate::store::Error) {
+fn failed(what: &str, error: &store::Error) {
     metrics::store_error(error);
     tracing::warn!(what, %error, "the last one is kept");
 }
 
-fn snapshot(settings: &Settings, catalogue: &Catalogue, demand: &Arc<Demand>) -> Shop {
+fn snapshot(
+    settings: &Settings,
+    catalogue: &Catalogue,
+    (own, others): (&Counts, &BTreeMap<String, Counts>),
+) -> Shop {
     let catalogue = Arc::new(catalogue.clone());
     let rules = Arc::new(Table::compile(
         &settings.rules,
@@ -267,8 +316,17 @@ fn snapshot(settings: &Settings, catalogue: &Catalogue, demand: &Arc<Demand>) ->
         .iter()
         .map(|segment| segment.id.clone())
         .collect();
-    let fallback = (settings.fallback_names, &settings.selection);
-    Shop::new((catalogue, rules, demand.clone()), &segments, fallback)
+    let with = |counts: &Counts| {
+        let parts = (catalogue.clone(), rules.clone(), counts.demand.clone());
+        let fallback = (settings.fallback_names, &settings.selection);
+        Shop::new(parts, &segments, fallback)
+    };
+    let mut shop = with(own);
+    let others = others
+        .iter()
+        .map(|(ns, counts)| (ns.clone(), Arc::new(with(counts))));
+    shop.others = Arc::new(others.collect());
+    shop
 }
 
 /// Whether times of this clock are to be trusted is nobody's concern here: only to wait and measure.

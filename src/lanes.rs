@@ -1,7 +1,7 @@
 //! Requests of the three lanes become one per user, cut into a batch.
 //!
 //! Invariant: first in, first out within a lane; every request taken in is handed out in a batch or
-//! merged into one that is, with all its positions. The only pure code that is handed the clock's time.
+//! merged into one that is, with all its positions, or put back at the end of its lane. The only pure code that is handed the clock's time.
 //!
 //! A request waits for its `due`, but never longer after its arrival than it was put off when it was made
 //! (`due - time`, both record times): so a clock that is wrong by an hour costs at most one quiet period.
@@ -36,6 +36,9 @@ pub struct Policy {
     /// Age at which the live lane is behind its objective.
     #[serde(with = "humantime_serde")]
     pub objective: Duration,
+    /// A request that waits in memory for so long and is still not due goes to the end of its lane.
+    #[serde(with = "humantime_serde")]
+    pub hold: Duration,
 }
 
 impl Default for Policy {
@@ -48,6 +51,7 @@ impl Default for Policy {
             batch_max: 16,
             max_wait: Duration::from_secs(300),
             objective: Duration::from_secs(60),
+            hold: Duration::from_secs(60),
         }
     }
 }
@@ -115,7 +119,12 @@ struct Entry {
     sources: BTreeSet<Position>,
     arrived: Timestamp,
     ready: Timestamp,
+    /// When it came into memory, by the clock; it may have arrived in another's before.
+    since: Timestamp,
 }
+
+/// How often requests are put back at most.
+const PUT_BACK_EVERY: Duration = Duration::from_secs(1);
 
 /// All requests in hand that are not being served.
 #[derive(Clone, Debug)]
@@ -127,6 +136,9 @@ pub struct Lanes {
     queues: [Queue; 3],
     next: Seq,
     held_back: bool,
+    put_back: Timestamp,
+    /// Most backfill users of a batch.
+    backfill_most: usize,
 }
 
 impl Lanes {
@@ -140,6 +152,8 @@ impl Lanes {
             queues: Default::default(),
             next: 0,
             held_back: false,
+            put_back: Timestamp::default(),
+            backfill_most: usize::MAX,
         }
     }
 
@@ -148,6 +162,17 @@ impl Lanes {
     /// `arrived`: when it was read, by the clock. Who trusts the broker's clock may hand in the request
     /// record's own timestamp if that is earlier, so that time spent in Kafka counts as waiting.
     pub fn offer(&mut self, request: Request, position: Position, arrived: Timestamp) -> Offered {
+        self.offer_again(request, position, (arrived, Duration::ZERO))
+    }
+
+    /// [`Lanes::offer`] of one that has waited before, and was put back ([`Lanes::far`]).
+    pub fn offer_again(
+        &mut self,
+        request: Request,
+        position: Position,
+        (now, waited): (Timestamp, Duration),
+    ) -> Offered {
+        let arrived = now.before(waited);
         if self.positions.contains_key(&position) {
             return Offered::Again;
         }
@@ -174,6 +199,7 @@ impl Lanes {
                 sources,
                 arrived,
                 ready,
+                since: now,
             },
         );
         Offered::Queued
@@ -189,6 +215,16 @@ impl Lanes {
     /// Another worker's live lane is behind its objective: backfill takes only what nobody else wants here.
     pub fn hold_backfill(&mut self, behind: bool) {
         self.held_back = behind;
+    }
+
+    /// Whether backfill is held back for another worker's sake.
+    pub fn is_backfill_held(&self) -> bool {
+        self.held_back
+    }
+
+    /// Most backfill users in one batch, at least 1: a live user who becomes due waits for the batch that runs.
+    pub fn limit_backfill(&mut self, most: usize) {
+        self.backfill_most = most.max(1);
     }
 
     /// Whether our own live lane is behind its objective.
@@ -216,13 +252,51 @@ impl Lanes {
         late
     }
 
+    /// Users to be put back at the end of their lanes, at most once a second: those who have been in memory for `hold` and
+    /// are still not due; and where the lanes are full, those who wait longest, until half is free. So nobody
+    /// who is due much later holds a commit, or the place of one who is due now.
+    pub fn far(&mut self, now: Timestamp) -> Vec<Work> {
+        self.put_back = self.put_back.min(now);
+        if now.since(self.put_back) < PUT_BACK_EVERY {
+            return Vec::new();
+        }
+        self.put_back = now;
+        self.ripen(now);
+        let soon = now.after(PUT_BACK_EVERY);
+        let waiting = self.queues.iter().flat_map(|queue| &queue.waiting);
+        let mut later: Vec<(Timestamp, Seq)> = waiting
+            .filter(|(ready, _)| *ready > soon)
+            .copied()
+            .collect();
+        later.sort();
+        let mut free = if self.room() == 0 {
+            self.policy.unserved_max.div_ceil(2)
+        } else {
+            0
+        };
+        let mut far = Vec::new();
+        for (_, seq) in later.into_iter().rev() {
+            let entry = &self.entries[&seq];
+            if free > 0 || now.since(entry.since) >= self.policy.hold {
+                free = free.saturating_sub(entry.positions.len());
+                far.extend(self.take(seq, false));
+            }
+        }
+        far
+    }
+
     /// The next batch: due users only, lanes by their shares, first in first out within a lane.
     pub fn cut(&mut self, now: Timestamp, most: usize) -> Vec<Work> {
         self.ripen(now);
         let behind = self.held_back || self.live_behind(now);
         let mut batch = Vec::new();
+        let mut backfill = 0;
         while batch.len() < most.min(self.policy.batch_max) {
-            let Some(lane) = self.turn(behind) else { break };
+            let room = backfill < self.backfill_most;
+            let Some(lane) = self.turn(behind, room) else {
+                break;
+            };
+            backfill += usize::from(lane == Lane::Backfill);
             let first = self.queues[lane as usize].fifo.first().copied();
             let seq = first.expect("a lane without due users has no turn");
             batch.extend(self.take(seq, false));
@@ -250,6 +324,15 @@ impl Lanes {
                 }
             }
         }
+    }
+
+    /// Drops everything: all of it is read again.
+    pub fn clear(&mut self) {
+        *self = Self {
+            next: self.next,
+            held_back: self.held_back,
+            ..Self::new(self.policy.clone())
+        };
     }
 
     /// How long until somebody is due: zero if somebody is, `None` if nobody waits.
@@ -284,14 +367,17 @@ impl Lanes {
 
     /// Whose turn it is. Smooth weighted round robin: each lane with due users earns its share, the richest
     /// pays for all. A lane without a share, or held back, gets what the others leave.
-    fn turn(&mut self, behind: bool) -> Option<Lane> {
+    fn turn(&mut self, behind: bool, room: bool) -> Option<Lane> {
         let share = |lane: Lane| match lane {
             Lane::Urgent => self.policy.urgent,
             Lane::Live => self.policy.live,
             Lane::Backfill if behind => 0,
             Lane::Backfill => self.policy.backfill,
         };
-        let due = |lane: &Lane| !self.queues[*lane as usize].fifo.is_empty();
+        let due = |lane: &Lane| {
+            let barred = *lane == Lane::Backfill && !room;
+            !barred && !self.queues[*lane as usize].fifo.is_empty()
+        };
         let shares: Vec<(Lane, i64)> = LANES
             .into_iter()
             .filter(due)
@@ -377,6 +463,7 @@ fn ready(request: &Request, arrived: Timestamp) -> Timestamp {
 fn merge(kept: &mut Request, other: Request) {
     kept.due = kept.due.min(other.due);
     kept.lane = kept.lane.min(other.lane);
+    kept.force |= other.force;
     if strength(other.reason) > strength(kept.reason) {
         kept.reason = other.reason;
     }

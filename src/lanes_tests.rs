@@ -27,6 +27,7 @@ fn request(user: &str, lane: Lane, put_off: u64) -> Request {
         time: NOON,
         due: NOON.after(seconds(put_off)),
         lane,
+        force: false,
     }
 }
 
@@ -43,6 +44,7 @@ fn requests_of_a_user_become_one_with_all_their_positions() {
     let mut lanes = lanes();
     let mut first = request("u", Lane::Backfill, 10);
     first.reason = Reason::Refresh;
+    first.force = true;
     let mut second = request("u", Lane::Live, 30);
     second.time = NOON.after(seconds(20));
     second.due = NOON.after(seconds(50));
@@ -68,12 +70,89 @@ fn requests_of_a_user_become_one_with_all_their_positions() {
         work.request,
         Request {
             reason: Reason::Refresh,
+            force: true,
             due: NOON.after(seconds(10)),
             ..second
         }
     );
     assert_eq!(work.positions, [at(0, 0), at(1, 5)]);
     assert_eq!((work.arrived, work.late), (NOON, false));
+}
+
+#[test]
+fn one_who_is_due_much_later_is_put_back_and_holds_nothing() {
+    let mut lanes = lanes();
+    lanes.offer(request("paced", Lane::Live, 40_000), at(0, 0), NOON);
+    lanes.offer(request("quiet", Lane::Live, 30), at(0, 1), NOON);
+    assert!(lanes.far(NOON.after(seconds(59))).is_empty());
+    let far = lanes.far(NOON.after(seconds(60)));
+    assert_eq!(users(&far), ["paced"]);
+    assert_eq!(far[0].positions, [at(0, 0)]);
+    assert_eq!(users(&lanes.cut(NOON.after(seconds(60)), 9)), ["quiet"]);
+    assert!(lanes.is_empty());
+    // Round and round, with a clock that is an hour behind: put off once, not once per round.
+    let behind = |n: u64| NOON.after(seconds(n)).before(seconds(3_600));
+    let mut waited = Duration::ZERO;
+    for round in 0..1_000_u64 {
+        let now = behind(round * 60);
+        let put_off = request("u", Lane::Live, 600);
+        lanes.offer_again(put_off, at(0, 2), (now, waited));
+        let later = now.after(seconds(60));
+        match lanes.far(later).pop() {
+            Some(work) => waited = later.since(work.arrived),
+            None => {
+                assert_eq!(users(&lanes.cut(later, 1)), ["u"]);
+                assert_eq!(round, 9, "ten minutes, as it was put off");
+                return;
+            }
+        }
+    }
+    panic!("it goes round for ever");
+}
+
+#[test]
+fn lanes_that_are_full_of_the_far_make_room_for_the_due() {
+    let mut lanes = Lanes::new(Policy {
+        unserved_max: 100,
+        ..Policy::default()
+    });
+    let mut offset = 0;
+    while lanes.room() > 0 {
+        let far = request(&format!("far-{offset}"), Lane::Live, 40_000 + offset as u64);
+        lanes.offer(far, at(0, offset), NOON);
+        offset += 1;
+    }
+    let far = lanes.far(NOON.after(seconds(1)));
+    assert_eq!((far.len(), lanes.room()), (50, 50));
+    assert_eq!(far[0].request.user.0.as_ref(), "far-99");
+    lanes.offer(request("due", Lane::Urgent, 0), at(0, offset), NOON);
+    assert_eq!(users(&lanes.cut(NOON.after(seconds(1)), 9)), ["due"]);
+    assert!(
+        lanes.far(NOON.after(seconds(2))).is_empty(),
+        "there is room"
+    );
+}
+
+#[test]
+fn a_batch_takes_no_more_backfill_users_than_it_may_and_all_of_live() {
+    let mut lanes = lanes();
+    for nth in 0..6 {
+        lanes.offer(
+            request(&format!("b{nth}"), Lane::Backfill, 0),
+            at(2, nth),
+            NOON,
+        );
+    }
+    lanes.limit_backfill(2);
+    assert_eq!(users(&lanes.cut(NOON, 16)), ["b0", "b1"], "alone, too");
+    for nth in 0..3 {
+        lanes.offer(request(&format!("l{nth}"), Lane::Live, 0), at(1, nth), NOON);
+    }
+    let cut = lanes.cut(NOON, 16);
+    let backfill = cut.iter().filter(|w| w.request.lane == Lane::Backfill);
+    assert_eq!((cut.len(), backfill.count()), (5, 2));
+    lanes.limit_backfill(0);
+    assert_eq!(users(&lanes.cut(NOON, 16)), ["b4"], "one at least");
 }
 
 #[test]

@@ -20,6 +20,7 @@ pub mod arms;
 pub mod catalogue;
 pub mod compose;
 pub mod demand;
+pub mod differ;
 pub mod event;
 pub mod fold;
 pub mod ground;
@@ -31,6 +32,7 @@ pub mod naming;
 pub mod offsets;
 pub mod prompt;
 pub mod record;
+pub mod replay;
 pub mod rules;
 pub mod search;
 pub mod select;
@@ -50,8 +52,10 @@ pub mod metrics;
 pub mod store;
 
 // roles: wiring
+pub mod checkpoints;
 pub mod cli;
 pub mod demo;
+pub mod forget;
 pub mod generate;
 pub mod ingest;
 pub mod keeper;

@@ -98,15 +98,6 @@ impl InHand {
         commits
     }
 
-    /// A commit that failed: what it would have committed is due again.
-    pub fn give_back(&mut self, commits: &[(Partition, Resume)]) {
-        for (partition, _) in commits {
-            if let Some(tracked) = self.partitions.get_mut(partition) {
-                tracked.committed = tracked.started;
-            }
-        }
-    }
-
     /// Records that began and are not done.
     pub fn len(&self) -> usize {
         self.undone

@@ -26,6 +26,12 @@ impl Timestamp {
         )
     }
 
+    /// This time moved back by a duration, saturating at the ends of the range.
+    pub fn before(self, wait: std::time::Duration) -> Self {
+        let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_sub(wait))
+    }
+
     /// How long after `earlier` this is; zero if it is not.
     pub fn since(self, earlier: Self) -> std::time::Duration {
         std::time::Duration::from_millis(
@@ -66,6 +72,15 @@ pub struct Partition {
 impl fmt::Display for Partition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.incarnation, self.topic, self.number)
+    }
+}
+
+impl FromStr for Partition {
+    type Err = NotAPosition;
+
+    fn from_str(text: &str) -> Result<Self, NotAPosition> {
+        let at: Position = format!("{text}:0").parse()?;
+        Ok(at.partition)
     }
 }
 
@@ -110,6 +125,9 @@ impl FromStr for Position {
     }
 }
 
+/// Header with the original timestamp, milliseconds in decimal: of a dead letter, and of one that was sent back.
+pub const TIME_HEADER: &str = "nearshore.time";
+
 /// One record as the log delivered it; bytes are not yet understood.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
@@ -123,6 +141,19 @@ pub struct Record {
     pub value: Option<Bytes>,
     /// Headers in their order.
     pub headers: Vec<(String, Bytes)>,
+}
+
+impl Record {
+    /// When what it tells happened: its timestamp, or the earlier one that it brings along from its first life.
+    /// A dead letter that is sent back to a topic with LogAppendTime is stamped anew, and would outlive an
+    /// erase; a header can only make a record older.
+    pub fn occurred(&self) -> Timestamp {
+        let brought = self.headers.iter().rfind(|(name, _)| name == TIME_HEADER);
+        let earlier = brought
+            .and_then(|(_, text)| std::str::from_utf8(text).ok()?.parse::<i64>().ok())
+            .filter(|ms| *ms < self.time.0);
+        earlier.map_or(self.time, Timestamp)
+    }
 }
 
 /// The highest folded offset per partition. Serialises as `covers` does: sorted
@@ -220,6 +251,27 @@ mod tests {
         let mut fences: Fences = "0/t/0:5".parse().expect("valid");
         fences.raise(&"0/t/0:3".parse().expect("valid"));
         assert_eq!(fences.to_string(), "0/t/0:5");
+    }
+
+    #[test]
+    fn a_header_makes_a_record_older_and_never_younger() {
+        let at = |headers: &[&str]| {
+            let header = |text: &&str| (TIME_HEADER.to_owned(), Bytes::from((*text).to_owned()));
+            let record = Record {
+                position: "0/t/0:1".parse().expect("valid"),
+                time: Timestamp(1_000),
+                key: None,
+                value: None,
+                headers: headers.iter().map(header).collect(),
+            };
+            record.occurred().0
+        };
+        assert_eq!(at(&[]), 1_000);
+        assert_eq!(at(&["7"]), 7);
+        assert_eq!(at(&["7", "8"]), 8, "the last of a name counts");
+        for useless in ["1001", "-", "", "7.5", "9223372036854775808"] {
+            assert_eq!(at(&[useless]), 1_000, "{useless:?}");
+        }
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub struct Shop {
     pub demand: Arc<Demand>,
     /// Fallback per segment, for a user of whom nothing is known; `default` is always there.
     pub fallbacks: Arc<BTreeMap<String, Document>>,
+    /// The same catalogue and rules with the demand of other namespaces, whose lists are made here too.
+    pub others: Arc<BTreeMap<String, Arc<Shop>>>,
 }
 
 impl Shop {
@@ -38,6 +40,7 @@ impl Shop {
             rules,
             demand,
             fallbacks: Arc::default(),
+            others: Arc::default(),
         };
         let all = segments.iter().map(String::as_str).chain(["default"]);
         let lists = all.map(|segment| {
@@ -48,6 +51,11 @@ impl Shop {
         });
         shop.fallbacks = Arc::new(lists.collect());
         shop
+    }
+
+    /// The shop of a namespace: one with its demand, or this one where none is known.
+    pub fn of(self: &Arc<Self>, ns: &str) -> Arc<Self> {
+        Arc::clone(self.others.get(ns).unwrap_or(self))
     }
 
     /// Which rules fire for a profile, and what they forbid.

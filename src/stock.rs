@@ -3,19 +3,23 @@
 //! Invariant: an offset becomes committable when its effect is acknowledged; a record applied twice
 //! changes nothing, for each set keeps a fence per source partition.
 
-use std::collections::BTreeMap;
-
+use crate::checkpoints::Checkpoints;
 use crate::event;
-use crate::ingest::{Error, letter};
+use crate::event::Reject;
+use crate::ingest::{Error, bury};
 use crate::keeper::wall_clock;
-use crate::log::{self, Delivery, Log};
+use crate::log::bury::Graves;
+use crate::log::{Delivery, Log};
 use crate::metrics::{self, RecordOutcome, Stage};
-use crate::record::{Partition, Resume};
+use crate::record::{Record, Resume};
 use crate::store::{Shelf, StockOp, Store};
 use crate::topics::Topics;
 
 /// Its consumer group: one for all namespaces, for stock is nobody's.
 pub const GROUP: &str = "nearshore-stock";
+
+/// The name of its checkpoints.
+const READER: &str = "nearshore:stock";
 
 /// One member of the group [`GROUP`].
 pub struct Stock<L, S> {
@@ -23,7 +27,8 @@ pub struct Stock<L, S> {
     store: S,
     topics: Topics,
     limits: event::Limits,
-    ready: BTreeMap<Partition, Resume>,
+    checkpoints: Checkpoints<S>,
+    graves: Graves,
 }
 
 impl<L: Log, S: Store> Stock<L, S> {
@@ -31,10 +36,11 @@ impl<L: Log, S: Store> Stock<L, S> {
     pub fn new(log: L, store: S, (topics, limits): (Topics, event::Limits)) -> Self {
         Self {
             log,
+            checkpoints: Checkpoints::new(store.clone(), READER),
             store,
             topics,
             limits,
-            ready: BTreeMap::new(),
+            graves: Graves::default(),
         }
     }
 
@@ -51,16 +57,20 @@ impl<L: Log, S: Store> Stock<L, S> {
     /// Applies a delivery. After an error call it again with the same one.
     pub async fn handle(&mut self, delivery: &Delivery) -> Result<(), Error> {
         let batch = match delivery {
-            Delivery::Assigned(_) => return Ok(()),
+            Delivery::Assigned(partitions) => {
+                self.checkpoints.assigned(partitions);
+                return Ok(());
+            }
             Delivery::Revoked { partitions, .. } => {
-                partitions.iter().for_each(|partition| {
-                    self.ready.remove(partition);
-                });
+                self.checkpoints.revoked(partitions);
+                self.graves.forget(partitions);
                 return Ok(());
             }
             Delivery::Batch(batch) => batch,
         };
-        let (mut ops, mut letters) = (Vec::new(), Vec::new());
+        self.store = self.checkpoints.store(&self.log).await?;
+        let mut ops = Vec::new();
+        let mut rejects: Vec<(&Record, Reject)> = Vec::new();
         for record in &batch.records {
             match event::decode_sku(record, &self.limits) {
                 Ok((sku, value)) => ops.push(StockOp {
@@ -75,20 +85,20 @@ impl<L: Log, S: Store> Stock<L, S> {
                     },
                     time: record.time,
                 }),
-                Err(reject) => {
-                    metrics::dlq(Stage::Catalog, reject.code(), 1);
-                    metrics::records(&batch.partition.topic, RecordOutcome::Dlq, 1);
-                    letters.push(letter(
-                        (&self.topics.dlq, GROUP),
-                        record,
-                        (Stage::Catalog, &reject),
-                    ));
-                }
+                Err(reject) => rejects.push((record, reject)),
             }
         }
-        if !letters.is_empty() {
-            log::replay::bury(&self.log, letters).await?;
-        }
+        let dead: Vec<(&Record, Stage, &Reject)> = rejects
+            .iter()
+            .map(|(record, reject)| (*record, Stage::Catalog, reject))
+            .collect();
+        bury(
+            &mut self.graves,
+            &self.log,
+            (&self.topics.dlq, GROUP),
+            &dead,
+        )
+        .await?;
         if !ops.is_empty() {
             self.store.stock(&ops).await?;
             self.store.flush().await?;
@@ -103,22 +113,26 @@ impl<L: Log, S: Store> Stock<L, S> {
             metrics::stock(metrics::StockMove::Out, out);
             metrics::stock(metrics::StockMove::In, ops.len() as u64 - out);
         }
+        self.graves.forget([&batch.partition]);
         if let Some(last) = batch.records.last() {
-            self.ready
-                .insert(batch.partition.clone(), Resume::after(last.position.offset));
+            let resume = Resume::after(last.position.offset);
+            self.checkpoints.done(&batch.partition, resume);
         }
         Ok(())
     }
 
     /// Commits what is done.
     pub async fn commit(&mut self) -> Result<(), Error> {
-        let done: Vec<(Partition, Resume)> = self
-            .ready
-            .iter()
-            .map(|(partition, resume)| (partition.clone(), *resume))
-            .collect();
-        log::commit_ours(&self.log, done).await?;
-        self.ready.clear();
-        Ok(())
+        Ok(self.checkpoints.commit(&self.log).await?)
+    }
+
+    /// Looks whether the store is still the one that was written to.
+    pub async fn look(&mut self) -> Result<(), Error> {
+        Ok(self.checkpoints.look(&self.log).await?)
+    }
+
+    /// After an error that [`Error::rewinds`]: what the store lost is read again, and a batch in hand too.
+    pub async fn rewind(&mut self) -> Result<(), Error> {
+        Ok(self.checkpoints.rewind(&mut self.log).await?)
     }
 }

@@ -7,12 +7,30 @@
 //! of leaves.
 //!
 //! Invariant: [`Trie::pu`] over all leaves is a permutation of the PUs; siblings start with
-//! different tokens, or have no label at all. It does not know tokenizers, models or stock.
+//! different tokens, or have no label at all. What a leaf's label goes on with after its first token
+//! is not kept: it would never be forwarded. It does not know tokenizers, models or stock.
+
+mod leaves;
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use fixedbitset::FixedBitSet;
+pub use leaves::{Masses, Own, Permitted};
+
+/// No token: a child without a label, or a root without one.
+const NONE: u32 = u32::MAX;
+
+/// Tokens that are compared at once when names are sorted.
+const STRIDE: usize = 4;
+
+/// Token sequences of names, one per PU, in PU order; each ends with the end token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequences {
+    end: u32,
+    flat: Vec<u32>,
+    /// Where each sequence ends in `flat`.
+    ends: Vec<u32>,
+}
 
 /// Where a walk stands: a node and the leaves under it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,19 +40,30 @@ pub struct Node {
     pub leaves: Range<u32>,
 }
 
-/// Names as a radix tree. 12 bytes per edge and 4 per token of a label.
+/// Names as a radix tree: 12 bytes per name, 16 per node that branches, 4 per further token of such a
+/// node's label.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trie {
-    /// `[nodes + 1]`: children of node `v` are the nodes `first_child[v]..first_child[v + 1]`.
+    /// `[nodes]`, breadth first, so that siblings are adjacent: first token of the label, or [`NONE`].
+    first: Vec<u32>,
+    /// A bit per node: whether it branches.
+    branches: Vec<u64>,
+    /// Per word of `branches`: how many bits are set before it.
+    rank: Vec<u32>,
+    /// `[branching + 1]`: children of the `b`-th branching node are `first_child[b]..first_child[b + 1]`.
     first_child: Vec<u32>,
-    /// `[nodes + 1]`: label of node `v` is `tokens[label[v]..label[v + 1]]`.
-    label: Vec<u32>,
-    /// `[nodes]`: first leaf under node `v`; the last is before its next sibling's first.
-    first_leaf: Vec<u32>,
-    /// Labels, one after the other.
+    /// `[branching]`: leaves under it.
+    under: Vec<u32>,
+    /// `[branching + 1]`: its label after the first token is `tokens[rest[b]..rest[b + 1]]`.
+    rest: Vec<u32>,
+    /// Labels of branching nodes but for their first tokens, one after the other.
     tokens: Vec<u32>,
     /// `[leaves]`: leaf -> PU.
     pu: Vec<u32>,
+    /// `[PUs]`: PU -> leaf.
+    leaf: Vec<u32>,
+    /// Tokens of the longest name, end token included.
+    depth: u32,
 }
 
 /// A run of sorted names that share their first `depth` tokens: a node to be.
@@ -43,23 +72,98 @@ struct Run {
     depth: usize,
 }
 
+impl Sequences {
+    /// No names yet; `end` is appended to each, so that a name may be the beginning of another.
+    pub fn new(end: u32) -> Self {
+        let (flat, ends) = (Vec::new(), Vec::new());
+        Self { end, flat, ends }
+    }
+
+    /// Appends the next PU's name. An end token inside it is dropped.
+    pub fn push(&mut self, name: &[u32]) {
+        let kept = name.iter().copied().filter(|token| *token != self.end);
+        self.flat.extend(kept);
+        self.flat.push(self.end);
+        self.ends.push(self.flat.len() as u32);
+    }
+
+    /// Number of names.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// One name with its end token.
+    pub fn get(&self, nth: usize) -> &[u32] {
+        let from = nth.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.flat[from as usize..self.ends[nth] as usize]
+    }
+
+    /// Names in the order of their tokens, alike ones in PU order: `order[leaf]` is the PU.
+    fn sorted(&self) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..self.len() as u32).collect();
+        // Keys of a few tokens sort as numbers; only names that agree in them are looked at again.
+        let mut waiting = vec![(0..self.len(), 0)];
+        let mut keyed: Vec<(u128, u32)> = Vec::new();
+        while let Some((run, depth)) = waiting.pop() {
+            keyed.clear();
+            let keys = order[run.clone()].iter();
+            keyed.extend(keys.map(|pu| (key(self.get(*pu as usize), depth), *pu)));
+            keyed.sort_unstable();
+            let mut from = 0;
+            for (nth, (key, pu)) in keyed.iter().enumerate() {
+                order[run.start + nth] = *pu;
+                let is_last = keyed.get(nth + 1).is_none_or(|(next, _)| next != key);
+                if is_last {
+                    // A key that ends in a zero is of names that have ended.
+                    if nth > from && key & u128::from(u32::MAX) != 0 {
+                        waiting.push((run.start + from..run.start + nth + 1, depth + STRIDE));
+                    }
+                    from = nth + 1;
+                }
+            }
+        }
+        order
+    }
+}
+
+/// The tokens from `depth` on as a number that sorts as they do; zeros where there are none.
+fn key(name: &[u32], depth: usize) -> u128 {
+    (depth..depth + STRIDE).fold(0, |key, at| {
+        let token = name
+            .get(at)
+            .map_or(0, |token| u128::from(token.saturating_add(1)));
+        key << 32 | token
+    })
+}
+
 impl Trie {
-    /// Builds the trie of `names`, one token sequence per PU in PU order. `end` is appended to each,
-    /// so that a name may be the beginning of another, and is dropped where a name contains it.
-    pub fn build(names: &[Vec<u32>], end: u32) -> Self {
-        let mut sorted: Vec<(Vec<u32>, u32)> = names
-            .iter()
-            .zip(0..)
-            .map(|(tokens, pu)| {
-                let kept = tokens.iter().copied().filter(|token| *token != end);
-                (kept.chain([end]).collect(), pu)
-            })
-            .collect();
-        sorted.sort_unstable();
+    /// Builds the trie of `names`.
+    pub fn build(names: &Sequences) -> Self {
+        let order = names.sorted();
+        // Neighbours in the order are neighbours in memory from here on.
+        let mut sorted = Sequences::new(names.end);
+        sorted.flat.reserve_exact(names.flat.len());
+        sorted.ends.reserve_exact(names.len());
+        for pu in &order {
+            sorted.flat.extend_from_slice(names.get(*pu as usize));
+            sorted.ends.push(sorted.flat.len() as u32);
+        }
         let mut trie = Self {
-            label: vec![0],
+            rest: vec![0],
+            leaf: vec![0; names.len()],
             ..Self::default()
         };
+        for (leaf, pu) in order.iter().enumerate() {
+            trie.leaf[*pu as usize] = leaf as u32;
+        }
+        trie.pu = order;
+        let lengths = (0..sorted.len()).map(|nth| sorted.get(nth).len());
+        trie.depth = lengths.max().unwrap_or(0) as u32;
         // Breadth first, so that siblings get adjacent numbers.
         let mut waiting = VecDeque::from([Run {
             names: 0..sorted.len(),
@@ -67,46 +171,84 @@ impl Trie {
         }]);
         let mut next = 1;
         while let Some(run) = waiting.pop_front() {
-            trie.first_child.push(next);
-            trie.first_leaf.push(run.names.start as u32);
-            let children = trie.grow(&sorted, &run);
-            next += children.len() as u32;
-            waiting.extend(children);
+            trie.grow(&sorted, &run, (&mut waiting, &mut next));
         }
         trie.first_child.push(next);
-        trie.pu = sorted.into_iter().map(|(_, pu)| pu).collect();
+        trie.count_ranks();
+        trie.shrink();
         trie
     }
 
-    /// Appends the label of one run's node; returns the runs of its children.
-    fn grow(&mut self, sorted: &[(Vec<u32>, u32)], run: &Run) -> Vec<Run> {
-        let names = &sorted[run.names.clone()];
-        let (Some((first, _)), Some((last, _))) = (names.first(), names.last()) else {
-            self.label.push(self.tokens.len() as u32);
-            return Vec::new();
-        };
-        // Sorted, so what the first and the last share, all share.
-        let shared = first.iter().zip(last).take_while(|(a, b)| a == b).count();
-        self.tokens.extend_from_slice(&first[run.depth..shared]);
-        self.label.push(self.tokens.len() as u32);
-        if names.len() == 1 {
-            return Vec::new();
+    /// Appends one run's node; puts the runs of its children behind the others.
+    fn grow(
+        &mut self,
+        sorted: &Sequences,
+        run: &Run,
+        (waiting, next): (&mut VecDeque<Run>, &mut u32),
+    ) {
+        let node = self.first.len();
+        if node.is_multiple_of(64) {
+            self.branches.push(0);
         }
-        let mut children = Vec::new();
-        let mut from = 0;
-        while from < names.len() {
-            let width = match names[from].0.get(shared) {
-                Some(token) => names[from..].partition_point(|(name, _)| name[shared] == *token),
+        let token = |name: usize, at: usize| sorted.get(name).get(at).copied();
+        let from = run.names.start;
+        let label = if run.names.is_empty() {
+            None
+        } else {
+            token(from, run.depth)
+        };
+        if run.names.len() < 2 {
+            self.first.push(label.unwrap_or(NONE));
+            return;
+        }
+        // Sorted, so what the first and the last share, all share.
+        let (first, last) = (sorted.get(from), sorted.get(run.names.end - 1));
+        let shared = first.iter().zip(last).take_while(|(a, b)| a == b).count();
+        let own = &first[run.depth..shared];
+        self.first.push(own.first().copied().unwrap_or(NONE));
+        self.tokens.extend(own.iter().skip(1));
+        self.rest.push(self.tokens.len() as u32);
+        self.branches[node / 64] |= 1 << (node % 64);
+        self.under.push(run.names.len() as u32);
+        self.first_child.push(*next);
+        let mut from = from;
+        while from < run.names.end {
+            let to = match token(from, shared) {
+                Some(child) => past(from..run.names.end, |name| {
+                    token(name, shared) == Some(child)
+                }),
                 // All are equal to their last token: a leaf each.
-                None => 1,
+                None => from + 1,
             };
-            children.push(Run {
-                names: run.names.start + from..run.names.start + from + width,
+            waiting.push_back(Run {
+                names: from..to,
                 depth: shared,
             });
-            from += width;
+            *next += 1;
+            from = to;
         }
-        children
+    }
+
+    fn count_ranks(&mut self) {
+        let mut before = 0;
+        for word in &self.branches {
+            self.rank.push(before);
+            before += word.count_ones();
+        }
+    }
+
+    fn shrink(&mut self) {
+        for array in [
+            &mut self.first,
+            &mut self.rank,
+            &mut self.first_child,
+            &mut self.under,
+            &mut self.rest,
+            &mut self.tokens,
+        ] {
+            array.shrink_to_fit();
+        }
+        self.branches.shrink_to_fit();
     }
 
     /// The node that all names are under; a leaf if there is one name.
@@ -117,28 +259,46 @@ impl Trie {
         }
     }
 
+    /// Place of a node among those that branch; `None` for a leaf.
+    fn branch(&self, id: u32) -> Option<usize> {
+        let (word, bit) = (id as usize / 64, id % 64);
+        let bits = self.branches[word];
+        let before = bits & !(u64::MAX << bit);
+        (bits >> bit & 1 == 1).then(|| (self.rank[word] + before.count_ones()) as usize)
+    }
+
     /// Children of `node` in order; none for a leaf.
     pub fn children(&self, node: &Node) -> impl Iterator<Item = Node> + use<'_> {
-        let id = node.id as usize;
-        let (first, last) = (self.first_child[id], self.first_child[id + 1]);
-        let end = node.leaves.end;
-        (first..last).map(move |child| {
-            let next = if child + 1 < last {
-                self.first_leaf[child as usize + 1]
-            } else {
-                end
-            };
-            Node {
-                id: child,
-                leaves: self.first_leaf[child as usize]..next,
-            }
+        let ids = match self.branch(node.id) {
+            Some(branch) => self.first_child[branch]..self.first_child[branch + 1],
+            None => 0..0,
+        };
+        let mut from = node.leaves.start;
+        ids.map(move |id| {
+            let under = self.branch(id).map_or(1, |branch| self.under[branch]);
+            let leaves = from..from + under;
+            from += under;
+            Node { id, leaves }
         })
     }
 
-    /// Tokens between the parent of `node` and `node`; empty for most roots and for names alike.
-    pub fn label(&self, node: &Node) -> &[u32] {
-        let id = node.id as usize;
-        &self.tokens[self.label[id] as usize..self.label[id + 1] as usize]
+    /// First token between the parent of `node` and `node`; none for most roots and for names alike.
+    pub fn first_token(&self, node: &Node) -> Option<u32> {
+        let first = self.first[node.id as usize];
+        (first != NONE).then_some(first)
+    }
+
+    /// Tokens between the parent of `node` and `node`; of a leaf's only the first.
+    pub fn label(&self, node: &Node) -> impl Iterator<Item = u32> + use<'_> {
+        let rest = match self.branch(node.id) {
+            Some(branch) => {
+                &self.tokens[self.rest[branch] as usize..self.rest[branch + 1] as usize]
+            }
+            None => &[],
+        };
+        self.first_token(node)
+            .into_iter()
+            .chain(rest.iter().copied())
     }
 
     /// The PU of a leaf.
@@ -146,142 +306,60 @@ impl Trie {
         self.pu[leaf as usize]
     }
 
+    /// The leaf of a PU; `None` if the trie does not hold it.
+    pub fn leaf(&self, pu: u32) -> Option<u32> {
+        self.leaf.get(pu as usize).copied()
+    }
+
     /// Number of names.
     pub fn leaves(&self) -> usize {
         self.pu.len()
     }
 
-    /// Tokens of the longest path, end token included.
-    pub fn depth(&self) -> usize {
-        // Breadth first: a parent comes before its children.
-        let nodes = self.first_leaf.len();
-        let mut depth = vec![0usize; nodes];
-        for id in 0..nodes {
-            depth[id] += (self.label[id + 1] - self.label[id]) as usize;
-            for child in self.first_child[id]..self.first_child[id + 1] {
-                depth[child as usize] = depth[id];
-            }
-        }
-        depth.into_iter().max().unwrap_or(0)
+    /// Nodes but the root.
+    pub fn edges(&self) -> usize {
+        self.first.len().saturating_sub(1)
     }
 
-    /// A set of PUs as a set of leaves, so that a subtree's share is a run of bits. PUs that the
-    /// trie does not hold are dropped, those that the set does not reach are not in it.
-    pub fn by_leaf(&self, pus: &FixedBitSet) -> FixedBitSet {
-        let mut leaves = FixedBitSet::with_capacity(self.pu.len());
-        for (leaf, pu) in self.pu.iter().enumerate() {
-            leaves.set(leaf, pus.contains(*pu as usize));
-        }
-        leaves
+    /// Tokens of the longest path, end token included.
+    pub fn depth(&self) -> usize {
+        self.depth as usize
     }
+
+    /// Memory of all arrays.
+    pub fn bytes(&self) -> usize {
+        let words = [
+            &self.first,
+            &self.rank,
+            &self.first_child,
+            &self.under,
+            &self.rest,
+            &self.tokens,
+            &self.pu,
+            &self.leaf,
+        ];
+        words.map(|array| array.len() * 4).iter().sum::<usize>() + self.branches.len() * 8
+    }
+}
+
+/// The first of `range` that `holds` no longer holds for, looked for in growing steps: most runs are short.
+fn past(range: Range<usize>, holds: impl Fn(usize) -> bool) -> usize {
+    let (mut known, mut step) = (range.start, 1);
+    while known + step < range.end && holds(known + step) {
+        known += step;
+        step *= 2;
+    }
+    let (mut low, mut high) = (known + 1, (known + step).min(range.end));
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if holds(middle) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const END: u32 = 99;
-
-    /// Every path from the root as (tokens, PU), by walking.
-    fn paths(trie: &Trie) -> Vec<(Vec<u32>, u32)> {
-        fn walk(trie: &Trie, node: &Node, path: &[u32], found: &mut Vec<(Vec<u32>, u32)>) {
-            let path = [path, trie.label(node)].concat();
-            let mut leaves = node.leaves.start;
-            for child in trie.children(node) {
-                assert_eq!(child.leaves.start, leaves, "children tile their parent");
-                assert!(child.leaves.start < child.leaves.end, "no subtree is empty");
-                leaves = child.leaves.end;
-                walk(trie, &child, &path, found);
-            }
-            if leaves == node.leaves.start && !node.leaves.is_empty() {
-                assert_eq!(node.leaves.len(), 1, "a node without children is a leaf");
-                found.push((path, trie.pu(node.leaves.start)));
-            } else {
-                assert_eq!(leaves, node.leaves.end, "children tile their parent");
-            }
-        }
-        let mut found = Vec::new();
-        walk(trie, &trie.root(), &[], &mut found);
-        found
-    }
-
-    fn expected(names: &[Vec<u32>]) -> Vec<(Vec<u32>, u32)> {
-        let mut all: Vec<_> = names
-            .iter()
-            .zip(0..)
-            .map(|(name, pu)| ([name.as_slice(), &[END]].concat(), pu))
-            .collect();
-        all.sort();
-        all
-    }
-
-    proptest! {
-        #[test]
-        fn the_paths_are_the_names_in_sorted_order(
-            names in prop::collection::vec(prop::collection::vec(0u32..3, 0..5), 0..40),
-        ) {
-            let trie = Trie::build(&names, END);
-            prop_assert_eq!(paths(&trie), expected(&names));
-            let depth = expected(&names).iter().map(|(path, _)| path.len()).max().unwrap_or(0);
-            prop_assert_eq!(trie.depth(), depth);
-        }
-
-        #[test]
-        fn siblings_start_differently_or_are_alike(
-            names in prop::collection::vec(prop::collection::vec(0u32..3, 0..5), 2..40),
-        ) {
-            let trie = Trie::build(&names, END);
-            let mut nodes = vec![trie.root()];
-            while let Some(node) = nodes.pop() {
-                let children: Vec<Node> = trie.children(&node).collect();
-                prop_assert!(children.len() != 1, "a chain is compressed");
-                let mut first: Vec<_> = children.iter().map(|c| trie.label(c).first()).collect();
-                if first.first() == Some(&None) {
-                    prop_assert!(first.iter().all(Option::is_none));
-                    prop_assert!(children.iter().all(|child| child.leaves.len() == 1));
-                } else {
-                    first.dedup();
-                    prop_assert_eq!(first.len(), children.len());
-                }
-                nodes.extend(children);
-            }
-        }
-
-        #[test]
-        fn a_set_of_pus_keeps_its_members_as_leaves(
-            names in prop::collection::vec(prop::collection::vec(0u32..3, 0..5), 0..40),
-            members in prop::collection::btree_set(0usize..60, 0..40),
-        ) {
-            let trie = Trie::build(&names, END);
-            let leaves = trie.by_leaf(&members.iter().copied().collect());
-            let mut back: Vec<usize> = leaves.ones().map(|leaf| trie.pu(leaf as u32) as usize).collect();
-            back.sort_unstable();
-            let held: Vec<usize> = members.into_iter().filter(|pu| *pu < names.len()).collect();
-            prop_assert_eq!(back, held);
-        }
-    }
-
-    #[test]
-    fn a_name_may_be_the_beginning_of_another() {
-        let trie = Trie::build(&[vec![1, 2], vec![1], vec![1, 2, 3]], END);
-        let found: Vec<u32> = paths(&trie).into_iter().map(|(_, pu)| pu).collect();
-        assert_eq!(found, [2, 0, 1]);
-    }
-
-    #[test]
-    fn an_end_token_inside_a_name_is_dropped() {
-        let trie = Trie::build(&[vec![1], vec![1, END, 2]], END);
-        assert_eq!(paths(&trie), [(vec![1, 2, END], 1), (vec![1, END], 0)]);
-    }
-
-    #[test]
-    fn one_name_is_a_leaf_at_the_root_and_none_is_an_empty_root() {
-        let one = Trie::build(&[vec![5]], END);
-        assert_eq!(one.label(&one.root()), [5, END]);
-        assert_eq!(one.children(&one.root()).count(), 0);
-        let none = Trie::build(&[], END);
-        assert!(none.root().leaves.is_empty());
-        assert_eq!(none.children(&none.root()).count(), 0);
-    }
-}
+mod tests;

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Accepted, Change, Kind, Reject, UserId};
+use crate::event::{Accepted, Change, Kind, Reject, UserId, sane};
 use crate::fold::Step;
 use crate::record::{Position, Record, Timestamp};
 use crate::state::{Held, Mark, Pending};
+use crate::topics::is_namespace;
 
 /// Hundredths of a list that a user must have moved by.
 pub const MOVED_ENOUGH: u32 = 100;
@@ -20,6 +21,9 @@ pub const MOVED_ENOUGH: u32 = 100;
 pub const HELD_BACK_MAX: Duration = Duration::from_secs(86_400);
 
 const DAY: i64 = 86_400_000;
+
+/// Most bytes of a request: a user id is the only part of it without a length of its own.
+const REQUEST_BYTES_MAX: usize = 1 << 16;
 
 /// Which topic a request goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -47,7 +51,7 @@ pub enum Reason {
     Overdue,
     /// `sweep`: the list trails the state.
     Sweep,
-    /// `refresh`: asked for by a person; also replaces a list of a higher arm epoch.
+    /// `refresh`: asked for by a person.
     Refresh,
 }
 
@@ -71,13 +75,41 @@ pub struct Request {
     pub due: Timestamp,
     /// Lane it was put on.
     pub lane: Lane,
+    /// Its list also replaces one of a higher arm epoch: `refresh --force`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 impl Request {
-    /// Reads a record of a `regen-*` topic. Unknown fields are ignored; a higher version is read as far as it is known.
+    /// Reads a record of a `regen-*` topic. Unknown fields are ignored; a higher version is read as far as it is
+    /// known. Strict about all that a store, a clock or a rule would stumble over later: these topics are
+    /// internal, but a record that ends the process would end each that comes after it.
     pub fn decode(record: &Record) -> Result<Self, Reject> {
         let value = record.value.as_deref().ok_or(Reject::NullValue)?;
-        serde_json::from_slice(value).map_err(|error| Reject::MalformedJson(error.to_string()))
+        if value.len() > REQUEST_BYTES_MAX {
+            return Err(Reject::TooLarge {
+                found: value.len(),
+                limit: REQUEST_BYTES_MAX,
+            });
+        }
+        if value.first() == Some(&0) {
+            return Err(Reject::FramedPayload { part: "value" });
+        }
+        let text = std::str::from_utf8(value).map_err(|e| Reject::NotUtf8 {
+            at: e.valid_up_to(),
+            len: value.len(),
+        })?;
+        let request: Self =
+            serde_json::from_str(text).map_err(|error| Reject::MalformedJson(error.to_string()))?;
+        if !is_namespace(&request.ns) {
+            return Err(Reject::BadNamespace(request.ns.chars().take(64).collect()));
+        }
+        if request.user.0.is_empty() {
+            return Err(Reject::MissingField("user"));
+        }
+        sane(request.time)?;
+        sane(request.due)?;
+        Ok(request)
     }
 }
 
@@ -227,6 +259,7 @@ fn request(record: &Accepted, ask: &Ask, asked: Asked) -> Request {
         time: record.time,
         due: asked.due,
         lane: asked.lane,
+        force: false,
     }
 }
 

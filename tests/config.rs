@@ -264,7 +264,7 @@ level = "nearshore=loud"
     nearshore.toml:11:1 redis.url: must begin with redis:// or redis+cluster://
     nearshore.toml:12:1 redis.list_ttl: must not be longer than redis.state_ttl
     nearshore.toml:14:1 state.window: must be at least 1
-    nearshore.toml:15:1 state.write_version: must be 1 to 2
+    nearshore.toml:15:1 state.write_version: must be 1 to 3
     nearshore.toml:17:1 trigger.takes_per_day: must be at least 1
     nearshore.toml:18:1 trigger.pending_max: must be longer than 0s
     nearshore.toml:19:1 trigger.weights: all are 0: no event would ask for a list

@@ -10,9 +10,14 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::config::Config;
 use crate::engine::try_names::TryArgs;
 
+mod ask;
+mod backfill;
 pub mod check;
 pub mod config;
 mod dlq;
+mod forget;
+mod namespace;
+mod references;
 mod run;
 mod users;
 
@@ -87,29 +92,30 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Erase a user: writes the tombstone on the profile topic; everything up to now goes.
-    #[command(after_help = "Examples:\n  nearshore forget 1228 --config nearshore.toml")]
-    Forget {
-        /// User id.
-        user: String,
-        #[command(flatten)]
-        common: Common,
-    },
+    /// Erase a user: writes the tombstone on the profile topic; everything up to now goes. Or prove it.
+    #[command(
+        after_help = "Examples:\n  nearshore forget 1228 --config nearshore.toml\n  nearshore forget 1228 --proof --wait 1m\n  nearshore forget --proof 1228 --json | jq '.findings[] | select(.verdict == \"left\")'\n  nearshore forget --export erased.jsonl      # keep the list elsewhere\n  nearshore forget --import erased.jsonl      # after Redis was lost, before anything is replayed"
+    )]
+    Forget(forget::Forget),
     /// Ask for new lists from present state, on the backfill lane, without folding again.
-    #[command(after_help = "Examples:\n  nearshore refresh --user 1228\n  nearshore refresh --all")]
-    Refresh {
-        /// These users.
-        #[arg(long = "user", value_name = "USER", required_unless_present = "all")]
-        users: Vec<String>,
-        /// Every user with a state.
-        #[arg(long, conflicts_with = "users")]
-        all: bool,
-        #[command(flatten)]
-        common: Common,
-    },
+    #[command(
+        after_help = "Examples:\n  nearshore refresh --user 1228\n  nearshore refresh --all\n  nearshore refresh --arm b --older-than 7days\n  nearshore refresh --pu 'ADULT ANALGESICS'"
+    )]
+    Refresh(ask::RefreshArgs),
+    /// Fill a namespace from the log, beside the one that is served, and ask for its lists; resumable.
+    #[command(
+        after_help = "Examples:\n  nearshore backfill --namespace next --from earliest\n  nearshore backfill --namespace next --from last=30d --dry-run --lists-per-second 40\n  nearshore backfill --namespace next            # go on after an interruption"
+    )]
+    Backfill(backfill::BackfillArgs),
+    /// Namespaces: list, compare, promote, retire, dump them.
+    #[command(subcommand)]
+    Namespace(namespace::Command),
     /// Ask for a list for each user whose list trails their state.
     #[command(after_help = "Examples:\n  nearshore sweep --config nearshore.toml")]
     Sweep {
+        /// Namespace, instead of the configured one.
+        #[arg(long)]
+        namespace: Option<String>,
         #[command(flatten)]
         common: Common,
     },
@@ -145,6 +151,16 @@ enum Command {
         after_help = "Examples:\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 10\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 50 --json | jq .names"
     )]
     Try(TryArgs),
+    /// Freeze an arm's reference prompts: what the model says behind them is what it says to everyone.
+    #[command(
+        after_help = "Examples:\n  nearshore references --config nearshore.toml --arm a --from people.jsonl\n  nearshore references --config nearshore.toml --arm a --from people.jsonl --force"
+    )]
+    References {
+        #[command(flatten)]
+        args: references::ReferencesArgs,
+        #[command(flatten)]
+        common: Common,
+    },
     /// The main job on real purchases, with everything in one process; stays up until Ctrl-C.
     #[command(
         after_help = "Examples:\n  scripts/demo                 # does the set-up, then this\n  nearshore demo --data .cache/data --model smollm2.gguf --check"
@@ -204,12 +220,9 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             role,
             namespace,
         } => with_config(&common, |mut config| {
-            if let Some(namespace) = namespace {
-                if let Err(misfit) = crate::store::keys::namespace(&namespace) {
-                    eprintln!("--namespace {namespace:?}: {misfit}");
-                    return Ok(ExitCode::from(2));
-                }
-                config.namespace = namespace;
+            let named = namespace.is_none_or(|name| name_namespace(&mut config, &name));
+            if !named {
+                return Ok(ExitCode::from(2));
             }
             run::run(config, role)
         }),
@@ -219,15 +232,14 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect { user, common } => {
             with_config(&common, |c| users::inspect(&c, &user, common.json))
         }
-        Command::Forget { user, common } => {
-            with_config(&common, |c| users::forget(&c, &user, common.json))
+        Command::Forget(args) => with_config(&args.common, |c| forget::run(&c, &args)),
+        Command::Refresh(args) => ask::refresh(args),
+        Command::Backfill(args) => backfill::run(args),
+        Command::Namespace(command) => namespace::run(command),
+        Command::References { args, common } => {
+            with_config(&common, |c| references::run(&c, &args, common.json))
         }
-        Command::Refresh {
-            users,
-            all: _,
-            common,
-        } => with_config(&common, |c| users::refresh(&c, &users, common.json)),
-        Command::Sweep { common } => with_config(&common, |c| users::sweep(&c, common.json)),
+        Command::Sweep { namespace, common } => ask::sweep(&common, namespace.as_deref()),
         Command::Block {
             id,
             pu,
@@ -240,6 +252,16 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             with_config(&common, |c| users::unblock(&c, &id, common.json))
         }
     }
+}
+
+/// Puts the namespace that a command names in place of the configured one; false, and said, if it is no name.
+fn name_namespace(config: &mut Config, name: &str) -> bool {
+    if let Err(misfit) = crate::store::keys::namespace(name) {
+        eprintln!("namespace {name:?}: {misfit}");
+        return false;
+    }
+    config.namespace = name.into();
+    true
 }
 
 /// Loads the configuration, or prints all its problems and exits with 2.

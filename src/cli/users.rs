@@ -1,4 +1,4 @@
-//! Commands about users and products: get, inspect, forget, refresh, sweep, block, unblock.
+//! Commands about users and products: get, inspect, block, unblock.
 
 use std::process::ExitCode;
 
@@ -10,16 +10,14 @@ use crate::config::Config;
 use crate::event::UserId;
 use crate::keeper::wall_clock;
 use crate::list::{Document, Source};
-use crate::log::{Outgoing, Producer};
 use crate::namespace;
 use crate::store::{Block, RedisStore, Store};
-use crate::trigger::Reason;
 
-fn store(config: &Config) -> anyhow::Result<RedisStore> {
+pub(super) fn store(config: &Config) -> anyhow::Result<RedisStore> {
     RedisStore::new(config.redis.clone()).context("redis.url; see `nearshore check`")
 }
 
-fn user_id(user: &str) -> anyhow::Result<UserId> {
+pub(super) fn user_id(user: &str) -> anyhow::Result<UserId> {
     if user.is_empty() {
         bail!("the user id is empty");
     }
@@ -89,70 +87,6 @@ pub fn inspect(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCo
     })
 }
 
-/// Writes the tombstone; what is done by the ingest role follows from it.
-pub fn forget(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCode> {
-    let user = user_id(user)?;
-    block_on(async {
-        let producer = Producer::new(&config.kafka)?;
-        let tombstone = Outgoing {
-            topic: config.topics.profile_changes.clone(),
-            key: Some(bytes::Bytes::copy_from_slice(user.0.as_bytes())),
-            value: None,
-            headers: Vec::new(),
-            time: None,
-        };
-        producer.send(vec![tombstone]).await?;
-        let topic = &config.topics.profile_changes;
-        say(
-            json,
-            &json!({"user": user, "tombstone": topic.as_ref()}),
-            || {
-                format!(
-                    "tombstone of user {user} is on {topic}; ingest erases what is not later than it"
-                )
-            },
-        );
-        Ok(ExitCode::SUCCESS)
-    })
-}
-
-/// Requests lists on the backfill lane. No users: everyone with a state.
-pub fn refresh(config: &Config, users: &[String], json: bool) -> anyhow::Result<ExitCode> {
-    let users: Vec<UserId> = users
-        .iter()
-        .map(|user| user_id(user))
-        .collect::<Result<_, _>>()?;
-    ask(config, (users, Reason::Refresh), json)
-}
-
-/// Requests a list for each user whose list trails their state.
-pub fn sweep(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
-    ask(config, (Vec::new(), Reason::Sweep), json)
-}
-
-fn ask(
-    config: &Config,
-    (users, reason): (Vec<UserId>, Reason),
-    json: bool,
-) -> anyhow::Result<ExitCode> {
-    block_on(async {
-        let store = store(config)?;
-        let producer = Producer::new(&config.kafka)?;
-        let asked = namespace::ask(&store, &producer, (config, &users, reason)).await?;
-        say(
-            json,
-            &json!({"seen": asked.seen, "requested": asked.requested}),
-            || {
-                format!(
-                    "{} users seen, {} lists requested on {}",
-                    asked.seen, asked.requested, config.topics.regen_backfill
-                )
-            },
-        );
-        Ok(ExitCode::SUCCESS)
-    })
-}
-
 /// Takes a product out for everyone.
 pub fn block(
     config: &Config,
@@ -207,7 +141,7 @@ pub fn unblock(config: &Config, id: &str, json: bool) -> anyhow::Result<ExitCode
     })
 }
 
-fn say(json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) {
+pub(super) fn say(json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) {
     if json {
         println!("{value}");
     } else {

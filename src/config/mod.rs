@@ -48,6 +48,8 @@ pub struct Config {
     pub trigger: crate::trigger::Policy,
     /// How the lanes share the engine.
     pub lanes: crate::lanes::Policy,
+    /// Replays, and the end of namespaces.
+    pub backfill: Backfill,
     /// How counts become demand.
     pub demand: crate::demand::Policy,
     /// How SKUs are chosen under a PU.
@@ -106,8 +108,31 @@ impl Default for State {
     fn default() -> Self {
         Self {
             window: 50,
-            write_version: crate::state::VERSION_OLDEST,
+            write_version: crate::state::VERSION_BEFORE,
             cache_users: 100_000,
+        }
+    }
+}
+
+/// `[backfill]`: replays, and the end of namespaces.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Backfill {
+    /// Most records that one backfill process folds per second; 0: as many as it can.
+    pub records_per_second: u32,
+    /// How long clients may cache which namespace is served.
+    #[serde(with = "humantime_serde")]
+    pub active_ttl: Duration,
+    /// Most keys that `namespace retire` deletes per second.
+    pub keys_per_second: u32,
+}
+
+impl Default for Backfill {
+    fn default() -> Self {
+        Self {
+            records_per_second: 0,
+            active_ttl: Duration::from_secs(60),
+            keys_per_second: 5_000,
         }
     }
 }
@@ -118,15 +143,25 @@ impl Default for State {
 pub struct Engine {
     /// Threads of the model; 0 = cores - 1, so that the poll thread is never starved.
     pub threads: usize,
+    /// How weights are kept and multiplied.
+    pub precision: crate::engine::Precision,
     /// Most rows (trie nodes over all users) forwarded in one wave.
     pub batch_rows_max: usize,
+    /// Memory for keys and values of all users of a batch, in MiB; who does not fit waits.
+    pub kv_mb_max: usize,
+    /// Time of one generation; who is not done by then gets the fallback.
+    #[serde(with = "humantime_serde")]
+    pub generation_max: Duration,
 }
 
 impl Default for Engine {
     fn default() -> Self {
         Self {
             threads: 0,
+            precision: crate::engine::Precision::default(),
             batch_rows_max: 512,
+            kv_mb_max: 1024,
+            generation_max: Duration::from_secs(120),
         }
     }
 }
@@ -212,6 +247,7 @@ impl Default for Config {
             state: State::default(),
             trigger: crate::trigger::Policy::default(),
             lanes: crate::lanes::Policy::default(),
+            backfill: Backfill::default(),
             demand: crate::demand::Policy::default(),
             selection: crate::select::Policy::default(),
             needs: crate::rules::Needs::default(),

@@ -228,6 +228,7 @@ fn lanes(config: &Config, found: &mut Found) {
     );
     above_zero(found, "lanes.max_wait", lanes.max_wait);
     above_zero(found, "lanes.objective", lanes.objective);
+    above_zero(found, "lanes.hold", lanes.hold);
 }
 
 fn demand(config: &Config, found: &mut Found) {
@@ -261,6 +262,8 @@ fn selection(config: &Config, found: &mut Found) {
 
 fn engine(config: &Config, found: &mut Found) {
     at_least_one(found, "engine.batch_rows_max", config.engine.batch_rows_max);
+    at_least_one(found, "engine.kv_mb_max", config.engine.kv_mb_max);
+    above_zero(found, "engine.generation_max", config.engine.generation_max);
 }
 
 fn fallback(config: &Config, found: &mut Found) {
@@ -402,6 +405,9 @@ fn files(config: &Config, found: &mut Found) {
             Some(Ok(_)) => {}
             Some(Err(wrong)) => must(found, false, &key, wrong),
             None => models.push((key, config.resolve(&arm.model))),
+        }
+        if let Some(file) = &arm.references {
+            models.push((format!("arms[{nth}].references"), config.resolve(file)));
         }
     }
     let password = config.redis.password_file.iter();

@@ -242,6 +242,7 @@ fn configure(args: &DemoArgs, folder: &std::path::Path, redis: &str) -> anyhow::
         .canonicalize()
         .with_context(|| format!("model {}", args.model.display()))?;
     config.arms = vec![Arm {
+        namespaces: Vec::new(),
         id: "smollm2-basket".into(),
         epoch: 1,
         share: 1,
@@ -252,6 +253,7 @@ fn configure(args: &DemoArgs, folder: &std::path::Path, redis: &str) -> anyhow::
         names: 20,
         model_weight: 1.0,
         demand_weight: 1.0,
+        references: None,
         theta: None,
     }];
     Ok(config)

@@ -96,7 +96,9 @@ struct Work<'a> {
     group: usize,
     /// Width of a head.
     width: usize,
-    /// Prompt blocks that some row sees.
+    /// Prompt positions that some row sees.
+    prompt: usize,
+    /// Their blocks.
     blocks: usize,
     /// Scores of a query: over the blocks, then over the ancestors.
     stride: usize,
@@ -142,6 +144,7 @@ impl Scratch {
             head,
             group,
             width,
+            prompt,
             blocks,
             stride,
         };
@@ -195,16 +198,11 @@ impl Scratch {
             let (seen, unseen) = prompt.split_at_mut(sight.prompt);
             let nodes = &mut nodes[..sight.slots.len()];
             unseen.fill(0.0);
-            let max = seen
-                .iter()
-                .chain(&*nodes)
-                .copied()
-                .fold(f32::NEG_INFINITY, f32::max);
+            let max = kernel::greatest(seen).max(kernel::greatest(nodes));
             let sum =
                 kernel::exponentials(seen, scale, max) + kernel::exponentials(nodes, scale, max);
-            for weight in seen.iter_mut().chain(nodes) {
-                *weight /= sum;
-            }
+            kernel::scale(seen, 1.0 / sum);
+            kernel::scale(nodes, 1.0 / sum);
         }
     }
 
@@ -218,23 +216,16 @@ impl Scratch {
         } = *work;
         for block in 0..work.blocks {
             let (_, values) = work.cache.block(work.layer, work.head, block);
-            for (nth, sight) in work.sights.iter().enumerate() {
-                let depth = sight.prompt.saturating_sub(block * BLOCK).min(BLOCK);
-                let shape = Tile {
-                    rows: group,
-                    depth,
-                    width,
-                    a_stride: stride,
-                    c_stride: width,
-                };
-                let weights = &self.scores[nth * group * stride + block * BLOCK..];
-                kernel::tile(
-                    shape,
-                    weights,
-                    values,
-                    &mut self.result[nth * group * width..],
-                );
-            }
+            // What a row does not see has weight 0, and adding 0 changes no bit of a sum that began at 0.
+            let shape = Tile {
+                rows: work.sights.len() * group,
+                depth: (work.prompt - block * BLOCK).min(BLOCK),
+                width,
+                a_stride: stride,
+                c_stride: width,
+            };
+            let weights = &self.scores[block * BLOCK..];
+            kernel::tile(shape, weights, values, &mut self.result);
         }
         for (query, sight) in work.queries() {
             let from = query * stride + work.blocks * BLOCK;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use fixedbitset::FixedBitSet;
 
-use super::{Answer, Ask, Model, Names, Term};
+use super::{Answer, Ask, Model, Names, Term, Values};
 
 const NAMES: [&str; 8] = [
     "SOFT DRINKS",
@@ -39,10 +39,8 @@ fn ask(prompt: &str, n: usize) -> Ask {
     let prompt = format!("I bought bread.\nNext: {prompt}");
     Ask {
         prompt,
-        permitted: None,
         n,
-        terms: Vec::new(),
-        weight: 1.0,
+        ..Ask::default()
     }
 }
 
@@ -109,7 +107,7 @@ fn weight_0_is_the_demand(model: &mut dyn Model) -> Result<(), String> {
     let terms = vec![Term {
         name: "demand",
         weight: 1.0,
-        mass: Arc::clone(&mass),
+        values: Values::Mass(Arc::clone(&mass)),
     }];
     let answer = one(
         model,

@@ -9,11 +9,15 @@ use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, InplaceOp2, Layout, Result, Shape, Storage, Tensor, bail,
 };
 
+use super::Error;
 use super::attention::{self, Heads, Queries, Sight, Span};
+use super::extras::Extras;
 use super::kernel;
 use super::kv::{Cache, Sizes};
 use super::linear::Linear;
-use super::load::{Geometry, Weights};
+use super::load::{Geometry, LayerWeights, Opened, Weights};
+use super::smooth::{self, Maxima};
+use super::{Options, Precision};
 
 /// A loaded model.
 pub struct Network {
@@ -31,6 +35,21 @@ struct Layer {
     feed_norm: Tensor,
     gate_up: Linear,
     down: Linear,
+    extras: Extras,
+}
+
+impl Layer {
+    fn new(weights: &LayerWeights, linear: impl Fn(&Tensor) -> Result<Linear>) -> Result<Self> {
+        Ok(Self {
+            attention_norm: weights.attention_norm.clone(),
+            qkv: linear(&weights.qkv)?,
+            output: linear(&weights.output)?,
+            feed_norm: weights.feed_norm.clone(),
+            gate_up: linear(&weights.gate_up)?,
+            down: linear(&weights.down)?,
+            extras: weights.extras.clone(),
+        })
+    }
 }
 
 /// Rows of one pass: all of prompts, or all of trie nodes.
@@ -51,23 +70,74 @@ pub struct Pass {
 }
 
 impl Network {
-    /// A network of loaded weights.
-    pub fn new(weights: Weights) -> Self {
-        let layers = weights.layers.into_iter().map(|layer| Layer {
-            attention_norm: layer.attention_norm,
-            qkv: Linear::new(layer.qkv),
-            output: Linear::new(layer.output),
-            feed_norm: layer.feed_norm,
-            gate_up: Linear::new(layer.gate_up),
-            down: Linear::new(layer.down),
-        });
-        Self {
-            layers: layers.collect(),
-            geometry: weights.geometry,
-            embedding: weights.embedding,
-            head: weights.head,
-            norm: weights.norm,
+    /// A network of a model's weights in the precision that `options` ask for; where that needs it, made
+    /// fit for it by what `samples` do in them.
+    pub fn new(
+        model: &Opened,
+        options: Options,
+        samples: &[Vec<u32>],
+    ) -> std::result::Result<Self, Error> {
+        let failed = |source: candle_core::Error| Error::Compute {
+            what: "weights".into(),
+            source: Box::new(source),
+        };
+        let packed = |layer: LayerWeights| {
+            Layer::new(&layer, |weight| Linear::packed(weight, options)).map_err(failed)
+        };
+        let mut weights = model.ends()?;
+        let count = model.geometry().layers;
+        // One layer after the other, so that both forms of all layers never lie in memory at once.
+        if options.precision != Precision::Int8 {
+            let layers = (0..count).map(|nth| packed(model.layer(nth)?));
+            let layers = layers.collect::<std::result::Result<_, _>>()?;
+            return Ok(Self::of(&weights, layers));
         }
+        let layers = (0..count).map(|nth| model.layer(nth));
+        weights.layers = layers.collect::<std::result::Result<_, _>>()?;
+        smooth::smooth(&mut weights, samples, options.threads).map_err(failed)?;
+        let layers = std::mem::take(&mut weights.layers).into_iter().map(packed);
+        let layers = layers.collect::<std::result::Result<_, _>>()?;
+        Ok(Self::of(&weights, layers))
+    }
+
+    /// The reference: candle's products of the weights as they are; remembers its inputs' maxima.
+    pub fn watched(weights: &Weights) -> Result<Self> {
+        let layers = (weights.layers.iter())
+            .map(|layer| Layer::new(layer, |weight| Linear::watched(weight.clone())));
+        Ok(Self::of(weights, layers.collect::<Result<_>>()?))
+    }
+
+    fn of(weights: &Weights, layers: Vec<Layer>) -> Self {
+        Self {
+            layers,
+            geometry: weights.geometry.clone(),
+            embedding: weights.embedding.clone(),
+            head: weights.head.clone(),
+            norm: weights.norm.clone(),
+        }
+    }
+
+    /// Greatest magnitudes of the inputs of each layer's products, if they were watched.
+    pub fn maxima(&self) -> Vec<Maxima> {
+        let maxima = |layer: &Layer| Maxima {
+            qkv: layer.qkv.maxima(),
+            output: layer.output.maxima(),
+            gate_up: layer.gate_up.maxima(),
+            down: layer.down.maxima(),
+        };
+        self.layers.iter().map(maxima).collect()
+    }
+
+    /// Memory that the layers' weights take.
+    pub fn bytes(&self) -> usize {
+        let layers = self.layers.iter();
+        let linears = layers.flat_map(|l| [&l.qkv, &l.output, &l.gate_up, &l.down]);
+        linears.map(Linear::bytes).sum()
+    }
+
+    /// How weights are kept and multiplied, for people.
+    pub fn dtype(&self) -> &'static str {
+        self.layers.first().map_or("f32", |layer| layer.qkv.name())
     }
 
     /// Sizes and constants.
@@ -96,6 +166,7 @@ impl Network {
             let qkv = layer
                 .qkv
                 .forward(&self.normed(&hidden, &layer.attention_norm)?, threads)?;
+            layer.extras.onto_qkv(&qkv)?;
             let mut queries = self.split(&qkv, pass, &angles, (nth, caches))?;
             let mut sees = pass;
             if nth == last {
@@ -117,7 +188,9 @@ impl Network {
             };
             let mixed = attention::attend(seen, &sees.spans, caches, nth);
             let mixed = Tensor::from_vec(mixed, (sees.sights.len(), ()), hidden.device())?;
-            hidden.inplace_op2(&layer.output.forward(&mixed, threads)?, &AddTo)?;
+            let mixed = layer.output.forward(&mixed, threads)?;
+            layer.extras.onto_output(&mixed)?;
+            hidden.inplace_op2(&mixed, &AddTo)?;
             let normed = self.normed(&hidden, &layer.feed_norm)?;
             let gated = layer
                 .gate_up
@@ -168,19 +241,20 @@ impl Network {
         )
     }
 
-    /// Per row, cosine and sine of each pair's angle.
-    fn angles(&self, positions: &[usize]) -> Vec<(f32, f32)> {
-        let half = self.geometry.head_dim / 2;
-        let base = f64::from(self.geometry.rope_base);
-        let speeds: Vec<f64> = (0..half)
-            .map(|pair| base.powf(-(pair as f64) / half as f64))
-            .collect();
-        let angle = |position: &usize, speed: &f64| {
-            let (sin, cos) = (*position as f64 * speed).sin_cos();
-            (cos as f32, sin as f32)
+    /// Cosines, and sines, of each pair's angle: `[rows, width / 2]`.
+    fn angles(&self, positions: &[usize]) -> Angles {
+        let rope = &self.geometry.rope;
+        let row = |position: &usize| {
+            let position = *position as f64;
+            let speeds = rope.speeds.iter();
+            speeds.map(move |speed| (position * speed).sin_cos())
         };
-        let row = |position| speeds.iter().map(move |speed| angle(position, speed));
-        positions.iter().flat_map(row).collect()
+        let (sin, cos) = positions
+            .iter()
+            .flat_map(row)
+            .map(|(sin, cos)| ((sin * rope.scale) as f32, (cos * rope.scale) as f32))
+            .unzip();
+        Angles { cos, sin }
     }
 
     /// Rotates queries and keys, puts keys and values into the caches of layer `to.0`; returns the
@@ -189,7 +263,7 @@ impl Network {
         &self,
         qkv: &Tensor,
         pass: &Pass,
-        angles: &[(f32, f32)],
+        angles: &Angles,
         to: (usize, &mut [Cache]),
     ) -> Result<Vec<f32>> {
         let (storage, layout) = qkv.storage_and_layout();
@@ -207,17 +281,14 @@ impl Network {
         for span in &pass.spans {
             let cache = &mut caches[span.cache];
             for row in span.rows.clone() {
-                let angles = &angles[row * half..][..half];
+                let cos = &angles.cos[row * half..][..half];
+                let sin = &angles.sin[row * half..][..half];
                 let (q, kv) = qkv[row * (wide + 2 * narrow)..].split_at(wide);
                 let (k, v) = kv.split_at(narrow);
                 queries.extend_from_slice(q);
-                for head in queries[row * wide..].chunks_exact_mut(heads.width) {
-                    rotate(head, angles);
-                }
+                kernel::rotate(&mut queries[row * wide..], cos, sin);
                 key.copy_from_slice(k);
-                for head in key.chunks_exact_mut(heads.width) {
-                    rotate(head, angles);
-                }
+                kernel::rotate(&mut key, cos, sin);
                 if pass.nodes {
                     cache.push_node(layer, &key, &v[..narrow]);
                 } else {
@@ -227,6 +298,12 @@ impl Network {
         }
         Ok(queries)
     }
+}
+
+/// Turns of the positions of a pass.
+struct Angles {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
 }
 
 impl Pass {
@@ -257,14 +334,6 @@ fn gather(rows: &[f32], wanted: &[usize], width: usize) -> Vec<f32> {
         .collect()
 }
 
-/// Turns each pair (i, i + half) by its angle.
-fn rotate(head: &mut [f32], angles: &[(f32, f32)]) {
-    let (first, second) = head.split_at_mut(angles.len());
-    for ((x, y), (cos, sin)) in first.iter_mut().zip(second).zip(angles) {
-        (*x, *y) = (*x * cos - *y * sin, *y * cos + *x * sin);
-    }
-}
-
 /// `x / sqrt(mean(x²) + epsilon) · weight`, row by row.
 struct RmsNorm {
     epsilon: f32,
@@ -284,16 +353,7 @@ impl CustomOp2 for RmsNorm {
     ) -> Result<(CpuStorage, Shape)> {
         let (x, weight) = (slice(x, x_layout)?, slice(weight, weight_layout)?);
         let mut out = vec![0f32; x.len()];
-        for (x, out) in x
-            .chunks_exact(weight.len())
-            .zip(out.chunks_exact_mut(weight.len()))
-        {
-            let mean = kernel::dot(x, x) / weight.len() as f32;
-            let scale = 1.0 / (mean + self.epsilon).sqrt();
-            for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-                *out = *x * scale * *weight;
-            }
-        }
+        kernel::rms_norm(x, weight, self.epsilon, &mut out);
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
     }
 }
@@ -316,7 +376,7 @@ impl InplaceOp2 for AddTo {
         let y = slice(y, y_layout)?;
         match (x, x_layout.contiguous_offsets()) {
             (CpuStorage::F32(x), Some((from, to))) => {
-                x[from..to].iter_mut().zip(y).for_each(|(x, y)| *x += y);
+                kernel::add(&mut x[from..to], y);
                 Ok(())
             }
             _ => bail!("not contiguous f32"),

@@ -22,45 +22,108 @@ pub struct Tile {
     pub c_stride: usize,
 }
 
-/// `c += a · b`: `a` `[rows, depth]`, `b` `[depth, width]` dense, `c` `[rows, width]`.
-pub fn tile(shape: Tile, a: &[f32], b: &[f32], c: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-        // SAFETY: the features that the function is compiled for were just seen.
-        return unsafe { tile_avx2(shape, a, b, c) };
-    }
-    tile_with::<Plain>(shape, a, b, c);
+/// A function compiled for each set of instructions, the richest of the machine picked at run time.
+macro_rules! dispatched {
+    (
+        $(#[$doc:meta])*
+        pub fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? {
+            avx512: $avx512:expr, avx2: $avx2:expr, plain: $plain:expr
+        }
+    ) => {
+        $(#[$doc])*
+        pub fn $name($($arg: $type),*) $(-> $out)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                use std::arch::is_x86_feature_detected as has;
+                #[target_feature(enable = "avx512f,avx512dq")]
+                fn avx512($($arg: $type),*) $(-> $out)? {
+                    $avx512($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $type),*) $(-> $out)? {
+                    $avx2($($arg),*)
+                }
+                if has!("avx512f") && has!("avx512dq") {
+                    // SAFETY: the features that the function is compiled for were just seen.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if has!("avx2") && has!("fma") {
+                    // SAFETY: as above.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            $plain($($arg),*)
+        }
+    };
 }
 
-/// Sum of products, in [`LANES`] × 4 partial sums added in a fixed order.
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-        // SAFETY: the features that the function is compiled for were just seen.
-        return unsafe { dot_avx2(a, b) };
+dispatched! {
+    /// `c += a · b`: `a` `[rows, depth]`, `b` `[depth, width]` dense, `c` `[rows, width]`.
+    pub fn tile(shape: Tile, a: &[f32], b: &[f32], c: &mut [f32]) {
+        // 4 rows of four registers: 16 sums in flight, each row of `b` loaded once for them.
+        avx512: tile_with::<Fused, 4, 64>,
+        avx2: tile_with::<Fused, 6, 16>,
+        plain: tile_with::<Plain, 2, LANES>
     }
-    dot_with::<Plain>(a, b)
 }
 
-/// `x = exp(scale · (x − shift))` in place; returns the sum. Relative error up to 5e-7 for exponents
-/// in [−87, 88]; outside they are cut to these.
-pub fn exponentials(x: &mut [f32], scale: f32, shift: f32) -> f32 {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-        // SAFETY: the features that the function is compiled for were just seen.
-        return unsafe { exponentials_avx2(x, scale, shift) };
+dispatched! {
+    /// Sum of products, in [`LANES`] × 4 partial sums added in a fixed order.
+    pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+        avx512: dot_with::<Fused>, avx2: dot_with::<Fused>, plain: dot_with::<Plain>
     }
-    exponentials_with::<Plain>(x, scale, shift)
 }
 
-/// `out = gate / (1 + exp(−gate)) · up`.
-pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-        // SAFETY: the features that the function is compiled for were just seen.
-        return unsafe { swiglu_avx2(gate, up, out) };
+dispatched! {
+    /// `x = exp(scale · (x − shift))` in place; returns the sum. Relative error up to 5e-7 for exponents
+    /// in [−87, 88]; outside they are cut to these.
+    pub fn exponentials(x: &mut [f32], scale: f32, shift: f32) -> f32 {
+        avx512: exponentials_with::<Fused>,
+        avx2: exponentials_with::<Fused>,
+        plain: exponentials_with::<Plain>
     }
-    swiglu_with::<Plain>(gate, up, out);
+}
+
+dispatched! {
+    /// The greatest value; negative infinity of none.
+    pub fn greatest(x: &[f32]) -> f32 {
+        avx512: greatest_with, avx2: greatest_with, plain: greatest_with
+    }
+}
+
+dispatched! {
+    /// `x · factor` in place.
+    pub fn scale(x: &mut [f32], factor: f32) {
+        avx512: scale_with, avx2: scale_with, plain: scale_with
+    }
+}
+
+dispatched! {
+    /// `out = gate / (1 + exp(−gate)) · up`.
+    pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        avx512: swiglu_with::<Fused>, avx2: swiglu_with::<Fused>, plain: swiglu_with::<Plain>
+    }
+}
+
+dispatched! {
+    /// `out = x / sqrt(mean(x²) + epsilon) · weight`, row by row.
+    pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+        avx512: rms_norm_with::<Fused>, avx2: rms_norm_with::<Fused>, plain: rms_norm_with::<Plain>
+    }
+}
+
+dispatched! {
+    /// `x += y`.
+    pub fn add(x: &mut [f32], y: &[f32]) {
+        avx512: add_with, avx2: add_with, plain: add_with
+    }
+}
+
+dispatched! {
+    /// Turns each pair (i, i + half) of each head by its angle, given as cosines, then sines.
+    pub fn rotate(heads: &mut [f32], cos: &[f32], sin: &[f32]) {
+        avx512: rotate_with::<Fused>, avx2: rotate_with::<Fused>, plain: rotate_with::<Plain>
+    }
 }
 
 /// How a product is added to a sum.
@@ -89,71 +152,70 @@ impl Add for Plain {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn tile_avx2(shape: Tile, a: &[f32], b: &[f32], c: &mut [f32]) {
-    tile_with::<Fused>(shape, a, b, c);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn dot_avx2(a: &[f32], b: &[f32]) -> f32 {
-    dot_with::<Fused>(a, b)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn exponentials_avx2(x: &mut [f32], scale: f32, shift: f32) -> f32 {
-    exponentials_with::<Fused>(x, scale, shift)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn swiglu_avx2(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    swiglu_with::<Fused>(gate, up, out);
-}
-
+/// Rows by `M`, columns by `L`, then by fewer.
 #[inline(always)]
-fn tile_with<A: Add>(shape: Tile, a: &[f32], b: &[f32], c: &mut [f32]) {
-    for row in 0..shape.rows {
-        let a = &a[row * shape.a_stride..][..shape.depth];
-        let c = &mut c[row * shape.c_stride..][..shape.width];
-        let mut from = 0;
-        while from + 8 * LANES <= shape.width {
-            columns::<A, 8>(a, b, from, c);
-            from += 8 * LANES;
-        }
-        while from + LANES <= shape.width {
-            columns::<A, 1>(a, b, from, c);
-            from += LANES;
-        }
-        for column in from..shape.width {
-            c[column] = a
-                .iter()
-                .zip(b[column..].iter().step_by(shape.width))
-                .fold(c[column], |sum, (x, y)| A::to(*x, *y, sum));
-        }
+fn tile_with<A: Add, const M: usize, const L: usize>(
+    shape: Tile,
+    a: &[f32],
+    b: &[f32],
+    c: &mut [f32],
+) {
+    let mut row = 0;
+    while row < shape.rows {
+        let (a, c) = (&a[row * shape.a_stride..], &mut c[row * shape.c_stride..]);
+        let rows = match shape.rows - row {
+            left if left >= M => strips::<A, M, L>(shape, a, b, c),
+            3.. => strips::<A, 3, L>(shape, a, b, c),
+            2 => strips::<A, 2, L>(shape, a, b, c),
+            _ => strips::<A, 1, L>(shape, a, b, c),
+        };
+        row += rows;
     }
 }
 
-/// `R` registers of one output row, over the whole depth.
+/// All columns of `M` rows; returns `M`.
 #[inline(always)]
-fn columns<A: Add, const R: usize>(a: &[f32], b: &[f32], from: usize, c: &mut [f32]) {
-    let width = c.len();
-    let mut sums = [[0f32; LANES]; R];
-    for (r, sum) in sums.iter_mut().enumerate() {
-        sum.copy_from_slice(&c[from + r * LANES..][..LANES]);
+fn strips<A: Add, const M: usize, const L: usize>(
+    shape: Tile,
+    a: &[f32],
+    b: &[f32],
+    c: &mut [f32],
+) -> usize {
+    let mut from = 0;
+    while from + L <= shape.width {
+        strip::<A, M, L>(shape, a, &b[from..], &mut c[from..]);
+        from += L;
     }
-    for (x, b) in a.iter().zip(b.chunks_exact(width)) {
-        let b = &b[from..from + R * LANES];
-        for (sum, b) in sums.iter_mut().zip(b.chunks_exact(LANES)) {
-            for (sum, y) in sum.iter_mut().zip(b) {
-                *sum = A::to(*x, *y, *sum);
+    while from + LANES <= shape.width {
+        strip::<A, M, LANES>(shape, a, &b[from..], &mut c[from..]);
+        from += LANES;
+    }
+    while from < shape.width {
+        strip::<A, M, 1>(shape, a, &b[from..], &mut c[from..]);
+        from += 1;
+    }
+    M
+}
+
+/// `M` rows of `L` columns over the whole depth, in registers.
+#[inline(always)]
+fn strip<A: Add, const M: usize, const L: usize>(shape: Tile, a: &[f32], b: &[f32], c: &mut [f32]) {
+    let rows: [&[f32]; M] = std::array::from_fn(|m| &a[m * shape.a_stride..][..shape.depth]);
+    let mut sums = [[0f32; L]; M];
+    for (m, sums) in sums.iter_mut().enumerate() {
+        sums.copy_from_slice(&c[m * shape.c_stride..][..L]);
+    }
+    for k in 0..shape.depth {
+        let b = &b[k * shape.width..][..L];
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            let x = row[k];
+            for (sum, y) in sums.iter_mut().zip(b) {
+                *sum = A::to(x, *y, *sum);
             }
         }
     }
-    for (r, sum) in sums.iter().enumerate() {
-        c[from + r * LANES..][..LANES].copy_from_slice(sum);
+    for (m, sums) in sums.iter().enumerate() {
+        c[m * shape.c_stride..][..L].copy_from_slice(sums);
     }
 }
 
@@ -224,6 +286,61 @@ fn swiglu_with<A: Add>(gate: &[f32], up: &[f32], out: &mut [f32]) {
     }
 }
 
+#[inline(always)]
+fn greatest_with(x: &[f32]) -> f32 {
+    const WIDE: usize = 2 * LANES;
+    // A comparison rather than `max`, which would look for NaN on both sides: a NaN in a score stays
+    // in its exponential.
+    let greater = |max: f32, x: f32| if x > max { x } else { max };
+    let mut lanes = [f32::NEG_INFINITY; WIDE];
+    let (chunks, rest) = x.as_chunks::<WIDE>();
+    for chunk in chunks {
+        for (max, x) in lanes.iter_mut().zip(chunk) {
+            *max = greater(*max, *x);
+        }
+    }
+    lanes
+        .iter()
+        .chain(rest)
+        .fold(f32::NEG_INFINITY, |max, x| greater(max, *x))
+}
+
+#[inline(always)]
+fn scale_with(x: &mut [f32], factor: f32) {
+    x.iter_mut().for_each(|x| *x *= factor);
+}
+
+#[inline(always)]
+fn rms_norm_with<A: Add>(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    let width = weight.len();
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        let mean = dot_with::<A>(x, x) / width as f32;
+        let scale = 1.0 / (mean + epsilon).sqrt();
+        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+            *out = *x * scale * *weight;
+        }
+    }
+}
+
+#[inline(always)]
+fn add_with(x: &mut [f32], y: &[f32]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+#[inline(always)]
+fn rotate_with<A: Add>(heads: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let half = cos.len();
+    let sin = &sin[..half];
+    for head in heads.chunks_exact_mut(2 * half) {
+        let (first, second) = head.split_at_mut(half);
+        for i in 0..half {
+            let (x, y) = (first[i], second[i]);
+            first[i] = A::to(x, cos[i], -(y * sin[i]));
+            second[i] = A::to(y, cos[i], x * sin[i]);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,7 +358,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_tile_is_the_sum_of_products_and_a_row_does_not_see_its_neighbours(
-            rows in 1usize..6, depth in 1usize..70, width in 1usize..150, seed: u32,
+            rows in 1usize..9, depth in 1usize..70, width in 1usize..150, seed: u32,
         ) {
             let shape = Tile { rows, depth, width, a_stride: depth, c_stride: width };
             let (a, b) = (noise(rows * depth, seed), noise(depth * width, seed ^ 1));
@@ -285,6 +402,47 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn the_greatest_is_what_the_library_finds(len in 0usize..100, seed: u32) {
+            let x = noise(len, seed);
+            let exact = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            prop_assert_eq!(greatest(&x), exact);
+        }
+
+        #[test]
+        fn a_norm_makes_the_mean_square_one(width in 1usize..90, rows in 1usize..4, seed: u32) {
+            let x = noise(rows * width, seed);
+            let weight = noise(width, !seed);
+            let mut out = vec![0f32; rows * width];
+            rms_norm(&x, &weight, 1e-5, &mut out);
+            for (x, out) in x.chunks(width).zip(out.chunks(width)) {
+                let mean: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / width as f64;
+                for ((x, weight), out) in x.iter().zip(&weight).zip(out) {
+                    let exact = f64::from(*x) / (mean + 1e-5).sqrt() * f64::from(*weight);
+                    prop_assert!((f64::from(*out) - exact).abs() < 1e-5);
+                }
+            }
+        }
+
+        #[test]
+        fn a_rotation_keeps_lengths_and_turns_back(half in 1usize..40, heads in 1usize..4, seed: u32) {
+            let x = noise(2 * half * heads, seed);
+            let (sin, cos): (Vec<f32>, Vec<f32>) =
+                noise(half, !seed).iter().map(|angle| angle.sin_cos()).unzip();
+            let back: Vec<f32> = sin.iter().map(|sin| -sin).collect();
+            let mut turned = x.clone();
+            rotate(&mut turned, &cos, &sin);
+            let pair = |x: &[f32], i: usize| x[i].hypot(x[i + half]);
+            prop_assert!((pair(&x, 0) - pair(&turned, 0)).abs() < 1e-5);
+            prop_assert!((turned[0] - (x[0] * cos[0] - x[half] * sin[0])).abs() < 1e-6);
+            rotate(&mut turned, &cos, &back);
+            for (x, turned) in x.iter().zip(&turned) {
+                prop_assert!((x - turned).abs() < 1e-5);
+            }
+        }
+    }
+
     #[test]
     fn plain_code_agrees_with_the_vector_code() {
         let (a, b) = (noise(64, 1), noise(64 * 64, 2));
@@ -297,7 +455,7 @@ mod tests {
         };
         let (mut fast, mut plain) = (vec![0f32; 64], vec![0f32; 64]);
         tile(shape, &a, &b, &mut fast);
-        tile_with::<Plain>(shape, &a, &b, &mut plain);
+        tile_with::<Plain, 2, LANES>(shape, &a, &b, &mut plain);
         for (x, y) in fast.iter().zip(&plain) {
             assert!((x - y).abs() < 1e-4, "{x} {y}");
         }

@@ -30,6 +30,11 @@ impl Sizes {
     fn block(&self) -> usize {
         self.row() * BLOCK
     }
+
+    /// Bytes of keys and values of one position, all layers.
+    pub fn position(&self) -> usize {
+        2 * self.layers * self.row() * size_of::<f32>()
+    }
 }
 
 /// Consecutive prompt positions from a block's start on.
@@ -161,6 +166,20 @@ impl Cache {
     /// Node slots in use: the next forwarded node token gets this slot.
     pub fn slots(&self) -> usize {
         self.slots
+    }
+
+    /// Bytes of its own keys and values.
+    pub fn bytes(&self, sizes: Sizes) -> usize {
+        let shared = self.shared.as_ref().map_or(0, |(_, blocks)| blocks * BLOCK);
+        (self.len - shared + self.slots) * sizes.position()
+    }
+
+    /// Drops all node slots.
+    pub fn forget_nodes(&mut self) {
+        for layer in self.node_keys.iter_mut().chain(&mut self.node_values) {
+            layer.clear();
+        }
+        self.slots = 0;
     }
 
     /// Writes a prompt position of one layer; [`advance`](Self::advance) after the last layer.

@@ -5,22 +5,38 @@
 
 use std::sync::Arc;
 
-mod attention;
+mod admission;
+#[doc(hidden)]
+pub mod attention;
+mod compare;
 pub mod constrained;
 pub mod contract;
-mod folder;
+mod extras;
+pub mod folder;
 mod forward;
-mod gguf;
+pub mod gguf;
+mod group;
+pub mod index;
 mod kernel;
-mod kv;
+#[doc(hidden)]
+pub mod kv;
 mod linear;
-mod load;
+pub mod load;
+mod means;
+mod mixture;
+#[doc(hidden)]
+pub mod packed;
+mod precision;
+mod smooth;
 pub mod table;
 pub mod text;
 pub mod thread;
 pub mod try_names;
 
-pub use crate::naming::{Answer, Ask, Named, Names, Term};
+pub use precision::{Isa, Options, Precision};
+
+pub use crate::naming::{Answer, Ask, Cancel, Ended, Named, Names, Reference, Term, Values};
+use index::{Indexed, Indexer};
 
 /// What the engine can answer instead.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +73,18 @@ pub enum Error {
 
 /// A language model over a set of names. Two implementations: candle and a table of scores.
 pub trait Model: Send {
-    /// Makes `names` the catalogue; builds the trie.
-    fn set_names(&mut self, names: Arc<Names>) -> Result<(), Error>;
+    /// Makes names ready for this model, away from its thread.
+    fn indexer(&self) -> Indexer;
+
+    /// Makes names that were made ready by [`indexer`](Self::indexer) the catalogue, at once.
+    fn swap(&mut self, indexed: Indexed);
+
+    /// Makes `names` the catalogue, here and now.
+    fn set_names(&mut self, names: Arc<Names>) -> Result<(), Error> {
+        let indexed = self.indexer()(names)?;
+        self.swap(indexed);
+        Ok(())
+    }
 
     /// Answers a batch, in its order. All answers are over the names set last.
     fn generate(&mut self, asks: &[Ask]) -> Result<Vec<Answer>, Error>;

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Answer, Ask, Error, Info, Model, Named, Names};
+use super::index::{Indexed, Indexer, bare};
+use super::{Answer, Ask, Ended, Error, Info, Model, Named, Names, Term, Values};
 
 /// Logit of a name for a prompt.
 type Score = Box<dyn Fn(&str, &str) -> f32 + Send>;
@@ -60,6 +61,9 @@ impl Table {
 
     fn answer(&self, ask: &Ask) -> Answer {
         let permits = |pu: &usize| {
+            if ask.cancel.is_cancelled() {
+                return false;
+            }
             ask.permitted
                 .as_ref()
                 .is_none_or(|permitted| permitted.contains(*pu))
@@ -71,24 +75,16 @@ impl Table {
                 _ => f64::from((self.score)(&ask.prompt, &self.names.names[*pu])),
             })
             .collect();
-        let masses: Vec<Vec<f64>> = (ask.terms.iter())
-            .map(|term| {
-                let mass = |pu: &usize| f64::from(term.mass.get(*pu).copied().unwrap_or(0.0));
-                permitted
-                    .iter()
-                    .map(|pu| mass(pu).max(MASS_MIN).ln())
-                    .collect()
-            })
-            .collect();
+        let told = |pu: &usize| -> Vec<f64> { ask.terms.iter().map(|t| told(t, *pu)).collect() };
+        let terms: Vec<Vec<f64>> = permitted.iter().map(told).collect();
         let mixed: Vec<f64> = (0..permitted.len())
             .map(|nth| {
-                let terms = ask.terms.iter().zip(&masses);
-                let leaning = terms.map(|(term, mass)| f64::from(term.weight) * mass[nth]);
+                let terms = ask.terms.iter().zip(&terms[nth]);
+                let leaning = terms.map(|(term, value)| f64::from(term.weight) * value);
                 f64::from(ask.weight) * model[nth] + leaning.sum::<f64>()
             })
             .collect();
         let (score_norm, model_norm) = (log_sum(&mixed), log_sum(&model));
-        let mass_norms: Vec<f64> = masses.iter().map(|mass| log_sum(mass)).collect();
         let mut order: Vec<usize> = (0..permitted.len()).collect();
         order.sort_by(|a, b| mixed[*b].total_cmp(&mixed[*a]).then(a.cmp(b)));
         order.truncate(ask.n);
@@ -100,12 +96,17 @@ impl Table {
             } else {
                 (model[nth] - model_norm) as f32
             },
-            terms: (masses.iter().zip(&mass_norms))
-                .map(|(mass, norm)| (mass[nth] - norm) as f32)
-                .collect(),
+            habit: 0.0,
+            terms: terms[nth].iter().map(|value| *value as f32).collect(),
         });
         Answer {
             named: named.collect(),
+            ended: if ask.cancel.is_cancelled() {
+                Ended::Cancelled
+            } else {
+                Ended::Complete
+            },
+            names: self.names.version,
             prompt_tokens: ask.prompt.chars().count() as u32,
             shared_tokens: 0,
             forwarded: 0,
@@ -115,9 +116,12 @@ impl Table {
 }
 
 impl Model for Table {
-    fn set_names(&mut self, names: Arc<Names>) -> Result<(), Error> {
-        self.names = names;
-        Ok(())
+    fn indexer(&self) -> Indexer {
+        bare()
+    }
+
+    fn swap(&mut self, indexed: Indexed) {
+        self.names = indexed.names;
     }
 
     fn generate(&mut self, asks: &[Ask]) -> Result<Vec<Answer>, Error> {
@@ -144,6 +148,22 @@ impl Model for Table {
             dtype: "f32".into(),
             device: "cpu".into(),
         }
+    }
+}
+
+/// What a term says of a PU: of a mass its log share, of the others the log-weight.
+fn told(term: &Term, pu: usize) -> f64 {
+    let at = |values: &[f32]| f64::from(values.get(pu).copied().unwrap_or(0.0));
+    match &term.values {
+        Values::Mass(mass) => {
+            let total: f64 = mass.iter().map(|mass| f64::from(*mass)).sum();
+            (at(mass).max(MASS_MIN) / total.max(MASS_MIN)).ln()
+        }
+        Values::Sparse(logs) => {
+            let own = logs.iter().filter(|(of, _)| *of as usize == pu);
+            own.map(|(_, log)| f64::from(*log)).sum()
+        }
+        Values::Dense(logs) => at(logs),
     }
 }
 
@@ -185,13 +205,9 @@ mod tests {
         table
             .set_names(Arc::new(Names { version: 1, names }))
             .expect("set");
-        let prompt = String::new();
         let ask = Ask {
-            prompt,
-            permitted: None,
             n: 2,
-            terms: Vec::new(),
-            weight: 1.0,
+            ..Ask::default()
         };
         let answers = table.generate(&[ask]).expect("answered");
         let pus: Vec<u32> = answers[0].named.iter().map(|named| named.pu).collect();

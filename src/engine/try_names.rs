@@ -12,9 +12,10 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::compare;
 use super::constrained::Constrained;
 use super::thread::default_threads;
-use super::{Answer, Ask, Model, Names};
+use super::{Answer, Ask, Isa, Model, Names, Options, Precision};
 
 /// Arguments of `nearshore try`.
 #[derive(Args, Clone, Debug)]
@@ -37,9 +38,30 @@ pub struct TryArgs {
     /// Threads; all cores but one if not given
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// How weights are kept and multiplied
+    #[arg(long, value_enum, default_value_t)]
+    pub precision: Precision,
+    /// Answer in this precision too, and print only how far the lists differ; recall as well for
+    /// prompts that say what came true ("truth": [NAME, ...], see scripts/make-prompts)
+    #[arg(long, value_enum, value_name = "PRECISION")]
+    pub compare: Option<Precision>,
+    /// The richest instructions that may be used, to try what another machine would do
+    #[arg(long, value_enum, hide = true)]
+    pub isa: Option<Isa>,
     /// Prompts per batch
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub batch: usize,
+}
+
+impl TryArgs {
+    /// How the model is run.
+    pub fn options(&self) -> Options {
+        Options {
+            threads: self.threads.unwrap_or_else(default_threads).max(1),
+            precision: self.precision,
+            isa: self.isa,
+        }
+    }
 }
 
 /// Why a try did not run.
@@ -113,10 +135,13 @@ pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
         .filter(|line| !line.is_empty())
         .collect();
     let prompts = prompts(&args.prompts, &read(&args.prompts)?)?;
-    let threads = args.threads.unwrap_or_else(default_threads).max(1);
-    let start = Instant::now();
-    let mut model = Constrained::load(&args.model, threads)?;
+    let threads = args.options().threads;
     let names = Arc::new(Names { version: 1, names });
+    if let Some(reference) = args.compare {
+        return compare::run(args, reference, (&names, &prompts), out);
+    }
+    let start = Instant::now();
+    let mut model = Constrained::load(&args.model, args.options())?;
     model.set_names(Arc::clone(&names))?;
     let mut totals = Totals {
         load_seconds: start.elapsed().as_secs_f64(),
@@ -124,13 +149,10 @@ pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
         threads,
         ..Totals::default()
     };
-    let bar = ProgressBar::new(prompts.len() as u64);
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} prompts, {per_sec}") {
-        bar.set_style(style);
-    }
+    let bar = bar(prompts.len());
     let start = Instant::now();
     for batch in prompts.chunks(args.batch.max(1)) {
-        let asks: Vec<Ask> = batch.iter().map(|prompt| ask(prompt, args.top)).collect();
+        let asks: Vec<Ask> = batch.iter().map(|prompt| prompt.ask(args.top)).collect();
         for answer in model.generate(&asks)? {
             totals.add(&answer);
             let line = Line::new(totals.prompts, &answer, &names.names);
@@ -144,14 +166,33 @@ pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
     totals.print(out, args.json)
 }
 
-fn ask(prompt: &str, n: usize) -> Ask {
-    Ask {
-        prompt: prompt.to_owned(),
-        permitted: None,
-        n,
-        terms: Vec::new(),
-        weight: 1.0,
+/// A prompt, and what came true after it, if that is known.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prompt {
+    /// What is said.
+    pub text: String,
+    /// Names.
+    pub truth: Vec<String>,
+}
+
+impl Prompt {
+    /// Asks for the best `n` names.
+    pub fn ask(&self, n: usize) -> Ask {
+        Ask {
+            prompt: self.text.clone(),
+            n,
+            ..Ask::default()
+        }
     }
+}
+
+/// Progress over prompts.
+pub fn bar(prompts: usize) -> ProgressBar {
+    let bar = ProgressBar::new(prompts as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} prompts, {per_sec}") {
+        bar.set_style(style);
+    }
+    bar
 }
 
 fn read(path: &Path) -> Result<String, Error> {
@@ -162,14 +203,15 @@ fn read(path: &Path) -> Result<String, Error> {
 }
 
 /// Lines that start with `{` are JSON objects, others are prompts as they stand.
-fn prompts(path: &Path, text: &str) -> Result<Vec<String>, Error> {
+fn prompts(path: &Path, text: &str) -> Result<Vec<Prompt>, Error> {
     let mut prompts = Vec::new();
     for (nth, line) in text.lines().enumerate() {
         if line.trim().is_empty() {
             continue;
         }
         if !line.starts_with('{') {
-            prompts.push(line.to_owned());
+            let (text, truth) = (line.to_owned(), Vec::new());
+            prompts.push(Prompt { text, truth });
             continue;
         }
         let wrong = |what: String| Error::Line {
@@ -180,11 +222,14 @@ fn prompts(path: &Path, text: &str) -> Result<Vec<String>, Error> {
         let value: serde_json::Value =
             serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
         let prompt = value.get("prompt").and_then(|prompt| prompt.as_str());
-        prompts.push(
-            prompt
+        let truth = value.get("truth").and_then(|truth| truth.as_array());
+        let truth = truth.into_iter().flatten().filter_map(|name| name.as_str());
+        prompts.push(Prompt {
+            text: prompt
                 .ok_or_else(|| wrong("no \"prompt\"".into()))?
                 .to_owned(),
-        );
+            truth: truth.map(str::to_owned).collect(),
+        });
     }
     Ok(prompts)
 }
@@ -211,7 +256,8 @@ fn print(out: &mut dyn Write, json: bool, line: &Line) -> Result<(), Error> {
     written(write)
 }
 
-fn written(write: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
+/// Names standard output in an error of `write`.
+pub fn written(write: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
     write().map_err(|source| Error::File {
         path: "standard output".into(),
         source,
@@ -286,8 +332,14 @@ mod tests {
     #[test]
     fn prompts_are_lines_or_json_and_a_bad_line_is_named() {
         let path = Path::new("p");
-        let read = prompts(path, "one\n\n{\"prompt\": \"two\\nlines\"}\n").expect("valid");
-        assert_eq!(read, ["one", "two\nlines"]);
+        let text = "one\n\n{\"prompt\": \"two\\nlines\", \"truth\": [\"a\"]}\n";
+        let read = prompts(path, text).expect("valid");
+        let texts: Vec<&str> = read.iter().map(|prompt| prompt.text.as_str()).collect();
+        assert_eq!(texts, ["one", "two\nlines"]);
+        assert_eq!(
+            (read[0].truth.len(), &read[1].truth[..]),
+            (0, &["a".to_owned()][..])
+        );
         let bad = prompts(path, "one\n{\"prompt\": 3}\n").expect_err("no text");
         assert_eq!(bad.to_string(), "p:2: no \"prompt\"");
         assert!(prompts(path, "{\n").is_err());

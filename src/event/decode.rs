@@ -78,7 +78,7 @@ pub fn decode_user(record: &Record, source: Source, limits: &Limits) -> Result<A
 /// Decodes a record of `user-events`.
 pub fn decode_event(record: &Record, limits: &Limits) -> Result<Accepted, Reject> {
     let user = key(record, limits)?;
-    check_time(record.time, limits)?;
+    check_time(record.occurred(), limits)?;
     let bytes = record.value.as_deref().ok_or(Reject::NullValue)?;
     let Object(fields) = object(bytes, limits)?;
     let kind = kind(&fields)?;
@@ -99,7 +99,7 @@ pub fn decode_profile(
     limits: &Limits,
 ) -> Result<Accepted, Reject> {
     let key = key(record, limits)?;
-    check_time(record.time, limits)?;
+    check_time(record.occurred(), limits)?;
     let user = match format {
         Format::Plain => key,
         Format::Debezium => key_in_envelope(key)?,
@@ -125,7 +125,7 @@ pub fn decode_profile(
 /// Decodes a record of `catalog`: SKU id and the whole SKU; `None` when it is gone.
 pub fn decode_sku(record: &Record, limits: &Limits) -> Result<(String, Option<Sku>), Reject> {
     let sku = key(record, limits)?;
-    check_time(record.time, limits)?;
+    check_time(record.occurred(), limits)?;
     let Some(bytes) = record.value.as_deref() else {
         return Ok((sku, None));
     };
@@ -140,9 +140,9 @@ pub fn decode_sku(record: &Record, limits: &Limits) -> Result<(String, Option<Sk
         sku: sku.clone(),
         pu_id: name(&fields, "pu_id", limits)?.unwrap_or_else(|| pu.clone()),
         category: name(&fields, "category", limits)?,
-        title: match text(&fields, "title")? {
-            Some(title) => cut(normalise_name(title), limits.max_text),
-            None => pu.clone(),
+        title: match text(&fields, "title")?.map(normalise_name) {
+            Some(title) if !title.is_empty() => cut(title, limits.max_text),
+            Some(_) | None => pu.clone(),
         },
         stock: stock(&fields)?,
         price: price(&fields)?,
@@ -159,11 +159,25 @@ pub fn normalise_name(name: &str) -> String {
     words.join(" ").nfc().collect()
 }
 
+/// Whose a record is by its key alone, whatever its value; nothing if the key cannot be used.
+pub fn key_user(record: &Record, source: Source) -> Option<String> {
+    // A key that is too long is refused as a record, and still is somebody's.
+    let limits = Limits {
+        max_text: usize::MAX,
+        ..Limits::default()
+    };
+    let key = key(record, &limits).ok()?;
+    match source {
+        Source::Events | Source::Profiles(Format::Plain) => Some(key),
+        Source::Profiles(Format::Debezium) => key_in_envelope(key).ok(),
+    }
+}
+
 fn accepted(record: &Record, user: String, change: Change) -> Accepted {
     Accepted {
         user: UserId(user.into()),
         position: record.position.clone(),
-        time: record.time,
+        time: record.occurred(),
         change,
     }
 }
@@ -209,10 +223,16 @@ fn key_in_envelope(key: String) -> Result<String, Reject> {
     }
 }
 
-fn check_time(time: Timestamp, limits: &Limits) -> Result<(), Reject> {
+/// Refuses what is outside the years 2000-2100: no such time is meant, and sums with it overflow.
+pub fn sane(time: Timestamp) -> Result<(), Reject> {
     if !(YEAR_2000..YEAR_2101).contains(&time.0) {
         return Err(Reject::TimeOutOfRange(time.0));
     }
+    Ok(())
+}
+
+fn check_time(time: Timestamp, limits: &Limits) -> Result<(), Reject> {
+    sane(time)?;
     let ahead = limits.now.map_or(Duration::ZERO, |now| time.since(now));
     if ahead > limits.max_ahead {
         return Err(Reject::TimeAhead {
@@ -459,13 +479,14 @@ fn fits(field: &'static str, text: &str, limits: &Limits) -> Result<(), Reject> 
     Ok(())
 }
 
-/// At most `limit` bytes of it, whole characters.
+/// At most `limit` bytes of it, whole characters; what was normalised stays so.
 fn cut(mut text: String, limit: usize) -> String {
     let mut end = limit.min(text.len());
     while !text.is_char_boundary(end) {
         end -= 1;
     }
     text.truncate(end);
+    text.truncate(text.trim_end().len());
     text
 }
 

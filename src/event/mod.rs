@@ -14,7 +14,8 @@ mod decode;
 mod reject;
 
 pub use decode::{
-    Format, Limits, Source, decode_event, decode_profile, decode_sku, decode_user, normalise_name,
+    Format, Limits, Source, decode_event, decode_profile, decode_sku, decode_user, key_user,
+    normalise_name, sane,
 };
 pub use reject::Reject;
 

@@ -106,8 +106,11 @@ pub enum Reject {
         /// The number.
         found: String,
     },
+    /// A request for what cannot be a namespace.
+    #[error("ns {0:?} is no namespace: 1 to 32 of a-z, 0-9 and -")]
+    BadNamespace(String),
     /// Kafka timestamp outside the years 2000-2100.
-    #[error("the record's timestamp {0} ms is outside the years 2000-2100")]
+    #[error("the timestamp {0} ms is outside the years 2000-2100")]
     TimeOutOfRange(i64),
     /// Kafka timestamp too far ahead on a live topic with CreateTime.
     #[error("the record's timestamp is {ahead:?} ahead of now, more than {limit:?}")]
@@ -121,7 +124,7 @@ pub enum Reject {
 
 impl Reject {
     /// Every code, so that each metric series exists at zero from the start.
-    pub const ALL_CODES: [&'static str; 19] = [
+    pub const ALL_CODES: [&'static str; 20] = [
         "no_key",
         "empty_key",
         "key_not_utf8",
@@ -139,6 +142,7 @@ impl Reject {
         "unknown_type",
         "negative_quantity",
         "bad_number",
+        "bad_namespace",
         "time_out_of_range",
         "time_ahead",
     ];
@@ -163,6 +167,7 @@ impl Reject {
             Self::UnknownType(_) => "unknown_type",
             Self::NegativeQuantity(_) => "negative_quantity",
             Self::BadNumber { .. } => "bad_number",
+            Self::BadNamespace(_) => "bad_namespace",
             Self::TimeOutOfRange(_) => "time_out_of_range",
             Self::TimeAhead { .. } => "time_ahead",
         }

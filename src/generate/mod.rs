@@ -4,7 +4,10 @@
 //! when it is covered, refused or failed for good. Between two calls nothing is in memory that the
 //! lanes' topics could not bring back. Work in hand may be done twice; tickets decide.
 
+mod answers;
 mod count;
+mod put_back;
+mod yielding;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,46 +15,39 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use count::{count_batch, count_dropped, count_published, count_running};
+pub use answers::Answers;
+use count::{count_batch, count_dropped, count_published, count_running, smoothed};
 
-use crate::arms::arm_of;
+pub use yielding::HEED_EVERY;
+
+use crate::arms::{arm_of, arms_for};
+use crate::checkpoints::Checkpoints;
 use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
-use crate::engine::thread::Handle;
-use crate::engine::{self, Info};
+use crate::engine::Info;
+use crate::event::Reject;
 use crate::event::UserId;
-use crate::ingest::{Error, Told, letter, tell};
+use crate::ingest::{Error, bury, current, tell_lists, update};
 use crate::lanes::{Lanes, Offered, Policy, Work};
 use crate::list::{Model, Source};
-use crate::log::{self, Batch, Log, Outgoing};
+use crate::log::bury::Graves;
+use crate::log::{Batch, Log};
 use crate::metrics::{self, RecordOutcome, Stage};
-use crate::naming::{Answer, Ask, Names};
+use crate::naming::{Answer, Ask, Ended, Names, Reference};
 use crate::offsets::InHand;
 use crate::prompt::{Arm, Template};
-use crate::record::{Partition, Timestamp};
+use crate::record::{Partition, Record, Timestamp};
 use crate::rules::Needs;
 use crate::shop::Shop;
 use crate::store::{Peek, Publish, Published, Store, Stored, Take, Taken};
 use crate::takes::{Need, Standing, need};
 use crate::topics::Topics;
-use crate::trigger::{Reason, Request};
+use crate::trigger::Request;
 
 /// Consumer group of the three lanes, whatever the namespace.
 pub const GROUP: &str = "nearshore-generate";
 
-/// Whoever answers a batch of questions: the engine's thread, or a table in the simulation.
-pub trait Answers: Send + Sync {
-    /// Makes `names` the catalogue.
-    fn set_names(
-        &self,
-        names: Arc<Names>,
-    ) -> impl Future<Output = Result<(), engine::Error>> + Send;
-
-    /// Answers in the order of `asks`.
-    fn generate(
-        &self,
-        asks: Vec<Ask>,
-    ) -> impl Future<Output = Result<Vec<Answer>, engine::Error>> + Send;
-}
+/// The name of its checkpoints.
+const READER: &str = "nearshore:generate";
 
 /// One arm, ready to be used.
 pub struct Loaded<A> {
@@ -61,6 +57,8 @@ pub struct Loaded<A> {
     pub template: Template,
     /// Its model's name and revision.
     pub info: Info,
+    /// Its reference prompts.
+    pub reference: Option<Arc<Reference>>,
     /// Counts tokens as its model does.
     pub count: Arc<dyn Fn(&str) -> usize + Send + Sync>,
     /// The way to its model.
@@ -82,16 +80,6 @@ pub struct Settings {
     pub needs: Needs,
     /// The clock, only to wait and to measure.
     pub clock: fn() -> Timestamp,
-}
-
-impl Answers for Handle {
-    async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
-        Handle::set_names(self, names).await
-    }
-
-    async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, engine::Error> {
-        Handle::generate(self, asks).await
-    }
 }
 
 /// What one turn did.
@@ -116,8 +104,12 @@ pub struct Generate<L, S, A> {
     settings: Settings,
     lanes: Lanes,
     in_hand: InHand,
+    checkpoints: Checkpoints<S>,
+    graves: Graves,
     /// Cut, not yet done: kept over an error, so that the next turn goes on with it.
     current: Vec<Work>,
+    /// To be put back, and not yet written: kept over an error.
+    far: Vec<Work>,
     /// Version of the names that the engines know.
     names: Option<u64>,
     /// What a user costs the model, smoothed: to say how many seconds of work are queued.
@@ -149,6 +141,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     ) -> Self {
         Self {
             log,
+            checkpoints: Checkpoints::new(store.clone(), READER),
             store,
             shop,
             shares: arms.iter().map(|loaded| loaded.arm.clone()).collect(),
@@ -156,7 +149,9 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             lanes: Lanes::new(settings.lanes.clone()),
             settings,
             in_hand: InHand::default(),
+            graves: Graves::default(),
             current: Vec::new(),
+            far: Vec::new(),
             names: None,
             per_user: Arc::default(),
         }
@@ -188,10 +183,10 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         for loaded in &self.arms {
             let ask = Ask {
                 prompt: "warm".into(),
-                permitted: None,
                 n: 1,
-                terms: Vec::new(),
-                weight: 1.0,
+                // The first user should not wait for these either.
+                reference: loaded.reference.clone(),
+                ..Ask::default()
             };
             if let Err(error) = loaded.engine.generate(vec![ask]).await {
                 metrics::engine_error(&error);
@@ -200,40 +195,46 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         }
     }
 
+    /// Partitions are ours from now on.
+    pub fn assigned(&mut self, partitions: &[Partition]) {
+        self.checkpoints.assigned(partitions);
+    }
+
     /// Partitions are no longer ours: what is in hand of them is the new owner's.
     pub fn revoked(&mut self, partitions: &[Partition]) {
         self.lanes.revoke(partitions);
         self.in_hand.revoke(partitions);
-        self.current.retain(|work| {
-            work.positions
-                .iter()
-                .any(|position| !partitions.contains(&position.partition))
-        });
+        self.graves.forget(partitions);
+        self.checkpoints.revoked(partitions);
+        let ours = |work: &Work| {
+            let mut positions = work.positions.iter();
+            positions.any(|position| !partitions.contains(&position.partition))
+        };
+        self.current.retain(ours);
+        self.far.retain(ours);
     }
 
     /// Takes requests in. A record that is no request goes to `dlq`. After an error call it again with the same batch.
     pub async fn receive(&mut self, batch: &Batch, now: Timestamp) -> Result<(), Error> {
-        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        let mut good = Vec::new();
+        let mut bad: Vec<(&Record, Reject)> = Vec::new();
         for record in &batch.records {
             match Request::decode(record) {
-                Ok(request) => good.push((request, &record.position)),
+                Ok(request) => good.push((request, record)),
                 Err(reject) => bad.push((record, reject)),
             }
         }
         let dlq = &self.settings.topics.dlq;
-        let letters: Vec<Outgoing> = bad
+        let dead: Vec<(&Record, Stage, &Reject)> = bad
             .iter()
-            .map(|(record, reject)| letter((dlq, GROUP), record, (Stage::Request, reject)))
+            .map(|(record, reject)| (*record, Stage::Request, reject))
             .collect();
-        if !letters.is_empty() {
-            log::replay::bury(&self.log, letters).await?;
-        }
+        bury(&mut self.graves, &self.log, (dlq, GROUP), &dead).await?;
+        self.graves.forget([&batch.partition]);
         for record in &batch.records {
             self.in_hand.began(&record.position);
         }
-        for (record, reject) in bad {
-            metrics::dlq(Stage::Request, reject.code(), 1);
-            metrics::records(&batch.partition.topic, RecordOutcome::Dlq, 1);
+        for (record, _) in bad {
             self.in_hand.done(&record.position);
         }
         metrics::records(
@@ -241,8 +242,10 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             RecordOutcome::Folded,
             good.len() as u64,
         );
-        for (request, position) in good {
-            let merged = self.lanes.offer(request, position.clone(), now) == Offered::Merged;
+        for (request, record) in good {
+            let waiting = (now, put_back::waited(record));
+            let position = record.position.clone();
+            let merged = self.lanes.offer_again(request, position, waiting) == Offered::Merged;
             metrics::coalesced(u64::from(merged));
         }
         Ok(())
@@ -250,6 +253,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// Serves what is due. After an error call it again: what was cut is kept.
     pub async fn turn(&mut self, now: Timestamp) -> Result<Turn, Error> {
+        self.put_back(now).await?;
         if self.current.is_empty() {
             let most = self.settings.lanes.batch_max;
             self.current = self.lanes.overdue(now, most);
@@ -261,6 +265,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         if self.current.is_empty() {
             return Ok(Turn::default());
         }
+        self.store = self.checkpoints.store(&self.log).await?;
         self.sync_names().await;
         let works = std::mem::take(&mut self.current);
         count_running(&works);
@@ -279,15 +284,25 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// Commits what is done.
     pub async fn commit(&mut self) -> Result<(), Error> {
-        let done = self.in_hand.take_commits();
-        if done.is_empty() {
-            return Ok(());
+        for (partition, resume) in self.in_hand.take_commits() {
+            self.checkpoints.done(&partition, resume);
         }
-        let outcome = log::commit_ours(&self.log, done.clone()).await;
-        if outcome.is_err() {
-            self.in_hand.give_back(&done);
-        }
-        Ok(outcome?)
+        Ok(self.checkpoints.commit(&self.log).await?)
+    }
+
+    /// Looks whether the store is still the one that was written to.
+    pub async fn look(&mut self) -> Result<(), Error> {
+        Ok(self.checkpoints.look(&self.log).await?)
+    }
+
+    /// After an error that [`Error::rewinds`]: requests whose lists the store lost are read again, and so is
+    /// everything in hand.
+    pub async fn rewind(&mut self) -> Result<(), Error> {
+        self.lanes.clear();
+        self.in_hand = InHand::default();
+        self.current.clear();
+        self.far.clear();
+        Ok(self.checkpoints.rewind(&mut self.log).await?)
     }
 
     /// Tells the engines the catalogue's names when they changed. A failure leaves the old ones:
@@ -330,7 +345,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     async fn serve_namespace(&self, ns: &str, works: &[&Work]) -> Result<Turn, Error> {
         let users: Vec<UserId> = works.iter().map(|work| work.request.user.clone()).collect();
         let peeks = self.store.peek(ns, &users).await?;
-        let (mut again, mut due, mut gone) = (Vec::new(), Vec::new(), Vec::<Told>::new());
+        let (mut again, mut due, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for (&work, peek) in works.iter().zip(peeks) {
             match self.need(work, &peek) {
                 Need::Take => due.push(work),
@@ -352,17 +367,20 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         } else {
             self.store.take(ns, &takes).await?
         };
-        let shop = self.shop.load_full();
-        let mut jobs: Vec<Job> = Vec::with_capacity(due.len());
+        let shop = self.shop.load().of(ns);
+        let mut jobs = Vec::new();
         for (work, taken) in due.into_iter().zip(taken) {
-            // A request may outlive an erase: then nobody is left to make a list for.
-            match taken.filter(|taken| !taken.state.is_vacant()) {
+            match taken {
+                // A request may outlive an erase: then nobody is left to make a list for. Whoever crashed between
+                // publishing their last list and looking at it again has left its record behind.
+                Some(taken) if taken.state.is_vacant() => {
+                    gone.push((work.request.user.clone(), None));
+                }
                 Some(taken) => jobs.push(self.job(work, taken, &shop)),
                 None => gone.push((work.request.user.clone(), None)),
             }
         }
-        // Who died after telling of their list, and before seeing that it is gone, left it to be untold here.
-        self.tell(ns, gone).await?;
+        tell_lists(&self.log, &self.store, (&self.settings.topics, ns), gone).await?;
         let takes = jobs.len() as u64;
         let lists = self.make(&jobs, &shop).await;
         let published = self.publish(ns, &jobs, lists).await?;
@@ -389,7 +407,8 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// Place of the user's arm; without any share the first one serves all.
     fn arm(&self, request: &Request) -> usize {
-        let arm = arm_of(&request.user.0, &self.settings.arm_seed, &self.shares);
+        let arms = arms_for(&request.ns, &self.shares);
+        let arm = arm_of(&request.user.0, &self.settings.arm_seed, &arms);
         arm.and_then(|arm| self.shares.iter().position(|known| known.id == arm.id))
             .unwrap_or(0)
     }
@@ -411,6 +430,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 dtype,
                 device,
             },
+            reference: loaded.reference.clone(),
             count: &*loaded.count,
             needs: &self.settings.needs,
             selection: &self.settings.selection,
@@ -479,18 +499,32 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         let loaded = &self.arms[arm];
         let (places, asks): (Vec<usize>, Vec<Ask>) = mine.into_iter().unzip();
         let start = (self.settings.clock)();
-        match loaded.engine.generate(asks).await {
+        match answers::of(&loaded.engine, asks).await {
             Ok(answers) => {
                 let generated = (self.settings.clock)().since(start);
                 count_batch(&loaded.arm.id, &answers, generated);
-                self.note_pace(generated, answers.len());
+                let pace = smoothed(self.seconds_per_user(), generated, answers.len());
+                self.per_user.store(Arc::new(pace));
                 let kit = self.kit(arm);
+                let unanswered = answers
+                    .iter()
+                    .filter(|answer| answer.ended != Ended::Complete);
+                let users = unanswered.count();
+                if users > 0 {
+                    tracing::warn!(
+                        arm = loaded.arm.id,
+                        users,
+                        "late, called off or too long; fallbacks stand in"
+                    );
+                }
+                let complete = places.into_iter().zip(&answers);
+                let complete = complete.filter(|(_, answer)| answer.ended == Ended::Complete);
                 let list = |(nth, answer): (usize, &Answer)| {
                     let made = finish(&jobs[nth].brief, answer, shop, &kit);
                     count_dropped(&made);
                     (nth, Listed { made, generated })
                 };
-                places.into_iter().zip(&answers).map(list).collect()
+                complete.map(list).collect()
             }
             Err(error) => {
                 metrics::engine_error(&error);
@@ -498,17 +532,6 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 Vec::new()
             }
         }
-    }
-
-    fn note_pace(&self, took: Duration, users: usize) {
-        let now = took / u32::try_from(users.max(1)).unwrap_or(u32::MAX);
-        let before = self.seconds_per_user();
-        let smooth = if before.is_zero() {
-            now
-        } else {
-            before.mul_f64(0.8) + now.mul_f64(0.2)
-        };
-        self.per_user.store(Arc::new(smooth));
     }
 
     async fn publish(&self, ns: &str, jobs: &[Job<'_>], lists: Vec<Listed>) -> Result<u64, Error> {
@@ -523,16 +546,16 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             .collect();
         let writes: Vec<Publish> = lists.iter().map(|(list, _)| list.clone()).collect();
         let outcomes = self.store.publish(ns, &writes).await?;
-        let mut out: Vec<Told> = Vec::new();
+        let mut out = Vec::new();
         for (((list, source), outcome), job) in lists.iter().zip(outcomes).zip(jobs) {
             metrics::fenced_off(outcome);
             if outcome == Published::Stored {
                 count_published(&self.arms[job.arm].arm.id, job.work, (*source, now));
-                out.push((list.user.clone(), Some(list.list.clone())));
+                out.push((list.user.clone(), Some(update(&list.list))));
             }
         }
         let published = out.len() as u64;
-        self.tell(ns, out).await?;
+        tell_lists(&self.log, &self.store, (&self.settings.topics, ns), out).await?;
         Ok(published)
     }
 
@@ -550,7 +573,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 audit: list.made.audited((queued, list.generated, rest)),
             },
             life: job.taken.state.life,
-            force: job.work.request.reason == Reason::Refresh,
+            force: job.work.request.force,
             only_if_absent: list.made.document.source == Source::Fallback,
         }
     }
@@ -559,12 +582,9 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     async fn tell_again(&self, ns: &str, covered: Vec<(&Work, Peek)>) -> Result<(), Error> {
         let told = covered.into_iter().map(|(work, peek)| {
             metrics::unchanged(work.request.lane);
-            (work.request.user.clone(), peek.list)
+            (work.request.user.clone(), current(&peek))
         });
-        self.tell(ns, told.collect()).await
-    }
-
-    async fn tell(&self, ns: &str, told: Vec<Told>) -> Result<(), Error> {
-        tell((&self.log, &self.store), (&self.settings.topics, ns), told).await
+        let place = (&self.settings.topics, ns);
+        tell_lists(&self.log, &self.store, place, told.collect()).await
     }
 }

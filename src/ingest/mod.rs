@@ -4,8 +4,10 @@
 //! letters are acknowledged. [`Ingest::handle`] may be called again with the same batches after any
 //! error: every effect is fenced. It decides nothing about users or products ([`crate::intake`] does).
 
+mod error;
 mod records;
-mod tell;
+mod states;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -14,20 +16,23 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use lru::LruCache;
 
+use crate::checkpoints::Checkpoints;
 use crate::event::{self, Accepted, Change, Reject, UserId};
 use crate::fold::Step;
 use crate::intake::{Counted, Edit, Listed, Plan, Rulebook, plan};
-use crate::list::Document;
-use crate::log::{self, Batch, Log};
-use crate::metrics::{self, EventOutcome, EventType, RecordOutcome};
+use crate::list::{Document, Update};
+use crate::log::bury::Graves;
+use crate::log::{Batch, Log};
+use crate::metrics::{self, EventOutcome, EventType, Stage};
 use crate::record::{Offset, Partition, Record, Resume, Timestamp};
 use crate::shop::Shop;
 use crate::state::Held;
-use crate::store::{self, Added, FoldWrite, Folded, Store, Stored};
+use crate::store::{Added, FoldWrite, Folded, Store, Stored};
 use crate::topics::Topics;
+pub use error::Error;
+pub use records::{bury, letter, request_record, update_record};
 use records::{count_records, deltas, stage, write_of};
-pub use records::{letter, request_record, update_record};
-pub use tell::{Told, tell};
+pub use told::{current, tell_lists, update};
 
 use crate::trigger::{Policy, Request};
 
@@ -53,8 +58,31 @@ pub struct Settings {
     pub cache_users: NonZeroUsize,
     /// False while a backfill catches up.
     pub triggers: bool,
-    /// `now` of decoding: the clock's on a live topic, the creation time of a backfill; `None` checks nothing.
-    pub now: fn() -> Option<Timestamp>,
+    /// What bounds record times.
+    pub now: Now,
+    /// Time from which the events of a partition are complete, where the log no longer had all of them.
+    pub complete_since: BTreeMap<Partition, Timestamp>,
+}
+
+/// The `now` that no record's time may be far ahead of.
+#[derive(Clone, Copy, Debug)]
+pub enum Now {
+    /// The broker stamps records: nothing can be ahead of it.
+    Unchecked,
+    /// The clock's, on a live topic whose producers stamp records.
+    Clock(fn() -> Timestamp),
+    /// That of a backfill's creation, so that whoever goes on with it refuses the same records.
+    Fixed(Timestamp),
+}
+
+impl Now {
+    fn read(self) -> Option<Timestamp> {
+        match self {
+            Self::Unchecked => None,
+            Self::Clock(clock) => Some(clock()),
+            Self::Fixed(now) => Some(now),
+        }
+    }
 }
 
 /// What became of the records handled: `folded + duplicate + dead` is all of them.
@@ -70,40 +98,12 @@ pub struct Tally {
     pub requests: u64,
 }
 
-/// What ends a try; see [`Error::retry`].
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The log.
-    #[error(transparent)]
-    Log(#[from] log::Error),
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] store::Error),
-    /// A fence above the partition's end: the topic was recreated, or this is another cluster.
-    #[error(
-        "user {user} was folded up to {fence:?} of {partition}, which ends at {end:?}; \
-         if the topic was recreated, raise kafka.incarnations.\"{}\"", partition.topic
-    )]
-    FenceAboveEnd {
-        /// Whose state.
-        user: UserId,
-        /// The partition.
-        partition: Partition,
-        /// Fence in the state.
-        fence: Offset,
-        /// End offset of the partition.
-        end: Offset,
-    },
-}
-
-impl Error {
-    /// Whether the same call may succeed later; otherwise the partition stops with an alarm.
-    pub fn retry(&self) -> bool {
-        match self {
-            Self::Log(error) => error.remedy() == log::Remedy::Retry,
-            Self::Store(error) => error.remedy() == store::Remedy::Retry,
-            Self::FenceAboveEnd { .. } => false,
-        }
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.folded += other.folded;
+        self.duplicate += other.duplicate;
+        self.dead += other.dead;
+        self.requests += other.requests;
     }
 }
 
@@ -114,13 +114,19 @@ pub struct Ingest<L, S> {
     settings: Settings,
     shop: Arc<ArcSwap<Shop>>,
     /// States as last stored by this member; a stale one costs a reload, never a wrong write.
-    cache: LruCache<UserId, Held>,
+    cache: LruCache<UserId, (u32, Held)>,
+    /// Age of the cache: what was put there two ages ago and not needed since is dropped.
+    age: u32,
     /// Fences of the counts as last seen, by partition and shard.
     chains: BTreeMap<Partition, BTreeMap<u8, Offset>>,
-    /// Handled, not yet committed.
-    ready: BTreeMap<Partition, Resume>,
+    /// Handled, not yet committed, and whether the store still is the one it was.
+    checkpoints: Checkpoints<S>,
+    /// Dead letters of batches in hand that need not be written again.
+    graves: Graves,
     /// Stopped with an alarm: nothing of them is handled until they are assigned anew.
     stopped: BTreeSet<Partition>,
+    /// How often the store's lost writes were read again.
+    rewound: u64,
 }
 
 /// Records that cannot be decoded, with the reason.
@@ -143,12 +149,15 @@ impl<L: Log, S: Store> Ingest<L, S> {
     pub fn new(log: L, store: S, shop: Arc<ArcSwap<Shop>>, settings: Settings) -> Self {
         Self {
             log,
+            checkpoints: Checkpoints::new(store.clone(), settings.ns.clone()),
             store,
             cache: LruCache::new(settings.cache_users),
+            age: 0,
             settings,
             shop,
             chains: BTreeMap::new(),
-            ready: BTreeMap::new(),
+            graves: Graves::default(),
+            rewound: 0,
             stopped: BTreeSet::new(),
         }
     }
@@ -174,16 +183,19 @@ impl<L: Log, S: Store> Ingest<L, S> {
             self.stopped.remove(partition);
             self.chains.remove(partition);
         }
+        self.checkpoints.assigned(partitions);
         metrics::stopped(self.stopped.len());
     }
 
     /// Partitions are no longer ours. What is handled is committed by the new owner's reading on.
     pub fn revoked(&mut self, partitions: &[Partition]) {
         for partition in partitions {
-            self.ready.remove(partition);
             self.chains.remove(partition);
             self.stopped.remove(partition);
         }
+        self.checkpoints.revoked(partitions);
+        self.graves.forget(partitions);
+        self.drop_states(partitions);
         metrics::stopped(self.stopped.len());
     }
 
@@ -200,6 +212,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
             .iter()
             .filter(|b| !self.stopped.contains(&b.partition))
             .collect();
+        self.store = self.checkpoints.store(&self.log).await?;
         let (users, rejects) = self.decode(&batches);
         let mut after = After {
             tally: Tally {
@@ -214,25 +227,45 @@ impl<L: Log, S: Store> Ingest<L, S> {
         self.tell(&mut after).await?;
         self.store.flush().await?;
         count_records(&after.seen);
+        self.graves
+            .forget(batches.iter().map(|batch| &batch.partition));
         for batch in batches {
             if let Some(last) = batch.records.last() {
-                self.ready
-                    .insert(batch.partition.clone(), Resume::after(last.position.offset));
+                let resume = Resume::after(last.position.offset);
+                self.checkpoints.done(&batch.partition, resume);
             }
         }
         Ok(after.tally)
     }
 
+    /// Nothing is left of a partition before `at`: the next commit goes there.
+    pub fn pass(&mut self, partition: &Partition, at: Resume) {
+        self.checkpoints.done(partition, at);
+    }
+
     /// Commits what is handled. A partition that is no longer ours is its new owner's business.
     pub async fn commit(&mut self) -> Result<(), Error> {
-        let done: Vec<(Partition, Resume)> = self
-            .ready
-            .iter()
-            .map(|(partition, resume)| (partition.clone(), *resume))
-            .collect();
-        log::commit_ours(&self.log, done).await?;
-        self.ready.clear();
+        Ok(self.checkpoints.commit(&self.log).await?)
+    }
+
+    /// Looks whether the store is still the one that was written to.
+    pub async fn look(&mut self) -> Result<(), Error> {
+        Ok(self.checkpoints.look(&self.log).await?)
+    }
+
+    /// After an error that [`Error::rewinds`]: what the store lost is read again. Batches in hand come again, too.
+    pub async fn rewind(&mut self) -> Result<(), Error> {
+        self.cache.clear();
+        self.chains.clear();
+        self.graves = Graves::default();
+        self.checkpoints.rewind(&mut self.log).await?;
+        self.rewound += 1;
         Ok(())
+    }
+
+    /// How often that was done.
+    pub fn rewound(&self) -> u64 {
+        self.rewound
     }
 
     fn decode<'a>(&self, batches: &[&'a Batch]) -> (BTreeMap<UserId, Vec<Accepted>>, Rejects<'a>) {
@@ -243,7 +276,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
             ..
         } = &self.settings;
         let limits = event::Limits {
-            now: now(),
+            now: now.read(),
             ..*limits
         };
         let mut users: BTreeMap<UserId, Vec<Accepted>> = BTreeMap::new();
@@ -264,27 +297,13 @@ impl<L: Log, S: Store> Ingest<L, S> {
         (users, rejects)
     }
 
-    async fn bury(&self, rejects: &[(&Record, Reject)]) -> Result<(), Error> {
-        if rejects.is_empty() {
-            return Ok(());
-        }
+    async fn bury(&mut self, rejects: &[(&Record, Reject)]) -> Result<(), Error> {
         let Settings { topics, group, .. } = &self.settings;
-        let letters = rejects
+        let dead: Vec<(&Record, Stage, &Reject)> = rejects
             .iter()
-            .map(|(record, reject)| {
-                letter(
-                    (&topics.dlq, group),
-                    record,
-                    (stage(topics, record), reject),
-                )
-            })
+            .map(|(record, reject)| (*record, stage(topics, record), reject))
             .collect();
-        log::replay::bury(&self.log, letters).await?;
-        for (record, reject) in rejects {
-            metrics::dlq(stage(topics, record), reject.code(), 1);
-            metrics::records(&record.position.partition.topic, RecordOutcome::Dlq, 1);
-        }
-        Ok(())
+        bury(&mut self.graves, &self.log, (&topics.dlq, group), &dead).await
     }
 
     async fn fold_users(
@@ -300,14 +319,15 @@ impl<L: Log, S: Store> Ingest<L, S> {
             let mut plans = Vec::with_capacity(todo.len());
             for (user, records) in &todo {
                 // Taken out until it is stored: after an error nothing half-written stays behind.
-                let held = self.cache.pop(user).unwrap_or_default();
-                self.below_end(user, &held, batches).await?;
+                let (_, held) = self.cache.pop(user).unwrap_or_default();
+                self.below_end(&held, batches).await?;
                 let book = Rulebook {
                     shop: &shop,
                     policy: &self.settings.policy,
                     ns: &self.settings.ns,
                     window: self.settings.window,
                     triggers: self.settings.triggers,
+                    complete_since: &self.settings.complete_since,
                 };
                 plans.push((user.clone(), plan(held, records, lists.get(user), &book)));
             }
@@ -318,7 +338,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
 
     /// A fence at or above the log's end is no duplicate: the log is another one than was folded. A batch
     /// may be older than another owner's writes, so the end is asked for before an alarm.
-    async fn below_end(&self, user: &UserId, held: &Held, batches: &[&Batch]) -> Result<(), Error> {
+    async fn below_end(&self, held: &Held, batches: &[&Batch]) -> Result<(), Error> {
         for batch in batches {
             let Some(fence) = held
                 .state
@@ -330,9 +350,8 @@ impl<L: Log, S: Store> Ingest<L, S> {
             };
             let end = self.log.end(&batch.partition).await?;
             if fence >= end {
-                let (user, partition) = (user.clone(), batch.partition.clone());
+                let partition = batch.partition.clone();
                 return Err(Error::FenceAboveEnd {
-                    user,
                     partition,
                     fence,
                     end,
@@ -416,33 +435,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
                 .or_default()
                 .push(counted);
         }
-        self.cache.put(user, plan.held);
-    }
-
-    async fn load(&mut self, users: impl Iterator<Item = &UserId>) -> Result<(), Error> {
-        let users: Vec<&UserId> = users.collect();
-        // A batch with more users than the cache holds must still find them all.
-        if users.len() > self.cache.cap().get() {
-            self.cache
-                .resize(NonZeroUsize::new(users.len()).unwrap_or(NonZeroUsize::MIN));
-        }
-        let all = users.len();
-        let missing: Vec<UserId> = users
-            .into_iter()
-            .filter(|user| !self.cache.contains(user))
-            .cloned()
-            .collect();
-        metrics::state_loads(metrics::Cache::Hit, (all - missing.len()) as u64);
-        metrics::state_loads(metrics::Cache::Miss, missing.len() as u64);
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let held = self.store.load(&self.settings.ns, &missing).await?;
-        for (user, held) in missing.into_iter().zip(held) {
-            self.cache.put(user, held);
-        }
-        metrics::state_cached(self.cache.len());
-        Ok(())
+        self.cache.put(user, (self.age, plan.held));
     }
 
     /// Stored lists of users whose profile may change: what it newly forbids goes in the same step.
@@ -531,22 +524,16 @@ impl<L: Log, S: Store> Ingest<L, S> {
         if !out.is_empty() {
             self.log.send(out).await?;
         }
-        let mut told: Vec<Told> = Vec::new();
-        for user in after.erased.drain(..) {
+        let mut told = Vec::new();
+        for user in &after.erased {
             metrics::erases(1);
-            told.push((user, None));
+            told.push((user.clone(), None));
         }
-        for (user, list) in after.stripped.drain(..) {
-            let list = Stored {
-                doc: list.doc.to_json(),
-                ticket: list.ticket,
-                covers: list.covers,
-                epoch: list.epoch,
-                at: list.doc.at,
-                audit: list.audit,
-            };
-            told.push((user, Some(list)));
+        for (user, list) in &after.stripped {
+            let doc = list.doc.to_json();
+            let value = Update::json((list.ticket, list.epoch), &list.covers, (&doc, &list.audit));
+            told.push((user.clone(), Some(value)));
         }
-        tell((&self.log, &self.store), (topics, ns), told).await
+        tell_lists(&self.log, &self.store, (topics, ns), told).await
     }
 }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::BUCKET_MS;
+use super::{BUCKET_MS, Error};
 use crate::event::{self, Reject, UserId};
 use crate::intake::{Counted, Edit, Plan};
-use crate::log::Outgoing;
+use crate::log::bury::Graves;
 use crate::log::dlq::{Failure, dead};
+use crate::log::{Log, Outgoing};
 use crate::metrics::{self, EventOutcome, EventType, RecordOutcome, Stage};
 use crate::record::{Offset, Partition, Record};
 use crate::store::{self, Cell, Delta, FoldWrite, ListEdit};
@@ -99,6 +100,7 @@ pub fn letter(
 ) -> Outgoing {
     let failure = Failure {
         group,
+        // Connect numbers its tasks; members of a group have no number.
         member: "0",
         stage: stage.text(),
         code: reject.code(),
@@ -106,6 +108,43 @@ pub fn letter(
         causes: "",
     };
     dead(record, &failure, dlq)
+}
+
+/// Buries what cannot be used; counts each letter once, when it is acknowledged, and those that wait until then.
+pub async fn bury<L: Log>(
+    graves: &mut Graves,
+    log: &L,
+    (dlq, group): (&Arc<str>, &str),
+    rejects: &[(&Record, Stage, &Reject)],
+) -> Result<(), Error> {
+    if rejects.is_empty() {
+        return Ok(());
+    }
+    let mut waiting: BTreeMap<Stage, usize> = BTreeMap::new();
+    for (_, stage, _) in rejects {
+        *waiting.entry(*stage).or_default() += 1;
+    }
+    for (stage, letters) in &waiting {
+        metrics::dlq_waiting(*stage, *letters);
+    }
+    let letters = rejects.iter().map(|(record, stage, reject)| {
+        let letter = letter((dlq, group), record, (*stage, reject));
+        (record.position.clone(), letter)
+    });
+    let buried = graves.bury(log, letters.collect()).await;
+    for nth in buried.new {
+        let (record, stage, reject) = rejects[nth];
+        metrics::dlq(stage, reject.code(), 1);
+        metrics::records(&record.position.partition.topic, RecordOutcome::Dlq, 1);
+    }
+    let left = buried.left;
+    if let Err(source) = buried.outcome {
+        return Err(Error::Dlq { left, source });
+    }
+    for stage in waiting.into_keys() {
+        metrics::dlq_waiting(stage, 0);
+    }
+    Ok(())
 }
 
 /// A request as a record of its lane, keyed by the user.

@@ -30,6 +30,9 @@ pub struct Audit {
     pub model: Option<Model>,
     /// SHA-256 of the template.
     pub template: String,
+    /// SHA-256 of the reference prompts whose mean was taken off the model's term; `none` where the mean is 0.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub references: String,
     /// SHA-256 of the prompt.
     pub prompt: String,
     /// Tokens of the prompt.

@@ -232,6 +232,20 @@ impl Admin {
         .await
     }
 
+    /// How many members a group has now.
+    pub async fn members(&self, group: &str) -> Result<usize, Error> {
+        let group = group.to_owned();
+        self.ask(move |admin| {
+            let found = admin
+                .client
+                .fetch_group_list(Some(&group), admin.limit())
+                .map_err(|error| unanswered("members of a group", &error, admin.limit()))?;
+            let of = |found: &rdkafka::groups::GroupInfo| found.members().len();
+            Ok(found.groups().iter().map(of).sum())
+        })
+        .await
+    }
+
     /// Records that a group has still to do on these topics; a partition it never committed counts whole.
     pub async fn lag(
         &self,

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::Outgoing;
-use crate::record::{Position, Record, Timestamp};
+use crate::record::{Position, Record, TIME_HEADER, Timestamp};
 
 const TOPIC: &str = "__connect.errors.topic";
 const PARTITION: &str = "__connect.errors.partition";
@@ -27,7 +27,7 @@ const TRACE: &str = "__connect.errors.exception.stacktrace";
 /// The reject's code, as in metrics.
 const CODE: &str = "nearshore.error.code";
 /// The original timestamp: a dlq topic may stamp records itself, or refuse the year 9999.
-const TIME: &str = "nearshore.time";
+const TIME: &str = TIME_HEADER;
 /// Size of a value that no broker would take.
 const VALUE_DROPPED: &str = "nearshore.value.dropped";
 /// How often the record was sent back.
@@ -88,7 +88,7 @@ pub fn dead(record: &Record, failure: &Failure<'_>, dlq: &Arc<str>) -> Outgoing 
         (MESSAGE, message.into()),
         (TRACE, causes.into()),
         (CODE, failure.code.into()),
-        (TIME, record.time.0.to_string()),
+        (TIME, record.occurred().0.to_string()),
     ];
     let mut headers = record.headers.clone();
     headers.extend(appended.map(|(name, text)| (name.to_owned(), Bytes::from(text))));
@@ -224,7 +224,10 @@ impl DeadLetter {
             return Err(Hindrance::Replayed(self.replays));
         }
         let mut headers = self.headers.clone();
-        headers.retain(|(name, _)| name != REPLAYS);
+        // The time once more as a header: a topic with LogAppendTime stamps the record anew, and a decoder
+        // takes the earlier of the two.
+        headers.retain(|(name, _)| name != REPLAYS && name != TIME);
+        headers.push((TIME.into(), self.time.0.to_string().into()));
         headers.push((REPLAYS.into(), (self.replays + 1).to_string().into()));
         if let (Some(partition), Some(offset)) = (self.partition, self.offset)
             && !headers.iter().any(|(name, _)| name == ORIGIN)
@@ -366,14 +369,20 @@ mod tests {
             // A foreign VALUE_DROPPED stays the foreign writer's: it is not ours to take away.
             let headers: Vec<_> = headers.into_iter().filter(|(name, _)| name != VALUE_DROPPED).collect();
             let original = record(headers, time);
+            let occurred = original.occurred();
             let written = dead(&original, &failure(), &"dlq".into());
             prop_assert!(written.headers.starts_with(&original.headers), "nothing is overwritten");
             let letter = DeadLetter::read(&back(&written));
             prop_assert_eq!(&letter.headers, &original.headers);
             prop_assert_eq!(letter.code.as_str(), "malformed_json");
             let again = letter.replay(3).expect("first replay");
-            prop_assert_eq!((&*again.topic, again.key, again.value), ("user-events", original.key, original.value));
-            prop_assert_eq!(again.time, Some(original.time));
+            prop_assert_eq!((&*again.topic, again.key, again.value), ("user-events", original.key.clone(), original.value.clone()));
+            prop_assert_eq!(again.time, Some(occurred).filter(|time| time.0 >= 0));
+            // On a topic that stamps it anew it still is as old as it was, also when it dies again.
+            let stamped = Record { headers: again.headers, time: Timestamp(i64::MAX), ..original };
+            prop_assert_eq!(stamped.occurred(), occurred);
+            let twice = DeadLetter::read(&back(&dead(&stamped, &failure(), &"dlq".into())));
+            prop_assert_eq!(twice.time, occurred);
         }
     }
 
@@ -389,7 +398,7 @@ mod tests {
         }
         let origin = original.headers.iter().find(|(name, _)| name == ORIGIN);
         assert_eq!(origin.expect("kept").1, "user-events/3:42");
-        assert_eq!(original.headers.len(), 3, "{:?}", original.headers);
+        assert_eq!(original.headers.len(), 4, "{:?}", original.headers);
         let letter = DeadLetter::read(&back(&dead(&original, &failure(), &"dlq".into())));
         assert_eq!(letter.replay(2), Err(Hindrance::Replayed(2)));
     }

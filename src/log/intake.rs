@@ -42,6 +42,8 @@ struct Own {
     committed: Option<Resume>,
     /// Last offset and first time of each uncommitted batch, in order.
     marks: VecDeque<(Offset, Timestamp)>,
+    /// Where reading is to go on; until the poll thread is there, what it still brings is dropped.
+    rewind: Option<Resume>,
 }
 
 impl Own {
@@ -110,13 +112,7 @@ impl Intake {
         for partition in partitions {
             state.own.remove(partition);
         }
-        state
-            .batches
-            .retain(|batch| !partitions.contains(&batch.partition));
-        (state.records, state.bytes) =
-            state.batches.iter().fold((0, 0), |(records, size), batch| {
-                (records + batch.records.len(), size + bytes(batch))
-            });
+        state.forget(partitions);
         let mut untold: Vec<Partition> = partitions.to_vec();
         for notice in &mut state.notices {
             if let Delivery::Assigned(waiting) = notice {
@@ -138,6 +134,37 @@ impl Intake {
         self.room.notify_one();
     }
 
+    /// Reading of these is to go on from there: what waits of them is taken back.
+    pub fn rewind(&self, to: &[(Partition, Resume)]) {
+        let mut state = self.lock();
+        let of: Vec<Partition> = to.iter().map(|(partition, _)| partition.clone()).collect();
+        state.forget(&of);
+        for (partition, resume) in to {
+            if let Some(own) = state.own.get_mut(partition) {
+                own.rewind = Some(*resume);
+                own.marks.clear();
+            }
+        }
+        drop(state);
+        self.room.notify_one();
+    }
+
+    /// Partitions whose reading is to go on elsewhere.
+    pub fn rewinds(&self) -> Vec<(Partition, Resume)> {
+        let state = self.lock();
+        let asked = state.own.iter();
+        asked
+            .filter_map(|(partition, own)| Some((partition.clone(), own.rewind?)))
+            .collect()
+    }
+
+    /// The poll thread reads on from there; unless it was asked for another place meanwhile.
+    pub fn rewound(&self, partition: &Partition, to: Resume) {
+        if let Some(own) = self.lock().own.get_mut(partition) {
+            own.rewind = own.rewind.filter(|asked| *asked != to);
+        }
+    }
+
     /// Queues a batch, or gives it back when the intake is full. One of a partition that is not ours vanishes.
     pub fn offer(&self, batch: Batch) -> Result<(), Batch> {
         let mut state = self.lock();
@@ -147,6 +174,9 @@ impl Intake {
         let Some(own) = state.own.get_mut(&batch.partition) else {
             return Ok(());
         };
+        if own.rewind.is_some() {
+            return Ok(());
+        }
         own.mark(&batch);
         state.records += batch.records.len();
         state.bytes += bytes(&batch);
@@ -174,13 +204,13 @@ impl Intake {
         true
     }
 
-    /// The next delivery, if there is one.
-    pub fn take(&self) -> Option<Result<Delivery, Error>> {
+    /// The next delivery, if there is one; with `batches` false, the next notice.
+    pub fn take(&self, batches: bool) -> Option<Result<Delivery, Error>> {
         let mut state = self.lock();
         if let Some(notice) = state.notices.pop_front() {
             return Some(Ok(notice));
         }
-        if let Some(batch) = state.batches.pop_front() {
+        if batches && let Some(batch) = state.batches.pop_front() {
             state.records -= batch.records.len();
             state.bytes -= bytes(&batch);
             if state.half_empty() {
@@ -192,11 +222,11 @@ impl Intake {
         Some(Err(Error::Stopped(why)))
     }
 
-    /// The next delivery. Cancel-safe: a delivery leaves the queue only in the poll that returns it.
-    pub async fn next(&self) -> Result<Delivery, Error> {
+    /// The next delivery, or notice. Cancel-safe: a delivery leaves the queue only in the poll that returns it.
+    pub async fn next(&self, batches: bool) -> Result<Delivery, Error> {
         loop {
             let readable = self.readable.notified();
-            if let Some(delivery) = self.take() {
+            if let Some(delivery) = self.take(batches) {
                 return delivery;
             }
             readable.await;
@@ -260,6 +290,15 @@ impl Intake {
 }
 
 impl State {
+    /// Takes back what waits of these.
+    fn forget(&mut self, partitions: &[Partition]) {
+        self.batches
+            .retain(|batch| !partitions.contains(&batch.partition));
+        (self.records, self.bytes) = self.batches.iter().fold((0, 0), |(records, size), batch| {
+            (records + batch.records.len(), size + bytes(batch))
+        });
+    }
+
     fn full(&self) -> bool {
         self.bytes >= FULL_BYTES || self.records >= FULL_RECORDS
     }
@@ -319,7 +358,7 @@ mod tests {
     }
 
     fn told(intake: &Intake) -> Vec<String> {
-        std::iter::from_fn(|| intake.take())
+        std::iter::from_fn(|| intake.take(true))
             .map(|delivery| match delivery.expect("not stopped") {
                 Delivery::Assigned(of) => format!("+{:?}", numbers(&of)),
                 Delivery::Revoked { partitions, lost } => {
@@ -391,12 +430,48 @@ mod tests {
         assert!(intake.lock().bytes < FULL_BYTES + 500 * 4_200);
         assert!(!intake.wait_for_room(Duration::from_millis(1)));
         while !intake.lock().half_empty() {
-            intake.take();
+            intake.take(true);
         }
         assert!(intake.wait_for_room(Duration::ZERO));
         intake.revoke(&[partition(0)], false);
         let state = intake.lock();
         assert_eq!((state.bytes, state.records), (0, 0));
+    }
+
+    #[test]
+    fn a_notice_comes_also_where_batches_must_wait() {
+        let intake = Intake::default();
+        intake.assign(vec![partition(0), partition(1)]);
+        intake.offer(batch(1, 0..2, 1)).expect("room");
+        intake.revoke(&[partition(0)], false);
+        assert!(matches!(
+            intake.take(false),
+            Some(Ok(Delivery::Assigned(_)))
+        ));
+        assert!(intake.take(false).is_none());
+        assert_eq!(told(&intake), ["1x2"]);
+    }
+
+    #[test]
+    fn nothing_read_before_a_rewind_is_delivered_after_it() {
+        let intake = Intake::default();
+        intake.assign(vec![partition(0), partition(1)]);
+        told(&intake);
+        intake.offer(batch(0, 5..8, 1)).expect("room");
+        intake.offer(batch(1, 0..2, 1)).expect("room");
+        intake.rewind(&[(partition(0), Resume(2)), (partition(7), Resume(1))]);
+        // The poll thread still had some in hand.
+        intake
+            .offer(batch(0, 8..9, 1))
+            .expect("dropped, not refused");
+        assert_eq!(intake.rewinds(), [(partition(0), Resume(2))]);
+        assert_eq!(told(&intake), ["1x2"]);
+        intake.rewind(&[(partition(0), Resume(1))]);
+        intake.rewound(&partition(0), Resume(2));
+        assert_eq!(intake.rewinds(), [(partition(0), Resume(1))]);
+        intake.rewound(&partition(0), Resume(1));
+        intake.offer(batch(0, 1..9, 1)).expect("room");
+        assert_eq!(told(&intake), ["0x8"]);
     }
 
     #[test]
@@ -418,13 +493,13 @@ mod tests {
     async fn a_dropped_next_loses_nothing() {
         let intake = std::sync::Arc::new(Intake::default());
         for round in 0..100 {
-            let waiting = tokio::time::timeout(Duration::ZERO, intake.next());
+            let waiting = tokio::time::timeout(Duration::ZERO, intake.next(true));
             assert!(waiting.await.is_err(), "round {round}");
             intake.assign(vec![partition(round)]);
-            drop(intake.next());
+            drop(intake.next(true));
             assert_eq!(told(&intake), [format!("+[{round}]")]);
         }
         intake.stop("over");
-        assert!(matches!(intake.next().await, Err(Error::Stopped(why)) if why == "over"));
+        assert!(matches!(intake.next(true).await, Err(Error::Stopped(why)) if why == "over"));
     }
 }

@@ -22,7 +22,7 @@ use super::health::{Health, Lag};
 use super::intake::Intake;
 use super::poll::{Member, Poller};
 use super::producer::{Producer, permanent, refused};
-use super::{Delivery, Error, Log, Outgoing, Settings};
+use super::{Committed, Delivery, Error, Log, Outgoing, Settings};
 use crate::record::{Offset, Partition, Resume};
 
 /// How long [`Log::close`] takes at most; the group notices by itself afterwards.
@@ -30,6 +30,9 @@ const CLOSE: Duration = Duration::from_secs(5);
 
 /// An offset to commit, with the note that Kafka keeps beside it.
 pub(super) type Commit = (Partition, Resume, String);
+
+/// The note beside a position that [`Log::commit`] made.
+const DONE: &str = "done";
 
 enum Job {
     Commit(Vec<Commit>, oneshot::Sender<Result<(), Error>>),
@@ -109,13 +112,21 @@ impl KafkaLog {
         self.producer.clone()
     }
 
+    /// Asks for the positions of what was assigned. For lag only, so a busy commit thread need not be waited for: the
+    /// next commit tells too.
+    fn note(&self, delivery: &Result<Delivery, Error>) {
+        if let (Ok(Delivery::Assigned(partitions)), Some(jobs)) = (delivery, &self.jobs) {
+            let _ = jobs.try_send(Job::Note(partitions.clone()));
+        }
+    }
+
     /// [`Log::commit`] with a note beside each offset.
     pub(super) async fn commit_noted(&self, done: Vec<Commit>) -> Result<(), Error> {
         self.ask(|reply| Job::Commit(done, reply)).await
     }
 
     /// Committed positions of these partitions with their notes; one without a position is left out.
-    pub(super) async fn committed(&self, of: Vec<Partition>) -> Result<Vec<Commit>, Error> {
+    pub(super) async fn noted(&self, of: Vec<Partition>) -> Result<Vec<Commit>, Error> {
         self.ask(|reply| Job::Ask(of, reply)).await
     }
 
@@ -137,12 +148,15 @@ impl KafkaLog {
 
 impl Log for KafkaLog {
     async fn next(&mut self) -> Result<Delivery, Error> {
-        let delivery = self.intake.next().await;
-        if let (Ok(Delivery::Assigned(partitions)), Some(jobs)) = (&delivery, &self.jobs) {
-            // For lag only, so a busy commit thread need not be waited for: the next commit tells too.
-            let _ = jobs.try_send(Job::Note(partitions.clone()));
-        }
+        let delivery = self.intake.next(true).await;
+        self.note(&delivery);
         delivery
+    }
+
+    async fn notice(&mut self) -> Result<Delivery, Error> {
+        let notice = self.intake.next(false).await;
+        self.note(&notice);
+        notice
     }
 
     async fn commit(&self, done: &[(Partition, Resume)]) -> Result<(), Error> {
@@ -150,8 +164,25 @@ impl Log for KafkaLog {
             return Ok(());
         }
         let noted =
-            |(partition, resume): &(Partition, Resume)| (partition.clone(), *resume, String::new());
+            |(partition, resume): &(Partition, Resume)| (partition.clone(), *resume, DONE.into());
         self.commit_noted(done.iter().map(noted).collect()).await
+    }
+
+    async fn committed(&self, of: &[Partition]) -> Result<Vec<Committed>, Error> {
+        let found = self.noted(of.to_vec()).await?;
+        let known = found
+            .into_iter()
+            .map(|(partition, resume, note)| Committed {
+                partition,
+                resume,
+                ours: note == DONE,
+            });
+        Ok(known.collect())
+    }
+
+    async fn rewind(&mut self, to: &[(Partition, Resume)]) -> Result<(), Error> {
+        self.intake.rewind(to);
+        Ok(())
     }
 
     async fn end(&self, partition: &Partition) -> Result<Offset, Error> {

@@ -4,6 +4,7 @@
 //! partition after its revoke. It does not know what records say.
 
 mod admin;
+pub mod bury;
 pub mod dlq;
 mod embedded;
 mod health;
@@ -12,6 +13,7 @@ mod kafka;
 mod memory;
 mod native;
 mod poll;
+pub mod probe;
 mod producer;
 pub mod replay;
 mod settings;
@@ -59,6 +61,17 @@ pub struct Batch {
     pub end: Offset,
 }
 
+/// A position that a group has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The partition.
+    pub partition: Partition,
+    /// Where the group resumes.
+    pub resume: Resume,
+    /// By [`Log::commit`]; otherwise an operator or a tool set it, and nothing may have been done before it.
+    pub ours: bool,
+}
+
 /// A record to be written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outgoing {
@@ -91,9 +104,17 @@ pub enum Error {
         /// The partition.
         partition: Partition,
     },
-    /// The broker refuses for good: authorisation, unknown topic, record too large.
+    /// The broker refuses for good: authorisation, unknown topic.
     #[error("{what}: {reason}")]
     Refused {
+        /// What was tried.
+        what: String,
+        /// The broker's words.
+        reason: String,
+    },
+    /// The broker refuses this record for what it is: too large, or of a time that the topic does not take.
+    #[error("{what}: {reason}")]
+    Unfit {
         /// What was tried.
         what: String,
         /// The broker's words.
@@ -121,7 +142,7 @@ impl Error {
         match self {
             Self::Timeout { .. } => Remedy::Retry,
             Self::NotAssigned { .. } => Remedy::Drop,
-            Self::Refused { .. } | Self::Stopped(_) => Remedy::Stop,
+            Self::Refused { .. } | Self::Unfit { .. } | Self::Stopped(_) => Remedy::Stop,
         }
     }
 }
@@ -149,10 +170,26 @@ pub trait Log: Send + Sync {
     /// The next delivery; waits for one. Cancel-safe: nothing is lost when the future is dropped.
     fn next(&mut self) -> impl Future<Output = Result<Delivery, Error>> + Send;
 
+    /// The next assignment or revoke, while the role has no room for records: they stay. Cancel-safe.
+    fn notice(&mut self) -> impl Future<Output = Result<Delivery, Error>> + Send;
+
     /// Makes `resume` the committed position of each partition, now.
     fn commit(
         &self,
         done: &[(Partition, Resume)],
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// The group's positions of these partitions; one without a position is left out.
+    fn committed(
+        &self,
+        of: &[Partition],
+    ) -> impl Future<Output = Result<Vec<Committed>, Error>> + Send;
+
+    /// Reading of partitions of ours goes on from these positions (or from the log's first record after them): what
+    /// waits of them is taken back, and nothing read before is delivered any more. One that is not ours is ignored.
+    fn rewind(
+        &mut self,
+        to: &[(Partition, Resume)],
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// End offset of a partition as the log has it now, not as it was when a batch was read.

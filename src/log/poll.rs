@@ -26,6 +26,7 @@ use rdkafka::{ClientContext, Message, TopicPartitionList};
 use super::health::{Health, Watch};
 use super::intake::{self, Intake};
 use super::{Batch, Settings, native};
+use crate::metrics;
 use crate::record::{Offset, Partition, Record};
 
 /// Records of a batch: enough that a flush's round trips are shared, few enough to fold in milliseconds.
@@ -36,6 +37,8 @@ const BATCH_BYTES: usize = 1 << 20;
 const BATCH_AGE: Duration = Duration::from_millis(5);
 /// How long a full intake is waited for before partitions are paused.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// How long a seek may take.
+const SEEK: Duration = Duration::from_secs(1);
 /// How often end offsets are noted.
 const ENDS: Duration = Duration::from_secs(1);
 
@@ -114,6 +117,7 @@ impl ConsumerContext for Member {
         what: RDKafkaRespErr,
         list: &mut TopicPartitionList,
     ) {
+        let _timed = Timed(Instant::now());
         let partitions = self.partitions(list);
         if what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             if let Err(error) = consumer.incremental_assign(list) {
@@ -156,6 +160,15 @@ impl ConsumerContext for Member {
             self.failed("unassign", &error);
         }
         self.post(Change::Revoked(partitions));
+    }
+}
+
+/// Measures a callback to its end, whichever that is.
+struct Timed(Instant);
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        metrics::callback(self.0.elapsed());
     }
 }
 
@@ -210,6 +223,7 @@ impl Poller {
         while !self.stop.load(Ordering::Relaxed) {
             health.beat();
             let now = Instant::now();
+            self.rewind();
             if !self.deliver(now) {
                 self.stall();
             } else if self.paused && !self.room(PATIENCE) {
@@ -389,6 +403,28 @@ impl Poller {
                             topic.remove(&partition.number);
                         }
                     }
+                }
+            }
+        }
+    }
+
+    /// Reads on elsewhere, as the role asked. Synchronous, which ends when librdkafka's main thread has taken it up:
+    /// from then on it hands out nothing that it had fetched before.
+    fn rewind(&mut self) {
+        let context = self.consumer.context().clone();
+        for (partition, to) in context.intake.rewinds() {
+            let at = rdkafka::Offset::Offset(to.0);
+            let (topic, number) = (&partition.topic, partition.number);
+            match self.consumer.seek(topic, number, at, SEEK) {
+                Ok(()) => {
+                    self.open(&partition);
+                    context.intake.rewound(&partition, to);
+                    tracing::info!(target: "kafka", %partition, to = to.0, "read again from here");
+                }
+                // Assigned a moment ago, or on its way out: the next turn knows more.
+                Err(error) => {
+                    tracing::debug!(target: "kafka", %partition, %error, "cannot be set back yet");
+                    self.turn(Duration::from_millis(10));
                 }
             }
         }

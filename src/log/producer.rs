@@ -105,6 +105,10 @@ impl Producer {
             return Error::Stopped(format!("{code}: {reason}"));
         }
         match error.rdkafka_error_code() {
+            Some(code) if unfit(code) => Error::Unfit {
+                what: format!("write to {}", record.topic),
+                reason: code.to_string(),
+            },
             Some(code) if permanent(code) => refused(&format!("write to {}", record.topic), error),
             _ if matches!(error, KafkaError::Canceled) => {
                 Error::Stopped("the producer was closed".into())
@@ -142,6 +146,19 @@ pub(super) fn refused(what: &str, error: &KafkaError) -> Error {
             .rdkafka_error_code()
             .map_or_else(|| error.to_string(), |code| code.to_string()),
     }
+}
+
+/// Errors that are the record's own doing: another record, or a lighter form of it, may go through.
+fn unfit(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::MessageSizeTooLarge
+            | Code::InvalidMessageSize
+            | Code::InvalidMessage
+            | Code::InvalidRecord
+            | Code::InvalidTimestamp
+    )
 }
 
 /// Errors that another try does not mend. All others pass, sooner or later.

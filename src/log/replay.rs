@@ -1,4 +1,4 @@
-//! Dead letters on the wire: [`bury`] them, [`list`] them, [`replay`] them.
+//! Dead letters in the topic `dlq`: [`list`] them, [`replay`] them. How they get there is [`super::bury`]'s.
 //!
 //! Replays are kept in the positions of the group [`GROUP`], so that a letter is sent back once, however often a
 //! replay is broken off or run with other filters: the position stands at the first letter that is left, and
@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::admin::{Admin, Extent};
-use super::dlq::{DeadLetter, Filter, Hindrance, lighter};
+use super::dlq::{DeadLetter, Filter, Hindrance};
 use super::tail::{Tailed, tail};
-use super::{Batch, Delivery, Error, KafkaLog, Log, Outgoing, Settings};
+use super::{Batch, Delivery, Error, KafkaLog, Log, Settings};
 use crate::record::{Partition, Resume};
 
 /// The consumer group whose positions say what was replayed.
@@ -20,29 +20,6 @@ pub const GROUP: &str = "nearshore-dlq-replay";
 const NOTE_MAX: usize = 4_000;
 /// A partition that brings nothing for so long is another replay's.
 const IDLE: Duration = Duration::from_secs(15);
-
-/// Writes dead letters; resolves when all are acknowledged. What a broker refuses is written in a lighter
-/// form, so that no record stops a partition. None is written twice by one call.
-pub async fn bury<L: Log>(log: &L, dead: Vec<Outgoing>) -> Result<(), Error> {
-    let one = async |letter: &Outgoing| log.send(vec![letter.clone()]).await;
-    let outcomes = futures::future::join_all(dead.iter().map(one)).await;
-    for (letter, mut outcome) in dead.iter().zip(outcomes) {
-        if !matches!(outcome, Err(Error::Refused { .. })) {
-            outcome?;
-            continue;
-        }
-        // Alone once more: a broker refuses a batch for one of its records.
-        outcome = one(letter).await;
-        for form in lighter(letter) {
-            match outcome {
-                Err(Error::Refused { .. }) => outcome = one(&form).await,
-                _ => break,
-            }
-        }
-        outcome?;
-    }
-    Ok(())
-}
 
 /// The last `limit` dead letters that match, oldest first.
 pub async fn list(
@@ -137,7 +114,7 @@ impl<F: FnMut(&DeadLetter, &Fate)> Run<'_, F> {
             match delivery? {
                 Delivery::Assigned(partitions) => {
                     let mut noted = BTreeMap::new();
-                    for (partition, resume, note) in log.committed(partitions.clone()).await? {
+                    for (partition, resume, note) in log.noted(partitions.clone()).await? {
                         noted.insert(partition, Ledger::read(resume, &note));
                     }
                     for partition in partitions {
@@ -231,7 +208,9 @@ async fn fate(order: &Order, letter: &DeadLetter, log: &KafkaLog) -> Result<Fate
     }
     match log.send(vec![record]).await {
         Ok(()) => Ok(Fate::Replayed),
-        Err(Error::Refused { reason, .. }) => Ok(Fate::Refused(reason)),
+        Err(Error::Refused { reason, .. } | Error::Unfit { reason, .. }) => {
+            Ok(Fate::Refused(reason))
+        }
         Err(error) => Err(error),
     }
 }
@@ -348,7 +327,7 @@ mod tests {
     async fn all_of_it_may_run_on_any_thread() {
         fn sendable<T: Send>(_: &T) {}
         fn of_any_log<L: Log>(log: &L) {
-            sendable(&bury(log, Vec::new()));
+            sendable(&crate::log::bury::bury(log, Vec::new()));
         }
         of_any_log(&crate::log::MemoryCluster::new(1).join("g", &[]));
         let settings = Settings::of("127.0.0.1:1");

@@ -142,8 +142,14 @@ impl Settings {
         config
             .set("group.id", group)
             .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            .set("partition.assignment.strategy", "cooperative-sticky");
+            .set("enable.auto.offset.store", "false");
+        if config.get("group.protocol") == Some("consumer") {
+            // The broker assigns, and decides how long a member may be silent; librdkafka refuses the client's word.
+            config.remove("session.timeout.ms");
+            config.remove("heartbeat.interval.ms");
+        } else {
+            config.set("partition.assignment.strategy", "cooperative-sticky");
+        }
         Ok(config)
     }
 
@@ -209,6 +215,19 @@ mod tests {
         for key in OWN {
             let error = with(|s| &mut s.consumer, key).check().expect_err(key);
             assert!(error.to_string().contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_brokers_protocol_of_groups_may_be_chosen() {
+        let mut settings = Settings::default();
+        settings
+            .consumer
+            .insert("group.protocol".into(), "consumer".into());
+        settings.check().expect("librdkafka takes it");
+        let config = settings.consuming("g").expect("no secrets");
+        for theirs in ["partition.assignment.strategy", "session.timeout.ms"] {
+            assert_eq!(config.get(theirs), None, "{theirs}");
         }
     }
 

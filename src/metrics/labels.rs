@@ -284,6 +284,8 @@ label! {
         Corrupt = "corrupt",
         /// Too few replicas acknowledged.
         NotReplicated = "not_replicated",
+        /// Redis is not the one it was: writes may be lost.
+        Regressed = "regressed",
         /// A model file that cannot be used.
         Load = "load",
         /// A prompt over the model's context.

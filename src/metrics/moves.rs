@@ -33,6 +33,11 @@ pub fn dlq(stage: Stage, code: &str, n: u64) {
     t::DLQ.add(&[stage.text(), code], n);
 }
 
+/// Dead letters of a stage that are not acknowledged yet.
+pub fn dlq_waiting(stage: Stage, letters: usize) {
+    t::DLQ_WAITING.set(&[stage.text()], letters as f64);
+}
+
 /// Users erased.
 pub fn erases(n: u64) {
     t::ERASES.add(&[], n);
@@ -85,6 +90,11 @@ pub fn queue(lane: impl Into<LaneLabel>, queue: Queue) {
     t::WAITING.set(&lane, queue.waiting as f64);
     t::OLDEST.set(&lane, queue.oldest.as_secs_f64());
     t::QUEUED_WORK.set(&lane, queue.work.as_secs_f64());
+}
+
+/// Whether backfill has no share, for live is behind its objective somewhere.
+pub fn backfill_held(held: bool) {
+    t::BACKFILL_HELD.set(&[], f64::from(u8::from(held)));
 }
 
 /// Users of a lane in the batch that runs now.
@@ -208,6 +218,16 @@ pub fn rebalanced(change: Rebalance, partitions: u64) {
     t::REBALANCES.add(&[change.text()], partitions);
 }
 
+/// Time inside a rebalance callback.
+pub fn callback(took: Duration) {
+    t::CALLBACK.observe(&[], took.as_secs_f64());
+}
+
+/// A request went back to the end of its lane.
+pub fn put_back(lane: impl Into<LaneLabel>) {
+    t::PUT_BACK.add(&[lane.into().text()], 1);
+}
+
 /// Partitions stopped with an alarm.
 pub fn stopped(partitions: usize) {
     t::STOPPED.set(&[], partitions as f64);
@@ -216,6 +236,12 @@ pub fn stopped(partitions: usize) {
 /// Round trips to Redis.
 pub fn round_trips(n: u64) {
     t::ROUND_TRIPS.add(&[], n);
+}
+
+/// Redis lost acknowledged writes, or may have; so many records are read again.
+pub fn rewound(records: u64) {
+    t::REGRESSIONS.add(&[], 1);
+    t::REWOUND.add(&[], records);
 }
 
 /// An edge failed.
@@ -228,7 +254,7 @@ pub fn log_error(error: &log::Error) {
     let failure = match error {
         log::Error::Timeout { .. } => Failure::Timeout,
         log::Error::NotAssigned { .. } => Failure::NotAssigned,
-        log::Error::Refused { .. } => Failure::Refused,
+        log::Error::Refused { .. } | log::Error::Unfit { .. } => Failure::Refused,
         log::Error::Stopped(_) => Failure::Stopped,
     };
     self::error(Edge::Log, failure);
@@ -241,6 +267,7 @@ pub fn store_error(error: &store::Error) {
         store::Error::Unavailable { .. } => Failure::Unavailable,
         store::Error::Corrupt { .. } => Failure::Corrupt,
         store::Error::NotReplicated { .. } => Failure::NotReplicated,
+        store::Error::Regressed { .. } => Failure::Regressed,
         store::Error::Refused { .. } => Failure::Refused,
     };
     self::error(Edge::Store, failure);

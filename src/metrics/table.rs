@@ -72,6 +72,8 @@ table! {
         "From a batch in hand until its writes and requests are acknowledged.";
     DLQ: Counter "nearshore_dlq_records_total" [stage = These(Stage::ALL), error = These(&crate::event::Reject::ALL_CODES)]
         "Records sent to the dlq, by stage and code.";
+    DLQ_WAITING: Gauge "nearshore_dlq_waiting_records" [stage = These(Stage::ALL)]
+        "Dead letters that the dlq has not acknowledged yet; their partitions go no further until it does.";
     ERASES: Counter "nearshore_erases_total" []
         "Users erased.";
     STATE_LOADS: Counter "nearshore_state_loads_total" [cache = These(Cache::ALL)]
@@ -86,6 +88,8 @@ table! {
         "Requests merged into another of the same user.";
     EXPIRED: Counter "nearshore_requests_expired_total" [lane = These(LaneLabel::ALL)]
         "Requests older than lanes.max_wait, served by the fallback.";
+    PUT_BACK: Counter "nearshore_requests_put_back_total" [lane = These(LaneLabel::ALL)]
+        "Requests written again at the end of their lane because they are due much later.";
     WAITING: Gauge "nearshore_requests_waiting" [lane = These(LaneLabel::ALL)]
         "Requests in memory that wait for the engine.";
     RUNNING: Gauge "nearshore_requests_running" [lane = These(LaneLabel::ALL)]
@@ -120,6 +124,8 @@ table! {
         "Publishes without effect, by the fence that stopped them.";
     EVENT_TO_LIST: Seconds "nearshore_event_to_list_seconds" [lane = These(LaneLabel::ALL), start = These(Start::ALL)]
         "From the record that asked until its list is in Redis.";
+    BACKFILL_HELD: Gauge "nearshore_backfill_held" []
+        "1 while backfill has no share of the model, because live is behind its objective in some worker.";
     COVERAGE: Gauge "nearshore_coverage_ratio" []
         "Share of recently active users, by sampling, whose list is model-made and covers their state.";
     CATALOGUE_SKUS: Gauge "nearshore_catalogue_skus" []
@@ -140,10 +146,16 @@ table! {
         "Age of the oldest uncommitted record; 0 when there is none.";
     REBALANCES: Counter "nearshore_rebalanced_partitions_total" [change = These(Rebalance::ALL)]
         "Partitions that came and went.";
+    CALLBACK: Seconds "nearshore_rebalance_callback_seconds" []
+        "Time inside a rebalance callback, which the whole group may have to wait for.";
     STOPPED: Gauge "nearshore_partitions_stopped" []
         "Partitions stopped with an alarm: a fence that outlived its log, or a value of a newer version.";
     ROUND_TRIPS: Counter "nearshore_redis_round_trips_total" []
         "Round trips to Redis, per primary.";
+    REGRESSIONS: Counter "nearshore_store_regressions_total" []
+        "Times a reader found that Redis is not the one it was, and read its lost writes again from the log.";
+    REWOUND: Counter "nearshore_rewound_records_total" []
+        "Records read again because Redis lost writes that it had acknowledged.";
     ERRORS: Counter "nearshore_errors_total" [stage = These(Edge::ALL), error = These(Failure::ALL)]
         "Failures of Kafka, Redis and the engine.";
     BUILD: Gauge "nearshore_build_info" [version = Later]

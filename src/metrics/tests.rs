@@ -34,6 +34,7 @@ fn all_moves() {
     unknown_skus(1);
     fold(second);
     dlq(Stage::Event, "no_key", 1);
+    dlq_waiting(Stage::Event, 1);
     erases(1);
     state_loads(Cache::Hit, 1);
     state_cached(1);

@@ -4,6 +4,7 @@
 //! the end of the alphabet; the same input gives the same bytes. It does not know the model's chat template:
 //! a prompt is what the user says and how the answer begins.
 
+mod reference;
 mod view;
 
 use minijinja::{Environment, UndefinedBehavior, context};
@@ -12,10 +13,15 @@ use sha2::{Digest, Sha256};
 
 use crate::record::Position;
 
+pub use reference::{Frozen, Misfit, PROMPTS, Person};
 pub use view::{Line, View, clean, words};
 
 /// The line of a template file after which the assistant's part begins.
 pub const ASSISTANT: &str = "---assistant---";
+
+/// Instructions that rendering may take: a template of loops within loops is refused, not waited for. The longest view
+/// takes some thousands.
+const FUEL: u64 = 200_000;
 
 /// An arm: what a list was made with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +34,9 @@ pub struct Arm {
     /// Share of users, relative to the other arms.
     #[serde(default = "one")]
     pub share: u32,
+    /// Namespaces whose lists it makes; none named: all that no other arm names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
     /// minijinja template file, relative to the configuration file.
     pub template: String,
     /// GGUF file or folder of safetensors.
@@ -47,6 +56,10 @@ pub struct Arm {
     /// Weight of log demand.
     #[serde(default)]
     pub demand_weight: f64,
+    /// File of frozen reference prompts, relative to the configuration file: what the model says behind
+    /// them is taken off its term. None takes nothing off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub references: Option<String>,
     /// Least log-probability of a name, theta; none keeps all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub theta: Option<f64>,
@@ -144,6 +157,7 @@ impl Template {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
+        environment.set_fuel(Some(FUEL));
         let mut template = Self {
             environment,
             name: name.to_owned(),

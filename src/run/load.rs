@@ -7,41 +7,53 @@ use anyhow::Context;
 
 use crate::arms::delay_of;
 use crate::config::Config;
-use crate::engine::constrained::Constrained;
+use crate::engine::Options;
+use crate::engine::constrained::{Constrained, Limits};
 use crate::engine::table::Table;
 use crate::engine::thread::{Handle, default_threads, spawn, spawn_with};
 use crate::generate::Loaded;
-use crate::prompt::{Arm, Template};
+use crate::naming::Reference;
+use crate::prompt::{Arm, Frozen, Template};
 
 /// Tokens of a text, as the arm's model counts them.
 type Count = Arc<dyn Fn(&str) -> usize + Send + Sync>;
 
+/// A running model: the way to it, its counting, the hash of its tokenizer.
+type Engine = (Handle, Count, String);
+
 /// Loads each arm's template and model; arms with the same model file share one engine.
 pub(super) fn load_arms(config: &Config) -> anyhow::Result<Vec<Loaded<Handle>>> {
-    let threads = if config.engine.threads == 0 {
-        default_threads()
-    } else {
-        config.engine.threads
+    let options = Options {
+        threads: match config.engine.threads {
+            0 => default_threads(),
+            threads => threads,
+        },
+        precision: config.engine.precision,
+        ..Options::default()
     };
-    let mut engines: BTreeMap<String, (Handle, Count)> = BTreeMap::new();
+    let mut engines: BTreeMap<String, Engine> = BTreeMap::new();
     let mut arms = Vec::new();
     for arm in &config.arms {
         if !engines.contains_key(&arm.model) {
-            let loaded = start(config, arm, threads).with_context(|| format!("arm {}", arm.id))?;
+            let loaded = start(config, arm, options).with_context(|| format!("arm {}", arm.id))?;
             engines.insert(arm.model.clone(), loaded);
         }
-        let (engine, count) = engines.get(&arm.model).cloned().context("inserted above")?;
+        let (engine, count, tokenizer) =
+            engines.get(&arm.model).cloned().context("inserted above")?;
         let file = config.resolve(&arm.template);
         let source = std::fs::read_to_string(&file)
             .with_context(|| format!("arm {}: template {}", arm.id, file.display()))?;
         let template = Template::load(&source, &arm.template)
             .with_context(|| format!("arm {}: template {}", arm.id, file.display()))?;
+        let reference = reference(config, arm, (&template, &tokenizer));
+        let reference = reference.with_context(|| format!("arm {}", arm.id))?;
         let info = engine.info().clone();
         arms.push(Loaded {
             arm: arm.clone(),
             template,
             info,
             count,
+            reference,
             engine,
         });
     }
@@ -52,8 +64,29 @@ pub(super) fn load_arms(config: &Config) -> anyhow::Result<Vec<Loaded<Handle>>> 
     Ok(arms)
 }
 
+/// The arm's frozen reference prompts, if it has any.
+fn reference(
+    config: &Config,
+    arm: &Arm,
+    (template, tokenizer): (&Template, &str),
+) -> anyhow::Result<Option<Arc<Reference>>> {
+    let Some(file) = &arm.references else {
+        tracing::warn!(
+            arm = arm.id,
+            "no references: its lists keep the model's habits"
+        );
+        return Ok(None);
+    };
+    let path = config.resolve(file);
+    let text = std::fs::read_to_string(&path);
+    let text = text.with_context(|| format!("references {}", path.display()))?;
+    let read = Frozen::read(&text, &template.hash, tokenizer);
+    let reference = read.with_context(|| format!("references {}", path.display()))?;
+    Ok(Some(Arc::new(reference)))
+}
+
 /// An arm's model on a thread of its own, and how its prompts are counted.
-fn start(config: &Config, arm: &Arm, threads: usize) -> anyhow::Result<(Handle, Count)> {
+fn start(config: &Config, arm: &Arm, options: Options) -> anyhow::Result<Engine> {
     if let Some(delay) = delay_of(&arm.model) {
         let delay = delay.map_err(anyhow::Error::msg)?;
         tracing::warn!(
@@ -65,14 +98,25 @@ fn start(config: &Config, arm: &Arm, threads: usize) -> anyhow::Result<(Handle, 
         return Ok((
             engine,
             Arc::new(|said: &str| said.split_whitespace().count()),
+            "words".into(),
         ));
     }
     let path = config.resolve(&arm.model);
     let since = std::time::Instant::now();
-    let model = Constrained::load(&path, threads)?;
-    tracing::info!(arm = arm.id, model = %path.display(), seconds = since.elapsed().as_secs_f64(), "model loaded");
+    let limits = Limits {
+        rows_max: config.engine.batch_rows_max,
+        kv_max: config.engine.kv_mb_max << 20,
+        time_max: config.engine.generation_max,
+    };
+    let model = Constrained::load(&path, options)?.limited(limits);
+    tracing::info!(arm = arm.id, model = %path.display(), seconds = since.elapsed().as_secs_f64(), "model loaded: {}", model.loading());
     let (text, pulse) = (model.text().clone(), model.pulse());
+    let tokenizer = text.hash()?;
     // What cannot be counted is taken for as long as its bytes: over any budget rather than under.
     let count = move |said: &str| text.tokens(said).map_or(said.len(), |tokens| tokens.len());
-    Ok((spawn_with(Box::new(model), pulse), Arc::new(count)))
+    Ok((
+        spawn_with(Box::new(model), pulse),
+        Arc::new(count),
+        tokenizer,
+    ))
 }

@@ -6,13 +6,16 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::wait_ready;
+use crate::checkpoints::LOOK_EVERY;
 use crate::generate::{self, Generate};
-use crate::ingest::{Error, Ingest};
+use crate::http::{Gate, Ready};
+use crate::ingest::{Error, Ingest, Tally};
 use crate::keeper::wall_clock;
-use crate::log::{Batch, Delivery, Log};
+use crate::log::{self, Batch, Delivery, Log};
 use crate::metrics;
 use crate::record::Timestamp;
 use crate::stock::Stock;
@@ -20,19 +23,22 @@ use crate::store::Store;
 use crate::trigger::Lane;
 
 /// How often done offsets are committed.
-const COMMIT_EVERY: Duration = Duration::from_millis(500);
+pub(crate) const COMMIT_EVERY: Duration = Duration::from_millis(500);
 
 /// First wait after an error that may pass; doubled up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(50);
 
-/// Longest wait between two tries.
-const RETRY_MAX: Duration = Duration::from_secs(2);
+/// Longest wait between two tries: what a store that is back has to wait for us.
+const RETRY_MAX: Duration = Duration::from_millis(500);
+
+/// A state that is not needed for one to two of these leaves the memory.
+const STATES_AGE: Duration = Duration::from_secs(300);
 
 /// Records folded in one go; more would delay commits and revokes.
 const GATHER_MAX: usize = 4_000;
 
 /// Counts partitions that come and go.
-fn count_rebalance(delivery: &Delivery) {
+pub(crate) fn count_rebalance(delivery: &Delivery) {
     let (change, partitions) = match delivery {
         Delivery::Assigned(partitions) => (metrics::Rebalance::Assigned, partitions),
         Delivery::Revoked { partitions, lost } if *lost => (metrics::Rebalance::Lost, partitions),
@@ -43,7 +49,7 @@ fn count_rebalance(delivery: &Delivery) {
 }
 
 /// Deliveries until the log has nothing at once, or enough is gathered. At most one batch per partition.
-pub(super) async fn gather<L: Log>(
+pub(crate) async fn gather<L: Log>(
     log: &mut L,
     first: Delivery,
 ) -> Result<(Vec<Batch>, Option<Delivery>), Error> {
@@ -73,27 +79,156 @@ pub(super) async fn gather<L: Log>(
     }
 }
 
+/// Ticks that a long call swallows are not made up for.
+fn every(period: Duration) -> Interval {
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// What the loops do with any role.
+pub(super) trait Member: Send {
+    fn commit(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
+    fn look(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
+    fn rewind(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
+macro_rules! member {
+    ($role:ident<$($of:ident: $bound:path),+>) => {
+        impl<$($of: $bound),+> Member for $role<$($of),+> {
+            async fn commit(&mut self) -> Result<(), Error> {
+                self.commit().await
+            }
+
+            async fn look(&mut self) -> Result<(), Error> {
+                self.look().await
+            }
+
+            async fn rewind(&mut self) -> Result<(), Error> {
+                self.rewind().await
+            }
+        }
+    };
+}
+
+member!(Ingest<L: Log, S: Store>);
+member!(Stock<L: Log, S: Store>);
+member!(Generate<L: Log, S: Store, A: generate::Answers>);
+
+/// Waits between tries of one thing.
+pub(super) struct Patience(Duration);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self(RETRY_MIN)
+    }
+}
+
+impl Patience {
+    /// Counts the error and waits; false if cancelled.
+    pub(super) async fn wait(&mut self, error: &Error, cancel: &CancellationToken) -> bool {
+        count_error(error);
+        tracing::warn!(%error, wait = ?self.0, "will be tried again");
+        tokio::select! {
+            () = cancel.cancelled() => false,
+            () = tokio::time::sleep(self.0) => {
+                self.0 = (self.0 * 2).min(RETRY_MAX);
+                true
+            }
+        }
+    }
+}
+
+/// After a store that lost writes: reads again, until that succeeds. What is in hand is to be dropped.
+pub(super) async fn rewind(
+    member: &mut impl Member,
+    why: &Error,
+    cancel: &CancellationToken,
+) -> anyhow::Result<()> {
+    count_error(why);
+    let mut patience = Patience::default();
+    while let Err(error) = member.rewind().await {
+        anyhow::ensure!(error.retry() || error.rewinds(), error);
+        if !patience.wait(&error, cancel).await {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A commit that fails for now is made again with the next; one that fails for good ends the role.
+pub(super) async fn commit(
+    member: &mut impl Member,
+    cancel: &CancellationToken,
+) -> anyhow::Result<()> {
+    match member.commit().await {
+        Err(error) if error.rewinds() => rewind(member, &error, cancel).await,
+        Err(error) if error.retry() => {
+            count_error(&error);
+            tracing::warn!(%error, "commit will be tried again");
+            Ok(())
+        }
+        outcome => Ok(outcome?),
+    }
+}
+
+/// Looks whether the store is the one that it was; one that does not answer is somebody else's alarm.
+pub(super) async fn look(
+    member: &mut impl Member,
+    cancel: &CancellationToken,
+) -> anyhow::Result<()> {
+    match member.look().await {
+        Err(error) if error.rewinds() => rewind(member, &error, cancel).await,
+        Err(error) if error.retry() => {
+            count_error(&error);
+            Ok(())
+        }
+        outcome => Ok(outcome?),
+    }
+}
+/// Says on `/readyz` that dead letters wait: the role goes no further until the dlq takes them.
+fn say(dlq: &Gate, error: &Error) {
+    match error {
+        Error::Dlq { .. } => dlq.shut(error.to_string()),
+        Error::Log(_) | Error::Store(_) | Error::FenceAboveEnd { .. } => {}
+    }
+}
+
+/// The gate of the dlq, open until letters wait.
+pub(super) fn dlq_gate(ready: &Ready, name: &'static str) -> Gate {
+    let gate = ready.gate(name);
+    gate.open(TAKES);
+    gate
+}
+
+/// What a gate of the dlq says while no letter waits.
+const TAKES: &str = "no dead letter waits";
+
 pub(super) async fn ingest_loop<L: Log, S: Store>(
     mut member: Ingest<L, S>,
-    mut ready: watch::Receiver<bool>,
+    (mut ready, dlq): (watch::Receiver<bool>, Gate),
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     // Without the catalogue a first list could not be judged by the rules.
     if wait_ready(&mut ready, &cancel).await {
-        let mut commits = tokio::time::interval(COMMIT_EVERY);
+        let mut commits = every(COMMIT_EVERY);
+        let mut looks = every(LOOK_EVERY);
+        let mut ages = every(STATES_AGE);
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
-                _ = commits.tick() => commit_softly(member.commit().await)?,
+                _ = commits.tick() => commit(&mut member, &cancel).await?,
+                _ = looks.tick() => look(&mut member, &cancel).await?,
+                _ = ages.tick() => member.grow_old(),
                 delivery = member.log().next() => {
                     let (batches, rest) = gather(member.log(), delivery?).await?;
-                    fold_all(&mut member, &batches, &cancel).await;
+                    fold_all(&mut member, &batches, (&dlq, &cancel)).await?;
                     rest.iter().for_each(count_rebalance);
                     match rest {
                         Some(Delivery::Assigned(partitions)) => member.assigned(&partitions),
                         Some(Delivery::Revoked { partitions, lost }) => {
                             if !lost {
-                                commit_softly(member.commit().await)?;
+                                commit(&mut member, &cancel).await?;
                             }
                             member.revoked(&partitions);
                         }
@@ -102,52 +237,62 @@ pub(super) async fn ingest_loop<L: Log, S: Store>(
                 }
             }
         }
-        commit_softly(member.commit().await)?;
+        commit(&mut member, &cancel).await?;
     }
     member.into_log().close().await;
     Ok(())
 }
 
 /// Folds batches, again and again while the cause may pass; a cause that stays stops its partition.
-pub(super) async fn fold_all<L: Log, S: Store>(
+pub(crate) async fn fold_all<L: Log, S: Store>(
     member: &mut Ingest<L, S>,
     batches: &[Batch],
-    cancel: &CancellationToken,
-) {
+    (dlq, cancel): (&Gate, &CancellationToken),
+) -> anyhow::Result<Tally> {
+    let mut tally = Tally::default();
     if batches.is_empty() {
-        return;
+        return Ok(tally);
     }
-    let mut wait = RETRY_MIN;
+    let mut patience = Patience::default();
     loop {
         let start = std::time::Instant::now();
         match member.handle(batches).await {
-            Ok(_) => return metrics::fold(start.elapsed()),
+            Ok(done) => {
+                dlq.open(TAKES);
+                metrics::fold(start.elapsed());
+                return Ok(done);
+            }
+            // These batches come again, from further back.
+            Err(error) if error.rewinds() => {
+                rewind(member, &error, cancel).await?;
+                return Ok(tally);
+            }
             Err(error) if error.retry() => {
-                count_error(&error);
-                tracing::warn!(%error, ?wait, "will be tried again");
+                say(dlq, &error);
+                if !patience.wait(&error, cancel).await {
+                    return Ok(tally);
+                }
             }
             Err(error) if batches.len() == 1 => {
                 count_error(&error);
-                return member.stop(&batches[0].partition, &error);
+                member.stop(&batches[0].partition, &error);
+                return Ok(tally);
             }
             Err(_) => {
                 // One of them cannot go on; find out which, so that the others do.
                 for batch in batches {
-                    Box::pin(fold_all(member, std::slice::from_ref(batch), cancel)).await;
+                    let one = std::slice::from_ref(batch);
+                    tally += Box::pin(fold_all(member, one, (dlq, cancel))).await?;
                 }
-                return;
+                return Ok(tally);
             }
-        }
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY_MAX),
         }
     }
 }
 
 pub(super) fn count_error(error: &Error) {
     match error {
-        Error::Log(error) => metrics::log_error(error),
+        Error::Log(error) | Error::Dlq { source: error, .. } => metrics::log_error(error),
         Error::Store(error) => metrics::store_error(error),
         Error::FenceAboveEnd { .. } => {
             metrics::error(metrics::Edge::Log, metrics::Failure::Refused)
@@ -156,7 +301,7 @@ pub(super) fn count_error(error: &Error) {
 }
 
 /// A commit that fails for now is made again with the next; one that fails for good ends the role.
-pub(super) fn commit_softly(outcome: Result<(), Error>) -> anyhow::Result<()> {
+pub(crate) fn commit_softly(outcome: Result<(), Error>) -> anyhow::Result<()> {
     match outcome {
         Err(error) if !error.retry() => Err(error.into()),
         Err(error) => {
@@ -170,40 +315,49 @@ pub(super) fn commit_softly(outcome: Result<(), Error>) -> anyhow::Result<()> {
 
 pub(super) async fn stock_loop<L: Log, S: Store>(
     mut member: Stock<L, S>,
+    dlq: Gate,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut commits = tokio::time::interval(COMMIT_EVERY);
+    let mut commits = every(COMMIT_EVERY);
+    let mut looks = every(LOOK_EVERY);
     loop {
         tokio::select! {
             () = cancel.cancelled() => break,
-            _ = commits.tick() => commit_softly(member.commit().await)?,
+            _ = commits.tick() => commit(&mut member, &cancel).await?,
+            _ = looks.tick() => look(&mut member, &cancel).await?,
             delivery = member.log().next() => {
                 let delivery = delivery?;
                 count_rebalance(&delivery);
-                let mut wait = RETRY_MIN;
+                let mut patience = Patience::default();
                 while let Err(error) = member.handle(&delivery).await {
+                    if error.rewinds() {
+                        rewind(&mut member, &error, &cancel).await?;
+                        break;
+                    }
                     anyhow::ensure!(error.retry(), error);
-                    count_error(&error);
-                    tracing::warn!(%error, ?wait, "will be tried again");
-                    tokio::select! {
-                        () = cancel.cancelled() => break,
-                        () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY_MAX),
+                    say(&dlq, &error);
+                    if !patience.wait(&error, &cancel).await {
+                        break;
                     }
                 }
+                dlq.open(TAKES);
             }
         }
     }
-    commit_softly(member.commit().await)?;
+    commit(&mut member, &cancel).await?;
     member.into_log().close().await;
     Ok(())
 }
 
 pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
     mut member: Generate<L, S, A>,
+    dlq: Gate,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut commits = tokio::time::interval(COMMIT_EVERY);
-    let mut wait = RETRY_MIN;
+    let mut commits = every(COMMIT_EVERY);
+    let mut looks = every(LOOK_EVERY);
+    let mut patience = Patience::default();
+    let mut signals = every(generate::HEED_EVERY);
     loop {
         let now = wall_clock();
         count_lanes(&member, now);
@@ -216,9 +370,12 @@ pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
         tokio::select! {
             biased;
             () = cancel.cancelled() => break,
-            _ = commits.tick() => commit_softly(member.commit().await)?,
-            delivery = member.log().next(), if member.lanes().room() > 0 => {
-                take_in(&mut member, delivery?).await?;
+            _ = commits.tick() => commit(&mut member, &cancel).await?,
+            _ = looks.tick() => look(&mut member, &cancel).await?,
+            // Asked again in two seconds.
+            _ = signals.tick() => drop(member.heed(wall_clock()).await.inspect_err(count_error)),
+            delivery = next(&mut member) => {
+                take_in(&mut member, delivery?, (&dlq, &cancel)).await?;
                 continue;
             }
             () = tokio::time::sleep(pause) => {}
@@ -229,19 +386,28 @@ pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
             turn = member.turn(wall_clock()) => turn,
         };
         match turn {
-            Ok(_) => wait = RETRY_MIN,
+            Ok(_) => patience = Patience::default(),
+            Err(error) if error.rewinds() => rewind(&mut member, &error, &cancel).await?,
             Err(error) if error.retry() => {
-                count_error(&error);
-                tracing::warn!(%error, ?wait, "will be tried again");
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(RETRY_MAX);
+                patience.wait(&error, &cancel).await;
             }
             Err(error) => return Err(error.into()),
         }
     }
-    commit_softly(member.commit().await)?;
+    commit(&mut member, &cancel).await?;
     member.into_log().close().await;
     Ok(())
+}
+
+/// The next delivery; where the lanes are full, only what comes and goes, for work of others is not to be kept.
+async fn next<L: Log, S: Store, A: generate::Answers>(
+    member: &mut Generate<L, S, A>,
+) -> Result<Delivery, log::Error> {
+    if member.lanes().room() > 0 {
+        member.log().next().await
+    } else {
+        member.log().notice().await
+    }
 }
 
 pub(super) fn count_lanes<L: Log, S: Store, A: generate::Answers>(
@@ -264,15 +430,26 @@ pub(super) fn count_lanes<L: Log, S: Store, A: generate::Answers>(
 pub(super) async fn take_in<L: Log, S: Store, A: generate::Answers>(
     member: &mut Generate<L, S, A>,
     delivery: Delivery,
+    (dlq, cancel): (&Gate, &CancellationToken),
 ) -> anyhow::Result<()> {
     count_rebalance(&delivery);
     match delivery {
-        Delivery::Batch(batch) => member.receive(&batch, wall_clock()).await?,
+        Delivery::Batch(batch) => {
+            let mut patience = Patience::default();
+            while let Err(error) = member.receive(&batch, wall_clock()).await {
+                anyhow::ensure!(error.retry(), error);
+                say(dlq, &error);
+                if !patience.wait(&error, cancel).await {
+                    return Ok(());
+                }
+            }
+            dlq.open(TAKES);
+        }
         Delivery::Revoked { partitions, .. } => {
-            commit_softly(member.commit().await)?;
+            commit(member, cancel).await?;
             member.revoked(&partitions);
         }
-        Delivery::Assigned(_) => {}
+        Delivery::Assigned(partitions) => member.assigned(&partitions),
     }
     Ok(())
 }

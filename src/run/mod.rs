@@ -3,8 +3,9 @@
 //! Invariant: no task is detached: one task's end ends the process's work, and a cancelled process
 //! commits what is done and leaves its groups within [`DRAIN`]. It wires; it decides nothing.
 
+mod backfill;
 mod load;
-mod loops;
+pub(crate) mod loops;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -20,14 +21,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use load::load_arms;
-use loops::{generate_loop, ingest_loop, stock_loop};
+use loops::{dlq_gate, generate_loop, ingest_loop, stock_loop};
 use watch::{ENGINE_STALLED, join, watch_coverage, watch_engine, watch_redis};
 
 use crate::config::Config;
 use crate::event::UserId;
 use crate::generate::{self, Generate};
 use crate::http::{App, Health, Ready, serve};
-use crate::ingest::{self, Ingest};
+use crate::ingest::{self, Ingest, Now};
 use crate::keeper::{Keeper, wall_clock};
 
 use crate::log::Admin;
@@ -36,6 +37,8 @@ use crate::namespace::Eye;
 use crate::shop::Shop;
 use crate::stock::{self, Stock};
 use crate::store::RedisStore;
+
+pub use backfill::{Outcome, backfill};
 
 /// SIGTERM to the end; Kubernetes' grace is longer.
 pub const DRAIN: Duration = Duration::from_secs(8);
@@ -252,18 +255,8 @@ fn keeper_settings(config: &Config, roles: Roles) -> crate::keeper::Settings {
     }
 }
 
-/// The clock that decoding compares with, to refuse records far ahead of now.
-fn live_now() -> Option<crate::record::Timestamp> {
-    Some(wall_clock())
-}
-
 /// How long the broker may take to describe its topics.
 const DESCRIBE_MAX: Duration = Duration::from_secs(3);
-
-/// For topics whose times the broker gives: nothing can be ahead of it, and our clock is no judge.
-fn broker_now() -> Option<crate::record::Timestamp> {
-    None
-}
 
 /// Whether the broker stamps both topics of users; where it does not say, it is taken not to.
 async fn stamped_by_broker(config: &Config) -> bool {
@@ -304,18 +297,22 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
         window: config.state.window,
         cache_users: NonZeroUsize::new(config.state.cache_users).unwrap_or(NonZeroUsize::MIN),
         triggers: true,
-        now: live_now,
+        now: Now::Clock(wall_clock),
+        complete_since: BTreeMap::new(),
     };
     let (stop, states) = (cancel.clone(), store.clone());
     let stamped = config.clone();
+    let gate = dlq_gate(&parts.ready, "dlq-ingest");
     tasks.spawn(async move {
         let now = if stamped_by_broker(&stamped).await {
-            broker_now
+            Now::Unchecked
         } else {
-            live_now
+            Now::Clock(wall_clock)
         };
         let member = Ingest::new(log, states, shop, ingest::Settings { now, ..settings });
-        ingest_loop(member, catalogue, stop).await.context("ingest")
+        ingest_loop(member, (catalogue, gate), stop)
+            .await
+            .context("ingest")
     });
     let log = join(
         tasks,
@@ -323,7 +320,8 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
         ("stock", stock::GROUP.into(), vec![topics.catalog.clone()]),
     )?;
     let member = Stock::new(log, store, (topics, config.limits()));
-    tasks.spawn(async move { stock_loop(member, cancel).await.context("stock") });
+    let gate = dlq_gate(&parts.ready, "dlq-stock");
+    tasks.spawn(async move { stock_loop(member, gate, cancel).await.context("stock") });
     Ok(())
 }
 
@@ -396,7 +394,7 @@ async fn generate_task(
     let mut member = Generate::new(log, store, shop, (arms, settings));
     member.warm().await;
     gate.open("warm");
-    generate_loop(member, cancel).await
+    generate_loop(member, dlq_gate(&ready, "dlq-generate"), cancel).await
 }
 
 /// False if cancelled before.

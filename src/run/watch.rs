@@ -15,10 +15,10 @@ use crate::engine::thread::Handle;
 use crate::event::UserId;
 use crate::http::Heart;
 use crate::keeper::wall_clock;
-use crate::list::{Document, Source};
 use crate::log::{KafkaLog, Standing};
 use crate::metrics;
-use crate::store::{Peek, RedisStore, Store};
+use crate::namespace::is_covered;
+use crate::store::{RedisStore, Store};
 
 /// A poll loop that makes no turn for so long is stuck.
 const POLL_STALLED: Duration = Duration::from_secs(30);
@@ -85,7 +85,8 @@ pub(super) fn count_lag(group: &str, standing: &[Standing]) {
 /// Asks Redis now and then whether it takes writes, and claims the pointer for the first namespace ever.
 pub(super) async fn watch_redis(parts: Parts) -> anyhow::Result<()> {
     let gate = parts.ready.gate("redis");
-    let mut claimed = false;
+    // A Redis that lost everything gets back the pointer that we saw last, not ours.
+    let mut served = parts.config.namespace.clone();
     let mut tick = tokio::time::interval(Duration::from_secs(2));
     loop {
         tokio::select! {
@@ -99,25 +100,20 @@ pub(super) async fn watch_redis(parts: Parts) -> anyhow::Result<()> {
                 continue;
             }
         }
-        if !claimed {
-            claimed = claim_active(&parts.store, &parts.config.namespace).await;
+        match parts.store.active().await {
+            Ok(Some(ns)) => served = ns,
+            Ok(None) => claim_active(&parts.store, &served).await,
+            Err(error) => tracing::warn!(%error, "nearshore:active is not known"),
         }
     }
 }
 
-/// The first namespace ever is the served one; later ones are promoted. True once that is known.
-pub(super) async fn claim_active(store: &RedisStore, ns: &str) -> bool {
+/// The first namespace ever is the served one; later ones are promoted.
+async fn claim_active(store: &RedisStore, ns: &str) {
     match store.set_active(ns, None).await {
-        Ok(first) => {
-            if first {
-                tracing::info!(ns, "this namespace is served from now on");
-            }
-            true
-        }
-        Err(error) => {
-            tracing::warn!(%error, "nearshore:active is not known yet");
-            false
-        }
+        Ok(true) => tracing::info!(ns, "this namespace is served from now on"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(%error, "nearshore:active is not known yet"),
     }
 }
 
@@ -178,11 +174,4 @@ async fn sample(
     };
     let covered = peeks.iter().filter(|peek| is_covered(peek)).count();
     Ok((covered as u64, users.len() as u64, next))
-}
-
-fn is_covered(peek: &Peek) -> bool {
-    peek.list.as_ref().is_some_and(|list| {
-        let by_model = Document::parse(&list.doc).is_ok_and(|doc| doc.source == Source::Model);
-        by_model && list.covers.cover_all(&peek.fences)
-    })
 }

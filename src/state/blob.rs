@@ -5,7 +5,8 @@
 //! length. Life and profile stand beside the blob.
 //!
 //! Version 1 writes each position and time in full. Version 2 keeps a table of partitions, times as
-//! differences, offsets as differences within a partition, and prices in cents where that is exact.
+//! differences, offsets as differences within a partition, and prices in cents where that is exact. Version 3
+//! is version 2 behind the time since which the user's events are complete.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,16 +18,21 @@ use crate::event::{Item, Kind};
 use crate::record::{Fences, Offset, Partition, Position, Timestamp};
 
 /// Newest version known; what `state.write_version` may be raised to.
-pub const VERSION_CURRENT: u8 = 2;
+pub const VERSION_CURRENT: u8 = 3;
+/// Newest version that the release before this one reads: what is written until configured otherwise.
+pub const VERSION_BEFORE: u8 = 2;
 /// Oldest version that is still read.
 pub const VERSION_OLDEST: u8 = 1;
 
-/// Window and fences in a version; anything but [`VERSION_OLDEST`] is written as [`VERSION_CURRENT`].
+/// Window and fences in a version; an unknown one is written as [`VERSION_CURRENT`].
 pub fn encode(state: &UserState, version: u8) -> Vec<u8> {
-    let written = if version == VERSION_OLDEST {
-        postcard::to_extend(&one::from_state(state), vec![VERSION_OLDEST])
-    } else {
-        postcard::to_extend(&two::from_state(state), vec![VERSION_CURRENT])
+    let written = match version {
+        1 => postcard::to_extend(&one::from_state(state), vec![1]),
+        2 => postcard::to_extend(&two::from_state(state), vec![2]),
+        _ => {
+            let behind = (state.complete_since.0, two::from_state(state));
+            postcard::to_extend(&behind, vec![VERSION_CURRENT])
+        }
     };
     written.expect("a vector grows, and these types have known lengths")
 }
@@ -38,9 +44,13 @@ pub fn decode(
     life: Timestamp,
 ) -> Result<UserState, Codec> {
     let (version, rest) = bytes.split_first().ok_or_else(|| damaged("empty"))?;
-    let (window, fences) = match *version {
-        1 => one::into_parts(read(rest)?)?,
-        2 => two::into_parts(read(rest)?)?,
+    let (since, (window, fences)) = match *version {
+        1 => (0, one::into_parts(read(rest)?)?),
+        2 => (0, two::into_parts(read(rest)?)?),
+        3 => {
+            let (since, blob) = read(rest)?;
+            (since, two::into_parts(blob)?)
+        }
         0 => return Err(damaged("version 0")),
         found => {
             return Err(Codec::Newer {
@@ -56,6 +66,7 @@ pub fn decode(
         window,
         fences,
         life: Timestamp::default(),
+        complete_since: Timestamp(since),
         profile,
     };
     crate::fold::erase(&mut state, life);

@@ -10,6 +10,9 @@ use crate::state::{Pace, Pending, canonical};
 
 /// As version 1 was written, byte by byte; must be readable for as long as 1 is the oldest version.
 const FIXTURE_1: &str = "010180a0abfef96200087265636f6d6d2d650a5404000241310201ec51b81e85eb0f400100087265636f6d6d2d650a56";
+/// As version 3 is written: what the release before this one cannot read, and is not written by default.
+const FIXTURE_3: &str =
+    "0380a0abfef9620001087265636f6d6d2d650100000a01560180a0abfef9620001040002413102018f03";
 /// As version 2 is written.
 const FIXTURE_2: &str = "0201087265636f6d6d2d650100000a01560180a0abfef9620001040002413102018f03";
 
@@ -26,6 +29,7 @@ fn fixture() -> UserState {
         }],
         fences: [position(43)].into_iter().collect(),
         life: Timestamp(0),
+        complete_since: Timestamp(0),
         profile: None,
     }
 }
@@ -44,9 +48,23 @@ fn stored_bytes_of_both_versions_are_read_and_written_as_ever() {
 }
 
 #[test]
+fn only_version_3_keeps_since_when_events_are_complete() {
+    let state = UserState {
+        complete_since: Timestamp(BASE),
+        ..fixture()
+    };
+    for version in [1, 2, 3] {
+        let found = decode(&encode(&state, version), None, Timestamp(0)).expect("valid");
+        let kept = if version == 3 { BASE } else { 0 };
+        assert_eq!(found.complete_since, Timestamp(kept), "{version}");
+    }
+    assert_eq!(hex::encode(encode(&state, 3)), FIXTURE_3);
+}
+
+#[test]
 fn a_newer_version_is_told_apart_from_damage() {
-    let newer = decode(&[3, 0, 0], None, Timestamp(0));
-    assert_eq!(newer, Err(Codec::Newer { found: 3, known: 2 }));
+    let newer = decode(&[4, 0, 0], None, Timestamp(0));
+    assert_eq!(newer, Err(Codec::Newer { found: 4, known: 3 }));
     for bytes in [
         &[][..],
         &[0],
@@ -54,6 +72,8 @@ fn a_newer_version_is_told_apart_from_damage() {
         &[2],
         &[2, 0, 0],
         &[2, 0, 0, 0, 0],
+        &[3],
+        &[3, 0, 0],
         &[1, 0xff, 0xff, 0xff, 0x7f],
     ] {
         let found = decode(bytes, None, Timestamp(0));
@@ -155,7 +175,7 @@ proptest! {
     #[test]
     fn any_state_survives_its_bytes(
         history in histories(),
-        version in 1u8..=2,
+        version in 1u8..=3,
         extremes in prop::collection::vec((any::<i64>(), any::<i64>()), 0..4),
     ) {
         let mut state = UserState::default();
@@ -179,13 +199,13 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_a_state_or_an_error(version in 0u8..4, rest in prop::collection::vec(any::<u8>(), 0..80)) {
+    fn any_bytes_are_a_state_or_an_error(version in 0u8..5, rest in prop::collection::vec(any::<u8>(), 0..80)) {
         let bytes: Vec<u8> = [vec![version], rest].concat();
         let _ = decode(&bytes, None, Timestamp(0));
     }
 
     #[test]
-    fn damage_to_one_byte_never_panics(history in histories(), version in 1u8..=2, at in any::<prop::sample::Index>(), to in any::<u8>()) {
+    fn damage_to_one_byte_never_panics(history in histories(), version in 1u8..=3, at in any::<prop::sample::Index>(), to in any::<u8>()) {
         let mut state = UserState::default();
         for record in history.iter().flatten() {
             fold(&mut state, record, 20);

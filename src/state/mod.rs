@@ -9,7 +9,7 @@ use crate::record::{Fences, Position, Timestamp};
 mod blob;
 mod text;
 
-pub use blob::{VERSION_CURRENT, VERSION_OLDEST, decode, encode};
+pub use blob::{VERSION_BEFORE, VERSION_CURRENT, VERSION_OLDEST, decode, encode};
 pub use text::canonical;
 
 /// Why stored bytes are not a state.
@@ -65,6 +65,8 @@ pub struct UserState {
     pub fences: Fences,
     /// Time of the last erase; 0 if never.
     pub life: Timestamp,
+    /// Time since which the user's events are complete; 0 if all that ever were are. Stored from version 3 on.
+    pub complete_since: Timestamp,
     /// The profile; stored beside the blob under a key of its own, without a TTL.
     pub profile: Option<Profiled>,
 }
@@ -118,4 +120,7 @@ pub struct Held {
     pub ver: u64,
     /// Number of the last take; 0 if never.
     pub ticket: u64,
+    /// A tombstone that another namespace raised is later than what is stored: the state is as if it had been
+    /// folded here, and the next write takes the list along.
+    pub reborn: bool,
 }

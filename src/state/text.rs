@@ -116,6 +116,9 @@ pub fn canonical(state: &UserState) -> String {
         "profile": profile,
         "window": state.window.iter().map(row).collect::<Vec<_>>(),
     });
+    if state.complete_since > Timestamp::default() {
+        dump["complete_since"] = json!(state.complete_since.0);
+    }
     // A dependency may switch serde_json to insertion order.
     dump.sort_all_objects();
     dump.to_string()

@@ -16,6 +16,10 @@ pub const SHARDS: u32 = 256;
 pub const SETS: u32 = 16;
 /// The served namespace.
 pub const ACTIVE: &str = "nearshore:active";
+/// All namespaces: a hash of namespace -> JSON.
+pub const NAMESPACES: &str = "nearshore:namespaces";
+/// There while live is behind its objective in some process.
+pub const LIVE_BEHIND: &str = "nearshore:live-behind";
 /// Blocks in force, by `pu:<id>` or `sku:<id>`, as JSON.
 pub const BLOCKS: &str = "nearshore:{blocks}";
 /// What was blocked and unblocked, by whom: a list of JSON, the last 10,000.
@@ -36,11 +40,7 @@ pub enum Misfit {
 
 /// Whether `ns` may prefix keys.
 pub fn namespace(ns: &str) -> Result<(), Misfit> {
-    let fits = (1..=32).contains(&ns.len())
-        && ns
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    if fits && ns != "nearshore" {
+    if crate::topics::is_namespace(ns) {
         Ok(())
     } else {
         Err(Misfit::Namespace(ns.into()))
@@ -137,6 +137,57 @@ pub fn user(ns: &str, user: &UserId) -> Result<User, Misfit> {
     })
 }
 
+/// The pattern that SCAN finds all tombstones with.
+pub const TOMBSTONES: &str = "nearshore:erased:{*}";
+
+/// `nearshore:erased:{user}`.
+pub fn tombstone(user: &UserId) -> Result<String, Misfit> {
+    if user.0.is_empty() {
+        return Err(Misfit::Empty("user id"));
+    }
+    Ok(format!("nearshore:erased:{{{}}}", encode(&user.0)))
+}
+
+/// Whose tombstone a key is.
+pub fn user_of_tombstone(key: &str) -> Option<UserId> {
+    let id = key.strip_prefix("nearshore:erased:{")?.strip_suffix('}')?;
+    Some(UserId(decode(id)?.into()))
+}
+
+/// The pattern that SCAN finds every key of a user with, whatever the namespace.
+pub fn of_user(user: &UserId) -> Result<String, Misfit> {
+    let tag = tombstone(user)?;
+    let mut pattern = String::from("*:");
+    for c in tag["nearshore:erased:".len()..].chars() {
+        if matches!(c, '*' | '?' | '[' | ']' | '\\' | '^') {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern.push('*');
+    Ok(pattern)
+}
+
+/// Namespace and part (`state`, `profile`, `recall`) of a user's key.
+pub fn part(key: &str) -> Option<(&str, &str)> {
+    let (ns, rest) = key.split_once(":{")?;
+    let (_, part) = rest.rsplit_once("}:")?;
+    let ours = namespace(ns).is_ok() && ["state", "profile", "recall"].contains(&part);
+    ours.then_some((ns, part))
+}
+
+/// A key as it may stand in a log: a user's id as its hash, `main:{#1a2b3c4d}:state`.
+pub fn masked(key: &str) -> String {
+    let tagged = part(key).is_some() || user_of_tombstone(key).is_some();
+    match (key.find('{'), key.rfind('}')) {
+        (Some(from), Some(to)) if tagged => {
+            let id = hash(&key[from + 1..to]);
+            format!("{}{{#{id:08x}}}{}", &key[..from], &key[to + 1..])
+        }
+        _ => key.into(),
+    }
+}
+
 /// The pattern that SCAN finds the states of a namespace with.
 pub fn states(ns: &str) -> String {
     format!("{ns}:{{*}}:state")
@@ -178,6 +229,11 @@ pub fn cell_parts(field: &str) -> Option<(&str, String, &str)> {
     Some((kind, decode(segment)?, sku))
 }
 
+/// `reader:checkpoint:{tag}`, a hash of source partition -> offset where reading may resume; a tag per primary.
+pub fn checkpoint(reader: &str, tag: &str) -> String {
+    format!("{reader}:checkpoint:{{{tag}}}")
+}
+
 /// `ns:fallback:<segment>`, a string.
 pub fn fallback(ns: &str, segment: &str) -> Result<String, Misfit> {
     namespace(ns)?;
@@ -185,6 +241,12 @@ pub fn fallback(ns: &str, segment: &str) -> Result<String, Misfit> {
         return Err(Misfit::Empty("segment"));
     }
     Ok(format!("{ns}:fallback:{}", encode(segment)))
+}
+
+/// `ns:plan`, a string: the plan of the namespace's backfill, JSON.
+pub fn plan(ns: &str) -> Result<String, Misfit> {
+    namespace(ns)?;
+    Ok(format!("{ns}:plan"))
 }
 
 /// `nearshore:oos:{N}`, a set of SKUs that are out of stock, gone or blocked.
@@ -288,6 +350,30 @@ mod tests {
     }
 
     #[test]
+    fn a_masked_key_names_nobody_and_tells_two_users_apart() {
+        let of = |user: &str| masked(&super::user("live", &id(user)).expect("fits").state);
+        assert_eq!(of("u-1"), format!("live:{{#{:08x}}}:state", hash("u-1")));
+        assert_ne!(of("u-1"), of("u-2"));
+        assert!(!masked(&tombstone(&id("ann")).expect("fits")).contains("ann"));
+        for plain in [
+            "live:counts:{s0a}:fence",
+            "nearshore:oos:{7}",
+            "live:fallback:x",
+        ] {
+            assert_eq!(masked(plain), plain);
+        }
+    }
+
+    #[test]
+    fn a_pattern_takes_no_id_for_another() {
+        assert_eq!(of_user(&id("a*b?[c]")).expect("fits"), r"*:{a\*b\?\[c\]}*");
+        assert_eq!(of_user(&id("{")).expect("fits"), "*:{%7B}*");
+        assert_eq!(part("live:{a}:state:{b}:recall"), Some(("live", "recall")));
+        assert_eq!(part("nearshore:{a}:state"), None);
+        assert_eq!(part("live:counts:{s0a}:fence"), None);
+    }
+
+    #[test]
     fn an_empty_id_and_a_foreign_namespace_are_refused() {
         assert_eq!(user("live", &id("")), Err(Misfit::Empty("user id")));
         assert_eq!(fallback("live", ""), Err(Misfit::Empty("segment")));
@@ -307,6 +393,8 @@ mod tests {
             prop_assert_eq!(keys.state.matches('{').count(), 1);
             prop_assert_eq!(keys.state.matches('}').count(), 1);
             prop_assert_eq!(user_of_state("live", &keys.state), Some(id(&text)));
+            prop_assert_eq!(user_of_tombstone(&keys.erased), Some(id(&text)));
+            prop_assert_eq!(part(&keys.recall), Some(("live", "recall")));
         }
 
         #[test]

@@ -7,14 +7,16 @@ pub mod keys;
 mod memory;
 mod redis;
 
-pub use memory::{Flaws, MemoryStore};
-pub use redis::{Check, RedisStore, Settings};
+pub use memory::{Flaws, Lost, MemoryStore, Snapshot};
+pub use redis::{Check, RedisStore, Settings, Trace};
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::event::{Kind, UserId};
-use crate::record::{Fences, Offset, Partition, Timestamp};
+use crate::record::{Fences, Offset, Partition, Resume, Timestamp};
 use crate::state::{Held, Mark, Pending, UserState};
 
 /// One conditional write of a user.
@@ -238,6 +240,11 @@ pub struct Block {
     pub at: Timestamp,
 }
 
+/// Which history of writes the primaries hold: another one after a failover or a restart, when writes that
+/// were acknowledged may be gone. It never returns; it may also change where nothing was lost.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Lineage(pub Arc<str>);
+
 /// What the store can answer instead.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -260,7 +267,7 @@ pub enum Error {
     /// A stored value that this version cannot read; never overwritten.
     #[error("{key} does not decode: {reason}")]
     Corrupt {
-        /// The key.
+        /// The key, a user's id masked.
         key: String,
         /// Why.
         reason: String,
@@ -272,6 +279,12 @@ pub enum Error {
         found: u32,
         /// How many must.
         wanted: u32,
+    },
+    /// The primaries are of another [`Lineage`] than the caller looked at: writes may be gone, and nothing was written.
+    #[error("{addr} is not the store it was; acknowledged writes may be gone")]
+    Regressed {
+        /// Whom was asked.
+        addr: String,
     },
     /// Redis refuses for good: ACL, wrong type, wrong configuration.
     #[error("{addr} refuses: {reason}")]
@@ -288,6 +301,8 @@ pub enum Error {
 pub enum Remedy {
     /// Try again: every write is fenced.
     Retry,
+    /// Look where the store stands and read again from there ([`crate::store::Store::checkpoints`]).
+    Rewind,
     /// Stop the partition with an alarm.
     Stop,
 }
@@ -303,8 +318,10 @@ impl From<keys::Misfit> for Error {
 
 /// Why a stored value is [`Error::Corrupt`].
 fn corrupt(key: &str, reason: impl ToString) -> Error {
+    // Errors are logged, and a log keeps nobody's id: who may see ids asks for debug lines.
+    tracing::debug!(key, "does not decode");
     Error::Corrupt {
-        key: key.into(),
+        key: keys::masked(key),
         reason: reason.to_string(),
     }
 }
@@ -316,6 +333,7 @@ impl Error {
             Self::Timeout { .. } | Self::Unavailable { .. } | Self::NotReplicated { .. } => {
                 Remedy::Retry
             }
+            Self::Regressed { .. } => Remedy::Rewind,
             Self::Corrupt { .. } | Self::Refused { .. } => Remedy::Stop,
         }
     }
@@ -446,6 +464,55 @@ pub trait Store: Send + Sync + Clone + 'static {
         expected: Option<&str>,
     ) -> impl Future<Output = Result<bool, Error>> + Send;
 
+    /// The plan of the namespace's backfill, as it was written down.
+    fn plan(&self, ns: &str) -> impl Future<Output = Result<Option<String>, Error>> + Send;
+
+    /// Writes the plan down iff it is `expected` now.
+    fn set_plan(
+        &self,
+        ns: &str,
+        plan: &str,
+        expected: Option<&str>,
+    ) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// All namespaces that were ever filled and not retired, each with what is noted of it (JSON).
+    fn namespaces(&self) -> impl Future<Output = Result<BTreeMap<String, String>, Error>> + Send;
+
+    /// Notes a namespace, or with `None` takes it off the register.
+    fn enroll(
+        &self,
+        ns: &str,
+        note: Option<&str>,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Tells every process that live is behind its objective; it passes by itself after `ttl`.
+    fn say_live_behind(&self, ttl: Duration) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Whether some process says that live is behind its objective.
+    fn live_behind(&self) -> impl Future<Output = Result<bool, Error>> + Send;
+
     /// Resolves when everything written before is acknowledged by `redis.min_replicas` replicas.
     fn flush(&self) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Which history of writes the primaries hold now.
+    fn lineage(&self) -> impl Future<Output = Result<Lineage, Error>> + Send;
+
+    /// A handle whose conditional writes (users, counts, stock, checkpoints) have effect only in this lineage; in
+    /// another one they are [`Error::Regressed`], however late they land.
+    fn under(&self, lineage: &Lineage) -> Self;
+
+    /// Notes on every primary that all that a reader's records before these positions ask for is written. Call it when
+    /// that is acknowledged. A position is only ever raised.
+    fn checkpoint(
+        &self,
+        reader: &str,
+        done: &[(Partition, Resume)],
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// How far a reader's records are written for sure: of each partition the least that any primary has noted; a
+    /// partition that one of them knows nothing of is left out.
+    fn checkpoints(
+        &self,
+        reader: &str,
+    ) -> impl Future<Output = Result<BTreeMap<Partition, Resume>, Error>> + Send;
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nearshore::config::Config;
-use nearshore::ingest::{Ingest, Settings};
+use nearshore::ingest::{Ingest, Now, Settings};
 use nearshore::keeper::{self, Keeper};
 use nearshore::log::{Batch, Delivery, KafkaLog, Log, tail};
 use nearshore::record::{Partition, Resume};
@@ -49,7 +49,8 @@ pub async fn run(broken: Break, config: &Path) -> anyhow::Result<()> {
         window: config.state.window,
         cache_users: NonZeroUsize::MIN.saturating_add(99_999),
         triggers: true,
-        now: || None,
+        now: Now::Unchecked,
+        complete_since: BTreeMap::new(),
     };
     let mut member = Ingest::new(log, store, shop, settings);
     let mut term = signal(SignalKind::terminate())?;

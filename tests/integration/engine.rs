@@ -6,11 +6,13 @@ use std::sync::Arc;
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{D, DType, Device, Tensor};
 use nearshore::engine::constrained::Constrained;
-use nearshore::engine::{Ask, Error, Model, Names, contract};
+use nearshore::engine::{Ask, Error, Model, Names, Options, contract};
 
 use crate::harness;
 
 mod folder;
+mod precision;
+mod search;
 
 /// Product names of a real shop, 200 of them, as a catalogue has them: cut off, with signs and digits.
 const NAMES: &str = include_str!("../fixtures/names.txt");
@@ -20,7 +22,14 @@ fn model_path() -> PathBuf {
 }
 
 fn load(threads: usize) -> Constrained {
-    Constrained::load(&model_path(), threads).expect("the test model loads")
+    Constrained::load(&model_path(), options(threads)).expect("the test model loads")
+}
+
+fn options(threads: usize) -> Options {
+    Options {
+        threads,
+        ..Options::default()
+    }
 }
 
 fn names() -> Arc<Names> {
@@ -32,10 +41,8 @@ fn names() -> Arc<Names> {
 fn ask(prompt: &str, n: usize) -> Ask {
     Ask {
         prompt: prompt.into(),
-        permitted: None,
         n,
-        terms: Vec::new(),
-        weight: 1.0,
+        ..Ask::default()
     }
 }
 
@@ -186,14 +193,14 @@ fn a_damaged_file_is_named_with_its_reason() {
     for (name, bytes) in cases {
         let path = folder.path().join(name);
         std::fs::write(&path, bytes).expect("written");
-        let error = Constrained::load(&path, 1)
+        let error = Constrained::load(&path, Options::default())
             .err()
             .expect("refused")
             .to_string();
         assert!(error.contains(name), "{error}");
         assert!(name != "cut.gguf" || error.contains(".weight"), "{error}");
     }
-    let missing = Constrained::load(&folder.path().join("none"), 1)
+    let missing = Constrained::load(&folder.path().join("none"), Options::default())
         .err()
         .expect("refused");
     assert!(

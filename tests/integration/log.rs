@@ -46,6 +46,14 @@ impl Kafka {
         }
     }
 
+    /// The real broker, and groups of KIP-848.
+    pub fn next_generation() -> Self {
+        let mut kafka = Self::real();
+        let consumer = &mut kafka.settings.consumer;
+        consumer.insert("group.protocol".into(), "consumer".into());
+        kafka
+    }
+
     pub fn embedded() -> Self {
         let cluster = Embedded::start(&[]).expect("starts");
         let settings = cluster.settings();
@@ -320,6 +328,54 @@ async fn a_rebalance_loses_nothing_and_fences_the_old_owner<R: Rig>(rig: R) {
     new.close().await;
 }
 
+async fn a_rewind_takes_back_what_waits_and_reads_again<R: Rig>(rig: R) {
+    let (topic, group) = (rig.topic(2).await, fresh("g"));
+    rig.send(numbered(&topic, 0, 2_000)).await;
+    let (mut log, mut first) = (rig.join(&group, &topic), Witness::default());
+    watch(&mut log, &mut first, |it| {
+        it.own.len() == 2 && it.own.values().all(Option::is_some)
+    })
+    .await;
+    log.commit(&first.resumes()).await.expect("ours");
+    let of: Vec<Partition> = first.own.keys().cloned().collect();
+    let foreign = Partition {
+        number: 77,
+        ..of[0].clone()
+    };
+    // Below what was committed; and one that is not ours.
+    let to = [(of[0].clone(), Resume(3)), (foreign, Resume(1))];
+    log.rewind(&to).await.expect("set back");
+    let mut again = Witness {
+        own: first.own.clone(),
+        ..Witness::default()
+    };
+    again.own.insert(of[0].clone(), Some(2));
+    let all = |it: &Witness| {
+        let both: BTreeSet<i64> = it.values().union(&first.values()).copied().collect();
+        both.len() == 2_000
+    };
+    watch(&mut log, &mut again, all).await;
+    quiet(&mut log, &mut again, Duration::from_millis(200)).await;
+    let mine: Vec<i64> = again
+        .seen
+        .keys()
+        .filter(|it| it.partition == of[0])
+        .map(|it| it.offset.0)
+        .collect();
+    let whole: Vec<i64> = (3..3 + mine.len() as i64).collect();
+    assert_eq!(mine, whole, "without a gap from where it was set back");
+    let known = log.committed(&of).await.expect("answered");
+    assert!(known.iter().all(|it| it.ours), "{known:?}");
+    assert_eq!(known.len(), 2);
+    // A position may be set back, too.
+    log.commit(&[(of[0].clone(), Resume(4))])
+        .await
+        .expect("ours");
+    let known = log.committed(&of[..1]).await.expect("answered");
+    assert_eq!(known[0].resume, Resume(4));
+    log.close().await;
+}
+
 async fn a_dropped_next_loses_nothing<R: Rig>(rig: R) {
     let topic = rig.topic(2).await;
     let (mut log, mut witness) = (rig.join(&fresh("g"), &topic), Witness::default());
@@ -355,6 +411,12 @@ macro_rules! contract {
                 super::$promise(Kafka::real()).await;
             })+
         }
+        mod kip848 {
+            use super::Kafka;
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $promise() {
+                super::$promise(Kafka::next_generation()).await;
+            })+
+        }
         mod embedded {
             use super::Kafka;
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $promise() {
@@ -368,5 +430,6 @@ contract!(
     records_come_whole_and_in_order,
     reading_resumes_where_it_was_committed,
     a_rebalance_loses_nothing_and_fences_the_old_owner,
+    a_rewind_takes_back_what_waits_and_reads_again,
     a_dropped_next_loses_nothing
 );

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use nearshore::log::bury::bury;
 use nearshore::log::dlq::{DeadLetter, Failure, Filter, dead};
-use nearshore::log::replay::{Fate, Order, bury, list, replay};
+use nearshore::log::replay::{Fate, Order, list, replay};
 use nearshore::log::{Log, Outgoing, tail};
 use nearshore::record::{Record, Timestamp};
 
@@ -147,5 +148,13 @@ async fn a_dead_letter_is_sent_back_once() {
         .iter()
         .map(|(name, _)| name.as_str())
         .collect();
-    assert_eq!(names, ["trace", "nearshore.replays", "nearshore.origin"]);
+    assert_eq!(
+        names,
+        [
+            "trace",
+            "nearshore.time",
+            "nearshore.replays",
+            "nearshore.origin"
+        ]
+    );
 }

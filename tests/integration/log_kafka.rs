@@ -244,10 +244,7 @@ async fn a_record_of_2_megabytes_passes_where_the_topic_admits_it_and_is_refused
     watch(&mut log, &mut witness, |it| it.records.len() == 1).await;
     assert_eq!(witness.records[0].value.as_ref(), Some(&value));
     let refused = log.send(vec![record(&small)]).await;
-    assert!(
-        matches!(&refused, Err(Error::Refused { .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(&refused, Err(Error::Unfit { .. })), "{refused:?}");
     // The producer goes on.
     log.send(numbered(&small, 0, 10)).await.expect("written");
     log.close().await;

@@ -1,13 +1,26 @@
 //! Integration tests: one file per promise, one binary. `scripts/test` starts what they need.
 
+mod backfill;
+mod backfill_kills;
+mod corpus;
+mod dlq_down;
 mod engine;
+mod erase;
+mod fuzz;
 mod harness;
+mod isolation;
 mod log;
 mod log_dlq;
 mod log_kafka;
 mod page;
 mod poison;
+mod pressure;
 mod process;
+mod proxy;
+mod rebalance;
+mod redis_failover;
+mod redis_trouble;
+mod safety;
 mod simulation;
 mod store;
 mod store_faults;
@@ -18,4 +31,5 @@ mod store_same;
 mod store_shared;
 mod store_speed;
 mod store_users;
+mod upgrade;
 mod way;

@@ -195,7 +195,8 @@ async fn poison_goes_to_the_dlq_once_and_stops_nothing() {
     letters_are_listed_and_sent_back(&site, &deaths).await;
 }
 
-async fn everything_is_read(site: &Site) {
+/// Waits until all groups have committed all of their topics.
+pub async fn everything_is_read(site: &Site) {
     site.committed().await;
     for (group, topic) in [
         ("nearshore-stock", &site.topics.catalog),

@@ -66,11 +66,16 @@ pub struct Site {
 impl Site {
     /// A shop with topics, an empty Redis and a configuration; topics have two partitions unless said.
     pub async fn open(special: &[Special<'_>]) -> Self {
+        Self::open_on(&variable("NEARSHORE_TEST_KAFKA"), special).await
+    }
+
+    /// The same on a broker of the test's own.
+    pub async fn open_on(brokers: &str, special: &[Special<'_>]) -> Self {
         let turn = TURN.lock().await;
         let ns = fresh("way");
         let settings = Settings {
             session_timeout: Duration::from_secs(6),
-            ..Settings::of(variable("NEARSHORE_TEST_KAFKA"))
+            ..Settings::of(brokers)
         };
         let admin = Admin::new(&settings).expect("valid settings");
         let topics = named(&ns);
@@ -299,16 +304,38 @@ pub struct Process {
 impl Process {
     /// Starts a role.
     pub fn start(site: &Site, role: &str) -> Self {
+        Self::start_with(site, role, &[])
+    }
+
+    /// Starts a role with more in its environment, and waits until it is ready.
+    pub async fn with(site: &Site, role: &str, environment: &[(&str, &str)]) -> Self {
+        let mut process = Self::start_with(site, role, environment);
+        process.becomes_ready().await;
+        process
+    }
+
+    /// Starts a role with more in its environment.
+    pub fn start_with(site: &Site, role: &str, environment: &[(&str, &str)]) -> Self {
+        Self::launch((env!("CARGO_BIN_EXE_nearshore"), role), site, environment)
+    }
+
+    /// Starts a role of another build.
+    pub fn start_of(binary: &str, site: &Site, role: &str) -> Self {
+        Self::launch((binary, role), site, &[])
+    }
+
+    fn launch((binary, role): (&str, &str), site: &Site, environment: &[(&str, &str)]) -> Self {
         let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = free.local_addr().expect("bound").port();
         drop(free);
         let log = site.dir.path().join(format!("{role}-{port}.log"));
         let stderr = std::fs::File::create(&log).expect("a file");
-        let child = Command::new(env!("CARGO_BIN_EXE_nearshore"))
+        let child = Command::new(binary)
             .args(["run", "--role", role, "--config"])
             .arg(site.dir.path().join("nearshore.toml"))
             // The address is a process's own, the file is shared: as an operator would do it.
             .env("NEARSHORE__HTTP__LISTEN", format!("127.0.0.1:{port}"))
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)
@@ -371,6 +398,11 @@ impl Process {
         };
         let value = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
         text.lines().filter(of).filter_map(value).sum()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Its log lines so far.

@@ -98,6 +98,7 @@ pub fn state(n: i64) -> UserState {
         window: (1..=n).map(|nth| seen(nth, nth * 1000)).collect(),
         fences: (1..=n).map(position).collect(),
         life: Timestamp(0),
+        complete_since: Timestamp(0),
         profile: None,
     }
 }

@@ -14,9 +14,10 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// A Redis of one test's own; ends with it.
 pub struct Server {
-    port: u16,
+    pub port: u16,
     child: Child,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
+    extra: Vec<String>,
 }
 
 impl Server {
@@ -29,31 +30,36 @@ impl Server {
 
     async fn at(port: u16, extra: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        let child = Command::new(variable("NEARSHORE_TEST_REDIS_SERVER"))
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
-            .args([
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-                "--repl-diskless-sync-delay",
-                "0",
-            ])
-            .args(extra)
-            .current_dir(&dir)
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server starts");
+        let extra: Vec<String> = extra.iter().map(|word| (*word).to_owned()).collect();
+        let child = spawn(port, &dir, &extra);
         let server = Self {
             port,
             child,
-            _dir: dir,
+            dir,
+            extra,
         };
+        server.answers().await;
+        server
+    }
+
+    async fn answers(&self) {
         eventually(LIMIT, || async {
-            server.tell(&["PING"]).await.map_err(|e| e.to_string())
+            self.tell(&["PING"]).await.map_err(|e| e.to_string())
         })
         .await;
-        server
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// SIGKILL, and a new process in the same place, on the same files.
+    pub async fn restart(&mut self) {
+        self.kill();
+        self.child = spawn(self.port, &self.dir, &self.extra);
+        self.answers().await;
     }
 
     pub fn url(&self) -> String {
@@ -97,11 +103,27 @@ impl Server {
     }
 }
 
+fn spawn(port: u16, dir: &tempfile::TempDir, extra: &[String]) -> Child {
+    Command::new(variable("NEARSHORE_TEST_REDIS_SERVER"))
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+        .args(["--save", "", "--appendonly", "no"])
+        .args(["--repl-diskless-sync-delay", "0"])
+        .args(extra)
+        .current_dir(dir)
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("redis-server starts")
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
+}
+
+/// A store at this address.
+pub fn store_at(url: String) -> RedisStore {
+    RedisStore::new(settings(url)).expect("settings are right")
 }
 
 /// Writes as callers do: again while the store says so.
@@ -177,24 +199,22 @@ async fn a_write_that_timed_out_and_lands_later_is_fenced() {
     let late = store.fold(&ns, &[write(&user, 0, 1)]).await;
     let late = late.expect_err("paused");
     assert!(matches!(late, Error::Timeout { .. }), "{late}");
-    // Sent again while the first is still under way: it lands before, and is stored once.
-    assert_eq!(fold_at_last(&store, &ns, &user).await, Folded::Stale);
+    // Sent again while the first is still under way: that one lands before, or ends with its connection.
+    let again = fold_at_last(&store, &ns, &user).await;
+    assert!(again == Folded::Stale || again == STORED(1), "{again:?}");
     assert_eq!(load(&store, &ns, &user).await.ver, 1);
 }
 
 #[tokio::test]
-async fn a_connection_that_is_late_three_times_is_given_up() {
+async fn a_connection_that_is_late_is_given_up() {
     let server = Server::start(&[]).await;
     let store = server.store(Duration::from_millis(50));
     let (ns, user) = (fresh("ns"), user("u"));
     assert_eq!(load(&store, &ns, &user).await.ver, 0);
     let before = server.clients().await;
     server.told(&["CLIENT", "PAUSE", "2000", "WRITE"]).await;
-    for _ in 0..3 {
-        assert_eq!(server.clients().await, before);
-        let late = store.fold(&ns, &[write(&user, 0, 1)]).await;
-        assert!(matches!(late, Err(Error::Timeout { .. })), "{late:?}");
-    }
+    let late = store.fold(&ns, &[write(&user, 0, 1)]).await;
+    assert!(matches!(late, Err(Error::Timeout { .. })), "{late:?}");
     server.falls_below(before).await;
     server.told(&["CLIENT", "UNPAUSE"]).await;
     assert_eq!(fold_at_last(&store, &ns, &user).await, STORED(1));

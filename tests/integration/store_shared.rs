@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 
 use nearshore::event::Kind;
-use nearshore::record::{Offset, Partition, Timestamp};
-use nearshore::store::{self, Added, Block, Cell, Delta, StockOp, Store, keys};
+use nearshore::record::{Offset, Partition, Resume, Timestamp};
+use nearshore::store::{
+    self, Added, Block, Cell, Delta, Error, Lineage, Remedy, StockOp, Store, Take, keys,
+};
 
 use crate::harness::fresh;
-use crate::store::{partition, topic};
+use crate::store::{list, load, partition, topic, user, write};
 
 crate::for_every_store!(
     a_chain_of_deltas_adds_up,
@@ -26,7 +28,64 @@ crate::for_every_store!(
     a_block_that_is_sent_twice_is_in_force_once,
     one_who_expects_another_namespace_is_refused,
     fallbacks_are_kept_by_segment,
+    a_checkpoint_only_rises_and_is_each_readers_own,
+    a_write_for_another_lineage_changes_nothing,
 );
+
+async fn a_checkpoint_only_rises_and_is_each_readers_own<S: Store>(store: S) {
+    let (reader, other, p) = (fresh("reader"), fresh("reader"), partition("user-events"));
+    assert_eq!(noted(&store, &reader).await, []);
+    for (resume, held) in [(7, 7), (5, 7), (9, 9)] {
+        let done = [(p.clone(), Resume(resume))];
+        store.checkpoint(&reader, &done).await.expect("noted");
+        assert_eq!(noted(&store, &reader).await, [(p.clone(), Resume(held))]);
+    }
+    assert_eq!(noted(&store, &other).await, []);
+}
+
+async fn noted<S: Store>(store: &S, reader: &str) -> Vec<(Partition, Resume)> {
+    let noted = store.checkpoints(reader).await.expect("answered");
+    noted.into_iter().collect()
+}
+
+async fn a_write_for_another_lineage_changes_nothing<S: Store>(store: S) {
+    let (ns, reader, p) = (fresh("ns"), fresh("reader"), partition("user-events"));
+    let lineage = store.lineage().await.expect("answered");
+    assert_eq!(store.lineage().await.expect("answered"), lineage);
+    let ours = store.under(&lineage);
+    let one = |last| delta(&p, None, last, &[(cell("a", 1), 1)]);
+    assert_eq!(add(&ours, &ns, one(3)).await, Added::Stored);
+    let theirs = store.under(&Lineage("0123456789".into()));
+    let user = user("u");
+    let take = Take {
+        user: user.clone(),
+        due: Timestamp(1),
+    };
+    let out = StockOp {
+        sku: fresh("sku"),
+        partition: p.clone(),
+        offset: Offset(1),
+        shelf: store::Shelf::Out,
+        time: Timestamp(0),
+    };
+    let refused = [
+        theirs.add(&ns, &[one(4)]).await.map(drop),
+        theirs.fold(&ns, &[write(&user, 0, 1)]).await.map(drop),
+        theirs.take(&ns, &[take]).await.map(drop),
+        theirs.publish(&ns, &[list(&user, 1)]).await.map(drop),
+        theirs.stock(std::slice::from_ref(&out)).await,
+        theirs.checkpoint(&reader, &[(p.clone(), Resume(9))]).await,
+    ];
+    for refused in refused {
+        let error = refused.expect_err("another lineage");
+        assert!(matches!(error, Error::Regressed { .. }), "{error}");
+        assert_eq!(error.remedy(), Remedy::Rewind);
+    }
+    assert_eq!(counts(&store, &ns, 0).await.len(), 1);
+    assert_eq!(load(&theirs, &ns, &user).await.ver, 0, "reading goes on");
+    assert_eq!(noted(&store, &reader).await, []);
+    assert_eq!(store.sold_out(&[out.sku]).await.expect("answered"), [false]);
+}
 
 fn cell(sku: &str, bucket: i64) -> Cell {
     Cell {

@@ -20,7 +20,7 @@ use crate::process::{DRAIN, LIMIT, Process, SHELF, Site, sku_id};
 const WINDOW: usize = 50;
 
 /// What is on the user topics, decoded, by user.
-async fn accepted(site: &Site) -> BTreeMap<UserId, Vec<Accepted>> {
+pub async fn accepted(site: &Site) -> BTreeMap<UserId, Vec<Accepted>> {
     let mut users = BTreeMap::<UserId, Vec<Accepted>>::new();
     for topic in [&site.topics.user_events, &site.topics.profile_changes] {
         for record in site.read(topic).await {
@@ -37,7 +37,7 @@ async fn accepted(site: &Site) -> BTreeMap<UserId, Vec<Accepted>> {
 }
 
 /// A list of the model that has seen all of these records of a user, or why there is none.
-fn covering(peek: &Peek, records: &[Accepted]) -> Result<Document, String> {
+pub fn covering(peek: &Peek, records: &[Accepted]) -> Result<Document, String> {
     let list = peek.list.as_ref().ok_or("no list")?;
     let document = Document::parse(&list.doc).map_err(|error| error.to_string())?;
     let all: Fences = records.iter().map(|it| it.position.clone()).collect();
@@ -205,7 +205,7 @@ async fn an_erased_user_is_gone_and_may_come_back(site: &Site, user: &str) {
 }
 
 /// Every state, and all counts, are what one thread makes of the topics.
-async fn is_exact(site: &Site) {
+pub async fn is_exact(site: &Site) {
     let (mut counts, mut states) = (BTreeMap::<Cell, u64>::new(), BTreeMap::new());
     for (user, records) in accepted(site).await {
         let mut state = UserState::default();

@@ -223,6 +223,31 @@ fn unfinished_and_careless_words_are_told() {
 }
 
 #[test]
+fn a_log_line_that_names_somebody_is_told() {
+    let told = [(2, "a log line names a user")];
+    check(
+        "src/ingest/a.rs",
+        "fn f() { tracing::warn!(%user, \"late\"); }",
+        &told,
+    );
+    check(
+        "src/ingest/a.rs",
+        "fn f() { tracing::info!(\n\"of {user}\"); }",
+        &told,
+    );
+    check(
+        "src/ingest/a.rs",
+        "fn f() { tracing::error!(id = key, \"late\"); }",
+        &[(2, "a log line names a key")],
+    );
+    check(
+        "src/ingest/a.rs",
+        "fn f() { tracing::info!(users = 3, \"the user is {users}\"); tracing::debug!(user); }",
+        &[],
+    );
+}
+
+#[test]
 fn a_module_without_a_header_is_told() {
     let source = Source::new("src/log/a.rs", "use std::fmt;\n");
     assert_eq!(header(&source).len(), 1);

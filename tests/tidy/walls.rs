@@ -291,6 +291,27 @@ fn words(source: &Source) -> Vec<Finding> {
         .collect()
 }
 
+/// A log keeps nobody's id: an erase could not take it out again.
+fn logs(source: &Source) -> Vec<Finding> {
+    let code = &source.shipped;
+    let loud = ["tracing::error!(", "tracing::warn!(", "tracing::info!("];
+    let lines = loud
+        .into_iter()
+        .flat_map(|level| places(code, level).map(move |place| (place, place + level.len() - 1)));
+    let mut found = Vec::new();
+    for (place, open) in lines {
+        let inside = open..closing(code, open);
+        for name in ["user", "key"] {
+            let (args, text) = (&code[inside.clone()], &source.text[inside.clone()]);
+            let field = places(args, name).next().is_some();
+            if field || text.contains(&format!("{{{name}")) {
+                found.push(at(code, place, format!("a log line names a {name}")));
+            }
+        }
+    }
+    found
+}
+
 /// Every module opens by saying what it decides.
 pub(crate) fn header(source: &Source) -> Vec<Finding> {
     let opens = source.text.starts_with("//! ");
@@ -308,6 +329,7 @@ pub(crate) fn findings(source: &Source, layers: &BTreeMap<String, Layer>) -> Vec
     all.extend(purity(source, layers));
     all.extend(sizes(source));
     all.extend(words(source));
+    all.extend(logs(source));
     all.extend(header(source));
     all
 }

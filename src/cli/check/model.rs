@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::Item;
 use crate::arms::delay_of;
 use crate::config::Config;
-use crate::engine::Model;
 use crate::engine::constrained::Constrained;
+use crate::engine::{Model, Options};
 
 /// Templates and model files. That templates parse and render was checked when the file was loaded.
 pub(super) fn files(config: &Config) -> Vec<Item> {
@@ -85,18 +85,18 @@ pub(super) async fn loads(config: &Config) -> Vec<Item> {
     let mut items = Vec::new();
     for path in models(config) {
         let item = format!("model {} loads", path.display());
-        let start = std::time::Instant::now();
+        let options = Options {
+            precision: config.engine.precision,
+            ..Options::default()
+        };
         let loaded = tokio::task::spawn_blocking(move || {
-            Constrained::load(&path, 1).map(|model| model.info())
+            Constrained::load(&path, options).map(|model| (model.info(), model.loading().clone()))
         });
         items.push(match loaded.await {
-            Ok(Ok(info)) => {
-                let took = start.elapsed().as_secs_f64();
-                Item::ok(
-                    item,
-                    format!("{} on {} in {took:.1} s", info.dtype, info.device),
-                )
-            }
+            Ok(Ok((info, loading))) => Item::ok(
+                item,
+                format!("{} on {}: {loading}", info.dtype, info.device),
+            ),
             Ok(Err(error)) => Item::fail(item, error.to_string()),
             Err(error) => Item::fail(item, format!("loading panicked: {error}")),
         });

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use super::super::{Delivery, Error, Log, Outgoing};
+use super::super::{Committed, Delivery, Error, Log, Outgoing};
 use super::MemoryCluster;
 use crate::record::{Offset, Partition, Resume};
 
@@ -22,6 +22,26 @@ impl MemoryLog {
     /// The next delivery, if there is one.
     pub fn try_next(&mut self) -> Option<Delivery> {
         self.cluster.lock().next(&self.group, self.id)
+    }
+
+    async fn wait(&mut self, batches: bool) -> Result<Delivery, Error> {
+        std::future::poll_fn(|context| {
+            let mut cluster = self.cluster.lock();
+            let told = cluster
+                .member(&self.group, self.id)
+                .is_some_and(|member| !member.notices.is_empty());
+            if (batches || told)
+                && let Some(delivery) = cluster.next(&self.group, self.id)
+            {
+                return Poll::Ready(Ok(delivery));
+            }
+            match cluster.member(&self.group, self.id) {
+                Some(member) => member.waker = Some(context.waker().clone()),
+                None => return Poll::Ready(Err(Error::Stopped("not a member".into()))),
+            }
+            Poll::Pending
+        })
+        .await
     }
 
     /// The member stops without a word; its partitions wait for the next [`MemoryCluster::rebalance`].
@@ -51,18 +71,11 @@ impl MemoryLog {
 
 impl Log for MemoryLog {
     async fn next(&mut self) -> Result<Delivery, Error> {
-        std::future::poll_fn(|context| {
-            let mut cluster = self.cluster.lock();
-            if let Some(delivery) = cluster.next(&self.group, self.id) {
-                return Poll::Ready(Ok(delivery));
-            }
-            match cluster.member(&self.group, self.id) {
-                Some(member) => member.waker = Some(context.waker().clone()),
-                None => return Poll::Ready(Err(Error::Stopped("not a member".into()))),
-            }
-            Poll::Pending
-        })
-        .await
+        self.wait(true).await
+    }
+
+    async fn notice(&mut self) -> Result<Delivery, Error> {
+        self.wait(false).await
     }
 
     async fn commit(&self, done: &[(Partition, Resume)]) -> Result<(), Error> {
@@ -70,6 +83,30 @@ impl Log for MemoryLog {
         let answer = self.cluster.lock().commit((&self.group, self.id), done);
         Breath::default().await;
         answer
+    }
+
+    async fn committed(&self, of: &[Partition]) -> Result<Vec<Committed>, Error> {
+        let positions = self.cluster.committed(&self.group);
+        let found = of.iter().filter_map(|partition| {
+            Some(Committed {
+                partition: partition.clone(),
+                resume: *positions.get(partition)?,
+                ours: true,
+            })
+        });
+        Ok(found.collect())
+    }
+
+    async fn rewind(&mut self, to: &[(Partition, Resume)]) -> Result<(), Error> {
+        let mut cluster = self.cluster.lock();
+        if let Some(member) = cluster.member(&self.group, self.id) {
+            for (partition, resume) in to {
+                if let Some(next) = member.own.get_mut(partition) {
+                    *next = resume.0;
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn end(&self, partition: &Partition) -> Result<Offset, Error> {

@@ -25,7 +25,10 @@ end
 -- Compared with this namespace's own state, not with the tombstone: another namespace may have
 -- raised that before, and this one's list must go nevertheless.
 local reborn = life > tonumber(held[2] or '0')
-if ARGV[9] == 'strip' and not reborn and redis.call('HGET', KEYS[4], 'ticket') ~= ARGV[12] then
+-- A list that was made since this very erase, seen by its tombstone, stays.
+local list = redis.call('HMGET', KEYS[4], 'ticket', 'life')
+local dies = reborn and tonumber(list[2] or '0') < life
+if ARGV[9] == 'strip' and not dies and list[1] ~= ARGV[12] then
   return {'stale'}
 end
 
@@ -43,14 +46,14 @@ elseif ARGV[7] == 'delete' or (ARGV[7] == 'none' and reborn) then
   redis.call('DEL', KEYS[2])
 end
 
-if reborn then
+if dies then
   redis.call('DEL', KEYS[4])
 end
 if ARGV[9] == 'first' and redis.call('EXISTS', KEYS[4]) == 0 then
   redis.call('HSET', KEYS[4], 'doc', ARGV[10], 'ticket', '0', 'covers', '', 'epoch', '0',
-    'at', ARGV[12], 'audit', ARGV[11])
+    'at', ARGV[12], 'audit', ARGV[11], 'life', ARGV[2])
   redis.call('PEXPIRE', KEYS[4], ARGV[14])
-elseif ARGV[9] == 'strip' and not reborn then
+elseif ARGV[9] == 'strip' and not dies then
   redis.call('HSET', KEYS[4], 'doc', ARGV[10])
 end
 return {'stored', ver}

@@ -27,9 +27,9 @@ if ticket > tonumber(held[3] or '0') then
   return 'nostate'
 end
 
-local list = redis.call('HMGET', KEYS[3], 'ticket', 'epoch', 'doc')
+local list = redis.call('HMGET', KEYS[3], 'ticket', 'epoch', 'doc', 'life')
 -- A list of before the erase is none: this namespace has not folded the erase yet.
-if list[1] and tonumber(held[2] or '0') < erased then
+if list[1] and math.max(tonumber(held[2] or '0'), tonumber(list[4] or '0')) < erased then
   redis.call('DEL', KEYS[3])
   list = {false, false, false}
 end
@@ -49,7 +49,7 @@ if list[1] then
   end
 end
 redis.call('HSET', KEYS[3], 'doc', ARGV[6], 'ticket', ARGV[1], 'covers', ARGV[7], 'epoch', ARGV[3],
-  'at', ARGV[8], 'audit', ARGV[9])
+  'at', ARGV[8], 'audit', ARGV[9], 'life', ARGV[2])
 redis.call('HDEL', KEYS[3], 'stale')
 redis.call('PEXPIRE', KEYS[3], ARGV[10])
 redis.call('PEXPIRE', KEYS[1], ARGV[11])

@@ -1,12 +1,11 @@
 //! The connection: sends batches of commands, answers in their order, and makes itself anew.
 //!
-//! Invariant: a connection that answered READONLY, MASTERDOWN or LOADING, broke, or was late
-//! [`LATE_MAX`] times in a row is never used again: redis-rs alone would keep it for ever. It retries
-//! nothing but an unknown script: callers do, since every write is fenced. It does not know what the
-//! commands mean.
+//! Invariant: a connection that answered READONLY, MASTERDOWN or LOADING, broke, or was late is never used
+//! again: redis-rs alone would keep it for ever, and nobody can tell a slow peer from a hole that swallows
+//! packets. It retries nothing but an unknown script: callers do, since every write is fenced. It does
+//! not know what the commands mean.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -21,13 +20,11 @@ use redis::{
 };
 use tokio::sync::Mutex;
 
-use super::scripts;
+use super::scripts::{self, Guard};
 use super::settings::Settings;
 use crate::metrics;
-use crate::store::Error;
+use crate::store::{Error, Lineage};
 
-/// So many late answers in a row, and the connection is taken for dead.
-const LATE_MAX: u32 = 3;
 /// Least time between two attempts to connect.
 const RECONNECT_EVERY: Duration = Duration::from_millis(100);
 /// Commands of one pipeline; the next waits for its answers, so that one pipe stays far below the
@@ -46,7 +43,6 @@ pub(super) struct Link {
     live: ArcSwapOption<Live>,
     /// Held while connecting only, so that one connects and the others find it done.
     making: Mutex<Option<Attempt>>,
-    late: AtomicU32,
 }
 
 enum Target {
@@ -120,7 +116,6 @@ impl Link {
             age: settings.connection_age,
             live: ArcSwapOption::empty(),
             making: Mutex::new(None),
-            late: AtomicU32::new(0),
         })
     }
 
@@ -135,17 +130,31 @@ impl Link {
     /// Answers of `cmds`, in their order. Each `per` consecutive commands share a slot and are executed
     /// in their order; others may overtake in a cluster.
     pub(super) async fn run(&self, cmds: Vec<Cmd>, per: usize) -> Result<Vec<Value>, Error> {
+        self.run_by(None, cmds, per).await
+    }
+
+    /// [`Link::run`], and scripts have effect in the guard's lineage only.
+    pub(super) async fn run_by(
+        &self,
+        guard: Option<&Guard>,
+        cmds: Vec<Cmd>,
+        per: usize,
+    ) -> Result<Vec<Value>, Error> {
         if cmds.is_empty() {
             return Ok(Vec::new());
         }
         let live = self.live().await?;
+        let cmds = match guard {
+            Some(guard) => guard.dress(cmds),
+            None => cmds,
+        };
         let mut answers = self.send(&live, &cmds, per).await?;
         let unknown: Vec<usize> = (0..answers.len())
             .filter(|&nth| matches!(&answers[nth], Err(error) if is_no_script(error)))
             .collect();
         if !unknown.is_empty() {
             // A restart, a failover or SCRIPT FLUSH: nothing of these was executed.
-            self.watch(&live, load_scripts(live.conn.clone()).await)?;
+            self.teach(&live, guard).await?;
             let again: Vec<Cmd> = unknown.iter().map(|&nth| cmds[nth].clone()).collect();
             let second = self.send(&live, &again, 1).await?;
             for (nth, answer) in unknown.into_iter().zip(second) {
@@ -186,6 +195,51 @@ impl Link {
             .into_iter()
             .map(|answer| self.watch(&live, answer.extract_error()))
             .collect()
+    }
+
+    /// Loads scripts; a guard's only where its lineage rules.
+    async fn teach(&self, live: &Arc<Live>, guard: Option<&Guard>) -> Result<(), Error> {
+        let loads: Vec<Cmd> = match guard {
+            None => scripts::loads().collect(),
+            Some(guard) => {
+                if self.lineage_of(live).await? != guard.lineage {
+                    return Err(Error::Regressed {
+                        addr: self.addr.clone(),
+                    });
+                }
+                guard.loads().collect()
+            }
+        };
+        self.watch(live, load(live.conn.clone(), loads).await)
+    }
+
+    /// Which history of writes the primaries hold.
+    pub(super) async fn lineage(&self) -> Result<Lineage, Error> {
+        let live = self.live().await?;
+        self.lineage_of(&live).await
+    }
+
+    async fn lineage_of(&self, live: &Arc<Live>) -> Result<Lineage, Error> {
+        let mut info = redis::cmd("INFO");
+        info.arg("replication");
+        metrics::round_trips(1);
+        let answer = match live.conn.clone() {
+            Conn::Single(mut conn) => info.query_async::<Value>(&mut conn).await,
+            Conn::Cluster(mut conn) => {
+                let everywhere =
+                    RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+                conn.route_command(info, everywhere).await
+            }
+        };
+        let mut texts = Vec::new();
+        texts_of(&self.watch(live, answer)?, &mut texts);
+        match lineage_in(&texts) {
+            Some(lineage) => Ok(lineage),
+            None => {
+                self.drop(live);
+                Err(self.unavailable("READONLY: this is no primary"))
+            }
+        }
     }
 
     /// An answer that Redis should not give.
@@ -253,7 +307,6 @@ impl Link {
             conn: made?,
             since: Instant::now(),
         });
-        self.late.store(0, Ordering::Relaxed);
         self.live.store(Some(live.clone()));
         Ok(live)
     }
@@ -274,7 +327,7 @@ impl Link {
                 ),
                 Target::Cluster(client) => Conn::Cluster(client.get_async_connection().await?),
             };
-            load_scripts(conn.clone()).await?;
+            load(conn.clone(), scripts::loads().collect()).await?;
             Ok(conn)
         };
         match tokio::time::timeout(limit, make).await {
@@ -289,26 +342,21 @@ impl Link {
     /// Names what went wrong, and drops the connection if it cannot be trusted any more.
     fn watch<T>(&self, live: &Arc<Live>, answer: RedisResult<T>) -> Result<T, Error> {
         let error = match answer {
-            Ok(answer) => {
-                self.late.store(0, Ordering::Relaxed);
-                return Ok(answer);
-            }
+            Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
-        let dead = if error.is_timeout() {
-            self.late.fetch_add(1, Ordering::Relaxed) + 1 >= LATE_MAX
-        } else {
-            is_lost(&error) || self.is_outdated(&error)
-        };
-        if dead {
-            // Only this one: another task may have made the next one already.
-            let expected: &Option<Arc<Live>> = &Some(live.clone());
-            self.live.rcu(|now| match (now, expected) {
-                (Some(now), Some(lost)) if Arc::ptr_eq(now, lost) => None,
-                _ => now.clone(),
-            });
+        if error.is_timeout() || is_lost(&error) || self.is_outdated(&error) {
+            self.drop(live);
         }
         Err(self.name(&error))
+    }
+
+    /// Only this one: another task may have made the next one already.
+    fn drop(&self, lost: &Arc<Live>) {
+        self.live.rcu(|now| match now {
+            Some(now) if Arc::ptr_eq(now, lost) => None,
+            _ => now.clone(),
+        });
     }
 
     fn name(&self, error: &RedisError) -> Error {
@@ -373,15 +421,14 @@ impl From<ClusterConnection> for Conn {
     }
 }
 
-async fn load_scripts(conn: Conn) -> RedisResult<()> {
+async fn load(conn: Conn, loads: Vec<Cmd>) -> RedisResult<()> {
     match conn {
         Conn::Single(_) => {
-            let loads: Vec<Cmd> = scripts::loads().collect();
             let answers = ask(conn, pipeline(&loads)).await?;
             answers.into_iter().try_for_each(|answer| answer.map(drop))
         }
         Conn::Cluster(mut conn) => {
-            for load in scripts::loads() {
+            for load in loads {
                 let everywhere =
                     RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
                 conn.route_command(load, everywhere).await?;
@@ -389,6 +436,34 @@ async fn load_scripts(conn: Conn) -> RedisResult<()> {
             Ok(())
         }
     }
+}
+
+/// All texts of an answer, whatever the nodes' shape around them.
+fn texts_of(value: &Value, texts: &mut Vec<String>) {
+    match value {
+        Value::BulkString(bytes) => texts.push(String::from_utf8_lossy(bytes).into_owned()),
+        Value::VerbatimString { text, .. } => texts.push(text.clone()),
+        Value::Array(all) => all.iter().for_each(|one| texts_of(one, texts)),
+        Value::Map(all) => all.iter().for_each(|(_, one)| texts_of(one, texts)),
+        _ => {}
+    }
+}
+
+/// The replication ids of all primaries, in an order of their own; none if one of them is no primary.
+fn lineage_in(texts: &[String]) -> Option<Lineage> {
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.map(|value| value.trim().to_owned())
+    };
+    let mut ids = Vec::new();
+    for text in texts {
+        if field(text, "role:")? != "master" {
+            return None;
+        }
+        ids.push(field(text, "master_replid:")?);
+    }
+    ids.sort();
+    (!ids.is_empty()).then(|| Lineage(ids.join(",").into()))
 }
 
 fn is_no_script(error: &RedisError) -> bool {

@@ -2,9 +2,13 @@
 //!
 //! Invariant: every write is one script on one slot, so it happens as a whole or not at all, and its
 //! guard is stored beside what it guards. It reads primaries only. It decides nothing: users in
-//! [`users`], counts, stock and blocks in [`shared`], looking around in [`survey`].
+//! [`users`], counts, stock and blocks in [`shared`], looking around in [`survey`], how far readers are in
+//! [`checkpoints`].
 
+mod checkpoints;
+mod erased;
 mod link;
+mod register;
 mod scripts;
 mod settings;
 mod shared;
@@ -15,24 +19,28 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{FromRedisValue, Value};
+use redis::{Cmd, FromRedisValue, Value};
 
+pub use erased::Trace;
 pub use settings::Settings;
 pub use survey::Check;
 
 use self::link::Link;
+use self::scripts::Guard;
 use super::{
-    Added, Block, Cell, Delta, Error, FoldWrite, Folded, Peek, Publish, Published, StockOp, Store,
-    Take, Taken,
+    Added, Block, Cell, Delta, Error, FoldWrite, Folded, Lineage, Peek, Publish, Published,
+    StockOp, Store, Take, Taken,
 };
 use crate::event::UserId;
-use crate::record::{Offset, Partition, Timestamp};
+use crate::record::{Offset, Partition, Resume, Timestamp};
 use crate::state::Held;
 
 /// A store on Redis. Clones are handles to the same connection.
 #[derive(Clone)]
 pub struct RedisStore {
     inner: Arc<Inner>,
+    /// Where the writes of this handle have effect; none = wherever they land.
+    guard: Option<Arc<Guard>>,
 }
 
 struct Inner {
@@ -51,11 +59,17 @@ impl RedisStore {
                 waiter: Link::new(&settings, settings.replicas_max)?,
                 settings,
             }),
+            guard: None,
         })
     }
 
     fn link(&self) -> &Link {
         &self.inner.link
+    }
+
+    /// Conditional writes: where this handle's lineage rules, if it has one.
+    async fn run(&self, cmds: Vec<Cmd>, per: usize) -> Result<Vec<Value>, Error> {
+        self.link().run_by(self.guard.as_deref(), cmds, per).await
     }
 
     /// An answer as what it should be.
@@ -163,7 +177,50 @@ impl Store for RedisStore {
         self.put_active(ns, expected).await
     }
 
+    async fn plan(&self, ns: &str) -> Result<Option<String>, Error> {
+        self.get_plan(ns).await
+    }
+
+    async fn set_plan(&self, ns: &str, plan: &str, expected: Option<&str>) -> Result<bool, Error> {
+        self.put_plan(ns, plan, expected).await
+    }
+
+    async fn namespaces(&self) -> Result<BTreeMap<String, String>, Error> {
+        self.registered().await
+    }
+
+    async fn enroll(&self, ns: &str, note: Option<&str>) -> Result<(), Error> {
+        self.put_registered(ns, note).await
+    }
+
+    async fn say_live_behind(&self, ttl: Duration) -> Result<(), Error> {
+        self.put_behind(ttl).await
+    }
+
+    async fn live_behind(&self) -> Result<bool, Error> {
+        self.is_behind().await
+    }
+
     async fn flush(&self) -> Result<(), Error> {
         self.wait_for_replicas().await
+    }
+
+    async fn lineage(&self) -> Result<Lineage, Error> {
+        self.link().lineage().await
+    }
+
+    fn under(&self, lineage: &Lineage) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            guard: Some(Arc::new(Guard::new(lineage))),
+        }
+    }
+
+    async fn checkpoint(&self, reader: &str, done: &[(Partition, Resume)]) -> Result<(), Error> {
+        self.put_checkpoint(reader, done).await
+    }
+
+    async fn checkpoints(&self, reader: &str) -> Result<BTreeMap<Partition, Resume>, Error> {
+        self.get_checkpoints(reader).await
     }
 }

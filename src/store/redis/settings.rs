@@ -58,13 +58,13 @@ impl Default for Settings {
             password_file: None,
             min_replicas: 0,
             replicas_max: Duration::from_secs(1),
-            connect_max: Duration::from_secs(2),
-            response_max: Duration::from_secs(2),
+            connect_max: Duration::from_secs(1),
+            response_max: Duration::from_secs(1),
             connection_age: Duration::from_secs(60 * 60),
             state_ttl: Duration::from_secs(180 * DAY),
             list_ttl: Duration::from_secs(30 * DAY),
             counts_ttl: Duration::from_secs(400 * DAY),
-            write_version: crate::state::VERSION_OLDEST,
+            write_version: crate::state::VERSION_BEFORE,
         }
     }
 }

@@ -21,7 +21,7 @@ impl RedisStore {
         keys::namespace(ns)?;
         let ttl = self.inner.settings.counts_ms();
         let cmds = deltas.iter().map(|delta| delta_call(ns, delta, ttl));
-        let answers = self.link().run(cmds.collect(), 1).await?;
+        let answers = self.run(cmds.collect(), 1).await?;
         let added = |answer| {
             let (what, fence): (String, Option<String>) = self.read_pair(answer)?;
             match (what.as_str(), fence.as_deref()) {
@@ -128,7 +128,7 @@ impl RedisStore {
                 .arg(op.time.0);
         }
         let cmds = by_set.into_values().collect();
-        self.link().run(cmds, 1).await.map(drop)
+        self.run(cmds, 1).await.map(drop)
     }
 
     pub(super) async fn are_out(&self, skus: &[String]) -> Result<Vec<bool>, Error> {

@@ -21,10 +21,10 @@ const PROBE_MS: u64 = 10_000;
 /// The oldest Redis: since 7.0 a script's READONLY and OOM keep their code.
 const OLDEST: (u32, u32) = (7, 0);
 
-struct Primary {
-    node: Node,
-    /// A key that lies there.
-    probe: String,
+pub(super) struct Primary {
+    pub(super) node: Node,
+    /// A hash tag whose keys lie there.
+    pub(super) tag: String,
 }
 
 impl RedisStore {
@@ -134,7 +134,7 @@ impl RedisStore {
     }
 
     /// One SCAN; the cursor is `node cursor`, nodes in their order.
-    async fn scan_keys(
+    pub(super) async fn scan_keys(
         &self,
         pattern: &str,
         cursor: Option<String>,
@@ -175,11 +175,11 @@ impl RedisStore {
         Ok((found, next))
     }
 
-    async fn primaries(&self) -> Result<Vec<Primary>, Error> {
+    pub(super) async fn primaries(&self) -> Result<Vec<Primary>, Error> {
         if !self.link().is_cluster() {
             return Ok(vec![Primary {
                 node: Node::Only,
-                probe: "nearshore:probe:{0}".into(),
+                tag: "0".into(),
             }]);
         }
         let mut slots = cmd("CLUSTER");
@@ -195,9 +195,9 @@ impl RedisStore {
             let port: u16 = self.read(place.next().unwrap_or(Value::Nil))?;
             let node = Node::At(host, port);
             if !found.iter().any(|primary| primary.node == node) {
-                let probe = key_between(first, last)
+                let tag = tag_between(first, last)
                     .ok_or_else(|| self.link().odd("no key for a range of slots"))?;
-                found.push(Primary { node, probe });
+                found.push(Primary { node, tag });
             }
         }
         if found.is_empty() {
@@ -217,17 +217,20 @@ impl RedisStore {
     }
 }
 
-/// A probe's key whose slot lies in the range; one in a hundred thousand tries lies in any.
-fn key_between(first: u16, last: u16) -> Option<String> {
+/// A hash tag whose slot lies in the range; one in a hundred thousand tries lies in any.
+fn tag_between(first: u16, last: u16) -> Option<String> {
     let inside: Vec<Slot> = (first..=last).filter_map(Slot::new).collect();
     (0..100_000)
-        .map(|n| format!("nearshore:probe:{{{n}}}"))
-        .find(|key| inside.contains(&Slot::for_key(key)))
+        .map(|n| n.to_string())
+        .find(|tag| inside.contains(&Slot::for_key(tag)))
 }
 
 fn probe(primary: &Primary) -> Cmd {
     let mut set = cmd("SET");
-    set.arg(&primary.probe).arg("").arg("PX").arg(PROBE_MS);
+    set.arg(format!("nearshore:probe:{{{}}}", primary.tag))
+        .arg("")
+        .arg("PX")
+        .arg(PROBE_MS);
     set
 }
 
@@ -301,7 +304,7 @@ mod tests {
     #[test]
     fn every_primary_has_a_key_of_its_own() {
         for (first, last) in [(0, 5460), (5461, 10922), (10923, 16383), (7, 7)] {
-            assert!(key_between(first, last).is_some(), "{first}-{last}");
+            assert!(tag_between(first, last).is_some(), "{first}-{last}");
         }
     }
 }

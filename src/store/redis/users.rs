@@ -28,7 +28,7 @@ type Row = (
 );
 
 /// Fields of the recall hash, in the order of [`ListRow`].
-const LIST: [&str; 6] = ["doc", "ticket", "covers", "epoch", "at", "audit"];
+const LIST: [&str; 7] = ["doc", "ticket", "covers", "epoch", "at", "audit", "life"];
 type ListRow = (
     Option<String>,
     Option<u64>,
@@ -36,6 +36,7 @@ type ListRow = (
     Option<u64>,
     Option<i64>,
     Option<String>,
+    Option<i64>,
 );
 
 /// What `take.lua` answers.
@@ -78,7 +79,7 @@ impl RedisStore {
             .iter()
             .map(|write| self.fold_call(ns, write))
             .collect();
-        let answers = self.link().run(cmds?, 1).await?;
+        let answers = self.run(cmds?, 1).await?;
         answers
             .into_iter()
             .map(|answer| {
@@ -145,7 +146,7 @@ impl RedisStore {
             cmds.push(call);
             all.push(keys);
         }
-        let answers = self.link().run(cmds, 1).await?;
+        let answers = self.run(cmds, 1).await?;
         let taken = |(keys, answer): (&keys::User, Value)| {
             let row: Option<TakeRow> = self.read(answer)?;
             let Some((bytes, life, profile, erased, ticket, pending)) = row else {
@@ -181,7 +182,8 @@ impl RedisStore {
             let erased: Option<i64> = self.read(next())?;
             let held = held_of(keys, row, None, Timestamp(0))?;
             // A list of before an erase that this namespace has not folded yet is none.
-            let reborn = Timestamp(erased.unwrap_or_default()) > held.state.life;
+            let made = held.state.life.max(Timestamp(list.6.unwrap_or_default()));
+            let reborn = Timestamp(erased.unwrap_or_default()) > made;
             peeks.push(Peek {
                 list: list_of(keys, list)?.filter(|_| !reborn),
                 fences: held.state.fences,
@@ -215,7 +217,7 @@ impl RedisStore {
                 .arg(self.inner.settings.state_ms());
             cmds.push(call);
         }
-        let answers = self.link().run(cmds, 1).await?;
+        let answers = self.run(cmds, 1).await?;
         let published = |answer| {
             let what: String = self.read(answer)?;
             match what.as_str() {
@@ -288,6 +290,7 @@ fn held_of(
     erased: Timestamp,
 ) -> Result<Held, Error> {
     let profile = profile_of(keys, profile)?;
+    let known = profile.is_some();
     let (bytes, ver, ticket, life, pending, moved, pace) = row;
     let Some(bytes) = bytes else {
         let mut state = UserState {
@@ -296,6 +299,8 @@ fn held_of(
         };
         crate::fold::erase(&mut state, erased);
         return Ok(Held {
+            // A profile has no TTL: it may be there without a state.
+            reborn: known && state.profile.is_none(),
             state,
             ..Held::default()
         });
@@ -307,9 +312,10 @@ fn held_of(
         moved: moved.ok_or_else(missing)?,
         pace: pace.map_err(|error| corrupt(&keys.state, error))?,
     };
-    let life = Timestamp(life.ok_or_else(missing)?).max(erased);
+    let life = Timestamp(life.ok_or_else(missing)?);
     Ok(Held {
-        state: state_of(keys, &bytes, profile, life)?,
+        reborn: erased > life,
+        state: state_of(keys, &bytes, profile, life.max(erased))?,
         mark,
         ver: ver.ok_or_else(missing)?,
         ticket: ticket.ok_or_else(missing)?,
@@ -317,7 +323,7 @@ fn held_of(
 }
 
 fn list_of(keys: &keys::User, row: ListRow) -> Result<Option<Stored>, Error> {
-    let (Some(doc), Some(ticket), Some(covers), Some(epoch), Some(at), Some(audit)) = row else {
+    let (Some(doc), Some(ticket), Some(covers), Some(epoch), Some(at), Some(audit), _) = row else {
         return Ok(None);
     };
     Ok(Some(Stored {

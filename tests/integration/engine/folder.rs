@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use nearshore::engine::Options;
 use nearshore::engine::constrained::Constrained;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
@@ -210,7 +211,7 @@ fn a_folder_of_safetensors_computes_what_the_formulas_say() {
         let folder = tempfile::tempdir().expect("a folder");
         let tensors = tensors(tied);
         write(folder.path(), &tensors, tied);
-        let model = Constrained::load(folder.path(), 1).expect("loads");
+        let model = Constrained::load(folder.path(), Options::default()).expect("loads");
         let tokens: Vec<u32> = (0..100).map(|i| i * 37 % 251).collect();
         let all: Vec<u32> = (0..VOCABULARY as u32).collect();
         let ours = model.logits(&tokens, &all).expect("logits");
@@ -244,7 +245,7 @@ fn a_folder_that_cannot_be_run_is_refused_by_name() {
         ),
         (
             |f| edit(f, "attention_bias", json!(true)),
-            "key attention_bias",
+            "self_attn.q_proj.bias is missing",
         ),
         (
             |f| edit(f, "rope_scaling", json!({ "rope_type": "llama3" })),
@@ -276,7 +277,7 @@ fn a_folder_that_cannot_be_run_is_refused_by_name() {
         let folder = tempfile::tempdir().expect("a folder");
         write(folder.path(), &tensors(true), true);
         damage(folder.path());
-        let error = Constrained::load(folder.path(), 1)
+        let error = Constrained::load(folder.path(), Options::default())
             .err()
             .expect("refused")
             .to_string();

@@ -178,6 +178,7 @@ pub fn all<S: Store>(history: &History<S>) -> Result<(), String> {
     letters(history, (&records, dead))?;
     tickets(history)?;
     coalescing(history)?;
+    updates(history)?;
     committed(history)
 }
 
@@ -342,12 +343,17 @@ fn letters<S>(history: &History<S>, (records, dead): (&[Record], usize)) -> Resu
     Ok(())
 }
 
-/// Within one life tickets rise and covers do not fall.
+/// Within one life tickets rise and covers do not fall, but where the store lost writes.
 fn tickets<S>(history: &History<S>) -> Result<(), String> {
     history.gate.journal(|journal| {
-        let mut before: BTreeMap<(&UserId, Timestamp), Vec<&Shown>> = BTreeMap::new();
-        for list in &journal.published {
-            let lists = before.entry((&list.user, list.life)).or_default();
+        let mut before: BTreeMap<(&str, &UserId, Timestamp), Vec<&Shown>> = BTreeMap::new();
+        for (nth, list) in journal.published.iter().enumerate() {
+            if journal.losses.contains(&nth) {
+                before.clear();
+            }
+            let lists = before
+                .entry((&*list.ns, &list.user, list.life))
+                .or_default();
             let mut older = lists
                 .iter()
                 .filter(|older| older.between.1 < list.between.0);
@@ -373,7 +379,9 @@ fn tickets<S>(history: &History<S>) -> Result<(), String> {
 fn coalescing<S>(history: &History<S>) -> Result<(), String> {
     let mut asked: BTreeMap<UserId, u64> = BTreeMap::new();
     for lane in history.topics.lanes() {
-        for record in history.cluster.records(&lane) {
+        // One that went round its lane was asked for once.
+        let records = history.cluster.records(&lane).into_iter();
+        for record in records.filter(|record| record.headers.is_empty()) {
             let user = record
                 .key
                 .as_deref()
@@ -385,7 +393,10 @@ fn coalescing<S>(history: &History<S>) -> Result<(), String> {
     }
     history.gate.journal(|journal| {
         for (user, takes) in &journal.takes {
-            let bound = asked.get(user).unwrap_or(&0) + history.upheavals + journal.faults;
+            // What a store lost is asked and made again.
+            let again = 1 + journal.losses.len() as u64;
+            let asked = asked.get(user).unwrap_or(&0);
+            let bound = asked * again + history.upheavals + journal.faults;
             if *takes > bound {
                 return Err(format!("{takes} takes of {user}, more than {bound}"));
             }
@@ -394,10 +405,35 @@ fn coalescing<S>(history: &History<S>) -> Result<(), String> {
     })
 }
 
+/// The last record of each user on `recall-updates` is the list that is stored; of an erased one it is none.
+fn updates<S: Store>(history: &History<S>) -> Result<(), String> {
+    let mut last: BTreeMap<Vec<u8>, Option<String>> = BTreeMap::new();
+    for record in history.cluster.records(&history.topics.recall_updates) {
+        let value = record
+            .value
+            .map(|value| String::from_utf8_lossy(&value).into_owned());
+        last.insert(record.key.unwrap_or_default().to_vec(), value);
+    }
+    let peeks = now(history.store.peek(&history.ns, &users(history))).map_err(|e| e.to_string())?;
+    for (user, peek) in users(history).iter().zip(peeks) {
+        let key = format!("{}/{user}", history.ns).into_bytes();
+        let (told, stored) = (
+            last.remove(&key).flatten(),
+            nearshore::ingest::current(&peek),
+        );
+        if told != stored {
+            return Err(format!(
+                "recall-updates tells of {user} {told:?}, stored is {stored:?}"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Everything that was read is done: the committed offsets are the ends.
-fn committed<S>(history: &History<S>) -> Result<(), String> {
-    for group in ["ingest", "generate"] {
-        let lag = history.cluster.lag(group);
+fn committed<S: Store>(history: &History<S>) -> Result<(), String> {
+    for group in history.groups() {
+        let lag = history.cluster.lag(&group);
         if lag > 0 {
             return Err(format!("{group} is {lag} records behind its end"));
         }

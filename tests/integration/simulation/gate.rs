@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use nearshore::event::UserId;
-use nearshore::log::{self, Delivery, Log, Outgoing};
+use nearshore::log::{self, Committed, Delivery, Log, Outgoing};
 use nearshore::record::{Fences, Offset, Partition, Resume, Timestamp};
 use nearshore::state::Held;
 use nearshore::store::{self, *};
@@ -37,6 +37,7 @@ type Late = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A list that was stored.
 pub struct Shown {
+    pub ns: String,
     pub user: UserId,
     pub life: Timestamp,
     pub ticket: u64,
@@ -57,6 +58,8 @@ pub struct Journal {
     pub takes: BTreeMap<UserId, u64>,
     /// Calls that were lost, unanswered or late.
     pub faults: u64,
+    /// How many lists had been stored each time the store lost its last writes.
+    pub losses: Vec<usize>,
 }
 
 struct Inner {
@@ -247,6 +250,7 @@ impl<S: Store> Store for Gated<S> {
                             user, life, list, ..
                         } = list.clone();
                         journal.published.push(Shown {
+                            ns: ns.clone(),
                             user,
                             life,
                             ticket: list.ticket,
@@ -338,8 +342,60 @@ impl<S: Store> Store for Gated<S> {
         self.inner.set_active(ns, expected).await
     }
 
+    async fn plan(&self, ns: &str) -> Result<Option<String>, store::Error> {
+        self.inner.plan(ns).await
+    }
+
+    async fn set_plan(
+        &self,
+        ns: &str,
+        plan: &str,
+        expected: Option<&str>,
+    ) -> Result<bool, store::Error> {
+        self.inner.set_plan(ns, plan, expected).await
+    }
+
+    async fn namespaces(&self) -> Result<BTreeMap<String, String>, store::Error> {
+        self.inner.namespaces().await
+    }
+
+    async fn enroll(&self, ns: &str, note: Option<&str>) -> Result<(), store::Error> {
+        self.inner.enroll(ns, note).await
+    }
+
+    async fn say_live_behind(&self, ttl: Duration) -> Result<(), store::Error> {
+        self.inner.say_live_behind(ttl).await
+    }
+
+    async fn live_behind(&self) -> Result<bool, store::Error> {
+        self.inner.live_behind().await
+    }
+
     async fn flush(&self) -> Result<(), store::Error> {
         through!(self.flush())
+    }
+
+    async fn lineage(&self) -> Result<Lineage, store::Error> {
+        through!(self.lineage())
+    }
+
+    fn under(&self, lineage: &Lineage) -> Self {
+        Self {
+            inner: self.inner.under(lineage),
+            gate: self.gate.clone(),
+        }
+    }
+
+    async fn checkpoint(
+        &self,
+        reader: &str,
+        done: &[(Partition, Resume)],
+    ) -> Result<(), store::Error> {
+        through!(self.checkpoint(reader, done))
+    }
+
+    async fn checkpoints(&self, reader: &str) -> Result<BTreeMap<Partition, Resume>, store::Error> {
+        through!(self.checkpoints(reader))
     }
 }
 
@@ -354,6 +410,10 @@ impl<L: Log> Log for GatedLog<L> {
         self.inner.next().await
     }
 
+    async fn notice(&mut self) -> Result<Delivery, log::Error> {
+        self.inner.notice().await
+    }
+
     async fn commit(&self, done: &[(Partition, Resume)]) -> Result<(), log::Error> {
         Yield::default().await;
         match self.gate.draw() {
@@ -364,6 +424,16 @@ impl<L: Log> Log for GatedLog<L> {
                 Err(no_log())
             }
         }
+    }
+
+    async fn committed(&self, of: &[Partition]) -> Result<Vec<Committed>, log::Error> {
+        Yield::default().await;
+        self.inner.committed(of).await
+    }
+
+    async fn rewind(&mut self, to: &[(Partition, Resume)]) -> Result<(), log::Error> {
+        Yield::default().await;
+        self.inner.rewind(to).await
     }
 
     async fn end(&self, partition: &Partition) -> Result<Offset, log::Error> {

@@ -17,7 +17,7 @@ use nearshore::ingest::{self, Ingest};
 use nearshore::log::{Delivery, Flaws, Log, MemoryCluster, MemoryLog, Outgoing};
 use nearshore::record::Timestamp;
 use nearshore::shop::Shop;
-use nearshore::store::Store;
+use nearshore::store::{Lost, MemoryStore, Snapshot, Store};
 use nearshore::topics::Topics;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -53,12 +53,22 @@ pub struct Doubles<S> {
     pub log: Flaws,
     pub store: S,
     pub ns: String,
+    /// A handle to the same store, where it is one that may lose its last writes.
+    pub losing: Option<MemoryStore>,
 }
 
 type Running = Pin<Box<dyn Future<Output = ()>>>;
 
+/// What a member does.
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    /// Fills the namespace of this place.
+    Ingest(usize),
+    Generate,
+}
+
 struct Member {
-    generate: bool,
+    part: Part,
     running: Running,
     /// Not polled before this step: a process that was stopped and wakes up as a zombie.
     asleep_until: usize,
@@ -69,16 +79,31 @@ pub struct History<S> {
     pub gate: Gate,
     pub cluster: MemoryCluster,
     pub store: S,
+    /// The namespace that is looked at.
     pub ns: String,
+    /// All that are filled: one, or two beside each other.
+    pub spaces: Vec<String>,
     pub topics: Topics,
     pub shop: Arc<ArcSwap<Shop>>,
     members: Vec<Member>,
     /// Crashes, zombies and rebalances.
     pub upheavals: u64,
+    losing: Option<MemoryStore>,
+    /// What the store held a while ago.
+    before: Option<Snapshot>,
 }
 
 /// Runs one history to its rest and checks the facts; the complaint if one is not as it must be.
 pub fn run<S: Store>(seed: u64, doubles: Doubles<S>) -> Result<(), String> {
+    run_erasing(seed, doubles, None)
+}
+
+/// The same, and at that step the first user is erased.
+pub fn run_erasing<S: Store>(
+    seed: u64,
+    doubles: Doubles<S>,
+    erase_at: Option<usize>,
+) -> Result<(), String> {
     let mut history = History::new(seed, doubles);
     let records = history.rng.random_range(10..40);
     let mut produced = 0;
@@ -89,11 +114,19 @@ pub fn run<S: Store>(seed: u64, doubles: Doubles<S>) -> Result<(), String> {
             history.produce();
             produced += 1;
         }
+        if erase_at == Some(step) {
+            history.erase();
+        }
         history.upset(step);
+        history.lose();
         history.advance(step)?;
     }
     history.rest(step)?;
-    check::all(&history)
+    for ns in history.spaces.clone() {
+        history.ns = ns;
+        check::all(&history)?;
+    }
+    Ok(())
 }
 
 impl<S: Store> History<S> {
@@ -107,8 +140,12 @@ impl<S: Store> History<S> {
         for topic in topics.all() {
             cluster.create_topic(&topic, rng.random_range(1..4));
         }
+        // Every fourth history fills a second namespace, as a backfill does: erases are for both.
+        let beside = (seed % 4 == 3).then(|| format!("{}-b", doubles.ns));
+        let spaces = std::iter::once(doubles.ns.clone()).chain(beside).collect();
         let mut history = Self {
             rng,
+            spaces,
             gate: Gate::new(seed),
             cluster,
             store: doubles.store,
@@ -117,22 +154,36 @@ impl<S: Store> History<S> {
             shop: Arc::new(ArcSwap::from_pointee(check::shop())),
             members: Vec::new(),
             upheavals: 0,
+            losing: doubles.losing,
+            before: None,
         };
-        for generate in [false, true, false, true] {
-            let member = history.start(generate);
+        let mut parts = vec![
+            Part::Ingest(0),
+            Part::Generate,
+            Part::Ingest(0),
+            Part::Generate,
+        ];
+        parts.extend(vec![Part::Ingest(1); history.spaces.len() - 1]);
+        for part in parts {
+            let member = history.start(part);
             history.members.push(member);
         }
         history
     }
 
-    fn start(&mut self, generate: bool) -> Member {
-        let running: Running = if generate {
-            self.start_generate()
-        } else {
-            self.start_ingest()
+    /// Consumer groups, by which everything is read.
+    pub fn groups(&self) -> Vec<String> {
+        let ingest = (0..self.spaces.len()).map(group);
+        ingest.chain(["generate".to_owned()]).collect()
+    }
+
+    fn start(&mut self, part: Part) -> Member {
+        let running: Running = match part {
+            Part::Generate => self.start_generate(),
+            Part::Ingest(place) => self.start_ingest(place),
         };
         Member {
-            generate,
+            part,
             running,
             asleep_until: 0,
         }
@@ -157,14 +208,14 @@ impl<S: Store> History<S> {
         )
     }
 
-    fn start_ingest(&mut self) -> Running {
+    fn start_ingest(&mut self, place: usize) -> Running {
         let (log, store) = self.gated(
-            "ingest",
+            &group(place),
             [&self.topics.user_events, &self.topics.profile_changes],
         );
         let settings = ingest::Settings {
-            ns: self.ns.clone(),
-            group: "ingest".into(),
+            ns: self.spaces[place].clone(),
+            group: group(place),
             topics: self.topics.clone(),
             limits: Default::default(),
             policy: check::policy(),
@@ -172,7 +223,8 @@ impl<S: Store> History<S> {
             // Smaller than the users, so that states are dropped and loaded again.
             cache_users: NonZeroUsize::new(2).expect("two"),
             triggers: true,
-            now: || None,
+            now: nearshore::ingest::Now::Unchecked,
+            complete_since: std::collections::BTreeMap::new(),
         };
         Box::pin(ingest_member(
             Ingest::new(log, store, self.shop.clone(), settings),
@@ -189,6 +241,7 @@ impl<S: Store> History<S> {
                 batch_max: 3,
                 // A request that waited too long gets the fallback and is counted; here each must get its list.
                 max_wait: Duration::from_secs(30 * 86_400),
+                hold: Duration::from_secs(if self.rng.random_bool(0.5) { 1 } else { 60 }),
                 ..Default::default()
             },
             arm_seed: "sim".into(),
@@ -208,6 +261,7 @@ impl<S: Store> History<S> {
             arm,
             template,
             info: Default::default(),
+            reference: None,
             count: Arc::new(str::len),
             engine,
         };
@@ -219,7 +273,18 @@ impl<S: Store> History<S> {
 
     /// A user's id: tombstones stand outside the namespaces, so each history has users of its own.
     pub fn user(&self, nth: usize) -> String {
-        format!("{}-u{nth}", self.ns)
+        format!("{}-u{nth}", self.spaces[0])
+    }
+
+    /// Erases the first user, as of now.
+    fn erase(&mut self) {
+        self.cluster.produce(Outgoing {
+            topic: self.topics.profile_changes.clone(),
+            key: Some(Bytes::from(self.user(0))),
+            value: None,
+            headers: Vec::new(),
+            time: Some(clock()),
+        });
     }
 
     /// One random record of one random user.
@@ -260,19 +325,19 @@ impl<S: Store> History<S> {
         match self.rng.random_range(0..120) {
             0 => {
                 let at = self.rng.random_range(0..self.members.len());
-                let generate = self.members[at].generate;
+                let part = self.members[at].part;
                 // Dropped between two polls: a crash at this step.
-                self.members[at] = self.start(generate);
+                self.members[at] = self.start(part);
                 self.upheavals += 1;
             }
             1 => {
                 let at = self.rng.random_range(0..self.members.len());
                 self.members[at].asleep_until = step + self.rng.random_range(10..120);
-                self.cluster.rebalance(if self.members[at].generate {
-                    "generate"
-                } else {
-                    "ingest"
-                });
+                let group = match self.members[at].part {
+                    Part::Generate => "generate".to_owned(),
+                    Part::Ingest(place) => group(place),
+                };
+                self.cluster.rebalance(&group);
                 self.upheavals += 1;
             }
             2 => {
@@ -287,6 +352,22 @@ impl<S: Store> History<S> {
                 if let Some(late) = self.gate.late() {
                     to_the_end(late);
                 }
+            }
+            _ => {}
+        }
+    }
+
+    /// Now and then the store, or one primary, falls back to what it held a while ago.
+    fn lose(&mut self) {
+        let Some(store) = self.losing.clone() else {
+            return;
+        };
+        match self.rng.random_range(0..100) {
+            0..4 => self.before = Some(store.snapshot()),
+            4 => {
+                let Some(before) = &self.before else { return };
+                store.fall_back(before, Lost::of(self.rng.random_range(0..3)));
+                self.gate.journal(|it| it.losses.push(it.published.len()));
             }
             _ => {}
         }
@@ -320,7 +401,8 @@ impl<S: Store> History<S> {
             to_the_end(late);
         }
         self.gate.calm();
-        for group in ["ingest", "generate"] {
+        let groups = self.groups();
+        for group in &groups {
             self.cluster.rebalance(group);
         }
         let mut quiet = 0;
@@ -328,13 +410,11 @@ impl<S: Store> History<S> {
         while quiet < 600 {
             step += 1;
             if step > end {
-                let lags = ["ingest", "generate"].map(|group| {
-                    (
-                        group,
-                        self.cluster.lag(group),
-                        self.cluster.committed(group),
-                    )
-                });
+                let stand = |group: &String| {
+                    let (lag, committed) = (self.cluster.lag(group), self.cluster.committed(group));
+                    (group.clone(), lag, committed)
+                };
+                let lags: Vec<_> = groups.iter().map(stand).collect();
                 return Err(format!("no rest after {STEPS_MAX} steps: {lags:?}"));
             }
             // Whoever slept wakes up; dues pass.
@@ -343,7 +423,7 @@ impl<S: Store> History<S> {
             }
             CLOCK.set(CLOCK.get() + 2_000);
             self.advance(step)?;
-            let busy = self.cluster.lag("ingest") + self.cluster.lag("generate") > 0;
+            let busy = groups.iter().any(|group| self.cluster.lag(group) > 0);
             let landing = LANDING.with_borrow_mut(|landing| {
                 landing.retain(|call| !call.is_finished());
                 !landing.is_empty()
@@ -351,6 +431,15 @@ impl<S: Store> History<S> {
             quiet = if busy || landing { 0 } else { quiet + 1 };
         }
         Ok(())
+    }
+}
+
+/// The consumer group of a namespace's place.
+fn group(place: usize) -> String {
+    if place == 0 {
+        "ingest".into()
+    } else {
+        format!("ingest-{place}")
     }
 }
 
@@ -403,7 +492,7 @@ async fn ingest_member<L: Log, S: Store>(mut member: Ingest<L, S>, gate: Gate) {
             None => {
                 // The run loop commits by a timer, also when nothing comes in.
                 if gate.coin(0.1) {
-                    let _ = member.commit().await;
+                    commit(&mut member).await;
                 }
                 Yield::default().await;
                 continue;
@@ -413,7 +502,7 @@ async fn ingest_member<L: Log, S: Store>(mut member: Ingest<L, S>, gate: Gate) {
             Delivery::Assigned(partitions) => member.assigned(&partitions),
             Delivery::Revoked { partitions, lost } => {
                 if !lost {
-                    let _ = member.commit().await;
+                    commit(&mut member).await;
                 }
                 member.revoked(&partitions);
             }
@@ -428,13 +517,26 @@ async fn ingest_member<L: Log, S: Store>(mut member: Ingest<L, S>, gate: Gate) {
                         );
                         break;
                     }
+                    Err(error) if error.rewinds() => {
+                        while member.rewind().await.is_err() {}
+                        break;
+                    }
                     Err(error) if error.retry() => Yield::default().await,
                     Err(error) => panic!("{error}"),
                 }
             },
         }
         if gate.coin(0.5) {
-            let _ = member.commit().await;
+            commit(&mut member).await;
+        }
+    }
+}
+
+/// As the run loop does it: by a timer, and with it a look at the store.
+async fn commit<L: Log, S: Store>(member: &mut Ingest<L, S>) {
+    for outcome in [member.commit().await, member.look().await] {
+        if outcome.is_err_and(|error| error.rewinds()) {
+            while member.rewind().await.is_err() {}
         }
     }
 }
@@ -450,17 +552,21 @@ async fn generate_member<L: Log, S: Store, A: Answers>(
             match delivery {
                 Ok(Delivery::Batch(batch)) => while member.receive(&batch, now).await.is_err() {},
                 Ok(Delivery::Revoked { partitions, .. }) => member.revoked(&partitions),
-                Ok(Delivery::Assigned(_)) => {}
+                Ok(Delivery::Assigned(partitions)) => member.assigned(&partitions),
                 Err(_) => return,
             }
         }
-        match member.turn(now).await {
-            Ok(_) => {}
-            Err(error) if error.retry() => {}
-            Err(error) => panic!("{error}"),
-        }
+        let mut outcomes = vec![member.turn(now).await.map(drop)];
         if gate.coin(0.5) {
-            let _ = member.commit().await;
+            outcomes.push(member.commit().await);
+            outcomes.push(member.look().await);
+        }
+        for error in outcomes.into_iter().filter_map(Result::err) {
+            if error.rewinds() {
+                while member.rewind().await.is_err() {}
+            } else {
+                assert!(error.retry(), "{error}");
+            }
         }
         Yield::default().await;
     }

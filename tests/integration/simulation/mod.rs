@@ -4,7 +4,7 @@
 //! rebalances; wall clocks an hour apart; slow generation. After each run the facts are compared with a
 //! single-threaded reading of the log. `NEARSHORE_SEED=N` replays one history, `NEARSHORE_SEEDS=N` sets how many.
 
-mod check;
+pub mod check;
 mod gate;
 mod history;
 
@@ -12,7 +12,7 @@ use nearshore::log::Flaws as LogFlaws;
 use nearshore::store::{Flaws as StoreFlaws, MemoryStore, RedisStore, Store};
 
 use crate::harness::{fresh, variable};
-use history::{Doubles, run};
+use history::{Doubles, run, run_erasing};
 
 fn seeds(default: u64) -> std::ops::Range<u64> {
     let number = |name: &str| {
@@ -29,20 +29,14 @@ fn seeds(default: u64) -> std::ops::Range<u64> {
 /// The first complaint of these histories, with its seed. Two threads, for CI has two cores.
 fn first_complaint<S: Store>(
     seeds: std::ops::Range<u64>,
-    log: LogFlaws,
-    store: impl Fn(u64) -> S + Sync,
+    doubles: impl Fn(u64) -> Doubles<S> + Sync,
 ) -> Option<(u64, String)> {
     let half = |odd: u64| {
-        let (seeds, store) = (seeds.clone(), &store);
+        let (seeds, doubles) = (seeds.clone(), &doubles);
         move || {
-            seeds.filter(|seed| seed % 2 == odd).find_map(|seed| {
-                let doubles = Doubles {
-                    log,
-                    store: store(seed),
-                    ns: format!("sim-{seed}"),
-                };
-                Some((seed, run(seed, doubles).err()?))
-            })
+            seeds
+                .filter(|seed| seed % 2 == odd)
+                .find_map(|seed| Some((seed, run(seed, doubles(seed)).err()?)))
         }
     };
     let (even, odd) = std::thread::scope(|scope| {
@@ -56,59 +50,138 @@ fn first_complaint<S: Store>(
     even.into_iter().chain(odd).min()
 }
 
-#[test]
-fn every_history_ends_with_nothing_lost_stale_or_doubled() {
-    let seeds = seeds(10_000);
+/// Doubles in memory, broken or not.
+fn in_memory(log: LogFlaws, flaws: StoreFlaws) -> impl Fn(u64) -> Doubles<MemoryStore> + Sync {
+    move |seed| Doubles {
+        log,
+        store: MemoryStore::broken(flaws),
+        ns: format!("sim-{seed}"),
+        losing: None,
+    }
+}
+
+/// The same, and the store loses its last writes now and then.
+fn losing(flaws: StoreFlaws) -> impl Fn(u64) -> Doubles<MemoryStore> + Sync {
+    let sound = in_memory(LogFlaws::default(), flaws);
+    move |seed| {
+        let doubles = sound(seed);
+        Doubles {
+            losing: Some(doubles.store.clone()),
+            ..doubles
+        }
+    }
+}
+
+fn hold(seeds: std::ops::Range<u64>, doubles: impl Fn(u64) -> Doubles<MemoryStore> + Sync) {
     let start = std::time::Instant::now();
-    let complaint = first_complaint(seeds.clone(), LogFlaws::default(), |_| {
-        MemoryStore::default()
-    });
-    if let Some((seed, what)) = complaint {
+    if let Some((seed, what)) = first_complaint(seeds.clone(), doubles) {
         panic!("NEARSHORE_SEED={seed}: {what}");
     }
     eprintln!("simulation: seeds {seeds:?} in {:?}", start.elapsed());
 }
 
+#[test]
+fn every_history_ends_with_nothing_lost_stale_or_doubled() {
+    hold(
+        seeds(10_000),
+        in_memory(LogFlaws::default(), StoreFlaws::default()),
+    );
+}
+
+#[test]
+fn every_history_survives_a_store_that_loses_its_last_writes() {
+    hold(seeds(5_000), losing(StoreFlaws::default()));
+}
+
+/// Histories whose first user is erased at each step in turn, the steps dealt to two threads.
+#[test]
+fn an_erase_at_any_step_leaves_nothing_from_before_it() {
+    let run_at = |seed: u64, step: usize| {
+        let doubles = Doubles {
+            log: LogFlaws::default(),
+            store: MemoryStore::default(),
+            ns: format!("erase-{seed}"),
+            losing: None,
+        };
+        run_erasing(seed, doubles, Some(step))
+    };
+    let half = |odd: usize| {
+        move || {
+            // Two of them fill two namespaces.
+            let all = (100..108_u64).flat_map(|seed| (1..=400).map(move |step| (seed, step)));
+            for (seed, step) in all.filter(|(_, step)| step % 2 == odd) {
+                if let Err(what) = run_at(seed, step) {
+                    return Some(format!("seed {seed}, erased at step {step}: {what}"));
+                }
+            }
+            None
+        }
+    };
+    let start = std::time::Instant::now();
+    let complaint = std::thread::scope(|scope| {
+        let threads = [scope.spawn(half(0)), scope.spawn(half(1))];
+        threads.map(|thread| thread.join().expect("no panic"))
+    });
+    assert_eq!(complaint, [None, None]);
+    eprintln!("simulation: 3,200 erases in {:?}", start.elapsed());
+}
+
 /// A broken double must be noticed within these many histories, every run.
 const NOTICED_WITHIN: u64 = 1_000;
 
-fn noticed(log: LogFlaws, flaws: StoreFlaws) {
-    let complaint = first_complaint(0..NOTICED_WITHIN, log, |_| MemoryStore::broken(flaws));
+fn noticed(doubles: impl Fn(u64) -> Doubles<MemoryStore> + Sync) {
+    let complaint = first_complaint(0..NOTICED_WITHIN, doubles);
     let (seed, what) = complaint.expect("the broken double was not noticed");
     eprintln!("noticed at seed {seed}: {what}");
 }
 
 #[test]
+fn a_late_write_from_before_a_loss_is_noticed() {
+    noticed(losing(StoreFlaws {
+        blind_lineage: true,
+        ..StoreFlaws::default()
+    }));
+}
+
+#[test]
+fn a_checkpoint_that_outlives_its_writes_is_noticed() {
+    noticed(losing(StoreFlaws {
+        stray_checkpoint: true,
+        ..StoreFlaws::default()
+    }));
+}
+
+#[test]
 fn counts_without_a_fence_are_noticed() {
-    noticed(
+    noticed(in_memory(
         LogFlaws::default(),
         StoreFlaws {
             no_fence: true,
             ..StoreFlaws::default()
         },
-    );
+    ));
 }
 
 #[test]
 fn a_blind_write_of_the_state_is_noticed() {
-    noticed(
+    noticed(in_memory(
         LogFlaws::default(),
         StoreFlaws {
             blind_write: true,
             ..StoreFlaws::default()
         },
-    );
+    ));
 }
 
 #[test]
 fn a_missing_tombstone_check_is_noticed() {
-    noticed(
+    noticed(in_memory(
         LogFlaws::default(),
         StoreFlaws {
             no_tombstone: true,
             ..StoreFlaws::default()
         },
-    );
+    ));
 }
 
 #[test]
@@ -117,7 +190,7 @@ fn a_commit_too_early_is_noticed() {
         commit_early: true,
         ..LogFlaws::default()
     };
-    noticed(flaws, StoreFlaws::default());
+    noticed(in_memory(flaws, StoreFlaws::default()));
 }
 
 #[test]
@@ -126,7 +199,7 @@ fn work_forgotten_on_revoke_is_noticed() {
         forget_in_hand: true,
         ..LogFlaws::default()
     };
-    noticed(flaws, StoreFlaws::default());
+    noticed(in_memory(flaws, StoreFlaws::default()));
 }
 
 #[test]
@@ -148,6 +221,7 @@ fn two_hundred_histories_hold_on_a_real_redis() {
             log: LogFlaws::default(),
             store,
             ns: format!("{prefix}-{seed}"),
+            losing: None,
         };
         // Answers come from another thread: the hand-made scheduler waits for them by polling.
         let _inside = runtime.enter();

@@ -1,0 +1,49 @@
+//! The pure half of Nearshore, compiled by itself to be fuzzed: no Kafka, no Redis, no model.
+//!
+//! `targets` is shared with the ordinary test that replays the corpus, `tests/integration/fuzz.rs`.
+
+#![allow(dead_code)]
+
+#[path = "../../src/arms.rs"]
+pub mod arms;
+#[path = "../../src/catalogue.rs"]
+pub mod catalogue;
+#[path = "../../src/compose.rs"]
+pub mod compose;
+#[path = "../../src/demand.rs"]
+pub mod demand;
+#[path = "../../src/event/mod.rs"]
+pub mod event;
+#[path = "../../src/fold.rs"]
+pub mod fold;
+#[path = "../../src/intake.rs"]
+pub mod intake;
+#[path = "../../src/lanes.rs"]
+pub mod lanes;
+#[path = "../../src/list/mod.rs"]
+pub mod list;
+#[path = "../../src/naming.rs"]
+pub mod naming;
+#[path = "../../src/prompt/mod.rs"]
+pub mod prompt;
+#[path = "../../src/record.rs"]
+pub mod record;
+#[path = "../../src/rules/mod.rs"]
+pub mod rules;
+#[path = "../../src/select.rs"]
+pub mod select;
+#[path = "../../src/shop.rs"]
+pub mod shop;
+#[path = "../../src/state/mod.rs"]
+pub mod state;
+#[path = "../../src/topics.rs"]
+pub mod topics;
+#[path = "../../src/trigger.rs"]
+pub mod trigger;
+
+/// What the targets call the house, wherever they are compiled.
+pub mod house {
+    pub use crate::{catalogue, event, fold, list, prompt, record, state, trigger};
+}
+
+pub mod targets;

@@ -1,0 +1,92 @@
+//! `nearshore references`: freezes an arm's reference prompts into its file.
+//!
+//! Invariant: a file that is there is not written over unless asked to, for lists made with it say its hash.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::config::Config;
+use crate::engine::Options;
+use crate::engine::constrained::Constrained;
+use crate::prompt::{Frozen, PROMPTS, Person, Template};
+
+/// Arguments of `nearshore references`.
+#[derive(Args, Clone, Debug)]
+pub(super) struct ReferencesArgs {
+    /// Arm whose `references` file is written
+    #[arg(long, value_name = "ID")]
+    arm: String,
+    /// People who stand for everyone, one JSON object per line: {"profile": {..}, "bought": [..], "segment": ".."}, or {"prompt": ".."}
+    #[arg(long, value_name = "FILE")]
+    from: PathBuf,
+    /// Write over a file that is there; raise the arm's epoch then
+    #[arg(long)]
+    force: bool,
+}
+
+pub(super) fn run(config: &Config, args: &ReferencesArgs, json: bool) -> anyhow::Result<ExitCode> {
+    let arm = config.arms.iter().find(|arm| arm.id == args.arm);
+    let arm = arm.with_context(|| format!("no arm {:?} in the configuration", args.arm))?;
+    let file = arm.references.as_ref();
+    let file = file.with_context(|| {
+        format!(
+            "arm {}: name the file first: references = \"references/{}.json\"",
+            arm.id, arm.id
+        )
+    })?;
+    let file = config.resolve(file);
+    anyhow::ensure!(
+        args.force || !file.exists(),
+        "{} is there; --force writes over it, and the arm's epoch must rise then",
+        file.display()
+    );
+    let text =
+        std::fs::read_to_string(&args.from).with_context(|| format!("{}", args.from.display()))?;
+    let mut people: Vec<Person> = Vec::new();
+    for (nth, line) in text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+    {
+        let person = serde_json::from_str(line);
+        people.push(person.with_context(|| format!("{}:{}", args.from.display(), nth + 1))?);
+    }
+    anyhow::ensure!(!people.is_empty(), "{}: nobody in it", args.from.display());
+    if people.len() != PROMPTS {
+        eprintln!("{} prompts; {PROMPTS} are usual", people.len());
+    }
+    let path = config.resolve(&arm.template);
+    let source = std::fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
+    let template = Template::load(&source, &arm.template)?;
+    let model = Constrained::load(&config.resolve(&arm.model), Options::default())?;
+    let text = model.text();
+    let count = |said: &str| text.tokens(said).map_or(said.len(), |tokens| tokens.len());
+    let tokenizer = text.hash()?;
+    let frozen = Frozen::freeze(
+        &people,
+        (&template, &tokenizer),
+        (arm.prompt_tokens, &count),
+    )?;
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
+    }
+    std::fs::write(&file, frozen.to_json()).with_context(|| format!("{}", file.display()))?;
+    if json {
+        let file = file.display().to_string();
+        println!(
+            "{}",
+            serde_json::json!({ "arm": arm.id, "file": file, "prompts": frozen.len() })
+        );
+    } else {
+        println!(
+            "{}: {} prompts frozen for arm {}",
+            file.display(),
+            frozen.len(),
+            arm.id
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,226 @@
+//! How numbers lie in a file, and what they are as `f32`.
+//!
+//! Invariant: bytes of any content become numbers or an error, never a panic, and nothing is
+//! allocated beyond the numbers that the bytes hold. It does not know tensors' names or meaning.
+
+use std::borrow::Cow;
+
+use candle_core::Device;
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+
+/// A type of numbers that we read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs, non_camel_case_types)] // GGUF's own names
+pub enum Kind {
+    F32,
+    F16,
+    BF16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2_K,
+    Q3_K,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::F32,
+        Self::F16,
+        Self::BF16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q2_K,
+        Self::Q3_K,
+        Self::Q4_K,
+        Self::Q5_K,
+        Self::Q6_K,
+    ];
+
+    /// The kind of this number in a GGUF header; its name if it is one that we do not read.
+    pub fn from_gguf(code: u32) -> Result<Self, String> {
+        let kind = match code {
+            0 => Self::F32,
+            1 => Self::F16,
+            2 => Self::Q4_0,
+            3 => Self::Q4_1,
+            6 => Self::Q5_0,
+            7 => Self::Q5_1,
+            8 => Self::Q8_0,
+            10 => Self::Q2_K,
+            11 => Self::Q3_K,
+            12 => Self::Q4_K,
+            13 => Self::Q5_K,
+            14 => Self::Q6_K,
+            30 => Self::BF16,
+            other => return Err(unread(other)),
+        };
+        Ok(kind)
+    }
+
+    /// The kind of this name in a safetensors header.
+    pub fn from_safetensors(name: &str) -> Option<Self> {
+        match name {
+            "F32" => Some(Self::F32),
+            "F16" => Some(Self::F16),
+            "BF16" => Some(Self::BF16),
+            _ => None,
+        }
+    }
+
+    /// Numbers of a block, and its bytes.
+    pub fn block(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::F16 | Self::BF16 => (1, 2),
+            Self::Q4_0 => (32, 18),
+            Self::Q4_1 => (32, 20),
+            Self::Q5_0 => (32, 22),
+            Self::Q5_1 => (32, 24),
+            Self::Q8_0 => (32, 34),
+            Self::Q2_K => (256, 84),
+            Self::Q3_K => (256, 110),
+            Self::Q4_K => (256, 144),
+            Self::Q5_K => (256, 176),
+            Self::Q6_K => (256, 210),
+        }
+    }
+
+    /// Bytes of a tensor of this shape; what is wrong with the shape if there is no such number.
+    pub fn bytes(self, shape: &[usize]) -> Result<usize, String> {
+        let (numbers, bytes) = self.block();
+        let too_many = || format!("shape {shape:?} has more numbers than a machine can hold");
+        let row = shape.last().copied().unwrap_or(1);
+        if !row.is_multiple_of(numbers) {
+            return Err(format!(
+                "rows of {row} numbers are no whole blocks of {numbers} ({self:?})"
+            ));
+        }
+        let count = (shape.iter()).try_fold(1usize, |count, size| count.checked_mul(*size));
+        let size = (count.ok_or_else(too_many)? / numbers).checked_mul(bytes);
+        size.filter(|size| isize::try_from(*size).is_ok())
+            .ok_or_else(too_many)
+    }
+
+    /// The numbers that `data` holds, whole blocks.
+    pub fn numbers(self, data: &[u8]) -> Result<Vec<f32>, String> {
+        let (_, size) = self.block();
+        if !data.len().is_multiple_of(size) {
+            return Err(format!("{} bytes are no whole {self:?} blocks", data.len()));
+        }
+        let pair = |bytes: &[u8]| [bytes[0], bytes[1]];
+        let quantised = match self {
+            Self::F32 => {
+                let of = |bytes: &[u8]| [bytes[0], bytes[1], bytes[2], bytes[3]];
+                let each = data.chunks_exact(4);
+                return Ok(each.map(|bytes| f32::from_le_bytes(of(bytes))).collect());
+            }
+            Self::F16 => {
+                let each = data.chunks_exact(2).map(pair);
+                return Ok(each.map(|x| half::f16::from_le_bytes(x).to_f32()).collect());
+            }
+            Self::BF16 => {
+                let each = data.chunks_exact(2).map(pair);
+                return Ok(each
+                    .map(|x| half::bf16::from_le_bytes(x).to_f32())
+                    .collect());
+            }
+            Self::Q4_0 => GgmlDType::Q4_0,
+            Self::Q4_1 => GgmlDType::Q4_1,
+            Self::Q5_0 => GgmlDType::Q5_0,
+            Self::Q5_1 => GgmlDType::Q5_1,
+            Self::Q8_0 => GgmlDType::Q8_0,
+            Self::Q2_K => GgmlDType::Q2K,
+            Self::Q3_K => GgmlDType::Q3K,
+            Self::Q4_K => GgmlDType::Q4K,
+            Self::Q5_K => GgmlDType::Q5K,
+            Self::Q6_K => GgmlDType::Q6K,
+        };
+        dequantised(quantised, self.block(), data).map_err(|e| e.to_string())
+    }
+}
+
+fn dequantised(
+    kind: GgmlDType,
+    (numbers, size): (usize, usize),
+    data: &[u8],
+) -> candle_core::Result<Vec<f32>> {
+    let count = data.len() / size * numbers;
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    // candle reads blocks where they lie, and they must lie at even addresses.
+    let data = if data.as_ptr().addr().is_multiple_of(4) {
+        Cow::Borrowed(data)
+    } else {
+        return dequantised(kind, (numbers, size), &Aligned::copy(data));
+    };
+    let storage = QStorage::from_data(data, &Device::Cpu, kind)?;
+    QTensor::new(storage, (count,))?
+        .dequantize(&Device::Cpu)?
+        .to_vec1()
+}
+
+/// Bytes at an address that blocks may lie at.
+struct Aligned {
+    words: Vec<u64>,
+    length: usize,
+}
+
+impl Aligned {
+    fn copy(data: &[u8]) -> Self {
+        let word = |bytes: &[u8]| {
+            let mut word = [0; 8];
+            word[..bytes.len()].copy_from_slice(bytes);
+            u64::from_ne_bytes(word)
+        };
+        Self {
+            words: data.chunks(8).map(word).collect(),
+            length: data.len(),
+        }
+    }
+}
+
+impl std::ops::Deref for Aligned {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `words` holds at least `length` initialised bytes, for it was made from as many.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), self.length) }
+    }
+}
+
+/// The name of a GGUF type that we do not read.
+fn unread(code: u32) -> String {
+    let name = match code {
+        9 => "Q8_1",
+        15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        20 => "IQ4_NL",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        23 => "IQ4_XS",
+        24 => "I8",
+        25 => "I16",
+        26 => "I32",
+        27 => "I64",
+        28 => "F64",
+        29 => "IQ1_M",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        39 => "MXFP4",
+        _ => return format!("type {code}"),
+    };
+    format!("type {name}")
+}

@@ -1,0 +1,153 @@
+//! Kernels for AVX2 and FMA.
+//!
+//! Decides that floats are the safe loops compiled for these instructions; integers are multiplied as
+//! pairs of 16 bits, which cannot overflow. Invariant: f32 and int8 give the bits that AVX-512 gives.
+
+use std::arch::x86_64::*;
+
+use super::portable::{self, Fused, INT8_COLUMNS};
+use super::round::GROUP;
+use super::{COLUMNS_MAX, Kernel, Tile};
+
+/// f32 in 8 lanes.
+pub(super) struct F32;
+
+impl Kernel for F32 {
+    type Weight = f32;
+    type Input = [f32; 1];
+    const STEP: usize = 1;
+    const COLUMNS: usize = COLUMNS_MAX;
+    const ROWS: usize = 6;
+    const SCALED: bool = false;
+    const NAME: &'static str = "f32";
+
+    fn pack(row: &[f32], units: &mut [f32], _: &mut [f32]) {
+        units.copy_from_slice(row);
+    }
+
+    fn convert(row: &[f32], units: &mut [[f32; 1]], _: &mut [f32]) {
+        units.as_flattened_mut().copy_from_slice(row);
+    }
+
+    unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn inner<const M: usize>(tile: Tile<F32>) {
+            // SAFETY: the caller's.
+            unsafe { portable::floats::<F32, Fused, M, 1>(tile) }
+        }
+        // SAFETY: the caller's.
+        unsafe { inner::<M>(tile) }
+    }
+}
+
+/// Weights kept as bf16 and widened.
+pub(super) struct Bf16;
+
+impl Kernel for Bf16 {
+    type Weight = u32;
+    type Input = [f32; 2];
+    const STEP: usize = 2;
+    const COLUMNS: usize = COLUMNS_MAX;
+    const ROWS: usize = 4;
+    const SCALED: bool = false;
+    const NAME: &'static str = "bf16 weights, f32 products";
+
+    fn pack(row: &[f32], units: &mut [u32], _: &mut [f32]) {
+        portable::pairs(row, units);
+    }
+
+    fn convert(row: &[f32], units: &mut [[f32; 2]], _: &mut [f32]) {
+        portable::float_pairs(row, units);
+    }
+
+    unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn inner<const M: usize>(tile: Tile<Bf16>) {
+            // SAFETY: the caller's.
+            unsafe { portable::floats::<Bf16, Fused, M, 2>(tile) }
+        }
+        // SAFETY: the caller's.
+        unsafe { inner::<M>(tile) }
+    }
+}
+
+/// int8 by products of 16 bits.
+pub(super) struct Int8;
+
+impl Kernel for Int8 {
+    type Weight = [i8; 4];
+    type Input = [i16; 4];
+    const STEP: usize = 4;
+    const COLUMNS: usize = INT8_COLUMNS;
+    const ROWS: usize = 4;
+    const SCALED: bool = true;
+    const NAME: &'static str = "int8";
+
+    fn pack(row: &[f32], units: &mut [[i8; 4]], scales: &mut [f32]) {
+        portable::Int8::pack(row, units, scales);
+    }
+
+    fn convert(row: &[f32], units: &mut [[i16; 4]], scales: &mut [f32]) {
+        #[target_feature(enable = "avx2")]
+        fn inner(row: &[f32], units: &mut [[i16; 4]], scales: &mut [f32]) {
+            let units = units.as_flattened_mut();
+            portable::groups::<i16>(row, scales, units, |value| value as i16);
+        }
+        // SAFETY: `tier` saw the instructions before it chose this kernel.
+        unsafe { inner(row, units, scales) }
+    }
+
+    unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
+        // SAFETY: the caller's.
+        unsafe { int8::<M>(tile) }
+    }
+}
+
+/// # Safety
+/// That of [`Kernel::multiply`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn int8<const M: usize>(tile: Tile<Int8>) {
+    const UNITS: usize = GROUP / Int8::STEP;
+    for from in (0..INT8_COLUMNS).step_by(8) {
+        let mut sums = [_mm256_setzero_ps(); M];
+        let inputs = tile.inputs.chunks_exact(UNITS * M);
+        let weights = tile.weights.chunks_exact(UNITS * INT8_COLUMNS);
+        for (group, (inputs, weights)) in inputs.zip(weights).enumerate() {
+            // Of four columns each: two sums per column.
+            let mut whole = [[_mm256_setzero_si256(); 2]; M];
+            let (inputs, _) = inputs.as_chunks::<M>();
+            let (weights, _) = weights.as_chunks::<INT8_COLUMNS>();
+            for (x, w) in inputs.iter().zip(weights) {
+                let w = &w[from..from + 8];
+                // SAFETY: 8 units of 4 bytes are read.
+                let (low, high) = unsafe {
+                    let w: *const __m128i = w.as_ptr().cast();
+                    (_mm_loadu_si128(w), _mm_loadu_si128(w.add(1)))
+                };
+                let w = [_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high)];
+                for (whole, x) in whole.iter_mut().zip(x) {
+                    // SAFETY: a unit is 4 values of 16 bits.
+                    let x = unsafe { x.as_ptr().cast::<i64>().read_unaligned() };
+                    let x = _mm256_set1_epi64x(x);
+                    for (sum, w) in whole.iter_mut().zip(w) {
+                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(x, w));
+                    }
+                }
+            }
+            let scales = &tile.weight_scales[group * INT8_COLUMNS + from..][..8];
+            // SAFETY: 8 values are read.
+            let scales = unsafe { _mm256_loadu_ps(scales.as_ptr()) };
+            for (row, (sum, [low, high])) in sums.iter_mut().zip(whole).enumerate() {
+                let x = _mm256_set1_ps(tile.input_scales[group * M + row]);
+                // Columns 0 1 4 5 2 3 6 7 to 0..8.
+                let both = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(low, high));
+                let both = _mm256_cvtepi32_ps(both);
+                *sum = _mm256_fmadd_ps(both, _mm256_mul_ps(x, scales), *sum);
+            }
+        }
+        for (row, sum) in sums.iter().enumerate() {
+            // SAFETY: within `COLUMNS` of one of `M` rows.
+            unsafe { _mm256_storeu_ps(tile.out.add(row * tile.stride + from), *sum) };
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Laws of the packed products: near the formula on every tier, the same bits in any company.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int8];
+const TIERS: [Isa; 3] = [Isa::Plain, Isa::Avx2, Isa::Avx512];
+
+fn noise(len: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    let mut next = move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// The product by its formula, and beside each output the sum of the products' magnitudes.
+fn formula(x: &[f32], w: &[f32], inner: usize) -> Vec<(f64, f64)> {
+    let mut all = Vec::new();
+    for x in x.chunks_exact(inner) {
+        for w in w.chunks_exact(inner) {
+            let products = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+            all.push(products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs())));
+        }
+    }
+    all
+}
+
+/// What rounding may change of an output, by the greatest magnitudes of a row and its weights.
+fn allowed(precision: Precision, size: f64, inner: usize) -> f64 {
+    match precision {
+        Precision::F32 => 1e-6 * size + 1e-6,
+        // Both sides are rounded to 8 bits: up to 2^-8 of a product each.
+        Precision::Bf16 => size / 126.0 + 1e-6,
+        // Values are at most 1: half a step of 1/127 of a factor at most 1, on both sides.
+        Precision::Int8 => inner as f64 * (1.0 / 254.0) * 2.0 + 1e-6,
+    }
+}
+
+fn check(rows: usize, out: usize, inner: usize, seed: u32) -> Result<(), TestCaseError> {
+    let mut x = noise(rows * inner, seed);
+    let mut w = noise(out * inner, !seed);
+    // A row, and a weight row, of zeros.
+    x[..inner].fill(if seed.is_multiple_of(3) { 0.0 } else { 0.5 });
+    w[..inner].fill(if seed.is_multiple_of(2) { 0.0 } else { -0.25 });
+    let exact = formula(&x, &w, inner);
+    for precision in PRECISIONS {
+        for isa in TIERS {
+            let packed = Packed::new(&w, inner, precision, Some(isa));
+            let y = packed.multiply(&x, 1);
+            prop_assert_eq!(y.len(), rows * out);
+            for (nth, (y, (exact, size))) in y.iter().zip(&exact).enumerate() {
+                let error = (f64::from(*y) - exact).abs();
+                let what = format!("{precision} {isa} output {nth}: {y} for {exact}");
+                prop_assert!(error <= allowed(precision, *size, inner), "{}", what);
+            }
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn every_tier_of_every_precision_agrees_with_the_formula(
+        rows in 1usize..20, out in 1usize..140, inner in 1usize..210, seed: u32,
+    ) {
+        check(rows, out, inner, seed)?;
+    }
+
+    #[test]
+    fn a_row_is_the_same_bits_alone_and_among_others_on_any_threads(
+        rows in 1usize..40, out in 1usize..200, inner in 1usize..300, seed: u32,
+    ) {
+        let (x, w) = (noise(rows * inner, seed), noise(out * inner, !seed));
+        for precision in PRECISIONS {
+            for isa in TIERS {
+                let packed = Packed::new(&w, inner, precision, Some(isa));
+                let all = packed.multiply(&x, 1 + seed as usize % 3);
+                for row in 0..rows {
+                    let alone = packed.multiply(&x[row * inner..][..inner], 1);
+                    prop_assert_eq!(&alone[..], &all[row * out..][..out], "{} {}", precision, isa);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn f32_and_int8_are_the_same_bits_on_avx2_and_avx512(
+        rows in 1usize..9, out in 1usize..100, inner in 1usize..300, seed: u32,
+    ) {
+        let (x, w) = (noise(rows * inner, seed), noise(out * inner, !seed));
+        for precision in [Precision::F32, Precision::Int8] {
+            let on = |isa| Packed::new(&w, inner, precision, Some(isa)).multiply(&x, 1);
+            // A machine without AVX2 multiplies both by plain code.
+            prop_assert_eq!(on(Isa::Avx2), on(Isa::Avx512));
+        }
+    }
+
+    #[test]
+    fn int8_is_exact_for_integers_of_one_scale(
+        rows in 1usize..9, out in 1usize..40, groups in 1usize..4, seed: u32,
+    ) {
+        let inner = groups * round::GROUP;
+        let whole = |len, seed| -> Vec<f32> {
+            let mut values: Vec<f32> = noise(len, seed).iter().map(|x| (x * 127.0).round()).collect();
+            values.chunks_mut(round::GROUP).for_each(|group| group[0] = 127.0);
+            values
+        };
+        let (x, w) = (whole(rows * inner, seed), whole(out * inner, !seed));
+        for isa in TIERS {
+            let y = Packed::new(&w, inner, Precision::Int8, Some(isa)).multiply(&x, 1);
+            for (y, (exact, _)) in y.iter().zip(formula(&x, &w, inner)) {
+                prop_assert_eq!(f64::from(*y), exact, "{}", isa);
+            }
+        }
+    }
+
+    #[test]
+    fn bf16_rounds_as_the_library_does(bits: u32) {
+        let x = f32::from_bits(bits);
+        let ours = half::bf16::from_bits(round::bf16(x));
+        let theirs = half::bf16::from_f32(x);
+        prop_assert!(ours == theirs || (x.is_nan() && ours.is_nan()));
+    }
+
+    #[test]
+    fn tiles_cover_all_rows_once_and_differ_by_at_most_one(rows in 0usize..600, most in 1usize..7) {
+        let tiles = Tiles::of(rows, most);
+        let mut next = 0;
+        for (from, many) in tiles.iter() {
+            prop_assert_eq!(from, next);
+            prop_assert!(many <= most && many + 1 >= rows.div_ceil(tiles.tiles));
+            next += many;
+        }
+        prop_assert_eq!(next, rows);
+    }
+}
+
+#[test]
+fn no_rows_give_no_outputs() {
+    for precision in PRECISIONS {
+        assert!(
+            Packed::new(&[1.0; 12], 4, precision, None)
+                .multiply(&[], 2)
+                .is_empty()
+        );
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_not_hidden() {
+    for precision in PRECISIONS {
+        for isa in TIERS {
+            for bad in [f32::NAN, f32::INFINITY] {
+                let packed = Packed::new(&noise(70 * 3, 5), 70, precision, Some(isa));
+                let mut x = noise(140, 3);
+                x[100] = bad;
+                let y = packed.multiply(&x, 1);
+                assert!(y[..3].iter().all(|y| y.is_finite()), "{precision} {isa}");
+                assert!(y[3..].iter().all(|y| !y.is_finite()), "{precision} {isa}");
+            }
+        }
+    }
+}
+
+#[test]
+fn narrower_weights_take_less_memory() {
+    let bytes =
+        PRECISIONS.map(|precision| Packed::new(&noise(64 * 640, 1), 640, precision, None).bytes());
+    assert_eq!(bytes[0], 64 * 640 * 4);
+    assert_eq!(bytes[1], bytes[0] / 2);
+    assert!(bytes[2] < bytes[0] * 3 / 10, "{bytes:?}");
+}

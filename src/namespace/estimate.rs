@@ -1,0 +1,213 @@
+//! What a backfill would take: [`estimate`].
+//!
+//! Invariant: nothing is written, no group is moved, and each figure says how it was come by. Compaction and
+//! transactions leave gaps in offsets, so records are at most so many.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::plan::{Order, kept, span};
+use crate::config::Config;
+use crate::keeper::wall_clock;
+use crate::log::probe;
+use crate::record::{Partition, Resume, Timestamp};
+use crate::replay::{Moment, Plan, Since};
+use crate::store::{RedisStore, Store};
+
+/// Records read to count users.
+const COUNTED: u64 = 200_000;
+/// Users whose keys are measured.
+const MEASURED: usize = 200;
+/// Records per second where no backfill was measured yet.
+const RATE: f64 = 5_000.0;
+/// Bytes of a user where none can be measured: state, profile and list, as Redis keeps them.
+const USER_BYTES: u64 = 6_000;
+
+/// What a person knows better.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Given {
+    /// Lists per second of all generate processes.
+    pub lists_per_second: Option<f64>,
+    /// Records per second of all backfill processes.
+    pub records_per_second: Option<f64>,
+}
+
+/// A figure, and how it was come by.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Figure<T> {
+    /// The figure.
+    pub value: T,
+    /// How it was come by.
+    pub how: String,
+}
+
+fn figure<T>(value: T, how: impl Into<String>) -> Figure<T> {
+    Figure {
+        value,
+        how: how.into(),
+    }
+}
+
+/// What a backfill would take.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Estimate {
+    /// Records to fold, at most.
+    pub records: Figure<u64>,
+    /// Users with events among them.
+    pub users: Figure<u64>,
+    /// Hours of one model, of all generate processes together.
+    pub model_hours: Option<Figure<f64>>,
+    /// Bytes that Redis needs more.
+    pub redis_bytes: Figure<u64>,
+    /// Seconds of folding.
+    pub fold_seconds: Figure<f64>,
+    /// When all lists would be there, if it began now.
+    pub finished_at: Option<Figure<String>>,
+}
+
+/// Looks at log and store, and reckons.
+pub async fn estimate(
+    config: &Config,
+    store: &RedisStore,
+    (order, given): (&Order, Given),
+) -> anyhow::Result<Estimate> {
+    let from = order.from.as_deref().unwrap_or("earliest");
+    let to = order.to.as_deref().unwrap_or("latest");
+    let now = wall_clock();
+    let (starts, ends) = span(config, (from, to), now).await?;
+    let profiles: u64 = kept(config, &config.topics.profile_changes)
+        .await?
+        .iter()
+        .map(|kept| u64::try_from(kept.end.0 - kept.begin.0).unwrap_or(0))
+        .sum();
+    let events = length(&starts, &ends);
+    let records = figure(
+        events + profiles,
+        format!(
+            "{events} events and {profiles} profiles between offsets; fewer where compaction or transactions left gaps"
+        ),
+    );
+    let users = users(config, &starts, &ends).await?;
+    let redis_bytes = bytes(store, config, users.value).await?;
+    let fold_seconds = folding(store, records.value, given).await?;
+    let model_hours = given
+        .lists_per_second
+        .filter(|rate| *rate > 0.0)
+        .map(|rate| {
+            let hours = users.value as f64 / rate / 3600.0;
+            figure(
+                hours,
+                format!("{} lists at {rate} a second, as given", users.value),
+            )
+        });
+    let finished_at = model_hours.as_ref().map(|hours| {
+        let seconds = fold_seconds.value + hours.value * 3600.0;
+        let length = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        let at = Moment(now.after(length)).to_string();
+        figure(
+            at,
+            "folding, then lists in every slot that live leaves idle; longer while live is busy",
+        )
+    });
+    Ok(Estimate {
+        records,
+        users,
+        model_hours,
+        redis_bytes,
+        fold_seconds,
+        finished_at,
+    })
+}
+
+fn length(starts: &Since, ends: &Since) -> u64 {
+    let of = |(partition, start): (&Partition, &Resume)| {
+        let end = ends.get(partition).map_or(start.0, |end| end.0);
+        u64::try_from(end - start.0).unwrap_or(0)
+    };
+    starts.iter().map(of).sum()
+}
+
+/// Users are spread over partitions by a hash, so one partition's keys stand for all.
+async fn users(config: &Config, starts: &Since, ends: &Since) -> anyhow::Result<Figure<u64>> {
+    let end = |partition: &Partition| ends.get(partition).copied().unwrap_or(Resume(0));
+    let mut filled: Vec<(i64, Partition)> = starts
+        .iter()
+        .map(|(partition, start)| (end(partition).0 - start.0, partition.clone()))
+        .filter(|(length, _)| *length > 0)
+        .collect();
+    filled.sort();
+    let Some((_, partition)) = filled.get(filled.len() / 2).cloned() else {
+        return Ok(figure(0, "no events"));
+    };
+    let start = starts.get(&partition).copied().unwrap_or(Resume(0));
+    let stretch = (partition.clone(), start, end(&partition));
+    let keys = probe::keys(&config.kafka, stretch, COUNTED).await?;
+    let count = keys.distinct * filled.len() as u64;
+    let scope = match keys.whole {
+        true => "whole",
+        false => "in part, so at least",
+    };
+    let how = format!(
+        "{} different keys in {partition}, read {scope} ({} records), times {} partitions with events",
+        keys.distinct,
+        keys.records,
+        filled.len()
+    );
+    Ok(figure(count, how))
+}
+
+async fn bytes(store: &RedisStore, config: &Config, users: u64) -> anyhow::Result<Figure<u64>> {
+    let ns = store
+        .active()
+        .await?
+        .unwrap_or_else(|| config.namespace.clone());
+    let (mut some, _) = store.scan(&ns, None).await?;
+    some.truncate(MEASURED);
+    if some.is_empty() {
+        let how = format!(
+            "{USER_BYTES} a user: assumed, for no namespace is filled to be measured; counts beside that"
+        );
+        return Ok(figure(users * USER_BYTES, how));
+    }
+    let sum = store.bytes_of(&ns, &some).await?;
+    let each = sum / some.len() as u64;
+    let how = format!(
+        "{each} a user: MEMORY USAGE of {} users of {ns}; counts beside that",
+        some.len()
+    );
+    Ok(figure(users * each, how))
+}
+
+async fn folding(store: &RedisStore, records: u64, given: Given) -> anyhow::Result<Figure<f64>> {
+    if let Some(rate) = given.records_per_second.filter(|rate| *rate > 0.0) {
+        return Ok(figure(
+            records as f64 / rate,
+            format!("{rate} records a second, as given"),
+        ));
+    }
+    let mut last: Option<(Timestamp, String, f64)> = None;
+    for ns in store.namespaces().await?.into_keys() {
+        let plan = store
+            .plan(&ns)
+            .await?
+            .and_then(|text| Plan::parse(&text).ok());
+        let Some((at, rate)) = plan.and_then(|plan| Some((plan.created_at, plan.totals.rate()?)))
+        else {
+            continue;
+        };
+        if last.as_ref().is_none_or(|(before, _, _)| at > *before) {
+            last = Some((at, ns, rate));
+        }
+    }
+    Ok(match last {
+        Some((_, ns, rate)) => figure(
+            records as f64 / rate,
+            format!("{rate:.0} records a second, as the backfill of {ns} had"),
+        ),
+        None => figure(
+            records as f64 / RATE,
+            format!("{RATE} records a second: assumed, for no backfill was measured yet"),
+        ),
+    })
+}

@@ -1,0 +1,173 @@
+//! Laws of the trie: its paths are the names, its sets and sums are those of the PUs.
+
+use super::*;
+use fixedbitset::FixedBitSet;
+use proptest::prelude::*;
+
+const END: u32 = 99;
+
+fn build(names: &[Vec<u32>]) -> Trie {
+    let mut sequences = Sequences::new(END);
+    names.iter().for_each(|name| sequences.push(name));
+    Trie::build(&sequences)
+}
+
+/// Every path from the root as (tokens, PU), by walking.
+fn paths(trie: &Trie) -> Vec<(Vec<u32>, u32)> {
+    fn walk(trie: &Trie, node: &Node, path: &[u32], found: &mut Vec<(Vec<u32>, u32)>) {
+        let path: Vec<u32> = path.iter().copied().chain(trie.label(node)).collect();
+        let mut leaves = node.leaves.start;
+        for child in trie.children(node) {
+            assert_eq!(child.leaves.start, leaves, "children tile their parent");
+            assert!(child.leaves.start < child.leaves.end, "no subtree is empty");
+            leaves = child.leaves.end;
+            walk(trie, &child, &path, found);
+        }
+        if leaves == node.leaves.start && !node.leaves.is_empty() {
+            assert_eq!(node.leaves.len(), 1, "a node without children is a leaf");
+            found.push((path, trie.pu(node.leaves.start)));
+        } else {
+            assert_eq!(leaves, node.leaves.end, "children tile their parent");
+        }
+    }
+    let mut found = Vec::new();
+    walk(trie, &trie.root(), &[], &mut found);
+    found
+}
+
+fn expected(names: &[Vec<u32>]) -> Vec<(Vec<u32>, u32)> {
+    let mut all: Vec<_> = names
+        .iter()
+        .zip(0..)
+        .map(|(name, pu)| ([name.as_slice(), &[END]].concat(), pu))
+        .collect();
+    all.sort();
+    all
+}
+
+fn names() -> impl Strategy<Value = Vec<Vec<u32>>> {
+    prop::collection::vec(prop::collection::vec(0u32..3, 0..11), 0..200)
+}
+
+fn set(members: &[bool]) -> FixedBitSet {
+    let ones = members.iter().enumerate().filter(|(_, one)| **one);
+    ones.map(|(at, _)| at).collect()
+}
+
+proptest! {
+    #[test]
+    fn the_paths_are_the_names_in_sorted_order_each_cut_after_what_tells_it_apart(names in names()) {
+        let trie = build(&names);
+        let (found, expected) = (paths(&trie), expected(&names));
+        prop_assert_eq!(found.len(), expected.len());
+        for (nth, ((path, pu), (name, own))) in found.iter().zip(&expected).enumerate() {
+            prop_assert_eq!(pu, own);
+            prop_assert_eq!(trie.leaf(*pu), Some(nth as u32));
+            prop_assert!(name.starts_with(path));
+            let others = expected.iter().filter(|(other, _)| other.starts_with(path));
+            prop_assert!(others.count() == expected.iter().filter(|(other, _)| other == name).count());
+        }
+        let depth = expected.iter().map(|(path, _)| path.len()).max().unwrap_or(0);
+        prop_assert_eq!(trie.depth(), depth);
+    }
+
+    #[test]
+    fn siblings_start_differently_or_are_alike(names in names()) {
+        let trie = build(&names);
+        let mut nodes = vec![trie.root()];
+        while let Some(node) = nodes.pop() {
+            let children: Vec<Node> = trie.children(&node).collect();
+            prop_assert!(children.len() != 1, "a chain is compressed");
+            let mut first: Vec<_> = children.iter().map(|c| trie.first_token(c)).collect();
+            if first.first() == Some(&None) {
+                prop_assert!(first.iter().all(Option::is_none));
+                prop_assert!(children.iter().all(|child| child.leaves.len() == 1));
+            } else {
+                first.dedup();
+                prop_assert_eq!(first.len(), children.len());
+            }
+            nodes.extend(children);
+        }
+    }
+
+    #[test]
+    fn a_set_of_pus_keeps_its_members_as_leaves_and_a_patch_is_the_set_made_anew(
+        names in names(),
+        members in prop::collection::vec(any::<bool>(), 0..260),
+        later in prop::collection::vec(any::<bool>(), 0..260),
+    ) {
+        let trie = build(&names);
+        let held = |members: &[bool], pu: usize| members.get(pu) == Some(&true);
+        let mut leaves = Permitted::new(&trie, &set(&members));
+        for leaf in 0..names.len() as u32 {
+            prop_assert_eq!(leaves.contains(leaf), held(&members, trie.pu(leaf) as usize));
+        }
+        leaves.patch(&trie, &set(&members), &set(&later));
+        prop_assert_eq!(&leaves, &Permitted::new(&trie, &set(&later)));
+        if let Some(pu) = later.iter().position(|one| *one) {
+            leaves.set(&trie, pu as u32, false);
+            prop_assert!(trie.leaf(pu as u32).is_none_or(|leaf| !leaves.contains(leaf)));
+        }
+    }
+
+    #[test]
+    fn counts_and_sums_of_a_run_are_those_of_its_leaves(
+        names in names(),
+        members in prop::option::of(prop::collection::vec(any::<bool>(), 260)),
+        own in prop::collection::vec((0u32..220, -20f64..20.0), 0..12),
+        run in (0u32..220, 0u32..220),
+    ) {
+        let trie = build(&names);
+        let many = names.len() as u32;
+        let run = run.0.min(many)..run.1.min(many).max(run.0.min(many));
+        let permitted = members.map(|members| Permitted::new(&trie, &set(&members)));
+        let log = |pu: u32| f64::from(pu % 17) - 9.0;
+        let masses = Masses::new(&trie, log);
+        let factors = Own::new(&trie, own.iter().copied());
+        let may = |leaf: &u32| permitted.as_ref().is_none_or(|set| set.contains(*leaf));
+        let top = (0..many).map(log).fold(f64::NEG_INFINITY, f64::max);
+        let expected: f64 = run.clone().filter(may).map(|leaf| {
+            let pu = trie.pu(leaf);
+            let own = own.iter().filter(|(of, _)| *of == pu).map(|(_, log)| log);
+            (log(pu) - top + own.sum::<f64>()).exp()
+        }).sum();
+        let sum = masses.sum(&run, permitted.as_ref(), &factors);
+        prop_assert!((sum - expected).abs() <= 1e-12 * expected, "{sum} {expected}");
+        if let Some(permitted) = &permitted {
+            prop_assert_eq!(permitted.count(&run) as usize, run.clone().filter(may).count());
+            prop_assert_eq!(permitted.first(&run), run.clone().find(may));
+        }
+    }
+}
+
+#[test]
+fn a_name_may_be_the_beginning_of_another() {
+    let trie = build(&[vec![1, 2], vec![1], vec![1, 2, 3]]);
+    let found: Vec<u32> = paths(&trie).into_iter().map(|(_, pu)| pu).collect();
+    assert_eq!(found, [2, 0, 1]);
+}
+
+#[test]
+fn an_end_token_inside_a_name_is_dropped() {
+    let trie = build(&[vec![1], vec![1, END, 2]]);
+    assert_eq!(paths(&trie), [(vec![1, 2], 1), (vec![1, END], 0)]);
+}
+
+#[test]
+fn one_name_is_a_leaf_at_the_root_and_none_is_an_empty_root() {
+    let one = build(&[vec![5]]);
+    assert_eq!(one.first_token(&one.root()), Some(5));
+    assert_eq!(one.children(&one.root()).count(), 0);
+    let none = build(&[]);
+    assert!(none.root().leaves.is_empty());
+    assert_eq!(none.children(&none.root()).count(), 0);
+}
+
+#[test]
+fn a_common_name_beside_it_takes_no_digit_from_a_rare_one() {
+    let trie = build(&[vec![1], vec![2]]);
+    let masses = Masses::new(&trie, |pu| if pu == 0 { 0.0 } else { -100.0 });
+    let own = Own::new(&trie, [(0, -200.0)].into_iter());
+    let sum = masses.sum(&(0..2), None, &own);
+    assert!((sum / (-100f64).exp() - 1.0).abs() < 1e-12, "{sum}");
+}

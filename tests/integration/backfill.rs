@@ -1,0 +1,415 @@
+//! Promise: a namespace can be filled from the log at any time, beside the one that is served: the same bytes give the
+//! same fold, wherever a backfill is killed; folding again changes nothing; and an erased user stays erased.
+
+use std::collections::BTreeMap;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nearshore::event::UserId;
+use nearshore::log::Outgoing;
+use nearshore::record::Timestamp;
+use nearshore::replay::{Plan, Stage};
+use nearshore::store::Store;
+use serde_json::{Value, json};
+
+use crate::harness::fresh;
+use crate::process::{Process, Site, now};
+
+const DAY: i64 = 86_400_000;
+
+/// Who is erased in the middle of the log, and who at its end.
+const ERASED: [usize; 2] = [3, 4];
+
+fn user(nth: usize) -> String {
+    format!("u{nth:04}")
+}
+
+fn at(time: i64, mut record: Outgoing) -> Outgoing {
+    record.time = Some(Timestamp(time));
+    record
+}
+
+/// A year of purchases of so many users, profiles that change, one user erased half-way and one at the end.
+async fn year(site: &Site, (users, events): (usize, usize)) {
+    let start = now().0 - 365 * DAY;
+    let time = |nth: usize| start + nth as i64 * (364 * DAY / events as i64);
+    let segments = ["family", "single"];
+    let mut records = Vec::new();
+    for nth in 0..users {
+        let profile = json!({"household": segments[nth % 2], "n": nth});
+        records.push(at(start, site.profile(&user(nth), &profile)));
+        if nth % 5 == 0 {
+            let later = json!({"household": "single", "n": nth + 1});
+            records.push(at(time(events / 2), site.profile(&user(nth), &later)));
+        }
+    }
+    site.send(records).await;
+    for chunk in (0..events).collect::<Vec<_>>().chunks(2_000) {
+        let bought = chunk.iter().map(|nth| {
+            let who = (nth * 7919) % users;
+            at(time(*nth), site.bought(&user(who), nth % 29))
+        });
+        site.send(bought.collect()).await;
+    }
+    let tombstone = |nth: usize, time: i64| Outgoing {
+        value: None,
+        ..at(time, site.profile(&user(nth), &Value::Null))
+    };
+    let half = tombstone(ERASED[0], time(events / 2));
+    let end = tombstone(ERASED[1], time(events) + DAY / 2);
+    site.send(vec![half, end]).await;
+}
+
+/// A site with a table instead of a model, and segments.
+async fn site() -> Site {
+    let site = Site::open(&[("user_events", 3, &[]), ("profile_changes", 2, &[])]).await;
+    let file = site.folder().join("nearshore.toml");
+    let text = std::fs::read_to_string(&file).expect("written by the site");
+    let model = crate::harness::variable("NEARSHORE_TEST_MODEL");
+    let text = text.replace(&model, "table:1ms")
+        + "[[segments]]\nid = \"family\"\nwhen = [{ field = \"household\", equals = \"family\" }]\n";
+    site.write("nearshore.toml", &text);
+    site.catalogue().await;
+    site
+}
+
+fn start(site: &Site, words: &[&str]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_nearshore"))
+        .args(words)
+        .arg("--config")
+        .arg(site.folder().join("nearshore.toml"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary starts")
+}
+
+async fn filled(site: &Site, ns: &str, more: &[&str]) -> Value {
+    let words = [&["backfill", "--namespace", ns, "--json"], more].concat();
+    let said = site.said(&words).await;
+    serde_json::from_str(said.trim()).expect("one line of JSON")
+}
+
+async fn digest(site: &Site, ns: &str) -> String {
+    site.said(&["namespace", "dump", ns, "--digest"]).await
+}
+
+/// How often each user is asked for on the backfill lane, by namespace.
+async fn asked(site: &Site) -> BTreeMap<String, BTreeMap<String, usize>> {
+    let mut all = BTreeMap::<String, BTreeMap<String, usize>>::new();
+    for record in site.read(&site.topics.regen_backfill.clone()).await {
+        let request: Value =
+            serde_json::from_slice(&record.value.expect("a request")).expect("JSON");
+        let text = |key: &str| request[key].as_str().expect("text").to_owned();
+        *all.entry(text("ns"))
+            .or_default()
+            .entry(text("user"))
+            .or_default() += 1;
+    }
+    all
+}
+
+#[tokio::test]
+async fn two_backfills_of_the_same_bytes_are_the_same_wherever_they_are_killed() {
+    let (users, events) = (400, 12_000);
+    let site = site().await;
+    year(&site, (users, events)).await;
+    let (whole, broken) = (fresh("whole"), fresh("broken"));
+
+    let said = filled(&site, &whole, &["--from", "earliest"]).await;
+    assert_eq!(said["finished"], true, "{said}");
+    assert_eq!(said["folded"], events + users + users / 5 + 2, "{said}");
+    assert_eq!(
+        (&said["skipped"], &said["dead"]),
+        (&json!(0), &json!(0)),
+        "{said}"
+    );
+
+    let words = ["backfill", "--namespace", &broken, "--from", "earliest"];
+    let mut stages = Vec::new();
+    // Each goes a little further than the last, until one is killed in the sweep or has come to its end.
+    for wait in [200, 900, 2_000, 3_900, 4_400, 5_000, 7_500, 8_500] {
+        let mut child = start(&site, &words);
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        let ended = child.try_wait().expect("asked");
+        child.kill().expect("it is ours");
+        child.wait().expect("it ends");
+        let plan = site.store.plan(&broken).await.expect("answered");
+        let plan = plan.map(|text| Plan::parse(&text).expect("a plan"));
+        stages.extend(plan.map(|plan| plan.stage));
+        if ended.is_some() {
+            break;
+        }
+    }
+    assert!(
+        stages.contains(&Stage::Profiles) || stages.contains(&Stage::Events),
+        "{stages:?}"
+    );
+    let said = filled(&site, &broken, &[]).await;
+    assert_eq!(said["finished"], true, "{said}");
+    let digests = (digest(&site, &whole).await, digest(&site, &broken).await);
+    assert_eq!(digests.0, digests.1);
+
+    let asked = asked(&site).await;
+    let living: Vec<String> = (0..users)
+        .filter(|nth| *nth != ERASED[1])
+        .map(user)
+        .collect();
+    let once: BTreeMap<String, usize> = living.iter().map(|user| (user.clone(), 1)).collect();
+    assert_eq!(asked[&whole], once);
+    let known: Vec<&String> = asked[&broken].keys().collect();
+    assert_eq!(
+        known,
+        living.iter().collect::<Vec<_>>(),
+        "every user, and nobody else"
+    );
+}
+
+#[tokio::test]
+async fn a_replay_over_what_is_folded_changes_nothing_and_says_how_much_it_skipped() {
+    let (users, events) = (50, 1_500);
+    let site = site().await;
+    year(&site, (users, events)).await;
+    let ns = fresh("again");
+    filled(&site, &ns, &["--from", "earliest"]).await;
+    let before = digest(&site, &ns).await;
+
+    let done = filled(&site, &ns, &[]).await;
+    assert_eq!(
+        (&done["was_done"], &done["skipped"]),
+        (&json!(true), &json!(0)),
+        "{done}"
+    );
+
+    let again = filled(&site, &ns, &["--from", "earliest"]).await;
+    let all = events + users + users / 5 + 2;
+    assert_eq!(
+        (&again["folded"], &again["skipped"]),
+        (&json!(0), &json!(all)),
+        "{again}"
+    );
+    assert_eq!(digest(&site, &ns).await, before);
+
+    // The last tenth of it, by time and by offset.
+    let since = nearshore::replay::Moment(Timestamp(now().0 - 36 * DAY)).to_string();
+    let part = filled(&site, &ns, &["--from", &since]).await;
+    let skipped = part["skipped"].as_u64().expect("a number") as usize;
+    assert!(
+        (events / 20..events / 5 + users * 2).contains(&skipped),
+        "{part}"
+    );
+    assert_eq!(digest(&site, &ns).await, before);
+}
+
+#[tokio::test]
+async fn an_erased_user_stays_erased_in_every_namespace() {
+    let site = site().await;
+    year(&site, (20, 600)).await;
+    let ns = fresh("erased");
+    filled(&site, &ns, &["--from", "earliest"]).await;
+    let gone = [UserId(user(ERASED[1]).into())];
+    let held = site
+        .store
+        .load(&ns, &gone)
+        .await
+        .expect("answered")
+        .remove(0);
+    assert!(
+        held.state.is_vacant() && held.state.life > Timestamp(0),
+        "{:?}",
+        held.state
+    );
+    let half = [UserId(user(ERASED[0]).into())];
+    let held = site
+        .store
+        .load(&ns, &half)
+        .await
+        .expect("answered")
+        .remove(0);
+    let life = held.state.life;
+    assert!(
+        !held.state.window.is_empty(),
+        "what came after the erase is kept"
+    );
+    assert!(held.state.window.iter().all(|seen| seen.time > life));
+    let peek = site
+        .store
+        .peek(&ns, &gone)
+        .await
+        .expect("answered")
+        .remove(0);
+    assert_eq!(peek.list, None);
+}
+
+#[tokio::test]
+async fn a_start_that_is_no_longer_retained_is_refused_by_name() {
+    let site = Site::open(&[(
+        "user_events",
+        1,
+        &[("retention.ms", "-1"), ("segment.ms", "1000")],
+    )])
+    .await;
+    site.catalogue().await;
+    let start = now().0 - 30 * DAY;
+    for nth in 0..20 {
+        let bought = at(start + nth * DAY, site.bought("u", nth as usize));
+        site.send(vec![bought]).await;
+    }
+    let kafka = crate::harness::variable("NEARSHORE_TEST_KAFKA_HOME");
+    let topic = site.topics.user_events.to_string();
+    let offsets = site.write(
+        "delete.json",
+        &json!({"version": 1, "partitions": [{"topic": topic, "partition": 0, "offset": 10}]})
+            .to_string(),
+    );
+    let deleted = Command::new("bash")
+        .arg("-c")
+        .arg(format!(
+            "exec {kafka}/kafka tool org.apache.kafka.tools.DeleteRecordsCommand --bootstrap-server {} --offset-json-file {}",
+            site.settings.brokers,
+            offsets.display()
+        ))
+        .output()
+        .expect("a shell");
+    assert!(
+        deleted.status.success(),
+        "{}",
+        String::from_utf8_lossy(&deleted.stderr)
+    );
+
+    let since = nearshore::replay::Moment(Timestamp(start + 5 * DAY)).to_string();
+    let ns = fresh("cut");
+    let refused = site
+        .cli(&["backfill", "--namespace", &ns, "--from", &since])
+        .await;
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{error}");
+    let oldest = nearshore::replay::Moment(Timestamp(start + 10 * DAY)).to_string();
+    assert!(
+        error.contains(&format!("{topic}/0")) && error.contains(&oldest),
+        "{error}"
+    );
+
+    // From what there is, the state says since when it is complete.
+    let text = std::fs::read_to_string(site.folder().join("nearshore.toml")).expect("written");
+    site.write("nearshore.toml", &(text + "[state]\nwrite_version = 3\n"));
+    filled(&site, &ns, &["--from", "earliest"]).await;
+    let user = [UserId("u".into())];
+    let held = site
+        .store
+        .load(&ns, &user)
+        .await
+        .expect("answered")
+        .remove(0);
+    assert_eq!(held.state.window.len(), 10);
+    assert_eq!(held.state.complete_since, Timestamp(start + 10 * DAY));
+}
+
+#[tokio::test]
+async fn a_namespace_is_filled_compared_promoted_fed_and_retired() {
+    let site = site().await;
+    year(&site, (30, 900)).await;
+    let served = Process::ready(&site, "all").await;
+    site.committed().await;
+    let next = fresh("next");
+    filled(&site, &next, &["--from", "earliest"]).await;
+
+    let early = site.cli(&["namespace", "promote", &next]).await;
+    let said = String::from_utf8_lossy(&early.stdout).into_owned();
+    assert_eq!(early.status.code(), Some(1), "{said}");
+    assert!(said.contains("FAIL fed"), "{said}");
+
+    let text = std::fs::read_to_string(site.folder().join("nearshore.toml")).expect("written");
+    let follower = Follower::start(&site, &next).await;
+    crate::harness::eventually(crate::process::LIMIT, || async {
+        let tried = site.cli(&["namespace", "promote", &next]).await;
+        let said = String::from_utf8_lossy(&tried.stdout).into_owned();
+        tried.status.success().then_some(()).ok_or(said)
+    })
+    .await;
+    assert_eq!(
+        site.store.active().await.expect("answered").as_deref(),
+        Some(&*next)
+    );
+
+    let diff = site
+        .said(&["namespace", "diff", &site.ns, &next, "--all", "--json"])
+        .await;
+    let diff: Value = serde_json::from_str(&diff).expect("JSON");
+    assert_eq!(diff["all"]["users"], 30, "{diff}");
+    assert_eq!(diff["all"]["b"]["coverage"], 29.0 / 30.0, "{diff}");
+    let page = site.folder().join("diff.html");
+    let page_name = page.display().to_string();
+    site.said(&["namespace", "diff", &site.ns, &next, "--html", &page_name])
+        .await;
+    let html = std::fs::read_to_string(page).expect("written");
+    assert!(html.contains("everyone") && html.contains(&next), "{html}");
+
+    // Both are fed, so going back is a flip.
+    site.send(vec![site.bought("late", 1)]).await;
+    for ns in [&site.ns, &next] {
+        crate::harness::eventually(crate::process::LIMIT, || async {
+            let late = [UserId("late".into())];
+            let held = site
+                .store
+                .load(ns, &late)
+                .await
+                .map_err(|e| e.to_string())?;
+            (held[0].ver > 0).then_some(()).ok_or("not folded".into())
+        })
+        .await;
+    }
+    let refused = site.cli(&["namespace", "retire", &next]).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("is served"));
+    site.said(&["namespace", "promote", &site.ns.clone()]).await;
+    let fed = site.cli(&["namespace", "retire", &next]).await;
+    assert!(
+        String::from_utf8_lossy(&fed.stderr).contains("members"),
+        "{fed:?}"
+    );
+    drop(follower);
+    site.write(
+        "nearshore.toml",
+        &(text + "[backfill]\nactive_ttl = \"1s\"\n"),
+    );
+    site.said(&["namespace", "retire", &next]).await;
+    assert_eq!(counted(&site, &next).await, 0);
+    let left = site.store.namespaces().await.expect("answered");
+    assert!(!left.contains_key(&next), "{left:?}");
+    assert_eq!(counted(&site, &site.ns.clone()).await, 31);
+    drop(served);
+}
+
+/// Users of a namespace.
+async fn counted(site: &Site, ns: &str) -> u64 {
+    let said = site
+        .said(&["namespace", "dump", ns, "--digest", "--json"])
+        .await;
+    let said: Value = serde_json::from_str(&said).expect("JSON");
+    said["users"].as_u64().expect("a number")
+}
+
+/// `nearshore run --namespace N --role ingest`.
+struct Follower(Child);
+
+impl Follower {
+    async fn start(site: &Site, ns: &str) -> Self {
+        let child = Command::new(env!("CARGO_BIN_EXE_nearshore"))
+            .args(["run", "--role", "ingest", "--namespace", ns, "--config"])
+            .arg(site.folder().join("nearshore.toml"))
+            .env("NEARSHORE__HTTP__LISTEN", "127.0.0.1:0")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary starts");
+        Self(child)
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let pid = self.0.id().to_string();
+        let _ = Command::new("kill").args(["-TERM", &pid]).status();
+        let _ = self.0.wait();
+    }
+}

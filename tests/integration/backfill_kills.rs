@@ -1,0 +1,212 @@
+//! Promise: a backfill is a function of the bytes: killed at any step, cut into any batches, in any order of partitions, it
+//! gives the same dump, and folds nothing beyond its goal. In memory, by seeds: the role's own code between two doubles.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use nearshore::ingest::{self, Ingest, Now, Tally};
+use nearshore::log::{self, MemoryCluster, Outgoing};
+use nearshore::namespace::{Dump, Group, Stretches, Watch, catch_up, dump};
+use nearshore::record::{Partition, Resume, Timestamp};
+use nearshore::replay::{Goal, Plan, Since, Stage};
+use nearshore::shop::Shop;
+use nearshore::store::MemoryStore;
+use nearshore::topics::Topics;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::simulation::check::shop;
+
+const GROUP: &str = "nearshore-ingest-b";
+const SEEDS: u64 = 60;
+
+/// The same bytes for every seed: the topics' partitions and what they hold, some beyond the goal.
+fn cluster(seed: u64, topics: &Topics, beyond: bool) -> MemoryCluster {
+    let cluster = MemoryCluster::new(seed);
+    cluster.set_batch_max(1 + seed as usize % 9);
+    cluster.create_topic(&topics.user_events, 3);
+    cluster.create_topic(&topics.profile_changes, 2);
+    let mut bytes = ChaCha8Rng::seed_from_u64(1);
+    let start = 1_700_000_000_000;
+    for nth in 0..120i64 {
+        let user = format!("u{}", bytes.random_range(0..7));
+        let time = Some(Timestamp(start + bytes.random_range(0..40) * 86_400_000));
+        let (topic, value) = match bytes.random_range(0..10) {
+            0 => (&topics.profile_changes, None),
+            1 | 2 => (
+                &topics.profile_changes,
+                Some(json!({"age": nth % 40}).to_string()),
+            ),
+            3 => (&topics.user_events, Some("not JSON".to_owned())),
+            _ => {
+                let sku = format!("s{}", bytes.random_range(0..12));
+                let event = json!({"type": "purchase", "sku": sku, "qty": 1 + nth % 3});
+                (&topics.user_events, Some(event.to_string()))
+            }
+        };
+        cluster.produce(Outgoing {
+            topic: topic.clone(),
+            key: Some(user.into()),
+            value: value.map(Into::into),
+            headers: Vec::new(),
+            time,
+        });
+    }
+    if beyond {
+        for nth in 0..9 {
+            let event = json!({"type": "purchase", "sku": "s1", "qty": 1}).to_string();
+            cluster.produce(Outgoing {
+                topic: topics.user_events.clone(),
+                key: Some(format!("u{}", nth % 7).into()),
+                value: Some(event.into()),
+                headers: Vec::new(),
+                time: Some(Timestamp(start + 41 * 86_400_000)),
+            });
+        }
+    }
+    cluster
+}
+
+fn plan(topics: &Topics) -> Plan {
+    let whole = cluster(0, topics, false);
+    let places = |of: fn(i64) -> i64| -> Since {
+        [&topics.user_events, &topics.profile_changes]
+            .into_iter()
+            .flat_map(|topic| whole.ends(topic))
+            .map(|(partition, end)| (partition, Resume(of(end.0))))
+            .collect()
+    };
+    Plan {
+        v: 1,
+        from: "earliest".into(),
+        to: "latest".into(),
+        starts: places(|_| 0),
+        ends: places(|end| end),
+        complete_since: BTreeMap::new(),
+        created_at: Timestamp(1_800_000_000_000),
+        config: String::new(),
+        stage: Stage::Profiles,
+        cursor: None,
+        totals: Default::default(),
+    }
+}
+
+/// In memory every offset has a record, so nothing is ever empty.
+struct InMemory(MemoryCluster);
+
+impl Group for InMemory {
+    async fn committed(&self) -> Result<Since, log::Error> {
+        Ok(self.0.committed(GROUP))
+    }
+
+    async fn empty(&self, _: Stretches) -> Result<BTreeSet<Partition>, log::Error> {
+        Ok(BTreeSet::new())
+    }
+}
+
+#[derive(Default)]
+struct Counted(Tally);
+
+impl Watch for Counted {
+    async fn folded(&mut self, _: &Goal, tally: Tally) -> anyhow::Result<()> {
+        self.0 += tally;
+        Ok(())
+    }
+}
+
+/// A member of the group folds a topic, and is killed after so many steps: its future is dropped.
+async fn member(
+    (cluster, store, topics): (&MemoryCluster, &MemoryStore, &Topics),
+    (topic, steps): (&str, usize),
+) -> Option<Tally> {
+    let settings = ingest::Settings {
+        ns: "b".into(),
+        group: GROUP.into(),
+        topics: topics.clone(),
+        limits: Default::default(),
+        policy: Default::default(),
+        window: 9,
+        cache_users: NonZeroUsize::new(2).expect("two"),
+        triggers: false,
+        now: Now::Fixed(Timestamp(1_800_000_000_000)),
+        complete_since: BTreeMap::new(),
+    };
+    let shop: Arc<ArcSwap<Shop>> = Arc::new(ArcSwap::from_pointee(shop()));
+    let log = cluster.join(GROUP, &[topic]);
+    let mut member = Ingest::new(log, store.clone(), shop, settings);
+    let mut goal = plan(topics).goal(topic);
+    let (group, mut counted) = (InMemory(cluster.clone()), Counted::default());
+    let cancel = CancellationToken::new();
+    let work = catch_up(&mut member, &mut goal, (&group, &mut counted), &cancel);
+    let kill = async {
+        for _ in 0..steps {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        reached = work => assert!(reached.expect("no error in memory")),
+        () = kill => return None,
+    }
+    Some(counted.0)
+}
+
+/// Fills a namespace with kills by the seed; what its last members did, and the dump.
+async fn fill(seed: u64, kills: bool) -> (Tally, Dump) {
+    let topics = Topics::default();
+    let cluster = cluster(seed, &topics, true);
+    let store = MemoryStore::default();
+    let mut chance = ChaCha8Rng::seed_from_u64(seed);
+    let mut sum = Tally::default();
+    for topic in [&topics.profile_changes, &topics.user_events] {
+        loop {
+            let steps = if kills {
+                chance.random_range(1..80)
+            } else {
+                100_000
+            };
+            if let Some(done) = member((&cluster, &store, &topics), (topic, steps)).await {
+                sum += done;
+                break;
+            }
+            // The next member may live longer, so that every fold comes to its end.
+            cluster.rebalance(GROUP);
+            if chance.random_bool(0.1) {
+                let done = member((&cluster, &store, &topics), (topic, 100_000)).await;
+                sum += done.expect("long enough");
+                break;
+            }
+        }
+    }
+    let committed = cluster.committed(GROUP);
+    for (partition, end) in &plan(&topics).ends {
+        assert_eq!(
+            committed.get(partition).copied().unwrap_or(Resume(0)),
+            *end,
+            "{partition}"
+        );
+    }
+    let found = dump(&store, "b", &mut std::io::sink()).await;
+    (sum, found.expect("memory answers"))
+}
+
+#[tokio::test]
+async fn a_backfill_is_a_function_of_the_bytes_wherever_it_is_killed() {
+    let (tally, whole) = fill(0, false).await;
+    assert_eq!(tally.folded + tally.dead, 120, "{tally:?}");
+    assert!(
+        tally.dead > 0 && tally.duplicate == 0 && tally.requests == 0,
+        "{tally:?}"
+    );
+    let mut repeated = 0;
+    for seed in 1..SEEDS {
+        let (tally, found) = fill(seed, true).await;
+        assert_eq!(found, whole, "seed {seed}");
+        repeated += tally.duplicate;
+    }
+    assert!(repeated > 0, "no kill fell between a fold and its commit");
+}

@@ -1,0 +1,403 @@
+//! Promise: 279 hand-made bad records, and 145 that are nearly bad, over all topics: each bad one goes to `dlq` once, whole
+//! and with the right headers, each good one is folded, and nothing crashes or stops.
+//!
+//! `tests/corpus/*.jsonl` is the table: a record a line, `is` says what becomes of it. Text stands for its UTF-8 bytes;
+//! `{"hex": …}`, `{"repeat": [part, times]}`, `{"join": [part, …]}` and `{"noise": bytes}` for others; `$ns` for the namespace.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use nearshore::event::{Change, Format, Limits, Source, UserId, decode_sku, decode_user};
+use nearshore::log::Outgoing;
+use nearshore::log::dlq::DeadLetter;
+use nearshore::record::{Position, Record, Timestamp};
+use nearshore::store::Store;
+use nearshore::trigger::Request;
+use serde_json::Value;
+
+use crate::harness::eventually;
+use crate::log_kafka::noise;
+use crate::poison::everything_is_read;
+use crate::process::{LIMIT, Process, Site, now};
+
+/// One line of the table.
+pub struct Case {
+    pub name: String,
+    /// `folded`, `erased`, or `dlq` and a code.
+    pub is: String,
+    pub record: Outgoing,
+    /// Relative to now, in seconds.
+    ahead: Option<i64>,
+}
+
+impl Case {
+    /// The code with which it dies.
+    pub fn code(&self) -> Option<&str> {
+        self.is.strip_prefix("dlq ")
+    }
+
+    fn sent(&self, topic: &str) -> Outgoing {
+        let mut record = self.record.clone();
+        record.topic = topic.into();
+        if let Some(ahead) = self.ahead {
+            record.time = Some(Timestamp(now().0 + ahead * 1_000));
+        }
+        record
+    }
+}
+
+fn part(value: &Value, ns: &str) -> Vec<u8> {
+    if let Value::String(text) = value {
+        return text.replace("$ns", ns).into_bytes();
+    }
+    let (what, of) = value
+        .as_object()
+        .and_then(|it| it.iter().next())
+        .expect("one entry");
+    match what.as_str() {
+        "hex" => hex::decode(of.as_str().expect("digits")).expect("hexadecimal"),
+        "repeat" => part(&of[0], ns).repeat(of[1].as_u64().expect("times") as usize),
+        "join" => of
+            .as_array()
+            .expect("parts")
+            .iter()
+            .flat_map(|it| part(it, ns))
+            .collect(),
+        "noise" => hex::encode(noise(of.as_u64().expect("bytes") as usize / 2)).into_bytes(),
+        other => panic!("no part is called {other}"),
+    }
+}
+
+/// The lines of one file of the corpus.
+pub fn cases(file: &str, ns: &str) -> Vec<Case> {
+    let path = format!("{}/tests/corpus/{file}.jsonl", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).expect("the corpus is there");
+    let case = |line: &str| {
+        let line: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"));
+        let bytes = |of: &Value| (!of.is_null()).then(|| Bytes::from(part(of, ns)));
+        let headers = line["headers"].as_array().into_iter().flatten();
+        Case {
+            name: line["name"].as_str().expect("a name").into(),
+            is: line["is"].as_str().expect("a verdict").into(),
+            record: Outgoing {
+                topic: "".into(),
+                key: bytes(&line["key"]),
+                value: bytes(&line["value"]),
+                headers: headers
+                    .map(|it| {
+                        (
+                            it[0].as_str().expect("a name").into(),
+                            part(&it[1], ns).into(),
+                        )
+                    })
+                    .collect(),
+                time: line["time"].as_i64().map(Timestamp),
+            },
+            ahead: line["ahead"].as_i64(),
+        }
+    };
+    text.lines().map(case).collect()
+}
+
+const FILES: [&str; 5] = [
+    "user-events",
+    "profile-changes",
+    "debezium",
+    "catalog",
+    "requests",
+];
+
+/// What the decoder of that file says of a record.
+fn verdict(file: &str, record: &Record) -> String {
+    let limits = Limits {
+        now: Some(now()),
+        ..Limits::default()
+    };
+    let user = |source| {
+        decode_user(record, source, &limits).map(|accepted| match accepted.change {
+            Change::Erase => "erased",
+            Change::Event(_) | Change::Profile(_) => "folded",
+        })
+    };
+    let said = match file {
+        "user-events" => user(Source::Events),
+        "profile-changes" => user(Source::Profiles(Format::Plain)),
+        "debezium" => user(Source::Profiles(Format::Debezium)),
+        // As the stock consumer calls it: a catalogue's time decides nothing.
+        "catalog" => decode_sku(record, &Limits::default()).map(|_| "folded"),
+        _ => Request::decode(record).map(|_| "folded"),
+    };
+    said.map_or_else(|reject| format!("dlq {}", reject.code()), str::to_owned)
+}
+
+fn delivered(sent: Outgoing, offset: i64) -> Record {
+    Record {
+        position: format!("0/t/0:{offset}").parse().expect("valid"),
+        time: sent.time.unwrap_or_else(now),
+        key: sent.key,
+        value: sent.value,
+        headers: sent.headers,
+    }
+}
+
+#[test]
+fn each_record_of_the_corpus_is_what_its_line_says() {
+    let mut wrong = Vec::new();
+    let (mut good, mut bad) = (0, 0);
+    let mut codes = BTreeSet::new();
+    for file in FILES {
+        for (nth, case) in cases(file, "main").iter().enumerate() {
+            let found = verdict(file, &delivered(case.sent("t"), nth as i64));
+            if found != case.is {
+                wrong.push(format!("{file}: {}: {found}, not {}", case.name, case.is));
+            }
+            match case.code() {
+                Some(code) => {
+                    bad += 1;
+                    codes.insert(code.to_owned());
+                }
+                None => good += 1,
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(bad >= 200 && good >= 100, "{bad} bad, {good} good");
+    let missing: Vec<_> = nearshore::event::Reject::ALL_CODES
+        .iter()
+        .filter(|code| !codes.contains(**code))
+        .collect();
+    assert!(missing.is_empty(), "no record dies of {missing:?}");
+}
+
+/// What was sent, by where it stands: topics have one partition, so that the offset is the count.
+type Sent = BTreeMap<(String, i64), Case>;
+
+async fn send(site: &Site, (topic, file): (&str, &str)) -> Sent {
+    let mut sent = Sent::new();
+    let first = site.count(topic).await;
+    let cases = cases(file, &site.ns);
+    // One after the other, so that each has its place; what a broker refuses would be named.
+    for (nth, case) in cases.into_iter().enumerate() {
+        site.send(vec![case.sent(topic)]).await;
+        sent.insert((topic.to_owned(), first + nth as i64), case);
+    }
+    sent
+}
+
+/// Takes records of any size and any time, kept in one place.
+const ADMITS: &[(&str, &str)] = &[
+    ("max.message.bytes", "8000000"),
+    ("message.timestamp.after.max.ms", "9223372036854775807"),
+];
+
+async fn everything_goes_where_it_belongs(site: &Site, process: &Process, sent: &Sent) {
+    everything_is_read(site).await;
+    let mut dead: BTreeMap<(String, i64), Vec<DeadLetter>> = BTreeMap::new();
+    for letter in site.read(&site.topics.dlq).await {
+        let letter = DeadLetter::read(&letter);
+        let place = (
+            letter.topic.clone().expect("says where"),
+            letter.offset.expect("says where"),
+        );
+        dead.entry(place).or_default().push(letter);
+    }
+    let stages = BTreeMap::from([
+        (&*site.topics.user_events, "event"),
+        (&*site.topics.profile_changes, "profile"),
+        (&*site.topics.catalog, "catalog"),
+        (&*site.topics.regen_live, "request"),
+    ]);
+    for (place, case) in sent {
+        let name = format!("{}: {}", place.0, case.name);
+        let letters = dead.remove(place).unwrap_or_default();
+        let Some(code) = case.code() else {
+            assert!(
+                letters.is_empty(),
+                "{name} is good, and in dlq: {letters:?}"
+            );
+            continue;
+        };
+        assert_eq!(letters.len(), 1, "{name}");
+        let letter = &letters[0];
+        assert_eq!(
+            (letter.code.as_str(), letter.stage.as_str()),
+            (code, stages[&*place.0]),
+            "{name}"
+        );
+        assert_eq!(
+            (&letter.key, &letter.value),
+            (&case.record.key, &case.record.value),
+            "{name}"
+        );
+        assert_eq!(letter.headers, case.record.headers, "{name}");
+        assert_eq!(letter.partition, Some(0), "{name}");
+        assert!(
+            !letter.message.is_empty() && letter.message.len() <= 1_024,
+            "{name}"
+        );
+        if let Some(time) = case.record.time {
+            assert_eq!(letter.time, time, "{name}");
+        }
+    }
+    assert!(dead.is_empty(), "nobody sent {:?}", dead.keys());
+    assert_eq!(
+        process.metric("nearshore_partitions_stopped", "").await,
+        0.0
+    );
+    assert_eq!(
+        process.metric("nearshore_dlq_waiting_records", "").await,
+        0.0
+    );
+    assert_eq!(process.get("/healthz").await.expect("answers").0, 200);
+}
+
+/// Every record is folded, at or below a fence, passed over, or in dlq: the counts add up to the offsets passed.
+async fn the_counts_add_up(site: &Site, process: &Process, sent: &Sent) {
+    for topic in [
+        &site.topics.user_events,
+        &site.topics.profile_changes,
+        &site.topics.catalog,
+        &site.topics.regen_live,
+    ] {
+        let of = |outcome: &str| format!("topic=\"{topic}\",outcome=\"{outcome}\"");
+        let all = format!("topic=\"{topic}\"");
+        let passed = site.count(topic).await as f64;
+        eventually(LIMIT, || async {
+            match process.metric("nearshore_records_total", &all).await {
+                found if found == passed => Ok(()),
+                found => Err(format!("{topic}: {found} of {passed}")),
+            }
+        })
+        .await;
+        let dead = sent
+            .iter()
+            .filter(|((of, _), case)| **of == **topic && case.code().is_some());
+        let counted = process.metric("nearshore_records_total", &of("dlq")).await;
+        assert_eq!(counted, dead.count() as f64, "{topic}");
+        let twice = process
+            .metric("nearshore_records_total", &of("duplicate"))
+            .await;
+        assert_eq!(twice, 0.0, "{topic}: nothing was delivered twice");
+    }
+}
+
+/// Good records left their fence, and stand in the window unless an erase took them.
+async fn what_is_good_is_folded(site: &Site, sent: &Sent) {
+    for topic in [&site.topics.user_events, &site.topics.profile_changes] {
+        let source = site.topics.source(topic);
+        for ((_, offset), case) in sent.iter().filter(|((of, _), _)| **of == **topic) {
+            if case.code().is_some() {
+                continue;
+            }
+            let mut record = delivered(case.sent(topic), *offset);
+            record.position.partition.topic = (**topic).into();
+            let accepted = decode_user(&record, source, &Limits::default()).expect(&case.name);
+            let user = [UserId(accepted.user.0.clone())];
+            let held = site
+                .store
+                .load(&site.ns, &user)
+                .await
+                .expect("answered")
+                .remove(0);
+            let at = Position::clone(&record.position);
+            assert!(
+                held.state.fences.covers(&at),
+                "{}: {:?}",
+                case.name,
+                held.state.fences
+            );
+            if matches!(accepted.change, Change::Event(_)) {
+                let seen = held.state.window.iter().any(|seen| seen.position == at);
+                assert!(seen, "{}: not in the window of {:?}", case.name, user[0]);
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_whole_corpus_goes_through_a_process_and_stops_nothing() {
+    let site = Site::open(&[
+        ("user_events", 1, ADMITS),
+        ("profile_changes", 1, ADMITS),
+        ("catalog", 1, ADMITS),
+        ("regen_live", 1, ADMITS),
+        ("dlq", 2, ADMITS),
+    ])
+    .await;
+    site.catalogue().await;
+    let process = Process::ready(&site, "all").await;
+    let topics = &site.topics;
+    let mut sent = Sent::new();
+    for (topic, file) in [
+        (&topics.user_events, "user-events"),
+        (&topics.profile_changes, "profile-changes"),
+        (&topics.catalog, "catalog"),
+        (&topics.regen_live, "requests"),
+    ] {
+        sent.append(&mut send(&site, (topic, file)).await);
+        // Behind all the poison: it must still be folded.
+    }
+    site.send(vec![site.bought("behind", 3), site.sku(4, 0)])
+        .await;
+    everything_goes_where_it_belongs(&site, &process, &sent).await;
+    what_is_good_is_folded(&site, &sent).await;
+    eventually(LIMIT, || async {
+        let list = site
+            .peek("behind")
+            .await
+            .list
+            .filter(|list| list.ticket > 0);
+        list.map(drop)
+            .ok_or_else(|| "no list of the model".to_owned())
+    })
+    .await;
+    everything_is_read(&site).await;
+    the_counts_add_up(&site, &process, &sent).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn debezium_s_corpus_goes_through_a_process_and_stops_nothing() {
+    let site = Site::open(&[("profile_changes", 1, ADMITS), ("dlq", 1, ADMITS)]).await;
+    let process = Process::with(
+        &site,
+        "ingest",
+        &[("NEARSHORE__TOPICS__PROFILE_FORMAT", "debezium")],
+    )
+    .await;
+    let mut sent = send(&site, (&site.topics.profile_changes, "debezium")).await;
+    let key = br#"{"id":"behind"}"#;
+    let mut behind = site.profile("", &serde_json::json!({"op": "c", "after": {"age": 1}}));
+    behind.key = Some(Bytes::from_static(key));
+    site.send(vec![behind]).await;
+    site.committed().await;
+    everything_goes_where_it_belongs(&site, &process, &sent).await;
+    let user = [UserId("behind".into())];
+    let held = site
+        .store
+        .load(&site.ns, &user)
+        .await
+        .expect("answered")
+        .remove(0);
+    assert!(
+        held.state.profile.is_some(),
+        "what stands behind the poison is folded"
+    );
+    sent.retain(|_, case| case.is == "erased");
+    assert!(!sent.is_empty());
+    let limit = Duration::from_secs(10);
+    eventually(limit, || async {
+        // Erased last of all: the delete and its tombstone are one erase, then nothing came.
+        let user = [UserId("db-1".into())];
+        let held = site
+            .store
+            .load(&site.ns, &user)
+            .await
+            .map_err(|e| e.to_string())?;
+        match held[0].state.is_vacant() && held[0].state.life > Timestamp(0) {
+            true => Ok(()),
+            false => Err(format!("{:?}", held[0].state)),
+        }
+    })
+    .await;
+}
