@@ -93,6 +93,10 @@ fn one_who_is_due_much_later_is_put_back_and_holds_nothing() {
     // Round and round, with a clock that is an hour behind: put off once, not once per round.
     let behind = |n: u64| NOON.after(seconds(n)).before(seconds(3_600));
     let mut waited = Duration::ZERO;
+    assert!(
+        lanes.far(behind(0)).is_empty(),
+        "the clock went back: begins anew"
+    );
     for round in 0..1_000_u64 {
         let now = behind(round * 60);
         let put_off = request("u", Lane::Live, 600);

@@ -42,6 +42,10 @@ fn all_moves() {
     requests(Reason::First, 1);
     coalesced(1);
     expired(Lane::Live, 1);
+    put_back(Lane::Live);
+    backfill_held(true);
+    callback(second);
+    rewound(1);
     queue(Lane::Urgent, Queue::default());
     running(Lane::Urgent, 1);
     batch("a", Batch::default());

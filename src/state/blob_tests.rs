@@ -12,7 +12,7 @@ use crate::state::{Pace, Pending, canonical};
 const FIXTURE_1: &str = "010180a0abfef96200087265636f6d6d2d650a5404000241310201ec51b81e85eb0f400100087265636f6d6d2d650a56";
 /// As version 3 is written: what the release before this one cannot read, and is not written by default.
 const FIXTURE_3: &str =
-    "0380a0abfef9620001087265636f6d6d2d650100000a01560180a0abfef9620001040002413102018f03";
+    "0380a0abfef96201087265636f6d6d2d650100000a01560180a0abfef9620001040002413102018f03";
 /// As version 2 is written.
 const FIXTURE_2: &str = "0201087265636f6d6d2d650100000a01560180a0abfef9620001040002413102018f03";
 

@@ -332,18 +332,7 @@ async fn a_namespace_is_filled_compared_promoted_fed_and_retired() {
         Some(&*next)
     );
 
-    let diff = site
-        .said(&["namespace", "diff", &site.ns, &next, "--all", "--json"])
-        .await;
-    let diff: Value = serde_json::from_str(&diff).expect("JSON");
-    assert_eq!(diff["all"]["users"], 30, "{diff}");
-    assert_eq!(diff["all"]["b"]["coverage"], 29.0 / 30.0, "{diff}");
-    let page = site.folder().join("diff.html");
-    let page_name = page.display().to_string();
-    site.said(&["namespace", "diff", &site.ns, &next, "--html", &page_name])
-        .await;
-    let html = std::fs::read_to_string(page).expect("written");
-    assert!(html.contains("everyone") && html.contains(&next), "{html}");
+    compared(&site, &next).await;
 
     // Both are fed, so going back is a flip.
     site.send(vec![site.bought("late", 1)]).await;
@@ -378,6 +367,22 @@ async fn a_namespace_is_filled_compared_promoted_fed_and_retired() {
     assert!(!left.contains_key(&next), "{left:?}");
     assert_eq!(counted(&site, &site.ns.clone()).await, 31);
     drop(served);
+}
+
+/// Two namespaces differ as they should, as data and as a page.
+async fn compared(site: &Site, next: &str) {
+    let diff = site
+        .said(&["namespace", "diff", &site.ns, next, "--all", "--json"])
+        .await;
+    let diff: Value = serde_json::from_str(&diff).expect("JSON");
+    assert_eq!(diff["all"]["users"], 30, "{diff}");
+    assert_eq!(diff["all"]["b"]["coverage"], 29.0 / 30.0, "{diff}");
+    let page = site.folder().join("diff.html");
+    let page_name = page.display().to_string();
+    site.said(&["namespace", "diff", &site.ns, next, "--html", &page_name])
+        .await;
+    let html = std::fs::read_to_string(page).expect("written");
+    assert!(html.contains("everyone") && html.contains(next), "{html}");
 }
 
 /// Users of a namespace.

@@ -127,7 +127,27 @@ async fn a_forgotten_user_is_gone_everywhere_and_the_receipt_says_so() {
     let told = site.said(&["forget", ODD, "--json"]).await;
     let told: Value = serde_json::from_str(&told).expect("JSON");
     assert_eq!(told["user"], ODD);
-    let (after, clean) = receipt(&site, ODD, &["--wait", "60s", "--scan"]).await;
+    gone_from_everywhere(&site, &told).await;
+    let text = process.log();
+    assert!(!text.contains("zo"), "no log line names a user: {text}");
+
+    // The other one is as before.
+    let (other, clean) = receipt(&site, "other", &[]).await;
+    assert!(!clean && found(&other, "left").len() == 4, "{other:#}");
+
+    // The first record after finds somebody unknown.
+    site.send(vec![site.bought(ODD, 7)]).await;
+    has_a_list(&site, ODD).await;
+    let back = held(&site, &site.ns, ODD).await.state;
+    assert_eq!((back.window.len(), back.profile.is_none()), (1, true));
+    let (again, clean) = receipt(&site, ODD, &["--wait", "10s"]).await;
+    assert!(clean, "what came since is theirs: {again:#}");
+    process.terminate().await;
+}
+
+/// The receipt after an erase, and what it says.
+async fn gone_from_everywhere(site: &Site, told: &Value) {
+    let (after, clean) = receipt(site, ODD, &["--wait", "60s", "--scan"]).await;
     assert!(clean, "{after:#}");
     assert!(
         after["erased_at"].as_i64() >= told["at"].as_i64(),
@@ -147,38 +167,20 @@ async fn a_forgotten_user_is_gone_everywhere_and_the_receipt_says_so() {
         leaves.contains("events: 3 records from before the erase"),
         "the source keeps them: {leaves}"
     );
-    redis_is_silent(&site, &site.ns, ODD, &["falconry", "sku-"]).await;
-    let last = last_update(&site, &site.ns, ODD).await;
+    redis_is_silent(site, &site.ns, ODD, &["falconry", "sku-"]).await;
+    let last = last_update(site, &site.ns, ODD).await;
     assert_eq!(
         last.expect("told").value,
         None,
         "recall-updates has a tombstone"
     );
-    assert!(held(&site, &site.ns, ODD).await.state.is_vacant());
+    assert!(held(site, &site.ns, ODD).await.state.is_vacant());
     let text = site.cli(&["forget", ODD, "--proof"]).await;
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
     assert!(
         text.ends_with("clean: nothing is left that should not be\n"),
         "{text}"
     );
-    assert!(
-        !process.log().contains("zo"),
-        "no log line names a user: {}",
-        process.log()
-    );
-
-    // The other one is as before.
-    let (other, clean) = receipt(&site, "other", &[]).await;
-    assert!(!clean && found(&other, "left").len() == 4, "{other:#}");
-
-    // The first record after finds somebody unknown.
-    site.send(vec![site.bought(ODD, 7)]).await;
-    has_a_list(&site, ODD).await;
-    let back = held(&site, &site.ns, ODD).await.state;
-    assert_eq!((back.window.len(), back.profile.is_none()), (1, true));
-    let (again, clean) = receipt(&site, ODD, &["--wait", "10s"]).await;
-    assert!(clean, "what came since is theirs: {again:#}");
-    process.terminate().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -347,28 +349,7 @@ async fn tombstones_kept_elsewhere_are_restored_before_a_replay() {
         2
     );
 
-    // Redis is lost, and comes back with a state of before.
-    site.redis.told(&["FLUSHALL"]).await;
-    let store = &site.store;
-    let mut old = Held::default();
-    old.state.profile = Some(nearshore::state::Profiled {
-        time: Timestamp(1_700_000_000_000),
-        position: "0/p/0:1".parse().expect("valid"),
-        profile: serde_json::from_value(json!({"hobby": "falconry"})).expect("a profile"),
-    });
-    let write = nearshore::store::FoldWrite {
-        user: UserId("ann".into()),
-        expected: 0,
-        state: old.state,
-        mark: old.mark,
-        profile_changed: true,
-        list: nearshore::store::ListEdit::First {
-            doc: "{}".into(),
-            audit: "{}".into(),
-            at: Timestamp(1_700_000_000_000),
-        },
-    };
-    store.fold(&site.ns, &[write]).await.expect("written");
+    lost_and_back_as_of_before(&site).await;
     let told = site.said(&["forget", "--import", path, "--json"]).await;
     let told: Value = serde_json::from_str(&told).expect("JSON");
     assert_eq!(told, json!({"read": 2, "raised": 2, "cleaned": 1}));
@@ -391,18 +372,47 @@ async fn tombstones_kept_elsewhere_are_restored_before_a_replay() {
         "{said}"
     );
 
-    // The whole log once more, in a namespace of its own: it would bring them all back.
+    read_again_brings_nobody_back(&site).await;
+}
+
+/// Redis is lost, and comes back with a state of before.
+async fn lost_and_back_as_of_before(site: &Site) {
+    site.redis.told(&["FLUSHALL"]).await;
+    let store = &site.store;
+    let mut old = Held::default();
+    old.state.profile = Some(nearshore::state::Profiled {
+        time: Timestamp(1_700_000_000_000),
+        position: "0/p/0:1".parse().expect("valid"),
+        profile: serde_json::from_value(json!({"hobby": "falconry"})).expect("a profile"),
+    });
+    let write = nearshore::store::FoldWrite {
+        user: UserId("ann".into()),
+        expected: 0,
+        state: old.state,
+        mark: old.mark,
+        profile_changed: true,
+        list: nearshore::store::ListEdit::First {
+            doc: "{}".into(),
+            audit: "{}".into(),
+            at: Timestamp(1_700_000_000_000),
+        },
+    };
+    store.fold(&site.ns, &[write]).await.expect("written");
+}
+
+/// The whole log once more, in a namespace of its own: it would bring them all back.
+async fn read_again_brings_nobody_back(site: &Site) {
     let fresh = format!("{}-c", site.ns);
-    let process = Process::with(&site, "ingest", &[("NEARSHORE__NAMESPACE", &fresh)]).await;
+    let process = Process::with(site, "ingest", &[("NEARSHORE__NAMESPACE", &fresh)]).await;
     eventually(LIMIT, || async {
-        match held(&site, &fresh, "bob").await.state.window.len() {
+        match held(site, &fresh, "bob").await.state.window.len() {
             1 => Ok(()),
             other => Err(format!("{other} events")),
         }
     })
     .await;
     eventually(Duration::from_secs(30), || async {
-        let fences = held(&site, &fresh, "ann").await.state.fences;
+        let fences = held(site, &fresh, "ann").await.state.fences;
         match fences.iter().count() {
             2 => Ok(()),
             _ => Err(fences.to_string()),
@@ -410,7 +420,7 @@ async fn tombstones_kept_elsewhere_are_restored_before_a_replay() {
     })
     .await;
     for user in ["ann", ODD] {
-        assert!(held(&site, &fresh, user).await.state.is_vacant(), "{user}");
+        assert!(held(site, &fresh, user).await.state.is_vacant(), "{user}");
     }
     drop(process);
 }

@@ -22,10 +22,12 @@ fn edit(folder: &Path, file: &str, key: &str, value: Value) {
     std::fs::write(file, all.to_string()).expect("written");
 }
 
-#[test]
-fn settings_that_would_change_results_are_refused() {
-    let sliding = json!(["full_attention", "sliding_attention"]);
-    let cases: [(usize, &str, Value, &str); 16] = [
+/// Folder of the fixture, key of its settings, value, and what the error says.
+type Case = (usize, &'static str, Value, &'static str);
+
+/// What another model would need.
+fn odd_settings() -> Vec<Case> {
+    vec![
         (
             0,
             "model_type",
@@ -63,6 +65,13 @@ fn settings_that_would_change_results_are_refused() {
             json!({ "rope_type": "linear", "factor": 0 }),
             "rope_scaling: factor 0 is",
         ),
+    ]
+}
+
+/// What does not fit the tensors, or the window.
+fn sizes_that_do_not_fit() -> Vec<Case> {
+    let sliding = json!(["full_attention", "sliding_attention"]);
+    vec![
         (0, "hidden_size", Value::Null, "key hidden_size: missing"),
         (
             0,
@@ -112,9 +121,13 @@ fn settings_that_would_change_results_are_refused() {
             sliding,
             "key sliding_window: a window of 0 positions",
         ),
-    ];
+    ]
+}
+
+#[test]
+fn settings_that_would_change_results_are_refused() {
     let fixture = fixture_json("folders.json");
-    for (case, key, value, expected) in cases {
+    for (case, key, value, expected) in odd_settings().into_iter().chain(sizes_that_do_not_fit()) {
         let folder = tempfile::tempdir().expect("a folder");
         write_folder(folder.path(), &fixture["cases"][case], 1);
         edit(folder.path(), "config.json", key, value);

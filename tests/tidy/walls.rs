@@ -291,6 +291,15 @@ fn words(source: &Source) -> Vec<Finding> {
         .collect()
 }
 
+/// Whether a format string shows a value of this name, and not one whose name only begins so.
+fn shown(text: &str, name: &str) -> bool {
+    let open = format!("{{{name}");
+    text.match_indices(&open).any(|(place, _)| {
+        let next = text[place + open.len()..].chars().next();
+        next.is_some_and(|next| !next.is_alphanumeric() && next != '_')
+    })
+}
+
 /// A log keeps nobody's id: an erase could not take it out again.
 fn logs(source: &Source) -> Vec<Finding> {
     let code = &source.shipped;
@@ -304,7 +313,7 @@ fn logs(source: &Source) -> Vec<Finding> {
         for name in ["user", "key"] {
             let (args, text) = (&code[inside.clone()], &source.text[inside.clone()]);
             let field = places(args, name).next().is_some();
-            if field || text.contains(&format!("{{{name}")) {
+            if field || shown(text, name) {
                 found.push(at(code, place, format!("a log line names a {name}")));
             }
         }
