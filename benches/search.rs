@@ -46,7 +46,7 @@ fn run(trie: &Trie, question: Question) -> (Duration, usize, usize) {
         let mut logits = Vec::new();
         for node in &wave.nodes {
             let above = node.parent.map_or(1, |parent| paths[parent as usize]);
-            let mix = |path: u64, token: &u32| path.rotate_left(5) ^ u64::from(*token) * 0x1_0001;
+            let mix = |path: u64, token: &u32| path.rotate_left(5) ^ (u64::from(*token) * 0x1_0001);
             let path = node.chain.iter().fold(above, mix);
             logits.extend(node.children.iter().map(|token| logit(path, *token)));
             rows += node.chain.len();

@@ -15,8 +15,11 @@ use super::house::record::{Fences, Position, Record, Timestamp};
 use super::house::state::{self, Pace, Pending, Profiled, UserState};
 use super::house::trigger::Request;
 
+/// Takes any bytes, and panics where a law is broken.
+pub type Target = fn(&[u8]);
+
 /// Every target, by name.
-pub const ALL: [(&str, fn(&[u8])); 9] = [
+pub const ALL: [(&str, Target); 9] = [
     ("event", event),
     ("profile", profile),
     ("sku", sku),

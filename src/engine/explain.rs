@@ -16,6 +16,9 @@ use super::{Ask, Error};
 use crate::search::{Search, log_softmax};
 use crate::trie::{Node, Trie};
 
+/// Per path of tokens: each child with its logit.
+type Forks = BTreeMap<Vec<u32>, Vec<(u32, f32)>>;
+
 /// One choice on the way to a name, in nats; each is renormalised over the permitted choices.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Edge {
@@ -88,11 +91,7 @@ impl Constrained {
     }
 
     /// Logits of all children of some nodes behind the prompt of `ask`.
-    fn logits_at(
-        &self,
-        ask: &Ask,
-        wanted: &BTreeSet<Wanted>,
-    ) -> Result<BTreeMap<Vec<u32>, Vec<(u32, f32)>>, Error> {
+    fn logits_at(&self, ask: &Ask, wanted: &BTreeSet<Wanted>) -> Result<Forks, Error> {
         if wanted.is_empty() {
             return Ok(BTreeMap::new());
         }

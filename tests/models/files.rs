@@ -51,13 +51,16 @@ pub fn numbers(name: &str, count: usize) -> Vec<f32> {
     (1..=count as u64).map(number).collect()
 }
 
+/// Name, type, shape and bytes of a tensor.
+type Part = (String, Dtype, Vec<usize>, Vec<u8>);
+
 /// Writes the folder of a case of `folders.json`, its weights over `shards` files.
 pub fn write_folder(folder: &Path, case: &Value, shards: usize) {
     let (dtype, tensors) = (
         case["dtype"].as_str().expect("a type"),
         case["tensors"].as_object().expect("tensors"),
     );
-    let mut parts: Vec<Vec<(String, Dtype, Vec<usize>, Vec<u8>)>> = vec![Vec::new(); shards];
+    let mut parts: Vec<Vec<Part>> = vec![Vec::new(); shards];
     let mut places = BTreeMap::new();
     for (nth, (name, shape)) in tensors.iter().enumerate() {
         let shape: Vec<usize> = ids(shape).into_iter().map(|size| size as usize).collect();

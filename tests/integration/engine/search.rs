@@ -35,11 +35,13 @@ fn asks(many: usize) -> Vec<Ask> {
             weight: 1.0,
             values: Values::Sparse([(nth as u32, 1.5), (3, -2.0)].into()),
         };
-        let permitted: FixedBitSet = (0..200).filter(|pu| (pu + nth) % 9 != 0).collect();
+        let permitted: FixedBitSet = (0..200)
+            .filter(|pu| !(pu + nth).is_multiple_of(9))
+            .collect();
         Ask {
             prompt: format!("Bought lately: {bought} {visits}.\n---assistant---\nNext:"),
             n: 5 + nth % 3,
-            permitted: (nth % 2 == 0).then(|| Arc::new(permitted)),
+            permitted: nth.is_multiple_of(2).then(|| Arc::new(permitted)),
             terms: if nth % 4 < 2 {
                 vec![demand, repeat]
             } else {
