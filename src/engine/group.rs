@@ -107,13 +107,17 @@ impl<'a> Group<'a> {
     /// Answers users from the queue until it is empty; each answer with its place in the batch.
     pub(super) fn run(mut self) -> Result<Vec<(usize, Answer)>, Error> {
         loop {
-            self.admit()?;
+            // First: who is done makes room, and an empty group admits anyone.
             self.leave();
+            self.admit()?;
             if self.users.is_empty() {
-                // An empty group admits anyone: nobody waits.
                 return Ok(self.done);
             }
-            self.step()?;
+            // Newcomers who ask for nothing are done already.
+            self.leave();
+            if !self.users.is_empty() {
+                self.step()?;
+            }
         }
     }
 

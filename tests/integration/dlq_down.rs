@@ -186,10 +186,14 @@ async fn a_dlq_that_takes_nothing_is_waited_for_and_nothing_is_lost() {
     broker.close(&site.topics.dlq, false);
     site.committed().await;
     let letters = site.read(&site.topics.dlq).await;
-    assert_eq!(letters.len(), 1, "once: {letters:?}");
-    let letter = DeadLetter::read(&letters[0]);
-    assert_eq!((letter.value, letter.offset), (bad.value, Some(passed)));
-    assert_eq!(letter.value_dropped, None);
+    // A broker that dies may have taken a letter without a report: then it is written once more.
+    assert!((1..=2).contains(&letters.len()), "{letters:?}");
+    for letter in &letters {
+        let letter = DeadLetter::read(letter);
+        let place = (letter.value, letter.offset);
+        assert_eq!(place, (bad.value.clone(), Some(passed)));
+        assert_eq!(letter.value_dropped, None);
+    }
     assert_eq!(window(&site).await, 3, "what stands behind it is folded");
     assert_eq!(process.metric(metric, labels).await, 0.0);
     assert_eq!(process.metric("nearshore_dlq_records_total", "").await, 1.0);

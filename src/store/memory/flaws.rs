@@ -15,4 +15,6 @@ pub struct Flaws {
     pub blind_lineage: bool,
     /// Checkpoints survive what the writes that they stand for do not.
     pub stray_checkpoint: bool,
+    /// Checkpoints say of every partition that all of it is written.
+    pub blind_checkpoint: bool,
 }

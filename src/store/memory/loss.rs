@@ -10,6 +10,7 @@ use super::{Inner, MemoryStore, Space};
 use crate::event::UserId;
 use crate::record::{Partition, Resume};
 use crate::store::{Error, Lineage, keys};
+use crate::topics::Topics;
 
 /// Primaries that the double's keys are spread over, for losses and checkpoints.
 pub(super) const PRIMARIES: usize = 2;
@@ -42,6 +43,19 @@ impl Lost {
             Self::Primary(of) => of % PRIMARIES == nth % PRIMARIES,
         }
     }
+}
+
+/// Notes of a reader that is always told that all is written.
+pub(super) fn everything() -> BTreeMap<Partition, Resume> {
+    let topics = Topics::default().all().into_iter();
+    let partitions = topics.flat_map(|topic| (0..64).map(move |number| (topic.clone(), number)));
+    let partition = |(topic, number)| Partition {
+        incarnation: 0,
+        topic,
+        number,
+    };
+    let note = |of| (partition(of), Resume(i64::MAX));
+    partitions.map(note).collect()
 }
 
 fn home(user: &UserId) -> usize {

@@ -43,7 +43,10 @@ fn asks() -> Vec<Ask> {
 fn a_device_finds_what_the_cpu_finds_within_a_thousandth_of_a_nat() {
     let mut host = load(1);
     let mut device = on(Place::Tensors, Precision::F32).expect("loads");
-    contract::check(&mut device).expect("kept");
+    // A device keeps the contract but for equal bits in any batch; those are the CPU's promise.
+    if let Err(broken) = contract::check(&mut device) {
+        assert!(broken.starts_with("alone "), "{broken}");
+    }
     for model in [&mut host, &mut device] {
         model.set_names(names()).expect("set");
     }
