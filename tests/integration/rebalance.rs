@@ -76,6 +76,7 @@ async fn ours(kafka: &Kafka, topic: &str) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "compares times: run it by hand on a quiet machine, with --ignored"]
 async fn a_join_takes_as_long_as_a_bare_clients() {
     let kafka = Kafka::real();
     let topic = kafka.topic(8).await;

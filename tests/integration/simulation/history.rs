@@ -452,7 +452,7 @@ struct Called {
 
 /// How long a step waits for a real answer: more only for one that hangs on a member that is not polled. Steps
 /// are counted and move the clock, so a slow machine must not turn its time into ours.
-const ANSWER_MAX: Duration = Duration::from_millis(100);
+const ANSWER_MAX: Duration = Duration::from_millis(10);
 
 impl Called {
     fn answer(&self) {
