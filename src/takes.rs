@@ -37,20 +37,16 @@ pub fn need(request: &Request, sources: &[Position], (standing, epoch): (&Standi
     let Some((covers, made)) = &standing.list else {
         return Need::Take;
     };
-    // A pending request that a list seems to cover was left by a store that lost its last writes:
-    // only a take clears it.
-    let seen =
-        |source: &Position| covers.covers(source) && !asks(standing.pending.as_ref(), source);
+    // What is pending may not have been asked for yet: whoever folded it may have died before it could. A take that
+    // is still on its way would clear it, and a request passed over here would have nobody left to serve it. And one that a
+    // list seems to cover was left by a store that lost its last writes: only a take clears it.
+    let idle = standing.pending.is_none();
     let covered = match request.reason {
         Reason::Refresh => false,
         Reason::Sweep => covers.cover_all(&standing.state) && *made >= epoch,
         Reason::First | Reason::Moved | Reason::Profile | Reason::Overdue => {
-            sources.iter().all(seen)
+            idle && sources.iter().all(|source| covers.covers(source))
         }
     };
     if covered { Need::Covered } else { Need::Take }
-}
-
-fn asks(pending: Option<&Pending>, source: &Position) -> bool {
-    pending.is_some_and(|pending| pending.source.as_ref() == Some(source))
 }

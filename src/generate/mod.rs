@@ -38,7 +38,7 @@ use crate::prompt::{Arm, Template};
 use crate::record::{Partition, Record, Timestamp};
 use crate::rules::Needs;
 use crate::shop::Shop;
-use crate::store::{Peek, Publish, Published, Store, Stored, Take, Taken};
+use crate::store::{Peek, Publish, Published, Store, Stored, Take, Taken, Took};
 use crate::takes::{Need, Standing, need};
 use crate::topics::Topics;
 use crate::trigger::Request;
@@ -343,45 +343,38 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     }
 
     async fn serve_namespace(&self, ns: &str, works: &[&Work]) -> Result<Turn, Error> {
-        let users: Vec<UserId> = works.iter().map(|work| work.request.user.clone()).collect();
-        let peeks = self.store.peek(ns, &users).await?;
-        let (mut again, mut due, mut gone) = (Vec::new(), Vec::new(), Vec::new());
-        for (&work, peek) in works.iter().zip(peeks) {
-            match self.need(work, &peek) {
-                Need::Take => due.push(work),
-                Need::Covered => again.push((work, peek)),
-                Need::Gone => gone.push((work.request.user.clone(), None)),
-            }
-        }
-        let covered = again.len() as u64;
-        self.tell_again(ns, again).await?;
-        let takes: Vec<Take> = due
-            .iter()
-            .map(|work| Take {
-                user: work.request.user.clone(),
-                due: work.request.due,
-            })
-            .collect();
-        let taken = if takes.is_empty() {
-            Vec::new()
-        } else {
-            self.store.take(ns, &takes).await?
-        };
         let shop = self.shop.load().of(ns);
-        let mut jobs = Vec::new();
-        for (work, taken) in due.into_iter().zip(taken) {
-            match taken {
-                // A request may outlive an erase: then nobody is left to make a list for. Whoever crashed between
-                // publishing their last list and looking at it again has left its record behind.
-                Some(taken) if taken.state.is_vacant() => {
-                    gone.push((work.request.user.clone(), None));
+        let (mut jobs, mut again, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        let mut open: Vec<&Work> = works.to_vec();
+        // Whoever is folded between the look and the take is looked at again.
+        while !open.is_empty() {
+            let users: Vec<UserId> = open.iter().map(|work| work.request.user.clone()).collect();
+            let peeks = self.store.peek(ns, &users).await?;
+            let mut due = Vec::new();
+            for (work, peek) in std::mem::take(&mut open).into_iter().zip(peeks) {
+                match self.need(work, &peek) {
+                    Need::Take => due.push((work, peek.ver)),
+                    Need::Covered => again.push((work, peek)),
+                    Need::Gone => gone.push((work.request.user.clone(), None)),
                 }
-                Some(taken) => jobs.push(self.job(work, taken, &shop)),
-                None => gone.push((work.request.user.clone(), None)),
+            }
+            let taken = self.take(ns, &due).await?;
+            for ((work, _), took) in due.into_iter().zip(taken) {
+                match took {
+                    // A request may outlive an erase: then nobody is left to make a list for. Whoever crashed between
+                    // publishing their last list and looking at it again has left its record behind.
+                    Took::Taken(taken) if taken.state.is_vacant() => {
+                        gone.push((work.request.user.clone(), None));
+                    }
+                    Took::Taken(taken) => jobs.push(self.job(work, *taken, &shop)),
+                    Took::Stale => open.push(work),
+                    Took::NoState => gone.push((work.request.user.clone(), None)),
+                }
             }
         }
+        let (covered, takes) = (again.len() as u64, jobs.len() as u64);
+        self.tell_again(ns, again).await?;
         tell_lists(&self.log, &self.store, (&self.settings.topics, ns), gone).await?;
-        let takes = jobs.len() as u64;
         let lists = self.make(&jobs, &shop).await;
         let published = self.publish(ns, &jobs, lists).await?;
         Ok(Turn {
@@ -389,6 +382,19 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             covered,
             takes,
         })
+    }
+
+    async fn take(&self, ns: &str, due: &[(&Work, u64)]) -> Result<Vec<Took>, Error> {
+        if due.is_empty() {
+            return Ok(Vec::new());
+        }
+        let take = |(work, expected): &(&Work, u64)| Take {
+            user: work.request.user.clone(),
+            due: work.request.due,
+            expected: *expected,
+        };
+        let takes: Vec<Take> = due.iter().map(take).collect();
+        Ok(self.store.take(ns, &takes).await?)
     }
 
     fn need(&self, work: &Work, peek: &Peek) -> Need {

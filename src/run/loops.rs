@@ -279,8 +279,13 @@ pub(crate) async fn fold_all<L: Log, S: Store>(
                 return Ok(tally);
             }
             Err(_) => {
-                // One of them cannot go on; find out which, so that the others do.
+                // One of them cannot go on; find out which, so that the others do. A rewind on the way takes all of
+                // them back: whoever folded the rest would pass over what comes again.
+                let rewound = member.rewound();
                 for batch in batches {
+                    if member.rewound() != rewound {
+                        break;
+                    }
                     let one = std::slice::from_ref(batch);
                     tally += Box::pin(fold_all(member, one, (dlq, cancel))).await?;
                 }

@@ -84,6 +84,29 @@ pub struct Take {
     pub user: UserId,
     /// `due` of the request, for the user's pace.
     pub due: Timestamp,
+    /// Version of the state by which it was decided to take, from [`Peek::ver`].
+    pub expected: u64,
+}
+
+/// What became of a take.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Took {
+    /// Done.
+    Taken(Box<Taken>),
+    /// The state has moved on since it was looked at: look again.
+    Stale,
+    /// No state is stored.
+    NoState,
+}
+
+impl Took {
+    /// What was taken, if anything.
+    pub fn taken(self) -> Option<Taken> {
+        match self {
+            Self::Taken(taken) => Some(*taken),
+            Self::Stale | Self::NoState => None,
+        }
+    }
 }
 
 /// What a take returns: the state that the list is made from.
@@ -155,6 +178,8 @@ pub struct Peek {
     pub fences: Fences,
     /// Ticket of the state.
     pub ticket: u64,
+    /// Version of the state; 0 if there is none.
+    pub ver: u64,
     /// What is pending.
     pub pending: Option<Pending>,
 }
@@ -355,12 +380,13 @@ pub trait Store: Send + Sync + Clone + 'static {
         writes: &[FoldWrite],
     ) -> impl Future<Output = Result<Vec<Folded>, Error>> + Send;
 
-    /// Clears `pending` and `moved`, raises `ticket` and `ver`, returns state and profile. `None` where no state is stored.
+    /// Clears `pending` and `moved`, raises `ticket` and `ver`, returns state and profile; where the version is still
+    /// the expected one, so that a late take cannot clear what was asked since and leave nobody to serve it.
     fn take(
         &self,
         ns: &str,
         takes: &[Take],
-    ) -> impl Future<Output = Result<Vec<Option<Taken>>, Error>> + Send;
+    ) -> impl Future<Output = Result<Vec<Took>, Error>> + Send;
 
     /// Lists with what is needed to decide whether a request is covered.
     fn peek(

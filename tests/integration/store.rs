@@ -10,7 +10,7 @@ use nearshore::record::{Fences, Offset, Partition, Position, Timestamp};
 use nearshore::state::{Mark, Pace, Pending, Profiled, Seen, UserState};
 use nearshore::store::{
     FoldWrite, Folded, ListEdit, MemoryStore, Publish, Published, RedisStore, Settings, Store,
-    Stored, Take, Taken,
+    Stored, Take, Taken, Took,
 };
 
 use crate::harness::{fresh, variable};
@@ -186,9 +186,20 @@ pub async fn fold<S: Store>(store: &S, ns: &str, write: FoldWrite) -> Folded {
 }
 
 pub async fn take<S: Store>(store: &S, ns: &str, user: &UserId, due: i64) -> Option<Taken> {
+    let expected = peek(store, ns, user).await.ver;
+    take_at(store, ns, (user, due, expected)).await.taken()
+}
+
+/// Takes as of that version.
+pub async fn take_at<S: Store>(
+    store: &S,
+    ns: &str,
+    (user, due, expected): (&UserId, i64, u64),
+) -> Took {
     let take = Take {
         user: user.clone(),
         due: Timestamp(due),
+        expected,
     };
     let mut answers = store.take(ns, &[take]).await.expect("take answers");
     answers.pop().expect("one answer")

@@ -74,7 +74,15 @@ impl Pair {
             0..40 => self.fold(&ns, user).await,
             40..55 => {
                 let due = Timestamp(self.random.random_range(0..300_000_000));
-                let takes = [Take { user, due }];
+                // Some are late.
+                let users = [user.clone()];
+                let now = same!(self, peek(&ns, &users))[0].ver;
+                let expected = now.saturating_sub(u64::from(self.chance(20)));
+                let takes = [Take {
+                    user,
+                    due,
+                    expected,
+                }];
                 same!(self, take(&ns, &takes));
             }
             55..75 => self.publish(&ns, user).await,

@@ -60,6 +60,7 @@ async fn a_write_for_another_lineage_changes_nothing<S: Store>(store: S) {
     let take = Take {
         user: user.clone(),
         due: Timestamp(1),
+        expected: 0,
     };
     let out = StockOp {
         sku: fresh("sku"),

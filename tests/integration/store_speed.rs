@@ -39,6 +39,7 @@ async fn measure<S: Store>(name: &str, store: S) {
         let takes = users.iter().map(|user| Take {
             user: user.clone(),
             due: nearshore::record::Timestamp(1),
+            expected: 1,
         });
         let takes: Vec<Take> = takes.collect();
         let start = Instant::now();

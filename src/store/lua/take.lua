@@ -1,16 +1,21 @@
 -- take: the start of a generation.
 --
 -- KEYS  1 ns:{user}:state   2 ns:{user}:profile   3 nearshore:erased:{user}
--- ARGV  1 due of the request, ms   2 state TTL, ms
--- Returns {blob, life, profile or '', tombstone or '0', ticket, pending as it was}, or nil without a state.
+-- ARGV  1 due of the request, ms   2 state TTL, ms   3 expected version
+-- Returns {blob, life, profile or '', tombstone or '0', ticket, pending as it was}, {} if the version is
+-- another one, or nil without a state.
 --
 -- Invariant: what is read and what is cleared are one step, so an event is either in the state
--- that is returned or finds `pending` empty and asks again. A raised `ver` makes every cached
--- copy stale. The pace is `last day takes`, as `trigger::taken` reckons it.
+-- that is returned or finds `pending` empty and asks again. A take of a request that was served meanwhile
+-- changes nothing, however late it lands: nobody would serve what it clears. A raised `ver` makes every
+-- cached copy stale. The pace is `last day takes`, as `trigger::taken` reckons it.
 -- Numbers stay under 2^53, where Lua's doubles are exact.
 local held = redis.call('HMGET', KEYS[1], 'blob', 'ver', 'ticket', 'pending', 'pace', 'life')
 if not held[1] then
   return false
+end
+if tonumber(held[2] or '0') ~= tonumber(ARGV[3]) then
+  return {}
 end
 local due = tonumber(ARGV[1])
 local today = math.floor(due / 86400000)

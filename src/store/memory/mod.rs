@@ -19,7 +19,7 @@ use sets::Set;
 
 use super::{
     Added, Block, Cell, Delta, Error, FoldWrite, Folded, Lineage, ListEdit, Peek, Publish,
-    Published, StockOp, Store, Stored, Take, Taken, keys,
+    Published, StockOp, Store, Stored, Take, Taken, Took, keys,
 };
 use crate::event::UserId;
 use crate::record::{Offset, Partition, Resume, Timestamp};
@@ -203,18 +203,26 @@ impl Inner {
         Folded::Stored { ver: ver + 1 }
     }
 
-    fn take(&mut self, ns: &str, take: &Take, erased: Timestamp) -> Option<Taken> {
-        let user = self.spaces.get_mut(ns)?.users.get_mut(&take.user)?;
-        let row = user.row.as_mut()?;
+    fn take(&mut self, ns: &str, take: &Take, erased: Timestamp) -> Took {
+        let space = self.spaces.get_mut(ns);
+        let Some(user) = space.and_then(|space| space.users.get_mut(&take.user)) else {
+            return Took::NoState;
+        };
+        let Some(row) = user.row.as_mut() else {
+            return Took::NoState;
+        };
+        if row.ver != take.expected {
+            return Took::Stale;
+        }
         let pending = row.mark.pending.clone();
         crate::trigger::taken(&mut row.mark, take.due);
         row.ver += 1;
         row.ticket += 1;
-        Some(Taken {
+        Took::Taken(Box::new(Taken {
             state: seen(&row.state, user.profile.as_ref(), erased),
             ticket: row.ticket,
             pending,
-        })
+        }))
     }
 
     fn publish(
@@ -302,7 +310,7 @@ impl Store for MemoryStore {
         writes.iter().map(fold).collect()
     }
 
-    async fn take(&self, ns: &str, takes: &[Take]) -> Result<Vec<Option<Taken>>, Error> {
+    async fn take(&self, ns: &str, takes: &[Take]) -> Result<Vec<Took>, Error> {
         let mut inner = self.writable()?;
         let take = |take: &Take| {
             keys::user(ns, &take.user)?;
@@ -324,6 +332,7 @@ impl Store for MemoryStore {
                 list: found.and_then(|u| u.list.clone()).filter(|_| !reborn),
                 fences: held.state.fences,
                 ticket: held.ticket,
+                ver: held.ver,
                 pending: held.mark.pending,
             })
         };

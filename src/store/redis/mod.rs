@@ -29,7 +29,7 @@ use self::link::Link;
 use self::scripts::Guard;
 use super::{
     Added, Block, Cell, Delta, Error, FoldWrite, Folded, Lineage, Peek, Publish, Published,
-    StockOp, Store, Take, Taken,
+    StockOp, Store, Take, Took,
 };
 use crate::event::UserId;
 use crate::record::{Offset, Partition, Resume, Timestamp};
@@ -93,7 +93,7 @@ impl Store for RedisStore {
         self.fold_users(ns, writes).await
     }
 
-    async fn take(&self, ns: &str, takes: &[Take]) -> Result<Vec<Option<Taken>>, Error> {
+    async fn take(&self, ns: &str, takes: &[Take]) -> Result<Vec<Took>, Error> {
         self.take_users(ns, takes).await
     }
 

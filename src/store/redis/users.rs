@@ -11,7 +11,7 @@ use crate::event::UserId;
 use crate::record::Timestamp;
 use crate::state::{self, Held, Mark, Pending, Profiled, UserState};
 use crate::store::{
-    Error, FoldWrite, Folded, ListEdit, Peek, Publish, Published, Stored, Take, Taken, corrupt,
+    Error, FoldWrite, Folded, ListEdit, Peek, Publish, Published, Stored, Take, Taken, Took, corrupt,
     keys,
 };
 
@@ -136,28 +136,32 @@ impl RedisStore {
         &self,
         ns: &str,
         takes: &[Take],
-    ) -> Result<Vec<Option<Taken>>, Error> {
+    ) -> Result<Vec<Took>, Error> {
         let mut cmds = Vec::with_capacity(takes.len());
         let mut all = Vec::with_capacity(takes.len());
         for take in takes {
             let keys = keys::user(ns, &take.user)?;
             let mut call = call(Effect::Take, &[&keys.state, &keys.profile, &keys.erased]);
-            call.arg(take.due.0).arg(self.inner.settings.state_ms());
+            call.arg(take.due.0)
+                .arg(self.inner.settings.state_ms())
+                .arg(take.expected);
             cmds.push(call);
             all.push(keys);
         }
         let answers = self.run(cmds, 1).await?;
         let taken = |(keys, answer): (&keys::User, Value)| {
-            let row: Option<TakeRow> = self.read(answer)?;
-            let Some((bytes, life, profile, erased, ticket, pending)) = row else {
-                return Ok(None);
-            };
+            match &answer {
+                Value::Nil => return Ok(Took::NoState),
+                Value::Array(none) if none.is_empty() => return Ok(Took::Stale),
+                _ => {}
+            }
+            let (bytes, life, profile, erased, ticket, pending): TakeRow = self.read(answer)?;
             let profile = profile_of(keys, Some(profile).filter(|text| !text.is_empty()))?;
-            Ok(Some(Taken {
+            Ok(Took::Taken(Box::new(Taken {
                 state: state_of(keys, &bytes, profile, Timestamp(life.max(erased)))?,
                 ticket,
                 pending: pending_of(keys, &pending)?,
-            }))
+            })))
         };
         all.iter().zip(answers).map(taken).collect()
     }
@@ -188,6 +192,7 @@ impl RedisStore {
                 list: list_of(keys, list)?.filter(|_| !reborn),
                 fences: held.state.fences,
                 ticket: held.ticket,
+                ver: held.ver,
                 pending: held.mark.pending,
             });
         }

@@ -215,14 +215,14 @@ impl<S: Store> Store for Gated<S> {
         through!(self.fold(ns, writes))
     }
 
-    async fn take(&self, ns: &str, takes: &[Take]) -> Result<Vec<Option<Taken>>, store::Error> {
+    async fn take(&self, ns: &str, takes: &[Take]) -> Result<Vec<Took>, store::Error> {
         let (inner, gate) = (self.inner.clone(), self.gate.clone());
         let (ns, takes) = (ns.to_owned(), takes.to_vec());
         let call = move || async move {
             let taken = inner.take(&ns, &takes).await?;
             gate.journal(|journal| {
                 for (take, taken) in takes.iter().zip(&taken) {
-                    if taken.is_some() {
+                    if matches!(taken, Took::Taken(_)) {
                         *journal.takes.entry(take.user.clone()).or_default() += 1;
                     }
                 }
