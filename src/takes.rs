@@ -15,6 +15,8 @@ pub struct Standing {
     pub state: Fences,
     /// What is pending.
     pub pending: Option<Pending>,
+    /// A take was made since, and no list has come of it.
+    pub open: bool,
 }
 
 /// What is to be done with a request.
@@ -37,10 +39,11 @@ pub fn need(request: &Request, sources: &[Position], (standing, epoch): (&Standi
     let Some((covers, made)) = &standing.list else {
         return Need::Take;
     };
-    // What is pending may not have been asked for yet: whoever folded it may have died before it could. A take that
-    // is still on its way would clear it, and a request passed over here would have nobody left to serve it. And one that a
-    // list seems to cover was left by a store that lost its last writes: only a take clears it.
-    let idle = standing.pending.is_none();
+    // What is pending may not have been asked for yet: whoever folded it may have died before it could. A take that is
+    // still on its way would clear it, one that was made may have done so and died: a request that is passed over
+    // here would have nobody left to serve it. And one that a list seems to cover was left by a store that lost its last
+    // writes: only a take clears it.
+    let idle = standing.pending.is_none() && !standing.open;
     let covered = match request.reason {
         Reason::Refresh => false,
         Reason::Sweep => covers.cover_all(&standing.state) && *made >= epoch,

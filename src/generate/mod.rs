@@ -39,7 +39,7 @@ use crate::record::{Partition, Record, Timestamp};
 use crate::rules::Needs;
 use crate::shop::Shop;
 use crate::store::{Peek, Publish, Published, Store, Stored, Take, Taken, Took};
-use crate::takes::{Need, Standing, need};
+use crate::takes::{Need, need};
 use crate::topics::Topics;
 use crate::trigger::Request;
 
@@ -398,12 +398,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     }
 
     fn need(&self, work: &Work, peek: &Peek) -> Need {
-        let list = peek.list.as_ref().filter(|list| list.ticket > 0);
-        let standing = Standing {
-            list: list.map(|list| (list.covers.clone(), list.epoch)),
-            state: peek.fences.clone(),
-            pending: peek.pending.clone(),
-        };
+        let standing = peek.standing();
         need(
             &work.request,
             &work.sources,

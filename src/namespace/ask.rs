@@ -20,7 +20,7 @@ use crate::record::Timestamp;
 use crate::rules::Table;
 use crate::state::Held;
 use crate::store::{self, Peek, Store};
-use crate::takes::{Need, Standing, need};
+use crate::takes::{Need, need};
 use crate::trigger::{Lane, Reason, Request};
 
 /// Requests per acknowledged write.
@@ -219,12 +219,7 @@ async fn trailing<S: Store>(
     let peeks = store.peek(ns, &page).await?;
     let arms = arms_for(ns, &config.arms);
     let trails = |user: &UserId, peek: &Peek| {
-        let list = peek.list.as_ref().filter(|list| list.ticket > 0);
-        let standing = Standing {
-            list: list.map(|list| (list.covers.clone(), list.epoch)),
-            state: peek.fences.clone(),
-            pending: peek.pending.clone(),
-        };
+        let standing = peek.standing();
         let arm = arm_of(&user.0, &config.arm_seed, &arms);
         let epoch = arm.map_or(0, |arm| arm.epoch);
         need(&request(ns, user, &Why::Sweep), &[], (&standing, epoch)) == Need::Take

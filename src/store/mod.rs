@@ -18,6 +18,7 @@ use std::time::Duration;
 use crate::event::{Kind, UserId};
 use crate::record::{Fences, Offset, Partition, Resume, Timestamp};
 use crate::state::{Held, Mark, Pending, UserState};
+use crate::takes::Standing;
 
 /// One conditional write of a user.
 #[derive(Clone, Debug)]
@@ -182,6 +183,19 @@ pub struct Peek {
     pub ver: u64,
     /// What is pending.
     pub pending: Option<Pending>,
+}
+
+impl Peek {
+    /// What decides whether a request still needs a generation.
+    pub fn standing(&self) -> Standing {
+        let list = self.list.as_ref().filter(|list| list.ticket > 0);
+        Standing {
+            list: list.map(|list| (list.covers.clone(), list.epoch)),
+            state: self.fences.clone(),
+            pending: self.pending.clone(),
+            open: list.is_some_and(|list| list.ticket < self.ticket),
+        }
+    }
 }
 
 /// One cell of the counts.
