@@ -6,6 +6,7 @@
 
 mod answers;
 mod count;
+mod pace;
 mod put_back;
 mod yielding;
 
@@ -16,8 +17,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 pub use answers::Answers;
-use count::{count_batch, count_dropped, count_published, count_running, smoothed};
+use count::{count_batch, count_dropped, count_published, count_running};
 
+pub use pace::Pace;
+use pace::Paces;
 pub use yielding::HEED_EVERY;
 
 use crate::arms::{arm_of, arms_for};
@@ -103,6 +106,8 @@ pub struct Generate<L, S, A> {
     shares: Vec<Arm>,
     settings: Settings,
     lanes: Lanes,
+    /// Whether the log was told to hold backfill back.
+    holds: bool,
     in_hand: InHand,
     checkpoints: Checkpoints<S>,
     graves: Graves,
@@ -112,8 +117,8 @@ pub struct Generate<L, S, A> {
     far: Vec<Work>,
     /// Version of the names that the engines know.
     names: Option<u64>,
-    /// What a user costs the model, smoothed: to say how many seconds of work are queued.
-    per_user: Arc<ArcSwap<Duration>>,
+    /// What a user costs the model: to say how many seconds of work are queued.
+    paces: Paces,
 }
 
 /// A user who was taken, on the way to a list.
@@ -144,16 +149,17 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             checkpoints: Checkpoints::new(store.clone(), READER),
             store,
             shop,
+            paces: Paces::new(arms.len()),
             shares: arms.iter().map(|loaded| loaded.arm.clone()).collect(),
             arms,
             lanes: Lanes::new(settings.lanes.clone()),
             settings,
+            holds: false,
             in_hand: InHand::default(),
             graves: Graves::default(),
             current: Vec::new(),
             far: Vec::new(),
             names: None,
-            per_user: Arc::default(),
         }
     }
 
@@ -174,7 +180,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// What a user costs the model, smoothed over batches; zero before the first.
     pub fn seconds_per_user(&self) -> Duration {
-        **self.per_user.load()
+        self.paces.each()
     }
 
     /// Tells the engines the names and has each answer once, so that the first user does not wait for cold caches.
@@ -248,6 +254,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             let merged = self.lanes.offer_again(request, position, waiting) == Offered::Merged;
             metrics::coalesced(u64::from(merged));
         }
+        self.sip();
         Ok(())
     }
 
@@ -261,6 +268,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 metrics::expired(work.request.lane, 1);
             }
             self.current.extend(self.lanes.cut(now, most));
+            self.sip();
         }
         if self.current.is_empty() {
             return Ok(Turn::default());
@@ -509,8 +517,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             Ok(answers) => {
                 let generated = (self.settings.clock)().since(start);
                 count_batch(&loaded.arm.id, &answers, generated);
-                let pace = smoothed(self.seconds_per_user(), generated, answers.len());
-                self.per_user.store(Arc::new(pace));
+                self.paces.note(arm, generated, answers.len());
                 let kit = self.kit(arm);
                 let unanswered = answers
                     .iter()
