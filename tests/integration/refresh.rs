@@ -7,7 +7,7 @@ use nearshore::arms::arm_of;
 use nearshore::config::Config;
 use nearshore::event::UserId;
 use nearshore::record::Timestamp;
-use nearshore::store::{Publish, Published, Store, Stored, Take};
+use nearshore::store::{Publish, Published, Store, Stored, Take, Took};
 use serde_json::{Value, json};
 
 use crate::harness::fresh;
@@ -49,12 +49,17 @@ async fn site() -> (Site, Config) {
 async fn listed(site: &Site, ns: &str) {
     for nth in (0..USERS).filter(|nth| nth % 4 != 0) {
         let user = UserId(user(nth).into());
+        let users = std::slice::from_ref(&user);
+        let peek = site.store.peek(ns, users).await.expect("answered");
         let take = Take {
             user: user.clone(),
             due: now(),
+            expected: peek[0].ver,
         };
         let taken = site.store.take(ns, &[take]).await.expect("answered");
-        let taken = taken[0].clone().expect("there is a state");
+        let [Took::Taken(taken)] = &taken[..] else {
+            panic!("not taken: {taken:?}");
+        };
         let age = if nth % 3 == 0 { 10 } else { 1 };
         let at = Timestamp(now().0 - age * DAY);
         let name = if nth % 5 == 0 { "FLUID MILK" } else { "BAGELS" };
@@ -66,7 +71,7 @@ async fn listed(site: &Site, ns: &str) {
             list: Stored {
                 doc: doc.to_string(),
                 ticket: taken.ticket,
-                covers: taken.state.fences,
+                covers: taken.state.fences.clone(),
                 epoch: 1,
                 at,
                 audit: "{}".into(),
