@@ -8,9 +8,9 @@ mod answers;
 mod count;
 mod pace;
 mod put_back;
+mod serve;
 mod yielding;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +28,6 @@ use crate::checkpoints::Checkpoints;
 use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
 use crate::engine::Info;
 use crate::event::Reject;
-use crate::event::UserId;
 use crate::ingest::{Error, bury, current, tell_lists, update};
 use crate::lanes::{Lanes, Offered, Policy, Work};
 use crate::list::{Model, Source};
@@ -41,7 +40,7 @@ use crate::prompt::{Arm, Template};
 use crate::record::{Partition, Record, Timestamp};
 use crate::rules::Needs;
 use crate::shop::Shop;
-use crate::store::{Peek, Publish, Published, Store, Stored, Take, Taken, Took};
+use crate::store::{Peek, Publish, Published, Store, Stored, Taken};
 use crate::takes::{Need, Standing, need};
 use crate::topics::Topics;
 use crate::trigger::Request;
@@ -124,6 +123,8 @@ pub struct Generate<L, S, A> {
 /// A user who was taken, on the way to a list.
 struct Job<'a> {
     work: &'a Work,
+    /// With the demand of its namespace.
+    shop: Arc<Shop>,
     arm: usize,
     taken: Taken,
     brief: Brief,
@@ -335,76 +336,6 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         self.names = Some(version);
     }
 
-    async fn serve(&self, works: &[Work]) -> Result<Turn, Error> {
-        let mut namespaces: BTreeMap<&str, Vec<&Work>> = BTreeMap::new();
-        for work in works {
-            namespaces.entry(&work.request.ns).or_default().push(work);
-        }
-        let mut sum = Turn::default();
-        for (ns, works) in namespaces {
-            let turn = self.serve_namespace(ns, &works).await?;
-            sum.published += turn.published;
-            sum.covered += turn.covered;
-            sum.takes += turn.takes;
-        }
-        Ok(sum)
-    }
-
-    async fn serve_namespace(&self, ns: &str, works: &[&Work]) -> Result<Turn, Error> {
-        let shop = self.shop.load().of(ns);
-        let (mut jobs, mut again, mut gone) = (Vec::new(), Vec::new(), Vec::new());
-        let mut open: Vec<&Work> = works.to_vec();
-        // Whoever is folded between the look and the take is looked at again.
-        while !open.is_empty() {
-            let users: Vec<UserId> = open.iter().map(|work| work.request.user.clone()).collect();
-            let peeks = self.store.peek(ns, &users).await?;
-            let mut due = Vec::new();
-            for (work, peek) in std::mem::take(&mut open).into_iter().zip(peeks) {
-                match self.need(work, &peek) {
-                    Need::Take => due.push((work, peek.ver)),
-                    Need::Covered => again.push((work, peek)),
-                    Need::Gone => gone.push((work.request.user.clone(), None)),
-                }
-            }
-            let taken = self.take(ns, &due).await?;
-            for ((work, _), took) in due.into_iter().zip(taken) {
-                match took {
-                    // A request may outlive an erase: then nobody is left to make a list for. Whoever crashed between
-                    // publishing their last list and looking at it again has left its record behind.
-                    Took::Taken(taken) if taken.state.is_vacant() => {
-                        gone.push((work.request.user.clone(), None));
-                    }
-                    Took::Taken(taken) => jobs.push(self.job(work, *taken, &shop)),
-                    Took::Stale => open.push(work),
-                    Took::NoState => gone.push((work.request.user.clone(), None)),
-                }
-            }
-        }
-        let (covered, takes) = (again.len() as u64, jobs.len() as u64);
-        self.tell_again(ns, again).await?;
-        tell_lists(&self.log, &self.store, (&self.settings.topics, ns), gone).await?;
-        let lists = self.make(&jobs, &shop).await;
-        let published = self.publish(ns, &jobs, lists).await?;
-        Ok(Turn {
-            published,
-            covered,
-            takes,
-        })
-    }
-
-    async fn take(&self, ns: &str, due: &[(&Work, u64)]) -> Result<Vec<Took>, Error> {
-        if due.is_empty() {
-            return Ok(Vec::new());
-        }
-        let take = |(work, expected): &(&Work, u64)| Take {
-            user: work.request.user.clone(),
-            due: work.request.due,
-            expected: *expected,
-        };
-        let takes: Vec<Take> = due.iter().map(take).collect();
-        Ok(self.store.take(ns, &takes).await?)
-    }
-
     fn need(&self, work: &Work, peek: &Peek) -> Need {
         let list = peek.list.as_ref().filter(|list| list.ticket > 0);
         let standing = Standing {
@@ -451,7 +382,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         }
     }
 
-    fn job<'a>(&self, work: &'a Work, taken: Taken, shop: &Shop) -> Job<'a> {
+    fn job<'a>(&self, work: &'a Work, taken: Taken, shop: &Arc<Shop>) -> Job<'a> {
         let arm = self.arm(&work.request);
         let subject = Subject {
             request: &work.request,
@@ -461,6 +392,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         let brief = brief(&subject, shop, &self.kit(arm));
         Job {
             work,
+            shop: Arc::clone(shop),
             arm,
             brief,
             taken,
@@ -469,7 +401,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     }
 
     /// A list per job, in their order: the model's, or the fallback with its reason.
-    async fn make(&self, jobs: &[Job<'_>], shop: &Shop) -> Vec<Listed> {
+    async fn make(&self, jobs: &[Job<'_>]) -> Vec<Listed> {
         let mut lists: Vec<Option<Listed>> = jobs.iter().map(|_| None).collect();
         for arm in 0..self.arms.len() {
             let mine: Vec<(usize, Ask)> = jobs
@@ -478,7 +410,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 .filter(|(_, job)| job.arm == arm && !job.work.late)
                 .filter_map(|(nth, job)| Some((nth, job.brief.ask.clone()?)))
                 .collect();
-            for (nth, list) in self.ask(jobs, (arm, mine), shop).await {
+            for (nth, list) in self.ask(jobs, (arm, mine)).await {
                 lists[nth] = Some(list);
             }
         }
@@ -488,7 +420,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             } else {
                 "generation failed"
             };
-            let made = fallback(&job.brief, shop, &self.kit(job.arm), reason);
+            let made = fallback(&job.brief, &job.shop, &self.kit(job.arm), reason);
             Listed {
                 made,
                 generated: Duration::ZERO,
@@ -505,7 +437,6 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         &self,
         jobs: &[Job<'_>],
         (arm, mine): (usize, Vec<(usize, Ask)>),
-        shop: &Shop,
     ) -> Vec<(usize, Listed)> {
         if mine.is_empty() {
             return Vec::new();
@@ -533,7 +464,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 let complete = places.into_iter().zip(&answers);
                 let complete = complete.filter(|(_, answer)| answer.ended == Ended::Complete);
                 let list = |(nth, answer): (usize, &Answer)| {
-                    let made = finish(&jobs[nth].brief, answer, shop, &kit);
+                    let made = finish(&jobs[nth].brief, answer, &jobs[nth].shop, &kit);
                     count_dropped(&made);
                     (nth, Listed { made, generated })
                 };
