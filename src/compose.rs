@@ -54,7 +54,8 @@ pub struct Brief {
     verdict: Verdict,
     header: Header,
     audit: Audit,
-    ticket: u64,
+    /// See [`Recipe`]'s.
+    draw: u64,
 }
 
 /// A list with its audit.
@@ -74,7 +75,7 @@ pub fn brief(subject: &Subject, shop: &Shop, kit: &Kit) -> Brief {
         ticket,
     } = *subject;
     let profile = state.profile.as_ref().map(|profiled| &profiled.profile);
-    let at = request.time;
+    let (at, draw) = moment(subject, shop);
     let mut verdict = shop.judge(profile, at);
     kit.needs
         .add(&mut verdict, &state.window, (&shop.catalogue, at));
@@ -101,7 +102,7 @@ pub fn brief(subject: &Subject, shop: &Shop, kit: &Kit) -> Brief {
         demand: shop.demand.version.clone(),
         catalogue: shop.catalogue.version(),
         times: Times {
-            source: at,
+            source: request.time,
             due: request.due,
             ..Times::default()
         },
@@ -133,8 +134,28 @@ pub fn brief(subject: &Subject, shop: &Shop, kit: &Kit) -> Brief {
         verdict,
         header,
         audit,
-        ticket,
+        draw,
     }
+}
+
+/// As of when the list is made, and what its exploration is seeded by: the request's time and the take.
+///
+/// Where counts are frozen and no record asks (a sweep, a refresh), it depends on state, counts and arm alone, and not on
+/// when, by whom or how often it was asked for: as of the counts, or of the user's newest record if that is later;
+/// seeded by what it covers.
+fn moment(subject: &Subject, shop: &Shop) -> (Timestamp, u64) {
+    let Subject {
+        request,
+        state,
+        ticket,
+    } = *subject;
+    if !shop.demand.frozen || request.source.is_some() {
+        return (request.time, ticket);
+    }
+    let event = state.window.last().map(|seen| seen.time);
+    let profile = state.profile.as_ref().map(|profiled| profiled.time);
+    let newest = event.max(profile).unwrap_or_default();
+    (newest.max(shop.demand.at), select::draw(&state.fences))
 }
 
 /// Notes in the audit what the prompt was made of; the prompt itself goes to the model only.
@@ -213,7 +234,7 @@ fn recipe<'a>(brief: &'a Brief, shop: &'a Shop, kit: &'a Kit) -> Recipe<'a> {
         policy: kit.selection,
         names: kit.arm.names,
         theta: kit.arm.theta,
-        ticket: brief.ticket,
+        draw: brief.draw,
     }
 }
 
@@ -259,7 +280,7 @@ pub fn shelf(shop: &Shop, segment: &str, (names, policy): (usize, &select::Polic
         policy,
         names,
         theta: None,
-        ticket: 0,
+        draw: 0,
     };
     let header = Header {
         list_id: list_id("", segment, 0, Timestamp(0)),

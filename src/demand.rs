@@ -29,6 +29,9 @@ pub struct Policy {
     pub keep: Duration,
     /// A segment's demand is mixed with everyone's by this many pseudo-purchases.
     pub smoothing: f64,
+    /// How often changed counts are read.
+    #[serde(with = "humantime_serde")]
+    pub every: Duration,
     /// Frozen: only buckets that ended by then are read, and ages count to their end. `None`: all, to the newest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub as_of: Option<jiff::Timestamp>,
@@ -40,6 +43,7 @@ impl Default for Policy {
             half_life: Duration::from_secs(28 * 86_400),
             keep: Duration::from_secs(365 * 86_400),
             smoothing: 100.0,
+            every: Duration::from_secs(30),
             as_of: None,
         }
     }
@@ -87,6 +91,8 @@ pub struct Demand {
     pub version: String,
     /// Time to which counts are decayed.
     pub at: Timestamp,
+    /// Whether counts are frozen, at that time.
+    pub frozen: bool,
     /// Events in cells whose SKU the catalogue does not know; they count for nothing.
     pub unknown: u64,
     everyone: Arc<[f32]>,
@@ -159,6 +165,7 @@ impl Demand {
         Self {
             version: format!("{:016x}", sums.digest),
             at: now,
+            frozen: frozen.is_some(),
             unknown: sums.unknown,
             segments: bought
                 .iter()

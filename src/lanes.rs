@@ -134,8 +134,12 @@ pub struct Lanes {
     users: BTreeMap<(String, UserId), Seq>,
     positions: BTreeMap<Position, Seq>,
     queues: [Queue; 3],
+    /// Positions in hand of each lane.
+    held: [usize; 3],
     next: Seq,
     held_back: bool,
+    /// Enough of backfill is in hand.
+    sated: bool,
     put_back: Timestamp,
     /// Most backfill users of a batch.
     backfill_most: usize,
@@ -150,8 +154,10 @@ impl Lanes {
             users: BTreeMap::new(),
             positions: BTreeMap::new(),
             queues: Default::default(),
+            held: [0; 3],
             next: 0,
             held_back: false,
+            sated: false,
             put_back: Timestamp::default(),
             backfill_most: usize::MAX,
         }
@@ -210,6 +216,15 @@ impl Lanes {
         self.policy
             .unserved_max
             .saturating_sub(self.positions.len())
+    }
+
+    /// Whether more of the backfill lane is to be read: it has half of the room, and is asked for again when half of
+    /// that is served. So a backfill of any length leaves room for live, whose requests do not wait in the log behind it.
+    pub fn wants_backfill(&mut self) -> bool {
+        let most = self.policy.unserved_max.div_ceil(2);
+        let held = self.held[Lane::Backfill as usize];
+        self.sated = held >= most || (self.sated && held > most / 2);
+        !self.sated
     }
 
     /// Another worker's live lane is behind its objective: backfill takes only what nobody else wants here.
@@ -433,8 +448,9 @@ impl Lanes {
             self.positions.insert(position.clone(), seq);
         }
         // Ripened by the next cut, which is handed the time.
-        let queue = &mut self.queues[entry.request.lane as usize];
-        queue.waiting.insert((entry.ready, seq));
+        let lane = entry.request.lane as usize;
+        self.held[lane] += entry.positions.len();
+        self.queues[lane].waiting.insert((entry.ready, seq));
         self.entries.insert(seq, entry);
     }
 
@@ -445,7 +461,9 @@ impl Lanes {
         for position in &entry.positions {
             self.positions.remove(position);
         }
-        let queue = &mut self.queues[entry.request.lane as usize];
+        let lane = entry.request.lane as usize;
+        self.held[lane] -= entry.positions.len();
+        let queue = &mut self.queues[lane];
         queue.waiting.remove(&(entry.ready, seq));
         queue.aged.remove(&(entry.ready, seq));
         queue.fifo.remove(&seq);

@@ -463,3 +463,29 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_backfill_of_any_length_leaves_room_for_live() {
+    let mut lanes = Lanes::new(Policy {
+        unserved_max: 100,
+        ..Policy::default()
+    });
+    let mut asked = 0;
+    while lanes.wants_backfill() {
+        let one = request(&format!("b{asked}"), Lane::Backfill, 0);
+        lanes.offer(one, at(2, asked), NOON);
+        asked += 1;
+    }
+    assert_eq!((asked, lanes.room()), (50, 50));
+    // A user of it who moves is live's, and counts there.
+    lanes.offer(request("b0", Lane::Live, 0), at(1, 0), NOON);
+    assert_eq!(lanes.len(), 50);
+    assert!(!lanes.wants_backfill(), "48 of 50");
+    let mut served = 0;
+    while !lanes.wants_backfill() {
+        served += lanes.cut(NOON, 1).len();
+    }
+    assert_eq!(served, 25, "the live one, and down to half");
+    lanes.clear();
+    assert!(lanes.wants_backfill());
+}

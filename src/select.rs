@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalogue::SkuIx;
 use crate::demand::SkuCounts;
+use crate::record::Fences;
 
 /// How many candidates of a PU are drawn for at most. The rest get EE 0: those whose posterior mean plus
 /// two standard deviations is lowest. With thousands of SKUs that nothing is known of, that bias falls on the
@@ -134,6 +135,11 @@ pub fn seed(user: &str, pu: &str, ticket: u64) -> u64 {
         &[0],
         &ticket.to_le_bytes(),
     ])
+}
+
+/// Stands for the take in [`seed`] where a list is to depend on what it covers alone: of the text of its fences.
+pub fn draw(covers: &Fences) -> u64 {
+    fnv64a([covers.to_string().as_bytes()])
 }
 
 /// FNV-1a, 64 bits. Source: <http://www.isthe.com/chongo/tech/comp/fnv/>.

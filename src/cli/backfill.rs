@@ -121,7 +121,8 @@ fn text(found: &Estimate) -> String {
         ),
     ];
     let unknown =
-        "give --lists-per-second, as measured by nearshore_generate_published_total".to_owned();
+        "no generate process has told its pace yet: start one, or give --lists-per-second"
+            .to_owned();
     match &found.model_hours {
         Some(hours) => lines.push(("model-hours", format!("{:.2}", hours.value), &hours.how)),
         None => lines.push(("model-hours", "unknown".into(), &unknown)),

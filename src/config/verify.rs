@@ -242,6 +242,7 @@ fn demand(config: &Config, found: &mut Found) {
         "must not be shorter than demand.half_life",
     );
     weight(found, "demand.smoothing", demand.smoothing);
+    above_zero(found, "demand.every", demand.every);
     let read = config.redis.counts_ttl >= demand.keep;
     let what = "must not be longer than redis.counts_ttl";
     must(found, read, "demand.keep", what);

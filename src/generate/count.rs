@@ -52,13 +52,3 @@ pub(super) fn count_published(arm: &str, work: &Work, (source, now): (Source, Ti
         metrics::event_to_list(lane, start, now.since(work.request.time));
     }
 }
-
-/// What a user costs the model, after a batch of so many took so long.
-pub(super) fn smoothed(before: Duration, took: Duration, users: usize) -> Duration {
-    let now = took / u32::try_from(users.max(1)).unwrap_or(u32::MAX);
-    if before.is_zero() {
-        now
-    } else {
-        before.mul_f64(0.8) + now.mul_f64(0.2)
-    }
-}

@@ -6,18 +6,21 @@
 
 mod answers;
 mod count;
+mod pace;
 mod put_back;
+mod serve;
 mod yielding;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 pub use answers::Answers;
-use count::{count_batch, count_dropped, count_published, count_running, smoothed};
+use count::{count_batch, count_dropped, count_published, count_running};
 
+pub use pace::Pace;
+use pace::Paces;
 pub use yielding::HEED_EVERY;
 
 use crate::arms::{arm_of, arms_for};
@@ -25,7 +28,6 @@ use crate::checkpoints::Checkpoints;
 use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
 use crate::engine::Info;
 use crate::event::Reject;
-use crate::event::UserId;
 use crate::ingest::{Error, bury, current, tell_lists, update};
 use crate::lanes::{Lanes, Offered, Policy, Work};
 use crate::list::{Model, Source};
@@ -38,7 +40,7 @@ use crate::prompt::{Arm, Template};
 use crate::record::{Partition, Record, Timestamp};
 use crate::rules::Needs;
 use crate::shop::Shop;
-use crate::store::{Peek, Publish, Published, Store, Stored, Take, Taken, Took};
+use crate::store::{Peek, Publish, Published, Store, Stored, Taken};
 use crate::takes::{Need, need};
 use crate::topics::Topics;
 use crate::trigger::Request;
@@ -103,6 +105,8 @@ pub struct Generate<L, S, A> {
     shares: Vec<Arm>,
     settings: Settings,
     lanes: Lanes,
+    /// Whether the log was told to hold backfill back.
+    holds: bool,
     in_hand: InHand,
     checkpoints: Checkpoints<S>,
     graves: Graves,
@@ -112,13 +116,15 @@ pub struct Generate<L, S, A> {
     far: Vec<Work>,
     /// Version of the names that the engines know.
     names: Option<u64>,
-    /// What a user costs the model, smoothed: to say how many seconds of work are queued.
-    per_user: Arc<ArcSwap<Duration>>,
+    /// What a user costs the model: to say how many seconds of work are queued.
+    paces: Paces,
 }
 
 /// A user who was taken, on the way to a list.
 struct Job<'a> {
     work: &'a Work,
+    /// With the demand of its namespace.
+    shop: Arc<Shop>,
     arm: usize,
     taken: Taken,
     brief: Brief,
@@ -144,16 +150,17 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             checkpoints: Checkpoints::new(store.clone(), READER),
             store,
             shop,
+            paces: Paces::new(arms.len()),
             shares: arms.iter().map(|loaded| loaded.arm.clone()).collect(),
             arms,
             lanes: Lanes::new(settings.lanes.clone()),
             settings,
+            holds: false,
             in_hand: InHand::default(),
             graves: Graves::default(),
             current: Vec::new(),
             far: Vec::new(),
             names: None,
-            per_user: Arc::default(),
         }
     }
 
@@ -174,7 +181,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// What a user costs the model, smoothed over batches; zero before the first.
     pub fn seconds_per_user(&self) -> Duration {
-        **self.per_user.load()
+        self.paces.each()
     }
 
     /// Tells the engines the names and has each answer once, so that the first user does not wait for cold caches.
@@ -248,6 +255,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             let merged = self.lanes.offer_again(request, position, waiting) == Offered::Merged;
             metrics::coalesced(u64::from(merged));
         }
+        self.sip();
         Ok(())
     }
 
@@ -261,6 +269,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 metrics::expired(work.request.lane, 1);
             }
             self.current.extend(self.lanes.cut(now, most));
+            self.sip();
         }
         if self.current.is_empty() {
             return Ok(Turn::default());
@@ -327,76 +336,6 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         self.names = Some(version);
     }
 
-    async fn serve(&self, works: &[Work]) -> Result<Turn, Error> {
-        let mut namespaces: BTreeMap<&str, Vec<&Work>> = BTreeMap::new();
-        for work in works {
-            namespaces.entry(&work.request.ns).or_default().push(work);
-        }
-        let mut sum = Turn::default();
-        for (ns, works) in namespaces {
-            let turn = self.serve_namespace(ns, &works).await?;
-            sum.published += turn.published;
-            sum.covered += turn.covered;
-            sum.takes += turn.takes;
-        }
-        Ok(sum)
-    }
-
-    async fn serve_namespace(&self, ns: &str, works: &[&Work]) -> Result<Turn, Error> {
-        let shop = self.shop.load().of(ns);
-        let (mut jobs, mut again, mut gone) = (Vec::new(), Vec::new(), Vec::new());
-        let mut open: Vec<&Work> = works.to_vec();
-        // Whoever is folded between the look and the take is looked at again.
-        while !open.is_empty() {
-            let users: Vec<UserId> = open.iter().map(|work| work.request.user.clone()).collect();
-            let peeks = self.store.peek(ns, &users).await?;
-            let mut due = Vec::new();
-            for (work, peek) in std::mem::take(&mut open).into_iter().zip(peeks) {
-                match self.need(work, &peek) {
-                    Need::Take => due.push((work, peek.ver)),
-                    Need::Covered => again.push((work, peek)),
-                    Need::Gone => gone.push((work.request.user.clone(), None)),
-                }
-            }
-            let taken = self.take(ns, &due).await?;
-            for ((work, _), took) in due.into_iter().zip(taken) {
-                match took {
-                    // A request may outlive an erase: then nobody is left to make a list for. Whoever crashed between
-                    // publishing their last list and looking at it again has left its record behind.
-                    Took::Taken(taken) if taken.state.is_vacant() => {
-                        gone.push((work.request.user.clone(), None));
-                    }
-                    Took::Taken(taken) => jobs.push(self.job(work, *taken, &shop)),
-                    Took::Stale => open.push(work),
-                    Took::NoState => gone.push((work.request.user.clone(), None)),
-                }
-            }
-        }
-        let (covered, takes) = (again.len() as u64, jobs.len() as u64);
-        self.tell_again(ns, again).await?;
-        tell_lists(&self.log, &self.store, (&self.settings.topics, ns), gone).await?;
-        let lists = self.make(&jobs, &shop).await;
-        let published = self.publish(ns, &jobs, lists).await?;
-        Ok(Turn {
-            published,
-            covered,
-            takes,
-        })
-    }
-
-    async fn take(&self, ns: &str, due: &[(&Work, u64)]) -> Result<Vec<Took>, Error> {
-        if due.is_empty() {
-            return Ok(Vec::new());
-        }
-        let take = |(work, expected): &(&Work, u64)| Take {
-            user: work.request.user.clone(),
-            due: work.request.due,
-            expected: *expected,
-        };
-        let takes: Vec<Take> = due.iter().map(take).collect();
-        Ok(self.store.take(ns, &takes).await?)
-    }
-
     fn need(&self, work: &Work, peek: &Peek) -> Need {
         let standing = peek.standing();
         need(
@@ -438,7 +377,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         }
     }
 
-    fn job<'a>(&self, work: &'a Work, taken: Taken, shop: &Shop) -> Job<'a> {
+    fn job<'a>(&self, work: &'a Work, taken: Taken, shop: &Arc<Shop>) -> Job<'a> {
         let arm = self.arm(&work.request);
         let subject = Subject {
             request: &work.request,
@@ -448,6 +387,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         let brief = brief(&subject, shop, &self.kit(arm));
         Job {
             work,
+            shop: Arc::clone(shop),
             arm,
             brief,
             taken,
@@ -456,7 +396,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     }
 
     /// A list per job, in their order: the model's, or the fallback with its reason.
-    async fn make(&self, jobs: &[Job<'_>], shop: &Shop) -> Vec<Listed> {
+    async fn make(&self, jobs: &[Job<'_>]) -> Vec<Listed> {
         let mut lists: Vec<Option<Listed>> = jobs.iter().map(|_| None).collect();
         for arm in 0..self.arms.len() {
             let mine: Vec<(usize, Ask)> = jobs
@@ -465,7 +405,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 .filter(|(_, job)| job.arm == arm && !job.work.late)
                 .filter_map(|(nth, job)| Some((nth, job.brief.ask.clone()?)))
                 .collect();
-            for (nth, list) in self.ask(jobs, (arm, mine), shop).await {
+            for (nth, list) in self.ask(jobs, (arm, mine)).await {
                 lists[nth] = Some(list);
             }
         }
@@ -475,7 +415,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             } else {
                 "generation failed"
             };
-            let made = fallback(&job.brief, shop, &self.kit(job.arm), reason);
+            let made = fallback(&job.brief, &job.shop, &self.kit(job.arm), reason);
             Listed {
                 made,
                 generated: Duration::ZERO,
@@ -492,7 +432,6 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         &self,
         jobs: &[Job<'_>],
         (arm, mine): (usize, Vec<(usize, Ask)>),
-        shop: &Shop,
     ) -> Vec<(usize, Listed)> {
         if mine.is_empty() {
             return Vec::new();
@@ -504,8 +443,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             Ok(answers) => {
                 let generated = (self.settings.clock)().since(start);
                 count_batch(&loaded.arm.id, &answers, generated);
-                let pace = smoothed(self.seconds_per_user(), generated, answers.len());
-                self.per_user.store(Arc::new(pace));
+                self.paces.note(arm, generated, answers.len());
                 let kit = self.kit(arm);
                 let unanswered = answers
                     .iter()
@@ -521,7 +459,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 let complete = places.into_iter().zip(&answers);
                 let complete = complete.filter(|(_, answer)| answer.ended == Ended::Complete);
                 let list = |(nth, answer): (usize, &Answer)| {
-                    let made = finish(&jobs[nth].brief, answer, shop, &kit);
+                    let made = finish(&jobs[nth].brief, answer, &jobs[nth].shop, &kit);
                     count_dropped(&made);
                     (nth, Listed { made, generated })
                 };

@@ -2,7 +2,7 @@
 //!
 //! Decides nothing about a user. While live is behind its objective in any worker, backfill has no share in all of
 //! them; a signal in the store says so and passes by itself, so a worker that dies holds nobody back for long.
-//! And a batch takes no more backfill users than the model serves within [`SLICE`]: a live user who becomes due
+//! Nor does it fill the memory: half of the room is the most it has, the rest stays in the log. And a batch takes no more backfill users than the model serves within [`SLICE`]: a live user who becomes due
 //! waits for the batch that runs.
 
 use std::time::Duration;
@@ -24,8 +24,25 @@ const SIGNAL_TTL: Duration = Duration::from_secs(10);
 const SLICE: u32 = 20;
 
 impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
+    /// Reads as much of backfill as lies ready for the model, and leaves the rest in the log: live has a topic of its
+    /// own, and must not wait for room behind a sweep of a million users.
+    pub(super) fn sip(&mut self) {
+        let holds = !self.lanes.wants_backfill();
+        if holds != self.holds {
+            self.holds = holds;
+            let backfill = &self.settings.topics.regen_backfill;
+            let held = if holds {
+                std::slice::from_ref(backfill)
+            } else {
+                &[]
+            };
+            self.log.hold(held);
+        }
+    }
+
     /// Tells the others if live is behind here, and heeds whoever tells it. After an error nothing changes.
     pub async fn heed(&mut self, now: Timestamp) -> Result<(), Error> {
+        self.paces.tell(&self.store, (&self.shares, now)).await?;
         let own = self.lanes.live_behind(now);
         if own {
             self.store.say_live_behind(SIGNAL_TTL).await?;

@@ -26,11 +26,15 @@ pub enum Page {
     },
 }
 
+/// Colours and shapes of all pages, included by their templates as `style.css`.
+pub const STYLE: &str = include_str!("style.css");
+
 /// The page. An error is one of our template, so a test renders every kind of page.
 pub fn html(page: &Page) -> Result<String, minijinja::Error> {
     let mut environment = Environment::new();
     // The name ends in .html: minijinja escapes every value.
     environment.add_template("page.html", include_str!("page.html"))?;
+    environment.add_template("style.css", STYLE)?;
     environment.add_filter("plain", plain);
     environment.add_filter("moment", |time: i64| moment(Timestamp(time)));
     environment.add_filter("fixed", |value: f64, digits: usize| {

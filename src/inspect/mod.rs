@@ -18,7 +18,7 @@ mod text;
 mod times;
 
 pub use gather::Sources;
-pub use html::{Page, html};
+pub use html::{Page, STYLE, html};
 pub use times::{Part, Times};
 
 /// One user, from events to SKUs.

@@ -28,8 +28,8 @@ pub struct Recipe<'a> {
     pub names: usize,
     /// Least score of a name; none keeps all.
     pub theta: Option<f64>,
-    /// The take: with user and PU, the seed of exploration.
-    pub ticket: u64,
+    /// With user and PU, the seed of exploration: the take, or with frozen counts [`select::draw`].
+    pub draw: u64,
 }
 
 /// What stands in a document beside its products.
@@ -87,7 +87,7 @@ impl Recipe<'_> {
             }
             let pu = PuIx(name.pu);
             let user = built.document.user.as_deref().unwrap_or_default();
-            let seed = select::seed(user, &self.catalogue.pu(pu).id, self.ticket);
+            let seed = select::seed(user, &self.catalogue.pu(pu).id, self.draw);
             let selection = select::select(&self.candidates(pu), seed, self.policy);
             let skus = selection
                 .chosen
@@ -336,7 +336,7 @@ mod tests {
             policy: &policy,
             names: 5,
             theta: Some(-4.5),
-            ticket: 1,
+            draw: 1,
         };
         let mut answer = scored(&[0, 1, 2, 0, 9, 3]);
         answer[5].score = f32::NEG_INFINITY;
@@ -397,7 +397,7 @@ mod tests {
             policy: &policy,
             names: 2,
             theta: None,
-            ticket: 0,
+            draw: 0,
         };
         let built = recipe.fallback(header());
         let shown: Vec<_> = built
@@ -435,7 +435,7 @@ mod tests {
             let verdict = Table::compile(&rules(), &[], &catalogue).judge(Some(&profile), Timestamp(0));
             let recipe = Recipe {
                 catalogue: &catalogue, verdict: &verdict, demand: &demand, policy: &policy,
-                names, theta: None, ticket: 3,
+                names, theta: None, draw: 3,
             };
             let fallback = recipe.fallback(header());
             let legal = verdict.permitted(&catalogue).count_ones(..);

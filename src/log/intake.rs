@@ -4,10 +4,10 @@
 //! are ours. Invariants: a revoke removes the partition's undelivered batches in the same step in which
 //! it ends the ownership, so nothing of a partition is delivered after its revoke; assigns and revokes
 //! overtake batches but never each other; memory is bounded by [`FULL_BYTES`] and [`FULL_RECORDS`] plus
-//! one batch, and by two notices per partition. It does not know Kafka.
+//! one batch, and by two notices per partition; what is held back is bounded by as much again. It does not know Kafka.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -75,6 +75,10 @@ impl Own {
 struct State {
     notices: VecDeque<Delivery>,
     batches: VecDeque<Batch>,
+    /// Topics that are held back.
+    held: BTreeSet<Arc<str>>,
+    /// Their batches, which must not fill the intake for the others.
+    aside: VecDeque<Batch>,
     records: usize,
     bytes: usize,
     own: BTreeMap<Partition, Own>,
@@ -165,10 +169,31 @@ impl Intake {
         }
     }
 
+    /// Batches of these topics, and of no others, wait aside; what waited aside of others comes first.
+    pub fn hold(&self, topics: &[Arc<str>]) {
+        let mut state = self.lock();
+        state.held = topics.iter().cloned().collect();
+        let all = std::mem::take(&mut state.aside).into_iter();
+        let all = all.chain(std::mem::take(&mut state.batches));
+        let (aside, batches) = all.partition(|batch| state.held.contains(&batch.partition.topic));
+        (state.aside, state.batches) = (aside, batches);
+        state.count();
+        drop(state);
+        self.readable.notify_one();
+        self.room.notify_one();
+    }
+
+    /// Topics that are held back: reading of them is to pause.
+    pub fn held(&self) -> BTreeSet<Arc<str>> {
+        self.lock().held.clone()
+    }
+
     /// Queues a batch, or gives it back when the intake is full. One of a partition that is not ours vanishes.
+    /// One of a topic that is held back goes aside in any case, for the poll thread stops reading it at its next turn.
     pub fn offer(&self, batch: Batch) -> Result<(), Batch> {
         let mut state = self.lock();
-        if state.full() {
+        let held = state.held.contains(&batch.partition.topic);
+        if state.full() && !held {
             return Err(batch);
         }
         let Some(own) = state.own.get_mut(&batch.partition) else {
@@ -178,6 +203,10 @@ impl Intake {
             return Ok(());
         }
         own.mark(&batch);
+        if held {
+            state.aside.push_back(batch);
+            return Ok(());
+        }
         state.records += batch.records.len();
         state.bytes += bytes(&batch);
         state.batches.push_back(batch);
@@ -292,8 +321,14 @@ impl Intake {
 impl State {
     /// Takes back what waits of these.
     fn forget(&mut self, partitions: &[Partition]) {
-        self.batches
-            .retain(|batch| !partitions.contains(&batch.partition));
+        let kept = |batch: &Batch| !partitions.contains(&batch.partition);
+        self.batches.retain(kept);
+        self.aside.retain(kept);
+        self.count();
+    }
+
+    /// How much waits and is not aside.
+    fn count(&mut self) {
         (self.records, self.bytes) = self.batches.iter().fold((0, 0), |(records, size), batch| {
             (records + batch.records.len(), size + bytes(batch))
         });
@@ -373,6 +408,26 @@ mod tests {
 
     fn numbers(of: &[Partition]) -> Vec<i32> {
         of.iter().map(|partition| partition.number).collect()
+    }
+
+    #[test]
+    fn what_is_held_back_fills_nothing_and_keeps_its_order() {
+        let intake = Intake::default();
+        intake.assign(vec![partition(0), partition(1)]);
+        assert_eq!(told(&intake), ["+[0, 1]"]);
+        intake.offer(batch(0, 0..8_000, 1)).expect("room");
+        intake.offer(batch(0, 8_000..8_001, 1)).expect_err("full");
+        intake.hold(&["t".into()]);
+        intake.offer(batch(0, 8_000..8_002, 1)).expect("aside");
+        intake.offer(batch(1, 0..3, 1)).expect("aside");
+        assert_eq!(told(&intake), [""; 0]);
+        assert!(intake.wait_for_room(Duration::ZERO), "for other topics");
+        intake.revoke(&[partition(1)], false);
+        intake.hold(&["other".into()]);
+        intake
+            .offer(batch(0, 8_002..8_003, 1))
+            .expect_err("full again");
+        assert_eq!(told(&intake), ["-[1]", "0x8000", "0x2"]);
     }
 
     #[test]

@@ -159,6 +159,10 @@ impl Log for KafkaLog {
         notice
     }
 
+    fn hold(&mut self, topics: &[Arc<str>]) {
+        self.intake.hold(topics);
+    }
+
     async fn commit(&self, done: &[(Partition, Resume)]) -> Result<(), Error> {
         if done.is_empty() {
             return Ok(());

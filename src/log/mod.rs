@@ -20,6 +20,7 @@ mod settings;
 mod tail;
 
 use std::future::Future;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -172,6 +173,10 @@ pub trait Log: Send + Sync {
 
     /// The next assignment or revoke, while the role has no room for records: they stay. Cancel-safe.
     fn notice(&mut self) -> impl Future<Output = Result<Delivery, Error>> + Send;
+
+    /// From now on batches of these topics wait, and those of others do not wait behind them; with none, all go on. What is
+    /// held back is delivered in order when it is not any more. A log for which order is nobody's loss may ignore it.
+    fn hold(&mut self, _topics: &[Arc<str>]) {}
 
     /// Makes `resume` the committed position of each partition, now.
     fn commit(

@@ -11,7 +11,7 @@
 //! Invariants: records of a partition leave in rising offset order without repetition, whatever a resume
 //! delivers again; callbacks only post and return; no record keeps librdkafka's buffers alive.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -201,6 +201,8 @@ pub(super) struct Poller {
     /// Some batch reached its size.
     sized: bool,
     paused: bool,
+    /// Topics that the role holds back: paused, whatever the intake.
+    held: BTreeSet<Arc<str>>,
     ended: Instant,
 }
 
@@ -213,6 +215,7 @@ impl Poller {
             oldest: None,
             sized: false,
             paused: false,
+            held: BTreeSet::new(),
             ended: Instant::now(),
         }
     }
@@ -224,6 +227,7 @@ impl Poller {
             health.beat();
             let now = Instant::now();
             self.rewind();
+            self.hold();
             if !self.deliver(now) {
                 self.stall();
             } else if self.paused && !self.room(PATIENCE) {
@@ -338,26 +342,44 @@ impl Poller {
         }
     }
 
-    /// Resumes what was paused and nothing else: a resume of a running partition reads it again.
-    fn resume(&mut self) {
-        if !std::mem::take(&mut self.paused) {
+    /// Pauses what the role holds back, and resumes what it holds no more.
+    fn hold(&mut self) {
+        let held = self.intake().held();
+        if held == self.held {
             return;
         }
+        let before = std::mem::replace(&mut self.held, held);
+        let fresh = |it: &&Partition| self.held.contains(&it.topic) && !before.contains(&it.topic);
+        let fresh: Vec<Partition> = self.owned().filter(fresh).cloned().collect();
+        if !self.paused {
+            self.pause(&fresh);
+            self.resume_rest();
+        }
+    }
+
+    fn resume(&mut self) {
+        if std::mem::take(&mut self.paused) {
+            self.resume_rest();
+        }
+    }
+
+    /// Resumes what was paused and is not held back, and nothing else: a resume of a running partition reads it again.
+    fn resume_rest(&self) {
         let context = self.consumer.context();
         let mut paused = context
             .paused
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let mut list = TopicPartitionList::new();
+        let (mut list, mut still) = (TopicPartitionList::new(), TopicPartitionList::new());
         for partition in self.owned() {
-            if paused
-                .find_partition(&partition.topic, partition.number)
-                .is_some()
-            {
-                list.add_partition(&partition.topic, partition.number);
+            let (topic, number) = (&partition.topic, partition.number);
+            if paused.find_partition(topic, number).is_some() {
+                let held = self.held.contains(topic);
+                let list = if held { &mut still } else { &mut list };
+                list.add_partition(topic, number);
             }
         }
-        *paused = TopicPartitionList::new();
+        *paused = still;
         drop(paused);
         if list.count() > 0
             && let Err(error) = self.consumer.resume(&list)
@@ -393,9 +415,9 @@ impl Poller {
                     for partition in &partitions {
                         self.open(partition);
                     }
-                    if self.paused {
-                        self.pause(&partitions);
-                    }
+                    let stopped = |it: &Partition| self.paused || self.held.contains(&it.topic);
+                    let stopped: Vec<Partition> = partitions.into_iter().filter(stopped).collect();
+                    self.pause(&stopped);
                 }
                 Change::Revoked(partitions) => {
                     for partition in &partitions {

@@ -29,6 +29,14 @@ const PAGE: usize = 500;
 /// Users remembered in one scan, which may show a user twice; beyond it a request may be doubled, to no effect.
 const REMEMBERED: usize = 4_000_000;
 
+/// What a worker has at least to read changed counts, once it noticed them.
+const READ_MIN: Duration = Duration::from_secs(2);
+
+/// By when every worker has read counts that are written now, if it looks for changes so often.
+pub fn put_off(every: Duration) -> Duration {
+    every + (every / 3).max(READ_MIN)
+}
+
 /// What a sweep or refresh did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
@@ -71,6 +79,7 @@ pub struct Asker<'a, S> {
     config: &'a Config,
     segments: Table,
     now: Timestamp,
+    put_off: Duration,
     /// Hashes of users asked for; only looked up in.
     asked: HashSet<u64>,
 }
@@ -85,8 +94,14 @@ impl<'a, S: Store> Asker<'a, S> {
             // Segments are of the profile alone.
             segments: Table::compile(&[], &config.segments, &Catalogue::default()),
             now: wall_clock(),
+            put_off: Duration::ZERO,
             asked: HashSet::new(),
         }
+    }
+
+    /// Whose lists are made no sooner than so long after they are asked for.
+    pub fn put_off(self, put_off: Duration) -> Self {
+        Self { put_off, ..self }
     }
 
     /// Asks for everyone concerned.
@@ -202,7 +217,11 @@ impl<'a, S: Store> Asker<'a, S> {
     async fn send(&self, users: &[UserId], why: &Why) -> Result<(), log::Error> {
         let requests: Vec<Outgoing> = users
             .iter()
-            .map(|user| request(&self.config.namespace, user, why))
+            .map(|user| {
+                let request = request(&self.config.namespace, user, why);
+                let due = request.due.after(self.put_off);
+                Request { due, ..request }
+            })
             .map(|request| request_record(&self.config.topics, &request))
             .collect();
         self.producer.send(requests).await

@@ -175,6 +175,7 @@ impl Difference {
         let mut environment = Environment::new();
         // The name ends in .html: minijinja escapes every value.
         environment.add_template("diff.html", include_str!("diff.html"))?;
+        environment.add_template("style.css", crate::inspect::STYLE)?;
         environment.add_filter("share", |value: Option<f64>| {
             value.map_or("–".to_owned(), |value| format!("{:.1} %", value * 100.0))
         });

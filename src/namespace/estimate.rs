@@ -3,14 +3,18 @@
 //! Invariant: nothing is written, no group is moved, and each figure says how it was come by. Compaction and
 //! transactions leave gaps in offsets, so records are at most so many.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
 
+use super::ask::put_off;
 use super::plan::{Order, kept, span};
+use crate::arms::arms_for;
 use crate::config::Config;
+use crate::generate::{GROUP, Pace};
 use crate::keeper::wall_clock;
-use crate::log::probe;
+use crate::log::{Admin, probe};
 use crate::record::{Partition, Resume, Timestamp};
 use crate::replay::{Moment, Plan, Since};
 use crate::store::{RedisStore, Store};
@@ -19,6 +23,8 @@ use crate::store::{RedisStore, Store};
 const COUNTED: u64 = 200_000;
 /// Users whose keys are measured.
 const MEASURED: usize = 200;
+/// Every so many-th shard of the counts is measured.
+const SHARDS_STEP: usize = 16;
 /// Records per second where no backfill was measured yet.
 const RATE: f64 = 5_000.0;
 /// Bytes of a user where none can be measured: state, profile and list, as Redis keeps them.
@@ -91,25 +97,11 @@ pub async fn estimate(
     let users = users(config, &starts, &ends).await?;
     let redis_bytes = bytes(store, config, users.value).await?;
     let fold_seconds = folding(store, records.value, given).await?;
-    let model_hours = given
-        .lists_per_second
-        .filter(|rate| *rate > 0.0)
-        .map(|rate| {
-            let hours = users.value as f64 / rate / 3600.0;
-            figure(
-                hours,
-                format!("{} lists at {rate} a second, as given", users.value),
-            )
-        });
-    let finished_at = model_hours.as_ref().map(|hours| {
-        let seconds = fold_seconds.value + hours.value * 3600.0;
-        let length = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-        let at = Moment(now.after(length)).to_string();
-        figure(
-            at,
-            "folding, then lists in every slot that live leaves idle; longer while live is busy",
-        )
-    });
+    let model_hours = hours(config, store, (users.value, given)).await?;
+    let finished_at = match &model_hours {
+        Some(hours) => Some(end(config, now, (&fold_seconds, hours, given)).await?),
+        None => None,
+    };
     Ok(Estimate {
         records,
         users,
@@ -118,6 +110,81 @@ pub async fn estimate(
         fold_seconds,
         finished_at,
     })
+}
+
+/// What the lists cost: as given, or by what the arms' models took lately; `None` where nothing was measured yet.
+async fn hours(
+    config: &Config,
+    store: &RedisStore,
+    (users, given): (u64, Given),
+) -> anyhow::Result<Option<Figure<f64>>> {
+    if let Some(rate) = given.lists_per_second.filter(|rate| *rate > 0.0) {
+        let how = format!("{users} lists at {rate} a second, as given");
+        return Ok(Some(figure(users as f64 / rate / 3600.0, how)));
+    }
+    let noted = store.paces().await?;
+    let read = |text: &String| serde_json::from_str::<Pace>(text).ok();
+    let known: BTreeMap<&str, Pace> = noted
+        .iter()
+        .filter_map(|(arm, text)| Some((arm.as_str(), read(text)?)))
+        .collect();
+    let arms = arms_for(&config.namespace, &config.arms);
+    let (mut shares, mut seconds, mut hows) = (0.0, 0.0, Vec::new());
+    for arm in arms.iter().filter(|arm| arm.share > 0) {
+        // A new prompt for a model that is known costs about what the old one did.
+        let alike = || known.values().find(|pace| pace.model == arm.model);
+        let Some(pace) = known.get(arm.id.as_str()).or_else(alike) else {
+            return Ok(None);
+        };
+        shares += f64::from(arm.share);
+        seconds += f64::from(arm.share) * pace.seconds;
+        let own = known.contains_key(arm.id.as_str());
+        hows.push(format!(
+            "{:.4} s a list of {}{}, as measured at {} in batches of {:.1}",
+            pace.seconds,
+            arm.id,
+            if own {
+                ""
+            } else {
+                " (by another arm of its model)"
+            },
+            Moment(pace.at),
+            pace.batch
+        ));
+    }
+    if shares == 0.0 {
+        return Ok(None);
+    }
+    let hours = users as f64 * seconds / shares / 3600.0;
+    Ok(Some(figure(
+        hours,
+        format!("{users} lists; {}", hows.join("; ")),
+    )))
+}
+
+/// When all lists are there, if nothing else is to be done.
+async fn end(
+    config: &Config,
+    now: Timestamp,
+    (fold, hours, given): (&Figure<f64>, &Figure<f64>, Given),
+) -> anyhow::Result<Figure<String>> {
+    // What is given is the rate of all of them.
+    let workers = match given.lists_per_second {
+        Some(_) => 1,
+        None => Admin::new(&config.kafka)?.members(GROUP).await?.max(1),
+    };
+    let wait = put_off(config.demand.every);
+    let seconds = fold.value + wait.as_secs_f64() + hours.value * 3600.0 / workers as f64;
+    let length = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+    let by = match given.lists_per_second {
+        Some(_) => String::new(),
+        None => format!(" by {workers} generate processes"),
+    };
+    let how = format!(
+        "folding, {} s until the counts are read, then lists{by} in every slot that live leaves idle; longer while live is busy",
+        wait.as_secs()
+    );
+    Ok(figure(Moment(now.after(length)).to_string(), how))
 }
 
 fn length(starts: &Since, ends: &Since) -> u64 {
@@ -177,11 +244,14 @@ async fn bytes(store: &RedisStore, config: &Config, users: u64) -> anyhow::Resul
     }
     let sum = store.bytes_of(&ns, &some).await?;
     let each = sum / some.len() as u64;
+    let shards: Vec<u8> = (0..=u8::MAX).step_by(SHARDS_STEP).collect();
+    let counts = store.bytes_of_counts(&ns, &shards).await? * SHARDS_STEP as u64;
     let how = format!(
-        "{each} a user: MEMORY USAGE of {} users of {ns}; counts beside that",
-        some.len()
+        "{each} a user, by {} users of {ns}, and {counts} of counts, as {ns} has, by {} of its 256 shards",
+        some.len(),
+        shards.len()
     );
-    Ok(figure(users * each, how))
+    Ok(figure(users * each + counts, how))
 }
 
 async fn folding(store: &RedisStore, records: u64, given: Given) -> anyhow::Result<Figure<f64>> {

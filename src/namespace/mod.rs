@@ -12,7 +12,7 @@ mod plan;
 mod promote;
 mod retire;
 
-pub use ask::{Asked, Asker, Why, Wish};
+pub use ask::{Asked, Asker, Why, Wish, put_off};
 pub use backfill::{Group, KafkaGroup, Stretches, Watch, catch_up};
 pub use diff::{Difference, diff};
 pub use dump::{Dump, dump};

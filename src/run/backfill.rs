@@ -20,7 +20,7 @@ use crate::ingest::{self, Ingest, Now, Tally};
 use crate::keeper::Keeper;
 use crate::log::{KafkaLog, Log, Producer};
 use crate::namespace::{
-    Asker, Book, KafkaGroup, Order, Progress, Watch, Why, catch_up, group, place,
+    Asker, Book, KafkaGroup, Order, Progress, Watch, Why, catch_up, group, place, put_off,
 };
 use crate::replay::{Goal, Plan, Stage};
 use crate::shop::Shop;
@@ -194,7 +194,10 @@ async fn sweep(
     cancel: &CancellationToken,
 ) -> anyhow::Result<bool> {
     let producer = Producer::new(&config.kafka)?;
-    let mut asker = Asker::new(store, &producer, config);
+    // Every worker has read the counts that were just folded before it makes the first of these lists: demand of a
+    // moment before would make lists that nobody can make again.
+    let put_off = put_off(config.demand.every);
+    let mut asker = Asker::new(store, &producer, config).put_off(put_off);
     let mut told = Instant::now();
     loop {
         if cancel.is_cancelled() {

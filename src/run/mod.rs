@@ -248,7 +248,7 @@ fn keeper_settings(config: &Config, roles: Roles) -> crate::keeper::Settings {
         limits: config.limits(),
         snapshot_every: Duration::from_secs(1),
         blocks_every: Duration::from_secs(2),
-        demand_every: Duration::from_secs(30),
+        demand_every: config.demand.every,
         fallback_every: roles.generate.then_some(config.fallback.every),
         fallback_names: config.fallback.names,
         selection: config.selection.clone(),

@@ -531,6 +531,16 @@ pub trait Store: Send + Sync + Clone + 'static {
     /// Whether some process says that live is behind its objective.
     fn live_behind(&self) -> impl Future<Output = Result<bool, Error>> + Send;
 
+    /// Notes what an arm's model costs, for whoever reckons what a backfill would take (JSON).
+    fn note_pace(&self, _arm: &str, _note: &str) -> impl Future<Output = Result<(), Error>> + Send {
+        async { Ok(()) }
+    }
+
+    /// What was noted last of each arm.
+    fn paces(&self) -> impl Future<Output = Result<BTreeMap<String, String>, Error>> + Send {
+        async { Ok(BTreeMap::new()) }
+    }
+
     /// Resolves when everything written before is acknowledged by `redis.min_replicas` replicas.
     fn flush(&self) -> impl Future<Output = Result<(), Error>> + Send;
 

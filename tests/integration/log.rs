@@ -23,7 +23,11 @@ pub trait Rig {
     type Member: Log;
     async fn topic(&self, partitions: i32) -> String;
     async fn send(&self, records: Vec<Outgoing>);
-    fn join(&self, group: &str, topic: &str) -> Self::Member;
+    fn join_all(&self, group: &str, topics: &[&str]) -> Self::Member;
+
+    fn join(&self, group: &str, topic: &str) -> Self::Member {
+        self.join_all(group, &[topic])
+    }
 }
 
 pub struct Kafka {
@@ -96,8 +100,8 @@ impl Rig for Kafka {
         self.producer.send(records).await.expect("written");
     }
 
-    fn join(&self, group: &str, topic: &str) -> KafkaLog {
-        KafkaLog::join(&self.settings, group, &[topic]).expect("valid settings")
+    fn join_all(&self, group: &str, topics: &[&str]) -> KafkaLog {
+        KafkaLog::join(&self.settings, group, topics).expect("valid settings")
     }
 }
 
@@ -119,8 +123,8 @@ impl Rig for Memory {
         }
     }
 
-    fn join(&self, group: &str, topic: &str) -> Self::Member {
-        self.0.join(group, &[topic])
+    fn join_all(&self, group: &str, topics: &[&str]) -> Self::Member {
+        self.0.join(group, topics)
     }
 }
 
@@ -397,6 +401,38 @@ async fn a_dropped_next_loses_nothing<R: Rig>(rig: R) {
     log.close().await;
 }
 
+async fn what_is_held_back_waits_and_nothing_waits_behind_it<R: Rig>(rig: R) {
+    let (slow, fast) = (rig.topic(2).await, rig.topic(2).await);
+    // More than a member keeps in memory of what nobody takes.
+    rig.send(numbered(&slow, 0, 20_000)).await;
+    let mut log = rig.join_all(&fresh("g"), &[&slow, &fast]);
+    let mut witness = Witness::default();
+    watch(&mut log, &mut witness, |it| it.records.len() >= 100).await;
+    log.hold(&[slow.as_str().into()]);
+    quiet(&mut log, &mut witness, Duration::from_millis(500)).await;
+    let held = witness.records.len();
+    assert!(held < 20_000, "all of it came before it was held back");
+    rig.send(numbered(&fast, 50_000, 50_300)).await;
+    watch(&mut log, &mut witness, |it| it.records.len() >= held + 300).await;
+    let came = &witness.records[held..];
+    assert!(
+        came.iter().all(|it| *it.position.partition.topic == *fast),
+        "nothing else comes meanwhile"
+    );
+    assert_eq!(
+        quiet(&mut log, &mut witness, Duration::from_millis(300)).await,
+        0
+    );
+    // It goes on where it stopped; the witness checks the order of offsets.
+    log.hold(&[]);
+    rig.send(numbered(&fast, 50_300, 50_400)).await;
+    watch(&mut log, &mut witness, |it| it.seen.len() >= 20_400).await;
+    let all: BTreeSet<i64> = (0..20_000).chain(50_000..50_400).collect();
+    assert_eq!(witness.values(), all);
+    assert_eq!(witness.records.len(), 20_400, "each of them once");
+    log.close().await;
+}
+
 macro_rules! contract {
     ($($promise:ident),+) => {
         mod memory {
@@ -431,5 +467,6 @@ contract!(
     reading_resumes_where_it_was_committed,
     a_rebalance_loses_nothing_and_fences_the_old_owner,
     a_rewind_takes_back_what_waits_and_reads_again,
+    what_is_held_back_waits_and_nothing_waits_behind_it,
     a_dropped_next_loses_nothing
 );

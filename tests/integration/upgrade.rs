@@ -1,14 +1,17 @@
 //! Promise: this version and the one before live together, through a rolling upgrade and back: states, requests, lists and
 //! scripts of one are read by the other, and nothing is lost or doubled.
 //!
-//! The one before is `NEARSHORE_TEST_OLD_BINARY`, see `scripts/old-binary`; without it the test says so and passes.
+//! With two binaries it is played by hand, once per release: `scripts/old-binary` builds the one before, and
+//! `NEARSHORE_TEST_OLD_BINARY` names it (docs/runbook.md, "An upgrade, and back"). What always runs is bytes that the one
+//! before has written: those of states in `src/state/blob_tests.rs`, those of the wire here.
 
 use std::collections::BTreeSet;
 
 use nearshore::event::UserId;
 use nearshore::list::{Document, Source};
 use nearshore::store::Store;
-use serde_json::json;
+use nearshore::trigger::{Lane, Request};
+use serde_json::{Value, json};
 
 use crate::harness::{eventually, fresh};
 use crate::process::{LIMIT, Process, Site};
@@ -49,6 +52,39 @@ async fn served(site: &Site) {
     .await;
 }
 
+/// A request as the version before writes it.
+const REQUEST: &str = r#"{"v":1,"ns":"main","user":"u1","reason":"moved","source":"0/user-events/1:42","time":1700000000000,"due":1700000030000,"lane":"live"}"#;
+
+/// A list as the version before writes it.
+const LIST: &str = r#"{"schema":1,"list_id":"00f1","user":"u1","arm":"test","source":"model","at":1700000000000,"segment":"default","names":["BAGELS"],"scores":[-1.5],"skus":[["sku-08"]]}"#;
+
+#[test]
+fn requests_and_lists_of_the_version_before_are_read_and_ours_have_all_that_it_knows() {
+    let topics = nearshore::topics::Topics::default();
+    let record = nearshore::record::Record {
+        position: "0/regen-live/0:1".parse().expect("a position"),
+        time: nearshore::record::Timestamp(1_700_000_000_000),
+        key: Some("u1".into()),
+        value: Some(REQUEST.into()),
+        headers: Vec::new(),
+    };
+    let request = Request::decode(&record).expect("read");
+    assert_eq!((request.force, request.lane), (false, Lane::Live));
+    let ours = nearshore::ingest::request_record(&topics, &request);
+    let list = Document::parse(LIST).expect("read");
+    assert_eq!(list.pus.len(), 1);
+    for (theirs, ours) in [
+        (REQUEST, ours.value.expect("a request").to_vec()),
+        (LIST, list.to_json().into_bytes()),
+    ] {
+        let theirs: Value = serde_json::from_str(theirs).expect("JSON");
+        let ours: Value = serde_json::from_slice(&ours).expect("JSON");
+        for (field, value) in theirs.as_object().expect("an object") {
+            assert_eq!(ours.get(field), Some(value), "{field}");
+        }
+    }
+}
+
 async fn ready(site: &Site, binary: &str) -> [Process; 2] {
     let mut both = ["ingest", "generate"].map(|role| Process::start_of(binary, site, role));
     for process in &mut both {
@@ -58,11 +94,9 @@ async fn ready(site: &Site, binary: &str) -> [Process; 2] {
 }
 
 #[tokio::test]
+#[ignore = "needs NEARSHORE_TEST_OLD_BINARY, an earlier build: see scripts/old-binary --help"]
 async fn a_rolling_upgrade_and_its_rollback_lose_and_double_nothing() {
-    let Ok(old) = std::env::var("NEARSHORE_TEST_OLD_BINARY") else {
-        println!("skipped: NEARSHORE_TEST_OLD_BINARY is not set, see scripts/old-binary");
-        return;
-    };
+    let old = crate::harness::variable("NEARSHORE_TEST_OLD_BINARY");
     let new = env!("CARGO_BIN_EXE_nearshore");
     let site = Site::open(&[]).await;
     let file = site.folder().join("nearshore.toml");

@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::super::{Committed, Delivery, Error, Log, Outgoing};
@@ -76,6 +77,12 @@ impl Log for MemoryLog {
 
     async fn notice(&mut self) -> Result<Delivery, Error> {
         self.wait(false).await
+    }
+
+    fn hold(&mut self, topics: &[Arc<str>]) {
+        if let Some(member) = self.cluster.lock().member(&self.group, self.id) {
+            member.held = topics.to_vec();
+        }
     }
 
     async fn commit(&self, done: &[(Partition, Resume)]) -> Result<(), Error> {

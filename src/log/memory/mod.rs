@@ -35,6 +35,8 @@ struct Member {
     /// Partitions with the offset that is delivered next.
     own: BTreeMap<Partition, i64>,
     notices: VecDeque<Delivery>,
+    /// Topics that are held back.
+    held: Vec<Arc<str>>,
     waker: Option<Waker>,
     alive: bool,
 }
@@ -317,6 +319,7 @@ impl Cluster {
         let waiting: Vec<(Partition, i64)> = member
             .own
             .iter()
+            .filter(|(partition, _)| !member.held.contains(&partition.topic))
             .map(|(partition, next)| (partition.clone(), *next))
             .collect();
         let ready: Vec<_> = waiting

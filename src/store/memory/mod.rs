@@ -55,6 +55,7 @@ struct Inner {
     /// Register of namespaces.
     enrolled: BTreeMap<String, String>,
     behind: bool,
+    paces: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -495,6 +496,15 @@ impl Store for MemoryStore {
 
     async fn enroll(&self, ns: &str, note: Option<&str>) -> Result<(), Error> {
         self.put_registered(ns, note)
+    }
+
+    async fn note_pace(&self, arm: &str, note: &str) -> Result<(), Error> {
+        self.lock().paces.insert(arm.into(), note.into());
+        Ok(())
+    }
+
+    async fn paces(&self) -> Result<BTreeMap<String, String>, Error> {
+        Ok(self.lock().paces.clone())
     }
 
     async fn say_live_behind(&self, _: Duration) -> Result<(), Error> {

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{Cmd, FromRedisValue, Value};
+use redis::{Cmd, FromRedisValue, Value, cmd};
 
 pub use erased::Trace;
 pub use settings::Settings;
@@ -29,7 +29,7 @@ use self::link::Link;
 use self::scripts::Guard;
 use super::{
     Added, Block, Cell, Delta, Error, FoldWrite, Folded, Lineage, Peek, Publish, Published,
-    StockOp, Store, Take, Took,
+    StockOp, Store, Take, Took, keys,
 };
 use crate::event::UserId;
 use crate::record::{Offset, Partition, Resume, Timestamp};
@@ -191,6 +191,18 @@ impl Store for RedisStore {
 
     async fn enroll(&self, ns: &str, note: Option<&str>) -> Result<(), Error> {
         self.put_registered(ns, note).await
+    }
+
+    async fn note_pace(&self, arm: &str, note: &str) -> Result<(), Error> {
+        self.put_pace(arm, note).await
+    }
+
+    async fn paces(&self) -> Result<BTreeMap<String, String>, Error> {
+        self.read(
+            self.link()
+                .one(cmd("HGETALL").arg(keys::PACES).clone())
+                .await?,
+        )
     }
 
     async fn say_live_behind(&self, ttl: Duration) -> Result<(), Error> {

@@ -55,6 +55,12 @@ impl RedisStore {
         self.link().one(put).await.map(drop)
     }
 
+    pub(super) async fn put_pace(&self, arm: &str, note: &str) -> Result<(), Error> {
+        let mut put = cmd("HSET");
+        put.arg(keys::PACES).arg(arm).arg(note);
+        self.link().one(put).await.map(drop)
+    }
+
     pub(super) async fn put_behind(&self, ttl: Duration) -> Result<(), Error> {
         let ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
         let mut set = cmd("SET");
@@ -79,8 +85,32 @@ impl RedisStore {
                 cmds.push(usage);
             }
         }
+        self.sum(cmds, 3).await
+    }
+
+    /// Bytes that the counts of these shards take on their primaries.
+    pub async fn bytes_of_counts(&self, ns: &str, shards: &[u8]) -> Result<u64, Error> {
         let mut sum = 0;
-        for answer in self.link().run(cmds, 3).await? {
+        for &shard in shards {
+            let mut members = cmd("SMEMBERS");
+            members.arg(keys::count_buckets(ns, shard));
+            let buckets: Vec<i64> = self.read(self.link().one(members).await?)?;
+            let mut names = vec![keys::count_fence(ns, shard), keys::count_buckets(ns, shard)];
+            names.extend(buckets.iter().map(|it| keys::count_bucket(ns, shard, *it)));
+            let usage = |key: String| {
+                let mut usage = cmd("MEMORY");
+                usage.arg("USAGE").arg(key);
+                usage
+            };
+            sum += self.sum(names.into_iter().map(usage).collect(), 1).await?;
+        }
+        Ok(sum)
+    }
+
+    /// `per`: so many in a row have keys of one slot.
+    async fn sum(&self, cmds: Vec<redis::Cmd>, per: usize) -> Result<u64, Error> {
+        let mut sum = 0;
+        for answer in self.link().run(cmds, per).await? {
             sum += self.read::<Option<u64>>(answer)?.unwrap_or(0);
         }
         Ok(sum)

@@ -1,0 +1,182 @@
+//! Promise: `refresh` asks for whom it was told and for nobody else: by user, arm, segment, age and product, filters
+//! added up, in any namespace, without refolding anything.
+
+use std::collections::BTreeSet;
+
+use nearshore::arms::arm_of;
+use nearshore::config::Config;
+use nearshore::event::UserId;
+use nearshore::record::Timestamp;
+use nearshore::store::{Publish, Published, Store, Stored, Take, Took};
+use serde_json::{Value, json};
+
+use crate::harness::fresh;
+use crate::process::{Site, now};
+
+const USERS: usize = 40;
+const DAY: i64 = 86_400_000;
+
+fn user(nth: usize) -> String {
+    format!("u{nth:02}")
+}
+
+fn users(wanted: impl Fn(usize) -> bool) -> BTreeSet<String> {
+    (0..USERS).filter(|nth| wanted(*nth)).map(user).collect()
+}
+
+/// Two arms, two segments; half of the users are families; every third list is ten days old, every fourth user has none,
+/// every fifth list shows milk.
+async fn site() -> (Site, Config) {
+    let site = Site::open(&[]).await;
+    let file = site.folder().join("nearshore.toml");
+    let text = std::fs::read_to_string(&file).expect("written by the site");
+    let other = "[[arms]]\nid = \"other\"\nepoch = 2\ntemplate = \"basket.j2\"\nmodel = \"table:1ms\"\n\
+                 [[segments]]\nid = \"family\"\nwhen = [{ field = \"household\", equals = \"family\" }]\n[topics]\n";
+    let file = site.write("nearshore.toml", &text.replace("[topics]\n", other));
+    let config = Config::load(Some(&file), []).expect("valid");
+    site.catalogue().await;
+    let known = (0..USERS).map(|nth| {
+        let household = ["family", "single"][nth % 2];
+        site.profile(&user(nth), &json!({"household": household}))
+    });
+    site.send(known.collect()).await;
+    let bought = (0..USERS).map(|nth| site.bought(&user(nth), nth));
+    site.send(bought.collect()).await;
+    (site, config)
+}
+
+/// Lists as workers would have made them.
+async fn listed(site: &Site, ns: &str) {
+    for nth in (0..USERS).filter(|nth| nth % 4 != 0) {
+        let user = UserId(user(nth).into());
+        let users = std::slice::from_ref(&user);
+        let peek = site.store.peek(ns, users).await.expect("answered");
+        let take = Take {
+            user: user.clone(),
+            due: now(),
+            expected: peek[0].ver,
+        };
+        let taken = site.store.take(ns, &[take]).await.expect("answered");
+        let [Took::Taken(taken)] = &taken[..] else {
+            panic!("not taken: {taken:?}");
+        };
+        let age = if nth % 3 == 0 { 10 } else { 1 };
+        let at = Timestamp(now().0 - age * DAY);
+        let name = if nth % 5 == 0 { "FLUID MILK" } else { "BAGELS" };
+        let doc = json!({
+            "schema": 1, "list_id": nth.to_string(), "user": user.0, "arm": "test", "source": "model", "at": at.0,
+            "segment": "default", "names": [name], "scores": [-1.0], "skus": [["sku-00"]],
+        });
+        let list = Publish {
+            list: Stored {
+                doc: doc.to_string(),
+                ticket: taken.ticket,
+                covers: taken.state.fences.clone(),
+                epoch: 1,
+                at,
+                audit: "{}".into(),
+            },
+            user,
+            life: taken.state.life,
+            force: false,
+            only_if_absent: false,
+        };
+        let stored = site.store.publish(ns, &[list]).await.expect("answered");
+        assert_eq!(stored, [Published::Stored]);
+    }
+}
+
+/// Who is asked for by this command, in which namespace.
+async fn asked(site: &Site, words: &[&str]) -> BTreeSet<(String, String)> {
+    let topic = site.topics.regen_backfill.clone();
+    let before = site.count(&topic).await as usize;
+    let said = site.said(&[&["refresh", "--json"], words].concat()).await;
+    let said: Value = serde_json::from_str(said.trim()).expect("JSON");
+    let mut records = site.read(&topic).await;
+    assert_eq!(
+        records.len() - before,
+        said["requested"].as_u64().expect("a number") as usize,
+        "{words:?} {said}"
+    );
+    // Those of this command: of each partition what is behind what was there; each has its own time.
+    records.sort_by_key(|record| record.time);
+    let fresh = records.split_off(before);
+    let who = fresh.into_iter().map(|record| {
+        let request: Value =
+            serde_json::from_slice(&record.value.expect("a request")).expect("JSON");
+        assert_eq!(request["reason"], "refresh", "{request}");
+        let text = |key: &str| request[key].as_str().expect("text").to_owned();
+        (text("ns"), text("user"))
+    });
+    who.collect()
+}
+
+#[tokio::test]
+async fn a_refresh_asks_for_whom_it_was_told_and_nobody_else() {
+    let (site, config) = site().await;
+    let ns = fresh("next");
+    let words = ["backfill", "--namespace", &ns, "--from", "earliest"];
+    site.said(&words).await;
+    listed(&site, &ns).await;
+    let of_arm = |nth: usize| {
+        let arm = arm_of(&user(nth), &config.arm_seed, &config.arms);
+        arm.expect("one of two").id == "other"
+    };
+    let (family, old) = (
+        |nth: usize| nth % 2 == 0,
+        |nth: usize| nth % 3 == 0 || nth % 4 == 0,
+    );
+    let milk = |nth: usize| nth % 5 == 0 && nth % 4 != 0;
+    let cases: [(&[&str], BTreeSet<String>); 9] = [
+        (&["--all"], users(|_| true)),
+        (
+            &["--user", "u07", "--user", "u08"],
+            users(|nth| nth == 7 || nth == 8),
+        ),
+        (&["--arm", "other"], users(of_arm)),
+        (&["--segment", "family"], users(family)),
+        (&["--segment", "default"], users(|nth| !family(nth))),
+        (&["--older-than", "7days"], users(old)),
+        (&["--pu", "FLUID MILK"], users(milk)),
+        (
+            &[
+                "--arm",
+                "other",
+                "--segment",
+                "family",
+                "--older-than",
+                "7days",
+            ],
+            users(|nth| of_arm(nth) && family(nth) && old(nth)),
+        ),
+        (&["--pu", "RED WINE"], BTreeSet::new()),
+    ];
+    for (words, wanted) in cases {
+        let found = asked(&site, &[words, &["--namespace", &ns]].concat()).await;
+        let wanted: BTreeSet<_> = wanted.into_iter().map(|user| (ns.clone(), user)).collect();
+        assert_eq!(found, wanted, "{words:?}");
+    }
+    assert!(
+        (1..USERS).contains(&users(of_arm).len()),
+        "both arms have users"
+    );
+    // The served namespace has no user yet: nobody is asked for there.
+    assert_eq!(asked(&site, &["--all"]).await, BTreeSet::new());
+}
+
+#[tokio::test]
+async fn a_refresh_by_what_is_not_there_is_refused_by_name() {
+    let (site, _) = site().await;
+    for (words, what) in [
+        (["--arm", "nobody"], "configured: test, other"),
+        (["--segment", "nobody"], "configured: family, default"),
+        (["--older-than", "soon"], "soon"),
+    ] {
+        let refused = site.cli(&[&["refresh"][..], &words].concat()).await;
+        let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(2), "{error}");
+        assert!(error.contains(what), "{error}");
+    }
+    let nobody = site.cli(&["refresh"]).await;
+    assert_eq!(nobody.status.code(), Some(2), "whose lists?");
+}
