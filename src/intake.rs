@@ -106,7 +106,11 @@ pub struct Plan {
 pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rulebook) -> Plan {
     let first = held.ver == 0;
     let mut asked = false;
-    let before = held.state.profile.clone();
+    // An event changes no profile, and most batches of a user are events.
+    let of_profile = records
+        .iter()
+        .any(|record| !matches!(record.change, Change::Event(_)));
+    let before = of_profile.then(|| held.state.profile.clone());
     let reborn = held.reborn;
     let held = lose_the_list(held);
     let mut plan = Plan {
@@ -114,7 +118,6 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
         ..Plan::default()
     };
     for record in records {
-        let old = plan.held.state.profile.as_ref().map(|p| p.profile.clone());
         let step = fold(&mut plan.held.state, record, book.window);
         if let (Change::Event(_), Some(since)) = (
             &record.change,
@@ -124,13 +127,12 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
             let known = &mut plan.held.state.complete_since;
             *known = (*known).max(*since);
         }
-        let new = plan.held.state.profile.as_ref().map(|p| &p.profile);
         let ask = Ask {
             policy: book.policy,
             ns: book.ns,
             first: first && !asked,
             // A profile sent again unchanged alters neither prompt nor rules nor segment.
-            profile_matters: old.as_ref() != new,
+            profile_matters: step == Step::ProfileChanged,
             enabled: book.triggers,
         };
         if let Some(request) = trigger(&mut plan.held, record, step, &ask) {
@@ -164,7 +166,7 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
         });
     }
     plan.erased |= reborn && plan.changed;
-    plan.profile_changed = plan.held.state.profile != before;
+    plan.profile_changed = before.is_some_and(|before| plan.held.state.profile != before);
     if let Some(last) = records.last() {
         plan.edit = edit(&plan, list, (&last.user, last.time), book.shop);
     }

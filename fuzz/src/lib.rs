@@ -41,9 +41,30 @@ pub mod topics;
 #[path = "../../src/trigger.rs"]
 pub mod trigger;
 
+#[path = "../../src/engine/gguf/header.rs"]
+pub mod gguf_header;
+#[path = "../../src/engine/folder/header.rs"]
+pub mod safetensors_header;
+#[path = "../../src/engine/load/kind.rs"]
+pub mod tensor_kind;
+
+/// Of the engine only the headers of model files, which are pure.
+pub mod engine {
+    pub mod load {
+        pub use crate::tensor_kind as kind;
+        pub use kind::Entry;
+    }
+    pub mod gguf {
+        pub use crate::gguf_header as header;
+    }
+    pub mod folder {
+        pub use crate::safetensors_header as header;
+    }
+}
+
 /// What the targets call the house, wherever they are compiled.
 pub mod house {
-    pub use crate::{catalogue, event, fold, list, prompt, record, state, trigger};
+    pub use crate::{catalogue, engine, event, fold, list, prompt, record, state, trigger};
 }
 
 pub mod targets;

@@ -5,6 +5,8 @@
 
 use bytes::Bytes;
 
+use super::house::engine::load::Entry;
+use super::house::engine::{folder, gguf};
 use super::house::event::{
     self, Accepted, Change, Event, Format, Item, Limits, Profile, Reject, Sku, Source,
 };
@@ -19,7 +21,7 @@ use super::house::trigger::Request;
 pub type Target = fn(&[u8]);
 
 /// Every target, by name.
-pub const ALL: [(&str, Target); 9] = [
+pub const ALL: [(&str, Target); 11] = [
     ("event", event),
     ("profile", profile),
     ("sku", sku),
@@ -29,6 +31,8 @@ pub const ALL: [(&str, Target); 9] = [
     ("list", list),
     ("update", update),
     ("template", template),
+    ("gguf", gguf),
+    ("safetensors", safetensors),
 ];
 
 const NOON: i64 = 1_700_000_000_000;
@@ -375,6 +379,34 @@ pub fn template(data: &[u8]) {
             rendered,
             "the same input gives the same bytes"
         );
+    }
+}
+
+/// A GGUF file.
+pub fn gguf(data: &[u8]) {
+    let Ok(found) = gguf::header::decode(data) else {
+        return;
+    };
+    // A key takes a length and a type, a tensor a length, a rank, a type and an offset.
+    assert!(found.keys.len() * 12 + found.tensors.len() * 24 <= data.len());
+    within(found.tensors.values(), found.data, data);
+}
+
+/// A safetensors file.
+pub fn safetensors(data: &[u8]) {
+    let Ok(found) = folder::header::decode(data) else {
+        return;
+    };
+    within(found.tensors.values(), found.data, data);
+}
+
+/// Whoever reads the tensors slices the file by what the header says.
+fn within<'a>(tensors: impl Iterator<Item = &'a Entry>, begin: usize, file: &[u8]) {
+    for entry in tensors {
+        let rest = file.get(begin..).expect("data begins within the file");
+        let bytes = rest.get(entry.from..entry.to);
+        let bytes = bytes.expect("a tensor lies within the file");
+        assert_eq!(entry.kind.bytes(&entry.shape), Ok(bytes.len()));
     }
 }
 

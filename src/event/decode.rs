@@ -3,12 +3,14 @@
 //! Invariant: any bytes give a value or a [`Reject`], never a panic, and nothing larger than its limit
 //! reaches the state. It knows neither clock nor topic names: `now` is handed in, the caller chooses the decoder.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use unicode_normalization::UnicodeNormalization;
 
+use super::fields::{Fields, Found, Known, Top};
 use super::{Accepted, Change, Event, Item, Kind, Profile, Reject, Sku, UserId};
 use crate::record::{Record, Timestamp};
 
@@ -80,16 +82,27 @@ pub fn decode_event(record: &Record, limits: &Limits) -> Result<Accepted, Reject
     let user = key(record, limits)?;
     check_time(record.occurred(), limits)?;
     let bytes = record.value.as_deref().ok_or(Reject::NullValue)?;
-    let Object(fields) = object(bytes, limits)?;
-    let kind = kind(&fields)?;
-    let event = Event {
+    let read = Known::read(parsable(bytes, limits)?);
+    match read.map_err(|e| Reject::MalformedJson(e.to_string()))? {
+        Top::Object(fields) => {
+            let event = event(&fields, limits)?;
+            Ok(accepted(record, user, Change::Event(event)))
+        }
+        Top::Other(other) => Err(Reject::NotAnObject {
+            found: other.what(),
+        }),
+    }
+}
+
+fn event(fields: &impl Fields, limits: &Limits) -> Result<Event, Reject> {
+    let kind = kind(fields)?;
+    Ok(Event {
         kind,
-        item: item(&fields, kind, limits)?,
-        qty: quantity(&fields)?,
-        price: price(&fields)?,
-        ts: own_time(&fields)?,
-    };
-    Ok(accepted(record, user, Change::Event(event)))
+        item: item(fields, kind, limits)?,
+        qty: quantity(fields)?,
+        price: price(fields)?,
+        ts: own_time(fields)?,
+    })
 }
 
 /// Decodes a record of `profile-changes`; null erases the user. A second null erases again, which changes nothing.
@@ -134,13 +147,13 @@ pub fn decode_sku(record: &Record, limits: &Limits) -> Result<(String, Option<Sk
     let attributes = match fields.remove("attributes") {
         None | Some(Value::Null) => Map::new(),
         Some(Value::Object(map)) => map,
-        Some(other) => return Err(wrong("attributes", &other, "an object")),
+        Some(other) => return Err(wrong("attributes", &Found::from(&other), "an object")),
     };
     let whole = Sku {
         sku: sku.clone(),
         pu_id: name(&fields, "pu_id", limits)?.unwrap_or_else(|| pu.clone()),
         category: name(&fields, "category", limits)?,
-        title: match text(&fields, "title")?.map(normalise_name) {
+        title: match text(&fields, "title")?.map(|title| normalise_name(&title)) {
             Some(title) if !title.is_empty() => cut(title, limits.max_text),
             Some(_) | None => pu.clone(),
         },
@@ -213,7 +226,11 @@ fn key_in_envelope(key: String) -> Result<String, Reject> {
         (Some(Value::String(id)), None) if id.is_empty() => Err(Reject::EmptyKey),
         (Some(Value::String(id)), None) => Ok(id),
         (Some(Value::Number(id)), None) if !id.is_f64() => Ok(id.to_string()),
-        (Some(other), None) => Err(wrong("the key's field", &other, "a string or an integer")),
+        (Some(other), None) => Err(wrong(
+            "the key's field",
+            &Found::from(&other),
+            "a string or an integer",
+        )),
         (Some(_), Some(_)) => Err(Reject::WrongType {
             field: "the key",
             found: "an object of several fields",
@@ -247,6 +264,11 @@ fn check_time(time: Timestamp, limits: &Limits) -> Result<(), Reject> {
 struct Object(Map<String, Value>);
 
 fn value(bytes: &[u8], limits: &Limits) -> Result<Value, Reject> {
+    serde_json::from_str(parsable(bytes, limits)?).map_err(|e| Reject::MalformedJson(e.to_string()))
+}
+
+/// The text of a value that a parser may be given.
+fn parsable<'a>(bytes: &'a [u8], limits: &Limits) -> Result<&'a str, Reject> {
     if bytes.len() > limits.max_bytes {
         return Err(Reject::TooLarge {
             found: bytes.len(),
@@ -260,20 +282,21 @@ fn value(bytes: &[u8], limits: &Limits) -> Result<Value, Reject> {
         at: e.valid_up_to(),
         len: bytes.len(),
     })?;
-    // Before parsing, which recurses; the parser's own limit of 128 stays the last resort.
-    if depth(text) > limits.max_depth.min(127) {
-        return Err(Reject::TooDeep {
-            limit: limits.max_depth.min(127),
-        });
+    // Before parsing, which recurses; the parser's own limit of 128 stays the last resort. Nothing is nested deeper
+    // than it has opening brackets, and those are soon counted.
+    let limit = limits.max_depth.min(127);
+    let opening = bytes.iter().filter(|byte| matches!(byte, b'{' | b'['));
+    if opening.count() > limit && depth(text) > limit {
+        return Err(Reject::TooDeep { limit });
     }
-    serde_json::from_str(text).map_err(|e| Reject::MalformedJson(e.to_string()))
+    Ok(text)
 }
 
 fn object(bytes: &[u8], limits: &Limits) -> Result<Object, Reject> {
     match value(bytes, limits)? {
         Value::Object(fields) => Ok(Object(fields)),
         other => Err(Reject::NotAnObject {
-            found: what(&other),
+            found: Found::from(&other).what(),
         }),
     }
 }
@@ -326,7 +349,7 @@ fn after(value: Value) -> Result<Option<Map<String, Value>>, Reject> {
         Value::Object(fields) => fields,
         other => {
             return Err(Reject::NotAnObject {
-                found: what(&other),
+                found: Found::from(&other).what(),
             });
         }
     };
@@ -337,13 +360,13 @@ fn after(value: Value) -> Result<Option<Map<String, Value>>, Reject> {
         None => Err(Reject::MissingField("after")),
         Some(Value::Null) => Ok(None),
         Some(Value::Object(row)) => Ok(Some(row)),
-        Some(other) => Err(wrong("after", &other, "an object")),
+        Some(other) => Err(wrong("after", &Found::from(&other), "an object")),
     }
 }
 
-fn kind(fields: &Map<String, Value>) -> Result<Kind, Reject> {
+fn kind(fields: &impl Fields) -> Result<Kind, Reject> {
     let found = text(fields, "type")?.ok_or(Reject::MissingField("type"))?;
-    Ok(match found {
+    Ok(match &*found {
         "impression" => Kind::Impression,
         "view" => Kind::View,
         "click" => Kind::Click,
@@ -356,9 +379,9 @@ fn kind(fields: &Map<String, Value>) -> Result<Kind, Reject> {
 
 /// A search is of its words; everything else is done to a product, the SKU if there are both.
 /// Words beside a product (a click among results) are context.
-fn item(fields: &Map<String, Value>, kind: Kind, limits: &Limits) -> Result<Item, Reject> {
+fn item(fields: &impl Fields, kind: Kind, limits: &Limits) -> Result<Item, Reject> {
     if kind == Kind::Search {
-        let query = text(fields, "query")?.map(normalise_name);
+        let query = text(fields, "query")?.map(|words| normalise_name(&words));
         return match query {
             Some(words) if !words.is_empty() => Ok(Item::Query(cut(words, limits.max_text))),
             _ => Err(Reject::MissingField("query")),
@@ -372,29 +395,29 @@ fn item(fields: &Map<String, Value>, kind: Kind, limits: &Limits) -> Result<Item
         .ok_or(Reject::MissingField("sku or pu"))
 }
 
-fn quantity(fields: &Map<String, Value>) -> Result<u32, Reject> {
-    match fields.get("qty") {
-        None | Some(Value::Null) => Ok(1),
-        Some(Value::Number(n)) => {
+fn quantity(fields: &impl Fields) -> Result<u32, Reject> {
+    match fields.field("qty") {
+        None | Some(Found::Null) => Ok(1),
+        Some(Found::Number(n)) => {
             if n.as_f64().is_some_and(|q| q < 0.0) {
                 return Err(Reject::NegativeQuantity(n.to_string()));
             }
             let Some(whole) = n.as_u64() else {
-                return Err(wrong("qty", &Value::Number(n.clone()), "a whole number"));
+                return Err(wrong("qty", &Found::Number(n), "a whole number"));
             };
             u32::try_from(whole).map_err(|_| Reject::BadNumber {
                 field: "qty",
                 found: n.to_string(),
             })
         }
-        Some(other) => Err(wrong("qty", other, "a whole number")),
+        Some(other) => Err(wrong("qty", &other, "a whole number")),
     }
 }
 
-fn price(fields: &Map<String, Value>) -> Result<Option<f64>, Reject> {
-    match fields.get("price") {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Number(n)) => match n.as_f64() {
+fn price(fields: &impl Fields) -> Result<Option<f64>, Reject> {
+    match fields.field("price") {
+        None | Some(Found::Null) => Ok(None),
+        Some(Found::Number(n)) => match n.as_f64() {
             // `+ 0.0` turns -0.0 into 0.0: equal prices have equal bytes.
             Some(price) if price.is_finite() && price >= 0.0 => Ok(Some(price + 0.0)),
             _ => Err(Reject::BadNumber {
@@ -402,69 +425,66 @@ fn price(fields: &Map<String, Value>) -> Result<Option<f64>, Reject> {
                 found: n.to_string(),
             }),
         },
-        Some(other) => Err(wrong("price", other, "a number")),
+        Some(other) => Err(wrong("price", &other, "a number")),
     }
 }
 
-fn stock(fields: &Map<String, Value>) -> Result<i64, Reject> {
-    match fields.get("stock") {
-        None | Some(Value::Null) => Err(Reject::MissingField("stock")),
-        Some(found) => found
-            .as_i64()
-            .ok_or_else(|| wrong("stock", found, "a whole number")),
+fn stock(fields: &impl Fields) -> Result<i64, Reject> {
+    match fields.field("stock") {
+        None | Some(Found::Null) => Err(Reject::MissingField("stock")),
+        Some(Found::Number(n)) if n.as_i64().is_some() => Ok(n.as_i64().unwrap_or_default()),
+        Some(found) => Err(wrong("stock", &found, "a whole number")),
     }
 }
 
 /// Milliseconds, or RFC 3339 text.
-fn own_time(fields: &Map<String, Value>) -> Result<Option<Timestamp>, Reject> {
-    let ms = match fields.get("ts") {
-        None | Some(Value::Null) => return Ok(None),
-        Some(Value::String(text)) => text
+fn own_time(fields: &impl Fields) -> Result<Option<Timestamp>, Reject> {
+    let Some(found) = fields.field("ts").filter(|found| *found != Found::Null) else {
+        return Ok(None);
+    };
+    let ms = match &found {
+        Found::Text(text) => text
             .parse::<jiff::Timestamp>()
             .ok()
             .map(|t| t.as_millisecond()),
-        Some(number) => number.as_i64(),
+        Found::Number(number) => number.as_i64(),
+        _ => None,
     };
-    match (ms, fields.get("ts")) {
-        (None, Some(found)) => Err(wrong("ts", found, "milliseconds or RFC 3339 text")),
-        (ms, _) => Ok(ms.map(Timestamp)),
-    }
+    ms.map(|ms| Some(Timestamp(ms)))
+        .ok_or_else(|| wrong("ts", &found, "milliseconds or RFC 3339 text"))
 }
 
 /// A field's text; absent and null are the same.
-fn text<'a>(
-    fields: &'a Map<String, Value>,
-    field: &'static str,
-) -> Result<Option<&'a str>, Reject> {
-    match fields.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text)),
-        Some(other) => Err(wrong(field, other, "a string")),
+fn text<'a>(fields: &'a impl Fields, field: &'static str) -> Result<Option<Cow<'a, str>>, Reject> {
+    match fields.field(field) {
+        None | Some(Found::Null) => Ok(None),
+        Some(Found::Text(text)) => Ok(Some(text)),
+        Some(other) => Err(wrong(field, &other, "a string")),
     }
 }
 
 /// An id, as it is; an empty one is none.
 fn id(
-    fields: &Map<String, Value>,
+    fields: &impl Fields,
     field: &'static str,
     limits: &Limits,
 ) -> Result<Option<String>, Reject> {
     let found = text(fields, field)?.filter(|id| !id.is_empty());
     found
-        .map(|id| fits(field, id, limits).map(|()| id.to_owned()))
+        .map(|id| fits(field, &id, limits).map(|()| id.into_owned()))
         .transpose()
 }
 
 /// A name, normalised; an empty one is none.
 fn name(
-    fields: &Map<String, Value>,
+    fields: &impl Fields,
     field: &'static str,
     limits: &Limits,
 ) -> Result<Option<String>, Reject> {
-    let found = text(fields, field)?.map(normalise_name);
+    let found = text(fields, field)?.map(|name| normalise_name(&name));
     let found = found.filter(|name| !name.is_empty());
     found
-        .map(|name| fits(field, &name, limits).map(|()| name.clone()))
+        .map(|name| fits(field, &name, limits).map(|()| name))
         .transpose()
 }
 
@@ -490,23 +510,11 @@ fn cut(mut text: String, limit: usize) -> String {
     text
 }
 
-fn wrong(field: &'static str, found: &Value, wanted: &'static str) -> Reject {
+fn wrong(field: &'static str, found: &Found, wanted: &'static str) -> Reject {
     Reject::WrongType {
         field,
-        found: what(found),
+        found: found.what(),
         wanted,
-    }
-}
-
-fn what(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(n) if n.is_f64() => "a fraction",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
     }
 }
 

@@ -421,7 +421,74 @@ fn jsonish() -> impl Strategy<Value = String> {
     .prop_map(|value| value.to_string())
 }
 
+/// Objects as no serialiser writes them: names twice, numbers out of range, escapes that are none, ends too early.
+fn twisted() -> impl Strategy<Value = String> {
+    let name = prop::sample::select(vec![
+        "type",
+        "sku",
+        "pu",
+        "query",
+        "qty",
+        "price",
+        "ts",
+        "context",
+        "t\\u0079pe",
+    ]);
+    let value = prop::sample::select(vec![
+        "\"view\"",
+        "\"search\"",
+        "\"sk\\u0075\"",
+        "\"\\ud800\"",
+        "\"\\x\"",
+        "1",
+        "-1",
+        "2.5",
+        "1e999",
+        "-0.0",
+        "null",
+        "true",
+        "[1,[{\"a\":1e999}]]",
+        "{\"type\":\"view\",\"a\":[\"\\ud800\"]}",
+        "18446744073709551616",
+        "01",
+        "",
+        "{\"a\":{\"b\":[]}}",
+        "\"2026-01-01T00:00:00Z\"",
+    ]);
+    let fields = prop::collection::vec((name, value), 0..6);
+    (
+        fields,
+        prop::option::weighted(0.2, any::<prop::sample::Index>()),
+    )
+        .prop_map(|(fields, cut)| {
+            let fields: Vec<String> = fields.iter().map(|(k, v)| format!("\"{k}\":{v}")).collect();
+            let mut text = format!("{{{}}}", fields.join(", "));
+            if let Some(cut) = cut {
+                text.truncate(cut.index(text.len() + 1));
+            }
+            text
+        })
+}
+
+/// As it was read before: a tree of everything.
+fn event_of_tree(text: &str, limits: &Limits) -> Result<Event, Reject> {
+    match value(text.as_bytes(), limits)? {
+        Value::Object(fields) => super::event(&fields, limits),
+        other => Err(Reject::NotAnObject {
+            found: Found::from(&other).what(),
+        }),
+    }
+}
+
 proptest! {
+    #[test]
+    fn an_event_read_without_a_tree_is_the_same(text in prop_oneof![twisted(), jsonish(), "[\\[{}\":1a\\]]{0,20}"]) {
+        let limits = Limits::default();
+        let record = record(Some(b"u"), Some(text.as_bytes()));
+        let found = decode_event(&record, &limits).map(|found| found.change);
+        prop_assert_eq!(found, event_of_tree(&text, &limits).map(Change::Event));
+    }
+
     #[test]
     fn any_bytes_are_accepted_or_refused_by_a_listed_code(
         key in prop::option::of(prop::collection::vec(any::<u8>(), 0..6)),

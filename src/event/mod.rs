@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::record::{Position, Timestamp};
 
 mod decode;
+mod fields;
 mod reject;
 
 pub use decode::{

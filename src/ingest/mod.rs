@@ -31,7 +31,7 @@ use crate::store::{Added, FoldWrite, Folded, Store, Stored};
 use crate::topics::Topics;
 pub use error::Error;
 pub use records::{bury, letter, request_record, update_record};
-use records::{count_records, deltas, stage, write_of};
+use records::{count_records, deltas, give_back, stage, write_of};
 pub use told::{current, tell_lists, update};
 
 use crate::trigger::{Policy, Request};
@@ -368,10 +368,10 @@ impl<L: Log, S: Store> Ingest<L, S> {
         todo: &mut BTreeMap<UserId, Vec<Accepted>>,
         after: &mut After,
     ) -> Result<(), Error> {
-        let (change, same): (Vec<_>, Vec<_>) =
+        let (mut change, same): (Vec<_>, Vec<_>) =
             plans.into_iter().partition(|(_, plan)| plan.changed);
         let writes: Vec<FoldWrite> = change
-            .iter()
+            .iter_mut()
             .map(|(user, plan)| write_of(user, plan))
             .collect();
         let outcomes = if writes.is_empty() {
@@ -379,7 +379,8 @@ impl<L: Log, S: Store> Ingest<L, S> {
         } else {
             self.store.fold(&self.settings.ns, &writes).await?
         };
-        for ((user, mut plan), outcome) in change.into_iter().zip(outcomes) {
+        for (((user, mut plan), write), outcome) in change.into_iter().zip(writes).zip(outcomes) {
+            give_back(write, &mut plan);
             match outcome {
                 Folded::Stored { ver } => {
                     plan.held.ver = ver;
@@ -480,37 +481,40 @@ impl<L: Log, S: Store> Ingest<L, S> {
         Ok(listed.collect())
     }
 
-    /// Adds to the counts; cuts again from the stored fence until every chain fits.
-    async fn count(&mut self, counted: BTreeMap<Partition, Vec<Counted>>) -> Result<(), Error> {
-        for (partition, mut events) in counted {
+    /// Adds to the counts, all partitions in one go; cuts again from the stored fence until every chain fits.
+    async fn count(&mut self, mut counted: BTreeMap<Partition, Vec<Counted>>) -> Result<(), Error> {
+        for (partition, events) in &mut counted {
             events.sort_by_key(|event| event.position.offset);
-            if !self.chains.contains_key(&partition) {
+            if !self.chains.contains_key(partition) {
                 let fences = self
                     .store
-                    .count_fences(&self.settings.ns, &partition)
+                    .count_fences(&self.settings.ns, partition)
                     .await?;
                 self.chains.insert(partition.clone(), fences);
             }
-            loop {
+        }
+        loop {
+            let mut all = Vec::new();
+            for (partition, events) in &counted {
                 let chain = self.chains.entry(partition.clone()).or_default();
-                let deltas = deltas(&partition, &events, chain);
-                if deltas.is_empty() {
-                    break;
-                }
-                let outcomes = self.store.add(&self.settings.ns, &deltas).await?;
-                for (delta, outcome) in deltas.iter().zip(outcomes) {
-                    let fence = match outcome {
-                        Added::Stored => Some(delta.last),
-                        Added::Fence(fence) => fence,
-                    };
-                    match fence {
-                        Some(fence) => chain.insert(delta.shard, fence),
-                        None => chain.remove(&delta.shard),
-                    };
-                }
+                all.extend(deltas(partition, events, chain));
+            }
+            if all.is_empty() {
+                return Ok(());
+            }
+            let outcomes = self.store.add(&self.settings.ns, &all).await?;
+            for (delta, outcome) in all.into_iter().zip(outcomes) {
+                let fence = match outcome {
+                    Added::Stored => Some(delta.last),
+                    Added::Fence(fence) => fence,
+                };
+                let chain = self.chains.entry(delta.partition).or_default();
+                match fence {
+                    Some(fence) => chain.insert(delta.shard, fence),
+                    None => chain.remove(&delta.shard),
+                };
             }
         }
-        Ok(())
     }
 
     async fn tell(&self, after: &mut After) -> Result<(), Error> {

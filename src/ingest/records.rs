@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{BUCKET_MS, Error};
-use crate::event::{self, Reject, UserId};
+use crate::event::{self, Kind, Reject, UserId};
 use crate::intake::{Counted, Edit, Plan};
 use crate::log::bury::Graves;
 use crate::log::dlq::{Failure, dead};
@@ -29,7 +29,8 @@ pub(super) fn count_records(seen: &BTreeMap<(Arc<str>, EventType, EventOutcome),
     }
 }
 
-pub(super) fn write_of(user: &UserId, plan: &Plan) -> FoldWrite {
+/// Takes the state out of the plan: a window is too much to copy for each write. [`give_back`] undoes it.
+pub(super) fn write_of(user: &UserId, plan: &mut Plan) -> FoldWrite {
     let list = match &plan.edit {
         Edit::Keep => ListEdit::Keep,
         Edit::First(doc, at) => ListEdit::First {
@@ -45,11 +46,16 @@ pub(super) fn write_of(user: &UserId, plan: &Plan) -> FoldWrite {
     FoldWrite {
         user: user.clone(),
         expected: plan.held.ver,
-        state: plan.held.state.clone(),
+        state: std::mem::take(&mut plan.held.state),
         mark: plan.held.mark.clone(),
         profile_changed: plan.profile_changed,
         list,
     }
+}
+
+/// The written state belongs to its plan again.
+pub(super) fn give_back(write: FoldWrite, plan: &mut Plan) {
+    plan.held.state = write.state;
 }
 
 /// What of `events` (sorted by offset) is above each shard's fence, as deltas chained to it.
@@ -58,31 +64,46 @@ pub(super) fn deltas(
     events: &[Counted],
     chain: &BTreeMap<u8, Offset>,
 ) -> Vec<Delta> {
-    let mut shards: BTreeMap<u8, Delta> = BTreeMap::new();
+    // By what they are counted under first: a cell is made once, however many events are in it.
+    type Under<'a> = (u8, &'a str, Kind, &'a str, i64);
+    let mut new: Vec<(Under<'_>, u64, Offset)> = Vec::with_capacity(events.len());
     for event in events {
         let shard = store::keys::shard(&event.sku);
-        let prev = chain.get(&shard).copied();
         let offset = event.position.offset;
-        if prev >= Some(offset) {
+        if chain.get(&shard).copied() >= Some(offset) {
             continue;
         }
-        let delta = shards.entry(shard).or_insert_with(|| Delta {
-            shard,
-            partition: partition.clone(),
-            prev,
-            last: offset,
-            cells: BTreeMap::new(),
-        });
-        delta.last = offset;
-        let cell = Cell {
-            sku: event.sku.clone(),
-            kind: event.kind,
-            segment: event.segment.clone(),
-            bucket: event.time.0.div_euclid(BUCKET_MS),
-        };
-        *delta.cells.entry(cell).or_default() += event.n;
+        let bucket = event.time.0.div_euclid(BUCKET_MS);
+        let under = (shard, &*event.sku, event.kind, &*event.segment, bucket);
+        new.push((under, event.n, offset));
     }
-    shards.into_values().collect()
+    new.sort_unstable();
+    let mut deltas: Vec<Delta> = Vec::new();
+    for same in new.chunk_by(|one, other| one.0 == other.0) {
+        let (shard, sku, kind, segment, bucket) = same[0].0;
+        let last = same.iter().map(|(.., offset)| *offset).max();
+        let last = last.expect("a chunk is never empty");
+        if deltas.last().is_none_or(|delta| delta.shard != shard) {
+            deltas.push(Delta {
+                shard,
+                partition: partition.clone(),
+                prev: chain.get(&shard).copied(),
+                last,
+                cells: BTreeMap::new(),
+            });
+        }
+        let delta = deltas.last_mut().expect("pushed");
+        delta.last = delta.last.max(last);
+        let cell = Cell {
+            sku: sku.to_owned(),
+            kind,
+            segment: segment.to_owned(),
+            bucket,
+        };
+        let n = same.iter().map(|(_, n, _)| n).sum();
+        delta.cells.insert(cell, n);
+    }
+    deltas
 }
 
 pub(super) fn stage(topics: &Topics, record: &Record) -> Stage {

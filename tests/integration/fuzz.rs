@@ -4,27 +4,35 @@ use std::path::Path;
 
 /// What the targets call the house: here the crate itself.
 mod house {
-    pub use nearshore::{event, fold, list, prompt, record, state, trigger};
+    pub use nearshore::{engine, event, fold, list, prompt, record, state, trigger};
 }
 
 #[path = "../../fuzz/src/targets.rs"]
 mod targets;
+
+/// The inputs of a packed corpus: each behind its length, four bytes, little-endian.
+fn unpacked(mut packed: &[u8]) -> Vec<&[u8]> {
+    let mut inputs = Vec::new();
+    while let Some((length, rest)) = packed.split_first_chunk::<4>() {
+        let length = u32::from_le_bytes(*length) as usize;
+        let (input, rest) = rest.split_at_checked(length).expect("as long as it says");
+        inputs.push(input);
+        packed = rest;
+    }
+    assert!(packed.is_empty(), "{} bytes too many", packed.len());
+    inputs
+}
 
 #[test]
 fn every_input_of_the_fuzz_corpus_keeps_the_laws() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     let mut bytes = 0;
     for (name, target) in targets::ALL {
-        let folder = corpus.join(name);
-        let inputs = std::fs::read_dir(&folder).expect("every target has a corpus");
-        let mut count = 0;
-        for input in inputs {
-            let input = std::fs::read(input.expect("listed").path()).expect("read");
-            bytes += input.len();
-            count += 1;
-            target(&input);
-        }
-        assert!(count > 0, "{name} has no input");
+        let packed = std::fs::read(corpus.join(name)).expect("every target has a corpus");
+        bytes += packed.len();
+        let inputs = unpacked(&packed);
+        assert!(!inputs.is_empty(), "{name} has no input");
+        inputs.into_iter().for_each(target);
     }
     assert!(
         bytes <= 2 << 20,

@@ -82,6 +82,12 @@ pub fn decode(bytes: &[u8]) -> Result<Header, String> {
         .at
         .checked_next_multiple_of(alignment)
         .ok_or("the header has no end")?;
+    // Else an empty tensor would lie within a rest that is not there.
+    if !found.is_empty() && header.data > bytes.len() {
+        return Err(
+            "the file ends before its data begins: cut short, or damaged; fetch it again".into(),
+        );
+    }
     for (name, tensor) in found {
         let entry = tensor.entry(bytes.len().saturating_sub(header.data), alignment);
         let entry = entry.map_err(|e| format!("tensor {name}: {e}"))?;

@@ -1,12 +1,7 @@
-//! How numbers lie in a file, and what they are as `f32`.
+//! What types of numbers files hold, how large they are, and where a tensor lies.
 //!
-//! Invariant: bytes of any content become numbers or an error, never a panic, and nothing is
-//! allocated beyond the numbers that the bytes hold. It does not know tensors' names or meaning.
-
-use std::borrow::Cow;
-
-use candle_core::Device;
-use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+//! Pure: the decoders of headers need no more. Invariant: a size that a machine cannot hold is an error. How bytes
+//! become numbers is [`numbers`](super::numbers)'.
 
 /// A type of numbers that we read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -109,93 +104,19 @@ impl Kind {
         size.filter(|size| isize::try_from(*size).is_ok())
             .ok_or_else(too_many)
     }
-
-    /// The numbers that `data` holds, whole blocks.
-    pub fn numbers(self, data: &[u8]) -> Result<Vec<f32>, String> {
-        let (_, size) = self.block();
-        if !data.len().is_multiple_of(size) {
-            return Err(format!("{} bytes are no whole {self:?} blocks", data.len()));
-        }
-        let pair = |bytes: &[u8]| [bytes[0], bytes[1]];
-        let quantised = match self {
-            Self::F32 => {
-                let of = |bytes: &[u8]| [bytes[0], bytes[1], bytes[2], bytes[3]];
-                let each = data.chunks_exact(4);
-                return Ok(each.map(|bytes| f32::from_le_bytes(of(bytes))).collect());
-            }
-            Self::F16 => {
-                let each = data.chunks_exact(2).map(pair);
-                return Ok(each.map(|x| half::f16::from_le_bytes(x).to_f32()).collect());
-            }
-            Self::BF16 => {
-                let each = data.chunks_exact(2).map(pair);
-                return Ok(each
-                    .map(|x| half::bf16::from_le_bytes(x).to_f32())
-                    .collect());
-            }
-            Self::Q4_0 => GgmlDType::Q4_0,
-            Self::Q4_1 => GgmlDType::Q4_1,
-            Self::Q5_0 => GgmlDType::Q5_0,
-            Self::Q5_1 => GgmlDType::Q5_1,
-            Self::Q8_0 => GgmlDType::Q8_0,
-            Self::Q2_K => GgmlDType::Q2K,
-            Self::Q3_K => GgmlDType::Q3K,
-            Self::Q4_K => GgmlDType::Q4K,
-            Self::Q5_K => GgmlDType::Q5K,
-            Self::Q6_K => GgmlDType::Q6K,
-        };
-        dequantised(quantised, self.block(), data).map_err(|e| e.to_string())
-    }
 }
 
-fn dequantised(
-    kind: GgmlDType,
-    (numbers, size): (usize, usize),
-    data: &[u8],
-) -> candle_core::Result<Vec<f32>> {
-    let count = data.len() / size * numbers;
-    if count == 0 {
-        return Ok(Vec::new());
-    }
-    // candle reads blocks where they lie, and they must lie at even addresses.
-    let data = if data.as_ptr().addr().is_multiple_of(4) {
-        Cow::Borrowed(data)
-    } else {
-        return dequantised(kind, (numbers, size), &Aligned::copy(data));
-    };
-    let storage = QStorage::from_data(data, &Device::Cpu, kind)?;
-    QTensor::new(storage, (count,))?
-        .dequantize(&Device::Cpu)?
-        .to_vec1()
-}
-
-/// Bytes at an address that blocks may lie at.
-struct Aligned {
-    words: Vec<u64>,
-    length: usize,
-}
-
-impl Aligned {
-    fn copy(data: &[u8]) -> Self {
-        let word = |bytes: &[u8]| {
-            let mut word = [0; 8];
-            word[..bytes.len()].copy_from_slice(bytes);
-            u64::from_ne_bytes(word)
-        };
-        Self {
-            words: data.chunks(8).map(word).collect(),
-            length: data.len(),
-        }
-    }
-}
-
-impl std::ops::Deref for Aligned {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        // SAFETY: `words` holds at least `length` initialised bytes, for it was made from as many.
-        unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), self.length) }
-    }
+/// A tensor as a file's header describes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// Type of its numbers.
+    pub kind: Kind,
+    /// Outermost size first.
+    pub shape: Vec<usize>,
+    /// First byte, counted from where the header says that data begins.
+    pub from: usize,
+    /// One past the last byte.
+    pub to: usize,
 }
 
 /// The name of a GGUF type that we do not read.

@@ -16,8 +16,10 @@ use sha2::{Digest, Sha256};
 pub mod kind;
 mod loading;
 pub mod map;
+mod numbers;
 pub mod rope;
 
+pub use self::kind::Entry;
 use self::kind::Kind;
 pub use self::loading::Loading;
 pub use self::map::resident;
@@ -174,19 +176,6 @@ pub enum Part {
     Up(usize),
     /// Down projection.
     Down(usize),
-}
-
-/// A tensor as a file's header describes it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
-    /// Type of its numbers.
-    pub kind: Kind,
-    /// Outermost size first.
-    pub shape: Vec<usize>,
-    /// First byte, counted from where the header says that data begins.
-    pub from: usize,
-    /// One past the last byte.
-    pub to: usize,
 }
 
 /// A format: how a file calls its parts.

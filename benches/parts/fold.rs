@@ -1,0 +1,190 @@
+//! Ingest on a real Kafka and a real Redis, held against a client with the same reads and writes and no fold.
+
+use std::time::{Duration, Instant};
+
+use nearshore::log::{Outgoing, Producer};
+
+use crate::bare::{self, Samples, Script};
+use crate::harness::variable;
+use crate::load::{Load, catalogue};
+use crate::process::{Process, Site};
+use crate::recorder::{Burst, Recorder, words};
+use crate::{Options, machine, median};
+
+/// Where counting begins: before it, members join and caches are cold.
+const FROM: f64 = 0.1;
+
+/// Prints the rates of both, interleaved, and their ratio.
+pub async fn run(options: &Options) {
+    let load = Load {
+        events: options.number("events", 1_000_000),
+        users: options.number("users", 20_000),
+        visit: options.number("visit", 20),
+    };
+    let partitions = options.number("partitions", 4);
+    let site = site(partitions as i32).await;
+    fill(&site.producer, load.records(&site.topics.user_events)).await;
+    println!(
+        "real parts: {load:?}, {partitions} partitions; {}",
+        machine()
+    );
+    let script = record(&site, load).await;
+    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    for round in 0..options.number("rounds", 3) {
+        let (rate, trips) = folded(&site, load, &format!("fold-{round}")).await;
+        site.redis.told(&["FLUSHALL"]).await;
+        let samples = bare::run(&site, &script, &format!("bare-{round}-{}", site.ns)).await;
+        let floor = rate_of(&samples, load.events);
+        println!(
+            "  round {round}: ours {rate:.0} events/s, {trips:.2} round trips per 1,000 events; bare {floor:.0} events/s; \
+             ratio {:.2}; {}",
+            rate / floor,
+            machine()
+        );
+        ours.push(rate);
+        bare.push(floor);
+    }
+    let ratios = ours.iter().zip(&bare).map(|(ours, bare)| ours / bare);
+    println!(
+        "  medians: ours {:.0}, bare {:.0} events/s, ratio {:.2}",
+        median(ours.clone()),
+        median(bare.clone()),
+        median(ratios.collect())
+    );
+}
+
+/// Topics, a Redis and a configuration with the shipped defaults.
+pub async fn site(partitions: i32) -> Site {
+    let site = Site::open(&[("user_events", partitions, &[])]).await;
+    let path = site.folder().join("nearshore.toml");
+    let text = std::fs::read_to_string(&path).expect("a configuration");
+    let text = text.replace(
+        "quiet_period = \"200ms\"\ntake_every = \"200ms\"\ntakes_per_day = 1000\n",
+        "",
+    );
+    let text = text
+        .replace(&variable("NEARSHORE_TEST_MODEL"), "table:1ms")
+        .replace("names = 3", "names = 20")
+        .replace("batch_max = 4", "batch_max = 64");
+    site.write("nearshore.toml", &text);
+    site.send(catalogue(&site.topics.catalog)).await;
+    site
+}
+
+/// Writes records, many at a time.
+pub async fn fill(producer: &Producer, records: impl Iterator<Item = Outgoing>) {
+    let mut records = records.peekable();
+    while records.peek().is_some() {
+        let some = records.by_ref().take(20_000).collect();
+        producer.send(some).await.expect("written");
+    }
+}
+
+/// Folds everything once over a wire that listens.
+async fn record(site: &Site, load: Load) -> Script {
+    let recorder = Recorder::start(site.redis.port);
+    let url = format!("redis://127.0.0.1:{}", recorder.port);
+    let mut process = start(site, "fold-r", &url);
+    samples(site, &process, load.events).await;
+    process.terminate().await;
+    let bursts = recorder.bursts();
+    tell(&bursts, load);
+    let mut requests = Vec::new();
+    for lane in site.topics.lanes() {
+        for record in site.read(&lane).await {
+            requests.push(Outgoing {
+                topic: lane.clone(),
+                key: record.key,
+                value: record.value,
+                headers: Vec::new(),
+                time: None,
+            });
+        }
+    }
+    println!("  requests: {}", requests.len());
+    Script::new(&bursts, requests, load.events)
+}
+
+/// What was said, by what it is for.
+fn tell(bursts: &[Burst], load: Load) {
+    let (mut folds, mut deltas, mut cells, mut loads, mut other, mut bytes) = (0, 0, 0, 0, 0, 0);
+    for burst in bursts {
+        bytes += burst.bytes.len();
+        for said in words(&burst.bytes) {
+            let key = said
+                .get(3)
+                .map(|word| String::from_utf8_lossy(word).into_owned());
+            match (said[0].as_slice(), key) {
+                (b"EVALSHA", Some(key)) if key.ends_with(":state") => folds += 1,
+                (b"EVALSHA", Some(key)) if key.contains(":counts:") => {
+                    deltas += 1;
+                    cells += (said.len() - 9) / 2;
+                }
+                (b"HMGET", _) => loads += 1,
+                _ => other += 1,
+            }
+        }
+    }
+    println!(
+        "  Redis was told: {folds} states ({:.1} events each), {deltas} deltas (~{cells} cells), {loads} loads, {other} others; \
+         {} bursts = {:.2} per 1,000 events; {:.0} bytes an event",
+        load.events as f64 / folds as f64,
+        bursts.len(),
+        bursts.len() as f64 * 1000.0 / load.events as f64,
+        bytes as f64 / load.events as f64
+    );
+}
+
+fn start(site: &Site, ns: &str, url: &str) -> Process {
+    let environment = [("NEARSHORE__NAMESPACE", ns), ("NEARSHORE__REDIS__URL", url)];
+    Process::start_with(site, "ingest", &environment)
+}
+
+/// Events per second of the shipped binary from an empty Redis, and its round trips per 1,000 events.
+async fn folded(site: &Site, load: Load, ns: &str) -> (f64, f64) {
+    site.redis.told(&["FLUSHALL"]).await;
+    let mut process = start(site, ns, &site.redis.url());
+    let samples = samples(site, &process, load.events).await;
+    let trips = process
+        .metric("nearshore_redis_round_trips_total", "")
+        .await;
+    process.terminate().await;
+    (
+        rate_of(&samples, load.events),
+        trips * 1000.0 / load.events as f64,
+    )
+}
+
+/// Asks the process how many events are done until all are.
+pub async fn samples(site: &Site, process: &Process, events: usize) -> Samples {
+    let topic = format!("topic=\"{}\"", site.topics.user_events);
+    let start = Instant::now();
+    let mut samples = Samples::new();
+    loop {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let done = match process.get("/metrics").await {
+            Ok((200, _)) => process.metric("nearshore_records_total", &topic).await as usize,
+            _ => 0,
+        };
+        samples.push((Instant::now(), done));
+        if done >= events {
+            return samples;
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(300),
+            "{}",
+            process.log()
+        );
+    }
+}
+
+/// Events per second, without the beginning.
+pub fn rate_of(samples: &Samples, events: usize) -> f64 {
+    let begun = |(_, done): &&(Instant, usize)| *done as f64 >= events as f64 * FROM;
+    let first = samples.iter().find(begun).expect("it began");
+    let last = samples
+        .iter()
+        .find(|(_, done)| *done >= events)
+        .expect("it ended");
+    (last.1 - first.1) as f64 / last.0.duration_since(first.0).as_secs_f64()
+}

@@ -1,0 +1,96 @@
+//! Measurements on real parts: the shipped binary, a real Kafka and a real Redis. `scripts/bench` starts what they need.
+//!
+//! Rates of one run are held against each other, never against those of another: machines and their load differ.
+
+#![allow(dead_code)] // the harness is the tests'
+
+mod bare;
+mod flat;
+mod fold;
+#[path = "../../tests/integration/harness.rs"]
+mod harness;
+mod load;
+#[path = "../../tests/integration/process.rs"]
+mod process;
+mod pure;
+mod rebalance;
+mod recorder;
+mod sizing;
+mod store_faults;
+
+use std::collections::BTreeMap;
+
+/// As the shipped binary has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// `--name value` pairs.
+pub struct Options(BTreeMap<String, String>);
+
+impl Options {
+    fn read(words: impl Iterator<Item = String>) -> Self {
+        let mut options = BTreeMap::new();
+        let mut words = words.peekable();
+        while let Some(word) = words.next() {
+            if let Some(name) = word.strip_prefix("--") {
+                let value = words.next_if(|next| !next.starts_with("--"));
+                options.insert(name.to_owned(), value.unwrap_or_default());
+            }
+        }
+        Self(options)
+    }
+
+    /// The text behind `--name`.
+    pub fn text(&self, name: &str) -> &str {
+        self.0.get(name).map_or("", String::as_str)
+    }
+
+    /// The number behind `--name`, or the default.
+    pub fn number(&self, name: &str, default: usize) -> usize {
+        let text = self.0.get(name);
+        text.map_or(default, |text| {
+            text.parse()
+                .unwrap_or_else(|_| panic!("--{name} {text}: not a number"))
+        })
+    }
+}
+
+fn main() {
+    let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
+    let what = words.next().unwrap_or_default();
+    let options = Options::read(words);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    match what.as_str() {
+        "pure" => pure::run(&options),
+        "fold" => {
+            pure::run(&options);
+            runtime.block_on(fold::run(&options));
+        }
+        "flat" => runtime.block_on(flat::run(&options)),
+        "rebalance" => runtime.block_on(rebalance::run(&options)),
+        "member" => rebalance::member(&options),
+        "sizing" => runtime.block_on(sizing::run(&options)),
+        other => {
+            eprintln!("no measurement {other:?}; see scripts/bench");
+            std::process::exit(2);
+        }
+    }
+}
+
+/// Load average, as the machine says it.
+pub fn machine() -> String {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: Vec<&str> = load.split(' ').take(3).collect();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{cores} cores, load {}", load.join(" "))
+}
+
+/// The middle of some numbers.
+pub fn median(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
+}

@@ -1,0 +1,426 @@
+//! What a rebalance costs over what the broker makes it cost: joins, callbacks, partitions that stay, and a member's death.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nearshore::list::Update;
+use nearshore::log::{Delivery, KafkaLog, Log, NewTopic, Outgoing};
+use nearshore::record::{Partition, Timestamp};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+use crate::fold::{fill, samples, site};
+use crate::harness::{eventually, fresh};
+use crate::load::Load;
+use crate::process::{LIMIT, Process, Site, now};
+use crate::{Options, machine, median};
+
+const PARTITIONS: i32 = 8;
+
+/// Prints all four.
+pub async fn run(options: &Options) {
+    let site = site(PARTITIONS).await;
+    println!("rebalance: {}", machine());
+    joins(&site, options.number("pairs", 7)).await;
+    stays(&site, options.number("joins", 5)).await;
+    callbacks(&site, options.number("comings", 10)).await;
+    death(&site, options.number("users", 100_000)).await;
+    println!("  {}", machine());
+}
+
+/// The settings of our members, without our code.
+fn bare(site: &Site, group: &str, topic: &str) -> BaseConsumer {
+    let consumer: BaseConsumer = config(&site.settings.brokers, group)
+        .create()
+        .expect("valid settings");
+    consumer.subscribe(&[topic]).expect("subscribed");
+    consumer
+}
+
+fn config(brokers: &str, group: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", brokers)
+        .set("group.id", group)
+        .set("session.timeout.ms", "6000")
+        .set("heartbeat.interval.ms", "1200")
+        .set("auto.offset.reset", "earliest")
+        .set("enable.auto.commit", "false")
+        .set("fetch.wait.max.ms", "100")
+        .set("partition.assignment.strategy", "cooperative-sticky");
+    config
+}
+
+fn first_record(consumer: &BaseConsumer) {
+    let deadline = Instant::now() + LIMIT;
+    while !matches!(consumer.poll(Duration::from_millis(50)), Some(Ok(_))) {
+        assert!(Instant::now() < deadline, "no record");
+    }
+}
+
+/// A thread that polls a member until it is told to stop, and gives it back.
+struct Polling {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<BaseConsumer>,
+}
+
+impl Polling {
+    fn start(consumer: BaseConsumer) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = stop.clone();
+        let thread = std::thread::spawn(move || {
+            while !told.load(Ordering::Relaxed) {
+                let _ = consumer.poll(Duration::from_millis(50));
+            }
+            consumer
+        });
+        Self { stop, thread }
+    }
+
+    fn end(self) -> BaseConsumer {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("no panic")
+    }
+}
+
+/// From the second member's subscription to its first record, with bare clients.
+fn bare_join(site: &Site, topic: &str) -> f64 {
+    let group = fresh("bare");
+    let old = bare(site, &group, topic);
+    first_record(&old);
+    let old = Polling::start(old);
+    let start = Instant::now();
+    let new = bare(site, &group, topic);
+    first_record(&new);
+    let took = start.elapsed().as_secs_f64();
+    drop((old.end(), new));
+    took
+}
+
+async fn first_batch(log: &mut KafkaLog) {
+    let first =
+        async { while !matches!(log.next().await.expect("goes on"), Delivery::Batch(_)) {} };
+    tokio::time::timeout(LIMIT, first).await.expect("a record");
+}
+
+/// The same through us; the role of the old owner does not even ask for what is read.
+async fn our_join(site: &Site, topic: &str) -> f64 {
+    let group = fresh("ours");
+    let join = || KafkaLog::join(&site.settings, &group, &[topic]).expect("joins");
+    let mut old = join();
+    first_batch(&mut old).await;
+    let start = Instant::now();
+    let mut new = join();
+    first_batch(&mut new).await;
+    let took = start.elapsed().as_secs_f64();
+    old.close().await;
+    new.close().await;
+    took
+}
+
+async fn topic(site: &Site) -> String {
+    let name = fresh("joins");
+    let new = NewTopic {
+        name: name.clone(),
+        partitions: PARTITIONS,
+        config: BTreeMap::new(),
+    };
+    site.admin.ensure(&[new]).await.expect("created");
+    name
+}
+
+fn note(topic: &str, nth: usize) -> Outgoing {
+    Outgoing {
+        topic: topic.into(),
+        key: Some(format!("{nth}").into()),
+        value: Some("{}".into()),
+        headers: Vec::new(),
+        time: None,
+    }
+}
+
+async fn joins(site: &Site, pairs: usize) {
+    let topic = topic(site).await;
+    site.send((0..4_000).map(|nth| note(&topic, nth)).collect())
+        .await;
+    let (mut floors, mut ours) = (Vec::new(), Vec::new());
+    for _ in 0..pairs {
+        floors.push(tokio::task::block_in_place(|| bare_join(site, &topic)));
+        ours.push(our_join(site, &topic).await);
+    }
+    let ratios = ours.iter().zip(&floors).map(|(ours, floor)| ours / floor);
+    println!("  a join, subscription to first record, {pairs} pairs:");
+    println!("    bare {floors:.3?} s\n    ours {ours:.3?} s");
+    println!(
+        "    medians: bare {:.3} s, ours {:.3} s; ratio of pairs {:.2}, overhead {:+.0} ms",
+        median(floors.clone()),
+        median(ours.clone()),
+        median(ratios.collect()),
+        1000.0 * (median(ours) - median(floors))
+    );
+}
+
+/// Partitions that a member keeps while others come: how long nothing of them is delivered, at most.
+async fn stays(site: &Site, joins: usize) {
+    let topic = topic(site).await;
+    let (producer, name) = (site.producer.clone(), topic.clone());
+    let feeding = tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(Duration::from_millis(10));
+        for round in 0.. {
+            ticks.tick().await;
+            let some = (0..64).map(|nth| note(&name, round * 64 + nth)).collect();
+            producer.send(some).await.expect("written");
+        }
+    });
+    let group = fresh("stays");
+    let mut old = KafkaLog::join(&site.settings, &group, &[&topic]).expect("joins");
+    first_batch(&mut old).await;
+    let quiet = gaps(&mut old, Duration::from_secs(5)).await;
+    let mut moved = Vec::new();
+    for _ in 0..joins {
+        let mut new = KafkaLog::join(&site.settings, &group, &[&topic]).expect("joins");
+        let reading = tokio::spawn(async move {
+            first_batch(&mut new).await;
+            new
+        });
+        moved.push(gaps(&mut old, Duration::from_secs(8)).await);
+        reading.await.expect("no panic").close().await;
+        gaps(&mut old, Duration::from_secs(5)).await;
+    }
+    feeding.abort();
+    old.close().await;
+    println!(
+        "  partitions that stay, records every 10 ms: longest silence {quiet:.3} s before, {moved:.3?} s while others join"
+    );
+}
+
+/// The longest silence of any partition that was ours all the time.
+async fn gaps(log: &mut KafkaLog, span: Duration) -> f64 {
+    let end = Instant::now() + span;
+    let mut last: BTreeMap<Partition, (Instant, f64)> = BTreeMap::new();
+    while let Ok(delivery) = tokio::time::timeout_at(end.into(), log.next()).await {
+        let now = Instant::now();
+        match delivery.expect("goes on") {
+            Delivery::Batch(batch) => {
+                let (before, longest) = last.entry(batch.partition).or_insert((now, 0.0));
+                *longest = longest.max(now.duration_since(*before).as_secs_f64());
+                *before = now;
+            }
+            Delivery::Revoked { partitions, .. } => {
+                last.retain(|partition, _| !partitions.contains(partition));
+            }
+            Delivery::Assigned(_) => {}
+        }
+        if now >= end {
+            break;
+        }
+    }
+    let tail =
+        |(before, longest): &(Instant, f64)| longest.max(end.duration_since(*before).as_secs_f64());
+    last.values().map(tail).fold(0.0, f64::max)
+}
+
+/// Members come and go while every place of the model is taken.
+async fn callbacks(site: &Site, comings: usize) {
+    let path = site.folder().join("nearshore.toml");
+    let before = std::fs::read_to_string(&path).expect("a configuration");
+    let slow = before
+        .replace("table:1ms", "table:15s")
+        .replace("batch_max = 64", "batch_max = 4\nunserved_max = 200");
+    site.write("nearshore.toml", &format!("{slow}\n"));
+    let ingest = Process::ready(site, "ingest").await;
+    let generate = Process::ready(site, "generate").await;
+    let users = (0..2_000).map(|nth| site.bought(&format!("busy-{nth}"), nth));
+    site.send(users.collect()).await;
+    // Due after the quiet period; from then on a batch is always in hand.
+    eventually(LIMIT, || async {
+        match generate.metric("nearshore_requests_waiting", "").await {
+            waiting if waiting >= 190.0 => Ok(()),
+            waiting => Err(format!("{waiting} wait")),
+        }
+    })
+    .await;
+    for _ in 0..comings {
+        let mut other = Process::ready(site, "generate").await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        other.terminate().await;
+    }
+    let name = "nearshore_rebalance_callback_seconds";
+    println!("  callbacks of a member whose model is busy, {comings} others came and went:");
+    for process in [&generate, &ingest] {
+        let all = process.metric(&format!("{name}_count"), "").await;
+        let mut within = Vec::new();
+        for le in ["0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1"] {
+            let many = process
+                .metric(&format!("{name}_bucket"), &format!("le=\"{le}\""))
+                .await;
+            within.push(format!("{many} within {le} s"));
+        }
+        let lost = process
+            .metric("nearshore_rebalanced_partitions_total", "lost")
+            .await;
+        println!(
+            "    {all} callbacks: {}; {lost} partitions lost",
+            within.join(", ")
+        );
+    }
+    drop((ingest, generate));
+    site.write("nearshore.toml", &before);
+}
+
+/// SIGKILL of one member of each role until a user of theirs has a new list, beside a bare client's death.
+async fn death(site: &Site, users: usize) {
+    let floor = tokio::task::block_in_place(|| bare_death(site));
+    site.redis.told(&["FLUSHALL"]).await;
+    let path = site.folder().join("nearshore.toml");
+    let text = std::fs::read_to_string(&path).expect("a configuration");
+    let text = text.replace(
+        "[trigger]\n",
+        "[trigger]\nquiet_period = \"100ms\"\ntake_every = \"100ms\"\ntakes_per_day = 100000\n",
+    );
+    site.write("nearshore.toml", &text);
+    let load = Load {
+        events: users * 4,
+        users,
+        visit: 4,
+    };
+    let known = site.count(&site.topics.user_events).await as usize;
+    fill(&site.producer, load.records(&site.topics.user_events)).await;
+    let environment = [("NEARSHORE__NAMESPACE", "death")];
+    let mut ingest = Process::start_with(site, "ingest", &environment);
+    samples(site, &ingest, known + load.events).await;
+    let others = [
+        Process::with(site, "ingest", &environment).await,
+        Process::with(site, "generate", &environment).await,
+    ];
+    let mut generate = Process::with(site, "generate", &environment).await;
+    eventually(LIMIT * 4, || async {
+        let waits = others[1].metric("nearshore_requests_waiting", "").await
+            + generate.metric("nearshore_requests_waiting", "").await;
+        if waits > 0.0 {
+            Err(format!("{waits} wait"))
+        } else {
+            Ok(())
+        }
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let start = now();
+    ingest.kill();
+    generate.kill();
+    let asked: Vec<String> = (0..64).map(|nth| format!("user-{:08}", nth * 97)).collect();
+    site.send(
+        asked
+            .iter()
+            .enumerate()
+            .map(|(nth, user)| site.bought(user, nth))
+            .collect(),
+    )
+    .await;
+    let waits = waits(site, (&asked, start)).await;
+    println!(
+        "  SIGKILL of one of two members of each role, {users} users of state: a bare client's partitions are read again after {floor:.2} s;"
+    );
+    println!(
+        "    64 users who bought something in that moment: first list after {:.2} s, median {:.2} s, last {:.2} s",
+        waits[0],
+        median(waits.clone()),
+        waits[waits.len() - 1]
+    );
+}
+
+/// SIGKILL of a bare member, until another reads what its partitions had: the broker's own time.
+fn bare_death(site: &Site) -> f64 {
+    let handle = tokio::runtime::Handle::current();
+    let topic = handle.block_on(topic(site));
+    let send = |from: usize| {
+        let some = (from..from + 800).map(|nth| note(&topic, nth)).collect();
+        handle.block_on(site.send(some));
+    };
+    send(0);
+    let group = fresh("death");
+    let new = bare(site, &group, &topic);
+    first_record(&new);
+    let owned = |many: usize| {
+        while new.assignment().map_or(0, |list| list.count()) != many {
+            let _ = new.poll(Duration::from_millis(20));
+        }
+    };
+    owned(PARTITIONS as usize);
+    let own = std::env::current_exe().expect("this program");
+    let words = [
+        "member",
+        "--brokers",
+        &site.settings.brokers,
+        "--group",
+        &group,
+        "--topic",
+        &topic,
+    ];
+    let mut other = std::process::Command::new(own)
+        .args(words)
+        .spawn()
+        .expect("starts");
+    owned(PARTITIONS as usize / 2);
+    let settled = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < settled {
+        let _ = new.poll(Duration::from_millis(20));
+    }
+    let start = Instant::now();
+    other.kill().expect("it runs");
+    owned(PARTITIONS as usize);
+    send(800);
+    first_record(&new);
+    let took = start.elapsed().as_secs_f64();
+    let _ = other.wait();
+    took
+}
+
+/// A bare member in a process of its own, to be killed.
+pub fn member(options: &Options) {
+    let consumer: BaseConsumer = config(options.text("brokers"), options.text("group"))
+        .create()
+        .expect("valid settings");
+    consumer
+        .subscribe(&[options.text("topic")])
+        .expect("subscribed");
+    loop {
+        let _ = consumer.poll(Duration::from_millis(50));
+    }
+}
+
+/// Seconds from then until each user has a list that was made since, sorted.
+async fn waits(site: &Site, (asked, since): (&[String], Timestamp)) -> Vec<f64> {
+    let mut found = BTreeMap::new();
+    let deadline = Instant::now() + LIMIT;
+    while found.len() < asked.len() {
+        assert!(
+            Instant::now() < deadline,
+            "{} of {}",
+            found.len(),
+            asked.len()
+        );
+        for record in site.read(&site.topics.recall_updates).await {
+            let key =
+                String::from_utf8_lossy(record.key.as_deref().unwrap_or_default()).into_owned();
+            let user = key.strip_prefix("death/").unwrap_or_default().to_owned();
+            let update = record
+                .value
+                .as_deref()
+                .and_then(|value| Update::parse(value).ok());
+            if record.time > since
+                && asked.contains(&user)
+                && update.is_some_and(|it| it.doc.at >= since)
+            {
+                found
+                    .entry(user)
+                    .or_insert(record.time.since(since).as_secs_f64());
+            }
+        }
+    }
+    let mut waits: Vec<f64> = found.into_values().collect();
+    waits.sort_by(f64::total_cmp);
+    waits
+}
