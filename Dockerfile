@@ -1,5 +1,5 @@
 # The image of both roles: docker build -t nearshore .
-ARG RUST=1.89
+ARG RUST=1.94
 ARG DEBIAN=bookworm
 
 FROM rust:${RUST}-slim-${DEBIAN} AS build

@@ -16,9 +16,9 @@ use super::Place;
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32-bit floats: the reference.
-    #[default]
     F32,
-    /// 16-bit floats with 32-bit sums; half the memory.
+    /// 16-bit floats with 32-bit sums; half the memory. It keeps the lists of `F32`.
+    #[default]
     Bf16,
     /// 8-bit integers in groups of 64 with a scale each; a quarter of the memory.
     Int8,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{D, DType, Device, Tensor};
 use nearshore::engine::constrained::Constrained;
-use nearshore::engine::{Ask, Error, Model, Names, Options, contract};
+use nearshore::engine::{Ask, Error, Model, Names, Options, Precision, contract};
 
 use crate::harness;
 
@@ -29,6 +29,8 @@ fn load(threads: usize) -> Constrained {
 fn options(threads: usize) -> Options {
     Options {
         threads,
+        // What is held to brute force and to peers is the reference.
+        precision: Precision::F32,
         ..Options::default()
     }
 }

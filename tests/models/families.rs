@@ -1,9 +1,9 @@
 //! Folders of every family and setting against the logits of the `transformers` library.
 
+use nearshore::engine::Model;
 use nearshore::engine::constrained::Constrained;
-use nearshore::engine::{Model, Options};
 
-use crate::files::{fixture_json, floats, ids, write_folder};
+use crate::files::{REFERENCE, fixture_json, floats, ids, write_folder};
 
 /// Of logits of a few tenths: a thousandth would hide a wrong angle.
 const DIFFERENCE_MAX: f64 = 1e-4;
@@ -28,7 +28,7 @@ fn every_family_computes_the_librarys_logits() {
         for shards in [1, 3] {
             let folder = tempfile::tempdir().expect("a folder");
             write_folder(folder.path(), case, shards);
-            let model = Constrained::load(folder.path(), Options::default()).expect(name);
+            let model = Constrained::load(folder.path(), REFERENCE).expect(name);
             let worst = difference(&model, &tokens, &floats(&case["logits"]));
             println!("{name}, {shards} files: greatest difference of a logit {worst:.7}");
             assert!(worst <= DIFFERENCE_MAX, "{name}: {worst}");
@@ -50,7 +50,7 @@ fn a_revision_changes_with_any_weight_and_with_nothing_else() {
         let folder = tempfile::tempdir().expect("a folder");
         write_folder(folder.path(), case, 1);
         let file = folder.path().join("model.safetensors");
-        let first = Constrained::load(folder.path(), Options::default())
+        let first = Constrained::load(folder.path(), REFERENCE)
             .expect("loads")
             .info()
             .revision;
@@ -59,7 +59,7 @@ fn a_revision_changes_with_any_weight_and_with_nothing_else() {
         let middle = bytes.len() / 2;
         bytes[middle..middle + 8192].fill(0);
         std::fs::write(&file, bytes).expect("written");
-        let second = Constrained::load(folder.path(), Options::default())
+        let second = Constrained::load(folder.path(), REFERENCE)
             .expect("loads")
             .info()
             .revision;

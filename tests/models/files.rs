@@ -3,8 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use nearshore::engine::{Options, Place, Precision};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
+
+/// What is held to a peer's logits.
+pub const REFERENCE: Options = Options {
+    threads: 1,
+    precision: Precision::F32,
+    isa: None,
+    place: Place::Cpu,
+};
 
 /// A file of `tests/fixtures/models`.
 pub fn fixture(name: &str) -> PathBuf {

@@ -1,11 +1,10 @@
 //! GGUF files written by the `gguf` library: logits, tokens, chat, and every quantised type.
 
-use nearshore::engine::Options;
 use nearshore::engine::constrained::Constrained;
 use nearshore::engine::load::kind::Kind;
 
 use crate::families::difference;
-use crate::files::{fixture, fixture_json, floats, ids};
+use crate::files::{REFERENCE, fixture, fixture_json, floats, ids};
 
 #[test]
 fn every_architecture_computes_the_librarys_logits() {
@@ -14,7 +13,7 @@ fn every_architecture_computes_the_librarys_logits() {
     assert_eq!(cases.len(), 3);
     for case in cases {
         let file = case["file"].as_str().expect("a file");
-        let model = Constrained::load(&fixture(file), Options::default()).expect(file);
+        let model = Constrained::load(&fixture(file), REFERENCE).expect(file);
         let worst = difference(&model, &ids(&said["ids"]), &floats(&case["logits"]));
         println!(
             "{file}: greatest difference of a logit {worst:.7}, {}",
@@ -37,7 +36,7 @@ fn every_kind_of_splitting_gives_the_peers_tokens() {
         bytes[at..at + 9].fill(0);
         bytes[at..at + kind.len()].copy_from_slice(kind.as_bytes());
         std::fs::write(&path, bytes).expect("written");
-        let model = Constrained::load(&path, Options::default()).expect(kind);
+        let model = Constrained::load(&path, REFERENCE).expect(kind);
         let texts = said["texts"].as_array().expect("texts");
         for (text, tokens) in texts.iter().zip(tokens.as_array().expect("tokens")) {
             let text = text.as_str().expect("a text");

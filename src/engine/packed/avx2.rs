@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::portable::{self, Fused, INT8_COLUMNS};
 use super::round::GROUP;
-use super::{COLUMNS_MAX, Kernel, Tile};
+use super::{COLUMNS_MAX, Kernel, Scales, Tile, accumulate};
 
 /// f32 in 8 lanes.
 pub(super) struct F32;
@@ -18,7 +18,7 @@ impl Kernel for F32 {
     const STEP: usize = 1;
     const COLUMNS: usize = COLUMNS_MAX;
     const ROWS: usize = 6;
-    const SCALED: bool = false;
+    const SCALES: Scales = Scales::None;
     const NAME: &'static str = "f32";
 
     fn pack(row: &[f32], units: &mut [f32], _: &mut [f32]) {
@@ -49,7 +49,7 @@ impl Kernel for Bf16 {
     const STEP: usize = 2;
     const COLUMNS: usize = COLUMNS_MAX;
     const ROWS: usize = 4;
-    const SCALED: bool = false;
+    const SCALES: Scales = Scales::None;
     const NAME: &'static str = "bf16 weights, f32 products";
 
     fn pack(row: &[f32], units: &mut [u32], _: &mut [f32]) {
@@ -80,7 +80,7 @@ impl Kernel for Int8 {
     const STEP: usize = 4;
     const COLUMNS: usize = INT8_COLUMNS;
     const ROWS: usize = 4;
-    const SCALED: bool = true;
+    const SCALES: Scales = Scales::Groups;
     const NAME: &'static str = "int8";
 
     fn pack(row: &[f32], units: &mut [[i8; 4]], scales: &mut [f32]) {
@@ -108,37 +108,32 @@ impl Kernel for Int8 {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn int8<const M: usize>(tile: Tile<Int8>) {
     const UNITS: usize = GROUP / Int8::STEP;
+    let stride = tile.inputs.len() / M;
+    let groups = tile.weight_scales.len() / INT8_COLUMNS;
     for from in (0..INT8_COLUMNS).step_by(8) {
         let mut sums = [_mm256_setzero_ps(); M];
-        let inputs = tile.inputs.chunks_exact(UNITS * M);
         let weights = tile.weights.chunks_exact(UNITS * INT8_COLUMNS);
-        for (group, (inputs, weights)) in inputs.zip(weights).enumerate() {
+        for (group, weights) in weights.enumerate() {
             // Of four columns each: two sums per column.
             let mut whole = [[_mm256_setzero_si256(); 2]; M];
-            let (inputs, _) = inputs.as_chunks::<M>();
             let (weights, _) = weights.as_chunks::<INT8_COLUMNS>();
-            for (x, w) in inputs.iter().zip(weights) {
-                let w = &w[from..from + 8];
+            let weights = weights.iter().map(|w| {
+                let w: *const __m128i = w[from..from + 8].as_ptr().cast();
                 // SAFETY: 8 units of 4 bytes are read.
-                let (low, high) = unsafe {
-                    let w: *const __m128i = w.as_ptr().cast();
-                    (_mm_loadu_si128(w), _mm_loadu_si128(w.add(1)))
-                };
-                let w = [_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high)];
-                for (whole, x) in whole.iter_mut().zip(x) {
-                    // SAFETY: a unit is 4 values of 16 bits.
-                    let x = unsafe { x.as_ptr().cast::<i64>().read_unaligned() };
-                    let x = _mm256_set1_epi64x(x);
-                    for (sum, w) in whole.iter_mut().zip(w) {
-                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(x, w));
-                    }
-                }
-            }
+                let (low, high) = unsafe { (_mm_loadu_si128(w), _mm_loadu_si128(w.add(1))) };
+                [_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high)]
+            });
+            let inputs = (&tile.inputs[group * UNITS..], stride);
+            accumulate(&mut whole, inputs, weights, |sum, x, w| {
+                // SAFETY: a unit is 4 values of 16 bits.
+                let x = unsafe { std::mem::transmute::<[i16; 4], i64>(x) };
+                _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_set1_epi64x(x), w))
+            });
             let scales = &tile.weight_scales[group * INT8_COLUMNS + from..][..8];
             // SAFETY: 8 values are read.
             let scales = unsafe { _mm256_loadu_ps(scales.as_ptr()) };
             for (row, (sum, [low, high])) in sums.iter_mut().zip(whole).enumerate() {
-                let x = _mm256_set1_ps(tile.input_scales[group * M + row]);
+                let x = _mm256_set1_ps(tile.input_scales[row * groups + group]);
                 // Columns 0 1 4 5 2 3 6 7 to 0..8.
                 let both = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(low, high));
                 let both = _mm256_cvtepi32_ps(both);

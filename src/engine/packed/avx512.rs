@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::portable::{self, INT8_COLUMNS};
 use super::round::GROUP;
-use super::{COLUMNS_MAX, Kernel, Tile};
+use super::{COLUMNS_MAX, Kernel, Scales, Tile, accumulate};
 
 /// Values of one register.
 const LANES: usize = 16;
@@ -21,7 +21,7 @@ impl Kernel for F32 {
     const STEP: usize = 1;
     const COLUMNS: usize = COLUMNS_MAX;
     const ROWS: usize = 6;
-    const SCALED: bool = false;
+    const SCALES: Scales = Scales::None;
     const NAME: &'static str = "f32";
 
     fn pack(row: &[f32], units: &mut [f32], _: &mut [f32]) {
@@ -43,26 +43,17 @@ impl Kernel for F32 {
 #[target_feature(enable = "avx512f")]
 unsafe fn f32s<const M: usize>(tile: Tile<F32>) {
     let mut sums = [[_mm512_setzero_ps(); 4]; M];
-    let (inputs, _) = tile.inputs.as_chunks::<M>();
     let (weights, _) = tile.weights.as_chunks::<COLUMNS_MAX>();
-    for (x, w) in inputs.iter().zip(weights) {
-        let w = w.as_ptr();
-        // SAFETY: `COLUMNS_MAX` values are four registers.
-        let w = unsafe {
-            [
-                _mm512_loadu_ps(w),
-                _mm512_loadu_ps(w.add(LANES)),
-                _mm512_loadu_ps(w.add(2 * LANES)),
-                _mm512_loadu_ps(w.add(3 * LANES)),
-            ]
-        };
-        for (sums, x) in sums.iter_mut().zip(x) {
-            let x = _mm512_set1_ps(*x);
-            for (sum, w) in sums.iter_mut().zip(w) {
-                *sum = _mm512_fmadd_ps(x, w, *sum);
-            }
-        }
-    }
+    // SAFETY: `COLUMNS_MAX` values are four registers.
+    let weights = weights
+        .iter()
+        .map(|w| unsafe { load::<4>(w.as_ptr().cast()) });
+    accumulate(
+        &mut sums,
+        (tile.inputs, tile.inputs.len() / M),
+        weights,
+        |sum, x, w| _mm512_fmadd_ps(_mm512_set1_ps(x), _mm512_castsi512_ps(w), sum),
+    );
     // SAFETY: the caller's.
     unsafe { store(&sums, tile.out, tile.stride) };
 }
@@ -76,7 +67,7 @@ impl Kernel for Bf16 {
     const STEP: usize = 2;
     const COLUMNS: usize = COLUMNS_MAX;
     const ROWS: usize = 6;
-    const SCALED: bool = false;
+    const SCALES: Scales = Scales::None;
     const NAME: &'static str = "bf16";
 
     fn pack(row: &[f32], units: &mut [u32], _: &mut [f32]) {
@@ -103,29 +94,24 @@ impl Kernel for Bf16 {
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn bf16s<const M: usize>(tile: Tile<Bf16>) {
     let mut sums = [[_mm512_setzero_ps(); 4]; M];
-    let (inputs, _) = tile.inputs.as_chunks::<M>();
     let (weights, _) = tile.weights.as_chunks::<COLUMNS_MAX>();
-    for (x, w) in inputs.iter().zip(weights) {
-        let w: *const __m512i = w.as_ptr().cast();
-        // SAFETY: `COLUMNS_MAX` pairs are four registers; registers of any kind may be reinterpreted.
-        let w: [__m512bh; 4] = unsafe {
-            [
-                std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(w)),
-                std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(w.add(1))),
-                std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(w.add(2))),
-                std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(w.add(3))),
-            ]
-        };
-        for (sums, x) in sums.iter_mut().zip(x) {
-            // SAFETY: as above.
-            let x = unsafe {
-                std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(x.cast_signed()))
-            };
-            for (sum, w) in sums.iter_mut().zip(w) {
-                *sum = _mm512_dpbf16_ps(*sum, x, w);
+    // SAFETY: `COLUMNS_MAX` pairs are four registers.
+    let weights = weights
+        .iter()
+        .map(|w| unsafe { load::<4>(w.as_ptr().cast()) });
+    accumulate(
+        &mut sums,
+        (tile.inputs, tile.inputs.len() / M),
+        weights,
+        |sum, x, w| {
+            let x = _mm512_set1_epi32(x.cast_signed());
+            // SAFETY: registers of any kind may be reinterpreted.
+            unsafe {
+                let pairs = std::mem::transmute::<[__m512i; 2], [__m512bh; 2]>([x, w]);
+                _mm512_dpbf16_ps(sum, pairs[0], pairs[1])
             }
-        }
-    }
+        },
+    );
     // SAFETY: the caller's.
     unsafe { store(&sums, tile.out, tile.stride) };
 }
@@ -139,7 +125,7 @@ impl Kernel for Int8 {
     const STEP: usize = 4;
     const COLUMNS: usize = INT8_COLUMNS;
     const ROWS: usize = 6;
-    const SCALED: bool = true;
+    const SCALES: Scales = Scales::Groups;
     const NAME: &'static str = "int8";
 
     fn pack(row: &[f32], units: &mut [[i8; 4]], scales: &mut [f32]) {
@@ -173,43 +159,30 @@ impl Kernel for Int8 {
 unsafe fn int8s<const M: usize>(tile: Tile<Int8>) {
     const UNITS: usize = GROUP / Int8::STEP;
     let mut sums = [[_mm512_setzero_ps(); 2]; M];
-    let inputs = tile.inputs.chunks_exact(UNITS * M);
+    let stride = tile.inputs.len() / M;
     let weights = tile.weights.chunks_exact(UNITS * INT8_COLUMNS);
     let (offsets, _) = tile.offsets.as_chunks::<INT8_COLUMNS>();
     let (scales, _) = tile.weight_scales.as_chunks::<INT8_COLUMNS>();
-    let (input_scales, _) = tile.input_scales.as_chunks::<M>();
-    let scaled = offsets.iter().zip(scales).zip(input_scales);
-    let groups = inputs.zip(weights).zip(scaled);
-    for ((inputs, weights), ((offsets, scales), input_scales)) in groups {
-        let offsets: *const __m512i = offsets.as_ptr().cast();
-        // SAFETY: `INT8_COLUMNS` values are two registers.
-        let start = unsafe {
-            [
-                _mm512_loadu_si512(offsets),
-                _mm512_loadu_si512(offsets.add(1)),
-            ]
+    let groups = scales.len();
+    for (nth, (weights, (offsets, scales))) in weights.zip(offsets.iter().zip(scales)).enumerate() {
+        let (weights, _) = weights.as_chunks::<INT8_COLUMNS>();
+        // SAFETY: `INT8_COLUMNS` units, and as many values, are two registers.
+        let (start, weights) = unsafe {
+            let units = weights.iter().map(|w| load::<2>(w.as_ptr().cast()));
+            (load::<2>(offsets.as_ptr().cast()), units)
         };
         let mut whole = [start; M];
-        let (inputs, _) = inputs.as_chunks::<M>();
-        let (weights, _) = weights.as_chunks::<INT8_COLUMNS>();
-        for (x, w) in inputs.iter().zip(weights) {
-            let w: *const __m512i = w.as_ptr().cast();
-            // SAFETY: `INT8_COLUMNS` units are two registers.
-            let w = unsafe { [_mm512_loadu_si512(w), _mm512_loadu_si512(w.add(1))] };
-            for (whole, x) in whole.iter_mut().zip(x) {
-                let x = _mm512_set1_epi32(i32::from_ne_bytes(*x));
-                for (sum, w) in whole.iter_mut().zip(w) {
-                    *sum = _mm512_dpbusd_epi32(*sum, x, w);
-                }
-            }
-        }
-        let scales = scales.as_ptr();
+        let inputs = (&tile.inputs[nth * UNITS..], stride);
+        accumulate(&mut whole, inputs, weights, |sum, x, w| {
+            _mm512_dpbusd_epi32(sum, _mm512_set1_epi32(i32::from_ne_bytes(x)), w)
+        });
         // SAFETY: as above.
-        let scales = unsafe { [_mm512_loadu_ps(scales), _mm512_loadu_ps(scales.add(LANES))] };
-        for ((sums, whole), x) in sums.iter_mut().zip(whole).zip(input_scales) {
-            let x = _mm512_set1_ps(*x);
+        let scales = unsafe { load::<2>(scales.as_ptr().cast()) };
+        for (row, (sums, whole)) in sums.iter_mut().zip(whole).enumerate() {
+            let x = _mm512_set1_ps(tile.input_scales[row * groups + nth]);
             for ((sum, whole), w) in sums.iter_mut().zip(whole).zip(scales) {
-                *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), _mm512_mul_ps(x, w), *sum);
+                let scale = _mm512_mul_ps(x, _mm512_castsi512_ps(w));
+                *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, *sum);
             }
         }
     }
@@ -217,11 +190,26 @@ unsafe fn int8s<const M: usize>(tile: Tile<Int8>) {
     unsafe { store(&sums, tile.out, tile.stride) };
 }
 
+/// Bytes ahead of what is multiplied that weights are asked for: a panel comes from the second cache.
+const AHEAD: usize = 3072;
+
+/// # Safety
+/// `C` registers can be read from `from`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn load<const C: usize>(from: *const __m512i) -> [__m512i; C] {
+    std::array::from_fn(|c| {
+        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_byte_add(AHEAD).wrapping_add(c).cast());
+        // SAFETY: the caller's.
+        unsafe { _mm512_loadu_si512(from.add(c)) }
+    })
+}
+
 /// # Safety
 /// `out` may be written for `C` registers in each of `M` rows that are `stride` apart.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn store<const M: usize, const C: usize>(
+pub(super) unsafe fn store<const M: usize, const C: usize>(
     sums: &[[__m512; C]; M],
     out: *mut f32,
     stride: usize,

@@ -14,6 +14,8 @@ use super::precision::{Isa, Precision};
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod halves;
 mod portable;
 mod round;
 
@@ -29,6 +31,15 @@ const COLUMNS_MAX: usize = 64;
 trait Unit: Copy + Default + Send + Sync + 'static {}
 impl<T: Copy + Default + Send + Sync + 'static> Unit for T {}
 
+/// Which values of a row share a scale; without one, `scales` are empty.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scales {
+    None,
+    Row,
+    /// Each [`GROUP`] of `k`.
+    Groups,
+}
+
 /// One arithmetic on one set of instructions.
 trait Kernel: Send + Sync + 'static {
     /// Consecutive weights of one column.
@@ -41,8 +52,8 @@ trait Kernel: Send + Sync + 'static {
     const COLUMNS: usize;
     /// Most rows of a tile.
     const ROWS: usize;
-    /// Whether weights and inputs have a scale per [`GROUP`] of `k`; else `scales` are empty.
-    const SCALED: bool;
+    /// What has a scale, of weights and inputs alike.
+    const SCALES: Scales;
     /// What the numbers are, for people.
     const NAME: &'static str;
 
@@ -67,9 +78,9 @@ trait Kernel: Send + Sync + 'static {
 
 /// Some rows against one panel.
 struct Tile<'a, K: Kernel + ?Sized> {
-    /// `[k / STEP][M]`.
+    /// `[M][k / STEP]`.
     inputs: &'a [K::Input],
-    /// `[groups][M]`.
+    /// `[M][groups]`.
     input_scales: &'a [f32],
     /// `[k / STEP][COLUMNS]`.
     weights: &'a [K::Weight],
@@ -79,6 +90,31 @@ struct Tile<'a, K: Kernel + ?Sized> {
     offsets: &'a [i32],
     out: *mut f32,
     stride: usize,
+}
+
+/// The loop of every tile: adds each row's input times its weights, over ascending `k`, to the row's sums.
+///
+/// Row `m` begins at `m · stride` of `inputs`; `weights` are those of one `k` after the other; `add(sum, input,
+/// weight)` is one step of a chain. Inlined, so that the sums stay in registers and the closures are compiled
+/// for their kernel's instructions.
+#[inline(always)]
+pub(super) fn accumulate<X: Copy, V: Copy, S: Copy, const M: usize, const C: usize>(
+    sums: &mut [[S; C]; M],
+    (inputs, stride): (&[X], usize),
+    weights: impl ExactSizeIterator<Item = [V; C]>,
+    add: impl Fn(S, X, V) -> S,
+) {
+    let depth = weights.len();
+    assert!((M - 1) * stride + depth <= inputs.len(), "rows within");
+    for (k, w) in weights.take(depth).enumerate() {
+        for (m, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: `m` is below `M` and `k` below `depth`; the compiler does not see it by itself.
+            let x = unsafe { *inputs.get_unchecked(m * stride + k) };
+            for (sum, w) in sums.iter_mut().zip(w) {
+                *sum = add(*sum, x, w);
+            }
+        }
+    }
 }
 
 /// Weights of one layer, `[out, inner]`, for [`multiply`](Packed::multiply).
@@ -130,7 +166,9 @@ pub fn tier(precision: Precision, most: Option<Isa>) -> Isa {
             && std::arch::is_x86_feature_detected!("avx512bw")
             && match precision {
                 Precision::F32 => true,
-                Precision::Bf16 => std::arch::is_x86_feature_detected!("avx512bf16"),
+                Precision::Bf16 => {
+                    halves::is_faster() || std::arch::is_x86_feature_detected!("avx512bf16")
+                }
                 Precision::Int8 => std::arch::is_x86_feature_detected!("avx512vnni"),
             };
         if wide && most >= Isa::Avx512 {
@@ -153,6 +191,9 @@ fn pick(w: &[f32], inner: usize, precision: Precision, tier: Isa) -> Box<dyn Mul
         (Precision::F32, Isa::Avx512) => Panels::<avx512::F32>::boxed(w, inner),
         (Precision::F32, Isa::Avx2) => Panels::<avx2::F32>::boxed(w, inner),
         (Precision::F32, Isa::Plain) => Panels::<portable::F32>::boxed(w, inner),
+        (Precision::Bf16, Isa::Avx512) if halves::is_faster() => {
+            Panels::<halves::Half>::boxed(w, inner)
+        }
         (Precision::Bf16, Isa::Avx512) => Panels::<avx512::Bf16>::boxed(w, inner),
         (Precision::Bf16, Isa::Avx2) => Panels::<avx2::Bf16>::boxed(w, inner),
         (Precision::Bf16, Isa::Plain) => Panels::<portable::Bf16>::boxed(w, inner),
@@ -215,7 +256,7 @@ impl<K: Kernel> Panels<K> {
             }
             for (group, scale) in row_scales.iter().enumerate() {
                 let at = (panel * groups + group) * K::COLUMNS + column;
-                let per = GROUP / K::STEP;
+                let per = units / groups;
                 panels.scales[at] = *scale;
                 panels.offsets[at] = K::offset(&row_units[group * per..][..per]);
             }
@@ -224,34 +265,29 @@ impl<K: Kernel> Panels<K> {
     }
 
     fn units(&self) -> usize {
-        let step = if K::SCALED { GROUP } else { K::STEP };
+        let step = match K::SCALES {
+            Scales::Groups => GROUP,
+            Scales::None | Scales::Row => K::STEP,
+        };
         self.inner.div_ceil(step) * step / K::STEP
     }
 
     fn groups(&self) -> usize {
-        if K::SCALED {
-            self.inner.div_ceil(GROUP)
-        } else {
-            0
+        match K::SCALES {
+            Scales::None => 0,
+            Scales::Row => 1,
+            Scales::Groups => self.inner.div_ceil(GROUP),
         }
     }
 
-    /// Packs rows into tiles, so that a tile's inputs are read in order.
-    fn convert(&self, x: &[f32], tiles: Tiles) -> (Vec<K::Input>, Vec<f32>) {
+    /// Packs rows: `[rows][units]`, and `[rows][groups]`.
+    fn convert(&self, x: &[f32], rows: usize) -> (Vec<K::Input>, Vec<f32>) {
         let (units, groups) = (self.units(), self.groups());
-        let mut inputs = vec![K::Input::default(); units * tiles.rows];
-        let mut scales = vec![0f32; groups * tiles.rows];
-        let mut row_units = vec![K::Input::default(); units];
-        let mut row_scales = vec![0f32; groups];
-        for (from, many) in tiles.iter() {
-            let tile = &mut inputs[from * units..][..many * units];
-            let tile_scales = &mut scales[from * groups..][..many * groups];
-            for row in 0..many {
-                let values = &x[(from + row) * self.inner..][..self.inner];
-                K::convert(values, &mut row_units, &mut row_scales);
-                interleave(&row_units, tile, (row, many));
-                interleave(&row_scales, tile_scales, (row, many));
-            }
+        let mut inputs = vec![K::Input::default(); units * rows];
+        let mut scales = vec![0f32; groups * rows];
+        for (nth, row) in x.chunks_exact(self.inner).enumerate() {
+            let scales = &mut scales[nth * groups..][..groups];
+            K::convert(row, &mut inputs[nth * units..][..units], scales);
         }
         (inputs, scales)
     }
@@ -345,7 +381,7 @@ impl<K: Kernel> Multiply for Panels<K> {
         let rows = x.len() / self.inner;
         assert_eq!(rows * self.inner, x.len(), "whole rows");
         let tiles = Tiles::of(rows, K::ROWS);
-        let (inputs, scales) = self.convert(x, tiles);
+        let (inputs, scales) = self.convert(x, rows);
         let mut y = Vec::with_capacity(rows * self.out);
         let work = Work::<K> {
             tiles,
@@ -387,13 +423,6 @@ impl<K: Kernel> Multiply for Panels<K> {
         size_of_val(&self.weights[..])
             + size_of_val(&self.scales[..])
             + size_of_val(&self.offsets[..])
-    }
-}
-
-/// Puts `from[i]` at `to[i · many + row]`.
-fn interleave<T: Copy>(from: &[T], to: &mut [T], (row, many): (usize, usize)) {
-    for (from, to) in from.iter().zip(to.iter_mut().skip(row).step_by(many)) {
-        *to = *from;
     }
 }
 

@@ -4,7 +4,7 @@
 //! one chain over ascending `k`; int8 adds integers within a group, then one scaled sum per group.
 
 use super::round::{self, GROUP};
-use super::{COLUMNS_MAX, Kernel, Tile};
+use super::{COLUMNS_MAX, Kernel, Scales, Tile, accumulate};
 
 /// How a product is added to a sum.
 pub(super) trait Add {
@@ -71,25 +71,31 @@ where
     K::Weight: Widen<N>,
 {
     for from in (0..COLUMNS_MAX).step_by(LANES) {
-        let mut sums = [[0f32; LANES]; M];
-        let (inputs, _) = tile.inputs.as_chunks::<M>();
+        let mut sums = [[[0f32; LANES]]; M];
         let (weights, _) = tile.weights.as_chunks::<COLUMNS_MAX>();
-        for (x, w) in inputs.iter().zip(weights) {
+        let weights = weights.iter().map(|w| {
             let mut wide = [[0f32; LANES]; N];
             for (lane, w) in w[from..from + LANES].iter().enumerate() {
                 for (n, w) in w.wide().into_iter().enumerate() {
                     wide[n][lane] = w;
                 }
             }
-            for (sums, x) in sums.iter_mut().zip(x) {
+            [wide]
+        });
+        accumulate(
+            &mut sums,
+            (tile.inputs, tile.inputs.len() / M),
+            weights,
+            |mut sum, x, wide| {
                 for (x, wide) in x.iter().zip(&wide) {
-                    for (sum, w) in sums.iter_mut().zip(wide) {
+                    for (sum, w) in sum.iter_mut().zip(wide) {
                         *sum = A::to(*x, *w, *sum);
                     }
                 }
-            }
-        }
-        for (row, sums) in sums.iter().enumerate() {
+                sum
+            },
+        );
+        for (row, [sums]) in sums.iter().enumerate() {
             // SAFETY: within `COLUMNS` of one of `M` rows.
             unsafe {
                 let out = tile.out.add(row * tile.stride + from);
@@ -108,7 +114,7 @@ impl Kernel for F32 {
     const STEP: usize = 1;
     const COLUMNS: usize = COLUMNS_MAX;
     const ROWS: usize = 2;
-    const SCALED: bool = false;
+    const SCALES: Scales = Scales::None;
     const NAME: &'static str = "f32";
 
     fn pack(row: &[f32], units: &mut [f32], _: &mut [f32]) {
@@ -152,7 +158,7 @@ impl Kernel for Bf16 {
     const STEP: usize = 2;
     const COLUMNS: usize = COLUMNS_MAX;
     const ROWS: usize = 2;
-    const SCALED: bool = false;
+    const SCALES: Scales = Scales::None;
     const NAME: &'static str = "bf16 weights, f32 products";
 
     fn pack(row: &[f32], units: &mut [u32], _: &mut [f32]) {
@@ -201,7 +207,7 @@ impl Kernel for Int8 {
     const STEP: usize = 4;
     const COLUMNS: usize = INT8_COLUMNS;
     const ROWS: usize = 1;
-    const SCALED: bool = true;
+    const SCALES: Scales = Scales::Groups;
     const NAME: &'static str = "int8";
 
     fn pack(row: &[f32], units: &mut [[i8; 4]], scales: &mut [f32]) {
@@ -217,24 +223,25 @@ impl Kernel for Int8 {
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
         let units = GROUP / Self::STEP;
         let mut sums = [[0f32; INT8_COLUMNS]; M];
-        let inputs = tile.inputs.chunks_exact(units * M);
+        let stride = tile.inputs.len() / M;
+        let groups = tile.weight_scales.len() / INT8_COLUMNS;
         let weights = tile.weights.chunks_exact(units * INT8_COLUMNS);
-        for (group, (inputs, weights)) in inputs.zip(weights).enumerate() {
-            let mut whole = [[0i32; INT8_COLUMNS]; M];
-            let (inputs, _) = inputs.as_chunks::<M>();
+        for (group, weights) in weights.enumerate() {
+            let mut whole = [[[0i32; INT8_COLUMNS]]; M];
             let (weights, _) = weights.as_chunks::<INT8_COLUMNS>();
-            for (x, w) in inputs.iter().zip(weights) {
-                for (whole, x) in whole.iter_mut().zip(x) {
-                    for (sum, w) in whole.iter_mut().zip(w) {
-                        for (x, w) in x.iter().zip(w) {
-                            *sum += i32::from(*x) * i32::from(*w);
-                        }
+            let weights = weights.iter().map(|w| [w]);
+            let inputs = (&tile.inputs[group * units..], stride);
+            accumulate(&mut whole, inputs, weights, |mut sums, x, w| {
+                for (sum, w) in sums.iter_mut().zip(w) {
+                    for (x, w) in x.iter().zip(w) {
+                        *sum += i32::from(*x) * i32::from(*w);
                     }
                 }
-            }
+                sums
+            });
             let scales = &tile.weight_scales[group * INT8_COLUMNS..][..INT8_COLUMNS];
-            for (row, (sums, whole)) in sums.iter_mut().zip(&whole).enumerate() {
-                let x = tile.input_scales[group * M + row];
+            for (row, (sums, [whole])) in sums.iter_mut().zip(&whole).enumerate() {
+                let x = tile.input_scales[row * groups + group];
                 for ((sum, whole), w) in sums.iter_mut().zip(whole).zip(scales) {
                     *sum += *whole as f32 * (x * *w);
                 }

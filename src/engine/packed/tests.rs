@@ -140,6 +140,44 @@ proptest! {
     }
 }
 
+/// Machines that multiply halves have bf16 products too, which are not chosen there.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn bf16_products_are_right_where_halves_are_chosen() {
+    use std::arch::is_x86_feature_detected as has;
+    if !(has!("avx512f") && has!("avx512bw") && has!("avx512bf16")) {
+        return;
+    }
+    let (x, w, inner) = (noise(9 * 131, 3), noise(70 * 131, 4), 131);
+    let y = Panels::<avx512::Bf16>::boxed(&w, inner).multiply(&x, 1);
+    for (y, (exact, size)) in y.iter().zip(formula(&x, &w, inner)) {
+        assert!((f64::from(*y) - exact).abs() <= allowed(Precision::Bf16, size, inner));
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn halves_bear_values_of_any_size() {
+    if !halves::is_faster() {
+        return;
+    }
+    for (of_x, of_w) in [
+        (1e-6, 1e6),
+        (1e20, 1e-20),
+        (60_000.0, 60_000.0),
+        (1e-36, 1.0),
+    ] {
+        let x: Vec<f32> = noise(5 * 70, 7).iter().map(|x| x * of_x).collect();
+        let w: Vec<f32> = noise(9 * 70, 8).iter().map(|w| w * of_w).collect();
+        let y = Panels::<halves::Half>::boxed(&w, 70).multiply(&x, 1);
+        for (y, (exact, size)) in y.iter().zip(formula(&x, &w, 70)) {
+            // A fifth of what bf16 may be off; what is below all scales is nothing.
+            let near = size / 600.0 + 1e-29 * f64::from(of_w);
+            assert!((f64::from(*y) - exact).abs() <= near, "{y} for {exact}");
+        }
+    }
+}
+
 #[test]
 fn no_rows_give_no_outputs() {
     for precision in PRECISIONS {
@@ -172,6 +210,6 @@ fn narrower_weights_take_less_memory() {
     let bytes =
         PRECISIONS.map(|precision| Packed::new(&noise(64 * 640, 1), 640, precision, None).bytes());
     assert_eq!(bytes[0], 64 * 640 * 4);
-    assert_eq!(bytes[1], bytes[0] / 2);
+    assert!(bytes[1] < bytes[0] * 51 / 100, "{bytes:?}");
     assert!(bytes[2] < bytes[0] * 3 / 10, "{bytes:?}");
 }

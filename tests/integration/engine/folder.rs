@@ -211,7 +211,7 @@ fn a_folder_of_safetensors_computes_what_the_formulas_say() {
         let folder = tempfile::tempdir().expect("a folder");
         let tensors = tensors(tied);
         write(folder.path(), &tensors, tied);
-        let model = Constrained::load(folder.path(), Options::default()).expect("loads");
+        let model = Constrained::load(folder.path(), super::options(1)).expect("loads");
         let tokens: Vec<u32> = (0..100).map(|i| i * 37 % 251).collect();
         let all: Vec<u32> = (0..VOCABULARY as u32).collect();
         let ours = model.logits(&tokens, &all).expect("logits");
