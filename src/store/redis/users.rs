@@ -11,8 +11,8 @@ use crate::event::UserId;
 use crate::record::Timestamp;
 use crate::state::{self, Held, Mark, Pending, Profiled, UserState};
 use crate::store::{
-    Error, FoldWrite, Folded, ListEdit, Peek, Publish, Published, Stored, Take, Taken, Took, corrupt,
-    keys,
+    Error, FoldWrite, Folded, ListEdit, Peek, Publish, Published, Stored, Take, Taken, Took,
+    corrupt, keys,
 };
 
 /// Fields of the state hash, in the order of [`Row`].
@@ -132,11 +132,7 @@ impl RedisStore {
         Ok(fold)
     }
 
-    pub(super) async fn take_users(
-        &self,
-        ns: &str,
-        takes: &[Take],
-    ) -> Result<Vec<Took>, Error> {
+    pub(super) async fn take_users(&self, ns: &str, takes: &[Take]) -> Result<Vec<Took>, Error> {
         let mut cmds = Vec::with_capacity(takes.len());
         let mut all = Vec::with_capacity(takes.len());
         for take in takes {
