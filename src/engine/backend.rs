@@ -1,6 +1,6 @@
 //! The two ways to compute a model behind one set of names: the CPU's own, and tensors on a device.
 //!
-//! Decides which of them a network, a cache and a prefix belong to. Invariant: what one network made
+//! Decides which of them a network, a cache, a prefix and a hidden state belong to. Invariant: what one network made
 //! never meets another's. It does not know how either computes.
 
 use candle_core::{DType, Result, Tensor};
@@ -28,6 +28,17 @@ pub enum Cache {
     Lent,
 }
 
+/// The hidden state before the head of one row; where it was computed, for only its logits are of use.
+#[derive(Clone, Debug)]
+pub struct Row(State);
+
+#[derive(Clone, Debug)]
+enum State {
+    Host(Vec<f32>),
+    /// Which row of them all, `[rows, hidden]`.
+    Device(Tensor, usize),
+}
+
 /// A computed beginning of prompts, read-only and shared.
 pub struct Prefix {
     /// Its tokens.
@@ -41,7 +52,7 @@ enum Kept {
 }
 
 /// What is only thought of within one network.
-const FOREIGN: &str = "caches and prefixes stay with the network that made them";
+const FOREIGN: &str = "caches, prefixes and hidden states stay with the network that made them";
 
 impl Network {
     /// A network of a model's weights, where and how `options` say; `samples` as in
@@ -110,53 +121,89 @@ impl Network {
     pub fn cache(&self) -> Cache {
         match self {
             Self::Host(network) => Cache::Host(kv::Cache::new(network.sizes())),
-            Self::Device(network) => Cache::Device(device::Cache::new(network.sizes())),
+            Self::Device(_) => Cache::Device(device::Cache::default()),
         }
     }
 
     /// A cache that starts with the first `len` positions of `prefix`.
     pub fn cache_after(&self, prefix: &Prefix, len: usize) -> Cache {
-        let sizes = self.sizes();
         match &prefix.kept {
-            Kept::Host(prefix) => Cache::Host(kv::Cache::after(sizes, prefix, len)),
-            Kept::Device(prefix) => Cache::Device(device::Cache::after(sizes, prefix, len)),
+            Kept::Host(prefix) => Cache::Host(kv::Cache::after(self.sizes(), prefix, len)),
+            Kept::Device(prefix) => Cache::Device(device::Cache::after(prefix, len)),
         }
     }
 
     /// Computes the rows, adds their keys and values to `caches`, and returns the hidden state
-    /// before the head of each wanted row: `[wanted, hidden]`, row-major.
-    pub fn forward(&self, pass: &Pass, caches: &mut [Cache], threads: usize) -> Result<Vec<f32>> {
+    /// before the head of each wanted row.
+    pub fn forward(&self, pass: &Pass, caches: &mut [Cache], threads: usize) -> Result<Vec<Row>> {
         match self {
             Self::Host(network) => lent(caches, Cache::host, Cache::Host, |caches| {
-                network.forward(pass, caches, threads)
+                let hidden = network.forward(pass, caches, threads)?;
+                let rows = hidden.chunks_exact(network.geometry().hidden);
+                Ok(rows.map(|row| Row(State::Host(row.to_vec()))).collect())
             }),
             Self::Device(network) => lent(caches, Cache::device, Cache::Device, |caches| {
-                network.forward(pass, caches)?.flatten_all()?.to_vec1()
+                let hidden = network.forward(pass, caches)?;
+                let rows = 0..pass.wanted.len();
+                Ok(rows
+                    .map(|nth| Row(State::Device(hidden.clone(), nth)))
+                    .collect())
             }),
         }
     }
 
     /// Logits of some tokens after each hidden state, one list after the other.
-    pub fn logits(&self, wanted: &[(&[f32], &[u32])]) -> Result<Vec<f32>> {
+    pub fn logits(&self, wanted: &[(&Row, &[u32])]) -> Result<Vec<f32>> {
         match self {
             Self::Host(network) => {
                 let mut logits = Vec::new();
                 for (hidden, tokens) in wanted {
-                    logits.extend(network.logits(hidden, tokens)?);
+                    logits.extend(network.logits(hidden.host(), tokens)?);
                 }
                 Ok(logits)
             }
             Self::Device(_) if wanted.is_empty() => Ok(Vec::new()),
             Self::Device(network) => {
-                let rows: Vec<f32> = wanted.iter().flat_map(|(row, _)| *row).copied().collect();
-                let shape = (wanted.len(), network.geometry().hidden);
-                let hidden = Tensor::from_vec(rows, shape, network.device())?;
-                let lists = wanted.iter().zip(0..);
-                let lists: Vec<_> = lists
-                    .map(|((_, tokens), row)| device::Wanted { row, tokens })
-                    .collect();
-                network.logits(&hidden, &lists)
+                // Rows come from few passes, mostly from one.
+                let mut passes: Vec<(&Tensor, usize)> = Vec::new();
+                let mut rows = 0;
+                let mut lists = Vec::with_capacity(wanted.len());
+                for (row, tokens) in wanted {
+                    let (hidden, nth) = row.device();
+                    let known = passes.iter().find(|(other, _)| other.id() == hidden.id());
+                    let from = match known {
+                        Some((_, from)) => *from,
+                        None => {
+                            passes.push((hidden, rows));
+                            rows += hidden.dim(0)?;
+                            passes[passes.len() - 1].1
+                        }
+                    };
+                    let row = (from + nth) as u32;
+                    lists.push(device::Wanted { row, tokens });
+                }
+                let passes: Vec<&Tensor> = passes.into_iter().map(|(hidden, _)| hidden).collect();
+                match passes[..] {
+                    [hidden] => network.logits(hidden, &lists),
+                    _ => network.logits(&Tensor::cat(&passes, 0)?, &lists),
+                }
             }
+        }
+    }
+}
+
+impl Row {
+    fn host(&self) -> &[f32] {
+        match &self.0 {
+            State::Host(row) => row,
+            State::Device(..) => unreachable!("{FOREIGN}"),
+        }
+    }
+
+    fn device(&self) -> (&Tensor, usize) {
+        match &self.0 {
+            State::Device(hidden, nth) => (hidden, *nth),
+            State::Host(_) => unreachable!("{FOREIGN}"),
         }
     }
 }
@@ -166,8 +213,8 @@ fn lent<C>(
     caches: &mut [Cache],
     take: fn(Cache) -> C,
     back: fn(C) -> Cache,
-    pass: impl FnOnce(&mut [C]) -> Result<Vec<f32>>,
-) -> Result<Vec<f32>> {
+    pass: impl FnOnce(&mut [C]) -> Result<Vec<Row>>,
+) -> Result<Vec<Row>> {
     let mut out: Vec<C> = (caches.iter_mut())
         .map(|cache| take(std::mem::replace(cache, Cache::Lent)))
         .collect();
@@ -230,12 +277,12 @@ impl Cache {
     }
 
     /// The whole prompt as a prefix for others; `tokens` are its tokens.
-    pub fn into_prefix(self, tokens: Vec<u32>) -> Result<Prefix> {
+    pub fn into_prefix(self, tokens: Vec<u32>) -> Prefix {
         let kept = match self {
             Self::Host(cache) => Kept::Host(cache.into_prefix(tokens.clone())),
-            Self::Device(cache) => Kept::Device(cache.into_prefix(tokens.clone())?),
+            Self::Device(cache) => Kept::Device(cache.into_prefix(tokens.clone())),
             Self::Lent => unreachable!("{FOREIGN}"),
         };
-        Ok(Prefix { tokens, kept })
+        Prefix { tokens, kept }
     }
 }

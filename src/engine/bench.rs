@@ -38,6 +38,9 @@ pub struct BenchArgs {
     /// Most rows of one pass
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub rows: usize,
+    /// MiB for keys and values of all users at once
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    pub kv_max: usize,
 }
 
 /// A question, one per line.
@@ -96,6 +99,7 @@ pub fn run(args: &BenchArgs, input: impl BufRead, mut out: impl Write) -> Result
     };
     let limits = Limits {
         rows_max: args.rows,
+        kv_max: args.kv_max << 20,
         ..Limits::default()
     };
     let mut model = Constrained::load(&args.model, options)?.limited(limits);

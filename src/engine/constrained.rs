@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::attention::{Sight, Span};
-use super::backend::{Cache, Network, Prefix};
+use super::backend::{Cache, Network, Prefix, Row};
 use super::forward::Pass;
 use super::group::{Group, Share, Shared, Waiting};
 use super::index::{self, Indexed, Indexer};
@@ -46,6 +46,8 @@ pub struct Constrained {
     /// The last batch's first prompt: what the next shares with it is a template.
     last: Vec<u32>,
     pool: rayon::ThreadPool,
+    /// Users of a batch are spread over so many groups.
+    groups_max: usize,
     pulse: Arc<Pulse>,
 }
 
@@ -88,8 +90,9 @@ impl Constrained {
             ..info
         };
         // A device wants all users in one pass; on the CPU a group per thread shares nothing but weights.
-        let threads = match options.place {
-            Place::Cpu => options.threads.max(1),
+        let threads = options.threads.max(1);
+        let groups_max = match options.place {
+            Place::Cpu => threads,
             Place::Cuda(_) | Place::Tensors => 1,
         };
         let pool = rayon::ThreadPoolBuilder::new()
@@ -112,6 +115,7 @@ impl Constrained {
             prefixes: Vec::new(),
             last: Vec::new(),
             pool,
+            groups_max,
             pulse: Arc::default(),
         })
     }
@@ -165,7 +169,10 @@ impl Constrained {
             .network
             .forward(&pass, &mut caches, 1)
             .map_err(failed)?;
-        self.network.logits(&[(&hidden, of)]).map_err(failed)
+        let [hidden] = &hidden[..] else {
+            unreachable!("one row was wanted")
+        };
+        self.network.logits(&[(hidden, of)]).map_err(failed)
     }
 
     /// Sees to it that what the prompts have in common is among the prefixes.
@@ -244,7 +251,7 @@ impl Constrained {
             });
         }
         let threads = self.pool.current_num_threads();
-        let groups = threads.min(asks.len()).max(1);
+        let groups = self.groups_max.min(asks.len()).max(1);
         let shared = Shared {
             network: &self.network,
             trie: self.mixture.trie(),
@@ -299,13 +306,9 @@ impl Constrained {
     }
 
     /// Computes the rest of a prompt; returns it as a prefix, and the hidden state behind it.
-    pub(super) fn compute(
-        &self,
-        cache: Cache,
-        tokens: Vec<u32>,
-    ) -> Result<(Prefix, Vec<f32>), Error> {
+    pub(super) fn compute(&self, cache: Cache, tokens: Vec<u32>) -> Result<(Prefix, Row), Error> {
         let mut caches = [cache];
-        let mut hidden = Vec::new();
+        let mut hidden = None;
         while caches[0].known() < tokens.len() {
             let known = caches[0].known();
             let to = tokens.len().min(known + self.limits.rows_max);
@@ -314,11 +317,12 @@ impl Constrained {
             let threads = self.pool.current_num_threads();
             let network = &self.network;
             let computed = (self.pool).install(|| network.forward(&pass, &mut caches, threads));
-            hidden = computed.map_err(failed)?;
+            hidden = computed.map_err(failed)?.pop();
             self.pulse.beat();
         }
         let [cache] = caches;
-        Ok((cache.into_prefix(tokens).map_err(failed)?, hidden))
+        let hidden = hidden.expect("a prompt is never shared to its end");
+        Ok((cache.into_prefix(tokens), hidden))
     }
 }
 
@@ -333,8 +337,12 @@ impl Model for Constrained {
     }
 
     fn generate(&mut self, asks: &[Ask]) -> Result<Vec<Answer>, Error> {
-        let prompts = asks.iter().map(|ask| self.tokens(&ask.prompt));
-        let prompts: Vec<Vec<u32>> = prompts.collect::<Result<_, _>>()?;
+        let prompts: Result<Vec<Vec<u32>>, Error> = self.pool.install(|| {
+            use rayon::prelude::*;
+            let prompts = asks.par_iter().map(|ask| self.tokens(&ask.prompt));
+            prompts.collect()
+        });
+        let prompts = prompts?;
         // An ask of weight 0 computes nothing, so it shares nothing.
         let heard = asks
             .iter()

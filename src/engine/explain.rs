@@ -118,12 +118,11 @@ impl Constrained {
             0 => Vec::new(),
             _ => (self.network.forward(&pass, &mut caches, 1)).map_err(failed)?,
         };
-        let width = self.network.geometry().hidden;
         let row = |wanted: &Wanted| match paths.rows.get(&wanted.path) {
-            None => &behind[..],
+            None => &behind,
             Some(row) => {
                 let at = pass.wanted.partition_point(|wanted| wanted < row);
-                &hidden[at * width..][..width]
+                &hidden[at]
             }
         };
         let lists = wanted

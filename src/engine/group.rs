@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use super::admission::{Budget, passes};
 use super::attention::{Sight, Span};
-use super::backend::{Cache, Network, Prefix};
+use super::backend::{Cache, Network, Prefix, Row};
 use super::constrained::{Limits, failed};
 use super::forward::Pass;
 use super::means::{Means, Scratch, Wanted};
@@ -21,7 +21,8 @@ use super::{Answer, Ask, Ended, Error, Named};
 use crate::search::{Question, Search, Wave};
 use crate::trie::Trie;
 
-/// Trie rows of one user in one pass; of a user alone, so that who else is there changes nothing.
+/// Trie rows of one user in one pass, unless more names are wanted than that; of a user alone, so that who else
+/// is there changes nothing.
 const WAVE_ROWS: usize = 96;
 
 /// What all groups of a batch share.
@@ -53,12 +54,14 @@ pub(super) struct Waiting<'a> {
 struct User<'a> {
     from: Waiting<'a>,
     search: Search<'a>,
-    /// Hidden state behind the prompt.
-    hidden: Vec<f32>,
+    /// Hidden state behind the prompt; `None` before it is computed.
+    hidden: Option<Row>,
     /// Per node asked for.
     paths: Vec<Path>,
     /// Asked for, not yet forwarded.
     wave: Option<Wave>,
+    /// Logits of the wave's children and their means, not yet fed.
+    scored: Option<(Vec<f32>, Vec<f32>)>,
     answer: Answer,
 }
 
@@ -187,10 +190,9 @@ impl<'a> Group<'a> {
                 return Ok(());
             }
             let hidden = self.forward(&pass)?;
-            let width = self.shared.network.geometry().hidden;
-            for ((nth, is_end), hidden) in ends.into_iter().zip(hidden.chunks_exact(width)) {
+            for ((nth, is_end), hidden) in ends.into_iter().zip(hidden) {
                 if is_end {
-                    self.users[nth].hidden = hidden.to_vec();
+                    self.users[nth].hidden = Some(hidden);
                 }
             }
             if Instant::now() >= self.shared.end {
@@ -202,16 +204,22 @@ impl<'a> Group<'a> {
     /// Lets those go who are done, called off or late.
     fn leave(&mut self) {
         let late = Instant::now() >= self.shared.end;
+        // At the deadline no wave is begun: what is not proven is no list.
+        if !late {
+            self.each(|user| {
+                if user.wave.is_none() && !user.is_gone() {
+                    let rows_max = WAVE_ROWS.max(user.from.ask.n);
+                    user.wave = user.search.next_wave(rows_max);
+                }
+            });
+        }
         let running = std::mem::take(&mut self.users).into_iter();
         let caches = std::mem::take(&mut self.caches);
-        for (mut user, cache) in running.zip(caches) {
+        for (user, cache) in running.zip(caches) {
             let ended = if user.is_gone() {
                 Some(Ended::Cancelled)
-            } else if user.wave.is_none() {
-                // At the deadline even this is not begun: what is not proven is no list.
-                user.wave = (!late).then(|| user.search.next_wave(WAVE_ROWS)).flatten();
-                let proven = user.search.is_proven().then_some(Ended::Complete);
-                proven.or(late.then_some(Ended::Late))
+            } else if user.search.is_proven() {
+                Some(Ended::Complete)
             } else {
                 late.then_some(Ended::Late)
             };
@@ -222,6 +230,16 @@ impl<'a> Group<'a> {
                     self.caches.push(cache);
                 }
             }
+        }
+    }
+
+    /// Does the same for every user: side by side where the group has threads to spare, as on a device.
+    fn each(&mut self, work: impl Fn(&mut User<'a>) + Send + Sync) {
+        if self.share.threads > 1 {
+            use rayon::prelude::*;
+            self.users.par_iter_mut().for_each(work);
+        } else {
+            self.users.iter_mut().for_each(work);
         }
     }
 
@@ -258,13 +276,13 @@ impl<'a> Group<'a> {
             self.forward(&pass)?
         };
         let network = self.shared.network;
-        let mut rows = hidden.chunks_exact(network.geometry().hidden);
+        let mut rows = hidden.iter();
         let mut wanted = Vec::new();
         for nth in users {
             let user = &self.users[*nth];
             for node in user.wave.iter().flat_map(|wave| &wave.nodes) {
                 let row = if node.chain.is_empty() {
-                    user.hidden.as_slice()
+                    user.hidden.as_ref().expect("prompts come before waves")
                 } else {
                     rows.next().expect("a row per chain was wanted")
                 };
@@ -286,13 +304,17 @@ impl<'a> Group<'a> {
             logits.insert(*nth, own.to_vec());
             rest = others;
         }
-        let means = self.means(users)?;
+        let mut means = self.means(users)?;
         for (nth, logits) in logits {
-            let means = means.get(&nth).map_or(&[][..], |means| means);
-            let user = &mut self.users[nth];
-            user.wave = None;
-            user.search.feed(&logits, means);
+            let means = means.remove(&nth).unwrap_or_default();
+            self.users[nth].scored = Some((logits, means));
         }
+        self.each(|user| {
+            if let Some((logits, means)) = user.scored.take() {
+                user.wave = None;
+                user.search.feed(&logits, &means);
+            }
+        });
         Ok(())
     }
 
@@ -340,7 +362,7 @@ impl<'a> Group<'a> {
         Ok(found)
     }
 
-    fn forward(&mut self, pass: &Pass) -> Result<Vec<f32>, Error> {
+    fn forward(&mut self, pass: &Pass) -> Result<Vec<Row>, Error> {
         let network = self.shared.network;
         let hidden = network.forward(pass, &mut self.caches, self.share.threads);
         self.shared.pulse.beat();
@@ -358,9 +380,10 @@ impl<'a> User<'a> {
         let search = Search::new(shared.trie, std::mem::take(&mut from.question));
         Self {
             search,
-            hidden: Vec::new(),
+            hidden: None,
             paths: Vec::new(),
             wave: None,
+            scored: None,
             answer,
             from,
         }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lru::LruCache;
 
 use super::attention::{Sight, Span};
-use super::backend::{Cache, Network, Prefix};
+use super::backend::{Cache, Network, Prefix, Row};
 use super::forward::Pass;
 use super::{Error, Reference};
 
@@ -29,7 +29,7 @@ pub struct Means {
     /// The prompts, computed.
     prompts: Vec<Prefix>,
     /// Hidden state behind each prompt.
-    hidden: Vec<Vec<f32>>,
+    hidden: Vec<Row>,
     known: Mutex<Known>,
 }
 
@@ -73,7 +73,7 @@ pub struct Scratch {
 
 impl Means {
     /// A set of computed prompts with the hidden state behind each.
-    pub fn new(reference: &Reference, computed: Vec<(Prefix, Vec<f32>)>) -> Self {
+    pub fn new(reference: &Reference, computed: Vec<(Prefix, Row)>) -> Self {
         let (prompts, hidden) = computed.into_iter().unzip();
         Self {
             hash: reference.hash.clone(),
@@ -182,19 +182,18 @@ impl Scratch {
                 hidden.map_err(super::constrained::failed)?
             }
         };
-        let width = network.geometry().hidden;
         let mut place = BTreeMap::new();
         for (at, row) in unique(&ends).into_iter().enumerate() {
             place.insert(row, at);
         }
-        let row = |prompt: usize, wanted: &Wanted| -> &[f32] {
+        let row = |prompt: usize, wanted: &Wanted| -> &Row {
             if wanted.path.is_empty() {
                 return &self.means.hidden[prompt];
             }
             let at = prompt * place.len() + place[&paths.rows[&wanted.path[..]]];
-            &hidden[at * width..][..width]
+            &hidden[at]
         };
-        let all: Vec<(&[f32], &[u32])> = (wanted.iter())
+        let all: Vec<(&Row, &[u32])> = (wanted.iter())
             .flat_map(|wanted| {
                 let prompts = 0..self.caches.len();
                 let children = wanted.children.as_slice();

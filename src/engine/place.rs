@@ -27,6 +27,9 @@ impl Place {
     pub(super) fn device(self) -> candle_core::Result<Option<Device>> {
         match self {
             Self::Cpu => Ok(None),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(number) => super::device::cuda_device(number).map(Some),
+            #[cfg(not(feature = "cuda"))]
             Self::Cuda(number) => Device::new_cuda(number).map(Some),
             Self::Tensors => Ok(Some(Device::Cpu)),
         }

@@ -1,32 +1,42 @@
-//! The same model as [`forward`](super::forward), in tensor operations of any device: the CUDA path.
+//! The same model as [`forward`](super::forward) on any device: the CUDA path.
 //!
-//! Decides the order of few large operations per layer: linear layers on packed rows, attention on
-//! padded ones in an arena that is never reordered (decision 14). Invariant: nothing but candle's
-//! tensor operations, so that the CPU, which has them too, can be held against it. It is not
-//! batch-invariant bit by bit. It does not know prompts, tries or searches.
+//! Decides the order of few large steps per layer: products of packed rows by candle, everything between
+//! them by [`Ops`] (decision 14). Keys and values lie in a chunk per pass and never move. Invariant: every step
+//! runs on the CPU too, so that it can be held against the CPU's own path. It is not batch-invariant bit by bit.
+//! It does not know prompts, tries or searches.
 
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Module, Result, Tensor};
-use candle_nn::ops::{rms_norm, softmax_last_dim, swiglu};
-use candle_nn::rotary_emb::rope_thd;
+use candle_nn::ops::rms_norm;
 
-mod arena;
+mod cache;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod head;
+mod ops;
+mod plain;
 mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use arena::{Cache, Prefix};
+pub use cache::{Cache, Prefix};
 pub use head::Wanted;
 
-use arena::{Arena, Seat};
+use cache::{Chunk, Run};
+use ops::{Ops, Turning};
+use plan::{Plan, Teller};
 
 use super::extras::Extras;
 use super::forward::Pass;
 use super::kv::Sizes;
 use super::load::{Geometry, LayerWeights, Weights};
-use plan::{Family, Plan, Rows};
+
+/// A CUDA device by number, its stream and memory set up for many small steps.
+#[cfg(feature = "cuda")]
+pub fn cuda_device(number: usize) -> Result<Device> {
+    cuda::device(number)
+}
 
 /// A model whose weights lie on a device.
 pub struct Network {
@@ -37,8 +47,9 @@ pub struct Network {
     head: Tensor,
     norm: Tensor,
     layers: Vec<Layer>,
-    /// Cosine and sine of each position and pair, `[context, head_dim / 2]`.
+    /// Cosine and sine of each position and pair, `[context, head_dim / 2]`, f32.
     angles: (Tensor, Tensor),
+    ops: Ops,
 }
 
 struct Layer {
@@ -52,8 +63,8 @@ struct Layer {
     bias: Option<Tensor>,
     /// `[hidden]`, added to the output's product.
     output_bias: Option<Tensor>,
-    /// Norms of heads: ones `[width]`, and the weight of each query and key head `[1, heads, width]`.
-    norms: Option<(Tensor, Tensor)>,
+    /// Norms of query heads and of key heads, `[2, width]` f32.
+    norms: Option<Tensor>,
 }
 
 /// `x · wᵀ` of weights `[out, in]`.
@@ -74,7 +85,8 @@ impl Network {
             embedding: place(&weights.embedding)?,
             head: place(&weights.head)?,
             norm: place(&weights.norm)?,
-            angles: (place(&cos)?, place(&sin)?),
+            angles: (cos.to_device(device)?, sin.to_device(device)?),
+            ops: Ops::new(&weights.geometry, device, dtype)?,
             geometry: weights.geometry,
             device: device.clone(),
             dtype,
@@ -100,13 +112,8 @@ impl Network {
             norms,
         } = &layer.extras;
         let norms = norms.as_ref().map(|norms| {
-            let (query, key) = (norms.query.as_slice(), norms.key.as_slice());
-            let queries = std::iter::repeat_n(query, norms.heads);
-            let heads = queries.chain(std::iter::repeat_n(key, norms.kv_heads));
-            let weights: Vec<f32> = heads.flatten().copied().collect();
-            let weights = Tensor::from_vec(weights, (1, (), query.len()), &Device::Cpu)?;
-            let ones = Tensor::ones(query.len(), self.dtype, &self.device)?;
-            Ok::<_, candle_core::Error>((ones, place(&weights)?))
+            let both = [norms.query.as_slice(), norms.key.as_slice()].concat();
+            Tensor::from_vec(both, (2, norms.query.len()), &self.device)
         });
         let layer = Layer {
             attention_norm: place(&layer.attention_norm)?,
@@ -126,11 +133,6 @@ impl Network {
     /// Sizes and constants.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
-    }
-
-    /// Where the weights lie.
-    pub fn device(&self) -> &Device {
-        &self.device
     }
 
     /// What the weights are.
@@ -158,171 +160,66 @@ impl Network {
     /// Computes the rows, adds their keys and values to `caches`, and returns the hidden state
     /// before the head of each wanted row: `[wanted, hidden]`, f32, on the device.
     pub fn forward(&self, pass: &Pass, caches: &mut [Cache]) -> Result<Tensor> {
-        self.seat(pass, caches)?;
-        let plan = plan::plan(pass, caches, (&self.device, self.dtype))?;
+        let chunk = self.append(pass, caches)?;
+        let plan = self.plan(pass, caches)?;
         let ids = Tensor::new(pass.tokens.as_slice(), &self.device)?;
         let mut hidden = self.embedding.index_select(&ids, 0)?;
+        let first = self.layers.first().map(|layer| &layer.attention_norm);
+        let first = first.unwrap_or(&self.norm);
+        let mut normed = rms_norm(&hidden, first, self.geometry.epsilon)?;
         let last = self.layers.len() - 1;
         for (nth, layer) in self.layers.iter().enumerate() {
-            let normed = self.normed(&hidden, &layer.attention_norm)?;
-            let qkv = plus(layer.qkv.forward(&normed)?, layer.bias.as_ref())?;
-            let step = Step {
-                network: self,
-                plan: &plan,
-                caches,
-                layer: nth,
+            let turning = Turning {
+                bias: layer.bias.as_ref(),
+                norms: layer.norms.as_ref(),
+                angles: &self.angles,
+                positions: &plan.positions,
             };
+            let qkv = layer.qkv.forward(&normed)?;
+            let mut queries = self.ops.turn(&qkv, &turning, (&chunk, nth))?;
+            let mut side = &plan.all;
             // Of the last layer only keys and values are needed from the other rows.
-            let mixed = step.attend(&qkv, nth == last)?;
-            if nth == last {
-                hidden = hidden.index_select(&plan.wanted, 0)?;
+            if let Some(wanted) = plan.wanted.as_ref().filter(|_| nth == last) {
+                queries = queries.index_select(wanted, 0)?;
+                hidden = hidden.index_select(wanted, 0)?;
+                side = &plan.few;
             }
-            let output = plus(layer.output.forward(&mixed)?, layer.output_bias.as_ref())?;
-            hidden = (hidden + output)?;
-            let normed = self.normed(&hidden, &layer.feed_norm)?;
-            let gated = swiglu(&layer.gate_up.forward(&normed)?)?;
-            hidden = (hidden + layer.down.forward(&gated)?)?;
+            let mixed = self.ops.attend(&queries, (&plan, side), nth)?;
+            let output = layer.output.forward(&mixed)?;
+            let bias = layer.output_bias.as_ref();
+            (hidden, normed) = (self.ops).add_norm((&hidden, &output), bias, &layer.feed_norm)?;
+            let gated = self.ops.gate(&layer.gate_up.forward(&normed)?)?;
+            let down = layer.down.forward(&gated)?;
+            let next = self.layers.get(nth + 1);
+            let next = next.map_or(&self.norm, |layer| &layer.attention_norm);
+            (hidden, normed) = self.ops.add_norm((&hidden, &down), None, next)?;
         }
-        self.normed(&hidden, &self.norm)?.to_dtype(DType::F32)
+        normed.to_dtype(DType::F32)
     }
 
-    /// Gives a place in one arena to all caches that have none.
-    fn seat(&self, pass: &Pass, caches: &mut [Cache]) -> Result<()> {
-        let standing = caches.iter().filter(|cache| cache.seat().is_none());
-        let users = standing.count();
-        if users == 0 {
-            return Ok(());
+    /// Gives the rows of a pass a place, and notes in `caches` which are whose.
+    fn append(&self, pass: &Pass, caches: &mut [Cache]) -> Result<Arc<Chunk>> {
+        let to = (&self.device, self.dtype);
+        let chunk = Arc::new(Chunk::new(self.sizes(), pass.tokens.len(), to)?);
+        for span in &pass.spans {
+            let run = Run {
+                chunk: Arc::clone(&chunk),
+                first: span.rows.start,
+                len: span.rows.len(),
+            };
+            caches[span.cache].append(run, pass.nodes);
         }
-        let rows = pass.spans.iter().map(|span| span.rows.len()).max();
-        let arena = Arena::new(self.sizes(), users, rows.unwrap_or(0), &self.embedding)?;
-        let arena = Arc::new(arena);
-        let standing = caches.iter_mut().filter(|cache| cache.seat().is_none());
-        for (place, cache) in standing.enumerate() {
-            cache.sit(Seat {
-                arena: Arc::clone(&arena),
-                place,
-            });
-        }
-        Ok(())
+        Ok(chunk)
     }
 
-    fn normed(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        rms_norm(x, weight, self.geometry.epsilon)
-    }
-}
-
-/// Attention of one layer.
-struct Step<'a> {
-    network: &'a Network,
-    plan: &'a Plan,
-    caches: &'a [Cache],
-    layer: usize,
-}
-
-impl Step<'_> {
-    /// Packed `[rows, q + k + v]` -> packed `[rows, heads · width]`, or of the wanted rows alone.
-    fn attend(&self, qkv: &Tensor, wanted: bool) -> Result<Tensor> {
-        let mut mixed = Vec::with_capacity(self.plan.families.len());
-        for family in &self.plan.families {
-            mixed.push(self.family(qkv, family, wanted)?);
-        }
-        let back = if wanted {
-            &self.plan.wanted_back
-        } else {
-            &self.plan.back
+    fn plan(&self, pass: &Pass, caches: &[Cache]) -> Result<Plan> {
+        let teller = Teller {
+            device: &self.device,
+            group: self.geometry.heads / self.geometry.kv_heads,
+            tiles: self.ops.tiles(),
+            address: &|tensor| self.ops.address(tensor),
         };
-        let mixed = match <[Tensor; 1]>::try_from(mixed) {
-            Ok([mixed]) => mixed,
-            Err(several) => Tensor::cat(&several, 0)?,
-        };
-        mixed.index_select(back, 0)
-    }
-
-    /// Padded `[places · rows, heads · width]` of one family.
-    fn family(&self, qkv: &Tensor, family: &Family, wanted: bool) -> Result<Tensor> {
-        let (queries, keys, values) = self.turned(qkv, family, &family.rows)?;
-        let from = (family.places.start, family.first);
-        family.arena.write(self.layer, from, (&keys, &values))?;
-        let rows = if wanted { &family.wanted } else { &family.rows };
-        let queries = if wanted {
-            self.turned(qkv, family, rows)?.0
-        } else {
-            queries
-        };
-        let places = family.places.clone();
-        let (keys, values) = family.arena.read(self.layer, places, family.columns)?;
-        let geometry = &self.network.geometry;
-        let (kv_heads, width) = (geometry.kv_heads, geometry.head_dim);
-        let (group, users) = (geometry.heads / kv_heads, family.places.len());
-        let own = queries.matmul(&keys.t()?)?;
-        let apart = (kv_heads, users, rows.most, group, family.columns);
-        let own = own.reshape(apart)?.broadcast_add(&rows.unseen)?;
-        let own = own.reshape((kv_heads, users, rows.most * group, family.columns))?;
-        let mixed = match self.caches[family.lead].shared(self.layer)? {
-            None => softmax_last_dim(&own)?.matmul(&values)?,
-            Some((shared_keys, shared_values)) => {
-                let all = (kv_heads, users * rows.most * group, ());
-                let shared = queries.reshape(all)?.matmul(&shared_keys.t()?)?;
-                let shared = shared.reshape((kv_heads, users, rows.most * group, ()))?;
-                let known = shared.dim(3)?;
-                let weights = softmax_last_dim(&Tensor::cat(&[&shared, &own], 3)?)?;
-                let part = |from, many| weights.narrow(3, from, many)?.contiguous();
-                let own = part(known, family.columns)?.matmul(&values)?;
-                let shared = part(0, known)?.reshape(all)?.matmul(&shared_values)?;
-                (own + shared.reshape((kv_heads, users, rows.most * group, width))?)?
-            }
-        };
-        let mixed = mixed.reshape((kv_heads, users, rows.most, group, width))?;
-        let mixed = mixed.permute((1, 2, 0, 3, 4))?.contiguous()?;
-        mixed.reshape((users * rows.most, geometry.heads * width))
-    }
-
-    /// Queries `[kv heads, places, rows · group, width]`, scaled, and keys and values
-    /// `[kv heads, places, rows, width]` of padded rows; queries and keys are turned by position.
-    fn turned(
-        &self,
-        qkv: &Tensor,
-        family: &Family,
-        rows: &Rows,
-    ) -> Result<(Tensor, Tensor, Tensor)> {
-        let geometry = &self.network.geometry;
-        let (heads, kv_heads, width) = (geometry.heads, geometry.kv_heads, geometry.head_dim);
-        let (users, both) = (family.places.len(), heads + kv_heads);
-        let padded = qkv.index_select(&rows.index, 0)?;
-        let many = users * rows.most;
-        let heads_of = padded.narrow(1, 0, both * width)?.contiguous()?;
-        let heads_of = match &self.network.layers[self.layer].norms {
-            None => heads_of,
-            Some((ones, weights)) => {
-                let heads_of = heads_of.reshape((many * both, width))?;
-                let normed = rms_norm(&heads_of, ones, geometry.epsilon)?;
-                (normed.reshape((many, both, width))?).broadcast_mul(weights)?
-            }
-        };
-        let heads_of = heads_of.reshape((1, many, both, width))?;
-        let (cos, sin) = &self.network.angles;
-        let turn = |table: &Tensor| table.index_select(&rows.positions, 0);
-        let turned = rope_thd(&heads_of, &turn(cos)?, &turn(sin)?)?;
-        let queries = turned.narrow(2, 0, heads)?;
-        let group = heads / kv_heads;
-        let queries = queries.reshape((users, rows.most, kv_heads, group, width))?;
-        let queries = queries.permute((2, 0, 1, 3, 4))?.contiguous()?;
-        let queries = queries.reshape((kv_heads, users, rows.most * group, width))?;
-        let queries = queries.affine(1.0 / (width as f64).sqrt(), 0.0)?;
-        let by_head = |x: Tensor| -> Result<Tensor> {
-            let x = x.reshape((users, rows.most, kv_heads, width))?;
-            x.permute((2, 0, 1, 3))?.contiguous()
-        };
-        let keys = by_head(turned.narrow(2, heads, kv_heads)?)?;
-        let values = by_head(padded.narrow(1, both * width, kv_heads * width)?)?;
-        Ok((queries, keys, values))
-    }
-}
-
-fn plus(x: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    match bias {
-        Some(bias) => x.broadcast_add(bias),
-        None => Ok(x),
+        plan::plan(pass, caches, &teller)
     }
 }
 

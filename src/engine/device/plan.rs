@@ -1,229 +1,212 @@
-//! A pass of packed rows -> what attention on a device needs: padded rows, masks, places.
+//! A pass of packed rows -> the numbers that attention on a device reads.
 //!
-//! Decides which users go through attention together (a family: one arena, one prefix), which columns
-//! their new rows get, and what each row sees. Invariant: a padded row that stands for none is
-//! finite and never read back. It knows no weights.
+//! Decides how a pass is told: one list of numbers with sections, sent once. Per user a span of
+//! rows and the runs of its prompt; per row how many positions it sees, and its ancestors; tiles
+//! are the pieces that a block of threads works on. Invariant: what kernels.cu reads is written here
+//! and nowhere else. It knows no weights.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
-use super::super::attention::Span;
 use super::super::forward::Pass;
-use super::arena::{Arena, Cache};
+use super::cache::{Cache, Chunk};
 
-/// Users whose attention is computed together.
-pub struct Family {
-    /// Their arena.
-    pub arena: Arc<Arena>,
-    /// Which users of it; some between may have no rows.
-    pub places: Range<usize>,
-    /// Index of a cache with their prefix.
-    pub lead: usize,
-    /// Where the new rows go.
-    pub first: usize,
-    /// Columns that attention looks at.
-    pub columns: usize,
-    /// All rows of the pass: their keys and values are new.
-    pub rows: Rows,
-    /// The wanted rows.
-    pub wanted: Rows,
-}
+/// Queries (rows times heads of a group) of a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiles(pub usize);
 
-/// Padded rows `[places, most rows of one]`.
-pub struct Rows {
-    /// Rows per user.
-    pub most: usize,
-    /// Packed row of each padded one.
-    pub index: Tensor,
-    /// Position of each padded row.
-    pub positions: Tensor,
-    /// What is not seen: `[1, places, most, 1, columns]`, 0 or a large negative number.
-    pub unseen: Tensor,
-}
-
-/// The families of a pass.
+/// A pass, told to a device.
 pub struct Plan {
-    /// In the order of the pass.
-    pub families: Vec<Family>,
-    /// Of all rows: where each stands among the families' padded rows, one family after the other.
-    pub back: Tensor,
-    /// The same of the wanted rows.
-    pub wanted_back: Tensor,
-    /// The wanted rows among the packed ones.
-    pub wanted: Tensor,
+    /// Chunks that rows see, by number.
+    pub chunks: Vec<Arc<Chunk>>,
+    /// Everything below, as the device has it.
+    pub numbers: Tensor,
+    /// Everything below.
+    pub told: Vec<u32>,
+    /// Position of each row, `[rows]`.
+    pub positions: Tensor,
+    /// The wanted rows among all, `[wanted]`; `None` if they are all.
+    pub wanted: Option<Tensor>,
+    /// All rows.
+    pub all: Side,
+    /// The wanted rows.
+    pub few: Side,
 }
 
-/// Added to scores of what is not seen; not infinity, for a padded row may see nothing.
-const UNSEEN: f64 = -1e30;
+/// Where the sections of some rows begin.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Side {
+    /// Tiles, `[span, first query]` each.
+    pub tiles: usize,
+    /// How many tiles.
+    pub tiles_len: usize,
+    /// Where the rest begins.
+    pub places: Places,
+    /// How many spans.
+    pub spans_len: usize,
+}
 
-/// Plans `pass`, takes its columns, and notes them in `caches`, which are all seated.
-pub fn plan(pass: &Pass, caches: &mut [Cache], to: (&Device, DType)) -> Result<Plan> {
-    let mut drafts: Vec<Draft> = Vec::new();
+/// As `struct Where` of kernels.cu.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Places {
+    /// Per chunk its address, low half first, and its rows.
+    pub chunks: usize,
+    /// Per user `[first row, rows, first run, one past the last run]`.
+    pub spans: usize,
+    /// `[chunk, row, rows, position]` of each run.
+    pub runs: usize,
+    /// Positions that a row sees.
+    pub sights: usize,
+    /// Where the ancestors of a row begin, and where the last one's end.
+    pub starts: usize,
+    /// `[chunk, row]` of each ancestor, a node itself last.
+    pub ancestors: usize,
+}
+
+/// How a pass is told.
+pub struct Teller<'a> {
+    /// Where to.
+    pub device: &'a Device,
+    /// Query heads per key head.
+    pub group: usize,
+    /// Size of a tile.
+    pub tiles: Tiles,
+    /// A chunk's address on the device.
+    pub address: &'a dyn Fn(&Tensor) -> Result<u64>,
+}
+
+#[derive(Default)]
+struct Chunks {
+    found: Vec<Arc<Chunk>>,
+    numbers: HashMap<*const Chunk, u32>,
+}
+
+impl Chunks {
+    fn number(&mut self, chunk: &Arc<Chunk>) -> u32 {
+        *(self.numbers.entry(Arc::as_ptr(chunk))).or_insert_with(|| {
+            self.found.push(Arc::clone(chunk));
+            self.found.len() as u32 - 1
+        })
+    }
+}
+
+/// The sections of some rows before they are put together.
+#[derive(Default)]
+struct Draft {
+    tiles: Vec<u32>,
+    spans: Vec<u32>,
+    sights: Vec<u32>,
+    starts: Vec<u32>,
+    ancestors: Vec<u32>,
+}
+
+/// Tells `pass`, whose rows `caches` have [appended](Cache::append).
+pub fn plan(pass: &Pass, caches: &[Cache], teller: &Teller) -> Result<Plan> {
+    let mut chunks = Chunks::default();
+    let mut runs = Vec::new();
+    let mut of_span = Vec::with_capacity(pass.spans.len());
     for span in &pass.spans {
-        let fits = |draft: &&mut Draft| draft.takes(span, caches);
-        match drafts.last_mut().filter(fits) {
-            Some(draft) => draft.spans.push(span.clone()),
-            None => drafts.push(Draft {
-                spans: vec![span.clone()],
-            }),
+        let from = runs.len() as u32 / 4;
+        let mut position = 0;
+        for run in caches[span.cache].runs() {
+            let chunk = chunks.number(&run.chunk);
+            runs.extend([chunk, run.first as u32, run.len as u32, position]);
+            position += run.len as u32;
         }
+        of_span.push(from..runs.len() as u32 / 4);
     }
-    let mut plan = Gathered::default();
-    let mut families = Vec::with_capacity(drafts.len());
-    for draft in &drafts {
-        families.push(draft.family(pass, caches, (&mut plan, to))?);
+    let every: Vec<usize> = (0..pass.tokens.len()).collect();
+    let side = |rows: &[usize], chunks: &mut Chunks| {
+        let mut draft = Draft::default();
+        draft.starts.push(0);
+        for (span, runs) in pass.spans.iter().zip(&of_span) {
+            let of = within(rows, &span.rows);
+            draft.add(pass, &rows[of.clone()], (&caches[span.cache], chunks));
+            draft.close(of, runs, teller);
+        }
+        draft
+    };
+    let all = side(&every, &mut chunks);
+    let is_all = pass.wanted.len() == pass.tokens.len();
+    let few = (!is_all).then(|| side(&pass.wanted, &mut chunks));
+    let mut told = Vec::new();
+    for chunk in &chunks.found {
+        let address = (teller.address)(&chunk.tensor)?;
+        told.extend([address as u32, (address >> 32) as u32, chunk.rows as u32]);
     }
-    let wanted: Vec<u32> = pass.wanted.iter().map(|row| *row as u32).collect();
-    let device = to.0;
+    let runs = put(&mut told, &runs);
+    let all = all.put(&mut told, runs);
+    let few = few.map_or(all, |few| few.put(&mut told, runs));
+    let ids = |rows: &mut dyn Iterator<Item = usize>| -> Result<Tensor> {
+        let rows: Vec<u32> = rows.map(|row| row as u32).collect();
+        Tensor::new(rows, teller.device)
+    };
     Ok(Plan {
-        families,
-        back: Tensor::new(plan.back, device)?,
-        wanted_back: Tensor::new(plan.wanted_back, device)?,
-        wanted: Tensor::new(wanted, device)?,
+        chunks: chunks.found,
+        numbers: Tensor::new(told.as_slice(), teller.device)?,
+        told,
+        positions: ids(&mut pass.positions.iter().copied())?,
+        wanted: match is_all {
+            true => None,
+            false => Some(ids(&mut pass.wanted.iter().copied())?),
+        },
+        all,
+        few,
     })
 }
 
-/// Where packed rows come back from, and how many padded rows there are so far.
-#[derive(Default)]
-struct Gathered {
-    back: Vec<u32>,
-    padded: usize,
-    wanted_back: Vec<u32>,
-    wanted_padded: usize,
+/// Which of `rows`, ascending, are in `span`.
+fn within(rows: &[usize], span: &Range<usize>) -> Range<usize> {
+    let place = |limit: usize| rows.partition_point(|row| *row < limit);
+    place(span.start)..place(span.end)
 }
 
-struct Draft {
-    spans: Vec<Span>,
-}
-
-fn place(cache: &Cache) -> usize {
-    cache.seat().expect("caches are seated before a pass").place
+fn put(told: &mut Vec<u32>, section: &[u32]) -> usize {
+    let at = told.len();
+    told.extend_from_slice(section);
+    at
 }
 
 impl Draft {
-    /// Whether the rows of `span` may go with these.
-    fn takes(&self, span: &Span, caches: &[Cache]) -> bool {
-        let last = self.spans.last().expect("a draft starts with a span");
-        let (own, new) = (&caches[last.cache], &caches[span.cache]);
-        match (own.seat(), new.seat()) {
-            (Some(a), Some(b)) => {
-                Arc::ptr_eq(&a.arena, &b.arena) && a.place < b.place && own.shares_with(new)
+    /// Adds what each of a user's rows sees.
+    fn add(&mut self, pass: &Pass, rows: &[usize], (cache, chunks): (&Cache, &mut Chunks)) {
+        for row in rows {
+            let sight = &pass.sights[*row];
+            self.sights.push(sight.prompt as u32);
+            for slot in &sight.slots {
+                let (chunk, row) = cache.slot(*slot);
+                self.ancestors.extend([chunks.number(chunk), row]);
             }
-            _ => false,
+            self.starts.push(self.ancestors.len() as u32 / 2);
         }
     }
 
-    fn family(
-        &self,
-        pass: &Pass,
-        caches: &mut [Cache],
-        (gathered, to): (&mut Gathered, (&Device, DType)),
-    ) -> Result<Family> {
-        let lead = self.spans[0].cache;
-        let seat = caches[lead]
-            .seat()
-            .expect("caches are seated before a pass");
-        let arena = Arc::clone(&seat.arena);
-        let last = self.spans.last().expect("a draft starts with a span").cache;
-        let places = place(&caches[lead])..place(&caches[last]) + 1;
-        let most = self.spans.iter().map(|span| span.rows.len()).max();
-        let first = arena.take(places.clone(), most.unwrap_or(0))?;
-        let columns = first + most.unwrap_or(0);
-        for span in &self.spans {
-            let new = (first..first + span.rows.len()).map(|column| column as u32);
-            caches[span.cache].note(new, pass.nodes);
+    /// Ends a user's rows: cuts them into tiles.
+    fn close(&mut self, rows: Range<usize>, runs: &Range<u32>, teller: &Teller) {
+        let span = self.spans.len() as u32 / 4;
+        let (first, many) = (rows.start as u32, rows.len() as u32);
+        self.spans.extend([first, many, runs.start, runs.end]);
+        for query in (0..rows.len() * teller.group).step_by(teller.tiles.0) {
+            self.tiles.extend([span, query as u32]);
         }
-        let side = Side {
-            pass,
-            caches,
-            first_place: places.start,
-            places: places.len(),
-            columns,
-            to,
-        };
-        let all: Vec<(usize, Vec<usize>)> = (self.spans.iter())
-            .map(|span| (span.cache, span.rows.clone().collect()))
-            .collect();
-        let wanted: Vec<(usize, Vec<usize>)> = (self.spans.iter())
-            .map(|span| {
-                let from = pass.wanted.partition_point(|row| *row < span.rows.start);
-                let to = pass.wanted.partition_point(|row| *row < span.rows.end);
-                (span.cache, pass.wanted[from..to].to_vec())
-            })
-            .collect();
-        let rows = side.rows(&all, (&mut gathered.back, &mut gathered.padded))?;
-        let back = (&mut gathered.wanted_back, &mut gathered.wanted_padded);
-        let wanted = side.rows(&wanted, back)?;
-        Ok(Family {
-            arena,
-            places,
-            lead,
-            first,
-            columns,
-            rows,
-            wanted,
-        })
-    }
-}
-
-/// What the rows of one family have in common.
-struct Side<'a> {
-    pass: &'a Pass,
-    caches: &'a [Cache],
-    first_place: usize,
-    places: usize,
-    columns: usize,
-    to: (&'a Device, DType),
-}
-
-impl Side<'_> {
-    /// Pads the packed rows of each cache; appends to `back` where each is among all padded rows.
-    fn rows(
-        &self,
-        of: &[(usize, Vec<usize>)],
-        (back, padded): (&mut Vec<u32>, &mut usize),
-    ) -> Result<Rows> {
-        let most = of.iter().map(|(_, rows)| rows.len()).max().unwrap_or(0);
-        let (device, dtype) = self.to;
-        let all = self.places * most;
-        // Padding stands for the pass's first row: finite, and never read back.
-        let mut index = vec![0u32; all];
-        let mut positions = vec![0u32; all];
-        let mut unseen = vec![1u8; all * self.columns];
-        for (cache, rows) in of {
-            let cache = &self.caches[*cache];
-            let from = (place(cache) - self.first_place) * most;
-            for (nth, row) in rows.iter().enumerate() {
-                let at = from + nth;
-                index[at] = *row as u32;
-                positions[at] = self.pass.positions[*row] as u32;
-                back.push((*padded + at) as u32);
-                let unseen = &mut unseen[at * self.columns..][..self.columns];
-                self.see(cache, *row, unseen);
-            }
-        }
-        *padded += all;
-        let shape = (1, self.places, most, 1, self.columns);
-        let unseen = Tensor::from_vec(unseen, shape, device)?;
-        Ok(Rows {
-            most,
-            index: Tensor::new(index, device)?,
-            positions: Tensor::new(positions, device)?,
-            unseen: (unseen.to_dtype(DType::F32)?.affine(UNSEEN, 0.0)?).to_dtype(dtype)?,
-        })
     }
 
-    fn see(&self, cache: &Cache, row: usize, unseen: &mut [u8]) {
-        let sight = &self.pass.sights[row];
-        let (prompt, nodes) = cache.columns();
-        let own = sight.prompt - cache.shared_len();
-        for column in &prompt[..own] {
-            unseen[*column as usize] = 0;
-        }
-        for slot in &sight.slots {
-            unseen[nodes[*slot as usize] as usize] = 0;
+    fn put(&self, told: &mut Vec<u32>, runs: usize) -> Side {
+        Side {
+            tiles: put(told, &self.tiles),
+            tiles_len: self.tiles.len() / 2,
+            spans_len: self.spans.len() / 4,
+            places: Places {
+                chunks: 0,
+                spans: put(told, &self.spans),
+                runs,
+                sights: put(told, &self.sights),
+                starts: put(told, &self.starts),
+                ancestors: put(told, &self.ancestors),
+            },
         }
     }
 }

@@ -122,13 +122,13 @@ impl Pair {
     fn prefix(&mut self, many: usize) -> (kv::Prefix, Prefix) {
         let tokens = self.tokens(many);
         let sizes = self.device.sizes();
-        let (mut host, mut device) = ([kv::Cache::new(sizes)], [Cache::new(sizes)]);
+        let (mut host, mut device) = ([kv::Cache::new(sizes)], [Cache::default()]);
         let pass = prompt_pass(&[(0, 0, tokens.clone())]);
         self.host.forward(&pass, &mut host, 1).expect("computes");
         self.device.forward(&pass, &mut device).expect("computes");
         let ([host], [device]) = (host, device);
         let prefix = device.into_prefix(tokens.clone());
-        (host.into_prefix(tokens), prefix.expect("columns are there"))
+        (host.into_prefix(tokens), prefix)
     }
 
     fn join(&mut self, prefix: Option<(&(kv::Prefix, Prefix), usize)>) {
@@ -136,9 +136,9 @@ impl Pair {
         let (host, device) = match prefix {
             Some(((host, device), len)) => (
                 kv::Cache::after(sizes, host, len),
-                Cache::after(sizes, device, len),
+                Cache::after(device, len),
             ),
-            None => (kv::Cache::new(sizes), Cache::new(sizes)),
+            None => (kv::Cache::new(sizes), Cache::default()),
         };
         self.host_caches.push(host);
         self.device_caches.push(device);
@@ -319,23 +319,28 @@ proptest! {
     }
 }
 
+/// Not by length: no row may be kept for a user who left.
 #[test]
-fn an_arena_that_grows_keeps_what_it_holds() {
+fn a_chunk_goes_with_the_last_who_holds_it() {
     let mut pair = Pair::new(3, (4, 2, 8), DType::F32);
-    for _ in 0..2 {
-        pair.join(None);
-    }
-    assert!(pair.prefill(&[0, 1]) < 1e-4);
-    let columns = |pair: &Pair| {
-        pair.device_caches[0]
-            .seat()
-            .expect("seated")
-            .arena
-            .columns()
-    };
-    let before = columns(&pair);
-    while columns(&pair) == before {
-        assert!(pair.wave(&[0, 1]) < 1e-4);
-    }
-    assert!(pair.wave(&[1]) < 1e-4);
+    pair.join(None);
+    pair.join(None);
+    pair.prefill(&[0, 1]);
+    pair.wave(&[0, 1]);
+    let caches = std::mem::take(&mut pair.device_caches);
+    let [mut first, second] = <[Cache; 2]>::try_from(caches).expect("two users");
+    let weak = [
+        std::sync::Arc::downgrade(&first.runs()[0].chunk),
+        std::sync::Arc::downgrade(first.slot(0).0),
+    ];
+    let held = || weak.each_ref().map(|chunk| chunk.strong_count());
+    assert_eq!(held(), [2, 2]);
+    first.forget_nodes();
+    assert_eq!(held(), [2, 1]);
+    let known = first.known();
+    let prefix = first.into_prefix(vec![0; known]);
+    drop(second);
+    assert_eq!(held(), [1, 0]);
+    drop(prefix);
+    assert_eq!(held(), [0, 0]);
 }

@@ -1,0 +1,146 @@
+//! The steps of a forward pass that are no products of matrices, each in one go.
+//!
+//! Decides which of two does a step: kernels.cu on a CUDA device, `plain` on the CPU, where it is what tests hold to
+//! the CPU's own path. Invariant: both compute the same, sums in f32. It does not know layers.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::super::load::Geometry;
+use super::cache::Chunk;
+#[cfg(feature = "cuda")]
+use super::cuda;
+use super::plain;
+use super::plan::{Plan, Side, Tiles};
+
+/// Steps for one model on one device.
+pub struct Ops {
+    #[cfg(feature = "cuda")]
+    compiled: Option<cuda::Compiled>,
+    shape: Shape,
+}
+
+/// What of a model the steps know.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub width: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Added to mean squares.
+    pub epsilon: f32,
+}
+
+/// What turns heads.
+pub struct Turning<'a> {
+    /// `[(heads + 2 · kv heads) · width]`, as the weights are.
+    pub bias: Option<&'a Tensor>,
+    /// `[2, width]` f32: of queries, of keys.
+    pub norms: Option<&'a Tensor>,
+    /// Cosine and sine of each position and pair, `[context, width / 2]` f32.
+    pub angles: &'a (Tensor, Tensor),
+    /// `[rows]`.
+    pub positions: &'a Tensor,
+}
+
+impl Ops {
+    /// Steps for a model of this geometry, compiled where they must be.
+    pub fn new(geometry: &Geometry, device: &Device, dtype: DType) -> Result<Self> {
+        let shape = Shape {
+            heads: geometry.heads,
+            kv_heads: geometry.kv_heads,
+            width: geometry.head_dim,
+            hidden: geometry.hidden,
+            epsilon: geometry.epsilon,
+        };
+        #[cfg(not(feature = "cuda"))]
+        let _ = (device, dtype);
+        Ok(Self {
+            #[cfg(feature = "cuda")]
+            compiled: match device {
+                Device::Cuda(device) => Some(cuda::Compiled::new(device, shape, dtype)?),
+                _ => None,
+            },
+            shape,
+        })
+    }
+
+    /// Size of attention's tiles.
+    pub fn tiles(&self) -> Tiles {
+        #[cfg(feature = "cuda")]
+        if let Some(compiled) = &self.compiled {
+            return compiled.tiles();
+        }
+        Tiles(plain::TILE)
+    }
+
+    /// Where a tensor lies on the device; 0 in memory, where nobody asks.
+    pub fn address(&self, tensor: &Tensor) -> Result<u64> {
+        #[cfg(feature = "cuda")]
+        if self.compiled.is_some() {
+            return cuda::address(tensor);
+        }
+        let _ = tensor;
+        Ok(0)
+    }
+
+    /// `[rows, (heads + 2 · kv heads) · width]` -> queries `[rows, heads · width]`; keys and values go into
+    /// `chunk`. Biases are added, heads normed and turned.
+    pub fn turn(&self, qkv: &Tensor, by: &Turning, to: (&Chunk, usize)) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Some(compiled) = &self.compiled {
+            return compiled.turn(qkv, by, to);
+        }
+        plain::turn(self.shape, qkv, by, to)
+    }
+
+    /// Attention of queries `[rows, heads · width]` of one side of a plan, in one layer.
+    pub fn attend(&self, queries: &Tensor, of: (&Plan, &Side), layer: usize) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Some(compiled) = &self.compiled {
+            return compiled.attend(queries, of, layer);
+        }
+        plain::attend(self.shape, queries, of, layer)
+    }
+
+    /// `x + y + bias` and its norm times `weight`, `[rows, hidden]` each.
+    pub fn add_norm(
+        &self,
+        (x, y): (&Tensor, &Tensor),
+        bias: Option<&Tensor>,
+        weight: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
+        #[cfg(feature = "cuda")]
+        if let Some(compiled) = &self.compiled {
+            return compiled.add_norm((x, y), bias, weight);
+        }
+        plain::add_norm(self.shape, (x, y), bias, weight)
+    }
+
+    /// `[rows, 2 · width]` (gate, up) -> `[rows, width]`.
+    pub fn gate(&self, x: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Some(compiled) = &self.compiled {
+            return compiled.gate(x);
+        }
+        plain::gate(x)
+    }
+
+    /// Logits of tokens after rows of `hidden` `[rows, hidden]` f32: `lists` are `[row, first, one past the
+    /// last]` among `tokens`.
+    pub fn score(
+        &self,
+        (hidden, head): (&Tensor, &Tensor),
+        lists: &[[u32; 3]],
+        tokens: &[u32],
+    ) -> Result<Vec<f32>> {
+        #[cfg(feature = "cuda")]
+        if let Some(compiled) = &self.compiled {
+            return compiled.score((hidden, head), lists, tokens);
+        }
+        plain::score((hidden, head), lists, tokens)
+    }
+}
