@@ -123,10 +123,10 @@ async fn a_refresh_asks_for_whom_it_was_told_and_nobody_else() {
         arm.expect("one of two").id == "other"
     };
     let (family, old) = (
-        |nth: usize| nth % 2 == 0,
-        |nth: usize| nth % 3 == 0 || nth % 4 == 0,
+        |nth: usize| nth.is_multiple_of(2),
+        |nth: usize| nth.is_multiple_of(3) || nth.is_multiple_of(4),
     );
-    let milk = |nth: usize| nth % 5 == 0 && nth % 4 != 0;
+    let milk = |nth: usize| nth.is_multiple_of(5) && !nth.is_multiple_of(4);
     let cases: [(&[&str], BTreeSet<String>); 9] = [
         (&["--all"], users(|_| true)),
         (

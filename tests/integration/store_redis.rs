@@ -236,7 +236,7 @@ async fn a_state_of_a_newer_version_stops_its_reader_and_is_left_alone() {
     let take = nearshore::store::Take {
         user,
         due: Timestamp(1),
-        expected: 0,
+        expected: 1,
     };
     for error in [
         store.load(&ns, &users).await.map(drop).expect_err("newer"),

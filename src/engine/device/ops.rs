@@ -29,6 +29,10 @@ pub struct Shape {
     /// Width of a head.
     pub width: usize,
     /// Width of the residual stream.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(dead_code, reason = "read by the kernels")
+    )]
     pub hidden: usize,
     /// Added to mean squares.
     pub epsilon: f32,
