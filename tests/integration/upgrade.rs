@@ -3,7 +3,7 @@
 //!
 //! With two binaries it is played by hand, once per release: `scripts/old-binary` builds the one before, and
 //! `NEARSHORE_TEST_OLD_BINARY` names it (docs/runbook.md, "An upgrade, and back"). What always runs is bytes that the one
-//! before has written: those of states in `src/state/blob_tests.rs`, those of the wire here.
+//! before writes: of states, kept in `src/state/blob_tests.rs`; of the wire, composed here from its code.
 
 use std::collections::BTreeSet;
 
