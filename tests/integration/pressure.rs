@@ -118,7 +118,7 @@ async fn halves(processes: [&Process; 2], span: Duration) -> [(f64, f64); 2] {
     most
 }
 
-#[ignore = "open: fails beside other tests; run alone by scripts/test --test integration a_stalled_model -- --ignored"]
+#[ignore = "open: nothing moved to the member that joined meanwhile, and why is not known; run it with --ignored"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stalled_model_costs_neither_memory_nor_the_group() {
     // So slow that a batch in hand is never done before somebody comes or goes.
