@@ -138,14 +138,17 @@ impl Intake {
         self.room.notify_one();
     }
 
-    /// Reading of these is to go on from there: what waits of them is taken back.
+    /// Reading of these is to go on from there: what waits of them is taken back. One that went and came back is not
+    /// ours until the role was told: its reading begins where the group stands, which the role has yet to ask for.
     pub fn rewind(&self, to: &[(Partition, Resume)]) {
         let mut state = self.lock();
+        let known = |(partition, _): &&(Partition, Resume)| state.knows(partition);
+        let to: Vec<(Partition, Resume)> = to.iter().filter(known).cloned().collect();
         let of: Vec<Partition> = to.iter().map(|(partition, _)| partition.clone()).collect();
         state.forget(&of);
         for (partition, resume) in to {
-            if let Some(own) = state.own.get_mut(partition) {
-                own.rewind = Some(*resume);
+            if let Some(own) = state.own.get_mut(&partition) {
+                own.rewind = Some(resume);
                 own.marks.clear();
             }
         }
@@ -277,16 +280,7 @@ impl Intake {
     /// the role was told. What it would commit is from before, and would set the position back.
     pub fn foreign<'a>(&self, mut of: impl Iterator<Item = &'a Partition>) -> Option<Partition> {
         let state = self.lock();
-        let untold = |partition: &Partition| {
-            state.notices.iter().any(|notice| match notice {
-                Delivery::Revoked { partitions, .. } | Delivery::Assigned(partitions) => {
-                    partitions.contains(partition)
-                }
-                Delivery::Batch(_) => false,
-            })
-        };
-        of.find(|partition| !state.own.contains_key(*partition) || untold(partition))
-            .cloned()
+        of.find(|partition| !state.knows(partition)).cloned()
     }
 
     /// Notes a commit that was acknowledged, or the position that the group had when we came.
@@ -319,6 +313,17 @@ impl Intake {
 }
 
 impl State {
+    /// Whether a partition is ours, and the role was told all that it went through.
+    fn knows(&self, partition: &Partition) -> bool {
+        let told = |notice: &Delivery| match notice {
+            Delivery::Revoked { partitions, .. } | Delivery::Assigned(partitions) => {
+                !partitions.contains(partition)
+            }
+            Delivery::Batch(_) => true,
+        };
+        self.own.contains_key(partition) && self.notices.iter().all(told)
+    }
+
     /// Takes back what waits of these.
     fn forget(&mut self, partitions: &[Partition]) {
         let kept = |batch: &Batch| !partitions.contains(&batch.partition);
@@ -527,6 +532,19 @@ mod tests {
         intake.rewound(&partition(0), Resume(1));
         intake.offer(batch(0, 1..9, 1)).expect("room");
         assert_eq!(told(&intake), ["0x8"]);
+    }
+
+    #[test]
+    fn a_rewind_of_what_came_back_untold_does_nothing() {
+        let intake = Intake::default();
+        intake.assign(vec![partition(0)]);
+        told(&intake);
+        intake.revoke(&[partition(0)], false);
+        intake.assign(vec![partition(0)]);
+        intake.offer(batch(0, 3..5, 1)).expect("room");
+        intake.rewind(&[(partition(0), Resume(9))]);
+        assert_eq!(intake.rewinds(), []);
+        assert_eq!(told(&intake), ["-[0]", "+[0]", "0x2"]);
     }
 
     #[test]

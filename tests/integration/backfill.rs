@@ -339,12 +339,11 @@ async fn a_namespace_is_filled_compared_promoted_fed_and_retired() {
     for ns in [&site.ns, &next] {
         crate::harness::eventually(crate::process::LIMIT, || async {
             let late = [UserId("late".into())];
-            let held = site
-                .store
-                .load(ns, &late)
-                .await
-                .map_err(|e| e.to_string())?;
-            (held[0].ver > 0).then_some(()).ok_or("not folded".into())
+            let peeks = site.store.peek(ns, &late).await;
+            let peek = peeks.map_err(|error| error.to_string())?.remove(0);
+            // Until then the user counts as unserved, and nothing is promoted.
+            let served = !peek.fences.is_empty() && nearshore::namespace::is_covered(&peek);
+            served.then_some(()).ok_or(format!("{ns}: {peek:?}"))
         })
         .await;
     }

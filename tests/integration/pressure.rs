@@ -195,13 +195,17 @@ async fn one_busy_user_and_one_busy_partition_cost_no_memory() {
         })
     };
     let mut after = Vec::new();
-    for nth in 0..6 {
+    for nth in 0..9 {
         site.send(some(nth * 25_000).collect()).await;
         site.committed().await;
         after.push(resident(&ingest));
     }
-    eprintln!("pressure: 135,000 events of one user: ingest MiB {after:.1?}");
-    assert!(after[5] <= after[2] * 1.05 + 1.0, "{after:?}");
+    eprintln!("pressure: 202,500 events of one user: ingest MiB {after:.1?}");
+    // What is read ahead comes and goes with the reader's luck, by 20 MiB and more; what is kept of an event only adds
+    // up. So the least of the last rounds is compared with the most of the first ones.
+    let most = after[1..4].iter().copied().fold(0.0, f64::max);
+    let least = after[6..].iter().copied().fold(f64::MAX, f64::min);
+    assert!(least <= most * 1.05 + 1.0, "{after:?}");
     let held = site.store.load(&site.ns, &[UserId("busy".into())]).await;
     assert_eq!(held.expect("answered")[0].state.window.len(), 50);
 }

@@ -107,7 +107,9 @@ impl Log for MemoryLog {
     async fn rewind(&mut self, to: &[(Partition, Resume)]) -> Result<(), Error> {
         let mut cluster = self.cluster.lock();
         if let Some(member) = cluster.member(&self.group, self.id) {
-            for (partition, resume) in to {
+            // One that went and came back untold is read from where the group stands.
+            let known: Vec<bool> = to.iter().map(|(it, _)| member.knows(it)).collect();
+            for ((partition, resume), _) in to.iter().zip(known).filter(|(_, known)| *known) {
                 if let Some(next) = member.own.get_mut(partition) {
                     *next = resume.0;
                 }

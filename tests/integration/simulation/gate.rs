@@ -414,6 +414,10 @@ impl<L: Log> Log for GatedLog<L> {
         self.inner.notice().await
     }
 
+    fn hold(&mut self, topics: &[Arc<str>]) {
+        self.inner.hold(topics);
+    }
+
     async fn commit(&self, done: &[(Partition, Resume)]) -> Result<(), log::Error> {
         Yield::default().await;
         match self.gate.draw() {
