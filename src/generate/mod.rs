@@ -4,6 +4,7 @@
 //! when it is covered, refused or failed for good. Between two calls nothing is in memory that the
 //! lanes' topics could not bring back. Work in hand may be done twice; tickets decide.
 
+mod aloft;
 mod answers;
 mod count;
 mod pace;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+pub use aloft::Aloft;
 pub use answers::Answers;
 use count::{count_batch, count_dropped, count_published, count_running};
 
@@ -118,6 +120,7 @@ pub struct Generate<L, S, A> {
     names: Option<u64>,
     /// What a user costs the model: to say how many seconds of work are queued.
     paces: Paces,
+    aloft: Aloft<S>,
 }
 
 /// A user who was taken, on the way to a list.
@@ -148,6 +151,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         Self {
             log,
             checkpoints: Checkpoints::new(store.clone(), READER),
+            aloft: Aloft::new(store.clone()),
             store,
             shop,
             paces: Paces::new(arms.len()),
@@ -177,6 +181,11 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     /// The lanes, to know how long to wait and what to measure.
     pub fn lanes(&self) -> &Lanes {
         &self.lanes
+    }
+
+    /// Lists on their way, to be looked after during a turn.
+    pub fn aloft(&self) -> Aloft<S> {
+        self.aloft.clone()
     }
 
     /// What a user costs the model, smoothed over batches; zero before the first.

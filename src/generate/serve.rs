@@ -32,7 +32,9 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             parts.push((ns, taken.len()));
             jobs.extend(taken);
         }
+        let made = self.aloft.begin(&jobs);
         let mut lists = self.make(&jobs).await.into_iter();
+        drop(made);
         let mut rest = &jobs[..];
         for (ns, count) in parts {
             let (own, others) = rest.split_at(count);

@@ -26,7 +26,7 @@ use super::{Committed, Delivery, Error, Log, Outgoing, Settings};
 use crate::record::{Offset, Partition, Resume};
 
 /// How long [`Log::close`] takes at most; the group notices by itself afterwards.
-const CLOSE: Duration = Duration::from_secs(5);
+const CLOSE: Duration = Duration::from_secs(3);
 
 /// An offset to commit, with the note that Kafka keeps beside it.
 pub(super) type Commit = (Partition, Resume, String);

@@ -31,6 +31,12 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 /// Longest wait between two tries: what a store that is back has to wait for us.
 const RETRY_MAX: Duration = Duration::from_millis(500);
 
+/// What may be finished after SIGTERM. With [`LAST_COMMIT`] and the log's own farewell it stays below the drain's limit.
+const IN_HAND: Duration = Duration::from_secs(2);
+
+/// How long the last commit may take.
+const LAST_COMMIT: Duration = Duration::from_secs(2);
+
 /// A state that is not needed for one to two of these leaves the memory.
 const STATES_AGE: Duration = Duration::from_secs(300);
 
@@ -156,6 +162,34 @@ pub(super) async fn rewind(
     Ok(())
 }
 
+/// Works until the end, or until what was in hand at the end had its time: it is dropped there as by a crash, and the
+/// next owner does it again.
+async fn in_time(
+    cancel: &CancellationToken,
+    turns: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    let over = async {
+        cancel.cancelled().await;
+        tokio::time::sleep(IN_HAND).await;
+    };
+    tokio::select! {
+        ended = turns => ended,
+        () = over => {
+            tracing::warn!("what was in hand is not done after {IN_HAND:?}; the next owner does it again");
+            Ok(())
+        }
+    }
+}
+
+/// Whatever is not committed in its time is read again by the next owner, and passed over.
+async fn last_commit(member: &mut impl Member, cancel: &CancellationToken) -> anyhow::Result<()> {
+    let committed = tokio::time::timeout(LAST_COMMIT, commit(member, cancel)).await;
+    committed.unwrap_or_else(|_| {
+        tracing::warn!("the last commit had no answer within {LAST_COMMIT:?}");
+        Ok(())
+    })
+}
+
 /// A commit that fails for now is made again with the next; one that fails for good ends the role.
 pub(super) async fn commit(
     member: &mut impl Member,
@@ -211,36 +245,47 @@ pub(super) async fn ingest_loop<L: Log, S: Store>(
 ) -> anyhow::Result<()> {
     // Without the catalogue a first list could not be judged by the rules.
     if wait_ready(&mut ready, &cancel).await {
-        let mut commits = every(COMMIT_EVERY);
-        let mut looks = every(LOOK_EVERY);
-        let mut ages = every(STATES_AGE);
-        loop {
-            tokio::select! {
-                () = cancel.cancelled() => break,
-                _ = commits.tick() => commit(&mut member, &cancel).await?,
-                _ = looks.tick() => look(&mut member, &cancel).await?,
-                _ = ages.tick() => member.grow_old(),
-                delivery = member.log().next() => {
-                    let (batches, rest) = gather(member.log(), delivery?).await?;
-                    fold_all(&mut member, &batches, (&dlq, &cancel)).await?;
-                    rest.iter().for_each(count_rebalance);
-                    match rest {
-                        Some(Delivery::Assigned(partitions)) => member.assigned(&partitions),
-                        Some(Delivery::Revoked { partitions, lost }) => {
-                            if !lost {
-                                commit(&mut member, &cancel).await?;
-                            }
-                            member.revoked(&partitions);
-                        }
-                        Some(Delivery::Batch(_)) | None => {}
-                    }
-                }
-            }
-        }
-        commit(&mut member, &cancel).await?;
+        in_time(&cancel, ingest_turns(&mut member, (&dlq, &cancel))).await?;
+        last_commit(&mut member, &cancel).await?;
     }
     member.into_log().close().await;
     Ok(())
+}
+
+async fn ingest_turns<L: Log, S: Store>(
+    member: &mut Ingest<L, S>,
+    (dlq, cancel): (&Gate, &CancellationToken),
+) -> anyhow::Result<()> {
+    let mut commits = every(COMMIT_EVERY);
+    let mut looks = every(LOOK_EVERY);
+    let mut ages = every(STATES_AGE);
+    loop {
+        tokio::select! {
+            // The end comes first: a batch that was given up for it must not be followed by the next of its partition,
+            // whose commit would pass over it.
+
+            biased;
+            () = cancel.cancelled() => return Ok(()),
+            _ = commits.tick() => commit(member, cancel).await?,
+            _ = looks.tick() => look(member, cancel).await?,
+            _ = ages.tick() => member.grow_old(),
+            delivery = member.log().next() => {
+                let (batches, rest) = gather(member.log(), delivery?).await?;
+                fold_all(member, &batches, (dlq, cancel)).await?;
+                rest.iter().for_each(count_rebalance);
+                match rest {
+                    Some(Delivery::Assigned(partitions)) => member.assigned(&partitions),
+                    Some(Delivery::Revoked { partitions, lost }) => {
+                        if !lost {
+                            commit(member, cancel).await?;
+                        }
+                        member.revoked(&partitions);
+                    }
+                    Some(Delivery::Batch(_)) | None => {}
+                }
+            }
+        }
+    }
 }
 
 /// Folds batches, again and again while the cause may pass; a cause that stays stops its partition.
@@ -323,25 +368,37 @@ pub(super) async fn stock_loop<L: Log, S: Store>(
     dlq: Gate,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
+    in_time(&cancel, stock_turns(&mut member, (&dlq, &cancel))).await?;
+    last_commit(&mut member, &cancel).await?;
+    member.into_log().close().await;
+    Ok(())
+}
+
+async fn stock_turns<L: Log, S: Store>(
+    member: &mut Stock<L, S>,
+    (dlq, cancel): (&Gate, &CancellationToken),
+) -> anyhow::Result<()> {
     let mut commits = every(COMMIT_EVERY);
     let mut looks = every(LOOK_EVERY);
     loop {
         tokio::select! {
-            () = cancel.cancelled() => break,
-            _ = commits.tick() => commit(&mut member, &cancel).await?,
-            _ = looks.tick() => look(&mut member, &cancel).await?,
+            // As in `ingest_turns`.
+            biased;
+            () = cancel.cancelled() => return Ok(()),
+            _ = commits.tick() => commit(member, cancel).await?,
+            _ = looks.tick() => look(member, cancel).await?,
             delivery = member.log().next() => {
                 let delivery = delivery?;
                 count_rebalance(&delivery);
                 let mut patience = Patience::default();
                 while let Err(error) = member.handle(&delivery).await {
                     if error.rewinds() {
-                        rewind(&mut member, &error, &cancel).await?;
+                        rewind(member, &error, cancel).await?;
                         break;
                     }
                     anyhow::ensure!(error.retry(), error);
-                    say(&dlq, &error);
-                    if !patience.wait(&error, &cancel).await {
+                    say(dlq, &error);
+                    if !patience.wait(&error, cancel).await {
                         break;
                     }
                 }
@@ -349,9 +406,6 @@ pub(super) async fn stock_loop<L: Log, S: Store>(
             }
         }
     }
-    commit(&mut member, &cancel).await?;
-    member.into_log().close().await;
-    Ok(())
 }
 
 pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
@@ -359,13 +413,24 @@ pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
     dlq: Gate,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
+    in_time(&cancel, generate_turns(&mut member, (&dlq, &cancel))).await?;
+    last_commit(&mut member, &cancel).await?;
+    member.into_log().close().await;
+    Ok(())
+}
+
+async fn generate_turns<L: Log, S: Store, A: generate::Answers>(
+    member: &mut Generate<L, S, A>,
+    (dlq, cancel): (&Gate, &CancellationToken),
+) -> anyhow::Result<()> {
     let mut commits = every(COMMIT_EVERY);
     let mut looks = every(LOOK_EVERY);
     let mut patience = Patience::default();
     let mut signals = every(generate::HEED_EVERY);
+    let aloft = member.aloft();
     loop {
         let now = wall_clock();
-        count_lanes(&member, now);
+        count_lanes(member, now);
         // Never longer than a second: stats and shares move with time.
         let pause = member
             .lanes()
@@ -374,34 +439,32 @@ pub(super) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
             .min(Duration::from_secs(1));
         tokio::select! {
             biased;
-            () = cancel.cancelled() => break,
-            _ = commits.tick() => commit(&mut member, &cancel).await?,
-            _ = looks.tick() => look(&mut member, &cancel).await?,
+            () = cancel.cancelled() => return Ok(()),
+            _ = commits.tick() => commit(member, cancel).await?,
+            _ = looks.tick() => look(member, cancel).await?,
             // Asked again in two seconds.
             _ = signals.tick() => drop(member.heed(wall_clock()).await.inspect_err(count_error)),
-            delivery = next(&mut member) => {
-                take_in(&mut member, delivery?, (&dlq, &cancel)).await?;
+            delivery = next(member) => {
+                take_in(member, delivery?, (dlq, cancel)).await?;
                 continue;
             }
             () = tokio::time::sleep(pause) => {}
         }
         let turn = tokio::select! {
             // Work in hand is dropped: it is not committed, so the next owner does it.
-            () = cancel.cancelled() => break,
+            () = cancel.cancelled() => return Ok(()),
             turn = member.turn(wall_clock()) => turn,
+            () = aloft.watch() => continue,
         };
         match turn {
             Ok(_) => patience = Patience::default(),
-            Err(error) if error.rewinds() => rewind(&mut member, &error, &cancel).await?,
+            Err(error) if error.rewinds() => rewind(member, &error, cancel).await?,
             Err(error) if error.retry() => {
-                patience.wait(&error, &cancel).await;
+                patience.wait(&error, cancel).await;
             }
             Err(error) => return Err(error.into()),
         }
     }
-    commit(&mut member, &cancel).await?;
-    member.into_log().close().await;
-    Ok(())
 }
 
 /// The next delivery; where the lanes are full, only what comes and goes, for work of others is not to be kept.

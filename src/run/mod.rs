@@ -6,6 +6,8 @@
 mod backfill;
 mod load;
 pub(crate) mod loops;
+#[cfg(test)]
+mod loops_tests;
 mod watch;
 
 use std::collections::BTreeMap;

@@ -22,7 +22,7 @@ use crate::checker::groups;
 use crate::load::{Draft, Writer};
 use crate::members::{Member, Recipe};
 use crate::plan::{Break, Fault, Lane, Net, Plan, Size, Step, Stores};
-use crate::proxy::{Proxy, Rewrites};
+use crate::proxy::{Proxy, Rewrites, Text};
 use crate::servers::Servers;
 use crate::site::Site;
 use crate::topics::Reader;
@@ -44,7 +44,7 @@ pub struct World {
 }
 
 /// What the proxies rewrite for a break: same length, so that the protocol stays whole.
-fn rewrites(broken: Option<Break>) -> Vec<(Vec<u8>, Vec<u8>)> {
+fn rewrites(broken: Option<Break>) -> Vec<Text> {
     let delta = include_str!("../../src/store/lua/delta.lua");
     let fold = include_str!("../../src/store/lua/fold.lua");
     let take = include_str!("../../src/store/lua/take.lua");
@@ -314,7 +314,9 @@ impl World {
                 let recall = key.replace(":state", ":recall");
                 let known = gone.contains(user.as_str()) && !conn.exists::<_, bool>(recall)?;
                 let life: i64 = conn.hget::<_, _, Option<i64>>(&key, "life")?.unwrap_or(0);
-                if known && life > 0 {
+                // An event that reached its topic after the erase did: somebody with a list to come is not silent.
+                let pending: Option<String> = conn.hget(&key, "pending")?;
+                if known && life > 0 && pending.is_none_or(|it| it.is_empty()) {
                     expired += conn.del::<_, usize>(&key)?;
                 }
             }
@@ -431,7 +433,7 @@ fn rewind(site: &Site, limit: Duration) -> anyhow::Result<()> {
 }
 
 async fn proxies(size: &Size, servers: &Servers) -> anyhow::Result<Vec<Proxy>> {
-    let texts: Rewrites = Arc::new(rewrites(size.broken));
+    let texts = Rewrites::of(rewrites(size.broken));
     let mut proxies = Vec::new();
     match size.stores {
         Stores::Sentinel => {
