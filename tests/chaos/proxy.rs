@@ -5,8 +5,8 @@
 //! hole swallowed arrives when it ends, as from a network that delivers late.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,8 +19,77 @@ use crate::plan::Net;
 /// Of answers, where some are lost.
 const LOST: f64 = 0.12;
 
-/// Texts of a client that are replaced on their way.
-pub type Rewrites = Arc<Vec<(Vec<u8>, Vec<u8>)>>;
+/// What is replaced, and what stands in its place.
+pub type Text = (Vec<u8>, Vec<u8>);
+
+/// Texts of a client that are replaced on their way; all proxies of a run share them.
+#[derive(Default)]
+pub struct Rewrites {
+    known: Vec<Text>,
+    /// Hashes of scripts whose text names a lineage, which is known when they are loaded and not before.
+    learnt: Mutex<Vec<Text>>,
+}
+
+/// How a script of a lineage begins, up to a line's end; the script itself follows.
+const LINEAGE: &[u8] = b"-- lineage ";
+/// Longer than that line.
+const TAIL: usize = 1_024;
+
+impl Rewrites {
+    pub fn of(known: Vec<Text>) -> Arc<Self> {
+        Arc::new(Self {
+            known,
+            learnt: Mutex::default(),
+        })
+    }
+
+    fn learnt(&self) -> MutexGuard<'_, Vec<Text>> {
+        self.learnt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn all(&self) -> Vec<Text> {
+        if self.known.is_empty() {
+            return Vec::new();
+        }
+        self.known.iter().chain(&*self.learnt()).cloned().collect()
+    }
+
+    /// See [`rewrite`]; `tail` is what went on last.
+    fn apply(&self, held: &mut Vec<u8>, tail: &mut Vec<u8>) -> (Vec<u8>, u64) {
+        if self.known.is_empty() {
+            return (std::mem::take(held), 0);
+        }
+        self.learn(&[&tail[..], &held[..]].concat());
+        let (ready, changed) = rewrite(held, &self.all());
+        tail.extend_from_slice(&ready);
+        tail.drain(..tail.len().saturating_sub(TAIL));
+        (ready, changed)
+    }
+
+    /// A script that is loaded under a lineage is called by a hash of its own.
+    fn learn(&self, said: &[u8]) {
+        for (old, new) in &self.known {
+            let places = (0..said.len()).filter(|at| said[*at..].starts_with(old));
+            for at in places {
+                let line = said[..at].strip_suffix(b"\n").unwrap_or_default();
+                let start = line.windows(LINEAGE.len()).rposition(|it| it == LINEAGE);
+                let Some(line) = start.map(|start| &line[start..]) else {
+                    continue;
+                };
+                let hash = |script: &[u8]| {
+                    let whole = [line, b"\n", script].concat();
+                    let whole = redis::Script::new(&String::from_utf8_lossy(&whole));
+                    whole.get_hash().as_bytes().to_vec()
+                };
+                let text = (hash(old), hash(new));
+                let mut learnt = self.learnt();
+                if !line.contains(&b'\n') && !learnt.contains(&text) {
+                    learnt.push(text);
+                }
+            }
+        }
+    }
+}
 
 /// One listening port.
 pub struct Proxy {
@@ -34,7 +103,7 @@ impl Proxy {
     pub async fn start(
         port: u16,
         target: watch::Receiver<SocketAddr>,
-        rewrites: Rewrites,
+        rewrites: Arc<Rewrites>,
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", port)).await?;
         let port = listener.local_addr()?.port();
@@ -70,7 +139,7 @@ impl Proxy {
 struct Way {
     net: watch::Receiver<Net>,
     answers: bool,
-    rewrites: Rewrites,
+    rewrites: Arc<Rewrites>,
     rewritten: Arc<AtomicU64>,
 }
 
@@ -117,9 +186,13 @@ fn reset(stream: TcpStream) {
     let _ = stream.set_zero_linger();
 }
 
-async fn pump(mut way: Way, (mut from, mut to): (OwnedReadHalf, OwnedWriteHalf), texts: Rewrites) {
+async fn pump(
+    mut way: Way,
+    (mut from, mut to): (OwnedReadHalf, OwnedWriteHalf),
+    texts: Arc<Rewrites>,
+) {
     let mut buffer = vec![0; 64 * 1024];
-    let mut held: Vec<u8> = Vec::new();
+    let (mut held, mut tail) = (Vec::new(), Vec::new());
     loop {
         way.open().await;
         let Ok(read) = from.read(&mut buffer).await else {
@@ -139,7 +212,7 @@ async fn pump(mut way: Way, (mut from, mut to): (OwnedReadHalf, OwnedWriteHalf),
             tokio::time::sleep(Duration::from_millis(late)).await;
         }
         held.extend_from_slice(&buffer[..read]);
-        let (ready, changed) = rewrite(&mut held, &texts);
+        let (ready, changed) = texts.apply(&mut held, &mut tail);
         way.rewritten.fetch_add(changed, Ordering::Relaxed);
         if to.write_all(&ready).await.is_err() {
             return;
@@ -174,18 +247,24 @@ fn find(bytes: &[u8], text: &[u8]) -> Option<usize> {
     bytes.windows(text.len()).position(|it| it == text)
 }
 
-/// See [`rewrite`] work, a byte at a time: a proxy that rewrote nothing would make every break pass for a find.
+/// See them work, a byte at a time: a proxy that rewrote nothing would make every break pass for a find.
 pub fn proven() -> Result<(), String> {
-    let texts = [(b"fence".to_vec(), b"FENCE".to_vec())];
-    let said = b"*1\r\n a fen fence fenfence\r\n";
-    let (mut held, mut out, mut changed) = (Vec::new(), Vec::new(), 0);
-    for byte in said {
-        held.push(*byte);
-        let (ready, n) = rewrite(&mut held, &texts);
+    let sha = |script: &str| redis::Script::new(script).get_hash().to_owned();
+    let call = |script: &str| sha(&format!("-- lineage abc\n{script}"));
+    let texts = Rewrites::of(vec![(b"fence".to_vec(), b"FENCE".to_vec())]);
+    let said = |fence: &str| {
+        let hash = call(fence);
+        format!("*1\r\n a fen {fence} fen{fence}\r\n$9\r\n-- lineage abc\n{fence}\r\n{hash}\r\n")
+    };
+    let (mut held, mut tail) = (Vec::new(), Vec::new());
+    let (mut out, mut changed) = (Vec::new(), 0);
+    for byte in said("fence").into_bytes() {
+        held.push(byte);
+        let (ready, n) = texts.apply(&mut held, &mut tail);
         out.extend(ready);
         changed += n;
     }
-    if out == b"*1\r\n a fen FENCE fenFENCE\r\n" && changed == 2 && held.is_empty() {
+    if out == said("FENCE").into_bytes() && changed == 4 && held.is_empty() {
         return Ok(());
     }
     Err(format!("rewrote {:?}", String::from_utf8_lossy(&out)))
