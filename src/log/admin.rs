@@ -224,9 +224,20 @@ impl Admin {
             if list.count() == 0 {
                 return Ok(BTreeMap::new());
             }
-            let found = client(&admin.settings, Some(&group))?
-                .committed_offsets(list, admin.limit())
-                .map_err(|error| unanswered("committed offsets", &error, admin.limit()))?;
+            let client = client(&admin.settings, Some(&group))?;
+            let found = client.committed_offsets(list, admin.limit());
+            let found = found.map_err(|error| {
+                // librdkafka looks for the coordinator until time is up, also where the broker refuses to name it.
+                let said = std::iter::from_fn(|| client.poll(Duration::ZERO)).take(64);
+                let refusal = said.filter_map(Result::err).find(|error| {
+                    let code = error.rdkafka_error_code();
+                    code.is_some_and(super::producer::permanent)
+                });
+                match refusal {
+                    Some(why) => refused("committed offsets", &why),
+                    None => unanswered("committed offsets", &error, admin.limit()),
+                }
+            })?;
             Ok(admin.absolute(&found).collect())
         })
         .await
