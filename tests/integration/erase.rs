@@ -467,3 +467,32 @@ async fn a_request_that_is_still_unread_makes_no_list_of_an_erased_user() {
     assert_eq!(lists.count(), 0);
     drop((ingest, generate));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_erase_calls_off_the_list_that_is_being_made() {
+    let site = Site::open(&[]).await;
+    let path = site.folder().join("nearshore.toml");
+    let text = std::fs::read_to_string(&path).expect("a configuration");
+    let model = crate::harness::variable("NEARSHORE_TEST_MODEL");
+    site.write("nearshore.toml", &text.replace(&model, "table:5s"));
+    site.catalogue().await;
+    let all = Process::ready(&site, "all").await;
+    site.send(vec![site.bought("ann", 3)]).await;
+    eventually(LIMIT, || async {
+        match all.metric("nearshore_requests_running", "").await {
+            0.0 => Err("nothing runs".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    site.said(&["forget", "ann"]).await;
+    eventually(LIMIT, || async {
+        let log = all.log();
+        let said = log.contains("their lists are called off");
+        said.then_some(()).ok_or(log)
+    })
+    .await;
+    site.send(vec![site.bought("bob", 3)]).await;
+    has_a_list(&site, "bob").await;
+    assert_eq!(site.peek("ann").await.list, None);
+}

@@ -18,7 +18,6 @@ mod poison;
 mod pressure;
 mod process;
 mod proxy;
-mod rebalance;
 mod redis_failover;
 mod redis_trouble;
 mod refresh;

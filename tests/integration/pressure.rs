@@ -118,7 +118,6 @@ async fn halves(processes: [&Process; 2], span: Duration) -> [(f64, f64); 2] {
     most
 }
 
-#[ignore = "open: nothing moved to the member that joined meanwhile, and why is not known; run it with --ignored"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stalled_model_costs_neither_memory_nor_the_group() {
     // So slow that a batch in hand is never done before somebody comes or goes.
@@ -146,10 +145,11 @@ async fn a_stalled_model_costs_neither_memory_nor_the_group() {
     for member in [&ingest, &generate, &other] {
         no_callback_waited(member).await;
     }
-    let went = generate
-        .metric("nearshore_rebalanced_partitions_total", "revoked")
+    // Of what went the first one hears when its batch is done, long after the group has given it away.
+    let came = other
+        .metric("nearshore_rebalanced_partitions_total", "assigned")
         .await;
-    assert!(went > 0.0, "nothing moved to the other one");
+    assert!(came > 0.0, "nothing moved to the other one");
     drop((generate, other));
     recovers(&site).await;
     is_exact(&site).await;
