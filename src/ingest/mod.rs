@@ -11,9 +11,12 @@ mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use futures::FutureExt;
+use futures::future::{BoxFuture, MaybeDone, maybe_done};
 use lru::LruCache;
 
 use crate::checkpoints::Checkpoints;
@@ -27,7 +30,7 @@ use crate::metrics::{self, EventOutcome, EventType, Stage};
 use crate::record::{Offset, Partition, Record, Resume, Timestamp};
 use crate::shop::Shop;
 use crate::state::Held;
-use crate::store::{Added, FoldWrite, Folded, Store, Stored};
+use crate::store::{self, Added, FoldWrite, Folded, Store, Stored};
 use crate::topics::Topics;
 pub use error::Error;
 pub use records::{bury, letter, request_record, update_record};
@@ -38,6 +41,9 @@ use crate::trigger::{Policy, Request};
 
 /// Length of a bucket of the counts: seven days of record time.
 pub const BUCKET_MS: i64 = 7 * 86_400_000;
+
+/// Users of one write: enough to share a round trip, few enough that the next are planned while it is made.
+const AT_ONCE: usize = 64;
 
 /// What the role needs to know; from configuration.
 #[derive(Clone, Debug)]
@@ -107,6 +113,9 @@ impl std::ops::AddAssign for Tally {
     }
 }
 
+/// Fences of the counts, by partition and shard.
+type Chains = BTreeMap<Partition, BTreeMap<u8, Offset>>;
+
 /// One member of the ingest group.
 pub struct Ingest<L, S> {
     log: L,
@@ -117,8 +126,8 @@ pub struct Ingest<L, S> {
     cache: LruCache<UserId, (u32, Held)>,
     /// Age of the cache: what was put there two ages ago and not needed since is dropped.
     age: u32,
-    /// Fences of the counts as last seen, by partition and shard.
-    chains: BTreeMap<Partition, BTreeMap<u8, Offset>>,
+    /// As last seen.
+    chains: Chains,
     /// Handled, not yet committed, and whether the store still is the one it was.
     checkpoints: Checkpoints<S>,
     /// Dead letters of batches in hand that need not be written again.
@@ -142,6 +151,44 @@ struct After {
     tally: Tally,
     /// Records by topic, kind and outcome, for metrics.
     seen: BTreeMap<(Arc<str>, EventType, EventOutcome), u64>,
+}
+
+/// One user's records and what becomes of them.
+struct Planned {
+    user: UserId,
+    records: Vec<Accepted>,
+    plan: Plan,
+}
+
+/// Some users' plans, each with what the store answered if it was asked.
+type Written = Vec<(Planned, Option<Folded>)>;
+/// On its way, and its outcome kept until it is asked for.
+type Writing = MaybeDone<BoxFuture<'static, Result<Written, store::Error>>>;
+
+/// Writes the plans that change something; what the store answered to each of these.
+async fn written<S: Store>(
+    store: S,
+    ns: String,
+    mut plans: Vec<Planned>,
+) -> Result<Written, store::Error> {
+    let change = plans.iter_mut().filter(|planned| planned.plan.changed);
+    let writes: Vec<FoldWrite> = change
+        .map(|planned| write_of(&planned.user, &mut planned.plan))
+        .collect();
+    let outcomes = match writes.is_empty() {
+        true => Vec::new(),
+        false => store.fold(&ns, &writes).await?,
+    };
+    let mut stored = writes.into_iter().zip(outcomes);
+    let settled = plans.into_iter().map(|mut planned| {
+        if !planned.plan.changed {
+            return (planned, None);
+        }
+        let (write, outcome) = stored.next().expect("an outcome for each write");
+        give_back(write, &mut planned.plan);
+        (planned, Some(outcome))
+    });
+    Ok(settled.collect())
 }
 
 impl<L: Log, S: Store> Ingest<L, S> {
@@ -223,8 +270,16 @@ impl<L: Log, S: Store> Ingest<L, S> {
         };
         self.bury(&rejects).await?;
         self.fold_users(users, &batches, &mut after).await?;
-        self.count(std::mem::take(&mut after.counted)).await?;
-        self.tell(&mut after).await?;
+        // Neither needs the other, and they wait for different servers.
+        let (mut chains, counted) = (
+            std::mem::take(&mut self.chains),
+            std::mem::take(&mut after.counted),
+        );
+        let (counted, told) =
+            futures::join!(self.count(&mut chains, counted), self.tell(&mut after));
+        self.chains = chains;
+        counted?;
+        told?;
         self.store.flush().await?;
         count_records(&after.seen);
         self.graves
@@ -306,6 +361,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
         bury(&mut self.graves, &self.log, (&topics.dlq, group), &dead).await
     }
 
+    /// Some users at a time: while Redis writes these, the next are planned.
     async fn fold_users(
         &mut self,
         mut todo: BTreeMap<UserId, Vec<Accepted>>,
@@ -316,24 +372,63 @@ impl<L: Log, S: Store> Ingest<L, S> {
         while !todo.is_empty() {
             self.load(todo.keys()).await?;
             let lists = self.lists(&todo).await?;
-            let mut plans = Vec::with_capacity(todo.len());
-            for (user, records) in &todo {
-                // Taken out until it is stored: after an error nothing half-written stays behind.
-                let (_, held) = self.cache.pop(user).unwrap_or_default();
-                self.below_end(&held, batches).await?;
-                let book = Rulebook {
-                    shop: &shop,
-                    policy: &self.settings.policy,
-                    ns: &self.settings.ns,
-                    window: self.settings.window,
-                    triggers: self.settings.triggers,
-                    complete_since: &self.settings.complete_since,
+            let mut rest = std::mem::take(&mut todo).into_iter();
+            let mut before: Option<Writing> = None;
+            loop {
+                let some: Vec<_> = rest.by_ref().take(AT_ONCE).collect();
+                let mut next = if some.is_empty() {
+                    None
+                } else {
+                    let plans = self.plans(some, (&shop, &lists), batches).await?;
+                    let (store, ns) = (self.store.clone(), self.settings.ns.clone());
+                    Some(maybe_done(written(store, ns, plans).boxed()))
                 };
-                plans.push((user.clone(), plan(held, records, lists.get(user), &book)));
+                if let Some(next) = &mut next {
+                    // On its way, before anything is waited for.
+                    let _ = futures::poll!(next);
+                }
+                match before.take() {
+                    Some(mut before) => {
+                        (&mut before).await;
+                        let outcomes = Pin::new(&mut before).take_output();
+                        self.settle(outcomes.expect("it was awaited")?, &mut todo, after);
+                    }
+                    None if next.is_none() => break,
+                    None => {}
+                }
+                before = next;
             }
-            self.write(plans, &mut todo, after).await?;
         }
         Ok(())
+    }
+
+    async fn plans(
+        &mut self,
+        some: Vec<(UserId, Vec<Accepted>)>,
+        (shop, lists): (&Shop, &BTreeMap<UserId, Listed>),
+        batches: &[&Batch],
+    ) -> Result<Vec<Planned>, Error> {
+        let mut plans = Vec::with_capacity(some.len());
+        for (user, records) in some {
+            // Taken out until it is stored: after an error nothing half-written stays behind.
+            let (_, held) = self.cache.pop(&user).unwrap_or_default();
+            self.below_end(&held, batches).await?;
+            let book = Rulebook {
+                shop,
+                policy: &self.settings.policy,
+                ns: &self.settings.ns,
+                window: self.settings.window,
+                triggers: self.settings.triggers,
+                complete_since: &self.settings.complete_since,
+            };
+            let plan = plan(held, &records, lists.get(&user), &book);
+            plans.push(Planned {
+                user,
+                records,
+                plan,
+            });
+        }
+        Ok(plans)
     }
 
     /// A fence at or above the log's end is no duplicate: the log is another one than was folded. A batch
@@ -361,41 +456,32 @@ impl<L: Log, S: Store> Ingest<L, S> {
         Ok(())
     }
 
-    /// Writes plans; users whose plan is stored, or changes nothing, leave `todo`.
-    async fn write(
+    /// Takes over what is stored or changes nothing; whoever was overtaken is to be planned again.
+    fn settle(
         &mut self,
-        plans: Vec<(UserId, Plan)>,
+        written: Written,
         todo: &mut BTreeMap<UserId, Vec<Accepted>>,
         after: &mut After,
-    ) -> Result<(), Error> {
-        let (mut change, same): (Vec<_>, Vec<_>) =
-            plans.into_iter().partition(|(_, plan)| plan.changed);
-        let writes: Vec<FoldWrite> = change
-            .iter_mut()
-            .map(|(user, plan)| write_of(user, plan))
-            .collect();
-        let outcomes = if writes.is_empty() {
-            Vec::new()
-        } else {
-            self.store.fold(&self.settings.ns, &writes).await?
-        };
-        for (((user, mut plan), write), outcome) in change.into_iter().zip(writes).zip(outcomes) {
-            give_back(write, &mut plan);
+    ) {
+        for (planned, outcome) in written {
+            let Planned {
+                user,
+                records,
+                mut plan,
+            } = planned;
             match outcome {
-                Folded::Stored { ver } => {
+                None => self.keep(user, plan, after),
+                Some(Folded::Stored { ver }) => {
                     plan.held.ver = ver;
-                    todo.remove(&user);
                     self.keep(user, plan, after);
                 }
                 // Not in the cache any more: the next round loads it, the tombstone applied.
-                Folded::Stale | Folded::Erased { .. } => metrics::state_conflicts(1),
+                Some(Folded::Stale | Folded::Erased { .. }) => {
+                    metrics::state_conflicts(1);
+                    todo.insert(user, records);
+                }
             }
         }
-        for (user, plan) in same {
-            todo.remove(&user);
-            self.keep(user, plan, after);
-        }
-        Ok(())
     }
 
     /// Takes over a plan that is stored: its effects on counts and log come next.
@@ -482,33 +568,35 @@ impl<L: Log, S: Store> Ingest<L, S> {
     }
 
     /// Adds to the counts, all partitions in one go; cuts again from the stored fence until every chain fits.
-    async fn count(&mut self, mut counted: BTreeMap<Partition, Vec<Counted>>) -> Result<(), Error> {
+    async fn count(
+        &self,
+        chains: &mut Chains,
+        mut counted: BTreeMap<Partition, Vec<Counted>>,
+    ) -> Result<(), Error> {
+        let ns = &self.settings.ns;
         for (partition, events) in &mut counted {
             events.sort_by_key(|event| event.position.offset);
-            if !self.chains.contains_key(partition) {
-                let fences = self
-                    .store
-                    .count_fences(&self.settings.ns, partition)
-                    .await?;
-                self.chains.insert(partition.clone(), fences);
+            if !chains.contains_key(partition) {
+                let fences = self.store.count_fences(ns, partition).await?;
+                chains.insert(partition.clone(), fences);
             }
         }
         loop {
             let mut all = Vec::new();
             for (partition, events) in &counted {
-                let chain = self.chains.entry(partition.clone()).or_default();
+                let chain = chains.entry(partition.clone()).or_default();
                 all.extend(deltas(partition, events, chain));
             }
             if all.is_empty() {
                 return Ok(());
             }
-            let outcomes = self.store.add(&self.settings.ns, &all).await?;
+            let outcomes = self.store.add(ns, &all).await?;
             for (delta, outcome) in all.into_iter().zip(outcomes) {
                 let fence = match outcome {
                     Added::Stored => Some(delta.last),
                     Added::Fence(fence) => fence,
                 };
-                let chain = self.chains.entry(delta.partition).or_default();
+                let chain = chains.entry(delta.partition).or_default();
                 match fence {
                     Some(fence) => chain.insert(delta.shard, fence),
                     None => chain.remove(&delta.shard),
