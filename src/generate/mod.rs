@@ -10,6 +10,7 @@ mod count;
 mod pace;
 mod put_back;
 mod serve;
+mod telling;
 mod yielding;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use count::{count_batch, count_dropped, count_published, count_running};
 
 pub use pace::Pace;
 use pace::Paces;
+use telling::Owed;
 pub use yielding::HEED_EVERY;
 
 use crate::arms::{arm_of, arms_for};
@@ -30,7 +32,7 @@ use crate::checkpoints::Checkpoints;
 use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
 use crate::engine::Info;
 use crate::event::Reject;
-use crate::ingest::{Error, bury, current, tell_lists, update};
+use crate::ingest::{Error, bury, current, update};
 use crate::lanes::{Lanes, Offered, Policy, Work};
 use crate::list::{Model, Source};
 use crate::log::bury::Graves;
@@ -121,6 +123,7 @@ pub struct Generate<L, S, A> {
     /// What a user costs the model: to say how many seconds of work are queued.
     paces: Paces,
     aloft: Aloft<S>,
+    owed: Owed,
 }
 
 /// A user who was taken, on the way to a list.
@@ -165,6 +168,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             current: Vec::new(),
             far: Vec::new(),
             names: None,
+            owed: Owed::default(),
         }
     }
 
@@ -270,6 +274,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// Serves what is due. After an error call it again: what was cut is kept.
     pub async fn turn(&mut self, now: Timestamp) -> Result<Turn, Error> {
+        self.settle().await?;
         self.put_back(now).await?;
         if self.current.is_empty() {
             let most = self.settings.lanes.batch_max;
@@ -503,7 +508,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             }
         }
         let published = out.len() as u64;
-        tell_lists(&self.log, &self.store, (&self.settings.topics, ns), out).await?;
+        self.tell(ns, out).await?;
         Ok(published)
     }
 
@@ -532,7 +537,6 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             metrics::unchanged(work.request.lane);
             (work.request.user.clone(), current(&peek))
         });
-        let place = (&self.settings.topics, ns);
-        tell_lists(&self.log, &self.store, place, told.collect()).await
+        self.tell(ns, told.collect()).await
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::{Answers, Generate, Job, Listed, Turn};
 use crate::event::UserId;
-use crate::ingest::{Error, tell_lists};
+use crate::ingest::Error;
 use crate::lanes::Work;
 use crate::log::Log;
 use crate::store::{Store, Take, Took};
@@ -81,7 +81,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         }
         let covered = again.len() as u64;
         self.tell_again(ns, again).await?;
-        tell_lists(&self.log, &self.store, (&self.settings.topics, ns), gone).await?;
+        self.tell(ns, gone).await?;
         Ok((jobs, covered))
     }
 
