@@ -315,13 +315,8 @@ impl Intake {
 impl State {
     /// Whether a partition is ours, and the role was told all that it went through.
     fn knows(&self, partition: &Partition) -> bool {
-        let told = |notice: &Delivery| match notice {
-            Delivery::Revoked { partitions, .. } | Delivery::Assigned(partitions) => {
-                !partitions.contains(partition)
-            }
-            Delivery::Batch(_) => true,
-        };
-        self.own.contains_key(partition) && self.notices.iter().all(told)
+        let untold = self.notices.iter().any(|notice| notice.moves(partition));
+        self.own.contains_key(partition) && !untold
     }
 
     /// Takes back what waits of these.

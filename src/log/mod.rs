@@ -51,6 +51,18 @@ pub enum Delivery {
     Batch(Batch),
 }
 
+impl Delivery {
+    /// Whether it says that this partition came or went.
+    fn moves(&self, partition: &Partition) -> bool {
+        match self {
+            Self::Revoked { partitions, .. } | Self::Assigned(partitions) => {
+                partitions.contains(partition)
+            }
+            Self::Batch(_) => false,
+        }
+    }
+}
+
 /// Records of one partition.
 #[derive(Clone, Debug)]
 pub struct Batch {

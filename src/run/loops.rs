@@ -263,7 +263,6 @@ async fn ingest_turns<L: Log, S: Store>(
         tokio::select! {
             // The end comes first: a batch that was given up for it must not be followed by the next of its partition,
             // whose commit would pass over it.
-
             biased;
             () = cancel.cancelled() => return Ok(()),
             _ = commits.tick() => commit(member, cancel).await?,

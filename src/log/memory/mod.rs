@@ -427,13 +427,8 @@ impl Member {
     /// Whether a partition is this member's and it knows: one that went and came back untold is not, for what
     /// the member would commit is from before.
     fn knows(&self, partition: &Partition) -> bool {
-        let told = |notice: &Delivery| match notice {
-            Delivery::Revoked { partitions, .. } | Delivery::Assigned(partitions) => {
-                !partitions.contains(partition)
-            }
-            Delivery::Batch(_) => true,
-        };
-        self.own.contains_key(partition) && self.notices.iter().all(told)
+        let untold = self.notices.iter().any(|notice| notice.moves(partition));
+        self.own.contains_key(partition) && !untold
     }
 
     fn tell(&mut self, notice: Delivery) {
