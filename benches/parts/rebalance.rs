@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use nearshore::list::Update;
 use nearshore::log::{Delivery, KafkaLog, Log, NewTopic, Outgoing};
-use nearshore::record::{Partition, Timestamp};
-use rdkafka::ClientConfig;
+use nearshore::record::Timestamp;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{ClientConfig, Message as _};
 
 use crate::fold::{fill, samples, site};
 use crate::harness::{eventually, fresh};
@@ -162,7 +162,8 @@ async fn joins(site: &Site, pairs: usize) {
     );
 }
 
-/// Partitions that a member keeps while others come: how long nothing of them is delivered, at most.
+/// Partitions that a member keeps while others come: how long nothing of them is delivered, at most. Beside a bare client,
+/// which librdkafka leaves asleep after its own pause.
 async fn stays(site: &Site, joins: usize) {
     let topic = topic(site).await;
     let (producer, name) = (site.producer.clone(), topic.clone());
@@ -189,37 +190,84 @@ async fn stays(site: &Site, joins: usize) {
         reading.await.expect("no panic").close().await;
         gaps(&mut old, Duration::from_secs(5)).await;
     }
-    feeding.abort();
     old.close().await;
+    let bare = tokio::task::block_in_place(|| bare_stays(site, &topic, joins));
+    feeding.abort();
     println!(
-        "  partitions that stay, records every 10 ms: longest silence {quiet:.3} s before, {moved:.3?} s while others join"
+        "  partitions that stay, records every 10 ms: longest silence {quiet:.3} s before, {moved:.3?} s while others join; a bare client's {bare:.3?} s"
     );
+}
+
+fn bare_stays(site: &Site, topic: &str, joins: usize) -> Vec<f64> {
+    let group = fresh("bare-stays");
+    let old = bare(site, &group, topic);
+    first_record(&old);
+    bare_gaps(&old, Duration::from_secs(5));
+    let one = |_| {
+        let new = bare(site, &group, topic);
+        let new = Polling::start(new);
+        let longest = bare_gaps(&old, Duration::from_secs(8));
+        drop(new.end());
+        bare_gaps(&old, Duration::from_secs(5));
+        longest
+    };
+    (0..joins).map(one).collect()
+}
+
+fn bare_gaps(consumer: &BaseConsumer, span: Duration) -> f64 {
+    let end = Instant::now() + span;
+    let mut silences = Silences::default();
+    while Instant::now() < end {
+        if let Some(Ok(message)) = consumer.poll(Duration::from_millis(50)) {
+            silences.heard(message.partition());
+        }
+    }
+    let ours = consumer.assignment().expect("a member");
+    let kept: Vec<i32> = ours.elements().iter().map(|it| it.partition()).collect();
+    silences.last.retain(|number, _| kept.contains(number));
+    silences.longest(end)
+}
+
+/// When each partition was heard last, and its longest silence so far.
+#[derive(Default)]
+struct Silences {
+    last: BTreeMap<i32, (Instant, f64)>,
+}
+
+impl Silences {
+    fn heard(&mut self, number: i32) {
+        let now = Instant::now();
+        let (before, longest) = self.last.entry(number).or_insert((now, 0.0));
+        *longest = longest.max(now.duration_since(*before).as_secs_f64());
+        *before = now;
+    }
+
+    fn longest(&self, end: Instant) -> f64 {
+        let tail = |(before, longest): &(Instant, f64)| {
+            longest.max(end.saturating_duration_since(*before).as_secs_f64())
+        };
+        self.last.values().map(tail).fold(0.0, f64::max)
+    }
 }
 
 /// The longest silence of any partition that was ours all the time.
 async fn gaps(log: &mut KafkaLog, span: Duration) -> f64 {
     let end = Instant::now() + span;
-    let mut last: BTreeMap<Partition, (Instant, f64)> = BTreeMap::new();
+    let mut silences = Silences::default();
     while let Ok(delivery) = tokio::time::timeout_at(end.into(), log.next()).await {
-        let now = Instant::now();
         match delivery.expect("goes on") {
-            Delivery::Batch(batch) => {
-                let (before, longest) = last.entry(batch.partition).or_insert((now, 0.0));
-                *longest = longest.max(now.duration_since(*before).as_secs_f64());
-                *before = now;
-            }
+            Delivery::Batch(batch) => silences.heard(batch.partition.number),
             Delivery::Revoked { partitions, .. } => {
-                last.retain(|partition, _| !partitions.contains(partition));
+                let moved: Vec<i32> = partitions.iter().map(|it| it.number).collect();
+                silences.last.retain(|number, _| !moved.contains(number));
             }
             Delivery::Assigned(_) => {}
         }
-        if now >= end {
+        if Instant::now() >= end {
             break;
         }
     }
-    let tail =
-        |(before, longest): &(Instant, f64)| longest.max(end.duration_since(*before).as_secs_f64());
-    last.values().map(tail).fold(0.0, f64::max)
+    silences.longest(end)
 }
 
 /// Members come and go while every place of the model is taken.

@@ -499,15 +499,25 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             .collect();
         let writes: Vec<Publish> = lists.iter().map(|(list, _)| list.clone()).collect();
         let outcomes = self.store.publish(ns, &writes).await?;
-        let mut out = Vec::new();
+        let (mut out, mut behind) = (Vec::new(), Vec::new());
         for (((list, source), outcome), job) in lists.iter().zip(outcomes).zip(jobs) {
             metrics::fenced_off(outcome);
-            if outcome == Published::Stored {
-                count_published(&self.arms[job.arm].arm.id, job.work, (*source, now));
-                out.push((list.user.clone(), Some(update(&list.list))));
+            match outcome {
+                Published::Stored => {
+                    count_published(&self.arms[job.arm].arm.id, job.work, (*source, now));
+                    out.push((list.user.clone(), Some(update(&list.list))));
+                }
+                // The newer list may be this very one: a Redis Cluster's client that lost the answer sends it again.
+                Published::Older => behind.push(list.user.clone()),
+                _ => {}
             }
         }
         let published = out.len() as u64;
+        if !behind.is_empty() {
+            let peeks = self.store.peek(ns, &behind).await?;
+            let stored = behind.into_iter().zip(peeks);
+            out.extend(stored.map(|(user, peek)| (user, current(&peek))));
+        }
         self.tell(ns, out).await?;
         Ok(published)
     }

@@ -1,6 +1,6 @@
 //! [`KafkaLog`]: one member of a consumer group, with a producer beside it.
 //!
-//! Threads: the poll thread ([`super::poll`]) and a commit thread, for librdkafka's synchronous commit blocks and
+//! Threads: the poll thread ([`super::poll`]), one that wakes fetchers ([`super::wake`]), and a commit thread, for librdkafka's synchronous commit blocks and
 //! its asynchronous one answers behind everything that was fetched ahead. The role owns the handle.
 //!
 //! A commit is sent only for partitions that are ours at that moment. Kafka itself does not check that: it
@@ -22,7 +22,7 @@ use super::health::{Health, Lag};
 use super::intake::Intake;
 use super::poll::{Member, Poller};
 use super::producer::{Producer, permanent, refused};
-use super::{Committed, Delivery, Error, Log, Outgoing, Settings};
+use super::{Committed, Delivery, Error, Log, Outgoing, Settings, wake};
 use crate::record::{Offset, Partition, Resume};
 
 /// How long [`Log::close`] takes at most; the group notices by itself afterwards.
@@ -61,7 +61,8 @@ impl KafkaLog {
     pub fn join(settings: &Settings, group: &str, topics: &[&str]) -> Result<Self, Error> {
         let intake = Arc::new(Intake::default());
         let health = Health::default();
-        let member = Member::new(settings, intake.clone(), health.clone());
+        let (waker, wakes) = wake::channel();
+        let member = Member::new(settings, intake.clone(), health.clone(), waker);
         let consumer: BaseConsumer<Member> = settings
             .consuming(group)?
             .create_with_context(member)
@@ -78,6 +79,8 @@ impl KafkaLog {
             limit: settings.ack_timeout,
         };
         spawn("log-commit", move || committer.run(queue))?;
+        let woken = Arc::downgrade(&consumer);
+        spawn("log-wake", move || wakes.run(&woken))?;
         let poller = Poller::new(consumer, stop.clone());
         let (watched, signs) = (intake.clone(), health.clone());
         spawn("log-poll", move || {

@@ -18,6 +18,7 @@ mod producer;
 pub mod replay;
 mod settings;
 mod tail;
+mod wake;
 
 use std::future::Future;
 use std::sync::Arc;

@@ -25,6 +25,7 @@ use rdkafka::{ClientContext, Message, TopicPartitionList};
 
 use super::health::{Health, Watch};
 use super::intake::{self, Intake};
+use super::wake::Waker;
 use super::{Batch, Settings, native};
 use crate::metrics;
 use crate::record::{Offset, Partition, Record};
@@ -53,13 +54,15 @@ pub(super) struct Member {
     pub watch: Watch,
     pub intake: Arc<Intake>,
     pub settings: Settings,
+    waker: Waker,
     changes: Mutex<Vec<Change>>,
     paused: Mutex<TopicPartitionList>,
 }
 
 impl Member {
-    pub fn new(settings: &Settings, intake: Arc<Intake>, health: Health) -> Self {
+    pub fn new(settings: &Settings, intake: Arc<Intake>, health: Health, waker: Waker) -> Self {
         Self {
+            waker,
             watch: Watch::new(settings, health),
             intake,
             settings: settings.clone(),
@@ -87,6 +90,13 @@ impl Member {
                     .partition(element.topic(), element.partition())
             })
             .collect()
+    }
+
+    /// What we keep was paused by librdkafka around this callback: see [`super::wake`].
+    fn wake(&self, consumer: &BaseConsumer<Self>) {
+        if let Ok(ours) = consumer.assignment() {
+            self.waker.wake(&ours);
+        }
     }
 
     fn failed(&self, what: &str, error: &KafkaError) {
@@ -130,6 +140,7 @@ impl ConsumerContext for Member {
             if !partitions.is_empty() {
                 self.intake.assign(partitions.clone());
             }
+            self.wake(consumer);
             self.post(Change::Assigned(partitions));
             return;
         }
@@ -159,6 +170,7 @@ impl ConsumerContext for Member {
         if let Err(error) = consumer.incremental_unassign(list) {
             self.failed("unassign", &error);
         }
+        self.wake(consumer);
         self.post(Change::Revoked(partitions));
     }
 }
@@ -381,10 +393,12 @@ impl Poller {
         }
         *paused = still;
         drop(paused);
-        if list.count() > 0
-            && let Err(error) = self.consumer.resume(&list)
-        {
-            context.failed("resume", &error);
+        if list.count() == 0 {
+            return;
+        }
+        match self.consumer.resume(&list) {
+            Ok(()) => context.waker.wake(&list),
+            Err(error) => context.failed("resume", &error),
         }
     }
 

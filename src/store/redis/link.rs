@@ -2,8 +2,9 @@
 //!
 //! Invariant: a connection that answered READONLY, MASTERDOWN or LOADING, broke, or was late is never used
 //! again: redis-rs alone would keep it for ever, and nobody can tell a slow peer from a hole that swallows
-//! packets. It retries nothing but an unknown script: callers do, since every write is fenced. It does
-//! not know what the commands mean.
+//! packets. It retries nothing but an unknown script: callers do, since every write is fenced. A Redis Cluster's client does
+//! retry by itself, so a write's answer may be that of its second landing: "older" or "stale" for a write that is in
+//! place. It does not know what the commands mean.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

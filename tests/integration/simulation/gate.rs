@@ -148,6 +148,25 @@ impl Gate {
         fate
     }
 
+    /// A call into the store. A client may have lost the answer and repeated the call by itself, as that of a Redis Cluster
+    /// does: then the caller gets the second answer.
+    async fn store<T, F>(&self, call: impl Fn() -> F) -> Result<T, store::Error>
+    where
+        T: Send,
+        F: Future<Output = Result<T, store::Error>> + Send + 'static,
+    {
+        if self.is_calm() || !self.coin(0.03) {
+            return self.pass(call, no_store).await;
+        }
+        self.journal(|journal| journal.faults += 1);
+        let (first, second) = (call(), call());
+        let both = || async move {
+            let _ = first.await;
+            second.await
+        };
+        self.pass(both, no_store).await
+    }
+
     async fn pass<T, E, F>(&self, call: impl FnOnce() -> F, timeout: fn() -> E) -> Result<T, E>
     where
         T: Send,
@@ -202,7 +221,12 @@ macro_rules! through {
     ($self:ident.$name:ident($($arg:ident),*)) => {{
         let inner = $self.inner.clone();
         $(let $arg = $arg.to_owned();)*
-        $self.gate.pass(move || async move { inner.$name($(&$arg),*).await }, no_store).await
+        let call = move || {
+            let inner = inner.clone();
+            $(let $arg = $arg.clone();)*
+            async move { inner.$name($(&$arg),*).await }
+        };
+        $self.gate.store(call).await
     }};
 }
 
@@ -218,18 +242,21 @@ impl<S: Store> Store for Gated<S> {
     async fn take(&self, ns: &str, takes: &[Take]) -> Result<Vec<Took>, store::Error> {
         let (inner, gate) = (self.inner.clone(), self.gate.clone());
         let (ns, takes) = (ns.to_owned(), takes.to_vec());
-        let call = move || async move {
-            let taken = inner.take(&ns, &takes).await?;
-            gate.journal(|journal| {
-                for (take, taken) in takes.iter().zip(&taken) {
-                    if matches!(taken, Took::Taken(_)) {
-                        *journal.takes.entry(take.user.clone()).or_default() += 1;
+        let call = move || {
+            let (inner, gate, ns, takes) = (inner.clone(), gate.clone(), ns.clone(), takes.clone());
+            async move {
+                let taken = inner.take(&ns, &takes).await?;
+                gate.journal(|journal| {
+                    for (take, taken) in takes.iter().zip(&taken) {
+                        if matches!(taken, Took::Taken(_)) {
+                            *journal.takes.entry(take.user.clone()).or_default() += 1;
+                        }
                     }
-                }
-            });
-            Ok(taken)
+                });
+                Ok(taken)
+            }
         };
-        self.gate.pass(call, no_store).await
+        self.gate.store(call).await
     }
 
     async fn peek(&self, ns: &str, users: &[UserId]) -> Result<Vec<Peek>, store::Error> {
@@ -239,30 +266,33 @@ impl<S: Store> Store for Gated<S> {
     async fn publish(&self, ns: &str, lists: &[Publish]) -> Result<Vec<Published>, store::Error> {
         let (inner, gate) = (self.inner.clone(), self.gate.clone());
         let (ns, lists) = (ns.to_owned(), lists.to_vec());
-        let call = move || async move {
-            let began = gate.moment();
-            let outcomes = inner.publish(&ns, &lists).await?;
-            let between = (began, gate.moment());
-            gate.journal(|journal| {
-                for (list, outcome) in lists.iter().zip(&outcomes) {
-                    if *outcome == Published::Stored {
-                        let Publish {
-                            user, life, list, ..
-                        } = list.clone();
-                        journal.published.push(Shown {
-                            ns: ns.clone(),
-                            user,
-                            life,
-                            ticket: list.ticket,
-                            covers: list.covers,
-                            between,
-                        });
+        let call = move || {
+            let (inner, gate, ns, lists) = (inner.clone(), gate.clone(), ns.clone(), lists.clone());
+            async move {
+                let began = gate.moment();
+                let outcomes = inner.publish(&ns, &lists).await?;
+                let between = (began, gate.moment());
+                gate.journal(|journal| {
+                    for (list, outcome) in lists.iter().zip(&outcomes) {
+                        if *outcome == Published::Stored {
+                            let Publish {
+                                user, life, list, ..
+                            } = list.clone();
+                            journal.published.push(Shown {
+                                ns: ns.clone(),
+                                user,
+                                life,
+                                ticket: list.ticket,
+                                covers: list.covers,
+                                between,
+                            });
+                        }
                     }
-                }
-            });
-            Ok(outcomes)
+                });
+                Ok(outcomes)
+            }
         };
-        self.gate.pass(call, no_store).await
+        self.gate.store(call).await
     }
 
     async fn add(&self, ns: &str, deltas: &[Delta]) -> Result<Vec<Added>, store::Error> {
