@@ -344,7 +344,8 @@ async fn death(site: &Site, users: usize) {
         Process::with(site, "generate", &environment).await,
     ];
     let mut generate = Process::with(site, "generate", &environment).await;
-    eventually(LIMIT * 4, || async {
+    // A list each, first: minutes.
+    eventually(LIMIT * 20, || async {
         let waits = others[1].metric("nearshore_requests_waiting", "").await
             + generate.metric("nearshore_requests_waiting", "").await;
         if waits > 0.0 {
