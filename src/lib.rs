@@ -17,6 +17,7 @@
 
 // pure: values in, values out
 pub mod arms;
+pub mod best;
 pub mod catalogue;
 pub mod compose;
 pub mod demand;

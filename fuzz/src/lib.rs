@@ -6,6 +6,8 @@
 
 #[path = "../../src/arms.rs"]
 pub mod arms;
+#[path = "../../src/best.rs"]
+pub mod best;
 #[path = "../../src/catalogue.rs"]
 pub mod catalogue;
 #[path = "../../src/compose.rs"]

@@ -9,7 +9,9 @@ mod ready;
 #[cfg(test)]
 mod tests;
 
+use std::future::IntoFuture;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Query, Request, State};
@@ -56,7 +58,10 @@ impl App {
     }
 }
 
-/// Serves until `stop`; answers that are under way are finished.
+/// How long answers that are under way at the end may take: a look at a user waits for Redis.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// Serves until `stop`; answers that are under way are finished, if they are soon.
 pub async fn serve(
     listener: TcpListener,
     app: App,
@@ -67,9 +72,18 @@ pub async fn serve(
     if loopback {
         routes = routes.layer(middleware::from_fn(only_local_names));
     }
-    axum::serve(listener, routes)
-        .with_graceful_shutdown(async move { stop.cancelled().await })
-        .await
+    let told = stop.clone();
+    let over = async {
+        stop.cancelled().await;
+        tokio::time::sleep(LAST_ANSWERS).await;
+    };
+    let serving = axum::serve(listener, routes)
+        .with_graceful_shutdown(async move { told.cancelled().await })
+        .into_future();
+    tokio::select! {
+        ended = serving => ended,
+        () = over => Ok(()),
+    }
 }
 
 fn routes(app: App) -> Router {

@@ -127,8 +127,8 @@ pub async fn start(
     // First: a process that waits for Kafka or its model says so.
     spawn_http(&mut tasks, &parts, metrics).await?;
     spawn_keeper(&mut tasks, &parts, keeper);
-    tasks.spawn(watch_redis(parts.clone()));
-    tasks.spawn(watch_coverage(parts.clone()));
+    tasks.spawn(at_once(parts.cancel.clone(), watch_redis(parts.clone())));
+    tasks.spawn(at_once(parts.cancel.clone(), watch_coverage(parts.clone())));
     if roles.ingest {
         spawn_ingest(&mut tasks, &parts)?;
     }
@@ -147,6 +147,15 @@ pub async fn start(
         ready,
         shop,
     })
+}
+
+/// What only looks, or may be left anywhere, ends with the process: a call that waits for a Redis that is away would cost
+/// the others their time to drain.
+async fn at_once(
+    cancel: CancellationToken,
+    work: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    cancel.run_until_cancelled(work).await.unwrap_or(Ok(()))
 }
 
 async fn spawn_http(
@@ -211,13 +220,12 @@ fn spawn_keeper(
     } = parts.clone();
     let gate = ready.gate("catalogue");
     let (stop, wait) = (cancel.clone(), cancel.clone());
-    tasks.spawn(async move {
-        let tail = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            tail = catalogue_tail(&config) => tail.with_context(|| format!("topic {}", config.topics.catalog))?,
-        };
+    tasks.spawn(at_once(stop.clone(), async move {
+        let tail = catalogue_tail(&config)
+            .await
+            .with_context(|| format!("topic {}", config.topics.catalog))?;
         keeper.run(tail, stop).await.context("catalogue")
-    });
+    }));
     tasks.spawn(async move {
         if wait_ready(&mut catalogue, &wait).await {
             gate.open("read to the end seen at start");
@@ -394,8 +402,9 @@ async fn generate_task(
         clock: wall_clock,
     };
     let mut member = Generate::new(log, store, shop, (arms, settings));
-    member.warm().await;
-    gate.open("warm");
+    if cancel.run_until_cancelled(member.warm()).await.is_some() {
+        gate.open("warm");
+    }
     generate_loop(member, dlq_gate(&ready, "dlq-generate"), cancel).await
 }
 
