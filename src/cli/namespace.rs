@@ -59,7 +59,7 @@ pub enum Command {
         /// Most records that its ingest may have still to do.
         #[arg(long, default_value_t = 1000)]
         lag_max: u64,
-        /// Largest share of users whose list trails or is missing.
+        /// Largest share of users whose list trails or is missing, beyond the share in the served namespace
         #[arg(long, default_value_t = 0.01)]
         unserved_max: f64,
         /// Users looked at.
