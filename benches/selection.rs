@@ -1,4 +1,4 @@
-//! SKUs of one list: 20 PUs of 64 SKUs, where a tenth of them are told apart by their counts and where all are.
+//! SKUs of one list: 20 PUs of 64 SKUs, of six kinds by their counts, and where all differ.
 //!
 //! `cargo bench --bench selection`. Beside it what it stands for: 256 draws of every posterior, and the highest counted.
 

@@ -2,7 +2,7 @@
 //!
 //! P(i is best) = ∫ f_i Π_{j≠i} F_j, by the trapezoid rule over the logit t = ln(x / (1 - x)), where a Beta's density has
 //! neither poles nor edges: f(t) ∝ exp(a ln x + b ln(1 - x)), highest at ln(a / b), of width √(1/a + 1/b).
-//! Source: Scott 2010, "A modern Bayesian look at the multi-armed bandit", doi:10.1002/asmb.874, eq. 5.
+//! Source: Scott 2010, "A modern Bayesian look at the multi-armed bandit", doi:10.1002/asmb.874.
 //!
 //! Invariant: the probabilities sum to 1, equals have equal ones, and the order of the variables changes nothing. It does
 //! not know SKUs nor draws.
@@ -25,6 +25,9 @@ const TAIL: [f64; 18] = [
 ];
 /// A tail that starts with less than this of the peak is left out.
 const NOTHING: f64 = 1e-9;
+/// Pseudo-counts beyond which a Beta is no narrower: its logarithms would have no digits left, and a real count of that size
+/// tells nobody apart.
+const SHARPEST: f64 = 1e9;
 /// What may lie under the region that is looked at, of the one who stands highest there.
 const UNDER: f64 = 1e-5;
 
@@ -37,6 +40,14 @@ impl Beta {
     /// Standard deviation.
     pub fn deviation(self) -> f64 {
         (self.mean() * (1.0 - self.mean()) / (self.yes + self.no + 1.0)).sqrt()
+    }
+
+    fn blunted(self) -> Self {
+        let by = (SHARPEST / (self.yes + self.no)).min(1.0);
+        Self {
+            yes: self.yes * by,
+            no: self.no * by,
+        }
     }
 
     fn width(self) -> f64 {
@@ -133,6 +144,7 @@ pub fn chances(betas: &[Beta]) -> Vec<f64> {
     if betas.len() < 2 {
         return vec![1.0; betas.len()];
     }
+    let betas: Vec<Beta> = betas.iter().map(|beta| beta.blunted()).collect();
     // Of most products nothing is known, so many are alike: each kind is reckoned once.
     let mut kinds: Vec<(Beta, i32)> = Vec::new();
     let mut order: Vec<usize> = (0..betas.len()).collect();
@@ -261,6 +273,17 @@ mod tests {
                 assert!((ours - theirs).abs() < 0.006, "{counts:?}: {ours} {theirs}");
             }
         }
+    }
+
+    #[test]
+    fn counts_beyond_all_reason_still_have_a_winner() {
+        let huge = chances(&of(&[(1e30, 3e30), (2e30, 2e30), (1.0, 60.0)]));
+        assert!(
+            huge[1] > 0.999 && huge.iter().all(|it| it.is_finite()),
+            "{huge:?}"
+        );
+        let same = chances(&of(&[(1e30, 3e30), (1e30, 3e30)]));
+        assert_eq!(same, [0.5, 0.5]);
     }
 
     fn some() -> impl Strategy<Value = Vec<Beta>> {

@@ -163,7 +163,7 @@ async fn joins(site: &Site, pairs: usize) {
 }
 
 /// Partitions that a member keeps while others come: how long nothing of them is delivered, at most. Beside a bare client,
-/// which librdkafka leaves asleep after its own pause.
+/// which librdkafka may leave asleep after its own pause.
 async fn stays(site: &Site, joins: usize) {
     let topic = topic(site).await;
     let (producer, name) = (site.producer.clone(), topic.clone());

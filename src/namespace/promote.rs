@@ -194,28 +194,34 @@ async fn checks<S: Store>(
     let found = format!("{behind} records, at most {}", bounds.lag);
     checks.push(check("lag", behind <= bounds.lag, found));
     let own = coverage(store, (ns, ns), bounds.sample).await?;
-    // Of the users that are served now, in both.
-    let (mut here, mut there) = (own, None);
+    let mut served = None;
     if let Some(old) = old {
-        here = coverage(store, (old, ns), bounds.sample).await?;
-        there = Some((old, coverage(store, (old, old), bounds.sample).await?));
+        let ours = coverage(store, (old, ns), bounds.sample).await?;
+        let theirs = coverage(store, (old, old), bounds.sample).await?;
+        served = Some(Served { old, ours, theirs });
     }
-    checks.extend(served(own, (here, there), bounds.unserved));
+    checks.extend(as_good(own, served, bounds.unserved));
     Ok(checks)
 }
 
 /// What rounding may cost a share.
 const HAIR: f64 = 1e-9;
 
+/// The users that are served now.
+struct Served<'a> {
+    /// The namespace that serves them.
+    old: &'a str,
+    /// Their lists in the namespace to be promoted.
+    ours: Coverage,
+    /// Their lists in the one that serves them.
+    theirs: Coverage,
+}
+
 /// Whether lists are as good as in the served namespace. While live is busy some users have always done something that no
-/// list has seen yet, in every namespace that is fed: only what goes beyond that counts. The two are looked at one after
-/// the other, so neither is `coverage` compared to the last user.
-fn served(
-    own: Coverage,
-    (here, there): (Coverage, Option<(&str, Coverage)>),
-    most: f64,
-) -> Vec<Check> {
-    let usual = there.map_or(0.0, |(_, there)| 1.0 - there.share());
+/// list has seen yet, in every namespace that is fed: only what goes beyond that counts. The namespaces are looked at one
+/// after the other, so coverage, too, has that much room.
+fn as_good(own: Coverage, served: Option<Served>, most: f64) -> Vec<Check> {
+    let usual = served.as_ref().map_or(0.0, |it| 1.0 - it.theirs.share());
     let unserved = 1.0 - own.share();
     let mut found = format!(
         "{} of {} users ({:.2} %), at most {:.2} %",
@@ -224,19 +230,19 @@ fn served(
         unserved * 100.0,
         most * 100.0
     );
-    if let Some((old, _)) = there {
+    if let Some(Served { old, .. }) = &served {
         found += &format!(" more than the {:.2} % of {old}", usual * 100.0);
     }
     let enough = own.users > 0 && unserved <= most + usual + HAIR;
     let mut checks = vec![check("unserved users", enough, found)];
-    if let Some((old, there)) = there {
+    if let Some(Served { old, ours, theirs }) = served {
         let found = format!(
             "{:.2} % of {} users of {old}; there {:.2} %",
-            here.share() * 100.0,
-            here.users,
-            there.share() * 100.0
+            ours.share() * 100.0,
+            ours.users,
+            theirs.share() * 100.0
         );
-        let enough = here.share() + most + HAIR >= there.share();
+        let enough = ours.share() + most + HAIR >= theirs.share();
         checks.push(check("coverage", enough, found));
     }
     checks
@@ -327,9 +333,13 @@ mod tests {
         }
     }
 
-    fn good(own: u64, here: u64, there: Option<u64>) -> [bool; 2] {
-        let there = there.map(|covered| ("main", of(covered)));
-        let checks = served(of(own), (of(here), there), 0.01);
+    fn good(own: u64, ours: u64, theirs: Option<u64>) -> [bool; 2] {
+        let served = theirs.map(|theirs| Served {
+            old: "main",
+            ours: of(ours),
+            theirs: of(theirs),
+        });
+        let checks = as_good(of(own), served, 0.01);
         [checks[0].ok, checks.get(1).is_none_or(|check| check.ok)]
     }
 
@@ -342,6 +352,6 @@ mod tests {
         assert_eq!(good(849, 849, Some(860)), [false, false]);
         // New users only: those who are served now would lose.
         assert_eq!(good(995, 700, Some(995)), [true, false]);
-        assert!(!served(Coverage::default(), (of(0), None), 1.0)[0].ok);
+        assert!(!as_good(Coverage::default(), None, 1.0)[0].ok);
     }
 }
