@@ -58,10 +58,18 @@ pub fn topics(topics: &Topics) -> Vec<NewTopic> {
     topics
         .all()
         .iter()
-        .map(|name| NewTopic {
-            name: name.to_string(),
-            partitions: if *name == topics.catalog { 16 } else { 4 },
-            config: BTreeMap::from([("cleanup.policy".to_string(), policy(name).to_string())]),
+        .map(|name| {
+            let mut config = vec![("cleanup.policy", policy(name))];
+            // A purchase carries its own time, by which a real broker would delete what is older than its default.
+            config.extend((*name == topics.user_events).then_some(("retention.ms", "-1")));
+            NewTopic {
+                name: name.to_string(),
+                partitions: if *name == topics.catalog { 16 } else { 4 },
+                config: config
+                    .into_iter()
+                    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                    .collect(),
+            }
         })
         .collect()
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nearshore::event::UserId;
 use nearshore::log::Outgoing;
@@ -94,6 +94,32 @@ async fn digest(site: &Site, ns: &str) -> String {
     site.said(&["namespace", "dump", ns, "--digest"]).await
 }
 
+/// A backfill is killed as soon as its plan is at `stage` and, among its events, more of them are in states than `folded`.
+/// How many are now.
+async fn killed_at(site: &Site, ns: &str, (stage, folded): (Stage, usize)) -> usize {
+    let users: Vec<UserId> = (0..400).map(|nth| UserId(user(nth).into())).collect();
+    let mut child = start(site, &["backfill", "--namespace", ns, "--from", "earliest"]);
+    let deadline = Instant::now() + crate::process::LIMIT;
+    loop {
+        let plan = site.store.plan(ns).await.expect("answered");
+        let plan = plan.map(|text| Plan::parse(&text).expect("a plan"));
+        let stage_now = plan.as_ref().map(|plan| plan.stage);
+        let held = site.store.load(ns, &users).await.expect("answered");
+        let now: usize = held.iter().map(|held| held.state.window.len()).sum();
+        if stage_now == Some(stage) && (stage != Stage::Events || now > folded) {
+            child.kill().expect("it is ours");
+            child.wait().expect("it ends");
+            return now;
+        }
+        let ended = child.try_wait().expect("asked");
+        assert!(
+            ended.is_none() && Instant::now() < deadline,
+            "not seen at {stage} with more than {folded}: {stage_now:?}, {now}, {ended:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// How often each user is asked for on the backfill lane, by namespace.
 async fn asked(site: &Site) -> BTreeMap<String, BTreeMap<String, usize>> {
     let mut all = BTreeMap::<String, BTreeMap<String, usize>>::new();
@@ -125,26 +151,17 @@ async fn two_backfills_of_the_same_bytes_are_the_same_wherever_they_are_killed()
         "{said}"
     );
 
-    let words = ["backfill", "--namespace", &broken, "--from", "earliest"];
-    let mut stages = Vec::new();
-    // Each goes a little further than the last, until one is killed in the sweep or has come to its end.
-    for wait in [200, 900, 2_000, 3_900, 4_400, 5_000, 7_500, 8_500] {
-        let mut child = start(&site, &words);
-        tokio::time::sleep(Duration::from_millis(wait)).await;
-        let ended = child.try_wait().expect("asked");
-        child.kill().expect("it is ours");
-        child.wait().expect("it ends");
-        let plan = site.store.plan(&broken).await.expect("answered");
-        let plan = plan.map(|text| Plan::parse(&text).expect("a plan"));
-        stages.extend(plan.map(|plan| plan.stage));
-        if ended.is_some() {
-            break;
-        }
+    let mut folded = 0;
+    for stage in [
+        Stage::Placing,
+        Stage::Profiles,
+        Stage::Events,
+        Stage::Events,
+        Stage::Sweep,
+    ] {
+        folded = killed_at(&site, &broken, (stage, folded)).await;
     }
-    assert!(
-        stages.contains(&Stage::Profiles) || stages.contains(&Stage::Events),
-        "{stages:?}"
-    );
+    assert!(folded > 0, "one was killed with events behind it");
     let said = filled(&site, &broken, &[]).await;
     assert_eq!(said["finished"], true, "{said}");
     let digests = (digest(&site, &whole).await, digest(&site, &broken).await);
