@@ -279,6 +279,8 @@ pub struct Totals {
     pub skipped: u64,
     /// In `dlq`.
     pub dead: u64,
+    /// Deleted by the broker before they were read, as far as it was noticed.
+    pub lost: u64,
     /// Users seen by the sweep.
     pub users: u64,
     /// Lists asked for by the sweep.

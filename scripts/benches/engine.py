@@ -25,6 +25,7 @@ def arguments():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--only", default="")
+    parser.add_argument("--one-group", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", type=pathlib.Path)
@@ -81,20 +82,25 @@ Bought lately: {bought}.
 The household will next buy:"""
 
 
-def households(data, many):
-    """Prompts of some 150 tokens that all share and 100 of their own: real households, random purchases."""
+def households(data, many, tokens):
+    """Prompts of 250 tokens, of which all share some 150: real households, random purchases, as many as come nearest."""
     lines = [json.loads(line) for line in (data / "households.jsonl").open()]
     types = shop(data / "products.jsonl")
     chance = random.Random(11)
-    return [
-        TEMPLATE.format(
+
+    def prompt(home, bought):
+        return TEMPLATE.format(
             age=home["age"],
             income=home["income"],
             persons=home["household_size"],
             kids=f"{home['kids_count']} kids",
-            bought=", ".join(chance.sample(types, 7)),
+            bought=", ".join(bought),
         )
+
+    return [
+        min((prompt(home, bought[:many]) for many in range(4, 10)), key=lambda text: abs(len(tokens(text)) - 250))
         for home in chance.sample(lines, many)
+        for bought in [chance.sample(types, 9)]
     ]
 
 
@@ -161,6 +167,8 @@ def contestants(args):
         command += ["--precision", precision]
         try:
             ours.append(Contestant(f"nearshore {precision}", command))
+            if args.one_group:
+                ours.append(Contestant(f"nearshore {precision} in one group", command + ["--groups", 1]))
         except RuntimeError as error:
             say(f"{error}: left out")
     for compute, name in (("int8", "int8"), ("float32", "f32")):
@@ -261,7 +269,7 @@ def rows(args, ours, peers, files):
     if args.prompts:
         prompts = [json.loads(line)["prompt"] for line in args.prompts.open()]
     else:
-        prompts = households(args.data, 32)
+        prompts = households(args.data, 32, lambda text: ours[0].ask(tokens=text)["tokens"])
     if args.quick:
         prompts = prompts[: args.batch]
     tokens = [ours[0].ask(tokens=prompt)["tokens"] for prompt in prompts]

@@ -191,6 +191,7 @@ fn as_json(ns: &str, outcome: &Outcome, seconds: f64) -> serde_json::Value {
         "folded": totals.folded,
         "skipped": totals.skipped,
         "dead": totals.dead,
+        "lost": totals.lost,
         "users": totals.users,
         "requested": totals.requested,
         "records_per_second": totals.rate(),
@@ -200,8 +201,12 @@ fn as_json(ns: &str, outcome: &Outcome, seconds: f64) -> serde_json::Value {
 
 fn as_text(ns: &str, outcome: &Outcome) -> String {
     let (plan, totals) = (&outcome.plan, &outcome.plan.totals);
+    let lost = match totals.lost {
+        0 => String::new(),
+        lost => format!(", {lost} DELETED BY THE BROKER before they were read"),
+    };
     let done = format!(
-        "{} records folded, {} skipped (folded before), {} in dlq; {} users, {} lists requested",
+        "{} records folded, {} skipped (folded before), {} in dlq{lost}; {} users, {} lists requested",
         totals.folded, totals.skipped, totals.dead, totals.users, totals.requested
     );
     let made = Moment(plan.created_at);

@@ -29,6 +29,9 @@ pub struct BenchArgs {
     /// Threads; all cores but one if not given
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Groups of users side by side; one per thread if not given
+    #[arg(long, value_name = "N")]
+    pub groups: Option<usize>,
     /// How weights are kept and multiplied
     #[arg(long, value_enum, default_value_t)]
     pub precision: Precision,
@@ -95,6 +98,7 @@ pub fn run(args: &BenchArgs, input: impl BufRead, mut out: impl Write) -> Result
         threads,
         precision: args.precision,
         place: args.device,
+        groups: args.groups,
         ..Options::default()
     };
     let limits = Limits {

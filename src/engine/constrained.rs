@@ -92,7 +92,7 @@ impl Constrained {
         // A device wants all users in one pass; on the CPU a group per thread shares nothing but weights.
         let threads = options.threads.max(1);
         let groups_max = match options.place {
-            Place::Cpu => threads,
+            Place::Cpu => options.groups.unwrap_or(threads).clamp(1, threads),
             Place::Cuda(_) | Place::Tensors => 1,
         };
         let pool = rayon::ThreadPoolBuilder::new()

@@ -47,6 +47,8 @@ pub struct Options {
     pub isa: Option<Isa>,
     /// Where the model is computed.
     pub place: Place,
+    /// Groups of users side by side, at most one per thread: one per thread on the CPU and one on a device if `None`.
+    pub groups: Option<usize>,
 }
 
 impl Default for Options {
@@ -56,6 +58,7 @@ impl Default for Options {
             precision: Precision::default(),
             isa: None,
             place: Place::default(),
+            groups: None,
         }
     }
 }

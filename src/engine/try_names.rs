@@ -101,6 +101,7 @@ impl TryArgs {
             precision: self.precision,
             isa: self.isa,
             place: self.device,
+            groups: None,
         }
     }
 }

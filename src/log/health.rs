@@ -32,6 +32,8 @@ const TRYING: [&str; 6] = [
 struct Signs {
     polls: AtomicU64,
     errors: AtomicU64,
+    /// Records deleted before they were read.
+    lost: AtomicU64,
     /// Partitions assigned plus one; 0 before the first assignment.
     assigned: AtomicI64,
     /// No broker can be reached; statistics lift it.
@@ -54,6 +56,16 @@ impl Health {
     /// Errors that the client reported so far.
     pub fn errors(&self) -> u64 {
         self.0.errors.load(Ordering::Relaxed)
+    }
+
+    /// Records that the broker deleted before we read them, as far as it was noticed: seconds later, and only where the
+    /// group's position was known.
+    pub fn lost(&self) -> u64 {
+        self.0.lost.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn lose(&self, records: u64) {
+        self.0.lost.fetch_add(records, Ordering::Relaxed);
     }
 
     /// How many partitions are ours; `None` as long as the group has not answered.

@@ -40,6 +40,8 @@ pub struct Standing {
 struct Own {
     end: Option<Offset>,
     committed: Option<Resume>,
+    /// The first such position that we heard of: where the group stood when we came.
+    began: Option<Resume>,
     /// Last offset and first time of each uncommitted batch, in order.
     marks: VecDeque<(Offset, Timestamp)>,
     /// Where reading is to go on; until the poll thread is there, what it still brings is dropped.
@@ -61,6 +63,7 @@ impl Own {
 
     fn commit(&mut self, resume: Resume) {
         self.committed = Some(resume);
+        self.began.get_or_insert(resume);
         while self
             .marks
             .front()
@@ -288,6 +291,11 @@ impl Intake {
         if let Some(own) = self.lock().own.get_mut(partition) {
             own.commit(resume);
         }
+    }
+
+    /// Where the group stood when this partition became ours; `None` as long as that is unknown.
+    pub fn began(&self, partition: &Partition) -> Option<Resume> {
+        self.lock().own.get(partition)?.began
     }
 
     /// Notes an end offset.

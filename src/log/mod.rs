@@ -10,6 +10,7 @@ mod embedded;
 mod health;
 mod intake;
 mod kafka;
+mod lost;
 mod memory;
 mod native;
 mod poll;

@@ -62,14 +62,18 @@ fn headers(message: &BorrowedMessage<'_>) -> Vec<(String, Bytes)> {
     }
 }
 
-/// End offset as the last fetch response told it; asks nobody.
-pub(super) fn end_known<C: ClientContext>(
+/// The partition's first offset as librdkafka's statistics last asked for it, and its end as the last fetch response
+/// told it; asks nobody.
+pub(super) fn known<C: ClientContext>(
     client: &Client<C>,
     partition: &Partition,
-) -> Option<Offset> {
-    let topic = CString::new(&*partition.topic).ok()?;
-    let (mut low, mut high) = (0, 0);
-    // SAFETY: the client is alive, the topic ends with a zero byte, and both results are written before return.
+) -> (Option<Offset>, Option<Offset>) {
+    let Ok(topic) = CString::new(&*partition.topic) else {
+        return (None, None);
+    };
+    let (mut low, mut high) = (-1, -1);
+    // SAFETY: the client is alive, the topic ends with a zero byte, and both results are written before return, or not
+    // at all.
     let found = unsafe {
         raw::rd_kafka_get_watermark_offsets(
             client.native_ptr(),
@@ -79,6 +83,8 @@ pub(super) fn end_known<C: ClientContext>(
             &mut high,
         )
     };
-    let known = found == raw::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0;
-    known.then_some(Offset(high))
+    let answered = found == raw::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
+    // Negative is librdkafka's word for not known yet.
+    let known = |at: i64| (answered && at >= 0).then_some(Offset(at));
+    (known(low), known(high))
 }

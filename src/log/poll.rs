@@ -12,6 +12,7 @@
 //! delivers again; callbacks only post and return; no record keeps librdkafka's buffers alive.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,10 +26,11 @@ use rdkafka::{ClientContext, Message, TopicPartitionList};
 
 use super::health::{Health, Watch};
 use super::intake::{self, Intake};
+use super::lost::Place;
 use super::wake::Waker;
 use super::{Batch, Settings, native};
-use crate::metrics;
-use crate::record::{Offset, Partition, Record};
+use crate::metrics::{self, RecordOutcome};
+use crate::record::{Offset, Partition, Record, Resume};
 
 /// Records of a batch: enough that a flush's round trips are shared, few enough to fold in milliseconds.
 const BATCH_RECORDS: usize = 500;
@@ -189,6 +191,7 @@ struct Open {
     partition: Partition,
     /// The next offset that is news.
     next: i64,
+    place: Place,
     records: Vec<Record>,
     bytes: usize,
     since: Instant,
@@ -290,7 +293,7 @@ impl Poller {
         let (mut oldest, mut all) = (None, true);
         for open in self.hand.values_mut().flat_map(BTreeMap::values_mut) {
             if all && open.due(now) {
-                let known = native::end_known(client, &open.partition);
+                let known = native::known(client, &open.partition).1;
                 let batch = Batch {
                     partition: open.partition.clone(),
                     records: std::mem::take(&mut open.records),
@@ -427,7 +430,7 @@ impl Poller {
             match change {
                 Change::Assigned(partitions) => {
                     for partition in &partitions {
-                        self.open(partition);
+                        self.open(partition, Place::default());
                     }
                     let stopped = |it: &Partition| self.paused || self.held.contains(&it.topic);
                     let stopped: Vec<Partition> = partitions.into_iter().filter(stopped).collect();
@@ -453,7 +456,7 @@ impl Poller {
             let (topic, number) = (&partition.topic, partition.number);
             match self.consumer.seek(topic, number, at, SEEK) {
                 Ok(()) => {
-                    self.open(&partition);
+                    self.open(&partition, Place::at(to));
                     context.intake.rewound(&partition, to);
                     tracing::info!(target: "kafka", %partition, to = to.0, "read again from here");
                 }
@@ -466,10 +469,11 @@ impl Poller {
         }
     }
 
-    fn open(&mut self, partition: &Partition) {
+    fn open(&mut self, partition: &Partition, place: Place) {
         let open = Open {
             partition: partition.clone(),
             next: 0,
+            place,
             records: Vec::new(),
             bytes: 0,
             since: Instant::now(),
@@ -489,7 +493,7 @@ impl Poller {
             return; // Revoked in this very poll.
         };
         if message.offset() < open.next {
-            let end = native::end_known(self.consumer.client(), &open.partition);
+            let end = native::known(self.consumer.client(), &open.partition).1;
             if end.is_none_or(|end| end.0 >= open.next) {
                 return; // Delivered again by a resume.
             }
@@ -500,9 +504,11 @@ impl Poller {
             self.consumer.context().watch.health.refused(why);
             open.records.clear();
             open.bytes = 0;
+            open.place = Place::at(Resume(message.offset()));
         }
         let record = native::copy(message, &open.partition);
         open.next = message.offset() + 1;
+        open.place.read(Offset(message.offset()), Instant::now);
         if open.records.is_empty() {
             open.since = Instant::now();
             self.oldest.get_or_insert(open.since);
@@ -529,10 +535,25 @@ impl Poller {
         }
     }
 
-    fn note_ends(&self) {
-        for partition in self.owned() {
-            if let Some(end) = native::end_known(self.consumer.client(), partition) {
-                self.intake().ended(partition, end);
+    /// What is known of the partitions' ends and beginnings: the ones are lag, the others may be losses.
+    fn note_ends(&mut self) {
+        let (context, now) = (self.consumer.context().clone(), Instant::now());
+        for open in self.hand.values_mut().flat_map(BTreeMap::values_mut) {
+            let partition = &open.partition;
+            let (begin, end) = native::known(self.consumer.client(), partition);
+            if let Some(end) = end {
+                context.intake.ended(partition, end);
+            }
+            let Some(begin) = begin else { continue };
+            let began = context.intake.began(partition);
+            for Range { start, end } in open.place.lost((begin, began), now) {
+                let records = (end - start) as u64;
+                metrics::records(&partition.topic, RecordOutcome::Lost, records);
+                context.watch.health.lose(records);
+                tracing::error!(
+                    target: "kafka", %partition, from = start, to = end, records,
+                    "records were deleted by the broker before they were read: keep the topic longer (retention.ms), or read it sooner"
+                );
             }
         }
     }

@@ -32,6 +32,8 @@ label! {
         Passed = "passed",
         /// Could not be used.
         Dlq = "dlq",
+        /// Deleted by the broker before it was read.
+        Lost = "lost",
     }
 }
 

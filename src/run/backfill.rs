@@ -182,7 +182,10 @@ async fn fold(
     };
     let mut member = Ingest::new(log, store.clone(), shop.clone(), settings);
     let reached = catch_up(&mut member, &mut goal, (&others, meter), cancel).await;
-    member.into_log().close().await;
+    let log = member.into_log();
+    let lost = log.health().lost();
+    log.close().await;
+    meter.lost(lost).await?;
     reached
 }
 
@@ -253,6 +256,8 @@ fn progress_of_sweep(plan: &Plan) -> Progress {
 /// A watch that knows the plan.
 trait Meters: Watch {
     fn plan(&self) -> &Plan;
+    /// So many records were deleted before they were read.
+    async fn lost(&mut self, records: u64) -> anyhow::Result<()>;
 }
 
 /// Counts, tells, writes down, and brakes.
@@ -384,6 +389,13 @@ impl<'a, T: FnMut(&Progress) + Send> Meter<'a, T> {
 impl<T: FnMut(&Progress) + Send> Meters for Meter<'_, T> {
     fn plan(&self) -> &Plan {
         self.book.plan()
+    }
+
+    async fn lost(&mut self, records: u64) -> anyhow::Result<()> {
+        match records {
+            0 => Ok(()),
+            _ => self.book.change(|plan| plan.totals.lost += records).await,
+        }
     }
 }
 

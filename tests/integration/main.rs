@@ -21,6 +21,7 @@ mod proxy;
 mod redis_failover;
 mod redis_trouble;
 mod refresh;
+mod retention;
 mod safety;
 mod simulation;
 mod store;

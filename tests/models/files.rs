@@ -13,6 +13,7 @@ pub const REFERENCE: Options = Options {
     precision: Precision::F32,
     isa: None,
     place: Place::Cpu,
+    groups: None,
 };
 
 /// A file of `tests/fixtures/models`.

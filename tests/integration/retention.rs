@@ -1,0 +1,71 @@
+//! Promise: nothing is skipped in silence: what the broker deleted before it was read is counted, to the record.
+
+use nearshore::log::Log;
+use rdkafka::TopicPartitionList;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+
+use crate::harness::{eventually, fresh};
+use crate::log::{Kafka, LIMIT, Rig, Witness, numbered, watch};
+
+async fn delete(kafka: &Kafka, topic: &str, below: i64) {
+    let admin: AdminClient<DefaultClientContext> = rdkafka::ClientConfig::new()
+        .set("bootstrap.servers", &kafka.settings.brokers)
+        .create()
+        .expect("valid settings");
+    let mut places = TopicPartitionList::new();
+    places
+        .add_partition_offset(topic, 0, rdkafka::Offset::Offset(below))
+        .expect("an offset");
+    admin
+        .delete_records(&places, &AdminOptions::new())
+        .await
+        .expect("answered");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_deleted_before_it_was_read_is_counted() {
+    let kafka = Kafka::real();
+    let topic = kafka.topic(1).await;
+    let group = fresh("g");
+    kafka.send(numbered(&topic, 0, 10)).await;
+    let (mut log, mut witness) = (kafka.join(&group, &topic), Witness::default());
+    watch(&mut log, &mut witness, |it| it.records.len() == 10).await;
+    log.commit(&witness.resumes()).await.expect("a member");
+    log.close().await;
+
+    kafka.send(numbered(&topic, 10, 60)).await;
+    delete(&kafka, &topic, 40).await;
+    let (mut log, mut witness) = (kafka.join(&group, &topic), Witness::default());
+    let (mut new, mut its) = (kafka.join(&fresh("g"), &topic), Witness::default());
+    watch(&mut log, &mut witness, |it| it.records.len() == 20).await;
+    watch(&mut new, &mut its, |it| it.records.len() == 20).await;
+    let lost = |log: &nearshore::log::KafkaLog, many: u64| {
+        let found = log.health().lost();
+        async move {
+            match found == many {
+                true => Ok(()),
+                false => Err(format!("{found} instead of {many}")),
+            }
+        }
+    };
+    eventually(LIMIT, || lost(&log, 30)).await;
+
+    // Members that read are not spared: the log grows from 60 to 70 and loses all, but what was fetched before.
+    log.hold(&[topic.as_str().into()]);
+    new.hold(&[topic.as_str().into()]);
+    kafka.send(numbered(&topic, 60, 70)).await;
+    delete(&kafka, &topic, 70).await;
+    log.hold(&[]);
+    new.hold(&[]);
+    kafka.send(numbered(&topic, 70, 71)).await;
+    let at_70 = |it: &Witness| it.own.values().any(|last| *last == Some(70));
+    watch(&mut log, &mut witness, at_70).await;
+    watch(&mut new, &mut its, at_70).await;
+    let read = |it: &Witness| it.records.len() as u64 - 21;
+    eventually(LIMIT, || lost(&log, 40 - read(&witness))).await;
+    // One that never stood anywhere had nothing to lose before.
+    eventually(LIMIT, || lost(&new, 10 - read(&its))).await;
+    log.close().await;
+    new.close().await;
+}
