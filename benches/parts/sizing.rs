@@ -1,7 +1,7 @@
 //! What users, lists and counts take in Redis, how processes share a topic, and how a cluster spreads keys.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nearshore::store::{RedisStore, Settings, Store};
 
@@ -51,6 +51,10 @@ async fn memory(site: &Site, load: Load) {
         );
     }
     let mut generate = Process::with(site, "generate", &[("NEARSHORE__NAMESPACE", "sizing")]).await;
+    let (ready, before) = (
+        Instant::now(),
+        generate.metric("nearshore_lists_published_total", "").await,
+    );
     eventually(LIMIT * 2, || async {
         match generate.metric("nearshore_lists_published_total", "").await {
             made if made >= users => Ok(()),
@@ -58,6 +62,8 @@ async fn memory(site: &Site, load: Load) {
         }
     })
     .await;
+    let rate = (users - before) / ready.elapsed().as_secs_f64();
+    println!("  {rate:.0} lists/s by a generate process whose model is a table");
     generate.terminate().await;
     let listed = site.redis.info("memory", "used_memory").await - empty;
     println!("  with lists: {:.0} bytes a user in all", listed / users);
@@ -116,7 +122,7 @@ async fn shared(site: &Site, load: Load, processes: usize) {
             });
         }
         let all: usize = split.iter().sum();
-        seen.push((std::time::Instant::now(), all));
+        seen.push((Instant::now(), all));
         if all >= load.events {
             break split;
         }
