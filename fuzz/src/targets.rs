@@ -127,13 +127,17 @@ fn folds(found: &Accepted) {
 }
 
 fn round_trip(state: &UserState) {
-    let canonical = state::canonical(state);
     for version in state::VERSION_OLDEST..=state::VERSION_CURRENT {
         let bytes = state::encode(state, version);
         let back = state::decode(&bytes, state.profile.clone(), state.life);
         let back = back.expect("what was written is read");
-        assert_eq!(back, *state, "version {version}");
-        assert_eq!(state::canonical(&back), canonical);
+        let mut kept = state.clone();
+        if version < 3 {
+            // The older versions do not say since when the events are complete.
+            kept.complete_since = Timestamp(0);
+        }
+        assert_eq!(back, kept, "version {version}");
+        assert_eq!(state::canonical(&back), state::canonical(&kept));
         assert_eq!(state::encode(&back, version), bytes, "version {version}");
     }
     if let Some(profile) = &state.profile {

@@ -203,10 +203,22 @@ pub fn main() -> ExitCode {
     match dispatch(cli.command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("nearshore: {error:#}");
+            eprintln!("nearshore: {}", chain(&error));
             ExitCode::from(1)
         }
     }
+}
+
+/// An error and its causes, but those whose words it has already.
+fn chain(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |said, cause| {
+        let cause = cause.to_string();
+        match said.as_str() {
+            "" => cause,
+            _ if said.contains(&cause) => said,
+            _ => format!("{said}: {cause}"),
+        }
+    })
 }
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
@@ -300,4 +312,26 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
         .enable_all()
         .build()?
         .block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn each_cause_is_said_once() {
+        let missing = || std::io::Error::other("no such file");
+        let file = crate::engine::try_names::Error::File {
+            path: "a.txt".into(),
+            source: missing(),
+        };
+        assert_eq!(chain(&file.into()), "a.txt: no such file");
+        let bare = Err::<(), _>(missing()).context("reading b.txt");
+        assert_eq!(
+            chain(&bare.expect_err("one")),
+            "reading b.txt: no such file"
+        );
+    }
 }

@@ -7,6 +7,7 @@
 mod reference;
 mod view;
 
+use bytes::BufMut;
 use minijinja::{Environment, UndefinedBehavior, context};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -22,6 +23,10 @@ pub const ASSISTANT: &str = "---assistant---";
 /// Instructions that rendering may take: a template of loops within loops is refused, not waited for. The longest view
 /// takes some thousands.
 const FUEL: u64 = 200_000;
+
+/// Bytes that a part of a prompt may have before it is cut: a template that repeats what it is shown a million times is
+/// refused, too. A profile is far smaller.
+const TEXT_MAX: usize = 4 << 20;
 
 /// An arm: what a list was made with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,6 +105,11 @@ pub enum Error {
         /// The variable.
         variable: String,
     },
+}
+
+fn too_long() -> minijinja::Error {
+    let what = format!("it renders to more than {} MiB", TEXT_MAX >> 20);
+    minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, what)
 }
 
 /// A template file, parsed.
@@ -239,8 +249,15 @@ impl Template {
             context! { profile, events => &view.events[..cut.events], segment => view.segment };
         let part = |name| -> Result<String, Error> {
             let template = self.environment.get_template(name);
-            let text = template.and_then(|template| template.render(&shown));
-            Ok(text.map_err(|source| self.error(source))?.trim().to_owned())
+            let mut text = Vec::new().limit(TEXT_MAX).writer();
+            let rendered =
+                template.and_then(|it| it.render_captured_to(&shown, &mut text).map(drop));
+            let text = text.into_inner();
+            rendered.map_err(|source| match text.has_remaining_mut() {
+                false => self.error(too_long()),
+                true => self.error(source),
+            })?;
+            Ok(String::from_utf8_lossy(text.get_ref()).trim().to_owned())
         };
         Ok((part("user")?, part("assistant")?))
     }
@@ -437,6 +454,10 @@ mod tests {
             ("{{ evnts }}", "t: unknown variable \"evnts\""),
             ("{% for e in events %}", "t: syntax error"),
             ("{{ events|frobnicate }}", "t: unknown filter"),
+            (
+                "{{ ['a'] * 9 ** 7 }}",
+                "t: invalid operation: it renders to more than 4 MiB",
+            ),
             (
                 "ok\n---assistant---\n{{ 1 + segment }}",
                 "t: invalid operation",

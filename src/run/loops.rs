@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -90,6 +91,11 @@ fn every(period: Duration) -> Interval {
     let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
+}
+
+/// Whether a tick is due: asks and does not wait.
+fn due(ticks: &mut Interval) -> bool {
+    ticks.tick().now_or_never().is_some()
 }
 
 /// What the loops do with any role.
@@ -428,21 +434,28 @@ async fn generate_turns<L: Log, S: Store, A: generate::Answers>(
     let mut signals = every(generate::HEED_EVERY);
     let aloft = member.aloft();
     loop {
+        // Before and not beside what comes: a turn is as slow as the model, so one of these is due after each, and a
+        // choice between them and a delivery would read nothing as long as there is work.
+        if due(&mut commits) {
+            commit(member, cancel).await?;
+        }
+        if due(&mut looks) {
+            look(member, cancel).await?;
+        }
+        if due(&mut signals) {
+            // Asked again in two seconds.
+            drop(member.heed(wall_clock()).await.inspect_err(count_error));
+        }
         let now = wall_clock();
         count_lanes(member, now);
-        // Never longer than a second: stats and shares move with time.
+        // Never longer than to the next commit: stats and shares move with time, too.
         let pause = member
             .lanes()
             .next_due(now)
-            .unwrap_or(Duration::from_secs(1))
-            .min(Duration::from_secs(1));
+            .map_or(COMMIT_EVERY, |due| due.min(COMMIT_EVERY));
         tokio::select! {
             biased;
             () = cancel.cancelled() => return Ok(()),
-            _ = commits.tick() => commit(member, cancel).await?,
-            _ = looks.tick() => look(member, cancel).await?,
-            // Asked again in two seconds.
-            _ = signals.tick() => drop(member.heed(wall_clock()).await.inspect_err(count_error)),
             delivery = next(member) => {
                 take_in(member, delivery?, (dlq, cancel)).await?;
                 continue;

@@ -1,18 +1,22 @@
-//! What the loops do at the end of a process, on a log in memory that refuses its dead letters until then.
+//! What the loops do at the end of a process, on a log in memory that refuses its dead letters until then, and beside a
+//! slow model.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use serde_json::json;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::loops::{dlq_gate, ingest_loop};
+use super::loops::{COMMIT_EVERY, dlq_gate, generate_loop, ingest_loop};
 use crate::catalogue::Catalogue;
 use crate::demand::Demand;
+use crate::engine::{self, Answer, Ask, Model, Names};
+use crate::generate::{self, Answers, Generate, Loaded};
 use crate::http::Ready;
 use crate::ingest::{self, Ingest, Now};
 use crate::log::{Committed, Delivery, Error, Log, MemoryCluster, MemoryLog, Outgoing};
@@ -22,16 +26,21 @@ use crate::shop::Shop;
 use crate::store::MemoryStore;
 use crate::topics::Topics;
 
-/// Takes no record while `shut`, and tells when it was asked.
+/// Takes no record while `shut`, and tells when it was asked; counts what was read.
 struct Shut {
     inner: MemoryLog,
+    read: Arc<AtomicUsize>,
     shut: Arc<AtomicBool>,
     asked: Arc<Notify>,
 }
 
 impl Log for Shut {
     async fn next(&mut self) -> Result<Delivery, Error> {
-        self.inner.next().await
+        let delivery = self.inner.next().await?;
+        if let Delivery::Batch(batch) = &delivery {
+            self.read.fetch_add(batch.records.len(), Ordering::SeqCst);
+        }
+        Ok(delivery)
     }
 
     async fn notice(&mut self) -> Result<Delivery, Error> {
@@ -71,7 +80,14 @@ impl Log for Shut {
 }
 
 fn shop() -> Shop {
-    let catalogue = Arc::new(Catalogue::default());
+    let mut catalogue = Catalogue::default();
+    let sku = json!({
+        "sku": "s", "pu_id": "P", "pu": "PRODUCT", "category": "all", "title": "a product", "stock": 5, "price": null,
+        "attributes": {},
+    });
+    let sku = serde_json::from_value(sku).expect("a SKU");
+    catalogue.apply("s".into(), Some(sku));
+    let catalogue = Arc::new(catalogue);
     let rules = Arc::new(Table::compile(&[], &[], &catalogue));
     let none = std::iter::empty();
     let demand = Demand::build(none, &catalogue, &Default::default(), Timestamp(0));
@@ -92,6 +108,21 @@ fn event(topics: &Topics, value: &'static str) -> Outgoing {
     }
 }
 
+fn ingest_settings(topics: &Topics, triggers: bool) -> ingest::Settings {
+    ingest::Settings {
+        ns: "n".into(),
+        group: "g".into(),
+        topics: topics.clone(),
+        limits: Default::default(),
+        policy: Default::default(),
+        window: 9,
+        cache_users: NonZeroUsize::MIN,
+        triggers,
+        now: Now::Unchecked,
+        complete_since: BTreeMap::new(),
+    }
+}
+
 /// A batch that is given up at the end is read again: nothing behind it is folded and committed meanwhile.
 #[tokio::test]
 async fn what_is_given_up_at_the_end_is_not_passed_over() {
@@ -104,21 +135,11 @@ async fn what_is_given_up_at_the_end_is_not_passed_over() {
         let (shut, asked) = (Arc::new(AtomicBool::new(true)), Arc::new(Notify::new()));
         let log = Shut {
             inner: cluster.join("g", &[&topics.user_events, &topics.profile_changes]),
+            read: Arc::default(),
             shut: shut.clone(),
             asked: asked.clone(),
         };
-        let settings = ingest::Settings {
-            ns: "n".into(),
-            group: "g".into(),
-            topics: topics.clone(),
-            limits: Default::default(),
-            policy: Default::default(),
-            window: 9,
-            cache_users: NonZeroUsize::MIN,
-            triggers: false,
-            now: Now::Unchecked,
-            complete_since: BTreeMap::new(),
-        };
+        let settings = ingest_settings(&topics, false);
         let shop = Arc::new(ArcSwap::from_pointee(shop()));
         let member = Ingest::new(log, MemoryStore::default(), shop, settings);
         let cancel = CancellationToken::new();
@@ -142,4 +163,131 @@ async fn what_is_given_up_at_the_end_is_not_passed_over() {
         let passed = cluster.committed("g").values().any(|at| at.0 > 0);
         assert!(buried == 1 || !passed, "seed {seed}: passed over");
     }
+}
+
+/// A model that is slower than everything that the loop does now and then; while it makes its first list, more are asked for.
+struct Late {
+    table: Mutex<engine::table::Table>,
+    cluster: MemoryCluster,
+    lane: Arc<str>,
+    read: Arc<AtomicUsize>,
+    /// Requests read when each batch began.
+    seen: Arc<Mutex<Vec<usize>>>,
+}
+
+const FIRST: usize = 4;
+const LATER: usize = 20;
+
+impl Answers for Late {
+    async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
+        self.table.lock().expect("no panic").set_names(names)
+    }
+
+    async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, engine::Error> {
+        let mut seen = self.seen.lock().expect("no panic").clone();
+        seen.push(self.read.load(Ordering::SeqCst));
+        if seen.len() == 1 {
+            let one = self.cluster.records(&self.lane).remove(0);
+            let text = String::from_utf8(one.value.expect("a request").to_vec()).expect("JSON");
+            for nth in 0..LATER {
+                self.cluster.produce(Outgoing {
+                    topic: self.lane.clone(),
+                    key: Some(format!("later-{nth}").into()),
+                    value: Some(text.replace("first-0", &format!("later-{nth}")).into()),
+                    headers: Vec::new(),
+                    time: Some(one.time),
+                });
+            }
+        }
+        *self.seen.lock().expect("no panic") = seen;
+        tokio::time::sleep(COMMIT_EVERY * 4).await;
+        self.table.lock().expect("no panic").generate(&asks)
+    }
+}
+
+fn ready_to_answer(topics: &Topics, engine: Late) -> (Vec<Loaded<Late>>, generate::Settings) {
+    let arm = json!({"id": "table", "epoch": 1, "template": "t.j2", "model": "none", "names": 3});
+    let loaded = Loaded {
+        arm: serde_json::from_value(arm).expect("an arm"),
+        template: crate::prompt::Template::load("Next:", "t.j2").expect("a template"),
+        info: Default::default(),
+        reference: None,
+        count: Arc::new(str::len),
+        engine,
+    };
+    let settings = generate::Settings {
+        topics: topics.clone(),
+        lanes: crate::lanes::Policy {
+            batch_max: 1,
+            ..Default::default()
+        },
+        arm_seed: "seed".into(),
+        selection: Default::default(),
+        needs: Default::default(),
+        clock: crate::keeper::wall_clock,
+    };
+    (vec![loaded], settings)
+}
+
+/// Requests are read after each batch of the model, however long it took: an urgent one must not wait for the whole lane.
+#[tokio::test]
+async fn a_slow_model_keeps_nobody_from_being_read() {
+    let (topics, cluster) = (Topics::default(), MemoryCluster::new(1));
+    for topic in topics.all() {
+        cluster.create_topic(&topic, 1);
+    }
+    for nth in 0..FIRST {
+        cluster.produce(Outgoing {
+            key: Some(format!("first-{nth}").into()),
+            ..event(&topics, r#"{"type": "purchase", "sku": "s", "qty": 1}"#)
+        });
+    }
+    let (store, shop) = (
+        MemoryStore::default(),
+        Arc::new(ArcSwap::from_pointee(shop())),
+    );
+    let (cancel, ready) = (CancellationToken::new(), Ready::default());
+    let (_ready, is_ready) = tokio::sync::watch::channel(true);
+    let log = cluster.join("g", &[&topics.user_events, &topics.profile_changes]);
+    let member = Ingest::new(
+        log,
+        store.clone(),
+        shop.clone(),
+        ingest_settings(&topics, true),
+    );
+    let ingest = ingest_loop(member, (is_ready, dlq_gate(&ready, "i")), cancel.clone());
+    tokio::spawn(ingest);
+    let lane = topics
+        .lanes()
+        .into_iter()
+        .find(|lane| lane.contains("urgent"))
+        .expect("a lane");
+    while cluster.records(&lane).len() < FIRST {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    let (read, seen) = (
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(Mutex::new(Vec::new())),
+    );
+    let log = Shut {
+        inner: cluster.join("r", &topics.lanes().each_ref().map(|lane| &**lane)),
+        read: read.clone(),
+        shut: Arc::default(),
+        asked: Arc::default(),
+    };
+    let engine = Late {
+        table: Mutex::default(),
+        cluster: cluster.clone(),
+        lane,
+        read: read.clone(),
+        seen: seen.clone(),
+    };
+    let member = Generate::new(log, store, shop, ready_to_answer(&topics, engine));
+    tokio::spawn(generate_loop(member, dlq_gate(&ready, "g"), cancel.clone()));
+    while seen.lock().expect("no panic").len() < 2 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(*seen.lock().expect("no panic"), [FIRST, FIRST + LATER]);
+    cancel.cancel();
 }

@@ -253,8 +253,9 @@ mod two {
                 return Self::None;
             };
             let cents = (price * 100.0).round();
-            // Under 2^53 the division is the number that was written, or it is not cents.
-            if (0.0..9e15).contains(&cents) && (cents / 100.0).to_bits() == price.to_bits() {
+            // Under 2^53 the division is the number that was written, or it is not cents. An integer has no sign of zero.
+            let whole = (0.0..9e15).contains(&cents) && cents.is_sign_positive();
+            if whole && (cents / 100.0).to_bits() == price.to_bits() {
                 return Self::Cents(cents as u64);
             }
             Self::Exact(price)

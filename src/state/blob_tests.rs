@@ -93,6 +93,19 @@ fn a_tombstone_handed_in_as_life_leaves_out_what_is_not_later() {
     assert_eq!(state.life, Timestamp(BASE));
 }
 
+#[test]
+fn a_price_keeps_its_bits() {
+    for price in [0.0, -0.0, 0.1, 3.99, 0.005, 9e15, f64::MIN_POSITIVE, -1.5] {
+        let mut state = busy();
+        state.window[7].price = Some(price);
+        for version in VERSION_OLDEST..=VERSION_CURRENT {
+            let back = decode(&encode(&state, version), None, Timestamp(0)).expect("our own");
+            let kept = back.window[7].price.map(f64::to_bits);
+            assert_eq!(kept, Some(price.to_bits()), "{price} in version {version}");
+        }
+    }
+}
+
 /// Fifty purchases and views of a busy user over a month, on two partitions.
 fn busy() -> UserState {
     let mut state = UserState::default();

@@ -93,14 +93,18 @@ async fn full(site: &Site, (users, generate): (usize, &Process)) {
     assert!(held.iter().all(|held| held.state.window.len() == 50));
     // Requests, not users: a slow ingest asks for somebody more than once, and each of it takes room.
     eventually(LIMIT, || async {
-        let mut read = 0.0;
+        let (mut read, mut asked) = (0.0, 0);
         for lane in site.topics.lanes() {
             let topic = format!("topic=\"{lane}\"");
             read += generate.metric("nearshore_records_total", &topic).await;
+            asked += site.count(&lane).await;
         }
+        let waiting = generate.metric("nearshore_requests_waiting", "").await;
         match read {
             read if read >= 200.0 => Ok(()),
-            read => Err(format!("{read} requests were read")),
+            read => Err(format!(
+                "{read} of {asked} requests were read, {waiting} wait"
+            )),
         }
     })
     .await;
