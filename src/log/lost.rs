@@ -2,8 +2,9 @@
 //!
 //! With `auto.offset.reset=earliest` a consumer that is behind the retention goes on at what is left: librdkafka's log says
 //! where it stood and not what is missing. The traces are the partition's first offset, which librdkafka asks for with its
-//! statistics, and a jump in what it hands out; but compaction and transactions make jumps, too. So: a jump is a loss as far as the log begins behind its
-//! start, which is known a moment later. Invariant: no record is told as lost twice, and none that was handed out.
+//! statistics, and a jump in what it hands out; but compaction and transactions make jumps, too. So: a jump is a loss as
+//! far as the log begins behind its start, which is known a moment later. Invariant: no record is told as lost twice, and
+//! none that was handed out.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};

@@ -184,9 +184,12 @@ impl Answers for Late {
     }
 
     async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, engine::Error> {
-        let mut seen = self.seen.lock().expect("no panic").clone();
-        seen.push(self.read.load(Ordering::SeqCst));
-        if seen.len() == 1 {
+        let batches = {
+            let mut seen = self.seen.lock().expect("no panic");
+            seen.push(self.read.load(Ordering::SeqCst));
+            seen.len()
+        };
+        if batches == 1 {
             let one = self.cluster.records(&self.lane).remove(0);
             let text = String::from_utf8(one.value.expect("a request").to_vec()).expect("JSON");
             for nth in 0..LATER {
@@ -199,7 +202,6 @@ impl Answers for Late {
                 });
             }
         }
-        *self.seen.lock().expect("no panic") = seen;
         tokio::time::sleep(COMMIT_EVERY * 4).await;
         self.table.lock().expect("no panic").generate(&asks)
     }
@@ -227,6 +229,17 @@ fn ready_to_answer(topics: &Topics, engine: Late) -> (Vec<Loaded<Late>>, generat
         clock: crate::keeper::wall_clock,
     };
     (vec![loaded], settings)
+}
+
+/// Waits until it is so, for twenty seconds at most.
+async fn until(is_so: impl Fn() -> bool) {
+    let asked = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let limit = Duration::from_secs(20);
+    tokio::time::timeout(limit, asked).await.expect("in time");
 }
 
 /// Requests are read after each batch of the model, however long it took: an urgent one must not wait for the whole lane.
@@ -262,9 +275,7 @@ async fn a_slow_model_keeps_nobody_from_being_read() {
         .into_iter()
         .find(|lane| lane.contains("urgent"))
         .expect("a lane");
-    while cluster.records(&lane).len() < FIRST {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    until(|| cluster.records(&lane).len() >= FIRST).await;
 
     let (read, seen) = (
         Arc::new(AtomicUsize::new(0)),
@@ -285,9 +296,7 @@ async fn a_slow_model_keeps_nobody_from_being_read() {
     };
     let member = Generate::new(log, store, shop, ready_to_answer(&topics, engine));
     tokio::spawn(generate_loop(member, dlq_gate(&ready, "g"), cancel.clone()));
-    while seen.lock().expect("no panic").len() < 2 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    until(|| seen.lock().expect("no panic").len() >= 2).await;
     assert_eq!(*seen.lock().expect("no panic"), [FIRST, FIRST + LATER]);
     cancel.cancel();
 }
