@@ -3,6 +3,7 @@
 //! Only [`Search`] is timed: not the logits, which are hashes of a token's path, nor the conversion of the
 //! permitted set, which `benches/trie.rs` times.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,18 @@ fn trie(many: usize) -> Trie {
     Trie::build(&sequences)
 }
 
+/// Item ids ("semantic ids"): three of 256 codes each, as generative recommenders have and `scripts/benches/cuda.py`.
+fn ids(many: usize) -> Trie {
+    let mut rng = StdRng::seed_from_u64(3);
+    let mut all = BTreeSet::new();
+    while all.len() < many {
+        all.insert([0, 256, 512].map(|level| 2 + level + rng.random_range(0..256u32)));
+    }
+    let mut sequences = Sequences::new(1);
+    all.iter().for_each(|item| sequences.push(item));
+    Trie::build(&sequences)
+}
+
 /// A peaked model: some tokens are much likelier than others, by path.
 fn logit(path: u64, token: u32) -> f32 {
     let hash = (path ^ u64::from(token)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -36,11 +49,12 @@ fn run(trie: &Trie, question: Question) -> (Duration, usize, usize) {
     let (mut own, mut rows, mut waves) = (Duration::ZERO, 0, 0);
     let mut paths: Vec<u64> = Vec::new();
     let start = Instant::now();
+    let wanted = question.n;
     let mut search = Search::new(trie, question);
     own += start.elapsed();
     loop {
         let start = Instant::now();
-        let wave = search.next_wave(96);
+        let wave = search.next_wave(wanted.max(96));
         own += start.elapsed();
         let Some(wave) = wave else { break };
         let mut logits = Vec::new();
@@ -58,7 +72,7 @@ fn run(trie: &Trie, question: Question) -> (Duration, usize, usize) {
         own += start.elapsed();
     }
     let start = Instant::now();
-    assert_eq!(search.into_answer().len(), 50);
+    assert_eq!(search.into_answer().len(), wanted);
     own += start.elapsed();
     (own, rows, waves)
 }
@@ -98,5 +112,23 @@ fn searches(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, searches);
+/// The field's shapes, which `scripts/bench engine --cuda` times as wholes.
+fn of_ids(c: &mut Criterion) {
+    let mut group = c.benchmark_group("100,000 item ids");
+    let trie = ids(100_000);
+    for n in [50, 256, 5000] {
+        let question = Question {
+            n,
+            weight: 1.0,
+            ..Question::default()
+        };
+        let (own, rows, waves) = run(&trie, question.clone());
+        println!("top {n} of item ids: {rows} tokens in {waves} waves, {own:?} of ours");
+        group.bench_with_input(BenchmarkId::new("top", n), &question, |b, question| {
+            b.iter_custom(|times| (0..times).map(|_| run(&trie, question.clone()).0).sum());
+        });
+    }
+}
+
+criterion_group!(benches, searches, of_ids);
 criterion_main!(benches);
