@@ -24,6 +24,7 @@ fn cache(prompt: usize, nodes: usize) -> Cache {
         layers: 1,
         heads: HEADS.keys,
         width: HEADS.width,
+        number: size_of::<f32>(),
     };
     let mut cache = Cache::new(sizes);
     let row = noise(sizes.row());

@@ -266,6 +266,7 @@ mod tests {
         layers: 1,
         heads: 2,
         width: 8,
+        number: size_of::<f32>(),
     };
 
     fn noise(len: usize, seed: u32) -> Vec<f32> {

@@ -151,6 +151,7 @@ impl Network {
             layers: self.geometry.layers,
             heads: self.geometry.kv_heads,
             width: self.geometry.head_dim,
+            number: size_of::<f32>(),
         }
     }
 

@@ -19,6 +19,8 @@ pub struct Sizes {
     pub heads: usize,
     /// Width of a head.
     pub width: usize,
+    /// Bytes of one number.
+    pub number: usize,
 }
 
 impl Sizes {
@@ -33,7 +35,7 @@ impl Sizes {
 
     /// Bytes of keys and values of one position, all layers.
     pub fn position(&self) -> usize {
-        2 * self.layers * self.row() * size_of::<f32>()
+        2 * self.layers * self.row() * self.number
     }
 }
 
@@ -234,6 +236,7 @@ mod tests {
         layers: 2,
         heads: 2,
         width: 4,
+        number: size_of::<f32>(),
     };
 
     fn fill(cache: &mut Cache, to: usize) {

@@ -1,25 +1,21 @@
-//! The steps of [`Ops`](super::ops::Ops) on a CUDA device: kernels.cu, compiled when a model is loaded.
+//! kernels.cu on a CUDA device, compiled when a model is loaded.
 //!
 //! Decides how a kernel is compiled and launched. Invariant: everything on a device is in the order of one stream, so
-//! memory is free as soon as the host lets go of it, and nothing is tracked. It does not know what a step is for.
+//! memory is free as soon as the host lets go of it, and nothing is tracked. It does not know what a kernel is for.
+
+use std::collections::HashMap;
 
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg, sys};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaFunction, DevicePtr, LaunchConfig, PushKernelArg, sys,
+};
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice};
-use candle_core::{CudaDevice, DType, Device, Error, Result, Storage, Tensor, bail};
+use candle_core::{CudaDevice, Device, Error, Result, Storage, Tensor, bail};
 
-use super::cache::Chunk;
-use super::ops::{Shape, Turning};
-use super::plan::{Places, Plan, Side, Tiles};
+use super::kernels::{Argument, Grid, Launcher};
 
 const SOURCE: &str = concat!(include_str!("intrinsics.cu"), include_str!("kernels.cu"));
-
-/// Threads of attention's and scores' blocks.
-const THREADS: usize = 128;
-
-/// Threads of the blocks of norms and gates.
-const THREADS_WIDE: usize = 256;
 
 /// A device by number.
 pub fn device(number: usize) -> Result<Device> {
@@ -50,121 +46,73 @@ fn keep_memory(device: &CudaDevice) -> Result<()> {
     }
 }
 
-/// Kernels for one model.
+/// Kernels compiled for one model, on their device.
 pub struct Compiled {
+    place: Device,
     device: CudaDevice,
-    shape: Shape,
-    dtype: DType,
-    module: String,
-    ptx: String,
-}
-
-/// What a kernel is given.
-#[derive(Clone, Copy, Debug)]
-enum Argument {
-    At(u64),
-    Number(i32),
-    Float(f32),
-    Places([i32; 6]),
-}
-
-/// Where a contiguous tensor begins; stays true while the tensor lives.
-pub fn address(tensor: &Tensor) -> Result<u64> {
-    fn start<T>(slice: &impl DevicePtr<T>, storage: &CudaStorage) -> u64 {
-        slice.device_ptr(&storage.device().cuda_stream()).0
-    }
-    let (storage, layout) = tensor.storage_and_layout();
-    let (Storage::Cuda(storage), Some((from, _))) = (&*storage, layout.contiguous_offsets()) else {
-        bail!("not a contiguous tensor on a CUDA device")
-    };
-    let start = match &storage.slice {
-        CudaStorageSlice::BF16(slice) => start(slice, storage),
-        CudaStorageSlice::F32(slice) => start(slice, storage),
-        CudaStorageSlice::U32(slice) => start(slice, storage),
-        _ => bail!("no kernel reads {:?}", tensor.dtype()),
-    };
-    Ok(start + (from * tensor.dtype().size_in_bytes()) as u64)
-}
-
-fn maybe(tensor: Option<&Tensor>) -> Result<Argument> {
-    Ok(Argument::At(tensor.map_or(Ok(0), address)?))
-}
-
-fn at(tensor: &Tensor) -> Result<Argument> {
-    address(tensor).map(Argument::At)
-}
-
-impl From<Places> for Argument {
-    fn from(places: Places) -> Self {
-        let Places {
-            chunks,
-            spans,
-            runs,
-            sights,
-            starts,
-            ancestors,
-        } = places;
-        Self::Places([chunks, spans, runs, sights, starts, ancestors].map(|at| at as i32))
-    }
+    /// By name; looked up once, not at each launch.
+    functions: HashMap<&'static str, CudaFunction>,
 }
 
 impl Compiled {
-    /// Compiles for a model and the device at hand.
-    pub fn new(device: &CudaDevice, shape: Shape, dtype: DType) -> Result<Self> {
-        if shape.hidden % 2 == 1 {
-            bail!("a residual stream of odd width {} on CUDA", shape.hidden);
-        }
-        let (major, minor) = (device.cuda_stream().context())
-            .compute_capability()
-            .map_err(Error::wrap)?;
-        let mut options = vec![
-            format!("--gpu-architecture=compute_{major}{minor}"),
-            format!("-DWIDTH={}", shape.width),
-            format!("-DHEADS={}", shape.heads),
-            format!("-DKV_HEADS={}", shape.kv_heads),
-            format!("-DHIDDEN={}", shape.hidden),
-        ];
-        match dtype {
-            DType::BF16 => options.push("-DREAL_IS_BF16".into()),
-            DType::F32 => {}
-            other => bail!("no kernels for {other:?}"),
-        }
-        let module = format!("nearshore {}", options.join(" "));
+    /// Compiles for the device at hand; see [`Kernels::compile`](super::kernels::Kernels::compile).
+    pub fn new(
+        device: &CudaDevice,
+        definitions: Vec<String>,
+        kernels: &[&'static str],
+    ) -> Result<Self> {
+        let stream = device.cuda_stream();
+        let context = stream.context();
+        let (major, minor) = context.compute_capability().map_err(Error::wrap)?;
+        let mut options = vec![format!("--gpu-architecture=compute_{major}{minor}")];
+        options.extend(definitions);
         let options = CompileOptions {
             options,
             ..CompileOptions::default()
         };
         let ptx = compile_ptx_with_opts(SOURCE, options).map_err(Error::wrap)?;
+        let module = context.load_module(ptx).map_err(Error::wrap)?;
+        let function = |name: &&'static str| {
+            let function = module.load_function(name).map_err(Error::wrap)?;
+            Ok((*name, function))
+        };
         Ok(Self {
+            place: Device::Cuda(device.clone()),
             device: device.clone(),
-            shape,
-            dtype,
-            module,
-            ptx: ptx.to_src(),
+            functions: kernels.iter().map(function).collect::<Result<_>>()?,
         })
     }
+}
 
-    /// Whether attention may use matrix units.
-    fn has_matrices(&self) -> bool {
-        self.dtype == DType::BF16 && self.shape.width.is_multiple_of(16)
+impl Launcher for Compiled {
+    fn device(&self) -> &Device {
+        &self.place
     }
 
-    /// Queries of a block: `QUERIES` and `QUERIES_PLAIN` of kernels.cu.
-    pub fn tiles(&self) -> Tiles {
-        Tiles(if self.has_matrices() { 64 } else { 32 })
-    }
-
-    fn launch(
-        &self,
-        name: &str,
-        (grid, threads): ((usize, usize), usize),
-        arguments: &[Argument],
-    ) -> Result<()> {
-        if grid.0 == 0 || grid.1 == 0 {
-            return Ok(());
+    fn address(&self, tensor: &Tensor) -> Result<u64> {
+        fn start<T>(slice: &impl DevicePtr<T>, storage: &CudaStorage) -> u64 {
+            slice.device_ptr(&storage.device().cuda_stream()).0
         }
-        let kernel = (self.device).get_or_load_custom_func(name, &self.module, &self.ptx)?;
-        let mut launch = kernel.builder();
+        let (storage, layout) = tensor.storage_and_layout();
+        let (Storage::Cuda(storage), Some((from, _))) = (&*storage, layout.contiguous_offsets())
+        else {
+            bail!("not a contiguous tensor on a CUDA device")
+        };
+        let start = match &storage.slice {
+            CudaStorageSlice::BF16(slice) => start(slice, storage),
+            CudaStorageSlice::F32(slice) => start(slice, storage),
+            CudaStorageSlice::U32(slice) => start(slice, storage),
+            _ => bail!("no kernel reads {:?}", tensor.dtype()),
+        };
+        Ok(start + (from * tensor.dtype().size_in_bytes()) as u64)
+    }
+
+    fn launch(&self, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()> {
+        let Some(function) = self.functions.get(kernel) else {
+            bail!("no kernel {kernel}")
+        };
+        let stream = self.device.cuda_stream();
+        let mut launch = stream.launch_builder(function);
         for argument in arguments {
             match argument {
                 Argument::At(address) => launch.arg(address),
@@ -174,132 +122,12 @@ impl Compiled {
             };
         }
         let shape = LaunchConfig {
-            grid_dim: (grid.0 as u32, grid.1 as u32, 1),
-            block_dim: (threads as u32, 1, 1),
+            grid_dim: (grid.blocks.0 as u32, grid.blocks.1 as u32, 1),
+            block_dim: (grid.threads as u32, 1, 1),
             shared_mem_bytes: 0,
         };
-        // SAFETY: the kernel's signature in kernels.cu is that of the arguments; whoever calls sees to sizes.
+        // SAFETY: kernels.rs gives each kernel what its signature asks for, and sees to sizes.
         unsafe { launch.launch(shape) }.map_err(Error::wrap)?;
         Ok(())
-    }
-
-    /// Memory for a kernel that writes all of it.
-    fn room(&self, shape: (usize, usize), dtype: DType) -> Result<Tensor> {
-        // SAFETY: every number is written by the kernel that comes next on the stream.
-        unsafe { Tensor::empty(shape, dtype, &Device::Cuda(self.device.clone())) }
-    }
-
-    /// See [`Ops::turn`](super::ops::Ops::turn).
-    pub fn turn(
-        &self,
-        qkv: &Tensor,
-        by: &Turning,
-        (chunk, layer): (&Chunk, usize),
-    ) -> Result<Tensor> {
-        let (rows, shape) = (qkv.dim(0)?, self.shape);
-        let queries = self.room((rows, shape.heads * shape.width), self.dtype)?;
-        let chunk = chunk.layer(layer)?;
-        let (keys, values) = (chunk.narrow(1, 0, 1)?, chunk.narrow(1, 1, 1)?);
-        let warps = rows * (shape.heads + 2 * shape.kv_heads);
-        let arguments = [
-            at(qkv)?,
-            maybe(by.bias)?,
-            maybe(by.norms)?,
-            at(&by.angles.0)?,
-            at(&by.angles.1)?,
-            at(by.positions)?,
-            at(&queries)?,
-            at(&keys)?,
-            at(&values)?,
-            Argument::Number(rows as i32),
-            Argument::Float(shape.epsilon),
-        ];
-        let blocks = (warps * 32).div_ceil(THREADS);
-        self.launch("turn", ((blocks, 1), THREADS), &arguments)?;
-        Ok(queries)
-    }
-
-    /// See [`Ops::attend`](super::ops::Ops::attend).
-    pub fn attend(
-        &self,
-        queries: &Tensor,
-        (plan, side): (&Plan, &Side),
-        layer: usize,
-    ) -> Result<Tensor> {
-        let out = self.room(queries.dims2()?, self.dtype)?;
-        let scale = 1.0 / (self.shape.width as f32).sqrt();
-        let arguments = [
-            at(queries)?,
-            at(&out)?,
-            at(&plan.numbers)?,
-            Argument::Number(side.tiles as i32),
-            side.places.into(),
-            Argument::Number(layer as i32),
-            Argument::Float(scale),
-        ];
-        let name = if self.has_matrices() {
-            "attend"
-        } else {
-            "attend_plain"
-        };
-        let grid = (side.tiles_len, self.shape.kv_heads);
-        self.launch(name, (grid, THREADS), &arguments)?;
-        Ok(out)
-    }
-
-    /// See [`Ops::add_norm`](super::ops::Ops::add_norm).
-    pub fn add_norm(
-        &self,
-        (x, y): (&Tensor, &Tensor),
-        bias: Option<&Tensor>,
-        weight: &Tensor,
-    ) -> Result<(Tensor, Tensor)> {
-        let (rows, hidden) = x.dims2()?;
-        let out = self.room((2 * rows, hidden), self.dtype)?;
-        let arguments = [
-            at(x)?,
-            at(y)?,
-            maybe(bias)?,
-            at(weight)?,
-            at(&out)?,
-            Argument::Number(rows as i32),
-            Argument::Float(self.shape.epsilon),
-        ];
-        self.launch("add_norm", ((rows, 1), THREADS_WIDE), &arguments)?;
-        Ok((out.narrow(0, 0, rows)?, out.narrow(0, rows, rows)?))
-    }
-
-    /// See [`Ops::gate`](super::ops::Ops::gate).
-    pub fn gate(&self, x: &Tensor) -> Result<Tensor> {
-        let (rows, both) = x.dims2()?;
-        let width = both / 2;
-        let out = self.room((rows, width), self.dtype)?;
-        let arguments = [at(x)?, at(&out)?, Argument::Number(width as i32)];
-        let grid = (rows, width.div_ceil(THREADS_WIDE));
-        self.launch("gate", (grid, THREADS_WIDE), &arguments)?;
-        Ok(out)
-    }
-
-    /// See [`Ops::score`](super::ops::Ops::score).
-    pub fn score(
-        &self,
-        (hidden, head): (&Tensor, &Tensor),
-        lists: &[[u32; 3]],
-        tokens: &[u32],
-    ) -> Result<Vec<f32>> {
-        // One transfer for both.
-        let numbers = [lists.as_flattened(), tokens].concat();
-        let numbers = Tensor::new(numbers, &Device::Cuda(self.device.clone()))?;
-        let out = self.room((1, tokens.len()), DType::F32)?;
-        let from_tokens = numbers.narrow(0, 3 * lists.len(), tokens.len())?;
-        let arguments = [
-            at(hidden)?,
-            at(head)?,
-            at(&numbers)?,
-            at(&from_tokens)?,
-            at(&out)?,
-        ];
-        self.launch("score", ((lists.len(), 1), THREADS), &arguments)?;
-        out.flatten_all()?.to_vec1()
     }
 }

@@ -2,7 +2,8 @@
 //
 // Decides how a row is turned, attended, normed, gated and scored. REAL_IS_BF16 says what weights and activations are; sums
 // are f32 always. Needs WIDTH (of a head), HEADS, KV_HEADS, HIDDEN. Headers are not needed, for a machine that runs this
-// may have none. The same steps in plain Rust are in ops.rs: what is changed here is changed there.
+// may have none. The same steps in plain Rust are in plain.rs: what is changed here is changed there. Tests hold both to the
+// CPU's own path, these by emulate.cc.
 
 #define GROUP (HEADS / KV_HEADS)
 #define HALF (WIDTH / 2)

@@ -13,7 +13,14 @@ use candle_nn::ops::rms_norm;
 mod cache;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(test)]
+mod emulated;
 mod head;
+#[cfg_attr(
+    not(any(test, feature = "cuda")),
+    expect(dead_code, reason = "nobody can launch them")
+)]
+mod kernels;
 mod ops;
 mod plain;
 mod plan;
@@ -154,6 +161,7 @@ impl Network {
             layers: self.geometry.layers,
             heads: self.geometry.kv_heads,
             width: self.geometry.head_dim,
+            number: self.dtype.size_in_bytes(),
         }
     }
 
@@ -195,6 +203,11 @@ impl Network {
             (hidden, normed) = self.ops.add_norm((&hidden, &down), None, next)?;
         }
         normed.to_dtype(DType::F32)
+    }
+
+    /// Waits until the device has done all that it was given.
+    pub fn wait(&self) -> Result<()> {
+        self.device.synchronize()
     }
 
     /// Gives the rows of a pass a place, and notes in `caches` which are whose.

@@ -1,22 +1,20 @@
 //! The steps of a forward pass that are no products of matrices, each in one go.
 //!
-//! Decides which of two does a step: kernels.cu on a CUDA device, `plain` on the CPU, where it is what tests hold to
+//! Decides which of two does a step: [`Kernels`] on a CUDA device, `plain` on the CPU, where it is what tests hold to
 //! the CPU's own path. Invariant: both compute the same, sums in f32. It does not know layers.
 
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::super::load::Geometry;
 use super::cache::Chunk;
-#[cfg(feature = "cuda")]
-use super::cuda;
+use super::kernels::Kernels;
 use super::plain;
 use super::plan::{Plan, Side, Tiles};
 
 /// Steps for one model on one device.
 pub struct Ops {
-    #[cfg(feature = "cuda")]
-    compiled: Option<cuda::Compiled>,
-    shape: Shape,
+    pub(super) kernels: Option<Kernels>,
+    pub(super) shape: Shape,
 }
 
 /// What of a model the steps know.
@@ -29,10 +27,6 @@ pub struct Shape {
     /// Width of a head.
     pub width: usize,
     /// Width of the residual stream.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        expect(dead_code, reason = "read by the kernels")
-    )]
     pub hidden: usize,
     /// Added to mean squares.
     pub epsilon: f32,
@@ -60,54 +54,50 @@ impl Ops {
             hidden: geometry.hidden,
             epsilon: geometry.epsilon,
         };
-        #[cfg(not(feature = "cuda"))]
-        let _ = (device, dtype);
-        Ok(Self {
+        let kernels = match device {
             #[cfg(feature = "cuda")]
-            compiled: match device {
-                Device::Cuda(device) => Some(cuda::Compiled::new(device, shape, dtype)?),
-                _ => None,
-            },
-            shape,
-        })
+            Device::Cuda(device) => {
+                let compile = |definitions, names: &[&'static str]| {
+                    let compiled = super::cuda::Compiled::new(device, definitions, names)?;
+                    Ok(Box::new(compiled) as Box<dyn super::kernels::Launcher>)
+                };
+                Some(Kernels::compile(shape, dtype, compile)?)
+            }
+            _ => None,
+        };
+        #[cfg(not(feature = "cuda"))]
+        let _ = dtype;
+        Ok(Self { kernels, shape })
     }
 
     /// Size of attention's tiles.
     pub fn tiles(&self) -> Tiles {
-        #[cfg(feature = "cuda")]
-        if let Some(compiled) = &self.compiled {
-            return compiled.tiles();
+        match &self.kernels {
+            Some(kernels) => kernels.tiles(),
+            None => Tiles(plain::TILE),
         }
-        Tiles(plain::TILE)
     }
 
     /// Where a tensor lies on the device; 0 in memory, where nobody asks.
     pub fn address(&self, tensor: &Tensor) -> Result<u64> {
-        #[cfg(feature = "cuda")]
-        if self.compiled.is_some() {
-            return cuda::address(tensor);
-        }
-        let _ = tensor;
-        Ok(0)
+        (self.kernels.as_ref()).map_or(Ok(0), |kernels| kernels.address(tensor))
     }
 
     /// `[rows, (heads + 2 · kv heads) · width]` -> queries `[rows, heads · width]`; keys and values go into
     /// `chunk`. Biases are added, heads normed and turned.
     pub fn turn(&self, qkv: &Tensor, by: &Turning, to: (&Chunk, usize)) -> Result<Tensor> {
-        #[cfg(feature = "cuda")]
-        if let Some(compiled) = &self.compiled {
-            return compiled.turn(qkv, by, to);
+        match &self.kernels {
+            Some(kernels) => kernels.turn(qkv, by, to),
+            None => plain::turn(self.shape, qkv, by, to),
         }
-        plain::turn(self.shape, qkv, by, to)
     }
 
     /// Attention of queries `[rows, heads · width]` of one side of a plan, in one layer.
     pub fn attend(&self, queries: &Tensor, of: (&Plan, &Side), layer: usize) -> Result<Tensor> {
-        #[cfg(feature = "cuda")]
-        if let Some(compiled) = &self.compiled {
-            return compiled.attend(queries, of, layer);
+        match &self.kernels {
+            Some(kernels) => kernels.attend(queries, of, layer),
+            None => plain::attend(self.shape, queries, of, layer),
         }
-        plain::attend(self.shape, queries, of, layer)
     }
 
     /// `x + y + bias` and its norm times `weight`, `[rows, hidden]` each.
@@ -117,20 +107,18 @@ impl Ops {
         bias: Option<&Tensor>,
         weight: &Tensor,
     ) -> Result<(Tensor, Tensor)> {
-        #[cfg(feature = "cuda")]
-        if let Some(compiled) = &self.compiled {
-            return compiled.add_norm((x, y), bias, weight);
+        match &self.kernels {
+            Some(kernels) => kernels.add_norm((x, y), bias, weight),
+            None => plain::add_norm(self.shape, (x, y), bias, weight),
         }
-        plain::add_norm(self.shape, (x, y), bias, weight)
     }
 
     /// `[rows, 2 · width]` (gate, up) -> `[rows, width]`.
     pub fn gate(&self, x: &Tensor) -> Result<Tensor> {
-        #[cfg(feature = "cuda")]
-        if let Some(compiled) = &self.compiled {
-            return compiled.gate(x);
+        match &self.kernels {
+            Some(kernels) => kernels.gate(x),
+            None => plain::gate(x),
         }
-        plain::gate(x)
     }
 
     /// Logits of tokens after rows of `hidden` `[rows, hidden]` f32: `lists` are `[row, first, one past the
@@ -141,10 +129,9 @@ impl Ops {
         lists: &[[u32; 3]],
         tokens: &[u32],
     ) -> Result<Vec<f32>> {
-        #[cfg(feature = "cuda")]
-        if let Some(compiled) = &self.compiled {
-            return compiled.score((hidden, head), lists, tokens);
+        match &self.kernels {
+            Some(kernels) => kernels.score((hidden, head), lists, tokens),
+            None => plain::score((hidden, head), lists, tokens),
         }
-        plain::score((hidden, head), lists, tokens)
     }
 }

@@ -23,10 +23,6 @@ pub struct Plan {
     /// Chunks that rows see, by number.
     pub chunks: Vec<Arc<Chunk>>,
     /// Everything below, as the device has it.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        expect(dead_code, reason = "read by the kernels")
-    )]
     pub numbers: Tensor,
     /// Everything below.
     pub told: Vec<u32>,
@@ -44,16 +40,8 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Side {
     /// Tiles, `[span, first query]` each.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        expect(dead_code, reason = "read by the kernels")
-    )]
     pub tiles: usize,
     /// How many tiles.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        expect(dead_code, reason = "read by the kernels")
-    )]
     pub tiles_len: usize,
     /// Where the rest begins.
     pub places: Places,
@@ -65,10 +53,6 @@ pub struct Side {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Places {
     /// Per chunk its address, low half first, and its rows.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        expect(dead_code, reason = "read by the kernels")
-    )]
     pub chunks: usize,
     /// Per user `[first row, rows, first run, one past the last run]`.
     pub spans: usize,

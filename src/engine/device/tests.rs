@@ -35,9 +35,16 @@ impl Noise {
     }
 }
 
-fn weights(seed: u64, (heads, kv_heads, head_dim): (usize, usize, usize)) -> Weights {
+/// Widths of the residual stream and of what lies between gate and down.
+type Widths = (usize, usize);
+
+fn weights(
+    seed: u64,
+    (heads, kv_heads, head_dim): (usize, usize, usize),
+    (hidden, feed_forward): Widths,
+) -> Weights {
     let mut noise = Noise(seed);
-    let (hidden, feed_forward, vocabulary) = (24, 40, 97);
+    let vocabulary = 97;
     let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
     let families = [Family::Llama, Family::Qwen2, Family::Qwen3];
     let family = families[noise.below(3)];
@@ -97,19 +104,50 @@ struct Pair {
     host_caches: Vec<kv::Cache>,
     device_caches: Vec<Cache>,
     noise: Noise,
+    /// Tokens of a tail at most.
+    longest: usize,
     /// Per user the slots of each node's path.
     paths: Vec<Vec<Vec<u32>>>,
 }
 
+/// What a device's path is computed by.
+#[derive(Clone, Copy)]
+enum By {
+    /// Plain loops.
+    Plain,
+    /// kernels.cu.
+    Kernels,
+}
+
 impl Pair {
-    fn new(seed: u64, heads: (usize, usize, usize), dtype: DType) -> Self {
-        let device = Network::new(weights(seed, heads), &Device::Cpu, dtype);
+    fn new(seed: u64, heads: (usize, usize, usize), (dtype, by): (DType, By)) -> Self {
+        // As kernels want them: several warps of a block and several blocks of a row have numbers.
+        let widths = match by {
+            By::Plain => (24, 40),
+            By::Kernels => (270, 600),
+        };
+        let device = Network::new(weights(seed, heads, widths), &Device::Cpu, dtype);
+        let mut device = device.expect("weights fit");
+        let longest = match by {
+            By::Plain => 20,
+            By::Kernels => {
+                let emulated = |definitions, _: &[&str]| {
+                    let emulated = emulated::Emulated::new(definitions)?;
+                    Ok(Box::new(emulated) as Box<dyn kernels::Launcher>)
+                };
+                let kernels = kernels::Kernels::compile(device.ops.shape, dtype, emulated);
+                device.ops.kernels = Some(kernels.expect("a C++ compiler"));
+                // Several tiles of queries and of keys.
+                90
+            }
+        };
         Self {
-            host: forward::Network::watched(&weights(seed, heads)).expect("weights fit"),
-            device: device.expect("weights fit"),
+            host: forward::Network::watched(&weights(seed, heads, widths)).expect("weights fit"),
+            device,
             host_caches: Vec::new(),
             device_caches: Vec::new(),
             noise: Noise(!seed),
+            longest,
             paths: Vec::new(),
         }
     }
@@ -150,7 +188,7 @@ impl Pair {
         let tails: Vec<_> = users
             .iter()
             .map(|user| {
-                let many = 1 + self.noise.below(20);
+                let many = 1 + self.noise.below(self.longest);
                 (*user, self.host_caches[*user].known(), self.tokens(many))
             })
             .collect();
@@ -208,7 +246,7 @@ impl Pair {
         }
         let tokens: Vec<u32> = (0..97).collect();
         let mut expected = Vec::new();
-        for row in host.chunks_exact(24) {
+        for row in host.chunks_exact(self.device.geometry().hidden) {
             expected.extend(self.host.logits(row, &tokens).expect("in the vocabulary"));
         }
         let rows = 0..pass.wanted.len() as u32;
@@ -235,6 +273,8 @@ impl Pair {
             (few.len(), many.len()),
             (expected.len(), 2 * expected.len())
         );
+        // A maximum would pass over what is no number.
+        assert!(few.iter().chain(&many).all(|logit| logit.is_finite()));
         let of_many = many.chunks(194).flat_map(|row| row[..97].iter().copied());
         let size = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
         let whole = size(&mut expected.iter().copied()).max(1e-6);
@@ -255,8 +295,11 @@ fn prompt_pass(tails: &[(usize, usize, Vec<u32>)]) -> Pass {
                 prompt: known + nth + 1,
                 slots: Vec::new(),
             });
+            // Not the last alone: what a row in the middle sees must show in it.
+            if nth % 8 == 3 || nth + 1 == tokens.len() {
+                pass.wanted.push(pass.tokens.len() - 1);
+            }
         }
-        pass.wanted.push(pass.tokens.len() - 1);
         pass.spans.push(Span {
             cache: *cache,
             rows: from..pass.tokens.len(),
@@ -268,8 +311,12 @@ fn prompt_pass(tails: &[(usize, usize, Vec<u32>)]) -> Pass {
 /// A whole life of a batch: prefixes, tails, waves, a latecomer; the largest difference seen.
 fn differ(seed: u64, dtype: DType) -> f32 {
     let heads = [(4, 2, 8), (6, 2, 4), (2, 2, 6), (3, 1, 8)];
+    differ_by(seed, heads[seed as usize % 4], (dtype, By::Plain))
+}
+
+fn differ_by(seed: u64, heads: (usize, usize, usize), how: (DType, By)) -> f32 {
     let mut noise = Noise(seed ^ 0x5bd1_e995);
-    let mut pair = Pair::new(seed, heads[noise.below(4)], dtype);
+    let mut pair = Pair::new(seed, heads, how);
     let many = 3 + noise.below(60);
     let prefixes = [pair.prefix(many), pair.prefix(7)];
     let users = 1 + noise.below(5);
@@ -319,10 +366,42 @@ proptest! {
     }
 }
 
+/// Plain attention, at widths with and without whole fours and pairs of warps.
+#[test]
+fn kernels_compute_in_f32_what_the_cpu_computes() {
+    for (seed, heads) in (1..).zip([(4, 2, 8), (6, 2, 4), (2, 2, 6), (3, 1, 66)]) {
+        let worst = differ_by(seed, heads, (DType::F32, By::Kernels));
+        assert!(worst < 1e-5, "{heads:?}: off by {worst} of the logits");
+    }
+}
+
+/// Attention by matrix units, and by plain products where a head is no multiple of their size.
+#[test]
+fn kernels_compute_in_bf16_within_its_rounding() {
+    for (seed, heads) in (1..).zip([(4, 2, 16), (3, 1, 32), (2, 2, 128), (6, 2, 4)]) {
+        let worst = differ_by(seed, heads, (DType::BF16, By::Kernels));
+        assert!(worst < 0.04, "{heads:?}: off by {worst} of the logits");
+    }
+}
+
+#[test]
+fn memory_is_counted_as_it_is_taken() {
+    for (dtype, bytes) in [(DType::F32, 4), (DType::BF16, 2)] {
+        let mut pair = Pair::new(5, (4, 2, 8), (dtype, By::Plain));
+        pair.join(None);
+        pair.prefill(&[0]);
+        let cache = &pair.device_caches[0];
+        let chunk = &cache.runs()[0].chunk.tensor;
+        assert_eq!(chunk.dtype().size_in_bytes(), bytes);
+        let position = pair.device.sizes().position();
+        assert_eq!(cache.own() * position, chunk.elem_count() * bytes);
+    }
+}
+
 /// Not by length: no row may be kept for a user who left.
 #[test]
 fn a_chunk_goes_with_the_last_who_holds_it() {
-    let mut pair = Pair::new(3, (4, 2, 8), DType::F32);
+    let mut pair = Pair::new(3, (4, 2, 8), (DType::F32, By::Plain));
     pair.join(None);
     pair.join(None);
     pair.prefill(&[0, 1]);

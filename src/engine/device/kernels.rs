@@ -1,0 +1,269 @@
+//! The steps of [`Ops`](super::ops::Ops) by kernels.cu, whoever launches them.
+//!
+//! Decides what each kernel is given, and its grid. Invariant: arguments are those of the kernel's signature, and
+//! whatever a kernel writes has its size. It does not know where kernels run: on a CUDA device, or played on the
+//! CPU by a test.
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use super::cache::Chunk;
+use super::ops::{Shape, Turning};
+use super::plan::{Places, Plan, Side, Tiles};
+
+/// Threads of attention's, turning's and scores' blocks.
+const THREADS: usize = 128;
+
+/// Threads of the blocks of norms and gates.
+const THREADS_WIDE: usize = 256;
+
+/// What a kernel is given.
+#[derive(Clone, Copy, Debug)]
+pub enum Argument {
+    /// Where numbers are; 0: there are none.
+    At(u64),
+    /// `int`.
+    Number(i32),
+    /// `float`.
+    Float(f32),
+    /// `struct Where`.
+    Places([i32; 6]),
+}
+
+/// Blocks of a grid, and threads of each.
+#[derive(Clone, Copy, Debug)]
+pub struct Grid {
+    /// Blocks in x and y.
+    pub blocks: (usize, usize),
+    /// Threads of a block.
+    pub threads: usize,
+}
+
+/// Where the kernels run.
+pub trait Launcher: Send + Sync {
+    /// Where tensors lie.
+    fn device(&self) -> &Device;
+
+    /// Where a contiguous tensor begins; stays true while the tensor lives.
+    fn address(&self, tensor: &Tensor) -> Result<u64>;
+
+    /// Runs a kernel after all that was launched before.
+    fn launch(&self, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()>;
+}
+
+/// Kernels for one model.
+pub struct Kernels {
+    launcher: Box<dyn Launcher>,
+    shape: Shape,
+    dtype: DType,
+    /// By matrix units where they are.
+    attend: &'static str,
+}
+
+impl From<Places> for Argument {
+    fn from(places: Places) -> Self {
+        let Places {
+            chunks,
+            spans,
+            runs,
+            sights,
+            starts,
+            ancestors,
+        } = places;
+        Self::Places([chunks, spans, runs, sights, starts, ancestors].map(|at| at as i32))
+    }
+}
+
+impl Kernels {
+    /// Kernels for a model whose weights and activations are `dtype`: `compile` is given the compiler's definitions
+    /// and the names of the kernels that are then there.
+    pub fn compile(
+        shape: Shape,
+        dtype: DType,
+        compile: impl FnOnce(Vec<String>, &[&'static str]) -> Result<Box<dyn Launcher>>,
+    ) -> Result<Self> {
+        if shape.hidden % 2 == 1 {
+            bail!("a residual stream of odd width {} on CUDA", shape.hidden);
+        }
+        let mut definitions = vec![
+            format!("-DWIDTH={}", shape.width),
+            format!("-DHEADS={}", shape.heads),
+            format!("-DKV_HEADS={}", shape.kv_heads),
+            format!("-DHIDDEN={}", shape.hidden),
+        ];
+        match dtype {
+            DType::BF16 => definitions.push("-DREAL_IS_BF16".into()),
+            DType::F32 => {}
+            other => bail!("no kernels for {other:?}"),
+        }
+        let has_matrices = dtype == DType::BF16 && shape.width.is_multiple_of(16);
+        let attend = if has_matrices {
+            "attend"
+        } else {
+            "attend_plain"
+        };
+        let names = ["turn", attend, "add_norm", "gate", "score"];
+        Ok(Self {
+            launcher: compile(definitions, &names)?,
+            shape,
+            dtype,
+            attend,
+        })
+    }
+
+    /// Where a contiguous tensor begins; stays true while the tensor lives.
+    pub fn address(&self, tensor: &Tensor) -> Result<u64> {
+        self.launcher.address(tensor)
+    }
+
+    fn at(&self, tensor: &Tensor) -> Result<Argument> {
+        self.address(tensor).map(Argument::At)
+    }
+
+    fn maybe(&self, tensor: Option<&Tensor>) -> Result<Argument> {
+        Ok(Argument::At(tensor.map_or(Ok(0), |t| self.address(t))?))
+    }
+
+    fn launch(&self, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()> {
+        if grid.blocks.0 == 0 || grid.blocks.1 == 0 {
+            return Ok(());
+        }
+        self.launcher.launch(kernel, grid, arguments)
+    }
+
+    /// Memory for a kernel that writes all of it.
+    fn room(&self, shape: (usize, usize), dtype: DType) -> Result<Tensor> {
+        // SAFETY: every number is written by the kernel that is launched next.
+        unsafe { Tensor::empty(shape, dtype, self.launcher.device()) }
+    }
+
+    /// Queries of a block: `QUERIES` and `QUERIES_PLAIN` of kernels.cu.
+    pub fn tiles(&self) -> Tiles {
+        Tiles(if self.attend == "attend" { 64 } else { 32 })
+    }
+
+    /// See [`Ops::turn`](super::ops::Ops::turn).
+    pub fn turn(
+        &self,
+        qkv: &Tensor,
+        by: &Turning,
+        (chunk, layer): (&Chunk, usize),
+    ) -> Result<Tensor> {
+        let (rows, shape) = (qkv.dim(0)?, self.shape);
+        let queries = self.room((rows, shape.heads * shape.width), self.dtype)?;
+        let chunk = chunk.layer(layer)?;
+        let (keys, values) = (chunk.narrow(1, 0, 1)?, chunk.narrow(1, 1, 1)?);
+        let warps = rows * (shape.heads + 2 * shape.kv_heads);
+        let arguments = [
+            self.at(qkv)?,
+            self.maybe(by.bias)?,
+            self.maybe(by.norms)?,
+            self.at(&by.angles.0)?,
+            self.at(&by.angles.1)?,
+            self.at(by.positions)?,
+            self.at(&queries)?,
+            self.at(&keys)?,
+            self.at(&values)?,
+            Argument::Number(rows as i32),
+            Argument::Float(shape.epsilon),
+        ];
+        let grid = Grid {
+            blocks: ((warps * 32).div_ceil(THREADS), 1),
+            threads: THREADS,
+        };
+        self.launch("turn", grid, &arguments)?;
+        Ok(queries)
+    }
+
+    /// See [`Ops::attend`](super::ops::Ops::attend).
+    pub fn attend(
+        &self,
+        queries: &Tensor,
+        (plan, side): (&Plan, &Side),
+        layer: usize,
+    ) -> Result<Tensor> {
+        let out = self.room(queries.dims2()?, self.dtype)?;
+        let scale = 1.0 / (self.shape.width as f32).sqrt();
+        let arguments = [
+            self.at(queries)?,
+            self.at(&out)?,
+            self.at(&plan.numbers)?,
+            Argument::Number(side.tiles as i32),
+            side.places.into(),
+            Argument::Number(layer as i32),
+            Argument::Float(scale),
+        ];
+        let grid = Grid {
+            blocks: (side.tiles_len, self.shape.kv_heads),
+            threads: THREADS,
+        };
+        self.launch(self.attend, grid, &arguments)?;
+        Ok(out)
+    }
+
+    /// See [`Ops::add_norm`](super::ops::Ops::add_norm).
+    pub fn add_norm(
+        &self,
+        (x, y): (&Tensor, &Tensor),
+        bias: Option<&Tensor>,
+        weight: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
+        let (rows, hidden) = x.dims2()?;
+        let out = self.room((2 * rows, hidden), self.dtype)?;
+        let arguments = [
+            self.at(x)?,
+            self.at(y)?,
+            self.maybe(bias)?,
+            self.at(weight)?,
+            self.at(&out)?,
+            Argument::Number(rows as i32),
+            Argument::Float(self.shape.epsilon),
+        ];
+        let grid = Grid {
+            blocks: (rows, 1),
+            threads: THREADS_WIDE,
+        };
+        self.launch("add_norm", grid, &arguments)?;
+        Ok((out.narrow(0, 0, rows)?, out.narrow(0, rows, rows)?))
+    }
+
+    /// See [`Ops::gate`](super::ops::Ops::gate).
+    pub fn gate(&self, x: &Tensor) -> Result<Tensor> {
+        let (rows, both) = x.dims2()?;
+        let width = both / 2;
+        let out = self.room((rows, width), self.dtype)?;
+        let arguments = [self.at(x)?, self.at(&out)?, Argument::Number(width as i32)];
+        let grid = Grid {
+            blocks: (rows, width.div_ceil(THREADS_WIDE)),
+            threads: THREADS_WIDE,
+        };
+        self.launch("gate", grid, &arguments)?;
+        Ok(out)
+    }
+
+    /// See [`Ops::score`](super::ops::Ops::score).
+    pub fn score(
+        &self,
+        (hidden, head): (&Tensor, &Tensor),
+        lists: &[[u32; 3]],
+        tokens: &[u32],
+    ) -> Result<Vec<f32>> {
+        // One transfer for both.
+        let numbers = [lists.as_flattened(), tokens].concat();
+        let numbers = Tensor::new(numbers, self.launcher.device())?;
+        let out = self.room((1, tokens.len()), DType::F32)?;
+        let from_tokens = numbers.narrow(0, 3 * lists.len(), tokens.len())?;
+        let arguments = [
+            self.at(hidden)?,
+            self.at(head)?,
+            self.at(&numbers)?,
+            self.at(&from_tokens)?,
+            self.at(&out)?,
+        ];
+        let grid = Grid {
+            blocks: (lists.len(), 1),
+            threads: THREADS,
+        };
+        self.launch("score", grid, &arguments)?;
+        out.flatten_all()?.to_vec1()
+    }
+}
