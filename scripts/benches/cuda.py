@@ -97,8 +97,8 @@ def ids(work, many, codes=256):
     return path, found
 
 
-def prompts(many, length, vocabulary, shared=0):
-    chance = random.Random(5)
+def prompts(many, length, vocabulary, shared=0, seed=5):
+    chance = random.Random(seed)
     words = lambda count: [f"t{chance.randrange(1000, vocabulary)}" for _ in range(count)]
     common = words(shared)
     return [" ".join(common + words(length - shared)) for _ in range(many)]
@@ -111,11 +111,14 @@ def ours(args, folder, precision, device="cuda:0"):
     return Contestant(f"nearshore {precision} {device}", command)
 
 
-def timed(contestant, asked, top, batch, rounds):
-    """Seconds of each round after one to warm up, and what the last one cost."""
-    question = {"prompts": asked, "top": top, "batch": batch}
-    answers = [contestant.ask(search=question) for _ in range(rounds + 1)]
-    return [answer["seconds"] for answer in answers[1:]], answers[-1]
+def timed(contestant, asked, top, batch, rounds, **also):
+    """Answers of each round after one to warm up. `asked(round)`: a prompt that was asked before may be known, and its pass saved."""
+    question = lambda nth: {"prompts": asked(nth), "top": top, "batch": batch} | also
+    return [contestant.ask(search=question(nth)) for nth in range(rounds + 1)][1:]
+
+
+def seconds_of(answers):
+    return statistics.median(answer["seconds"] for answer in answers)
 
 
 def parity(args, shape, many=8):
@@ -199,12 +202,60 @@ def launches(table, contestant, row, what):
     table.add(row, f"{what}: launches of one pass", f"{1000 * statistics.median(seconds):.2f} ms")
 
 
-def latency(table, contestant, row, asked, top_batch, rounds):
+def parts(table, contestant, row, asked, what, top_batch, rounds=3):
+    """Where a batch's time goes: each pass is waited for, so that the device's time is told from the host's."""
     top, batch = top_batch
-    seconds, cost = timed(contestant, asked[:batch], top, batch, rounds)
-    table.add(row, f"top {top}, batch {batch}", f"{1000 * statistics.median(seconds):.1f} ms",
+    answers = timed(contestant, asked, top, batch, rounds, waits=True)
+    middle = sorted(answers, key=lambda answer: answer["seconds"])[rounds // 2]
+    spent = middle["spent"] | {"rest": middle["seconds"] - sum(middle["spent"].values())}
+    table.add(row, f"{what}, each pass waited for", f"{1000 * middle['seconds']:.1f} ms",
+              "; ".join(f"{name.replace('_', ' ')} {1000 * seconds:.1f}" for name, seconds in spent.items()))
+
+
+def products(table, row, shape, passes):
+    """A floor: the same products of matrices, and nothing else, by torch. Passes are (rows, how often)."""
+    config = SHAPES[shape]
+    hidden, width, between = config["hidden_size"], config["head_dim"], config["intermediate_size"]
+    queries, keys = config["num_attention_heads"] * width, config["num_key_value_heads"] * width
+    sides = [(queries + 2 * keys, hidden), (hidden, queries), (2 * between, hidden), (hidden, between)]
+    make = lambda *shape: torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+    layers = [[make(*side) for side in sides] for _ in range(config["num_hidden_layers"])]
+    inputs = {rows: [make(rows, side[1]) for side in sides] for rows, _ in passes}
+
+    def run():
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for rows, often in passes:
+            for _ in range(often):
+                for layer in layers:
+                    for weight, x in zip(layer, inputs[rows]):
+                        x @ weight.T
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    run()
+    seconds = statistics.median(run() for _ in range(5))
+    flops = sum(2 * rows * often * sum(out * into for out, into in sides) * len(layers) for rows, often in passes)
+    told = ", ".join(f"{often} of {rows} rows" for rows, often in passes)
+    table.add(row, "its products alone, by torch", f"{1000 * seconds:.1f} ms", f"passes: {told}; {flops / seconds / 1e12:.0f} TFLOP/s")
+    del layers, inputs
+    torch.cuda.empty_cache()
+
+
+def latency(table, contestant, row, asked, top_batch, rounds):
+    """Milliseconds of a batch, where they go, and the rows of its passes."""
+    top, batch = top_batch
+    fresh = lambda offset: lambda nth: asked(batch, offset + nth)
+    answers = timed(contestant, fresh(0), top, batch, rounds)
+    seconds, cost = [answer["seconds"] for answer in answers], answers[-1]
+    assert cost["shared_tokens"] < 8 * cost["users"], "every prompt is new"
+    what = f"top {top}, batch {batch}"
+    table.add(row, what, f"{1000 * seconds_of(answers):.1f} ms",
               f"{1000 * min(seconds):.1f} to {1000 * max(seconds):.1f}; {effort(cost)}")
-    return statistics.median(seconds)
+    parts(table, contestant, row, fresh(1000), what, top_batch)
+    # One pass is of the prompts, the others are of waves, of about as many rows each.
+    waves = max(1, round(cost["waves"] / batch) - 1)
+    return [(cost["prompt_tokens"], 1), (round(cost["forwarded"] / waves), waves)]
 
 
 def large(args, table):
@@ -212,10 +263,11 @@ def large(args, table):
     folder, (names, _) = model(args.work, shape), ids(args.work, 100_000)
     contestant = ours(args, folder, "bf16")
     contestant.catalogue(names)
-    asked = prompts(8, 1000, SHAPES[shape]["vocab_size"])
-    for batch in (1, 8):
-        latency(table, contestant, "6", asked, (256, batch), 5)
+    asked = lambda batch, seed: prompts(batch, 1000, SHAPES[shape]["vocab_size"], seed=seed)
+    passes = [latency(table, contestant, "6", asked, (256, batch), 5) for batch in (1, 8)]
     contestant.end()
+    for same in passes:
+        products(table, "6", shape, same)
     args.keep or shutil.rmtree(folder)
 
 
@@ -230,16 +282,17 @@ def middle(args, table):
     for label, shared in (("nothing shared", 0), ("150 of 303 tokens shared", 150)):
         asked = prompts(128, 303, vocabulary, shared)
         for batch in (16, 32, 128):
-            seconds, cost = timed(contestant, asked, 50, batch, 4)
-            rate = 128 / statistics.median(seconds)
+            answers = timed(contestant, lambda _: asked, 50, batch, 4)
+            rate = 128 / seconds_of(answers)
             best = max(best, 0.0 if shared or batch != 32 else rate)
-            table.add("7", f"top 50, {label}, batches of {batch}", f"{rate:.0f} users/s", effort(cost))
-    asked = prompts(8, 303, vocabulary)
+            table.add("7", f"top 50, {label}, batches of {batch}", f"{rate:.0f} users/s", effort(answers[-1]))
+        parts(table, contestant, "7", lambda _: asked, f"top 50, {label}, batch 128", (50, 128))
+    asked = lambda batch, seed: prompts(batch, 303, vocabulary, seed=seed)
     latency(table, contestant, "7", asked, (5000, 1), 3)
     contestant.end()
     if args.peer:
         many = 8
-        seconds = statistics.median(constrained_generate(folder, items, asked[:many], 50, torch.bfloat16))
+        seconds = statistics.median(constrained_generate(folder, items, asked(many, 0), 50, torch.bfloat16))
         table.add("8", f"transformers, 50 beams, batch {many}", f"{many / seconds:.2f} users/s", f"{seconds:.2f} s a batch")
         table.add("8", "users/s of row 7 (nothing shared, batches of 32) to transformers", f"{best * seconds / many:.0f} x")
     args.keep or shutil.rmtree(folder)
@@ -257,9 +310,9 @@ def little(args, table):
         contestant.catalogue(names)
         launches(table, contestant, "135M", precision)
         for batch in (16, 128):
-            seconds, cost = timed(contestant, asked, 50, batch, 3)
+            answers = timed(contestant, lambda _: asked, 50, batch, 3)
             table.add("SmolLM2-135M" if args.model else "135M, random", f"{precision}, top 50 of 10,000, batches of {batch}",
-                      f"{len(asked) / statistics.median(seconds):.0f} users/s", effort(cost))
+                      f"{len(asked) / seconds_of(answers):.0f} users/s", effort(answers[-1]))
         contestant.end()
 
 
@@ -268,8 +321,10 @@ def widest(args, table):
     folder, (names, _) = model(args.work, shape), ids(args.work, 100_000)
     contestant = ours(args, folder, "bf16")
     contestant.catalogue(names)
-    latency(table, contestant, "8", prompts(1, 128, SHAPES[shape]["vocab_size"]), (30, 1), 5)
+    asked = lambda batch, seed: prompts(batch, 128, SHAPES[shape]["vocab_size"], seed=seed)
+    passes = latency(table, contestant, "8", asked, (30, 1), 5)
     contestant.end()
+    products(table, "8", shape, passes)
     args.keep or shutil.rmtree(folder)
 
 
@@ -277,7 +332,7 @@ def main():
     parser = argparse.ArgumentParser(prog="scripts/bench engine --cuda")
     parser.add_argument("--binary", required=True, type=pathlib.Path)
     parser.add_argument("--work", required=True, type=pathlib.Path)
-    parser.add_argument("--only", default="parity,135M,7,6")
+    parser.add_argument("--only", default="parity,135M,7,6,8B")
     parser.add_argument("--model", type=pathlib.Path)
     parser.add_argument("--names", type=pathlib.Path)
     parser.add_argument("--prompts", type=pathlib.Path)

@@ -152,6 +152,14 @@ impl Network {
         }
     }
 
+    /// Waits until all that was begun is done.
+    pub fn wait(&self) -> Result<()> {
+        match self {
+            Self::Host(_) => Ok(()),
+            Self::Device(network) => network.wait(),
+        }
+    }
+
     /// Logits of some tokens after each hidden state, one list after the other.
     pub fn logits(&self, wanted: &[(&Row, &[u32])]) -> Result<Vec<f32>> {
         match self {

@@ -13,6 +13,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::clocks::Spent;
 use super::constrained::{Constrained, Limits};
 use super::thread::default_threads;
 use super::{Answer, Ask, Error, Model, Names, Options, Place, Precision};
@@ -71,6 +72,9 @@ struct SearchFor {
     /// Names themselves come back, not only what they cost.
     #[serde(default)]
     names: bool,
+    /// A device is waited for behind each pass, so that its time is told from the host's.
+    #[serde(default)]
+    waits: bool,
 }
 
 /// What a search cost.
@@ -78,6 +82,8 @@ struct SearchFor {
 struct Cost {
     seconds: f64,
     users: usize,
+    /// Where `seconds` went.
+    spent: Spent,
     /// Slowest batch.
     batch_seconds_max: f64,
     prompt_tokens: u64,
@@ -152,6 +158,8 @@ fn cost(model: &mut Constrained, search: &SearchFor) -> Result<Cost, Error> {
         ..Ask::default()
     };
     let mut cost = Cost::default();
+    model.clocks().set_waits(search.waits);
+    model.clocks().take();
     for batch in search.prompts.chunks(search.batch.max(1)) {
         let asks: Vec<Ask> = batch.iter().map(ask).collect();
         let start = Instant::now();
@@ -167,6 +175,7 @@ fn cost(model: &mut Constrained, search: &SearchFor) -> Result<Cost, Error> {
             }
         }
     }
+    cost.spent = model.clocks().take();
     Ok(cost)
 }
 

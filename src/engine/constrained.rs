@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::attention::{Sight, Span};
 use super::backend::{Cache, Network, Prefix, Row};
+use super::clocks::{Clocks, Part};
 use super::forward::Pass;
 use super::group::{Group, Share, Shared, Waiting};
 use super::index::{self, Indexed, Indexer};
@@ -49,6 +50,7 @@ pub struct Constrained {
     /// Users of a batch are spread over so many groups.
     groups_max: usize,
     pulse: Arc<Pulse>,
+    clocks: Clocks,
 }
 
 /// What a generation may take.
@@ -117,6 +119,7 @@ impl Constrained {
             pool,
             groups_max,
             pulse: Arc::default(),
+            clocks: Clocks::default(),
         })
     }
 
@@ -158,6 +161,11 @@ impl Constrained {
     /// The pulse that each pass beats; give it to [`spawn_with`](super::thread::spawn_with).
     pub fn pulse(&self) -> Arc<Pulse> {
         Arc::clone(&self.pulse)
+    }
+
+    /// Where batches' time goes, for measurements.
+    pub(super) fn clocks(&self) -> &Clocks {
+        &self.clocks
     }
 
     /// Logits of some tokens after `tokens`, by one pass without any sharing.
@@ -257,6 +265,7 @@ impl Constrained {
             trie: self.mixture.trie(),
             prefixes: &self.prefixes,
             pulse: &self.pulse,
+            clocks: &self.clocks,
             limits: self.limits,
             end,
             queue: Mutex::new(queue),
@@ -316,7 +325,8 @@ impl Constrained {
             pass.add_prompt(0, known, &tokens[known..to]);
             let threads = self.pool.current_num_threads();
             let network = &self.network;
-            let computed = (self.pool).install(|| network.forward(&pass, &mut caches, threads));
+            let forward = || network.forward(&pass, &mut caches, threads);
+            let computed = (self.clocks).time(Part::Prompts, || self.pool.install(forward));
             hidden = computed.map_err(failed)?.pop();
             self.pulse.beat();
         }
@@ -337,11 +347,12 @@ impl Model for Constrained {
     }
 
     fn generate(&mut self, asks: &[Ask]) -> Result<Vec<Answer>, Error> {
-        let prompts: Result<Vec<Vec<u32>>, Error> = self.pool.install(|| {
+        let tokens = || -> Result<Vec<Vec<u32>>, Error> {
             use rayon::prelude::*;
             let prompts = asks.par_iter().map(|ask| self.tokens(&ask.prompt));
             prompts.collect()
-        });
+        };
+        let prompts = (self.clocks).time(Part::Tokens, || self.pool.install(tokens));
         let prompts = prompts?;
         // An ask of weight 0 computes nothing, so it shares nothing.
         let heard = asks

@@ -12,6 +12,7 @@ use std::time::Instant;
 use super::admission::{Budget, passes};
 use super::attention::{Sight, Span};
 use super::backend::{Cache, Network, Prefix, Row};
+use super::clocks::{Clocks, Part};
 use super::constrained::{Limits, failed};
 use super::forward::Pass;
 use super::means::{Means, Scratch, Wanted};
@@ -31,6 +32,7 @@ pub(super) struct Shared<'a> {
     pub trie: &'a Trie,
     pub prefixes: &'a [Prefix],
     pub pulse: &'a Pulse,
+    pub clocks: &'a Clocks,
     pub limits: Limits,
     /// When the generation's time is over.
     pub end: Instant,
@@ -235,12 +237,14 @@ impl<'a> Group<'a> {
 
     /// Does the same for every user: side by side where the group has threads to spare, as on a device.
     fn each(&mut self, work: impl Fn(&mut User<'a>) + Send + Sync) {
-        if self.share.threads > 1 {
-            use rayon::prelude::*;
-            self.users.par_iter_mut().for_each(work);
-        } else {
-            self.users.iter_mut().for_each(work);
-        }
+        self.shared.clocks.time(Part::Search, || {
+            if self.share.threads > 1 {
+                use rayon::prelude::*;
+                self.users.par_iter_mut().for_each(work);
+            } else {
+                self.users.iter_mut().for_each(work);
+            }
+        });
     }
 
     /// Forwards the waves of all for whom there is room, and feeds them.
@@ -289,7 +293,9 @@ impl<'a> Group<'a> {
                 wanted.push((row, node.children.as_slice()));
             }
         }
-        let all = network.logits(&wanted).map_err(failed)?;
+        let clocks = self.shared.clocks;
+        let all = clocks.time(Part::Logits, || network.logits(&wanted));
+        let all = all.map_err(failed)?;
         if !all.iter().all(|logit| logit.is_finite()) {
             return Err(Error::Compute {
                 what: "logits".into(),
@@ -363,8 +369,16 @@ impl<'a> Group<'a> {
     }
 
     fn forward(&mut self, pass: &Pass) -> Result<Vec<Row>, Error> {
-        let network = self.shared.network;
-        let hidden = network.forward(pass, &mut self.caches, self.share.threads);
+        let (network, clocks) = (self.shared.network, self.shared.clocks);
+        let (part, wait) = match pass.nodes {
+            true => (Part::Waves, Part::WavesWait),
+            false => (Part::Prompts, Part::PromptsWait),
+        };
+        let threads = self.share.threads;
+        let hidden = clocks.time(part, || network.forward(pass, &mut self.caches, threads));
+        if clocks.waits() {
+            clocks.time(wait, || network.wait()).map_err(failed)?;
+        }
         self.shared.pulse.beat();
         hidden.map_err(failed)
     }

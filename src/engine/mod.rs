@@ -11,6 +11,7 @@ pub mod attention;
 mod backend;
 #[doc(hidden)]
 pub mod bench;
+mod clocks;
 mod compare;
 pub mod constrained;
 pub mod contract;

@@ -1,0 +1,103 @@
+//! Where a batch's time goes: for measurements.
+//!
+//! Decides the parts. Invariant: parts do not overlap within a group of users, so with one group they are no more than
+//! the batch's time, and what is left is packing, copying and admission. It does not know what a part computes.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use serde::Serialize;
+
+/// A part of a batch's time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Text to tokens.
+    Tokens,
+    /// Passes of prompts; on a device their launches.
+    Prompts,
+    /// Waiting for the device behind passes of prompts.
+    PromptsWait,
+    /// Passes of waves; on a device their launches.
+    Waves,
+    /// Waiting for the device behind passes of waves.
+    WavesWait,
+    /// Logits; on a device what was not waited for before, and the way back.
+    Logits,
+    /// Which nodes are next, and taking in their scores.
+    Search,
+}
+
+/// Seconds per [`Part`], summed over the groups of users.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Spent {
+    pub tokens: f64,
+    pub prompts: f64,
+    pub prompts_wait: f64,
+    pub waves: f64,
+    pub waves_wait: f64,
+    pub logits: f64,
+    pub search: f64,
+}
+
+/// Clocks that all groups of a batch share.
+#[derive(Debug, Default)]
+pub struct Clocks {
+    nanos: [AtomicU64; 7],
+    waits: AtomicBool,
+}
+
+impl Clocks {
+    /// Times `work`.
+    pub fn time<T>(&self, part: Part, work: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = work();
+        let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.nanos[part as usize].fetch_add(nanos, Ordering::Relaxed);
+        result
+    }
+
+    /// Whether the device is waited for behind each pass, so that its time is told from the host's; a batch takes
+    /// longer then.
+    pub fn waits(&self) -> bool {
+        self.waits.load(Ordering::Relaxed)
+    }
+
+    /// Says whether to wait.
+    pub fn set_waits(&self, waits: bool) {
+        self.waits.store(waits, Ordering::Relaxed);
+    }
+
+    /// What was spent since the last call.
+    pub fn take(&self) -> Spent {
+        let seconds =
+            |part: Part| self.nanos[part as usize].swap(0, Ordering::Relaxed) as f64 / 1e9;
+        Spent {
+            tokens: seconds(Part::Tokens),
+            prompts: seconds(Part::Prompts),
+            prompts_wait: seconds(Part::PromptsWait),
+            waves: seconds(Part::Waves),
+            waves_wait: seconds(Part::WavesWait),
+            logits: seconds(Part::Logits),
+            search: seconds(Part::Search),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_has_its_own_time_and_is_taken_once() {
+        let clocks = Clocks::default();
+        assert_eq!(clocks.time(Part::Search, || 7), 7);
+        let spent = clocks.take();
+        assert!(spent.search > 0.0);
+        let others = Spent {
+            search: 0.0,
+            ..spent
+        };
+        assert_eq!(others, Spent::default());
+        assert_eq!(clocks.take(), Spent::default());
+    }
+}
