@@ -254,6 +254,10 @@ draws = 0
 every = "0s"
 [log]
 level = "nearshore=loud"
+[engine]
+device = "cuda:1"
+precision = "int8"
+kv_mb_max = 0
 "#;
     insta::assert_snapshot!(problems(text, &[]), @r#"
     nearshore.toml:2:1 namespace: "Main!" must be 1 to 32 of a-z, 0-9 and -
@@ -276,6 +280,8 @@ level = "nearshore=loud"
     nearshore.toml:29:1 selection.draws: must be at least 1
     nearshore.toml:31:1 fallback.every: must be longer than 0s
     nearshore.toml:33:1 log.level: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5
+    nearshore.toml:36:1 engine.precision: int8 is for the CPU; on cuda:1 use bf16 or f32
+    nearshore.toml:37:1 engine.kv_mb_max: must be at least 1
     "#);
 }
 

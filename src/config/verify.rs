@@ -265,6 +265,9 @@ fn engine(config: &Config, found: &mut Found) {
     at_least_one(found, "engine.batch_rows_max", config.engine.batch_rows_max);
     at_least_one(found, "engine.kv_mb_max", config.engine.kv_mb_max);
     above_zero(found, "engine.generation_max", config.engine.generation_max);
+    if let Some(why) = config.engine.device.refuses(config.engine.precision) {
+        must(found, false, "engine.precision", why);
+    }
 }
 
 fn fallback(config: &Config, found: &mut Found) {

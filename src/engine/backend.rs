@@ -62,20 +62,20 @@ impl Network {
         options: Options,
         samples: &[Vec<u32>],
     ) -> std::result::Result<Self, Error> {
-        let failed = |source: candle_core::Error| Error::Compute {
+        let wrong = |source| Error::Compute {
             what: format!("model on {}", options.place),
-            source: Box::new(source),
+            source,
         };
-        let Some(device) = options.place.device().map_err(failed)? else {
+        let failed = |source: candle_core::Error| wrong(Box::new(source));
+        if let Some(why) = options.place.refuses(options.precision) {
+            return Err(wrong(why.into()));
+        }
+        let Some(device) = options.place.device().map_err(wrong)? else {
             return forward::Network::new(model, options, samples).map(Self::Host);
         };
         let dtype = match options.precision {
             Precision::F32 => DType::F32,
-            Precision::Bf16 => DType::BF16,
-            Precision::Int8 => {
-                let what = "int8 is for the CPU; on a device use bf16";
-                return Err(failed(candle_core::Error::msg(what)));
-            }
+            Precision::Bf16 | Precision::Int8 => DType::BF16,
         };
         let mut network = device::Network::new(model.ends()?, &device, dtype).map_err(failed)?;
         // One layer after the other, so that all of them never lie in memory twice.

@@ -3,11 +3,14 @@
 //! Decides how a place is written: `cpu`, `cuda:N`; `tensors` is the device's path on the CPU, for tests of
 //! that path where no device is. It does not know what is computed.
 
+use std::error::Error;
 use std::fmt;
 use std::str::FromStr;
 
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
+
+use super::Precision;
 
 /// Where a model is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -24,15 +27,23 @@ pub enum Place {
 
 impl Place {
     /// The device whose tensor operations compute the model; `None`: our own kernels on the CPU.
-    pub(super) fn device(self) -> candle_core::Result<Option<Device>> {
+    pub(super) fn device(self) -> Result<Option<Device>, Box<dyn Error + Send + Sync>> {
         match self {
             Self::Cpu => Ok(None),
             #[cfg(feature = "cuda")]
-            Self::Cuda(number) => super::device::cuda_device(number).map(Some),
+            Self::Cuda(number) => Ok(Some(super::device::cuda_device(number)?)),
             #[cfg(not(feature = "cuda"))]
-            Self::Cuda(number) => Device::new_cuda(number).map(Some),
+            Self::Cuda(_) => Err("this build is for the CPU: scripts/build-cuda makes one for \
+                                  CUDA, Dockerfile.cuda an image of it; or use cpu"
+                .into()),
             Self::Tensors => Ok(Some(Device::Cpu)),
         }
+    }
+
+    /// Why a model can't be kept like this here, if it can't.
+    pub(crate) fn refuses(self, precision: Precision) -> Option<String> {
+        let is_refused = self != Self::Cpu && precision == Precision::Int8;
+        is_refused.then(|| format!("int8 is for the CPU; on {self} use bf16 or f32"))
     }
 }
 
@@ -77,6 +88,21 @@ impl From<Place> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn int8_is_for_the_cpu_alone() {
+        assert_eq!(Place::Cpu.refuses(Precision::Int8), None);
+        assert_eq!(Place::Cuda(1).refuses(Precision::Bf16), None);
+        let told = Place::Cuda(1).refuses(Precision::Int8);
+        assert!(told.is_some_and(|told| told.contains("cuda:1")));
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_build_without_cuda_says_how_to_get_one() {
+        let wrong = Place::Cuda(0).device().expect_err("no CUDA here");
+        assert!(wrong.to_string().contains("scripts/build-cuda"), "{wrong}");
+    }
 
     #[test]
     fn a_place_is_read_as_it_is_written_and_others_are_refused() {
