@@ -15,6 +15,7 @@ mod process;
 mod pure;
 mod rebalance;
 mod recorder;
+mod recovery;
 mod sizing;
 mod store_faults;
 
@@ -73,6 +74,7 @@ fn main() {
         "flat" => runtime.block_on(flat::run(&options)),
         "rebalance" => runtime.block_on(rebalance::run(&options)),
         "member" => rebalance::member(&options),
+        "recovery" => runtime.block_on(recovery::run(&options)),
         "sizing" => runtime.block_on(sizing::run(&options)),
         other => {
             eprintln!("no measurement {other:?}; see scripts/bench");

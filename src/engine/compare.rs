@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::constrained::Constrained;
@@ -102,9 +103,11 @@ impl Side {
             let list = |answer: Answer| answer.named.iter().map(|named| named.pu).collect();
             side.lists
                 .extend(model.generate(&asks)?.into_iter().map(list));
-            for prompt in batch {
-                side.next.push(next(&model, &prompt.text)?);
-            }
+            let after = || -> Result<Vec<Vec<f32>>, Error> {
+                let prompts = batch.par_iter();
+                prompts.map(|prompt| next(&model, &prompt.text)).collect()
+            };
+            side.next.extend(model.pool.install(after)?);
             bar.inc(batch.len() as u64);
         }
         bar.finish_and_clear();

@@ -46,7 +46,7 @@ pub struct Constrained {
     pub(super) prefixes: Vec<Prefix>,
     /// The last batch's first prompt: what the next shares with it is a template.
     last: Vec<u32>,
-    pool: rayon::ThreadPool,
+    pub(super) pool: rayon::ThreadPool,
     /// Users of a batch are spread over so many groups.
     groups_max: usize,
     pulse: Arc<Pulse>,

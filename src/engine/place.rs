@@ -33,9 +33,11 @@ impl Place {
             #[cfg(feature = "cuda")]
             Self::Cuda(number) => Ok(Some(super::device::cuda_device(number)?)),
             #[cfg(not(feature = "cuda"))]
-            Self::Cuda(_) => Err("this build is for the CPU: scripts/build-cuda makes one for \
+            Self::Cuda(_) => Err(
+                "this build is for the CPU: scripts/build-cuda makes one for \
                                   CUDA, Dockerfile.cuda an image of it; or use cpu"
-                .into()),
+                    .into(),
+            ),
             Self::Tensors => Ok(Some(Device::Cpu)),
         }
     }

@@ -25,11 +25,14 @@ pub(super) fn count_batch(arm: &str, answers: &[Answer], busy: Duration) {
     );
 }
 
-/// What the engine has in hand, by lane: told when a batch begins, and empty when it is done.
-pub(super) fn count_running(works: &[Work]) {
+/// What is in hand, by lane: told when a turn begins, and empty when it is done.
+pub(super) fn count_running<'a>(works: impl IntoIterator<Item = &'a Work>) {
+    let mut running = [0; 3];
+    for work in works {
+        running[work.request.lane as usize] += 1;
+    }
     for lane in [Lane::Urgent, Lane::Live, Lane::Backfill] {
-        let of_lane = works.iter().filter(|work| work.request.lane == lane);
-        metrics::running(lane, of_lane.count());
+        metrics::running(lane, running[lane as usize]);
     }
 }
 

@@ -7,6 +7,7 @@
 mod aloft;
 mod answers;
 mod count;
+mod make;
 mod pace;
 mod put_back;
 mod serve;
@@ -20,7 +21,7 @@ use arc_swap::ArcSwap;
 
 pub use aloft::Aloft;
 pub use answers::Answers;
-use count::{count_batch, count_dropped, count_published, count_running};
+use count::{count_published, count_running};
 
 pub use pace::Pace;
 use pace::Paces;
@@ -29,7 +30,7 @@ pub use yielding::HEED_EVERY;
 
 use crate::arms::{arm_of, arms_for};
 use crate::checkpoints::Checkpoints;
-use crate::compose::{Brief, Kit, Made, Subject, brief, fallback, finish};
+use crate::compose::{Brief, Kit, Made, Subject, brief};
 use crate::engine::Info;
 use crate::event::Reject;
 use crate::ingest::{Error, bury, current, update};
@@ -38,7 +39,7 @@ use crate::list::{Model, Source};
 use crate::log::bury::Graves;
 use crate::log::{Batch, Log};
 use crate::metrics::{self, RecordOutcome, Stage};
-use crate::naming::{Answer, Ask, Ended, Names, Reference};
+use crate::naming::{Ask, Names, Reference};
 use crate::offsets::InHand;
 use crate::prompt::{Arm, Template};
 use crate::record::{Partition, Record, Timestamp};
@@ -51,6 +52,12 @@ use crate::trigger::Request;
 
 /// Consumer group of the three lanes, whatever the namespace.
 pub const GROUP: &str = "nearshore-generate";
+
+/// Time of the model in one turn, if it is quick enough for more than one batch of it.
+const TURN_MAX: Duration = Duration::from_millis(500);
+
+/// Most batches of one turn.
+const BATCHES_MAX: usize = 16;
 
 /// The name of its checkpoints.
 const READER: &str = "nearshore:generate";
@@ -114,8 +121,8 @@ pub struct Generate<L, S, A> {
     in_hand: InHand,
     checkpoints: Checkpoints<S>,
     graves: Graves,
-    /// Cut, not yet done: kept over an error, so that the next turn goes on with it.
-    current: Vec<Work>,
+    /// Batches cut, not yet done: kept over an error, so that the next turn goes on with them.
+    current: Vec<Vec<Work>>,
     /// To be put back, and not yet written: kept over an error.
     far: Vec<Work>,
     /// Version of the names that the engines know.
@@ -230,7 +237,9 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             let mut positions = work.positions.iter();
             positions.any(|position| !partitions.contains(&position.partition))
         };
-        self.current.retain(ours);
+        for batch in &mut self.current {
+            batch.retain(ours);
+        }
         self.far.retain(ours);
     }
 
@@ -277,32 +286,49 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         self.settle().await?;
         self.put_back(now).await?;
         if self.current.is_empty() {
-            let most = self.settings.lanes.batch_max;
-            self.current = self.lanes.overdue(now, most);
-            for work in &self.current {
-                metrics::expired(work.request.lane, 1);
-            }
-            self.current.extend(self.lanes.cut(now, most));
+            self.current = self.cut(now);
             self.sip();
         }
-        if self.current.is_empty() {
+        if self.current.iter().all(Vec::is_empty) {
+            self.current.clear();
             return Ok(Turn::default());
         }
         self.store = self.checkpoints.store(&self.log).await?;
         self.sync_names().await;
-        let works = std::mem::take(&mut self.current);
-        count_running(&works);
-        let turn = self.serve(&works).await;
-        count_running(&[]);
+        let batches = std::mem::take(&mut self.current);
+        count_running(batches.iter().flatten());
+        let turn = self.serve(&batches).await;
+        count_running([]);
         match &turn {
             Ok(_) => {
-                for position in works.iter().flat_map(|work| &work.positions) {
+                let works = batches.iter().flatten();
+                for position in works.flat_map(|work| &work.positions) {
                     self.in_hand.done(position);
                 }
             }
-            Err(_) => self.current = works,
+            Err(_) => self.current = batches,
         }
         turn
+    }
+
+    /// The batches of a turn: one, unless the model is so quick that what is done around it would leave it idle; then
+    /// those that it answers within [`TURN_MAX`], for the log is read between turns only.
+    fn cut(&mut self, now: Timestamp) -> Vec<Vec<Work>> {
+        let most = self.settings.lanes.batch_max;
+        let mut batch = self.lanes.overdue(now, most);
+        for work in &batch {
+            metrics::expired(work.request.lane, 1);
+        }
+        let mut batches = Vec::new();
+        let many = self.paces.fit(most, TURN_MAX).clamp(1, BATCHES_MAX);
+        while batches.len() < many {
+            batch.extend(self.lanes.cut(now, most));
+            if batch.is_empty() {
+                break;
+            }
+            batches.push(std::mem::take(&mut batch));
+        }
+        batches
     }
 
     /// Commits what is done.
@@ -406,84 +432,6 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             brief,
             taken,
             took: (self.settings.clock)(),
-        }
-    }
-
-    /// A list per job, in their order: the model's, or the fallback with its reason.
-    async fn make(&self, jobs: &[Job<'_>]) -> Vec<Listed> {
-        let mut lists: Vec<Option<Listed>> = jobs.iter().map(|_| None).collect();
-        for arm in 0..self.arms.len() {
-            let mine: Vec<(usize, Ask)> = jobs
-                .iter()
-                .enumerate()
-                .filter(|(_, job)| job.arm == arm && !job.work.late)
-                .filter_map(|(nth, job)| Some((nth, job.brief.ask.clone()?)))
-                .collect();
-            for (nth, list) in self.ask(jobs, (arm, mine)).await {
-                lists[nth] = Some(list);
-            }
-        }
-        let in_place = |job: &Job| {
-            let reason = if job.work.late {
-                "waited too long for the model"
-            } else {
-                "generation failed"
-            };
-            let made = fallback(&job.brief, &job.shop, &self.kit(job.arm), reason);
-            Listed {
-                made,
-                generated: Duration::ZERO,
-            }
-        };
-        jobs.iter()
-            .zip(lists)
-            .map(|(job, list)| list.unwrap_or_else(|| in_place(job)))
-            .collect()
-    }
-
-    /// Asks one arm's model; nothing if it fails.
-    async fn ask(
-        &self,
-        jobs: &[Job<'_>],
-        (arm, mine): (usize, Vec<(usize, Ask)>),
-    ) -> Vec<(usize, Listed)> {
-        if mine.is_empty() {
-            return Vec::new();
-        }
-        let loaded = &self.arms[arm];
-        let (places, asks): (Vec<usize>, Vec<Ask>) = mine.into_iter().unzip();
-        let start = (self.settings.clock)();
-        match answers::of(&loaded.engine, asks).await {
-            Ok(answers) => {
-                let generated = (self.settings.clock)().since(start);
-                count_batch(&loaded.arm.id, &answers, generated);
-                self.paces.note(arm, generated, answers.len());
-                let kit = self.kit(arm);
-                let unanswered = answers
-                    .iter()
-                    .filter(|answer| answer.ended != Ended::Complete);
-                let users = unanswered.count();
-                if users > 0 {
-                    tracing::warn!(
-                        arm = loaded.arm.id,
-                        users,
-                        "late, called off or too long; fallbacks stand in"
-                    );
-                }
-                let complete = places.into_iter().zip(&answers);
-                let complete = complete.filter(|(_, answer)| answer.ended == Ended::Complete);
-                let list = |(nth, answer): (usize, &Answer)| {
-                    let made = finish(&jobs[nth].brief, answer, &jobs[nth].shop, &kit);
-                    count_dropped(&made);
-                    (nth, Listed { made, generated })
-                };
-                complete.map(list).collect()
-            }
-            Err(error) => {
-                metrics::engine_error(&error);
-                tracing::error!(arm = loaded.arm.id, %error, users = places.len(), "generation failed; fallbacks stand in");
-                Vec::new()
-            }
         }
     }
 

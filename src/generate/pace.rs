@@ -86,6 +86,15 @@ impl Paces {
         Duration::from_secs_f64(self.all.load().each())
     }
 
+    /// How many batches of `users` the model answers within `time`; none before the first was measured.
+    pub fn fit(&self, users: usize, time: Duration) -> usize {
+        let spent = **self.all.load();
+        if spent.users == 0.0 {
+            return 0;
+        }
+        (time.as_secs_f64() / (spent.each() * users as f64)) as usize
+    }
+
     /// Tells the store, now and then.
     pub async fn tell<S: Store>(
         &mut self,
@@ -130,5 +139,19 @@ mod tests {
         let each = paces.each().as_secs_f64();
         assert!((0.05 / 8.5..0.05 / 5.0).contains(&each), "{each}");
         assert_eq!(paces.arms[1].load().users, 0.0);
+    }
+
+    #[test]
+    fn a_slow_model_fits_no_batch_and_a_quick_one_many() {
+        let paces = Paces::new(1);
+        let fit = |paces: &Paces| paces.fit(16, Duration::from_millis(500));
+        assert_eq!(fit(&paces), 0, "nothing is known");
+        paces.note(0, Duration::ZERO, 16);
+        assert_eq!(fit(&paces), usize::MAX, "quicker than a clock");
+        for (millis, many) in [(50, 10), (600, 0)] {
+            let paces = Paces::new(1);
+            paces.note(0, Duration::from_millis(millis), 16);
+            assert_eq!(fit(&paces), many);
+        }
     }
 }

@@ -1,10 +1,12 @@
-//! One batch: looked at, taken, asked for, published.
+//! The batches of a turn: looked at, taken, asked for, published.
 //!
 //! Invariant: the model is asked once for all namespaces of a batch: a call each would make live users wait for
-//! the call of a backfill. Namespaces with urgent or live users are published first.
+//! the call of a backfill. Namespaces with urgent or live users are published first. While the model works, whatever can be
+//! done for the batches beside it is done, so that a quick model does not wait for Redis and Kafka.
 
 use std::collections::BTreeMap;
 
+use super::make::Answered;
 use super::{Answers, Generate, Job, Listed, Turn};
 use crate::event::UserId;
 use crate::ingest::Error;
@@ -14,8 +16,47 @@ use crate::store::{Store, Take, Took};
 use crate::takes::Need;
 use crate::trigger::Lane;
 
+/// A batch that was taken.
+#[derive(Default)]
+struct Batch<'a> {
+    jobs: Vec<Job<'a>>,
+    /// Namespaces, with how many of the jobs are each's.
+    parts: Vec<(&'a str, usize)>,
+    /// Users whose list covers the request.
+    covered: u64,
+}
+
 impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
-    pub(super) async fn serve(&self, works: &[Work]) -> Result<Turn, Error> {
+    /// Batch after batch: while the model answers one, the one before it is finished and published, and the next is taken.
+    pub(super) async fn serve(&self, batches: &[Vec<Work>]) -> Result<Turn, Error> {
+        let mut sum = Turn::default();
+        let mut batches = batches.iter();
+        let (mut asked, mut next) = (None, self.taken(batches.next()).await?);
+        while let Some(taken) = next.take() {
+            sum.covered += taken.covered;
+            sum.takes += taken.jobs.len() as u64;
+            let model = async {
+                let _made = self.aloft.begin(&taken.jobs);
+                self.ask(&taken.jobs).await
+            };
+            let beside = async {
+                let published = self.publish_all(asked.take()).await?;
+                Ok::<_, Error>((published, self.taken(batches.next()).await?))
+            };
+            // Both are waited for: a generation that was begun is not called off for an error beside it.
+            let (answered, beside) = futures::join!(model, beside);
+            let (published, follows) = beside?;
+            sum.published += published;
+            asked = Some((taken, answered));
+            next = follows;
+        }
+        sum.published += self.publish_all(asked).await?;
+        Ok(sum)
+    }
+
+    /// Takes a batch, namespace by namespace, those with urgent or live users first.
+    async fn taken<'a>(&self, works: Option<&'a Vec<Work>>) -> Result<Option<Batch<'a>>, Error> {
+        let Some(works) = works else { return Ok(None) };
         let mut namespaces: BTreeMap<&str, Vec<&Work>> = BTreeMap::new();
         for work in works {
             namespaces.entry(&work.request.ns).or_default().push(work);
@@ -24,25 +65,29 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         let lane = |works: &[&Work]| works.iter().map(|work| work.request.lane).min();
         // Stable: those of one lane stay in the order of their names.
         namespaces.sort_by_key(|(_, works)| lane(works).unwrap_or(Lane::Backfill));
-        let (mut sum, mut jobs, mut parts) = (Turn::default(), Vec::new(), Vec::new());
+        let mut batch = Batch::default();
         for (ns, works) in namespaces {
             let (taken, covered) = self.take_all(ns, works).await?;
-            sum.covered += covered;
-            sum.takes += taken.len() as u64;
-            parts.push((ns, taken.len()));
-            jobs.extend(taken);
+            batch.covered += covered;
+            batch.parts.push((ns, taken.len()));
+            batch.jobs.extend(taken);
         }
-        let made = self.aloft.begin(&jobs);
-        let mut lists = self.make(&jobs).await.into_iter();
-        drop(made);
-        let mut rest = &jobs[..];
+        Ok(Some(batch))
+    }
+
+    async fn publish_all(&self, asked: Option<(Batch<'_>, Vec<Answered>)>) -> Result<u64, Error> {
+        let Some((Batch { jobs, parts, .. }, answered)) = asked else {
+            return Ok(0);
+        };
+        let mut lists = self.lists(&jobs, answered).into_iter();
+        let (mut rest, mut published) = (&jobs[..], 0);
         for (ns, count) in parts {
             let (own, others) = rest.split_at(count);
             let made: Vec<Listed> = lists.by_ref().take(count).collect();
-            sum.published += self.publish(ns, own, made).await?;
+            published += self.publish(ns, own, made).await?;
             rest = others;
         }
-        Ok(sum)
+        Ok(published)
     }
 
     /// Takes those of a namespace who are due; how many are covered already.

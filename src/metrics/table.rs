@@ -93,7 +93,7 @@ table! {
     WAITING: Gauge "nearshore_requests_waiting" [lane = These(LaneLabel::ALL)]
         "Requests in memory that wait for the engine.";
     RUNNING: Gauge "nearshore_requests_running" [lane = These(LaneLabel::ALL)]
-        "Requests in the batch that runs.";
+        "Requests in the batches of the turn that runs.";
     OLDEST: Gauge "nearshore_requests_oldest_age_seconds" [lane = These(LaneLabel::ALL)]
         "Age of the oldest waiting request since it was due; 0 when none waits.";
     QUEUED_WORK: Gauge "nearshore_queued_work_seconds" [lane = These(LaneLabel::ALL)]

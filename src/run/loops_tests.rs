@@ -207,7 +207,7 @@ impl Answers for Late {
     }
 }
 
-fn ready_to_answer(topics: &Topics, engine: Late) -> (Vec<Loaded<Late>>, generate::Settings) {
+fn ready_to_answer<A>(topics: &Topics, engine: A) -> (Vec<Loaded<A>>, generate::Settings) {
     let arm = json!({"id": "table", "epoch": 1, "template": "t.j2", "model": "none", "names": 3});
     let loaded = Loaded {
         arm: serde_json::from_value(arm).expect("an arm"),
@@ -242,61 +242,144 @@ async fn until(is_so: impl Fn() -> bool) {
     tokio::time::timeout(limit, asked).await.expect("in time");
 }
 
+/// What stands when each of the first users has asked for a list.
+struct Asked {
+    topics: Topics,
+    cluster: MemoryCluster,
+    store: MemoryStore,
+    shop: Arc<ArcSwap<Shop>>,
+    lane: Arc<str>,
+    cancel: CancellationToken,
+    ready: Ready,
+}
+
+impl Asked {
+    async fn new() -> Self {
+        let (topics, cluster) = (Topics::default(), MemoryCluster::new(1));
+        for topic in topics.all() {
+            cluster.create_topic(&topic, 1);
+        }
+        for nth in 0..FIRST {
+            cluster.produce(Outgoing {
+                key: Some(format!("first-{nth}").into()),
+                ..event(&topics, r#"{"type": "purchase", "sku": "s", "qty": 1}"#)
+            });
+        }
+        let (store, shop) = (
+            MemoryStore::default(),
+            Arc::new(ArcSwap::from_pointee(shop())),
+        );
+        let (cancel, ready) = (CancellationToken::new(), Ready::default());
+        let (_ready, is_ready) = tokio::sync::watch::channel(true);
+        let log = cluster.join("g", &[&topics.user_events, &topics.profile_changes]);
+        let member = Ingest::new(
+            log,
+            store.clone(),
+            shop.clone(),
+            ingest_settings(&topics, true),
+        );
+        let ingest = ingest_loop(member, (is_ready, dlq_gate(&ready, "i")), cancel.clone());
+        tokio::spawn(ingest);
+        let lane = topics
+            .lanes()
+            .into_iter()
+            .find(|lane| lane.contains("urgent"))
+            .expect("a lane");
+        until(|| cluster.records(&lane).len() >= FIRST).await;
+        Self {
+            topics,
+            cluster,
+            store,
+            shop,
+            lane,
+            cancel,
+            ready,
+        }
+    }
+
+    /// Starts a member with this model; it counts what it reads.
+    fn serve<A: Answers + 'static>(&self, engine: A, read: &Arc<AtomicUsize>) {
+        let lanes = self.topics.lanes();
+        let log = Shut {
+            inner: self
+                .cluster
+                .join("r", &lanes.each_ref().map(|lane| &**lane)),
+            read: read.clone(),
+            shut: Arc::default(),
+            asked: Arc::default(),
+        };
+        let ready = ready_to_answer(&self.topics, engine);
+        let member = Generate::new(log, self.store.clone(), self.shop.clone(), ready);
+        let gate = dlq_gate(&self.ready, "g");
+        tokio::spawn(generate_loop(member, gate, self.cancel.clone()));
+    }
+}
+
 /// Requests are read after each batch of the model, however long it took: an urgent one must not wait for the whole lane.
 #[tokio::test]
 async fn a_slow_model_keeps_nobody_from_being_read() {
-    let (topics, cluster) = (Topics::default(), MemoryCluster::new(1));
-    for topic in topics.all() {
-        cluster.create_topic(&topic, 1);
-    }
-    for nth in 0..FIRST {
-        cluster.produce(Outgoing {
-            key: Some(format!("first-{nth}").into()),
-            ..event(&topics, r#"{"type": "purchase", "sku": "s", "qty": 1}"#)
-        });
-    }
-    let (store, shop) = (
-        MemoryStore::default(),
-        Arc::new(ArcSwap::from_pointee(shop())),
-    );
-    let (cancel, ready) = (CancellationToken::new(), Ready::default());
-    let (_ready, is_ready) = tokio::sync::watch::channel(true);
-    let log = cluster.join("g", &[&topics.user_events, &topics.profile_changes]);
-    let member = Ingest::new(
-        log,
-        store.clone(),
-        shop.clone(),
-        ingest_settings(&topics, true),
-    );
-    let ingest = ingest_loop(member, (is_ready, dlq_gate(&ready, "i")), cancel.clone());
-    tokio::spawn(ingest);
-    let lane = topics
-        .lanes()
-        .into_iter()
-        .find(|lane| lane.contains("urgent"))
-        .expect("a lane");
-    until(|| cluster.records(&lane).len() >= FIRST).await;
-
+    let asked = Asked::new().await;
     let (read, seen) = (
         Arc::new(AtomicUsize::new(0)),
         Arc::new(Mutex::new(Vec::new())),
     );
-    let log = Shut {
-        inner: cluster.join("r", &topics.lanes().each_ref().map(|lane| &**lane)),
-        read: read.clone(),
-        shut: Arc::default(),
-        asked: Arc::default(),
-    };
     let engine = Late {
         table: Mutex::default(),
-        cluster: cluster.clone(),
-        lane,
+        cluster: asked.cluster.clone(),
+        lane: asked.lane.clone(),
         read: read.clone(),
         seen: seen.clone(),
     };
-    let member = Generate::new(log, store, shop, ready_to_answer(&topics, engine));
-    tokio::spawn(generate_loop(member, dlq_gate(&ready, "g"), cancel.clone()));
+    asked.serve(engine, &read);
     until(|| seen.lock().expect("no panic").len() >= 2).await;
     assert_eq!(*seen.lock().expect("no panic"), [FIRST, FIRST + LATER]);
-    cancel.cancel();
+    asked.cancel.cancel();
+}
+
+/// A model that goes on with its last batch only when all lists before it have been told.
+struct Quick {
+    table: Mutex<engine::table::Table>,
+    cluster: MemoryCluster,
+    updates: Arc<str>,
+    /// Lists told when each batch began.
+    told: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Answers for Quick {
+    async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
+        self.table.lock().expect("no panic").set_names(names)
+    }
+
+    async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, engine::Error> {
+        let lists = || self.cluster.records(&self.updates).len();
+        let before = {
+            let mut told = self.told.lock().expect("no panic");
+            told.push(lists());
+            told.len() - 1
+        };
+        if before + 1 == FIRST {
+            until(|| lists() == before).await;
+        }
+        self.table.lock().expect("no panic").generate(&asks)
+    }
+}
+
+/// Once a model is known to be quick, lists are published while it answers the next batch: it waits for neither Redis nor Kafka.
+#[tokio::test]
+async fn lists_are_published_while_a_quick_model_answers_the_next_batch() {
+    let asked = Asked::new().await;
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let updates = asked.topics.recall_updates.clone();
+    let engine = Quick {
+        table: Mutex::default(),
+        cluster: asked.cluster.clone(),
+        updates: updates.clone(),
+        told: told.clone(),
+    };
+    asked.serve(engine, &Arc::default());
+    until(|| asked.cluster.records(&updates).len() == FIRST).await;
+    // The first batch is a turn of its own, for nothing is known of the model; of the second turn each batch begins before
+    // the list of the one before it is told, and the last saw it told meanwhile.
+    assert_eq!(*told.lock().expect("no panic"), [0, 1, 1, 2]);
+    asked.cancel.cancel();
 }
