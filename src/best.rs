@@ -4,14 +4,8 @@
 //! neither poles nor edges: f(t) ∝ exp(a ln x + b ln(1 - x)), highest at ln(a / b), of width √(1/a + 1/b).
 //! Source: Scott 2010, "A modern Bayesian look at the multi-armed bandit", doi:10.1002/asmb.874.
 //!
-//! Invariant: the probabilities sum to 1, equals have equal ones, and the order of the variables changes nothing; what is
-//! remembered is what would be reckoned. It does not know SKUs nor draws.
-
-use std::cell::RefCell;
-use std::num::NonZeroUsize;
-use std::rc::Rc;
-
-use lru::LruCache;
+//! Invariant: the probabilities sum to 1, equals have equal ones, and the order of the variables changes nothing. It does
+//! not know SKUs nor draws.
 
 /// A Beta distribution by its two pseudo-counts, both over 0 and finite.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -143,26 +137,6 @@ impl Density {
         }
         (density, under)
     }
-}
-
-/// Sets of variables remembered per thread, a product each: of 64 variables, 0.8 MiB in all.
-const KNOWN_MAX: NonZeroUsize = NonZeroUsize::new(512).expect("over 0");
-
-/// Chances by the bits of the variables.
-type Known = LruCache<Vec<[u64; 2]>, Rc<[f64]>>;
-
-thread_local! {
-    static KNOWN: RefCell<Known> = RefCell::new(LruCache::new(KNOWN_MAX));
-}
-
-/// [`chances`], remembered: between two looks at the counts a product's SKUs are the same for nearly every user. Of a
-/// list of 20 products of 10 SKUs each, reckoning took half of what a worker does beside its model.
-pub fn known_chances(betas: &[Beta]) -> Rc<[f64]> {
-    let key = betas
-        .iter()
-        .map(|beta| [beta.yes.to_bits(), beta.no.to_bits()]);
-    let key: Vec<[u64; 2]> = key.collect();
-    KNOWN.with_borrow_mut(|known| Rc::clone(known.get_or_insert(key, || chances(betas).into())))
 }
 
 /// The probability of each to be the highest. Good to about a thousandth.
@@ -343,11 +317,7 @@ mod tests {
             backward.reverse();
             let mut reversed = chances(&backward);
             reversed.reverse();
-            prop_assert_eq!(&ours, &reversed);
-            for _ in 0..2 {
-                prop_assert_eq!(&known_chances(&betas)[..], &ours[..]);
-                prop_assert_eq!(&known_chances(&backward)[..], &chances(&backward)[..]);
-            }
+            prop_assert_eq!(ours, reversed);
         }
     }
 }

@@ -15,7 +15,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::best::{Beta, known_chances};
+use crate::best::{Beta, chances};
 use crate::catalogue::SkuIx;
 use crate::demand::SkuCounts;
 use crate::record::Fences;
@@ -113,11 +113,11 @@ pub fn best(skus: &[Candidate<'_>], seed: u64, draws: usize) -> Vec<Chosen> {
         let betas: Vec<_> = drawn.iter().map(|at| posteriors[*at]).collect();
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut sum = 0.0;
-        let upto = |chance: &f64| {
+        let upto = |chance| {
             sum += chance;
             sum
         };
-        let upto: Vec<f64> = known_chances(&betas).iter().map(upto).collect();
+        let upto: Vec<f64> = chances(&betas).into_iter().map(upto).collect();
         for _ in 0..draws {
             let at: f64 = random.random();
             // The sum may end a hair under 1.
