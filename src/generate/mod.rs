@@ -295,19 +295,19 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         }
         self.store = self.checkpoints.store(&self.log).await?;
         self.sync_names().await;
-        let batches = std::mem::take(&mut self.current);
+        let mut batches = std::mem::take(&mut self.current);
         count_running(batches.iter().flatten());
-        let turn = self.serve(&batches).await;
+        let served = self.serve(&batches).await;
         count_running([]);
-        match &turn {
-            Ok(_) => {
-                let works = batches.iter().flatten();
-                for position in works.flat_map(|work| &work.positions) {
-                    self.in_hand.done(position);
-                }
+        let turn = served.map(|(turn, many)| {
+            let works = batches.drain(..many).flatten();
+            for position in works.flat_map(|work| work.positions) {
+                self.in_hand.done(&position);
             }
-            Err(_) => self.current = batches,
-        }
+            turn
+        });
+        // What was not served, or failed, is the next turn's.
+        self.current = batches;
         turn
     }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::make::Answered;
-use super::{Answers, Generate, Job, Listed, Turn};
+use super::{Answers, Generate, Job, Listed, TURN_MAX, Turn};
 use crate::event::UserId;
 use crate::ingest::Error;
 use crate::lanes::Work;
@@ -28,20 +28,25 @@ struct Batch<'a> {
 
 impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     /// Batch after batch: while the model answers one, the one before it is finished and published, and the next is taken.
-    pub(super) async fn serve(&self, batches: &[Vec<Work>]) -> Result<Turn, Error> {
-        let mut sum = Turn::default();
+    /// A model that is slower than it was ends the turn after [`TURN_MAX`]: says how many batches were served.
+    pub(super) async fn serve(&self, batches: &[Vec<Work>]) -> Result<(Turn, usize), Error> {
+        let (mut sum, mut served) = (Turn::default(), 0);
+        let start = (self.settings.clock)();
         let mut batches = batches.iter();
         let (mut asked, mut next) = (None, self.taken(batches.next()).await?);
         while let Some(taken) = next.take() {
+            served += 1;
             sum.covered += taken.covered;
             sum.takes += taken.jobs.len() as u64;
             let model = async {
                 let _made = self.aloft.begin(&taken.jobs);
                 self.ask(&taken.jobs).await
             };
+            let is_late = (self.settings.clock)().since(start) >= TURN_MAX;
             let beside = async {
                 let published = self.publish_all(asked.take()).await?;
-                Ok::<_, Error>((published, self.taken(batches.next()).await?))
+                let follows = if is_late { None } else { batches.next() };
+                Ok::<_, Error>((published, self.taken(follows).await?))
             };
             // Both are waited for: a generation that was begun is not called off for an error beside it.
             let (answered, beside) = futures::join!(model, beside);
@@ -51,7 +56,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             next = follows;
         }
         sum.published += self.publish_all(asked).await?;
-        Ok(sum)
+        Ok((sum, served))
     }
 
     /// Takes a batch, namespace by namespace, those with urgent or live users first.

@@ -171,6 +171,8 @@ struct Late {
     cluster: MemoryCluster,
     lane: Arc<str>,
     read: Arc<AtomicUsize>,
+    /// Batches that it answers at once before it is slow.
+    quick: usize,
     /// Requests read when each batch began.
     seen: Arc<Mutex<Vec<usize>>>,
 }
@@ -189,7 +191,10 @@ impl Answers for Late {
             seen.push(self.read.load(Ordering::SeqCst));
             seen.len()
         };
-        if batches == 1 {
+        if batches <= self.quick {
+            return self.table.lock().expect("no panic").generate(&asks);
+        }
+        if batches == self.quick + 1 {
             let one = self.cluster.records(&self.lane).remove(0);
             let text = String::from_utf8(one.value.expect("a request").to_vec()).expect("JSON");
             for nth in 0..LATER {
@@ -318,6 +323,20 @@ impl Asked {
 /// Requests are read after each batch of the model, however long it took: an urgent one must not wait for the whole lane.
 #[tokio::test]
 async fn a_slow_model_keeps_nobody_from_being_read() {
+    assert_eq!(read_by_batch(0, 2).await, [FIRST, FIRST + LATER]);
+}
+
+/// A turn of many batches, of a model that was quick, ends when it is quick no more: with the batch that was taken meanwhile.
+#[tokio::test]
+async fn a_model_that_becomes_slow_keeps_nobody_from_being_read() {
+    assert_eq!(
+        read_by_batch(1, 4).await,
+        [FIRST, FIRST, FIRST, FIRST + LATER]
+    );
+}
+
+/// Requests read when each of so many batches began.
+async fn read_by_batch(quick: usize, batches: usize) -> Vec<usize> {
     let asked = Asked::new().await;
     let (read, seen) = (
         Arc::new(AtomicUsize::new(0)),
@@ -328,12 +347,13 @@ async fn a_slow_model_keeps_nobody_from_being_read() {
         cluster: asked.cluster.clone(),
         lane: asked.lane.clone(),
         read: read.clone(),
+        quick,
         seen: seen.clone(),
     };
     asked.serve(engine, &read);
-    until(|| seen.lock().expect("no panic").len() >= 2).await;
-    assert_eq!(*seen.lock().expect("no panic"), [FIRST, FIRST + LATER]);
+    until(|| seen.lock().expect("no panic").len() >= batches).await;
     asked.cancel.cancel();
+    seen.lock().expect("no panic").clone()
 }
 
 /// A model that goes on with its last batch only when all lists before it have been told.
