@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Precision;
 
+#[cfg(not(feature = "cuda"))]
+const NO_CUDA: &str = "this build is for the CPU: scripts/build-cuda makes one for CUDA, Dockerfile.cuda an image of it; \
+    or use cpu";
+
 /// Where a model is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -33,11 +37,7 @@ impl Place {
             #[cfg(feature = "cuda")]
             Self::Cuda(number) => Ok(Some(super::device::cuda_device(number)?)),
             #[cfg(not(feature = "cuda"))]
-            Self::Cuda(_) => Err(
-                "this build is for the CPU: scripts/build-cuda makes one for \
-                                  CUDA, Dockerfile.cuda an image of it; or use cpu"
-                    .into(),
-            ),
+            Self::Cuda(_) => Err(NO_CUDA.into()),
             Self::Tensors => Ok(Some(Device::Cpu)),
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::count::{count_batch, count_dropped};
 use super::{Answers, Generate, Job, Listed, answers};
-use crate::compose::{fallback, finish};
+use crate::compose::{Kit, fallback, finish};
 use crate::log::Log;
 use crate::metrics;
 use crate::naming::{Answer, Ask, Ended};
@@ -74,18 +74,19 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
 
     /// A list per job, in their order: the model's, or the fallback with its reason.
     pub(super) fn lists(&self, jobs: &[Job<'_>], answered: Vec<Answered>) -> Vec<Listed> {
+        let kits: Vec<Kit> = (0..self.arms.len()).map(|arm| self.kit(arm)).collect();
         let one = |(job, answered): (&Job<'_>, Answered)| {
-            let kit = self.kit(job.arm);
+            let kit = &kits[job.arm];
             let Some((answer, generated)) = answered else {
                 let reason = match job.work.late {
                     true => "waited too long for the model",
                     false => "generation failed",
                 };
-                let made = fallback(&job.brief, &job.shop, &kit, reason);
+                let made = fallback(&job.brief, &job.shop, kit, reason);
                 let generated = Duration::ZERO;
                 return Listed { made, generated };
             };
-            let made = finish(&job.brief, &answer, &job.shop, &kit);
+            let made = finish(&job.brief, &answer, &job.shop, kit);
             count_dropped(&made);
             Listed { made, generated }
         };

@@ -194,6 +194,11 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         &self.lanes
     }
 
+    /// Whether batches were cut and are not done: there is no reason to wait then.
+    pub fn is_midway(&self) -> bool {
+        !self.current.is_empty()
+    }
+
     /// Lists on their way, to be looked after during a turn.
     pub fn aloft(&self) -> Aloft<S> {
         self.aloft.clone()

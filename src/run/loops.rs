@@ -449,10 +449,11 @@ async fn generate_turns<L: Log, S: Store, A: generate::Answers>(
         let now = wall_clock();
         count_lanes(member, now);
         // Never longer than to the next commit: stats and shares move with time, too.
-        let pause = member
-            .lanes()
-            .next_due(now)
-            .map_or(COMMIT_EVERY, |due| due.min(COMMIT_EVERY));
+        let due = member.lanes().next_due(now);
+        let pause = match member.is_midway() {
+            true => Duration::ZERO,
+            false => due.map_or(COMMIT_EVERY, |due| due.min(COMMIT_EVERY)),
+        };
         tokio::select! {
             biased;
             () = cancel.cancelled() => return Ok(()),
