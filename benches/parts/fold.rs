@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use nearshore::log::{Outgoing, Producer};
+use nearshore_core::ports::log::Outgoing;
+use nearshore_kafka::Producer;
 
 use crate::bare::{self, Samples, Script};
 use crate::harness::variable;

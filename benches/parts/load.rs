@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use nearshore::log::Outgoing;
+use nearshore_core::ports::log::Outgoing;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;

@@ -5,17 +5,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
-use nearshore::catalogue::Catalogue;
-use nearshore::demand::Demand;
-use nearshore::event::{self, Accepted, Limits, Source, UserId};
-use nearshore::intake::{Rulebook, plan};
-use nearshore::log::{Batch, Delivery, Log, MemoryCluster};
-use nearshore::record::Timestamp;
-use nearshore::rules::Table;
-use nearshore::select;
-use nearshore::shop::Shop;
-use nearshore::state::Held;
-use nearshore::trigger::Policy;
+use nearshore_core::list::select;
+use nearshore_core::ports::log::{Batch, Delivery, Log};
+use nearshore_core::shop::catalogue::Catalogue;
+use nearshore_core::shop::demand::Demand;
+use nearshore_core::shop::rules::Table;
+use nearshore_core::shop::snapshot::Shop;
+use nearshore_core::user::event::{self, Accepted, Limits, Source, UserId};
+use nearshore_core::user::plan::{Rulebook, plan};
+use nearshore_core::user::record::Timestamp;
+use nearshore_core::user::state::Held;
+use nearshore_core::user::trigger::Policy;
+use nearshore_testkit::log::MemoryCluster;
 
 use crate::load::{Load, catalogue};
 use crate::{Options, machine, median};
@@ -86,8 +87,8 @@ fn filled(load: Load) -> MemoryCluster {
 
 /// The shop of [`catalogue`], without rules.
 pub fn shop() -> Arc<Shop> {
-    let sku = |record: nearshore::log::Outgoing| {
-        let record = nearshore::record::Record {
+    let sku = |record: nearshore_core::ports::log::Outgoing| {
+        let record = nearshore_core::user::record::Record {
             position: "0/catalog/0:1".parse().expect("valid"),
             time: Timestamp(1_790_000_000_000),
             key: record.key,

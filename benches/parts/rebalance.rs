@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nearshore::list::Update;
-use nearshore::log::{Delivery, KafkaLog, Log, NewTopic, Outgoing};
-use nearshore::record::Timestamp;
+use nearshore_core::list::document::Update;
+use nearshore_core::ports::log::{Delivery, Log, Outgoing};
+use nearshore_core::user::record::Timestamp;
+use nearshore_kafka::{KafkaLog, NewTopic};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Message as _};
 

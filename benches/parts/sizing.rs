@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use nearshore::store::{RedisStore, Settings, Store};
+use nearshore_core::ports::store::Store;
+use nearshore_redis::{RedisStore, Settings};
 
 use crate::fold::{fill, rate_of, samples, site};
 use crate::harness::{eventually, variable};

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| nearshore_fuzz::targets::template(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| nearshore_testkit::fuzz::template(data));

@@ -9,10 +9,10 @@ use serde_json::json;
 
 use super::{Common, block_on, with_config};
 use crate::config::Config;
-use crate::event::UserId;
-use crate::log::Producer;
-use crate::namespace::{Asker, Why, Wish};
-use crate::store::RedisStore;
+use crate::ops::sweep::{Asker, Why, Wish};
+use nearshore_core::user::event::UserId;
+use nearshore_kafka::Producer;
+use nearshore_redis::RedisStore;
 
 /// Arguments of `refresh`: filters add up.
 #[derive(Debug, Args)]
@@ -54,7 +54,7 @@ pub fn refresh(args: RefreshArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(2));
     }
     with_config(&args.common, |mut config| {
-        let names = |arms: &[crate::prompt::Arm]| -> Vec<String> {
+        let names = |arms: &[nearshore_core::list::prompt::Arm]| -> Vec<String> {
             arms.iter().map(|arm| arm.id.clone()).collect()
         };
         let segments = config.segments.iter().map(|segment| segment.id.clone());

@@ -13,10 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Common, block_on, with_config};
 use crate::config::{Config, init_tracing};
-use crate::namespace::{Estimate, Given, Order, Progress, estimate};
-use crate::replay::{Moment, Stage};
-use crate::run::{Outcome, backfill};
-use crate::store::RedisStore;
+use crate::ops::backfill::{Estimate, Given, Order, Outcome, Progress, backfill, estimate};
+use nearshore_core::queue::replay::{Moment, Stage};
+use nearshore_redis::RedisStore;
 
 /// How often a line is written where nobody draws a bar.
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -52,7 +51,10 @@ pub struct BackfillArgs {
 
 pub fn run(args: BackfillArgs) -> anyhow::Result<ExitCode> {
     for (option, point) in [("--from", &args.from), ("--to", &args.to)] {
-        if let Some(Err(wrong)) = point.as_ref().map(|it| it.parse::<crate::replay::Point>()) {
+        if let Some(Err(wrong)) = point
+            .as_ref()
+            .map(|it| it.parse::<nearshore_core::queue::replay::Point>())
+        {
             eprintln!("{option} {wrong}");
             return Ok(ExitCode::from(2));
         }

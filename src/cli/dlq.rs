@@ -6,8 +6,9 @@ use clap::Subcommand;
 
 use super::{Common, block_on, with_config};
 use crate::config::Config;
-use crate::log::dlq::{DeadLetter, Filter};
-use crate::log::replay::{self, Fate, Order};
+use crate::ops::dlq as replay;
+use crate::ops::dlq::{Fate, Order};
+use nearshore_kafka::dlq::{DeadLetter, Filter};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {

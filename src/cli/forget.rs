@@ -13,9 +13,9 @@ use serde_json::json;
 use super::users::{say, store, user_id};
 use super::{Common, block_on};
 use crate::config::Config;
-use crate::event::UserId;
-use crate::forget::{self, Look};
-use crate::store::RedisStore;
+use crate::ops::forget::{self, Look};
+use nearshore_core::user::event::UserId;
+use nearshore_redis::RedisStore;
 
 /// How long to wait between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);

@@ -8,10 +8,11 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Config;
-use crate::engine::try_names::TryArgs;
+use try_names::TryArgs;
 
 mod ask;
 mod backfill;
+mod bench;
 pub mod check;
 pub mod config;
 mod dlq;
@@ -19,6 +20,7 @@ mod forget;
 mod namespace;
 mod references;
 mod run;
+mod try_names;
 mod users;
 
 /// Near-line recall for recommenders: Kafka events in, LLM-named product lists in Redis out.
@@ -175,7 +177,7 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum Bench {
     /// The engine.
-    Engine(crate::engine::bench::BenchArgs),
+    Engine(bench::BenchArgs),
 }
 
 /// Which role a process plays.
@@ -223,7 +225,7 @@ fn chain(error: &anyhow::Error) -> String {
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Try(args) => match crate::engine::try_names::run(&args) {
+        Command::Try(args) => match try_names::run(&args) {
             Err(error) if error.is_usage() => {
                 eprintln!("nearshore: {error}");
                 Ok(ExitCode::from(2))
@@ -232,7 +234,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         },
         Command::Bench(Bench::Engine(args)) => {
             let (stdin, stdout) = (std::io::stdin().lock(), std::io::stdout().lock());
-            crate::engine::bench::run(&args, stdin, stdout).map_err(anyhow::Error::from_boxed)?;
+            bench::run(&args, stdin, stdout).map_err(anyhow::Error::from_boxed)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Demo(args) => crate::demo::run(args),
@@ -286,7 +288,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 
 /// Puts the namespace that a command names in place of the configured one; false, and said, if it is no name.
 fn name_namespace(config: &mut Config, name: &str) -> bool {
-    if let Err(misfit) = crate::store::keys::namespace(name) {
+    if let Err(misfit) = nearshore_core::ports::keys::namespace(name) {
         eprintln!("namespace {name:?}: {misfit}");
         return false;
     }
@@ -323,7 +325,7 @@ mod tests {
     #[test]
     fn each_cause_is_said_once() {
         let missing = || std::io::Error::other("no such file");
-        let file = crate::engine::try_names::Error::File {
+        let file = try_names::Error::File {
             path: "a.txt".into(),
             source: missing(),
         };
@@ -334,4 +336,18 @@ mod tests {
             "reading b.txt: no such file"
         );
     }
+}
+
+/// Reads an argument that is one of an enum's names, which `--help` lists.
+fn one_of<T>() -> impl clap::builder::TypedValueParser<Value = T>
+where
+    T: std::str::FromStr<Err = strum::ParseError>
+        + strum::VariantNames
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    use clap::builder::TypedValueParser as _;
+    clap::builder::PossibleValuesParser::new(T::VARIANTS).try_map(|name| name.parse())
 }

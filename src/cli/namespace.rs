@@ -10,9 +10,9 @@ use serde_json::json;
 
 use super::{Common, block_on, with_config};
 use crate::config::Config;
-use crate::namespace::{self, Bounds, Listing};
-use crate::replay::Moment;
-use crate::store::RedisStore;
+use crate::ops::namespace::{self, Bounds, Listing};
+use nearshore_core::queue::replay::Moment;
+use nearshore_redis::RedisStore;
 
 /// Subcommands of `namespace`.
 #[derive(Debug, Subcommand)]
@@ -256,7 +256,7 @@ async fn retire(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
              kafka-consumer-groups.sh --bootstrap-server {} --delete --group {}",
             retired.keys,
             config.kafka.brokers,
-            namespace::group(ns)
+            crate::ops::backfill::group(ns)
         );
     }
     Ok(ExitCode::SUCCESS)

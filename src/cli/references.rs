@@ -9,9 +9,9 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::config::Config;
-use crate::engine::Options;
-use crate::engine::constrained::Constrained;
-use crate::prompt::{Frozen, PROMPTS, Person, Template};
+use nearshore_core::list::prompt::{Frozen, PROMPTS, Person, Template};
+use nearshore_engine::Options;
+use nearshore_engine::search::constrained::Constrained;
 
 /// Arguments of `nearshore references`.
 #[derive(Args, Clone, Debug)]

@@ -7,11 +7,12 @@ use serde_json::json;
 
 use super::block_on;
 use crate::config::Config;
-use crate::event::UserId;
-use crate::keeper::wall_clock;
-use crate::list::{Document, Source};
-use crate::namespace;
-use crate::store::{Block, RedisStore, Store};
+use crate::members::clock::wall_clock;
+use crate::ops::namespace;
+use nearshore_core::list::document::{Document, Source};
+use nearshore_core::ports::store::{Block, Store};
+use nearshore_core::user::event::UserId;
+use nearshore_redis::RedisStore;
 
 pub(super) fn store(config: &Config) -> anyhow::Result<RedisStore> {
     RedisStore::new(config.redis.clone()).context("redis.url; see `nearshore check`")

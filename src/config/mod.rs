@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::prompt::Arm;
-use crate::rules::{Rule, Segment};
-use crate::topics::Topics;
+use nearshore_core::list::prompt::Arm;
+use nearshore_core::queue::topics::Topics;
+use nearshore_core::shop::rules::{Rule, Segment};
 
 mod env;
 mod load;
@@ -35,27 +35,27 @@ pub struct Config {
     /// Seed of the hash that gives a user their arm.
     pub arm_seed: String,
     /// How Kafka is reached.
-    pub kafka: crate::log::Settings,
+    pub kafka: nearshore_kafka::Settings,
     /// Names of topics.
     pub topics: Topics,
     /// How Redis is reached.
-    pub redis: crate::store::Settings,
+    pub redis: nearshore_redis::Settings,
     /// Which record times are believed.
     pub time: Time,
     /// What is kept of a user.
     pub state: State,
     /// When to ask for a list.
-    pub trigger: crate::trigger::Policy,
+    pub trigger: nearshore_core::user::trigger::Policy,
     /// How the lanes share the engine.
-    pub lanes: crate::lanes::Policy,
+    pub lanes: nearshore_core::queue::lanes::Policy,
     /// Replays, and the end of namespaces.
     pub backfill: Backfill,
     /// How counts become demand.
-    pub demand: crate::demand::Policy,
+    pub demand: nearshore_core::shop::demand::Policy,
     /// How SKUs are chosen under a PU.
-    pub selection: crate::select::Policy,
+    pub selection: nearshore_core::list::select::Policy,
     /// What a user needs no more.
-    pub needs: crate::rules::Needs,
+    pub needs: nearshore_core::shop::rules::Needs,
     /// How the model is run.
     pub engine: Engine,
     /// Lists for users without one of their own.
@@ -108,7 +108,7 @@ impl Default for State {
     fn default() -> Self {
         Self {
             window: 50,
-            write_version: crate::state::VERSION_BEFORE,
+            write_version: nearshore_core::user::state::VERSION_BEFORE,
             cache_users: 100_000,
         }
     }
@@ -144,9 +144,9 @@ pub struct Engine {
     /// Threads of the model; 0 = cores - 1, so that the poll thread is never starved.
     pub threads: usize,
     /// How weights are kept and multiplied.
-    pub precision: crate::engine::Precision,
+    pub precision: nearshore_engine::Precision,
     /// Where the model is computed.
-    pub device: crate::engine::Place,
+    pub device: nearshore_engine::Place,
     /// Most rows (trie nodes over all users) forwarded in one wave.
     pub batch_rows_max: usize,
     /// Memory for keys and values of all users of a batch, in MiB; who does not fit waits.
@@ -160,8 +160,8 @@ impl Default for Engine {
     fn default() -> Self {
         Self {
             threads: 0,
-            precision: crate::engine::Precision::default(),
-            device: crate::engine::Place::default(),
+            precision: nearshore_engine::Precision::default(),
+            device: nearshore_engine::Place::default(),
             batch_rows_max: 512,
             kv_mb_max: 1024,
             generation_max: Duration::from_secs(120),
@@ -243,17 +243,17 @@ impl Default for Config {
         Self {
             namespace: "main".into(),
             arm_seed: "nearshore".into(),
-            kafka: crate::log::Settings::default(),
+            kafka: nearshore_kafka::Settings::default(),
             topics: Topics::default(),
-            redis: crate::store::Settings::default(),
+            redis: nearshore_redis::Settings::default(),
             time: Time::default(),
             state: State::default(),
-            trigger: crate::trigger::Policy::default(),
-            lanes: crate::lanes::Policy::default(),
+            trigger: nearshore_core::user::trigger::Policy::default(),
+            lanes: nearshore_core::queue::lanes::Policy::default(),
             backfill: Backfill::default(),
-            demand: crate::demand::Policy::default(),
-            selection: crate::select::Policy::default(),
-            needs: crate::rules::Needs::default(),
+            demand: nearshore_core::shop::demand::Policy::default(),
+            selection: nearshore_core::list::select::Policy::default(),
+            needs: nearshore_core::shop::rules::Needs::default(),
             engine: Engine::default(),
             fallback: Fallback::default(),
             http: Http::default(),
@@ -278,10 +278,10 @@ impl Config {
     }
 
     /// Limits of decoding, as configured.
-    pub fn limits(&self) -> crate::event::Limits {
-        crate::event::Limits {
+    pub fn limits(&self) -> nearshore_core::user::event::Limits {
+        nearshore_core::user::event::Limits {
             max_ahead: self.time.max_ahead,
-            ..crate::event::Limits::default()
+            ..nearshore_core::user::event::Limits::default()
         }
     }
 

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Config;
-use crate::arms::delay_of;
-use crate::log;
-use crate::prompt::Template;
-use crate::rules::validate;
-use crate::state::{VERSION_CURRENT, VERSION_OLDEST};
+use nearshore_core::list::prompt::Template;
+use nearshore_core::ports::log;
+use nearshore_core::shop::arms::delay_of;
+use nearshore_core::shop::rules::validate;
+use nearshore_core::user::state::{VERSION_CURRENT, VERSION_OLDEST};
 
 type Found = Vec<(String, String)>;
 

@@ -15,10 +15,11 @@ use serde_json::json;
 
 use super::data::{self, Household, Product, Purchase};
 use super::watch::Watch;
-use crate::keeper::wall_clock;
-use crate::log::{NewTopic, Outgoing, Producer};
-use crate::record::Timestamp;
-use crate::topics::Topics;
+use crate::members::clock::wall_clock;
+use nearshore_core::ports::log::Outgoing;
+use nearshore_core::queue::topics::Topics;
+use nearshore_core::user::record::Timestamp;
+use nearshore_kafka::{NewTopic, Producer};
 
 /// Share of SKUs that are sold out from the start.
 const SOLD_OUT: f64 = 0.03;

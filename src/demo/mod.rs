@@ -13,11 +13,11 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::config::Config;
-use crate::log::{Admin, Embedded, Producer};
 use crate::metrics::Known;
-use crate::prompt::Arm;
 use crate::run::{Roles, start};
-use crate::store::RedisStore;
+use nearshore_core::list::prompt::Arm;
+use nearshore_kafka::{Admin, Embedded, Producer};
+use nearshore_redis::RedisStore;
 
 mod data;
 mod feed;

@@ -7,10 +7,11 @@ use serde::Serialize;
 use super::feed::Feed;
 use super::watch::Watch;
 use crate::config::Config;
-use crate::event::UserId;
-use crate::list::{Document, Source};
-use crate::namespace::{Eye, served};
-use crate::store::{RedisStore, Store};
+use crate::ops::namespace::{Eye, served};
+use nearshore_core::list::document::{Document, Source};
+use nearshore_core::ports::store::Store;
+use nearshore_core::user::event::UserId;
+use nearshore_redis::RedisStore;
 
 /// The check's facts, printed as one line of JSON.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -130,7 +131,7 @@ fn count(list: &Document) -> usize {
 }
 
 async fn letters(config: &Config) -> anyhow::Result<u64> {
-    let extents = crate::log::Admin::new(&config.kafka)?
+    let extents = nearshore_kafka::Admin::new(&config.kafka)?
         .extents(&config.topics.dlq)
         .await?;
     Ok(extents

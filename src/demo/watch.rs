@@ -10,10 +10,10 @@ use indicatif::ProgressBar;
 
 use super::feed::bar;
 use crate::config::Config;
-use crate::keeper::wall_clock;
-use crate::list::{Document, Source, Update};
-use crate::log::{Tail, Tailed, tail};
-use crate::record::Timestamp;
+use crate::members::clock::wall_clock;
+use nearshore_core::list::document::{Document, Source, Update};
+use nearshore_core::user::record::Timestamp;
+use nearshore_kafka::{Tail, Tailed, tail};
 
 /// How long the demo goes without saying what it waits for.
 const SAY_EVERY: Duration = Duration::from_secs(10);

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub use health::{Health, Heart, Stale};
 pub use ready::{Gate, Ready};
 
-use crate::inspect::{Page, View, html};
+use crate::ops::inspect::{Page, View, html};
 
 /// Looks a user up: a view, nothing, or why it could not be found out.
 pub type Provider =

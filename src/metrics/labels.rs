@@ -59,9 +59,9 @@ label! {
     }
 }
 
-impl From<crate::event::Kind> for EventType {
-    fn from(kind: crate::event::Kind) -> Self {
-        use crate::event::Kind;
+impl From<nearshore_core::user::event::Kind> for EventType {
+    fn from(kind: nearshore_core::user::event::Kind) -> Self {
+        use nearshore_core::user::event::Kind;
         match kind {
             Kind::Impression => Self::Impression,
             Kind::View => Self::View,
@@ -85,9 +85,9 @@ label! {
     }
 }
 
-impl From<crate::fold::Step> for EventOutcome {
-    fn from(step: crate::fold::Step) -> Self {
-        use crate::fold::Step;
+impl From<nearshore_core::user::fold::Step> for EventOutcome {
+    fn from(step: nearshore_core::user::fold::Step) -> Self {
+        use nearshore_core::user::fold::Step;
         match step {
             Step::Folded | Step::ProfileChanged | Step::Erased => Self::Folded,
             Step::Passed => Self::Passed,
@@ -108,9 +108,9 @@ label! {
     }
 }
 
-impl From<crate::trigger::Lane> for LaneLabel {
-    fn from(lane: crate::trigger::Lane) -> Self {
-        use crate::trigger::Lane;
+impl From<nearshore_core::user::trigger::Lane> for LaneLabel {
+    fn from(lane: nearshore_core::user::trigger::Lane) -> Self {
+        use nearshore_core::user::trigger::Lane;
         match lane {
             Lane::Urgent => Self::Urgent,
             Lane::Live => Self::Live,
@@ -137,9 +137,9 @@ label! {
     }
 }
 
-impl From<crate::trigger::Reason> for ReasonLabel {
-    fn from(reason: crate::trigger::Reason) -> Self {
-        use crate::trigger::Reason;
+impl From<nearshore_core::user::trigger::Reason> for ReasonLabel {
+    fn from(reason: nearshore_core::user::trigger::Reason) -> Self {
+        use nearshore_core::user::trigger::Reason;
         match reason {
             Reason::First => Self::First,
             Reason::Moved => Self::Moved,
@@ -179,11 +179,11 @@ label! {
     }
 }
 
-impl From<crate::list::Source> for Source {
-    fn from(source: crate::list::Source) -> Self {
+impl From<nearshore_core::list::document::Source> for Source {
+    fn from(source: nearshore_core::list::document::Source) -> Self {
         match source {
-            crate::list::Source::Model => Self::Model,
-            crate::list::Source::Fallback => Self::Fallback,
+            nearshore_core::list::document::Source::Model => Self::Model,
+            nearshore_core::list::document::Source::Fallback => Self::Fallback,
         }
     }
 }
@@ -215,7 +215,7 @@ label! {
 }
 
 label! {
-    /// Why a name is not on a list; the labels of [`crate::list::Why`].
+    /// Why a name is not on a list; the labels of [`nearshore_core::list::document::Why`].
     Rejected {
         /// Below the arm's threshold.
         Theta = "theta",
@@ -230,9 +230,9 @@ label! {
     }
 }
 
-impl From<crate::list::Why> for Rejected {
-    fn from(why: crate::list::Why) -> Self {
-        use crate::list::Why;
+impl From<nearshore_core::list::document::Why> for Rejected {
+    fn from(why: nearshore_core::list::document::Why) -> Self {
+        use nearshore_core::list::document::Why;
         match why {
             Why::Theta => Self::Theta,
             Why::Forbidden => Self::Forbidden,

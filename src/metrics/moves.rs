@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::NO_ARM;
 use super::labels::*;
 use super::table as t;
-use crate::{engine, log, store};
+use nearshore_core::ports::{log, store};
+use nearshore_engine as engine;
 
 /// Records of a topic and what became of them.
 pub fn records(topic: &str, outcome: RecordOutcome, n: u64) {
@@ -203,7 +204,7 @@ pub fn blocks(n: usize) {
 }
 
 /// Records between the committed offset and the end of a partition.
-pub fn lag(group: &str, partition: &crate::record::Partition, records: u64) {
+pub fn lag(group: &str, partition: &nearshore_core::user::record::Partition, records: u64) {
     let number = partition.number.to_string();
     t::LAG.set(&[group, &partition.topic, &number], records as f64);
 }

@@ -43,7 +43,7 @@ pub struct Metric {
 }
 
 macro_rules! table {
-    ($($constant:ident: $kind:ident $name:literal [$($label:ident = $values:expr),*] $help:literal;)+) => {
+    ($($constant:ident: $kind:ident $name:tt [$($label:ident = $values:expr),*] $help:literal;)+) => {
         $(
             #[doc = $help]
             pub static $constant: Metric = Metric {
@@ -62,7 +62,7 @@ macro_rules! table {
 use Values::{Arms, Later, These, Topics};
 
 table! {
-    RECORDS: Counter "nearshore_records_total" [topic = Topics, outcome = These(RecordOutcome::ALL)]
+    RECORDS: Counter {nearshore_kafka::metrics::RECORDS} [topic = Topics, outcome = These(RecordOutcome::ALL)]
         "Records consumed, by what became of them; the outcomes add up to the offsets passed.";
     EVENTS: Counter "nearshore_events_total" [type = These(EventType::ALL), outcome = These(EventOutcome::ALL)]
         "Records of users folded, by type and outcome.";
@@ -70,7 +70,7 @@ table! {
         "Events folded whose SKU is not in the catalogue.";
     FOLD: Seconds "nearshore_fold_seconds" []
         "From a batch in hand until its writes and requests are acknowledged.";
-    DLQ: Counter "nearshore_dlq_records_total" [stage = These(Stage::ALL), error = These(&crate::event::Reject::ALL_CODES)]
+    DLQ: Counter "nearshore_dlq_records_total" [stage = These(Stage::ALL), error = These(&nearshore_core::user::event::Reject::ALL_CODES)]
         "Records sent to the dlq, by stage and code.";
     DLQ_WAITING: Gauge "nearshore_dlq_waiting_records" [stage = These(Stage::ALL)]
         "Dead letters that the dlq has not acknowledged yet; their partitions go no further until it does.";
@@ -146,11 +146,11 @@ table! {
         "Age of the oldest uncommitted record; 0 when there is none.";
     REBALANCES: Counter "nearshore_rebalanced_partitions_total" [change = These(Rebalance::ALL)]
         "Partitions that came and went.";
-    CALLBACK: Seconds "nearshore_rebalance_callback_seconds" []
+    CALLBACK: Seconds {nearshore_kafka::metrics::CALLBACK} []
         "Time inside a rebalance callback, which the whole group may have to wait for.";
     STOPPED: Gauge "nearshore_partitions_stopped" []
         "Partitions stopped with an alarm: a fence that outlived its log, or a value of a newer version.";
-    ROUND_TRIPS: Counter "nearshore_redis_round_trips_total" []
+    ROUND_TRIPS: Counter {nearshore_redis::metrics::ROUND_TRIPS} []
         "Round trips to Redis, per primary.";
     REGRESSIONS: Counter "nearshore_store_regressions_total" []
         "Times a reader found that Redis is not the one it was, and read its lost writes again from the log.";

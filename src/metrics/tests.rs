@@ -27,10 +27,14 @@ fn start() -> String {
 
 /// Moves every metric once.
 fn all_moves() {
-    use crate::trigger::{Lane, Reason};
+    use nearshore_core::user::trigger::{Lane, Reason};
     let second = Duration::from_secs(1);
     records("catalog", RecordOutcome::Dlq, 1);
-    events(crate::event::Kind::Purchase.into(), EventOutcome::Folded, 1);
+    events(
+        nearshore_core::user::event::Kind::Purchase.into(),
+        EventOutcome::Folded,
+        1,
+    );
     unknown_skus(1);
     fold(second);
     dlq(Stage::Event, "no_key", 1);
@@ -50,31 +54,36 @@ fn all_moves() {
     running(Lane::Urgent, 1);
     batch("a", Batch::default());
     phase("b", Phase::Model, second);
-    rejected(crate::list::Why::NoStock, 1);
-    published(None, Lane::Live, crate::list::Source::Fallback);
+    rejected(nearshore_core::list::document::Why::NoStock, 1);
+    published(
+        None,
+        Lane::Live,
+        nearshore_core::list::document::Source::Fallback,
+    );
     first_fallbacks(1);
     unchanged(Lane::Backfill);
-    fenced_off(crate::store::Published::Older);
+    fenced_off(nearshore_core::ports::store::Published::Older);
     event_to_list(Lane::Urgent, Start::Cold, second);
     coverage(3, 4);
     catalogue(3, 2, 1);
     stock(StockMove::Out, 1);
     stock_to_filter(second);
     blocks(1);
-    let position: crate::record::Position = "0/catalog/3:7".parse().expect("a position");
+    let position: nearshore_core::user::record::Position =
+        "0/catalog/3:7".parse().expect("a position");
     lag("nearshore-ingest-main", &position.partition, 5);
     lag_seconds("nearshore-ingest-main", "catalog", second);
     rebalanced(Rebalance::Lost, 1);
     stopped(1);
     round_trips(1);
-    log_error(&crate::log::Error::Stopped("test".into()));
-    let full = crate::store::Error::NotReplicated {
+    log_error(&nearshore_core::ports::log::Error::Stopped("test".into()));
+    let full = nearshore_core::ports::store::Error::NotReplicated {
         found: 0,
         wanted: 1,
     };
     store_error(&full);
-    engine_error(&crate::engine::Error::Stopped);
-    model("a", &crate::engine::Info::default());
+    engine_error(&nearshore_engine::Error::Stopped);
+    model("a", &nearshore_engine::Info::default());
 }
 
 fn names(exposition: &str) -> BTreeSet<&str> {
@@ -263,7 +272,9 @@ fn the_exposition_passes_promtool() {
 fn each_code_that_is_counted_has_a_heading_among_the_errors() {
     let page = include_str!("../../docs/errors.md");
     let heading = |code: &&&str| page.lines().any(|line| line == format!("### {code}"));
-    let codes = crate::event::Reject::ALL_CODES.iter().chain(Failure::ALL);
+    let codes = nearshore_core::user::event::Reject::ALL_CODES
+        .iter()
+        .chain(Failure::ALL);
     let missing: Vec<_> = codes.filter(|code| !heading(code)).collect();
     assert!(missing.is_empty(), "docs/errors.md lacks {missing:?}");
 }

@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::arms::delay_of;
 use crate::config::Config;
-use crate::engine::Options;
-use crate::engine::constrained::{Constrained, Limits};
-use crate::engine::table::Table;
-use crate::engine::thread::{Handle, default_threads, spawn, spawn_with};
-use crate::generate::Loaded;
-use crate::naming::Reference;
-use crate::prompt::{Arm, Frozen, Template};
+use crate::members::generate::Loaded;
+use nearshore_core::list::prompt::{Arm, Frozen, Template};
+use nearshore_core::names::scoring::Reference;
+use nearshore_core::shop::arms::delay_of;
+use nearshore_engine::Options;
+use nearshore_engine::search::constrained::{Constrained, Limits};
+use nearshore_engine::table::Table;
+use nearshore_engine::thread::{Handle, default_threads, spawn, spawn_with};
 
 /// Tokens of a text, as the arm's model counts them.
 type Count = Arc<dyn Fn(&str) -> usize + Send + Sync>;

@@ -3,11 +3,7 @@
 //! Invariant: no task is detached: one task's end ends the process's work, and a cancelled process
 //! commits what is done and leaves its groups within [`DRAIN`]. It wires; it decides nothing.
 
-mod backfill;
 mod load;
-pub(crate) mod loops;
-#[cfg(test)]
-mod loops_tests;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -23,24 +19,23 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use load::load_arms;
-use loops::{dlq_gate, generate_loop, ingest_loop, stock_loop};
 use watch::{ENGINE_STALLED, join, watch_coverage, watch_engine, watch_redis};
 
 use crate::config::Config;
-use crate::event::UserId;
-use crate::generate::{self, Generate};
 use crate::http::{App, Health, Ready, serve};
-use crate::ingest::{self, Ingest, Now};
-use crate::keeper::{Keeper, wall_clock};
+use crate::members::clock::wall_clock;
+use crate::members::generate::{self, Generate};
+use crate::members::ingest::{self, Ingest, Now};
+use crate::members::loops::{dlq_gate, generate_loop, ingest_loop, stock_loop, wait_ready};
+use crate::members::snapshot::Keeper;
+use nearshore_core::user::event::UserId;
 
-use crate::log::Admin;
+use crate::members::stock::{self, Stock};
 use crate::metrics;
-use crate::namespace::Eye;
-use crate::shop::Shop;
-use crate::stock::{self, Stock};
-use crate::store::RedisStore;
-
-pub use backfill::{Outcome, backfill};
+use crate::ops::namespace::Eye;
+use nearshore_core::shop::snapshot::Shop;
+use nearshore_kafka::Admin;
+use nearshore_redis::RedisStore;
 
 /// SIGTERM to the end; Kubernetes' grace is longer.
 pub const DRAIN: Duration = Duration::from_secs(8);
@@ -236,11 +231,14 @@ fn spawn_keeper(
 }
 
 /// A broker that is away for a while must not end a process that starts just then: readiness says what it waits for.
-async fn catalogue_tail(config: &Config) -> Result<crate::log::Tail, crate::log::Error> {
+async fn catalogue_tail(
+    config: &Config,
+) -> Result<nearshore_kafka::Tail, nearshore_core::ports::log::Error> {
     loop {
-        let tail = crate::log::tail(&config.kafka, &config.topics.catalog, &BTreeMap::new()).await;
+        let tail =
+            nearshore_kafka::tail(&config.kafka, &config.topics.catalog, &BTreeMap::new()).await;
         match tail {
-            Err(error) if error.remedy() == crate::log::Remedy::Retry => {
+            Err(error) if error.remedy() == nearshore_core::ports::log::Remedy::Retry => {
                 tracing::warn!(%error, "the catalogue will be asked for again");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
@@ -249,8 +247,8 @@ async fn catalogue_tail(config: &Config) -> Result<crate::log::Tail, crate::log:
     }
 }
 
-fn keeper_settings(config: &Config, roles: Roles) -> crate::keeper::Settings {
-    crate::keeper::Settings {
+pub(crate) fn keeper_settings(config: &Config, roles: Roles) -> crate::members::snapshot::Settings {
+    crate::members::snapshot::Settings {
         ns: config.namespace.clone(),
         rules: config.rules.clone(),
         segments: config.segments.clone(),
@@ -269,7 +267,7 @@ fn keeper_settings(config: &Config, roles: Roles) -> crate::keeper::Settings {
 const DESCRIBE_MAX: Duration = Duration::from_secs(3);
 
 /// Whether the broker stamps both topics of users; where it does not say, it is taken not to.
-async fn stamped_by_broker(config: &Config) -> bool {
+pub(crate) async fn stamped_by_broker(config: &Config) -> bool {
     let topics = [&*config.topics.user_events, &*config.topics.profile_changes];
     let described = async { Admin::new(&config.kafka)?.describe(&topics).await };
     // The embedded log does not answer such questions at all.
@@ -406,12 +404,4 @@ async fn generate_task(
         gate.open("warm");
     }
     generate_loop(member, dlq_gate(&ready, "dlq-generate"), cancel).await
-}
-
-/// False if cancelled before.
-async fn wait_ready(ready: &mut Receiver<bool>, cancel: &CancellationToken) -> bool {
-    tokio::select! {
-        () = cancel.cancelled() => false,
-        ready = ready.wait_for(|ready| *ready) => ready.is_ok(),
-    }
 }

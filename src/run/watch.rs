@@ -11,14 +11,15 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Parts;
-use crate::engine::thread::Handle;
-use crate::event::UserId;
 use crate::http::Heart;
-use crate::keeper::wall_clock;
-use crate::log::{KafkaLog, Standing};
+use crate::members::clock::wall_clock;
 use crate::metrics;
-use crate::namespace::{self, is_covered};
-use crate::store::{RedisStore, Store};
+use crate::ops::namespace::{self, is_covered};
+use nearshore_core::ports::store::Store;
+use nearshore_core::user::event::UserId;
+use nearshore_engine::thread::Handle;
+use nearshore_kafka::{KafkaLog, Standing};
+use nearshore_redis::RedisStore;
 
 /// A poll loop that makes no turn for so long is stuck.
 const POLL_STALLED: Duration = Duration::from_secs(30);
@@ -175,7 +176,7 @@ async fn sample(
     store: &RedisStore,
     ns: &str,
     cursor: Option<String>,
-) -> Result<(u64, u64, Option<String>), crate::store::Error> {
+) -> Result<(u64, u64, Option<String>), nearshore_core::ports::store::Error> {
     let (users, next): (Vec<UserId>, _) = store.scan(ns, cursor).await?;
     let peeks = if users.is_empty() {
         Vec::new()

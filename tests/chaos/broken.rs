@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nearshore::config::Config;
-use nearshore::ingest::{Ingest, Now, Settings};
-use nearshore::keeper::{self, Keeper};
-use nearshore::log::{Batch, Delivery, KafkaLog, Log, tail};
-use nearshore::record::{Partition, Resume};
-use nearshore::store::RedisStore;
+use nearshore::members::ingest::{Ingest, Now, Settings};
+use nearshore::members::snapshot as keeper;
+use nearshore::members::snapshot::Keeper;
+use nearshore_core::ports::log::{Batch, Delivery, Log};
+use nearshore_core::user::record::{Partition, Resume};
+use nearshore_kafka::{KafkaLog, tail};
+use nearshore_redis::RedisStore;
 use tokio::io::AsyncWriteExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;

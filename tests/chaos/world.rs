@@ -45,10 +45,10 @@ pub struct World {
 
 /// What the proxies rewrite for a break: same length, so that the protocol stays whole.
 fn rewrites(broken: Option<Break>) -> Vec<Text> {
-    let delta = include_str!("../../src/store/lua/delta.lua");
-    let fold = include_str!("../../src/store/lua/fold.lua");
-    let take = include_str!("../../src/store/lua/take.lua");
-    let publish = include_str!("../../src/store/lua/publish.lua");
+    let delta = include_str!("../../crates/redis/src/lua/delta.lua");
+    let fold = include_str!("../../crates/redis/src/lua/fold.lua");
+    let take = include_str!("../../crates/redis/src/lua/take.lua");
+    let publish = include_str!("../../crates/redis/src/lua/publish.lua");
     // Script, what stands in it, what shall stand there.
     let changes: &[(&str, &[(&str, &str)])] = match broken {
         Some(Break::NoFence) => &[(delta, &[("fence ~= ARGV[2]", "nil == ARGV[2]  ")])],

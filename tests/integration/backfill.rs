@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nearshore::event::UserId;
-use nearshore::log::Outgoing;
-use nearshore::record::Timestamp;
-use nearshore::replay::{Plan, Stage};
-use nearshore::store::Store;
+use nearshore_core::ports::log::Outgoing;
+use nearshore_core::ports::store::Store;
+use nearshore_core::queue::replay::{Plan, Stage};
+use nearshore_core::user::event::UserId;
+use nearshore_core::user::record::Timestamp;
 use serde_json::{Value, json};
 
 use crate::harness::fresh;
@@ -208,7 +208,7 @@ async fn a_replay_over_what_is_folded_changes_nothing_and_says_how_much_it_skipp
     assert_eq!(digest(&site, &ns).await, before);
 
     // The last tenth of it, by time and by offset.
-    let since = nearshore::replay::Moment(Timestamp(now().0 - 36 * DAY)).to_string();
+    let since = nearshore_core::queue::replay::Moment(Timestamp(now().0 - 36 * DAY)).to_string();
     let part = filled(&site, &ns, &["--from", &since]).await;
     let skipped = part["skipped"].as_u64().expect("a number") as usize;
     assert!(
@@ -294,14 +294,14 @@ async fn a_start_that_is_no_longer_retained_is_refused_by_name() {
         String::from_utf8_lossy(&deleted.stderr)
     );
 
-    let since = nearshore::replay::Moment(Timestamp(start + 5 * DAY)).to_string();
+    let since = nearshore_core::queue::replay::Moment(Timestamp(start + 5 * DAY)).to_string();
     let ns = fresh("cut");
     let refused = site
         .cli(&["backfill", "--namespace", &ns, "--from", &since])
         .await;
     let error = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1), "{error}");
-    let oldest = nearshore::replay::Moment(Timestamp(start + 10 * DAY)).to_string();
+    let oldest = nearshore_core::queue::replay::Moment(Timestamp(start + 10 * DAY)).to_string();
     assert!(
         error.contains(&format!("{topic}/0")) && error.contains(&oldest),
         "{error}"
@@ -359,7 +359,7 @@ async fn a_namespace_is_filled_compared_promoted_fed_and_retired() {
             let peeks = site.store.peek(ns, &late).await;
             let peek = peeks.map_err(|error| error.to_string())?.remove(0);
             // Until then the user counts as unserved, and nothing is promoted.
-            let served = !peek.fences.is_empty() && nearshore::namespace::is_covered(&peek);
+            let served = !peek.fences.is_empty() && nearshore::ops::namespace::is_covered(&peek);
             served.then_some(()).ok_or(format!("{ns}: {peek:?}"))
         })
         .await;

@@ -8,12 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use nearshore::event::{Change, Format, Limits, Source, UserId, decode_sku, decode_user};
-use nearshore::log::Outgoing;
-use nearshore::log::dlq::DeadLetter;
-use nearshore::record::{Position, Record, Timestamp};
-use nearshore::store::Store;
-use nearshore::trigger::Request;
+use nearshore_core::ports::log::Outgoing;
+use nearshore_core::ports::store::Store;
+use nearshore_core::user::event::{
+    Change, Format, Limits, Source, UserId, decode_sku, decode_user,
+};
+use nearshore_core::user::record::{Position, Record, Timestamp};
+use nearshore_core::user::trigger::Request;
+use nearshore_kafka::dlq::DeadLetter;
 use serde_json::Value;
 
 use crate::harness::eventually;
@@ -163,7 +165,7 @@ fn each_record_of_the_corpus_is_what_its_line_says() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(bad >= 200 && good >= 100, "{bad} bad, {good} good");
-    let missing: Vec<_> = nearshore::event::Reject::ALL_CODES
+    let missing: Vec<_> = nearshore_core::user::event::Reject::ALL_CODES
         .iter()
         .filter(|code| !codes.contains(**code))
         .collect();

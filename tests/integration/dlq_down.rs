@@ -4,9 +4,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use nearshore::event::UserId;
-use nearshore::log::dlq::DeadLetter;
-use nearshore::store::Store;
+use nearshore_core::ports::store::Store;
+use nearshore_core::user::event::UserId;
+use nearshore_kafka::dlq::DeadLetter;
 use serde_json::Value;
 
 use crate::harness::{eventually, variable};
@@ -223,7 +223,7 @@ async fn a_dlq_too_small_even_for_headers_is_waited_for_by_all_who_bury() {
     let site = Site::open_on(&broker.address, &special).await;
     site.catalogue().await;
     let process = Process::ready(&site, "all").await;
-    let with = |mut record: nearshore::log::Outgoing| {
+    let with = |mut record: nearshore_core::ports::log::Outgoing| {
         record.value = Some("no JSON".into());
         record
     };

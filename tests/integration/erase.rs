@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use nearshore::event::UserId;
-use nearshore::log::Outgoing;
-use nearshore::log::dlq::{Failure, dead};
-use nearshore::record::{Record, Timestamp};
-use nearshore::state::Held;
-use nearshore::store::{Store, keys};
+use nearshore_core::ports::keys;
+use nearshore_core::ports::log::Outgoing;
+use nearshore_core::ports::store::Store;
+use nearshore_core::user::event::UserId;
+use nearshore_core::user::record::{Record, Timestamp};
+use nearshore_core::user::state::Held;
+use nearshore_kafka::dlq::{Failure, dead};
 use serde_json::{Value, json};
 
 use crate::harness::eventually;
@@ -380,18 +381,18 @@ async fn lost_and_back_as_of_before(site: &Site) {
     site.redis.told(&["FLUSHALL"]).await;
     let store = &site.store;
     let mut old = Held::default();
-    old.state.profile = Some(nearshore::state::Profiled {
+    old.state.profile = Some(nearshore_core::user::state::Profiled {
         time: Timestamp(1_700_000_000_000),
         position: "0/p/0:1".parse().expect("valid"),
         profile: serde_json::from_value(json!({"hobby": "falconry"})).expect("a profile"),
     });
-    let write = nearshore::store::FoldWrite {
+    let write = nearshore_core::ports::store::FoldWrite {
         user: UserId("ann".into()),
         expected: 0,
         state: old.state,
         mark: old.mark,
         profile_changed: true,
-        list: nearshore::store::ListEdit::First {
+        list: nearshore_core::ports::store::ListEdit::First {
             doc: "{}".into(),
             audit: "{}".into(),
             at: Timestamp(1_700_000_000_000),

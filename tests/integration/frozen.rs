@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use nearshore::event::UserId;
-use nearshore::list::{Audit, Document, Source};
-use nearshore::record::Timestamp;
-use nearshore::replay::Moment;
-use nearshore::store::Store;
+use nearshore_core::list::document::{Audit, Document, Source};
+use nearshore_core::ports::store::Store;
+use nearshore_core::queue::replay::Moment;
+use nearshore_core::user::event::UserId;
+use nearshore_core::user::record::Timestamp;
 use serde_json::json;
 
 use crate::harness::{eventually, fresh, variable};

@@ -2,13 +2,7 @@
 
 use std::path::Path;
 
-/// What the targets call the house: here the crate itself.
-mod house {
-    pub use nearshore::{engine, event, fold, list, prompt, record, state, trigger};
-}
-
-#[path = "../../fuzz/src/targets.rs"]
-mod targets;
+use nearshore_testkit::fuzz as targets;
 
 /// The inputs of a packed corpus: each behind its length, four bytes, little-endian.
 fn unpacked(mut packed: &[u8]) -> Vec<&[u8]> {

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nearshore::log::{Tail, Tailed, tail};
-use nearshore::record::{Resume, Timestamp};
+use nearshore_core::user::record::{Resume, Timestamp};
+use nearshore_kafka::{Tail, Tailed, tail};
 use serde_json::Value;
 
 use crate::harness::{eventually, fresh};
@@ -193,7 +193,10 @@ async fn stretch(site: &Site, (generate, past): (&Process, Option<&String>)) -> 
     }
 }
 
-async fn ends(site: &Site, topic: &str) -> BTreeMap<nearshore::record::Partition, Resume> {
+async fn ends(
+    site: &Site,
+    topic: &str,
+) -> BTreeMap<nearshore_core::user::record::Partition, Resume> {
     let extents = site.admin.extents(topic).await.expect("answered");
     extents
         .into_iter()
@@ -266,9 +269,10 @@ impl Load {
         let _ = self.fold.wait();
         let mut folded = 0;
         for name in &self.names {
-            use nearshore::store::Store;
+            use nearshore_core::ports::store::Store;
             let plan = site.store.plan(name).await.expect("answered");
-            let plan = plan.map(|text| nearshore::replay::Plan::parse(&text).expect("a plan"));
+            let plan =
+                plan.map(|text| nearshore_core::queue::replay::Plan::parse(&text).expect("a plan"));
             folded += plan.map_or(0, |plan| plan.totals.records());
         }
         folded

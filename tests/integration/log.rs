@@ -7,11 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use nearshore::log::{
-    Admin, Delivery, Embedded, Error, KafkaLog, Log, MemoryCluster, NewTopic, Outgoing, Producer,
-    Settings,
-};
-use nearshore::record::{Partition, Position, Record, Resume, Timestamp};
+use nearshore_core::ports::log::{Delivery, Error, Log, Outgoing};
+use nearshore_core::user::record::{Partition, Position, Record, Resume, Timestamp};
+use nearshore_kafka::{Admin, Embedded, KafkaLog, NewTopic, Producer, Settings};
+use nearshore_testkit::log::MemoryCluster;
 
 use crate::harness::{fresh, variable};
 
@@ -108,7 +107,7 @@ impl Rig for Kafka {
 pub struct Memory(pub MemoryCluster);
 
 impl Rig for Memory {
-    type Member = nearshore::log::MemoryLog;
+    type Member = nearshore_testkit::log::MemoryLog;
 
     async fn topic(&self, partitions: i32) -> String {
         let name = fresh("log");

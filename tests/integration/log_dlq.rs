@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use nearshore::log::bury::bury;
-use nearshore::log::dlq::{DeadLetter, Failure, Filter, dead};
-use nearshore::log::replay::{Fate, Order, list, replay};
-use nearshore::log::{Log, Outgoing, tail};
-use nearshore::record::{Record, Timestamp};
+use nearshore::members::dlq::send_dead_letters;
+use nearshore::ops::dlq::{Fate, Order, list, replay};
+use nearshore_core::ports::log::{Log, Outgoing};
+use nearshore_core::user::record::{Record, Timestamp};
+use nearshore_kafka::dlq::{DeadLetter, Failure, Filter, dead};
+use nearshore_kafka::tail;
 
 use crate::harness::fresh;
 use crate::log::{Kafka, Rig, TIME};
@@ -50,9 +51,9 @@ impl Letters {
         dead(&record, &failure, &self.dlq.as_str().into())
     }
 
-    async fn bury(&self, letters: Vec<Outgoing>) {
+    async fn send_dead_letters(&self, letters: Vec<Outgoing>) {
         let log = self.kafka.join(&fresh("g"), &self.events);
-        bury(&log, letters)
+        send_dead_letters(&log, letters)
             .await
             .expect("no record stops a partition");
         log.close().await;
@@ -100,7 +101,7 @@ async fn a_dead_letter_is_kept_whatever_the_broker_refuses() {
         .collect();
     letters.push(dead.letter(40, "time", "y".into(), year_9999));
     letters.push(dead.letter(41, "large", noise(2_000_000), TIME));
-    dead.bury(letters).await;
+    dead.send_dead_letters(letters).await;
     let plain = dead.list("plain").await;
     assert_eq!(plain.len(), 10, "none twice");
     assert!(plain.iter().all(|it| it.time == Timestamp(TIME)));
@@ -121,9 +122,9 @@ async fn a_dead_letter_is_sent_back_once() {
     let dead = Letters::new().await;
     let code = |nth: i64| ["even", "odd"][usize::from(nth % 2 == 1)];
     let letters = (0..40).map(|nth| dead.letter(nth, code(nth), "x".into(), TIME));
-    dead.bury(letters.collect()).await;
+    dead.send_dead_letters(letters.collect()).await;
     // A crash before the commit: the same record comes again, and is buried again.
-    dead.bury(vec![dead.letter(3, "odd", "x".into(), TIME)])
+    dead.send_dead_letters(vec![dead.letter(3, "odd", "x".into(), TIME)])
         .await;
 
     let even: BTreeSet<i64> = (0..40).filter(|nth| nth % 2 == 0).collect();

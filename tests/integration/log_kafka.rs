@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use nearshore::log::{
-    Admin, Delivery, Embedded, Error, KafkaLog, Log, Outgoing, Producer, Tailed, tail,
-};
-use nearshore::record::{Offset, Record, Resume, Timestamp};
+use nearshore_core::ports::log::{Delivery, Error, Log, Outgoing};
+use nearshore_core::user::record::{Offset, Record, Resume, Timestamp};
+use nearshore_kafka::{Admin, Embedded, KafkaLog, Producer, Tailed, tail};
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
@@ -150,7 +149,7 @@ async fn a_quiet_topic_is_delivered_as_soon_as_a_plain_consumer_has_it() {
     log.close().await;
 }
 
-pub async fn read_until_ready(tail: &mut nearshore::log::Tail) -> Vec<Record> {
+pub async fn read_until_ready(tail: &mut nearshore_kafka::Tail) -> Vec<Record> {
     let mut records = Vec::new();
     let all = async {
         while let Tailed::Record(record) = tail.next().await.expect("goes on") {

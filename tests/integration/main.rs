@@ -4,7 +4,6 @@ mod backfill;
 mod backfill_kills;
 mod corpus;
 mod dlq_down;
-mod engine;
 mod erase;
 mod frozen;
 mod fuzz;

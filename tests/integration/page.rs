@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
-use nearshore::event::UserId;
-use nearshore::list::{Document, Source};
-use nearshore::store::Store;
+use nearshore_core::list::document::{Document, Source};
+use nearshore_core::ports::store::Store;
+use nearshore_core::user::event::UserId;
 use serde_json::{Value, json};
 
 use crate::harness::{eventually, variable};

@@ -6,11 +6,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use bytes::Bytes;
-use nearshore::event::UserId;
-use nearshore::log::Outgoing;
-use nearshore::log::dlq::DeadLetter;
-use nearshore::record::Partition;
-use nearshore::store::{Store, keys};
+use nearshore_core::ports::keys;
+use nearshore_core::ports::log::Outgoing;
+use nearshore_core::ports::store::Store;
+use nearshore_core::user::event::UserId;
+use nearshore_core::user::record::Partition;
+use nearshore_kafka::dlq::DeadLetter;
 use serde_json::{Value, json};
 
 use crate::harness::eventually;
@@ -76,7 +77,7 @@ fn bad_events() -> Vec<(Outgoing, &'static str)> {
             "bad_number",
         ),
         (
-            with(|it| it.time = Some(nearshore::record::Timestamp(YEAR_9999))),
+            with(|it| it.time = Some(nearshore_core::user::record::Timestamp(YEAR_9999))),
             "time_out_of_range",
         ),
         (
@@ -216,14 +217,14 @@ pub async fn everything_is_read(site: &Site) {
     }
 }
 
-fn death(record: &nearshore::record::Record) -> Death {
+fn death(record: &nearshore_core::user::record::Record) -> Death {
     let letter = DeadLetter::read(record);
     assert_eq!(letter.partition, Some(0));
     let topic = letter.topic.expect("it says its topic");
     (topic, letter.offset.expect("and its offset"), letter.code)
 }
 
-fn is_as_connect_writes_it(record: &nearshore::record::Record) {
+fn is_as_connect_writes_it(record: &nearshore_core::user::record::Record) {
     for name in [
         "topic",
         "partition",

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use nearshore::event::UserId;
-use nearshore::list::Update;
-use nearshore::log::Producer;
-use nearshore::record::{Position, Timestamp};
-use nearshore::store::Store;
+use nearshore_core::list::document::Update;
+use nearshore_core::ports::store::Store;
+use nearshore_core::user::event::UserId;
+use nearshore_core::user::record::{Position, Timestamp};
+use nearshore_kafka::Producer;
 use tokio::task::JoinHandle;
 
 use crate::harness::eventually;
@@ -222,7 +222,8 @@ async fn one_busy_user_and_one_busy_partition_cost_no_memory() {
 
 /// When each event was first seen by a list, since it was written.
 async fn staleness(site: &Site) -> Vec<(Timestamp, Duration)> {
-    let mut lists: BTreeMap<String, Vec<(Timestamp, nearshore::record::Fences)>> = BTreeMap::new();
+    let mut lists: BTreeMap<String, Vec<(Timestamp, nearshore_core::user::record::Fences)>> =
+        BTreeMap::new();
     for record in site.read(&site.topics.recall_updates).await {
         let (Some(key), Some(value)) = (&record.key, &record.value) else {
             continue;

@@ -9,11 +9,13 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use nearshore::event::UserId;
-use nearshore::log::{Admin, NewTopic, Outgoing, Producer, Settings, Tailed, tail};
-use nearshore::record::{Record, Timestamp};
-use nearshore::store::{Peek, RedisStore, Store};
-use nearshore::topics::Topics;
+use nearshore_core::ports::log::Outgoing;
+use nearshore_core::ports::store::{Peek, Store};
+use nearshore_core::queue::topics::Topics;
+use nearshore_core::user::event::UserId;
+use nearshore_core::user::record::{Record, Timestamp};
+use nearshore_kafka::{Admin, NewTopic, Producer, Settings, Tailed, tail};
+use nearshore_redis::RedisStore;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Mutex, MutexGuard};
@@ -84,7 +86,7 @@ impl Site {
             .await
             .expect("created");
         let redis = Server::start(&[]).await;
-        let store = nearshore::store::Settings {
+        let store = nearshore_redis::Settings {
             url: redis.url(),
             ..Default::default()
         };
@@ -260,7 +262,7 @@ pub fn record(topic: &str, key: &str, value: &Value) -> Outgoing {
 
 /// Now, as a record's timestamp.
 pub fn now() -> Timestamp {
-    nearshore::keeper::wall_clock()
+    nearshore::members::clock::wall_clock()
 }
 
 fn named(ns: &str) -> Topics {

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use nearshore::store::Store;
+use nearshore_core::ports::store::Store;
 use serde_json::json;
 
 use crate::harness::eventually;
@@ -93,7 +93,10 @@ async fn come_right(site: &Site, since: Instant) {
 
 async fn is_noted_to_the_end(
     site: &Site,
-    noted: &std::collections::BTreeMap<nearshore::record::Partition, nearshore::record::Resume>,
+    noted: &std::collections::BTreeMap<
+        nearshore_core::user::record::Partition,
+        nearshore_core::user::record::Resume,
+    >,
 ) -> bool {
     let mut sum = 0;
     for topic in [&site.topics.user_events, &site.topics.profile_changes] {

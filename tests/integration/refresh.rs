@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 
-use nearshore::arms::arm_of;
 use nearshore::config::Config;
-use nearshore::event::UserId;
-use nearshore::record::Timestamp;
-use nearshore::store::{Publish, Published, Store, Stored, Take, Took};
+use nearshore_core::ports::store::{Publish, Published, Store, Stored, Take, Took};
+use nearshore_core::shop::arms::arm_of;
+use nearshore_core::user::event::UserId;
+use nearshore_core::user::record::Timestamp;
 use serde_json::{Value, json};
 
 use crate::harness::fresh;

@@ -1,6 +1,6 @@
 //! Promise: nothing is skipped in silence: what the broker deleted before it was read is counted, to the record.
 
-use nearshore::log::Log;
+use nearshore_core::ports::log::Log;
 use rdkafka::TopicPartitionList;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
@@ -40,7 +40,7 @@ async fn what_was_deleted_before_it_was_read_is_counted() {
     let (mut new, mut its) = (kafka.join(&fresh("g"), &topic), Witness::default());
     watch(&mut log, &mut witness, |it| it.records.len() == 20).await;
     watch(&mut new, &mut its, |it| it.records.len() == 20).await;
-    let lost = |log: &nearshore::log::KafkaLog, many: u64| {
+    let lost = |log: &nearshore_kafka::KafkaLog, many: u64| {
         let found = log.health().lost();
         async move {
             match found == many {

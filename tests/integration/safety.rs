@@ -3,9 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use nearshore::event::UserId;
-use nearshore::list::{Document, Source};
-use nearshore::store::{Store, keys};
+use nearshore_core::list::document::{Document, Source};
+use nearshore_core::ports::keys;
+use nearshore_core::ports::store::Store;
+use nearshore_core::user::event::UserId;
 use serde_json::json;
 
 use crate::harness::eventually;

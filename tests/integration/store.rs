@@ -5,13 +5,14 @@
 
 use std::sync::Arc;
 
-use nearshore::event::{Item, Kind, Profile, UserId};
-use nearshore::record::{Fences, Offset, Partition, Position, Timestamp};
-use nearshore::state::{Mark, Pace, Pending, Profiled, Seen, UserState};
-use nearshore::store::{
-    FoldWrite, Folded, ListEdit, MemoryStore, Publish, Published, RedisStore, Settings, Store,
-    Stored, Take, Taken, Took,
+use nearshore_core::ports::store::{
+    FoldWrite, Folded, ListEdit, Publish, Published, Store, Stored, Take, Taken, Took,
 };
+use nearshore_core::user::event::{Item, Kind, Profile, UserId};
+use nearshore_core::user::record::{Fences, Offset, Partition, Position, Timestamp};
+use nearshore_core::user::state::{Mark, Pace, Pending, Profiled, Seen, UserState};
+use nearshore_redis::{RedisStore, Settings};
+use nearshore_testkit::store::MemoryStore;
 
 use crate::harness::{fresh, variable};
 
@@ -213,7 +214,11 @@ pub async fn publish<S: Store>(store: &S, ns: &str, publish: Publish) -> Publish
     answers.pop().expect("one answer")
 }
 
-pub async fn load<S: Store>(store: &S, ns: &str, user: &UserId) -> nearshore::state::Held {
+pub async fn load<S: Store>(
+    store: &S,
+    ns: &str,
+    user: &UserId,
+) -> nearshore_core::user::state::Held {
     let mut answers = store
         .load(ns, std::slice::from_ref(user))
         .await
@@ -221,7 +226,11 @@ pub async fn load<S: Store>(store: &S, ns: &str, user: &UserId) -> nearshore::st
     answers.pop().expect("one answer")
 }
 
-pub async fn peek<S: Store>(store: &S, ns: &str, user: &UserId) -> nearshore::store::Peek {
+pub async fn peek<S: Store>(
+    store: &S,
+    ns: &str,
+    user: &UserId,
+) -> nearshore_core::ports::store::Peek {
     let mut answers = store
         .peek(ns, std::slice::from_ref(user))
         .await

@@ -5,7 +5,8 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use nearshore::store::{Error, Folded, RedisStore, Remedy, Store};
+use nearshore_core::ports::store::{Error, Folded, Remedy, Store};
+use nearshore_redis::RedisStore;
 
 use crate::harness::{eventually, fresh, variable};
 use crate::store::{STORED, fold, load, settings, user, write};
@@ -127,7 +128,11 @@ pub fn store_at(url: String) -> RedisStore {
 }
 
 /// Writes as callers do: again while the store says so.
-async fn fold_at_last(store: &RedisStore, ns: &str, user: &nearshore::event::UserId) -> Folded {
+async fn fold_at_last(
+    store: &RedisStore,
+    ns: &str,
+    user: &nearshore_core::user::event::UserId,
+) -> Folded {
     eventually(LIMIT, || async {
         match store.fold(ns, &[write(user, 0, 1)]).await {
             Ok(mut answers) => Ok(answers.pop().expect("one answer")),

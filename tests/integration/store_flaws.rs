@@ -1,7 +1,8 @@
 //! Promise: a double with a flaw does what the contract forbids, so that the simulation has something to catch.
 
-use nearshore::record::{Offset, Timestamp};
-use nearshore::store::{Added, Delta, Flaws, MemoryStore, Published, Store};
+use nearshore_core::ports::store::{Added, Delta, Published, Store};
+use nearshore_core::user::record::{Offset, Timestamp};
+use nearshore_testkit::store::{Flaws, MemoryStore};
 
 use crate::harness::fresh;
 use crate::store::{STORED, erase, fold, list, load, partition, publish, state, take, user, write};

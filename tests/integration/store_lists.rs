@@ -1,9 +1,9 @@
 //! Promise: a list is published iff its life is the state's and list.ticket < ticket <= state.ticket;
 //! a first-seen user's fallback and a failed generation's never replace what is better.
 
-use nearshore::event::UserId;
-use nearshore::record::Timestamp;
-use nearshore::store::{Folded, ListEdit, Published, Store};
+use nearshore_core::ports::store::{Folded, ListEdit, Published, Store};
+use nearshore_core::user::event::UserId;
+use nearshore_core::user::record::Timestamp;
 
 use crate::harness::fresh;
 use crate::store::{STORED, doc, erase, first, fold, list, load, peek, publish, take, user, write};

@@ -1,11 +1,13 @@
 //! Promise: what Redis holds is what the design says, so that any client can read it; and a Redis that
 //! restarts, fails over, is slow or forgets its scripts costs time, never a wrong value.
 
-use nearshore::event::Kind;
-use nearshore::record::{Offset, Timestamp};
-use nearshore::store::{
-    Block, Cell, Delta, Error, Folded, RedisStore, Remedy, Shelf, StockOp, Store, keys,
+use nearshore_core::ports::keys;
+use nearshore_core::ports::store::{
+    Block, Cell, Delta, Error, Folded, Remedy, Shelf, StockOp, Store,
 };
+use nearshore_core::user::event::Kind;
+use nearshore_core::user::record::{Offset, Timestamp};
+use nearshore_redis::RedisStore;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncCommands, FromRedisValue};
 
@@ -233,7 +235,7 @@ async fn a_state_of_a_newer_version_stops_its_reader_and_is_left_alone() {
     let newer: &[u8] = &[250, 1, 2, 3];
     let _: () = redis.hset(&key, "blob", newer).await.expect("written");
     let users = [user.clone()];
-    let take = nearshore::store::Take {
+    let take = nearshore_core::ports::store::Take {
         user,
         due: Timestamp(1),
         expected: 1,

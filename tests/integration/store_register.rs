@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use nearshore::record::{Offset, Timestamp};
-use nearshore::store::{Delta, Store};
+use nearshore_core::ports::store::{Delta, Store};
+use nearshore_core::user::record::{Offset, Timestamp};
 
 use crate::harness::{eventually, fresh};
 use crate::store::{STORED, cluster, erase, fold, load, partition, single, user, write};

@@ -1,12 +1,13 @@
 //! Promise: the memory double answers what Redis answers, whatever is asked in whatever order.
 
-use nearshore::event::{Kind, UserId};
-use nearshore::record::{Offset, Partition, Timestamp};
-use nearshore::state::{Held, Mark, Pending};
-use nearshore::store::{
-    Block, Cell, Delta, FoldWrite, ListEdit, MemoryStore, Publish, RedisStore, Shelf, StockOp,
-    Store, Stored, Take,
+use nearshore_core::ports::store::{
+    Block, Cell, Delta, FoldWrite, ListEdit, Publish, Shelf, StockOp, Store, Stored, Take,
 };
+use nearshore_core::user::event::{Kind, UserId};
+use nearshore_core::user::record::{Offset, Partition, Timestamp};
+use nearshore_core::user::state::{Held, Mark, Pending};
+use nearshore_redis::RedisStore;
+use nearshore_testkit::store::MemoryStore;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

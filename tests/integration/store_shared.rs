@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use nearshore::event::Kind;
-use nearshore::record::{Offset, Partition, Resume, Timestamp};
-use nearshore::store::{
-    self, Added, Block, Cell, Delta, Error, Lineage, Remedy, StockOp, Store, Take, keys,
+use nearshore_core::ports::keys;
+use nearshore_core::ports::store::{
+    self, Added, Block, Cell, Delta, Error, Lineage, Remedy, StockOp, Store, Take,
 };
+use nearshore_core::user::event::Kind;
+use nearshore_core::user::record::{Offset, Partition, Resume, Timestamp};
 
 use crate::harness::fresh;
 use crate::store::{list, load, partition, topic, user, write};

@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use nearshore::event::UserId;
-use nearshore::store::{FoldWrite, Publish, Store, Take};
+use nearshore_core::ports::store::{FoldWrite, Publish, Store, Take};
+use nearshore_core::user::event::UserId;
 
 use crate::harness::fresh;
 use crate::store::{cluster, list, memory, position, single, user, write};
@@ -38,7 +38,7 @@ async fn measure<S: Store>(name: &str, store: S) {
         report("load", start);
         let takes = users.iter().map(|user| Take {
             user: user.clone(),
-            due: nearshore::record::Timestamp(1),
+            due: nearshore_core::user::record::Timestamp(1),
             expected: 1,
         });
         let takes: Vec<Take> = takes.collect();

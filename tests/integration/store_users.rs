@@ -1,10 +1,10 @@
 //! Promise: a state is written iff it was made from what is stored and knows of the user's erase; a
 //! take loses no event. Duplicates, stale, late and zombie writes change nothing.
 
-use nearshore::event::UserId;
-use nearshore::record::Timestamp;
-use nearshore::state::{Held, Mark, Pace};
-use nearshore::store::{Error, FoldWrite, Folded, Store};
+use nearshore_core::ports::store::{Error, FoldWrite, Folded, Store};
+use nearshore_core::user::event::UserId;
+use nearshore_core::user::record::Timestamp;
+use nearshore_core::user::state::{Held, Mark, Pace};
 
 use crate::harness::fresh;
 use crate::store::{

@@ -7,10 +7,10 @@
 
 use std::collections::BTreeSet;
 
-use nearshore::event::UserId;
-use nearshore::list::{Document, Source};
-use nearshore::store::Store;
-use nearshore::trigger::{Lane, Request};
+use nearshore_core::list::document::{Document, Source};
+use nearshore_core::ports::store::Store;
+use nearshore_core::user::event::UserId;
+use nearshore_core::user::trigger::{Lane, Request};
 use serde_json::{Value, json};
 
 use crate::harness::{eventually, fresh};
@@ -60,17 +60,17 @@ const LIST: &str = r#"{"schema":1,"list_id":"00f1","user":"u1","arm":"test","sou
 
 #[test]
 fn requests_and_lists_of_the_version_before_are_read_and_ours_have_all_that_it_knows() {
-    let topics = nearshore::topics::Topics::default();
-    let record = nearshore::record::Record {
+    let topics = nearshore_core::queue::topics::Topics::default();
+    let record = nearshore_core::user::record::Record {
         position: "0/regen-live/0:1".parse().expect("a position"),
-        time: nearshore::record::Timestamp(1_700_000_000_000),
+        time: nearshore_core::user::record::Timestamp(1_700_000_000_000),
         key: Some("u1".into()),
         value: Some(REQUEST.into()),
         headers: Vec::new(),
     };
     let request = Request::decode(&record).expect("read");
     assert_eq!((request.force, request.lane), (false, Lane::Live));
-    let ours = nearshore::ingest::request_record(&topics, &request);
+    let ours = nearshore::members::records::request_record(&topics, &request);
     let list = Document::parse(LIST).expect("read");
     assert_eq!(list.pus.len(), 1);
     for (theirs, ours) in [

@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use nearshore::event::{Accepted, Change, Item, Kind, Limits, UserId, decode_user};
-use nearshore::fold::fold;
-use nearshore::ingest::BUCKET_MS;
-use nearshore::list::{Document, Source};
-use nearshore::record::Fences;
-use nearshore::state::{UserState, canonical};
-use nearshore::store::{Cell, Peek, Store, keys};
+use nearshore_core::list::document::{Document, Source};
+use nearshore_core::ports::keys;
+use nearshore_core::ports::store::{Cell, Peek, Store};
+use nearshore_core::shop::demand::BUCKET_MS;
+use nearshore_core::user::event::{Accepted, Change, Item, Kind, Limits, UserId, decode_user};
+use nearshore_core::user::fold::fold;
+use nearshore_core::user::record::Fences;
+use nearshore_core::user::state::{UserState, canonical};
 use serde_json::json;
 
 use crate::harness::eventually;

@@ -32,15 +32,47 @@ impl Source {
         }
     }
 
-    /// `fold` for `src/fold.rs`, `store` for `src/store/redis/users.rs`.
-    pub(crate) fn module(&self) -> Option<&str> {
-        let inner = self.path.strip_prefix("src/")?;
-        Some(inner.split('/').next()?.trim_end_matches(".rs"))
+    /// The `src` folder that the file is in; none for tests and benches.
+    pub(crate) fn home(&self) -> Option<&str> {
+        let end = match self.path.strip_prefix("crates/") {
+            Some(rest) => "crates/".len() + rest.find("/src/")? + "/src".len(),
+            None => self.path.starts_with("src/").then_some("src".len())?,
+        };
+        Some(&self.path[..end])
     }
 
-    /// Modules between this file and the crate: 1 for `src/fold.rs` and `src/store/mod.rs`.
-    pub(crate) fn depth(&self) -> usize {
-        self.path.matches('/').count() - usize::from(self.path.ends_with("/mod.rs"))
+    /// The parts of the module's path in its crate: `user`, `fold` for `crates/core/src/user/fold.rs`.
+    pub(crate) fn parts(&self) -> Vec<String> {
+        let inner = self.home().map_or("", |home| &self.path[home.len() + 1..]);
+        let mut parts: Vec<String> = inner
+            .trim_end_matches(".rs")
+            .split('/')
+            .map(str::to_owned)
+            .collect();
+        if matches!(
+            parts.last().map(String::as_str),
+            Some("mod" | "lib" | "main")
+        ) {
+            parts.pop();
+        }
+        parts
+    }
+
+    /// Whether the file belongs to a library crate of the workspace.
+    pub(crate) fn is_library(&self) -> bool {
+        self.path.starts_with("crates/") && self.home().is_some()
+    }
+
+    /// What the compiler builds the file into: a crate, or the tests and benches of one.
+    pub(crate) fn unit(&self) -> &str {
+        let parts = if self.path.starts_with("crates/") {
+            3
+        } else {
+            1
+        };
+        let ends = self.path.match_indices('/').map(|(at, _)| at);
+        let end = ends.take(parts).last().unwrap_or(self.path.len());
+        &self.path[..end]
     }
 }
 

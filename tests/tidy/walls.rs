@@ -1,42 +1,10 @@
-//! The walls: one function each, from a source to what is wrong with it.
+//! The rules, one function each: from sources to what is wrong with them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::scan::{Source, closing, identifier, places, word_byte};
 
 const FILE_LINES_MAX: usize = 600;
-const FUNCTION_LINES_MAX: usize = 70;
-const PARAMETERS_MAX: usize = 4;
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Layer {
-    Pure,
-    Edge,
-    Role,
-}
-
-/// Which module is in which group, as `lib.rs` lists them.
-pub(crate) fn layers(lib: &str) -> BTreeMap<String, Layer> {
-    let mut layer = None;
-    let mut found = BTreeMap::new();
-    for line in lib.lines() {
-        if let Some(comment) = line.strip_prefix("// ") {
-            layer = match comment.split(':').next() {
-                Some("pure") => Some(Layer::Pure),
-                Some("edges") => Some(Layer::Edge),
-                Some("roles") => Some(Layer::Role),
-                _ => layer,
-            };
-        }
-        let module = line
-            .strip_prefix("pub mod ")
-            .and_then(|rest| rest.strip_suffix(';'));
-        if let (Some(module), Some(layer)) = (module, layer) {
-            found.insert(module.to_owned(), layer);
-        }
-    }
-    found
-}
 
 #[derive(Debug, PartialEq)]
 pub(crate) struct Finding {
@@ -51,244 +19,16 @@ fn at(code: &str, byte: usize, what: impl Into<String>) -> Finding {
     }
 }
 
-/// Modules of the crate that a file names, by `crate::x`, `crate::{x, y}` or `super::…::x`.
-fn imports(source: &Source) -> Vec<(usize, String)> {
-    let code = &source.shipped;
-    let mut found = Vec::new();
-    for at in places(code, "crate::") {
-        let rest = at + "crate::".len();
-        if !code[rest..].starts_with('{') {
-            found.push((at, identifier(&code[rest..]).to_owned()));
-            continue;
-        }
-        let mut depth = 0;
-        let mut start = true;
-        for (offset, byte) in code[rest..closing(code, rest)].bytes().enumerate() {
-            match byte {
-                b'{' => (depth, start) = (depth + 1, true),
-                b'}' => depth -= 1,
-                b',' => start = true,
-                byte if start && depth == 1 && word_byte(byte) => {
-                    found.push((at, identifier(&code[rest + offset..]).to_owned()));
-                    start = false;
-                }
-                byte if !byte.is_ascii_whitespace() => start = false,
-                _ => {}
-            }
-        }
-    }
-    let up = "super::".repeat(source.depth());
-    for at in places(code, &up).filter(|at| !code[..*at].ends_with("super::")) {
-        found.push((at, identifier(&code[at + up.len()..]).to_owned()));
-    }
-    found
-}
-
-/// Roles -> edges -> pure; never back, never sideways between edges, `config` and `metrics` excepted.
-fn layering(source: &Source, layers: &BTreeMap<String, Layer>) -> Vec<Finding> {
-    let Some(own) = source.module() else {
-        return Vec::new();
-    };
-    let Some(layer) = layers.get(own) else {
-        return Vec::new();
-    };
-    let allowed = |other: &str, target: Layer| {
-        own == other
-            || match (layer, target) {
-                (_, Layer::Pure) | (Layer::Role, _) => true,
-                (Layer::Edge, Layer::Edge) => [own, other]
-                    .iter()
-                    .any(|m| ["config", "metrics"].contains(m)),
-                (Layer::Pure, Layer::Edge) | (Layer::Pure | Layer::Edge, Layer::Role) => false,
-            }
-    };
-    let named = imports(source).into_iter();
-    named
-        .filter_map(|(place, other)| {
-            let target = *layers.get(&other)?;
-            let what = format!("{own} ({layer:?}) names {other} ({target:?})");
-            (!allowed(&other, target)).then(|| at(&source.shipped, place, what))
-        })
-        .collect()
-}
-
-/// Only `log` names rdkafka, `store` redis, `engine` candle; tests too.
-fn owners(source: &Source) -> Vec<Finding> {
-    let owned = [
-        ("rdkafka", "log"),
-        ("rdkafka_sys", "log"),
-        ("redis::", "store"),
-        ("candle_core", "engine"),
-        ("candle_nn", "engine"),
-    ];
-    let foreign = owned
-        .into_iter()
-        .filter(|(_, owner)| source.module().is_some_and(|module| module != *owner));
-    foreign
-        .flat_map(|(name, owner)| {
-            // `store::redis::` would be a path of ours, not the crate.
-            let outer = places(&source.code, name).filter(|at| !source.code[..*at].ends_with("::"));
-            outer.map(move |place| {
-                at(
-                    &source.code,
-                    place,
-                    format!("only {owner} names {}", name.trim_end_matches(':')),
-                )
-            })
-        })
-        .collect()
-}
-
-/// Pure code has no async, IO, clock, environment, global, log line, metric or order of a hash: a map
-/// that is only looked up in is marked `// lookup only`.
-pub(crate) fn purity(source: &Source, layers: &BTreeMap<String, Layer>) -> Vec<Finding> {
-    if source.module().and_then(|module| layers.get(module)) != Some(&Layer::Pure) {
-        return Vec::new();
-    }
-    let words = [
-        "async",
-        ".await",
-        "std::fs",
-        "std::env",
-        "std::io",
-        "std::net",
-        "std::process",
-        "std::thread",
-        "SystemTime",
-        "Instant",
-        "::now()",
-        "tokio",
-        "tracing",
-        "metrics::",
-        "println!",
-        "eprintln!",
-        "thread_rng",
-        "OsRng",
-        "static mut",
-        "thread_local!",
-        "LazyLock",
-        "OnceLock",
-        "Mutex",
-        "RwLock",
-        "HashMap",
-        "HashSet",
-    ];
-    // The mark stands at the first use and speaks for the file.
-    let marked = source.text.contains("// lookup only");
-    words
-        .into_iter()
-        .flat_map(|word| places(&source.shipped, word).map(move |place| (word, place)))
-        .map(|(word, place)| {
-            (
-                word,
-                at(&source.shipped, place, format!("pure code names {word}")),
-            )
-        })
-        .filter(|(word, _)| !(marked && word.starts_with("Hash")))
-        .map(|(_, found)| found)
-        .collect()
-}
-
-/// Files, functions and parameter lists stay small.
+/// A file is one idea. Clippy knows functions and their parameters, not files.
 fn sizes(source: &Source) -> Vec<Finding> {
-    let mut found = Vec::new();
     let lines = source.text.lines().count();
-    if lines > FILE_LINES_MAX {
-        found.push(Finding {
-            line: lines,
-            what: format!("{lines} lines, at most {FILE_LINES_MAX}"),
-        });
+    if lines <= FILE_LINES_MAX {
+        return Vec::new();
     }
-    let code = &source.code;
-    for start in places(code, "fn ") {
-        let name = identifier(&code[start + 3..]);
-        let Some(open) = code[start..].find('(').map(|length| start + length) else {
-            continue;
-        };
-        if name.is_empty() {
-            continue;
-        }
-        let close = closing(code, open);
-        let list = &code[open + 1..close];
-        // A property test's inputs are no parameters: `fn law(a in any(), b in any())`.
-        let parameters = if list.contains(" in ") {
-            0
-        } else {
-            parameters(list)
-        };
-        if parameters > PARAMETERS_MAX {
-            found.push(at(
-                code,
-                start,
-                format!("{name} has {parameters} parameters, at most {PARAMETERS_MAX}"),
-            ));
-        }
-        let end = body_end(code, close);
-        let lines = code[start..end].matches('\n').count() + 1;
-        if lines > FUNCTION_LINES_MAX {
-            found.push(at(
-                code,
-                start,
-                format!("{name} has {lines} lines, at most {FUNCTION_LINES_MAX}"),
-            ));
-        }
-    }
-    found
-}
-
-/// Parameters beside `self`.
-fn parameters(list: &str) -> usize {
-    let (mut depth, mut count, mut text) = (0i32, 0, String::new());
-    let mut previous = ' ';
-    for c in list.chars().chain([',']) {
-        match c {
-            '(' | '[' | '{' | '<' => depth += 1,
-            ')' | ']' | '}' => depth -= 1,
-            '>' if previous != '-' => depth -= 1,
-            ',' if depth == 0 => {
-                let own = text.split(':').next().unwrap_or_default();
-                let receiver = places(own, "self").next().is_some();
-                count += usize::from(!text.trim().is_empty() && !receiver);
-                text.clear();
-            }
-            _ => {}
-        }
-        if !(c == ',' && depth == 0) {
-            text.push(c);
-        }
-        previous = c;
-    }
-    count
-}
-
-/// From the end of the parameters to that of the body, or of the declaration.
-fn body_end(code: &str, close: usize) -> usize {
-    let mut depth = 0i32;
-    for (offset, byte) in code[close + 1..].bytes().enumerate() {
-        match byte {
-            b'(' | b'[' => depth += 1,
-            b')' | b']' => depth -= 1,
-            b'{' if depth == 0 => return closing(code, close + 1 + offset),
-            b';' if depth == 0 => return close + 1 + offset,
-            _ => {}
-        }
-    }
-    code.len()
-}
-
-/// Nothing half done, nothing that panics on outside input, no test put to sleep without a reason.
-fn words(source: &Source) -> Vec<Finding> {
-    let everywhere = ["todo!", "unimplemented!", "dbg!", "#[ignore]"];
-    let shipped = [".unwrap()", ".unwrap_unchecked("];
-    let all = everywhere
-        .into_iter()
-        .flat_map(|word| places(&source.code, word).map(move |place| (word, place)));
-    let ours = shipped
-        .into_iter()
-        .flat_map(|word| places(&source.shipped, word).map(move |place| (word, place)));
-    all.chain(ours)
-        .map(|(word, place)| at(&source.code, place, format!("{word} is not for here")))
-        .collect()
+    vec![Finding {
+        line: lines,
+        what: format!("{lines} lines, at most {FILE_LINES_MAX}"),
+    }]
 }
 
 /// Whether a format string shows a value of this name, and not one whose name only begins so.
@@ -300,7 +40,7 @@ fn shown(text: &str, name: &str) -> bool {
     })
 }
 
-/// A log keeps nobody's id: an erase could not take it out again.
+/// A log line never names a user: an erase could not remove the id from it.
 fn logs(source: &Source) -> Vec<Finding> {
     let code = &source.shipped;
     let loud = ["tracing::error!(", "tracing::warn!(", "tracing::info!("];
@@ -323,22 +63,223 @@ fn logs(source: &Source) -> Vec<Finding> {
 
 /// Every module opens by saying what it decides.
 pub(crate) fn header(source: &Source) -> Vec<Finding> {
-    let opens = source.text.starts_with("//! ");
+    if source.text.starts_with("//! ") {
+        return Vec::new();
+    }
     let what = "the module does not open with //! and what it decides".to_owned();
-    if opens {
-        Vec::new()
-    } else {
-        vec![Finding { line: 1, what }]
+    vec![Finding { line: 1, what }]
+}
+
+/// Members do not import each other: what they share lies beside them.
+fn members(source: &Source) -> Vec<Finding> {
+    let names = ["ingest", "generate", "stock"];
+    let inside = |name: &&str| {
+        let path = source.path.strip_prefix("src/members/");
+        path.is_some_and(|path| path.split(['/', '.']).next() == Some(name))
+    };
+    let Some(own) = names.iter().find(inside) else {
+        return Vec::new();
+    };
+    let others = names.iter().filter(|name| name != &own);
+    others
+        .flat_map(|other| {
+            let path = format!("members::{other}");
+            let found: Vec<usize> = places(&source.shipped, &path).collect();
+            found
+                .into_iter()
+                .map(move |place| (place, format!("{own} imports {other}")))
+        })
+        .map(|(place, what)| at(&source.shipped, place, what))
+        .collect()
+}
+
+pub(crate) fn findings(source: &Source) -> Vec<Finding> {
+    let mut all = sizes(source);
+    all.extend(logs(source));
+    all.extend(header(source));
+    all.extend(members(source));
+    all
+}
+
+/// Paths that a file imports, each as the parts of an absolute path in its crate.
+fn imports(source: &Source) -> Vec<Vec<String>> {
+    let code = &source.shipped;
+    let own = source.parts();
+    let mut found = Vec::new();
+    for place in places(code, "use ") {
+        let end = code[place..].find(';').map_or(code.len(), |n| place + n);
+        for path in tree(&code[place + 4..end]) {
+            found.extend(absolute(&own, path));
+        }
+    }
+    for place in places(code, "crate::") {
+        let path = code[place..]
+            .split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':')
+            .next()
+            .unwrap_or_default();
+        found.extend(absolute(
+            &own,
+            path.split("::").map(str::to_owned).collect(),
+        ));
+    }
+    found
+}
+
+/// The paths of a use tree: `a::{b, c::d}` is `a::b` and `a::c::d`.
+fn tree(text: &str) -> Vec<Vec<String>> {
+    let text = text.trim();
+    let Some(open) = text.find('{') else {
+        let path = text.split(" as ").next().unwrap_or(text);
+        return vec![
+            path.split("::")
+                .map(|part| part.trim().to_owned())
+                .collect(),
+        ];
+    };
+    let head: Vec<String> = text[..open]
+        .split("::")
+        .map(|part| part.trim().to_owned())
+        .filter(|part| !part.is_empty())
+        .collect();
+    let inner = &text[open + 1..text.rfind('}').unwrap_or(text.len())];
+    let (mut depth, mut start, mut all) = (0, 0, Vec::new());
+    for (place, c) in inner.char_indices().chain([(inner.len(), ',')]) {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                let piece = &inner[start..place];
+                start = place + 1;
+                if !piece.trim().is_empty() {
+                    all.extend(
+                        tree(piece)
+                            .into_iter()
+                            .map(|rest| [head.clone(), rest].concat()),
+                    );
+                }
+            }
+            _ => {}
+        }
+    }
+    all
+}
+
+fn absolute(own: &[String], path: Vec<String>) -> Option<Vec<String>> {
+    let ups = path.iter().take_while(|part| *part == "super").count();
+    match path.first()?.as_str() {
+        "crate" => Some(path[1..].to_vec()),
+        "super" => Some([&own[..own.len().checked_sub(ups)?], &path[ups..]].concat()),
+        _ => None,
     }
 }
 
-pub(crate) fn findings(source: &Source, layers: &BTreeMap<String, Layer>) -> Vec<Finding> {
-    let mut all = layering(source, layers);
-    all.extend(owners(source));
-    all.extend(purity(source, layers));
-    all.extend(sizes(source));
-    all.extend(words(source));
-    all.extend(logs(source));
-    all.extend(header(source));
+/// Imports between files that come back to where they began, if the files are of different folders.
+pub(crate) fn circles(sources: &[Source]) -> Vec<String> {
+    let mut all = Vec::new();
+    let crates: BTreeSet<&str> = sources.iter().filter_map(Source::home).collect();
+    for home in crates {
+        let files: BTreeMap<Vec<String>, &Source> = sources
+            .iter()
+            .filter(|source| source.home() == Some(home))
+            .map(|source| (source.parts(), source))
+            .collect();
+        let target = |path: &[String]| {
+            (0..=path.len())
+                .rev()
+                .find_map(|n| files.get(&path[..n]).map(|it| it.path.as_str()))
+        };
+        let mut edges: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for source in files.values() {
+            let targets = imports(source);
+            let targets = targets.iter().filter_map(|path| target(path));
+            edges.insert(
+                &source.path,
+                targets.filter(|it| *it != source.path).collect(),
+            );
+        }
+        for circle in strong(&edges) {
+            let folders: BTreeSet<&str> = circle
+                .iter()
+                .map(|path| path.rsplit_once('/').map_or("", |(folder, _)| folder))
+                .collect();
+            if folders.len() > 1 {
+                all.push(format!(
+                    "import circle: {}",
+                    circle.into_iter().collect::<Vec<_>>().join(", ")
+                ));
+            }
+        }
+    }
     all
+}
+
+/// Groups of files that reach each other. Quadratic, and there are few hundred of them.
+fn strong<'a>(edges: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> Vec<BTreeSet<&'a str>> {
+    let reach = |from: &'a str| {
+        let (mut seen, mut open) = (BTreeSet::new(), vec![from]);
+        while let Some(next) = open.pop() {
+            for to in edges.get(next).into_iter().flatten() {
+                if seen.insert(*to) {
+                    open.push(to);
+                }
+            }
+        }
+        seen
+    };
+    let reached: BTreeMap<&str, BTreeSet<&str>> =
+        edges.keys().map(|file| (*file, reach(file))).collect();
+    let mut groups: BTreeSet<BTreeSet<&str>> = BTreeSet::new();
+    for (file, all) in &reached {
+        if all.contains(file) {
+            let group = all.iter().filter(|other| reached[*other].contains(file));
+            groups.insert(group.copied().collect());
+        }
+    }
+    groups.into_iter().collect()
+}
+
+/// Public items of a library crate that no other crate, test or bench names: `pub` only for their own crate.
+pub(crate) fn unused(sources: &[Source]) -> Vec<(String, Finding)> {
+    let mut words: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for source in sources {
+        let own = words.entry(source.unit()).or_default();
+        let all = source
+            .code
+            .split(|c: char| !c.is_alphanumeric() && c != '_');
+        own.extend(all.filter(|word| !word.is_empty()));
+    }
+    let mut found = Vec::new();
+    for source in sources.iter().filter(|it| it.is_library()) {
+        for (place, name) in public(&source.shipped) {
+            let mut others = words.iter().filter(|(unit, _)| **unit != source.unit());
+            if !others.any(|(_, words)| words.contains(name)) {
+                let what = format!("{name} is pub, and no other crate names it");
+                found.push((source.path.clone(), at(&source.shipped, place, what)));
+            }
+        }
+    }
+    found
+}
+
+fn public(code: &str) -> Vec<(usize, &str)> {
+    let kinds = [
+        "fn ", "struct ", "enum ", "trait ", "const ", "static ", "type ",
+    ];
+    places(code, "pub ")
+        .filter_map(|place| {
+            let mut rest = &code[place + 4..];
+            for word in ["async ", "unsafe ", "const fn "] {
+                rest = rest.strip_prefix(word).unwrap_or(rest);
+            }
+            let head = &code[place + 4..];
+            let kind = kinds.iter().find(|kind| rest.starts_with(**kind));
+            let name = match kind {
+                Some(kind) => identifier(&rest[kind.len()..]),
+                None if head.starts_with("const fn ") => identifier(rest),
+                None => return None,
+            };
+            name.bytes().next().filter(|byte| word_byte(*byte))?;
+            Some((place, name))
+        })
+        .collect()
 }

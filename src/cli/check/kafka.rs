@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::Item;
 use crate::config::Config;
-use crate::log::{self, Admin, Topic};
+use nearshore_core::ports::log;
+use nearshore_kafka::{Admin, Topic};
 
 /// How long a broker may take to answer a question or a connection.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -55,8 +56,11 @@ async fn groups(config: &Config, admin: &Admin) -> Vec<Item> {
     let [urgent, live, backfill] = topics.lanes();
     let groups: [(&str, Vec<&str>); 3] = [
         (&ingest, vec![&topics.user_events, &topics.profile_changes]),
-        (crate::stock::GROUP, vec![&topics.catalog]),
-        (crate::generate::GROUP, vec![&urgent, &live, &backfill]),
+        (crate::members::stock::GROUP, vec![&topics.catalog]),
+        (
+            crate::members::generate::GROUP,
+            vec![&urgent, &live, &backfill],
+        ),
     ];
     let mut items = Vec::new();
     for (group, topics) in groups {

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::config::{WRONG, read};
 use crate::config::{Config, Problem};
-use crate::store::Error;
+use nearshore_core::ports::store::Error;
 
 mod kafka;
 mod model;
@@ -189,7 +189,7 @@ fn written(config: &Config) -> Vec<Item> {
 }
 
 async fn redis(config: &Config) -> Vec<Item> {
-    let store = match crate::store::RedisStore::new(config.redis.clone()) {
+    let store = match nearshore_redis::RedisStore::new(config.redis.clone()) {
         Ok(store) => store,
         Err(error) => return vec![Item::fail("redis", error.to_string())],
     };
@@ -210,7 +210,7 @@ async fn redis(config: &Config) -> Vec<Item> {
             Item::fail("redis", found).advise("is redis.url right, is a firewall between?"),
         ];
     };
-    let item = |(name, found): crate::store::Check| match found {
+    let item = |(name, found): nearshore_redis::Check| match found {
         Ok(found) => Item::ok(name, found),
         Err(wrong) => Item {
             advice: advice(&name).map(str::to_owned),

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::Item;
-use crate::arms::delay_of;
 use crate::config::Config;
-use crate::engine::constrained::Constrained;
-use crate::engine::{Model, Options};
+use nearshore_core::shop::arms::delay_of;
+use nearshore_engine::search::constrained::Constrained;
+use nearshore_engine::{Model, Options};
 
 /// Templates and model files. That templates parse and render was checked when the file was loaded.
 pub(super) fn files(config: &Config) -> Vec<Item> {

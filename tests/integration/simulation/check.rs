@@ -5,16 +5,16 @@ use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use nearshore::catalogue::Catalogue;
-use nearshore::demand::Demand;
-use nearshore::event::{Accepted, Change, Item, Kind, UserId, decode_user};
-use nearshore::list::{Document, Source, Update};
-use nearshore::prompt::{Arm, Template};
-use nearshore::record::{Fences, Record, Timestamp};
-use nearshore::rules::{Rule, Table};
-use nearshore::shop::Shop;
-use nearshore::store::Store;
-use nearshore::trigger::{Policy, Weights};
+use nearshore_core::list::document::{Document, Source, Update};
+use nearshore_core::list::prompt::{Arm, Template};
+use nearshore_core::ports::store::Store;
+use nearshore_core::shop::catalogue::Catalogue;
+use nearshore_core::shop::demand::Demand;
+use nearshore_core::shop::rules::{Rule, Table};
+use nearshore_core::shop::snapshot::Shop;
+use nearshore_core::user::event::{Accepted, Change, Item, Kind, UserId, decode_user};
+use nearshore_core::user::record::{Fences, Record, Timestamp};
+use nearshore_core::user::trigger::{Policy, Weights};
 use serde_json::json;
 
 use super::gate::Shown;
@@ -97,8 +97,8 @@ pub fn arm() -> (Arm, Template) {
 #[derive(Default)]
 struct Facts {
     /// Per user: the newest events that are later than the last erase, by (time, position).
-    windows: BTreeMap<UserId, BTreeSet<(Timestamp, nearshore::record::Position)>>,
-    profiles: BTreeMap<UserId, (Timestamp, nearshore::record::Position)>,
+    windows: BTreeMap<UserId, BTreeSet<(Timestamp, nearshore_core::user::record::Position)>>,
+    profiles: BTreeMap<UserId, (Timestamp, nearshore_core::user::record::Position)>,
     lives: BTreeMap<UserId, Timestamp>,
     fences: BTreeMap<UserId, Fences>,
     counts: BTreeMap<(String, Kind, i64), u64>,
@@ -128,7 +128,10 @@ fn facts(records: &[Accepted]) -> Facts {
                     } else {
                         1
                     };
-                    let bucket = record.time.0.div_euclid(nearshore::ingest::BUCKET_MS);
+                    let bucket = record
+                        .time
+                        .0
+                        .div_euclid(nearshore_core::shop::demand::BUCKET_MS);
                     *facts
                         .counts
                         .entry((sku.clone(), event.kind, bucket))
@@ -312,7 +315,7 @@ fn told<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
 fn counts<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
     let mut found: BTreeMap<(String, Kind, i64), u64> = BTreeMap::new();
     let shards: BTreeSet<u8> = (0..SKUS)
-        .map(|nth| nearshore::store::keys::shard(&format!("s{nth}")))
+        .map(|nth| nearshore_core::ports::keys::shard(&format!("s{nth}")))
         .collect();
     for shard in shards {
         let cells = now(history.store.counts(&history.ns, shard, 0)).map_err(|e| e.to_string())?;
@@ -330,7 +333,7 @@ fn counts<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
 fn letters<S>(history: &History<S>, (records, dead): (&[Record], usize)) -> Result<(), String> {
     let mut places = BTreeSet::new();
     for letter in history.cluster.records(&history.topics.dlq) {
-        let place = nearshore::log::dlq::DeadLetter::read(&letter);
+        let place = nearshore_kafka::dlq::DeadLetter::read(&letter);
         places.insert((place.topic, place.partition, place.offset));
     }
     if places.len() != dead {
@@ -419,7 +422,7 @@ fn updates<S: Store>(history: &History<S>) -> Result<(), String> {
         let key = format!("{}/{user}", history.ns).into_bytes();
         let (told, stored) = (
             last.remove(&key).flatten(),
-            nearshore::ingest::current(&peek),
+            nearshore::members::outbox::current(&peek),
         );
         if told != stored {
             return Err(format!(

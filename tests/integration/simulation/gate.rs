@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use nearshore::event::UserId;
-use nearshore::log::{self, Committed, Delivery, Log, Outgoing};
-use nearshore::record::{Fences, Offset, Partition, Resume, Timestamp};
-use nearshore::state::Held;
-use nearshore::store::{self, *};
+use nearshore_core::ports::log::{self, Committed, Delivery, Log, Outgoing};
+use nearshore_core::ports::store::{self, *};
+use nearshore_core::user::event::UserId;
+use nearshore_core::user::record::{Fences, Offset, Partition, Resume, Timestamp};
+use nearshore_core::user::state::Held;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

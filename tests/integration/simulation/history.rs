@@ -10,15 +10,19 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use nearshore::engine::table::Table;
-use nearshore::engine::{self, Answer, Ask, Model, Names};
-use nearshore::generate::{self, Answers, Generate, Loaded};
-use nearshore::ingest::{self, Ingest};
-use nearshore::log::{Delivery, Flaws, Log, MemoryCluster, MemoryLog, Outgoing};
-use nearshore::record::Timestamp;
-use nearshore::shop::Shop;
-use nearshore::store::{Lost, MemoryStore, Snapshot, Store};
-use nearshore::topics::Topics;
+use nearshore::members::generate::{self, Answers, Generate, Loaded};
+use nearshore::members::ingest::{self, Ingest};
+use nearshore_core::names::scoring::{Answer, Ask, Names};
+use nearshore_core::ports::log::{Delivery, Log, Outgoing};
+use nearshore_core::ports::store::Store;
+use nearshore_core::queue::topics::Topics;
+use nearshore_core::shop::snapshot::Shop;
+use nearshore_core::user::record::Timestamp;
+use nearshore_engine as engine;
+use nearshore_engine::Model;
+use nearshore_engine::table::Table;
+use nearshore_testkit::log::{Flaws, MemoryCluster, MemoryLog};
+use nearshore_testkit::store::{Lost, MemoryStore, Snapshot};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
@@ -223,7 +227,7 @@ impl<S: Store> History<S> {
             // Smaller than the users, so that states are dropped and loaded again.
             cache_users: NonZeroUsize::new(2).expect("two"),
             triggers: true,
-            now: nearshore::ingest::Now::Unchecked,
+            now: nearshore::members::ingest::Now::Unchecked,
             complete_since: std::collections::BTreeMap::new(),
         };
         Box::pin(ingest_member(
@@ -237,7 +241,7 @@ impl<S: Store> History<S> {
         let (log, store) = self.gated("generate", &lanes);
         let settings = generate::Settings {
             topics: self.topics.clone(),
-            lanes: nearshore::lanes::Policy {
+            lanes: nearshore_core::queue::lanes::Policy {
                 batch_max: 3,
                 // A request that waited too long gets the fallback and is counted; here each must get its list.
                 max_wait: Duration::from_secs(30 * 86_400),
@@ -245,7 +249,7 @@ impl<S: Store> History<S> {
                 ..Default::default()
             },
             arm_seed: "sim".into(),
-            selection: nearshore::select::Policy {
+            selection: nearshore_core::list::select::Policy {
                 draws: 8,
                 ..Default::default()
             },

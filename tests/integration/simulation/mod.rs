@@ -8,8 +8,10 @@ pub mod check;
 mod gate;
 mod history;
 
-use nearshore::log::Flaws as LogFlaws;
-use nearshore::store::{Flaws as StoreFlaws, MemoryStore, RedisStore, Store};
+use nearshore_core::ports::store::Store;
+use nearshore_redis::RedisStore;
+use nearshore_testkit::log::Flaws as LogFlaws;
+use nearshore_testkit::store::{Flaws as StoreFlaws, MemoryStore};
 
 use crate::harness::{fresh, variable};
 use history::{Doubles, run, run_erasing};
@@ -223,7 +225,7 @@ fn two_hundred_histories_hold_on_a_real_redis() {
         .build()
         .expect("a runtime");
     for seed in seeds(200) {
-        let settings = nearshore::store::Settings {
+        let settings = nearshore_redis::Settings {
             url: url.clone(),
             ..Default::default()
         };

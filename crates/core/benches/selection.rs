@@ -1,0 +1,56 @@
+//! SKUs of one list: 20 PUs of 64 SKUs, of six kinds by their counts, and where all differ.
+//!
+//! `cargo bench --bench selection`. Beside it what it stands for: 256 draws of every posterior, and the highest counted.
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use nearshore_core::list::best::{Beta, chances};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::Distribution;
+
+const PUS: usize = 20;
+const SKUS: usize = 64;
+const DRAWS: usize = 256;
+
+/// Posteriors of one PU, of so many kinds.
+fn posteriors(pu: usize, kinds: usize) -> Vec<Beta> {
+    let one = |nth: usize| Beta {
+        yes: 1.0 + (nth % kinds) as f64 * 0.37,
+        no: 60.0 + (pu + nth % kinds) as f64,
+    };
+    (0..SKUS).map(one).collect()
+}
+
+fn drawn(betas: &[Beta], random: &mut ChaCha8Rng) -> Vec<usize> {
+    let beta = |of: &Beta| rand_distr::Beta::new(of.yes, of.no).expect("over 0");
+    let variables: Vec<_> = betas.iter().map(beta).collect();
+    let mut wins = vec![0; betas.len()];
+    for _ in 0..DRAWS {
+        let values = variables.iter().map(|one| one.sample(random));
+        let best = values.enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
+        wins[best.expect("some").0] += 1;
+    }
+    wins
+}
+
+fn selection(c: &mut Criterion) {
+    let mut group = c.benchmark_group("selection");
+    for kinds in [6, SKUS] {
+        let pus: Vec<_> = (0..PUS).map(|pu| posteriors(pu, kinds)).collect();
+        group.bench_with_input(BenchmarkId::new("integrated", kinds), &pus, |b, pus| {
+            b.iter(|| pus.iter().map(|pu| chances(pu)).collect::<Vec<_>>());
+        });
+        group.bench_with_input(BenchmarkId::new("drawn", kinds), &pus, |b, pus| {
+            let mut random = ChaCha8Rng::seed_from_u64(1);
+            b.iter(|| {
+                pus.iter()
+                    .map(|pu| drawn(pu, &mut random))
+                    .collect::<Vec<_>>()
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, selection);
+criterion_main!(benches);

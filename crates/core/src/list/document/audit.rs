@@ -1,0 +1,260 @@
+//! What a list was made of: enough to explain it and to weigh it, nothing that names a person beyond the list.
+//!
+//! Invariant: it reads its own JSON, ignoring what it does not know; the prompt itself is never in it, its
+//! hash is. It does not know where it is kept.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::user::record::{Fences, Position, Timestamp};
+
+/// The audit beside a [`super::Document`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Audit {
+    /// The list.
+    pub list_id: String,
+    /// The take it was made from; 0 for a first fallback.
+    pub ticket: u64,
+    /// The fences of the state it was made from.
+    #[serde(with = "text")]
+    pub covers: Fences,
+    /// Arm.
+    pub arm: String,
+    /// Epoch of the arm.
+    pub epoch: u64,
+    /// Model, if one was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<Model>,
+    /// SHA-256 of the template.
+    pub template: String,
+    /// SHA-256 of the reference prompts whose mean was taken off the model's term; `none` where the mean is 0.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub references: String,
+    /// SHA-256 of the prompt.
+    pub prompt: String,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Where the events stand that the prompt was made from.
+    #[serde(with = "texts")]
+    pub events: Vec<Position>,
+    /// Lines of events that the budget cut.
+    pub events_cut: u32,
+    /// Rules that fired, those of the need filter included.
+    pub rules: Vec<String>,
+    /// Those of them that fired because the profile does not tell.
+    pub rules_unknown: Vec<String>,
+    /// Segment.
+    pub segment: String,
+    /// [`crate::shop::demand::Demand::version`].
+    pub demand: String,
+    /// Version of the catalogue in the process that made the list.
+    pub catalogue: u64,
+    /// The names of the list, in its order.
+    pub names: Vec<NameAudit>,
+    /// Names that were scored and left out, best first.
+    pub dropped: Vec<Dropped>,
+    /// When what happened.
+    pub times: Times,
+}
+
+/// Which model, as the engine told.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Model {
+    /// File or folder.
+    pub name: String,
+    /// Hash of weights' header and tokenizer.
+    pub revision: String,
+    /// `f32`, `bf16`, ...
+    pub dtype: String,
+    /// `cpu` or `cuda:0`.
+    pub device: String,
+}
+
+/// One name of the list.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NameAudit {
+    /// PU id.
+    pub pu: String,
+    /// Score of the mixture, in nats.
+    pub score: f32,
+    /// The terms it is mixed of, unweighted, in nats: `model`, `demand`, ...
+    pub terms: BTreeMap<String, f32>,
+    /// What was shown of it.
+    pub skus: Vec<SkuAudit>,
+    /// No SKU reached epsilon, and the best was shown.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub below_epsilon: bool,
+}
+
+/// One SKU of the list.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SkuAudit {
+    /// SKU id.
+    pub sku: String,
+    /// EE(pu, sku): the propensity. Absent in a fallback, which does not explore.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ee: Option<f64>,
+}
+
+/// A name that was left out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// PU id.
+    pub pu: String,
+    /// Its score.
+    pub score: f32,
+    /// Why.
+    pub why: Why,
+}
+
+/// Why a name was left out. The label of its metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    /// Its score is under theta.
+    Theta,
+    /// A rule or the need filter forbids it, or all of its SKUs that are in stock.
+    Forbidden,
+    /// Sold out, gone or blocked.
+    NoStock,
+    /// It was there already.
+    Repeated,
+    /// The catalogue has no such index: the answer is of a later one.
+    Unknown,
+}
+
+impl Why {
+    /// As in JSON and metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Theta => "theta",
+            Self::Forbidden => "forbidden",
+            Self::NoStock => "no_stock",
+            Self::Repeated => "repeated",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// The age of a list, in parts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Times {
+    /// Record time of what asked for it.
+    pub source: Timestamp,
+    /// When it was due.
+    pub due: Timestamp,
+    /// From being due to being taken, seconds.
+    #[serde(with = "seconds")]
+    pub queued: Duration,
+    /// From being taken to being scored, seconds.
+    #[serde(with = "seconds")]
+    pub generated: Duration,
+    /// From being scored to being handed to the store, seconds.
+    #[serde(with = "seconds")]
+    pub published: Duration,
+}
+
+mod seconds {
+    //! A duration as seconds with milliseconds.
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(duration: &Duration, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_f64(duration.as_millis() as f64 / 1000.0)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+        let seconds = f64::deserialize(d)?;
+        Duration::try_from_secs_f64(seconds).map_err(serde::de::Error::custom)
+    }
+}
+
+mod text {
+    //! Fences as `covers` writes them.
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::user::record::Fences;
+
+    pub(super) fn serialize<S: Serializer>(fences: &Fences, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(fences)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Fences, D::Error> {
+        String::deserialize(d)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+mod texts {
+    //! Positions as `incarnation/topic/partition:offset`.
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::user::record::Position;
+
+    pub(super) fn serialize<S: Serializer>(all: &[Position], s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq(all.iter().map(ToString::to_string))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Position>, D::Error> {
+        let texts = Vec::<String>::deserialize(d)?;
+        let parsed = texts.iter().map(|text| text.parse());
+        parsed
+            .collect::<Result<_, _>>()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_audit_survives_the_way_through_json() {
+        let audit = Audit {
+            list_id: "0123456789abcdef".into(),
+            ticket: 3,
+            covers: "0/user-events/1:7".parse().expect("fences"),
+            model: Some(Model::default()),
+            events: vec!["0/user-events/1:5".parse().expect("a position")],
+            names: vec![NameAudit {
+                pu: "MILK".into(),
+                score: -1.5,
+                terms: [("model".to_owned(), -2.5)].into(),
+                skus: vec![SkuAudit {
+                    sku: "m1".into(),
+                    ee: Some(0.75),
+                }],
+                below_epsilon: true,
+            }],
+            dropped: vec![Dropped {
+                pu: "WINE".into(),
+                score: -0.5,
+                why: Why::NoStock,
+            }],
+            times: Times {
+                queued: Duration::from_millis(1_250),
+                ..Times::default()
+            },
+            ..Audit::default()
+        };
+        let text = serde_json::to_string(&audit).expect("json");
+        assert!(
+            text.contains(r#""covers":"0/user-events/1:7""#) && text.contains(r#""queued":1.25"#)
+        );
+        assert!(text.contains(&format!(r#""why":"{}""#, Why::NoStock.label())));
+        assert_eq!(serde_json::from_str::<Audit>(&text).expect("valid"), audit);
+        assert_eq!(
+            serde_json::from_str::<Audit>(r#"{"later": 1}"#).expect("valid"),
+            Audit::default()
+        );
+    }
+}

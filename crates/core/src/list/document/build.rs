@@ -1,0 +1,460 @@
+//! Scored names, or demand, become a list: stock, rules, theta and selection applied, with reasons kept.
+//!
+//! Invariant: whatever the engine answers, every SKU of the list is available, permitted, and of the PU that
+//! it stands under; no PU twice; the order of scores is kept. It does not know prompts nor where the list goes.
+
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+
+use super::{Document, Dropped, NameAudit, Shown, SkuAudit, Source, Why, four_digits};
+use crate::list::select::{self, Candidate};
+use crate::shop::catalogue::{Catalogue, PuIx, SkuIx};
+use crate::shop::demand::Demand;
+use crate::shop::rules::Verdict;
+use crate::user::record::Timestamp;
+
+/// How a list is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Recipe<'a> {
+    /// The catalogue that the names are of.
+    pub catalogue: &'a Catalogue,
+    /// What the user may not be offered.
+    pub verdict: &'a Verdict,
+    /// Counts of SKUs, and for a fallback the demand.
+    pub demand: &'a Demand,
+    /// How SKUs are chosen.
+    pub policy: &'a select::Policy,
+    /// Names per list, at most.
+    pub names: usize,
+    /// Least score of a name; none keeps all.
+    pub theta: Option<f64>,
+    /// With user and PU, the seed of exploration: the take, or with frozen counts [`select::draw`].
+    pub draw: u64,
+}
+
+/// What stands in a document beside its products.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Header {
+    /// See [`super::list_id`].
+    pub list_id: String,
+    /// Whose; none for a segment's fallback.
+    pub user: Option<String>,
+    /// The user's arm.
+    pub arm: String,
+    /// Source time of the request.
+    pub at: Timestamp,
+    /// Segment.
+    pub segment: String,
+    /// Why it is a fallback.
+    pub reason: Option<String>,
+}
+
+/// A name as the engine scored it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scored {
+    /// Index of the PU.
+    pub pu: u32,
+    /// Score of the mixture, in nats.
+    pub score: f32,
+    /// Its terms, unweighted: `("model", …)`, `("demand", …)`.
+    pub terms: Vec<(String, f32)>,
+}
+
+/// A list with what its audit says of names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Built {
+    /// The list.
+    pub document: Document,
+    /// Its names, in its order.
+    pub names: Vec<NameAudit>,
+    /// Names that were left out, in the order of the answer.
+    pub dropped: Vec<Dropped>,
+}
+
+impl Recipe<'_> {
+    /// The list of an engine's answer, best first. It may be [empty](Document::is_empty): the caller then
+    /// publishes a fallback.
+    pub fn build(&self, header: Header, scored: &[Scored]) -> Built {
+        let mut built = Built::new(header, Source::Model);
+        let mut seen = BTreeSet::new();
+        for name in scored {
+            if built.names.len() == self.names {
+                break;
+            }
+            if let Err(why) = self.judge(name, &mut seen) {
+                built.drop(self.id(name.pu), name.score, why);
+                continue;
+            }
+            let pu = PuIx(name.pu);
+            let user = built.document.user.as_deref().unwrap_or_default();
+            let seed = select::seed(user, &self.catalogue.pu(pu).id, self.draw);
+            let selection = select::select(&self.candidates(pu), seed, self.policy);
+            let skus = selection
+                .chosen
+                .iter()
+                .map(|chosen| (chosen.sku, Some(chosen.ee)));
+            built.push(self.catalogue, pu, (name, skus.collect()));
+            if let Some(audit) = built.names.last_mut() {
+                audit.below_epsilon = selection.below_epsilon;
+            }
+        }
+        built
+    }
+
+    /// The fallback of a segment: the PUs most in demand that may be offered, each with its best-selling SKUs.
+    /// Ties go by id. It does not explore, so no propensity is given.
+    pub fn fallback(&self, header: Header) -> Built {
+        let mass = self.demand.mass(&header.segment);
+        let mut built = Built::new(header, Source::Fallback);
+        let permitted = self.verdict.permitted(self.catalogue);
+        let mut pus: Vec<_> = permitted
+            .ones()
+            .map(|pu| (PuIx(pu as u32), share(&mass, pu)))
+            .collect();
+        let better = |a: &(PuIx, f32), b: &(PuIx, f32)| -> Ordering {
+            let id = |pu: PuIx| &self.catalogue.pu(pu).id;
+            b.1.total_cmp(&a.1).then_with(|| id(a.0).cmp(id(b.0)))
+        };
+        if pus.len() > self.names && self.names > 0 {
+            pus.select_nth_unstable_by(self.names - 1, better);
+        }
+        pus.truncate(self.names);
+        pus.sort_by(better);
+        for (pu, share) in pus {
+            let mut skus = self.candidates(pu);
+            skus.sort_by(|a, b| {
+                let sold = b.counts.purchases.total_cmp(&a.counts.purchases);
+                sold.then_with(|| a.id.cmp(b.id))
+            });
+            skus.truncate(self.policy.top_k.max(1));
+            let score = share.ln();
+            let name = Scored {
+                pu: pu.0,
+                score,
+                terms: vec![("demand".to_owned(), score)],
+            };
+            let skus = skus.iter().map(|sku| (sku.ix, None)).collect();
+            built.push(self.catalogue, pu, (&name, skus));
+        }
+        built
+    }
+
+    /// Whether a name may stand in the list.
+    fn judge(&self, name: &Scored, seen: &mut BTreeSet<u32>) -> Result<(), Why> {
+        let at = name.pu as usize;
+        if at >= self.catalogue.pus().len() {
+            return Err(Why::Unknown);
+        }
+        if !seen.insert(name.pu) {
+            return Err(Why::Repeated);
+        }
+        if self
+            .theta
+            .is_some_and(|theta| f64::from(name.score) < theta)
+        {
+            return Err(Why::Theta);
+        }
+        if !self.catalogue.in_stock().contains(at) {
+            return Err(Why::NoStock);
+        }
+        let mut skus = self.catalogue.pu(PuIx(name.pu)).skus.iter();
+        if !skus.any(|ix| self.verdict.permits(self.catalogue, *ix)) {
+            return Err(Why::Forbidden);
+        }
+        Ok(())
+    }
+
+    fn candidates(&self, pu: PuIx) -> Vec<Candidate<'_>> {
+        let skus = self.catalogue.pu(pu).skus.iter();
+        skus.filter(|ix| self.verdict.permits(self.catalogue, **ix))
+            .map(|ix| Candidate {
+                ix: *ix,
+                id: &self.catalogue.sku(*ix).sku,
+                counts: self.demand.sku_counts(*ix),
+            })
+            .collect()
+    }
+
+    fn id(&self, pu: u32) -> String {
+        let known = self.catalogue.pus().get(pu as usize);
+        known.map_or_else(|| format!("#{pu}"), |pu| pu.id.to_string())
+    }
+}
+
+/// JSON has no infinity, and an audit must read itself.
+fn finite(score: f32) -> f32 {
+    if score.is_nan() {
+        f32::MIN
+    } else {
+        score.clamp(f32::MIN, f32::MAX)
+    }
+}
+
+/// A PU newer than the demand has next to none.
+fn share(mass: &[f32], pu: usize) -> f32 {
+    mass.get(pu).copied().unwrap_or(f32::MIN_POSITIVE)
+}
+
+impl Built {
+    fn new(header: Header, source: Source) -> Self {
+        Self {
+            document: Document {
+                list_id: header.list_id,
+                user: header.user,
+                arm: header.arm,
+                source,
+                at: header.at,
+                segment: header.segment,
+                stale: false,
+                reason: header.reason,
+                pus: Vec::new(),
+            },
+            names: Vec::new(),
+            dropped: Vec::new(),
+        }
+    }
+
+    fn push(
+        &mut self,
+        catalogue: &Catalogue,
+        pu: PuIx,
+        what: (&Scored, Vec<(SkuIx, Option<f64>)>),
+    ) {
+        let (name, skus) = what;
+        let id = |ix: SkuIx| catalogue.sku(ix).sku.clone();
+        self.document.pus.push(Shown {
+            pu: catalogue.pu(pu).id.to_string(),
+            name: catalogue.pu(pu).name.clone(),
+            score: four_digits(f64::from(name.score)),
+            skus: skus.iter().map(|(ix, _)| id(*ix)).collect(),
+        });
+        self.names.push(NameAudit {
+            pu: catalogue.pu(pu).id.to_string(),
+            score: finite(name.score),
+            terms: name
+                .terms
+                .iter()
+                .map(|(term, score)| (term.clone(), finite(*score)))
+                .collect(),
+            skus: skus
+                .iter()
+                .map(|(ix, ee)| SkuAudit {
+                    sku: id(*ix),
+                    ee: *ee,
+                })
+                .collect(),
+            below_epsilon: false,
+        });
+    }
+
+    fn drop(&mut self, pu: String, score: f32, why: Why) {
+        let score = finite(score);
+        self.dropped.push(Dropped { pu, score, why });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::shop::catalogue::tests::sku;
+    use crate::shop::demand::Count;
+    use crate::shop::rules::{Rule, Table};
+    use crate::user::event::{Kind, Profile, Sku};
+
+    fn rules() -> Vec<Rule> {
+        serde_json::from_value(json!([
+            {"id": "nuts", "required": true, "when": {"field": "nuts", "equals": true},
+             "forbid": {"attributes": {"nuts": [true]}}},
+        ]))
+        .expect("rules")
+    }
+
+    /// `(sku, pu, in stock, with nuts)` per SKU.
+    fn catalogue(skus: &[(u8, u8, bool, bool)]) -> Catalogue {
+        let of = |(n, (_, pu, stock, nuts)): (usize, &(u8, u8, bool, bool))| Sku {
+            stock: i64::from(*stock),
+            ..sku(
+                &format!("s{n:02}"),
+                &format!("P{pu}"),
+                json!({"nuts": nuts}),
+            )
+        };
+        Catalogue::load(skus.iter().enumerate().map(of).collect())
+    }
+
+    fn demand(catalogue: &Catalogue) -> Demand {
+        let skus = (0..catalogue.sku_len() as u32).map(SkuIx);
+        let counts = skus.map(|ix| Count {
+            sku: &catalogue.sku(ix).sku,
+            kind: Kind::Purchase,
+            segment: "default",
+            bucket: 0,
+            n: u64::from(ix.0 % 7),
+        });
+        Demand::build(
+            counts,
+            catalogue,
+            &crate::shop::demand::Policy::default(),
+            Timestamp(0),
+        )
+    }
+
+    fn header() -> Header {
+        Header {
+            user: Some("u".into()),
+            segment: "default".into(),
+            ..Header::default()
+        }
+    }
+
+    fn scored(pus: &[u32]) -> Vec<Scored> {
+        let name = |(nth, pu): (usize, &u32)| Scored {
+            pu: *pu,
+            score: -(nth as f32),
+            terms: vec![],
+        };
+        pus.iter().enumerate().map(name).collect()
+    }
+
+    #[test]
+    fn each_name_left_out_says_why() {
+        let catalogue = catalogue(&[
+            (0, 0, true, false),
+            (1, 1, false, false),
+            (2, 2, true, true),
+            (3, 3, true, false),
+        ]);
+        let (demand, policy) = (demand(&catalogue), select::Policy::default());
+        let verdict = Table::compile(&rules(), &[], &catalogue).judge(None, Timestamp(0));
+        let recipe = Recipe {
+            catalogue: &catalogue,
+            verdict: &verdict,
+            demand: &demand,
+            policy: &policy,
+            names: 5,
+            theta: Some(-4.5),
+            draw: 1,
+        };
+        let mut answer = scored(&[0, 1, 2, 0, 9, 3]);
+        answer[5].score = f32::NEG_INFINITY;
+        let built = recipe.build(header(), &answer);
+        let text = serde_json::to_string(&built.dropped).expect("json");
+        assert_eq!(
+            serde_json::from_str::<Vec<Dropped>>(&text).expect("valid"),
+            built.dropped
+        );
+        let why: Vec<_> = built
+            .dropped
+            .iter()
+            .map(|dropped| (dropped.pu.as_str(), dropped.why))
+            .collect();
+        assert_eq!(
+            why,
+            [
+                ("P1", Why::NoStock),
+                ("P2", Why::Forbidden),
+                ("P0", Why::Repeated),
+                ("#9", Why::Unknown),
+                ("P3", Why::Theta)
+            ]
+        );
+        assert_eq!(built.document.pus.len(), 1);
+        assert_eq!(
+            built.names[0].skus,
+            [SkuAudit {
+                sku: "s00".into(),
+                ee: Some(1.0)
+            }]
+        );
+    }
+
+    #[test]
+    fn a_fallback_shows_what_sells_best_with_its_best_selling_skus() {
+        let catalogue = catalogue(&[
+            (0, 0, true, false),
+            (1, 1, true, false),
+            (2, 1, true, false),
+            (3, 2, true, false),
+            (4, 0, true, false),
+            (5, 3, false, false),
+            (6, 3, true, true),
+        ]);
+        let (demand, policy) = (
+            demand(&catalogue),
+            select::Policy {
+                top_k: 2,
+                ..Default::default()
+            },
+        );
+        let verdict = Table::compile(&rules(), &[], &catalogue).judge(None, Timestamp(0));
+        let recipe = Recipe {
+            catalogue: &catalogue,
+            verdict: &verdict,
+            demand: &demand,
+            policy: &policy,
+            names: 2,
+            theta: None,
+            draw: 0,
+        };
+        let built = recipe.fallback(header());
+        let shown: Vec<_> = built
+            .document
+            .pus
+            .iter()
+            .map(|shown| (shown.pu.as_str(), shown.skus.join(" ")))
+            .collect();
+        // P3 sells best, but one SKU is sold out and the other has nuts, of which nobody knows.
+        assert_eq!(
+            shown,
+            [("P0", "s04 s00".to_owned()), ("P1", "s02 s01".to_owned())]
+        );
+        assert_eq!(built.document.source, Source::Fallback);
+        assert!(built.names[0].skus[0].ee.is_none());
+    }
+
+    fn skus() -> impl Strategy<Value = Vec<(u8, u8, bool, bool)>> {
+        prop::collection::vec(
+            (0u8..1, 0u8..8, prop::bool::weighted(0.7), any::<bool>()),
+            0..40,
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+        #[test]
+        fn every_list_is_legal_whatever_the_engine_answers(
+            skus in skus(), answer in prop::collection::vec(0u32..12, 0..20),
+            nuts in prop::option::of(any::<bool>()), names in 0usize..6, top_k in 1usize..4,
+        ) {
+            let catalogue = catalogue(&skus);
+            let (demand, policy) = (demand(&catalogue), select::Policy { top_k, draws: 32, ..Default::default() });
+            let profile: Profile = serde_json::from_value(json!({ "nuts": nuts })).expect("a profile");
+            let verdict = Table::compile(&rules(), &[], &catalogue).judge(Some(&profile), Timestamp(0));
+            let recipe = Recipe {
+                catalogue: &catalogue, verdict: &verdict, demand: &demand, policy: &policy,
+                names, theta: None, draw: 3,
+            };
+            let fallback = recipe.fallback(header());
+            let legal = verdict.permitted(&catalogue).count_ones(..);
+            prop_assert_eq!(fallback.document.pus.len(), legal.min(names));
+            for built in [recipe.build(header(), &scored(&answer)), fallback] {
+                let list = &built.document;
+                prop_assert!(list.distinct() && list.pus.len() <= names && built.names.len() == list.pus.len());
+                prop_assert!(list.pus.is_sorted_by(|a, b| a.score >= b.score));
+                for shown in &list.pus {
+                    prop_assert!(!shown.skus.is_empty() && shown.skus.len() <= top_k);
+                    for id in &shown.skus {
+                        let (_, pu, stock, with) = skus[id[1..].parse::<usize>().expect("a number")];
+                        prop_assert!(stock && !(with && nuts != Some(false)));
+                        prop_assert_eq!(format!("P{pu}"), shown.pu.as_str());
+                    }
+                }
+                let mut stripped = list.clone();
+                prop_assert!(!stripped.strip(|pu, sku| verdict.forbids(&catalogue, pu, sku)));
+            }
+        }
+    }
+}

@@ -1,0 +1,517 @@
+//! The recall document, as the serving path reads it, and the audit beside it.
+//!
+//! Invariant: names and SKUs stand in the order in which they are to be shown; no PU twice; no PU without a
+//! SKU; at most 2 KB of JSON for 20 PUs x 5 SKUs. It does not know how it is stored.
+//!
+//! In JSON the list is columns, not rows: `names[i]`, `scores[i]`, `skus[i]` belong together. A row per PU
+//! repeats its keys: 20 x 5 products with names of 18 letters and ids of 8 digits take 2,320 bytes in rows and
+//! 1,862 in columns.
+
+mod audit;
+mod build;
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::user::record::{Fences, Timestamp};
+
+pub use audit::{Audit, Dropped, Model, NameAudit, SkuAudit, Times, Why};
+pub use build::{Built, Header, Recipe, Scored};
+
+/// The schema number of a [`Document`]; a reader that does not know it uses the fallback key.
+pub const SCHEMA: u32 = 1;
+
+/// What made a list. Only `model` is an exposure of its arm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// The arm's model.
+    Model,
+    /// Demand of the segment.
+    Fallback,
+}
+
+/// The recall document.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Wire", into = "Wire")]
+pub struct Document {
+    /// Names the list in exposures and audits; see [`list_id`].
+    pub list_id: String,
+    /// Whose; absent in a segment's fallback.
+    pub user: Option<String>,
+    /// The user's arm; empty in a segment's fallback.
+    pub arm: String,
+    /// What made it.
+    pub source: Source,
+    /// Source time of the request it answers.
+    pub at: Timestamp,
+    /// The user's segment.
+    pub segment: String,
+    /// A later generation failed, and this list was kept.
+    pub stale: bool,
+    /// Why it is a fallback or stale.
+    pub reason: Option<String>,
+    /// Best first.
+    pub pus: Vec<Shown>,
+}
+
+/// One product of a list.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shown {
+    /// PU id.
+    pub pu: String,
+    /// Product name.
+    pub name: String,
+    /// The score of its name: log-probability, or log of demand; four significant digits.
+    pub score: f64,
+    /// SKU ids, best first; at least one.
+    pub skus: Vec<String>,
+}
+
+/// A text that is no recall document.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No JSON, a field missing or of the wrong type, or columns of different lengths.
+    #[error("no recall document: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// The document as JSON. Unknown fields are ignored when read.
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    schema: u32,
+    list_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
+    arm: String,
+    source: Source,
+    at: Timestamp,
+    segment: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    stale: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    names: Vec<String>,
+    /// Only where an id is not its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pus: Option<Vec<String>>,
+    scores: Vec<f64>,
+    skus: Vec<Vec<String>>,
+}
+
+impl From<Document> for Wire {
+    fn from(document: Document) -> Self {
+        let named = document.pus.iter().all(|shown| shown.pu == shown.name);
+        let ids = document.pus.iter().map(|shown| shown.pu.clone());
+        Self {
+            schema: SCHEMA,
+            pus: (!named).then(|| ids.collect()),
+            names: document
+                .pus
+                .iter()
+                .map(|shown| shown.name.clone())
+                .collect(),
+            scores: document
+                .pus
+                .iter()
+                .map(|shown| four_digits(shown.score))
+                .collect(),
+            skus: document.pus.into_iter().map(|shown| shown.skus).collect(),
+            list_id: document.list_id,
+            user: document.user,
+            arm: document.arm,
+            source: document.source,
+            at: document.at,
+            segment: document.segment,
+            stale: document.stale,
+            reason: document.reason,
+        }
+    }
+}
+
+impl TryFrom<Wire> for Document {
+    type Error = String;
+
+    fn try_from(wire: Wire) -> Result<Self, String> {
+        if wire.schema != SCHEMA {
+            return Err(format!("schema {} is not {SCHEMA}", wire.schema));
+        }
+        let pus = wire.pus.unwrap_or_else(|| wire.names.clone());
+        let lengths = [
+            pus.len(),
+            wire.names.len(),
+            wire.scores.len(),
+            wire.skus.len(),
+        ];
+        if lengths.iter().any(|length| *length != lengths[0]) {
+            return Err(format!("columns of different lengths: {lengths:?}"));
+        }
+        let names = pus.into_iter().zip(wire.names);
+        let rest = wire.scores.into_iter().zip(wire.skus);
+        Ok(Self {
+            pus: names
+                .zip(rest)
+                .map(|((pu, name), (score, skus))| Shown {
+                    pu,
+                    name,
+                    score,
+                    skus,
+                })
+                .collect(),
+            list_id: wire.list_id,
+            user: wire.user,
+            arm: wire.arm,
+            source: wire.source,
+            at: wire.at,
+            segment: wire.segment,
+            stale: wire.stale,
+            reason: wire.reason,
+        })
+    }
+}
+
+impl Document {
+    /// As stored and served.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a document has only strings and finite numbers")
+    }
+
+    /// Reads a stored document.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        Ok(serde_json::from_str(text)?)
+    }
+
+    /// Takes out every SKU of which `forbids(pu id, sku id)`, and every PU that then has none. Whether anything
+    /// was taken out; the list may be [empty](Self::is_empty) then, and needs a fallback.
+    pub fn strip(&mut self, forbids: impl Fn(&str, &str) -> bool) -> bool {
+        let before = self.len();
+        for shown in &mut self.pus {
+            let pu = &shown.pu;
+            shown.skus.retain(|sku| !forbids(pu, sku));
+        }
+        self.pus.retain(|shown| !shown.skus.is_empty());
+        self.len() != before
+    }
+
+    /// SKUs in the list.
+    pub fn len(&self) -> usize {
+        self.pus.iter().map(|shown| shown.skus.len()).sum()
+    }
+
+    /// Whether the list shows nothing.
+    pub fn is_empty(&self) -> bool {
+        self.pus.is_empty()
+    }
+
+    /// Whether no PU and no SKU stands in it twice.
+    pub fn distinct(&self) -> bool {
+        let pus: BTreeSet<_> = self.pus.iter().map(|shown| &shown.pu).collect();
+        let skus: BTreeSet<_> = self.pus.iter().flat_map(|shown| &shown.skus).collect();
+        pus.len() == self.pus.len() && skus.len() == self.len()
+    }
+}
+
+/// A list as told on `recall-updates`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Update {
+    /// The take that it was made from.
+    pub ticket: u64,
+    /// Epoch of its arm.
+    pub epoch: u64,
+    /// What it has seen.
+    pub covers: Fences,
+    /// The list.
+    pub doc: Document,
+    /// How it came about.
+    pub audit: Audit,
+}
+
+#[derive(Serialize, Deserialize)]
+struct UpdateWire<T> {
+    ticket: u64,
+    epoch: u64,
+    covers: String,
+    doc: T,
+    audit: T,
+}
+
+impl Update {
+    /// As written: document and audit, which are JSON already, stand in it as they are.
+    pub fn json(
+        (ticket, epoch): (u64, u64),
+        covers: &Fences,
+        (doc, audit): (&str, &str),
+    ) -> String {
+        let raw = |text: &str| {
+            let null = || serde_json::value::RawValue::NULL.to_owned();
+            serde_json::value::RawValue::from_string(text.to_owned()).unwrap_or_else(|_| null())
+        };
+        let wire = UpdateWire {
+            ticket,
+            epoch,
+            covers: covers.to_string(),
+            doc: raw(doc),
+            audit: raw(audit),
+        };
+        serde_json::to_string(&wire).expect("numbers, a string and two texts of JSON")
+    }
+
+    /// Reads a record's value.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        let wire: UpdateWire<serde_json::Value> = serde_json::from_slice(bytes)?;
+        Ok(Self {
+            ticket: wire.ticket,
+            epoch: wire.epoch,
+            covers: wire
+                .covers
+                .parse()
+                .map_err(|e: crate::user::record::NotAPosition| serde::de::Error::custom(e))
+                .map_err(Error::Json)?,
+            doc: serde_json::from_value(wire.doc)?,
+            audit: serde_json::from_value(wire.audit)?,
+        })
+    }
+}
+
+/// Whether a reader would show something else: other products, another order, or another source.
+pub fn changed(old: &Document, new: &Document) -> bool {
+    let shown = |document: &Document| -> Vec<_> {
+        let pus = document.pus.iter();
+        pus.map(|shown| (shown.pu.clone(), shown.skus.clone()))
+            .collect()
+    };
+    old.source != new.source || shown(old) != shown(new)
+}
+
+/// The id of a list: 16 hex digits of the SHA-256 of namespace, user, ticket and life, so that a list that is
+/// made again from the same take has the same id.
+pub fn list_id(ns: &str, user: &str, ticket: u64, life: Timestamp) -> String {
+    let mut hash = Sha256::new();
+    for part in [ns, user, &ticket.to_string(), &life.0.to_string()] {
+        // With its length, so that no two of them read the same.
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hex::encode(&hash.finalize()[..8])
+}
+
+/// Rounded to four significant digits; a reader needs no more, and 17 digits would not fit.
+/// What is no number becomes the least one.
+fn four_digits(score: f64) -> f64 {
+    if !score.is_finite() {
+        return if score > 0.0 { f64::MAX } else { f64::MIN };
+    }
+    format!("{score:.3e}").parse().unwrap_or(score)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn shown(pu: &str, skus: &[&str]) -> Shown {
+        Shown {
+            pu: pu.into(),
+            name: pu.into(),
+            score: -2.345,
+            skus: skus.iter().map(|sku| (*sku).to_owned()).collect(),
+        }
+    }
+
+    fn document(pus: Vec<Shown>) -> Document {
+        Document {
+            list_id: list_id("live", "2375", 17, Timestamp(0)),
+            user: Some("2375".into()),
+            arm: "basket-135m".into(),
+            source: Source::Model,
+            at: Timestamp(1_763_000_000_000),
+            segment: "families".into(),
+            stale: false,
+            reason: None,
+            pus,
+        }
+    }
+
+    fn full(name: impl Fn(usize) -> String, first: usize) -> Document {
+        let pus = (0..20).map(|n| Shown {
+            pu: name(n),
+            name: name(n),
+            score: -2.345_678_901 - n as f64,
+            skus: (0..5)
+                .map(|sku| (first + 97 * n + sku).to_string())
+                .collect(),
+        });
+        document(pus.collect())
+    }
+
+    #[test]
+    fn twenty_names_with_five_skus_each_take_at_most_two_kilobytes() {
+        let names = [
+            "FLUID MILK WHITE ONLY",
+            "YOGURT NOT MULTI-PACKS",
+            "SFT DRNK 2 LITER BTL CARB INCL",
+            "BANANAS",
+            "ADULT ANALGESICS",
+            "APPLES RED DELICIOUS (BULK&BAG",
+        ];
+        // A real grocer's: names of 18 letters on average and 30 at most, ids of 6 to 8 digits.
+        for (what, document) in [
+            (
+                "ids of 8 digits",
+                full(|n| format!("{n:02}{}", names[n % 6]), 10_456_000),
+            ),
+            (
+                "names of 30 letters",
+                full(|n| format!("{n:030}"), 1_045_600),
+            ),
+        ] {
+            let text = document.to_json();
+            println!("{what}: {} bytes", text.len());
+            assert!(text.len() <= 2048, "{what}: {}", text.len());
+        }
+    }
+
+    #[test]
+    fn the_json_is_what_the_contract_says() {
+        let mut list = document(vec![shown("MILK", &["m1", "m2"]), shown("BREAD", &["b1"])]);
+        let head = r#"{"schema":1,"list_id":"LIST","user":"2375","arm":"basket-135m","source":"model","at":1763000000000,"segment":"families","#;
+        let head = head.replace("LIST", &list.list_id);
+        let columns =
+            r#""names":["MILK","BREAD"],"scores":[-2.345,-2.345],"skus":[["m1","m2"],["b1"]]}"#;
+        assert_eq!(list.to_json(), format!("{head}{columns}"));
+        list.pus[0].pu = "17".into();
+        (list.stale, list.source, list.reason) =
+            (true, Source::Fallback, Some("model failed".into()));
+        let text = list.to_json();
+        assert!(
+            text.contains(r#""source":"fallback""#)
+                && text.contains(r#""stale":true,"reason":"model failed""#)
+        );
+        assert!(text.contains(r#""pus":["17","BREAD"]"#));
+        assert_eq!(Document::parse(&text).expect("valid"), list);
+    }
+
+    #[test]
+    fn a_damaged_document_is_refused_and_an_unknown_field_is_not() {
+        let good = document(vec![shown("MILK", &["m1"])]).to_json();
+        assert!(Document::parse(&good.replacen('{', r#"{"new":1,"#, 1)).is_ok());
+        for (from, to, expected) in [
+            (r#""schema":1"#, r#""schema":2"#, "schema 2 is not 1"),
+            (
+                r#""scores":[-2.345]"#,
+                r#""scores":[]"#,
+                "columns of different lengths",
+            ),
+            (
+                r#""source":"model""#,
+                r#""source":"magic""#,
+                "unknown variant",
+            ),
+            (r#"}"#, "", "EOF"),
+        ] {
+            let error = Document::parse(&good.replacen(from, to, 1))
+                .expect_err(to)
+                .to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_list_is_unchanged_if_only_scores_and_times_differ() {
+        let old = document(vec![shown("MILK", &["m1", "m2"]), shown("BREAD", &["b1"])]);
+        let mut new = Document {
+            at: Timestamp(5),
+            list_id: "x".into(),
+            ..old.clone()
+        };
+        new.pus[0].score = -1.0;
+        assert!(!changed(&old, &new));
+        new.pus[0].skus.swap(0, 1);
+        assert!(changed(&old, &new));
+        new = Document {
+            source: Source::Fallback,
+            ..old.clone()
+        };
+        assert!(changed(&old, &new));
+    }
+
+    #[test]
+    fn an_id_depends_on_each_of_its_parts() {
+        let ids: BTreeSet<_> = [
+            ("a", "bc", 1, 0),
+            ("ab", "c", 1, 0),
+            ("a", "bc", 2, 0),
+            ("a", "bc", 1, 1),
+        ]
+        .map(|(ns, user, ticket, life)| list_id(ns, user, ticket, Timestamp(life)))
+        .into();
+        assert_eq!(ids.len(), 4);
+        assert!(ids.iter().all(|id| id.len() == 16));
+        assert_eq!(
+            list_id("live", "2375", 17, Timestamp(0)),
+            "00d5903c3b76df89"
+        );
+    }
+
+    #[test]
+    fn scores_have_four_digits_and_are_always_json() {
+        for (score, text) in [
+            (-2.34549, "-2.345"),
+            (-0.000123456, "-0.0001235"),
+            (-12345.6, "-12350.0"),
+            (0.0, "0.0"),
+        ] {
+            assert_eq!(
+                serde_json::to_string(&four_digits(score)).expect("json"),
+                text
+            );
+        }
+        for odd in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let list = document(vec![Shown {
+                score: odd,
+                ..shown("MILK", &["m1"])
+            }]);
+            assert!(Document::parse(&list.to_json()).is_ok());
+        }
+    }
+
+    fn lists() -> impl Strategy<Value = Document> {
+        let skus = prop::collection::btree_set("[a-z]{1,3}", 1..5);
+        let one = ("\\PC{1,8}", "[A-Z]{1,5}", -50.0f64..0.0, skus);
+        prop::collection::vec(one, 0..8).prop_map(|pus| {
+            let pus = pus.into_iter().map(|(pu, name, score, skus)| Shown {
+                pu,
+                name,
+                score: four_digits(score),
+                skus: skus.into_iter().collect(),
+            });
+            document(pus.collect())
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_document_survives_the_way_through_json(list in lists()) {
+            prop_assert_eq!(Document::parse(&list.to_json()).expect("valid"), list);
+        }
+
+        #[test]
+        fn stripping_leaves_nothing_forbidden_and_takes_nothing_else(list in lists(), out in "[a-z]{1,2}") {
+            let forbids = |pu: &str, sku: &str| sku.contains(&out[..1]) || pu.contains(&out);
+            let mut stripped = list.clone();
+            let changed = stripped.strip(forbids);
+            prop_assert!(stripped.pus.iter().all(|shown| !shown.skus.is_empty()));
+            prop_assert!(stripped.pus.iter().all(|shown| shown.skus.iter().all(|sku| !forbids(&shown.pu, sku))));
+            let allowed: usize = list.pus.iter()
+                .map(|shown| shown.skus.iter().filter(|sku| !forbids(&shown.pu, sku)).count()).sum();
+            prop_assert_eq!(stripped.len(), allowed);
+            prop_assert_eq!(changed, allowed != list.len());
+            let again = stripped.clone();
+            prop_assert!(!stripped.strip(forbids));
+            prop_assert_eq!(stripped, again);
+        }
+    }
+}

@@ -1,0 +1,506 @@
+//! `(state, catalogue, template) -> prompt`: the profile in words and recent events by product name.
+//!
+//! Invariant: within the declared token budget, by cutting the oldest events first, then fields of the profile from
+//! the end of the alphabet; the same input gives the same bytes. It does not know the model's chat template:
+//! a prompt is what the user says and how the answer begins.
+
+mod reference;
+mod view;
+
+use bytes::BufMut;
+use minijinja::{Environment, UndefinedBehavior, context};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::user::record::Position;
+
+pub use reference::{Frozen, Misfit, PROMPTS, Person};
+pub use view::{Line, View, clean, words};
+
+/// The line of a template file after which the assistant's part begins.
+pub const ASSISTANT: &str = "---assistant---";
+
+/// Instructions that rendering may take: a template of loops within loops is refused, not waited for. The longest view
+/// takes some thousands.
+const FUEL: u64 = 200_000;
+
+/// Bytes that a part of a prompt may have before it is cut: a template that repeats what it is shown a million times is
+/// refused, too. A profile is far smaller.
+const TEXT_MAX: usize = 4 << 20;
+
+/// An arm: what a list was made with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Arm {
+    /// Name, as in lists and metrics.
+    pub id: String,
+    /// Number of this deployed configuration; never reused, rises.
+    pub epoch: u64,
+    /// Share of users, relative to the other arms.
+    #[serde(default = "one")]
+    pub share: u32,
+    /// Namespaces whose lists it makes; none named: all that no other arm names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
+    /// minijinja template file, relative to the configuration file.
+    pub template: String,
+    /// GGUF file or folder of safetensors.
+    pub model: String,
+    /// `constrained` (the only one yet).
+    #[serde(default = "constrained")]
+    pub mode: String,
+    /// Token budget of the rendered prompt.
+    #[serde(default = "budget")]
+    pub prompt_tokens: usize,
+    /// Names per list.
+    #[serde(default = "twenty")]
+    pub names: usize,
+    /// Weight of the model's term.
+    #[serde(default = "weight")]
+    pub model_weight: f64,
+    /// Weight of log demand.
+    #[serde(default)]
+    pub demand_weight: f64,
+    /// File of frozen reference prompts, relative to the configuration file: what the model says behind
+    /// them is taken off its term. None takes nothing off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub references: Option<String>,
+    /// Least log-probability of a name, theta; none keeps all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub theta: Option<f64>,
+}
+
+fn one() -> u32 {
+    1
+}
+fn constrained() -> String {
+    "constrained".into()
+}
+fn budget() -> usize {
+    384
+}
+fn twenty() -> usize {
+    20
+}
+fn weight() -> f64 {
+    1.0
+}
+
+/// A template that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It does not parse, or fails on what it is shown.
+    #[error("{name}: {source}")]
+    Template {
+        /// Name of the template.
+        name: String,
+        /// Where and why.
+        source: minijinja::Error,
+    },
+    /// It reads a variable that there is not.
+    #[error("{name}: unknown variable {variable:?}; there are profile, events, segment")]
+    Variable {
+        /// Name of the template.
+        name: String,
+        /// The variable.
+        variable: String,
+    },
+}
+
+fn too_long() -> minijinja::Error {
+    let what = format!("it renders to more than {} MiB", TEXT_MAX >> 20);
+    minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, what)
+}
+
+/// A template file, parsed.
+#[derive(Clone, Debug)]
+pub struct Template {
+    environment: Environment<'static>,
+    name: String,
+    /// SHA-256 of the file's text, in hex: another hash is another arm.
+    pub hash: String,
+}
+
+/// A prompt.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rendered {
+    /// What the user says.
+    pub user: String,
+    /// How the assistant's answer begins; `" " + name` follows. Empty if the template has no such part.
+    pub assistant: String,
+    /// Where the events that the template was shown stand, sorted.
+    pub events: Vec<Position>,
+    /// Lines of events that were cut, the oldest.
+    pub events_cut: usize,
+    /// Profile fields that were cut.
+    pub fields_cut: usize,
+    /// Tokens of both parts.
+    pub tokens: usize,
+}
+
+impl Rendered {
+    /// Both parts as one text.
+    pub fn text(&self) -> String {
+        format!("{}\n{ASSISTANT}\n{}", self.user, self.assistant)
+    }
+
+    /// SHA-256 of [`Self::text`], in hex.
+    pub fn hash(&self) -> String {
+        sha256(&self.text())
+    }
+}
+
+/// How much of a view is shown: newest lines, first fields.
+#[derive(Clone, Copy)]
+struct Cut {
+    events: usize,
+    fields: usize,
+}
+
+impl Template {
+    /// Parses a template and tries it on an empty and on a full view. A missing profile field is empty
+    /// text; a variable that there is not, is an error.
+    pub fn load(source: &str, name: &str) -> Result<Self, Error> {
+        let (user, assistant) = split(source);
+        let mut environment = Environment::new();
+        environment.set_undefined_behavior(UndefinedBehavior::Chainable);
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.set_trim_blocks(true);
+        environment.set_lstrip_blocks(true);
+        environment.set_fuel(Some(FUEL));
+        let mut template = Self {
+            environment,
+            name: name.to_owned(),
+            hash: sha256(source),
+        };
+        for (part, text) in [("user", user), ("assistant", assistant)] {
+            let added = template.environment.add_template_owned(part, text);
+            added.map_err(|source| template.error(source))?;
+            template.check_variables(part)?;
+        }
+        for view in [View::default(), sample()] {
+            let cut = Cut::none(&view);
+            template.attempt(&view, cut)?;
+        }
+        Ok(template)
+    }
+
+    /// Renders within `budget` tokens as `count` counts them. Where not even the bare template fits, it is
+    /// rendered bare, and [`Rendered::tokens`] is over the budget.
+    pub fn render(
+        &self,
+        view: &View,
+        budget: usize,
+        count: impl Fn(&str) -> usize,
+    ) -> Result<Rendered, Error> {
+        let fit = |cut: Cut| -> Result<Option<Rendered>, Error> {
+            let rendered = self.counted(view, cut, &count)?;
+            Ok((rendered.tokens <= budget).then_some(rendered))
+        };
+        let whole = Cut::none(view);
+        if let Some(rendered) = fit(whole)? {
+            return Ok(rendered);
+        }
+        let fewer_events = most(whole.events, |events| fit(Cut { events, ..whole }))?;
+        if let Some(rendered) = fewer_events {
+            return Ok(rendered);
+        }
+        let fewer_fields = most(whole.fields, |fields| fit(Cut { events: 0, fields }))?;
+        if let Some(rendered) = fewer_fields {
+            return Ok(rendered);
+        }
+        self.counted(
+            view,
+            Cut {
+                events: 0,
+                fields: 0,
+            },
+            &count,
+        )
+    }
+
+    fn counted(
+        &self,
+        view: &View,
+        cut: Cut,
+        count: impl Fn(&str) -> usize,
+    ) -> Result<Rendered, Error> {
+        let (user, assistant) = self.attempt(view, cut)?;
+        let shown = &view.events[..cut.events];
+        let mut events: Vec<_> = shown
+            .iter()
+            .flat_map(|line| line.positions.clone())
+            .collect();
+        events.sort();
+        Ok(Rendered {
+            tokens: count(&user) + count(&assistant),
+            events_cut: view.events.len() - cut.events,
+            fields_cut: view.profile.len() - cut.fields,
+            user,
+            assistant,
+            events,
+        })
+    }
+
+    fn attempt(&self, view: &View, cut: Cut) -> Result<(String, String), Error> {
+        let profile: std::collections::BTreeMap<_, _> =
+            view.profile.iter().take(cut.fields).collect();
+        let shown =
+            context! { profile, events => &view.events[..cut.events], segment => view.segment };
+        let part = |name| -> Result<String, Error> {
+            let template = self.environment.get_template(name);
+            let mut text = Vec::new().limit(TEXT_MAX).writer();
+            let rendered =
+                template.and_then(|it| it.render_captured_to(&shown, &mut text).map(drop));
+            let text = text.into_inner();
+            rendered.map_err(|source| match text.has_remaining_mut() {
+                false => self.error(too_long()),
+                true => self.error(source),
+            })?;
+            Ok(String::from_utf8_lossy(text.get_ref()).trim().to_owned())
+        };
+        Ok((part("user")?, part("assistant")?))
+    }
+
+    fn check_variables(&self, part: &str) -> Result<(), Error> {
+        let template = self.environment.get_template(part);
+        let read = template
+            .map_err(|source| self.error(source))?
+            .undeclared_variables(false);
+        let globals: Vec<_> = self.environment.globals().map(|(name, _)| name).collect();
+        let mut unknown: Vec<_> = read
+            .into_iter()
+            .filter(|name| !["profile", "events", "segment"].contains(&name.as_str()))
+            .filter(|name| !globals.contains(&name.as_str()))
+            .collect();
+        unknown.sort();
+        match unknown.into_iter().next() {
+            Some(variable) => Err(Error::Variable {
+                name: self.name.clone(),
+                variable,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn error(&self, source: minijinja::Error) -> Error {
+        Error::Template {
+            name: self.name.clone(),
+            source,
+        }
+    }
+}
+
+impl Cut {
+    fn none(view: &View) -> Self {
+        Self {
+            events: view.events.len(),
+            fields: view.profile.len(),
+        }
+    }
+}
+
+/// What fits with the most items of fewer than `len`; `None` if not even none fits. Tokens grow with
+/// items but for a few at the seams, so only what was tried is returned.
+fn most(
+    len: usize,
+    fit: impl Fn(usize) -> Result<Option<Rendered>, Error>,
+) -> Result<Option<Rendered>, Error> {
+    let Some(mut best) = fit(0)? else {
+        return Ok(None);
+    };
+    let (mut low, mut high) = (0, len);
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        match fit(middle)? {
+            Some(rendered) => (low, best) = (middle, rendered),
+            None => high = middle,
+        }
+    }
+    Ok(Some(best))
+}
+
+/// The two parts of a template file.
+fn split(source: &str) -> (String, String) {
+    let lines: Vec<&str> = source.lines().collect();
+    match lines.iter().position(|line| line.trim() == ASSISTANT) {
+        Some(at) => (lines[..at].join("\n"), lines[at + 1..].join("\n")),
+        None => (source.to_owned(), String::new()),
+    }
+}
+
+fn sha256(text: &str) -> String {
+    hex::encode(Sha256::digest(text.as_bytes()))
+}
+
+/// A view with something of everything, to try a template on.
+fn sample() -> View {
+    use crate::user::event::Kind::{Cart, Click, Purchase, Search, View as Viewed};
+    let line = |kind| Line {
+        kind,
+        name: "MILK".into(),
+        qty: 2,
+        price: Some(1.5),
+        days_ago: 3,
+        count: 2,
+        positions: Vec::new(),
+    };
+    View {
+        profile: [("age".to_owned(), "40".to_owned())].into(),
+        events: [Purchase, Cart, Click, Viewed, Search].map(line).into(),
+        segment: "default".into(),
+        unresolved: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::user::event::Kind;
+
+    const BASKET: &str = include_str!("../../../../../config/templates/basket.j2");
+
+    fn tokens(text: &str) -> usize {
+        text.split_whitespace().count()
+    }
+
+    fn line(nth: usize, kind: Kind, count: usize) -> Line {
+        Line {
+            kind,
+            name: format!("PRODUCT {nth}"),
+            qty: 1,
+            price: None,
+            days_ago: nth as u64,
+            count,
+            positions: vec![
+                format!("0/user-events/0:{}", 100 - nth)
+                    .parse()
+                    .expect("a position"),
+            ],
+        }
+    }
+
+    fn view(events: usize, fields: usize) -> View {
+        View {
+            profile: (0..fields)
+                .map(|n| (format!("field_{n:02}"), format!("value {n}")))
+                .collect(),
+            events: (0..events)
+                .map(|n| line(n, Kind::Purchase, 1 + n % 3))
+                .collect(),
+            segment: "default".into(),
+            unresolved: 0,
+        }
+    }
+
+    #[test]
+    fn the_basket_template_says_who_buys_what_and_leaves_the_name_open() {
+        let template = Template::load(BASKET, "basket.j2").expect("it loads");
+        let mut view = view(3, 2);
+        view.events.push(line(3, Kind::Search, 1));
+        let rendered = template.render(&view, 1000, tokens).expect("it renders");
+        let (fixed, own) = rendered.user.split_once("\n\n").expect("a fixed beginning");
+        assert!(fixed.starts_with("You know how households shop."));
+        assert_eq!(
+            own,
+            "Household: field 00 value 0; field 01 value 1.\n\
+             Bought, newest first: PRODUCT 0, PRODUCT 1 (2 times), PRODUCT 2 (3 times).\n\
+             Searched for, newest first: PRODUCT 3."
+        );
+        assert_eq!(rendered.assistant, "The household will next buy:");
+        assert_eq!(
+            rendered.hash(),
+            template.render(&view, 1000, tokens).expect("again").hash()
+        );
+        let nothing = template
+            .render(&View::default(), 1000, tokens)
+            .expect("it renders");
+        assert!(
+            nothing.user.ends_with("Household: not known."),
+            "{}",
+            nothing.user
+        );
+    }
+
+    #[test]
+    fn the_oldest_events_are_cut_first_then_the_profile() {
+        let text = "{% for f, w in profile|items %}{{ w }} {% endfor %}{% for e in events %}{{ e.name }} {% endfor %}\n---assistant---\nnext:";
+        let template = Template::load(text, "t").expect("it loads");
+        for (budget, events, fields) in [
+            (100, 5, 3),
+            (17, 5, 3),
+            (16, 4, 3),
+            (7, 0, 3),
+            (6, 0, 2),
+            (1, 0, 0),
+            (0, 0, 0),
+        ] {
+            let rendered = template
+                .render(&view(5, 3), budget, tokens)
+                .expect("it renders");
+            let kept = (5 - rendered.events_cut, 3 - rendered.fields_cut);
+            assert_eq!(kept, (events, fields), "{budget}: {rendered:?}");
+            assert_eq!(rendered.events.len(), events);
+            assert_eq!(rendered.user.contains("PRODUCT 0"), events > 0);
+            assert!(rendered.tokens <= budget.max(1));
+        }
+    }
+
+    #[test]
+    fn a_template_that_is_wrong_is_refused_when_it_is_loaded() {
+        for (text, expected) in [
+            ("{{ evnts }}", "t: unknown variable \"evnts\""),
+            ("{% for e in events %}", "t: syntax error"),
+            ("{{ events|frobnicate }}", "t: unknown filter"),
+            (
+                "{{ ['a'] * 9 ** 7 }}",
+                "t: invalid operation: it renders to more than 4 MiB",
+            ),
+            (
+                "ok\n---assistant---\n{{ 1 + segment }}",
+                "t: invalid operation",
+            ),
+        ] {
+            let error = Template::load(text, "t").expect_err(text).to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_the_profile_lacks_is_empty_text() {
+        let text =
+            "[{{ profile.age }}{{ profile.health.pregnant }}]{% if profile.kids %}x{% endif %}";
+        let template = Template::load(text, "t").expect("it loads");
+        let rendered = template
+            .render(&View::default(), 9, tokens)
+            .expect("it renders");
+        assert_eq!(
+            (rendered.user.as_str(), rendered.assistant.as_str()),
+            ("[]", "")
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn a_prompt_is_within_its_budget_if_the_bare_template_is_and_one_line_more_would_not_fit(
+            events in 0usize..30, fields in 0usize..8, budget in 0usize..220,
+        ) {
+            let template = Template::load(BASKET, "basket.j2").expect("it loads");
+            let view = view(events, fields);
+            let rendered = template.render(&view, budget, tokens).expect("it renders");
+            let bare = template.render(&View::default(), 0, tokens).expect("it renders").tokens;
+            prop_assert!(rendered.tokens <= budget.max(bare));
+            prop_assert!(rendered.fields_cut == 0 || rendered.events.is_empty());
+            let newest = events - rendered.events_cut;
+            prop_assert_eq!(rendered.events.len(), newest);
+            if rendered.events_cut > 0 && rendered.fields_cut == 0 {
+                let more = View { events: view.events[..newest + 1].to_vec(), ..view.clone() };
+                let whole = template.render(&more, usize::MAX, tokens).expect("it renders");
+                prop_assert!(whole.tokens > budget);
+            }
+        }
+    }
+}

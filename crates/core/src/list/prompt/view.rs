@@ -1,0 +1,288 @@
+//! What a template sees of a user: profile in words, events by product name, both harmless.
+//!
+//! Invariant: no text of a user or a catalogue can open a turn of a chat, end a line, or be longer than its
+//! limit; the same state gives the same view. It does not know the template.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::shop::catalogue::Catalogue;
+use crate::user::event::{Item, Kind, Profile};
+use crate::user::record::{Position, Timestamp};
+use crate::user::state::{Seen, UserState};
+
+/// Characters of one value of a profile.
+const VALUE_MAX: usize = 120;
+
+/// Characters of a product name, a query or the name of a profile field.
+const NAME_MAX: usize = 80;
+
+/// Fields of a profile.
+const FIELDS_MAX: usize = 64;
+
+/// What a template sees.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct View {
+    /// Profile field to its value in words, sorted.
+    pub profile: BTreeMap<String, String>,
+    /// Newest first; what was done to one product in one way is one line.
+    pub events: Vec<Line>,
+    /// The user's segment.
+    pub segment: String,
+    /// Events that are in no line, as the catalogue does not know their product.
+    pub unresolved: usize,
+}
+
+/// Events of one kind on one product.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Line {
+    /// What was done.
+    pub kind: Kind,
+    /// Product name, or the words of a search.
+    pub name: String,
+    /// Pieces, all events together.
+    pub qty: u64,
+    /// Price of one, of the newest event.
+    pub price: Option<f64>,
+    /// Whole days since the newest event.
+    pub days_ago: u64,
+    /// Events in this line.
+    pub count: usize,
+    /// Where they stand in the log.
+    #[serde(skip)]
+    pub positions: Vec<Position>,
+}
+
+impl View {
+    /// Resolves a state against the catalogue, as of the request's source time. Impressions are left out:
+    /// they tell what was shown, not what is wanted.
+    pub fn new(state: &UserState, catalogue: &Catalogue, segment: &str, at: Timestamp) -> Self {
+        let mut view = Self {
+            profile: state
+                .profile
+                .as_ref()
+                .map(|profiled| words(&profiled.profile))
+                .unwrap_or_default(),
+            segment: clean(segment, NAME_MAX),
+            ..Self::default()
+        };
+        let mut lines: BTreeMap<(Kind, String), usize> = BTreeMap::new();
+        for seen in state
+            .window
+            .iter()
+            .rev()
+            .filter(|seen| seen.kind != Kind::Impression)
+        {
+            let Some(name) = name_of(seen, catalogue) else {
+                view.unresolved += 1;
+                continue;
+            };
+            let nth = *lines
+                .entry((seen.kind, name.clone()))
+                .or_insert(view.events.len());
+            if nth == view.events.len() {
+                view.events.push(Line {
+                    kind: seen.kind,
+                    name,
+                    qty: 0,
+                    price: seen.price,
+                    days_ago: at.since(seen.time).as_secs() / 86_400,
+                    count: 0,
+                    positions: Vec::new(),
+                });
+            }
+            let line = &mut view.events[nth];
+            line.qty += u64::from(seen.qty);
+            line.count += 1;
+            line.positions.push(seen.position.clone());
+        }
+        view
+    }
+}
+
+fn name_of(seen: &Seen, catalogue: &Catalogue) -> Option<String> {
+    let name = match &seen.item {
+        Item::Query(query) => clean(query, NAME_MAX),
+        item => clean(catalogue.name_of_item(item)?, NAME_MAX),
+    };
+    (!name.is_empty()).then_some(name)
+}
+
+/// A profile as words: yes and no for truth values, lists with commas, null left out. Two profiles with
+/// the same words give the same prompt.
+pub fn words(profile: &Profile) -> BTreeMap<String, String> {
+    let fields = profile.0.iter().filter_map(|(field, value)| {
+        let words = clean(&spoken(value)?, VALUE_MAX);
+        (!words.is_empty()).then(|| (clean(field, NAME_MAX), words))
+    });
+    fields.take(FIELDS_MAX).collect()
+}
+
+fn spoken(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::Bool(true) => Some("yes".into()),
+        Value::Bool(false) => Some("no".into()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::String(text) => Some(text.clone()),
+        Value::Array(values) => Some(listed(values.iter().filter_map(spoken))),
+        Value::Object(fields) => {
+            Some(listed(fields.iter().filter_map(|(field, value)| {
+                Some(format!("{field} {}", spoken(value)?))
+            })))
+        }
+    }
+}
+
+fn listed(words: impl Iterator<Item = String>) -> String {
+    words.collect::<Vec<_>>().join(", ")
+}
+
+/// Makes text harmless in a prompt: one line, no invisible characters, nothing that a chat template or a
+/// tokenizer takes for markup (`<|im_start|>`, `[INST]`, `<s>` and their full-width twins), at most `max` characters.
+///
+/// Characters are replaced one by one, never sequences: a removed sequence can leave another behind.
+pub fn clean(text: &str, max: usize) -> String {
+    let harmless = text.chars().filter(|c| !invisible(*c)).map(|c| match c {
+        '<' | '[' | '\u{ff1c}' | '\u{ff3b}' => '(',
+        '>' | ']' | '\u{ff1e}' | '\u{ff3d}' => ')',
+        '|' | '\u{ff5c}' | '\u{2581}' => '/',
+        c if c.is_whitespace() || c.is_control() => ' ',
+        c => c,
+    });
+    let mut line = String::with_capacity(text.len().min(4 * max));
+    let mut room = max;
+    for c in harmless {
+        if c == ' ' && (line.is_empty() || line.ends_with(' ')) {
+            continue;
+        }
+        if room == 0 {
+            break;
+        }
+        line.push(c);
+        room -= 1;
+    }
+    line.truncate(line.trim_end().len());
+    line
+}
+
+/// Format characters that show nothing, but split or reverse what is seen.
+fn invisible(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::shop::catalogue::tests::sku;
+
+    const DAY: i64 = 86_400_000;
+
+    fn seen(n: i64, kind: Kind, item: Item) -> Seen {
+        Seen {
+            time: Timestamp(n * DAY),
+            position: format!("0/user-events/0:{n}").parse().expect("a position"),
+            kind,
+            item,
+            qty: 2,
+            price: Some(n as f64),
+        }
+    }
+
+    #[test]
+    fn events_are_named_newest_first_and_repeated_ones_are_one_line() {
+        let catalogue = Catalogue::load(vec![
+            sku("b1", "BREAD", json!({})),
+            sku("b2", "BREAD", json!({})),
+            sku("m", "MILK", json!({})),
+        ]);
+        let item = |id: &str| Item::Sku(id.into());
+        let state = UserState {
+            window: vec![
+                seen(1, Kind::Purchase, item("b1")),
+                seen(2, Kind::Purchase, Item::Pu("MILK".into())),
+                seen(3, Kind::Impression, item("m")),
+                seen(4, Kind::Purchase, item("unknown")),
+                seen(5, Kind::Search, Item::Query("oat\nmilk <|im_end|>".into())),
+                seen(6, Kind::Purchase, item("b2")),
+                seen(7, Kind::View, item("b1")),
+            ],
+            ..UserState::default()
+        };
+        let view = View::new(&state, &catalogue, "default", Timestamp(9 * DAY));
+        let lines: Vec<_> = view
+            .events
+            .iter()
+            .map(|line| (line.kind, line.name.as_str(), line.count, line.days_ago))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                (Kind::View, "BREAD", 1, 2),
+                (Kind::Purchase, "BREAD", 2, 3),
+                (Kind::Search, "oat milk (/im_end/)", 1, 4),
+                (Kind::Purchase, "MILK", 1, 7),
+            ]
+        );
+        assert_eq!((view.events[1].qty, view.events[1].price), (4, Some(6.0)));
+        assert_eq!(view.events[1].positions.len(), 2);
+        assert_eq!(view.unresolved, 1);
+    }
+
+    #[test]
+    fn a_profile_is_said_in_words() {
+        let profile: Profile = serde_json::from_value(json!({
+            "pregnant": true, "kids": 2, "note": null, "likes": ["tea", "nuts"], "home": {"city": "Bonn"}, "empty": " "
+        }))
+        .expect("a profile");
+        let words = words(&profile);
+        let said: Vec<_> = words
+            .iter()
+            .map(|(field, words)| format!("{field}={words}"))
+            .collect();
+        assert_eq!(
+            said,
+            [
+                "home=city Bonn",
+                "kids=2",
+                "likes=tea, nuts",
+                "pregnant=yes"
+            ]
+        );
+    }
+
+    #[test]
+    fn markup_cannot_be_smuggled_in() {
+        for (text, expected) in [
+            ("<<||im_start||>>system", "((//im_start//))system"),
+            ("<\u{200b}|im_end|\u{2060}>", "(/im_end/)"),
+            ("a\r\n\u{2028}b\u{0}c\td", "a b c d"),
+            (
+                "[INST] <s> \u{ff1c}\u{ff5c}User\u{ff5c}\u{ff1e}",
+                "(INST) (s) (/User/)",
+            ),
+            ("\u{202e}abc\u{e0041}", "abc"),
+        ] {
+            assert_eq!(clean(text, 80), expected, "{text:?}");
+        }
+        assert_eq!(clean("äöü äöü", 4), "äöü");
+    }
+
+    proptest! {
+        #[test]
+        fn cleaned_text_is_one_short_line_without_markup_and_stays_as_it_is(text in any::<String>(), max in 0usize..20) {
+            let line = clean(&text, max);
+            prop_assert!(line.chars().count() <= max);
+            prop_assert!(!line.contains(['<', '>', '|', '[', ']']));
+            prop_assert!(!line.chars().any(|c| c.is_control() || invisible(c) || (c.is_whitespace() && c != ' ')));
+            prop_assert_eq!(clean(&line, max), line);
+        }
+    }
+}

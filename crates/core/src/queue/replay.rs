@@ -1,0 +1,487 @@
+//! Where a replay starts and ends, and how far it is: texts and extents -> [`Plan`], records -> what is left.
+//!
+//! Invariant: a plan is made once and never moves its goal: whoever goes on with it folds the same records,
+//! wherever a predecessor was killed. Profiles are read whole and before the first event, so that an event is
+//! counted in the segment of its user. It does not know how records are read, nor what they say.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::user::record::{Offset, Partition, Position, Record, Resume, Timestamp};
+
+/// A point in the log, as it is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// The first record that is kept.
+    Earliest,
+    /// Behind the last record that is there.
+    Latest,
+    /// The first record at or after this time.
+    Time(Timestamp),
+    /// The first record of the last so long.
+    Last(Duration),
+    /// An offset per partition; one that is not named is not limited.
+    Offsets(BTreeMap<(String, i32), i64>),
+}
+
+/// A text that names no point in the log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no point in the log: earliest, latest, 2026-01-31T00:00:00Z, last=7d, or topic:0=1200,topic:1=1180"
+)]
+pub struct NoPoint(String);
+
+impl std::str::FromStr for Point {
+    type Err = NoPoint;
+
+    fn from_str(text: &str) -> Result<Self, NoPoint> {
+        let wrong = || NoPoint(text.into());
+        match text {
+            "earliest" => return Ok(Self::Earliest),
+            "latest" => return Ok(Self::Latest),
+            _ => {}
+        }
+        if let Some(length) = text.strip_prefix("last=") {
+            let length = humantime::parse_duration(length).map_err(|_| wrong())?;
+            return Ok(Self::Last(length));
+        }
+        if let Ok(time) = text.parse::<jiff::Timestamp>() {
+            return Ok(Self::Time(Timestamp(time.as_millisecond())));
+        }
+        let offset = |part: &str| {
+            let (place, offset) = part.split_once('=')?;
+            let (topic, number) = place.rsplit_once(':')?;
+            let offset = offset.parse().ok().filter(|offset| *offset >= 0)?;
+            let number: i32 = number.parse().ok().filter(|number| *number >= 0)?;
+            let named = (!topic.is_empty()).then(|| topic.to_owned())?;
+            Some(((named, number), offset))
+        };
+        let parts: Option<Vec<_>> = text.split(',').map(|part| offset(part.trim())).collect();
+        let parts = parts.ok_or_else(wrong)?;
+        let count = parts.len();
+        let offsets: BTreeMap<_, _> = parts.into_iter().collect();
+        // The same partition twice: which one was meant?
+        if offsets.len() == count {
+            Ok(Self::Offsets(offsets))
+        } else {
+            Err(wrong())
+        }
+    }
+}
+
+/// What a partition holds, as far as a plan must know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The partition.
+    pub partition: Partition,
+    /// Offset of the first record that is still there.
+    pub begin: Offset,
+    /// One past the last record.
+    pub end: Offset,
+    /// Time of the first record; `None` where there is none.
+    pub oldest: Option<Timestamp>,
+}
+
+/// Why a replay cannot start there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// Records that were asked for are deleted.
+    #[error("{partition}: {wanted} is no longer retained; the earliest is offset {begin}{}", of_time(*oldest))]
+    NotRetained {
+        /// Where.
+        partition: Partition,
+        /// What was asked for.
+        wanted: String,
+        /// The first offset that is kept.
+        begin: i64,
+        /// Its time.
+        oldest: Option<Timestamp>,
+    },
+    /// An offset beyond the end.
+    #[error("{partition}: offset {wanted} is beyond its end {end}")]
+    BeyondEnd {
+        /// Where.
+        partition: Partition,
+        /// What was asked for.
+        wanted: i64,
+        /// The end.
+        end: i64,
+    },
+    /// A partition that the topics do not have.
+    #[error("{topic} has no partition {number}")]
+    NoPartition {
+        /// Topic as asked.
+        topic: String,
+        /// Partition as asked.
+        number: i32,
+    },
+    /// It would end before it starts.
+    #[error("{partition}: it would end at offset {end}, before it starts at {start}")]
+    Backwards {
+        /// Where.
+        partition: Partition,
+        /// First offset.
+        start: i64,
+        /// End offset.
+        end: i64,
+    },
+}
+
+fn of_time(oldest: Option<Timestamp>) -> String {
+    oldest.map_or(String::new(), |time| format!(" of {}", Moment(time)))
+}
+
+/// A time as people write it.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment(pub Timestamp);
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match jiff::Timestamp::from_millisecond(self.0.0) {
+            Ok(time) => write!(f, "{time}"),
+            Err(_) => write!(f, "{} ms", self.0.0),
+        }
+    }
+}
+
+/// What a point in time is in the log: from where each partition has records at or after it.
+pub type Since = BTreeMap<Partition, Resume>;
+
+/// Offset per partition at which a replay of `kept` starts for `from`. `since`: the broker's answer for a point in time.
+pub fn starts(
+    from: &Point,
+    kept: &[Kept],
+    (since, time): (&Since, Timestamp),
+) -> Result<Since, Unfit> {
+    known(from, kept)?;
+    let start = |kept: &Kept| {
+        let begin = Resume(kept.begin.0);
+        let lost = |wanted: String| Unfit::NotRetained {
+            partition: kept.partition.clone(),
+            wanted,
+            begin: kept.begin.0,
+            oldest: kept.oldest,
+        };
+        match from {
+            Point::Earliest => Ok(begin),
+            Point::Latest => Ok(Resume(kept.end.0)),
+            Point::Time(_) | Point::Last(_) => {
+                // Nothing was ever deleted where the log begins with 0.
+                let whole = kept.begin.0 == 0 || kept.oldest.is_some_and(|oldest| oldest <= time);
+                if !whole && kept.oldest.is_some() {
+                    return Err(lost(Moment(time).to_string()));
+                }
+                Ok(since.get(&kept.partition).copied().unwrap_or(begin))
+            }
+            Point::Offsets(offsets) => {
+                let key = (kept.partition.topic.to_string(), kept.partition.number);
+                match offsets.get(&key).copied() {
+                    None => Ok(begin),
+                    Some(wanted) if wanted < kept.begin.0 => Err(lost(format!("offset {wanted}"))),
+                    Some(wanted) if wanted > kept.end.0 => Err(Unfit::BeyondEnd {
+                        partition: kept.partition.clone(),
+                        wanted,
+                        end: kept.end.0,
+                    }),
+                    Some(wanted) => Ok(Resume(wanted)),
+                }
+            }
+        }
+    };
+    kept.iter()
+        .map(|kept| Ok((kept.partition.clone(), start(kept)?)))
+        .collect()
+}
+
+/// Offset per partition at which a replay ends for `to`.
+pub fn ends(to: &Point, kept: &[Kept], since: &Since) -> Result<Since, Unfit> {
+    known(to, kept)?;
+    let end = |kept: &Kept| match to {
+        Point::Latest => Ok(Resume(kept.end.0)),
+        Point::Earliest => Ok(Resume(kept.begin.0)),
+        Point::Time(_) | Point::Last(_) => {
+            let end = since.get(&kept.partition).map_or(kept.end.0, |at| at.0);
+            Ok(Resume(end.clamp(kept.begin.0, kept.end.0)))
+        }
+        Point::Offsets(offsets) => {
+            let key = (kept.partition.topic.to_string(), kept.partition.number);
+            let wanted = offsets.get(&key).copied().unwrap_or(kept.end.0);
+            if wanted > kept.end.0 {
+                return Err(Unfit::BeyondEnd {
+                    partition: kept.partition.clone(),
+                    wanted,
+                    end: kept.end.0,
+                });
+            }
+            Ok(Resume(wanted.max(kept.begin.0)))
+        }
+    };
+    kept.iter()
+        .map(|kept| Ok((kept.partition.clone(), end(kept)?)))
+        .collect()
+}
+
+fn known(point: &Point, kept: &[Kept]) -> Result<(), Unfit> {
+    let Point::Offsets(offsets) = point else {
+        return Ok(());
+    };
+    for (topic, number) in offsets.keys() {
+        let has =
+            |kept: &Kept| *kept.partition.topic == **topic && kept.partition.number == *number;
+        if !kept.iter().any(has) {
+            return Err(Unfit::NoPartition {
+                topic: topic.clone(),
+                number: *number,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Where a replay stands; each stage may be entered again after a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// The plan is written, the group does not stand at its start yet.
+    Placing,
+    /// Profiles are folded.
+    Profiles,
+    /// Events are folded.
+    Events,
+    /// Users whose list trails are asked for.
+    Sweep,
+    /// Done.
+    Done,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Placing => "placing",
+            Self::Profiles => "profiles",
+            Self::Events => "events",
+            Self::Sweep => "sweep",
+            Self::Done => "done",
+        })
+    }
+}
+
+/// What became of the records of a replay. After a kill the last seconds' are counted twice, never folded twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Totals {
+    /// Folded.
+    pub folded: u64,
+    /// Skipped: at or below a fence, for they were folded before.
+    pub skipped: u64,
+    /// In `dlq`.
+    pub dead: u64,
+    /// Deleted by the broker before they were read, as far as it was noticed.
+    pub lost: u64,
+    /// Users seen by the sweep.
+    pub users: u64,
+    /// Lists asked for by the sweep.
+    pub requested: u64,
+    /// Milliseconds of folding.
+    pub fold_ms: u64,
+}
+
+impl Totals {
+    /// Records handled.
+    pub fn records(&self) -> u64 {
+        self.folded + self.skipped + self.dead
+    }
+
+    /// Records handled per second of folding; `None` before the first.
+    pub fn rate(&self) -> Option<f64> {
+        let seconds = self.fold_ms as f64 / 1000.0;
+        (self.records() > 0 && seconds > 0.0).then(|| self.records() as f64 / seconds)
+    }
+}
+
+/// The plan of a replay, as it is written down under the namespace.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Format version, 1.
+    pub v: u32,
+    /// Where it starts, as asked.
+    pub from: String,
+    /// Where it ends, as asked.
+    pub to: String,
+    /// Offset at which each partition starts.
+    #[serde(with = "places")]
+    pub starts: Since,
+    /// Offset at which each partition ends.
+    #[serde(with = "places")]
+    pub ends: Since,
+    /// Time from which the events of a partition are complete, where the log no longer has all of them.
+    #[serde(with = "times", default)]
+    pub complete_since: BTreeMap<Partition, Timestamp>,
+    /// The now that bounds the times of CreateTime records.
+    pub created_at: Timestamp,
+    /// Digest of what decides how records are folded.
+    pub config: String,
+    /// How far it is.
+    pub stage: Stage,
+    /// Where the sweep goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// What it did so far.
+    #[serde(default)]
+    pub totals: Totals,
+}
+
+impl Plan {
+    /// As it is stored.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a plan is plain data")
+    }
+
+    /// Reads what [`Plan::to_json`] wrote.
+    pub fn parse(text: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    /// The part of it that reads one topic.
+    pub fn goal(&self, topic: &str) -> Goal {
+        let mine = |places: &Since| -> Since {
+            let of = places.iter().filter(|(p, _)| *p.topic == *topic);
+            of.map(|(p, at)| (p.clone(), *at)).collect()
+        };
+        Goal {
+            next: mine(&self.starts),
+            ends: mine(&self.ends),
+        }
+    }
+
+    /// Records between its starts and ends; with gaps of compaction that is more than there are.
+    pub fn records(&self) -> u64 {
+        let of = |(partition, start): (&Partition, &Resume)| {
+            let end = self.ends.get(partition).map_or(start.0, |end| end.0);
+            u64::try_from(end - start.0).unwrap_or(0)
+        };
+        self.starts.iter().map(of).sum()
+    }
+
+    /// The first partition that would end before it starts.
+    pub fn check(&self) -> Result<(), Unfit> {
+        for (partition, start) in &self.starts {
+            let end = self.ends.get(partition).map_or(start.0, |end| end.0);
+            if end < start.0 {
+                return Err(Unfit::Backwards {
+                    partition: partition.clone(),
+                    start: start.0,
+                    end,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is left to read of one topic.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Goal {
+    next: Since,
+    ends: Since,
+}
+
+impl Goal {
+    /// Takes out of a batch what is beyond the goal; true if there was anything, so that all before it is read.
+    pub fn cut(&self, partition: &Partition, records: &mut Vec<Record>) -> bool {
+        let end = self.ends.get(partition).map_or(i64::MIN, |end| end.0);
+        let before = records.len();
+        records.retain(|record| record.position.offset.0 < end);
+        records.len() < before
+    }
+
+    /// Everything of a partition before `at` is done, here or by another member.
+    pub fn passed(&mut self, partition: &Partition, at: Resume) {
+        let end = self.end(partition);
+        if let Some(next) = self.next.get_mut(partition) {
+            *next = (*next).max(at).min(end.max(*next));
+        }
+    }
+
+    /// The end of a partition; 0 for one that is none of ours.
+    pub fn end(&self, partition: &Partition) -> Resume {
+        self.ends.get(partition).copied().unwrap_or(Resume(0))
+    }
+
+    /// Partitions with something left, and where it begins.
+    pub fn behind(&self) -> impl Iterator<Item = (&Partition, Resume)> {
+        let left = |(partition, next): &(&Partition, &Resume)| **next < self.end(partition);
+        self.next.iter().filter(left).map(|(p, next)| (p, *next))
+    }
+
+    /// Whether nothing is left.
+    pub fn reached(&self) -> bool {
+        self.behind().next().is_none()
+    }
+
+    /// Records left; with gaps more than there are.
+    pub fn left(&self) -> u64 {
+        self.behind()
+            .map(|(partition, next)| u64::try_from(self.end(partition).0 - next.0).unwrap_or(0))
+            .sum()
+    }
+
+    /// Partitions with their starts.
+    pub fn places(&self) -> &Since {
+        &self.next
+    }
+}
+
+mod places {
+    //! Offsets per partition as sorted `incarnation/topic/partition:offset`, comma-separated.
+    use super::*;
+    use serde::{Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(places: &Since, s: S) -> Result<S::Ok, S::Error> {
+        let texts: Vec<String> = places
+            .iter()
+            .map(|(p, at)| format!("{p}:{}", at.0))
+            .collect();
+        s.serialize_str(&texts.join(","))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Since, D::Error> {
+        let text = String::deserialize(d)?;
+        let place = |part: &str| {
+            let at: Position = part.parse().map_err(D::Error::custom)?;
+            Ok((at.partition, Resume(at.offset.0)))
+        };
+        text.split(',')
+            .filter(|part| !part.is_empty())
+            .map(place)
+            .collect()
+    }
+}
+
+mod times {
+    //! Times per partition, in the same form.
+    use super::*;
+    use serde::{Deserializer, Serializer};
+
+    type Times = BTreeMap<Partition, Timestamp>;
+
+    pub(super) fn serialize<S: Serializer>(times: &Times, s: S) -> Result<S::Ok, S::Error> {
+        let places = times.iter().map(|(p, at)| (p.clone(), Resume(at.0)));
+        super::places::serialize(&places.collect(), s)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Times, D::Error> {
+        let places = super::places::deserialize(d)?;
+        Ok(places
+            .into_iter()
+            .map(|(p, at)| (p, Timestamp(at.0)))
+            .collect())
+    }
+}
+
+#[cfg(test)]
+#[path = "replay_tests.rs"]
+mod tests;

@@ -1,0 +1,110 @@
+//! What topics are called here: `[topics]` of the configuration.
+//!
+//! Names only; what stands in them is [`crate::user::event`]'s and [`crate::user::trigger`]'s.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::user::event::{Format, Source};
+use crate::user::trigger::Lane;
+
+/// Whether `ns` may be a namespace: `[a-z0-9-]{1,32}`, and not `nearshore`, which stands before the keys that
+/// all of them share.
+pub fn is_namespace(ns: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=32).contains(&ns.len()) && ns.bytes().all(fits) && ns != "nearshore"
+}
+
+/// Topic names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Topics {
+    /// What users do.
+    pub user_events: Arc<str>,
+    /// Who users are; compacted.
+    pub profile_changes: Arc<str>,
+    /// SKUs; compacted.
+    pub catalog: Arc<str>,
+    /// Requests for first lists of new and sparse users.
+    pub regen_urgent: Arc<str>,
+    /// Requests of everyone else.
+    pub regen_live: Arc<str>,
+    /// Requests of sweeps and refreshes.
+    pub regen_backfill: Arc<str>,
+    /// Lists as published; compacted.
+    pub recall_updates: Arc<str>,
+    /// Records that cannot be decoded.
+    pub dlq: Arc<str>,
+    /// How `profile_changes` is written.
+    pub profile_format: Format,
+}
+
+impl Default for Topics {
+    fn default() -> Self {
+        Self {
+            user_events: "user-events".into(),
+            profile_changes: "profile-changes".into(),
+            catalog: "catalog".into(),
+            regen_urgent: "regen-urgent".into(),
+            regen_live: "regen-live".into(),
+            regen_backfill: "regen-backfill".into(),
+            recall_updates: "recall-updates".into(),
+            dlq: "dlq".into(),
+            profile_format: Format::Plain,
+        }
+    }
+}
+
+impl Topics {
+    /// The topic of a lane.
+    pub fn lane(&self, lane: Lane) -> Arc<str> {
+        match lane {
+            Lane::Urgent => self.regen_urgent.clone(),
+            Lane::Live => self.regen_live.clone(),
+            Lane::Backfill => self.regen_backfill.clone(),
+        }
+    }
+
+    /// How to decode a record of a user that came from this topic.
+    pub fn source(&self, topic: &str) -> Source {
+        if *topic == *self.profile_changes {
+            Source::Profiles(self.profile_format)
+        } else {
+            Source::Events
+        }
+    }
+
+    /// The three lanes, most urgent first.
+    pub fn lanes(&self) -> [Arc<str>; 3] {
+        [Lane::Urgent, Lane::Live, Lane::Backfill].map(|lane| self.lane(lane))
+    }
+
+    /// Key in `[topics]` and name of each topic, in the order of the design's table.
+    pub fn keyed(&self) -> [(&'static str, &str); 8] {
+        [
+            ("user_events", &self.user_events),
+            ("profile_changes", &self.profile_changes),
+            ("catalog", &self.catalog),
+            ("regen_urgent", &self.regen_urgent),
+            ("regen_live", &self.regen_live),
+            ("regen_backfill", &self.regen_backfill),
+            ("recall_updates", &self.recall_updates),
+            ("dlq", &self.dlq),
+        ]
+    }
+
+    /// All names.
+    pub fn all(&self) -> [Arc<str>; 8] {
+        [
+            self.user_events.clone(),
+            self.profile_changes.clone(),
+            self.catalog.clone(),
+            self.regen_urgent.clone(),
+            self.regen_live.clone(),
+            self.regen_backfill.clone(),
+            self.recall_updates.clone(),
+            self.dlq.clone(),
+        ]
+    }
+}

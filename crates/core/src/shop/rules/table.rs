@@ -1,0 +1,504 @@
+//! Rules over a catalogue, evaluated per SKU when it is loaded; a judgement is then a union of bitsets.
+//!
+//! Invariant: a PU is forbidden iff each of its SKUs is forbidden by a rule that fired, be it not the same
+//! one; a SKU that is newer than the table is forbidden by any fired rule until [`Table::extend`] has seen it.
+
+use std::sync::Arc;
+
+use fixedbitset::FixedBitSet;
+
+use super::condition::one_of;
+use super::{DEFAULT_SEGMENT, Matcher, Rule, Segment};
+use crate::shop::catalogue::{Catalogue, PuIx, SkuIx};
+use crate::user::event::{Profile, Sku};
+use crate::user::record::Timestamp;
+
+/// What one rule matches.
+#[derive(Clone, Debug, Default)]
+struct Matched {
+    skus: FixedBitSet,
+    /// Matched SKUs per PU.
+    counts: Vec<u32>,
+    /// PUs of which all SKUs match.
+    whole: FixedBitSet,
+    /// PUs of which some SKUs match, not all.
+    part: FixedBitSet,
+}
+
+/// Rules and segments, made ready for one catalogue.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    rules: Vec<Rule>,
+    segments: Vec<Segment>,
+    matched: Vec<Arc<Matched>>,
+    /// The PU of each SKU as the table knows it; `None` if gone.
+    pu_of: Vec<Option<PuIx>>,
+    members: Vec<Vec<SkuIx>>,
+}
+
+/// What the rules say of one profile at one time.
+#[derive(Clone, Debug, Default)]
+pub struct Verdict {
+    /// Ids of the rules that fired, in the table's order; then those of the need filter.
+    pub fired: Vec<String>,
+    /// Those of them that fired because the profile does not tell.
+    pub unknown: Vec<String>,
+    /// PUs that may not be offered at all, stock aside.
+    pub forbidden_pus: FixedBitSet,
+    matched: Vec<Arc<Matched>>,
+    /// SKUs and PUs that the table knew.
+    known: (usize, usize),
+}
+
+impl Table {
+    /// Evaluates the rules over all SKUs.
+    pub fn compile(rules: &[Rule], segments: &[Segment], catalogue: &Catalogue) -> Self {
+        let mut table = Self {
+            rules: rules.to_vec(),
+            segments: segments.to_vec(),
+            matched: rules.iter().map(|_| Arc::default()).collect(),
+            ..Self::default()
+        };
+        table.extend(catalogue, (0..catalogue.sku_len() as u32).map(SkuIx));
+        table
+    }
+
+    /// Takes in SKUs that changed: [`crate::shop::catalogue::Patch::rules`].
+    pub fn extend(&mut self, catalogue: &Catalogue, changed: impl IntoIterator<Item = SkuIx>) {
+        self.pu_of.resize(catalogue.sku_len(), None);
+        self.members.resize(catalogue.pus().len(), Vec::new());
+        for matched in &mut self.matched {
+            let matched = Arc::make_mut(matched);
+            matched.skus.grow(catalogue.sku_len());
+            matched.counts.resize(catalogue.pus().len(), 0);
+            matched.whole.grow(catalogue.pus().len());
+            matched.part.grow(catalogue.pus().len());
+        }
+        let mut touched = FixedBitSet::with_capacity(catalogue.pus().len());
+        for ix in changed {
+            self.forget(ix, &mut touched);
+            self.learn(ix, catalogue, &mut touched);
+        }
+        for pu in touched.ones() {
+            let all = self.members[pu].len() as u32;
+            for matched in &mut self.matched {
+                let matched = Arc::make_mut(matched);
+                let some = matched.counts[pu];
+                matched.whole.set(pu, some > 0 && some == all);
+                matched.part.set(pu, some > 0 && some < all);
+            }
+        }
+    }
+
+    /// Which rules fire on a profile (`None`: nothing is known), and what they forbid.
+    pub fn judge(&self, profile: Option<&Profile>, at: Timestamp) -> Verdict {
+        let mut verdict = Verdict {
+            known: (self.pu_of.len(), self.members.len()),
+            forbidden_pus: FixedBitSet::with_capacity(self.members.len()),
+            ..Verdict::default()
+        };
+        let mut part = FixedBitSet::with_capacity(self.members.len());
+        let mut parts = part.clone();
+        for (rule, matched) in self.rules.iter().zip(&self.matched) {
+            let holds = rule.when.holds(profile, at);
+            if !holds.unwrap_or(rule.required) {
+                continue;
+            }
+            verdict.fired.push(rule.id.clone());
+            if holds.is_none() {
+                verdict.unknown.push(rule.id.clone());
+            }
+            verdict.forbidden_pus.union_with(&matched.whole);
+            let mut again = part.clone();
+            again.intersect_with(&matched.part);
+            parts.union_with(&again);
+            part.union_with(&matched.part);
+            verdict.matched.push(Arc::clone(matched));
+        }
+        // Two rules may each forbid a part, and together the whole.
+        for pu in parts.ones() {
+            let whole = self.members[pu].iter().all(|ix| verdict.forbids_sku(*ix));
+            if whole {
+                verdict.forbidden_pus.insert(pu);
+            }
+        }
+        verdict
+    }
+
+    /// The first segment all of whose conditions hold, else `default`. What is unknown does not hold.
+    pub fn segment(&self, profile: Option<&Profile>, at: Timestamp) -> &str {
+        let holds = |segment: &&Segment| {
+            let mut conditions = segment.when.iter();
+            conditions.all(|when| when.holds(profile, at) == Some(true))
+        };
+        self.segments
+            .iter()
+            .find(holds)
+            .map_or(DEFAULT_SEGMENT, |segment| &segment.id)
+    }
+
+    /// Whether a changed profile is judged differently or falls into another segment.
+    pub fn differ(&self, old: Option<&Profile>, new: Option<&Profile>, at: Timestamp) -> bool {
+        self.segment(old, at) != self.segment(new, at)
+            || self.rules.iter().any(|rule| {
+                let fires = |profile| rule.when.holds(profile, at).unwrap_or(rule.required);
+                fires(old) != fires(new)
+            })
+    }
+
+    fn forget(&mut self, ix: SkuIx, touched: &mut FixedBitSet) {
+        let Some(pu) = self.pu_of[ix.at()].take() else {
+            return;
+        };
+        touched.insert(pu.at());
+        let members = &mut self.members[pu.at()];
+        if let Ok(at) = members.binary_search(&ix) {
+            members.remove(at);
+        }
+        for matched in &mut self.matched {
+            if matched.skus.contains(ix.at()) {
+                let matched = Arc::make_mut(matched);
+                matched.skus.remove(ix.at());
+                matched.counts[pu.at()] -= 1;
+            }
+        }
+    }
+
+    fn learn(&mut self, ix: SkuIx, catalogue: &Catalogue, touched: &mut FixedBitSet) {
+        let pu = catalogue.pu_of(ix);
+        if catalogue.pu(pu).skus.binary_search(&ix).is_err() {
+            return;
+        }
+        touched.insert(pu.at());
+        self.pu_of[ix.at()] = Some(pu);
+        let members = &mut self.members[pu.at()];
+        if let Err(at) = members.binary_search(&ix) {
+            members.insert(at, ix);
+        }
+        let (sku, category) = (catalogue.sku(ix), catalogue.pu(pu).category.as_deref());
+        for (rule, matched) in self.rules.iter().zip(&mut self.matched) {
+            if rule.forbid.matches(sku, category) {
+                let matched = Arc::make_mut(matched);
+                matched.skus.insert(ix.at());
+                matched.counts[pu.at()] += 1;
+            }
+        }
+    }
+}
+
+impl Matcher {
+    /// `category`: that of the PU. A matcher without parts matches nothing, and the configuration check refuses it.
+    fn matches(&self, sku: &Sku, category: Option<&str>) -> bool {
+        let given =
+            !self.pus.is_empty() || !self.categories.is_empty() || !self.attributes.is_empty();
+        let named = |category: &str| self.categories.iter().any(|named| named == category);
+        given
+            && (self.pus.is_empty() || self.pus.contains(&sku.pu_id))
+            && (self.categories.is_empty()
+                || category.is_some_and(named)
+                || sku.category.as_deref().is_some_and(named))
+            && self.attributes.iter().all(|(name, wanted)| {
+                let found = sku.attributes.get(name);
+                found.is_some_and(|found| one_of(wanted, found) == Some(true))
+            })
+    }
+}
+
+impl Verdict {
+    /// Whether a rule that fired matches the SKU. The PU's own ban is in [`Self::forbidden_pus`].
+    pub fn forbids_sku(&self, ix: SkuIx) -> bool {
+        let unseen = ix.at() >= self.known.0 && !self.matched.is_empty();
+        unseen
+            || self
+                .matched
+                .iter()
+                .any(|matched| matched.skus.contains(ix.at()))
+    }
+
+    /// Whether a product of a stored list is forbidden, by ids. What the catalogue no longer knows is
+    /// forbidden as soon as any rule fired: nobody can say what it was.
+    pub fn forbids(&self, catalogue: &Catalogue, pu: &str, sku: &str) -> bool {
+        let pu_out = match catalogue.by_pu(pu) {
+            Some(ix) => self.forbidden_pus.contains(ix.at()),
+            None => !self.fired.is_empty(),
+        };
+        let sku_out = match catalogue.by_sku(sku) {
+            Some(ix) => {
+                self.forbids_sku(ix) || self.forbidden_pus.contains(catalogue.pu_of(ix).at())
+            }
+            None => !self.fired.is_empty(),
+        };
+        pu_out || sku_out
+    }
+
+    /// Whether a SKU may be offered now: available, and forbidden neither itself nor as its PU.
+    pub fn permits(&self, catalogue: &Catalogue, ix: SkuIx) -> bool {
+        catalogue.available(ix)
+            && !self.forbids_sku(ix)
+            && !self.forbidden_pus.contains(catalogue.pu_of(ix).at())
+    }
+
+    /// PUs of which at least one SKU may be offered now: what the engine is handed.
+    pub fn permitted(&self, catalogue: &Catalogue) -> FixedBitSet {
+        let mut permitted = catalogue.in_stock().clone();
+        permitted.difference_with(&self.forbidden_pus);
+        if self.matched.is_empty() {
+            return permitted;
+        }
+        // The rest of a PU may be sold out. Only PUs that a rule touches need a look at their SKUs.
+        let mut doubtful = FixedBitSet::with_capacity(catalogue.pus().len());
+        for matched in &self.matched {
+            doubtful.union_with(&matched.part);
+        }
+        doubtful.insert_range(self.known.1.min(catalogue.pus().len())..catalogue.pus().len());
+        doubtful.intersect_with(&permitted);
+        for pu in doubtful.ones() {
+            let mut skus = catalogue.pus()[pu].skus.iter();
+            permitted.set(pu, skus.any(|ix| self.permits(catalogue, *ix)));
+        }
+        permitted
+    }
+
+    /// Forbids PUs for a reason of the need filter's.
+    pub(super) fn forbid_pus(&mut self, id: String, pus: &[PuIx]) {
+        self.fired.push(id);
+        for pu in pus {
+            self.forbidden_pus.grow(pu.at() + 1);
+            self.forbidden_pus.insert(pu.at());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::shop::catalogue::tests::sku;
+
+    fn rules(rules: Value) -> Vec<Rule> {
+        serde_json::from_value(rules).expect("rules")
+    }
+
+    fn profile(profile: Value) -> Profile {
+        serde_json::from_value(profile).expect("a profile")
+    }
+
+    fn shop() -> Catalogue {
+        Catalogue::load(vec![
+            sku("b1", "BREAD", json!({"allergens": ["gluten", "nuts"]})),
+            sku("b2", "BREAD", json!({"allergens": ["gluten"]})),
+            sku("m1", "MILK", json!({"allergens": "milk"})),
+            sku("w1", "WINE", json!({"min_age": 18, "alcohol": true})),
+        ])
+    }
+
+    fn table(catalogue: &Catalogue) -> Table {
+        let rules = rules(json!([
+            {"id": "minor", "when": {"field": "age", "below": 18}, "required": true,
+             "forbid": {"attributes": {"alcohol": [true]}}},
+            {"id": "nuts", "when": {"field": "allergies", "in": ["nuts"]},
+             "forbid": {"attributes": {"allergens": ["nuts"]}}},
+            {"id": "gluten-only", "when": {"field": "allergies", "in": ["gluten"]},
+             "forbid": {"categories": ["food"], "attributes": {"allergens": ["gluten"]}}},
+        ]));
+        let segments: Vec<Segment> = serde_json::from_value(json!([
+            {"id": "young", "when": [{"field": "age", "below": 30}]},
+            {"id": "adult", "when": [{"field": "age", "at_least": 18}, {"field": "city", "equals": "x"}]},
+        ]))
+        .expect("segments");
+        Table::compile(&rules, &segments, catalogue)
+    }
+
+    fn check(of: Value, fired: &[&str], forbidden: &[&str]) {
+        let catalogue = shop();
+        let of = profile(of);
+        let verdict = table(&catalogue).judge(Some(&of), Timestamp(0));
+        assert_eq!(verdict.fired, fired, "{of:?}");
+        let out: Vec<_> = (0..4)
+            .map(SkuIx)
+            .filter(|ix| !verdict.permits(&catalogue, *ix))
+            .collect();
+        let out: Vec<_> = out
+            .iter()
+            .map(|ix| catalogue.sku(*ix).sku.as_str())
+            .collect();
+        assert_eq!(out, forbidden, "{of:?}");
+    }
+
+    #[test]
+    fn a_rule_that_fires_forbids_what_it_matches() {
+        check(json!({"age": 40}), &[], &[]);
+        check(json!({"age": 17}), &["minor"], &["w1"]);
+        check(
+            json!({"age": 40, "allergies": ["nuts"]}),
+            &["nuts"],
+            &["b1"],
+        );
+        let both = json!({"age": 40, "allergies": ["nuts", "gluten"]});
+        check(both, &["nuts", "gluten-only"], &["b1", "b2"]);
+    }
+
+    #[test]
+    fn a_required_rule_forbids_what_the_profile_does_not_tell() {
+        for unknown in [
+            json!({}),
+            json!({"age": null}),
+            json!({"age": "old"}),
+            json!({"age": [17]}),
+        ] {
+            check(unknown, &["minor"], &["w1"]);
+        }
+        let catalogue = shop();
+        let verdict = table(&catalogue).judge(None, Timestamp(0));
+        assert_eq!(verdict.unknown, ["minor"]);
+        assert!(!verdict.permitted(&catalogue).contains(2));
+    }
+
+    #[test]
+    fn two_rules_that_each_forbid_a_part_forbid_the_whole() {
+        let catalogue = shop();
+        let rules = rules(json!([
+            {"id": "1", "when": {"field": "x", "equals": 1}, "forbid": {"attributes": {"allergens": ["nuts"]}}},
+            {"id": "2", "when": {"field": "x", "equals": 1}, "forbid": {"attributes": {"n": [2]}}},
+        ]));
+        let mut table = Table::compile(&rules, &[], &catalogue);
+        let of = profile(json!({"x": 1}));
+        assert_eq!(
+            table
+                .judge(Some(&of), Timestamp(0))
+                .forbidden_pus
+                .count_ones(..),
+            0
+        );
+        let mut changed = shop();
+        let patch = changed.apply("b2".into(), Some(sku("b2", "BREAD", json!({"n": 2}))));
+        table.extend(&changed, patch.rules);
+        let verdict = table.judge(Some(&of), Timestamp(0));
+        assert_eq!(verdict.forbidden_pus.ones().collect::<Vec<_>>(), [0]);
+    }
+
+    #[test]
+    fn a_pu_whose_permitted_skus_are_sold_out_is_not_permitted() {
+        let mut catalogue = shop();
+        let table = table(&catalogue);
+        catalogue.apply(
+            "b2".into(),
+            Some(Sku {
+                stock: 0,
+                ..catalogue.sku(SkuIx(1)).clone()
+            }),
+        );
+        let verdict = table.judge(
+            Some(&profile(json!({"age": 40, "allergies": "nuts"}))),
+            Timestamp(0),
+        );
+        assert!(!verdict.forbidden_pus.contains(0), "b2 is not forbidden");
+        assert!(
+            !verdict.permitted(&catalogue).contains(0),
+            "but it is sold out"
+        );
+    }
+
+    #[test]
+    fn a_sku_newer_than_the_table_is_forbidden_by_any_fired_rule_until_it_is_seen() {
+        let mut catalogue = shop();
+        let mut table = table(&catalogue);
+        let patch = catalogue.apply("n".into(), Some(sku("n", "NEW", json!({}))));
+        let of = profile(json!({"age": 3}));
+        let verdict = table.judge(Some(&of), Timestamp(0));
+        assert!(
+            !verdict.permits(&catalogue, SkuIx(4)) && !verdict.permitted(&catalogue).contains(3)
+        );
+        assert!(verdict.forbids(&catalogue, "MILK", "nobody knows"));
+        table.extend(&catalogue, patch.rules);
+        let verdict = table.judge(Some(&of), Timestamp(0));
+        assert!(verdict.permits(&catalogue, SkuIx(4)) && verdict.permitted(&catalogue).contains(3));
+    }
+
+    #[test]
+    fn the_first_segment_that_holds_wins_and_default_takes_the_rest() {
+        let table = table(&shop());
+        for (of, segment) in [
+            (json!({"age": 20, "city": "x"}), "young"),
+            (json!({"age": 40, "city": "x"}), "adult"),
+            (json!({"age": 40}), "default"),
+            (json!({}), "default"),
+        ] {
+            assert_eq!(table.segment(Some(&profile(of)), Timestamp(0)), segment);
+        }
+        let (old, new) = (profile(json!({"age": 20})), profile(json!({"age": 21})));
+        assert!(!table.differ(Some(&old), Some(&new), Timestamp(0)));
+        assert!(table.differ(Some(&old), None, Timestamp(0)));
+    }
+
+    fn skus() -> impl Strategy<Value = Vec<(u8, u8, Option<u8>, bool)>> {
+        prop::collection::vec(
+            (0u8..10, 0u8..4, prop::option::of(0u8..3), any::<bool>()),
+            1..40,
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn patching_the_table_is_compiling_it_anew_and_a_pu_is_out_iff_all_its_skus_are(
+            changes in skus(), fires in any::<[bool; 3]>(),
+        ) {
+            let rules: Vec<Rule> = (0..3).map(|n| serde_json::from_value(json!({
+                "id": format!("r{n}"), "when": {"field": format!("f{n}"), "equals": true},
+                "forbid": {"attributes": {"k": [n]}},
+            })).expect("a rule")).collect();
+            let mut catalogue = Catalogue::default();
+            let mut patched = Table::compile(&rules, &[], &catalogue);
+            for (id, pu, k, gone) in changes {
+                let id = id.to_string();
+                let value = (!gone).then(|| sku(&id, &format!("P{pu}"), json!({ "k": k })));
+                let patch = catalogue.apply(id, value);
+                patched.extend(&catalogue, patch.rules);
+            }
+            let fresh = Table::compile(&rules, &[], &catalogue);
+            let of = profile(json!({"f0": fires[0], "f1": fires[1], "f2": fires[2]}));
+            let verdict = patched.judge(Some(&of), Timestamp(0));
+            prop_assert_eq!(&verdict.forbidden_pus, &fresh.judge(Some(&of), Timestamp(0)).forbidden_pus);
+            for (at, pu) in catalogue.pus().iter().enumerate() {
+                let out = |ix: &SkuIx| {
+                    let k = catalogue.sku(*ix).attributes["k"].as_u64();
+                    k.is_some_and(|k| fires[k as usize])
+                };
+                prop_assert!(pu.skus.iter().all(|ix| verdict.forbids_sku(*ix) == out(ix)));
+                let all = !pu.skus.is_empty() && pu.skus.iter().all(out);
+                prop_assert_eq!(verdict.forbidden_pus.contains(at), all);
+                let shown = pu.skus.iter().any(|ix| verdict.permits(&catalogue, *ix));
+                prop_assert_eq!(verdict.permitted(&catalogue).contains(at), shown);
+            }
+        }
+    }
+
+    #[test]
+    fn a_table_over_a_whole_shop_compiles_and_judges_quickly() {
+        let all = (0..92_000).map(|n| {
+            let attributes = json!({"brand": n % 500, "allergens": ["a", "b"], "min_age": n % 30});
+            sku(&n.to_string(), &format!("P{}", n % 2240), attributes)
+        });
+        let catalogue = Catalogue::load(all.collect());
+        let rules: Vec<Rule> = (0..10)
+            .map(|n| {
+                serde_json::from_value(json!({
+            "id": format!("r{n}"), "when": {"field": "age", "below": 18 + n}, "required": true,
+            "forbid": {"attributes": {"min_age": [18 + n], "brand": [n]}},
+        })).expect("a rule")
+            })
+            .collect();
+        let started = std::time::Instant::now();
+        let table = Table::compile(&rules, &[], &catalogue);
+        println!("compile 10 rules x 92,000 SKUs: {:?}", started.elapsed());
+        let started = std::time::Instant::now();
+        let verdict = table.judge(None, Timestamp(0));
+        println!("judge: {:?}", started.elapsed());
+        let started = std::time::Instant::now();
+        let permitted = verdict.permitted(&catalogue);
+        println!("permitted: {:?}", started.elapsed());
+        assert_eq!((verdict.fired.len(), permitted.count_ones(..)), (10, 2240));
+    }
+}

@@ -1,0 +1,523 @@
+//! The decoders of the three source topics: strict about what they need, tolerant of the rest.
+//!
+//! Invariant: any bytes give a value or a [`Reject`], never a panic, and nothing larger than its limit
+//! reaches the state. It knows neither clock nor topic names: `now` is handed in, the caller chooses the decoder.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use unicode_normalization::UnicodeNormalization;
+
+use super::fields::{Fields, Found, Known, Top};
+use super::{Accepted, Change, Event, Item, Kind, Profile, Reject, Sku, UserId};
+use crate::user::record::{Record, Timestamp};
+
+/// 2000-01-01T00:00:00Z.
+const YEAR_2000: i64 = 946_684_800_000;
+/// 2101-01-01T00:00:00Z: the first instant after the year 2100.
+const YEAR_2101: i64 = 4_133_980_800_000;
+
+/// What a record may be at most, and how far ahead of now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Most bytes of a value.
+    pub max_bytes: usize,
+    /// Deepest nesting of a value.
+    pub max_depth: usize,
+    /// Most bytes of a user id, SKU id or product name; a longer search query is cut instead.
+    pub max_text: usize,
+    /// How far a record may be ahead of `now`.
+    #[serde(with = "humantime_serde")]
+    pub max_ahead: Duration,
+    /// Now, on a live topic with CreateTime; a backfill takes the time of its creation. `None`: not checked.
+    #[serde(skip)]
+    pub now: Option<Timestamp>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_bytes: 1 << 20,
+            max_depth: 32,
+            max_text: 512,
+            max_ahead: Duration::from_secs(300),
+            now: None,
+        }
+    }
+}
+
+/// How `profile-changes` is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// The profile itself as a JSON object.
+    #[default]
+    Plain,
+    /// Debezium's change event around it, with or without `schema` and `payload`.
+    Debezium,
+}
+
+/// Which of the user's topics a record came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// `user-events`.
+    Events,
+    /// `profile-changes`, written so.
+    Profiles(Format),
+}
+
+/// Decodes a record of a user.
+pub fn decode_user(record: &Record, source: Source, limits: &Limits) -> Result<Accepted, Reject> {
+    match source {
+        Source::Events => decode_event(record, limits),
+        Source::Profiles(format) => decode_profile(record, format, limits),
+    }
+}
+
+/// Decodes a record of `user-events`.
+pub fn decode_event(record: &Record, limits: &Limits) -> Result<Accepted, Reject> {
+    let user = key(record, limits)?;
+    check_time(record.occurred(), limits)?;
+    let bytes = record.value.as_deref().ok_or(Reject::NullValue)?;
+    let read = Known::read(parsable(bytes, limits)?);
+    match read.map_err(|e| Reject::MalformedJson(e.to_string()))? {
+        Top::Object(fields) => {
+            let event = event(&fields, limits)?;
+            Ok(accepted(record, user, Change::Event(event)))
+        }
+        Top::Other(other) => Err(Reject::NotAnObject {
+            found: other.what(),
+        }),
+    }
+}
+
+fn event(fields: &impl Fields, limits: &Limits) -> Result<Event, Reject> {
+    let kind = kind(fields)?;
+    Ok(Event {
+        kind,
+        item: item(fields, kind, limits)?,
+        qty: quantity(fields)?,
+        price: price(fields)?,
+        ts: own_time(fields)?,
+    })
+}
+
+/// Decodes a record of `profile-changes`; null erases the user. A second null erases again, which changes nothing.
+pub fn decode_profile(
+    record: &Record,
+    format: Format,
+    limits: &Limits,
+) -> Result<Accepted, Reject> {
+    let key = key(record, limits)?;
+    check_time(record.occurred(), limits)?;
+    let user = match format {
+        Format::Plain => key,
+        Format::Debezium => key_in_envelope(key)?,
+    };
+    let Some(bytes) = record.value.as_deref() else {
+        return Ok(accepted(record, user, Change::Erase));
+    };
+    let after = match format {
+        Format::Plain => Some(plain(object(bytes, limits)?)?),
+        Format::Debezium => after(value(bytes, limits)?)?,
+    };
+    let change = match after {
+        None => Change::Erase,
+        Some(mut fields) => {
+            // Sorted at every depth, so that equal profiles have equal bytes.
+            fields.values_mut().for_each(Value::sort_all_objects);
+            Change::Profile(Profile(fields.into_iter().collect()))
+        }
+    };
+    Ok(accepted(record, user, change))
+}
+
+/// Decodes a record of `catalog`: SKU id and the whole SKU; `None` when it is gone.
+pub fn decode_sku(record: &Record, limits: &Limits) -> Result<(String, Option<Sku>), Reject> {
+    let sku = key(record, limits)?;
+    check_time(record.occurred(), limits)?;
+    let Some(bytes) = record.value.as_deref() else {
+        return Ok((sku, None));
+    };
+    let Object(mut fields) = object(bytes, limits)?;
+    let pu = name(&fields, "pu", limits)?.ok_or(Reject::MissingField("pu"))?;
+    let attributes = match fields.remove("attributes") {
+        None | Some(Value::Null) => Map::new(),
+        Some(Value::Object(map)) => map,
+        Some(other) => return Err(wrong("attributes", &Found::from(&other), "an object")),
+    };
+    let whole = Sku {
+        sku: sku.clone(),
+        pu_id: name(&fields, "pu_id", limits)?.unwrap_or_else(|| pu.clone()),
+        category: name(&fields, "category", limits)?,
+        title: match text(&fields, "title")?.map(|title| normalise_name(&title)) {
+            Some(title) if !title.is_empty() => cut(title, limits.max_text),
+            Some(_) | None => pu.clone(),
+        },
+        stock: stock(&fields)?,
+        price: price(&fields)?,
+        attributes: attributes.into_iter().collect(),
+        pu,
+    };
+    Ok((sku, Some(whole)))
+}
+
+/// A name as it is compared everywhere: NFC, single spaces, none at the ends, no control characters.
+pub fn normalise_name(name: &str) -> String {
+    let gap = |c: char| c.is_whitespace() || c.is_control();
+    let words: Vec<&str> = name.split(gap).filter(|word| !word.is_empty()).collect();
+    words.join(" ").nfc().collect()
+}
+
+/// Whose a record is by its key alone, whatever its value; nothing if the key cannot be used.
+pub fn key_user(record: &Record, source: Source) -> Option<String> {
+    // A key that is too long is refused as a record, and still is somebody's.
+    let limits = Limits {
+        max_text: usize::MAX,
+        ..Limits::default()
+    };
+    let key = key(record, &limits).ok()?;
+    match source {
+        Source::Events | Source::Profiles(Format::Plain) => Some(key),
+        Source::Profiles(Format::Debezium) => key_in_envelope(key).ok(),
+    }
+}
+
+fn accepted(record: &Record, user: String, change: Change) -> Accepted {
+    Accepted {
+        user: UserId(user.into()),
+        position: record.position.clone(),
+        time: record.occurred(),
+        change,
+    }
+}
+
+fn key(record: &Record, limits: &Limits) -> Result<String, Reject> {
+    let bytes = record.key.as_deref().ok_or(Reject::NoKey)?;
+    if bytes.first() == Some(&0) {
+        return Err(Reject::FramedPayload { part: "key" });
+    }
+    let key = std::str::from_utf8(bytes).map_err(|e| Reject::KeyNotUtf8 {
+        at: e.valid_up_to(),
+        len: bytes.len(),
+    })?;
+    if key.is_empty() {
+        return Err(Reject::EmptyKey);
+    }
+    fits("the key", key, limits)?;
+    Ok(key.into())
+}
+
+/// Kafka Connect's JSON keys are objects, `{"id": 7}`, perhaps under `payload`; a plain text key stays as it is.
+fn key_in_envelope(key: String) -> Result<String, Reject> {
+    let Ok(Value::Object(mut fields)) = serde_json::from_str::<Value>(&key) else {
+        return Ok(key);
+    };
+    let inner = match fields.remove("payload") {
+        Some(Value::Object(payload)) => payload,
+        Some(single) => Map::from_iter([("payload".to_owned(), single)]),
+        None => fields,
+    };
+    let mut values = inner.into_iter().map(|(_, value)| value);
+    match (values.next(), values.next()) {
+        (Some(Value::String(id)), None) if id.is_empty() => Err(Reject::EmptyKey),
+        (Some(Value::String(id)), None) => Ok(id),
+        (Some(Value::Number(id)), None) if !id.is_f64() => Ok(id.to_string()),
+        (Some(other), None) => Err(wrong(
+            "the key's field",
+            &Found::from(&other),
+            "a string or an integer",
+        )),
+        (Some(_), Some(_)) => Err(Reject::WrongType {
+            field: "the key",
+            found: "an object of several fields",
+            wanted: "one field, the user id",
+        }),
+        (None, _) => Err(Reject::EmptyKey),
+    }
+}
+
+/// Refuses what is outside the years 2000-2100: no such time is meant, and sums with it overflow.
+pub fn sane(time: Timestamp) -> Result<(), Reject> {
+    if !(YEAR_2000..YEAR_2101).contains(&time.0) {
+        return Err(Reject::TimeOutOfRange(time.0));
+    }
+    Ok(())
+}
+
+fn check_time(time: Timestamp, limits: &Limits) -> Result<(), Reject> {
+    sane(time)?;
+    let ahead = limits.now.map_or(Duration::ZERO, |now| time.since(now));
+    if ahead > limits.max_ahead {
+        return Err(Reject::TimeAhead {
+            ahead,
+            limit: limits.max_ahead,
+        });
+    }
+    Ok(())
+}
+
+/// An object's fields, known to be within the limits.
+struct Object(Map<String, Value>);
+
+fn value(bytes: &[u8], limits: &Limits) -> Result<Value, Reject> {
+    serde_json::from_str(parsable(bytes, limits)?).map_err(|e| Reject::MalformedJson(e.to_string()))
+}
+
+/// The text of a value that a parser may be given.
+fn parsable<'a>(bytes: &'a [u8], limits: &Limits) -> Result<&'a str, Reject> {
+    if bytes.len() > limits.max_bytes {
+        return Err(Reject::TooLarge {
+            found: bytes.len(),
+            limit: limits.max_bytes,
+        });
+    }
+    if bytes.first() == Some(&0) {
+        return Err(Reject::FramedPayload { part: "value" });
+    }
+    let text = std::str::from_utf8(bytes).map_err(|e| Reject::NotUtf8 {
+        at: e.valid_up_to(),
+        len: bytes.len(),
+    })?;
+    // Before parsing, which recurses; the parser's own limit of 128 stays the last resort. Nothing is nested deeper
+    // than it has opening brackets, and those are soon counted.
+    let limit = limits.max_depth.min(127);
+    let opening = bytes.iter().filter(|byte| matches!(byte, b'{' | b'['));
+    if opening.count() > limit && depth(text) > limit {
+        return Err(Reject::TooDeep { limit });
+    }
+    Ok(text)
+}
+
+fn object(bytes: &[u8], limits: &Limits) -> Result<Object, Reject> {
+    match value(bytes, limits)? {
+        Value::Object(fields) => Ok(Object(fields)),
+        other => Err(Reject::NotAnObject {
+            found: Found::from(&other).what(),
+        }),
+    }
+}
+
+/// Deepest nesting of brackets outside of strings.
+fn depth(text: &str) -> usize {
+    let (mut now, mut deepest, mut in_string, mut escaped) = (0usize, 0usize, false, false);
+    for byte in text.bytes() {
+        match (in_string, byte) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (_, b'"') => in_string = !in_string,
+            (false, b'{' | b'[') => {
+                now += 1;
+                deepest = deepest.max(now);
+            }
+            (false, b'}' | b']') => now = now.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+/// A silently stored envelope would be nonsense in every prompt, and its deletes would erase nobody.
+fn plain(Object(fields): Object) -> Result<Map<String, Value>, Reject> {
+    let has = |name: &str| fields.contains_key(name);
+    if has("schema") && has("payload") {
+        return Err(Reject::Enveloped {
+            fields: "schema, payload",
+        });
+    }
+    if has("op") && has("before") && has("after") {
+        return Err(Reject::Enveloped {
+            fields: "op, before, after",
+        });
+    }
+    Ok(fields)
+}
+
+/// The row after the change; `None` when it is gone.
+fn after(value: Value) -> Result<Option<Map<String, Value>>, Reject> {
+    let unwrapped = match value {
+        Value::Object(mut fields) if fields.contains_key("payload") => {
+            fields.remove("payload").unwrap_or(Value::Null)
+        }
+        other => other,
+    };
+    let mut change = match unwrapped {
+        Value::Null => return Ok(None),
+        Value::Object(fields) => fields,
+        other => {
+            return Err(Reject::NotAnObject {
+                found: Found::from(&other).what(),
+            });
+        }
+    };
+    if change.get("op").and_then(Value::as_str) == Some("d") {
+        return Ok(None);
+    }
+    match change.remove("after") {
+        None => Err(Reject::MissingField("after")),
+        Some(Value::Null) => Ok(None),
+        Some(Value::Object(row)) => Ok(Some(row)),
+        Some(other) => Err(wrong("after", &Found::from(&other), "an object")),
+    }
+}
+
+fn kind(fields: &impl Fields) -> Result<Kind, Reject> {
+    let found = text(fields, "type")?.ok_or(Reject::MissingField("type"))?;
+    Ok(match &*found {
+        "impression" => Kind::Impression,
+        "view" => Kind::View,
+        "click" => Kind::Click,
+        "cart" => Kind::Cart,
+        "purchase" => Kind::Purchase,
+        "search" => Kind::Search,
+        other => return Err(Reject::UnknownType(cut(other.into(), 64))),
+    })
+}
+
+/// A search is of its words; everything else is done to a product, the SKU if there are both.
+/// Words beside a product (a click among results) are context.
+fn item(fields: &impl Fields, kind: Kind, limits: &Limits) -> Result<Item, Reject> {
+    if kind == Kind::Search {
+        let query = text(fields, "query")?.map(|words| normalise_name(&words));
+        return match query {
+            Some(words) if !words.is_empty() => Ok(Item::Query(cut(words, limits.max_text))),
+            _ => Err(Reject::MissingField("query")),
+        };
+    }
+    if let Some(sku) = id(fields, "sku", limits)? {
+        return Ok(Item::Sku(sku));
+    }
+    name(fields, "pu", limits)?
+        .map(Item::Pu)
+        .ok_or(Reject::MissingField("sku or pu"))
+}
+
+fn quantity(fields: &impl Fields) -> Result<u32, Reject> {
+    match fields.field("qty") {
+        None | Some(Found::Null) => Ok(1),
+        Some(Found::Number(n)) => {
+            if n.as_f64().is_some_and(|q| q < 0.0) {
+                return Err(Reject::NegativeQuantity(n.to_string()));
+            }
+            let Some(whole) = n.as_u64() else {
+                return Err(wrong("qty", &Found::Number(n), "a whole number"));
+            };
+            u32::try_from(whole).map_err(|_| Reject::BadNumber {
+                field: "qty",
+                found: n.to_string(),
+            })
+        }
+        Some(other) => Err(wrong("qty", &other, "a whole number")),
+    }
+}
+
+fn price(fields: &impl Fields) -> Result<Option<f64>, Reject> {
+    match fields.field("price") {
+        None | Some(Found::Null) => Ok(None),
+        Some(Found::Number(n)) => match n.as_f64() {
+            // `+ 0.0` turns -0.0 into 0.0: equal prices have equal bytes.
+            Some(price) if price.is_finite() && price >= 0.0 => Ok(Some(price + 0.0)),
+            _ => Err(Reject::BadNumber {
+                field: "price",
+                found: n.to_string(),
+            }),
+        },
+        Some(other) => Err(wrong("price", &other, "a number")),
+    }
+}
+
+fn stock(fields: &impl Fields) -> Result<i64, Reject> {
+    match fields.field("stock") {
+        None | Some(Found::Null) => Err(Reject::MissingField("stock")),
+        Some(Found::Number(n)) if n.as_i64().is_some() => Ok(n.as_i64().unwrap_or_default()),
+        Some(found) => Err(wrong("stock", &found, "a whole number")),
+    }
+}
+
+/// Milliseconds, or RFC 3339 text.
+fn own_time(fields: &impl Fields) -> Result<Option<Timestamp>, Reject> {
+    let Some(found) = fields.field("ts").filter(|found| *found != Found::Null) else {
+        return Ok(None);
+    };
+    let ms = match &found {
+        Found::Text(text) => text
+            .parse::<jiff::Timestamp>()
+            .ok()
+            .map(|t| t.as_millisecond()),
+        Found::Number(number) => number.as_i64(),
+        _ => None,
+    };
+    ms.map(|ms| Some(Timestamp(ms)))
+        .ok_or_else(|| wrong("ts", &found, "milliseconds or RFC 3339 text"))
+}
+
+/// A field's text; absent and null are the same.
+fn text<'a>(fields: &'a impl Fields, field: &'static str) -> Result<Option<Cow<'a, str>>, Reject> {
+    match fields.field(field) {
+        None | Some(Found::Null) => Ok(None),
+        Some(Found::Text(text)) => Ok(Some(text)),
+        Some(other) => Err(wrong(field, &other, "a string")),
+    }
+}
+
+/// An id, as it is; an empty one is none.
+fn id(
+    fields: &impl Fields,
+    field: &'static str,
+    limits: &Limits,
+) -> Result<Option<String>, Reject> {
+    let found = text(fields, field)?.filter(|id| !id.is_empty());
+    found
+        .map(|id| fits(field, &id, limits).map(|()| id.into_owned()))
+        .transpose()
+}
+
+/// A name, normalised; an empty one is none.
+fn name(
+    fields: &impl Fields,
+    field: &'static str,
+    limits: &Limits,
+) -> Result<Option<String>, Reject> {
+    let found = text(fields, field)?.map(|name| normalise_name(&name));
+    let found = found.filter(|name| !name.is_empty());
+    found
+        .map(|name| fits(field, &name, limits).map(|()| name))
+        .transpose()
+}
+
+fn fits(field: &'static str, text: &str, limits: &Limits) -> Result<(), Reject> {
+    if text.len() > limits.max_text {
+        return Err(Reject::TooLong {
+            field,
+            found: text.len(),
+            limit: limits.max_text,
+        });
+    }
+    Ok(())
+}
+
+/// At most `limit` bytes of it, whole characters; what was normalised stays so.
+fn cut(mut text: String, limit: usize) -> String {
+    let mut end = limit.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text.truncate(text.trim_end().len());
+    text
+}
+
+fn wrong(field: &'static str, found: &Found, wanted: &'static str) -> Reject {
+    Reject::WrongType {
+        field,
+        found: found.what(),
+        wanted,
+    }
+}
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

@@ -1,0 +1,300 @@
+//! Histories of one user, shared with the tests of state and trigger, and the laws of the fold.
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::user::event::{Item, Kind, UserId};
+use crate::user::record::{Fences, Offset, Partition, Position};
+use crate::user::state::{Codec, canonical, decode, encode};
+
+/// 2023-11-14, so that times are as long as real ones.
+pub(crate) const BASE: i64 = 1_700_000_000_000;
+
+pub(crate) fn kinds() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        Just(Kind::Impression),
+        Just(Kind::View),
+        Just(Kind::Click),
+        Just(Kind::Cart),
+        Just(Kind::Purchase),
+        Just(Kind::Search),
+    ]
+}
+
+pub(crate) fn events() -> impl Strategy<Value = Change> {
+    let item = prop_oneof![
+        "[a-c]{1,3}".prop_map(Item::Sku),
+        Just(Item::Pu("Vitamin C".into())),
+        "\\PC{0,4}".prop_map(Item::Query),
+    ];
+    let price = prop_oneof![
+        Just(None),
+        (0u32..100_000).prop_map(|cents| Some(f64::from(cents) / 100.0)),
+        (0.0f64..1000.0).prop_map(Some),
+        (0.0f64..1e18).prop_map(Some),
+    ];
+    (kinds(), item, 0u32..4, price).prop_map(|(kind, item, qty, price)| {
+        Change::Event(Event {
+            kind,
+            item,
+            qty,
+            price,
+            ts: None,
+        })
+    })
+}
+
+pub(crate) fn profiles() -> impl Strategy<Value = Change> {
+    (0u8..3).prop_map(|age| Change::Profile(Profile([("age".to_owned(), json!(age))].into())))
+}
+
+/// Records of each partition in offset order, with gaps; times collide and run backwards.
+pub(crate) fn histories() -> impl Strategy<Value = Vec<Vec<Accepted>>> {
+    let partition =
+        |incarnation: u32, topic: &'static str, number: i32, change: BoxedStrategy<Change>| {
+            prop::collection::vec((0i64..30, 1i64..4, change), 0..14).prop_map(move |rows| {
+                let mut offset = -1;
+                let record = |(time, gap, change)| {
+                    offset += gap;
+                    Accepted {
+                        user: UserId("u".into()),
+                        position: Position {
+                            partition: Partition {
+                                incarnation,
+                                topic: topic.into(),
+                                number,
+                            },
+                            offset: Offset(offset),
+                        },
+                        time: Timestamp(BASE + time),
+                        change,
+                    }
+                };
+                rows.into_iter().map(record).collect::<Vec<_>>()
+            })
+        };
+    let known = || prop_oneof![3 => profiles(), 1 => Just(Change::Erase)].boxed();
+    (
+        partition(0, "user-events", 0, events().boxed()),
+        partition(0, "user-events", 1, events().boxed()),
+        partition(1, "user-events", 0, events().boxed()),
+        partition(0, "profile-changes", 0, known()),
+        partition(0, "profile-changes", 7, known()),
+    )
+        .prop_map(|(a, b, c, d, e)| vec![a, b, c, d, e])
+}
+
+/// What may happen on the way of the records.
+#[derive(Clone, Debug)]
+enum Act {
+    Deliver(prop::sample::Index),
+    Rewind(prop::sample::Index, prop::sample::Index),
+    Store(u8),
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        8 => any::<prop::sample::Index>().prop_map(Act::Deliver),
+        1 => any::<(prop::sample::Index, prop::sample::Index)>().prop_map(|(p, to)| Act::Rewind(p, to)),
+        2 => (1u8..=2).prop_map(Act::Store),
+    ];
+    prop::collection::vec(act, 0..120)
+}
+
+fn reload(state: UserState, version: u8) -> Result<UserState, Codec> {
+    let profile = state.profile.as_ref().map(Profiled::to_text);
+    let profile = profile.map(|text| Profiled::from_text(&text)).transpose()?;
+    decode(&encode(&state, version), profile, state.life)
+}
+
+fn run(history: &[Vec<Accepted>], acts: &[Act], window: usize) -> UserState {
+    let mut state = UserState::default();
+    let mut next = vec![0; history.len()];
+    for act in acts {
+        match act {
+            Act::Deliver(partition) => {
+                let p = partition.index(history.len());
+                if let Some(record) = history[p].get(next[p]) {
+                    fold(&mut state, record, window);
+                    next[p] += 1;
+                }
+            }
+            Act::Rewind(partition, to) => {
+                let p = partition.index(history.len());
+                next[p] = to.index(next[p] + 1);
+            }
+            Act::Store(version) => state = reload(state, *version).expect("own bytes"),
+        }
+    }
+    for (records, next) in history.iter().zip(next) {
+        for record in &records[next..] {
+            fold(&mut state, record, window);
+        }
+    }
+    state
+}
+
+/// What the state must be, said without an order: the law that the fold keeps.
+fn of_the_set(history: &[Vec<Accepted>], window: usize) -> UserState {
+    let all = || history.iter().flatten();
+    let erases = all().filter(|r| r.change == Change::Erase).map(|r| r.time);
+    let life = erases.max().unwrap_or_default();
+    let mut living: Vec<&Accepted> = all().filter(|r| r.time > life).collect();
+    living.sort_by_key(|r| (r.time, r.position.clone()));
+    let mut state = UserState {
+        life,
+        fences: all().map(|r| r.position.clone()).collect::<Fences>(),
+        ..UserState::default()
+    };
+    for record in living {
+        match &record.change {
+            Change::Event(event) => state.window.push(Seen {
+                time: record.time,
+                position: record.position.clone(),
+                kind: event.kind,
+                item: event.item.clone(),
+                qty: event.qty,
+                price: event.price,
+            }),
+            Change::Profile(profile) => {
+                state.profile = Some(Profiled {
+                    time: record.time,
+                    position: record.position.clone(),
+                    profile: profile.clone(),
+                });
+            }
+            Change::Erase => unreachable!("erases are not after the last erase"),
+        }
+    }
+    let surplus = state.window.len().saturating_sub(window);
+    state.window.drain(..surplus);
+    state
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn any_interleaving_cut_or_repetition_gives_the_state_of_the_set(
+        history in histories(), acts in acts(), window in 1usize..9,
+    ) {
+        let found = run(&history, &acts, window);
+        let wanted = of_the_set(&history, window);
+        prop_assert_eq!(canonical(&found), canonical(&wanted));
+        prop_assert_eq!(found, wanted);
+    }
+
+    #[test]
+    fn replaying_everything_changes_nothing(history in histories(), window in 1usize..9) {
+        let once = run(&history, &[], window);
+        let mut twice = once.clone();
+        for record in history.iter().flatten() {
+            prop_assert_eq!(fold(&mut twice, record, window), Step::Duplicate);
+        }
+        prop_assert_eq!(once, twice);
+    }
+
+    #[test]
+    fn a_step_tells_what_became_of_the_state(history in histories(), window in 1usize..9) {
+        let mut state = UserState::default();
+        for record in history.iter().flatten() {
+            let before = state.clone();
+            let step = fold(&mut state, record, window);
+            let same = UserState { fences: state.fences.clone(), ..before.clone() } == state;
+            match step {
+                Step::Passed => prop_assert!(same),
+                Step::Folded => prop_assert!(!same),
+                Step::ProfileChanged => prop_assert_ne!(
+                    before.profile.map(|p| p.profile), state.profile.clone().map(|p| p.profile)
+                ),
+                Step::Erased => prop_assert_eq!(state.life, record.time),
+                Step::Duplicate => prop_assert!(false, "no record was delivered twice"),
+            }
+        }
+    }
+}
+
+fn at(text: &str, time: i64, change: Change) -> Accepted {
+    Accepted {
+        user: UserId("u".into()),
+        position: text.parse().expect("valid"),
+        time: Timestamp(BASE + time),
+        change,
+    }
+}
+
+fn bought(sku: &str) -> Change {
+    Change::Event(Event {
+        kind: Kind::Purchase,
+        item: Item::Sku(sku.into()),
+        qty: 1,
+        price: None,
+        ts: None,
+    })
+}
+
+#[test]
+fn an_erase_takes_what_is_not_later_and_no_replay_brings_it_back() {
+    let mut state = UserState::default();
+    assert_eq!(
+        fold(&mut state, &at("0/e/0:0", 5, bought("old")), 3),
+        Step::Folded
+    );
+    assert_eq!(
+        fold(&mut state, &at("0/e/0:1", 9, bought("new")), 3),
+        Step::Folded
+    );
+    assert_eq!(
+        fold(&mut state, &at("0/p/0:0", 5, Change::Erase), 3),
+        Step::Erased
+    );
+    assert_eq!(state.window.len(), 1);
+    assert_eq!(state.life, Timestamp(BASE + 5));
+    // The null behind a delete, of that very time, is the same erase once more: nothing more to drop. So is one whose
+    // tombstone was seen before it. An older one is none.
+    assert_eq!(
+        fold(&mut state, &at("0/p/0:1", 5, Change::Erase), 3),
+        Step::Erased
+    );
+    assert_eq!(
+        fold(&mut state, &at("0/p/1:0", 4, Change::Erase), 3),
+        Step::Passed
+    );
+    assert_eq!(
+        fold(&mut state, &at("0/e/1:0", 5, bought("late")), 3),
+        Step::Passed
+    );
+    assert_eq!(
+        fold(&mut state, &at("0/e/0:0", 5, bought("old")), 3),
+        Step::Duplicate
+    );
+    assert_eq!(state.window.len(), 1);
+}
+
+#[test]
+fn what_is_older_than_a_full_window_only_raises_the_fence() {
+    let mut state = UserState::default();
+    for (offset, time) in [(0, 5), (1, 6), (2, 7)] {
+        fold(
+            &mut state,
+            &at(&format!("0/e/0:{offset}"), time, bought("a")),
+            3,
+        );
+    }
+    assert_eq!(
+        fold(&mut state, &at("0/e/1:4", 4, bought("b")), 3),
+        Step::Passed
+    );
+    assert_eq!(state.fences.to_string(), "0/e/0:2,0/e/1:4");
+    // A shrunken window: what would be cut at once is not folded either.
+    assert_eq!(
+        fold(&mut state, &at("0/e/1:5", 5, bought("c")), 2),
+        Step::Passed
+    );
+    assert_eq!(
+        fold(&mut state, &at("0/e/1:6", 8, bought("d")), 2),
+        Step::Folded
+    );
+    assert_eq!(state.window.len(), 2);
+}

@@ -1,0 +1,380 @@
+//! Window and fences as bytes: a version byte, then postcard.
+//!
+//! Invariant: `decode(encode(state, v)) == state` for every version written, bit by bit; any other bytes give
+//! a [`Codec`], never a panic, and nothing that they ask for is allocated beyond a small multiple of their
+//! length. Life and profile stand beside the blob.
+//!
+//! Version 1 writes each position and time in full. Version 2 keeps a table of partitions, times as
+//! differences, offsets as differences within a partition, and prices in cents where that is exact. Version 3
+//! is version 2 behind the time since which the user's events are complete.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Codec, Profiled, Seen, UserState};
+use crate::user::event::{Item, Kind};
+use crate::user::record::{Fences, Offset, Partition, Position, Timestamp};
+
+/// Newest version known; what `state.write_version` may be raised to.
+pub const VERSION_CURRENT: u8 = 3;
+/// Newest version that the release before this one reads: what is written until configured otherwise.
+pub const VERSION_BEFORE: u8 = 2;
+/// Oldest version that is still read.
+pub const VERSION_OLDEST: u8 = 1;
+
+/// Window and fences in a version; an unknown one is written as [`VERSION_CURRENT`].
+pub fn encode(state: &UserState, version: u8) -> Vec<u8> {
+    let written = match version {
+        1 => postcard::to_extend(&one::from_state(state), vec![1]),
+        2 => postcard::to_extend(&two::from_state(state), vec![2]),
+        _ => {
+            let behind = (state.complete_since.0, two::from_state(state));
+            postcard::to_extend(&behind, vec![VERSION_CURRENT])
+        }
+    };
+    written.expect("a vector grows, and these types have known lengths")
+}
+
+/// The state of a blob. `life`: what lies at or before it is left out, so a tombstone may be handed in.
+pub fn decode(
+    bytes: &[u8],
+    profile: Option<Profiled>,
+    life: Timestamp,
+) -> Result<UserState, Codec> {
+    let (version, rest) = bytes.split_first().ok_or_else(|| damaged("empty"))?;
+    let (since, (window, fences)) = match *version {
+        1 => (0, one::into_parts(read(rest)?)?),
+        2 => (0, two::into_parts(read(rest)?)?),
+        3 => {
+            let (since, blob) = read(rest)?;
+            (since, two::into_parts(blob)?)
+        }
+        0 => return Err(damaged("version 0")),
+        found => {
+            return Err(Codec::Newer {
+                found,
+                known: VERSION_CURRENT,
+            });
+        }
+    };
+    if !window.is_sorted_by(|a, b| (a.time, &a.position) < (b.time, &b.position)) {
+        return Err(damaged("window out of order"));
+    }
+    let mut state = UserState {
+        window,
+        fences,
+        life: Timestamp::default(),
+        complete_since: Timestamp(since),
+        profile,
+    };
+    crate::user::fold::erase(&mut state, life);
+    Ok(state)
+}
+
+fn damaged(why: &str) -> Codec {
+    Codec::Damaged(why.into())
+}
+
+fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Codec> {
+    let (value, rest) =
+        postcard::take_from_bytes(bytes).map_err(|e| Codec::Damaged(e.to_string()))?;
+    if !rest.is_empty() {
+        return Err(Codec::Damaged(format!("{} bytes too many", rest.len())));
+    }
+    Ok(value)
+}
+
+// Codes of their own, not the enums' order: a variant may move, stored bytes may not.
+fn kind_code(kind: Kind) -> u8 {
+    match kind {
+        Kind::Impression => 0,
+        Kind::View => 1,
+        Kind::Click => 2,
+        Kind::Cart => 3,
+        Kind::Purchase => 4,
+        Kind::Search => 5,
+    }
+}
+
+fn kind_of(code: u8) -> Result<Kind, Codec> {
+    Ok(match code {
+        0 => Kind::Impression,
+        1 => Kind::View,
+        2 => Kind::Click,
+        3 => Kind::Cart,
+        4 => Kind::Purchase,
+        5 => Kind::Search,
+        other => return Err(Codec::Damaged(format!("event kind {other}"))),
+    })
+}
+
+fn item_code(item: &Item) -> (u8, &str) {
+    match item {
+        Item::Sku(id) => (0, id),
+        Item::Pu(id) => (1, id),
+        Item::Query(words) => (2, words),
+    }
+}
+
+fn item_of(code: u8, text: &str) -> Result<Item, Codec> {
+    Ok(match code {
+        0 => Item::Sku(text.into()),
+        1 => Item::Pu(text.into()),
+        2 => Item::Query(text.into()),
+        other => return Err(Codec::Damaged(format!("item kind {other}"))),
+    })
+}
+
+fn checked(price: Option<f64>) -> Result<Option<f64>, Codec> {
+    if price.is_some_and(|p| !p.is_finite()) {
+        return Err(damaged("price is not finite"));
+    }
+    Ok(price)
+}
+
+type Parts = (Vec<Seen>, Fences);
+
+mod one {
+    //! Version 1: everything in full.
+    use super::*;
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct Blob<'a> {
+        #[serde(borrow)]
+        window: Vec<Row<'a>>,
+        #[serde(borrow)]
+        fences: Vec<Place<'a>>,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Place<'a>(u32, &'a str, i32, i64);
+
+    #[derive(Serialize, Deserialize)]
+    struct Row<'a> {
+        time: i64,
+        #[serde(borrow)]
+        place: Place<'a>,
+        kind: u8,
+        item: (u8, &'a str),
+        qty: u32,
+        price: Option<f64>,
+    }
+
+    impl<'a> Place<'a> {
+        fn new(partition: &'a Partition, offset: Offset) -> Self {
+            let number = partition.number;
+            Self(partition.incarnation, &partition.topic, number, offset.0)
+        }
+
+        fn position(&self) -> Position {
+            Position {
+                partition: Partition {
+                    incarnation: self.0,
+                    topic: self.1.into(),
+                    number: self.2,
+                },
+                offset: Offset(self.3),
+            }
+        }
+    }
+
+    pub(super) fn from_state(state: &UserState) -> Blob<'_> {
+        let rows = state.window.iter().map(|seen| Row {
+            time: seen.time.0,
+            place: Place::new(&seen.position.partition, seen.position.offset),
+            kind: kind_code(seen.kind),
+            item: item_code(&seen.item),
+            qty: seen.qty,
+            price: seen.price,
+        });
+        Blob {
+            window: rows.collect(),
+            fences: state.fences.iter().map(|(p, o)| Place::new(p, o)).collect(),
+        }
+    }
+
+    pub(super) fn into_parts(blob: Blob<'_>) -> Result<Parts, Codec> {
+        let seen = |row: &Row<'_>| {
+            Ok(Seen {
+                time: Timestamp(row.time),
+                position: row.place.position(),
+                kind: kind_of(row.kind)?,
+                item: item_of(row.item.0, row.item.1)?,
+                qty: row.qty,
+                price: checked(row.price)?,
+            })
+        };
+        let window = blob.window.iter().map(seen).collect::<Result<_, Codec>>()?;
+        Ok((window, blob.fences.iter().map(Place::position).collect()))
+    }
+}
+
+mod two {
+    //! Version 2: tables and differences.
+    use super::*;
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct Blob<'a> {
+        #[serde(borrow)]
+        topics: Vec<&'a str>,
+        /// Incarnation, index of the topic, number; with the fence, if there is one.
+        partitions: Vec<(u32, u32, i32, Option<i64>)>,
+        #[serde(borrow)]
+        window: Vec<Row<'a>>,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Row<'a> {
+        /// Since the row before; the first is absolute. Wrapping, so that any two times have a difference.
+        time: i64,
+        /// Index of the partition.
+        partition: u32,
+        /// Since the last row of this partition; the first is since its fence.
+        offset: i64,
+        kind: u8,
+        item: u8,
+        text: &'a str,
+        qty: u32,
+        price: Price,
+    }
+
+    #[derive(Clone, Copy, Serialize, Deserialize)]
+    enum Price {
+        None,
+        Cents(u64),
+        Exact(f64),
+    }
+
+    impl Price {
+        fn new(price: Option<f64>) -> Self {
+            let Some(price) = price else {
+                return Self::None;
+            };
+            let cents = (price * 100.0).round();
+            // Under 2^53 the division is the number that was written, or it is not cents. An integer has no sign of zero.
+            let whole = (0.0..9e15).contains(&cents) && cents.is_sign_positive();
+            if whole && (cents / 100.0).to_bits() == price.to_bits() {
+                return Self::Cents(cents as u64);
+            }
+            Self::Exact(price)
+        }
+
+        fn price(self) -> Option<f64> {
+            match self {
+                Self::None => None,
+                Self::Cents(cents) => Some(cents as f64 / 100.0),
+                Self::Exact(price) => Some(price),
+            }
+        }
+    }
+
+    pub(super) fn from_state(state: &UserState) -> Blob<'_> {
+        // All fenced partitions come from the fold; the window's are among them, but a blob need not rely on it.
+        let mut index: BTreeMap<&Partition, u32> = BTreeMap::new();
+        let fenced = state.fences.iter().map(|(partition, _)| partition);
+        for partition in fenced.chain(state.window.iter().map(|seen| &seen.position.partition)) {
+            index.entry(partition).or_insert(0);
+        }
+        let mut topics: Vec<&str> = Vec::new();
+        let mut partitions = Vec::with_capacity(index.len());
+        for (nth, (partition, place)) in (0u32..).zip(index.iter_mut()) {
+            *place = nth;
+            let known = topics.iter().position(|topic| **topic == *partition.topic);
+            let topic = known.unwrap_or_else(|| {
+                topics.push(&partition.topic);
+                topics.len() - 1
+            });
+            let fence = state.fences.get(partition).map(|offset| offset.0);
+            let topic = u32::try_from(topic).expect("fewer topics than partitions");
+            partitions.push((partition.incarnation, topic, partition.number, fence));
+        }
+        let mut before = Before::new(&partitions);
+        let rows = state.window.iter().map(|seen| {
+            let partition = index[&seen.position.partition];
+            let (item, text) = item_code(&seen.item);
+            let last = &mut before.offsets[partition as usize];
+            let row = Row {
+                time: seen.time.0.wrapping_sub(before.time),
+                partition,
+                offset: seen.position.offset.0.wrapping_sub(*last),
+                kind: kind_code(seen.kind),
+                item,
+                text,
+                qty: seen.qty,
+                price: Price::new(seen.price),
+            };
+            before.time = seen.time.0;
+            *last = seen.position.offset.0;
+            row
+        });
+        let window = rows.collect();
+        Blob {
+            topics,
+            partitions,
+            window,
+        }
+    }
+
+    /// What the next row is a difference to.
+    struct Before {
+        time: i64,
+        offsets: Vec<i64>,
+    }
+
+    impl Before {
+        fn new(partitions: &[(u32, u32, i32, Option<i64>)]) -> Self {
+            Self {
+                time: 0,
+                offsets: partitions.iter().map(|p| p.3.unwrap_or(0)).collect(),
+            }
+        }
+    }
+
+    pub(super) fn into_parts(blob: Blob<'_>) -> Result<Parts, Codec> {
+        let topics: Vec<Arc<str>> = blob.topics.iter().map(|topic| (*topic).into()).collect();
+        let mut partitions = Vec::new();
+        let mut fences = Fences::default();
+        for (incarnation, topic, number, fence) in &blob.partitions {
+            let topic = topics.get(*topic as usize);
+            let partition = Partition {
+                incarnation: *incarnation,
+                topic: topic.ok_or_else(|| damaged("no such topic"))?.clone(),
+                number: *number,
+            };
+            if let Some(offset) = fence {
+                fences.raise(&Position {
+                    partition: partition.clone(),
+                    offset: Offset(*offset),
+                });
+            }
+            partitions.push(partition);
+        }
+        let mut before = Before::new(&blob.partitions);
+        let mut window = Vec::new();
+        for row in &blob.window {
+            let place = row.partition as usize;
+            let partition = partitions.get(place);
+            let partition = partition.ok_or_else(|| damaged("no such partition"))?;
+            before.time = before.time.wrapping_add(row.time);
+            before.offsets[place] = before.offsets[place].wrapping_add(row.offset);
+            window.push(Seen {
+                time: Timestamp(before.time),
+                position: Position {
+                    partition: partition.clone(),
+                    offset: Offset(before.offsets[place]),
+                },
+                kind: kind_of(row.kind)?,
+                item: item_of(row.item, row.text)?,
+                qty: row.qty,
+                price: checked(row.price.price())?,
+            });
+        }
+        Ok((window, fences))
+    }
+}
+
+#[cfg(test)]
+#[path = "blob_tests.rs"]
+mod tests;

@@ -1,0 +1,150 @@
+//! The texts beside the blob: profile, `pending` and pace as stored, and the canonical dump.
+//!
+//! Invariant: what is written is read back equal. `pending` and pace are decimal numbers with single
+//! spaces, so that a script can take them apart and put them together.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Codec, Pace, Pending, Profiled, Seen, UserState};
+use crate::user::event::{Item, Profile};
+use crate::user::record::{Position, Timestamp};
+
+#[derive(Serialize, Deserialize)]
+struct Register {
+    time: Timestamp,
+    position: String,
+    profile: Profile,
+}
+
+impl Profiled {
+    /// As JSON: time in milliseconds, position as text, profile.
+    pub fn to_text(&self) -> String {
+        let register = Register {
+            time: self.time,
+            position: self.position.to_string(),
+            profile: self.profile.clone(),
+        };
+        serde_json::to_string(&register).expect("string keys and JSON values always write")
+    }
+
+    /// Reads what [`Profiled::to_text`] wrote.
+    pub fn from_text(text: &str) -> Result<Self, Codec> {
+        let register: Register = serde_json::from_str(text).map_err(|e| damaged(&e))?;
+        Ok(Self {
+            time: register.time,
+            position: register.position.parse().map_err(|e| damaged(&e))?,
+            profile: register.profile,
+        })
+    }
+}
+
+/// `due`, then the source if there is one: `1700000030000 0/user-events/3:17`.
+impl fmt::Display for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.due.0)?;
+        match &self.source {
+            Some(source) => write!(f, " {source}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FromStr for Pending {
+    type Err = Codec;
+
+    fn from_str(text: &str) -> Result<Self, Codec> {
+        let (due, source) = match text.split_once(' ') {
+            Some((due, source)) => (due, Some(source)),
+            None => (text, None),
+        };
+        let source: Option<Position> = source
+            .map(str::parse)
+            .transpose()
+            .map_err(|e| damaged(&e))?;
+        Ok(Self {
+            source,
+            due: Timestamp(number(due)?),
+        })
+    }
+}
+
+/// `last day takes`: `1700000030000 19675 3`.
+impl fmt::Display for Pace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.last.0, self.day, self.takes)
+    }
+}
+
+impl FromStr for Pace {
+    type Err = Codec;
+
+    fn from_str(text: &str) -> Result<Self, Codec> {
+        let parts: Vec<&str> = text.split(' ').collect();
+        let [last, day, takes] = parts[..] else {
+            return Err(Codec::Damaged(format!("{text:?} is not last, day, takes")));
+        };
+        Ok(Self {
+            last: Timestamp(number(last)?),
+            day: number(day)?,
+            takes: number(takes)?,
+        })
+    }
+}
+
+/// Window, fences, profile and life as sorted JSON on one line: equal states have equal dumps.
+pub fn canonical(state: &UserState) -> String {
+    let fences: BTreeMap<String, i64> = state
+        .fences
+        .iter()
+        .map(|(partition, offset)| (partition.to_string(), offset.0))
+        .collect();
+    let profile = state.profile.as_ref().map(|known| {
+        json!({
+            "position": known.position.to_string(),
+            "profile": known.profile,
+            "time": known.time.0,
+        })
+    });
+    let mut dump = json!({
+        "fences": fences,
+        "life": state.life.0,
+        "profile": profile,
+        "window": state.window.iter().map(row).collect::<Vec<_>>(),
+    });
+    if state.complete_since > Timestamp::default() {
+        dump["complete_since"] = json!(state.complete_since.0);
+    }
+    // A dependency may switch serde_json to insertion order.
+    dump.sort_all_objects();
+    dump.to_string()
+}
+
+fn row(seen: &Seen) -> Value {
+    let (what, item) = match &seen.item {
+        Item::Sku(id) => ("sku", id),
+        Item::Pu(id) => ("pu", id),
+        Item::Query(words) => ("query", words),
+    };
+    json!({
+        what: item,
+        "position": seen.position.to_string(),
+        "price": seen.price,
+        "qty": seen.qty,
+        "time": seen.time.0,
+        "type": seen.kind,
+    })
+}
+
+fn number<N: FromStr<Err = std::num::ParseIntError>>(text: &str) -> Result<N, Codec> {
+    text.parse()
+        .map_err(|e| Codec::Damaged(format!("{text:?}: {e}")))
+}
+
+fn damaged(why: &dyn fmt::Display) -> Codec {
+    Codec::Damaged(why.to_string())
+}

@@ -1,0 +1,413 @@
+//! One forward pass of a Llama over packed rows of many users.
+//!
+//! Decides the order of a layer's steps; [`Linear`] multiplies, [`attention`] attends, [`Cache`] keeps
+//! keys and values. Rows of one pass never see each other but through their own user's cache.
+//! Invariant: a row's result is the same, bit for bit, whatever rows share the pass. It does not know
+//! prompts, tries or searches.
+
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, InplaceOp2, Layout, Result, Shape, Storage, Tensor, bail,
+};
+
+use super::attention::{self, Heads, Queries, Sight, Span};
+use super::extras::Extras;
+use super::kernel;
+use super::kv::{Cache, Sizes};
+use super::linear::Linear;
+use super::smooth::{self, Maxima};
+use crate::Error;
+use crate::formats::load::{Geometry, LayerWeights, Opened, Weights};
+use crate::{Options, Precision};
+
+/// A loaded model.
+pub struct Network {
+    geometry: Geometry,
+    embedding: Tensor,
+    head: Tensor,
+    norm: Tensor,
+    layers: Vec<Layer>,
+}
+
+struct Layer {
+    attention_norm: Tensor,
+    qkv: Linear,
+    output: Linear,
+    feed_norm: Tensor,
+    gate_up: Linear,
+    down: Linear,
+    extras: Extras,
+}
+
+impl Layer {
+    fn new(weights: &LayerWeights, linear: impl Fn(&Tensor) -> Result<Linear>) -> Result<Self> {
+        Ok(Self {
+            attention_norm: weights.attention_norm.clone(),
+            qkv: linear(&weights.qkv)?,
+            output: linear(&weights.output)?,
+            feed_norm: weights.feed_norm.clone(),
+            gate_up: linear(&weights.gate_up)?,
+            down: linear(&weights.down)?,
+            extras: weights.extras.clone(),
+        })
+    }
+}
+
+/// Rows of one pass: all of prompts, or all of trie nodes.
+#[derive(Clone, Debug, Default)]
+pub struct Pass {
+    /// Token of each row.
+    pub tokens: Vec<u32>,
+    /// Position of each row in its user's sequence.
+    pub positions: Vec<usize>,
+    /// What each row sees: itself last.
+    pub sights: Vec<Sight>,
+    /// Rows by user, in order and without gaps.
+    pub spans: Vec<Span>,
+    /// Whether rows are trie nodes: appended as slots rather than written at positions.
+    pub nodes: bool,
+    /// Rows whose hidden state is wanted, ascending.
+    pub wanted: Vec<usize>,
+}
+
+impl Network {
+    /// A network of a model's weights in the precision that `options` ask for; where that needs it, made
+    /// fit for it by what `samples` do in them.
+    pub fn new(
+        model: &Opened,
+        options: Options,
+        samples: &[Vec<u32>],
+    ) -> std::result::Result<Self, Error> {
+        let failed = |source: candle_core::Error| Error::Compute {
+            what: "weights".into(),
+            source: Box::new(source),
+        };
+        let packed = |layer: LayerWeights| {
+            Layer::new(&layer, |weight| Linear::packed(weight, options)).map_err(failed)
+        };
+        let mut weights = model.ends()?;
+        let count = model.geometry().layers;
+        // One layer after the other, so that both forms of all layers never lie in memory at once.
+        if options.precision != Precision::Int8 {
+            let layers = (0..count).map(|nth| packed(model.layer(nth)?));
+            let layers = layers.collect::<std::result::Result<_, _>>()?;
+            return Ok(Self::of(&weights, layers));
+        }
+        let layers = (0..count).map(|nth| model.layer(nth));
+        weights.layers = layers.collect::<std::result::Result<_, _>>()?;
+        smooth::smooth(&mut weights, samples, options.threads).map_err(failed)?;
+        let layers = std::mem::take(&mut weights.layers).into_iter().map(packed);
+        let layers = layers.collect::<std::result::Result<_, _>>()?;
+        Ok(Self::of(&weights, layers))
+    }
+
+    /// The reference: candle's products of the weights as they are; remembers its inputs' maxima.
+    pub fn watched(weights: &Weights) -> Result<Self> {
+        let layers = (weights.layers.iter())
+            .map(|layer| Layer::new(layer, |weight| Linear::watched(weight.clone())));
+        Ok(Self::of(weights, layers.collect::<Result<_>>()?))
+    }
+
+    fn of(weights: &Weights, layers: Vec<Layer>) -> Self {
+        Self {
+            layers,
+            geometry: weights.geometry.clone(),
+            embedding: weights.embedding.clone(),
+            head: weights.head.clone(),
+            norm: weights.norm.clone(),
+        }
+    }
+
+    /// Greatest magnitudes of the inputs of each layer's products, if they were watched.
+    pub fn maxima(&self) -> Vec<Maxima> {
+        let maxima = |layer: &Layer| Maxima {
+            qkv: layer.qkv.maxima(),
+            output: layer.output.maxima(),
+            gate_up: layer.gate_up.maxima(),
+            down: layer.down.maxima(),
+        };
+        self.layers.iter().map(maxima).collect()
+    }
+
+    /// Memory that the layers' weights take.
+    pub fn bytes(&self) -> usize {
+        let layers = self.layers.iter();
+        let linears = layers.flat_map(|l| [&l.qkv, &l.output, &l.gate_up, &l.down]);
+        linears.map(Linear::bytes).sum()
+    }
+
+    /// How weights are kept and multiplied, for people.
+    pub fn dtype(&self) -> &'static str {
+        self.layers.first().map_or("f32", |layer| layer.qkv.name())
+    }
+
+    /// Sizes and constants.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Sizes of a [`Cache`] for this network.
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            layers: self.geometry.layers,
+            heads: self.geometry.kv_heads,
+            width: self.geometry.head_dim,
+            number: size_of::<f32>(),
+        }
+    }
+
+    /// Computes the rows, adds their keys and values to `caches`, and returns the hidden state
+    /// before the head of each wanted row: `[wanted, hidden]`, row-major.
+    pub fn forward(&self, pass: &Pass, caches: &mut [Cache], threads: usize) -> Result<Vec<f32>> {
+        let ids = Tensor::new(pass.tokens.as_slice(), self.embedding.device())?;
+        let mut hidden = self.embedding.index_select(&ids, 0)?;
+        let angles = self.angles(&pass.positions);
+        let last = self.layers.len() - 1;
+        let narrow = pass.narrow();
+        for (nth, layer) in self.layers.iter().enumerate() {
+            let qkv = layer
+                .qkv
+                .forward(&self.normed(&hidden, &layer.attention_norm)?, threads)?;
+            layer.extras.onto_qkv(&qkv)?;
+            let mut queries = self.split(&qkv, pass, &angles, (nth, caches))?;
+            let mut sees = pass;
+            if nth == last {
+                // Of the last layer only keys and values are needed from the other rows.
+                let wanted: Vec<u32> = pass.wanted.iter().map(|row| *row as u32).collect();
+                let wanted = Tensor::new(wanted, hidden.device())?;
+                hidden = hidden.index_select(&wanted, 0)?;
+                queries = gather(
+                    &queries,
+                    &pass.wanted,
+                    self.heads().queries * self.heads().width,
+                );
+                sees = &narrow;
+            }
+            let seen = Queries {
+                heads: self.heads(),
+                values: &queries,
+                sights: &sees.sights,
+            };
+            let mixed = attention::attend(seen, &sees.spans, caches, nth);
+            let mixed = Tensor::from_vec(mixed, (sees.sights.len(), ()), hidden.device())?;
+            let mixed = layer.output.forward(&mixed, threads)?;
+            layer.extras.onto_output(&mixed)?;
+            hidden.inplace_op2(&mixed, &AddTo)?;
+            let normed = self.normed(&hidden, &layer.feed_norm)?;
+            let gated = layer
+                .gate_up
+                .forward(&normed, threads)?
+                .apply_op1_no_bwd(&SwiGlu)?;
+            hidden.inplace_op2(&layer.down.forward(&gated, threads)?, &AddTo)?;
+        }
+        for span in &pass.spans {
+            let rows = span.rows.len();
+            let (positions, nodes) = if pass.nodes { (0, rows) } else { (rows, 0) };
+            caches[span.cache].advance(positions, nodes);
+        }
+        self.normed(&hidden, &self.norm)?.flatten_all()?.to_vec1()
+    }
+
+    /// Logits of some tokens from one hidden state.
+    pub fn logits(&self, hidden: &[f32], tokens: &[u32]) -> Result<Vec<f32>> {
+        let (storage, layout) = self.head.storage_and_layout();
+        let Storage::Cpu(CpuStorage::F32(head)) = &*storage else {
+            bail!("head is not f32 on the cpu")
+        };
+        let width = self.geometry.hidden;
+        let row = |token: u32| head.get(layout.start_offset() + token as usize * width..);
+        (tokens.iter())
+            .map(
+                |token| match row(*token).and_then(|rows| rows.get(..width)) {
+                    Some(row) => Ok(kernel::dot(hidden, row)),
+                    None => bail!("token {token} is not in the vocabulary"),
+                },
+            )
+            .collect()
+    }
+
+    fn heads(&self) -> Heads {
+        Heads {
+            queries: self.geometry.heads,
+            keys: self.geometry.kv_heads,
+            width: self.geometry.head_dim,
+        }
+    }
+
+    fn normed(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        x.apply_op2_no_bwd(
+            weight,
+            &RmsNorm {
+                epsilon: self.geometry.epsilon,
+            },
+        )
+    }
+
+    /// Cosines, and sines, of each pair's angle: `[rows, width / 2]`.
+    fn angles(&self, positions: &[usize]) -> Angles {
+        let rope = &self.geometry.rope;
+        let row = |position: &usize| {
+            let position = *position as f64;
+            let speeds = rope.speeds.iter();
+            speeds.map(move |speed| (position * speed).sin_cos())
+        };
+        let (sin, cos) = positions
+            .iter()
+            .flat_map(row)
+            .map(|(sin, cos)| ((sin * rope.scale) as f32, (cos * rope.scale) as f32))
+            .unzip();
+        Angles { cos, sin }
+    }
+
+    /// Rotates queries and keys, puts keys and values into the caches of layer `to.0`; returns the
+    /// queries, `[rows, heads · width]`.
+    fn split(
+        &self,
+        qkv: &Tensor,
+        pass: &Pass,
+        angles: &Angles,
+        to: (usize, &mut [Cache]),
+    ) -> Result<Vec<f32>> {
+        let (storage, layout) = qkv.storage_and_layout();
+        let (Storage::Cpu(CpuStorage::F32(qkv)), Some((from, until))) =
+            (&*storage, layout.contiguous_offsets())
+        else {
+            bail!("qkv is not contiguous f32 on the cpu")
+        };
+        let qkv = &qkv[from..until];
+        let (heads, (layer, caches)) = (self.heads(), to);
+        let (wide, narrow) = (heads.queries * heads.width, heads.keys * heads.width);
+        let half = heads.width / 2;
+        let mut queries = Vec::with_capacity(pass.tokens.len() * wide);
+        let mut key = vec![0f32; narrow];
+        for span in &pass.spans {
+            let cache = &mut caches[span.cache];
+            for row in span.rows.clone() {
+                let cos = &angles.cos[row * half..][..half];
+                let sin = &angles.sin[row * half..][..half];
+                let (q, kv) = qkv[row * (wide + 2 * narrow)..].split_at(wide);
+                let (k, v) = kv.split_at(narrow);
+                queries.extend_from_slice(q);
+                kernel::rotate(&mut queries[row * wide..], cos, sin);
+                key.copy_from_slice(k);
+                kernel::rotate(&mut key, cos, sin);
+                if pass.nodes {
+                    cache.push_node(layer, &key, &v[..narrow]);
+                } else {
+                    cache.write_prompt(layer, pass.positions[row], &key, &v[..narrow]);
+                }
+            }
+        }
+        Ok(queries)
+    }
+}
+
+/// Turns of the positions of a pass.
+struct Angles {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Pass {
+    /// The wanted rows alone, with their spans and sights.
+    fn narrow(&self) -> Self {
+        let place = |row: usize| self.wanted.partition_point(|wanted| *wanted < row);
+        let span = |span: &Span| Span {
+            cache: span.cache,
+            rows: place(span.rows.start)..place(span.rows.end),
+        };
+        Self {
+            sights: self
+                .wanted
+                .iter()
+                .map(|row| self.sights[*row].clone())
+                .collect(),
+            spans: self.spans.iter().map(span).collect(),
+            ..Self::default()
+        }
+    }
+}
+
+fn gather(rows: &[f32], wanted: &[usize], width: usize) -> Vec<f32> {
+    wanted
+        .iter()
+        .flat_map(|row| &rows[row * width..][..width])
+        .copied()
+        .collect()
+}
+
+/// `x / sqrt(mean(x²) + epsilon) · weight`, row by row.
+struct RmsNorm {
+    epsilon: f32,
+}
+
+impl CustomOp2 for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, weight) = (slice(x, x_layout)?, slice(weight, weight_layout)?);
+        let mut out = vec![0f32; x.len()];
+        kernel::rms_norm(x, weight, self.epsilon, &mut out);
+        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    }
+}
+
+/// `x += y`. candle's own sum wakes a second pool of spinning threads.
+struct AddTo;
+
+impl InplaceOp2 for AddTo {
+    fn name(&self) -> &'static str {
+        "add-to"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &mut CpuStorage,
+        x_layout: &Layout,
+        y: &CpuStorage,
+        y_layout: &Layout,
+    ) -> Result<()> {
+        let y = slice(y, y_layout)?;
+        match (x, x_layout.contiguous_offsets()) {
+            (CpuStorage::F32(x), Some((from, to))) => {
+                kernel::add(&mut x[from..to], y);
+                Ok(())
+            }
+            _ => bail!("not contiguous f32"),
+        }
+    }
+}
+
+/// `[rows, 2 · width]` (gate, up) -> `[rows, width]`: silu(gate) · up.
+struct SwiGlu;
+
+impl CustomOp1 for SwiGlu {
+    fn name(&self) -> &'static str {
+        "swiglu"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (rows, both) = layout.shape().dims2()?;
+        let x = slice(x, layout)?;
+        let mut out = vec![0f32; rows * both / 2];
+        for (x, out) in x.chunks_exact(both).zip(out.chunks_exact_mut(both / 2)) {
+            let (gate, up) = x.split_at(both / 2);
+            kernel::swiglu(gate, up, out);
+        }
+        Ok((CpuStorage::F32(out), (rows, both / 2).into()))
+    }
+}
+
+fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((from, to))) => Ok(&values[from..to]),
+        _ => bail!("not contiguous f32"),
+    }
+}

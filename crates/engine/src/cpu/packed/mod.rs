@@ -1,0 +1,446 @@
+//! Weights packed for the CPU, and their product with rows of `f32`.
+//!
+//! Decides how weights lie in memory and how the work is cut: panels of columns, each read once for all
+//! rows, rows in tiles that fit the registers. Which arithmetic runs on which instructions is chosen
+//! once, when the weights are packed. Invariant: an output is one chain of operations over `k`, the same
+//! whatever rows share the call, however they are cut into tiles, on any number of threads. It knows
+//! neither tensors nor layers.
+
+use std::fmt;
+
+use crate::precision::{Isa, Precision};
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod halves;
+mod portable;
+mod round;
+
+use round::GROUP;
+
+/// Most rows of a tile over all kernels.
+const ROWS_MAX: usize = 6;
+
+/// Most columns of a panel over all kernels.
+const COLUMNS_MAX: usize = 64;
+
+/// `STEP` weights or inputs that lie together and are multiplied by one instruction.
+trait Unit: Copy + Default + Send + Sync + 'static {}
+impl<T: Copy + Default + Send + Sync + 'static> Unit for T {}
+
+/// Which values of a row share a scale; without one, `scales` are empty.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scales {
+    None,
+    Row,
+    /// Each [`GROUP`] of `k`.
+    Groups,
+}
+
+/// One arithmetic on one set of instructions.
+trait Kernel: Send + Sync + 'static {
+    /// Consecutive weights of one column.
+    type Weight: Unit;
+    /// As many consecutive inputs of one row.
+    type Input: Unit;
+    /// How many these are.
+    const STEP: usize;
+    /// Columns of a panel.
+    const COLUMNS: usize;
+    /// Most rows of a tile.
+    const ROWS: usize;
+    /// What has a scale, of weights and inputs alike.
+    const SCALES: Scales;
+    /// What the numbers are, for people.
+    const NAME: &'static str;
+
+    /// Packs one row of weights, of `k` values, zero-padded units.
+    fn pack(row: &[f32], units: &mut [Self::Weight], scales: &mut [f32]);
+
+    /// What the weights' own sum must be multiplied by and added, if inputs are shifted.
+    fn offset(_units: &[Self::Weight]) -> i32 {
+        0
+    }
+
+    /// Packs one row of inputs.
+    fn convert(row: &[f32], units: &mut [Self::Input], scales: &mut [f32]);
+
+    /// Computes `M` rows of a panel.
+    ///
+    /// # Safety
+    /// The machine has the kernel's instructions; `tile.out` may be written for `COLUMNS` values in each
+    /// of `M` rows that are `tile.stride` apart.
+    unsafe fn multiply<const M: usize>(tile: Tile<Self>);
+}
+
+/// Some rows against one panel.
+struct Tile<'a, K: Kernel + ?Sized> {
+    /// `[M][k / STEP]`.
+    inputs: &'a [K::Input],
+    /// `[M][groups]`.
+    input_scales: &'a [f32],
+    /// `[k / STEP][COLUMNS]`.
+    weights: &'a [K::Weight],
+    /// `[groups][COLUMNS]`.
+    weight_scales: &'a [f32],
+    /// `[groups][COLUMNS]`.
+    offsets: &'a [i32],
+    out: *mut f32,
+    stride: usize,
+}
+
+/// The loop of every tile: adds each row's input times its weights, over ascending `k`, to the row's sums.
+///
+/// Row `m` begins at `m · stride` of `inputs`; `weights` are those of one `k` after the other; `add(sum, input,
+/// weight)` is one step of a chain. Inlined, so that the sums stay in registers and the closures are compiled
+/// for their kernel's instructions.
+#[inline(always)]
+pub(super) fn accumulate<X: Copy, V: Copy, S: Copy, const M: usize, const C: usize>(
+    sums: &mut [[S; C]; M],
+    (inputs, stride): (&[X], usize),
+    weights: impl ExactSizeIterator<Item = [V; C]>,
+    add: impl Fn(S, X, V) -> S,
+) {
+    let depth = weights.len();
+    assert!((M - 1) * stride + depth <= inputs.len(), "rows within");
+    for (k, w) in weights.take(depth).enumerate() {
+        for (m, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: `m` is below `M` and `k` below `depth`; the compiler does not see it by itself.
+            let x = unsafe { *inputs.get_unchecked(m * stride + k) };
+            for (sum, w) in sums.iter_mut().zip(w) {
+                *sum = add(*sum, x, w);
+            }
+        }
+    }
+}
+
+/// Weights of one layer, `[out, inner]`, for [`multiply`](Packed::multiply).
+pub struct Packed(Box<dyn Multiply>);
+
+impl Packed {
+    /// Packs `weights`, row-major `[out, inner]`; on instructions up to `isa`, those of the machine if
+    /// `None`.
+    pub fn new(weights: &[f32], inner: usize, precision: Precision, isa: Option<Isa>) -> Self {
+        assert!(inner > 0, "a layer has inputs");
+        assert_eq!(weights.len() % inner, 0, "whole rows");
+        Self(pick(weights, inner, precision, tier(precision, isa)))
+    }
+
+    /// `[rows, inner]` -> `[rows, out]`, on at most `threads` threads of the current pool.
+    pub fn multiply(&self, x: &[f32], threads: usize) -> Vec<f32> {
+        self.0.multiply(x, threads)
+    }
+
+    /// Outputs and inputs of a row.
+    pub fn sizes(&self) -> (usize, usize) {
+        self.0.sizes()
+    }
+
+    /// What the numbers are, for people: `bf16`, or `bf16 weights, f32 products`.
+    pub fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    /// Memory that the weights take.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+}
+
+impl fmt::Debug for Packed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (out, inner) = self.sizes();
+        write!(f, "Packed({out} x {inner}, {})", self.name())
+    }
+}
+
+/// The richest instructions for `precision` that the machine has, up to `most`.
+pub fn tier(precision: Precision, most: Option<Isa>) -> Isa {
+    let most = most.unwrap_or(Isa::Avx512);
+    #[cfg(target_arch = "x86_64")]
+    {
+        let wide = std::arch::is_x86_feature_detected!("avx512f")
+            && std::arch::is_x86_feature_detected!("avx512bw")
+            && match precision {
+                Precision::F32 => true,
+                Precision::Bf16 => {
+                    halves::is_faster() || std::arch::is_x86_feature_detected!("avx512bf16")
+                }
+                Precision::Int8 => std::arch::is_x86_feature_detected!("avx512vnni"),
+            };
+        if wide && most >= Isa::Avx512 {
+            return Isa::Avx512;
+        }
+        if std::arch::is_x86_feature_detected!("avx2")
+            && std::arch::is_x86_feature_detected!("fma")
+            && most >= Isa::Avx2
+        {
+            return Isa::Avx2;
+        }
+    }
+    let _ = (precision, most);
+    Isa::Plain
+}
+
+#[cfg(target_arch = "x86_64")]
+fn pick(w: &[f32], inner: usize, precision: Precision, tier: Isa) -> Box<dyn Multiply> {
+    match (precision, tier) {
+        (Precision::F32, Isa::Avx512) => Panels::<avx512::F32>::boxed(w, inner),
+        (Precision::F32, Isa::Avx2) => Panels::<avx2::F32>::boxed(w, inner),
+        (Precision::F32, Isa::Plain) => Panels::<portable::F32>::boxed(w, inner),
+        (Precision::Bf16, Isa::Avx512) if halves::is_faster() => {
+            Panels::<halves::Half>::boxed(w, inner)
+        }
+        (Precision::Bf16, Isa::Avx512) => Panels::<avx512::Bf16>::boxed(w, inner),
+        (Precision::Bf16, Isa::Avx2) => Panels::<avx2::Bf16>::boxed(w, inner),
+        (Precision::Bf16, Isa::Plain) => Panels::<portable::Bf16>::boxed(w, inner),
+        (Precision::Int8, Isa::Avx512) => Panels::<avx512::Int8>::boxed(w, inner),
+        (Precision::Int8, Isa::Avx2) => Panels::<avx2::Int8>::boxed(w, inner),
+        (Precision::Int8, Isa::Plain) => Panels::<portable::Int8>::boxed(w, inner),
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn pick(w: &[f32], inner: usize, precision: Precision, _tier: Isa) -> Box<dyn Multiply> {
+    match precision {
+        Precision::F32 => Panels::<portable::F32>::boxed(w, inner),
+        Precision::Bf16 => Panels::<portable::Bf16>::boxed(w, inner),
+        Precision::Int8 => Panels::<portable::Int8>::boxed(w, inner),
+    }
+}
+
+/// [`Panels`] of any kernel.
+trait Multiply: Send + Sync {
+    fn multiply(&self, x: &[f32], threads: usize) -> Vec<f32>;
+    fn sizes(&self) -> (usize, usize);
+    fn name(&self) -> &'static str;
+    fn bytes(&self) -> usize;
+}
+
+/// Weights as one kernel wants them.
+struct Panels<K: Kernel> {
+    out: usize,
+    inner: usize,
+    /// `[panels][units][COLUMNS]`.
+    weights: Vec<K::Weight>,
+    /// `[panels][groups][COLUMNS]`.
+    scales: Vec<f32>,
+    offsets: Vec<i32>,
+}
+
+impl<K: Kernel> Panels<K> {
+    fn boxed(w: &[f32], inner: usize) -> Box<dyn Multiply> {
+        let out = w.len() / inner;
+        let mut panels = Self {
+            out,
+            inner,
+            weights: Vec::new(),
+            scales: Vec::new(),
+            offsets: Vec::new(),
+        };
+        let (units, groups) = (panels.units(), panels.groups());
+        let columns = out.div_ceil(K::COLUMNS) * K::COLUMNS;
+        panels.weights.resize(units * columns, K::Weight::default());
+        panels.scales.resize(groups * columns, 0.0);
+        panels.offsets.resize(groups * columns, 0);
+        let mut row_units = vec![K::Weight::default(); units];
+        let mut row_scales = vec![0f32; groups];
+        for (nth, row) in w.chunks_exact(inner).enumerate() {
+            K::pack(row, &mut row_units, &mut row_scales);
+            let (panel, column) = (nth / K::COLUMNS, nth % K::COLUMNS);
+            for (k, unit) in row_units.iter().enumerate() {
+                panels.weights[(panel * units + k) * K::COLUMNS + column] = *unit;
+            }
+            for (group, scale) in row_scales.iter().enumerate() {
+                let at = (panel * groups + group) * K::COLUMNS + column;
+                let per = units / groups;
+                panels.scales[at] = *scale;
+                panels.offsets[at] = K::offset(&row_units[group * per..][..per]);
+            }
+        }
+        Box::new(panels)
+    }
+
+    fn units(&self) -> usize {
+        let step = match K::SCALES {
+            Scales::Groups => GROUP,
+            Scales::None | Scales::Row => K::STEP,
+        };
+        self.inner.div_ceil(step) * step / K::STEP
+    }
+
+    fn groups(&self) -> usize {
+        match K::SCALES {
+            Scales::None => 0,
+            Scales::Row => 1,
+            Scales::Groups => self.inner.div_ceil(GROUP),
+        }
+    }
+
+    /// Packs rows: `[rows][units]`, and `[rows][groups]`.
+    fn convert(&self, x: &[f32], rows: usize) -> (Vec<K::Input>, Vec<f32>) {
+        let (units, groups) = (self.units(), self.groups());
+        let mut inputs = vec![K::Input::default(); units * rows];
+        let mut scales = vec![0f32; groups * rows];
+        for (nth, row) in x.chunks_exact(self.inner).enumerate() {
+            let scales = &mut scales[nth * groups..][..groups];
+            K::convert(row, &mut inputs[nth * units..][..units], scales);
+        }
+        (inputs, scales)
+    }
+
+    /// Multiplies all tiles with some panels.
+    ///
+    /// # Safety
+    /// `y` is `[rows, out]`, and nobody else writes these panels' columns.
+    unsafe fn panels(&self, panels: std::ops::Range<usize>, work: &Work<K>) {
+        let (units, groups) = (self.units(), self.groups());
+        let mut rest = [0f32; ROWS_MAX * COLUMNS_MAX];
+        for panel in panels {
+            let column = panel * K::COLUMNS;
+            let columns = (self.out - column).min(K::COLUMNS);
+            for (from, many) in work.tiles.iter() {
+                // SAFETY: `from` is a row of `y`, `column` a column.
+                let out = unsafe { work.y.0.add(from * self.out + column) };
+                let whole = columns == K::COLUMNS;
+                let tile = Tile::<K> {
+                    inputs: &work.inputs[from * units..][..many * units],
+                    input_scales: &work.scales[from * groups..][..many * groups],
+                    weights: &self.weights[panel * units * K::COLUMNS..][..units * K::COLUMNS],
+                    weight_scales: &self.scales[panel * groups * K::COLUMNS..]
+                        [..groups * K::COLUMNS],
+                    offsets: &self.offsets[panel * groups * K::COLUMNS..][..groups * K::COLUMNS],
+                    out: if whole { out } else { rest.as_mut_ptr() },
+                    stride: if whole { self.out } else { K::COLUMNS },
+                };
+                // SAFETY: `tier` saw the instructions before it chose this kernel; a whole panel's
+                // columns are within `y`, else the buffer holds as much as any kernel writes.
+                unsafe { run::<K>(tile, many) };
+                if !whole {
+                    for (row, rest) in rest.chunks_exact(K::COLUMNS).take(many).enumerate() {
+                        // SAFETY: `columns` values from `column` on are within the row.
+                        unsafe {
+                            let out = out.add(row * self.out);
+                            out.copy_from_nonoverlapping(rest.as_ptr(), columns);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rows cut into tiles of nearly equal height.
+#[derive(Clone, Copy)]
+struct Tiles {
+    rows: usize,
+    tiles: usize,
+}
+
+impl Tiles {
+    fn of(rows: usize, most: usize) -> Self {
+        Self {
+            rows,
+            tiles: rows.div_ceil(most),
+        }
+    }
+
+    /// First row and number of rows of each tile.
+    fn iter(self) -> impl Iterator<Item = (usize, usize)> {
+        let (small, larger) = match self.tiles {
+            0 => (0, 0),
+            tiles => (self.rows / tiles, self.rows % tiles),
+        };
+        (0..self.tiles).map(move |tile| {
+            let from = tile * small + tile.min(larger);
+            (from, small + usize::from(tile < larger))
+        })
+    }
+}
+
+/// Where outputs go; panels write disjoint columns.
+struct Out(*mut f32);
+
+// SAFETY: threads write disjoint elements through it, and none reads.
+unsafe impl Sync for Out {}
+// SAFETY: as above.
+unsafe impl Send for Out {}
+
+struct Work<K: Kernel> {
+    tiles: Tiles,
+    inputs: Vec<K::Input>,
+    scales: Vec<f32>,
+    y: Out,
+}
+
+impl<K: Kernel> Multiply for Panels<K> {
+    fn multiply(&self, x: &[f32], threads: usize) -> Vec<f32> {
+        let rows = x.len() / self.inner;
+        assert_eq!(rows * self.inner, x.len(), "whole rows");
+        let tiles = Tiles::of(rows, K::ROWS);
+        let (inputs, scales) = self.convert(x, rows);
+        let mut y = Vec::with_capacity(rows * self.out);
+        let work = Work::<K> {
+            tiles,
+            inputs,
+            scales,
+            y: Out(y.as_mut_ptr()),
+        };
+        let panels = self.out.div_ceil(K::COLUMNS);
+        let parts = threads.clamp(1, panels.max(1));
+        let part = |nth: usize| nth * panels / parts..(nth + 1) * panels / parts;
+        if parts == 1 {
+            // SAFETY: `y` has room for `[rows, out]` and nobody else knows it.
+            unsafe { self.panels(part(0), &work) };
+        } else {
+            rayon::scope(|scope| {
+                for nth in 1..parts {
+                    let work = &work;
+                    // SAFETY: as above; the parts' panels are disjoint.
+                    scope.spawn(move |_| unsafe { self.panels(part(nth), work) });
+                }
+                // SAFETY: as above.
+                unsafe { self.panels(part(0), &work) };
+            });
+        }
+        // SAFETY: every column belongs to a panel and every row to a tile, so all was written.
+        unsafe { y.set_len(rows * self.out) };
+        y
+    }
+
+    fn sizes(&self) -> (usize, usize) {
+        (self.out, self.inner)
+    }
+
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(&self.weights[..])
+            + size_of_val(&self.scales[..])
+            + size_of_val(&self.offsets[..])
+    }
+}
+
+/// # Safety
+/// That of [`Kernel::multiply`], for `many` rows.
+unsafe fn run<K: Kernel>(tile: Tile<K>, many: usize) {
+    // SAFETY: the caller's.
+    unsafe {
+        match many {
+            1 => K::multiply::<1>(tile),
+            2 => K::multiply::<2>(tile),
+            3 => K::multiply::<3>(tile),
+            4 => K::multiply::<4>(tile),
+            5 => K::multiply::<5>(tile),
+            _ => K::multiply::<ROWS_MAX>(tile),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

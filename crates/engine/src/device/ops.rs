@@ -1,0 +1,137 @@
+//! The steps of a forward pass that are no products of matrices, each in one go.
+//!
+//! Decides which of two does a step: [`Kernels`] on a CUDA device, `plain` on the CPU, where it is what tests hold to
+//! the CPU's own path. Invariant: both compute the same, sums in f32. It does not know layers.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::cache::Chunk;
+use super::kernels::Kernels;
+use super::plain;
+use super::plan::{Plan, Side, Tiles};
+use crate::formats::load::Geometry;
+
+/// Steps for one model on one device.
+pub struct Ops {
+    pub(super) kernels: Option<Kernels>,
+    pub(super) shape: Shape,
+}
+
+/// What of a model the steps know.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub width: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Added to mean squares.
+    pub epsilon: f32,
+}
+
+/// What turns heads.
+pub struct Turning<'a> {
+    /// `[(heads + 2 · kv heads) · width]`, as the weights are.
+    pub bias: Option<&'a Tensor>,
+    /// `[2, width]` f32: of queries, of keys.
+    pub norms: Option<&'a Tensor>,
+    /// Cosine and sine of each position and pair, `[context, width / 2]` f32.
+    pub angles: &'a (Tensor, Tensor),
+    /// `[rows]`.
+    pub positions: &'a Tensor,
+}
+
+impl Ops {
+    /// Steps for a model of this geometry, compiled where they must be.
+    pub fn new(geometry: &Geometry, device: &Device, dtype: DType) -> Result<Self> {
+        let shape = Shape {
+            heads: geometry.heads,
+            kv_heads: geometry.kv_heads,
+            width: geometry.head_dim,
+            hidden: geometry.hidden,
+            epsilon: geometry.epsilon,
+        };
+        let kernels = match device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => {
+                let compile = |definitions, names: &[&'static str]| {
+                    let compiled = super::cuda::Compiled::new(device, definitions, names)?;
+                    Ok(Box::new(compiled) as Box<dyn super::kernels::Launcher>)
+                };
+                Some(Kernels::compile(shape, dtype, compile)?)
+            }
+            _ => None,
+        };
+        #[cfg(not(feature = "cuda"))]
+        let _ = dtype;
+        Ok(Self { kernels, shape })
+    }
+
+    /// Size of attention's tiles.
+    pub fn tiles(&self) -> Tiles {
+        match &self.kernels {
+            Some(kernels) => kernels.tiles(),
+            None => Tiles(plain::TILE),
+        }
+    }
+
+    /// Where a tensor lies on the device; 0 in memory, where nobody asks.
+    pub fn address(&self, tensor: &Tensor) -> Result<u64> {
+        (self.kernels.as_ref()).map_or(Ok(0), |kernels| kernels.address(tensor))
+    }
+
+    /// `[rows, (heads + 2 · kv heads) · width]` -> queries `[rows, heads · width]`; keys and values go into
+    /// `chunk`. Biases are added, heads normed and turned.
+    pub fn turn(&self, qkv: &Tensor, by: &Turning, to: (&Chunk, usize)) -> Result<Tensor> {
+        match &self.kernels {
+            Some(kernels) => kernels.turn(qkv, by, to),
+            None => plain::turn(self.shape, qkv, by, to),
+        }
+    }
+
+    /// Attention of queries `[rows, heads · width]` of one side of a plan, in one layer.
+    pub fn attend(&self, queries: &Tensor, of: (&Plan, &Side), layer: usize) -> Result<Tensor> {
+        match &self.kernels {
+            Some(kernels) => kernels.attend(queries, of, layer),
+            None => plain::attend(self.shape, queries, of, layer),
+        }
+    }
+
+    /// `x + y + bias` and its norm times `weight`, `[rows, hidden]` each.
+    pub fn add_norm(
+        &self,
+        (x, y): (&Tensor, &Tensor),
+        bias: Option<&Tensor>,
+        weight: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
+        match &self.kernels {
+            Some(kernels) => kernels.add_norm((x, y), bias, weight),
+            None => plain::add_norm(self.shape, (x, y), bias, weight),
+        }
+    }
+
+    /// `[rows, 2 · width]` (gate, up) -> `[rows, width]`.
+    pub fn gate(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.kernels {
+            Some(kernels) => kernels.gate(x),
+            None => plain::gate(x),
+        }
+    }
+
+    /// Logits of tokens after rows of `hidden` `[rows, hidden]` f32: `lists` are `[row, first, one past the
+    /// last]` among `tokens`.
+    pub fn score(
+        &self,
+        (hidden, head): (&Tensor, &Tensor),
+        lists: &[[u32; 3]],
+        tokens: &[u32],
+    ) -> Result<Vec<f32>> {
+        match &self.kernels {
+            Some(kernels) => kernels.score((hidden, head), lists, tokens),
+            None => plain::score((hidden, head), lists, tokens),
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The steps of [`Ops`](super::ops::Ops) in plain loops on the CPU: what kernels.cu does, readable.
+//!
+//! Decides nothing that kernels.cu does not. Invariant: a step reads tensors of the weights' type, computes in f32
+//! and rounds its result once. It is for tests of a device's path; the CPU has better kernels.
+
+use candle_core::{DType, Device, Result, Tensor};
+use rayon::prelude::*;
+
+use super::cache::Chunk;
+use super::ops::{Shape, Turning};
+use super::plan::{Plan, Side};
+use crate::cpu::kernel;
+
+/// Queries of a tile: any size will do.
+pub const TILE: usize = 32;
+
+fn wide(x: &Tensor) -> Result<Vec<f32>> {
+    x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
+
+fn narrow(values: Vec<f32>, shape: (usize, usize), like: DType) -> Result<Tensor> {
+    Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(like)
+}
+
+/// See [`Ops::turn`](super::ops::Ops::turn).
+pub fn turn(
+    shape: Shape,
+    qkv: &Tensor,
+    by: &Turning,
+    (chunk, layer): (&Chunk, usize),
+) -> Result<Tensor> {
+    let (rows, all) = qkv.dims2()?;
+    let (queries, keys) = (shape.heads * shape.width, shape.kv_heads * shape.width);
+    let mut values = wide(qkv)?;
+    let bias = by.bias.map(wide).transpose()?;
+    let norms = by.norms.map(wide).transpose()?;
+    let (cos, sin) = (wide(&by.angles.0)?, wide(&by.angles.1)?);
+    let positions = by.positions.to_vec1::<u32>()?;
+    let half = shape.width / 2;
+    for (row, position) in values.chunks_exact_mut(all).zip(positions) {
+        if let Some(bias) = &bias {
+            kernel::add(row, bias);
+        }
+        let turned = &mut row[..queries + keys];
+        if let Some(norms) = &norms {
+            let (of_queries, of_keys) = norms.split_at(shape.width);
+            for (nth, head) in turned.chunks_exact_mut(shape.width).enumerate() {
+                let weight = if nth < shape.heads {
+                    of_queries
+                } else {
+                    of_keys
+                };
+                let own = head.to_vec();
+                kernel::rms_norm(&own, weight, shape.epsilon, head);
+            }
+        }
+        let at = position as usize * half;
+        kernel::rotate(turned, &cos[at..][..half], &sin[at..][..half]);
+    }
+    let part = |from: usize, many: usize| -> Vec<f32> {
+        let rows = values.chunks_exact(all);
+        rows.flat_map(|row| &row[from..from + many])
+            .copied()
+            .collect()
+    };
+    for (nth, from) in [queries, queries + keys].into_iter().enumerate() {
+        let new = narrow(part(from, keys), (rows, keys), qkv.dtype())?;
+        let new = new.reshape((1, 1, rows, keys))?;
+        chunk
+            .layer(layer)?
+            .narrow(1, nth, 1)?
+            .slice_set(&new, 2, 0)?;
+    }
+    narrow(part(0, queries), (rows, queries), qkv.dtype())
+}
+
+/// Keys and values of a chunk's layer, f32.
+struct Kept {
+    numbers: Vec<f32>,
+    rows: usize,
+}
+
+/// See [`Ops::attend`](super::ops::Ops::attend).
+pub fn attend(
+    shape: Shape,
+    queries: &Tensor,
+    (plan, side): (&Plan, &Side),
+    layer: usize,
+) -> Result<Tensor> {
+    let kept = |chunk: &std::sync::Arc<Chunk>| -> Result<Kept> {
+        let (numbers, rows) = (wide(&chunk.layer(layer)?)?, chunk.rows);
+        Ok(Kept { numbers, rows })
+    };
+    let kept: Vec<Kept> = plan.chunks.iter().map(kept).collect::<Result<_>>()?;
+    let (values, wide_row) = (wide(queries)?, shape.heads * shape.width);
+    let (told, places) = (&plan.told, side.places);
+    let mut out = vec![0f32; values.len()];
+    for span in told[places.spans..][..4 * side.spans_len].chunks_exact(4) {
+        let (first, many) = (span[0] as usize, span[1] as usize);
+        let runs = &told[places.runs..][4 * span[2] as usize..4 * span[3] as usize];
+        let own = first * wide_row..(first + many) * wide_row;
+        let rows = out[own.clone()].par_chunks_mut(wide_row);
+        let queries = values[own].par_chunks(wide_row);
+        rows.zip(queries).enumerate().for_each(|(nth, (out, row))| {
+            let row_number = first + nth;
+            let sight = told[places.sights + row_number];
+            let ancestors = |end: usize| told[places.starts + row_number + end] as usize;
+            let ancestors = &told[places.ancestors..][2 * ancestors(0)..2 * ancestors(1)];
+            let mut seen: Vec<(u32, u32)> = Vec::new();
+            for run in runs.chunks_exact(4) {
+                let many = run[2].min(sight.saturating_sub(run[3]));
+                seen.extend((run[1]..run[1] + many).map(|row| (run[0], row)));
+            }
+            seen.extend(ancestors.chunks_exact(2).map(|of| (of[0], of[1])));
+            mix(shape, row, (&kept, &seen), out);
+        });
+    }
+    narrow(out, queries.dims2()?, queries.dtype())
+}
+
+/// One row's heads over what it sees.
+fn mix(shape: Shape, row: &[f32], (kept, seen): (&[Kept], &[(u32, u32)]), out: &mut [f32]) {
+    let (group, width) = (shape.heads / shape.kv_heads, shape.width);
+    let scale = 1.0 / (width as f32).sqrt();
+    let number = |(chunk, row): &(u32, u32), part: usize, head: usize| -> &[f32] {
+        let Kept { numbers, rows } = &kept[*chunk as usize];
+        let at = (part * rows + *row as usize) * shape.kv_heads + head;
+        &numbers[at * width..][..width]
+    };
+    let heads = row.chunks_exact(width).zip(out.chunks_exact_mut(width));
+    for (head, (query, out)) in heads.enumerate() {
+        let head = head / group;
+        let scores = seen
+            .iter()
+            .map(|of| kernel::dot(query, number(of, 0, head)) * scale);
+        let scores: Vec<f32> = scores.collect();
+        let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weights: Vec<f32> = scores.iter().map(|score| (score - top).exp()).collect();
+        let total: f32 = weights.iter().sum();
+        for (of, weight) in seen.iter().zip(weights) {
+            let value = number(of, 1, head).iter().zip(&mut *out);
+            value.for_each(|(value, out)| *out += weight / total * value);
+        }
+    }
+}
+
+/// See [`Ops::add_norm`](super::ops::Ops::add_norm).
+pub fn add_norm(
+    shape: Shape,
+    (x, y): (&Tensor, &Tensor),
+    bias: Option<&Tensor>,
+    weight: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let mut sums = wide(x)?;
+    kernel::add(&mut sums, &wide(y)?);
+    if let Some(bias) = bias.map(wide).transpose()? {
+        let rows = sums.chunks_exact_mut(bias.len());
+        rows.for_each(|row| kernel::add(row, &bias));
+    }
+    let sums = narrow(sums, x.dims2()?, x.dtype())?;
+    let mut normed = vec![0f32; sums.elem_count()];
+    kernel::rms_norm(&wide(&sums)?, &wide(weight)?, shape.epsilon, &mut normed);
+    let normed = narrow(normed, x.dims2()?, x.dtype())?;
+    Ok((sums, normed))
+}
+
+/// See [`Ops::gate`](super::ops::Ops::gate).
+pub fn gate(x: &Tensor) -> Result<Tensor> {
+    let (rows, both) = x.dims2()?;
+    let mut out = vec![0f32; rows * both / 2];
+    let values = wide(x)?;
+    for (row, out) in values
+        .chunks_exact(both)
+        .zip(out.chunks_exact_mut(both / 2))
+    {
+        let (gate, up) = row.split_at(both / 2);
+        kernel::swiglu(gate, up, out);
+    }
+    narrow(out, (rows, both / 2), x.dtype())
+}
+
+/// See [`Ops::score`](super::ops::Ops::score).
+pub fn score(
+    (hidden, head): (&Tensor, &Tensor),
+    lists: &[[u32; 3]],
+    tokens: &[u32],
+) -> Result<Vec<f32>> {
+    let width = head.dim(1)?;
+    let rows = wide(hidden)?;
+    let own = wide(&head.index_select(&Tensor::new(tokens, &Device::Cpu)?, 0)?)?;
+    let mut out = vec![0f32; tokens.len()];
+    for [row, from, to] in lists.iter().map(|list| list.map(|x| x as usize)) {
+        let row = &rows[row * width..][..width];
+        for nth in from..to {
+            out[nth] = kernel::dot(row, &own[nth * width..][..width]);
+        }
+    }
+    Ok(out)
+}

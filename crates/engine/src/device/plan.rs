@@ -1,0 +1,212 @@
+//! A pass of packed rows -> the numbers that attention on a device reads.
+//!
+//! Decides how a pass is told: one list of numbers with sections, sent once. Per user a span of
+//! rows and the runs of its prompt; per row how many positions it sees, and its ancestors; tiles
+//! are the pieces that a block of threads works on. Invariant: what kernels.cu reads is written here
+//! and nowhere else. It knows no weights.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor};
+
+use super::cache::{Cache, Chunk};
+use crate::cpu::forward::Pass;
+
+/// Queries (rows times heads of a group) of a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiles(pub usize);
+
+/// A pass, told to a device.
+pub struct Plan {
+    /// Chunks that rows see, by number.
+    pub chunks: Vec<Arc<Chunk>>,
+    /// Everything below, as the device has it.
+    pub numbers: Tensor,
+    /// Everything below.
+    pub told: Vec<u32>,
+    /// Position of each row, `[rows]`.
+    pub positions: Tensor,
+    /// The wanted rows among all, `[wanted]`; `None` if they are all.
+    pub wanted: Option<Tensor>,
+    /// All rows.
+    pub all: Side,
+    /// The wanted rows.
+    pub few: Side,
+}
+
+/// Where the sections of some rows begin.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Side {
+    /// Tiles, `[span, first query]` each.
+    pub tiles: usize,
+    /// How many tiles.
+    pub tiles_len: usize,
+    /// Where the rest begins.
+    pub places: Places,
+    /// How many spans.
+    pub spans_len: usize,
+}
+
+/// As `struct Where` of kernels.cu.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Places {
+    /// Per chunk its address, low half first, and its rows.
+    pub chunks: usize,
+    /// Per user `[first row, rows, first run, one past the last run]`.
+    pub spans: usize,
+    /// `[chunk, row, rows, position]` of each run.
+    pub runs: usize,
+    /// Positions that a row sees.
+    pub sights: usize,
+    /// Where the ancestors of a row begin, and where the last one's end.
+    pub starts: usize,
+    /// `[chunk, row]` of each ancestor, a node itself last.
+    pub ancestors: usize,
+}
+
+/// How a pass is told.
+pub struct Teller<'a> {
+    /// Where to.
+    pub device: &'a Device,
+    /// Query heads per key head.
+    pub group: usize,
+    /// Size of a tile.
+    pub tiles: Tiles,
+    /// A chunk's address on the device.
+    pub address: &'a dyn Fn(&Tensor) -> Result<u64>,
+}
+
+#[derive(Default)]
+struct Chunks {
+    found: Vec<Arc<Chunk>>,
+    numbers: HashMap<*const Chunk, u32>,
+}
+
+impl Chunks {
+    fn number(&mut self, chunk: &Arc<Chunk>) -> u32 {
+        *(self.numbers.entry(Arc::as_ptr(chunk))).or_insert_with(|| {
+            self.found.push(Arc::clone(chunk));
+            self.found.len() as u32 - 1
+        })
+    }
+}
+
+/// The sections of some rows before they are put together.
+#[derive(Default)]
+struct Draft {
+    tiles: Vec<u32>,
+    spans: Vec<u32>,
+    sights: Vec<u32>,
+    starts: Vec<u32>,
+    ancestors: Vec<u32>,
+}
+
+/// Tells `pass`, whose rows `caches` have [appended](Cache::append).
+pub fn plan(pass: &Pass, caches: &[Cache], teller: &Teller) -> Result<Plan> {
+    let mut chunks = Chunks::default();
+    let mut runs = Vec::new();
+    let mut of_span = Vec::with_capacity(pass.spans.len());
+    for span in &pass.spans {
+        let from = runs.len() as u32 / 4;
+        let mut position = 0;
+        for run in caches[span.cache].runs() {
+            let chunk = chunks.number(&run.chunk);
+            runs.extend([chunk, run.first as u32, run.len as u32, position]);
+            position += run.len as u32;
+        }
+        of_span.push(from..runs.len() as u32 / 4);
+    }
+    let every: Vec<usize> = (0..pass.tokens.len()).collect();
+    let side = |rows: &[usize], chunks: &mut Chunks| {
+        let mut draft = Draft::default();
+        draft.starts.push(0);
+        for (span, runs) in pass.spans.iter().zip(&of_span) {
+            let of = within(rows, &span.rows);
+            draft.add(pass, &rows[of.clone()], (&caches[span.cache], chunks));
+            draft.close(of, runs, teller);
+        }
+        draft
+    };
+    let all = side(&every, &mut chunks);
+    let is_all = pass.wanted.len() == pass.tokens.len();
+    let few = (!is_all).then(|| side(&pass.wanted, &mut chunks));
+    let mut told = Vec::new();
+    for chunk in &chunks.found {
+        let address = (teller.address)(&chunk.tensor)?;
+        told.extend([address as u32, (address >> 32) as u32, chunk.rows as u32]);
+    }
+    let runs = put(&mut told, &runs);
+    let all = all.put(&mut told, runs);
+    let few = few.map_or(all, |few| few.put(&mut told, runs));
+    let ids = |rows: &mut dyn Iterator<Item = usize>| -> Result<Tensor> {
+        let rows: Vec<u32> = rows.map(|row| row as u32).collect();
+        Tensor::new(rows, teller.device)
+    };
+    Ok(Plan {
+        chunks: chunks.found,
+        numbers: Tensor::new(told.as_slice(), teller.device)?,
+        told,
+        positions: ids(&mut pass.positions.iter().copied())?,
+        wanted: match is_all {
+            true => None,
+            false => Some(ids(&mut pass.wanted.iter().copied())?),
+        },
+        all,
+        few,
+    })
+}
+
+/// Which of `rows`, ascending, are in `span`.
+fn within(rows: &[usize], span: &Range<usize>) -> Range<usize> {
+    let place = |limit: usize| rows.partition_point(|row| *row < limit);
+    place(span.start)..place(span.end)
+}
+
+fn put(told: &mut Vec<u32>, section: &[u32]) -> usize {
+    let at = told.len();
+    told.extend_from_slice(section);
+    at
+}
+
+impl Draft {
+    /// Adds what each of a user's rows sees.
+    fn add(&mut self, pass: &Pass, rows: &[usize], (cache, chunks): (&Cache, &mut Chunks)) {
+        for row in rows {
+            let sight = &pass.sights[*row];
+            self.sights.push(sight.prompt as u32);
+            for slot in &sight.slots {
+                let (chunk, row) = cache.slot(*slot);
+                self.ancestors.extend([chunks.number(chunk), row]);
+            }
+            self.starts.push(self.ancestors.len() as u32 / 2);
+        }
+    }
+
+    /// Ends a user's rows: cuts them into tiles.
+    fn close(&mut self, rows: Range<usize>, runs: &Range<u32>, teller: &Teller) {
+        let span = self.spans.len() as u32 / 4;
+        let (first, many) = (rows.start as u32, rows.len() as u32);
+        self.spans.extend([first, many, runs.start, runs.end]);
+        for query in (0..rows.len() * teller.group).step_by(teller.tiles.0) {
+            self.tiles.extend([span, query as u32]);
+        }
+    }
+
+    fn put(&self, told: &mut Vec<u32>, runs: usize) -> Side {
+        Side {
+            tiles: put(told, &self.tiles),
+            tiles_len: self.tiles.len() / 2,
+            spans_len: self.spans.len() / 4,
+            places: Places {
+                chunks: 0,
+                spans: put(told, &self.spans),
+                runs,
+                sights: put(told, &self.sights),
+                starts: put(told, &self.starts),
+                ancestors: put(told, &self.ancestors),
+            },
+        }
+    }
+}

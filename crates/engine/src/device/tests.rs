@@ -1,0 +1,425 @@
+//! The device's path held to the CPU's, on random tiny models, both on the CPU.
+
+use candle_core::{DType, Device, Tensor};
+use proptest::prelude::*;
+
+use super::*;
+use crate::cpu::attention::{Sight, Span};
+use crate::cpu::extras::HeadNorms;
+use crate::cpu::forward::{self, Pass};
+use crate::cpu::kv;
+use crate::formats::load::rope::{Rope, Scaling};
+use crate::formats::load::{Family, Geometry, LayerWeights, Weights};
+
+/// Numbers that repeat for a seed.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        self.0 >> 33
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        self.next() as usize % limit
+    }
+
+    fn tensor(&mut self, shape: &[usize], scale: f32) -> Tensor {
+        let many = shape.iter().product();
+        let value = |x: u64| (x as f32 / (1u64 << 30) as f32 - 1.0) * scale;
+        let values: Vec<f32> = (0..many).map(|_| value(self.next())).collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).expect("shape fits")
+    }
+}
+
+/// Widths of the residual stream and of what lies between gate and down.
+type Widths = (usize, usize);
+
+fn weights(
+    seed: u64,
+    (heads, kv_heads, head_dim): (usize, usize, usize),
+    (hidden, feed_forward): Widths,
+) -> Weights {
+    let mut noise = Noise(seed);
+    let vocabulary = 97;
+    let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+    let families = [Family::Llama, Family::Qwen2, Family::Qwen3];
+    let family = families[noise.below(3)];
+    let geometry = Geometry {
+        family,
+        hidden,
+        layers: 3,
+        heads,
+        kv_heads,
+        head_dim,
+        feed_forward,
+        vocabulary,
+        context: 256,
+        epsilon: 1e-5,
+        rope: Rope::new(10_000.0, head_dim, &Scaling::None).expect("plain"),
+        qkv_bias: family == Family::Qwen2,
+        output_bias: false,
+        head_norms: family == Family::Qwen3,
+        tied: false,
+    };
+    let row = |noise: &mut Noise, many: usize| {
+        let row = noise.tensor(&[many], 1.0);
+        row.to_vec1::<f32>().expect("a row")
+    };
+    let layer = |noise: &mut Noise| LayerWeights {
+        attention_norm: noise.tensor(&[hidden], 2.0),
+        qkv: noise.tensor(&[queries + 2 * keys, hidden], 0.5),
+        output: noise.tensor(&[hidden, queries], 0.3),
+        feed_norm: noise.tensor(&[hidden], 2.0),
+        gate_up: noise.tensor(&[2 * feed_forward, hidden], 0.3),
+        down: noise.tensor(&[hidden, feed_forward], 0.3),
+        extras: Extras {
+            bias: (family == Family::Qwen2).then(|| row(noise, queries + 2 * keys)),
+            output_bias: (family == Family::Qwen2).then(|| row(noise, hidden)),
+            norms: (family == Family::Qwen3).then(|| HeadNorms {
+                query: row(noise, head_dim),
+                key: row(noise, head_dim),
+                heads,
+                kv_heads,
+                epsilon: 1e-5,
+            }),
+        },
+    };
+    Weights {
+        embedding: noise.tensor(&[vocabulary, hidden], 1.0),
+        head: noise.tensor(&[vocabulary, hidden], 1.0),
+        norm: noise.tensor(&[hidden], 1.0),
+        layers: (0..3).map(|_| layer(&mut noise)).collect(),
+        geometry,
+    }
+}
+
+/// Both paths, fed the same passes.
+struct Pair {
+    host: forward::Network,
+    device: Network,
+    host_caches: Vec<kv::Cache>,
+    device_caches: Vec<Cache>,
+    noise: Noise,
+    /// Tokens of a tail at most.
+    longest: usize,
+    /// Per user the slots of each node's path.
+    paths: Vec<Vec<Vec<u32>>>,
+}
+
+/// What a device's path is computed by.
+#[derive(Clone, Copy)]
+enum By {
+    /// Plain loops.
+    Plain,
+    /// kernels.cu.
+    Kernels,
+}
+
+impl Pair {
+    fn new(seed: u64, heads: (usize, usize, usize), (dtype, by): (DType, By)) -> Self {
+        // As kernels want them: several warps of a block and several blocks of a row have numbers.
+        let widths = match by {
+            By::Plain => (24, 40),
+            By::Kernels => (270, 600),
+        };
+        let device = Network::new(weights(seed, heads, widths), &Device::Cpu, dtype);
+        let mut device = device.expect("weights fit");
+        let longest = match by {
+            By::Plain => 20,
+            By::Kernels => {
+                let emulated = |definitions, _: &[&str]| {
+                    let emulated = emulated::Emulated::new(definitions)?;
+                    Ok(Box::new(emulated) as Box<dyn kernels::Launcher>)
+                };
+                let kernels = kernels::Kernels::compile(device.ops.shape, dtype, emulated);
+                device.ops.kernels = Some(kernels.expect("a C++ compiler"));
+                // Several tiles of queries and of keys.
+                90
+            }
+        };
+        Self {
+            host: forward::Network::watched(&weights(seed, heads, widths)).expect("weights fit"),
+            device,
+            host_caches: Vec::new(),
+            device_caches: Vec::new(),
+            noise: Noise(!seed),
+            longest,
+            paths: Vec::new(),
+        }
+    }
+
+    fn tokens(&mut self, many: usize) -> Vec<u32> {
+        (0..many).map(|_| self.noise.below(97) as u32).collect()
+    }
+
+    /// A prefix of `many` positions on both paths.
+    fn prefix(&mut self, many: usize) -> (kv::Prefix, Prefix) {
+        let tokens = self.tokens(many);
+        let sizes = self.device.sizes();
+        let (mut host, mut device) = ([kv::Cache::new(sizes)], [Cache::default()]);
+        let pass = prompt_pass(&[(0, 0, tokens.clone())]);
+        self.host.forward(&pass, &mut host, 1).expect("computes");
+        self.device.forward(&pass, &mut device).expect("computes");
+        let ([host], [device]) = (host, device);
+        let prefix = device.into_prefix(tokens.clone());
+        (host.into_prefix(tokens), prefix)
+    }
+
+    fn join(&mut self, prefix: Option<(&(kv::Prefix, Prefix), usize)>) {
+        let sizes = self.device.sizes();
+        let (host, device) = match prefix {
+            Some(((host, device), len)) => (
+                kv::Cache::after(sizes, host, len),
+                Cache::after(device, len),
+            ),
+            None => (kv::Cache::new(sizes), Cache::default()),
+        };
+        self.host_caches.push(host);
+        self.device_caches.push(device);
+        self.paths.push(Vec::new());
+    }
+
+    /// Tails of some users in one pass.
+    fn prefill(&mut self, users: &[usize]) -> f32 {
+        let tails: Vec<_> = users
+            .iter()
+            .map(|user| {
+                let many = 1 + self.noise.below(self.longest);
+                (*user, self.host_caches[*user].known(), self.tokens(many))
+            })
+            .collect();
+        self.run(&prompt_pass(&tails))
+    }
+
+    /// A wave of up to three chains for some users, each below a random known node or the prompt.
+    fn wave(&mut self, users: &[usize]) -> f32 {
+        let mut pass = Pass {
+            nodes: true,
+            ..Pass::default()
+        };
+        for user in users {
+            let from = pass.tokens.len();
+            let known = self.host_caches[*user].known();
+            let mut slot = self.host_caches[*user].slots() as u32;
+            for _ in 0..1 + self.noise.below(3) {
+                let paths = &self.paths[*user];
+                let mut path = match self.noise.below(paths.len() + 1) {
+                    0 => Vec::new(),
+                    nth => paths[nth - 1].clone(),
+                };
+                for _ in 0..1 + self.noise.below(4) {
+                    pass.tokens.push(self.noise.below(97) as u32);
+                    pass.positions.push(known + path.len());
+                    path.push(slot);
+                    slot += 1;
+                    pass.sights.push(Sight {
+                        prompt: known,
+                        slots: path.clone(),
+                    });
+                }
+                pass.wanted.push(pass.tokens.len() - 1);
+                self.paths[*user].push(path);
+            }
+            pass.spans.push(Span {
+                cache: *user,
+                rows: from..pass.tokens.len(),
+            });
+        }
+        self.run(&pass)
+    }
+
+    /// Size of the difference between both paths' logits of all tokens, relative to their own.
+    fn run(&mut self, pass: &Pass) -> f32 {
+        let host = self.host.forward(pass, &mut self.host_caches, 1);
+        let host = host.expect("computes");
+        let device = self.device.forward(pass, &mut self.device_caches);
+        let device = device.expect("computes");
+        for (host, device) in self.host_caches.iter().zip(&self.device_caches) {
+            assert_eq!(
+                (host.known(), host.slots()),
+                (device.known(), device.slots())
+            );
+        }
+        let tokens: Vec<u32> = (0..97).collect();
+        let mut expected = Vec::new();
+        for row in host.chunks_exact(self.device.geometry().hidden) {
+            expected.extend(self.host.logits(row, &tokens).expect("in the vocabulary"));
+        }
+        let rows = 0..pass.wanted.len() as u32;
+        let few = rows
+            .clone()
+            .flat_map(|row| tokens.chunks(13).map(move |tokens| (row, tokens)));
+        let wanted: Vec<Wanted> = few.map(|(row, tokens)| Wanted { row, tokens }).collect();
+        let few = self
+            .device
+            .logits(&device, &wanted)
+            .expect("in the vocabulary");
+        let twice: Vec<u32> = tokens.iter().chain(&tokens).copied().collect();
+        let wanted: Vec<Wanted> = rows
+            .map(|row| Wanted {
+                row,
+                tokens: &twice,
+            })
+            .collect();
+        let many = self
+            .device
+            .logits(&device, &wanted)
+            .expect("in the vocabulary");
+        assert_eq!(
+            (few.len(), many.len()),
+            (expected.len(), 2 * expected.len())
+        );
+        // A maximum would pass over what is no number.
+        assert!(few.iter().chain(&many).all(|logit| logit.is_finite()));
+        let of_many = many.chunks(194).flat_map(|row| row[..97].iter().copied());
+        let size = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+        let whole = size(&mut expected.iter().copied()).max(1e-6);
+        let few = few.iter().zip(&expected).map(|(a, b)| a - b);
+        let many = of_many.zip(&expected).map(|(a, b)| a - b);
+        size(&mut { few }).max(size(&mut { many })) / whole
+    }
+}
+
+fn prompt_pass(tails: &[(usize, usize, Vec<u32>)]) -> Pass {
+    let mut pass = Pass::default();
+    for (cache, known, tokens) in tails {
+        let from = pass.tokens.len();
+        for (nth, token) in tokens.iter().enumerate() {
+            pass.tokens.push(*token);
+            pass.positions.push(known + nth);
+            pass.sights.push(Sight {
+                prompt: known + nth + 1,
+                slots: Vec::new(),
+            });
+            // Not the last alone: what a row in the middle sees must show in it.
+            if nth % 8 == 3 || nth + 1 == tokens.len() {
+                pass.wanted.push(pass.tokens.len() - 1);
+            }
+        }
+        pass.spans.push(Span {
+            cache: *cache,
+            rows: from..pass.tokens.len(),
+        });
+    }
+    pass
+}
+
+/// A whole life of a batch: prefixes, tails, waves, a latecomer; the largest difference seen.
+fn differ(seed: u64, dtype: DType) -> f32 {
+    let heads = [(4, 2, 8), (6, 2, 4), (2, 2, 6), (3, 1, 8)];
+    differ_by(seed, heads[seed as usize % 4], (dtype, By::Plain))
+}
+
+fn differ_by(seed: u64, heads: (usize, usize, usize), how: (DType, By)) -> f32 {
+    let mut noise = Noise(seed ^ 0x5bd1_e995);
+    let mut pair = Pair::new(seed, heads, how);
+    let many = 3 + noise.below(60);
+    let prefixes = [pair.prefix(many), pair.prefix(7)];
+    let users = 1 + noise.below(5);
+    for _ in 0..users {
+        match noise.below(6) {
+            0 => pair.join(None),
+            1 => pair.join(Some((&prefixes[1], 5))),
+            _ => pair.join(Some((&prefixes[0], many - 2))),
+        }
+    }
+    let all: Vec<usize> = (0..users).collect();
+    let (first, second) = all.split_at(noise.below(users + 1));
+    let mut worst = 0f32;
+    for part in [first, second] {
+        if !part.is_empty() {
+            worst = worst.max(pair.prefill(part));
+        }
+    }
+    for wave in 0..5 {
+        let some: Vec<usize> = all.iter().copied().filter(|_| noise.below(4) > 0).collect();
+        if !some.is_empty() {
+            worst = worst.max(pair.wave(&some));
+        }
+        if wave == 2 {
+            pair.join(Some((&prefixes[0], many - 2)));
+            worst = worst.max(pair.prefill(&[users]));
+            worst = worst.max(pair.wave(&[0, users]));
+        }
+    }
+    worst
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn a_device_computes_what_the_cpu_computes(seed: u64) {
+        let worst = differ(seed, DType::F32);
+        prop_assert!(worst < 1e-5, "off by {worst} of the logits");
+    }
+
+    #[test]
+    fn in_bf16_within_its_rounding(seed: u64) {
+        let worst = differ(seed, DType::BF16);
+        // Eight bits of mantissa through layers as narrow as these: up to 0.107 was seen.
+        prop_assert!(worst < 0.2, "off by {worst} of the logits");
+    }
+}
+
+/// Plain attention, at widths with and without whole fours and pairs of warps.
+#[test]
+fn kernels_compute_in_f32_what_the_cpu_computes() {
+    for (seed, heads) in (1..).zip([(4, 2, 8), (6, 2, 4), (2, 2, 6), (3, 1, 66)]) {
+        let worst = differ_by(seed, heads, (DType::F32, By::Kernels));
+        assert!(worst < 1e-5, "{heads:?}: off by {worst} of the logits");
+    }
+}
+
+/// Attention by matrix units, and by plain products where a head is no multiple of their size.
+#[test]
+fn kernels_compute_in_bf16_within_its_rounding() {
+    for (seed, heads) in (1..).zip([(4, 2, 16), (3, 1, 32), (2, 2, 128), (6, 2, 4)]) {
+        let worst = differ_by(seed, heads, (DType::BF16, By::Kernels));
+        assert!(worst < 0.04, "{heads:?}: off by {worst} of the logits");
+    }
+}
+
+#[test]
+fn memory_is_counted_as_it_is_taken() {
+    for (dtype, bytes) in [(DType::F32, 4), (DType::BF16, 2)] {
+        let mut pair = Pair::new(5, (4, 2, 8), (dtype, By::Plain));
+        pair.join(None);
+        pair.prefill(&[0]);
+        let cache = &pair.device_caches[0];
+        let chunk = &cache.runs()[0].chunk.tensor;
+        assert_eq!(chunk.dtype().size_in_bytes(), bytes);
+        let position = pair.device.sizes().position();
+        assert_eq!(cache.own() * position, chunk.elem_count() * bytes);
+    }
+}
+
+/// Not by length: no row may be kept for a user who left.
+#[test]
+fn a_chunk_goes_with_the_last_who_holds_it() {
+    let mut pair = Pair::new(3, (4, 2, 8), (DType::F32, By::Plain));
+    pair.join(None);
+    pair.join(None);
+    pair.prefill(&[0, 1]);
+    pair.wave(&[0, 1]);
+    let caches = std::mem::take(&mut pair.device_caches);
+    let [mut first, second] = <[Cache; 2]>::try_from(caches).expect("two users");
+    let weak = [
+        std::sync::Arc::downgrade(&first.runs()[0].chunk),
+        std::sync::Arc::downgrade(first.slot(0).0),
+    ];
+    let held = || weak.each_ref().map(|chunk| chunk.strong_count());
+    assert_eq!(held(), [2, 2]);
+    first.forget_nodes();
+    assert_eq!(held(), [2, 1]);
+    let known = first.known();
+    let prefix = first.into_prefix(vec![0; known]);
+    drop(second);
+    assert_eq!(held(), [1, 0]);
+    drop(prefix);
+    assert_eq!(held(), [0, 0]);
+}

@@ -1,0 +1,296 @@
+//! The two ways to compute a model behind one set of names: the CPU's own, and tensors on a device.
+//!
+//! Decides which of them a network, a cache, a prefix and a hidden state belong to. Invariant: what one network made
+//! never meets another's. It does not know how either computes.
+
+use candle_core::{DType, Result, Tensor};
+
+use crate::cpu::forward::{self, Pass};
+use crate::cpu::kv::{self, Sizes};
+use crate::formats::load::{Geometry, Opened};
+use crate::{Error, Options, Precision, device};
+
+/// A loaded model.
+pub enum Network {
+    /// Kernels of our own.
+    Host(forward::Network),
+    /// Tensor operations of a device.
+    Device(device::Network),
+}
+
+/// Keys and values of one user.
+pub enum Cache {
+    /// In memory.
+    Host(kv::Cache),
+    /// On a device.
+    Device(device::Cache),
+    /// Out at a pass, which puts it back.
+    Lent,
+}
+
+/// The hidden state before the head of one row; where it was computed, for only its logits are of use.
+#[derive(Clone, Debug)]
+pub struct Row(State);
+
+#[derive(Clone, Debug)]
+enum State {
+    Host(Vec<f32>),
+    /// Which row of them all, `[rows, hidden]`.
+    Device(Tensor, usize),
+}
+
+/// A computed beginning of prompts, read-only and shared.
+pub struct Prefix {
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    kept: Kept,
+}
+
+enum Kept {
+    Host(kv::Prefix),
+    Device(device::Prefix),
+}
+
+/// What is only thought of within one network.
+const FOREIGN: &str = "caches, prefixes and hidden states stay with the network that made them";
+
+impl Network {
+    /// A network of a model's weights, where and how `options` say; `samples` as in
+    /// [`forward::Network::new`].
+    pub fn new(
+        model: &Opened,
+        options: Options,
+        samples: &[Vec<u32>],
+    ) -> std::result::Result<Self, Error> {
+        let wrong = |source| Error::Compute {
+            what: format!("model on {}", options.place),
+            source,
+        };
+        let failed = |source: candle_core::Error| wrong(Box::new(source));
+        if let Some(why) = options.place.refuses(options.precision) {
+            return Err(wrong(why.into()));
+        }
+        let Some(device) = options.place.device().map_err(wrong)? else {
+            return forward::Network::new(model, options, samples).map(Self::Host);
+        };
+        let dtype = match options.precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 | Precision::Int8 => DType::BF16,
+        };
+        let mut network = device::Network::new(model.ends()?, &device, dtype).map_err(failed)?;
+        // One layer after the other, so that all of them never lie in memory twice.
+        for nth in 0..model.geometry().layers {
+            network.push(&model.layer(nth)?).map_err(failed)?;
+        }
+        Ok(Self::Device(network))
+    }
+
+    /// Sizes and constants.
+    pub fn geometry(&self) -> &Geometry {
+        match self {
+            Self::Host(network) => network.geometry(),
+            Self::Device(network) => network.geometry(),
+        }
+    }
+
+    /// Sizes of keys and values.
+    pub fn sizes(&self) -> Sizes {
+        match self {
+            Self::Host(network) => network.sizes(),
+            Self::Device(network) => network.sizes(),
+        }
+    }
+
+    /// Memory that the layers' weights take.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Host(network) => network.bytes(),
+            Self::Device(network) => network.bytes(),
+        }
+    }
+
+    /// How weights are kept and multiplied, for people.
+    pub fn dtype(&self) -> &'static str {
+        match self {
+            Self::Host(network) => network.dtype(),
+            Self::Device(network) => network.dtype().as_str(),
+        }
+    }
+
+    /// An empty cache.
+    pub fn cache(&self) -> Cache {
+        match self {
+            Self::Host(network) => Cache::Host(kv::Cache::new(network.sizes())),
+            Self::Device(_) => Cache::Device(device::Cache::default()),
+        }
+    }
+
+    /// A cache that starts with the first `len` positions of `prefix`.
+    pub fn cache_after(&self, prefix: &Prefix, len: usize) -> Cache {
+        match &prefix.kept {
+            Kept::Host(prefix) => Cache::Host(kv::Cache::after(self.sizes(), prefix, len)),
+            Kept::Device(prefix) => Cache::Device(device::Cache::after(prefix, len)),
+        }
+    }
+
+    /// Computes the rows, adds their keys and values to `caches`, and returns the hidden state
+    /// before the head of each wanted row.
+    pub fn forward(&self, pass: &Pass, caches: &mut [Cache], threads: usize) -> Result<Vec<Row>> {
+        match self {
+            Self::Host(network) => lent(caches, Cache::host, Cache::Host, |caches| {
+                let hidden = network.forward(pass, caches, threads)?;
+                let rows = hidden.chunks_exact(network.geometry().hidden);
+                Ok(rows.map(|row| Row(State::Host(row.to_vec()))).collect())
+            }),
+            Self::Device(network) => lent(caches, Cache::device, Cache::Device, |caches| {
+                let hidden = network.forward(pass, caches)?;
+                let rows = 0..pass.wanted.len();
+                Ok(rows
+                    .map(|nth| Row(State::Device(hidden.clone(), nth)))
+                    .collect())
+            }),
+        }
+    }
+
+    /// Waits until all that was begun is done.
+    pub fn wait(&self) -> Result<()> {
+        match self {
+            Self::Host(_) => Ok(()),
+            Self::Device(network) => network.wait(),
+        }
+    }
+
+    /// Logits of some tokens after each hidden state, one list after the other.
+    pub fn logits(&self, wanted: &[(&Row, &[u32])]) -> Result<Vec<f32>> {
+        match self {
+            Self::Host(network) => {
+                let mut logits = Vec::new();
+                for (hidden, tokens) in wanted {
+                    logits.extend(network.logits(hidden.host(), tokens)?);
+                }
+                Ok(logits)
+            }
+            Self::Device(_) if wanted.is_empty() => Ok(Vec::new()),
+            Self::Device(network) => {
+                // Rows come from few passes, mostly from one.
+                let mut passes: Vec<(&Tensor, usize)> = Vec::new();
+                let mut rows = 0;
+                let mut lists = Vec::with_capacity(wanted.len());
+                for (row, tokens) in wanted {
+                    let (hidden, nth) = row.device();
+                    let known = passes.iter().find(|(other, _)| other.id() == hidden.id());
+                    let from = match known {
+                        Some((_, from)) => *from,
+                        None => {
+                            passes.push((hidden, rows));
+                            rows += hidden.dim(0)?;
+                            passes[passes.len() - 1].1
+                        }
+                    };
+                    let row = (from + nth) as u32;
+                    lists.push(device::Wanted { row, tokens });
+                }
+                let passes: Vec<&Tensor> = passes.into_iter().map(|(hidden, _)| hidden).collect();
+                match passes[..] {
+                    [hidden] => network.logits(hidden, &lists),
+                    _ => network.logits(&Tensor::cat(&passes, 0)?, &lists),
+                }
+            }
+        }
+    }
+}
+
+impl Row {
+    fn host(&self) -> &[f32] {
+        match &self.0 {
+            State::Host(row) => row,
+            State::Device(..) => unreachable!("{FOREIGN}"),
+        }
+    }
+
+    fn device(&self) -> (&Tensor, usize) {
+        match &self.0 {
+            State::Device(hidden, nth) => (hidden, *nth),
+            State::Host(_) => unreachable!("{FOREIGN}"),
+        }
+    }
+}
+
+/// Calls `pass` with what the caches hold, and puts it back.
+fn lent<C>(
+    caches: &mut [Cache],
+    take: fn(Cache) -> C,
+    back: fn(C) -> Cache,
+    pass: impl FnOnce(&mut [C]) -> Result<Vec<Row>>,
+) -> Result<Vec<Row>> {
+    let mut out: Vec<C> = (caches.iter_mut())
+        .map(|cache| take(std::mem::replace(cache, Cache::Lent)))
+        .collect();
+    let result = pass(&mut out);
+    for (cache, out) in caches.iter_mut().zip(out) {
+        *cache = back(out);
+    }
+    result
+}
+
+impl Cache {
+    fn host(self) -> kv::Cache {
+        match self {
+            Self::Host(cache) => cache,
+            Self::Device(_) | Self::Lent => unreachable!("{FOREIGN}"),
+        }
+    }
+
+    fn device(self) -> device::Cache {
+        match self {
+            Self::Device(cache) => cache,
+            Self::Host(_) | Self::Lent => unreachable!("{FOREIGN}"),
+        }
+    }
+
+    /// Prompt positions known.
+    pub fn known(&self) -> usize {
+        match self {
+            Self::Host(cache) => cache.known(),
+            Self::Device(cache) => cache.known(),
+            Self::Lent => unreachable!("{FOREIGN}"),
+        }
+    }
+
+    /// Node slots in use: the next forwarded node token gets this slot.
+    pub fn slots(&self) -> usize {
+        match self {
+            Self::Host(cache) => cache.slots(),
+            Self::Device(cache) => cache.slots(),
+            Self::Lent => unreachable!("{FOREIGN}"),
+        }
+    }
+
+    /// Memory of keys and values of its own, about.
+    pub fn bytes(&self, sizes: Sizes) -> usize {
+        match self {
+            Self::Host(cache) => cache.bytes(sizes),
+            Self::Device(cache) => cache.own() * sizes.position(),
+            Self::Lent => unreachable!("{FOREIGN}"),
+        }
+    }
+
+    /// Lets all node slots go.
+    pub fn forget_nodes(&mut self) {
+        match self {
+            Self::Host(cache) => cache.forget_nodes(),
+            Self::Device(cache) => cache.forget_nodes(),
+            Self::Lent => unreachable!("{FOREIGN}"),
+        }
+    }
+
+    /// The whole prompt as a prefix for others; `tokens` are its tokens.
+    pub fn into_prefix(self, tokens: Vec<u32>) -> Prefix {
+        let kept = match self {
+            Self::Host(cache) => Kept::Host(cache.into_prefix(tokens.clone())),
+            Self::Device(cache) => Kept::Device(cache.into_prefix(tokens.clone())),
+            Self::Lent => unreachable!("{FOREIGN}"),
+        };
+        Prefix { tokens, kept }
+    }
+}

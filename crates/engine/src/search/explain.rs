@@ -1,0 +1,230 @@
+//! Why a name scores as it does: every choice on its way through the trie.
+//!
+//! Decides nothing; computes a name's edges again, by one pass over the names' own paths behind the
+//! prompt rather than by a search. Invariant: the edges of a name add up to its score, within the
+//! rounding of floats. It does not know which names are best.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use super::constrained::{Constrained, failed, nearest};
+use super::means::{Paths, Scratch, Wanted};
+use super::mixture::Mixed;
+use crate::Error;
+use crate::cpu::forward::Pass;
+use nearshore_core::names::scoring::Ask;
+use nearshore_core::names::search::{Search, log_softmax};
+use nearshore_core::names::trie::{Node, Trie};
+
+/// Per path of tokens: each child with its logit.
+type Forks = BTreeMap<Vec<u32>, Vec<(u32, f32)>>;
+
+/// One choice on the way to a name, in nats; each is renormalised over the permitted choices.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Edge {
+    /// The name's tokens from this choice to the next.
+    pub text: String,
+    /// Permitted choices here, this one included.
+    pub choices: usize,
+    /// The mixture: what counts.
+    pub score: f32,
+    /// The model alone; 0 where it was not asked.
+    pub model: f32,
+    /// The model's mean over the reference prompts alone; 0 without.
+    pub habit: f32,
+    /// The terms beside the model alone.
+    pub prior: f32,
+}
+
+/// A node at which a name parts from others.
+struct Fork {
+    /// Tokens from the prompt's end down to it.
+    path: Vec<u32>,
+    node: Node,
+    children: Vec<Node>,
+    chosen: usize,
+}
+
+impl Constrained {
+    /// The edges of some names under `ask`, from the first choice to the last.
+    pub fn explain(&mut self, ask: &Ask, pus: &[u32]) -> Result<Vec<Vec<Edge>>, Error> {
+        let Mixed { question, .. } = self.mixture.mix(ask);
+        let trie = std::sync::Arc::clone(self.mixture.trie());
+        let weight = question.weight;
+        let search = Search::new(&trie, question);
+        let forks: Vec<Vec<Fork>> = pus.iter().map(|pu| forks(&trie, &search, *pu)).collect();
+        let wanted = forks.iter().flatten().filter_map(|fork| {
+            let told_apart = trie.first_token(&fork.children[0]).is_some();
+            (weight != 0.0 && told_apart).then(|| fork.wanted(&trie))
+        });
+        let wanted: BTreeSet<Wanted> = wanted.collect();
+        let logits = self.logits_at(ask, &wanted)?;
+        let means = match &ask.reference {
+            Some(reference) if !wanted.is_empty() => {
+                let means = self.reference(reference)?;
+                let mut scratch = Scratch::new(means, &self.network);
+                scratch.of(wanted, (&self.network, 1), self.limits.rows_max)?
+            }
+            _ => BTreeMap::new(),
+        };
+        let mut explained = Vec::with_capacity(pus.len());
+        for (pu, forks) in pus.iter().zip(&forks) {
+            let name = self.text.name(&self.names.names[*pu as usize])?;
+            let mut edges = Vec::with_capacity(forks.len());
+            for (nth, fork) in forks.iter().enumerate() {
+                let end = forks
+                    .get(nth + 1)
+                    .map_or(name.len(), |next| next.path.len());
+                let own = name.get(fork.path.len()..end).unwrap_or_default();
+                let children = fork.children.iter();
+                let measures: Vec<f64> = children.map(|c| search.log_measure(c)).collect();
+                let values = Values {
+                    logits: fork.values(&trie, logits.get(&fork.path).map(|node| &node[..])),
+                    means: fork.values(&trie, means.get(&fork.path).map(|node| &node[..])),
+                    measures,
+                };
+                edges.push(values.edge(weight, fork.chosen, self.text.read(own)));
+            }
+            explained.push(edges);
+        }
+        Ok(explained)
+    }
+
+    /// Logits of all children of some nodes behind the prompt of `ask`.
+    fn logits_at(&self, ask: &Ask, wanted: &BTreeSet<Wanted>) -> Result<Forks, Error> {
+        if wanted.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let tokens = self.tokens(&ask.prompt)?;
+        let cache = match nearest(&self.prefixes, &tokens[..tokens.len() - 1]) {
+            Some((prefix, known)) => self.network.cache_after(&self.prefixes[prefix], known),
+            None => self.network.cache(),
+        };
+        let (prompt, behind) = self.compute(cache, tokens)?;
+        let mut caches = [self.network.cache_after(&prompt, prompt.tokens.len())];
+        let mut paths = Paths::default();
+        for wanted in wanted {
+            paths.add(&wanted.path);
+        }
+        let ends: Vec<usize> = (wanted.iter())
+            .filter_map(|wanted| paths.rows.get(&wanted.path).copied())
+            .collect();
+        let mut pass = Pass {
+            nodes: true,
+            ..Pass::default()
+        };
+        paths.add_to(&mut pass, (0, prompt.tokens.len()), &ends);
+        let hidden = match pass.tokens.len() {
+            0 => Vec::new(),
+            _ => (self.network.forward(&pass, &mut caches, 1)).map_err(failed)?,
+        };
+        let row = |wanted: &Wanted| match paths.rows.get(&wanted.path) {
+            None => &behind,
+            Some(row) => {
+                let at = pass.wanted.partition_point(|wanted| wanted < row);
+                &hidden[at]
+            }
+        };
+        let lists = wanted
+            .iter()
+            .map(|wanted| (row(wanted), &wanted.children[..]));
+        let all = self
+            .network
+            .logits(&lists.collect::<Vec<_>>())
+            .map_err(failed)?;
+        let mut rest = all.as_slice();
+        let mut found = BTreeMap::new();
+        for wanted in wanted {
+            let (own, others) = rest.split_at(wanted.children.len());
+            rest = others;
+            let node = wanted.children.iter().copied().zip(own.iter().copied());
+            found.insert(wanted.path.clone(), node.collect());
+        }
+        Ok(found)
+    }
+}
+
+/// The nodes on the way to `pu` at which something else was permitted.
+fn forks(trie: &Trie, search: &Search, pu: u32) -> Vec<Fork> {
+    let Some(leaf) = trie.leaf(pu) else {
+        return Vec::new();
+    };
+    let mut forks = Vec::new();
+    let mut node = trie.root();
+    let mut path: Vec<u32> = trie.label(&node).collect();
+    loop {
+        let children = search.permitted_children(&node);
+        let Some(chosen) = children
+            .iter()
+            .position(|child| child.leaves.contains(&leaf))
+        else {
+            return forks;
+        };
+        let child = children[chosen].clone();
+        if children.len() > 1 {
+            forks.push(Fork {
+                path: path.clone(),
+                node,
+                children,
+                chosen,
+            });
+        }
+        path.extend(trie.label(&child));
+        node = child;
+    }
+}
+
+impl Fork {
+    fn wanted(&self, trie: &Trie) -> Wanted {
+        let all = trie.children(&self.node);
+        Wanted {
+            path: self.path.clone(),
+            children: all.filter_map(|child| trie.first_token(&child)).collect(),
+        }
+    }
+
+    /// The value of each permitted child; zeros without values.
+    fn values(&self, trie: &Trie, of: Option<&[(u32, f32)]>) -> Vec<f64> {
+        let value = |child: &Node| {
+            let token = trie.first_token(child)?;
+            let of = of?;
+            let at = of.binary_search_by_key(&token, |(of, _)| *of).ok()?;
+            Some(f64::from(of[at].1))
+        };
+        let values = self
+            .children
+            .iter()
+            .map(|child| value(child).unwrap_or(0.0));
+        values.collect()
+    }
+}
+
+/// What is known of the children of a fork.
+struct Values {
+    logits: Vec<f64>,
+    means: Vec<f64>,
+    measures: Vec<f64>,
+}
+
+impl Values {
+    fn edge(self, weight: f64, chosen: usize, text: String) -> Edge {
+        let ratios = self.logits.iter().zip(&self.means);
+        let scores = ratios.zip(&self.measures);
+        let scores = scores.map(|((x, mean), measure)| weight * (x - mean) + measure);
+        let share = |mut values: Vec<f64>| {
+            log_softmax(&mut values);
+            values[chosen] as f32
+        };
+        let heard = |values: &[f64]| values.iter().any(|value| *value != values[0]);
+        let asked = |values: Vec<f64>| if heard(&values) { share(values) } else { 0.0 };
+        Edge {
+            text,
+            choices: self.measures.len(),
+            score: share(scores.collect()),
+            model: asked(self.logits),
+            habit: asked(self.means),
+            prior: share(self.measures),
+        }
+    }
+}

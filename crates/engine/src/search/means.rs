@@ -1,0 +1,333 @@
+//! What the model says to everyone: the mean logit of a name's next token over reference prompts.
+//!
+//! Decides when a mean is computed and how long it is kept: a node's when it is first asked for, of all
+//! its children whoever may be offered them, by one pass over the tokens down to it behind each
+//! prompt; kept by token path, least recently used dropped first. Invariant: a mean depends on prompts and
+//! path alone, so lists are the same from a cold and from a warm cache, and across catalogues. The mean of
+//! log-probabilities differs from it by one number per node, which the search's softmax takes out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lru::LruCache;
+
+use super::backend::{Cache, Network, Prefix, Row};
+use crate::Error;
+use crate::cpu::attention::{Sight, Span};
+use crate::cpu::forward::Pass;
+use nearshore_core::names::scoring::Reference;
+
+/// Means kept per reference, in children of all nodes together: some 16 MB.
+const CHILDREN_MAX: usize = 1 << 20;
+
+/// Tokens of children with their mean logits, ascending by token.
+type Node = Arc<[(u32, f32)]>;
+
+/// A set of reference prompts behind a model, and the means known so far.
+pub struct Means {
+    /// By it the set is known again.
+    pub hash: String,
+    /// The prompts, computed.
+    prompts: Vec<Prefix>,
+    /// Hidden state behind each prompt.
+    hidden: Vec<Row>,
+    known: Mutex<Known>,
+}
+
+/// A node that wants means.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Wanted {
+    /// Tokens from the prompt's end down to it.
+    pub path: Vec<u32>,
+    /// First tokens of all its children, ascending.
+    pub children: Vec<u32>,
+}
+
+struct Known {
+    nodes: LruCache<Vec<u32>, Node>,
+    /// Children of all of them.
+    children: usize,
+}
+
+impl Known {
+    fn keep(&mut self, path: Vec<u32>, node: &Node) {
+        self.children += node.len();
+        if let Some((_, old)) = self.nodes.push(path, Arc::clone(node)) {
+            self.children -= old.len();
+        }
+        while self.children > CHILDREN_MAX && self.nodes.len() > 1 {
+            let Some((_, old)) = self.nodes.pop_lru() else {
+                break;
+            };
+            self.children -= old.len();
+        }
+    }
+}
+
+/// The references of one group of users, with room of its own to compute in.
+pub struct Scratch {
+    means: Arc<Means>,
+    caches: Vec<Cache>,
+    /// Rows forwarded.
+    pub forwarded: usize,
+}
+
+impl Means {
+    /// A set of computed prompts with the hidden state behind each.
+    pub fn new(reference: &Reference, computed: Vec<(Prefix, Row)>) -> Self {
+        let (prompts, hidden) = computed.into_iter().unzip();
+        Self {
+            hash: reference.hash.clone(),
+            prompts,
+            hidden,
+            known: Mutex::new(Known {
+                nodes: LruCache::unbounded(),
+                children: 0,
+            }),
+        }
+    }
+
+    /// Nodes whose means are known.
+    pub fn len(&self) -> usize {
+        self.known().nodes.len()
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        // Whoever panicked left whole entries behind.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The means of a node, if all of `children` are known.
+    fn look_up(&self, wanted: &Wanted) -> Option<Node> {
+        let node = self.known().nodes.get(&wanted.path).cloned()?;
+        let has = |token: &u32| node.binary_search_by_key(token, |(of, _)| *of).is_ok();
+        wanted.children.iter().all(has).then_some(node)
+    }
+}
+
+impl Scratch {
+    /// Room to compute means behind the prompts of `means`.
+    pub fn new(means: Arc<Means>, network: &Network) -> Self {
+        let prompts = means.prompts.iter();
+        let caches = prompts.map(|prompt| network.cache_after(prompt, prompt.tokens.len()));
+        Self {
+            caches: caches.collect(),
+            means,
+            forwarded: 0,
+        }
+    }
+
+    /// Whether it is room for this set.
+    pub fn is_for(&self, means: &Arc<Means>) -> bool {
+        Arc::ptr_eq(&self.means, means)
+    }
+
+    /// The means of nodes, by path; those that are not known are computed, in passes of about `rows_max` rows.
+    pub fn of(
+        &mut self,
+        wanted: BTreeSet<Wanted>,
+        (network, threads): (&Network, usize),
+        rows_max: usize,
+    ) -> Result<BTreeMap<Vec<u32>, Node>, Error> {
+        let mut found = BTreeMap::new();
+        let mut missing: Vec<Wanted> = Vec::new();
+        for wanted in wanted {
+            match self.means.look_up(&wanted) {
+                Some(node) => drop(found.insert(wanted.path, node)),
+                None => missing.push(wanted),
+            }
+        }
+        let rows_max = (rows_max / self.caches.len().max(1)).max(1);
+        while !missing.is_empty() {
+            let mut paths = Paths::default();
+            let fits = |wanted: &&Wanted| paths.add(&wanted.path) <= rows_max;
+            let many = missing.iter().take_while(fits).count().max(1);
+            let rest = missing.split_off(many);
+            let now = std::mem::replace(&mut missing, rest);
+            let nodes = self.compute(&now, (network, threads))?;
+            let mut known = self.means.known();
+            for (wanted, node) in now.into_iter().zip(nodes) {
+                known.keep(wanted.path.clone(), &node);
+                found.insert(wanted.path, node);
+            }
+        }
+        Ok(found)
+    }
+
+    fn compute(
+        &mut self,
+        wanted: &[Wanted],
+        (network, threads): (&Network, usize),
+    ) -> Result<Vec<Node>, Error> {
+        let mut paths = Paths::default();
+        for wanted in wanted {
+            paths.add(&wanted.path);
+        }
+        let ends: Vec<usize> = (wanted.iter())
+            .filter(|wanted| !wanted.path.is_empty())
+            .map(|wanted| paths.rows[&wanted.path[..]])
+            .collect();
+        let mut pass = Pass {
+            nodes: true,
+            ..Pass::default()
+        };
+        for (nth, cache) in self.caches.iter_mut().enumerate() {
+            cache.forget_nodes();
+            paths.add_to(&mut pass, (nth, cache.known()), &ends);
+        }
+        let hidden = match pass.tokens.len() {
+            0 => Vec::new(),
+            rows => {
+                self.forwarded += rows;
+                let hidden = network.forward(&pass, &mut self.caches, threads);
+                hidden.map_err(super::constrained::failed)?
+            }
+        };
+        let mut place = BTreeMap::new();
+        for (at, row) in unique(&ends).into_iter().enumerate() {
+            place.insert(row, at);
+        }
+        let row = |prompt: usize, wanted: &Wanted| -> &Row {
+            if wanted.path.is_empty() {
+                return &self.means.hidden[prompt];
+            }
+            let at = prompt * place.len() + place[&paths.rows[&wanted.path[..]]];
+            &hidden[at]
+        };
+        let all: Vec<(&Row, &[u32])> = (wanted.iter())
+            .flat_map(|wanted| {
+                let prompts = 0..self.caches.len();
+                let children = wanted.children.as_slice();
+                prompts
+                    .map(|prompt| (row(prompt, wanted), children))
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        let logits = network.logits(&all).map_err(super::constrained::failed)?;
+        let mut nodes = Vec::with_capacity(wanted.len());
+        let mut rest = logits.as_slice();
+        for wanted in wanted {
+            let mut sums = vec![0f64; wanted.children.len()];
+            for _ in 0..self.caches.len() {
+                let (own, others) = rest.split_at(sums.len());
+                rest = others;
+                let each = sums.iter_mut().zip(own);
+                each.for_each(|(sum, logit)| *sum += f64::from(*logit));
+            }
+            let mean = |sum: f64| (sum / self.caches.len() as f64) as f32;
+            let means = sums.into_iter().map(mean);
+            nodes.push(wanted.children.iter().copied().zip(means).collect());
+        }
+        Ok(nodes)
+    }
+}
+
+/// The tokens of some paths, each shared beginning once.
+#[derive(Default)]
+pub struct Paths {
+    /// Path to the row of its last token.
+    pub rows: BTreeMap<Vec<u32>, usize>,
+    /// Per row: its token, and the rows of its path, itself last.
+    tokens: Vec<(u32, Vec<u32>)>,
+}
+
+impl Paths {
+    /// Adds a path; returns how many rows there are.
+    pub fn add(&mut self, path: &[u32]) -> usize {
+        let mut above: Vec<u32> = Vec::new();
+        for (depth, token) in path.iter().enumerate() {
+            let row = match self.rows.get(&path[..=depth]) {
+                Some(row) => *row,
+                None => {
+                    let row = self.tokens.len();
+                    let sight = above.iter().copied().chain([row as u32]).collect();
+                    self.tokens.push((*token, sight));
+                    self.rows.insert(path[..=depth].to_vec(), row);
+                    row
+                }
+            };
+            above.push(row as u32);
+        }
+        self.tokens.len()
+    }
+
+    /// Adds all rows behind the prompt of one cache, which has no nodes yet.
+    pub fn add_to(&self, pass: &mut Pass, (cache, prompt): (usize, usize), ends: &[usize]) {
+        let from = pass.tokens.len();
+        for (token, slots) in &self.tokens {
+            pass.tokens.push(*token);
+            pass.positions.push(prompt + slots.len() - 1);
+            pass.sights.push(Sight {
+                prompt,
+                slots: slots.clone(),
+            });
+        }
+        pass.wanted
+            .extend(unique(ends).iter().map(|row| from + row));
+        if pass.tokens.len() > from {
+            pass.spans.push(Span {
+                cache,
+                rows: from..pass.tokens.len(),
+            });
+        }
+    }
+}
+
+/// Ascending, each once.
+fn unique(rows: &[usize]) -> Vec<usize> {
+    let rows: BTreeSet<usize> = rows.iter().copied().collect();
+    rows.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_share_their_beginnings_and_see_their_own_way_only() {
+        let mut paths = Paths::default();
+        for (path, rows) in [
+            (&[1, 2][..], 2),
+            (&[1, 3], 3),
+            (&[1, 2, 4], 4),
+            (&[], 4),
+            (&[2], 5),
+        ] {
+            assert_eq!(paths.add(path), rows, "{path:?}");
+        }
+        let expected = [
+            (1, vec![0]),
+            (2, vec![0, 1]),
+            (3, vec![0, 2]),
+            (4, vec![0, 1, 3]),
+            (2, vec![4]),
+        ];
+        assert_eq!(paths.tokens, expected);
+        let mut pass = Pass::default();
+        paths.add_to(&mut pass, (0, 10), &[1, 3]);
+        paths.add_to(&mut pass, (1, 20), &[1, 3]);
+        assert_eq!(pass.wanted, [1, 3, 6, 8]);
+        assert_eq!(pass.positions, [10, 11, 11, 12, 10, 20, 21, 21, 22, 20]);
+    }
+
+    #[test]
+    fn what_was_not_used_for_longest_is_forgotten_first() {
+        let means = Means::new(&Reference::default(), Vec::new());
+        let node = |many: usize| -> Node { (0..many).map(|token| (token as u32, 0.0)).collect() };
+        let half = CHILDREN_MAX / 2;
+        let wanted = |path: u32| Wanted {
+            path: vec![path],
+            children: vec![0],
+        };
+        means.known().keep(vec![1], &node(half));
+        means.known().keep(vec![2], &node(half));
+        assert!(means.look_up(&wanted(1)).is_some());
+        means.known().keep(vec![3], &node(half));
+        let known = [1, 2, 3].map(|path| means.look_up(&wanted(path)).is_some());
+        assert_eq!(known, [true, false, true]);
+        assert_eq!(means.known().children, 2 * half);
+        // A node that gets more children replaces itself.
+        means.known().keep(vec![3], &node(1));
+        assert_eq!((means.len(), means.known().children), (2, half + 1));
+    }
+}

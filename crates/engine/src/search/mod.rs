@@ -1,0 +1,10 @@
+//! The exact top N of the catalogue under a model: constrained search in batches.
+
+pub(crate) mod admission;
+pub(crate) mod backend;
+pub mod constrained;
+pub(crate) mod explain;
+pub(crate) mod group;
+pub mod index;
+pub(crate) mod means;
+pub(crate) mod mixture;

@@ -1,0 +1,217 @@
+//! A [`Model`] without a model: scores from a function, for tests and simulations.
+//!
+//! Decides a score for any (prompt, name) by hash, always the same. Invariant: it keeps the contract
+//! of [`Model`] ([`check`](super::contract::check)) with names as leaves under one node. It knows no
+//! tokens, so the counts of an answer are of characters and batches.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Error, Info, Model};
+use crate::search::index::{Indexed, Indexer, bare};
+use nearshore_core::names::scoring::{Answer, Ask, Ended, Named, Names, Term, Values};
+
+/// Logit of a name for a prompt.
+type Score = Box<dyn Fn(&str, &str) -> f32 + Send>;
+
+/// Mass that stands for none, as in [`nearshore_core::names::search`].
+const MASS_MIN: f64 = 1e-30;
+
+/// A table of scores.
+pub struct Table {
+    names: Arc<Names>,
+    score: Score,
+    delay: Duration,
+    fail_every: Option<u32>,
+    batches: u32,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self {
+            names: Arc::default(),
+            score: Box::new(hashed),
+            delay: Duration::ZERO,
+            fail_every: None,
+            batches: 0,
+        }
+    }
+}
+
+impl Table {
+    /// Scores by `score(prompt, name)` instead of by hash.
+    #[must_use]
+    pub fn scored_by(mut self, score: impl Fn(&str, &str) -> f32 + Send + 'static) -> Self {
+        self.score = Box::new(score);
+        self
+    }
+
+    /// Each batch takes this long.
+    #[must_use]
+    pub fn delayed(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+
+    /// Every `nth` batch fails.
+    #[must_use]
+    pub fn failing_every(mut self, nth: u32) -> Self {
+        self.fail_every = Some(nth.max(1));
+        self
+    }
+
+    fn answer(&self, ask: &Ask) -> Answer {
+        let permits = |pu: &usize| {
+            if ask.cancel.is_cancelled() {
+                return false;
+            }
+            ask.permitted
+                .as_ref()
+                .is_none_or(|permitted| permitted.contains(*pu))
+        };
+        let permitted: Vec<usize> = (0..self.names.names.len()).filter(permits).collect();
+        let model: Vec<f64> = (permitted.iter())
+            .map(|pu| match ask.weight {
+                0.0 => 0.0,
+                _ => f64::from((self.score)(&ask.prompt, &self.names.names[*pu])),
+            })
+            .collect();
+        let told = |pu: &usize| -> Vec<f64> { ask.terms.iter().map(|t| told(t, *pu)).collect() };
+        let terms: Vec<Vec<f64>> = permitted.iter().map(told).collect();
+        let mixed: Vec<f64> = (0..permitted.len())
+            .map(|nth| {
+                let terms = ask.terms.iter().zip(&terms[nth]);
+                let leaning = terms.map(|(term, value)| f64::from(term.weight) * value);
+                f64::from(ask.weight) * model[nth] + leaning.sum::<f64>()
+            })
+            .collect();
+        let (score_norm, model_norm) = (log_sum(&mixed), log_sum(&model));
+        let mut order: Vec<usize> = (0..permitted.len()).collect();
+        order.sort_by(|a, b| mixed[*b].total_cmp(&mixed[*a]).then(a.cmp(b)));
+        order.truncate(ask.n);
+        let named = order.into_iter().map(|nth| Named {
+            pu: permitted[nth] as u32,
+            score: (mixed[nth] - score_norm) as f32,
+            model: if ask.weight == 0.0 {
+                0.0
+            } else {
+                (model[nth] - model_norm) as f32
+            },
+            habit: 0.0,
+            terms: terms[nth].iter().map(|value| *value as f32).collect(),
+        });
+        Answer {
+            named: named.collect(),
+            ended: if ask.cancel.is_cancelled() {
+                Ended::Cancelled
+            } else {
+                Ended::Complete
+            },
+            names: self.names.version,
+            prompt_tokens: ask.prompt.chars().count() as u32,
+            shared_tokens: 0,
+            forwarded: 0,
+            waves: u32::from(ask.weight != 0.0),
+        }
+    }
+}
+
+impl Model for Table {
+    fn indexer(&self) -> Indexer {
+        bare()
+    }
+
+    fn swap(&mut self, indexed: Indexed) {
+        self.names = indexed.names;
+    }
+
+    fn generate(&mut self, asks: &[Ask]) -> Result<Vec<Answer>, Error> {
+        self.batches += 1;
+        if !self.delay.is_zero() {
+            std::thread::sleep(self.delay);
+        }
+        if self
+            .fail_every
+            .is_some_and(|nth| self.batches.is_multiple_of(nth))
+        {
+            return Err(Error::Compute {
+                what: format!("batch {}", self.batches),
+                source: "this table fails on purpose".into(),
+            });
+        }
+        Ok(asks.iter().map(|ask| self.answer(ask)).collect())
+    }
+
+    fn info(&self) -> Info {
+        Info {
+            name: "table".into(),
+            revision: "0".into(),
+            dtype: "f32".into(),
+            device: "cpu".into(),
+        }
+    }
+}
+
+/// What a term says of a PU: of a mass its log share, of the others the log-weight.
+fn told(term: &Term, pu: usize) -> f64 {
+    let at = |values: &[f32]| f64::from(values.get(pu).copied().unwrap_or(0.0));
+    match &term.values {
+        Values::Mass(mass) => {
+            let total: f64 = mass.iter().map(|mass| f64::from(*mass)).sum();
+            (at(mass).max(MASS_MIN) / total.max(MASS_MIN)).ln()
+        }
+        Values::Sparse(logs) => {
+            let own = logs.iter().filter(|(of, _)| *of as usize == pu);
+            own.map(|(_, log)| f64::from(*log)).sum()
+        }
+        Values::Dense(logs) => at(logs),
+    }
+}
+
+/// FNV-1a of prompt and name, as a logit in 0..8.
+fn hashed(prompt: &str, name: &str) -> f32 {
+    let bytes = prompt.bytes().chain([0xff]).chain(name.bytes());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    (hash >> 40) as f32 / (1 << 21) as f32
+}
+
+fn log_sum(x: &[f64]) -> f64 {
+    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    max + x.iter().map(|x| (x - max).exp()).sum::<f64>().ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract;
+
+    #[test]
+    fn a_table_keeps_the_models_contract() {
+        contract::check(&mut Table::default()).expect("kept");
+    }
+
+    #[test]
+    fn every_third_batch_fails() {
+        let mut table = Table::default().failing_every(3);
+        let failed: Vec<bool> = (0..6).map(|_| table.generate(&[]).is_err()).collect();
+        assert_eq!(failed, [false, false, true, false, false, true]);
+    }
+
+    #[test]
+    fn a_given_function_orders_the_names() {
+        let mut table = Table::default().scored_by(|_, name| name.len() as f32);
+        let names = ["a", "bbb", "cc"].map(String::from).to_vec();
+        table
+            .set_names(Arc::new(Names { version: 1, names }))
+            .expect("set");
+        let ask = Ask {
+            n: 2,
+            ..Ask::default()
+        };
+        let answers = table.generate(&[ask]).expect("answered");
+        let pus: Vec<u32> = answers[0].named.iter().map(|named| named.pu).collect();
+        assert_eq!(pus, [1, 2]);
+    }
+}

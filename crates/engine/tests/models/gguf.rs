@@ -1,0 +1,92 @@
+//! GGUF files written by the `gguf` library: logits, tokens, chat, and every quantised type.
+
+use nearshore_engine::formats::load::kind::Kind;
+use nearshore_engine::search::constrained::Constrained;
+
+use crate::families::difference;
+use crate::files::{REFERENCE, fixture, fixture_json, floats, ids};
+
+#[test]
+fn every_architecture_computes_the_librarys_logits() {
+    let said = fixture_json("gguf.json");
+    let cases = said["cases"].as_array().expect("cases");
+    assert_eq!(cases.len(), 3);
+    for case in cases {
+        let file = case["file"].as_str().expect("a file");
+        let model = Constrained::load(&fixture(file), REFERENCE).expect(file);
+        let worst = difference(&model, &ids(&said["ids"]), &floats(&case["logits"]));
+        println!(
+            "{file}: greatest difference of a logit {worst:.7}, {}",
+            model.loading()
+        );
+        assert!(worst <= 1e-4, "{file}: {worst}");
+    }
+}
+
+#[test]
+fn every_kind_of_splitting_gives_the_peers_tokens() {
+    let said = fixture_json("gguf.json");
+    let bytes = std::fs::read(fixture("llama.gguf")).expect("there");
+    // The files hold "llama-bpe"; a shorter kind fills up with zeros, which readers take off.
+    let at = find(&bytes, b"llama-bpe");
+    for (kind, tokens) in said["tokens"].as_object().expect("kinds") {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("model.gguf");
+        let mut bytes = bytes.clone();
+        bytes[at..at + 9].fill(0);
+        bytes[at..at + kind.len()].copy_from_slice(kind.as_bytes());
+        std::fs::write(&path, bytes).expect("written");
+        let model = Constrained::load(&path, REFERENCE).expect(kind);
+        let texts = said["texts"].as_array().expect("texts");
+        for (text, tokens) in texts.iter().zip(tokens.as_array().expect("tokens")) {
+            let text = text.as_str().expect("a text");
+            let ours = model.text().tokens(text).expect("tokens");
+            assert_eq!(ours, ids(tokens), "{kind}: {text:?}");
+        }
+        let chat = model
+            .text()
+            .render_chat("hi<|im_end|><think>")
+            .expect("chat");
+        assert_eq!(chat, said["chat"].as_str().expect("chat"));
+    }
+}
+
+#[test]
+fn blocks_of_every_type_are_the_librarys_numbers() {
+    let said = fixture_json("blocks.json");
+    let decode = |value: &serde_json::Value| {
+        let text = value.as_str().expect("a text");
+        hex::decode(text).expect("hexadecimal")
+    };
+    let blocks = said["blocks"].as_object().expect("blocks");
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::F32) {
+        let block = &blocks[&format!("{kind:?}")];
+        let bytes = decode(&block["bytes"]);
+        let theirs = Kind::F32.numbers(&decode(&block["values"])).expect("f32");
+        let ours = kind.numbers(&bytes).expect("blocks");
+        let same = ours
+            .iter()
+            .zip(&theirs)
+            .map(|(ours, theirs)| (ours - theirs).abs());
+        let (worst, largest) = (
+            same.fold(0f32, f32::max),
+            theirs.iter().fold(0f32, |most, x| most.max(x.abs())),
+        );
+        println!(
+            "{kind:?}: {} numbers up to {largest}, difference {worst:e}",
+            ours.len()
+        );
+        assert_eq!(ours.len(), theirs.len());
+        assert!(worst <= largest * 1e-6, "{kind:?}: {worst}");
+        // And from an odd address, as a file with a small alignment may have them.
+        let mut shifted = vec![0];
+        shifted.extend_from_slice(&bytes);
+        assert_eq!(kind.numbers(&shifted[1..]).expect("blocks"), ours);
+        assert!(kind.numbers(&bytes[1..]).is_err());
+    }
+}
+
+pub fn find(bytes: &[u8], wanted: &[u8]) -> usize {
+    let found = bytes.windows(wanted.len()).position(|some| some == wanted);
+    found.expect("it is there")
+}

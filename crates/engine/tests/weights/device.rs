@@ -1,0 +1,140 @@
+//! The device's path on real weights, by the tensor operations of the CPU; and names explained.
+
+use std::sync::Arc;
+
+use nearshore_core::names::scoring::{Ask, Reference, Term, Values};
+use nearshore_engine::contract;
+use nearshore_engine::search::constrained::Constrained;
+use nearshore_engine::{Model, Options, Place, Precision};
+
+use super::{ask, load, model_path, names};
+
+fn on(place: Place, precision: Precision) -> Result<Constrained, nearshore_engine::Error> {
+    let options = Options {
+        place,
+        precision,
+        ..Options::default()
+    };
+    Constrained::load(&model_path(), options)
+}
+
+fn asks() -> Vec<Ask> {
+    let reference = Arc::new(Reference {
+        hash: "everyone".into(),
+        prompts: ["A household.", "Bought: TEA.\nWhat next?"]
+            .map(String::from)
+            .to_vec(),
+    });
+    let bought = [
+        "BREAD, CHEESE",
+        "BABY DIAPERS",
+        "CAT FOOD, TEA and CANDY BARS",
+        "-",
+    ];
+    let ask = |bought: &str| Ask {
+        reference: Some(Arc::clone(&reference)),
+        ..ask(
+            &format!("A household bought this: {bought}.\n---assistant---\nNext it buys:"),
+            20,
+        )
+    };
+    bought.map(ask).to_vec()
+}
+
+#[test]
+fn a_device_finds_what_the_cpu_finds_within_a_thousandth_of_a_nat() {
+    let mut host = load(1);
+    let mut device = on(Place::Tensors, Precision::F32).expect("loads");
+    // A device keeps the contract but for equal bits in any batch; those are the CPU's promise.
+    if let Err(broken) = contract::check(&mut device) {
+        assert!(broken.starts_with("alone "), "{broken}");
+    }
+    for model in [&mut host, &mut device] {
+        model.set_names(names()).expect("set");
+    }
+    let (ours, theirs) = (device.generate(&asks()), host.generate(&asks()));
+    let (ours, theirs) = (ours.expect("answered"), theirs.expect("answered"));
+    let mut worst = 0f32;
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        assert_eq!(ours.named.len(), 20);
+        for named in &theirs.named {
+            // Names a rounding apart may change places, at the end of a list even with one beyond it.
+            let same = ours.named.iter().find(|other| other.pu == named.pu);
+            let last = ours.named[19].score;
+            let score = same.map_or(last, |same| same.score);
+            worst = worst.max((score - named.score).abs());
+            let habit = same.map_or(named.habit, |same| same.habit);
+            worst = worst.max((habit - named.habit).abs());
+        }
+    }
+    println!("greatest difference of a score {worst:.6}");
+    assert!(worst < 1e-3, "{worst}");
+}
+
+#[test]
+fn a_place_that_cannot_be_is_refused_by_name() {
+    let refused = |place, precision| {
+        let error = on(place, precision).err().expect("refused");
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        format!("{error}: {}", source.unwrap_or_default())
+    };
+    let int8 = refused(Place::Tensors, Precision::Int8);
+    assert!(int8.contains("tensors") && int8.contains("bf16"), "{int8}");
+    if !cfg!(feature = "cuda") {
+        let cuda = refused(Place::Cuda(0), Precision::F32);
+        assert!(cuda.contains("cuda:0"), "{cuda}");
+    }
+}
+
+#[test]
+fn the_edges_of_a_name_add_up_to_its_score() {
+    let mut model = load(1);
+    model.set_names(names()).expect("set");
+    let demand: Vec<f32> = (0..200).map(|pu| 1.0 + (pu % 7) as f32).collect();
+    let terms = vec![
+        Term {
+            name: "demand",
+            weight: 0.5,
+            values: Values::Mass(demand.into()),
+        },
+        Term {
+            name: "repeat",
+            weight: 1.0,
+            values: Values::Sparse([(3, 2.0), (150, 1.0)].into()),
+        },
+    ];
+    for (nth, ask) in asks().into_iter().enumerate() {
+        let ask = Ask {
+            terms: terms.clone(),
+            permitted: (nth == 0).then(|| Arc::new(even())),
+            ..ask
+        };
+        let answer = model
+            .generate(std::slice::from_ref(&ask))
+            .expect("answered");
+        let named = &answer[0].named;
+        let pus: Vec<u32> = named.iter().map(|named| named.pu).collect();
+        let explained = model.explain(&ask, &pus).expect("explained");
+        for (named, edges) in named.iter().zip(explained) {
+            let sum =
+                |value: fn(&nearshore_engine::Edge) -> f32| edges.iter().map(value).sum::<f32>();
+            let off = [
+                sum(|edge| edge.score) - named.score,
+                sum(|edge| edge.model) - named.model,
+                sum(|edge| edge.habit) - named.habit,
+            ];
+            assert!(off.iter().all(|off| off.abs() < 1e-3), "{off:?} {named:?}");
+            assert!(
+                edges
+                    .iter()
+                    .all(|edge| edge.choices > 1 && !edge.text.is_empty())
+            );
+        }
+    }
+}
+
+fn even() -> fixedbitset::FixedBitSet {
+    let mut bits = fixedbitset::FixedBitSet::with_capacity(200);
+    bits.extend((0..200).step_by(2));
+    bits
+}

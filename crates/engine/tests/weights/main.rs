@@ -1,0 +1,365 @@
+//! The engine on real weights: equal to brute force, to a peer's logits, and to itself in any batch.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::quantized::gguf_file::Content;
+use candle_core::{D, DType, Device, Tensor};
+use nearshore_core::names::scoring::{Ask, Names};
+use nearshore_engine::contract;
+use nearshore_engine::search::constrained::Constrained;
+use nearshore_engine::{Error, Model, Options, Precision};
+
+mod device;
+mod folder;
+mod precision;
+mod search;
+
+/// Product names of a real shop, 200 of them, as a catalogue has them: cut off, with signs and digits.
+const NAMES: &str = include_str!("../fixtures/names.txt");
+
+fn model_path() -> PathBuf {
+    let path = std::env::var_os("NEARSHORE_TEST_MODEL");
+    path.expect("NEARSHORE_TEST_MODEL is not set: run scripts/test")
+        .into()
+}
+
+fn load(threads: usize) -> Constrained {
+    Constrained::load(&model_path(), options(threads)).expect("the test model loads")
+}
+
+fn options(threads: usize) -> Options {
+    Options {
+        threads,
+        // What is held to brute force and to peers is the reference.
+        precision: Precision::F32,
+        ..Options::default()
+    }
+}
+
+fn names() -> Arc<Names> {
+    let names: Vec<String> = NAMES.lines().map(String::from).collect();
+    assert_eq!(names.len(), 200);
+    Arc::new(Names { version: 1, names })
+}
+
+fn ask(prompt: &str, n: usize) -> Ask {
+    Ask {
+        prompt: prompt.into(),
+        n,
+        ..Ask::default()
+    }
+}
+
+#[test]
+fn tokens_chat_and_logits_agree_with_the_reference() {
+    let reference: serde_json::Value =
+        serde_json::from_str(include_str!("../fixtures/reference.json")).expect("fixture");
+    let ids = |value: &serde_json::Value| -> Vec<u32> {
+        let ids = value.as_array().expect("ids").iter();
+        ids.map(|id| id.as_u64().expect("id") as u32).collect()
+    };
+    let model = load(1);
+    for case in reference["texts"].as_array().expect("texts") {
+        let text = case["text"].as_str().expect("text");
+        let tokens = model.text().tokens(text).expect("tokens");
+        assert_eq!(tokens, ids(&case["tokens"]), "{text:?}");
+    }
+    for case in reference["prompts"].as_array().expect("prompts") {
+        let prompt = case["prompt"].as_str().expect("prompt");
+        let prompt = format!("{prompt}\n---assistant---\nThe next product is:");
+        let chat = model.text().render_chat(&prompt).expect("rendered");
+        assert_eq!(chat, case["text"].as_str().expect("text"));
+        let tokens = model.text().prompt(&prompt).expect("tokens");
+        assert_eq!(tokens, ids(&case["tokens"]));
+        let ours = model.logits(&tokens, &ids(&case["ids"])).expect("logits");
+        let theirs = case["logits"].as_array().expect("logits");
+        let mut worst = 0f64;
+        for (ours, theirs) in ours.iter().zip(theirs) {
+            worst = worst.max((f64::from(*ours) - theirs.as_f64().expect("logit")).abs());
+        }
+        println!(
+            "{} tokens: greatest difference of a logit {worst:.6}",
+            tokens.len()
+        );
+        assert!(worst <= 1e-3, "{worst}");
+    }
+}
+
+#[test]
+fn a_llama_keeps_the_models_contract() {
+    contract::check(&mut load(1)).expect("kept");
+}
+
+#[test]
+fn the_search_equals_brute_force_over_all_names() {
+    let prompt = "Bought: BREAD.\n---assistant---\nNext:";
+    let names = names();
+    let mut model = load(2);
+    model.set_names(Arc::clone(&names)).expect("set");
+    let answers = model.generate(&[ask(prompt, 200)]).expect("answered");
+    let tokens = model.text().prompt(prompt).expect("tokens");
+    let named: Vec<Vec<u32>> = names
+        .names
+        .iter()
+        .map(|name| {
+            let mut tokens = model.text().name(name).expect("tokens");
+            tokens.push(model.text().end());
+            tokens
+        })
+        .collect();
+    let mut expected = Plain::load(&model_path()).brute_force(&tokens, &named);
+    expected.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let found = &answers[0].named;
+    assert_eq!(found.len(), 200);
+    for (found, (pu, score)) in found.iter().zip(&expected) {
+        assert!(
+            (f64::from(found.score) - score).abs() < 1e-3,
+            "{found:?} {pu} {score}"
+        );
+        let own = expected
+            .iter()
+            .find(|(pu, _)| *pu == found.pu)
+            .expect("a name");
+        assert!(
+            (f64::from(found.score) - own.1).abs() < 1e-3,
+            "{found:?} {own:?}"
+        );
+    }
+    let all = found.clone();
+    let answers = model
+        .generate(&[ask(prompt, 20), ask(prompt, 1)])
+        .expect("answered");
+    assert_eq!(
+        answers[0].named,
+        all[..20],
+        "the top is the same however much is asked for"
+    );
+    assert_eq!(answers[1].named, all[..1]);
+}
+
+#[test]
+fn a_user_alone_is_the_user_in_a_batch_on_any_threads() {
+    let prompts: Vec<String> = [0, 1, 2, 3, 40]
+        .iter()
+        .map(|many| {
+            let bought = ["BREAD", "FLUID MILK", "TEA BAGS", "2% MILK"].repeat(many / 3 + 1);
+            format!(
+                "Bought lately: {}; visit {many}.\n---assistant---\nNext:",
+                bought.join(", ")
+            )
+        })
+        .collect();
+    let asks: Vec<Ask> = prompts.iter().map(|prompt| ask(prompt, 5)).collect();
+    let mut together = load(2);
+    together.set_names(names()).expect("set");
+    let batch = together.generate(&asks).expect("answered");
+    let warm = together.generate(&asks).expect("answered");
+    assert!(
+        batch.iter().all(|answer| answer.shared_tokens > 20),
+        "the template is shared"
+    );
+    let mut shared = Vec::new();
+    // A model of their own on one thread. The first finds nothing cached, the others what the one
+    // before left.
+    let mut apart = load(1);
+    apart.set_names(names()).expect("set");
+    for (ask, (answer, warm)) in asks.into_iter().zip(batch.iter().zip(&warm)) {
+        let alone = apart.generate(&[ask]).expect("answered");
+        assert_eq!(alone[0].named, answer.named, "bit for bit");
+        assert_eq!(
+            warm.named, answer.named,
+            "bit for bit, with a cached prefix"
+        );
+        shared.push(alone[0].shared_tokens);
+    }
+    assert!(shared[0] == 0 && shared[4] > 20, "{shared:?}");
+}
+
+#[test]
+fn a_prompt_over_the_context_is_refused() {
+    let mut model = load(1);
+    model.set_names(names()).expect("set");
+    let answer = model.generate(&[ask(&"word ".repeat(9000), 3)]);
+    assert!(
+        matches!(answer, Err(Error::TooLong { limit: 8192, .. })),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn a_damaged_file_is_named_with_its_reason() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let bytes = std::fs::read(model_path()).expect("the model");
+    let cases = [
+        ("cut.gguf", &bytes[..bytes.len() / 2]),
+        ("short.gguf", &bytes[..100]),
+    ];
+    for (name, bytes) in cases {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).expect("written");
+        let error = Constrained::load(&path, Options::default())
+            .err()
+            .expect("refused")
+            .to_string();
+        assert!(error.contains(name), "{error}");
+        assert!(name != "cut.gguf" || error.contains(".weight"), "{error}");
+    }
+    let missing = Constrained::load(&folder.path().join("none"), Options::default())
+        .err()
+        .expect("refused");
+    assert!(
+        missing.to_string().contains("none: No such file"),
+        "{missing}"
+    );
+}
+
+/// A Llama as written in a textbook: whole sequences, full causal mask, rotary pairs side by side as
+/// the GGUF has them, no cache, nothing shared with the engine but candle's tensors.
+struct Plain {
+    tensors: std::collections::BTreeMap<String, Tensor>,
+}
+
+const HEADS: usize = 9;
+const KEY_HEADS: usize = 3;
+const WIDTH: usize = 64;
+const LAYERS: usize = 30;
+
+impl Plain {
+    fn load(path: &Path) -> Self {
+        let mut file = std::fs::File::open(path).expect("the model");
+        let content = Content::read(&mut file).expect("a GGUF");
+        let mut tensors = std::collections::BTreeMap::new();
+        for name in content.tensor_infos.keys() {
+            let tensor = content
+                .tensor(&mut file, name, &Device::Cpu)
+                .expect("a tensor");
+            tensors.insert(name.clone(), tensor.dequantize(&Device::Cpu).expect("f32"));
+        }
+        Self { tensors }
+    }
+
+    fn times(&self, x: &Tensor, name: &str) -> Tensor {
+        x.matmul(&self.tensors[name].t().expect("2-d"))
+            .expect("fits")
+    }
+
+    fn norm(&self, x: &Tensor, name: &str) -> Tensor {
+        let mean = x
+            .sqr()
+            .and_then(|x| x.mean_keepdim(D::Minus1))
+            .expect("a mean");
+        let scale = (mean + 1e-5).and_then(|x| x.sqrt()).expect("a root");
+        let normed = x.broadcast_div(&scale).expect("fits");
+        normed.broadcast_mul(&self.tensors[name]).expect("fits")
+    }
+
+    /// `[T, heads · WIDTH]` -> `[heads, T, WIDTH]`, pairs (2i, 2i + 1) turned if `turned`.
+    fn heads(&self, x: &Tensor, heads: usize, turned: bool) -> candle_core::Result<Tensor> {
+        let many = x.dim(0)?;
+        let x = x
+            .reshape((many, heads, WIDTH))?
+            .transpose(0, 1)?
+            .contiguous()?;
+        if !turned {
+            return Ok(x);
+        }
+        let angle = |t: usize, i: usize| t as f64 * 1e5f64.powf(-(i as f64) / (WIDTH / 2) as f64);
+        let grid = |f: fn(f64) -> f64| -> candle_core::Result<Tensor> {
+            let values: Vec<f32> = (0..many)
+                .flat_map(|t| (0..WIDTH / 2).map(move |i| f(angle(t, i)) as f32))
+                .collect();
+            Tensor::from_vec(values, (1, many, WIDTH / 2), &Device::Cpu)
+        };
+        let pairs = x.reshape((heads, many, WIDTH / 2, 2))?;
+        let (even, odd) = (
+            pairs.narrow(3, 0, 1)?.squeeze(3)?,
+            pairs.narrow(3, 1, 1)?.squeeze(3)?,
+        );
+        let (cos, sin) = (grid(f64::cos)?, grid(f64::sin)?);
+        let first = (even.broadcast_mul(&cos)? - odd.broadcast_mul(&sin)?)?;
+        let second = (even.broadcast_mul(&sin)? + odd.broadcast_mul(&cos)?)?;
+        Tensor::stack(&[first, second], 3)?.reshape((heads, many, WIDTH))
+    }
+
+    fn attention(&self, x: &Tensor, layer: usize) -> candle_core::Result<Tensor> {
+        let part = |name: &str| self.times(x, &format!("blk.{layer}.attn_{name}.weight"));
+        let many = x.dim(0)?;
+        let query = self.heads(&part("q"), HEADS, true)?;
+        let repeat = |x: Tensor| -> candle_core::Result<Tensor> {
+            let group = HEADS / KEY_HEADS;
+            let x = x
+                .unsqueeze(1)?
+                .broadcast_as((KEY_HEADS, group, many, WIDTH))?;
+            x.contiguous()?.reshape((HEADS, many, WIDTH))
+        };
+        let key = repeat(self.heads(&part("k"), KEY_HEADS, true)?)?;
+        let value = repeat(self.heads(&part("v"), KEY_HEADS, false)?)?;
+        let mask: Vec<f32> = (0..many * many)
+            .map(|i| {
+                if i % many > i / many {
+                    f32::NEG_INFINITY
+                } else {
+                    0.0
+                }
+            })
+            .collect();
+        let mask = Tensor::from_vec(mask, (1, many, many), &Device::Cpu)?;
+        let scores = (query.matmul(&key.t()?)? / (WIDTH as f64).sqrt())?.broadcast_add(&mask)?;
+        let scores = scores
+            .broadcast_sub(&scores.max_keepdim(D::Minus1)?)?
+            .exp()?;
+        let weights = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
+        let mixed = weights.matmul(&value)?.transpose(0, 1)?.contiguous()?;
+        Ok(self.times(
+            &mixed.reshape((many, HEADS * WIDTH))?,
+            &format!("blk.{layer}.attn_output.weight"),
+        ))
+    }
+
+    /// Logits `[T, vocabulary]` behind each of the last `wanted` tokens.
+    fn logits(&self, tokens: &[u32], wanted: usize) -> candle_core::Result<Vec<Vec<f32>>> {
+        let ids = Tensor::new(tokens, &Device::Cpu)?;
+        let mut x = self.tensors["token_embd.weight"].index_select(&ids, 0)?;
+        for layer in 0..LAYERS {
+            let name = |part: &str| format!("blk.{layer}.{part}.weight");
+            x = (&x + self.attention(&self.norm(&x, &name("attn_norm")), layer)?)?;
+            let normed = self.norm(&x, &name("ffn_norm"));
+            let gate = self.times(&normed, &name("ffn_gate"));
+            let gate = (&gate / ((gate.neg()?.exp()? + 1.0)?))?;
+            let up = self.times(&normed, &name("ffn_up"));
+            x = (&x + self.times(&(gate * up)?, &name("ffn_down")))?;
+        }
+        let x = x.narrow(0, tokens.len() - wanted, wanted)?;
+        let x = self.norm(&x, "output_norm.weight");
+        self.times(&x, "token_embd.weight")
+            .to_dtype(DType::F32)?
+            .to_vec2()
+    }
+
+    /// Score of each name: every name teacher-forced, children counted among the names themselves.
+    fn brute_force(&self, prompt: &[u32], names: &[Vec<u32>]) -> Vec<(u32, f64)> {
+        let score = |name: &Vec<u32>| {
+            let tokens = [prompt, &name[..name.len() - 1]].concat();
+            let logits = self.logits(&tokens, name.len()).expect("computed");
+            let mut score = 0f64;
+            for (depth, logits) in logits.iter().enumerate() {
+                let mut children: Vec<u32> = (names.iter())
+                    .filter(|other| other.starts_with(&name[..depth]))
+                    .map(|other| other[depth])
+                    .collect();
+                children.sort_unstable();
+                children.dedup();
+                let of = |token: u32| f64::from(logits[token as usize]);
+                let sum: f64 = children.iter().map(|token| of(*token).exp()).sum();
+                score += of(name[depth]) - sum.ln();
+            }
+            score
+        };
+        names
+            .iter()
+            .zip(0..)
+            .map(|(name, pu)| (pu, score(name)))
+            .collect()
+    }
+}

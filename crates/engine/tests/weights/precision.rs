@@ -1,0 +1,81 @@
+//! Narrower weights on the real model: the same bits in any batch, near the reference.
+
+use nearshore_core::names::scoring::Ask;
+use nearshore_engine::search::constrained::Constrained;
+use nearshore_engine::{Isa, Model, Options, Precision};
+
+use super::{ask, model_path, names};
+
+#[allow(clippy::needless_update)] // Options may get fields that do not matter here.
+fn load(precision: Precision, threads: usize, isa: Option<Isa>) -> Constrained {
+    let options = Options {
+        threads,
+        precision,
+        isa,
+        ..Options::default()
+    };
+    Constrained::load(&model_path(), options).expect("the test model loads")
+}
+
+#[test]
+fn a_user_has_the_same_scores_alone_and_among_64_in_every_precision() {
+    let asks: Vec<Ask> = (0..64)
+        .map(|nth| {
+            let bought = ["BREAD", "TEA BAGS", "2% MILK", "CANDLES"][nth % 4];
+            let again = format!("{bought}, ").repeat(nth % 7);
+            ask(
+                &format!("Bought: {again}item {nth}.\n---assistant---\nNext:"),
+                3,
+            )
+        })
+        .collect();
+    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+        let mut together = load(precision, 2, None);
+        together.set_names(names()).expect("set");
+        let batch = together.generate(&asks).expect("answered");
+        let mut apart = load(precision, 1, None);
+        apart.set_names(names()).expect("set");
+        for nth in [0, 31, 63] {
+            let alone = apart.generate(&asks[nth..=nth]).expect("answered");
+            assert_eq!(alone[0].named, batch[nth].named, "{precision}, user {nth}");
+        }
+    }
+}
+
+#[test]
+fn narrower_weights_keep_the_next_token_near_the_reference() {
+    let prompt = "Bought lately: FLUID MILK, BREAD, CAT FOOD.\n---assistant---\nNext:";
+    let logits = |precision, isa| {
+        let model = load(precision, 1, isa);
+        let tokens = model.text().prompt(prompt).expect("tokens");
+        let all: Vec<u32> = (0..model.vocabulary() as u32).collect();
+        (
+            model.logits(&tokens, &all).expect("logits"),
+            model.info().dtype,
+        )
+    };
+    let (exact, dtype) = logits(Precision::F32, None);
+    assert_eq!(dtype, "f32");
+    let worst = |narrow: &[f32]| {
+        let differences = exact.iter().zip(narrow).map(|(x, y)| (x - y).abs());
+        differences.fold(0f32, f32::max)
+    };
+    for (precision, isa, allowed) in [
+        (Precision::F32, Some(Isa::Avx2), 1e-3),
+        (Precision::F32, Some(Isa::Plain), 1e-3),
+        (Precision::Bf16, None, 0.5),
+        (Precision::Bf16, Some(Isa::Avx2), 0.5),
+        (Precision::Int8, None, 1.5),
+        (Precision::Int8, Some(Isa::Avx2), 1.5),
+    ] {
+        let (narrow, dtype) = logits(precision, isa);
+        let worst = worst(&narrow);
+        println!("{precision} as {dtype}: greatest difference of a logit {worst:.5}");
+        assert!(worst <= allowed, "{precision} {isa:?}: {worst}");
+        // No kernel of another precision ran by mistake.
+        assert!(
+            precision == Precision::F32 || worst > 1e-3,
+            "{precision}: {worst}"
+        );
+    }
+}

@@ -1,0 +1,100 @@
+//! A Kafka inside the process, for the demo and for tests: librdkafka's mock cluster, over real TCP.
+//!
+//! What it is not: it keeps 5 MiB per partition and drops the oldest beyond that, knows no compaction, no
+//! offsets by time and no admin requests, and a group's first join takes 3 s. What needs those runs on a
+//! real broker. The cluster lives as long as its [`Embedded`], on a thread of its own, for it may not move.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
+
+use super::Settings;
+use nearshore_core::ports::log::Error;
+
+type Cluster = MockCluster<'static, DefaultProducerContext>;
+type Wish = Box<dyn FnOnce(&Cluster) + Send>;
+
+/// A running cluster of one broker; ends when dropped.
+pub struct Embedded {
+    brokers: String,
+    wishes: mpsc::Sender<Wish>,
+}
+
+impl Embedded {
+    /// Starts a cluster with these topics and numbers of partitions.
+    pub fn start(topics: &[(&str, i32)]) -> Result<Self, Error> {
+        let (wishes, queue) = mpsc::channel::<Wish>();
+        let (started, start) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("log-embedded".into())
+            .spawn(move || {
+                let cluster = match Cluster::new(1) {
+                    Ok(cluster) => cluster,
+                    Err(error) => return drop(started.send(Err(error.to_string()))),
+                };
+                let _ = started.send(Ok(cluster.bootstrap_servers()));
+                for wish in queue {
+                    wish(&cluster);
+                }
+            })
+            .map_err(|error| Error::Stopped(error.to_string()))?;
+        let brokers = start
+            .recv()
+            .unwrap_or_else(|error| Err(error.to_string()))
+            .map_err(|reason| Error::Refused {
+                what: "embedded Kafka".into(),
+                reason,
+            })?;
+        let cluster = Self { brokers, wishes };
+        for (topic, partitions) in topics {
+            cluster.create(topic, *partitions)?;
+        }
+        Ok(cluster)
+    }
+
+    /// Its bootstrap servers, `host:port`.
+    pub fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    /// Settings that fit it: its members join only with the session timeout's rhythm.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            session_timeout: Duration::from_secs(6),
+            ..Settings::of(&self.brokers)
+        }
+    }
+
+    /// Creates a topic.
+    pub fn create(&self, topic: &str, partitions: i32) -> Result<(), Error> {
+        let name = topic.to_owned();
+        self.wish(move |cluster| cluster.create_topic(&name, partitions, 1))?
+            .map_err(|error| Error::Refused {
+                what: format!("create {topic}"),
+                reason: error.to_string(),
+            })
+    }
+
+    /// Takes the broker down or up again, as a network would.
+    pub fn reachable(&self, yes: bool) -> Result<(), Error> {
+        self.wish(move |cluster| match yes {
+            true => cluster.broker_up(1),
+            false => cluster.broker_down(1),
+        })?
+        .map_err(|error| Error::Stopped(error.to_string()))
+    }
+
+    fn wish<T: Send + 'static>(
+        &self,
+        wish: impl FnOnce(&Cluster) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let gone = || Error::Stopped("the embedded Kafka has ended".into());
+        let (reply, answer) = mpsc::channel();
+        self.wishes
+            .send(Box::new(move |cluster| drop(reply.send(wish(cluster)))))
+            .map_err(|_| gone())?;
+        answer.recv().map_err(|_| gone())
+    }
+}

@@ -1,0 +1,385 @@
+//! [`KafkaLog`]: one member of a consumer group, with a producer beside it.
+//!
+//! Threads: the poll thread ([`super::poll`]), one that wakes fetchers ([`super::wake`]), and a commit thread, for librdkafka's synchronous commit blocks and
+//! its asynchronous one answers behind everything that was fetched ahead. The role owns the handle.
+//!
+//! A commit is sent only for partitions that are ours at that moment. Kafka itself does not check that: it
+//! takes any offset from any member of the present generation, also one that would rewind the new owner.
+//! Between the check and librdkafka's queue a revoke can slip in; then the new owner's position is set
+//! back and it does some work again, which its fences absorb. Invariant: after `Revoked` was delivered, a
+//! commit of its partitions is always refused.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use tokio::sync::{mpsc, oneshot};
+
+use super::health::{Health, Lag};
+use super::intake::Intake;
+use super::poll::{Member, Poller};
+use super::producer::{Producer, permanent, refused};
+use super::{Settings, wake};
+use nearshore_core::ports::log::{Committed, Delivery, Error, Log, Outgoing};
+use nearshore_core::user::record::{Offset, Partition, Resume};
+
+/// How long [`Log::close`] takes at most; the group notices by itself afterwards.
+const CLOSE: Duration = Duration::from_secs(3);
+
+/// An offset to commit, with the note that Kafka keeps beside it.
+pub(super) type Commit = (Partition, Resume, String);
+
+/// The note beside a position that [`Log::commit`] made.
+const DONE: &str = "done";
+
+enum Job {
+    Commit(Vec<Commit>, oneshot::Sender<Result<(), Error>>),
+    /// Asks for the group's positions, and answers them with their notes.
+    Ask(Vec<Partition>, oneshot::Sender<Result<Vec<Commit>, Error>>),
+    /// Asks for the group's positions only to know the lag.
+    Note(Vec<Partition>),
+    /// Asks for a partition's end offset.
+    End(Partition, oneshot::Sender<Result<Offset, Error>>),
+}
+
+/// See the module.
+pub struct KafkaLog {
+    intake: Arc<Intake>,
+    health: Health,
+    producer: Producer,
+    stop: Arc<AtomicBool>,
+    /// To the commit thread. Capacity 1: a second commit waits for the first anyway.
+    jobs: Option<mpsc::Sender<Job>>,
+    ended: Option<oneshot::Receiver<()>>,
+    limit: Duration,
+}
+
+impl KafkaLog {
+    /// Joins `group` to read `topics`. Returns at once; [`Delivery::Assigned`] tells when the group has answered.
+    pub fn join(settings: &Settings, group: &str, topics: &[&str]) -> Result<Self, Error> {
+        let intake = Arc::new(Intake::default());
+        let health = Health::default();
+        let (waker, wakes) = wake::channel();
+        let member = Member::new(settings, intake.clone(), health.clone(), waker);
+        let consumer: BaseConsumer<Member> = settings
+            .consuming(group)?
+            .create_with_context(member)
+            .map_err(|error| refused("consumer", &error))?;
+        consumer
+            .subscribe(topics)
+            .map_err(|error| refused("subscribe", &error))?;
+        let consumer = Arc::new(consumer);
+        let stop = Arc::new(AtomicBool::new(false));
+        let (jobs, queue) = mpsc::channel(1);
+        let (done, ended) = oneshot::channel();
+        let committer = Committer {
+            consumer: consumer.clone(),
+            limit: settings.ack_timeout,
+        };
+        spawn("log-commit", move || committer.run(queue))?;
+        let woken = Arc::downgrade(&consumer);
+        spawn("log-wake", move || wakes.run(&woken))?;
+        let poller = Poller::new(consumer, stop.clone());
+        let (watched, signs) = (intake.clone(), health.clone());
+        spawn("log-poll", move || {
+            // A panic of the thread must end the role, not leave it waiting.
+            let _end = End(watched);
+            poll_and_leave(poller, &signs);
+            let _ = done.send(());
+        })?;
+        Ok(Self {
+            intake,
+            health,
+            producer: Producer::new(settings)?,
+            stop,
+            jobs: Some(jobs),
+            ended: Some(ended),
+            limit: settings.ack_timeout,
+        })
+    }
+
+    /// Signs of life of the consumer.
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
+    /// Where our partitions stand.
+    pub fn lag(&self) -> Lag {
+        Lag(self.intake.clone())
+    }
+
+    /// The producer beside this consumer.
+    pub fn producer(&self) -> Producer {
+        self.producer.clone()
+    }
+
+    /// Asks for the positions of what was assigned. For lag only, so a busy commit thread need not be waited for: the
+    /// next commit tells too.
+    fn note(&self, delivery: &Result<Delivery, Error>) {
+        if let (Ok(Delivery::Assigned(partitions)), Some(jobs)) = (delivery, &self.jobs) {
+            let _ = jobs.try_send(Job::Note(partitions.clone()));
+        }
+    }
+
+    /// [`Log::commit`] with a note beside each offset.
+    pub async fn commit_noted(&self, done: Vec<Commit>) -> Result<(), Error> {
+        self.ask(|reply| Job::Commit(done, reply)).await
+    }
+
+    /// Committed positions of these partitions with their notes; one without a position is left out.
+    pub async fn noted(&self, of: Vec<Partition>) -> Result<Vec<Commit>, Error> {
+        self.ask(|reply| Job::Ask(of, reply)).await
+    }
+
+    async fn ask<T>(
+        &self,
+        job: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Job,
+    ) -> Result<T, Error> {
+        let stopped = || Error::Stopped("the commit thread has ended".into());
+        let (reply, answer) = oneshot::channel();
+        let jobs = self.jobs.as_ref().ok_or_else(stopped)?;
+        // librdkafka waits for a coordinator as long as it likes; we do not.
+        let asked = tokio::time::timeout(self.limit * 2, async {
+            jobs.send(job(reply)).await.map_err(|_| stopped())?;
+            answer.await.map_err(|_| stopped())?
+        });
+        asked.await.unwrap_or_else(|_| Err(timeout(self.limit * 2)))
+    }
+}
+
+impl Log for KafkaLog {
+    async fn next(&mut self) -> Result<Delivery, Error> {
+        let delivery = self.intake.next(true).await;
+        self.note(&delivery);
+        delivery
+    }
+
+    async fn notice(&mut self) -> Result<Delivery, Error> {
+        let notice = self.intake.next(false).await;
+        self.note(&notice);
+        notice
+    }
+
+    fn hold(&mut self, topics: &[Arc<str>]) {
+        self.intake.hold(topics);
+    }
+
+    async fn commit(&self, done: &[(Partition, Resume)]) -> Result<(), Error> {
+        if done.is_empty() {
+            return Ok(());
+        }
+        let noted =
+            |(partition, resume): &(Partition, Resume)| (partition.clone(), *resume, DONE.into());
+        self.commit_noted(done.iter().map(noted).collect()).await
+    }
+
+    async fn committed(&self, of: &[Partition]) -> Result<Vec<Committed>, Error> {
+        let found = self.noted(of.to_vec()).await?;
+        let known = found
+            .into_iter()
+            .map(|(partition, resume, note)| Committed {
+                partition,
+                resume,
+                ours: note == DONE,
+            });
+        Ok(known.collect())
+    }
+
+    async fn rewind(&mut self, to: &[(Partition, Resume)]) -> Result<(), Error> {
+        self.intake.rewind(to);
+        Ok(())
+    }
+
+    async fn end(&self, partition: &Partition) -> Result<Offset, Error> {
+        self.ask(|reply| Job::End(partition.clone(), reply)).await
+    }
+
+    async fn send(&self, records: Vec<Outgoing>) -> Result<(), Error> {
+        self.producer.send(records).await
+    }
+
+    async fn close(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.jobs = None;
+        let (flushed, flush) = oneshot::channel();
+        let producer = self.producer.clone();
+        let flushing = spawn("log-flush", move || {
+            producer.flush(CLOSE);
+            let _ = flushed.send(());
+        });
+        let ended = self.ended.take();
+        let all = async {
+            if let Some(ended) = ended {
+                let _ = ended.await;
+            }
+            if flushing.is_ok() {
+                let _ = flush.await;
+            }
+        };
+        if tokio::time::timeout(CLOSE, all).await.is_err() {
+            tracing::warn!(target: "kafka", "the client did not end within {CLOSE:?}; left behind");
+        }
+    }
+}
+
+impl Drop for KafkaLog {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+struct End(Arc<Intake>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.stop("the poll thread has ended");
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(run)
+        .map(|_| ())
+        .map_err(|error| Error::Stopped(format!("thread {name}: {error}")))
+}
+
+fn timeout(limit: Duration) -> Error {
+    Error::Timeout {
+        topic: "the group's coordinator".into(),
+        limit,
+    }
+}
+
+fn poll_and_leave(mut poller: Poller, health: &Health) {
+    poller.run();
+    let mut consumer = Poller::into_consumer(poller);
+    // The commit thread ends when the role drops its handle; a commit under way keeps the consumer until then.
+    for _ in 0..200 {
+        match Arc::try_unwrap(consumer) {
+            Ok(last) if health.reachable() => return drop(last),
+            Ok(last) => {
+                // With no coordinator librdkafka 2.12 may crash while leaving. The session times out instead.
+                tracing::warn!(target: "kafka", "no broker to say goodbye to");
+                return std::mem::forget(last);
+            }
+            Err(shared) => consumer = shared,
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+struct Committer {
+    consumer: Arc<BaseConsumer<Member>>,
+    limit: Duration,
+}
+
+impl Committer {
+    fn run(self, mut queue: mpsc::Receiver<Job>) {
+        while let Some(job) = queue.blocking_recv() {
+            match job {
+                Job::Commit(done, reply) => {
+                    let _ = reply.send(self.commit(&done));
+                }
+                Job::Ask(partitions, reply) => {
+                    let _ = reply.send(self.committed(&partitions, true));
+                }
+                Job::End(partition, reply) => {
+                    let _ = reply.send(self.end(&partition));
+                }
+                Job::Note(partitions) => {
+                    let _ = self.committed(&partitions, false);
+                }
+            }
+        }
+    }
+
+    fn intake(&self) -> &Intake {
+        &self.consumer.context().intake
+    }
+
+    fn end(&self, partition: &Partition) -> Result<Offset, Error> {
+        let asked = self
+            .consumer
+            .fetch_watermarks(&partition.topic, partition.number, self.limit);
+        let (_, end) = asked.map_err(|error| unanswered("end offset", &error, self.limit))?;
+        Ok(Offset(end))
+    }
+
+    fn commit(&self, done: &[Commit]) -> Result<(), Error> {
+        let list = positions(done)?;
+        let deadline = Instant::now() + self.limit;
+        loop {
+            if let Some(partition) = self.intake().foreign(done.iter().map(|(of, ..)| of)) {
+                return Err(Error::NotAssigned { partition });
+            }
+            let Err(error) = self.consumer.commit(&list, CommitMode::Sync) else {
+                for (partition, resume, _) in done {
+                    self.intake().committed(partition, *resume);
+                }
+                return Ok(());
+            };
+            match error.rdkafka_error_code() {
+                Some(code) if permanent(code) => return Err(refused("commit", &error)),
+                Some(RDKafkaErrorCode::Fatal) => return Err(Error::Stopped(error.to_string())),
+                // A rebalance may leave the partition ours under a new generation, or take it; the check
+                // above knows which as soon as the poll thread does.
+                _ if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+                _ => return Err(timeout(self.limit)),
+            }
+        }
+    }
+
+    /// Notes are read only from groups of ours: rdkafka panics on one that is not UTF-8.
+    fn committed(&self, partitions: &[Partition], noted: bool) -> Result<Vec<Commit>, Error> {
+        let mut list = TopicPartitionList::new();
+        for partition in partitions {
+            list.add_partition(&partition.topic, partition.number);
+        }
+        let found = self
+            .consumer
+            .committed_offsets(list, self.limit)
+            .map_err(|error| unanswered("committed offsets", &error, self.limit))?;
+        let mut all = Vec::new();
+        for partition in partitions {
+            let element = found.find_partition(&partition.topic, partition.number);
+            if let Some(element) = element
+                && let rdkafka::Offset::Offset(at) = element.offset()
+            {
+                self.intake().committed(partition, Resume(at));
+                let note = if noted { element.metadata() } else { "" };
+                all.push((partition.clone(), Resume(at), note.into()));
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// A question that was not answered: for good, or for now.
+pub(super) fn unanswered(what: &str, error: &KafkaError, limit: Duration) -> Error {
+    match error.rdkafka_error_code() {
+        Some(code) if permanent(code) => refused(what, error),
+        Some(_) => Error::Timeout {
+            topic: what.into(),
+            limit,
+        },
+        None => refused(what, error),
+    }
+}
+
+pub(super) fn positions(done: &[Commit]) -> Result<TopicPartitionList, Error> {
+    let mut list = TopicPartitionList::new();
+    for (partition, resume, note) in done {
+        let mut element = list.add_partition(&partition.topic, partition.number);
+        element
+            .set_offset(rdkafka::Offset::Offset(resume.0))
+            .map_err(|error| refused("commit", &error))?;
+        if !note.is_empty() {
+            element.set_metadata(note);
+        }
+    }
+    Ok(list)
+}

@@ -1,0 +1,28 @@
+//! The log on Kafka: [`KafkaLog`], one member of a consumer group with a producer beside it.
+//!
+//! The only crate that names rdkafka. It keeps the contract of [`nearshore_core::ports::log::Log`] and does not know what
+//! records say.
+
+mod admin;
+pub mod dlq;
+mod embedded;
+mod health;
+mod intake;
+mod kafka;
+mod lost;
+pub mod metrics;
+mod native;
+mod poll;
+pub mod probe;
+mod producer;
+mod settings;
+mod tail;
+mod wake;
+
+pub use admin::{Admin, Extent, NewTopic, Topic};
+pub use embedded::Embedded;
+pub use health::{Health, Lag, Standing};
+pub use kafka::KafkaLog;
+pub use producer::Producer;
+pub use settings::Settings;
+pub use tail::{Tail, Tailed, tail};

@@ -1,0 +1,220 @@
+//! Looking at single places of the log without a group: the oldest record of each partition, whether
+//! anything is left between two offsets, and the keys of a stretch.
+//!
+//! Invariant: what it reads, nobody's position notices. Offsets may be missing (compaction, transaction
+//! markers), so only librdkafka's end-of-partition event proves that nothing is left. Blocking work runs on a
+//! blocking thread, bounded by `ack_timeout` without progress.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
+use rdkafka::{Message, TopicPartitionList};
+
+use super::health::{Health, Watch};
+use super::producer::refused;
+use super::{Admin, Extent, Settings};
+use nearshore_core::ports::log::Error;
+use nearshore_core::user::record::{Partition, Resume, Timestamp};
+
+/// Goes on with a partition, or is done with it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Go {
+    On,
+    Done,
+}
+
+/// Keys of a stretch of one partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keys {
+    /// Records read.
+    pub records: u64,
+    /// Different keys among them.
+    pub distinct: u64,
+    /// Whether the stretch was read to its end.
+    pub whole: bool,
+}
+
+/// What each partition of a topic holds, with the time of its oldest record; empty if there is no such topic.
+pub async fn oldest(
+    settings: &Settings,
+    topic: &str,
+) -> Result<Vec<(Extent, Option<Timestamp>)>, Error> {
+    let extents = Admin::new(settings)?.extents(topic).await?;
+    let from: BTreeMap<Partition, Resume> = extents
+        .iter()
+        .filter(|extent| extent.begin < extent.end)
+        .map(|extent| (extent.partition.clone(), Resume(extent.begin.0)))
+        .collect();
+    let times = times(settings, from).await?;
+    let time = |extent: &Extent| times.get(&extent.partition).copied();
+    Ok(extents
+        .into_iter()
+        .map(|extent| (extent.clone(), time(&extent)))
+        .collect())
+}
+
+/// Time of the first record at or after these offsets (of one topic); a partition without one is left out.
+pub async fn times(
+    settings: &Settings,
+    from: BTreeMap<Partition, Resume>,
+) -> Result<BTreeMap<Partition, Timestamp>, Error> {
+    let partitions: Vec<Partition> = from.keys().cloned().collect();
+    let visit = |times: &mut BTreeMap<i32, Timestamp>, message: &BorrowedMessage<'_>| {
+        let time = Timestamp(message.timestamp().to_millis().unwrap_or(0));
+        times.insert(message.partition(), time);
+        Go::Done
+    };
+    let times = read(settings, from, visit).await?;
+    let time = |partition: Partition| {
+        let time = *times.get(&partition.number)?;
+        Some((partition, time))
+    };
+    Ok(partitions.into_iter().filter_map(time).collect())
+}
+
+/// Those of `stretches` (partitions of one topic, from one offset to another) in which no record is left.
+pub async fn empty(
+    settings: &Settings,
+    stretches: BTreeMap<Partition, (Resume, Resume)>,
+) -> Result<BTreeSet<Partition>, Error> {
+    let from = stretches
+        .iter()
+        .map(|(p, (from, _))| (p.clone(), *from))
+        .collect();
+    let ends: BTreeMap<i32, i64> = stretches
+        .iter()
+        .map(|(p, (_, to))| (p.number, to.0))
+        .collect();
+    let full = read(settings, from, move |full: &mut BTreeSet<i32>, message| {
+        if ends
+            .get(&message.partition())
+            .is_some_and(|end| message.offset() < *end)
+        {
+            full.insert(message.partition());
+        }
+        Go::Done
+    })
+    .await?;
+    let left = stretches.into_keys().filter(|p| !full.contains(&p.number));
+    Ok(left.collect())
+}
+
+/// Counts the different keys of a stretch, reading at most `most` records of it.
+pub async fn keys(
+    settings: &Settings,
+    (partition, from, to): (Partition, Resume, Resume),
+    most: u64,
+) -> Result<Keys, Error> {
+    if from >= to {
+        let none = Keys {
+            whole: true,
+            ..Keys::default()
+        };
+        return Ok(none);
+    }
+    #[derive(Default)]
+    struct Seen {
+        keys: BTreeSet<Vec<u8>>,
+        records: u64,
+        cut: bool,
+    }
+    let start = BTreeMap::from([(partition, from)]);
+    let seen = read(settings, start, move |seen: &mut Seen, message| {
+        if message.offset() >= to.0 {
+            return Go::Done;
+        }
+        seen.records += 1;
+        seen.keys.insert(message.key().unwrap_or_default().to_vec());
+        seen.cut = seen.records >= most && message.offset() + 1 < to.0;
+        if seen.records >= most || message.offset() + 1 >= to.0 {
+            Go::Done
+        } else {
+            Go::On
+        }
+    })
+    .await?;
+    Ok(Keys {
+        records: seen.records,
+        distinct: seen.keys.len() as u64,
+        whole: !seen.cut,
+    })
+}
+
+/// Reads partitions of one topic from these offsets, each until `visit` is done with it or its end is reached.
+async fn read<T: Default + Send + 'static>(
+    settings: &Settings,
+    from: BTreeMap<Partition, Resume>,
+    mut visit: impl FnMut(&mut T, &BorrowedMessage<'_>) -> Go + Send + 'static,
+) -> Result<T, Error> {
+    if from.is_empty() {
+        return Ok(T::default());
+    }
+    let settings = settings.clone();
+    let work = move || {
+        let client = assigned(&settings, &from)?;
+        let mut open: BTreeSet<i32> = from.keys().map(|partition| partition.number).collect();
+        let mut found = T::default();
+        let mut moved = Instant::now();
+        while !open.is_empty() {
+            match client.poll(Duration::from_millis(100)) {
+                None if moved.elapsed() < settings.ack_timeout => continue,
+                None => {
+                    let topic = from
+                        .keys()
+                        .next()
+                        .map_or(String::new(), |p| p.topic.to_string());
+                    return Err(Error::Timeout {
+                        topic,
+                        limit: settings.ack_timeout,
+                    });
+                }
+                Some(Ok(message)) if open.contains(&message.partition()) => {
+                    if visit(&mut found, &message) == Go::Done {
+                        open.remove(&message.partition());
+                    }
+                }
+                Some(Ok(_)) => continue,
+                Some(Err(KafkaError::PartitionEOF(number))) => drop(open.remove(&number)),
+                Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
+                    return Err(Error::Stopped(code.to_string()));
+                }
+                Some(Err(error)) => {
+                    tracing::warn!(target: "kafka", "{error}");
+                    continue;
+                }
+            }
+            moved = Instant::now();
+        }
+        Ok(found)
+    };
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(Error::Stopped(error.to_string())))
+}
+
+fn assigned(
+    settings: &Settings,
+    from: &BTreeMap<Partition, Resume>,
+) -> Result<BaseConsumer<Watch>, Error> {
+    let mut config = settings.consuming(&format!("{}-probe", settings.client_id))?;
+    config.set("enable.partition.eof", "true");
+    config.set("statistics.interval.ms", "0");
+    let client: BaseConsumer<Watch> = config
+        .create_with_context(Watch::new(settings, Health::default()))
+        .map_err(|error| refused("probe", &error))?;
+    let mut list = TopicPartitionList::new();
+    for (partition, at) in from {
+        list.add_partition_offset(
+            &partition.topic,
+            partition.number,
+            rdkafka::Offset::Offset(at.0),
+        )
+        .map_err(|error| refused("probe", &error))?;
+    }
+    client
+        .incremental_assign(&list)
+        .map_err(|error| refused("probe", &error))?;
+    Ok(client)
+}

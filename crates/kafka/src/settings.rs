@@ -1,0 +1,278 @@
+//! How to reach Kafka: [`Settings`] and what they become for librdkafka.
+//!
+//! Decides which properties are Nearshore's own: those that carry a promise (manual commits, the
+//! assignor, idempotence) are refused when configured. Everything else passes through untouched, and
+//! what is written for `consumer` or `producer` wins over `properties`, which win over the defaults here.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+use serde::{Deserialize, Serialize};
+
+use nearshore_core::ports::log::Error;
+use nearshore_core::user::record::Partition;
+
+/// Properties that carry a promise; a configuration may not set them.
+const OWN: [&str; 8] = [
+    "bootstrap.servers",
+    "client.id",
+    "group.id",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "partition.assignment.strategy",
+    "enable.idempotence",
+    "acks",
+];
+
+/// Memory of librdkafka's own queue per consumer. A pause throws it away, so it is also what a long
+/// stall costs to read again.
+const PREFETCH_KILOBYTES: &str = "16384";
+
+/// The largest record that the producer tries: dlq takes originals whole, and 2 MB ones do come.
+const RECORD_MAX: &str = "8388608";
+
+/// The `[kafka]` section.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Bootstrap servers, `host:port`, comma-separated.
+    pub brokers: String,
+    /// Name shown in the brokers' logs and quotas.
+    pub client_id: String,
+    /// librdkafka properties for every client.
+    pub properties: BTreeMap<String, String>,
+    /// librdkafka properties for consumers only.
+    pub consumer: BTreeMap<String, String>,
+    /// librdkafka properties for producers only.
+    pub producer: BTreeMap<String, String>,
+    /// librdkafka properties whose value stands in a file (passwords); a final newline is dropped.
+    pub secret_files: BTreeMap<String, PathBuf>,
+    /// How long a silent member keeps its partitions.
+    #[serde(with = "humantime_serde")]
+    pub session_timeout: Duration,
+    /// How long a write, a commit or a question to the cluster may take.
+    #[serde(with = "humantime_serde")]
+    pub ack_timeout: Duration,
+    /// Life number per topic, raised when a topic is recreated; 0 where absent.
+    pub incarnations: BTreeMap<String, u32>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            brokers: "localhost:9092".into(),
+            client_id: "nearshore".into(),
+            properties: BTreeMap::new(),
+            consumer: BTreeMap::new(),
+            producer: BTreeMap::new(),
+            secret_files: BTreeMap::new(),
+            session_timeout: Duration::from_secs(15),
+            ack_timeout: Duration::from_secs(30),
+            incarnations: BTreeMap::new(),
+        }
+    }
+}
+
+impl Settings {
+    /// Settings with defaults for these bootstrap servers.
+    pub fn of(brokers: impl Into<String>) -> Self {
+        Self {
+            brokers: brokers.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether librdkafka would accept all of this; reads the secret files, connects nowhere.
+    pub fn check(&self) -> Result<(), Error> {
+        for (section, map) in [
+            ("properties", &self.properties),
+            ("consumer", &self.consumer),
+            ("producer", &self.producer),
+        ] {
+            if let Some(key) = map.keys().find(|key| OWN.contains(&key.as_str())) {
+                return Err(Error::Refused {
+                    what: format!("kafka.{section}.\"{key}\""),
+                    reason: "Nearshore's promises depend on it; it cannot be set".into(),
+                });
+            }
+        }
+        for config in [self.consuming("nearshore-check")?, self.producing()?] {
+            config
+                .create_native_config()
+                .map_err(|error| Error::Refused {
+                    what: "kafka properties".into(),
+                    reason: error.to_string(),
+                })?;
+        }
+        Ok(())
+    }
+
+    /// This partition in the configured life of its topic.
+    pub fn partition(&self, topic: &str, number: i32) -> Partition {
+        Partition {
+            incarnation: self.incarnations.get(topic).copied().unwrap_or(0),
+            topic: Arc::from(topic),
+            number,
+        }
+    }
+
+    /// A consumer of `group`. New groups start at the beginning: a first run must not skip a user.
+    pub(super) fn consuming(&self, group: &str) -> Result<ClientConfig, Error> {
+        let session = self.session_timeout.as_millis();
+        let mut config = self.common()?;
+        config
+            .set("session.timeout.ms", session.to_string())
+            .set(
+                "heartbeat.interval.ms",
+                (session / 5).clamp(100, 3000).to_string(),
+            )
+            .set("auto.offset.reset", "earliest")
+            .set("queued.max.messages.kbytes", PREFETCH_KILOBYTES)
+            .set("queued.min.messages", "20000")
+            // The default of one second leaves the consumer idle each time its queue was full.
+            .set("fetch.queue.backoff.ms", "20")
+            .set("fetch.wait.max.ms", "100")
+            .set("allow.auto.create.topics", "false");
+        apply(&mut config, &self.properties);
+        apply(&mut config, &self.consumer);
+        config
+            .set("group.id", group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false");
+        if config.get("group.protocol") == Some("consumer") {
+            // The broker assigns, and decides how long a member may be silent; librdkafka refuses the client's word.
+            config.remove("session.timeout.ms");
+            config.remove("heartbeat.interval.ms");
+        } else {
+            config.set("partition.assignment.strategy", "cooperative-sticky");
+        }
+        Ok(config)
+    }
+
+    /// A producer. Keys go to the partitions that Java clients choose, so that topics of other
+    /// writers and ours agree on where a user lives.
+    pub(super) fn producing(&self) -> Result<ClientConfig, Error> {
+        let mut config = self.common()?;
+        config
+            .set("linger.ms", "2")
+            .set("compression.type", "lz4")
+            .set("partitioner", "murmur2_random")
+            .set("message.max.bytes", RECORD_MAX)
+            .set("queue.buffering.max.kbytes", "65536")
+            .set("queue.buffering.max.messages", "50000")
+            .set(
+                "message.timeout.ms",
+                self.ack_timeout.as_millis().to_string(),
+            );
+        apply(&mut config, &self.properties);
+        apply(&mut config, &self.producer);
+        config.set("enable.idempotence", "true").set("acks", "all");
+        Ok(config)
+    }
+
+    fn common(&self) -> Result<ClientConfig, Error> {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", &self.brokers)
+            .set("client.id", &self.client_id)
+            .set("statistics.interval.ms", "3000")
+            // A dead broker must show in seconds, and its return too.
+            .set("reconnect.backoff.max.ms", "2000")
+            .set_log_level(RDKafkaLogLevel::Info);
+        for (property, path) in &self.secret_files {
+            let secret = std::fs::read_to_string(path).map_err(|error| Error::Refused {
+                what: format!("{property} from {}", path.display()),
+                reason: error.to_string(),
+            })?;
+            config.set(property, secret.trim_end_matches(['\r', '\n']));
+        }
+        Ok(config)
+    }
+}
+
+fn apply(config: &mut ClientConfig, properties: &BTreeMap<String, String>) {
+    for (key, value) in properties {
+        config.set(key, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(section: fn(&mut Settings) -> &mut BTreeMap<String, String>, key: &str) -> Settings {
+        let mut settings = Settings::default();
+        section(&mut settings).insert(key.into(), "1000".into());
+        settings
+    }
+
+    #[test]
+    fn a_property_that_carries_a_promise_cannot_be_set() {
+        for key in OWN {
+            let error = with(|s| &mut s.consumer, key).check().expect_err(key);
+            assert!(error.to_string().contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_brokers_protocol_of_groups_may_be_chosen() {
+        let mut settings = Settings::default();
+        settings
+            .consumer
+            .insert("group.protocol".into(), "consumer".into());
+        settings.check().expect("librdkafka takes it");
+        let config = settings.consuming("g").expect("no secrets");
+        for theirs in ["partition.assignment.strategy", "session.timeout.ms"] {
+            assert_eq!(config.get(theirs), None, "{theirs}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_property_is_named() {
+        let error = with(|s| &mut s.properties, "sesion.timeout.ms")
+            .check()
+            .expect_err("misspelt");
+        assert!(error.to_string().contains("sesion.timeout.ms"), "{error}");
+    }
+
+    #[test]
+    fn the_more_special_setting_wins() {
+        let mut settings = with(|s| &mut s.properties, "linger.ms");
+        settings.producer.insert("linger.ms".into(), "7".into());
+        let config = settings.producing().expect("no secrets");
+        assert_eq!(config.get("linger.ms"), Some("7"));
+        assert_eq!(config.get("acks"), Some("all"));
+        settings.check().expect("valid");
+    }
+
+    #[test]
+    fn a_secret_is_read_from_its_file_without_its_newline() {
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        std::fs::write(file.path(), "hunter 2\n").expect("written");
+        let mut settings = Settings::default();
+        settings
+            .secret_files
+            .insert("sasl.password".into(), file.path().into());
+        let config = settings.consuming("g").expect("readable");
+        assert_eq!(config.get("sasl.password"), Some("hunter 2"));
+        settings
+            .secret_files
+            .insert("ssl.key.password".into(), "/nonexistent".into());
+        assert!(settings.check().is_err());
+    }
+
+    #[test]
+    fn settings_read_from_toml_and_refuse_unknown_keys() {
+        let settings: Settings = toml::from_str(
+            "brokers = 'a:1'\nsession_timeout = '6s'\n[consumer]\n'fetch.wait.max.ms' = '5'\n[incarnations]\nevents = 2",
+        )
+        .expect("valid");
+        assert_eq!(settings.session_timeout, Duration::from_secs(6));
+        assert_eq!(settings.partition("events", 3).to_string(), "2/events/3");
+        assert!(toml::from_str::<Settings>("broker = 'a:1'").is_err());
+    }
+}

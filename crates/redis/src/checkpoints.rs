@@ -1,0 +1,93 @@
+//! How far each reader's records are written, noted under many tags, so that every primary has a note.
+//!
+//! Invariant: a note is in the stream of its primary behind the writes that it stands for, so a primary that has
+//! the note has them. Notes move with their slots, so a primary that is added knows as much as the one that it
+//! took them from. It does not know what readers are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use redis::cmd;
+
+use super::RedisStore;
+use super::scripts::{Effect, call};
+use crate::corrupt;
+use nearshore_core::ports::keys;
+use nearshore_core::ports::store::Error;
+use nearshore_core::user::record::{Partition, Resume};
+
+/// Tags in a cluster; a primary without one of them gets another.
+const TAGS: u32 = 64;
+
+impl RedisStore {
+    pub(super) async fn put_checkpoint(
+        &self,
+        reader: &str,
+        done: &[(Partition, Resume)],
+    ) -> Result<(), Error> {
+        if done.is_empty() {
+            return Ok(());
+        }
+        let note = |tag: &String| {
+            let mut note = call(Effect::Checkpoint, &[keys::checkpoint(reader, tag)]);
+            for (partition, resume) in done {
+                note.arg(partition.to_string()).arg(resume.0);
+            }
+            note
+        };
+        let notes = self.tags().await?.iter().map(note).collect();
+        self.run(notes, 1).await.map(drop)
+    }
+
+    pub(super) async fn get_checkpoints(
+        &self,
+        reader: &str,
+    ) -> Result<BTreeMap<Partition, Resume>, Error> {
+        let tags = self.tags().await?;
+        let all = |tag: &String| {
+            let mut all = cmd("HGETALL");
+            all.arg(keys::checkpoint(reader, tag));
+            all
+        };
+        let answers = self.link().run(tags.iter().map(all).collect(), 1).await?;
+        let mut least: Option<BTreeMap<Partition, Resume>> = None;
+        for (tag, answer) in tags.iter().zip(answers) {
+            let rows: BTreeMap<String, i64> = self.read(answer)?;
+            let mut noted = BTreeMap::new();
+            for (text, resume) in rows {
+                let partition: Partition = text
+                    .parse()
+                    .map_err(|error| corrupt(&keys::checkpoint(reader, tag), error))?;
+                noted.insert(partition, Resume(resume));
+            }
+            least = Some(match least {
+                None => noted,
+                Some(others) => least_of(&others, &noted),
+            });
+        }
+        Ok(least.unwrap_or_default())
+    }
+
+    async fn tags(&self) -> Result<BTreeSet<String>, Error> {
+        let mut tags: BTreeSet<String> = self
+            .primaries()
+            .await?
+            .into_iter()
+            .map(|primary| primary.tag)
+            .collect();
+        if self.link().is_cluster() {
+            tags.extend((0..TAGS).map(|tag| tag.to_string()));
+        }
+        Ok(tags)
+    }
+}
+
+/// Of each partition that both know, the lower position.
+fn least_of(
+    one: &BTreeMap<Partition, Resume>,
+    other: &BTreeMap<Partition, Resume>,
+) -> BTreeMap<Partition, Resume> {
+    let both = one
+        .iter()
+        .filter_map(|(partition, at)| Some((partition.clone(), *other.get(partition)?.min(at))));
+    both.collect()
+}

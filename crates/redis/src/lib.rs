@@ -1,0 +1,250 @@
+//! [`RedisStore`]: the store on one Redis primary or on a Redis Cluster.
+//!
+//! Invariant: every write is one script on one slot, so it happens as a whole or not at all, and its
+//! guard is stored beside what it guards. It reads primaries only. It decides nothing: users in
+//! [`users`], counts, stock and blocks in [`shared`], looking around in [`survey`], how far readers are in
+//! [`checkpoints`].
+
+mod checkpoints;
+mod erased;
+mod link;
+pub mod metrics;
+mod register;
+mod scripts;
+mod settings;
+mod shared;
+mod survey;
+mod users;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{Cmd, FromRedisValue, Value, cmd};
+
+pub use erased::Trace;
+pub use settings::Settings;
+pub use survey::Check;
+
+use self::link::Link;
+use self::scripts::Guard;
+use nearshore_core::ports::keys;
+use nearshore_core::ports::store::{
+    Added, Block, Cell, Delta, Error, FoldWrite, Folded, Lineage, Peek, Publish, Published,
+    StockOp, Store, Take, Took,
+};
+use nearshore_core::user::event::UserId;
+use nearshore_core::user::record::{Offset, Partition, Resume, Timestamp};
+use nearshore_core::user::state::Held;
+
+/// A store on Redis. Clones are handles to the same connection.
+#[derive(Clone)]
+pub struct RedisStore {
+    inner: Arc<Inner>,
+    /// Where the writes of this handle have effect; none = wherever they land.
+    guard: Option<Arc<Guard>>,
+}
+
+struct Inner {
+    settings: Settings,
+    link: Link,
+    /// WAIT blocks the connection that it is sent on, so it has one of its own.
+    waiter: Link,
+}
+
+impl RedisStore {
+    /// A store that connects when it is first asked; wrong settings fail at once.
+    pub fn new(settings: Settings) -> Result<Self, Error> {
+        Ok(Self {
+            inner: Arc::new(Inner {
+                link: Link::new(&settings, Duration::ZERO)?,
+                waiter: Link::new(&settings, settings.replicas_max)?,
+                settings,
+            }),
+            guard: None,
+        })
+    }
+
+    fn link(&self) -> &Link {
+        &self.inner.link
+    }
+
+    /// Conditional writes: where this handle's lineage rules, if it has one.
+    async fn run(&self, cmds: Vec<Cmd>, per: usize) -> Result<Vec<Value>, Error> {
+        self.link().run_by(self.guard.as_deref(), cmds, per).await
+    }
+
+    /// An answer as what it should be.
+    fn read<T: FromRedisValue>(&self, value: Value) -> Result<T, Error> {
+        redis::from_redis_value(value).map_err(|error| self.link().odd(error))
+    }
+}
+
+impl std::fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RedisStore({})", self.link().addr())
+    }
+}
+
+impl Store for RedisStore {
+    async fn load(&self, ns: &str, users: &[UserId]) -> Result<Vec<Held>, Error> {
+        self.load_users(ns, users).await
+    }
+
+    async fn fold(&self, ns: &str, writes: &[FoldWrite]) -> Result<Vec<Folded>, Error> {
+        self.fold_users(ns, writes).await
+    }
+
+    async fn take(&self, ns: &str, takes: &[Take]) -> Result<Vec<Took>, Error> {
+        self.take_users(ns, takes).await
+    }
+
+    async fn peek(&self, ns: &str, users: &[UserId]) -> Result<Vec<Peek>, Error> {
+        self.peek_users(ns, users).await
+    }
+
+    async fn publish(&self, ns: &str, lists: &[Publish]) -> Result<Vec<Published>, Error> {
+        self.publish_lists(ns, lists).await
+    }
+
+    async fn add(&self, ns: &str, deltas: &[Delta]) -> Result<Vec<Added>, Error> {
+        self.add_deltas(ns, deltas).await
+    }
+
+    async fn count_fences(
+        &self,
+        ns: &str,
+        partition: &Partition,
+    ) -> Result<BTreeMap<u8, Offset>, Error> {
+        self.fences_of(ns, partition).await
+    }
+
+    async fn counts(&self, ns: &str, shard: u8, since: i64) -> Result<BTreeMap<Cell, u64>, Error> {
+        self.cells(ns, shard, since).await
+    }
+
+    async fn count_versions(&self, ns: &str) -> Result<BTreeMap<u8, u64>, Error> {
+        self.versions(ns).await
+    }
+
+    async fn stock(&self, ops: &[StockOp]) -> Result<(), Error> {
+        self.stock_ops(ops).await
+    }
+
+    async fn sold_out(&self, skus: &[String]) -> Result<Vec<bool>, Error> {
+        self.are_out(skus).await
+    }
+
+    async fn block(&self, block: &Block) -> Result<(), Error> {
+        self.put_block(block).await
+    }
+
+    async fn unblock(&self, id: &str, by: &str, at: Timestamp) -> Result<bool, Error> {
+        self.lift_blocks(id, by, at).await
+    }
+
+    async fn blocks(&self) -> Result<Vec<Block>, Error> {
+        self.all_blocks().await
+    }
+
+    async fn set_fallback(&self, ns: &str, segment: &str, doc: &str) -> Result<(), Error> {
+        self.put_fallback(ns, segment, doc).await
+    }
+
+    async fn fallback(&self, ns: &str, segment: &str) -> Result<Option<String>, Error> {
+        self.get_fallback(ns, segment).await
+    }
+
+    async fn scan(
+        &self,
+        ns: &str,
+        cursor: Option<String>,
+    ) -> Result<(Vec<UserId>, Option<String>), Error> {
+        self.scan_users(ns, cursor).await
+    }
+
+    async fn delete(
+        &self,
+        ns: &str,
+        cursor: Option<String>,
+    ) -> Result<(u64, Option<String>), Error> {
+        self.delete_some(ns, cursor).await
+    }
+
+    async fn active(&self) -> Result<Option<String>, Error> {
+        self.get_active().await
+    }
+
+    async fn set_active(&self, ns: &str, expected: Option<&str>) -> Result<bool, Error> {
+        self.put_active(ns, expected).await
+    }
+
+    async fn plan(&self, ns: &str) -> Result<Option<String>, Error> {
+        self.get_plan(ns).await
+    }
+
+    async fn set_plan(&self, ns: &str, plan: &str, expected: Option<&str>) -> Result<bool, Error> {
+        self.put_plan(ns, plan, expected).await
+    }
+
+    async fn namespaces(&self) -> Result<BTreeMap<String, String>, Error> {
+        self.registered().await
+    }
+
+    async fn enroll(&self, ns: &str, note: Option<&str>) -> Result<(), Error> {
+        self.put_registered(ns, note).await
+    }
+
+    async fn note_pace(&self, arm: &str, note: &str) -> Result<(), Error> {
+        self.put_pace(arm, note).await
+    }
+
+    async fn paces(&self) -> Result<BTreeMap<String, String>, Error> {
+        self.read(
+            self.link()
+                .one(cmd("HGETALL").arg(keys::PACES).clone())
+                .await?,
+        )
+    }
+
+    async fn say_live_behind(&self, ttl: Duration) -> Result<(), Error> {
+        self.put_behind(ttl).await
+    }
+
+    async fn live_behind(&self) -> Result<bool, Error> {
+        self.is_behind().await
+    }
+
+    async fn flush(&self) -> Result<(), Error> {
+        self.wait_for_replicas().await
+    }
+
+    async fn lineage(&self) -> Result<Lineage, Error> {
+        self.link().lineage().await
+    }
+
+    fn under(&self, lineage: &Lineage) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            guard: Some(Arc::new(Guard::new(lineage))),
+        }
+    }
+
+    async fn checkpoint(&self, reader: &str, done: &[(Partition, Resume)]) -> Result<(), Error> {
+        self.put_checkpoint(reader, done).await
+    }
+
+    async fn checkpoints(&self, reader: &str) -> Result<BTreeMap<Partition, Resume>, Error> {
+        self.get_checkpoints(reader).await
+    }
+}
+
+/// Why a stored value is [`Error::Corrupt`].
+pub(crate) fn corrupt(key: &str, reason: impl ToString) -> Error {
+    // Errors are logged, and a log keeps nobody's id: who may see ids asks for debug lines.
+    tracing::debug!(key, "does not decode");
+    Error::Corrupt {
+        key: keys::masked(key),
+        reason: reason.to_string(),
+    }
+}

@@ -1,0 +1,523 @@
+//! The connection: sends batches of commands, answers in their order, and makes itself anew.
+//!
+//! Invariant: a connection that answered READONLY, MASTERDOWN or LOADING, broke, or was late is never used
+//! again: redis-rs alone would keep it for ever, and nobody can tell a slow peer from a hole that swallows
+//! packets. It retries nothing but an unknown script: callers do, since every write is fenced. A Redis Cluster's client does
+//! retry by itself, so a write's answer may be that of its second landing: "older" or "stale" for a write that is in
+//! place. It does not know what the commands mean.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use futures::{StreamExt, TryStreamExt};
+use redis::aio::MultiplexedConnection;
+use redis::cluster::{ClusterClient, ClusterClientBuilder};
+use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, Pipeline, RedisError, RedisResult,
+    ServerErrorKind, Value,
+};
+use tokio::sync::Mutex;
+
+use super::scripts::{self, Guard};
+use super::settings::Settings;
+use crate::metrics as measures;
+use nearshore_core::ports::store::{Error, Lineage};
+
+/// Least time between two attempts to connect.
+const RECONNECT_EVERY: Duration = Duration::from_millis(100);
+/// Commands of one pipeline; the next waits for its answers, so that one pipe stays far below the
+/// response's limit and memory is bounded.
+const PIPE: usize = 512;
+/// Slots asked at once in a cluster; redis-rs' own queue holds about as many.
+const SLOTS_AT_ONCE: usize = 128;
+
+/// A connection that is made on demand.
+pub(super) struct Link {
+    target: Target,
+    addr: String,
+    response_max: Duration,
+    connect_max: Duration,
+    age: Duration,
+    live: ArcSwapOption<Live>,
+    /// Held while connecting only, so that one connects and the others find it done.
+    making: Mutex<Option<Attempt>>,
+}
+
+enum Target {
+    Single(Client, AsyncConnectionConfig),
+    Cluster(ClusterClient),
+}
+
+struct Attempt {
+    ended: Instant,
+    failure: Option<String>,
+}
+
+struct Live {
+    conn: Conn,
+    since: Instant,
+}
+
+#[derive(Clone)]
+enum Conn {
+    Single(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+/// A primary; the single one has no address of its own.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Node {
+    Only,
+    At(String, u16),
+}
+
+impl std::fmt::Display for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Only => f.write_str("single"),
+            Self::At(host, port) => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+impl Link {
+    /// `extra`: what an answer may take beyond the ordinary, for WAIT.
+    pub(super) fn new(settings: &Settings, extra: Duration) -> Result<Self, Error> {
+        let found = settings.target()?;
+        let response_max = settings.response_max + extra;
+        let refused = |error: RedisError| Error::Refused {
+            addr: found.addr.clone(),
+            reason: error.to_string(),
+        };
+        let target = if found.cluster {
+            let client = ClusterClientBuilder::new(found.nodes.clone())
+                .connection_timeout(settings.connect_max)
+                .response_timeout(response_max)
+                .tcp_settings(settings.tcp())
+                .retries(3)
+                .build()
+                .map_err(refused)?;
+            Target::Cluster(client)
+        } else {
+            let config = AsyncConnectionConfig::new()
+                .set_connection_timeout(Some(settings.connect_max))
+                .set_response_timeout(Some(response_max))
+                .set_pipeline_buffer_size(PIPE);
+            let client = Client::open(found.nodes[0].clone()).map_err(refused)?;
+            Target::Single(client, config)
+        };
+        Ok(Self {
+            target,
+            addr: found.addr,
+            response_max,
+            connect_max: settings.connect_max,
+            age: settings.connection_age,
+            live: ArcSwapOption::empty(),
+            making: Mutex::new(None),
+        })
+    }
+
+    pub(super) fn addr(&self) -> &str {
+        &self.addr
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self.target, Target::Cluster(_))
+    }
+
+    /// Answers of `cmds`, in their order. Each `per` consecutive commands share a slot and are executed
+    /// in their order; others may overtake in a cluster.
+    pub(super) async fn run(&self, cmds: Vec<Cmd>, per: usize) -> Result<Vec<Value>, Error> {
+        self.run_by(None, cmds, per).await
+    }
+
+    /// [`Link::run`], and scripts have effect in the guard's lineage only.
+    pub(super) async fn run_by(
+        &self,
+        guard: Option<&Guard>,
+        cmds: Vec<Cmd>,
+        per: usize,
+    ) -> Result<Vec<Value>, Error> {
+        if cmds.is_empty() {
+            return Ok(Vec::new());
+        }
+        let live = self.live().await?;
+        let cmds = match guard {
+            Some(guard) => guard.dress(cmds),
+            None => cmds,
+        };
+        let mut answers = self.send(&live, &cmds, per).await?;
+        let unknown: Vec<usize> = (0..answers.len())
+            .filter(|&nth| matches!(&answers[nth], Err(error) if is_no_script(error)))
+            .collect();
+        if !unknown.is_empty() {
+            // A restart, a failover or SCRIPT FLUSH: nothing of these was executed.
+            self.teach(&live, guard).await?;
+            let again: Vec<Cmd> = unknown.iter().map(|&nth| cmds[nth].clone()).collect();
+            let second = self.send(&live, &again, 1).await?;
+            for (nth, answer) in unknown.into_iter().zip(second) {
+                answers[nth] = answer;
+            }
+        }
+        answers
+            .into_iter()
+            .map(|answer| self.watch(&live, answer))
+            .collect()
+    }
+
+    /// One command, wherever its key lies.
+    pub(super) async fn one(&self, cmd: Cmd) -> Result<Value, Error> {
+        let mut answers = self.run(vec![cmd], 1).await?;
+        answers.pop().ok_or_else(|| self.odd("no answer"))
+    }
+
+    /// Commands on one primary, whatever their keys.
+    pub(super) async fn on(&self, node: &Node, cmds: Vec<Cmd>) -> Result<Vec<Value>, Error> {
+        let Node::At(host, port) = node else {
+            let per = cmds.len();
+            return self.run(cmds, per).await;
+        };
+        let live = self.live().await?;
+        let Conn::Cluster(mut conn) = live.conn.clone() else {
+            return Err(self.odd("not a cluster"));
+        };
+        let route = SingleNodeRoutingInfo::ByAddress {
+            host: host.clone(),
+            port: *port,
+        };
+        let pipe = pipeline(&cmds);
+        measures::round_trips(1);
+        let answers = conn.route_pipeline(pipe, 0, cmds.len(), route).await;
+        let answers = self.watch(&live, answers)?;
+        answers
+            .into_iter()
+            .map(|answer| self.watch(&live, answer.extract_error()))
+            .collect()
+    }
+
+    /// Loads scripts; a guard's only where its lineage rules.
+    async fn teach(&self, live: &Arc<Live>, guard: Option<&Guard>) -> Result<(), Error> {
+        let loads: Vec<Cmd> = match guard {
+            None => scripts::loads().collect(),
+            Some(guard) => {
+                if self.lineage_of(live).await? != guard.lineage {
+                    return Err(Error::Regressed {
+                        addr: self.addr.clone(),
+                    });
+                }
+                guard.loads().collect()
+            }
+        };
+        self.watch(live, load(live.conn.clone(), loads).await)
+    }
+
+    /// Which history of writes the primaries hold.
+    pub(super) async fn lineage(&self) -> Result<Lineage, Error> {
+        let live = self.live().await?;
+        self.lineage_of(&live).await
+    }
+
+    async fn lineage_of(&self, live: &Arc<Live>) -> Result<Lineage, Error> {
+        let mut info = redis::cmd("INFO");
+        info.arg("replication");
+        measures::round_trips(1);
+        let answer = match live.conn.clone() {
+            Conn::Single(mut conn) => info.query_async::<Value>(&mut conn).await,
+            Conn::Cluster(mut conn) => {
+                let everywhere =
+                    RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+                conn.route_command(info, everywhere).await
+            }
+        };
+        let mut texts = Vec::new();
+        texts_of(&self.watch(live, answer)?, &mut texts);
+        match lineage_in(&texts) {
+            Some(lineage) => Ok(lineage),
+            None => {
+                self.drop(live);
+                Err(self.unavailable("READONLY: this is no primary"))
+            }
+        }
+    }
+
+    /// An answer that Redis should not give.
+    pub(super) fn odd(&self, reason: impl ToString) -> Error {
+        Error::Refused {
+            addr: self.addr.clone(),
+            reason: reason.to_string(),
+        }
+    }
+
+    async fn send(
+        &self,
+        live: &Arc<Live>,
+        cmds: &[Cmd],
+        per: usize,
+    ) -> Result<Vec<RedisResult<Value>>, Error> {
+        let sent = match &live.conn {
+            Conn::Single(conn) => {
+                let mut answers = Vec::with_capacity(cmds.len());
+                for part in cmds.chunks(PIPE) {
+                    match ask(conn.clone(), pipeline(part)).await {
+                        Ok(more) => answers.extend(more),
+                        Err(error) => return self.watch(live, Err(error)),
+                    }
+                }
+                Ok(answers)
+            }
+            Conn::Cluster(conn) => {
+                let slots: Vec<Pipeline> = cmds.chunks(per.max(1)).map(pipeline).collect();
+                let conn = conn.clone();
+                let asked = futures::stream::iter(slots).map(move |pipe| ask(conn.clone(), pipe));
+                let answers: RedisResult<Vec<_>> =
+                    asked.buffered(SLOTS_AT_ONCE).try_collect().await;
+                answers.map(|answers| answers.into_iter().flatten().collect())
+            }
+        };
+        self.watch(live, sent)
+    }
+
+    /// The connection, made if there is none or if it is of age.
+    async fn live(&self) -> Result<Arc<Live>, Error> {
+        if let Some(live) = self.young() {
+            return Ok(live);
+        }
+        let asked = Instant::now();
+        let mut making = self.making.lock().await;
+        if let Some(live) = self.young() {
+            return Ok(live);
+        }
+        if let Some(Attempt { ended, failure }) = making.as_ref() {
+            // Somebody tried while this one waited: with Redis away, a hundred callers fail together
+            // instead of one after the other.
+            if let Some(reason) = failure.as_ref().filter(|_| *ended >= asked) {
+                return Err(self.unavailable(reason));
+            }
+            tokio::time::sleep((*ended + RECONNECT_EVERY).saturating_duration_since(asked)).await;
+        }
+        let made = self.connect().await;
+        let failure = made.as_ref().err().map(Error::to_string);
+        *making = Some(Attempt {
+            ended: Instant::now(),
+            failure,
+        });
+        let live = Arc::new(Live {
+            conn: made?,
+            since: Instant::now(),
+        });
+        self.live.store(Some(live.clone()));
+        Ok(live)
+    }
+
+    fn young(&self) -> Option<Arc<Live>> {
+        let live = self.live.load_full()?;
+        (live.since.elapsed() < self.age).then_some(live)
+    }
+
+    async fn connect(&self) -> Result<Conn, Error> {
+        let limit = (self.connect_max + self.response_max) * 2;
+        let make = async {
+            let conn = match &self.target {
+                Target::Single(client, config) => Conn::Single(
+                    client
+                        .get_multiplexed_async_connection_with_config(config)
+                        .await?,
+                ),
+                Target::Cluster(client) => Conn::Cluster(client.get_async_connection().await?),
+            };
+            load(conn.clone(), scripts::loads().collect()).await?;
+            Ok(conn)
+        };
+        match tokio::time::timeout(limit, make).await {
+            Ok(made) => made.map_err(|error| self.name(&error)),
+            Err(_) => Err(Error::Timeout {
+                addr: self.addr.clone(),
+                limit,
+            }),
+        }
+    }
+
+    /// Names what went wrong, and drops the connection if it cannot be trusted any more.
+    fn watch<T>(&self, live: &Arc<Live>, answer: RedisResult<T>) -> Result<T, Error> {
+        let error = match answer {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        if error.is_timeout() || is_lost(&error) || self.is_outdated(&error) {
+            self.drop(live);
+        }
+        Err(self.name(&error))
+    }
+
+    /// Only this one: another task may have made the next one already.
+    fn drop(&self, lost: &Arc<Live>) {
+        self.live.rcu(|now| match now {
+            Some(now) if Arc::ptr_eq(now, lost) => None,
+            _ => now.clone(),
+        });
+    }
+
+    fn name(&self, error: &RedisError) -> Error {
+        if error.is_timeout() {
+            return Error::Timeout {
+                addr: self.addr.clone(),
+                limit: self.response_max,
+            };
+        }
+        if is_lost(error) || is_passing(error) || self.is_outdated(error) {
+            return self.unavailable(&error.to_string());
+        }
+        let hint = match error.kind() {
+            ErrorKind::Server(ServerErrorKind::Moved) => {
+                " (a Redis Cluster: write redis.url as redis+cluster://)"
+            }
+            _ => "",
+        };
+        self.odd(format!("{error}{hint}"))
+    }
+
+    /// The client's map of the cluster's slots is not the cluster's, and it gave up following: a node was away
+    /// while the others answered for it. A new connection draws a new map.
+    fn is_outdated(&self, error: &RedisError) -> bool {
+        self.is_cluster() && error.kind() == ErrorKind::Server(ServerErrorKind::Moved)
+    }
+
+    fn unavailable(&self, reason: &str) -> Error {
+        Error::Unavailable {
+            addr: self.addr.clone(),
+            reason: reason.into(),
+        }
+    }
+}
+
+fn pipeline(cmds: &[Cmd]) -> Pipeline {
+    let mut pipe = Pipeline::with_capacity(cmds.len());
+    pipe.ignore_errors();
+    for cmd in cmds {
+        pipe.add_command(cmd.clone());
+    }
+    pipe
+}
+
+async fn ask(conn: impl Into<Conn>, pipe: Pipeline) -> RedisResult<Vec<RedisResult<Value>>> {
+    measures::round_trips(1);
+    match conn.into() {
+        Conn::Single(mut conn) => pipe.query_async(&mut conn).await,
+        Conn::Cluster(mut conn) => pipe.query_async(&mut conn).await,
+    }
+}
+
+impl From<MultiplexedConnection> for Conn {
+    fn from(conn: MultiplexedConnection) -> Self {
+        Self::Single(conn)
+    }
+}
+
+impl From<ClusterConnection> for Conn {
+    fn from(conn: ClusterConnection) -> Self {
+        Self::Cluster(conn)
+    }
+}
+
+async fn load(conn: Conn, loads: Vec<Cmd>) -> RedisResult<()> {
+    match conn {
+        Conn::Single(_) => {
+            let answers = ask(conn, pipeline(&loads)).await?;
+            answers.into_iter().try_for_each(|answer| answer.map(drop))
+        }
+        Conn::Cluster(mut conn) => {
+            for load in loads {
+                let everywhere =
+                    RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+                conn.route_command(load, everywhere).await?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// All texts of an answer, whatever the nodes' shape around them.
+fn texts_of(value: &Value, texts: &mut Vec<String>) {
+    match value {
+        Value::BulkString(bytes) => texts.push(String::from_utf8_lossy(bytes).into_owned()),
+        Value::VerbatimString { text, .. } => texts.push(text.clone()),
+        Value::Array(all) => all.iter().for_each(|one| texts_of(one, texts)),
+        Value::Map(all) => all.iter().for_each(|(_, one)| texts_of(one, texts)),
+        _ => {}
+    }
+}
+
+/// The replication ids of all primaries, in an order of their own; none if one of them is no primary.
+fn lineage_in(texts: &[String]) -> Option<Lineage> {
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.map(|value| value.trim().to_owned())
+    };
+    let mut ids = Vec::new();
+    for text in texts {
+        if field(text, "role:")? != "master" {
+            return None;
+        }
+        ids.push(field(text, "master_replid:")?);
+    }
+    ids.sort();
+    (!ids.is_empty()).then(|| Lineage(ids.join(",").into()))
+}
+
+fn is_no_script(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+}
+
+/// The connection leads to nobody, or to one who must not be written to.
+fn is_lost(error: &RedisError) -> bool {
+    let demoted = matches!(
+        error.kind(),
+        ErrorKind::Server(
+            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
+        )
+    );
+    // redis-rs would reconnect after a wrong password, too; that is for a person.
+    let denied = error.kind() == ErrorKind::AuthenticationFailed;
+    demoted || error.is_io_error() || (error.is_unrecoverable_error() && !denied)
+}
+
+/// Redis says no for now.
+fn is_passing(error: &RedisError) -> bool {
+    let known = matches!(
+        error.kind(),
+        ErrorKind::ClusterConnectionNotFound
+            | ErrorKind::Server(
+                ServerErrorKind::TryAgain
+                    | ServerErrorKind::ClusterDown
+                    | ServerErrorKind::Ask
+                    | ServerErrorKind::ExecAbort
+            )
+    );
+    let busy = ["OOM", "BUSY", "MISCONF", "NOREPLICAS"];
+    known || error.code().is_some_and(|code| busy.contains(&code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nearshore_core::ports::store::Remedy;
+
+    fn remedy_of_moved(url: &str) -> Remedy {
+        let settings = Settings {
+            url: url.into(),
+            ..Settings::default()
+        };
+        let link = Link::new(&settings, Duration::ZERO).expect("valid");
+        let moved = ErrorKind::Server(ServerErrorKind::Moved);
+        link.name(&RedisError::from((moved, "MOVED"))).remedy()
+    }
+
+    #[test]
+    fn a_cluster_whose_slots_moved_is_asked_again_and_a_single_server_is_named_as_a_cluster() {
+        assert_eq!(remedy_of_moved("redis+cluster://h:1"), Remedy::Retry);
+        assert_eq!(remedy_of_moved("redis://h:1"), Remedy::Stop);
+    }
+}

@@ -1,0 +1,8 @@
+//! What this crate counts. The binary's table of metrics describes it under the same names.
+
+/// Counter: round trips to Redis, per primary.
+pub const ROUND_TRIPS: &str = "nearshore_redis_round_trips_total";
+
+pub(crate) fn round_trips(n: u64) {
+    metrics::counter!(ROUND_TRIPS).increment(n);
+}

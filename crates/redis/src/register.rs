@@ -1,0 +1,119 @@
+//! What is noted of namespaces as a whole: their register, their plans, and the signal that live is behind.
+//!
+//! Invariant: of two that write a plan at once one is refused; the signal passes by itself. What the
+//! notes say is the caller's.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use redis::cmd;
+
+use super::RedisStore;
+use super::scripts::{Effect, call};
+use nearshore_core::ports::keys;
+use nearshore_core::ports::store::Error;
+use nearshore_core::user::event::UserId;
+
+impl RedisStore {
+    pub(super) async fn get_plan(&self, ns: &str) -> Result<Option<String>, Error> {
+        let mut get = cmd("GET");
+        get.arg(keys::plan(ns)?);
+        self.read(self.link().one(get).await?)
+    }
+
+    pub(super) async fn put_plan(
+        &self,
+        ns: &str,
+        plan: &str,
+        expected: Option<&str>,
+    ) -> Result<bool, Error> {
+        // The same effect as a promotion's: a text takes the place of the one that was read.
+        let mut set = call(Effect::Active, &[keys::plan(ns)?]);
+        set.arg(expected.unwrap_or_default()).arg(plan);
+        self.read(self.link().one(set).await?)
+    }
+
+    pub(super) async fn registered(&self) -> Result<BTreeMap<String, String>, Error> {
+        let mut all = cmd("HGETALL");
+        all.arg(keys::NAMESPACES);
+        self.read(self.link().one(all).await?)
+    }
+
+    pub(super) async fn put_registered(&self, ns: &str, note: Option<&str>) -> Result<(), Error> {
+        keys::namespace(ns)?;
+        let put = match note {
+            Some(note) => {
+                let mut put = cmd("HSET");
+                put.arg(keys::NAMESPACES).arg(ns).arg(note);
+                put
+            }
+            None => {
+                let mut put = cmd("HDEL");
+                put.arg(keys::NAMESPACES).arg(ns);
+                put
+            }
+        };
+        self.link().one(put).await.map(drop)
+    }
+
+    pub(super) async fn put_pace(&self, arm: &str, note: &str) -> Result<(), Error> {
+        let mut put = cmd("HSET");
+        put.arg(keys::PACES).arg(arm).arg(note);
+        self.link().one(put).await.map(drop)
+    }
+
+    pub(super) async fn put_behind(&self, ttl: Duration) -> Result<(), Error> {
+        let ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
+        let mut set = cmd("SET");
+        set.arg(keys::LIVE_BEHIND).arg("1").arg("PX").arg(ms);
+        self.link().one(set).await.map(drop)
+    }
+
+    pub(super) async fn is_behind(&self) -> Result<bool, Error> {
+        let mut exists = cmd("EXISTS");
+        exists.arg(keys::LIVE_BEHIND);
+        self.read(self.link().one(exists).await?)
+    }
+
+    /// Bytes that these users' keys take on their primaries, as Redis reckons them.
+    pub async fn bytes_of(&self, ns: &str, users: &[UserId]) -> Result<u64, Error> {
+        let mut cmds = Vec::with_capacity(users.len() * 3);
+        for user in users {
+            let keys = keys::user(ns, user)?;
+            for key in [keys.state, keys.profile, keys.recall] {
+                let mut usage = cmd("MEMORY");
+                usage.arg("USAGE").arg(key);
+                cmds.push(usage);
+            }
+        }
+        self.sum(cmds, 3).await
+    }
+
+    /// Bytes that the counts of these shards take on their primaries.
+    pub async fn bytes_of_counts(&self, ns: &str, shards: &[u8]) -> Result<u64, Error> {
+        let mut sum = 0;
+        for &shard in shards {
+            let mut members = cmd("SMEMBERS");
+            members.arg(keys::count_buckets(ns, shard));
+            let buckets: Vec<i64> = self.read(self.link().one(members).await?)?;
+            let mut names = vec![keys::count_fence(ns, shard), keys::count_buckets(ns, shard)];
+            names.extend(buckets.iter().map(|it| keys::count_bucket(ns, shard, *it)));
+            let usage = |key: String| {
+                let mut usage = cmd("MEMORY");
+                usage.arg("USAGE").arg(key);
+                usage
+            };
+            sum += self.sum(names.into_iter().map(usage).collect(), 1).await?;
+        }
+        Ok(sum)
+    }
+
+    /// `per`: so many in a row have keys of one slot.
+    async fn sum(&self, cmds: Vec<redis::Cmd>, per: usize) -> Result<u64, Error> {
+        let mut sum = 0;
+        for answer in self.link().run(cmds, per).await? {
+            sum += self.read::<Option<u64>>(answer)?.unwrap_or(0);
+        }
+        Ok(sum)
+    }
+}

@@ -1,0 +1,237 @@
+//! What the store is told: address, limits and lifetimes. Every key has its default here and its
+//! meaning in `config/nearshore.toml`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
+use redis::{ConnectionInfo, IntoConnectionInfo};
+use serde::{Deserialize, Serialize};
+
+use nearshore_core::ports::store::Error;
+
+/// Section `[redis]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// `redis://[user[:password]@]host:port[/db]`; several, comma-separated, or `redis+cluster://…` = Redis Cluster.
+    pub url: String,
+    /// User of Redis' ACL; also in `url`.
+    pub username: Option<String>,
+    /// File with the password, trailing line break ignored.
+    pub password_file: Option<PathBuf>,
+    /// Replicas that must acknowledge a write before an offset is committed; 0 = none.
+    pub min_replicas: u32,
+    /// How long they may take.
+    #[serde(with = "humantime_serde")]
+    pub replicas_max: Duration,
+    /// How long a connection may take to be made.
+    #[serde(with = "humantime_serde")]
+    pub connect_max: Duration,
+    /// How long an answer may take.
+    #[serde(with = "humantime_serde")]
+    pub response_max: Duration,
+    /// A connection is made anew at this age, so that a moved name is resolved again.
+    #[serde(with = "humantime_serde")]
+    pub connection_age: Duration,
+    /// How long the state of an idle user is kept, counted from the last write.
+    #[serde(with = "humantime_serde")]
+    pub state_ttl: Duration,
+    /// How long a list is kept, counted from its publish; at most `state_ttl`.
+    #[serde(with = "humantime_serde")]
+    pub list_ttl: Duration,
+    /// How long a 7-day bucket of counts is kept, counted from its last write.
+    #[serde(with = "humantime_serde")]
+    pub counts_ttl: Duration,
+    /// Version of the encoding of a state that is written; `state.write_version` in the file.
+    #[serde(skip)]
+    pub write_version: u8,
+}
+
+const DAY: u64 = 24 * 60 * 60;
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            url: "redis://127.0.0.1:6379".into(),
+            username: None,
+            password_file: None,
+            min_replicas: 0,
+            replicas_max: Duration::from_secs(1),
+            connect_max: Duration::from_secs(1),
+            response_max: Duration::from_secs(1),
+            connection_age: Duration::from_secs(60 * 60),
+            state_ttl: Duration::from_secs(180 * DAY),
+            list_ttl: Duration::from_secs(30 * DAY),
+            counts_ttl: Duration::from_secs(400 * DAY),
+            write_version: nearshore_core::user::state::VERSION_BEFORE,
+        }
+    }
+}
+
+/// Where to connect to.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) cluster: bool,
+    pub(super) nodes: Vec<ConnectionInfo>,
+    /// For people, without a password.
+    pub(super) addr: String,
+}
+
+impl Settings {
+    /// Milliseconds of [`Settings::state_ttl`], as scripts take them.
+    pub(super) fn state_ms(&self) -> u64 {
+        millis(self.state_ttl)
+    }
+
+    /// Never more than the state's: no list outlives its state.
+    pub(super) fn list_ms(&self) -> u64 {
+        millis(self.list_ttl.min(self.state_ttl))
+    }
+
+    pub(super) fn counts_ms(&self) -> u64 {
+        millis(self.counts_ttl)
+    }
+
+    /// Reads `url` and the password's file.
+    pub(super) fn target(&self) -> Result<Target, Error> {
+        let refused = |reason: String| Error::Refused {
+            addr: "redis.url".into(),
+            reason,
+        };
+        let (scheme, rest) = self
+            .url
+            .split_once("://")
+            .ok_or_else(|| refused("no redis:// in it".into()))?;
+        let cluster = match scheme {
+            "redis" => rest.contains(','),
+            "redis+cluster" => true,
+            "rediss" => {
+                return Err(refused(
+                    "TLS is not built in; put a TLS proxy beside us".into(),
+                ));
+            }
+            other => {
+                return Err(refused(format!(
+                    "{other}:// is neither redis:// nor redis+cluster://"
+                )));
+            }
+        };
+        let password = self.password()?;
+        let mut nodes = Vec::new();
+        for part in rest.split(',') {
+            let part = part.rsplit_once("://").map_or(part, |(_, host)| host);
+            let info = format!("redis://{}", part.trim())
+                .into_connection_info()
+                .map_err(|error| refused(error.to_string()))?;
+            nodes.push(self.dress(info, password.as_deref()));
+        }
+        let addrs: Vec<String> = nodes.iter().map(|node| node.addr().to_string()).collect();
+        Ok(Target {
+            cluster,
+            nodes,
+            addr: addrs.join(","),
+        })
+    }
+
+    fn password(&self) -> Result<Option<String>, Error> {
+        let Some(path) = &self.password_file else {
+            return Ok(None);
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| Error::Refused {
+            addr: "redis.password_file".into(),
+            reason: format!("{}: {error}", path.display()),
+        })?;
+        Ok(Some(text.trim_end_matches(['\r', '\n']).into()))
+    }
+
+    fn dress(&self, info: ConnectionInfo, password: Option<&str>) -> ConnectionInfo {
+        let mut redis = info.redis_settings().clone();
+        if let Some(username) = &self.username {
+            redis = redis.set_username(username);
+        }
+        if let Some(password) = password {
+            redis = redis.set_password(password);
+        }
+        info.set_redis_settings(redis).set_tcp_settings(self.tcp())
+    }
+
+    /// Without these, redis-rs waits for the kernel to give a dead peer up, for a quarter of an hour.
+    pub(super) fn tcp(&self) -> TcpSettings {
+        let keepalive = TcpKeepalive::new()
+            .with_time(Duration::from_secs(15))
+            .with_interval(Duration::from_secs(5));
+        TcpSettings::default()
+            .set_nodelay(true)
+            .set_keepalive(keepalive)
+            .set_user_timeout(self.response_max.max(Duration::from_secs(5)))
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis())
+        .unwrap_or(u64::MAX)
+        .max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(url: &str) -> Result<Target, Error> {
+        let settings = Settings {
+            url: url.into(),
+            ..Settings::default()
+        };
+        settings.target()
+    }
+
+    #[test]
+    fn several_addresses_or_the_scheme_make_a_cluster() {
+        for (url, cluster, addr) in [
+            ("redis://h:1", false, "h:1"),
+            ("redis://u:secret@h:1/2", false, "h:1"),
+            ("redis+cluster://h:1", true, "h:1"),
+            ("redis://h:1,i:2", true, "h:1,i:2"),
+            ("redis://h:1, redis://i:2", true, "h:1,i:2"),
+        ] {
+            let target = target(url).expect("valid");
+            assert_eq!((target.cluster, target.addr.as_str()), (cluster, addr));
+        }
+    }
+
+    #[test]
+    fn a_wrong_address_says_what_is_wrong() {
+        for (url, reason) in [
+            ("h:1", "no redis:// in it"),
+            ("rediss://h:1", "TLS"),
+            ("http://h:1", "http:// is neither"),
+        ] {
+            let error = target(url).expect_err(url).to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_password_comes_from_its_file_without_the_line_break() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("password");
+        std::fs::write(&path, "s3cret\n").expect("written");
+        let settings = Settings {
+            password_file: Some(path),
+            ..Settings::default()
+        };
+        let target = settings.target().expect("valid");
+        assert_eq!(target.nodes[0].redis_settings().password(), Some("s3cret"));
+        assert!(!format!("{target:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn a_list_never_outlives_its_state() {
+        let settings = Settings {
+            state_ttl: Duration::from_secs(5),
+            ..Settings::default()
+        };
+        assert_eq!(settings.list_ms(), 5000);
+    }
+}

@@ -1,0 +1,311 @@
+//! Looking around: primaries, scanning, replicas, and what `nearshore check` and `/readyz` ask.
+//!
+//! Invariant: whoever scans sees every key that was there from the first page to the last, as long as
+//! the primaries stay the same; users may repeat.
+
+use redis::cluster_routing::Slot;
+use redis::{Cmd, Value, cmd};
+
+use super::RedisStore;
+use super::link::Node;
+use nearshore_core::ports::keys;
+use nearshore_core::ports::store::Error;
+use nearshore_core::user::event::UserId;
+
+/// One thing that was checked: its name, and what was found or what is wrong.
+pub type Check = (String, Result<String, String>);
+
+/// Keys asked for per SCAN; about as many are walked while Redis serves nobody else.
+const PAGE: u32 = 500;
+/// How long what a probe writes stays.
+const PROBE_MS: u64 = 10_000;
+/// The oldest Redis: since 7.0 a script's READONLY and OOM keep their code.
+const OLDEST: (u32, u32) = (7, 0);
+
+pub(super) struct Primary {
+    pub(super) node: Node,
+    /// A hash tag whose keys lie there.
+    pub(super) tag: String,
+}
+
+impl RedisStore {
+    /// Whether Redis takes writes on every primary, now.
+    pub async fn ready(&self) -> Result<(), Error> {
+        for primary in self.primaries().await? {
+            self.link().on(&primary.node, vec![probe(&primary)]).await?;
+        }
+        Ok(())
+    }
+
+    /// Everything that `nearshore check` says of Redis, one line each.
+    pub async fn check(&self) -> Vec<Check> {
+        let link = self.link();
+        let primaries = match self.primaries().await {
+            Ok(primaries) => primaries,
+            Err(error) => return vec![("redis answers".into(), Err(error.to_string()))],
+        };
+        let mode = if link.is_cluster() {
+            format!("{}, cluster of {} primaries", link.addr(), primaries.len())
+        } else {
+            format!("{}, single primary", link.addr())
+        };
+        let mut checks: Vec<Check> = vec![("redis answers".into(), Ok(mode))];
+        for primary in &primaries {
+            let name = |what: &str| match &primary.node {
+                Node::Only => format!("redis {what}"),
+                node => format!("redis {node} {what}"),
+            };
+            let written = link.on(&primary.node, vec![probe(primary)]).await;
+            let written = written.map(|_| "yes".into()).map_err(|e| e.to_string());
+            checks.push((name("takes writes"), written));
+            match self.info(&primary.node).await {
+                Ok(info) => {
+                    checks.push((name("version"), version(&info)));
+                    checks.push((name("maxmemory-policy"), policy(&info)));
+                    checks.push((name("mode"), mode_agrees(&info, link.is_cluster())));
+                    let wanted = self.inner.settings.min_replicas;
+                    checks.push((name("replicas"), replicas(&info, wanted)));
+                }
+                Err(error) => checks.push((name("INFO"), Err(error.to_string()))),
+            }
+        }
+        checks
+    }
+
+    /// WAIT, on a connection of its own: the probe is written after everything that was acknowledged to us,
+    /// so who has the probe has all of it.
+    pub(super) async fn wait_for_replicas(&self) -> Result<(), Error> {
+        let settings = &self.inner.settings;
+        let wanted = settings.min_replicas;
+        if wanted == 0 {
+            return Ok(());
+        }
+        let mut least = u32::MAX;
+        for primary in self.primaries().await? {
+            let mut wait = cmd("WAIT");
+            wait.arg(wanted)
+                .arg(settings.replicas_max.as_millis() as u64);
+            let both = vec![probe(&primary), wait];
+            let mut answers = self.inner.waiter.on(&primary.node, both).await?;
+            let found: u32 = self.read(answers.pop().unwrap_or(Value::Nil))?;
+            least = least.min(found);
+        }
+        if least < wanted {
+            return Err(Error::NotReplicated {
+                found: least,
+                wanted,
+            });
+        }
+        Ok(())
+    }
+
+    pub(super) async fn scan_users(
+        &self,
+        ns: &str,
+        cursor: Option<String>,
+    ) -> Result<(Vec<UserId>, Option<String>), Error> {
+        keys::namespace(ns)?;
+        let (found, next) = self.scan_keys(&keys::states(ns), cursor).await?;
+        let users = found
+            .iter()
+            .filter_map(|key| keys::user_of_state(ns, key))
+            .collect();
+        Ok((users, next))
+    }
+
+    pub(super) async fn delete_some(
+        &self,
+        ns: &str,
+        cursor: Option<String>,
+    ) -> Result<(u64, Option<String>), Error> {
+        keys::namespace(ns)?;
+        let (found, next) = self.scan_keys(&format!("{ns}:*"), cursor).await?;
+        let unlink = |key: String| {
+            let mut unlink = cmd("UNLINK");
+            unlink.arg(key);
+            unlink
+        };
+        let cmds = found.into_iter().map(unlink).collect();
+        let answers = self.link().run(cmds, 1).await?;
+        let mut gone = 0;
+        for answer in answers {
+            gone += self.read::<u64>(answer)?;
+        }
+        Ok((gone, next))
+    }
+
+    /// One SCAN; the cursor is `node cursor`, nodes in their order.
+    pub(super) async fn scan_keys(
+        &self,
+        pattern: &str,
+        cursor: Option<String>,
+    ) -> Result<(Vec<String>, Option<String>), Error> {
+        let mut nodes: Vec<Node> = self
+            .primaries()
+            .await?
+            .into_iter()
+            .map(|p| p.node)
+            .collect();
+        nodes.sort();
+        let (nth, at) = match &cursor {
+            None => (0, "0"),
+            Some(text) => {
+                let (name, at) = text.split_once(' ').unwrap_or((text.as_str(), "0"));
+                let nth = nodes.iter().position(|node| node.to_string() == name);
+                let gone = || Error::Unavailable {
+                    addr: name.into(),
+                    reason: "no primary any more: scan again".into(),
+                };
+                (nth.ok_or_else(gone)?, at)
+            }
+        };
+        let mut scan = cmd("SCAN");
+        scan.arg(at)
+            .arg("MATCH")
+            .arg(pattern)
+            .arg("COUNT")
+            .arg(PAGE);
+        let mut answers = self.link().on(&nodes[nth], vec![scan]).await?;
+        let (after, found): (String, Vec<String>) =
+            self.read(answers.pop().unwrap_or(Value::Nil))?;
+        let next = if after == "0" {
+            nodes.get(nth + 1).map(|node| format!("{node} 0"))
+        } else {
+            Some(format!("{} {after}", nodes[nth]))
+        };
+        Ok((found, next))
+    }
+
+    pub(super) async fn primaries(&self) -> Result<Vec<Primary>, Error> {
+        if !self.link().is_cluster() {
+            return Ok(vec![Primary {
+                node: Node::Only,
+                tag: "0".into(),
+            }]);
+        }
+        let mut slots = cmd("CLUSTER");
+        slots.arg("SLOTS");
+        let rows: Vec<Vec<Value>> = self.read(self.link().one(slots).await?)?;
+        let mut found: Vec<Primary> = Vec::new();
+        for row in rows {
+            let mut row = row.into_iter();
+            let mut next = || row.next().unwrap_or(Value::Nil);
+            let (first, last): (u16, u16) = (self.read(next())?, self.read(next())?);
+            let mut place = self.read::<Vec<Value>>(next())?.into_iter();
+            let host: String = self.read(place.next().unwrap_or(Value::Nil))?;
+            let port: u16 = self.read(place.next().unwrap_or(Value::Nil))?;
+            let node = Node::At(host, port);
+            if !found.iter().any(|primary| primary.node == node) {
+                let tag = tag_between(first, last)
+                    .ok_or_else(|| self.link().odd("no key for a range of slots"))?;
+                found.push(Primary { node, tag });
+            }
+        }
+        if found.is_empty() {
+            return Err(Error::Unavailable {
+                addr: self.link().addr().into(),
+                reason: "the cluster has no slots".into(),
+            });
+        }
+        Ok(found)
+    }
+
+    async fn info(&self, node: &Node) -> Result<String, Error> {
+        let mut info = cmd("INFO");
+        info.arg("everything");
+        let mut answers = self.link().on(node, vec![info]).await?;
+        self.read(answers.pop().unwrap_or(Value::Nil))
+    }
+}
+
+/// A hash tag whose slot lies in the range; one in a hundred thousand tries lies in any.
+fn tag_between(first: u16, last: u16) -> Option<String> {
+    let inside: Vec<Slot> = (first..=last).filter_map(Slot::new).collect();
+    (0..100_000)
+        .map(|n| n.to_string())
+        .find(|tag| inside.contains(&Slot::for_key(tag)))
+}
+
+fn probe(primary: &Primary) -> Cmd {
+    let mut set = cmd("SET");
+    set.arg(format!("nearshore:probe:{{{}}}", primary.tag))
+        .arg("")
+        .arg("PX")
+        .arg(PROBE_MS);
+    set
+}
+
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .map(str::trim)
+}
+
+fn version(info: &str) -> Result<String, String> {
+    let text = field(info, "redis_version").unwrap_or("unknown");
+    let mut numbers = text.split('.').map_while(|part| part.parse().ok());
+    let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if found >= OLDEST {
+        Ok(text.into())
+    } else {
+        Err(format!("{text}; needs 7.0 or later"))
+    }
+}
+
+fn policy(info: &str) -> Result<String, String> {
+    match field(info, "maxmemory_policy") {
+        Some("noeviction") => Ok("noeviction".into()),
+        found => Err(format!(
+            "{}; must be noeviction: an evicted fence would let old records in again",
+            found.unwrap_or("unknown")
+        )),
+    }
+}
+
+fn mode_agrees(info: &str, cluster: bool) -> Result<String, String> {
+    match (field(info, "cluster_enabled"), cluster) {
+        (Some("1"), true) => Ok("cluster".into()),
+        (Some("1"), false) => Err("a cluster; write redis.url as redis+cluster://".into()),
+        (_, false) => Ok("single".into()),
+        (_, true) => Err("no cluster; write redis.url as redis://".into()),
+    }
+}
+
+fn replicas(info: &str, wanted: u32) -> Result<String, String> {
+    let found: u32 = field(info, "connected_slaves")
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0);
+    if found >= wanted {
+        Ok(format!("{found} of {wanted} wanted"))
+    } else {
+        Err(format!("{found}; redis.min_replicas is {wanted}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INFO: &str = "# Server\r\nredis_version:7.0.15\r\nmaxmemory_policy:noeviction\r\n\
+                        connected_slaves:1\r\ncluster_enabled:0\r\n";
+
+    #[test]
+    fn what_info_says_becomes_a_verdict() {
+        assert_eq!(version(INFO), Ok("7.0.15".into()));
+        assert!(version("redis_version:6.2.7\r\n").is_err());
+        assert_eq!(policy(INFO), Ok("noeviction".into()));
+        let lru = policy("maxmemory_policy:allkeys-lru\r\n").expect_err("evicts");
+        assert!(lru.starts_with("allkeys-lru; must be noeviction"), "{lru}");
+        assert!(mode_agrees(INFO, false).is_ok());
+        assert!(mode_agrees(INFO, true).is_err());
+        assert!(replicas(INFO, 1).is_ok());
+        assert!(replicas(INFO, 2).is_err());
+    }
+
+    #[test]
+    fn every_primary_has_a_key_of_its_own() {
+        for (first, last) in [(0, 5460), (5461, 10922), (10923, 16383), (7, 7)] {
+            assert!(tag_between(first, last).is_some(), "{first}-{last}");
+        }
+    }
+}

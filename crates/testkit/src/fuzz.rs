@@ -1,0 +1,436 @@
+//! One function per decoder: bytes in, a panic if a law is broken.
+//!
+//! Laws beside "no panic": what is decoded is within the limits, and is itself again after encoding and decoding; what
+//! is canonical stays canonical; nothing is allocated that the bytes do not pay for.
+
+use bytes::Bytes;
+
+use nearshore_core::list::document::{Audit, Document, Update};
+use nearshore_core::list::prompt::{Line, Template, View};
+use nearshore_core::user::event::{
+    self, Accepted, Change, Event, Format, Item, Limits, Profile, Reject, Sku, Source,
+};
+use nearshore_core::user::fold::{Step, fold};
+use nearshore_core::user::record::{Fences, Position, Record, Timestamp};
+use nearshore_core::user::state::{self, Pace, Pending, Profiled, UserState};
+use nearshore_core::user::trigger::Request;
+use nearshore_engine::formats::load::Entry;
+use nearshore_engine::formats::{folder, gguf};
+
+/// Takes any bytes, and panics where a law is broken.
+pub type Target = fn(&[u8]);
+
+/// Every target, by name.
+pub const ALL: [(&str, Target); 11] = [
+    ("event", event),
+    ("profile", profile),
+    ("sku", sku),
+    ("request", request),
+    ("state", state),
+    ("register", register),
+    ("list", list),
+    ("update", update),
+    ("template", template),
+    ("gguf", gguf),
+    ("safetensors", safetensors),
+];
+
+const NOON: i64 = 1_700_000_000_000;
+
+/// Largest template tried: time grows with its square in places, and no template is larger.
+const TEMPLATE_MAX: usize = 4_096;
+
+/// Takes numbers off the front; zeros when nothing is left.
+struct Bits<'a>(&'a [u8]);
+
+impl Bits<'_> {
+    fn number<const N: usize>(&mut self) -> [u8; N] {
+        let mut found = [0; N];
+        let many = N.min(self.0.len());
+        found[..many].copy_from_slice(&self.0[..many]);
+        self.0 = &self.0[many..];
+        found
+    }
+
+    fn part(&mut self, long: usize) -> Bytes {
+        let (part, rest) = self.0.split_at(long.min(self.0.len()));
+        self.0 = rest;
+        Bytes::copy_from_slice(part)
+    }
+}
+
+/// A record: a byte of flags, a time if flagged, a length and the key, the value.
+fn record(data: &[u8]) -> Record {
+    let mut bits = Bits(data);
+    let [flags] = bits.number();
+    let time = match flags & 4 {
+        0 => NOON,
+        _ => i64::from_le_bytes(bits.number()),
+    };
+    let brought = i64::from_le_bytes(match flags & 8 {
+        0 => [0; 8],
+        _ => bits.number(),
+    });
+    let [long] = bits.number();
+    let key = bits.part(usize::from(long));
+    let headers = match flags & 8 {
+        0 => Vec::new(),
+        _ => vec![(
+            "nearshore.time".to_owned(),
+            Bytes::from(brought.to_string()),
+        )],
+    };
+    Record {
+        position: "0/t/0:1".parse().expect("valid"),
+        time: Timestamp(time),
+        key: (flags & 1 == 0).then_some(key),
+        value: (flags & 2 == 0).then(|| Bytes::copy_from_slice(bits.0)),
+        headers,
+    }
+}
+
+/// The same record with another value, of now.
+fn with_value(record: &Record, value: Option<String>) -> Record {
+    Record {
+        value: value.map(Bytes::from),
+        ..record.clone()
+    }
+}
+
+fn told(reject: &Reject) {
+    assert!(Reject::ALL_CODES.contains(&reject.code()));
+    assert!(!reject.to_string().is_empty());
+}
+
+fn accepted(record: &Record, accepted: &Accepted, limits: &Limits) {
+    let user = &accepted.user.0;
+    assert!(
+        !user.is_empty() && user.len() <= limits.max_text,
+        "{user:?}"
+    );
+    assert!(
+        accepted.time <= record.time,
+        "a header made a record younger"
+    );
+    assert!(event::sane(accepted.time).is_ok());
+}
+
+/// A state with this folded in is itself again after a round trip, and folding it again changes nothing.
+fn folds(found: &Accepted) {
+    let mut once = UserState::default();
+    let step = fold(&mut once, found, 3);
+    assert_ne!(step, Step::Duplicate);
+    let mut twice = once.clone();
+    assert_eq!(fold(&mut twice, found, 3), Step::Duplicate);
+    assert_eq!(once, twice);
+    round_trip(&once);
+}
+
+fn round_trip(state: &UserState) {
+    for version in state::VERSION_OLDEST..=state::VERSION_CURRENT {
+        let bytes = state::encode(state, version);
+        let back = state::decode(&bytes, state.profile.clone(), state.life);
+        let back = back.expect("what was written is read");
+        let mut kept = state.clone();
+        if version < 3 {
+            // The older versions do not say since when the events are complete.
+            kept.complete_since = Timestamp(0);
+        }
+        assert_eq!(back, kept, "version {version}");
+        assert_eq!(state::canonical(&back), state::canonical(&kept));
+        assert_eq!(state::encode(&back, version), bytes, "version {version}");
+    }
+    if let Some(profile) = &state.profile {
+        assert_eq!(
+            Profiled::from_text(&profile.to_text()).as_ref(),
+            Ok(profile)
+        );
+    }
+}
+
+/// A record of `user-events`.
+pub fn event(data: &[u8]) {
+    let record = record(data);
+    let limits = Limits::default();
+    let found = match event::decode_event(&record, &limits) {
+        Ok(found) => found,
+        Err(reject) => return told(&reject),
+    };
+    accepted(&record, &found, &limits);
+    let Change::Event(event) = &found.change else {
+        panic!("an event is an event: {found:?}");
+    };
+    assert!(
+        event
+            .price
+            .is_none_or(|price| price.is_finite() && price >= 0.0)
+    );
+    let again = with_value(&record, Some(event_json(event)));
+    assert_eq!(event::decode_event(&again, &limits).as_ref(), Ok(&found));
+    folds(&found);
+}
+
+/// As a source would write it.
+fn event_json(event: &Event) -> String {
+    let (name, item) = match &event.item {
+        Item::Sku(id) => ("sku", id),
+        Item::Pu(name) => ("pu", name),
+        Item::Query(words) => ("query", words),
+    };
+    let mut value = serde_json::json!({
+        "type": event.kind, "qty": event.qty, "price": event.price, "ts": event.ts,
+    });
+    value[name] = item.as_str().into();
+    value.to_string()
+}
+
+/// A record of `profile-changes`, plain and as Debezium writes it.
+pub fn profile(data: &[u8]) {
+    let record = record(data);
+    let limits = Limits::default();
+    for format in [Format::Plain, Format::Debezium] {
+        let found = match event::decode_profile(&record, format, &limits) {
+            Ok(found) => found,
+            Err(reject) => {
+                told(&reject);
+                continue;
+            }
+        };
+        accepted(&record, &found, &limits);
+        let whose = event::key_user(&record, Source::Profiles(format));
+        assert_eq!(whose.as_deref(), Some(&*found.user.0));
+        if let Change::Profile(profile) = &found.change {
+            let written = serde_json::to_string(profile).expect("JSON");
+            let read: Profile = serde_json::from_str(&written).expect("our own");
+            assert_eq!(read, *profile, "bit by bit, or a reload counts as a change");
+            let written = match format {
+                Format::Plain => written,
+                Format::Debezium => format!("{{\"after\":{written}}}"),
+            };
+            let again = with_value(&record, Some(written));
+            // One level more, and its bytes, may be beyond the limit.
+            let wide = Limits {
+                max_depth: 40,
+                max_bytes: 2 << 20,
+                ..limits
+            };
+            assert_eq!(
+                event::decode_profile(&again, format, &wide).as_ref(),
+                Ok(&found)
+            );
+        }
+        folds(&found);
+    }
+}
+
+/// A record of `catalog`.
+pub fn sku(data: &[u8]) {
+    let record = record(data);
+    let limits = Limits::default();
+    let (id, found) = match event::decode_sku(&record, &limits) {
+        Ok(found) => found,
+        Err(reject) => return told(&reject),
+    };
+    assert!(!id.is_empty() && id.len() <= limits.max_text);
+    let Some(found) = found else { return };
+    let Sku {
+        sku,
+        pu,
+        pu_id,
+        category,
+        title,
+        ..
+    } = &found;
+    assert_eq!(*sku, id);
+    for text in [pu, pu_id, title].into_iter().chain(category) {
+        assert!(
+            !text.is_empty() && text.len() <= limits.max_text,
+            "{text:?}"
+        );
+        assert_eq!(
+            event::normalise_name(text),
+            *text,
+            "normalised stays normalised"
+        );
+    }
+    let again = with_value(&record, Some(serde_json::to_string(&found).expect("JSON")));
+    assert_eq!(event::decode_sku(&again, &limits), Ok((id, Some(found))));
+}
+
+/// A record of a lane.
+pub fn request(data: &[u8]) {
+    let record = Record {
+        value: Some(Bytes::copy_from_slice(data)),
+        ..record(&[])
+    };
+    let found = match Request::decode(&record) {
+        Ok(found) => found,
+        Err(reject) => return told(&reject),
+    };
+    assert!(!found.user.0.is_empty() && found.user.0.len() <= data.len());
+    let again = with_value(&record, Some(serde_json::to_string(&found).expect("JSON")));
+    assert_eq!(Request::decode(&again), Ok(found));
+}
+
+/// A stored state: eight bytes of life, then the blob.
+pub fn state(data: &[u8]) {
+    let mut bits = Bits(data);
+    let life = Timestamp(i64::from_le_bytes(bits.number()));
+    let Ok(found) = state::decode(bits.0, None, life) else {
+        return;
+    };
+    // An event takes at least a time, a place, a kind, an item, a quantity: far more than two bytes.
+    assert!(found.window.len() * 2 <= bits.0.len() && found.window.capacity() <= data.len() * 2);
+    assert!(found.window.iter().all(|seen| seen.time > found.life));
+    round_trip(&found);
+}
+
+/// Texts beside the blob: pending, pace, the profile's register, fences, positions.
+pub fn register(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(found) = text.parse::<Pending>() {
+        assert_eq!(found.to_string().parse().as_ref(), Ok(&found));
+    }
+    if let Ok(found) = text.parse::<Pace>() {
+        assert_eq!(found.to_string().parse().as_ref(), Ok(&found));
+    }
+    if let Ok(found) = Profiled::from_text(text) {
+        assert_eq!(Profiled::from_text(&found.to_text()).as_ref(), Ok(&found));
+    }
+    if let Ok(found) = text.parse::<Position>() {
+        assert_eq!(found.to_string().parse().as_ref(), Ok(&found));
+    }
+    if let Ok(found) = text.parse::<Fences>() {
+        // A topic cannot have a comma in Kafka; one that has is cut there, and then stays.
+        let written = found.to_string();
+        let read: Fences = written.parse().expect("our own");
+        assert_eq!(read, found);
+        assert!(found.cover_all(&read));
+    }
+}
+
+/// The recall document.
+pub fn list(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(found) = Document::parse(text) {
+        // Scores are rounded when they are written; from then on nothing changes.
+        let written = found.to_json();
+        let read = Document::parse(&written).expect("our own");
+        assert_eq!(read.to_json(), written);
+        assert_eq!(Document::parse(&read.to_json()).expect("our own"), read);
+        let mut none = read.clone();
+        none.strip(|_, _| true);
+        assert!(none.is_empty());
+        let mut all = read.clone();
+        let empty = all.pus.iter().any(|shown| shown.skus.is_empty());
+        assert!(!all.strip(|_, _| false));
+        assert!(empty || all == read);
+    }
+    if let Ok(found) = serde_json::from_str::<Audit>(text) {
+        let written = serde_json::to_string(&found).expect("JSON");
+        let read: Audit = serde_json::from_str(&written).expect("our own");
+        assert_eq!(serde_json::to_string(&read).expect("JSON"), written);
+    }
+}
+
+/// A record of `recall-updates`.
+pub fn update(data: &[u8]) {
+    let Ok(found) = Update::parse(data) else {
+        return;
+    };
+    let audit = serde_json::to_string(&found.audit).expect("JSON");
+    let doc = found.doc.to_json();
+    let written = Update::json((found.ticket, found.epoch), &found.covers, (&doc, &audit));
+    let read = Update::parse(written.as_bytes()).expect("our own");
+    assert_eq!((read.ticket, read.epoch), (found.ticket, found.epoch));
+    assert_eq!(read.covers, found.covers);
+    assert_eq!(read.doc.to_json(), doc);
+}
+
+/// A template file, tried on a view of users who write what they like.
+pub fn template(data: &[u8]) {
+    let Ok(source) = std::str::from_utf8(data) else {
+        return;
+    };
+    if source.len() > TEMPLATE_MAX {
+        return;
+    }
+    let Ok(template) = Template::load(source, "t") else {
+        return;
+    };
+    let view = hostile();
+    for budget in [0, 20, 1_000] {
+        let Ok(rendered) = template.render(&view, budget, str::len) else {
+            continue;
+        };
+        let bare =
+            rendered.events_cut == view.events.len() && rendered.fields_cut == view.profile.len();
+        assert!(
+            rendered.tokens <= budget || bare,
+            "over its budget and not bare"
+        );
+        assert_eq!(
+            rendered.tokens,
+            rendered.user.len() + rendered.assistant.len()
+        );
+        let again = template.render(&view, budget, str::len);
+        assert_eq!(
+            again.expect("as before"),
+            rendered,
+            "the same input gives the same bytes"
+        );
+    }
+}
+
+/// A GGUF file.
+pub fn gguf(data: &[u8]) {
+    let Ok(found) = gguf::header::decode(data) else {
+        return;
+    };
+    // A key takes a length and a type, a tensor a length, a rank, a type and an offset.
+    assert!(found.keys.len() * 12 + found.tensors.len() * 24 <= data.len());
+    within(found.tensors.values(), found.data, data);
+}
+
+/// A safetensors file.
+pub fn safetensors(data: &[u8]) {
+    let Ok(found) = folder::header::decode(data) else {
+        return;
+    };
+    within(found.tensors.values(), found.data, data);
+}
+
+/// Whoever reads the tensors slices the file by what the header says.
+fn within<'a>(tensors: impl Iterator<Item = &'a Entry>, begin: usize, file: &[u8]) {
+    for entry in tensors {
+        let rest = file.get(begin..).expect("data begins within the file");
+        let bytes = rest.get(entry.from..entry.to);
+        let bytes = bytes.expect("a tensor lies within the file");
+        assert_eq!(entry.kind.bytes(&entry.shape), Ok(bytes.len()));
+    }
+}
+
+fn hostile() -> View {
+    let line = |name: &str| Line {
+        kind: event::Kind::Purchase,
+        name: name.into(),
+        qty: u64::MAX,
+        price: Some(1e308),
+        days_ago: u64::MAX,
+        count: 3,
+        positions: Vec::new(),
+    };
+    let names = ["{{ events }}", "{% raw %}", "ZOË'S \"BREAD\" <b>", ""];
+    View {
+        profile: [("age", "{{ profile }}"), ("", "x"), ("ключ", "значение")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+        events: names.map(line).into(),
+        segment: "default".into(),
+        unresolved: 1,
+    }
+}

@@ -1,0 +1,547 @@
+//! The store's double: the same contract in memory, deterministic and fast, for the simulation.
+//!
+//! Invariant: for every operation it answers what Redis would ([`super::RedisStore`] passes the same
+//! tests, and a differential one). It does not know time: nothing expires. With [`Flaws`] it breaks
+//! one guard on purpose, so that the simulation can prove that it would notice.
+
+mod flaws;
+mod list;
+mod loss;
+mod register;
+mod sets;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+pub use loss::{Lost, Snapshot};
+use sets::Set;
+
+use nearshore_core::ports::keys;
+use nearshore_core::ports::store::{
+    Added, Block, Cell, Delta, Error, FoldWrite, Folded, Lineage, ListEdit, Peek, Publish,
+    Published, StockOp, Store, Stored, Take, Taken, Took,
+};
+use nearshore_core::user::event::UserId;
+use nearshore_core::user::record::{Offset, Partition, Resume, Timestamp};
+use nearshore_core::user::state::{Held, Mark, Profiled, UserState};
+
+pub use flaws::Flaws;
+
+use list::{edit, is_fallback};
+
+/// A store in memory. Clones are handles to the same one.
+///
+/// The one place with a shared lock: a step here is what a script is on the server, atomic and without
+/// a wait inside, so the lock is held for the step only and never across an await.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryStore {
+    inner: Arc<Mutex<Inner>>,
+    flaws: Flaws,
+    /// Where this handle's conditional writes have effect; none = wherever they land.
+    lineage: Option<Lineage>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Inner {
+    spaces: BTreeMap<String, Space>,
+    erased: BTreeMap<UserId, Timestamp>,
+    sets: BTreeMap<u8, Set>,
+    blocks: BTreeMap<String, Block>,
+    active: Option<String>,
+    /// How often writes were lost so far.
+    losses: u64,
+    /// Per primary, per reader.
+    checkpoints: [BTreeMap<String, BTreeMap<Partition, Resume>>; loss::PRIMARIES],
+    /// Register of namespaces.
+    enrolled: BTreeMap<String, String>,
+    behind: bool,
+    paces: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Space {
+    users: BTreeMap<UserId, User>,
+    shards: BTreeMap<u8, Shard>,
+    fallbacks: BTreeMap<String, String>,
+    plan: Option<String>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct User {
+    /// `None` where only a profile is left.
+    row: Option<Row>,
+    profile: Option<Profiled>,
+    list: Option<Stored>,
+    /// Life of the state that the list was made from.
+    list_life: Timestamp,
+}
+
+/// The state hash; `state.profile` is always `None` here.
+#[derive(Clone, Debug)]
+struct Row {
+    state: UserState,
+    mark: Mark,
+    ver: u64,
+    ticket: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Shard {
+    fences: BTreeMap<Partition, Offset>,
+    cells: BTreeMap<Cell, u64>,
+}
+
+impl MemoryStore {
+    /// A double that breaks these guards.
+    pub fn broken(flaws: Flaws) -> Self {
+        Self {
+            flaws,
+            ..Self::default()
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no step panics with the lock")
+    }
+
+    fn erased(&self, inner: &Inner, user: &UserId) -> Timestamp {
+        if self.flaws.no_tombstone {
+            return Timestamp(0);
+        }
+        inner.erased.get(user).copied().unwrap_or_default()
+    }
+}
+
+/// A state as a reader sees it: with its profile, tombstone applied.
+fn seen(state: &UserState, profile: Option<&Profiled>, erased: Timestamp) -> UserState {
+    let mut state = state.clone();
+    state.profile = profile.cloned();
+    if erased > state.life {
+        nearshore_core::user::fold::erase(&mut state, erased);
+    }
+    state
+}
+
+impl Inner {
+    fn user(&self, ns: &str, user: &UserId) -> Option<&User> {
+        self.spaces.get(ns)?.users.get(user)
+    }
+
+    fn user_mut(&mut self, ns: &str, user: &UserId) -> &mut User {
+        if !self.spaces.contains_key(ns) {
+            self.spaces.insert(ns.into(), Space::default());
+        }
+        let space = self.spaces.get_mut(ns).expect("just put there");
+        space.users.entry(user.clone()).or_default()
+    }
+
+    fn load(&self, ns: &str, user: &UserId, erased: Timestamp) -> Held {
+        let found = self.user(ns, user);
+        let profile = found.and_then(|user| user.profile.as_ref());
+        match found.and_then(|user| user.row.as_ref()) {
+            Some(row) => Held {
+                reborn: erased > row.state.life,
+                state: seen(&row.state, profile, erased),
+                mark: row.mark.clone(),
+                ver: row.ver,
+                ticket: row.ticket,
+            },
+            None => {
+                let state = seen(&UserState::default(), profile, erased);
+                Held {
+                    reborn: profile.is_some() && state.profile.is_none(),
+                    state,
+                    ..Held::default()
+                }
+            }
+        }
+    }
+
+    fn fold(&mut self, ns: &str, write: &FoldWrite, erased: Timestamp, flaws: Flaws) -> Folded {
+        let life = write.state.life;
+        if life < erased {
+            return Folded::Erased { at: erased };
+        }
+        let user = self.user_mut(ns, &write.user);
+        let (ver, ticket, stored_life) = user
+            .row
+            .as_ref()
+            .map_or((0, 0, Timestamp(0)), |r| (r.ver, r.ticket, r.state.life));
+        if ver != write.expected && !flaws.blind_write {
+            return Folded::Stale;
+        }
+        let reborn = life > stored_life;
+        let listed = user.list.as_ref().map(|list| list.ticket);
+        // A list that was made since this very erase, seen by its tombstone, stays.
+        let dies = reborn && user.list_life < life;
+        if let ListEdit::Strip { ticket, .. } = &write.list
+            && !dies
+            && listed != Some(*ticket)
+        {
+            return Folded::Stale;
+        }
+        if write.profile_changed || (reborn && write.state.profile.is_none()) {
+            user.profile.clone_from(&write.state.profile);
+        }
+        let mut state = write.state.clone();
+        state.profile = None;
+        user.row = Some(Row {
+            state,
+            mark: write.mark.clone(),
+            ver: ver + 1,
+            ticket,
+        });
+        if dies {
+            user.list = None;
+        }
+        if user.list.is_none() {
+            user.list_life = life;
+        }
+        edit(&mut user.list, &write.list, dies);
+        if life > erased {
+            self.erased.insert(write.user.clone(), life);
+        }
+        Folded::Stored { ver: ver + 1 }
+    }
+
+    fn take(&mut self, ns: &str, take: &Take, erased: Timestamp) -> Took {
+        let space = self.spaces.get_mut(ns);
+        let Some(user) = space.and_then(|space| space.users.get_mut(&take.user)) else {
+            return Took::NoState;
+        };
+        let Some(row) = user.row.as_mut() else {
+            return Took::NoState;
+        };
+        if row.ver != take.expected {
+            return Took::Stale;
+        }
+        let pending = row.mark.pending.clone();
+        nearshore_core::user::trigger::taken(&mut row.mark, take.due);
+        row.ver += 1;
+        row.ticket += 1;
+        Took::Taken(Box::new(Taken {
+            state: seen(&row.state, user.profile.as_ref(), erased),
+            ticket: row.ticket,
+            pending,
+        }))
+    }
+
+    fn publish(
+        &mut self,
+        ns: &str,
+        publish: &Publish,
+        erased: Timestamp,
+        flaws: Flaws,
+    ) -> Published {
+        let list = &publish.list;
+        let user = self.user_mut(ns, &publish.user);
+        if flaws.blind_publish {
+            user.list = Some(list.clone());
+            user.list_life = publish.life;
+            return Published::Stored;
+        }
+        let held = user.row.as_ref().map_or(Timestamp(0), |r| r.state.life);
+        let life = held.max(erased);
+        if publish.life < life && !flaws.no_tombstone {
+            return Published::Erased;
+        }
+        let Some(row) = &user.row else {
+            return Published::NoState;
+        };
+        if publish.life != life && !flaws.no_tombstone {
+            return Published::Erased;
+        }
+        if list.ticket > row.ticket {
+            return Published::NoState;
+        }
+        if held.max(user.list_life) < erased {
+            user.list = None;
+        }
+        if let Some(stored) = &user.list {
+            if stored.ticket >= list.ticket {
+                return Published::Older;
+            }
+            if publish.only_if_absent && !is_fallback(&stored.doc) {
+                return Published::Kept;
+            }
+            if stored.epoch > list.epoch && !publish.force {
+                return Published::Epoch;
+            }
+        }
+        user.list = Some(list.clone());
+        user.list_life = publish.life;
+        Published::Stored
+    }
+
+    fn add(&mut self, ns: &str, delta: &Delta, flaws: Flaws) -> Added {
+        let space = self.spaces.entry(ns.into()).or_default();
+        let shard = space.shards.entry(delta.shard).or_default();
+        let fence = shard.fences.get(&delta.partition).copied();
+        if fence != delta.prev && !flaws.no_fence {
+            return Added::Fence(fence);
+        }
+        shard.fences.insert(delta.partition.clone(), delta.last);
+        for (cell, n) in &delta.cells {
+            *shard.cells.entry(cell.clone()).or_default() += n;
+        }
+        Added::Stored
+    }
+}
+
+/// Users of a page of [`Store::scan`]; small, so that tests see more than one page.
+const PAGE: usize = 10;
+
+impl Store for MemoryStore {
+    async fn load(&self, ns: &str, users: &[UserId]) -> Result<Vec<Held>, Error> {
+        let inner = self.lock();
+        let load = |user| {
+            keys::user(ns, user)?;
+            Ok(inner.load(ns, user, self.erased(&inner, user)))
+        };
+        users.iter().map(load).collect()
+    }
+
+    async fn fold(&self, ns: &str, writes: &[FoldWrite]) -> Result<Vec<Folded>, Error> {
+        let mut inner = self.writable()?;
+        let fold = |write: &FoldWrite| {
+            keys::user(ns, &write.user)?;
+            let erased = self.erased(&inner, &write.user);
+            Ok(inner.fold(ns, write, erased, self.flaws))
+        };
+        writes.iter().map(fold).collect()
+    }
+
+    async fn take(&self, ns: &str, takes: &[Take]) -> Result<Vec<Took>, Error> {
+        let mut inner = self.writable()?;
+        let take = |take: &Take| {
+            keys::user(ns, &take.user)?;
+            let erased = self.erased(&inner, &take.user);
+            Ok(inner.take(ns, take, erased))
+        };
+        takes.iter().map(take).collect()
+    }
+
+    async fn peek(&self, ns: &str, users: &[UserId]) -> Result<Vec<Peek>, Error> {
+        let inner = self.lock();
+        let peek = |user| {
+            keys::user(ns, user)?;
+            let held = inner.load(ns, user, Timestamp(0));
+            let found = inner.user(ns, user);
+            let made = found.map_or(Timestamp(0), |u| u.list_life);
+            let reborn = self.erased(&inner, user) > held.state.life.max(made);
+            Ok(Peek {
+                list: found.and_then(|u| u.list.clone()).filter(|_| !reborn),
+                fences: held.state.fences,
+                ticket: held.ticket,
+                ver: held.ver,
+                pending: held.mark.pending,
+            })
+        };
+        users.iter().map(peek).collect()
+    }
+
+    async fn publish(&self, ns: &str, lists: &[Publish]) -> Result<Vec<Published>, Error> {
+        let mut inner = self.writable()?;
+        let publish = |list: &Publish| {
+            keys::user(ns, &list.user)?;
+            let erased = self.erased(&inner, &list.user);
+            Ok(inner.publish(ns, list, erased, self.flaws))
+        };
+        lists.iter().map(publish).collect()
+    }
+
+    async fn add(&self, ns: &str, deltas: &[Delta]) -> Result<Vec<Added>, Error> {
+        keys::namespace(ns)?;
+        let mut inner = self.writable()?;
+        let add = |delta| inner.add(ns, delta, self.flaws);
+        Ok(deltas.iter().map(add).collect())
+    }
+
+    async fn count_fences(
+        &self,
+        ns: &str,
+        partition: &Partition,
+    ) -> Result<BTreeMap<u8, Offset>, Error> {
+        keys::namespace(ns)?;
+        let inner = self.lock();
+        let shards = inner.spaces.get(ns).into_iter().flat_map(|s| &s.shards);
+        let fence = |(&nth, shard): (&u8, &Shard)| Some((nth, *shard.fences.get(partition)?));
+        Ok(shards.filter_map(fence).collect())
+    }
+
+    async fn counts(&self, ns: &str, shard: u8, since: i64) -> Result<BTreeMap<Cell, u64>, Error> {
+        keys::namespace(ns)?;
+        let inner = self.lock();
+        let shard = inner.spaces.get(ns).and_then(|s| s.shards.get(&shard));
+        let cells = shard.into_iter().flat_map(|shard| &shard.cells);
+        let recent = cells.filter(|(cell, _)| cell.bucket >= since);
+        Ok(recent.map(|(cell, n)| (cell.clone(), *n)).collect())
+    }
+
+    async fn count_versions(&self, ns: &str) -> Result<BTreeMap<u8, u64>, Error> {
+        keys::namespace(ns)?;
+        let inner = self.lock();
+        let shards = inner.spaces.get(ns).into_iter().flat_map(|s| &s.shards);
+        let digest = |(&nth, shard): (&u8, &Shard)| {
+            let fences: Vec<(String, i64)> = shard
+                .fences
+                .iter()
+                .map(|(partition, offset)| (partition.to_string(), offset.0))
+                .collect();
+            let texts = fences.iter().map(|(text, offset)| (text.as_str(), *offset));
+            (nth, keys::digest(texts))
+        };
+        let moved = shards.filter(|(_, shard)| !shard.fences.is_empty());
+        Ok(moved.map(digest).collect())
+    }
+
+    async fn stock(&self, ops: &[StockOp]) -> Result<(), Error> {
+        self.writable()?.stock(ops);
+        Ok(())
+    }
+
+    async fn sold_out(&self, skus: &[String]) -> Result<Vec<bool>, Error> {
+        let inner = self.lock();
+        let out = |sku: &String| {
+            let set = inner.sets.get(&keys::set(sku));
+            set.is_some_and(|set| set.out.contains(sku))
+        };
+        Ok(skus.iter().map(out).collect())
+    }
+
+    async fn block(&self, block: &Block) -> Result<(), Error> {
+        self.lock().block(block);
+        Ok(())
+    }
+
+    async fn unblock(&self, id: &str, _by: &str, _at: Timestamp) -> Result<bool, Error> {
+        let mut inner = self.lock();
+        let pu = inner.unblock(&keys::block(id, true));
+        let sku = inner.unblock(&keys::block(id, false));
+        Ok(pu || sku)
+    }
+
+    async fn blocks(&self) -> Result<Vec<Block>, Error> {
+        Ok(self.lock().blocks.values().cloned().collect())
+    }
+
+    async fn set_fallback(&self, ns: &str, segment: &str, doc: &str) -> Result<(), Error> {
+        keys::fallback(ns, segment)?;
+        let mut inner = self.lock();
+        let space = inner.spaces.entry(ns.into()).or_default();
+        space.fallbacks.insert(segment.into(), doc.into());
+        Ok(())
+    }
+
+    async fn fallback(&self, ns: &str, segment: &str) -> Result<Option<String>, Error> {
+        keys::fallback(ns, segment)?;
+        let inner = self.lock();
+        let space = inner.spaces.get(ns);
+        Ok(space.and_then(|space| space.fallbacks.get(segment).cloned()))
+    }
+
+    async fn scan(
+        &self,
+        ns: &str,
+        cursor: Option<String>,
+    ) -> Result<(Vec<UserId>, Option<String>), Error> {
+        keys::namespace(ns)?;
+        let inner = self.lock();
+        let users = inner.spaces.get(ns).into_iter().flat_map(|s| &s.users);
+        let stored = users.filter(|(_, user)| user.row.is_some());
+        let mut left = stored
+            .map(|(id, _)| id)
+            .skip_while(|id| cursor.as_deref().is_some_and(|cursor| *id.0 <= *cursor));
+        let page: Vec<UserId> = left.by_ref().take(PAGE).cloned().collect();
+        let next = left.next().and(page.last()).map(|id| id.0.to_string());
+        Ok((page, next))
+    }
+
+    async fn delete(
+        &self,
+        ns: &str,
+        _cursor: Option<String>,
+    ) -> Result<(u64, Option<String>), Error> {
+        keys::namespace(ns)?;
+        let gone = self.lock().spaces.remove(ns);
+        let users = gone.map_or(0, |space| space.users.len());
+        Ok((users as u64, None))
+    }
+
+    async fn active(&self) -> Result<Option<String>, Error> {
+        Ok(self.lock().active.clone())
+    }
+
+    async fn set_active(&self, ns: &str, expected: Option<&str>) -> Result<bool, Error> {
+        keys::namespace(ns)?;
+        let mut inner = self.lock();
+        let agreed = inner.active.as_deref() == expected;
+        if agreed {
+            inner.active = Some(ns.into());
+        }
+        Ok(agreed)
+    }
+
+    async fn plan(&self, ns: &str) -> Result<Option<String>, Error> {
+        self.get_plan(ns)
+    }
+
+    async fn set_plan(&self, ns: &str, plan: &str, was: Option<&str>) -> Result<bool, Error> {
+        self.put_plan(ns, plan, was)
+    }
+
+    async fn namespaces(&self) -> Result<BTreeMap<String, String>, Error> {
+        Ok(self.lock().enrolled.clone())
+    }
+
+    async fn enroll(&self, ns: &str, note: Option<&str>) -> Result<(), Error> {
+        self.put_registered(ns, note)
+    }
+
+    async fn note_pace(&self, arm: &str, note: &str) -> Result<(), Error> {
+        self.lock().paces.insert(arm.into(), note.into());
+        Ok(())
+    }
+
+    async fn paces(&self) -> Result<BTreeMap<String, String>, Error> {
+        Ok(self.lock().paces.clone())
+    }
+
+    async fn say_live_behind(&self, _: Duration) -> Result<(), Error> {
+        // Nothing expires here.
+        self.lock().behind = true;
+        Ok(())
+    }
+
+    async fn live_behind(&self) -> Result<bool, Error> {
+        Ok(self.lock().behind)
+    }
+
+    async fn flush(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn lineage(&self) -> Result<Lineage, Error> {
+        Ok(self.lock().lineage())
+    }
+
+    fn under(&self, lineage: &Lineage) -> Self {
+        Self {
+            lineage: Some(lineage.clone()),
+            ..self.clone()
+        }
+    }
+
+    async fn checkpoint(&self, reader: &str, done: &[(Partition, Resume)]) -> Result<(), Error> {
+        self.writable()?.raise(reader, done);
+        Ok(())
+    }
+
+    async fn checkpoints(&self, reader: &str) -> Result<BTreeMap<Partition, Resume>, Error> {
+        if self.flaws.blind_checkpoint {
+            return Ok(loss::everything());
+        }
+        Ok(self.lock().least(reader))
+    }
+}

@@ -1,0 +1,109 @@
+//! The double's sets of sold-out SKUs, and who blocks what.
+//!
+//! Invariant: a record at or below the set's fence of its partition changes nothing, and a blocked SKU stays out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::Inner;
+use nearshore_core::ports::keys;
+use nearshore_core::ports::store::{Block, Shelf, StockOp};
+use nearshore_core::user::record::{Offset, Partition, Timestamp};
+
+/// How long a gone SKU stays in its set: the default of Redis.
+const LIST_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Set {
+    pub(super) out: BTreeSet<String>,
+    fences: BTreeMap<Partition, Offset>,
+    blocked: BTreeMap<String, Blocked>,
+    gone: BTreeMap<String, Timestamp>,
+}
+
+impl Set {
+    /// False if the record was folded before.
+    fn follow(&mut self, op: &StockOp) -> bool {
+        if self.fences.get(&op.partition) >= Some(&op.offset) {
+            return false;
+        }
+        self.fences.insert(op.partition.clone(), op.offset);
+        let out = op.shelf != Shelf::In;
+        if let Some(blocked) = self.blocked.get_mut(&op.sku) {
+            blocked.out = out;
+        } else if out {
+            self.out.insert(op.sku.clone());
+        } else {
+            self.out.remove(&op.sku);
+        }
+        if op.shelf == Shelf::Gone {
+            self.gone.insert(op.sku.clone(), op.time);
+        } else {
+            self.gone.remove(&op.sku);
+        }
+        true
+    }
+
+    /// Forgets what went so long ago that no list can name it.
+    fn prune(&mut self, now: Timestamp) {
+        let (out, blocked) = (&mut self.out, &self.blocked);
+        self.gone.retain(|sku, time| {
+            let stays = now.since(*time) <= LIST_TTL || blocked.contains_key(sku);
+            if !stays {
+                out.remove(sku);
+            }
+            stays
+        });
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Blocked {
+    out: bool,
+    by: BTreeSet<String>,
+}
+
+impl Inner {
+    pub(super) fn stock(&mut self, ops: &[StockOp]) {
+        let mut newest: BTreeMap<u8, Timestamp> = BTreeMap::new();
+        for op in ops {
+            let nth = keys::set(&op.sku);
+            if self.sets.entry(nth).or_default().follow(op) {
+                let time = newest.entry(nth).or_default();
+                *time = op.time.max(*time);
+            }
+        }
+        for (nth, time) in newest {
+            self.sets.entry(nth).or_default().prune(time);
+        }
+    }
+
+    pub(super) fn block(&mut self, block: &Block) {
+        let name = keys::block(&block.id, block.pu);
+        self.blocks.insert(name.clone(), block.clone());
+        for sku in &block.skus {
+            let set = self.sets.entry(keys::set(sku)).or_default();
+            let out = set.out.contains(sku);
+            let held = set.blocked.entry(sku.clone()).or_insert_with(|| Blocked {
+                out,
+                by: BTreeSet::new(),
+            });
+            held.by.insert(name.clone());
+            set.out.insert(sku.clone());
+        }
+    }
+
+    pub(super) fn unblock(&mut self, name: &str) -> bool {
+        for set in self.sets.values_mut() {
+            let out = &mut set.out;
+            set.blocked.retain(|sku, held| {
+                let lifted = held.by.remove(name) && held.by.is_empty();
+                if lifted && !held.out {
+                    out.remove(sku);
+                }
+                !lifted
+            });
+        }
+        self.blocks.remove(name).is_some()
+    }
+}

@@ -1,0 +1,273 @@
+//! `nearshore try --compare`: the same prompts in two precisions, and how far the lists differ.
+//!
+//! Decides what is compared: the names of both lists, their first, the next token's distribution, and,
+//! where a prompt says what came true, how much of it each list holds. Invariant: every figure is a mean
+//! over prompts with the half width of its 95 % interval. It does not know what is close enough.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::{Error, Prompt, TryArgs, bar, written};
+use nearshore_core::names::scoring::{Answer, Ask, Names};
+use nearshore_engine::search::constrained::Constrained;
+use nearshore_engine::{Model, Options, Precision};
+
+/// The catalogue and the prompts.
+pub type Inputs<'a> = (&'a Arc<Names>, &'a [Prompt]);
+
+/// A mean over prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Mean {
+    /// The mean.
+    pub mean: f64,
+    /// Half width of its 95 % interval, by the normal approximation.
+    pub within: f64,
+}
+
+impl Mean {
+    fn of(values: &[f64]) -> Option<Self> {
+        let n = values.len() as f64;
+        if values.is_empty() {
+            return None;
+        }
+        let mean = values.iter().sum::<f64>() / n;
+        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+        let within = 1.96 * (squares / (n - 1.0).max(1.0) / n).sqrt();
+        Some(Self { mean, within })
+    }
+}
+
+/// What two precisions say of the same prompts.
+#[derive(Clone, Debug, Serialize)]
+pub struct Comparison {
+    precision: String,
+    reference: String,
+    prompts: usize,
+    top: usize,
+    /// Share of the reference's names that the list holds.
+    overlap: Option<Mean>,
+    /// Share of prompts with the same first name.
+    first: Option<Mean>,
+    /// Kullback-Leibler divergence of the next token from the reference, nats.
+    divergence: Option<Mean>,
+    /// Share of what came true that the list holds.
+    recall: Option<Mean>,
+    /// The same of the reference's list.
+    recall_reference: Option<Mean>,
+    /// Recall less that of the reference, prompt by prompt.
+    recall_difference: Option<Mean>,
+}
+
+/// Answers all prompts twice; prints the comparison.
+pub fn run(
+    args: &TryArgs,
+    reference: Precision,
+    inputs: Inputs,
+    out: &mut dyn Write,
+) -> Result<(), Error> {
+    let options = args.options();
+    let other = Options {
+        precision: reference,
+        ..options
+    };
+    let ours = Side::answer(args, options, inputs)?;
+    let theirs = Side::answer(args, other, inputs)?;
+    let (names, prompts) = inputs;
+    let comparison = compare(&ours, &theirs, (names, prompts, args.top));
+    print(&comparison, args.json, out)
+}
+
+/// One precision's answers.
+struct Side {
+    dtype: String,
+    lists: Vec<Vec<u32>>,
+    /// Natural-log probabilities of each prompt's next token.
+    next: Vec<Vec<f32>>,
+}
+
+impl Side {
+    fn answer(args: &TryArgs, options: Options, (names, prompts): Inputs) -> Result<Self, Error> {
+        let mut model = Constrained::load(&args.model, options)?;
+        model.set_names(Arc::clone(names))?;
+        let mut side = Self {
+            dtype: model.info().dtype,
+            lists: Vec::new(),
+            next: Vec::new(),
+        };
+        let bar = bar(prompts.len());
+        for batch in prompts.chunks(args.batch.max(1)) {
+            let asks: Vec<Ask> = batch.iter().map(|prompt| prompt.ask(args.top)).collect();
+            let list = |answer: Answer| answer.named.iter().map(|named| named.pu).collect();
+            side.lists
+                .extend(model.generate(&asks)?.into_iter().map(list));
+            let after = || -> Result<Vec<Vec<f32>>, Error> {
+                let prompts = batch.par_iter();
+                prompts.map(|prompt| next(&model, &prompt.text)).collect()
+            };
+            side.next.extend(model.install(after)?);
+            bar.inc(batch.len() as u64);
+        }
+        bar.finish_and_clear();
+        Ok(side)
+    }
+}
+
+fn next(model: &Constrained, prompt: &str) -> Result<Vec<f32>, Error> {
+    let tokens = model.text().prompt(prompt)?;
+    let vocabulary: Vec<u32> = (0..model.vocabulary() as u32).collect();
+    let mut logits = model.logits(&tokens, &vocabulary)?;
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits
+        .iter()
+        .map(|logit| f64::from(logit - max).exp())
+        .sum();
+    logits
+        .iter_mut()
+        .for_each(|logit| *logit -= max + sum.ln() as f32);
+    Ok(logits)
+}
+
+fn compare(
+    ours: &Side,
+    theirs: &Side,
+    (names, prompts, top): (&Names, &[Prompt], usize),
+) -> Comparison {
+    let both = || ours.lists.iter().zip(&theirs.lists);
+    let overlap: Vec<f64> = both().map(|(ours, theirs)| share(theirs, ours)).collect();
+    let first = both().map(|(ours, theirs)| f64::from(u8::from(ours.first() == theirs.first())));
+    let divergence = ours.next.iter().zip(&theirs.next).map(|(q, p)| {
+        let terms = p
+            .iter()
+            .zip(q)
+            .map(|(p, q)| f64::from(*p).exp() * f64::from(p - q));
+        terms.sum::<f64>()
+    });
+    let place = |name: &String| {
+        names
+            .names
+            .iter()
+            .position(|known| known == name)
+            .map(|pu| pu as u32)
+    };
+    let truths: Vec<Vec<u32>> = (prompts.iter())
+        .map(|prompt| prompt.truth.iter().filter_map(place).collect())
+        .collect();
+    let recalls = |lists: &[Vec<u32>]| -> Vec<f64> {
+        let known = lists
+            .iter()
+            .zip(&truths)
+            .filter(|(_, truth)| !truth.is_empty());
+        known.map(|(list, truth)| share(truth, list)).collect()
+    };
+    let (recall, recall_reference) = (recalls(&ours.lists), recalls(&theirs.lists));
+    let pairs = recall.iter().zip(&recall_reference);
+    let difference: Vec<f64> = pairs.map(|(ours, theirs)| ours - theirs).collect();
+    Comparison {
+        precision: ours.dtype.clone(),
+        reference: theirs.dtype.clone(),
+        prompts: prompts.len(),
+        top,
+        overlap: Mean::of(&overlap),
+        first: Mean::of(&first.collect::<Vec<_>>()),
+        divergence: Mean::of(&divergence.collect::<Vec<_>>()),
+        recall: Mean::of(&recall),
+        recall_reference: Mean::of(&recall_reference),
+        recall_difference: Mean::of(&difference),
+    }
+}
+
+/// Share of `wanted` that `list` holds; 1 of nothing.
+fn share(wanted: &[u32], list: &[u32]) -> f64 {
+    let list: BTreeSet<&u32> = list.iter().collect();
+    let held = wanted.iter().filter(|pu| list.contains(pu)).count();
+    if wanted.is_empty() {
+        1.0
+    } else {
+        held as f64 / wanted.len() as f64
+    }
+}
+
+fn print(comparison: &Comparison, json: bool, out: &mut dyn Write) -> Result<(), Error> {
+    written(|| {
+        if json {
+            serde_json::to_writer(&mut *out, &serde_json::json!({ "comparison": comparison }))?;
+            writeln!(out)?;
+            return out.flush();
+        }
+        let Comparison {
+            precision,
+            reference,
+            prompts,
+            top,
+            ..
+        } = comparison;
+        writeln!(
+            out,
+            "{precision} against {reference}, {prompts} prompts, mean ± 95 %:"
+        )?;
+        let rows = [
+            (format!("overlap of the first {top}"), comparison.overlap),
+            ("same first name".into(), comparison.first),
+            (
+                "divergence of the next token, nats".into(),
+                comparison.divergence,
+            ),
+            (format!("recall@{top}"), comparison.recall),
+            (
+                format!("recall@{top} of the reference"),
+                comparison.recall_reference,
+            ),
+            ("difference of recall".into(), comparison.recall_difference),
+        ];
+        for (what, mean) in rows {
+            if let Some(Mean { mean, within }) = mean {
+                writeln!(out, "  {what:<36} {mean:>9.5} ± {within:.5}")?;
+            }
+        }
+        out.flush()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_compared_with_itself_and_with_another() {
+        let side = |lists: [[u32; 2]; 2], next: f32| Side {
+            dtype: "x".into(),
+            lists: lists.map(Vec::from).to_vec(),
+            next: vec![vec![next.ln(), (1.0 - next).ln()]; 2],
+        };
+        let names = Names {
+            version: 1,
+            names: ["a", "b", "c"].map(String::from).to_vec(),
+        };
+        let prompt = |truth: &[&str]| Prompt {
+            text: String::new(),
+            truth: truth.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let prompts = [prompt(&["a", "c"]), prompt(&[])];
+        let (one, two) = (side([[0, 1], [1, 2]], 0.5), side([[0, 2], [2, 1]], 0.25));
+        let same = compare(&one, &one, (&names, &prompts, 2));
+        assert_eq!(
+            same.overlap,
+            Some(Mean {
+                mean: 1.0,
+                within: 0.0
+            })
+        );
+        assert_eq!(same.divergence.map(|mean| mean.mean), Some(0.0));
+        let other = compare(&two, &one, (&names, &prompts, 2));
+        assert_eq!(other.overlap.map(|mean| mean.mean), Some(0.75));
+        assert_eq!(other.first.map(|mean| mean.mean), Some(0.5));
+        assert_eq!(other.recall.map(|mean| mean.mean), Some(1.0));
+        assert_eq!(other.recall_difference.map(|mean| mean.mean), Some(0.5));
+        let exact = 0.5 * (0.5f64 / 0.25).ln() + 0.5 * (0.5f64 / 0.75).ln();
+        assert!((other.divergence.expect("two").mean - exact).abs() < 1e-6);
+    }
+}

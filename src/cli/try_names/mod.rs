@@ -1,0 +1,501 @@
+//! `nearshore try`: names and prompts from files through a model, without Kafka or Redis.
+//!
+//! Decides what is printed: one line per prompt on standard output, progress on standard error, the
+//! totals last. Invariant: prompts are answered in the order of the file. It does not know users.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use nearshore_core::names::scoring::{Answer, Ask, Names, Reference, Term, Values};
+use nearshore_engine::search::constrained::Constrained;
+use nearshore_engine::thread::default_threads;
+use nearshore_engine::{Edge, Isa, Model, Options, Place, Precision};
+
+use super::one_of;
+
+mod compare;
+mod totals;
+
+use totals::Totals;
+
+/// Arguments of `nearshore try`.
+#[derive(Args, Clone, Debug)]
+pub struct TryArgs {
+    /// GGUF file, or folder with config.json, safetensors and tokenizer.json
+    #[arg(long, value_name = "PATH")]
+    pub model: PathBuf,
+    /// Names of the catalogue, one per line
+    #[arg(long, value_name = "FILE")]
+    pub names: PathBuf,
+    /// Prompts: one per line, or JSON lines with a "prompt"
+    #[arg(long, value_name = "FILE")]
+    pub prompts: PathBuf,
+    /// Names per prompt
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub top: usize,
+    /// Prompts that stand for everyone, as in --prompts: the model's mean over them is taken out
+    #[arg(long, value_name = "FILE")]
+    pub reference: Option<PathBuf>,
+    /// A mass per name, "name<TAB>mass" per line, for a term `demand` of weight 1
+    #[arg(long, value_name = "FILE")]
+    pub demand: Option<PathBuf>,
+    /// A term beside the model: "name<TAB>log-weight" per line; may be given again
+    #[arg(long = "term", value_name = "TERM=FILE")]
+    pub terms: Vec<String>,
+    /// Weight of the model; 0 asks it nothing
+    #[arg(long, value_name = "W", default_value_t = 1.0)]
+    pub weight: f32,
+    /// Show for each name the choices on its way, and what each term says of it
+    #[arg(long)]
+    pub explain: bool,
+    /// One JSON object per prompt, and the totals as the last
+    #[arg(long)]
+    pub json: bool,
+    /// Threads; all cores but one if not given
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// How weights are kept and multiplied
+    #[arg(long, value_parser = one_of::<Precision>(), default_value_t)]
+    pub precision: Precision,
+    /// Where the model runs: cpu, or cuda:N in a CUDA build
+    #[arg(long, value_name = "WHERE", default_value_t)]
+    pub device: Place,
+    /// Answer in this precision too, and print only how far the lists differ; recall as well for
+    /// prompts that say what came true ("truth": [NAME, ...], see scripts/make-prompts)
+    #[arg(long, value_parser = one_of::<Precision>(), value_name = "PRECISION")]
+    pub compare: Option<Precision>,
+    /// The richest instructions that may be used, to try what another machine would do
+    #[arg(long, value_parser = one_of::<Isa>(), hide = true)]
+    pub isa: Option<Isa>,
+    /// Prompts per batch
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub batch: usize,
+}
+
+impl TryArgs {
+    /// How the model is run.
+    pub fn options(&self) -> Options {
+        Options {
+            threads: self.threads.unwrap_or_else(default_threads).max(1),
+            precision: self.precision,
+            isa: self.isa,
+            place: self.device,
+            groups: None,
+        }
+    }
+}
+
+/// Why a try did not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file that cannot be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file, or `standard output`.
+        path: String,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A line of the prompts that is no prompt.
+    #[error("{path}:{line}: {what}")]
+    Line {
+        /// The file.
+        path: String,
+        /// Line number, from 1.
+        line: usize,
+        /// What is wrong.
+        what: String,
+    },
+    /// A term without a file.
+    #[error("--term {0}: want TERM=FILE, as in repeat=bought.tsv")]
+    Term(String),
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] nearshore_engine::Error),
+}
+
+impl Error {
+    /// Whether the arguments are wrong rather than what they name.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Term(_) => true,
+            Self::File { .. } | Self::Line { .. } | Self::Engine(_) => false,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    prompt: usize,
+    names: Vec<Name<'a>>,
+    prompt_tokens: u32,
+    shared_tokens: u32,
+    forwarded_tokens: u32,
+    waves: u32,
+}
+
+#[derive(Serialize)]
+struct Name<'a> {
+    name: &'a str,
+    log_prob: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explained: Option<Explained>,
+}
+
+/// Where a score comes from, in nats.
+#[derive(Serialize)]
+struct Explained {
+    /// What the model says of the name, summed over its edges.
+    model: f32,
+    /// The same of its mean over the reference prompts: what it says to everyone.
+    habit: f32,
+    /// `model - habit`.
+    ratio: f32,
+    /// What each term says of the name, before its weight.
+    terms: BTreeMap<&'static str, f32>,
+    edges: Vec<Edge>,
+}
+
+/// What all prompts have in common.
+struct Session<'a> {
+    args: &'a TryArgs,
+    names: Arc<Names>,
+    terms: Vec<Term>,
+    reference: Option<Arc<Reference>>,
+}
+
+/// Runs the command; results go to standard output, progress and totals to standard error.
+pub fn run(args: &TryArgs) -> Result<(), Error> {
+    let stdout = io::stdout().lock();
+    run_to(args, &mut io::BufWriter::new(stdout))
+}
+
+/// As [`run`], to any writer.
+pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
+    let prompts = prompts(&args.prompts, &read(&args.prompts)?)?;
+    let session = Session::new(args)?;
+    if let Some(reference) = args.compare {
+        return compare::run(args, reference, (&session.names, &prompts), out);
+    }
+    let start = Instant::now();
+    let mut model = Constrained::load(&args.model, args.options())?;
+    let loaded = start.elapsed().as_secs_f64();
+    model.set_names(Arc::clone(&session.names))?;
+    let mut totals = Totals::new(&model, args.options());
+    totals.load_seconds = loaded;
+    totals.trie_seconds = start.elapsed().as_secs_f64() - loaded;
+    totals.names = session.names.names.len();
+    let bar = bar(prompts.len());
+    for batch in prompts.chunks(args.batch.max(1)) {
+        let asks: Vec<Ask> = batch.iter().map(|prompt| session.ask(prompt)).collect();
+        let start = Instant::now();
+        let answers = model.generate(&asks)?;
+        totals.seconds += start.elapsed().as_secs_f64();
+        for (ask, answer) in asks.iter().zip(&answers) {
+            totals.add(answer);
+            let explained = session.explain(&mut model, ask, answer)?;
+            let line = Line::new(totals.prompts, (answer, explained), &session.names.names);
+            print(out, args.json, &line)?;
+        }
+        bar.inc(batch.len() as u64);
+    }
+    bar.finish_and_clear();
+    totals.finish();
+    if args.json {
+        written(|| {
+            serde_json::to_writer(&mut *out, &serde_json::json!({ "totals": totals }))?;
+            writeln!(out)?;
+            out.flush()
+        })
+    } else {
+        eprintln!("{totals}");
+        Ok(())
+    }
+}
+
+/// A prompt, and what came true after it, if that is known.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prompt {
+    /// What is said.
+    pub text: String,
+    /// Names.
+    pub truth: Vec<String>,
+}
+
+impl Prompt {
+    /// Asks for the best `n` names.
+    pub fn ask(&self, n: usize) -> Ask {
+        Ask {
+            prompt: self.text.clone(),
+            n,
+            ..Ask::default()
+        }
+    }
+}
+
+impl<'a> Session<'a> {
+    fn new(args: &'a TryArgs) -> Result<Self, Error> {
+        let names: Vec<String> = (read(&args.names)?.lines())
+            .map(|line| line.trim().to_owned())
+            .filter(|line| !line.is_empty())
+            .collect();
+        let mut terms = Vec::new();
+        if let Some(path) = &args.demand {
+            let mut mass = vec![0f32; names.len()];
+            for (pu, value) in values(path, &read(path)?, &names)? {
+                mass[pu as usize] += value;
+            }
+            terms.push(Term {
+                name: "demand",
+                weight: 1.0,
+                values: Values::Mass(mass.into()),
+            });
+        }
+        for term in &args.terms {
+            let Some((name, path)) = term.split_once('=') else {
+                return Err(Error::Term(term.clone()));
+            };
+            let path = Path::new(path);
+            terms.push(Term {
+                // A term's name lives as long as the process, and there are as many as arguments.
+                name: name.to_owned().leak(),
+                weight: 1.0,
+                values: Values::Sparse(values(path, &read(path)?, &names)?.into()),
+            });
+        }
+        let reference = match &args.reference {
+            None => None,
+            Some(path) => Some(Arc::new(Reference {
+                hash: "try".into(),
+                prompts: (prompts(path, &read(path)?)?.into_iter())
+                    .map(|prompt| prompt.text)
+                    .collect(),
+            })),
+        };
+        let names = Arc::new(Names { version: 1, names });
+        Ok(Self {
+            args,
+            names,
+            terms,
+            reference,
+        })
+    }
+
+    fn ask(&self, prompt: &Prompt) -> Ask {
+        Ask {
+            terms: self.terms.clone(),
+            weight: self.args.weight,
+            reference: self.reference.clone(),
+            ..prompt.ask(self.args.top)
+        }
+    }
+
+    /// Per name where its score comes from, if that is wanted.
+    fn explain(
+        &self,
+        model: &mut Constrained,
+        ask: &Ask,
+        answer: &Answer,
+    ) -> Result<Vec<Option<Explained>>, Error> {
+        if !self.args.explain {
+            return Ok(answer.named.iter().map(|_| None).collect());
+        }
+        let pus: Vec<u32> = answer.named.iter().map(|named| named.pu).collect();
+        let edges = model.explain(ask, &pus)?;
+        let explained = answer.named.iter().zip(edges).map(|(named, edges)| {
+            let names = self.terms.iter().map(|term| term.name);
+            Some(Explained {
+                model: named.model,
+                habit: named.habit,
+                ratio: named.model - named.habit,
+                terms: names.zip(named.terms.iter().copied()).collect(),
+                edges,
+            })
+        });
+        Ok(explained.collect())
+    }
+}
+
+/// Lines of a name, a tab and a number, as PUs.
+fn values(path: &Path, text: &str, names: &[String]) -> Result<Vec<(u32, f32)>, Error> {
+    let place: BTreeMap<&str, u32> = names.iter().map(String::as_str).zip(0..).collect();
+    let mut found = Vec::new();
+    for (nth, line) in text.lines().enumerate() {
+        let wrong = |what: &str| Error::Line {
+            path: path.display().to_string(),
+            line: nth + 1,
+            what: what.into(),
+        };
+        let (name, value) = (line.split_once('\t')).ok_or_else(|| wrong("no tab"))?;
+        let value: f32 = value.trim().parse().map_err(|_| wrong("no number"))?;
+        let pu = place
+            .get(name.trim())
+            .ok_or_else(|| wrong("not a name of --names"))?;
+        found.push((*pu, value));
+    }
+    Ok(found)
+}
+
+/// Progress over prompts.
+pub fn bar(prompts: usize) -> ProgressBar {
+    let bar = ProgressBar::new(prompts as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} prompts, {per_sec}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(path).map_err(|source| Error::File {
+        path: path.display().to_string(),
+        source,
+    })
+}
+
+/// Lines that start with `{` are JSON objects, others are prompts as they stand.
+fn prompts(path: &Path, text: &str) -> Result<Vec<Prompt>, Error> {
+    let mut prompts = Vec::new();
+    for (nth, line) in text.lines().enumerate() {
+        if line.trim().is_empty() {
+            continue;
+        }
+        if !line.starts_with('{') {
+            let (text, truth) = (line.to_owned(), Vec::new());
+            prompts.push(Prompt { text, truth });
+            continue;
+        }
+        let wrong = |what: String| Error::Line {
+            path: path.display().to_string(),
+            line: nth + 1,
+            what,
+        };
+        let value: serde_json::Value =
+            serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
+        let prompt = value.get("prompt").and_then(|prompt| prompt.as_str());
+        let truth = value.get("truth").and_then(|truth| truth.as_array());
+        let truth = truth.into_iter().flatten().filter_map(|name| name.as_str());
+        prompts.push(Prompt {
+            text: prompt
+                .ok_or_else(|| wrong("no \"prompt\"".into()))?
+                .to_owned(),
+            truth: truth.map(str::to_owned).collect(),
+        });
+    }
+    Ok(prompts)
+}
+
+fn print(out: &mut dyn Write, json: bool, line: &Line) -> Result<(), Error> {
+    let write = || -> io::Result<()> {
+        if json {
+            serde_json::to_writer(&mut *out, line)?;
+            writeln!(out)?;
+        } else {
+            writeln!(out, "prompt {}", line.prompt)?;
+            for (nth, name) in line.names.iter().enumerate() {
+                let (place, text, score) = (nth + 1, name.name, name.log_prob);
+                writeln!(out, "{place:>4}. {text:<40} {score:>8.4}")?;
+                if let Some(explained) = &name.explained {
+                    explained.print(out)?;
+                }
+            }
+        }
+        out.flush()
+    };
+    written(write)
+}
+
+/// Names standard output in an error of `write`.
+pub fn written(write: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
+    write().map_err(|source| Error::File {
+        path: "standard output".into(),
+        source,
+    })
+}
+
+impl Explained {
+    fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        let Self {
+            model,
+            habit,
+            ratio,
+            ..
+        } = self;
+        write!(
+            out,
+            "      model {model:.4} - habit {habit:.4} = ratio {ratio:.4}"
+        )?;
+        for (name, value) in &self.terms {
+            write!(out, "; {name} {value:.4}")?;
+        }
+        writeln!(out)?;
+        for edge in &self.edges {
+            let Edge {
+                choices,
+                score,
+                model,
+                habit,
+                prior,
+                ..
+            } = edge;
+            let text = format!("{:?}", edge.text);
+            writeln!(
+                out,
+                "      {score:>8.4}  {text:<24} of {choices:>5}  \
+                 (model {model:.4}, habit {habit:.4}, prior {prior:.4})"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Line<'a> {
+    fn new(
+        prompt: usize,
+        (answer, explained): (&Answer, Vec<Option<Explained>>),
+        names: &'a [String],
+    ) -> Self {
+        let named = answer.named.iter().zip(explained);
+        let named = named.map(|(named, explained)| Name {
+            name: &names[named.pu as usize],
+            log_prob: named.score,
+            explained,
+        });
+        Self {
+            prompt,
+            names: named.collect(),
+            prompt_tokens: answer.prompt_tokens,
+            shared_tokens: answer.shared_tokens,
+            forwarded_tokens: answer.forwarded,
+            waves: answer.waves,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_are_lines_or_json_and_a_bad_line_is_named() {
+        let path = Path::new("p");
+        let text = "one\n\n{\"prompt\": \"two\\nlines\", \"truth\": [\"a\"]}\n";
+        let read = prompts(path, text).expect("valid");
+        let texts: Vec<&str> = read.iter().map(|prompt| prompt.text.as_str()).collect();
+        assert_eq!(texts, ["one", "two\nlines"]);
+        assert_eq!(
+            (read[0].truth.len(), &read[1].truth[..]),
+            (0, &["a".to_owned()][..])
+        );
+        let bad = prompts(path, "one\n{\"prompt\": 3}\n").expect_err("no text");
+        assert_eq!(bad.to_string(), "p:2: no \"prompt\"");
+        assert!(prompts(path, "{\n").is_err());
+    }
+}

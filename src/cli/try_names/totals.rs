@@ -1,0 +1,112 @@
+//! What a try cost over all its prompts.
+//!
+//! Invariant: rates are over the time of the searches alone, without loading, explaining or printing. It
+//! does not know names.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use nearshore_core::names::scoring::Answer;
+use nearshore_engine::search::constrained::Constrained;
+use nearshore_engine::{Model, Options};
+
+/// What is counted over all prompts.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Totals {
+    pub prompts: usize,
+    pub users_per_second: f64,
+    /// Prompt tokens that were computed, and trie tokens.
+    pub tokens_per_second: f64,
+    pub prompt_tokens: u64,
+    pub shared_tokens: u64,
+    pub forwarded_tokens: u64,
+    pub waves: u64,
+    pub seconds: f64,
+    pub load_seconds: f64,
+    pub trie_seconds: f64,
+    pub names: usize,
+    pub threads: usize,
+    pub device: String,
+    pub precision: String,
+    /// Memory of the layers' weights.
+    pub weights_mib: f64,
+    /// Greatest memory of the process so far; none where the system does not tell.
+    pub peak_mib: Option<f64>,
+}
+
+impl Totals {
+    /// Nothing counted yet.
+    pub fn new(model: &Constrained, options: Options) -> Self {
+        let info = model.info();
+        Self {
+            threads: options.threads,
+            device: info.device,
+            precision: info.dtype,
+            weights_mib: model.bytes() as f64 / f64::from(1 << 20),
+            ..Self::default()
+        }
+    }
+
+    /// Counts one answer.
+    pub fn add(&mut self, answer: &Answer) {
+        self.prompts += 1;
+        self.prompt_tokens += u64::from(answer.prompt_tokens);
+        self.shared_tokens += u64::from(answer.shared_tokens);
+        self.forwarded_tokens += u64::from(answer.forwarded);
+        self.waves += u64::from(answer.waves);
+    }
+
+    /// Rates and memory, once all is counted.
+    pub fn finish(&mut self) {
+        let seconds = self.seconds.max(1e-9);
+        let computed = self.prompt_tokens - self.shared_tokens + self.forwarded_tokens;
+        self.users_per_second = self.prompts as f64 / seconds;
+        self.tokens_per_second = computed as f64 / seconds;
+        self.peak_mib = peak_mib();
+    }
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            prompts,
+            names,
+            seconds,
+            threads,
+            device,
+            precision,
+            ..
+        } = self;
+        writeln!(
+            f,
+            "{prompts} prompts over {names} names in {seconds:.2} s on {device}, {precision}, \
+             {threads} threads: {:.2} users/s, {:.0} tokens/s",
+            self.users_per_second, self.tokens_per_second
+        )?;
+        writeln!(
+            f,
+            "{} prompt tokens, {} of them shared; {} trie tokens forwarded; {} passes taken part in",
+            self.prompt_tokens, self.shared_tokens, self.forwarded_tokens, self.waves
+        )?;
+        write!(
+            f,
+            "model loaded in {:.2} s, trie built in {:.2} s; layers {:.0} MiB",
+            self.load_seconds, self.trie_seconds, self.weights_mib
+        )?;
+        match self.peak_mib {
+            Some(peak) => write!(f, ", whole process {peak:.0} MiB at most"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Greatest resident memory of this process, as Linux tells it.
+fn peak_mib() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kib / 1024.0)
+}

@@ -1,0 +1,95 @@
+//! From briefs to lists: what each arm's model answers, and lists of it.
+//!
+//! Invariant: a list per job, in their order, whatever a model does: where it gives none, the fallback stands in with the
+//! reason. Asking and finishing are two steps, so that lists are finished while the model answers the next batch.
+
+use std::time::Duration;
+
+use super::count::{count_batch, count_dropped};
+use super::{Answers, Generate, Job, Listed, answers};
+use crate::metrics;
+use nearshore_core::list::compose::{Kit, fallback, finish};
+use nearshore_core::names::scoring::{Answer, Ask, Ended};
+use nearshore_core::ports::log::Log;
+use nearshore_core::ports::store::Store;
+
+/// A complete answer, with the time that the model took for its batch.
+pub(super) type Answered = Option<(Answer, Duration)>;
+
+impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
+    /// What the models answer, per job.
+    pub(super) async fn ask(&self, jobs: &[Job<'_>]) -> Vec<Answered> {
+        let mut answered: Vec<Answered> = jobs.iter().map(|_| None).collect();
+        for arm in 0..self.arms.len() {
+            let mine: (Vec<usize>, Vec<Ask>) = jobs
+                .iter()
+                .enumerate()
+                .filter(|(_, job)| job.arm == arm && !job.work.late)
+                .filter_map(|(nth, job)| Some((nth, job.brief.ask.clone()?)))
+                .unzip();
+            for (nth, answer) in self.ask_arm(arm, mine).await {
+                answered[nth] = Some(answer);
+            }
+        }
+        answered
+    }
+
+    /// Asks one arm's model; nothing if it fails.
+    async fn ask_arm(
+        &self,
+        arm: usize,
+        (places, asks): (Vec<usize>, Vec<Ask>),
+    ) -> Vec<(usize, (Answer, Duration))> {
+        if asks.is_empty() {
+            return Vec::new();
+        }
+        let loaded = &self.arms[arm];
+        let start = (self.settings.clock)();
+        match answers::of(&loaded.engine, asks).await {
+            Ok(answers) => {
+                let generated = (self.settings.clock)().since(start);
+                count_batch(&loaded.arm.id, &answers, generated);
+                self.paces.note(arm, generated, answers.len());
+                let (complete, others): (Vec<_>, Vec<_>) = places
+                    .into_iter()
+                    .zip(answers)
+                    .partition(|(_, answer)| answer.ended == Ended::Complete);
+                if !others.is_empty() {
+                    tracing::warn!(
+                        arm = loaded.arm.id,
+                        users = others.len(),
+                        "late, called off or too long; fallbacks stand in"
+                    );
+                }
+                let timed = |(nth, answer)| (nth, (answer, generated));
+                complete.into_iter().map(timed).collect()
+            }
+            Err(error) => {
+                metrics::engine_error(&error);
+                tracing::error!(arm = loaded.arm.id, %error, users = places.len(), "generation failed; fallbacks stand in");
+                Vec::new()
+            }
+        }
+    }
+
+    /// A list per job, in their order: the model's, or the fallback with its reason.
+    pub(super) fn lists(&self, jobs: &[Job<'_>], answered: Vec<Answered>) -> Vec<Listed> {
+        let kits: Vec<Kit> = (0..self.arms.len()).map(|arm| self.kit(arm)).collect();
+        let one = |(job, answered): (&Job<'_>, Answered)| {
+            let kit = &kits[job.arm];
+            let Some((answer, generated)) = answered else {
+                let reason = match job.work.late {
+                    true => "waited too long for the model",
+                    false => "generation failed",
+                };
+                let made = fallback(&job.brief, &job.shop, kit, reason);
+                let generated = Duration::ZERO;
+                return Listed { made, generated };
+            };
+            let made = finish(&job.brief, &answer, &job.shop, kit);
+            count_dropped(&made);
+            Listed { made, generated }
+        };
+        jobs.iter().zip(answered).map(one).collect()
+    }
+}

@@ -1,0 +1,507 @@
+//! The generate role: log -> lanes -> take -> engine -> list -> store -> log.
+//!
+//! Invariant: a request's offset becomes committable only when its list is published and told, or
+//! when it is covered, refused or failed for good. Between two calls nothing is in memory that the
+//! lanes' topics could not bring back. Work in hand may be done twice; tickets decide.
+
+mod aloft;
+mod answers;
+mod count;
+mod make;
+mod pace;
+mod put_back;
+mod serve;
+mod telling;
+mod yielding;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+pub use aloft::Aloft;
+pub use answers::Answers;
+use count::{count_published, count_running};
+
+pub use pace::Pace;
+use pace::Paces;
+use telling::Owed;
+pub use yielding::HEED_EVERY;
+
+use crate::members::checkpoints::Checkpoints;
+use crate::members::dlq::DeadLetterWriter;
+use crate::members::dlq::write_rejects;
+use crate::members::error::Error;
+use crate::members::outbox::{current, update};
+use crate::metrics::{self, RecordOutcome, Stage};
+use nearshore_core::list::compose::{Brief, Kit, Made, Subject, brief};
+use nearshore_core::list::document::{Model, Source};
+use nearshore_core::list::prompt::{Arm, Template};
+use nearshore_core::names::scoring::{Ask, Names, Reference};
+use nearshore_core::ports::log::{Batch, Log};
+use nearshore_core::ports::store::{Peek, Publish, Published, Store, Stored, Taken};
+use nearshore_core::queue::claims::{Need, need};
+use nearshore_core::queue::lanes::{Lanes, Offered, Policy, Work};
+use nearshore_core::queue::offsets::InHand;
+use nearshore_core::queue::topics::Topics;
+use nearshore_core::shop::arms::{arm_of, arms_for};
+use nearshore_core::shop::rules::Needs;
+use nearshore_core::shop::snapshot::Shop;
+use nearshore_core::user::event::Reject;
+use nearshore_core::user::record::{Partition, Record, Timestamp};
+use nearshore_core::user::trigger::Request;
+use nearshore_engine::Info;
+
+/// Consumer group of the three lanes, whatever the namespace.
+pub const GROUP: &str = "nearshore-generate";
+
+/// Time of the model in one turn, if it is quick enough for more than one batch of it.
+const TURN_MAX: Duration = Duration::from_millis(500);
+
+/// Most batches of one turn.
+const BATCHES_MAX: usize = 16;
+
+/// The name of its checkpoints.
+const READER: &str = "nearshore:generate";
+
+/// One arm, ready to be used.
+pub struct Loaded<A> {
+    /// Its configuration.
+    pub arm: Arm,
+    /// Its template.
+    pub template: Template,
+    /// Its model's name and revision.
+    pub info: Info,
+    /// Its reference prompts.
+    pub reference: Option<Arc<Reference>>,
+    /// Counts tokens as its model does.
+    pub count: Arc<dyn Fn(&str) -> usize + Send + Sync>,
+    /// The way to its model.
+    pub engine: A,
+}
+
+/// What the role needs to know; from configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Topic names.
+    pub topics: Topics,
+    /// How lanes share the engine.
+    pub lanes: Policy,
+    /// Seed of the arms' hash.
+    pub arm_seed: String,
+    /// How SKUs are chosen.
+    pub selection: nearshore_core::list::select::Policy,
+    /// What is not needed again yet.
+    pub needs: Needs,
+    /// The clock, only to wait and to measure.
+    pub clock: fn() -> Timestamp,
+}
+
+/// What one turn did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// Lists published.
+    pub published: u64,
+    /// Requests skipped because a list covers them.
+    pub covered: u64,
+    /// Takes made.
+    pub takes: u64,
+}
+
+/// One member of the generate group.
+pub struct Generate<L, S, A> {
+    log: L,
+    store: S,
+    shop: Arc<ArcSwap<Shop>>,
+    arms: Vec<Loaded<A>>,
+    /// The arms' configurations, in the same order, for the hash.
+    shares: Vec<Arm>,
+    settings: Settings,
+    lanes: Lanes,
+    /// Whether the log was told to hold backfill back.
+    holds: bool,
+    in_hand: InHand,
+    checkpoints: Checkpoints<S>,
+    dead_letters: DeadLetterWriter,
+    /// Batches cut, not yet done: kept over an error, so that the next turn goes on with them.
+    current: Vec<Vec<Work>>,
+    /// To be put back, and not yet written: kept over an error.
+    far: Vec<Work>,
+    /// Version of the names that the engines know.
+    names: Option<u64>,
+    /// What a user costs the model: to say how many seconds of work are queued.
+    paces: Paces,
+    aloft: Aloft<S>,
+    owed: Owed,
+}
+
+/// A user who was taken, on the way to a list.
+struct Job<'a> {
+    work: &'a Work,
+    /// With the demand of its namespace.
+    shop: Arc<Shop>,
+    arm: usize,
+    taken: Taken,
+    brief: Brief,
+    took: Timestamp,
+}
+
+/// A list, by the model or in its place, with the time that the model took.
+struct Listed {
+    made: Made,
+    generated: Duration,
+}
+
+impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
+    /// A member that has nothing in hand. `arms` must not be empty.
+    pub fn new(
+        log: L,
+        store: S,
+        shop: Arc<ArcSwap<Shop>>,
+        (arms, settings): (Vec<Loaded<A>>, Settings),
+    ) -> Self {
+        Self {
+            log,
+            checkpoints: Checkpoints::new(store.clone(), READER),
+            aloft: Aloft::new(store.clone()),
+            store,
+            shop,
+            paces: Paces::new(arms.len()),
+            shares: arms.iter().map(|loaded| loaded.arm.clone()).collect(),
+            arms,
+            lanes: Lanes::new(settings.lanes.clone()),
+            settings,
+            holds: false,
+            in_hand: InHand::default(),
+            dead_letters: DeadLetterWriter::default(),
+            current: Vec::new(),
+            far: Vec::new(),
+            names: None,
+            owed: Owed::default(),
+        }
+    }
+
+    /// The log, to wait for deliveries.
+    pub fn log(&mut self) -> &mut L {
+        &mut self.log
+    }
+
+    /// Ends the member and hands its log back, to be closed.
+    pub fn into_log(self) -> L {
+        self.log
+    }
+
+    /// The lanes, to know how long to wait and what to measure.
+    pub fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
+    /// Whether batches were cut and are not done: there is no reason to wait then.
+    pub fn is_midway(&self) -> bool {
+        !self.current.is_empty()
+    }
+
+    /// Lists on their way, to be looked after during a turn.
+    pub fn aloft(&self) -> Aloft<S> {
+        self.aloft.clone()
+    }
+
+    /// What a user costs the model, smoothed over batches; zero before the first.
+    pub fn seconds_per_user(&self) -> Duration {
+        self.paces.each()
+    }
+
+    /// Tells the engines the names and has each answer once, so that the first user does not wait for cold caches.
+    pub async fn warm(&mut self) {
+        self.sync_names().await;
+        for loaded in &self.arms {
+            let ask = Ask {
+                prompt: "warm".into(),
+                n: 1,
+                // The first user should not wait for these either.
+                reference: loaded.reference.clone(),
+                ..Ask::default()
+            };
+            if let Err(error) = loaded.engine.generate(vec![ask]).await {
+                metrics::engine_error(&error);
+                tracing::warn!(arm = loaded.arm.id, %error, "the model does not answer yet");
+            }
+        }
+    }
+
+    /// Partitions are ours from now on.
+    pub fn assigned(&mut self, partitions: &[Partition]) {
+        self.checkpoints.assigned(partitions);
+    }
+
+    /// Partitions are no longer ours: what is in hand of them is the new owner's.
+    pub fn revoked(&mut self, partitions: &[Partition]) {
+        self.lanes.revoke(partitions);
+        self.in_hand.revoke(partitions);
+        self.dead_letters.forget(partitions);
+        self.checkpoints.revoked(partitions);
+        let ours = |work: &Work| {
+            let mut positions = work.positions.iter();
+            positions.any(|position| !partitions.contains(&position.partition))
+        };
+        for batch in &mut self.current {
+            batch.retain(ours);
+        }
+        self.far.retain(ours);
+    }
+
+    /// Takes requests in. A record that is no request goes to `dlq`. After an error call it again with the same batch.
+    pub async fn receive(&mut self, batch: &Batch, now: Timestamp) -> Result<(), Error> {
+        let mut good = Vec::new();
+        let mut bad: Vec<(&Record, Reject)> = Vec::new();
+        for record in &batch.records {
+            match Request::decode(record) {
+                Ok(request) => good.push((request, record)),
+                Err(reject) => bad.push((record, reject)),
+            }
+        }
+        let dlq = &self.settings.topics.dlq;
+        let dead: Vec<(&Record, Stage, &Reject)> = bad
+            .iter()
+            .map(|(record, reject)| (*record, Stage::Request, reject))
+            .collect();
+        write_rejects(&mut self.dead_letters, &self.log, (dlq, GROUP), &dead).await?;
+        self.dead_letters.forget([&batch.partition]);
+        for record in &batch.records {
+            self.in_hand.began(&record.position);
+        }
+        for (record, _) in bad {
+            self.in_hand.done(&record.position);
+        }
+        metrics::records(
+            &batch.partition.topic,
+            RecordOutcome::Folded,
+            good.len() as u64,
+        );
+        for (request, record) in good {
+            let waiting = (now, put_back::waited(record));
+            let position = record.position.clone();
+            let merged = self.lanes.offer_again(request, position, waiting) == Offered::Merged;
+            metrics::coalesced(u64::from(merged));
+        }
+        self.sip();
+        Ok(())
+    }
+
+    /// Serves what is due. After an error call it again: what was cut is kept.
+    pub async fn turn(&mut self, now: Timestamp) -> Result<Turn, Error> {
+        self.settle().await?;
+        self.put_back(now).await?;
+        if self.current.is_empty() {
+            self.current = self.cut(now);
+            self.sip();
+        }
+        if self.current.iter().all(Vec::is_empty) {
+            self.current.clear();
+            return Ok(Turn::default());
+        }
+        self.store = self.checkpoints.store(&self.log).await?;
+        self.sync_names().await;
+        let mut batches = std::mem::take(&mut self.current);
+        count_running(batches.iter().flatten());
+        let served = self.serve(&batches).await;
+        count_running([]);
+        let turn = served.map(|(turn, many)| {
+            let works = batches.drain(..many).flatten();
+            for position in works.flat_map(|work| work.positions) {
+                self.in_hand.done(&position);
+            }
+            turn
+        });
+        // What was not served, or failed, is the next turn's.
+        self.current = batches;
+        turn
+    }
+
+    /// The batches of a turn: one, unless the model is so quick that what is done around it would leave it idle; then
+    /// those that it answers within [`TURN_MAX`], for the log is read between turns only.
+    fn cut(&mut self, now: Timestamp) -> Vec<Vec<Work>> {
+        let most = self.settings.lanes.batch_max;
+        let mut batch = self.lanes.overdue(now, most);
+        for work in &batch {
+            metrics::expired(work.request.lane, 1);
+        }
+        let mut batches = Vec::new();
+        let many = self.paces.fit(most, TURN_MAX).clamp(1, BATCHES_MAX);
+        while batches.len() < many {
+            batch.extend(self.lanes.cut(now, most));
+            if batch.is_empty() {
+                break;
+            }
+            batches.push(std::mem::take(&mut batch));
+        }
+        batches
+    }
+
+    /// Commits what is done.
+    pub async fn commit(&mut self) -> Result<(), Error> {
+        for (partition, resume) in self.in_hand.take_commits() {
+            self.checkpoints.done(&partition, resume);
+        }
+        Ok(self.checkpoints.commit(&self.log).await?)
+    }
+
+    /// Looks whether the store is still the one that was written to.
+    pub async fn look(&mut self) -> Result<(), Error> {
+        Ok(self.checkpoints.look(&self.log).await?)
+    }
+
+    /// After an error that [`Error::rewinds`]: requests whose lists the store lost are read again, and so is
+    /// everything in hand.
+    pub async fn rewind(&mut self) -> Result<(), Error> {
+        self.lanes.clear();
+        self.in_hand = InHand::default();
+        self.current.clear();
+        self.far.clear();
+        Ok(self.checkpoints.rewind(&mut self.log).await?)
+    }
+
+    /// Tells the engines the catalogue's names when they changed. A failure leaves the old ones:
+    /// indices are stable, so that an answer over old names is still right.
+    pub async fn sync_names(&mut self) {
+        let shop = self.shop.load_full();
+        let version = shop.catalogue.names_version();
+        if self.names == Some(version) {
+            return;
+        }
+        let names = Arc::new(Names {
+            version,
+            names: shop.catalogue.names(),
+        });
+        for loaded in &self.arms {
+            if let Err(error) = loaded.engine.set_names(names.clone()).await {
+                metrics::engine_error(&error);
+                tracing::error!(arm = loaded.arm.id, %error, "the engine keeps the old names");
+                return;
+            }
+        }
+        self.names = Some(version);
+    }
+
+    fn need(&self, work: &Work, peek: &Peek) -> Need {
+        let standing = peek.standing();
+        need(
+            &work.request,
+            &work.sources,
+            (&standing, self.arms[self.arm(&work.request)].arm.epoch),
+        )
+    }
+
+    /// Place of the user's arm; without any share the first one serves all.
+    fn arm(&self, request: &Request) -> usize {
+        let arms = arms_for(&request.ns, &self.shares);
+        let arm = arm_of(&request.user.0, &self.settings.arm_seed, &arms);
+        arm.and_then(|arm| self.shares.iter().position(|known| known.id == arm.id))
+            .unwrap_or(0)
+    }
+
+    fn kit(&self, arm: usize) -> Kit<'_> {
+        let loaded = &self.arms[arm];
+        let Info {
+            name,
+            revision,
+            dtype,
+            device,
+        } = loaded.info.clone();
+        Kit {
+            arm: &loaded.arm,
+            template: &loaded.template,
+            model: Model {
+                name,
+                revision,
+                dtype,
+                device,
+            },
+            reference: loaded.reference.clone(),
+            count: &*loaded.count,
+            needs: &self.settings.needs,
+            selection: &self.settings.selection,
+        }
+    }
+
+    fn job<'a>(&self, work: &'a Work, taken: Taken, shop: &Arc<Shop>) -> Job<'a> {
+        let arm = self.arm(&work.request);
+        let subject = Subject {
+            request: &work.request,
+            state: &taken.state,
+            ticket: taken.ticket,
+        };
+        let brief = brief(&subject, shop, &self.kit(arm));
+        Job {
+            work,
+            shop: Arc::clone(shop),
+            arm,
+            brief,
+            taken,
+            took: (self.settings.clock)(),
+        }
+    }
+
+    async fn publish(&self, ns: &str, jobs: &[Job<'_>], lists: Vec<Listed>) -> Result<u64, Error> {
+        if lists.is_empty() {
+            return Ok(0);
+        }
+        let now = (self.settings.clock)();
+        let lists: Vec<(Publish, Source)> = jobs
+            .iter()
+            .zip(&lists)
+            .map(|(job, list)| (self.to_publish(job, list, now), list.made.document.source))
+            .collect();
+        let writes: Vec<Publish> = lists.iter().map(|(list, _)| list.clone()).collect();
+        let outcomes = self.store.publish(ns, &writes).await?;
+        let (mut out, mut behind) = (Vec::new(), Vec::new());
+        for (((list, source), outcome), job) in lists.iter().zip(outcomes).zip(jobs) {
+            metrics::fenced_off(outcome);
+            match outcome {
+                Published::Stored => {
+                    count_published(&self.arms[job.arm].arm.id, job.work, (*source, now));
+                    out.push((list.user.clone(), Some(update(&list.list))));
+                }
+                // The newer list may be this very one: a Redis Cluster's client that lost the answer sends it again.
+                Published::Older => behind.push(list.user.clone()),
+                _ => {}
+            }
+        }
+        let published = out.len() as u64;
+        if !behind.is_empty() {
+            let peeks = self.store.peek(ns, &behind).await?;
+            let stored = behind.into_iter().zip(peeks);
+            out.extend(stored.map(|(user, peek)| (user, current(&peek))));
+        }
+        self.tell(ns, out).await?;
+        Ok(published)
+    }
+
+    fn to_publish(&self, job: &Job, list: &Listed, now: Timestamp) -> Publish {
+        let queued = job.took.since(job.work.ready);
+        let rest = now.since(job.took).saturating_sub(list.generated);
+        Publish {
+            user: job.work.request.user.clone(),
+            list: Stored {
+                doc: list.made.document.to_json(),
+                ticket: job.taken.ticket,
+                covers: job.taken.state.fences.clone(),
+                epoch: self.arms[job.arm].arm.epoch,
+                at: job.work.request.time,
+                audit: list.made.audited((queued, list.generated, rest)),
+            },
+            life: job.taken.state.life,
+            force: job.work.request.force,
+            only_if_absent: list.made.document.source == Source::Fallback,
+        }
+    }
+
+    /// A crash between publish and its record loses the record; whoever finds the list covered tells it again.
+    async fn tell_again(&self, ns: &str, covered: Vec<(&Work, Peek)>) -> Result<(), Error> {
+        let told = covered.into_iter().map(|(work, peek)| {
+            metrics::unchanged(work.request.lane);
+            (work.request.user.clone(), current(&peek))
+        });
+        self.tell(ns, told.collect()).await
+    }
+}

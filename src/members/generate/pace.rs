@@ -1,0 +1,157 @@
+//! What a user costs the model: measured batch by batch, and told to the store for whoever reckons what a backfill
+//! would take.
+//!
+//! Invariant: a pace is time spent over users served, both fading alike, so that a full batch counts for more than one
+//! of a single user. It decides nothing.
+
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use serde::{Deserialize, Serialize};
+
+use crate::members::error::Error;
+use nearshore_core::list::prompt::Arm;
+use nearshore_core::ports::store::Store;
+use nearshore_core::user::record::Timestamp;
+
+/// How often it is told.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// Weight of the newest batch.
+const NEW: f64 = 0.1;
+
+/// What a user costs an arm's model, as it was measured last.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pace {
+    /// Seconds of the model a user.
+    pub seconds: f64,
+    /// Users of a batch, on average.
+    pub batch: f64,
+    /// The arm's model.
+    pub model: String,
+    /// When, by the worker's clock.
+    pub at: Timestamp,
+}
+
+/// Seconds and users of the batches so far, fading.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spent {
+    seconds: f64,
+    users: f64,
+}
+
+impl Spent {
+    fn and(self, took: Duration, users: usize) -> Self {
+        let (seconds, users) = (took.as_secs_f64(), users as f64);
+        if self.users == 0.0 {
+            return Self { seconds, users };
+        }
+        let mixed = |old: f64, new: f64| old * (1.0 - NEW) + new * NEW;
+        Self {
+            seconds: mixed(self.seconds, seconds),
+            users: mixed(self.users, users),
+        }
+    }
+
+    fn each(self) -> f64 {
+        self.seconds / self.users.max(1.0)
+    }
+}
+
+/// Of all arms together, and of each.
+pub(super) struct Paces {
+    all: ArcSwap<Spent>,
+    arms: Vec<ArcSwap<Spent>>,
+    told: Timestamp,
+}
+
+impl Paces {
+    pub fn new(arms: usize) -> Self {
+        Self {
+            all: ArcSwap::default(),
+            arms: (0..arms).map(|_| ArcSwap::default()).collect(),
+            told: Timestamp(0),
+        }
+    }
+
+    /// An arm's model served so many users in this time.
+    pub fn note(&self, arm: usize, took: Duration, users: usize) {
+        for spent in [&self.all, &self.arms[arm]] {
+            spent.store(spent.load().and(took, users).into());
+        }
+    }
+
+    /// What a user costs; zero before the first.
+    pub fn each(&self) -> Duration {
+        Duration::from_secs_f64(self.all.load().each())
+    }
+
+    /// How many batches of `users` the model answers within `time`; none before the first was measured.
+    pub fn fit(&self, users: usize, time: Duration) -> usize {
+        let spent = **self.all.load();
+        if spent.users == 0.0 {
+            return 0;
+        }
+        (time.as_secs_f64() / (spent.each() * users as f64)) as usize
+    }
+
+    /// Tells the store, now and then.
+    pub async fn tell<S: Store>(
+        &mut self,
+        store: &S,
+        (arms, now): (&[Arm], Timestamp),
+    ) -> Result<(), Error> {
+        if now.since(self.told) < TELL_EVERY {
+            return Ok(());
+        }
+        for (arm, spent) in arms.iter().zip(&self.arms) {
+            let spent = **spent.load();
+            if spent.users > 0.0 {
+                let pace = Pace {
+                    seconds: spent.each(),
+                    batch: spent.users,
+                    model: arm.model.clone(),
+                    at: now,
+                };
+                let note = serde_json::to_string(&pace).expect("finite numbers and text");
+                store.note_pace(&arm.id, &note).await?;
+            }
+        }
+        self.told = now;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_batch_counts_for_more_than_a_single_user() {
+        let paces = Paces::new(2);
+        assert_eq!(paces.each(), Duration::ZERO);
+        // 50 ms whatever the batch: ten of 16 users, ten of one.
+        for users in [16, 1] {
+            for _ in 0..10 {
+                paces.note(0, Duration::from_millis(50), users);
+            }
+        }
+        let each = paces.each().as_secs_f64();
+        assert!((0.05 / 8.5..0.05 / 5.0).contains(&each), "{each}");
+        assert_eq!(paces.arms[1].load().users, 0.0);
+    }
+
+    #[test]
+    fn a_slow_model_fits_no_batch_and_a_quick_one_many() {
+        let paces = Paces::new(1);
+        let fit = |paces: &Paces| paces.fit(16, Duration::from_millis(500));
+        assert_eq!(fit(&paces), 0, "nothing is known");
+        paces.note(0, Duration::ZERO, 16);
+        assert_eq!(fit(&paces), usize::MAX, "quicker than a clock");
+        for (millis, many) in [(50, 10), (600, 0)] {
+            let paces = Paces::new(1);
+            paces.note(0, Duration::from_millis(millis), 16);
+            assert_eq!(fit(&paces), many);
+        }
+    }
+}

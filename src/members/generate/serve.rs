@@ -1,0 +1,150 @@
+//! The batches of a turn: looked at, taken, asked for, published.
+//!
+//! Invariant: the model is asked once for all namespaces of a batch: a call each would make live users wait for
+//! the call of a backfill. Namespaces with urgent or live users are published first. While the model works, whatever can be
+//! done for the batches beside it is done, so that a quick model does not wait for Redis and Kafka.
+
+use std::collections::BTreeMap;
+
+use super::make::Answered;
+use super::{Answers, Generate, Job, Listed, TURN_MAX, Turn};
+use crate::members::error::Error;
+use nearshore_core::ports::log::Log;
+use nearshore_core::ports::store::{Store, Take, Took};
+use nearshore_core::queue::claims::Need;
+use nearshore_core::queue::lanes::Work;
+use nearshore_core::user::event::UserId;
+use nearshore_core::user::trigger::Lane;
+
+/// A batch that was taken.
+#[derive(Default)]
+struct Batch<'a> {
+    jobs: Vec<Job<'a>>,
+    /// Namespaces, with how many of the jobs are each's.
+    parts: Vec<(&'a str, usize)>,
+    /// Users whose list covers the request.
+    covered: u64,
+}
+
+impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
+    /// Batch after batch: while the model answers one, the one before it is finished and published, and the next is taken.
+    /// A model that is slower than it was ends the turn after [`TURN_MAX`]: says how many batches were served.
+    pub(super) async fn serve(&self, batches: &[Vec<Work>]) -> Result<(Turn, usize), Error> {
+        let (mut sum, mut served) = (Turn::default(), 0);
+        let start = (self.settings.clock)();
+        let mut batches = batches.iter();
+        let (mut asked, mut next) = (None, self.taken(batches.next()).await?);
+        while let Some(taken) = next.take() {
+            served += 1;
+            sum.covered += taken.covered;
+            sum.takes += taken.jobs.len() as u64;
+            let model = async {
+                let _made = self.aloft.begin(&taken.jobs);
+                self.ask(&taken.jobs).await
+            };
+            let is_late = (self.settings.clock)().since(start) >= TURN_MAX;
+            let beside = async {
+                let published = self.publish_all(asked.take()).await?;
+                let follows = if is_late { None } else { batches.next() };
+                Ok::<_, Error>((published, self.taken(follows).await?))
+            };
+            // Both are waited for: a generation that was begun is not called off for an error beside it.
+            let (answered, beside) = futures::join!(model, beside);
+            let (published, follows) = beside?;
+            sum.published += published;
+            asked = Some((taken, answered));
+            next = follows;
+        }
+        sum.published += self.publish_all(asked).await?;
+        Ok((sum, served))
+    }
+
+    /// Takes a batch, namespace by namespace, those with urgent or live users first.
+    async fn taken<'a>(&self, works: Option<&'a Vec<Work>>) -> Result<Option<Batch<'a>>, Error> {
+        let Some(works) = works else { return Ok(None) };
+        let mut namespaces: BTreeMap<&str, Vec<&Work>> = BTreeMap::new();
+        for work in works {
+            namespaces.entry(&work.request.ns).or_default().push(work);
+        }
+        let mut namespaces: Vec<(&str, Vec<&Work>)> = namespaces.into_iter().collect();
+        let lane = |works: &[&Work]| works.iter().map(|work| work.request.lane).min();
+        // Stable: those of one lane stay in the order of their names.
+        namespaces.sort_by_key(|(_, works)| lane(works).unwrap_or(Lane::Backfill));
+        let mut batch = Batch::default();
+        for (ns, works) in namespaces {
+            let (taken, covered) = self.take_all(ns, works).await?;
+            batch.covered += covered;
+            batch.parts.push((ns, taken.len()));
+            batch.jobs.extend(taken);
+        }
+        Ok(Some(batch))
+    }
+
+    async fn publish_all(&self, asked: Option<(Batch<'_>, Vec<Answered>)>) -> Result<u64, Error> {
+        let Some((Batch { jobs, parts, .. }, answered)) = asked else {
+            return Ok(0);
+        };
+        let mut lists = self.lists(&jobs, answered).into_iter();
+        let (mut rest, mut published) = (&jobs[..], 0);
+        for (ns, count) in parts {
+            let (own, others) = rest.split_at(count);
+            let made: Vec<Listed> = lists.by_ref().take(count).collect();
+            published += self.publish(ns, own, made).await?;
+            rest = others;
+        }
+        Ok(published)
+    }
+
+    /// Takes those of a namespace who are due; how many are covered already.
+    async fn take_all<'a>(
+        &self,
+        ns: &str,
+        mut open: Vec<&'a Work>,
+    ) -> Result<(Vec<Job<'a>>, u64), Error> {
+        let shop = self.shop.load().of(ns);
+        let (mut jobs, mut again, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        // Whoever is folded between the look and the take is looked at again.
+        while !open.is_empty() {
+            let users: Vec<UserId> = open.iter().map(|work| work.request.user.clone()).collect();
+            let peeks = self.store.peek(ns, &users).await?;
+            let mut due = Vec::new();
+            for (work, peek) in std::mem::take(&mut open).into_iter().zip(peeks) {
+                match self.need(work, &peek) {
+                    Need::Take => due.push((work, peek.ver)),
+                    Need::Covered => again.push((work, peek)),
+                    Need::Gone => gone.push((work.request.user.clone(), None)),
+                }
+            }
+            let taken = self.take(ns, &due).await?;
+            for ((work, _), took) in due.into_iter().zip(taken) {
+                match took {
+                    // A request may outlive an erase: then nobody is left to make a list for. Whoever crashed between
+                    // publishing their last list and looking at it again has left its record behind.
+                    Took::Taken(taken) if taken.state.is_vacant() => {
+                        gone.push((work.request.user.clone(), None));
+                    }
+                    Took::Taken(taken) => jobs.push(self.job(work, *taken, &shop)),
+                    Took::Stale => open.push(work),
+                    Took::NoState => gone.push((work.request.user.clone(), None)),
+                }
+            }
+        }
+        let covered = again.len() as u64;
+        self.tell_again(ns, again).await?;
+        self.tell(ns, gone).await?;
+        Ok((jobs, covered))
+    }
+
+    async fn take(&self, ns: &str, due: &[(&Work, u64)]) -> Result<Vec<Took>, Error> {
+        if due.is_empty() {
+            return Ok(Vec::new());
+        }
+        let take = |(work, expected): &(&Work, u64)| Take {
+            user: work.request.user.clone(),
+            due: work.request.due,
+            expected: *expected,
+        };
+        let takes: Vec<Take> = due.iter().map(take).collect();
+        Ok(self.store.take(ns, &takes).await?)
+    }
+}

@@ -1,0 +1,31 @@
+//! What members write to Kafka: requests on the lanes, lists on `recall-updates`.
+
+use bytes::Bytes;
+use nearshore_core::ports::log::Outgoing;
+use nearshore_core::queue::topics::Topics;
+use nearshore_core::user::event::UserId;
+use nearshore_core::user::trigger::Request;
+
+/// A request as a record of its lane, keyed by the user.
+pub fn request_record(topics: &Topics, request: &Request) -> Outgoing {
+    Outgoing {
+        topic: topics.lane(request.lane),
+        key: Some(Bytes::copy_from_slice(request.user.0.as_bytes())),
+        value: Some(Bytes::from(
+            serde_json::to_vec(request).expect("a request is plain data"),
+        )),
+        headers: Vec::new(),
+        time: None,
+    }
+}
+
+/// A record on `recall-updates`, keyed `ns/user`; no value deletes it.
+pub fn update_record(topics: &Topics, ns: &str, user: &UserId, value: Option<String>) -> Outgoing {
+    Outgoing {
+        topic: topics.recall_updates.clone(),
+        key: Some(Bytes::from(format!("{ns}/{user}"))),
+        value: value.map(Bytes::from),
+        headers: Vec::new(),
+        time: None,
+    }
+}

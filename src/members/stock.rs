@@ -1,0 +1,139 @@
+//! The stock consumer: the catalogue stream becomes the sold-out sets, whatever the namespace.
+//!
+//! Invariant: an offset becomes committable when its effect is acknowledged; a record applied twice
+//! changes nothing, for each set keeps a fence per source partition.
+
+use crate::members::checkpoints::Checkpoints;
+use crate::members::clock::wall_clock;
+use crate::members::dlq::DeadLetterWriter;
+use crate::members::dlq::write_rejects;
+use crate::members::error::Error;
+use crate::metrics::{self, RecordOutcome, Stage};
+use nearshore_core::ports::log::{Delivery, Log};
+use nearshore_core::ports::store::{Shelf, StockOp, Store};
+use nearshore_core::queue::topics::Topics;
+use nearshore_core::user::event;
+use nearshore_core::user::event::Reject;
+use nearshore_core::user::record::{Record, Resume};
+
+/// Its consumer group: one for all namespaces, for stock is nobody's.
+pub const GROUP: &str = "nearshore-stock";
+
+/// The name of its checkpoints.
+const READER: &str = "nearshore:stock";
+
+/// One member of the group [`GROUP`].
+pub struct Stock<L, S> {
+    log: L,
+    store: S,
+    topics: Topics,
+    limits: event::Limits,
+    checkpoints: Checkpoints<S>,
+    dead_letters: DeadLetterWriter,
+}
+
+impl<L: Log, S: Store> Stock<L, S> {
+    /// A member that has nothing in hand.
+    pub fn new(log: L, store: S, (topics, limits): (Topics, event::Limits)) -> Self {
+        Self {
+            log,
+            checkpoints: Checkpoints::new(store.clone(), READER),
+            store,
+            topics,
+            limits,
+            dead_letters: DeadLetterWriter::default(),
+        }
+    }
+
+    /// The log, to wait for deliveries.
+    pub fn log(&mut self) -> &mut L {
+        &mut self.log
+    }
+
+    /// Ends the member and hands its log back, to be closed.
+    pub fn into_log(self) -> L {
+        self.log
+    }
+
+    /// Applies a delivery. After an error call it again with the same one.
+    pub async fn handle(&mut self, delivery: &Delivery) -> Result<(), Error> {
+        let batch = match delivery {
+            Delivery::Assigned(partitions) => {
+                self.checkpoints.assigned(partitions);
+                return Ok(());
+            }
+            Delivery::Revoked { partitions, .. } => {
+                self.checkpoints.revoked(partitions);
+                self.dead_letters.forget(partitions);
+                return Ok(());
+            }
+            Delivery::Batch(batch) => batch,
+        };
+        self.store = self.checkpoints.store(&self.log).await?;
+        let mut ops = Vec::new();
+        let mut rejects: Vec<(&Record, Reject)> = Vec::new();
+        for record in &batch.records {
+            match event::decode_sku(record, &self.limits) {
+                Ok((sku, value)) => ops.push(StockOp {
+                    sku,
+                    partition: record.position.partition.clone(),
+                    offset: record.position.offset,
+                    shelf: match value {
+                        // A list made before may still name it.
+                        None => Shelf::Gone,
+                        Some(sku) if sku.stock <= 0 => Shelf::Out,
+                        Some(_) => Shelf::In,
+                    },
+                    time: record.time,
+                }),
+                Err(reject) => rejects.push((record, reject)),
+            }
+        }
+        let dead: Vec<(&Record, Stage, &Reject)> = rejects
+            .iter()
+            .map(|(record, reject)| (*record, Stage::Catalog, reject))
+            .collect();
+        write_rejects(
+            &mut self.dead_letters,
+            &self.log,
+            (&self.topics.dlq, GROUP),
+            &dead,
+        )
+        .await?;
+        if !ops.is_empty() {
+            self.store.stock(&ops).await?;
+            self.store.flush().await?;
+            metrics::records(
+                &batch.partition.topic,
+                RecordOutcome::Folded,
+                ops.len() as u64,
+            );
+            let out = ops.iter().filter(|op| op.shelf != Shelf::In).count() as u64;
+            let oldest = batch.records.iter().map(|record| record.time).min();
+            metrics::stock_to_filter(wall_clock().since(oldest.unwrap_or_default()));
+            metrics::stock(metrics::StockMove::Out, out);
+            metrics::stock(metrics::StockMove::In, ops.len() as u64 - out);
+        }
+        self.dead_letters.forget([&batch.partition]);
+        if let Some(last) = batch.records.last() {
+            let resume = Resume::after(last.position.offset);
+            self.checkpoints.done(&batch.partition, resume);
+        }
+        Ok(())
+    }
+
+    /// Commits what is done.
+    pub async fn commit(&mut self) -> Result<(), Error> {
+        Ok(self.checkpoints.commit(&self.log).await?)
+    }
+
+    /// Looks whether the store is still the one that was written to.
+    pub async fn look(&mut self) -> Result<(), Error> {
+        Ok(self.checkpoints.look(&self.log).await?)
+    }
+
+    /// After an error that [`Error::rewinds`]: what the store lost is read again, and a batch in hand too.
+    pub async fn rewind(&mut self) -> Result<(), Error> {
+        Ok(self.checkpoints.rewind(&mut self.log).await?)
+    }
+}

@@ -1,0 +1,80 @@
+//! A [`View`] as a page: one embedded template, everything escaped, no script.
+
+use minijinja::{Environment, Value, context};
+
+use super::{View, moment};
+use nearshore_core::user::record::Timestamp;
+
+/// What the page answers to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Page {
+    /// No user was asked for yet.
+    Ask,
+    /// Here they are.
+    Found(Box<View>),
+    /// Nothing is known of this user.
+    Absent {
+        /// The user.
+        user: String,
+    },
+    /// It could not be found out.
+    Failed {
+        /// The user.
+        user: String,
+        /// Why not.
+        why: String,
+    },
+}
+
+/// Colours and shapes of all pages, included by their templates as `style.css`.
+pub const STYLE: &str = include_str!("style.css");
+
+/// The page. An error is one of our template, so a test renders every kind of page.
+pub fn html(page: &Page) -> Result<String, minijinja::Error> {
+    let mut environment = Environment::new();
+    // The name ends in .html: minijinja escapes every value.
+    environment.add_template("page.html", include_str!("page.html"))?;
+    environment.add_template("style.css", STYLE)?;
+    environment.add_filter("plain", plain);
+    environment.add_filter("moment", |time: i64| moment(Timestamp(time)));
+    environment.add_filter("fixed", |value: f64, digits: usize| {
+        format!("{value:.digits$}")
+    });
+    let (user, view, parts, message) = match page {
+        Page::Ask => ("", None, Vec::new(), String::new()),
+        Page::Found(view) => {
+            let parts = view.audit.as_ref().map(|audit| audit.times.parts());
+            (
+                view.user.as_str(),
+                Some(view),
+                parts.unwrap_or_default(),
+                String::new(),
+            )
+        }
+        Page::Absent { user } => (
+            user.as_str(),
+            None,
+            Vec::new(),
+            "Nothing is known of this user.".into(),
+        ),
+        Page::Failed { user, why } => (
+            user.as_str(),
+            None,
+            Vec::new(),
+            format!("It could not be found out: {why}"),
+        ),
+    };
+    let whole = view.and_then(|view| view.audit.as_ref()?.times.whole());
+    environment.get_template("page.html")?.render(context! {
+        user, message, parts, whole,
+        view => view.map(Value::from_serialize),
+    })
+}
+
+/// A profile's value: text as it is, anything else as JSON. A plain string, so that it is escaped.
+fn plain(value: &Value) -> String {
+    match value.as_str() {
+        Some(text) => text.to_owned(),
+        None => serde_json::to_string(value).unwrap_or_else(|_| value.to_string()),
+    }
+}

@@ -1,0 +1,8 @@
+//! What is done from outside the stream: backfill, sweep, promotion, erasure, inspection, dead letters.
+
+pub mod backfill;
+pub mod dlq;
+pub mod forget;
+pub mod inspect;
+pub mod namespace;
+pub mod sweep;

@@ -1,0 +1,246 @@
+//! What is done with a namespace from outside the stream: reading a list as a client does, looking at one
+//! user; filling it from the log, asking for lists, comparing, promoting, retiring, dumping it.
+//!
+//! Invariant: nothing here writes a list; requests go the way of every other one.
+
+mod diff;
+mod dump;
+pub(crate) mod promote;
+mod retire;
+
+pub use diff::{Difference, diff};
+pub use dump::{Dump, dump};
+pub use promote::{Bounds, Check, Listing, Note, enroll, is_covered, list, promote};
+pub use retire::{Retired, retire};
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::config::Config;
+use crate::members::clock::wall_clock;
+use crate::ops::inspect::{Sources, View};
+use nearshore_core::list::document::{Audit, Document};
+use nearshore_core::list::prompt::{Rendered, Template, View as Shown};
+use nearshore_core::ports::log;
+use nearshore_core::ports::store::{self, Store};
+use nearshore_core::shop::catalogue::Catalogue;
+use nearshore_core::shop::demand::Demand;
+use nearshore_core::shop::rules::Table;
+use nearshore_core::shop::snapshot::Shop;
+use nearshore_core::user::event::{UserId, decode_sku};
+use nearshore_core::user::record::Timestamp;
+use nearshore_core::user::state::UserState;
+use nearshore_kafka::Tailed;
+
+/// How long reading the whole catalogue may take for a command.
+const CATALOGUE_MAX: Duration = Duration::from_secs(60);
+
+/// The list that a client would show: the user's, else the default fallback; sold-out SKUs filtered.
+pub async fn served<S: Store>(
+    store: &S,
+    ns: &str,
+    user: &UserId,
+) -> Result<Option<Document>, store::Error> {
+    let peek = store
+        .peek(ns, std::slice::from_ref(user))
+        .await?
+        .pop()
+        .unwrap_or_default();
+    let own = peek.list.and_then(|list| Document::parse(&list.doc).ok());
+    let list = match own {
+        Some(list) => Some(list),
+        // None, or of a schema that this reader does not know.
+        None => store
+            .fallback(ns, "default")
+            .await?
+            .and_then(|doc| Document::parse(&doc).ok()),
+    };
+    let Some(mut list) = list else {
+        return Ok(None);
+    };
+    let skus: Vec<String> = list
+        .pus
+        .iter()
+        .flat_map(|pu| pu.skus.iter().cloned())
+        .collect();
+    let out = store.sold_out(&skus).await?;
+    let gone: std::collections::BTreeSet<String> = skus
+        .into_iter()
+        .zip(out)
+        .filter_map(|(sku, out)| out.then_some(sku))
+        .collect();
+    list.strip(|_, sku| gone.contains(sku));
+    Ok(Some(list))
+}
+
+/// Looks at one user: their state, list and audit, read against the shop of now.
+pub struct Eye<S> {
+    store: S,
+    ns: String,
+    shop: Arc<Shop>,
+    /// By arm.
+    templates: BTreeMap<String, Template>,
+}
+
+impl<S: Store> Eye<S> {
+    /// For a command: reads the whole catalogue first. Of the active namespace, or else the configured one.
+    pub async fn open(config: &Config, store: S) -> anyhow::Result<Self> {
+        let catalogue = Arc::new(read_catalogue(config).await?);
+        let rules = Arc::new(Table::compile(&config.rules, &config.segments, &catalogue));
+        let demand = Demand::build(std::iter::empty(), &catalogue, &config.demand, Timestamp(0));
+        let shop = Shop::new(
+            (catalogue, rules, Arc::new(demand)),
+            &[],
+            (0, &config.selection),
+        );
+        Self::of(config, store, Arc::new(shop)).await
+    }
+
+    /// In a process that has a shop.
+    pub async fn of(config: &Config, store: S, shop: Arc<Shop>) -> anyhow::Result<Self> {
+        let ns = store
+            .active()
+            .await?
+            .unwrap_or_else(|| config.namespace.clone());
+        let mut templates = BTreeMap::new();
+        for arm in &config.arms {
+            // An arm that was removed, or a template that is gone: its prompt is not shown.
+            let source = std::fs::read_to_string(config.resolve(&arm.template));
+            if let Some(template) = source
+                .ok()
+                .and_then(|text| Template::load(&text, &arm.template).ok())
+            {
+                templates.insert(arm.id.clone(), template);
+            }
+        }
+        Ok(Self {
+            store,
+            ns,
+            shop,
+            templates,
+        })
+    }
+
+    /// Everything there is to see; `None` if nothing is stored of this user.
+    pub async fn look(&self, user: &UserId) -> anyhow::Result<Option<View>> {
+        let users = std::slice::from_ref(user);
+        let held = self
+            .store
+            .load(&self.ns, users)
+            .await?
+            .pop()
+            .unwrap_or_default();
+        let stored = self
+            .store
+            .peek(&self.ns, users)
+            .await?
+            .pop()
+            .unwrap_or_default()
+            .list;
+        if held.ver == 0 && stored.is_none() {
+            return Ok(None);
+        }
+        let (document, audit) = match &stored {
+            Some(stored) => {
+                let document =
+                    Document::parse(&stored.doc).with_context(|| format!("list of {user}"))?;
+                // A first fallback has none.
+                (
+                    Some(document),
+                    serde_json::from_str::<Audit>(&stored.audit).ok(),
+                )
+            }
+            None => (None, None),
+        };
+        let skus: Vec<String> = document
+            .iter()
+            .flat_map(|list| &list.pus)
+            .flat_map(|pu| pu.skus.iter().cloned())
+            .collect();
+        let out = self.store.sold_out(&skus).await?;
+        let sold_out: BTreeSet<String> = skus
+            .into_iter()
+            .zip(out)
+            .filter_map(|(sku, out)| out.then_some(sku))
+            .collect();
+        let profile = held
+            .state
+            .profile
+            .as_ref()
+            .map(|profiled| &profiled.profile);
+        let at = document.as_ref().map_or(wall_clock(), |list| list.at);
+        let prompt = audit
+            .as_ref()
+            .and_then(|audit| self.render(&held.state, audit, at));
+        Ok(Some(View::of(&Sources {
+            user: &user.0,
+            namespace: &self.ns,
+            segment: self.shop.rules.segment(profile, at),
+            held: &held,
+            document: document.as_ref(),
+            audit: audit.as_ref(),
+            catalogue: &self.shop.catalogue,
+            sold_out: &sold_out,
+            prompt: prompt.as_ref(),
+        })))
+    }
+
+    /// The prompt as it would be rendered now, cut as the list's was: there is no tokenizer here, so the
+    /// least budget in bytes is searched that leaves out as many lines of events.
+    fn render(&self, state: &UserState, audit: &Audit, at: Timestamp) -> Option<Rendered> {
+        let template = self.templates.get(&audit.arm)?;
+        let shown = Shown::new(state, &self.shop.catalogue, &audit.segment, at);
+        let render = |budget: usize| template.render(&shown, budget, str::len).ok();
+        let cut = audit.events_cut as usize;
+        let (mut low, mut high) = (0, render(usize::MAX)?.tokens);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            // Fields are cut only when no event is left, which the audit does not count.
+            let tried = render(middle)?;
+            let fits = tried.events_cut <= cut && tried.fields_cut == 0;
+            (low, high) = if fits {
+                (low, middle)
+            } else {
+                (middle + 1, high)
+            };
+        }
+        render(high)
+    }
+}
+
+/// The whole catalogue as it stands in the log now.
+async fn read_catalogue(config: &Config) -> anyhow::Result<Catalogue> {
+    let topic = &config.topics.catalog;
+    let limits = config.limits();
+    let read = async {
+        let mut tail = nearshore_kafka::tail(&config.kafka, topic, &BTreeMap::new()).await?;
+        let mut catalogue = Catalogue::default();
+        while let Tailed::Record(record) = tail.next().await? {
+            if let Ok((sku, value)) = decode_sku(&record, &limits) {
+                catalogue.apply(sku, value);
+            }
+        }
+        Ok::<_, log::Error>(catalogue)
+    };
+    let read = tokio::time::timeout(CATALOGUE_MAX, read).await;
+    let late = || format!("{topic} is not read to its end within {CATALOGUE_MAX:?}");
+    read.with_context(late)?
+        .with_context(|| format!("topic {topic}; see kafka.brokers and `nearshore check`"))
+}
+
+/// The SKUs of a PU, by id.
+pub async fn skus_of(config: &Config, pu: &str) -> anyhow::Result<Vec<String>> {
+    let catalogue = read_catalogue(config).await?;
+    let ix = catalogue
+        .by_pu(pu)
+        .with_context(|| format!("the catalogue has no PU {pu:?}"))?;
+    Ok(catalogue
+        .pu(ix)
+        .skus
+        .iter()
+        .map(|sku| catalogue.sku(*sku).sku.clone())
+        .collect())
+}
