@@ -169,10 +169,10 @@ fn an_empty_file_is_the_default() {
 #[test]
 fn a_misspelt_key_is_named_with_its_place_and_a_suggestion() {
     insta::assert_snapshot!(
-        problems("namespace = \"main\"\n\n[trigger]\nquiet_perod = \"30s\"\n  take_evry = \"1m\"\n", &[]),
+        problems("namespace = \"main\"\n\n[trigger]\nquiet_perod = \"30s\"\n  claim_evry = \"1m\"\n", &[]),
         @r#"
         nearshore.toml:4:1 trigger.quiet_perod: unknown key; did you mean quiet_period?
-        nearshore.toml:5:3 trigger.take_evry: unknown key; did you mean take_every?
+        nearshore.toml:5:3 trigger.claim_evry: unknown key; did you mean claim_every?
         "#
     );
 }
@@ -237,7 +237,7 @@ list_ttl = "200days"
 window = 0
 write_version = 9
 [trigger]
-takes_per_day = 0
+claims_per_day = 0
 pending_max = "0s"
 weights = { purchase = 0, cart = 0, search = 0, click = 0, view = 0, profile = 0, impression = 0 }
 [lanes]
@@ -269,7 +269,7 @@ kv_mb_max = 0
     nearshore.toml:12:1 redis.list_ttl: must not be longer than redis.state_ttl
     nearshore.toml:14:1 state.window: must be at least 1
     nearshore.toml:15:1 state.write_version: must be 1 to 3
-    nearshore.toml:17:1 trigger.takes_per_day: must be at least 1
+    nearshore.toml:17:1 trigger.claims_per_day: must be at least 1
     nearshore.toml:18:1 trigger.pending_max: must be longer than 0s
     nearshore.toml:19:1 trigger.weights: all are 0: no event would ask for a list
     nearshore.toml:20:2 lanes: urgent and live are both 0: no user would be served

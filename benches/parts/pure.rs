@@ -10,7 +10,7 @@ use nearshore_core::ports::log::{Batch, Delivery, Log};
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::demand::Demand;
 use nearshore_core::shop::rules::Table;
-use nearshore_core::shop::snapshot::Shop;
+use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::event::{self, Accepted, Limits, Source, UserId};
 use nearshore_core::user::plan::{Rulebook, plan};
 use nearshore_core::user::record::Timestamp;
@@ -42,7 +42,7 @@ pub fn run(options: &Options) {
         visit: options.number("visit", 20),
     };
     let rounds = options.number("rounds", 5);
-    let shop = shop();
+    let snapshot = snapshot();
     let cluster = filled(load);
     let mut rates: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
     println!(
@@ -55,7 +55,7 @@ pub fn run(options: &Options) {
             .enumerate()
         {
             let group = format!("{depth:?}-{round}");
-            let took = drained(&cluster, (&group, depth), &shop);
+            let took = drained(&cluster, (&group, depth), &snapshot);
             let rate = load.events as f64 / took.as_secs_f64();
             rates.entry(nth).or_default().push(rate);
         }
@@ -86,7 +86,7 @@ fn filled(load: Load) -> MemoryCluster {
 }
 
 /// The shop of [`catalogue`], without rules.
-pub fn shop() -> Arc<Shop> {
+pub fn snapshot() -> Arc<Snapshot> {
     let sku = |record: nearshore_core::ports::log::Outgoing| {
         let record = nearshore_core::user::record::Record {
             position: "0/catalog/0:1".parse().expect("valid"),
@@ -108,11 +108,15 @@ pub fn shop() -> Arc<Shop> {
         Timestamp(1_790_000_000_000),
     );
     let parts = (known, Arc::new(rules), Arc::new(demand));
-    Arc::new(Shop::new(parts, &[], (10, &select::Policy::default())))
+    Arc::new(Snapshot::new(parts, &[], (10, &select::Policy::default())))
 }
 
 /// How long it takes until all of a new group's members have come to the end.
-fn drained(cluster: &MemoryCluster, (group, depth): (&str, Depth), shop: &Arc<Shop>) -> Duration {
+fn drained(
+    cluster: &MemoryCluster,
+    (group, depth): (&str, Depth),
+    snapshot: &Arc<Snapshot>,
+) -> Duration {
     let members: Vec<_> = (0..THREADS)
         .map(|_| cluster.join(group, &["events"]))
         .collect();
@@ -127,7 +131,7 @@ fn drained(cluster: &MemoryCluster, (group, depth): (&str, Depth), shop: &Arc<Sh
                         // Members that leave would hand their partitions on.
                         return std::mem::forget(member);
                     }
-                    work(&batches, depth, (&mut held, shop));
+                    work(&batches, depth, (&mut held, snapshot));
                 }
             });
         }
@@ -157,7 +161,11 @@ fn gather(member: &mut impl Log) -> Vec<Batch> {
 }
 
 /// As the role does it: decoded, grouped by user, one plan per user.
-fn work(batches: &[Batch], depth: Depth, (held, shop): (&mut HashMap<UserId, Held>, &Shop)) {
+fn work(
+    batches: &[Batch],
+    depth: Depth,
+    (held, snapshot): (&mut HashMap<UserId, Held>, &Snapshot),
+) {
     if depth == Depth::Log {
         std::hint::black_box(batches);
         return;
@@ -178,7 +186,7 @@ fn work(batches: &[Batch], depth: Depth, (held, shop): (&mut HashMap<UserId, Hel
     let policy = Policy::default();
     let complete = BTreeMap::new();
     let book = Rulebook {
-        shop,
+        snapshot,
         policy: &policy,
         ns: "main",
         window: 50,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use nearshore_core::ports::store::Store;
-use nearshore_redis::{RedisStore, Settings};
+use nearshore_redis::{RedisSettings, RedisStore};
 
 use crate::fold::{fill, rate_of, samples, site};
 use crate::harness::{eventually, variable};
@@ -139,9 +139,9 @@ async fn shared(site: &Site, load: Load, processes: usize) {
 async fn cluster(site: &Site, load: Load) {
     let nodes = variable("NEARSHORE_TEST_REDIS_CLUSTER");
     let url = format!("redis+cluster://{nodes}");
-    let store = RedisStore::new(Settings {
+    let store = RedisStore::new(RedisSettings {
         url: url.clone(),
-        ..Settings::default()
+        ..RedisSettings::default()
     });
     let store = store.expect("a url");
     store.lineage().await.expect("the cluster answers");

@@ -123,7 +123,7 @@ fn text(found: &Estimate) -> String {
         ),
     ];
     let unknown =
-        "no generate process has told its pace yet: start one, or give --lists-per-second"
+        "no generate process has told its cost yet: start one, or give --lists-per-second"
             .to_owned();
     match &found.model_hours {
         Some(hours) => lines.push(("model-hours", format!("{:.2}", hours.value), &hours.how)),

@@ -13,7 +13,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use nearshore_core::names::scoring::{Answer, Ask, Names};
+use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse};
 use nearshore_engine::clocks::Spent;
 use nearshore_engine::search::constrained::{Constrained, Limits};
 use nearshore_engine::thread::default_threads;
@@ -155,16 +155,16 @@ fn answer(model: &mut Constrained, question: Question) -> Result<Value, Failed> 
 }
 
 fn cost(model: &mut Constrained, search: &SearchFor) -> Result<Cost, Error> {
-    let ask = |prompt: &String| Ask {
+    let ask = |prompt: &String| ScoreRequest {
         prompt: prompt.clone(),
         n: search.top,
-        ..Ask::default()
+        ..ScoreRequest::default()
     };
     let mut cost = Cost::default();
     model.clocks().set_waits(search.waits);
     model.clocks().take();
     for batch in search.prompts.chunks(search.batch.max(1)) {
-        let asks: Vec<Ask> = batch.iter().map(ask).collect();
+        let asks: Vec<ScoreRequest> = batch.iter().map(ask).collect();
         let start = Instant::now();
         let answers = model.generate(&asks)?;
         let seconds = start.elapsed().as_secs_f64();
@@ -183,7 +183,7 @@ fn cost(model: &mut Constrained, search: &SearchFor) -> Result<Cost, Error> {
 }
 
 impl Cost {
-    fn add(&mut self, answer: &Answer) {
+    fn add(&mut self, answer: &ScoreResponse) {
         self.users += 1;
         self.prompt_tokens += u64::from(answer.prompt_tokens);
         self.shared_tokens += u64::from(answer.shared_tokens);

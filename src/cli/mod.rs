@@ -13,12 +13,12 @@ use try_names::TryArgs;
 mod ask;
 mod backfill;
 mod bench;
+mod calibrate;
 pub mod check;
 pub mod config;
 mod dlq;
 mod forget;
 mod namespace;
-mod references;
 mod run;
 mod try_names;
 mod users;
@@ -155,11 +155,11 @@ enum Command {
     Try(TryArgs),
     /// Freeze an arm's reference prompts: what the model says behind them is what it says to everyone.
     #[command(
-        after_help = "Examples:\n  nearshore references --config nearshore.toml --arm a --from people.jsonl\n  nearshore references --config nearshore.toml --arm a --from people.jsonl --force"
+        after_help = "Examples:\n  nearshore calibrate --config nearshore.toml --arm a --from people.jsonl\n  nearshore calibrate --config nearshore.toml --arm a --from people.jsonl --force"
     )]
-    References {
+    Calibrate {
         #[command(flatten)]
-        args: references::ReferencesArgs,
+        args: calibrate::CalibrateArgs,
         #[command(flatten)]
         common: Common,
     },
@@ -268,8 +268,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Refresh(args) => ask::refresh(args),
         Command::Backfill(args) => backfill::run(args),
         Command::Namespace(command) => namespace::run(command),
-        Command::References { args, common } => {
-            with_config(&common, |c| references::run(&c, &args, common.json))
+        Command::Calibrate { args, common } => {
+            with_config(&common, |c| calibrate::run(&c, &args, common.json))
         }
         Command::Sweep { namespace, common } => ask::sweep(&common, namespace.as_deref()),
         Command::Block {

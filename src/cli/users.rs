@@ -74,8 +74,8 @@ pub fn inspect(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCo
     let user = user_id(user)?;
     block_on(async {
         let store = store(config)?;
-        let eye = namespace::Eye::open(config, store).await?;
-        let Some(view) = eye.look(&user).await? else {
+        let inspector = namespace::Inspector::open(config, store).await?;
+        let Some(view) = inspector.look(&user).await? else {
             eprintln!("nothing is known of user {user}");
             return Ok(ExitCode::FAILURE);
         };

@@ -35,11 +35,11 @@ pub struct Config {
     /// Seed of the hash that gives a user their arm.
     pub arm_seed: String,
     /// How Kafka is reached.
-    pub kafka: nearshore_kafka::Settings,
+    pub kafka: nearshore_kafka::KafkaSettings,
     /// Names of topics.
     pub topics: Topics,
     /// How Redis is reached.
-    pub redis: nearshore_redis::Settings,
+    pub redis: nearshore_redis::RedisSettings,
     /// Which record times are believed.
     pub time: Time,
     /// What is kept of a user.
@@ -243,9 +243,9 @@ impl Default for Config {
         Self {
             namespace: "main".into(),
             arm_seed: "nearshore".into(),
-            kafka: nearshore_kafka::Settings::default(),
+            kafka: nearshore_kafka::KafkaSettings::default(),
             topics: Topics::default(),
-            redis: nearshore_redis::Settings::default(),
+            redis: nearshore_redis::RedisSettings::default(),
             time: Time::default(),
             state: State::default(),
             trigger: nearshore_core::user::trigger::Policy::default(),

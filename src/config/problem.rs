@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn the_nearest_word_is_found_unless_all_are_far() {
-        let known = ["quiet_period", "pending_max", "take_every"];
+        let known = ["quiet_period", "pending_max", "claim_every"];
         assert_eq!(nearest("quiet_perod", known), Some("quiet_period"));
         assert_eq!(nearest("pendingmax", known), Some("pending_max"));
         assert_eq!(nearest("theta", known), None);

@@ -204,8 +204,8 @@ fn trigger(config: &Config, found: &mut Found) {
     above_zero(found, "trigger.pending_max", trigger.pending_max);
     at_least_one(
         found,
-        "trigger.takes_per_day",
-        trigger.takes_per_day as usize,
+        "trigger.claims_per_day",
+        trigger.claims_per_day as usize,
     );
 }
 
@@ -228,7 +228,7 @@ fn lanes(config: &Config, found: &mut Found) {
     );
     above_zero(found, "lanes.max_wait", lanes.max_wait);
     above_zero(found, "lanes.objective", lanes.objective);
-    above_zero(found, "lanes.hold", lanes.hold);
+    above_zero(found, "lanes.requeue_after", lanes.requeue_after);
 }
 
 fn demand(config: &Config, found: &mut Found) {
@@ -410,8 +410,8 @@ fn files(config: &Config, found: &mut Found) {
             Some(Err(wrong)) => must(found, false, &key, wrong),
             None => models.push((key, config.resolve(&arm.model))),
         }
-        if let Some(file) = &arm.references {
-            models.push((format!("arms[{nth}].references"), config.resolve(file)));
+        if let Some(file) = &arm.calibration {
+            models.push((format!("arms[{nth}].calibration"), config.resolve(file)));
         }
     }
     let password = config.redis.password_file.iter();

@@ -253,7 +253,7 @@ fn configure(args: &DemoArgs, folder: &std::path::Path, redis: &str) -> anyhow::
         names: 20,
         model_weight: 1.0,
         demand_weight: 1.0,
-        references: None,
+        calibration: None,
         theta: None,
     }];
     Ok(config)

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::feed::Feed;
 use super::watch::Watch;
 use crate::config::Config;
-use crate::ops::namespace::{Eye, served};
+use crate::ops::namespace::{Inspector, served};
 use nearshore_core::list::document::{Document, Source};
 use nearshore_core::ports::store::Store;
 use nearshore_core::user::event::UserId;
@@ -145,7 +145,7 @@ pub async fn show(
     store: &RedisStore,
     (config, feed, watch): (&Config, &Feed, &Watch),
 ) -> anyhow::Result<()> {
-    let eye = Eye::open(config, store.clone()).await?;
+    let inspector = Inspector::open(config, store.clone()).await?;
     let known = [
         "by profile alone",
         "by three purchases",
@@ -153,7 +153,7 @@ pub async fn show(
     ];
     for (user, known) in feed.three().iter().zip(known) {
         println!("\n━━ household {user}, known {known} ━━");
-        if let Some(view) = eye.look(&UserId(user.as_str().into())).await? {
+        if let Some(view) = inspector.look(&UserId(user.as_str().into())).await? {
             print!("{}", view.text());
         }
     }

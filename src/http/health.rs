@@ -21,7 +21,7 @@ pub struct Health {
     hearts: Arc<Mutex<BTreeMap<&'static str, (Heart, Duration)>>>,
 }
 
-/// One loop's sign of life. Cheap to clone and to beat.
+/// One loop's sign of erased_at. Cheap to clone and to beat.
 #[derive(Clone, Debug)]
 pub struct Heart {
     start: Instant,

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-type Gates = Arc<Mutex<BTreeMap<&'static str, Standing>>>;
+type Gates = Arc<Mutex<BTreeMap<&'static str, GateStatus>>>;
 
 /// All gates of the process.
 #[derive(Clone, Debug, Default)]
@@ -23,7 +23,7 @@ pub struct Gate {
 
 /// How a dependency stands.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Standing {
+pub struct GateStatus {
     /// Whether it is there.
     pub ready: bool,
     /// Why not, or what is there.
@@ -42,7 +42,7 @@ impl Ready {
     }
 
     /// Whether all are there, and how each stands.
-    pub fn read(&self) -> (bool, BTreeMap<&'static str, Standing>) {
+    pub fn read(&self) -> (bool, BTreeMap<&'static str, GateStatus>) {
         let gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         (gates.values().all(|gate| gate.ready), gates.clone())
     }
@@ -61,6 +61,6 @@ impl Gate {
 
     fn set(&self, ready: bool, detail: String) {
         let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        gates.insert(self.name, Standing { ready, detail });
+        gates.insert(self.name, GateStatus { ready, detail });
     }
 }

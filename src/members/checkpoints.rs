@@ -13,7 +13,7 @@ use nearshore_core::ports::store::{self, Lineage, Store};
 use nearshore_core::user::record::{Partition, Resume};
 
 /// How often a reader that writes nothing looks whether the store is still the one it was.
-pub const LOOK_EVERY: Duration = Duration::from_secs(1);
+pub const STORE_CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// What ends a try.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +110,7 @@ impl<S: Store> Checkpoints<S> {
 
     /// Looks whether the store is still the one that was looked at. Between writes, so that an idle partition's
     /// loss is noticed too.
-    pub async fn look<L: Log>(&mut self, log: &L) -> Result<(), Error> {
+    pub async fn check_store<L: Log>(&mut self, log: &L) -> Result<(), Error> {
         if let Some((lineage, _)) = &self.bound
             && self.store.lineage().await? != *lineage
         {

@@ -11,7 +11,7 @@ use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::http::{Gate, Ready};
-use crate::members::checkpoints::LOOK_EVERY;
+use crate::members::checkpoints::STORE_CHECK_EVERY;
 use crate::members::clock::wall_clock;
 use crate::members::error::Error;
 use crate::members::generate::{self, Generate};
@@ -112,7 +112,7 @@ fn due(ticks: &mut Interval) -> bool {
 /// What the loops do with any role.
 pub(crate) trait Member: Send {
     fn commit(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
-    fn look(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
+    fn check_store(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
     fn rewind(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
 }
 
@@ -123,8 +123,8 @@ macro_rules! member {
                 self.commit().await
             }
 
-            async fn look(&mut self) -> Result<(), Error> {
-                self.look().await
+            async fn check_store(&mut self) -> Result<(), Error> {
+                self.check_store().await
             }
 
             async fn rewind(&mut self) -> Result<(), Error> {
@@ -136,7 +136,7 @@ macro_rules! member {
 
 member!(Ingest<L: Log, S: Store>);
 member!(Stock<L: Log, S: Store>);
-member!(Generate<L: Log, S: Store, A: generate::Answers>);
+member!(Generate<L: Log, S: Store, A: generate::Scorer>);
 
 /// Waits between tries of one thing.
 pub(crate) struct Patience(Duration);
@@ -228,7 +228,7 @@ pub(crate) async fn look(
     member: &mut impl Member,
     cancel: &CancellationToken,
 ) -> anyhow::Result<()> {
-    match member.look().await {
+    match member.check_store().await {
         Err(error) if error.rewinds() => rewind(member, &error, cancel).await,
         Err(error) if error.retry() => {
             count_error(&error);
@@ -274,7 +274,7 @@ async fn ingest_turns<L: Log, S: Store>(
     (dlq, cancel): (&Gate, &CancellationToken),
 ) -> anyhow::Result<()> {
     let mut commits = every(COMMIT_EVERY);
-    let mut looks = every(LOOK_EVERY);
+    let mut looks = every(STORE_CHECK_EVERY);
     let mut ages = every(STATES_AGE);
     loop {
         tokio::select! {
@@ -395,7 +395,7 @@ async fn stock_turns<L: Log, S: Store>(
     (dlq, cancel): (&Gate, &CancellationToken),
 ) -> anyhow::Result<()> {
     let mut commits = every(COMMIT_EVERY);
-    let mut looks = every(LOOK_EVERY);
+    let mut looks = every(STORE_CHECK_EVERY);
     loop {
         tokio::select! {
             // As in `ingest_turns`.
@@ -424,7 +424,7 @@ async fn stock_turns<L: Log, S: Store>(
     }
 }
 
-pub(crate) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
+pub(crate) async fn generate_loop<L: Log, S: Store, A: generate::Scorer>(
     mut member: Generate<L, S, A>,
     dlq: Gate,
     cancel: CancellationToken,
@@ -435,15 +435,15 @@ pub(crate) async fn generate_loop<L: Log, S: Store, A: generate::Answers>(
     Ok(())
 }
 
-async fn generate_turns<L: Log, S: Store, A: generate::Answers>(
+async fn generate_turns<L: Log, S: Store, A: generate::Scorer>(
     member: &mut Generate<L, S, A>,
     (dlq, cancel): (&Gate, &CancellationToken),
 ) -> anyhow::Result<()> {
     let mut commits = every(COMMIT_EVERY);
-    let mut looks = every(LOOK_EVERY);
+    let mut looks = every(STORE_CHECK_EVERY);
     let mut patience = Patience::default();
-    let mut signals = every(generate::HEED_EVERY);
-    let aloft = member.aloft();
+    let mut signals = every(generate::BACKPRESSURE_EVERY);
+    let in_flight = member.in_flight();
     loop {
         // Before and not beside what comes: a turn is as slow as the model, so one of these is due after each, and a
         // choice between them and a delivery would read nothing as long as there is work.
@@ -455,7 +455,12 @@ async fn generate_turns<L: Log, S: Store, A: generate::Answers>(
         }
         if due(&mut signals) {
             // Asked again in two seconds.
-            drop(member.heed(wall_clock()).await.inspect_err(count_error));
+            drop(
+                member
+                    .update_backpressure(wall_clock())
+                    .await
+                    .inspect_err(count_error),
+            );
         }
         let now = wall_clock();
         count_lanes(member, now);
@@ -478,7 +483,7 @@ async fn generate_turns<L: Log, S: Store, A: generate::Answers>(
             // Work in hand is dropped: it is not committed, so the next owner does it.
             () = cancel.cancelled() => return Ok(()),
             turn = member.turn(wall_clock()) => turn,
-            () = aloft.watch() => continue,
+            () = in_flight.watch() => continue,
         };
         match turn {
             Ok(_) => patience = Patience::default(),
@@ -492,7 +497,7 @@ async fn generate_turns<L: Log, S: Store, A: generate::Answers>(
 }
 
 /// The next delivery; where the lanes are full, only what comes and goes, for work of others is not to be kept.
-async fn next<L: Log, S: Store, A: generate::Answers>(
+async fn next<L: Log, S: Store, A: generate::Scorer>(
     member: &mut Generate<L, S, A>,
 ) -> Result<Delivery, log::Error> {
     if member.lanes().room() > 0 {
@@ -502,24 +507,24 @@ async fn next<L: Log, S: Store, A: generate::Answers>(
     }
 }
 
-pub(crate) fn count_lanes<L: Log, S: Store, A: generate::Answers>(
+pub(crate) fn count_lanes<L: Log, S: Store, A: generate::Scorer>(
     member: &Generate<L, S, A>,
     now: Timestamp,
 ) {
     for lane in [Lane::Urgent, Lane::Live, Lane::Backfill] {
-        let standing = member.lanes().standing(lane, now);
-        let waiting = standing.waiting + standing.due;
+        let status = member.lanes().status(lane, now);
+        let waiting = status.waiting + status.due;
         let work = member.seconds_per_user().mul_f64(waiting as f64);
         let queue = metrics::Queue {
             waiting,
-            oldest: standing.oldest,
+            oldest: status.oldest,
             work,
         };
         metrics::queue(lane, queue);
     }
 }
 
-pub(crate) async fn take_in<L: Log, S: Store, A: generate::Answers>(
+pub(crate) async fn take_in<L: Log, S: Store, A: generate::Scorer>(
     member: &mut Generate<L, S, A>,
     delivery: Delivery,
     (dlq, cancel): (&Gate, &CancellationToken),

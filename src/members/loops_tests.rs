@@ -14,15 +14,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::loops::{COMMIT_EVERY, dlq_gate, generate_loop, ingest_loop};
 use crate::http::Ready;
-use crate::members::generate::{self, Answers, Generate, Loaded};
+use crate::members::generate::{self, Generate, Loaded, Scorer};
 use crate::members::ingest::{self, Ingest, Now};
-use nearshore_core::names::scoring::{Answer, Ask, Names};
+use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse};
 use nearshore_core::ports::log::{Committed, Delivery, Error, Log, Outgoing};
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::demand::Demand;
 use nearshore_core::shop::rules::Table;
-use nearshore_core::shop::snapshot::Shop;
+use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::record::{Offset, Partition, Resume, Timestamp};
 use nearshore_engine as engine;
 use nearshore_engine::Model;
@@ -82,7 +82,7 @@ impl Log for Shut {
     }
 }
 
-fn shop() -> Shop {
+fn snapshot() -> Snapshot {
     let mut catalogue = Catalogue::default();
     let sku = json!({
         "sku": "s", "pu_id": "P", "pu": "PRODUCT", "category": "all", "title": "a product", "stock": 5, "price": null,
@@ -94,7 +94,7 @@ fn shop() -> Shop {
     let rules = Arc::new(Table::compile(&[], &[], &catalogue));
     let none = std::iter::empty();
     let demand = Demand::build(none, &catalogue, &Default::default(), Timestamp(0));
-    Shop::new(
+    Snapshot::new(
         (catalogue, rules, Arc::new(demand)),
         &[],
         (4, &Default::default()),
@@ -111,8 +111,8 @@ fn event(topics: &Topics, value: &'static str) -> Outgoing {
     }
 }
 
-fn ingest_settings(topics: &Topics, triggers: bool) -> ingest::Settings {
-    ingest::Settings {
+fn ingest_settings(topics: &Topics, triggers: bool) -> ingest::IngestSettings {
+    ingest::IngestSettings {
         ns: "n".into(),
         group: "g".into(),
         topics: topics.clone(),
@@ -143,8 +143,8 @@ async fn what_is_given_up_at_the_end_is_not_passed_over() {
             asked: asked.clone(),
         };
         let settings = ingest_settings(&topics, false);
-        let shop = Arc::new(ArcSwap::from_pointee(shop()));
-        let member = Ingest::new(log, MemoryStore::default(), shop, settings);
+        let snapshot = Arc::new(ArcSwap::from_pointee(snapshot()));
+        let member = Ingest::new(log, MemoryStore::default(), snapshot, settings);
         let cancel = CancellationToken::new();
         let (_ready, is_ready) = tokio::sync::watch::channel(true);
         let gate = dlq_gate(&Ready::default(), "dlq");
@@ -183,12 +183,12 @@ struct Late {
 const FIRST: usize = 4;
 const LATER: usize = 20;
 
-impl Answers for Late {
+impl Scorer for Late {
     async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
         self.table.lock().expect("no panic").set_names(names)
     }
 
-    async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, engine::Error> {
+    async fn generate(&self, asks: Vec<ScoreRequest>) -> Result<Vec<ScoreResponse>, engine::Error> {
         let batches = {
             let mut seen = self.seen.lock().expect("no panic");
             seen.push(self.read.load(Ordering::SeqCst));
@@ -215,18 +215,18 @@ impl Answers for Late {
     }
 }
 
-fn ready_to_answer<A>(topics: &Topics, engine: A) -> (Vec<Loaded<A>>, generate::Settings) {
+fn ready_to_answer<A>(topics: &Topics, engine: A) -> (Vec<Loaded<A>>, generate::GenerateSettings) {
     let arm = json!({"id": "table", "epoch": 1, "template": "t.j2", "model": "none", "names": 3});
     let loaded = Loaded {
         arm: serde_json::from_value(arm).expect("an arm"),
         template: nearshore_core::list::prompt::Template::load("Next:", "t.j2")
             .expect("a template"),
         info: Default::default(),
-        reference: None,
+        calibration: None,
         count: Arc::new(str::len),
         engine,
     };
-    let settings = generate::Settings {
+    let settings = generate::GenerateSettings {
         topics: topics.clone(),
         lanes: nearshore_core::queue::lanes::Policy {
             batch_max: 1,
@@ -256,7 +256,7 @@ struct Asked {
     topics: Topics,
     cluster: MemoryCluster,
     store: MemoryStore,
-    shop: Arc<ArcSwap<Shop>>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
     lane: Arc<str>,
     cancel: CancellationToken,
     ready: Ready,
@@ -274,9 +274,9 @@ impl Asked {
                 ..event(&topics, r#"{"type": "purchase", "sku": "s", "qty": 1}"#)
             });
         }
-        let (store, shop) = (
+        let (store, snapshot) = (
             MemoryStore::default(),
-            Arc::new(ArcSwap::from_pointee(shop())),
+            Arc::new(ArcSwap::from_pointee(snapshot())),
         );
         let (cancel, ready) = (CancellationToken::new(), Ready::default());
         let (_ready, is_ready) = tokio::sync::watch::channel(true);
@@ -284,7 +284,7 @@ impl Asked {
         let member = Ingest::new(
             log,
             store.clone(),
-            shop.clone(),
+            snapshot.clone(),
             ingest_settings(&topics, true),
         );
         let ingest = ingest_loop(member, (is_ready, dlq_gate(&ready, "i")), cancel.clone());
@@ -299,7 +299,7 @@ impl Asked {
             topics,
             cluster,
             store,
-            shop,
+            snapshot,
             lane,
             cancel,
             ready,
@@ -307,7 +307,7 @@ impl Asked {
     }
 
     /// Starts a member with this model; it counts what it reads.
-    fn serve<A: Answers + 'static>(&self, engine: A, read: &Arc<AtomicUsize>) {
+    fn serve<A: Scorer + 'static>(&self, engine: A, read: &Arc<AtomicUsize>) {
         let lanes = self.topics.lanes();
         let log = Shut {
             inner: self
@@ -318,7 +318,7 @@ impl Asked {
             asked: Arc::default(),
         };
         let ready = ready_to_answer(&self.topics, engine);
-        let member = Generate::new(log, self.store.clone(), self.shop.clone(), ready);
+        let member = Generate::new(log, self.store.clone(), self.snapshot.clone(), ready);
         let gate = dlq_gate(&self.ready, "g");
         tokio::spawn(generate_loop(member, gate, self.cancel.clone()));
     }
@@ -369,12 +369,12 @@ struct Quick {
     told: Arc<Mutex<Vec<usize>>>,
 }
 
-impl Answers for Quick {
+impl Scorer for Quick {
     async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
         self.table.lock().expect("no panic").set_names(names)
     }
 
-    async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, engine::Error> {
+    async fn generate(&self, asks: Vec<ScoreRequest>) -> Result<Vec<ScoreResponse>, engine::Error> {
         let lists = || self.cluster.records(&self.updates).len();
         let before = {
             let mut told = self.told.lock().expect("no panic");

@@ -1,4 +1,4 @@
-//! What `recall-updates` says of a user is what the store holds: [`tell_lists`].
+//! What `recall-updates` says of a user is what the store holds: [`publish_updates`].
 //!
 //! Invariant: whoever changes a stored list tells of it afterwards, looks again, and tells once more if it has changed
 //! meanwhile. So the last record of a key is what is stored, whatever overtook what: above all, a list that was
@@ -14,20 +14,17 @@ use nearshore_core::user::event::UserId;
 
 /// What is to be told of a user as stored: nothing of one without a list, or with only a first fallback.
 pub fn current(peek: &Peek) -> Option<String> {
-    peek.list
-        .as_ref()
-        .filter(|list| list.ticket > 0)
-        .map(update)
+    peek.list.as_ref().filter(|list| list.claim > 0).map(update)
 }
 
 /// A stored list as it is told.
 pub fn update(list: &Stored) -> String {
-    let guards = (list.ticket, list.epoch);
-    Update::json(guards, &list.covers, (&list.doc, &list.audit))
+    let guards = (list.claim, list.epoch);
+    Update::json(guards, &list.seen, (&list.doc, &list.audit))
 }
 
 /// Tells of lists on `recall-updates`, none deletes the user's record; again until it is what is stored.
-pub async fn tell_lists<L: Log, S: Store>(
+pub async fn publish_updates<L: Log, S: Store>(
     log: &L,
     store: &S,
     (topics, ns): (&Topics, &str),

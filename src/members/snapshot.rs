@@ -1,4 +1,4 @@
-//! The keeper role: holds the [`Shop`] up to date: catalogue stream, blocks, demand, fallback lists.
+//! The keeper role: holds the [`Snapshot`] up to date: catalogue stream, blocks, demand, fallback lists.
 //!
 //! Invariant: readers see whole snapshots, swapped in one step; a failure keeps the last one and is
 //! counted. It has no consumer group: each process reads all of `catalog`.
@@ -19,14 +19,14 @@ use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::demand::BUCKET_MS;
 use nearshore_core::shop::demand::{self, Count, Demand};
 use nearshore_core::shop::rules::{Rule, Segment, Table};
-use nearshore_core::shop::snapshot::Shop;
+use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::event;
 use nearshore_core::user::record::Timestamp;
 use nearshore_kafka::{Tail, Tailed};
 
 /// How often what is looked at; from configuration.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct LoaderSettings {
     /// Namespace whose counts and fallbacks these are.
     pub ns: String,
     /// Rules.
@@ -60,7 +60,7 @@ struct Counts {
 }
 
 impl Counts {
-    fn new(settings: &Settings, catalogue: &Catalogue) -> Self {
+    fn new(settings: &LoaderSettings, catalogue: &Catalogue) -> Self {
         let none = std::iter::empty();
         Self {
             shards: BTreeMap::new(),
@@ -88,7 +88,7 @@ impl Counts {
         Ok(self.stale)
     }
 
-    fn rebuild(&mut self, settings: &Settings, catalogue: &Catalogue) {
+    fn rebuild(&mut self, settings: &LoaderSettings, catalogue: &Catalogue) {
         self.stale = false;
         let cells = || self.shards.values().flat_map(|(_, cells)| cells.iter());
         // As of the end of the newest bucket: a function of the counts alone, so that equal counts
@@ -107,44 +107,44 @@ impl Counts {
 }
 
 /// The owner of the shop.
-pub struct Keeper<S> {
+pub struct SnapshotLoader<S> {
     store: S,
-    settings: Settings,
+    settings: LoaderSettings,
     catalogue: Catalogue,
     counts: Counts,
     /// Of the other namespaces that lists are made for here.
     others: BTreeMap<String, Counts>,
-    shop: Arc<ArcSwap<Shop>>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
     dirty: bool,
     /// Catalogue version of the last snapshot.
     shown: u64,
     ready: watch::Sender<bool>,
 }
 
-impl<S: Store> Keeper<S> {
+impl<S: Store> SnapshotLoader<S> {
     /// A keeper of an empty shop. The receiver turns true when the catalogue is read to the end seen at start.
-    pub fn new(store: S, settings: Settings) -> (Self, watch::Receiver<bool>) {
+    pub fn new(store: S, settings: LoaderSettings) -> (Self, watch::Receiver<bool>) {
         let (ready, is_ready) = watch::channel(false);
         let catalogue = Catalogue::default();
         let counts = Counts::new(&settings, &catalogue);
-        let shop = snapshot(&settings, &catalogue, (&counts, &BTreeMap::new()));
-        let keeper = Self {
+        let snapshot = snapshot(&settings, &catalogue, (&counts, &BTreeMap::new()));
+        let loader = Self {
             store,
             settings,
             catalogue,
             counts,
             others: BTreeMap::new(),
-            shop: Arc::new(ArcSwap::from_pointee(shop)),
+            snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
             dirty: false,
             shown: 0,
             ready,
         };
-        (keeper, is_ready)
+        (loader, is_ready)
     }
 
     /// The shop; every load gives the newest snapshot.
-    pub fn shop(&self) -> Arc<ArcSwap<Shop>> {
-        self.shop.clone()
+    pub fn snapshot(&self) -> Arc<ArcSwap<Snapshot>> {
+        self.snapshot.clone()
     }
 
     /// Follows the catalogue until cancelled or the stream ends.
@@ -276,21 +276,24 @@ impl<S: Store> Keeper<S> {
         let (skus, pus) = (self.catalogue.sku_len(), self.catalogue.pus().len());
         metrics::catalogue(skus, pus, self.catalogue.sold_out());
         let counts = (&self.counts, &self.others);
-        let shop = snapshot(&self.settings, &self.catalogue, counts);
-        self.shop.store(Arc::new(shop));
+        let snapshot = snapshot(&self.settings, &self.catalogue, counts);
+        self.snapshot.store(Arc::new(snapshot));
     }
 
     async fn write_fallbacks(&self) {
-        let shop = self.shop.load_full();
-        let own = (&self.settings.ns, &shop);
+        let snapshot = self.snapshot.load_full();
+        let own = (&self.settings.ns, &snapshot);
         // One that was retired since must not get new keys.
         let known = match self.store.namespaces().await {
             Ok(known) => known,
             Err(error) => return failed("fallback", &error),
         };
-        let others = shop.others.iter().filter(|(ns, _)| known.contains_key(*ns));
-        for (ns, shop) in [own].into_iter().chain(others) {
-            for (segment, list) in shop.fallbacks.iter() {
+        let others = snapshot
+            .others
+            .iter()
+            .filter(|(ns, _)| known.contains_key(*ns));
+        for (ns, snapshot) in [own].into_iter().chain(others) {
+            for (segment, list) in snapshot.fallbacks.iter() {
                 let json = list.to_json();
                 if let Err(error) = self.store.set_fallback(ns, segment, &json).await {
                     return failed("fallback", &error);
@@ -306,10 +309,10 @@ fn failed(what: &str, error: &store::Error) {
 }
 
 fn snapshot(
-    settings: &Settings,
+    settings: &LoaderSettings,
     catalogue: &Catalogue,
     (own, others): (&Counts, &BTreeMap<String, Counts>),
-) -> Shop {
+) -> Snapshot {
     let catalogue = Arc::new(catalogue.clone());
     let rules = Arc::new(Table::compile(
         &settings.rules,
@@ -324,12 +327,12 @@ fn snapshot(
     let with = |counts: &Counts| {
         let parts = (catalogue.clone(), rules.clone(), counts.demand.clone());
         let fallback = (settings.fallback_names, &settings.selection);
-        Shop::new(parts, &segments, fallback)
+        Snapshot::new(parts, &segments, fallback)
     };
-    let mut shop = with(own);
+    let mut snapshot = with(own);
     let others = others
         .iter()
         .map(|(ns, counts)| (ns.clone(), Arc::new(with(counts))));
-    shop.others = Arc::new(others.collect());
-    shop
+    snapshot.others = Arc::new(others.collect());
+    snapshot
 }

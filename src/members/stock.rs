@@ -128,8 +128,8 @@ impl<L: Log, S: Store> Stock<L, S> {
     }
 
     /// Looks whether the store is still the one that was written to.
-    pub async fn look(&mut self) -> Result<(), Error> {
-        Ok(self.checkpoints.look(&self.log).await?)
+    pub async fn check_store(&mut self) -> Result<(), Error> {
+        Ok(self.checkpoints.check_store(&self.log).await?)
     }
 
     /// After an error that [`Error::rewinds`]: what the store lost is read again, and a batch in hand too.

@@ -125,7 +125,7 @@ label! {
         /// First sight of the user.
         First = "first",
         /// Enough events.
-        Moved = "moved",
+        Activity = "activity",
         /// A profile change that matters.
         Profile = "profile",
         /// The pending request is overdue.
@@ -142,7 +142,7 @@ impl From<nearshore_core::user::trigger::Reason> for ReasonLabel {
         use nearshore_core::user::trigger::Reason;
         match reason {
             Reason::First => Self::First,
-            Reason::Moved => Self::Moved,
+            Reason::Activity => Self::Activity,
             Reason::Profile => Self::Profile,
             Reason::Overdue => Self::Overdue,
             Reason::Sweep => Self::Sweep,
@@ -157,7 +157,7 @@ label! {
         /// From due until taken.
         Queue = "queue",
         /// Taking the user's state from Redis.
-        Take = "take",
+        Claim = "claim",
         /// Rendering the prompt, rules and terms.
         Render = "render",
         /// The model, prefill and search.
@@ -191,11 +191,11 @@ impl From<nearshore_core::list::document::Source> for Source {
 label! {
     /// Why a publish had no effect.
     Fenced {
-        /// A list of this ticket or a later one is there.
+        /// A list of this claim or a later one is there.
         Older = "older",
         /// The user was erased meanwhile.
         Erased = "erased",
-        /// The state is gone or its ticket is lower.
+        /// The state is gone or its claim is lower.
         NoState = "no_state",
         /// The stored list is of a later arm epoch.
         Epoch = "epoch",

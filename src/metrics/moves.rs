@@ -94,8 +94,8 @@ pub fn queue(lane: impl Into<LaneLabel>, queue: Queue) {
 }
 
 /// Whether backfill has no share, for live is behind its objective somewhere.
-pub fn backfill_held(held: bool) {
-    t::BACKFILL_HELD.set(&[], f64::from(u8::from(held)));
+pub fn backfill_paused(held: bool) {
+    t::BACKFILL_PAUSED.set(&[], f64::from(u8::from(held)));
 }
 
 /// Users of a lane in the batch that runs now.
@@ -225,8 +225,8 @@ pub fn callback(took: Duration) {
 }
 
 /// A request went back to the end of its lane.
-pub fn put_back(lane: impl Into<LaneLabel>) {
-    t::PUT_BACK.add(&[lane.into().text()], 1);
+pub fn requeue(lane: impl Into<LaneLabel>) {
+    t::REQUEUED.add(&[lane.into().text()], 1);
 }
 
 /// Partitions stopped with an alarm.

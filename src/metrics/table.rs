@@ -88,7 +88,7 @@ table! {
         "Requests merged into another of the same user.";
     EXPIRED: Counter "nearshore_requests_expired_total" [lane = These(LaneLabel::ALL)]
         "Requests older than lanes.max_wait, served by the fallback.";
-    PUT_BACK: Counter "nearshore_requests_put_back_total" [lane = These(LaneLabel::ALL)]
+    REQUEUED: Counter "nearshore_requests_requeued_total" [lane = These(LaneLabel::ALL)]
         "Requests written again at the end of their lane because they are due much later.";
     WAITING: Gauge "nearshore_requests_waiting" [lane = These(LaneLabel::ALL)]
         "Requests in memory that wait for the engine.";
@@ -124,7 +124,7 @@ table! {
         "Publishes without effect, by the fence that stopped them.";
     EVENT_TO_LIST: Seconds "nearshore_event_to_list_seconds" [lane = These(LaneLabel::ALL), start = These(Start::ALL)]
         "From the record that asked until its list is in Redis.";
-    BACKFILL_HELD: Gauge "nearshore_backfill_held" []
+    BACKFILL_PAUSED: Gauge "nearshore_backfill_paused" []
         "1 while backfill has no share of the model, because live is behind its objective in some worker.";
     COVERAGE: Gauge "nearshore_coverage_ratio" []
         "Share of recently active users, by sampling, whose list is model-made and covers their state.";

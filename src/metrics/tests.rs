@@ -46,8 +46,8 @@ fn all_moves() {
     requests(Reason::First, 1);
     coalesced(1);
     expired(Lane::Live, 1);
-    put_back(Lane::Live);
-    backfill_held(true);
+    requeue(Lane::Live);
+    backfill_paused(true);
     callback(second);
     rewound(1);
     queue(Lane::Urgent, Queue::default());

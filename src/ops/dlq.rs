@@ -12,7 +12,7 @@ use nearshore_core::ports::log::{Batch, Delivery, Error, Log};
 use nearshore_core::user::record::{Partition, Resume};
 use nearshore_kafka::dlq::{DeadLetter, Filter, Hindrance};
 use nearshore_kafka::{Admin, Extent};
-use nearshore_kafka::{KafkaLog, Settings};
+use nearshore_kafka::{KafkaLog, KafkaSettings};
 use nearshore_kafka::{Tailed, tail};
 
 /// The consumer group whose positions say what was replayed.
@@ -24,7 +24,7 @@ const IDLE: Duration = Duration::from_secs(15);
 
 /// The last `limit` dead letters that match, oldest first.
 pub async fn list(
-    settings: &Settings,
+    settings: &KafkaSettings,
     topic: &str,
     filter: &Filter,
     limit: usize,
@@ -52,7 +52,7 @@ pub struct Order {
     pub topic: String,
     /// Which letters.
     pub filter: Filter,
-    /// How often a record may be sent back in its life.
+    /// How often a record may be sent back in its erased_at.
     pub replays_max: u32,
     /// Only say what would happen.
     pub dry_run: bool,
@@ -75,7 +75,7 @@ pub enum Fate {
 
 /// Sends dead letters that were there at start back to their topics; tells `on` the fate of each.
 pub async fn replay(
-    settings: &Settings,
+    settings: &KafkaSettings,
     order: &Order,
     on: impl FnMut(&DeadLetter, &Fate),
 ) -> Result<(), Error> {
@@ -331,7 +331,7 @@ mod tests {
             sendable(&crate::members::dlq::send_dead_letters(log, Vec::new()));
         }
         of_any_log(&nearshore_testkit::log::MemoryCluster::new(1).join("g", &[]));
-        let settings = Settings::of("127.0.0.1:1");
+        let settings = KafkaSettings::of("127.0.0.1:1");
         let (filter, nowhere) = (Filter::default(), BTreeMap::new());
         sendable(&list(&settings, "dlq", &filter, 1));
         sendable(&tail(&settings, "dlq", &nowhere));

@@ -195,7 +195,7 @@ impl<'a, S: Store> Asker<'a, S> {
         let arm = || arm_of(&user.0, &config.arm_seed, &arms).map(|arm| arm.id.clone());
         let profile = held.state.profile.as_ref().map(|known| &known.profile);
         let segment = || self.segments.segment(profile, self.now).to_owned();
-        let list = peek.list.as_ref().filter(|list| list.ticket > 0);
+        let list = peek.list.as_ref().filter(|list| list.claim > 0);
         let old = |limit: &Duration| list.is_none_or(|list| self.now.since(list.at) > *limit);
         let shows = |pu: &String| {
             let shown = peek
@@ -239,17 +239,17 @@ async fn trailing<S: Store>(
     let peeks = store.peek(ns, &page).await?;
     let arms = arms_for(ns, &config.arms);
     let trails = |user: &UserId, peek: &Peek| {
-        let standing = peek.standing();
+        let status = peek.status();
         let arm = arm_of(&user.0, &config.arm_seed, &arms);
         let epoch = arm.map_or(0, |arm| arm.epoch);
-        need(&request(ns, user, &Why::Sweep), &[], (&standing, epoch)) == Need::Take
+        need(&request(ns, user, &Why::Sweep), &[], (&status, epoch)) == Need::Claim
     };
     let trailing: Vec<UserId> = page
         .into_iter()
         .zip(peeks)
         .filter_map(|(user, peek)| trails(&user, &peek).then_some(user))
         .collect();
-    // An erased user has a state, whose fences keep old records out, and is owed nothing.
+    // An erased user has a state, whose fences keep old records out, and is outbox nothing.
     let gone = vacant(store, ns, &trailing).await?;
     Ok(trailing
         .into_iter()

@@ -8,7 +8,7 @@ use anyhow::Context;
 use crate::config::Config;
 use crate::members::generate::Loaded;
 use nearshore_core::list::prompt::{Arm, Frozen, Template};
-use nearshore_core::names::scoring::Reference;
+use nearshore_core::names::scoring::Calibration;
 use nearshore_core::shop::arms::delay_of;
 use nearshore_engine::Options;
 use nearshore_engine::search::constrained::{Constrained, Limits};
@@ -46,15 +46,15 @@ pub(super) fn load_arms(config: &Config) -> anyhow::Result<Vec<Loaded<Handle>>> 
             .with_context(|| format!("arm {}: template {}", arm.id, file.display()))?;
         let template = Template::load(&source, &arm.template)
             .with_context(|| format!("arm {}: template {}", arm.id, file.display()))?;
-        let reference = reference(config, arm, (&template, &tokenizer));
-        let reference = reference.with_context(|| format!("arm {}", arm.id))?;
+        let calibration = calibration(config, arm, (&template, &tokenizer));
+        let calibration = calibration.with_context(|| format!("arm {}", arm.id))?;
         let info = engine.info().clone();
         arms.push(Loaded {
             arm: arm.clone(),
             template,
             info,
             count,
-            reference,
+            calibration,
             engine,
         });
     }
@@ -65,25 +65,25 @@ pub(super) fn load_arms(config: &Config) -> anyhow::Result<Vec<Loaded<Handle>>> 
     Ok(arms)
 }
 
-/// The arm's frozen reference prompts, if it has any.
-fn reference(
+/// The arm's frozen calibration prompts, if it has any.
+fn calibration(
     config: &Config,
     arm: &Arm,
     (template, tokenizer): (&Template, &str),
-) -> anyhow::Result<Option<Arc<Reference>>> {
-    let Some(file) = &arm.references else {
+) -> anyhow::Result<Option<Arc<Calibration>>> {
+    let Some(file) = &arm.calibration else {
         tracing::warn!(
             arm = arm.id,
-            "no references: its lists keep the model's habits"
+            "no calibration: its lists keep the model's habits"
         );
         return Ok(None);
     };
     let path = config.resolve(file);
     let text = std::fs::read_to_string(&path);
-    let text = text.with_context(|| format!("references {}", path.display()))?;
+    let text = text.with_context(|| format!("calibration {}", path.display()))?;
     let read = Frozen::read(&text, &template.hash, tokenizer);
-    let reference = read.with_context(|| format!("references {}", path.display()))?;
-    Ok(Some(Arc::new(reference)))
+    let calibration = read.with_context(|| format!("calibration {}", path.display()))?;
+    Ok(Some(Arc::new(calibration)))
 }
 
 /// An arm's model on a thread of its own, and how its prompts are counted.

@@ -27,13 +27,13 @@ use crate::members::clock::wall_clock;
 use crate::members::generate::{self, Generate};
 use crate::members::ingest::{self, Ingest, Now};
 use crate::members::loops::{dlq_gate, generate_loop, ingest_loop, stock_loop, wait_ready};
-use crate::members::snapshot::Keeper;
+use crate::members::snapshot::SnapshotLoader;
 use nearshore_core::user::event::UserId;
 
 use crate::members::stock::{self, Stock};
 use crate::metrics;
-use crate::ops::namespace::Eye;
-use nearshore_core::shop::snapshot::Shop;
+use crate::ops::namespace::Inspector;
+use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_kafka::Admin;
 use nearshore_redis::RedisStore;
 
@@ -58,7 +58,7 @@ pub struct Running {
     /// What `/readyz` says.
     pub ready: Ready,
     /// The shop as this process sees it.
-    pub shop: Arc<ArcSwap<Shop>>,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
 }
 
 /// What every task is handed.
@@ -66,7 +66,7 @@ pub struct Running {
 struct Parts {
     config: Arc<Config>,
     store: RedisStore,
-    shop: Arc<ArcSwap<Shop>>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
     cancel: CancellationToken,
     health: Health,
     ready: Ready,
@@ -108,9 +108,9 @@ pub async fn start(
     metrics: Option<PrometheusHandle>,
 ) -> anyhow::Result<Running> {
     let store = RedisStore::new(config.redis.clone()).context("redis.url")?;
-    let (keeper, catalogue) = Keeper::new(store.clone(), keeper_settings(&config, roles));
+    let (loader, catalogue) = SnapshotLoader::new(store.clone(), loader_settings(&config, roles));
     let parts = Parts {
-        shop: keeper.shop(),
+        snapshot: loader.snapshot(),
         config,
         store,
         cancel: CancellationToken::new(),
@@ -121,7 +121,7 @@ pub async fn start(
     let mut tasks = JoinSet::new();
     // First: a process that waits for Kafka or its model says so.
     spawn_http(&mut tasks, &parts, metrics).await?;
-    spawn_keeper(&mut tasks, &parts, keeper);
+    spawn_keeper(&mut tasks, &parts, loader);
     tasks.spawn(at_once(parts.cancel.clone(), watch_redis(parts.clone())));
     tasks.spawn(at_once(parts.cancel.clone(), watch_coverage(parts.clone())));
     if roles.ingest {
@@ -133,14 +133,14 @@ pub async fn start(
     let Parts {
         cancel,
         ready,
-        shop,
+        snapshot,
         ..
     } = parts;
     Ok(Running {
         tasks,
         cancel,
         ready,
-        shop,
+        snapshot,
     })
 }
 
@@ -161,7 +161,7 @@ async fn spawn_http(
     let Parts {
         config,
         store,
-        shop,
+        snapshot,
         cancel,
         health,
         ready,
@@ -183,12 +183,13 @@ async fn spawn_http(
     if config.http.inspect {
         let config = config.clone();
         app = app.inspect_by(move |user| {
-            let (config, store, shop) = (config.clone(), store.clone(), shop.load_full());
+            let (config, store, snapshot) = (config.clone(), store.clone(), snapshot.load_full());
             async move {
-                let eye = Eye::of(&config, store, shop)
+                let inspector = Inspector::of(&config, store, snapshot)
                     .await
                     .map_err(|e| e.to_string())?;
-                eye.look(&UserId(user.as_str().into()))
+                inspector
+                    .look(&UserId(user.as_str().into()))
                     .await
                     .map_err(|e| e.to_string())
             }
@@ -204,7 +205,7 @@ async fn spawn_http(
 fn spawn_keeper(
     tasks: &mut JoinSet<anyhow::Result<()>>,
     parts: &Parts,
-    keeper: Keeper<RedisStore>,
+    loader: SnapshotLoader<RedisStore>,
 ) {
     let Parts {
         config,
@@ -219,7 +220,7 @@ fn spawn_keeper(
         let tail = catalogue_tail(&config)
             .await
             .with_context(|| format!("topic {}", config.topics.catalog))?;
-        keeper.run(tail, stop).await.context("catalogue")
+        loader.run(tail, stop).await.context("catalogue")
     }));
     tasks.spawn(async move {
         if wait_ready(&mut catalogue, &wait).await {
@@ -247,8 +248,11 @@ async fn catalogue_tail(
     }
 }
 
-pub(crate) fn keeper_settings(config: &Config, roles: Roles) -> crate::members::snapshot::Settings {
-    crate::members::snapshot::Settings {
+pub(crate) fn loader_settings(
+    config: &Config,
+    roles: Roles,
+) -> crate::members::snapshot::LoaderSettings {
+    crate::members::snapshot::LoaderSettings {
         ns: config.namespace.clone(),
         rules: config.rules.clone(),
         segments: config.segments.clone(),
@@ -287,7 +291,7 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
     let Parts {
         config,
         store,
-        shop,
+        snapshot,
         cancel,
         catalogue,
         ..
@@ -296,7 +300,7 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
     let group = format!("nearshore-ingest-{}", config.namespace);
     let read = vec![topics.user_events.clone(), topics.profile_changes.clone()];
     let log = join(tasks, parts, ("ingest", group.clone(), read))?;
-    let settings = ingest::Settings {
+    let settings = ingest::IngestSettings {
         ns: config.namespace.clone(),
         group,
         topics: topics.clone(),
@@ -317,7 +321,12 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
         } else {
             Now::Clock(wall_clock)
         };
-        let member = Ingest::new(log, states, shop, ingest::Settings { now, ..settings });
+        let member = Ingest::new(
+            log,
+            states,
+            snapshot,
+            ingest::IngestSettings { now, ..settings },
+        );
         ingest_loop(member, (catalogue, gate), stop)
             .await
             .context("ingest")
@@ -357,7 +366,7 @@ async fn generate_task(
     let Parts {
         config,
         store,
-        shop,
+        snapshot,
         cancel,
         mut catalogue,
         ready,
@@ -391,7 +400,7 @@ async fn generate_task(
         ("generate", generate::GROUP.into(), read),
     )?;
     let _ = watchers.send(watching);
-    let settings = generate::Settings {
+    let settings = generate::GenerateSettings {
         topics: config.topics.clone(),
         lanes: config.lanes.clone(),
         arm_seed: config.arm_seed.clone(),
@@ -399,7 +408,7 @@ async fn generate_task(
         needs: config.needs.clone(),
         clock: wall_clock,
     };
-    let mut member = Generate::new(log, store, shop, (arms, settings));
+    let mut member = Generate::new(log, store, snapshot, (arms, settings));
     if cancel.run_until_cancelled(member.warm()).await.is_some() {
         gate.open("warm");
     }

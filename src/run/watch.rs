@@ -18,7 +18,7 @@ use crate::ops::namespace::{self, is_covered};
 use nearshore_core::ports::store::Store;
 use nearshore_core::user::event::UserId;
 use nearshore_engine::thread::Handle;
-use nearshore_kafka::{KafkaLog, Standing};
+use nearshore_kafka::{KafkaLog, PartitionStatus};
 use nearshore_redis::RedisStore;
 
 /// A poll loop that makes no turn for so long is stuck.
@@ -65,10 +65,10 @@ pub(super) fn join(
     Ok(log)
 }
 
-pub(super) fn count_lag(group: &str, standing: &[Standing]) {
+pub(super) fn count_lag(group: &str, status: &[PartitionStatus]) {
     let now = wall_clock();
     let mut oldest: BTreeMap<&str, Duration> = BTreeMap::new();
-    for partition in standing {
+    for partition in status {
         let done = partition.committed.map_or(0, |resume| resume.0);
         let behind = partition.end.map_or(0, |end| (end.0 - done).max(0));
         metrics::lag(group, &partition.partition, behind.unsigned_abs());

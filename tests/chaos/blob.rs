@@ -7,7 +7,7 @@ use crate::topics::Place;
 
 /// One event of the window as stored.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Seen {
+pub struct WindowEvent {
     pub time: i64,
     pub place: Place,
     pub kind: &'static str,
@@ -19,7 +19,7 @@ pub struct Seen {
 /// What is in a blob.
 #[derive(Debug, Default, PartialEq)]
 pub struct Stored {
-    pub window: Vec<Seen>,
+    pub window: Vec<WindowEvent>,
     pub fences: Vec<Place>,
 }
 
@@ -106,7 +106,7 @@ pub fn read(blob: &[u8]) -> anyhow::Result<Stored> {
 
 fn one(bytes: &mut Bytes<'_>) -> anyhow::Result<Stored> {
     let window = bytes.many(|bytes| {
-        Ok(Seen {
+        Ok(WindowEvent {
             time: bytes.signed()?,
             place: bytes.place()?,
             kind: kind(bytes.byte()?)?,
@@ -146,7 +146,7 @@ fn two(bytes: &mut Bytes<'_>) -> anyhow::Result<Stored> {
         let (topic, number, last) = partitions.get_mut(nth).context("partition")?;
         let offset = last.unwrap_or(0).wrapping_add(bytes.signed()?);
         *last = Some(offset);
-        window.push(Seen {
+        window.push(WindowEvent {
             time,
             place: Place(topic.clone(), *number, offset),
             kind: kind(bytes.byte()?)?,

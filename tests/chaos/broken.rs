@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nearshore::config::Config;
-use nearshore::members::ingest::{Ingest, Now, Settings};
-use nearshore::members::snapshot as keeper;
-use nearshore::members::snapshot::Keeper;
+use nearshore::members::ingest::{Ingest, IngestSettings, Now};
+use nearshore::members::snapshot as loader;
+use nearshore::members::snapshot::SnapshotLoader;
 use nearshore_core::ports::log::{Batch, Delivery, Log};
 use nearshore_core::user::record::{Partition, Resume};
 use nearshore_kafka::{KafkaLog, tail};
@@ -33,16 +33,16 @@ pub async fn run(broken: Break, config: &Path) -> anyhow::Result<()> {
     let config = config.map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
     let store = RedisStore::new(config.redis.clone())?;
     let cancel = CancellationToken::new();
-    let (keeper, mut ready) = Keeper::new(store.clone(), keeper_settings(&config));
-    let shop = keeper.shop();
+    let (loader, mut ready) = SnapshotLoader::new(store.clone(), loader_settings(&config));
+    let snapshot = loader.snapshot();
     let catalogue = tail(&config.kafka, &config.topics.catalog, &BTreeMap::new()).await?;
-    let watching = tokio::spawn(keeper.run(catalogue, cancel.clone()));
+    let watching = tokio::spawn(loader.run(catalogue, cancel.clone()));
     tokio::spawn(say_ready(config.http.listen));
     ready.wait_for(|ready| *ready).await?;
     let group = format!("nearshore-ingest-{}", config.namespace);
     let topics = [&*config.topics.user_events, &*config.topics.profile_changes];
     let log = KafkaLog::join(&config.kafka, &group, &topics)?;
-    let settings = Settings {
+    let settings = IngestSettings {
         ns: config.namespace.clone(),
         group,
         topics: config.topics.clone(),
@@ -54,7 +54,7 @@ pub async fn run(broken: Break, config: &Path) -> anyhow::Result<()> {
         now: Now::Unchecked,
         complete_since: BTreeMap::new(),
     };
-    let mut member = Ingest::new(log, store, shop, settings);
+    let mut member = Ingest::new(log, store, snapshot, settings);
     let mut term = signal(SignalKind::terminate())?;
     tokio::select! {
         ended = turn(&mut member, broken) => ended?,
@@ -66,8 +66,8 @@ pub async fn run(broken: Break, config: &Path) -> anyhow::Result<()> {
     watching.await?.context("the keeper")
 }
 
-fn keeper_settings(config: &Config) -> keeper::Settings {
-    keeper::Settings {
+fn loader_settings(config: &Config) -> loader::LoaderSettings {
+    loader::LoaderSettings {
         ns: config.namespace.clone(),
         rules: config.rules.clone(),
         segments: config.segments.clone(),

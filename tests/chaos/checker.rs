@@ -133,7 +133,7 @@ impl Evidence {
         row
     }
 
-    /// 2: window, profile, life and fences.
+    /// 2: window, profile, erased_at and fences.
     fn folded(&self) -> Row {
         let mut row = Row::new(
             2,
@@ -287,12 +287,11 @@ fn covers_all(user: &str, known: &Known, keys: &Keys) -> Result<(), (Wrong, Stri
         let why = doc["reason"].as_str().unwrap_or("no reason");
         return Err((Wrong::Stale, format!("{user} has only a fallback: {why}")));
     }
-    let covers = fences(&keys.recall_text("covers"));
+    let seen = fences(&keys.recall_text("seen"));
     let window = known.window.iter().map(|(_, place, _)| place);
     let profile = known.profile.iter().map(|(_, place, _)| place);
     let missed = window.chain(profile).find(|place| {
-        covers
-            .get(&(place.0.clone(), place.1))
+        seen.get(&(place.0.clone(), place.1))
             .is_none_or(|fence| *fence < place.2)
     });
     match missed {
@@ -300,10 +299,10 @@ fn covers_all(user: &str, known: &Known, keys: &Keys) -> Result<(), (Wrong, Stri
         Some(place) => Err((
             Wrong::Stale,
             format!(
-                "{user}: the list (ticket {}) has not seen {place}; pending {:?}, state's ticket {}",
-                keys.recall_text("ticket"),
+                "{user}: the list (claim {}) has not seen {place}; pending {:?}, state's claim {}",
+                keys.recall_text("claim"),
                 keys.state_text("pending"),
-                keys.state_text("ticket")
+                keys.state_text("claim")
             ),
         )),
     }
@@ -311,7 +310,7 @@ fn covers_all(user: &str, known: &Known, keys: &Keys) -> Result<(), (Wrong, Stri
 
 fn same_state(user: &str, known: &Known, keys: &Keys) -> Result<(), (Wrong, String)> {
     let Some(bytes) = keys.state.get("blob") else {
-        if known.vacant() && known.life > 0 {
+        if known.vacant() && known.erased_at > 0 {
             return Ok(());
         }
         return Err((Wrong::Lost, format!("{user} has no state")));
@@ -376,11 +375,11 @@ fn same_state(user: &str, known: &Known, keys: &Keys) -> Result<(), (Wrong, Stri
 
 /// Life, profile and what is pending.
 fn beside(user: &str, known: &Known, keys: &Keys) -> Result<(), (Wrong, String)> {
-    if keys.state_text("life") != known.life.to_string() {
-        let life = keys.state_text("life");
+    if keys.state_text("erased_at") != known.erased_at.to_string() {
+        let erased_at = keys.state_text("erased_at");
         return Err((
             Wrong::Other,
-            format!("{user}: life {life}, not {}", known.life),
+            format!("{user}: erased_at {erased_at}, not {}", known.erased_at),
         ));
     }
     let profile = keys

@@ -1,5 +1,5 @@
 //! What a single thread makes of the topics, written from the design and with nothing of the product: per user the
-//! window, profile, life and fences; sums per SKU; what must lie in `dlq`; what is sold out.
+//! window, profile, erased_at and fences; sums per SKU; what must lie in `dlq`; what is sold out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +25,7 @@ pub struct Known {
     /// Everything, by place.
     pub records: BTreeMap<Place, (i64, Said)>,
     /// Time of the last erase.
-    pub life: i64,
+    pub erased_at: i64,
     /// The newest events after it, oldest first.
     pub window: Vec<(i64, Place, Event)>,
     /// The newest profile after it.
@@ -40,27 +40,23 @@ impl Known {
         self.window.is_empty() && self.profile.is_none()
     }
 
-    /// What was seen under these fences: life and profile.
-    pub fn as_of(
-        &self,
-        covers: &BTreeMap<(String, i32), i64>,
-    ) -> (i64, Option<Map<String, Value>>) {
+    /// What was seen under these fences: erased_at and profile.
+    pub fn as_of(&self, seen: &BTreeMap<(String, i32), i64>) -> (i64, Option<Map<String, Value>>) {
         let seen = || {
             let under = |place: &Place| {
-                covers
-                    .get(&(place.0.clone(), place.1))
+                seen.get(&(place.0.clone(), place.1))
                     .is_some_and(|fence| *fence >= place.2)
             };
             self.records.iter().filter(move |(place, _)| under(place))
         };
         let erases = seen().filter(|(_, (_, said))| matches!(said, Said::Erase));
-        let life = erases.map(|(_, (time, _))| *time).max().unwrap_or(0);
+        let erased_at = erases.map(|(_, (time, _))| *time).max().unwrap_or(0);
         let profiles = seen().filter_map(|(place, (time, said))| match said {
-            Said::Profile(profile) if *time > life => Some(((*time, place), profile)),
+            Said::Profile(profile) if *time > erased_at => Some(((*time, place), profile)),
             _ => None,
         });
         let newest = profiles.max_by(|a, b| a.0.cmp(&b.0));
-        (life, newest.map(|(_, profile)| profile.clone()))
+        (erased_at, newest.map(|(_, profile)| profile.clone()))
     }
 }
 
@@ -150,10 +146,10 @@ impl Facts {
 fn settle(known: &mut Known) {
     let erases = known.records.values();
     let erases = erases.filter(|(_, said)| matches!(said, Said::Erase));
-    known.life = erases.map(|(time, _)| *time).max().unwrap_or(0);
+    known.erased_at = erases.map(|(time, _)| *time).max().unwrap_or(0);
     let mut window = Vec::new();
     for (place, (time, said)) in &known.records {
-        if *time <= known.life {
+        if *time <= known.erased_at {
             continue;
         }
         match said {

@@ -1,4 +1,4 @@
-//! What `recall-updates` and the stored lists say: tickets and covers, safety, erases, how often users were taken.
+//! What `recall-updates` and the stored lists say: claims and covers, safety, erases, how often users were taken.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,8 +12,8 @@ use crate::topics::{Place, place};
 
 /// One list, as told or as stored.
 struct Told {
-    ticket: u64,
-    covers: BTreeMap<(String, i32), i64>,
+    claim: u64,
+    seen: BTreeMap<(String, i32), i64>,
     doc: Value,
     audit: Value,
 }
@@ -33,10 +33,10 @@ fn told(evidence: &Evidence, site: &Site) -> BTreeMap<String, Vec<Option<Told>>>
             continue;
         };
         let value: Value = serde_json::from_slice(value).unwrap_or_default();
-        if let Some(ticket) = value["ticket"].as_u64() {
+        if let Some(claim) = value["claim"].as_u64() {
             lists.push(Some(Told {
-                ticket,
-                covers: fences(value["covers"].as_str().unwrap_or_default()),
+                claim,
+                seen: fences(value["seen"].as_str().unwrap_or_default()),
                 doc: value["doc"].clone(),
                 audit: value["audit"].clone(),
             }));
@@ -45,10 +45,10 @@ fn told(evidence: &Evidence, site: &Site) -> BTreeMap<String, Vec<Option<Told>>>
     users
 }
 
-/// The id that a list of this ticket and life must have.
-fn list_id(ns: &str, user: &str, ticket: u64, life: i64) -> String {
+/// The id that a list of this claim and erased_at must have.
+fn list_id(ns: &str, user: &str, claim: u64, erased_at: i64) -> String {
     let mut hash = Sha256::new();
-    for part in [ns, user, &ticket.to_string(), &life.to_string()] {
+    for part in [ns, user, &claim.to_string(), &erased_at.to_string()] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part.as_bytes());
     }
@@ -59,41 +59,41 @@ fn list_id(ns: &str, user: &str, ticket: u64, life: i64) -> String {
         .collect()
 }
 
-/// 4: by rising ticket no covers falls, one ticket is one list, and what is stored is the newest that was told.
+/// 4: by rising claim no covers falls, one claim is one list, and what is stored is the newest that was told.
 pub fn monotone(evidence: &Evidence, site: &Site) -> Row {
     let mut row = Row::new(
         4,
-        "monotone lists: tickets rise, covers do not fall, one list per ticket",
+        "monotone lists: claims rise, covers do not fall, one list per claim",
     );
     let mut told = told(evidence, site);
     for (user, known) in &evidence.facts.users {
         let lists = told.remove(user).unwrap_or_default();
-        let mut by_ticket: BTreeMap<u64, &Told> = BTreeMap::new();
+        let mut by_claim: BTreeMap<u64, &Told> = BTreeMap::new();
         for list in lists.iter().flatten() {
-            let first = by_ticket.entry(list.ticket).or_insert(list);
-            // A list whose last product a profile change forbade became the fallback, under its ticket.
+            let first = by_claim.entry(list.claim).or_insert(list);
+            // A list whose last product a profile change forbade became the fallback, under its claim.
             let fallen = [first.doc["source"].clone(), list.doc["source"].clone()]
                 .contains(&"fallback".into());
-            let same = first.covers == list.covers
-                && (fallen || first.doc["list_id"] == list.doc["list_id"]);
+            let same =
+                first.seen == list.seen && (fallen || first.doc["list_id"] == list.doc["list_id"]);
             row.look(if same {
                 Ok(())
             } else {
-                let what = format!("{user}: ticket {} stands on two lists", list.ticket);
+                let what = format!("{user}: claim {} stands on two lists", list.claim);
                 Err((Wrong::Doubled, what))
             });
         }
-        let tickets: Vec<&Told> = by_ticket.values().copied().collect();
-        for pair in tickets.windows(2) {
+        let claims: Vec<&Told> = by_claim.values().copied().collect();
+        for pair in claims.windows(2) {
             row.look(not_fallen(user, pair[0], pair[1]));
         }
         let stored = evidence
             .dump
             .users
             .get(user)
-            .map(|keys| keys.recall_text("ticket"));
+            .map(|keys| keys.recall_text("claim"));
         let stored: u64 = stored.and_then(|text| text.parse().ok()).unwrap_or(0);
-        let newest = by_ticket.last_key_value().map_or(0, |(ticket, _)| *ticket);
+        let newest = by_claim.last_key_value().map_or(0, |(claim, _)| *claim);
         if !known.vacant() {
             row.look(match stored.cmp(&newest) {
                 std::cmp::Ordering::Equal => Ok(()),
@@ -113,18 +113,18 @@ pub fn monotone(evidence: &Evidence, site: &Site) -> Row {
 
 fn not_fallen(user: &str, old: &Told, new: &Told) -> Result<(), (Wrong, String)> {
     let fallen = old
-        .covers
+        .seen
         .iter()
-        .find(|(at, fence)| new.covers.get(at).is_none_or(|it| it < fence));
+        .find(|(at, fence)| new.seen.get(at).is_none_or(|it| it < fence));
     match fallen {
         None => Ok(()),
         Some((at, fence)) => Err((
             Wrong::Stale,
             format!(
                 "{user}: list {} had seen {at:?} to {fence}, list {} only to {:?}",
-                old.ticket,
-                new.ticket,
-                new.covers.get(at)
+                old.claim,
+                new.claim,
+                new.seen.get(at)
             ),
         )),
     }
@@ -138,17 +138,17 @@ pub fn erased(evidence: &Evidence, site: &Site) -> Row {
     );
     let told = told(evidence, site);
     for (user, known) in &evidence.facts.users {
-        if known.life == 0 {
+        if known.erased_at == 0 {
             continue;
         }
         let keys = evidence.dump.users.get(user);
         let stone = keys.and_then(|keys| keys.erased).unwrap_or(0);
-        row.look(if stone == known.life {
+        row.look(if stone == known.erased_at {
             Ok(())
         } else {
             Err((
                 Wrong::Leaked,
-                format!("{user}: tombstone {stone}, not {}", known.life),
+                format!("{user}: tombstone {stone}, not {}", known.erased_at),
             ))
         });
         if known.vacant() {
@@ -164,7 +164,7 @@ pub fn erased(evidence: &Evidence, site: &Site) -> Row {
             let last = told.get(user).and_then(|lists| lists.last());
             row.look(match last {
                 Some(Some(list)) => {
-                    let what = format!("{user} is erased, but list {} was told after", list.ticket);
+                    let what = format!("{user} is erased, but list {} was told after", list.claim);
                     Err((Wrong::Leaked, what))
                 }
                 Some(None) | None => Ok(()),
@@ -184,10 +184,13 @@ fn not_of_before(
     known: &Known,
     list: &Told,
 ) -> Result<(), (Wrong, String)> {
-    let (life, _) = known.as_of(&list.covers);
+    let (erased_at, _) = known.as_of(&list.seen);
     let id = list.doc["list_id"].as_str().unwrap_or_default();
-    if list.doc["source"] == "model" && id != list_id(&site.ns, user, list.ticket, life) {
-        let what = format!("{user}: list {} ({id}) is not of life {life}", list.ticket);
+    if list.doc["source"] == "model" && id != list_id(&site.ns, user, list.claim, erased_at) {
+        let what = format!(
+            "{user}: list {} ({id}) is not of erased_at {erased_at}",
+            list.claim
+        );
         return Err((Wrong::Leaked, what));
     }
     for text in list.audit["events"].as_array().into_iter().flatten() {
@@ -196,10 +199,10 @@ fn not_of_before(
             .as_ref()
             .and_then(|place| known.records.get(place))
             .map(|(time, _)| *time);
-        if time.is_none_or(|time| time <= life) {
+        if time.is_none_or(|time| time <= erased_at) {
             let what = format!(
-                "{user}: list {} shows {text}, of before {life}",
-                list.ticket
+                "{user}: list {} shows {text}, of before {erased_at}",
+                list.claim
             );
             return Err((Wrong::Leaked, what));
         }
@@ -265,13 +268,10 @@ pub fn safe(evidence: &Evidence, site: &Site) -> Row {
         // What stands in for a stripped list was chosen under a newer profile than its covers tell.
         let made = |list: &&Told| list.doc["source"] == "model";
         for list in lists.iter().flatten().filter(made) {
-            let (_, profile) = known.as_of(&list.covers);
+            let (_, profile) = known.as_of(&list.seen);
             row.look(match offends(&list.doc, profile.as_ref(), &shelf) {
                 None => Ok(()),
-                Some(what) => Err((
-                    Wrong::Other,
-                    format!("{user}: list {}: {what}", list.ticket),
-                )),
+                Some(what) => Err((Wrong::Other, format!("{user}: list {}: {what}", list.claim))),
             });
         }
     }
@@ -311,7 +311,7 @@ pub fn coalesced(evidence: &Evidence, site: &Site) -> Row {
     }
     let (mut takes, mut periods) = (0, 0);
     for (user, keys) in &evidence.dump.users {
-        let taken: u64 = keys.state_text("ticket").parse().unwrap_or(0);
+        let taken: u64 = keys.state_text("claim").parse().unwrap_or(0);
         let many = asked.get(user).map_or(0, |sources| sources.len() as u64);
         let bound = 1 + many + evidence.upheavals;
         takes += taken;

@@ -23,7 +23,7 @@ const DRAIN: Duration = Duration::from_secs(30);
 
 /// How to start one.
 #[derive(Clone)]
-pub struct Recipe {
+pub struct ListBuilder {
     pub nth: usize,
     pub role: &'static str,
     pub config: PathBuf,
@@ -39,7 +39,7 @@ struct Live {
 
 /// One member; a fault holds it for as long as it lasts.
 pub struct Member {
-    pub recipe: Recipe,
+    pub recipe: ListBuilder,
     port: u16,
     log: PathBuf,
     live: Mutex<Live>,
@@ -48,7 +48,7 @@ pub struct Member {
 
 impl Member {
     /// A member that does not run yet.
-    pub fn new(recipe: Recipe, journal: Arc<Journal>) -> anyhow::Result<Arc<Self>> {
+    pub fn new(recipe: ListBuilder, journal: Arc<Journal>) -> anyhow::Result<Arc<Self>> {
         let folder = recipe.config.parent().context("a file in a folder")?;
         let log = folder.join(format!("{}-{}.log", recipe.role, recipe.nth));
         Ok(Arc::new(Self {
@@ -66,7 +66,7 @@ impl Member {
     fn spawn(&self) -> anyhow::Result<Child> {
         let mut log = std::fs::File::options();
         let log = log.create(true).append(true).open(&self.log)?;
-        let Recipe {
+        let ListBuilder {
             role,
             config,
             redis,

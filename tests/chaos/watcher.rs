@@ -1,4 +1,4 @@
-//! A client that reads lists all the time, as serving does: for each user the ticket must not fall within one life,
+//! A client that reads lists all the time, as serving does: for each user the claim must not fall within one erased_at,
 //! nor what the list has seen, except while stores fail over. It also looks at the members' memory.
 
 use std::collections::BTreeMap;
@@ -18,9 +18,9 @@ const LOOKED_AT: usize = 60;
 const AFTERMATH: Duration = Duration::from_secs(20);
 
 struct Last {
-    life: i64,
-    ticket: u64,
-    covers: BTreeMap<(String, i32), i64>,
+    erased_at: i64,
+    claim: u64,
+    seen: BTreeMap<(String, i32), i64>,
 }
 
 type Lasts = BTreeMap<usize, Last>;
@@ -61,18 +61,18 @@ fn look(world: &World, lasts: &mut Lasts, declared: bool) -> redis::RedisResult<
                 |what: &str| format!("{}:{{{}}}:{what}", world.site.ns, crate::load::user(nth));
             let mut pipe = redis::pipe();
             pipe.atomic();
-            pipe.hget(key("state"), "life");
-            pipe.hget(key("recall"), "ticket");
-            pipe.hget(key("recall"), "covers");
+            pipe.hget(key("state"), "erased_at");
+            pipe.hget(key("recall"), "claim");
+            pipe.hget(key("recall"), "seen");
             type Row = (Option<i64>, Option<u64>, Option<String>);
             // In a cluster a user is on one node, the others refuse.
-            let Ok((Some(life), Some(ticket), covers)) = pipe.query::<Row>(&mut conn) else {
+            let Ok((Some(erased_at), Some(claim), seen)) = pipe.query::<Row>(&mut conn) else {
                 continue;
             };
             let now = Last {
-                life,
-                ticket,
-                covers: fences(&covers.unwrap_or_default()),
+                erased_at,
+                claim,
+                seen: fences(&seen.unwrap_or_default()),
             };
             let wrong = lasts.get(&nth).and_then(|last| fallen(nth, last, &now));
             world.journal.looked(wrong, declared);
@@ -84,18 +84,18 @@ fn look(world: &World, lasts: &mut Lasts, declared: bool) -> redis::RedisResult<
 }
 
 fn fallen(nth: usize, last: &Last, now: &Last) -> Option<String> {
-    if now.life != last.life {
+    if now.erased_at != last.erased_at {
         return None;
     }
     let lower = last
-        .covers
+        .seen
         .iter()
-        .any(|(at, fence)| now.covers.get(at).is_none_or(|it| it < fence));
-    let fell = now.ticket < last.ticket || (lower && now.ticket > 0);
+        .any(|(at, fence)| now.seen.get(at).is_none_or(|it| it < fence));
+    let fell = now.claim < last.claim || (lower && now.claim > 0);
     fell.then(|| {
         format!(
-            "user {nth}: list {} was read after {}, life {}",
-            now.ticket, last.ticket, now.life
+            "user {nth}: list {} was read after {}, erased_at {}",
+            now.claim, last.claim, now.erased_at
         )
     })
 }

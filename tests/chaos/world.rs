@@ -20,7 +20,7 @@ use crate::Journal;
 use crate::brokers::Brokers;
 use crate::checker::groups;
 use crate::load::{Draft, Writer};
-use crate::members::{Member, Recipe};
+use crate::members::{ListBuilder, Member};
 use crate::plan::{Break, Fault, Lane, Net, Plan, Size, Step, Stores};
 use crate::proxy::{Proxy, Rewrites, Text};
 use crate::servers::Servers;
@@ -47,7 +47,7 @@ pub struct World {
 fn rewrites(broken: Option<Break>) -> Vec<Text> {
     let delta = include_str!("../../crates/redis/src/lua/delta.lua");
     let fold = include_str!("../../crates/redis/src/lua/fold.lua");
-    let take = include_str!("../../crates/redis/src/lua/take.lua");
+    let take = include_str!("../../crates/redis/src/lua/claim.lua");
     let publish = include_str!("../../crates/redis/src/lua/publish.lua");
     // Script, what stands in it, what shall stand there.
     let changes: &[(&str, &[(&str, &str)])] = match broken {
@@ -63,8 +63,11 @@ fn rewrites(broken: Option<Break>) -> Vec<Text> {
                 publish,
                 &[
                     ("'GET', KEYS[2]", "'GET', 'nobod'"),
-                    ("tonumber(ARGV[2]) < life", "tonumber(ARGV[2]) < 0   "),
-                    ("tonumber(ARGV[2]) ~= life", "tonumber(ARGV[2]) == 'x' "),
+                    ("tonumber(ARGV[2]) < erased_at", "tonumber(ARGV[2]) < 0   "),
+                    (
+                        "tonumber(ARGV[2]) ~= erased_at",
+                        "tonumber(ARGV[2]) == 'x' ",
+                    ),
                 ],
             ),
         ],
@@ -133,7 +136,7 @@ impl World {
             };
             let log_is_broken =
                 matches!(size.broken, Some(Break::CommitEarly | Break::ForgetInHand));
-            let recipe = Recipe {
+            let recipe = ListBuilder {
                 nth,
                 role,
                 config: config.clone(),
@@ -313,10 +316,12 @@ impl World {
                 let Some(user) = user_of(&key) else { continue };
                 let recall = key.replace(":state", ":recall");
                 let known = gone.contains(user.as_str()) && !conn.exists::<_, bool>(recall)?;
-                let life: i64 = conn.hget::<_, _, Option<i64>>(&key, "life")?.unwrap_or(0);
+                let erased_at: i64 = conn
+                    .hget::<_, _, Option<i64>>(&key, "erased_at")?
+                    .unwrap_or(0);
                 // An event that reached its topic after the erase did: somebody with a list to come is not silent.
                 let pending: Option<String> = conn.hget(&key, "pending")?;
-                if known && life > 0 && pending.is_none_or(|it| it.is_empty()) {
+                if known && erased_at > 0 && pending.is_none_or(|it| it.is_empty()) {
                     expired += conn.del::<_, usize>(&key)?;
                 }
             }

@@ -232,7 +232,7 @@ async fn an_erased_user_stays_erased_in_every_namespace() {
         .expect("answered")
         .remove(0);
     assert!(
-        held.state.is_vacant() && held.state.life > Timestamp(0),
+        held.state.is_vacant() && held.state.erased_at > Timestamp(0),
         "{:?}",
         held.state
     );
@@ -243,12 +243,12 @@ async fn an_erased_user_stays_erased_in_every_namespace() {
         .await
         .expect("answered")
         .remove(0);
-    let life = held.state.life;
+    let erased_at = held.state.erased_at;
     assert!(
         !held.state.window.is_empty(),
         "what came after the erase is kept"
     );
-    assert!(held.state.window.iter().all(|seen| seen.time > life));
+    assert!(held.state.window.iter().all(|seen| seen.time > erased_at));
     let peek = site
         .store
         .peek(&ns, &gone)

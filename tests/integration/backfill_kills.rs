@@ -12,7 +12,7 @@ use nearshore::ops::namespace::{Dump, dump};
 use nearshore_core::ports::log::{self, Outgoing};
 use nearshore_core::queue::replay::{Goal, Plan, Since, Stage};
 use nearshore_core::queue::topics::Topics;
-use nearshore_core::shop::snapshot::Shop;
+use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::record::{Partition, Resume, Timestamp};
 use nearshore_testkit::log::MemoryCluster;
 use nearshore_testkit::store::MemoryStore;
@@ -21,7 +21,7 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::simulation::check::shop;
+use crate::simulation::check::snapshot;
 
 const GROUP: &str = "nearshore-ingest-b";
 const SEEDS: u64 = 60;
@@ -125,7 +125,7 @@ async fn member(
     (cluster, store, topics): (&MemoryCluster, &MemoryStore, &Topics),
     (topic, steps): (&str, usize),
 ) -> Option<Tally> {
-    let settings = ingest::Settings {
+    let settings = ingest::IngestSettings {
         ns: "b".into(),
         group: GROUP.into(),
         topics: topics.clone(),
@@ -137,9 +137,9 @@ async fn member(
         now: Now::Fixed(Timestamp(1_800_000_000_000)),
         complete_since: BTreeMap::new(),
     };
-    let shop: Arc<ArcSwap<Shop>> = Arc::new(ArcSwap::from_pointee(shop()));
+    let snapshot: Arc<ArcSwap<Snapshot>> = Arc::new(ArcSwap::from_pointee(snapshot()));
     let log = cluster.join(GROUP, &[topic]);
-    let mut member = Ingest::new(log, store.clone(), shop, settings);
+    let mut member = Ingest::new(log, store.clone(), snapshot, settings);
     let mut goal = plan(topics).goal(topic);
     let (group, mut counted) = (InMemory(cluster.clone()), Counted::default());
     let cancel = CancellationToken::new();

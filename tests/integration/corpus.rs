@@ -304,7 +304,7 @@ async fn what_is_good_is_folded(site: &Site, sent: &Sent) {
                 .remove(0);
             let at = Position::clone(&record.position);
             assert!(
-                held.state.fences.covers(&at),
+                held.state.fences.contains(&at),
                 "{}: {:?}",
                 case.name,
                 held.state.fences
@@ -345,11 +345,7 @@ async fn the_whole_corpus_goes_through_a_process_and_stops_nothing() {
     everything_goes_where_it_belongs(&site, &process, &sent).await;
     what_is_good_is_folded(&site, &sent).await;
     eventually(LIMIT, || async {
-        let list = site
-            .peek("behind")
-            .await
-            .list
-            .filter(|list| list.ticket > 0);
+        let list = site.peek("behind").await.list.filter(|list| list.claim > 0);
         list.map(drop)
             .ok_or_else(|| "no list of the model".to_owned())
     })
@@ -396,7 +392,7 @@ async fn debezium_s_corpus_goes_through_a_process_and_stops_nothing() {
             .load(&site.ns, &user)
             .await
             .map_err(|e| e.to_string())?;
-        match held[0].state.is_vacant() && held[0].state.life > Timestamp(0) {
+        match held[0].state.is_vacant() && held[0].state.erased_at > Timestamp(0) {
             true => Ok(()),
             false => Err(format!("{:?}", held[0].state)),
         }

@@ -56,7 +56,7 @@ fn found(receipt: &Value, verdict: &str) -> Vec<String> {
 async fn has_a_list(site: &Site, user: &str) {
     eventually(LIMIT, || async {
         let peek = site.peek(user).await;
-        let list = peek.list.filter(|list| list.ticket > 0);
+        let list = peek.list.filter(|list| list.claim > 0);
         list.map(drop)
             .ok_or_else(|| format!("no list of the model for {user}"))
     })
@@ -234,7 +234,7 @@ async fn a_namespace_that_nobody_follows_makes_the_receipt_unclean() {
     let process = Process::with(&site, "ingest", &[("NEARSHORE__NAMESPACE", &new)]).await;
     site.said(&["forget", "ann"]).await;
     eventually(LIMIT, || async {
-        match held(&site, &new, "ann").await.state.life {
+        match held(&site, &new, "ann").await.state.erased_at {
             Timestamp(0) => Err("not erased yet".to_owned()),
             _ => Ok(()),
         }
@@ -390,7 +390,7 @@ async fn lost_and_back_as_of_before(site: &Site) {
         user: UserId("ann".into()),
         expected: 0,
         state: old.state,
-        mark: old.mark,
+        activity: old.activity,
         profile_changed: true,
         list: nearshore_core::ports::store::ListEdit::First {
             doc: "{}".into(),

@@ -123,8 +123,8 @@ async fn twice(model: &str, (users, events): (usize, usize)) {
     eventually(LIMIT, || async {
         let ids = [UserId(user(0).into())];
         let peek = site.store.peek(&whole, &ids).await.expect("answered");
-        let ticket = peek[0].list.as_ref().map_or(0, |list| list.ticket);
-        (ticket > 1).then_some(()).ok_or(format!("ticket {ticket}"))
+        let claim = peek[0].list.as_ref().map_or(0, |list| list.claim);
+        (claim > 1).then_some(()).ok_or(format!("claim {claim}"))
     })
     .await;
     let again = lists(&site, &whole, users).await;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use nearshore_core::ports::log::{Delivery, Error, Log, Outgoing};
 use nearshore_core::user::record::{Partition, Position, Record, Resume, Timestamp};
-use nearshore_kafka::{Admin, Embedded, KafkaLog, NewTopic, Producer, Settings};
+use nearshore_kafka::{Admin, Embedded, KafkaLog, KafkaSettings, NewTopic, Producer};
 use nearshore_testkit::log::MemoryCluster;
 
 use crate::harness::{fresh, variable};
@@ -30,7 +30,7 @@ pub trait Rig {
 }
 
 pub struct Kafka {
-    pub settings: Settings,
+    pub settings: KafkaSettings,
     producer: Producer,
     _embedded: Option<Embedded>,
 }
@@ -38,9 +38,9 @@ pub struct Kafka {
 impl Kafka {
     /// The real broker.
     pub fn real() -> Self {
-        let settings = Settings {
+        let settings = KafkaSettings {
             session_timeout: Duration::from_secs(6),
-            ..Settings::of(variable("NEARSHORE_TEST_KAFKA"))
+            ..KafkaSettings::of(variable("NEARSHORE_TEST_KAFKA"))
         };
         Self {
             producer: Producer::new(&settings).expect("valid settings"),
@@ -407,7 +407,7 @@ async fn what_is_held_back_waits_and_nothing_waits_behind_it<R: Rig>(rig: R) {
     let mut log = rig.join_all(&fresh("g"), &[&slow, &fast]);
     let mut witness = Witness::default();
     watch(&mut log, &mut witness, |it| it.records.len() >= 100).await;
-    log.hold(&[slow.as_str().into()]);
+    log.pause(&[slow.as_str().into()]);
     quiet(&mut log, &mut witness, Duration::from_millis(500)).await;
     let held = witness.records.len();
     assert!(held < 20_000, "all of it came before it was held back");
@@ -423,7 +423,7 @@ async fn what_is_held_back_waits_and_nothing_waits_behind_it<R: Rig>(rig: R) {
         0
     );
     // It goes on where it stopped; the witness checks the order of offsets.
-    log.hold(&[]);
+    log.pause(&[]);
     rig.send(numbered(&fast, 50_300, 50_400)).await;
     watch(&mut log, &mut witness, |it| it.seen.len() >= 20_400).await;
     let all: BTreeSet<i64> = (0..20_000).chain(50_000..50_400).collect();

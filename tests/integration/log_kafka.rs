@@ -299,9 +299,9 @@ async fn lag_is_known_to_the_member_and_to_the_cluster() {
     );
     let (mut log, mut witness) = (kafka.join(&group, &topic), Witness::default());
     watch(&mut log, &mut witness, |it| it.seen.len() == 100).await;
-    let standing = log.lag().read();
-    assert_eq!(standing.len(), 2);
-    for it in &standing {
+    let status = log.lag().read();
+    assert_eq!(status.len(), 2);
+    for it in &status {
         let first = witness
             .records
             .iter()

@@ -47,7 +47,9 @@ async fn a_person_sees_in_a_browser_how_a_list_came_about() {
     let process = Process::ready(&site, "all").await;
     let list = eventually(LIMIT, || async {
         let peek = site.peek("ann").await;
-        let list = peek.list.filter(|list| list.covers.cover_all(&peek.fences));
+        let list = peek
+            .list
+            .filter(|list| list.seen.contains_all(&peek.fences));
         let document = Document::parse(&list.ok_or("none covers all")?.doc);
         let document = document.map_err(|error| error.to_string())?;
         match document.source {

@@ -260,12 +260,12 @@ async fn what_is_good_is_folded(site: &Site, process: &Process) {
     // The lane goes on as well: the list is the model's.
     eventually(LIMIT, || async {
         let peek = site.peek("good").await;
-        let list = peek.list.filter(|list| list.ticket > 0);
+        let list = peek.list.filter(|list| list.claim > 0);
         let list = list.ok_or("no list of a take")?;
-        if list.covers.cover_all(&peek.fences) {
+        if list.seen.contains_all(&peek.fences) {
             Ok(())
         } else {
-            Err(format!("covers {}, not {}", list.covers, peek.fences))
+            Err(format!("covers {}, not {}", list.seen, peek.fences))
         }
     })
     .await;

@@ -233,7 +233,7 @@ async fn staleness(site: &Site) -> Vec<(Timestamp, Duration)> {
         lists
             .entry(key)
             .or_default()
-            .push((record.time, update.covers));
+            .push((record.time, update.seen));
     }
     let mut all = Vec::new();
     for record in site.read(&site.topics.user_events).await {
@@ -242,7 +242,7 @@ async fn staleness(site: &Site) -> Vec<(Timestamp, Duration)> {
         let position: &Position = &record.position;
         let seen = lists.get(&key).into_iter().flatten();
         let first = seen
-            .filter(|(_, covers)| covers.covers(position))
+            .filter(|(_, seen)| seen.contains(position))
             .map(|(time, _)| *time)
             .min();
         let first = first.unwrap_or_else(|| panic!("{position} of {user} is in no list"));

@@ -14,7 +14,7 @@ use nearshore_core::ports::store::{Peek, Store};
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Record, Timestamp};
-use nearshore_kafka::{Admin, NewTopic, Producer, Settings, Tailed, tail};
+use nearshore_kafka::{Admin, KafkaSettings, NewTopic, Producer, Tailed, tail};
 use nearshore_redis::RedisStore;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -56,7 +56,7 @@ pub type Special<'a> = (&'a str, i32, &'a [(&'a str, &'a str)]);
 pub struct Site {
     pub ns: String,
     pub topics: Topics,
-    pub settings: Settings,
+    pub settings: KafkaSettings,
     pub producer: Producer,
     pub admin: Admin,
     pub redis: Server,
@@ -75,9 +75,9 @@ impl Site {
     pub async fn open_on(brokers: &str, special: &[Special<'_>]) -> Self {
         let turn = TURN.lock().await;
         let ns = fresh("way");
-        let settings = Settings {
+        let settings = KafkaSettings {
             session_timeout: Duration::from_secs(6),
-            ..Settings::of(brokers)
+            ..KafkaSettings::of(brokers)
         };
         let admin = Admin::new(&settings).expect("valid settings");
         let topics = named(&ns);
@@ -86,7 +86,7 @@ impl Site {
             .await
             .expect("created");
         let redis = Server::start(&[]).await;
-        let store = nearshore_redis::Settings {
+        let store = nearshore_redis::RedisSettings {
             url: redis.url(),
             ..Default::default()
         };
@@ -112,7 +112,7 @@ impl Site {
     fn configuration(&self) -> String {
         let mut text = format!(
             "namespace = \"{}\"\n[kafka]\nbrokers = \"{}\"\nsession_timeout = \"6s\"\n[redis]\nurl = \"{}\"\n\
-             [trigger]\nquiet_period = \"200ms\"\ntake_every = \"200ms\"\ntakes_per_day = 1000\n\
+             [trigger]\nquiet_period = \"200ms\"\nclaim_every = \"200ms\"\nclaims_per_day = 1000\n\
              [lanes]\nbatch_max = 4\n[fallback]\nevery = \"1s\"\nnames = 5\n\
              [[arms]]\nid = \"test\"\nepoch = 1\ntemplate = \"basket.j2\"\nmodel = \"{}\"\nnames = 3\n\
              prompt_tokens = 256\n[topics]\n",

@@ -37,7 +37,7 @@ async fn all_listed(site: &Site) {
         if held.state.is_vacant() {
             continue;
         }
-        let since = records.iter().filter(|it| it.time > held.state.life);
+        let since = records.iter().filter(|it| it.time > held.state.erased_at);
         let since: Vec<_> = since.cloned().collect();
         eventually(LIMIT, || async {
             covering(&site.peek(&user.0).await, &since)

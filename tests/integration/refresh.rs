@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use nearshore::config::Config;
-use nearshore_core::ports::store::{Publish, Published, Store, Stored, Take, Took};
+use nearshore_core::ports::store::{Claim, ClaimOutcome, Publish, Published, Store, Stored};
 use nearshore_core::shop::arms::arm_of;
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
@@ -51,14 +51,14 @@ async fn listed(site: &Site, ns: &str) {
         let user = UserId(user(nth).into());
         let users = std::slice::from_ref(&user);
         let peek = site.store.peek(ns, users).await.expect("answered");
-        let take = Take {
+        let claim = Claim {
             user: user.clone(),
             due: now(),
             expected: peek[0].ver,
         };
-        let taken = site.store.take(ns, &[take]).await.expect("answered");
-        let [Took::Taken(taken)] = &taken[..] else {
-            panic!("not taken: {taken:?}");
+        let claimed = site.store.claim(ns, &[claim]).await.expect("answered");
+        let [ClaimOutcome::Claimed(claimed)] = &claimed[..] else {
+            panic!("not taken: {claimed:?}");
         };
         let age = if nth % 3 == 0 { 10 } else { 1 };
         let at = Timestamp(now().0 - age * DAY);
@@ -70,14 +70,14 @@ async fn listed(site: &Site, ns: &str) {
         let list = Publish {
             list: Stored {
                 doc: doc.to_string(),
-                ticket: taken.ticket,
-                covers: taken.state.fences.clone(),
+                claim: claimed.claim,
+                seen: claimed.state.fences.clone(),
                 epoch: 1,
                 at,
                 audit: "{}".into(),
             },
             user,
-            life: taken.state.life,
+            erased_at: claimed.state.erased_at,
             force: false,
             only_if_absent: false,
         };

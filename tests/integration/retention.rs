@@ -52,12 +52,12 @@ async fn what_was_deleted_before_it_was_read_is_counted() {
     eventually(LIMIT, || lost(&log, 30)).await;
 
     // Members that read are not spared: the log grows from 60 to 70 and loses all, but what was fetched before.
-    log.hold(&[topic.as_str().into()]);
-    new.hold(&[topic.as_str().into()]);
+    log.pause(&[topic.as_str().into()]);
+    new.pause(&[topic.as_str().into()]);
     kafka.send(numbered(&topic, 60, 70)).await;
     delete(&kafka, &topic, 70).await;
-    log.hold(&[]);
-    new.hold(&[]);
+    log.pause(&[]);
+    new.pause(&[]);
     kafka.send(numbered(&topic, 70, 71)).await;
     let at_70 = |it: &Witness| it.own.values().any(|last| *last == Some(70));
     watch(&mut log, &mut witness, at_70).await;

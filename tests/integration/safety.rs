@@ -20,14 +20,14 @@ fn wines() -> BTreeSet<&'static str> {
     wine.map(|(name, _)| *name).collect()
 }
 
-/// The user's next list by the model: of a ticket, or one that names so many wines.
+/// The user's next list by the model: of a claim, or one that names so many wines.
 async fn wines_on_the_list(site: &Site, user: &str) -> usize {
     eventually(LIMIT, || async {
         let peek = site.peek(user).await;
         let list = peek.list.ok_or("no list")?;
         let doc = Document::parse(&list.doc).map_err(|e| e.to_string())?;
-        if doc.source != Source::Model || !list.covers.cover_all(&peek.fences) {
-            return Err(format!("{:?}, covers {}", doc.source, list.covers));
+        if doc.source != Source::Model || !list.seen.contains_all(&peek.fences) {
+            return Err(format!("{:?}, covers {}", doc.source, list.seen));
         }
         let names: BTreeSet<&str> = doc.pus.iter().map(|pu| pu.name.as_str()).collect();
         let wines = wines();

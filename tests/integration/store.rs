@@ -6,12 +6,12 @@
 use std::sync::Arc;
 
 use nearshore_core::ports::store::{
-    FoldWrite, Folded, ListEdit, Publish, Published, Store, Stored, Take, Taken, Took,
+    Claim, ClaimOutcome, Claimed, FoldWrite, Folded, ListEdit, Publish, Published, Store, Stored,
 };
 use nearshore_core::user::event::{Item, Kind, Profile, UserId};
 use nearshore_core::user::record::{Fences, Offset, Partition, Position, Timestamp};
-use nearshore_core::user::state::{Mark, Pace, Pending, Profiled, Seen, UserState};
-use nearshore_redis::{RedisStore, Settings};
+use nearshore_core::user::state::{Activity, ClaimRate, Pending, Profiled, UserState, WindowEvent};
+use nearshore_redis::{RedisSettings, RedisStore};
 use nearshore_testkit::store::MemoryStore;
 
 use crate::harness::{fresh, variable};
@@ -36,10 +36,10 @@ pub fn memory() -> MemoryStore {
     MemoryStore::default()
 }
 
-pub fn settings(url: String) -> Settings {
-    Settings {
+pub fn settings(url: String) -> RedisSettings {
+    RedisSettings {
         url,
-        ..Settings::default()
+        ..RedisSettings::default()
     }
 }
 
@@ -82,8 +82,8 @@ pub fn partition(topic: &str) -> Partition {
     }
 }
 
-pub fn seen(offset: i64, time: i64) -> Seen {
-    Seen {
+pub fn seen(offset: i64, time: i64) -> WindowEvent {
+    WindowEvent {
         time: Timestamp(time),
         position: position(offset),
         kind: Kind::Purchase,
@@ -98,7 +98,7 @@ pub fn state(n: i64) -> UserState {
     UserState {
         window: (1..=n).map(|nth| seen(nth, nth * 1000)).collect(),
         fences: (1..=n).map(position).collect(),
-        life: Timestamp(0),
+        erased_at: Timestamp(0),
         complete_since: Timestamp(0),
         profile: None,
     }
@@ -116,15 +116,15 @@ pub fn profile(offset: i64, time: i64) -> Profiled {
     }
 }
 
-/// A mark with everything in it.
-pub fn mark(offset: i64) -> Mark {
-    Mark {
+/// A activity with everything in it.
+pub fn activity(offset: i64) -> Activity {
+    Activity {
         pending: Some(Pending {
             source: Some(position(offset)),
             due: Timestamp(offset * 1000 + 30_000),
         }),
-        moved: 120,
-        pace: Pace::default(),
+        score: 120,
+        claim_rate: ClaimRate::default(),
     }
 }
 
@@ -134,7 +134,7 @@ pub fn write(user: &UserId, expected: u64, n: i64) -> FoldWrite {
         user: user.clone(),
         expected,
         state: state(n),
-        mark: mark(n),
+        activity: activity(n),
         profile_changed: false,
         list: ListEdit::Keep,
     }
@@ -146,10 +146,10 @@ pub fn erase(user: &UserId, expected: u64, at: i64) -> FoldWrite {
     FoldWrite {
         state: UserState {
             fences,
-            life: Timestamp(at),
+            erased_at: Timestamp(at),
             ..UserState::default()
         },
-        mark: Mark::default(),
+        activity: Activity::default(),
         profile_changed: true,
         ..write(user, expected, 0)
     }
@@ -163,19 +163,19 @@ pub fn first(doc: &str) -> ListEdit {
     }
 }
 
-/// A list of the model under `ticket`.
-pub fn list(user: &UserId, ticket: u64) -> Publish {
+/// A list of the model under `claim`.
+pub fn list(user: &UserId, claim: u64) -> Publish {
     Publish {
         user: user.clone(),
         list: Stored {
-            doc: format!(r#"{{"source":"model","list_id":"{ticket}"}}"#),
-            ticket,
-            covers: [position(1)].into_iter().collect(),
+            doc: format!(r#"{{"source":"model","list_id":"{claim}"}}"#),
+            claim,
+            seen: [position(1)].into_iter().collect(),
             epoch: 1,
             at: Timestamp(1000),
             audit: r#"{"seed":1}"#.into(),
         },
-        life: Timestamp(0),
+        erased_at: Timestamp(0),
         force: false,
         only_if_absent: false,
     }
@@ -186,9 +186,9 @@ pub async fn fold<S: Store>(store: &S, ns: &str, write: FoldWrite) -> Folded {
     answers.pop().expect("one answer")
 }
 
-pub async fn take<S: Store>(store: &S, ns: &str, user: &UserId, due: i64) -> Option<Taken> {
+pub async fn claim<S: Store>(store: &S, ns: &str, user: &UserId, due: i64) -> Option<Claimed> {
     let expected = peek(store, ns, user).await.ver;
-    take_at(store, ns, (user, due, expected)).await.taken()
+    take_at(store, ns, (user, due, expected)).await.claimed()
 }
 
 /// Takes as of that version.
@@ -196,13 +196,13 @@ pub async fn take_at<S: Store>(
     store: &S,
     ns: &str,
     (user, due, expected): (&UserId, i64, u64),
-) -> Took {
-    let take = Take {
+) -> ClaimOutcome {
+    let claim = Claim {
         user: user.clone(),
         due: Timestamp(due),
         expected,
     };
-    let mut answers = store.take(ns, &[take]).await.expect("take answers");
+    let mut answers = store.claim(ns, &[claim]).await.expect("take answers");
     answers.pop().expect("one answer")
 }
 

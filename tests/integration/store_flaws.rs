@@ -5,7 +5,9 @@ use nearshore_core::user::record::{Offset, Timestamp};
 use nearshore_testkit::store::{Flaws, MemoryStore};
 
 use crate::harness::fresh;
-use crate::store::{STORED, erase, fold, list, load, partition, publish, state, take, user, write};
+use crate::store::{
+    STORED, claim, erase, fold, list, load, partition, publish, state, user, write,
+};
 
 #[tokio::test]
 async fn without_a_fence_a_delta_is_added_twice() {
@@ -51,9 +53,9 @@ async fn without_a_tombstone_an_erased_user_comes_back() {
     assert_eq!(fold(&store, &ns, write(&user, 1, 4)).await, STORED(2));
     assert_eq!(fold(&store, &ns, erase(&user, 2, 5000)).await, STORED(3));
     assert_eq!(fold(&store, &ns, write(&user, 3, 4)).await, STORED(4));
-    take(&store, &ns, &user, 1).await.expect("stored");
+    claim(&store, &ns, &user, 1).await.expect("stored");
     let mut zombie = list(&user, 1);
-    zombie.life = Timestamp(77);
+    zombie.erased_at = Timestamp(77);
     assert_eq!(publish(&store, &ns, zombie).await, Published::Stored);
 }
 
@@ -64,8 +66,8 @@ async fn a_blind_publish_puts_an_old_list_over_a_new_one() {
         ..Flaws::default()
     });
     let (ns, user) = (fresh("ns"), user("u"));
-    for ticket in [2, 1] {
-        let published = publish(&store, &ns, list(&user, ticket)).await;
+    for claim in [2, 1] {
+        let published = publish(&store, &ns, list(&user, claim)).await;
         assert_eq!(published, Published::Stored);
     }
 }

@@ -1,4 +1,4 @@
-//! Promise: a list is published iff its life is the state's and list.ticket < ticket <= state.ticket;
+//! Promise: a list is published iff its erased_at is the state's and list.claim < claim <= state.claim;
 //! a first-seen user's fallback and a failed generation's never replace what is better.
 
 use nearshore_core::ports::store::{Folded, ListEdit, Published, Store};
@@ -6,7 +6,9 @@ use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
 
 use crate::harness::fresh;
-use crate::store::{STORED, doc, erase, first, fold, list, load, peek, publish, take, user, write};
+use crate::store::{
+    STORED, claim, doc, erase, first, fold, list, load, peek, publish, user, write,
+};
 
 crate::for_every_store!(
     a_published_list_is_what_is_peeked,
@@ -23,31 +25,31 @@ crate::for_every_store!(
 );
 
 /// A user of whom `takes` takes were made.
-async fn taken<S: Store>(store: &S, ns: &str, takes: u64) -> UserId {
+async fn claimed<S: Store>(store: &S, ns: &str, claims: u64) -> UserId {
     let user = user("u");
     assert_eq!(fold(store, ns, write(&user, 0, 1)).await, STORED(1));
-    for nth in 1..=takes {
-        let taken = take(store, ns, &user, 40_000).await.expect("stored");
-        assert_eq!(taken.ticket, nth);
+    for nth in 1..=claims {
+        let claimed = claim(store, ns, &user, 40_000).await.expect("stored");
+        assert_eq!(claimed.claim, nth);
     }
     user
 }
 
 async fn a_published_list_is_what_is_peeked<S: Store>(store: S) {
     let ns = fresh("ns");
-    let user = taken(&store, &ns, 1).await;
+    let user = claimed(&store, &ns, 1).await;
     assert_eq!(peek(&store, &ns, &user).await.list, None);
     let list = list(&user, 1);
     assert_eq!(publish(&store, &ns, list.clone()).await, Published::Stored);
     let peek = peek(&store, &ns, &user).await;
     assert_eq!(peek.list, Some(list.list));
     assert_eq!(peek.fences, load(&store, &ns, &user).await.state.fences);
-    assert_eq!((peek.ticket, peek.pending), (1, None));
+    assert_eq!((peek.claim, peek.pending), (1, None));
 }
 
 async fn a_list_that_is_sent_twice_is_stored_once<S: Store>(store: S) {
     let ns = fresh("ns");
-    let user = taken(&store, &ns, 1).await;
+    let user = claimed(&store, &ns, 1).await;
     assert_eq!(
         publish(&store, &ns, list(&user, 1)).await,
         Published::Stored
@@ -60,7 +62,7 @@ async fn a_list_that_is_sent_twice_is_stored_once<S: Store>(store: S) {
 
 async fn a_late_list_of_an_older_ticket_is_refused<S: Store>(store: S) {
     let ns = fresh("ns");
-    let user = taken(&store, &ns, 2).await;
+    let user = claimed(&store, &ns, 2).await;
     assert_eq!(
         publish(&store, &ns, list(&user, 2)).await,
         Published::Stored
@@ -75,7 +77,7 @@ async fn a_late_list_of_an_older_ticket_is_refused<S: Store>(store: S) {
 
 async fn a_list_whose_take_was_lost_is_refused<S: Store>(store: S) {
     let ns = fresh("ns");
-    let user = taken(&store, &ns, 1).await;
+    let user = claimed(&store, &ns, 1).await;
     assert_eq!(
         publish(&store, &ns, list(&user, 2)).await,
         Published::NoState
@@ -91,7 +93,7 @@ async fn a_list_whose_take_was_lost_is_refused<S: Store>(store: S) {
 
 async fn a_list_of_another_life_is_refused<S: Store>(store: S) {
     let ns = fresh("ns");
-    let user = taken(&store, &ns, 1).await;
+    let user = claimed(&store, &ns, 1).await;
     assert_eq!(fold(&store, &ns, erase(&user, 2, 5000)).await, STORED(3));
     // A zombie's list, made from what was erased meanwhile.
     assert_eq!(
@@ -99,18 +101,18 @@ async fn a_list_of_another_life_is_refused<S: Store>(store: S) {
         Published::Erased
     );
     let mut future = list(&user, 1);
-    future.life = Timestamp(9000);
+    future.erased_at = Timestamp(9000);
     assert_eq!(publish(&store, &ns, future).await, Published::Erased);
     assert_eq!(doc(&store, &ns, &user).await, None);
-    take(&store, &ns, &user, 50_000).await.expect("stored");
+    claim(&store, &ns, &user, 50_000).await.expect("stored");
     let mut after = list(&user, 2);
-    after.life = Timestamp(5000);
+    after.erased_at = Timestamp(5000);
     assert_eq!(publish(&store, &ns, after).await, Published::Stored);
 }
 
 async fn a_list_of_before_another_namespaces_erase_is_refused<S: Store>(store: S) {
     let (ns, other) = (fresh("ns"), fresh("ns"));
-    let user = taken(&store, &ns, 2).await;
+    let user = claimed(&store, &ns, 2).await;
     assert_eq!(
         publish(&store, &ns, list(&user, 1)).await,
         Published::Stored
@@ -124,16 +126,16 @@ async fn a_list_of_before_another_namespaces_erase_is_refused<S: Store>(store: S
 
     // A take of after the erase knows of it, though this namespace has not folded it yet; the list
     // of before is none then, not even for who only fills a gap.
-    let taken = take(&store, &ns, &user, 50_000).await.expect("stored");
-    let mut after = list(&user, taken.ticket);
-    after.life = taken.state.life;
+    let claimed = claim(&store, &ns, &user, 50_000).await.expect("stored");
+    let mut after = list(&user, claimed.claim);
+    after.erased_at = claimed.state.erased_at;
     after.only_if_absent = true;
     assert_eq!(publish(&store, &ns, after).await, Published::Stored);
 }
 
 async fn a_lower_epoch_is_refused_unless_forced<S: Store>(store: S) {
     let ns = fresh("ns");
-    let user = taken(&store, &ns, 3).await;
+    let user = claimed(&store, &ns, 3).await;
     let mut newer = list(&user, 1);
     newer.list.epoch = 5;
     assert_eq!(publish(&store, &ns, newer).await, Published::Stored);
@@ -149,10 +151,10 @@ async fn a_lower_epoch_is_refused_unless_forced<S: Store>(store: S) {
 
 async fn a_failed_generation_keeps_the_models_list<S: Store>(store: S) {
     let ns = fresh("ns");
-    let user = taken(&store, &ns, 4).await;
-    let fallback = |ticket| {
-        let mut list = list(&user, ticket);
-        list.list.doc = format!(r#"{{"source":"fallback","list_id":"{ticket}"}}"#);
+    let user = claimed(&store, &ns, 4).await;
+    let fallback = |claim| {
+        let mut list = list(&user, claim);
+        list.list.doc = format!(r#"{{"source":"fallback","list_id":"{claim}"}}"#);
         list.only_if_absent = true;
         list
     };
@@ -165,7 +167,7 @@ async fn a_failed_generation_keeps_the_models_list<S: Store>(store: S) {
     assert_eq!(publish(&store, &ns, fallback(4)).await, Published::Kept);
     let kept = peek(&store, &ns, &user).await.list;
     assert_eq!(kept, Some(list(&user, 3).list));
-    // The take that failed has no list: the next one that works is published under a later ticket.
+    // The take that failed has no list: the next one that works is published under a later claim.
     assert_eq!(
         publish(&store, &ns, list(&user, 4)).await,
         Published::Stored
@@ -179,14 +181,14 @@ async fn a_first_fallback_comes_only_where_there_is_none<S: Store>(store: S) {
     new.list = first("first");
     assert_eq!(fold(&store, &ns, new).await, STORED(1));
     let found = peek(&store, &ns, &user).await.list.expect("written");
-    assert_eq!((found.doc.as_str(), found.ticket), ("first", 0));
+    assert_eq!((found.doc.as_str(), found.claim), ("first", 0));
     assert_eq!((found.at, found.epoch), (Timestamp(7), 0));
-    assert!(found.covers.is_empty());
+    assert!(found.seen.is_empty());
     let mut again = write(&user, 1, 2);
     again.list = first("second");
     assert_eq!(fold(&store, &ns, again).await, STORED(2));
     assert_eq!(doc(&store, &ns, &user).await.as_deref(), Some("first"));
-    take(&store, &ns, &user, 40_000).await.expect("stored");
+    claim(&store, &ns, &user, 40_000).await.expect("stored");
     assert_eq!(
         publish(&store, &ns, list(&user, 1)).await,
         Published::Stored
@@ -195,11 +197,11 @@ async fn a_first_fallback_comes_only_where_there_is_none<S: Store>(store: S) {
 
 async fn a_strip_is_refused_once_the_list_is_another<S: Store>(store: S) {
     let ns = fresh("ns");
-    let user = taken(&store, &ns, 2).await;
-    let strip = |ticket, expected| {
+    let user = claimed(&store, &ns, 2).await;
+    let strip = |claim, expected| {
         let mut write = write(&user, expected, 2);
         write.list = ListEdit::Strip {
-            ticket,
+            claim,
             doc: "stripped".into(),
         };
         write
@@ -224,7 +226,7 @@ async fn a_strip_is_refused_once_the_list_is_another<S: Store>(store: S) {
     assert_eq!(doc(&store, &ns, &user).await.as_deref(), Some("stripped"));
     // With an erase in the same step there is nothing left to strip.
     let mut erased = strip(2, 4);
-    erased.state.life = Timestamp(9000);
+    erased.state.erased_at = Timestamp(9000);
     erased.state.window.clear();
     assert_eq!(fold(&store, &ns, erased).await, STORED(5));
     assert_eq!(doc(&store, &ns, &user).await, None);
@@ -232,14 +234,14 @@ async fn a_strip_is_refused_once_the_list_is_another<S: Store>(store: S) {
 
 async fn a_strip_keeps_ticket_and_covers<S: Store>(store: S) {
     let ns = fresh("ns");
-    let user = taken(&store, &ns, 1).await;
+    let user = claimed(&store, &ns, 1).await;
     assert_eq!(
         publish(&store, &ns, list(&user, 1)).await,
         Published::Stored
     );
     let mut write = write(&user, 2, 2);
     write.list = ListEdit::Strip {
-        ticket: 1,
+        claim: 1,
         doc: "stripped".into(),
     };
     assert_eq!(fold(&store, &ns, write).await, STORED(3));

@@ -13,8 +13,8 @@ use redis::{AsyncCommands, FromRedisValue};
 
 use crate::harness::{fresh, variable};
 use crate::store::{
-    STORED, cluster, doc, erase, first, fold, list, load, mark, partition, profile, publish,
-    settings, single, single_url, state, take, topic, user, write,
+    STORED, activity, claim, cluster, doc, erase, first, fold, list, load, partition, profile,
+    publish, settings, single, single_url, state, topic, user, write,
 };
 
 async fn raw(url: &str) -> MultiplexedConnection {
@@ -50,20 +50,28 @@ async fn a_client_finds_a_users_keys_by_name_type_and_lifetime() {
     assert_eq!(doc, r#"{"source":"fallback"}"#);
     let ttl = ask(&mut redis, &["PTTL", &recall]).await;
     assert!(within(ttl, 30), "a first fallback: {ttl}");
-    take(&store, &ns, &user, 40_000).await.expect("stored");
+    claim(&store, &ns, &user, 40_000).await.expect("stored");
     publish(&store, &ns, list(&user, 1)).await;
     let mut fields: Vec<String> = ask(&mut redis, &["HKEYS", &recall]).await;
     fields.sort();
     assert_eq!(
         fields,
-        ["at", "audit", "covers", "doc", "epoch", "life", "ticket"]
+        ["at", "audit", "seen", "doc", "epoch", "erased_at", "claim"]
     );
-    let covers: String = ask(&mut redis, &["HGET", &recall, "covers"]).await;
-    assert_eq!(covers, "0/user-events/3:1");
+    let seen: String = ask(&mut redis, &["HGET", &recall, "seen"]).await;
+    assert_eq!(seen, "0/user-events/3:1");
 
     let mut fields: Vec<String> = ask(&mut redis, &["HKEYS", &key("state")]).await;
     fields.sort();
-    let expected = ["blob", "life", "moved", "pace", "pending", "ticket", "ver"];
+    let expected = [
+        "blob",
+        "erased_at",
+        "activity",
+        "claim_rate",
+        "pending",
+        "claim",
+        "ver",
+    ];
     assert_eq!(fields, expected);
     let kind: String = ask(&mut redis, &["TYPE", &key("profile")]).await;
     assert_eq!(kind, "string");
@@ -93,13 +101,13 @@ async fn every_write_prolongs_the_states_life_and_a_list_never_outlives_it() {
     let mut redis = raw(&single_url()).await;
     let key = |what: &str| format!("{ns}:{{{user}}}:{what}");
     assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(1));
-    take(&store, &ns, &user, 1).await.expect("stored");
+    claim(&store, &ns, &user, 1).await.expect("stored");
     for step in 0..3 {
         let _: i64 = ask(&mut redis, &["PEXPIRE", &key("state"), "5000"]).await;
         match step {
             0 => assert_eq!(fold(&store, &ns, write(&user, 2, 2)).await, STORED(3)),
             1 => drop(publish(&store, &ns, list(&user, 1)).await),
-            _ => drop(take(&store, &ns, &user, 1).await),
+            _ => drop(claim(&store, &ns, &user, 1).await),
         }
         let ttl: i64 = ask(&mut redis, &["PTTL", &key("state")]).await;
         assert!((900_000..=1_000_000).contains(&ttl), "step {step}: {ttl}");
@@ -210,7 +218,7 @@ async fn a_kept_list_is_marked_stale_until_the_next_one() {
     let (store, ns, user) = (single(), fresh("ns"), user("u"));
     assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(1));
     for _ in 0..3 {
-        take(&store, &ns, &user, 1).await.expect("stored");
+        claim(&store, &ns, &user, 1).await.expect("stored");
     }
     publish(&store, &ns, list(&user, 1)).await;
     let mut failed = list(&user, 2);
@@ -235,7 +243,7 @@ async fn a_state_of_a_newer_version_stops_its_reader_and_is_left_alone() {
     let newer: &[u8] = &[250, 1, 2, 3];
     let _: () = redis.hset(&key, "blob", newer).await.expect("written");
     let users = [user.clone()];
-    let take = nearshore_core::ports::store::Take {
+    let claim = nearshore_core::ports::store::Claim {
         user,
         due: Timestamp(1),
         expected: 1,
@@ -243,7 +251,11 @@ async fn a_state_of_a_newer_version_stops_its_reader_and_is_left_alone() {
     for error in [
         store.load(&ns, &users).await.map(drop).expect_err("newer"),
         store.peek(&ns, &users).await.map(drop).expect_err("newer"),
-        store.take(&ns, &[take]).await.map(drop).expect_err("newer"),
+        store
+            .claim(&ns, &[claim])
+            .await
+            .map(drop)
+            .expect_err("newer"),
     ] {
         assert_eq!(error.remedy(), Remedy::Stop);
         let said = error.to_string();
@@ -288,7 +300,7 @@ async fn forget_scripts(store: RedisStore, urls: Vec<String>) {
     assert!(answers.iter().all(|answer| *answer == STORED(1)));
     assert_eq!(fold(&store, &ns, write(&user, 0, 3)).await, Folded::Stale);
     assert_eq!(load(&store, &ns, &users[9]).await.state, state(2));
-    assert_eq!(load(&store, &ns, &users[9]).await.mark, mark(2));
+    assert_eq!(load(&store, &ns, &users[9]).await.activity, activity(2));
     assert_eq!(doc(&store, &ns, &user).await, None);
 }
 

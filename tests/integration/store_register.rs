@@ -97,9 +97,9 @@ async fn the_signal_that_live_is_behind_passes_by_itself() {
 async fn a_pace_is_each_arms_own<S: Store>(store: S) {
     let (one, two) = (fresh("arm"), fresh("arm"));
     for (arm, note) in [(&one, "0.5"), (&two, "2"), (&one, "0.25")] {
-        store.note_pace(arm, note).await.expect("noted");
+        store.note_cost(arm, note).await.expect("noted");
     }
-    let all = store.paces().await.expect("answered");
+    let all = store.costs().await.expect("answered");
     assert_eq!(all.get(&one).map(String::as_str), Some("0.25"));
     assert_eq!(all.get(&two).map(String::as_str), Some("2"));
 }
@@ -130,8 +130,12 @@ async fn deleting_takes_the_plan_and_the_counts_and_leaves_tombstones<S: Store>(
     let versions = store.count_versions(&ns).await.expect("answered");
     assert!(versions.is_empty(), "{versions:?}");
     assert_eq!(load(&store, &ns, &user).await.ver, 0);
-    let life = load(&store, &ns, &gone).await.state.life;
-    assert_eq!(life, Timestamp(700), "erased in every namespace, for good");
+    let erased_at = load(&store, &ns, &gone).await.state.erased_at;
+    assert_eq!(
+        erased_at,
+        Timestamp(700),
+        "erased in every namespace, for good"
+    );
     // The register is the caller's to clear: first of all, so that no worker fills it anew.
     let left = store.namespaces().await.expect("answered");
     assert!(left.contains_key(&ns));

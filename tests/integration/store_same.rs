@@ -1,11 +1,11 @@
 //! Promise: the memory double answers what Redis answers, whatever is asked in whatever order.
 
 use nearshore_core::ports::store::{
-    Block, Cell, Delta, FoldWrite, ListEdit, Publish, Shelf, StockOp, Store, Stored, Take,
+    Block, Cell, Claim, Delta, FoldWrite, ListEdit, Publish, Shelf, StockOp, Store, Stored,
 };
 use nearshore_core::user::event::{Kind, UserId};
 use nearshore_core::user::record::{Offset, Partition, Timestamp};
-use nearshore_core::user::state::{Held, Mark, Pending};
+use nearshore_core::user::state::{Activity, Held, Pending};
 use nearshore_redis::RedisStore;
 use nearshore_testkit::store::MemoryStore;
 use rand::{Rng, SeedableRng};
@@ -79,12 +79,12 @@ impl Pair {
                 let users = [user.clone()];
                 let now = same!(self, peek(&ns, &users))[0].ver;
                 let expected = now.saturating_sub(u64::from(self.chance(20)));
-                let takes = [Take {
+                let claims = [Claim {
                     user,
                     due,
                     expected,
                 }];
-                same!(self, take(&ns, &takes));
+                same!(self, claim(&ns, &claims));
             }
             55..75 => self.publish(&ns, user).await,
             75..85 => self.add(&ns).await,
@@ -101,11 +101,11 @@ impl Pair {
     async fn fold(&mut self, ns: &str, user: UserId) {
         let held = self.held(ns, &user).await;
         let listed = same!(self, peek(ns, std::slice::from_ref(&user)));
-        let ticket = listed[0].list.as_ref().map_or(0, |list| list.ticket);
+        let claim = listed[0].list.as_ref().map_or(0, |list| list.claim);
         let mut state = held.state;
         let time = self.time();
         self.offset += 1;
-        if time > state.life {
+        if time > state.erased_at {
             state.window.push(seen(self.offset, time.0));
             state
                 .window
@@ -114,13 +114,13 @@ impl Pair {
         state.fences.raise(&position(self.offset));
         let mut profile_changed = false;
         match self.random.random_range(0..10) {
-            0 if time > state.life => {
-                state.life = time;
+            0 if time > state.erased_at => {
+                state.erased_at = time;
                 state.window.retain(|seen| seen.time > time);
                 profile_changed = state.profile.take_if(|p| p.time <= time).is_some();
             }
-            1 => state.life = Timestamp(state.life.0 / 2),
-            2..4 if time > state.life => {
+            1 => state.erased_at = Timestamp(state.erased_at.0 / 2),
+            2..4 if time > state.erased_at => {
                 state.profile = Some(profile(self.offset, time.0));
                 profile_changed = true;
             }
@@ -131,24 +131,24 @@ impl Pair {
             user,
             expected: held.ver + u64::from(wrong),
             state,
-            mark: self.mark(held.mark),
+            activity: self.activity(held.activity),
             profile_changed,
-            list: self.edit(ticket),
+            list: self.edit(claim),
         }];
         same!(self, fold(ns, &writes));
     }
 
-    fn mark(&mut self, before: Mark) -> Mark {
+    fn activity(&mut self, before: Activity) -> Activity {
         let source = self.chance(50).then(|| position(self.offset));
         let due = self.time();
-        Mark {
+        Activity {
             pending: self.chance(50).then_some(Pending { source, due }),
-            moved: self.random.random_range(0..500),
-            pace: before.pace,
+            score: self.random.random_range(0..500),
+            claim_rate: before.claim_rate,
         }
     }
 
-    fn edit(&mut self, ticket: u64) -> ListEdit {
+    fn edit(&mut self, claim: u64) -> ListEdit {
         match self.random.random_range(0..4) {
             0 => ListEdit::First {
                 doc: r#"{"source":"fallback"}"#.into(),
@@ -156,7 +156,7 @@ impl Pair {
                 at: self.time(),
             },
             1 => ListEdit::Strip {
-                ticket: ticket + u64::from(self.chance(30)),
+                claim: claim + u64::from(self.chance(30)),
                 doc: r#"{"source":"model","stripped":true}"#.into(),
             },
             _ => ListEdit::Keep,
@@ -170,16 +170,16 @@ impl Pair {
         let lists = [Publish {
             list: Stored {
                 doc: format!(r#"{{"source":"{source}"}}"#),
-                ticket: (held.ticket + 1).saturating_sub(self.random.random_range(0..4)),
-                covers: held.state.fences,
+                claim: (held.claim + 1).saturating_sub(self.random.random_range(0..4)),
+                seen: held.state.fences,
                 epoch: self.random.random_range(1..4),
                 at: self.time(),
                 audit: "{}".into(),
             },
-            life: if another {
+            erased_at: if another {
                 self.time()
             } else {
-                held.state.life
+                held.state.erased_at
             },
             force: self.chance(30),
             only_if_absent: self.chance(30),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{
-    self, Added, Block, Cell, Delta, Error, Lineage, Remedy, StockOp, Store, Take,
+    self, Added, Block, Cell, Claim, Delta, Error, Lineage, Remedy, StockOp, Store,
 };
 use nearshore_core::user::event::Kind;
 use nearshore_core::user::record::{Offset, Partition, Resume, Timestamp};
@@ -58,7 +58,7 @@ async fn a_write_for_another_lineage_changes_nothing<S: Store>(store: S) {
     assert_eq!(add(&ours, &ns, one(3)).await, Added::Stored);
     let theirs = store.under(&Lineage("0123456789".into()));
     let user = user("u");
-    let take = Take {
+    let claim = Claim {
         user: user.clone(),
         due: Timestamp(1),
         expected: 0,
@@ -73,7 +73,7 @@ async fn a_write_for_another_lineage_changes_nothing<S: Store>(store: S) {
     let refused = [
         theirs.add(&ns, &[one(4)]).await.map(drop),
         theirs.fold(&ns, &[write(&user, 0, 1)]).await.map(drop),
-        theirs.take(&ns, &[take]).await.map(drop),
+        theirs.claim(&ns, &[claim]).await.map(drop),
         theirs.publish(&ns, &[list(&user, 1)]).await.map(drop),
         theirs.stock(std::slice::from_ref(&out)).await,
         theirs.checkpoint(&reader, &[(p.clone(), Resume(9))]).await,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use nearshore_core::ports::store::{FoldWrite, Publish, Store, Take};
+use nearshore_core::ports::store::{Claim, FoldWrite, Publish, Store};
 use nearshore_core::user::event::UserId;
 
 use crate::harness::fresh;
@@ -36,15 +36,15 @@ async fn measure<S: Store>(name: &str, store: S) {
             store.load(&ns, part).await.expect("load answers");
         }
         report("load", start);
-        let takes = users.iter().map(|user| Take {
+        let claims = users.iter().map(|user| Claim {
             user: user.clone(),
             due: nearshore_core::user::record::Timestamp(1),
             expected: 1,
         });
-        let takes: Vec<Take> = takes.collect();
+        let claims: Vec<Claim> = claims.collect();
         let start = Instant::now();
-        for part in takes.chunks(batch) {
-            store.take(&ns, part).await.expect("take answers");
+        for part in claims.chunks(batch) {
+            store.claim(&ns, part).await.expect("take answers");
         }
         report("take", start);
         let lists: Vec<Publish> = users
@@ -52,7 +52,7 @@ async fn measure<S: Store>(name: &str, store: S) {
             .map(|user| {
                 let mut list = list(user, 1);
                 list.list.doc = format!(r#"{{"source":"model","pad":"{}"}}"#, "x".repeat(2000));
-                list.list.covers = (1..9).map(position).collect();
+                list.list.seen = (1..9).map(position).collect();
                 list
             })
             .collect();

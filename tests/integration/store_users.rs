@@ -4,12 +4,12 @@
 use nearshore_core::ports::store::{Error, FoldWrite, Folded, Store};
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
-use nearshore_core::user::state::{Held, Mark, Pace};
+use nearshore_core::user::state::{Activity, ClaimRate, Held};
 
 use crate::harness::fresh;
 use crate::store::{
-    STORED, doc, erase, first, fold, list, load, mark, peek, profile, publish, state, take, user,
-    write,
+    STORED, activity, claim, doc, erase, first, fold, list, load, peek, profile, publish, state,
+    user, write,
 };
 
 crate::for_every_store!(
@@ -41,16 +41,16 @@ async fn what_is_written_is_what_is_loaded<S: Store>(store: S) {
     let mut write = write(&user, 0, 3);
     write.state.profile = Some(profile(1, 500));
     write.profile_changed = true;
-    write.mark.pace = Pace {
+    write.activity.claim_rate = ClaimRate {
         last: Timestamp(5),
         day: 0,
-        takes: 2,
+        claims: 2,
     };
     assert_eq!(fold(&store, &ns, write.clone()).await, STORED(1));
     let held = load(&store, &ns, &user).await;
     assert_eq!(held.state, write.state);
-    assert_eq!(held.mark, write.mark);
-    assert_eq!((held.ver, held.ticket), (1, 0));
+    assert_eq!(held.activity, write.activity);
+    assert_eq!((held.ver, held.claim), (1, 0));
 }
 
 async fn a_fold_that_is_sent_twice_is_stored_once<S: Store>(store: S) {
@@ -111,14 +111,14 @@ async fn a_profile_is_kept_unless_it_changed<S: Store>(store: S) {
     assert_eq!(load(&store, &ns, &user).await.state.profile, None);
 }
 
-/// A user with events, a profile and a list of the model, at version 2 and ticket 1.
+/// A user with events, a profile and a list of the model, at version 2 and claim 1.
 async fn settle<S: Store>(store: &S, ns: &str, user: &UserId) {
     let mut with = write(user, 0, 3);
     with.state.profile = Some(profile(1, 500));
     with.profile_changed = true;
     assert_eq!(fold(store, ns, with).await, STORED(1));
-    let taken = take(store, ns, user, 40_000).await.expect("stored");
-    assert_eq!(taken.ticket, 1);
+    let claimed = claim(store, ns, user, 40_000).await.expect("stored");
+    assert_eq!(claimed.claim, 1);
     publish(store, ns, list(user, 1)).await;
     assert!(doc(store, ns, user).await.is_some());
 }
@@ -128,7 +128,7 @@ async fn an_erase_takes_list_and_profile_and_stays_in_force<S: Store>(store: S) 
     settle(&store, &ns, &user).await;
     assert_eq!(fold(&store, &ns, erase(&user, 2, 5000)).await, STORED(3));
     let held = load(&store, &ns, &user).await;
-    assert_eq!(held.state.life, Timestamp(5000));
+    assert_eq!(held.state.erased_at, Timestamp(5000));
     assert_eq!((held.state.profile, held.state.window), (None, Vec::new()));
     assert_eq!(doc(&store, &ns, &user).await, None);
     // Who holds the right version but a state of before the erase is refused, too.
@@ -144,7 +144,7 @@ async fn an_erase_that_is_sent_twice_is_stored_once<S: Store>(store: S) {
     settle(&store, &ns, &user).await;
     assert_eq!(fold(&store, &ns, erase(&user, 2, 5000)).await, STORED(3));
     let mut back = write(&user, 3, 0);
-    back.state.life = Timestamp(5000);
+    back.state.erased_at = Timestamp(5000);
     back.list = first("again");
     assert_eq!(fold(&store, &ns, back).await, STORED(4));
     assert_eq!(
@@ -165,7 +165,7 @@ async fn an_erase_in_one_namespace_refuses_older_writes_in_another<S: Store>(sto
     };
     assert_eq!(fold(&store, &old, write(&user, 2, 4)).await, refused);
     let held = load(&store, &old, &user).await;
-    assert_eq!((held.ver, held.state.life), (2, Timestamp(2500)));
+    assert_eq!((held.ver, held.state.erased_at), (2, Timestamp(2500)));
     assert_eq!(held.state.profile, None);
     assert_eq!(held.state.window, state(3).window[2..]);
     assert_eq!(held.state.fences, state(3).fences, "fences stay");
@@ -174,7 +174,7 @@ async fn an_erase_in_one_namespace_refuses_older_writes_in_another<S: Store>(sto
     // As `load` gave it, it may be written; the old namespace's list and profile go with it.
     let mut write = write(&user, 2, 4);
     write.state.window = state(4).window[2..].to_vec();
-    write.state.life = Timestamp(2500);
+    write.state.erased_at = Timestamp(2500);
     assert_eq!(fold(&store, &old, write).await, STORED(3));
     let held = load(&store, &old, &user).await;
     assert_eq!((held.state.window.len(), held.state.profile), (2, None));
@@ -185,7 +185,7 @@ async fn what_is_later_than_the_erase_stays<S: Store>(store: S) {
     let (ns, user) = (fresh("ns"), user("u"));
     let mut write = write(&user, 0, 4);
     write.state.window.drain(..2);
-    write.state.life = Timestamp(2000);
+    write.state.erased_at = Timestamp(2000);
     write.state.profile = Some(profile(2, 2001));
     write.profile_changed = true;
     write.list = first("fallback");
@@ -197,10 +197,10 @@ async fn what_is_later_than_the_erase_stays<S: Store>(store: S) {
 
 async fn a_profile_without_a_state_is_still_loaded_and_erased<S: Store>(store: S) {
     let (ns, other, user) = (fresh("ns"), fresh("ns"), user("u"));
-    // An erase of a user whom this namespace never saw: life alone is known.
+    // An erase of a user whom this namespace never saw: erased_at alone is known.
     assert_eq!(fold(&store, &other, erase(&user, 0, 700)).await, STORED(1));
     let held = load(&store, &ns, &user).await;
-    assert_eq!((held.ver, held.state.life), (0, Timestamp(700)));
+    assert_eq!((held.ver, held.state.erased_at), (0, Timestamp(700)));
     let refused = Folded::Erased { at: Timestamp(700) };
     assert_eq!(fold(&store, &ns, write(&user, 0, 0)).await, refused);
     let known = FoldWrite {
@@ -216,24 +216,24 @@ async fn a_take_clears_the_mark_and_makes_cached_copies_stale<S: Store>(store: S
     with.state.profile = Some(profile(1, 500));
     with.profile_changed = true;
     assert_eq!(fold(&store, &ns, with.clone()).await, STORED(1));
-    let taken = take(&store, &ns, &user, 32_000).await.expect("stored");
-    assert_eq!(taken.state, with.state);
-    assert_eq!((taken.ticket, taken.pending), (1, mark(2).pending));
+    let claimed = claim(&store, &ns, &user, 32_000).await.expect("stored");
+    assert_eq!(claimed.state, with.state);
+    assert_eq!((claimed.claim, claimed.pending), (1, activity(2).pending));
 
     let held = load(&store, &ns, &user).await;
-    assert_eq!((held.ver, held.ticket), (2, 1));
-    assert_eq!((held.mark.pending, held.mark.moved), (None, 0));
+    assert_eq!((held.ver, held.claim), (2, 1));
+    assert_eq!((held.activity.pending, held.activity.score), (None, 0));
     assert_eq!(fold(&store, &ns, write(&user, 1, 3)).await, Folded::Stale);
     assert_eq!(fold(&store, &ns, write(&user, 2, 3)).await, STORED(3));
-    // A fold does not touch the ticket, and a second take finds what came in between.
-    let taken = take(&store, &ns, &user, 33_000).await.expect("stored");
-    assert_eq!((taken.ticket, taken.state.window.len()), (2, 3));
-    assert_eq!(peek(&store, &ns, &user).await.ticket, 2);
+    // A fold does not touch the claim, and a second take finds what came in between.
+    let claimed = claim(&store, &ns, &user, 33_000).await.expect("stored");
+    assert_eq!((claimed.claim, claimed.state.window.len()), (2, 3));
+    assert_eq!(peek(&store, &ns, &user).await.claim, 2);
 }
 
 async fn a_take_of_an_unknown_user_is_none<S: Store>(store: S) {
     let (ns, user) = (fresh("ns"), user("u"));
-    assert_eq!(take(&store, &ns, &user, 1).await, None);
+    assert_eq!(claim(&store, &ns, &user, 1).await, None);
     assert_eq!(load(&store, &ns, &user).await, Held::default());
 }
 
@@ -243,24 +243,24 @@ async fn takes_are_counted_by_the_day_of_their_request<S: Store>(store: S) {
     assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(1));
     let base = 20_000 * DAY;
     let mut last = 0;
-    for (due, day, takes) in [
+    for (due, day, claims) in [
         (base + 5, 20_000, 1),
         (base + DAY - 1, 20_000, 2),
         (base + DAY, 20_001, 1),
         // An older request, e.g. a sweep's, counts on the day of the latest.
         (base + 7, 20_001, 2),
     ] {
-        take(&store, &ns, &user, due).await.expect("stored");
+        claim(&store, &ns, &user, due).await.expect("stored");
         last = due.max(last);
-        let expected = Mark {
-            pace: Pace {
+        let expected = Activity {
+            claim_rate: ClaimRate {
                 last: Timestamp(last),
                 day,
-                takes,
+                claims,
             },
-            ..Mark::default()
+            ..Activity::default()
         };
-        assert_eq!(load(&store, &ns, &user).await.mark, expected);
+        assert_eq!(load(&store, &ns, &user).await.activity, expected);
     }
 }
 
@@ -268,10 +268,10 @@ async fn a_take_sees_the_erase_of_another_namespace<S: Store>(store: S) {
     let (ns, other, user) = (fresh("ns"), fresh("ns"), user("u"));
     settle(&store, &ns, &user).await;
     assert_eq!(fold(&store, &other, erase(&user, 0, 2500)).await, STORED(1));
-    let taken = take(&store, &ns, &user, 50_000).await.expect("stored");
-    assert_eq!(taken.state.life, Timestamp(2500));
-    assert_eq!(taken.state.window, state(3).window[2..]);
-    assert_eq!(taken.state.profile, None);
+    let claimed = claim(&store, &ns, &user, 50_000).await.expect("stored");
+    assert_eq!(claimed.state.erased_at, Timestamp(2500));
+    assert_eq!(claimed.state.window, state(3).window[2..]);
+    assert_eq!(claimed.state.profile, None);
 }
 
 async fn ids_with_braces_percents_and_spaces_are_users_of_their_own<S: Store>(store: S) {

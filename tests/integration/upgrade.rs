@@ -40,10 +40,10 @@ async fn served(site: &Site) {
         for (user, peek) in users.iter().zip(peeks.map_err(|error| error.to_string())?) {
             let list = peek.list.ok_or(format!("{user}: no list"))?;
             let doc = Document::parse(&list.doc).map_err(|error| error.to_string())?;
-            if doc.source != Source::Model || !list.covers.cover_all(&peek.fences) {
+            if doc.source != Source::Model || !list.seen.contains_all(&peek.fences) {
                 return Err(format!(
                     "{user}: {:?} covers {} of {}",
-                    doc.source, list.covers, peek.fences
+                    doc.source, list.seen, peek.fences
                 ));
             }
         }
@@ -53,7 +53,7 @@ async fn served(site: &Site) {
 }
 
 /// A request as the version before writes it.
-const REQUEST: &str = r#"{"v":1,"ns":"main","user":"u1","reason":"moved","source":"0/user-events/1:42","time":1700000000000,"due":1700000030000,"lane":"live"}"#;
+const REQUEST: &str = r#"{"v":1,"ns":"main","user":"u1","reason":"activity","source":"0/user-events/1:42","time":1700000000000,"due":1700000030000,"lane":"live"}"#;
 
 /// A list as the version before writes it.
 const LIST: &str = r#"{"schema":1,"list_id":"00f1","user":"u1","arm":"test","source":"model","at":1700000000000,"segment":"default","names":["BAGELS"],"scores":[-1.5],"skus":[["sku-08"]]}"#;

@@ -43,8 +43,8 @@ pub fn covering(peek: &Peek, records: &[Accepted]) -> Result<Document, String> {
     let document = Document::parse(&list.doc).map_err(|error| error.to_string())?;
     let all: Fences = records.iter().map(|it| it.position.clone()).collect();
     match document.source {
-        Source::Model if list.covers.cover_all(&all) => Ok(document),
-        Source::Model => Err(format!("covers {}, not {all}", list.covers)),
+        Source::Model if list.seen.contains_all(&all) => Ok(document),
+        Source::Model => Err(format!("covers {}, not {all}", list.seen)),
         Source::Fallback => Err(format!("a fallback: {:?}", document.reason)),
     }
 }
@@ -173,7 +173,7 @@ async fn an_erased_user_is_gone_and_may_come_back(site: &Site, user: &str) {
     eventually(LIMIT, || async {
         let held = site.store.load(&site.ns, &id).await;
         let held = held.map_err(|error| error.to_string())?.remove(0);
-        let gone = held.state.is_vacant() && held.state.life.0 > 0;
+        let gone = held.state.is_vacant() && held.state.erased_at.0 > 0;
         match (gone, site.peek(user).await.list) {
             (true, None) => Ok(()),
             (gone, list) => Err(format!("vacant {gone}, list {list:?}")),

@@ -8,7 +8,7 @@ use std::path::Path;
 fn named(page: &str) -> Vec<(String, Option<String>)> {
     let spans = page.split('`').skip(1).step_by(2);
     let ours = |span: &&str| {
-        ["src/", "tests/", "scripts/", "docs/"]
+        ["src/", "crates/", "tests/", "scripts/", "docs/"]
             .iter()
             .any(|folder| span.starts_with(folder))
     };

@@ -73,9 +73,9 @@ pub(crate) fn header(source: &Source) -> Vec<Finding> {
 /// Members do not import each other: what they share lies beside them.
 fn members(source: &Source) -> Vec<Finding> {
     let names = ["ingest", "generate", "stock"];
-    let inside = |name: &&str| {
+    let inside = |name: &&&str| {
         let path = source.path.strip_prefix("src/members/");
-        path.is_some_and(|path| path.split(['/', '.']).next() == Some(name))
+        path.is_some_and(|path| path.split(['/', '.']).next() == Some(**name))
     };
     let Some(own) = names.iter().find(inside) else {
         return Vec::new();

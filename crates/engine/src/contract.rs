@@ -7,7 +7,7 @@ use std::sync::Arc;
 use fixedbitset::FixedBitSet;
 
 use super::Model;
-use nearshore_core::names::scoring::{Answer, Ask, Names, Term, Values};
+use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse, Term, Values};
 
 const NAMES: [&str; 8] = [
     "SOFT DRINKS",
@@ -36,25 +36,25 @@ pub fn check(model: &mut dyn Model) -> Result<(), String> {
     names_can_be_swapped(model)
 }
 
-fn ask(prompt: &str, n: usize) -> Ask {
+fn ask(prompt: &str, n: usize) -> ScoreRequest {
     let prompt = format!("I bought bread.\nNext: {prompt}");
-    Ask {
+    ScoreRequest {
         prompt,
         n,
-        ..Ask::default()
+        ..ScoreRequest::default()
     }
 }
 
-fn one(model: &mut dyn Model, ask: Ask) -> Result<Answer, String> {
-    let mut answers = model.generate(&[ask]).map_err(|e| e.to_string())?;
-    match (answers.pop(), answers.is_empty()) {
-        (Some(answer), true) => Ok(answer),
+fn one(model: &mut dyn Model, request: ScoreRequest) -> Result<ScoreResponse, String> {
+    let mut responses = model.generate(&[request]).map_err(|e| e.to_string())?;
+    match (responses.pop(), responses.is_empty()) {
+        (Some(response), true) => Ok(response),
         _ => Err("one ask has not one answer".into()),
     }
 }
 
-fn pus(answer: &Answer) -> Vec<u32> {
-    answer.named.iter().map(|named| named.pu).collect()
+fn pus(response: &ScoreResponse) -> Vec<u32> {
+    response.named.iter().map(|named| named.pu).collect()
 }
 
 fn hold(promise: bool, what: impl FnOnce() -> String) -> Result<(), String> {
@@ -63,17 +63,18 @@ fn hold(promise: bool, what: impl FnOnce() -> String) -> Result<(), String> {
 
 fn answers_are_complete_distinct_and_sorted(model: &mut dyn Model) -> Result<(), String> {
     for n in [0, 1, 3, 8, 20] {
-        let answer = one(model, ask("a", n))?;
-        let mut distinct = pus(&answer);
+        let response = one(model, ask("a", n))?;
+        let mut distinct = pus(&response);
         distinct.sort_unstable();
         distinct.dedup();
         hold(distinct.len() == n.min(8), || {
-            format!("{n} asked: {answer:?}")
+            format!("{n} asked: {response:?}")
         })?;
-        hold(answer.named.is_sorted_by(|a, b| a.score >= b.score), || {
-            format!("not best first: {answer:?}")
-        })?;
-        let sum: f32 = answer.named.iter().map(|named| named.score.exp()).sum();
+        hold(
+            response.named.is_sorted_by(|a, b| a.score >= b.score),
+            || format!("not best first: {response:?}"),
+        )?;
+        let sum: f32 = response.named.iter().map(|named| named.score.exp()).sum();
         hold(n < 8 || (sum - 1.0).abs() < 1e-3, || {
             format!("probabilities add up to {sum}")
         })?;
@@ -86,14 +87,14 @@ fn only_permitted_names_come(model: &mut dyn Model) -> Result<(), String> {
         let mut bits = FixedBitSet::with_capacity(8);
         bits.extend(permitted.iter().copied());
         let bits = Some(Arc::new(bits));
-        let answer = one(
+        let response = one(
             model,
-            Ask {
+            ScoreRequest {
                 permitted: bits,
                 ..ask("a", 8)
             },
         )?;
-        let mut found: Vec<usize> = pus(&answer).iter().map(|pu| *pu as usize).collect();
+        let mut found: Vec<usize> = pus(&response).iter().map(|pu| *pu as usize).collect();
         found.sort_unstable();
         hold(found == permitted, || {
             format!("permitted {permitted:?}, came {found:?}")
@@ -110,18 +111,18 @@ fn weight_0_is_the_demand(model: &mut dyn Model) -> Result<(), String> {
         weight: 1.0,
         values: Values::Mass(Arc::clone(&mass)),
     }];
-    let answer = one(
+    let response = one(
         model,
-        Ask {
+        ScoreRequest {
             terms,
             weight: 0.0,
             ..ask("a", 8)
         },
     )?;
-    hold(pus(&answer) == [4, 2, 6, 7, 5, 0, 3, 1], || {
-        format!("not the demand: {answer:?}")
+    hold(pus(&response) == [4, 2, 6, 7, 5, 0, 3, 1], || {
+        format!("not the demand: {response:?}")
     })?;
-    for named in &answer.named {
+    for named in &response.named {
         let share = (mass[named.pu as usize] / total).ln();
         let (score, term) = (
             named.score,
@@ -138,17 +139,17 @@ fn weight_0_is_the_demand(model: &mut dyn Model) -> Result<(), String> {
 }
 
 fn a_batch_answers_as_its_parts(model: &mut dyn Model) -> Result<(), String> {
-    let asks: Vec<Ask> = ["tea?", "milk, or rather cheese?", "b"]
+    let requests: Vec<ScoreRequest> = ["tea?", "milk, or rather cheese?", "b"]
         .map(|text| ask(text, 5))
         .into();
-    let together = model.generate(&asks).map_err(|e| e.to_string())?;
-    hold(together.len() == asks.len(), || {
+    let together = model.generate(&requests).map_err(|e| e.to_string())?;
+    hold(together.len() == requests.len(), || {
         "not one answer per ask".into()
     })?;
-    for (ask, answer) in asks.into_iter().zip(together) {
-        let alone = one(model, ask)?;
-        hold(alone.named == answer.named, || {
-            format!("alone {alone:?}, together {answer:?}")
+    for (request, response) in requests.into_iter().zip(together) {
+        let alone = one(model, request)?;
+        hold(alone.named == response.named, || {
+            format!("alone {alone:?}, together {response:?}")
         })?;
     }
     hold(

@@ -21,7 +21,7 @@ pub use precision::{Isa, Options, Precision};
 pub use search::explain::Edge;
 
 pub use nearshore_core::names::scoring::{
-    Answer, Ask, Cancel, Ended, Named, Names, Reference, Term, Values,
+    Calibration, Cancel, Ended, Names, ScoreRequest, ScoreResponse, ScoredName, Term, Values,
 };
 use search::index::{Indexed, Indexer};
 
@@ -73,8 +73,8 @@ pub trait Model: Send {
         Ok(())
     }
 
-    /// Answers a batch, in its order. All answers are over the names set last.
-    fn generate(&mut self, asks: &[Ask]) -> Result<Vec<Answer>, Error>;
+    /// Scorer a batch, in its order. All answers are over the names set last.
+    fn generate(&mut self, requests: &[ScoreRequest]) -> Result<Vec<ScoreResponse>, Error>;
 
     /// How the model is called in audits and metrics.
     fn info(&self) -> Info;

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use super::{Error, Info, Model};
 use crate::search::index::{Indexed, Indexer, bare};
-use nearshore_core::names::scoring::{Answer, Ask, Ended, Named, Names, Term, Values};
+use nearshore_core::names::scoring::{
+    Ended, Names, ScoreRequest, ScoreResponse, ScoredName, Term, Values,
+};
 
 /// Logit of a name for a prompt.
 type Score = Box<dyn Fn(&str, &str) -> f32 + Send>;
@@ -60,58 +62,60 @@ impl Table {
         self
     }
 
-    fn answer(&self, ask: &Ask) -> Answer {
+    fn answer(&self, request: &ScoreRequest) -> ScoreResponse {
         let permits = |pu: &usize| {
-            if ask.cancel.is_cancelled() {
+            if request.cancel.is_cancelled() {
                 return false;
             }
-            ask.permitted
+            request
+                .permitted
                 .as_ref()
                 .is_none_or(|permitted| permitted.contains(*pu))
         };
         let permitted: Vec<usize> = (0..self.names.names.len()).filter(permits).collect();
         let model: Vec<f64> = (permitted.iter())
-            .map(|pu| match ask.weight {
+            .map(|pu| match request.weight {
                 0.0 => 0.0,
-                _ => f64::from((self.score)(&ask.prompt, &self.names.names[*pu])),
+                _ => f64::from((self.score)(&request.prompt, &self.names.names[*pu])),
             })
             .collect();
-        let told = |pu: &usize| -> Vec<f64> { ask.terms.iter().map(|t| told(t, *pu)).collect() };
+        let told =
+            |pu: &usize| -> Vec<f64> { request.terms.iter().map(|t| told(t, *pu)).collect() };
         let terms: Vec<Vec<f64>> = permitted.iter().map(told).collect();
         let mixed: Vec<f64> = (0..permitted.len())
             .map(|nth| {
-                let terms = ask.terms.iter().zip(&terms[nth]);
+                let terms = request.terms.iter().zip(&terms[nth]);
                 let leaning = terms.map(|(term, value)| f64::from(term.weight) * value);
-                f64::from(ask.weight) * model[nth] + leaning.sum::<f64>()
+                f64::from(request.weight) * model[nth] + leaning.sum::<f64>()
             })
             .collect();
         let (score_norm, model_norm) = (log_sum(&mixed), log_sum(&model));
         let mut order: Vec<usize> = (0..permitted.len()).collect();
         order.sort_by(|a, b| mixed[*b].total_cmp(&mixed[*a]).then(a.cmp(b)));
-        order.truncate(ask.n);
-        let named = order.into_iter().map(|nth| Named {
+        order.truncate(request.n);
+        let named = order.into_iter().map(|nth| ScoredName {
             pu: permitted[nth] as u32,
             score: (mixed[nth] - score_norm) as f32,
-            model: if ask.weight == 0.0 {
+            model: if request.weight == 0.0 {
                 0.0
             } else {
                 (model[nth] - model_norm) as f32
             },
-            habit: 0.0,
+            baseline: 0.0,
             terms: terms[nth].iter().map(|value| *value as f32).collect(),
         });
-        Answer {
+        ScoreResponse {
             named: named.collect(),
-            ended: if ask.cancel.is_cancelled() {
+            ended: if request.cancel.is_cancelled() {
                 Ended::Cancelled
             } else {
                 Ended::Complete
             },
             names: self.names.version,
-            prompt_tokens: ask.prompt.chars().count() as u32,
+            prompt_tokens: request.prompt.chars().count() as u32,
             shared_tokens: 0,
             forwarded: 0,
-            waves: u32::from(ask.weight != 0.0),
+            waves: u32::from(request.weight != 0.0),
         }
     }
 }
@@ -125,7 +129,7 @@ impl Model for Table {
         self.names = indexed.names;
     }
 
-    fn generate(&mut self, asks: &[Ask]) -> Result<Vec<Answer>, Error> {
+    fn generate(&mut self, requests: &[ScoreRequest]) -> Result<Vec<ScoreResponse>, Error> {
         self.batches += 1;
         if !self.delay.is_zero() {
             std::thread::sleep(self.delay);
@@ -139,7 +143,10 @@ impl Model for Table {
                 source: "this table fails on purpose".into(),
             });
         }
-        Ok(asks.iter().map(|ask| self.answer(ask)).collect())
+        Ok(requests
+            .iter()
+            .map(|request| self.answer(request))
+            .collect())
     }
 
     fn info(&self) -> Info {
@@ -206,12 +213,12 @@ mod tests {
         table
             .set_names(Arc::new(Names { version: 1, names }))
             .expect("set");
-        let ask = Ask {
+        let request = ScoreRequest {
             n: 2,
-            ..Ask::default()
+            ..ScoreRequest::default()
         };
-        let answers = table.generate(&[ask]).expect("answered");
-        let pus: Vec<u32> = answers[0].named.iter().map(|named| named.pu).collect();
+        let responses = table.generate(&[request]).expect("answered");
+        let pus: Vec<u32> = responses[0].named.iter().map(|named| named.pu).collect();
         assert_eq!(pus, [1, 2]);
     }
 }

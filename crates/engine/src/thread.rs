@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Error, Info, Model};
 use crate::search::index::{Indexed, Indexer};
-use nearshore_core::names::scoring::{Answer, Ask, Cancel, Names};
+use nearshore_core::names::scoring::{Cancel, Names, ScoreRequest, ScoreResponse};
 
 /// Signs of life of an engine, for health checks and metrics.
 #[derive(Debug, Default)]
@@ -66,7 +66,10 @@ pub fn default_threads() -> usize {
 
 enum Job {
     Swap(Indexed, oneshot::Sender<()>),
-    Generate(Vec<Ask>, oneshot::Sender<Result<Vec<Answer>, Error>>),
+    Generate(
+        Vec<ScoreRequest>,
+        oneshot::Sender<Result<Vec<ScoreResponse>, Error>>,
+    ),
 }
 
 /// The names that are wanted, and how often names were wanted so far.
@@ -138,8 +141,8 @@ fn work(mut model: Box<dyn Model>, mut waiting: mpsc::Receiver<Job>, beat: &Puls
                 let _ = reply.send(());
             }
             Job::Generate(_, reply) if reply.is_closed() => {}
-            Job::Generate(asks, reply) => {
-                let _ = reply.send(beat.around(|| model.generate(&asks)));
+            Job::Generate(requests, reply) => {
+                let _ = reply.send(beat.around(|| model.generate(&requests)));
             }
         }
     }
@@ -190,18 +193,21 @@ impl Drop for Waits {
 }
 
 impl Handle {
-    /// Answers a batch, in its order. Dropped before it is done, the batch is called off.
-    pub async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, Error> {
+    /// Scorer a batch, in its order. Dropped before it is done, the batch is called off.
+    pub async fn generate(&self, requests: Vec<ScoreRequest>) -> Result<Vec<ScoreResponse>, Error> {
         let mut waits = Waits {
-            cancels: asks.iter().map(|ask| ask.cancel.clone()).collect(),
+            cancels: requests
+                .iter()
+                .map(|request| request.cancel.clone())
+                .collect(),
             answered: false,
         };
-        let (reply, answer) = oneshot::channel();
-        let sent = self.jobs.send(Job::Generate(asks, reply)).await;
+        let (reply, response) = oneshot::channel();
+        let sent = self.jobs.send(Job::Generate(requests, reply)).await;
         sent.map_err(|_| Error::Stopped)?;
-        let answers = answer.await.map_err(|_| Error::Stopped)?;
+        let responses = response.await.map_err(|_| Error::Stopped)?;
         waits.answered = true;
-        answers
+        responses
     }
 
     /// Makes `names` the catalogue of all later batches: batches go on while they are made ready, and
@@ -263,11 +269,11 @@ mod tests {
     use super::*;
     use crate::search::index::bare;
 
-    fn ask(n: usize) -> Ask {
-        Ask {
+    fn ask(n: usize) -> ScoreRequest {
+        ScoreRequest {
             prompt: "p".into(),
             n,
-            ..Ask::default()
+            ..ScoreRequest::default()
         }
     }
 
@@ -280,11 +286,11 @@ mod tests {
     async fn a_batch_is_answered_and_counted() {
         let handle = spawn(Box::new(Table::default()));
         handle.set_names(names()).await.expect("set");
-        let answers = handle
+        let responses = handle
             .generate(vec![ask(2), ask(9)])
             .await
             .expect("answered");
-        assert_eq!([answers[0].named.len(), answers[1].named.len()], [2, 3]);
+        assert_eq!([responses[0].named.len(), responses[1].named.len()], [2, 3]);
         assert_eq!(handle.pulse().steps(), 2);
         assert!(!handle.pulse().is_working());
     }
@@ -295,14 +301,14 @@ mod tests {
     impl<I, G> Model for Told<I, G>
     where
         I: Fn() -> Indexer + Send,
-        G: FnMut(&[Ask]) -> Vec<Answer> + Send,
+        G: FnMut(&[ScoreRequest]) -> Vec<ScoreResponse> + Send,
     {
         fn indexer(&self) -> Indexer {
             self.0()
         }
         fn swap(&mut self, _: Indexed) {}
-        fn generate(&mut self, asks: &[Ask]) -> Result<Vec<Answer>, Error> {
-            Ok(self.1(asks))
+        fn generate(&mut self, requests: &[ScoreRequest]) -> Result<Vec<ScoreResponse>, Error> {
+            Ok(self.1(requests))
         }
         fn info(&self) -> Info {
             Info::default()
@@ -311,10 +317,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_model_that_panics_stops_the_engine_and_nobody_waits() {
-        let handle = spawn(Box::new(Told(bare, |_: &[Ask]| panic!("as a bug would"))));
+        let handle = spawn(Box::new(Told(bare, |_: &[ScoreRequest]| {
+            panic!("as a bug would")
+        })));
         for _ in 0..2 {
-            let answer = handle.generate(vec![ask(1)]).await;
-            assert!(matches!(answer, Err(Error::Stopped)));
+            let response = handle.generate(vec![ask(1)]).await;
+            assert!(matches!(response, Err(Error::Stopped)));
         }
         assert!(matches!(
             handle.set_names(names()).await,
@@ -333,7 +341,9 @@ mod tests {
                 bare()(names)
             })
         };
-        let handle = spawn(Box::new(Told(indexer, |_: &[Ask]| vec![Answer::default()])));
+        let handle = spawn(Box::new(Told(indexer, |_: &[ScoreRequest]| {
+            vec![ScoreResponse::default()]
+        })));
         go.send(()).expect("waited for");
         handle
             .offer_names(names())
@@ -363,7 +373,9 @@ mod tests {
                 _ => Err(Error::Stopped),
             })
         };
-        let handle = spawn(Box::new(Told(indexer, |_: &[Ask]| vec![Answer::default()])));
+        let handle = spawn(Box::new(Told(indexer, |_: &[ScoreRequest]| {
+            vec![ScoreResponse::default()]
+        })));
         handle.set_names(names()).await.expect("set");
         let error = handle.set_names(Arc::default()).await;
         assert!(matches!(error, Err(Error::Compute { .. })), "{error:?}");
@@ -375,10 +387,10 @@ mod tests {
         let (begun, begins) = oneshot::channel();
         let (over, ends) = oneshot::channel();
         let mut signals = Some((begun, over));
-        let wait = move |asks: &[Ask]| {
+        let wait = move |requests: &[ScoreRequest]| {
             let (begun, over) = signals.take().expect("one batch");
             begun.send(()).expect("someone waits");
-            while !asks[0].cancel.is_cancelled() {
+            while !requests[0].cancel.is_cancelled() {
                 std::thread::yield_now();
             }
             over.send(()).expect("someone waits");

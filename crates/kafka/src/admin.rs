@@ -14,7 +14,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::metadata::Metadata;
 
-use super::Settings;
+use super::KafkaSettings;
 use super::health::{Health, Watch};
 use super::kafka::{positions, unanswered};
 use super::producer::refused;
@@ -85,12 +85,12 @@ pub struct Extent {
 #[derive(Clone)]
 pub struct Admin {
     client: Arc<BaseConsumer<Watch>>,
-    settings: Settings,
+    settings: KafkaSettings,
 }
 
 impl Admin {
     /// A client; connects in the background.
-    pub fn new(settings: &Settings) -> Result<Self, Error> {
+    pub fn new(settings: &KafkaSettings) -> Result<Self, Error> {
         Ok(Self {
             client: Arc::new(client(settings, None)?),
             settings: settings.clone(),
@@ -412,7 +412,7 @@ impl Admin {
     }
 }
 
-fn client(settings: &Settings, group: Option<&str>) -> Result<BaseConsumer<Watch>, Error> {
+fn client(settings: &KafkaSettings, group: Option<&str>) -> Result<BaseConsumer<Watch>, Error> {
     let mut config = settings.consuming(group.unwrap_or_default())?;
     config.set("statistics.interval.ms", "0");
     if group.is_none() {

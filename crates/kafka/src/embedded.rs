@@ -10,7 +10,7 @@ use std::time::Duration;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 
-use super::Settings;
+use super::KafkaSettings;
 use nearshore_core::ports::log::Error;
 
 type Cluster = MockCluster<'static, DefaultProducerContext>;
@@ -60,10 +60,10 @@ impl Embedded {
     }
 
     /// Settings that fit it: its members join only with the session timeout's rhythm.
-    pub fn settings(&self) -> Settings {
-        Settings {
+    pub fn settings(&self) -> KafkaSettings {
+        KafkaSettings {
             session_timeout: Duration::from_secs(6),
-            ..Settings::of(&self.brokers)
+            ..KafkaSettings::of(&self.brokers)
         }
     }
 

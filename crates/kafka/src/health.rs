@@ -14,9 +14,9 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use serde::Deserialize;
 
-use super::Settings;
+use super::KafkaSettings;
 use super::intake::Intake;
-pub use super::intake::Standing;
+pub use super::intake::PartitionStatus;
 
 /// States of a connection that is wanted and not there yet.
 const TRYING: [&str; 6] = [
@@ -141,8 +141,8 @@ pub struct Lag(pub(super) Arc<Intake>);
 
 impl Lag {
     /// Each assigned partition, sorted.
-    pub fn read(&self) -> Vec<Standing> {
-        self.0.standing()
+    pub fn read(&self) -> Vec<PartitionStatus> {
+        self.0.status()
     }
 }
 
@@ -155,7 +155,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub fn new(settings: &Settings, health: Health) -> Self {
+    pub fn new(settings: &KafkaSettings, health: Health) -> Self {
         Self {
             health,
             brokers: settings.brokers.clone(),
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_fault_names_the_broker_and_passes_when_one_is_up() {
-        let watch = Watch::new(&Settings::of("kafka:9092"), Health::default());
+        let watch = Watch::new(&KafkaSettings::of("kafka:9092"), Health::default());
         let down = KafkaError::Global(RDKafkaErrorCode::BrokerTransportFailure);
         watch.error(down, "kafka:9092/1: Connection refused");
         assert_eq!(

@@ -25,7 +25,7 @@ const MARKS_MAX: usize = 1_024;
 
 /// Where a partition of ours stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct PartitionStatus {
     /// The partition.
     pub partition: Partition,
     /// End offset as last seen; `None` before the first fetch.
@@ -176,7 +176,7 @@ impl Intake {
     }
 
     /// Batches of these topics, and of no others, wait aside; what waited aside of others comes first.
-    pub fn hold(&self, topics: &[Arc<str>]) {
+    pub fn pause(&self, topics: &[Arc<str>]) {
         let mut state = self.lock();
         state.held = topics.iter().cloned().collect();
         let all = std::mem::take(&mut state.aside).into_iter();
@@ -306,11 +306,11 @@ impl Intake {
     }
 
     /// Where each partition of ours stands, sorted.
-    pub fn standing(&self) -> Vec<Standing> {
+    pub fn status(&self) -> Vec<PartitionStatus> {
         self.lock()
             .own
             .iter()
-            .map(|(partition, own)| Standing {
+            .map(|(partition, own)| PartitionStatus {
                 partition: partition.clone(),
                 end: own.end,
                 committed: own.committed,
@@ -425,13 +425,13 @@ mod tests {
         assert_eq!(told(&intake), ["+[0, 1]"]);
         intake.offer(batch(0, 0..8_000, 1)).expect("room");
         intake.offer(batch(0, 8_000..8_001, 1)).expect_err("full");
-        intake.hold(&["t".into()]);
+        intake.pause(&["t".into()]);
         intake.offer(batch(0, 8_000..8_002, 1)).expect("aside");
         intake.offer(batch(1, 0..3, 1)).expect("aside");
         assert_eq!(told(&intake), [""; 0]);
         assert!(intake.wait_for_room(Duration::ZERO), "for other topics");
         intake.revoke(&[partition(1)], false);
-        intake.hold(&["other".into()]);
+        intake.pause(&["other".into()]);
         intake
             .offer(batch(0, 8_002..8_003, 1))
             .expect_err("full again");
@@ -554,7 +554,7 @@ mod tests {
     fn the_oldest_uncommitted_record_is_the_first_of_the_first_open_batch() {
         let intake = Intake::default();
         intake.assign(vec![partition(0)]);
-        let oldest = || intake.standing()[0].oldest;
+        let oldest = || intake.status()[0].oldest;
         intake.offer(batch(0, 0..10, 1)).expect("room");
         intake.offer(batch(0, 10..20, 1)).expect("room");
         assert_eq!(oldest(), Some(Timestamp(1_000)));
@@ -562,7 +562,7 @@ mod tests {
         assert_eq!(oldest(), Some(Timestamp(1_010)));
         intake.committed(&partition(0), Resume(20));
         assert_eq!(oldest(), None);
-        assert_eq!(intake.standing()[0].end, Some(Offset(20)));
+        assert_eq!(intake.status()[0].end, Some(Offset(20)));
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ use super::health::{Health, Lag};
 use super::intake::Intake;
 use super::poll::{Member, Poller};
 use super::producer::{Producer, permanent, refused};
-use super::{Settings, wake};
+use super::{KafkaSettings, wake};
 use nearshore_core::ports::log::{Committed, Delivery, Error, Log, Outgoing};
 use nearshore_core::user::record::{Offset, Partition, Resume};
 
@@ -59,7 +59,7 @@ pub struct KafkaLog {
 
 impl KafkaLog {
     /// Joins `group` to read `topics`. Returns at once; [`Delivery::Assigned`] tells when the group has answered.
-    pub fn join(settings: &Settings, group: &str, topics: &[&str]) -> Result<Self, Error> {
+    pub fn join(settings: &KafkaSettings, group: &str, topics: &[&str]) -> Result<Self, Error> {
         let intake = Arc::new(Intake::default());
         let health = Health::default();
         let (waker, wakes) = wake::channel();
@@ -163,8 +163,8 @@ impl Log for KafkaLog {
         notice
     }
 
-    fn hold(&mut self, topics: &[Arc<str>]) {
-        self.intake.hold(topics);
+    fn pause(&mut self, topics: &[Arc<str>]) {
+        self.intake.pause(topics);
     }
 
     async fn commit(&self, done: &[(Partition, Resume)]) -> Result<(), Error> {

@@ -21,8 +21,8 @@ mod wake;
 
 pub use admin::{Admin, Extent, NewTopic, Topic};
 pub use embedded::Embedded;
-pub use health::{Health, Lag, Standing};
+pub use health::{Health, Lag, PartitionStatus};
 pub use kafka::KafkaLog;
 pub use producer::Producer;
-pub use settings::Settings;
+pub use settings::KafkaSettings;
 pub use tail::{Tail, Tailed, tail};

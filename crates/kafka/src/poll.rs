@@ -28,7 +28,7 @@ use super::health::{Health, Watch};
 use super::intake::{self, Intake};
 use super::lost::Place;
 use super::wake::Waker;
-use super::{Settings, native};
+use super::{KafkaSettings, native};
 use crate::metrics as measures;
 use nearshore_core::ports::log::Batch;
 use nearshore_core::user::record::{Offset, Partition, Record, Resume};
@@ -56,14 +56,19 @@ enum Change {
 pub(super) struct Member {
     pub watch: Watch,
     pub intake: Arc<Intake>,
-    pub settings: Settings,
+    pub settings: KafkaSettings,
     waker: Waker,
     changes: Mutex<Vec<Change>>,
     paused: Mutex<TopicPartitionList>,
 }
 
 impl Member {
-    pub fn new(settings: &Settings, intake: Arc<Intake>, health: Health, waker: Waker) -> Self {
+    pub fn new(
+        settings: &KafkaSettings,
+        intake: Arc<Intake>,
+        health: Health,
+        waker: Waker,
+    ) -> Self {
         Self {
             waker,
             watch: Watch::new(settings, health),

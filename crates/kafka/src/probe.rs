@@ -15,7 +15,7 @@ use rdkafka::{Message, TopicPartitionList};
 
 use super::health::{Health, Watch};
 use super::producer::refused;
-use super::{Admin, Extent, Settings};
+use super::{Admin, Extent, KafkaSettings};
 use nearshore_core::ports::log::Error;
 use nearshore_core::user::record::{Partition, Resume, Timestamp};
 
@@ -39,7 +39,7 @@ pub struct Keys {
 
 /// What each partition of a topic holds, with the time of its oldest record; empty if there is no such topic.
 pub async fn oldest(
-    settings: &Settings,
+    settings: &KafkaSettings,
     topic: &str,
 ) -> Result<Vec<(Extent, Option<Timestamp>)>, Error> {
     let extents = Admin::new(settings)?.extents(topic).await?;
@@ -58,7 +58,7 @@ pub async fn oldest(
 
 /// Time of the first record at or after these offsets (of one topic); a partition without one is left out.
 pub async fn times(
-    settings: &Settings,
+    settings: &KafkaSettings,
     from: BTreeMap<Partition, Resume>,
 ) -> Result<BTreeMap<Partition, Timestamp>, Error> {
     let partitions: Vec<Partition> = from.keys().cloned().collect();
@@ -77,7 +77,7 @@ pub async fn times(
 
 /// Those of `stretches` (partitions of one topic, from one offset to another) in which no record is left.
 pub async fn empty(
-    settings: &Settings,
+    settings: &KafkaSettings,
     stretches: BTreeMap<Partition, (Resume, Resume)>,
 ) -> Result<BTreeSet<Partition>, Error> {
     let from = stretches
@@ -104,7 +104,7 @@ pub async fn empty(
 
 /// Counts the different keys of a stretch, reading at most `most` records of it.
 pub async fn keys(
-    settings: &Settings,
+    settings: &KafkaSettings,
     (partition, from, to): (Partition, Resume, Resume),
     most: u64,
 ) -> Result<Keys, Error> {
@@ -145,7 +145,7 @@ pub async fn keys(
 
 /// Reads partitions of one topic from these offsets, each until `visit` is done with it or its end is reached.
 async fn read<T: Default + Send + 'static>(
-    settings: &Settings,
+    settings: &KafkaSettings,
     from: BTreeMap<Partition, Resume>,
     mut visit: impl FnMut(&mut T, &BorrowedMessage<'_>) -> Go + Send + 'static,
 ) -> Result<T, Error> {
@@ -195,7 +195,7 @@ async fn read<T: Default + Send + 'static>(
 }
 
 fn assigned(
-    settings: &Settings,
+    settings: &KafkaSettings,
     from: &BTreeMap<Partition, Resume>,
 ) -> Result<BaseConsumer<Watch>, Error> {
     let mut config = settings.consuming(&format!("{}-probe", settings.client_id))?;

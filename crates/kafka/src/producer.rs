@@ -11,7 +11,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::future_producer::DeliveryFuture;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 
-use super::Settings;
+use super::KafkaSettings;
 use super::health::{Health, Watch};
 use nearshore_core::ports::log::{Error, Outgoing};
 
@@ -25,7 +25,7 @@ pub struct Producer {
 
 impl Producer {
     /// A producer; connects in the background.
-    pub fn new(settings: &Settings) -> Result<Self, Error> {
+    pub fn new(settings: &KafkaSettings) -> Result<Self, Error> {
         let health = Health::default();
         let client = settings
             .producing()?

@@ -38,7 +38,7 @@ const RECORD_MAX: &str = "8388608";
 /// The `[kafka]` section.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Settings {
+pub struct KafkaSettings {
     /// Bootstrap servers, `host:port`, comma-separated.
     pub brokers: String,
     /// Name shown in the brokers' logs and quotas.
@@ -61,7 +61,7 @@ pub struct Settings {
     pub incarnations: BTreeMap<String, u32>,
 }
 
-impl Default for Settings {
+impl Default for KafkaSettings {
     fn default() -> Self {
         Self {
             brokers: "localhost:9092".into(),
@@ -77,7 +77,7 @@ impl Default for Settings {
     }
 }
 
-impl Settings {
+impl KafkaSettings {
     /// Settings with defaults for these bootstrap servers.
     pub fn of(brokers: impl Into<String>) -> Self {
         Self {
@@ -111,7 +111,7 @@ impl Settings {
         Ok(())
     }
 
-    /// This partition in the configured life of its topic.
+    /// This partition in the configured erased_at of its topic.
     pub fn partition(&self, topic: &str, number: i32) -> Partition {
         Partition {
             incarnation: self.incarnations.get(topic).copied().unwrap_or(0),
@@ -204,8 +204,11 @@ fn apply(config: &mut ClientConfig, properties: &BTreeMap<String, String>) {
 mod tests {
     use super::*;
 
-    fn with(section: fn(&mut Settings) -> &mut BTreeMap<String, String>, key: &str) -> Settings {
-        let mut settings = Settings::default();
+    fn with(
+        section: fn(&mut KafkaSettings) -> &mut BTreeMap<String, String>,
+        key: &str,
+    ) -> KafkaSettings {
+        let mut settings = KafkaSettings::default();
         section(&mut settings).insert(key.into(), "1000".into());
         settings
     }
@@ -220,7 +223,7 @@ mod tests {
 
     #[test]
     fn the_brokers_protocol_of_groups_may_be_chosen() {
-        let mut settings = Settings::default();
+        let mut settings = KafkaSettings::default();
         settings
             .consumer
             .insert("group.protocol".into(), "consumer".into());
@@ -253,7 +256,7 @@ mod tests {
     fn a_secret_is_read_from_its_file_without_its_newline() {
         let file = tempfile::NamedTempFile::new().expect("temporary file");
         std::fs::write(file.path(), "hunter 2\n").expect("written");
-        let mut settings = Settings::default();
+        let mut settings = KafkaSettings::default();
         settings
             .secret_files
             .insert("sasl.password".into(), file.path().into());
@@ -267,12 +270,12 @@ mod tests {
 
     #[test]
     fn settings_read_from_toml_and_refuse_unknown_keys() {
-        let settings: Settings = toml::from_str(
+        let settings: KafkaSettings = toml::from_str(
             "brokers = 'a:1'\nsession_timeout = '6s'\n[consumer]\n'fetch.wait.max.ms' = '5'\n[incarnations]\nevents = 2",
         )
         .expect("valid");
         assert_eq!(settings.session_timeout, Duration::from_secs(6));
         assert_eq!(settings.partition("events", 3).to_string(), "2/events/3");
-        assert!(toml::from_str::<Settings>("broker = 'a:1'").is_err());
+        assert!(toml::from_str::<KafkaSettings>("broker = 'a:1'").is_err());
     }
 }

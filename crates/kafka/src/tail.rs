@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use super::admin::{Admin, Extent};
 use super::health::{Health, Watch};
 use super::producer::{permanent, refused};
-use super::{Settings, native};
+use super::{KafkaSettings, native};
 use nearshore_core::ports::log::Error;
 use nearshore_core::user::record::{Offset, Partition, Record, Resume};
 
@@ -74,7 +74,7 @@ impl Drop for Tail {
 
 /// Reads `topic`: everything from `from` (where absent, from the beginning), then on and on.
 pub async fn tail(
-    settings: &Settings,
+    settings: &KafkaSettings,
     topic: &str,
     from: &BTreeMap<Partition, Resume>,
 ) -> Result<Tail, Error> {
@@ -127,7 +127,7 @@ struct Unwanted;
 struct Reader {
     client: BaseConsumer<Watch>,
     health: Health,
-    settings: Settings,
+    settings: KafkaSettings,
     topic: String,
     /// Partitions being read, with the end that is to be reached.
     known: BTreeMap<i32, (Partition, i64)>,

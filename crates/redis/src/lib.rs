@@ -23,15 +23,15 @@ use std::time::Duration;
 use redis::{Cmd, FromRedisValue, Value, cmd};
 
 pub use erased::Trace;
-pub use settings::Settings;
+pub use settings::RedisSettings;
 pub use survey::Check;
 
 use self::link::Link;
 use self::scripts::Guard;
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{
-    Added, Block, Cell, Delta, Error, FoldWrite, Folded, Lineage, Peek, Publish, Published,
-    StockOp, Store, Take, Took,
+    Added, Block, Cell, Claim, ClaimOutcome, Delta, Error, FoldWrite, Folded, Lineage, Peek,
+    Publish, Published, StockOp, Store,
 };
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Offset, Partition, Resume, Timestamp};
@@ -46,7 +46,7 @@ pub struct RedisStore {
 }
 
 struct Inner {
-    settings: Settings,
+    settings: RedisSettings,
     link: Link,
     /// WAIT blocks the connection that it is sent on, so it has one of its own.
     waiter: Link,
@@ -54,7 +54,7 @@ struct Inner {
 
 impl RedisStore {
     /// A store that connects when it is first asked; wrong settings fail at once.
-    pub fn new(settings: Settings) -> Result<Self, Error> {
+    pub fn new(settings: RedisSettings) -> Result<Self, Error> {
         Ok(Self {
             inner: Arc::new(Inner {
                 link: Link::new(&settings, Duration::ZERO)?,
@@ -95,8 +95,8 @@ impl Store for RedisStore {
         self.fold_users(ns, writes).await
     }
 
-    async fn take(&self, ns: &str, takes: &[Take]) -> Result<Vec<Took>, Error> {
-        self.take_users(ns, takes).await
+    async fn claim(&self, ns: &str, claims: &[Claim]) -> Result<Vec<ClaimOutcome>, Error> {
+        self.claim_users(ns, claims).await
     }
 
     async fn peek(&self, ns: &str, users: &[UserId]) -> Result<Vec<Peek>, Error> {
@@ -195,14 +195,14 @@ impl Store for RedisStore {
         self.put_registered(ns, note).await
     }
 
-    async fn note_pace(&self, arm: &str, note: &str) -> Result<(), Error> {
+    async fn note_cost(&self, arm: &str, note: &str) -> Result<(), Error> {
         self.put_pace(arm, note).await
     }
 
-    async fn paces(&self) -> Result<BTreeMap<String, String>, Error> {
+    async fn costs(&self) -> Result<BTreeMap<String, String>, Error> {
         self.read(
             self.link()
-                .one(cmd("HGETALL").arg(keys::PACES).clone())
+                .one(cmd("HGETALL").arg(keys::COSTS).clone())
                 .await?,
         )
     }

@@ -22,7 +22,7 @@ use redis::{
 use tokio::sync::Mutex;
 
 use super::scripts::{self, Guard};
-use super::settings::Settings;
+use super::settings::RedisSettings;
 use crate::metrics as measures;
 use nearshore_core::ports::store::{Error, Lineage};
 
@@ -85,7 +85,7 @@ impl std::fmt::Display for Node {
 
 impl Link {
     /// `extra`: what an answer may take beyond the ordinary, for WAIT.
-    pub(super) fn new(settings: &Settings, extra: Duration) -> Result<Self, Error> {
+    pub(super) fn new(settings: &RedisSettings, extra: Duration) -> Result<Self, Error> {
         let found = settings.target()?;
         let response_max = settings.response_max + extra;
         let refused = |error: RedisError| Error::Refused {
@@ -506,9 +506,9 @@ mod tests {
     use nearshore_core::ports::store::Remedy;
 
     fn remedy_of_moved(url: &str) -> Remedy {
-        let settings = Settings {
+        let settings = RedisSettings {
             url: url.into(),
-            ..Settings::default()
+            ..RedisSettings::default()
         };
         let link = Link::new(&settings, Duration::ZERO).expect("valid");
         let moved = ErrorKind::Server(ServerErrorKind::Moved);

@@ -58,7 +58,7 @@ impl RedisStore {
 
     pub(super) async fn put_pace(&self, arm: &str, note: &str) -> Result<(), Error> {
         let mut put = cmd("HSET");
-        put.arg(keys::PACES).arg(arm).arg(note);
+        put.arg(keys::COSTS).arg(arm).arg(note);
         self.link().one(put).await.map(drop)
     }
 

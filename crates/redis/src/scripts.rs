@@ -11,7 +11,7 @@ use nearshore_core::ports::store::Lineage;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
     Fold,
-    Take,
+    Claim,
     Publish,
     Delta,
     Stock,
@@ -25,7 +25,7 @@ pub(super) enum Effect {
 
 const SOURCES: [(Effect, &str); 11] = [
     (Effect::Fold, include_str!("lua/fold.lua")),
-    (Effect::Take, include_str!("lua/take.lua")),
+    (Effect::Claim, include_str!("lua/claim.lua")),
     (Effect::Publish, include_str!("lua/publish.lua")),
     (Effect::Delta, include_str!("lua/delta.lua")),
     (Effect::Stock, include_str!("lua/stock.lua")),

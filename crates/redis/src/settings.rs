@@ -13,7 +13,7 @@ use nearshore_core::ports::store::Error;
 /// Section `[redis]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Settings {
+pub struct RedisSettings {
     /// `redis://[user[:password]@]host:port[/db]`; several, comma-separated, or `redis+cluster://…` = Redis Cluster.
     pub url: String,
     /// User of Redis' ACL; also in `url`.
@@ -50,7 +50,7 @@ pub struct Settings {
 
 const DAY: u64 = 24 * 60 * 60;
 
-impl Default for Settings {
+impl Default for RedisSettings {
     fn default() -> Self {
         Self {
             url: "redis://127.0.0.1:6379".into(),
@@ -78,7 +78,7 @@ pub(super) struct Target {
     pub(super) addr: String,
 }
 
-impl Settings {
+impl RedisSettings {
     /// Milliseconds of [`Settings::state_ttl`], as scripts take them.
     pub(super) fn state_ms(&self) -> u64 {
         millis(self.state_ttl)
@@ -179,9 +179,9 @@ mod tests {
     use super::*;
 
     fn target(url: &str) -> Result<Target, Error> {
-        let settings = Settings {
+        let settings = RedisSettings {
             url: url.into(),
-            ..Settings::default()
+            ..RedisSettings::default()
         };
         settings.target()
     }
@@ -217,9 +217,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("password");
         std::fs::write(&path, "s3cret\n").expect("written");
-        let settings = Settings {
+        let settings = RedisSettings {
             password_file: Some(path),
-            ..Settings::default()
+            ..RedisSettings::default()
         };
         let target = settings.target().expect("valid");
         assert_eq!(target.nodes[0].redis_settings().password(), Some("s3cret"));
@@ -228,9 +228,9 @@ mod tests {
 
     #[test]
     fn a_list_never_outlives_its_state() {
-        let settings = Settings {
+        let settings = RedisSettings {
             state_ttl: Duration::from_secs(5),
-            ..Settings::default()
+            ..RedisSettings::default()
         };
         assert_eq!(settings.list_ms(), 5000);
     }

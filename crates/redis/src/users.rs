@@ -10,14 +10,23 @@ use super::scripts::{Effect, call};
 use crate::corrupt;
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{
-    Error, FoldWrite, Folded, ListEdit, Peek, Publish, Published, Stored, Take, Taken, Took,
+    Claim, ClaimOutcome, Claimed, Error, FoldWrite, Folded, ListEdit, Peek, Publish, Published,
+    Stored,
 };
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
-use nearshore_core::user::state::{self, Held, Mark, Pending, Profiled, UserState};
+use nearshore_core::user::state::{self, Activity, Held, Pending, Profiled, UserState};
 
 /// Fields of the state hash, in the order of [`Row`].
-const STATE: [&str; 7] = ["blob", "ver", "ticket", "life", "pending", "moved", "pace"];
+const STATE: [&str; 7] = [
+    "blob",
+    "ver",
+    "claim",
+    "erased_at",
+    "pending",
+    "activity",
+    "claim_rate",
+];
 type Row = (
     Option<Vec<u8>>,
     Option<u64>,
@@ -29,7 +38,7 @@ type Row = (
 );
 
 /// Fields of the recall hash, in the order of [`ListRow`].
-const LIST: [&str; 7] = ["doc", "ticket", "covers", "epoch", "at", "audit", "life"];
+const LIST: [&str; 7] = ["doc", "claim", "seen", "epoch", "at", "audit", "erased_at"];
 type ListRow = (
     Option<String>,
     Option<u64>,
@@ -40,8 +49,8 @@ type ListRow = (
     Option<i64>,
 );
 
-/// What `take.lua` answers.
-type TakeRow = (Vec<u8>, i64, String, i64, u64, String);
+/// What `claim.lua` answers.
+type ClaimRow = (Vec<u8>, i64, String, i64, u64, String);
 
 impl RedisStore {
     pub(super) async fn load_users(&self, ns: &str, users: &[UserId]) -> Result<Vec<Held>, Error> {
@@ -110,57 +119,62 @@ impl RedisStore {
             (false, Some(_)) => ("keep", String::new()),
             (false, None) => ("none", String::new()),
         };
-        let pending = write.mark.pending.as_ref().map(Pending::to_string);
+        let pending = write.activity.pending.as_ref().map(Pending::to_string);
         let mut fold = call(
             Effect::Fold,
             &[&keys.state, &keys.profile, &keys.erased, &keys.recall],
         );
         fold.arg(write.expected)
-            .arg(state.life.0)
+            .arg(state.erased_at.0)
             .arg(state::encode(state, self.inner.settings.write_version))
             .arg(pending.unwrap_or_default())
-            .arg(write.mark.moved)
-            .arg(write.mark.pace.to_string())
+            .arg(write.activity.score)
+            .arg(write.activity.claim_rate.to_string())
             .arg(change)
             .arg(text);
         match &write.list {
             ListEdit::Keep => fold.arg("keep").arg("").arg("").arg(""),
             ListEdit::First { doc, audit, at } => fold.arg("first").arg(doc).arg(audit).arg(at.0),
-            ListEdit::Strip { ticket, doc } => fold.arg("strip").arg(doc).arg("").arg(*ticket),
+            ListEdit::Strip { claim, doc } => fold.arg("strip").arg(doc).arg("").arg(*claim),
         };
         fold.arg(self.inner.settings.state_ms())
             .arg(self.inner.settings.list_ms());
         Ok(fold)
     }
 
-    pub(super) async fn take_users(&self, ns: &str, takes: &[Take]) -> Result<Vec<Took>, Error> {
-        let mut cmds = Vec::with_capacity(takes.len());
-        let mut all = Vec::with_capacity(takes.len());
-        for take in takes {
-            let keys = keys::user(ns, &take.user)?;
-            let mut call = call(Effect::Take, &[&keys.state, &keys.profile, &keys.erased]);
-            call.arg(take.due.0)
+    pub(super) async fn claim_users(
+        &self,
+        ns: &str,
+        claims: &[Claim],
+    ) -> Result<Vec<ClaimOutcome>, Error> {
+        let mut cmds = Vec::with_capacity(claims.len());
+        let mut all = Vec::with_capacity(claims.len());
+        for claim in claims {
+            let keys = keys::user(ns, &claim.user)?;
+            let mut call = call(Effect::Claim, &[&keys.state, &keys.profile, &keys.erased]);
+            call.arg(claim.due.0)
                 .arg(self.inner.settings.state_ms())
-                .arg(take.expected);
+                .arg(claim.expected);
             cmds.push(call);
             all.push(keys);
         }
         let answers = self.run(cmds, 1).await?;
-        let taken = |(keys, answer): (&keys::User, Value)| {
+        let claimed = |(keys, answer): (&keys::User, Value)| {
             match &answer {
-                Value::Nil => return Ok(Took::NoState),
-                Value::Array(none) if none.is_empty() => return Ok(Took::Stale),
+                Value::Nil => return Ok(ClaimOutcome::NoState),
+                Value::Array(none) if none.is_empty() => return Ok(ClaimOutcome::Stale),
                 _ => {}
             }
-            let (bytes, life, profile, erased, ticket, pending): TakeRow = self.read(answer)?;
+            let (bytes, erased_at, profile, erased, claim, pending): ClaimRow =
+                self.read(answer)?;
             let profile = profile_of(keys, Some(profile).filter(|text| !text.is_empty()))?;
-            Ok(Took::Taken(Box::new(Taken {
-                state: state_of(keys, &bytes, profile, Timestamp(life.max(erased)))?,
-                ticket,
+            Ok(ClaimOutcome::Claimed(Box::new(Claimed {
+                state: state_of(keys, &bytes, profile, Timestamp(erased_at.max(erased)))?,
+                claim,
                 pending: pending_of(keys, &pending)?,
             })))
         };
-        all.iter().zip(answers).map(taken).collect()
+        all.iter().zip(answers).map(claimed).collect()
     }
 
     pub(super) async fn peek_users(&self, ns: &str, users: &[UserId]) -> Result<Vec<Peek>, Error> {
@@ -183,14 +197,17 @@ impl RedisStore {
             let erased: Option<i64> = self.read(next())?;
             let held = held_of(keys, row, None, Timestamp(0))?;
             // A list of before an erase that this namespace has not folded yet is none.
-            let made = held.state.life.max(Timestamp(list.6.unwrap_or_default()));
+            let made = held
+                .state
+                .erased_at
+                .max(Timestamp(list.6.unwrap_or_default()));
             let reborn = Timestamp(erased.unwrap_or_default()) > made;
             peeks.push(Peek {
                 list: list_of(keys, list)?.filter(|_| !reborn),
                 fences: held.state.fences,
-                ticket: held.ticket,
+                claim: held.claim,
                 ver: held.ver,
-                pending: held.mark.pending,
+                pending: held.activity.pending,
             });
         }
         Ok(peeks)
@@ -206,13 +223,13 @@ impl RedisStore {
             let keys = keys::user(ns, &publish.user)?;
             let list = &publish.list;
             let mut call = call(Effect::Publish, &[&keys.state, &keys.erased, &keys.recall]);
-            call.arg(list.ticket)
-                .arg(publish.life.0)
+            call.arg(list.claim)
+                .arg(publish.erased_at.0)
                 .arg(list.epoch)
                 .arg(u8::from(publish.force))
                 .arg(u8::from(publish.only_if_absent))
                 .arg(&list.doc)
-                .arg(list.covers.to_string())
+                .arg(list.seen.to_string())
                 .arg(list.at.0)
                 .arg(&list.audit)
                 .arg(self.inner.settings.list_ms())
@@ -275,14 +292,14 @@ fn pending_of(keys: &keys::User, text: &str) -> Result<Option<Pending>, Error> {
         .map_err(|error| corrupt(&keys.state, error))
 }
 
-/// `life`: the later of the state's own and the tombstone.
+/// `erased_at`: the later of the state's own and the tombstone.
 fn state_of(
     keys: &keys::User,
     bytes: &[u8],
     profile: Option<Profiled>,
-    life: Timestamp,
+    erased_at: Timestamp,
 ) -> Result<UserState, Error> {
-    state::decode(bytes, profile, life).map_err(|error| corrupt(&keys.state, error))
+    state::decode(bytes, profile, erased_at).map_err(|error| corrupt(&keys.state, error))
 }
 
 fn held_of(
@@ -293,7 +310,7 @@ fn held_of(
 ) -> Result<Held, Error> {
     let profile = profile_of(keys, profile)?;
     let known = profile.is_some();
-    let (bytes, ver, ticket, life, pending, moved, pace) = row;
+    let (bytes, ver, claim, erased_at, pending, activity, claim_rate) = row;
     let Some(bytes) = bytes else {
         let mut state = UserState {
             profile,
@@ -308,32 +325,30 @@ fn held_of(
         });
     };
     let missing = || corrupt(&keys.state, "a field is missing");
-    let pace = pace.ok_or_else(missing)?.parse();
-    let mark = Mark {
+    let claim_rate = claim_rate.ok_or_else(missing)?.parse();
+    let activity = Activity {
         pending: pending_of(keys, &pending.ok_or_else(missing)?)?,
-        moved: moved.ok_or_else(missing)?,
-        pace: pace.map_err(|error| corrupt(&keys.state, error))?,
+        score: activity.ok_or_else(missing)?,
+        claim_rate: claim_rate.map_err(|error| corrupt(&keys.state, error))?,
     };
-    let life = Timestamp(life.ok_or_else(missing)?);
+    let erased_at = Timestamp(erased_at.ok_or_else(missing)?);
     Ok(Held {
-        reborn: erased > life,
-        state: state_of(keys, &bytes, profile, life.max(erased))?,
-        mark,
+        reborn: erased > erased_at,
+        state: state_of(keys, &bytes, profile, erased_at.max(erased))?,
+        activity,
         ver: ver.ok_or_else(missing)?,
-        ticket: ticket.ok_or_else(missing)?,
+        claim: claim.ok_or_else(missing)?,
     })
 }
 
 fn list_of(keys: &keys::User, row: ListRow) -> Result<Option<Stored>, Error> {
-    let (Some(doc), Some(ticket), Some(covers), Some(epoch), Some(at), Some(audit), _) = row else {
+    let (Some(doc), Some(claim), Some(seen), Some(epoch), Some(at), Some(audit), _) = row else {
         return Ok(None);
     };
     Ok(Some(Stored {
         doc,
-        ticket,
-        covers: covers
-            .parse()
-            .map_err(|error| corrupt(&keys.recall, error))?,
+        claim,
+        seen: seen.parse().map_err(|error| corrupt(&keys.recall, error))?,
         epoch,
         at: Timestamp(at),
         audit,

@@ -12,7 +12,7 @@ use nearshore_core::user::event::{
 };
 use nearshore_core::user::fold::{Step, fold};
 use nearshore_core::user::record::{Fences, Position, Record, Timestamp};
-use nearshore_core::user::state::{self, Pace, Pending, Profiled, UserState};
+use nearshore_core::user::state::{self, ClaimRate, Pending, Profiled, UserState};
 use nearshore_core::user::trigger::Request;
 use nearshore_engine::formats::load::Entry;
 use nearshore_engine::formats::{folder, gguf};
@@ -129,7 +129,7 @@ fn folds(found: &Accepted) {
 fn round_trip(state: &UserState) {
     for version in state::VERSION_OLDEST..=state::VERSION_CURRENT {
         let bytes = state::encode(state, version);
-        let back = state::decode(&bytes, state.profile.clone(), state.life);
+        let back = state::decode(&bytes, state.profile.clone(), state.erased_at);
         let back = back.expect("what was written is read");
         let mut kept = state.clone();
         if version < 3 {
@@ -272,20 +272,20 @@ pub fn request(data: &[u8]) {
     assert_eq!(Request::decode(&again), Ok(found));
 }
 
-/// A stored state: eight bytes of life, then the blob.
+/// A stored state: eight bytes of erased_at, then the blob.
 pub fn state(data: &[u8]) {
     let mut bits = Bits(data);
-    let life = Timestamp(i64::from_le_bytes(bits.number()));
-    let Ok(found) = state::decode(bits.0, None, life) else {
+    let erased_at = Timestamp(i64::from_le_bytes(bits.number()));
+    let Ok(found) = state::decode(bits.0, None, erased_at) else {
         return;
     };
     // An event takes at least a time, a place, a kind, an item, a quantity: far more than two bytes.
     assert!(found.window.len() * 2 <= bits.0.len() && found.window.capacity() <= data.len() * 2);
-    assert!(found.window.iter().all(|seen| seen.time > found.life));
+    assert!(found.window.iter().all(|seen| seen.time > found.erased_at));
     round_trip(&found);
 }
 
-/// Texts beside the blob: pending, pace, the profile's register, fences, positions.
+/// Texts beside the blob: pending, claim_rate, the profile's register, fences, positions.
 pub fn register(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -293,7 +293,7 @@ pub fn register(data: &[u8]) {
     if let Ok(found) = text.parse::<Pending>() {
         assert_eq!(found.to_string().parse().as_ref(), Ok(&found));
     }
-    if let Ok(found) = text.parse::<Pace>() {
+    if let Ok(found) = text.parse::<ClaimRate>() {
         assert_eq!(found.to_string().parse().as_ref(), Ok(&found));
     }
     if let Ok(found) = Profiled::from_text(text) {
@@ -307,7 +307,7 @@ pub fn register(data: &[u8]) {
         let written = found.to_string();
         let read: Fences = written.parse().expect("our own");
         assert_eq!(read, found);
-        assert!(found.cover_all(&read));
+        assert!(found.contains_all(&read));
     }
 }
 
@@ -344,10 +344,10 @@ pub fn update(data: &[u8]) {
     };
     let audit = serde_json::to_string(&found.audit).expect("JSON");
     let doc = found.doc.to_json();
-    let written = Update::json((found.ticket, found.epoch), &found.covers, (&doc, &audit));
+    let written = Update::json((found.claim, found.epoch), &found.seen, (&doc, &audit));
     let read = Update::parse(written.as_bytes()).expect("our own");
-    assert_eq!((read.ticket, read.epoch), (found.ticket, found.epoch));
-    assert_eq!(read.covers, found.covers);
+    assert_eq!((read.claim, read.epoch), (found.claim, found.epoch));
+    assert_eq!(read.seen, found.seen);
     assert_eq!(read.doc.to_json(), doc);
 }
 

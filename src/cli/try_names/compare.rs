@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{Error, Prompt, TryArgs, bar, written};
-use nearshore_core::names::scoring::{Answer, Ask, Names};
+use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse};
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::{Model, Options, Precision};
 
@@ -62,7 +62,7 @@ pub struct Comparison {
     recall_difference: Option<Mean>,
 }
 
-/// Answers all prompts twice; prints the comparison.
+/// Scorer all prompts twice; prints the comparison.
 pub fn run(
     args: &TryArgs,
     reference: Precision,
@@ -100,10 +100,12 @@ impl Side {
         };
         let bar = bar(prompts.len());
         for batch in prompts.chunks(args.batch.max(1)) {
-            let asks: Vec<Ask> = batch.iter().map(|prompt| prompt.ask(args.top)).collect();
-            let list = |answer: Answer| answer.named.iter().map(|named| named.pu).collect();
+            let requests: Vec<ScoreRequest> =
+                batch.iter().map(|prompt| prompt.ask(args.top)).collect();
+            let list =
+                |response: ScoreResponse| response.named.iter().map(|named| named.pu).collect();
             side.lists
-                .extend(model.generate(&asks)?.into_iter().map(list));
+                .extend(model.generate(&requests)?.into_iter().map(list));
             let after = || -> Result<Vec<Vec<f32>>, Error> {
                 let prompts = batch.par_iter();
                 prompts.map(|prompt| next(&model, &prompt.text)).collect()

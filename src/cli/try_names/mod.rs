@@ -13,7 +13,9 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use nearshore_core::names::scoring::{Answer, Ask, Names, Reference, Term, Values};
+use nearshore_core::names::scoring::{
+    Calibration, Names, ScoreRequest, ScoreResponse, Term, Values,
+};
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::thread::default_threads;
 use nearshore_engine::{Edge, Isa, Model, Options, Place, Precision};
@@ -42,7 +44,7 @@ pub struct TryArgs {
     pub top: usize,
     /// Prompts that stand for everyone, as in --prompts: the model's mean over them is taken out
     #[arg(long, value_name = "FILE")]
-    pub reference: Option<PathBuf>,
+    pub calibration: Option<PathBuf>,
     /// A mass per name, "name<TAB>mass" per line, for a term `demand` of weight 1
     #[arg(long, value_name = "FILE")]
     pub demand: Option<PathBuf>,
@@ -67,7 +69,7 @@ pub struct TryArgs {
     /// Where the model runs: cpu, or cuda:N in a CUDA build
     #[arg(long, value_name = "WHERE", default_value_t)]
     pub device: Place,
-    /// Answer in this precision too, and print only how far the lists differ; recall as well for
+    /// ScoreResponse in this precision too, and print only how far the lists differ; recall as well for
     /// prompts that say what came true ("truth": [NAME, ...], see scripts/make-prompts)
     #[arg(long, value_parser = one_of::<Precision>(), value_name = "PRECISION")]
     pub compare: Option<Precision>,
@@ -155,9 +157,9 @@ struct Name<'a> {
 struct Explained {
     /// What the model says of the name, summed over its edges.
     model: f32,
-    /// The same of its mean over the reference prompts: what it says to everyone.
-    habit: f32,
-    /// `model - habit`.
+    /// The same of its mean over the calibration prompts: what it says to everyone.
+    baseline: f32,
+    /// `model - baseline`.
     ratio: f32,
     /// What each term says of the name, before its weight.
     terms: BTreeMap<&'static str, f32>,
@@ -169,7 +171,7 @@ struct Session<'a> {
     args: &'a TryArgs,
     names: Arc<Names>,
     terms: Vec<Term>,
-    reference: Option<Arc<Reference>>,
+    calibration: Option<Arc<Calibration>>,
 }
 
 /// Runs the command; results go to standard output, progress and totals to standard error.
@@ -195,14 +197,14 @@ pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
     totals.names = session.names.names.len();
     let bar = bar(prompts.len());
     for batch in prompts.chunks(args.batch.max(1)) {
-        let asks: Vec<Ask> = batch.iter().map(|prompt| session.ask(prompt)).collect();
+        let requests: Vec<ScoreRequest> = batch.iter().map(|prompt| session.ask(prompt)).collect();
         let start = Instant::now();
-        let answers = model.generate(&asks)?;
+        let responses = model.generate(&requests)?;
         totals.seconds += start.elapsed().as_secs_f64();
-        for (ask, answer) in asks.iter().zip(&answers) {
-            totals.add(answer);
-            let explained = session.explain(&mut model, ask, answer)?;
-            let line = Line::new(totals.prompts, (answer, explained), &session.names.names);
+        for (request, response) in requests.iter().zip(&responses) {
+            totals.add(response);
+            let explained = session.explain(&mut model, request, response)?;
+            let line = Line::new(totals.prompts, (response, explained), &session.names.names);
             print(out, args.json, &line)?;
         }
         bar.inc(batch.len() as u64);
@@ -232,11 +234,11 @@ pub struct Prompt {
 
 impl Prompt {
     /// Asks for the best `n` names.
-    pub fn ask(&self, n: usize) -> Ask {
-        Ask {
+    pub fn ask(&self, n: usize) -> ScoreRequest {
+        ScoreRequest {
             prompt: self.text.clone(),
             n,
-            ..Ask::default()
+            ..ScoreRequest::default()
         }
     }
 }
@@ -271,9 +273,9 @@ impl<'a> Session<'a> {
                 values: Values::Sparse(values(path, &read(path)?, &names)?.into()),
             });
         }
-        let reference = match &args.reference {
+        let calibration = match &args.calibration {
             None => None,
-            Some(path) => Some(Arc::new(Reference {
+            Some(path) => Some(Arc::new(Calibration {
                 hash: "try".into(),
                 prompts: (prompts(path, &read(path)?)?.into_iter())
                     .map(|prompt| prompt.text)
@@ -285,15 +287,15 @@ impl<'a> Session<'a> {
             args,
             names,
             terms,
-            reference,
+            calibration,
         })
     }
 
-    fn ask(&self, prompt: &Prompt) -> Ask {
-        Ask {
+    fn ask(&self, prompt: &Prompt) -> ScoreRequest {
+        ScoreRequest {
             terms: self.terms.clone(),
             weight: self.args.weight,
-            reference: self.reference.clone(),
+            calibration: self.calibration.clone(),
             ..prompt.ask(self.args.top)
         }
     }
@@ -302,20 +304,20 @@ impl<'a> Session<'a> {
     fn explain(
         &self,
         model: &mut Constrained,
-        ask: &Ask,
-        answer: &Answer,
+        request: &ScoreRequest,
+        response: &ScoreResponse,
     ) -> Result<Vec<Option<Explained>>, Error> {
         if !self.args.explain {
-            return Ok(answer.named.iter().map(|_| None).collect());
+            return Ok(response.named.iter().map(|_| None).collect());
         }
-        let pus: Vec<u32> = answer.named.iter().map(|named| named.pu).collect();
-        let edges = model.explain(ask, &pus)?;
-        let explained = answer.named.iter().zip(edges).map(|(named, edges)| {
+        let pus: Vec<u32> = response.named.iter().map(|named| named.pu).collect();
+        let edges = model.explain(request, &pus)?;
+        let explained = response.named.iter().zip(edges).map(|(named, edges)| {
             let names = self.terms.iter().map(|term| term.name);
             Some(Explained {
                 model: named.model,
-                habit: named.habit,
-                ratio: named.model - named.habit,
+                baseline: named.baseline,
+                ratio: named.model - named.baseline,
                 terms: names.zip(named.terms.iter().copied()).collect(),
                 edges,
             })
@@ -424,13 +426,13 @@ impl Explained {
     fn print(&self, out: &mut dyn Write) -> io::Result<()> {
         let Self {
             model,
-            habit,
+            baseline,
             ratio,
             ..
         } = self;
         write!(
             out,
-            "      model {model:.4} - habit {habit:.4} = ratio {ratio:.4}"
+            "      model {model:.4} - baseline {baseline:.4} = ratio {ratio:.4}"
         )?;
         for (name, value) in &self.terms {
             write!(out, "; {name} {value:.4}")?;
@@ -441,7 +443,7 @@ impl Explained {
                 choices,
                 score,
                 model,
-                habit,
+                baseline,
                 prior,
                 ..
             } = edge;
@@ -449,7 +451,7 @@ impl Explained {
             writeln!(
                 out,
                 "      {score:>8.4}  {text:<24} of {choices:>5}  \
-                 (model {model:.4}, habit {habit:.4}, prior {prior:.4})"
+                 (model {model:.4}, baseline {baseline:.4}, prior {prior:.4})"
             )?;
         }
         Ok(())
@@ -459,10 +461,10 @@ impl Explained {
 impl<'a> Line<'a> {
     fn new(
         prompt: usize,
-        (answer, explained): (&Answer, Vec<Option<Explained>>),
+        (response, explained): (&ScoreResponse, Vec<Option<Explained>>),
         names: &'a [String],
     ) -> Self {
-        let named = answer.named.iter().zip(explained);
+        let named = response.named.iter().zip(explained);
         let named = named.map(|(named, explained)| Name {
             name: &names[named.pu as usize],
             log_prob: named.score,
@@ -471,10 +473,10 @@ impl<'a> Line<'a> {
         Self {
             prompt,
             names: named.collect(),
-            prompt_tokens: answer.prompt_tokens,
-            shared_tokens: answer.shared_tokens,
-            forwarded_tokens: answer.forwarded,
-            waves: answer.waves,
+            prompt_tokens: response.prompt_tokens,
+            shared_tokens: response.shared_tokens,
+            forwarded_tokens: response.forwarded,
+            waves: response.waves,
         }
     }
 }

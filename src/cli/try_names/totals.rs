@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use nearshore_core::names::scoring::Answer;
+use nearshore_core::names::scoring::ScoreResponse;
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::{Model, Options};
 
@@ -49,12 +49,12 @@ impl Totals {
     }
 
     /// Counts one answer.
-    pub fn add(&mut self, answer: &Answer) {
+    pub fn add(&mut self, response: &ScoreResponse) {
         self.prompts += 1;
-        self.prompt_tokens += u64::from(answer.prompt_tokens);
-        self.shared_tokens += u64::from(answer.shared_tokens);
-        self.forwarded_tokens += u64::from(answer.forwarded);
-        self.waves += u64::from(answer.waves);
+        self.prompt_tokens += u64::from(response.prompt_tokens);
+        self.shared_tokens += u64::from(response.shared_tokens);
+        self.forwarded_tokens += u64::from(response.forwarded);
+        self.waves += u64::from(response.waves);
     }
 
     /// Rates and memory, once all is counted.

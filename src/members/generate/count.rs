@@ -3,15 +3,16 @@
 use std::time::Duration;
 
 use crate::metrics;
-use nearshore_core::list::compose::Made;
+use nearshore_core::list::compose::FinishedList;
 use nearshore_core::list::document::Source;
-use nearshore_core::names::scoring::Answer;
+use nearshore_core::names::scoring::ScoreResponse;
 use nearshore_core::queue::lanes::Work;
 use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::trigger::{Lane, Reason};
 
-pub(super) fn count_batch(arm: &str, answers: &[Answer], busy: Duration) {
-    let sum = |of: fn(&Answer) -> u32| answers.iter().map(|answer| u64::from(of(answer))).sum();
+pub(super) fn count_batch(arm: &str, answers: &[ScoreResponse], busy: Duration) {
+    let sum =
+        |of: fn(&ScoreResponse) -> u32| answers.iter().map(|answer| u64::from(of(answer))).sum();
     metrics::phase(arm, metrics::Phase::Model, busy);
     metrics::batch(
         arm,
@@ -36,7 +37,7 @@ pub(super) fn count_running<'a>(works: impl IntoIterator<Item = &'a Work>) {
     }
 }
 
-pub(super) fn count_dropped(made: &Made) {
+pub(super) fn count_dropped(made: &FinishedList) {
     for dropped in &made.audit.dropped {
         metrics::rejected(dropped.why, 1);
     }
@@ -48,9 +49,11 @@ pub(super) fn count_published(arm: &str, work: &Work, (source, now): (Source, Ti
     if lane != Lane::Backfill {
         let start = match work.request.reason {
             Reason::First => metrics::Start::Cold,
-            Reason::Moved | Reason::Profile | Reason::Overdue | Reason::Sweep | Reason::Refresh => {
-                metrics::Start::Warm
-            }
+            Reason::Activity
+            | Reason::Profile
+            | Reason::Overdue
+            | Reason::Sweep
+            | Reason::Refresh => metrics::Start::Warm,
         };
         metrics::event_to_list(lane, start, now.since(work.request.time));
     }

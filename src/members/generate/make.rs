@@ -6,26 +6,26 @@
 use std::time::Duration;
 
 use super::count::{count_batch, count_dropped};
-use super::{Answers, Generate, Job, Listed, answers};
+use super::{Generate, Job, Scorer, TimedList, scorer};
 use crate::metrics;
-use nearshore_core::list::compose::{Kit, fallback, finish};
-use nearshore_core::names::scoring::{Answer, Ask, Ended};
+use nearshore_core::list::compose::{ListContext, fallback, finish};
+use nearshore_core::names::scoring::{Ended, ScoreRequest, ScoreResponse};
 use nearshore_core::ports::log::Log;
 use nearshore_core::ports::store::Store;
 
 /// A complete answer, with the time that the model took for its batch.
-pub(super) type Answered = Option<(Answer, Duration)>;
+pub(super) type Answered = Option<(ScoreResponse, Duration)>;
 
-impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
+impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     /// What the models answer, per job.
     pub(super) async fn ask(&self, jobs: &[Job<'_>]) -> Vec<Answered> {
         let mut answered: Vec<Answered> = jobs.iter().map(|_| None).collect();
         for arm in 0..self.arms.len() {
-            let mine: (Vec<usize>, Vec<Ask>) = jobs
+            let mine: (Vec<usize>, Vec<ScoreRequest>) = jobs
                 .iter()
                 .enumerate()
                 .filter(|(_, job)| job.arm == arm && !job.work.late)
-                .filter_map(|(nth, job)| Some((nth, job.brief.ask.clone()?)))
+                .filter_map(|(nth, job)| Some((nth, job.prepare.ask.clone()?)))
                 .unzip();
             for (nth, answer) in self.ask_arm(arm, mine).await {
                 answered[nth] = Some(answer);
@@ -38,18 +38,18 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     async fn ask_arm(
         &self,
         arm: usize,
-        (places, asks): (Vec<usize>, Vec<Ask>),
-    ) -> Vec<(usize, (Answer, Duration))> {
+        (places, asks): (Vec<usize>, Vec<ScoreRequest>),
+    ) -> Vec<(usize, (ScoreResponse, Duration))> {
         if asks.is_empty() {
             return Vec::new();
         }
         let loaded = &self.arms[arm];
         let start = (self.settings.clock)();
-        match answers::of(&loaded.engine, asks).await {
+        match scorer::of(&loaded.engine, asks).await {
             Ok(answers) => {
                 let generated = (self.settings.clock)().since(start);
                 count_batch(&loaded.arm.id, &answers, generated);
-                self.paces.note(arm, generated, answers.len());
+                self.costs.note(arm, generated, answers.len());
                 let (complete, others): (Vec<_>, Vec<_>) = places
                     .into_iter()
                     .zip(answers)
@@ -73,22 +73,22 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     }
 
     /// A list per job, in their order: the model's, or the fallback with its reason.
-    pub(super) fn lists(&self, jobs: &[Job<'_>], answered: Vec<Answered>) -> Vec<Listed> {
-        let kits: Vec<Kit> = (0..self.arms.len()).map(|arm| self.kit(arm)).collect();
+    pub(super) fn lists(&self, jobs: &[Job<'_>], answered: Vec<Answered>) -> Vec<TimedList> {
+        let kits: Vec<ListContext> = (0..self.arms.len()).map(|arm| self.context(arm)).collect();
         let one = |(job, answered): (&Job<'_>, Answered)| {
-            let kit = &kits[job.arm];
+            let context = &kits[job.arm];
             let Some((answer, generated)) = answered else {
                 let reason = match job.work.late {
                     true => "waited too long for the model",
                     false => "generation failed",
                 };
-                let made = fallback(&job.brief, &job.shop, kit, reason);
+                let made = fallback(&job.prepare, &job.snapshot, context, reason);
                 let generated = Duration::ZERO;
-                return Listed { made, generated };
+                return TimedList { made, generated };
             };
-            let made = finish(&job.brief, &answer, &job.shop, kit);
+            let made = finish(&job.prepare, &answer, &job.snapshot, context);
             count_dropped(&made);
-            Listed { made, generated }
+            TimedList { made, generated }
         };
         jobs.iter().zip(answered).map(one).collect()
     }

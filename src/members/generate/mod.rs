@@ -2,31 +2,31 @@
 //!
 //! Invariant: a request's offset becomes committable only when its list is published and told, or
 //! when it is covered, refused or failed for good. Between two calls nothing is in memory that the
-//! lanes' topics could not bring back. Work in hand may be done twice; tickets decide.
+//! lanes' topics could not bring back. Work in hand may be done twice; claims decide.
 
-mod aloft;
-mod answers;
+mod backpressure;
+mod cost;
 mod count;
+mod in_flight;
 mod make;
-mod pace;
-mod put_back;
+mod outbox;
+mod requeue;
+mod scorer;
 mod serve;
-mod telling;
-mod yielding;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-pub use aloft::Aloft;
-pub use answers::Answers;
 use count::{count_published, count_running};
+pub use in_flight::InFlight;
+pub use scorer::Scorer;
 
-pub use pace::Pace;
-use pace::Paces;
-use telling::Owed;
-pub use yielding::HEED_EVERY;
+pub use backpressure::BACKPRESSURE_EVERY;
+pub use cost::UserCost;
+use cost::UserCosts;
+use outbox::Outbox;
 
 use crate::members::checkpoints::Checkpoints;
 use crate::members::dlq::DeadLetterWriter;
@@ -34,19 +34,21 @@ use crate::members::dlq::write_rejects;
 use crate::members::error::Error;
 use crate::members::outbox::{current, update};
 use crate::metrics::{self, RecordOutcome, Stage};
-use nearshore_core::list::compose::{Brief, Kit, Made, Subject, brief};
+use nearshore_core::list::compose::{
+    ClaimedUser, FinishedList, ListContext, PreparedRequest, prepare,
+};
 use nearshore_core::list::document::{Model, Source};
 use nearshore_core::list::prompt::{Arm, Template};
-use nearshore_core::names::scoring::{Ask, Names, Reference};
+use nearshore_core::names::scoring::{Calibration, Names, ScoreRequest};
 use nearshore_core::ports::log::{Batch, Log};
-use nearshore_core::ports::store::{Peek, Publish, Published, Store, Stored, Taken};
+use nearshore_core::ports::store::{Claimed, Peek, Publish, Published, Store, Stored};
 use nearshore_core::queue::claims::{Need, need};
 use nearshore_core::queue::lanes::{Lanes, Offered, Policy, Work};
 use nearshore_core::queue::offsets::InHand;
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::shop::arms::{arm_of, arms_for};
 use nearshore_core::shop::rules::Needs;
-use nearshore_core::shop::snapshot::Shop;
+use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::event::Reject;
 use nearshore_core::user::record::{Partition, Record, Timestamp};
 use nearshore_core::user::trigger::Request;
@@ -72,8 +74,8 @@ pub struct Loaded<A> {
     pub template: Template,
     /// Its model's name and revision.
     pub info: Info,
-    /// Its reference prompts.
-    pub reference: Option<Arc<Reference>>,
+    /// Its calibration prompts.
+    pub calibration: Option<Arc<Calibration>>,
     /// Counts tokens as its model does.
     pub count: Arc<dyn Fn(&str) -> usize + Send + Sync>,
     /// The way to its model.
@@ -82,7 +84,7 @@ pub struct Loaded<A> {
 
 /// What the role needs to know; from configuration.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct GenerateSettings {
     /// Topic names.
     pub topics: Topics,
     /// How lanes share the engine.
@@ -105,18 +107,18 @@ pub struct Turn {
     /// Requests skipped because a list covers them.
     pub covered: u64,
     /// Takes made.
-    pub takes: u64,
+    pub claims: u64,
 }
 
 /// One member of the generate group.
 pub struct Generate<L, S, A> {
     log: L,
     store: S,
-    shop: Arc<ArcSwap<Shop>>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
     arms: Vec<Loaded<A>>,
     /// The arms' configurations, in the same order, for the hash.
     shares: Vec<Arm>,
-    settings: Settings,
+    settings: GenerateSettings,
     lanes: Lanes,
     /// Whether the log was told to hold backfill back.
     holds: bool,
@@ -126,47 +128,47 @@ pub struct Generate<L, S, A> {
     /// Batches cut, not yet done: kept over an error, so that the next turn goes on with them.
     current: Vec<Vec<Work>>,
     /// To be put back, and not yet written: kept over an error.
-    far: Vec<Work>,
+    deferred: Vec<Work>,
     /// Version of the names that the engines know.
     names: Option<u64>,
     /// What a user costs the model: to say how many seconds of work are queued.
-    paces: Paces,
-    aloft: Aloft<S>,
-    owed: Owed,
+    costs: UserCosts,
+    in_flight: InFlight<S>,
+    outbox: Outbox,
 }
 
 /// A user who was taken, on the way to a list.
 struct Job<'a> {
     work: &'a Work,
     /// With the demand of its namespace.
-    shop: Arc<Shop>,
+    snapshot: Arc<Snapshot>,
     arm: usize,
-    taken: Taken,
-    brief: Brief,
+    claimed: Claimed,
+    prepare: PreparedRequest,
     took: Timestamp,
 }
 
 /// A list, by the model or in its place, with the time that the model took.
-struct Listed {
-    made: Made,
+struct TimedList {
+    made: FinishedList,
     generated: Duration,
 }
 
-impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
+impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     /// A member that has nothing in hand. `arms` must not be empty.
     pub fn new(
         log: L,
         store: S,
-        shop: Arc<ArcSwap<Shop>>,
-        (arms, settings): (Vec<Loaded<A>>, Settings),
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        (arms, settings): (Vec<Loaded<A>>, GenerateSettings),
     ) -> Self {
         Self {
             log,
             checkpoints: Checkpoints::new(store.clone(), READER),
-            aloft: Aloft::new(store.clone()),
+            in_flight: InFlight::new(store.clone()),
             store,
-            shop,
-            paces: Paces::new(arms.len()),
+            snapshot,
+            costs: UserCosts::new(arms.len()),
             shares: arms.iter().map(|loaded| loaded.arm.clone()).collect(),
             arms,
             lanes: Lanes::new(settings.lanes.clone()),
@@ -175,9 +177,9 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             in_hand: InHand::default(),
             dead_letters: DeadLetterWriter::default(),
             current: Vec::new(),
-            far: Vec::new(),
+            deferred: Vec::new(),
             names: None,
-            owed: Owed::default(),
+            outbox: Outbox::default(),
         }
     }
 
@@ -202,25 +204,25 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     }
 
     /// Lists on their way, to be looked after during a turn.
-    pub fn aloft(&self) -> Aloft<S> {
-        self.aloft.clone()
+    pub fn in_flight(&self) -> InFlight<S> {
+        self.in_flight.clone()
     }
 
     /// What a user costs the model, smoothed over batches; zero before the first.
     pub fn seconds_per_user(&self) -> Duration {
-        self.paces.each()
+        self.costs.each()
     }
 
     /// Tells the engines the names and has each answer once, so that the first user does not wait for cold caches.
     pub async fn warm(&mut self) {
         self.sync_names().await;
         for loaded in &self.arms {
-            let ask = Ask {
+            let ask = ScoreRequest {
                 prompt: "warm".into(),
                 n: 1,
                 // The first user should not wait for these either.
-                reference: loaded.reference.clone(),
-                ..Ask::default()
+                calibration: loaded.calibration.clone(),
+                ..ScoreRequest::default()
             };
             if let Err(error) = loaded.engine.generate(vec![ask]).await {
                 metrics::engine_error(&error);
@@ -247,7 +249,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         for batch in &mut self.current {
             batch.retain(ours);
         }
-        self.far.retain(ours);
+        self.deferred.retain(ours);
     }
 
     /// Takes requests in. A record that is no request goes to `dlq`. After an error call it again with the same batch.
@@ -279,22 +281,22 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             good.len() as u64,
         );
         for (request, record) in good {
-            let waiting = (now, put_back::waited(record));
+            let waiting = (now, requeue::waited(record));
             let position = record.position.clone();
             let merged = self.lanes.offer_again(request, position, waiting) == Offered::Merged;
             metrics::coalesced(u64::from(merged));
         }
-        self.sip();
+        self.apply_backpressure();
         Ok(())
     }
 
     /// Serves what is due. After an error call it again: what was cut is kept.
     pub async fn turn(&mut self, now: Timestamp) -> Result<Turn, Error> {
         self.settle().await?;
-        self.put_back(now).await?;
+        self.requeue(now).await?;
         if self.current.is_empty() {
             self.current = self.cut(now);
-            self.sip();
+            self.apply_backpressure();
         }
         if self.current.iter().all(Vec::is_empty) {
             self.current.clear();
@@ -327,7 +329,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             metrics::expired(work.request.lane, 1);
         }
         let mut batches = Vec::new();
-        let many = self.paces.fit(most, TURN_MAX).clamp(1, BATCHES_MAX);
+        let many = self.costs.fit(most, TURN_MAX).clamp(1, BATCHES_MAX);
         while batches.len() < many {
             batch.extend(self.lanes.cut(now, most));
             if batch.is_empty() {
@@ -347,8 +349,8 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     }
 
     /// Looks whether the store is still the one that was written to.
-    pub async fn look(&mut self) -> Result<(), Error> {
-        Ok(self.checkpoints.look(&self.log).await?)
+    pub async fn check_store(&mut self) -> Result<(), Error> {
+        Ok(self.checkpoints.check_store(&self.log).await?)
     }
 
     /// After an error that [`Error::rewinds`]: requests whose lists the store lost are read again, and so is
@@ -357,21 +359,21 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         self.lanes.clear();
         self.in_hand = InHand::default();
         self.current.clear();
-        self.far.clear();
+        self.deferred.clear();
         Ok(self.checkpoints.rewind(&mut self.log).await?)
     }
 
     /// Tells the engines the catalogue's names when they changed. A failure leaves the old ones:
     /// indices are stable, so that an answer over old names is still right.
     pub async fn sync_names(&mut self) {
-        let shop = self.shop.load_full();
-        let version = shop.catalogue.names_version();
+        let snapshot = self.snapshot.load_full();
+        let version = snapshot.catalogue.names_version();
         if self.names == Some(version) {
             return;
         }
         let names = Arc::new(Names {
             version,
-            names: shop.catalogue.names(),
+            names: snapshot.catalogue.names(),
         });
         for loaded in &self.arms {
             if let Err(error) = loaded.engine.set_names(names.clone()).await {
@@ -384,11 +386,11 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     }
 
     fn need(&self, work: &Work, peek: &Peek) -> Need {
-        let standing = peek.standing();
+        let status = peek.status();
         need(
             &work.request,
             &work.sources,
-            (&standing, self.arms[self.arm(&work.request)].arm.epoch),
+            (&status, self.arms[self.arm(&work.request)].arm.epoch),
         )
     }
 
@@ -400,7 +402,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             .unwrap_or(0)
     }
 
-    fn kit(&self, arm: usize) -> Kit<'_> {
+    fn context(&self, arm: usize) -> ListContext<'_> {
         let loaded = &self.arms[arm];
         let Info {
             name,
@@ -408,7 +410,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             dtype,
             device,
         } = loaded.info.clone();
-        Kit {
+        ListContext {
             arm: &loaded.arm,
             template: &loaded.template,
             model: Model {
@@ -417,32 +419,37 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 dtype,
                 device,
             },
-            reference: loaded.reference.clone(),
+            calibration: loaded.calibration.clone(),
             count: &*loaded.count,
             needs: &self.settings.needs,
             selection: &self.settings.selection,
         }
     }
 
-    fn job<'a>(&self, work: &'a Work, taken: Taken, shop: &Arc<Shop>) -> Job<'a> {
+    fn job<'a>(&self, work: &'a Work, claimed: Claimed, snapshot: &Arc<Snapshot>) -> Job<'a> {
         let arm = self.arm(&work.request);
-        let subject = Subject {
+        let subject = ClaimedUser {
             request: &work.request,
-            state: &taken.state,
-            ticket: taken.ticket,
+            state: &claimed.state,
+            claim: claimed.claim,
         };
-        let brief = brief(&subject, shop, &self.kit(arm));
+        let prepare = prepare(&subject, snapshot, &self.context(arm));
         Job {
             work,
-            shop: Arc::clone(shop),
+            snapshot: Arc::clone(snapshot),
             arm,
-            brief,
-            taken,
+            prepare,
+            claimed,
             took: (self.settings.clock)(),
         }
     }
 
-    async fn publish(&self, ns: &str, jobs: &[Job<'_>], lists: Vec<Listed>) -> Result<u64, Error> {
+    async fn publish(
+        &self,
+        ns: &str,
+        jobs: &[Job<'_>],
+        lists: Vec<TimedList>,
+    ) -> Result<u64, Error> {
         if lists.is_empty() {
             return Ok(0);
         }
@@ -477,20 +484,20 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         Ok(published)
     }
 
-    fn to_publish(&self, job: &Job, list: &Listed, now: Timestamp) -> Publish {
+    fn to_publish(&self, job: &Job, list: &TimedList, now: Timestamp) -> Publish {
         let queued = job.took.since(job.work.ready);
         let rest = now.since(job.took).saturating_sub(list.generated);
         Publish {
             user: job.work.request.user.clone(),
             list: Stored {
                 doc: list.made.document.to_json(),
-                ticket: job.taken.ticket,
-                covers: job.taken.state.fences.clone(),
+                claim: job.claimed.claim,
+                seen: job.claimed.state.fences.clone(),
                 epoch: self.arms[job.arm].arm.epoch,
                 at: job.work.request.time,
                 audit: list.made.audited((queued, list.generated, rest)),
             },
-            life: job.taken.state.life,
+            erased_at: job.claimed.state.erased_at,
             force: job.work.request.force,
             only_if_absent: list.made.document.source == Source::Fallback,
         }

@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 
 use super::make::Answered;
-use super::{Answers, Generate, Job, Listed, TURN_MAX, Turn};
+use super::{Generate, Job, Scorer, TURN_MAX, TimedList, Turn};
 use crate::members::error::Error;
 use nearshore_core::ports::log::Log;
-use nearshore_core::ports::store::{Store, Take, Took};
+use nearshore_core::ports::store::{Claim, ClaimOutcome, Store};
 use nearshore_core::queue::claims::Need;
 use nearshore_core::queue::lanes::Work;
 use nearshore_core::user::event::UserId;
@@ -26,33 +26,33 @@ struct Batch<'a> {
     covered: u64,
 }
 
-impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
+impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     /// Batch after batch: while the model answers one, the one before it is finished and published, and the next is taken.
     /// A model that is slower than it was ends the turn after [`TURN_MAX`]: says how many batches were served.
     pub(super) async fn serve(&self, batches: &[Vec<Work>]) -> Result<(Turn, usize), Error> {
         let (mut sum, mut served) = (Turn::default(), 0);
         let start = (self.settings.clock)();
         let mut batches = batches.iter();
-        let (mut asked, mut next) = (None, self.taken(batches.next()).await?);
-        while let Some(taken) = next.take() {
+        let (mut asked, mut next) = (None, self.claimed(batches.next()).await?);
+        while let Some(claimed) = next.take() {
             served += 1;
-            sum.covered += taken.covered;
-            sum.takes += taken.jobs.len() as u64;
+            sum.covered += claimed.covered;
+            sum.claims += claimed.jobs.len() as u64;
             let model = async {
-                let _made = self.aloft.begin(&taken.jobs);
-                self.ask(&taken.jobs).await
+                let _made = self.in_flight.begin(&claimed.jobs);
+                self.ask(&claimed.jobs).await
             };
             let is_late = (self.settings.clock)().since(start) >= TURN_MAX;
             let beside = async {
                 let published = self.publish_all(asked.take()).await?;
                 let follows = if is_late { None } else { batches.next() };
-                Ok::<_, Error>((published, self.taken(follows).await?))
+                Ok::<_, Error>((published, self.claimed(follows).await?))
             };
             // Both are waited for: a generation that was begun is not called off for an error beside it.
             let (answered, beside) = futures::join!(model, beside);
             let (published, follows) = beside?;
             sum.published += published;
-            asked = Some((taken, answered));
+            asked = Some((claimed, answered));
             next = follows;
         }
         sum.published += self.publish_all(asked).await?;
@@ -60,7 +60,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
     }
 
     /// Takes a batch, namespace by namespace, those with urgent or live users first.
-    async fn taken<'a>(&self, works: Option<&'a Vec<Work>>) -> Result<Option<Batch<'a>>, Error> {
+    async fn claimed<'a>(&self, works: Option<&'a Vec<Work>>) -> Result<Option<Batch<'a>>, Error> {
         let Some(works) = works else { return Ok(None) };
         let mut namespaces: BTreeMap<&str, Vec<&Work>> = BTreeMap::new();
         for work in works {
@@ -72,10 +72,10 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         namespaces.sort_by_key(|(_, works)| lane(works).unwrap_or(Lane::Backfill));
         let mut batch = Batch::default();
         for (ns, works) in namespaces {
-            let (taken, covered) = self.take_all(ns, works).await?;
+            let (claimed, covered) = self.take_all(ns, works).await?;
             batch.covered += covered;
-            batch.parts.push((ns, taken.len()));
-            batch.jobs.extend(taken);
+            batch.parts.push((ns, claimed.len()));
+            batch.jobs.extend(claimed);
         }
         Ok(Some(batch))
     }
@@ -88,7 +88,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         let (mut rest, mut published) = (&jobs[..], 0);
         for (ns, count) in parts {
             let (own, others) = rest.split_at(count);
-            let made: Vec<Listed> = lists.by_ref().take(count).collect();
+            let made: Vec<TimedList> = lists.by_ref().take(count).collect();
             published += self.publish(ns, own, made).await?;
             rest = others;
         }
@@ -101,7 +101,7 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         ns: &str,
         mut open: Vec<&'a Work>,
     ) -> Result<(Vec<Job<'a>>, u64), Error> {
-        let shop = self.shop.load().of(ns);
+        let snapshot = self.snapshot.load().of(ns);
         let (mut jobs, mut again, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         // Whoever is folded between the look and the take is looked at again.
         while !open.is_empty() {
@@ -110,22 +110,24 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             let mut due = Vec::new();
             for (work, peek) in std::mem::take(&mut open).into_iter().zip(peeks) {
                 match self.need(work, &peek) {
-                    Need::Take => due.push((work, peek.ver)),
+                    Need::Claim => due.push((work, peek.ver)),
                     Need::Covered => again.push((work, peek)),
                     Need::Gone => gone.push((work.request.user.clone(), None)),
                 }
             }
-            let taken = self.take(ns, &due).await?;
-            for ((work, _), took) in due.into_iter().zip(taken) {
+            let claimed = self.claim(ns, &due).await?;
+            for ((work, _), took) in due.into_iter().zip(claimed) {
                 match took {
                     // A request may outlive an erase: then nobody is left to make a list for. Whoever crashed between
                     // publishing their last list and looking at it again has left its record behind.
-                    Took::Taken(taken) if taken.state.is_vacant() => {
+                    ClaimOutcome::Claimed(claimed) if claimed.state.is_vacant() => {
                         gone.push((work.request.user.clone(), None));
                     }
-                    Took::Taken(taken) => jobs.push(self.job(work, *taken, &shop)),
-                    Took::Stale => open.push(work),
-                    Took::NoState => gone.push((work.request.user.clone(), None)),
+                    ClaimOutcome::Claimed(claimed) => {
+                        jobs.push(self.job(work, *claimed, &snapshot))
+                    }
+                    ClaimOutcome::Stale => open.push(work),
+                    ClaimOutcome::NoState => gone.push((work.request.user.clone(), None)),
                 }
             }
         }
@@ -135,16 +137,16 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
         Ok((jobs, covered))
     }
 
-    async fn take(&self, ns: &str, due: &[(&Work, u64)]) -> Result<Vec<Took>, Error> {
+    async fn claim(&self, ns: &str, due: &[(&Work, u64)]) -> Result<Vec<ClaimOutcome>, Error> {
         if due.is_empty() {
             return Ok(Vec::new());
         }
-        let take = |(work, expected): &(&Work, u64)| Take {
+        let claim = |(work, expected): &(&Work, u64)| Claim {
             user: work.request.user.clone(),
             due: work.request.due,
             expected: *expected,
         };
-        let takes: Vec<Take> = due.iter().map(take).collect();
-        Ok(self.store.take(ns, &takes).await?)
+        let claims: Vec<Claim> = due.iter().map(claim).collect();
+        Ok(self.store.claim(ns, &claims).await?)
     }
 }

@@ -19,17 +19,17 @@ use crate::members::checkpoints::Checkpoints;
 use crate::members::dlq::DeadLetterWriter;
 use crate::members::dlq::write_rejects;
 use crate::members::error::Error;
-use crate::members::outbox::tell_lists;
+use crate::members::outbox::publish_updates;
 use crate::members::records::request_record;
 use crate::metrics::{self, EventOutcome, EventType, Stage};
 use nearshore_core::list::document::{Document, Update};
 use nearshore_core::ports::log::{Batch, Log};
 use nearshore_core::ports::store::{Added, Store, Stored};
 use nearshore_core::queue::topics::Topics;
-use nearshore_core::shop::snapshot::Shop;
+use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::event::{self, Accepted, Change, Reject, UserId};
 use nearshore_core::user::fold::Step;
-use nearshore_core::user::plan::{Counted, Edit, Listed, Plan};
+use nearshore_core::user::plan::{Counted, Edit, Plan, StoredList};
 use nearshore_core::user::record::{Offset, Partition, Record, Resume, Timestamp};
 use nearshore_core::user::state::Held;
 use records::{count_records, deltas, stage};
@@ -38,7 +38,7 @@ use nearshore_core::user::trigger::{Policy, Request};
 
 /// What the role needs to know; from configuration.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct IngestSettings {
     /// Namespace that it fills.
     pub ns: String,
     /// Consumer group, as dead letters name it.
@@ -111,8 +111,8 @@ type Chains = BTreeMap<Partition, BTreeMap<u8, Offset>>;
 pub struct Ingest<L, S> {
     log: L,
     store: S,
-    settings: Settings,
-    shop: Arc<ArcSwap<Shop>>,
+    settings: IngestSettings,
+    snapshot: Arc<ArcSwap<Snapshot>>,
     /// States as last stored by this member; a stale one costs a reload, never a wrong write.
     cache: LruCache<UserId, (u32, Held)>,
     /// Age of the cache: what was put there two ages ago and not needed since is dropped.
@@ -137,7 +137,7 @@ type Rejects<'a> = Vec<(&'a Record, Reject)>;
 struct After {
     requests: Vec<Request>,
     erased: Vec<UserId>,
-    stripped: Vec<(UserId, Box<Listed>)>,
+    stripped: Vec<(UserId, Box<StoredList>)>,
     counted: BTreeMap<Partition, Vec<Counted>>,
     tally: Tally,
     /// Records by topic, kind and outcome, for metrics.
@@ -146,7 +146,12 @@ struct After {
 
 impl<L: Log, S: Store> Ingest<L, S> {
     /// A member that has nothing in hand.
-    pub fn new(log: L, store: S, shop: Arc<ArcSwap<Shop>>, settings: Settings) -> Self {
+    pub fn new(
+        log: L,
+        store: S,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        settings: IngestSettings,
+    ) -> Self {
         Self {
             log,
             checkpoints: Checkpoints::new(store.clone(), settings.ns.clone()),
@@ -154,7 +159,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
             cache: LruCache::new(settings.cache_users),
             age: 0,
             settings,
-            shop,
+            snapshot,
             chains: BTreeMap::new(),
             dead_letters: DeadLetterWriter::default(),
             rewound: 0,
@@ -257,8 +262,8 @@ impl<L: Log, S: Store> Ingest<L, S> {
     }
 
     /// Looks whether the store is still the one that was written to.
-    pub async fn look(&mut self) -> Result<(), Error> {
-        Ok(self.checkpoints.look(&self.log).await?)
+    pub async fn check_store(&mut self) -> Result<(), Error> {
+        Ok(self.checkpoints.check_store(&self.log).await?)
     }
 
     /// After an error that [`Error::rewinds`]: what the store lost is read again. Batches in hand come again, too.
@@ -277,7 +282,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
     }
 
     fn decode<'a>(&self, batches: &[&'a Batch]) -> (BTreeMap<UserId, Vec<Accepted>>, Rejects<'a>) {
-        let Settings {
+        let IngestSettings {
             topics,
             limits,
             now,
@@ -306,7 +311,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
     }
 
     async fn write_rejects(&mut self, rejects: &[(&Record, Reject)]) -> Result<(), Error> {
-        let Settings { topics, group, .. } = &self.settings;
+        let IngestSettings { topics, group, .. } = &self.settings;
         let dead: Vec<(&Record, Stage, &Reject)> = rejects
             .iter()
             .map(|(record, reject)| (*record, stage(topics, record), reject))
@@ -390,7 +395,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
     async fn lists(
         &self,
         todo: &BTreeMap<UserId, Vec<Accepted>>,
-    ) -> Result<BTreeMap<UserId, Listed>, Error> {
+    ) -> Result<BTreeMap<UserId, StoredList>, Error> {
         let users: Vec<UserId> = todo
             .iter()
             .filter(|(_, records)| {
@@ -407,8 +412,8 @@ impl<L: Log, S: Store> Ingest<L, S> {
         let listed = users.into_iter().zip(peeks).filter_map(|(user, peek)| {
             let Stored {
                 doc,
-                ticket,
-                covers,
+                claim,
+                seen,
                 epoch,
                 audit,
                 ..
@@ -416,10 +421,10 @@ impl<L: Log, S: Store> Ingest<L, S> {
             let doc = Document::parse(&doc).ok()?;
             Some((
                 user,
-                Listed {
-                    ticket,
+                StoredList {
+                    claim,
                     epoch,
-                    covers,
+                    seen,
                     doc,
                     audit,
                 },
@@ -467,7 +472,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
     }
 
     async fn tell(&self, after: &mut After) -> Result<(), Error> {
-        let Settings { topics, ns, .. } = &self.settings;
+        let IngestSettings { topics, ns, .. } = &self.settings;
         let mut out = Vec::new();
         for request in after.requests.drain(..) {
             metrics::requests(request.reason, 1);
@@ -484,9 +489,9 @@ impl<L: Log, S: Store> Ingest<L, S> {
         }
         for (user, list) in &after.stripped {
             let doc = list.doc.to_json();
-            let value = Update::json((list.ticket, list.epoch), &list.covers, (&doc, &list.audit));
+            let value = Update::json((list.claim, list.epoch), &list.seen, (&doc, &list.audit));
             told.push((user.clone(), Some(value)));
         }
-        tell_lists(&self.log, &self.store, (topics, ns), told).await
+        publish_updates(&self.log, &self.store, (topics, ns), told).await
     }
 }

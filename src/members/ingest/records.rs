@@ -34,7 +34,7 @@ pub(super) fn write_of(user: &UserId, plan: &mut Plan) -> FoldWrite {
             at: *at,
         },
         Edit::Strip(list) => ListEdit::Strip {
-            ticket: list.ticket,
+            claim: list.claim,
             doc: list.doc.to_json(),
         },
     };
@@ -42,7 +42,7 @@ pub(super) fn write_of(user: &UserId, plan: &mut Plan) -> FoldWrite {
         user: user.clone(),
         expected: plan.held.ver,
         state: std::mem::take(&mut plan.held.state),
-        mark: plan.held.mark.clone(),
+        activity: plan.held.activity.clone(),
         profile_changed: plan.profile_changed,
         list,
     }

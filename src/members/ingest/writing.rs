@@ -15,9 +15,9 @@ use crate::members::error::Error;
 use crate::metrics;
 use nearshore_core::ports::log::{Batch, Log};
 use nearshore_core::ports::store::{self, FoldWrite, Folded, Store};
-use nearshore_core::shop::snapshot::Shop;
+use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::event::{Accepted, UserId};
-use nearshore_core::user::plan::{Listed, Plan, Rulebook, plan};
+use nearshore_core::user::plan::{Plan, Rulebook, StoredList, plan};
 
 /// Users of one write: enough to share a round trip, few enough that the next are planned while it is made.
 const AT_ONCE: usize = 64;
@@ -68,7 +68,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
         batches: &[&Batch],
         after: &mut After,
     ) -> Result<(), Error> {
-        let shop = self.shop.load_full();
+        let snapshot = self.snapshot.load_full();
         while !todo.is_empty() {
             self.load(todo.keys()).await?;
             let lists = self.lists(&todo).await?;
@@ -79,7 +79,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
                 let mut next = if some.is_empty() {
                     None
                 } else {
-                    let plans = self.plans(some, (&shop, &lists), batches).await?;
+                    let plans = self.plans(some, (&snapshot, &lists), batches).await?;
                     let (store, ns) = (self.store.clone(), self.settings.ns.clone());
                     Some(maybe_done(written(store, ns, plans).boxed()))
                 };
@@ -105,7 +105,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
     async fn plans(
         &mut self,
         some: Vec<(UserId, Vec<Accepted>)>,
-        (shop, lists): (&Shop, &BTreeMap<UserId, Listed>),
+        (snapshot, lists): (&Snapshot, &BTreeMap<UserId, StoredList>),
         batches: &[&Batch],
     ) -> Result<Vec<Planned>, Error> {
         let mut plans = Vec::with_capacity(some.len());
@@ -114,7 +114,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
             let (_, held) = self.cache.pop(&user).unwrap_or_default();
             self.below_end(&held, batches).await?;
             let book = Rulebook {
-                shop,
+                snapshot,
                 policy: &self.settings.policy,
                 ns: &self.settings.ns,
                 window: self.settings.window,

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::plan::{Order, kept, span};
 use crate::config::Config;
 use crate::members::clock::wall_clock;
-use crate::members::generate::{GROUP, Pace};
+use crate::members::generate::{GROUP, UserCost};
 use crate::ops::sweep::put_off;
 use nearshore_core::ports::store::Store;
 use nearshore_core::queue::replay::{Moment, Plan, Since};
@@ -123,9 +123,9 @@ async fn hours(
         let how = format!("{users} lists at {rate} a second, as given");
         return Ok(Some(figure(users as f64 / rate / 3600.0, how)));
     }
-    let noted = store.paces().await?;
-    let read = |text: &String| serde_json::from_str::<Pace>(text).ok();
-    let known: BTreeMap<&str, Pace> = noted
+    let noted = store.costs().await?;
+    let read = |text: &String| serde_json::from_str::<UserCost>(text).ok();
+    let known: BTreeMap<&str, UserCost> = noted
         .iter()
         .filter_map(|(arm, text)| Some((arm.as_str(), read(text)?)))
         .collect();
@@ -133,24 +133,24 @@ async fn hours(
     let (mut shares, mut seconds, mut hows) = (0.0, 0.0, Vec::new());
     for arm in arms.iter().filter(|arm| arm.share > 0) {
         // A new prompt for a model that is known costs about what the old one did.
-        let alike = || known.values().find(|pace| pace.model == arm.model);
-        let Some(pace) = known.get(arm.id.as_str()).or_else(alike) else {
+        let alike = || known.values().find(|cost| cost.model == arm.model);
+        let Some(cost) = known.get(arm.id.as_str()).or_else(alike) else {
             return Ok(None);
         };
         shares += f64::from(arm.share);
-        seconds += f64::from(arm.share) * pace.seconds;
+        seconds += f64::from(arm.share) * cost.seconds;
         let own = known.contains_key(arm.id.as_str());
         hows.push(format!(
             "{:.4} s a list of {}{}, as measured at {} in batches of {:.1}",
-            pace.seconds,
+            cost.seconds,
             arm.id,
             if own {
                 ""
             } else {
                 " (by another arm of its model)"
             },
-            Moment(pace.at),
-            pace.batch
+            Moment(cost.at),
+            cost.batch
         ));
     }
     if shares == 0.0 {

@@ -26,13 +26,13 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::members::ingest::{self, Ingest, Now, Tally};
 use crate::members::loops::wait_ready;
-use crate::members::snapshot::Keeper;
+use crate::members::snapshot::SnapshotLoader;
 use crate::ops::sweep::{Asker, Why, put_off};
-use crate::run::{Roles, keeper_settings, stamped_by_broker};
+use crate::run::{Roles, loader_settings, stamped_by_broker};
 use nearshore_core::ports::log::Log;
 use nearshore_core::ports::store::Store;
 use nearshore_core::queue::replay::{Goal, Plan, Stage};
-use nearshore_core::shop::snapshot::Shop;
+use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_kafka::{KafkaLog, Producer};
 use nearshore_redis::RedisStore;
 
@@ -80,7 +80,7 @@ pub async fn backfill(
     }
     // A process that starts at the sweep takes it over: whoever began it is gone.
     let mut sweeps = book.plan().stage == Stage::Sweep;
-    let mut shop = Shelf::open(&config, &store, &cancel).await?;
+    let mut snapshot = Shelf::open(&config, &store, &cancel).await?;
     if book.plan().stage == Stage::Placing {
         place(&config, &book.plan().starts).await?;
         book.enter(Stage::Profiles).await?;
@@ -102,7 +102,13 @@ pub async fn backfill(
             continue;
         }
         let mut meter = Meter::new(&config, &store, (stage, &mut book, &mut tell));
-        let folded = fold(&config, (&store, &shop.shop), (&topic, &mut meter), &cancel).await;
+        let folded = fold(
+            &config,
+            (&store, &snapshot.snapshot),
+            (&topic, &mut meter),
+            &cancel,
+        )
+        .await;
         meter.write().await?;
         outcome.finished = folded?;
         if !outcome.finished {
@@ -112,7 +118,7 @@ pub async fn backfill(
         let moved = book.enter(next).await?;
         sweeps |= moved && next == Stage::Sweep;
     }
-    shop.close().await;
+    snapshot.close().await;
     outcome.left_to_another = !sweeps && book.plan().stage == Stage::Sweep;
     if sweeps {
         outcome.finished = sweep(&config, &store, (&mut book, &mut tell), &cancel).await?;
@@ -123,7 +129,7 @@ pub async fn backfill(
 
 /// The shop that folding judges by: kept up to date beside it.
 struct Shelf {
-    shop: Arc<ArcSwap<Shop>>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
     tasks: JoinSet<anyhow::Result<()>>,
     stop: CancellationToken,
 }
@@ -138,22 +144,26 @@ impl Shelf {
             ingest: true,
             generate: false,
         };
-        let settings = crate::members::snapshot::Settings {
+        let settings = crate::members::snapshot::LoaderSettings {
             // Its own counts move with every record; a first fallback may be a few hours old.
             demand_every: Duration::from_secs(3600),
-            ..keeper_settings(config, roles)
+            ..loader_settings(config, roles)
         };
-        let (keeper, mut ready) = Keeper::new(store.clone(), settings);
-        let shop = keeper.shop();
+        let (loader, mut ready) = SnapshotLoader::new(store.clone(), settings);
+        let snapshot = loader.snapshot();
         let topic = &config.topics.catalog;
         let tail = nearshore_kafka::tail(&config.kafka, topic, &BTreeMap::new()).await;
         let tail = tail.with_context(|| format!("topic {topic}"))?;
         let mut tasks = JoinSet::new();
         let stop = cancel.child_token();
         let stopped = stop.clone();
-        tasks.spawn(async move { keeper.run(tail, stopped).await.context("catalogue") });
+        tasks.spawn(async move { loader.run(tail, stopped).await.context("catalogue") });
         wait_ready(&mut ready, cancel).await;
-        Ok(Self { shop, tasks, stop })
+        Ok(Self {
+            snapshot,
+            tasks,
+            stop,
+        })
     }
 
     async fn close(&mut self) {
@@ -165,7 +175,7 @@ impl Shelf {
 /// Folds one topic to the plan's end; false if it was cancelled before.
 async fn fold(
     config: &Config,
-    (store, shop): (&RedisStore, &Arc<ArcSwap<Shop>>),
+    (store, snapshot): (&RedisStore, &Arc<ArcSwap<Snapshot>>),
     (topic, meter): (&str, &mut impl Meters),
     cancel: &CancellationToken,
 ) -> anyhow::Result<bool> {
@@ -178,7 +188,7 @@ async fn fold(
         true => Now::Unchecked,
         false => Now::Fixed(plan.created_at),
     };
-    let settings = ingest::Settings {
+    let settings = ingest::IngestSettings {
         ns,
         group: name,
         topics: config.topics.clone(),
@@ -190,7 +200,7 @@ async fn fold(
         now,
         complete_since: plan.complete_since.clone(),
     };
-    let mut member = Ingest::new(log, store.clone(), shop.clone(), settings);
+    let mut member = Ingest::new(log, store.clone(), snapshot.clone(), settings);
     let reached = catch_up(&mut member, &mut goal, (&others, meter), cancel).await;
     let log = member.into_log();
     let lost = log.health().lost();

@@ -165,16 +165,16 @@ async fn settle(store: &RedisStore, ns: &str, mut users: Vec<UserId>) -> anyhow:
         let writes: Vec<FoldWrite> = stale
             .map(|(user, held)| {
                 let mut state = held.state;
-                let life = state.life;
-                fold::erase(&mut state, life);
+                let erased_at = state.erased_at;
+                fold::erase(&mut state, erased_at);
                 FoldWrite {
                     user,
                     expected: held.ver,
                     // Nobody left is somebody unknown; else the next event asks for a list.
-                    mark: if state.is_vacant() {
+                    activity: if state.is_vacant() {
                         Default::default()
                     } else {
-                        held.mark
+                        held.activity
                     },
                     profile_changed: state.profile.is_none(),
                     state,

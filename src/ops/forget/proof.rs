@@ -25,7 +25,7 @@ pub struct Look {
     pub scan: bool,
 }
 
-struct Eye<'a> {
+struct Inspector<'a> {
     config: &'a Config,
     store: &'a RedisStore,
     admin: Admin,
@@ -40,7 +40,7 @@ pub async fn look(
     store: &RedisStore,
     (user, how): (&UserId, Look),
 ) -> anyhow::Result<Receipt> {
-    let mut eye = Eye {
+    let mut inspector = Inspector {
         config,
         store,
         admin: Admin::new(&config.kafka)?,
@@ -48,7 +48,7 @@ pub async fn look(
         erased: store.erased_at(user).await?,
         findings: Vec::new(),
     };
-    let spaces = eye.redis().await?;
+    let spaces = inspector.redis().await?;
     let mut names = config.topics.lanes().to_vec();
     names.extend([
         config.topics.recall_updates.clone(),
@@ -59,18 +59,18 @@ pub async fn look(
         config.topics.profile_changes.clone(),
     ]);
     let names: Vec<&str> = names.iter().map(|name| &**name).collect();
-    let topics = eye.admin.describe(&names).await?;
+    let topics = inspector.admin.describe(&names).await?;
     let (lanes, rest) = topics.split_at(3);
     for lane in lanes {
-        eye.lane(lane).await?;
+        inspector.lane(lane).await?;
     }
-    eye.updates(&rest[0], &spaces).await?;
-    eye.letters(&rest[1]).await?;
+    inspector.updates(&rest[0], &spaces).await?;
+    inspector.letters(&rest[1]).await?;
     for source in &rest[2..] {
-        eye.source(source, how.scan).await?;
+        inspector.source(source, how.scan).await?;
     }
-    eye.memory();
-    Ok(Receipt::of(&user.0, eye.erased, eye.findings))
+    inspector.memory();
+    Ok(Receipt::of(&user.0, inspector.erased, inspector.findings))
 }
 
 /// Records of a user on a topic.
@@ -82,7 +82,7 @@ struct Found {
     newest_old: Option<Timestamp>,
 }
 
-impl Eye<'_> {
+impl Inspector<'_> {
     fn note(&mut self, finding: Finding) {
         self.findings.push(finding);
     }
@@ -157,7 +157,7 @@ impl Eye<'_> {
             };
             self.note(finding);
         }
-        if let Some(pending) = held.mark.pending.filter(|_| !folded) {
+        if let Some(pending) = held.activity.pending.filter(|_| !folded) {
             let found = format!("a request is out, due {}", moment(pending.due));
             self.note(Finding::new(format!("queue of {ns}"), Verdict::Left, found));
         }
@@ -278,7 +278,7 @@ impl Eye<'_> {
         }
         let users = std::slice::from_ref(self.user);
         let peek = self.store.peek(ns, users).await?.remove(0);
-        Ok(peek.list.is_some_and(|list| list.ticket > 0))
+        Ok(peek.list.is_some_and(|list| list.claim > 0))
     }
 
     async fn letters(&mut self, topic: &Topic) -> anyhow::Result<()> {

@@ -11,7 +11,7 @@ use nearshore_core::list::prompt::Rendered;
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::user::event::Item;
 use nearshore_core::user::record::Fences;
-use nearshore_core::user::state::{Held, Seen};
+use nearshore_core::user::state::{Held, WindowEvent};
 
 /// What a view is made from.
 #[derive(Clone, Copy, Debug)]
@@ -57,11 +57,11 @@ impl View {
                 .collect(),
             state: StateView {
                 fences: lines(&state.fences),
-                life: state.life,
+                erased_at: state.erased_at,
                 ver: held.ver,
-                ticket: held.ticket,
-                moved: f64::from(held.mark.moved) / 100.0,
-                pending: held.mark.pending.as_ref().map(|pending| PendingView {
+                claim: held.claim,
+                activity: f64::from(held.activity.score) / 100.0,
+                pending: held.activity.pending.as_ref().map(|pending| PendingView {
                     source: pending.source.as_ref().map(ToString::to_string),
                     due: pending.due,
                 }),
@@ -79,7 +79,7 @@ impl View {
     }
 }
 
-fn event(seen: &Seen, catalogue: &Catalogue) -> EventView {
+fn event(seen: &WindowEvent, catalogue: &Catalogue) -> EventView {
     let (item, name) = match &seen.item {
         Item::Sku(id) | Item::Pu(id) => (id, catalogue.name_of_item(&seen.item).map(str::to_owned)),
         Item::Query(words) => (words, Some("search".to_owned())),
@@ -102,7 +102,7 @@ fn list(document: &Document, sources: &Sources) -> ListView {
         .flat_map(|audit| &audit.names)
         .map(|name| (name.pu.as_str(), name))
         .collect();
-    let covers = audit.map(|audit| &audit.covers);
+    let seen = audit.map(|audit| &audit.seen);
     ListView {
         list_id: document.list_id.clone(),
         source: match document.source {
@@ -112,9 +112,9 @@ fn list(document: &Document, sources: &Sources) -> ListView {
         note: note(document),
         arm: document.arm.clone(),
         epoch: audit.map_or(0, |audit| audit.epoch),
-        ticket: audit.map_or(0, |audit| audit.ticket),
-        covers: covers.map(lines).unwrap_or_default(),
-        current: covers.is_some_and(|covers| covers.cover_all(&sources.held.state.fences)),
+        claim: audit.map_or(0, |audit| audit.claim),
+        seen: seen.map(lines).unwrap_or_default(),
+        current: seen.is_some_and(|seen| seen.contains_all(&sources.held.state.fences)),
         at: document.at,
         names: document
             .pus

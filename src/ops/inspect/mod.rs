@@ -84,13 +84,13 @@ pub struct StateView {
     /// `incarnation/topic/partition:offset` of each partition folded.
     pub fences: Vec<String>,
     /// Time of the last erase; 0 if never.
-    pub life: Timestamp,
+    pub erased_at: Timestamp,
     /// Version; 0 when nothing is stored.
     pub ver: u64,
     /// Number of the last take.
-    pub ticket: u64,
+    pub claim: u64,
     /// How far the user moved since then, in lists.
-    pub moved: f64,
+    pub activity: f64,
     /// The request that is out.
     pub pending: Option<PendingView>,
 }
@@ -120,9 +120,9 @@ pub struct ListView {
     /// Epoch of the arm.
     pub epoch: u64,
     /// The take that it was made from.
-    pub ticket: u64,
+    pub claim: u64,
     /// What it has seen, as the state's fences.
-    pub covers: Vec<String>,
+    pub seen: Vec<String>,
     /// Whether it has seen all that the state has.
     pub current: bool,
     /// Source time of its request.

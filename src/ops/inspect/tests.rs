@@ -17,10 +17,10 @@ fn view() -> View {
             "item": EVIL, "name": EVIL, "qty": 2, "price": 3.5 },
             { "time": 1_700_000_002_000i64, "position": "0/user-events/3:13", "kind": "view",
             "item": "42", "qty": 1 }],
-        "state": { "fences": ["0/user-events/3:13"], "ver": 9, "ticket": 4, "moved": 0.25,
+        "state": { "fences": ["0/user-events/3:13"], "ver": 9, "claim": 4, "activity": 0.25,
             "pending": { "source": "0/user-events/3:13", "due": 1_700_000_031_234i64 } },
         "list": { "list_id": "main-4", "source": "model", "note": EVIL, "arm": "a", "epoch": 2,
-            "ticket": 4, "covers": ["0/user-events/3:12"], "at": 1_700_000_001_234i64,
+            "claim": 4, "seen": ["0/user-events/3:12"], "at": 1_700_000_001_234i64,
             "names": [{ "name": EVIL, "pu": "p", "score": -2.5, "terms": { "model": -2.0, "demand": -0.5 },
                 "skus": [{ "sku": EVIL, "title": EVIL, "ee": 0.75, "sold_out": true }] }] },
         "audit": { "rules": ["adults-only", EVIL], "dropped": [{ "name": EVIL, "reason": "stock" }],
@@ -150,7 +150,7 @@ fn document() -> nearshore_core::list::document::Document {
 }
 
 fn audit() -> nearshore_core::list::document::Audit {
-    serde_json::from_value(json!({ "list_id": "l", "ticket": 2, "covers": "0/user-events/3:12", "arm": "a",
+    serde_json::from_value(json!({ "list_id": "l", "claim": 2, "seen": "0/user-events/3:12", "arm": "a",
         "epoch": 4, "template": "t", "prompt": "p", "prompt_tokens": 9, "events": [], "events_cut": 0,
         "rules": ["r"], "rules_unknown": ["r"], "segment": "default", "demand": "d", "catalogue": 1,
         "names": [{ "pu": "tea", "score": -1.5, "terms": { "model": -1.5 }, "skus": [{ "sku": "s1", "ee": 0.5 }] }],
@@ -162,18 +162,18 @@ fn audit() -> nearshore_core::list::document::Audit {
 fn a_view_is_gathered_from_state_list_audit_and_catalogue() {
     use nearshore_core::shop::catalogue::Catalogue;
     use nearshore_core::user::event::{Item, Kind};
-    use nearshore_core::user::state::{Held, Seen};
+    use nearshore_core::user::state::{Held, WindowEvent};
 
     let position: nearshore_core::user::record::Position =
         "0/user-events/3:12".parse().expect("a position");
     let mut held = Held {
         ver: 3,
-        ticket: 2,
+        claim: 2,
         ..Held::default()
     };
-    held.mark.moved = 70;
+    held.activity.score = 70;
     held.state.fences.raise(&position);
-    held.state.window.push(Seen {
+    held.state.window.push(WindowEvent {
         time: Timestamp(1_700_000_000_000),
         position,
         kind: Kind::Purchase,
@@ -201,10 +201,10 @@ fn a_view_is_gathered_from_state_list_audit_and_catalogue() {
     });
     assert_eq!(view.events[0].name.as_deref(), Some("TEA"));
     assert_eq!(view.events[0].kind, "purchase");
-    assert!((view.state.moved - 0.7).abs() < 1e-9);
+    assert!((view.state.activity - 0.7).abs() < 1e-9);
     let list = view.list.as_ref().expect("a list");
     assert!(list.current);
-    assert_eq!((list.epoch, list.ticket), (4, 2));
+    assert_eq!((list.epoch, list.claim), (4, 2));
     let name = &list.names[0];
     assert_eq!(name.terms["model"], -1.5);
     let expected = SkuView {

@@ -93,11 +93,11 @@ fn state(view: &View, out: &mut String) -> std::fmt::Result {
     writeln!(out, "\nSTATE")?;
     writeln!(
         out,
-        "  version {}, ticket {}, moved {:.2}, life {}",
+        "  version {}, claim {}, moved {:.2}, erased_at {}",
         state.ver,
-        state.ticket,
-        state.moved,
-        moment(state.life)
+        state.claim,
+        state.activity,
+        moment(state.erased_at)
     )?;
     writeln!(out, "  fences {}", safe(&state.fences.join(", ")))?;
     match &state.pending {
@@ -117,12 +117,12 @@ fn state(view: &View, out: &mut String) -> std::fmt::Result {
 fn names(list: &ListView, out: &mut String) -> std::fmt::Result {
     writeln!(
         out,
-        "\nLIST {} made by {}, arm {} epoch {}, ticket {}",
+        "\nLIST {} made by {}, arm {} epoch {}, claim {}",
         safe(&list.list_id),
         safe(&list.source),
         safe(&list.arm),
         list.epoch,
-        list.ticket
+        list.claim
     )?;
     if !list.note.is_empty() {
         writeln!(out, "  {}", safe(&list.note))?;

@@ -29,7 +29,7 @@ use nearshore_core::ports::store::{self, Store};
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::demand::Demand;
 use nearshore_core::shop::rules::Table;
-use nearshore_core::shop::snapshot::Shop;
+use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::event::{UserId, decode_sku};
 use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::state::UserState;
@@ -77,30 +77,30 @@ pub async fn served<S: Store>(
 }
 
 /// Looks at one user: their state, list and audit, read against the shop of now.
-pub struct Eye<S> {
+pub struct Inspector<S> {
     store: S,
     ns: String,
-    shop: Arc<Shop>,
+    snapshot: Arc<Snapshot>,
     /// By arm.
     templates: BTreeMap<String, Template>,
 }
 
-impl<S: Store> Eye<S> {
+impl<S: Store> Inspector<S> {
     /// For a command: reads the whole catalogue first. Of the active namespace, or else the configured one.
     pub async fn open(config: &Config, store: S) -> anyhow::Result<Self> {
         let catalogue = Arc::new(read_catalogue(config).await?);
         let rules = Arc::new(Table::compile(&config.rules, &config.segments, &catalogue));
         let demand = Demand::build(std::iter::empty(), &catalogue, &config.demand, Timestamp(0));
-        let shop = Shop::new(
+        let snapshot = Snapshot::new(
             (catalogue, rules, Arc::new(demand)),
             &[],
             (0, &config.selection),
         );
-        Self::of(config, store, Arc::new(shop)).await
+        Self::of(config, store, Arc::new(snapshot)).await
     }
 
     /// In a process that has a shop.
-    pub async fn of(config: &Config, store: S, shop: Arc<Shop>) -> anyhow::Result<Self> {
+    pub async fn of(config: &Config, store: S, snapshot: Arc<Snapshot>) -> anyhow::Result<Self> {
         let ns = store
             .active()
             .await?
@@ -119,7 +119,7 @@ impl<S: Store> Eye<S> {
         Ok(Self {
             store,
             ns,
-            shop,
+            snapshot,
             templates,
         })
     }
@@ -178,11 +178,11 @@ impl<S: Store> Eye<S> {
         Ok(Some(View::of(&Sources {
             user: &user.0,
             namespace: &self.ns,
-            segment: self.shop.rules.segment(profile, at),
+            segment: self.snapshot.rules.segment(profile, at),
             held: &held,
             document: document.as_ref(),
             audit: audit.as_ref(),
-            catalogue: &self.shop.catalogue,
+            catalogue: &self.snapshot.catalogue,
             sold_out: &sold_out,
             prompt: prompt.as_ref(),
         })))
@@ -192,7 +192,7 @@ impl<S: Store> Eye<S> {
     /// least budget in bytes is searched that leaves out as many lines of events.
     fn render(&self, state: &UserState, audit: &Audit, at: Timestamp) -> Option<Rendered> {
         let template = self.templates.get(&audit.arm)?;
-        let shown = Shown::new(state, &self.shop.catalogue, &audit.segment, at);
+        let shown = Shown::new(state, &self.snapshot.catalogue, &audit.segment, at);
         let render = |budget: usize| template.render(&shown, budget, str::len).ok();
         let cut = audit.events_cut as usize;
         let (mut low, mut high) = (0, render(usize::MAX)?.tokens);

@@ -304,7 +304,7 @@ async fn coverage<S: Store>(
     }
 }
 
-/// Those of whom nothing is known, for they were erased: no list is owed to them.
+/// Those of whom nothing is known, for they were erased: no list is outbox to them.
 pub(crate) async fn vacant<S: Store>(
     store: &S,
     ns: &str,
@@ -322,7 +322,7 @@ pub(crate) async fn vacant<S: Store>(
 pub fn is_covered(peek: &Peek) -> bool {
     peek.list.as_ref().is_some_and(|list| {
         let by_model = Document::parse(&list.doc).is_ok_and(|doc| doc.source == Source::Model);
-        by_model && list.covers.cover_all(&peek.fences)
+        by_model && list.seen.contains_all(&peek.fences)
     })
 }
 

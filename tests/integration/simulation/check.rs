@@ -11,7 +11,7 @@ use nearshore_core::ports::store::Store;
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::demand::Demand;
 use nearshore_core::shop::rules::{Rule, Table};
-use nearshore_core::shop::snapshot::Shop;
+use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::event::{Accepted, Change, Item, Kind, UserId, decode_user};
 use nearshore_core::user::record::{Fences, Record, Timestamp};
 use nearshore_core::user::trigger::{Policy, Weights};
@@ -34,14 +34,14 @@ pub fn policy() -> Policy {
     Policy {
         weights,
         quiet_period: quiet_period(),
-        take_every: std::time::Duration::ZERO,
-        takes_per_day: 10_000,
+        claim_every: std::time::Duration::ZERO,
+        claims_per_day: 10_000,
         ..Policy::default()
     }
 }
 
 /// Six products of two SKUs; the last is for adults.
-pub fn shop() -> Shop {
+pub fn snapshot() -> Snapshot {
     let mut catalogue = Catalogue::default();
     for nth in 0..SKUS {
         let adult = nth / 2 == SKUS / 2 - 1;
@@ -69,7 +69,7 @@ pub fn shop() -> Shop {
         &Default::default(),
         Timestamp(0),
     ));
-    Shop::new((catalogue, rules, demand), &[], (4, &Default::default()))
+    Snapshot::new((catalogue, rules, demand), &[], (4, &Default::default()))
 }
 
 fn complete(sku: &str, mut value: serde_json::Value) -> serde_json::Value {
@@ -113,12 +113,12 @@ fn facts(records: &[Accepted]) -> Facts {
             .or_default()
             .raise(&record.position);
         if record.change == Change::Erase {
-            let life = facts.lives.entry(record.user.clone()).or_default();
-            *life = (*life).max(record.time);
+            let erased_at = facts.lives.entry(record.user.clone()).or_default();
+            *erased_at = (*erased_at).max(record.time);
         }
     }
     for record in records {
-        let life = facts.lives.get(&record.user).copied().unwrap_or_default();
+        let erased_at = facts.lives.get(&record.user).copied().unwrap_or_default();
         let at = (record.time, record.position.clone());
         match &record.change {
             Change::Event(event) => {
@@ -137,7 +137,7 @@ fn facts(records: &[Accepted]) -> Facts {
                         .entry((sku.clone(), event.kind, bucket))
                         .or_default() += n;
                 }
-                if record.time > life {
+                if record.time > erased_at {
                     facts
                         .windows
                         .entry(record.user.clone())
@@ -145,7 +145,7 @@ fn facts(records: &[Accepted]) -> Facts {
                         .insert(at);
                 }
             }
-            Change::Profile(_) if record.time > life => {
+            Change::Profile(_) if record.time > erased_at => {
                 let profile = facts
                     .profiles
                     .entry(record.user.clone())
@@ -179,7 +179,7 @@ pub fn all<S: Store>(history: &History<S>) -> Result<(), String> {
     told(history, &facts)?;
     counts(history, &facts)?;
     letters(history, (&records, dead))?;
-    tickets(history)?;
+    claims(history)?;
     coalescing(history)?;
     updates(history)?;
     committed(history)
@@ -219,13 +219,13 @@ fn states<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
             facts.lives.get(user).copied().unwrap_or_default(),
             facts.fences.get(user).cloned().unwrap_or_default(),
         );
-        let found = (window, profile, state.life, state.fences.clone());
+        let found = (window, profile, state.erased_at, state.fences.clone());
         if found != expected {
             return Err(format!(
                 "state of {user}: found {found:?}\nexpected {expected:?}"
             ));
         }
-        if let Some(pending) = &held.mark.pending {
+        if let Some(pending) = &held.activity.pending {
             return Err(format!("{user} is still asked for: {pending:?}"));
         }
     }
@@ -233,7 +233,7 @@ fn states<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
 }
 
 fn lists<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
-    let shop = history.shop.load_full();
+    let snapshot = history.snapshot.load_full();
     let held = now(history.store.load(&history.ns, &users(history))).map_err(|e| e.to_string())?;
     let peeks = now(history.store.peek(&history.ns, &users(history))).map_err(|e| e.to_string())?;
     for ((user, peek), held) in users(history).iter().zip(peeks).zip(held) {
@@ -264,16 +264,13 @@ fn lists<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
         if let Some(missed) = seen
             .into_iter()
             .chain(profile)
-            .find(|p| !list.covers.covers(p))
+            .find(|p| !list.seen.contains(p))
         {
-            return Err(format!(
-                "list of {user} covers {}, not {missed}",
-                list.covers
-            ));
+            return Err(format!("list of {user} covers {}, not {missed}", list.seen));
         }
-        let verdict = shop.judge(held.state.profile.as_ref().map(|p| &p.profile), list.at);
+        let verdict = snapshot.judge(held.state.profile.as_ref().map(|p| &p.profile), list.at);
         let mut stripped = doc.clone();
-        if shop.strip(&mut stripped, &verdict) {
+        if snapshot.strip(&mut stripped, &verdict) {
             return Err(format!(
                 "list of {user} has what is forbidden: {}",
                 list.doc
@@ -301,11 +298,11 @@ fn told<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
             .iter()
             .filter(|record| record.key.as_deref() == Some(key.as_bytes()));
         let last = mine.last().and_then(|record| record.value.as_deref());
-        if let (None, Some(life), Some(value)) = (peek.list, facts.lives.get(user), last) {
+        if let (None, Some(erased_at), Some(value)) = (peek.list, facts.lives.get(user), last) {
             let told = Update::parse(value).map_err(|e| format!("update of {user}: {e}"))?;
-            let ticket = told.ticket;
+            let claim = told.claim;
             return Err(format!(
-                "{user} is erased at {life:?}, and list {ticket} was told after"
+                "{user} is erased at {erased_at:?}, and list {claim} was told after"
             ));
         }
     }
@@ -346,8 +343,8 @@ fn letters<S>(history: &History<S>, (records, dead): (&[Record], usize)) -> Resu
     Ok(())
 }
 
-/// Within one life tickets rise and covers do not fall, but where the store lost writes.
-fn tickets<S>(history: &History<S>) -> Result<(), String> {
+/// Within one erased_at claims rise and covers do not fall, but where the store lost writes.
+fn claims<S>(history: &History<S>) -> Result<(), String> {
     history.gate.journal(|journal| {
         let mut before: BTreeMap<(&str, &UserId, Timestamp), Vec<&Shown>> = BTreeMap::new();
         for (nth, list) in journal.published.iter().enumerate() {
@@ -355,22 +352,21 @@ fn tickets<S>(history: &History<S>) -> Result<(), String> {
                 before.clear();
             }
             let lists = before
-                .entry((&*list.ns, &list.user, list.life))
+                .entry((&*list.ns, &list.user, list.erased_at))
                 .or_default();
             let mut older = lists
                 .iter()
                 .filter(|older| older.between.1 < list.between.0);
-            let falls = |older: &&&Shown| {
-                older.ticket >= list.ticket || !list.covers.cover_all(&older.covers)
-            };
+            let falls =
+                |older: &&&Shown| older.claim >= list.claim || !list.seen.contains_all(&older.seen);
             if let Some(older) = older.find(falls) {
                 return Err(format!(
                     "list {} of {} ({}) after {} ({})",
-                    list.ticket, list.user, list.covers, older.ticket, older.covers
+                    list.claim, list.user, list.seen, older.claim, older.seen
                 ));
             }
-            if lists.iter().any(|other| other.ticket == list.ticket) {
-                return Err(format!("ticket {} of {} twice", list.ticket, list.user));
+            if lists.iter().any(|other| other.claim == list.claim) {
+                return Err(format!("claim {} of {} twice", list.claim, list.user));
             }
             lists.push(list);
         }
@@ -395,7 +391,7 @@ fn coalescing<S>(history: &History<S>) -> Result<(), String> {
         }
     }
     history.gate.journal(|journal| {
-        for (user, takes) in &journal.takes {
+        for (user, takes) in &journal.claims {
             // What a store lost is asked and made again.
             let again = 1 + journal.losses.len() as u64;
             let asked = asked.get(user).unwrap_or(&0);

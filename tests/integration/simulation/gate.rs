@@ -39,9 +39,9 @@ type Late = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub struct Shown {
     pub ns: String,
     pub user: UserId,
-    pub life: Timestamp,
-    pub ticket: u64,
-    pub covers: Fences,
+    pub erased_at: Timestamp,
+    pub claim: u64,
+    pub seen: Fences,
     /// The moments between which it was stored: a real store is asked by several at once, so the order of their
     /// answers is not that of the effects.
     pub between: (u64, u64),
@@ -55,7 +55,7 @@ pub struct Journal {
     /// Calls that began or ended so far.
     pub moments: u64,
     /// Takes per user.
-    pub takes: BTreeMap<UserId, u64>,
+    pub claims: BTreeMap<UserId, u64>,
     /// Calls that were lost, unanswered or late.
     pub faults: u64,
     /// How many lists had been stored each time the store lost its last writes.
@@ -239,21 +239,22 @@ impl<S: Store> Store for Gated<S> {
         through!(self.fold(ns, writes))
     }
 
-    async fn take(&self, ns: &str, takes: &[Take]) -> Result<Vec<Took>, store::Error> {
+    async fn claim(&self, ns: &str, claims: &[Claim]) -> Result<Vec<ClaimOutcome>, store::Error> {
         let (inner, gate) = (self.inner.clone(), self.gate.clone());
-        let (ns, takes) = (ns.to_owned(), takes.to_vec());
+        let (ns, claims) = (ns.to_owned(), claims.to_vec());
         let call = move || {
-            let (inner, gate, ns, takes) = (inner.clone(), gate.clone(), ns.clone(), takes.clone());
+            let (inner, gate, ns, claims) =
+                (inner.clone(), gate.clone(), ns.clone(), claims.clone());
             async move {
-                let taken = inner.take(&ns, &takes).await?;
+                let claimed = inner.claim(&ns, &claims).await?;
                 gate.journal(|journal| {
-                    for (take, taken) in takes.iter().zip(&taken) {
-                        if matches!(taken, Took::Taken(_)) {
-                            *journal.takes.entry(take.user.clone()).or_default() += 1;
+                    for (claim, claimed) in claims.iter().zip(&claimed) {
+                        if matches!(claimed, ClaimOutcome::Claimed(_)) {
+                            *journal.claims.entry(claim.user.clone()).or_default() += 1;
                         }
                     }
                 });
-                Ok(taken)
+                Ok(claimed)
             }
         };
         self.gate.store(call).await
@@ -276,14 +277,17 @@ impl<S: Store> Store for Gated<S> {
                     for (list, outcome) in lists.iter().zip(&outcomes) {
                         if *outcome == Published::Stored {
                             let Publish {
-                                user, life, list, ..
+                                user,
+                                erased_at,
+                                list,
+                                ..
                             } = list.clone();
                             journal.published.push(Shown {
                                 ns: ns.clone(),
                                 user,
-                                life,
-                                ticket: list.ticket,
-                                covers: list.covers,
+                                erased_at,
+                                claim: list.claim,
+                                seen: list.seen,
                                 between,
                             });
                         }
@@ -444,8 +448,8 @@ impl<L: Log> Log for GatedLog<L> {
         self.inner.notice().await
     }
 
-    fn hold(&mut self, topics: &[Arc<str>]) {
-        self.inner.hold(topics);
+    fn pause(&mut self, topics: &[Arc<str>]) {
+        self.inner.pause(topics);
     }
 
     async fn commit(&self, done: &[(Partition, Resume)]) -> Result<(), log::Error> {

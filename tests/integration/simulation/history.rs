@@ -10,19 +10,19 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use nearshore::members::generate::{self, Answers, Generate, Loaded};
+use nearshore::members::generate::{self, Generate, Loaded, Scorer};
 use nearshore::members::ingest::{self, Ingest};
-use nearshore_core::names::scoring::{Answer, Ask, Names};
+use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse};
 use nearshore_core::ports::log::{Delivery, Log, Outgoing};
 use nearshore_core::ports::store::Store;
 use nearshore_core::queue::topics::Topics;
-use nearshore_core::shop::snapshot::Shop;
+use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::record::Timestamp;
 use nearshore_engine as engine;
 use nearshore_engine::Model;
 use nearshore_engine::table::Table;
 use nearshore_testkit::log::{Flaws, MemoryCluster, MemoryLog};
-use nearshore_testkit::store::{Lost, MemoryStore, Snapshot};
+use nearshore_testkit::store::{Contents, Lost, MemoryStore};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
@@ -88,13 +88,13 @@ pub struct History<S> {
     /// All that are filled: one, or two beside each other.
     pub spaces: Vec<String>,
     pub topics: Topics,
-    pub shop: Arc<ArcSwap<Shop>>,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
     members: Vec<Member>,
     /// Crashes, zombies and rebalances.
     pub upheavals: u64,
     losing: Option<MemoryStore>,
     /// What the store held a while ago.
-    before: Option<Snapshot>,
+    before: Option<Contents>,
 }
 
 /// Runs one history to its rest and checks the facts; the complaint if one is not as it must be.
@@ -155,7 +155,7 @@ impl<S: Store> History<S> {
             store: doubles.store,
             ns: doubles.ns,
             topics,
-            shop: Arc::new(ArcSwap::from_pointee(check::shop())),
+            snapshot: Arc::new(ArcSwap::from_pointee(check::snapshot())),
             members: Vec::new(),
             upheavals: 0,
             losing: doubles.losing,
@@ -217,7 +217,7 @@ impl<S: Store> History<S> {
             &group(place),
             [&self.topics.user_events, &self.topics.profile_changes],
         );
-        let settings = ingest::Settings {
+        let settings = ingest::IngestSettings {
             ns: self.spaces[place].clone(),
             group: group(place),
             topics: self.topics.clone(),
@@ -231,7 +231,7 @@ impl<S: Store> History<S> {
             complete_since: std::collections::BTreeMap::new(),
         };
         Box::pin(ingest_member(
-            Ingest::new(log, store, self.shop.clone(), settings),
+            Ingest::new(log, store, self.snapshot.clone(), settings),
             self.gate.clone(),
         ))
     }
@@ -239,13 +239,13 @@ impl<S: Store> History<S> {
     fn start_generate(&mut self) -> Running {
         let lanes = self.topics.lanes();
         let (log, store) = self.gated("generate", &lanes);
-        let settings = generate::Settings {
+        let settings = generate::GenerateSettings {
             topics: self.topics.clone(),
             lanes: nearshore_core::queue::lanes::Policy {
                 batch_max: 3,
                 // A request that waited too long gets the fallback and is counted; here each must get its list.
                 max_wait: Duration::from_secs(30 * 86_400),
-                hold: Duration::from_secs(if self.rng.random_bool(0.5) { 1 } else { 60 }),
+                requeue_after: Duration::from_secs(if self.rng.random_bool(0.5) { 1 } else { 60 }),
                 ..Default::default()
             },
             arm_seed: "sim".into(),
@@ -265,11 +265,11 @@ impl<S: Store> History<S> {
             arm,
             template,
             info: Default::default(),
-            reference: None,
+            calibration: None,
             count: Arc::new(str::len),
             engine,
         };
-        let member = Generate::new(log, store, self.shop.clone(), (vec![loaded], settings));
+        let member = Generate::new(log, store, self.snapshot.clone(), (vec![loaded], settings));
         // A wall clock up to an hour off, either way.
         let skew = self.rng.random_range(-3_600_000..=3_600_000);
         Box::pin(generate_member(member, self.gate.clone(), skew))
@@ -538,14 +538,14 @@ async fn ingest_member<L: Log, S: Store>(mut member: Ingest<L, S>, gate: Gate) {
 
 /// As the run loop does it: by a timer, and with it a look at the store.
 async fn commit<L: Log, S: Store>(member: &mut Ingest<L, S>) {
-    for outcome in [member.commit().await, member.look().await] {
+    for outcome in [member.commit().await, member.check_store().await] {
         if outcome.is_err_and(|error| error.rewinds()) {
             while member.rewind().await.is_err() {}
         }
     }
 }
 
-async fn generate_member<L: Log, S: Store, A: Answers>(
+async fn generate_member<L: Log, S: Store, A: Scorer>(
     mut member: Generate<L, S, A>,
     gate: Gate,
     skew: i64,
@@ -563,7 +563,7 @@ async fn generate_member<L: Log, S: Store, A: Answers>(
         let mut outcomes = vec![member.turn(now).await.map(drop)];
         if gate.coin(0.5) {
             outcomes.push(member.commit().await);
-            outcomes.push(member.look().await);
+            outcomes.push(member.check_store().await);
         }
         for error in outcomes.into_iter().filter_map(Result::err) {
             if error.rewinds() {
@@ -582,12 +582,12 @@ struct Slow {
     gate: Gate,
 }
 
-impl Answers for Slow {
+impl Scorer for Slow {
     async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
         self.table.lock().expect("one thread").set_names(names)
     }
 
-    async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, engine::Error> {
+    async fn generate(&self, asks: Vec<ScoreRequest>) -> Result<Vec<ScoreResponse>, engine::Error> {
         for _ in 0..5 {
             if self.gate.coin(0.3) && !self.gate.is_calm() {
                 Yield::default().await;

@@ -225,7 +225,7 @@ fn two_hundred_histories_hold_on_a_real_redis() {
         .build()
         .expect("a runtime");
     for seed in seeds(200) {
-        let settings = nearshore_redis::Settings {
+        let settings = nearshore_redis::RedisSettings {
             url: url.clone(),
             ..Default::default()
         };
@@ -236,7 +236,7 @@ fn two_hundred_histories_hold_on_a_real_redis() {
             ns: format!("{prefix}-{seed}"),
             losing: None,
         };
-        // Answers come from another thread: the hand-made scheduler waits for them by polling.
+        // Scorer come from another thread: the hand-made scheduler waits for them by polling.
         let _inside = runtime.enter();
         if let Err(what) = run(seed, doubles) {
             panic!("NEARSHORE_SEED={seed}: {what}");

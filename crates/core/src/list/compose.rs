@@ -1,19 +1,19 @@
 //! From a taken user to a question, and from the answer to a list: all of stage 1 and 2 but the model.
 //!
 //! Invariant: what may be offered is settled by rules, needs and stock before the model is asked, and
-//! once more when its names become SKUs. It does not know lanes, tickets' meaning, nor where lists go.
+//! once more when its names become SKUs. It does not know lanes, claims' meaning, nor where lists go.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::list::document::{
-    Audit, Built, Document, Header, Model, Recipe, Scored, Times, list_id,
+    Audit, BuiltList, Document, Header, ListBuilder, Model, Scored, Times, list_id,
 };
 use crate::list::prompt::{Arm, Rendered, Template, View};
 use crate::list::select;
-use crate::names::scoring::{Answer, Ask, Reference, Term, Values};
+use crate::names::scoring::{Calibration, ScoreRequest, ScoreResponse, Term, Values};
 use crate::shop::rules::{Needs, Verdict};
-use crate::shop::snapshot::Shop;
+use crate::shop::snapshot::Snapshot;
 use crate::user::event::UserId;
 use crate::user::record::Timestamp;
 use crate::user::state::UserState;
@@ -21,17 +21,17 @@ use crate::user::trigger::Request;
 
 /// The user as taken.
 #[derive(Clone, Debug)]
-pub struct Subject<'a> {
+pub struct ClaimedUser<'a> {
     /// What asked.
     pub request: &'a Request,
     /// The state that the list is made from.
     pub state: &'a UserState,
     /// Number of the take.
-    pub ticket: u64,
+    pub claim: u64,
 }
 
 /// What a list is made with, beside the shop.
-pub struct Kit<'a> {
+pub struct ListContext<'a> {
     /// The arm.
     pub arm: &'a Arm,
     /// Its template.
@@ -39,7 +39,7 @@ pub struct Kit<'a> {
     /// Its model, as audits call it.
     pub model: Model,
     /// What the model says behind these it says to everyone.
-    pub reference: Option<Arc<Reference>>,
+    pub calibration: Option<Arc<Calibration>>,
     /// Counts tokens of a text.
     pub count: &'a (dyn Fn(&str) -> usize + Sync),
     /// What is not needed again yet.
@@ -50,59 +50,64 @@ pub struct Kit<'a> {
 
 /// A question, with all that its answer will need.
 #[derive(Clone, Debug)]
-pub struct Brief {
+pub struct PreparedRequest {
     /// The question; `None` if the template failed on this user.
-    pub ask: Option<Ask>,
+    pub ask: Option<ScoreRequest>,
     verdict: Verdict,
     header: Header,
     audit: Audit,
-    /// See [`Recipe`]'s.
+    /// See [`ListBuilder`]'s.
     draw: u64,
 }
 
 /// A list with its audit.
 #[derive(Clone, Debug)]
-pub struct Made {
+pub struct FinishedList {
     /// The list.
     pub document: Document,
-    /// The audit; times are filled in by [`Made::audited`].
+    /// The audit; times are filled in by [`FinishedList::audited`].
     pub audit: Audit,
 }
 
 /// Judges the user, renders the prompt, and says what may be named.
-pub fn brief(subject: &Subject, shop: &Shop, kit: &Kit) -> Brief {
-    let Subject {
+pub fn prepare(
+    subject: &ClaimedUser,
+    snapshot: &Snapshot,
+    context: &ListContext,
+) -> PreparedRequest {
+    let ClaimedUser {
         request,
         state,
-        ticket,
+        claim,
     } = *subject;
     let profile = state.profile.as_ref().map(|profiled| &profiled.profile);
-    let (at, draw) = moment(subject, shop);
-    let mut verdict = shop.judge(profile, at);
-    kit.needs
-        .add(&mut verdict, &state.window, (&shop.catalogue, at));
-    let segment = shop.rules.segment(profile, at).to_owned();
-    let view = View::new(state, &shop.catalogue, &segment, at);
-    let rendered = kit
+    let (at, draw) = moment(subject, snapshot);
+    let mut verdict = snapshot.judge(profile, at);
+    context
+        .needs
+        .add(&mut verdict, &state.window, (&snapshot.catalogue, at));
+    let segment = snapshot.rules.segment(profile, at).to_owned();
+    let view = View::new(state, &snapshot.catalogue, &segment, at);
+    let rendered = context
         .template
-        .render(&view, kit.arm.prompt_tokens, kit.count)
+        .render(&view, context.arm.prompt_tokens, context.count)
         .ok();
-    let permitted = verdict.permitted(&shop.catalogue);
-    let id = list_id(&request.ns, &request.user.0, ticket, state.life);
+    let permitted = verdict.permitted(&snapshot.catalogue);
+    let id = list_id(&request.ns, &request.user.0, claim, state.erased_at);
     let mut audit = Audit {
         list_id: id.clone(),
-        ticket,
-        covers: state.fences.clone(),
-        arm: kit.arm.id.clone(),
-        epoch: kit.arm.epoch,
-        model: Some(kit.model.clone()),
-        template: kit.template.hash.clone(),
-        references: (kit.reference.as_ref()).map_or("none".into(), |own| own.hash.clone()),
+        claim,
+        seen: state.fences.clone(),
+        arm: context.arm.id.clone(),
+        epoch: context.arm.epoch,
+        model: Some(context.model.clone()),
+        template: context.template.hash.clone(),
+        calibration: (context.calibration.as_ref()).map_or("none".into(), |own| own.hash.clone()),
         rules: verdict.fired.clone(),
         rules_unknown: verdict.unknown.clone(),
         segment: segment.clone(),
-        demand: shop.demand.version.clone(),
-        catalogue: shop.catalogue.version(),
+        demand: snapshot.demand.version.clone(),
+        catalogue: snapshot.catalogue.version(),
         times: Times {
             source: request.time,
             due: request.due,
@@ -111,27 +116,27 @@ pub fn brief(subject: &Subject, shop: &Shop, kit: &Kit) -> Brief {
         ..Audit::default()
     };
     let ask = rendered.map(|rendered| {
-        let terms = demand_term(kit.arm, shop, &segment);
+        let terms = demand_term(context.arm, snapshot, &segment);
         let prompt = told(&mut audit, rendered);
-        Ask {
+        ScoreRequest {
             prompt,
             permitted: Some(Arc::new(permitted)),
-            n: kit.arm.names,
+            n: context.arm.names,
             terms,
-            weight: kit.arm.model_weight as f32,
-            reference: kit.reference.clone(),
-            ..Ask::default()
+            weight: context.arm.model_weight as f32,
+            calibration: context.calibration.clone(),
+            ..ScoreRequest::default()
         }
     });
     let header = Header {
         list_id: id,
         user: Some(request.user.0.to_string()),
-        arm: kit.arm.id.clone(),
+        arm: context.arm.id.clone(),
         at,
         segment,
         reason: None,
     };
-    Brief {
+    PreparedRequest {
         ask,
         verdict,
         header,
@@ -145,19 +150,19 @@ pub fn brief(subject: &Subject, shop: &Shop, kit: &Kit) -> Brief {
 /// Where counts are frozen and no record asks (a sweep, a refresh), it depends on state, counts and arm alone, and not on
 /// when, by whom or how often it was asked for: as of the counts, or of the user's newest record if that is later;
 /// seeded by what it covers.
-fn moment(subject: &Subject, shop: &Shop) -> (Timestamp, u64) {
-    let Subject {
+fn moment(subject: &ClaimedUser, snapshot: &Snapshot) -> (Timestamp, u64) {
+    let ClaimedUser {
         request,
         state,
-        ticket,
+        claim,
     } = *subject;
-    if !shop.demand.frozen || request.source.is_some() {
-        return (request.time, ticket);
+    if !snapshot.demand.frozen || request.source.is_some() {
+        return (request.time, claim);
     }
     let event = state.window.last().map(|seen| seen.time);
     let profile = state.profile.as_ref().map(|profiled| profiled.time);
     let newest = event.max(profile).unwrap_or_default();
-    (newest.max(shop.demand.at), select::draw(&state.fences))
+    (newest.max(snapshot.demand.at), select::draw(&state.fences))
 }
 
 /// Notes in the audit what the prompt was made of; the prompt itself goes to the model only.
@@ -169,20 +174,25 @@ fn told(audit: &mut Audit, rendered: Rendered) -> String {
     text
 }
 
-fn demand_term(arm: &Arm, shop: &Shop, segment: &str) -> Vec<Term> {
+fn demand_term(arm: &Arm, snapshot: &Snapshot, segment: &str) -> Vec<Term> {
     if arm.demand_weight == 0.0 {
         return Vec::new();
     }
     vec![Term {
         name: "demand",
         weight: arm.demand_weight as f32,
-        values: Values::Mass(shop.demand.mass(segment)),
+        values: Values::Mass(snapshot.demand.mass(segment)),
     }]
 }
 
 /// The list of an answer. Empty answers, and answers of which nothing may be offered, become the fallback.
-pub fn finish(brief: &Brief, answer: &Answer, shop: &Shop, kit: &Kit) -> Made {
-    let terms = brief
+pub fn finish(
+    prepare: &PreparedRequest,
+    answer: &ScoreResponse,
+    snapshot: &Snapshot,
+    context: &ListContext,
+) -> FinishedList {
+    let terms = prepare
         .ask
         .iter()
         .flat_map(|ask| ask.terms.iter().map(|term| term.name));
@@ -192,8 +202,8 @@ pub fn finish(brief: &Brief, answer: &Answer, shop: &Shop, kit: &Kit) -> Made {
         .iter()
         .map(|named| {
             let model = ("model".to_owned(), named.model);
-            let habit = ("habit".to_owned(), named.habit);
-            let habit = kit.reference.is_some().then_some(habit);
+            let baseline = ("baseline".to_owned(), named.baseline);
+            let baseline = context.calibration.is_some().then_some(baseline);
             let others = terms
                 .iter()
                 .zip(&named.terms)
@@ -201,58 +211,70 @@ pub fn finish(brief: &Brief, answer: &Answer, shop: &Shop, kit: &Kit) -> Made {
             Scored {
                 pu: named.pu,
                 score: named.score,
-                terms: std::iter::once(model).chain(habit).chain(others).collect(),
+                terms: std::iter::once(model)
+                    .chain(baseline)
+                    .chain(others)
+                    .collect(),
             }
         })
         .collect();
-    let built = recipe(brief, shop, kit).build(brief.header.clone(), &scored);
+    let built = recipe(prepare, snapshot, context).build(prepare.header.clone(), &scored);
     if built.document.is_empty() {
         return fallback(
-            brief,
-            shop,
-            kit,
+            prepare,
+            snapshot,
+            context,
             "nothing that the model named may be offered",
         );
     }
-    let mut made = made(brief, built);
+    let mut made = made(prepare, built);
     made.audit.prompt_tokens = answer.prompt_tokens;
     made
 }
 
 /// The fallback in place of a list of the model: `reason` says why.
-pub fn fallback(brief: &Brief, shop: &Shop, kit: &Kit, reason: &str) -> Made {
+pub fn fallback(
+    prepare: &PreparedRequest,
+    snapshot: &Snapshot,
+    context: &ListContext,
+    reason: &str,
+) -> FinishedList {
     let header = Header {
         reason: Some(reason.into()),
-        ..brief.header.clone()
+        ..prepare.header.clone()
     };
-    made(brief, recipe(brief, shop, kit).fallback(header))
+    made(prepare, recipe(prepare, snapshot, context).fallback(header))
 }
 
-fn recipe<'a>(brief: &'a Brief, shop: &'a Shop, kit: &'a Kit) -> Recipe<'a> {
-    Recipe {
-        catalogue: &shop.catalogue,
-        verdict: &brief.verdict,
-        demand: &shop.demand,
-        policy: kit.selection,
-        names: kit.arm.names,
-        theta: kit.arm.theta,
-        draw: brief.draw,
+fn recipe<'a>(
+    prepare: &'a PreparedRequest,
+    snapshot: &'a Snapshot,
+    context: &'a ListContext,
+) -> ListBuilder<'a> {
+    ListBuilder {
+        catalogue: &snapshot.catalogue,
+        verdict: &prepare.verdict,
+        demand: &snapshot.demand,
+        policy: context.selection,
+        names: context.arm.names,
+        theta: context.arm.theta,
+        draw: prepare.draw,
     }
 }
 
-fn made(brief: &Brief, built: Built) -> Made {
+fn made(prepare: &PreparedRequest, built: BuiltList) -> FinishedList {
     let audit = Audit {
         names: built.names,
         dropped: built.dropped,
-        ..brief.audit.clone()
+        ..prepare.audit.clone()
     };
-    Made {
+    FinishedList {
         document: built.document,
         audit,
     }
 }
 
-impl Made {
+impl FinishedList {
     /// The audit as JSON, with the parts of the list's age: queued, generated, published.
     pub fn audited(
         &self,
@@ -273,12 +295,16 @@ impl Made {
 }
 
 /// The fallback of a segment for somebody of whom nothing is known: rules fail closed.
-pub fn shelf(shop: &Shop, segment: &str, (names, policy): (usize, &select::Policy)) -> Document {
-    let verdict = shop.judge(None, Timestamp(0));
-    let recipe = Recipe {
-        catalogue: &shop.catalogue,
+pub fn shelf(
+    snapshot: &Snapshot,
+    segment: &str,
+    (names, policy): (usize, &select::Policy),
+) -> Document {
+    let verdict = snapshot.judge(None, Timestamp(0));
+    let recipe = ListBuilder {
+        catalogue: &snapshot.catalogue,
         verdict: &verdict,
-        demand: &shop.demand,
+        demand: &snapshot.demand,
         policy,
         names,
         theta: None,

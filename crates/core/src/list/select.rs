@@ -139,19 +139,19 @@ pub fn best(skus: &[Candidate<'_>], seed: u64, draws: usize) -> Vec<Chosen> {
 }
 
 /// The seed of one choice: the same for a user, a PU and a take, whoever computes it.
-pub fn seed(user: &str, pu: &str, ticket: u64) -> u64 {
+pub fn seed(user: &str, pu: &str, claim: u64) -> u64 {
     fnv64a([
         user.as_bytes(),
         &[0],
         pu.as_bytes(),
         &[0],
-        &ticket.to_le_bytes(),
+        &claim.to_le_bytes(),
     ])
 }
 
 /// Stands for the take in [`seed`] where a list is to depend on what it covers alone: of the text of its fences.
-pub fn draw(covers: &Fences) -> u64 {
-    fnv64a([covers.to_string().as_bytes()])
+pub fn draw(seen: &Fences) -> u64 {
+    fnv64a([seen.to_string().as_bytes()])
 }
 
 /// FNV-1a, 64 bits. Source: <http://www.isthe.com/chongo/tech/comp/fnv/>.

@@ -9,7 +9,7 @@ use fixedbitset::FixedBitSet;
 
 /// One user's question.
 #[derive(Clone, Debug)]
-pub struct Ask {
+pub struct ScoreRequest {
     /// The rendered prompt, chat template not yet applied.
     pub prompt: String,
     /// Permitted PUs by index into [`Names`]; `None` permits all.
@@ -22,12 +22,12 @@ pub struct Ask {
     pub weight: f32,
     /// Prompts whose mean is what the model says to everyone; its term is reduced by it. `None`: by
     /// nothing.
-    pub reference: Option<Arc<Reference>>,
+    pub calibration: Option<Arc<Calibration>>,
     /// Whether someone has called the question off.
     pub cancel: Cancel,
 }
 
-impl Default for Ask {
+impl Default for ScoreRequest {
     /// An empty prompt, everything permitted, the model alone.
     fn default() -> Self {
         Self {
@@ -36,7 +36,7 @@ impl Default for Ask {
             n: 20,
             terms: Vec::new(),
             weight: 1.0,
-            reference: None,
+            calibration: None,
             cancel: Cancel::default(),
         }
     }
@@ -67,7 +67,7 @@ pub enum Values {
 
 /// Eight prompts, or some, that stand for everyone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reference {
+pub struct Calibration {
     /// Hash of prompts, template and tokenizer: by it means are kept.
     pub hash: String,
     /// Rendered prompts, chat template not yet applied.
@@ -101,17 +101,17 @@ pub struct Names {
 
 /// One name of an answer.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Named {
+pub struct ScoredName {
     /// Index into [`Names`].
     pub pu: u32,
     /// Natural-log probability under the renormalised mixture.
     pub score: f32,
     /// Sum of the model's renormalised edge log-probabilities alone.
     pub model: f32,
-    /// The same of the means over [`Ask::reference`]: what the model says to everyone; `model - habit` is
-    /// what it says of this user. 0 without a reference.
-    pub habit: f32,
-    /// What each term says of this name, unweighted, in the order of [`Ask::terms`]: of a mass its log
+    /// The same of the means over [`ScoreRequest::calibration`]: what the model says to everyone; `model - baseline` is
+    /// what it says of this user. 0 without a calibration.
+    pub baseline: f32,
+    /// What each term says of this name, unweighted, in the order of [`ScoreRequest::terms`]: of a mass its log
     /// share of all names, of the others the log-weight.
     pub terms: Vec<f32>,
 }
@@ -122,7 +122,7 @@ pub enum Ended {
     /// Every name is proven.
     #[default]
     Complete,
-    /// [`Ask::cancel`] was used: there are no names.
+    /// [`ScoreRequest::cancel`] was used: there are no names.
     Cancelled,
     /// The generation's time was over: there are no names.
     Late,
@@ -132,9 +132,9 @@ pub enum Ended {
 
 /// One user's answer.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Answer {
+pub struct ScoreResponse {
     /// Best first; fewer than asked only if fewer are permitted.
-    pub named: Vec<Named>,
+    pub named: Vec<ScoredName>,
     /// Whether it is an answer at all.
     pub ended: Ended,
     /// Version of the [`Names`] that were searched.

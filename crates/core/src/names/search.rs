@@ -85,7 +85,7 @@ pub struct Found {
     /// The model's edges alone; 0 if the model was not asked.
     pub model: f64,
     /// The means' edges alone: what the model says to everyone; 0 without means.
-    pub habit: f64,
+    pub baseline: f64,
 }
 
 impl Eq for Found {}
@@ -108,7 +108,7 @@ impl Ord for Found {
 struct Sums {
     score: f64,
     model: f64,
-    habit: f64,
+    baseline: f64,
 }
 
 /// More than one permitted name, not yet told apart.
@@ -318,7 +318,7 @@ impl<'a> Search<'a> {
             log_softmax(&mut scores);
             scores.iter_mut().for_each(|edge| *edge += at.score);
         }
-        let [model, habit] = [logits, means].map(|values| {
+        let [model, baseline] = [logits, means].map(|values| {
             let mut edges = values.to_vec();
             match weight {
                 0.0 => edges.fill(0.0),
@@ -331,7 +331,7 @@ impl<'a> Search<'a> {
             let sums = Sums {
                 score: scores[nth],
                 model: at.model + model[nth],
-                habit: at.habit + habit[nth],
+                baseline: at.baseline + baseline[nth],
             };
             open.extend(self.placed(Open {
                 sums,
@@ -366,14 +366,14 @@ impl<'a> Search<'a> {
         let Sums {
             score,
             model,
-            habit,
+            baseline,
         } = open.sums;
         let pu = self.trie.pu(leaf);
         self.found.push(Reverse(Found {
             pu,
             score,
             model,
-            habit,
+            baseline,
         }));
         if self.found.len() > self.question.n {
             self.found.pop();

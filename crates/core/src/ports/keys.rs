@@ -21,7 +21,7 @@ pub const NAMESPACES: &str = "nearshore:namespaces";
 /// There while live is behind its objective in some process.
 pub const LIVE_BEHIND: &str = "nearshore:live-behind";
 /// What a user costs each arm's model: a hash of arm -> JSON.
-pub const PACES: &str = "nearshore:paces";
+pub const COSTS: &str = "nearshore:costs";
 /// Blocks in force, by `pu:<id>` or `sku:<id>`, as JSON.
 pub const BLOCKS: &str = "nearshore:{blocks}";
 /// What was blocked and unblocked, by whom: a list of JSON, the last 10,000.

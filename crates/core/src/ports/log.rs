@@ -163,7 +163,7 @@ pub trait Log: Send + Sync {
 
     /// From now on batches of these topics wait, and those of others do not wait behind them; with none, all go on. What is
     /// held back is delivered in order when it is not any more. A log for which order is nobody's loss may ignore it.
-    fn hold(&mut self, _topics: &[Arc<str>]) {}
+    fn pause(&mut self, _topics: &[Arc<str>]) {}
 
     /// Makes `resume` the committed position of each partition, now.
     fn commit(

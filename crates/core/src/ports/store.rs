@@ -8,10 +8,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::queue::claims::Standing;
+use crate::queue::claims::UserStatus;
 use crate::user::event::{Kind, UserId};
 use crate::user::record::{Fences, Offset, Partition, Resume, Timestamp};
-use crate::user::state::{Held, Mark, Pending, UserState};
+use crate::user::state::{Activity, Held, Pending, UserState};
 
 use super::keys;
 
@@ -22,11 +22,11 @@ pub struct FoldWrite {
     pub user: UserId,
     /// Version the write was made from; 0 = nothing was stored.
     pub expected: u64,
-    /// The new state; its `life` must not be before the tombstone, or the write is refused as [`Folded::Erased`].
-    /// A `life` above the tombstone raises it, and takes list and older profile with it (in this namespace).
+    /// The new state; its `erased_at` must not be before the tombstone, or the write is refused as [`Folded::Erased`].
+    /// A `erased_at` above the tombstone raises it, and takes list and older profile with it (in this namespace).
     pub state: UserState,
-    /// The new mark.
-    pub mark: Mark,
+    /// The new activity.
+    pub activity: Activity,
     /// Whether `state.profile` differs from what is stored.
     pub profile_changed: bool,
     /// What becomes of the list in the same step.
@@ -38,7 +38,7 @@ pub struct FoldWrite {
 pub enum ListEdit {
     /// Nothing.
     Keep,
-    /// A first-seen user's own fallback: ticket 0, only if there is no list.
+    /// A first-seen user's own fallback: claim 0, only if there is no list.
     First {
         /// The recall document.
         doc: String,
@@ -47,10 +47,10 @@ pub enum ListEdit {
         /// Record time.
         at: Timestamp,
     },
-    /// The stored list without newly forbidden products; refused as [`Folded::Stale`] unless its ticket is still this.
+    /// The stored list without newly forbidden products; refused as [`Folded::Stale`] unless its claim is still this.
     Strip {
-        /// Ticket of the list that was edited.
-        ticket: u64,
+        /// Claim of the list that was edited.
+        claim: u64,
         /// The document without them.
         doc: String,
     },
@@ -75,10 +75,10 @@ pub enum Folded {
 
 /// The start of a generation.
 #[derive(Clone, Debug)]
-pub struct Take {
+pub struct Claim {
     /// Whose.
     pub user: UserId,
-    /// `due` of the request, for the user's pace.
+    /// `due` of the request, for the user's cost.
     pub due: Timestamp,
     /// Version of the state by which it was decided to take, from [`Peek::ver`].
     pub expected: u64,
@@ -86,20 +86,20 @@ pub struct Take {
 
 /// What became of a take.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Took {
+pub enum ClaimOutcome {
     /// Done.
-    Taken(Box<Taken>),
+    Claimed(Box<Claimed>),
     /// The state has moved on since it was looked at: look again.
     Stale,
     /// No state is stored.
     NoState,
 }
 
-impl Took {
+impl ClaimOutcome {
     /// What was taken, if anything.
-    pub fn taken(self) -> Option<Taken> {
+    pub fn claimed(self) -> Option<Claimed> {
         match self {
-            Self::Taken(taken) => Some(*taken),
+            Self::Claimed(claimed) => Some(*claimed),
             Self::Stale | Self::NoState => None,
         }
     }
@@ -107,11 +107,11 @@ impl Took {
 
 /// What a take returns: the state that the list is made from.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Taken {
+pub struct Claimed {
     /// State with profile, tombstone applied.
     pub state: UserState,
     /// The number of this take; a list is published only under it.
-    pub ticket: u64,
+    pub claim: u64,
     /// What was pending before.
     pub pending: Option<Pending>,
 }
@@ -122,9 +122,9 @@ pub struct Stored {
     /// The recall document (JSON).
     pub doc: String,
     /// Take that it was made from; 0 for a first fallback.
-    pub ticket: u64,
+    pub claim: u64,
     /// What it has seen.
-    pub covers: Fences,
+    pub seen: Fences,
     /// Epoch of its arm.
     pub epoch: u64,
     /// When it was made (source time of the request).
@@ -138,10 +138,10 @@ pub struct Stored {
 pub struct Publish {
     /// Whose.
     pub user: UserId,
-    /// The list; `list.ticket` must be over the stored list's and not over the state's.
+    /// The list; `list.claim` must be over the stored list's and not over the state's.
     pub list: Stored,
     /// Life of the state it was made from; must be the stored one's.
-    pub life: Timestamp,
+    pub erased_at: Timestamp,
     /// Also over a list of a higher epoch (`refresh --force`).
     pub force: bool,
     /// Only where there is no list of the model (a failed generation's fallback): keeps a model list, marks it stale.
@@ -153,11 +153,11 @@ pub struct Publish {
 pub enum Published {
     /// It is the list now.
     Stored,
-    /// A list of this ticket or a later one is there.
+    /// A list of this claim or a later one is there.
     Older,
-    /// The user was erased or is of another life.
+    /// The user was erased or is of another erased_at.
     Erased,
-    /// The state is gone or its ticket is lower: the take was lost.
+    /// The state is gone or its claim is lower: the take was lost.
     NoState,
     /// The stored list is of a later arm epoch.
     Epoch,
@@ -172,8 +172,8 @@ pub struct Peek {
     pub list: Option<Stored>,
     /// Fences of the state; empty if there is none.
     pub fences: Fences,
-    /// Ticket of the state.
-    pub ticket: u64,
+    /// Claim of the state.
+    pub claim: u64,
     /// Version of the state; 0 if there is none.
     pub ver: u64,
     /// What is pending.
@@ -182,13 +182,13 @@ pub struct Peek {
 
 impl Peek {
     /// What decides whether a request still needs a generation.
-    pub fn standing(&self) -> Standing {
-        let list = self.list.as_ref().filter(|list| list.ticket > 0);
-        Standing {
-            list: list.map(|list| (list.covers.clone(), list.epoch)),
+    pub fn status(&self) -> UserStatus {
+        let list = self.list.as_ref().filter(|list| list.claim > 0);
+        UserStatus {
+            list: list.map(|list| (list.seen.clone(), list.epoch)),
             state: self.fences.clone(),
             pending: self.pending.clone(),
-            open: list.is_some_and(|list| list.ticket < self.ticket),
+            open: list.is_some_and(|list| list.claim < self.claim),
         }
     }
 }
@@ -365,7 +365,7 @@ impl Error {
 
 /// The store. Batches are answered in order; items of a batch are independent of each other.
 pub trait Store: Send + Sync + Clone + 'static {
-    /// States of users, tombstones applied; [`Held::default`] (with `life`) where nothing is stored.
+    /// States of users, tombstones applied; [`Held::default`] (with `erased_at`) where nothing is stored.
     fn load(
         &self,
         ns: &str,
@@ -379,13 +379,13 @@ pub trait Store: Send + Sync + Clone + 'static {
         writes: &[FoldWrite],
     ) -> impl Future<Output = Result<Vec<Folded>, Error>> + Send;
 
-    /// Clears `pending` and `moved`, raises `ticket` and `ver`, returns state and profile; where the version is still
+    /// Clears `pending` and `moved`, raises `claim` and `ver`, returns state and profile; where the version is still
     /// the expected one, so that a late take cannot clear what was asked since and leave nobody to serve it.
-    fn take(
+    fn claim(
         &self,
         ns: &str,
-        takes: &[Take],
-    ) -> impl Future<Output = Result<Vec<Took>, Error>> + Send;
+        claims: &[Claim],
+    ) -> impl Future<Output = Result<Vec<ClaimOutcome>, Error>> + Send;
 
     /// Lists with what is needed to decide whether a request is covered.
     fn peek(
@@ -517,12 +517,12 @@ pub trait Store: Send + Sync + Clone + 'static {
     fn live_behind(&self) -> impl Future<Output = Result<bool, Error>> + Send;
 
     /// Notes what an arm's model costs, for whoever reckons what a backfill would take (JSON).
-    fn note_pace(&self, _arm: &str, _note: &str) -> impl Future<Output = Result<(), Error>> + Send {
+    fn note_cost(&self, _arm: &str, _note: &str) -> impl Future<Output = Result<(), Error>> + Send {
         async { Ok(()) }
     }
 
     /// What was noted last of each arm.
-    fn paces(&self) -> impl Future<Output = Result<BTreeMap<String, String>, Error>> + Send {
+    fn costs(&self) -> impl Future<Output = Result<BTreeMap<String, String>, Error>> + Send {
         async { Ok(BTreeMap::new()) }
     }
 

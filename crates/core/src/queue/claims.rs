@@ -8,7 +8,7 @@ use crate::user::trigger::{Reason, Request};
 
 /// What is stored of the user, as far as this decision goes.
 #[derive(Clone, Debug, Default)]
-pub struct Standing {
+pub struct UserStatus {
     /// What the list has seen, and the epoch of its arm; `None` if there is none, or only a fallback.
     pub list: Option<(Fences, u64)>,
     /// Fences of the state; empty if there is none.
@@ -23,7 +23,7 @@ pub struct Standing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// Take the user and generate.
-    Take,
+    Claim,
     /// The list has seen it: tell the list again, for a crash may have lost its audit record.
     Covered,
     /// Nothing is stored of this user (erased, or idle beyond the TTL).
@@ -32,24 +32,24 @@ pub enum Need {
 
 /// Decides for one request, merged from records at `sources` (none of a sweep or refresh).
 /// `epoch`: of the arm that would make the list.
-pub fn need(request: &Request, sources: &[Position], (standing, epoch): (&Standing, u64)) -> Need {
-    if standing.state.is_empty() {
+pub fn need(request: &Request, sources: &[Position], (status, epoch): (&UserStatus, u64)) -> Need {
+    if status.state.is_empty() {
         return Need::Gone;
     }
-    let Some((covers, made)) = &standing.list else {
-        return Need::Take;
+    let Some((seen, made)) = &status.list else {
+        return Need::Claim;
     };
     // What is pending may not have been asked for yet: whoever folded it may have died before it could. A take that is
     // still on its way would clear it, one that was made may have done so and died: a request that is passed over
     // here would have nobody left to serve it. And one that a list seems to cover was left by a store that lost its last
     // writes: only a take clears it.
-    let idle = standing.pending.is_none() && !standing.open;
+    let idle = status.pending.is_none() && !status.open;
     let covered = match request.reason {
         Reason::Refresh => false,
-        Reason::Sweep => covers.cover_all(&standing.state) && *made >= epoch,
-        Reason::First | Reason::Moved | Reason::Profile | Reason::Overdue => {
-            idle && sources.iter().all(|source| covers.covers(source))
+        Reason::Sweep => seen.contains_all(&status.state) && *made >= epoch,
+        Reason::First | Reason::Activity | Reason::Profile | Reason::Overdue => {
+            idle && sources.iter().all(|source| seen.contains(source))
         }
     };
-    if covered { Need::Covered } else { Need::Take }
+    if covered { Need::Covered } else { Need::Claim }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::user::event::UserId;
 use crate::user::record::{Offset, Partition, Position, Timestamp};
-use crate::user::trigger::{HELD_BACK_MAX, Lane, Reason, Request};
+use crate::user::trigger::{Lane, RATE_LIMIT_MAX, Reason, Request};
 
 /// How lanes share the engine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ pub struct Policy {
     pub objective: Duration,
     /// A request that waits in memory for so long and is still not due goes to the end of its lane.
     #[serde(with = "humantime_serde")]
-    pub hold: Duration,
+    pub requeue_after: Duration,
 }
 
 impl Default for Policy {
@@ -51,7 +51,7 @@ impl Default for Policy {
             batch_max: 16,
             max_wait: Duration::from_secs(300),
             objective: Duration::from_secs(60),
-            hold: Duration::from_secs(60),
+            requeue_after: Duration::from_secs(60),
         }
     }
 }
@@ -86,7 +86,7 @@ pub struct Work {
 
 /// How a lane stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct LaneStatus {
     /// Users not due yet.
     pub waiting: usize,
     /// Users due.
@@ -108,7 +108,7 @@ struct Queue {
     fifo: BTreeSet<Seq>,
     /// The same, by when they became due.
     aged: BTreeSet<(Timestamp, Seq)>,
-    /// Smooth weighted round robin: what this lane is owed, in shares.
+    /// Smooth weighted round robin: what this lane is outbox, in shares.
     credit: i64,
 }
 
@@ -137,10 +137,10 @@ pub struct Lanes {
     /// Positions in hand of each lane.
     held: [usize; 3],
     next: Seq,
-    held_back: bool,
+    backfill_paused: bool,
     /// Enough of backfill is in hand.
     sated: bool,
-    put_back: Timestamp,
+    requeue: Timestamp,
     /// Most backfill users of a batch.
     backfill_most: usize,
 }
@@ -156,9 +156,9 @@ impl Lanes {
             queues: Default::default(),
             held: [0; 3],
             next: 0,
-            held_back: false,
+            backfill_paused: false,
             sated: false,
-            put_back: Timestamp::default(),
+            requeue: Timestamp::default(),
             backfill_most: usize::MAX,
         }
     }
@@ -228,13 +228,13 @@ impl Lanes {
     }
 
     /// Another worker's live lane is behind its objective: backfill takes only what nobody else wants here.
-    pub fn hold_backfill(&mut self, behind: bool) {
-        self.held_back = behind;
+    pub fn pause_backfill(&mut self, behind: bool) {
+        self.backfill_paused = behind;
     }
 
     /// Whether backfill is held back for another worker's sake.
-    pub fn is_backfill_held(&self) -> bool {
-        self.held_back
+    pub fn is_backfill_paused(&self) -> bool {
+        self.backfill_paused
     }
 
     /// Most backfill users in one batch, at least 1: a live user who becomes due waits for the batch that runs.
@@ -244,7 +244,7 @@ impl Lanes {
 
     /// Whether our own live lane is behind its objective.
     pub fn live_behind(&self, now: Timestamp) -> bool {
-        self.standing(Lane::Live, now).oldest > self.policy.objective
+        self.status(Lane::Live, now).oldest > self.policy.objective
     }
 
     /// Live and urgent users who have been due for longer than `max_wait`, oldest first, at most `most`.
@@ -270,12 +270,12 @@ impl Lanes {
     /// Users to be put back at the end of their lanes, at most once a second: those who have been in memory for `hold` and
     /// are still not due; and where the lanes are full, those who wait longest, until half is free. So nobody
     /// who is due much later holds a commit, or the place of one who is due now.
-    pub fn far(&mut self, now: Timestamp) -> Vec<Work> {
-        self.put_back = self.put_back.min(now);
-        if now.since(self.put_back) < PUT_BACK_EVERY {
+    pub fn deferred(&mut self, now: Timestamp) -> Vec<Work> {
+        self.requeue = self.requeue.min(now);
+        if now.since(self.requeue) < PUT_BACK_EVERY {
             return Vec::new();
         }
-        self.put_back = now;
+        self.requeue = now;
         self.ripen(now);
         let soon = now.after(PUT_BACK_EVERY);
         let waiting = self.queues.iter().flat_map(|queue| &queue.waiting);
@@ -289,21 +289,21 @@ impl Lanes {
         } else {
             0
         };
-        let mut far = Vec::new();
+        let mut deferred = Vec::new();
         for (_, seq) in later.into_iter().rev() {
             let entry = &self.entries[&seq];
-            if free > 0 || now.since(entry.since) >= self.policy.hold {
+            if free > 0 || now.since(entry.since) >= self.policy.requeue_after {
                 free = free.saturating_sub(entry.positions.len());
-                far.extend(self.take(seq, false));
+                deferred.extend(self.take(seq, false));
             }
         }
-        far
+        deferred
     }
 
     /// The next batch: due users only, lanes by their shares, first in first out within a lane.
     pub fn cut(&mut self, now: Timestamp, most: usize) -> Vec<Work> {
         self.ripen(now);
-        let behind = self.held_back || self.live_behind(now);
+        let behind = self.backfill_paused || self.live_behind(now);
         let mut batch = Vec::new();
         let mut backfill = 0;
         while batch.len() < most.min(self.policy.batch_max) {
@@ -345,7 +345,7 @@ impl Lanes {
     pub fn clear(&mut self) {
         *self = Self {
             next: self.next,
-            held_back: self.held_back,
+            backfill_paused: self.backfill_paused,
             ..Self::new(self.policy.clone())
         };
     }
@@ -360,10 +360,10 @@ impl Lanes {
     }
 
     /// How a lane stands; who became due since the last cut still counts as waiting.
-    pub fn standing(&self, lane: Lane, now: Timestamp) -> Standing {
+    pub fn status(&self, lane: Lane, now: Timestamp) -> LaneStatus {
         let queue = &self.queues[lane as usize];
         let oldest = queue.aged.first().map(|(ready, _)| now.since(*ready));
-        Standing {
+        LaneStatus {
             waiting: queue.waiting.len(),
             due: queue.fifo.len(),
             oldest: oldest.unwrap_or_default(),
@@ -473,7 +473,7 @@ impl Lanes {
 
 /// When a request may be served, by the clock that says when it arrived.
 fn ready(request: &Request, arrived: Timestamp) -> Timestamp {
-    let put_off = request.due.since(request.time).min(HELD_BACK_MAX);
+    let put_off = request.due.since(request.time).min(RATE_LIMIT_MAX);
     request.due.max(arrived).min(arrived.after(put_off))
 }
 
@@ -495,7 +495,7 @@ fn merge(kept: &mut Request, other: Request) {
 fn strength(reason: Reason) -> u8 {
     match reason {
         Reason::Sweep => 0,
-        Reason::Moved => 1,
+        Reason::Activity => 1,
         Reason::Profile => 2,
         Reason::Overdue => 3,
         Reason::First => 4,

@@ -22,7 +22,7 @@ fn request(user: &str, lane: Lane, put_off: u64) -> Request {
         v: 1,
         ns: "a".into(),
         user: UserId(user.into()),
-        reason: Reason::Moved,
+        reason: Reason::Activity,
         source: None,
         time: NOON,
         due: NOON.after(seconds(put_off)),
@@ -84,17 +84,17 @@ fn one_who_is_due_much_later_is_put_back_and_holds_nothing() {
     let mut lanes = lanes();
     lanes.offer(request("paced", Lane::Live, 40_000), at(0, 0), NOON);
     lanes.offer(request("quiet", Lane::Live, 30), at(0, 1), NOON);
-    assert!(lanes.far(NOON.after(seconds(59))).is_empty());
-    let far = lanes.far(NOON.after(seconds(60)));
-    assert_eq!(users(&far), ["paced"]);
-    assert_eq!(far[0].positions, [at(0, 0)]);
+    assert!(lanes.deferred(NOON.after(seconds(59))).is_empty());
+    let deferred = lanes.deferred(NOON.after(seconds(60)));
+    assert_eq!(users(&deferred), ["paced"]);
+    assert_eq!(deferred[0].positions, [at(0, 0)]);
     assert_eq!(users(&lanes.cut(NOON.after(seconds(60)), 9)), ["quiet"]);
     assert!(lanes.is_empty());
     // Round and round, with a clock that is an hour behind: put off once, not once per round.
     let behind = |n: u64| NOON.after(seconds(n)).before(seconds(3_600));
     let mut waited = Duration::ZERO;
     assert!(
-        lanes.far(behind(0)).is_empty(),
+        lanes.deferred(behind(0)).is_empty(),
         "the clock went back: begins anew"
     );
     for round in 0..1_000_u64 {
@@ -102,7 +102,7 @@ fn one_who_is_due_much_later_is_put_back_and_holds_nothing() {
         let put_off = request("u", Lane::Live, 600);
         lanes.offer_again(put_off, at(0, 2), (now, waited));
         let later = now.after(seconds(60));
-        match lanes.far(later).pop() {
+        match lanes.deferred(later).pop() {
             Some(work) => waited = later.since(work.arrived),
             None => {
                 assert_eq!(users(&lanes.cut(later, 1)), ["u"]);
@@ -122,17 +122,17 @@ fn lanes_that_are_full_of_the_far_make_room_for_the_due() {
     });
     let mut offset = 0;
     while lanes.room() > 0 {
-        let far = request(&format!("far-{offset}"), Lane::Live, 40_000 + offset as u64);
-        lanes.offer(far, at(0, offset), NOON);
+        let deferred = request(&format!("far-{offset}"), Lane::Live, 40_000 + offset as u64);
+        lanes.offer(deferred, at(0, offset), NOON);
         offset += 1;
     }
-    let far = lanes.far(NOON.after(seconds(1)));
-    assert_eq!((far.len(), lanes.room()), (50, 50));
-    assert_eq!(far[0].request.user.0.as_ref(), "far-99");
+    let deferred = lanes.deferred(NOON.after(seconds(1)));
+    assert_eq!((deferred.len(), lanes.room()), (50, 50));
+    assert_eq!(deferred[0].request.user.0.as_ref(), "far-99");
     lanes.offer(request("due", Lane::Urgent, 0), at(0, offset), NOON);
     assert_eq!(users(&lanes.cut(NOON.after(seconds(1)), 9)), ["due"]);
     assert!(
-        lanes.far(NOON.after(seconds(2))).is_empty(),
+        lanes.deferred(NOON.after(seconds(2))).is_empty(),
         "there is room"
     );
 }
@@ -193,9 +193,11 @@ fn who_waits_beyond_max_wait_gets_the_fallback_but_backfill_waits_on() {
 
 #[test]
 fn backfill_gets_only_idle_places_while_live_is_behind() {
-    for (wait, held_back, wanted) in [(0, false, 1), (60, false, 1), (61, false, 0), (0, true, 0)] {
+    for (wait, backfill_paused, wanted) in
+        [(0, false, 1), (60, false, 1), (61, false, 0), (0, true, 0)]
+    {
         let mut lanes = lanes();
-        lanes.hold_backfill(held_back);
+        lanes.pause_backfill(backfill_paused);
         for nth in 0..30 {
             lanes.offer(request(&format!("l{nth}"), Lane::Live, 0), at(0, nth), NOON);
             lanes.offer(
@@ -209,9 +211,9 @@ fn backfill_gets_only_idle_places_while_live_is_behind() {
             .iter()
             .filter(|w| w.request.lane == Lane::Backfill)
             .count();
-        assert_eq!(backfill, wanted, "{wait} {held_back}");
+        assert_eq!(backfill, wanted, "{wait} {backfill_paused}");
         let mut rest = 0;
-        while lanes.standing(Lane::Live, NOON).due > 0 {
+        while lanes.status(Lane::Live, NOON).due > 0 {
             rest += lanes.cut(NOON.after(seconds(wait)), 16).len();
         }
         assert!(rest > 0);
@@ -244,16 +246,16 @@ fn a_lane_tells_who_waits_who_is_due_and_for_how_long() {
     lanes.offer(request("c", Lane::Live, 50), at(0, 2), NOON);
     let now = NOON.after(seconds(10));
     assert_eq!(lanes.cut(now, 0), []);
-    let found = lanes.standing(Lane::Live, now);
+    let found = lanes.status(Lane::Live, now);
     assert_eq!(
         found,
-        Standing {
+        LaneStatus {
             waiting: 1,
             due: 2,
             oldest: seconds(10)
         }
     );
-    assert_eq!(lanes.standing(Lane::Urgent, now), Standing::default());
+    assert_eq!(lanes.status(Lane::Urgent, now), LaneStatus::default());
     assert_eq!(lanes.next_due(now), Some(Duration::ZERO));
 }
 

@@ -1,6 +1,6 @@
 //! All PUs and SKUs: one snapshot in memory, patched as the `catalog` stream moves.
 //!
-//! Invariant: an index, once given, means the same PU or SKU for the life of the catalogue, so bitsets and
+//! Invariant: an index, once given, means the same PU or SKU for the erased_at of the catalogue, so bitsets and
 //! masses made from an older version stay readable. A PU is in stock iff one of its SKUs is
 //! [`available`](Catalogue::available): known, in stock, blocked neither by itself nor by its PU. It does
 //! not know rules, users, nor where records come from.

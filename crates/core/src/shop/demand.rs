@@ -259,7 +259,7 @@ fn digest(count: &Count<'_>) -> u64 {
     crate::list::select::fnv64a([key.as_bytes()]).wrapping_mul(count.n)
 }
 
-/// Decay to a time: halves every half-life, from the middle of the bucket on.
+/// Decay to a time: halves every half-erased_at, from the middle of the bucket on.
 struct Fade {
     half_life: f64,
     now: Timestamp,
@@ -361,7 +361,7 @@ mod tests {
 
     const NOW: Timestamp = Timestamp(100 * BUCKET + BUCKET / 2);
 
-    fn shop() -> Catalogue {
+    fn snapshot() -> Catalogue {
         let of = |category: &str, id: &str, pu: &str| crate::user::event::Sku {
             category: Some(category.into()),
             ..sku(id, pu, json!({}))
@@ -387,7 +387,7 @@ mod tests {
     }
 
     fn build(counts: &[Count<'_>]) -> Demand {
-        Demand::build(counts.iter().copied(), &shop(), &Policy::default(), NOW)
+        Demand::build(counts.iter().copied(), &snapshot(), &Policy::default(), NOW)
     }
 
     fn check(mass: &[f32], expected: &[f32]) {
@@ -465,7 +465,7 @@ mod tests {
             ..Policy::default()
         };
         let counts = [bought("b1", "s", 100, 1)];
-        let demand = Demand::build(counts, &shop(), &policy, NOW);
+        let demand = Demand::build(counts, &snapshot(), &policy, NOW);
         let mass = demand.mass("s");
         assert!(
             mass[0] > 0.99 && mass.iter().all(|pu| pu.ln().is_finite()),
@@ -491,7 +491,7 @@ mod tests {
                 segment: ["default", "x", "y"][segment],
             };
             let policy = Policy { smoothing, ..Policy::default() };
-            let catalogue = shop();
+            let catalogue = snapshot();
             let one = Demand::build(cells.iter().map(count), &catalogue, &policy, NOW);
             let split = cells.iter().rev().flat_map(|cell| {
                 let (whole, first) = (count(cell), cell.4 * cut.index(100) as u64 / 100);

@@ -15,7 +15,7 @@ use crate::user::event::Profile;
 use crate::user::record::Timestamp;
 
 /// What a decision about a user needs to know of the shop.
-pub struct Shop {
+pub struct Snapshot {
     /// PUs and SKUs, with stock and blocks.
     pub catalogue: Arc<Catalogue>,
     /// Rules and segments, compiled for `catalogue`.
@@ -25,17 +25,17 @@ pub struct Shop {
     /// Fallback per segment, for a user of whom nothing is known; `default` is always there.
     pub fallbacks: Arc<BTreeMap<String, Document>>,
     /// The same catalogue and rules with the demand of other namespaces, whose lists are made here too.
-    pub others: Arc<BTreeMap<String, Arc<Shop>>>,
+    pub others: Arc<BTreeMap<String, Arc<Snapshot>>>,
 }
 
-impl Shop {
+impl Snapshot {
     /// A shop with the fallbacks that follow from its parts: one per segment, and `default`.
     pub fn new(
         (catalogue, rules, demand): (Arc<Catalogue>, Arc<Table>, Arc<Demand>),
         segments: &[String],
         (names, policy): (usize, &select::Policy),
     ) -> Self {
-        let mut shop = Self {
+        let mut snapshot = Self {
             catalogue,
             rules,
             demand,
@@ -46,11 +46,11 @@ impl Shop {
         let lists = all.map(|segment| {
             (
                 segment.to_owned(),
-                compose::shelf(&shop, segment, (names, policy)),
+                compose::shelf(&snapshot, segment, (names, policy)),
             )
         });
-        shop.fallbacks = Arc::new(lists.collect());
-        shop
+        snapshot.fallbacks = Arc::new(lists.collect());
+        snapshot
     }
 
     /// The shop of a namespace: one with its demand, or this one where none is known.

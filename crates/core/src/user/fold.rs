@@ -4,12 +4,12 @@
 //! canonical state. No clock, no catalogue, no policy but the window's length.
 //!
 //! Why it holds: the fence makes a record count once; the window is the greatest N by (time, position),
-//! the profile the greatest, `life` the greatest erase, and an erase drops a prefix by time, so that what
+//! the profile the greatest, `erased_at` the greatest erase, and an erase drops a prefix by time, so that what
 //! the window had already cut off would have been dropped as well.
 
 use crate::user::event::{Accepted, Change, Event, Profile};
 use crate::user::record::Timestamp;
-use crate::user::state::{Profiled, Seen, UserState};
+use crate::user::state::{Profiled, UserState, WindowEvent};
 
 /// What a record did to the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,14 +28,14 @@ pub enum Step {
 
 /// Folds one record. `window`: how many events are kept, at least 1.
 pub fn fold(state: &mut UserState, record: &Accepted, window: usize) -> Step {
-    if state.fences.covers(&record.position) {
+    if state.fences.contains(&record.position) {
         return Step::Duplicate;
     }
     state.fences.raise(&record.position);
-    // An erase of that very time is the one that `life` tells of: where another namespace folded it first, its
+    // An erase of that very time is the one that `erased_at` tells of: where another namespace folded it first, its
     // tombstone was seen before it. What follows from an erase still has to follow here.
-    let told = record.time == state.life && record.change == Change::Erase;
-    if record.time <= state.life && !told {
+    let told = record.time == state.erased_at && record.change == Change::Erase;
+    if record.time <= state.erased_at && !told {
         return Step::Passed;
     }
     match &record.change {
@@ -48,13 +48,13 @@ pub fn fold(state: &mut UserState, record: &Accepted, window: usize) -> Step {
     }
 }
 
-/// Drops everything with time <= `at` and raises `life`; what is later stays. Fences stay: they guard
+/// Drops everything with time <= `at` and raises `erased_at`; what is later stays. Fences stay: they guard
 /// against repetition, and an erased user's old records must not be folded again either.
 pub fn erase(state: &mut UserState, at: Timestamp) {
-    state.life = state.life.max(at);
-    let life = state.life;
-    state.window.retain(|seen| seen.time > life);
-    state.profile = state.profile.take().filter(|known| known.time > life);
+    state.erased_at = state.erased_at.max(at);
+    let erased_at = state.erased_at;
+    state.window.retain(|seen| seen.time > erased_at);
+    state.profile = state.profile.take().filter(|known| known.time > erased_at);
 }
 
 fn see(state: &mut UserState, record: &Accepted, event: &Event, window: usize) -> Step {
@@ -67,7 +67,7 @@ fn see(state: &mut UserState, record: &Accepted, event: &Event, window: usize) -
     }
     state.window.insert(
         place,
-        Seen {
+        WindowEvent {
             time: record.time,
             position: record.position.clone(),
             kind: event.kind,

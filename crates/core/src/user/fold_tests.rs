@@ -105,7 +105,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 fn reload(state: UserState, version: u8) -> Result<UserState, Codec> {
     let profile = state.profile.as_ref().map(Profiled::to_text);
     let profile = profile.map(|text| Profiled::from_text(&text)).transpose()?;
-    decode(&encode(&state, version), profile, state.life)
+    decode(&encode(&state, version), profile, state.erased_at)
 }
 
 fn run(history: &[Vec<Accepted>], acts: &[Act], window: usize) -> UserState {
@@ -139,17 +139,17 @@ fn run(history: &[Vec<Accepted>], acts: &[Act], window: usize) -> UserState {
 fn of_the_set(history: &[Vec<Accepted>], window: usize) -> UserState {
     let all = || history.iter().flatten();
     let erases = all().filter(|r| r.change == Change::Erase).map(|r| r.time);
-    let life = erases.max().unwrap_or_default();
-    let mut living: Vec<&Accepted> = all().filter(|r| r.time > life).collect();
+    let erased_at = erases.max().unwrap_or_default();
+    let mut living: Vec<&Accepted> = all().filter(|r| r.time > erased_at).collect();
     living.sort_by_key(|r| (r.time, r.position.clone()));
     let mut state = UserState {
-        life,
+        erased_at,
         fences: all().map(|r| r.position.clone()).collect::<Fences>(),
         ..UserState::default()
     };
     for record in living {
         match &record.change {
-            Change::Event(event) => state.window.push(Seen {
+            Change::Event(event) => state.window.push(WindowEvent {
                 time: record.time,
                 position: record.position.clone(),
                 kind: event.kind,
@@ -208,7 +208,7 @@ proptest! {
                 Step::ProfileChanged => prop_assert_ne!(
                     before.profile.map(|p| p.profile), state.profile.clone().map(|p| p.profile)
                 ),
-                Step::Erased => prop_assert_eq!(state.life, record.time),
+                Step::Erased => prop_assert_eq!(state.erased_at, record.time),
                 Step::Duplicate => prop_assert!(false, "no record was delivered twice"),
             }
         }
@@ -250,7 +250,7 @@ fn an_erase_takes_what_is_not_later_and_no_replay_brings_it_back() {
         Step::Erased
     );
     assert_eq!(state.window.len(), 1);
-    assert_eq!(state.life, Timestamp(BASE + 5));
+    assert_eq!(state.erased_at, Timestamp(BASE + 5));
     // The null behind a delete, of that very time, is the same erase once more: nothing more to drop. So is one whose
     // tombstone was seen before it. An older one is none.
     assert_eq!(

@@ -9,18 +9,18 @@ use std::collections::BTreeMap;
 use crate::list::compose::own_copy;
 use crate::list::document::Document;
 use crate::shop::rules::Verdict;
-use crate::shop::snapshot::Shop;
+use crate::shop::snapshot::Snapshot;
 use crate::user::event::UserId;
 use crate::user::event::{Accepted, Change, Item, Kind, Profile};
 use crate::user::fold::{Step, fold};
 use crate::user::record::{Fences, Partition, Position, Timestamp};
-use crate::user::state::{Held, Mark};
-use crate::user::trigger::{Ask, MOVED_ENOUGH, Policy, Reason, Request, trigger};
+use crate::user::state::{Activity, Held};
+use crate::user::trigger::{ACTIVITY_ENOUGH, Policy, Reason, Request, TriggerContext, trigger};
 
 /// What planning needs beside the user.
 pub struct Rulebook<'a> {
     /// The shop as of now.
-    pub shop: &'a Shop,
+    pub snapshot: &'a Snapshot,
     /// When to ask.
     pub policy: &'a Policy,
     /// Namespace that folds.
@@ -35,13 +35,13 @@ pub struct Rulebook<'a> {
 
 /// The list that is stored.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Listed {
-    /// Its ticket.
-    pub ticket: u64,
+pub struct StoredList {
+    /// Its claim.
+    pub claim: u64,
     /// Epoch of its arm.
     pub epoch: u64,
     /// What it has seen.
-    pub covers: Fences,
+    pub seen: Fences,
     /// The document.
     pub doc: Document,
     /// Its audit, JSON.
@@ -73,14 +73,14 @@ pub enum Edit {
     Keep,
     /// The user's own copy of the fallback, where there is no list.
     First(Box<Document>, Timestamp),
-    /// The stored list, of this ticket still, without newly forbidden products.
-    Strip(Box<Listed>),
+    /// The stored list, of this claim still, without newly forbidden products.
+    Strip(Box<StoredList>),
 }
 
 /// What is to be done for one user.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// State and mark afterwards; `ver` and `ticket` are still the stored ones.
+    /// State and activity afterwards; `ver` and `claim` are still the stored ones.
     pub held: Held,
     /// Whether anything is to be written.
     pub changed: bool,
@@ -103,7 +103,7 @@ pub struct Plan {
 }
 
 /// Plans one user's records, in the order given.
-pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rulebook) -> Plan {
+pub fn plan(held: Held, records: &[Accepted], list: Option<&StoredList>, book: &Rulebook) -> Plan {
     let first = held.ver == 0;
     let mut asked = false;
     // An event changes no profile, and most batches of a user are events.
@@ -127,7 +127,7 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
             let known = &mut plan.held.state.complete_since;
             *known = (*known).max(*since);
         }
-        let ask = Ask {
+        let ask = TriggerContext {
             policy: book.policy,
             ns: book.ns,
             first: first && !asked,
@@ -145,7 +145,7 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
             && let Item::Sku(sku) = &event.item
         {
             let profile = plan.held.state.profile.as_ref().map(|p| &p.profile);
-            plan.unknown += u64::from(book.shop.catalogue.by_sku(sku).is_none());
+            plan.unknown += u64::from(book.snapshot.catalogue.by_sku(sku).is_none());
             plan.counted.push(Counted {
                 position: record.position.clone(),
                 time: record.time,
@@ -156,7 +156,11 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
                 } else {
                     1
                 },
-                segment: book.shop.rules.segment(profile, record.time).to_string(),
+                segment: book
+                    .snapshot
+                    .rules
+                    .segment(profile, record.time)
+                    .to_string(),
             });
         }
         plan.steps.push(step);
@@ -168,7 +172,7 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
     plan.erased |= reborn && plan.changed;
     plan.profile_changed = before.is_some_and(|before| plan.held.state.profile != before);
     if let Some(last) = records.last() {
-        plan.edit = edit(&plan, list, (&last.user, last.time), book.shop);
+        plan.edit = edit(&plan, list, (&last.user, last.time), book.snapshot);
     }
     plan
 }
@@ -178,9 +182,9 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&Listed>, book: &Rule
 fn lose_the_list(mut held: Held) -> Held {
     if std::mem::take(&mut held.reborn) {
         if held.state.is_vacant() {
-            held.mark = Mark::default();
+            held.activity = Activity::default();
         } else {
-            held.mark.moved = held.mark.moved.max(MOVED_ENOUGH);
+            held.activity.score = held.activity.score.max(ACTIVITY_ENOUGH);
         }
     }
     held
@@ -193,12 +197,17 @@ fn erases(held: &Held, record: &Accepted, step: Step) -> bool {
     record.change == Change::Erase && (step == Step::Erased || gone)
 }
 
-fn edit(plan: &Plan, list: Option<&Listed>, (user, at): (&UserId, Timestamp), shop: &Shop) -> Edit {
+fn edit(
+    plan: &Plan,
+    list: Option<&StoredList>,
+    (user, at): (&UserId, Timestamp),
+    snapshot: &Snapshot,
+) -> Edit {
     let state = &plan.held.state;
     let profile: Option<&Profile> = state.profile.as_ref().map(|p| &p.profile);
-    let verdict = || shop.judge(profile, at);
+    let verdict = || snapshot.judge(profile, at);
     let own = |verdict: &Verdict| {
-        let list = shop.fallback(shop.rules.segment(profile, at), verdict)?;
+        let list = snapshot.fallback(snapshot.rules.segment(profile, at), verdict)?;
         Some(own_copy(list, user, at))
     };
     // Also who comes back after an erase is seen for the first time.
@@ -215,7 +224,7 @@ fn edit(plan: &Plan, list: Option<&Listed>, (user, at): (&UserId, Timestamp), sh
     };
     let verdict = verdict();
     let mut stripped = list.clone();
-    if !shop.strip(&mut stripped.doc, &verdict) {
+    if !snapshot.strip(&mut stripped.doc, &verdict) {
         return Edit::Keep;
     }
     if stripped.doc.is_empty() {

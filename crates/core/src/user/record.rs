@@ -57,7 +57,7 @@ impl Resume {
     }
 }
 
-/// One partition of one life of a topic. `incarnation` is configured and raised when a topic is
+/// One partition of one erased_at of a topic. `incarnation` is configured and raised when a topic is
 /// recreated, so that the new topic's offsets are not taken for the old one's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Partition {
@@ -144,7 +144,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// When what it tells happened: its timestamp, or the earlier one that it brings along from its first life.
+    /// When what it tells happened: its timestamp, or the earlier one that it brings along from its first erased_at.
     /// A dead letter that is sent back to a topic with LogAppendTime is stamped anew, and would outlive an
     /// erase; a header can only make a record older.
     pub fn occurred(&self) -> Timestamp {
@@ -168,12 +168,12 @@ impl Fences {
     }
 
     /// `>=`, not `>`: after a lost commit Kafka delivers the last folded record again.
-    pub fn covers(&self, position: &Position) -> bool {
+    pub fn contains(&self, position: &Position) -> bool {
         self.get(&position.partition) >= Some(position.offset)
     }
 
     /// Whether everything under `other` is under `self` too.
-    pub fn cover_all(&self, other: &Self) -> bool {
+    pub fn contains_all(&self, other: &Self) -> bool {
         other
             .iter()
             .all(|(partition, offset)| self.get(partition) >= Some(offset))
@@ -241,9 +241,9 @@ mod tests {
         let text = "0/a/b/1:7,0/user-events/0:12,1/user-events/10:3";
         let fences: Fences = text.parse().expect("valid");
         assert_eq!(fences.to_string(), text);
-        assert!(fences.covers(&"0/user-events/0:12".parse().expect("valid")));
-        assert!(!fences.covers(&"0/user-events/0:13".parse().expect("valid")));
-        assert!(!fences.covers(&"2/user-events/0:1".parse().expect("valid")));
+        assert!(fences.contains(&"0/user-events/0:12".parse().expect("valid")));
+        assert!(!fences.contains(&"0/user-events/0:13".parse().expect("valid")));
+        assert!(!fences.contains(&"2/user-events/0:1".parse().expect("valid")));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Whether a user moved enough to ask for a list: `(mark, step, policy) -> Option<Request>`.
+//! Whether a user moved enough to ask for a list: `(activity, step, policy) -> Option<Request>`.
 //!
 //! Invariant: it emits iff the policy is moved and `pending` is empty, or older by record time than
 //! `due + pending_max`; a redelivered record re-emits iff `pending` names its own position. No clock.
@@ -11,14 +11,14 @@ use crate::queue::topics::is_namespace;
 use crate::user::event::{Accepted, Change, Kind, Reject, UserId, sane};
 use crate::user::fold::Step;
 use crate::user::record::{Position, Record, Timestamp};
-use crate::user::state::{Held, Mark, Pending};
+use crate::user::state::{Activity, Held, Pending};
 
 /// Hundredths of a list that a user must have moved by.
-pub const MOVED_ENOUGH: u32 = 100;
+pub const ACTIVITY_ENOUGH: u32 = 100;
 
-/// No honest pace holds a request back longer, for a daily limit ends within a day. One that would comes
+/// No honest claim_rate holds a request back longer, for a daily limit ends within a day. One that would comes
 /// from a wrong clock and is ignored: a single record must not silence a user for years.
-pub const HELD_BACK_MAX: Duration = Duration::from_secs(86_400);
+pub const RATE_LIMIT_MAX: Duration = Duration::from_secs(86_400);
 
 const DAY: i64 = 86_400_000;
 
@@ -44,7 +44,7 @@ pub enum Reason {
     /// First sight of the user.
     First,
     /// Enough events.
-    Moved,
+    Activity,
     /// A profile change that alters prompt, rules or segment.
     Profile,
     /// The pending request is overdue.
@@ -127,9 +127,9 @@ pub struct Policy {
     pub pending_max: Duration,
     /// Least time between two takes of a user.
     #[serde(with = "humantime_serde")]
-    pub take_every: Duration,
+    pub claim_every: Duration,
     /// Most takes of a user on one day (UTC).
-    pub takes_per_day: u32,
+    pub claims_per_day: u32,
     /// Fewer events than this in the window = sparse = urgent lane.
     pub sparse_below: usize,
 }
@@ -168,44 +168,49 @@ impl Default for Policy {
             weights: Weights::default(),
             quiet_period: Duration::from_secs(30),
             pending_max: Duration::from_secs(600),
-            take_every: Duration::from_secs(60),
-            takes_per_day: 50,
+            claim_every: Duration::from_secs(60),
+            claims_per_day: 50,
             sparse_below: 4,
         }
     }
 }
 
-/// Called once per record, after [`crate::user::fold::fold`]; changes only `held.mark`.
+/// Called once per record, after [`crate::user::fold::fold`]; changes only `held.activity`.
 ///
 /// Nothing is asked while `ask.enabled` is false (a backfill catches up), but `moved` grows.
-pub fn trigger(held: &mut Held, record: &Accepted, step: Step, ask: &Ask) -> Option<Request> {
+pub fn trigger(
+    held: &mut Held,
+    record: &Accepted,
+    step: Step,
+    ask: &TriggerContext,
+) -> Option<Request> {
     let (weight, reason) = match step {
         Step::Passed => return None,
         Step::Duplicate => return again(held, record, ask),
         Step::Erased if held.state.is_vacant() => {
-            // Nobody is left to make a list for, and nothing of them may be kept, their pace included.
-            held.mark = Mark::default();
+            // Nobody is left to make a list for, and nothing of them may be kept, their claim_rate included.
+            held.activity = Activity::default();
             return None;
         }
         // What is younger than the erase stayed, but their list went with it.
-        Step::Erased => (MOVED_ENOUGH, Reason::Moved),
+        Step::Erased => (ACTIVITY_ENOUGH, Reason::Activity),
         Step::ProfileChanged if ask.profile_matters => {
             (hundredths(ask.policy.weights.profile), Reason::Profile)
         }
         Step::ProfileChanged => (0, Reason::Profile),
         Step::Folded => (
             event_weight(&record.change, &ask.policy.weights),
-            Reason::Moved,
+            Reason::Activity,
         ),
     };
     let first = ask.first || returned(held);
-    let mark = &mut held.mark;
-    mark.moved = mark.moved.saturating_add(weight);
+    let activity = &mut held.activity;
+    activity.score = activity.score.saturating_add(weight);
     if first {
-        mark.moved = mark.moved.max(MOVED_ENOUGH);
+        activity.score = activity.score.max(ACTIVITY_ENOUGH);
     }
-    let reason = match &mark.pending {
-        None if mark.moved < MOVED_ENOUGH => return None,
+    let reason = match &activity.pending {
+        None if activity.score < ACTIVITY_ENOUGH => return None,
         None if first => Reason::First,
         None => reason,
         Some(out) if record.time <= out.due.after(ask.policy.pending_max) => return None,
@@ -214,8 +219,8 @@ pub fn trigger(held: &mut Held, record: &Accepted, step: Step, ask: &Ask) -> Opt
     if !ask.enabled {
         return None;
     }
-    let due = due(mark, record.time, ask.policy);
-    mark.pending = Some(Pending {
+    let due = due(activity, record.time, ask.policy);
+    activity.pending = Some(Pending {
         source: Some(record.position.clone()),
         due,
     });
@@ -225,13 +230,13 @@ pub fn trigger(held: &mut Held, record: &Accepted, step: Step, ask: &Ask) -> Opt
 
 /// Delivered again: the request may have been lost between the state's write and its own, so it is asked
 /// again if it is still out. A take since then has cleared `pending`, and has seen the record.
-fn again(held: &Held, record: &Accepted, ask: &Ask) -> Option<Request> {
-    let out = held.mark.pending.as_ref()?;
+fn again(held: &Held, record: &Accepted, ask: &TriggerContext) -> Option<Request> {
+    let out = held.activity.pending.as_ref()?;
     if !ask.enabled || out.source.as_ref() != Some(&record.position) {
         return None;
     }
     let reason = match record.change {
-        Change::Event(_) | Change::Erase => Reason::Moved,
+        Change::Event(_) | Change::Erase => Reason::Activity,
         Change::Profile(_) => Reason::Profile,
     };
     let (due, lane) = (out.due, lane(held, ask.first, ask.policy));
@@ -240,7 +245,7 @@ fn again(held: &Held, record: &Accepted, ask: &Ask) -> Option<Request> {
 
 /// The first thing heard of an erased user since: they have no list, like one never seen.
 fn returned(held: &Held) -> bool {
-    held.state.life > Timestamp::default() && held.mark == Mark::default()
+    held.state.erased_at > Timestamp::default() && held.activity == Activity::default()
 }
 
 struct Asked {
@@ -249,7 +254,7 @@ struct Asked {
     lane: Lane,
 }
 
-fn request(record: &Accepted, ask: &Ask, asked: Asked) -> Request {
+fn request(record: &Accepted, ask: &TriggerContext, asked: Asked) -> Request {
     Request {
         v: 1,
         ns: ask.ns.into(),
@@ -271,17 +276,17 @@ fn lane(held: &Held, first: bool, policy: &Policy) -> Lane {
     }
 }
 
-fn due(mark: &Mark, time: Timestamp, policy: &Policy) -> Timestamp {
+fn due(activity: &Activity, time: Timestamp, policy: &Policy) -> Timestamp {
     let quiet = time.after(policy.quiet_period);
-    let pace = &mark.pace;
-    if pace.takes == 0 {
+    let claim_rate = &activity.claim_rate;
+    if claim_rate.claims == 0 {
         return quiet;
     }
-    let mut due = quiet.max(pace.last.after(policy.take_every));
-    if day(due) <= pace.day && pace.takes >= policy.takes_per_day.max(1) {
-        due = Timestamp((pace.day + 1).saturating_mul(DAY));
+    let mut due = quiet.max(claim_rate.last.after(policy.claim_every));
+    if day(due) <= claim_rate.day && claim_rate.claims >= policy.claims_per_day.max(1) {
+        due = Timestamp((claim_rate.day + 1).saturating_mul(DAY));
     }
-    if due > quiet.after(HELD_BACK_MAX) {
+    if due > quiet.after(RATE_LIMIT_MAX) {
         return quiet;
     }
     due
@@ -312,7 +317,7 @@ fn hundredths(weight: f64) -> u32 {
 
 /// What a trigger needs beside user and record.
 #[derive(Clone, Debug)]
-pub struct Ask<'a> {
+pub struct TriggerContext<'a> {
     /// The policy.
     pub policy: &'a Policy,
     /// Namespace that asks.
@@ -325,19 +330,19 @@ pub struct Ask<'a> {
     pub enabled: bool,
 }
 
-/// The pace after a take of a request that was due then; [`Mark::pending`] and `moved` are cleared.
+/// The claim_rate after a take of a request that was due then; [`Activity::pending`] and `moved` are cleared.
 ///
 /// Takes are counted on the day of the latest `due`: an older one (a sweep's) counts on that day too.
-pub fn taken(mark: &mut Mark, due: Timestamp) {
-    let pace = &mut mark.pace;
-    if pace.takes == 0 || day(due) > pace.day {
-        pace.day = day(due);
-        pace.takes = 0;
+pub fn claimed(activity: &mut Activity, due: Timestamp) {
+    let claim_rate = &mut activity.claim_rate;
+    if claim_rate.claims == 0 || day(due) > claim_rate.day {
+        claim_rate.day = day(due);
+        claim_rate.claims = 0;
     }
-    pace.last = pace.last.max(due);
-    pace.takes = pace.takes.saturating_add(1);
-    mark.pending = None;
-    mark.moved = 0;
+    claim_rate.last = claim_rate.last.max(due);
+    claim_rate.claims = claim_rate.claims.saturating_add(1);
+    activity.pending = None;
+    activity.score = 0;
 }
 
 mod text {

@@ -8,7 +8,7 @@ use crate::user::event::{Event, Item, Profile};
 use crate::user::fold::fold;
 use crate::user::fold::tests::{BASE, kinds};
 use crate::user::record::Offset;
-use crate::user::state::Pace;
+use crate::user::state::ClaimRate;
 
 const WINDOW: usize = 6;
 
@@ -48,7 +48,7 @@ impl Way {
 
     fn deliver(&mut self, record: &Accepted) -> (Step, Option<Request>) {
         let step = fold(&mut self.held.state, record, WINDOW);
-        let ask = Ask {
+        let ask = TriggerContext {
             policy: &self.policy,
             ns: "a",
             first: !self.known,
@@ -65,8 +65,8 @@ impl Way {
         self.deliver(&record).1
     }
 
-    fn take(&mut self, request: &Request) {
-        taken(&mut self.held.mark, request.due);
+    fn claim(&mut self, request: &Request) {
+        claimed(&mut self.held.activity, request.due);
     }
 }
 
@@ -98,7 +98,7 @@ fn the_first_sight_of_a_user_always_asks_urgently() {
     );
     assert_eq!((seconds(&request), request.time), (30, Timestamp(BASE)));
     assert_eq!(
-        way.held.mark.pending.as_ref().map(|p| p.due),
+        way.held.activity.pending.as_ref().map(|p| p.due),
         Some(request.due)
     );
     assert_eq!(way.does(1, Kind::Purchase), None, "a request is out");
@@ -108,13 +108,16 @@ fn the_first_sight_of_a_user_always_asks_urgently() {
 fn ten_views_are_exactly_one_list() {
     let mut way = Way::new(Policy::default());
     let first = way.does(0, Kind::View).expect("first");
-    way.take(&first);
+    way.claim(&first);
     for nth in 1..10 {
         assert_eq!(way.does(100 + nth, Kind::View), None, "{nth}");
     }
     let request = way.does(110, Kind::View).expect("moved");
-    assert_eq!((request.reason, request.lane), (Reason::Moved, Lane::Live));
-    assert_eq!(way.held.mark.moved, 100);
+    assert_eq!(
+        (request.reason, request.lane),
+        (Reason::Activity, Lane::Live)
+    );
+    assert_eq!(way.held.activity.score, 100);
 }
 
 #[test]
@@ -122,7 +125,7 @@ fn a_profile_asks_only_if_it_alters_something() {
     for (matters, asks) in [(true, Some(Reason::Profile)), (false, None)] {
         let mut way = Way::new(Policy::default());
         let first = way.does(0, Kind::View).expect("first");
-        way.take(&first);
+        way.claim(&first);
         way.profile_matters = matters;
         let record = way.record(1, aged(40));
         let (step, request) = way.deliver(&record);
@@ -164,14 +167,14 @@ fn a_redelivered_record_asks_again_iff_its_own_request_is_out() {
         (first.due, first.time, Lane::Urgent)
     );
     assert_eq!(way.deliver(&later), (Step::Duplicate, None));
-    way.take(&again);
+    way.claim(&again);
     assert_eq!(way.deliver(&source), (Step::Duplicate, None));
 }
 
 #[test]
 fn a_user_is_listed_no_more_often_than_their_pace() {
     let policy = Policy {
-        takes_per_day: 3,
+        claims_per_day: 3,
         ..Policy::default()
     };
     let mut way = Way::new(policy);
@@ -179,33 +182,36 @@ fn a_user_is_listed_no_more_often_than_their_pace() {
     for (at, due) in [(0, 30), (40, 90), (95, 150), (160, 6400), (6500, 6530)] {
         let request = way.does(at, Kind::Purchase).expect("moved");
         assert_eq!(seconds(&request), due, "at {at}");
-        way.take(&request);
+        way.claim(&request);
     }
-    assert_eq!(way.held.mark.pace.takes, 2, "counted anew on the next day");
+    assert_eq!(
+        way.held.activity.claim_rate.claims, 2,
+        "counted anew on the next day"
+    );
 }
 
 #[test]
 fn one_record_from_a_wrong_clock_does_not_silence_a_user() {
     let mut way = Way::new(Policy::default());
     let first = way.does(40_000_000, Kind::Purchase).expect("first");
-    way.take(&first);
+    way.claim(&first);
     let request = way.does(0, Kind::Purchase).expect("moved");
     assert_eq!(seconds(&request), 30);
 }
 
 #[test]
 fn takes_are_counted_on_the_day_of_the_latest_due() {
-    let mut mark = Mark::default();
-    for (due, day, takes) in [
+    let mut activity = Activity::default();
+    for (due, day, claims) in [
         (5, 0, 1),
         (DAY - 1, 0, 2),
         (DAY, 1, 1),
         (7, 1, 2),
         (3 * DAY, 3, 1),
     ] {
-        taken(&mut mark, Timestamp(due));
-        let last = mark.pace.last.max(Timestamp(due));
-        assert_eq!(mark.pace, Pace { last, day, takes });
+        claimed(&mut activity, Timestamp(due));
+        let last = activity.claim_rate.last.max(Timestamp(due));
+        assert_eq!(activity.claim_rate, ClaimRate { last, day, claims });
     }
 }
 
@@ -215,7 +221,7 @@ fn an_erased_user_asks_for_nothing_until_they_are_heard_of_again() {
     assert!(way.does(0, Kind::View).is_some());
     let erase = way.record(5, Change::Erase);
     assert_eq!(way.deliver(&erase), (Step::Erased, None));
-    assert_eq!(way.held.mark, Mark::default());
+    assert_eq!(way.held.activity, Activity::default());
     assert_eq!(
         way.does(5, Kind::Purchase),
         None,
@@ -229,10 +235,10 @@ fn an_erased_user_asks_for_nothing_until_they_are_heard_of_again() {
 fn what_outlives_an_erase_is_listed_anew_for_the_list_is_gone() {
     let mut way = Way::new(Policy::default());
     let first = way.does(9, Kind::View).expect("first");
-    way.take(&first);
+    way.claim(&first);
     let erase = way.record(5, Change::Erase);
     let request = way.deliver(&erase).1.expect("their list went");
-    assert_eq!(request.reason, Reason::Moved);
+    assert_eq!(request.reason, Reason::Activity);
     assert_eq!(way.deliver(&erase).1.map(|r| r.due), Some(request.due));
 }
 
@@ -244,11 +250,11 @@ fn while_a_backfill_catches_up_users_move_and_nothing_is_asked() {
     assert_eq!(way.deliver(&record), (Step::Folded, None));
     assert_eq!(way.deliver(&record), (Step::Duplicate, None));
     assert_eq!(
-        (way.held.mark.moved, &way.held.mark.pending),
-        (MOVED_ENOUGH, &None)
+        (way.held.activity.score, &way.held.activity.pending),
+        (ACTIVITY_ENOUGH, &None)
     );
     assert_eq!(way.does(1, Kind::Cart), None);
-    assert_eq!(way.held.mark.moved, 150);
+    assert_eq!(way.held.activity.score, 150);
     way.enabled = true;
     assert!(way.does(2, Kind::Impression).is_some(), "caught up");
 }
@@ -286,7 +292,7 @@ fn a_request_is_read_back_from_its_json() {
 enum Act {
     Does(Kind, i64),
     Profile(u8, i64),
-    Take(usize),
+    Claim(usize),
     /// The state is written, the request is not; the record is delivered again.
     CrashThen(Kind, i64),
     /// Any record delivered again.
@@ -298,7 +304,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     let act = prop_oneof![
         5 => (kinds(), gap.clone()).prop_map(|(kind, gap)| Act::Does(kind, gap)),
         1 => (0u8..3, gap.clone()).prop_map(|(age, gap)| Act::Profile(age, gap)),
-        3 => (0usize..9).prop_map(Act::Take),
+        3 => (0usize..9).prop_map(Act::Claim),
         2 => (kinds(), gap).prop_map(|(kind, gap)| Act::CrashThen(kind, gap)),
         1 => any::<prop::sample::Index>().prop_map(Act::Again),
     ];
@@ -311,16 +317,16 @@ struct World {
     now: i64,
     records: Vec<Accepted>,
     out: Vec<Request>,
-    moved: u32,
+    score: u32,
     seen: bool,
-    taken: u32,
+    claimed: u32,
     asked: u32,
 }
 
 impl World {
     fn deliver(&mut self, record: Accepted, crash: bool) {
         let (step, request) = self.way.deliver(&record);
-        self.moved += match (step, &record.change) {
+        self.score += match (step, &record.change) {
             (Step::ProfileChanged, _) => 100,
             (Step::Folded, change) => event_weight(change, &self.way.policy.weights),
             _ => 0,
@@ -336,12 +342,12 @@ impl World {
         self.records.push(record);
     }
 
-    fn take(&mut self, which: usize) {
+    fn claim(&mut self, which: usize) {
         if !self.out.is_empty() {
             let request = self.out.remove(which % self.out.len());
-            self.way.take(&request);
-            self.moved = 0;
-            self.taken += 1;
+            self.way.claim(&request);
+            self.score = 0;
+            self.claimed += 1;
         }
     }
 
@@ -350,7 +356,7 @@ impl World {
             Act::Does(kind, gap) => (event(*kind), *gap, false),
             Act::CrashThen(kind, gap) => (event(*kind), *gap, true),
             Act::Profile(age, gap) => (aged(*age), *gap, false),
-            Act::Take(which) => return self.take(*which),
+            Act::Claim(which) => return self.claim(*which),
             Act::Again(which) => {
                 if !self.records.is_empty() {
                     let record = self.records[which.index(self.records.len())].clone();
@@ -374,20 +380,20 @@ proptest! {
     fn pending_and_take_lose_no_event(acts in acts()) {
         let mut world = World {
             way: Way::new(Policy::default()), now: 0, records: Vec::new(), out: Vec::new(),
-            moved: 0, seen: false, taken: 0, asked: 0,
+            score: 0, seen: false, claimed: 0, asked: 0,
         };
         for act in &acts {
             world.act(act);
-            let mark = &world.way.held.mark;
+            let activity = &world.way.held.activity;
             // Either a request is out that will see it, or it has not moved enough.
-            prop_assert!(world.moved < 100 || !world.out.is_empty(), "{:?}", mark);
-            prop_assert!(world.taken > 0 || !world.seen || !world.out.is_empty(), "no first list");
-            prop_assert!(mark.pending.is_none() || !world.out.is_empty());
+            prop_assert!(world.score < 100 || !world.out.is_empty(), "{:?}", activity);
+            prop_assert!(world.claimed > 0 || !world.seen || !world.out.is_empty(), "no first list");
+            prop_assert!(activity.pending.is_none() || !world.out.is_empty());
         }
         while !world.out.is_empty() {
-            world.take(0);
+            world.claim(0);
         }
-        prop_assert!(world.moved < 100 && world.way.held.mark.pending.is_none());
-        prop_assert_eq!(world.taken, world.asked);
+        prop_assert!(world.score < 100 && world.way.held.activity.pending.is_none());
+        prop_assert_eq!(world.claimed, world.asked);
     }
 }

@@ -308,7 +308,7 @@ fn prompt_pass(tails: &[(usize, usize, Vec<u32>)]) -> Pass {
     pass
 }
 
-/// A whole life of a batch: prefixes, tails, waves, a latecomer; the largest difference seen.
+/// A whole erased_at of a batch: prefixes, tails, waves, a latecomer; the largest difference seen.
 fn differ(seed: u64, dtype: DType) -> f32 {
     let heads = [(4, 2, 8), (6, 2, 4), (2, 2, 6), (3, 1, 8)];
     differ_by(seed, heads[seed as usize % 4], (dtype, By::Plain))

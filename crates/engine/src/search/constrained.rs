@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::backend::{Cache, Network, Prefix, Row};
+use super::calibration::CalibrationMeans;
 use super::group::{Group, Share, Shared, Waiting};
 use super::index::{self, Indexed, Indexer};
-use super::means::Means;
 use super::mixture::{Mixed, Mixture};
 use crate::clocks::{Clocks, Part};
 use crate::cpu::attention::{Sight, Span};
@@ -23,12 +23,12 @@ use crate::formats::load::{self, Loading, resident};
 use crate::formats::text::Text;
 use crate::thread::Pulse;
 use crate::{Error, Info, Model, Options, Place};
-use nearshore_core::names::scoring::{Answer, Ask, Names, Reference};
+use nearshore_core::names::scoring::{Calibration, Names, ScoreRequest, ScoreResponse};
 
 /// Prefixes kept, most recently used first: one per arm's template, and some change.
 const PREFIXES_MAX: usize = 4;
 
-/// Sets of reference prompts kept, most recently used first: one per arm, and some change.
+/// Sets of calibration prompts kept, most recently used first: one per arm, and some change.
 const REFERENCES_MAX: usize = 8;
 
 /// Tokens that a common beginning must have beyond the known ones to be worth a pass of its own.
@@ -44,7 +44,7 @@ pub struct Constrained {
     pub(super) mixture: Mixture,
     pub(super) limits: Limits,
     /// Most recently used first.
-    references: Vec<Arc<Means>>,
+    calibration: Vec<Arc<CalibrationMeans>>,
     pub(super) prefixes: Vec<Prefix>,
     /// The last batch's first prompt: what the next shares with it is a template.
     last: Vec<u32>,
@@ -115,7 +115,7 @@ impl Constrained {
             names: Arc::default(),
             mixture: Mixture::new(Arc::default()),
             limits: Limits::default(),
-            references: Vec::new(),
+            calibration: Vec::new(),
             prefixes: Vec::new(),
             last: Vec::new(),
             pool,
@@ -135,9 +135,9 @@ impl Constrained {
         self
     }
 
-    /// Nodes whose means over reference prompts are known, per set of prompts, last used first.
+    /// Nodes whose means over calibration prompts are known, per set of prompts, last used first.
     pub fn means_known(&self) -> Vec<usize> {
-        self.references.iter().map(|means| means.len()).collect()
+        self.calibration.iter().map(|means| means.len()).collect()
     }
 
     /// What loading took.
@@ -238,27 +238,31 @@ impl Constrained {
     /// measurements.
     #[doc(hidden)]
     pub fn prefill(&mut self, prompts: &[Vec<u32>]) -> Result<(), Error> {
-        let ask = Ask {
+        let request = ScoreRequest {
             n: 0,
-            ..Ask::default()
+            ..ScoreRequest::default()
         };
-        let asks = vec![ask; prompts.len()];
-        self.run(&asks, prompts.to_vec()).map(drop)
+        let requests = vec![request; prompts.len()];
+        self.run(&requests, prompts.to_vec()).map(drop)
     }
 
-    /// Answers users, in groups over the threads.
-    fn run(&mut self, asks: &[Ask], prompts: Vec<Vec<u32>>) -> Result<Vec<Answer>, Error> {
+    /// Scorer users, in groups over the threads.
+    fn run(
+        &mut self,
+        requests: &[ScoreRequest],
+        prompts: Vec<Vec<u32>>,
+    ) -> Result<Vec<ScoreResponse>, Error> {
         let end = Instant::now() + self.limits.time_max;
-        let mut queue = VecDeque::with_capacity(asks.len());
-        for (place, (ask, tokens)) in asks.iter().zip(prompts).enumerate() {
-            let means = match &ask.reference {
-                Some(reference) if ask.weight != 0.0 => Some(self.reference(reference)?),
+        let mut queue = VecDeque::with_capacity(requests.len());
+        for (place, (request, tokens)) in requests.iter().zip(prompts).enumerate() {
+            let means = match &request.calibration {
+                Some(calibration) if request.weight != 0.0 => Some(self.calibration(calibration)?),
                 _ => None,
             };
-            let Mixed { question, totals } = self.mixture.mix(ask);
+            let Mixed { question, totals } = self.mixture.mix(request);
             queue.push_back(Waiting {
                 place,
-                ask,
+                request,
                 tokens,
                 question,
                 totals,
@@ -266,7 +270,7 @@ impl Constrained {
             });
         }
         let threads = self.pool.current_num_threads();
-        let groups = self.groups_max.min(asks.len()).max(1);
+        let groups = self.groups_max.min(requests.len()).max(1);
         let shared = Shared {
             network: &self.network,
             trie: self.mixture.trie(),
@@ -279,7 +283,7 @@ impl Constrained {
         };
         let share = Share {
             threads: threads / groups,
-            users_max: asks.len().div_ceil(groups),
+            users_max: requests.len().div_ceil(groups),
             kv_max: self.limits.kv_max / groups,
         };
         let done: Vec<_> = self.pool.install(|| {
@@ -288,25 +292,28 @@ impl Constrained {
             groups.map(|_| Group::new(&shared, share).run()).collect()
         });
         let done: Result<Vec<Vec<_>>, Error> = done.into_iter().collect();
-        let mut answers: Vec<(usize, Answer)> = done?.into_iter().flatten().collect();
-        answers.sort_by_key(|(place, _)| *place);
+        let mut responses: Vec<(usize, ScoreResponse)> = done?.into_iter().flatten().collect();
+        responses.sort_by_key(|(place, _)| *place);
         let version = self.names.version;
-        let versioned = |(_, answer)| Answer {
+        let versioned = |(_, response)| ScoreResponse {
             names: version,
-            ..answer
+            ..response
         };
-        Ok(answers.into_iter().map(versioned).collect())
+        Ok(responses.into_iter().map(versioned).collect())
     }
 
-    /// The means over a set of reference prompts; the prompts are computed when the set is first seen.
-    pub(super) fn reference(&mut self, reference: &Reference) -> Result<Arc<Means>, Error> {
-        let same = |means: &Arc<Means>| means.hash == reference.hash;
-        if let Some(at) = self.references.iter().position(same) {
-            self.references[..=at].rotate_right(1);
-            return Ok(Arc::clone(&self.references[0]));
+    /// The means over a set of calibration prompts; the prompts are computed when the set is first seen.
+    pub(super) fn calibration(
+        &mut self,
+        calibration: &Calibration,
+    ) -> Result<Arc<CalibrationMeans>, Error> {
+        let same = |means: &Arc<CalibrationMeans>| means.hash == calibration.hash;
+        if let Some(at) = self.calibration.iter().position(same) {
+            self.calibration[..=at].rotate_right(1);
+            return Ok(Arc::clone(&self.calibration[0]));
         }
-        let mut computed = Vec::with_capacity(reference.prompts.len());
-        for prompt in &reference.prompts {
+        let mut computed = Vec::with_capacity(calibration.prompts.len());
+        for prompt in &calibration.prompts {
             let tokens = self.tokens(prompt)?;
             let network = &self.network;
             let cache = match nearest(&self.prefixes, &tokens[..tokens.len() - 1]) {
@@ -315,9 +322,9 @@ impl Constrained {
             };
             computed.push(self.compute(cache, tokens)?);
         }
-        let means = Arc::new(Means::new(reference, computed));
-        self.references.insert(0, Arc::clone(&means));
-        self.references.truncate(REFERENCES_MAX);
+        let means = Arc::new(CalibrationMeans::new(calibration, computed));
+        self.calibration.insert(0, Arc::clone(&means));
+        self.calibration.truncate(REFERENCES_MAX);
         Ok(means)
     }
 
@@ -353,22 +360,24 @@ impl Model for Constrained {
         self.mixture = Mixture::new(indexed.trie);
     }
 
-    fn generate(&mut self, asks: &[Ask]) -> Result<Vec<Answer>, Error> {
+    fn generate(&mut self, requests: &[ScoreRequest]) -> Result<Vec<ScoreResponse>, Error> {
         let tokens = || -> Result<Vec<Vec<u32>>, Error> {
             use rayon::prelude::*;
-            let prompts = asks.par_iter().map(|ask| self.tokens(&ask.prompt));
+            let prompts = requests
+                .par_iter()
+                .map(|request| self.tokens(&request.prompt));
             prompts.collect()
         };
         let prompts = (self.clocks).time(Part::Tokens, || self.pool.install(tokens));
         let prompts = prompts?;
         // An ask of weight 0 computes nothing, so it shares nothing.
-        let heard = asks
+        let heard = requests
             .iter()
             .zip(&prompts)
-            .filter(|(ask, _)| ask.weight != 0.0);
+            .filter(|(request, _)| request.weight != 0.0);
         let heard: Vec<&[u32]> = heard.map(|(_, prompt)| prompt.as_slice()).collect();
         self.share(&heard)?;
-        self.run(asks, prompts)
+        self.run(requests, prompts)
     }
 
     fn info(&self) -> Info {

@@ -8,12 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use super::calibration::{Paths, Scratch, Wanted};
 use super::constrained::{Constrained, failed, nearest};
-use super::means::{Paths, Scratch, Wanted};
 use super::mixture::Mixed;
 use crate::Error;
 use crate::cpu::forward::Pass;
-use nearshore_core::names::scoring::Ask;
+use nearshore_core::names::scoring::ScoreRequest;
 use nearshore_core::names::search::{Search, log_softmax};
 use nearshore_core::names::trie::{Node, Trie};
 
@@ -31,8 +31,8 @@ pub struct Edge {
     pub score: f32,
     /// The model alone; 0 where it was not asked.
     pub model: f32,
-    /// The model's mean over the reference prompts alone; 0 without.
-    pub habit: f32,
+    /// The model's mean over the calibration prompts alone; 0 without.
+    pub baseline: f32,
     /// The terms beside the model alone.
     pub prior: f32,
 }
@@ -48,8 +48,12 @@ struct Fork {
 
 impl Constrained {
     /// The edges of some names under `ask`, from the first choice to the last.
-    pub fn explain(&mut self, ask: &Ask, pus: &[u32]) -> Result<Vec<Vec<Edge>>, Error> {
-        let Mixed { question, .. } = self.mixture.mix(ask);
+    pub fn explain(
+        &mut self,
+        request: &ScoreRequest,
+        pus: &[u32],
+    ) -> Result<Vec<Vec<Edge>>, Error> {
+        let Mixed { question, .. } = self.mixture.mix(request);
         let trie = std::sync::Arc::clone(self.mixture.trie());
         let weight = question.weight;
         let search = Search::new(&trie, question);
@@ -59,10 +63,10 @@ impl Constrained {
             (weight != 0.0 && told_apart).then(|| fork.wanted(&trie))
         });
         let wanted: BTreeSet<Wanted> = wanted.collect();
-        let logits = self.logits_at(ask, &wanted)?;
-        let means = match &ask.reference {
-            Some(reference) if !wanted.is_empty() => {
-                let means = self.reference(reference)?;
+        let logits = self.logits_at(request, &wanted)?;
+        let means = match &request.calibration {
+            Some(calibration) if !wanted.is_empty() => {
+                let means = self.calibration(calibration)?;
                 let mut scratch = Scratch::new(means, &self.network);
                 scratch.of(wanted, (&self.network, 1), self.limits.rows_max)?
             }
@@ -92,11 +96,11 @@ impl Constrained {
     }
 
     /// Logits of all children of some nodes behind the prompt of `ask`.
-    fn logits_at(&self, ask: &Ask, wanted: &BTreeSet<Wanted>) -> Result<Forks, Error> {
+    fn logits_at(&self, request: &ScoreRequest, wanted: &BTreeSet<Wanted>) -> Result<Forks, Error> {
         if wanted.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let tokens = self.tokens(&ask.prompt)?;
+        let tokens = self.tokens(&request.prompt)?;
         let cache = match nearest(&self.prefixes, &tokens[..tokens.len() - 1]) {
             Some((prefix, known)) => self.network.cache_after(&self.prefixes[prefix], known),
             None => self.network.cache(),
@@ -223,7 +227,7 @@ impl Values {
             choices: self.measures.len(),
             score: share(scores.collect()),
             model: asked(self.logits),
-            habit: asked(self.means),
+            baseline: asked(self.means),
             prior: share(self.measures),
         }
     }

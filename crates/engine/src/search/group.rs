@@ -11,15 +11,15 @@ use std::time::Instant;
 
 use super::admission::{Budget, passes};
 use super::backend::{Cache, Network, Prefix, Row};
+use super::calibration::{CalibrationMeans, Scratch, Wanted};
 use super::constrained::{Limits, failed};
-use super::means::{Means, Scratch, Wanted};
 use super::mixture::told;
 use crate::Error;
 use crate::clocks::{Clocks, Part};
 use crate::cpu::attention::{Sight, Span};
 use crate::cpu::forward::Pass;
 use crate::thread::Pulse;
-use nearshore_core::names::scoring::{Answer, Ask, Ended, Named};
+use nearshore_core::names::scoring::{Ended, ScoreRequest, ScoreResponse, ScoredName};
 use nearshore_core::names::search::{Question, Search, Wave};
 use nearshore_core::names::trie::Trie;
 
@@ -45,12 +45,12 @@ pub(super) struct Shared<'a> {
 pub(super) struct Waiting<'a> {
     /// Place in the batch.
     pub place: usize,
-    pub ask: &'a Ask,
+    pub request: &'a ScoreRequest,
     pub tokens: Vec<u32>,
     pub question: Question,
     /// See [`Mixed`](super::mixture::Mixed).
     pub totals: Vec<f64>,
-    pub means: Option<Arc<Means>>,
+    pub means: Option<Arc<CalibrationMeans>>,
 }
 
 /// One user of a group.
@@ -65,7 +65,7 @@ struct User<'a> {
     wave: Option<Wave>,
     /// Logits of the wave's children and their means, not yet fed.
     scored: Option<(Vec<f32>, Vec<f32>)>,
-    answer: Answer,
+    response: ScoreResponse,
 }
 
 /// From the prompt's end to a node.
@@ -95,7 +95,7 @@ pub(super) struct Group<'a> {
     /// Keys and values of each of them.
     caches: Vec<Cache>,
     scratch: Vec<Scratch>,
-    done: Vec<(usize, Answer)>,
+    done: Vec<(usize, ScoreResponse)>,
 }
 
 impl<'a> Group<'a> {
@@ -110,8 +110,8 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Answers users from the queue until it is empty; each answer with its place in the batch.
-    pub(super) fn run(mut self) -> Result<Vec<(usize, Answer)>, Error> {
+    /// Scorer users from the queue until it is empty; each answer with its place in the batch.
+    pub(super) fn run(mut self) -> Result<Vec<(usize, ScoreResponse)>, Error> {
         loop {
             // First: who is done makes room, and an empty group admits anyone.
             self.leave();
@@ -180,13 +180,15 @@ impl<'a> Group<'a> {
                     break;
                 }
                 let known = self.caches[nth].known();
-                if user.is_gone() || user.from.ask.weight == 0.0 || known == user.from.tokens.len()
+                if user.is_gone()
+                    || user.from.request.weight == 0.0
+                    || known == user.from.tokens.len()
                 {
                     continue;
                 }
                 let to = user.from.tokens.len().min(known + room);
                 pass.add_prompt(nth, known, &user.from.tokens[known..to]);
-                user.answer.waves += 1;
+                user.response.waves += 1;
                 ends.push((nth, to == user.from.tokens.len()));
             }
             if pass.tokens.is_empty() {
@@ -211,7 +213,7 @@ impl<'a> Group<'a> {
         if !late {
             self.each(|user| {
                 if user.wave.is_none() && !user.is_gone() {
-                    let rows_max = WAVE_ROWS.max(user.from.ask.n);
+                    let rows_max = WAVE_ROWS.max(user.from.request.n);
                     user.wave = user.search.next_wave(rows_max);
                 }
             });
@@ -325,7 +327,7 @@ impl<'a> Group<'a> {
         Ok(())
     }
 
-    /// Per user with a reference the means of the wave's children, in the order of its logits.
+    /// Per user with a calibration the means of the wave's children, in the order of its logits.
     fn means(&mut self, users: &[usize]) -> Result<BTreeMap<usize, Vec<f32>>, Error> {
         let mut found = BTreeMap::new();
         let mut left: Vec<usize> = (users.iter().copied())
@@ -387,10 +389,10 @@ impl<'a> Group<'a> {
 
 impl<'a> User<'a> {
     fn new(mut from: Waiting<'a>, shared: &'a Shared<'a>, cache: &Cache) -> Self {
-        let answer = Answer {
+        let response = ScoreResponse {
             prompt_tokens: from.tokens.len() as u32,
             shared_tokens: cache.known() as u32,
-            ..Answer::default()
+            ..ScoreResponse::default()
         };
         let search = Search::new(shared.trie, std::mem::take(&mut from.question));
         Self {
@@ -399,13 +401,13 @@ impl<'a> User<'a> {
             paths: Vec::new(),
             wave: None,
             scored: None,
-            answer,
+            response,
             from,
         }
     }
 
     fn is_gone(&self) -> bool {
-        self.from.ask.cancel.is_cancelled()
+        self.from.request.cancel.is_cancelled()
     }
 
     /// Rows of the wave that waits.
@@ -444,8 +446,8 @@ impl<'a> User<'a> {
                 cache: nth,
                 rows: from..pass.tokens.len(),
             });
-            self.answer.forwarded += rows as u32;
-            self.answer.waves += 1;
+            self.response.forwarded += rows as u32;
+            self.response.waves += 1;
         }
     }
 
@@ -472,26 +474,29 @@ impl<'a> User<'a> {
         values.map(|(path, token)| value(path, token)).collect()
     }
 
-    fn finish(self, ended: Ended) -> (usize, Answer) {
+    fn finish(self, ended: Ended) -> (usize, ScoreResponse) {
         let Waiting {
-            place, ask, totals, ..
+            place,
+            request,
+            totals,
+            ..
         } = self.from;
         let found = match ended {
             Ended::Complete => self.search.into_answer(),
             Ended::Cancelled | Ended::Late | Ended::TooLong => Vec::new(),
         };
-        let named = found.into_iter().map(|found| Named {
+        let named = found.into_iter().map(|found| ScoredName {
             pu: found.pu,
             score: found.score as f32,
             model: found.model as f32,
-            habit: found.habit as f32,
-            terms: told(&ask.terms, &totals, found.pu),
+            baseline: found.baseline as f32,
+            terms: told(&request.terms, &totals, found.pu),
         });
-        let answer = Answer {
+        let response = ScoreResponse {
             named: named.collect(),
             ended,
-            ..self.answer
+            ..self.response
         };
-        (place, answer)
+        (place, response)
     }
 }

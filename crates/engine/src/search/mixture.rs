@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use fixedbitset::FixedBitSet;
 
-use nearshore_core::names::scoring::{Ask, Term, Values};
+use nearshore_core::names::scoring::{ScoreRequest, Term, Values};
 use nearshore_core::names::search::{Prior, Question};
 use nearshore_core::names::trie::{Masses, Own, Permitted, Trie};
 
@@ -59,14 +59,14 @@ impl Mixture {
     }
 
     /// What `ask` asks of the search.
-    pub fn mix(&mut self, ask: &Ask) -> Mixed {
-        let permitted = ask.permitted.as_ref().map(|pus| self.permitted(pus));
-        let (prior, totals) = self.prior(ask);
+    pub fn mix(&mut self, request: &ScoreRequest) -> Mixed {
+        let permitted = request.permitted.as_ref().map(|pus| self.permitted(pus));
+        let (prior, totals) = self.prior(request);
         Mixed {
             question: Question {
                 permitted,
-                n: ask.n,
-                weight: f64::from(ask.weight),
+                n: request.n,
+                weight: f64::from(request.weight),
                 prior,
             },
             totals,
@@ -87,9 +87,9 @@ impl Mixture {
         leaves
     }
 
-    fn prior(&mut self, ask: &Ask) -> (Option<Prior>, Vec<f64>) {
+    fn prior(&mut self, request: &ScoreRequest) -> (Option<Prior>, Vec<f64>) {
         let trie = Arc::clone(&self.trie);
-        let shared = ask.terms.iter().filter_map(|term| match &term.values {
+        let shared = request.terms.iter().filter_map(|term| match &term.values {
             Values::Mass(mass) => Some((Arc::clone(mass), term.weight)),
             Values::Sparse(_) | Values::Dense(_) => None,
         });
@@ -97,12 +97,12 @@ impl Mixture {
         let has_mass = shared.iter().any(|(_, weight)| *weight != 0.0);
         let table = self.table(shared);
         let mut own_totals = table.totals.iter();
-        let totals = ask.terms.iter().map(|term| match term.values {
+        let totals = request.terms.iter().map(|term| match term.values {
             Values::Mass(_) => own_totals.next().copied().unwrap_or_default(),
             Values::Sparse(_) | Values::Dense(_) => 0.0,
         });
         let totals = totals.collect();
-        let (sparse, dense) = (sparse(&ask.terms), dense(&ask.terms));
+        let (sparse, dense) = (sparse(&request.terms), dense(&request.terms));
         if !has_mass && sparse.is_empty() && dense.is_empty() {
             return (None, totals);
         }

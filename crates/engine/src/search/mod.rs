@@ -2,9 +2,9 @@
 
 pub(crate) mod admission;
 pub(crate) mod backend;
+pub(crate) mod calibration;
 pub mod constrained;
 pub(crate) mod explain;
 pub(crate) mod group;
 pub mod index;
-pub(crate) mod means;
 pub(crate) mod mixture;

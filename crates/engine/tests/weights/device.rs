@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use nearshore_core::names::scoring::{Ask, Reference, Term, Values};
+use nearshore_core::names::scoring::{Calibration, ScoreRequest, Term, Values};
 use nearshore_engine::contract;
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::{Model, Options, Place, Precision};
@@ -18,8 +18,8 @@ fn on(place: Place, precision: Precision) -> Result<Constrained, nearshore_engin
     Constrained::load(&model_path(), options)
 }
 
-fn asks() -> Vec<Ask> {
-    let reference = Arc::new(Reference {
+fn requests() -> Vec<ScoreRequest> {
+    let calibration = Arc::new(Calibration {
         hash: "everyone".into(),
         prompts: ["A household.", "Bought: TEA.\nWhat next?"]
             .map(String::from)
@@ -31,14 +31,14 @@ fn asks() -> Vec<Ask> {
         "CAT FOOD, TEA and CANDY BARS",
         "-",
     ];
-    let ask = |bought: &str| Ask {
-        reference: Some(Arc::clone(&reference)),
+    let request = |bought: &str| ScoreRequest {
+        calibration: Some(Arc::clone(&calibration)),
         ..ask(
             &format!("A household bought this: {bought}.\n---assistant---\nNext it buys:"),
             20,
         )
     };
-    bought.map(ask).to_vec()
+    bought.map(request).to_vec()
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn a_device_finds_what_the_cpu_finds_within_a_thousandth_of_a_nat() {
     for model in [&mut host, &mut device] {
         model.set_names(names()).expect("set");
     }
-    let (ours, theirs) = (device.generate(&asks()), host.generate(&asks()));
+    let (ours, theirs) = (device.generate(&requests()), host.generate(&requests()));
     let (ours, theirs) = (ours.expect("answered"), theirs.expect("answered"));
     let mut worst = 0f32;
     for (ours, theirs) in ours.iter().zip(&theirs) {
@@ -63,8 +63,8 @@ fn a_device_finds_what_the_cpu_finds_within_a_thousandth_of_a_nat() {
             let last = ours.named[19].score;
             let score = same.map_or(last, |same| same.score);
             worst = worst.max((score - named.score).abs());
-            let habit = same.map_or(named.habit, |same| same.habit);
-            worst = worst.max((habit - named.habit).abs());
+            let baseline = same.map_or(named.baseline, |same| same.baseline);
+            worst = worst.max((baseline - named.baseline).abs());
         }
     }
     println!("greatest difference of a score {worst:.6}");
@@ -103,25 +103,25 @@ fn the_edges_of_a_name_add_up_to_its_score() {
             values: Values::Sparse([(3, 2.0), (150, 1.0)].into()),
         },
     ];
-    for (nth, ask) in asks().into_iter().enumerate() {
-        let ask = Ask {
+    for (nth, request) in requests().into_iter().enumerate() {
+        let request = ScoreRequest {
             terms: terms.clone(),
             permitted: (nth == 0).then(|| Arc::new(even())),
-            ..ask
+            ..request
         };
-        let answer = model
-            .generate(std::slice::from_ref(&ask))
+        let response = model
+            .generate(std::slice::from_ref(&request))
             .expect("answered");
-        let named = &answer[0].named;
+        let named = &response[0].named;
         let pus: Vec<u32> = named.iter().map(|named| named.pu).collect();
-        let explained = model.explain(&ask, &pus).expect("explained");
+        let explained = model.explain(&request, &pus).expect("explained");
         for (named, edges) in named.iter().zip(explained) {
             let sum =
                 |value: fn(&nearshore_engine::Edge) -> f32| edges.iter().map(value).sum::<f32>();
             let off = [
                 sum(|edge| edge.score) - named.score,
                 sum(|edge| edge.model) - named.model,
-                sum(|edge| edge.habit) - named.habit,
+                sum(|edge| edge.baseline) - named.baseline,
             ];
             assert!(off.iter().all(|off| off.abs() < 1e-3), "{off:?} {named:?}");
             assert!(

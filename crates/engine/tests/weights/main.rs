@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{D, DType, Device, Tensor};
-use nearshore_core::names::scoring::{Ask, Names};
+use nearshore_core::names::scoring::{Names, ScoreRequest};
 use nearshore_engine::contract;
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::{Error, Model, Options, Precision};
@@ -43,11 +43,11 @@ fn names() -> Arc<Names> {
     Arc::new(Names { version: 1, names })
 }
 
-fn ask(prompt: &str, n: usize) -> Ask {
-    Ask {
+fn ask(prompt: &str, n: usize) -> ScoreRequest {
+    ScoreRequest {
         prompt: prompt.into(),
         n,
-        ..Ask::default()
+        ..ScoreRequest::default()
     }
 }
 
@@ -97,7 +97,7 @@ fn the_search_equals_brute_force_over_all_names() {
     let names = names();
     let mut model = load(2);
     model.set_names(Arc::clone(&names)).expect("set");
-    let answers = model.generate(&[ask(prompt, 200)]).expect("answered");
+    let responses = model.generate(&[ask(prompt, 200)]).expect("answered");
     let tokens = model.text().prompt(prompt).expect("tokens");
     let named: Vec<Vec<u32>> = names
         .names
@@ -110,7 +110,7 @@ fn the_search_equals_brute_force_over_all_names() {
         .collect();
     let mut expected = Plain::load(&model_path()).brute_force(&tokens, &named);
     expected.sort_by(|a, b| b.1.total_cmp(&a.1));
-    let found = &answers[0].named;
+    let found = &responses[0].named;
     assert_eq!(found.len(), 200);
     for (found, (pu, score)) in found.iter().zip(&expected) {
         assert!(
@@ -127,15 +127,15 @@ fn the_search_equals_brute_force_over_all_names() {
         );
     }
     let all = found.clone();
-    let answers = model
+    let responses = model
         .generate(&[ask(prompt, 20), ask(prompt, 1)])
         .expect("answered");
     assert_eq!(
-        answers[0].named,
+        responses[0].named,
         all[..20],
         "the top is the same however much is asked for"
     );
-    assert_eq!(answers[1].named, all[..1]);
+    assert_eq!(responses[1].named, all[..1]);
 }
 
 #[test]
@@ -150,13 +150,13 @@ fn a_user_alone_is_the_user_in_a_batch_on_any_threads() {
             )
         })
         .collect();
-    let asks: Vec<Ask> = prompts.iter().map(|prompt| ask(prompt, 5)).collect();
+    let requests: Vec<ScoreRequest> = prompts.iter().map(|prompt| ask(prompt, 5)).collect();
     let mut together = load(2);
     together.set_names(names()).expect("set");
-    let batch = together.generate(&asks).expect("answered");
-    let warm = together.generate(&asks).expect("answered");
+    let batch = together.generate(&requests).expect("answered");
+    let warm = together.generate(&requests).expect("answered");
     assert!(
-        batch.iter().all(|answer| answer.shared_tokens > 20),
+        batch.iter().all(|response| response.shared_tokens > 20),
         "the template is shared"
     );
     let mut shared = Vec::new();
@@ -164,11 +164,11 @@ fn a_user_alone_is_the_user_in_a_batch_on_any_threads() {
     // before left.
     let mut apart = load(1);
     apart.set_names(names()).expect("set");
-    for (ask, (answer, warm)) in asks.into_iter().zip(batch.iter().zip(&warm)) {
-        let alone = apart.generate(&[ask]).expect("answered");
-        assert_eq!(alone[0].named, answer.named, "bit for bit");
+    for (request, (response, warm)) in requests.into_iter().zip(batch.iter().zip(&warm)) {
+        let alone = apart.generate(&[request]).expect("answered");
+        assert_eq!(alone[0].named, response.named, "bit for bit");
         assert_eq!(
-            warm.named, answer.named,
+            warm.named, response.named,
             "bit for bit, with a cached prefix"
         );
         shared.push(alone[0].shared_tokens);
@@ -180,10 +180,10 @@ fn a_user_alone_is_the_user_in_a_batch_on_any_threads() {
 fn a_prompt_over_the_context_is_refused() {
     let mut model = load(1);
     model.set_names(names()).expect("set");
-    let answer = model.generate(&[ask(&"word ".repeat(9000), 3)]);
+    let response = model.generate(&[ask(&"word ".repeat(9000), 3)]);
     assert!(
-        matches!(answer, Err(Error::TooLong { limit: 8192, .. })),
-        "{answer:?}"
+        matches!(response, Err(Error::TooLong { limit: 8192, .. })),
+        "{response:?}"
     );
 }
 

@@ -1,6 +1,6 @@
 //! Narrower weights on the real model: the same bits in any batch, near the reference.
 
-use nearshore_core::names::scoring::Ask;
+use nearshore_core::names::scoring::ScoreRequest;
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::{Isa, Model, Options, Precision};
 
@@ -19,7 +19,7 @@ fn load(precision: Precision, threads: usize, isa: Option<Isa>) -> Constrained {
 
 #[test]
 fn a_user_has_the_same_scores_alone_and_among_64_in_every_precision() {
-    let asks: Vec<Ask> = (0..64)
+    let requests: Vec<ScoreRequest> = (0..64)
         .map(|nth| {
             let bought = ["BREAD", "TEA BAGS", "2% MILK", "CANDLES"][nth % 4];
             let again = format!("{bought}, ").repeat(nth % 7);
@@ -32,11 +32,11 @@ fn a_user_has_the_same_scores_alone_and_among_64_in_every_precision() {
     for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
         let mut together = load(precision, 2, None);
         together.set_names(names()).expect("set");
-        let batch = together.generate(&asks).expect("answered");
+        let batch = together.generate(&requests).expect("answered");
         let mut apart = load(precision, 1, None);
         apart.set_names(names()).expect("set");
         for nth in [0, 31, 63] {
-            let alone = apart.generate(&asks[nth..=nth]).expect("answered");
+            let alone = apart.generate(&requests[nth..=nth]).expect("answered");
             assert_eq!(alone[0].named, batch[nth].named, "{precision}, user {nth}");
         }
     }

@@ -3,26 +3,26 @@
 use std::time::Duration;
 
 use fixedbitset::FixedBitSet;
-use nearshore_core::names::scoring::{Answer, Ended, Reference, Term, Values};
+use nearshore_core::names::scoring::{Calibration, Ended, ScoreResponse, Term, Values};
 use nearshore_engine::search::constrained::Limits;
 
 use super::*;
 
-fn reference(many: usize) -> Arc<Reference> {
+fn calibration(many: usize) -> Arc<Calibration> {
     let prompt = |nth: usize| {
         let bought = ["BREAD", "TEA BAGS", "DIAPERS", "CAT FOOD"][nth % 4];
         format!("Bought lately: {bought}, {nth} times.\n---assistant---\nNext:")
     };
-    Arc::new(Reference {
-        hash: format!("reference of {many}"),
+    Arc::new(Calibration {
+        hash: format!("calibration of {many}"),
         prompts: (0..many).map(prompt).collect(),
     })
 }
 
-fn asks(many: usize) -> Vec<Ask> {
-    let reference = reference(3);
+fn requests(many: usize) -> Vec<ScoreRequest> {
+    let calibration = calibration(3);
     let mass: Arc<[f32]> = (0..200).map(|pu| (pu % 7 + 1) as f32).collect();
-    let ask = |nth: usize| {
+    let request = |nth: usize| {
         let bought = ["FLUID MILK", "BEER", "2% MILK"][nth % 3];
         let visits = "again ".repeat(nth % 11);
         let demand = Term {
@@ -38,7 +38,7 @@ fn asks(many: usize) -> Vec<Ask> {
         let permitted: FixedBitSet = (0..200)
             .filter(|pu| !(pu + nth).is_multiple_of(9))
             .collect();
-        Ask {
+        ScoreRequest {
             prompt: format!("Bought lately: {bought} {visits}.\n---assistant---\nNext:"),
             n: 5 + nth % 3,
             permitted: nth.is_multiple_of(2).then(|| Arc::new(permitted)),
@@ -47,11 +47,11 @@ fn asks(many: usize) -> Vec<Ask> {
             } else {
                 Vec::new()
             },
-            reference: (nth % 3 != 1).then(|| Arc::clone(&reference)),
-            ..Ask::default()
+            calibration: (nth % 3 != 1).then(|| Arc::clone(&calibration)),
+            ..ScoreRequest::default()
         }
     };
-    (0..many).map(ask).collect()
+    (0..many).map(request).collect()
 }
 
 fn ready(threads: usize, limits: Limits) -> Constrained {
@@ -60,8 +60,11 @@ fn ready(threads: usize, limits: Limits) -> Constrained {
     model
 }
 
-fn named(answers: Vec<Answer>) -> Vec<Vec<nearshore_core::names::scoring::Named>> {
-    answers.into_iter().map(|answer| answer.named).collect()
+fn named(responses: Vec<ScoreResponse>) -> Vec<Vec<nearshore_core::names::scoring::ScoredName>> {
+    responses
+        .into_iter()
+        .map(|response| response.named)
+        .collect()
 }
 
 /// Sums of a name's edges, each shared among the names' own next tokens: of both values that `of` says
@@ -95,14 +98,14 @@ fn a_mean_is_taken_off_as_by_brute_force() {
         .set_names(Arc::new(Names { version: 1, names }))
         .expect("set");
     let user = "Bought lately: FLUID MILK.\n---assistant---\nNext:";
-    let reference = reference(2);
-    let ask = Ask {
+    let calibration = calibration(2);
+    let request = ScoreRequest {
         prompt: user.into(),
         n: 24,
-        reference: Some(Arc::clone(&reference)),
-        ..Ask::default()
+        calibration: Some(Arc::clone(&calibration)),
+        ..ScoreRequest::default()
     };
-    let answer = model.generate(&[ask]).expect("answered").remove(0);
+    let response = model.generate(&[request]).expect("answered").remove(0);
     let text = Arc::clone(model.text());
     let named: Vec<Vec<u32>> = all
         .iter()
@@ -122,12 +125,12 @@ fn a_mean_is_taken_off_as_by_brute_force() {
         named.iter().map(of).collect()
     };
     let own = behind(user);
-    let others: Vec<_> = reference
+    let others: Vec<_> = calibration
         .prompts
         .iter()
         .map(|prompt| behind(prompt))
         .collect();
-    for found in &answer.named {
+    for found in &response.named {
         let at = found.pu as usize;
         let of = |depth: usize, token: u32| {
             let means = others
@@ -136,27 +139,27 @@ fn a_mean_is_taken_off_as_by_brute_force() {
             let mean = means.sum::<f64>() / others.len() as f64;
             (f64::from(own[at][depth][token as usize]) - mean, mean)
         };
-        let (score, habit) = edges(&named, at, of);
+        let (score, baseline) = edges(&named, at, of);
         let near = |a: f32, b: f64| (f64::from(a) - b).abs() < 2e-3;
         assert!(near(found.score, score), "{found:?} {score}");
-        assert!(near(found.habit, habit), "{found:?} {habit}");
+        assert!(near(found.baseline, baseline), "{found:?} {baseline}");
     }
-    assert_eq!(answer.named.len(), 24);
-    assert!(answer.named.is_sorted_by(|a, b| a.score >= b.score));
+    assert_eq!(response.named.len(), 24);
+    assert!(response.named.is_sorted_by(|a, b| a.score >= b.score));
 }
 
 #[test]
 fn lists_are_the_same_with_means_cold_or_warm_and_across_catalogues() {
-    let asks: Vec<Ask> = asks(9)
+    let requests: Vec<ScoreRequest> = requests(9)
         .into_iter()
-        .filter(|ask| ask.reference.is_some())
+        .filter(|request| request.calibration.is_some())
         .collect();
     let mut model = ready(2, Limits::default());
-    let cold = named(model.generate(&asks).expect("answered"));
+    let cold = named(model.generate(&requests).expect("answered"));
     let known = model.means_known()[0];
     assert!(known > 10, "means are kept: {known}");
     assert_eq!(
-        named(model.generate(&asks).expect("answered")),
+        named(model.generate(&requests).expect("answered")),
         cold,
         "warm"
     );
@@ -168,8 +171,8 @@ fn lists_are_the_same_with_means_cold_or_warm_and_across_catalogues() {
             names: fewer,
         }))
         .expect("swapped");
-    let after = model.generate(&asks).expect("answered");
-    assert!(after.iter().all(|answer| answer.names == 2));
+    let after = model.generate(&requests).expect("answered");
+    assert!(after.iter().all(|response| response.names == 2));
     let mut fresh = load(1);
     let fewer = NAMES.lines().step_by(2).map(String::from).collect();
     fresh
@@ -180,11 +183,11 @@ fn lists_are_the_same_with_means_cold_or_warm_and_across_catalogues() {
         .expect("set");
     assert_eq!(
         named(after),
-        named(fresh.generate(&asks).expect("answered"))
+        named(fresh.generate(&requests).expect("answered"))
     );
     model.set_names(names()).expect("swapped back");
     // Another order: each user meets other means already known.
-    let backwards: Vec<Ask> = asks.iter().rev().cloned().collect();
+    let backwards: Vec<ScoreRequest> = requests.iter().rev().cloned().collect();
     let mut again = named(model.generate(&backwards).expect("answered"));
     again.reverse();
     assert_eq!(again, cold, "swapped back");
@@ -192,15 +195,15 @@ fn lists_are_the_same_with_means_cold_or_warm_and_across_catalogues() {
 
 #[test]
 fn a_user_is_the_same_alone_among_64_on_1_or_2_threads_and_with_hardly_any_room() {
-    let asks = asks(64);
+    let requests = requests(64);
     let together = named(
         ready(2, Limits::default())
-            .generate(&asks)
+            .generate(&requests)
             .expect("answered"),
     );
     let one_thread = named(
         ready(1, Limits::default())
-            .generate(&asks)
+            .generate(&requests)
             .expect("answered"),
     );
     assert_eq!(together, one_thread, "bit for bit");
@@ -211,33 +214,33 @@ fn a_user_is_the_same_alone_among_64_on_1_or_2_threads_and_with_hardly_any_room(
     };
     let mut tight = ready(2, tight);
     assert_eq!(
-        named(tight.generate(&asks[..12]).expect("answered")),
+        named(tight.generate(&requests[..12]).expect("answered")),
         together[..12],
         "tight"
     );
     let mut alone = ready(2, Limits::default());
     for nth in [0, 7, 31, 63] {
-        let answer = alone.generate(&asks[nth..=nth]).expect("answered");
-        assert_eq!(named(answer)[0], together[nth], "user {nth} alone");
+        let response = alone.generate(&requests[nth..=nth]).expect("answered");
+        assert_eq!(named(response)[0], together[nth], "user {nth} alone");
     }
 }
 
 #[test]
 fn who_is_called_off_gets_no_names_and_costs_the_others_nothing() {
-    let asks = asks(6);
+    let requests = requests(6);
     let mut model = ready(2, Limits::default());
-    let all = named(model.generate(&asks).expect("answered"));
-    asks[2].cancel.cancel();
-    let answers = model.generate(&asks).expect("answered");
-    for (nth, answer) in answers.iter().enumerate() {
+    let all = named(model.generate(&requests).expect("answered"));
+    requests[2].cancel.cancel();
+    let responses = model.generate(&requests).expect("answered");
+    for (nth, response) in responses.iter().enumerate() {
         let ended = if nth == 2 {
             Ended::Cancelled
         } else {
             Ended::Complete
         };
-        assert_eq!(answer.ended, ended);
-        assert_eq!(answer.named.is_empty(), nth == 2);
-        assert!(nth == 2 || answer.named == all[nth]);
+        assert_eq!(response.ended, ended);
+        assert_eq!(response.named.is_empty(), nth == 2);
+        assert!(nth == 2 || response.named == all[nth]);
     }
 }
 
@@ -247,11 +250,11 @@ fn a_generation_whose_time_is_over_has_no_names_of_anyone() {
         time_max: Duration::ZERO,
         ..Limits::default()
     };
-    let answers = ready(2, limits).generate(&asks(4)).expect("answered");
+    let responses = ready(2, limits).generate(&requests(4)).expect("answered");
     assert!(
-        answers
+        responses
             .iter()
             .all(|a| a.ended == Ended::Late && a.named.is_empty()),
-        "{answers:?}"
+        "{responses:?}"
     );
 }

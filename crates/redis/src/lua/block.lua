@@ -1,4 +1,4 @@
--- block: takes SKUs of one set out, whatever their stock.
+-- block: claims SKUs of one set out, whatever their stock.
 --
 -- KEYS  1 nearshore:oos:{N}   2 nearshore:oos:{N}:blocked
 -- ARGV  1 name of the block, pu:<id> or sku:<id>   2.. SKUs

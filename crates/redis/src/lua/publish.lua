@@ -1,40 +1,40 @@
 -- publish: the conditional write of a list.
 --
 -- KEYS  1 ns:{user}:state   2 nearshore:erased:{user}   3 ns:{user}:recall
--- ARGV  1 ticket   2 life of the state it was made from, ms   3 epoch   4 force, 1 or 0
+-- ARGV  1 claim   2 erased_at of the state it was made from, ms   3 epoch   4 force, 1 or 0
 --       5 only if there is no list of the model, 1 or 0
---       6 doc   7 covers   8 at, ms   9 audit   10 list TTL, ms   11 state TTL, ms
+--       6 doc   7 seen   8 at, ms   9 audit   10 list TTL, ms   11 state TTL, ms
 -- Returns stored | older | erased | nostate | epoch | kept.
 --
--- Invariant: a list is stored iff its life is the state's (or the tombstone's, where that is later)
--- and stored list's ticket < ticket <= state's ticket. So no late, doubled or zombie's list appears.
+-- Invariant: a list is stored iff its erased_at is the state's (or the tombstone's, where that is later)
+-- and stored list's claim < claim <= state's claim. So no late, doubled or zombie's list appears.
 -- The state's TTL is refreshed with the list's, so that no list outlives its state.
 -- Numbers stay under 2^53, where Lua's doubles are exact.
-local held = redis.call('HMGET', KEYS[1], 'ver', 'life', 'ticket')
+local held = redis.call('HMGET', KEYS[1], 'ver', 'erased_at', 'claim')
 local erased = tonumber(redis.call('GET', KEYS[2]) or '0')
-local life = math.max(tonumber(held[2] or '0'), erased)
-if tonumber(ARGV[2]) < life then
+local erased_at = math.max(tonumber(held[2] or '0'), erased)
+if tonumber(ARGV[2]) < erased_at then
   return 'erased'
 end
 if not held[1] then
   return 'nostate'
 end
-if tonumber(ARGV[2]) ~= life then
+if tonumber(ARGV[2]) ~= erased_at then
   return 'erased'
 end
-local ticket = tonumber(ARGV[1])
-if ticket > tonumber(held[3] or '0') then
+local claim = tonumber(ARGV[1])
+if claim > tonumber(held[3] or '0') then
   return 'nostate'
 end
 
-local list = redis.call('HMGET', KEYS[3], 'ticket', 'epoch', 'doc', 'life')
+local list = redis.call('HMGET', KEYS[3], 'claim', 'epoch', 'doc', 'erased_at')
 -- A list of before the erase is none: this namespace has not folded the erase yet.
 if list[1] and math.max(tonumber(held[2] or '0'), tonumber(list[4] or '0')) < erased then
   redis.call('DEL', KEYS[3])
   list = {false, false, false}
 end
 if list[1] then
-  if tonumber(list[1]) >= ticket then
+  if tonumber(list[1]) >= claim then
     return 'older'
   end
   if ARGV[5] == '1' then
@@ -48,8 +48,8 @@ if list[1] then
     return 'epoch'
   end
 end
-redis.call('HSET', KEYS[3], 'doc', ARGV[6], 'ticket', ARGV[1], 'covers', ARGV[7], 'epoch', ARGV[3],
-  'at', ARGV[8], 'audit', ARGV[9], 'life', ARGV[2])
+redis.call('HSET', KEYS[3], 'doc', ARGV[6], 'claim', ARGV[1], 'seen', ARGV[7], 'epoch', ARGV[3],
+  'at', ARGV[8], 'audit', ARGV[9], 'erased_at', ARGV[2])
 redis.call('HDEL', KEYS[3], 'stale')
 redis.call('PEXPIRE', KEYS[3], ARGV[10])
 redis.call('PEXPIRE', KEYS[1], ARGV[11])

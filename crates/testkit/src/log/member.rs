@@ -79,7 +79,7 @@ impl Log for MemoryLog {
         self.wait(false).await
     }
 
-    fn hold(&mut self, topics: &[Arc<str>]) {
+    fn pause(&mut self, topics: &[Arc<str>]) {
         if let Some(member) = self.cluster.lock().member(&self.group, self.id) {
             member.held = topics.to_vec();
         }

@@ -7,9 +7,9 @@ pub struct Flaws {
     pub no_fence: bool,
     /// A fold overwrites whatever version is stored.
     pub blind_write: bool,
-    /// Nobody looks at the tombstone or at the life of a state.
+    /// Nobody looks at the tombstone or at the erased_at of a state.
     pub no_tombstone: bool,
-    /// A publish overwrites whatever list is stored, by whatever ticket.
+    /// A publish overwrites whatever list is stored, by whatever claim.
     pub blind_publish: bool,
     /// Writes that were made for another lineage have effect.
     pub blind_lineage: bool,

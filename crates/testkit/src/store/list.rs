@@ -9,8 +9,8 @@ pub(super) fn edit(list: &mut Option<Stored>, edit: &ListEdit, reborn: bool) {
         ListEdit::First { doc, audit, at } => {
             list.get_or_insert_with(|| Stored {
                 doc: doc.clone(),
-                ticket: 0,
-                covers: Default::default(),
+                claim: 0,
+                seen: Default::default(),
                 epoch: 0,
                 at: *at,
                 audit: audit.clone(),

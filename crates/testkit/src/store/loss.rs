@@ -18,7 +18,7 @@ pub(super) const PRIMARIES: usize = 2;
 
 /// What a store held at one moment.
 #[derive(Clone, Debug)]
-pub struct Snapshot(Inner);
+pub struct Contents(Inner);
 
 /// Whose last writes are lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,12 +65,12 @@ fn home(user: &UserId) -> usize {
 
 impl MemoryStore {
     /// What it holds now.
-    pub fn snapshot(&self) -> Snapshot {
-        Snapshot(self.lock().clone())
+    pub fn snapshot(&self) -> Contents {
+        Contents(self.lock().clone())
     }
 
     /// Loses everything written since; the lineage is another one from now on.
-    pub fn fall_back(&self, to: &Snapshot, lost: Lost) {
+    pub fn fall_back(&self, to: &Contents, lost: Lost) {
         let mut inner = self.lock();
         let inner = &mut *inner;
         inner.losses += 1;

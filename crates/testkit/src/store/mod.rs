@@ -14,17 +14,17 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-pub use loss::{Lost, Snapshot};
+pub use loss::{Contents, Lost};
 use sets::Set;
 
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{
-    Added, Block, Cell, Delta, Error, FoldWrite, Folded, Lineage, ListEdit, Peek, Publish,
-    Published, StockOp, Store, Stored, Take, Taken, Took,
+    Added, Block, Cell, Claim, ClaimOutcome, Claimed, Delta, Error, FoldWrite, Folded, Lineage,
+    ListEdit, Peek, Publish, Published, StockOp, Store, Stored,
 };
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Offset, Partition, Resume, Timestamp};
-use nearshore_core::user::state::{Held, Mark, Profiled, UserState};
+use nearshore_core::user::state::{Activity, Held, Profiled, UserState};
 
 pub use flaws::Flaws;
 
@@ -56,7 +56,7 @@ struct Inner {
     /// Register of namespaces.
     enrolled: BTreeMap<String, String>,
     behind: bool,
-    paces: BTreeMap<String, String>,
+    costs: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -81,9 +81,9 @@ struct User {
 #[derive(Clone, Debug)]
 struct Row {
     state: UserState,
-    mark: Mark,
+    activity: Activity,
     ver: u64,
-    ticket: u64,
+    claim: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -117,7 +117,7 @@ impl MemoryStore {
 fn seen(state: &UserState, profile: Option<&Profiled>, erased: Timestamp) -> UserState {
     let mut state = state.clone();
     state.profile = profile.cloned();
-    if erased > state.life {
+    if erased > state.erased_at {
         nearshore_core::user::fold::erase(&mut state, erased);
     }
     state
@@ -141,11 +141,11 @@ impl Inner {
         let profile = found.and_then(|user| user.profile.as_ref());
         match found.and_then(|user| user.row.as_ref()) {
             Some(row) => Held {
-                reborn: erased > row.state.life,
+                reborn: erased > row.state.erased_at,
                 state: seen(&row.state, profile, erased),
-                mark: row.mark.clone(),
+                activity: row.activity.clone(),
                 ver: row.ver,
-                ticket: row.ticket,
+                claim: row.claim,
             },
             None => {
                 let state = seen(&UserState::default(), profile, erased);
@@ -159,25 +159,24 @@ impl Inner {
     }
 
     fn fold(&mut self, ns: &str, write: &FoldWrite, erased: Timestamp, flaws: Flaws) -> Folded {
-        let life = write.state.life;
-        if life < erased {
+        let erased_at = write.state.erased_at;
+        if erased_at < erased {
             return Folded::Erased { at: erased };
         }
         let user = self.user_mut(ns, &write.user);
-        let (ver, ticket, stored_life) = user
-            .row
-            .as_ref()
-            .map_or((0, 0, Timestamp(0)), |r| (r.ver, r.ticket, r.state.life));
+        let (ver, claim, stored_life) = user.row.as_ref().map_or((0, 0, Timestamp(0)), |r| {
+            (r.ver, r.claim, r.state.erased_at)
+        });
         if ver != write.expected && !flaws.blind_write {
             return Folded::Stale;
         }
-        let reborn = life > stored_life;
-        let listed = user.list.as_ref().map(|list| list.ticket);
+        let reborn = erased_at > stored_life;
+        let listed = user.list.as_ref().map(|list| list.claim);
         // A list that was made since this very erase, seen by its tombstone, stays.
-        let dies = reborn && user.list_life < life;
-        if let ListEdit::Strip { ticket, .. } = &write.list
+        let dies = reborn && user.list_life < erased_at;
+        if let ListEdit::Strip { claim, .. } = &write.list
             && !dies
-            && listed != Some(*ticket)
+            && listed != Some(*claim)
         {
             return Folded::Stale;
         }
@@ -188,41 +187,41 @@ impl Inner {
         state.profile = None;
         user.row = Some(Row {
             state,
-            mark: write.mark.clone(),
+            activity: write.activity.clone(),
             ver: ver + 1,
-            ticket,
+            claim,
         });
         if dies {
             user.list = None;
         }
         if user.list.is_none() {
-            user.list_life = life;
+            user.list_life = erased_at;
         }
         edit(&mut user.list, &write.list, dies);
-        if life > erased {
-            self.erased.insert(write.user.clone(), life);
+        if erased_at > erased {
+            self.erased.insert(write.user.clone(), erased_at);
         }
         Folded::Stored { ver: ver + 1 }
     }
 
-    fn take(&mut self, ns: &str, take: &Take, erased: Timestamp) -> Took {
+    fn claim(&mut self, ns: &str, claim: &Claim, erased: Timestamp) -> ClaimOutcome {
         let space = self.spaces.get_mut(ns);
-        let Some(user) = space.and_then(|space| space.users.get_mut(&take.user)) else {
-            return Took::NoState;
+        let Some(user) = space.and_then(|space| space.users.get_mut(&claim.user)) else {
+            return ClaimOutcome::NoState;
         };
         let Some(row) = user.row.as_mut() else {
-            return Took::NoState;
+            return ClaimOutcome::NoState;
         };
-        if row.ver != take.expected {
-            return Took::Stale;
+        if row.ver != claim.expected {
+            return ClaimOutcome::Stale;
         }
-        let pending = row.mark.pending.clone();
-        nearshore_core::user::trigger::taken(&mut row.mark, take.due);
+        let pending = row.activity.pending.clone();
+        nearshore_core::user::trigger::claimed(&mut row.activity, claim.due);
         row.ver += 1;
-        row.ticket += 1;
-        Took::Taken(Box::new(Taken {
+        row.claim += 1;
+        ClaimOutcome::Claimed(Box::new(Claimed {
             state: seen(&row.state, user.profile.as_ref(), erased),
-            ticket: row.ticket,
+            claim: row.claim,
             pending,
         }))
     }
@@ -238,28 +237,31 @@ impl Inner {
         let user = self.user_mut(ns, &publish.user);
         if flaws.blind_publish {
             user.list = Some(list.clone());
-            user.list_life = publish.life;
+            user.list_life = publish.erased_at;
             return Published::Stored;
         }
-        let held = user.row.as_ref().map_or(Timestamp(0), |r| r.state.life);
-        let life = held.max(erased);
-        if publish.life < life && !flaws.no_tombstone {
+        let held = user
+            .row
+            .as_ref()
+            .map_or(Timestamp(0), |r| r.state.erased_at);
+        let erased_at = held.max(erased);
+        if publish.erased_at < erased_at && !flaws.no_tombstone {
             return Published::Erased;
         }
         let Some(row) = &user.row else {
             return Published::NoState;
         };
-        if publish.life != life && !flaws.no_tombstone {
+        if publish.erased_at != erased_at && !flaws.no_tombstone {
             return Published::Erased;
         }
-        if list.ticket > row.ticket {
+        if list.claim > row.claim {
             return Published::NoState;
         }
         if held.max(user.list_life) < erased {
             user.list = None;
         }
         if let Some(stored) = &user.list {
-            if stored.ticket >= list.ticket {
+            if stored.claim >= list.claim {
                 return Published::Older;
             }
             if publish.only_if_absent && !is_fallback(&stored.doc) {
@@ -270,7 +272,7 @@ impl Inner {
             }
         }
         user.list = Some(list.clone());
-        user.list_life = publish.life;
+        user.list_life = publish.erased_at;
         Published::Stored
     }
 
@@ -312,14 +314,14 @@ impl Store for MemoryStore {
         writes.iter().map(fold).collect()
     }
 
-    async fn take(&self, ns: &str, takes: &[Take]) -> Result<Vec<Took>, Error> {
+    async fn claim(&self, ns: &str, claims: &[Claim]) -> Result<Vec<ClaimOutcome>, Error> {
         let mut inner = self.writable()?;
-        let take = |take: &Take| {
-            keys::user(ns, &take.user)?;
-            let erased = self.erased(&inner, &take.user);
-            Ok(inner.take(ns, take, erased))
+        let claim = |claim: &Claim| {
+            keys::user(ns, &claim.user)?;
+            let erased = self.erased(&inner, &claim.user);
+            Ok(inner.claim(ns, claim, erased))
         };
-        takes.iter().map(take).collect()
+        claims.iter().map(claim).collect()
     }
 
     async fn peek(&self, ns: &str, users: &[UserId]) -> Result<Vec<Peek>, Error> {
@@ -329,13 +331,13 @@ impl Store for MemoryStore {
             let held = inner.load(ns, user, Timestamp(0));
             let found = inner.user(ns, user);
             let made = found.map_or(Timestamp(0), |u| u.list_life);
-            let reborn = self.erased(&inner, user) > held.state.life.max(made);
+            let reborn = self.erased(&inner, user) > held.state.erased_at.max(made);
             Ok(Peek {
                 list: found.and_then(|u| u.list.clone()).filter(|_| !reborn),
                 fences: held.state.fences,
-                ticket: held.ticket,
+                claim: held.claim,
                 ver: held.ver,
-                pending: held.mark.pending,
+                pending: held.activity.pending,
             })
         };
         users.iter().map(peek).collect()
@@ -499,13 +501,13 @@ impl Store for MemoryStore {
         self.put_registered(ns, note)
     }
 
-    async fn note_pace(&self, arm: &str, note: &str) -> Result<(), Error> {
-        self.lock().paces.insert(arm.into(), note.into());
+    async fn note_cost(&self, arm: &str, note: &str) -> Result<(), Error> {
+        self.lock().costs.insert(arm.into(), note.into());
         Ok(())
     }
 
-    async fn paces(&self) -> Result<BTreeMap<String, String>, Error> {
-        Ok(self.lock().paces.clone())
+    async fn costs(&self) -> Result<BTreeMap<String, String>, Error> {
+        Ok(self.lock().costs.clone())
     }
 
     async fn say_live_behind(&self, _: Duration) -> Result<(), Error> {

@@ -17,10 +17,10 @@ pub struct Audit {
     /// The list.
     pub list_id: String,
     /// The take it was made from; 0 for a first fallback.
-    pub ticket: u64,
+    pub claim: u64,
     /// The fences of the state it was made from.
     #[serde(with = "text")]
-    pub covers: Fences,
+    pub seen: Fences,
     /// Arm.
     pub arm: String,
     /// Epoch of the arm.
@@ -32,7 +32,7 @@ pub struct Audit {
     pub template: String,
     /// SHA-256 of the reference prompts whose mean was taken off the model's term; `none` where the mean is 0.
     #[serde(skip_serializing_if = "String::is_empty")]
-    pub references: String,
+    pub calibration: String,
     /// SHA-256 of the prompt.
     pub prompt: String,
     /// Tokens of the prompt.
@@ -221,8 +221,8 @@ mod tests {
     fn an_audit_survives_the_way_through_json() {
         let audit = Audit {
             list_id: "0123456789abcdef".into(),
-            ticket: 3,
-            covers: "0/user-events/1:7".parse().expect("fences"),
+            claim: 3,
+            seen: "0/user-events/1:7".parse().expect("fences"),
             model: Some(Model::default()),
             events: vec!["0/user-events/1:5".parse().expect("a position")],
             names: vec![NameAudit {
@@ -248,7 +248,7 @@ mod tests {
         };
         let text = serde_json::to_string(&audit).expect("json");
         assert!(
-            text.contains(r#""covers":"0/user-events/1:7""#) && text.contains(r#""queued":1.25"#)
+            text.contains(r#""seen":"0/user-events/1:7""#) && text.contains(r#""queued":1.25"#)
         );
         assert!(text.contains(&format!(r#""why":"{}""#, Why::NoStock.label())));
         assert_eq!(serde_json::from_str::<Audit>(&text).expect("valid"), audit);

@@ -15,7 +15,7 @@ use crate::user::record::Timestamp;
 
 /// How a list is made.
 #[derive(Clone, Copy, Debug)]
-pub struct Recipe<'a> {
+pub struct ListBuilder<'a> {
     /// The catalogue that the names are of.
     pub catalogue: &'a Catalogue,
     /// What the user may not be offered.
@@ -62,7 +62,7 @@ pub struct Scored {
 
 /// A list with what its audit says of names.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Built {
+pub struct BuiltList {
     /// The list.
     pub document: Document,
     /// Its names, in its order.
@@ -71,11 +71,11 @@ pub struct Built {
     pub dropped: Vec<Dropped>,
 }
 
-impl Recipe<'_> {
+impl ListBuilder<'_> {
     /// The list of an engine's answer, best first. It may be [empty](Document::is_empty): the caller then
     /// publishes a fallback.
-    pub fn build(&self, header: Header, scored: &[Scored]) -> Built {
-        let mut built = Built::new(header, Source::Model);
+    pub fn build(&self, header: Header, scored: &[Scored]) -> BuiltList {
+        let mut built = BuiltList::new(header, Source::Model);
         let mut seen = BTreeSet::new();
         for name in scored {
             if built.names.len() == self.names {
@@ -103,9 +103,9 @@ impl Recipe<'_> {
 
     /// The fallback of a segment: the PUs most in demand that may be offered, each with its best-selling SKUs.
     /// Ties go by id. It does not explore, so no propensity is given.
-    pub fn fallback(&self, header: Header) -> Built {
+    pub fn fallback(&self, header: Header) -> BuiltList {
         let mass = self.demand.mass(&header.segment);
-        let mut built = Built::new(header, Source::Fallback);
+        let mut built = BuiltList::new(header, Source::Fallback);
         let permitted = self.verdict.permitted(self.catalogue);
         let mut pus: Vec<_> = permitted
             .ones()
@@ -195,7 +195,7 @@ fn share(mass: &[f32], pu: usize) -> f32 {
     mass.get(pu).copied().unwrap_or(f32::MIN_POSITIVE)
 }
 
-impl Built {
+impl BuiltList {
     fn new(header: Header, source: Source) -> Self {
         Self {
             document: Document {
@@ -329,7 +329,7 @@ mod tests {
         ]);
         let (demand, policy) = (demand(&catalogue), select::Policy::default());
         let verdict = Table::compile(&rules(), &[], &catalogue).judge(None, Timestamp(0));
-        let recipe = Recipe {
+        let recipe = ListBuilder {
             catalogue: &catalogue,
             verdict: &verdict,
             demand: &demand,
@@ -390,7 +390,7 @@ mod tests {
             },
         );
         let verdict = Table::compile(&rules(), &[], &catalogue).judge(None, Timestamp(0));
-        let recipe = Recipe {
+        let recipe = ListBuilder {
             catalogue: &catalogue,
             verdict: &verdict,
             demand: &demand,
@@ -433,7 +433,7 @@ mod tests {
             let (demand, policy) = (demand(&catalogue), select::Policy { top_k, draws: 32, ..Default::default() });
             let profile: Profile = serde_json::from_value(json!({ "nuts": nuts })).expect("a profile");
             let verdict = Table::compile(&rules(), &[], &catalogue).judge(Some(&profile), Timestamp(0));
-            let recipe = Recipe {
+            let recipe = ListBuilder {
                 catalogue: &catalogue, verdict: &verdict, demand: &demand, policy: &policy,
                 names, theta: None, draw: 3,
             };

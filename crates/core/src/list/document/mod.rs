@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::user::record::{Fences, Timestamp};
 
 pub use audit::{Audit, Dropped, Model, NameAudit, SkuAudit, Times, Why};
-pub use build::{Built, Header, Recipe, Scored};
+pub use build::{BuiltList, Header, ListBuilder, Scored};
 
 /// The schema number of a [`Document`]; a reader that does not know it uses the fallback key.
 pub const SCHEMA: u32 = 1;
@@ -217,11 +217,11 @@ impl Document {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Update {
     /// The take that it was made from.
-    pub ticket: u64,
+    pub claim: u64,
     /// Epoch of its arm.
     pub epoch: u64,
     /// What it has seen.
-    pub covers: Fences,
+    pub seen: Fences,
     /// The list.
     pub doc: Document,
     /// How it came about.
@@ -230,28 +230,24 @@ pub struct Update {
 
 #[derive(Serialize, Deserialize)]
 struct UpdateWire<T> {
-    ticket: u64,
+    claim: u64,
     epoch: u64,
-    covers: String,
+    seen: String,
     doc: T,
     audit: T,
 }
 
 impl Update {
     /// As written: document and audit, which are JSON already, stand in it as they are.
-    pub fn json(
-        (ticket, epoch): (u64, u64),
-        covers: &Fences,
-        (doc, audit): (&str, &str),
-    ) -> String {
+    pub fn json((claim, epoch): (u64, u64), seen: &Fences, (doc, audit): (&str, &str)) -> String {
         let raw = |text: &str| {
             let null = || serde_json::value::RawValue::NULL.to_owned();
             serde_json::value::RawValue::from_string(text.to_owned()).unwrap_or_else(|_| null())
         };
         let wire = UpdateWire {
-            ticket,
+            claim,
             epoch,
-            covers: covers.to_string(),
+            seen: seen.to_string(),
             doc: raw(doc),
             audit: raw(audit),
         };
@@ -262,10 +258,10 @@ impl Update {
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let wire: UpdateWire<serde_json::Value> = serde_json::from_slice(bytes)?;
         Ok(Self {
-            ticket: wire.ticket,
+            claim: wire.claim,
             epoch: wire.epoch,
-            covers: wire
-                .covers
+            seen: wire
+                .seen
                 .parse()
                 .map_err(|e: crate::user::record::NotAPosition| serde::de::Error::custom(e))
                 .map_err(Error::Json)?,
@@ -285,11 +281,11 @@ pub fn changed(old: &Document, new: &Document) -> bool {
     old.source != new.source || shown(old) != shown(new)
 }
 
-/// The id of a list: 16 hex digits of the SHA-256 of namespace, user, ticket and life, so that a list that is
+/// The id of a list: 16 hex digits of the SHA-256 of namespace, user, claim and erased_at, so that a list that is
 /// made again from the same take has the same id.
-pub fn list_id(ns: &str, user: &str, ticket: u64, life: Timestamp) -> String {
+pub fn list_id(ns: &str, user: &str, claim: u64, erased_at: Timestamp) -> String {
     let mut hash = Sha256::new();
-    for part in [ns, user, &ticket.to_string(), &life.0.to_string()] {
+    for part in [ns, user, &claim.to_string(), &erased_at.0.to_string()] {
         // With its length, so that no two of them read the same.
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
@@ -446,7 +442,7 @@ mod tests {
             ("a", "bc", 2, 0),
             ("a", "bc", 1, 1),
         ]
-        .map(|(ns, user, ticket, life)| list_id(ns, user, ticket, Timestamp(life)))
+        .map(|(ns, user, claim, erased_at)| list_id(ns, user, claim, Timestamp(erased_at)))
         .into();
         assert_eq!(ids.len(), 4);
         assert!(ids.iter().all(|id| id.len() == 16));

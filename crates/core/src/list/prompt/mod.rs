@@ -4,7 +4,7 @@
 //! the end of the alphabet; the same input gives the same bytes. It does not know the model's chat template:
 //! a prompt is what the user says and how the answer begins.
 
-mod reference;
+mod calibration;
 mod view;
 
 use bytes::BufMut;
@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::user::record::Position;
 
-pub use reference::{Frozen, Misfit, PROMPTS, Person};
+pub use calibration::{Frozen, Misfit, PROMPTS, Person};
 pub use view::{Line, View, clean, words};
 
 /// The line of a template file after which the assistant's part begins.
@@ -61,10 +61,10 @@ pub struct Arm {
     /// Weight of log demand.
     #[serde(default)]
     pub demand_weight: f64,
-    /// File of frozen reference prompts, relative to the configuration file: what the model says behind
+    /// File of frozen calibration prompts, relative to the configuration file: what the model says behind
     /// them is taken off its term. None takes nothing off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub references: Option<String>,
+    pub calibration: Option<String>,
     /// Least log-probability of a name, theta; none keeps all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub theta: Option<f64>,

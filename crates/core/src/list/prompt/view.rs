@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::shop::catalogue::Catalogue;
 use crate::user::event::{Item, Kind, Profile};
 use crate::user::record::{Position, Timestamp};
-use crate::user::state::{Seen, UserState};
+use crate::user::state::{UserState, WindowEvent};
 
 /// Characters of one value of a profile.
 const VALUE_MAX: usize = 120;
@@ -102,7 +102,7 @@ impl View {
     }
 }
 
-fn name_of(seen: &Seen, catalogue: &Catalogue) -> Option<String> {
+fn name_of(seen: &WindowEvent, catalogue: &Catalogue) -> Option<String> {
     let name = match &seen.item {
         Item::Query(query) => clean(query, NAME_MAX),
         item => clean(catalogue.name_of_item(item)?, NAME_MAX),
@@ -185,8 +185,8 @@ mod tests {
 
     const DAY: i64 = 86_400_000;
 
-    fn seen(n: i64, kind: Kind, item: Item) -> Seen {
-        Seen {
+    fn seen(n: i64, kind: Kind, item: Item) -> WindowEvent {
+        WindowEvent {
             time: Timestamp(n * DAY),
             position: format!("0/user-events/0:{n}").parse().expect("a position"),
             kind,

@@ -153,13 +153,13 @@ impl Case {
         let alike = all.iter().copied().filter(|p| ended(*p) == name);
         let alike: Vec<_> = alike.map(|pu| [self.measure(&[pu]), 0.0, 0.0]).collect();
         add([self.measure(&[pu]), 0.0, 0.0], &alike);
-        let [score, model, habit] = sums;
+        let [score, model, baseline] = sums;
         let asked = if self.weight == 0.0 { 0.0 } else { 1.0 };
         Found {
             pu: pu as u32,
             score,
             model: asked * model,
-            habit: asked * habit,
+            baseline: asked * baseline,
         }
     }
 
@@ -228,7 +228,7 @@ fn check(found: &[Found], expected: &[Found], all: &[Found]) -> Result<(), TestC
         let own = own.expect("what is found is permitted");
         prop_assert!(near(found.score, own.score), "{found:?} {own:?}");
         prop_assert!(near(found.model, own.model), "{found:?} {own:?}");
-        prop_assert!(near(found.habit, own.habit), "{found:?} {own:?}");
+        prop_assert!(near(found.baseline, own.baseline), "{found:?} {own:?}");
     }
     Ok(())
 }

@@ -10,11 +10,11 @@ use super::{Needs, Verdict};
 use crate::shop::catalogue::{Catalogue, PuIx};
 use crate::user::event::Kind;
 use crate::user::record::Timestamp;
-use crate::user::state::Seen;
+use crate::user::state::WindowEvent;
 
 /// PUs bought less than `within` before `at`, in the catalogue's order.
 pub fn recently_bought(
-    window: &[Seen],
+    window: &[WindowEvent],
     catalogue: &Catalogue,
     within: Duration,
     at: Timestamp,
@@ -28,7 +28,7 @@ pub fn recently_bought(
 
 impl Needs {
     /// Adds to a verdict the PUs that the user does not need again yet, each category as `need:<category>`.
-    pub fn add(&self, verdict: &mut Verdict, window: &[Seen], at: (&Catalogue, Timestamp)) {
+    pub fn add(&self, verdict: &mut Verdict, window: &[WindowEvent], at: (&Catalogue, Timestamp)) {
         let (catalogue, at) = at;
         for (category, within) in &self.not_again_within {
             let bought = recently_bought(window, catalogue, *within, at);
@@ -52,8 +52,8 @@ mod tests {
     use crate::shop::rules::Table;
     use crate::user::event::Item;
 
-    fn seen(time: i64, kind: Kind, id: &str) -> Seen {
-        Seen {
+    fn seen(time: i64, kind: Kind, id: &str) -> WindowEvent {
+        WindowEvent {
             time: Timestamp(time),
             position: "0/user-events/0:1".parse().expect("a position"),
             kind,

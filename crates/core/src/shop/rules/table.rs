@@ -285,7 +285,7 @@ mod tests {
         serde_json::from_value(profile).expect("a profile")
     }
 
-    fn shop() -> Catalogue {
+    fn snapshot() -> Catalogue {
         Catalogue::load(vec![
             sku("b1", "BREAD", json!({"allergens": ["gluten", "nuts"]})),
             sku("b2", "BREAD", json!({"allergens": ["gluten"]})),
@@ -312,7 +312,7 @@ mod tests {
     }
 
     fn check(of: Value, fired: &[&str], forbidden: &[&str]) {
-        let catalogue = shop();
+        let catalogue = snapshot();
         let of = profile(of);
         let verdict = table(&catalogue).judge(Some(&of), Timestamp(0));
         assert_eq!(verdict.fired, fired, "{of:?}");
@@ -350,7 +350,7 @@ mod tests {
         ] {
             check(unknown, &["minor"], &["w1"]);
         }
-        let catalogue = shop();
+        let catalogue = snapshot();
         let verdict = table(&catalogue).judge(None, Timestamp(0));
         assert_eq!(verdict.unknown, ["minor"]);
         assert!(!verdict.permitted(&catalogue).contains(2));
@@ -358,7 +358,7 @@ mod tests {
 
     #[test]
     fn two_rules_that_each_forbid_a_part_forbid_the_whole() {
-        let catalogue = shop();
+        let catalogue = snapshot();
         let rules = rules(json!([
             {"id": "1", "when": {"field": "x", "equals": 1}, "forbid": {"attributes": {"allergens": ["nuts"]}}},
             {"id": "2", "when": {"field": "x", "equals": 1}, "forbid": {"attributes": {"n": [2]}}},
@@ -372,7 +372,7 @@ mod tests {
                 .count_ones(..),
             0
         );
-        let mut changed = shop();
+        let mut changed = snapshot();
         let patch = changed.apply("b2".into(), Some(sku("b2", "BREAD", json!({"n": 2}))));
         table.extend(&changed, patch.rules);
         let verdict = table.judge(Some(&of), Timestamp(0));
@@ -381,7 +381,7 @@ mod tests {
 
     #[test]
     fn a_pu_whose_permitted_skus_are_sold_out_is_not_permitted() {
-        let mut catalogue = shop();
+        let mut catalogue = snapshot();
         let table = table(&catalogue);
         catalogue.apply(
             "b2".into(),
@@ -403,7 +403,7 @@ mod tests {
 
     #[test]
     fn a_sku_newer_than_the_table_is_forbidden_by_any_fired_rule_until_it_is_seen() {
-        let mut catalogue = shop();
+        let mut catalogue = snapshot();
         let mut table = table(&catalogue);
         let patch = catalogue.apply("n".into(), Some(sku("n", "NEW", json!({}))));
         let of = profile(json!({"age": 3}));
@@ -419,7 +419,7 @@ mod tests {
 
     #[test]
     fn the_first_segment_that_holds_wins_and_default_takes_the_rest() {
-        let table = table(&shop());
+        let table = table(&snapshot());
         for (of, segment) in [
             (json!({"age": 20, "city": "x"}), "young"),
             (json!({"age": 40, "city": "x"}), "adult"),

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Codec, Profiled, Seen, UserState};
+use super::{Codec, Profiled, UserState, WindowEvent};
 use crate::user::event::{Item, Kind};
 use crate::user::record::{Fences, Offset, Partition, Position, Timestamp};
 
@@ -37,11 +37,11 @@ pub fn encode(state: &UserState, version: u8) -> Vec<u8> {
     written.expect("a vector grows, and these types have known lengths")
 }
 
-/// The state of a blob. `life`: what lies at or before it is left out, so a tombstone may be handed in.
+/// The state of a blob. `erased_at`: what lies at or before it is left out, so a tombstone may be handed in.
 pub fn decode(
     bytes: &[u8],
     profile: Option<Profiled>,
-    life: Timestamp,
+    erased_at: Timestamp,
 ) -> Result<UserState, Codec> {
     let (version, rest) = bytes.split_first().ok_or_else(|| damaged("empty"))?;
     let (since, (window, fences)) = match *version {
@@ -65,11 +65,11 @@ pub fn decode(
     let mut state = UserState {
         window,
         fences,
-        life: Timestamp::default(),
+        erased_at: Timestamp::default(),
         complete_since: Timestamp(since),
         profile,
     };
-    crate::user::fold::erase(&mut state, life);
+    crate::user::fold::erase(&mut state, erased_at);
     Ok(state)
 }
 
@@ -134,7 +134,7 @@ fn checked(price: Option<f64>) -> Result<Option<f64>, Codec> {
     Ok(price)
 }
 
-type Parts = (Vec<Seen>, Fences);
+type Parts = (Vec<WindowEvent>, Fences);
 
 mod one {
     //! Version 1: everything in full.
@@ -197,7 +197,7 @@ mod one {
 
     pub(super) fn into_parts(blob: Blob<'_>) -> Result<Parts, Codec> {
         let seen = |row: &Row<'_>| {
-            Ok(Seen {
+            Ok(WindowEvent {
                 time: Timestamp(row.time),
                 position: row.place.position(),
                 kind: kind_of(row.kind)?,
@@ -359,7 +359,7 @@ mod two {
             let partition = partition.ok_or_else(|| damaged("no such partition"))?;
             before.time = before.time.wrapping_add(row.time);
             before.offsets[place] = before.offsets[place].wrapping_add(row.offset);
-            window.push(Seen {
+            window.push(WindowEvent {
                 time: Timestamp(before.time),
                 position: Position {
                     partition: partition.clone(),

@@ -6,7 +6,7 @@ use super::*;
 use crate::user::event::{Change, Event, Profile};
 use crate::user::fold::fold;
 use crate::user::fold::tests::{BASE, histories};
-use crate::user::state::{Pace, Pending, canonical};
+use crate::user::state::{ClaimRate, Pending, canonical};
 
 /// As version 1 was written, byte by byte; must be readable for as long as 1 is the oldest version.
 const FIXTURE_1: &str = "010180a0abfef96200087265636f6d6d2d650a5404000241310201ec51b81e85eb0f400100087265636f6d6d2d650a56";
@@ -19,7 +19,7 @@ const FIXTURE_2: &str = "0201087265636f6d6d2d650100000a01560180a0abfef9620001040
 fn fixture() -> UserState {
     let position = |offset| format!("0/recomm-e/5:{offset}").parse().expect("valid");
     UserState {
-        window: vec![Seen {
+        window: vec![WindowEvent {
             time: Timestamp(BASE),
             position: position(42),
             kind: Kind::Purchase,
@@ -28,7 +28,7 @@ fn fixture() -> UserState {
             price: Some(3.99),
         }],
         fences: [position(43)].into_iter().collect(),
-        life: Timestamp(0),
+        erased_at: Timestamp(0),
         complete_since: Timestamp(0),
         profile: None,
     }
@@ -90,7 +90,7 @@ fn a_tombstone_handed_in_as_life_leaves_out_what_is_not_later() {
     let state = decode(&bytes, None, Timestamp(BASE)).expect("valid");
     assert!(state.is_vacant());
     assert_eq!(state.fences, fixture().fences);
-    assert_eq!(state.life, Timestamp(BASE));
+    assert_eq!(state.erased_at, Timestamp(BASE));
 }
 
 #[test]
@@ -151,18 +151,18 @@ fn the_texts_beside_the_blob_are_read_back_and_damage_is_refused() {
         };
         assert_eq!(pending.to_string().parse(), Ok(pending));
     }
-    let pace = Pace {
+    let claim_rate = ClaimRate {
         last: Timestamp(BASE),
         day: 19675,
-        takes: 3,
+        claims: 3,
     };
-    assert_eq!(pace.to_string(), "1700000000000 19675 3");
-    assert_eq!(pace.to_string().parse(), Ok(pace));
+    assert_eq!(claim_rate.to_string(), "1700000000000 19675 3");
+    assert_eq!(claim_rate.to_string().parse(), Ok(claim_rate));
     for bad in ["", "x", "1 ", "1 0/t/0", "1 0/t/0:1 "] {
         assert!(bad.parse::<Pending>().is_err(), "{bad:?}");
     }
     for bad in ["", "1 2", "1 2 -3", "1 2 3 4", "1  2 3"] {
-        assert!(bad.parse::<Pace>().is_err(), "{bad:?}");
+        assert!(bad.parse::<ClaimRate>().is_err(), "{bad:?}");
     }
     for bad in ["", "{}", r#"{"time":1,"position":"x","profile":{}}"#] {
         assert!(Profiled::from_text(bad).is_err(), "{bad:?}");
@@ -180,7 +180,7 @@ fn the_dump_names_window_fences_profile_and_life_in_order() {
     });
     assert_eq!(
         canonical(&state),
-        r#"{"fences":{"0/recomm-e/5":43},"life":0,"profile":{"position":"0/p/0:1","profile":{"a":null,"b":{"a":2,"z":1}},"time":1700000000001},"window":[{"position":"0/recomm-e/5:42","price":3.99,"qty":2,"sku":"A1","time":1700000000000,"type":"purchase"}]}"#
+        r#"{"fences":{"0/recomm-e/5":43},"erased_at":0,"profile":{"position":"0/p/0:1","profile":{"a":null,"b":{"a":2,"z":1}},"time":1700000000001},"window":[{"position":"0/recomm-e/5:42","price":3.99,"qty":2,"sku":"A1","time":1700000000000,"type":"purchase"}]}"#
     );
 }
 
@@ -202,13 +202,13 @@ proptest! {
             };
             state.fences.raise(&position);
             let time = Timestamp(time);
-            state.window.push(Seen { time, position, kind: Kind::View, item: Item::Pu(String::new()), qty: u32::MAX, price: Some(f64::MAX) });
+            state.window.push(WindowEvent { time, position, kind: Kind::View, item: Item::Pu(String::new()), qty: u32::MAX, price: Some(f64::MAX) });
         }
-        state.window.retain(|seen| seen.time > state.life);
+        state.window.retain(|seen| seen.time > state.erased_at);
         state.window.sort_by_key(|seen| (seen.time, seen.position.clone()));
         state.window.dedup_by_key(|seen| (seen.time, seen.position.clone()));
         let profile = state.profile.clone();
-        prop_assert_eq!(decode(&encode(&state, version), profile, state.life), Ok(state));
+        prop_assert_eq!(decode(&encode(&state, version), profile, state.erased_at), Ok(state));
     }
 
     #[test]
@@ -226,8 +226,8 @@ proptest! {
         let mut bytes = encode(&state, version);
         let at = at.index(bytes.len());
         bytes[at] = to;
-        let _ = decode(&bytes, None, state.life);
-        let _ = decode(&bytes[..at], None, state.life);
+        let _ = decode(&bytes, None, state.erased_at);
+        let _ = decode(&bytes[..at], None, state.erased_at);
     }
 
     #[test]

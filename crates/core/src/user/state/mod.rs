@@ -1,7 +1,7 @@
 //! What the fold keeps of a user: [`UserState`] with its fences, and its versioned binary form.
 //!
 //! Invariant: `window` is sorted by (time, position), holds no position twice and nothing at or
-//! before `life`. It does not know how it came about ([`crate::user::fold`]).
+//! before `erased_at`. It does not know how it came about ([`crate::user::fold`]).
 
 use crate::user::event::{Item, Kind, Profile};
 use crate::user::record::{Fences, Position, Timestamp};
@@ -30,7 +30,7 @@ pub enum Codec {
 
 /// One event in the window.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Seen {
+pub struct WindowEvent {
     /// Kafka timestamp.
     pub time: Timestamp,
     /// Where the event stands in the log.
@@ -60,11 +60,11 @@ pub struct Profiled {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct UserState {
     /// The newest events, oldest first.
-    pub window: Vec<Seen>,
+    pub window: Vec<WindowEvent>,
     /// The highest folded offset per partition.
     pub fences: Fences,
     /// Time of the last erase; 0 if never.
-    pub life: Timestamp,
+    pub erased_at: Timestamp,
     /// Time since which the user's events are complete; 0 if all that ever were are. Stored from version 3 on.
     pub complete_since: Timestamp,
     /// The profile; stored beside the blob under a key of its own, without a TTL.
@@ -87,26 +87,26 @@ pub struct Pending {
     pub due: Timestamp,
 }
 
-/// How often and when lists were taken, for the pace of one user. Times are those of requests, so no clock enters.
+/// How often and when lists were taken, for the claim_rate of one user. Times are those of requests, so no clock enters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pace {
+pub struct ClaimRate {
     /// `due` of the last take; 0 if never.
     pub last: Timestamp,
     /// Day of `last`: days since 1970.
     pub day: i64,
     /// Takes on that day.
-    pub takes: u32,
+    pub claims: u32,
 }
 
 /// What stands beside the blob: not canonical, changed by triggers and takes.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Mark {
+pub struct Activity {
     /// The request that is out, if any.
     pub pending: Option<Pending>,
     /// How far the user moved since the last take, in hundredths (a purchase is 100), so that sums are exact.
-    pub moved: u32,
+    pub score: u32,
     /// When lists were taken.
-    pub pace: Pace,
+    pub claim_rate: ClaimRate,
 }
 
 /// A user as the store holds them.
@@ -115,11 +115,11 @@ pub struct Held {
     /// The canonical part.
     pub state: UserState,
     /// The part beside the blob.
-    pub mark: Mark,
+    pub activity: Activity,
     /// Version for compare-and-set; 0 when nothing is stored.
     pub ver: u64,
     /// Number of the last take; 0 if never.
-    pub ticket: u64,
+    pub claim: u64,
     /// A tombstone that another namespace raised is later than what is stored: the state is as if it had been
     /// folded here, and the next write takes the list along.
     pub reborn: bool,

@@ -1,6 +1,6 @@
-//! The texts beside the blob: profile, `pending` and pace as stored, and the canonical dump.
+//! The texts beside the blob: profile, `pending` and claim_rate as stored, and the canonical dump.
 //!
-//! Invariant: what is written is read back equal. `pending` and pace are decimal numbers with single
+//! Invariant: what is written is read back equal. `pending` and claim_rate are decimal numbers with single
 //! spaces, so that a script can take them apart and put them together.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Codec, Pace, Pending, Profiled, Seen, UserState};
+use super::{ClaimRate, Codec, Pending, Profiled, UserState, WindowEvent};
 use crate::user::event::{Item, Profile};
 use crate::user::record::{Position, Timestamp};
 
@@ -74,29 +74,29 @@ impl FromStr for Pending {
 }
 
 /// `last day takes`: `1700000030000 19675 3`.
-impl fmt::Display for Pace {
+impl fmt::Display for ClaimRate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.last.0, self.day, self.takes)
+        write!(f, "{} {} {}", self.last.0, self.day, self.claims)
     }
 }
 
-impl FromStr for Pace {
+impl FromStr for ClaimRate {
     type Err = Codec;
 
     fn from_str(text: &str) -> Result<Self, Codec> {
         let parts: Vec<&str> = text.split(' ').collect();
-        let [last, day, takes] = parts[..] else {
+        let [last, day, claims] = parts[..] else {
             return Err(Codec::Damaged(format!("{text:?} is not last, day, takes")));
         };
         Ok(Self {
             last: Timestamp(number(last)?),
             day: number(day)?,
-            takes: number(takes)?,
+            claims: number(claims)?,
         })
     }
 }
 
-/// Window, fences, profile and life as sorted JSON on one line: equal states have equal dumps.
+/// Window, fences, profile and erased_at as sorted JSON on one line: equal states have equal dumps.
 pub fn canonical(state: &UserState) -> String {
     let fences: BTreeMap<String, i64> = state
         .fences
@@ -112,7 +112,7 @@ pub fn canonical(state: &UserState) -> String {
     });
     let mut dump = json!({
         "fences": fences,
-        "life": state.life.0,
+        "erased_at": state.erased_at.0,
         "profile": profile,
         "window": state.window.iter().map(row).collect::<Vec<_>>(),
     });
@@ -124,7 +124,7 @@ pub fn canonical(state: &UserState) -> String {
     dump.to_string()
 }
 
-fn row(seen: &Seen) -> Value {
+fn row(seen: &WindowEvent) -> Value {
     let (what, item) = match &seen.item {
         Item::Sku(id) => ("sku", id),
         Item::Pu(id) => ("pu", id),

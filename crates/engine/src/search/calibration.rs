@@ -1,4 +1,4 @@
-//! What the model says to everyone: the mean logit of a name's next token over reference prompts.
+//! What the model says to everyone: the mean logit of a name's next token over calibration prompts.
 //!
 //! Decides when a mean is computed and how long it is kept: a node's when it is first asked for, of all
 //! its children whoever may be offered them, by one pass over the tokens down to it behind each
@@ -15,16 +15,16 @@ use super::backend::{Cache, Network, Prefix, Row};
 use crate::Error;
 use crate::cpu::attention::{Sight, Span};
 use crate::cpu::forward::Pass;
-use nearshore_core::names::scoring::Reference;
+use nearshore_core::names::scoring::Calibration;
 
-/// Means kept per reference, in children of all nodes together: some 16 MB.
+/// CalibrationMeans kept per calibration, in children of all nodes together: some 16 MB.
 const CHILDREN_MAX: usize = 1 << 20;
 
 /// Tokens of children with their mean logits, ascending by token.
 type Node = Arc<[(u32, f32)]>;
 
-/// A set of reference prompts behind a model, and the means known so far.
-pub struct Means {
+/// A set of calibration prompts behind a model, and the means known so far.
+pub struct CalibrationMeans {
     /// By it the set is known again.
     pub hash: String,
     /// The prompts, computed.
@@ -64,20 +64,20 @@ impl Known {
     }
 }
 
-/// The references of one group of users, with room of its own to compute in.
+/// The calibration of one group of users, with room of its own to compute in.
 pub struct Scratch {
-    means: Arc<Means>,
+    means: Arc<CalibrationMeans>,
     caches: Vec<Cache>,
     /// Rows forwarded.
     pub forwarded: usize,
 }
 
-impl Means {
+impl CalibrationMeans {
     /// A set of computed prompts with the hidden state behind each.
-    pub fn new(reference: &Reference, computed: Vec<(Prefix, Row)>) -> Self {
+    pub fn new(calibration: &Calibration, computed: Vec<(Prefix, Row)>) -> Self {
         let (prompts, hidden) = computed.into_iter().unzip();
         Self {
-            hash: reference.hash.clone(),
+            hash: calibration.hash.clone(),
             prompts,
             hidden,
             known: Mutex::new(Known {
@@ -107,7 +107,7 @@ impl Means {
 
 impl Scratch {
     /// Room to compute means behind the prompts of `means`.
-    pub fn new(means: Arc<Means>, network: &Network) -> Self {
+    pub fn new(means: Arc<CalibrationMeans>, network: &Network) -> Self {
         let prompts = means.prompts.iter();
         let caches = prompts.map(|prompt| network.cache_after(prompt, prompt.tokens.len()));
         Self {
@@ -118,7 +118,7 @@ impl Scratch {
     }
 
     /// Whether it is room for this set.
-    pub fn is_for(&self, means: &Arc<Means>) -> bool {
+    pub fn is_for(&self, means: &Arc<CalibrationMeans>) -> bool {
         Arc::ptr_eq(&self.means, means)
     }
 
@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn what_was_not_used_for_longest_is_forgotten_first() {
-        let means = Means::new(&Reference::default(), Vec::new());
+        let means = CalibrationMeans::new(&Calibration::default(), Vec::new());
         let node = |many: usize| -> Node { (0..many).map(|token| (token as u32, 0.0)).collect() };
         let half = CHILDREN_MAX / 2;
         let wanted = |path: u32| Wanted {

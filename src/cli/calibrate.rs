@@ -1,4 +1,4 @@
-//! `nearshore references`: freezes an arm's reference prompts into its file.
+//! `nearshore calibration`: freezes an arm's calibration prompts into its file.
 //!
 //! Invariant: a file that is there is not written over unless asked to, for lists made with it say its hash.
 
@@ -13,10 +13,10 @@ use nearshore_core::list::prompt::{Frozen, PROMPTS, Person, Template};
 use nearshore_engine::Options;
 use nearshore_engine::search::constrained::Constrained;
 
-/// Arguments of `nearshore references`.
+/// Arguments of `nearshore calibration`.
 #[derive(Args, Clone, Debug)]
-pub(super) struct ReferencesArgs {
-    /// Arm whose `references` file is written
+pub(super) struct CalibrateArgs {
+    /// Arm whose `calibration` file is written
     #[arg(long, value_name = "ID")]
     arm: String,
     /// People who stand for everyone, one JSON object per line: {"profile": {..}, "bought": [..], "segment": ".."}, or {"prompt": ".."}
@@ -27,13 +27,13 @@ pub(super) struct ReferencesArgs {
     force: bool,
 }
 
-pub(super) fn run(config: &Config, args: &ReferencesArgs, json: bool) -> anyhow::Result<ExitCode> {
+pub(super) fn run(config: &Config, args: &CalibrateArgs, json: bool) -> anyhow::Result<ExitCode> {
     let arm = config.arms.iter().find(|arm| arm.id == args.arm);
     let arm = arm.with_context(|| format!("no arm {:?} in the configuration", args.arm))?;
-    let file = arm.references.as_ref();
+    let file = arm.calibration.as_ref();
     let file = file.with_context(|| {
         format!(
-            "arm {}: name the file first: references = \"references/{}.json\"",
+            "arm {}: name the file first: calibration = \"calibration/{}.json\"",
             arm.id, arm.id
         )
     })?;

@@ -1,6 +1,6 @@
-//! Whose lists are being made, so that nobody goes on making one for a user who was erased meanwhile: [`Aloft`].
+//! Whose lists are being made, so that nobody goes on making one for a user who was erased meanwhile: [`InFlight`].
 //!
-//! Invariant: it only spares work. What is published is decided by the life in the store, whatever is called off here.
+//! Invariant: it only spares work. What is published is decided by the erased_at in the store, whatever is called off here.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,28 +13,28 @@ use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
 
 /// How often it is looked whether one of them was erased.
-pub const LOOK_EVERY: Duration = Duration::from_secs(1);
+pub const STORE_CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// One user's list on its way.
 struct One {
     ns: String,
     user: UserId,
     /// Life that was taken: a later one is another user.
-    life: Timestamp,
+    erased_at: Timestamp,
     cancel: Cancel,
 }
 
 /// Lists on their way, for somebody who looks after them while the role waits for its model.
 #[derive(Clone)]
-pub struct Aloft<S> {
+pub struct InFlight<S> {
     store: S,
     all: Arc<Mutex<Vec<One>>>,
 }
 
 /// Until it is dropped, these lists are on their way.
-pub(super) struct Made<'a>(&'a Mutex<Vec<One>>);
+pub(super) struct FinishedList<'a>(&'a Mutex<Vec<One>>);
 
-impl Drop for Made<'_> {
+impl Drop for FinishedList<'_> {
     fn drop(&mut self) {
         locked(self.0).clear();
     }
@@ -44,7 +44,7 @@ fn locked(all: &Mutex<Vec<One>>) -> MutexGuard<'_, Vec<One>> {
     all.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<S: Store> Aloft<S> {
+impl<S: Store> InFlight<S> {
     pub(super) fn new(store: S) -> Self {
         Self {
             store,
@@ -53,18 +53,18 @@ impl<S: Store> Aloft<S> {
     }
 
     /// The lists of these are on their way now.
-    pub(super) fn begin(&self, jobs: &[Job<'_>]) -> Made<'_> {
+    pub(super) fn begin(&self, jobs: &[Job<'_>]) -> FinishedList<'_> {
         let one = |job: &Job<'_>| {
-            let ask = job.brief.ask.as_ref()?;
+            let ask = job.prepare.ask.as_ref()?;
             Some(One {
                 ns: job.work.request.ns.clone(),
                 user: job.work.request.user.clone(),
-                life: job.taken.state.life,
+                erased_at: job.claimed.state.erased_at,
                 cancel: ask.cancel.clone(),
             })
         };
         *locked(&self.all) = jobs.iter().filter_map(one).collect();
-        Made(&self.all)
+        FinishedList(&self.all)
     }
 
     /// Calls off the lists of those who were erased since they were taken; how many.
@@ -75,14 +75,14 @@ impl<S: Store> Aloft<S> {
         let mut spaces: BTreeMap<String, Vec<(UserId, Timestamp, Cancel)>> = BTreeMap::new();
         for one in locked(&self.all).iter() {
             let known = spaces.entry(one.ns.clone()).or_default();
-            known.push((one.user.clone(), one.life, one.cancel.clone()));
+            known.push((one.user.clone(), one.erased_at, one.cancel.clone()));
         }
         let mut gone = 0;
         for (ns, known) in spaces {
             let users: Vec<UserId> = known.iter().map(|(user, ..)| user.clone()).collect();
             let held = self.store.load(&ns, &users).await?;
-            for ((_, life, cancel), held) in known.into_iter().zip(held) {
-                if held.state.life > life && !cancel.is_cancelled() {
+            for ((_, erased_at, cancel), held) in known.into_iter().zip(held) {
+                if held.state.erased_at > erased_at && !cancel.is_cancelled() {
                     cancel.cancel();
                     gone += 1;
                 }
@@ -94,7 +94,7 @@ impl<S: Store> Aloft<S> {
     /// [`Self::look`], again and again; it never ends. Beside a turn, which it must not outlive.
     pub async fn watch(&self) {
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(STORE_CHECK_EVERY).await;
             match self.look().await {
                 Ok(0) => {}
                 Ok(users) => tracing::info!(users, "erased meanwhile: their lists are called off"),

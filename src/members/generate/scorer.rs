@@ -1,44 +1,44 @@
-//! What generate asks of a model: [`Answers`].
+//! What generate asks of a model: [`Scorer`].
 //!
 //! Invariant: answers come in the order of the questions. It does not know what is asked.
 
 use std::sync::Arc;
 
 use crate::metrics;
-use nearshore_core::names::scoring::{Answer, Ask, Ended, Names};
+use nearshore_core::names::scoring::{Ended, Names, ScoreRequest, ScoreResponse};
 use nearshore_engine as engine;
 use nearshore_engine::thread::Handle;
 
 /// Whoever answers a batch of questions: the engine's thread, or a table in the simulation.
-pub trait Answers: Send + Sync {
+pub trait Scorer: Send + Sync {
     /// Makes `names` the catalogue, as soon as they are ready; only the first are waited for.
     fn set_names(
         &self,
         names: Arc<Names>,
     ) -> impl Future<Output = Result<(), engine::Error>> + Send;
 
-    /// Answers in the order of `asks`.
+    /// Scorer in the order of `asks`.
     fn generate(
         &self,
-        asks: Vec<Ask>,
-    ) -> impl Future<Output = Result<Vec<Answer>, engine::Error>> + Send;
+        asks: Vec<ScoreRequest>,
+    ) -> impl Future<Output = Result<Vec<ScoreResponse>, engine::Error>> + Send;
 }
 
-impl Answers for Handle {
+impl Scorer for Handle {
     async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
         self.offer_names(names).await
     }
 
-    async fn generate(&self, asks: Vec<Ask>) -> Result<Vec<Answer>, engine::Error> {
+    async fn generate(&self, asks: Vec<ScoreRequest>) -> Result<Vec<ScoreResponse>, engine::Error> {
         Handle::generate(self, asks).await
     }
 }
 
-/// Answers of one model. A prompt over its context costs nobody else their list: then each is asked alone.
-pub(super) async fn of<A: Answers>(
+/// Scorer of one model. A prompt over its context costs nobody else their list: then each is asked alone.
+pub(super) async fn of<A: Scorer>(
     engine: &A,
-    asks: Vec<Ask>,
-) -> Result<Vec<Answer>, engine::Error> {
+    asks: Vec<ScoreRequest>,
+) -> Result<Vec<ScoreResponse>, engine::Error> {
     let outcome = engine.generate(asks.clone()).await;
     let Err(engine::Error::TooLong { .. }) = outcome else {
         return outcome;
@@ -49,9 +49,9 @@ pub(super) async fn of<A: Answers>(
             Ok(answer) => answers.extend(answer),
             Err(error @ engine::Error::TooLong { .. }) => {
                 metrics::engine_error(&error);
-                answers.push(Answer {
+                answers.push(ScoreResponse {
                     ended: Ended::TooLong,
-                    ..Answer::default()
+                    ..ScoreResponse::default()
                 });
             }
             Err(error) => return Err(error),

@@ -1,4 +1,4 @@
-//! Reference prompts of an arm, frozen in a file: what the model says behind them is what it says to everyone.
+//! Calibration prompts of an arm, frozen in a file: what the model says behind them is what it says to everyone.
 //!
 //! Decides what such a file holds and whether it fits an arm. Invariant: prompts frozen with another template
 //! or another tokenizer are refused, for their means would be of other questions. It does not know models.
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Line, Template, View, sha256};
-use crate::names::scoring::Reference;
+use crate::names::scoring::Calibration;
 use crate::user::event::Kind;
 
 /// Version of the file's form.
@@ -48,7 +48,7 @@ pub struct Person {
 #[derive(Debug, thiserror::Error)]
 pub enum Misfit {
     /// It is not what was written.
-    #[error("not a file of reference prompts: {0}")]
+    #[error("not a file of calibration prompts: {0}")]
     Corrupt(#[from] serde_json::Error),
     /// Of a later program, or empty.
     #[error(
@@ -63,7 +63,7 @@ pub enum Misfit {
     /// Something changed since.
     #[error(
         "frozen with another {what} ({frozen}, now {now}): its means would be of other questions; freeze it \
-         anew with `nearshore references --force` and raise the arm's epoch"
+         anew with `nearshore calibration --force` and raise the arm's epoch"
     )]
     Changed {
         /// `template` or `tokenizer`.
@@ -110,7 +110,7 @@ impl Frozen {
     }
 
     /// Reads a file's text for an arm with this template and tokenizer, both by hash.
-    pub fn read(text: &str, template: &str, tokenizer: &str) -> Result<Reference, Misfit> {
+    pub fn read(text: &str, template: &str, tokenizer: &str) -> Result<Calibration, Misfit> {
         let frozen: Self = serde_json::from_str(text)?;
         if frozen.schema != SCHEMA || frozen.prompts.is_empty() {
             let (schema, prompts) = (frozen.schema, frozen.prompts.len());
@@ -127,7 +127,7 @@ impl Frozen {
                 return Err(Misfit::Changed { what, frozen, now });
             }
         }
-        Ok(Reference {
+        Ok(Calibration {
             hash: sha256(&frozen.to_json()),
             prompts: frozen.prompts,
         })
@@ -196,7 +196,7 @@ mod tests {
             "{other}"
         );
         assert!(
-            other.to_string().contains("nearshore references --force"),
+            other.to_string().contains("nearshore calibration --force"),
             "{other}"
         );
         assert!(Frozen::read("{}", "", "").is_err());

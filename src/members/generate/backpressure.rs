@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::{Answers, Generate};
+use super::{Generate, Scorer};
 use crate::members::error::Error;
 use crate::metrics;
 use nearshore_core::ports::log::Log;
@@ -15,7 +15,7 @@ use nearshore_core::ports::store::Store;
 use nearshore_core::user::record::Timestamp;
 
 /// How often it is told and asked.
-pub const HEED_EVERY: Duration = Duration::from_secs(2);
+pub const BACKPRESSURE_EVERY: Duration = Duration::from_secs(2);
 
 /// How long the signal lasts: a few turns, so that one slow answer does not flicker.
 const SIGNAL_TTL: Duration = Duration::from_secs(10);
@@ -23,10 +23,10 @@ const SIGNAL_TTL: Duration = Duration::from_secs(10);
 /// Share of the objective that backfill users may take of one batch.
 const SLICE: u32 = 20;
 
-impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
+impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     /// Reads as much of backfill as lies ready for the model, and leaves the rest in the log: live has a topic of its
     /// own, and must not wait for room behind a sweep of a million users.
-    pub(super) fn sip(&mut self) {
+    pub(super) fn apply_backpressure(&mut self) {
         let holds = !self.lanes.wants_backfill();
         if holds != self.holds {
             self.holds = holds;
@@ -36,19 +36,19 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
             } else {
                 &[]
             };
-            self.log.hold(held);
+            self.log.pause(held);
         }
     }
 
     /// Tells the others if live is behind here, and heeds whoever tells it. After an error nothing changes.
-    pub async fn heed(&mut self, now: Timestamp) -> Result<(), Error> {
-        self.paces.tell(&self.store, (&self.shares, now)).await?;
+    pub async fn update_backpressure(&mut self, now: Timestamp) -> Result<(), Error> {
+        self.costs.tell(&self.store, (&self.shares, now)).await?;
         let own = self.lanes.live_behind(now);
         if own {
             self.store.say_live_behind(SIGNAL_TTL).await?;
         }
         let behind = own || self.store.live_behind().await?;
-        if behind != self.lanes.is_backfill_held() {
+        if behind != self.lanes.is_backfill_paused() {
             let objective = self.settings.lanes.objective;
             match behind {
                 true => tracing::warn!(
@@ -61,8 +61,8 @@ impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
                 }
             }
         }
-        self.lanes.hold_backfill(behind);
-        metrics::backfill_held(behind);
+        self.lanes.pause_backfill(behind);
+        metrics::backfill_paused(behind);
         let slice = self.settings.lanes.objective / SLICE;
         let each = self.seconds_per_user();
         let most = if each.is_zero() {

@@ -1,7 +1,7 @@
 //! What a user costs the model: measured batch by batch, and told to the store for whoever reckons what a backfill
 //! would take.
 //!
-//! Invariant: a pace is time spent over users served, both fading alike, so that a full batch counts for more than one
+//! Invariant: a cost is time spent over users served, both fading alike, so that a full batch counts for more than one
 //! of a single user. It decides nothing.
 
 use std::time::Duration;
@@ -22,7 +22,7 @@ const NEW: f64 = 0.1;
 
 /// What a user costs an arm's model, as it was measured last.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Pace {
+pub struct UserCost {
     /// Seconds of the model a user.
     pub seconds: f64,
     /// Users of a batch, on average.
@@ -59,13 +59,13 @@ impl Spent {
 }
 
 /// Of all arms together, and of each.
-pub(super) struct Paces {
+pub(super) struct UserCosts {
     all: ArcSwap<Spent>,
     arms: Vec<ArcSwap<Spent>>,
     told: Timestamp,
 }
 
-impl Paces {
+impl UserCosts {
     pub fn new(arms: usize) -> Self {
         Self {
             all: ArcSwap::default(),
@@ -107,14 +107,14 @@ impl Paces {
         for (arm, spent) in arms.iter().zip(&self.arms) {
             let spent = **spent.load();
             if spent.users > 0.0 {
-                let pace = Pace {
+                let cost = UserCost {
                     seconds: spent.each(),
                     batch: spent.users,
                     model: arm.model.clone(),
                     at: now,
                 };
-                let note = serde_json::to_string(&pace).expect("finite numbers and text");
-                store.note_pace(&arm.id, &note).await?;
+                let note = serde_json::to_string(&cost).expect("finite numbers and text");
+                store.note_cost(&arm.id, &note).await?;
             }
         }
         self.told = now;
@@ -128,30 +128,30 @@ mod tests {
 
     #[test]
     fn a_full_batch_counts_for_more_than_a_single_user() {
-        let paces = Paces::new(2);
-        assert_eq!(paces.each(), Duration::ZERO);
+        let costs = UserCosts::new(2);
+        assert_eq!(costs.each(), Duration::ZERO);
         // 50 ms whatever the batch: ten of 16 users, ten of one.
         for users in [16, 1] {
             for _ in 0..10 {
-                paces.note(0, Duration::from_millis(50), users);
+                costs.note(0, Duration::from_millis(50), users);
             }
         }
-        let each = paces.each().as_secs_f64();
+        let each = costs.each().as_secs_f64();
         assert!((0.05 / 8.5..0.05 / 5.0).contains(&each), "{each}");
-        assert_eq!(paces.arms[1].load().users, 0.0);
+        assert_eq!(costs.arms[1].load().users, 0.0);
     }
 
     #[test]
     fn a_slow_model_fits_no_batch_and_a_quick_one_many() {
-        let paces = Paces::new(1);
-        let fit = |paces: &Paces| paces.fit(16, Duration::from_millis(500));
-        assert_eq!(fit(&paces), 0, "nothing is known");
-        paces.note(0, Duration::ZERO, 16);
-        assert_eq!(fit(&paces), usize::MAX, "quicker than a clock");
+        let costs = UserCosts::new(1);
+        let fit = |costs: &UserCosts| costs.fit(16, Duration::from_millis(500));
+        assert_eq!(fit(&costs), 0, "nothing is known");
+        costs.note(0, Duration::ZERO, 16);
+        assert_eq!(fit(&costs), usize::MAX, "quicker than a clock");
         for (millis, many) in [(50, 10), (600, 0)] {
-            let paces = Paces::new(1);
-            paces.note(0, Duration::from_millis(millis), 16);
-            assert_eq!(fit(&paces), many);
+            let costs = UserCosts::new(1);
+            costs.note(0, Duration::from_millis(millis), 16);
+            assert_eq!(fit(&costs), many);
         }
     }
 }

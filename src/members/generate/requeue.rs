@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Answers, Generate};
+use super::{Generate, Scorer};
 use crate::members::error::Error;
 use crate::members::records::request_record;
 use crate::metrics;
@@ -26,20 +26,20 @@ pub(super) fn waited(record: &Record) -> Duration {
     Duration::from_millis(text.and_then(|text| text.parse().ok()).unwrap_or(0))
 }
 
-impl<L: Log, S: Store, A: Answers> Generate<L, S, A> {
+impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     /// Puts back who is due much later. After an error call it again.
-    pub(super) async fn put_back(&mut self, now: Timestamp) -> Result<(), Error> {
-        self.far.extend(self.lanes.far(now));
-        if self.far.is_empty() {
+    pub(super) async fn requeue(&mut self, now: Timestamp) -> Result<(), Error> {
+        self.deferred.extend(self.lanes.deferred(now));
+        if self.deferred.is_empty() {
             return Ok(());
         }
         let records = self
-            .far
+            .deferred
             .iter()
             .flat_map(|work| again(&self.settings.topics, work, now));
         self.log.send(records.collect()).await?;
-        for work in std::mem::take(&mut self.far) {
-            metrics::put_back(work.request.lane);
+        for work in std::mem::take(&mut self.deferred) {
+            metrics::requeue(work.request.lane);
             for position in &work.positions {
                 self.in_hand.done(position);
             }
