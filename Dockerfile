@@ -1,19 +1,21 @@
 # The image of both roles: docker build -t nearshore .
-ARG RUST=1.94
+ARG RUST=1.95
 ARG DEBIAN=bookworm
 
 FROM rust:${RUST}-slim-${DEBIAN} AS build
 # librdkafka is built from its sources by configure and make. No versions: Debian drops them with each update.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install -y --no-install-recommends g++ make \
+ && apt-get install -y --no-install-recommends binutils g++ make \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked --bin nearshore \
- && install -D target/release/nearshore /out/nearshore
+    cargo build --profile dist --locked --bin nearshore \
+ && mkdir -p /out \
+ && objcopy --only-keep-debug target/dist/nearshore /out/nearshore.debug \
+ && objcopy --strip-all --add-gnu-debuglink=/out/nearshore.debug target/dist/nearshore /out/nearshore
 
 FROM debian:${DEBIAN}-slim
 # Root certificates: for a build with TLS; this one has none.
@@ -23,6 +25,8 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin nearshore
 COPY --from=build /out/nearshore /usr/local/bin/nearshore
+# Line tables for a debugger or perf; the binary itself is stripped.
+COPY --from=build /out/nearshore.debug /usr/local/lib/debug/nearshore.debug
 # The reference configuration and its prompt templates. Mount your own nearshore.toml over this one.
 COPY config /etc/nearshore
 USER 10001:10001
