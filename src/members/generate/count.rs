@@ -43,7 +43,8 @@ pub(super) fn count_dropped(made: &FinishedList) {
     }
 }
 
-pub(super) fn count_published(arm: &str, work: &Work, (source, now): (Source, Timestamp)) {
+/// Counts a list which the store accepted at `now`, and the time since its request's record.
+pub(super) fn count_published(arm: &str, work: &Work, source: Source, now: Timestamp) {
     let lane = work.request.lane;
     metrics::published(Some(arm), lane, source);
     if lane != Lane::Backfill {

@@ -55,7 +55,7 @@ impl<S: Store> InFlight<S> {
     /// The lists of these are on their way now.
     pub(super) fn begin(&self, jobs: &[Job<'_>]) -> FinishedList<'_> {
         let one = |job: &Job<'_>| {
-            let ask = job.prepare.ask.as_ref()?;
+            let ask = job.prepared.ask.as_ref()?;
             Some(One {
                 ns: job.work.request.ns.clone(),
                 user: job.work.request.user.clone(),

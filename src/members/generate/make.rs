@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::count::{count_batch, count_dropped};
-use super::{Generate, Job, Scorer, TimedList, scorer};
+use super::{FinishedJob, Generate, Job, Scorer, scorer};
 use crate::metrics;
 use nearshore_core::list::compose::{ListContext, fallback, finish};
 use nearshore_core::names::scoring::{Ended, ScoreRequest, ScoreResponse};
@@ -25,7 +25,7 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
                 .iter()
                 .enumerate()
                 .filter(|(_, job)| job.arm == arm && !job.work.late)
-                .filter_map(|(nth, job)| Some((nth, job.prepare.ask.clone()?)))
+                .filter_map(|(nth, job)| Some((nth, job.prepared.ask.clone()?)))
                 .unzip();
             for (nth, answer) in self.ask_arm(arm, mine).await {
                 answered[nth] = Some(answer);
@@ -72,24 +72,39 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
         }
     }
 
-    /// A list per job, in their order: the model's, or the fallback with its reason.
-    pub(super) fn lists(&self, jobs: &[Job<'_>], answered: Vec<Answered>) -> Vec<TimedList> {
-        let kits: Vec<ListContext> = (0..self.arms.len()).map(|arm| self.context(arm)).collect();
-        let one = |(job, answered): (&Job<'_>, Answered)| {
-            let context = &kits[job.arm];
-            let Some((answer, generated)) = answered else {
-                let reason = match job.work.late {
-                    true => "waited too long for the model",
-                    false => "generation failed",
-                };
-                let made = fallback(&job.prepare, &job.snapshot, context, reason);
-                let generated = Duration::ZERO;
-                return TimedList { made, generated };
+    /// Finishes a list per job, in their order: the model's, or the fallback with its reason.
+    pub(super) fn lists<'a>(
+        &'a self,
+        jobs: Vec<Job<'a>>,
+        answered: Vec<Answered>,
+    ) -> Vec<FinishedJob<'a>> {
+        let contexts: Vec<ListContext> =
+            (0..self.arms.len()).map(|arm| self.context(arm)).collect();
+        let one = |(job, answered): (Job<'a>, Answered)| {
+            let context = &contexts[job.arm];
+            let (list, generated) = match answered {
+                Some((response, generated)) => {
+                    let list = finish(&job.prepared, &response, &job.snapshot, context);
+                    count_dropped(&list);
+                    (list, generated)
+                }
+                None => {
+                    let reason = match job.work.late {
+                        true => "waited too long for the model",
+                        false => "generation failed",
+                    };
+                    let list = fallback(&job.prepared, &job.snapshot, context, reason);
+                    (list, Duration::ZERO)
+                }
             };
-            let made = finish(&job.prepare, &answer, &job.snapshot, context);
-            count_dropped(&made);
-            TimedList { made, generated }
+            let arm = &self.arms[job.arm].arm;
+            FinishedJob {
+                job,
+                arm,
+                list,
+                generated,
+            }
         };
-        jobs.iter().zip(answered).map(one).collect()
+        jobs.into_iter().zip(answered).map(one).collect()
     }
 }

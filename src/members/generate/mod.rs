@@ -10,6 +10,7 @@ mod count;
 mod in_flight;
 mod make;
 mod outbox;
+mod publisher;
 mod requeue;
 mod scorer;
 mod serve;
@@ -19,29 +20,26 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use count::{count_published, count_running};
+use count::count_running;
 pub use in_flight::InFlight;
 pub use scorer::Scorer;
 
 pub use backpressure::BACKPRESSURE_EVERY;
 pub use cost::UserCost;
 use cost::UserCosts;
-use outbox::Outbox;
+use publisher::Publisher;
 
 use crate::members::checkpoints::Checkpoints;
-use crate::members::dlq::DeadLetterWriter;
-use crate::members::dlq::write_rejects;
 use crate::members::error::Error;
-use crate::members::outbox::{current, update};
-use crate::metrics::{self, RecordOutcome, Stage};
+use crate::metrics::{self, RecordOutcome};
 use nearshore_core::list::compose::{
     ClaimedUser, FinishedList, ListContext, PreparedRequest, prepare,
 };
-use nearshore_core::list::document::{Model, Source};
+use nearshore_core::list::document::Model;
 use nearshore_core::list::prompt::{Arm, Template};
 use nearshore_core::names::scoring::{Calibration, Names, ScoreRequest};
 use nearshore_core::ports::log::{Batch, Log};
-use nearshore_core::ports::store::{Claimed, Peek, Publish, Published, Store, Stored};
+use nearshore_core::ports::store::{Claimed, Peek, Store};
 use nearshore_core::queue::claims::{Need, need};
 use nearshore_core::queue::lanes::{Lanes, Offered, Policy, Work};
 use nearshore_core::queue::offsets::InHand;
@@ -124,7 +122,6 @@ pub struct Generate<L, S, A> {
     holds: bool,
     in_hand: InHand,
     checkpoints: Checkpoints<S>,
-    dead_letters: DeadLetterWriter,
     /// Batches cut, not yet done: kept over an error, so that the next turn goes on with them.
     current: Vec<Vec<Work>>,
     /// To be put back, and not yet written: kept over an error.
@@ -134,24 +131,35 @@ pub struct Generate<L, S, A> {
     /// What a user costs the model: to say how many seconds of work are queued.
     costs: UserCosts,
     in_flight: InFlight<S>,
-    outbox: Outbox,
+    publisher: Publisher,
 }
 
-/// A user who was taken, on the way to a list.
+/// A claimed user on the way to a list.
 struct Job<'a> {
     work: &'a Work,
-    /// With the demand of its namespace.
+    /// Serving snapshot with the demand of the user's namespace.
     snapshot: Arc<Snapshot>,
+    /// Place of the user's arm.
     arm: usize,
     claimed: Claimed,
-    prepare: PreparedRequest,
-    took: Timestamp,
+    prepared: PreparedRequest,
+    /// When the user was claimed, by the clock.
+    claimed_at: Timestamp,
 }
 
-/// A list, by the model or in its place, with the time that the model took.
-struct TimedList {
-    made: FinishedList,
+/// A job with its finished list, of the model or a fallback.
+struct FinishedJob<'a> {
+    job: Job<'a>,
+    arm: &'a Arm,
+    list: FinishedList,
+    /// Time of the model for the batch; zero for a fallback.
     generated: Duration,
+}
+
+impl FinishedJob<'_> {
+    fn ns(&self) -> &str {
+        &self.job.work.request.ns
+    }
 }
 
 impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
@@ -172,14 +180,13 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
             shares: arms.iter().map(|loaded| loaded.arm.clone()).collect(),
             arms,
             lanes: Lanes::new(settings.lanes.clone()),
+            publisher: Publisher::new(settings.topics.clone(), settings.clock),
             settings,
             holds: false,
             in_hand: InHand::default(),
-            dead_letters: DeadLetterWriter::default(),
             current: Vec::new(),
             deferred: Vec::new(),
             names: None,
-            outbox: Outbox::default(),
         }
     }
 
@@ -240,7 +247,7 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     pub fn revoked(&mut self, partitions: &[Partition]) {
         self.lanes.revoke(partitions);
         self.in_hand.revoke(partitions);
-        self.dead_letters.forget(partitions);
+        self.publisher.revoke(partitions);
         self.checkpoints.revoked(partitions);
         let ours = |work: &Work| {
             let mut positions = work.positions.iter();
@@ -262,13 +269,9 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
                 Err(reject) => bad.push((record, reject)),
             }
         }
-        let dlq = &self.settings.topics.dlq;
-        let dead: Vec<(&Record, Stage, &Reject)> = bad
-            .iter()
-            .map(|(record, reject)| (*record, Stage::Request, reject))
-            .collect();
-        write_rejects(&mut self.dead_letters, &self.log, (dlq, GROUP), &dead).await?;
-        self.dead_letters.forget([&batch.partition]);
+        self.publisher
+            .write_dead_letters(&self.log, &batch.partition, &bad)
+            .await?;
         for record in &batch.records {
             self.in_hand.began(&record.position);
         }
@@ -292,7 +295,7 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
 
     /// Serves what is due. After an error call it again: what was cut is kept.
     pub async fn turn(&mut self, now: Timestamp) -> Result<Turn, Error> {
-        self.settle().await?;
+        self.publisher.settle(&self.log, &self.store).await?;
         self.requeue(now).await?;
         if self.current.is_empty() {
             self.current = self.cut(now);
@@ -433,82 +436,14 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
             state: &claimed.state,
             claim: claimed.claim,
         };
-        let prepare = prepare(&subject, snapshot, &self.context(arm));
+        let prepared = prepare(&subject, snapshot, &self.context(arm));
         Job {
             work,
             snapshot: Arc::clone(snapshot),
             arm,
-            prepare,
+            prepared,
             claimed,
-            took: (self.settings.clock)(),
+            claimed_at: (self.settings.clock)(),
         }
-    }
-
-    async fn publish(
-        &self,
-        ns: &str,
-        jobs: &[Job<'_>],
-        lists: Vec<TimedList>,
-    ) -> Result<u64, Error> {
-        if lists.is_empty() {
-            return Ok(0);
-        }
-        let now = (self.settings.clock)();
-        let lists: Vec<(Publish, Source)> = jobs
-            .iter()
-            .zip(&lists)
-            .map(|(job, list)| (self.to_publish(job, list, now), list.made.document.source))
-            .collect();
-        let writes: Vec<Publish> = lists.iter().map(|(list, _)| list.clone()).collect();
-        let outcomes = self.store.publish(ns, &writes).await?;
-        let (mut out, mut behind) = (Vec::new(), Vec::new());
-        for (((list, source), outcome), job) in lists.iter().zip(outcomes).zip(jobs) {
-            metrics::fenced_off(outcome);
-            match outcome {
-                Published::Stored => {
-                    count_published(&self.arms[job.arm].arm.id, job.work, (*source, now));
-                    out.push((list.user.clone(), Some(update(&list.list))));
-                }
-                // The newer list may be this very one: a Redis Cluster's client that lost the answer sends it again.
-                Published::Older => behind.push(list.user.clone()),
-                _ => {}
-            }
-        }
-        let published = out.len() as u64;
-        if !behind.is_empty() {
-            let peeks = self.store.peek(ns, &behind).await?;
-            let stored = behind.into_iter().zip(peeks);
-            out.extend(stored.map(|(user, peek)| (user, current(&peek))));
-        }
-        self.tell(ns, out).await?;
-        Ok(published)
-    }
-
-    fn to_publish(&self, job: &Job, list: &TimedList, now: Timestamp) -> Publish {
-        let queued = job.took.since(job.work.ready);
-        let rest = now.since(job.took).saturating_sub(list.generated);
-        Publish {
-            user: job.work.request.user.clone(),
-            list: Stored {
-                doc: list.made.document.to_json(),
-                claim: job.claimed.claim,
-                seen: job.claimed.state.fences.clone(),
-                epoch: self.arms[job.arm].arm.epoch,
-                at: job.work.request.time,
-                audit: list.made.audited((queued, list.generated, rest)),
-            },
-            erased_at: job.claimed.state.erased_at,
-            force: job.work.request.force,
-            only_if_absent: list.made.document.source == Source::Fallback,
-        }
-    }
-
-    /// A crash between publish and its record loses the record; whoever finds the list covered tells it again.
-    async fn tell_again(&self, ns: &str, covered: Vec<(&Work, Peek)>) -> Result<(), Error> {
-        let told = covered.into_iter().map(|(work, peek)| {
-            metrics::unchanged(work.request.lane);
-            (work.request.user.clone(), current(&peek))
-        });
-        self.tell(ns, told.collect()).await
     }
 }

@@ -1,19 +1,15 @@
-//! Telling of lists on `recall-updates`, also after an error: [`Outbox`].
+//! The users whose update an error may have left unsent: [`Outbox`].
 //!
-//! Invariant: whoever was told of and not looked at again is looked at by the next turn, whoever owns the request by
-//! then: a record that landed behind its successor's is nobody else's to find.
+//! Invariant: a user stays in it from before their update is sent until the sent update is what the store holds. It
+//! outlives the request: the next turn settles it whichever member owns the request by then, for nothing else would find
+//! an update that landed behind its successor. It does not know what an update says.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Generate, Scorer};
-use crate::members::error::Error;
-use crate::members::outbox::{current, publish_updates};
-use nearshore_core::ports::log::Log;
-use nearshore_core::ports::store::Store;
 use nearshore_core::user::event::UserId;
 
-/// Users by namespace whose last record may not be what is stored.
+/// Users by namespace whose last update may not be what the store holds. Shared by what runs beside the model in a turn.
 #[derive(Default)]
 pub(super) struct Outbox(Mutex<BTreeSet<(String, UserId)>>);
 
@@ -22,7 +18,22 @@ impl Outbox {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn by_namespace(&self) -> BTreeMap<String, Vec<UserId>> {
+    /// Adds users before their updates are sent.
+    pub(super) fn add(&self, ns: &str, users: &[UserId]) {
+        let users = users.iter().map(|user| (ns.to_owned(), user.clone()));
+        self.lock().extend(users);
+    }
+
+    /// Removes users whose updates were acknowledged and compared with the store.
+    pub(super) fn remove(&self, ns: &str, users: &[UserId]) {
+        let mut unsettled = self.lock();
+        for user in users {
+            unsettled.remove(&(ns.to_owned(), user.clone()));
+        }
+    }
+
+    /// Lists the users in it, by namespace.
+    pub(super) fn by_namespace(&self) -> BTreeMap<String, Vec<UserId>> {
         let mut all: BTreeMap<String, Vec<UserId>> = BTreeMap::new();
         for (ns, user) in self.lock().iter() {
             all.entry(ns.clone()).or_default().push(user.clone());
@@ -31,31 +42,19 @@ impl Outbox {
     }
 }
 
-impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
-    /// Tells of lists, none deletes the user's record.
-    pub(super) async fn tell(
-        &self,
-        ns: &str,
-        told: Vec<(UserId, Option<String>)>,
-    ) -> Result<(), Error> {
-        let outbox: Vec<(String, UserId)> = told
-            .iter()
-            .map(|(user, _)| (ns.to_owned(), user.clone()))
-            .collect();
-        self.outbox.lock().extend(outbox.iter().cloned());
-        publish_updates(&self.log, &self.store, (&self.settings.topics, ns), told).await?;
-        self.outbox.lock().retain(|one| !outbox.contains(one));
-        Ok(())
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// Tells again what an error left open.
-    pub(super) async fn settle(&self) -> Result<(), Error> {
-        for (ns, users) in self.outbox.by_namespace() {
-            let peeks = self.store.peek(&ns, &users).await?;
-            let told = users.into_iter().zip(peeks);
-            let told = told.map(|(user, peek)| (user, current(&peek)));
-            self.tell(&ns, told.collect()).await?;
-        }
-        Ok(())
+    #[test]
+    fn a_user_stays_in_the_outbox_until_removed_in_the_same_namespace() {
+        let outbox = Outbox::default();
+        let [ann, bob] = ["ann", "bob"].map(|id| UserId(id.into()));
+        outbox.add("a", &[ann.clone(), bob.clone()]);
+        outbox.add("b", std::slice::from_ref(&ann));
+        outbox.add("a", std::slice::from_ref(&ann));
+        outbox.remove("a", std::slice::from_ref(&ann));
+        let left = BTreeMap::from([("a".to_owned(), vec![bob]), ("b".to_owned(), vec![ann])]);
+        assert_eq!(outbox.by_namespace(), left);
     }
 }

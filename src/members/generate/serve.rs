@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::make::Answered;
-use super::{Generate, Job, Scorer, TURN_MAX, TimedList, Turn};
+use super::{Generate, Job, Scorer, TURN_MAX, Turn};
 use crate::members::error::Error;
 use nearshore_core::ports::log::Log;
 use nearshore_core::ports::store::{Claim, ClaimOutcome, Store};
@@ -20,8 +20,6 @@ use nearshore_core::user::trigger::Lane;
 #[derive(Default)]
 struct Batch<'a> {
     jobs: Vec<Job<'a>>,
-    /// Namespaces, with how many of the jobs are each's.
-    parts: Vec<(&'a str, usize)>,
     /// Users whose list covers the request.
     covered: u64,
 }
@@ -60,7 +58,10 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     }
 
     /// Takes a batch, namespace by namespace, those with urgent or live users first.
-    async fn claimed<'a>(&self, works: Option<&'a Vec<Work>>) -> Result<Option<Batch<'a>>, Error> {
+    async fn claimed<'a>(
+        &'a self,
+        works: Option<&'a Vec<Work>>,
+    ) -> Result<Option<Batch<'a>>, Error> {
         let Some(works) = works else { return Ok(None) };
         let mut namespaces: BTreeMap<&str, Vec<&Work>> = BTreeMap::new();
         for work in works {
@@ -74,30 +75,27 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
         for (ns, works) in namespaces {
             let (claimed, covered) = self.take_all(ns, works).await?;
             batch.covered += covered;
-            batch.parts.push((ns, claimed.len()));
             batch.jobs.extend(claimed);
         }
         Ok(Some(batch))
     }
 
-    async fn publish_all(&self, asked: Option<(Batch<'_>, Vec<Answered>)>) -> Result<u64, Error> {
-        let Some((Batch { jobs, parts, .. }, answered)) = asked else {
+    async fn publish_all<'a>(
+        &'a self,
+        asked: Option<(Batch<'a>, Vec<Answered>)>,
+    ) -> Result<u64, Error> {
+        let Some((Batch { jobs, .. }, answered)) = asked else {
             return Ok(0);
         };
-        let mut lists = self.lists(&jobs, answered).into_iter();
-        let (mut rest, mut published) = (&jobs[..], 0);
-        for (ns, count) in parts {
-            let (own, others) = rest.split_at(count);
-            let made: Vec<TimedList> = lists.by_ref().take(count).collect();
-            published += self.publish(ns, own, made).await?;
-            rest = others;
-        }
-        Ok(published)
+        let finished = self.lists(jobs, answered);
+        self.publisher
+            .publish(&self.log, &self.store, &finished)
+            .await
     }
 
     /// Takes those of a namespace who are due; how many are covered already.
     async fn take_all<'a>(
-        &self,
+        &'a self,
         ns: &str,
         mut open: Vec<&'a Work>,
     ) -> Result<(Vec<Job<'a>>, u64), Error> {
@@ -112,7 +110,7 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
                 match self.need(work, &peek) {
                     Need::Claim => due.push((work, peek.ver)),
                     Need::Covered => again.push((work, peek)),
-                    Need::Gone => gone.push((work.request.user.clone(), None)),
+                    Need::Gone => gone.push(work.request.user.clone()),
                 }
             }
             let claimed = self.claim(ns, &due).await?;
@@ -121,19 +119,20 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
                     // A request may outlive an erase: then nobody is left to make a list for. Whoever crashed between
                     // publishing their last list and looking at it again has left its record behind.
                     ClaimOutcome::Claimed(claimed) if claimed.state.is_vacant() => {
-                        gone.push((work.request.user.clone(), None));
+                        gone.push(work.request.user.clone());
                     }
                     ClaimOutcome::Claimed(claimed) => {
                         jobs.push(self.job(work, *claimed, &snapshot))
                     }
                     ClaimOutcome::Stale => open.push(work),
-                    ClaimOutcome::NoState => gone.push((work.request.user.clone(), None)),
+                    ClaimOutcome::NoState => gone.push(work.request.user.clone()),
                 }
             }
         }
         let covered = again.len() as u64;
-        self.tell_again(ns, again).await?;
-        self.tell(ns, gone).await?;
+        let (log, store) = (&self.log, &self.store);
+        self.publisher.send_again(log, store, ns, again).await?;
+        self.publisher.delete(log, store, ns, gone).await?;
         Ok((jobs, covered))
     }
 

@@ -1,0 +1,200 @@
+//! What generate writes for others to read: lists, their updates, dead letters: [`Publisher`].
+//!
+//! Invariant: an update is sent only after its list is stored, and a user whose update may be unsent or overtaken is in
+//! the outbox until a later turn has settled it. It decides nothing about a list: the store accepts or refuses it by its
+//! claim number.
+
+use nearshore_core::list::document::Source;
+use nearshore_core::ports::log::Log;
+use nearshore_core::ports::store::{Peek, Publish, Published, Store, Stored};
+use nearshore_core::queue::lanes::Work;
+use nearshore_core::queue::topics::Topics;
+use nearshore_core::user::event::{Reject, UserId};
+use nearshore_core::user::record::{Partition, Record, Timestamp};
+
+use super::count::count_published;
+use super::outbox::Outbox;
+use super::{FinishedJob, GROUP};
+use crate::members::dlq::{DeadLetterWriter, write_rejects};
+use crate::members::error::Error;
+use crate::members::outbox::{current, publish_updates, update};
+use crate::metrics::{self, Stage};
+
+/// Publishes lists and updates, and writes dead letters. It owns what an error left unsent.
+pub(super) struct Publisher {
+    topics: Topics,
+    clock: fn() -> Timestamp,
+    outbox: Outbox,
+    /// Acknowledged dead letters of a batch which is not received completely yet.
+    dead_letters: DeadLetterWriter,
+}
+
+impl Publisher {
+    /// A publisher with nothing unsent. The clock only measures.
+    pub(super) fn new(topics: Topics, clock: fn() -> Timestamp) -> Self {
+        Self {
+            topics,
+            clock,
+            outbox: Outbox::default(),
+            dead_letters: DeadLetterWriter::default(),
+        }
+    }
+
+    /// Sends the updates that an error left in the outbox, as the store holds their lists now.
+    pub(super) async fn settle<L: Log, S: Store>(&self, log: &L, store: &S) -> Result<(), Error> {
+        for (ns, users) in self.outbox.by_namespace() {
+            let peeks = store.peek(&ns, &users).await?;
+            let updates = users.into_iter().zip(peeks);
+            let updates = updates.map(|(user, peek)| (user, current(&peek)));
+            self.send(log, store, &ns, updates.collect()).await?;
+        }
+        Ok(())
+    }
+
+    /// Publishes finished lists, namespace by namespace, and returns how many the store accepted. Jobs of one namespace
+    /// must be neighbours.
+    pub(super) async fn publish<L: Log, S: Store>(
+        &self,
+        log: &L,
+        store: &S,
+        finished: &[FinishedJob<'_>],
+    ) -> Result<u64, Error> {
+        let mut published = 0;
+        for jobs in finished.chunk_by(|one, next| one.ns() == next.ns()) {
+            published += self.publish_namespace(log, store, jobs).await?;
+        }
+        Ok(published)
+    }
+
+    async fn publish_namespace<L: Log, S: Store>(
+        &self,
+        log: &L,
+        store: &S,
+        jobs: &[FinishedJob<'_>],
+    ) -> Result<u64, Error> {
+        let Some(ns) = jobs.first().map(FinishedJob::ns) else {
+            return Ok(0);
+        };
+        let now = (self.clock)();
+        let writes: Vec<Publish> = jobs.iter().map(|job| to_publish(job, now)).collect();
+        let outcomes = store.publish(ns, &writes).await?;
+        let (mut updates, mut older) = (Vec::new(), Vec::new());
+        for ((job, write), outcome) in jobs.iter().zip(writes).zip(outcomes) {
+            metrics::fenced_off(outcome);
+            match outcome {
+                Published::Stored => {
+                    let source = job.list.document.source;
+                    count_published(&job.arm.id, job.job.work, source, now);
+                    updates.push((write.user, Some(update(&write.list))));
+                }
+                // The newer list may be this very one: a client of a Redis Cluster which lost the answer sends it again.
+                Published::Older => older.push(write.user),
+                Published::Erased | Published::NoState | Published::Epoch | Published::Kept => {}
+            }
+        }
+        let published = updates.len() as u64;
+        if !older.is_empty() {
+            let peeks = store.peek(ns, &older).await?;
+            let stored = older.into_iter().zip(peeks);
+            updates.extend(stored.map(|(user, peek)| (user, current(&peek))));
+        }
+        self.send(log, store, ns, updates).await?;
+        Ok(published)
+    }
+
+    /// Sends the update of covered requests again: a crash between a publish and its update loses the update, and the
+    /// member which finds the request covered is the only one that can notice.
+    pub(super) async fn send_again<L: Log, S: Store>(
+        &self,
+        log: &L,
+        store: &S,
+        ns: &str,
+        covered: Vec<(&Work, Peek)>,
+    ) -> Result<(), Error> {
+        let updates = covered.into_iter().map(|(work, peek)| {
+            metrics::unchanged(work.request.lane);
+            (work.request.user.clone(), current(&peek))
+        });
+        self.send(log, store, ns, updates.collect()).await
+    }
+
+    /// Deletes the updates of users of whom nothing is stored.
+    pub(super) async fn delete<L: Log, S: Store>(
+        &self,
+        log: &L,
+        store: &S,
+        ns: &str,
+        users: Vec<UserId>,
+    ) -> Result<(), Error> {
+        let updates = users.into_iter().map(|user| (user, None));
+        self.send(log, store, ns, updates.collect()).await
+    }
+
+    /// Sends updates; one without a value deletes the user's record.
+    async fn send<L: Log, S: Store>(
+        &self,
+        log: &L,
+        store: &S,
+        ns: &str,
+        updates: Vec<(UserId, Option<String>)>,
+    ) -> Result<(), Error> {
+        let users: Vec<UserId> = updates.iter().map(|(user, _)| user.clone()).collect();
+        self.outbox.add(ns, &users);
+        publish_updates(log, store, (&self.topics, ns), updates).await?;
+        self.outbox.remove(ns, &users);
+        Ok(())
+    }
+
+    /// Writes rejected records of one batch to `dlq`. After an error call it again with the same batch: what was
+    /// acknowledged is not written twice.
+    pub(super) async fn write_dead_letters<L: Log>(
+        &mut self,
+        log: &L,
+        partition: &Partition,
+        rejects: &[(&Record, Reject)],
+    ) -> Result<(), Error> {
+        let dead: Vec<(&Record, Stage, &Reject)> = rejects
+            .iter()
+            .map(|(record, reject)| (*record, Stage::Request, reject))
+            .collect();
+        write_rejects(
+            &mut self.dead_letters,
+            log,
+            (&self.topics.dlq, GROUP),
+            &dead,
+        )
+        .await?;
+        self.dead_letters.forget([partition]);
+        Ok(())
+    }
+
+    /// Forgets the dead letters of revoked partitions: their new owner reads the batches again.
+    pub(super) fn revoke(&mut self, partitions: &[Partition]) {
+        self.dead_letters.forget(partitions);
+    }
+}
+
+fn to_publish(finished: &FinishedJob<'_>, now: Timestamp) -> Publish {
+    let FinishedJob {
+        job,
+        arm,
+        list,
+        generated,
+    } = finished;
+    let queued = job.claimed_at.since(job.work.ready);
+    let rest = now.since(job.claimed_at).saturating_sub(*generated);
+    Publish {
+        user: job.work.request.user.clone(),
+        list: Stored {
+            doc: list.document.to_json(),
+            claim: job.claimed.claim,
+            seen: job.claimed.state.fences.clone(),
+            epoch: arm.epoch,
+            at: job.work.request.time,
+            audit: list.audited((queued, *generated, rest)),
+        },
+        erased_at: job.claimed.state.erased_at,
+        force: job.work.request.force,
+        only_if_absent: list.document.source == Source::Fallback,
+    }
+}
