@@ -11,6 +11,7 @@ mod in_flight;
 mod make;
 mod outbox;
 mod publisher;
+mod queue;
 mod requeue;
 mod scorer;
 mod serve;
@@ -28,10 +29,11 @@ pub use backpressure::BACKPRESSURE_EVERY;
 pub use cost::UserCost;
 use cost::UserCosts;
 use publisher::Publisher;
+use queue::{Decoded, Queue};
 
 use crate::members::checkpoints::Checkpoints;
 use crate::members::error::Error;
-use crate::metrics::{self, RecordOutcome};
+use crate::metrics;
 use nearshore_core::list::compose::{
     ClaimedUser, FinishedList, ListContext, PreparedRequest, prepare,
 };
@@ -41,14 +43,12 @@ use nearshore_core::names::scoring::{Calibration, Names, ScoreRequest};
 use nearshore_core::ports::log::{Batch, Log};
 use nearshore_core::ports::store::{Claimed, Peek, Store};
 use nearshore_core::queue::claims::{Need, need};
-use nearshore_core::queue::lanes::{Lanes, Offered, Policy, Work};
-use nearshore_core::queue::offsets::InHand;
+use nearshore_core::queue::lanes::{Lanes, Policy, Work};
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::shop::arms::{arm_of, arms_for};
 use nearshore_core::shop::rules::Needs;
 use nearshore_core::shop::snapshot::Snapshot;
-use nearshore_core::user::event::Reject;
-use nearshore_core::user::record::{Partition, Record, Timestamp};
+use nearshore_core::user::record::{Partition, Timestamp};
 use nearshore_core::user::trigger::Request;
 use nearshore_engine::Info;
 
@@ -57,9 +57,6 @@ pub const GROUP: &str = "nearshore-generate";
 
 /// Time of the model in one turn, if it is quick enough for more than one batch of it.
 const TURN_MAX: Duration = Duration::from_millis(500);
-
-/// Most batches of one turn.
-const BATCHES_MAX: usize = 16;
 
 /// The name of its checkpoints.
 const READER: &str = "nearshore:generate";
@@ -117,15 +114,8 @@ pub struct Generate<L, S, A> {
     /// The arms' configurations, in the same order, for the hash.
     shares: Vec<Arm>,
     settings: GenerateSettings,
-    lanes: Lanes,
-    /// Whether the log was told to hold backfill back.
-    holds: bool,
-    in_hand: InHand,
+    queue: Queue,
     checkpoints: Checkpoints<S>,
-    /// Batches cut, not yet done: kept over an error, so that the next turn goes on with them.
-    current: Vec<Vec<Work>>,
-    /// To be put back, and not yet written: kept over an error.
-    deferred: Vec<Work>,
     /// Version of the names that the engines know.
     names: Option<u64>,
     /// What a user costs the model: to say how many seconds of work are queued.
@@ -179,13 +169,9 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
             costs: UserCosts::new(arms.len()),
             shares: arms.iter().map(|loaded| loaded.arm.clone()).collect(),
             arms,
-            lanes: Lanes::new(settings.lanes.clone()),
+            queue: Queue::new(settings.topics.clone(), settings.lanes.clone()),
             publisher: Publisher::new(settings.topics.clone(), settings.clock),
             settings,
-            holds: false,
-            in_hand: InHand::default(),
-            current: Vec::new(),
-            deferred: Vec::new(),
             names: None,
         }
     }
@@ -202,12 +188,12 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
 
     /// The lanes, to know how long to wait and what to measure.
     pub fn lanes(&self) -> &Lanes {
-        &self.lanes
+        self.queue.lanes()
     }
 
     /// Whether batches were cut and are not done: there is no reason to wait then.
     pub fn is_midway(&self) -> bool {
-        !self.current.is_empty()
+        !self.queue.batches().is_empty()
     }
 
     /// Lists on their way, to be looked after during a turn.
@@ -245,107 +231,50 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
 
     /// Partitions are no longer ours: what is in hand of them is the new owner's.
     pub fn revoked(&mut self, partitions: &[Partition]) {
-        self.lanes.revoke(partitions);
-        self.in_hand.revoke(partitions);
+        self.queue.revoke(partitions);
         self.publisher.revoke(partitions);
         self.checkpoints.revoked(partitions);
-        let ours = |work: &Work| {
-            let mut positions = work.positions.iter();
-            positions.any(|position| !partitions.contains(&position.partition))
-        };
-        for batch in &mut self.current {
-            batch.retain(ours);
-        }
-        self.deferred.retain(ours);
     }
 
     /// Takes requests in. A record that is no request goes to `dlq`. After an error call it again with the same batch.
     pub async fn receive(&mut self, batch: &Batch, now: Timestamp) -> Result<(), Error> {
-        let mut good = Vec::new();
-        let mut bad: Vec<(&Record, Reject)> = Vec::new();
-        for record in &batch.records {
-            match Request::decode(record) {
-                Ok(request) => good.push((request, record)),
-                Err(reject) => bad.push((record, reject)),
-            }
-        }
+        let decoded = Decoded::new(batch);
         self.publisher
-            .write_dead_letters(&self.log, &batch.partition, &bad)
+            .write_dead_letters(&self.log, &batch.partition, &decoded.rejects)
             .await?;
-        for record in &batch.records {
-            self.in_hand.began(&record.position);
-        }
-        for (record, _) in bad {
-            self.in_hand.done(&record.position);
-        }
-        metrics::records(
-            &batch.partition.topic,
-            RecordOutcome::Folded,
-            good.len() as u64,
-        );
-        for (request, record) in good {
-            let waiting = (now, requeue::waited(record));
-            let position = record.position.clone();
-            let merged = self.lanes.offer_again(request, position, waiting) == Offered::Merged;
-            metrics::coalesced(u64::from(merged));
-        }
-        self.apply_backpressure();
+        self.queue.add(&mut self.log, batch, decoded, now);
         Ok(())
+    }
+
+    /// Shares the model between backfill and live, here and in all workers. After an error nothing changes.
+    pub async fn update_backpressure(&mut self, now: Timestamp) -> Result<(), Error> {
+        self.costs.tell(&self.store, (&self.shares, now)).await?;
+        let seconds_per_user = self.seconds_per_user();
+        self.queue
+            .update_backpressure(&self.store, seconds_per_user, now)
+            .await
     }
 
     /// Serves what is due. After an error call it again: what was cut is kept.
     pub async fn turn(&mut self, now: Timestamp) -> Result<Turn, Error> {
         self.publisher.settle(&self.log, &self.store).await?;
-        self.requeue(now).await?;
-        if self.current.is_empty() {
-            self.current = self.cut(now);
-            self.apply_backpressure();
-        }
-        if self.current.iter().all(Vec::is_empty) {
-            self.current.clear();
+        self.queue.requeue(&self.log, now).await?;
+        if !self.queue.cut(&mut self.log, &self.costs, now) {
             return Ok(Turn::default());
         }
         self.store = self.checkpoints.store(&self.log).await?;
         self.sync_names().await;
-        let mut batches = std::mem::take(&mut self.current);
-        count_running(batches.iter().flatten());
-        let served = self.serve(&batches).await;
+        count_running(self.queue.batches().iter().flatten());
+        let served = self.serve(self.queue.batches()).await;
         count_running([]);
-        let turn = served.map(|(turn, many)| {
-            let works = batches.drain(..many).flatten();
-            for position in works.flat_map(|work| work.positions) {
-                self.in_hand.done(&position);
-            }
-            turn
-        });
-        // What was not served, or failed, is the next turn's.
-        self.current = batches;
-        turn
-    }
-
-    /// The batches of a turn: one, unless the model is so quick that what is done around it would leave it idle; then
-    /// those that it answers within [`TURN_MAX`], for the log is read between turns only.
-    fn cut(&mut self, now: Timestamp) -> Vec<Vec<Work>> {
-        let most = self.settings.lanes.batch_max;
-        let mut batch = self.lanes.overdue(now, most);
-        for work in &batch {
-            metrics::expired(work.request.lane, 1);
-        }
-        let mut batches = Vec::new();
-        let many = self.costs.fit(most, TURN_MAX).clamp(1, BATCHES_MAX);
-        while batches.len() < many {
-            batch.extend(self.lanes.cut(now, most));
-            if batch.is_empty() {
-                break;
-            }
-            batches.push(std::mem::take(&mut batch));
-        }
-        batches
+        let (turn, batches) = served?;
+        self.queue.finish(batches);
+        Ok(turn)
     }
 
     /// Commits what is done.
     pub async fn commit(&mut self) -> Result<(), Error> {
-        for (partition, resume) in self.in_hand.take_commits() {
+        for (partition, resume) in self.queue.take_commits() {
             self.checkpoints.done(&partition, resume);
         }
         Ok(self.checkpoints.commit(&self.log).await?)
@@ -359,10 +288,7 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     /// After an error that [`Error::rewinds`]: requests whose lists the store lost are read again, and so is
     /// everything in hand.
     pub async fn rewind(&mut self) -> Result<(), Error> {
-        self.lanes.clear();
-        self.in_hand = InHand::default();
-        self.current.clear();
-        self.deferred.clear();
+        self.queue.clear();
         Ok(self.checkpoints.rewind(&mut self.log).await?)
     }
 

@@ -1,55 +1,29 @@
-//! Requests that are due much later go to the end of their lane, with the time that they have waited.
+//! The records of a deferred request, which go to the end of its lane with the time that it has waited.
 //!
-//! Invariant: their positions are done only when the new records are acknowledged, so a crash between the two
-//! leaves a request twice, never none.
+//! Invariant: there is a record for each record that asked, because a list must have seen each of them. It does not
+//! know when a request is deferred, nor when its positions are done.
 
 use std::time::Duration;
 
-use super::{Generate, Scorer};
-use crate::members::error::Error;
 use crate::members::records::request_record;
-use crate::metrics;
-use nearshore_core::ports::log::{Log, Outgoing};
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::log::Outgoing;
 use nearshore_core::queue::lanes::Work;
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::user::record::{Record, Timestamp};
 use nearshore_core::user::trigger::Request;
 
-/// Header with the time that a request had waited when it was put back, in ms.
+/// Header with the time that a request had waited when it was requeued, in ms.
 const WAITED: &str = "waited-ms";
 
-/// How long a request had waited before it was written.
+/// Reads how long a request had waited before its record was written; zero for one that was never requeued.
 pub(super) fn waited(record: &Record) -> Duration {
     let header = record.headers.iter().find(|(name, _)| name == WAITED);
     let text = header.and_then(|(_, value)| std::str::from_utf8(value).ok());
     Duration::from_millis(text.and_then(|text| text.parse().ok()).unwrap_or(0))
 }
 
-impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
-    /// Puts back who is due much later. After an error call it again.
-    pub(super) async fn requeue(&mut self, now: Timestamp) -> Result<(), Error> {
-        self.deferred.extend(self.lanes.deferred(now));
-        if self.deferred.is_empty() {
-            return Ok(());
-        }
-        let records = self
-            .deferred
-            .iter()
-            .flat_map(|work| again(&self.settings.topics, work, now));
-        self.log.send(records.collect()).await?;
-        for work in std::mem::take(&mut self.deferred) {
-            metrics::requeue(work.request.lane);
-            for position in &work.positions {
-                self.in_hand.done(position);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// One record per record that asked: a list must have seen each.
-fn again(topics: &Topics, work: &Work, now: Timestamp) -> Vec<Outgoing> {
+/// Makes the records that requeue a deferred request.
+pub(super) fn requeue_records(topics: &Topics, work: &Work, now: Timestamp) -> Vec<Outgoing> {
     let waited = now.since(work.arrived).as_millis().to_string();
     let record = |source| {
         let request = Request {
