@@ -317,8 +317,9 @@ impl Asked {
             shut: Arc::default(),
             asked: Arc::default(),
         };
-        let ready = ready_to_answer(&self.topics, engine);
-        let member = Generate::new(log, self.store.clone(), self.snapshot.clone(), ready);
+        let (arms, settings) = ready_to_answer(&self.topics, engine);
+        let (store, snapshot) = (self.store.clone(), self.snapshot.clone());
+        let member = Generate::new(log, store, snapshot, arms, settings);
         let gate = dlq_gate(&self.ready, "g");
         tokio::spawn(generate_loop(member, gate, self.cancel.clone()));
     }

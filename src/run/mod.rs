@@ -408,7 +408,7 @@ async fn generate_task(
         needs: config.needs.clone(),
         clock: wall_clock,
     };
-    let mut member = Generate::new(log, store, snapshot, (arms, settings));
+    let mut member = Generate::new(log, store, snapshot, arms, settings);
     if cancel.run_until_cancelled(member.warm()).await.is_some() {
         gate.open("warm");
     }

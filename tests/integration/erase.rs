@@ -489,7 +489,7 @@ async fn an_erase_calls_off_the_list_that_is_being_made() {
     site.said(&["forget", "ann"]).await;
     eventually(LIMIT, || async {
         let log = all.log();
-        let said = log.contains("their lists are called off");
+        let said = log.contains("the lists are cancelled");
         said.then_some(()).ok_or(log)
     })
     .await;

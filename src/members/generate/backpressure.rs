@@ -1,10 +1,10 @@
 //! How backfill makes room for live requests, in this worker and in all others: [`Backpressure`].
 //!
-//! Invariant: live requests never wait behind backfill. While live is behind its objective in any worker, backfill has no
-//! share in all of them; a signal in the store says so and expires by itself, so that a worker that dies stops the others
-//! for seconds only. Backfill fills at most half of the memory for requests; the rest of it stays in the log. A batch
-//! has no more backfill users than the model serves within a [`SLICE`] of the objective, for a live user who becomes due
-//! waits until that batch is done. It decides nothing about a user.
+//! Invariant: live requests never wait behind backfill. While live is behind its objective in any worker, backfill has
+//! no share in all of them; a signal in the store says so and expires by itself, so that a worker that dies stops
+//! backfill for seconds only. Backfill fills at most half of the memory for requests; the rest of it stays in the log.
+//! A batch has no more backfill users than the model serves within a [`SLICE`] of the objective, for a live user who
+//! becomes due waits until that batch is done. It decides nothing about a user.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,8 +45,8 @@ impl Backpressure {
         }
     }
 
-    /// Pauses or resumes the topic of backfill, by what is in memory of it. Live has a topic of its own, so that it does
-    /// not wait for memory behind a sweep of a million users.
+    /// Pauses or resumes the topic of backfill, by what is in memory of it. Live has a topic of its own, so that it
+    /// does not wait for memory behind a sweep of a million users.
     pub(super) fn apply<L: Log>(&mut self, lanes: &mut Lanes, log: &mut L) {
         let pause = !lanes.wants_backfill();
         if pause == self.is_topic_paused {

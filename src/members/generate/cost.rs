@@ -1,8 +1,9 @@
-//! What a user costs the model: measured batch by batch, and told to the store for whoever reckons what a backfill
-//! would take.
+//! The cost per user: seconds of model time, measured batch by batch: [`UserCosts`].
 //!
-//! Invariant: a cost is time spent over users served, both fading alike, so that a full batch counts for more than one
-//! of a single user. It decides nothing.
+//! It is written to the store, so that the time of a backfill can be estimated before it is started.
+//!
+//! Invariant: a cost is the time spent divided by the users served, and both decay alike, so that a full batch counts
+//! for more than a batch of a single user. It decides nothing.
 
 use std::time::Duration;
 
@@ -14,26 +15,26 @@ use nearshore_core::list::prompt::Arm;
 use nearshore_core::ports::store::Store;
 use nearshore_core::user::record::Timestamp;
 
-/// How often it is told.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+/// How often the costs are written to the store.
+const WRITE_EVERY: Duration = Duration::from_secs(10);
 
 /// Weight of the newest batch.
 const NEW: f64 = 0.1;
 
-/// What a user costs an arm's model, as it was measured last.
+/// The cost per user of an arm's model, as it was measured last.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UserCost {
-    /// Seconds of the model a user.
+    /// Seconds of model time per user.
     pub seconds: f64,
-    /// Users of a batch, on average.
+    /// Users in a batch, on average.
     pub batch: f64,
     /// The arm's model.
     pub model: String,
-    /// When, by the worker's clock.
+    /// When it was written, by the worker's clock.
     pub at: Timestamp,
 }
 
-/// Seconds and users of the batches so far, fading.
+/// Seconds and users of the batches so far, decayed: each new batch has the weight [`NEW`].
 #[derive(Clone, Copy, Debug, Default)]
 struct Spent {
     seconds: f64,
@@ -41,8 +42,8 @@ struct Spent {
 }
 
 impl Spent {
-    fn and(self, took: Duration, users: usize) -> Self {
-        let (seconds, users) = (took.as_secs_f64(), users as f64);
+    fn and(self, busy: Duration, users: usize) -> Self {
+        let (seconds, users) = (busy.as_secs_f64(), users as f64);
         if self.users == 0.0 {
             return Self { seconds, users };
         }
@@ -58,36 +59,38 @@ impl Spent {
     }
 }
 
-/// Of all arms together, and of each.
+/// The costs per user of all arms together, and of each arm. It owns what was measured.
 pub(super) struct UserCosts {
     all: ArcSwap<Spent>,
     arms: Vec<ArcSwap<Spent>>,
-    told: Timestamp,
+    /// When the costs were last written to the store.
+    written: Timestamp,
 }
 
 impl UserCosts {
-    pub fn new(arms: usize) -> Self {
+    /// Costs of so many arms, of which nothing is known.
+    pub(super) fn new(arms: usize) -> Self {
         Self {
             all: ArcSwap::default(),
             arms: (0..arms).map(|_| ArcSwap::default()).collect(),
-            told: Timestamp(0),
+            written: Timestamp(0),
         }
     }
 
-    /// An arm's model served so many users in this time.
-    pub fn note(&self, arm: usize, took: Duration, users: usize) {
+    /// Notes that an arm's model served so many users in this time.
+    pub(super) fn note(&self, arm: usize, busy: Duration, users: usize) {
         for spent in [&self.all, &self.arms[arm]] {
-            spent.store(spent.load().and(took, users).into());
+            spent.store(spent.load().and(busy, users).into());
         }
     }
 
-    /// What a user costs; zero before the first.
-    pub fn each(&self) -> Duration {
+    /// Model time per user over all arms; zero before the first batch.
+    pub(super) fn each(&self) -> Duration {
         Duration::from_secs_f64(self.all.load().each())
     }
 
-    /// How many batches of `users` the model answers within `time`; none before the first was measured.
-    pub fn fit(&self, users: usize, time: Duration) -> usize {
+    /// How many batches of `users` the model answers within `time`; none before the first batch was measured.
+    pub(super) fn fit(&self, users: usize, time: Duration) -> usize {
         let spent = **self.all.load();
         if spent.users == 0.0 {
             return 0;
@@ -95,13 +98,14 @@ impl UserCosts {
         (time.as_secs_f64() / (spent.each() * users as f64)) as usize
     }
 
-    /// Tells the store, now and then.
-    pub async fn tell<S: Store>(
+    /// Writes the cost of each arm to the store, at most every [`WRITE_EVERY`].
+    pub(super) async fn write<S: Store>(
         &mut self,
         store: &S,
-        (arms, now): (&[Arm], Timestamp),
+        arms: &[Arm],
+        now: Timestamp,
     ) -> Result<(), Error> {
-        if now.since(self.told) < TELL_EVERY {
+        if now.since(self.written) < WRITE_EVERY {
             return Ok(());
         }
         for (arm, spent) in arms.iter().zip(&self.arms) {
@@ -117,7 +121,7 @@ impl UserCosts {
                 store.note_cost(&arm.id, &note).await?;
             }
         }
-        self.told = now;
+        self.written = now;
         Ok(())
     }
 }
@@ -145,7 +149,7 @@ mod tests {
     fn a_slow_model_fits_no_batch_and_a_quick_one_many() {
         let costs = UserCosts::new(1);
         let fit = |costs: &UserCosts| costs.fit(16, Duration::from_millis(500));
-        assert_eq!(fit(&costs), 0, "nothing is known");
+        assert_eq!(fit(&costs), 0, "nothing was measured");
         costs.note(0, Duration::ZERO, 16);
         assert_eq!(fit(&costs), usize::MAX, "quicker than a clock");
         for (millis, many) in [(50, 10), (600, 0)] {

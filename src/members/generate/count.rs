@@ -1,4 +1,4 @@
-//! What generate counts of batches and lists.
+//! What generate counts of batches and lists. It keeps nothing.
 
 use std::time::Duration;
 
@@ -10,23 +10,23 @@ use nearshore_core::queue::lanes::Work;
 use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::trigger::{Lane, Reason};
 
-pub(super) fn count_batch(arm: &str, answers: &[ScoreResponse], busy: Duration) {
-    let sum =
-        |of: fn(&ScoreResponse) -> u32| answers.iter().map(|answer| u64::from(of(answer))).sum();
+/// Counts a batch that an arm's model scored in `busy`.
+pub(super) fn count_batch(arm: &str, responses: &[ScoreResponse], busy: Duration) {
+    let sum = |of: fn(&ScoreResponse) -> u32| responses.iter().map(|one| u64::from(of(one))).sum();
     metrics::phase(arm, metrics::Phase::Model, busy);
     metrics::batch(
         arm,
         metrics::Batch {
-            users: answers.len(),
-            prompt_tokens: sum(|answer| answer.prompt_tokens),
-            shared_tokens: sum(|answer| answer.shared_tokens),
-            forwarded: sum(|answer| answer.forwarded),
+            users: responses.len(),
+            prompt_tokens: sum(|response| response.prompt_tokens),
+            shared_tokens: sum(|response| response.shared_tokens),
+            forwarded: sum(|response| response.forwarded),
             busy,
         },
     );
 }
 
-/// What is in hand, by lane: told when a turn begins, and empty when it is done.
+/// Sets how many users of each lane are being served: all of a turn when it begins, none when it is done.
 pub(super) fn count_running<'a>(works: impl IntoIterator<Item = &'a Work>) {
     let mut running = [0; 3];
     for work in works {
@@ -37,8 +37,9 @@ pub(super) fn count_running<'a>(works: impl IntoIterator<Item = &'a Work>) {
     }
 }
 
-pub(super) fn count_dropped(made: &FinishedList) {
-    for dropped in &made.audit.dropped {
+/// Counts the names that were kept off a list.
+pub(super) fn count_dropped(list: &FinishedList) {
+    for dropped in &list.audit.dropped {
         metrics::rejected(dropped.why, 1);
     }
 }

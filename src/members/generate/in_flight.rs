@@ -1,105 +1,114 @@
-//! Whose lists are being made, so that nobody goes on making one for a user who was erased meanwhile: [`InFlight`].
+//! The lists that are being made, to be cancelled when their users are erased: [`InFlight`].
 //!
-//! Invariant: it only spares work. What is published is decided by the erased_at in the store, whatever is called off here.
+//! Invariant: it only saves work. Whether a list is published is decided by the `erased_at` in the store, whatever is
+//! cancelled here.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::Job;
+use super::scoring::Job;
 use nearshore_core::names::scoring::Cancel;
 use nearshore_core::ports::store::{self, Store};
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
 
-/// How often it is looked whether one of them was erased.
-pub const STORE_CHECK_EVERY: Duration = Duration::from_secs(1);
+/// How often the store is asked whether one of the users was erased.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// One user's list on its way.
-struct One {
+/// One list that is being made.
+struct Entry {
     ns: String,
     user: UserId,
-    /// Life that was taken: a later one is another user.
+    /// `erased_at` of the claimed state: a later one is of another user under the same id.
     erased_at: Timestamp,
     cancel: Cancel,
 }
 
-/// Lists on their way, for somebody who looks after them while the role waits for its model.
+/// A handle to the lists in flight, for a task beside the turn that waits for the model.
 #[derive(Clone)]
 pub struct InFlight<S> {
     store: S,
-    all: Arc<Mutex<Vec<One>>>,
+    entries: Arc<Mutex<Vec<Entry>>>,
 }
 
-/// Until it is dropped, these lists are on their way.
-pub(super) struct FinishedList<'a>(&'a Mutex<Vec<One>>);
+/// Removes the lists from those in flight when it is dropped.
+pub(super) struct Guard<'a>(&'a Mutex<Vec<Entry>>);
 
-impl Drop for FinishedList<'_> {
+impl Drop for Guard<'_> {
     fn drop(&mut self) {
         locked(self.0).clear();
     }
 }
 
-fn locked(all: &Mutex<Vec<One>>) -> MutexGuard<'_, Vec<One>> {
-    all.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked(entries: &Mutex<Vec<Entry>>) -> MutexGuard<'_, Vec<Entry>> {
+    entries.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<S: Store> InFlight<S> {
     pub(super) fn new(store: S) -> Self {
         Self {
             store,
-            all: Arc::default(),
+            entries: Arc::default(),
         }
     }
 
-    /// The lists of these are on their way now.
-    pub(super) fn begin(&self, jobs: &[Job<'_>]) -> FinishedList<'_> {
-        let one = |job: &Job<'_>| {
-            let ask = job.prepared.ask.as_ref()?;
-            Some(One {
+    /// Puts the lists of these jobs in flight, until the guard is dropped.
+    pub(super) fn begin(&self, jobs: &[Job<'_>]) -> Guard<'_> {
+        let entry = |job: &Job<'_>| {
+            let request = job.prepared.ask.as_ref()?;
+            Some(Entry {
                 ns: job.work.request.ns.clone(),
                 user: job.work.request.user.clone(),
                 erased_at: job.claimed.state.erased_at,
-                cancel: ask.cancel.clone(),
+                cancel: request.cancel.clone(),
             })
         };
-        *locked(&self.all) = jobs.iter().filter_map(one).collect();
-        FinishedList(&self.all)
+        *locked(&self.entries) = jobs.iter().filter_map(entry).collect();
+        Guard(&self.entries)
     }
 
-    /// Calls off the lists of those who were erased since they were taken; how many.
+    /// Cancels the lists of users who were erased since they were claimed; returns how many.
     ///
     /// # Errors
-    /// The store's; nobody more is called off then.
-    pub async fn look(&self) -> Result<u64, store::Error> {
-        let mut spaces: BTreeMap<String, Vec<(UserId, Timestamp, Cancel)>> = BTreeMap::new();
-        for one in locked(&self.all).iter() {
-            let known = spaces.entry(one.ns.clone()).or_default();
-            known.push((one.user.clone(), one.erased_at, one.cancel.clone()));
+    /// The store's; no more lists are cancelled then.
+    async fn cancel_erased(&self) -> Result<u64, store::Error> {
+        let mut namespaces: BTreeMap<String, Vec<(UserId, Timestamp, Cancel)>> = BTreeMap::new();
+        for entry in locked(&self.entries).iter() {
+            let lists = namespaces.entry(entry.ns.clone()).or_default();
+            lists.push((entry.user.clone(), entry.erased_at, entry.cancel.clone()));
         }
-        let mut gone = 0;
-        for (ns, known) in spaces {
-            let users: Vec<UserId> = known.iter().map(|(user, ..)| user.clone()).collect();
-            let held = self.store.load(&ns, &users).await?;
-            for ((_, erased_at, cancel), held) in known.into_iter().zip(held) {
-                if held.state.erased_at > erased_at && !cancel.is_cancelled() {
+        let mut cancelled = 0;
+        for (ns, lists) in namespaces {
+            let users: Vec<UserId> = lists.iter().map(|(user, ..)| user.clone()).collect();
+            let loaded = self.store.load(&ns, &users).await?;
+            for ((_, erased_at, cancel), loaded) in lists.into_iter().zip(loaded) {
+                if loaded.state.erased_at > erased_at && !cancel.is_cancelled() {
                     cancel.cancel();
-                    gone += 1;
+                    cancelled += 1;
                 }
             }
         }
-        Ok(gone)
+        Ok(cancelled)
     }
 
-    /// [`Self::look`], again and again; it never ends. Beside a turn, which it must not outlive.
+    /// Cancels lists of erased users, every [`CHECK_EVERY`]; it never ends. Run it beside a turn and drop it when
+    /// the turn ends.
     pub async fn watch(&self) {
         loop {
-            tokio::time::sleep(STORE_CHECK_EVERY).await;
-            match self.look().await {
+            tokio::time::sleep(CHECK_EVERY).await;
+            match self.cancel_erased().await {
                 Ok(0) => {}
-                Ok(users) => tracing::info!(users, "erased meanwhile: their lists are called off"),
-                // The turn has the same trouble, and tells of it.
-                Err(error) => tracing::debug!(%error, "who was erased is not known"),
+                Ok(users) => {
+                    tracing::info!(
+                        users,
+                        "users were erased while their lists were made; the lists are cancelled"
+                    );
+                }
+                // The turn meets the same error, and reports it.
+                Err(error) => {
+                    tracing::debug!(%error, "erased users could not be read; next try in {CHECK_EVERY:?}");
+                }
             }
         }
     }

@@ -1,55 +1,51 @@
-//! The generate role: log -> lanes -> take -> engine -> list -> store -> log.
+//! The generate role: requests of the three lanes become lists in the store and updates on `recall-updates`.
 //!
-//! Invariant: a request's offset becomes committable only when its list is published and told, or
-//! when it is covered, refused or failed for good. Between two calls nothing is in memory that the
-//! lanes' topics could not bring back. Work in hand may be done twice; claims decide.
+//! Invariant: the offset of a request may be committed only when its list is published and its update sent, or when
+//! the request is covered, refused or failed for good. Between two calls nothing is in memory that the log could not
+//! deliver again. A request may be served twice; the claim number decides which list is stored.
+//!
+//! What is remembered has one owner each: [`Queue`] the requests in hand, [`Scoring`] the arms and their costs,
+//! [`Publisher`] what is not sent yet; [`Claims`] remembers nothing. [`Generate::turn`] joins them.
 
 mod backpressure;
+mod claims;
 mod cost;
 mod count;
 mod in_flight;
-mod make;
 mod outbox;
 mod publisher;
 mod queue;
 mod requeue;
 mod scorer;
-mod serve;
+mod scoring;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use count::count_running;
+pub use backpressure::BACKPRESSURE_EVERY;
+pub use cost::UserCost;
 pub use in_flight::InFlight;
 pub use scorer::Scorer;
 
-pub use backpressure::BACKPRESSURE_EVERY;
-pub use cost::UserCost;
-use cost::UserCosts;
+use claims::{Claims, by_namespace};
+use count::count_running;
 use publisher::Publisher;
-use queue::{Decoded, Queue};
+use queue::{DecodedBatch, Queue};
+use scoring::{Job, Scoring, TimedResponse};
 
 use crate::members::checkpoints::Checkpoints;
 use crate::members::error::Error;
-use crate::metrics;
-use nearshore_core::list::compose::{
-    ClaimedUser, FinishedList, ListContext, PreparedRequest, prepare,
-};
-use nearshore_core::list::document::Model;
 use nearshore_core::list::prompt::{Arm, Template};
-use nearshore_core::names::scoring::{Calibration, Names, ScoreRequest};
+use nearshore_core::names::scoring::Calibration;
 use nearshore_core::ports::log::{Batch, Log};
-use nearshore_core::ports::store::{Claimed, Peek, Store};
-use nearshore_core::queue::claims::{Need, need};
+use nearshore_core::ports::store::Store;
 use nearshore_core::queue::lanes::{Lanes, Policy, Work};
 use nearshore_core::queue::topics::Topics;
-use nearshore_core::shop::arms::{arm_of, arms_for};
 use nearshore_core::shop::rules::Needs;
 use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::record::{Partition, Timestamp};
-use nearshore_core::user::trigger::Request;
 use nearshore_engine::Info;
 
 /// Consumer group of the three lanes, whatever the namespace.
@@ -58,22 +54,22 @@ pub const GROUP: &str = "nearshore-generate";
 /// Time of the model in one turn, if it is quick enough for more than one batch of it.
 const TURN_MAX: Duration = Duration::from_millis(500);
 
-/// The name of its checkpoints.
+/// Name of the member's checkpoints in the store.
 const READER: &str = "nearshore:generate";
 
-/// One arm, ready to be used.
+/// One arm with its model, ready to be used.
 pub struct Loaded<A> {
     /// Its configuration.
     pub arm: Arm,
-    /// Its template.
+    /// Its prompt template.
     pub template: Template,
-    /// Its model's name and revision.
+    /// Name and revision of its model.
     pub info: Info,
     /// Its calibration prompts.
     pub calibration: Option<Arc<Calibration>>,
     /// Counts tokens as its model does.
     pub count: Arc<dyn Fn(&str) -> usize + Send + Sync>,
-    /// The way to its model.
+    /// Its model.
     pub engine: A,
 }
 
@@ -84,11 +80,11 @@ pub struct GenerateSettings {
     pub topics: Topics,
     /// How lanes share the engine.
     pub lanes: Policy,
-    /// Seed of the arms' hash.
+    /// Seed of the hash from users to arms.
     pub arm_seed: String,
     /// How SKUs are chosen.
     pub selection: nearshore_core::list::select::Policy,
-    /// What is not needed again yet.
+    /// Which products a user does not need again yet.
     pub needs: Needs,
     /// The clock, only to wait and to measure.
     pub clock: fn() -> Timestamp,
@@ -99,80 +95,136 @@ pub struct GenerateSettings {
 pub struct Turn {
     /// Lists published.
     pub published: u64,
-    /// Requests skipped because a list covers them.
+    /// Requests skipped because the stored list has seen them.
     pub covered: u64,
-    /// Takes made.
+    /// Users claimed.
     pub claims: u64,
 }
 
 /// One member of the generate group.
 pub struct Generate<L, S, A> {
     log: L,
+    /// Writes only in the lineage that the checkpoints were compared with.
     store: S,
-    snapshot: Arc<ArcSwap<Snapshot>>,
-    arms: Vec<Loaded<A>>,
-    /// The arms' configurations, in the same order, for the hash.
-    shares: Vec<Arm>,
-    settings: GenerateSettings,
-    queue: Queue,
+    clock: fn() -> Timestamp,
     checkpoints: Checkpoints<S>,
-    /// Version of the names that the engines know.
-    names: Option<u64>,
-    /// What a user costs the model: to say how many seconds of work are queued.
-    costs: UserCosts,
-    in_flight: InFlight<S>,
+    queue: Queue,
+    claims: Claims,
+    scoring: Scoring<S, A>,
     publisher: Publisher,
 }
 
-/// A claimed user on the way to a list.
-struct Job<'a> {
-    work: &'a Work,
-    /// Serving snapshot with the demand of the user's namespace.
-    snapshot: Arc<Snapshot>,
-    /// Place of the user's arm.
-    arm: usize,
-    claimed: Claimed,
-    prepared: PreparedRequest,
-    /// When the user was claimed, by the clock.
-    claimed_at: Timestamp,
+/// A batch after its claims.
+#[derive(Default)]
+struct ClaimedBatch<'a> {
+    jobs: Vec<Job<'a>>,
+    /// How many requests the stored list has seen already.
+    covered: u64,
 }
 
-/// A job with its finished list, of the model or a fallback.
-struct FinishedJob<'a> {
-    job: Job<'a>,
-    arm: &'a Arm,
-    list: FinishedList,
-    /// Time of the model for the batch; zero for a fallback.
-    generated: Duration,
-}
-
-impl FinishedJob<'_> {
-    fn ns(&self) -> &str {
-        &self.job.work.request.ns
-    }
-}
+/// A batch after its model answered: its jobs and, in the same places, their score responses.
+type ScoredBatch<'a> = (Vec<Job<'a>>, Vec<Option<TimedResponse>>);
 
 impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
-    /// A member that has nothing in hand. `arms` must not be empty.
+    /// Serves what is due. After an error call it again: what was cut stays in hand.
+    pub async fn turn(&mut self, now: Timestamp) -> Result<Turn, Error> {
+        self.publisher.settle(&self.log, &self.store).await?;
+        self.queue.requeue(&self.log, now).await?;
+        let costs = self.scoring.costs();
+        if !self.queue.cut(&mut self.log, costs, now) {
+            return Ok(Turn::default());
+        }
+        self.store = self.checkpoints.store(&self.log).await?;
+        self.scoring.sync_names().await;
+        count_running(self.queue.batches().iter().flatten());
+        let served = self.serve().await;
+        count_running([]);
+        let (turn, batches) = served?;
+        self.queue.finish(batches);
+        Ok(turn)
+    }
+
+    /// Serves batch after batch and says how many. While the model scores one, the batch before it is finished and
+    /// published and the next one is claimed, so that a quick model does not wait for Redis and Kafka (decision 29).
+    /// After [`TURN_MAX`] no more batches are claimed.
+    async fn serve(&self) -> Result<(Turn, usize), Error> {
+        let (mut turn, mut served) = (Turn::default(), 0);
+        let start = (self.clock)();
+        let mut batches = self.queue.batches().iter();
+        let (mut scored, mut next) = (None, self.claim(batches.next()).await?);
+        while let Some(claimed) = next.take() {
+            served += 1;
+            turn.covered += claimed.covered;
+            turn.claims += claimed.jobs.len() as u64;
+            let score = self.scoring.score(&claimed.jobs);
+            let is_over = (self.clock)().since(start) >= TURN_MAX;
+            let beside = async {
+                let published = self.publish(scored.take()).await?;
+                let follows = if is_over { None } else { batches.next() };
+                Ok::<_, Error>((published, self.claim(follows).await?))
+            };
+            // Both are waited for: an error beside the model does not cancel what the model has begun.
+            let (responses, beside) = futures::join!(score, beside);
+            let (published, follows) = beside?;
+            turn.published += published;
+            scored = Some((claimed.jobs, responses));
+            next = follows;
+        }
+        turn.published += self.publish(scored).await?;
+        Ok((turn, served))
+    }
+
+    /// Claims a batch, namespace by namespace. All namespaces are scored in one call of the model: with a call each,
+    /// live users would wait for the call of a backfill.
+    async fn claim<'a>(
+        &'a self,
+        batch: Option<&'a Vec<Work>>,
+    ) -> Result<Option<ClaimedBatch<'a>>, Error> {
+        let Some(batch) = batch else { return Ok(None) };
+        let (log, store) = (&self.log, &self.store);
+        let mut all = ClaimedBatch::default();
+        for (ns, works) in by_namespace(batch) {
+            let claimed = self.claims.claim(store, &self.scoring, ns, works).await?;
+            all.covered += claimed.covered.len() as u64;
+            self.publisher
+                .send_again(log, store, ns, claimed.covered)
+                .await?;
+            self.publisher
+                .delete(log, store, ns, claimed.vacant)
+                .await?;
+            all.jobs.extend(claimed.jobs);
+        }
+        Ok(Some(all))
+    }
+
+    /// Finishes the lists of a batch and publishes them.
+    async fn publish<'a>(&'a self, scored: Option<ScoredBatch<'a>>) -> Result<u64, Error> {
+        let Some((jobs, responses)) = scored else {
+            return Ok(0);
+        };
+        let finished = self.scoring.finish(jobs, responses);
+        self.publisher
+            .publish(&self.log, &self.store, &finished)
+            .await
+    }
+
+    /// A member with nothing in hand. `arms` must not be empty.
     pub fn new(
         log: L,
         store: S,
         snapshot: Arc<ArcSwap<Snapshot>>,
-        (arms, settings): (Vec<Loaded<A>>, GenerateSettings),
+        arms: Vec<Loaded<A>>,
+        settings: GenerateSettings,
     ) -> Self {
         Self {
             log,
+            clock: settings.clock,
             checkpoints: Checkpoints::new(store.clone(), READER),
-            in_flight: InFlight::new(store.clone()),
-            store,
-            snapshot,
-            costs: UserCosts::new(arms.len()),
-            shares: arms.iter().map(|loaded| loaded.arm.clone()).collect(),
-            arms,
             queue: Queue::new(settings.topics.clone(), settings.lanes.clone()),
+            claims: Claims::new(snapshot.clone()),
             publisher: Publisher::new(settings.topics.clone(), settings.clock),
-            settings,
-            names: None,
+            scoring: Scoring::new(store.clone(), snapshot, arms, settings),
+            store,
         }
     }
 
@@ -191,54 +243,42 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
         self.queue.lanes()
     }
 
-    /// Whether batches were cut and are not done: there is no reason to wait then.
+    /// Whether batches were cut and are not served: there is no reason to wait then.
     pub fn is_midway(&self) -> bool {
         !self.queue.batches().is_empty()
     }
 
-    /// Lists on their way, to be looked after during a turn.
+    /// The lists that are being made, to be watched during a turn.
     pub fn in_flight(&self) -> InFlight<S> {
-        self.in_flight.clone()
+        self.scoring.in_flight().clone()
     }
 
-    /// What a user costs the model, smoothed over batches; zero before the first.
+    /// Model time per user, smoothed over batches; zero before the first.
     pub fn seconds_per_user(&self) -> Duration {
-        self.costs.each()
+        self.scoring.costs().each()
     }
 
-    /// Tells the engines the names and has each answer once, so that the first user does not wait for cold caches.
+    /// Hands the names to the engines and asks each model once, so that the first user does not wait for cold caches.
     pub async fn warm(&mut self) {
-        self.sync_names().await;
-        for loaded in &self.arms {
-            let ask = ScoreRequest {
-                prompt: "warm".into(),
-                n: 1,
-                // The first user should not wait for these either.
-                calibration: loaded.calibration.clone(),
-                ..ScoreRequest::default()
-            };
-            if let Err(error) = loaded.engine.generate(vec![ask]).await {
-                metrics::engine_error(&error);
-                tracing::warn!(arm = loaded.arm.id, %error, "the model does not answer yet");
-            }
-        }
+        self.scoring.warm().await;
     }
 
-    /// Partitions are ours from now on.
+    /// Partitions are assigned to this member from now on.
     pub fn assigned(&mut self, partitions: &[Partition]) {
         self.checkpoints.assigned(partitions);
     }
 
-    /// Partitions are no longer ours: what is in hand of them is the new owner's.
+    /// Partitions are revoked: their new owner serves what is in hand of them.
     pub fn revoked(&mut self, partitions: &[Partition]) {
         self.queue.revoke(partitions);
         self.publisher.revoke(partitions);
         self.checkpoints.revoked(partitions);
     }
 
-    /// Takes requests in. A record that is no request goes to `dlq`. After an error call it again with the same batch.
+    /// Reads a batch of a lane into the queue. A record that is no request goes to `dlq`. After an error call it again
+    /// with the same batch.
     pub async fn receive(&mut self, batch: &Batch, now: Timestamp) -> Result<(), Error> {
-        let decoded = Decoded::new(batch);
+        let decoded = DecodedBatch::new(batch);
         self.publisher
             .write_dead_letters(&self.log, &batch.partition, &decoded.rejects)
             .await?;
@@ -248,31 +288,14 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
 
     /// Shares the model between backfill and live, here and in all workers. After an error nothing changes.
     pub async fn update_backpressure(&mut self, now: Timestamp) -> Result<(), Error> {
-        self.costs.tell(&self.store, (&self.shares, now)).await?;
+        self.scoring.write_costs(&self.store, now).await?;
         let seconds_per_user = self.seconds_per_user();
         self.queue
             .update_backpressure(&self.store, seconds_per_user, now)
             .await
     }
 
-    /// Serves what is due. After an error call it again: what was cut is kept.
-    pub async fn turn(&mut self, now: Timestamp) -> Result<Turn, Error> {
-        self.publisher.settle(&self.log, &self.store).await?;
-        self.queue.requeue(&self.log, now).await?;
-        if !self.queue.cut(&mut self.log, &self.costs, now) {
-            return Ok(Turn::default());
-        }
-        self.store = self.checkpoints.store(&self.log).await?;
-        self.sync_names().await;
-        count_running(self.queue.batches().iter().flatten());
-        let served = self.serve(self.queue.batches()).await;
-        count_running([]);
-        let (turn, batches) = served?;
-        self.queue.finish(batches);
-        Ok(turn)
-    }
-
-    /// Commits what is done.
+    /// Commits the offsets that are done.
     pub async fn commit(&mut self) -> Result<(), Error> {
         for (partition, resume) in self.queue.take_commits() {
             self.checkpoints.done(&partition, resume);
@@ -280,96 +303,15 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
         Ok(self.checkpoints.commit(&self.log).await?)
     }
 
-    /// Looks whether the store is still the one that was written to.
+    /// Checks whether the store is still the one that was written to.
     pub async fn check_store(&mut self) -> Result<(), Error> {
         Ok(self.checkpoints.check_store(&self.log).await?)
     }
 
-    /// After an error that [`Error::rewinds`]: requests whose lists the store lost are read again, and so is
+    /// Rewinds after an error that [`Error::rewinds`]: requests whose lists the store lost are read again, and so is
     /// everything in hand.
     pub async fn rewind(&mut self) -> Result<(), Error> {
         self.queue.clear();
         Ok(self.checkpoints.rewind(&mut self.log).await?)
-    }
-
-    /// Tells the engines the catalogue's names when they changed. A failure leaves the old ones:
-    /// indices are stable, so that an answer over old names is still right.
-    pub async fn sync_names(&mut self) {
-        let snapshot = self.snapshot.load_full();
-        let version = snapshot.catalogue.names_version();
-        if self.names == Some(version) {
-            return;
-        }
-        let names = Arc::new(Names {
-            version,
-            names: snapshot.catalogue.names(),
-        });
-        for loaded in &self.arms {
-            if let Err(error) = loaded.engine.set_names(names.clone()).await {
-                metrics::engine_error(&error);
-                tracing::error!(arm = loaded.arm.id, %error, "the engine keeps the old names");
-                return;
-            }
-        }
-        self.names = Some(version);
-    }
-
-    fn need(&self, work: &Work, peek: &Peek) -> Need {
-        let status = peek.status();
-        need(
-            &work.request,
-            &work.sources,
-            (&status, self.arms[self.arm(&work.request)].arm.epoch),
-        )
-    }
-
-    /// Place of the user's arm; without any share the first one serves all.
-    fn arm(&self, request: &Request) -> usize {
-        let arms = arms_for(&request.ns, &self.shares);
-        let arm = arm_of(&request.user.0, &self.settings.arm_seed, &arms);
-        arm.and_then(|arm| self.shares.iter().position(|known| known.id == arm.id))
-            .unwrap_or(0)
-    }
-
-    fn context(&self, arm: usize) -> ListContext<'_> {
-        let loaded = &self.arms[arm];
-        let Info {
-            name,
-            revision,
-            dtype,
-            device,
-        } = loaded.info.clone();
-        ListContext {
-            arm: &loaded.arm,
-            template: &loaded.template,
-            model: Model {
-                name,
-                revision,
-                dtype,
-                device,
-            },
-            calibration: loaded.calibration.clone(),
-            count: &*loaded.count,
-            needs: &self.settings.needs,
-            selection: &self.settings.selection,
-        }
-    }
-
-    fn job<'a>(&self, work: &'a Work, claimed: Claimed, snapshot: &Arc<Snapshot>) -> Job<'a> {
-        let arm = self.arm(&work.request);
-        let subject = ClaimedUser {
-            request: &work.request,
-            state: &claimed.state,
-            claim: claimed.claim,
-        };
-        let prepared = prepare(&subject, snapshot, &self.context(arm));
-        Job {
-            work,
-            snapshot: Arc::clone(snapshot),
-            arm,
-            prepared,
-            claimed,
-            claimed_at: (self.settings.clock)(),
-        }
     }
 }

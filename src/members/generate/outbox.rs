@@ -1,15 +1,15 @@
 //! The users whose update an error may have left unsent: [`Outbox`].
 //!
 //! Invariant: a user stays in it from before their update is sent until the sent update is what the store holds. It
-//! outlives the request: the next turn settles it whichever member owns the request by then, for nothing else would find
-//! an update that landed behind its successor. It does not know what an update says.
+//! outlives the request: the next turn settles it whichever member owns the request by then, for nothing else would
+//! find an update that landed behind its successor. It does not know what an update says.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nearshore_core::user::event::UserId;
 
-/// Users by namespace whose last update may not be what the store holds. Shared by what runs beside the model in a turn.
+/// Users by namespace whose last update may not be what the store holds. A turn shares it, so it locks.
 #[derive(Default)]
 pub(super) struct Outbox(Mutex<BTreeSet<(String, UserId)>>);
 

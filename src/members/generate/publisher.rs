@@ -1,8 +1,8 @@
 //! What generate writes for others to read: lists, their updates, dead letters: [`Publisher`].
 //!
 //! Invariant: an update is sent only after its list is stored, and a user whose update may be unsent or overtaken is in
-//! the outbox until a later turn has settled it. It decides nothing about a list: the store accepts or refuses it by its
-//! claim number.
+//! the outbox until a later turn has settled it. It decides nothing about a list: the store accepts or refuses it by
+//! its claim number.
 
 use nearshore_core::list::document::Source;
 use nearshore_core::ports::log::Log;
@@ -12,9 +12,10 @@ use nearshore_core::queue::topics::Topics;
 use nearshore_core::user::event::{Reject, UserId};
 use nearshore_core::user::record::{Partition, Record, Timestamp};
 
+use super::GROUP;
 use super::count::count_published;
 use super::outbox::Outbox;
-use super::{FinishedJob, GROUP};
+use super::scoring::FinishedJob;
 use crate::members::dlq::{DeadLetterWriter, write_rejects};
 use crate::members::error::Error;
 use crate::members::outbox::{current, publish_updates, update};
@@ -87,7 +88,7 @@ impl Publisher {
                     count_published(&job.arm.id, job.job.work, source, now);
                     updates.push((write.user, Some(update(&write.list))));
                 }
-                // The newer list may be this very one: a client of a Redis Cluster which lost the answer sends it again.
+                // The newer list may be this one: a client of a Redis Cluster which lost the answer sends it again.
                 Published::Older => older.push(write.user),
                 Published::Erased | Published::NoState | Published::Epoch | Published::Kept => {}
             }

@@ -41,12 +41,12 @@ pub(super) struct Queue {
 }
 
 /// The records of a batch, as requests or as rejects.
-pub(super) struct Decoded<'a> {
+pub(super) struct DecodedBatch<'a> {
     pub(super) requests: Vec<(Request, &'a Record)>,
     pub(super) rejects: Vec<(&'a Record, Reject)>,
 }
 
-impl<'a> Decoded<'a> {
+impl<'a> DecodedBatch<'a> {
     /// Decodes each record of a batch.
     pub(super) fn new(batch: &'a Batch) -> Self {
         let (mut requests, mut rejects) = (Vec::new(), Vec::new());
@@ -88,7 +88,7 @@ impl Queue {
         &mut self,
         log: &mut L,
         batch: &Batch,
-        decoded: Decoded<'_>,
+        decoded: DecodedBatch<'_>,
         now: Timestamp,
     ) {
         for record in &batch.records {
@@ -108,8 +108,9 @@ impl Queue {
         self.backpressure.apply(&mut self.lanes, log);
     }
 
-    /// Writes requests that are due much later to the end of their lanes. Their offsets are done when the new records are
-    /// acknowledged, so that a crash between the two leaves a request twice, never none. After an error call it again.
+    /// Writes requests that are due much later to the end of their lanes. Their offsets are done when the new records
+    /// are acknowledged, so that a crash between the two leaves a request twice, never none. After an error call it
+    /// again.
     pub(super) async fn requeue<L: Log>(&mut self, log: &L, now: Timestamp) -> Result<(), Error> {
         self.deferred.extend(self.lanes.deferred(now));
         if self.deferred.is_empty() {

@@ -67,7 +67,7 @@ fn received(values: &[String]) -> (Queue, MemoryLog, MemoryCluster) {
     };
     let mut queue = Queue::new(topics, policy);
     let batch = batch(values);
-    queue.add(&mut log, &batch, Decoded::new(&batch), NOW);
+    queue.add(&mut log, &batch, DecodedBatch::new(&batch), NOW);
     (queue, log, cluster)
 }
 

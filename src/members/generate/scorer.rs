@@ -1,6 +1,6 @@
-//! What generate asks of a model: [`Scorer`].
+//! What generate needs of a model: [`Scorer`].
 //!
-//! Invariant: answers come in the order of the questions. It does not know what is asked.
+//! Invariant: score responses come in the order of the score requests. It does not know what they are about.
 
 use std::sync::Arc;
 
@@ -9,18 +9,18 @@ use nearshore_core::names::scoring::{Ended, Names, ScoreRequest, ScoreResponse};
 use nearshore_engine as engine;
 use nearshore_engine::thread::Handle;
 
-/// Whoever answers a batch of questions: the engine's thread, or a table in the simulation.
+/// Answers batches of score requests: the engine's thread, or a table in the simulation.
 pub trait Scorer: Send + Sync {
-    /// Makes `names` the catalogue, as soon as they are ready; only the first are waited for.
+    /// Makes `names` the catalogue, as soon as they are ready; only the first names are waited for.
     fn set_names(
         &self,
         names: Arc<Names>,
     ) -> impl Future<Output = Result<(), engine::Error>> + Send;
 
-    /// Scorer in the order of `asks`.
+    /// Answers each score request, in their order.
     fn generate(
         &self,
-        asks: Vec<ScoreRequest>,
+        requests: Vec<ScoreRequest>,
     ) -> impl Future<Output = Result<Vec<ScoreResponse>, engine::Error>> + Send;
 }
 
@@ -29,27 +29,31 @@ impl Scorer for Handle {
         self.offer_names(names).await
     }
 
-    async fn generate(&self, asks: Vec<ScoreRequest>) -> Result<Vec<ScoreResponse>, engine::Error> {
-        Handle::generate(self, asks).await
+    async fn generate(
+        &self,
+        requests: Vec<ScoreRequest>,
+    ) -> Result<Vec<ScoreResponse>, engine::Error> {
+        Handle::generate(self, requests).await
     }
 }
 
-/// Scorer of one model. A prompt over its context costs nobody else their list: then each is asked alone.
-pub(super) async fn of<A: Scorer>(
+/// Scores a batch by one model. A prompt that is over the model's context costs no other user a list: each request is
+/// then scored alone.
+pub(super) async fn score_each<A: Scorer>(
     engine: &A,
-    asks: Vec<ScoreRequest>,
+    requests: Vec<ScoreRequest>,
 ) -> Result<Vec<ScoreResponse>, engine::Error> {
-    let outcome = engine.generate(asks.clone()).await;
+    let outcome = engine.generate(requests.clone()).await;
     let Err(engine::Error::TooLong { .. }) = outcome else {
         return outcome;
     };
-    let mut answers = Vec::with_capacity(asks.len());
-    for ask in asks {
-        match engine.generate(vec![ask]).await {
-            Ok(answer) => answers.extend(answer),
+    let mut responses = Vec::with_capacity(requests.len());
+    for request in requests {
+        match engine.generate(vec![request]).await {
+            Ok(response) => responses.extend(response),
             Err(error @ engine::Error::TooLong { .. }) => {
                 metrics::engine_error(&error);
-                answers.push(ScoreResponse {
+                responses.push(ScoreResponse {
                     ended: Ended::TooLong,
                     ..ScoreResponse::default()
                 });
@@ -57,5 +61,5 @@ pub(super) async fn of<A: Scorer>(
             Err(error) => return Err(error),
         }
     }
-    Ok(answers)
+    Ok(responses)
 }

@@ -269,7 +269,7 @@ impl<S: Store> History<S> {
             count: Arc::new(str::len),
             engine,
         };
-        let member = Generate::new(log, store, self.snapshot.clone(), (vec![loaded], settings));
+        let member = Generate::new(log, store, self.snapshot.clone(), vec![loaded], settings);
         // A wall clock up to an hour off, either way.
         let skew = self.rng.random_range(-3_600_000..=3_600_000);
         Box::pin(generate_member(member, self.gate.clone(), skew))

@@ -1,0 +1,321 @@
+//! From claimed users to finished lists, by the model of each user's arm: [`Scoring`].
+//!
+//! Invariant: each job becomes a list, in the order of the jobs, whatever a model does: without a complete score
+//! response it is the fallback, with the reason. Scoring and finishing are two steps, so that lists are finished while
+//! the model answers the next batch. It does not know what the store holds, nor where lists go.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use super::cost::UserCosts;
+use super::count::{count_batch, count_dropped};
+use super::in_flight::InFlight;
+use super::scorer::{Scorer, score_each};
+use super::{GenerateSettings, Loaded};
+use crate::members::error::Error;
+use crate::metrics;
+use nearshore_core::list::compose::{
+    ClaimedUser, FinishedList, ListContext, PreparedRequest, fallback, finish, prepare,
+};
+use nearshore_core::list::document::Model;
+use nearshore_core::list::prompt::Arm;
+use nearshore_core::names::scoring::{Ended, Names, ScoreRequest, ScoreResponse};
+use nearshore_core::ports::store::{Claimed, Store};
+use nearshore_core::queue::lanes::Work;
+use nearshore_core::shop::arms::{arm_of, arms_for};
+use nearshore_core::shop::snapshot::Snapshot;
+use nearshore_core::user::record::Timestamp;
+use nearshore_core::user::trigger::Request;
+use nearshore_engine::Info;
+
+/// The arms with their models, what a user costs them, and the lists that they are making.
+pub(super) struct Scoring<S, A> {
+    /// Never empty.
+    arms: Vec<Loaded<A>>,
+    /// Configurations of `arms`, in the same order, for the hash of users.
+    configs: Vec<Arm>,
+    settings: GenerateSettings,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Version of the names that all engines have.
+    names_version: Option<u64>,
+    costs: UserCosts,
+    in_flight: InFlight<S>,
+}
+
+/// A claimed user on the way to a list.
+pub(super) struct Job<'a> {
+    pub(super) work: &'a Work,
+    /// Serving snapshot with the demand of the user's namespace.
+    pub(super) snapshot: Arc<Snapshot>,
+    /// Place of the user's arm.
+    pub(super) arm: usize,
+    pub(super) claimed: Claimed,
+    pub(super) prepared: PreparedRequest,
+    /// When the user was claimed, by the clock.
+    pub(super) claimed_at: Timestamp,
+}
+
+/// A complete score response of a job, with the time that the model took for the batch.
+pub(super) struct TimedResponse {
+    response: ScoreResponse,
+    generated: Duration,
+}
+
+/// A job with its finished list, of the model or a fallback.
+pub(super) struct FinishedJob<'a> {
+    pub(super) job: Job<'a>,
+    /// Configuration of the user's arm.
+    pub(super) arm: &'a Arm,
+    pub(super) list: FinishedList,
+    /// Time of the model for the batch; zero for a fallback.
+    pub(super) generated: Duration,
+}
+
+impl FinishedJob<'_> {
+    pub(super) fn ns(&self) -> &str {
+        &self.job.work.request.ns
+    }
+}
+
+impl<S: Store, A: Scorer> Scoring<S, A> {
+    /// Scoring by these arms, of which there must be one at least. The engines have no names yet.
+    pub(super) fn new(
+        store: S,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        arms: Vec<Loaded<A>>,
+        settings: GenerateSettings,
+    ) -> Self {
+        Self {
+            configs: arms.iter().map(|loaded| loaded.arm.clone()).collect(),
+            costs: UserCosts::new(arms.len()),
+            arms,
+            settings,
+            snapshot,
+            names_version: None,
+            in_flight: InFlight::new(store),
+        }
+    }
+
+    pub(super) fn costs(&self) -> &UserCosts {
+        &self.costs
+    }
+
+    pub(super) fn in_flight(&self) -> &InFlight<S> {
+        &self.in_flight
+    }
+
+    /// Writes the arms' costs per user to the store, now and then.
+    pub(super) async fn write_costs(&mut self, store: &S, now: Timestamp) -> Result<(), Error> {
+        self.costs.write(store, &self.configs, now).await
+    }
+
+    /// Hands the catalogue's names to the engines when they changed. A failure leaves an engine its old names: indices
+    /// are stable, so that its answers are still right, and the next turn tries again.
+    pub(super) async fn sync_names(&mut self) {
+        let snapshot = self.snapshot.load_full();
+        let version = snapshot.catalogue.names_version();
+        if self.names_version == Some(version) {
+            return;
+        }
+        let names = Arc::new(Names {
+            version,
+            names: snapshot.catalogue.names(),
+        });
+        for loaded in &self.arms {
+            if let Err(error) = loaded.engine.set_names(names.clone()).await {
+                metrics::engine_error(&error);
+                tracing::error!(
+                    arm = loaded.arm.id,
+                    version,
+                    %error,
+                    "engine did not load the catalogue's names; it keeps the old ones; next try in the next turn"
+                );
+                return;
+            }
+        }
+        self.names_version = Some(version);
+    }
+
+    /// Asks each model once, so that the first user does not wait for cold caches.
+    pub(super) async fn warm(&mut self) {
+        self.sync_names().await;
+        for loaded in &self.arms {
+            let request = ScoreRequest {
+                prompt: "warm".into(),
+                n: 1,
+                // The first user should not wait for the calibration prompts either.
+                calibration: loaded.calibration.clone(),
+                ..ScoreRequest::default()
+            };
+            if let Err(error) = loaded.engine.generate(vec![request]).await {
+                metrics::engine_error(&error);
+                tracing::warn!(
+                    arm = loaded.arm.id,
+                    %error,
+                    "model failed its first score request; serving starts without a warm model"
+                );
+            }
+        }
+    }
+
+    /// Epoch of the arm that would make the list.
+    pub(super) fn epoch(&self, request: &Request) -> u64 {
+        self.arms[self.arm(request)].arm.epoch
+    }
+
+    /// Place of the user's arm; without any share the first arm serves all.
+    fn arm(&self, request: &Request) -> usize {
+        let arms = arms_for(&request.ns, &self.configs);
+        let arm = arm_of(&request.user.0, &self.settings.arm_seed, &arms);
+        arm.and_then(|arm| self.configs.iter().position(|known| known.id == arm.id))
+            .unwrap_or(0)
+    }
+
+    fn context(&self, arm: usize) -> ListContext<'_> {
+        let loaded = &self.arms[arm];
+        let Info {
+            name,
+            revision,
+            dtype,
+            device,
+        } = loaded.info.clone();
+        ListContext {
+            arm: &loaded.arm,
+            template: &loaded.template,
+            model: Model {
+                name,
+                revision,
+                dtype,
+                device,
+            },
+            calibration: loaded.calibration.clone(),
+            count: &*loaded.count,
+            needs: &self.settings.needs,
+            selection: &self.settings.selection,
+        }
+    }
+
+    /// Prepares the score request of a user who was claimed just now.
+    pub(super) fn prepare<'a>(
+        &self,
+        work: &'a Work,
+        claimed: Claimed,
+        snapshot: &Arc<Snapshot>,
+    ) -> Job<'a> {
+        let arm = self.arm(&work.request);
+        let user = ClaimedUser {
+            request: &work.request,
+            state: &claimed.state,
+            claim: claimed.claim,
+        };
+        let prepared = prepare(&user, snapshot, &self.context(arm));
+        Job {
+            work,
+            snapshot: Arc::clone(snapshot),
+            arm,
+            prepared,
+            claimed,
+            claimed_at: (self.settings.clock)(),
+        }
+    }
+
+    /// Asks the models; returns the complete score responses, a place per job. Each arm's model is asked once.
+    pub(super) async fn score(&self, jobs: &[Job<'_>]) -> Vec<Option<TimedResponse>> {
+        let _in_flight = self.in_flight.begin(jobs);
+        let mut scored: Vec<Option<TimedResponse>> = jobs.iter().map(|_| None).collect();
+        for arm in 0..self.arms.len() {
+            let (places, requests): (Vec<usize>, Vec<ScoreRequest>) = jobs
+                .iter()
+                .enumerate()
+                .filter(|(_, job)| job.arm == arm && !job.work.late)
+                .filter_map(|(place, job)| Some((place, job.prepared.ask.clone()?)))
+                .unzip();
+            let responses = self.score_arm(arm, requests).await;
+            for (place, response) in places.into_iter().zip(responses) {
+                scored[place] = response;
+            }
+        }
+        scored
+    }
+
+    /// Asks one arm's model; nothing at all if it fails.
+    async fn score_arm(
+        &self,
+        arm: usize,
+        requests: Vec<ScoreRequest>,
+    ) -> Vec<Option<TimedResponse>> {
+        if requests.is_empty() {
+            return Vec::new();
+        }
+        let loaded = &self.arms[arm];
+        let users = requests.len();
+        let start = (self.settings.clock)();
+        let responses = match score_each(&loaded.engine, requests).await {
+            Ok(responses) => responses,
+            Err(error) => {
+                metrics::engine_error(&error);
+                tracing::error!(arm = loaded.arm.id, %error, users, "scoring failed; fallbacks are published");
+                return Vec::new();
+            }
+        };
+        let generated = (self.settings.clock)().since(start);
+        count_batch(&loaded.arm.id, &responses, generated);
+        self.costs.note(arm, generated, responses.len());
+        let is_complete = |response: &ScoreResponse| response.ended == Ended::Complete;
+        let incomplete = responses.iter().filter(|it| !is_complete(it)).count();
+        if incomplete > 0 {
+            tracing::warn!(
+                arm = loaded.arm.id,
+                users = incomplete,
+                "score requests ended early (late, cancelled, or prompt too long); fallbacks are published"
+            );
+        }
+        let one = |response| {
+            is_complete(&response).then_some(TimedResponse {
+                response,
+                generated,
+            })
+        };
+        responses.into_iter().map(one).collect()
+    }
+
+    /// Finishes a list for each job, in their order: the model's, or the fallback with its reason.
+    pub(super) fn finish<'a>(
+        &'a self,
+        jobs: Vec<Job<'a>>,
+        scored: Vec<Option<TimedResponse>>,
+    ) -> Vec<FinishedJob<'a>> {
+        let contexts: Vec<ListContext> =
+            (0..self.arms.len()).map(|arm| self.context(arm)).collect();
+        let one = |(job, scored): (Job<'a>, Option<TimedResponse>)| {
+            let (list, generated) = list_of(&job, scored, &contexts[job.arm]);
+            FinishedJob {
+                arm: &self.arms[job.arm].arm,
+                job,
+                list,
+                generated,
+            }
+        };
+        jobs.into_iter().zip(scored).map(one).collect()
+    }
+}
+
+fn list_of(
+    job: &Job<'_>,
+    scored: Option<TimedResponse>,
+    context: &ListContext,
+) -> (FinishedList, Duration) {
+    let Some(scored) = scored else {
+        let reason = match job.work.late {
+            true => "waited too long for the model",
+            false => "generation failed",
+        };
+        let list = fallback(&job.prepared, &job.snapshot, context, reason);
+        return (list, Duration::ZERO);
+    };
+    let list = finish(&job.prepared, &scored.response, &job.snapshot, context);
+    count_dropped(&list);
+    (list, scored.generated)
+}
