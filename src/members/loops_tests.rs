@@ -1,5 +1,5 @@
-//! What the loops do at the end of a process, on a log in memory that refuses its dead letters until then, and beside a
-//! slow model.
+//! Tests of the loops, on a log and a store in memory: what is committed at the end of a process while dead letters are
+//! refused, and what is read and published beside a slow or a quick model.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -29,15 +29,16 @@ use nearshore_engine::Model;
 use nearshore_testkit::log::{MemoryCluster, MemoryLog};
 use nearshore_testkit::store::MemoryStore;
 
-/// Takes no record while `shut`, and tells when it was asked; counts what was read.
-struct Shut {
+/// A log in memory which counts the records that are read, and refuses all records that are written while `refuses`.
+struct RefusingLog {
     inner: MemoryLog,
     read: Arc<AtomicUsize>,
-    shut: Arc<AtomicBool>,
-    asked: Arc<Notify>,
+    refuses: Arc<AtomicBool>,
+    /// Notified of each refused write.
+    refused: Arc<Notify>,
 }
 
-impl Log for Shut {
+impl Log for RefusingLog {
     async fn next(&mut self) -> Result<Delivery, Error> {
         let delivery = self.inner.next().await?;
         if let Delivery::Batch(batch) = &delivery {
@@ -67,10 +68,10 @@ impl Log for Shut {
     }
 
     async fn send(&self, records: Vec<Outgoing>) -> Result<(), Error> {
-        if !self.shut.load(Ordering::SeqCst) {
+        if !self.refuses.load(Ordering::SeqCst) {
             return self.inner.send(records).await;
         }
-        self.asked.notify_one();
+        self.refused.notify_one();
         Err(Error::Timeout {
             topic: "dlq".into(),
             limit: Duration::ZERO,
@@ -126,7 +127,8 @@ fn ingest_settings(topics: &Topics, triggers: bool) -> ingest::IngestSettings {
     }
 }
 
-/// A batch that is given up at the end is read again: nothing behind it is folded and committed meanwhile.
+/// A batch whose dead letter is still refused at the end of the process is read again by the next member: no offset
+/// behind it is committed.
 #[tokio::test]
 async fn what_is_given_up_at_the_end_is_not_passed_over() {
     for seed in 0..30 {
@@ -135,12 +137,12 @@ async fn what_is_given_up_at_the_end_is_not_passed_over() {
             cluster.create_topic(topic, 1);
         }
         cluster.produce(event(&topics, "no JSON"));
-        let (shut, asked) = (Arc::new(AtomicBool::new(true)), Arc::new(Notify::new()));
-        let log = Shut {
+        let (refuses, refused) = (Arc::new(AtomicBool::new(true)), Arc::new(Notify::new()));
+        let log = RefusingLog {
             inner: cluster.join("g", &[&topics.user_events, &topics.profile_changes]),
             read: Arc::default(),
-            shut: shut.clone(),
-            asked: asked.clone(),
+            refuses: refuses.clone(),
+            refused: refused.clone(),
         };
         let settings = ingest_settings(&topics, false);
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot()));
@@ -149,73 +151,87 @@ async fn what_is_given_up_at_the_end_is_not_passed_over() {
         let (_ready, is_ready) = tokio::sync::watch::channel(true);
         let gate = dlq_gate(&Ready::default(), "dlq");
         let running = tokio::spawn(ingest_loop(member, (is_ready, gate), cancel.clone()));
-        asked.notified().await;
-        // All is well again, the next record is there, and so is the end.
+        refused.notified().await;
+        // Writes succeed again, there is a next record, and the process is told to end.
         cluster.produce(event(
             &topics,
             r#"{"type": "view", "sku": "s", "ts": 1750000000000}"#,
         ));
-        shut.store(false, Ordering::SeqCst);
+        refuses.store(false, Ordering::SeqCst);
         cancel.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(20), running).await;
         ended
-            .expect("in time")
+            .expect("the loop ends in time")
             .expect("no panic")
-            .expect("in order");
-        let buried = cluster.records(&topics.dlq).len();
-        let passed = cluster.committed("g").values().any(|at| at.0 > 0);
-        assert!(buried == 1 || !passed, "seed {seed}: passed over");
+            .expect("the loop ends without an error");
+        let dead_letters = cluster.records(&topics.dlq).len();
+        let is_committed = cluster.committed("g").values().any(|resume| resume.0 > 0);
+        assert!(
+            dead_letters == 1 || !is_committed,
+            "seed {seed}: committed without its dead letter"
+        );
     }
 }
 
-/// A model that is slower than everything that the loop does now and then; while it makes its first list, more are asked for.
-struct Late {
+/// A model that is slower than all timers of the loop. When it begins its first slow batch, [`LATER`] more requests are
+/// written.
+struct SlowModel {
     table: Mutex<engine::table::Table>,
     cluster: MemoryCluster,
     lane: Arc<str>,
     read: Arc<AtomicUsize>,
-    /// Batches that it answers at once before it is slow.
+    /// How many batches it answers at once before it is slow.
     quick: usize,
-    /// Requests read when each batch began.
-    seen: Arc<Mutex<Vec<usize>>>,
+    /// How many requests were read when each batch began.
+    read_at: Arc<Mutex<Vec<usize>>>,
 }
 
+/// Requests that are written before a member starts.
 const FIRST: usize = 4;
+
+/// Requests that are written while a slow model works.
 const LATER: usize = 20;
 
-impl Scorer for Late {
+impl Scorer for SlowModel {
     async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
         self.table.lock().expect("no panic").set_names(names)
     }
 
-    async fn generate(&self, asks: Vec<ScoreRequest>) -> Result<Vec<ScoreResponse>, engine::Error> {
+    async fn generate(
+        &self,
+        requests: Vec<ScoreRequest>,
+    ) -> Result<Vec<ScoreResponse>, engine::Error> {
         let batches = {
-            let mut seen = self.seen.lock().expect("no panic");
-            seen.push(self.read.load(Ordering::SeqCst));
-            seen.len()
+            let mut read_at = self.read_at.lock().expect("no panic");
+            read_at.push(self.read.load(Ordering::SeqCst));
+            read_at.len()
         };
         if batches <= self.quick {
-            return self.table.lock().expect("no panic").generate(&asks);
+            return self.table.lock().expect("no panic").generate(&requests);
         }
         if batches == self.quick + 1 {
-            let one = self.cluster.records(&self.lane).remove(0);
-            let text = String::from_utf8(one.value.expect("a request").to_vec()).expect("JSON");
+            let first = self.cluster.records(&self.lane).remove(0);
+            let text = String::from_utf8(first.value.expect("a request").to_vec()).expect("JSON");
             for nth in 0..LATER {
                 self.cluster.produce(Outgoing {
                     topic: self.lane.clone(),
                     key: Some(format!("later-{nth}").into()),
                     value: Some(text.replace("first-0", &format!("later-{nth}")).into()),
                     headers: Vec::new(),
-                    time: Some(one.time),
+                    time: Some(first.time),
                 });
             }
         }
         tokio::time::sleep(COMMIT_EVERY * 4).await;
-        self.table.lock().expect("no panic").generate(&asks)
+        self.table.lock().expect("no panic").generate(&requests)
     }
 }
 
-fn ready_to_answer<A>(topics: &Topics, engine: A) -> (Vec<Loaded<A>>, generate::GenerateSettings) {
+/// One arm with this model, and settings with batches of one user.
+fn arms_and_settings<A>(
+    topics: &Topics,
+    engine: A,
+) -> (Vec<Loaded<A>>, generate::GenerateSettings) {
     let arm = json!({"id": "table", "epoch": 1, "template": "t.j2", "model": "none", "names": 3});
     let loaded = Loaded {
         arm: serde_json::from_value(arm).expect("an arm"),
@@ -240,19 +256,21 @@ fn ready_to_answer<A>(topics: &Topics, engine: A) -> (Vec<Loaded<A>>, generate::
     (vec![loaded], settings)
 }
 
-/// Waits until it is so, for twenty seconds at most.
-async fn until(is_so: impl Fn() -> bool) {
-    let asked = async {
-        while !is_so() {
+/// Waits until the condition holds, for twenty seconds at most.
+async fn until(holds: impl Fn() -> bool) {
+    let polled = async {
+        while !holds() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     let limit = Duration::from_secs(20);
-    tokio::time::timeout(limit, asked).await.expect("in time");
+    tokio::time::timeout(limit, polled)
+        .await
+        .expect("the condition holds in time");
 }
 
-/// What stands when each of the first users has asked for a list.
-struct Asked {
+/// A log and a store in which [`FIRST`] users have a request each, on the urgent lane.
+struct Requested {
     topics: Topics,
     cluster: MemoryCluster,
     store: MemoryStore,
@@ -262,7 +280,7 @@ struct Asked {
     ready: Ready,
 }
 
-impl Asked {
+impl Requested {
     async fn new() -> Self {
         let (topics, cluster) = (Topics::default(), MemoryCluster::new(1));
         for topic in topics.all() {
@@ -293,7 +311,7 @@ impl Asked {
             .lanes()
             .into_iter()
             .find(|lane| lane.contains("urgent"))
-            .expect("a lane");
+            .expect("an urgent lane");
         until(|| cluster.records(&lane).len() >= FIRST).await;
         Self {
             topics,
@@ -306,18 +324,18 @@ impl Asked {
         }
     }
 
-    /// Starts a member with this model; it counts what it reads.
+    /// Starts a generate member with this model; `read` counts the requests that it reads.
     fn serve<A: Scorer + 'static>(&self, engine: A, read: &Arc<AtomicUsize>) {
         let lanes = self.topics.lanes();
-        let log = Shut {
+        let log = RefusingLog {
             inner: self
                 .cluster
                 .join("r", &lanes.each_ref().map(|lane| &**lane)),
             read: read.clone(),
-            shut: Arc::default(),
-            asked: Arc::default(),
+            refuses: Arc::default(),
+            refused: Arc::default(),
         };
-        let (arms, settings) = ready_to_answer(&self.topics, engine);
+        let (arms, settings) = arms_and_settings(&self.topics, engine);
         let (store, snapshot) = (self.store.clone(), self.snapshot.clone());
         let member = Generate::new(log, store, snapshot, arms, settings);
         let gate = dlq_gate(&self.ready, "g");
@@ -325,13 +343,13 @@ impl Asked {
     }
 }
 
-/// Requests are read after each batch of the model, however long it took: an urgent one must not wait for the whole lane.
+/// Requests are read after each batch of a slow model, so that an urgent request does not wait for the whole lane.
 #[tokio::test]
 async fn a_slow_model_keeps_nobody_from_being_read() {
     assert_eq!(read_by_batch(0, 2).await, [FIRST, FIRST + LATER]);
 }
 
-/// A turn of many batches, of a model that was quick, ends when it is quick no more: with the batch that was taken meanwhile.
+/// A turn of many batches ends when its model becomes slow: after the batch that was claimed beside the slow one.
 #[tokio::test]
 async fn a_model_that_becomes_slow_keeps_nobody_from_being_read() {
     assert_eq!(
@@ -340,71 +358,74 @@ async fn a_model_that_becomes_slow_keeps_nobody_from_being_read() {
     );
 }
 
-/// Requests read when each of so many batches began.
+/// How many requests were read when each of so many batches began.
 async fn read_by_batch(quick: usize, batches: usize) -> Vec<usize> {
-    let asked = Asked::new().await;
-    let (read, seen) = (
+    let requested = Requested::new().await;
+    let (read, read_at) = (
         Arc::new(AtomicUsize::new(0)),
         Arc::new(Mutex::new(Vec::new())),
     );
-    let engine = Late {
+    let engine = SlowModel {
         table: Mutex::default(),
-        cluster: asked.cluster.clone(),
-        lane: asked.lane.clone(),
+        cluster: requested.cluster.clone(),
+        lane: requested.lane.clone(),
         read: read.clone(),
         quick,
-        seen: seen.clone(),
+        read_at: read_at.clone(),
     };
-    asked.serve(engine, &read);
-    until(|| seen.lock().expect("no panic").len() >= batches).await;
-    asked.cancel.cancel();
-    seen.lock().expect("no panic").clone()
+    requested.serve(engine, &read);
+    until(|| read_at.lock().expect("no panic").len() >= batches).await;
+    requested.cancel.cancel();
+    read_at.lock().expect("no panic").clone()
 }
 
-/// A model that goes on with its last batch only when all lists before it have been told.
-struct Quick {
+/// A quick model which answers its last batch only when the updates of all lists before it are sent.
+struct QuickModel {
     table: Mutex<engine::table::Table>,
     cluster: MemoryCluster,
     updates: Arc<str>,
-    /// Lists told when each batch began.
-    told: Arc<Mutex<Vec<usize>>>,
+    /// How many updates were sent when each batch began.
+    sent_at: Arc<Mutex<Vec<usize>>>,
 }
 
-impl Scorer for Quick {
+impl Scorer for QuickModel {
     async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
         self.table.lock().expect("no panic").set_names(names)
     }
 
-    async fn generate(&self, asks: Vec<ScoreRequest>) -> Result<Vec<ScoreResponse>, engine::Error> {
-        let lists = || self.cluster.records(&self.updates).len();
+    async fn generate(
+        &self,
+        requests: Vec<ScoreRequest>,
+    ) -> Result<Vec<ScoreResponse>, engine::Error> {
+        let sent = || self.cluster.records(&self.updates).len();
         let before = {
-            let mut told = self.told.lock().expect("no panic");
-            told.push(lists());
-            told.len() - 1
+            let mut sent_at = self.sent_at.lock().expect("no panic");
+            sent_at.push(sent());
+            sent_at.len() - 1
         };
         if before + 1 == FIRST {
-            until(|| lists() == before).await;
+            until(|| sent() == before).await;
         }
-        self.table.lock().expect("no panic").generate(&asks)
+        self.table.lock().expect("no panic").generate(&requests)
     }
 }
 
-/// Once a model is known to be quick, lists are published while it answers the next batch: it waits for neither Redis nor Kafka.
+/// Once a model is known to be quick, it waits for neither Redis nor Kafka.
 #[tokio::test]
 async fn lists_are_published_while_a_quick_model_answers_the_next_batch() {
-    let asked = Asked::new().await;
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let updates = asked.topics.recall_updates.clone();
-    let engine = Quick {
+    let requested = Requested::new().await;
+    let sent_at = Arc::new(Mutex::new(Vec::new()));
+    let updates = requested.topics.recall_updates.clone();
+    let engine = QuickModel {
         table: Mutex::default(),
-        cluster: asked.cluster.clone(),
+        cluster: requested.cluster.clone(),
         updates: updates.clone(),
-        told: told.clone(),
+        sent_at: sent_at.clone(),
     };
-    asked.serve(engine, &Arc::default());
-    until(|| asked.cluster.records(&updates).len() == FIRST).await;
-    // The first batch is a turn of its own, for nothing is known of the model; of the second turn each batch begins before
-    // the list of the one before it is told, and the last saw it told meanwhile.
-    assert_eq!(*told.lock().expect("no panic"), [0, 1, 1, 2]);
-    asked.cancel.cancel();
+    requested.serve(engine, &Arc::default());
+    until(|| requested.cluster.records(&updates).len() == FIRST).await;
+    // The first batch is a turn of its own, for the cost per user is not known yet. In the second turn each batch
+    // begins before the update of the batch before it is sent; the last one waited until it was.
+    assert_eq!(*sent_at.lock().expect("no panic"), [0, 1, 1, 2]);
+    requested.cancel.cancel();
 }
