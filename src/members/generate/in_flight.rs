@@ -68,10 +68,8 @@ impl<S: Store> InFlight<S> {
         Guard(&self.entries)
     }
 
-    /// Cancels the lists of users who were erased since they were claimed; returns how many.
-    ///
-    /// # Errors
-    /// The store's; no more lists are cancelled then.
+    /// Cancels the lists of users who were erased since they were claimed; returns how many. After a store error
+    /// no more lists are cancelled.
     async fn cancel_erased(&self) -> Result<u64, store::Error> {
         let mut namespaces: BTreeMap<String, Vec<(UserId, Timestamp, Cancel)>> = BTreeMap::new();
         for entry in locked(&self.entries).iter() {
@@ -92,8 +90,8 @@ impl<S: Store> InFlight<S> {
         Ok(cancelled)
     }
 
-    /// Cancels lists of erased users, every [`CHECK_EVERY`]; it never ends. Run it beside a turn and drop it when
-    /// the turn ends.
+    /// Cancels lists of erased users, every second; it never ends. Run it beside a turn and drop it when the turn
+    /// ends.
     pub async fn watch(&self) {
         loop {
             tokio::time::sleep(CHECK_EVERY).await;

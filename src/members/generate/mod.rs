@@ -4,8 +4,8 @@
 //! the request is covered, refused or failed for good. Between two calls nothing is in memory that the log could not
 //! deliver again. A request may be served twice; the claim number decides which list is stored.
 //!
-//! What is remembered has one owner each: [`Queue`] the requests in hand, [`Scoring`] the arms and their costs,
-//! [`Publisher`] what is not sent yet; [`Claims`] remembers nothing. [`Generate::turn`] joins them.
+//! What is remembered has one owner each: `Queue` has the requests in hand, `Scoring` the arms and their costs,
+//! `Publisher` what is not sent yet; `Claims` remembers nothing. [`Generate::turn`] joins them.
 
 mod backpressure;
 mod claims;
