@@ -1,4 +1,4 @@
-//! The wall clock of a process: read only to wait and to measure. Every decision's time is a record's.
+//! The wall clock of a process, read only to wait and to measure. The time of a decision is that of a record.
 
 use nearshore_core::user::record::Timestamp;
 

@@ -1,10 +1,10 @@
-//! Dead letters on their way to the topic `dlq`: [`DeadLetterWriter`].
+//! Writing dead letters to the topic `dlq`: [`DeadLetterWriter`].
 //!
-//! Decides what is tried when a broker refuses a letter: a lighter form where the letter itself is at fault
-//! ([`Error::Unfit`]), and waiting where it is the topic (gone, closed to us, unreachable). Invariant: a letter counts
-//! as buried only after its delivery report, and one that is buried is not sent again by the same member, however
-//! often its batch is tried. A report that never came may mean that the letter is there: then it is there twice.
-//! It does not know why a record died.
+//! Decides what is tried when the broker refuses a dead letter. If the record itself is refused ([`Error::Unfit`]), a
+//! lighter form of it is sent. If the topic is at fault (missing, not permitted, unreachable), the caller waits.
+//! Invariant: a dead letter counts as written only after its delivery report, and one that is written is not sent again
+//! by the same member, however often its batch is tried. A report that never came may mean that the dead letter was
+//! stored: then it is there twice. This module does not know why a record was rejected.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,53 +17,109 @@ use nearshore_kafka::dlq::{Failure, dead, lighter};
 use super::error;
 use crate::metrics::{self, RecordOutcome, Stage};
 
-/// Letters that are acknowledged while their batches are still in hand.
+/// A record that cannot be used.
+#[derive(Debug)]
+pub struct Rejected<'a> {
+    /// The record as it was read.
+    pub record: &'a Record,
+    /// The step that rejected it.
+    pub stage: Stage,
+    /// Why.
+    pub reject: Reject,
+}
+
+/// Writes dead letters. It remembers which are acknowledged while their batches are still in hand.
 #[derive(Debug, Default)]
 pub struct DeadLetterWriter {
     done: BTreeSet<Position>,
 }
 
-/// What became of letters handed to [`DeadLetterWriter::bury`].
+/// What became of dead letters handed to [`DeadLetterWriter::write`].
 #[derive(Debug)]
-pub struct Written {
-    /// Which of them were acknowledged by this call, by their place in it.
-    pub new: Vec<usize>,
-    /// How many are not yet in `dlq`.
-    pub left: usize,
-    /// Why, if any is left.
-    pub outcome: Result<(), Error>,
+struct Written {
+    /// Indices of those that were acknowledged by this call.
+    new: Vec<usize>,
+    /// Number of those that are not in `dlq` yet.
+    left: usize,
+    /// The first error, if any is left.
+    outcome: Result<(), Error>,
 }
 
 impl DeadLetterWriter {
-    /// Writes letters, each named by where its record stands; those that were acknowledged before are left out.
-    pub async fn write<L: Log>(&mut self, log: &L, dead: Vec<(Position, Outgoing)>) -> Written {
-        let todo = dead
+    /// Writes rejected records to the topic `dlq` and resolves when all are acknowledged.
+    ///
+    /// Each record is counted once, when it is acknowledged; those that still wait are a gauge of their stage.
+    pub async fn write_rejects<L: Log>(
+        &mut self,
+        log: &L,
+        dlq: &Arc<str>,
+        group: &str,
+        rejects: &[Rejected<'_>],
+    ) -> Result<(), error::Error> {
+        if rejects.is_empty() {
+            return Ok(());
+        }
+        let mut waiting: BTreeMap<Stage, usize> = BTreeMap::new();
+        for rejected in rejects {
+            *waiting.entry(rejected.stage).or_default() += 1;
+        }
+        for (stage, n) in &waiting {
+            metrics::dlq_waiting(*stage, *n);
+        }
+        let dead_letters = rejects.iter().map(|rejected| {
+            let dead_letter = dead_letter(dlq, group, rejected);
+            (rejected.record.position.clone(), dead_letter)
+        });
+        let written = self.write(log, dead_letters.collect()).await;
+        for index in written.new {
+            let Rejected {
+                record,
+                stage,
+                reject,
+            } = &rejects[index];
+            metrics::dlq(*stage, reject.code(), 1);
+            metrics::records(&record.position.partition.topic, RecordOutcome::Dlq, 1);
+        }
+        let left = written.left;
+        if let Err(source) = written.outcome {
+            return Err(error::Error::Dlq { left, source });
+        }
+        for stage in waiting.into_keys() {
+            metrics::dlq_waiting(stage, 0);
+        }
+        Ok(())
+    }
+
+    /// Writes dead letters, each with the position of its record; those that were acknowledged before are left out.
+    async fn write<L: Log>(&mut self, log: &L, dead_letters: Vec<(Position, Outgoing)>) -> Written {
+        let todo = dead_letters
             .iter()
             .enumerate()
             .filter(|(_, (position, _))| !self.done.contains(position));
-        let (places, letters): (Vec<usize>, Vec<Outgoing>) =
-            todo.map(|(nth, (_, letter))| (nth, letter.clone())).unzip();
-        let mut buried = Written {
+        let (indices, records): (Vec<usize>, Vec<Outgoing>) = todo
+            .map(|(index, (_, record))| (index, record.clone()))
+            .unzip();
+        let mut written = Written {
             new: Vec::new(),
             left: 0,
             outcome: Ok(()),
         };
-        for (nth, outcome) in places.into_iter().zip(each(log, &letters).await) {
+        for (index, outcome) in indices.into_iter().zip(send_each(log, &records).await) {
             match outcome {
                 Ok(()) => {
-                    self.done.insert(dead[nth].0.clone());
-                    buried.new.push(nth);
+                    self.done.insert(dead_letters[index].0.clone());
+                    written.new.push(index);
                 }
                 Err(error) => {
-                    buried.left += 1;
-                    buried.outcome = buried.outcome.and(Err(error));
+                    written.left += 1;
+                    written.outcome = written.outcome.and(Err(error));
                 }
             }
         }
-        buried
+        written
     }
 
-    /// Forgets letters of these partitions: their batches are done, or somebody else's.
+    /// Forgets the dead letters of these partitions, because their batches are done or belong to another member.
     pub fn forget<'a>(&mut self, partitions: impl IntoIterator<Item = &'a Partition>) {
         if self.done.is_empty() {
             return;
@@ -75,23 +131,24 @@ impl DeadLetterWriter {
     }
 }
 
-/// Writes letters; resolves when all are acknowledged. None is written twice by one call.
+/// Sends dead letters and resolves when all are acknowledged. No dead letter is stored twice by one call.
 pub async fn send_dead_letters<L: Log>(log: &L, dead: Vec<Outgoing>) -> Result<(), Error> {
-    each(log, &dead).await.into_iter().collect()
+    send_each(log, &dead).await.into_iter().collect()
 }
 
-async fn each<L: Log>(log: &L, dead: &[Outgoing]) -> Vec<Result<(), Error>> {
-    let one = async |letter: &Outgoing| log.send(vec![letter.clone()]).await;
-    let mut outcomes = futures::future::join_all(dead.iter().map(one)).await;
-    for (letter, outcome) in dead.iter().zip(&mut outcomes) {
+/// Sends each dead letter, in lighter forms if the broker refuses it. Returns one outcome each, in order.
+async fn send_each<L: Log>(log: &L, dead_letters: &[Outgoing]) -> Vec<Result<(), Error>> {
+    let send = async |dead_letter: &Outgoing| log.send(vec![dead_letter.clone()]).await;
+    let mut outcomes = futures::future::join_all(dead_letters.iter().map(send)).await;
+    for (dead_letter, outcome) in dead_letters.iter().zip(&mut outcomes) {
         if !matches!(outcome, Err(Error::Unfit { .. })) {
             continue;
         }
-        // Alone once more: a broker refuses a batch for one of its records.
-        *outcome = one(letter).await;
-        for form in lighter(letter) {
+        // Once more alone: a broker refuses a whole batch for one of its records.
+        *outcome = send(dead_letter).await;
+        for form in lighter(dead_letter) {
             match outcome {
-                Err(Error::Unfit { .. }) => *outcome = one(&form).await,
+                Err(Error::Unfit { .. }) => *outcome = send(&form).await,
                 _ => break,
             }
         }
@@ -99,59 +156,18 @@ async fn each<L: Log>(log: &L, dead: &[Outgoing]) -> Vec<Result<(), Error>> {
     outcomes
 }
 
-/// A record that cannot be used, as it goes to `dlq`.
-pub fn dead_letter(
-    (dlq, group): (&Arc<str>, &str),
-    record: &Record,
-    (stage, reject): (Stage, &Reject),
-) -> Outgoing {
+/// The record that `dlq` gets for a rejected one.
+fn dead_letter(dlq: &Arc<str>, group: &str, rejected: &Rejected<'_>) -> Outgoing {
     let failure = Failure {
         group,
         // Connect numbers its tasks; members of a group have no number.
         member: "0",
-        stage: stage.text(),
-        code: reject.code(),
-        message: &reject.to_string(),
+        stage: rejected.stage.text(),
+        code: rejected.reject.code(),
+        message: &rejected.reject.to_string(),
         causes: "",
     };
-    dead(record, &failure, dlq)
-}
-
-/// Buries what cannot be used; counts each letter once, when it is acknowledged, and those that wait until then.
-pub async fn write_rejects<L: Log>(
-    writer: &mut DeadLetterWriter,
-    log: &L,
-    (dlq, group): (&Arc<str>, &str),
-    rejects: &[(&Record, Stage, &Reject)],
-) -> Result<(), error::Error> {
-    if rejects.is_empty() {
-        return Ok(());
-    }
-    let mut waiting: BTreeMap<Stage, usize> = BTreeMap::new();
-    for (_, stage, _) in rejects {
-        *waiting.entry(*stage).or_default() += 1;
-    }
-    for (stage, letters) in &waiting {
-        metrics::dlq_waiting(*stage, *letters);
-    }
-    let letters = rejects.iter().map(|(record, stage, reject)| {
-        let letter = dead_letter((dlq, group), record, (*stage, reject));
-        (record.position.clone(), letter)
-    });
-    let buried = writer.write(log, letters.collect()).await;
-    for nth in buried.new {
-        let (record, stage, reject) = rejects[nth];
-        metrics::dlq(stage, reject.code(), 1);
-        metrics::records(&record.position.partition.topic, RecordOutcome::Dlq, 1);
-    }
-    let left = buried.left;
-    if let Err(source) = buried.outcome {
-        return Err(error::Error::Dlq { left, source });
-    }
-    for stage in waiting.into_keys() {
-        metrics::dlq_waiting(stage, 0);
-    }
-    Ok(())
+    dead(rejected.record, &failure, dlq)
 }
 
 #[cfg(test)]
@@ -163,7 +179,7 @@ mod tests {
     use nearshore_core::ports::log::{Committed, Delivery};
     use nearshore_core::user::record::{Offset, Resume};
 
-    /// Answers each send by what a test wants.
+    /// A log whose answer to each record is a test's function of the record and the number of records stored.
     struct Broker<F>(F, Mutex<Vec<Outgoing>>);
 
     impl<F: Fn(&Outgoing, usize) -> Result<(), Error> + Send + Sync> Log for Broker<F> {
@@ -203,16 +219,16 @@ mod tests {
         async fn close(self) {}
     }
 
-    fn letter(nth: i64) -> (Position, Outgoing) {
+    fn dead_letter(nth: i64) -> (Position, Outgoing) {
         let position = format!("0/t/0:{nth}").parse().expect("valid");
-        let letter = Outgoing {
+        let record = Outgoing {
             topic: "dlq".into(),
             key: Some(nth.to_string().into()),
             value: Some("bad".into()),
             headers: Vec::new(),
             time: None,
         };
-        (position, letter)
+        (position, record)
     }
 
     fn down() -> Error {
@@ -223,8 +239,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_acknowledged_is_not_sent_again_and_counted_once() {
-        // The third send and the next fail, whatever they are.
+    async fn acknowledged_dead_letters_are_neither_sent_nor_counted_again() {
+        // The third and the fourth call fail, whatever they send.
         let failing = Mutex::new(0);
         let broker = Broker(
             |_: &Outgoing, _| {
@@ -238,28 +254,28 @@ mod tests {
             },
             Mutex::default(),
         );
-        let mut dead_letters = DeadLetterWriter::default();
-        let letters: Vec<_> = (0..4).map(letter).collect();
-        let first = dead_letters.write(&broker, letters.clone()).await;
+        let mut writer = DeadLetterWriter::default();
+        let dead_letters: Vec<_> = (0..4).map(dead_letter).collect();
+        let first = writer.write(&broker, dead_letters.clone()).await;
         assert_eq!((first.new, first.left), (vec![0, 1], 2));
         assert!(first.outcome.is_err());
-        let second = dead_letters.write(&broker, letters.clone()).await;
+        let second = writer.write(&broker, dead_letters.clone()).await;
         assert_eq!((second.new, second.left), (vec![2, 3], 0));
         assert!(
-            dead_letters
-                .write(&broker, letters.clone())
+            writer
+                .write(&broker, dead_letters.clone())
                 .await
                 .new
                 .is_empty()
         );
         assert_eq!(broker.1.lock().expect("one thread").len(), 4);
-        // Of a later batch they would be other letters.
-        dead_letters.forget([&letters[0].0.partition]);
-        assert_eq!(dead_letters.write(&broker, letters).await.new.len(), 4);
+        // Once their batch is done, the same positions are written again.
+        writer.forget([&dead_letters[0].0.partition]);
+        assert_eq!(writer.write(&broker, dead_letters).await.new.len(), 4);
     }
 
     #[tokio::test]
-    async fn a_topic_that_is_closed_for_a_moment_costs_no_letter_its_value() {
+    async fn only_a_record_that_the_broker_refuses_is_sent_without_its_value() {
         let broker = Broker(
             |_: &Outgoing, _| {
                 Err(Error::Refused {
@@ -269,10 +285,10 @@ mod tests {
             },
             Mutex::default(),
         );
-        let refused = send_dead_letters(&broker, vec![letter(0).1]).await;
+        let refused = send_dead_letters(&broker, vec![dead_letter(0).1]).await;
         assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
         let small = Broker(
-            |letter: &Outgoing, _| match letter.value.as_deref() {
+            |record: &Outgoing, _| match record.value.as_deref() {
                 Some(b"bad") => Err(Error::Unfit {
                     what: "write to dlq".into(),
                     reason: "MessageSizeTooLarge".into(),
@@ -281,7 +297,7 @@ mod tests {
             },
             Mutex::default(),
         );
-        send_dead_letters(&small, vec![letter(0).1])
+        send_dead_letters(&small, vec![dead_letter(0).1])
             .await
             .expect("a lighter form");
         let sent = small.1.lock().expect("one thread");

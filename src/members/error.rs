@@ -1,37 +1,38 @@
-//! What ends a try of ingest, and what its caller does about it: [`Error`].
+//! Why a call of a member fails, and what its caller does about it: [`Error`].
 //!
-//! Invariant: of each cause it is known whether it may pass. It does not wait.
+//! Invariant: each cause says whether the same call may succeed later. Waiting is the caller's.
 
 use crate::members::checkpoints;
 use nearshore_core::ports::{log, store};
 use nearshore_core::user::record::{Offset, Partition};
 
-/// What ends a try; see [`Error::retry`].
+/// Why a call fails; see [`Error::retry`].
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The log.
+    /// The log failed.
     #[error(transparent)]
     Log(#[from] log::Error),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// Dead letters that the topic `dlq` does not take now: unreachable, missing, closed to us, too small.
+    /// The topic `dlq` does not accept dead letters now: unreachable, missing, not permitted, or its limit is too small.
     #[error("{left} dead letters wait for the dlq: {source}")]
     Dlq {
-        /// How many.
+        /// Number of dead letters that are not written yet.
         left: usize,
-        /// Why.
+        /// The first refusal.
         source: log::Error,
     },
-    /// A fence above the partition's end: the topic was recreated, or this is another cluster.
+    /// A fence is at or above the end of its partition: the topic was recreated, or this is another cluster.
     #[error(
-        "a user was folded up to {fence:?} of {partition}, which ends at {end:?}; \
-         if the topic was recreated, raise kafka.incarnations.\"{}\"", partition.topic
+        "a user was folded up to offset {} of {partition}, which ends at offset {}; \
+         if the topic was recreated, raise kafka.incarnations.\"{}\"",
+        fence.0, end.0, partition.topic
     )]
     FenceAboveEnd {
-        /// The partition.
+        /// The partition that was read.
         partition: Partition,
-        /// Fence in the state.
+        /// Fence in the stored state.
         fence: Offset,
         /// End offset of the partition.
         end: Offset,
@@ -39,18 +40,18 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the same call may succeed later; otherwise the partition stops with an alarm.
+    /// Whether the same call may succeed later. If not, the partition stops with an alarm.
     pub fn retry(&self) -> bool {
         match self {
             Self::Log(error) => error.remedy() == log::Remedy::Retry,
             Self::Store(error) => error.remedy() == store::Remedy::Retry,
-            // What lacks a topic or a right may get it any moment; nothing is lost by waiting.
+            // A missing topic or right may be added any moment, and nothing is lost by waiting.
             Self::Dlq { source, .. } => !matches!(source, log::Error::Stopped(_)),
             Self::FenceAboveEnd { .. } => false,
         }
     }
 
-    /// Whether the store lost writes: the member must rewind.
+    /// Whether the store lost writes, so that the member must rewind.
     pub fn rewinds(&self) -> bool {
         matches!(self, Self::Store(error) if error.remedy() == store::Remedy::Rewind)
     }

@@ -284,7 +284,7 @@ async fn ingest_turns<L: Log, S: Store>(
             () = cancel.cancelled() => return Ok(()),
             _ = commits.tick() => commit(member, cancel).await?,
             _ = looks.tick() => look(member, cancel).await?,
-            _ = ages.tick() => member.grow_old(),
+            _ = ages.tick() => member.drop_unused_states(),
             delivery = member.log().next() => {
                 let (batches, rest) = gather(member.log(), delivery?).await?;
                 fold_all(member, &batches, (dlq, cancel)).await?;

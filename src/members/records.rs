@@ -1,4 +1,4 @@
-//! What members write to Kafka: requests on the lanes, lists on `recall-updates`.
+//! Records that members write to Kafka: requests on the lanes, updates on `recall-updates`.
 
 use bytes::Bytes;
 use nearshore_core::ports::log::Outgoing;
@@ -6,7 +6,7 @@ use nearshore_core::queue::topics::Topics;
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::trigger::Request;
 
-/// A request as a record of its lane, keyed by the user.
+/// The record of a request on its lane, keyed by the user.
 pub fn request_record(topics: &Topics, request: &Request) -> Outgoing {
     Outgoing {
         topic: topics.lane(request.lane),
@@ -19,7 +19,7 @@ pub fn request_record(topics: &Topics, request: &Request) -> Outgoing {
     }
 }
 
-/// A record on `recall-updates`, keyed `ns/user`; no value deletes it.
+/// The record of an update on `recall-updates`, keyed `ns/user`; without a value it deletes the user's record.
 pub fn update_record(topics: &Topics, ns: &str, user: &UserId, value: Option<String>) -> Outgoing {
     Outgoing {
         topic: topics.recall_updates.clone(),

@@ -1,25 +1,23 @@
-//! The stock consumer: the catalogue stream becomes the sold-out sets, whatever the namespace.
+//! The stock role: keeps the sold-out sets up to date from the catalogue stream, for all namespaces.
 //!
-//! Invariant: an offset becomes committable when its effect is acknowledged; a record applied twice
-//! changes nothing, for each set keeps a fence per source partition.
+//! Invariant: an offset becomes committable when its effect is acknowledged. A record that is applied twice changes
+//! nothing, because each set has a fence per source partition.
 
 use crate::members::checkpoints::Checkpoints;
 use crate::members::clock::wall_clock;
-use crate::members::dlq::DeadLetterWriter;
-use crate::members::dlq::write_rejects;
+use crate::members::dlq::{DeadLetterWriter, Rejected};
 use crate::members::error::Error;
 use crate::metrics::{self, RecordOutcome, Stage};
 use nearshore_core::ports::log::{Delivery, Log};
 use nearshore_core::ports::store::{Shelf, StockOp, Store};
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::user::event;
-use nearshore_core::user::event::Reject;
-use nearshore_core::user::record::{Record, Resume};
+use nearshore_core::user::record::Resume;
 
-/// Its consumer group: one for all namespaces, for stock is nobody's.
+/// Its consumer group: one for all namespaces, because stock belongs to none of them.
 pub const GROUP: &str = "nearshore-stock";
 
-/// The name of its checkpoints.
+/// Name under which its checkpoints are stored.
 const READER: &str = "nearshore:stock";
 
 /// One member of the group [`GROUP`].
@@ -33,8 +31,8 @@ pub struct Stock<L, S> {
 }
 
 impl<L: Log, S: Store> Stock<L, S> {
-    /// A member that has nothing in hand.
-    pub fn new(log: L, store: S, (topics, limits): (Topics, event::Limits)) -> Self {
+    /// Creates a member that has no partition yet.
+    pub fn new(log: L, store: S, topics: Topics, limits: event::Limits) -> Self {
         Self {
             log,
             checkpoints: Checkpoints::new(store.clone(), READER),
@@ -50,7 +48,7 @@ impl<L: Log, S: Store> Stock<L, S> {
         &mut self.log
     }
 
-    /// Ends the member and hands its log back, to be closed.
+    /// Ends the member and returns its log, to be closed.
     pub fn into_log(self) -> L {
         self.log
     }
@@ -71,7 +69,7 @@ impl<L: Log, S: Store> Stock<L, S> {
         };
         self.store = self.checkpoints.store(&self.log).await?;
         let mut ops = Vec::new();
-        let mut rejects: Vec<(&Record, Reject)> = Vec::new();
+        let mut rejects = Vec::new();
         for record in &batch.records {
             match event::decode_sku(record, &self.limits) {
                 Ok((sku, value)) => ops.push(StockOp {
@@ -79,27 +77,23 @@ impl<L: Log, S: Store> Stock<L, S> {
                     partition: record.position.partition.clone(),
                     offset: record.position.offset,
                     shelf: match value {
-                        // A list made before may still name it.
+                        // A list that was made before may still name it.
                         None => Shelf::Gone,
                         Some(sku) if sku.stock <= 0 => Shelf::Out,
                         Some(_) => Shelf::In,
                     },
                     time: record.time,
                 }),
-                Err(reject) => rejects.push((record, reject)),
+                Err(reject) => rejects.push(Rejected {
+                    record,
+                    stage: Stage::Catalog,
+                    reject,
+                }),
             }
         }
-        let dead: Vec<(&Record, Stage, &Reject)> = rejects
-            .iter()
-            .map(|(record, reject)| (*record, Stage::Catalog, reject))
-            .collect();
-        write_rejects(
-            &mut self.dead_letters,
-            &self.log,
-            (&self.topics.dlq, GROUP),
-            &dead,
-        )
-        .await?;
+        self.dead_letters
+            .write_rejects(&self.log, &self.topics.dlq, GROUP, &rejects)
+            .await?;
         if !ops.is_empty() {
             self.store.stock(&ops).await?;
             self.store.flush().await?;
@@ -122,17 +116,18 @@ impl<L: Log, S: Store> Stock<L, S> {
         Ok(())
     }
 
-    /// Commits what is done.
+    /// Commits what is handled.
     pub async fn commit(&mut self) -> Result<(), Error> {
         Ok(self.checkpoints.commit(&self.log).await?)
     }
 
-    /// Looks whether the store is still the one that was written to.
+    /// Fails with an error that [`Error::rewinds`] if the store lost writes since it was last verified.
     pub async fn check_store(&mut self) -> Result<(), Error> {
         Ok(self.checkpoints.check_store(&self.log).await?)
     }
 
-    /// After an error that [`Error::rewinds`]: what the store lost is read again, and a batch in hand too.
+    /// Rewinds the log to what the store still has. Call it after an error that [`Error::rewinds`], and drop the batch in
+    /// hand: it is delivered again.
     pub async fn rewind(&mut self) -> Result<(), Error> {
         Ok(self.checkpoints.rewind(&mut self.log).await?)
     }

@@ -336,7 +336,7 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
         parts,
         ("stock", stock::GROUP.into(), vec![topics.catalog.clone()]),
     )?;
-    let member = Stock::new(log, store, (topics, config.limits()));
+    let member = Stock::new(log, store, topics, config.limits());
     let gate = dlq_gate(&parts.ready, "dlq-stock");
     tasks.spawn(async move { stock_loop(member, gate, cancel).await.context("stock") });
     Ok(())

@@ -9,17 +9,17 @@ use nearshore_core::ports::log::Log;
 use nearshore_core::ports::store::{Peek, Publish, Published, Store, Stored};
 use nearshore_core::queue::lanes::Work;
 use nearshore_core::queue::topics::Topics;
-use nearshore_core::user::event::{Reject, UserId};
-use nearshore_core::user::record::{Partition, Record, Timestamp};
+use nearshore_core::user::event::UserId;
+use nearshore_core::user::record::{Partition, Timestamp};
 
 use super::GROUP;
 use super::count::count_published;
 use super::outbox::Outbox;
 use super::scoring::FinishedJob;
-use crate::members::dlq::{DeadLetterWriter, write_rejects};
+use crate::members::dlq::{DeadLetterWriter, Rejected};
 use crate::members::error::Error;
 use crate::members::outbox::{current, publish_updates, update};
-use crate::metrics::{self, Stage};
+use crate::metrics;
 
 /// Publishes lists and updates, and writes dead letters. It owns what an error left unsent.
 pub(super) struct Publisher {
@@ -141,7 +141,7 @@ impl Publisher {
     ) -> Result<(), Error> {
         let users: Vec<UserId> = updates.iter().map(|(user, _)| user.clone()).collect();
         self.outbox.add(ns, &users);
-        publish_updates(log, store, (&self.topics, ns), updates).await?;
+        publish_updates(log, store, &self.topics, ns, updates).await?;
         self.outbox.remove(ns, &users);
         Ok(())
     }
@@ -152,19 +152,11 @@ impl Publisher {
         &mut self,
         log: &L,
         partition: &Partition,
-        rejects: &[(&Record, Reject)],
+        rejects: &[Rejected<'_>],
     ) -> Result<(), Error> {
-        let dead: Vec<(&Record, Stage, &Reject)> = rejects
-            .iter()
-            .map(|(record, reject)| (*record, Stage::Request, reject))
-            .collect();
-        write_rejects(
-            &mut self.dead_letters,
-            log,
-            (&self.topics.dlq, GROUP),
-            &dead,
-        )
-        .await?;
+        self.dead_letters
+            .write_rejects(log, &self.topics.dlq, GROUP, rejects)
+            .await?;
         self.dead_letters.forget([partition]);
         Ok(())
     }

@@ -12,7 +12,6 @@ use nearshore_core::ports::store::Store;
 use nearshore_core::queue::lanes::{Lanes, Offered, Policy, Work};
 use nearshore_core::queue::offsets::InHand;
 use nearshore_core::queue::topics::Topics;
-use nearshore_core::user::event::Reject;
 use nearshore_core::user::record::{Partition, Record, Resume, Timestamp};
 use nearshore_core::user::trigger::Request;
 
@@ -20,8 +19,9 @@ use super::TURN_MAX;
 use super::backpressure::Backpressure;
 use super::cost::UserCosts;
 use super::requeue::{requeue_records, waited};
+use crate::members::dlq::Rejected;
 use crate::members::error::Error;
-use crate::metrics::{self, RecordOutcome};
+use crate::metrics::{self, RecordOutcome, Stage};
 
 /// Most batches of one turn.
 const BATCHES_MAX: usize = 16;
@@ -43,7 +43,7 @@ pub(super) struct Queue {
 /// The records of a batch, as requests or as rejects.
 pub(super) struct DecodedBatch<'a> {
     pub(super) requests: Vec<(Request, &'a Record)>,
-    pub(super) rejects: Vec<(&'a Record, Reject)>,
+    pub(super) rejects: Vec<Rejected<'a>>,
 }
 
 impl<'a> DecodedBatch<'a> {
@@ -53,7 +53,11 @@ impl<'a> DecodedBatch<'a> {
         for record in &batch.records {
             match Request::decode(record) {
                 Ok(request) => requests.push((request, record)),
-                Err(reject) => rejects.push((record, reject)),
+                Err(reject) => rejects.push(Rejected {
+                    record,
+                    stage: Stage::Request,
+                    reject,
+                }),
             }
         }
         Self { requests, rejects }
@@ -94,7 +98,7 @@ impl Queue {
         for record in &batch.records {
             self.offsets.began(&record.position);
         }
-        for (record, _) in decoded.rejects {
+        for Rejected { record, .. } in decoded.rejects {
             self.offsets.done(&record.position);
         }
         let count = decoded.requests.len() as u64;

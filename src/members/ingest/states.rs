@@ -1,54 +1,45 @@
-//! States in memory: loaded where they are missing, dropped where somebody else may erase them.
+//! Cache of user states: [`States`].
 //!
-//! Invariant: what is here is what this member last stored or loaded; a stale one costs a reload, never a wrong write.
+//! Invariant: an entry is what this member last stored or loaded. A stale entry costs a reload and never causes a wrong
+//! write, because every write names the version that it was made from. No state stays for ever: another member may fold
+//! the user's erase, and this member would never hear of it.
 
 use std::num::NonZeroUsize;
 
-use super::Ingest;
-use crate::members::error::Error;
+use lru::LruCache;
+
 use crate::metrics;
-use nearshore_core::ports::log::Log;
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::{self, Store};
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Partition;
 use nearshore_core::user::state::Held;
 
-impl<L: Log, S: Store> Ingest<L, S> {
-    /// Drops states that were not needed since the last call but one: the erase of a user may be another member's
-    /// to fold, and must not leave them here for ever.
-    pub fn grow_old(&mut self) {
-        self.age += 1;
-        while let Some((_, (age, _))) = self.cache.peek_lru()
-            && age + 1 < self.age
-        {
-            self.cache.pop_lru();
-        }
-        metrics::state_cached(self.cache.len());
-    }
+/// States of users in memory, least recently used first to go.
+pub(super) struct States {
+    /// Each state with the age at which it was put here.
+    cache: LruCache<UserId, (u32, Held)>,
+    /// Number of calls of [`States::drop_unused`].
+    age: u32,
+}
 
-    /// Drops states that records of these partitions made: their erase would be another member's to fold,
-    /// and must not leave them here.
-    pub(super) fn drop_states(&mut self, partitions: &[Partition]) {
-        let theirs = |held: &Held| {
-            let mut fences = held.state.fences.iter();
-            fences.any(|(partition, _)| partitions.contains(partition))
-        };
-        let gone: Vec<UserId> = self
-            .cache
-            .iter()
-            .filter(|(_, (_, held))| theirs(held))
-            .map(|(user, _)| user.clone())
-            .collect();
-        for user in gone {
-            self.cache.pop(&user);
+impl States {
+    /// Creates an empty cache of this many users.
+    pub(super) fn new(users: NonZeroUsize) -> Self {
+        Self {
+            cache: LruCache::new(users),
+            age: 0,
         }
-        metrics::state_cached(self.cache.len());
     }
 
     /// Loads the states that are not in memory.
-    pub(super) async fn load(&mut self, users: impl Iterator<Item = &UserId>) -> Result<(), Error> {
+    pub(super) async fn load<S: Store>(
+        &mut self,
+        store: &S,
+        ns: &str,
+        users: impl Iterator<Item = &UserId>,
+    ) -> Result<(), store::Error> {
         let users: Vec<&UserId> = users.collect();
-        // A batch with more users than the cache holds must still find them all.
+        // A batch with more users than the cache has room for must still find all of them here.
         if users.len() > self.cache.cap().get() {
             self.cache
                 .resize(NonZeroUsize::new(users.len()).unwrap_or(NonZeroUsize::MIN));
@@ -64,11 +55,56 @@ impl<L: Log, S: Store> Ingest<L, S> {
         if missing.is_empty() {
             return Ok(());
         }
-        let held = self.store.load(&self.settings.ns, &missing).await?;
-        for (user, held) in missing.into_iter().zip(held) {
-            self.cache.put(user, (self.age, held));
+        let loaded = store.load(ns, &missing).await?;
+        for (user, loaded) in missing.into_iter().zip(loaded) {
+            self.put(user, loaded);
         }
         metrics::state_cached(self.cache.len());
         Ok(())
+    }
+
+    /// Takes a state out until it is stored again, so that after an error no half-written state is left here.
+    pub(super) fn take(&mut self, user: &UserId) -> Held {
+        let (_, loaded) = self.cache.pop(user).unwrap_or_default();
+        loaded
+    }
+
+    /// Puts a state in that was loaded, stored or not changed.
+    pub(super) fn put(&mut self, user: UserId, loaded: Held) {
+        self.cache.put(user, (self.age, loaded));
+    }
+
+    /// Drops states that were not needed since the last call but one.
+    pub(super) fn drop_unused(&mut self) {
+        self.age += 1;
+        while let Some((_, (age, _))) = self.cache.peek_lru()
+            && age + 1 < self.age
+        {
+            self.cache.pop_lru();
+        }
+        metrics::state_cached(self.cache.len());
+    }
+
+    /// Drops states into which records of these partitions were folded: another member folds the next ones.
+    pub(super) fn drop_folded_from(&mut self, partitions: &[Partition]) {
+        let folded_from = |loaded: &Held| {
+            let mut fences = loaded.state.fences.iter();
+            fences.any(|(partition, _)| partitions.contains(partition))
+        };
+        let users: Vec<UserId> = self
+            .cache
+            .iter()
+            .filter(|(_, (_, loaded))| folded_from(loaded))
+            .map(|(user, _)| user.clone())
+            .collect();
+        for user in users {
+            self.cache.pop(&user);
+        }
+        metrics::state_cached(self.cache.len());
+    }
+
+    /// Drops all states.
+    pub(super) fn clear(&mut self) {
+        self.cache.clear();
     }
 }

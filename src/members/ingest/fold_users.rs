@@ -1,0 +1,131 @@
+//! From users' records to stored states: [`FoldUsers`].
+//!
+//! Invariant: a state leaves the cache before it is planned and returns when it is stored, so after an error no
+//! half-written state is left there. A user that another member wrote meanwhile is loaded and planned again.
+
+use std::collections::BTreeMap;
+
+use super::IngestSettings;
+use super::effects::Effects;
+use super::fences::check_fences;
+use super::lists::stored_lists;
+use super::states::States;
+use super::write::{Planned, Write, Written};
+use crate::members::error::Error;
+use crate::metrics;
+use nearshore_core::ports::log::{Batch, Log};
+use nearshore_core::ports::store::{Folded, Store};
+use nearshore_core::shop::snapshot::Snapshot;
+use nearshore_core::user::event::{Accepted, UserId};
+use nearshore_core::user::plan::{Plan, Rulebook, StoredList, plan};
+
+/// Users per write: enough to share a round trip, few enough that the next ones are planned during it.
+const USERS_PER_WRITE: usize = 64;
+
+/// Records by user.
+type Users = BTreeMap<UserId, Vec<Accepted>>;
+
+/// What folding the users of some batches needs.
+pub(super) struct FoldUsers<'a, L, S> {
+    pub(super) log: &'a L,
+    pub(super) store: &'a S,
+    pub(super) settings: &'a IngestSettings,
+    /// One snapshot for all users of the call.
+    pub(super) snapshot: &'a Snapshot,
+    /// Where the records come from, with the ends of their partitions.
+    pub(super) batches: &'a [&'a Batch],
+    pub(super) states: &'a mut States,
+    pub(super) effects: &'a mut Effects,
+}
+
+impl<L: Log, S: Store> FoldUsers<'_, L, S> {
+    /// Folds until every user is stored or unchanged.
+    pub(super) async fn run(mut self, mut users: Users) -> Result<(), Error> {
+        while !users.is_empty() {
+            users = self.pass(users).await?;
+        }
+        Ok(())
+    }
+
+    /// Folds each user once and returns those that another member wrote meanwhile. While the store writes some users,
+    /// the next ones are planned.
+    async fn pass(&mut self, users: Users) -> Result<Users, Error> {
+        let (store, ns) = (self.store, &self.settings.ns);
+        self.states.load(store, ns, users.keys()).await?;
+        let lists = stored_lists(store, ns, &users).await?;
+        let mut overtaken = Users::new();
+        let mut users = users.into_iter();
+        let mut previous: Option<Write> = None;
+        loop {
+            let chunk: Vec<_> = users.by_ref().take(USERS_PER_WRITE).collect();
+            let current = match chunk.is_empty() {
+                true => None,
+                false => {
+                    let plans = self.plan(chunk, &lists).await?;
+                    Some(Write::start(store, ns, plans).await)
+                }
+            };
+            match std::mem::replace(&mut previous, current) {
+                Some(write) => self.settle(write.finish().await?, &mut overtaken),
+                None if previous.is_none() => return Ok(overtaken),
+                None => {}
+            }
+        }
+    }
+
+    async fn plan(
+        &mut self,
+        users: Vec<(UserId, Vec<Accepted>)>,
+        lists: &BTreeMap<UserId, StoredList>,
+    ) -> Result<Vec<Planned>, Error> {
+        let rulebook = Rulebook {
+            snapshot: self.snapshot,
+            policy: &self.settings.policy,
+            ns: &self.settings.ns,
+            window: self.settings.window,
+            triggers: self.settings.triggers,
+            complete_since: &self.settings.complete_since,
+        };
+        let mut plans = Vec::with_capacity(users.len());
+        for (user, records) in users {
+            let loaded = self.states.take(&user);
+            check_fences(self.log, &loaded, self.batches).await?;
+            let plan = plan(loaded, &records, lists.get(&user), &rulebook);
+            plans.push(Planned {
+                user,
+                records,
+                plan,
+            });
+        }
+        Ok(plans)
+    }
+
+    /// Accepts plans that are stored or change nothing; the other users are to be planned again.
+    fn settle(&mut self, written: Written, overtaken: &mut Users) {
+        for (planned, outcome) in written {
+            let Planned {
+                user,
+                records,
+                mut plan,
+            } = planned;
+            match outcome {
+                None => self.accept(user, plan),
+                Some(Folded::Stored { ver }) => {
+                    plan.held.ver = ver;
+                    self.accept(user, plan);
+                }
+                // Its state is not in the cache: the next pass loads it, with the tombstone applied.
+                Some(Folded::Stale | Folded::Erased { .. }) => {
+                    metrics::state_conflicts(1);
+                    overtaken.insert(user, records);
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self, user: UserId, mut plan: Plan) {
+        let stored = std::mem::take(&mut plan.held);
+        self.effects.collect(&self.settings.topics, &user, plan);
+        self.states.put(user, stored);
+    }
+}
