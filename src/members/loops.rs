@@ -1,10 +1,11 @@
-//! The loops around the roles: wait for the log, call the role, wait and call again after an error, commit.
+//! The loops around the roles: wait for the log, call the role, retry after an error, commit.
 //!
-//! Invariant: a call is made again with the same input until it succeeds, its partition stops, or the
-//! process ends. All waiting is here; the roles themselves wait for nobody.
+//! Invariant: a call is repeated with the same input until it succeeds, its partition stops, or the process ends. All
+//! waiting between calls is here; the roles themselves only wait for the answers of log and store.
 
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::FutureExt;
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
@@ -26,25 +27,26 @@ use nearshore_core::user::trigger::Lane;
 /// How often done offsets are committed.
 pub(crate) const COMMIT_EVERY: Duration = Duration::from_millis(500);
 
-/// First wait after an error that may pass; doubled up to [`RETRY_MAX`].
+/// First delay after an error that may pass; doubled up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(50);
 
-/// Longest wait between two tries: what a store that is back has to wait for us.
+/// Longest delay between two tries. A store that is available again waits at most so long for its next call.
 const RETRY_MAX: Duration = Duration::from_millis(500);
 
-/// What may be finished after SIGTERM. With [`LAST_COMMIT`] and the log's own farewell it stays below the drain's limit.
-const IN_HAND: Duration = Duration::from_secs(2);
+/// How long work in hand may take after SIGTERM. Together with [`LAST_COMMIT_MAX`] and the time in which the log leaves
+/// its group it stays below the limit of the drain.
+const DRAIN_WORK_MAX: Duration = Duration::from_secs(2);
 
 /// How long the last commit may take.
-const LAST_COMMIT: Duration = Duration::from_secs(2);
+const LAST_COMMIT_MAX: Duration = Duration::from_secs(2);
 
-/// A state that is not needed for one to two of these leaves the memory.
-const STATES_AGE: Duration = Duration::from_secs(300);
+/// How often unused states are dropped. A state that is not needed for one to two of these periods leaves the cache.
+const DROP_STATES_EVERY: Duration = Duration::from_secs(300);
 
-/// Records folded in one go; more would delay commits and revokes.
+/// Records per call of the role; more would delay commits and revokes.
 const GATHER_MAX: usize = 4_000;
 
-/// False if cancelled before.
+/// Waits until `ready` is true. Returns false if it was cancelled before.
 pub(crate) async fn wait_ready(
     ready: &mut watch::Receiver<bool>,
     cancel: &CancellationToken,
@@ -55,7 +57,7 @@ pub(crate) async fn wait_ready(
     }
 }
 
-/// Counts partitions that come and go.
+/// Counts assigned and revoked partitions in the metrics.
 pub(crate) fn count_rebalance(delivery: &Delivery) {
     let (change, partitions) = match delivery {
         Delivery::Assigned(partitions) => (metrics::Rebalance::Assigned, partitions),
@@ -66,7 +68,8 @@ pub(crate) fn count_rebalance(delivery: &Delivery) {
     metrics::rebalanced(change, partitions.len() as u64);
 }
 
-/// Deliveries until the log has nothing at once, or enough is gathered. At most one batch per partition.
+/// Gathers batches that the log has at once, about [`GATHER_MAX`] records, merged into one batch per partition. A
+/// delivery of another kind ends the gathering and is returned beside them.
 pub(crate) async fn gather<L: Log>(
     log: &mut L,
     first: Delivery,
@@ -97,20 +100,20 @@ pub(crate) async fn gather<L: Log>(
     }
 }
 
-/// Ticks that a long call swallows are not made up for.
+/// An interval that does not make up for ticks missed during a long call.
 fn every(period: Duration) -> Interval {
     let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
 }
 
-/// Whether a tick is due: asks and does not wait.
+/// Whether a tick is due now. Does not wait.
 fn due(ticks: &mut Interval) -> bool {
     ticks.tick().now_or_never().is_some()
 }
 
-/// What the loops do with any role.
-pub(crate) trait Member: Send {
+/// What the loops do with every role.
+trait Member: Send {
     fn commit(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
     fn check_store(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
     fn rewind(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
@@ -138,96 +141,99 @@ member!(Ingest<L: Log, S: Store>);
 member!(Stock<L: Log, S: Store>);
 member!(Generate<L: Log, S: Store, A: generate::Scorer>);
 
-/// Waits between tries of one thing.
-pub(crate) struct Patience(Duration);
+/// The delays between tries of one call: [`RETRY_MIN`], then doubled up to [`RETRY_MAX`], without end.
+struct Backoff(<ExponentialBuilder as BackoffBuilder>::Backoff);
 
-impl Default for Patience {
+impl Default for Backoff {
     fn default() -> Self {
-        Self(RETRY_MIN)
+        let delays = ExponentialBuilder::new()
+            .with_min_delay(RETRY_MIN)
+            .with_max_delay(RETRY_MAX)
+            .without_max_times();
+        Self(delays.build())
     }
 }
 
-impl Patience {
-    /// Counts the error and waits; false if cancelled.
-    pub(crate) async fn wait(&mut self, error: &Error, cancel: &CancellationToken) -> bool {
+impl Backoff {
+    /// Counts the error and waits for the next try. Returns false if it was cancelled meanwhile.
+    async fn wait(&mut self, error: &Error, cancel: &CancellationToken) -> bool {
         count_error(error);
-        tracing::warn!(%error, wait = ?self.0, "will be tried again");
+        let delay = self.0.next().unwrap_or(RETRY_MAX);
+        let delay_ms = delay.as_millis();
+        tracing::warn!(%error, "call failed; it will be tried again in {delay_ms} ms");
         tokio::select! {
             () = cancel.cancelled() => false,
-            () = tokio::time::sleep(self.0) => {
-                self.0 = (self.0 * 2).min(RETRY_MAX);
-                true
-            }
+            () = tokio::time::sleep(delay) => true,
         }
     }
 }
 
-/// After a store that lost writes: reads again, until that succeeds. What is in hand is to be dropped.
-pub(crate) async fn rewind(
+/// Rewinds a member whose store lost writes, until that succeeds. The caller drops what it has in hand.
+async fn rewind(
     member: &mut impl Member,
     why: &Error,
     cancel: &CancellationToken,
 ) -> anyhow::Result<()> {
     count_error(why);
-    let mut patience = Patience::default();
+    let mut backoff = Backoff::default();
     while let Err(error) = member.rewind().await {
         anyhow::ensure!(error.retry() || error.rewinds(), error);
-        if !patience.wait(&error, cancel).await {
+        if !backoff.wait(&error, cancel).await {
             break;
         }
     }
     Ok(())
 }
 
-/// Works until the end, or until what was in hand at the end had its time: it is dropped there as by a crash, and the
-/// next owner does it again.
-async fn in_time(
+/// Runs the turns of a role until they end, or until [`DRAIN_WORK_MAX`] after a cancellation. Work in hand is then
+/// dropped as by a crash, and the next owner does it again.
+async fn run_until_drained(
     cancel: &CancellationToken,
     turns: impl Future<Output = anyhow::Result<()>>,
 ) -> anyhow::Result<()> {
-    let over = async {
+    let limit = async {
         cancel.cancelled().await;
-        tokio::time::sleep(IN_HAND).await;
+        tokio::time::sleep(DRAIN_WORK_MAX).await;
     };
     tokio::select! {
         ended = turns => ended,
-        () = over => {
-            tracing::warn!("what was in hand is not done after {IN_HAND:?}; the next owner does it again");
+        () = limit => {
+            tracing::warn!(
+                "work in hand was not done within {DRAIN_WORK_MAX:?} of the shutdown; the next owner does it again"
+            );
             Ok(())
         }
     }
 }
 
-/// Whatever is not committed in its time is read again by the next owner, and passed over.
+/// Commits once more, for at most [`LAST_COMMIT_MAX`]. The next owner reads again what is not committed then, and skips
+/// it, because it is fenced.
 async fn last_commit(member: &mut impl Member, cancel: &CancellationToken) -> anyhow::Result<()> {
-    let committed = tokio::time::timeout(LAST_COMMIT, commit(member, cancel)).await;
+    let committed = tokio::time::timeout(LAST_COMMIT_MAX, commit(member, cancel)).await;
     committed.unwrap_or_else(|_| {
-        tracing::warn!("the last commit had no answer within {LAST_COMMIT:?}");
+        tracing::warn!(
+            "last commit got no answer within {LAST_COMMIT_MAX:?}; the next owner reads its records again"
+        );
         Ok(())
     })
 }
 
-/// A commit that fails for now is made again with the next; one that fails for good ends the role.
-pub(crate) async fn commit(
-    member: &mut impl Member,
-    cancel: &CancellationToken,
-) -> anyhow::Result<()> {
+/// Commits what is done. A commit that may succeed later is left to the next one; any other failure ends the role.
+async fn commit(member: &mut impl Member, cancel: &CancellationToken) -> anyhow::Result<()> {
     match member.commit().await {
         Err(error) if error.rewinds() => rewind(member, &error, cancel).await,
         Err(error) if error.retry() => {
             count_error(&error);
-            tracing::warn!(%error, "commit will be tried again");
+            tracing::warn!(%error, "commit failed; the next commit includes its offsets");
             Ok(())
         }
         outcome => Ok(outcome?),
     }
 }
 
-/// Looks whether the store is the one that it was; one that does not answer is somebody else's alarm.
-pub(crate) async fn look(
-    member: &mut impl Member,
-    cancel: &CancellationToken,
-) -> anyhow::Result<()> {
+/// Checks that the store lost no writes, and rewinds if it did. A store that does not answer is only counted here: the
+/// next call of the role reports it.
+async fn check_store(member: &mut impl Member, cancel: &CancellationToken) -> anyhow::Result<()> {
     match member.check_store().await {
         Err(error) if error.rewinds() => rewind(member, &error, cancel).await,
         Err(error) if error.retry() => {
@@ -237,32 +243,35 @@ pub(crate) async fn look(
         outcome => Ok(outcome?),
     }
 }
-/// Says on `/readyz` that dead letters wait: the role goes no further until the dlq takes them.
-fn say(dlq: &Gate, error: &Error) {
+
+/// Says on `/readyz` that dead letters wait, if that is the error. The role makes no progress until they are written.
+fn report_dlq(dlq: &Gate, error: &Error) {
     match error {
         Error::Dlq { .. } => dlq.shut(error.to_string()),
         Error::Log(_) | Error::Store(_) | Error::FenceAboveEnd { .. } => {}
     }
 }
 
-/// The gate of the dlq, open until letters wait.
+/// The gate of the dlq on `/readyz`, open while no dead letter waits.
 pub(crate) fn dlq_gate(ready: &Ready, name: &'static str) -> Gate {
     let gate = ready.gate(name);
-    gate.open(TAKES);
+    gate.open(DLQ_OPEN);
     gate
 }
 
-/// What a gate of the dlq says while no letter waits.
-const TAKES: &str = "no dead letter waits";
+/// What a gate of the dlq says while it is open.
+const DLQ_OPEN: &str = "no dead letter waits";
 
+/// Runs an ingest member until it is cancelled, once `ready` says that the catalogue is read.
 pub(crate) async fn ingest_loop<L: Log, S: Store>(
     mut member: Ingest<L, S>,
-    (mut ready, dlq): (watch::Receiver<bool>, Gate),
+    mut ready: watch::Receiver<bool>,
+    dlq: Gate,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
-    // Without the catalogue a first list could not be judged by the rules.
+    // Without the catalogue the rules could not filter a first list.
     if wait_ready(&mut ready, &cancel).await {
-        in_time(&cancel, ingest_turns(&mut member, (&dlq, &cancel))).await?;
+        run_until_drained(&cancel, ingest_turns(&mut member, &dlq, &cancel)).await?;
         last_commit(&mut member, &cancel).await?;
     }
     member.into_log().close().await;
@@ -271,25 +280,26 @@ pub(crate) async fn ingest_loop<L: Log, S: Store>(
 
 async fn ingest_turns<L: Log, S: Store>(
     member: &mut Ingest<L, S>,
-    (dlq, cancel): (&Gate, &CancellationToken),
+    dlq: &Gate,
+    cancel: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut commits = every(COMMIT_EVERY);
-    let mut looks = every(STORE_CHECK_EVERY);
-    let mut ages = every(STATES_AGE);
+    let mut store_checks = every(STORE_CHECK_EVERY);
+    let mut drops = every(DROP_STATES_EVERY);
     loop {
         tokio::select! {
-            // The end comes first: a batch that was given up for it must not be followed by the next of its partition,
-            // whose commit would pass over it.
+            // The cancellation comes first: a batch that was given up for it must not be followed by the next batch of
+            // its partition, whose commit would skip it.
             biased;
             () = cancel.cancelled() => return Ok(()),
             _ = commits.tick() => commit(member, cancel).await?,
-            _ = looks.tick() => look(member, cancel).await?,
-            _ = ages.tick() => member.drop_unused_states(),
+            _ = store_checks.tick() => check_store(member, cancel).await?,
+            _ = drops.tick() => member.drop_unused_states(),
             delivery = member.log().next() => {
-                let (batches, rest) = gather(member.log(), delivery?).await?;
-                fold_all(member, &batches, (dlq, cancel)).await?;
-                rest.iter().for_each(count_rebalance);
-                match rest {
+                let (batches, other) = gather(member.log(), delivery?).await?;
+                fold_all(member, &batches, dlq, cancel).await?;
+                other.iter().for_each(count_rebalance);
+                match other {
                     Some(Delivery::Assigned(partitions)) => member.assigned(&partitions),
                     Some(Delivery::Revoked { partitions, lost }) => {
                         if !lost {
@@ -304,33 +314,36 @@ async fn ingest_turns<L: Log, S: Store>(
     }
 }
 
-/// Folds batches, again and again while the cause may pass; a cause that stays stops its partition.
+/// Folds batches and retries while the error may pass. An error that does not pass stops the partition that causes it.
+///
+/// After a cancellation, a rewind or a stop the tally has only what was folded before it.
 pub(crate) async fn fold_all<L: Log, S: Store>(
     member: &mut Ingest<L, S>,
     batches: &[Batch],
-    (dlq, cancel): (&Gate, &CancellationToken),
+    dlq: &Gate,
+    cancel: &CancellationToken,
 ) -> anyhow::Result<Tally> {
     let mut tally = Tally::default();
     if batches.is_empty() {
         return Ok(tally);
     }
-    let mut patience = Patience::default();
+    let mut backoff = Backoff::default();
     loop {
         let start = std::time::Instant::now();
         match member.handle(batches).await {
             Ok(done) => {
-                dlq.open(TAKES);
+                dlq.open(DLQ_OPEN);
                 metrics::fold(start.elapsed());
                 return Ok(done);
             }
-            // These batches come again, from further back.
+            // The log delivers these batches again, from further back.
             Err(error) if error.rewinds() => {
                 rewind(member, &error, cancel).await?;
                 return Ok(tally);
             }
             Err(error) if error.retry() => {
-                say(dlq, &error);
-                if !patience.wait(&error, cancel).await {
+                report_dlq(dlq, &error);
+                if !backoff.wait(&error, cancel).await {
                     return Ok(tally);
                 }
             }
@@ -340,15 +353,16 @@ pub(crate) async fn fold_all<L: Log, S: Store>(
                 return Ok(tally);
             }
             Err(_) => {
-                // One of them cannot go on; find out which, so that the others do. A rewind on the way takes all of
-                // them back: whoever folded the rest would pass over what comes again.
+                // One of the partitions has to stop: fold each batch alone to find out which, so that the others
+                // continue. A rewind meanwhile ends this: it rewinds all partitions, and to fold the remaining
+                // batches would skip what is delivered again before them.
                 let rewound = member.rewound();
                 for batch in batches {
                     if member.rewound() != rewound {
                         break;
                     }
                     let one = std::slice::from_ref(batch);
-                    tally += Box::pin(fold_all(member, one, (dlq, cancel))).await?;
+                    tally += Box::pin(fold_all(member, one, dlq, cancel)).await?;
                 }
                 return Ok(tally);
             }
@@ -356,7 +370,8 @@ pub(crate) async fn fold_all<L: Log, S: Store>(
     }
 }
 
-pub(crate) fn count_error(error: &Error) {
+/// Counts an error in the metrics of the edge that it is from.
+fn count_error(error: &Error) {
     match error {
         Error::Log(error) | Error::Dlq { source: error, .. } => metrics::log_error(error),
         Error::Store(error) => metrics::store_error(error),
@@ -366,25 +381,26 @@ pub(crate) fn count_error(error: &Error) {
     }
 }
 
-/// A commit that fails for now is made again with the next; one that fails for good ends the role.
+/// Accepts a commit that may succeed later: the next one includes it. Any other failure ends the role.
 pub(crate) fn commit_softly(outcome: Result<(), Error>) -> anyhow::Result<()> {
     match outcome {
         Err(error) if !error.retry() => Err(error.into()),
         Err(error) => {
             count_error(&error);
-            tracing::warn!(%error, "commit will be tried again");
+            tracing::warn!(%error, "commit failed; the next commit includes its offsets");
             Ok(())
         }
         Ok(()) => Ok(()),
     }
 }
 
+/// Runs a stock member until it is cancelled.
 pub(crate) async fn stock_loop<L: Log, S: Store>(
     mut member: Stock<L, S>,
     dlq: Gate,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
-    in_time(&cancel, stock_turns(&mut member, (&dlq, &cancel))).await?;
+    run_until_drained(&cancel, stock_turns(&mut member, &dlq, &cancel)).await?;
     last_commit(&mut member, &cancel).await?;
     member.into_log().close().await;
     Ok(())
@@ -392,44 +408,46 @@ pub(crate) async fn stock_loop<L: Log, S: Store>(
 
 async fn stock_turns<L: Log, S: Store>(
     member: &mut Stock<L, S>,
-    (dlq, cancel): (&Gate, &CancellationToken),
+    dlq: &Gate,
+    cancel: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut commits = every(COMMIT_EVERY);
-    let mut looks = every(STORE_CHECK_EVERY);
+    let mut store_checks = every(STORE_CHECK_EVERY);
     loop {
         tokio::select! {
-            // As in `ingest_turns`.
+            // Cancellation first, as in `ingest_turns`.
             biased;
             () = cancel.cancelled() => return Ok(()),
             _ = commits.tick() => commit(member, cancel).await?,
-            _ = looks.tick() => look(member, cancel).await?,
+            _ = store_checks.tick() => check_store(member, cancel).await?,
             delivery = member.log().next() => {
                 let delivery = delivery?;
                 count_rebalance(&delivery);
-                let mut patience = Patience::default();
+                let mut backoff = Backoff::default();
                 while let Err(error) = member.handle(&delivery).await {
                     if error.rewinds() {
                         rewind(member, &error, cancel).await?;
                         break;
                     }
                     anyhow::ensure!(error.retry(), error);
-                    say(dlq, &error);
-                    if !patience.wait(&error, cancel).await {
+                    report_dlq(dlq, &error);
+                    if !backoff.wait(&error, cancel).await {
                         break;
                     }
                 }
-                dlq.open(TAKES);
+                dlq.open(DLQ_OPEN);
             }
         }
     }
 }
 
+/// Runs a generate member until it is cancelled.
 pub(crate) async fn generate_loop<L: Log, S: Store, A: generate::Scorer>(
     mut member: Generate<L, S, A>,
     dlq: Gate,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
-    in_time(&cancel, generate_turns(&mut member, (&dlq, &cancel))).await?;
+    run_until_drained(&cancel, generate_turns(&mut member, &dlq, &cancel)).await?;
     last_commit(&mut member, &cancel).await?;
     member.into_log().close().await;
     Ok(())
@@ -437,24 +455,25 @@ pub(crate) async fn generate_loop<L: Log, S: Store, A: generate::Scorer>(
 
 async fn generate_turns<L: Log, S: Store, A: generate::Scorer>(
     member: &mut Generate<L, S, A>,
-    (dlq, cancel): (&Gate, &CancellationToken),
+    dlq: &Gate,
+    cancel: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut commits = every(COMMIT_EVERY);
-    let mut looks = every(STORE_CHECK_EVERY);
-    let mut patience = Patience::default();
-    let mut signals = every(generate::BACKPRESSURE_EVERY);
+    let mut store_checks = every(STORE_CHECK_EVERY);
+    let mut backoff = Backoff::default();
+    let mut backpressure = every(generate::BACKPRESSURE_EVERY);
     let in_flight = member.in_flight();
     loop {
-        // Before and not beside what comes: a turn is as slow as the model, so one of these is due after each, and a
-        // choice between them and a delivery would read nothing as long as there is work.
+        // Before the select, not in it: a turn is as slow as the model, so one of these is due after every turn, and a
+        // select that prefers them to a delivery would read nothing as long as there is work.
         if due(&mut commits) {
             commit(member, cancel).await?;
         }
-        if due(&mut looks) {
-            look(member, cancel).await?;
+        if due(&mut store_checks) {
+            check_store(member, cancel).await?;
         }
-        if due(&mut signals) {
-            // Asked again in two seconds.
+        if due(&mut backpressure) {
+            // An error is only counted: the next tick asks again.
             drop(
                 member
                     .update_backpressure(wall_clock())
@@ -464,7 +483,7 @@ async fn generate_turns<L: Log, S: Store, A: generate::Scorer>(
         }
         let now = wall_clock();
         count_lanes(member, now);
-        // Never longer than to the next commit: stats and shares move with time, too.
+        // Never longer than until the next commit, because queue metrics and lane shares change with time, too.
         let due = member.lanes().next_due(now);
         let pause = match member.is_midway() {
             true => Duration::ZERO,
@@ -473,31 +492,32 @@ async fn generate_turns<L: Log, S: Store, A: generate::Scorer>(
         tokio::select! {
             biased;
             () = cancel.cancelled() => return Ok(()),
-            delivery = next(member) => {
-                take_in(member, delivery?, (dlq, cancel)).await?;
+            delivery = next_delivery(member) => {
+                receive(member, delivery?, dlq, cancel).await?;
                 continue;
             }
             () = tokio::time::sleep(pause) => {}
         }
         let turn = tokio::select! {
-            // Work in hand is dropped: it is not committed, so the next owner does it.
+            // Work in hand is dropped. It is not committed, so the next owner does it.
             () = cancel.cancelled() => return Ok(()),
             turn = member.turn(wall_clock()) => turn,
             () = in_flight.watch() => continue,
         };
         match turn {
-            Ok(_) => patience = Patience::default(),
+            Ok(_) => backoff = Backoff::default(),
             Err(error) if error.rewinds() => rewind(member, &error, cancel).await?,
             Err(error) if error.retry() => {
-                patience.wait(&error, cancel).await;
+                backoff.wait(&error, cancel).await;
             }
             Err(error) => return Err(error.into()),
         }
     }
 }
 
-/// The next delivery; where the lanes are full, only what comes and goes, for work of others is not to be kept.
-async fn next<L: Log, S: Store, A: generate::Scorer>(
+/// The next delivery. While the lanes are full, only assignments and revokes are delivered: work of revoked partitions
+/// must not be kept.
+async fn next_delivery<L: Log, S: Store, A: generate::Scorer>(
     member: &mut Generate<L, S, A>,
 ) -> Result<Delivery, log::Error> {
     if member.lanes().room() > 0 {
@@ -507,10 +527,8 @@ async fn next<L: Log, S: Store, A: generate::Scorer>(
     }
 }
 
-pub(crate) fn count_lanes<L: Log, S: Store, A: generate::Scorer>(
-    member: &Generate<L, S, A>,
-    now: Timestamp,
-) {
+/// Sets the queue metrics of all lanes.
+fn count_lanes<L: Log, S: Store, A: generate::Scorer>(member: &Generate<L, S, A>, now: Timestamp) {
     for lane in [Lane::Urgent, Lane::Live, Lane::Backfill] {
         let status = member.lanes().status(lane, now);
         let waiting = status.waiting + status.due;
@@ -524,23 +542,25 @@ pub(crate) fn count_lanes<L: Log, S: Store, A: generate::Scorer>(
     }
 }
 
-pub(crate) async fn take_in<L: Log, S: Store, A: generate::Scorer>(
+/// Hands a delivery to the member. A call that may succeed later is retried.
+async fn receive<L: Log, S: Store, A: generate::Scorer>(
     member: &mut Generate<L, S, A>,
     delivery: Delivery,
-    (dlq, cancel): (&Gate, &CancellationToken),
+    dlq: &Gate,
+    cancel: &CancellationToken,
 ) -> anyhow::Result<()> {
     count_rebalance(&delivery);
     match delivery {
         Delivery::Batch(batch) => {
-            let mut patience = Patience::default();
+            let mut backoff = Backoff::default();
             while let Err(error) = member.receive(&batch, wall_clock()).await {
                 anyhow::ensure!(error.retry(), error);
-                say(dlq, &error);
-                if !patience.wait(&error, cancel).await {
+                report_dlq(dlq, &error);
+                if !backoff.wait(&error, cancel).await {
                     return Ok(());
                 }
             }
-            dlq.open(TAKES);
+            dlq.open(DLQ_OPEN);
         }
         Delivery::Revoked { partitions, .. } => {
             commit(member, cancel).await?;
@@ -549,4 +569,18 @@ pub(crate) async fn take_in<L: Log, S: Store, A: generate::Scorer>(
         Delivery::Assigned(partitions) => member.assigned(&partitions),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_up_to_the_longest_and_never_end() {
+        let delays = Backoff::default().0.map(|delay| delay.as_millis());
+        assert_eq!(
+            delays.take(6).collect::<Vec<_>>(),
+            [50, 100, 200, 400, 500, 500]
+        );
+    }
 }

@@ -150,7 +150,7 @@ async fn what_is_given_up_at_the_end_is_not_passed_over() {
         let cancel = CancellationToken::new();
         let (_ready, is_ready) = tokio::sync::watch::channel(true);
         let gate = dlq_gate(&Ready::default(), "dlq");
-        let running = tokio::spawn(ingest_loop(member, (is_ready, gate), cancel.clone()));
+        let running = tokio::spawn(ingest_loop(member, is_ready, gate, cancel.clone()));
         refused.notified().await;
         // Writes succeed again, there is a next record, and the process is told to end.
         cluster.produce(event(
@@ -305,7 +305,7 @@ impl Requested {
             snapshot.clone(),
             ingest_settings(&topics, true),
         );
-        let ingest = ingest_loop(member, (is_ready, dlq_gate(&ready, "i")), cancel.clone());
+        let ingest = ingest_loop(member, is_ready, dlq_gate(&ready, "i"), cancel.clone());
         tokio::spawn(ingest);
         let lane = topics
             .lanes()

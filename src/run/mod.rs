@@ -327,7 +327,7 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
             snapshot,
             ingest::IngestSettings { now, ..settings },
         );
-        ingest_loop(member, (catalogue, gate), stop)
+        ingest_loop(member, catalogue, gate, stop)
             .await
             .context("ingest")
     });

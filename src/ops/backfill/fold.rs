@@ -163,7 +163,7 @@ async fn fold<L: Log, S: Store>(
     // No probe asks a backfill whether it is ready; the log line and the metrics say that it waits.
     let dlq = Ready::default().gate("dlq-backfill");
     let rewound = member.rewound();
-    let tally = fold_all(member, &batches, (&dlq, cancel)).await?;
+    let tally = fold_all(member, &batches, &dlq, cancel).await?;
     if member.rewound() != rewound {
         commit_softly(member.commit().await)?;
         anyhow::bail!(
