@@ -1,8 +1,8 @@
-//! Where a reader stands in the store and in the log, so that a store that lost writes is read into again.
+//! Checkpoints in the store beside positions in the log, to notice and repair lost writes: [`Checkpoints`].
 //!
-//! Invariant: nothing is written for a partition until the store was seen to hold everything before the position
-//! where its reading began, and then only in the lineage in which that was seen
-//! ([decision 18](../docs/decisions/0018-a-checkpoint-on-every-primary.md)). It does not know what records ask for.
+//! Invariant: nothing is written for a partition until the store was verified to hold everything before the position
+//! where its reading began, and then only in the lineage in which that was verified
+//! ([decision 18](../docs/decisions/0018-a-checkpoint-on-every-primary.md)). It does not know what records mean.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,74 +12,78 @@ use nearshore_core::ports::log::{self, Log};
 use nearshore_core::ports::store::{self, Lineage, Store};
 use nearshore_core::user::record::{Partition, Resume};
 
-/// How often a reader that writes nothing looks whether the store is still the one it was.
+/// How often a reader that writes nothing checks that the store lost no writes.
 pub const STORE_CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// What ends a try.
+/// Why a call fails.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The log.
+    /// The log failed.
     #[error(transparent)]
     Log(#[from] log::Error),
-    /// The store; [`store::Remedy::Rewind`] asks for [`Checkpoints::rewind`].
+    /// The store failed. [`store::Remedy::Rewind`] asks for [`Checkpoints::rewind`].
     #[error(transparent)]
     Store(#[from] store::Error),
 }
 
-/// One reader: a member of a consumer group, under the name that its checkpoints have.
+/// The checkpoints and positions of one reader, a member of a consumer group.
 pub struct Checkpoints<S> {
     store: S,
+    /// Name under which the checkpoints are stored.
     reader: String,
-    /// What was looked at, and the handle whose writes have effect only there.
+    /// The lineage that was verified, and the handle whose writes have effect only in it.
     bound: Option<(Lineage, S)>,
-    /// Ours.
-    own: BTreeSet<Partition>,
-    /// Ours, and not yet compared with the store.
-    unseen: BTreeSet<Partition>,
-    /// Up to where everything is done, as far as this member knows.
+    /// Partitions assigned to this member.
+    assigned: BTreeSet<Partition>,
+    /// Assigned partitions whose positions were not yet compared with the store.
+    unverified: BTreeSet<Partition>,
+    /// Position before which all is done, as far as this member knows.
     reached: BTreeMap<Partition, Resume>,
-    /// Done, not yet committed.
-    ready: BTreeMap<Partition, Resume>,
+    /// Positions that are done and not yet committed.
+    uncommitted: BTreeMap<Partition, Resume>,
 }
 
 impl<S: Store> Checkpoints<S> {
-    /// A reader that owns nothing yet.
+    /// Creates a reader that has no partition yet. `reader` names its checkpoints in the store.
     pub fn new(store: S, reader: impl Into<String>) -> Self {
         Self {
             store,
             reader: reader.into(),
             bound: None,
-            own: BTreeSet::new(),
-            unseen: BTreeSet::new(),
+            assigned: BTreeSet::new(),
+            unverified: BTreeSet::new(),
             reached: BTreeMap::new(),
-            ready: BTreeMap::new(),
+            uncommitted: BTreeMap::new(),
         }
     }
 
-    /// Partitions are ours from now on.
+    /// Takes over partitions that the group assigned.
     pub fn assigned(&mut self, partitions: &[Partition]) {
         self.revoked(partitions);
-        self.own.extend(partitions.iter().cloned());
-        self.unseen.extend(partitions.iter().cloned());
+        self.assigned.extend(partitions.iter().cloned());
+        self.unverified.extend(partitions.iter().cloned());
     }
 
-    /// Partitions are no longer ours.
+    /// Gives up partitions.
     pub fn revoked(&mut self, partitions: &[Partition]) {
         for partition in partitions {
-            self.own.remove(partition);
-            self.unseen.remove(partition);
+            self.assigned.remove(partition);
+            self.unverified.remove(partition);
             self.reached.remove(partition);
-            self.ready.remove(partition);
+            self.uncommitted.remove(partition);
         }
     }
 
-    /// All that these partitions' records before the position ask for is acknowledged.
+    /// Makes a position committable. Call it when all effects of the partition's records before it are acknowledged.
     pub fn done(&mut self, partition: &Partition, resume: Resume) {
         self.reached.insert(partition.clone(), resume);
-        self.ready.insert(partition.clone(), resume);
+        self.uncommitted.insert(partition.clone(), resume);
     }
 
-    /// The store to write to, once all that is ours was compared with it.
+    /// Returns the store to write to, after all assigned partitions were verified against it.
+    ///
+    /// Fails with [`store::Error::Regressed`] if a checkpoint is missing or below its committed position: then writes
+    /// are lost.
     pub async fn store<L: Log>(&mut self, log: &L) -> Result<S, Error> {
         let store = match &self.bound {
             Some((_, store)) => store.clone(),
@@ -90,26 +94,26 @@ impl<S: Store> Checkpoints<S> {
                 store
             }
         };
-        if self.unseen.is_empty() {
+        if self.unverified.is_empty() {
             return Ok(store);
         }
-        let unseen: Vec<Partition> = self.unseen.iter().cloned().collect();
-        // Positions first: a predecessor that still commits raises its note before them.
-        let positions = log.committed(&unseen).await?;
-        let noted = store.checkpoints(&self.reader).await?;
-        for found in positions {
-            let held = noted.get(&found.partition);
-            if found.ours && held.is_none_or(|held| *held < found.resume) {
+        let unverified: Vec<Partition> = self.unverified.iter().cloned().collect();
+        // Positions first: a former owner that still commits raises its checkpoint before its position.
+        let positions = log.committed(&unverified).await?;
+        let checkpoints = store.checkpoints(&self.reader).await?;
+        for position in positions {
+            let checkpoint = checkpoints.get(&position.partition);
+            if position.ours && checkpoint.is_none_or(|checkpoint| *checkpoint < position.resume) {
                 return Err(self.regressed().into());
             }
-            self.reached.insert(found.partition, found.resume);
+            self.reached.insert(position.partition, position.resume);
         }
-        self.unseen.clear();
+        self.unverified.clear();
         Ok(store)
     }
 
-    /// Looks whether the store is still the one that was looked at. Between writes, so that an idle partition's
-    /// loss is noticed too.
+    /// Fails with [`store::Error::Regressed`] if the store is not the one that was verified. Called between writes, so
+    /// that a loss is noticed on idle partitions, too.
     pub async fn check_store<L: Log>(&mut self, log: &L) -> Result<(), Error> {
         if let Some((lineage, _)) = &self.bound
             && self.store.lineage().await? != *lineage
@@ -119,59 +123,59 @@ impl<S: Store> Checkpoints<S> {
         self.store(log).await.map(drop)
     }
 
-    /// Commits what is done, behind its checkpoint. A partition that is no longer ours is its new owner's business.
+    /// Writes the checkpoints of what is done, then commits it. A revoked partition is left to its new owner.
     pub async fn commit<L: Log>(&mut self, log: &L) -> Result<(), Error> {
-        if self.ready.is_empty() {
+        if self.uncommitted.is_empty() {
             return Ok(());
         }
         let store = self.store(log).await?;
-        let done: Vec<(Partition, Resume)> = self.ready.clone().into_iter().collect();
+        let done: Vec<(Partition, Resume)> = self.uncommitted.clone().into_iter().collect();
         store.checkpoint(&self.reader, &done).await?;
         log::commit_ours(log, done).await?;
-        self.ready.clear();
+        self.uncommitted.clear();
         Ok(())
     }
 
-    /// After [`store::Error::Regressed`]: all that is ours is read again from where the store, as it is now, has
-    /// everything before. Whoever calls it drops what it has in hand and what it remembers of the store.
+    /// Rewinds all assigned partitions to positions before which the store, as it is now, has everything. Call it after
+    /// [`store::Error::Regressed`], and drop the records in hand and everything remembered of the store.
     pub async fn rewind<L: Log>(&mut self, log: &mut L) -> Result<(), Error> {
-        let own: Vec<Partition> = self.own.iter().cloned().collect();
-        // In this order: what is read of a later lineage than the one that writes are bound to is at worst too low.
+        let assigned: Vec<Partition> = self.assigned.iter().cloned().collect();
+        // Lineage first: checkpoints of a later lineage than the one that writes are bound to are at worst too low.
         let lineage = self.store.lineage().await?;
-        let noted = self.store.checkpoints(&self.reader).await?;
-        let positions = log.committed(&own).await?;
-        let mut to = Vec::with_capacity(own.len());
-        let mut ready = BTreeMap::new();
-        let mut again = 0;
-        for partition in own {
+        let checkpoints = self.store.checkpoints(&self.reader).await?;
+        let positions = log.committed(&assigned).await?;
+        let mut to = Vec::with_capacity(assigned.len());
+        let mut uncommitted = BTreeMap::new();
+        let mut records = 0;
+        for partition in assigned {
             let position = positions.iter().find(|it| it.partition == partition);
             let reached = self.reached.get(&partition).copied();
-            let begun = reached.or(position.map(|it| it.resume));
-            // Without a note the store has lost it all, unless nothing was ever noted.
+            let reached = reached.or(position.map(|it| it.resume));
+            // Without a checkpoint the store has lost everything, unless this group never wrote one.
             let beginning = match position {
                 Some(it) if !it.ours => it.resume,
                 _ => Resume(0),
             };
-            let held = noted.get(&partition).copied().unwrap_or(beginning);
-            // Never committed: reading began at the log's beginning, and a note alone commits nothing.
-            let resume = begun.map_or(Resume(0), |begun| begun.min(held));
-            if begun.is_some() {
-                // Done and noted; perhaps not committed, and what is not read again asks for no commit.
-                ready.insert(partition.clone(), resume);
+            let checkpoint = checkpoints.get(&partition).copied().unwrap_or(beginning);
+            // Nothing was ever committed: reading began at the log's beginning, and a checkpoint alone commits nothing.
+            let resume = reached.map_or(Resume(0), |reached| reached.min(checkpoint));
+            if reached.is_some() {
+                // Done and in the checkpoint, but perhaps not committed; no record before it will ask for a commit.
+                uncommitted.insert(partition.clone(), resume);
             }
-            again += begun.map_or(0, |begun| (begun.0 - resume.0).unsigned_abs());
+            records += reached.map_or(0, |reached| (reached.0 - resume.0).unsigned_abs());
             to.push((partition, resume));
         }
         log.rewind(&to).await?;
-        metrics::rewound(again);
+        metrics::rewound(records);
         tracing::warn!(
             reader = self.reader,
             partitions = to.len(),
-            records = again,
-            "the store is not the one it was; its lost writes are made again from the log"
+            records,
+            "Redis failed over or restarted and may have lost writes; records are read again from the log"
         );
-        self.ready = ready;
-        self.unseen.clear();
+        self.uncommitted = uncommitted;
+        self.unverified.clear();
         self.reached = to.into_iter().collect();
         let store = self.store.under(&lineage);
         self.bound = Some((lineage, store));

@@ -15,7 +15,7 @@ pub enum Error {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// The topic `dlq` does not accept dead letters now: unreachable, missing, not permitted, or its limit is too small.
+    /// The topic `dlq` does not accept dead letters now: unreachable, missing, not permitted, or its limit too low.
     #[error("{left} dead letters wait for the dlq: {source}")]
     Dlq {
         /// Number of dead letters that are not written yet.

@@ -1,9 +1,9 @@
 //! Publishing updates on `recall-updates`: [`publish_updates`].
 //!
-//! Invariant: the last update of a user is what the store holds. A member that changes a stored list publishes the update
-//! afterwards, reads the list again, and publishes once more if it has changed meanwhile. So the order in which members
-//! publish does not matter: above all, a list that was published just before its user was erased does not end up behind
-//! the erase.
+//! Invariant: the last update of a user is what the store holds. A member that changes a stored list publishes the
+//! update afterwards, reads the list again, and publishes once more if it has changed meanwhile. So the order in which
+//! members publish does not matter: above all, a list that was published just before its user was erased does not end
+//! up behind the erase.
 
 use crate::members::error::Error;
 use crate::members::records::update_record;

@@ -1,7 +1,8 @@
-//! The keeper role: holds the [`Snapshot`] up to date: catalogue stream, blocks, demand, fallback lists.
+//! The snapshot loader: keeps the serving [`Snapshot`] up to date from the catalogue stream, blocks and demand, and
+//! writes the fallback lists.
 //!
-//! Invariant: readers see whole snapshots, swapped in one step; a failure keeps the last one and is
-//! counted. It has no consumer group: each process reads all of `catalog`.
+//! Invariant: readers see whole snapshots, swapped in one step. A failure is counted, and the serving snapshot stays.
+//! The loader has no consumer group: each process reads all of `catalog`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,14 +25,14 @@ use nearshore_core::user::event;
 use nearshore_core::user::record::Timestamp;
 use nearshore_kafka::{Tail, Tailed};
 
-/// How often what is looked at; from configuration.
+/// What the snapshot is made of and how often each part is reloaded, from configuration.
 #[derive(Clone, Debug)]
 pub struct LoaderSettings {
-    /// Namespace whose counts and fallbacks these are.
+    /// Namespace whose counts are read and whose fallback lists are written.
     pub ns: String,
-    /// Rules.
+    /// Rules to be compiled for the catalogue.
     pub rules: Vec<Rule>,
-    /// Segments.
+    /// Segments of users.
     pub segments: Vec<Segment>,
     /// How counts become demand.
     pub demand: demand::Policy,
@@ -43,19 +44,20 @@ pub struct LoaderSettings {
     pub blocks_every: Duration,
     /// How often shard versions are compared.
     pub demand_every: Duration,
-    /// How often fallback lists are written; `None`: another process does.
+    /// How often fallback lists are written. `None`: another process writes them.
     pub fallback_every: Option<Duration>,
-    /// Names on a fallback list.
+    /// Number of names on a fallback list.
     pub fallback_names: usize,
-    /// How SKUs under each of them are chosen.
+    /// How the SKUs under each name are chosen.
     pub selection: select::Policy,
 }
 
-/// Counts of one namespace as last read, and the demand that follows from them.
+/// Counts of one namespace as last read, and the demand built from them.
 struct Counts {
+    /// Cells of each shard, with the version of the shard.
     shards: BTreeMap<u8, (u64, BTreeMap<Cell, u64>)>,
     demand: Arc<Demand>,
-    /// Whether shards were read since the demand was built: kept over an error between the two.
+    /// Whether shards were read since the demand was built. It survives an error between the two.
     stale: bool,
 }
 
@@ -74,7 +76,7 @@ impl Counts {
         }
     }
 
-    /// Reads the shards that changed; whether any did since the demand was built.
+    /// Reads the shards that changed. Returns whether any was read since the demand was built.
     async fn reload<S: Store>(&mut self, store: &S, ns: &str) -> Result<bool, store::Error> {
         for (shard, version) in store.count_versions(ns).await? {
             let known = self.shards.get(&shard);
@@ -88,10 +90,11 @@ impl Counts {
         Ok(self.stale)
     }
 
+    /// Builds the demand from the counts.
     fn rebuild(&mut self, settings: &LoaderSettings, catalogue: &Catalogue) {
         self.stale = false;
         let cells = || self.shards.values().flat_map(|(_, cells)| cells.iter());
-        // As of the end of the newest bucket: a function of the counts alone, so that equal counts
+        // The time is the end of the newest bucket. Demand is then a function of the counts alone, and equal counts
         // give equal lists whenever they are read.
         let newest = cells().map(|(cell, _)| cell.bucket).max();
         let now = Timestamp(newest.map_or(0, |bucket| (bucket + 1).saturating_mul(BUCKET_MS)));
@@ -106,56 +109,58 @@ impl Counts {
     }
 }
 
-/// The owner of the shop.
+/// The only writer of the serving snapshot.
 pub struct SnapshotLoader<S> {
     store: S,
     settings: LoaderSettings,
     catalogue: Catalogue,
     counts: Counts,
-    /// Of the other namespaces that lists are made for here.
+    /// Counts of the other namespaces that this process makes lists for.
     others: BTreeMap<String, Counts>,
-    snapshot: Arc<ArcSwap<Snapshot>>,
+    serving: Arc<ArcSwap<Snapshot>>,
+    /// Whether the serving snapshot lacks something besides a new catalogue version.
     dirty: bool,
-    /// Catalogue version of the last snapshot.
-    shown: u64,
+    /// Catalogue version of the serving snapshot.
+    serving_version: u64,
     ready: watch::Sender<bool>,
 }
 
 impl<S: Store> SnapshotLoader<S> {
-    /// A keeper of an empty shop. The receiver turns true when the catalogue is read to the end seen at start.
+    /// Creates a loader with an empty snapshot. The receiver turns true when the catalogue is read to the end seen at
+    /// start.
     pub fn new(store: S, settings: LoaderSettings) -> (Self, watch::Receiver<bool>) {
         let (ready, is_ready) = watch::channel(false);
         let catalogue = Catalogue::default();
         let counts = Counts::new(&settings, &catalogue);
-        let snapshot = snapshot(&settings, &catalogue, (&counts, &BTreeMap::new()));
+        let empty = build(&settings, &catalogue, &counts, &BTreeMap::new());
         let loader = Self {
             store,
             settings,
             catalogue,
             counts,
             others: BTreeMap::new(),
-            snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
+            serving: Arc::new(ArcSwap::from_pointee(empty)),
             dirty: false,
-            shown: 0,
+            serving_version: 0,
             ready,
         };
         (loader, is_ready)
     }
 
-    /// The shop; every load gives the newest snapshot.
+    /// The serving snapshot; every load returns the newest one.
     pub fn snapshot(&self) -> Arc<ArcSwap<Snapshot>> {
-        self.snapshot.clone()
+        self.serving.clone()
     }
 
-    /// Follows the catalogue until cancelled or the stream ends.
+    /// Follows the catalogue stream until it is cancelled or the stream fails.
     pub async fn run(
         mut self,
         mut tail: Tail,
         cancel: CancellationToken,
     ) -> Result<(), nearshore_core::ports::log::Error> {
         let mut snapshots = tokio::time::interval(self.settings.snapshot_every);
-        // On a busy machine a snapshot may take longer than its period: ticks that were missed must not crowd
-        // out the records, or the catalogue is never read to its end.
+        // On a busy machine a snapshot may take longer than its period. Missed ticks must not delay the records, or the
+        // catalogue is never read to its end.
         snapshots.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut blocks = tokio::time::interval(self.settings.blocks_every);
         let mut demand = tokio::time::interval(self.settings.demand_every);
@@ -165,7 +170,7 @@ impl<S: Store> SnapshotLoader<S> {
                 .unwrap_or(Duration::from_secs(60)),
         );
         loop {
-            // Each arm is cancel-safe: a tick or a message not taken is there at the next turn.
+            // Each arm is cancel-safe: a tick or record that is not received now is received in the next turn.
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
@@ -175,7 +180,7 @@ impl<S: Store> SnapshotLoader<S> {
                 _ = fallbacks.tick(), if self.settings.fallback_every.is_some() && *self.ready.borrow() => {
                     self.write_fallbacks().await;
                 }
-                told = tail.next() => match told? {
+                tailed = tail.next() => match tailed? {
                     Tailed::Record(record) => self.apply(&record),
                     Tailed::Ready => self.become_ready().await,
                 },
@@ -195,7 +200,7 @@ impl<S: Store> SnapshotLoader<S> {
         tracing::info!(
             pus = self.catalogue.pus().len(),
             skus = self.catalogue.sku_len(),
-            "catalogue read"
+            "catalogue read to the end seen at start; the snapshot is served"
         );
     }
 
@@ -204,8 +209,10 @@ impl<S: Store> SnapshotLoader<S> {
             Ok((sku, value)) => {
                 self.catalogue.apply(sku, value);
             }
-            // The stock consumer sends it to `dlq` and counts it; here it is only not taken over.
-            Err(reject) => tracing::debug!(position = %record.position, %reject, "left out"),
+            // The stock role writes it to `dlq` and counts it.
+            Err(reject) => {
+                tracing::debug!(position = %record.position, %reject, "catalogue record skipped");
+            }
         }
     }
 
@@ -219,24 +226,31 @@ impl<S: Store> SnapshotLoader<S> {
                 };
                 self.catalogue.set_blocks(ids(pus), ids(skus));
             }
-            Err(error) => failed("blocks", &error),
+            Err(error) => self.reload_failed("blocks", &error, self.settings.blocks_every),
         }
     }
 
     async fn read_demand(&mut self) {
-        match self.reload().await {
+        match self.reload_counts().await {
             Ok(changed) => self.dirty |= changed,
-            Err(error) => failed("demand", &error),
+            Err(error) => self.reload_failed("demand", &error, self.settings.demand_every),
         }
     }
 
-    /// Reads the counts that changed, of every namespace that lists are made for; whether any did.
-    async fn reload(&mut self) -> Result<bool, store::Error> {
+    /// Counts a failed reload and says what is served until the next one.
+    fn reload_failed(&self, part: &str, error: &store::Error, every: Duration) {
+        metrics::store_error(error);
+        let version = self.serving_version;
+        tracing::warn!(%error, "reload of {part} failed; still serving snapshot {version}; next try in {every:?}");
+    }
+
+    /// Reads the counts that changed, of every namespace that lists are made for. Returns whether any changed.
+    async fn reload_counts(&mut self) -> Result<bool, store::Error> {
         let mut changed = self.counts.reload(&self.store, &self.settings.ns).await?;
         if changed {
             self.counts.rebuild(&self.settings, &self.catalogue);
         }
-        // Who writes fallbacks makes lists.
+        // A process that writes fallback lists also makes lists, of every namespace.
         if self.settings.fallback_every.is_none() {
             return Ok(changed);
         }
@@ -247,10 +261,10 @@ impl<S: Store> SnapshotLoader<S> {
         self.others.retain(|ns, _| names.contains(ns));
         changed |= self.others.len() < before;
         for ns in names {
-            let fresh = !self.others.contains_key(&ns);
-            let new = || Counts::new(&self.settings, &self.catalogue);
-            let counts = self.others.entry(ns.clone()).or_insert_with(new);
-            if counts.reload(&self.store, &ns).await? || fresh {
+            let is_new = !self.others.contains_key(&ns);
+            let empty = || Counts::new(&self.settings, &self.catalogue);
+            let counts = self.others.entry(ns.clone()).or_insert_with(empty);
+            if counts.reload(&self.store, &ns).await? || is_new {
                 counts.rebuild(&self.settings, &self.catalogue);
                 changed = true;
             }
@@ -258,13 +272,14 @@ impl<S: Store> SnapshotLoader<S> {
         Ok(changed)
     }
 
+    /// Swaps in a new snapshot if anything changed.
     fn publish_snapshot(&mut self) {
         let version = self.catalogue.version();
-        if !std::mem::take(&mut self.dirty) && version == self.shown {
+        if !std::mem::take(&mut self.dirty) && version == self.serving_version {
             return;
         }
-        self.shown = version;
-        // New products need a place in the demand's rows, which are indexed by PU.
+        self.serving_version = version;
+        // Rows of the demand are indexed by PU, so a new product needs one.
         for counts in [&mut self.counts]
             .into_iter()
             .chain(self.others.values_mut())
@@ -275,43 +290,45 @@ impl<S: Store> SnapshotLoader<S> {
         }
         let (skus, pus) = (self.catalogue.sku_len(), self.catalogue.pus().len());
         metrics::catalogue(skus, pus, self.catalogue.sold_out());
-        let counts = (&self.counts, &self.others);
-        let snapshot = snapshot(&self.settings, &self.catalogue, counts);
-        self.snapshot.store(Arc::new(snapshot));
+        let snapshot = build(&self.settings, &self.catalogue, &self.counts, &self.others);
+        self.serving.store(Arc::new(snapshot));
     }
 
+    /// Writes the fallback lists of every namespace to the store.
     async fn write_fallbacks(&self) {
-        let snapshot = self.snapshot.load_full();
-        let own = (&self.settings.ns, &snapshot);
-        // One that was retired since must not get new keys.
-        let known = match self.store.namespaces().await {
-            Ok(known) => known,
-            Err(error) => return failed("fallback", &error),
-        };
+        if let Err(error) = self.try_write_fallbacks().await {
+            metrics::store_error(&error);
+            let every = self.settings.fallback_every.unwrap_or_default();
+            tracing::warn!(%error, "fallback lists not written; Redis has the previous ones; next try in {every:?}");
+        }
+    }
+
+    async fn try_write_fallbacks(&self) -> Result<(), store::Error> {
+        let snapshot = self.serving.load_full();
+        let settings_ns = (&self.settings.ns, &snapshot);
+        // A namespace that was retired meanwhile must not get new keys.
+        let known = self.store.namespaces().await?;
         let others = snapshot
             .others
             .iter()
             .filter(|(ns, _)| known.contains_key(*ns));
-        for (ns, snapshot) in [own].into_iter().chain(others) {
+        for (ns, snapshot) in [settings_ns].into_iter().chain(others) {
             for (segment, list) in snapshot.fallbacks.iter() {
                 let json = list.to_json();
-                if let Err(error) = self.store.set_fallback(ns, segment, &json).await {
-                    return failed("fallback", &error);
-                }
+                self.store.set_fallback(ns, segment, &json).await?;
             }
         }
+        Ok(())
     }
 }
 
-fn failed(what: &str, error: &store::Error) {
-    metrics::store_error(error);
-    tracing::warn!(what, %error, "the last one is kept");
-}
-
-fn snapshot(
+/// Builds the snapshot of the loader's namespace, and with it those of the other namespaces: the same catalogue and
+/// rules with the demand of their counts.
+fn build(
     settings: &LoaderSettings,
     catalogue: &Catalogue,
-    (own, others): (&Counts, &BTreeMap<String, Counts>),
+    counts: &Counts,
+    others: &BTreeMap<String, Counts>,
 ) -> Snapshot {
     let catalogue = Arc::new(catalogue.clone());
     let rules = Arc::new(Table::compile(
@@ -324,15 +341,15 @@ fn snapshot(
         .iter()
         .map(|segment| segment.id.clone())
         .collect();
-    let with = |counts: &Counts| {
+    let with_demand_of = |counts: &Counts| {
         let parts = (catalogue.clone(), rules.clone(), counts.demand.clone());
         let fallback = (settings.fallback_names, &settings.selection);
         Snapshot::new(parts, &segments, fallback)
     };
-    let mut snapshot = with(own);
+    let mut snapshot = with_demand_of(counts);
     let others = others
         .iter()
-        .map(|(ns, counts)| (ns.clone(), Arc::new(with(counts))));
+        .map(|(ns, counts)| (ns.clone(), Arc::new(with_demand_of(counts))));
     snapshot.others = Arc::new(others.collect());
     snapshot
 }

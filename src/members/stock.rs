@@ -126,8 +126,8 @@ impl<L: Log, S: Store> Stock<L, S> {
         Ok(self.checkpoints.check_store(&self.log).await?)
     }
 
-    /// Rewinds the log to what the store still has. Call it after an error that [`Error::rewinds`], and drop the batch in
-    /// hand: it is delivered again.
+    /// Rewinds the log to what the store still has. Call it after an error that [`Error::rewinds`], and drop the batch
+    /// in hand: it is delivered again.
     pub async fn rewind(&mut self) -> Result<(), Error> {
         Ok(self.checkpoints.rewind(&mut self.log).await?)
     }

@@ -1,7 +1,7 @@
 //! Effects of a batch that wait until its states are stored: [`Effects`].
 //!
-//! Invariant: an effect is collected only from a plan that is stored or that changes nothing. After an error all of them
-//! are dropped; the next try plans the same records again and collects what is still pending.
+//! Invariant: an effect is collected only from a plan that is stored or that changes nothing. After an error all
+//! effects are dropped; the next try plans the same records again and collects what is still pending.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Partitions that stopped with an alarm: [`StoppedPartitions`].
 //!
-//! Invariant: no batch of a stopped partition is handled until the partition is assigned anew, so its offsets stay where
-//! they are.
+//! Invariant: no batch of a stopped partition is handled until the partition is assigned anew, so its offsets stay
+//! where they are.
 
 use std::collections::BTreeSet;
 
