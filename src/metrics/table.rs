@@ -70,7 +70,7 @@ table! {
         "Events folded whose SKU is not in the catalogue.";
     FOLD: Seconds "nearshore_fold_seconds" []
         "From a batch in hand until its writes and requests are acknowledged.";
-    DLQ: Counter "nearshore_dlq_records_total" [stage = These(Stage::ALL), error = These(&nearshore_core::user::event::Reject::ALL_CODES)]
+    DLQ: Counter "nearshore_dlq_records_total" [stage = These(Stage::ALL), error = These(nearshore_core::user::event::Reject::ALL_CODES)]
         "Records sent to the dlq, by stage and code.";
     DLQ_WAITING: Gauge "nearshore_dlq_waiting_records" [stage = These(Stage::ALL)]
         "Dead letters that the dlq has not acknowledged yet; their partitions go no further until it does.";

@@ -202,7 +202,7 @@ fn why(audit: &Audit, catalogue: &Catalogue) -> AuditView {
             .iter()
             .map(|dropped| DroppedView {
                 name: pu_name(&dropped.pu),
-                reason: dropped.why.label().replace('_', " "),
+                reason: <&str>::from(dropped.why).replace('_', " "),
             })
             .collect(),
         versions: versions

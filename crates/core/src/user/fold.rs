@@ -7,12 +7,15 @@
 //! the profile the greatest, `erased_at` the greatest erase, and an erase drops a prefix by time, so that what
 //! the window had already cut off would have been dropped as well.
 
+use strum::{IntoStaticStr, VariantNames};
+
 use crate::user::event::{Accepted, Change, Event, Profile};
 use crate::user::record::Timestamp;
 use crate::user::state::{Profiled, UserState, WindowEvent};
 
 /// What a record did to the state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Step {
     /// Folded; the profile did not change.
     Folded,

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use strum::{IntoStaticStr, VariantNames};
 
 use crate::user::record::{Fences, Position, Timestamp};
 
@@ -114,8 +115,21 @@ pub struct Dropped {
 }
 
 /// Why a name was left out. The label of its metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    IntoStaticStr,
+    VariantNames,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Why {
     /// Its score is under theta.
     Theta,
@@ -127,19 +141,6 @@ pub enum Why {
     Repeated,
     /// The catalogue has no such index: the answer is of a later one.
     Unknown,
-}
-
-impl Why {
-    /// As in JSON and metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Theta => "theta",
-            Self::Forbidden => "forbidden",
-            Self::NoStock => "no_stock",
-            Self::Repeated => "repeated",
-            Self::Unknown => "unknown",
-        }
-    }
 }
 
 /// The age of a list, in parts.
@@ -250,7 +251,7 @@ mod tests {
         assert!(
             text.contains(r#""seen":"0/user-events/1:7""#) && text.contains(r#""queued":1.25"#)
         );
-        assert!(text.contains(&format!(r#""why":"{}""#, Why::NoStock.label())));
+        assert!(text.contains(&format!(r#""why":"{}""#, <&str>::from(Why::NoStock))));
         assert_eq!(serde_json::from_str::<Audit>(&text).expect("valid"), audit);
         assert_eq!(
             serde_json::from_str::<Audit>(r#"{"later": 1}"#).expect("valid"),

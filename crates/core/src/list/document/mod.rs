@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use strum::{IntoStaticStr, VariantNames};
 
 use crate::user::record::{Fences, Timestamp};
 
@@ -24,8 +25,11 @@ pub use build::{BuiltList, Header, ListBuilder, Scored};
 pub const SCHEMA: u32 = 1;
 
 /// What made a list. Only `model` is an exposure of its arm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, IntoStaticStr, VariantNames,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Source {
     /// The arm's model.
     Model,

@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use strum::{IntoStaticStr, VariantNames};
 
 use crate::user::record::{Position, Timestamp};
 
@@ -30,9 +31,23 @@ impl fmt::Display for UserId {
     }
 }
 
-/// What a user did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// What a user did. Its text is the same in JSON and in metrics.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    IntoStaticStr,
+    VariantNames,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Kind {
     /// Shown to the user.
     Impression,
@@ -46,20 +61,6 @@ pub enum Kind {
     Purchase,
     /// Searched; the item is a query.
     Search,
-}
-
-impl Kind {
-    /// As in JSON.
-    pub fn text(self) -> &'static str {
-        match self {
-            Self::Impression => "impression",
-            Self::View => "view",
-            Self::Click => "click",
-            Self::Cart => "cart",
-            Self::Purchase => "purchase",
-            Self::Search => "search",
-        }
-    }
 }
 
 /// What it was done to, by id: resolved against the catalogue only when rendered.

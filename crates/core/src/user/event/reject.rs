@@ -3,7 +3,9 @@
 //! Invariant: codes are stable, and [`Reject::ALL_CODES`] holds each. Texts say what is wrong with the value.
 
 /// Why a record cannot be decoded. Closed: dashboards and `dlq list` know every code.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+/// A variant's name is its code, so renaming one breaks them.
+#[derive(Clone, Debug, PartialEq, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Reject {
     /// No key at all.
     #[error("the record has no key")]
@@ -124,52 +126,10 @@ pub enum Reject {
 
 impl Reject {
     /// Every code, so that each metric series exists at zero from the start.
-    pub const ALL_CODES: [&'static str; 20] = [
-        "no_key",
-        "empty_key",
-        "key_not_utf8",
-        "null_value",
-        "too_large",
-        "too_long",
-        "not_utf8",
-        "framed_payload",
-        "enveloped",
-        "malformed_json",
-        "too_deep",
-        "not_an_object",
-        "missing_field",
-        "wrong_type",
-        "unknown_type",
-        "negative_quantity",
-        "bad_number",
-        "bad_namespace",
-        "time_out_of_range",
-        "time_ahead",
-    ];
+    pub const ALL_CODES: &'static [&'static str] = <Self as strum::VariantNames>::VARIANTS;
 
-    /// The stable code: dlq header and metric label.
+    /// The stable code: the variant's name in snake case; dlq header and metric label.
     pub fn code(&self) -> &'static str {
-        match self {
-            Self::NoKey => "no_key",
-            Self::EmptyKey => "empty_key",
-            Self::KeyNotUtf8 { .. } => "key_not_utf8",
-            Self::NullValue => "null_value",
-            Self::TooLarge { .. } => "too_large",
-            Self::TooLong { .. } => "too_long",
-            Self::NotUtf8 { .. } => "not_utf8",
-            Self::FramedPayload { .. } => "framed_payload",
-            Self::Enveloped { .. } => "enveloped",
-            Self::MalformedJson(_) => "malformed_json",
-            Self::TooDeep { .. } => "too_deep",
-            Self::NotAnObject { .. } => "not_an_object",
-            Self::MissingField(_) => "missing_field",
-            Self::WrongType { .. } => "wrong_type",
-            Self::UnknownType(_) => "unknown_type",
-            Self::NegativeQuantity(_) => "negative_quantity",
-            Self::BadNumber { .. } => "bad_number",
-            Self::BadNamespace(_) => "bad_namespace",
-            Self::TimeOutOfRange(_) => "time_out_of_range",
-            Self::TimeAhead { .. } => "time_ahead",
-        }
+        self.into()
     }
 }
