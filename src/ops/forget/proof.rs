@@ -236,7 +236,7 @@ impl Inspector<'_> {
             .read(&topic.name, |record| {
                 let key = record.key.as_deref().map(String::from_utf8_lossy);
                 let ns = key.as_deref().and_then(|key| key.strip_suffix(&tail));
-                let Some(ns) = ns.filter(|ns| nearshore_core::queue::topics::is_namespace(ns))
+                let Some(ns) = ns.filter(|ns| nearshore_core::user::namespace::is_namespace(ns))
                 else {
                     return false;
                 };

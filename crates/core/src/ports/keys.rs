@@ -42,7 +42,7 @@ pub enum Misfit {
 
 /// Whether `ns` may prefix keys.
 pub fn namespace(ns: &str) -> Result<(), Misfit> {
-    if crate::queue::topics::is_namespace(ns) {
+    if crate::user::namespace::is_namespace(ns) {
         Ok(())
     } else {
         Err(Misfit::Namespace(ns.into()))

@@ -9,13 +9,6 @@ use serde::{Deserialize, Serialize};
 use crate::user::event::{Format, Source};
 use crate::user::trigger::Lane;
 
-/// Whether `ns` may be a namespace: `[a-z0-9-]{1,32}`, and not `nearshore`, which stands before the keys that
-/// all of them share.
-pub fn is_namespace(ns: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    (1..=32).contains(&ns.len()) && ns.bytes().all(fits) && ns != "nearshore"
-}
-
 /// Topic names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

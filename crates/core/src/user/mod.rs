@@ -2,6 +2,7 @@
 
 pub mod event;
 pub mod fold;
+pub mod namespace;
 pub mod plan;
 pub mod record;
 pub mod state;

@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantNames};
 
-use crate::queue::topics::is_namespace;
 use crate::user::event::{Accepted, Change, Kind, Reject, UserId, sane};
 use crate::user::fold::Step;
+use crate::user::namespace::is_namespace;
 use crate::user::record::{Position, Record, Timestamp};
 use crate::user::state::{Activity, Held, Pending};
 
