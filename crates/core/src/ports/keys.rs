@@ -284,9 +284,9 @@ pub fn digest<'a>(fences: impl IntoIterator<Item = (&'a str, i64)>) -> u64 {
     for (partition, offset) in sorted {
         write!(text, "{partition}={offset};").expect("a String takes all");
     }
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    let mut hash = fnv::FnvHasher::default();
+    std::hash::Hasher::write(&mut hash, text.as_bytes());
+    std::hash::Hasher::finish(&hash)
 }
 
 #[cfg(test)]

@@ -5,9 +5,11 @@
 //! split or ordered. Every PU has a mass over 0. It does not know stock nor rules.
 
 use std::collections::BTreeMap;
+use std::hash::Hasher;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fnv::FnvHasher;
 use serde::{Deserialize, Serialize};
 
 use crate::shop::catalogue::{Catalogue, SkuIx};
@@ -256,7 +258,9 @@ fn digest(count: &Count<'_>) -> u64 {
         "{}\0{:?}\0{}\0{}",
         count.sku, count.kind, count.segment, count.bucket
     );
-    crate::list::select::fnv64a([key.as_bytes()]).wrapping_mul(count.n)
+    let mut hash = FnvHasher::default();
+    hash.write(key.as_bytes());
+    hash.finish().wrapping_mul(count.n)
 }
 
 /// Decay to a time: halves every half-erased_at, from the middle of the bucket on.
