@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
+use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
 use nearshore_core::list::select;
 use nearshore_core::ports::log::{Batch, Delivery, Log};
 use nearshore_core::shop::catalogue::Catalogue;
@@ -107,8 +108,17 @@ pub fn snapshot() -> Arc<Snapshot> {
         &Default::default(),
         Timestamp(1_790_000_000_000),
     );
-    let parts = (known, Arc::new(rules), Arc::new(demand));
-    Arc::new(Snapshot::new(parts, &[], (10, &select::Policy::default())))
+    let parts = SnapshotParts {
+        catalogue: known,
+        rules: Arc::new(rules),
+        demand: Arc::new(demand),
+    };
+    let fallbacks = FallbackSettings {
+        segments: &[],
+        names: 10,
+        selection: &select::Policy::default(),
+    };
+    Arc::new(serving_snapshot(parts, fallbacks))
 }
 
 /// How long it takes until all of a new group's members have come to the end.

@@ -16,6 +16,7 @@ use super::loops::{COMMIT_EVERY, dlq_gate, generate_loop, ingest_loop};
 use crate::http::Ready;
 use crate::members::generate::{self, Generate, Loaded, Scorer};
 use crate::members::ingest::{self, Ingest, Now};
+use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
 use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse};
 use nearshore_core::ports::log::{Committed, Delivery, Error, Log, Outgoing};
 use nearshore_core::queue::topics::Topics;
@@ -95,11 +96,17 @@ fn snapshot() -> Snapshot {
     let rules = Arc::new(Table::compile(&[], &[], &catalogue));
     let none = std::iter::empty();
     let demand = Demand::build(none, &catalogue, &Default::default(), Timestamp(0));
-    Snapshot::new(
-        (catalogue, rules, Arc::new(demand)),
-        &[],
-        (4, &Default::default()),
-    )
+    let parts = SnapshotParts {
+        catalogue,
+        rules,
+        demand: Arc::new(demand),
+    };
+    let fallbacks = FallbackSettings {
+        segments: &[],
+        names: 4,
+        selection: &Default::default(),
+    };
+    serving_snapshot(parts, fallbacks)
 }
 
 fn event(topics: &Topics, value: &'static str) -> Outgoing {

@@ -14,6 +14,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics;
+use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
 use nearshore_core::list::select;
 use nearshore_core::ports::store::{self, Cell, Store};
 use nearshore_core::shop::catalogue::Catalogue;
@@ -342,9 +343,17 @@ fn build(
         .map(|segment| segment.id.clone())
         .collect();
     let with_demand_of = |counts: &Counts| {
-        let parts = (catalogue.clone(), rules.clone(), counts.demand.clone());
-        let fallback = (settings.fallback_names, &settings.selection);
-        Snapshot::new(parts, &segments, fallback)
+        let parts = SnapshotParts {
+            catalogue: catalogue.clone(),
+            rules: rules.clone(),
+            demand: counts.demand.clone(),
+        };
+        let fallbacks = FallbackSettings {
+            segments: &segments,
+            names: settings.fallback_names,
+            selection: &settings.selection,
+        };
+        serving_snapshot(parts, fallbacks)
     };
     let mut snapshot = with_demand_of(counts);
     let others = others

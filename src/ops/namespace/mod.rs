@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::members::clock::wall_clock;
 use crate::ops::inspect::{Sources, View};
 use nearshore_core::list::document::{Audit, Document};
+use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
 use nearshore_core::list::prompt::{Rendered, Template, View as Shown};
 use nearshore_core::ports::log;
 use nearshore_core::ports::store::{self, Store};
@@ -91,11 +92,17 @@ impl<S: Store> Inspector<S> {
         let catalogue = Arc::new(read_catalogue(config).await?);
         let rules = Arc::new(Table::compile(&config.rules, &config.segments, &catalogue));
         let demand = Demand::build(std::iter::empty(), &catalogue, &config.demand, Timestamp(0));
-        let snapshot = Snapshot::new(
-            (catalogue, rules, Arc::new(demand)),
-            &[],
-            (0, &config.selection),
-        );
+        let parts = SnapshotParts {
+            catalogue,
+            rules,
+            demand: Arc::new(demand),
+        };
+        let no_fallbacks = FallbackSettings {
+            segments: &[],
+            names: 0,
+            selection: &config.selection,
+        };
+        let snapshot = serving_snapshot(parts, no_fallbacks);
         Self::of(config, store, Arc::new(snapshot)).await
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use nearshore_core::list::document::{Document, Source, Update};
+use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
 use nearshore_core::list::prompt::{Arm, Template};
 use nearshore_core::ports::store::Store;
 use nearshore_core::shop::catalogue::Catalogue;
@@ -69,7 +70,17 @@ pub fn snapshot() -> Snapshot {
         &Default::default(),
         Timestamp(0),
     ));
-    Snapshot::new((catalogue, rules, demand), &[], (4, &Default::default()))
+    let parts = SnapshotParts {
+        catalogue,
+        rules,
+        demand,
+    };
+    let fallbacks = FallbackSettings {
+        segments: &[],
+        names: 4,
+        selection: &Default::default(),
+    };
+    serving_snapshot(parts, fallbacks)
 }
 
 fn complete(sku: &str, mut value: serde_json::Value) -> serde_json::Value {

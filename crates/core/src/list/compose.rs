@@ -14,7 +14,6 @@ use crate::list::select;
 use crate::names::scoring::{Calibration, ScoreRequest, ScoreResponse, Term, Values};
 use crate::shop::rules::{Needs, Verdict};
 use crate::shop::snapshot::Snapshot;
-use crate::user::event::UserId;
 use crate::user::record::Timestamp;
 use crate::user::state::UserState;
 use crate::user::trigger::Request;
@@ -292,37 +291,4 @@ impl FinishedList {
         };
         serde_json::to_string(&audit).expect("an audit has only strings and finite numbers")
     }
-}
-
-/// The fallback of a segment for somebody of whom nothing is known: rules fail closed.
-pub fn shelf(
-    snapshot: &Snapshot,
-    segment: &str,
-    (names, policy): (usize, &select::Policy),
-) -> Document {
-    let verdict = snapshot.judge(None, Timestamp(0));
-    let recipe = ListBuilder {
-        catalogue: &snapshot.catalogue,
-        verdict: &verdict,
-        demand: &snapshot.demand,
-        policy,
-        names,
-        theta: None,
-        draw: 0,
-    };
-    let header = Header {
-        list_id: list_id("", segment, 0, Timestamp(0)),
-        segment: segment.into(),
-        reason: Some("no list of the model yet".into()),
-        ..Header::default()
-    };
-    recipe.fallback(header).document
-}
-
-/// A user's own copy of a segment's fallback.
-pub fn own_copy(mut list: Document, user: &UserId, at: Timestamp) -> Document {
-    list.list_id = list_id("", &user.0, 0, at);
-    list.user = Some(user.0.to_string());
-    list.at = at;
-    list
 }

@@ -1,8 +1,9 @@
-//! From names with scores to the finished list: prompt, composition, SKU selection, document, comparison.
+//! Lists: prompt, score terms, composition, SKU selection, fallback, document with audit, comparison.
 
 pub mod best;
 pub mod compose;
 pub mod diff;
 pub mod document;
+pub mod fallback;
 pub mod prompt;
 pub mod select;

@@ -1,4 +1,4 @@
-//! What is sold, to whom, and how often it is bought.
+//! The catalogue, its rules and segments, demand, arms, and the snapshot of all of them.
 
 pub mod arms;
 pub mod catalogue;

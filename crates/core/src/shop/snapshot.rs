@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::list::document::Document;
-use crate::list::{compose, select};
 use crate::shop::catalogue::Catalogue;
 use crate::shop::demand::Demand;
 use crate::shop::rules::{Table, Verdict};
@@ -29,30 +28,6 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// A shop with the fallbacks that follow from its parts: one per segment, and `default`.
-    pub fn new(
-        (catalogue, rules, demand): (Arc<Catalogue>, Arc<Table>, Arc<Demand>),
-        segments: &[String],
-        (names, policy): (usize, &select::Policy),
-    ) -> Self {
-        let mut snapshot = Self {
-            catalogue,
-            rules,
-            demand,
-            fallbacks: Arc::default(),
-            others: Arc::default(),
-        };
-        let all = segments.iter().map(String::as_str).chain(["default"]);
-        let lists = all.map(|segment| {
-            (
-                segment.to_owned(),
-                compose::shelf(&snapshot, segment, (names, policy)),
-            )
-        });
-        snapshot.fallbacks = Arc::new(lists.collect());
-        snapshot
-    }
-
     /// The shop of a namespace: one with its demand, or this one where none is known.
     pub fn of(self: &Arc<Self>, ns: &str) -> Arc<Self> {
         Arc::clone(self.others.get(ns).unwrap_or(self))

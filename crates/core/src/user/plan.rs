@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::list::compose::own_copy;
 use crate::list::document::Document;
+use crate::list::fallback;
 use crate::shop::rules::Verdict;
 use crate::shop::snapshot::Snapshot;
 use crate::user::event::UserId;
@@ -208,7 +208,7 @@ fn edit(
     let verdict = || snapshot.judge(profile, at);
     let own = |verdict: &Verdict| {
         let list = snapshot.fallback(snapshot.rules.segment(profile, at), verdict)?;
-        Some(own_copy(list, user, at))
+        Some(fallback::for_user(list, user, at))
     };
     // Also who comes back after an erase is seen for the first time.
     let first = plan
