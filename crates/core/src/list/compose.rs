@@ -10,8 +10,8 @@ use crate::list::document::{
     Audit, BuiltList, Document, Header, ListBuilder, Model, Scored, Times, list_id,
 };
 use crate::list::prompt::{Arm, Rendered, Template, View};
-use crate::list::select;
-use crate::names::scoring::{Calibration, ScoreRequest, ScoreResponse, Term, Values};
+use crate::list::{select, terms};
+use crate::names::scoring::{Calibration, ScoreRequest, ScoreResponse};
 use crate::shop::rules::{Needs, Verdict};
 use crate::shop::snapshot::Snapshot;
 use crate::user::record::Timestamp;
@@ -115,7 +115,7 @@ pub fn prepare(
         ..Audit::default()
     };
     let ask = rendered.map(|rendered| {
-        let terms = demand_term(context.arm, snapshot, &segment);
+        let terms = terms::score_terms(context.arm, state, snapshot, &segment);
         let prompt = told(&mut audit, rendered);
         ScoreRequest {
             prompt,
@@ -171,17 +171,6 @@ fn told(audit: &mut Audit, rendered: Rendered) -> String {
     let text = rendered.text();
     audit.events = rendered.events;
     text
-}
-
-fn demand_term(arm: &Arm, snapshot: &Snapshot, segment: &str) -> Vec<Term> {
-    if arm.demand_weight == 0.0 {
-        return Vec::new();
-    }
-    vec![Term {
-        name: "demand",
-        weight: arm.demand_weight as f32,
-        values: Values::Mass(snapshot.demand.mass(segment)),
-    }]
 }
 
 /// The list of an answer. Empty answers, and answers of which nothing may be offered, become the fallback.

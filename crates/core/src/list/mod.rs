@@ -7,3 +7,4 @@ pub mod document;
 pub mod fallback;
 pub mod prompt;
 pub mod select;
+mod terms;
