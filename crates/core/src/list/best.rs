@@ -38,7 +38,7 @@ impl Beta {
     }
 
     /// Standard deviation.
-    pub fn deviation(self) -> f64 {
+    pub(crate) fn deviation(self) -> f64 {
         (self.mean() * (1.0 - self.mean()) / (self.yes + self.no + 1.0)).sqrt()
     }
 

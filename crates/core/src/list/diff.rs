@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::list::document::{Document, Source};
 
 /// How far down a list is looked for its overlap.
-pub const DEPTH: usize = 10;
+const DEPTH: usize = 10;
 /// Products named as new or lost.
 const NAMED: usize = 20;
 

@@ -59,7 +59,7 @@ impl Default for Policy {
 
 /// A SKU that may be shown, with what is known of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Candidate<'a> {
+pub(crate) struct Candidate<'a> {
     /// The SKU.
     pub ix: SkuIx,
     /// Its id: order and ties go by it, not by the index.
@@ -70,7 +70,7 @@ pub struct Candidate<'a> {
 
 /// A SKU with its probability of being the best of its PU.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Chosen {
+pub(crate) struct Chosen {
     /// The SKU.
     pub sku: SkuIx,
     /// EE(pu, sku), a multiple of 1/draws.
@@ -79,7 +79,7 @@ pub struct Chosen {
 
 /// What was chosen of a PU.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Selection {
+pub(crate) struct Selection {
     /// Best first; at least one if there was a candidate.
     pub chosen: Vec<Chosen>,
     /// No candidate reached epsilon: the best one was kept nevertheless, for a list is never a dead end.
@@ -87,7 +87,7 @@ pub struct Selection {
 }
 
 /// Chooses the SKUs of one PU: EE >= epsilon, at most top_k, best first, ties by id.
-pub fn select(skus: &[Candidate<'_>], seed: u64, policy: &Policy) -> Selection {
+pub(crate) fn select(skus: &[Candidate<'_>], seed: u64, policy: &Policy) -> Selection {
     let mut chosen = best(skus, seed, policy.draws);
     let first = chosen.first().copied();
     chosen.retain(|chosen| chosen.ee >= policy.epsilon);
@@ -103,7 +103,7 @@ pub fn select(skus: &[Candidate<'_>], seed: u64, policy: &Policy) -> Selection {
 }
 
 /// EE of all candidates: they sum to 1. Best first, ties by id.
-pub fn best(skus: &[Candidate<'_>], seed: u64, draws: usize) -> Vec<Chosen> {
+pub(crate) fn best(skus: &[Candidate<'_>], seed: u64, draws: usize) -> Vec<Chosen> {
     let mut skus = skus.to_vec();
     skus.sort_by(|a, b| a.id.cmp(b.id));
     let posteriors = posteriors(&skus);
@@ -142,7 +142,7 @@ pub fn best(skus: &[Candidate<'_>], seed: u64, draws: usize) -> Vec<Chosen> {
 }
 
 /// Seed of the choice for one user, PU and claim number: FNV-1a, 64 bits, of the three.
-pub fn seed(user: &str, pu: &str, claim: u64) -> u64 {
+pub(crate) fn seed(user: &str, pu: &str, claim: u64) -> u64 {
     let mut hash = FnvHasher::default();
     // As bytes, with separators of our own: `Hash` of a string promises no stable bytes.
     hash.write(user.as_bytes());
@@ -155,7 +155,7 @@ pub fn seed(user: &str, pu: &str, claim: u64) -> u64 {
 
 /// Replaces the claim number in [`seed`] where a list depends on its seen offsets alone: FNV-1a, 64 bits, of their
 /// text.
-pub fn draw(seen: &Fences) -> u64 {
+pub(crate) fn draw(seen: &Fences) -> u64 {
     let mut hash = FnvHasher::default();
     hash.write(seen.to_string().as_bytes());
     hash.finish()

@@ -172,7 +172,7 @@ impl Catalogue {
     }
 
     /// The PU of a SKU; the last one it had, if it is gone.
-    pub fn pu_of(&self, ix: SkuIx) -> PuIx {
+    pub(crate) fn pu_of(&self, ix: SkuIx) -> PuIx {
         self.skus[ix.at()].pu
     }
 
@@ -193,7 +193,7 @@ impl Catalogue {
     }
 
     /// PUs with an available SKU.
-    pub fn in_stock(&self) -> &FixedBitSet {
+    pub(crate) fn in_stock(&self) -> &FixedBitSet {
         &self.in_stock
     }
 
@@ -239,7 +239,7 @@ impl Catalogue {
     }
 
     /// The PU of what an event was about.
-    pub fn pu_of_item(&self, item: &Item) -> Option<PuIx> {
+    pub(crate) fn pu_of_item(&self, item: &Item) -> Option<PuIx> {
         match item {
             Item::Sku(id) => self.by_sku(id).map(|ix| self.pu_of(ix)),
             Item::Pu(id) => self.by_pu(id),

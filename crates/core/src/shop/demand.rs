@@ -80,7 +80,7 @@ pub struct Count<'a> {
 
 /// Decayed counts of one SKU, all segments together.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct SkuCounts {
+pub(crate) struct SkuCounts {
     /// Times shown.
     pub impressions: f32,
     /// Times clicked or viewed.
@@ -193,7 +193,7 @@ impl Demand {
     }
 
     /// Decayed counts of a SKU; none for one newer than this reading.
-    pub fn sku_counts(&self, ix: SkuIx) -> SkuCounts {
+    pub(crate) fn sku_counts(&self, ix: SkuIx) -> SkuCounts {
         self.skus.get(ix.at()).copied().unwrap_or_default()
     }
 

@@ -15,11 +15,11 @@ use crate::user::record::{Position, Record, Timestamp};
 use crate::user::state::{Activity, Held, Pending};
 
 /// Hundredths of a list that a user must have moved by.
-pub const ACTIVITY_ENOUGH: u32 = 100;
+pub(crate) const ACTIVITY_ENOUGH: u32 = 100;
 
 /// No honest claim_rate holds a request back longer, for a daily limit ends within a day. One that would comes
 /// from a wrong clock and is ignored: a single record must not silence a user for years.
-pub const RATE_LIMIT_MAX: Duration = Duration::from_secs(86_400);
+pub(crate) const RATE_LIMIT_MAX: Duration = Duration::from_secs(86_400);
 
 const DAY: i64 = 86_400_000;
 
@@ -207,7 +207,7 @@ impl Default for Policy {
 /// Called once per record, after [`crate::user::fold::fold`]; changes only `held.activity`.
 ///
 /// Nothing is asked while `ask.enabled` is false (a backfill catches up), but `moved` grows.
-pub fn trigger(
+pub(crate) fn trigger(
     held: &mut Held,
     record: &Accepted,
     step: Step,
@@ -346,7 +346,7 @@ fn hundredths(weight: f64) -> u32 {
 
 /// What a trigger needs beside user and record.
 #[derive(Clone, Debug)]
-pub struct TriggerContext<'a> {
+pub(crate) struct TriggerContext<'a> {
     /// The policy.
     pub policy: &'a Policy,
     /// Namespace that asks.

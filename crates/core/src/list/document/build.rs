@@ -15,7 +15,7 @@ use crate::user::record::Timestamp;
 
 /// How a list is made.
 #[derive(Clone, Copy, Debug)]
-pub struct ListBuilder<'a> {
+pub(crate) struct ListBuilder<'a> {
     /// The catalogue that the names are of.
     pub catalogue: &'a Catalogue,
     /// What the user may not be offered.
@@ -34,7 +34,7 @@ pub struct ListBuilder<'a> {
 
 /// What stands in a document beside its products.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Header {
+pub(crate) struct Header {
     /// See [`super::list_id`].
     pub list_id: String,
     /// Whose; none for a segment's fallback.
@@ -51,7 +51,7 @@ pub struct Header {
 
 /// A name as the engine scored it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Scored {
+pub(crate) struct Scored {
     /// Index of the PU.
     pub pu: u32,
     /// Score of the mixture, in nats.
@@ -62,7 +62,7 @@ pub struct Scored {
 
 /// A list with what its audit says of names.
 #[derive(Clone, Debug, PartialEq)]
-pub struct BuiltList {
+pub(crate) struct BuiltList {
     /// The list.
     pub document: Document,
     /// Its names, in its order.

@@ -19,10 +19,10 @@ use strum::{IntoStaticStr, VariantNames};
 use crate::user::record::{Fences, Timestamp};
 
 pub use audit::{Audit, Dropped, Model, NameAudit, SkuAudit, Times, Why};
-pub use build::{BuiltList, Header, ListBuilder, Scored};
+pub(crate) use build::{BuiltList, Header, ListBuilder, Scored};
 
 /// The schema number of a [`Document`]; a reader that does not know it uses the fallback key.
-pub const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 1;
 
 /// What made a list. Only `model` is an exposure of its arm.
 #[derive(

@@ -15,12 +15,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use needs::recently_bought;
 pub use table::{Table, Verdict};
 pub use validate::validate;
 
 /// The segment of all that no other matches.
-pub const DEFAULT_SEGMENT: &str = "default";
+pub(crate) const DEFAULT_SEGMENT: &str = "default";
 
 /// One rule: *when* the profile satisfies the condition, products that match are forbidden.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -13,7 +13,7 @@ use crate::user::record::Timestamp;
 use crate::user::state::WindowEvent;
 
 /// PUs bought less than `within` before `at`, in the catalogue's order.
-pub fn recently_bought(
+fn recently_bought(
     window: &[WindowEvent],
     catalogue: &Catalogue,
     within: Duration,

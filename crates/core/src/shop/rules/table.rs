@@ -206,7 +206,7 @@ impl Matcher {
 
 impl Verdict {
     /// Whether a rule that fired matches the SKU. The PU's own ban is in [`Self::forbidden_pus`].
-    pub fn forbids_sku(&self, ix: SkuIx) -> bool {
+    pub(crate) fn forbids_sku(&self, ix: SkuIx) -> bool {
         let unseen = ix.at() >= self.known.0 && !self.matched.is_empty();
         unseen
             || self
