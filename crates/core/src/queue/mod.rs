@@ -1,4 +1,4 @@
-//! Who is next, which requests are already served, and which offsets may be committed.
+//! Requests in their lanes: which is served next, which is served already, and which offsets may be committed.
 
 pub mod claims;
 pub mod lanes;

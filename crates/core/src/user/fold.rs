@@ -1,11 +1,11 @@
-//! `(state, record) -> state`: a function of the set of records folded.
+//! Folds records into a user's state: `(state, record) -> state`, a function of the set of records folded.
 //!
-//! Invariant: any interleaving of partitions, any batch cut and any repetition give the same
-//! canonical state. No clock, no catalogue, no policy but the window's length.
+//! Invariant: any interleaving of partitions, any batching and any repetition give the same canonical state. The fold
+//! reads no clock, no catalogue and no policy but the window's length.
 //!
-//! Why it holds: the fence makes a record count once; the window is the greatest N by (time, position),
-//! the profile the greatest, `erased_at` the greatest erase, and an erase drops a prefix by time, so that what
-//! the window had already cut off would have been dropped as well.
+//! Why it holds: the fence makes each record count once. The window is the greatest N events by (time, position), the
+//! profile is the greatest one, and `erased_at` is the time of the latest erase. An erase drops a prefix by time, so it
+//! would also have dropped the events that the window had already cut off.
 
 use strum::{IntoStaticStr, VariantNames};
 
@@ -13,37 +13,37 @@ use crate::user::event::{Accepted, Change, Event, Profile};
 use crate::user::record::Timestamp;
 use crate::user::state::{Profiled, UserState, WindowEvent};
 
-/// What a record did to the state.
+/// Effect of one record on the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum Step {
     /// Folded; the profile did not change.
     Folded,
-    /// Folded, and the profile is another one now.
+    /// Folded; the profile changed.
     ProfileChanged,
     /// The user was erased as of the record's time.
     Erased,
-    /// At or before the user's erase, or older than the stored profile or the window: only the fence rose.
+    /// Ignored: at or before the user's erase, or older than the stored profile or the window. Only the fence rose.
     Passed,
-    /// At or below the fence: nothing changed.
+    /// At or below the fence: folded before, nothing changed.
     Duplicate,
 }
 
-/// Folds one record. `window`: how many events are kept, at least 1.
+/// Folds one record into the state. `window`: how many events are kept, at least 1.
 pub fn fold(state: &mut UserState, record: &Accepted, window: usize) -> Step {
     if state.fences.contains(&record.position) {
         return Step::Duplicate;
     }
     state.fences.raise(&record.position);
-    // An erase of that very time is the one that `erased_at` tells of: where another namespace folded it first, its
-    // tombstone was seen before it. What follows from an erase still has to follow here.
-    let told = record.time == state.erased_at && record.change == Change::Erase;
-    if record.time <= state.erased_at && !told {
+    // An erase at exactly `erased_at` is the erase that set it: another namespace folded it first, and its tombstone
+    // arrived here before the record. The consequences of the erase are still due in this namespace.
+    let is_latest_erase = record.time == state.erased_at && record.change == Change::Erase;
+    if record.time <= state.erased_at && !is_latest_erase {
         return Step::Passed;
     }
     match &record.change {
-        Change::Event(event) => see(state, record, event, window.max(1)),
-        Change::Profile(profile) => become_known(state, record, profile),
+        Change::Event(event) => insert_event(state, record, event, window.max(1)),
+        Change::Profile(profile) => set_profile(state, record, profile),
         Change::Erase => {
             erase(state, record.time);
             Step::Erased
@@ -51,25 +51,28 @@ pub fn fold(state: &mut UserState, record: &Accepted, window: usize) -> Step {
     }
 }
 
-/// Drops everything with time <= `at` and raises `erased_at`; what is later stays. Fences stay: they guard
-/// against repetition, and an erased user's old records must not be folded again either.
+/// Drops everything with time <= `at` and raises `erased_at`; later events and a later profile stay. Fences stay too:
+/// an erased user's old records must not be folded again.
 pub fn erase(state: &mut UserState, at: Timestamp) {
     state.erased_at = state.erased_at.max(at);
     let erased_at = state.erased_at;
-    state.window.retain(|seen| seen.time > erased_at);
-    state.profile = state.profile.take().filter(|known| known.time > erased_at);
+    state.window.retain(|event| event.time > erased_at);
+    state.profile = state
+        .profile
+        .take()
+        .filter(|profile| profile.time > erased_at);
 }
 
-fn see(state: &mut UserState, record: &Accepted, event: &Event, window: usize) -> Step {
+fn insert_event(state: &mut UserState, record: &Accepted, event: &Event, window: usize) -> Step {
     let at = (record.time, &record.position);
-    let place = state
+    let index = state
         .window
-        .partition_point(|seen| (seen.time, &seen.position) < at);
-    if place + window <= state.window.len() {
+        .partition_point(|kept| (kept.time, &kept.position) < at);
+    if index + window <= state.window.len() {
         return Step::Passed;
     }
     state.window.insert(
-        place,
+        index,
         WindowEvent {
             time: record.time,
             position: record.position.clone(),
@@ -85,12 +88,14 @@ fn see(state: &mut UserState, record: &Accepted, event: &Event, window: usize) -
     Step::Folded
 }
 
-fn become_known(state: &mut UserState, record: &Accepted, profile: &Profile) -> Step {
+fn set_profile(state: &mut UserState, record: &Accepted, profile: &Profile) -> Step {
     let stored = state.profile.as_ref();
-    if stored.is_some_and(|known| (known.time, &known.position) > (record.time, &record.position)) {
+    if stored
+        .is_some_and(|stored| (stored.time, &stored.position) > (record.time, &record.position))
+    {
         return Step::Passed;
     }
-    let same = stored.is_some_and(|known| known.profile == *profile);
+    let same = stored.is_some_and(|stored| stored.profile == *profile);
     state.profile = Some(Profiled {
         time: record.time,
         position: record.position.clone(),

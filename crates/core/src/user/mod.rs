@@ -1,4 +1,4 @@
-//! What is known of a user, and when to ask for a list.
+//! The state of a user: how records change it, and when a list is requested.
 
 pub mod event;
 pub mod fold;

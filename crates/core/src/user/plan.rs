@@ -1,13 +1,12 @@
-//! One user's records of a batch become one write: fold, trigger, counts, and what becomes of the list.
+//! Plans the write of one user for a batch: folds the records, triggers requests, counts events, edits the list.
 //!
-//! Invariant: planning twice from the same stored user gives the same plan; planning again from the
-//! state that the plan stored changes nothing and asks only for what is still pending. It does not
-//! know the store nor the log; retries are the role's.
+//! Invariant: planning twice from the same stored user gives the same plan. Planning again from the state that the plan
+//! stored changes nothing and repeats only a pending request. It does not know the store nor the log; the caller retries.
 
 use std::collections::BTreeMap;
 
 use crate::list::document::Document;
-use crate::list::fallback;
+use crate::list::fallback::for_user;
 use crate::shop::rules::Verdict;
 use crate::shop::snapshot::Snapshot;
 use crate::user::event::UserId;
@@ -17,30 +16,30 @@ use crate::user::record::{Fences, Partition, Position, Timestamp};
 use crate::user::state::{Activity, Held};
 use crate::user::trigger::{ACTIVITY_ENOUGH, Policy, Reason, Request, TriggerContext, trigger};
 
-/// What planning needs beside the user.
+/// Input of [`plan`] beside the user.
 pub struct Rulebook<'a> {
-    /// The shop as of now.
+    /// The serving snapshot.
     pub snapshot: &'a Snapshot,
-    /// When to ask.
+    /// When lists are requested.
     pub policy: &'a Policy,
-    /// Namespace that folds.
+    /// Namespace of the state.
     pub ns: &'a str,
     /// Events kept per user.
     pub window: usize,
     /// False while a backfill catches up.
     pub triggers: bool,
-    /// Time from which the events of a partition are complete, where the log no longer had all of them.
+    /// Time from which a partition's events are complete, for partitions whose log no longer had all events.
     pub complete_since: &'a BTreeMap<Partition, Timestamp>,
 }
 
-/// The list that is stored.
+/// A user's stored list.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredList {
-    /// Its claim.
+    /// Claim number that it was made from.
     pub claim: u64,
     /// Epoch of its arm.
     pub epoch: u64,
-    /// What it has seen.
+    /// Its seen offsets.
     pub seen: Fences,
     /// The document.
     pub doc: Document,
@@ -48,71 +47,76 @@ pub struct StoredList {
     pub audit: String,
 }
 
-/// One event to be counted.
+/// One event to count in demand.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Counted {
-    /// Where it stands: counts have fences of their own.
+    /// Its position: counts have their own fences.
     pub position: Position,
-    /// Record time, for the bucket.
+    /// Record time, which chooses the bucket.
     pub time: Timestamp,
     /// SKU id.
     pub sku: String,
-    /// What was done.
+    /// Kind of the event.
     pub kind: Kind,
-    /// How many: the quantity of a purchase, else 1.
+    /// Count: the quantity of a purchase, else 1.
     pub n: u64,
     /// Segment of the profile at fold time.
     pub segment: String,
 }
 
-/// What becomes of the list in the step of the write.
+/// Edit of the stored list, made in the same step as the write of the state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Edit {
-    /// Nothing.
+    /// No edit.
     #[default]
     Keep,
-    /// The user's own copy of the fallback, where there is no list.
+    /// Stores the user's copy of the fallback, if there is no list.
     First(Box<Document>, Timestamp),
-    /// The stored list, of this claim still, without newly forbidden products.
+    /// Replaces the stored list, if its claim number is still this one, by one without newly forbidden products.
     Strip(Box<StoredList>),
 }
 
-/// What is to be done for one user.
+/// Everything to do for one user.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// State and activity afterwards; `ver` and `claim` are still the stored ones.
+    /// State and activity after the records; `ver` and `claim` are still the stored ones.
     pub held: Held,
-    /// Whether anything is to be written.
+    /// Whether the state must be written.
     pub changed: bool,
     /// Whether the profile differs from the stored one.
     pub profile_changed: bool,
-    /// Requests to be sent once the write is acknowledged.
+    /// Requests to send once the write is acknowledged.
     pub requests: Vec<Request>,
-    /// Events to be counted, in record order; also those that the state had folded before.
+    /// Events to count, in record order, including those that the state had folded before.
     pub counted: Vec<Counted>,
-    /// What each record did, in order.
+    /// Effect of each record, in order.
     pub steps: Vec<Step>,
-    /// What kind of event each was; none for a profile or an erase.
+    /// Event kind of each record, in order; none for a profile or an erase.
     pub kinds: Vec<Option<Kind>>,
-    /// Events whose SKU the catalogue does not know; folded by id all the same.
+    /// Number of events whose SKU is not in the catalogue; they are folded by id.
     pub unknown: u64,
-    /// What becomes of the list.
+    /// Edit of the list.
     pub edit: Edit,
-    /// The user's record on `recall-updates` is to be deleted.
+    /// Whether the user's record on `recall-updates` must be deleted.
     pub erased: bool,
 }
 
-/// Plans one user's records, in the order given.
-pub fn plan(held: Held, records: &[Accepted], list: Option<&StoredList>, book: &Rulebook) -> Plan {
-    let first = held.ver == 0;
-    let mut asked = false;
-    // An event changes no profile, and most batches of a user are events.
-    let of_profile = records
+/// Plans the write of one user from records in the order given.
+pub fn plan(
+    loaded: Held,
+    records: &[Accepted],
+    list: Option<&StoredList>,
+    book: &Rulebook,
+) -> Plan {
+    let first = loaded.ver == 0;
+    let mut requested = false;
+    // Most batches have events alone, which change no profile: then the profile is not cloned.
+    let has_profile_record = records
         .iter()
         .any(|record| !matches!(record.change, Change::Event(_)));
-    let before = of_profile.then(|| held.state.profile.clone());
-    let reborn = held.reborn;
-    let held = lose_the_list(held);
+    let before = has_profile_record.then(|| loaded.state.profile.clone());
+    let erased_elsewhere = loaded.reborn;
+    let held = after_foreign_erase(loaded);
     let mut plan = Plan {
         held,
         ..Plan::default()
@@ -123,20 +127,20 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&StoredList>, book: &
             &record.change,
             book.complete_since.get(&record.position.partition),
         ) {
-            // A maximum over the partitions seen: the order of records does not matter.
-            let known = &mut plan.held.state.complete_since;
-            *known = (*known).max(*since);
+            // The maximum over the partitions seen, so the order of records does not matter.
+            let complete_since = &mut plan.held.state.complete_since;
+            *complete_since = (*complete_since).max(*since);
         }
-        let ask = TriggerContext {
+        let context = TriggerContext {
             policy: book.policy,
             ns: book.ns,
-            first: first && !asked,
+            first: first && !requested,
             // A profile sent again unchanged alters neither prompt nor rules nor segment.
             profile_matters: step == Step::ProfileChanged,
             enabled: book.triggers,
         };
-        if let Some(request) = trigger(&mut plan.held, record, step, &ask) {
-            asked = true;
+        if let Some(request) = trigger(&mut plan.held, record, step, &context) {
+            requested = true;
             plan.requests.push(request);
         }
         plan.changed |= step != Step::Duplicate;
@@ -169,54 +173,55 @@ pub fn plan(held: Held, records: &[Accepted], list: Option<&StoredList>, book: &
             Change::Profile(_) | Change::Erase => None,
         });
     }
-    plan.erased |= reborn && plan.changed;
+    plan.erased |= erased_elsewhere && plan.changed;
     plan.profile_changed = before.is_some_and(|before| plan.held.state.profile != before);
     if let Some(last) = records.last() {
-        plan.edit = edit(&plan, list, (&last.user, last.time), book.snapshot);
+        plan.edit = edit(&plan, list, &last.user, last.time, book.snapshot);
     }
     plan
 }
 
-/// Where the next write takes the list along, what is left of the user asks for another one; nobody left is
-/// somebody unknown.
-fn lose_the_list(mut held: Held) -> Held {
-    if std::mem::take(&mut held.reborn) {
-        if held.state.is_vacant() {
-            held.activity = Activity::default();
+/// Prepares a user whom another namespace erased, so that the next write deletes the list: remaining state requests
+/// another list; without any, the activity is reset as for a new user.
+fn after_foreign_erase(mut loaded: Held) -> Held {
+    if std::mem::take(&mut loaded.reborn) {
+        if loaded.state.is_vacant() {
+            loaded.activity = Activity::default();
         } else {
-            held.activity.score = held.activity.score.max(ACTIVITY_ENOUGH);
+            loaded.activity.score = loaded.activity.score.max(ACTIVITY_ENOUGH);
         }
     }
-    held
+    loaded
 }
 
-/// An erase is told again on redelivery, lest a crash after the write loses the tombstone; but not
-/// once the user has come back, for it would hide a list made since.
-fn erases(held: &Held, record: &Accepted, step: Step) -> bool {
-    let gone = held.state.window.is_empty() && held.state.profile.is_none();
-    record.change == Change::Erase && (step == Step::Erased || gone)
+/// Whether a record deletes the user's record on `recall-updates`. A redelivered erase does so again, because a crash
+/// after the write may have lost the tombstone; but not once the user has new events, as it would hide a later list.
+fn erases(loaded: &Held, record: &Accepted, step: Step) -> bool {
+    let vacant = loaded.state.is_vacant();
+    record.change == Change::Erase && (step == Step::Erased || vacant)
 }
 
 fn edit(
     plan: &Plan,
     list: Option<&StoredList>,
-    (user, at): (&UserId, Timestamp),
+    user: &UserId,
+    at: Timestamp,
     snapshot: &Snapshot,
 ) -> Edit {
     let state = &plan.held.state;
     let profile: Option<&Profile> = state.profile.as_ref().map(|p| &p.profile);
     let verdict = || snapshot.judge(profile, at);
-    let own = |verdict: &Verdict| {
+    let fallback = |verdict: &Verdict| {
         let list = snapshot.fallback(snapshot.rules.segment(profile, at), verdict)?;
-        Some(fallback::for_user(list, user, at))
+        Some(for_user(list, user, at))
     };
-    // Also who comes back after an erase is seen for the first time.
+    // A user who returns after an erase counts as new.
     let first = plan
         .requests
         .iter()
         .any(|request| request.reason == Reason::First);
     if (plan.held.ver == 0 || first) && !state.is_vacant() {
-        let list = own(&verdict());
+        let list = fallback(&verdict());
         return list.map_or(Edit::Keep, |list| Edit::First(Box::new(list), at));
     }
     let Some(list) = list.filter(|_| plan.profile_changed) else {
@@ -228,8 +233,8 @@ fn edit(
         return Edit::Keep;
     }
     if stripped.doc.is_empty() {
-        // A list is never a dead end: what is left of it is the fallback.
-        stripped.doc = own(&verdict).unwrap_or(stripped.doc);
+        // A list is never empty: if nothing of it is left, it becomes the fallback.
+        stripped.doc = fallback(&verdict).unwrap_or(stripped.doc);
     }
     Edit::Strip(Box::new(stripped))
 }

@@ -1,7 +1,7 @@
-//! What the log hands over and where it stands: [`Record`], its [`Position`], and [`Fences`].
+//! Records of the log, their positions, and the fences of folded offsets.
 //!
-//! Invariant: a [`Fences`] only rises. It does not know what a record says ([`crate::user::event`]) nor
-//! how it was read ([`crate::ports::log`]).
+//! Invariant: a fence in [`Fences`] only rises. It does not know what a record contains ([`crate::user::event`]) nor how
+//! it was read ([`crate::ports::log`]).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
-    /// This time moved by a duration, saturating at the ends of the range.
+    /// Adds a duration, saturating at the ends of the range.
     pub fn after(self, wait: std::time::Duration) -> Self {
         Self(
             self.0
@@ -26,13 +26,13 @@ impl Timestamp {
         )
     }
 
-    /// This time moved back by a duration, saturating at the ends of the range.
+    /// Subtracts a duration, saturating at the ends of the range.
     pub fn before(self, wait: std::time::Duration) -> Self {
         let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
         Self(self.0.saturating_sub(wait))
     }
 
-    /// How long after `earlier` this is; zero if it is not.
+    /// Time since `earlier`; zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> std::time::Duration {
         std::time::Duration::from_millis(
             u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0),
@@ -51,17 +51,17 @@ pub struct Offset(pub i64);
 pub struct Resume(pub i64);
 
 impl Resume {
-    /// Resume behind a record that is done.
+    /// Resumes after a record that is done.
     pub fn after(done: Offset) -> Self {
         Self(done.0 + 1)
     }
 }
 
-/// One partition of one erased_at of a topic. `incarnation` is configured and raised when a topic is
-/// recreated, so that the new topic's offsets are not taken for the old one's.
+/// One partition of one incarnation of a topic. `incarnation` is configured and raised when a topic is recreated, so
+/// that the new topic's offsets are not mistaken for the old one's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Partition {
-    /// Configured life number of the topic.
+    /// Configured incarnation of the topic.
     pub incarnation: u32,
     /// Topic name.
     pub topic: Arc<str>,
@@ -76,20 +76,20 @@ impl fmt::Display for Partition {
 }
 
 impl FromStr for Partition {
-    type Err = NotAPosition;
+    type Err = PositionError;
 
-    fn from_str(text: &str) -> Result<Self, NotAPosition> {
+    fn from_str(text: &str) -> Result<Self, PositionError> {
         let at: Position = format!("{text}:0").parse()?;
         Ok(at.partition)
     }
 }
 
-/// Where a record stands: partition and offset.
+/// Position of a record in the log: partition and offset.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Position {
     /// The record's partition.
     pub partition: Partition,
-    /// Its offset therein.
+    /// Its offset in the partition.
     pub offset: Offset,
 }
 
@@ -99,15 +99,15 @@ impl fmt::Display for Position {
     }
 }
 
-/// A text that is no `incarnation/topic/partition:offset`.
+/// A text that is not `incarnation/topic/partition:offset`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not incarnation/topic/partition:offset")]
-pub struct NotAPosition(pub String);
+pub struct PositionError(pub String);
 
 impl FromStr for Position {
-    type Err = NotAPosition;
+    type Err = PositionError;
 
-    fn from_str(text: &str) -> Result<Self, NotAPosition> {
+    fn from_str(text: &str) -> Result<Self, PositionError> {
         let parse = || {
             let (place, offset) = text.rsplit_once(':')?;
             let (incarnation, rest) = place.split_once('/')?;
@@ -121,17 +121,17 @@ impl FromStr for Position {
                 offset: Offset(offset.parse().ok()?),
             })
         };
-        parse().ok_or_else(|| NotAPosition(text.into()))
+        parse().ok_or_else(|| PositionError(text.into()))
     }
 }
 
-/// Header with the original timestamp, milliseconds in decimal: of a dead letter, and of one that was sent back.
+/// Header with the original timestamp, decimal milliseconds: of a dead letter, and of a record redriven from the dlq.
 pub const TIME_HEADER: &str = "nearshore.time";
 
-/// One record as the log delivered it; bytes are not yet understood.
+/// One record as the log delivered it, not yet decoded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// Where it stands.
+    /// Its position.
     pub position: Position,
     /// Kafka timestamp.
     pub time: Timestamp,
@@ -144,20 +144,20 @@ pub struct Record {
 }
 
 impl Record {
-    /// When what it tells happened: its timestamp, or the earlier one that it brings along from its first erased_at.
-    /// A dead letter that is sent back to a topic with LogAppendTime is stamped anew, and would outlive an
-    /// erase; a header can only make a record older.
+    /// Time of the record: its timestamp, or the earlier original one in [`TIME_HEADER`].
+    ///
+    /// A dead letter that is sent back to a topic with LogAppendTime gets a new timestamp, and would survive an erase.
+    /// The header can only make a record older, never newer.
     pub fn occurred(&self) -> Timestamp {
-        let brought = self.headers.iter().rfind(|(name, _)| name == TIME_HEADER);
-        let earlier = brought
+        let original = self.headers.iter().rfind(|(name, _)| name == TIME_HEADER);
+        let earlier = original
             .and_then(|(_, text)| std::str::from_utf8(text).ok()?.parse::<i64>().ok())
             .filter(|ms| *ms < self.time.0);
         earlier.map_or(self.time, Timestamp)
     }
 }
 
-/// The highest folded offset per partition. Serialises as `covers` does: sorted
-/// `incarnation/topic/partition:offset`, comma-separated.
+/// The highest folded offset per partition. As text: sorted `incarnation/topic/partition:offset`, comma-separated.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Fences(BTreeMap<Partition, Offset>);
 
@@ -167,12 +167,13 @@ impl Fences {
         self.0.get(partition).copied()
     }
 
-    /// `>=`, not `>`: after a lost commit Kafka delivers the last folded record again.
+    /// Whether the record at `position` is folded. `>=`, not `>`: after a lost commit Kafka delivers the last folded record
+    /// again.
     pub fn contains(&self, position: &Position) -> bool {
         self.get(&position.partition) >= Some(position.offset)
     }
 
-    /// Whether everything under `other` is under `self` too.
+    /// Whether every record folded under `other` is folded under `self` too.
     pub fn contains_all(&self, other: &Self) -> bool {
         other
             .iter()
@@ -195,7 +196,7 @@ impl Fences {
             .map(|(partition, offset)| (partition, *offset))
     }
 
-    /// Whether nothing is fenced.
+    /// Whether there is no fence.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -213,8 +214,8 @@ impl FromIterator<Position> for Fences {
 
 impl fmt::Display for Fences {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (nth, (partition, offset)) in self.iter().enumerate() {
-            let comma = if nth == 0 { "" } else { "," };
+        for (index, (partition, offset)) in self.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
             write!(f, "{comma}{partition}:{}", offset.0)?;
         }
         Ok(())
@@ -222,9 +223,9 @@ impl fmt::Display for Fences {
 }
 
 impl FromStr for Fences {
-    type Err = NotAPosition;
+    type Err = PositionError;
 
-    fn from_str(text: &str) -> Result<Self, NotAPosition> {
+    fn from_str(text: &str) -> Result<Self, PositionError> {
         text.split(',')
             .filter(|part| !part.is_empty())
             .map(str::parse)
@@ -237,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn covers_survives_a_round_trip_through_text() {
+    fn fences_survive_a_round_trip_through_text() {
         let text = "0/a/b/1:7,0/user-events/0:12,1/user-events/10:3";
         let fences: Fences = text.parse().expect("valid");
         assert_eq!(fences.to_string(), text);
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_makes_a_record_older_and_never_younger() {
+    fn a_time_header_makes_a_record_older_and_never_newer() {
         let at = |headers: &[&str]| {
             let header = |text: &&str| (TIME_HEADER.to_owned(), Bytes::from((*text).to_owned()));
             let record = Record {
@@ -268,14 +269,14 @@ mod tests {
         };
         assert_eq!(at(&[]), 1_000);
         assert_eq!(at(&["7"]), 7);
-        assert_eq!(at(&["7", "8"]), 8, "the last of a name counts");
-        for useless in ["1001", "-", "", "7.5", "9223372036854775808"] {
-            assert_eq!(at(&[useless]), 1_000, "{useless:?}");
+        assert_eq!(at(&["7", "8"]), 8, "the last header of a name counts");
+        for ignored in ["1001", "-", "", "7.5", "9223372036854775808"] {
+            assert_eq!(at(&[ignored]), 1_000, "{ignored:?}");
         }
     }
 
     #[test]
-    fn a_damaged_text_is_refused() {
+    fn a_damaged_position_is_refused() {
         for bad in ["0/t:1", "x/t/0:1", "0/t/0:", "0/t/0"] {
             assert!(bad.parse::<Position>().is_err(), "{bad}");
         }

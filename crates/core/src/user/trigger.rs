@@ -1,7 +1,8 @@
-//! Whether a user moved enough to ask for a list: `(activity, step, policy) -> Option<Request>`.
+//! Decides when to request a list: `(activity, step, policy) -> Option<Request>`.
 //!
-//! Invariant: it emits iff the policy is moved and `pending` is empty, or older by record time than
-//! `due + pending_max`; a redelivered record re-emits iff `pending` names its own position. No clock.
+//! Invariant: a request is emitted iff activity reaches [`ACTIVITY_ENOUGH`] and `pending` is empty, or older by record
+//! time than `due + pending_max`. A redelivered record emits its request again iff `pending` names its position. No clock
+//! is read.
 
 use std::time::Duration;
 
@@ -14,19 +15,19 @@ use crate::user::namespace::is_namespace;
 use crate::user::record::{Position, Record, Timestamp};
 use crate::user::state::{Activity, Held, Pending};
 
-/// Hundredths of a list that a user must have moved by.
+/// Activity at which a list is requested, in hundredths of a list.
 pub(crate) const ACTIVITY_ENOUGH: u32 = 100;
 
-/// No honest claim_rate holds a request back longer, for a daily limit ends within a day. One that would comes
-/// from a wrong clock and is ignored: a single record must not silence a user for years.
+/// Longest time that the claim rate delays a request: a daily limit ends within a day. A longer delay comes from a
+/// wrong clock and is ignored, because one record must not silence a user for years.
 pub(crate) const RATE_LIMIT_MAX: Duration = Duration::from_secs(86_400);
 
 const DAY: i64 = 86_400_000;
 
-/// Most bytes of a request: a user id is the only part of it without a length of its own.
+/// Most bytes of a request: its user id is the only part without its own limit.
 const REQUEST_BYTES_MAX: usize = 1 << 16;
 
-/// Which topic a request goes to.
+/// Lane of a request: the topic that it is written to.
 #[derive(
     Clone,
     Copy,
@@ -46,13 +47,13 @@ const REQUEST_BYTES_MAX: usize = 1 << 16;
 pub enum Lane {
     /// First lists of new and sparse users.
     Urgent,
-    /// Everyone else who moved.
+    /// Lists of all other active users.
     Live,
     /// Sweeps and refreshes.
     Backfill,
 }
 
-/// Why a list is asked for.
+/// Reason why a list is requested.
 #[derive(
     Clone,
     Copy,
@@ -70,49 +71,51 @@ pub enum Lane {
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Reason {
-    /// First sight of the user.
+    /// The user is new, or returned after an erase.
     First,
-    /// Enough events.
+    /// Enough activity.
     Activity,
     /// A profile change that alters prompt, rules or segment.
     Profile,
     /// The pending request is overdue.
     Overdue,
-    /// `sweep`: the list trails the state.
+    /// `sweep`: the list is older than the state.
     Sweep,
-    /// `refresh`: asked for by a person.
+    /// `refresh`: requested by an operator.
     Refresh,
 }
 
-/// A trigger as a record on a `regen-*` topic.
+/// A request for a list, a record on a `regen-*` topic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     /// Format version, 1.
     pub v: u32,
-    /// Namespace whose list is asked for.
+    /// Namespace of the list.
     pub ns: String,
-    /// Whose list.
+    /// User of the list.
     pub user: UserId,
-    /// Why.
+    /// Reason.
     pub reason: Reason,
-    /// The record that asked, `incarnation/topic/partition:offset`; none from a sweep or refresh.
+    /// The record that caused the request, `incarnation/topic/partition:offset`; none for a sweep or refresh.
     #[serde(with = "text", default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Position>,
     /// Record time of the source (or of the sweep).
     pub time: Timestamp,
-    /// When it may be taken.
+    /// Time from which it may be claimed.
     pub due: Timestamp,
-    /// Lane it was put on.
+    /// Its lane.
     pub lane: Lane,
-    /// Its list also replaces one of a higher arm epoch: `refresh --force`.
+    /// Whether its list replaces one of a higher arm epoch: `refresh --force`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
 }
 
 impl Request {
-    /// Reads a record of a `regen-*` topic. Unknown fields are ignored; a higher version is read as far as it is
-    /// known. Strict about all that a store, a clock or a rule would stumble over later: these topics are
-    /// internal, but a record that ends the process would end each that comes after it.
+    /// Decodes a record of a `regen-*` topic. Unknown fields are ignored, and a higher version is read as far as it is
+    /// known.
+    ///
+    /// Strict about everything on which a store, a clock or a rule would fail later. These topics are internal, but a
+    /// record that ends one process would end each process that reads it next.
     pub fn decode(record: &Record) -> Result<Self, Reject> {
         let value = record.value.as_deref().ok_or(Reject::NullValue)?;
         if value.len() > REQUEST_BYTES_MAX {
@@ -142,28 +145,28 @@ impl Request {
     }
 }
 
-/// When to ask. Defaults are those of `config/nearshore.toml`.
+/// Policy of when to request lists. Defaults are those of `config/nearshore.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// Weight of each event kind and of a profile change, in lists (1 = asks at once).
+    /// Activity per event kind and per profile change, in lists (1 = requests a list at once).
     pub weights: Weights,
-    /// How long a user must have been asked for before the list is taken.
+    /// Time between a request and its claim, in which more events of the user are folded.
     #[serde(with = "humantime_serde")]
     pub quiet_period: Duration,
-    /// A pending request older than `due` plus this, by record time, is asked again.
+    /// A pending request older than `due` plus this, by record time, is sent again.
     #[serde(with = "humantime_serde")]
     pub pending_max: Duration,
-    /// Least time between two takes of a user.
+    /// Least time between two claims of a user.
     #[serde(with = "humantime_serde")]
     pub claim_every: Duration,
-    /// Most takes of a user on one day (UTC).
+    /// Most claims of a user on one day (UTC).
     pub claims_per_day: u32,
-    /// Fewer events than this in the window = sparse = urgent lane.
+    /// A user with fewer events than this in the window is sparse: requests go to the urgent lane.
     pub sparse_below: usize,
 }
 
-/// Weights in lists.
+/// Activity per event, in lists.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs)]
@@ -204,36 +207,37 @@ impl Default for Policy {
     }
 }
 
-/// Called once per record, after [`crate::user::fold::fold`]; changes only `held.activity`.
+/// Decides whether a folded record requests a list; changes only `loaded.activity`.
 ///
-/// Nothing is asked while `ask.enabled` is false (a backfill catches up), but `moved` grows.
+/// Called once per record, after [`crate::user::fold::fold`]. While `context.enabled` is false (a backfill catches up),
+/// activity grows but nothing is requested.
 pub(crate) fn trigger(
-    held: &mut Held,
+    loaded: &mut Held,
     record: &Accepted,
     step: Step,
-    ask: &TriggerContext,
+    context: &TriggerContext,
 ) -> Option<Request> {
     let (weight, reason) = match step {
         Step::Passed => return None,
-        Step::Duplicate => return again(held, record, ask),
-        Step::Erased if held.state.is_vacant() => {
-            // Nobody is left to make a list for, and nothing of them may be kept, their claim_rate included.
-            held.activity = Activity::default();
+        Step::Duplicate => return repeated(loaded, record, context),
+        Step::Erased if loaded.state.is_vacant() => {
+            // No data is left to make a list from, and nothing of an erased user is kept, not even the claim rate.
+            loaded.activity = Activity::default();
             return None;
         }
-        // What is younger than the erase stayed, but their list went with it.
+        // Events later than the erase remain, but the erase deleted the list.
         Step::Erased => (ACTIVITY_ENOUGH, Reason::Activity),
-        Step::ProfileChanged if ask.profile_matters => {
-            (hundredths(ask.policy.weights.profile), Reason::Profile)
+        Step::ProfileChanged if context.profile_matters => {
+            (hundredths(context.policy.weights.profile), Reason::Profile)
         }
         Step::ProfileChanged => (0, Reason::Profile),
         Step::Folded => (
-            event_weight(&record.change, &ask.policy.weights),
+            event_weight(&record.change, &context.policy.weights),
             Reason::Activity,
         ),
     };
-    let first = ask.first || returned(held);
-    let activity = &mut held.activity;
+    let first = context.first || has_returned(loaded);
+    let activity = &mut loaded.activity;
     activity.score = activity.score.saturating_add(weight);
     if first {
         activity.score = activity.score.max(ACTIVITY_ENOUGH);
@@ -242,63 +246,65 @@ pub(crate) fn trigger(
         None if activity.score < ACTIVITY_ENOUGH => return None,
         None if first => Reason::First,
         None => reason,
-        Some(out) if record.time <= out.due.after(ask.policy.pending_max) => return None,
+        Some(pending) if record.time <= pending.due.after(context.policy.pending_max) => {
+            return None;
+        }
         Some(_) => Reason::Overdue,
     };
-    if !ask.enabled {
+    if !context.enabled {
         return None;
     }
-    let due = due(activity, record.time, ask.policy);
+    let due = due(activity, record.time, context.policy);
     activity.pending = Some(Pending {
         source: Some(record.position.clone()),
         due,
     });
-    let lane = lane(held, first, ask.policy);
-    Some(request(record, ask, Asked { reason, due, lane }))
+    let lane = lane(loaded, first, context.policy);
+    Some(request(record, context, RequestParts { reason, due, lane }))
 }
 
-/// Delivered again: the request may have been lost between the state's write and its own, so it is asked
-/// again if it is still out. A take since then has cleared `pending`, and has seen the record.
-fn again(held: &Held, record: &Accepted, ask: &TriggerContext) -> Option<Request> {
-    let out = held.activity.pending.as_ref()?;
-    if !ask.enabled || out.source.as_ref() != Some(&record.position) {
+/// The request of a redelivered record, if it is still pending: it may have been lost between the write of the state and
+/// its own. A claim since then has cleared `pending`, and has seen the record.
+fn repeated(loaded: &Held, record: &Accepted, context: &TriggerContext) -> Option<Request> {
+    let pending = loaded.activity.pending.as_ref()?;
+    if !context.enabled || pending.source.as_ref() != Some(&record.position) {
         return None;
     }
     let reason = match record.change {
         Change::Event(_) | Change::Erase => Reason::Activity,
         Change::Profile(_) => Reason::Profile,
     };
-    let (due, lane) = (out.due, lane(held, ask.first, ask.policy));
-    Some(request(record, ask, Asked { reason, due, lane }))
+    let (due, lane) = (pending.due, lane(loaded, context.first, context.policy));
+    Some(request(record, context, RequestParts { reason, due, lane }))
 }
 
-/// The first thing heard of an erased user since: they have no list, like one never seen.
-fn returned(held: &Held) -> bool {
-    held.state.erased_at > Timestamp::default() && held.activity == Activity::default()
+/// Whether the record is the first of an erased user since the erase: the user has no list, like a new one.
+fn has_returned(loaded: &Held) -> bool {
+    loaded.state.erased_at > Timestamp::default() && loaded.activity == Activity::default()
 }
 
-struct Asked {
+struct RequestParts {
     reason: Reason,
     due: Timestamp,
     lane: Lane,
 }
 
-fn request(record: &Accepted, ask: &TriggerContext, asked: Asked) -> Request {
+fn request(record: &Accepted, context: &TriggerContext, parts: RequestParts) -> Request {
     Request {
         v: 1,
-        ns: ask.ns.into(),
+        ns: context.ns.into(),
         user: record.user.clone(),
-        reason: asked.reason,
+        reason: parts.reason,
         source: Some(record.position.clone()),
         time: record.time,
-        due: asked.due,
-        lane: asked.lane,
+        due: parts.due,
+        lane: parts.lane,
         force: false,
     }
 }
 
-fn lane(held: &Held, first: bool, policy: &Policy) -> Lane {
-    if first || held.state.window.len() < policy.sparse_below {
+fn lane(loaded: &Held, first: bool, policy: &Policy) -> Lane {
+    if first || loaded.state.window.len() < policy.sparse_below {
         Lane::Urgent
     } else {
         Lane::Live
@@ -327,7 +333,7 @@ fn day(time: Timestamp) -> i64 {
 
 fn event_weight(change: &Change, weights: &Weights) -> u32 {
     let Change::Event(event) = change else {
-        return 0; // the same profile once more
+        return 0; // an unchanged profile
     };
     hundredths(match event.kind {
         Kind::Impression => weights.impression,
@@ -339,19 +345,20 @@ fn event_weight(change: &Change, weights: &Weights) -> u32 {
     })
 }
 
-/// Rounded once per record, then summed as integers: ten views of 0.1 are exactly one list.
+/// Converts a weight to hundredths. Rounded once per record, then summed as integers: ten views of 0.1 are exactly one
+/// list.
 fn hundredths(weight: f64) -> u32 {
-    (weight * 100.0).round() as u32 // saturates; NaN and negative weights are 0
+    (weight * 100.0).round() as u32 // Saturates; NaN and negative weights become 0.
 }
 
-/// What a trigger needs beside user and record.
+/// Input of [`trigger`] beside user and record.
 #[derive(Clone, Debug)]
 pub(crate) struct TriggerContext<'a> {
     /// The policy.
     pub policy: &'a Policy,
-    /// Namespace that asks.
+    /// Namespace of the request.
     pub ns: &'a str,
-    /// First sight of the user.
+    /// Whether the user is new.
     pub first: bool,
     /// Whether a changed profile alters prompt, rules or segment.
     pub profile_matters: bool,
@@ -359,9 +366,9 @@ pub(crate) struct TriggerContext<'a> {
     pub enabled: bool,
 }
 
-/// The claim_rate after a take of a request that was due then; [`Activity::pending`] and `moved` are cleared.
+/// Records a claim of a request with this `due`: counts it in the claim rate, clears `pending` and the activity.
 ///
-/// Takes are counted on the day of the latest `due`: an older one (a sweep's) counts on that day too.
+/// Claims are counted on the day of the latest `due`; a claim with an older `due` (a sweep's) counts on that day too.
 pub fn claimed(activity: &mut Activity, due: Timestamp) {
     let claim_rate = &mut activity.claim_rate;
     if claim_rate.claims == 0 || day(due) > claim_rate.day {
@@ -375,7 +382,7 @@ pub fn claimed(activity: &mut Activity, due: Timestamp) {
 }
 
 mod text {
-    //! A position as its text, in JSON.
+    //! Serialises a position as text in JSON.
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     use crate::user::record::Position;

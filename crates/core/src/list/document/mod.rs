@@ -267,7 +267,7 @@ impl Update {
             seen: wire
                 .seen
                 .parse()
-                .map_err(|e: crate::user::record::NotAPosition| serde::de::Error::custom(e))
+                .map_err(|e: crate::user::record::PositionError| serde::de::Error::custom(e))
                 .map_err(Error::Json)?,
             doc: serde_json::from_value(wire.doc)?,
             audit: serde_json::from_value(wire.audit)?,

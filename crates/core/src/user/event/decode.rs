@@ -1,7 +1,7 @@
-//! The decoders of the three source topics: strict about what they need, tolerant of the rest.
+//! Decodes records of the three source topics: strict about required fields, tolerant of unknown ones.
 //!
-//! Invariant: any bytes give a value or a [`Reject`], never a panic, and nothing larger than its limit
-//! reaches the state. It knows neither clock nor topic names: `now` is handed in, the caller chooses the decoder.
+//! Invariant: any bytes give a value or a [`Reject`], never a panic, and nothing larger than its limit reaches the state.
+//! It knows neither clock nor topic names: `now` is an argument, and the caller chooses the decoder.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use unicode_normalization::UnicodeNormalization;
 
-use super::fields::{Fields, Found, Known, Top};
+use super::fields::{Fields, Found, KnownFields, Top};
 use super::{Accepted, Change, Event, Item, Kind, Profile, Reject, Sku, UserId};
 use crate::user::record::{Record, Timestamp};
 
@@ -19,7 +19,7 @@ const YEAR_2000: i64 = 946_684_800_000;
 /// 2101-01-01T00:00:00Z: the first instant after the year 2100.
 const YEAR_2101: i64 = 4_133_980_800_000;
 
-/// What a record may be at most, and how far ahead of now.
+/// Limits on a record's size, nesting, texts and time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
@@ -27,12 +27,12 @@ pub struct Limits {
     pub max_bytes: usize,
     /// Deepest nesting of a value.
     pub max_depth: usize,
-    /// Most bytes of a user id, SKU id or product name; a longer search query is cut instead.
+    /// Most bytes of a user id, SKU id or product name; a longer search query is truncated instead of refused.
     pub max_text: usize,
-    /// How far a record may be ahead of `now`.
+    /// Most that a record's time may be ahead of `now`.
     #[serde(with = "humantime_serde")]
     pub max_ahead: Duration,
-    /// Now, on a live topic with CreateTime; a backfill takes the time of its creation. `None`: not checked.
+    /// Current time, on a live topic with CreateTime; a backfill uses the time of its creation. `None`: not checked.
     #[serde(skip)]
     pub now: Option<Timestamp>,
 }
@@ -49,27 +49,27 @@ impl Default for Limits {
     }
 }
 
-/// How `profile-changes` is written.
+/// Format of the values on `profile-changes`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// The profile itself as a JSON object.
+    /// The profile as a JSON object.
     #[default]
     Plain,
-    /// Debezium's change event around it, with or without `schema` and `payload`.
+    /// A Debezium change event around the profile, with or without `schema` and `payload`.
     Debezium,
 }
 
-/// Which of the user's topics a record came from.
+/// Topic that a user's record came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// `user-events`.
     Events,
-    /// `profile-changes`, written so.
+    /// `profile-changes`, in this format.
     Profiles(Format),
 }
 
-/// Decodes a record of a user.
+/// Decodes a record of a user from either topic.
 pub fn decode_user(record: &Record, source: Source, limits: &Limits) -> Result<Accepted, Reject> {
     match source {
         Source::Events => decode_event(record, limits),
@@ -82,7 +82,7 @@ pub fn decode_event(record: &Record, limits: &Limits) -> Result<Accepted, Reject
     let user = key(record, limits)?;
     check_time(record.occurred(), limits)?;
     let bytes = record.value.as_deref().ok_or(Reject::NullValue)?;
-    let read = Known::read(parsable(bytes, limits)?);
+    let read = KnownFields::read(parsable(bytes, limits)?);
     match read.map_err(|e| Reject::MalformedJson(e.to_string()))? {
         Top::Object(fields) => {
             let event = event(&fields, limits)?;
@@ -105,7 +105,7 @@ fn event(fields: &impl Fields, limits: &Limits) -> Result<Event, Reject> {
     })
 }
 
-/// Decodes a record of `profile-changes`; null erases the user. A second null erases again, which changes nothing.
+/// Decodes a record of `profile-changes`. Null erases the user; a second null changes nothing.
 pub fn decode_profile(
     record: &Record,
     format: Format,
@@ -135,7 +135,7 @@ pub fn decode_profile(
     Ok(accepted(record, user, change))
 }
 
-/// Decodes a record of `catalog`: SKU id and the whole SKU; `None` when it is gone.
+/// Decodes a record of `catalog` into the SKU id and the whole SKU; `None` if the SKU was deleted.
 pub fn decode_sku(record: &Record, limits: &Limits) -> Result<(String, Option<Sku>), Reject> {
     let sku = key(record, limits)?;
     check_time(record.occurred(), limits)?;
@@ -147,7 +147,7 @@ pub fn decode_sku(record: &Record, limits: &Limits) -> Result<(String, Option<Sk
     let attributes = match fields.remove("attributes") {
         None | Some(Value::Null) => Map::new(),
         Some(Value::Object(map)) => map,
-        Some(other) => return Err(wrong("attributes", &Found::from(&other), "an object")),
+        Some(other) => return Err(wrong_type("attributes", &Found::from(&other), "an object")),
     };
     let whole = Sku {
         sku: sku.clone(),
@@ -165,16 +165,16 @@ pub fn decode_sku(record: &Record, limits: &Limits) -> Result<(String, Option<Sk
     Ok((sku, Some(whole)))
 }
 
-/// A name as it is compared everywhere: NFC, single spaces, none at the ends, no control characters.
+/// Normalises a name for comparison: NFC, single spaces, none at the ends, no control characters.
 pub fn normalise_name(name: &str) -> String {
     let gap = |c: char| c.is_whitespace() || c.is_control();
     let words: Vec<&str> = name.split(gap).filter(|word| !word.is_empty()).collect();
     words.join(" ").nfc().collect()
 }
 
-/// Whose a record is by its key alone, whatever its value; nothing if the key cannot be used.
+/// The user id in a record's key, whatever its value; `None` if the key cannot be used.
 pub fn key_user(record: &Record, source: Source) -> Option<String> {
-    // A key that is too long is refused as a record, and still is somebody's.
+    // A record with too long a key is refused, but its key still names a user.
     let limits = Limits {
         max_text: usize::MAX,
         ..Limits::default()
@@ -207,11 +207,12 @@ fn key(record: &Record, limits: &Limits) -> Result<String, Reject> {
     if key.is_empty() {
         return Err(Reject::EmptyKey);
     }
-    fits("the key", key, limits)?;
+    check_length("the key", key, limits)?;
     Ok(key.into())
 }
 
-/// Kafka Connect's JSON keys are objects, `{"id": 7}`, perhaps under `payload`; a plain text key stays as it is.
+/// Reads the user id from a key of Kafka Connect: an object `{"id": 7}`, perhaps under `payload`. A plain text key is
+/// returned as it is.
 fn key_in_envelope(key: String) -> Result<String, Reject> {
     let Ok(Value::Object(mut fields)) = serde_json::from_str::<Value>(&key) else {
         return Ok(key);
@@ -226,7 +227,7 @@ fn key_in_envelope(key: String) -> Result<String, Reject> {
         (Some(Value::String(id)), None) if id.is_empty() => Err(Reject::EmptyKey),
         (Some(Value::String(id)), None) => Ok(id),
         (Some(Value::Number(id)), None) if !id.is_f64() => Ok(id.to_string()),
-        (Some(other), None) => Err(wrong(
+        (Some(other), None) => Err(wrong_type(
             "the key's field",
             &Found::from(&other),
             "a string or an integer",
@@ -240,7 +241,7 @@ fn key_in_envelope(key: String) -> Result<String, Reject> {
     }
 }
 
-/// Refuses what is outside the years 2000-2100: no such time is meant, and sums with it overflow.
+/// Refuses a time outside the years 2000-2100: no source means such a time, and sums with it overflow.
 pub fn sane(time: Timestamp) -> Result<(), Reject> {
     if !(YEAR_2000..YEAR_2101).contains(&time.0) {
         return Err(Reject::TimeOutOfRange(time.0));
@@ -260,14 +261,14 @@ fn check_time(time: Timestamp, limits: &Limits) -> Result<(), Reject> {
     Ok(())
 }
 
-/// An object's fields, known to be within the limits.
+/// An object's fields, checked against the limits.
 struct Object(Map<String, Value>);
 
 fn value(bytes: &[u8], limits: &Limits) -> Result<Value, Reject> {
     serde_json::from_str(parsable(bytes, limits)?).map_err(|e| Reject::MalformedJson(e.to_string()))
 }
 
-/// The text of a value that a parser may be given.
+/// Checks a value's size, encoding and nesting, and returns the text for the parser.
 fn parsable<'a>(bytes: &'a [u8], limits: &Limits) -> Result<&'a str, Reject> {
     if bytes.len() > limits.max_bytes {
         return Err(Reject::TooLarge {
@@ -282,8 +283,8 @@ fn parsable<'a>(bytes: &'a [u8], limits: &Limits) -> Result<&'a str, Reject> {
         at: e.valid_up_to(),
         len: bytes.len(),
     })?;
-    // Before parsing, which recurses; the parser's own limit of 128 stays the last resort. Nothing is nested deeper
-    // than it has opening brackets, and those are soon counted.
+    // Checked before parsing, which recurses; the parser's own limit of 128 is the last resort. Nesting is never deeper
+    // than the number of opening brackets, which is quick to count.
     let limit = limits.max_depth.min(127);
     let opening = bytes.iter().filter(|byte| matches!(byte, b'{' | b'['));
     if opening.count() > limit && depth(text) > limit {
@@ -301,7 +302,7 @@ fn object(bytes: &[u8], limits: &Limits) -> Result<Object, Reject> {
     }
 }
 
-/// Deepest nesting of brackets outside of strings.
+/// Deepest nesting of brackets outside strings.
 fn depth(text: &str) -> usize {
     let (mut now, mut deepest, mut in_string, mut escaped) = (0usize, 0usize, false, false);
     for byte in text.bytes() {
@@ -320,7 +321,8 @@ fn depth(text: &str) -> usize {
     deepest
 }
 
-/// A silently stored envelope would be nonsense in every prompt, and its deletes would erase nobody.
+/// Refuses an envelope where a plain profile is expected: stored, it would spoil every prompt, and its deletes would not
+/// erase users.
 fn plain(Object(fields): Object) -> Result<Map<String, Value>, Reject> {
     let has = |name: &str| fields.contains_key(name);
     if has("schema") && has("payload") {
@@ -336,7 +338,7 @@ fn plain(Object(fields): Object) -> Result<Map<String, Value>, Reject> {
     Ok(fields)
 }
 
-/// The row after the change; `None` when it is gone.
+/// The row after the change; `None` if it was deleted.
 fn after(value: Value) -> Result<Option<Map<String, Value>>, Reject> {
     let unwrapped = match value {
         Value::Object(mut fields) if fields.contains_key("payload") => {
@@ -360,7 +362,7 @@ fn after(value: Value) -> Result<Option<Map<String, Value>>, Reject> {
         None => Err(Reject::MissingField("after")),
         Some(Value::Null) => Ok(None),
         Some(Value::Object(row)) => Ok(Some(row)),
-        Some(other) => Err(wrong("after", &Found::from(&other), "an object")),
+        Some(other) => Err(wrong_type("after", &Found::from(&other), "an object")),
     }
 }
 
@@ -377,8 +379,8 @@ fn kind(fields: &impl Fields) -> Result<Kind, Reject> {
     })
 }
 
-/// A search is of its words; everything else is done to a product, the SKU if there are both.
-/// Words beside a product (a click among results) are context.
+/// The object of an event: the query of a search, else the product, by SKU if both ids are given. A query beside a
+/// product (a click among results) is ignored.
 fn item(fields: &impl Fields, kind: Kind, limits: &Limits) -> Result<Item, Reject> {
     if kind == Kind::Search {
         let query = text(fields, "query")?.map(|words| normalise_name(&words));
@@ -403,14 +405,14 @@ fn quantity(fields: &impl Fields) -> Result<u32, Reject> {
                 return Err(Reject::NegativeQuantity(n.to_string()));
             }
             let Some(whole) = n.as_u64() else {
-                return Err(wrong("qty", &Found::Number(n), "a whole number"));
+                return Err(wrong_type("qty", &Found::Number(n), "a whole number"));
             };
             u32::try_from(whole).map_err(|_| Reject::BadNumber {
                 field: "qty",
                 found: n.to_string(),
             })
         }
-        Some(other) => Err(wrong("qty", &other, "a whole number")),
+        Some(other) => Err(wrong_type("qty", &other, "a whole number")),
     }
 }
 
@@ -425,7 +427,7 @@ fn price(fields: &impl Fields) -> Result<Option<f64>, Reject> {
                 found: n.to_string(),
             }),
         },
-        Some(other) => Err(wrong("price", &other, "a number")),
+        Some(other) => Err(wrong_type("price", &other, "a number")),
     }
 }
 
@@ -433,11 +435,11 @@ fn stock(fields: &impl Fields) -> Result<i64, Reject> {
     match fields.field("stock") {
         None | Some(Found::Null) => Err(Reject::MissingField("stock")),
         Some(Found::Number(n)) if n.as_i64().is_some() => Ok(n.as_i64().unwrap_or_default()),
-        Some(found) => Err(wrong("stock", &found, "a whole number")),
+        Some(found) => Err(wrong_type("stock", &found, "a whole number")),
     }
 }
 
-/// Milliseconds, or RFC 3339 text.
+/// The event's own time: milliseconds, or RFC 3339 text.
 fn own_time(fields: &impl Fields) -> Result<Option<Timestamp>, Reject> {
     let Some(found) = fields.field("ts").filter(|found| *found != Found::Null) else {
         return Ok(None);
@@ -451,19 +453,19 @@ fn own_time(fields: &impl Fields) -> Result<Option<Timestamp>, Reject> {
         _ => None,
     };
     ms.map(|ms| Some(Timestamp(ms)))
-        .ok_or_else(|| wrong("ts", &found, "milliseconds or RFC 3339 text"))
+        .ok_or_else(|| wrong_type("ts", &found, "milliseconds or RFC 3339 text"))
 }
 
-/// A field's text; absent and null are the same.
+/// A field's text; `None` if it is absent or null.
 fn text<'a>(fields: &'a impl Fields, field: &'static str) -> Result<Option<Cow<'a, str>>, Reject> {
     match fields.field(field) {
         None | Some(Found::Null) => Ok(None),
         Some(Found::Text(text)) => Ok(Some(text)),
-        Some(other) => Err(wrong(field, &other, "a string")),
+        Some(other) => Err(wrong_type(field, &other, "a string")),
     }
 }
 
-/// An id, as it is; an empty one is none.
+/// An id, unchanged; `None` if it is empty.
 fn id(
     fields: &impl Fields,
     field: &'static str,
@@ -471,11 +473,11 @@ fn id(
 ) -> Result<Option<String>, Reject> {
     let found = text(fields, field)?.filter(|id| !id.is_empty());
     found
-        .map(|id| fits(field, &id, limits).map(|()| id.into_owned()))
+        .map(|id| check_length(field, &id, limits).map(|()| id.into_owned()))
         .transpose()
 }
 
-/// A name, normalised; an empty one is none.
+/// A name, normalised; `None` if it is empty.
 fn name(
     fields: &impl Fields,
     field: &'static str,
@@ -484,11 +486,11 @@ fn name(
     let found = text(fields, field)?.map(|name| normalise_name(&name));
     let found = found.filter(|name| !name.is_empty());
     found
-        .map(|name| fits(field, &name, limits).map(|()| name))
+        .map(|name| check_length(field, &name, limits).map(|()| name))
         .transpose()
 }
 
-fn fits(field: &'static str, text: &str, limits: &Limits) -> Result<(), Reject> {
+fn check_length(field: &'static str, text: &str, limits: &Limits) -> Result<(), Reject> {
     if text.len() > limits.max_text {
         return Err(Reject::TooLong {
             field,
@@ -499,7 +501,7 @@ fn fits(field: &'static str, text: &str, limits: &Limits) -> Result<(), Reject> 
     Ok(())
 }
 
-/// At most `limit` bytes of it, whole characters; what was normalised stays so.
+/// Truncates a text to at most `limit` bytes of whole characters; a normalised text stays normalised.
 fn cut(mut text: String, limit: usize) -> String {
     let mut end = limit.min(text.len());
     while !text.is_char_boundary(end) {
@@ -510,7 +512,7 @@ fn cut(mut text: String, limit: usize) -> String {
     text
 }
 
-fn wrong(field: &'static str, found: &Found, wanted: &'static str) -> Reject {
+fn wrong_type(field: &'static str, found: &Found, wanted: &'static str) -> Reject {
     Reject::WrongType {
         field,
         found: found.what(),

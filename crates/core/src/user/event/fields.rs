@@ -1,8 +1,8 @@
-//! The fields of an object by name, whether they stand in a tree or only the known ones were read.
+//! Looks up an object's fields by name, in a parsed tree or in a reading of the known fields alone.
 //!
-//! Invariant: [`Known::read`] accepts and refuses the same texts as a tree would, and finds the same values. A tree of
-//! all that an event carries along costs more than the rest of its decoding, so what is not asked for is read over: checked
-//! in the same way, and not kept.
+//! Invariant: [`KnownFields::read`] accepts and refuses the same texts as parsing a tree, and finds the same values. A tree
+//! of everything in an event costs more than the rest of its decoding, so unknown fields are checked in the same way but
+//! not kept.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,7 +10,7 @@ use std::fmt;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// A value, as far as a decoder needs to know it.
+/// A JSON value, as far as a decoder needs it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Found<'a> {
     Null,
@@ -35,7 +35,7 @@ impl<'a> From<&'a Value> for Found<'a> {
 }
 
 impl Found<'_> {
-    /// For people.
+    /// Name of the type for error texts.
     pub(super) fn what(&self) -> &'static str {
         match self {
             Self::Null => "null",
@@ -49,9 +49,9 @@ impl Found<'_> {
     }
 }
 
-/// An object's fields by name.
+/// Access to an object's fields by name.
 pub(super) trait Fields {
-    /// The field's value; of two of one name the last.
+    /// The field's value; if a name occurs twice, the last one.
     fn field(&self, name: &str) -> Option<Found<'_>>;
 }
 
@@ -61,31 +61,31 @@ impl Fields for Map<String, Value> {
     }
 }
 
-/// The fields of an event.
+/// Names of the fields that an event's decoder reads.
 const NAMES: [&str; 7] = ["type", "sku", "pu", "query", "qty", "price", "ts"];
 
-/// [`NAMES`] with their values.
+/// Values of the fields in [`NAMES`].
 #[derive(Debug, Default)]
-pub(super) struct Known<'a>([Option<Found<'a>>; NAMES.len()]);
+pub(super) struct KnownFields<'a>([Option<Found<'a>>; NAMES.len()]);
 
-impl Fields for Known<'_> {
+impl Fields for KnownFields<'_> {
     fn field(&self, name: &str) -> Option<Found<'_>> {
-        let nth = NAMES.iter().position(|known| *known == name)?;
-        Some(match self.0[nth].as_ref()? {
+        let index = NAMES.iter().position(|known| *known == name)?;
+        Some(match self.0[index].as_ref()? {
             Found::Text(text) => Found::Text(Cow::Borrowed(text)),
             other => other.clone(),
         })
     }
 }
 
-/// What a text is.
+/// The outermost value of a text.
 pub(super) enum Top<'a> {
-    Object(Known<'a>),
+    Object(KnownFields<'a>),
     Other(Found<'a>),
 }
 
-impl<'a> Known<'a> {
-    /// The known fields of an object, or what else the text is.
+impl<'a> KnownFields<'a> {
+    /// Reads the known fields of an object, or any other JSON value.
     pub(super) fn read(text: &'a str) -> Result<Top<'a>, serde_json::Error> {
         let mut known = Self::default();
         let mut deserializer = serde_json::Deserializer::from_str(text);
@@ -98,31 +98,31 @@ impl<'a> Known<'a> {
     }
 }
 
-/// The outermost value; its known fields are kept.
-struct Outer<'k, 'a>(&'k mut Known<'a>);
+/// Reads the outermost value and keeps its known fields.
+struct Outer<'k, 'a>(&'k mut KnownFields<'a>);
 
 impl<'a> DeserializeSeed<'a> for Outer<'_, 'a> {
     type Value = Found<'a>;
 
     fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Found<'a>, D::Error> {
-        deserializer.deserialize_any(Each(Some(self.0)))
+        deserializer.deserialize_any(AnyValue(Some(self.0)))
     }
 }
 
 impl<'a> Deserialize<'a> for Found<'a> {
     fn deserialize<D: Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Each(None))
+        deserializer.deserialize_any(AnyValue(None))
     }
 }
 
-/// Takes any value; the fields of an object go where they are kept, if anywhere.
-struct Each<'k, 'a>(Option<&'k mut Known<'a>>);
+/// Visits any value; with a [`KnownFields`], keeps the known fields of an object in it.
+struct AnyValue<'k, 'a>(Option<&'k mut KnownFields<'a>>);
 
-impl<'a> Visitor<'a> for Each<'_, 'a> {
+impl<'a> Visitor<'a> for AnyValue<'_, 'a> {
     type Value = Found<'a>;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("any valid JSON value") // as a tree says it
+        f.write_str("any valid JSON value") // the same text as serde_json's tree
     }
 
     fn visit_unit<E>(self) -> Result<Found<'a>, E> {
@@ -160,17 +160,17 @@ impl<'a> Visitor<'a> for Each<'_, 'a> {
 
     fn visit_map<A: MapAccess<'a>>(self, mut all: A) -> Result<Found<'a>, A::Error> {
         let mut kept = self.0;
-        while let Some(Name(nth)) = all.next_key()? {
+        while let Some(Name(index)) = all.next_key()? {
             let value = all.next_value()?;
-            if let (Some(known), Some(nth)) = (&mut kept, nth) {
-                known.0[nth] = Some(value);
+            if let (Some(known), Some(index)) = (&mut kept, index) {
+                known.0[index] = Some(value);
             }
         }
         Ok(Found::Object)
     }
 }
 
-/// Which of [`NAMES`] a key is.
+/// Index of a key in [`NAMES`], if it is known.
 struct Name(Option<usize>);
 
 impl<'a> Deserialize<'a> for Name {
@@ -180,7 +180,7 @@ impl<'a> Deserialize<'a> for Name {
             type Value = Name;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a string key") // as a tree says it
+                f.write_str("a string key") // the same text as serde_json's tree
             }
 
             fn visit_str<E>(self, key: &str) -> Result<Name, E> {

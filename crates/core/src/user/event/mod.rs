@@ -1,6 +1,6 @@
-//! Record bytes become an [`Event`], a [`Profile`], an erase or a [`Sku`] — or a [`Reject`] with its code.
+//! Decodes record bytes into an [`Event`], a [`Profile`], an erase or a [`Sku`], or a [`Reject`] with its code.
 //!
-//! Strict about what is needed, tolerant of what is unknown. It does not know what becomes of a reject.
+//! Strict about required fields, tolerant of unknown ones. It does not know how a reject is handled.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,7 +21,7 @@ pub use decode::{
 };
 pub use reject::Reject;
 
-/// A user's id as the source writes it; never empty.
+/// A user id as the source writes it; never empty.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct UserId(pub std::sync::Arc<str>);
 
@@ -31,7 +31,7 @@ impl fmt::Display for UserId {
     }
 }
 
-/// What a user did. Its text is the same in JSON and in metrics.
+/// Kind of an event. Its text is the same in JSON and in metrics.
 #[derive(
     Clone,
     Copy,
@@ -49,21 +49,21 @@ impl fmt::Display for UserId {
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Kind {
-    /// Shown to the user.
+    /// A product was shown to the user.
     Impression,
-    /// Product page opened.
+    /// A product page was opened.
     View,
-    /// Clicked in a list.
+    /// A product was clicked in a list.
     Click,
-    /// Put into the cart.
+    /// A product was put into the cart.
     Cart,
-    /// Bought.
+    /// A product was bought.
     Purchase,
-    /// Searched; the item is a query.
+    /// A search; the item is its query.
     Search,
 }
 
-/// What it was done to, by id: resolved against the catalogue only when rendered.
+/// Object of an event, by id: resolved against the catalogue only when a prompt is rendered.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Item {
@@ -71,55 +71,55 @@ pub enum Item {
     Sku(String),
     /// A PU id.
     Pu(String),
-    /// Words typed into the search box.
+    /// The words of a search.
     Query(String),
 }
 
-/// One event of `user-events`, without who and when.
+/// One event of `user-events`, without its user and record time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// What was done.
+    /// What the user did.
     pub kind: Kind,
-    /// To what.
+    /// Product or query of the event.
     pub item: Item,
-    /// How many; 1 if the source is silent.
+    /// Quantity; 1 if the source gives none.
     pub qty: u32,
-    /// Price of one in the shop's currency.
+    /// Price of one piece in the shop's currency.
     pub price: Option<f64>,
-    /// The event's own time: a feature, nothing more.
+    /// Time that the source wrote into the event. No decision uses it; the record's timestamp counts.
     pub ts: Option<Timestamp>,
 }
 
-/// A whole profile as the source sent it. Sorted, so that equal profiles have equal bytes.
+/// A whole profile as the source sent it. Its fields are sorted, so equal profiles have equal bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Profile(pub BTreeMap<String, Value>);
 
-/// What a record of a user says.
+/// Content of a user's record.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// From `user-events`.
     Event(Event),
     /// From `profile-changes`: the whole profile.
     Profile(Profile),
-    /// A null on `profile-changes`: everything up to its time is gone.
+    /// A null on `profile-changes`: erases everything up to its time.
     Erase,
 }
 
 /// A decoded record of a user, ready to be folded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Accepted {
-    /// Whose it is.
+    /// The user.
     pub user: UserId,
-    /// Where it stands.
+    /// Its position in the log.
     pub position: Position,
     /// Its Kafka timestamp.
     pub time: Timestamp,
-    /// What it says.
+    /// Its content.
     pub change: Change,
 }
 
-/// One SKU of `catalog`, whole.
+/// One SKU as a record of `catalog` describes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sku {
     /// SKU id (the record's key).
@@ -130,12 +130,12 @@ pub struct Sku {
     pub pu_id: String,
     /// Category of the PU.
     pub category: Option<String>,
-    /// Text for people.
+    /// Title shown to people.
     pub title: String,
     /// Pieces in stock; 0 or less is sold out.
     pub stock: i64,
     /// Price in the shop's currency.
     pub price: Option<f64>,
-    /// Free attributes; rules read them.
+    /// Attributes of any name; rules read them.
     pub attributes: BTreeMap<String, Value>,
 }

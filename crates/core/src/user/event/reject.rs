@@ -1,19 +1,20 @@
-//! Why a record was refused: [`Reject`], whose code is dlq header and metric label in one.
+//! Reasons why a record is refused: [`Reject`], whose code is both the dlq header and the metric label.
 //!
-//! Invariant: codes are stable, and [`Reject::ALL_CODES`] holds each. Texts say what is wrong with the value.
+//! Invariant: codes are stable, and [`Reject::ALL_CODES`] lists each one. An error text says what is wrong with the value.
 
-/// Why a record cannot be decoded. Closed: dashboards and `dlq list` know every code.
-/// A variant's name is its code, so renaming one breaks them.
+/// Reason why a record cannot be decoded.
+///
+/// A variant's name in snake case is its code. Dashboards and `dlq list` know every code, so no variant is renamed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum Reject {
-    /// No key at all.
+    /// The record has no key.
     #[error("the record has no key")]
     NoKey,
-    /// An empty key.
+    /// The key is empty.
     #[error("the key is empty")]
     EmptyKey,
-    /// Key bytes that are no text.
+    /// The key is not UTF-8.
     #[error("the key is not UTF-8: byte {at} of {len}")]
     KeyNotUtf8 {
         /// First bad byte.
@@ -21,8 +22,8 @@ pub enum Reject {
         /// Length of the key.
         len: usize,
     },
-    /// A tombstone where it means nothing.
-    #[error("the value is null, which means nothing on this topic")]
+    /// A tombstone on a topic where null has no meaning.
+    #[error("the value is null, which has no meaning on this topic")]
     NullValue,
     /// Larger than `limits.max_bytes`.
     #[error("the value has {found} bytes, more than {limit}")]
@@ -42,7 +43,7 @@ pub enum Reject {
         /// Bytes allowed.
         limit: usize,
     },
-    /// Value bytes that are no text.
+    /// The value is not UTF-8.
     #[error("the value is not UTF-8: byte {at} of {len}")]
     NotUtf8 {
         /// First bad byte.
@@ -50,57 +51,57 @@ pub enum Reject {
         /// Length of the value.
         len: usize,
     },
-    /// Starts with a zero byte, as a schema registry's serialisers frame their bytes.
+    /// Starts with a zero byte, as the serialisers of a schema registry do.
     #[error(
-        "the {part} starts with a 0x00 byte, as a schema registry frames it; `topics.profile_format` knows only \"plain\" and \"debezium\" JSON"
+        "the {part} starts with a 0x00 byte, as a schema registry frames it; `topics.profile_format` supports only \"plain\" and \"debezium\" JSON"
     )]
     FramedPayload {
         /// `key` or `value`.
         part: &'static str,
     },
-    /// Looks like a change event's envelope although `format` is plain.
+    /// A change event's envelope although `topics.profile_format` is plain.
     #[error(
         "the value is a change event's envelope ({fields}), not a profile: set `topics.profile_format = \"debezium\"`"
     )]
     Enveloped {
-        /// The fields by which it was recognised.
+        /// The fields that identify an envelope.
         fields: &'static str,
     },
-    /// No JSON.
+    /// The value is not JSON.
     #[error("the value is not JSON: {0}")]
     MalformedJson(String),
-    /// Nested deeper than `limits.max_depth`.
+    /// The value is nested deeper than `limits.max_depth`.
     #[error("the value is nested more than {limit} deep")]
     TooDeep {
         /// Depth allowed.
         limit: usize,
     },
-    /// JSON, but no object.
+    /// The value is JSON but not an object.
     #[error("the value is {found}, not an object")]
     NotAnObject {
-        /// What it is.
+        /// Type found.
         found: &'static str,
     },
-    /// A field that is needed is absent, null or empty.
+    /// A required field is absent, null or empty.
     #[error("{0} is missing or empty")]
     MissingField(&'static str),
-    /// A field of the wrong type.
+    /// A field has the wrong type.
     #[error("{field} is {found}, not {wanted}")]
     WrongType {
         /// Which field.
         field: &'static str,
-        /// What it is.
+        /// Type found.
         found: &'static str,
-        /// What it should be.
+        /// Type wanted.
         wanted: &'static str,
     },
-    /// An event type nobody knows.
-    #[error("type {0:?} is none of impression, view, click, cart, purchase, search")]
+    /// An unknown event type.
+    #[error("type {0:?} is not one of impression, view, click, cart, purchase, search")]
     UnknownType(String),
-    /// Less than none.
+    /// A quantity below 0.
     #[error("qty is {0}, less than 0")]
     NegativeQuantity(String),
-    /// A number that no such field can have.
+    /// A number outside the range of its field.
     #[error("{field} is {found}: not finite, negative or too large")]
     BadNumber {
         /// Which field.
@@ -108,27 +109,27 @@ pub enum Reject {
         /// The number.
         found: String,
     },
-    /// A request for what cannot be a namespace.
-    #[error("ns {0:?} is no namespace: 1 to 32 of a-z, 0-9 and -")]
+    /// A request whose `ns` is not a valid namespace.
+    #[error("ns {0:?} is not a namespace: 1 to 32 of a-z, 0-9 and -")]
     BadNamespace(String),
-    /// Kafka timestamp outside the years 2000-2100.
+    /// The Kafka timestamp is outside the years 2000-2100.
     #[error("the timestamp {0} ms is outside the years 2000-2100")]
     TimeOutOfRange(i64),
-    /// Kafka timestamp too far ahead on a live topic with CreateTime.
+    /// The Kafka timestamp is too far ahead, on a live topic with CreateTime.
     #[error("the record's timestamp is {ahead:?} ahead of now, more than {limit:?}")]
     TimeAhead {
-        /// How far.
+        /// How far it is ahead.
         ahead: std::time::Duration,
-        /// How far is allowed.
+        /// Most that is allowed.
         limit: std::time::Duration,
     },
 }
 
 impl Reject {
-    /// Every code, so that each metric series exists at zero from the start.
+    /// Every code, so that each metric series exists with value 0 from the start.
     pub const ALL_CODES: &'static [&'static str] = <Self as strum::VariantNames>::VARIANTS;
 
-    /// The stable code: the variant's name in snake case; dlq header and metric label.
+    /// The stable code: dlq header and metric label.
     pub fn code(&self) -> &'static str {
         self.into()
     }

@@ -1,12 +1,12 @@
-//! Window and fences as bytes: a version byte, then postcard.
+//! Encodes window and fences as bytes: a version byte, then postcard.
 //!
-//! Invariant: `decode(encode(state, v)) == state` for every version written, bit by bit; any other bytes give
-//! a [`Codec`], never a panic, and nothing that they ask for is allocated beyond a small multiple of their
-//! length. Life and profile stand beside the blob.
+//! Invariant: `decode(encode(state, v)) == state` for every version written, bit by bit. Any other bytes give a [`Codec`],
+//! never a panic, and allocate at most a small multiple of their length. `erased_at` and the profile are stored beside the
+//! blob.
 //!
-//! Version 1 writes each position and time in full. Version 2 keeps a table of partitions, times as
-//! differences, offsets as differences within a partition, and prices in cents where that is exact. Version 3
-//! is version 2 behind the time since which the user's events are complete.
+//! Version 1 writes each position and time in full. Version 2 has a table of partitions, times as differences, offsets as
+//! differences within a partition, and prices in cents where that is exact. Version 3 is version 2 after the time from
+//! which the user's events are complete.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,27 +17,28 @@ use super::{Codec, Profiled, UserState, WindowEvent};
 use crate::user::event::{Item, Kind};
 use crate::user::record::{Fences, Offset, Partition, Position, Timestamp};
 
-/// Newest version known; what `state.write_version` may be raised to.
+/// Newest version: the most that `state.write_version` may be.
 pub const VERSION_CURRENT: u8 = 3;
-/// Newest version that the release before this one reads: what is written until configured otherwise.
+/// Newest version that the previous release reads: the default of `state.write_version`.
 pub const VERSION_BEFORE: u8 = 2;
 /// Oldest version that is still read.
 pub const VERSION_OLDEST: u8 = 1;
 
-/// Window and fences in a version; an unknown one is written as [`VERSION_CURRENT`].
+/// Encodes window and fences in a version; an unknown version is written as [`VERSION_CURRENT`].
 pub fn encode(state: &UserState, version: u8) -> Vec<u8> {
     let written = match version {
         1 => postcard::to_extend(&one::from_state(state), vec![1]),
         2 => postcard::to_extend(&two::from_state(state), vec![2]),
         _ => {
-            let behind = (state.complete_since.0, two::from_state(state));
-            postcard::to_extend(&behind, vec![VERSION_CURRENT])
+            let with_time = (state.complete_since.0, two::from_state(state));
+            postcard::to_extend(&with_time, vec![VERSION_CURRENT])
         }
     };
     written.expect("a vector grows, and these types have known lengths")
 }
 
-/// The state of a blob. `erased_at`: what lies at or before it is left out, so a tombstone may be handed in.
+/// Decodes a blob into a state, without what is at or before `erased_at`: the caller may pass a later erase of
+/// another namespace.
 pub fn decode(
     bytes: &[u8],
     profile: Option<Profiled>,
@@ -60,7 +61,7 @@ pub fn decode(
         }
     };
     if !window.is_sorted_by(|a, b| (a.time, &a.position) < (b.time, &b.position)) {
-        return Err(damaged("window out of order"));
+        return Err(damaged("the window is not sorted"));
     }
     let mut state = UserState {
         window,
@@ -81,12 +82,15 @@ fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Codec> {
     let (value, rest) =
         postcard::take_from_bytes(bytes).map_err(|e| Codec::Damaged(e.to_string()))?;
     if !rest.is_empty() {
-        return Err(Codec::Damaged(format!("{} bytes too many", rest.len())));
+        return Err(Codec::Damaged(format!(
+            "{} bytes after the end",
+            rest.len()
+        )));
     }
     Ok(value)
 }
 
-// Codes of their own, not the enums' order: a variant may move, stored bytes may not.
+// Explicit codes, not the enums' order: variants may be reordered, stored bytes must not change.
 fn kind_code(kind: Kind) -> u8 {
     match kind {
         Kind::Impression => 0,
@@ -106,7 +110,7 @@ fn kind_of(code: u8) -> Result<Kind, Codec> {
         3 => Kind::Cart,
         4 => Kind::Purchase,
         5 => Kind::Search,
-        other => return Err(Codec::Damaged(format!("event kind {other}"))),
+        other => return Err(Codec::Damaged(format!("unknown event kind {other}"))),
     })
 }
 
@@ -123,7 +127,7 @@ fn item_of(code: u8, text: &str) -> Result<Item, Codec> {
         0 => Item::Sku(text.into()),
         1 => Item::Pu(text.into()),
         2 => Item::Query(text.into()),
-        other => return Err(Codec::Damaged(format!("item kind {other}"))),
+        other => return Err(Codec::Damaged(format!("unknown item kind {other}"))),
     })
 }
 
@@ -181,13 +185,13 @@ mod one {
     }
 
     pub(super) fn from_state(state: &UserState) -> Blob<'_> {
-        let rows = state.window.iter().map(|seen| Row {
-            time: seen.time.0,
-            place: Place::new(&seen.position.partition, seen.position.offset),
-            kind: kind_code(seen.kind),
-            item: item_code(&seen.item),
-            qty: seen.qty,
-            price: seen.price,
+        let rows = state.window.iter().map(|event| Row {
+            time: event.time.0,
+            place: Place::new(&event.position.partition, event.position.offset),
+            kind: kind_code(event.kind),
+            item: item_code(&event.item),
+            qty: event.qty,
+            price: event.price,
         });
         Blob {
             window: rows.collect(),
@@ -196,7 +200,7 @@ mod one {
     }
 
     pub(super) fn into_parts(blob: Blob<'_>) -> Result<Parts, Codec> {
-        let seen = |row: &Row<'_>| {
+        let event = |row: &Row<'_>| {
             Ok(WindowEvent {
                 time: Timestamp(row.time),
                 position: row.place.position(),
@@ -206,7 +210,11 @@ mod one {
                 price: checked(row.price)?,
             })
         };
-        let window = blob.window.iter().map(seen).collect::<Result<_, Codec>>()?;
+        let window = blob
+            .window
+            .iter()
+            .map(event)
+            .collect::<Result<_, Codec>>()?;
         Ok((window, blob.fences.iter().map(Place::position).collect()))
     }
 }
@@ -219,7 +227,7 @@ mod two {
     pub(super) struct Blob<'a> {
         #[serde(borrow)]
         topics: Vec<&'a str>,
-        /// Incarnation, index of the topic, number; with the fence, if there is one.
+        /// Incarnation, index of the topic, partition number, and the fence if there is one.
         partitions: Vec<(u32, u32, i32, Option<i64>)>,
         #[serde(borrow)]
         window: Vec<Row<'a>>,
@@ -227,11 +235,11 @@ mod two {
 
     #[derive(Serialize, Deserialize)]
     struct Row<'a> {
-        /// Since the row before; the first is absolute. Wrapping, so that any two times have a difference.
+        /// Difference to the row before; the first is absolute. Wrapping, so that any two times have a difference.
         time: i64,
         /// Index of the partition.
         partition: u32,
-        /// Since the last row of this partition; the first is since its fence.
+        /// Difference to the last row of this partition; the first to its fence.
         offset: i64,
         kind: u8,
         item: u8,
@@ -253,7 +261,8 @@ mod two {
                 return Self::None;
             };
             let cents = (price * 100.0).round();
-            // Under 2^53 the division is the number that was written, or it is not cents. An integer has no sign of zero.
+            // Below 2^53, dividing gives back the very price, or the price is not in cents. -0.0 is not: an integer has no
+            // negative zero.
             let whole = (0.0..9e15).contains(&cents) && cents.is_sign_positive();
             if whole && (cents / 100.0).to_bits() == price.to_bits() {
                 return Self::Cents(cents as u64);
@@ -271,16 +280,16 @@ mod two {
     }
 
     pub(super) fn from_state(state: &UserState) -> Blob<'_> {
-        // All fenced partitions come from the fold; the window's are among them, but a blob need not rely on it.
+        // After a fold every partition of the window has a fence, but the encoding does not rely on it.
         let mut index: BTreeMap<&Partition, u32> = BTreeMap::new();
         let fenced = state.fences.iter().map(|(partition, _)| partition);
-        for partition in fenced.chain(state.window.iter().map(|seen| &seen.position.partition)) {
+        for partition in fenced.chain(state.window.iter().map(|event| &event.position.partition)) {
             index.entry(partition).or_insert(0);
         }
         let mut topics: Vec<&str> = Vec::new();
         let mut partitions = Vec::with_capacity(index.len());
-        for (nth, (partition, place)) in (0u32..).zip(index.iter_mut()) {
-            *place = nth;
+        for (next, (partition, index)) in (0u32..).zip(index.iter_mut()) {
+            *index = next;
             let known = topics.iter().position(|topic| **topic == *partition.topic);
             let topic = known.unwrap_or_else(|| {
                 topics.push(&partition.topic);
@@ -291,22 +300,22 @@ mod two {
             partitions.push((partition.incarnation, topic, partition.number, fence));
         }
         let mut before = Before::new(&partitions);
-        let rows = state.window.iter().map(|seen| {
-            let partition = index[&seen.position.partition];
-            let (item, text) = item_code(&seen.item);
+        let rows = state.window.iter().map(|event| {
+            let partition = index[&event.position.partition];
+            let (item, text) = item_code(&event.item);
             let last = &mut before.offsets[partition as usize];
             let row = Row {
-                time: seen.time.0.wrapping_sub(before.time),
+                time: event.time.0.wrapping_sub(before.time),
                 partition,
-                offset: seen.position.offset.0.wrapping_sub(*last),
-                kind: kind_code(seen.kind),
+                offset: event.position.offset.0.wrapping_sub(*last),
+                kind: kind_code(event.kind),
                 item,
                 text,
-                qty: seen.qty,
-                price: Price::new(seen.price),
+                qty: event.qty,
+                price: Price::new(event.price),
             };
-            before.time = seen.time.0;
-            *last = seen.position.offset.0;
+            before.time = event.time.0;
+            *last = event.position.offset.0;
             row
         });
         let window = rows.collect();
@@ -317,7 +326,7 @@ mod two {
         }
     }
 
-    /// What the next row is a difference to.
+    /// Time and offsets to which the next row is a difference.
     struct Before {
         time: i64,
         offsets: Vec<i64>,
@@ -340,7 +349,9 @@ mod two {
             let topic = topics.get(*topic as usize);
             let partition = Partition {
                 incarnation: *incarnation,
-                topic: topic.ok_or_else(|| damaged("no such topic"))?.clone(),
+                topic: topic
+                    .ok_or_else(|| damaged("a partition's topic index is out of range"))?
+                    .clone(),
                 number: *number,
             };
             if let Some(offset) = fence {
@@ -354,16 +365,17 @@ mod two {
         let mut before = Before::new(&blob.partitions);
         let mut window = Vec::new();
         for row in &blob.window {
-            let place = row.partition as usize;
-            let partition = partitions.get(place);
-            let partition = partition.ok_or_else(|| damaged("no such partition"))?;
+            let index = row.partition as usize;
+            let partition = partitions.get(index);
+            let partition =
+                partition.ok_or_else(|| damaged("a row's partition index is out of range"))?;
             before.time = before.time.wrapping_add(row.time);
-            before.offsets[place] = before.offsets[place].wrapping_add(row.offset);
+            before.offsets[index] = before.offsets[index].wrapping_add(row.offset);
             window.push(WindowEvent {
                 time: Timestamp(before.time),
                 position: Position {
                     partition: partition.clone(),
-                    offset: Offset(before.offsets[place]),
+                    offset: Offset(before.offsets[index]),
                 },
                 kind: kind_of(row.kind)?,
                 item: item_of(row.item, row.text)?,

@@ -1,7 +1,7 @@
-//! What the fold keeps of a user: [`UserState`] with its fences, and its versioned binary form.
+//! State of a user: [`UserState`] with its fences and versioned binary form, and the activity stored beside it.
 //!
-//! Invariant: `window` is sorted by (time, position), holds no position twice and nothing at or
-//! before `erased_at`. It does not know how it came about ([`crate::user::fold`]).
+//! Invariant: `window` is sorted by (time, position), and contains no position twice and nothing at or before
+//! `erased_at`. It does not know how the state is computed ([`crate::user::fold`]).
 
 use crate::user::event::{Item, Kind, Profile};
 use crate::user::record::{Fences, Position, Timestamp};
@@ -12,18 +12,20 @@ mod text;
 pub use blob::{VERSION_BEFORE, VERSION_CURRENT, VERSION_OLDEST, decode, encode};
 pub use text::canonical;
 
-/// Why stored bytes are not a state.
+/// Reason why stored bytes do not decode.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Codec {
-    /// Written by a later program: stop, and never overwrite it.
-    #[error("version {found} is newer than {known}, the newest known here")]
+    /// Written by a later release: the caller must stop, and never overwrite it.
+    #[error(
+        "version {found} is newer than {known}, the newest that this release reads; upgrade it"
+    )]
     Newer {
         /// Version found.
         found: u8,
         /// Newest version known.
         known: u8,
     },
-    /// Not what any version writes.
+    /// Bytes that no version writes.
     #[error("damaged: {0}")]
     Damaged(String),
 }
@@ -33,30 +35,30 @@ pub enum Codec {
 pub struct WindowEvent {
     /// Kafka timestamp.
     pub time: Timestamp,
-    /// Where the event stands in the log.
+    /// Position of the event in the log.
     pub position: Position,
-    /// What was done.
+    /// What the user did.
     pub kind: Kind,
-    /// To what.
+    /// Product or query of the event.
     pub item: Item,
-    /// How many.
+    /// Quantity.
     pub qty: u32,
-    /// Price of one.
+    /// Price of one piece.
     pub price: Option<f64>,
 }
 
-/// The profile as a register: the greatest (time, position) wins.
+/// The profile with its record's time and position; the greatest (time, position) wins.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profiled {
-    /// Kafka timestamp of the record that brought it.
+    /// Kafka timestamp of the profile's record.
     pub time: Timestamp,
-    /// Where that record stands.
+    /// Position of that record.
     pub position: Position,
     /// The profile.
     pub profile: Profile,
 }
 
-/// A user as the fold sees them. Canonical: a function of the set of records folded.
+/// Folded state of a user. Canonical: a function of the set of records folded.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct UserState {
     /// The newest events, oldest first.
@@ -65,62 +67,62 @@ pub struct UserState {
     pub fences: Fences,
     /// Time of the last erase; 0 if never.
     pub erased_at: Timestamp,
-    /// Time since which the user's events are complete; 0 if all that ever were are. Stored from version 3 on.
+    /// Time from which the user's events are complete; 0 if no event is missing. Stored from version 3 on.
     pub complete_since: Timestamp,
-    /// The profile; stored beside the blob under a key of its own, without a TTL.
+    /// The profile; stored beside the blob under its own key, without a TTL.
     pub profile: Option<Profiled>,
 }
 
 impl UserState {
-    /// Whether nothing is known of the user: no event, no profile.
+    /// Whether the state has no event and no profile.
     pub fn is_vacant(&self) -> bool {
         self.window.is_empty() && self.profile.is_none()
     }
 }
 
-/// A request is out for this user.
+/// A request that was sent for this user and is not yet claimed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pending {
-    /// The record that asked; `None` when a sweep or a refresh did.
+    /// The record that caused the request; `None` for a sweep or a refresh.
     pub source: Option<Position>,
-    /// When it may be taken.
+    /// Time from which it may be claimed.
     pub due: Timestamp,
 }
 
-/// How often and when lists were taken, for the claim_rate of one user. Times are those of requests, so no clock enters.
+/// When a user's lists were claimed, which limits how often. Times are those of requests, so no clock is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClaimRate {
-    /// `due` of the last take; 0 if never.
+    /// `due` of the last claim; 0 if never.
     pub last: Timestamp,
     /// Day of `last`: days since 1970.
     pub day: i64,
-    /// Takes on that day.
+    /// Claims on that day.
     pub claims: u32,
 }
 
-/// What stands beside the blob: not canonical, changed by triggers and takes.
+/// Activity stored beside the blob: not canonical, changed by triggers and claims.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Activity {
-    /// The request that is out, if any.
+    /// The pending request, if any.
     pub pending: Option<Pending>,
-    /// How far the user moved since the last take, in hundredths (a purchase is 100), so that sums are exact.
+    /// Activity since the last claim, in hundredths of a list (a purchase is 100), so that sums are exact.
     pub score: u32,
-    /// When lists were taken.
+    /// When lists were claimed.
     pub claim_rate: ClaimRate,
 }
 
-/// A user as the store holds them.
+/// A user as loaded from the store.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Held {
     /// The canonical part.
     pub state: UserState,
     /// The part beside the blob.
     pub activity: Activity,
-    /// Version for compare-and-set; 0 when nothing is stored.
+    /// Version for compare-and-set; 0 if nothing is stored.
     pub ver: u64,
-    /// Number of the last take; 0 if never.
+    /// Claim number of the last claim; 0 if never.
     pub claim: u64,
-    /// A tombstone that another namespace raised is later than what is stored: the state is as if it had been
-    /// folded here, and the next write takes the list along.
+    /// Another namespace erased the user later than the stored state: the state is as if that erase had been folded
+    /// here, and the next write deletes the list.
     pub reborn: bool,
 }

@@ -1,7 +1,7 @@
-//! The texts beside the blob: profile, `pending` and claim_rate as stored, and the canonical dump.
+//! Text forms beside the blob: profile, `pending` and `claim_rate` as stored, and the canonical dump.
 //!
-//! Invariant: what is written is read back equal. `pending` and claim_rate are decimal numbers with single
-//! spaces, so that a script can take them apart and put them together.
+//! Invariant: what is written is read back equal. `pending` and `claim_rate` are decimal numbers with single spaces, so
+//! that a Lua script can parse and write them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +15,7 @@ use crate::user::event::{Item, Profile};
 use crate::user::record::{Position, Timestamp};
 
 #[derive(Serialize, Deserialize)]
-struct Register {
+struct ProfileText {
     time: Timestamp,
     position: String,
     profile: Profile,
@@ -24,21 +24,21 @@ struct Register {
 impl Profiled {
     /// As JSON: time in milliseconds, position as text, profile.
     pub fn to_text(&self) -> String {
-        let register = Register {
+        let stored = ProfileText {
             time: self.time,
             position: self.position.to_string(),
             profile: self.profile.clone(),
         };
-        serde_json::to_string(&register).expect("string keys and JSON values always write")
+        serde_json::to_string(&stored).expect("string keys and JSON values always write")
     }
 
     /// Reads what [`Profiled::to_text`] wrote.
     pub fn from_text(text: &str) -> Result<Self, Codec> {
-        let register: Register = serde_json::from_str(text).map_err(|e| damaged(&e))?;
+        let stored: ProfileText = serde_json::from_str(text).map_err(|e| damaged(&e))?;
         Ok(Self {
-            time: register.time,
-            position: register.position.parse().map_err(|e| damaged(&e))?,
-            profile: register.profile,
+            time: stored.time,
+            position: stored.position.parse().map_err(|e| damaged(&e))?,
+            profile: stored.profile,
         })
     }
 }
@@ -73,7 +73,7 @@ impl FromStr for Pending {
     }
 }
 
-/// `last day takes`: `1700000030000 19675 3`.
+/// `last day claims`: `1700000030000 19675 3`.
 impl fmt::Display for ClaimRate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.last.0, self.day, self.claims)
@@ -86,7 +86,7 @@ impl FromStr for ClaimRate {
     fn from_str(text: &str) -> Result<Self, Codec> {
         let parts: Vec<&str> = text.split(' ').collect();
         let [last, day, claims] = parts[..] else {
-            return Err(Codec::Damaged(format!("{text:?} is not last, day, takes")));
+            return Err(Codec::Damaged(format!("{text:?} is not `last day claims`")));
         };
         Ok(Self {
             last: Timestamp(number(last)?),
@@ -103,11 +103,11 @@ pub fn canonical(state: &UserState) -> String {
         .iter()
         .map(|(partition, offset)| (partition.to_string(), offset.0))
         .collect();
-    let profile = state.profile.as_ref().map(|known| {
+    let profile = state.profile.as_ref().map(|profile| {
         json!({
-            "position": known.position.to_string(),
-            "profile": known.profile,
-            "time": known.time.0,
+            "position": profile.position.to_string(),
+            "profile": profile.profile,
+            "time": profile.time.0,
         })
     });
     let mut dump = json!({
@@ -119,24 +119,24 @@ pub fn canonical(state: &UserState) -> String {
     if state.complete_since > Timestamp::default() {
         dump["complete_since"] = json!(state.complete_since.0);
     }
-    // A dependency may switch serde_json to insertion order.
+    // A dependency may switch serde_json to insertion order by a feature.
     dump.sort_all_objects();
     dump.to_string()
 }
 
-fn row(seen: &WindowEvent) -> Value {
-    let (what, item) = match &seen.item {
+fn row(event: &WindowEvent) -> Value {
+    let (field, item) = match &event.item {
         Item::Sku(id) => ("sku", id),
         Item::Pu(id) => ("pu", id),
         Item::Query(words) => ("query", words),
     };
     json!({
-        what: item,
-        "position": seen.position.to_string(),
-        "price": seen.price,
-        "qty": seen.qty,
-        "time": seen.time.0,
-        "type": seen.kind,
+        field: item,
+        "position": event.position.to_string(),
+        "price": event.price,
+        "qty": event.qty,
+        "time": event.time.0,
+        "type": event.kind,
     })
 }
 
