@@ -1,11 +1,11 @@
-//! Who is the best: the probability of each of some Beta variables to be the highest.
+//! Computes the probability of each of several Beta variables to be the highest.
 //!
 //! P(i is best) = ∫ f_i Π_{j≠i} F_j, by the trapezoid rule over the logit t = ln(x / (1 - x)), where a Beta's density has
 //! neither poles nor edges: f(t) ∝ exp(a ln x + b ln(1 - x)), highest at ln(a / b), of width √(1/a + 1/b).
 //! Source: Scott 2010, "A modern Bayesian look at the multi-armed bandit", doi:10.1002/asmb.874.
 //!
-//! Invariant: the probabilities sum to 1, equals have equal ones, and the order of the variables changes nothing. It does
-//! not know SKUs nor draws.
+//! Invariant: the probabilities sum to 1, equal variables have equal probabilities, and the order of the variables changes
+//! nothing. It does not know SKUs nor draws.
 
 /// A Beta distribution by its two pseudo-counts, both over 0 and finite.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,20 +16,21 @@ pub struct Beta {
     pub no: f64,
 }
 
-/// Nodes per width, and widths on both sides of the peak.
-const FINE: f64 = 4.0;
-const WIDE: f64 = 5.0;
-/// Beyond the widths a tail falls by e for each 1/a (or 1/b): where nodes stand in it, in such steps.
+/// Integration nodes per width of a density.
+const NODES_PER_WIDTH: f64 = 4.0;
+/// Widths on each side of the peak that have nodes at that spacing.
+const WIDTHS: f64 = 5.0;
+/// Nodes in a tail beyond these widths, in steps of 1/a (or 1/b), over each of which the density falls by a factor of e.
 const TAIL: [f64; 18] = [
     0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0, 13.0, 17.0, 22.0,
 ];
-/// A tail that starts with less than this of the peak is left out.
-const NOTHING: f64 = 1e-9;
-/// Pseudo-counts beyond which a Beta is no narrower: its logarithms would have no digits left, and a real count of that size
-/// tells nobody apart.
-const SHARPEST: f64 = 1e9;
-/// What may lie under the region that is looked at, of the one who stands highest there.
-const UNDER: f64 = 1e-5;
+/// A tail that starts below this share of the peak has no nodes.
+const TAIL_MIN: f64 = 1e-9;
+/// Most pseudo-counts of a Beta; larger ones are scaled down. Beyond it the logarithms lose all digits, and more counts
+/// would not change which variable is the highest.
+const COUNTS_MAX: f64 = 1e9;
+/// Share of a density that may lie below the integrated region.
+const BELOW_MAX: f64 = 1e-5;
 
 impl Beta {
     /// Mean.
@@ -42,8 +43,8 @@ impl Beta {
         (self.mean() * (1.0 - self.mean()) / (self.yes + self.no + 1.0)).sqrt()
     }
 
-    fn blunted(self) -> Self {
-        let by = (SHARPEST / (self.yes + self.no)).min(1.0);
+    fn with_counts_max(self) -> Self {
+        let by = (COUNTS_MAX / (self.yes + self.no)).min(1.0);
         Self {
             yes: self.yes * by,
             no: self.no * by,
@@ -59,7 +60,7 @@ impl Beta {
     }
 }
 
-/// A place on the logit's axis.
+/// A point on the logit axis.
 #[derive(Clone, Copy)]
 struct Node {
     t: f64,
@@ -71,7 +72,7 @@ struct Node {
 
 impl Node {
     fn at(t: f64) -> Self {
-        // Each without cancellation on its side.
+        // Computed so that neither logarithm cancels on its side.
         let ln_x = t.min(0.0) - (-t.abs()).exp().ln_1p();
         Self {
             t,
@@ -81,14 +82,14 @@ impl Node {
     }
 }
 
-/// One density with the nodes that describe it.
+/// One density with its integration nodes.
 struct Density {
     of: Beta,
     peak: f64,
     nodes: Vec<f64>,
     /// Its integral over its own nodes.
     total: f64,
-    /// Under here lies next to nothing of it.
+    /// Point below which a share of less than [`BELOW_MAX`] lies.
     floor: f64,
 }
 
@@ -98,20 +99,20 @@ impl Density {
         let peak = of.log(Node::at(top));
         let value = |t: f64| (of.log(Node::at(t)) - peak).exp();
         let mut nodes = Vec::new();
-        let (left, right) = (top - WIDE * width, top + WIDE * width);
-        if value(left) > NOTHING {
+        let (left, right) = (top - WIDTHS * width, top + WIDTHS * width);
+        if value(left) > TAIL_MIN {
             nodes.extend(TAIL.iter().rev().map(|step| left - step / of.yes));
         }
-        let steps = (2.0 * WIDE * FINE) as i32;
-        nodes.extend((0..=steps).map(|n| left + f64::from(n) * width / FINE));
-        if value(right) > NOTHING {
+        let steps = (2.0 * WIDTHS * NODES_PER_WIDTH) as i32;
+        nodes.extend((0..=steps).map(|n| left + f64::from(n) * width / NODES_PER_WIDTH));
+        if value(right) > TAIL_MIN {
             nodes.extend(TAIL.iter().map(|step| right + step / of.no));
         }
         let values: Vec<f64> = nodes.iter().map(|t| value(*t)).collect();
         let area = |at: usize| (nodes[at + 1] - nodes[at]) * (values[at] + values[at + 1]) / 2.0;
         let total: f64 = (0..nodes.len() - 1).map(area).sum();
         let (mut under, mut at) = (0.0, 0);
-        while at + 1 < nodes.len() && under + area(at) < UNDER * total {
+        while at + 1 < nodes.len() && under + area(at) < BELOW_MAX * total {
             under += area(at);
             at += 1;
         }
@@ -124,8 +125,8 @@ impl Density {
         }
     }
 
-    /// Density and distribution function at the nodes. Only what lies over a node is integrated: what lies under the
-    /// first is known by the total.
+    /// Density and distribution function at the nodes. The part above each node is integrated and subtracted from 1, so
+    /// the part below the first node is not needed.
     fn along(&self, nodes: &[Node]) -> (Vec<f64>, Vec<f64>) {
         let value = |node: &Node| (self.of.log(*node) - self.peak).exp() / self.total;
         let density: Vec<f64> = nodes.iter().map(value).collect();
@@ -139,13 +140,13 @@ impl Density {
     }
 }
 
-/// The probability of each to be the highest. Good to about a thousandth.
+/// The probability of each variable to be the highest, with an error of about 0.001.
 pub fn chances(betas: &[Beta]) -> Vec<f64> {
     if betas.len() < 2 {
         return vec![1.0; betas.len()];
     }
-    let betas: Vec<Beta> = betas.iter().map(|beta| beta.blunted()).collect();
-    // Of most products nothing is known, so many are alike: each kind is reckoned once.
+    let betas: Vec<Beta> = betas.iter().map(|beta| beta.with_counts_max()).collect();
+    // Most SKUs have no counts, so many variables are equal: each distinct one is integrated once.
     let mut kinds: Vec<(Beta, i32)> = Vec::new();
     let mut order: Vec<usize> = (0..betas.len()).collect();
     let key = |beta: &Beta| (beta.yes.to_bits(), beta.no.to_bits());
@@ -153,13 +154,13 @@ pub fn chances(betas: &[Beta]) -> Vec<f64> {
     let mut kind_of = vec![0; betas.len()];
     for at in order {
         match kinds.last_mut() {
-            Some((kind, many)) if *kind == betas[at] => *many += 1,
+            Some((kind, count)) if *kind == betas[at] => *count += 1,
             _ => kinds.push((betas[at], 1)),
         }
         kind_of[at] = kinds.len() - 1;
     }
     let densities: Vec<Density> = kinds.iter().map(|(beta, _)| Density::new(*beta)).collect();
-    let nodes = common(&densities);
+    let nodes = common_nodes(&densities);
     let curves: Vec<_> = densities.iter().map(|one| one.along(&nodes)).collect();
     let mut wins = vec![0.0; kinds.len()];
     let mut before = vec![1.0; kinds.len() + 1];
@@ -167,27 +168,27 @@ pub fn chances(betas: &[Beta]) -> Vec<f64> {
         let reach = |from: usize, to: usize| nodes[to].t - nodes[from].t;
         let last = nodes.len() - 1;
         let weight = reach(at.saturating_sub(1), (at + 1).min(last)) / 2.0;
-        for (kind, (_, many)) in kinds.iter().enumerate() {
-            before[kind + 1] = before[kind] * curves[kind].1[at].powi(*many);
+        for (kind, (_, count)) in kinds.iter().enumerate() {
+            before[kind + 1] = before[kind] * curves[kind].1[at].powi(*count);
         }
         let mut after = weight;
-        for (kind, (_, many)) in kinds.iter().enumerate().rev() {
+        for (kind, (_, count)) in kinds.iter().enumerate().rev() {
             let (density, under) = (curves[kind].0[at], curves[kind].1[at]);
-            let alike = under.powi(many - 1);
-            wins[kind] += density * alike * before[kind] * after;
-            after *= alike * under;
+            let equals = under.powi(count - 1);
+            wins[kind] += density * equals * before[kind] * after;
+            after *= equals * under;
         }
     }
     let sum: f64 = wins
         .iter()
         .zip(&kinds)
-        .map(|(win, (_, many))| win * f64::from(*many))
+        .map(|(win, (_, count))| win * f64::from(*count))
         .sum();
     kind_of.iter().map(|kind| wins[*kind] / sum).collect()
 }
 
-/// Where all are looked at: the nodes of all, over the highest floor, and none much closer than the narrowest needs.
-fn common(densities: &[Density]) -> Vec<Node> {
+/// Nodes for all densities: the nodes of each above the highest floor, thinned to the spacing of the narrowest density.
+fn common_nodes(densities: &[Density]) -> Vec<Node> {
     let floor = densities
         .iter()
         .map(|one| one.floor)
@@ -203,7 +204,7 @@ fn common(densities: &[Density]) -> Vec<Node> {
     for t in all {
         if nodes
             .last()
-            .is_none_or(|last| t - last.t >= 0.5 * narrow / FINE)
+            .is_none_or(|last| t - last.t >= 0.5 * narrow / NODES_PER_WIDTH)
         {
             nodes.push(Node::at(t));
         }
@@ -220,7 +221,7 @@ mod tests {
 
     use super::*;
 
-    /// The same by drawing, which is what a probability means.
+    /// The same probabilities by drawing.
     fn drawn(betas: &[Beta], draws: usize) -> Vec<f64> {
         let beta = |beta: &Beta| rand_distr::Beta::new(beta.yes, beta.no).expect("over 0");
         let variables: Vec<_> = betas.iter().map(beta).collect();
@@ -247,14 +248,14 @@ mod tests {
     }
 
     #[test]
-    fn the_exact_value_for_two_is_met() {
+    fn two_variables_have_the_exact_probability() {
         // P(Beta(81, 21) > Beta(71, 31)) = 0.94760 by the closed sum for whole counts (computed apart, in Python).
         let chances = chances(&of(&[(81.0, 21.0), (71.0, 31.0)]));
         assert!((chances[0] - 0.94760).abs() < 1e-3, "{chances:?}");
     }
 
     #[test]
-    fn the_sharp_the_wide_and_the_lopsided_stand_beside_each_other() {
+    fn narrow_wide_and_skewed_variables_together_equal_drawing() {
         for counts in [
             &[(1.0, 1.0), (5e4, 5e4)][..],
             &[(0.02, 1.98), (0.02, 1.98), (3.0, 300.0)],
@@ -268,15 +269,18 @@ mod tests {
             ],
             &[(0.5, 0.5), (0.5, 0.5)],
         ] {
-            let (ours, theirs) = (chances(&of(counts)), drawn(&of(counts), 200_000));
-            for (ours, theirs) in ours.iter().zip(&theirs) {
-                assert!((ours - theirs).abs() < 0.006, "{counts:?}: {ours} {theirs}");
+            let (computed, drawn_share) = (chances(&of(counts)), drawn(&of(counts), 200_000));
+            for (computed, drawn_share) in computed.iter().zip(&drawn_share) {
+                assert!(
+                    (computed - drawn_share).abs() < 0.006,
+                    "{counts:?}: {computed} {drawn_share}"
+                );
             }
         }
     }
 
     #[test]
-    fn counts_beyond_all_reason_still_have_a_winner() {
+    fn huge_counts_still_have_a_winner() {
         let huge = chances(&of(&[(1e30, 3e30), (2e30, 2e30), (1.0, 60.0)]));
         assert!(
             huge[1] > 0.999 && huge.iter().all(|it| it.is_finite()),
@@ -303,21 +307,21 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
-        fn chances_are_what_drawing_says(betas in some(), twice in any::<bool>()) {
+        fn chances_equal_drawing(betas in some(), twice in any::<bool>()) {
             let mut betas = betas;
             if twice {
                 betas.extend(betas.clone());
             }
-            let (ours, theirs) = (chances(&betas), drawn(&betas, 40_000));
-            prop_assert!((ours.iter().sum::<f64>() - 1.0).abs() < 1e-9);
-            for (ours, theirs) in ours.iter().zip(&theirs) {
-                prop_assert!((ours - theirs).abs() < 0.015, "{ours} {theirs}");
+            let (computed, drawn_share) = (chances(&betas), drawn(&betas, 40_000));
+            prop_assert!((computed.iter().sum::<f64>() - 1.0).abs() < 1e-9);
+            for (computed, drawn_share) in computed.iter().zip(&drawn_share) {
+                prop_assert!((computed - drawn_share).abs() < 0.015, "{computed} {drawn_share}");
             }
             let mut backward = betas.clone();
             backward.reverse();
             let mut reversed = chances(&backward);
             reversed.reverse();
-            prop_assert_eq!(ours, reversed);
+            prop_assert_eq!(computed, reversed);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! From a taken user to a question, and from the answer to a list: all of stage 1 and 2 but the model.
+//! Composes lists: from a claimed user to a score request, and from the score response to a finished list.
 //!
-//! Invariant: what may be offered is settled by rules, needs and stock before the model is asked, and
-//! once more when its names become SKUs. It does not know lanes, claims' meaning, nor where lists go.
+//! Invariant: rules, needs and stock decide what may be offered before the model is run, and once more when its names
+//! become SKUs. It does not know lanes, nor what claims mean, nor where lists are stored.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,44 +18,44 @@ use crate::user::record::Timestamp;
 use crate::user::state::UserState;
 use crate::user::trigger::Request;
 
-/// The user as taken.
+/// A claimed user.
 #[derive(Clone, Debug)]
 pub struct ClaimedUser<'a> {
-    /// What asked.
+    /// The request.
     pub request: &'a Request,
     /// The state that the list is made from.
     pub state: &'a UserState,
-    /// Number of the take.
+    /// Claim number.
     pub claim: u64,
 }
 
-/// What a list is made with, beside the shop.
+/// Context of all lists of one arm, beside the serving snapshot.
 pub struct ListContext<'a> {
     /// The arm.
     pub arm: &'a Arm,
     /// Its template.
     pub template: &'a Template,
-    /// Its model, as audits call it.
+    /// Its model, as written in audits.
     pub model: Model,
-    /// What the model says behind these it says to everyone.
+    /// Its calibration prompts.
     pub calibration: Option<Arc<Calibration>>,
     /// Counts tokens of a text.
     pub count: &'a (dyn Fn(&str) -> usize + Sync),
-    /// What is not needed again yet.
+    /// The need filter.
     pub needs: &'a Needs,
-    /// How SKUs are chosen.
+    /// How SKUs are selected.
     pub selection: &'a select::Policy,
 }
 
-/// A question, with all that its answer will need.
+/// A score request of a claimed user, with everything needed to finish the list.
 #[derive(Clone, Debug)]
 pub struct PreparedRequest {
-    /// The question; `None` if the template failed on this user.
+    /// The score request; `None` if the template failed on this user.
     pub ask: Option<ScoreRequest>,
     verdict: Verdict,
     header: Header,
     audit: Audit,
-    /// See [`ListBuilder`]'s.
+    /// See [`ListBuilder::draw`].
     draw: u64,
 }
 
@@ -64,27 +64,23 @@ pub struct PreparedRequest {
 pub struct FinishedList {
     /// The list.
     pub document: Document,
-    /// The audit; times are filled in by [`FinishedList::audited`].
+    /// The audit; [`FinishedList::audited`] adds the times.
     pub audit: Audit,
 }
 
-/// Judges the user, renders the prompt, and says what may be named.
-pub fn prepare(
-    subject: &ClaimedUser,
-    snapshot: &Snapshot,
-    context: &ListContext,
-) -> PreparedRequest {
+/// Prepares a score request: judges the user, renders the prompt, and computes permitted products and terms.
+pub fn prepare(user: &ClaimedUser, snapshot: &Snapshot, context: &ListContext) -> PreparedRequest {
     let ClaimedUser {
         request,
         state,
         claim,
-    } = *subject;
+    } = *user;
     let profile = state.profile.as_ref().map(|profiled| &profiled.profile);
-    let (at, draw) = moment(subject, snapshot);
+    let (at, draw) = time_and_draw(user, snapshot);
     let mut verdict = snapshot.judge(profile, at);
     context
         .needs
-        .add(&mut verdict, &state.window, (&snapshot.catalogue, at));
+        .add(&mut verdict, &state.window, &snapshot.catalogue, at);
     let segment = snapshot.rules.segment(profile, at).to_owned();
     let view = View::new(state, &snapshot.catalogue, &segment, at);
     let rendered = context
@@ -101,7 +97,8 @@ pub fn prepare(
         epoch: context.arm.epoch,
         model: Some(context.model.clone()),
         template: context.template.hash.clone(),
-        calibration: (context.calibration.as_ref()).map_or("none".into(), |own| own.hash.clone()),
+        calibration: (context.calibration.as_ref())
+            .map_or("none".into(), |calibration| calibration.hash.clone()),
         rules: verdict.fired.clone(),
         rules_unknown: verdict.unknown.clone(),
         segment: segment.clone(),
@@ -116,7 +113,7 @@ pub fn prepare(
     };
     let ask = rendered.map(|rendered| {
         let terms = terms::score_terms(context.arm, state, snapshot, &segment);
-        let prompt = told(&mut audit, rendered);
+        let prompt = note_prompt(&mut audit, rendered);
         ScoreRequest {
             prompt,
             permitted: Some(Arc::new(permitted)),
@@ -144,28 +141,28 @@ pub fn prepare(
     }
 }
 
-/// As of when the list is made, and what its exploration is seeded by: the request's time and the take.
+/// Time as of which the list is made, and the seed of its exploration: the request's time and the claim number.
 ///
-/// Where counts are frozen and no record asks (a sweep, a refresh), it depends on state, counts and arm alone, and not on
-/// when, by whom or how often it was asked for: as of the counts, or of the user's newest record if that is later;
-/// seeded by what it covers.
-fn moment(subject: &ClaimedUser, snapshot: &Snapshot) -> (Timestamp, u64) {
+/// If counts are frozen and no record caused the request (a sweep, a refresh), the list must depend on state, counts and
+/// arm alone, not on when or how often it is requested. Then the time is that of the counts, or of the user's newest
+/// record if that is later, and the seed is made from the seen offsets.
+fn time_and_draw(user: &ClaimedUser, snapshot: &Snapshot) -> (Timestamp, u64) {
     let ClaimedUser {
         request,
         state,
         claim,
-    } = *subject;
+    } = *user;
     if !snapshot.demand.frozen || request.source.is_some() {
         return (request.time, claim);
     }
-    let event = state.window.last().map(|seen| seen.time);
+    let event = state.window.last().map(|event| event.time);
     let profile = state.profile.as_ref().map(|profiled| profiled.time);
     let newest = event.max(profile).unwrap_or_default();
     (newest.max(snapshot.demand.at), select::draw(&state.fences))
 }
 
-/// Notes in the audit what the prompt was made of; the prompt itself goes to the model only.
-fn told(audit: &mut Audit, rendered: Rendered) -> String {
+/// Writes into the audit what the prompt was made from, and returns the prompt, which only the model gets.
+fn note_prompt(audit: &mut Audit, rendered: Rendered) -> String {
     audit.prompt = rendered.hash();
     audit.events_cut = u32::try_from(rendered.events_cut).unwrap_or(u32::MAX);
     let text = rendered.text();
@@ -173,19 +170,19 @@ fn told(audit: &mut Audit, rendered: Rendered) -> String {
     text
 }
 
-/// The list of an answer. Empty answers, and answers of which nothing may be offered, become the fallback.
+/// Finishes the list of a score response. If it has no names, or none that may be offered, the list is the fallback.
 pub fn finish(
-    prepare: &PreparedRequest,
-    answer: &ScoreResponse,
+    prepared: &PreparedRequest,
+    response: &ScoreResponse,
     snapshot: &Snapshot,
     context: &ListContext,
 ) -> FinishedList {
-    let terms = prepare
+    let terms = prepared
         .ask
         .iter()
         .flat_map(|ask| ask.terms.iter().map(|term| term.name));
     let terms: Vec<&str> = terms.collect();
-    let scored: Vec<Scored> = answer
+    let scored: Vec<Scored> = response
         .named
         .iter()
         .map(|named| {
@@ -206,55 +203,58 @@ pub fn finish(
             }
         })
         .collect();
-    let built = recipe(prepare, snapshot, context).build(prepare.header.clone(), &scored);
+    let built = list_builder(prepared, snapshot, context).build(prepared.header.clone(), &scored);
     if built.document.is_empty() {
         return fallback(
-            prepare,
+            prepared,
             snapshot,
             context,
             "nothing that the model named may be offered",
         );
     }
-    let mut made = made(prepare, built);
-    made.audit.prompt_tokens = answer.prompt_tokens;
-    made
+    let mut finished = finished(prepared, built);
+    finished.audit.prompt_tokens = response.prompt_tokens;
+    finished
 }
 
-/// The fallback in place of a list of the model: `reason` says why.
+/// Makes the fallback in place of a list of the model, with the reason in the document.
 pub fn fallback(
-    prepare: &PreparedRequest,
+    prepared: &PreparedRequest,
     snapshot: &Snapshot,
     context: &ListContext,
     reason: &str,
 ) -> FinishedList {
     let header = Header {
         reason: Some(reason.into()),
-        ..prepare.header.clone()
+        ..prepared.header.clone()
     };
-    made(prepare, recipe(prepare, snapshot, context).fallback(header))
+    finished(
+        prepared,
+        list_builder(prepared, snapshot, context).fallback(header),
+    )
 }
 
-fn recipe<'a>(
-    prepare: &'a PreparedRequest,
+fn list_builder<'a>(
+    prepared: &'a PreparedRequest,
     snapshot: &'a Snapshot,
     context: &'a ListContext,
 ) -> ListBuilder<'a> {
     ListBuilder {
         catalogue: &snapshot.catalogue,
-        verdict: &prepare.verdict,
+        verdict: &prepared.verdict,
         demand: &snapshot.demand,
         policy: context.selection,
         names: context.arm.names,
         theta: context.arm.theta,
-        draw: prepare.draw,
+        draw: prepared.draw,
     }
 }
 
-fn made(prepare: &PreparedRequest, built: BuiltList) -> FinishedList {
+fn finished(prepared: &PreparedRequest, built: BuiltList) -> FinishedList {
     let audit = Audit {
         names: built.names,
         dropped: built.dropped,
-        ..prepare.audit.clone()
+        ..prepared.audit.clone()
     };
     FinishedList {
         document: built.document,
@@ -263,7 +263,7 @@ fn made(prepare: &PreparedRequest, built: BuiltList) -> FinishedList {
 }
 
 impl FinishedList {
-    /// The audit as JSON, with the parts of the list's age: queued, generated, published.
+    /// The audit as JSON, with the times that the list was queued, generated and published.
     pub fn audited(
         &self,
         (queued, generated, published): (Duration, Duration, Duration),

@@ -1,7 +1,7 @@
-//! How the lists of two namespaces differ: pairs of lists -> sums by segment -> a report.
+//! Compares the lists of two namespaces: pairs of lists -> sums by segment -> a report.
 //!
-//! Invariant: a sum of pairs does not depend on their order, so a report of the same lists is the same report.
-//! Measures follow the model's lists; a fallback counts as no list. It does not know where lists come from.
+//! Invariant: a sum of pairs does not depend on their order, so the same lists give the same report. Measures cover lists
+//! of the model; a fallback counts as no list. It does not know where lists come from.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,26 +9,26 @@ use serde::Serialize;
 
 use crate::list::document::{Document, Source};
 
-/// How far down a list is looked for its overlap.
+/// Number of first names compared for overlap.
 const DEPTH: usize = 10;
-/// Products named as new or lost.
+/// Most products listed as new or lost.
 const NAMED: usize = 20;
 
-/// One user's lists.
+/// One user's lists in both namespaces.
 pub struct Pair<'a> {
-    /// Their segment.
+    /// Segment of the user.
     pub segment: &'a str,
     /// The list of the first namespace.
     pub a: Option<&'a Document>,
-    /// Whether it has seen all of the state.
+    /// Whether it has seen the whole state.
     pub a_covered: bool,
-    /// The list of the second.
+    /// The list of the second namespace.
     pub b: Option<&'a Document>,
-    /// Whether it has seen all of the state.
+    /// Whether it has seen the whole state.
     pub b_covered: bool,
 }
 
-/// Sums over pairs.
+/// Sums over pairs of lists.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sums {
     users: u64,
@@ -39,7 +39,7 @@ pub struct Sums {
     overlap: f64,
     ranked: u64,
     tau: f64,
-    /// By product: lists of the first and of the second that show it.
+    /// By product: number of lists of the first and of the second namespace with it.
     shown: BTreeMap<String, [u64; 2]>,
 }
 
@@ -67,7 +67,7 @@ impl Sums {
         }
     }
 
-    /// What they say.
+    /// Computes the report of these sums.
     pub fn report(&self) -> Report {
         let share = |part: f64, of: u64| (of > 0).then(|| part / of as f64);
         let side = |side: usize| Side {
@@ -99,17 +99,17 @@ impl Sums {
     }
 }
 
-/// Sums of everyone, and by segment.
+/// Sums over all users and by segment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Comparison {
-    /// Everyone.
+    /// All users.
     pub all: Sums,
     /// By segment.
     pub segments: BTreeMap<String, Sums>,
 }
 
 impl Comparison {
-    /// Takes one user in.
+    /// Adds one user's lists.
     pub fn add(&mut self, pair: &Pair) {
         self.all.add(pair);
         self.segments
@@ -119,44 +119,44 @@ impl Comparison {
     }
 }
 
-/// How one namespace's lists stand.
+/// Measures of one namespace's lists.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Side {
-    /// Users with a list of the model.
+    /// Number of users with a list of the model.
     pub listed: u64,
-    /// Share of users whose list has seen all of their state.
+    /// Share of users whose list has seen the whole state.
     pub coverage: Option<f64>,
 }
 
-/// Products that only one namespace's lists show.
+/// Products that only one namespace's lists have.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Products {
-    /// How many.
+    /// Their number.
     pub count: usize,
-    /// Those on most lists, with how many.
+    /// The products on most lists, with the number of lists.
     pub most: Vec<(String, u64)>,
 }
 
-/// How the lists of some users differ.
+/// Report of the differences between lists.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// Users looked at.
+    /// Number of users compared.
     pub users: u64,
     /// The first namespace.
     pub a: Side,
     /// The second.
     pub b: Side,
-    /// Users with a list in both.
+    /// Number of users with a list in both.
     pub both: u64,
-    /// Of these, lists with the same names in the same order.
+    /// Number of these whose lists have the same names in the same order.
     pub same: u64,
-    /// Mean share of the first ten names that both have.
+    /// Mean share of the first ten names that both lists have.
     pub overlap_at_10: Option<f64>,
-    /// Mean Kendall's tau over the names that both lists have, where there are at least two.
+    /// Mean Kendall's tau over the names that both lists have, over pairs with at least two.
     pub rank_correlation: Option<f64>,
-    /// Products that only the second's lists show.
+    /// Products that only the second namespace's lists have.
     pub new_products: Products,
-    /// Products that only the first's lists show.
+    /// Products that only the first namespace's lists have.
     pub lost_products: Products,
 }
 
@@ -164,7 +164,7 @@ fn names(list: &Document) -> Vec<&str> {
     list.pus.iter().map(|shown| shown.name.as_str()).collect()
 }
 
-/// Names in the first ten of both, of as many as the longer of them has.
+/// Number of names in the first ten of both, divided by the length of the longer of the two.
 fn overlap(a: &[&str], b: &[&str]) -> f64 {
     let top = |names: &[&str]| -> BTreeSet<String> {
         names
@@ -180,7 +180,7 @@ fn overlap(a: &[&str], b: &[&str]) -> f64 {
     }
 }
 
-/// Kendall's tau over the names in both: pairs in the same order less pairs in the other, of all pairs.
+/// Kendall's tau over the names in both: (pairs in the same order - pairs in reversed order) / all pairs.
 fn tau(a: &[&str], b: &[&str]) -> Option<f64> {
     let places: Vec<usize> = a
         .iter()
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_lists_overlap_wholly_and_agree_in_order() {
+    fn equal_lists_have_overlap_and_correlation_one() {
         let report = compare(&[(&["x", "y", "z"], &["x", "y", "z"])]);
         assert_eq!(
             (report.overlap_at_10, report.rank_correlation),
@@ -240,17 +240,17 @@ mod tests {
     }
 
     #[test]
-    fn an_order_turned_round_is_minus_one_and_other_names_are_new_and_lost() {
+    fn a_reversed_order_has_correlation_minus_one_and_other_names_are_new_or_lost() {
         let report = compare(&[(&["x", "y"], &["y", "x"]), (&["x", "old"], &["x", "new"])]);
         assert_eq!(report.overlap_at_10, Some(0.75));
-        // The second pair has one name in common: no order to speak of.
+        // The second pair has one name in common, so it has no order.
         assert_eq!(report.rank_correlation, Some(-1.0));
         assert_eq!(report.new_products.most, [("new".to_owned(), 1)]);
         assert_eq!(report.lost_products.most, [("old".to_owned(), 1)]);
     }
 
     #[test]
-    fn a_fallback_is_no_list() {
+    fn a_fallback_counts_as_no_list() {
         let mut fallback = list(&["x"]);
         fallback.source = Source::Fallback;
         let mut all = Comparison::default();

@@ -1,15 +1,14 @@
-//! EE(pu, sku): the probability that a SKU is the best of its PU, given counts, prior and seed.
+//! Selects the SKUs of a product by EE(pu, sku): the probability that a SKU is the best of its PU, given counts and prior.
 //!
-//! Invariant: the propensities of a PU's candidates sum to 1; the same seed gives the same choice, whatever
-//! the order of candidates; a PU with a candidate is never left empty. It does not know stock nor rules:
-//! candidates are what passed them.
+//! Invariant: the propensities of a PU's candidates sum to 1; the same seed gives the same choice, whatever the order of
+//! candidates; a PU with a candidate always keeps one. It does not know stock nor rules: the caller passes permitted SKUs.
 //!
-//! Sources: Thompson sampling (Thompson 1933, Biometrika 25) draws one posterior sample per arm and plays the
-//! best; the share of draws that an arm wins is its probability of being best (Scott 2010, "A modern Bayesian
-//! look at the multi-armed bandit", doi:10.1002/asmb.874), used here as propensity and as threshold in one.
+//! Sources: Thompson sampling (Thompson 1933, Biometrika 25) draws one posterior sample per arm and plays the best; the
+//! share of draws that an arm wins is its probability of being best (Scott 2010, "A modern Bayesian look at the multi-armed
+//! bandit", doi:10.1002/asmb.874), used here both as propensity and as threshold.
 //!
-//! The winners of seeded draws are drawn by their probabilities, which [`crate::list::best`] integrates: that has the very
-//! distribution of drawing all posteriors each time, of which 20 PUs of 64 SKUs took 33 ms of a core for each list.
+//! The winners of seeded draws are drawn by their probabilities, which [`crate::list::best`] integrates. They have the same
+//! distribution as drawing all posteriors each time, which took 33 ms of a core per list of 20 PUs with 64 SKUs.
 
 use std::hash::Hasher;
 
@@ -23,27 +22,27 @@ use crate::shop::catalogue::SkuIx;
 use crate::shop::demand::SkuCounts;
 use crate::user::record::Fences;
 
-/// How many candidates of a PU are drawn for at most. The rest get EE 0: those whose posterior mean plus
-/// two standard deviations is lowest. With thousands of SKUs that nothing is known of, that bias falls on the
-/// ids that sort last; epsilon would have left out nearly all of them too, for 1/64 is under its default.
+/// Most candidates of a PU with a chance. The rest get EE 0: those with the lowest posterior mean plus two standard
+/// deviations. Among thousands of SKUs without counts, these are the ids that sort last; epsilon would leave out nearly
+/// all of them too, as 1/64 is below its default.
 const DRAWN_MAX: usize = 64;
 
-/// Pseudo-successes of the prior where the PU's own SKUs do not tell how much they differ: a SKU of which
-/// nothing is known then has about the mean, give or take as much.
+/// Pseudo-successes of the prior if the PU's SKUs do not show how much they differ. The posterior of a SKU without counts
+/// then has a standard deviation of about its mean.
 const WEAK: f64 = 1.0;
 
-/// Most pseudo-successes of a fitted prior: SKUs that look alike may still differ.
+/// Most pseudo-successes of a fitted prior: SKUs with similar counts may still differ.
 const STRONG: f64 = 100.0;
 
-/// How SKUs are chosen under a PU.
+/// Settings of the selection of SKUs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// Keep SKUs whose probability of being the best is at least this.
+    /// Least probability of being the best with which a SKU is kept.
     pub epsilon: f64,
     /// Most SKUs kept per PU.
     pub top_k: usize,
-    /// Monte Carlo draws per PU.
+    /// Seeded draws per PU.
     pub draws: usize,
 }
 
@@ -57,12 +56,12 @@ impl Default for Policy {
     }
 }
 
-/// A SKU that may be shown, with what is known of it.
+/// A SKU that may be shown, with its counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Candidate<'a> {
     /// The SKU.
     pub ix: SkuIx,
-    /// Its id: order and ties go by it, not by the index.
+    /// Its id, by which order and ties are decided.
     pub id: &'a str,
     /// Its decayed counts.
     pub counts: SkuCounts,
@@ -77,12 +76,12 @@ pub(crate) struct Chosen {
     pub ee: f64,
 }
 
-/// What was chosen of a PU.
+/// SKUs chosen from a PU.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Selection {
     /// Best first; at least one if there was a candidate.
     pub chosen: Vec<Chosen>,
-    /// No candidate reached epsilon: the best one was kept nevertheless, for a list is never a dead end.
+    /// Whether no candidate reached epsilon and the best one was kept, because a PU is never shown without a SKU.
     pub below_epsilon: bool,
 }
 
@@ -102,12 +101,12 @@ pub(crate) fn select(skus: &[Candidate<'_>], seed: u64, policy: &Policy) -> Sele
     }
 }
 
-/// EE of all candidates: they sum to 1. Best first, ties by id.
+/// Computes EE of all candidates, which sum to 1. Best first, ties by id.
 pub(crate) fn best(skus: &[Candidate<'_>], seed: u64, draws: usize) -> Vec<Chosen> {
     let mut skus = skus.to_vec();
     skus.sort_by(|a, b| a.id.cmp(b.id));
     let posteriors = posteriors(&skus);
-    let drawn = worth_drawing(&posteriors);
+    let drawn = contenders(&posteriors);
     let draws = draws.max(1);
     let mut wins = vec![0usize; skus.len()];
     if let [only] = drawn[..] {
@@ -123,7 +122,7 @@ pub(crate) fn best(skus: &[Candidate<'_>], seed: u64, draws: usize) -> Vec<Chose
         let upto: Vec<f64> = chances(&betas).into_iter().map(upto).collect();
         for _ in 0..draws {
             let at: f64 = random.random();
-            // The sum may end a hair under 1.
+            // The sum may end slightly below 1.
             let winner = upto.partition_point(|upto| *upto <= at);
             wins[drawn[winner.min(drawn.len() - 1)]] += 1;
         }
@@ -136,7 +135,7 @@ pub(crate) fn best(skus: &[Candidate<'_>], seed: u64, draws: usize) -> Vec<Chose
             ee: *wins as f64 / draws as f64,
         })
         .collect();
-    // Stable: equals stay in the order of ids.
+    // A stable sort: equal candidates stay in the order of ids.
     chosen.sort_by(|a, b| b.ee.total_cmp(&a.ee));
     chosen
 }
@@ -163,9 +162,9 @@ pub(crate) fn draw(seen: &Fences) -> u64 {
 
 /// Successes and trials of one SKU.
 ///
-/// An impression is a trial of its SKU, and a purchase of the PU a trial of each of its SKUs, since all
-/// stood to be chosen; clicks on impressions and purchases are successes. So a shop without impressions learns
-/// from shares of purchases, and impressions take over as they come in, without a step between.
+/// An impression is a trial of its SKU. A purchase of the PU is a trial of each of its SKUs, since each could have been
+/// chosen. Clicks on impressions and purchases are successes. So without impressions the rates are shares of purchases, and
+/// with more impressions these prevail gradually.
 fn trials(counts: SkuCounts, bought: f64) -> (f64, f64) {
     let impressions = f64::from(counts.impressions.max(0.0));
     let clicks = f64::from(counts.clicks.max(0.0)).min(impressions);
@@ -180,9 +179,10 @@ fn posteriors(skus: &[Candidate<'_>]) -> Vec<Beta> {
         .iter()
         .map(|sku| f64::from(sku.counts.purchases.max(0.0)))
         .sum();
-    let seen: Vec<_> = skus.iter().map(|sku| trials(sku.counts, bought)).collect();
-    let prior = prior(&seen);
-    seen.iter()
+    let observed: Vec<_> = skus.iter().map(|sku| trials(sku.counts, bought)).collect();
+    let prior = prior(&observed);
+    observed
+        .iter()
         .map(|(yes, all)| Beta {
             yes: prior.yes + yes,
             no: prior.no + (all - yes).max(0.0),
@@ -190,14 +190,14 @@ fn posteriors(skus: &[Candidate<'_>]) -> Vec<Beta> {
         .collect()
 }
 
-/// A prior for the SKUs of one PU by the method of moments: the mean of all trials, and as many pseudo-trials as
-/// explain how rates differ between SKUs beyond chance. Weak where the SKUs do not tell.
-fn prior(seen: &[(f64, f64)]) -> Beta {
-    let tried: Vec<_> = seen.iter().filter(|(_, all)| *all > 0.0).collect();
+/// Fits a prior for the SKUs of one PU by the method of moments: the mean of all trials, and as many pseudo-trials as
+/// explain the differences of rates between SKUs beyond chance. Weak if the SKUs do not show differences.
+fn prior(observed: &[(f64, f64)]) -> Beta {
+    let tried: Vec<_> = observed.iter().filter(|(_, all)| *all > 0.0).collect();
     let (yes, all) = tried
         .iter()
         .fold((0.0, 0.0), |(y, a), (yes, all)| (y + yes, a + all));
-    // Laplace's rule keeps the mean off 0 and 1.
+    // Laplace's rule keeps the mean away from 0 and 1.
     let mean = (yes + 1.0) / (all + 2.0);
     let wide = mean * (1.0 - mean);
     let len = tried.len() as f64;
@@ -208,7 +208,7 @@ fn prior(seen: &[(f64, f64)]) -> Beta {
         chance += wide / all / len;
     }
     let between = spread - chance;
-    // Fewer than two pseudo-trials would draw nothing but 0 and 1.
+    // With fewer than two pseudo-trials nearly all draws would be 0 or 1.
     let weak = (WEAK / mean).max(2.0);
     let strength = if tried.len() >= 2 && between > 0.0 {
         (wide / between - 1.0).clamp(2.0, weak.max(STRONG / mean))
@@ -221,11 +221,11 @@ fn prior(seen: &[(f64, f64)]) -> Beta {
     }
 }
 
-/// Positions of the candidates that are drawn for, in order: not the hopeless, and at most [`DRAWN_MAX`].
+/// Indices of the candidates that have a chance, ascending, at most [`DRAWN_MAX`].
 ///
-/// Hopeless is who stands, with four standard deviations in favour, under the one who stands highest with
-/// four against: it would win less than one in 10^4 draws.
-fn worth_drawing(posteriors: &[Beta]) -> Vec<usize> {
+/// A candidate has none if its mean plus four standard deviations is below the highest mean minus four: it would win less
+/// than one in 10^4 draws.
+fn contenders(posteriors: &[Beta]) -> Vec<usize> {
     let bound = |at: usize, by: f64| posteriors[at].mean() + by * posteriors[at].deviation();
     let floor = (0..posteriors.len())
         .map(|at| bound(at, -4.0))
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_clearly_best_is_chosen_first_and_what_is_clearly_not_is_left_out() {
+    fn clearly_better_skus_are_chosen_and_clearly_worse_left_out() {
         check(&[], &[]);
         check(&[counts(0.0, 0.0, 0.0)], &[0]);
         check(&[counts(0.0, 0.0, 2.0), counts(0.0, 0.0, 400.0)], &[1]);
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sku_that_was_never_shown_keeps_its_chance_beside_one_that_did_poorly() {
+    fn a_sku_never_shown_keeps_a_chance_beside_poor_ones() {
         let ids = ids(3);
         let of = [
             counts(500.0, 5.0, 0.0),
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pu_of_which_nothing_is_known_keeps_one_rather_than_none() {
+    fn a_pu_without_counts_keeps_one_sku() {
         let ids = ids(3000);
         let of = vec![SkuCounts::default(); 3000];
         let selection = select(
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_crowd_only_the_most_promising_are_drawn_for_wherever_they_stand() {
+    fn among_many_skus_only_the_most_promising_have_a_chance() {
         let ids = ids(500);
         let mut of = vec![counts(0.0, 0.0, 1.0); 500];
         of[400] = counts(0.0, 0.0, 90.0);

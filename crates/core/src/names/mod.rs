@@ -1,4 +1,4 @@
-//! From a model's scores to the exact best names of the catalogue.
+//! Names of the catalogue: score requests and responses, the trie of names, and the exact search for the best.
 
 pub mod scoring;
 pub mod search;

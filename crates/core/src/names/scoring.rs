@@ -1,34 +1,34 @@
-//! A question to a model and its answer: which of these names come next, best first?
+//! Score request and score response: which names does a model rank best after a prompt?
 //!
-//! Values only: who asks is [`crate::list::compose`], who answers is [`nearshore_engine`].
+//! Values only: [`crate::list::compose`] makes requests, and the crate `nearshore_engine` answers them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fixedbitset::FixedBitSet;
 
-/// One user's question.
+/// A score request of one user.
 #[derive(Clone, Debug)]
 pub struct ScoreRequest {
     /// The rendered prompt, chat template not yet applied.
     pub prompt: String,
-    /// Permitted PUs by index into [`Names`]; `None` permits all.
+    /// Permitted PUs, by index into [`Names`]; `None` permits all.
     pub permitted: Option<Arc<FixedBitSet>>,
-    /// How many names, best first.
+    /// Number of names wanted.
     pub n: usize,
-    /// Log-linear terms beside the model's; their weighted sum is a log-weight per PU.
+    /// Score terms beside the model's; their weighted sum is a log-weight per PU.
     pub terms: Vec<Term>,
     /// Weight of the model's own term.
     pub weight: f32,
-    /// Prompts whose mean is what the model says to everyone; its term is reduced by it. `None`: by
+    /// Calibration prompts: the mean of the model's logits over them is subtracted from its term. `None` subtracts
     /// nothing.
     pub calibration: Option<Arc<Calibration>>,
-    /// Whether someone has called the question off.
+    /// Cancels the request.
     pub cancel: Cancel,
 }
 
 impl Default for ScoreRequest {
-    /// An empty prompt, everything permitted, the model alone.
+    /// An empty prompt, all PUs permitted, the model's term alone.
     fn default() -> Self {
         Self {
             prompt: String::new(),
@@ -42,106 +42,106 @@ impl Default for ScoreRequest {
     }
 }
 
-/// One leaf term of the score.
+/// One score term beside the model's.
 #[derive(Clone, Debug)]
 pub struct Term {
-    /// Name as it appears in audits: `demand`, `lift`, `repeat`.
+    /// Name in audits, such as `demand`.
     pub name: &'static str,
-    /// Lambda, mu, ...; a term of weight 0 is as good as absent.
+    /// Weight of the term; with 0 it has no effect.
     pub weight: f32,
-    /// What it says of each PU.
+    /// Its values.
     pub values: Values,
 }
 
-/// What a term says of PUs, indexed as [`Names`].
+/// Values of a term per PU, indexed as [`Names`].
 #[derive(Clone, Debug)]
 pub enum Values {
-    /// A mass per PU, > 0 where permitted, whose logarithm counts: one table for many users, known
-    /// again by its place in memory. With it a subtree weighs as its names together.
+    /// A mass per PU, > 0 where permitted; its logarithm is the term. One table serves many users and is recognised by
+    /// its address. A subtree of the trie weighs as much as its names together.
     Mass(Arc<[f32]>),
-    /// Log-weights of a few PUs, by no order; of all others it is 0.
+    /// Log-weights of a few PUs, in any order; 0 for all others.
     Sparse(Arc<[(u32, f32)]>),
-    /// A log-weight per PU for this user alone; PUs beyond its end have 0.
+    /// A log-weight per PU for this user alone; 0 for PUs beyond its end.
     Dense(Arc<[f32]>),
 }
 
-/// Eight prompts, or some, that stand for everyone.
+/// Calibration prompts, which stand for all users.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Calibration {
-    /// Hash of prompts, template and tokenizer: by it means are kept.
+    /// Hash of prompts, template and tokenizer: the key under which means are cached.
     pub hash: String,
     /// Rendered prompts, chat template not yet applied.
     pub prompts: Vec<String>,
 }
 
-/// Calls a question off, from anywhere; all clones are one.
+/// Cancels a request from any thread; all clones share one flag.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// The answer is no longer wanted: the engine stops between two waves.
+    /// Cancels the request: the engine stops between two waves.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it was called off.
+    /// Whether the request was cancelled.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// The catalogue's names in PU order; a new version is swapped in whole.
+/// The catalogue's names in PU order; a new version replaces the whole list.
 #[derive(Clone, Debug, Default)]
 pub struct Names {
     /// Rises with each change.
     pub version: u64,
-    /// Normalised names; the index is the PU's index.
+    /// Normalised names; a name's index is its PU's index.
     pub names: Vec<String>,
 }
 
-/// One name of an answer.
+/// One name of a response.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ScoredName {
     /// Index into [`Names`].
     pub pu: u32,
     /// Natural-log probability under the renormalised mixture.
     pub score: f32,
-    /// Sum of the model's renormalised edge log-probabilities alone.
+    /// Sum of the renormalised log-probabilities of the name's edges, by the model alone.
     pub model: f32,
-    /// The same of the means over [`ScoreRequest::calibration`]: what the model says to everyone; `model - baseline` is
-    /// what it says of this user. 0 without a calibration.
+    /// The same by the means over [`ScoreRequest::calibration`], the baseline of all users; `model - baseline` is the
+    /// model's preference of this user. 0 without calibration.
     pub baseline: f32,
-    /// What each term says of this name, unweighted, in the order of [`ScoreRequest::terms`]: of a mass its log
-    /// share of all names, of the others the log-weight.
+    /// Unweighted value of each term for this name, in the order of [`ScoreRequest::terms`]: for a mass its log share
+    /// of all names, for the others the log-weight.
     pub terms: Vec<f32>,
 }
 
-/// How an answer ended.
+/// How a response ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ended {
-    /// Every name is proven.
+    /// Every name is proven to be among the best.
     #[default]
     Complete,
-    /// [`ScoreRequest::cancel`] was used: there are no names.
+    /// The request was cancelled: there are no names.
     Cancelled,
-    /// The generation's time was over: there are no names.
+    /// The time limit of the generation passed: there are no names.
     Late,
-    /// The prompt is over the model's context: there are no names.
+    /// The prompt exceeds the model's context: there are no names.
     TooLong,
 }
 
-/// One user's answer.
+/// The score response of one user.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ScoreResponse {
-    /// Best first; fewer than asked only if fewer are permitted.
+    /// Names, best first; fewer than wanted only if fewer are permitted.
     pub named: Vec<ScoredName>,
-    /// Whether it is an answer at all.
+    /// How it ended; names exist only if complete.
     pub ended: Ended,
-    /// Version of the [`Names`] that were searched.
+    /// Version of the searched [`Names`].
     pub names: u64,
     /// Tokens of the prompt, template included.
     pub prompt_tokens: u32,
-    /// Tokens of the prompt that were shared with the batch and computed once.
+    /// Tokens of the prompt shared with the batch and computed once.
     pub shared_tokens: u32,
     /// Trie tokens forwarded for this user.
     pub forwarded: u32,

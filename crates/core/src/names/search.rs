@@ -1,15 +1,14 @@
-//! Exact top N of a [`Trie`]: says which nodes to score next and is fed the scores.
+//! Exact search for the top N names of a [`Trie`]: chooses the nodes to score next and takes their logits.
 //!
-//! Decides the score of a name and the order of the search. At a node with more than one permitted
-//! child the children share its probability: softmax over the permitted children of
-//! `weight · (logit − mean) + ln(measure of the child)`; an only child costs nothing. So the scores
-//! are a distribution over the permitted names. What is known of names beside the model is one mass
-//! per leaf, the [`Prior`]; a child's measure is the sum over its leaves, and with `weight` 0 the
-//! scores are the prior itself, whatever the shape of the trie.
+//! Decides the score of a name and the order of the search. At a node with more than one permitted child the children
+//! share its probability: softmax over the permitted children of `weight · (logit − mean) + ln(measure of the child)`; a
+//! single child has probability 1. So the scores are a distribution over the permitted names. The terms beside the model
+//! are one mass per leaf, the [`Prior`]; a child's measure is the sum over its leaves, and with `weight` 0 the scores are
+//! the prior itself, whatever the shape of the trie.
 //!
-//! Invariant: best first, with every node expanded whose score reaches the n-th best name found; a
-//! name's score depends on the question alone, not on `n`, nor on what was asked in which wave; so the
-//! answer equals brute force, ties by PU. It does not know who computes logits, nor how.
+//! Invariant: best first, with every node expanded whose score reaches the n-th best name found. A name's score depends
+//! on the question alone, not on `n` nor on the division into waves, so the answer equals brute force, ties by PU. It does
+//! not know how logits are computed.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -17,43 +16,43 @@ use std::sync::Arc;
 
 use crate::names::trie::{Masses, Node, Own, Permitted, Trie};
 
-/// Rounding of a bound against a score, in nats: a node is beaten only by more than this.
+/// Rounding error of a bound against a score, in nats: a node is beaten only by more than this.
 const ROUNDING: f64 = 1e-9;
 
-/// Nodes that a wave asks for at least, if there are so many: small waves cost a pass each.
+/// Least number of nodes in a wave, if that many are open: each wave costs a forward pass, however small.
 const WIDTH_MIN: usize = 8;
 
-/// Share of the names wanted whose rank a node must have to be asked for early. Counted over real prompts,
-/// top 50: with
-/// all ranks 8 % more tokens than with 85 of 100, with 50 of 100 4 % fewer in half as many waves again.
+/// Share of the wanted names within whose ranks a node is expanded early, before it is proven necessary. Counted over
+/// real prompts, top 50: all ranks take 8 % more tokens than 85 of 100; 50 of 100 take 4 % fewer tokens in 1.5 times as
+/// many waves.
 const RANKS: (usize, usize) = (85, 100);
 
-/// What is known of names before the model runs.
+/// Terms beside the model, as masses of names.
 #[derive(Clone, Debug)]
 pub struct Prior {
     /// A mass per leaf.
     pub masses: Arc<Masses>,
-    /// What one user changes of it.
+    /// Factors of one user.
     pub own: Own,
-    /// Whether a child's measure is the sum over its leaves, as of a demand; otherwise their mean:
-    /// then a subtree does not gain by the number of its names, and equal masses are no prior at all.
+    /// Whether a child's measure is the sum over its leaves, as for demand. Otherwise it is their mean: a subtree does
+    /// not gain by its number of names, and equal masses have no effect.
     pub sums: bool,
 }
 
-/// What is searched for.
+/// Input of a search.
 #[derive(Clone, Debug, Default)]
 pub struct Question {
     /// Permitted leaves; `None` permits all.
     pub permitted: Option<Arc<Permitted>>,
-    /// How many names.
+    /// Number of names wanted.
     pub n: usize,
-    /// Weight of the model's logits; 0 asks the model nothing.
+    /// Weight of the model's logits; with 0 the model is not run.
     pub weight: f64,
-    /// Terms beside the model. Without it and with weight 0 all names are alike.
+    /// Terms beside the model. Without it and with weight 0 all names have the same score.
     pub prior: Option<Prior>,
 }
 
-/// Nodes whose children want logits.
+/// Nodes whose children need logits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wave {
     /// Best first.
@@ -63,28 +62,28 @@ pub struct Wave {
 /// One node of a [`Wave`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expand {
-    /// The expanded node that this one's chain continues; `None`: the prompt itself.
+    /// The expanded node whose tokens precede this one's chain; `None`: the prompt.
     pub parent: Option<u32>,
-    /// Number of this node in the search: 0, 1, … in the order asked for.
+    /// Number of this node in the search: 0, 1, … in the order of the waves.
     pub id: u32,
     /// The node of the trie.
     pub node: Node,
-    /// Tokens to forward after the parent's; empty where the prompt's last row says it all.
+    /// Tokens to forward after the parent's; empty if the logits are those of the prompt's last token.
     pub chain: Vec<u32>,
-    /// First token of each permitted child: the logits wanted, in this order.
+    /// First token of each permitted child: the logits needed, in this order.
     pub children: Vec<u32>,
 }
 
 /// One name found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Found {
-    /// Its PU.
+    /// PU of the name.
     pub pu: u32,
-    /// Natural-log probability of the mixture.
+    /// Natural-log probability under the mixture.
     pub score: f64,
-    /// The model's edges alone; 0 if the model was not asked.
+    /// Sum of edges by the model alone; 0 if the model was not run.
     pub model: f64,
-    /// The means' edges alone: what the model says to everyone; 0 without means.
+    /// Sum of edges by the means alone, the baseline of all users; 0 without means.
     pub baseline: f64,
 }
 
@@ -97,13 +96,13 @@ impl PartialOrd for Found {
 }
 
 impl Ord for Found {
-    /// The better name is the greater: by score, then by the lower PU.
+    /// The better name is greater: by score, then by lower PU.
     fn cmp(&self, other: &Self) -> Ordering {
         (self.score.total_cmp(&other.score)).then(other.pu.cmp(&self.pu))
     }
 }
 
-/// Sums of edges down to a node, in nats.
+/// Sums of edges from the root to a node, in nats.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Sums {
     score: f64,
@@ -111,12 +110,12 @@ struct Sums {
     baseline: f64,
 }
 
-/// More than one permitted name, not yet told apart.
+/// A node with more than one permitted name, not yet expanded.
 #[derive(Clone, Debug)]
 struct Open {
     sums: Sums,
-    /// Child of the expanded node `parent`; the node that branches may be further down, for what is
-    /// permitted may leave single children between.
+    /// Child of the expanded node `parent`. The node that branches may be further down, with single permitted children
+    /// between.
     top: Node,
     parent: Option<u32>,
 }
@@ -142,44 +141,44 @@ impl Ord for Open {
     }
 }
 
-/// Asked for, not yet fed.
+/// A node in a wave whose logits are not fed yet.
 #[derive(Clone, Debug)]
-struct Flying {
+struct InFlight {
     sums: Sums,
     id: u32,
     children: Vec<Node>,
 }
 
-/// A search under way.
+/// State of a search.
 #[derive(Clone, Debug)]
 pub struct Search<'a> {
     trie: &'a Trie,
     question: Question,
     open: BinaryHeap<Open>,
-    /// The n best so far, the worst on top.
+    /// The n best names so far, the worst on top.
     found: BinaryHeap<Reverse<Found>>,
-    flying: Vec<Flying>,
-    /// Nodes asked for so far.
-    asked: u32,
+    in_flight: Vec<InFlight>,
+    /// Number of nodes in waves so far.
+    expanded: u32,
     /// Log measure of all permitted names.
-    whole: f64,
+    total: f64,
 }
 
 impl<'a> Search<'a> {
-    /// A search of `trie` that stands at its root.
+    /// Starts a search at the root of `trie`.
     pub fn new(trie: &'a Trie, question: Question) -> Self {
         let mut search = Self {
             trie,
             question,
             open: BinaryHeap::new(),
             found: BinaryHeap::new(),
-            flying: Vec::new(),
-            asked: 0,
-            whole: 0.0,
+            in_flight: Vec::new(),
+            expanded: 0,
+            total: 0.0,
         };
         let root = trie.root();
-        search.whole = search.log_measure(&root);
-        let first = search.placed(Open {
+        search.total = search.log_measure(&root);
+        let first = search.keep_or_open(Open {
             sums: Sums::default(),
             top: root,
             parent: None,
@@ -188,10 +187,10 @@ impl<'a> Search<'a> {
         search
     }
 
-    /// The nodes to score next, of at most `rows_max` chain tokens unless one node alone has more;
-    /// `None` when the n best are proven. Each wave must be [fed](Self::feed) before the next.
+    /// The nodes to score next, with at most `rows_max` chain tokens unless one node alone has more; `None` once the n
+    /// best are proven. Each wave must be [fed](Self::feed) before the next.
     pub fn next_wave(&mut self, rows_max: usize) -> Option<Wave> {
-        assert!(self.flying.is_empty(), "a wave is fed before the next");
+        assert!(self.in_flight.is_empty(), "a wave is fed before the next");
         let mut wave = Wave::default();
         let mut rows = 0;
         let width = self.width();
@@ -205,57 +204,61 @@ impl<'a> Search<'a> {
             if !wave.nodes.is_empty() && rows + chain.len() > rows_max {
                 break;
             }
-            let open = self.open.pop().expect("it was just seen");
+            let open = self.open.pop().expect("the heap was just peeked");
             let children = self.permitted_children(&node);
-            let Some(tokens) = self.asks(&children) else {
-                let nothing = vec![0.0; children.len()];
-                self.expand((&open.sums, open.parent), &children, (&nothing, &nothing));
+            let Some(tokens) = self.first_tokens(&children) else {
+                let zeros = vec![0.0; children.len()];
+                self.expand(&open.sums, open.parent, &children, &zeros, &zeros);
                 continue;
             };
             rows += chain.len();
             wave.nodes.push(Expand {
                 parent: open.parent,
-                id: self.asked,
+                id: self.expanded,
                 node,
                 chain,
                 children: tokens,
             });
-            self.flying.push(Flying {
+            self.in_flight.push(InFlight {
                 sums: open.sums,
-                id: self.asked,
+                id: self.expanded,
                 children,
             });
-            self.asked += 1;
+            self.expanded += 1;
         }
         (!wave.nodes.is_empty()).then_some(wave)
     }
 
-    /// Takes the logits of the last wave's children, node after node, and the means of the same logits
-    /// over reference prompts; no means are zeros. A constant added to all children of one node, in
-    /// either, changes nothing.
+    /// Takes the logits of the last wave's children, node after node, and the means of the same logits over calibration
+    /// prompts; empty means count as zeros. A constant added to all children of one node changes nothing, in either.
     pub fn feed(&mut self, logits: &[f32], means: &[f32]) {
         let zeros = vec![0.0; if means.is_empty() { logits.len() } else { 0 }];
         let (mut logits, mut means) = (logits, if means.is_empty() { &zeros } else { means });
         let wide = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect();
-        for flying in std::mem::take(&mut self.flying) {
-            let many = flying.children.len();
-            let of_logits: Vec<f64> = wide(&logits[..many]);
-            let of_means: Vec<f64> = wide(&means[..many]);
-            (logits, means) = (&logits[many..], &means[many..]);
-            let at = (&flying.sums, Some(flying.id));
-            self.expand(at, &flying.children, (&of_logits, &of_means));
+        for node in std::mem::take(&mut self.in_flight) {
+            let count = node.children.len();
+            let of_logits: Vec<f64> = wide(&logits[..count]);
+            let of_means: Vec<f64> = wide(&means[..count]);
+            (logits, means) = (&logits[count..], &means[count..]);
+            self.expand(
+                &node.sums,
+                Some(node.id),
+                &node.children,
+                &of_logits,
+                &of_means,
+            );
         }
         assert!(logits.is_empty() && means.is_empty(), "one value per child");
     }
 
-    /// Whether the n best are known: nothing is open, nothing asked for.
+    /// Whether the n best are proven: no node is open or in flight.
     pub fn is_proven(&self) -> bool {
-        self.open.is_empty() && self.flying.is_empty()
+        self.open.is_empty() && self.in_flight.is_empty()
     }
 
-    /// The best names, best first; complete once [`next_wave`](Self::next_wave) said `None`.
+    /// The best names, best first; complete once [`next_wave`](Self::next_wave) returned `None`.
     pub fn into_answer(self) -> Vec<Found> {
-        // `Reverse` sorts ascending by the reversed order: the best first.
+        // Ascending order of `Reverse` is best first.
         self.found
             .into_sorted_vec()
             .into_iter()
@@ -263,9 +266,9 @@ impl<'a> Search<'a> {
             .collect()
     }
 
-    /// Nodes to ask for at once: those among the best of all that is open or found, as many as [`RANKS`] of
-    /// the names wanted. So the first waves are as wide as a beam's, and the last take only what is
-    /// still to be proven.
+    /// Number of nodes for the next wave: the open nodes whose rank among all open nodes and found names is within
+    /// [`RANKS`] of the names wanted. So the first waves are as wide as a beam's, and the last have only the nodes still
+    /// to be proven.
     fn width(&self) -> usize {
         let rank = self.question.n * RANKS.0 / RANKS.1;
         let open = self.open.iter().map(|open| open.sums.score);
@@ -280,15 +283,14 @@ impl<'a> Search<'a> {
         among.count().max(WIDTH_MIN)
     }
 
-    /// Whether no name under a node of `score` can be among the n best. Not at equality: it might
-    /// have the lower PU.
+    /// Whether no name under a node of `score` can be among the n best. At equality one may, by its lower PU.
     fn is_beaten(&self, score: f64) -> bool {
         self.found.len() >= self.question.n
             && (self.found.peek()).is_none_or(|worst| worst.0.score > score + ROUNDING)
     }
 
-    /// First tokens of the children, if the model can tell them apart and is listened to.
-    fn asks(&self, children: &[Node]) -> Option<Vec<u32>> {
+    /// First tokens of the children, if the model distinguishes them and has a weight.
+    fn first_tokens(&self, children: &[Node]) -> Option<Vec<u32>> {
         if self.question.weight == 0.0 {
             return None;
         }
@@ -296,12 +298,14 @@ impl<'a> Search<'a> {
         tokens.collect()
     }
 
-    /// Shares the node's probability among its children; `id` is what their chains continue.
+    /// Shares a node's probability among its children. `sums` are the node's, `id` its number in the search.
     fn expand(
         &mut self,
-        (at, id): (&Sums, Option<u32>),
+        sums: &Sums,
+        id: Option<u32>,
         children: &[Node],
-        (logits, means): (&[f64], &[f64]),
+        logits: &[f64],
+        means: &[f64],
     ) {
         let weight = self.question.weight;
         let measures: Vec<f64> = children.iter().map(|c| self.log_measure(c)).collect();
@@ -311,12 +315,12 @@ impl<'a> Search<'a> {
             .map(|(x, mean)| weight * (x - mean));
         let mut scores: Vec<f64> = ratios.zip(&measures).map(|(x, m)| x + m).collect();
         if weight == 0.0 {
-            // The prior itself, not a sum of rounded edges: equal masses are equal scores.
-            let prior = measures.iter().map(|measure| measure - self.whole);
+            // The prior itself, not a sum of rounded edges, so that equal masses give equal scores.
+            let prior = measures.iter().map(|measure| measure - self.total);
             scores = prior.collect();
         } else {
             log_softmax(&mut scores);
-            scores.iter_mut().for_each(|edge| *edge += at.score);
+            scores.iter_mut().for_each(|edge| *edge += sums.score);
         }
         let [model, baseline] = [logits, means].map(|values| {
             let mut edges = values.to_vec();
@@ -327,13 +331,13 @@ impl<'a> Search<'a> {
             edges
         });
         let mut open = Vec::with_capacity(children.len());
-        for (nth, child) in children.iter().enumerate() {
+        for (index, child) in children.iter().enumerate() {
             let sums = Sums {
-                score: scores[nth],
-                model: at.model + model[nth],
-                baseline: at.baseline + baseline[nth],
+                score: scores[index],
+                model: sums.model + model[index],
+                baseline: sums.baseline + baseline[index],
             };
-            open.extend(self.placed(Open {
+            open.extend(self.keep_or_open(Open {
                 sums,
                 top: child.clone(),
                 parent: id,
@@ -342,8 +346,8 @@ impl<'a> Search<'a> {
         self.open.extend(open);
     }
 
-    /// Keeps a name; gives back what has more than one and may be among the best.
-    fn placed(&mut self, open: Open) -> Option<Open> {
+    /// Keeps a node that has one permitted name; returns a node that has several and may lead to one of the best.
+    fn keep_or_open(&mut self, open: Open) -> Option<Open> {
         if self.is_beaten(open.sums.score) {
             return None;
         }
@@ -361,7 +365,9 @@ impl<'a> Search<'a> {
         let leaves = &open.top.leaves;
         let leaf = match &self.question.permitted {
             None => leaves.start,
-            Some(permitted) => permitted.first(leaves).expect("one was counted"),
+            Some(permitted) => permitted
+                .first(leaves)
+                .expect("count found one permitted leaf"),
         };
         let Sums {
             score,
@@ -380,7 +386,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// The node at which what is permitted under `top` first branches, and the tokens down to it.
+    /// The first node at or under `top` with several permitted children, and the tokens down to it.
     fn descend(&self, top: &Node) -> (Node, Vec<u32>) {
         let mut chain: Vec<u32> = self.trie.label(top).collect();
         let mut node = top.clone();
@@ -402,7 +408,7 @@ impl<'a> Search<'a> {
         children.filter(|child| self.count(child) > 0).collect()
     }
 
-    /// Permitted names under a node.
+    /// Number of permitted names under a node.
     fn count(&self, node: &Node) -> u32 {
         match &self.question.permitted {
             None => node.leaves.end - node.leaves.start,
@@ -410,16 +416,16 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// What the terms beside the model give a node, in nats.
+    /// Log measure of a node by the terms beside the model, in nats.
     pub fn log_measure(&self, node: &Node) -> f64 {
         let permitted = self.question.permitted.as_deref();
         match &self.question.prior {
             Some(prior) => {
                 let sum = prior.masses.sum(&node.leaves, permitted, &prior.own);
-                // Nobody else speaks at weight 0, so a name's share must be its own.
+                // At weight 0 the prior alone decides, so each name must keep its own mass.
                 let sums = prior.sums || self.question.weight == 0.0;
                 let shared = if sums { 1 } else { self.count(node).max(1) };
-                // What is too small to tell from nothing is still something.
+                // A mass that underflows to 0 must keep a finite logarithm.
                 (sum / f64::from(shared)).max(f64::MIN_POSITIVE).ln()
             }
             None if self.question.weight == 0.0 => f64::from(self.count(node)).ln(),

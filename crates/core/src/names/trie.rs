@@ -1,14 +1,13 @@
-//! The catalogue's names as token paths in flat arrays.
+//! Radix tree of the catalogue's names as token paths, in flat arrays.
 //!
-//! Decides the shape of the tree that a search walks: path-compressed, a node branches or is a
-//! leaf; a node's label is the run of tokens from its parent. Every PU has a leaf of its own: names
-//! that tokenise alike become children without a label of one node, ordered by PU, between which
-//! only the terms beside the model can tell. Leaves lie in depth-first order, so a subtree is a run
-//! of leaves.
+//! Decides the shape of the tree that a search walks. It is path-compressed: a node branches or is a leaf, and its label
+//! is the run of tokens from its parent. Every PU has its own leaf: names with the same tokens become unlabelled children
+//! of one node, ordered by PU, which only the terms beside the model distinguish. Leaves are in depth-first order, so a
+//! subtree is a range of leaves.
 //!
-//! Invariant: [`Trie::pu`] over all leaves is a permutation of the PUs; siblings start with
-//! different tokens, or have no label at all. What a leaf's label goes on with after its first token
-//! is not kept: it would never be forwarded. It does not know tokenizers, models or stock.
+//! Invariant: [`Trie::pu`] over all leaves is a permutation of the PUs; siblings start with different tokens, or have no
+//! label at all. A leaf's label after its first token is not stored, because it is never forwarded. It does not know
+//! tokenizers, models or stock.
 
 mod leaves;
 
@@ -17,10 +16,10 @@ use std::ops::Range;
 
 pub use leaves::{Masses, Own, Permitted};
 
-/// No token: a child without a label, or a root without one.
+/// Marks a node without a label.
 const NONE: u32 = u32::MAX;
 
-/// Tokens that are compared at once when names are sorted.
+/// Number of tokens compared at once when names are sorted.
 const STRIDE: usize = 4;
 
 /// Token sequences of names, one per PU, in PU order; each ends with the end token.
@@ -28,11 +27,11 @@ const STRIDE: usize = 4;
 pub struct Sequences {
     end: u32,
     flat: Vec<u32>,
-    /// Where each sequence ends in `flat`.
+    /// End of each sequence in `flat`.
     ends: Vec<u32>,
 }
 
-/// Where a walk stands: a node and the leaves under it.
+/// A node and the leaves under it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     id: u32,
@@ -40,23 +39,23 @@ pub struct Node {
     pub leaves: Range<u32>,
 }
 
-/// Names as a radix tree: 12 bytes per name, 16 per node that branches, 4 per further token of such a
-/// node's label.
+/// Names as a radix tree: 12 bytes per name, 16 per branching node, 4 per token of a branching node's label after the
+/// first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trie {
     /// `[nodes]`, breadth first, so that siblings are adjacent: first token of the label, or [`NONE`].
     first: Vec<u32>,
-    /// A bit per node: whether it branches.
+    /// One bit per node: whether it branches.
     branches: Vec<u64>,
-    /// Per word of `branches`: how many bits are set before it.
+    /// Per word of `branches`: number of bits set before it.
     rank: Vec<u32>,
     /// `[branching + 1]`: children of the `b`-th branching node are `first_child[b]..first_child[b + 1]`.
     first_child: Vec<u32>,
-    /// `[branching]`: leaves under it.
+    /// `[branching]`: number of leaves under it.
     under: Vec<u32>,
     /// `[branching + 1]`: its label after the first token is `tokens[rest[b]..rest[b + 1]]`.
     rest: Vec<u32>,
-    /// Labels of branching nodes but for their first tokens, one after the other.
+    /// Labels of branching nodes without their first tokens, concatenated.
     tokens: Vec<u32>,
     /// `[leaves]`: leaf -> PU.
     pu: Vec<u32>,
@@ -66,14 +65,14 @@ pub struct Trie {
     depth: u32,
 }
 
-/// A run of sorted names that share their first `depth` tokens: a node to be.
+/// A range of sorted names that share their first `depth` tokens and become one node.
 struct Run {
     names: Range<usize>,
     depth: usize,
 }
 
 impl Sequences {
-    /// No names yet; `end` is appended to each, so that a name may be the beginning of another.
+    /// No names yet. `end` is appended to each name, so that a name may be a prefix of another.
     pub fn new(end: u32) -> Self {
         let (flat, ends) = (Vec::new(), Vec::new());
         Self { end, flat, ends }
@@ -92,21 +91,21 @@ impl Sequences {
         self.ends.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no names.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
     /// One name with its end token.
-    pub fn get(&self, nth: usize) -> &[u32] {
-        let from = nth.checked_sub(1).map_or(0, |before| self.ends[before]);
-        &self.flat[from as usize..self.ends[nth] as usize]
+    pub fn get(&self, index: usize) -> &[u32] {
+        let from = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.flat[from as usize..self.ends[index] as usize]
     }
 
-    /// Names in the order of their tokens, alike ones in PU order: `order[leaf]` is the PU.
+    /// PUs in the order of their tokens, names with the same tokens in PU order: `order[leaf]` is the PU.
     fn sorted(&self) -> Vec<u32> {
         let mut order: Vec<u32> = (0..self.len() as u32).collect();
-        // Keys of a few tokens sort as numbers; only names that agree in them are looked at again.
+        // Keys of a few tokens sort as numbers; only names with equal keys are sorted further.
         let mut waiting = vec![(0..self.len(), 0)];
         let mut keyed: Vec<(u128, u32)> = Vec::new();
         while let Some((run, depth)) = waiting.pop() {
@@ -115,15 +114,15 @@ impl Sequences {
             keyed.extend(keys.map(|pu| (key(self.get(*pu as usize), depth), *pu)));
             keyed.sort_unstable();
             let mut from = 0;
-            for (nth, (key, pu)) in keyed.iter().enumerate() {
-                order[run.start + nth] = *pu;
-                let is_last = keyed.get(nth + 1).is_none_or(|(next, _)| next != key);
+            for (index, (key, pu)) in keyed.iter().enumerate() {
+                order[run.start + index] = *pu;
+                let is_last = keyed.get(index + 1).is_none_or(|(next, _)| next != key);
                 if is_last {
-                    // A key that ends in a zero is of names that have ended.
-                    if nth > from && key & u128::from(u32::MAX) != 0 {
-                        waiting.push((run.start + from..run.start + nth + 1, depth + STRIDE));
+                    // A key whose last token is 0 belongs to names that ended before it.
+                    if index > from && key & u128::from(u32::MAX) != 0 {
+                        waiting.push((run.start + from..run.start + index + 1, depth + STRIDE));
                     }
-                    from = nth + 1;
+                    from = index + 1;
                 }
             }
         }
@@ -131,7 +130,7 @@ impl Sequences {
     }
 }
 
-/// The tokens from `depth` on as a number that sorts as they do; zeros where there are none.
+/// The tokens from `depth` on as a number with the same order; 0 after the end.
 fn key(name: &[u32], depth: usize) -> u128 {
     (depth..depth + STRIDE).fold(0, |key, at| {
         let token = name
@@ -145,7 +144,7 @@ impl Trie {
     /// Builds the trie of `names`.
     pub fn build(names: &Sequences) -> Self {
         let order = names.sorted();
-        // Neighbours in the order are neighbours in memory from here on.
+        // A copy in sorted order, so that neighbours in the order are neighbours in memory.
         let mut sorted = Sequences::new(names.end);
         sorted.flat.reserve_exact(names.flat.len());
         sorted.ends.reserve_exact(names.len());
@@ -162,7 +161,7 @@ impl Trie {
             trie.leaf[*pu as usize] = leaf as u32;
         }
         trie.pu = order;
-        let lengths = (0..sorted.len()).map(|nth| sorted.get(nth).len());
+        let lengths = (0..sorted.len()).map(|index| sorted.get(index).len());
         trie.depth = lengths.max().unwrap_or(0) as u32;
         // Breadth first, so that siblings get adjacent numbers.
         let mut waiting = VecDeque::from([Run {
@@ -171,7 +170,7 @@ impl Trie {
         }]);
         let mut next = 1;
         while let Some(run) = waiting.pop_front() {
-            trie.grow(&sorted, &run, (&mut waiting, &mut next));
+            trie.grow(&sorted, &run, &mut waiting, &mut next);
         }
         trie.first_child.push(next);
         trie.count_ranks();
@@ -179,13 +178,8 @@ impl Trie {
         trie
     }
 
-    /// Appends one run's node; puts the runs of its children behind the others.
-    fn grow(
-        &mut self,
-        sorted: &Sequences,
-        run: &Run,
-        (waiting, next): (&mut VecDeque<Run>, &mut u32),
-    ) {
+    /// Appends the node of a run, and queues the runs of its children.
+    fn grow(&mut self, sorted: &Sequences, run: &Run, waiting: &mut VecDeque<Run>, next: &mut u32) {
         let node = self.first.len();
         if node.is_multiple_of(64) {
             self.branches.push(0);
@@ -201,12 +195,12 @@ impl Trie {
             self.first.push(label.unwrap_or(NONE));
             return;
         }
-        // Sorted, so what the first and the last share, all share.
+        // The names are sorted, so all of them share the prefix that the first and the last share.
         let (first, last) = (sorted.get(from), sorted.get(run.names.end - 1));
         let shared = first.iter().zip(last).take_while(|(a, b)| a == b).count();
-        let own = &first[run.depth..shared];
-        self.first.push(own.first().copied().unwrap_or(NONE));
-        self.tokens.extend(own.iter().skip(1));
+        let label = &first[run.depth..shared];
+        self.first.push(label.first().copied().unwrap_or(NONE));
+        self.tokens.extend(label.iter().skip(1));
         self.rest.push(self.tokens.len() as u32);
         self.branches[node / 64] |= 1 << (node % 64);
         self.under.push(run.names.len() as u32);
@@ -214,10 +208,10 @@ impl Trie {
         let mut from = from;
         while from < run.names.end {
             let to = match token(from, shared) {
-                Some(child) => past(from..run.names.end, |name| {
+                Some(child) => partition_point(from..run.names.end, |name| {
                     token(name, shared) == Some(child)
                 }),
-                // All are equal to their last token: a leaf each.
+                // All names of the run are equal: each becomes a leaf.
                 None => from + 1,
             };
             waiting.push_back(Run {
@@ -251,7 +245,7 @@ impl Trie {
         self.branches.shrink_to_fit();
     }
 
-    /// The node that all names are under; a leaf if there is one name.
+    /// The root; a leaf if there is one name.
     pub fn root(&self) -> Node {
         Node {
             id: 0,
@@ -259,7 +253,7 @@ impl Trie {
         }
     }
 
-    /// Place of a node among those that branch; `None` for a leaf.
+    /// Index of a node among the branching nodes; `None` for a leaf.
     fn branch(&self, id: u32) -> Option<usize> {
         let (word, bit) = (id as usize / 64, id % 64);
         let bits = self.branches[word];
@@ -282,13 +276,13 @@ impl Trie {
         })
     }
 
-    /// First token between the parent of `node` and `node`; none for most roots and for names alike.
+    /// First token of a node's label; `None` for most roots and for names with the same tokens.
     pub fn first_token(&self, node: &Node) -> Option<u32> {
         let first = self.first[node.id as usize];
         (first != NONE).then_some(first)
     }
 
-    /// Tokens between the parent of `node` and `node`; of a leaf's only the first.
+    /// Tokens of a node's label; for a leaf only the first.
     pub fn label(&self, node: &Node) -> impl Iterator<Item = u32> + use<'_> {
         let rest = match self.branch(node.id) {
             Some(branch) => {
@@ -306,7 +300,7 @@ impl Trie {
         self.pu[leaf as usize]
     }
 
-    /// The leaf of a PU; `None` if the trie does not hold it.
+    /// The leaf of a PU; `None` if the trie lacks it.
     pub fn leaf(&self, pu: u32) -> Option<u32> {
         self.leaf.get(pu as usize).copied()
     }
@@ -316,7 +310,7 @@ impl Trie {
         self.pu.len()
     }
 
-    /// Nodes but the root.
+    /// Number of nodes without the root.
     pub fn edges(&self) -> usize {
         self.first.len().saturating_sub(1)
     }
@@ -326,7 +320,7 @@ impl Trie {
         self.depth as usize
     }
 
-    /// Memory of all arrays.
+    /// Memory of all arrays in bytes.
     pub fn bytes(&self) -> usize {
         let words = [
             &self.first,
@@ -342,8 +336,8 @@ impl Trie {
     }
 }
 
-/// The first of `range` that `holds` no longer holds for, looked for in growing steps: most runs are short.
-fn past(range: Range<usize>, holds: impl Fn(usize) -> bool) -> usize {
+/// The first index of `range` for which `holds` is false, searched in growing steps because most runs are short.
+fn partition_point(range: Range<usize>, holds: impl Fn(usize) -> bool) -> usize {
     let (mut known, mut step) = (range.start, 1);
     while known + step < range.end && holds(known + step) {
         known += step;

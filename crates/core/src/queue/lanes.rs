@@ -1,11 +1,11 @@
-//! Requests of the three lanes become one per user, cut into a batch.
+//! Merges the requests of the three lanes into one per user, and cuts batches of due users.
 //!
-//! Invariant: first in, first out within a lane; every request taken in is handed out in a batch or
-//! merged into one that is, with all its positions, or put back at the end of its lane. The only pure code that is handed the clock's time.
+//! Invariant: first in, first out within a lane. Every request offered leaves in a batch, with all its positions and those
+//! merged into it, or is requeued at the end of its lane. This is the only pure code that takes the time of the clock.
 //!
-//! A request waits for its `due`, but never longer after its arrival than it was put off when it was made
-//! (`due - time`, both record times): so a clock that is wrong by an hour costs at most one quiet period.
-//! Nor is it called late for an old `due` alone: what an event lost on its way to us is not the queue's doing.
+//! A request waits for its `due`, but after its arrival at most as long as it was delayed when it was made (`due - time`,
+//! both record times): a clock that is wrong by an hour costs at most one quiet period. An old `due` alone does not make a
+//! request late, because time that an event lost before it arrived is not waiting time of the queue.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,27 +16,27 @@ use crate::user::event::UserId;
 use crate::user::record::{Offset, Partition, Position, Timestamp};
 use crate::user::trigger::{Lane, RATE_LIMIT_MAX, Reason, Request};
 
-/// How lanes share the engine.
+/// Settings of how lanes share the engine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// Share of batches' places, relative.
+    /// Share of the urgent lane in batches, relative to the others.
     pub urgent: u32,
     /// Share of the live lane.
     pub live: u32,
-    /// Share of the backfill lane; drops to none while live is behind its objective.
+    /// Share of the backfill lane; 0 while the live lane is behind its objective.
     pub backfill: u32,
-    /// Most requests held unserved in memory; intake stops there and lag grows in Kafka only.
+    /// Most unserved requests in memory; beyond it reading stops and lag grows in Kafka alone.
     pub unserved_max: usize,
     /// Most users in a batch.
     pub batch_max: usize,
-    /// A live or urgent request older than this gets the fallback instead, counted.
+    /// A live or urgent request that waits longer gets the fallback, which is counted.
     #[serde(with = "humantime_serde")]
     pub max_wait: Duration,
     /// Age at which the live lane is behind its objective.
     #[serde(with = "humantime_serde")]
     pub objective: Duration,
-    /// A request that waits in memory for so long and is still not due goes to the end of its lane.
+    /// A request that waits in memory this long and is still not due is requeued at the end of its lane.
     #[serde(with = "humantime_serde")]
     pub requeue_after: Duration,
 }
@@ -56,42 +56,42 @@ impl Default for Policy {
     }
 }
 
-/// What became of an offered request.
+/// Result of offering a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offered {
-    /// It waits on its own.
+    /// It waits as a new entry.
     Queued,
-    /// Another of its user waits already; they are one now.
+    /// It was merged into a waiting request of its user.
     Merged,
-    /// This very record waits already.
+    /// This record waits already.
     Again,
 }
 
-/// One user's merged requests, to be served now.
+/// The merged requests of one user, to serve now.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Work {
     /// The merged request: earliest `due`, latest source and time, strongest reason, highest lane.
     pub request: Request,
-    /// Where all of them stand, sorted; each is done when this work is.
+    /// Positions of all of them, sorted; each is done when this work is.
     pub positions: Vec<Position>,
-    /// The records that asked: a list must have seen each, for partitions have no common order.
+    /// The records that caused them: a list must have seen each, because partitions have no common order.
     pub sources: Vec<Position>,
-    /// When the first of them arrived, by the clock.
+    /// Time at which the first of them arrived, by the clock.
     pub arrived: Timestamp,
-    /// When it became due, by the clock: waiting longer is the queue's doing.
+    /// Time at which it became due, by the clock: the queue's waiting time starts here.
     pub ready: Timestamp,
-    /// Beyond `max_wait`: gets the fallback instead of a list.
+    /// Whether it waited longer than `max_wait` and gets the fallback.
     pub late: bool,
 }
 
-/// How a lane stands.
+/// Status of a lane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaneStatus {
-    /// Users not due yet.
+    /// Number of users not due yet.
     pub waiting: usize,
-    /// Users due.
+    /// Number of due users.
     pub due: usize,
-    /// How long the oldest of them has been due.
+    /// Time since the oldest of them became due.
     pub oldest: Duration,
 }
 
@@ -102,13 +102,13 @@ type Seq = u64;
 
 #[derive(Clone, Debug, Default)]
 struct Queue {
-    /// Not due yet, by when they are.
+    /// Entries not due yet, by due time.
     waiting: BTreeSet<(Timestamp, Seq)>,
-    /// Due, in order of arrival.
+    /// Due entries in order of arrival.
     fifo: BTreeSet<Seq>,
-    /// The same, by when they became due.
+    /// Due entries by the time at which they became due.
     aged: BTreeSet<(Timestamp, Seq)>,
-    /// Smooth weighted round robin: what this lane is outbox, in shares.
+    /// Credit of this lane in the smooth weighted round robin, in shares.
     credit: i64,
 }
 
@@ -119,14 +119,14 @@ struct Entry {
     sources: BTreeSet<Position>,
     arrived: Timestamp,
     ready: Timestamp,
-    /// When it came into memory, by the clock; it may have arrived in another's before.
+    /// Time at which it came into this process, by the clock; it may have arrived earlier, before a requeue.
     since: Timestamp,
 }
 
-/// How often requests are put back at most.
-const PUT_BACK_EVERY: Duration = Duration::from_secs(1);
+/// Least time between two rounds of requeueing.
+const REQUEUE_EVERY: Duration = Duration::from_secs(1);
 
-/// All requests in hand that are not being served.
+/// All requests read and not yet handed out.
 #[derive(Clone, Debug)]
 pub struct Lanes {
     policy: Policy,
@@ -134,15 +134,16 @@ pub struct Lanes {
     users: BTreeMap<(String, UserId), Seq>,
     positions: BTreeMap<Position, Seq>,
     queues: [Queue; 3],
-    /// Positions in hand of each lane.
-    held: [usize; 3],
+    /// Number of positions in each lane.
+    position_counts: [usize; 3],
     next: Seq,
     backfill_paused: bool,
-    /// Enough of backfill is in hand.
-    sated: bool,
-    requeue: Timestamp,
+    /// Whether the backfill lane has enough requests in memory, so that reading it is paused.
+    backfill_full: bool,
+    /// Time of the last round of requeueing.
+    requeued_at: Timestamp,
     /// Most backfill users of a batch.
-    backfill_most: usize,
+    backfill_max: usize,
 }
 
 impl Lanes {
@@ -154,24 +155,24 @@ impl Lanes {
             users: BTreeMap::new(),
             positions: BTreeMap::new(),
             queues: Default::default(),
-            held: [0; 3],
+            position_counts: [0; 3],
             next: 0,
             backfill_paused: false,
-            sated: false,
-            requeue: Timestamp::default(),
-            backfill_most: usize::MAX,
+            backfill_full: false,
+            requeued_at: Timestamp::default(),
+            backfill_max: usize::MAX,
         }
     }
 
-    /// Takes a request in. Also beyond [`Lanes::room`], for it is read already: the caller stops reading instead.
+    /// Adds a request, also beyond [`Lanes::room`]: it is read already, and the caller stops reading instead.
     ///
-    /// `arrived`: when it was read, by the clock. Who trusts the broker's clock may hand in the request
-    /// record's own timestamp if that is earlier, so that time spent in Kafka counts as waiting.
+    /// `arrived`: time at which it was read, by the clock. A caller that trusts the broker's clock may pass the record's
+    /// timestamp if that is earlier, so that time in Kafka counts as waiting.
     pub fn offer(&mut self, request: Request, position: Position, arrived: Timestamp) -> Offered {
         self.offer_again(request, position, (arrived, Duration::ZERO))
     }
 
-    /// [`Lanes::offer`] of one that has waited before, and was put back ([`Lanes::far`]).
+    /// Adds a request that was [deferred](Lanes::deferred) and requeued, with the time that it has waited already.
     pub fn offer_again(
         &mut self,
         request: Request,
@@ -211,46 +212,47 @@ impl Lanes {
         Offered::Queued
     }
 
-    /// How many more requests may be read.
+    /// Number of further requests that may be read.
     pub fn room(&self) -> usize {
         self.policy
             .unserved_max
             .saturating_sub(self.positions.len())
     }
 
-    /// Whether more of the backfill lane is to be read: it has half of the room, and is asked for again when half of
-    /// that is served. So a backfill of any length leaves room for live, whose requests do not wait in the log behind it.
+    /// Whether the backfill lane should be read: it may fill half of the room, and is read again once half of that is
+    /// served. So a backfill of any length leaves room for live requests, which do not wait in Kafka.
     pub fn wants_backfill(&mut self) -> bool {
         let most = self.policy.unserved_max.div_ceil(2);
-        let held = self.held[Lane::Backfill as usize];
-        self.sated = held >= most || (self.sated && held > most / 2);
-        !self.sated
+        let count = self.position_counts[Lane::Backfill as usize];
+        self.backfill_full = count >= most || (self.backfill_full && count > most / 2);
+        !self.backfill_full
     }
 
-    /// Another worker's live lane is behind its objective: backfill takes only what nobody else wants here.
+    /// Pauses backfill while another worker's live lane is behind its objective: backfill then gets only places that the
+    /// other lanes leave.
     pub fn pause_backfill(&mut self, behind: bool) {
         self.backfill_paused = behind;
     }
 
-    /// Whether backfill is held back for another worker's sake.
+    /// Whether backfill is paused because of another worker.
     pub fn is_backfill_paused(&self) -> bool {
         self.backfill_paused
     }
 
-    /// Most backfill users in one batch, at least 1: a live user who becomes due waits for the batch that runs.
+    /// Limits backfill users per batch, to at least 1: a live user who becomes due waits for the running batch.
     pub fn limit_backfill(&mut self, most: usize) {
-        self.backfill_most = most.max(1);
+        self.backfill_max = most.max(1);
     }
 
-    /// Whether our own live lane is behind its objective.
+    /// Whether this worker's live lane is behind its objective.
     pub fn live_behind(&self, now: Timestamp) -> bool {
         self.status(Lane::Live, now).oldest > self.policy.objective
     }
 
-    /// Live and urgent users who have been due for longer than `max_wait`, oldest first, at most `most`.
-    /// Call it before [`Lanes::cut`]: they get the fallback, the engine keeps to those it can still serve.
+    /// Removes live and urgent users due for longer than `max_wait`, oldest first, at most `most`. They get the fallback.
+    /// Call it before [`Lanes::cut`], so that the engine serves the users who are still in time.
     pub fn overdue(&mut self, now: Timestamp, most: usize) -> Vec<Work> {
-        self.ripen(now);
+        self.promote_due(now);
         let mut late = Vec::new();
         while late.len() < most {
             let oldest = [Lane::Urgent, Lane::Live]
@@ -259,7 +261,7 @@ impl Lanes {
                 .min();
             match oldest {
                 Some(&(ready, seq)) if now.since(ready) > self.policy.max_wait => {
-                    late.extend(self.take(seq, true));
+                    late.extend(self.take_work(seq, true));
                 }
                 _ => break,
             }
@@ -267,17 +269,17 @@ impl Lanes {
         late
     }
 
-    /// Users to be put back at the end of their lanes, at most once a second: those who have been in memory for `hold` and
-    /// are still not due; and where the lanes are full, those who wait longest, until half is free. So nobody
-    /// who is due much later holds a commit, or the place of one who is due now.
+    /// Removes users to requeue at the end of their lanes, at most once a second: those in memory for `requeue_after` and
+    /// still not due; and if the lanes are full, those due last, until half is free. So a request due much later neither
+    /// delays a commit nor takes the place of one due now.
     pub fn deferred(&mut self, now: Timestamp) -> Vec<Work> {
-        self.requeue = self.requeue.min(now);
-        if now.since(self.requeue) < PUT_BACK_EVERY {
+        self.requeued_at = self.requeued_at.min(now);
+        if now.since(self.requeued_at) < REQUEUE_EVERY {
             return Vec::new();
         }
-        self.requeue = now;
-        self.ripen(now);
-        let soon = now.after(PUT_BACK_EVERY);
+        self.requeued_at = now;
+        self.promote_due(now);
+        let soon = now.after(REQUEUE_EVERY);
         let waiting = self.queues.iter().flat_map(|queue| &queue.waiting);
         let mut later: Vec<(Timestamp, Seq)> = waiting
             .filter(|(ready, _)| *ready > soon)
@@ -294,44 +296,44 @@ impl Lanes {
             let entry = &self.entries[&seq];
             if free > 0 || now.since(entry.since) >= self.policy.requeue_after {
                 free = free.saturating_sub(entry.positions.len());
-                deferred.extend(self.take(seq, false));
+                deferred.extend(self.take_work(seq, false));
             }
         }
         deferred
     }
 
-    /// The next batch: due users only, lanes by their shares, first in first out within a lane.
+    /// Removes the next batch: due users alone, lanes by their shares, first in, first out within a lane.
     pub fn cut(&mut self, now: Timestamp, most: usize) -> Vec<Work> {
-        self.ripen(now);
+        self.promote_due(now);
         let behind = self.backfill_paused || self.live_behind(now);
         let mut batch = Vec::new();
         let mut backfill = 0;
         while batch.len() < most.min(self.policy.batch_max) {
-            let room = backfill < self.backfill_most;
-            let Some(lane) = self.turn(behind, room) else {
+            let room = backfill < self.backfill_max;
+            let Some(lane) = self.next_lane(behind, room) else {
                 break;
             };
             backfill += usize::from(lane == Lane::Backfill);
             let first = self.queues[lane as usize].fifo.first().copied();
-            let seq = first.expect("a lane without due users has no turn");
-            batch.extend(self.take(seq, false));
+            let seq = first.expect("next_lane returns lanes with due users");
+            batch.extend(self.take_work(seq, false));
         }
         batch
     }
 
-    /// Drops what was read from partitions that are no longer ours; a user with nothing left is gone.
+    /// Drops requests of partitions that are no longer assigned, and users without a request left.
     pub fn revoke(&mut self, partitions: &[Partition]) {
         for partition in partitions {
             let at = |offset| Position {
                 partition: partition.clone(),
                 offset: Offset(offset),
             };
-            let theirs: Vec<(Position, Seq)> = self
+            let revoked: Vec<(Position, Seq)> = self
                 .positions
                 .range(at(i64::MIN)..=at(i64::MAX))
                 .map(|(position, seq)| (position.clone(), *seq))
                 .collect();
-            for (position, seq) in theirs {
+            for (position, seq) in revoked {
                 let mut entry = self.remove(seq).expect("every position has an entry");
                 entry.positions.remove(&position);
                 if !entry.positions.is_empty() {
@@ -341,7 +343,7 @@ impl Lanes {
         }
     }
 
-    /// Drops everything: all of it is read again.
+    /// Drops all requests; the caller reads them again.
     pub fn clear(&mut self) {
         *self = Self {
             next: self.next,
@@ -350,7 +352,7 @@ impl Lanes {
         };
     }
 
-    /// How long until somebody is due: zero if somebody is, `None` if nobody waits.
+    /// Time until a user is due: zero if one is, `None` if no user waits.
     pub fn next_due(&self, now: Timestamp) -> Option<Duration> {
         if self.queues.iter().any(|queue| !queue.fifo.is_empty()) {
             return Some(Duration::ZERO);
@@ -359,7 +361,7 @@ impl Lanes {
         firsts.map(|(ready, _)| ready.since(now)).min()
     }
 
-    /// How a lane stands; who became due since the last cut still counts as waiting.
+    /// Status of a lane; users who became due since the last cut still count as waiting.
     pub fn status(&self, lane: Lane, now: Timestamp) -> LaneStatus {
         let queue = &self.queues[lane as usize];
         let oldest = queue.aged.first().map(|(ready, _)| now.since(*ready));
@@ -370,19 +372,20 @@ impl Lanes {
         }
     }
 
-    /// Users who wait, due or not.
+    /// Number of waiting users, due or not.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether nobody waits.
+    /// Whether no user waits.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Whose turn it is. Smooth weighted round robin: each lane with due users earns its share, the richest
-    /// pays for all. A lane without a share, or held back, gets what the others leave.
-    fn turn(&mut self, behind: bool, room: bool) -> Option<Lane> {
+    /// Chooses the lane of the next user by smooth weighted round robin: each lane with due users is credited its share,
+    /// and the lane with the most credit is chosen and debited the total. A lane with share 0 is chosen only if no other
+    /// has due users.
+    fn next_lane(&mut self, behind: bool, room: bool) -> Option<Lane> {
         let share = |lane: Lane| match lane {
             Lane::Urgent => self.policy.urgent,
             Lane::Live => self.policy.live,
@@ -390,8 +393,8 @@ impl Lanes {
             Lane::Backfill => self.policy.backfill,
         };
         let due = |lane: &Lane| {
-            let barred = *lane == Lane::Backfill && !room;
-            !barred && !self.queues[*lane as usize].fifo.is_empty()
+            let limited = *lane == Lane::Backfill && !room;
+            !limited && !self.queues[*lane as usize].fifo.is_empty()
         };
         let shares: Vec<(Lane, i64)> = LANES
             .into_iter()
@@ -402,22 +405,22 @@ impl Lanes {
         if total == 0 {
             return shares.first().map(|(lane, _)| *lane);
         }
-        let mut richest: Option<Lane> = None;
+        let mut chosen: Option<Lane> = None;
         for (lane, share) in shares.into_iter().filter(|(_, share)| *share > 0) {
             self.queues[lane as usize].credit += share;
             let more =
                 |than: Lane| self.queues[lane as usize].credit > self.queues[than as usize].credit;
-            if richest.is_none_or(more) {
-                richest = Some(lane);
+            if chosen.is_none_or(more) {
+                chosen = Some(lane);
             }
         }
-        let lane = richest?;
+        let lane = chosen?;
         self.queues[lane as usize].credit -= total;
         Some(lane)
     }
 
-    /// Moves to the lanes' ends who became due; their place there is by arrival.
-    fn ripen(&mut self, now: Timestamp) {
+    /// Moves entries that became due into the order of arrival.
+    fn promote_due(&mut self, now: Timestamp) {
         for queue in &mut self.queues {
             while let Some(&(ready, seq)) = queue.waiting.first() {
                 if ready > now {
@@ -430,7 +433,7 @@ impl Lanes {
         }
     }
 
-    fn take(&mut self, seq: Seq, late: bool) -> Option<Work> {
+    fn take_work(&mut self, seq: Seq, late: bool) -> Option<Work> {
         self.remove(seq).map(|entry| Work {
             request: entry.request,
             positions: entry.positions.into_iter().collect(),
@@ -447,9 +450,9 @@ impl Lanes {
         for position in &entry.positions {
             self.positions.insert(position.clone(), seq);
         }
-        // Ripened by the next cut, which is handed the time.
+        // The next cut moves it to the due entries, as it has the time.
         let lane = entry.request.lane as usize;
-        self.held[lane] += entry.positions.len();
+        self.position_counts[lane] += entry.positions.len();
         self.queues[lane].waiting.insert((entry.ready, seq));
         self.entries.insert(seq, entry);
     }
@@ -462,7 +465,7 @@ impl Lanes {
             self.positions.remove(position);
         }
         let lane = entry.request.lane as usize;
-        self.held[lane] -= entry.positions.len();
+        self.position_counts[lane] -= entry.positions.len();
         let queue = &mut self.queues[lane];
         queue.waiting.remove(&(entry.ready, seq));
         queue.aged.remove(&(entry.ready, seq));
@@ -471,13 +474,13 @@ impl Lanes {
     }
 }
 
-/// When a request may be served, by the clock that says when it arrived.
+/// Time from which a request may be served, by the clock of its arrival.
 fn ready(request: &Request, arrived: Timestamp) -> Timestamp {
-    let put_off = request.due.since(request.time).min(RATE_LIMIT_MAX);
-    request.due.max(arrived).min(arrived.after(put_off))
+    let delay = request.due.since(request.time).min(RATE_LIMIT_MAX);
+    request.due.max(arrived).min(arrived.after(delay))
 }
 
-/// One request that stands for two of the same user.
+/// Merges a request into another of the same user.
 fn merge(kept: &mut Request, other: Request) {
     kept.due = kept.due.min(other.due);
     kept.lane = kept.lane.min(other.lane);
@@ -491,7 +494,7 @@ fn merge(kept: &mut Request, other: Request) {
     }
 }
 
-/// A person's wish outlives a merge; of the rest, what says most about why the list is needed.
+/// Order in which reasons survive a merge: an operator's refresh first, then the most informative reason.
 fn strength(reason: Reason) -> u8 {
     match reason {
         Reason::Sweep => 0,

@@ -1,15 +1,15 @@
-//! Records in hand, per partition, become the offset that may be committed.
+//! Tracks records in progress per partition, and computes the offsets that may be committed.
 //!
-//! Invariant: what may be committed is never past a record that began and is not done. Offsets may have
-//! gaps, records may be done in any order. It does not know what was done, nor when commits are sent.
+//! Invariant: a commit is never past a record that began and is not done. Offsets may have gaps, and records may be done in
+//! any order. It does not know what was done with a record, nor when commits are sent.
 //!
-//! Only what is *not* done is kept, so one slow record costs one entry, however much is done behind it.
+//! Only records that are *not* done are stored, so one slow record costs one entry, however many after it are done.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::user::record::{Offset, Partition, Position, Resume};
 
-/// What is in hand of every partition that is ours.
+/// Records in progress of all assigned partitions.
 #[derive(Clone, Debug, Default)]
 pub struct InHand {
     partitions: BTreeMap<Partition, Tracked>,
@@ -23,7 +23,7 @@ struct Tracked {
     reached: Resume,
     /// Where reading began.
     started: Resume,
-    /// The highest handed out for a commit; `started` before the first.
+    /// The highest returned for a commit; `started` before the first.
     committed: Resume,
 }
 
@@ -37,7 +37,7 @@ impl Tracked {
 }
 
 impl InHand {
-    /// A record was delivered. Again after a rewind: then it is in hand again.
+    /// Notes that a record was delivered. After a rewind it is in progress again.
     pub fn began(&mut self, position: &Position) {
         let offset = position.offset;
         let tracked = match self.partitions.get_mut(&position.partition) {
@@ -58,8 +58,8 @@ impl InHand {
         }
     }
 
-    /// Everything that the record asks for is acknowledged. Of a record that is not in hand, nothing:
-    /// its partition may have been revoked meanwhile.
+    /// Notes that every effect of the record is acknowledged. Ignores a record that is not in progress: its partition may
+    /// have been revoked.
     pub fn done(&mut self, position: &Position) {
         let Some(tracked) = self.partitions.get_mut(&position.partition) else {
             return;
@@ -69,14 +69,14 @@ impl InHand {
         }
     }
 
-    /// Where reading may resume; `None` while that is where it began. After a rewind it may be lower than
-    /// what was committed, which [`InHand::take_commits`] never takes back.
+    /// Where reading may resume; `None` while that is where it began. After a rewind it may be lower than the committed
+    /// offset, which [`InHand::take_commits`] never lowers.
     pub fn resume(&self, partition: &Partition) -> Option<Resume> {
         let tracked = self.partitions.get(partition)?;
         Some(tracked.resume()).filter(|resume| *resume > tracked.started)
     }
 
-    /// Forgets partitions that are no longer ours.
+    /// Drops partitions that are no longer assigned.
     pub fn revoke(&mut self, partitions: &[Partition]) {
         for partition in partitions {
             if let Some(tracked) = self.partitions.remove(partition) {
@@ -85,7 +85,7 @@ impl InHand {
         }
     }
 
-    /// What may be committed now, of the partitions that advanced since the last call.
+    /// Offsets to commit now, of the partitions that advanced since the last call.
     pub fn take_commits(&mut self) -> Vec<(Partition, Resume)> {
         let mut commits = Vec::new();
         for (partition, tracked) in &mut self.partitions {
@@ -98,12 +98,12 @@ impl InHand {
         commits
     }
 
-    /// Records that began and are not done.
+    /// Number of records in progress.
     pub fn len(&self) -> usize {
         self.undone
     }
 
-    /// Whether nothing is in hand.
+    /// Whether no record is in progress.
     pub fn is_empty(&self) -> bool {
         self.undone == 0
     }
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_record_holds_back_what_is_done_behind_it() {
+    fn a_slow_record_delays_the_commit_of_later_ones() {
         let mut hand = InHand::default();
         for offset in [5, 6, 9] {
             hand.began(&at(0, offset));
@@ -131,12 +131,12 @@ mod tests {
         assert_eq!(hand.take_commits(), []);
         hand.done(&at(0, 5));
         assert_eq!(hand.take_commits(), [(at(0, 0).partition, Resume(10))]);
-        assert_eq!(hand.take_commits(), [], "handed out once");
+        assert_eq!(hand.take_commits(), [], "returned once");
         assert!(hand.is_empty());
     }
 
     #[test]
-    fn a_revoked_partition_is_forgotten_and_a_late_end_means_nothing() {
+    fn done_after_a_revoke_is_ignored() {
         let mut hand = InHand::default();
         hand.began(&at(0, 1));
         hand.began(&at(1, 1));
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rewind_takes_no_commit_back() {
+    fn a_rewind_lowers_no_commit() {
         let mut hand = InHand::default();
         for offset in 0..4 {
             hand.began(&at(0, offset));
@@ -205,7 +205,7 @@ mod tests {
             }
             committed.extend(hand.take_commits());
             for (partition, resume) in committed {
-                prop_assert_eq!(resume.0, next[partition.number as usize] + 1, "all is committed in the end");
+                prop_assert_eq!(resume.0, next[partition.number as usize] + 1, "everything is committed at the end");
             }
         }
     }

@@ -1,8 +1,8 @@
-//! Where a replay starts and ends, and how far it is: texts and extents -> [`Plan`], records -> what is left.
+//! Plans a replay and tracks its progress: start and end points -> [`Plan`], records read -> records left.
 //!
-//! Invariant: a plan is made once and never moves its goal: whoever goes on with it folds the same records,
-//! wherever a predecessor was killed. Profiles are read whole and before the first event, so that an event is
-//! counted in the segment of its user. It does not know how records are read, nor what they say.
+//! Invariant: a plan is made once and its ends never change, so a process that continues it folds the same records,
+//! wherever the previous one was killed. Profiles are read completely before the first event, so that an event is counted
+//! in the segment of its user. It does not know how records are read, nor what they contain.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,40 +12,40 @@ use serde::{Deserialize, Serialize};
 
 use crate::user::record::{Offset, Partition, Position, Record, Resume, Timestamp};
 
-/// A point in the log, as it is asked for.
+/// A point in the log, as given by the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Point {
-    /// The first record that is kept.
+    /// The first retained record.
     Earliest,
-    /// Behind the last record that is there.
+    /// After the last record.
     Latest,
     /// The first record at or after this time.
     Time(Timestamp),
-    /// The first record of the last so long.
+    /// The first record within this time before now.
     Last(Duration),
-    /// An offset per partition; one that is not named is not limited.
+    /// An offset per partition; a partition that is not named is not limited.
     Offsets(BTreeMap<(String, i32), i64>),
 }
 
-/// A text that names no point in the log.
+/// A text that is not a point in the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no point in the log: earliest, latest, 2026-01-31T00:00:00Z, last=7d, or topic:0=1200,topic:1=1180"
+    "{0:?} is not a point in the log: give earliest, latest, 2026-01-31T00:00:00Z, last=7d, or topic:0=1200,topic:1=1180"
 )]
-pub struct NoPoint(String);
+pub struct PointError(String);
 
 impl std::str::FromStr for Point {
-    type Err = NoPoint;
+    type Err = PointError;
 
-    fn from_str(text: &str) -> Result<Self, NoPoint> {
-        let wrong = || NoPoint(text.into());
+    fn from_str(text: &str) -> Result<Self, PointError> {
+        let invalid = || PointError(text.into());
         match text {
             "earliest" => return Ok(Self::Earliest),
             "latest" => return Ok(Self::Latest),
             _ => {}
         }
         if let Some(length) = text.strip_prefix("last=") {
-            let length = humantime::parse_duration(length).map_err(|_| wrong())?;
+            let length = humantime::parse_duration(length).map_err(|_| invalid())?;
             return Ok(Self::Last(length));
         }
         if let Ok(time) = text.parse::<jiff::Timestamp>() {
@@ -60,68 +60,70 @@ impl std::str::FromStr for Point {
             Some(((named, number), offset))
         };
         let parts: Option<Vec<_>> = text.split(',').map(|part| offset(part.trim())).collect();
-        let parts = parts.ok_or_else(wrong)?;
+        let parts = parts.ok_or_else(invalid)?;
         let count = parts.len();
         let offsets: BTreeMap<_, _> = parts.into_iter().collect();
-        // The same partition twice: which one was meant?
+        // A partition named twice is ambiguous.
         if offsets.len() == count {
             Ok(Self::Offsets(offsets))
         } else {
-            Err(wrong())
+            Err(invalid())
         }
     }
 }
 
-/// What a partition holds, as far as a plan must know.
+/// Extent of a partition in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {
     /// The partition.
     pub partition: Partition,
-    /// Offset of the first record that is still there.
+    /// Offset of the first retained record.
     pub begin: Offset,
     /// One past the last record.
     pub end: Offset,
-    /// Time of the first record; `None` where there is none.
+    /// Time of the first record; `None` if there is no record.
     pub oldest: Option<Timestamp>,
 }
 
-/// Why a replay cannot start there.
+/// Reason why a replay cannot be planned.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
-    /// Records that were asked for are deleted.
+    /// Wanted records are deleted.
     #[error("{partition}: {wanted} is no longer retained; the earliest is offset {begin}{}", of_time(*oldest))]
     NotRetained {
-        /// Where.
+        /// Partition.
         partition: Partition,
-        /// What was asked for.
+        /// Point that was given.
         wanted: String,
-        /// The first offset that is kept.
+        /// First retained offset.
         begin: i64,
         /// Its time.
         oldest: Option<Timestamp>,
     },
-    /// An offset beyond the end.
-    #[error("{partition}: offset {wanted} is beyond its end {end}")]
+    /// A given offset is beyond the end.
+    #[error("{partition}: offset {wanted} is beyond its end {end}; give a lower one")]
     BeyondEnd {
-        /// Where.
+        /// Partition.
         partition: Partition,
-        /// What was asked for.
+        /// Point that was given.
         wanted: i64,
-        /// The end.
+        /// End of the partition.
         end: i64,
     },
-    /// A partition that the topics do not have.
+    /// A given partition does not exist.
     #[error("{topic} has no partition {number}")]
     NoPartition {
-        /// Topic as asked.
+        /// Topic as given.
         topic: String,
-        /// Partition as asked.
+        /// Partition as given.
         number: i32,
     },
-    /// It would end before it starts.
-    #[error("{partition}: it would end at offset {end}, before it starts at {start}")]
+    /// The end is before the start.
+    #[error(
+        "{partition}: the end, offset {end}, is before the start, offset {start}; give a later end"
+    )]
     Backwards {
-        /// Where.
+        /// Partition.
         partition: Partition,
         /// First offset.
         start: i64,
@@ -134,7 +136,7 @@ fn of_time(oldest: Option<Timestamp>) -> String {
     oldest.map_or(String::new(), |time| format!(" of {}", Moment(time)))
 }
 
-/// A time as people write it.
+/// A time, displayed as RFC 3339 text.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment(pub Timestamp);
 
@@ -147,19 +149,19 @@ impl fmt::Display for Moment {
     }
 }
 
-/// What a point in time is in the log: from where each partition has records at or after it.
+/// A point in the log as an offset per partition.
 pub type Since = BTreeMap<Partition, Resume>;
 
-/// Offset per partition at which a replay of `kept` starts for `from`. `since`: the broker's answer for a point in time.
+/// Offset per partition at which a replay from `from` starts. `since`: the broker's offsets for a point in time.
 pub fn starts(
     from: &Point,
     kept: &[Kept],
     (since, time): (&Since, Timestamp),
 ) -> Result<Since, Unfit> {
-    known(from, kept)?;
+    check_partitions(from, kept)?;
     let start = |kept: &Kept| {
         let begin = Resume(kept.begin.0);
-        let lost = |wanted: String| Unfit::NotRetained {
+        let not_retained = |wanted: String| Unfit::NotRetained {
             partition: kept.partition.clone(),
             wanted,
             begin: kept.begin.0,
@@ -169,10 +171,11 @@ pub fn starts(
             Point::Earliest => Ok(begin),
             Point::Latest => Ok(Resume(kept.end.0)),
             Point::Time(_) | Point::Last(_) => {
-                // Nothing was ever deleted where the log begins with 0.
-                let whole = kept.begin.0 == 0 || kept.oldest.is_some_and(|oldest| oldest <= time);
-                if !whole && kept.oldest.is_some() {
-                    return Err(lost(Moment(time).to_string()));
+                // Where the log begins with offset 0, nothing was deleted.
+                let complete =
+                    kept.begin.0 == 0 || kept.oldest.is_some_and(|oldest| oldest <= time);
+                if !complete && kept.oldest.is_some() {
+                    return Err(not_retained(Moment(time).to_string()));
                 }
                 Ok(since.get(&kept.partition).copied().unwrap_or(begin))
             }
@@ -180,7 +183,9 @@ pub fn starts(
                 let key = (kept.partition.topic.to_string(), kept.partition.number);
                 match offsets.get(&key).copied() {
                     None => Ok(begin),
-                    Some(wanted) if wanted < kept.begin.0 => Err(lost(format!("offset {wanted}"))),
+                    Some(wanted) if wanted < kept.begin.0 => {
+                        Err(not_retained(format!("offset {wanted}")))
+                    }
                     Some(wanted) if wanted > kept.end.0 => Err(Unfit::BeyondEnd {
                         partition: kept.partition.clone(),
                         wanted,
@@ -196,9 +201,9 @@ pub fn starts(
         .collect()
 }
 
-/// Offset per partition at which a replay ends for `to`.
+/// Offset per partition at which a replay to `to` ends.
 pub fn ends(to: &Point, kept: &[Kept], since: &Since) -> Result<Since, Unfit> {
-    known(to, kept)?;
+    check_partitions(to, kept)?;
     let end = |kept: &Kept| match to {
         Point::Latest => Ok(Resume(kept.end.0)),
         Point::Earliest => Ok(Resume(kept.begin.0)),
@@ -224,7 +229,7 @@ pub fn ends(to: &Point, kept: &[Kept], since: &Since) -> Result<Since, Unfit> {
         .collect()
 }
 
-fn known(point: &Point, kept: &[Kept]) -> Result<(), Unfit> {
+fn check_partitions(point: &Point, kept: &[Kept]) -> Result<(), Unfit> {
     let Point::Offsets(offsets) = point else {
         return Ok(());
     };
@@ -241,17 +246,17 @@ fn known(point: &Point, kept: &[Kept]) -> Result<(), Unfit> {
     Ok(())
 }
 
-/// Where a replay stands; each stage may be entered again after a crash.
+/// Stage of a replay; each may be entered again after a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
-    /// The plan is written, the group does not stand at its start yet.
+    /// The plan is written; the consumer group is not at its start yet.
     Placing,
     /// Profiles are folded.
     Profiles,
     /// Events are folded.
     Events,
-    /// Users whose list trails are asked for.
+    /// Lists are requested for users whose list is older than their state.
     Sweep,
     /// Done.
     Done,
@@ -269,47 +274,47 @@ impl fmt::Display for Stage {
     }
 }
 
-/// What became of the records of a replay. After a kill the last seconds' are counted twice, never folded twice.
+/// Counts of a replay. After a kill the records of the last seconds are counted twice, but never folded twice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Totals {
-    /// Folded.
+    /// Records folded.
     pub folded: u64,
-    /// Skipped: at or below a fence, for they were folded before.
+    /// Records skipped: at or below a fence, because they were folded before.
     pub skipped: u64,
-    /// In `dlq`.
+    /// Records sent to the dlq.
     pub dead: u64,
-    /// Deleted by the broker before they were read, as far as it was noticed.
+    /// Records found deleted by the broker before they were read.
     pub lost: u64,
-    /// Users seen by the sweep.
+    /// Users checked by the sweep.
     pub users: u64,
-    /// Lists asked for by the sweep.
+    /// Lists requested by the sweep.
     pub requested: u64,
-    /// Milliseconds of folding.
+    /// Time spent folding, in milliseconds.
     pub fold_ms: u64,
 }
 
 impl Totals {
-    /// Records handled.
+    /// Number of records handled.
     pub fn records(&self) -> u64 {
         self.folded + self.skipped + self.dead
     }
 
-    /// Records handled per second of folding; `None` before the first.
+    /// Records handled per second of folding; `None` before the first record.
     pub fn rate(&self) -> Option<f64> {
         let seconds = self.fold_ms as f64 / 1000.0;
         (self.records() > 0 && seconds > 0.0).then(|| self.records() as f64 / seconds)
     }
 }
 
-/// The plan of a replay, as it is written down under the namespace.
+/// The plan of a replay, as stored under its namespace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// Format version, 1.
     pub v: u32,
-    /// Where it starts, as asked.
+    /// Start as given.
     pub from: String,
-    /// Where it ends, as asked.
+    /// End as given.
     pub to: String,
     /// Offset at which each partition starts.
     #[serde(with = "places")]
@@ -317,47 +322,47 @@ pub struct Plan {
     /// Offset at which each partition ends.
     #[serde(with = "places")]
     pub ends: Since,
-    /// Time from which the events of a partition are complete, where the log no longer has all of them.
+    /// Time from which a partition's events are complete, for partitions whose log no longer has all events.
     #[serde(with = "times", default)]
     pub complete_since: BTreeMap<Partition, Timestamp>,
-    /// The now that bounds the times of CreateTime records.
+    /// Time of creation, the `now` that limits the times of CreateTime records.
     pub created_at: Timestamp,
-    /// Digest of what decides how records are folded.
+    /// Digest of the settings that decide how records are folded.
     pub config: String,
-    /// How far it is.
+    /// Its stage.
     pub stage: Stage,
-    /// Where the sweep goes on.
+    /// Where the sweep continues.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-    /// What it did so far.
+    /// Counts so far.
     #[serde(default)]
     pub totals: Totals,
 }
 
 impl Plan {
-    /// As it is stored.
+    /// The plan as JSON, as it is stored.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("a plan is plain data")
     }
 
-    /// Reads what [`Plan::to_json`] wrote.
+    /// Parses what [`Plan::to_json`] wrote.
     pub fn parse(text: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(text)
     }
 
-    /// The part of it that reads one topic.
+    /// The part of the plan that reads one topic.
     pub fn goal(&self, topic: &str) -> Goal {
-        let mine = |places: &Since| -> Since {
+        let of_topic = |places: &Since| -> Since {
             let of = places.iter().filter(|(p, _)| *p.topic == *topic);
             of.map(|(p, at)| (p.clone(), *at)).collect()
         };
         Goal {
-            next: mine(&self.starts),
-            ends: mine(&self.ends),
+            next: of_topic(&self.starts),
+            ends: of_topic(&self.ends),
         }
     }
 
-    /// Records between its starts and ends; with gaps of compaction that is more than there are.
+    /// Number of offsets between starts and ends; more than there are records where compaction left gaps.
     pub fn records(&self) -> u64 {
         let of = |(partition, start): (&Partition, &Resume)| {
             let end = self.ends.get(partition).map_or(start.0, |end| end.0);
@@ -366,7 +371,7 @@ impl Plan {
         self.starts.iter().map(of).sum()
     }
 
-    /// The first partition that would end before it starts.
+    /// Checks that no partition ends before it starts.
     pub fn check(&self) -> Result<(), Unfit> {
         for (partition, start) in &self.starts {
             let end = self.ends.get(partition).map_or(start.0, |end| end.0);
@@ -382,7 +387,7 @@ impl Plan {
     }
 }
 
-/// What is left to read of one topic.
+/// The part of one topic that is left to read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Goal {
     next: Since,
@@ -390,7 +395,7 @@ pub struct Goal {
 }
 
 impl Goal {
-    /// Takes out of a batch what is beyond the goal; true if there was anything, so that all before it is read.
+    /// Removes records at or after the end from a batch. Returns whether there were any, so that the end is reached.
     pub fn cut(&self, partition: &Partition, records: &mut Vec<Record>) -> bool {
         let end = self.ends.get(partition).map_or(i64::MIN, |end| end.0);
         let before = records.len();
@@ -398,7 +403,7 @@ impl Goal {
         records.len() < before
     }
 
-    /// Everything of a partition before `at` is done, here or by another member.
+    /// Notes that everything before `at` in a partition is done, by this or another member.
     pub fn passed(&mut self, partition: &Partition, at: Resume) {
         let end = self.end(partition);
         if let Some(next) = self.next.get_mut(partition) {
@@ -406,23 +411,23 @@ impl Goal {
         }
     }
 
-    /// The end of a partition; 0 for one that is none of ours.
+    /// The end of a partition; 0 for one that is not in the goal.
     pub fn end(&self, partition: &Partition) -> Resume {
         self.ends.get(partition).copied().unwrap_or(Resume(0))
     }
 
-    /// Partitions with something left, and where it begins.
+    /// Partitions with records left, and where these begin.
     pub fn behind(&self) -> impl Iterator<Item = (&Partition, Resume)> {
         let left = |(partition, next): &(&Partition, &Resume)| **next < self.end(partition);
         self.next.iter().filter(left).map(|(p, next)| (p, *next))
     }
 
-    /// Whether nothing is left.
+    /// Whether no record is left.
     pub fn reached(&self) -> bool {
         self.behind().next().is_none()
     }
 
-    /// Records left; with gaps more than there are.
+    /// Number of offsets left; more than there are records where there are gaps.
     pub fn left(&self) -> u64 {
         self.behind()
             .map(|(partition, next)| u64::try_from(self.end(partition).0 - next.0).unwrap_or(0))
@@ -436,7 +441,7 @@ impl Goal {
 }
 
 mod places {
-    //! Offsets per partition as sorted `incarnation/topic/partition:offset`, comma-separated.
+    //! Serialises offsets per partition as sorted `incarnation/topic/partition:offset`, comma-separated.
     use super::*;
     use serde::{Deserializer, Serializer, de::Error};
 
@@ -462,7 +467,7 @@ mod places {
 }
 
 mod times {
-    //! Times per partition, in the same form.
+    //! Serialises times per partition in the same form.
     use super::*;
     use serde::{Deserializer, Serializer};
 

@@ -1,6 +1,6 @@
-//! What topics are called here: `[topics]` of the configuration.
+//! Names of the topics: `[topics]` of the configuration.
 //!
-//! Names only; what stands in them is [`crate::user::event`]'s and [`crate::user::trigger`]'s.
+//! Names alone; [`crate::user::event`] and [`crate::user::trigger`] define the records.
 
 use std::sync::Arc;
 
@@ -13,15 +13,15 @@ use crate::user::trigger::Lane;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Topics {
-    /// What users do.
+    /// Events of users.
     pub user_events: Arc<str>,
-    /// Who users are; compacted.
+    /// Profiles of users; compacted.
     pub profile_changes: Arc<str>,
     /// SKUs; compacted.
     pub catalog: Arc<str>,
     /// Requests for first lists of new and sparse users.
     pub regen_urgent: Arc<str>,
-    /// Requests of everyone else.
+    /// Requests of all other active users.
     pub regen_live: Arc<str>,
     /// Requests of sweeps and refreshes.
     pub regen_backfill: Arc<str>,
@@ -29,7 +29,7 @@ pub struct Topics {
     pub recall_updates: Arc<str>,
     /// Records that cannot be decoded.
     pub dlq: Arc<str>,
-    /// How `profile_changes` is written.
+    /// Format of `profile_changes`.
     pub profile_format: Format,
 }
 
@@ -59,7 +59,7 @@ impl Topics {
         }
     }
 
-    /// How to decode a record of a user that came from this topic.
+    /// How to decode a user's record of this topic.
     pub fn source(&self, topic: &str) -> Source {
         if *topic == *self.profile_changes {
             Source::Profiles(self.profile_format)
@@ -73,7 +73,7 @@ impl Topics {
         [Lane::Urgent, Lane::Live, Lane::Backfill].map(|lane| self.lane(lane))
     }
 
-    /// Key in `[topics]` and name of each topic, in the order of the design's table.
+    /// Key in `[topics]` and name of each topic, in the order of the configuration.
     pub fn keyed(&self) -> [(&'static str, &str); 8] {
         [
             ("user_events", &self.user_events),

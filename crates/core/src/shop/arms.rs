@@ -1,27 +1,26 @@
-//! Which arm a user is in: `(user, seed, arms) -> Arm`, by a hash that any team can compute.
+//! Assigns users to arms: `(user, seed, arms) -> Arm`, by a published hash that any team can compute.
 //!
-//! Invariant: GrowthBook's hash, version 2: `fnv32a(decimal(fnv32a(seed + user))) % 10000`, over the bytes of
-//! UTF-8 as its Go and Rust kits do (its JavaScript kit hashes UTF-16 units: the same for ASCII, not beyond).
-//! It does not know what an arm does.
-
-use std::time::Duration;
+//! Invariant: GrowthBook's hash, version 2: `fnv32a(decimal(fnv32a(seed + user))) % 10000`, over UTF-8 bytes as in its Go
+//! and Rust kits (its JavaScript kit hashes UTF-16 units: the same for ASCII, different beyond). It does not know what an
+//! arm does.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use crate::list::prompt::Arm;
 
-/// How many equal buckets users fall into.
+/// Number of equal buckets of users.
 const BUCKETS: u64 = 10_000;
 
-/// A user's bucket of the experiment `seed`: 0..10000; GrowthBook's number times 10000.
+/// A user's bucket in the experiment `seed`: 0..10000, GrowthBook's number times 10000.
 pub fn bucket(seed: &str, user: &str) -> u32 {
     let inner = fnv32a([seed, user].iter().flat_map(|part| part.bytes()));
     let outer = fnv32a(inner.to_string().bytes());
     outer % BUCKETS as u32
 }
 
-/// The user's arm: arms in their order get consecutive buckets in proportion to their shares.
-/// `None` only if no arm has a share. Changing shares under an old seed moves users between arms.
+/// The user's arm: arms in their order have consecutive buckets in proportion to their shares. `None` only if no arm has
+/// a share. Changing shares without changing the seed moves users between arms.
 pub fn arm_of<'a>(user: &str, seed: &str, arms: &'a [Arm]) -> Option<&'a Arm> {
     let total: u64 = arms.iter().map(|arm| u64::from(arm.share)).sum();
     let point = u64::from(bucket(seed, user)) * total;
@@ -32,19 +31,19 @@ pub fn arm_of<'a>(user: &str, seed: &str, arms: &'a [Arm]) -> Option<&'a Arm> {
     })
 }
 
-/// The arms of a namespace: those that name it, else those that name none. So a new prompt can fill a namespace
-/// of its own while the others keep theirs.
+/// The arms of a namespace: those that name it, else those that name none. So a new prompt can fill its own namespace
+/// while the other namespaces keep their arms.
 pub fn arms_for<'a>(ns: &str, arms: &'a [Arm]) -> Cow<'a, [Arm]> {
     if arms.iter().all(|arm| arm.namespaces.is_empty()) {
         return Cow::Borrowed(arms);
     }
-    let named = |arm: &&Arm| arm.namespaces.iter().any(|name| name == ns);
-    let mine: Vec<Arm> = arms.iter().filter(named).cloned().collect();
-    if !mine.is_empty() {
-        return Cow::Owned(mine);
+    let names_it = |arm: &&Arm| arm.namespaces.iter().any(|name| name == ns);
+    let own_arms: Vec<Arm> = arms.iter().filter(names_it).cloned().collect();
+    if !own_arms.is_empty() {
+        return Cow::Owned(own_arms);
     }
-    let free = arms.iter().filter(|arm| arm.namespaces.is_empty());
-    Cow::Owned(free.cloned().collect())
+    let shared = arms.iter().filter(|arm| arm.namespaces.is_empty());
+    Cow::Owned(shared.cloned().collect())
 }
 
 /// FNV-1a, 32 bits. Source: <http://www.isthe.com/chongo/tech/comp/fnv/>.
@@ -54,11 +53,12 @@ fn fnv32a(bytes: impl Iterator<Item = u8>) -> u32 {
     })
 }
 
-/// What an arm's `model` must begin with to get a table: `table:200ms` answers each batch after 200 ms.
+/// Prefix of an arm's `model` that selects the table model: `table:200ms` answers each batch after 200 ms.
 const PREFIX: &str = "table:";
 
-/// The delay of a table that stands where a model's path would; `None` for a path.
-/// Errors: a sentence saying what is not a duration.
+/// The delay of a table model given in place of a model's path; `None` for a path.
+///
+/// Errors: a sentence with the text that is not a duration.
 pub fn delay_of(model: &str) -> Option<Result<Duration, String>> {
     let delay = model.strip_prefix(PREFIX)?;
     Some(humantime::parse_duration(delay).map_err(|error| {
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_stands_for_a_model_by_its_prefix_and_a_duration() {
+    fn a_table_model_is_recognised_by_its_prefix_and_its_delay_is_parsed() {
         assert_eq!(
             delay_of("table:200ms"),
             Some(Ok(Duration::from_millis(200)))
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_vectors_hold_beyond_ascii_too() {
+    fn buckets_beyond_ascii_equal_an_independent_implementation() {
         // Computed by an independent implementation in Python over UTF-8 bytes.
         for (seed, user, expected) in [
             ("", "1", 3263),
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn users_spread_over_arms_as_the_shares_say_and_a_share_of_none_gets_none() {
+    fn users_spread_by_shares_and_an_arm_without_share_gets_no_user() {
         let arms = arms(&[3, 0, 1]);
         let mut counts = [0u32; 3];
         for user in 0..10_000 {
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn without_any_share_there_is_no_arm() {
+    fn without_shares_no_arm_is_chosen() {
         assert!(arm_of("a", "s", &arms(&[0, 0])).is_none());
         assert!(arm_of("a", "s", &[]).is_none());
     }

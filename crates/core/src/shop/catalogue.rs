@@ -1,11 +1,10 @@
-//! All PUs and SKUs: one snapshot in memory, patched as the `catalog` stream moves.
+//! Catalogue of all PUs and SKUs in memory, patched by each record of `catalog`.
 //!
-//! Invariant: an index, once given, means the same PU or SKU for the erased_at of the catalogue, so bitsets and
-//! masses made from an older version stay readable. A PU is in stock iff one of its SKUs is
-//! [`available`](Catalogue::available): known, in stock, blocked neither by itself nor by its PU. It does
-//! not know rules, users, nor where records come from.
+//! Invariant: an index means the same PU or SKU for the lifetime of the catalogue, so bitsets and masses made from an older
+//! version stay valid. A PU is in stock iff one of its SKUs is [`available`](Catalogue::available): known, in stock, and
+//! blocked neither itself nor by its PU. It does not know rules, users, nor where records come from.
 
-// lookup only: no order of a HashMap reaches an output
+// Hash maps are for lookup only: their order never reaches an output.
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -22,14 +21,14 @@ pub struct PuIx(pub u32);
 pub struct SkuIx(pub u32);
 
 impl PuIx {
-    /// As an index into slices and bitsets over PUs.
+    /// The index into slices and bitsets over PUs.
     pub fn at(self) -> usize {
         self.0 as usize
     }
 }
 
 impl SkuIx {
-    /// As an index into slices and bitsets over SKUs.
+    /// The index into slices and bitsets over SKUs.
     pub fn at(self) -> usize {
         self.0 as usize
     }
@@ -42,41 +41,42 @@ pub struct Pu {
     pub id: Arc<str>,
     /// Name as shown.
     pub name: String,
-    /// Category, if any SKU told one.
+    /// Category, if any SKU had one.
     pub category: Option<String>,
-    /// Its SKUs, gone ones left out, sorted by index. Empty if all are gone: the PU then only keeps its index.
+    /// Its SKUs without deleted ones, sorted by index. If all are deleted, the PU keeps its index alone.
     pub skus: Vec<SkuIx>,
 }
 
-/// A SKU as last told. A gone SKU keeps its words, so that old events still have a name.
+/// A SKU by its latest record. A deleted SKU keeps its texts, so that old events still have a name.
 #[derive(Clone, Debug)]
 struct Entry {
     sku: Arc<Sku>,
     pu: PuIx,
-    gone: bool,
+    deleted: bool,
     blocked: bool,
 }
 
-/// What an [`apply`](Catalogue::apply) changed.
+/// Changes made by an [`apply`](Catalogue::apply).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Patch {
-    /// [`Catalogue::names`] is another list now: the engine must be given it anew.
+    /// Whether [`Catalogue::names`] changed: engines need the new list.
     pub names: bool,
-    /// PUs whose bit in [`Catalogue::in_stock`] flipped.
+    /// PUs that came into stock or sold out.
     pub stock: BTreeSet<PuIx>,
-    /// SKUs that are new, moved, or have another category or attributes: [`crate::shop::rules::Table::extend`] wants them.
+    /// SKUs that are new, deleted, in another PU, or have another category or attributes, for
+    /// [`crate::shop::rules::Table::extend`].
     pub rules: BTreeSet<SkuIx>,
-    /// PUs that changed their name, with the name before.
+    /// PUs with a changed name, with the previous name.
     pub renamed: BTreeMap<PuIx, String>,
 }
 
 impl Patch {
-    /// Whether nothing changed that anyone derives from the catalogue (prices and titles are read when used).
+    /// Whether nothing changed that is derived from the catalogue (prices and titles are read when used).
     pub fn is_empty(&self) -> bool {
         !self.names && self.stock.is_empty() && self.rules.is_empty() && self.renamed.is_empty()
     }
 
-    /// Adds a later patch. A PU whose stock flipped twice stays listed.
+    /// Adds a later patch. A PU whose stock flipped twice stays in it.
     pub fn merge(&mut self, later: Self) {
         self.names |= later.names;
         self.stock.extend(later.stock);
@@ -87,14 +87,14 @@ impl Patch {
     }
 }
 
-/// PUs and SKUs. Cloning shares the SKUs' words.
+/// All PUs and SKUs. A clone shares the SKUs' texts.
 #[derive(Clone, Debug, Default)]
 pub struct Catalogue {
     pus: Vec<Pu>,
     skus: Vec<Entry>,
     pu_index: HashMap<Arc<str>, PuIx>,
     sku_index: HashMap<Arc<str>, SkuIx>,
-    /// Available SKUs per PU.
+    /// Number of available SKUs per PU.
     available: Vec<u32>,
     in_stock: FixedBitSet,
     blocked_pus: BTreeSet<String>,
@@ -104,7 +104,7 @@ pub struct Catalogue {
 }
 
 impl Catalogue {
-    /// A catalogue whose indices depend on the set of SKUs only, not on their order.
+    /// Builds a catalogue whose indices depend on the set of SKUs alone, not on their order.
     pub fn load(mut skus: Vec<Sku>) -> Self {
         skus.sort_by(|a, b| a.sku.cmp(&b.sku));
         let mut catalogue = Self::default();
@@ -114,16 +114,16 @@ impl Catalogue {
         catalogue
     }
 
-    /// Takes one record of the stream: the whole SKU, or `None` when it is gone.
+    /// Applies one record of `catalog`: the whole SKU, or `None` if it was deleted.
     ///
-    /// Where two SKUs name one PU differently, the newest record wins. A missing category does not
-    /// erase a known one: a rule on it would otherwise open.
+    /// If two SKUs name one PU differently, the newest record wins. A missing category does not erase a known one,
+    /// because a rule on the category would no longer forbid.
     pub fn apply(&mut self, id: String, value: Option<Sku>) -> Patch {
         let before = self.by_sku(&id);
         let mut patch = Patch::default();
         match (value, before) {
             (None, None) => return patch,
-            (None, Some(ix)) if self.skus[ix.at()].gone => return patch,
+            (None, Some(ix)) if self.skus[ix.at()].deleted => return patch,
             (None, Some(ix)) => self.remove(ix, &mut patch),
             (Some(sku), None) => self.insert(&id, sku, &mut patch),
             (Some(sku), Some(ix)) => self.replace(ix, sku, &mut patch),
@@ -133,7 +133,7 @@ impl Catalogue {
         patch
     }
 
-    /// Makes these the blocked PUs and SKUs, by id; ids that are not known yet wait for their SKU.
+    /// Sets the blocked PUs and SKUs, by id; an unknown id takes effect once its SKU arrives.
     pub fn set_blocks(&mut self, pus: BTreeSet<String>, skus: BTreeSet<String>) -> Patch {
         if pus == self.blocked_pus && skus == self.blocked_skus {
             return Patch::default();
@@ -161,35 +161,35 @@ impl Catalogue {
         &self.pus[ix.at()]
     }
 
-    /// A SKU as last told, also if it is gone.
+    /// A SKU by its latest record, also if deleted.
     pub fn sku(&self, ix: SkuIx) -> &Sku {
         &self.skus[ix.at()].sku
     }
 
-    /// How many SKU indices are given.
+    /// Number of SKU indices.
     pub fn sku_len(&self) -> usize {
         self.skus.len()
     }
 
-    /// The PU of a SKU; the last one it had, if it is gone.
+    /// The PU of a SKU; for a deleted SKU its last one.
     pub(crate) fn pu_of(&self, ix: SkuIx) -> PuIx {
         self.skus[ix.at()].pu
     }
 
-    /// A SKU by its id, also if it is gone.
+    /// A SKU by its id, also if deleted.
     pub fn by_sku(&self, id: &str) -> Option<SkuIx> {
         self.sku_index.get(id).copied()
     }
 
-    /// A PU by its id, also if all its SKUs are gone.
+    /// A PU by its id, also if all its SKUs are deleted.
     pub fn by_pu(&self, id: &str) -> Option<PuIx> {
         self.pu_index.get(id).copied()
     }
 
-    /// Whether a SKU may be shown, rules aside: known, in stock, not blocked.
+    /// Whether a SKU may be shown as far as the catalogue decides: known, in stock, not blocked.
     pub fn available(&self, ix: SkuIx) -> bool {
         let entry = &self.skus[ix.at()];
-        !entry.gone && !entry.blocked && entry.sku.stock > 0 && !self.pu_blocked(entry.pu)
+        !entry.deleted && !entry.blocked && entry.sku.stock > 0 && !self.pu_blocked(entry.pu)
     }
 
     /// PUs with an available SKU.
@@ -197,7 +197,7 @@ impl Catalogue {
         &self.in_stock
     }
 
-    /// SKUs that nobody can buy now: sold out, gone or blocked.
+    /// Number of SKUs that cannot be bought now: sold out, deleted or blocked.
     pub fn sold_out(&self) -> usize {
         self.skus.len() - self.available.iter().map(|n| *n as usize).sum::<usize>()
     }
@@ -207,20 +207,21 @@ impl Catalogue {
         self.version
     }
 
-    /// Rises when [`Catalogue::names`] is another list: engines must be told.
+    /// Rises when [`Catalogue::names`] changes: engines need the new list.
     pub fn names_version(&self) -> u64 {
         self.names_version
     }
 
-    /// A label per PU for the engine, each different: the name, or where several PUs share one, the name
-    /// with the category in brackets, or else with the id. It depends on the set of PUs, not on their order.
+    /// A distinct label per PU for the engine: the name; if several PUs share it, with the category in brackets; else with
+    /// the id. Labels depend on the set of PUs, not on their order.
     pub fn names(&self) -> Vec<String> {
-        let plain = |pu: &Pu| pu.name.clone();
-        let with = |pu: &Pu| format!("{} ({})", pu.name, pu.category.as_deref().unwrap_or("-"));
-        let sure = |pu: &Pu| format!("{} ({})", pu.name, pu.id);
-        let mut labels: Vec<String> = self.pus.iter().map(plain).collect();
-        // The last step twice: a label made by the first may equal a plain name.
-        for label in [&with as &dyn Fn(&Pu) -> String, &sure, &sure] {
+        let name = |pu: &Pu| pu.name.clone();
+        let with_category =
+            |pu: &Pu| format!("{} ({})", pu.name, pu.category.as_deref().unwrap_or("-"));
+        let with_id = |pu: &Pu| format!("{} ({})", pu.name, pu.id);
+        let mut labels: Vec<String> = self.pus.iter().map(name).collect();
+        // The last step runs twice: a label with a category may equal the plain name of another PU.
+        for label in [&with_category as &dyn Fn(&Pu) -> String, &with_id, &with_id] {
             for at in repeated(&labels) {
                 labels[at] = label(&self.pus[at]);
             }
@@ -228,7 +229,7 @@ impl Catalogue {
         labels
     }
 
-    /// The product name of what an event was about, for prompts; a query has none.
+    /// Product name of an event's item, for prompts; a query has none.
     pub fn name_of_item(&self, item: &Item) -> Option<&str> {
         let pu = match item {
             Item::Sku(id) => self.pu_of(self.by_sku(id)?),
@@ -238,7 +239,7 @@ impl Catalogue {
         Some(&self.pu(pu).name)
     }
 
-    /// The PU of what an event was about.
+    /// The PU of an event's item; a query has none.
     pub(crate) fn pu_of_item(&self, item: &Item) -> Option<PuIx> {
         match item {
             Item::Sku(id) => self.by_sku(id).map(|ix| self.pu_of(ix)),
@@ -258,47 +259,51 @@ impl Catalogue {
             blocked: self.blocked_skus.contains(id),
             sku: Arc::new(sku),
             pu,
-            gone: false,
+            deleted: false,
         });
         self.sku_index.insert(id.into(), ix);
         self.attach(ix, pu);
         patch.rules.insert(ix);
         if self.available(ix) {
-            self.rise(pu, patch);
+            self.add_available(pu, patch);
         }
     }
 
     fn replace(&mut self, ix: SkuIx, sku: Sku, patch: &mut Patch) {
-        let was = self.available(ix).then(|| self.pu_of(ix));
+        let before = self.available(ix).then(|| self.pu_of(ix));
         let pu = self.pu_for(&sku, patch);
         let entry = &mut self.skus[ix.at()];
-        let moved = entry.gone || entry.pu != pu;
+        let moved = entry.deleted || entry.pu != pu;
         if moved || entry.sku.attributes != sku.attributes || entry.sku.category != sku.category {
             patch.rules.insert(ix);
         }
         let old = std::mem::replace(&mut entry.pu, pu);
         entry.sku = Arc::new(sku);
-        entry.gone = false;
+        entry.deleted = false;
         if moved {
             self.detach(ix, old);
             self.attach(ix, pu);
         }
-        let is = self.available(ix).then_some(pu);
-        if was != is {
-            // Up first: a PU whose count stays above 0 must not be reported as flipped.
-            is.into_iter().for_each(|pu| self.rise(pu, patch));
-            was.into_iter().for_each(|pu| self.fall(pu, patch));
+        let after = self.available(ix).then_some(pu);
+        if before != after {
+            // Adds first: a PU whose count stays above 0 must not be reported as flipped.
+            after
+                .into_iter()
+                .for_each(|pu| self.add_available(pu, patch));
+            before
+                .into_iter()
+                .for_each(|pu| self.remove_available(pu, patch));
         }
     }
 
     fn remove(&mut self, ix: SkuIx, patch: &mut Patch) {
-        let was = self.available(ix);
+        let was_available = self.available(ix);
         let pu = self.pu_of(ix);
-        self.skus[ix.at()].gone = true;
+        self.skus[ix.at()].deleted = true;
         self.detach(ix, pu);
         patch.rules.insert(ix);
-        if was {
-            self.fall(pu, patch);
+        if was_available {
+            self.remove_available(pu, patch);
         }
     }
 
@@ -316,7 +321,7 @@ impl Catalogue {
         }
     }
 
-    /// The PU that a SKU names, made or brought up to date.
+    /// The PU that a SKU names, created or updated.
     fn pu_for(&mut self, sku: &Sku, patch: &mut Patch) -> PuIx {
         let Some(ix) = self.by_pu(&sku.pu_id) else {
             let ix = PuIx(self.pus.len() as u32);
@@ -342,38 +347,38 @@ impl Catalogue {
         if sku.category.is_some() && pu.category != sku.category {
             pu.category.clone_from(&sku.category);
             patch.rules.extend(pu.skus.iter().copied());
-            // The category stands in the label of a PU that shares its name.
+            // The category is part of the label of a PU that shares its name.
             patch.names |= self.pus.iter().filter(|pu| pu.name == sku.pu).count() > 1;
         }
         ix
     }
 
-    fn rise(&mut self, pu: PuIx, patch: &mut Patch) {
+    fn add_available(&mut self, pu: PuIx, patch: &mut Patch) {
         self.available[pu.at()] += 1;
-        self.settle(pu, patch);
+        self.update_stock(pu, patch);
     }
 
-    fn fall(&mut self, pu: PuIx, patch: &mut Patch) {
+    fn remove_available(&mut self, pu: PuIx, patch: &mut Patch) {
         self.available[pu.at()] -= 1;
-        self.settle(pu, patch);
+        self.update_stock(pu, patch);
     }
 
     fn recount(&mut self, pu: PuIx, patch: &mut Patch) {
         let skus = &self.pus[pu.at()].skus;
         self.available[pu.at()] = skus.iter().filter(|ix| self.available(**ix)).count() as u32;
-        self.settle(pu, patch);
+        self.update_stock(pu, patch);
     }
 
-    fn settle(&mut self, pu: PuIx, patch: &mut Patch) {
-        let is = self.available[pu.at()] > 0;
-        if self.in_stock.contains(pu.at()) != is {
-            self.in_stock.set(pu.at(), is);
+    fn update_stock(&mut self, pu: PuIx, patch: &mut Patch) {
+        let in_stock = self.available[pu.at()] > 0;
+        if self.in_stock.contains(pu.at()) != in_stock {
+            self.in_stock.set(pu.at(), in_stock);
             patch.stock.insert(pu);
         }
     }
 }
 
-/// Positions of labels that stand more than once, in order.
+/// Indices of labels that occur more than once, in order.
 fn repeated(labels: &[String]) -> Vec<usize> {
     let mut times: HashMap<&str, u32> = HashMap::with_capacity(labels.len());
     for label in labels {

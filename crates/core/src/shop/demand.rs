@@ -1,8 +1,8 @@
-//! How often each PU is bought, per segment, decayed in time: popularity baseline and prior.
+//! Demand: how often each PU is bought, per segment, decayed in time. Used as score term and for fallbacks.
 //!
-//! Invariant: sums of integer cells, so that adding commutes; decay and the mapping SKU -> PU happen here, at
-//! read, on integers summed per PU and bucket: over one catalogue the result does not depend on how cells are
-//! split or ordered. Every PU has a mass over 0. It does not know stock nor rules.
+//! Invariant: cells are integers and are summed first, per PU and bucket; decay and the mapping SKU -> PU apply to the
+//! sums. So over one catalogue the result does not depend on how cells are split or ordered. Every PU has a mass over 0. It
+//! does not know stock nor rules.
 
 use std::collections::BTreeMap;
 use std::hash::Hasher;
@@ -16,28 +16,26 @@ use crate::shop::catalogue::{Catalogue, SkuIx};
 use crate::user::event::Kind;
 use crate::user::record::Timestamp;
 
-/// Length of a bucket of the counts: seven days of record time.
+/// Length of a bucket of counts in milliseconds of record time: 7 days.
 pub const BUCKET_MS: i64 = 7 * 86_400_000;
 
-/// Length of a bucket of counts in milliseconds: 7 days.
-const BUCKET: i64 = 7 * 86_400_000;
-
-/// How counts become demand.
+/// Settings by which counts become demand.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// After this long a purchase counts half.
+    /// Time after which a purchase counts half.
     #[serde(with = "humantime_serde")]
     pub half_life: Duration,
     /// Buckets older than this are not read, and expire in the store.
     #[serde(with = "humantime_serde")]
     pub keep: Duration,
-    /// A segment's demand is mixed with everyone's by this many pseudo-purchases.
+    /// Pseudo-purchases with which a segment's demand is mixed with the demand of all users.
     pub smoothing: f64,
-    /// How often changed counts are read.
+    /// Time between two reads of changed counts.
     #[serde(with = "humantime_serde")]
     pub every: Duration,
-    /// Frozen: only buckets that ended by then are read, and ages count to their end. `None`: all, to the newest.
+    /// Freezes counts: only buckets that ended by this time are read, and ages count to the end of the last one. `None`
+    /// reads all buckets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub as_of: Option<jiff::Timestamp>,
 }
@@ -55,78 +53,80 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The end of the last bucket that is read, if counts are frozen. A bucket is in or out as a whole: what is
-    /// added to later ones while a replay folds, or while live goes on, changes nothing.
+    /// End of the last bucket that is read, if counts are frozen. Buckets are read whole or not at all, so counts added to
+    /// later buckets by a replay or by live traffic change nothing.
     pub fn frozen(&self) -> Option<Timestamp> {
         let at = self.as_of?.as_millisecond();
-        Some(Timestamp(at.div_euclid(BUCKET).saturating_mul(BUCKET)))
+        Some(Timestamp(
+            at.div_euclid(BUCKET_MS).saturating_mul(BUCKET_MS),
+        ))
     }
 }
 
-/// One cell of the counts. Cells of the same key add up.
+/// One cell of the counts. Cells with the same key are summed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Count<'a> {
     /// SKU id.
     pub sku: &'a str,
-    /// What was done.
+    /// Event kind.
     pub kind: Kind,
     /// Segment at fold time.
     pub segment: &'a str,
-    /// 7-day bucket of record time.
+    /// Number of the 7-day bucket of record time.
     pub bucket: i64,
-    /// How often.
+    /// Count.
     pub n: u64,
 }
 
-/// Decayed counts of one SKU, all segments together.
+/// Decayed counts of one SKU over all segments.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct SkuCounts {
-    /// Times shown.
+    /// Impressions.
     pub impressions: f32,
-    /// Times clicked or viewed.
+    /// Clicks and views.
     pub clicks: f32,
-    /// Times bought.
+    /// Pieces bought.
     pub purchases: f32,
 }
 
-/// Demand of one reading of the counts, over the PUs and SKUs of one catalogue.
+/// Demand computed from one read of the counts, over the PUs and SKUs of one catalogue.
 #[derive(Clone, Debug)]
 pub struct Demand {
-    /// Hash of the cells that were read, in hex: the same cells, the same version.
+    /// Hash of the cells read, in hex: equal cells give an equal version.
     pub version: String,
     /// Time to which counts are decayed.
     pub at: Timestamp,
-    /// Whether counts are frozen, at that time.
+    /// Whether counts are frozen at that time.
     pub frozen: bool,
-    /// Events in cells whose SKU the catalogue does not know; they count for nothing.
+    /// Number of events in cells whose SKU is not in the catalogue; they are ignored.
     pub unknown: u64,
-    everyone: Arc<[f32]>,
+    all_users: Arc<[f32]>,
     segments: BTreeMap<String, Arc<[f32]>>,
     skus: Vec<SkuCounts>,
 }
 
 type Cells<K> = Vec<(K, u64)>;
 
-/// Integers, sorted and each key once.
+/// Integer sums of cells, sorted, each key once.
 #[derive(Default)]
 struct Sums<'a> {
     /// Purchases of (PU, bucket) by segment.
     bought: BTreeMap<&'a str, Cells<(u32, i64)>>,
-    skus: Cells<(SkuIx, Shelf, i64)>,
+    skus: Cells<(SkuIx, Counter, i64)>,
     unknown: u64,
     digest: u64,
 }
 
-/// Which of a SKU's counts an event kind goes to.
+/// Counter of a SKU to which an event kind is added.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Shelf {
+enum Counter {
     Impressions,
     Clicks,
     Purchases,
 }
 
 impl Demand {
-    /// Decays counts to `now` and makes them demand. Cells in buckets that ended before `now - keep` are left out.
+    /// Computes demand from counts decayed to `now`. Cells in buckets that ended before `now - keep` are ignored.
     pub fn build<'a>(
         counts: impl IntoIterator<Item = Count<'a>>,
         catalogue: &Catalogue,
@@ -137,30 +137,30 @@ impl Demand {
         let now = frozen.unwrap_or(now);
         let oldest = now.0.saturating_sub(millis(policy.keep));
         let read = counts.into_iter().filter(|count| {
-            let end = count.bucket.saturating_add(1).saturating_mul(BUCKET);
+            let end = count.bucket.saturating_add(1).saturating_mul(BUCKET_MS);
             count.n > 0 && end > oldest && frozen.is_none_or(|at| end <= at.0)
         });
         let sums = Sums::of(read, catalogue);
-        let fade = Fade {
+        let decay = Decay {
             half_life: millis(policy.half_life).max(1) as f64,
             now,
         };
         let bought: BTreeMap<&str, Vec<f64>> = sums
             .bought
             .iter()
-            .map(|(segment, cells)| (*segment, fade.purchases(cells, catalogue.pus().len())))
+            .map(|(segment, cells)| (*segment, decay.purchases(cells, catalogue.pus().len())))
             .collect();
-        let mut everyone = vec![0.0; catalogue.pus().len()];
+        let mut all_users = vec![0.0; catalogue.pus().len()];
         for pus in bought.values() {
-            everyone
+            all_users
                 .iter_mut()
                 .zip(pus)
                 .for_each(|(all, one)| *all += one);
         }
-        fill_in(&mut everyone, catalogue);
-        let everyone = shares(everyone);
+        fill_in(&mut all_users, catalogue);
+        let all_users = shares(all_users);
         let smooth = |pus: &Vec<f64>| {
-            let mixed = pus.iter().zip(&everyone);
+            let mixed = pus.iter().zip(&all_users);
             masses(shares(
                 mixed
                     .map(|(one, all)| one + policy.smoothing.max(0.0) * all)
@@ -176,15 +176,15 @@ impl Demand {
                 .iter()
                 .map(|(segment, pus)| ((*segment).to_owned(), smooth(pus)))
                 .collect(),
-            skus: fade.skus(&sums.skus, catalogue.sku_len()),
-            everyone: masses(everyone),
+            skus: decay.skus(&sums.skus, catalogue.sku_len()),
+            all_users: masses(all_users),
         }
     }
 
-    /// Share of each PU in the segment's purchases, smoothed with everyone's; each over 0, the sum 1.
-    /// A segment without purchases has everyone's.
+    /// Share of each PU in the segment's purchases, smoothed with the shares of all users: each over 0, with sum 1. A
+    /// segment without purchases has the shares of all users.
     pub fn mass(&self, segment: &str) -> Arc<[f32]> {
-        Arc::clone(self.segments.get(segment).unwrap_or(&self.everyone))
+        Arc::clone(self.segments.get(segment).unwrap_or(&self.all_users))
     }
 
     /// Segments with purchases.
@@ -192,19 +192,19 @@ impl Demand {
         self.segments.keys().map(String::as_str)
     }
 
-    /// Decayed counts of a SKU; none for one newer than this reading.
+    /// Decayed counts of a SKU; 0 for a SKU newer than this demand.
     pub(crate) fn sku_counts(&self, ix: SkuIx) -> SkuCounts {
         self.skus.get(ix.at()).copied().unwrap_or_default()
     }
 
-    /// How many PUs the masses are over; a catalogue with more needs a new reading.
+    /// Number of PUs; a catalogue with more PUs needs a new demand.
     pub fn len(&self) -> usize {
-        self.everyone.len()
+        self.all_users.len()
     }
 
-    /// Whether there is no PU.
+    /// Whether there are no PUs.
     pub fn is_empty(&self) -> bool {
-        self.everyone.is_empty()
+        self.all_users.is_empty()
     }
 }
 
@@ -221,8 +221,8 @@ impl<'a> Sums<'a> {
                 let segment = sums.bought.entry(count.segment).or_default();
                 segment.push(((pu, count.bucket), count.n));
             }
-            if let Some(shelf) = shelf(count.kind) {
-                sums.skus.push(((ix, shelf, count.bucket), count.n));
+            if let Some(counter) = counter(count.kind) {
+                sums.skus.push(((ix, counter, count.bucket), count.n));
             }
             sums.digest = sums.digest.wrapping_add(digest(&count));
         }
@@ -232,7 +232,7 @@ impl<'a> Sums<'a> {
     }
 }
 
-/// Sorts cells and adds those of one key.
+/// Sorts cells and sums those with the same key.
 fn add_up<K: Ord + Copy>(cells: &mut Cells<K>) {
     cells.sort_unstable();
     cells.dedup_by(|later, kept| {
@@ -242,17 +242,17 @@ fn add_up<K: Ord + Copy>(cells: &mut Cells<K>) {
     });
 }
 
-/// A cart is a step towards a purchase that is counted itself; a search names no SKU.
-fn shelf(kind: Kind) -> Option<Shelf> {
+/// The counter of an event kind. A cart leads to a purchase, which is counted itself; a search names no SKU.
+fn counter(kind: Kind) -> Option<Counter> {
     match kind {
-        Kind::Impression => Some(Shelf::Impressions),
-        Kind::View | Kind::Click => Some(Shelf::Clicks),
-        Kind::Purchase => Some(Shelf::Purchases),
+        Kind::Impression => Some(Counter::Impressions),
+        Kind::View | Kind::Click => Some(Counter::Clicks),
+        Kind::Purchase => Some(Counter::Purchases),
         Kind::Cart | Kind::Search => None,
     }
 }
 
-/// A cell's part of the digest: linear in `n`, so that cells may come split and in any order.
+/// A cell's part of the version: linear in `n`, so that it does not depend on how cells are split or ordered.
 fn digest(count: &Count<'_>) -> u64 {
     let key = format!(
         "{}\0{:?}\0{}\0{}",
@@ -263,15 +263,17 @@ fn digest(count: &Count<'_>) -> u64 {
     hash.finish().wrapping_mul(count.n)
 }
 
-/// Decay to a time: halves every half-erased_at, from the middle of the bucket on.
-struct Fade {
+/// Decay to a time: the weight halves with every half-life, measured from the middle of the bucket.
+struct Decay {
     half_life: f64,
     now: Timestamp,
 }
 
-impl Fade {
+impl Decay {
     fn weight(&self, bucket: i64) -> f64 {
-        let middle = bucket.saturating_mul(BUCKET).saturating_add(BUCKET / 2);
+        let middle = bucket
+            .saturating_mul(BUCKET_MS)
+            .saturating_add(BUCKET_MS / 2);
         let age = self.now.0.saturating_sub(middle).max(0) as f64;
         (-age / self.half_life).exp2()
     }
@@ -284,14 +286,14 @@ impl Fade {
         pus
     }
 
-    fn skus(&self, cells: &[((SkuIx, Shelf, i64), u64)], len: usize) -> Vec<SkuCounts> {
+    fn skus(&self, cells: &[((SkuIx, Counter, i64), u64)], len: usize) -> Vec<SkuCounts> {
         let mut skus = vec![SkuCounts::default(); len];
-        for ((ix, shelf, bucket), n) in cells {
+        for ((ix, counter, bucket), n) in cells {
             let counts = &mut skus[ix.at()];
-            let count = match shelf {
-                Shelf::Impressions => &mut counts.impressions,
-                Shelf::Clicks => &mut counts.clicks,
-                Shelf::Purchases => &mut counts.purchases,
+            let count = match counter {
+                Counter::Impressions => &mut counts.impressions,
+                Counter::Clicks => &mut counts.clicks,
+                Counter::Purchases => &mut counts.purchases,
             };
             *count += (*n as f64 * self.weight(*bucket)) as f32;
         }
@@ -299,10 +301,10 @@ impl Fade {
     }
 }
 
-/// Gives each PU without history what its SKUs would sell at the rate of its category (of all, if the
-/// category has none; one each, if nothing was ever sold), but no more than the mean PU there: many SKUs
-/// of which none was ever bought are no evidence of a best-seller.
-fn fill_in(everyone: &mut [f64], catalogue: &Catalogue) {
+/// Estimates the purchases of each PU without history: its number of SKUs times the purchases per SKU of its category
+/// (of all PUs, if the category has no purchases; 1 per SKU, if nothing was ever bought). The estimate is at most the mean
+/// PU's purchases: many SKUs without any purchase do not make a best-seller.
+fn fill_in(all_users: &mut [f64], catalogue: &Catalogue) {
     #[derive(Clone, Copy, Default)]
     struct Sold {
         purchases: f64,
@@ -311,7 +313,7 @@ fn fill_in(everyone: &mut [f64], catalogue: &Catalogue) {
     }
     let mut all = Sold::default();
     let mut categories: BTreeMap<Option<&str>, Sold> = BTreeMap::new();
-    for (pu, purchases) in catalogue.pus().iter().zip(&*everyone) {
+    for (pu, purchases) in catalogue.pus().iter().zip(&*all_users) {
         for sold in [
             &mut all,
             categories.entry(pu.category.as_deref()).or_default(),
@@ -321,12 +323,14 @@ fn fill_in(everyone: &mut [f64], catalogue: &Catalogue) {
             sold.pus += 1.0;
         }
     }
-    for (pu, purchases) in catalogue.pus().iter().zip(everyone) {
+    for (pu, purchases) in catalogue.pus().iter().zip(all_users) {
         if *purchases > 0.0 {
             continue;
         }
-        let own = categories.get(&pu.category.as_deref()).copied();
-        let sold = own.filter(|sold| sold.purchases > 0.0).unwrap_or(all);
+        let of_category = categories.get(&pu.category.as_deref()).copied();
+        let sold = of_category
+            .filter(|sold| sold.purchases > 0.0)
+            .unwrap_or(all);
         let skus = pu.skus.len().max(1) as f64;
         *purchases = if sold.purchases > 0.0 {
             (sold.purchases / sold.skus * skus).min(sold.purchases / sold.pus)
@@ -336,7 +340,7 @@ fn fill_in(everyone: &mut [f64], catalogue: &Catalogue) {
     }
 }
 
-/// Scaled to a sum of 1; alike, where everything has decayed away.
+/// Scales purchases to a sum of 1; equal shares if all purchases have decayed to 0.
 fn shares(mut pus: Vec<f64>) -> Vec<f64> {
     let (sum, len) = (pus.iter().sum::<f64>(), pus.len() as f64);
     pus.iter_mut()
@@ -344,7 +348,7 @@ fn shares(mut pus: Vec<f64>) -> Vec<f64> {
     pus
 }
 
-/// Rounding must not make a mass 0: its log is taken.
+/// Rounds shares to masses, never to 0: the logarithm of a mass is taken.
 fn masses(pus: Vec<f64>) -> Arc<[f32]> {
     pus.into_iter()
         .map(|pu| (pu as f32).max(f32::MIN_POSITIVE))
@@ -363,7 +367,7 @@ mod tests {
     use super::*;
     use crate::shop::catalogue::tests::sku;
 
-    const NOW: Timestamp = Timestamp(100 * BUCKET + BUCKET / 2);
+    const NOW: Timestamp = Timestamp(100 * BUCKET_MS + BUCKET_MS / 2);
 
     fn snapshot() -> Catalogue {
         let of = |category: &str, id: &str, pu: &str| crate::user::event::Sku {
@@ -410,12 +414,12 @@ mod tests {
             bought("m1", "s", 100, 4),
         ]);
         // BREAD 3 + 2/2, MILK 4; NEW at the rate of food, 8 on 4 SKUs; BALL at that of all, 8 on 5.
-        let everyone = [4.0, 4.0, 2.0, 1.6].map(|n| n / 11.6);
-        check(&demand.mass("all others"), &everyone);
+        let all_users = [4.0, 4.0, 2.0, 1.6].map(|n| n / 11.6);
+        check(&demand.mass("all others"), &all_users);
         let own = [4.0, 4.0, 0.0, 0.0];
         let mixed: Vec<f32> = own
             .iter()
-            .zip(everyone)
+            .zip(all_users)
             .map(|(n, all)| (n + 100.0 * all) / 108.0)
             .collect();
         check(&demand.mass("s"), &mixed);
@@ -424,14 +428,14 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_leans_on_everyone_until_it_has_its_own_history() {
+    fn a_segment_follows_all_users_until_it_has_its_own_history() {
         let many = build(&[bought("b1", "s", 100, 1_000_000), bought("m1", "t", 100, 1)]);
         let (s, t) = (many.mass("s"), many.mass("t"));
         assert!(
             s[0] > 0.99 && t[0] > 0.6 && t[1] > 50.0 * s[1],
             "{s:?} {t:?}"
         );
-        assert_eq!(many.mass("nobody yet"), many.mass("default"));
+        assert_eq!(many.mass("without purchases"), many.mass("default"));
     }
 
     #[test]
@@ -441,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_old_unknown_or_no_purchase_is_no_demand() {
+    fn old_cells_unknown_skus_and_other_kinds_add_no_demand() {
         let view = Count {
             kind: Kind::View,
             ..bought("b1", "s", 100, 7)
@@ -463,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mass_is_over_zero_even_where_a_segment_leans_on_nobody() {
+    fn without_smoothing_every_mass_is_still_over_zero() {
         let policy = Policy {
             smoothing: 0.0,
             ..Policy::default()
@@ -516,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn a_year_of_a_whole_shop_is_read_quickly() {
+    fn a_year_of_a_whole_catalogue_is_computed_quickly() {
         let ids: Vec<String> = (0..92_000).map(|n: u32| n.to_string()).collect();
         let catalogue = Catalogue::load(
             ids.iter()

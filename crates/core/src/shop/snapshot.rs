@@ -1,7 +1,7 @@
-//! One snapshot of the shop, as both roles know it: catalogue, rules, demand and fallback lists.
+//! The serving snapshot: catalogue, rules, demand and fallback lists as one immutable value.
 //!
-//! Invariant: its parts belong together: rules are compiled for this catalogue, demand is indexed by
-//! its PUs. It is never changed, only replaced; it does not know where its parts came from.
+//! Invariant: its parts belong together: rules are compiled for this catalogue, and demand is indexed by its PUs. It is
+//! never changed, only replaced. It does not know where its parts came from.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,34 +13,34 @@ use crate::shop::rules::{Table, Verdict};
 use crate::user::event::Profile;
 use crate::user::record::Timestamp;
 
-/// What a decision about a user needs to know of the shop.
+/// The serving snapshot; [`crate::list::fallback::serving_snapshot`] builds one.
 pub struct Snapshot {
-    /// PUs and SKUs, with stock and blocks.
+    /// PUs and SKUs with stock and blocks.
     pub catalogue: Arc<Catalogue>,
     /// Rules and segments, compiled for `catalogue`.
     pub rules: Arc<Table>,
     /// Decayed purchases per PU and segment.
     pub demand: Arc<Demand>,
-    /// Fallback per segment, for a user of whom nothing is known; `default` is always there.
+    /// Fallback per segment, for a user without a profile; `default` always exists.
     pub fallbacks: Arc<BTreeMap<String, Document>>,
-    /// The same catalogue and rules with the demand of other namespaces, whose lists are made here too.
+    /// The same catalogue and rules with the demand of other namespaces whose lists this process makes.
     pub others: Arc<BTreeMap<String, Arc<Snapshot>>>,
 }
 
 impl Snapshot {
-    /// The shop of a namespace: one with its demand, or this one where none is known.
+    /// The snapshot of a namespace: the one with its demand, else this one.
     pub fn of(self: &Arc<Self>, ns: &str) -> Arc<Self> {
         Arc::clone(self.others.get(ns).unwrap_or(self))
     }
 
-    /// Which rules fire for a profile, and what they forbid.
+    /// Judges a profile by the rules of this snapshot.
     pub fn judge(&self, profile: Option<&Profile>, at: Timestamp) -> Verdict {
         self.rules.judge(profile, at)
     }
 
-    /// The segment's fallback without what the verdict forbids and what is sold out.
+    /// The segment's fallback without products that are forbidden or sold out.
     ///
-    /// A segment without a fallback of its own gets the default one.
+    /// A segment without its own fallback gets the default one.
     pub fn fallback(&self, segment: &str, verdict: &Verdict) -> Option<Document> {
         let list = self
             .fallbacks
@@ -51,12 +51,12 @@ impl Snapshot {
         Some(list)
     }
 
-    /// Takes out what the verdict forbids or nobody can buy; true if anything went.
+    /// Removes products that are forbidden or sold out; returns whether any was removed.
     pub fn strip(&self, list: &mut Document, verdict: &Verdict) -> bool {
         list.strip(|pu, sku| self.forbids(verdict, pu, sku))
     }
 
-    /// A product that the catalogue does not know (any more) cannot be bought, nor judged.
+    /// Whether a product must be removed. One that the catalogue does not have cannot be bought, nor judged.
     fn forbids(&self, verdict: &Verdict, pu: &str, sku: &str) -> bool {
         let catalogue = &self.catalogue;
         let (Some(pu), Some(sku)) = (catalogue.by_pu(pu), catalogue.by_sku(sku)) else {

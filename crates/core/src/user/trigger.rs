@@ -1,6 +1,6 @@
 //! Decides when to request a list: `(activity, step, policy) -> Option<Request>`.
 //!
-//! Invariant: a request is emitted iff activity reaches [`ACTIVITY_ENOUGH`] and `pending` is empty, or older by record
+//! Invariant: a request is emitted iff activity reaches 100 hundredths of a list and `pending` is empty, or older by record
 //! time than `due + pending_max`. A redelivered record emits its request again iff `pending` names its position. No clock
 //! is read.
 

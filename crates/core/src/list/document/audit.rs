@@ -1,7 +1,7 @@
-//! What a list was made of: enough to explain it and to weigh it, nothing that names a person beyond the list.
+//! The audit of a list: how it was made, in enough detail to explain it and to weigh its exposures.
 //!
-//! Invariant: it reads its own JSON, ignoring what it does not know; the prompt itself is never in it, its
-//! hash is. It does not know where it is kept.
+//! Invariant: it reads its own JSON and ignores unknown fields; it has the hash of the prompt, never the prompt, and no data
+//! of a person beyond the list. It does not know where it is stored.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,37 +15,37 @@ use crate::user::record::{Fences, Position, Timestamp};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Audit {
-    /// The list.
+    /// Id of the list.
     pub list_id: String,
-    /// The take it was made from; 0 for a first fallback.
+    /// Claim number that it was made from; 0 for a first fallback.
     pub claim: u64,
-    /// The fences of the state it was made from.
+    /// Seen offsets: the fences of the state that it was made from.
     #[serde(with = "text")]
     pub seen: Fences,
-    /// Arm.
+    /// Id of the arm.
     pub arm: String,
     /// Epoch of the arm.
     pub epoch: u64,
-    /// Model, if one was asked.
+    /// Model, if one was run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<Model>,
     /// SHA-256 of the template.
     pub template: String,
-    /// SHA-256 of the reference prompts whose mean was taken off the model's term; `none` where the mean is 0.
+    /// SHA-256 of the calibration prompts whose mean was subtracted from the model's term; `none` if nothing was.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub calibration: String,
     /// SHA-256 of the prompt.
     pub prompt: String,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
-    /// Where the events stand that the prompt was made from.
+    /// Positions of the events in the prompt.
     #[serde(with = "texts")]
     pub events: Vec<Position>,
-    /// Lines of events that the budget cut.
+    /// Number of event lines cut by the token budget.
     pub events_cut: u32,
-    /// Rules that fired, those of the need filter included.
+    /// Rules that fired, including those of the need filter.
     pub rules: Vec<String>,
-    /// Those of them that fired because the profile does not tell.
+    /// Rules that fired because a profile field is unknown.
     pub rules_unknown: Vec<String>,
     /// Segment.
     pub segment: String,
@@ -53,15 +53,15 @@ pub struct Audit {
     pub demand: String,
     /// Version of the catalogue in the process that made the list.
     pub catalogue: u64,
-    /// The names of the list, in its order.
+    /// Names of the list, in its order.
     pub names: Vec<NameAudit>,
     /// Names that were scored and left out, best first.
     pub dropped: Vec<Dropped>,
-    /// When what happened.
+    /// Times of the list's making.
     pub times: Times,
 }
 
-/// Which model, as the engine told.
+/// The model, as described by the engine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Model {
@@ -83,11 +83,11 @@ pub struct NameAudit {
     pub pu: String,
     /// Score of the mixture, in nats.
     pub score: f32,
-    /// The terms it is mixed of, unweighted, in nats: `model`, `demand`, ...
+    /// Its unweighted terms, in nats: `model`, `demand`, ...
     pub terms: BTreeMap<String, f32>,
-    /// What was shown of it.
+    /// SKUs shown of it.
     pub skus: Vec<SkuAudit>,
-    /// No SKU reached epsilon, and the best was shown.
+    /// Whether no SKU reached epsilon and the best was shown.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub below_epsilon: bool,
 }
@@ -110,11 +110,11 @@ pub struct Dropped {
     pub pu: String,
     /// Its score.
     pub score: f32,
-    /// Why.
+    /// Reason.
     pub why: Why,
 }
 
-/// Why a name was left out. The label of its metric.
+/// Reason why a name was left out. Its text is the same in JSON and in metrics.
 #[derive(
     Clone,
     Copy,
@@ -131,39 +131,39 @@ pub struct Dropped {
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum Why {
-    /// Its score is under theta.
+    /// Its score is below theta.
     Theta,
-    /// A rule or the need filter forbids it, or all of its SKUs that are in stock.
+    /// A rule or the need filter forbids it, or all its SKUs in stock.
     Forbidden,
-    /// Sold out, gone or blocked.
+    /// Sold out, deleted or blocked.
     NoStock,
-    /// It was there already.
+    /// It was in the list already.
     Repeated,
-    /// The catalogue has no such index: the answer is of a later one.
+    /// The catalogue lacks its index: the response is of a later catalogue.
     Unknown,
 }
 
-/// The age of a list, in parts.
+/// Times that make up the age of a list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Times {
-    /// Record time of what asked for it.
+    /// Record time of the request's source.
     pub source: Timestamp,
-    /// When it was due.
+    /// Time at which it was due.
     pub due: Timestamp,
-    /// From being due to being taken, seconds.
+    /// From due to claimed, seconds.
     #[serde(with = "seconds")]
     pub queued: Duration,
-    /// From being taken to being scored, seconds.
+    /// From claimed to scored, seconds.
     #[serde(with = "seconds")]
     pub generated: Duration,
-    /// From being scored to being handed to the store, seconds.
+    /// From scored to written to the store, seconds.
     #[serde(with = "seconds")]
     pub published: Duration,
 }
 
 mod seconds {
-    //! A duration as seconds with milliseconds.
+    //! Serialises a duration as seconds with milliseconds.
     use std::time::Duration;
 
     use serde::{Deserialize, Deserializer, Serializer};
@@ -179,7 +179,7 @@ mod seconds {
 }
 
 mod text {
-    //! Fences as `covers` writes them.
+    //! Serialises fences as text.
     use serde::{Deserialize, Deserializer, Serializer};
 
     use crate::user::record::Fences;
@@ -196,7 +196,7 @@ mod text {
 }
 
 mod texts {
-    //! Positions as `incarnation/topic/partition:offset`.
+    //! Serialises positions as `incarnation/topic/partition:offset`.
     use serde::{Deserialize, Deserializer, Serializer};
 
     use crate::user::record::Position;
@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_audit_survives_the_way_through_json() {
+    fn an_audit_survives_a_round_trip_through_json() {
         let audit = Audit {
             list_id: "0123456789abcdef".into(),
             claim: 3,

@@ -1,7 +1,7 @@
-//! Scored names, or demand, become a list: stock, rules, theta and selection applied, with reasons kept.
+//! Builds a list from scored names or from demand: applies stock, rules, theta and SKU selection, and notes reasons.
 //!
-//! Invariant: whatever the engine answers, every SKU of the list is available, permitted, and of the PU that
-//! it stands under; no PU twice; the order of scores is kept. It does not know prompts nor where the list goes.
+//! Invariant: whatever the engine answers, every SKU of the list is available, permitted and of its PU; no PU is twice in a
+//! list; the order of scores is kept. It does not know prompts, nor where the list is stored.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -13,67 +13,67 @@ use crate::shop::demand::Demand;
 use crate::shop::rules::Verdict;
 use crate::user::record::Timestamp;
 
-/// How a list is made.
+/// Builds lists of one user by fixed settings.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ListBuilder<'a> {
-    /// The catalogue that the names are of.
+    /// Catalogue of the names.
     pub catalogue: &'a Catalogue,
-    /// What the user may not be offered.
+    /// Products that the user must not be offered.
     pub verdict: &'a Verdict,
     /// Counts of SKUs, and for a fallback the demand.
     pub demand: &'a Demand,
-    /// How SKUs are chosen.
+    /// How SKUs are selected.
     pub policy: &'a select::Policy,
-    /// Names per list, at most.
+    /// Most names per list.
     pub names: usize,
-    /// Least score of a name; none keeps all.
+    /// Least score of a name; `None` keeps all.
     pub theta: Option<f64>,
-    /// With user and PU, the seed of exploration: the take, or with frozen counts [`select::draw`].
+    /// Seeds exploration together with user and PU: the claim number, or with frozen counts [`select::draw`].
     pub draw: u64,
 }
 
-/// What stands in a document beside its products.
+/// Fields of a document beside its products.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Header {
     /// See [`super::list_id`].
     pub list_id: String,
-    /// Whose; none for a segment's fallback.
+    /// User; none for a segment's fallback.
     pub user: Option<String>,
-    /// The user's arm.
+    /// Id of the user's arm.
     pub arm: String,
     /// Source time of the request.
     pub at: Timestamp,
     /// Segment.
     pub segment: String,
-    /// Why it is a fallback.
+    /// Reason why it is a fallback.
     pub reason: Option<String>,
 }
 
-/// A name as the engine scored it.
+/// A name scored by the engine.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Scored {
     /// Index of the PU.
     pub pu: u32,
     /// Score of the mixture, in nats.
     pub score: f32,
-    /// Its terms, unweighted: `("model", …)`, `("demand", …)`.
+    /// Its unweighted terms: `("model", …)`, `("demand", …)`.
     pub terms: Vec<(String, f32)>,
 }
 
-/// A list with what its audit says of names.
+/// A list with the names of its audit.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct BuiltList {
     /// The list.
     pub document: Document,
     /// Its names, in its order.
     pub names: Vec<NameAudit>,
-    /// Names that were left out, in the order of the answer.
+    /// Names that were left out, in the order of the response.
     pub dropped: Vec<Dropped>,
 }
 
 impl ListBuilder<'_> {
-    /// The list of an engine's answer, best first. It may be [empty](Document::is_empty): the caller then
-    /// publishes a fallback.
+    /// Builds the list of a score response, best first. If it is [empty](Document::is_empty), the caller publishes a
+    /// fallback.
     pub fn build(&self, header: Header, scored: &[Scored]) -> BuiltList {
         let mut built = BuiltList::new(header, Source::Model);
         let mut seen = BTreeSet::new();
@@ -93,7 +93,7 @@ impl ListBuilder<'_> {
                 .chosen
                 .iter()
                 .map(|chosen| (chosen.sku, Some(chosen.ee)));
-            built.push(self.catalogue, pu, (name, skus.collect()));
+            built.push(self.catalogue, name, skus.collect());
             if let Some(audit) = built.names.last_mut() {
                 audit.below_epsilon = selection.below_epsilon;
             }
@@ -101,8 +101,8 @@ impl ListBuilder<'_> {
         built
     }
 
-    /// The fallback of a segment: the PUs most in demand that may be offered, each with its best-selling SKUs.
-    /// Ties go by id. It does not explore, so no propensity is given.
+    /// Builds the fallback of a segment: the permitted PUs most in demand, each with its best-selling SKUs, ties by id. A
+    /// fallback does not explore, so it has no propensities.
     pub fn fallback(&self, header: Header) -> BuiltList {
         let mass = self.demand.mass(&header.segment);
         let mut built = BuiltList::new(header, Source::Fallback);
@@ -134,12 +134,12 @@ impl ListBuilder<'_> {
                 terms: vec![("demand".to_owned(), score)],
             };
             let skus = skus.iter().map(|sku| (sku.ix, None)).collect();
-            built.push(self.catalogue, pu, (&name, skus));
+            built.push(self.catalogue, &name, skus);
         }
         built
     }
 
-    /// Whether a name may stand in the list.
+    /// Checks whether a name may be in the list.
     fn judge(&self, name: &Scored, seen: &mut BTreeSet<u32>) -> Result<(), Why> {
         let at = name.pu as usize;
         if at >= self.catalogue.pus().len() {
@@ -181,7 +181,7 @@ impl ListBuilder<'_> {
     }
 }
 
-/// JSON has no infinity, and an audit must read itself.
+/// Replaces infinity and NaN by finite numbers: JSON has neither, and an audit must read its own JSON.
 fn finite(score: f32) -> f32 {
     if score.is_nan() {
         f32::MIN
@@ -190,7 +190,7 @@ fn finite(score: f32) -> f32 {
     }
 }
 
-/// A PU newer than the demand has next to none.
+/// Share of a PU in demand; the least positive one for a PU newer than the demand.
 fn share(mass: &[f32], pu: usize) -> f32 {
     mass.get(pu).copied().unwrap_or(f32::MIN_POSITIVE)
 }
@@ -214,13 +214,8 @@ impl BuiltList {
         }
     }
 
-    fn push(
-        &mut self,
-        catalogue: &Catalogue,
-        pu: PuIx,
-        what: (&Scored, Vec<(SkuIx, Option<f64>)>),
-    ) {
-        let (name, skus) = what;
+    fn push(&mut self, catalogue: &Catalogue, name: &Scored, skus: Vec<(SkuIx, Option<f64>)>) {
+        let pu = PuIx(name.pu);
         let id = |ix: SkuIx| catalogue.sku(ix).sku.clone();
         self.document.pus.push(Shown {
             pu: catalogue.pu(pu).id.to_string(),
@@ -320,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn each_name_left_out_says_why() {
+    fn each_name_left_out_has_its_reason() {
         let catalogue = catalogue(&[
             (0, 0, true, false),
             (1, 1, false, false),
@@ -329,7 +324,7 @@ mod tests {
         ]);
         let (demand, policy) = (demand(&catalogue), select::Policy::default());
         let verdict = Table::compile(&rules(), &[], &catalogue).judge(None, Timestamp(0));
-        let recipe = ListBuilder {
+        let builder = ListBuilder {
             catalogue: &catalogue,
             verdict: &verdict,
             demand: &demand,
@@ -340,7 +335,7 @@ mod tests {
         };
         let mut answer = scored(&[0, 1, 2, 0, 9, 3]);
         answer[5].score = f32::NEG_INFINITY;
-        let built = recipe.build(header(), &answer);
+        let built = builder.build(header(), &answer);
         let text = serde_json::to_string(&built.dropped).expect("json");
         assert_eq!(
             serde_json::from_str::<Vec<Dropped>>(&text).expect("valid"),
@@ -372,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fallback_shows_what_sells_best_with_its_best_selling_skus() {
+    fn a_fallback_has_the_best_selling_products_and_skus() {
         let catalogue = catalogue(&[
             (0, 0, true, false),
             (1, 1, true, false),
@@ -390,7 +385,7 @@ mod tests {
             },
         );
         let verdict = Table::compile(&rules(), &[], &catalogue).judge(None, Timestamp(0));
-        let recipe = ListBuilder {
+        let builder = ListBuilder {
             catalogue: &catalogue,
             verdict: &verdict,
             demand: &demand,
@@ -399,14 +394,14 @@ mod tests {
             theta: None,
             draw: 0,
         };
-        let built = recipe.fallback(header());
+        let built = builder.fallback(header());
         let shown: Vec<_> = built
             .document
             .pus
             .iter()
             .map(|shown| (shown.pu.as_str(), shown.skus.join(" ")))
             .collect();
-        // P3 sells best, but one SKU is sold out and the other has nuts, of which nobody knows.
+        // P3 sells best, but one SKU is sold out, and the other has nuts while the profile field is unknown.
         assert_eq!(
             shown,
             [("P0", "s04 s00".to_owned()), ("P1", "s02 s01".to_owned())]
@@ -433,14 +428,14 @@ mod tests {
             let (demand, policy) = (demand(&catalogue), select::Policy { top_k, draws: 32, ..Default::default() });
             let profile: Profile = serde_json::from_value(json!({ "nuts": nuts })).expect("a profile");
             let verdict = Table::compile(&rules(), &[], &catalogue).judge(Some(&profile), Timestamp(0));
-            let recipe = ListBuilder {
+            let builder = ListBuilder {
                 catalogue: &catalogue, verdict: &verdict, demand: &demand, policy: &policy,
                 names, theta: None, draw: 3,
             };
-            let fallback = recipe.fallback(header());
+            let fallback = builder.fallback(header());
             let legal = verdict.permitted(&catalogue).count_ones(..);
             prop_assert_eq!(fallback.document.pus.len(), legal.min(names));
-            for built in [recipe.build(header(), &scored(&answer)), fallback] {
+            for built in [builder.build(header(), &scored(&answer)), fallback] {
                 let list = &built.document;
                 prop_assert!(list.distinct() && list.pus.len() <= names && built.names.len() == list.pus.len());
                 prop_assert!(list.pus.is_sorted_by(|a, b| a.score >= b.score));

@@ -1,11 +1,10 @@
 //! The recall document, as the serving path reads it, and the audit beside it.
 //!
-//! Invariant: names and SKUs stand in the order in which they are to be shown; no PU twice; no PU without a
-//! SKU; at most 2 KB of JSON for 20 PUs x 5 SKUs. It does not know how it is stored.
+//! Invariant: names and SKUs are in the order in which they are shown; no PU is twice in a list, and none is without a SKU;
+//! 20 PUs x 5 SKUs take at most 2 KB of JSON. It does not know how it is stored.
 //!
-//! In JSON the list is columns, not rows: `names[i]`, `scores[i]`, `skus[i]` belong together. A row per PU
-//! repeats its keys: 20 x 5 products with names of 18 letters and ids of 8 digits take 2,320 bytes in rows and
-//! 1,862 in columns.
+//! In JSON the list is in columns, not rows: `names[i]`, `scores[i]`, `skus[i]` belong together. Rows would repeat the
+//! keys: 20 x 5 products with names of 18 letters and ids of 8 digits take 2,320 bytes in rows and 1,862 in columns.
 
 mod audit;
 mod build;
@@ -21,10 +20,10 @@ use crate::user::record::{Fences, Timestamp};
 pub use audit::{Audit, Dropped, Model, NameAudit, SkuAudit, Times, Why};
 pub(crate) use build::{BuiltList, Header, ListBuilder, Scored};
 
-/// The schema number of a [`Document`]; a reader that does not know it uses the fallback key.
+/// Schema number of a [`Document`]; a reader that does not know it reads the fallback key.
 const SCHEMA: u32 = 1;
 
-/// What made a list. Only `model` is an exposure of its arm.
+/// Source of a list. Only a list of the model is an exposure of its arm.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, IntoStaticStr, VariantNames,
 )]
@@ -41,23 +40,23 @@ pub enum Source {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Wire", into = "Wire")]
 pub struct Document {
-    /// Names the list in exposures and audits; see [`list_id`].
+    /// Id of the list in exposures and audits; see [`list_id`].
     pub list_id: String,
-    /// Whose; absent in a segment's fallback.
+    /// User of the list; absent in a segment's fallback.
     pub user: Option<String>,
     /// The user's arm; empty in a segment's fallback.
     pub arm: String,
-    /// What made it.
+    /// Its source.
     pub source: Source,
-    /// Source time of the request it answers.
+    /// Source time of its request.
     pub at: Timestamp,
     /// The user's segment.
     pub segment: String,
-    /// A later generation failed, and this list was kept.
+    /// Whether a later generation failed and this list was kept.
     pub stale: bool,
-    /// Why it is a fallback or stale.
+    /// Reason why it is a fallback or stale.
     pub reason: Option<String>,
-    /// Best first.
+    /// Products, best first.
     pub pus: Vec<Shown>,
 }
 
@@ -74,11 +73,11 @@ pub struct Shown {
     pub skus: Vec<String>,
 }
 
-/// A text that is no recall document.
+/// Reason why a text is not a recall document.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No JSON, a field missing or of the wrong type, or columns of different lengths.
-    #[error("no recall document: {0}")]
+    /// Not JSON, a field missing or of the wrong type, or columns of different lengths.
+    #[error("not a recall document: {0}")]
     Json(#[from] serde_json::Error),
 }
 
@@ -98,7 +97,7 @@ struct Wire {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     names: Vec<String>,
-    /// Only where an id is not its name.
+    /// Present only if an id differs from its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pus: Option<Vec<String>>,
     scores: Vec<f64>,
@@ -107,11 +106,11 @@ struct Wire {
 
 impl From<Document> for Wire {
     fn from(document: Document) -> Self {
-        let named = document.pus.iter().all(|shown| shown.pu == shown.name);
+        let ids_are_names = document.pus.iter().all(|shown| shown.pu == shown.name);
         let ids = document.pus.iter().map(|shown| shown.pu.clone());
         Self {
             schema: SCHEMA,
-            pus: (!named).then(|| ids.collect()),
+            pus: (!ids_are_names).then(|| ids.collect()),
             names: document
                 .pus
                 .iter()
@@ -177,7 +176,7 @@ impl TryFrom<Wire> for Document {
 }
 
 impl Document {
-    /// As stored and served.
+    /// The document as JSON, as it is stored and served.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("a document has only strings and finite numbers")
     }
@@ -187,8 +186,8 @@ impl Document {
         Ok(serde_json::from_str(text)?)
     }
 
-    /// Takes out every SKU of which `forbids(pu id, sku id)`, and every PU that then has none. Whether anything
-    /// was taken out; the list may be [empty](Self::is_empty) then, and needs a fallback.
+    /// Removes every SKU for which `forbids(pu id, sku id)`, and every PU without a SKU left. Returns whether any was
+    /// removed; if the list is [empty](Self::is_empty) afterwards, the caller uses a fallback.
     pub fn strip(&mut self, forbids: impl Fn(&str, &str) -> bool) -> bool {
         let before = self.len();
         for shown in &mut self.pus {
@@ -199,17 +198,17 @@ impl Document {
         self.len() != before
     }
 
-    /// SKUs in the list.
+    /// Number of SKUs in the list.
     pub fn len(&self) -> usize {
         self.pus.iter().map(|shown| shown.skus.len()).sum()
     }
 
-    /// Whether the list shows nothing.
+    /// Whether the list has no products.
     pub fn is_empty(&self) -> bool {
         self.pus.is_empty()
     }
 
-    /// Whether no PU and no SKU stands in it twice.
+    /// Whether no PU and no SKU is in it twice.
     pub fn distinct(&self) -> bool {
         let pus: BTreeSet<_> = self.pus.iter().map(|shown| &shown.pu).collect();
         let skus: BTreeSet<_> = self.pus.iter().flat_map(|shown| &shown.skus).collect();
@@ -217,18 +216,18 @@ impl Document {
     }
 }
 
-/// A list as told on `recall-updates`.
+/// A list as written to `recall-updates`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Update {
-    /// The take that it was made from.
+    /// Claim number that it was made from.
     pub claim: u64,
     /// Epoch of its arm.
     pub epoch: u64,
-    /// What it has seen.
+    /// Its seen offsets.
     pub seen: Fences,
     /// The list.
     pub doc: Document,
-    /// How it came about.
+    /// Its audit.
     pub audit: Audit,
 }
 
@@ -242,7 +241,7 @@ struct UpdateWire<T> {
 }
 
 impl Update {
-    /// As written: document and audit, which are JSON already, stand in it as they are.
+    /// The value of the record. Document and audit are JSON already and are embedded unchanged.
     pub fn json((claim, epoch): (u64, u64), seen: &Fences, (doc, audit): (&str, &str)) -> String {
         let raw = |text: &str| {
             let null = || serde_json::value::RawValue::NULL.to_owned();
@@ -258,7 +257,7 @@ impl Update {
         serde_json::to_string(&wire).expect("numbers, a string and two texts of JSON")
     }
 
-    /// Reads a record's value.
+    /// Parses a record's value.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let wire: UpdateWire<serde_json::Value> = serde_json::from_slice(bytes)?;
         Ok(Self {
@@ -275,7 +274,7 @@ impl Update {
     }
 }
 
-/// Whether a reader would show something else: other products, another order, or another source.
+/// Whether two lists differ for a reader: in products, order or source.
 pub fn changed(old: &Document, new: &Document) -> bool {
     let shown = |document: &Document| -> Vec<_> {
         let pus = document.pus.iter();
@@ -285,20 +284,20 @@ pub fn changed(old: &Document, new: &Document) -> bool {
     old.source != new.source || shown(old) != shown(new)
 }
 
-/// The id of a list: 16 hex digits of the SHA-256 of namespace, user, claim and erased_at, so that a list that is
-/// made again from the same take has the same id.
+/// The id of a list: 16 hex digits of the SHA-256 of namespace, user, claim number and `erased_at`. A list made again
+/// from the same claim has the same id.
 pub fn list_id(ns: &str, user: &str, claim: u64, erased_at: Timestamp) -> String {
     let mut hash = Sha256::new();
     for part in [ns, user, &claim.to_string(), &erased_at.0.to_string()] {
-        // With its length, so that no two of them read the same.
+        // Each part with its length, so that different parts never give the same bytes.
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
     hex::encode(&hash.finalize()[..8])
 }
 
-/// Rounded to four significant digits; a reader needs no more, and 17 digits would not fit.
-/// What is no number becomes the least one.
+/// Rounds a score to four significant digits: readers need no more, and 17 digits would exceed 2 KB. Infinity and NaN
+/// become the nearest finite number, NaN the least.
 fn four_digits(score: f64) -> f64 {
     if !score.is_finite() {
         return if score > 0.0 { f64::MAX } else { f64::MIN };
@@ -357,7 +356,7 @@ mod tests {
             "ADULT ANALGESICS",
             "APPLES RED DELICIOUS (BULK&BAG",
         ];
-        // A real grocer's: names of 18 letters on average and 30 at most, ids of 6 to 8 digits.
+        // Of a real grocer: names of 18 letters on average and 30 at most, ids of 6 to 8 digits.
         for (what, document) in [
             (
                 "ids of 8 digits",
@@ -375,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn the_json_is_what_the_contract_says() {
+    fn the_json_is_as_in_the_contract() {
         let mut list = document(vec![shown("MILK", &["m1", "m2"]), shown("BREAD", &["b1"])]);
         let head = r#"{"schema":1,"list_id":"LIST","user":"2375","arm":"basket-135m","source":"model","at":1763000000000,"segment":"families","#;
         let head = head.replace("LIST", &list.list_id);
@@ -395,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_document_is_refused_and_an_unknown_field_is_not() {
+    fn a_damaged_document_is_refused_and_an_unknown_field_is_ignored() {
         let good = document(vec![shown("MILK", &["m1"])]).to_json();
         assert!(Document::parse(&good.replacen('{', r#"{"new":1,"#, 1)).is_ok());
         for (from, to, expected) in [
@@ -469,9 +468,9 @@ mod tests {
                 text
             );
         }
-        for odd in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        for score in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             let list = document(vec![Shown {
-                score: odd,
+                score,
                 ..shown("MILK", &["m1"])
             }]);
             assert!(Document::parse(&list.to_json()).is_ok());
@@ -494,12 +493,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_document_survives_the_way_through_json(list in lists()) {
+        fn a_document_survives_a_round_trip_through_json(list in lists()) {
             prop_assert_eq!(Document::parse(&list.to_json()).expect("valid"), list);
         }
 
         #[test]
-        fn stripping_leaves_nothing_forbidden_and_takes_nothing_else(list in lists(), out in "[a-z]{1,2}") {
+        fn stripping_removes_the_forbidden_skus_and_no_others(list in lists(), out in "[a-z]{1,2}") {
             let forbids = |pu: &str, sku: &str| sku.contains(&out[..1]) || pu.contains(&out);
             let mut stripped = list.clone();
             let changed = stripped.strip(forbids);

@@ -1,7 +1,7 @@
-//! Calibration prompts of an arm, frozen in a file: what the model says behind them is what it says to everyone.
+//! Calibration prompts of an arm, frozen in a file; the mean of the model's logits over them is the baseline of all users.
 //!
-//! Decides what such a file holds and whether it fits an arm. Invariant: prompts frozen with another template
-//! or another tokenizer are refused, for their means would be of other questions. It does not know models.
+//! Decides the content of such a file and whether it fits an arm. Invariant: prompts frozen with another template or another
+//! tokenizer are refused, because their mean would belong to other prompts. It does not know models.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use super::{Error, Line, Template, View, sha256};
 use crate::names::scoring::Calibration;
 use crate::user::event::Kind;
 
-/// Version of the file's form.
+/// Schema number of the file.
 const SCHEMA: u32 = 1;
 
-/// How many prompts a set should have: fewer leave one prompt's whims in the mean.
+/// Recommended number of prompts: with fewer, single prompts dominate the mean.
 pub const PROMPTS: usize = 8;
 
-/// A frozen set.
+/// A frozen set of calibration prompts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Frozen {
@@ -30,40 +30,40 @@ pub struct Frozen {
     prompts: Vec<String>,
 }
 
-/// Someone who stands for many, as a line of JSON.
+/// A typical person for a calibration prompt, as a line of JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Person {
-    /// A prompt that is rendered already; the other fields do not count then.
+    /// A rendered prompt; the other fields are then ignored.
     pub prompt: Option<String>,
     /// Profile field to its value in words.
     pub profile: BTreeMap<String, String>,
-    /// Product names, newest first.
+    /// Names of bought products, newest first.
     pub bought: Vec<String>,
     /// Segment.
     pub segment: String,
 }
 
-/// Why a frozen set cannot be used.
+/// Reason why a frozen set cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Misfit {
-    /// It is not what was written.
+pub enum FrozenError {
+    /// The file is not what was written.
     #[error("not a file of calibration prompts: {0}")]
     Corrupt(#[from] serde_json::Error),
-    /// Of a later program, or empty.
+    /// The file is of a later release, or has no prompts.
     #[error(
-        "schema {schema} with {prompts} prompts; this program reads schema {SCHEMA} with at least one"
+        "schema {schema} with {prompts} prompts; this release reads schema {SCHEMA} with at least one prompt"
     )]
     Form {
         /// Its schema.
         schema: u32,
-        /// How many prompts.
+        /// Number of prompts.
         prompts: usize,
     },
-    /// Something changed since.
+    /// Template or tokenizer changed since the prompts were frozen.
     #[error(
-        "frozen with another {what} ({frozen}, now {now}): its means would be of other questions; freeze it \
-         anew with `nearshore calibration --force` and raise the arm's epoch"
+        "frozen with another {what} ({frozen}, now {now}), so the mean would belong to other prompts; freeze them \
+         again with `nearshore calibrate --force` and raise the arm's epoch"
     )]
     Changed {
         /// `template` or `tokenizer`.
@@ -76,7 +76,7 @@ pub enum Misfit {
 }
 
 impl Frozen {
-    /// Renders people's prompts with `template`, within `budget` tokens as `count` counts them.
+    /// Renders the prompts of `people` with `template`, within `budget` tokens as counted by `count`.
     pub fn freeze(
         people: &[Person],
         (template, tokenizer): (&Template, &str),
@@ -94,7 +94,7 @@ impl Frozen {
         })
     }
 
-    /// The file's text.
+    /// The text of the file.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).expect("strings and a number")
     }
@@ -104,17 +104,17 @@ impl Frozen {
         self.prompts.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no prompts.
     pub fn is_empty(&self) -> bool {
         self.prompts.is_empty()
     }
 
-    /// Reads a file's text for an arm with this template and tokenizer, both by hash.
-    pub fn read(text: &str, template: &str, tokenizer: &str) -> Result<Calibration, Misfit> {
+    /// Reads the text of a file for an arm, whose template and tokenizer are given by hash.
+    pub fn read(text: &str, template: &str, tokenizer: &str) -> Result<Calibration, FrozenError> {
         let frozen: Self = serde_json::from_str(text)?;
         if frozen.schema != SCHEMA || frozen.prompts.is_empty() {
             let (schema, prompts) = (frozen.schema, frozen.prompts.len());
-            return Err(Misfit::Form { schema, prompts });
+            return Err(FrozenError::Form { schema, prompts });
         }
         let both = [
             ("template", &frozen.template, template),
@@ -124,7 +124,7 @@ impl Frozen {
             if frozen != now {
                 let short = |hash: &str| hash.chars().take(12).collect();
                 let (frozen, now) = (short(frozen), short(now));
-                return Err(Misfit::Changed { what, frozen, now });
+                return Err(FrozenError::Changed { what, frozen, now });
             }
         }
         Ok(Calibration {
@@ -136,12 +136,12 @@ impl Frozen {
 
 impl Person {
     fn view(&self) -> View {
-        let line = |(nth, name): (usize, &String)| Line {
+        let line = |(index, name): (usize, &String)| Line {
             kind: Kind::Purchase,
             name: name.clone(),
             qty: 1,
             price: None,
-            days_ago: nth as u64,
+            days_ago: index as u64,
             count: 1,
             positions: Vec::new(),
         };
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_frozen_is_read_again_and_refused_when_template_or_tokenizer_changed() {
+    fn a_frozen_set_is_read_again_and_refused_once_template_or_tokenizer_changed() {
         let template = Template::load(
             "{% for e in events %}{{ e.name }} {% endfor %}\n---assistant---\nNext:",
             "t",
@@ -196,7 +196,7 @@ mod tests {
             "{other}"
         );
         assert!(
-            other.to_string().contains("nearshore calibration --force"),
+            other.to_string().contains("nearshore calibrate --force"),
             "{other}"
         );
         assert!(Frozen::read("{}", "", "").is_err());

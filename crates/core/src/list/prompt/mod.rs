@@ -1,8 +1,8 @@
-//! `(state, catalogue, template) -> prompt`: the profile in words and recent events by product name.
+//! Renders prompts: `(state, catalogue, template) -> prompt`, the profile in words and recent events by product name.
 //!
-//! Invariant: within the declared token budget, by cutting the oldest events first, then fields of the profile from
-//! the end of the alphabet; the same input gives the same bytes. It does not know the model's chat template:
-//! a prompt is what the user says and how the answer begins.
+//! Invariant: a prompt is within its token budget; the oldest events are cut first, then profile fields from the end of the
+//! alphabet. The same input gives the same bytes. It does not know the model's chat template: a prompt is the user's turn
+//! and the start of the assistant's.
 
 mod calibration;
 mod view;
@@ -14,39 +14,39 @@ use sha2::{Digest, Sha256};
 
 use crate::user::record::Position;
 
-pub use calibration::{Frozen, Misfit, PROMPTS, Person};
+pub use calibration::{Frozen, FrozenError, PROMPTS, Person};
 pub use view::{Line, View, clean, words};
 
 /// The line of a template file after which the assistant's part begins.
 pub const ASSISTANT: &str = "---assistant---";
 
-/// Instructions that rendering may take: a template of loops within loops is refused, not waited for. The longest view
-/// takes some thousands.
+/// Most instructions of one rendering, so that a template with nested loops fails instead of running long. The longest
+/// view takes some thousands.
 const FUEL: u64 = 200_000;
 
-/// Bytes that a part of a prompt may have before it is cut: a template that repeats what it is shown a million times is
-/// refused, too. A profile is far smaller.
+/// Most bytes of a rendered part, so that a template that repeats its input a million times fails. A profile is far
+/// smaller.
 const TEXT_MAX: usize = 4 << 20;
 
-/// An arm: what a list was made with.
+/// An arm: model, prompt, weights and thresholds by which lists are made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Arm {
-    /// Name, as in lists and metrics.
+    /// Id, as in lists and metrics.
     pub id: String,
-    /// Number of this deployed configuration; never reused, rises.
+    /// Number of this deployed configuration; rises and is never reused.
     pub epoch: u64,
     /// Share of users, relative to the other arms.
     #[serde(default = "one")]
     pub share: u32,
-    /// Namespaces whose lists it makes; none named: all that no other arm names.
+    /// Namespaces whose lists it makes; if empty, all that no other arm names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub namespaces: Vec<String>,
-    /// minijinja template file, relative to the configuration file.
+    /// Template file (minijinja), relative to the configuration file.
     pub template: String,
     /// GGUF file or folder of safetensors.
     pub model: String,
-    /// `constrained` (the only one yet).
+    /// Search mode: `constrained` is the only one.
     #[serde(default = "constrained")]
     pub mode: String,
     /// Token budget of the rendered prompt.
@@ -58,14 +58,14 @@ pub struct Arm {
     /// Weight of the model's term.
     #[serde(default = "weight")]
     pub model_weight: f64,
-    /// Weight of log demand.
+    /// Weight of the demand term.
     #[serde(default)]
     pub demand_weight: f64,
-    /// File of frozen calibration prompts, relative to the configuration file: what the model says behind
-    /// them is taken off its term. None takes nothing off.
+    /// File of frozen calibration prompts, relative to the configuration file: the mean of the model's logits over them
+    /// is subtracted from its term. `None` subtracts nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<String>,
-    /// Least log-probability of a name, theta; none keeps all.
+    /// Least log-probability of a name, theta; `None` keeps all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub theta: Option<f64>,
 }
@@ -86,19 +86,19 @@ fn weight() -> f64 {
     1.0
 }
 
-/// A template that cannot be used.
+/// Reason why a template cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It does not parse, or fails on what it is shown.
+    /// It does not parse, or fails on a view.
     #[error("{name}: {source}")]
     Template {
         /// Name of the template.
         name: String,
-        /// Where and why.
+        /// Position and cause.
         source: minijinja::Error,
     },
-    /// It reads a variable that there is not.
-    #[error("{name}: unknown variable {variable:?}; there are profile, events, segment")]
+    /// It reads an unknown variable.
+    #[error("{name}: unknown variable {variable:?}; use profile, events or segment")]
     Variable {
         /// Name of the template.
         name: String,
@@ -112,27 +112,27 @@ fn too_long() -> minijinja::Error {
     minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, what)
 }
 
-/// A template file, parsed.
+/// A parsed template file.
 #[derive(Clone, Debug)]
 pub struct Template {
     environment: Environment<'static>,
     name: String,
-    /// SHA-256 of the file's text, in hex: another hash is another arm.
+    /// SHA-256 of the file's text, in hex; lists of another hash belong to another arm.
     pub hash: String,
 }
 
-/// A prompt.
+/// A rendered prompt.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rendered {
-    /// What the user says.
+    /// The user's turn.
     pub user: String,
-    /// How the assistant's answer begins; `" " + name` follows. Empty if the template has no such part.
+    /// The start of the assistant's turn, followed by `" " + name`. Empty if the template has no such part.
     pub assistant: String,
-    /// Where the events that the template was shown stand, sorted.
+    /// Positions of the events in the view, sorted.
     pub events: Vec<Position>,
-    /// Lines of events that were cut, the oldest.
+    /// Number of event lines cut, the oldest ones.
     pub events_cut: usize,
-    /// Profile fields that were cut.
+    /// Number of profile fields cut.
     pub fields_cut: usize,
     /// Tokens of both parts.
     pub tokens: usize,
@@ -150,7 +150,7 @@ impl Rendered {
     }
 }
 
-/// How much of a view is shown: newest lines, first fields.
+/// Part of a view that is rendered: the newest lines, the first fields.
 #[derive(Clone, Copy)]
 struct Cut {
     events: usize,
@@ -158,8 +158,8 @@ struct Cut {
 }
 
 impl Template {
-    /// Parses a template and tries it on an empty and on a full view. A missing profile field is empty
-    /// text; a variable that there is not, is an error.
+    /// Parses a template and tests it on an empty and on a full view. A missing profile field is empty text; an unknown
+    /// variable is an error.
     pub fn load(source: &str, name: &str) -> Result<Self, Error> {
         let (user, assistant) = split(source);
         let mut environment = Environment::new();
@@ -185,8 +185,8 @@ impl Template {
         Ok(template)
     }
 
-    /// Renders within `budget` tokens as `count` counts them. Where not even the bare template fits, it is
-    /// rendered bare, and [`Rendered::tokens`] is over the budget.
+    /// Renders a view within `budget` tokens as counted by `count`. If the template alone exceeds the budget, it is
+    /// rendered with an empty view, and [`Rendered::tokens`] is over the budget.
     pub fn render(
         &self,
         view: &View,
@@ -300,8 +300,8 @@ impl Cut {
     }
 }
 
-/// What fits with the most items of fewer than `len`; `None` if not even none fits. Tokens grow with
-/// items but for a few at the seams, so only what was tried is returned.
+/// The rendering that fits with the most items, fewer than `len`; `None` if not even 0 items fit. Tokens grow with items
+/// except for a few at word boundaries, so only a rendering that was tried is returned.
 fn most(
     len: usize,
     fit: impl Fn(usize) -> Result<Option<Rendered>, Error>,
@@ -320,7 +320,7 @@ fn most(
     Ok(Some(best))
 }
 
-/// The two parts of a template file.
+/// Splits a template file into its two parts.
 fn split(source: &str) -> (String, String) {
     let lines: Vec<&str> = source.lines().collect();
     match lines.iter().position(|line| line.trim() == ASSISTANT) {
@@ -333,7 +333,7 @@ fn sha256(text: &str) -> String {
     hex::encode(Sha256::digest(text.as_bytes()))
 }
 
-/// A view with something of everything, to try a template on.
+/// A view with every kind of content, on which a template is tested.
 fn sample() -> View {
     use crate::user::event::Kind::{Cart, Click, Purchase, Search, View as Viewed};
     let line = |kind| Line {
@@ -396,15 +396,15 @@ mod tests {
     }
 
     #[test]
-    fn the_basket_template_says_who_buys_what_and_leaves_the_name_open() {
+    fn the_basket_template_renders_profile_and_events_and_ends_before_the_name() {
         let template = Template::load(BASKET, "basket.j2").expect("it loads");
         let mut view = view(3, 2);
         view.events.push(line(3, Kind::Search, 1));
         let rendered = template.render(&view, 1000, tokens).expect("it renders");
-        let (fixed, own) = rendered.user.split_once("\n\n").expect("a fixed beginning");
+        let (fixed, personal) = rendered.user.split_once("\n\n").expect("a fixed beginning");
         assert!(fixed.starts_with("You know how households shop."));
         assert_eq!(
-            own,
+            personal,
             "Household: field 00 value 0; field 01 value 1.\n\
              Bought, newest first: PRODUCT 0, PRODUCT 1 (2 times), PRODUCT 2 (3 times).\n\
              Searched for, newest first: PRODUCT 3."
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_that_is_wrong_is_refused_when_it_is_loaded() {
+    fn a_wrong_template_is_refused_at_load() {
         for (text, expected) in [
             ("{{ evnts }}", "t: unknown variable \"evnts\""),
             ("{% for e in events %}", "t: syntax error"),
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_the_profile_lacks_is_empty_text() {
+    fn a_missing_profile_field_renders_as_empty_text() {
         let text =
             "[{{ profile.age }}{{ profile.health.pregnant }}]{% if profile.kids %}x{% endif %}";
         let template = Template::load(text, "t").expect("it loads");
@@ -485,7 +485,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn a_prompt_is_within_its_budget_if_the_bare_template_is_and_one_line_more_would_not_fit(
+        fn a_prompt_fits_its_budget_and_one_more_line_would_not(
             events in 0usize..30, fields in 0usize..8, budget in 0usize..220,
         ) {
             let template = Template::load(BASKET, "basket.j2").expect("it loads");

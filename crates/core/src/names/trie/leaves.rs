@@ -1,8 +1,7 @@
-//! Sets and masses of leaves: what may come under a node, and how much it weighs.
+//! Permitted leaves and masses of leaves, counted and summed over a range of leaves.
 //!
-//! Decides how both are summed over a run of leaves. Invariant: a sum adds in leaf order within words
-//! of 64 leaves and then word by word, never by differences, so that it is the same whatever was
-//! patched before, and a rare name keeps its digits beside a common one.
+//! Decides how sums are computed. Invariant: a sum adds in leaf order within words of 64 leaves and then word by word,
+//! never by differences. So it does not depend on earlier patches, and a rare name keeps its digits beside a common one.
 
 use std::ops::Range;
 
@@ -13,10 +12,10 @@ use super::Trie;
 /// Leaves per word.
 const WORD: usize = 64;
 
-/// Exponents are kept within this, so that no mass is zero or infinite.
+/// Greatest magnitude of an exponent, so that no mass is zero or infinite.
 const EXPONENT_MAX: f64 = 300.0;
 
-/// Which leaves may come.
+/// The permitted leaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permitted {
     words: Vec<u64>,
@@ -31,13 +30,12 @@ pub struct Masses {
     word: Vec<f64>,
 }
 
-/// Factors of single leaves, by leaf: one user's own.
+/// One user's factors of single leaves, sorted by leaf.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Own(Vec<(u32, f64)>);
 
 impl Permitted {
-    /// The PUs' leaves. PUs that the trie does not hold are dropped; those that the set does not
-    /// reach are not in it.
+    /// Permits the leaves of `pus`. PUs that the trie lacks are dropped; PUs beyond the end of the set are forbidden.
     pub fn new(trie: &Trie, pus: &FixedBitSet) -> Self {
         let blocks = pus.as_slice();
         let bit = |pu: u32| {
@@ -53,8 +51,8 @@ impl Permitted {
         }
     }
 
-    /// Changes the set from that of `before` to that of `after`: what [`Permitted::new`] would make of it,
-    /// in time by what differs.
+    /// Changes the set of `before` into that of `after`, as [`Permitted::new`] would make it, in time proportional to the
+    /// difference.
     pub fn patch(&mut self, trie: &Trie, before: &FixedBitSet, after: &FixedBitSet) {
         let (before, after) = (before.as_slice(), after.as_slice());
         for at in 0..before.len().max(after.len()) {
@@ -68,7 +66,7 @@ impl Permitted {
         }
     }
 
-    /// Permits one PU, or forbids it; nothing if the trie does not hold it.
+    /// Permits or forbids one PU; no effect if the trie lacks it.
     pub fn set(&mut self, trie: &Trie, pu: u32, permitted: bool) {
         let Some(leaf) = trie.leaf(pu) else { return };
         let word = &mut self.words[leaf as usize / WORD];
@@ -76,18 +74,18 @@ impl Permitted {
         *word = *word & !(1 << bit) | u64::from(permitted) << bit;
     }
 
-    /// Whether a leaf may come.
+    /// Whether a leaf is permitted.
     pub fn contains(&self, leaf: u32) -> bool {
         self.words[leaf as usize / WORD] >> (leaf as usize % WORD) & 1 == 1
     }
 
-    /// How many of a run of leaves may come.
+    /// Number of permitted leaves in a range.
     pub fn count(&self, leaves: &Range<u32>) -> u32 {
         let words = spans(leaves).map(|(word, mask)| (self.words[word] & mask).count_ones());
         words.sum()
     }
 
-    /// The first of a run that may come.
+    /// The first permitted leaf of a range.
     pub fn first(&self, leaves: &Range<u32>) -> Option<u32> {
         let mut bits = spans(leaves).map(|(word, mask)| (word, self.words[word] & mask));
         let (word, bits) = bits.find(|(_, bits)| *bits != 0)?;
@@ -96,7 +94,7 @@ impl Permitted {
 }
 
 impl Masses {
-    /// The masses `exp(log_mass(PU))`, all scaled alike so that the greatest is 1.
+    /// The masses `exp(log_mass(PU))`, scaled so that the greatest is 1.
     pub fn new(trie: &Trie, log_mass: impl Fn(u32) -> f64) -> Self {
         let mut leaf: Vec<f64> = trie.pu.iter().map(|pu| log_mass(*pu)).collect();
         let max = leaf.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -106,7 +104,7 @@ impl Masses {
         Self::of(leaf)
     }
 
-    /// These masses times `exp(log(PU))`: one user's own view of all names.
+    /// These masses times `exp(log(PU))`, for one user.
     pub fn tilted(&self, trie: &Trie, log: impl Fn(u32) -> f64) -> Self {
         let factor = |pu: &u32| log(*pu).clamp(-EXPONENT_MAX, EXPONENT_MAX).exp();
         let leaves = self.leaf.iter().zip(&trie.pu);
@@ -118,24 +116,24 @@ impl Masses {
         Self { leaf, word }
     }
 
-    /// Mass of the permitted leaves of a run; `None` permits all. `own` factors are multiplied in.
-    pub fn sum(&self, leaves: &Range<u32>, permitted: Option<&Permitted>, own: &Own) -> f64 {
-        let own = own.of(leaves);
+    /// Mass of the permitted leaves of a range, multiplied by the factors in `factors`; `None` permits all.
+    pub fn sum(&self, leaves: &Range<u32>, permitted: Option<&Permitted>, factors: &Own) -> f64 {
+        let factors = factors.of(leaves);
         let mut next = 0;
         let mut sum = 0.0;
         for (word, mask) in spans(leaves) {
             let bits = permitted.map_or(mask, |permitted| permitted.words[word] & mask);
             let from = next;
             let end = ((word + 1) * WORD) as u32;
-            while own.get(next).is_some_and(|(leaf, _)| *leaf < end) {
+            while factors.get(next).is_some_and(|(leaf, _)| *leaf < end) {
                 next += 1;
             }
-            let own = &own[from..next];
-            sum += match (bits, own) {
+            let factors = &factors[from..next];
+            sum += match (bits, factors) {
                 (0, _) => 0.0,
                 (u64::MAX, []) => self.word[word],
                 (bits, []) => self.word_sum(word, bits),
-                (bits, own) => self.own_sum(word, bits, own),
+                (bits, factors) => self.sum_with_factors(word, bits, factors),
             };
         }
         sum
@@ -146,12 +144,12 @@ impl Masses {
         ones(bits).map(|bit| leaves[bit]).sum()
     }
 
-    fn own_sum(&self, word: usize, bits: u64, own: &[(u32, f64)]) -> f64 {
-        let mut own = own.iter().peekable();
+    fn sum_with_factors(&self, word: usize, bits: u64, factors: &[(u32, f64)]) -> f64 {
+        let mut factors = factors.iter().peekable();
         let leaves = ones(bits).map(|bit| word * WORD + bit);
         let masses = leaves.map(|leaf| {
-            while own.next_if(|(at, _)| (*at as usize) < leaf).is_some() {}
-            let factor = own.next_if(|(at, _)| *at as usize == leaf);
+            while factors.next_if(|(at, _)| (*at as usize) < leaf).is_some() {}
+            let factor = factors.next_if(|(at, _)| *at as usize == leaf);
             self.leaf[leaf] * factor.map_or(1.0, |(_, factor)| *factor)
         });
         masses.sum()
@@ -159,24 +157,24 @@ impl Masses {
 }
 
 impl Own {
-    /// The factors `exp(log)` of PUs; of a PU named twice both count, one that the trie lacks is dropped.
+    /// The factors `exp(log)` of PUs. If a PU is named twice, both count; a PU that the trie lacks is dropped.
     pub fn new(trie: &Trie, logs: impl Iterator<Item = (u32, f64)>) -> Self {
-        let mut own: Vec<(u32, f64)> = logs
+        let mut factors: Vec<(u32, f64)> = logs
             .filter_map(|(pu, log)| Some((trie.leaf(pu)?, log)))
             .collect();
-        own.sort_by_key(|(leaf, _)| *leaf);
-        own.dedup_by(|next, kept| {
+        factors.sort_by_key(|(leaf, _)| *leaf);
+        factors.dedup_by(|next, kept| {
             let same = next.0 == kept.0;
             kept.1 += if same { next.1 } else { 0.0 };
             same
         });
-        for (_, log) in &mut own {
+        for (_, log) in &mut factors {
             *log = log.clamp(-EXPONENT_MAX, EXPONENT_MAX).exp();
         }
-        Self(own)
+        Self(factors)
     }
 
-    /// Whether there are none.
+    /// Whether there are no factors.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -188,7 +186,7 @@ impl Own {
     }
 }
 
-/// The words that a run of leaves touches, each with a mask of its leaves.
+/// The words that a range of leaves touches, each with a mask of its leaves.
 fn spans(leaves: &Range<u32>) -> impl Iterator<Item = (usize, u64)> + use<> {
     let (start, end) = (leaves.start as usize, leaves.end as usize);
     (start / WORD..end.div_ceil(WORD)).map(move |word| {
@@ -199,7 +197,7 @@ fn spans(leaves: &Range<u32>) -> impl Iterator<Item = (usize, u64)> + use<> {
     })
 }
 
-/// Places of the set bits, ascending.
+/// Indices of the set bits, ascending.
 fn ones(mut bits: u64) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let bit = bits.trailing_zeros() as usize;

@@ -1,7 +1,7 @@
-//! Whether a condition holds of a profile: yes, no, or not known.
+//! Evaluates a condition on a profile: it holds, does not hold, or is unknown.
 //!
-//! Invariant: what is missing, null or of a kind that cannot be compared is *not known*, never *no*: a
-//! `required` rule then forbids. It does not know what follows.
+//! Invariant: a field that is missing, null or of a type that cannot be compared is *unknown*, never *no*, so that a
+//! `required` rule fires. It does not know the consequences.
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
@@ -12,7 +12,7 @@ use crate::user::event::Profile;
 use crate::user::record::Timestamp;
 
 impl Condition {
-    /// Whether it holds at a time; `None` where the profile does not tell.
+    /// Whether the condition holds at a time; `None` if the field is unknown.
     pub(super) fn holds(&self, profile: Option<&Profile>, at: Timestamp) -> Option<bool> {
         let value = field(profile?, &self.field)?;
         if let Some(wanted) = &self.equals {
@@ -33,7 +33,7 @@ impl Condition {
     }
 }
 
-/// A field by its path; the path as a whole is a name too, for flat profiles with dots. Null is unknown.
+/// A field by its path; the whole path is tried as a name first, for flat profiles with dots. Null is unknown.
 fn field<'a>(profile: &'a Profile, path: &str) -> Option<&'a Value> {
     let whole = profile.0.get(path);
     let found = whole.or_else(|| {
@@ -44,12 +44,12 @@ fn field<'a>(profile: &'a Profile, path: &str) -> Option<&'a Value> {
     (!found.is_null()).then_some(found)
 }
 
-/// Whether two values are the same; a number or a truth value may be written as a string.
+/// Whether two values are equal; a number or a boolean may be written as a string.
 pub(super) fn same(wanted: &Value, found: &Value) -> Option<bool> {
     match (wanted, found) {
         (Value::String(a), Value::String(b)) => Some(a == b),
-        (Value::Bool(a), _) => truth(found).map(|b| *a == b),
-        (_, Value::Bool(b)) => truth(wanted).map(|a| a == *b),
+        (Value::Bool(a), _) => boolean(found).map(|b| *a == b),
+        (_, Value::Bool(b)) => boolean(wanted).map(|a| a == *b),
         (Value::Number(_), _) | (_, Value::Number(_)) => Some(number(wanted)? == number(found)?),
         (Value::Array(_), Value::Array(_)) | (Value::Object(_), Value::Object(_)) => {
             Some(wanted == found)
@@ -58,7 +58,7 @@ pub(super) fn same(wanted: &Value, found: &Value) -> Option<bool> {
     }
 }
 
-/// Whether a value, or one of an array's, is among the wanted.
+/// Whether a value, or an item of an array, is among the wanted values.
 pub(super) fn one_of(wanted: &[Value], found: &Value) -> Option<bool> {
     let Value::Array(values) = found else {
         let answers: Vec<_> = wanted.iter().map(|value| same(value, found)).collect();
@@ -72,13 +72,13 @@ pub(super) fn one_of(wanted: &[Value], found: &Value) -> Option<bool> {
     if answers.contains(&Some(true)) {
         return Some(true);
     }
-    // One value that cannot be compared might be the wanted one.
+    // An item that cannot be compared might be a wanted one.
     answers.iter().all(Option::is_some).then_some(false)
 }
 
-fn truth(value: &Value) -> Option<bool> {
+fn boolean(value: &Value) -> Option<bool> {
     match value {
-        Value::Bool(truth) => Some(*truth),
+        Value::Bool(value) => Some(*value),
         Value::String(text) => text.parse().ok(),
         _ => None,
     }
@@ -93,7 +93,7 @@ fn number(value: &Value) -> Option<f64> {
     number.is_finite().then_some(number)
 }
 
-/// Completed years since an ISO date (what follows the date is ignored). A date to come is no birth date.
+/// Completed years since an ISO date; text after the date is ignored. `None` for a date in the future.
 fn age(birth: &str, at: Timestamp) -> Option<f64> {
     let birth: Date = birth.trim().get(..10)?.parse().ok()?;
     let today = jiff::Timestamp::from_millisecond(at.0)
@@ -103,8 +103,8 @@ fn age(birth: &str, at: Timestamp) -> Option<f64> {
     if birth > today {
         return None;
     }
-    let before_the_day = (today.month(), today.day()) < (birth.month(), birth.day());
-    Some(f64::from(today.year() - birth.year()) - f64::from(u8::from(before_the_day)))
+    let before_birthday = (today.month(), today.day()) < (birth.month(), birth.day());
+    Some(f64::from(today.year() - birth.year()) - f64::from(u8::from(before_birthday)))
 }
 
 #[cfg(test)]
@@ -115,9 +115,9 @@ mod tests {
 
     fn check(condition: Value, profile: Value, expected: Option<bool>) {
         let parsed: Condition = serde_json::from_value(condition.clone()).expect("a condition");
-        let held: Profile = serde_json::from_value(profile.clone()).expect("a profile");
+        let parsed_profile: Profile = serde_json::from_value(profile.clone()).expect("a profile");
         // 2025-02-28T12:00:00Z
-        let holds = parsed.holds(Some(&held), Timestamp(1_740_744_000_000));
+        let holds = parsed.holds(Some(&parsed_profile), Timestamp(1_740_744_000_000));
         assert_eq!(holds, expected, "{condition} of {profile}");
     }
 

@@ -1,8 +1,8 @@
-//! Who may not be offered what: `(profile, table) -> permitted PUs, ids of the rules that fired`; segments; needs.
+//! Rules, segments and the need filter: `(profile, table) -> permitted PUs, ids of the rules that fired`.
 //!
-//! Invariant: fails closed: a `required` rule whose field is unknown forbids its products, and so does a
-//! fired rule with a SKU that the table has not seen. Never left to the model. It does not know stock:
-//! [`Verdict::permitted`] is handed the catalogue.
+//! Invariant: rules fail closed. A `required` rule whose field is unknown forbids its products, and a fired rule forbids
+//! every SKU that the table does not know. The model never decides what is permitted. A table does not know stock:
+//! [`Verdict::permitted`] takes the catalogue.
 
 mod condition;
 mod needs;
@@ -18,20 +18,20 @@ use serde_json::Value;
 pub use table::{Table, Verdict};
 pub use validate::validate;
 
-/// The segment of all that no other matches.
+/// Id of the segment of all users whom no other segment matches.
 pub(crate) const DEFAULT_SEGMENT: &str = "default";
 
-/// One rule: *when* the profile satisfies the condition, products that match are forbidden.
+/// One rule: when the profile satisfies the condition, the matched products are forbidden.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// Stable id, recorded on lists.
+    /// Stable id, recorded in audits.
     pub id: String,
     /// Condition on the profile; with `required`, an unknown field counts as satisfied.
     pub when: Condition,
-    /// Which products are forbidden then; all of the given matchers must hold.
+    /// The forbidden products.
     pub forbid: Matcher,
-    /// Whether an unknown profile field forbids. Unknown is also null, and a value that cannot be compared.
+    /// Whether the rule fires when the field is unknown. Null and a value that cannot be compared are unknown too.
     #[serde(default)]
     pub required: bool,
 }
@@ -40,51 +40,51 @@ pub struct Rule {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Condition {
-    /// Profile field, dots descend: `health.pregnant`.
+    /// Profile field; dots descend into objects: `health.pregnant`.
     pub field: String,
-    /// Equal to.
+    /// Equal to this value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub equals: Option<Value>,
-    /// One of; or, for an array field, contains one of.
+    /// Equal to one of these values; an array field contains one of them.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "in")]
     pub any_of: Option<Vec<Value>>,
-    /// Number (or age reckoned from a birth date field at the request's source time) below.
+    /// Number below this; with `birth_date`, the age at the request's source time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub below: Option<f64>,
-    /// Number at least.
+    /// Number at least this; with `birth_date`, the age.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_least: Option<f64>,
-    /// Whether the field is an ISO date of birth, to be turned into an age in completed years (UTC).
+    /// Whether the field is an ISO date of birth, compared as age in completed years (UTC).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub birth_date: bool,
 }
 
-/// Which products. All given parts must match.
+/// Selects products. All given parts must match.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Matcher {
     /// PU ids.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pus: Vec<String>,
-    /// Categories, of the SKU or of its PU.
+    /// Categories of the SKU or its PU.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub categories: Vec<String>,
-    /// SKU attribute name to admissible values; an array attribute matches by any of its values.
+    /// SKU attribute name to matching values; an array attribute matches by any of its values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, Vec<Value>>,
 }
 
-/// One segment: the first whose condition holds; `default` matches all that no other does.
+/// One segment. A user is in the first segment whose conditions hold, else in `default`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Segment {
     /// Name, as in keys and metrics.
     pub id: String,
-    /// Conditions that must all hold.
+    /// Conditions, which must all hold.
     pub when: Vec<Condition>,
 }
 
-/// The need filter: what a user just bought and does not need again yet.
+/// The need filter: how long a bought product is not offered again.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Needs {
@@ -94,7 +94,7 @@ pub struct Needs {
 }
 
 mod periods {
-    //! Durations in words (`20d`), as values of a map.
+    //! Serialises the durations of a map in words (`20d`).
     use std::collections::BTreeMap;
     use std::time::Duration;
 

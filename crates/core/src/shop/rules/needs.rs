@@ -1,7 +1,7 @@
-//! The need filter: what was bought lately and is not needed again yet.
+//! The need filter: forbids products that the user bought recently and does not need again yet.
 //!
-//! Invariant: a purchase forbids its PU from its own time on, for the period of the PU's category, by
-//! record time. It knows only the window: what was bought before it does not filter.
+//! Invariant: a purchase forbids its PU from its record time on, for the period of the PU's category. It reads the window
+//! alone: purchases that the window no longer has do not filter.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,17 +19,22 @@ fn recently_bought(
     within: Duration,
     at: Timestamp,
 ) -> BTreeSet<PuIx> {
-    let bought = window.iter().filter(|seen| seen.kind == Kind::Purchase);
+    let bought = window.iter().filter(|event| event.kind == Kind::Purchase);
     bought
-        .filter(|seen| at.since(seen.time) < within)
-        .filter_map(|seen| catalogue.pu_of_item(&seen.item))
+        .filter(|event| at.since(event.time) < within)
+        .filter_map(|event| catalogue.pu_of_item(&event.item))
         .collect()
 }
 
 impl Needs {
-    /// Adds to a verdict the PUs that the user does not need again yet, each category as `need:<category>`.
-    pub fn add(&self, verdict: &mut Verdict, window: &[WindowEvent], at: (&Catalogue, Timestamp)) {
-        let (catalogue, at) = at;
+    /// Forbids the PUs that the user does not need again yet, each category as the rule `need:<category>`.
+    pub(crate) fn add(
+        &self,
+        verdict: &mut Verdict,
+        window: &[WindowEvent],
+        catalogue: &Catalogue,
+        at: Timestamp,
+    ) {
         for (category, within) in &self.not_again_within {
             let bought = recently_bought(window, catalogue, *within, at);
             let pus: Vec<_> = bought
@@ -52,7 +57,7 @@ mod tests {
     use crate::shop::rules::Table;
     use crate::user::event::Item;
 
-    fn seen(time: i64, kind: Kind, id: &str) -> WindowEvent {
+    fn event(time: i64, kind: Kind, id: &str) -> WindowEvent {
         WindowEvent {
             time: Timestamp(time),
             position: "0/user-events/0:1".parse().expect("a position"),
@@ -64,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_just_bought_is_not_needed_again_until_its_period_is_over() {
+    fn a_purchase_forbids_its_product_until_the_period_is_over() {
         let catalogue = Catalogue::load(vec![
             sku("b", "BREAD", json!({})),
             sku("m", "MILK", json!({})),
@@ -72,14 +77,14 @@ mod tests {
         let needs: Needs = toml::from_str("not_again_within = { food = \"10s\", wine = \"1day\" }")
             .expect("needs");
         let window = [
-            seen(0, Kind::Purchase, "b"),
-            seen(0, Kind::View, "m"),
-            seen(0, Kind::Purchase, "unknown"),
+            event(0, Kind::Purchase, "b"),
+            event(0, Kind::View, "m"),
+            event(0, Kind::Purchase, "unknown"),
         ];
         let table = Table::compile(&[], &[], &catalogue);
         for (at, forbidden) in [(9_999, true), (10_000, false)] {
             let mut verdict = table.judge(None, Timestamp(at));
-            needs.add(&mut verdict, &window, (&catalogue, Timestamp(at)));
+            needs.add(&mut verdict, &window, &catalogue, Timestamp(at));
             assert_eq!(verdict.forbidden_pus.contains(0), forbidden, "{at}");
             assert!(!verdict.forbidden_pus.contains(1));
             let fired: &[&str] = if forbidden { &["need:food"] } else { &[] };

@@ -1,7 +1,7 @@
-//! Rules over a catalogue, evaluated per SKU when it is loaded; a judgement is then a union of bitsets.
+//! Rules compiled for a catalogue: each SKU is matched once when it is loaded, and a verdict is a union of bitsets.
 //!
-//! Invariant: a PU is forbidden iff each of its SKUs is forbidden by a rule that fired, be it not the same
-//! one; a SKU that is newer than the table is forbidden by any fired rule until [`Table::extend`] has seen it.
+//! Invariant: a PU is forbidden iff each of its SKUs is forbidden by a fired rule, not necessarily the same one. A SKU newer
+//! than the table is forbidden by any fired rule until [`Table::extend`] has matched it.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use crate::shop::catalogue::{Catalogue, PuIx, SkuIx};
 use crate::user::event::{Profile, Sku};
 use crate::user::record::Timestamp;
 
-/// What one rule matches.
+/// The products that one rule matches.
 #[derive(Clone, Debug, Default)]
 struct Matched {
     skus: FixedBitSet,
-    /// Matched SKUs per PU.
+    /// Number of matched SKUs per PU.
     counts: Vec<u32>,
     /// PUs of which all SKUs match.
     whole: FixedBitSet,
@@ -25,33 +25,33 @@ struct Matched {
     part: FixedBitSet,
 }
 
-/// Rules and segments, made ready for one catalogue.
+/// Rules and segments, compiled for one catalogue.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
     rules: Vec<Rule>,
     segments: Vec<Segment>,
     matched: Vec<Arc<Matched>>,
-    /// The PU of each SKU as the table knows it; `None` if gone.
+    /// The PU of each SKU that the table knows; `None` if deleted.
     pu_of: Vec<Option<PuIx>>,
     members: Vec<Vec<SkuIx>>,
 }
 
-/// What the rules say of one profile at one time.
+/// Result of the rules for one profile at one time.
 #[derive(Clone, Debug, Default)]
 pub struct Verdict {
     /// Ids of the rules that fired, in the table's order; then those of the need filter.
     pub fired: Vec<String>,
-    /// Those of them that fired because the profile does not tell.
+    /// Ids of those that fired because the field is unknown.
     pub unknown: Vec<String>,
-    /// PUs that may not be offered at all, stock aside.
+    /// PUs of which no SKU may be offered, whatever the stock.
     pub forbidden_pus: FixedBitSet,
     matched: Vec<Arc<Matched>>,
-    /// SKUs and PUs that the table knew.
+    /// Numbers of SKUs and PUs that the table knew.
     known: (usize, usize),
 }
 
 impl Table {
-    /// Evaluates the rules over all SKUs.
+    /// Compiles the rules over all SKUs of a catalogue.
     pub fn compile(rules: &[Rule], segments: &[Segment], catalogue: &Catalogue) -> Self {
         let mut table = Self {
             rules: rules.to_vec(),
@@ -63,7 +63,7 @@ impl Table {
         table
     }
 
-    /// Takes in SKUs that changed: [`crate::shop::catalogue::Patch::rules`].
+    /// Matches changed SKUs again: those of [`crate::shop::catalogue::Patch::rules`].
     pub fn extend(&mut self, catalogue: &Catalogue, changed: impl IntoIterator<Item = SkuIx>) {
         self.pu_of.resize(catalogue.sku_len(), None);
         self.members.resize(catalogue.pus().len(), Vec::new());
@@ -76,8 +76,8 @@ impl Table {
         }
         let mut touched = FixedBitSet::with_capacity(catalogue.pus().len());
         for ix in changed {
-            self.forget(ix, &mut touched);
-            self.learn(ix, catalogue, &mut touched);
+            self.remove_sku(ix, &mut touched);
+            self.match_sku(ix, catalogue, &mut touched);
         }
         for pu in touched.ones() {
             let all = self.members[pu].len() as u32;
@@ -90,7 +90,7 @@ impl Table {
         }
     }
 
-    /// Which rules fire on a profile (`None`: nothing is known), and what they forbid.
+    /// Judges a profile: which rules fire, and what they forbid. `None`: every field is unknown.
     pub fn judge(&self, profile: Option<&Profile>, at: Timestamp) -> Verdict {
         let mut verdict = Verdict {
             known: (self.pu_of.len(), self.members.len()),
@@ -115,7 +115,7 @@ impl Table {
             part.union_with(&matched.part);
             verdict.matched.push(Arc::clone(matched));
         }
-        // Two rules may each forbid a part, and together the whole.
+        // Two rules may each match a part of a PU, and together all of it.
         for pu in parts.ones() {
             let whole = self.members[pu].iter().all(|ix| verdict.forbids_sku(*ix));
             if whole {
@@ -125,7 +125,7 @@ impl Table {
         verdict
     }
 
-    /// The first segment all of whose conditions hold, else `default`. What is unknown does not hold.
+    /// The first segment whose conditions all hold, else `default`. A condition on an unknown field does not hold.
     pub fn segment(&self, profile: Option<&Profile>, at: Timestamp) -> &str {
         let holds = |segment: &&Segment| {
             let mut conditions = segment.when.iter();
@@ -137,7 +137,7 @@ impl Table {
             .map_or(DEFAULT_SEGMENT, |segment| &segment.id)
     }
 
-    /// Whether a changed profile is judged differently or falls into another segment.
+    /// Whether two profiles fire different rules or are in different segments.
     pub fn differ(&self, old: Option<&Profile>, new: Option<&Profile>, at: Timestamp) -> bool {
         self.segment(old, at) != self.segment(new, at)
             || self.rules.iter().any(|rule| {
@@ -146,7 +146,7 @@ impl Table {
             })
     }
 
-    fn forget(&mut self, ix: SkuIx, touched: &mut FixedBitSet) {
+    fn remove_sku(&mut self, ix: SkuIx, touched: &mut FixedBitSet) {
         let Some(pu) = self.pu_of[ix.at()].take() else {
             return;
         };
@@ -164,7 +164,7 @@ impl Table {
         }
     }
 
-    fn learn(&mut self, ix: SkuIx, catalogue: &Catalogue, touched: &mut FixedBitSet) {
+    fn match_sku(&mut self, ix: SkuIx, catalogue: &Catalogue, touched: &mut FixedBitSet) {
         let pu = catalogue.pu_of(ix);
         if catalogue.pu(pu).skus.binary_search(&ix).is_err() {
             return;
@@ -187,7 +187,8 @@ impl Table {
 }
 
 impl Matcher {
-    /// `category`: that of the PU. A matcher without parts matches nothing, and the configuration check refuses it.
+    /// Whether a SKU matches. `category`: its PU's. A matcher without parts matches nothing, and the configuration check
+    /// refuses it.
     fn matches(&self, sku: &Sku, category: Option<&str>) -> bool {
         let given =
             !self.pus.is_empty() || !self.categories.is_empty() || !self.attributes.is_empty();
@@ -205,61 +206,62 @@ impl Matcher {
 }
 
 impl Verdict {
-    /// Whether a rule that fired matches the SKU. The PU's own ban is in [`Self::forbidden_pus`].
+    /// Whether a fired rule matches the SKU. A ban of its PU is in [`Self::forbidden_pus`].
     pub(crate) fn forbids_sku(&self, ix: SkuIx) -> bool {
-        let unseen = ix.at() >= self.known.0 && !self.matched.is_empty();
-        unseen
+        let unknown = ix.at() >= self.known.0 && !self.matched.is_empty();
+        unknown
             || self
                 .matched
                 .iter()
                 .any(|matched| matched.skus.contains(ix.at()))
     }
 
-    /// Whether a product of a stored list is forbidden, by ids. What the catalogue no longer knows is
-    /// forbidden as soon as any rule fired: nobody can say what it was.
+    /// Whether a product of a stored list is forbidden, by ids. A product that the catalogue no longer has is forbidden
+    /// as soon as any rule fired, because it can no longer be matched.
     pub fn forbids(&self, catalogue: &Catalogue, pu: &str, sku: &str) -> bool {
-        let pu_out = match catalogue.by_pu(pu) {
+        let pu_forbidden = match catalogue.by_pu(pu) {
             Some(ix) => self.forbidden_pus.contains(ix.at()),
             None => !self.fired.is_empty(),
         };
-        let sku_out = match catalogue.by_sku(sku) {
+        let sku_forbidden = match catalogue.by_sku(sku) {
             Some(ix) => {
                 self.forbids_sku(ix) || self.forbidden_pus.contains(catalogue.pu_of(ix).at())
             }
             None => !self.fired.is_empty(),
         };
-        pu_out || sku_out
+        pu_forbidden || sku_forbidden
     }
 
-    /// Whether a SKU may be offered now: available, and forbidden neither itself nor as its PU.
+    /// Whether a SKU may be offered now: it is available, and neither it nor its PU is forbidden.
     pub fn permits(&self, catalogue: &Catalogue, ix: SkuIx) -> bool {
         catalogue.available(ix)
             && !self.forbids_sku(ix)
             && !self.forbidden_pus.contains(catalogue.pu_of(ix).at())
     }
 
-    /// PUs of which at least one SKU may be offered now: what the engine is handed.
+    /// PUs of which at least one SKU may be offered now: those that the engine searches.
     pub fn permitted(&self, catalogue: &Catalogue) -> FixedBitSet {
         let mut permitted = catalogue.in_stock().clone();
         permitted.difference_with(&self.forbidden_pus);
         if self.matched.is_empty() {
             return permitted;
         }
-        // The rest of a PU may be sold out. Only PUs that a rule touches need a look at their SKUs.
-        let mut doubtful = FixedBitSet::with_capacity(catalogue.pus().len());
+        // Where a rule matches a part of a PU, the other SKUs may be sold out. Only these PUs and new ones are checked SKU
+        // by SKU.
+        let mut unsure = FixedBitSet::with_capacity(catalogue.pus().len());
         for matched in &self.matched {
-            doubtful.union_with(&matched.part);
+            unsure.union_with(&matched.part);
         }
-        doubtful.insert_range(self.known.1.min(catalogue.pus().len())..catalogue.pus().len());
-        doubtful.intersect_with(&permitted);
-        for pu in doubtful.ones() {
+        unsure.insert_range(self.known.1.min(catalogue.pus().len())..catalogue.pus().len());
+        unsure.intersect_with(&permitted);
+        for pu in unsure.ones() {
             let mut skus = catalogue.pus()[pu].skus.iter();
             permitted.set(pu, skus.any(|ix| self.permits(catalogue, *ix)));
         }
         permitted
     }
 
-    /// Forbids PUs for a reason of the need filter's.
+    /// Forbids PUs under an id of the need filter.
     pub(super) fn forbid_pus(&mut self, id: String, pus: &[PuIx]) {
         self.fired.push(id);
         for pu in pus {

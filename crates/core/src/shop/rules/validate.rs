@@ -1,10 +1,10 @@
-//! What is wrong with a table of rules and segments, in words for the configuration check.
+//! Validates rules and segments for the configuration check, and describes each problem.
 
 use std::collections::BTreeSet;
 
 use super::{Condition, DEFAULT_SEGMENT, Matcher, Rule, Segment};
 
-/// Problems, each with the rule or segment it is in; empty if all is well.
+/// Validates rules and segments. Returns each problem with its rule or segment; empty if there is none.
 pub fn validate(rules: &[Rule], segments: &[Segment]) -> Vec<String> {
     let mut problems = Vec::new();
     let mut ids = BTreeSet::new();
@@ -13,11 +13,11 @@ pub fn validate(rules: &[Rule], segments: &[Segment]) -> Vec<String> {
         if rule.id.trim().is_empty() {
             problems.push("a rule has no id".into());
         } else if !ids.insert(&rule.id) {
-            problems.push(format!("{name} is there twice"));
+            problems.push(format!("{name} is defined twice"));
         }
         if rule.id.starts_with("need:") {
             problems.push(format!(
-                "{name}: ids that begin with need: are the need filter's"
+                "{name}: ids that begin with need: are reserved for the need filter"
             ));
         }
         problems.extend(condition(&rule.when).map(|what| format!("{name}: {what}")));
@@ -29,15 +29,17 @@ pub fn validate(rules: &[Rule], segments: &[Segment]) -> Vec<String> {
         if segment.id.trim().is_empty() {
             problems.push("a segment has no id".into());
         } else if !ids.insert(&segment.id) {
-            problems.push(format!("{name} is there twice"));
+            problems.push(format!("{name} is defined twice"));
         }
         if segment.id == DEFAULT_SEGMENT {
             problems.push(format!(
-                "{name} is the one of all others; give it another id"
+                "{name} is reserved for users whom no segment matches; choose another id"
             ));
         }
         if segment.when.is_empty() {
-            problems.push(format!("{name} has no condition and would take everyone"));
+            problems.push(format!(
+                "{name} has no condition and would match every user"
+            ));
         }
         for when in &segment.when {
             problems.extend(condition(when).map(|what| format!("{name}: {what}")));
@@ -51,21 +53,23 @@ fn condition(when: &Condition) -> Option<String> {
     let range = when.below.is_some() || when.at_least.is_some();
     let given = [when.equals.is_some(), when.any_of.is_some(), range];
     let what = match given.iter().filter(|given| **given).count() {
-        0 => "gives no comparison: one of equals, in, below, at_least",
-        2.. => "gives more than one comparison",
+        0 => "has no comparison: give one of equals, in, below, at_least",
+        2.. => "has more than one comparison: give one",
         _ if field.is_empty() || field.split('.').any(str::is_empty) => "names no field",
-        _ if when.any_of.as_ref().is_some_and(Vec::is_empty) => "in is empty and never holds",
+        _ if when.any_of.as_ref().is_some_and(Vec::is_empty) => {
+            "in is empty and never holds: give values"
+        }
         _ if when.birth_date && !range => "birth_date needs below or at_least",
         _ if [when.below, when.at_least]
             .iter()
             .flatten()
             .any(|bound| !bound.is_finite()) =>
         {
-            "a bound is not a number"
+            "a bound is not a finite number"
         }
         _ => match (when.at_least, when.below) {
             (Some(least), Some(end)) if least >= end => {
-                "at_least is not under below: it never holds"
+                "at_least is not less than below: it never holds"
             }
             _ => return None,
         },
@@ -82,7 +86,7 @@ fn matcher(forbid: &Matcher) -> Option<String> {
         .iter()
         .find(|(_, values)| values.is_empty())?;
     Some(format!(
-        "forbid: attribute {name:?} has no values and never matches"
+        "forbid: attribute {name:?} has no values and never matches: give values"
     ))
 }
 
@@ -120,19 +124,19 @@ mod tests {
             ]),
             json!([{"id": "default", "when": []}]),
             &[
-                "rule \"a\": condition on \"x\": gives no comparison: one of equals, in, below, at_least",
-                "rule \"a\" is there twice",
-                "rule \"a\": condition on \"x\": gives more than one comparison",
-                "rule \"need:b\": ids that begin with need: are the need filter's",
-                "rule \"need:b\": condition on \"x\": in is empty and never holds",
+                "rule \"a\": condition on \"x\": has no comparison: give one of equals, in, below, at_least",
+                "rule \"a\" is defined twice",
+                "rule \"a\": condition on \"x\": has more than one comparison: give one",
+                "rule \"need:b\": ids that begin with need: are reserved for the need filter",
+                "rule \"need:b\": condition on \"x\": in is empty and never holds: give values",
                 "rule \"need:b\": forbid names no products: give pus, categories or attributes",
-                "rule \"c\": condition on \"x\": at_least is not under below: it never holds",
-                "rule \"c\": forbid: attribute \"k\" has no values and never matches",
+                "rule \"c\": condition on \"x\": at_least is not less than below: it never holds",
+                "rule \"c\": forbid: attribute \"k\" has no values and never matches: give values",
                 "a rule has no id",
                 "rule \"\": condition on \"x..y\": names no field",
                 "rule \"d\": condition on \"b\": birth_date needs below or at_least",
-                "segment \"default\" is the one of all others; give it another id",
-                "segment \"default\" has no condition and would take everyone",
+                "segment \"default\" is reserved for users whom no segment matches; choose another id",
+                "segment \"default\" has no condition and would match every user",
             ],
         );
     }
