@@ -3,6 +3,7 @@
 //! Invariant: every name returned is a permitted name of the catalogue given last, no name twice,
 //! best first. It does not know users, rules or stock, only bits.
 
+use std::path::Path;
 use std::sync::Arc;
 
 pub mod clocks;
@@ -56,6 +57,16 @@ pub enum Error {
     /// The engine's thread is gone.
     #[error("the engine has stopped")]
     Stopped,
+}
+
+impl Error {
+    /// A [`Load`](Self::Load) error of the file or folder `path`.
+    pub(crate) fn load(path: &Path, what: impl Into<String>) -> Self {
+        Self::Load {
+            path: path.display().to_string(),
+            what: what.into(),
+        }
+    }
 }
 
 /// A language model over a set of names. Two implementations: candle and a table of scores.

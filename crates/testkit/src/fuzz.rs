@@ -14,7 +14,7 @@ use nearshore_core::user::fold::{Step, fold};
 use nearshore_core::user::record::{Fences, Position, Record, Timestamp};
 use nearshore_core::user::state::{self, ClaimRate, Pending, Profiled, UserState};
 use nearshore_core::user::trigger::Request;
-use nearshore_engine::formats::load::Entry;
+use nearshore_engine::formats::tensor::Entry;
 use nearshore_engine::formats::{folder, gguf};
 
 /// Takes any bytes, and panics where a law is broken.

@@ -16,7 +16,9 @@ use super::kv::{Cache, Sizes};
 use super::linear::Linear;
 use super::smooth::{self, Maxima};
 use crate::Error;
-use crate::formats::load::{Geometry, LayerWeights, Opened, Weights};
+use crate::formats::geometry::Geometry;
+use crate::formats::open::Opened;
+use crate::formats::weights::{LayerWeights, Weights};
 use crate::{Options, Precision};
 
 /// A loaded model.
@@ -84,7 +86,7 @@ impl Network {
         let packed = |layer: LayerWeights| {
             Layer::new(&layer, |weight| Linear::packed(weight, options)).map_err(failed)
         };
-        let mut weights = model.ends()?;
+        let mut weights = model.without_layers()?;
         let count = model.geometry().layers;
         // One layer after the other, so that both forms of all layers never lie in memory at once.
         if options.precision != Precision::Int8 {
@@ -247,7 +249,7 @@ impl Network {
         let rope = &self.geometry.rope;
         let row = |position: &usize| {
             let position = *position as f64;
-            let speeds = rope.speeds.iter();
+            let speeds = rope.frequencies.iter();
             speeds.map(move |speed| (position * speed).sin_cos())
         };
         let (sin, cos) = positions

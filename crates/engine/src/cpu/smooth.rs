@@ -10,8 +10,9 @@ use candle_core::{Result, Tensor};
 use super::forward::{Network, Pass};
 use super::kv::Cache;
 use crate::Error;
-use crate::formats::load::{Geometry, LayerWeights, Weights};
+use crate::formats::geometry::Geometry;
 use crate::formats::text::Text;
+use crate::formats::weights::{LayerWeights, Weights};
 
 /// What the magnitudes are taken from: shop talk as prompts have it, and plain text.
 const FROZEN: [&str; 3] = [

@@ -37,7 +37,8 @@ use plan::{Plan, Teller};
 use crate::cpu::extras::Extras;
 use crate::cpu::forward::Pass;
 use crate::cpu::kv::Sizes;
-use crate::formats::load::{Geometry, LayerWeights, Weights};
+use crate::formats::geometry::Geometry;
+use crate::formats::weights::{LayerWeights, Weights};
 
 /// A CUDA device by number, its stream and memory set up for many small steps.
 #[cfg(feature = "cuda")]
@@ -241,11 +242,11 @@ fn angles(geometry: &Geometry) -> Result<(Tensor, Tensor)> {
     let (rope, positions) = (&geometry.rope, geometry.context);
     let of = |turn: fn(f64) -> f64| {
         let row = |position: usize| {
-            let speeds = rope.speeds.iter();
+            let speeds = rope.frequencies.iter();
             speeds.map(move |speed| (turn(position as f64 * speed) * rope.scale) as f32)
         };
         let all = (0..positions).flat_map(row).collect();
-        Tensor::from_vec(all, (positions, rope.speeds.len()), &Device::Cpu)
+        Tensor::from_vec(all, (positions, rope.frequencies.len()), &Device::Cpu)
     };
     Ok((of(f64::cos)?, of(f64::sin)?))
 }

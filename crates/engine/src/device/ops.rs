@@ -9,7 +9,7 @@ use super::cache::Chunk;
 use super::kernels::Kernels;
 use super::plain;
 use super::plan::{Plan, Side, Tiles};
-use crate::formats::load::Geometry;
+use crate::formats::geometry::Geometry;
 
 /// Steps for one model on one device.
 pub struct Ops {

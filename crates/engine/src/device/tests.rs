@@ -8,8 +8,10 @@ use crate::cpu::attention::{Sight, Span};
 use crate::cpu::extras::HeadNorms;
 use crate::cpu::forward::{self, Pass};
 use crate::cpu::kv;
-use crate::formats::load::rope::{Rope, Scaling};
-use crate::formats::load::{Family, Geometry, LayerWeights, Weights};
+use crate::formats::families::Family;
+use crate::formats::geometry::Geometry;
+use crate::formats::rope::{Rope, Scaling};
+use crate::formats::weights::{LayerWeights, Weights};
 
 /// Numbers that repeat for a seed.
 struct Noise(u64);
@@ -46,8 +48,8 @@ fn weights(
     let mut noise = Noise(seed);
     let vocabulary = 97;
     let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
-    let families = [Family::Llama, Family::Qwen2, Family::Qwen3];
-    let family = families[noise.below(3)];
+    let families = Family::all();
+    let family = families[noise.below(families.len())];
     let geometry = Geometry {
         family,
         hidden,
@@ -60,9 +62,9 @@ fn weights(
         context: 256,
         epsilon: 1e-5,
         rope: Rope::new(10_000.0, head_dim, &Scaling::None).expect("plain"),
-        qkv_bias: family == Family::Qwen2,
+        qkv_bias: family.qkv_bias,
         output_bias: false,
-        head_norms: family == Family::Qwen3,
+        head_norms: family.head_norms,
         tied: false,
     };
     let row = |noise: &mut Noise, many: usize| {
@@ -77,9 +79,9 @@ fn weights(
         gate_up: noise.tensor(&[2 * feed_forward, hidden], 0.3),
         down: noise.tensor(&[hidden, feed_forward], 0.3),
         extras: Extras {
-            bias: (family == Family::Qwen2).then(|| row(noise, queries + 2 * keys)),
-            output_bias: (family == Family::Qwen2).then(|| row(noise, hidden)),
-            norms: (family == Family::Qwen3).then(|| HeadNorms {
+            bias: family.qkv_bias.then(|| row(noise, queries + 2 * keys)),
+            output_bias: family.qkv_bias.then(|| row(noise, hidden)),
+            norms: family.head_norms.then(|| HeadNorms {
                 query: row(noise, head_dim),
                 key: row(noise, head_dim),
                 heads,

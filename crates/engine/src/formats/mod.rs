@@ -1,6 +1,18 @@
 //! Model files: GGUF, Hugging Face folders, tokenizers and chat templates.
+//!
+//! From below: what files hold ([`tensor`], `geometry`, `weights`, `text`), what a format tells of it (`source`), the
+//! formats ([`gguf`], [`folder`]), and opening a path (`open`).
 
+pub(crate) mod families;
 pub mod folder;
+pub(crate) mod geometry;
 pub mod gguf;
-pub mod load;
-pub mod text;
+pub(crate) mod loading;
+pub(crate) mod map;
+mod numbers;
+pub(crate) mod open;
+pub(crate) mod rope;
+mod source;
+pub mod tensor;
+pub(crate) mod text;
+pub(crate) mod weights;

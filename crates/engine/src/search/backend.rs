@@ -7,7 +7,8 @@ use candle_core::{DType, Result, Tensor};
 
 use crate::cpu::forward::{self, Pass};
 use crate::cpu::kv::{self, Sizes};
-use crate::formats::load::{Geometry, Opened};
+use crate::formats::geometry::Geometry;
+use crate::formats::open::Opened;
 use crate::{Error, Options, Precision, device};
 
 /// A loaded model.
@@ -77,7 +78,8 @@ impl Network {
             Precision::F32 => DType::F32,
             Precision::Bf16 | Precision::Int8 => DType::BF16,
         };
-        let mut network = device::Network::new(model.ends()?, &device, dtype).map_err(failed)?;
+        let mut network =
+            device::Network::new(model.without_layers()?, &device, dtype).map_err(failed)?;
         // One layer after the other, so that all of them never lie in memory twice.
         for nth in 0..model.geometry().layers {
             network.push(&model.layer(nth)?).map_err(failed)?;

@@ -19,7 +19,9 @@ use crate::clocks::{Clocks, Part};
 use crate::cpu::attention::{Sight, Span};
 use crate::cpu::forward::Pass;
 use crate::cpu::smooth;
-use crate::formats::load::{self, Loading, resident};
+use crate::formats::loading::Loading;
+use crate::formats::map::resident;
+use crate::formats::open::open;
 use crate::formats::text::Text;
 use crate::thread::Pulse;
 use crate::{Error, Info, Model, Options, Place};
@@ -81,7 +83,7 @@ impl Constrained {
     pub fn load(path: &Path, options: Options) -> Result<Self, Error> {
         let start = Instant::now();
         let before = resident();
-        let model = load::open(path)?;
+        let model = open(path)?;
         let (text, info, mut loading) = (model.text()?, model.info()?, model.loading());
         let samples = smooth::samples(&text)?;
         let network = Network::new(&model, options, &samples)?;

@@ -1,6 +1,6 @@
 //! GGUF files written by the `gguf` library: logits, tokens, chat, and every quantised type.
 
-use nearshore_engine::formats::load::kind::Kind;
+use nearshore_engine::formats::tensor::Kind;
 use nearshore_engine::search::constrained::Constrained;
 
 use crate::families::difference;

@@ -89,7 +89,7 @@ fn sizes_that_do_not_fit() -> Vec<Case> {
             0,
             "num_hidden_layers",
             json!(1),
-            "tensor model.layers.1.input_layernorm.weight has no place",
+            "tensor model.layers.1.input_layernorm.weight is not part of",
         ),
         (
             0,

@@ -1,43 +1,42 @@
-//! `config.json`: sizes and settings, and what of them we do not have.
+//! `config.json`: sizes and settings of a model.
 //!
-//! Invariant: a setting that changes results is either followed or refused by its key. It does not
-//! know tensors.
+//! Invariant: a setting that changes results is either followed or refused by its key. It does not know tensors.
 
 use std::path::PathBuf;
 
 use serde_json::Value;
 
 use crate::Error;
-use crate::formats::load::rope::{Rope, Scaling};
-use crate::formats::load::{Family, Geometry, refuse};
+use crate::formats::families::Family;
+use crate::formats::geometry::Geometry;
+use crate::formats::rope::{Rope, Scaling};
 
-/// A read `config.json` of a family that we run.
-pub struct Config {
+/// The `config.json` of a model whose family can be run.
+pub(super) struct Config {
     file: PathBuf,
     all: Value,
-    family: Family,
+    family: &'static Family,
 }
 
 impl Config {
-    /// The configuration in `file`.
-    pub fn new(file: PathBuf, all: Value) -> Result<Self, Error> {
-        let kind = all.get("model_type").and_then(Value::as_str);
-        let kind = kind.unwrap_or_default();
-        let Some(family) = Family::named(kind) else {
-            let what =
-                format!("key model_type: {kind:?} is not supported; llama, qwen2 and qwen3 are");
-            return Err(refuse(&file, what));
+    /// The configuration `all` that was read from `file`.
+    pub(super) fn new(file: PathBuf, all: Value) -> Result<Self, Error> {
+        let name = all.get("model_type").and_then(Value::as_str);
+        let name = name.unwrap_or_default();
+        let Some(family) = Family::named(name) else {
+            let what = format!("key model_type: {}", Family::unsupported(name));
+            return Err(Error::load(&file, what));
         };
         Ok(Self { file, all, family })
     }
 
-    /// As text, every key in order.
-    pub fn text(&self) -> String {
+    /// The configuration as text, its keys sorted.
+    pub(super) fn text(&self) -> String {
         self.all.to_string()
     }
 
     /// Sizes and settings of the model.
-    pub fn geometry(&self) -> Result<Geometry, Error> {
+    pub(super) fn geometry(&self) -> Result<Geometry, Error> {
         let (layers, context) = (
             self.size("num_hidden_layers")?,
             self.size("max_position_embeddings")?,
@@ -47,16 +46,13 @@ impl Config {
             self.size("hidden_size")?,
             self.size("num_attention_heads")?.max(1),
         );
-        // The library's own defaults where the file is silent.
-        let head_dim = match self.family {
-            Family::Llama | Family::Qwen2 => hidden / heads,
-            Family::Qwen3 => 128,
-        };
+        // The defaults of the `transformers` library if the file does not have the key.
+        let head_dim = self.family.head_dim.unwrap_or(hidden / heads);
         let head_dim = self.size_or("head_dim", head_dim)?;
         let scaling = self.scaling(context)?;
         let rope = Rope::new(self.rope_base()?, head_dim, &scaling);
         let rope = rope.map_err(|e| self.wrong("rope_scaling", &e))?;
-        let bias = self.flag("attention_bias")?;
+        let bias = self.flag("attention_bias")? && self.family.reads_attention_bias;
         let epsilon = self.number("rms_norm_eps")?;
         let epsilon = epsilon.ok_or_else(|| self.wrong("rms_norm_eps", "missing"))?;
         let context = match scaling {
@@ -77,25 +73,28 @@ impl Config {
             context,
             epsilon: epsilon as f32,
             rope,
-            qkv_bias: self.family == Family::Qwen2 || bias,
-            output_bias: self.family != Family::Qwen2 && bias,
-            head_norms: self.family == Family::Qwen3,
+            qkv_bias: self.family.qkv_bias || bias,
+            output_bias: bias,
+            head_norms: self.family.head_norms,
             tied: self.flag("tie_word_embeddings")?,
         })
     }
 
-    /// What this engine would silently compute wrongly must be absent.
+    /// Refuses settings that would change results and that are not implemented.
     fn refuse_unknown(&self, layers: usize, context: usize) -> Result<(), Error> {
-        if let Some(said) = self.key("quantization_config") {
-            let method = said.get("quant_method").and_then(Value::as_str);
+        if let Some(quantization) = self.key("quantization_config") {
+            let method = quantization.get("quant_method").and_then(Value::as_str);
             let what = format!(
-                "{} weights are not supported; take the model's 16-bit weights or a GGUF",
+                "{} weights are not supported; use the model's 16-bit weights or a GGUF",
                 method.unwrap_or("quantised")
             );
             return Err(self.wrong("quantization_config", &what));
         }
         if self.flag("mlp_bias")? {
-            return Err(self.wrong("mlp_bias", "biases there are not supported"));
+            return Err(self.wrong(
+                "mlp_bias",
+                "biases of the feed-forward layer are not supported",
+            ));
         }
         let activation = self.text_or("hidden_act", "silu")?;
         if activation != "silu" {
@@ -105,13 +104,14 @@ impl Config {
         if let Some(part) = self.number("partial_rotary_factor")?
             && part != 1.0
         {
-            let what = format!("heads turned by {part} are not supported; whole ones are");
+            let what =
+                format!("rotating {part} of each head is not supported; rotating whole heads is");
             return Err(self.wrong("partial_rotary_factor", &what));
         }
         self.refuse_window(layers, context)
     }
 
-    /// A window is used by the layers of that type, or from `max_window_layers` on.
+    /// Refuses a sliding window that some layer uses: a layer of that type, or one from `max_window_layers` on.
     fn refuse_window(&self, layers: usize, context: usize) -> Result<(), Error> {
         let window = match self.all.get("sliding_window") {
             None => 4096,
@@ -129,14 +129,14 @@ impl Config {
                     .iter()
                     .any(|kind| kind.as_str() == Some("sliding_attention"))
             }
-            Some(None) => return Err(self.wrong("layer_types", "is no list")),
+            Some(None) => return Err(self.wrong("layer_types", "is not a list")),
             None => {
                 self.flag("use_sliding_window")? && self.size_or("max_window_layers", 28)? < layers
             }
         };
-        let without = self.key("sliding_window").is_none() && self.key("layer_types").is_some();
-        if used && (window < context || without) {
-            let window = if without { 0 } else { window };
+        let is_unknown = self.key("sliding_window").is_none() && self.key("layer_types").is_some();
+        if used && (window < context || is_unknown) {
+            let window = if is_unknown { 0 } else { window };
             let what = format!(
                 "a window of {window} positions in a context of {context} is not supported; set \
                  max_position_embeddings to {window} if your prompts are shorter"
@@ -146,7 +146,7 @@ impl Config {
         Ok(())
     }
 
-    /// `rope_scaling` of earlier versions of the library, or `rope_parameters` of later ones.
+    /// Key and value of `rope_scaling`, as earlier versions of the library write it, or `rope_parameters` of later ones.
     fn rope(&self) -> Option<(&'static str, &Value)> {
         let of = |key: &'static str| Some((key, self.key(key)?));
         of("rope_scaling").or_else(|| of("rope_parameters"))
@@ -162,7 +162,7 @@ impl Config {
             None => Ok(10_000.0),
             Some(value) => value
                 .as_f64()
-                .ok_or_else(|| self.wrong("rope_theta", "is no number")),
+                .ok_or_else(|| self.wrong("rope_theta", "is not a number")),
         }
     }
 
@@ -172,13 +172,10 @@ impl Config {
         };
         let kind = rope.get("rope_type").or(rope.get("type"));
         let kind = kind.and_then(Value::as_str).unwrap_or("default");
-        let own = |name: &str| rope.get(name).filter(|value| !value.is_null());
-        let optional = |name: &str| {
-            let value = own(name).map(Value::as_f64);
-            match value {
-                Some(None) => Err(self.wrong(key, &format!("{name} is no number"))),
-                other => Ok(other.flatten()),
-            }
+        let value = |name: &str| rope.get(name).filter(|value| !value.is_null());
+        let optional = |name: &str| match value(name).map(Value::as_f64) {
+            Some(None) => Err(self.wrong(key, &format!("{name} is not a number"))),
+            other => Ok(other.flatten()),
         };
         let number = |name: &str| {
             optional(name)?.ok_or_else(|| self.wrong(key, &format!("{name} is missing")))
@@ -200,8 +197,7 @@ impl Config {
             "yarn" => {
                 let factor = number("factor")?;
                 let original = optional("original_max_position_embeddings")?;
-                let both = (optional("mscale")?, optional("mscale_all_dim")?);
-                if both.0.is_some() || both.1.is_some() {
+                if optional("mscale")?.is_some() || optional("mscale_all_dim")?.is_some() {
                     return Err(self.wrong(key, "mscale is not supported"));
                 }
                 let attention = optional("attention_factor")?;
@@ -211,7 +207,7 @@ impl Config {
                     fast: optional("beta_fast")?.unwrap_or(32.0),
                     slow: optional("beta_slow")?.unwrap_or(1.0),
                     attention: attention.unwrap_or_else(|| Scaling::yarn_attention(factor)),
-                    truncate: own("truncate").and_then(Value::as_bool).unwrap_or(true),
+                    truncate: value("truncate").and_then(Value::as_bool).unwrap_or(true),
                 })
             }
             other => {
@@ -238,7 +234,7 @@ impl Config {
     fn number(&self, key: &str) -> Result<Option<f64>, Error> {
         let number = self.key(key).map(Value::as_f64);
         match number {
-            Some(None) => Err(self.wrong(key, "is no number")),
+            Some(None) => Err(self.wrong(key, "is not a number")),
             other => Ok(other.flatten()),
         }
     }
@@ -252,10 +248,10 @@ impl Config {
     fn text_or<'a>(&'a self, key: &str, default: &'a str) -> Result<&'a str, Error> {
         let text = self.key(key).map(Value::as_str);
         text.unwrap_or(Some(default))
-            .ok_or_else(|| self.wrong(key, "is no text"))
+            .ok_or_else(|| self.wrong(key, "is not a text"))
     }
 
     fn wrong(&self, key: &str, what: &str) -> Error {
-        refuse(&self.file, format!("key {key}: {what}"))
+        Error::load(&self.file, format!("key {key}: {what}"))
     }
 }

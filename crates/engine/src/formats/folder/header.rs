@@ -1,8 +1,8 @@
 //! The header of a safetensors file: bytes -> tensors.
 //!
-//! Pure. Decides what a well-formed header is. Invariant: whatever the bytes claim, nothing larger
-//! than they are is allocated, nothing panics, and every [`Entry`] lies within them. It does not know
-//! what tensors mean. Source: the format's own page, huggingface/safetensors.
+//! Pure. Decides what a well-formed header is. Invariant: for any bytes, no allocation is larger than the bytes, nothing
+//! panics, and every [`Entry`] lies within the bytes. It does not know what tensors mean. Source: the page of the format,
+//! huggingface/safetensors.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,18 +10,17 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use crate::formats::load::Entry;
-use crate::formats::load::kind::Kind;
+use crate::formats::tensor::{Entry, Kind};
 
-/// As the format's own library has it.
+/// The most bytes of a header, as in the format's own library.
 const HEADER_MAX: u64 = 100_000_000;
 
-/// What a header says.
+/// A decoded header.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Header {
     /// Tensors by name; offsets count from `data`.
     pub tensors: BTreeMap<String, Entry>,
-    /// Where the tensors' data begins.
+    /// First byte of the tensors' data.
     pub data: usize,
 }
 
@@ -32,7 +31,7 @@ struct Raw {
     data_offsets: (usize, usize),
 }
 
-/// In the file's order, so that a name that is there twice is seen.
+/// Tensors in the file's order: a map would hide a name that is there twice.
 struct All(Vec<(String, Raw)>);
 
 impl<'de> Deserialize<'de> for All {
@@ -64,22 +63,22 @@ impl<'de> Deserialize<'de> for All {
     }
 }
 
-/// Reads the header of a whole file.
+/// Decodes the header of a whole file.
 pub fn decode(bytes: &[u8]) -> Result<Header, String> {
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
-        let what = format!("{} bytes are no safetensors file", bytes.len());
+        let what = format!("{} bytes are too few for a safetensors file", bytes.len());
         return Err(what);
     };
     let length = u64::from_le_bytes(*length);
     if length > HEADER_MAX {
         return Err(format!(
-            "a header of {length} bytes cannot be: not a safetensors file, or damaged"
+            "a header of {length} bytes is over {HEADER_MAX}: not a safetensors file, or damaged"
         ));
     }
     let length = length as usize;
     let Some(json) = rest.get(..length) else {
         return Err(format!(
-            "a header of {length} bytes where {} are left: cut short, or damaged; fetch it again",
+            "a header of {length} bytes, but only {} are left: cut short, or damaged; download it again",
             rest.len()
         ));
     };
@@ -109,8 +108,8 @@ impl Raw {
         let (from, to) = self.data_offsets;
         if to < from || to > available {
             return Err(format!(
-                "its bytes {from} to {to} are beyond the {available} that the file holds: cut short, or \
-                 damaged; fetch it again"
+                "its bytes {from} to {to} are beyond the {available} of the file: cut short, or \
+                 damaged; download it again"
             ));
         }
         let (size, shape) = (kind.bytes(&self.shape)?, self.shape);

@@ -1,37 +1,32 @@
-//! Hugging Face folders: weights in safetensors files, and how their tensors are called.
+//! Hugging Face folders: weights in safetensors files, and what their tensors are called.
 //!
-//! Decides which files hold the weights: those of the index, or `model.safetensors`, or all there
-//! are. Invariant: a tensor is in one file. It does not know what the tensors are for.
+//! Invariant: a tensor is in one file. It does not know what the tensors are for.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 mod config;
+mod files;
 pub mod header;
+mod tokenizer;
 
 use self::config::Config;
+use self::files::{read_json, read_text, weight_files};
 use self::header::Header;
-use super::load::map::Map;
-use super::load::{Entry, Geometry, Part, Source, refuse};
+use super::geometry::{Geometry, Part};
+use super::map::Map;
+use super::source::Source;
+use super::tensor::Entry;
 use super::text::Text;
 use crate::Error;
 
-/// No configuration or tokenizer is larger; a wrong file may be.
-const TEXT_MAX: u64 = 1 << 28;
-
-/// The index of a model in several files.
-const INDEX: &str = "model.safetensors.index.json";
-
 /// An open folder.
-pub struct Folder {
+pub(super) struct Folder {
     path: PathBuf,
     config: Config,
     shards: Vec<Shard>,
-    /// Tensor -> its shard.
-    places: BTreeMap<String, usize>,
+    /// The shard of each tensor, by name.
+    shard_of: BTreeMap<String, usize>,
 }
 
 struct Shard {
@@ -40,26 +35,26 @@ struct Shard {
 }
 
 impl Folder {
-    /// Reads `config.json` and the headers of the weights.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    /// Opens a folder; reads `config.json` and the headers of the weights.
+    pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let file = path.join("config.json");
         if !file.exists() && path.join("adapter_config.json").exists() {
-            let what = "an adapter without its model; merge the two (peft: merge_and_unload) and save that";
-            return Err(refuse(path, what));
+            let what = "an adapter without its model; merge it into the model (peft: merge_and_unload) and save the result";
+            return Err(Error::load(path, what));
         }
         let config = Config::new(file.clone(), read_json(&file)?)?;
         let mut shards: Vec<Shard> = Vec::new();
-        let mut places = BTreeMap::new();
+        let mut shard_of = BTreeMap::new();
         for file in weight_files(path)? {
             let map = Map::open(&file)?;
-            let header = header::decode(map.bytes()).map_err(|e| refuse(&file, e))?;
+            let header = header::decode(map.bytes()).map_err(|e| Error::load(&file, e))?;
             for name in header.tensors.keys() {
-                if let Some(other) = places.insert(name.clone(), shards.len()) {
+                if let Some(other) = shard_of.insert(name.clone(), shards.len()) {
                     let other: &Shard = &shards[other];
                     let other = other.map.path().display();
-                    return Err(refuse(
+                    return Err(Error::load(
                         &file,
-                        format!("tensor {name} is in {other} already"),
+                        format!("tensor {name} is in {other} too"),
                     ));
                 }
             }
@@ -70,75 +65,14 @@ impl Folder {
             path,
             config,
             shards,
-            places,
+            shard_of,
         })
     }
 
     fn shard(&self, name: &str) -> Option<(&Shard, &Entry)> {
-        let shard = &self.shards[*self.places.get(name)?];
+        let shard = &self.shards[*self.shard_of.get(name)?];
         Some((shard, shard.header.tensors.get(name)?))
     }
-}
-
-/// The files that hold the weights, each once, in order.
-fn weight_files(path: &Path) -> Result<Vec<PathBuf>, Error> {
-    let index = path.join(INDEX);
-    if index.exists() {
-        let listed = read_json(&index)?;
-        let map = listed.get("weight_map").and_then(Value::as_object);
-        let map = map.ok_or_else(|| refuse(&index, "key weight_map: missing"))?;
-        let mut files = BTreeSet::new();
-        for (tensor, file) in map {
-            let name = file
-                .as_str()
-                .filter(|name| Path::new(name).file_name() == Some(name.as_ref()));
-            let name = name.ok_or_else(|| {
-                let what = format!("key weight_map, tensor {tensor}: {file} is no name of a file");
-                refuse(&index, what)
-            })?;
-            files.insert(path.join(name));
-        }
-        return Ok(files.into_iter().collect());
-    }
-    let single = path.join("model.safetensors");
-    if single.exists() {
-        return Ok(vec![single]);
-    }
-    let wrong = |e: std::io::Error| refuse(path, e.to_string());
-    let mut files = BTreeSet::new();
-    let mut pickles = false;
-    for entry in fs::read_dir(path).map_err(wrong)? {
-        let file = entry.map_err(wrong)?.path();
-        let ending = file.extension().unwrap_or_default();
-        pickles |= ending == "bin" || ending == "pth";
-        if ending == "safetensors" {
-            files.insert(file);
-        }
-    }
-    if files.is_empty() {
-        let advice = if pickles {
-            "; its .bin files are pickles: save the model as safetensors (transformers: save_pretrained)"
-        } else {
-            ""
-        };
-        return Err(refuse(path, format!("no .safetensors file{advice}")));
-    }
-    Ok(files.into_iter().collect())
-}
-
-/// A file of text of sensible size, or an error that names it.
-pub(super) fn read_text(path: &Path) -> Result<String, Error> {
-    let wrong = |e: std::io::Error| refuse(path, e.to_string());
-    let about = fs::metadata(path).map_err(wrong)?;
-    if !about.is_file() || about.len() > TEXT_MAX {
-        return Err(refuse(path, "is no text file of sensible size"));
-    }
-    fs::read_to_string(path).map_err(wrong)
-}
-
-/// A JSON file, or an error that names it.
-pub(super) fn read_json(path: &Path) -> Result<Value, Error> {
-    serde_json::from_str(&read_text(path)?).map_err(|e| refuse(path, e.to_string()))
 }
 
 impl Source for Folder {
@@ -175,7 +109,7 @@ impl Source for Folder {
     }
 
     fn tensors(&self) -> Vec<(&str, &Path, &Entry)> {
-        let names = self.places.keys().map(String::as_str);
+        let names = self.shard_of.keys().map(String::as_str);
         names
             .filter_map(|name| {
                 let (shard, entry) = self.shard(name)?;
@@ -189,8 +123,8 @@ impl Source for Folder {
         Some((shard.map.path(), entry))
     }
 
-    fn spare(&self, name: &str) -> bool {
-        // Older files keep the speeds of rotary pairs; tied ones may keep the head twice.
+    fn is_ignored(&self, name: &str) -> bool {
+        // Older files have the frequencies of rotary pairs; a model with a tied head may have it again as a tensor.
         name.ends_with("rotary_emb.inv_freq") || name == self.name(Part::Head)
     }
 
@@ -200,12 +134,12 @@ impl Source for Folder {
         data.get(entry.from..entry.to)
     }
 
-    fn side_by_side(&self) -> bool {
+    fn has_adjacent_pairs(&self) -> bool {
         false
     }
 
     fn text(&self) -> Result<Text, Error> {
-        Text::from_folder(&self.path)
+        tokenizer::text(&self.path)
     }
 
     fn identity(&self, add: &mut dyn FnMut(&[u8])) -> Result<(), Error> {

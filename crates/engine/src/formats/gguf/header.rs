@@ -1,25 +1,24 @@
 //! The header of a GGUF file: bytes -> keys and tensors.
 //!
-//! Pure. Decides what a well-formed header is. Invariant: whatever the bytes claim, nothing larger
-//! than they are is allocated, nothing panics, and every [`Entry`] lies within them. It does not know
-//! what keys and tensors mean. Source: ggml's `docs/gguf.md`.
+//! Pure. Decides what a well-formed header is. Invariant: for any bytes, no allocation is larger than the bytes, nothing
+//! panics, and every [`Entry`] lies within the bytes. It does not know what keys and tensors mean. Source: ggml's
+//! `docs/gguf.md`.
 
 use std::collections::BTreeMap;
 
-use crate::formats::load::Entry;
-use crate::formats::load::kind::Kind;
+use crate::formats::tensor::{Entry, Kind};
 
-/// Tensors have at most this many dimensions.
+/// The most dimensions of a tensor.
 const DIMENSIONS_MAX: u32 = 4;
 
-/// What a header says.
+/// A decoded header.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Header {
     /// Metadata by key.
     pub keys: BTreeMap<String, Value>,
     /// Tensors by name; offsets count from `data`.
     pub tensors: BTreeMap<String, Entry>,
-    /// Where the tensors' data begins.
+    /// First byte of the tensors' data.
     pub data: usize,
 }
 
@@ -40,12 +39,12 @@ pub enum Value {
     Texts(Vec<String>),
 }
 
-/// Reads the header of a whole file.
+/// Decodes the header of a whole file.
 pub fn decode(bytes: &[u8]) -> Result<Header, String> {
     let mut reader = Reader { bytes, at: 0 };
     let magic = reader.take(4)?;
     if magic != b"GGUF" {
-        return Err("it does not begin with \"GGUF\": not a GGUF file".into());
+        return Err("it does not start with \"GGUF\": not a GGUF file".into());
     }
     let version = reader.u32()?;
     match version {
@@ -81,11 +80,11 @@ pub fn decode(bytes: &[u8]) -> Result<Header, String> {
     header.data = reader
         .at
         .checked_next_multiple_of(alignment)
-        .ok_or("the header has no end")?;
-    // Else an empty tensor would lie within a rest that is not there.
+        .ok_or("the header ends beyond any file")?;
+    // Without this check a tensor of 0 bytes would be accepted in a file that ends within its header.
     if !found.is_empty() && header.data > bytes.len() {
         return Err(
-            "the file ends before its data begins: cut short, or damaged; fetch it again".into(),
+            "the file ends before its data begins: cut short, or damaged; download it again".into(),
         );
     }
     for (name, tensor) in found {
@@ -104,7 +103,9 @@ fn alignment(keys: &BTreeMap<String, Value>) -> Result<usize, String> {
         Some(Value::Integer(size)) if [8, 16, 32, 64, 128, 256, 4096].contains(size) => {
             Ok(*size as usize)
         }
-        Some(other) => Err(format!("key general.alignment: {other:?} cannot be")),
+        Some(other) => Err(format!(
+            "key general.alignment: {other:?} is not a power of 2 from 8 to 256, or 4096"
+        )),
     }
 }
 
@@ -129,13 +130,15 @@ impl Tensor {
         });
         let Some((from, to)) = within else {
             return Err(format!(
-                "its {size} bytes at {} are beyond the {available} that the file holds: cut short, or \
-                 damaged; fetch it again",
+                "its {size} bytes at {} are beyond the {available} of the file: cut short, or \
+                 damaged; download it again",
                 self.offset
             ));
         };
         if !from.is_multiple_of(alignment) {
-            return Err(format!("its offset {from} is no multiple of {alignment}"));
+            return Err(format!(
+                "its offset {from} is not a multiple of {alignment}"
+            ));
         }
         Ok(Entry {
             kind,
@@ -152,17 +155,17 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, many: usize) -> Result<&'a [u8], String> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
         let left = self.bytes.len() - self.at;
-        if many > left {
+        if count > left {
             return Err(format!(
-                "the file ends within the header ({many} bytes wanted at {}, {left} left): cut short, \
-                 or damaged; fetch it again",
+                "the file ends within the header ({count} bytes are needed at {}, {left} are left): cut short, \
+                 or damaged; download it again",
                 self.at
             ));
         }
-        let taken = &self.bytes[self.at..self.at + many];
-        self.at += many;
+        let taken = &self.bytes[self.at..self.at + count];
+        self.at += count;
         Ok(taken)
     }
 
@@ -180,14 +183,14 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    /// A length of something of which each piece takes at least `least` bytes.
+    /// Reads the length of a list whose items have at least `least` bytes each; refuses one that the file cannot hold.
     fn length(&mut self, least: usize) -> Result<usize, String> {
         let (claimed, left) = (self.u64()?, self.bytes.len() - self.at);
         let fits = usize::try_from(claimed)
             .ok()
-            .filter(|many| many.checked_mul(least).is_some_and(|bytes| bytes <= left));
+            .filter(|count| count.checked_mul(least).is_some_and(|bytes| bytes <= left));
         fits.ok_or_else(|| {
-            format!("a length of {claimed} where {left} bytes are left: cut short, or damaged")
+            format!("a length of {claimed}, but only {left} bytes are left: cut short, or damaged")
         })
     }
 
@@ -195,7 +198,7 @@ impl<'a> Reader<'a> {
         let length = self.length(1)?;
         let bytes = self.take(length)?;
         let text = std::str::from_utf8(bytes).map_err(|_| "a text that is not UTF-8")?;
-        // Some writers count C's closing zero.
+        // Some writers include C's terminating zero in the length.
         Ok(text.trim_end_matches('\0').to_owned())
     }
 
@@ -267,9 +270,9 @@ impl<'a> Reader<'a> {
         let mut shape = Vec::new();
         for _ in 0..dimensions {
             let size = self.u64()?;
-            shape.push(usize::try_from(size).map_err(|_| format!("size {size} cannot be"))?);
+            shape.push(usize::try_from(size).map_err(|_| format!("size {size} is too large"))?);
         }
-        // GGUF has the innermost first.
+        // GGUF has the innermost dimension first.
         shape.reverse();
         Ok(Tensor {
             shape,

@@ -1,27 +1,30 @@
 //! A chat template: one user message -> the text that a model reads.
 //!
-//! Decides what a template is given: one user message, no tools, no thinking aloud, no clock.
-//! Invariant: the same message gives the same text on any day. It does not know tokens.
+//! Decides which variables a template gets: one user message, no tools, thinking off, no clock. Invariant: the same message
+//! gives the same text on any day. It does not know tokens.
 
 use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind, context};
 
-/// Most templates are a few kilobytes, the longest some tens.
+/// The most bytes of a template: most have a few kilobytes, the longest some tens.
 const LENGTH_MAX: usize = 1 << 20;
 
-/// Steps of the template's own code that one text may take.
+/// The most steps of the template engine for one text.
 const FUEL: u64 = 2_000_000;
 
-/// A template that compiles.
-pub struct Chat {
+/// A compiled chat template.
+pub(super) struct Chat {
     environment: Environment<'static>,
 }
 
 impl Chat {
-    /// Compiles a template as Hugging Face's library does.
-    pub fn new(template: String) -> Result<Self, Error> {
+    /// Compiles a template with the settings of Hugging Face's library.
+    pub(super) fn new(template: String) -> Result<Self, Error> {
         if template.len() > LENGTH_MAX {
-            let what = format!("{} bytes are no template", template.len());
+            let what = format!(
+                "a chat template of {} bytes is over {LENGTH_MAX}",
+                template.len()
+            );
             return Err(Error::new(ErrorKind::SyntaxError, what));
         }
         let mut environment = Environment::new();
@@ -30,7 +33,7 @@ impl Chat {
         environment.set_fuel(Some(FUEL));
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        // No `strftime_now`: a list must not depend on the day. Templates then write a fixed date.
+        // Without `strftime_now` templates write a fixed date: a list must not depend on the day.
         environment.add_function("raise_exception", |text: String| -> Result<Value, _> {
             Err(Error::new(ErrorKind::InvalidOperation, text))
         });
@@ -38,12 +41,12 @@ impl Chat {
         Ok(Self { environment })
     }
 
-    /// The text up to where the assistant speaks.
-    pub fn render(&self, user: &str, bos: &str, eos: &str) -> Result<String, Error> {
+    /// Renders the text up to the start of the assistant's turn.
+    pub(super) fn render(&self, user: &str, bos: &str, eos: &str) -> Result<String, Error> {
         self.environment.get_template("chat")?.render(context! {
             messages => [context! { role => "user", content => user }],
             add_generation_prompt => true,
-            // Names follow at once: a model that can think aloud first must not.
+            // A name must follow at once, so thinking is switched off.
             enable_thinking => false,
             tools => (),
             documents => (),
@@ -63,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn templates_use_the_methods_that_python_has() {
+    fn templates_can_use_methods_of_python() {
         let cases = [
             (
                 "{% if messages[0]['content'].startswith('a') %}\n{{ messages[0].content.strip() | upper }}\n{% endif %}\n",
@@ -89,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_sees_no_tools_no_thinking_and_no_clock() {
+    fn a_template_has_no_tools_no_thinking_and_no_clock() {
         let template = "{% if tools is not none %}tools{% endif %}\
             {% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>{% endif %}\
             {% if strftime_now is defined %}{{ strftime_now('%d') }}{% else %}26 Jul 2024{% endif %}";
@@ -97,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_that_fails_or_never_ends_is_an_error() {
+    fn a_template_that_fails_or_takes_too_many_steps_is_an_error() {
         assert!(Chat::new("{% if %}".into()).is_err());
         let cases = [
             (

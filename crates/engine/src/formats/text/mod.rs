@@ -1,8 +1,8 @@
 //! Text to tokens: the model's tokenizer and its chat template.
 //!
-//! Decides how a prompt is laid out: one user message by the model's own template, then the beginning
-//! of the assistant's turn, to which names are appended as `" " + name`. Invariant: neither a prompt
-//! nor a name can write a special token. It does not know weights or tries.
+//! Decides the layout of a prompt: one user message by the model's own template, then the beginning of the assistant's
+//! turn, to which names are appended as `" " + name`. Invariant: neither a prompt nor a name can contain a special token.
+//! It does not know weights or tries.
 
 use std::path::Path;
 
@@ -10,34 +10,30 @@ use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 mod chat;
-mod vocabulary;
 
 use self::chat::Chat;
-use super::folder::{read_json, read_text};
-use super::gguf::Keys;
-use super::load::refuse;
 use crate::Error;
 
-/// The line of a prompt after which the assistant's turn begins.
+/// The line of a prompt after which the assistant's turn starts.
 pub const ASSISTANT: &str = "---assistant---";
 
 /// Tokenizer and chat template of one model.
 pub struct Text {
     tokenizer: Tokenizer,
-    /// The same, reading special tokens as the text that they are.
+    /// The same tokenizer, which reads special tokens as plain text.
     plain: Tokenizer,
     chat: Option<Chat>,
     /// The chat template as written.
     template: Option<String>,
-    /// Tokens that a user's text must not write.
+    /// Texts of tokens that a user's text must not contain.
     reserved: Vec<String>,
     bos: Option<String>,
-    /// Whether a text without a template begins with `bos`.
-    begins: bool,
-    /// Whether the tokenizer puts a space before a text by itself.
-    spaces: bool,
+    /// Whether a prompt without a chat template starts with `bos`.
+    starts_with_bos: bool,
+    /// Whether the tokenizer itself puts a space before a text.
+    adds_space: bool,
     eos: String,
-    end: u32,
+    eos_id: u32,
 }
 
 impl std::fmt::Debug for Text {
@@ -50,119 +46,53 @@ impl std::fmt::Debug for Text {
     }
 }
 
-/// What both formats say of a tokenizer.
-struct Parts {
-    tokenizer: Tokenizer,
-    template: Option<String>,
-    bos: Option<String>,
-    begins: bool,
-    eos: String,
+/// What a format tells of a tokenizer.
+pub(super) struct TokenizerParts {
+    pub tokenizer: Tokenizer,
+    /// The chat template, if the model has one.
+    pub template: Option<String>,
+    /// Text of the token that starts a text, if the tokenizer has one.
+    pub bos: Option<String>,
+    /// Whether a text without a chat template starts with it.
+    pub starts_with_bos: bool,
+    /// Text of the token that ends a turn.
+    pub eos: String,
 }
 
 impl Text {
-    /// From a GGUF's metadata.
-    pub(super) fn from_gguf(keys: &Keys) -> Result<Self, Error> {
-        let (tokenizer, begins) = vocabulary::from_gguf(keys)?;
-        let token = |key: &str| -> Result<Option<String>, Error> {
-            if keys.get(key).is_none() {
-                return Ok(None);
-            }
-            let id = keys.size(key)?;
-            let token = u32::try_from(id)
-                .ok()
-                .and_then(|id| tokenizer.id_to_token(id));
-            token
-                .map(Some)
-                .ok_or_else(|| keys.wrong(key, &format!("there is no token {id}")))
-        };
-        let end = "tokenizer.ggml.eos_token_id";
-        let template = match keys.get("tokenizer.chat_template") {
-            Some(_) => Some(keys.text("tokenizer.chat_template")?.to_owned()),
-            None => None,
-        };
-        let parts = Parts {
-            template,
-            bos: token("tokenizer.ggml.bos_token_id")?,
-            eos: token(end)?.ok_or_else(|| keys.wrong(end, "is missing"))?,
-            begins,
-            tokenizer,
-        };
-        Self::new(keys.path(), parts)
-    }
-
-    /// From `tokenizer.json` and `tokenizer_config.json`.
-    pub(super) fn from_folder(path: &Path) -> Result<Self, Error> {
-        let file = path.join("tokenizer.json");
-        let text = read_text(&file)?;
-        // The tokenizer's own reader panics where JSON breaks off within a decoder.
-        let whole = serde_json::from_str::<serde_json::Value>(&text);
-        whole.map_err(|e| refuse(&file, e.to_string()))?;
-        let tokenizer: Tokenizer = text
-            .parse()
-            .map_err(|e: tokenizers::Error| refuse(&file, e.to_string()))?;
-        let file = path.join("tokenizer_config.json");
-        let config = read_json(&file)?;
-        let token = |key: &str| {
-            let value = config.get(key)?;
-            let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
-            Some(text.to_owned())
-        };
-        let eos = token("eos_token").ok_or_else(|| refuse(&file, "key eos_token: missing"))?;
-        let beside = path.join("chat_template.jinja");
-        let template = if beside.exists() {
-            Some(read_text(&beside)?)
-        } else {
-            default_template(config.get("chat_template"))
-        };
-        let bos = token("bos_token");
-        // The tokenizer's own post-processing says whether a text begins with it.
-        let json = path.join("tokenizer.json");
-        let empty = tokenizer.encode("", true);
-        let empty = empty.map_err(|e| refuse(&json, e.to_string()))?;
-        let first = empty.get_tokens().first();
-        let begins = first.is_some_and(|first| Some(first) == bos.as_ref());
-        Self::new(
-            &file,
-            Parts {
-                tokenizer,
-                template,
-                bos,
-                begins,
-                eos,
-            },
-        )
-    }
-
-    fn new(path: &Path, parts: Parts) -> Result<Self, Error> {
-        let Parts {
+    /// Checks the parts and puts them together; errors name `path`.
+    pub(super) fn new(path: &Path, parts: TokenizerParts) -> Result<Self, Error> {
+        let TokenizerParts {
             mut tokenizer,
             template,
             bos,
-            begins,
+            starts_with_bos,
             eos,
         } = parts;
-        // A prompt is not cut or filled up here: the template's budget did that.
+        // A prompt is neither truncated nor padded here: the prompt template's budget limits its length.
         tokenizer.with_padding(None);
-        let cut = tokenizer.with_truncation(None);
-        cut.map_err(|e| refuse(path, format!("truncation: {e}")))?;
-        let end = tokenizer.token_to_id(&eos);
-        let end = end.ok_or_else(|| refuse(path, format!("end token {eos:?} is unknown")))?;
+        let set = tokenizer.with_truncation(None);
+        set.map_err(|e| Error::load(path, format!("truncation: {e}")))?;
+        let eos_id = tokenizer.token_to_id(&eos);
+        let eos_id =
+            eos_id.ok_or_else(|| Error::load(path, format!("end token {eos:?} is unknown")))?;
         let mut plain = tokenizer.clone();
         plain.set_encode_special_tokens(true);
-        let bad_template = |e| refuse(path, format!("chat template: {e:#}"));
+        let bad_template = |e| Error::load(path, format!("chat template: {e:#}"));
         let chat = template.clone().map(Chat::new).transpose();
         let chat = chat.map_err(bad_template)?;
         let added = tokenizer.get_added_tokens_decoder();
         let mut reserved: Vec<String> = added
             .values()
-            // Qwen's `<think>` and `<tool_call>` steer it like special tokens, but are not called so.
+            // Qwen's `<think>` and `<tool_call>` act like special tokens, but are not marked as special.
             .filter(|token| token.special || token.content.starts_with('<'))
             .map(|token| token.content.clone())
             .filter(|token| !token.is_empty())
             .collect();
         reserved.sort();
-        let spaces = puts_spaces(&plain);
-        let spaces = spaces.map_err(|e| refuse(path, format!("the tokenizer fails: {e:?}")))?;
+        let adds_space = adds_space(&plain);
+        let adds_space =
+            adds_space.map_err(|e| Error::load(path, format!("the tokenizer fails: {e:?}")))?;
         let text = Self {
             tokenizer,
             plain,
@@ -170,12 +100,12 @@ impl Text {
             template,
             reserved,
             bos,
-            begins,
-            spaces,
+            starts_with_bos,
+            adds_space,
             eos,
-            end,
+            eos_id,
         };
-        // A template that fails for every prompt should not wait for the first user.
+        // A template that fails for every prompt is refused now, not at the first request.
         if let Some(chat) = &text.chat {
             chat.render("a", text.bos(), &text.eos)
                 .map_err(bad_template)?;
@@ -188,12 +118,12 @@ impl Text {
     }
 
     /// One past the largest token id.
-    pub fn ids(&self) -> usize {
+    pub(super) fn ids(&self) -> usize {
         let ids = self.tokenizer.get_vocab(true).into_values();
         ids.max().map_or(0, |id| id as usize + 1)
     }
 
-    /// SHA-256 of tokenizer and chat template, in hex: with another, the same text is another prompt.
+    /// SHA-256 of tokenizer and chat template, in hex. Models with equal hashes read a text as the same prompt.
     pub fn hash(&self) -> Result<String, Error> {
         let tokenizer = self.tokenizer.to_string(false);
         let tokenizer = tokenizer.map_err(|source| Error::Compute {
@@ -207,46 +137,46 @@ impl Text {
         Ok(hex::encode(hash.finalize()))
     }
 
-    /// The token that ends a turn, and with it a name.
+    /// Id of the token that ends a turn, and therefore a name.
     pub fn end(&self) -> u32 {
-        self.end
+        self.eos_id
     }
 
-    /// What tokens say, for people.
+    /// Decodes tokens to text, for reports.
     pub fn read(&self, tokens: &[u32]) -> String {
         self.tokenizer.decode(tokens, false).unwrap_or_default()
     }
 
-    /// Tokens of a name as it continues a prompt; the end token is not among them.
+    /// Encodes a name as it continues a prompt, without the end token.
     pub fn name(&self, name: &str) -> Result<Vec<u32>, Error> {
-        if self.spaces {
+        if self.adds_space {
             return encode(&self.plain, name);
         }
         encode(&self.plain, &format!(" {name}"))
     }
 
-    /// Tokens of a text in which special tokens count, nothing added.
+    /// Encodes a text; special tokens in it are recognised, none are added.
     pub fn tokens(&self, text: &str) -> Result<Vec<u32>, Error> {
         encode(&self.tokenizer, text)
     }
 
-    /// Tokens of a prompt, by [`render_chat`](Self::render_chat).
+    /// Encodes a prompt as [`render_chat`](Self::render_chat) lays it out.
     pub fn prompt(&self, prompt: &str) -> Result<Vec<u32>, Error> {
         let mut tokens = self.tokens(&self.render_chat(prompt)?)?;
         if tokens.is_empty() {
-            // A model needs something to continue.
-            tokens.push(self.end);
+            // A model needs at least one token to continue.
+            tokens.push(self.eos_id);
         }
         Ok(tokens)
     }
 
-    /// The prompt as the model reads it: user message, generation prompt, and what follows the line
-    /// [`ASSISTANT`]. Without a chat template both are put together as they are.
+    /// Renders the prompt as the model reads it: user message, generation prompt, and the text after the line
+    /// [`ASSISTANT`]. Without a chat template, both texts are joined as they are.
     pub fn render_chat(&self, prompt: &str) -> Result<String, Error> {
         let prompt = self.without_special_tokens(prompt);
         let (user, assistant) = split(&prompt);
         let Some(chat) = &self.chat else {
-            let bos = if self.begins { self.bos() } else { "" };
+            let bos = if self.starts_with_bos { self.bos() } else { "" };
             return Ok(format!("{bos}{user}{assistant}"));
         };
         let rendered = chat.render(user, self.bos(), &self.eos);
@@ -257,10 +187,10 @@ impl Text {
         Ok(rendered + assistant)
     }
 
-    /// A user's text must not end their own message and speak as someone else.
+    /// Removes special tokens, so that a user's text cannot end its own message and start one in another role.
     fn without_special_tokens(&self, text: &str) -> String {
         let mut text = text.to_owned();
-        // One pass may put a new one together from what it leaves: until none is left.
+        // Removing one token may join the text around it to another token, so this repeats until none is left.
         loop {
             let before = text.len();
             for token in &self.reserved {
@@ -275,13 +205,13 @@ impl Text {
     }
 }
 
-/// A prompt before and after the line [`ASSISTANT`]; a line end between them is neither's.
+/// Splits a prompt at the line [`ASSISTANT`]; line ends around that line are dropped.
 fn split(prompt: &str) -> (&str, &str) {
     let mut at = 0;
     for line in prompt.split_inclusive('\n') {
         if line.trim_end() == ASSISTANT {
             let (user, assistant) = (&prompt[..at], &prompt[at + line.len()..]);
-            // Names bring their own space.
+            // A name is appended with its own space.
             return (user.trim_end_matches(['\r', '\n']), assistant.trim_end());
         }
         at += line.len();
@@ -293,8 +223,8 @@ fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, Error> {
     Ok(encoding(tokenizer, text)?.get_ids().to_vec())
 }
 
-/// Whether a text is taken as if a space came before it: SentencePiece's way.
-fn puts_spaces(tokenizer: &Tokenizer) -> Result<bool, Error> {
+/// Whether the tokenizer encodes a text as if a space came before it, as SentencePiece does.
+fn adds_space(tokenizer: &Tokenizer) -> Result<bool, Error> {
     let (bare, spaced) = (encoding(tokenizer, "a")?, encoding(tokenizer, " a")?);
     let first = bare.get_tokens().first();
     let marked = first.is_some_and(|token| token.starts_with('\u{2581}'));
@@ -302,23 +232,12 @@ fn puts_spaces(tokenizer: &Tokenizer) -> Result<bool, Error> {
 }
 
 fn encoding(tokenizer: &Tokenizer, text: &str) -> Result<tokenizers::Encoding, Error> {
-    // Offsets into the text are of no use here, and cost half of the time.
+    // `encode_fast` computes no offsets into the text, which are not needed and take half of the time.
     let encoded = tokenizer.encode_fast(text, false);
     encoded.map_err(|source| Error::Compute {
         what: "tokens".into(),
         source,
     })
-}
-
-/// `chat_template` is a text, or a list of named ones.
-fn default_template(value: Option<&serde_json::Value>) -> Option<String> {
-    let value = value?;
-    if let Some(text) = value.as_str() {
-        return Some(text.to_owned());
-    }
-    let named = value.as_array()?;
-    let default = named.iter().find(|one| one["name"] == "default")?;
-    Some(default["template"].as_str()?.to_owned())
 }
 
 #[cfg(test)]

@@ -1,108 +1,108 @@
-//! Rotary positions: how fast each pair of a head turns.
+//! Rotary positions: the frequency of each pair of a head.
 //!
-//! Decides the angles of every scaling that we run, by the formulas of the `transformers` library.
-//! Invariant: every speed is finite. It does not know files or tensors.
+//! Decides the frequencies of every scaling that is supported, by the formulas of the `transformers` library. Invariant:
+//! every frequency is finite. It does not know files or tensors.
 
 use std::f64::consts::TAU;
 
-/// No model has wider heads; a damaged file may.
+/// The widest head of a model; only a damaged file has a wider one.
 const HEAD_DIM_MAX: usize = 1 << 14;
 
-/// Angular speed of each pair, and what turned values are multiplied by.
+/// Frequencies of pairs, and a factor on rotated values.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Rope {
+pub(crate) struct Rope {
     /// Radians per position of each pair (i, i + half), `head_dim / 2` of them.
-    pub speeds: Vec<f64>,
-    /// Factor on cosine and sine; 1 but for YaRN.
+    pub frequencies: Vec<f64>,
+    /// Factor on cosine and sine; 1 except for YaRN.
     pub scale: f64,
 }
 
-/// How the positions of a longer context are brought into the range of training.
+/// How frequencies are changed for contexts longer than in training.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Scaling {
-    /// Not at all.
+pub(crate) enum Scaling {
+    /// No change.
     None,
-    /// Every speed divided by the same factor.
+    /// Every frequency is divided by the same factor.
     Linear {
-        /// By how much.
+        /// The divisor.
         factor: f64,
     },
-    /// Slow pairs divided, fast ones kept, those between mixed: Llama 3.1 and later.
+    /// Low frequencies are divided, high ones kept, those between interpolated: Llama 3.1 and later.
     Llama3 {
-        /// By how much slow pairs are divided.
+        /// Divisor of low frequencies.
         factor: f64,
-        /// Turns within the original context below which a pair is slow.
+        /// Rotations within the original context below which a frequency is low.
         low: f64,
-        /// Turns above which a pair is fast.
+        /// Rotations within the original context above which a frequency is high.
         high: f64,
-        /// Positions of training.
+        /// Positions of the training context.
         original: f64,
     },
     /// YaRN.
     Yarn {
-        /// By how much slow pairs are divided.
+        /// Divisor of low frequencies.
         factor: f64,
-        /// Positions of training.
+        /// Positions of the training context.
         original: f64,
-        /// Turns above which a pair is kept.
+        /// Rotations within the original context above which a frequency is kept (`beta_fast`).
         fast: f64,
-        /// Turns below which a pair is divided.
+        /// Rotations within the original context below which a frequency is divided (`beta_slow`).
         slow: f64,
         /// Factor on cosine and sine.
         attention: f64,
-        /// Whether the bounds are rounded to whole pairs.
+        /// Whether the bounds between kept and divided pairs are rounded to whole pairs.
         truncate: bool,
     },
-    /// A divisor per pair, as GGUF files write Llama 3's scaling.
+    /// Every frequency has its own divisor, as GGUF files write Llama 3's scaling.
     Divisors(Vec<f32>),
 }
 
 impl Rope {
-    /// Speeds of heads of width `head_dim` by `base` and `scaling`; what is wrong if they cannot be.
-    pub fn new(base: f64, head_dim: usize, scaling: &Scaling) -> Result<Self, String> {
+    /// Frequencies of heads of width `head_dim`; the error says which parameter is impossible.
+    pub(crate) fn new(base: f64, head_dim: usize, scaling: &Scaling) -> Result<Self, String> {
         if !(base.is_finite() && base > 1.0) {
             return Err(format!("the base {base} is not above 1"));
         }
         if head_dim > HEAD_DIM_MAX {
-            return Err(format!("heads of width {head_dim} cannot be"));
+            return Err(format!("heads of width {head_dim} are over {HEAD_DIM_MAX}"));
         }
         scaling.check(head_dim / 2)?;
         let half = head_dim / 2;
-        let plain = |pair: usize| base.powf(-(pair as f64) / half as f64);
-        let speed = |pair: usize| match scaling {
-            Scaling::None => plain(pair),
-            Scaling::Linear { factor } => plain(pair) / factor,
+        let unscaled = |pair: usize| base.powf(-(pair as f64) / half as f64);
+        let frequency = |pair: usize| match scaling {
+            Scaling::None => unscaled(pair),
+            Scaling::Linear { factor } => unscaled(pair) / factor,
             Scaling::Llama3 {
                 factor,
                 low,
                 high,
                 original,
             } => {
-                let turns = original * plain(pair) / TAU;
-                let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-                plain(pair) * (kept + (1.0 - kept) / factor)
+                let rotations = original * unscaled(pair) / TAU;
+                let kept = ((rotations - low) / (high - low)).clamp(0.0, 1.0);
+                unscaled(pair) * (kept + (1.0 - kept) / factor)
             }
             Scaling::Yarn { factor, .. } => {
                 let kept = scaling.kept(base, head_dim, pair);
-                plain(pair) * (kept + (1.0 - kept) / factor)
+                unscaled(pair) * (kept + (1.0 - kept) / factor)
             }
-            Scaling::Divisors(divisors) => plain(pair) / f64::from(divisors[pair]),
+            Scaling::Divisors(divisors) => unscaled(pair) / f64::from(divisors[pair]),
         };
         let scale = match scaling {
             Scaling::Yarn { attention, .. } => *attention,
             _ => 1.0,
         };
-        let speeds: Vec<f64> = (0..half).map(speed).collect();
-        if !speeds.iter().all(|speed| speed.is_finite()) {
-            return Err(format!("{scaling:?} turns heads without bound"));
+        let frequencies: Vec<f64> = (0..half).map(frequency).collect();
+        if !frequencies.iter().all(|x| x.is_finite()) {
+            return Err(format!("{scaling:?} gives frequencies that are not finite"));
         }
-        Ok(Self { speeds, scale })
+        Ok(Self { frequencies, scale })
     }
 }
 
 impl Scaling {
-    /// YaRN's factor on cosine and sine where the file gives none.
-    pub fn yarn_attention(factor: f64) -> f64 {
+    /// YaRN's factor on cosine and sine if the file has none.
+    pub(crate) fn yarn_attention(factor: f64) -> f64 {
         if factor > 1.0 {
             0.1 * factor.ln() + 1.0
         } else {
@@ -159,7 +159,7 @@ impl Scaling {
         }
     }
 
-    /// How much of a pair's own speed YaRN keeps: 1 for fast pairs, 0 for slow ones.
+    /// How much of a pair's unscaled frequency YaRN keeps: 1 for high frequencies, 0 for low ones.
     fn kept(&self, base: f64, head_dim: usize, pair: usize) -> f64 {
         let Self::Yarn {
             original,
@@ -172,7 +172,8 @@ impl Scaling {
             return 1.0;
         };
         let width = head_dim as f64;
-        let pair_of = |turns: f64| width * (original / (turns * TAU)).ln() / (2.0 * base.ln());
+        let pair_of =
+            |rotations: f64| width * (original / (rotations * TAU)).ln() / (2.0 * base.ln());
         let (mut low, mut high) = (pair_of(*fast), pair_of(*slow));
         if *truncate {
             (low, high) = (low.floor(), high.ceil());
@@ -198,7 +199,7 @@ mod tests {
     };
 
     #[test]
-    fn fast_pairs_are_kept_and_slow_ones_divided() {
+    fn high_frequencies_are_kept_and_low_ones_divided() {
         let yarn = Scaling::Yarn {
             factor: 4.0,
             original: 32768.0,
@@ -210,16 +211,20 @@ mod tests {
         for (scaling, factor) in [(LLAMA3, 8.0), (yarn, 4.0)] {
             let plain = Rope::new(500_000.0, 128, &Scaling::None).expect("valid");
             let scaled = Rope::new(500_000.0, 128, &scaling).expect("valid");
-            assert_eq!(scaled.speeds[0], plain.speeds[0]);
-            let (last, kept) = (scaled.speeds[63], plain.speeds[63]);
+            assert_eq!(scaled.frequencies[0], plain.frequencies[0]);
+            let (last, kept) = (scaled.frequencies[63], plain.frequencies[63]);
             assert!((last * factor / kept - 1.0).abs() < 1e-12, "{last} {kept}");
-            let falls = scaled.speeds.windows(2).all(|pair| pair[0] > pair[1]);
-            assert!(falls, "a later pair is slower: {:?}", scaled.speeds);
+            let is_falling = scaled.frequencies.windows(2).all(|pair| pair[0] > pair[1]);
+            assert!(
+                is_falling,
+                "a later pair has a lower frequency: {:?}",
+                scaled.frequencies
+            );
         }
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn impossible_parameters_are_refused() {
         let bad = [
             (0.0, Scaling::None),
             (f64::NAN, Scaling::None),
@@ -235,11 +240,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn speeds_are_finite_whatever_a_file_says(
+        fn frequencies_are_finite_for_any_parameters(
             base in any::<f64>(), factor in any::<f64>(), original in any::<f64>(),
-            turns in any::<(f64, f64)>(), half in 1usize..70,
+            bounds in any::<(f64, f64)>(), half in 1usize..70,
         ) {
-            let (low, high) = turns;
+            let (low, high) = bounds;
             let scalings = [
                 Scaling::Linear { factor },
                 Scaling::Llama3 { factor, low, high, original },
@@ -247,7 +252,7 @@ mod tests {
             ];
             for scaling in scalings {
                 if let Ok(rope) = Rope::new(base, half * 2, &scaling) {
-                    prop_assert!(rope.speeds.iter().all(|x| x.is_finite()), "{scaling:?} {rope:?}");
+                    prop_assert!(rope.frequencies.iter().all(|x| x.is_finite()), "{scaling:?} {rope:?}");
                 }
             }
         }

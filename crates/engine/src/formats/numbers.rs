@@ -1,21 +1,24 @@
 //! Bytes of a [`Kind`] as `f32`.
 //!
-//! Invariant: bytes of any content become numbers or an error, never a panic, and nothing is
-//! allocated beyond the numbers that the bytes hold. It does not know tensors' names or meaning.
+//! Invariant: any bytes become numbers or an error, never a panic, and no memory is allocated beyond the numbers that the
+//! bytes hold. It does not know tensors' names or meaning.
 
 use std::borrow::Cow;
 
 use candle_core::Device;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 
-use super::kind::Kind;
+use super::tensor::Kind;
 
 impl Kind {
-    /// The numbers that `data` holds, whole blocks.
+    /// Decodes whole blocks.
     pub fn numbers(self, data: &[u8]) -> Result<Vec<f32>, String> {
-        let (_, size) = self.block();
+        let (numbers, size) = self.block();
         if !data.len().is_multiple_of(size) {
-            return Err(format!("{} bytes are no whole {self:?} blocks", data.len()));
+            return Err(format!(
+                "{} bytes are not whole {self:?} blocks",
+                data.len()
+            ));
         }
         let pair = |bytes: &[u8]| [bytes[0], bytes[1]];
         let quantised = match self {
@@ -45,24 +48,26 @@ impl Kind {
             Self::Q5_K => GgmlDType::Q5K,
             Self::Q6_K => GgmlDType::Q6K,
         };
-        dequantised(quantised, self.block(), data).map_err(|e| e.to_string())
+        dequantised(quantised, numbers, size, data).map_err(|e| e.to_string())
     }
 }
 
+/// Decodes blocks of `numbers` numbers in `size` bytes each.
 fn dequantised(
     kind: GgmlDType,
-    (numbers, size): (usize, usize),
+    numbers: usize,
+    size: usize,
     data: &[u8],
 ) -> candle_core::Result<Vec<f32>> {
     let count = data.len() / size * numbers;
     if count == 0 {
         return Ok(Vec::new());
     }
-    // candle reads blocks where they lie, and they must lie at even addresses.
+    // candle reads blocks in place, so they must be aligned; a file may have a tensor at any address.
     let data = if data.as_ptr().addr().is_multiple_of(4) {
         Cow::Borrowed(data)
     } else {
-        return dequantised(kind, (numbers, size), &Aligned::copy(data));
+        return dequantised(kind, numbers, size, &Aligned::copy(data));
     };
     let storage = QStorage::from_data(data, &Device::Cpu, kind)?;
     QTensor::new(storage, (count,))?
@@ -70,7 +75,7 @@ fn dequantised(
         .to_vec1()
 }
 
-/// Bytes at an address that blocks may lie at.
+/// A copy of bytes, aligned for blocks.
 struct Aligned {
     words: Vec<u64>,
     length: usize,
@@ -94,7 +99,7 @@ impl std::ops::Deref for Aligned {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `words` holds at least `length` initialised bytes, for it was made from as many.
+        // SAFETY: `words` holds at least `length` initialised bytes: it was made from `length` bytes.
         unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), self.length) }
     }
 }

@@ -1,11 +1,11 @@
-//! What loading a model took, in figures.
+//! Figures of a loaded model: sizes, memory, seconds.
 //!
-//! Invariant: sizes are of what was read, not of what was promised. It does not know how to load.
+//! Invariant: sizes are of what was read, not of what the configuration says. It does not know how a model is loaded.
 
-/// What loading a model took, for people.
+/// Figures of a loaded model, for logs and reports.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Loading {
-    /// `llama`, `qwen2`, `qwen3`.
+    /// Name of the family: `llama`, `qwen2`, `qwen3`.
     pub family: String,
     /// `gguf` or `safetensors`.
     pub format: String,
@@ -15,26 +15,26 @@ pub struct Loading {
     pub parameters: u64,
     /// Bytes of the weight files.
     pub file_bytes: u64,
-    /// Bytes that the process grew by; 0 where the system does not tell.
+    /// Bytes that the process grew by; 0 if the system does not report it.
     pub memory_bytes: u64,
     /// Bytes of keys and values per token of a user's prompt.
     pub cache_bytes_per_token: u64,
-    /// From opening the file to ready.
+    /// Seconds from opening the file until the model is ready.
     pub seconds: f64,
 }
 
 impl std::fmt::Display for Loading {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mega = |bytes: u64| bytes as f64 / 1e6;
+        let millions = |bytes: u64| bytes as f64 / 1e6;
         write!(
             f,
             "{} {}, {:.1} M parameters ({}), file {:.1} MB, memory {:.1} MB, loaded in {:.2} s",
             self.family,
             self.format,
-            mega(self.parameters),
+            millions(self.parameters),
             self.kinds,
-            mega(self.file_bytes),
-            mega(self.memory_bytes),
+            millions(self.file_bytes),
+            millions(self.memory_bytes),
             self.seconds
         )
     }

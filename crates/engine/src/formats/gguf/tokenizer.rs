@@ -1,8 +1,8 @@
-//! The tokenizer in a GGUF's metadata.
+//! The tokenizer and chat template in a GGUF's metadata.
 //!
-//! Decides how text is split before merges apply: by the kind that the file names, as llama.cpp and
-//! the model's own `tokenizer.json` do it. Invariant: a kind that is not known is refused, for a wrong
-//! split is silent. It does not know chat templates.
+//! Decides how text is split before merges apply (pre-tokenisation): by the kind that the file names, as llama.cpp and
+//! the model's own `tokenizer.json` do it. Invariant: an unknown kind is refused, because a wrong split gives wrong
+//! tokens without any error. It does not know how a chat template is rendered.
 
 use std::collections::HashSet;
 
@@ -13,57 +13,59 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer};
 
+use super::header::Value;
+use super::keys::Keys;
 use crate::Error;
-use crate::formats::gguf::Keys;
-use crate::formats::gguf::header::Value;
+use crate::formats::text::{Text, TokenizerParts};
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// What `tokenizer.ggml.pre` decides.
-struct Splitting {
-    /// Expressions, each splitting what those before it left.
+/// A kind of pre-tokenisation: what `tokenizer.ggml.pre` names.
+struct PreTokenizer {
+    /// Regular expressions; each splits the pieces that those before it left.
     splits: &'static [&'static str],
-    /// Whether text is composed first.
-    composed: bool,
-    /// Whether a piece that is a token is taken as it is.
-    whole_first: bool,
-    /// Whether a text begins with the first token where the file does not say.
-    begins: bool,
+    /// Whether text is normalised to NFC first.
+    normalizes: bool,
+    /// Whether a piece that is a token itself is not merged from smaller tokens.
+    ignores_merges: bool,
+    /// Whether a text starts with the BOS token if the file does not say.
+    starts_with_bos: bool,
 }
 
-const KNOWN: &str = "smollm, gpt-2, default, qwen2, llama-bpe";
+/// The kinds to name in an error: one name of each.
+const SUPPORTED: &str = "smollm, gpt-2, default, qwen2, llama-bpe";
 
-fn splitting(kind: &str) -> Option<Splitting> {
-    let plain = Splitting {
+fn pre_tokenizer(kind: &str) -> Option<PreTokenizer> {
+    let plain = PreTokenizer {
         splits: &[GPT2],
-        composed: false,
-        whole_first: false,
-        begins: false,
+        normalizes: false,
+        ignores_merges: false,
+        starts_with_bos: false,
     };
     Some(match kind {
         "gpt-2" => plain,
-        "smollm" => Splitting {
+        "smollm" => PreTokenizer {
             splits: &[r"\p{N}", GPT2],
             ..plain
         },
-        "default" => Splitting {
+        "default" => PreTokenizer {
             splits: &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"],
             ..plain
         },
-        "qwen2" | "deepseek-r1-qwen" => Splitting {
+        "qwen2" | "deepseek-r1-qwen" => PreTokenizer {
             splits: &[QWEN2],
-            composed: true,
+            normalizes: true,
             ..plain
         },
-        "llama-bpe" | "llama3" | "llama-v3" => Splitting {
+        "llama-bpe" | "llama3" | "llama-v3" => PreTokenizer {
             splits: &[LLAMA3],
-            whole_first: true,
-            begins: true,
+            ignores_merges: true,
+            starts_with_bos: true,
             ..plain
         },
-        "smaug-bpe" => Splitting {
+        "smaug-bpe" => PreTokenizer {
             splits: &[LLAMA3],
             ..plain
         },
@@ -71,8 +73,38 @@ fn splitting(kind: &str) -> Option<Splitting> {
     })
 }
 
-/// A tokenizer, and whether a text begins with the first token.
-pub fn from_gguf(keys: &Keys) -> Result<(Tokenizer, bool), Error> {
+/// Reads tokenizer and chat template from the metadata.
+pub(super) fn text(keys: &Keys) -> Result<Text, Error> {
+    let (tokenizer, starts_with_bos) = tokenizer(keys)?;
+    let token = |key: &str| -> Result<Option<String>, Error> {
+        if keys.get(key).is_none() {
+            return Ok(None);
+        }
+        let id = keys.size(key)?;
+        let token = u32::try_from(id)
+            .ok()
+            .and_then(|id| tokenizer.id_to_token(id));
+        token
+            .map(Some)
+            .ok_or_else(|| keys.wrong(key, &format!("there is no token {id}")))
+    };
+    let eos = "tokenizer.ggml.eos_token_id";
+    let template = match keys.get("tokenizer.chat_template") {
+        Some(_) => Some(keys.text("tokenizer.chat_template")?.to_owned()),
+        None => None,
+    };
+    let parts = TokenizerParts {
+        template,
+        bos: token("tokenizer.ggml.bos_token_id")?,
+        eos: token(eos)?.ok_or_else(|| keys.wrong(eos, "is missing"))?,
+        starts_with_bos,
+        tokenizer,
+    };
+    Text::new(keys.path(), parts)
+}
+
+/// Reads the tokenizer, and whether a text starts with the BOS token.
+fn tokenizer(keys: &Keys) -> Result<(Tokenizer, bool), Error> {
     let model = keys.text("tokenizer.ggml.model")?;
     if model != "gpt2" {
         let what = format!(
@@ -83,28 +115,28 @@ pub fn from_gguf(keys: &Keys) -> Result<(Tokenizer, bool), Error> {
     }
     let key = "tokenizer.ggml.pre";
     if keys.get(key).is_none() {
-        let what = "is missing, and with it how text is split; convert the model again with a \
+        let what = "is missing, so how text is split is unknown; convert the model again with a \
                     llama.cpp of May 2024 or later";
         return Err(keys.wrong(key, what));
     }
     let kind = keys.text(key)?;
-    let splitting = splitting(kind).ok_or_else(|| {
-        let what = format!("{kind:?} is not supported; {KNOWN} are");
+    let pre = pre_tokenizer(kind).ok_or_else(|| {
+        let what = format!("{kind:?} is not supported; {SUPPORTED} are");
         keys.wrong(key, &what)
     })?;
     let tokens = keys.texts("tokenizer.ggml.tokens")?;
     let bpe = BPE::builder()
         .vocab_and_merges(vocabulary(keys, tokens)?, merges(keys)?)
-        .ignore_merges(splitting.whole_first)
+        .ignore_merges(pre.ignores_merges)
         .build()
         .map_err(|e| keys.wrong("tokenizer.ggml.merges", &e.to_string()))?;
     let mut tokenizer = Tokenizer::new(bpe);
     let wrong = |e: tokenizers::Error| keys.wrong(key, &e.to_string());
-    if splitting.composed {
+    if pre.normalizes {
         tokenizer.with_normalizer(Some(NFC)).map_err(wrong)?;
     }
     let mut steps: Vec<PreTokenizerWrapper> = Vec::new();
-    for expression in splitting.splits {
+    for expression in pre.splits {
         let pattern = SplitPattern::Regex((*expression).to_owned());
         let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
         steps.push(split.map_err(wrong)?.into());
@@ -112,11 +144,11 @@ pub fn from_gguf(keys: &Keys) -> Result<(Tokenizer, bool), Error> {
     steps.push(ByteLevel::new(false, false, false).into());
     tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
     add_tokens(keys, tokens, &mut tokenizer)?;
-    let begins = match keys.get("tokenizer.ggml.add_bos_token") {
-        None => splitting.begins,
-        Some(said) => *said == Value::Integer(1),
+    let starts_with_bos = match keys.get("tokenizer.ggml.add_bos_token") {
+        None => pre.starts_with_bos,
+        Some(value) => *value == Value::Integer(1),
     };
-    Ok((tokenizer, begins))
+    Ok((tokenizer, starts_with_bos))
 }
 
 fn vocabulary(keys: &Keys, tokens: &[String]) -> Result<Vocab, Error> {
@@ -138,17 +170,20 @@ fn merges(keys: &Keys) -> Result<Merges, Error> {
         parts.map(|(first, second)| (first.to_owned(), second.to_owned()))
     };
     let each = keys.texts(key)?.iter().map(|merge| {
-        pair(merge).ok_or_else(|| keys.wrong(key, &format!("{merge:?} is no pair of tokens")))
+        pair(merge).ok_or_else(|| keys.wrong(key, &format!("{merge:?} is not a pair of tokens")))
     });
     each.collect()
 }
 
-/// Tokens that are found in a text before it is split: controls, which are special, and the user's.
+/// Adds the tokens that are found in a text before it is split: control tokens, which are special, and user-defined
+/// ones.
 fn add_tokens(keys: &Keys, tokens: &[String], tokenizer: &mut Tokenizer) -> Result<(), Error> {
+    // Token types of GGUF.
     const UNKNOWN: i64 = 2;
     const CONTROL: i64 = 3;
-    const USER: i64 = 4;
+    const USER_DEFINED: i64 = 4;
     let mut special = HashSet::new();
+    // "seperator" is how GGUF spells it.
     for key in ["bos", "eos", "eot", "eom", "padding", "seperator"] {
         let key = format!("tokenizer.ggml.{key}_token_id");
         if keys.get(&key).is_some() {
@@ -160,7 +195,7 @@ fn add_tokens(keys: &Keys, tokens: &[String], tokenizer: &mut Tokenizer) -> Resu
         None => &[],
         Some(Value::Integers(types)) if types.len() == tokens.len() => types,
         Some(_) => {
-            let what = format!("is no list of {} whole numbers", tokens.len());
+            let what = format!("is not a list of {} whole numbers", tokens.len());
             return Err(keys.wrong(key, &what));
         }
     };
@@ -168,7 +203,7 @@ fn add_tokens(keys: &Keys, tokens: &[String], tokenizer: &mut Tokenizer) -> Resu
     for (id, token) in tokens.iter().enumerate() {
         let kind = types.get(id).copied().unwrap_or(1);
         let special = special.contains(&id) || kind == UNKNOWN || kind == CONTROL;
-        if !token.is_empty() && (special || kind == USER) {
+        if !token.is_empty() && (special || kind == USER_DEFINED) {
             added.push(AddedToken::from(token.clone(), special).normalized(false));
         }
     }

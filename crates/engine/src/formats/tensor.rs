@@ -1,11 +1,11 @@
-//! What types of numbers files hold, how large they are, and where a tensor lies.
+//! The types of numbers in files, their sizes, and where a tensor lies.
 //!
-//! Pure: the decoders of headers need no more. Invariant: a size that a machine cannot hold is an error. How bytes
-//! become numbers is [`numbers`](super::numbers)'.
+//! Pure: the decoders of headers need nothing else. Invariant: a size that a machine cannot hold is an error. It does not
+//! know how bytes become numbers: [`numbers`](super::numbers) does.
 
-/// A type of numbers that we read.
+/// A type of numbers that can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs, non_camel_case_types)] // GGUF's own names
+#[allow(missing_docs, non_camel_case_types)] // The names are GGUF's.
 pub enum Kind {
     F32,
     F16,
@@ -23,7 +23,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them.
+    /// Every type.
     pub const ALL: [Self; 13] = [
         Self::F32,
         Self::F16,
@@ -40,8 +40,8 @@ impl Kind {
         Self::Q6_K,
     ];
 
-    /// The kind of this number in a GGUF header; its name if it is one that we do not read.
-    pub fn from_gguf(code: u32) -> Result<Self, String> {
+    /// The type of this code in a GGUF header; the name of the type if it cannot be read.
+    pub(super) fn from_gguf(code: u32) -> Result<Self, String> {
         let kind = match code {
             0 => Self::F32,
             1 => Self::F16,
@@ -56,13 +56,13 @@ impl Kind {
             13 => Self::Q5_K,
             14 => Self::Q6_K,
             30 => Self::BF16,
-            other => return Err(unread(other)),
+            other => return Err(unreadable(other)),
         };
         Ok(kind)
     }
 
-    /// The kind of this name in a safetensors header.
-    pub fn from_safetensors(name: &str) -> Option<Self> {
+    /// The type of this name in a safetensors header.
+    pub(super) fn from_safetensors(name: &str) -> Option<Self> {
         match name {
             "F32" => Some(Self::F32),
             "F16" => Some(Self::F16),
@@ -71,7 +71,7 @@ impl Kind {
         }
     }
 
-    /// Numbers of a block, and its bytes.
+    /// How many numbers a block holds, and how many bytes it has.
     pub fn block(self) -> (usize, usize) {
         match self {
             Self::F32 => (1, 4),
@@ -89,14 +89,14 @@ impl Kind {
         }
     }
 
-    /// Bytes of a tensor of this shape; what is wrong with the shape if there is no such number.
+    /// Bytes of a tensor of this shape; the error says what is wrong with the shape.
     pub fn bytes(self, shape: &[usize]) -> Result<usize, String> {
         let (numbers, bytes) = self.block();
         let too_many = || format!("shape {shape:?} has more numbers than a machine can hold");
         let row = shape.last().copied().unwrap_or(1);
         if !row.is_multiple_of(numbers) {
             return Err(format!(
-                "rows of {row} numbers are no whole blocks of {numbers} ({self:?})"
+                "rows of {row} numbers are not whole blocks of {numbers} ({self:?})"
             ));
         }
         let count = (shape.iter()).try_fold(1usize, |count, size| count.checked_mul(*size));
@@ -113,14 +113,14 @@ pub struct Entry {
     pub kind: Kind,
     /// Outermost size first.
     pub shape: Vec<usize>,
-    /// First byte, counted from where the header says that data begins.
+    /// First byte, counted from the start of the tensors' data.
     pub from: usize,
     /// One past the last byte.
     pub to: usize,
 }
 
-/// The name of a GGUF type that we do not read.
-fn unread(code: u32) -> String {
+/// The name of a GGUF type that cannot be read.
+fn unreadable(code: u32) -> String {
     let name = match code {
         9 => "Q8_1",
         15 => "Q8_K",
