@@ -13,52 +13,21 @@ use nearshore_core::names::scoring::{
     Ended, Names, ScoreRequest, ScoreResponse, ScoredName, Term, Values,
 };
 
-/// Logit of a name for a prompt.
-type Score = Box<dyn Fn(&str, &str) -> f32 + Send>;
-
 /// Mass that stands for none, as in [`nearshore_core::names::search`].
 const MASS_MIN: f64 = 1e-30;
 
-/// A table of scores.
+/// A table of scores: a hash of prompt and name.
+#[derive(Default)]
 pub struct Table {
     names: Arc<Names>,
-    score: Score,
     delay: Duration,
-    fail_every: Option<u32>,
-    batches: u32,
-}
-
-impl Default for Table {
-    fn default() -> Self {
-        Self {
-            names: Arc::default(),
-            score: Box::new(hashed),
-            delay: Duration::ZERO,
-            fail_every: None,
-            batches: 0,
-        }
-    }
 }
 
 impl Table {
-    /// Scores by `score(prompt, name)` instead of by hash.
-    #[must_use]
-    pub fn scored_by(mut self, score: impl Fn(&str, &str) -> f32 + Send + 'static) -> Self {
-        self.score = Box::new(score);
-        self
-    }
-
     /// Each batch takes this long.
     #[must_use]
     pub fn delayed(mut self, delay: Duration) -> Self {
         self.delay = delay;
-        self
-    }
-
-    /// Every `nth` batch fails.
-    #[must_use]
-    pub fn failing_every(mut self, nth: u32) -> Self {
-        self.fail_every = Some(nth.max(1));
         self
     }
 
@@ -76,7 +45,7 @@ impl Table {
         let model: Vec<f64> = (permitted.iter())
             .map(|pu| match request.weight {
                 0.0 => 0.0,
-                _ => f64::from((self.score)(&request.prompt, &self.names.names[*pu])),
+                _ => f64::from(hashed(&request.prompt, &self.names.names[*pu])),
             })
             .collect();
         let told =
@@ -130,18 +99,8 @@ impl Model for Table {
     }
 
     fn generate(&mut self, requests: &[ScoreRequest]) -> Result<Vec<ScoreResponse>, Error> {
-        self.batches += 1;
         if !self.delay.is_zero() {
             std::thread::sleep(self.delay);
-        }
-        if self
-            .fail_every
-            .is_some_and(|nth| self.batches.is_multiple_of(nth))
-        {
-            return Err(Error::Compute {
-                what: format!("batch {}", self.batches),
-                source: "this table fails on purpose".into(),
-            });
         }
         Ok(requests
             .iter()
@@ -197,28 +156,5 @@ mod tests {
     #[test]
     fn a_table_keeps_the_models_contract() {
         contract::check(&mut Table::default()).expect("kept");
-    }
-
-    #[test]
-    fn every_third_batch_fails() {
-        let mut table = Table::default().failing_every(3);
-        let failed: Vec<bool> = (0..6).map(|_| table.generate(&[]).is_err()).collect();
-        assert_eq!(failed, [false, false, true, false, false, true]);
-    }
-
-    #[test]
-    fn a_given_function_orders_the_names() {
-        let mut table = Table::default().scored_by(|_, name| name.len() as f32);
-        let names = ["a", "bbb", "cc"].map(String::from).to_vec();
-        table
-            .set_names(Arc::new(Names { version: 1, names }))
-            .expect("set");
-        let request = ScoreRequest {
-            n: 2,
-            ..ScoreRequest::default()
-        };
-        let responses = table.generate(&[request]).expect("answered");
-        let pus: Vec<u32> = responses[0].named.iter().map(|named| named.pu).collect();
-        assert_eq!(pus, [1, 2]);
     }
 }

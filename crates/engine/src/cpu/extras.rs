@@ -9,7 +9,7 @@ use super::kernel;
 
 /// Additions of one layer; all absent in a plain Llama.
 #[derive(Clone, Debug, Default)]
-pub struct Extras {
+pub(crate) struct Extras {
     /// `[(heads + 2 · kv_heads) · head_dim]`: added to q, k, v.
     pub bias: Option<Vec<f32>>,
     /// `[hidden]`: added to the output projection.
@@ -20,7 +20,7 @@ pub struct Extras {
 
 /// RMS norms over each head's width, before it turns: Qwen3.
 #[derive(Clone, Debug)]
-pub struct HeadNorms {
+pub(crate) struct HeadNorms {
     /// `[head_dim]`, of every query head.
     pub query: Vec<f32>,
     /// `[head_dim]`, of every key head.
@@ -35,7 +35,7 @@ pub struct HeadNorms {
 
 impl Extras {
     /// Changes `[rows, (heads + 2 · kv_heads) · head_dim]` in place.
-    pub fn onto_qkv(&self, qkv: &Tensor) -> Result<()> {
+    pub(crate) fn onto_qkv(&self, qkv: &Tensor) -> Result<()> {
         if let Some(bias) = &self.bias {
             qkv.inplace_op1(&Bias(bias))?;
         }
@@ -46,7 +46,7 @@ impl Extras {
     }
 
     /// Changes `[rows, hidden]` in place.
-    pub fn onto_output(&self, output: &Tensor) -> Result<()> {
+    pub(crate) fn onto_output(&self, output: &Tensor) -> Result<()> {
         match &self.output_bias {
             Some(bias) => output.inplace_op1(&Bias(bias)),
             None => Ok(()),

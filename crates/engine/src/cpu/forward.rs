@@ -22,7 +22,7 @@ use crate::formats::weights::{LayerWeights, Weights};
 use crate::{Options, Precision};
 
 /// A loaded model.
-pub struct Network {
+pub(crate) struct Network {
     geometry: Geometry,
     embedding: Tensor,
     head: Tensor,
@@ -56,7 +56,7 @@ impl Layer {
 
 /// Rows of one pass: all of prompts, or all of trie nodes.
 #[derive(Clone, Debug, Default)]
-pub struct Pass {
+pub(crate) struct Pass {
     /// Token of each row.
     pub tokens: Vec<u32>,
     /// Position of each row in its user's sequence.
@@ -74,7 +74,7 @@ pub struct Pass {
 impl Network {
     /// A network of a model's weights in the precision that `options` ask for; where that needs it, made
     /// fit for it by what `samples` do in them.
-    pub fn new(
+    pub(crate) fn new(
         model: &Opened,
         options: Options,
         samples: &[Vec<u32>],
@@ -103,7 +103,7 @@ impl Network {
     }
 
     /// The reference: candle's products of the weights as they are; remembers its inputs' maxima.
-    pub fn watched(weights: &Weights) -> Result<Self> {
+    pub(crate) fn watched(weights: &Weights) -> Result<Self> {
         let layers = (weights.layers.iter())
             .map(|layer| Layer::new(layer, |weight| Linear::watched(weight.clone())));
         Ok(Self::of(weights, layers.collect::<Result<_>>()?))
@@ -120,7 +120,7 @@ impl Network {
     }
 
     /// Greatest magnitudes of the inputs of each layer's products, if they were watched.
-    pub fn maxima(&self) -> Vec<Maxima> {
+    pub(crate) fn maxima(&self) -> Vec<Maxima> {
         let maxima = |layer: &Layer| Maxima {
             qkv: layer.qkv.maxima(),
             output: layer.output.maxima(),
@@ -131,24 +131,24 @@ impl Network {
     }
 
     /// Memory that the layers' weights take.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let layers = self.layers.iter();
         let linears = layers.flat_map(|l| [&l.qkv, &l.output, &l.gate_up, &l.down]);
         linears.map(Linear::bytes).sum()
     }
 
     /// How weights are kept and multiplied, for people.
-    pub fn dtype(&self) -> &'static str {
+    pub(crate) fn dtype(&self) -> &'static str {
         self.layers.first().map_or("f32", |layer| layer.qkv.name())
     }
 
     /// Sizes and constants.
-    pub fn geometry(&self) -> &Geometry {
+    pub(crate) fn geometry(&self) -> &Geometry {
         &self.geometry
     }
 
     /// Sizes of a [`Cache`] for this network.
-    pub fn sizes(&self) -> Sizes {
+    pub(crate) fn sizes(&self) -> Sizes {
         Sizes {
             layers: self.geometry.layers,
             heads: self.geometry.kv_heads,
@@ -159,7 +159,12 @@ impl Network {
 
     /// Computes the rows, adds their keys and values to `caches`, and returns the hidden state
     /// before the head of each wanted row: `[wanted, hidden]`, row-major.
-    pub fn forward(&self, pass: &Pass, caches: &mut [Cache], threads: usize) -> Result<Vec<f32>> {
+    pub(crate) fn forward(
+        &self,
+        pass: &Pass,
+        caches: &mut [Cache],
+        threads: usize,
+    ) -> Result<Vec<f32>> {
         let ids = Tensor::new(pass.tokens.as_slice(), self.embedding.device())?;
         let mut hidden = self.embedding.index_select(&ids, 0)?;
         let angles = self.angles(&pass.positions);
@@ -210,7 +215,7 @@ impl Network {
     }
 
     /// Logits of some tokens from one hidden state.
-    pub fn logits(&self, hidden: &[f32], tokens: &[u32]) -> Result<Vec<f32>> {
+    pub(crate) fn logits(&self, hidden: &[f32], tokens: &[u32]) -> Result<Vec<f32>> {
         let (storage, layout) = self.head.storage_and_layout();
         let Storage::Cpu(CpuStorage::F32(head)) = &*storage else {
             bail!("head is not f32 on the cpu")

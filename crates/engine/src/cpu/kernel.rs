@@ -9,7 +9,7 @@ const LANES: usize = 8;
 
 /// Shape of one [`tile`]: `rows` of `depth` values in, `rows` of `width` out.
 #[derive(Clone, Copy, Debug)]
-pub struct Tile {
+pub(crate) struct Tile {
     /// Rows of `a` and `c`.
     pub rows: usize,
     /// Columns of `a`, rows of `b`.
@@ -26,12 +26,12 @@ pub struct Tile {
 macro_rules! dispatched {
     (
         $(#[$doc:meta])*
-        pub fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? {
+        $vis:vis fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? {
             avx512: $avx512:expr, avx2: $avx2:expr, plain: $plain:expr
         }
     ) => {
         $(#[$doc])*
-        pub fn $name($($arg: $type),*) $(-> $out)? {
+        $vis fn $name($($arg: $type),*) $(-> $out)? {
             #[cfg(target_arch = "x86_64")]
             {
                 use std::arch::is_x86_feature_detected as has;
@@ -59,7 +59,7 @@ macro_rules! dispatched {
 
 dispatched! {
     /// `c += a · b`: `a` `[rows, depth]`, `b` `[depth, width]` dense, `c` `[rows, width]`.
-    pub fn tile(shape: Tile, a: &[f32], b: &[f32], c: &mut [f32]) {
+    pub(crate) fn tile(shape: Tile, a: &[f32], b: &[f32], c: &mut [f32]) {
         // 4 rows of four registers: 16 sums in flight, each row of `b` loaded once for them.
         avx512: tile_with::<Fused, 4, 64>,
         avx2: tile_with::<Fused, 6, 16>,
@@ -69,7 +69,7 @@ dispatched! {
 
 dispatched! {
     /// Sum of products, in [`LANES`] × 4 partial sums added in a fixed order.
-    pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
         avx512: dot_with::<Fused>, avx2: dot_with::<Fused>, plain: dot_with::<Plain>
     }
 }
@@ -77,7 +77,7 @@ dispatched! {
 dispatched! {
     /// `x = exp(scale · (x − shift))` in place; returns the sum. Relative error up to 5e-7 for exponents
     /// in [−87, 88]; outside they are cut to these.
-    pub fn exponentials(x: &mut [f32], scale: f32, shift: f32) -> f32 {
+    pub(crate) fn exponentials(x: &mut [f32], scale: f32, shift: f32) -> f32 {
         avx512: exponentials_with::<Fused>,
         avx2: exponentials_with::<Fused>,
         plain: exponentials_with::<Plain>
@@ -86,42 +86,42 @@ dispatched! {
 
 dispatched! {
     /// The greatest value; negative infinity of none.
-    pub fn greatest(x: &[f32]) -> f32 {
+    pub(crate) fn greatest(x: &[f32]) -> f32 {
         avx512: greatest_with, avx2: greatest_with, plain: greatest_with
     }
 }
 
 dispatched! {
     /// `x · factor` in place.
-    pub fn scale(x: &mut [f32], factor: f32) {
+    pub(crate) fn scale(x: &mut [f32], factor: f32) {
         avx512: scale_with, avx2: scale_with, plain: scale_with
     }
 }
 
 dispatched! {
     /// `out = gate / (1 + exp(−gate)) · up`.
-    pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    pub(crate) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
         avx512: swiglu_with::<Fused>, avx2: swiglu_with::<Fused>, plain: swiglu_with::<Plain>
     }
 }
 
 dispatched! {
     /// `out = x / sqrt(mean(x²) + epsilon) · weight`, row by row.
-    pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    pub(crate) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
         avx512: rms_norm_with::<Fused>, avx2: rms_norm_with::<Fused>, plain: rms_norm_with::<Plain>
     }
 }
 
 dispatched! {
     /// `x += y`.
-    pub fn add(x: &mut [f32], y: &[f32]) {
+    pub(crate) fn add(x: &mut [f32], y: &[f32]) {
         avx512: add_with, avx2: add_with, plain: add_with
     }
 }
 
 dispatched! {
     /// Turns each pair (i, i + half) of each head by its angle, given as cosines, then sines.
-    pub fn rotate(heads: &mut [f32], cos: &[f32], sin: &[f32]) {
+    pub(crate) fn rotate(heads: &mut [f32], cos: &[f32], sin: &[f32]) {
         avx512: rotate_with::<Fused>, avx2: rotate_with::<Fused>, plain: rotate_with::<Plain>
     }
 }

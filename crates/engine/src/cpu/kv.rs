@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 /// Prompt positions per block.
-pub const BLOCK: usize = 64;
+pub(crate) const BLOCK: usize = 64;
 
 /// Sizes of one model's keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +89,7 @@ impl Run {
 
 /// A computed beginning of prompts, read-only and shared.
 #[derive(Clone, Debug)]
-pub struct Prefix {
+pub(crate) struct Prefix {
     /// Its tokens.
     pub tokens: Vec<u32>,
     run: Arc<Run>,
@@ -126,7 +126,7 @@ impl Cache {
     }
 
     /// A cache that starts with the first `len` positions of `prefix`.
-    pub fn after(sizes: Sizes, prefix: &Prefix, len: usize) -> Self {
+    pub(crate) fn after(sizes: Sizes, prefix: &Prefix, len: usize) -> Self {
         assert!(
             len <= prefix.tokens.len(),
             "a prefix is shared as far as it goes"
@@ -142,7 +142,7 @@ impl Cache {
     }
 
     /// The whole prompt as a prefix for others; `tokens` are its tokens.
-    pub fn into_prefix(self, tokens: Vec<u32>) -> Prefix {
+    pub(crate) fn into_prefix(self, tokens: Vec<u32>) -> Prefix {
         assert_eq!(self.len, tokens.len(), "every position was computed");
         let mut run = Run::new(self.sizes);
         if let Some((shared, blocks)) = &self.shared {
@@ -177,7 +177,7 @@ impl Cache {
     }
 
     /// Drops all node slots.
-    pub fn forget_nodes(&mut self) {
+    pub(crate) fn forget_nodes(&mut self) {
         for layer in self.node_keys.iter_mut().chain(&mut self.node_values) {
             layer.clear();
         }

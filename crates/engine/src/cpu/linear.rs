@@ -13,7 +13,7 @@ use crate::Options;
 
 /// Weights `[out, in]`.
 #[derive(Clone, Debug)]
-pub struct Linear(Weight);
+pub(crate) struct Linear(Weight);
 
 #[derive(Clone, Debug)]
 enum Weight {
@@ -26,19 +26,19 @@ enum Weight {
 
 impl Linear {
     /// A layer of contiguous `f32` weights `[out, in]` as they are.
-    pub fn new(weight: Tensor) -> Self {
+    pub(crate) fn new(weight: Tensor) -> Self {
         Self(Weight::Plain(weight))
     }
 
     /// As [`new`](Self::new), and remembers the [`maxima`](Self::maxima) of its inputs.
-    pub fn watched(weight: Tensor) -> Result<Self> {
+    pub(crate) fn watched(weight: Tensor) -> Result<Self> {
         let (_, inner) = weight.dims2()?;
         let maxima = Arc::new(Mutex::new(vec![0f32; inner]));
         Ok(Self(Weight::Watched(weight, maxima)))
     }
 
     /// A layer in the precision that `options` ask for. Off the CPU weights stay as they are.
-    pub fn packed(weight: &Tensor, options: Options) -> Result<Self> {
+    pub(crate) fn packed(weight: &Tensor, options: Options) -> Result<Self> {
         if !weight.device().is_cpu() {
             return Ok(Self::new(weight.clone()));
         }
@@ -54,7 +54,7 @@ impl Linear {
     }
 
     /// What the numbers are, for people.
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match &self.0 {
             Weight::Plain(_) | Weight::Watched(..) => "f32",
             Weight::Packed(packed) => packed.name(),
@@ -62,7 +62,7 @@ impl Linear {
     }
 
     /// Memory that the weights take.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         match &self.0 {
             Weight::Plain(weight) | Weight::Watched(weight, _) => {
                 weight.elem_count() * weight.dtype().size_in_bytes()
@@ -72,7 +72,7 @@ impl Linear {
     }
 
     /// Greatest magnitude of each input so far; empty if the layer was not watched.
-    pub fn maxima(&self) -> Vec<f32> {
+    pub(crate) fn maxima(&self) -> Vec<f32> {
         match &self.0 {
             // A maximum is whole even if a thread died beside it.
             Weight::Watched(_, maxima) => maxima
@@ -84,7 +84,7 @@ impl Linear {
     }
 
     /// `[rows, in]` -> `[rows, out]`, on at most `threads` threads of the current pool.
-    pub fn forward(&self, x: &Tensor, threads: usize) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor, threads: usize) -> Result<Tensor> {
         let weight = match &self.0 {
             Weight::Packed(packed) => {
                 return x.apply_op1_no_bwd(&PackedProduct { packed, threads });

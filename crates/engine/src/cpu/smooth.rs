@@ -31,12 +31,12 @@ const FROZEN: [&str; 3] = [
 const ALPHA: f32 = 0.5;
 
 /// Token sequences to calibrate on.
-pub fn samples(text: &Text) -> std::result::Result<Vec<Vec<u32>>, Error> {
+pub(crate) fn samples(text: &Text) -> std::result::Result<Vec<Vec<u32>>, Error> {
     FROZEN.iter().map(|said| text.prompt(said)).collect()
 }
 
 /// Balances all layers by what `samples` do in them.
-pub fn smooth(weights: &mut Weights, samples: &[Vec<u32>], threads: usize) -> Result<()> {
+pub(crate) fn smooth(weights: &mut Weights, samples: &[Vec<u32>], threads: usize) -> Result<()> {
     let network = Network::watched(weights)?;
     for sample in samples.iter().filter(|sample| !sample.is_empty()) {
         let mut pass = Pass::default();
@@ -52,7 +52,7 @@ pub fn smooth(weights: &mut Weights, samples: &[Vec<u32>], threads: usize) -> Re
 
 /// Greatest magnitude of each input of one layer's products.
 #[derive(Debug)]
-pub struct Maxima {
+pub(crate) struct Maxima {
     /// Of q, k, v.
     pub qkv: Vec<f32>,
     /// Of the heads' projection.

@@ -13,7 +13,7 @@ use crate::cpu::kv::Sizes;
 
 /// Keys and values of the rows of one pass.
 #[derive(Debug)]
-pub struct Chunk {
+pub(crate) struct Chunk {
     /// `[layers, 2, rows, kv heads · width]`.
     pub tensor: Tensor,
     /// Rows there are.
@@ -22,21 +22,25 @@ pub struct Chunk {
 
 impl Chunk {
     /// Room for `rows`.
-    pub fn new(sizes: Sizes, rows: usize, (device, dtype): (&Device, DType)) -> Result<Self> {
+    pub(crate) fn new(
+        sizes: Sizes,
+        rows: usize,
+        (device, dtype): (&Device, DType),
+    ) -> Result<Self> {
         let shape = (sizes.layers, 2, rows, sizes.row());
         let tensor = Tensor::zeros(shape, dtype, device)?;
         Ok(Self { tensor, rows })
     }
 
     /// Keys and values of one layer, `[1, 2, rows, kv heads · width]`.
-    pub fn layer(&self, layer: usize) -> Result<Tensor> {
+    pub(crate) fn layer(&self, layer: usize) -> Result<Tensor> {
         self.tensor.narrow(0, layer, 1)
     }
 }
 
 /// Rows of a chunk that are consecutive positions.
 #[derive(Clone, Debug)]
-pub struct Run {
+pub(crate) struct Run {
     /// Where.
     pub chunk: Arc<Chunk>,
     /// The first row.
@@ -47,7 +51,7 @@ pub struct Run {
 
 /// A computed beginning of prompts, read-only and shared.
 #[derive(Clone, Debug)]
-pub struct Prefix {
+pub(crate) struct Prefix {
     /// Its tokens.
     pub tokens: Vec<u32>,
     runs: Vec<Run>,
@@ -55,7 +59,7 @@ pub struct Prefix {
 
 /// One user's view of keys and values: which rows are whose.
 #[derive(Clone, Debug, Default)]
-pub struct Cache {
+pub(crate) struct Cache {
     /// The prompt's positions in order; those of a prefix first.
     runs: Vec<Run>,
     known: usize,
@@ -68,7 +72,7 @@ pub struct Cache {
 
 impl Cache {
     /// A cache that starts with the first `len` positions of `prefix`.
-    pub fn after(prefix: &Prefix, len: usize) -> Self {
+    pub(crate) fn after(prefix: &Prefix, len: usize) -> Self {
         assert!(
             len <= prefix.tokens.len(),
             "a prefix is shared as far as it goes"
@@ -91,28 +95,28 @@ impl Cache {
     }
 
     /// Prompt positions known.
-    pub fn known(&self) -> usize {
+    pub(crate) fn known(&self) -> usize {
         self.known
     }
 
     /// Node slots in use.
-    pub fn slots(&self) -> usize {
+    pub(crate) fn slots(&self) -> usize {
         self.slots.len()
     }
 
     /// Rows of its own.
-    pub fn own(&self) -> usize {
+    pub(crate) fn own(&self) -> usize {
         self.known - self.shared + self.slots.len()
     }
 
     /// Lets all node slots go.
-    pub fn forget_nodes(&mut self) {
+    pub(crate) fn forget_nodes(&mut self) {
         self.nodes.clear();
         self.slots.clear();
     }
 
     /// Takes rows that a pass computes: the next slots, or the next positions.
-    pub fn append(&mut self, run: Run, nodes: bool) {
+    pub(crate) fn append(&mut self, run: Run, nodes: bool) {
         if !nodes {
             self.known += run.len;
             self.runs.push(run);
@@ -125,18 +129,18 @@ impl Cache {
     }
 
     /// The prompt.
-    pub fn runs(&self) -> &[Run] {
+    pub(crate) fn runs(&self) -> &[Run] {
         &self.runs
     }
 
     /// The chunk and the row of a node.
-    pub fn slot(&self, slot: u32) -> (&Arc<Chunk>, u32) {
+    pub(crate) fn slot(&self, slot: u32) -> (&Arc<Chunk>, u32) {
         let (nth, row) = self.slots[slot as usize];
         (&self.nodes[nth as usize].chunk, row)
     }
 
     /// The whole prompt as a prefix for others; `tokens` are its tokens.
-    pub fn into_prefix(self, tokens: Vec<u32>) -> Prefix {
+    pub(crate) fn into_prefix(self, tokens: Vec<u32>) -> Prefix {
         assert_eq!(self.known, tokens.len(), "every position was computed");
         Prefix {
             tokens,

@@ -18,7 +18,7 @@ use super::kernels::{Argument, Grid, Launcher};
 const SOURCE: &str = concat!(include_str!("intrinsics.cu"), include_str!("kernels.cu"));
 
 /// A device by number.
-pub fn device(number: usize) -> Result<Device> {
+pub(crate) fn device(number: usize) -> Result<Device> {
     // A stream of its own: that of candle's default is another one in each thread.
     let device = Device::new_cuda_with_stream(number)?;
     let Device::Cuda(cuda) = &device else {
@@ -47,7 +47,7 @@ fn keep_memory(device: &CudaDevice) -> Result<()> {
 }
 
 /// Kernels compiled for one model, on their device.
-pub struct Compiled {
+pub(crate) struct Compiled {
     place: Device,
     device: CudaDevice,
     /// By name; looked up once, not at each launch.
@@ -56,7 +56,7 @@ pub struct Compiled {
 
 impl Compiled {
     /// Compiles for the device at hand; see [`Kernels::compile`](super::kernels::Kernels::compile).
-    pub fn new(
+    pub(crate) fn new(
         device: &CudaDevice,
         definitions: Vec<String>,
         kernels: &[&'static str],

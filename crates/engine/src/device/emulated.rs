@@ -23,13 +23,13 @@ type Shared = Arc<Mutex<Library>>;
 static BUILT: LazyLock<Mutex<HashMap<Vec<String>, Shared>>> = LazyLock::new(Mutex::default);
 
 /// A device that is none.
-pub struct Emulated {
+pub(crate) struct Emulated {
     library: Shared,
 }
 
 impl Emulated {
     /// Builds what a device would compile.
-    pub fn new(definitions: Vec<String>) -> Result<Self> {
+    pub(crate) fn new(definitions: Vec<String>) -> Result<Self> {
         let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(library) = built.get(&definitions) {
             let library = Arc::clone(library);

@@ -13,7 +13,7 @@ const PIECE: usize = 64;
 
 /// Tokens whose logits are wanted after one hidden state.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
+pub(crate) struct Wanted<'a> {
     /// Row among the hidden states.
     pub row: u32,
     /// Tokens.
@@ -22,7 +22,7 @@ pub struct Wanted<'a> {
 
 impl Network {
     /// Logits of each list's tokens after its row of `hidden`, `[rows, hidden]` f32; lists in order.
-    pub fn logits(&self, hidden: &Tensor, wanted: &[Wanted]) -> Result<Vec<f32>> {
+    pub(crate) fn logits(&self, hidden: &Tensor, wanted: &[Wanted]) -> Result<Vec<f32>> {
         let all = wanted.iter().map(|list| list.tokens.len()).sum();
         let mut tokens = Vec::with_capacity(all);
         let mut lists = Vec::with_capacity(wanted.len());

@@ -18,7 +18,7 @@ const THREADS_WIDE: usize = 256;
 
 /// What a kernel is given.
 #[derive(Clone, Copy, Debug)]
-pub enum Argument {
+pub(crate) enum Argument {
     /// Where numbers are; 0: there are none.
     At(u64),
     /// `int`.
@@ -31,7 +31,7 @@ pub enum Argument {
 
 /// Blocks of a grid, and threads of each.
 #[derive(Clone, Copy, Debug)]
-pub struct Grid {
+pub(crate) struct Grid {
     /// Blocks in x and y.
     pub blocks: (usize, usize),
     /// Threads of a block.
@@ -39,7 +39,7 @@ pub struct Grid {
 }
 
 /// Where the kernels run.
-pub trait Launcher: Send + Sync {
+pub(crate) trait Launcher: Send + Sync {
     /// Where tensors lie.
     fn device(&self) -> &Device;
 
@@ -51,7 +51,7 @@ pub trait Launcher: Send + Sync {
 }
 
 /// Kernels for one model.
-pub struct Kernels {
+pub(crate) struct Kernels {
     launcher: Box<dyn Launcher>,
     shape: Shape,
     dtype: DType,
@@ -76,7 +76,7 @@ impl From<Places> for Argument {
 impl Kernels {
     /// Kernels for a model whose weights and activations are `dtype`: `compile` is given the compiler's definitions
     /// and the names of the kernels that are then there.
-    pub fn compile(
+    pub(super) fn compile(
         shape: Shape,
         dtype: DType,
         compile: impl FnOnce(Vec<String>, &[&'static str]) -> Result<Box<dyn Launcher>>,
@@ -111,7 +111,7 @@ impl Kernels {
     }
 
     /// Where a contiguous tensor begins; stays true while the tensor lives.
-    pub fn address(&self, tensor: &Tensor) -> Result<u64> {
+    pub(super) fn address(&self, tensor: &Tensor) -> Result<u64> {
         self.launcher.address(tensor)
     }
 
@@ -137,12 +137,12 @@ impl Kernels {
     }
 
     /// Queries of a block: `QUERIES` and `QUERIES_PLAIN` of kernels.cu.
-    pub fn tiles(&self) -> Tiles {
+    pub(crate) fn tiles(&self) -> Tiles {
         Tiles(if self.attend == "attend" { 64 } else { 32 })
     }
 
     /// See [`Ops::turn`](super::ops::Ops::turn).
-    pub fn turn(
+    pub(super) fn turn(
         &self,
         qkv: &Tensor,
         by: &Turning,
@@ -175,7 +175,7 @@ impl Kernels {
     }
 
     /// See [`Ops::attend`](super::ops::Ops::attend).
-    pub fn attend(
+    pub(super) fn attend(
         &self,
         queries: &Tensor,
         (plan, side): (&Plan, &Side),
@@ -201,7 +201,7 @@ impl Kernels {
     }
 
     /// See [`Ops::add_norm`](super::ops::Ops::add_norm).
-    pub fn add_norm(
+    pub(crate) fn add_norm(
         &self,
         (x, y): (&Tensor, &Tensor),
         bias: Option<&Tensor>,
@@ -227,7 +227,7 @@ impl Kernels {
     }
 
     /// See [`Ops::gate`](super::ops::Ops::gate).
-    pub fn gate(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn gate(&self, x: &Tensor) -> Result<Tensor> {
         let (rows, both) = x.dims2()?;
         let width = both / 2;
         let out = self.room((rows, width), self.dtype)?;
@@ -241,7 +241,7 @@ impl Kernels {
     }
 
     /// See [`Ops::score`](super::ops::Ops::score).
-    pub fn score(
+    pub(super) fn score(
         &self,
         (hidden, head): (&Tensor, &Tensor),
         lists: &[[u32; 3]],

@@ -27,8 +27,8 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use cache::{Cache, Prefix};
-pub use head::Wanted;
+pub(crate) use cache::{Cache, Prefix};
+pub(crate) use head::Wanted;
 
 use cache::{Chunk, Run};
 use ops::{Ops, Turning};
@@ -42,12 +42,12 @@ use crate::formats::weights::{LayerWeights, Weights};
 
 /// A CUDA device by number, its stream and memory set up for many small steps.
 #[cfg(feature = "cuda")]
-pub fn cuda_device(number: usize) -> Result<Device> {
+pub(crate) fn cuda_device(number: usize) -> Result<Device> {
     cuda::device(number)
 }
 
 /// A model whose weights lie on a device.
-pub struct Network {
+pub(crate) struct Network {
     geometry: Geometry,
     device: Device,
     dtype: DType,
@@ -86,7 +86,7 @@ impl Module for Linear {
 
 impl Network {
     /// Moves weights to `device` as `dtype`; layers may be [pushed](Self::push) later.
-    pub fn new(weights: Weights, device: &Device, dtype: DType) -> Result<Self> {
+    pub(crate) fn new(weights: Weights, device: &Device, dtype: DType) -> Result<Self> {
         let place = |x: &Tensor| x.to_device(device)?.to_dtype(dtype)?.contiguous();
         let (cos, sin) = angles(&weights.geometry)?;
         let mut network = Self {
@@ -107,7 +107,7 @@ impl Network {
     }
 
     /// Adds the next layer.
-    pub fn push(&mut self, layer: &LayerWeights) -> Result<()> {
+    pub(crate) fn push(&mut self, layer: &LayerWeights) -> Result<()> {
         let place = |x: &Tensor| {
             x.to_device(&self.device)?
                 .to_dtype(self.dtype)?
@@ -139,17 +139,17 @@ impl Network {
     }
 
     /// Sizes and constants.
-    pub fn geometry(&self) -> &Geometry {
+    pub(crate) fn geometry(&self) -> &Geometry {
         &self.geometry
     }
 
     /// What the weights are.
-    pub fn dtype(&self) -> DType {
+    pub(crate) fn dtype(&self) -> DType {
         self.dtype
     }
 
     /// Memory that the layers' weights take.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let layers = self.layers.iter();
         let linears = layers.flat_map(|l| [&l.qkv, &l.output, &l.gate_up, &l.down]);
         let numbers: usize = linears.map(|linear| linear.0.elem_count()).sum();
@@ -157,7 +157,7 @@ impl Network {
     }
 
     /// Sizes of keys and values.
-    pub fn sizes(&self) -> Sizes {
+    pub(crate) fn sizes(&self) -> Sizes {
         Sizes {
             layers: self.geometry.layers,
             heads: self.geometry.kv_heads,
@@ -168,7 +168,7 @@ impl Network {
 
     /// Computes the rows, adds their keys and values to `caches`, and returns the hidden state
     /// before the head of each wanted row: `[wanted, hidden]`, f32, on the device.
-    pub fn forward(&self, pass: &Pass, caches: &mut [Cache]) -> Result<Tensor> {
+    pub(crate) fn forward(&self, pass: &Pass, caches: &mut [Cache]) -> Result<Tensor> {
         let chunk = self.append(pass, caches)?;
         let plan = self.plan(pass, caches)?;
         let ids = Tensor::new(pass.tokens.as_slice(), &self.device)?;
@@ -207,7 +207,7 @@ impl Network {
     }
 
     /// Waits until the device has done all that it was given.
-    pub fn wait(&self) -> Result<()> {
+    pub(crate) fn wait(&self) -> Result<()> {
         self.device.synchronize()
     }
 

@@ -12,14 +12,14 @@ use super::plan::{Plan, Side, Tiles};
 use crate::formats::geometry::Geometry;
 
 /// Steps for one model on one device.
-pub struct Ops {
+pub(crate) struct Ops {
     pub(super) kernels: Option<Kernels>,
     pub(super) shape: Shape,
 }
 
 /// What of a model the steps know.
 #[derive(Clone, Copy, Debug)]
-pub struct Shape {
+pub(crate) struct Shape {
     /// Query heads.
     pub heads: usize,
     /// Key heads.
@@ -33,7 +33,7 @@ pub struct Shape {
 }
 
 /// What turns heads.
-pub struct Turning<'a> {
+pub(crate) struct Turning<'a> {
     /// `[(heads + 2 · kv heads) · width]`, as the weights are.
     pub bias: Option<&'a Tensor>,
     /// `[2, width]` f32: of queries, of keys.
@@ -46,7 +46,7 @@ pub struct Turning<'a> {
 
 impl Ops {
     /// Steps for a model of this geometry, compiled where they must be.
-    pub fn new(geometry: &Geometry, device: &Device, dtype: DType) -> Result<Self> {
+    pub(super) fn new(geometry: &Geometry, device: &Device, dtype: DType) -> Result<Self> {
         let shape = Shape {
             heads: geometry.heads,
             kv_heads: geometry.kv_heads,
@@ -71,7 +71,7 @@ impl Ops {
     }
 
     /// Size of attention's tiles.
-    pub fn tiles(&self) -> Tiles {
+    pub(crate) fn tiles(&self) -> Tiles {
         match &self.kernels {
             Some(kernels) => kernels.tiles(),
             None => Tiles(plain::TILE),
@@ -79,13 +79,13 @@ impl Ops {
     }
 
     /// Where a tensor lies on the device; 0 in memory, where nobody asks.
-    pub fn address(&self, tensor: &Tensor) -> Result<u64> {
+    pub(super) fn address(&self, tensor: &Tensor) -> Result<u64> {
         (self.kernels.as_ref()).map_or(Ok(0), |kernels| kernels.address(tensor))
     }
 
     /// `[rows, (heads + 2 · kv heads) · width]` -> queries `[rows, heads · width]`; keys and values go into
     /// `chunk`. Biases are added, heads normed and turned.
-    pub fn turn(&self, qkv: &Tensor, by: &Turning, to: (&Chunk, usize)) -> Result<Tensor> {
+    pub(super) fn turn(&self, qkv: &Tensor, by: &Turning, to: (&Chunk, usize)) -> Result<Tensor> {
         match &self.kernels {
             Some(kernels) => kernels.turn(qkv, by, to),
             None => plain::turn(self.shape, qkv, by, to),
@@ -93,7 +93,12 @@ impl Ops {
     }
 
     /// Attention of queries `[rows, heads · width]` of one side of a plan, in one layer.
-    pub fn attend(&self, queries: &Tensor, of: (&Plan, &Side), layer: usize) -> Result<Tensor> {
+    pub(super) fn attend(
+        &self,
+        queries: &Tensor,
+        of: (&Plan, &Side),
+        layer: usize,
+    ) -> Result<Tensor> {
         match &self.kernels {
             Some(kernels) => kernels.attend(queries, of, layer),
             None => plain::attend(self.shape, queries, of, layer),
@@ -101,7 +106,7 @@ impl Ops {
     }
 
     /// `x + y + bias` and its norm times `weight`, `[rows, hidden]` each.
-    pub fn add_norm(
+    pub(crate) fn add_norm(
         &self,
         (x, y): (&Tensor, &Tensor),
         bias: Option<&Tensor>,
@@ -114,7 +119,7 @@ impl Ops {
     }
 
     /// `[rows, 2 · width]` (gate, up) -> `[rows, width]`.
-    pub fn gate(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn gate(&self, x: &Tensor) -> Result<Tensor> {
         match &self.kernels {
             Some(kernels) => kernels.gate(x),
             None => plain::gate(x),
@@ -123,7 +128,7 @@ impl Ops {
 
     /// Logits of tokens after rows of `hidden` `[rows, hidden]` f32: `lists` are `[row, first, one past the
     /// last]` among `tokens`.
-    pub fn score(
+    pub(super) fn score(
         &self,
         (hidden, head): (&Tensor, &Tensor),
         lists: &[[u32; 3]],

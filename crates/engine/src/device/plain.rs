@@ -12,7 +12,7 @@ use super::plan::{Plan, Side};
 use crate::cpu::kernel;
 
 /// Queries of a tile: any size will do.
-pub const TILE: usize = 32;
+pub(crate) const TILE: usize = 32;
 
 fn wide(x: &Tensor) -> Result<Vec<f32>> {
     x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
@@ -23,7 +23,7 @@ fn narrow(values: Vec<f32>, shape: (usize, usize), like: DType) -> Result<Tensor
 }
 
 /// See [`Ops::turn`](super::ops::Ops::turn).
-pub fn turn(
+pub(super) fn turn(
     shape: Shape,
     qkv: &Tensor,
     by: &Turning,
@@ -81,7 +81,7 @@ struct Kept {
 }
 
 /// See [`Ops::attend`](super::ops::Ops::attend).
-pub fn attend(
+pub(super) fn attend(
     shape: Shape,
     queries: &Tensor,
     (plan, side): (&Plan, &Side),
@@ -145,7 +145,7 @@ fn mix(shape: Shape, row: &[f32], (kept, seen): (&[Kept], &[(u32, u32)]), out: &
 }
 
 /// See [`Ops::add_norm`](super::ops::Ops::add_norm).
-pub fn add_norm(
+pub(crate) fn add_norm(
     shape: Shape,
     (x, y): (&Tensor, &Tensor),
     bias: Option<&Tensor>,
@@ -165,7 +165,7 @@ pub fn add_norm(
 }
 
 /// See [`Ops::gate`](super::ops::Ops::gate).
-pub fn gate(x: &Tensor) -> Result<Tensor> {
+pub(super) fn gate(x: &Tensor) -> Result<Tensor> {
     let (rows, both) = x.dims2()?;
     let mut out = vec![0f32; rows * both / 2];
     let values = wide(x)?;
@@ -180,7 +180,7 @@ pub fn gate(x: &Tensor) -> Result<Tensor> {
 }
 
 /// See [`Ops::score`](super::ops::Ops::score).
-pub fn score(
+pub(super) fn score(
     (hidden, head): (&Tensor, &Tensor),
     lists: &[[u32; 3]],
     tokens: &[u32],

@@ -16,10 +16,10 @@ use crate::cpu::forward::Pass;
 
 /// Queries (rows times heads of a group) of a tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tiles(pub usize);
+pub(crate) struct Tiles(pub usize);
 
 /// A pass, told to a device.
-pub struct Plan {
+pub(super) struct Plan {
     /// Chunks that rows see, by number.
     pub chunks: Vec<Arc<Chunk>>,
     /// Everything below, as the device has it.
@@ -38,7 +38,7 @@ pub struct Plan {
 
 /// Where the sections of some rows begin.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Side {
+pub(super) struct Side {
     /// Tiles, `[span, first query]` each.
     pub tiles: usize,
     /// How many tiles.
@@ -51,7 +51,7 @@ pub struct Side {
 
 /// As `struct Where` of kernels.cu.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Places {
+pub(super) struct Places {
     /// Per chunk its address, low half first, and its rows.
     pub chunks: usize,
     /// Per user `[first row, rows, first run, one past the last run]`.
@@ -67,7 +67,7 @@ pub struct Places {
 }
 
 /// How a pass is told.
-pub struct Teller<'a> {
+pub(crate) struct Teller<'a> {
     /// Where to.
     pub device: &'a Device,
     /// Query heads per key head.
@@ -104,7 +104,7 @@ struct Draft {
 }
 
 /// Tells `pass`, whose rows `caches` have [appended](Cache::append).
-pub fn plan(pass: &Pass, caches: &[Cache], teller: &Teller) -> Result<Plan> {
+pub(super) fn plan(pass: &Pass, caches: &[Cache], teller: &Teller) -> Result<Plan> {
     let mut chunks = Chunks::default();
     let mut runs = Vec::new();
     let mut of_span = Vec::with_capacity(pass.spans.len());

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 /// Bytes for keys and values.
 #[derive(Clone, Copy, Debug)]
-pub struct Budget {
+pub(crate) struct Budget {
     /// At most so many.
     pub limit: usize,
     /// In use.
@@ -16,12 +16,12 @@ pub struct Budget {
 
 impl Budget {
     /// Whether a newcomer that begins with `bytes` may begin beside `running` others.
-    pub fn admits(&self, bytes: usize, running: usize) -> bool {
+    pub(crate) fn admits(&self, bytes: usize, running: usize) -> bool {
         running == 0 || self.used.saturating_add(bytes) <= self.limit
     }
 
     /// Which of those that run, oldest first, may have the bytes that they want next.
-    pub fn grants(&self, wants: &[usize]) -> Vec<bool> {
+    pub(crate) fn grants(&self, wants: &[usize]) -> Vec<bool> {
         let mut used = self.used;
         let mut grant = |(nth, bytes): (usize, &usize)| {
             let granted = nth == 0 || used.saturating_add(*bytes) <= self.limit;
@@ -34,7 +34,7 @@ impl Budget {
 
 /// Cuts the rows that users want, one after the other, into passes of at most `rows_max` rows, unless
 /// one user alone has more.
-pub fn passes(rows: &[usize], rows_max: usize) -> Vec<Range<usize>> {
+pub(crate) fn passes(rows: &[usize], rows_max: usize) -> Vec<Range<usize>> {
     let mut passes: Vec<Range<usize>> = Vec::new();
     let mut filled = 0;
     for (user, rows) in rows.iter().enumerate() {

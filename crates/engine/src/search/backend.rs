@@ -12,7 +12,7 @@ use crate::formats::open::Opened;
 use crate::{Error, Options, Precision, device};
 
 /// A loaded model.
-pub enum Network {
+pub(crate) enum Network {
     /// Kernels of our own.
     Host(forward::Network),
     /// Tensor operations of a device.
@@ -20,7 +20,7 @@ pub enum Network {
 }
 
 /// Keys and values of one user.
-pub enum Cache {
+pub(crate) enum Cache {
     /// In memory.
     Host(kv::Cache),
     /// On a device.
@@ -31,7 +31,7 @@ pub enum Cache {
 
 /// The hidden state before the head of one row; where it was computed, for only its logits are of use.
 #[derive(Clone, Debug)]
-pub struct Row(State);
+pub(crate) struct Row(State);
 
 #[derive(Clone, Debug)]
 enum State {
@@ -41,7 +41,7 @@ enum State {
 }
 
 /// A computed beginning of prompts, read-only and shared.
-pub struct Prefix {
+pub(crate) struct Prefix {
     /// Its tokens.
     pub tokens: Vec<u32>,
     kept: Kept,
@@ -58,7 +58,7 @@ const FOREIGN: &str = "caches, prefixes and hidden states stay with the network 
 impl Network {
     /// A network of a model's weights, where and how `options` say; `samples` as in
     /// [`forward::Network::new`].
-    pub fn new(
+    pub(crate) fn new(
         model: &Opened,
         options: Options,
         samples: &[Vec<u32>],
@@ -88,7 +88,7 @@ impl Network {
     }
 
     /// Sizes and constants.
-    pub fn geometry(&self) -> &Geometry {
+    pub(crate) fn geometry(&self) -> &Geometry {
         match self {
             Self::Host(network) => network.geometry(),
             Self::Device(network) => network.geometry(),
@@ -96,7 +96,7 @@ impl Network {
     }
 
     /// Sizes of keys and values.
-    pub fn sizes(&self) -> Sizes {
+    pub(crate) fn sizes(&self) -> Sizes {
         match self {
             Self::Host(network) => network.sizes(),
             Self::Device(network) => network.sizes(),
@@ -104,7 +104,7 @@ impl Network {
     }
 
     /// Memory that the layers' weights take.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Host(network) => network.bytes(),
             Self::Device(network) => network.bytes(),
@@ -112,7 +112,7 @@ impl Network {
     }
 
     /// How weights are kept and multiplied, for people.
-    pub fn dtype(&self) -> &'static str {
+    pub(crate) fn dtype(&self) -> &'static str {
         match self {
             Self::Host(network) => network.dtype(),
             Self::Device(network) => network.dtype().as_str(),
@@ -120,7 +120,7 @@ impl Network {
     }
 
     /// An empty cache.
-    pub fn cache(&self) -> Cache {
+    pub(crate) fn cache(&self) -> Cache {
         match self {
             Self::Host(network) => Cache::Host(kv::Cache::new(network.sizes())),
             Self::Device(_) => Cache::Device(device::Cache::default()),
@@ -128,7 +128,7 @@ impl Network {
     }
 
     /// A cache that starts with the first `len` positions of `prefix`.
-    pub fn cache_after(&self, prefix: &Prefix, len: usize) -> Cache {
+    pub(crate) fn cache_after(&self, prefix: &Prefix, len: usize) -> Cache {
         match &prefix.kept {
             Kept::Host(prefix) => Cache::Host(kv::Cache::after(self.sizes(), prefix, len)),
             Kept::Device(prefix) => Cache::Device(device::Cache::after(prefix, len)),
@@ -137,7 +137,12 @@ impl Network {
 
     /// Computes the rows, adds their keys and values to `caches`, and returns the hidden state
     /// before the head of each wanted row.
-    pub fn forward(&self, pass: &Pass, caches: &mut [Cache], threads: usize) -> Result<Vec<Row>> {
+    pub(crate) fn forward(
+        &self,
+        pass: &Pass,
+        caches: &mut [Cache],
+        threads: usize,
+    ) -> Result<Vec<Row>> {
         match self {
             Self::Host(network) => lent(caches, Cache::host, Cache::Host, |caches| {
                 let hidden = network.forward(pass, caches, threads)?;
@@ -155,7 +160,7 @@ impl Network {
     }
 
     /// Waits until all that was begun is done.
-    pub fn wait(&self) -> Result<()> {
+    pub(crate) fn wait(&self) -> Result<()> {
         match self {
             Self::Host(_) => Ok(()),
             Self::Device(network) => network.wait(),
@@ -163,7 +168,7 @@ impl Network {
     }
 
     /// Logits of some tokens after each hidden state, one list after the other.
-    pub fn logits(&self, wanted: &[(&Row, &[u32])]) -> Result<Vec<f32>> {
+    pub(crate) fn logits(&self, wanted: &[(&Row, &[u32])]) -> Result<Vec<f32>> {
         match self {
             Self::Host(network) => {
                 let mut logits = Vec::new();
@@ -251,7 +256,7 @@ impl Cache {
     }
 
     /// Prompt positions known.
-    pub fn known(&self) -> usize {
+    pub(crate) fn known(&self) -> usize {
         match self {
             Self::Host(cache) => cache.known(),
             Self::Device(cache) => cache.known(),
@@ -260,7 +265,7 @@ impl Cache {
     }
 
     /// Node slots in use: the next forwarded node token gets this slot.
-    pub fn slots(&self) -> usize {
+    pub(crate) fn slots(&self) -> usize {
         match self {
             Self::Host(cache) => cache.slots(),
             Self::Device(cache) => cache.slots(),
@@ -269,7 +274,7 @@ impl Cache {
     }
 
     /// Memory of keys and values of its own, about.
-    pub fn bytes(&self, sizes: Sizes) -> usize {
+    pub(crate) fn bytes(&self, sizes: Sizes) -> usize {
         match self {
             Self::Host(cache) => cache.bytes(sizes),
             Self::Device(cache) => cache.own() * sizes.position(),
@@ -278,7 +283,7 @@ impl Cache {
     }
 
     /// Lets all node slots go.
-    pub fn forget_nodes(&mut self) {
+    pub(crate) fn forget_nodes(&mut self) {
         match self {
             Self::Host(cache) => cache.forget_nodes(),
             Self::Device(cache) => cache.forget_nodes(),
@@ -287,7 +292,7 @@ impl Cache {
     }
 
     /// The whole prompt as a prefix for others; `tokens` are its tokens.
-    pub fn into_prefix(self, tokens: Vec<u32>) -> Prefix {
+    pub(crate) fn into_prefix(self, tokens: Vec<u32>) -> Prefix {
         let kept = match self {
             Self::Host(cache) => Kept::Host(cache.into_prefix(tokens.clone())),
             Self::Device(cache) => Kept::Device(cache.into_prefix(tokens.clone())),

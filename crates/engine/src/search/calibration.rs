@@ -24,7 +24,7 @@ const CHILDREN_MAX: usize = 1 << 20;
 type Node = Arc<[(u32, f32)]>;
 
 /// A set of calibration prompts behind a model, and the means known so far.
-pub struct CalibrationMeans {
+pub(crate) struct CalibrationMeans {
     /// By it the set is known again.
     pub hash: String,
     /// The prompts, computed.
@@ -36,7 +36,7 @@ pub struct CalibrationMeans {
 
 /// A node that wants means.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// Tokens from the prompt's end down to it.
     pub path: Vec<u32>,
     /// First tokens of all its children, ascending.
@@ -65,7 +65,7 @@ impl Known {
 }
 
 /// The calibration of one group of users, with room of its own to compute in.
-pub struct Scratch {
+pub(crate) struct Scratch {
     means: Arc<CalibrationMeans>,
     caches: Vec<Cache>,
     /// Rows forwarded.
@@ -74,7 +74,7 @@ pub struct Scratch {
 
 impl CalibrationMeans {
     /// A set of computed prompts with the hidden state behind each.
-    pub fn new(calibration: &Calibration, computed: Vec<(Prefix, Row)>) -> Self {
+    pub(crate) fn new(calibration: &Calibration, computed: Vec<(Prefix, Row)>) -> Self {
         let (prompts, hidden) = computed.into_iter().unzip();
         Self {
             hash: calibration.hash.clone(),
@@ -88,7 +88,7 @@ impl CalibrationMeans {
     }
 
     /// Nodes whose means are known.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.known().nodes.len()
     }
 
@@ -107,7 +107,7 @@ impl CalibrationMeans {
 
 impl Scratch {
     /// Room to compute means behind the prompts of `means`.
-    pub fn new(means: Arc<CalibrationMeans>, network: &Network) -> Self {
+    pub(crate) fn new(means: Arc<CalibrationMeans>, network: &Network) -> Self {
         let prompts = means.prompts.iter();
         let caches = prompts.map(|prompt| network.cache_after(prompt, prompt.tokens.len()));
         Self {
@@ -118,12 +118,12 @@ impl Scratch {
     }
 
     /// Whether it is room for this set.
-    pub fn is_for(&self, means: &Arc<CalibrationMeans>) -> bool {
+    pub(crate) fn is_for(&self, means: &Arc<CalibrationMeans>) -> bool {
         Arc::ptr_eq(&self.means, means)
     }
 
     /// The means of nodes, by path; those that are not known are computed, in passes of about `rows_max` rows.
-    pub fn of(
+    pub(crate) fn of(
         &mut self,
         wanted: BTreeSet<Wanted>,
         (network, threads): (&Network, usize),
@@ -224,7 +224,7 @@ impl Scratch {
 
 /// The tokens of some paths, each shared beginning once.
 #[derive(Default)]
-pub struct Paths {
+pub(crate) struct Paths {
     /// Path to the row of its last token.
     pub rows: BTreeMap<Vec<u32>, usize>,
     /// Per row: its token, and the rows of its path, itself last.
@@ -233,7 +233,7 @@ pub struct Paths {
 
 impl Paths {
     /// Adds a path; returns how many rows there are.
-    pub fn add(&mut self, path: &[u32]) -> usize {
+    pub(crate) fn add(&mut self, path: &[u32]) -> usize {
         let mut above: Vec<u32> = Vec::new();
         for (depth, token) in path.iter().enumerate() {
             let row = match self.rows.get(&path[..=depth]) {
@@ -252,7 +252,7 @@ impl Paths {
     }
 
     /// Adds all rows behind the prompt of one cache, which has no nodes yet.
-    pub fn add_to(&self, pass: &mut Pass, (cache, prompt): (usize, usize), ends: &[usize]) {
+    pub(crate) fn add_to(&self, pass: &mut Pass, (cache, prompt): (usize, usize), ends: &[usize]) {
         let from = pass.tokens.len();
         for (token, slots) in &self.tokens {
             pass.tokens.push(*token);

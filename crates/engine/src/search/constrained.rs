@@ -389,7 +389,7 @@ impl Model for Constrained {
 
 impl Pass {
     /// Adds `tokens` of a prompt from `position` on; the last one's hidden state is wanted.
-    pub fn add_prompt(&mut self, cache: usize, position: usize, tokens: &[u32]) {
+    pub(crate) fn add_prompt(&mut self, cache: usize, position: usize, tokens: &[u32]) {
         let from = self.tokens.len();
         for (nth, token) in tokens.iter().enumerate() {
             self.tokens.push(*token);

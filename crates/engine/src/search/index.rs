@@ -39,7 +39,7 @@ pub fn bare() -> Indexer {
 }
 
 /// Makes names ready for a model that reads `text`'s tokens.
-pub fn tokenised(text: Arc<Text>) -> Indexer {
+pub(crate) fn tokenised(text: Arc<Text>) -> Indexer {
     Arc::new(move |names| {
         let start = std::time::Instant::now();
         let sequences = sequences(&text, &names.names)?;

@@ -28,7 +28,7 @@ struct Table {
 }
 
 /// Turns asks into questions about one trie.
-pub struct Mixture {
+pub(crate) struct Mixture {
     trie: Arc<Trie>,
     permitted: Option<(Arc<FixedBitSet>, Arc<Permitted>)>,
     /// Most recently used first.
@@ -36,7 +36,7 @@ pub struct Mixture {
 }
 
 /// A question, and what its answer's terms are relative to.
-pub struct Mixed {
+pub(crate) struct Mixed {
     /// For the search.
     pub question: Question,
     /// Per term of the ask, the log of its sum over all names; 0 where it is no mass.
@@ -45,7 +45,7 @@ pub struct Mixed {
 
 impl Mixture {
     /// Nothing kept yet.
-    pub fn new(trie: Arc<Trie>) -> Self {
+    pub(crate) fn new(trie: Arc<Trie>) -> Self {
         Self {
             trie,
             permitted: None,
@@ -54,12 +54,12 @@ impl Mixture {
     }
 
     /// The trie that questions are about.
-    pub fn trie(&self) -> &Arc<Trie> {
+    pub(crate) fn trie(&self) -> &Arc<Trie> {
         &self.trie
     }
 
     /// What `ask` asks of the search.
-    pub fn mix(&mut self, request: &ScoreRequest) -> Mixed {
+    pub(crate) fn mix(&mut self, request: &ScoreRequest) -> Mixed {
         let permitted = request.permitted.as_ref().map(|pus| self.permitted(pus));
         let (prior, totals) = self.prior(request);
         Mixed {
@@ -165,7 +165,7 @@ impl Table {
 }
 
 /// What each term says of a PU, as an answer tells it; `totals` of [`Mixed`].
-pub fn told(terms: &[Term], totals: &[f64], pu: u32) -> Vec<f32> {
+pub(crate) fn told(terms: &[Term], totals: &[f64], pu: u32) -> Vec<f32> {
     let value = |(term, total): (&Term, &f64)| match &term.values {
         Values::Mass(mass) => (log_of(mass, pu) - total) as f32,
         Values::Sparse(logs) => {

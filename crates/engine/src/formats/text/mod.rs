@@ -15,7 +15,7 @@ use self::chat::Chat;
 use crate::Error;
 
 /// The line of a prompt after which the assistant's turn starts.
-pub const ASSISTANT: &str = "---assistant---";
+pub(crate) const ASSISTANT: &str = "---assistant---";
 
 /// Tokenizer and chat template of one model.
 pub struct Text {
