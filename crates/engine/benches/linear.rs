@@ -17,7 +17,7 @@ fn noise(len: usize) -> Vec<f32> {
 }
 
 /// `x · wᵀ` as candle computes it.
-fn candle(x: &[f32], w: &[f32], (rows, out, inner): (usize, usize, usize)) -> Vec<f32> {
+fn candle(x: &[f32], w: &[f32], rows: usize, out: usize, inner: usize) -> Vec<f32> {
     let mut y = vec![0f32; rows * out];
     let (wide, long) = (inner as isize, out as isize);
     // SAFETY: sizes and strides are those of the three slices.
@@ -65,7 +65,7 @@ fn linear(c: &mut Criterion) {
             let x = noise(rows * inner);
             group.throughput(Throughput::Elements(2 * (rows * out * inner) as u64));
             group.bench_function(BenchmarkId::new("candle", rows), |b| {
-                b.iter(|| candle(&x, &w, (rows, out, inner)));
+                b.iter(|| candle(&x, &w, rows, out, inner));
             });
             for (name, packed) in &kinds {
                 group.bench_function(BenchmarkId::new(name, rows), |b| {

@@ -113,7 +113,7 @@ pub fn spawn_with(model: Box<dyn Model>, pulse: Arc<Pulse>) -> Handle {
     // The way to the jobs must not keep the engine's thread alive.
     let weak = jobs.downgrade();
     start("engine-names", move || {
-        index(&indexer, seen, (&weak, &dealing))
+        index(&indexer, seen, &weak, &dealing)
     });
     Handle {
         jobs,
@@ -152,7 +152,8 @@ fn work(mut model: Box<dyn Model>, mut waiting: mpsc::Receiver<Job>, beat: &Puls
 fn index(
     indexer: &Indexer,
     mut seen: watch::Receiver<Wanted>,
-    (jobs, dealing): (&mpsc::WeakSender<Job>, &watch::Sender<Dealt>),
+    jobs: &mpsc::WeakSender<Job>,
+    dealing: &watch::Sender<Dealt>,
 ) {
     while futures::executor::block_on(seen.changed()).is_ok() {
         let Wanted { names, turn } = seen.borrow_and_update().clone();

@@ -175,7 +175,7 @@ impl Network {
                 .qkv
                 .forward(&self.normed(&hidden, &layer.attention_norm)?, threads)?;
             layer.extras.onto_qkv(&qkv)?;
-            let mut queries = self.split(&qkv, pass, &angles, (nth, caches))?;
+            let mut queries = self.split(&qkv, pass, &angles, nth, caches)?;
             let mut sees = pass;
             if nth == last {
                 // Of the last layer only keys and values are needed from the other rows.
@@ -265,14 +265,15 @@ impl Network {
         Angles { cos, sin }
     }
 
-    /// Rotates queries and keys, puts keys and values into the caches of layer `to.0`; returns the
-    /// queries, `[rows, heads · width]`.
+    /// Rotates queries and keys, writes keys and values into the caches of `layer`; returns the queries,
+    /// `[rows, heads · width]`.
     fn split(
         &self,
         qkv: &Tensor,
         pass: &Pass,
         angles: &Angles,
-        to: (usize, &mut [Cache]),
+        layer: usize,
+        caches: &mut [Cache],
     ) -> Result<Vec<f32>> {
         let (storage, layout) = qkv.storage_and_layout();
         let (Storage::Cpu(CpuStorage::F32(qkv)), Some((from, until))) =
@@ -281,7 +282,7 @@ impl Network {
             bail!("qkv is not contiguous f32 on the cpu")
         };
         let qkv = &qkv[from..until];
-        let (heads, (layer, caches)) = (self.heads(), to);
+        let heads = self.heads();
         let (wide, narrow) = (heads.queries * heads.width, heads.keys * heads.width);
         let half = heads.width / 2;
         let mut queries = Vec::with_capacity(pass.tokens.len() * wide);

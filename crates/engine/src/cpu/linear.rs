@@ -175,11 +175,11 @@ impl CustomOp1 for Product<'_> {
         let many = padded(rows, out);
         let mut y = vec![0f32; many * out];
         if many == rows {
-            multiply(x, weights, &mut y, (inner, self.threads));
+            multiply(x, weights, &mut y, inner, self.threads);
         } else {
             let mut more = x.to_vec();
             more.resize(many * inner, 0.0);
-            multiply(&more, weights, &mut y, (inner, self.threads));
+            multiply(&more, weights, &mut y, inner, self.threads);
             y.truncate(rows * out);
         }
         Ok((CpuStorage::F32(y), (rows, out).into()))
@@ -187,7 +187,7 @@ impl CustomOp1 for Product<'_> {
 }
 
 /// `y = x · wᵀ`, all row-major; `x` `[rows, inner]`, `w` `[out, inner]`.
-fn multiply(x: &[f32], w: &[f32], y: &mut [f32], (inner, threads): (usize, usize)) {
+fn multiply(x: &[f32], w: &[f32], y: &mut [f32], inner: usize, threads: usize) {
     let (rows, out) = (x.len() / inner, w.len() / inner);
     assert_eq!(
         (rows * inner, out * inner),

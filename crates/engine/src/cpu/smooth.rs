@@ -128,7 +128,7 @@ fn columns(weight: &Tensor) -> Result<Vec<f32>> {
 
 /// Columns multiplied by their factors.
 fn widened(weight: &Tensor, factors: &[f32]) -> Result<Tensor> {
-    mapped(weight, |values, (_, columns)| {
+    mapped(weight, |values, columns| {
         for row in values.chunks_exact_mut(columns) {
             row.iter_mut()
                 .zip(factors)
@@ -139,7 +139,7 @@ fn widened(weight: &Tensor, factors: &[f32]) -> Result<Tensor> {
 
 /// Rows from `first` on divided by their factors.
 fn rows_divided(weight: &Tensor, first: usize, factors: &[f32]) -> Result<Tensor> {
-    mapped(weight, |values, (_, columns)| {
+    mapped(weight, |values, columns| {
         let rows = values.chunks_exact_mut(columns).skip(first);
         for (row, factor) in rows.zip(factors) {
             row.iter_mut().for_each(|value| *value /= factor);
@@ -153,9 +153,9 @@ fn divided(weight: &Tensor, factors: &[f32]) -> Result<Tensor> {
     rows_divided(&row, 0, factors)?.squeeze(1)
 }
 
-fn mapped(weight: &Tensor, change: impl FnOnce(&mut [f32], (usize, usize))) -> Result<Tensor> {
+fn mapped(weight: &Tensor, change: impl FnOnce(&mut [f32], usize)) -> Result<Tensor> {
     let sizes = weight.dims2()?;
     let mut values: Vec<f32> = weight.flatten_all()?.to_vec1()?;
-    change(&mut values, sizes);
+    change(&mut values, sizes.1);
     Tensor::from_vec(values, sizes, weight.device())
 }

@@ -22,11 +22,7 @@ pub(crate) struct Chunk {
 
 impl Chunk {
     /// Room for `rows`.
-    pub(crate) fn new(
-        sizes: Sizes,
-        rows: usize,
-        (device, dtype): (&Device, DType),
-    ) -> Result<Self> {
+    pub(crate) fn new(sizes: Sizes, rows: usize, device: &Device, dtype: DType) -> Result<Self> {
         let shape = (sizes.layers, 2, rows, sizes.row());
         let tensor = Tensor::zeros(shape, dtype, device)?;
         Ok(Self { tensor, rows })

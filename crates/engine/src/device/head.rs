@@ -39,7 +39,7 @@ impl Network {
         if tokens.is_empty() {
             return Ok(Vec::new());
         }
-        self.ops.score((hidden, &self.head), &lists, &tokens)
+        self.ops.score(hidden, &self.head, &lists, &tokens)
     }
 
     fn vocabulary(&self) -> usize {

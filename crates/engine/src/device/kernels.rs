@@ -146,7 +146,8 @@ impl Kernels {
         &self,
         qkv: &Tensor,
         by: &Turning,
-        (chunk, layer): (&Chunk, usize),
+        chunk: &Chunk,
+        layer: usize,
     ) -> Result<Tensor> {
         let (rows, shape) = (qkv.dim(0)?, self.shape);
         let queries = self.room((rows, shape.heads * shape.width), self.dtype)?;
@@ -178,7 +179,8 @@ impl Kernels {
     pub(super) fn attend(
         &self,
         queries: &Tensor,
-        (plan, side): (&Plan, &Side),
+        plan: &Plan,
+        side: &Side,
         layer: usize,
     ) -> Result<Tensor> {
         let out = self.room(queries.dims2()?, self.dtype)?;
@@ -203,7 +205,8 @@ impl Kernels {
     /// See [`Ops::add_norm`](super::ops::Ops::add_norm).
     pub(crate) fn add_norm(
         &self,
-        (x, y): (&Tensor, &Tensor),
+        x: &Tensor,
+        y: &Tensor,
         bias: Option<&Tensor>,
         weight: &Tensor,
     ) -> Result<(Tensor, Tensor)> {
@@ -243,7 +246,8 @@ impl Kernels {
     /// See [`Ops::score`](super::ops::Ops::score).
     pub(super) fn score(
         &self,
-        (hidden, head): (&Tensor, &Tensor),
+        hidden: &Tensor,
+        head: &Tensor,
         lists: &[[u32; 3]],
         tokens: &[u32],
     ) -> Result<Vec<f32>> {

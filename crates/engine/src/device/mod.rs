@@ -185,7 +185,7 @@ impl Network {
                 positions: &plan.positions,
             };
             let qkv = layer.qkv.forward(&normed)?;
-            let mut queries = self.ops.turn(&qkv, &turning, (&chunk, nth))?;
+            let mut queries = self.ops.turn(&qkv, &turning, &chunk, nth)?;
             let mut side = &plan.all;
             // Of the last layer only keys and values are needed from the other rows.
             if let Some(wanted) = plan.wanted.as_ref().filter(|_| nth == last) {
@@ -193,15 +193,15 @@ impl Network {
                 hidden = hidden.index_select(wanted, 0)?;
                 side = &plan.few;
             }
-            let mixed = self.ops.attend(&queries, (&plan, side), nth)?;
+            let mixed = self.ops.attend(&queries, &plan, side, nth)?;
             let output = layer.output.forward(&mixed)?;
             let bias = layer.output_bias.as_ref();
-            (hidden, normed) = (self.ops).add_norm((&hidden, &output), bias, &layer.feed_norm)?;
+            (hidden, normed) = (self.ops).add_norm(&hidden, &output, bias, &layer.feed_norm)?;
             let gated = self.ops.gate(&layer.gate_up.forward(&normed)?)?;
             let down = layer.down.forward(&gated)?;
             let next = self.layers.get(nth + 1);
             let next = next.map_or(&self.norm, |layer| &layer.attention_norm);
-            (hidden, normed) = self.ops.add_norm((&hidden, &down), None, next)?;
+            (hidden, normed) = self.ops.add_norm(&hidden, &down, None, next)?;
         }
         normed.to_dtype(DType::F32)
     }
@@ -213,8 +213,8 @@ impl Network {
 
     /// Gives the rows of a pass a place, and notes in `caches` which are whose.
     fn append(&self, pass: &Pass, caches: &mut [Cache]) -> Result<Arc<Chunk>> {
-        let to = (&self.device, self.dtype);
-        let chunk = Arc::new(Chunk::new(self.sizes(), pass.tokens.len(), to)?);
+        let rows = pass.tokens.len();
+        let chunk = Arc::new(Chunk::new(self.sizes(), rows, &self.device, self.dtype)?);
         for span in &pass.spans {
             let run = Run {
                 chunk: Arc::clone(&chunk),

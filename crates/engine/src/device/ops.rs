@@ -85,10 +85,16 @@ impl Ops {
 
     /// `[rows, (heads + 2 · kv heads) · width]` -> queries `[rows, heads · width]`; keys and values go into
     /// `chunk`. Biases are added, heads normed and turned.
-    pub(super) fn turn(&self, qkv: &Tensor, by: &Turning, to: (&Chunk, usize)) -> Result<Tensor> {
+    pub(super) fn turn(
+        &self,
+        qkv: &Tensor,
+        by: &Turning,
+        chunk: &Chunk,
+        layer: usize,
+    ) -> Result<Tensor> {
         match &self.kernels {
-            Some(kernels) => kernels.turn(qkv, by, to),
-            None => plain::turn(self.shape, qkv, by, to),
+            Some(kernels) => kernels.turn(qkv, by, chunk, layer),
+            None => plain::turn(self.shape, qkv, by, chunk, layer),
         }
     }
 
@@ -96,25 +102,27 @@ impl Ops {
     pub(super) fn attend(
         &self,
         queries: &Tensor,
-        of: (&Plan, &Side),
+        plan: &Plan,
+        side: &Side,
         layer: usize,
     ) -> Result<Tensor> {
         match &self.kernels {
-            Some(kernels) => kernels.attend(queries, of, layer),
-            None => plain::attend(self.shape, queries, of, layer),
+            Some(kernels) => kernels.attend(queries, plan, side, layer),
+            None => plain::attend(self.shape, queries, plan, side, layer),
         }
     }
 
     /// `x + y + bias` and its norm times `weight`, `[rows, hidden]` each.
     pub(crate) fn add_norm(
         &self,
-        (x, y): (&Tensor, &Tensor),
+        x: &Tensor,
+        y: &Tensor,
         bias: Option<&Tensor>,
         weight: &Tensor,
     ) -> Result<(Tensor, Tensor)> {
         match &self.kernels {
-            Some(kernels) => kernels.add_norm((x, y), bias, weight),
-            None => plain::add_norm(self.shape, (x, y), bias, weight),
+            Some(kernels) => kernels.add_norm(x, y, bias, weight),
+            None => plain::add_norm(self.shape, x, y, bias, weight),
         }
     }
 
@@ -130,13 +138,14 @@ impl Ops {
     /// last]` among `tokens`.
     pub(super) fn score(
         &self,
-        (hidden, head): (&Tensor, &Tensor),
+        hidden: &Tensor,
+        head: &Tensor,
         lists: &[[u32; 3]],
         tokens: &[u32],
     ) -> Result<Vec<f32>> {
         match &self.kernels {
-            Some(kernels) => kernels.score((hidden, head), lists, tokens),
-            None => plain::score((hidden, head), lists, tokens),
+            Some(kernels) => kernels.score(hidden, head, lists, tokens),
+            None => plain::score(hidden, head, lists, tokens),
         }
     }
 }

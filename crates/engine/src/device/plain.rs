@@ -27,7 +27,8 @@ pub(super) fn turn(
     shape: Shape,
     qkv: &Tensor,
     by: &Turning,
-    (chunk, layer): (&Chunk, usize),
+    chunk: &Chunk,
+    layer: usize,
 ) -> Result<Tensor> {
     let (rows, all) = qkv.dims2()?;
     let (queries, keys) = (shape.heads * shape.width, shape.kv_heads * shape.width);
@@ -84,7 +85,8 @@ struct Kept {
 pub(super) fn attend(
     shape: Shape,
     queries: &Tensor,
-    (plan, side): (&Plan, &Side),
+    plan: &Plan,
+    side: &Side,
     layer: usize,
 ) -> Result<Tensor> {
     let kept = |chunk: &std::sync::Arc<Chunk>| -> Result<Kept> {
@@ -112,14 +114,14 @@ pub(super) fn attend(
                 seen.extend((run[1]..run[1] + many).map(|row| (run[0], row)));
             }
             seen.extend(ancestors.chunks_exact(2).map(|of| (of[0], of[1])));
-            mix(shape, row, (&kept, &seen), out);
+            mix(shape, row, &kept, &seen, out);
         });
     }
     narrow(out, queries.dims2()?, queries.dtype())
 }
 
 /// One row's heads over what it sees.
-fn mix(shape: Shape, row: &[f32], (kept, seen): (&[Kept], &[(u32, u32)]), out: &mut [f32]) {
+fn mix(shape: Shape, row: &[f32], kept: &[Kept], seen: &[(u32, u32)], out: &mut [f32]) {
     let (group, width) = (shape.heads / shape.kv_heads, shape.width);
     let scale = 1.0 / (width as f32).sqrt();
     let number = |(chunk, row): &(u32, u32), part: usize, head: usize| -> &[f32] {
@@ -147,7 +149,8 @@ fn mix(shape: Shape, row: &[f32], (kept, seen): (&[Kept], &[(u32, u32)]), out: &
 /// See [`Ops::add_norm`](super::ops::Ops::add_norm).
 pub(crate) fn add_norm(
     shape: Shape,
-    (x, y): (&Tensor, &Tensor),
+    x: &Tensor,
+    y: &Tensor,
     bias: Option<&Tensor>,
     weight: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
@@ -181,7 +184,8 @@ pub(super) fn gate(x: &Tensor) -> Result<Tensor> {
 
 /// See [`Ops::score`](super::ops::Ops::score).
 pub(super) fn score(
-    (hidden, head): (&Tensor, &Tensor),
+    hidden: &Tensor,
+    head: &Tensor,
     lists: &[[u32; 3]],
     tokens: &[u32],
 ) -> Result<Vec<f32>> {

@@ -124,7 +124,7 @@ pub(super) fn plan(pass: &Pass, caches: &[Cache], teller: &Teller) -> Result<Pla
         draft.starts.push(0);
         for (span, runs) in pass.spans.iter().zip(&of_span) {
             let of = within(rows, &span.rows);
-            draft.add(pass, &rows[of.clone()], (&caches[span.cache], chunks));
+            draft.add(pass, &rows[of.clone()], &caches[span.cache], chunks);
             draft.close(of, runs, teller);
         }
         draft
@@ -172,7 +172,7 @@ fn put(told: &mut Vec<u32>, section: &[u32]) -> usize {
 
 impl Draft {
     /// Adds what each of a user's rows sees.
-    fn add(&mut self, pass: &Pass, rows: &[usize], (cache, chunks): (&Cache, &mut Chunks)) {
+    fn add(&mut self, pass: &Pass, rows: &[usize], cache: &Cache, chunks: &mut Chunks) {
         for row in rows {
             let sight = &pass.sights[*row];
             self.sights.push(sight.prompt as u32);

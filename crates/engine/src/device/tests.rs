@@ -37,13 +37,40 @@ impl Noise {
     }
 }
 
-/// Widths of the residual stream and of what lies between gate and down.
-type Widths = (usize, usize);
+/// Heads of a model.
+#[derive(Clone, Copy, Debug)]
+struct Heads {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+const fn heads(heads: usize, kv_heads: usize, head_dim: usize) -> Heads {
+    Heads {
+        heads,
+        kv_heads,
+        head_dim,
+    }
+}
+
+/// Widths of the residual stream and of the gated layer.
+#[derive(Clone, Copy)]
+struct Widths {
+    hidden: usize,
+    feed_forward: usize,
+}
 
 fn weights(
     seed: u64,
-    (heads, kv_heads, head_dim): (usize, usize, usize),
-    (hidden, feed_forward): Widths,
+    Heads {
+        heads,
+        kv_heads,
+        head_dim,
+    }: Heads,
+    Widths {
+        hidden,
+        feed_forward,
+    }: Widths,
 ) -> Weights {
     let mut noise = Noise(seed);
     let vocabulary = 97;
@@ -122,11 +149,17 @@ enum By {
 }
 
 impl Pair {
-    fn new(seed: u64, heads: (usize, usize, usize), (dtype, by): (DType, By)) -> Self {
+    fn new(seed: u64, heads: Heads, dtype: DType, by: By) -> Self {
         // As kernels want them: several warps of a block and several blocks of a row have numbers.
         let widths = match by {
-            By::Plain => (24, 40),
-            By::Kernels => (270, 600),
+            By::Plain => Widths {
+                hidden: 24,
+                feed_forward: 40,
+            },
+            By::Kernels => Widths {
+                hidden: 270,
+                feed_forward: 600,
+            },
         };
         let device = Network::new(weights(seed, heads, widths), &Device::Cpu, dtype);
         let mut device = device.expect("weights fit");
@@ -163,7 +196,11 @@ impl Pair {
         let tokens = self.tokens(many);
         let sizes = self.device.sizes();
         let (mut host, mut device) = ([kv::Cache::new(sizes)], [Cache::default()]);
-        let pass = prompt_pass(&[(0, 0, tokens.clone())]);
+        let pass = prompt_pass(&[Tail {
+            cache: 0,
+            known: 0,
+            tokens: tokens.clone(),
+        }]);
         self.host.forward(&pass, &mut host, 1).expect("computes");
         self.device.forward(&pass, &mut device).expect("computes");
         let ([host], [device]) = (host, device);
@@ -191,7 +228,11 @@ impl Pair {
             .iter()
             .map(|user| {
                 let many = 1 + self.noise.below(self.longest);
-                (*user, self.host_caches[*user].known(), self.tokens(many))
+                Tail {
+                    cache: *user,
+                    known: self.host_caches[*user].known(),
+                    tokens: self.tokens(many),
+                }
             })
             .collect();
         self.run(&prompt_pass(&tails))
@@ -286,9 +327,21 @@ impl Pair {
     }
 }
 
-fn prompt_pass(tails: &[(usize, usize, Vec<u32>)]) -> Pass {
+/// Tokens of one prompt from position `known` on.
+struct Tail {
+    cache: usize,
+    known: usize,
+    tokens: Vec<u32>,
+}
+
+fn prompt_pass(tails: &[Tail]) -> Pass {
     let mut pass = Pass::default();
-    for (cache, known, tokens) in tails {
+    for Tail {
+        cache,
+        known,
+        tokens,
+    } in tails
+    {
         let from = pass.tokens.len();
         for (nth, token) in tokens.iter().enumerate() {
             pass.tokens.push(*token);
@@ -312,13 +365,18 @@ fn prompt_pass(tails: &[(usize, usize, Vec<u32>)]) -> Pass {
 
 /// A whole erased_at of a batch: prefixes, tails, waves, a latecomer; the largest difference seen.
 fn differ(seed: u64, dtype: DType) -> f32 {
-    let heads = [(4, 2, 8), (6, 2, 4), (2, 2, 6), (3, 1, 8)];
-    differ_by(seed, heads[seed as usize % 4], (dtype, By::Plain))
+    let all = [
+        heads(4, 2, 8),
+        heads(6, 2, 4),
+        heads(2, 2, 6),
+        heads(3, 1, 8),
+    ];
+    differ_by(seed, all[seed as usize % 4], dtype, By::Plain)
 }
 
-fn differ_by(seed: u64, heads: (usize, usize, usize), how: (DType, By)) -> f32 {
+fn differ_by(seed: u64, heads: Heads, dtype: DType, by: By) -> f32 {
     let mut noise = Noise(seed ^ 0x5bd1_e995);
-    let mut pair = Pair::new(seed, heads, how);
+    let mut pair = Pair::new(seed, heads, dtype, by);
     let many = 3 + noise.below(60);
     let prefixes = [pair.prefix(many), pair.prefix(7)];
     let users = 1 + noise.below(5);
@@ -371,8 +429,14 @@ proptest! {
 /// Plain attention, at widths with and without whole fours and pairs of warps.
 #[test]
 fn kernels_compute_in_f32_what_the_cpu_computes() {
-    for (seed, heads) in (1..).zip([(4, 2, 8), (6, 2, 4), (2, 2, 6), (3, 1, 66)]) {
-        let worst = differ_by(seed, heads, (DType::F32, By::Kernels));
+    let all = [
+        heads(4, 2, 8),
+        heads(6, 2, 4),
+        heads(2, 2, 6),
+        heads(3, 1, 66),
+    ];
+    for (seed, heads) in (1..).zip(all) {
+        let worst = differ_by(seed, heads, DType::F32, By::Kernels);
         assert!(worst < 1e-5, "{heads:?}: off by {worst} of the logits");
     }
 }
@@ -380,8 +444,14 @@ fn kernels_compute_in_f32_what_the_cpu_computes() {
 /// Attention by matrix units, and by plain products where a head is no multiple of their size.
 #[test]
 fn kernels_compute_in_bf16_within_its_rounding() {
-    for (seed, heads) in (1..).zip([(4, 2, 16), (3, 1, 32), (2, 2, 128), (6, 2, 4)]) {
-        let worst = differ_by(seed, heads, (DType::BF16, By::Kernels));
+    let all = [
+        heads(4, 2, 16),
+        heads(3, 1, 32),
+        heads(2, 2, 128),
+        heads(6, 2, 4),
+    ];
+    for (seed, heads) in (1..).zip(all) {
+        let worst = differ_by(seed, heads, DType::BF16, By::Kernels);
         assert!(worst < 0.04, "{heads:?}: off by {worst} of the logits");
     }
 }
@@ -389,7 +459,7 @@ fn kernels_compute_in_bf16_within_its_rounding() {
 #[test]
 fn memory_is_counted_as_it_is_taken() {
     for (dtype, bytes) in [(DType::F32, 4), (DType::BF16, 2)] {
-        let mut pair = Pair::new(5, (4, 2, 8), (dtype, By::Plain));
+        let mut pair = Pair::new(5, heads(4, 2, 8), dtype, By::Plain);
         pair.join(None);
         pair.prefill(&[0]);
         let cache = &pair.device_caches[0];
@@ -403,7 +473,7 @@ fn memory_is_counted_as_it_is_taken() {
 /// Not by length: no row may be kept for a user who left.
 #[test]
 fn a_chunk_goes_with_the_last_who_holds_it() {
-    let mut pair = Pair::new(3, (4, 2, 8), (DType::F32, By::Plain));
+    let mut pair = Pair::new(3, heads(4, 2, 8), DType::F32, By::Plain);
     pair.join(None);
     pair.join(None);
     pair.prefill(&[0, 1]);

@@ -126,7 +126,8 @@ impl Scratch {
     pub(crate) fn of(
         &mut self,
         wanted: BTreeSet<Wanted>,
-        (network, threads): (&Network, usize),
+        network: &Network,
+        threads: usize,
         rows_max: usize,
     ) -> Result<BTreeMap<Vec<u32>, Node>, Error> {
         let mut found = BTreeMap::new();
@@ -144,7 +145,7 @@ impl Scratch {
             let many = missing.iter().take_while(fits).count().max(1);
             let rest = missing.split_off(many);
             let now = std::mem::replace(&mut missing, rest);
-            let nodes = self.compute(&now, (network, threads))?;
+            let nodes = self.compute(&now, network, threads)?;
             let mut known = self.means.known();
             for (wanted, node) in now.into_iter().zip(nodes) {
                 known.keep(wanted.path.clone(), &node);
@@ -157,7 +158,8 @@ impl Scratch {
     fn compute(
         &mut self,
         wanted: &[Wanted],
-        (network, threads): (&Network, usize),
+        network: &Network,
+        threads: usize,
     ) -> Result<Vec<Node>, Error> {
         let mut paths = Paths::default();
         for wanted in wanted {
@@ -173,7 +175,7 @@ impl Scratch {
         };
         for (nth, cache) in self.caches.iter_mut().enumerate() {
             cache.forget_nodes();
-            paths.add_to(&mut pass, (nth, cache.known()), &ends);
+            paths.add_to(&mut pass, nth, cache.known(), &ends);
         }
         let hidden = match pass.tokens.len() {
             0 => Vec::new(),
@@ -252,7 +254,7 @@ impl Paths {
     }
 
     /// Adds all rows behind the prompt of one cache, which has no nodes yet.
-    pub(crate) fn add_to(&self, pass: &mut Pass, (cache, prompt): (usize, usize), ends: &[usize]) {
+    pub(crate) fn add_to(&self, pass: &mut Pass, cache: usize, prompt: usize, ends: &[usize]) {
         let from = pass.tokens.len();
         for (token, slots) in &self.tokens {
             pass.tokens.push(*token);
@@ -304,8 +306,8 @@ mod tests {
         ];
         assert_eq!(paths.tokens, expected);
         let mut pass = Pass::default();
-        paths.add_to(&mut pass, (0, 10), &[1, 3]);
-        paths.add_to(&mut pass, (1, 20), &[1, 3]);
+        paths.add_to(&mut pass, 0, 10, &[1, 3]);
+        paths.add_to(&mut pass, 1, 20, &[1, 3]);
         assert_eq!(pass.wanted, [1, 3, 6, 8]);
         assert_eq!(pass.positions, [10, 11, 11, 12, 10, 20, 21, 21, 22, 20]);
     }

@@ -68,7 +68,7 @@ impl Constrained {
             Some(calibration) if !wanted.is_empty() => {
                 let means = self.calibration(calibration)?;
                 let mut scratch = Scratch::new(means, &self.network);
-                scratch.of(wanted, (&self.network, 1), self.limits.rows_max)?
+                scratch.of(wanted, &self.network, 1, self.limits.rows_max)?
             }
             _ => BTreeMap::new(),
         };
@@ -118,7 +118,7 @@ impl Constrained {
             nodes: true,
             ..Pass::default()
         };
-        paths.add_to(&mut pass, (0, prompt.tokens.len()), &ends);
+        paths.add_to(&mut pass, 0, prompt.tokens.len(), &ends);
         let hidden = match pass.tokens.len() {
             0 => Vec::new(),
             _ => (self.network.forward(&pass, &mut caches, 1)).map_err(failed)?,

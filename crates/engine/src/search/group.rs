@@ -275,7 +275,7 @@ impl<'a> Group<'a> {
             ..Pass::default()
         };
         for nth in users {
-            self.users[*nth].add_nodes(&mut pass, (*nth, &self.caches[*nth]));
+            self.users[*nth].add_nodes(&mut pass, *nth, &self.caches[*nth]);
         }
         let hidden = if pass.tokens.is_empty() {
             Vec::new()
@@ -357,7 +357,7 @@ impl<'a> Group<'a> {
                 .find(|scratch| scratch.is_for(&means));
             let scratch = scratch.expect("it was just put there");
             let rows_max = self.shared.limits.rows_max;
-            let nodes = scratch.of(wanted, (network, self.share.threads), rows_max)?;
+            let nodes = scratch.of(wanted, network, self.share.threads, rows_max)?;
             self.shared.pulse.beat();
             for nth in now {
                 let means = self.users[nth].gather(|path, token| {
@@ -417,7 +417,7 @@ impl<'a> User<'a> {
     }
 
     /// Adds the chains of the wave's nodes as rows; remembers the slots that they will have.
-    fn add_nodes(&mut self, pass: &mut Pass, (nth, cache): (usize, &Cache)) {
+    fn add_nodes(&mut self, pass: &mut Pass, nth: usize, cache: &Cache) {
         let from = pass.tokens.len();
         for node in self.wave.iter().flat_map(|wave| &wave.nodes) {
             let mut path = match node.parent {

@@ -123,8 +123,8 @@ unsafe fn int8<const M: usize>(tile: Tile<Int8>) {
                 let (low, high) = unsafe { (_mm_loadu_si128(w), _mm_loadu_si128(w.add(1))) };
                 [_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high)]
             });
-            let inputs = (&tile.inputs[group * UNITS..], stride);
-            accumulate(&mut whole, inputs, weights, |sum, x, w| {
+            let inputs = &tile.inputs[group * UNITS..];
+            accumulate(&mut whole, inputs, stride, weights, |sum, x, w| {
                 // SAFETY: a unit is 4 values of 16 bits.
                 let x = unsafe { std::mem::transmute::<[i16; 4], i64>(x) };
                 _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_set1_epi64x(x), w))

@@ -50,7 +50,8 @@ unsafe fn f32s<const M: usize>(tile: Tile<F32>) {
         .map(|w| unsafe { load::<4>(w.as_ptr().cast()) });
     accumulate(
         &mut sums,
-        (tile.inputs, tile.inputs.len() / M),
+        tile.inputs,
+        tile.inputs.len() / M,
         weights,
         |sum, x, w| _mm512_fmadd_ps(_mm512_set1_ps(x), _mm512_castsi512_ps(w), sum),
     );
@@ -101,7 +102,8 @@ unsafe fn bf16s<const M: usize>(tile: Tile<Bf16>) {
         .map(|w| unsafe { load::<4>(w.as_ptr().cast()) });
     accumulate(
         &mut sums,
-        (tile.inputs, tile.inputs.len() / M),
+        tile.inputs,
+        tile.inputs.len() / M,
         weights,
         |sum, x, w| {
             let x = _mm512_set1_epi32(x.cast_signed());
@@ -172,8 +174,8 @@ unsafe fn int8s<const M: usize>(tile: Tile<Int8>) {
             (load::<2>(offsets.as_ptr().cast()), units)
         };
         let mut whole = [start; M];
-        let inputs = (&tile.inputs[nth * UNITS..], stride);
-        accumulate(&mut whole, inputs, weights, |sum, x, w| {
+        let inputs = &tile.inputs[nth * UNITS..];
+        accumulate(&mut whole, inputs, stride, weights, |sum, x, w| {
             _mm512_dpbusd_epi32(sum, _mm512_set1_epi32(i32::from_ne_bytes(x)), w)
         });
         // SAFETY: as above.

@@ -105,12 +105,12 @@ unsafe fn multiply<const M: usize>(tile: Tile<Half>) {
     let (weights, _) = tile.weights.as_chunks::<COLUMNS_MAX>();
     for (nth, weights) in weights.chunks(RUN).enumerate() {
         let mut run = [[_mm512_setzero_ph(); 2]; M];
-        let inputs = (&tile.inputs[nth * RUN..], stride);
+        let inputs = &tile.inputs[nth * RUN..];
         // SAFETY: `COLUMNS_MAX` halves are two registers.
         let weights = weights
             .iter()
             .map(|w| unsafe { load::<2>(w.as_ptr().cast()) });
-        accumulate(&mut run, inputs, weights, |sum, x, w| {
+        accumulate(&mut run, inputs, stride, weights, |sum, x, w| {
             let x = _mm512_castsi512_ph(_mm512_set1_epi32(x.cast_signed()));
             _mm512_fmadd_ph(x, _mm512_castsi512_ph(w), sum)
         });

@@ -100,7 +100,8 @@ struct Tile<'a, K: Kernel + ?Sized> {
 #[inline(always)]
 pub(super) fn accumulate<X: Copy, V: Copy, S: Copy, const M: usize, const C: usize>(
     sums: &mut [[S; C]; M],
-    (inputs, stride): (&[X], usize),
+    inputs: &[X],
+    stride: usize,
     weights: impl ExactSizeIterator<Item = [V; C]>,
     add: impl Fn(S, X, V) -> S,
 ) {

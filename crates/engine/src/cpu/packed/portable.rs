@@ -84,7 +84,8 @@ where
         });
         accumulate(
             &mut sums,
-            (tile.inputs, tile.inputs.len() / M),
+            tile.inputs,
+            tile.inputs.len() / M,
             weights,
             |mut sum, x, wide| {
                 for (x, wide) in x.iter().zip(&wide) {
@@ -230,8 +231,8 @@ impl Kernel for Int8 {
             let mut whole = [[[0i32; INT8_COLUMNS]]; M];
             let (weights, _) = weights.as_chunks::<INT8_COLUMNS>();
             let weights = weights.iter().map(|w| [w]);
-            let inputs = (&tile.inputs[group * units..], stride);
-            accumulate(&mut whole, inputs, weights, |mut sums, x, w| {
+            let inputs = &tile.inputs[group * units..];
+            accumulate(&mut whole, inputs, stride, weights, |mut sums, x, w| {
                 for (sum, w) in sums.iter_mut().zip(w) {
                     for (x, w) in x.iter().zip(w) {
                         *sum += i32::from(*x) * i32::from(*w);
