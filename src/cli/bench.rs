@@ -166,7 +166,7 @@ fn cost(model: &mut Constrained, search: &SearchFor) -> Result<Cost, Error> {
     for batch in search.prompts.chunks(search.batch.max(1)) {
         let asks: Vec<ScoreRequest> = batch.iter().map(ask).collect();
         let start = Instant::now();
-        let answers = model.generate(&asks)?;
+        let answers = model.score(&asks)?;
         let seconds = start.elapsed().as_secs_f64();
         cost.seconds += seconds;
         cost.batch_seconds_max = cost.batch_seconds_max.max(seconds);

@@ -214,7 +214,7 @@ impl Scorer for SlowModel {
             read_at.len()
         };
         if batches <= self.quick {
-            return self.table.lock().expect("no panic").generate(&requests);
+            return self.table.lock().expect("no panic").score(&requests);
         }
         if batches == self.quick + 1 {
             let first = self.cluster.records(&self.lane).remove(0);
@@ -230,7 +230,7 @@ impl Scorer for SlowModel {
             }
         }
         tokio::time::sleep(COMMIT_EVERY * 4).await;
-        self.table.lock().expect("no panic").generate(&requests)
+        self.table.lock().expect("no panic").score(&requests)
     }
 }
 
@@ -413,7 +413,7 @@ impl Scorer for QuickModel {
         if before + 1 == FIRST {
             until(|| sent() == before).await;
         }
-        self.table.lock().expect("no panic").generate(&requests)
+        self.table.lock().expect("no panic").score(&requests)
     }
 }
 

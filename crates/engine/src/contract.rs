@@ -46,7 +46,7 @@ fn ask(prompt: &str, n: usize) -> ScoreRequest {
 }
 
 fn one(model: &mut dyn Model, request: ScoreRequest) -> Result<ScoreResponse, String> {
-    let mut responses = model.generate(&[request]).map_err(|e| e.to_string())?;
+    let mut responses = model.score(&[request]).map_err(|e| e.to_string())?;
     match (responses.pop(), responses.is_empty()) {
         (Some(response), true) => Ok(response),
         _ => Err("one ask has not one answer".into()),
@@ -142,7 +142,7 @@ fn a_batch_answers_as_its_parts(model: &mut dyn Model) -> Result<(), String> {
     let requests: Vec<ScoreRequest> = ["tea?", "milk, or rather cheese?", "b"]
         .map(|text| ask(text, 5))
         .into();
-    let together = model.generate(&requests).map_err(|e| e.to_string())?;
+    let together = model.score(&requests).map_err(|e| e.to_string())?;
     hold(together.len() == requests.len(), || {
         "not one answer per ask".into()
     })?;
@@ -152,10 +152,9 @@ fn a_batch_answers_as_its_parts(model: &mut dyn Model) -> Result<(), String> {
             format!("alone {alone:?}, together {response:?}")
         })?;
     }
-    hold(
-        model.generate(&[]).is_ok_and(|none| none.is_empty()),
-        || "an empty batch".into(),
-    )
+    hold(model.score(&[]).is_ok_and(|none| none.is_empty()), || {
+        "an empty batch".into()
+    })
 }
 
 fn names_can_be_swapped(model: &mut dyn Model) -> Result<(), String> {

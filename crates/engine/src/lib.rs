@@ -85,7 +85,7 @@ pub trait Model: Send {
     }
 
     /// Scorer a batch, in its order. All answers are over the names set last.
-    fn generate(&mut self, requests: &[ScoreRequest]) -> Result<Vec<ScoreResponse>, Error>;
+    fn score(&mut self, requests: &[ScoreRequest]) -> Result<Vec<ScoreResponse>, Error>;
 
     /// How the model is called in audits and metrics.
     fn info(&self) -> Info;

@@ -98,7 +98,7 @@ impl Model for Table {
         self.names = indexed.names;
     }
 
-    fn generate(&mut self, requests: &[ScoreRequest]) -> Result<Vec<ScoreResponse>, Error> {
+    fn score(&mut self, requests: &[ScoreRequest]) -> Result<Vec<ScoreResponse>, Error> {
         if !self.delay.is_zero() {
             std::thread::sleep(self.delay);
         }

@@ -142,7 +142,7 @@ fn work(mut model: Box<dyn Model>, mut waiting: mpsc::Receiver<Job>, beat: &Puls
             }
             Job::Generate(_, reply) if reply.is_closed() => {}
             Job::Generate(requests, reply) => {
-                let _ = reply.send(beat.around(|| model.generate(&requests)));
+                let _ = reply.send(beat.around(|| model.score(&requests)));
             }
         }
     }
@@ -195,7 +195,7 @@ impl Drop for Waits {
 
 impl Handle {
     /// Scorer a batch, in its order. Dropped before it is done, the batch is called off.
-    pub async fn generate(&self, requests: Vec<ScoreRequest>) -> Result<Vec<ScoreResponse>, Error> {
+    pub async fn score(&self, requests: Vec<ScoreRequest>) -> Result<Vec<ScoreResponse>, Error> {
         let mut waits = Waits {
             cancels: requests
                 .iter()
@@ -287,10 +287,7 @@ mod tests {
     async fn a_batch_is_answered_and_counted() {
         let handle = spawn(Box::new(Table::default()));
         handle.set_names(names()).await.expect("set");
-        let responses = handle
-            .generate(vec![ask(2), ask(9)])
-            .await
-            .expect("answered");
+        let responses = handle.score(vec![ask(2), ask(9)]).await.expect("answered");
         assert_eq!([responses[0].named.len(), responses[1].named.len()], [2, 3]);
         assert_eq!(handle.pulse().steps(), 2);
         assert!(!handle.pulse().is_working());
@@ -308,7 +305,7 @@ mod tests {
             self.0()
         }
         fn swap(&mut self, _: Indexed) {}
-        fn generate(&mut self, requests: &[ScoreRequest]) -> Result<Vec<ScoreResponse>, Error> {
+        fn score(&mut self, requests: &[ScoreRequest]) -> Result<Vec<ScoreResponse>, Error> {
             Ok(self.1(requests))
         }
         fn info(&self) -> Info {
@@ -322,7 +319,7 @@ mod tests {
             panic!("as a bug would")
         })));
         for _ in 0..2 {
-            let response = handle.generate(vec![ask(1)]).await;
+            let response = handle.score(vec![ask(1)]).await;
             assert!(matches!(response, Err(Error::Stopped)));
         }
         assert!(matches!(
@@ -357,7 +354,7 @@ mod tests {
         let waits = handle.clone();
         let swapped = tokio::spawn(async move { waits.set_names(names()).await });
         for _ in 0..3 {
-            handle.generate(vec![ask(1)]).await.expect("answered");
+            handle.score(vec![ask(1)]).await.expect("answered");
         }
         assert!(!swapped.is_finished());
         // The offer, and what was wanted after it.
@@ -399,7 +396,7 @@ mod tests {
         };
         let handle = spawn(Box::new(Told(bare, wait)));
         tokio::select! {
-            _ = handle.generate(vec![ask(1)]) => panic!("nobody cancelled"),
+            _ = handle.score(vec![ask(1)]) => panic!("nobody cancelled"),
             begun = begins => begun.expect("begun"),
         }
         ends.await.expect("called off");

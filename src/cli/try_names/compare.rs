@@ -105,7 +105,7 @@ impl Side {
             let list =
                 |response: ScoreResponse| response.named.iter().map(|named| named.pu).collect();
             side.lists
-                .extend(model.generate(&requests)?.into_iter().map(list));
+                .extend(model.score(&requests)?.into_iter().map(list));
             let after = || -> Result<Vec<Vec<f32>>, Error> {
                 let prompts = batch.par_iter();
                 prompts.map(|prompt| next(&model, &prompt.text)).collect()

@@ -199,7 +199,7 @@ pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
     for batch in prompts.chunks(args.batch.max(1)) {
         let requests: Vec<ScoreRequest> = batch.iter().map(|prompt| session.ask(prompt)).collect();
         let start = Instant::now();
-        let responses = model.generate(&requests)?;
+        let responses = model.score(&requests)?;
         totals.seconds += start.elapsed().as_secs_f64();
         for (request, response) in requests.iter().zip(&responses) {
             totals.add(response);

@@ -33,7 +33,7 @@ impl Scorer for Handle {
         &self,
         requests: Vec<ScoreRequest>,
     ) -> Result<Vec<ScoreResponse>, engine::Error> {
-        Handle::generate(self, requests).await
+        Handle::score(self, requests).await
     }
 }
 

@@ -593,7 +593,7 @@ impl Scorer for Slow {
                 Yield::default().await;
             }
         }
-        self.table.lock().expect("one thread").generate(&asks)
+        self.table.lock().expect("one thread").score(&asks)
     }
 }
 

@@ -316,6 +316,24 @@ struct Angles {
 }
 
 impl Pass {
+    /// Adds `tokens` of a prompt from `position` on; the last one's hidden state is wanted.
+    pub(crate) fn add_prompt(&mut self, cache: usize, position: usize, tokens: &[u32]) {
+        let from = self.tokens.len();
+        for (nth, token) in tokens.iter().enumerate() {
+            self.tokens.push(*token);
+            self.positions.push(position + nth);
+            self.sights.push(Sight {
+                prompt: position + nth + 1,
+                slots: Vec::new(),
+            });
+        }
+        self.wanted.push(self.tokens.len() - 1);
+        self.spans.push(Span {
+            cache,
+            rows: from..self.tokens.len(),
+        });
+    }
+
     /// The wanted rows alone, with their spans and sights.
     fn narrow(&self) -> Self {
         let place = |row: usize| self.wanted.partition_point(|wanted| *wanted < row);

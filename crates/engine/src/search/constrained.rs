@@ -16,7 +16,6 @@ use super::group::{Group, Share, Shared, Waiting};
 use super::index::{self, Indexed, Indexer};
 use super::mixture::{Mixed, Mixture};
 use crate::clocks::{Clocks, Part};
-use crate::cpu::attention::{Sight, Span};
 use crate::cpu::forward::Pass;
 use crate::cpu::smooth;
 use crate::formats::loading::Loading;
@@ -362,7 +361,7 @@ impl Model for Constrained {
         self.mixture = Mixture::new(indexed.trie);
     }
 
-    fn generate(&mut self, requests: &[ScoreRequest]) -> Result<Vec<ScoreResponse>, Error> {
+    fn score(&mut self, requests: &[ScoreRequest]) -> Result<Vec<ScoreResponse>, Error> {
         let tokens = || -> Result<Vec<Vec<u32>>, Error> {
             use rayon::prelude::*;
             let prompts = requests
@@ -384,26 +383,6 @@ impl Model for Constrained {
 
     fn info(&self) -> Info {
         self.info.clone()
-    }
-}
-
-impl Pass {
-    /// Adds `tokens` of a prompt from `position` on; the last one's hidden state is wanted.
-    pub(crate) fn add_prompt(&mut self, cache: usize, position: usize, tokens: &[u32]) {
-        let from = self.tokens.len();
-        for (nth, token) in tokens.iter().enumerate() {
-            self.tokens.push(*token);
-            self.positions.push(position + nth);
-            self.sights.push(Sight {
-                prompt: position + nth + 1,
-                slots: Vec::new(),
-            });
-        }
-        self.wanted.push(self.tokens.len() - 1);
-        self.spans.push(Span {
-            cache,
-            rows: from..self.tokens.len(),
-        });
     }
 }
 
