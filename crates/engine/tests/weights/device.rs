@@ -1,4 +1,4 @@
-//! The device's path on real weights, by the tensor operations of the CPU; and names explained.
+//! The path of a device on real weights, computed by tensor operations on the CPU; and the explanation of names.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use nearshore_engine::contract;
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::{Model, Options, Place, Precision};
 
-use super::{ask, load, model_path, names};
+use super::{UNTIMED, ask, complete, load, model_path, names};
 
 fn on(place: Place, precision: Precision) -> Result<Constrained, nearshore_engine::Error> {
     let options = Options {
@@ -15,7 +15,7 @@ fn on(place: Place, precision: Precision) -> Result<Constrained, nearshore_engin
         precision,
         ..Options::default()
     };
-    Constrained::load(&model_path(), options)
+    Constrained::load(&model_path(), options).map(|model| model.limited(UNTIMED))
 }
 
 fn requests() -> Vec<ScoreRequest> {
@@ -45,20 +45,22 @@ fn requests() -> Vec<ScoreRequest> {
 fn a_device_finds_what_the_cpu_finds_within_a_thousandth_of_a_nat() {
     let mut host = load(1);
     let mut device = on(Place::Tensors, Precision::F32).expect("loads");
-    // A device keeps the contract but for equal bits in any batch; those are the CPU's promise.
+    // Equal bits in any batch are promised on the CPU only; a device keeps the rest of the contract.
     if let Err(broken) = contract::check(&mut device) {
         assert!(broken.starts_with("alone "), "{broken}");
     }
     for model in [&mut host, &mut device] {
         model.set_names(names()).expect("set");
     }
-    let (ours, theirs) = (device.generate(&requests()), host.generate(&requests()));
-    let (ours, theirs) = (ours.expect("answered"), theirs.expect("answered"));
+    let (ours, theirs) = (
+        complete(&mut device, &requests()),
+        complete(&mut host, &requests()),
+    );
     let mut worst = 0f32;
     for (ours, theirs) in ours.iter().zip(&theirs) {
         assert_eq!(ours.named.len(), 20);
         for named in &theirs.named {
-            // Names a rounding apart may change places, at the end of a list even with one beyond it.
+            // Names whose scores differ by rounding may swap places, at the end of a list with a name that is not in it.
             let same = ours.named.iter().find(|other| other.pu == named.pu);
             let last = ours.named[19].score;
             let score = same.map_or(last, |same| same.score);
@@ -72,7 +74,7 @@ fn a_device_finds_what_the_cpu_finds_within_a_thousandth_of_a_nat() {
 }
 
 #[test]
-fn a_place_that_cannot_be_is_refused_by_name() {
+fn an_unsupported_place_is_refused_by_name() {
     let refused = |place, precision| {
         let error = on(place, precision).err().expect("refused");
         let source = std::error::Error::source(&error).map(ToString::to_string);
@@ -109,9 +111,7 @@ fn the_edges_of_a_name_add_up_to_its_score() {
             permitted: (nth == 0).then(|| Arc::new(even())),
             ..request
         };
-        let response = model
-            .generate(std::slice::from_ref(&request))
-            .expect("answered");
+        let response = complete(&mut model, std::slice::from_ref(&request));
         let named = &response[0].named;
         let pus: Vec<u32> = named.iter().map(|named| named.pu).collect();
         let explained = model.explain(&request, &pus).expect("explained");

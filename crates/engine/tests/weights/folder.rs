@@ -1,4 +1,4 @@
-//! A Hugging Face folder with a tiny random Llama, written here and computed again in f64.
+//! A Hugging Face folder with a tiny random Llama, written by this test and computed again in f64.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -113,17 +113,17 @@ fn write(folder: &Path, tensors: &Tensors, tied: bool) {
         "hidden_act": "silu",
     });
     let template = "{% for m in messages %}{{ m['content'].strip() }}{{ eos_token }}{% endfor %}";
-    let said = json!({ "eos_token": { "content": "</s>" }, "chat_template": template });
+    let tokenizer_config = json!({ "eos_token": { "content": "</s>" }, "chat_template": template });
     for (name, value) in [
         ("tokenizer.json", tokenizer),
         ("config.json", config),
-        ("tokenizer_config.json", said),
+        ("tokenizer_config.json", tokenizer_config),
     ] {
         std::fs::write(folder.join(name), value.to_string()).expect("written");
     }
 }
 
-/// Turns the pairs (i, i + half) of every head.
+/// Rotates the pairs (i, i + half) of every head.
 fn rotate(x: &mut [f64], position: usize) {
     for head in x.chunks_exact_mut(WIDTH) {
         for i in 0..WIDTH / 2 {
@@ -206,7 +206,7 @@ fn logits(tensors: &Tensors, tokens: &[u32]) -> Vec<f64> {
 }
 
 #[test]
-fn a_folder_of_safetensors_computes_what_the_formulas_say() {
+fn a_folder_of_safetensors_gives_the_logits_of_the_formulas() {
     for tied in [true, false] {
         let folder = tempfile::tempdir().expect("a folder");
         let tensors = tensors(tied);
@@ -229,7 +229,7 @@ fn a_folder_of_safetensors_computes_what_the_formulas_say() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_run_is_refused_by_name() {
+fn a_folder_that_cannot_be_run_is_refused_with_the_reason() {
     type Damage = fn(&Path);
     fn edit(folder: &Path, key: &str, value: serde_json::Value) {
         let file = folder.join("config.json");

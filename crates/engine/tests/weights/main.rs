@@ -1,13 +1,16 @@
-//! The engine on real weights: equal to brute force, to a peer's logits, and to itself in any batch.
+//! The engine on real weights: equal to brute force, to the logits of `transformers`, and to itself in any batch.
+//!
+//! Needs the file that `NEARSHORE_TEST_MODEL` names; `scripts/test` downloads it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{D, DType, Device, Tensor};
-use nearshore_core::names::scoring::{Names, ScoreRequest};
+use nearshore_core::names::scoring::{Ended, Names, ScoreRequest, ScoreResponse};
 use nearshore_engine::contract;
-use nearshore_engine::search::constrained::Constrained;
+use nearshore_engine::search::constrained::{Constrained, Limits};
 use nearshore_engine::{Error, Model, Options, Precision};
 
 mod device;
@@ -15,8 +18,11 @@ mod folder;
 mod precision;
 mod search;
 
-/// Product names of a real shop, 200 of them, as a catalogue has them: cut off, with signs and digits.
+/// 200 product names of a real shop, as a catalogue has them: truncated, with signs and digits.
 const NAMES: &str = include_str!("../fixtures/names.txt");
+
+/// How many these are.
+const NAMES_COUNT: usize = 200;
 
 fn model_path() -> PathBuf {
     let path = std::env::var_os("NEARSHORE_TEST_MODEL");
@@ -24,14 +30,47 @@ fn model_path() -> PathBuf {
         .into()
 }
 
+/// Limits that no batch reaches on a slow machine: at the time limit all lists are empty, and empty lists are equal.
+const UNTIMED: Limits = Limits {
+    rows_max: 512,
+    kv_max: 1 << 30,
+    time_max: Duration::from_secs(24 * 60 * 60),
+};
+
+/// The test model in f32, without a limit of time.
 fn load(threads: usize) -> Constrained {
-    Constrained::load(&model_path(), options(threads)).expect("the test model loads")
+    let model = Constrained::load(&model_path(), options(threads));
+    model.expect("the test model loads").limited(UNTIMED)
+}
+
+/// Scores a batch; fails unless every list is complete and has the names that were asked for.
+fn complete(model: &mut Constrained, requests: &[ScoreRequest]) -> Vec<ScoreResponse> {
+    let responses = model.score(requests).expect("scored");
+    assert_eq!(responses.len(), requests.len(), "one response per request");
+    for (nth, (request, response)) in requests.iter().zip(&responses).enumerate() {
+        assert_eq!(
+            response.ended,
+            Ended::Complete,
+            "request {nth} of {}",
+            requests.len()
+        );
+        let permitted = request
+            .permitted
+            .as_ref()
+            .map_or(NAMES_COUNT, |set| set.count_ones(..));
+        assert!(
+            !response.named.is_empty() || permitted == 0 || request.n == 0,
+            "request {nth} of {} has no names: {response:?}",
+            requests.len()
+        );
+    }
+    responses
 }
 
 fn options(threads: usize) -> Options {
     Options {
         threads,
-        // What is held to brute force and to peers is the reference.
+        // f32 is the precision that is compared with brute force and with other implementations.
         precision: Precision::F32,
         ..Options::default()
     }
@@ -39,7 +78,7 @@ fn options(threads: usize) -> Options {
 
 fn names() -> Arc<Names> {
     let names: Vec<String> = NAMES.lines().map(String::from).collect();
-    assert_eq!(names.len(), 200);
+    assert_eq!(names.len(), NAMES_COUNT);
     Arc::new(Names { version: 1, names })
 }
 
@@ -87,17 +126,17 @@ fn tokens_chat_and_logits_agree_with_the_reference() {
 }
 
 #[test]
-fn a_llama_keeps_the_models_contract() {
-    contract::check(&mut load(1)).expect("kept");
+fn a_llama_keeps_the_contract_of_a_model() {
+    contract::check(&mut load(1)).expect("the contract is kept");
 }
 
 #[test]
-fn the_search_equals_brute_force_over_all_names() {
+fn the_search_finds_what_brute_force_over_all_names_finds() {
     let prompt = "Bought: BREAD.\n---assistant---\nNext:";
     let names = names();
     let mut model = load(2);
     model.set_names(Arc::clone(&names)).expect("set");
-    let responses = model.generate(&[ask(prompt, 200)]).expect("answered");
+    let responses = complete(&mut model, &[ask(prompt, 200)]);
     let tokens = model.text().prompt(prompt).expect("tokens");
     let named: Vec<Vec<u32>> = names
         .names
@@ -127,9 +166,7 @@ fn the_search_equals_brute_force_over_all_names() {
         );
     }
     let all = found.clone();
-    let responses = model
-        .generate(&[ask(prompt, 20), ask(prompt, 1)])
-        .expect("answered");
+    let responses = complete(&mut model, &[ask(prompt, 20), ask(prompt, 1)]);
     assert_eq!(
         responses[0].named,
         all[..20],
@@ -139,13 +176,13 @@ fn the_search_equals_brute_force_over_all_names() {
 }
 
 #[test]
-fn a_user_alone_is_the_user_in_a_batch_on_any_threads() {
+fn a_user_gets_the_same_names_alone_and_in_a_batch_on_any_threads() {
     let prompts: Vec<String> = [0, 1, 2, 3, 40]
         .iter()
-        .map(|many| {
-            let bought = ["BREAD", "FLUID MILK", "TEA BAGS", "2% MILK"].repeat(many / 3 + 1);
+        .map(|count| {
+            let bought = ["BREAD", "FLUID MILK", "TEA BAGS", "2% MILK"].repeat(count / 3 + 1);
             format!(
-                "Bought lately: {}; visit {many}.\n---assistant---\nNext:",
+                "Bought lately: {}; visit {count}.\n---assistant---\nNext:",
                 bought.join(", ")
             )
         })
@@ -153,19 +190,18 @@ fn a_user_alone_is_the_user_in_a_batch_on_any_threads() {
     let requests: Vec<ScoreRequest> = prompts.iter().map(|prompt| ask(prompt, 5)).collect();
     let mut together = load(2);
     together.set_names(names()).expect("set");
-    let batch = together.generate(&requests).expect("answered");
-    let warm = together.generate(&requests).expect("answered");
+    let batch = complete(&mut together, &requests);
+    let warm = complete(&mut together, &requests);
     assert!(
         batch.iter().all(|response| response.shared_tokens > 20),
-        "the template is shared"
+        "the beginning of the prompts is shared"
     );
     let mut shared = Vec::new();
-    // A model of their own on one thread. The first finds nothing cached, the others what the one
-    // before left.
+    // Another model on one thread: the first user finds no cached prefix, later ones find that of the user before.
     let mut apart = load(1);
     apart.set_names(names()).expect("set");
     for (request, (response, warm)) in requests.into_iter().zip(batch.iter().zip(&warm)) {
-        let alone = apart.generate(&[request]).expect("answered");
+        let alone = complete(&mut apart, &[request]);
         assert_eq!(alone[0].named, response.named, "bit for bit");
         assert_eq!(
             warm.named, response.named,
@@ -180,7 +216,7 @@ fn a_user_alone_is_the_user_in_a_batch_on_any_threads() {
 fn a_prompt_over_the_context_is_refused() {
     let mut model = load(1);
     model.set_names(names()).expect("set");
-    let response = model.generate(&[ask(&"word ".repeat(9000), 3)]);
+    let response = model.score(&[ask(&"word ".repeat(9000), 3)]);
     assert!(
         matches!(response, Err(Error::TooLong { limit: 8192, .. })),
         "{response:?}"
@@ -188,7 +224,7 @@ fn a_prompt_over_the_context_is_refused() {
 }
 
 #[test]
-fn a_damaged_file_is_named_with_its_reason() {
+fn a_damaged_file_is_refused_with_its_name_and_the_reason() {
     let folder = tempfile::tempdir().expect("a folder");
     let bytes = std::fs::read(model_path()).expect("the model");
     let cases = [
@@ -214,8 +250,8 @@ fn a_damaged_file_is_named_with_its_reason() {
     );
 }
 
-/// A Llama as written in a textbook: whole sequences, full causal mask, rotary pairs side by side as
-/// the GGUF has them, no cache, nothing shared with the engine but candle's tensors.
+/// A Llama as in a textbook: whole sequences, full causal mask, adjacent rotary pairs as in the GGUF, no cache. It shares
+/// nothing with the engine but candle's tensors.
 struct Plain {
     tensors: std::collections::BTreeMap<String, Tensor>,
 }
@@ -254,24 +290,24 @@ impl Plain {
         normed.broadcast_mul(&self.tensors[name]).expect("fits")
     }
 
-    /// `[T, heads · WIDTH]` -> `[heads, T, WIDTH]`, pairs (2i, 2i + 1) turned if `turned`.
-    fn heads(&self, x: &Tensor, heads: usize, turned: bool) -> candle_core::Result<Tensor> {
-        let many = x.dim(0)?;
+    /// `[T, heads · WIDTH]` -> `[heads, T, WIDTH]`; pairs (2i, 2i + 1) are rotated if `rotates`.
+    fn heads(&self, x: &Tensor, heads: usize, rotates: bool) -> candle_core::Result<Tensor> {
+        let count = x.dim(0)?;
         let x = x
-            .reshape((many, heads, WIDTH))?
+            .reshape((count, heads, WIDTH))?
             .transpose(0, 1)?
             .contiguous()?;
-        if !turned {
+        if !rotates {
             return Ok(x);
         }
         let angle = |t: usize, i: usize| t as f64 * 1e5f64.powf(-(i as f64) / (WIDTH / 2) as f64);
         let grid = |f: fn(f64) -> f64| -> candle_core::Result<Tensor> {
-            let values: Vec<f32> = (0..many)
+            let values: Vec<f32> = (0..count)
                 .flat_map(|t| (0..WIDTH / 2).map(move |i| f(angle(t, i)) as f32))
                 .collect();
-            Tensor::from_vec(values, (1, many, WIDTH / 2), &Device::Cpu)
+            Tensor::from_vec(values, (1, count, WIDTH / 2), &Device::Cpu)
         };
-        let pairs = x.reshape((heads, many, WIDTH / 2, 2))?;
+        let pairs = x.reshape((heads, count, WIDTH / 2, 2))?;
         let (even, odd) = (
             pairs.narrow(3, 0, 1)?.squeeze(3)?,
             pairs.narrow(3, 1, 1)?.squeeze(3)?,
@@ -279,32 +315,32 @@ impl Plain {
         let (cos, sin) = (grid(f64::cos)?, grid(f64::sin)?);
         let first = (even.broadcast_mul(&cos)? - odd.broadcast_mul(&sin)?)?;
         let second = (even.broadcast_mul(&sin)? + odd.broadcast_mul(&cos)?)?;
-        Tensor::stack(&[first, second], 3)?.reshape((heads, many, WIDTH))
+        Tensor::stack(&[first, second], 3)?.reshape((heads, count, WIDTH))
     }
 
     fn attention(&self, x: &Tensor, layer: usize) -> candle_core::Result<Tensor> {
         let part = |name: &str| self.times(x, &format!("blk.{layer}.attn_{name}.weight"));
-        let many = x.dim(0)?;
+        let count = x.dim(0)?;
         let query = self.heads(&part("q"), HEADS, true)?;
         let repeat = |x: Tensor| -> candle_core::Result<Tensor> {
             let group = HEADS / KEY_HEADS;
             let x = x
                 .unsqueeze(1)?
-                .broadcast_as((KEY_HEADS, group, many, WIDTH))?;
-            x.contiguous()?.reshape((HEADS, many, WIDTH))
+                .broadcast_as((KEY_HEADS, group, count, WIDTH))?;
+            x.contiguous()?.reshape((HEADS, count, WIDTH))
         };
         let key = repeat(self.heads(&part("k"), KEY_HEADS, true)?)?;
         let value = repeat(self.heads(&part("v"), KEY_HEADS, false)?)?;
-        let mask: Vec<f32> = (0..many * many)
+        let mask: Vec<f32> = (0..count * count)
             .map(|i| {
-                if i % many > i / many {
+                if i % count > i / count {
                     f32::NEG_INFINITY
                 } else {
                     0.0
                 }
             })
             .collect();
-        let mask = Tensor::from_vec(mask, (1, many, many), &Device::Cpu)?;
+        let mask = Tensor::from_vec(mask, (1, count, count), &Device::Cpu)?;
         let scores = (query.matmul(&key.t()?)? / (WIDTH as f64).sqrt())?.broadcast_add(&mask)?;
         let scores = scores
             .broadcast_sub(&scores.max_keepdim(D::Minus1)?)?
@@ -312,12 +348,12 @@ impl Plain {
         let weights = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
         let mixed = weights.matmul(&value)?.transpose(0, 1)?.contiguous()?;
         Ok(self.times(
-            &mixed.reshape((many, HEADS * WIDTH))?,
+            &mixed.reshape((count, HEADS * WIDTH))?,
             &format!("blk.{layer}.attn_output.weight"),
         ))
     }
 
-    /// Logits `[T, vocabulary]` behind each of the last `wanted` tokens.
+    /// Logits `[wanted, vocabulary]` after each of the last `wanted` tokens.
     fn logits(&self, tokens: &[u32], wanted: usize) -> candle_core::Result<Vec<Vec<f32>>> {
         let ids = Tensor::new(tokens, &Device::Cpu)?;
         let mut x = self.tensors["token_embd.weight"].index_select(&ids, 0)?;
@@ -337,7 +373,8 @@ impl Plain {
             .to_vec2()
     }
 
-    /// Score of each name: every name teacher-forced, children counted among the names themselves.
+    /// Score of each name: one pass over prompt and name; a choice is normalised over the next tokens of all names that
+    /// share the beginning.
     fn brute_force(&self, prompt: &[u32], names: &[Vec<u32>]) -> Vec<(u32, f64)> {
         let score = |name: &Vec<u32>| {
             let tokens = [prompt, &name[..name.len() - 1]].concat();

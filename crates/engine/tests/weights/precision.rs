@@ -1,10 +1,10 @@
-//! Narrower weights on the real model: the same bits in any batch, near the reference.
+//! Weights of less precision on the real model: the same bits in any batch, and logits near those of f32.
 
 use nearshore_core::names::scoring::ScoreRequest;
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::{Isa, Model, Options, Precision};
 
-use super::{ask, model_path, names};
+use super::{UNTIMED, ask, complete, model_path, names};
 
 #[allow(clippy::needless_update)] // Options may get fields that do not matter here.
 fn load(precision: Precision, threads: usize, isa: Option<Isa>) -> Constrained {
@@ -14,17 +14,18 @@ fn load(precision: Precision, threads: usize, isa: Option<Isa>) -> Constrained {
         isa,
         ..Options::default()
     };
-    Constrained::load(&model_path(), options).expect("the test model loads")
+    let model = Constrained::load(&model_path(), options);
+    model.expect("the test model loads").limited(UNTIMED)
 }
 
 #[test]
-fn a_user_has_the_same_scores_alone_and_among_64_in_every_precision() {
-    let requests: Vec<ScoreRequest> = (0..64)
+fn a_user_has_the_same_scores_alone_and_among_16_in_every_precision() {
+    let requests: Vec<ScoreRequest> = (0..16)
         .map(|nth| {
             let bought = ["BREAD", "TEA BAGS", "2% MILK", "CANDLES"][nth % 4];
-            let again = format!("{bought}, ").repeat(nth % 7);
+            let bought = format!("{bought}, ").repeat(nth % 7);
             ask(
-                &format!("Bought: {again}item {nth}.\n---assistant---\nNext:"),
+                &format!("Bought: {bought}item {nth}.\n---assistant---\nNext:"),
                 3,
             )
         })
@@ -32,18 +33,18 @@ fn a_user_has_the_same_scores_alone_and_among_64_in_every_precision() {
     for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
         let mut together = load(precision, 2, None);
         together.set_names(names()).expect("set");
-        let batch = together.generate(&requests).expect("answered");
+        let batch = complete(&mut together, &requests);
         let mut apart = load(precision, 1, None);
         apart.set_names(names()).expect("set");
-        for nth in [0, 31, 63] {
-            let alone = apart.generate(&requests[nth..=nth]).expect("answered");
+        for nth in [0, 7, 15] {
+            let alone = complete(&mut apart, &requests[nth..=nth]);
             assert_eq!(alone[0].named, batch[nth].named, "{precision}, user {nth}");
         }
     }
 }
 
 #[test]
-fn narrower_weights_keep_the_next_token_near_the_reference() {
+fn weights_of_less_precision_give_logits_near_those_of_f32() {
     let prompt = "Bought lately: FLUID MILK, BREAD, CAT FOOD.\n---assistant---\nNext:";
     let logits = |precision, isa| {
         let model = load(precision, 1, isa);
@@ -72,7 +73,7 @@ fn narrower_weights_keep_the_next_token_near_the_reference() {
         let worst = worst(&narrow);
         println!("{precision} as {dtype}: greatest difference of a logit {worst:.5}");
         assert!(worst <= allowed, "{precision} {isa:?}: {worst}");
-        // No kernel of another precision ran by mistake.
+        // A difference of 0 would mean that a kernel of f32 ran instead.
         assert!(
             precision == Precision::F32 || worst > 1e-3,
             "{precision}: {worst}"

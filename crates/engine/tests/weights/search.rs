@@ -1,25 +1,24 @@
-//! The search on real weights: means, permissions, terms, limits; the same in any company.
+//! The search on real weights: calibration, permitted sets, terms, limits; equal in any batch.
 
 use std::time::Duration;
 
 use fixedbitset::FixedBitSet;
-use nearshore_core::names::scoring::{Calibration, Ended, ScoreResponse, Term, Values};
-use nearshore_engine::search::constrained::Limits;
+use nearshore_core::names::scoring::{Calibration, Term, Values};
 
 use super::*;
 
-fn calibration(many: usize) -> Arc<Calibration> {
+fn calibration(count: usize) -> Arc<Calibration> {
     let prompt = |nth: usize| {
         let bought = ["BREAD", "TEA BAGS", "DIAPERS", "CAT FOOD"][nth % 4];
         format!("Bought lately: {bought}, {nth} times.\n---assistant---\nNext:")
     };
     Arc::new(Calibration {
-        hash: format!("calibration of {many}"),
-        prompts: (0..many).map(prompt).collect(),
+        hash: format!("calibration of {count}"),
+        prompts: (0..count).map(prompt).collect(),
     })
 }
 
-fn requests(many: usize) -> Vec<ScoreRequest> {
+fn requests(count: usize) -> Vec<ScoreRequest> {
     let calibration = calibration(3);
     let mass: Arc<[f32]> = (0..200).map(|pu| (pu % 7 + 1) as f32).collect();
     let request = |nth: usize| {
@@ -51,7 +50,7 @@ fn requests(many: usize) -> Vec<ScoreRequest> {
             ..ScoreRequest::default()
         }
     };
-    (0..many).map(request).collect()
+    (0..count).map(request).collect()
 }
 
 fn ready(threads: usize, limits: Limits) -> Constrained {
@@ -67,8 +66,8 @@ fn named(responses: Vec<ScoreResponse>) -> Vec<Vec<nearshore_core::names::scorin
         .collect()
 }
 
-/// Sums of a name's edges, each shared among the names' own next tokens: of both values that `of` says
-/// for a depth and a token.
+/// Two scores of a name by brute force: `of` gives two values for a depth and a token; each choice is normalised over the
+/// next tokens of all names that share the beginning.
 fn edges(names: &[Vec<u32>], at: usize, of: impl Fn(usize, u32) -> (f64, f64)) -> (f64, f64) {
     let name = &names[at];
     let mut sums = (0f64, 0f64);
@@ -90,7 +89,7 @@ fn edges(names: &[Vec<u32>], at: usize, of: impl Fn(usize, u32) -> (f64, f64)) -
 }
 
 #[test]
-fn a_mean_is_taken_off_as_by_brute_force() {
+fn the_calibration_mean_is_subtracted_as_by_brute_force() {
     let all: Vec<&str> = NAMES.lines().take(24).collect();
     let names: Vec<String> = all.iter().map(|name| (*name).to_owned()).collect();
     let mut model = load(2);
@@ -105,7 +104,7 @@ fn a_mean_is_taken_off_as_by_brute_force() {
         calibration: Some(Arc::clone(&calibration)),
         ..ScoreRequest::default()
     };
-    let response = model.generate(&[request]).expect("answered").remove(0);
+    let response = complete(&mut model, &[request]).remove(0);
     let text = Arc::clone(model.text());
     let named: Vec<Vec<u32>> = all
         .iter()
@@ -115,8 +114,8 @@ fn a_mean_is_taken_off_as_by_brute_force() {
         })
         .collect();
     let plain = Plain::load(&model_path());
-    // Per prompt and name the logits behind each of its tokens' predecessors.
-    let behind = |prompt: &str| -> Vec<Vec<Vec<f32>>> {
+    // Per prompt and name: the logits from which each token of the name is scored.
+    let logits = |prompt: &str| -> Vec<Vec<Vec<f32>>> {
         let prompt = text.prompt(prompt).expect("tokens");
         let of = |name: &Vec<u32>| {
             let tokens = [&prompt[..], &name[..name.len() - 1]].concat();
@@ -124,20 +123,23 @@ fn a_mean_is_taken_off_as_by_brute_force() {
         };
         named.iter().map(of).collect()
     };
-    let own = behind(user);
-    let others: Vec<_> = calibration
+    let user_logits = logits(user);
+    let calibration_logits: Vec<_> = calibration
         .prompts
         .iter()
-        .map(|prompt| behind(prompt))
+        .map(|prompt| logits(prompt))
         .collect();
     for found in &response.named {
         let at = found.pu as usize;
         let of = |depth: usize, token: u32| {
-            let means = others
+            let means = calibration_logits
                 .iter()
-                .map(|other| f64::from(other[at][depth][token as usize]));
-            let mean = means.sum::<f64>() / others.len() as f64;
-            (f64::from(own[at][depth][token as usize]) - mean, mean)
+                .map(|logits| f64::from(logits[at][depth][token as usize]));
+            let mean = means.sum::<f64>() / calibration_logits.len() as f64;
+            (
+                f64::from(user_logits[at][depth][token as usize]) - mean,
+                mean,
+            )
         };
         let (score, baseline) = edges(&named, at, of);
         let near = |a: f32, b: f64| (f64::from(a) - b).abs() < 2e-3;
@@ -149,20 +151,16 @@ fn a_mean_is_taken_off_as_by_brute_force() {
 }
 
 #[test]
-fn lists_are_the_same_with_means_cold_or_warm_and_across_catalogues() {
+fn lists_are_equal_with_means_cold_or_warm_and_after_another_catalogue() {
     let requests: Vec<ScoreRequest> = requests(9)
         .into_iter()
         .filter(|request| request.calibration.is_some())
         .collect();
-    let mut model = ready(2, Limits::default());
-    let cold = named(model.generate(&requests).expect("answered"));
+    let mut model = ready(2, UNTIMED);
+    let cold = named(complete(&mut model, &requests));
     let known = model.means_known()[0];
     assert!(known > 10, "means are kept: {known}");
-    assert_eq!(
-        named(model.generate(&requests).expect("answered")),
-        cold,
-        "warm"
-    );
+    assert_eq!(named(complete(&mut model, &requests)), cold, "warm");
     assert_eq!(model.means_known()[0], known, "nothing was computed again");
     let fewer = NAMES.lines().step_by(2).map(String::from).collect();
     model
@@ -171,7 +169,7 @@ fn lists_are_the_same_with_means_cold_or_warm_and_across_catalogues() {
             names: fewer,
         }))
         .expect("swapped");
-    let after = model.generate(&requests).expect("answered");
+    let after = complete(&mut model, &requests);
     assert!(after.iter().all(|response| response.names == 2));
     let mut fresh = load(1);
     let fewer = NAMES.lines().step_by(2).map(String::from).collect();
@@ -181,57 +179,46 @@ fn lists_are_the_same_with_means_cold_or_warm_and_across_catalogues() {
             names: fewer,
         }))
         .expect("set");
-    assert_eq!(
-        named(after),
-        named(fresh.generate(&requests).expect("answered"))
-    );
+    assert_eq!(named(after), named(complete(&mut fresh, &requests)));
     model.set_names(names()).expect("swapped back");
-    // Another order: each user meets other means already known.
+    // In another order each user finds other means already known.
     let backwards: Vec<ScoreRequest> = requests.iter().rev().cloned().collect();
-    let mut again = named(model.generate(&backwards).expect("answered"));
+    let mut again = named(complete(&mut model, &backwards));
     again.reverse();
     assert_eq!(again, cold, "swapped back");
 }
 
 #[test]
-fn a_user_is_the_same_alone_among_64_on_1_or_2_threads_and_with_hardly_any_room() {
-    let requests = requests(64);
-    let together = named(
-        ready(2, Limits::default())
-            .generate(&requests)
-            .expect("answered"),
-    );
-    let one_thread = named(
-        ready(1, Limits::default())
-            .generate(&requests)
-            .expect("answered"),
-    );
+fn a_user_gets_the_same_names_alone_among_16_on_1_or_2_threads_and_with_minimal_limits() {
+    let requests = requests(16);
+    let together = named(complete(&mut ready(2, UNTIMED), &requests));
+    let one_thread = named(complete(&mut ready(1, UNTIMED), &requests));
     assert_eq!(together, one_thread, "bit for bit");
     let tight = Limits {
         rows_max: 7,
         kv_max: 1,
-        ..Limits::default()
+        ..UNTIMED
     };
     let mut tight = ready(2, tight);
     assert_eq!(
-        named(tight.generate(&requests[..12]).expect("answered")),
-        together[..12],
+        named(complete(&mut tight, &requests[..8])),
+        together[..8],
         "tight"
     );
-    let mut alone = ready(2, Limits::default());
-    for nth in [0, 7, 31, 63] {
-        let response = alone.generate(&requests[nth..=nth]).expect("answered");
+    let mut alone = ready(2, UNTIMED);
+    for nth in [0, 7, 15] {
+        let response = complete(&mut alone, &requests[nth..=nth]);
         assert_eq!(named(response)[0], together[nth], "user {nth} alone");
     }
 }
 
 #[test]
-fn who_is_called_off_gets_no_names_and_costs_the_others_nothing() {
+fn a_cancelled_request_gets_no_names_and_changes_no_other_list() {
     let requests = requests(6);
-    let mut model = ready(2, Limits::default());
-    let all = named(model.generate(&requests).expect("answered"));
+    let mut model = ready(2, UNTIMED);
+    let all = named(complete(&mut model, &requests));
     requests[2].cancel.cancel();
-    let responses = model.generate(&requests).expect("answered");
+    let responses = model.score(&requests).expect("scored");
     for (nth, response) in responses.iter().enumerate() {
         let ended = if nth == 2 {
             Ended::Cancelled
@@ -245,12 +232,12 @@ fn who_is_called_off_gets_no_names_and_costs_the_others_nothing() {
 }
 
 #[test]
-fn a_generation_whose_time_is_over_has_no_names_of_anyone() {
+fn a_batch_over_its_time_limit_gives_no_names() {
     let limits = Limits {
         time_max: Duration::ZERO,
-        ..Limits::default()
+        ..UNTIMED
     };
-    let responses = ready(2, limits).generate(&requests(4)).expect("answered");
+    let responses = ready(2, limits).score(&requests(4)).expect("scored");
     assert!(
         responses
             .iter()
