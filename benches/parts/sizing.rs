@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::Durability;
 use nearshore_redis::{RedisSettings, RedisStore};
 
 use crate::fold::{fill, rate_of, samples, site};

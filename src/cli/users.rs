@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::members::clock::wall_clock;
 use crate::ops::namespace;
 use nearshore_core::list::document::{Document, Source};
-use nearshore_core::ports::store::{Block, Store};
+use nearshore_core::ports::store::{Block, Namespaces, Stock};
 use nearshore_core::user::event::UserId;
 use nearshore_redis::RedisStore;
 

@@ -9,7 +9,7 @@ use super::watch::Watch;
 use crate::config::Config;
 use crate::ops::namespace::{Inspector, served};
 use nearshore_core::list::document::{Document, Source};
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::Users;
 use nearshore_core::user::event::UserId;
 use nearshore_redis::RedisStore;
 

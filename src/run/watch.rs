@@ -15,7 +15,7 @@ use crate::http::Heart;
 use crate::members::clock::wall_clock;
 use crate::metrics;
 use crate::ops::namespace::{self, is_covered};
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::{Namespaces, Users};
 use nearshore_core::user::event::UserId;
 use nearshore_engine::thread::Handle;
 use nearshore_kafka::{KafkaLog, PartitionStatus};

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nearshore_core::ports::log::Outgoing;
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::{Namespaces, Users};
 use nearshore_core::queue::replay::{Plan, Stage};
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;

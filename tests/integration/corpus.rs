@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nearshore_core::ports::log::Outgoing;
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::Users;
 use nearshore_core::user::event::{
     Change, Format, Limits, Source, UserId, decode_sku, decode_user,
 };

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::Users;
 use nearshore_core::user::event::UserId;
 use nearshore_kafka::dlq::DeadLetter;
 use serde_json::Value;

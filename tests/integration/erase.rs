@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use nearshore_core::ports::keys;
 use nearshore_core::ports::log::Outgoing;
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::Users;
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Record, Timestamp};
 use nearshore_core::user::state::Held;

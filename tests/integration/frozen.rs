@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use nearshore_core::list::document::{Audit, Document, Source};
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::Users;
 use nearshore_core::queue::replay::Moment;
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;

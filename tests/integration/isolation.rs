@@ -269,7 +269,7 @@ impl Load {
         let _ = self.fold.wait();
         let mut folded = 0;
         for name in &self.names {
-            use nearshore_core::ports::store::Store;
+            use nearshore_core::ports::store::Namespaces;
             let plan = site.store.plan(name).await.expect("answered");
             let plan =
                 plan.map(|text| nearshore_core::queue::replay::Plan::parse(&text).expect("a plan"));

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use nearshore_core::list::document::{Document, Source};
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::Users;
 use nearshore_core::user::event::UserId;
 use serde_json::{Value, json};
 

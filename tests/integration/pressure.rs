@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use nearshore_core::list::document::Update;
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::Users;
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Position, Timestamp};
 use nearshore_kafka::Producer;

@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nearshore_core::ports::log::Outgoing;
-use nearshore_core::ports::store::{Peek, Store};
+use nearshore_core::ports::store::{Peek, Users};
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Record, Timestamp};

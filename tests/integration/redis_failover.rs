@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::{Durability, Users};
 use serde_json::json;
 
 use crate::harness::eventually;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use nearshore::config::Config;
-use nearshore_core::ports::store::{Claim, ClaimOutcome, Publish, Published, Store, Stored};
+use nearshore_core::ports::store::{Claim, ClaimOutcome, Publish, Published, Stored, Users};
 use nearshore_core::shop::arms::arm_of;
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use nearshore_core::list::document::{Document, Source};
 use nearshore_core::ports::keys;
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::Users;
 use nearshore_core::user::event::UserId;
 use serde_json::json;
 

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use nearshore_core::ports::store::{Error, Folded, Remedy, Store};
+use nearshore_core::ports::store::{Durability, Error, Folded, Remedy, Users};
 use nearshore_redis::RedisStore;
 
 use crate::harness::{eventually, fresh, variable};

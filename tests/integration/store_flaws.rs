@@ -1,6 +1,6 @@
 //! Promise: a double with a flaw does what the contract forbids, so that the simulation has something to catch.
 
-use nearshore_core::ports::store::{Added, Delta, Published, Store};
+use nearshore_core::ports::store::{Added, Counts, Delta, Published};
 use nearshore_core::user::record::{Offset, Timestamp};
 use nearshore_testkit::store::{Flaws, MemoryStore};
 

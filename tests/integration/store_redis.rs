@@ -3,7 +3,7 @@
 
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{
-    Block, Cell, Delta, Error, Folded, Remedy, Shelf, StockOp, Store,
+    Block, Cell, Counts, Delta, Error, Folded, Remedy, Shelf, Stock, StockOp, Users,
 };
 use nearshore_core::user::event::Kind;
 use nearshore_core::user::record::{Offset, Timestamp};

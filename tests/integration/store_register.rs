@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use nearshore_core::ports::store::{Delta, Store};
+use nearshore_core::ports::store::{Delta, Namespaces, Store};
 use nearshore_core::user::record::{Offset, Timestamp};
 
 use crate::harness::{eventually, fresh};

@@ -1,7 +1,8 @@
 //! Promise: the memory double answers what Redis answers, whatever is asked in whatever order.
 
 use nearshore_core::ports::store::{
-    Block, Cell, Claim, Delta, FoldWrite, ListEdit, Publish, Shelf, StockOp, Store, Stored,
+    Block, Cell, Claim, Counts, Delta, FoldWrite, ListEdit, Publish, Shelf, Stock, StockOp, Stored,
+    Users,
 };
 use nearshore_core::user::event::{Kind, UserId};
 use nearshore_core::user::record::{Offset, Partition, Timestamp};

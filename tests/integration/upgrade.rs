@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use nearshore_core::list::document::{Document, Source};
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::Users;
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::trigger::{Lane, Request};
 use serde_json::{Value, json};

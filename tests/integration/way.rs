@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nearshore_core::list::document::{Document, Source};
 use nearshore_core::ports::keys;
-use nearshore_core::ports::store::{Cell, Peek, Store};
+use nearshore_core::ports::store::{Cell, Counts, Peek, Users};
 use nearshore_core::shop::demand::BUCKET_MS;
 use nearshore_core::user::event::{Accepted, Change, Item, Kind, Limits, UserId, decode_user};
 use nearshore_core::user::fold::fold;

@@ -30,8 +30,8 @@ use self::link::Link;
 use self::scripts::Guard;
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{
-    Added, Block, Cell, Claim, ClaimOutcome, Delta, Error, FoldWrite, Folded, Lineage, Peek,
-    Publish, Published, StockOp, Store,
+    Added, Block, Cell, Claim, ClaimOutcome, Counts, Delta, Durability, Error, FoldWrite, Folded,
+    Lineage, Namespaces, Peek, Publish, Published, Stock, StockOp, Users,
 };
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Offset, Partition, Resume, Timestamp};
@@ -86,7 +86,7 @@ impl std::fmt::Debug for RedisStore {
     }
 }
 
-impl Store for RedisStore {
+impl Users for RedisStore {
     async fn load(&self, ns: &str, users: &[UserId]) -> Result<Vec<Held>, Error> {
         self.load_users(ns, users).await
     }
@@ -106,7 +106,9 @@ impl Store for RedisStore {
     async fn publish(&self, ns: &str, lists: &[Publish]) -> Result<Vec<Published>, Error> {
         self.publish_lists(ns, lists).await
     }
+}
 
+impl Counts for RedisStore {
     async fn add(&self, ns: &str, deltas: &[Delta]) -> Result<Vec<Added>, Error> {
         self.add_deltas(ns, deltas).await
     }
@@ -126,7 +128,9 @@ impl Store for RedisStore {
     async fn count_versions(&self, ns: &str) -> Result<BTreeMap<u8, u64>, Error> {
         self.versions(ns).await
     }
+}
 
+impl Stock for RedisStore {
     async fn stock(&self, ops: &[StockOp]) -> Result<(), Error> {
         self.stock_ops(ops).await
     }
@@ -146,7 +150,9 @@ impl Store for RedisStore {
     async fn blocks(&self) -> Result<Vec<Block>, Error> {
         self.all_blocks().await
     }
+}
 
+impl Namespaces for RedisStore {
     async fn set_fallback(&self, ns: &str, segment: &str, doc: &str) -> Result<(), Error> {
         self.put_fallback(ns, segment, doc).await
     }
@@ -214,7 +220,9 @@ impl Store for RedisStore {
     async fn live_behind(&self) -> Result<bool, Error> {
         self.is_behind().await
     }
+}
 
+impl Durability for RedisStore {
     async fn flush(&self) -> Result<(), Error> {
         self.wait_for_replicas().await
     }

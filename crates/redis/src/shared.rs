@@ -1,7 +1,7 @@
 //! What all users share: counts, stock, blocks, fallbacks, the served namespace.
 //!
 //! Invariant: a block is in the book before it is in the sets and leaves the book last, so what a
-//! broken call left behind is seen in [`nearshore_core::ports::store::Store::blocks`] and mended by calling again.
+//! broken call left behind is seen in [`nearshore_core::ports::store::Stock::blocks`] and mended by calling again.
 
 use std::collections::BTreeMap;
 

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::members::clock::wall_clock;
 use crate::members::generate::{GROUP, UserCost};
 use crate::ops::sweep::put_off;
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::Namespaces;
 use nearshore_core::queue::replay::{Moment, Plan, Since};
 use nearshore_core::shop::arms::arms_for;
 use nearshore_core::user::record::{Partition, Resume, Timestamp};

@@ -30,7 +30,7 @@ use crate::members::snapshot::SnapshotLoader;
 use crate::ops::sweep::{Asker, Why, put_off};
 use crate::run::{Roles, loader_settings, stamped_by_broker};
 use nearshore_core::ports::log::Log;
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::Namespaces;
 use nearshore_core::queue::replay::{Goal, Plan, Stage};
 use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_kafka::{KafkaLog, Producer};

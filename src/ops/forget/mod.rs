@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::members::clock::wall_clock;
 use nearshore_core::ports::keys;
 use nearshore_core::ports::log::Outgoing;
-use nearshore_core::ports::store::{FoldWrite, Folded, ListEdit, Store};
+use nearshore_core::ports::store::{Durability, FoldWrite, Folded, ListEdit, Namespaces, Users};
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::fold;
 use nearshore_core::user::record::Timestamp;

@@ -9,7 +9,7 @@ use super::receipt::{Finding, Receipt, Verdict, moment};
 use crate::config::Config;
 use crate::members::generate;
 use nearshore_core::ports::keys;
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::{Namespaces, Users};
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::user::event::{UserId, key_user};
 use nearshore_core::user::record::{Partition, Record, Resume, Timestamp};

@@ -230,7 +230,7 @@ macro_rules! through {
     }};
 }
 
-impl<S: Store> Store for Gated<S> {
+impl<S: Store> Users for Gated<S> {
     async fn load(&self, ns: &str, users: &[UserId]) -> Result<Vec<Held>, store::Error> {
         through!(self.load(ns, users))
     }
@@ -298,7 +298,9 @@ impl<S: Store> Store for Gated<S> {
         };
         self.gate.store(call).await
     }
+}
 
+impl<S: Store> Counts for Gated<S> {
     async fn add(&self, ns: &str, deltas: &[Delta]) -> Result<Vec<Added>, store::Error> {
         through!(self.add(ns, deltas))
     }
@@ -323,7 +325,9 @@ impl<S: Store> Store for Gated<S> {
     async fn count_versions(&self, ns: &str) -> Result<BTreeMap<u8, u64>, store::Error> {
         self.inner.count_versions(ns).await
     }
+}
 
+impl<S: Store> Stock for Gated<S> {
     async fn stock(&self, ops: &[StockOp]) -> Result<(), store::Error> {
         through!(self.stock(ops))
     }
@@ -343,7 +347,9 @@ impl<S: Store> Store for Gated<S> {
     async fn blocks(&self) -> Result<Vec<Block>, store::Error> {
         self.inner.blocks().await
     }
+}
 
+impl<S: Store> Namespaces for Gated<S> {
     async fn set_fallback(&self, ns: &str, segment: &str, doc: &str) -> Result<(), store::Error> {
         self.inner.set_fallback(ns, segment, doc).await
     }
@@ -405,6 +411,16 @@ impl<S: Store> Store for Gated<S> {
         self.inner.live_behind().await
     }
 
+    async fn note_cost(&self, arm: &str, note: &str) -> Result<(), store::Error> {
+        self.inner.note_cost(arm, note).await
+    }
+
+    async fn costs(&self) -> Result<BTreeMap<String, String>, store::Error> {
+        self.inner.costs().await
+    }
+}
+
+impl<S: Store> Durability for Gated<S> {
     async fn flush(&self) -> Result<(), store::Error> {
         through!(self.flush())
     }

@@ -19,8 +19,8 @@ use sets::Set;
 
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{
-    Added, Block, Cell, Claim, ClaimOutcome, Claimed, Delta, Error, FoldWrite, Folded, Lineage,
-    ListEdit, Peek, Publish, Published, StockOp, Store, Stored,
+    Added, Block, Cell, Claim, ClaimOutcome, Claimed, Counts, Delta, Durability, Error, FoldWrite,
+    Folded, Lineage, ListEdit, Namespaces, Peek, Publish, Published, Stock, StockOp, Stored, Users,
 };
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Offset, Partition, Resume, Timestamp};
@@ -291,10 +291,10 @@ impl Inner {
     }
 }
 
-/// Users of a page of [`Store::scan`]; small, so that tests see more than one page.
+/// Users of a page of [`Namespaces::scan`]; small, so that tests see more than one page.
 const PAGE: usize = 10;
 
-impl Store for MemoryStore {
+impl Users for MemoryStore {
     async fn load(&self, ns: &str, users: &[UserId]) -> Result<Vec<Held>, Error> {
         let inner = self.lock();
         let load = |user| {
@@ -352,7 +352,9 @@ impl Store for MemoryStore {
         };
         lists.iter().map(publish).collect()
     }
+}
 
+impl Counts for MemoryStore {
     async fn add(&self, ns: &str, deltas: &[Delta]) -> Result<Vec<Added>, Error> {
         keys::namespace(ns)?;
         let mut inner = self.writable()?;
@@ -397,7 +399,9 @@ impl Store for MemoryStore {
         let moved = shards.filter(|(_, shard)| !shard.fences.is_empty());
         Ok(moved.map(digest).collect())
     }
+}
 
+impl Stock for MemoryStore {
     async fn stock(&self, ops: &[StockOp]) -> Result<(), Error> {
         self.writable()?.stock(ops);
         Ok(())
@@ -427,7 +431,9 @@ impl Store for MemoryStore {
     async fn blocks(&self) -> Result<Vec<Block>, Error> {
         Ok(self.lock().blocks.values().cloned().collect())
     }
+}
 
+impl Namespaces for MemoryStore {
     async fn set_fallback(&self, ns: &str, segment: &str, doc: &str) -> Result<(), Error> {
         keys::fallback(ns, segment)?;
         let mut inner = self.lock();
@@ -519,7 +525,9 @@ impl Store for MemoryStore {
     async fn live_behind(&self) -> Result<bool, Error> {
         Ok(self.lock().behind)
     }
+}
 
+impl Durability for MemoryStore {
     async fn flush(&self) -> Result<(), Error> {
         Ok(())
     }

@@ -1,0 +1,113 @@
+//! The store: Redis behind five traits, cut by who needs them, with a double in memory that keeps the same contract.
+//!
+//! One primitive: a conditional write in an atomic script guards each value. Invariant: a write that is a duplicate, a
+//! replay, late, or by a member that lost its partition, changes nothing. The store compares and sets; it decides nothing.
+//!
+//! Code that is generic over the store says `S: Store` and needs no other import. Code that calls a method of one known
+//! store imports the method's trait.
+
+mod counts;
+mod durability;
+mod namespaces;
+mod stock;
+mod users;
+
+use super::keys;
+
+pub use counts::{Added, Cell, Counts, Delta};
+pub use durability::{Durability, Lineage};
+pub use namespaces::Namespaces;
+pub use stock::{Block, Shelf, Stock, StockOp};
+pub use users::{
+    Claim, ClaimOutcome, Claimed, FoldWrite, Folded, ListEdit, Peek, Publish, Published, Stored,
+    Users,
+};
+
+/// Why the store did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No answer in time; the write may still arrive and is fenced.
+    #[error("no answer from {addr} within {limit:?}")]
+    Timeout {
+        /// Address of the store.
+        addr: String,
+        /// How long the caller waited.
+        limit: std::time::Duration,
+    },
+    /// The connection broke or Redis refuses for now (READONLY, LOADING, OOM, CLUSTERDOWN).
+    #[error("{addr}: {reason}")]
+    Unavailable {
+        /// Address of the store.
+        addr: String,
+        /// Text of Redis' error.
+        reason: String,
+    },
+    /// A stored value that this version cannot read; never overwritten.
+    #[error("{key} does not decode: {reason}")]
+    Corrupt {
+        /// The key, a user's id masked.
+        key: String,
+        /// Why it does not decode.
+        reason: String,
+    },
+    /// Fewer replicas than `redis.min_replicas` acknowledged the writes.
+    #[error("{found} of {wanted} replicas acknowledged")]
+    NotReplicated {
+        /// How many acknowledged.
+        found: u32,
+        /// How many must acknowledge.
+        wanted: u32,
+    },
+    /// The primaries are of another [`Lineage`] than the caller expects: writes may be lost, and nothing was written.
+    #[error("{addr} is not the store it was; acknowledged writes may be gone")]
+    Regressed {
+        /// Address of the store.
+        addr: String,
+    },
+    /// Redis refuses for good: ACL, wrong type, wrong configuration.
+    #[error("{addr} refuses: {reason}")]
+    Refused {
+        /// Address of the store.
+        addr: String,
+        /// Text of Redis' error, or what is wrong and what to do.
+        reason: String,
+    },
+}
+
+/// What a caller should do after an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// Try again: every write is fenced.
+    Retry,
+    /// Ask for the checkpoints and read again from there ([`Durability::checkpoints`]).
+    Rewind,
+    /// Stop the partition with an alarm.
+    Stop,
+}
+
+impl From<keys::Misfit> for Error {
+    fn from(misfit: keys::Misfit) -> Self {
+        Self::Refused {
+            addr: "store".into(),
+            reason: misfit.to_string(),
+        }
+    }
+}
+
+impl Error {
+    /// What a caller should do.
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            Self::Timeout { .. } | Self::Unavailable { .. } | Self::NotReplicated { .. } => {
+                Remedy::Retry
+            }
+            Self::Regressed { .. } => Remedy::Rewind,
+            Self::Corrupt { .. } | Self::Refused { .. } => Remedy::Stop,
+        }
+    }
+}
+
+/// The whole store. Batches are answered in order; items of a batch are independent of each other.
+pub trait Store: Users + Counts + Stock + Namespaces + Durability + Clone + 'static {}
+
+impl<T: Users + Counts + Stock + Namespaces + Durability + Clone + 'static> Store for T {}
