@@ -33,6 +33,7 @@ use nearshore_core::user::event::UserId;
 use crate::members::stock::{self, Stock};
 use crate::metrics;
 use crate::ops::namespace::Inspector;
+use nearshore_core::ports::store::Remedy;
 use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_kafka::Admin;
 use nearshore_redis::RedisStore;
@@ -142,6 +143,17 @@ pub async fn start(
         ready,
         snapshot,
     })
+}
+
+/// Waits until Redis answers that its layout is this build's. Before that nothing is written.
+async fn layout_checked(store: RedisStore) -> anyhow::Result<()> {
+    while let Err(error) = store.check_layout().await {
+        if error.remedy() != Remedy::Retry {
+            return Err(error).context("redis");
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    Ok(())
 }
 
 /// What only looks, or may be left anywhere, ends with the process: a call that waits for a Redis that is away would cost
@@ -316,6 +328,7 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
     let stamped = config.clone();
     let gate = dlq_gate(&parts.ready, "dlq-ingest");
     tasks.spawn(async move {
+        at_once(stop.clone(), layout_checked(states.clone())).await?;
         let now = if stamped_by_broker(&stamped).await {
             Now::Unchecked
         } else {
@@ -336,9 +349,12 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
         parts,
         ("stock", stock::GROUP.into(), vec![topics.catalog.clone()]),
     )?;
-    let member = Stock::new(log, store, topics, config.limits());
+    let member = Stock::new(log, store.clone(), topics, config.limits());
     let gate = dlq_gate(&parts.ready, "dlq-stock");
-    tasks.spawn(async move { stock_loop(member, gate, cancel).await.context("stock") });
+    tasks.spawn(async move {
+        at_once(cancel.clone(), layout_checked(store)).await?;
+        stock_loop(member, gate, cancel).await.context("stock")
+    });
     Ok(())
 }
 
@@ -393,6 +409,7 @@ async fn generate_task(
     if !wait_ready(&mut catalogue, &cancel).await {
         return Ok(());
     }
+    at_once(cancel.clone(), layout_checked(store.clone())).await?;
     let read = config.topics.lanes().to_vec();
     let log = join(
         &mut watching,

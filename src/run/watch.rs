@@ -15,7 +15,7 @@ use crate::http::Heart;
 use crate::members::clock::wall_clock;
 use crate::metrics;
 use crate::ops::namespace::{self, is_covered};
-use nearshore_core::ports::store::{Namespaces, Users};
+use nearshore_core::ports::store::{Namespaces, Remedy, Users};
 use nearshore_core::user::event::UserId;
 use nearshore_engine::thread::Handle;
 use nearshore_kafka::{KafkaLog, PartitionStatus};
@@ -102,12 +102,16 @@ pub(super) async fn watch_redis(parts: Parts) -> anyhow::Result<()> {
                 continue;
             }
         }
-        match parts.store.active().await {
+        let active = parts.store.active().await;
+        // A Redis that lost everything is marked with its layout again, before anything else is written.
+        enrolled &= !matches!(active, Ok(None));
+        if !enrolled && let Err(error) = parts.store.check_layout().await {
+            anyhow::ensure!(error.remedy() == Remedy::Retry, error);
+            continue;
+        }
+        match active {
             Ok(Some(ns)) => served = ns,
-            Ok(None) => {
-                claim_active(&parts.store, &served).await;
-                enrolled = false;
-            }
+            Ok(None) => claim_active(&parts.store, &served).await,
             Err(error) => tracing::warn!(%error, "nearshore:active is not known"),
         }
         if !enrolled {

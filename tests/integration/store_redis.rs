@@ -3,7 +3,7 @@
 
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{
-    Block, Cell, Counts, Delta, Error, Folded, Remedy, Shelf, Stock, StockOp, Users,
+    Block, Cell, Counts, Delta, Error, Folded, Namespaces, Remedy, Shelf, Stock, StockOp, Users,
 };
 use nearshore_core::user::event::Kind;
 use nearshore_core::user::record::{Offset, Timestamp};
@@ -332,4 +332,29 @@ async fn a_sound_redis_passes_every_check() {
             assert!(verdict.is_ok(), "{name}: {verdict:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_redis_of_another_layout_is_refused_and_an_empty_one_is_marked() {
+    let server = crate::store_faults::Server::start(&[]).await;
+    let store = RedisStore::new(settings(server.url())).expect("settings are right");
+    let mut redis = raw(&server.url()).await;
+    store.check_layout().await.expect("empty");
+    let layout: String = ask(&mut redis, &["GET", "nearshore:layout"]).await;
+    assert_eq!(layout, keys::LAYOUT_VERSION.to_string());
+    store.enroll("main", Some("{}")).await.expect("enrolled");
+    store.check_layout().await.expect("its own layout");
+    // As a build left it that did not know of layouts.
+    let _: i64 = ask(&mut redis, &["DEL", "nearshore:layout"]).await;
+    let refused = store.check_layout().await;
+    assert!(
+        matches!(&refused, Err(Error::Refused { reason, .. }) if reason.contains("1 registered")),
+        "{refused:?}"
+    );
+    let _: String = ask(&mut redis, &["SET", "nearshore:layout", "1"]).await;
+    let refused = store.check_layout().await;
+    assert!(
+        matches!(&refused, Err(Error::Refused { reason, .. }) if reason.contains("\"1\"")),
+        "{refused:?}"
+    );
 }

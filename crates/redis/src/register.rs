@@ -15,6 +15,34 @@ use nearshore_core::ports::store::Error;
 use nearshore_core::user::event::UserId;
 
 impl RedisStore {
+    /// Refuses a Redis that was filled in another layout, and marks an empty one with this build's layout. Call it before
+    /// the first write and before a namespace is enrolled.
+    pub async fn check_layout(&self) -> Result<(), Error> {
+        if self.layout().await?.is_none() {
+            let mut mark = cmd("SET");
+            mark.arg(keys::LAYOUT).arg(keys::LAYOUT_VERSION).arg("NX");
+            self.link().one(mark).await?;
+            // Another process may have written its own number first.
+            self.layout().await?;
+        }
+        Ok(())
+    }
+
+    /// The layout of this Redis, which is this build's; `None` if nothing was stored yet. Changes nothing.
+    pub(super) async fn layout(&self) -> Result<Option<u32>, Error> {
+        let mut get = cmd("GET");
+        get.arg(keys::LAYOUT);
+        let found: Option<String> = self.read(self.link().one(get).await?)?;
+        let namespaces = match found {
+            Some(_) => 0,
+            None => self.registered().await?.len(),
+        };
+        layout_of(found.as_deref(), namespaces).map_err(|reason| Error::Refused {
+            addr: self.link().addr().into(),
+            reason,
+        })
+    }
+
     pub(super) async fn get_plan(&self, ns: &str) -> Result<Option<String>, Error> {
         let mut get = cmd("GET");
         get.arg(keys::plan(ns)?);
@@ -115,5 +143,40 @@ impl RedisStore {
             sum += self.read::<Option<u64>>(answer)?.unwrap_or(0);
         }
         Ok(sum)
+    }
+}
+
+/// Judges what [`keys::LAYOUT`] holds, beside the number of registered namespaces.
+fn layout_of(found: Option<&str>, namespaces: usize) -> Result<Option<u32>, String> {
+    let wanted = keys::LAYOUT_VERSION;
+    let found = match found {
+        None if namespaces == 0 => return Ok(None),
+        None => format!("no {} but {namespaces} registered namespaces", keys::LAYOUT),
+        Some(text) if text == wanted.to_string() => return Ok(Some(wanted)),
+        Some(text) => format!("{} is {text:?}", keys::LAYOUT),
+    };
+    Err(format!(
+        "{found}: it was filled by a build with another layout, and this build reads layout {wanted} only; \
+         empty this Redis, or name another database in redis.url, and fill it by `nearshore backfill`"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redis_of_another_layout_is_refused_with_what_was_found() {
+        assert_eq!(layout_of(Some("2"), 0), Ok(Some(2)));
+        assert_eq!(layout_of(None, 0), Ok(None), "an empty Redis may be marked");
+        for (found, namespaces, text) in [
+            (Some("1"), 0, "nearshore:layout is \"1\""),
+            (Some("x"), 0, "nearshore:layout is \"x\""),
+            (None, 3, "no nearshore:layout but 3 registered namespaces"),
+        ] {
+            let reason = layout_of(found, namespaces).expect_err(text);
+            assert!(reason.starts_with(text), "{reason}");
+            assert!(reason.contains("nearshore backfill"), "{reason}");
+        }
     }
 }

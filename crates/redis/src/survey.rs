@@ -49,7 +49,15 @@ impl RedisStore {
         } else {
             format!("{}, single primary", link.addr())
         };
-        let mut checks: Vec<Check> = vec![("redis answers".into(), Ok(mode))];
+        let layout = self.layout().await.map_err(|error| error.to_string());
+        let layout = layout.map(|found| match found {
+            Some(number) => number.to_string(),
+            None => "none yet: this Redis is empty".into(),
+        });
+        let mut checks: Vec<Check> = vec![
+            ("redis answers".into(), Ok(mode)),
+            ("redis layout".into(), layout),
+        ];
         for primary in &primaries {
             let name = |what: &str| match &primary.node {
                 Node::Only => format!("redis {what}"),

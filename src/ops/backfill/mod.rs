@@ -68,6 +68,7 @@ pub async fn backfill(
         .ready()
         .await
         .context("redis; see `nearshore check`")?;
+    store.check_layout().await.context("redis")?;
     let (mut book, new) = Book::open(&config, store.clone(), order).await?;
     let mut outcome = Outcome {
         plan: book.plan().clone(),

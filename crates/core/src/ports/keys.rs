@@ -18,6 +18,11 @@ pub const SETS: u32 = 16;
 pub const ACTIVE: &str = "nearshore:active";
 /// All namespaces: a hash of namespace -> JSON.
 pub const NAMESPACES: &str = "nearshore:namespaces";
+/// Number of the layout of everything that is stored: [`LAYOUT_VERSION`] of the build that filled this Redis first.
+pub const LAYOUT: &str = "nearshore:layout";
+/// The layout that this build reads and writes: names of keys and fields, and what they hold. Raise it with every change
+/// of meaning, so that a Redis of another layout is refused and never misread.
+pub const LAYOUT_VERSION: u32 = 2;
 /// There while live is behind its objective in some process.
 pub const LIVE_BEHIND: &str = "nearshore:live-behind";
 /// What a user costs each arm's model: a hash of arm -> JSON.
