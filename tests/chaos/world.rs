@@ -63,10 +63,13 @@ fn rewrites(broken: Option<Break>) -> Vec<Text> {
                 publish,
                 &[
                     ("'GET', KEYS[2]", "'GET', 'nobod'"),
-                    ("tonumber(ARGV[2]) < erased_at", "tonumber(ARGV[2]) < 0   "),
+                    (
+                        "tonumber(ARGV[2]) < erased_at",
+                        "tonumber(ARGV[2]) < 0        ",
+                    ),
                     (
                         "tonumber(ARGV[2]) ~= erased_at",
-                        "tonumber(ARGV[2]) == 'x' ",
+                        "tonumber(ARGV[2]) == 'x'      ",
                     ),
                 ],
             ),

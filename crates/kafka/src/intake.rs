@@ -323,7 +323,10 @@ impl Intake {
 impl State {
     /// Whether a partition is ours, and the role was told all that it went through.
     fn knows(&self, partition: &Partition) -> bool {
-        let untold = self.notices.iter().any(|notice| notice.moves(partition));
+        let untold = self
+            .notices
+            .iter()
+            .any(|notice| notice.changes_owner_of(partition));
         self.own.contains_key(partition) && !untold
     }
 

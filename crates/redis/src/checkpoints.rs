@@ -1,8 +1,8 @@
-//! How far each reader's records are written, noted under many tags, so that every primary has a note.
+//! Checkpoints: how far each reader's records are written, stored under many hash tags so that every primary has one.
 //!
-//! Invariant: a note is in the stream of its primary behind the writes that it stands for, so a primary that has
-//! the note has them. Notes move with their slots, so a primary that is added knows as much as the one that it
-//! took them from. It does not know what readers are.
+//! Invariant: in the replication stream of its primary a checkpoint comes behind the writes that it stands for, so a
+//! primary that has the checkpoint has the writes. Checkpoints move with their slots, so a new primary knows as much as the
+//! one that gave it the slots. This module does not know what readers are.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use nearshore_core::ports::keys;
 use nearshore_core::ports::store::Error;
 use nearshore_core::user::record::{Partition, Resume};
 
-/// Tags in a cluster; a primary without one of them gets another.
+/// Fixed tags in a cluster; a primary that has the slot of none of them gets one more.
 const TAGS: u32 = 64;
 
 impl RedisStore {
@@ -27,15 +27,15 @@ impl RedisStore {
         if done.is_empty() {
             return Ok(());
         }
-        let note = |tag: &String| {
-            let mut note = call(Effect::Checkpoint, &[keys::checkpoint(reader, tag)]);
+        let write = |tag: &String| {
+            let mut write = call(Effect::Checkpoint, &[keys::checkpoint(reader, tag)]);
             for (partition, resume) in done {
-                note.arg(partition.to_string()).arg(resume.0);
+                write.arg(partition.to_string()).arg(resume.0);
             }
-            note
+            write
         };
-        let notes = self.tags().await?.iter().map(note).collect();
-        self.run(notes, 1).await.map(drop)
+        let writes = self.tags().await?.iter().map(write).collect();
+        self.run(writes, 1).await.map(drop)
     }
 
     pub(super) async fn get_checkpoints(
@@ -52,16 +52,16 @@ impl RedisStore {
         let mut least: Option<BTreeMap<Partition, Resume>> = None;
         for (tag, answer) in tags.iter().zip(answers) {
             let rows: BTreeMap<String, i64> = self.read(answer)?;
-            let mut noted = BTreeMap::new();
+            let mut stored = BTreeMap::new();
             for (text, resume) in rows {
                 let partition: Partition = text
                     .parse()
                     .map_err(|error| corrupt(&keys::checkpoint(reader, tag), error))?;
-                noted.insert(partition, Resume(resume));
+                stored.insert(partition, Resume(resume));
             }
             least = Some(match least {
-                None => noted,
-                Some(others) => least_of(&others, &noted),
+                None => stored,
+                Some(others) => least_of(&others, &stored),
             });
         }
         Ok(least.unwrap_or_default())
@@ -81,7 +81,7 @@ impl RedisStore {
     }
 }
 
-/// Of each partition that both know, the lower position.
+/// The lower position of each partition that both know.
 fn least_of(
     one: &BTreeMap<Partition, Resume>,
     other: &BTreeMap<Partition, Resume>,

@@ -1,7 +1,7 @@
-//! Who was erased, and what is still there of a user in any namespace.
+//! Tombstones of erased users, and every key that is left of a user in any namespace.
 //!
-//! Invariant: a tombstone only rises. [`RedisStore::traces`] walks all keys, so that it also finds what nobody knows
-//! of any more; it looks and changes nothing.
+//! Invariant: a tombstone only rises. [`RedisStore::traces`] scans all keys, so it also finds those of namespaces that are
+//! no longer registered; it changes nothing.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -20,12 +20,12 @@ use nearshore_core::user::record::Timestamp;
 pub struct Trace {
     /// The key.
     pub key: String,
-    /// When it goes by itself; `None`: never.
+    /// When the key expires; `None` = never.
     pub ttl: Option<Duration>,
 }
 
 impl RedisStore {
-    /// Every key of a user, sorted; walks all keys of all primaries.
+    /// Every key of a user, sorted; scans all keys of all primaries.
     pub async fn traces(&self, user: &UserId) -> Result<Vec<Trace>, Error> {
         let pattern = keys::of_user(user)?;
         let (mut found, mut cursor) = (Vec::new(), None);
@@ -37,7 +37,7 @@ impl RedisStore {
                 break;
             }
         }
-        // A scan may name a key twice.
+        // A scan may return a key twice.
         found.sort();
         found.dedup();
         let ttls = found.iter().map(|key| {
@@ -49,7 +49,7 @@ impl RedisStore {
         let mut traces = Vec::with_capacity(found.len());
         for (key, ttl) in found.into_iter().zip(ttls) {
             let ms: i64 = self.read(ttl)?;
-            // -2: it went meanwhile. -1: it stays.
+            // -2: the key is gone by now. -1: it never expires.
             if ms != -2 {
                 let ttl = u64::try_from(ms).ok().map(Duration::from_millis);
                 traces.push(Trace { key, ttl });
@@ -58,13 +58,13 @@ impl RedisStore {
         Ok(traces)
     }
 
-    /// Every namespace that has a state or a list of anybody, sorted; walks all keys of all primaries.
+    /// Every namespace that has a state, profile or list of some user, sorted; scans all keys of all primaries.
     pub async fn inhabited(&self) -> Result<Vec<String>, Error> {
         let (mut found, mut cursor) = (BTreeSet::new(), None);
         loop {
             let (page, next) = self.scan_keys("*:{*}:*", cursor).await?;
-            let spaces = page.iter().filter_map(|key| keys::part(key));
-            found.extend(spaces.map(|(ns, _)| ns.to_owned()));
+            let parts = page.iter().filter_map(|key| keys::part(key));
+            found.extend(parts.map(|(ns, _)| ns.to_owned()));
             cursor = next;
             if cursor.is_none() {
                 return Ok(found.into_iter().collect());
@@ -102,7 +102,7 @@ impl RedisStore {
         Ok(at.map(Timestamp))
     }
 
-    /// Raises tombstones; the times in force.
+    /// Raises tombstones; returns the times in force.
     pub async fn erase(&self, users: &[(UserId, Timestamp)]) -> Result<Vec<Timestamp>, Error> {
         let mut cmds = Vec::with_capacity(users.len());
         for (user, at) in users {

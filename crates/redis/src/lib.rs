@@ -1,9 +1,9 @@
 //! [`RedisStore`]: the store on one Redis primary or on a Redis Cluster.
 //!
-//! Invariant: every write is one script on one slot, so it happens as a whole or not at all, and its
-//! guard is stored beside what it guards. It reads primaries only. It decides nothing: users in
-//! [`users`], counts, stock and blocks in [`shared`], looking around in [`survey`], how far readers are in
-//! [`checkpoints`].
+//! Invariant: every write is one script on one slot, so it happens as a whole or not at all, and its guard is stored beside
+//! the value that it guards. Reads go to primaries only. The store decides nothing. Users are in [`users`]; counts, stock
+//! and blocks in [`shared`]; namespaces and the layout in [`register`]; scans and checks in [`survey`]; checkpoints in
+//! [`checkpoints`]; erases in [`erased`].
 
 mod checkpoints;
 mod erased;
@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{Cmd, FromRedisValue, Value, cmd};
+use redis::{Cmd, FromRedisValue, Value};
 
 pub use erased::Trace;
 pub use settings::RedisSettings;
@@ -41,19 +41,19 @@ use nearshore_core::user::state::Held;
 #[derive(Clone)]
 pub struct RedisStore {
     inner: Arc<Inner>,
-    /// Where the writes of this handle have effect; none = wherever they land.
+    /// Lineage in which this handle's writes have effect; `None` = in any.
     guard: Option<Arc<Guard>>,
 }
 
 struct Inner {
     settings: RedisSettings,
     link: Link,
-    /// WAIT blocks the connection that it is sent on, so it has one of its own.
+    /// A connection for WAIT alone, which blocks the connection that it is sent on.
     waiter: Link,
 }
 
 impl RedisStore {
-    /// A store that connects when it is first asked; wrong settings fail at once.
+    /// Creates a store that connects at its first call; wrong settings fail at once.
     pub fn new(settings: RedisSettings) -> Result<Self, Error> {
         Ok(Self {
             inner: Arc::new(Inner {
@@ -69,14 +69,14 @@ impl RedisStore {
         &self.inner.link
     }
 
-    /// Conditional writes: where this handle's lineage rules, if it has one.
+    /// Runs conditional writes, which have effect only in this handle's lineage, if it has one.
     async fn run(&self, cmds: Vec<Cmd>, per: usize) -> Result<Vec<Value>, Error> {
         self.link().run_by(self.guard.as_deref(), cmds, per).await
     }
 
-    /// An answer as what it should be.
+    /// Converts an answer to the expected type.
     fn read<T: FromRedisValue>(&self, value: Value) -> Result<T, Error> {
-        redis::from_redis_value(value).map_err(|error| self.link().odd(error))
+        redis::from_redis_value(value).map_err(|error| self.link().unexpected(error))
     }
 }
 
@@ -136,11 +136,11 @@ impl Stock for RedisStore {
     }
 
     async fn sold_out(&self, skus: &[String]) -> Result<Vec<bool>, Error> {
-        self.are_out(skus).await
+        self.which_sold_out(skus).await
     }
 
     async fn block(&self, block: &Block) -> Result<(), Error> {
-        self.put_block(block).await
+        self.add_block(block).await
     }
 
     async fn unblock(&self, id: &str, by: &str, at: Timestamp) -> Result<bool, Error> {
@@ -174,7 +174,7 @@ impl Namespaces for RedisStore {
         ns: &str,
         cursor: Option<String>,
     ) -> Result<(u64, Option<String>), Error> {
-        self.delete_some(ns, cursor).await
+        self.delete_page(ns, cursor).await
     }
 
     async fn active(&self) -> Result<Option<String>, Error> {
@@ -202,23 +202,19 @@ impl Namespaces for RedisStore {
     }
 
     async fn note_cost(&self, arm: &str, note: &str) -> Result<(), Error> {
-        self.put_pace(arm, note).await
+        self.put_cost(arm, note).await
     }
 
     async fn costs(&self) -> Result<BTreeMap<String, String>, Error> {
-        self.read(
-            self.link()
-                .one(cmd("HGETALL").arg(keys::COSTS).clone())
-                .await?,
-        )
+        self.get_costs().await
     }
 
     async fn say_live_behind(&self, ttl: Duration) -> Result<(), Error> {
-        self.put_behind(ttl).await
+        self.put_live_behind(ttl).await
     }
 
     async fn live_behind(&self) -> Result<bool, Error> {
-        self.is_behind().await
+        self.is_live_behind().await
     }
 }
 
@@ -247,10 +243,10 @@ impl Durability for RedisStore {
     }
 }
 
-/// Why a stored value is [`Error::Corrupt`].
-pub(crate) fn corrupt(key: &str, reason: impl ToString) -> Error {
-    // Errors are logged, and a log keeps nobody's id: who may see ids asks for debug lines.
-    tracing::debug!(key, "does not decode");
+/// An [`Error::Corrupt`] for a stored value, its key masked.
+fn corrupt(key: &str, reason: impl ToString) -> Error {
+    // Errors are logged, and a log must not name users. Whoever may see ids enables debug lines.
+    tracing::debug!(key, "a stored value does not decode; it is left as it is");
     Error::Corrupt {
         key: keys::masked(key),
         reason: reason.to_string(),

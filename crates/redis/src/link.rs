@@ -1,10 +1,10 @@
-//! The connection: sends batches of commands, answers in their order, and makes itself anew.
+//! The connection to Redis: sends batches of commands, returns answers in their order, reconnects.
 //!
-//! Invariant: a connection that answered READONLY, MASTERDOWN or LOADING, broke, or was late is never used
-//! again: redis-rs alone would keep it for ever, and nobody can tell a slow peer from a hole that swallows
-//! packets. It retries nothing but an unknown script: callers do, since every write is fenced. A Redis Cluster's client does
-//! retry by itself, so a write's answer may be that of its second landing: "older" or "stale" for a write that is in
-//! place. It does not know what the commands mean.
+//! Invariant: a connection that answered READONLY, MASTERDOWN or LOADING, broke, or timed out is never used again. redis-rs
+//! alone would keep it for ever, and a slow peer looks the same as a network that drops packets. Only a call of an unknown
+//! script is retried here; callers retry the rest, since every write is fenced. The client of a Redis Cluster retries by
+//! itself, so the answer to a write may be that of its second execution: "older" or "stale" for a write that is in place.
+//! This module does not know what the commands mean.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,10 +28,10 @@ use nearshore_core::ports::store::{Error, Lineage};
 
 /// Least time between two attempts to connect.
 const RECONNECT_EVERY: Duration = Duration::from_millis(100);
-/// Commands of one pipeline; the next waits for its answers, so that one pipe stays far below the
-/// response's limit and memory is bounded.
-const PIPE: usize = 512;
-/// Slots asked at once in a cluster; redis-rs' own queue holds about as many.
+/// Commands of one pipeline. The next pipeline waits for its answers, so that one stays far below the response timeout and
+/// memory is bounded.
+const PIPELINE_MAX: usize = 512;
+/// Pipelines sent at once in a cluster, one per slot; redis-rs' own queue holds about as many.
 const SLOTS_AT_ONCE: usize = 128;
 
 /// A connection that is made on demand.
@@ -40,10 +40,10 @@ pub(super) struct Link {
     addr: String,
     response_max: Duration,
     connect_max: Duration,
-    age: Duration,
+    age_max: Duration,
     live: ArcSwapOption<Live>,
-    /// Held while connecting only, so that one connects and the others find it done.
-    making: Mutex<Option<Attempt>>,
+    /// Locked only while connecting, so that one task connects and the others find the result.
+    connecting: Mutex<Option<Attempt>>,
 }
 
 enum Target {
@@ -67,7 +67,7 @@ enum Conn {
     Cluster(ClusterConnection),
 }
 
-/// A primary; the single one has no address of its own.
+/// A primary. A single Redis has no address here.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Node {
     Only,
@@ -84,7 +84,7 @@ impl std::fmt::Display for Node {
 }
 
 impl Link {
-    /// `extra`: what an answer may take beyond the ordinary, for WAIT.
+    /// Creates a link; `extra` is added to the response timeout, for WAIT.
     pub(super) fn new(settings: &RedisSettings, extra: Duration) -> Result<Self, Error> {
         let found = settings.target()?;
         let response_max = settings.response_max + extra;
@@ -105,7 +105,7 @@ impl Link {
             let config = AsyncConnectionConfig::new()
                 .set_connection_timeout(Some(settings.connect_max))
                 .set_response_timeout(Some(response_max))
-                .set_pipeline_buffer_size(PIPE);
+                .set_pipeline_buffer_size(PIPELINE_MAX);
             let client = Client::open(found.nodes[0].clone()).map_err(refused)?;
             Target::Single(client, config)
         };
@@ -114,9 +114,9 @@ impl Link {
             addr: found.addr,
             response_max,
             connect_max: settings.connect_max,
-            age: settings.connection_age,
+            age_max: settings.connection_age,
             live: ArcSwapOption::empty(),
-            making: Mutex::new(None),
+            connecting: Mutex::new(None),
         })
     }
 
@@ -128,13 +128,13 @@ impl Link {
         matches!(self.target, Target::Cluster(_))
     }
 
-    /// Answers of `cmds`, in their order. Each `per` consecutive commands share a slot and are executed
-    /// in their order; others may overtake in a cluster.
+    /// Runs `cmds` and returns the answers in their order. Each `per` consecutive commands share a slot and are executed in
+    /// their order; in a cluster, other commands may overtake them.
     pub(super) async fn run(&self, cmds: Vec<Cmd>, per: usize) -> Result<Vec<Value>, Error> {
         self.run_by(None, cmds, per).await
     }
 
-    /// [`Link::run`], and scripts have effect in the guard's lineage only.
+    /// Runs commands as [`Link::run`] does; scripts have effect in the guard's lineage only.
     pub(super) async fn run_by(
         &self,
         guard: Option<&Guard>,
@@ -146,7 +146,7 @@ impl Link {
         }
         let live = self.live().await?;
         let cmds = match guard {
-            Some(guard) => guard.dress(cmds),
+            Some(guard) => guard.apply(cmds),
             None => cmds,
         };
         let mut answers = self.send(&live, &cmds, per).await?;
@@ -154,8 +154,8 @@ impl Link {
             .filter(|&nth| matches!(&answers[nth], Err(error) if is_no_script(error)))
             .collect();
         if !unknown.is_empty() {
-            // A restart, a failover or SCRIPT FLUSH: nothing of these was executed.
-            self.teach(&live, guard).await?;
+            // After a restart, a failover or SCRIPT FLUSH. None of these calls was executed.
+            self.load_scripts(&live, guard).await?;
             let again: Vec<Cmd> = unknown.iter().map(|&nth| cmds[nth].clone()).collect();
             let second = self.send(&live, &again, 1).await?;
             for (nth, answer) in unknown.into_iter().zip(second) {
@@ -164,17 +164,17 @@ impl Link {
         }
         answers
             .into_iter()
-            .map(|answer| self.watch(&live, answer))
+            .map(|answer| self.check(&live, answer))
             .collect()
     }
 
-    /// One command, wherever its key lies.
+    /// Runs one command on the primary of its key.
     pub(super) async fn one(&self, cmd: Cmd) -> Result<Value, Error> {
         let mut answers = self.run(vec![cmd], 1).await?;
-        answers.pop().ok_or_else(|| self.odd("no answer"))
+        answers.pop().ok_or_else(|| self.unexpected("no answer"))
     }
 
-    /// Commands on one primary, whatever their keys.
+    /// Runs commands on one primary, whatever their keys.
     pub(super) async fn on(&self, node: &Node, cmds: Vec<Cmd>) -> Result<Vec<Value>, Error> {
         let Node::At(host, port) = node else {
             let per = cmds.len();
@@ -182,7 +182,7 @@ impl Link {
         };
         let live = self.live().await?;
         let Conn::Cluster(mut conn) = live.conn.clone() else {
-            return Err(self.odd("not a cluster"));
+            return Err(self.unexpected("a node was named, but this is no cluster"));
         };
         let route = SingleNodeRoutingInfo::ByAddress {
             host: host.clone(),
@@ -191,15 +191,15 @@ impl Link {
         let pipe = pipeline(&cmds);
         measures::round_trips(1);
         let answers = conn.route_pipeline(pipe, 0, cmds.len(), route).await;
-        let answers = self.watch(&live, answers)?;
+        let answers = self.check(&live, answers)?;
         answers
             .into_iter()
-            .map(|answer| self.watch(&live, answer.extract_error()))
+            .map(|answer| self.check(&live, answer.extract_error()))
             .collect()
     }
 
-    /// Loads scripts; a guard's only where its lineage rules.
-    async fn teach(&self, live: &Arc<Live>, guard: Option<&Guard>) -> Result<(), Error> {
+    /// Loads scripts; those of a guard only on primaries of its lineage.
+    async fn load_scripts(&self, live: &Arc<Live>, guard: Option<&Guard>) -> Result<(), Error> {
         let loads: Vec<Cmd> = match guard {
             None => scripts::loads().collect(),
             Some(guard) => {
@@ -211,10 +211,10 @@ impl Link {
                 guard.loads().collect()
             }
         };
-        self.watch(live, load(live.conn.clone(), loads).await)
+        self.check(live, load(live.conn.clone(), loads).await)
     }
 
-    /// Which history of writes the primaries hold.
+    /// The lineage of the primaries, from their replication ids.
     pub(super) async fn lineage(&self) -> Result<Lineage, Error> {
         let live = self.live().await?;
         self.lineage_of(&live).await
@@ -233,18 +233,18 @@ impl Link {
             }
         };
         let mut texts = Vec::new();
-        texts_of(&self.watch(live, answer)?, &mut texts);
+        texts_of(&self.check(live, answer)?, &mut texts);
         match lineage_in(&texts) {
             Some(lineage) => Ok(lineage),
             None => {
                 self.drop(live);
-                Err(self.unavailable("READONLY: this is no primary"))
+                Err(self.unavailable("READONLY: this is no primary; connecting again"))
             }
         }
     }
 
-    /// An answer that Redis should not give.
-    pub(super) fn odd(&self, reason: impl ToString) -> Error {
+    /// An error for an answer that Redis must not give.
+    pub(super) fn unexpected(&self, reason: impl ToString) -> Error {
         Error::Refused {
             addr: self.addr.clone(),
             reason: reason.to_string(),
@@ -260,10 +260,10 @@ impl Link {
         let sent = match &live.conn {
             Conn::Single(conn) => {
                 let mut answers = Vec::with_capacity(cmds.len());
-                for part in cmds.chunks(PIPE) {
-                    match ask(conn.clone(), pipeline(part)).await {
+                for part in cmds.chunks(PIPELINE_MAX) {
+                    match query(conn.clone(), pipeline(part)).await {
                         Ok(more) => answers.extend(more),
-                        Err(error) => return self.watch(live, Err(error)),
+                        Err(error) => return self.check(live, Err(error)),
                     }
                 }
                 Ok(answers)
@@ -271,55 +271,54 @@ impl Link {
             Conn::Cluster(conn) => {
                 let slots: Vec<Pipeline> = cmds.chunks(per.max(1)).map(pipeline).collect();
                 let conn = conn.clone();
-                let asked = futures::stream::iter(slots).map(move |pipe| ask(conn.clone(), pipe));
-                let answers: RedisResult<Vec<_>> =
-                    asked.buffered(SLOTS_AT_ONCE).try_collect().await;
+                let sent = futures::stream::iter(slots).map(move |pipe| query(conn.clone(), pipe));
+                let answers: RedisResult<Vec<_>> = sent.buffered(SLOTS_AT_ONCE).try_collect().await;
                 answers.map(|answers| answers.into_iter().flatten().collect())
             }
         };
-        self.watch(live, sent)
+        self.check(live, sent)
     }
 
-    /// The connection, made if there is none or if it is of age.
+    /// The connection; connects if there is none or if it is older than `age_max`.
     async fn live(&self) -> Result<Arc<Live>, Error> {
-        if let Some(live) = self.young() {
+        if let Some(live) = self.usable() {
             return Ok(live);
         }
         let asked = Instant::now();
-        let mut making = self.making.lock().await;
-        if let Some(live) = self.young() {
+        let mut attempt = self.connecting.lock().await;
+        if let Some(live) = self.usable() {
             return Ok(live);
         }
-        if let Some(Attempt { ended, failure }) = making.as_ref() {
-            // Somebody tried while this one waited: with Redis away, a hundred callers fail together
-            // instead of one after the other.
+        if let Some(Attempt { ended, failure }) = attempt.as_ref() {
+            // Another caller tried while this one waited: with Redis away, a hundred callers fail together instead of one
+            // after the other.
             if let Some(reason) = failure.as_ref().filter(|_| *ended >= asked) {
                 return Err(self.unavailable(reason));
             }
             tokio::time::sleep((*ended + RECONNECT_EVERY).saturating_duration_since(asked)).await;
         }
-        let made = self.connect().await;
-        let failure = made.as_ref().err().map(Error::to_string);
-        *making = Some(Attempt {
+        let connected = self.connect().await;
+        let failure = connected.as_ref().err().map(Error::to_string);
+        *attempt = Some(Attempt {
             ended: Instant::now(),
             failure,
         });
         let live = Arc::new(Live {
-            conn: made?,
+            conn: connected?,
             since: Instant::now(),
         });
         self.live.store(Some(live.clone()));
         Ok(live)
     }
 
-    fn young(&self) -> Option<Arc<Live>> {
+    fn usable(&self) -> Option<Arc<Live>> {
         let live = self.live.load_full()?;
-        (live.since.elapsed() < self.age).then_some(live)
+        (live.since.elapsed() < self.age_max).then_some(live)
     }
 
     async fn connect(&self) -> Result<Conn, Error> {
         let limit = (self.connect_max + self.response_max) * 2;
-        let make = async {
+        let connect = async {
             let conn = match &self.target {
                 Target::Single(client, config) => Conn::Single(
                     client
@@ -331,8 +330,8 @@ impl Link {
             load(conn.clone(), scripts::loads().collect()).await?;
             Ok(conn)
         };
-        match tokio::time::timeout(limit, make).await {
-            Ok(made) => made.map_err(|error| self.name(&error)),
+        match tokio::time::timeout(limit, connect).await {
+            Ok(connected) => connected.map_err(|error| self.classify(&error)),
             Err(_) => Err(Error::Timeout {
                 addr: self.addr.clone(),
                 limit,
@@ -340,8 +339,8 @@ impl Link {
         }
     }
 
-    /// Names what went wrong, and drops the connection if it cannot be trusted any more.
-    fn watch<T>(&self, live: &Arc<Live>, answer: RedisResult<T>) -> Result<T, Error> {
+    /// Classifies an error, and drops the connection if it cannot be trusted any more.
+    fn check<T>(&self, live: &Arc<Live>, answer: RedisResult<T>) -> Result<T, Error> {
         let error = match answer {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
@@ -349,10 +348,10 @@ impl Link {
         if error.is_timeout() || is_lost(&error) || self.is_outdated(&error) {
             self.drop(live);
         }
-        Err(self.name(&error))
+        Err(self.classify(&error))
     }
 
-    /// Only this one: another task may have made the next one already.
+    /// Drops this connection only: another task may have connected again already.
     fn drop(&self, lost: &Arc<Live>) {
         self.live.rcu(|now| match now {
             Some(now) if Arc::ptr_eq(now, lost) => None,
@@ -360,14 +359,14 @@ impl Link {
         });
     }
 
-    fn name(&self, error: &RedisError) -> Error {
+    fn classify(&self, error: &RedisError) -> Error {
         if error.is_timeout() {
             return Error::Timeout {
                 addr: self.addr.clone(),
                 limit: self.response_max,
             };
         }
-        if is_lost(error) || is_passing(error) || self.is_outdated(error) {
+        if is_lost(error) || is_temporary(error) || self.is_outdated(error) {
             return self.unavailable(&error.to_string());
         }
         let hint = match error.kind() {
@@ -376,11 +375,11 @@ impl Link {
             }
             _ => "",
         };
-        self.odd(format!("{error}{hint}"))
+        self.unexpected(format!("{error}{hint}"))
     }
 
-    /// The client's map of the cluster's slots is not the cluster's, and it gave up following: a node was away
-    /// while the others answered for it. A new connection draws a new map.
+    /// Whether the client's map of slots is outdated and it stopped following redirects: a node was away while others
+    /// answered for it. A new connection reads a new map.
     fn is_outdated(&self, error: &RedisError) -> bool {
         self.is_cluster() && error.kind() == ErrorKind::Server(ServerErrorKind::Moved)
     }
@@ -402,7 +401,7 @@ fn pipeline(cmds: &[Cmd]) -> Pipeline {
     pipe
 }
 
-async fn ask(conn: impl Into<Conn>, pipe: Pipeline) -> RedisResult<Vec<RedisResult<Value>>> {
+async fn query(conn: impl Into<Conn>, pipe: Pipeline) -> RedisResult<Vec<RedisResult<Value>>> {
     measures::round_trips(1);
     match conn.into() {
         Conn::Single(mut conn) => pipe.query_async(&mut conn).await,
@@ -425,7 +424,7 @@ impl From<ClusterConnection> for Conn {
 async fn load(conn: Conn, loads: Vec<Cmd>) -> RedisResult<()> {
     match conn {
         Conn::Single(_) => {
-            let answers = ask(conn, pipeline(&loads)).await?;
+            let answers = query(conn, pipeline(&loads)).await?;
             answers.into_iter().try_for_each(|answer| answer.map(drop))
         }
         Conn::Cluster(mut conn) => {
@@ -439,7 +438,7 @@ async fn load(conn: Conn, loads: Vec<Cmd>) -> RedisResult<()> {
     }
 }
 
-/// All texts of an answer, whatever the nodes' shape around them.
+/// Collects all texts of an answer, whatever the shape around them.
 fn texts_of(value: &Value, texts: &mut Vec<String>) {
     match value {
         Value::BulkString(bytes) => texts.push(String::from_utf8_lossy(bytes).into_owned()),
@@ -450,7 +449,7 @@ fn texts_of(value: &Value, texts: &mut Vec<String>) {
     }
 }
 
-/// The replication ids of all primaries, in an order of their own; none if one of them is no primary.
+/// The replication ids of all primaries, sorted; `None` if one of them is no primary.
 fn lineage_in(texts: &[String]) -> Option<Lineage> {
     let field = |text: &str, name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name));
@@ -471,7 +470,7 @@ fn is_no_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
 
-/// The connection leads to nobody, or to one who must not be written to.
+/// Whether the connection is broken, or leads to a server that must not be written to.
 fn is_lost(error: &RedisError) -> bool {
     let demoted = matches!(
         error.kind(),
@@ -479,13 +478,13 @@ fn is_lost(error: &RedisError) -> bool {
             ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
         )
     );
-    // redis-rs would reconnect after a wrong password, too; that is for a person.
+    // redis-rs would reconnect after a wrong password too; that needs an operator.
     let denied = error.kind() == ErrorKind::AuthenticationFailed;
     demoted || error.is_io_error() || (error.is_unrecoverable_error() && !denied)
 }
 
-/// Redis says no for now.
-fn is_passing(error: &RedisError) -> bool {
+/// Whether Redis refuses for now only.
+fn is_temporary(error: &RedisError) -> bool {
     let known = matches!(
         error.kind(),
         ErrorKind::ClusterConnectionNotFound
@@ -512,11 +511,11 @@ mod tests {
         };
         let link = Link::new(&settings, Duration::ZERO).expect("valid");
         let moved = ErrorKind::Server(ServerErrorKind::Moved);
-        link.name(&RedisError::from((moved, "MOVED"))).remedy()
+        link.classify(&RedisError::from((moved, "MOVED"))).remedy()
     }
 
     #[test]
-    fn a_cluster_whose_slots_moved_is_asked_again_and_a_single_server_is_named_as_a_cluster() {
+    fn a_moved_slot_is_retried_in_a_cluster_and_stops_a_single_connection() {
         assert_eq!(remedy_of_moved("redis+cluster://h:1"), Remedy::Retry);
         assert_eq!(remedy_of_moved("redis://h:1"), Remedy::Stop);
     }

@@ -1,7 +1,7 @@
-//! What is noted of namespaces as a whole: their register, their plans, and the signal that live is behind.
+//! What is stored of namespaces as wholes: layout, register, plans, costs, and the signal that live is behind.
 //!
-//! Invariant: of two that write a plan at once one is refused; the signal passes by itself. What the
-//! notes say is the caller's.
+//! Invariant: of two processes that write a plan at once, one is refused; the signal expires by itself. This module does
+//! not know what the notes contain.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -55,7 +55,7 @@ impl RedisStore {
         plan: &str,
         expected: Option<&str>,
     ) -> Result<bool, Error> {
-        // The same effect as a promotion's: a text takes the place of the one that was read.
+        // The same script as for a promotion: a text replaces the one that was read.
         let mut set = call(Effect::Active, &[keys::plan(ns)?]);
         set.arg(expected.unwrap_or_default()).arg(plan);
         self.read(self.link().one(set).await?)
@@ -84,26 +84,32 @@ impl RedisStore {
         self.link().one(put).await.map(drop)
     }
 
-    pub(super) async fn put_pace(&self, arm: &str, note: &str) -> Result<(), Error> {
+    pub(super) async fn get_costs(&self) -> Result<BTreeMap<String, String>, Error> {
+        let mut all = cmd("HGETALL");
+        all.arg(keys::COSTS);
+        self.read(self.link().one(all).await?)
+    }
+
+    pub(super) async fn put_cost(&self, arm: &str, note: &str) -> Result<(), Error> {
         let mut put = cmd("HSET");
         put.arg(keys::COSTS).arg(arm).arg(note);
         self.link().one(put).await.map(drop)
     }
 
-    pub(super) async fn put_behind(&self, ttl: Duration) -> Result<(), Error> {
+    pub(super) async fn put_live_behind(&self, ttl: Duration) -> Result<(), Error> {
         let ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
         let mut set = cmd("SET");
         set.arg(keys::LIVE_BEHIND).arg("1").arg("PX").arg(ms);
         self.link().one(set).await.map(drop)
     }
 
-    pub(super) async fn is_behind(&self) -> Result<bool, Error> {
+    pub(super) async fn is_live_behind(&self) -> Result<bool, Error> {
         let mut exists = cmd("EXISTS");
         exists.arg(keys::LIVE_BEHIND);
         self.read(self.link().one(exists).await?)
     }
 
-    /// Bytes that these users' keys take on their primaries, as Redis reckons them.
+    /// Memory of these users' keys on their primaries, in bytes, as `MEMORY USAGE` estimates it.
     pub async fn bytes_of(&self, ns: &str, users: &[UserId]) -> Result<u64, Error> {
         let mut cmds = Vec::with_capacity(users.len() * 3);
         for user in users {
@@ -117,7 +123,7 @@ impl RedisStore {
         self.sum(cmds, 3).await
     }
 
-    /// Bytes that the counts of these shards take on their primaries.
+    /// Memory of the counts of these shards on their primaries, in bytes, as `MEMORY USAGE` estimates it.
     pub async fn bytes_of_counts(&self, ns: &str, shards: &[u8]) -> Result<u64, Error> {
         let mut sum = 0;
         for &shard in shards {
@@ -125,7 +131,7 @@ impl RedisStore {
             members.arg(keys::count_buckets(ns, shard));
             let buckets: Vec<i64> = self.read(self.link().one(members).await?)?;
             let mut names = vec![keys::count_fence(ns, shard), keys::count_buckets(ns, shard)];
-            names.extend(buckets.iter().map(|it| keys::count_bucket(ns, shard, *it)));
+            names.extend(buckets.iter().map(|b| keys::count_bucket(ns, shard, *b)));
             let usage = |key: String| {
                 let mut usage = cmd("MEMORY");
                 usage.arg("USAGE").arg(key);
@@ -136,7 +142,7 @@ impl RedisStore {
         Ok(sum)
     }
 
-    /// `per`: so many in a row have keys of one slot.
+    /// Sums the answers; each `per` consecutive commands have keys of one slot.
     async fn sum(&self, cmds: Vec<redis::Cmd>, per: usize) -> Result<u64, Error> {
         let mut sum = 0;
         for answer in self.link().run(cmds, per).await? {

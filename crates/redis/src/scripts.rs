@@ -1,4 +1,4 @@
-//! The scripts: one `.lua` per effect, known to Redis by its hash.
+//! The Lua scripts: one `.lua` file per effect, called by its hash.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -7,7 +7,7 @@ use redis::{Arg, Cmd, Script, ToRedisArgs};
 
 use nearshore_core::ports::store::Lineage;
 
-/// The effects.
+/// What a script does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
     Fold,
@@ -51,11 +51,11 @@ fn load(source: &str) -> Cmd {
     load
 }
 
-/// The same scripts under names that only primaries of one lineage know.
+/// The same scripts under hashes that only primaries of one lineage know.
 ///
-/// Redis keeps scripts in the memory of its process and, since 7.0, hands them to no replica. So a script whose text
-/// names the lineage is unknown wherever that lineage does not rule: a call by its hash is refused
-/// there before it does anything, at no cost per call.
+/// Redis keeps scripts in the memory of its process and, since 7.0, does not replicate them. So a script whose text names
+/// the lineage is unknown to primaries of any other lineage: they refuse a call by its hash before it does anything, at no
+/// cost per call.
 #[derive(Debug)]
 pub(super) struct Guard {
     pub(super) lineage: Lineage,
@@ -83,14 +83,14 @@ impl Guard {
         self.sources.iter().map(|source| load(source))
     }
 
-    /// The same calls, of this lineage's scripts.
-    pub(super) fn dress(&self, cmds: Vec<Cmd>) -> Vec<Cmd> {
-        let dressed = |cmd: Cmd| self.dressed(&cmd).unwrap_or(cmd);
-        cmds.into_iter().map(dressed).collect()
+    /// Replaces each script's hash by its hash in this lineage.
+    pub(super) fn apply(&self, cmds: Vec<Cmd>) -> Vec<Cmd> {
+        let guarded = |cmd: Cmd| self.guarded(&cmd).unwrap_or(cmd);
+        cmds.into_iter().map(guarded).collect()
     }
 
-    /// None of a command that calls no script of ours.
-    fn dressed(&self, plain: &Cmd) -> Option<Cmd> {
+    /// The guarded call; `None` for a command that calls none of these scripts.
+    fn guarded(&self, plain: &Cmd) -> Option<Cmd> {
         let mut words = plain.args_iter().map(|word| match word {
             Arg::Simple(bytes) => bytes,
             _ => &[],
@@ -99,23 +99,26 @@ impl Guard {
             return None;
         }
         let hash = self.hashes.get(words.next()?)?;
-        // Sized at once: growing by every word costs more than the words.
+        // Sized at once: growing with every word costs more than copying the words.
         let bytes = plain.args_iter().map(|word| match word {
             Arg::Simple(bytes) => bytes.len(),
             _ => 0,
         });
-        let mut dressed = Cmd::with_capacity(plain.args_iter().count(), bytes.sum());
-        dressed.arg("EVALSHA").arg(hash);
+        let mut guarded = Cmd::with_capacity(plain.args_iter().count(), bytes.sum());
+        guarded.arg("EVALSHA").arg(hash);
         words.for_each(|word| {
-            dressed.arg(word);
+            guarded.arg(word);
         });
-        Some(dressed)
+        Some(guarded)
     }
 }
 
-/// A call by hash; arguments follow.
+/// Starts a call by hash with its keys; the caller adds the arguments.
 pub(super) fn call<K: ToRedisArgs>(effect: Effect, keys: &[K]) -> Cmd {
-    debug_assert_eq!(SOURCES[effect as usize].0, effect, "in the enum's order");
+    debug_assert_eq!(
+        SOURCES[effect as usize].0, effect,
+        "SOURCES are in the order of Effect"
+    );
     let mut call = redis::cmd("EVALSHA");
     call.arg(&HASHES[effect as usize]).arg(keys.len());
     for key in keys {
@@ -129,31 +132,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sources_stand_in_the_order_of_the_effects() {
+    fn sources_are_in_the_order_of_the_effects() {
         for (nth, (effect, _)) in SOURCES.iter().enumerate() {
             assert_eq!(*effect as usize, nth);
         }
     }
 
     #[test]
-    fn a_guarded_call_differs_in_the_name_of_its_script_only() {
+    fn a_guarded_call_differs_only_in_its_scripts_hash() {
         let guard = Guard::new(&Lineage("abc".into()));
         let mut plain = call(Effect::Fold, &["k1", "k2"]);
         plain.arg(7).arg("x");
         let words = |cmd: &Cmd| String::from_utf8_lossy(&cmd.get_packed_command()).into_owned();
         let before = words(&plain);
-        let dressed = guard.dress(vec![plain]).remove(0);
+        let guarded = guard.apply(vec![plain]).remove(0);
         let hash = Script::new(&guard.sources[0]).get_hash().to_owned();
-        assert_eq!(words(&dressed), before.replace(&HASHES[0], &hash));
+        assert_eq!(words(&guarded), before.replace(&HASHES[0], &hash));
         assert_ne!(hash, HASHES[0]);
         let mut other = redis::cmd("GET");
         other.arg("k");
-        let kept = guard.dress(vec![other.clone()]).remove(0);
+        let kept = guard.apply(vec![other.clone()]).remove(0);
         assert_eq!(words(&kept), words(&other));
     }
 
     #[test]
-    fn every_script_says_its_keys_and_its_invariant() {
+    fn every_script_documents_its_keys_arguments_and_invariant() {
         for (effect, source) in SOURCES {
             assert!(source.contains("-- KEYS"), "{effect:?}");
             assert!(source.contains("-- ARGV"), "{effect:?}");

@@ -1,5 +1,5 @@
-//! What the store is told: address, limits and lifetimes. Every key has its default here and its
-//! meaning in `config/nearshore.toml`.
+//! Settings of the store: address, timeouts and times to live. Every key has its default here, and its description in
+//! `config/nearshore.toml`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,22 +16,22 @@ use nearshore_core::ports::store::Error;
 pub struct RedisSettings {
     /// `redis://[user[:password]@]host:port[/db]`; several, comma-separated, or `redis+cluster://…` = Redis Cluster.
     pub url: String,
-    /// User of Redis' ACL; also in `url`.
+    /// User of Redis' ACL; may be part of `url` instead.
     pub username: Option<String>,
     /// File with the password, trailing line break ignored.
     pub password_file: Option<PathBuf>,
     /// Replicas that must acknowledge a write before an offset is committed; 0 = none.
     pub min_replicas: u32,
-    /// How long they may take.
+    /// How long the replicas may take.
     #[serde(with = "humantime_serde")]
     pub replicas_max: Duration,
-    /// How long a connection may take to be made.
+    /// How long connecting may take.
     #[serde(with = "humantime_serde")]
     pub connect_max: Duration,
     /// How long an answer may take.
     #[serde(with = "humantime_serde")]
     pub response_max: Duration,
-    /// A connection is made anew at this age, so that a moved name is resolved again.
+    /// Age at which a connection is replaced, so that a changed DNS name is resolved again.
     #[serde(with = "humantime_serde")]
     pub connection_age: Duration,
     /// How long the state of an idle user is kept, counted from the last write.
@@ -74,21 +74,22 @@ impl Default for RedisSettings {
 pub(super) struct Target {
     pub(super) cluster: bool,
     pub(super) nodes: Vec<ConnectionInfo>,
-    /// For people, without a password.
+    /// For messages, without a password.
     pub(super) addr: String,
 }
 
 impl RedisSettings {
-    /// Milliseconds of [`Settings::state_ttl`], as scripts take them.
+    /// [`RedisSettings::state_ttl`] in milliseconds, for scripts.
     pub(super) fn state_ms(&self) -> u64 {
         millis(self.state_ttl)
     }
 
-    /// Never more than the state's: no list outlives its state.
+    /// [`RedisSettings::list_ttl`] in milliseconds, at most the state's: no list outlives its state.
     pub(super) fn list_ms(&self) -> u64 {
         millis(self.list_ttl.min(self.state_ttl))
     }
 
+    /// [`RedisSettings::counts_ttl`] in milliseconds.
     pub(super) fn counts_ms(&self) -> u64 {
         millis(self.counts_ttl)
     }
@@ -102,13 +103,13 @@ impl RedisSettings {
         let (scheme, rest) = self
             .url
             .split_once("://")
-            .ok_or_else(|| refused("no redis:// in it".into()))?;
+            .ok_or_else(|| refused("no redis:// in it; write redis://host:port".into()))?;
         let cluster = match scheme {
             "redis" => rest.contains(','),
             "redis+cluster" => true,
             "rediss" => {
                 return Err(refused(
-                    "TLS is not built in; put a TLS proxy beside us".into(),
+                    "TLS is not built in; write redis:// and connect through a TLS proxy".into(),
                 ));
             }
             other => {
@@ -124,7 +125,7 @@ impl RedisSettings {
             let info = format!("redis://{}", part.trim())
                 .into_connection_info()
                 .map_err(|error| refused(error.to_string()))?;
-            nodes.push(self.dress(info, password.as_deref()));
+            nodes.push(self.with_credentials(info, password.as_deref()));
         }
         let addrs: Vec<String> = nodes.iter().map(|node| node.addr().to_string()).collect();
         Ok(Target {
@@ -145,7 +146,7 @@ impl RedisSettings {
         Ok(Some(text.trim_end_matches(['\r', '\n']).into()))
     }
 
-    fn dress(&self, info: ConnectionInfo, password: Option<&str>) -> ConnectionInfo {
+    fn with_credentials(&self, info: ConnectionInfo, password: Option<&str>) -> ConnectionInfo {
         let mut redis = info.redis_settings().clone();
         if let Some(username) = &self.username {
             redis = redis.set_username(username);
@@ -156,7 +157,7 @@ impl RedisSettings {
         info.set_redis_settings(redis).set_tcp_settings(self.tcp())
     }
 
-    /// Without these, redis-rs waits for the kernel to give a dead peer up, for a quarter of an hour.
+    /// TCP options. Without them redis-rs waits a quarter of an hour for the kernel to give up a dead peer.
     pub(super) fn tcp(&self) -> TcpSettings {
         let keepalive = TcpKeepalive::new()
             .with_time(Duration::from_secs(15))
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn several_addresses_or_the_scheme_make_a_cluster() {
+    fn several_addresses_or_the_cluster_scheme_mean_a_cluster() {
         for (url, cluster, addr) in [
             ("redis://h:1", false, "h:1"),
             ("redis://u:secret@h:1/2", false, "h:1"),
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_address_says_what_is_wrong() {
+    fn a_wrong_address_is_refused_with_the_reason() {
         for (url, reason) in [
             ("h:1", "no redis:// in it"),
             ("rediss://h:1", "TLS"),
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_password_comes_from_its_file_without_the_line_break() {
+    fn the_password_is_read_from_its_file_without_the_line_break() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("password");
         std::fs::write(&path, "s3cret\n").expect("written");

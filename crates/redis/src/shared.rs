@@ -1,7 +1,8 @@
 //! What all users share: counts, stock, blocks, fallbacks, the served namespace.
 //!
-//! Invariant: a block is in the book before it is in the sets and leaves the book last, so what a
-//! broken call left behind is seen in [`nearshore_core::ports::store::Stock::blocks`] and mended by calling again.
+//! Invariant: a block is written to the register of blocks before it is applied to the sets, and is removed from the
+//! register last. So an interrupted call shows in [`nearshore_core::ports::store::Stock::blocks`], and calling it again
+//! completes it.
 
 use std::collections::BTreeMap;
 
@@ -25,15 +26,20 @@ impl RedisStore {
         let cmds = deltas.iter().map(|delta| delta_call(ns, delta, ttl));
         let answers = self.run(cmds.collect(), 1).await?;
         let added = |answer| {
-            let (what, fence): (String, Option<String>) = self.read_pair(answer)?;
-            match (what.as_str(), fence.as_deref()) {
+            let (outcome, fence): (String, Option<String>) = self.read_pair(answer)?;
+            match (outcome.as_str(), fence.as_deref()) {
                 ("stored", _) => Ok(Added::Stored),
                 ("fence", Some("")) => Ok(Added::Fence(None)),
                 ("fence", Some(text)) => match text.parse() {
                     Ok(offset) => Ok(Added::Fence(Some(Offset(offset)))),
-                    Err(_) => Err(self.link().odd(format!("a count fence is {text:?}"))),
+                    Err(_) => {
+                        let reason = format!("delta.lua returned the fence {text:?}, no number");
+                        Err(self.link().unexpected(reason))
+                    }
                 },
-                (other, _) => Err(self.link().odd(format!("delta.lua said {other}"))),
+                (other, _) => Err(self
+                    .link()
+                    .unexpected(format!("delta.lua returned {other:?}"))),
             }
         };
         answers.into_iter().map(added).collect()
@@ -133,18 +139,18 @@ impl RedisStore {
         self.run(cmds, 1).await.map(drop)
     }
 
-    pub(super) async fn are_out(&self, skus: &[String]) -> Result<Vec<bool>, Error> {
+    pub(super) async fn which_sold_out(&self, skus: &[String]) -> Result<Vec<bool>, Error> {
         let mut by_set: BTreeMap<u8, Vec<usize>> = BTreeMap::new();
         for (nth, sku) in skus.iter().enumerate() {
             by_set.entry(keys::set(sku)).or_default().push(nth);
         }
         let cmds = by_set.iter().map(|(set, members)| {
-            let mut ask = cmd("SMISMEMBER");
-            ask.arg(keys::sold_out(*set));
+            let mut is_member = cmd("SMISMEMBER");
+            is_member.arg(keys::sold_out(*set));
             members.iter().for_each(|&nth| {
-                ask.arg(&skus[nth]);
+                is_member.arg(&skus[nth]);
             });
-            ask
+            is_member
         });
         let answers = self.link().run(cmds.collect(), 1).await?;
         let mut out = vec![false; skus.len()];
@@ -157,14 +163,14 @@ impl RedisStore {
         Ok(out)
     }
 
-    pub(super) async fn put_block(&self, block: &Block) -> Result<(), Error> {
+    pub(super) async fn add_block(&self, block: &Block) -> Result<(), Error> {
         let name = keys::block(&block.id, block.pu);
         let json = serde_json::to_string(block).expect("a block is JSON");
         let line = serde_json::json!({
             "action": "block", "id": block.id, "pu": block.pu, "skus": block.skus.len(),
             "reason": block.reason, "by": block.by, "at": block.at,
         });
-        self.register(&name, &json, &line).await?;
+        self.register_block(&name, &json, &line).await?;
         let mut by_set: BTreeMap<u8, Cmd> = BTreeMap::new();
         for sku in &block.skus {
             let set = keys::set(sku);
@@ -192,12 +198,13 @@ impl RedisStore {
             let line = serde_json::json!({
                 "action": "unblock", "id": id, "pu": pu, "by": by, "at": at,
             });
-            lifted |= self.register(&name, "", &line).await?;
+            lifted |= self.register_block(&name, "", &line).await?;
         }
         Ok(lifted)
     }
 
-    async fn register(
+    /// Writes a block into the register, or removes it if `json` is empty; false if nothing changed.
+    async fn register_block(
         &self,
         name: &str,
         json: &str,
@@ -209,12 +216,12 @@ impl RedisStore {
     }
 
     pub(super) async fn all_blocks(&self) -> Result<Vec<Block>, Error> {
-        let book: BTreeMap<String, String> =
+        let register: BTreeMap<String, String> =
             self.read(self.link().one(hgetall(keys::BLOCKS)).await?)?;
         let block = |json: &String| {
             serde_json::from_str(json).map_err(|error| corrupt(keys::BLOCKS, error))
         };
-        book.values().map(block).collect()
+        register.values().map(block).collect()
     }
 
     pub(super) async fn put_fallback(
@@ -295,7 +302,7 @@ fn delta_call(ns: &str, delta: &Delta, ttl: u64) -> Cmd {
     add
 }
 
-/// A kind as it stands in a count's field: as in the event's JSON.
+/// A kind as written in a count's field: the same text as in the event's JSON.
 fn kind_text(kind: Kind) -> &'static str {
     match kind {
         Kind::Impression => "impression",
@@ -323,7 +330,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kind_reads_back_from_its_text() {
+    fn a_kind_decodes_from_its_text() {
         for kind in [
             Kind::Impression,
             Kind::View,
@@ -333,7 +340,7 @@ mod tests {
             Kind::Search,
         ] {
             let field = keys::cell(kind_text(kind), "a:b", "s:1");
-            let cell = cell_of(&field, 7).expect("reads back");
+            let cell = cell_of(&field, 7).expect("decodes");
             assert_eq!(
                 (cell.kind, cell.segment.as_str(), cell.sku.as_str()),
                 (kind, "a:b", "s:1")

@@ -1,7 +1,7 @@
-//! Looking around: primaries, scanning, replicas, and what `nearshore check` and `/readyz` ask.
+//! Primaries, scans, replicas, and the checks of `nearshore check` and `/readyz`.
 //!
-//! Invariant: whoever scans sees every key that was there from the first page to the last, as long as
-//! the primaries stay the same; users may repeat.
+//! Invariant: a scan returns every key that exists from its first page to its last, as long as the primaries stay the
+//! same; keys may repeat.
 
 use redis::cluster_routing::Slot;
 use redis::{Cmd, Value, cmd};
@@ -12,24 +12,24 @@ use nearshore_core::ports::keys;
 use nearshore_core::ports::store::Error;
 use nearshore_core::user::event::UserId;
 
-/// One thing that was checked: its name, and what was found or what is wrong.
+/// One check: its name, and what was found or what is wrong.
 pub type Check = (String, Result<String, String>);
 
-/// Keys asked for per SCAN; about as many are walked while Redis serves nobody else.
+/// COUNT of a SCAN: about so many keys are scanned while Redis serves no other client.
 const PAGE: u32 = 500;
-/// How long what a probe writes stays.
+/// Time to live of a probe's key.
 const PROBE_MS: u64 = 10_000;
-/// The oldest Redis: since 7.0 a script's READONLY and OOM keep their code.
+/// The oldest supported Redis: since 7.0 the errors READONLY and OOM of a script keep their code.
 const OLDEST: (u32, u32) = (7, 0);
 
 pub(super) struct Primary {
     pub(super) node: Node,
-    /// A hash tag whose keys lie there.
+    /// A hash tag whose keys lie on this primary.
     pub(super) tag: String,
 }
 
 impl RedisStore {
-    /// Whether Redis takes writes on every primary, now.
+    /// Checks that every primary accepts writes now.
     pub async fn ready(&self) -> Result<(), Error> {
         for primary in self.primaries().await? {
             self.link().on(&primary.node, vec![probe(&primary)]).await?;
@@ -37,7 +37,7 @@ impl RedisStore {
         Ok(())
     }
 
-    /// Everything that `nearshore check` says of Redis, one line each.
+    /// The lines of `nearshore check` about Redis.
     pub async fn check(&self) -> Vec<Check> {
         let link = self.link();
         let primaries = match self.primaries().await {
@@ -80,8 +80,8 @@ impl RedisStore {
         checks
     }
 
-    /// WAIT, on a connection of its own: the probe is written after everything that was acknowledged to us,
-    /// so who has the probe has all of it.
+    /// Waits for replicas, on a connection of its own. The probe is written after every write that was acknowledged, so a
+    /// replica that has the probe has all of them.
     pub(super) async fn wait_for_replicas(&self) -> Result<(), Error> {
         let settings = &self.inner.settings;
         let wanted = settings.min_replicas;
@@ -93,8 +93,8 @@ impl RedisStore {
             let mut wait = cmd("WAIT");
             wait.arg(wanted)
                 .arg(settings.replicas_max.as_millis() as u64);
-            let both = vec![probe(&primary), wait];
-            let mut answers = self.inner.waiter.on(&primary.node, both).await?;
+            let cmds = vec![probe(&primary), wait];
+            let mut answers = self.inner.waiter.on(&primary.node, cmds).await?;
             let found: u32 = self.read(answers.pop().unwrap_or(Value::Nil))?;
             least = least.min(found);
         }
@@ -121,7 +121,7 @@ impl RedisStore {
         Ok((users, next))
     }
 
-    pub(super) async fn delete_some(
+    pub(super) async fn delete_page(
         &self,
         ns: &str,
         cursor: Option<String>,
@@ -135,14 +135,14 @@ impl RedisStore {
         };
         let cmds = found.into_iter().map(unlink).collect();
         let answers = self.link().run(cmds, 1).await?;
-        let mut gone = 0;
+        let mut deleted = 0;
         for answer in answers {
-            gone += self.read::<u64>(answer)?;
+            deleted += self.read::<u64>(answer)?;
         }
-        Ok((gone, next))
+        Ok((deleted, next))
     }
 
-    /// One SCAN; the cursor is `node cursor`, nodes in their order.
+    /// Runs one SCAN. The cursor is the text `node cursor`; nodes are scanned in sorted order.
     pub(super) async fn scan_keys(
         &self,
         pattern: &str,
@@ -160,11 +160,11 @@ impl RedisStore {
             Some(text) => {
                 let (name, at) = text.split_once(' ').unwrap_or((text.as_str(), "0"));
                 let nth = nodes.iter().position(|node| node.to_string() == name);
-                let gone = || Error::Unavailable {
+                let removed = || Error::Unavailable {
                     addr: name.into(),
-                    reason: "no primary any more: scan again".into(),
+                    reason: "no primary any more; start the scan again".into(),
                 };
-                (nth.ok_or_else(gone)?, at)
+                (nth.ok_or_else(removed)?, at)
             }
         };
         let mut scan = cmd("SCAN");
@@ -205,14 +205,14 @@ impl RedisStore {
             let node = Node::At(host, port);
             if !found.iter().any(|primary| primary.node == node) {
                 let tag = tag_between(first, last)
-                    .ok_or_else(|| self.link().odd("no key for a range of slots"))?;
+                    .ok_or_else(|| self.link().unexpected("no hash tag for a range of slots"))?;
                 found.push(Primary { node, tag });
             }
         }
         if found.is_empty() {
             return Err(Error::Unavailable {
                 addr: self.link().addr().into(),
-                reason: "the cluster has no slots".into(),
+                reason: "the cluster has no slots assigned; see CLUSTER SLOTS".into(),
             });
         }
         Ok(found)
@@ -226,7 +226,7 @@ impl RedisStore {
     }
 }
 
-/// A hash tag whose slot lies in the range; one in a hundred thousand tries lies in any.
+/// A hash tag whose slot lies in the range; a hundred thousand tries find one for any range.
 fn tag_between(first: u16, last: u16) -> Option<String> {
     let inside: Vec<Slot> = (first..=last).filter_map(Slot::new).collect();
     (0..100_000)
@@ -256,7 +256,7 @@ fn version(info: &str) -> Result<String, String> {
     if found >= OLDEST {
         Ok(text.into())
     } else {
-        Err(format!("{text}; needs 7.0 or later"))
+        Err(format!("{text}; Redis 7.0 or later is needed"))
     }
 }
 
@@ -264,7 +264,7 @@ fn policy(info: &str) -> Result<String, String> {
     match field(info, "maxmemory_policy") {
         Some("noeviction") => Ok("noeviction".into()),
         found => Err(format!(
-            "{}; must be noeviction: an evicted fence would let old records in again",
+            "{}; must be noeviction: after an eviction of a fence old records would be folded again",
             found.unwrap_or("unknown")
         )),
     }
@@ -298,7 +298,7 @@ mod tests {
                         connected_slaves:1\r\ncluster_enabled:0\r\n";
 
     #[test]
-    fn what_info_says_becomes_a_verdict() {
+    fn info_is_judged_by_version_policy_mode_and_replicas() {
         assert_eq!(version(INFO), Ok("7.0.15".into()));
         assert!(version("redis_version:6.2.7\r\n").is_err());
         assert_eq!(policy(INFO), Ok("noeviction".into()));
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn every_primary_has_a_key_of_its_own() {
+    fn every_range_of_slots_has_a_hash_tag() {
         for (first, last) in [(0, 5460), (5461, 10922), (10923, 16383), (7, 7)] {
             assert!(tag_between(first, last).is_some(), "{first}-{last}");
         }

@@ -1,9 +1,9 @@
-//! What is stored of one user: load, fold, take, peek, publish.
+//! What is stored of one user: load, fold, claim, peek, publish.
 //!
-//! Invariant: a state is read before its profile, and the tombstone last: what is newer than the
-//! state's version then makes the next write stale, never wrong.
+//! Invariant: a state is read before its profile, and the tombstone last. A value that is newer than the state's version
+//! then makes the next write stale, never wrong.
 
-use redis::{Cmd, Value, cmd};
+use redis::{Cmd, FromRedisValue, ParsingError, Value, cmd};
 
 use super::RedisStore;
 use super::scripts::{Effect, call};
@@ -17,7 +17,7 @@ use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::state::{self, Activity, Held, Pending, Profiled, UserState};
 
-/// Fields of the state hash, in the order of [`Row`].
+/// Fields of the state hash, in the order of [`StateRow`].
 const STATE: [&str; 7] = [
     "blob",
     "ver",
@@ -27,29 +27,65 @@ const STATE: [&str; 7] = [
     "activity",
     "claim_rate",
 ];
-type Row = (
-    Option<Vec<u8>>,
-    Option<u64>,
-    Option<u64>,
-    Option<i64>,
-    Option<String>,
-    Option<u32>,
-    Option<String>,
-);
+
+/// The state hash as read; a field is `None` where it is missing.
+struct StateRow {
+    blob: Option<Vec<u8>>,
+    ver: Option<u64>,
+    claim: Option<u64>,
+    erased_at: Option<i64>,
+    pending: Option<String>,
+    activity: Option<u32>,
+    claim_rate: Option<String>,
+}
+
+impl FromRedisValue for StateRow {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        let fields = FromRedisValue::from_redis_value(value)?;
+        let (blob, ver, claim, erased_at, pending, activity, claim_rate) = fields;
+        Ok(Self {
+            blob,
+            ver,
+            claim,
+            erased_at,
+            pending,
+            activity,
+            claim_rate,
+        })
+    }
+}
 
 /// Fields of the recall hash, in the order of [`ListRow`].
 const LIST: [&str; 7] = ["doc", "claim", "seen", "epoch", "at", "audit", "erased_at"];
-type ListRow = (
-    Option<String>,
-    Option<u64>,
-    Option<String>,
-    Option<u64>,
-    Option<i64>,
-    Option<String>,
-    Option<i64>,
-);
 
-/// What `claim.lua` answers.
+/// The recall hash as read; a field is `None` where it is missing.
+struct ListRow {
+    doc: Option<String>,
+    claim: Option<u64>,
+    seen: Option<String>,
+    epoch: Option<u64>,
+    at: Option<i64>,
+    audit: Option<String>,
+    erased_at: Option<i64>,
+}
+
+impl FromRedisValue for ListRow {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        let (doc, claim, seen, epoch, at, audit, erased_at) =
+            FromRedisValue::from_redis_value(value)?;
+        Ok(Self {
+            doc,
+            claim,
+            seen,
+            epoch,
+            at,
+            audit,
+            erased_at,
+        })
+    }
+}
+
+/// What `claim.lua` returns: blob, erased_at, profile, tombstone, claim number, pending.
 type ClaimRow = (Vec<u8>, i64, String, i64, u64, String);
 
 impl RedisStore {
@@ -64,20 +100,20 @@ impl RedisStore {
             all.push(keys);
         }
         let mut answers = self.link().run(cmds, 3).await?.into_iter();
-        let mut held = Vec::with_capacity(users.len());
+        let mut loaded = Vec::with_capacity(users.len());
         for keys in &all {
             let mut next = || answers.next().unwrap_or(Value::Nil);
-            let row: Row = self.read(next())?;
+            let row: StateRow = self.read(next())?;
             let profile: Option<String> = self.read(next())?;
             let erased: Option<i64> = self.read(next())?;
-            held.push(held_of(
+            loaded.push(user_of(
                 keys,
                 row,
                 profile,
                 Timestamp(erased.unwrap_or_default()),
             )?);
         }
-        Ok(held)
+        Ok(loaded)
     }
 
     pub(super) async fn fold_users(
@@ -93,9 +129,9 @@ impl RedisStore {
         answers
             .into_iter()
             .map(|answer| {
-                let (what, number): (String, Option<i64>) = self.read_pair(answer)?;
+                let (outcome, number): (String, Option<i64>) = self.read_pair(answer)?;
                 let number = number.unwrap_or_default();
-                match what.as_str() {
+                match outcome.as_str() {
                     "stored" => Ok(Folded::Stored {
                         ver: number.unsigned_abs(),
                     }),
@@ -103,7 +139,9 @@ impl RedisStore {
                     "erased" => Ok(Folded::Erased {
                         at: Timestamp(number),
                     }),
-                    other => Err(self.link().odd(format!("fold.lua said {other}"))),
+                    other => Err(self
+                        .link()
+                        .unexpected(format!("fold.lua returned {other:?}"))),
                 }
             })
             .collect()
@@ -162,7 +200,7 @@ impl RedisStore {
         let claimed = |(keys, answer): (&keys::User, Value)| {
             match &answer {
                 Value::Nil => return Ok(ClaimOutcome::NoState),
-                Value::Array(none) if none.is_empty() => return Ok(ClaimOutcome::Stale),
+                Value::Array(fields) if fields.is_empty() => return Ok(ClaimOutcome::Stale),
                 _ => {}
             }
             let (bytes, erased_at, profile, erased, claim, pending): ClaimRow =
@@ -182,7 +220,7 @@ impl RedisStore {
         let mut all = Vec::with_capacity(users.len());
         for user in users {
             let keys = keys::user(ns, user)?;
-            // The list first: a state that moves on meanwhile is not covered, and is taken.
+            // The list first: a state that changes in between is not covered by the list, and the user is claimed.
             cmds.push(hmget(&keys.recall, &LIST));
             cmds.push(hmget(&keys.state, &STATE));
             cmds.push(get(&keys.erased));
@@ -193,21 +231,19 @@ impl RedisStore {
         for keys in &all {
             let mut next = || answers.next().unwrap_or(Value::Nil);
             let list: ListRow = self.read(next())?;
-            let row: Row = self.read(next())?;
+            let row: StateRow = self.read(next())?;
             let erased: Option<i64> = self.read(next())?;
-            let held = held_of(keys, row, None, Timestamp(0))?;
-            // A list of before an erase that this namespace has not folded yet is none.
-            let made = held
-                .state
-                .erased_at
-                .max(Timestamp(list.6.unwrap_or_default()));
-            let reborn = Timestamp(erased.unwrap_or_default()) > made;
+            let user = user_of(keys, row, None, Timestamp(0))?;
+            // A list from before an erase that this namespace has not folded yet does not count.
+            let list_erased_at = Timestamp(list.erased_at.unwrap_or_default());
+            let known = user.state.erased_at.max(list_erased_at);
+            let erased_since = Timestamp(erased.unwrap_or_default()) > known;
             peeks.push(Peek {
-                list: list_of(keys, list)?.filter(|_| !reborn),
-                fences: held.state.fences,
-                claim: held.claim,
-                ver: held.ver,
-                pending: held.activity.pending,
+                list: list_of(keys, list)?.filter(|_| !erased_since),
+                fences: user.state.fences,
+                claim: user.claim,
+                ver: user.ver,
+                pending: user.activity.pending,
             });
         }
         Ok(peeks)
@@ -238,21 +274,23 @@ impl RedisStore {
         }
         let answers = self.run(cmds, 1).await?;
         let published = |answer| {
-            let what: String = self.read(answer)?;
-            match what.as_str() {
+            let outcome: String = self.read(answer)?;
+            match outcome.as_str() {
                 "stored" => Ok(Published::Stored),
                 "older" => Ok(Published::Older),
                 "erased" => Ok(Published::Erased),
                 "nostate" => Ok(Published::NoState),
                 "epoch" => Ok(Published::Epoch),
                 "kept" => Ok(Published::Kept),
-                other => Err(self.link().odd(format!("publish.lua said {other}"))),
+                other => Err(self
+                    .link()
+                    .unexpected(format!("publish.lua returned {other:?}"))),
             }
         };
         answers.into_iter().map(published).collect()
     }
 
-    /// A word and, where there is one, what follows it.
+    /// Reads a word and, if there is one, the value behind it.
     pub(super) fn read_pair<T: redis::FromRedisValue>(
         &self,
         answer: Value,
@@ -292,7 +330,7 @@ fn pending_of(keys: &keys::User, text: &str) -> Result<Option<Pending>, Error> {
         .map_err(|error| corrupt(&keys.state, error))
 }
 
-/// `erased_at`: the later of the state's own and the tombstone.
+/// Decodes a state; `erased_at` is the later of the state's own and the tombstone.
 fn state_of(
     keys: &keys::User,
     bytes: &[u8],
@@ -302,47 +340,55 @@ fn state_of(
     state::decode(bytes, profile, erased_at).map_err(|error| corrupt(&keys.state, error))
 }
 
-fn held_of(
+fn user_of(
     keys: &keys::User,
-    row: Row,
+    row: StateRow,
     profile: Option<String>,
     erased: Timestamp,
 ) -> Result<Held, Error> {
     let profile = profile_of(keys, profile)?;
-    let known = profile.is_some();
-    let (bytes, ver, claim, erased_at, pending, activity, claim_rate) = row;
-    let Some(bytes) = bytes else {
+    let had_profile = profile.is_some();
+    let Some(bytes) = row.blob else {
         let mut state = UserState {
             profile,
             ..UserState::default()
         };
         nearshore_core::user::fold::erase(&mut state, erased);
         return Ok(Held {
-            // A profile has no TTL: it may be there without a state.
-            reborn: known && state.profile.is_none(),
+            // A profile has no TTL, so it may outlive its state.
+            reborn: had_profile && state.profile.is_none(),
             state,
             ..Held::default()
         });
     };
     let missing = || corrupt(&keys.state, "a field is missing");
-    let claim_rate = claim_rate.ok_or_else(missing)?.parse();
+    let claim_rate = row.claim_rate.ok_or_else(missing)?.parse();
     let activity = Activity {
-        pending: pending_of(keys, &pending.ok_or_else(missing)?)?,
-        score: activity.ok_or_else(missing)?,
+        pending: pending_of(keys, &row.pending.ok_or_else(missing)?)?,
+        score: row.activity.ok_or_else(missing)?,
         claim_rate: claim_rate.map_err(|error| corrupt(&keys.state, error))?,
     };
-    let erased_at = Timestamp(erased_at.ok_or_else(missing)?);
+    let erased_at = Timestamp(row.erased_at.ok_or_else(missing)?);
     Ok(Held {
         reborn: erased > erased_at,
         state: state_of(keys, &bytes, profile, erased_at.max(erased))?,
         activity,
-        ver: ver.ok_or_else(missing)?,
-        claim: claim.ok_or_else(missing)?,
+        ver: row.ver.ok_or_else(missing)?,
+        claim: row.claim.ok_or_else(missing)?,
     })
 }
 
 fn list_of(keys: &keys::User, row: ListRow) -> Result<Option<Stored>, Error> {
-    let (Some(doc), Some(claim), Some(seen), Some(epoch), Some(at), Some(audit), _) = row else {
+    let ListRow {
+        doc: Some(doc),
+        claim: Some(claim),
+        seen: Some(seen),
+        epoch: Some(epoch),
+        at: Some(at),
+        audit: Some(audit),
+        erased_at: _,
+    } = row
+    else {
         return Ok(None);
     };
     Ok(Some(Stored {

@@ -1,9 +1,9 @@
-//! Names of the keys in Redis and the published hash that spreads SKUs: what clients of other
-//! languages must compute too, so it is public and has test vectors.
+//! Names of the keys in Redis, and the published hash that spreads SKUs. Clients in other languages must compute both,
+//! so both have test vectors.
 //!
-//! Invariant: all keys of one user lie in one slot of Redis Cluster, as do all of one shard of the
-//! counts and of one stock set, because what stands between the braces is encoded and never empty.
-//! It does not know what is stored under a key.
+//! Invariant: all keys of one user lie in one slot of Redis Cluster, as do all keys of one shard of the counts and of one
+//! stock set, because the text between the braces is encoded and never empty. This module does not know what is stored
+//! under a key.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use crate::user::event::UserId;
 
 /// Number of shards of the counts.
-pub const SHARDS: u32 = 256;
+const SHARDS: u32 = 256;
 /// Number of sets of sold-out SKUs.
 pub const SETS: u32 = 16;
 /// The served namespace.
@@ -23,57 +23,58 @@ pub const LAYOUT: &str = "nearshore:layout";
 /// The layout that this build reads and writes: names of keys and fields, and what they hold. Raise it with every change
 /// of meaning, so that a Redis of another layout is refused and never misread.
 pub const LAYOUT_VERSION: u32 = 2;
-/// There while live is behind its objective in some process.
+/// Exists while live is behind its objective in some process.
 pub const LIVE_BEHIND: &str = "nearshore:live-behind";
-/// What a user costs each arm's model: a hash of arm -> JSON.
+/// Cost per user of each arm's model: a hash of arm -> JSON.
 pub const COSTS: &str = "nearshore:costs";
 /// Blocks in force, by `pu:<id>` or `sku:<id>`, as JSON.
 pub const BLOCKS: &str = "nearshore:{blocks}";
-/// What was blocked and unblocked, by whom: a list of JSON, the last 10,000.
+/// Log of blocks and unblocks with the operator's name: a list of JSON, the last 10,000.
 pub const BLOCKS_LOG: &str = "nearshore:{blocks}:log";
 
-/// A name that cannot stand in a key.
+/// A name that cannot be part of a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Misfit {
-    /// Not `[a-z0-9-]{1,32}`, or `nearshore`, under which the keys of all namespaces stand.
+pub enum Invalid {
+    /// Not `[a-z0-9-]{1,32}`, or `nearshore`, the prefix of keys that all namespaces share.
     #[error(
-        "{0:?} is no namespace: 1 to 32 of a-z, 0-9 and -, and not \"nearshore\", which all namespaces share"
+        "{0:?} cannot be a namespace: use 1 to 32 of a-z, 0-9 and -, and not \"nearshore\", which all namespaces share"
     )]
     Namespace(String),
     /// An empty user id, segment or SKU id.
-    #[error("an empty {0} has no key")]
+    #[error("an empty {0} has no key: give one of at least one character")]
     Empty(&'static str),
 }
 
-/// Whether `ns` may prefix keys.
-pub fn namespace(ns: &str) -> Result<(), Misfit> {
+/// Checks that `ns` may prefix keys.
+pub fn namespace(ns: &str) -> Result<(), Invalid> {
     if crate::user::namespace::is_namespace(ns) {
         Ok(())
     } else {
-        Err(Misfit::Namespace(ns.into()))
+        Err(Invalid::Namespace(ns.into()))
     }
 }
 
-/// Percent-encodes `%`, `{`, `}` and the ASCII control characters (00-1F, 7F), upper-case hex; all
-/// else stays as it is, so that a plain id is its own key.
+/// Percent-encodes `%`, `{`, `}` and the ASCII control characters (00-1F, 7F), upper-case hex. All other characters stay
+/// as they are, so that a plain id is its own key.
 pub fn encode(text: &str) -> Cow<'_, str> {
-    encode_also(text, None)
+    encode_with(text, None)
 }
 
-/// As [`encode`], and `:` too: for a part of a field that is followed by another part.
+/// Encodes as [`encode`] does, and `:` too: for a part of a field that is followed by another part.
 fn encode_part(text: &str) -> Cow<'_, str> {
-    encode_also(text, Some(':'))
+    encode_with(text, Some(':'))
 }
 
-fn encode_also(text: &str, also: Option<char>) -> Cow<'_, str> {
-    let special = |c: char| matches!(c, '%' | '{' | '}') || c.is_ascii_control() || Some(c) == also;
+fn encode_with(text: &str, extra: Option<char>) -> Cow<'_, str> {
+    let special =
+        |c: char| matches!(c, '%' | '{' | '}') || c.is_ascii_control() || Some(c) == extra;
     if !text.contains(special) {
         return Cow::Borrowed(text);
     }
     let mut encoded = String::with_capacity(text.len() + 8);
     for c in text.chars() {
         if special(c) {
-            write!(encoded, "%{:02X}", c as u32).expect("a String takes all");
+            write!(encoded, "%{:02X}", c as u32).expect("writing to a String cannot fail");
         } else {
             encoded.push(c);
         }
@@ -81,7 +82,7 @@ fn encode_also(text: &str, also: Option<char>) -> Cow<'_, str> {
     Cow::Owned(encoded)
 }
 
-/// Undoes [`encode`]; `None` for what it never makes.
+/// Undoes [`encode`]; `None` for text that `encode` never returns.
 pub fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -98,20 +99,20 @@ pub fn decode(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// FNV-1a, 32 bit, over the UTF-8 bytes of a SKU id: start 2166136261, then per byte xor and times
-/// 16777619. Published: clients find a SKU's stock set with it.
+/// FNV-1a, 32 bit, over the UTF-8 bytes of a SKU id: start 2166136261, then for each byte xor and multiply by 16777619.
+/// Published: clients find a SKU's stock set with it.
 pub fn hash(sku: &str) -> u32 {
     sku.bytes().fold(2_166_136_261, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(16_777_619)
     })
 }
 
-/// Shard of a SKU's counts: the hash modulo 256.
+/// Shard of a SKU's counts: [`hash`] modulo 256.
 pub fn shard(sku: &str) -> u8 {
     u8::try_from(hash(sku) % SHARDS).expect("modulo 256")
 }
 
-/// Stock set of a SKU: the hash modulo 16.
+/// Stock set of a SKU: [`hash`] modulo 16.
 pub fn set(sku: &str) -> u8 {
     u8::try_from(hash(sku) % SETS).expect("modulo 16")
 }
@@ -130,10 +131,10 @@ pub struct User {
 }
 
 /// Keys of a user.
-pub fn user(ns: &str, user: &UserId) -> Result<User, Misfit> {
+pub fn user(ns: &str, user: &UserId) -> Result<User, Invalid> {
     namespace(ns)?;
     if user.0.is_empty() {
-        return Err(Misfit::Empty("user id"));
+        return Err(Invalid::Empty("user id"));
     }
     let id = encode(&user.0);
     Ok(User {
@@ -144,25 +145,25 @@ pub fn user(ns: &str, user: &UserId) -> Result<User, Misfit> {
     })
 }
 
-/// The pattern that SCAN finds all tombstones with.
+/// Pattern with which SCAN finds all tombstones.
 pub const TOMBSTONES: &str = "nearshore:erased:{*}";
 
 /// `nearshore:erased:{user}`.
-pub fn tombstone(user: &UserId) -> Result<String, Misfit> {
+pub fn tombstone(user: &UserId) -> Result<String, Invalid> {
     if user.0.is_empty() {
-        return Err(Misfit::Empty("user id"));
+        return Err(Invalid::Empty("user id"));
     }
     Ok(format!("nearshore:erased:{{{}}}", encode(&user.0)))
 }
 
-/// Whose tombstone a key is.
+/// The user of a tombstone's key; `None` if the key is no tombstone.
 pub fn user_of_tombstone(key: &str) -> Option<UserId> {
     let id = key.strip_prefix("nearshore:erased:{")?.strip_suffix('}')?;
     Some(UserId(decode(id)?.into()))
 }
 
-/// The pattern that SCAN finds every key of a user with, whatever the namespace.
-pub fn of_user(user: &UserId) -> Result<String, Misfit> {
+/// Pattern with which SCAN finds every key of a user in any namespace.
+pub fn of_user(user: &UserId) -> Result<String, Invalid> {
     let tag = tombstone(user)?;
     let mut pattern = String::from("*:");
     for c in tag["nearshore:erased:".len()..].chars() {
@@ -175,19 +176,19 @@ pub fn of_user(user: &UserId) -> Result<String, Misfit> {
     Ok(pattern)
 }
 
-/// Namespace and part (`state`, `profile`, `recall`) of a user's key.
+/// Namespace and part (`state`, `profile`, `recall`) of a user's key; `None` for any other key.
 pub fn part(key: &str) -> Option<(&str, &str)> {
     let (ns, rest) = key.split_once(":{")?;
     let (_, part) = rest.rsplit_once("}:")?;
-    let ours = namespace(ns).is_ok() && ["state", "profile", "recall"].contains(&part);
-    ours.then_some((ns, part))
+    let known = namespace(ns).is_ok() && ["state", "profile", "recall"].contains(&part);
+    known.then_some((ns, part))
 }
 
-/// A key as it may stand in a log: a user's id as its hash, `main:{#1a2b3c4d}:state`.
+/// A key as it may be logged: the user's id is replaced by its hash, `main:{#1a2b3c4d}:state`.
 pub fn masked(key: &str) -> String {
-    let tagged = part(key).is_some() || user_of_tombstone(key).is_some();
+    let names_user = part(key).is_some() || user_of_tombstone(key).is_some();
     match (key.find('{'), key.rfind('}')) {
-        (Some(from), Some(to)) if tagged => {
+        (Some(from), Some(to)) if names_user => {
             let id = hash(&key[from + 1..to]);
             format!("{}{{#{id:08x}}}{}", &key[..from], &key[to + 1..])
         }
@@ -195,12 +196,12 @@ pub fn masked(key: &str) -> String {
     }
 }
 
-/// The pattern that SCAN finds the states of a namespace with.
+/// Pattern with which SCAN finds the states of a namespace.
 pub fn states(ns: &str) -> String {
     format!("{ns}:{{*}}:state")
 }
 
-/// Whose state a key is; `None` if it is none of this namespace.
+/// The user of a state's key; `None` if the key is no state of this namespace.
 pub fn user_of_state(ns: &str, key: &str) -> Option<UserId> {
     let id = key
         .strip_prefix(ns)?
@@ -214,7 +215,7 @@ pub fn count_fence(ns: &str, shard: u8) -> String {
     format!("{ns}:counts:{{s{shard:02x}}}:fence")
 }
 
-/// `ns:counts:{sNN}:buckets`, a set of the buckets that were ever written.
+/// `ns:counts:{sNN}:buckets`, a set of all buckets that were ever written.
 pub fn count_buckets(ns: &str, shard: u8) -> String {
     format!("{ns}:counts:{{s{shard:02x}}}:buckets")
 }
@@ -229,34 +230,34 @@ pub fn cell(kind: &str, segment: &str, sku: &str) -> String {
     format!("{kind}:{}:{sku}", encode_part(segment))
 }
 
-/// Undoes [`cell`]: kind, segment, SKU.
+/// Undoes [`cell`]: returns kind, segment, SKU.
 pub fn cell_parts(field: &str) -> Option<(&str, String, &str)> {
     let (kind, rest) = field.split_once(':')?;
     let (segment, sku) = rest.split_once(':')?;
     Some((kind, decode(segment)?, sku))
 }
 
-/// `reader:checkpoint:{tag}`, a hash of source partition -> offset where reading may resume; a tag per primary.
+/// `reader:checkpoint:{tag}`, a hash of source partition -> offset where reading may resume; one tag per primary.
 pub fn checkpoint(reader: &str, tag: &str) -> String {
     format!("{reader}:checkpoint:{{{tag}}}")
 }
 
 /// `ns:fallback:<segment>`, a string.
-pub fn fallback(ns: &str, segment: &str) -> Result<String, Misfit> {
+pub fn fallback(ns: &str, segment: &str) -> Result<String, Invalid> {
     namespace(ns)?;
     if segment.is_empty() {
-        return Err(Misfit::Empty("segment"));
+        return Err(Invalid::Empty("segment"));
     }
     Ok(format!("{ns}:fallback:{}", encode(segment)))
 }
 
 /// `ns:plan`, a string: the plan of the namespace's backfill, JSON.
-pub fn plan(ns: &str) -> Result<String, Misfit> {
+pub fn plan(ns: &str) -> Result<String, Invalid> {
     namespace(ns)?;
     Ok(format!("{ns}:plan"))
 }
 
-/// `nearshore:oos:{N}`, a set of SKUs that are out of stock, gone or blocked.
+/// `nearshore:oos:{N}`, a set of SKUs that are out of stock, delisted or blocked.
 pub fn sold_out(set: u8) -> String {
     format!("nearshore:oos:{{{set}}}")
 }
@@ -271,7 +272,7 @@ pub fn sold_out_gone(set: u8) -> String {
     format!("nearshore:oos:{{{set}}}:gone")
 }
 
-/// `nearshore:oos:{N}:blocked`, a hash of SKU -> JSON: which blocks hold it, and whether it is out besides.
+/// `nearshore:oos:{N}:blocked`, a hash of SKU -> JSON: its blocks, and whether it is out of stock too.
 pub fn sold_out_blocked(set: u8) -> String {
     format!("nearshore:oos:{{{set}}}:blocked")
 }
@@ -281,13 +282,13 @@ pub fn block(id: &str, pu: bool) -> String {
     format!("{}:{id}", if pu { "pu" } else { "sku" })
 }
 
-/// A digest of a shard's fences, the same whatever the order and the store: FNV-1a, 64 bit, over
-/// `partition=offset;` sorted by text.
+/// Digest of a shard's fences, independent of their order and of the store: FNV-1a, 64 bit, over `partition=offset;`
+/// sorted by text.
 pub fn digest<'a>(fences: impl IntoIterator<Item = (&'a str, i64)>) -> u64 {
     let sorted: std::collections::BTreeMap<&str, i64> = fences.into_iter().collect();
     let mut text = String::new();
     for (partition, offset) in sorted {
-        write!(text, "{partition}={offset};").expect("a String takes all");
+        write!(text, "{partition}={offset};").expect("writing to a String cannot fail");
     }
     let mut hash = fnv::FnvHasher::default();
     std::hash::Hasher::write(&mut hash, text.as_bytes());
@@ -307,7 +308,7 @@ mod tests {
     #[test]
     fn the_published_hash_gives_the_published_vectors() {
         // docs/contract.md has the same table.
-        for (sku, hash_, set_, shard_) in [
+        for (sku, hash_expected, set_expected, shard_expected) in [
             ("", 0x811c_9dc5, 5, 0xc5),
             ("a", 0xe40c_292c, 12, 0x2c),
             ("foobar", 0xbf9c_f968, 8, 0x68),
@@ -317,7 +318,7 @@ mod tests {
         ] {
             assert_eq!(
                 (hash(sku), set(sku), shard(sku)),
-                (hash_, set_, shard_),
+                (hash_expected, set_expected, shard_expected),
                 "{sku:?}: {:08x}",
                 hash(sku)
             );
@@ -325,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_those_of_the_design() {
+    fn keys_have_their_documented_names() {
         let keys = user("live", &id("u-1")).expect("fits");
         assert_eq!(keys.state, "live:{u-1}:state");
         assert_eq!(keys.profile, "live:{u-1}:profile");
@@ -341,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_would_break_a_key_is_encoded() {
+    fn encode_changes_only_characters_that_would_break_a_key() {
         for (plain, encoded) in [
             ("u-1", "u-1"),
             ("a b:c*ü", "a b:c*ü"),
@@ -357,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_masked_key_names_nobody_and_tells_two_users_apart() {
+    fn a_masked_key_hides_the_id_and_differs_between_users() {
         let of = |user: &str| masked(&super::user("live", &id(user)).expect("fits").state);
         assert_eq!(of("u-1"), format!("live:{{#{:08x}}}:state", hash("u-1")));
         assert_ne!(of("u-1"), of("u-2"));
@@ -372,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_takes_no_id_for_another() {
+    fn a_pattern_for_one_user_matches_no_other_id() {
         assert_eq!(of_user(&id("a*b?[c]")).expect("fits"), r"*:{a\*b\?\[c\]}*");
         assert_eq!(of_user(&id("{")).expect("fits"), "*:{%7B}*");
         assert_eq!(part("live:{a}:state:{b}:recall"), Some(("live", "recall")));
@@ -381,9 +382,9 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_id_and_a_foreign_namespace_are_refused() {
-        assert_eq!(user("live", &id("")), Err(Misfit::Empty("user id")));
-        assert_eq!(fallback("live", ""), Err(Misfit::Empty("segment")));
+    fn an_empty_id_and_an_invalid_namespace_are_refused() {
+        assert_eq!(user("live", &id("")), Err(Invalid::Empty("user id")));
+        assert_eq!(fallback("live", ""), Err(Invalid::Empty("segment")));
         let long = "x".repeat(33);
         for bad in ["", "Live", "a:b", "a{b", "nearshore", long.as_str()] {
             assert!(namespace(bad).is_err(), "{bad:?}");
@@ -395,7 +396,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_key_gives_its_user_back_and_has_one_hash_tag(text in "\\PC{1,12}|[\\x00-\\x7f]{1,12}") {
+        fn a_key_decodes_to_its_user_and_has_one_hash_tag(text in "\\PC{1,12}|[\\x00-\\x7f]{1,12}") {
             let keys = user("live", &id(&text)).expect("fits");
             prop_assert_eq!(keys.state.matches('{').count(), 1);
             prop_assert_eq!(keys.state.matches('}').count(), 1);
@@ -405,7 +406,7 @@ mod tests {
         }
 
         #[test]
-        fn a_field_gives_its_cell_back(segment in "\\PC{0,8}", sku in "\\PC{0,8}") {
+        fn a_field_decodes_to_its_cell(segment in "\\PC{0,8}", sku in "\\PC{0,8}") {
             let field = cell("view", &segment, &sku);
             prop_assert_eq!(cell_parts(&field), Some(("view", segment, sku.as_str())));
         }

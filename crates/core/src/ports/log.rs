@@ -1,7 +1,7 @@
-//! The log as its users see it: the trait [`Log`], what it delivers, how it fails.
+//! The log as members see it: the trait [`Log`], its deliveries, its errors.
 //!
-//! Invariant of every implementation: a consumer hands out each partition's records in offset order, and nothing of a
-//! partition after its revoke. A log does not know what records say.
+//! Invariant of every implementation: a consumer delivers each partition's records in offset order, and none of a partition
+//! after its revoke. A log does not know what records contain.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -10,16 +10,16 @@ use bytes::Bytes;
 
 use crate::user::record::{Offset, Partition, Record, Resume, Timestamp};
 
-/// What a consumer hands over.
+/// What a consumer delivers.
 #[derive(Clone, Debug)]
 pub enum Delivery {
-    /// These partitions are ours from now on; `resume` is where reading starts, where known.
+    /// These partitions are assigned to this member now.
     Assigned(Vec<Partition>),
-    /// These are no longer ours: drop what is in hand of them. `lost`: without a chance to commit.
+    /// These partitions are no longer assigned to this member: drop all unfinished work of them.
     Revoked {
         /// The partitions.
         partitions: Vec<Partition>,
-        /// True when the group went on without us.
+        /// True if the group continued without this member, which had no chance to commit.
         lost: bool,
     },
     /// Records of one partition, in offset order, never empty.
@@ -27,8 +27,8 @@ pub enum Delivery {
 }
 
 impl Delivery {
-    /// Whether it says that this partition came or went.
-    pub fn moves(&self, partition: &Partition) -> bool {
+    /// Whether it assigns or revokes this partition.
+    pub fn changes_owner_of(&self, partition: &Partition) -> bool {
         match self {
             Self::Revoked { partitions, .. } | Self::Assigned(partitions) => {
                 partitions.contains(partition)
@@ -41,22 +41,22 @@ impl Delivery {
 /// Records of one partition.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// Their partition.
+    /// The partition of all records.
     pub partition: Partition,
-    /// In offset order, without gaps but those of compaction and transactions.
+    /// Records in offset order. Gaps come from compaction and transactions only.
     pub records: Vec<Record>,
-    /// End offset (high watermark) of the partition as last seen: a fence at or above it outlived its log.
+    /// Last known end offset (high watermark) of the partition. A fence at or above it belongs to an older log.
     pub end: Offset,
 }
 
-/// A position that a group has.
+/// A committed position of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
     /// The partition.
     pub partition: Partition,
     /// Where the group resumes.
     pub resume: Resume,
-    /// By [`Log::commit`]; otherwise an operator or a tool set it, and nothing may have been done before it.
+    /// Whether [`Log::commit`] set it. Otherwise an operator or a tool did, and earlier records may be unprocessed.
     pub ours: bool,
 }
 
@@ -64,29 +64,29 @@ pub struct Committed {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outgoing {
     /// Topic.
-    pub topic: std::sync::Arc<str>,
+    pub topic: Arc<str>,
     /// Key.
     pub key: Option<Bytes>,
     /// Value; `None` is a tombstone.
     pub value: Option<Bytes>,
     /// Headers in order.
     pub headers: Vec<(String, Bytes)>,
-    /// Timestamp to carry (dlq keeps the original's); `None` = now.
+    /// Timestamp of the record (a dead letter keeps the original's); `None` = now.
     pub time: Option<Timestamp>,
 }
 
-/// What the log can answer instead.
+/// Why the log did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The broker did not acknowledge in time; the record may still arrive.
     #[error("no acknowledgement from {topic} within {limit:?}")]
     Timeout {
-        /// Topic written to.
+        /// Topic or service that was asked.
         topic: String,
-        /// How long was waited.
+        /// How long the caller waited.
         limit: std::time::Duration,
     },
-    /// The partition is not (or no longer) ours; the new owner does the work again.
+    /// The partition is not (or no longer) assigned to this member; the new owner does the work again.
     #[error("{partition} is not assigned to this member")]
     NotAssigned {
         /// The partition.
@@ -95,30 +95,30 @@ pub enum Error {
     /// The broker refuses for good: authorisation, unknown topic.
     #[error("{what}: {reason}")]
     Refused {
-        /// What was tried.
+        /// The operation that failed.
         what: String,
-        /// The broker's words.
+        /// Text of the broker's error.
         reason: String,
     },
-    /// The broker refuses this record for what it is: too large, or of a time that the topic does not take.
+    /// The broker refuses this record for its content: it is too large, or the topic does not accept its timestamp.
     #[error("{what}: {reason}")]
     Unfit {
-        /// What was tried.
+        /// The operation that failed.
         what: String,
-        /// The broker's words.
+        /// Text of the broker's error.
         reason: String,
     },
-    /// The client cannot go on: fatal error, or its thread is gone.
+    /// The client stopped: a fatal error, or its thread has ended.
     #[error("log client stopped: {0}")]
     Stopped(String),
 }
 
-/// What a caller should do.
+/// What a caller should do after an [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remedy {
     /// Try again: every effect is fenced.
     Retry,
-    /// Drop the work: somebody else does it.
+    /// Drop the work: another member does it.
     Drop,
     /// End the role.
     Stop,
@@ -135,8 +135,8 @@ impl Error {
     }
 }
 
-/// Commits what is still ours; a partition that is not, is left to its new owner. The log refuses a commit
-/// as a whole, so what is foreign is taken out until the rest goes through.
+/// Commits the positions of partitions that are still assigned; the others are left to their new owners. The log refuses
+/// a commit as a whole, so refused partitions are removed until the rest is accepted.
 pub async fn commit_ours<L: Log>(log: &L, mut done: Vec<(Partition, Resume)>) -> Result<(), Error> {
     while !done.is_empty() {
         match log.commit(&done).await {
@@ -153,43 +153,45 @@ pub async fn commit_ours<L: Log>(log: &L, mut done: Vec<(Partition, Resume)>) ->
     Ok(())
 }
 
-/// One member of a consumer group, with a producer beside it.
+/// One member of a consumer group, with a producer.
 pub trait Log: Send + Sync {
-    /// The next delivery; waits for one. Cancel-safe: nothing is lost when the future is dropped.
+    /// Waits for the next delivery. Cancel-safe: nothing is lost when the future is dropped.
     fn next(&mut self) -> impl Future<Output = Result<Delivery, Error>> + Send;
 
-    /// The next assignment or revoke, while the role has no room for records: they stay. Cancel-safe.
+    /// Waits for the next assignment or revoke; batches stay queued. For a member that has no room for records.
+    /// Cancel-safe.
     fn notice(&mut self) -> impl Future<Output = Result<Delivery, Error>> + Send;
 
-    /// From now on batches of these topics wait, and those of others do not wait behind them; with none, all go on. What is
-    /// held back is delivered in order when it is not any more. A log for which order is nobody's loss may ignore it.
+    /// Pauses delivery of these topics. Other topics continue. An empty list resumes all. Paused records are delivered in
+    /// order after the resume. A log without backpressure may ignore the call.
     fn pause(&mut self, _topics: &[Arc<str>]) {}
 
-    /// Makes `resume` the committed position of each partition, now.
+    /// Commits a position for each partition, and waits for the answer.
     fn commit(
         &self,
         done: &[(Partition, Resume)],
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// The group's positions of these partitions; one without a position is left out.
+    /// Committed positions of these partitions; a partition without one is left out.
     fn committed(
         &self,
         of: &[Partition],
     ) -> impl Future<Output = Result<Vec<Committed>, Error>> + Send;
 
-    /// Reading of partitions of ours goes on from these positions (or from the log's first record after them): what
-    /// waits of them is taken back, and nothing read before is delivered any more. One that is not ours is ignored.
+    /// Continues reading assigned partitions from these positions (or from the log's first record after them). Queued
+    /// batches of them are dropped, and no record that was read before the call is delivered after it. A partition that
+    /// is not assigned is ignored.
     fn rewind(
         &mut self,
         to: &[(Partition, Resume)],
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// End offset of a partition as the log has it now, not as it was when a batch was read.
+    /// Asks the log for the present end offset of a partition, which may be above that of the last batch.
     fn end(&self, partition: &Partition) -> impl Future<Output = Result<Offset, Error>> + Send;
 
-    /// Writes records; resolves when *all* are acknowledged by the broker (delivery report).
+    /// Writes records; resolves when the broker has acknowledged *all* of them (delivery reports).
     fn send(&self, records: Vec<Outgoing>) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Leaves the group and ends the client; bounded in time.
+    /// Leaves the group and stops the client, within a bounded time.
     fn close(self) -> impl Future<Output = ()> + Send;
 }

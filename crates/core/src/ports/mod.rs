@@ -1,4 +1,4 @@
-//! What the pure half and the members ask of the outside: traits, and the values that pass through them.
+//! What the pure code and the members ask of Kafka and Redis: traits, and the values that pass through them.
 
 pub mod keys;
 pub mod log;

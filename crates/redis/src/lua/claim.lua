@@ -2,33 +2,33 @@
 --
 -- KEYS  1 ns:{user}:state   2 ns:{user}:profile   3 nearshore:erased:{user}
 -- ARGV  1 due of the request, ms   2 state TTL, ms   3 expected version
--- Returns {blob, erased_at, profile or '', tombstone or '0', claim, pending as it was}, {} if the version is
+-- Returns {blob, erased_at, profile or '', tombstone or '0', claim, pending before the claim}, {} if the version is
 -- another one, or nil without a state.
 --
--- Invariant: what is read and what is cleared are one step, so an event is either in the state
--- that is returned or finds `pending` empty and asks again. A take of a request that was served meanwhile
--- changes nothing, however late it lands: nobody would serve what it clears. A raised `ver` makes every
--- cached copy stale. The claim_rate is `last day claims`, as `trigger::claimed` reckons it.
+-- Invariant: reading and clearing are one step, so an event is either in the returned state or finds `pending` empty and
+-- requests a list again. A late claim for a request that was served already changes nothing: a newer request that it
+-- cleared would never be served. A raised `ver` makes every cached copy stale. The claim rate is the text
+-- `last day claims`, as `trigger::claimed` computes it.
 -- Numbers stay under 2^53, where Lua's doubles are exact.
-local held = redis.call('HMGET', KEYS[1], 'blob', 'ver', 'claim', 'pending', 'claim_rate', 'erased_at')
-if not held[1] then
+local state = redis.call('HMGET', KEYS[1], 'blob', 'ver', 'claim', 'pending', 'claim_rate', 'erased_at')
+if not state[1] then
   return false
 end
-if tonumber(held[2] or '0') ~= tonumber(ARGV[3]) then
+if tonumber(state[2] or '0') ~= tonumber(ARGV[3]) then
   return {}
 end
 local due = tonumber(ARGV[1])
 local today = math.floor(due / 86400000)
-local last, day, claims = string.match(held[5] or '', '^(%-?%d+) (%-?%d+) (%d+)$')
+local last, day, claims = string.match(state[5] or '', '^(%-?%d+) (%-?%d+) (%d+)$')
 last, day, claims = tonumber(last or '0'), tonumber(day or '0'), tonumber(claims or '0')
--- Counted on the day of the latest request: an older one (a sweep's) counts on that day too.
+-- Claims count on the day of the latest request: that of an older request (a sweep's) counts on that day too.
 if claims == 0 or today > day then
   day, claims = today, 0
 end
-local claim = tonumber(held[3] or '0') + 1
+local claim = tonumber(state[3] or '0') + 1
 redis.call('HSET', KEYS[1], 'pending', '', 'activity', '0',
   'claim_rate', string.format('%d %d %d', math.max(last, due), day, claims + 1),
-  'claim', string.format('%d', claim), 'ver', string.format('%d', tonumber(held[2] or '0') + 1))
+  'claim', string.format('%d', claim), 'ver', string.format('%d', tonumber(state[2] or '0') + 1))
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return {held[1], held[6] or '0', redis.call('GET', KEYS[2]) or '', redis.call('GET', KEYS[3]) or '0',
-  claim, held[4] or ''}
+return {state[1], state[6] or '0', redis.call('GET', KEYS[2]) or '', redis.call('GET', KEYS[3]) or '0',
+  claim, state[4] or ''}

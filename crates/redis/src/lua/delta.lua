@@ -2,11 +2,11 @@
 --
 -- KEYS  1 ns:counts:{sNN}:fence   2 ns:counts:{sNN}:buckets   3.. ns:counts:{sNN}:bB, one per bucket
 -- ARGV  1 source partition   2 prev, '' = none yet   3 last   4 TTL of a bucket, ms
---       then per bucket key: B, number of cells, and per cell its field and what is added
+--       then per bucket key: B, number of cells, and per cell its field and the increment
 -- Returns {'stored'} | {'fence', offset or ''}.
 --
--- Invariant: applied iff the stored fence of the partition is `prev`; offsets are compared as text.
--- So each record is in the sums once, whatever was sent twice or late.
+-- Invariant: a delta is applied iff the stored fence of the partition is `prev`; offsets are compared as text. So each
+-- record is counted once, even if deltas are sent twice or late.
 local fence = redis.call('HGET', KEYS[1], ARGV[1]) or ''
 if fence ~= ARGV[2] then
   return {'fence', fence}

@@ -1,4 +1,4 @@
--- publish: the conditional write of a list.
+-- publish: conditionally writes a list.
 --
 -- KEYS  1 ns:{user}:state   2 nearshore:erased:{user}   3 ns:{user}:recall
 -- ARGV  1 claim   2 erased_at of the state it was made from, ms   3 epoch   4 force, 1 or 0
@@ -6,30 +6,30 @@
 --       6 doc   7 seen   8 at, ms   9 audit   10 list TTL, ms   11 state TTL, ms
 -- Returns stored | older | erased | nostate | epoch | kept.
 --
--- Invariant: a list is stored iff its erased_at is the state's (or the tombstone's, where that is later)
--- and stored list's claim < claim <= state's claim. So no late, doubled or zombie's list appears.
--- The state's TTL is refreshed with the list's, so that no list outlives its state.
+-- Invariant: a list is stored iff its erased_at is the state's (or the tombstone's, where that is later) and
+-- stored list's claim < claim <= state's claim. So a list that is late, a duplicate, or by a member that lost its claim is
+-- never stored. The state's TTL is refreshed with the list's, so that no list outlives its state.
 -- Numbers stay under 2^53, where Lua's doubles are exact.
-local held = redis.call('HMGET', KEYS[1], 'ver', 'erased_at', 'claim')
+local state = redis.call('HMGET', KEYS[1], 'ver', 'erased_at', 'claim')
 local erased = tonumber(redis.call('GET', KEYS[2]) or '0')
-local erased_at = math.max(tonumber(held[2] or '0'), erased)
+local erased_at = math.max(tonumber(state[2] or '0'), erased)
 if tonumber(ARGV[2]) < erased_at then
   return 'erased'
 end
-if not held[1] then
+if not state[1] then
   return 'nostate'
 end
 if tonumber(ARGV[2]) ~= erased_at then
   return 'erased'
 end
 local claim = tonumber(ARGV[1])
-if claim > tonumber(held[3] or '0') then
+if claim > tonumber(state[3] or '0') then
   return 'nostate'
 end
 
 local list = redis.call('HMGET', KEYS[3], 'claim', 'epoch', 'doc', 'erased_at')
--- A list of before the erase is none: this namespace has not folded the erase yet.
-if list[1] and math.max(tonumber(held[2] or '0'), tonumber(list[4] or '0')) < erased then
+-- A list from before the erase does not count: this namespace has not folded the erase yet.
+if list[1] and math.max(tonumber(state[2] or '0'), tonumber(list[4] or '0')) < erased then
   redis.call('DEL', KEYS[3])
   list = {false, false, false}
 end

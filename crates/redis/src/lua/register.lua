@@ -1,13 +1,13 @@
--- register: the book of blocks in force, with its log.
+-- register: writes the register of blocks in force, and its log.
 --
 -- KEYS  1 nearshore:{blocks}   2 nearshore:{blocks}:log
--- ARGV  1 name of the block, pu:<id> or sku:<id>   2 the block as JSON, '' = it is lifted
+-- ARGV  1 name of the block, pu:<id> or sku:<id>   2 the block as JSON, '' = lift it
 --       3 line for the log
--- Returns 1 if the book changed, else 0.
+-- Returns 1 if the register changed, else 0.
 --
--- Invariant: a line is written iff the book changes, so a repeated request is logged once.
-local held = redis.call('HGET', KEYS[1], ARGV[1]) or ''
-if held == ARGV[2] then
+-- Invariant: a line is written iff the register changes, so a repeated request is logged once.
+local stored = redis.call('HGET', KEYS[1], ARGV[1]) or ''
+if stored == ARGV[2] then
   return 0
 end
 if ARGV[2] == '' then

@@ -1,13 +1,13 @@
--- stock: records of the stock stream, for one set, in their order.
+-- stock: applies records of the stock stream to one set, in their order.
 --
 -- KEYS  1 nearshore:oos:{N}   2 nearshore:oos:{N}:fence   3 nearshore:oos:{N}:blocked   4 nearshore:oos:{N}:gone
--- ARGV  1 how long a gone SKU stays in the set, ms
---       then per record: SKU, source partition, offset, in (0), sold out (1) or gone (2), record time in ms
--- Returns how many were applied.
+-- ARGV  1 how long a delisted SKU stays in the set, ms
+--       then per record: SKU, source partition, offset, in stock (0), sold out (1) or delisted (2), record time in ms
+-- Returns how many records were applied.
 --
--- Invariant: a record at or below the set's fence of its partition changes nothing, and a blocked
--- SKU stays in the set; whether it is out besides is kept for the day of its unblocking. A gone SKU
--- leaves the set when no list can name it any more, by the time of later records and not by a clock.
+-- Invariant: a record at or below the set's fence of its partition changes nothing. A blocked SKU stays in the set;
+-- whether it is also out of stock is stored for its unblocking. A delisted SKU leaves the set when no list can name it any
+-- more, by the time of later records and not by a clock.
 -- Offsets and times stay under 2^53, where Lua's doubles are exact.
 local applied, newest = 0, 0
 for at = 2, #ARGV, 5 do
@@ -34,7 +34,7 @@ for at = 2, #ARGV, 5 do
     applied = applied + 1
   end
 end
--- A bounded step each time; the stream goes on, and so does this.
+-- At most 100 delisted SKUs per call; later records remove the rest.
 local before = string.format('(%.0f', newest - tonumber(ARGV[1]))
 for _, sku in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', before, 'LIMIT', 0, 100)) do
   if redis.call('HEXISTS', KEYS[3], sku) == 0 then

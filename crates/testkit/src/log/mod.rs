@@ -427,7 +427,10 @@ impl Member {
     /// Whether a partition is this member's and it knows: one that went and came back untold is not, for what
     /// the member would commit is from before.
     fn knows(&self, partition: &Partition) -> bool {
-        let untold = self.notices.iter().any(|notice| notice.moves(partition));
+        let untold = self
+            .notices
+            .iter()
+            .any(|notice| notice.changes_owner_of(partition));
         self.own.contains_key(partition) && !untold
     }
 

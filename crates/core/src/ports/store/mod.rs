@@ -51,7 +51,9 @@ pub enum Error {
         reason: String,
     },
     /// Fewer replicas than `redis.min_replicas` acknowledged the writes.
-    #[error("{found} of {wanted} replicas acknowledged")]
+    #[error(
+        "{found} of {wanted} replicas acknowledged; check the replicas, or lower redis.min_replicas"
+    )]
     NotReplicated {
         /// How many acknowledged.
         found: u32,
@@ -59,7 +61,9 @@ pub enum Error {
         wanted: u32,
     },
     /// The primaries are of another [`Lineage`] than the caller expects: writes may be lost, and nothing was written.
-    #[error("{addr} is not the store it was; acknowledged writes may be gone")]
+    #[error(
+        "{addr} failed over or restarted; acknowledged writes may be lost and are written again"
+    )]
     Regressed {
         /// Address of the store.
         addr: String,
@@ -85,11 +89,11 @@ pub enum Remedy {
     Stop,
 }
 
-impl From<keys::Misfit> for Error {
-    fn from(misfit: keys::Misfit) -> Self {
+impl From<keys::Invalid> for Error {
+    fn from(invalid: keys::Invalid) -> Self {
         Self::Refused {
             addr: "store".into(),
-            reason: misfit.to_string(),
+            reason: invalid.to_string(),
         }
     }
 }
