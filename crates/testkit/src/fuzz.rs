@@ -1,7 +1,7 @@
-//! One function per decoder: bytes in, a panic if a law is broken.
+//! Fuzz targets, one function per decoder: bytes in, a panic if a law is broken.
 //!
-//! Laws beside "no panic": what is decoded is within the limits, and is itself again after encoding and decoding; what
-//! is canonical stays canonical; nothing is allocated that the bytes do not pay for.
+//! Laws besides "no panic": a decoded value is within the limits and survives encoding and decoding; a canonical form stays
+//! canonical; memory is bounded by the size of the input.
 
 use bytes::Bytes;
 
@@ -17,7 +17,7 @@ use nearshore_core::user::trigger::Request;
 use nearshore_engine::formats::tensor::Entry;
 use nearshore_engine::formats::{folder, gguf};
 
-/// Takes any bytes, and panics where a law is broken.
+/// Accepts any bytes, and panics if a law is broken.
 pub type Target = fn(&[u8]);
 
 /// Every target, by name.
@@ -37,23 +37,23 @@ pub const ALL: [(&str, Target); 11] = [
 
 const NOON: i64 = 1_700_000_000_000;
 
-/// Largest template tried: time grows with its square in places, and no template is larger.
+/// Largest template tried: time grows with the square of its size in places, and no real template is larger.
 const TEMPLATE_MAX: usize = 4_096;
 
-/// Takes numbers off the front; zeros when nothing is left.
+/// Reads numbers from the front of the bytes; zeros when no bytes are left.
 struct Bits<'a>(&'a [u8]);
 
 impl Bits<'_> {
     fn number<const N: usize>(&mut self) -> [u8; N] {
         let mut found = [0; N];
-        let many = N.min(self.0.len());
-        found[..many].copy_from_slice(&self.0[..many]);
-        self.0 = &self.0[many..];
+        let count = N.min(self.0.len());
+        found[..count].copy_from_slice(&self.0[..count]);
+        self.0 = &self.0[count..];
         found
     }
 
-    fn part(&mut self, long: usize) -> Bytes {
-        let (part, rest) = self.0.split_at(long.min(self.0.len()));
+    fn part(&mut self, length: usize) -> Bytes {
+        let (part, rest) = self.0.split_at(length.min(self.0.len()));
         self.0 = rest;
         Bytes::copy_from_slice(part)
     }
@@ -67,17 +67,17 @@ fn record(data: &[u8]) -> Record {
         0 => NOON,
         _ => i64::from_le_bytes(bits.number()),
     };
-    let brought = i64::from_le_bytes(match flags & 8 {
+    let header_time = i64::from_le_bytes(match flags & 8 {
         0 => [0; 8],
         _ => bits.number(),
     });
-    let [long] = bits.number();
-    let key = bits.part(usize::from(long));
+    let [length] = bits.number();
+    let key = bits.part(usize::from(length));
     let headers = match flags & 8 {
         0 => Vec::new(),
         _ => vec![(
             "nearshore.time".to_owned(),
-            Bytes::from(brought.to_string()),
+            Bytes::from(header_time.to_string()),
         )],
     };
     Record {
@@ -89,7 +89,7 @@ fn record(data: &[u8]) -> Record {
     }
 }
 
-/// The same record with another value, of now.
+/// The same record with another value.
 fn with_value(record: &Record, value: Option<String>) -> Record {
     Record {
         value: value.map(Bytes::from),
@@ -97,26 +97,23 @@ fn with_value(record: &Record, value: Option<String>) -> Record {
     }
 }
 
-fn told(reject: &Reject) {
+fn check_reject(reject: &Reject) {
     assert!(Reject::ALL_CODES.contains(&reject.code()));
     assert!(!reject.to_string().is_empty());
 }
 
-fn accepted(record: &Record, accepted: &Accepted, limits: &Limits) {
+fn check_accepted(record: &Record, accepted: &Accepted, limits: &Limits) {
     let user = &accepted.user.0;
     assert!(
         !user.is_empty() && user.len() <= limits.max_text,
         "{user:?}"
     );
-    assert!(
-        accepted.time <= record.time,
-        "a header made a record younger"
-    );
+    assert!(accepted.time <= record.time, "a header made a record newer");
     assert!(event::sane(accepted.time).is_ok());
 }
 
-/// A state with this folded in is itself again after a round trip, and folding it again changes nothing.
-fn folds(found: &Accepted) {
+/// Checks that a state with this change folded in survives a round trip, and that folding it again changes nothing.
+fn check_fold(found: &Accepted) {
     let mut once = UserState::default();
     let step = fold(&mut once, found, 3);
     assert_ne!(step, Step::Duplicate);
@@ -130,10 +127,10 @@ fn round_trip(state: &UserState) {
     for version in state::VERSION_OLDEST..=state::VERSION_CURRENT {
         let bytes = state::encode(state, version);
         let back = state::decode(&bytes, state.profile.clone(), state.erased_at);
-        let back = back.expect("what was written is read");
+        let back = back.expect("a written state decodes");
         let mut kept = state.clone();
         if version < 3 {
-            // The older versions do not say since when the events are complete.
+            // Versions before 3 do not store since when the events are complete.
             kept.complete_since = Timestamp(0);
         }
         assert_eq!(back, kept, "version {version}");
@@ -154,11 +151,11 @@ pub fn event(data: &[u8]) {
     let limits = Limits::default();
     let found = match event::decode_event(&record, &limits) {
         Ok(found) => found,
-        Err(reject) => return told(&reject),
+        Err(reject) => return check_reject(&reject),
     };
-    accepted(&record, &found, &limits);
+    check_accepted(&record, &found, &limits);
     let Change::Event(event) = &found.change else {
-        panic!("an event is an event: {found:?}");
+        panic!("decode_event returned no event: {found:?}");
     };
     assert!(
         event
@@ -167,10 +164,10 @@ pub fn event(data: &[u8]) {
     );
     let again = with_value(&record, Some(event_json(event)));
     assert_eq!(event::decode_event(&again, &limits).as_ref(), Ok(&found));
-    folds(&found);
+    check_fold(&found);
 }
 
-/// As a source would write it.
+/// The event as a source would write it.
 fn event_json(event: &Event) -> String {
     let (name, item) = match &event.item {
         Item::Sku(id) => ("sku", id),
@@ -192,34 +189,34 @@ pub fn profile(data: &[u8]) {
         let found = match event::decode_profile(&record, format, &limits) {
             Ok(found) => found,
             Err(reject) => {
-                told(&reject);
+                check_reject(&reject);
                 continue;
             }
         };
-        accepted(&record, &found, &limits);
+        check_accepted(&record, &found, &limits);
         let whose = event::key_user(&record, Source::Profiles(format));
         assert_eq!(whose.as_deref(), Some(&*found.user.0));
         if let Change::Profile(profile) = &found.change {
             let written = serde_json::to_string(profile).expect("JSON");
-            let read: Profile = serde_json::from_str(&written).expect("our own");
+            let read: Profile = serde_json::from_str(&written).expect("written by this program");
             assert_eq!(read, *profile, "bit by bit, or a reload counts as a change");
             let written = match format {
                 Format::Plain => written,
                 Format::Debezium => format!("{{\"after\":{written}}}"),
             };
             let again = with_value(&record, Some(written));
-            // One level more, and its bytes, may be beyond the limit.
-            let wide = Limits {
+            // One level more, and its bytes, may exceed the limits.
+            let wider = Limits {
                 max_depth: 40,
                 max_bytes: 2 << 20,
                 ..limits
             };
             assert_eq!(
-                event::decode_profile(&again, format, &wide).as_ref(),
+                event::decode_profile(&again, format, &wider).as_ref(),
                 Ok(&found)
             );
         }
-        folds(&found);
+        check_fold(&found);
     }
 }
 
@@ -229,7 +226,7 @@ pub fn sku(data: &[u8]) {
     let limits = Limits::default();
     let (id, found) = match event::decode_sku(&record, &limits) {
         Ok(found) => found,
-        Err(reject) => return told(&reject),
+        Err(reject) => return check_reject(&reject),
     };
     assert!(!id.is_empty() && id.len() <= limits.max_text);
     let Some(found) = found else { return };
@@ -265,27 +262,32 @@ pub fn request(data: &[u8]) {
     };
     let found = match Request::decode(&record) {
         Ok(found) => found,
-        Err(reject) => return told(&reject),
+        Err(reject) => return check_reject(&reject),
     };
     assert!(!found.user.0.is_empty() && found.user.0.len() <= data.len());
     let again = with_value(&record, Some(serde_json::to_string(&found).expect("JSON")));
     assert_eq!(Request::decode(&again), Ok(found));
 }
 
-/// A stored state: eight bytes of erased_at, then the blob.
+/// A stored state: eight bytes of `erased_at`, then the blob.
 pub fn state(data: &[u8]) {
     let mut bits = Bits(data);
     let erased_at = Timestamp(i64::from_le_bytes(bits.number()));
     let Ok(found) = state::decode(bits.0, None, erased_at) else {
         return;
     };
-    // An event takes at least a time, a place, a kind, an item, a quantity: far more than two bytes.
+    // An event has at least a time, a position, a kind, an item, a quantity: far more than two bytes.
     assert!(found.window.len() * 2 <= bits.0.len() && found.window.capacity() <= data.len() * 2);
-    assert!(found.window.iter().all(|seen| seen.time > found.erased_at));
+    assert!(
+        found
+            .window
+            .iter()
+            .all(|event| event.time > found.erased_at)
+    );
     round_trip(&found);
 }
 
-/// Texts beside the blob: pending, claim_rate, the profile's register, fences, positions.
+/// Texts stored beside the blob: pending, claim rate, profile, fences, positions.
 pub fn register(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -303,9 +305,9 @@ pub fn register(data: &[u8]) {
         assert_eq!(found.to_string().parse().as_ref(), Ok(&found));
     }
     if let Ok(found) = text.parse::<Fences>() {
-        // A topic cannot have a comma in Kafka; one that has is cut there, and then stays.
+        // A topic cannot have a comma in Kafka. One that has is cut there, and is stable from then on.
         let written = found.to_string();
-        let read: Fences = written.parse().expect("our own");
+        let read: Fences = written.parse().expect("written by this program");
         assert_eq!(read, found);
         assert!(found.contains_all(&read));
     }
@@ -317,11 +319,14 @@ pub fn list(data: &[u8]) {
         return;
     };
     if let Ok(found) = Document::parse(text) {
-        // Scores are rounded when they are written; from then on nothing changes.
+        // Scores are rounded when they are written; after that nothing changes.
         let written = found.to_json();
-        let read = Document::parse(&written).expect("our own");
+        let read = Document::parse(&written).expect("written by this program");
         assert_eq!(read.to_json(), written);
-        assert_eq!(Document::parse(&read.to_json()).expect("our own"), read);
+        assert_eq!(
+            Document::parse(&read.to_json()).expect("written by this program"),
+            read
+        );
         let mut none = read.clone();
         none.strip(|_, _| true);
         assert!(none.is_empty());
@@ -332,7 +337,7 @@ pub fn list(data: &[u8]) {
     }
     if let Ok(found) = serde_json::from_str::<Audit>(text) {
         let written = serde_json::to_string(&found).expect("JSON");
-        let read: Audit = serde_json::from_str(&written).expect("our own");
+        let read: Audit = serde_json::from_str(&written).expect("written by this program");
         assert_eq!(serde_json::to_string(&read).expect("JSON"), written);
     }
 }
@@ -345,13 +350,13 @@ pub fn update(data: &[u8]) {
     let audit = serde_json::to_string(&found.audit).expect("JSON");
     let doc = found.doc.to_json();
     let written = Update::json((found.claim, found.epoch), &found.seen, (&doc, &audit));
-    let read = Update::parse(written.as_bytes()).expect("our own");
+    let read = Update::parse(written.as_bytes()).expect("written by this program");
     assert_eq!((read.claim, read.epoch), (found.claim, found.epoch));
     assert_eq!(read.seen, found.seen);
     assert_eq!(read.doc.to_json(), doc);
 }
 
-/// A template file, tried on a view of users who write what they like.
+/// A template file, rendered for a view with hostile text in every field.
 pub fn template(data: &[u8]) {
     let Ok(source) = std::str::from_utf8(data) else {
         return;
@@ -371,7 +376,7 @@ pub fn template(data: &[u8]) {
             rendered.events_cut == view.events.len() && rendered.fields_cut == view.profile.len();
         assert!(
             rendered.tokens <= budget || bare,
-            "over its budget and not bare"
+            "over its budget although there is more to cut"
         );
         assert_eq!(
             rendered.tokens,
@@ -379,9 +384,9 @@ pub fn template(data: &[u8]) {
         );
         let again = template.render(&view, budget, str::len);
         assert_eq!(
-            again.expect("as before"),
+            again.expect("rendered before"),
             rendered,
-            "the same input gives the same bytes"
+            "the same input must give the same bytes"
         );
     }
 }
@@ -391,7 +396,7 @@ pub fn gguf(data: &[u8]) {
     let Ok(found) = gguf::header::decode(data) else {
         return;
     };
-    // A key takes a length and a type, a tensor a length, a rank, a type and an offset.
+    // A key has a length and a type; a tensor has a length, a rank, a type and an offset.
     assert!(found.keys.len() * 12 + found.tensors.len() * 24 <= data.len());
     within(found.tensors.values(), found.data, data);
 }
@@ -404,7 +409,7 @@ pub fn safetensors(data: &[u8]) {
     within(found.tensors.values(), found.data, data);
 }
 
-/// Whoever reads the tensors slices the file by what the header says.
+/// Checks that every tensor lies within the file: the loader slices the file by the header.
 fn within<'a>(tensors: impl Iterator<Item = &'a Entry>, begin: usize, file: &[u8]) {
     for entry in tensors {
         let rest = file.get(begin..).expect("data begins within the file");

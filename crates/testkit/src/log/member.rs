@@ -1,7 +1,7 @@
 //! [`MemoryLog`]: a member of a group in a [`MemoryCluster`].
 //!
-//! Keeps nothing but its name: all state is the cluster's, so that a member that is dropped leaves what a
-//! crashed process leaves.
+//! It stores its group and id only. All state is the cluster's, so that a dropped member leaves what a crashed process
+//! leaves.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -20,18 +20,13 @@ pub struct MemoryLog {
 }
 
 impl MemoryLog {
-    /// The next delivery, if there is one.
-    pub fn try_next(&mut self) -> Option<Delivery> {
-        self.cluster.lock().next(&self.group, self.id)
-    }
-
     async fn wait(&mut self, batches: bool) -> Result<Delivery, Error> {
         std::future::poll_fn(|context| {
             let mut cluster = self.cluster.lock();
-            let told = cluster
+            let has_notice = cluster
                 .member(&self.group, self.id)
                 .is_some_and(|member| !member.notices.is_empty());
-            if (batches || told)
+            if (batches || has_notice)
                 && let Some(delivery) = cluster.next(&self.group, self.id)
             {
                 return Poll::Ready(Ok(delivery));
@@ -45,18 +40,18 @@ impl MemoryLog {
         .await
     }
 
-    /// The member stops without a word; its partitions wait for the next [`MemoryCluster::rebalance`].
+    /// Stops the member without leaving the group; its partitions wait for the next [`MemoryCluster::rebalance`].
     pub fn crash(self) {}
 
-    /// The group gives up on this member, which does not know yet: a zombie. Its partitions go to the others,
-    /// its commits are refused, and it learns of it, as lost, by its next delivery. It takes part again
-    /// from the next rebalance on.
+    /// Expires the member's session before the member knows: a zombie. Its partitions go to other members, its commits are
+    /// refused, and its next delivery revokes its partitions as lost. It joins again at the next rebalance.
     pub fn expire(&self) {
         let mut cluster = self.cluster.lock();
         if let Some(member) = cluster.member(&self.group, self.id) {
-            let partitions: Vec<Partition> = std::mem::take(&mut member.own).into_keys().collect();
+            let partitions: Vec<Partition> =
+                std::mem::take(&mut member.assigned).into_keys().collect();
             if !partitions.is_empty() {
-                member.tell(Delivery::Revoked {
+                member.post(Delivery::Revoked {
                     partitions,
                     lost: true,
                 });
@@ -81,14 +76,14 @@ impl Log for MemoryLog {
 
     fn pause(&mut self, topics: &[Arc<str>]) {
         if let Some(member) = self.cluster.lock().member(&self.group, self.id) {
-            member.held = topics.to_vec();
+            member.paused = topics.to_vec();
         }
     }
 
     async fn commit(&self, done: &[(Partition, Resume)]) -> Result<(), Error> {
-        Breath::default().await;
-        let answer = self.cluster.lock().commit((&self.group, self.id), done);
-        Breath::default().await;
+        Yield::default().await;
+        let answer = self.cluster.lock().commit(&self.group, self.id, done);
+        Yield::default().await;
         answer
     }
 
@@ -107,10 +102,10 @@ impl Log for MemoryLog {
     async fn rewind(&mut self, to: &[(Partition, Resume)]) -> Result<(), Error> {
         let mut cluster = self.cluster.lock();
         if let Some(member) = cluster.member(&self.group, self.id) {
-            // One that went and came back untold is read from where the group stands.
-            let known: Vec<bool> = to.iter().map(|(it, _)| member.knows(it)).collect();
-            for ((partition, resume), _) in to.iter().zip(known).filter(|(_, known)| *known) {
-                if let Some(next) = member.own.get_mut(partition) {
+            // A partition with an undelivered revoke is read from the group's position after it comes back.
+            let owned: Vec<bool> = to.iter().map(|(it, _)| member.owns(it)).collect();
+            for ((partition, resume), _) in to.iter().zip(owned).filter(|(_, owned)| *owned) {
+                if let Some(next) = member.assigned.get_mut(partition) {
                     *next = resume.0;
                 }
             }
@@ -124,10 +119,10 @@ impl Log for MemoryLog {
 
     async fn send(&self, records: Vec<Outgoing>) -> Result<(), Error> {
         for record in records {
-            Breath::default().await;
+            Yield::default().await;
             self.cluster.produce(record);
         }
-        Breath::default().await;
+        Yield::default().await;
         Ok(())
     }
 
@@ -136,7 +131,7 @@ impl Log for MemoryLog {
         let mut cluster = shared.lock();
         let flaws = cluster.flaws;
         if let Some(group) = cluster.groups.get_mut(&name) {
-            group.take_from(self.id, &[], flaws);
+            group.revoke_from(self.id, &[], flaws);
         }
         drop(cluster);
         drop(self);
@@ -153,11 +148,11 @@ impl Drop for MemoryLog {
     }
 }
 
-/// Pending once: a place where a simulation may crash.
+/// A future that is pending once: a point where a simulation may crash the member.
 #[derive(Default)]
-struct Breath(bool);
+struct Yield(bool);
 
-impl Future for Breath {
+impl Future for Yield {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {

@@ -1,16 +1,17 @@
 //! The log in memory, for seeded simulations: [`MemoryCluster`] and [`MemoryLog`].
 //!
-//! Keeps the contract of [`Log`](super::Log) with no thread, timer or clock: the same calls in the same order give the
-//! same deliveries. The seed chooses batch cuts, which partition speaks next, and who owns what after a
-//! rebalance. `send` and `commit` yield once before and once after their effect, so that an executor may
-//! crash a role on either side of it. [`Flaws`] break the contract on purpose, to see a checker notice.
+//! Keeps the contract of [`Log`](nearshore_core::ports::log::Log) with no thread, timer or clock: the same calls in the same
+//! order give the same deliveries. The seed chooses the size of batches, the partition that is delivered next, and the
+//! owner of each partition after a rebalance. `send` and `commit` yield once before and once after their effect, so that an
+//! executor may crash a role on either side of it. [`Flaws`] break the contract on purpose, to prove that a check notices.
 
 mod member;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::Waker;
 
+use parking_lot::{Mutex, MutexGuard};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -23,20 +24,20 @@ pub use member::MemoryLog;
 /// Ways to break the contract.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flaws {
-    /// What is delivered counts as committed at once.
+    /// Delivered records count as committed at once.
     pub commit_early: bool,
-    /// A revoke commits everything that was delivered, done or not.
+    /// A revoke commits all delivered records, processed or not.
     pub forget_in_hand: bool,
 }
 
 #[derive(Default)]
 struct Member {
     topics: Vec<Arc<str>>,
-    /// Partitions with the offset that is delivered next.
-    own: BTreeMap<Partition, i64>,
+    /// Assigned partitions with the offset that is delivered next.
+    assigned: BTreeMap<Partition, i64>,
     notices: VecDeque<Delivery>,
-    /// Topics that are held back.
-    held: Vec<Arc<str>>,
+    /// Paused topics.
+    paused: Vec<Arc<str>>,
     waker: Option<Waker>,
     alive: bool,
 }
@@ -53,7 +54,6 @@ struct Cluster {
     batch_max: usize,
     now: Timestamp,
     topics: BTreeMap<Arc<str>, Vec<Vec<Record>>>,
-    incarnations: BTreeMap<Arc<str>, u32>,
     groups: BTreeMap<String, Group>,
     members: u64,
     unkeyed: usize,
@@ -69,7 +69,7 @@ impl MemoryCluster {
         Self::flawed(seed, Flaws::default())
     }
 
-    /// An empty cluster that breaks it.
+    /// An empty cluster that breaks the contract.
     pub fn flawed(seed: u64, flaws: Flaws) -> Self {
         Self(Arc::new(Mutex::new(Cluster {
             rng: ChaCha8Rng::seed_from_u64(seed),
@@ -77,7 +77,6 @@ impl MemoryCluster {
             batch_max: 8,
             now: Timestamp(0),
             topics: BTreeMap::new(),
-            incarnations: BTreeMap::new(),
             groups: BTreeMap::new(),
             members: 0,
             unkeyed: 0,
@@ -85,48 +84,32 @@ impl MemoryCluster {
     }
 
     fn lock(&self) -> MutexGuard<'_, Cluster> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
-    /// The time of records that are sent without one.
+    /// Sets the time of records that are sent without one.
     pub fn set_time(&self, now: Timestamp) {
         self.lock().now = now;
     }
 
-    /// The largest batch; the seed cuts 1 up to this many records.
+    /// Sets the largest batch; the seed chooses 1 up to this many records.
     pub fn set_batch_max(&self, records: usize) {
         self.lock().batch_max = records.max(1);
     }
 
-    /// Creates a topic; one that exists stays as it is.
+    /// Creates a topic; an existing one is left as it is.
     pub fn create_topic(&self, topic: &str, partitions: usize) {
         let mut cluster = self.lock();
         let empty = || vec![Vec::new(); partitions.max(1)];
         cluster.topics.entry(topic.into()).or_insert_with(empty);
     }
 
-    /// Empties a topic and gives it this incarnation, as an operator does who deletes and creates it. Positions
-    /// of groups are gone with it. An incarnation that is not raised is the mistake that fences must notice.
-    pub fn recreate_topic(&self, topic: &str, incarnation: u32) {
-        let mut cluster = self.lock();
-        let name: Arc<str> = topic.into();
-        cluster.incarnations.insert(name.clone(), incarnation);
-        for partition in cluster.topics.entry(name).or_default() {
-            partition.clear();
-        }
-        for group in cluster.groups.values_mut() {
-            group
-                .committed
-                .retain(|partition, _| &*partition.topic != topic);
-        }
-    }
-
-    /// Appends one record and says where it stands. The topic is created, with one partition, if it is missing.
+    /// Appends one record and returns its position. A missing topic is created with one partition.
     pub fn produce(&self, record: Outgoing) -> Position {
         self.lock().append(record)
     }
 
-    /// All records of a topic: partition after partition, each in offset order.
+    /// All records of a topic, by partition, each partition in offset order.
     pub fn records(&self, topic: &str) -> Vec<Record> {
         let cluster = self.lock();
         let partitions = cluster.topics.get(topic);
@@ -160,7 +143,7 @@ impl MemoryCluster {
             .unwrap_or_default()
     }
 
-    /// Records between a group's positions and the ends of what its members read.
+    /// Lag of a group: records between its positions and the ends of its members' topics.
     pub fn lag(&self, group: &str) -> u64 {
         let cluster = self.lock();
         let Some(found) = cluster.groups.get(group) else {
@@ -175,7 +158,7 @@ impl MemoryCluster {
             .sum()
     }
 
-    /// Joins a group, which rebalances.
+    /// Joins a group and rebalances it.
     pub fn join(&self, group: &str, topics: &[&str]) -> MemoryLog {
         let mut cluster = self.lock();
         cluster.members += 1;
@@ -196,8 +179,8 @@ impl MemoryCluster {
         }
     }
 
-    /// Deals a group's partitions anew among its members, as the seed says. A member is told, in order,
-    /// of what it loses and of what it gains; what it keeps goes on without a word.
+    /// Assigns a group's partitions to its members again, as the seed chooses. A member gets its revoke first, then its
+    /// assignment; kept partitions appear in neither.
     pub fn rebalance(&self, group: &str) {
         self.lock().rebalance(group);
     }
@@ -206,13 +189,13 @@ impl MemoryCluster {
 impl Cluster {
     fn partition(&self, topic: &str, number: usize) -> Partition {
         Partition {
-            incarnation: self.incarnations.get(topic).copied().unwrap_or(0),
+            incarnation: 0,
             topic: topic.into(),
             number: i32::try_from(number).unwrap_or(i32::MAX),
         }
     }
 
-    fn held(&self, partition: &Partition) -> &[Record] {
+    fn stored(&self, partition: &Partition) -> &[Record] {
         let number = usize::try_from(partition.number).unwrap_or(usize::MAX);
         let topic = self.topics.get(&partition.topic);
         topic
@@ -221,7 +204,7 @@ impl Cluster {
     }
 
     fn end(&self, partition: &Partition) -> Offset {
-        Offset(i64::try_from(self.held(partition).len()).unwrap_or(i64::MAX))
+        Offset(i64::try_from(self.stored(partition).len()).unwrap_or(i64::MAX))
     }
 
     fn partitions_of(&self, group: &Group) -> impl Iterator<Item = Partition> + use<> {
@@ -266,11 +249,11 @@ impl Cluster {
         if let Some(topic) = self.topics.get_mut(&record.topic) {
             topic[number].push(stored);
         }
-        let readers = self
+        let members = self
             .groups
             .values_mut()
-            .flat_map(|it| it.members.values_mut());
-        for reader in readers.filter(|it| it.own.contains_key(&position.partition)) {
+            .flat_map(|group| group.members.values_mut());
+        for reader in members.filter(|member| member.assigned.contains_key(&position.partition)) {
             if let Some(waker) = reader.waker.take() {
                 waker.wake();
             }
@@ -284,7 +267,7 @@ impl Cluster {
         };
         let mut all: Vec<Partition> = self.partitions_of(&group).collect();
         all.shuffle(&mut self.rng);
-        let mut dealt: BTreeMap<u64, Vec<Partition>> = BTreeMap::new();
+        let mut wanted: BTreeMap<u64, Vec<Partition>> = BTreeMap::new();
         let start = self.rng.random_range(0..1_000_usize);
         for (nth, partition) in all.into_iter().enumerate() {
             let readers: Vec<u64> = group
@@ -295,17 +278,17 @@ impl Cluster {
                 .collect();
             if !readers.is_empty() {
                 let reader = readers[(start + nth) % readers.len()];
-                dealt.entry(reader).or_default().push(partition);
+                wanted.entry(reader).or_default().push(partition);
             }
         }
         let ids: Vec<u64> = group.members.keys().copied().collect();
         for id in &ids {
-            let keeps = dealt.get(id).cloned().unwrap_or_default();
-            group.take_from(*id, &keeps, self.flaws);
+            let kept = wanted.get(id).cloned().unwrap_or_default();
+            group.revoke_from(*id, &kept, self.flaws);
         }
         for id in ids {
-            let gains = dealt.remove(&id).unwrap_or_default();
-            group.give_to(id, gains);
+            let partitions = wanted.remove(&id).unwrap_or_default();
+            group.assign_to(id, partitions);
         }
         self.groups.insert(name.into(), group);
     }
@@ -317,9 +300,9 @@ impl Cluster {
             return Some(notice);
         }
         let waiting: Vec<(Partition, i64)> = member
-            .own
+            .assigned
             .iter()
-            .filter(|(partition, _)| !member.held.contains(&partition.topic))
+            .filter(|(partition, _)| !member.paused.contains(&partition.topic))
             .map(|(partition, next)| (partition.clone(), *next))
             .collect();
         let ready: Vec<_> = waiting
@@ -330,11 +313,11 @@ impl Cluster {
             return None;
         }
         let (partition, next) = ready[self.rng.random_range(0..ready.len())].clone();
-        let cut = self.rng.random_range(1..=batch_max);
+        let count = self.rng.random_range(1..=batch_max);
         let from = usize::try_from(next).unwrap_or(usize::MAX);
-        let records: Vec<Record> = self.held(&partition)[from..]
+        let records: Vec<Record> = self.stored(&partition)[from..]
             .iter()
-            .take(cut)
+            .take(count)
             .cloned()
             .collect();
         let after = next + i64::try_from(records.len()).unwrap_or(0);
@@ -345,7 +328,7 @@ impl Cluster {
             group.committed.insert(partition.clone(), Resume(after));
         }
         let member = group.members.get_mut(&id)?;
-        member.own.insert(partition.clone(), after);
+        member.assigned.insert(partition.clone(), after);
         Some(Delivery::Batch(Batch {
             partition,
             records,
@@ -357,14 +340,10 @@ impl Cluster {
         self.groups.get_mut(group)?.members.get_mut(&id)
     }
 
-    fn commit(
-        &mut self,
-        (group, id): (&str, u64),
-        done: &[(Partition, Resume)],
-    ) -> Result<(), Error> {
+    fn commit(&mut self, group: &str, id: u64, done: &[(Partition, Resume)]) -> Result<(), Error> {
         let owns = |group: &Group, partition: &Partition| {
             let member = group.members.get(&id);
-            member.is_some_and(|member| member.knows(partition))
+            member.is_some_and(|member| member.owns(partition))
         };
         let group = self.groups.entry(group.into()).or_default();
         for (partition, _) in done {
@@ -380,61 +359,61 @@ impl Cluster {
 }
 
 impl Group {
-    fn take_from(&mut self, id: u64, keeps: &[Partition], flaws: Flaws) {
+    fn revoke_from(&mut self, id: u64, kept: &[Partition], flaws: Flaws) {
         let Some(member) = self.members.get_mut(&id) else {
             return;
         };
-        let lost: Vec<Partition> = member
-            .own
+        let revoked: Vec<Partition> = member
+            .assigned
             .keys()
-            .filter(|partition| !keeps.contains(partition))
+            .filter(|partition| !kept.contains(partition))
             .cloned()
             .collect();
-        for partition in &lost {
-            let delivered = member.own.remove(partition);
+        for partition in &revoked {
+            let delivered = member.assigned.remove(partition);
             if let Some(delivered) = delivered.filter(|_| flaws.forget_in_hand) {
                 self.committed.insert(partition.clone(), Resume(delivered));
             }
         }
-        if !lost.is_empty() {
-            member.tell(Delivery::Revoked {
-                partitions: lost,
+        if !revoked.is_empty() {
+            member.post(Delivery::Revoked {
+                partitions: revoked,
                 lost: false,
             });
         }
     }
 
-    fn give_to(&mut self, id: u64, partitions: Vec<Partition>) {
+    fn assign_to(&mut self, id: u64, partitions: Vec<Partition>) {
         let Some(member) = self.members.get_mut(&id) else {
             return;
         };
-        let mut gained = Vec::new();
+        let mut added = Vec::new();
         for partition in partitions {
-            if !member.own.contains_key(&partition) {
+            if !member.assigned.contains_key(&partition) {
                 let from = self.committed.get(&partition).map_or(0, |at| at.0);
-                member.own.insert(partition.clone(), from);
-                gained.push(partition);
+                member.assigned.insert(partition.clone(), from);
+                added.push(partition);
             }
         }
-        if !gained.is_empty() {
-            gained.sort();
-            member.tell(Delivery::Assigned(gained));
+        if !added.is_empty() {
+            added.sort();
+            member.post(Delivery::Assigned(added));
         }
     }
 }
 
 impl Member {
-    /// Whether a partition is this member's and it knows: one that went and came back untold is not, for what
-    /// the member would commit is from before.
-    fn knows(&self, partition: &Partition) -> bool {
-        let untold = self
+    /// Whether a partition is assigned and all notices about it are delivered. While a revoke waits, the member would
+    /// commit positions from before it.
+    fn owns(&self, partition: &Partition) -> bool {
+        let undelivered = self
             .notices
             .iter()
             .any(|notice| notice.changes_owner_of(partition));
-        self.own.contains_key(partition) && !untold
+        self.assigned.contains_key(partition) && !undelivered
     }
 
-    fn tell(&mut self, notice: Delivery) {
+    fn post(&mut self, notice: Delivery) {
         self.notices.push_back(notice);
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -475,8 +454,8 @@ mod tests {
 
     fn drain(log: &mut MemoryLog) -> Vec<Position> {
         let mut seen = Vec::new();
-        while let Some(delivery) = log.try_next() {
-            if let Delivery::Batch(batch) = delivery {
+        while let Some(delivery) = log.next().now_or_never() {
+            if let Delivery::Batch(batch) = delivery.expect("a member") {
                 seen.extend(batch.records.into_iter().map(|record| record.position));
             }
         }
@@ -484,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn one_seed_gives_one_history() {
+    fn the_same_seed_gives_the_same_history() {
         let history = |seed| drain(&mut filled(seed, Flaws::default()).join("g", &["events"]));
         assert_eq!(history(1), history(1));
         assert_ne!(history(1), history(2));
@@ -492,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_loses_nothing_unless_flawed() {
+    fn records_of_a_crashed_member_are_delivered_again_unless_flawed() {
         let left = |flaws| {
             let cluster = filled(7, flaws);
             let mut log = cluster.join("g", &["events"]);
@@ -509,24 +488,24 @@ mod tests {
     }
 
     #[test]
-    fn a_revoke_hands_the_uncommitted_on_unless_flawed() {
-        let seen_by_the_next = |flaws| {
+    fn uncommitted_records_go_to_the_next_owner_unless_flawed() {
+        let seen_by_next_owner = |flaws| {
             let cluster = filled(7, flaws);
             let mut log = cluster.join("g", &["events"]);
             drain(&mut log);
             log.close().now_or_never().expect("never waits");
             drain(&mut cluster.join("g", &["events"])).len()
         };
-        assert_eq!(seen_by_the_next(Flaws::default()), 100);
+        assert_eq!(seen_by_next_owner(Flaws::default()), 100);
         let forgetful = Flaws {
             forget_in_hand: true,
             ..Flaws::default()
         };
-        assert_eq!(seen_by_the_next(forgetful), 0);
+        assert_eq!(seen_by_next_owner(forgetful), 0);
     }
 
     #[tokio::test]
-    async fn a_zombie_cannot_commit_and_learns_why() {
+    async fn a_zombies_commit_is_refused_and_its_partitions_are_revoked_as_lost() {
         let cluster = filled(3, Flaws::default());
         let mut zombie = cluster.join("g", &["events"]);
         let of = drain(&mut zombie)[0].partition.clone();

@@ -1,20 +1,20 @@
-//! Ways to break the double, to see a checker notice: [`Flaws`].
+//! Ways to break the store's double, to prove that a check notices: [`Flaws`].
 
-/// Guards that a broken double lacks.
+/// Guards that a broken double leaves out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flaws {
-    /// Deltas of counts apply whatever fence is stored.
+    /// Deltas of counts are applied whatever fence is stored.
     pub no_fence: bool,
     /// A fold overwrites whatever version is stored.
     pub blind_write: bool,
-    /// Nobody looks at the tombstone or at the erased_at of a state.
+    /// Neither the tombstone nor a state's `erased_at` is compared.
     pub no_tombstone: bool,
-    /// A publish overwrites whatever list is stored, by whatever claim.
+    /// A publish overwrites any stored list, whatever the claim numbers.
     pub blind_publish: bool,
-    /// Writes that were made for another lineage have effect.
+    /// Writes for another lineage have effect.
     pub blind_lineage: bool,
-    /// Checkpoints survive what the writes that they stand for do not.
+    /// Checkpoints survive a loss of the writes that they stand for.
     pub stray_checkpoint: bool,
-    /// Checkpoints say of every partition that all of it is written.
+    /// Checkpoints claim that all records of every partition are written.
     pub blind_checkpoint: bool,
 }

@@ -1,9 +1,9 @@
-//! What a fold does to a stored list, and what a list says of itself.
+//! What a fold does to a stored list, and whether a list is a fallback.
 
 use nearshore_core::ports::store::{ListEdit, Stored};
 
-/// What a fold does to the list once it is written.
-pub(super) fn edit(list: &mut Option<Stored>, edit: &ListEdit, reborn: bool) {
+/// Applies a fold's edit to the list; `dropped` says that the same fold deleted the list.
+pub(super) fn edit(list: &mut Option<Stored>, edit: &ListEdit, dropped: bool) {
     match edit {
         ListEdit::Keep => {}
         ListEdit::First { doc, audit, at } => {
@@ -17,14 +17,14 @@ pub(super) fn edit(list: &mut Option<Stored>, edit: &ListEdit, reborn: bool) {
             });
         }
         ListEdit::Strip { doc, .. } => {
-            if let Some(list) = list.as_mut().filter(|_| !reborn) {
+            if let Some(list) = list.as_mut().filter(|_| !dropped) {
                 list.doc.clone_from(doc);
             }
         }
     }
 }
 
-/// Whether a document says that it is no list of the model.
+/// Whether a document is a fallback and no list of the model.
 pub(super) fn is_fallback(doc: &str) -> bool {
     serde_json::from_str::<serde_json::Value>(doc).is_ok_and(|doc| doc["source"] == "fallback")
 }

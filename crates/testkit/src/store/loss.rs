@@ -1,7 +1,7 @@
-//! How the double loses writes: it falls back to what it held before, as a whole or on one of its primaries.
+//! How the double loses writes: it returns to earlier contents, as a whole or on one of its primaries.
 //!
-//! Invariant: what a primary holds afterwards is what it held at one moment before, no mixture, as after a
-//! failover to a replica that was behind. It does not decide when.
+//! Invariant: the contents of a primary afterwards are those of one earlier moment, no mixture, as after a failover to a
+//! replica that was behind. The test decides when that happens.
 
 use std::collections::BTreeMap;
 use std::sync::MutexGuard;
@@ -13,40 +13,40 @@ use nearshore_core::queue::topics::Topics;
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Partition, Resume};
 
-/// Primaries that the double's keys are spread over, for losses and checkpoints.
+/// Number of primaries over which the double's keys are spread, for losses and checkpoints.
 pub(super) const PRIMARIES: usize = 2;
 
-/// What a store held at one moment.
+/// Contents of a store at one moment.
 #[derive(Clone, Debug)]
 pub struct Contents(Inner);
 
-/// Whose last writes are lost.
+/// Which primaries lose their last writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lost {
-    /// All primaries'.
+    /// All primaries.
     All,
-    /// One primary's, by its number modulo how many there are.
+    /// One primary, by its number modulo [`PRIMARIES`].
     Primary(usize),
 }
 
 impl Lost {
-    /// 0: all; else one of them.
-    pub fn of(chance: usize) -> Self {
-        match chance {
+    /// All primaries for 0, else one of them.
+    pub fn of(number: usize) -> Self {
+        match number {
             0 => Self::All,
             nth => Self::Primary(nth),
         }
     }
 
-    fn has(self, nth: usize) -> bool {
+    fn affects(self, nth: usize) -> bool {
         match self {
             Self::All => true,
-            Self::Primary(of) => of % PRIMARIES == nth % PRIMARIES,
+            Self::Primary(lost) => lost % PRIMARIES == nth % PRIMARIES,
         }
     }
 }
 
-/// Notes of a reader that is always told that all is written.
+/// Checkpoints which claim that all records are written.
 pub(super) fn everything() -> BTreeMap<Partition, Resume> {
     let topics = Topics::default().all().into_iter();
     let partitions = topics.flat_map(|topic| (0..64).map(move |number| (topic.clone(), number)));
@@ -55,21 +55,21 @@ pub(super) fn everything() -> BTreeMap<Partition, Resume> {
         topic,
         number,
     };
-    let note = |of| (partition(of), Resume(i64::MAX));
-    partitions.map(note).collect()
+    let end = |of| (partition(of), Resume(i64::MAX));
+    partitions.map(end).collect()
 }
 
-fn home(user: &UserId) -> usize {
+fn primary_of(user: &UserId) -> usize {
     keys::hash(&user.0) as usize
 }
 
 impl MemoryStore {
-    /// What it holds now.
+    /// Its present contents.
     pub fn snapshot(&self) -> Contents {
         Contents(self.lock().clone())
     }
 
-    /// Loses everything written since; the lineage is another one from now on.
+    /// Loses everything written since `to`, and starts a new lineage.
     pub fn fall_back(&self, to: &Contents, lost: Lost) {
         let mut inner = self.lock();
         let inner = &mut *inner;
@@ -80,26 +80,28 @@ impl MemoryStore {
             let space = inner.spaces.entry(name).or_default();
             fall_back(space, before, lost);
         }
-        swap(&mut inner.erased, &to.0.erased, |user| lost.has(home(user)));
-        swap(&mut inner.sets, &to.0.sets, |set| {
-            lost.has(usize::from(*set))
+        restore(&mut inner.erased, &to.0.erased, |user| {
+            lost.affects(primary_of(user))
+        });
+        restore(&mut inner.sets, &to.0.sets, |set| {
+            lost.affects(usize::from(*set))
         });
         if self.flaws.stray_checkpoint {
             return;
         }
         for (nth, checkpoints) in inner.checkpoints.iter_mut().enumerate() {
-            if lost.has(nth) {
+            if lost.affects(nth) {
                 checkpoints.clone_from(&to.0.checkpoints[nth]);
             }
         }
     }
 
-    /// The lock for a conditional write: only where this handle's lineage rules.
+    /// Locks for a conditional write; [`Error::Regressed`] if this handle is of another lineage.
     pub(super) fn writable(&self) -> Result<MutexGuard<'_, Inner>, Error> {
         let inner = self.lock();
-        let ruling = inner.lineage();
+        let present = inner.lineage();
         match &self.lineage {
-            Some(lineage) if *lineage != ruling && !self.flaws.blind_lineage => {
+            Some(lineage) if *lineage != present && !self.flaws.blind_lineage => {
                 Err(Error::Regressed {
                     addr: "memory".into(),
                 })
@@ -110,20 +112,22 @@ impl MemoryStore {
 }
 
 fn fall_back(space: &mut Space, before: Space, lost: Lost) {
-    swap(&mut space.users, &before.users, |user| lost.has(home(user)));
-    swap(&mut space.shards, &before.shards, |shard| {
-        lost.has(usize::from(*shard))
+    restore(&mut space.users, &before.users, |user| {
+        lost.affects(primary_of(user))
+    });
+    restore(&mut space.shards, &before.shards, |shard| {
+        lost.affects(usize::from(*shard))
     });
 }
 
-/// Makes these keys what they were.
-fn swap<K: Ord + Clone, V: Clone>(
+/// Restores the values of the affected keys.
+fn restore<K: Ord + Clone, V: Clone>(
     now: &mut BTreeMap<K, V>,
     before: &BTreeMap<K, V>,
-    theirs: impl Fn(&K) -> bool,
+    affected: impl Fn(&K) -> bool,
 ) {
-    now.retain(|key, _| !theirs(key));
-    let old = before.iter().filter(|(key, _)| theirs(key));
+    now.retain(|key, _| !affected(key));
+    let old = before.iter().filter(|(key, _)| affected(key));
     now.extend(old.map(|(key, value)| (key.clone(), value.clone())));
 }
 
@@ -134,20 +138,20 @@ impl Inner {
 
     pub(super) fn raise(&mut self, reader: &str, done: &[(Partition, Resume)]) {
         for checkpoints in &mut self.checkpoints {
-            let noted = checkpoints.entry(reader.into()).or_default();
+            let positions = checkpoints.entry(reader.into()).or_default();
             for (partition, resume) in done {
-                let held = noted.entry(partition.clone()).or_insert(*resume);
-                *held = (*held).max(*resume);
+                let stored = positions.entry(partition.clone()).or_insert(*resume);
+                *stored = (*stored).max(*resume);
             }
         }
     }
 
     pub(super) fn least(&self, reader: &str) -> BTreeMap<Partition, Resume> {
-        let mut all = self.checkpoints.iter().map(|of| of.get(reader));
-        let first = all.next().flatten().cloned().unwrap_or_default();
-        all.fold(first, |least, of| {
+        let mut primaries = self.checkpoints.iter().map(|primary| primary.get(reader));
+        let first = primaries.next().flatten().cloned().unwrap_or_default();
+        primaries.fold(first, |least, primary| {
             let both = least.into_iter().filter_map(|(partition, at)| {
-                let other = of?.get(&partition)?;
+                let other = primary?.get(&partition)?;
                 Some((partition, at.min(*other)))
             });
             both.collect()

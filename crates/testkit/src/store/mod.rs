@@ -1,8 +1,8 @@
 //! The store's double: the same contract in memory, deterministic and fast, for the simulation.
 //!
-//! Invariant: for every operation it answers what Redis would ([`super::RedisStore`] passes the same
-//! tests, and a differential one). It does not know time: nothing expires. With [`Flaws`] it breaks
-//! one guard on purpose, so that the simulation can prove that it would notice.
+//! Invariant: every operation answers what Redis would answer (`RedisStore` passes the same tests, and a differential
+//! one). It does not know time: nothing expires. With [`Flaws`] it breaks one guard on purpose, so that the simulation can
+//! prove that it would notice.
 
 mod flaws;
 mod list;
@@ -32,13 +32,13 @@ use list::{edit, is_fallback};
 
 /// A store in memory. Clones are handles to the same one.
 ///
-/// The one place with a shared lock: a step here is what a script is on the server, atomic and without
-/// a wait inside, so the lock is held for the step only and never across an await.
+/// The lock is shared: an operation here is what a script is in Redis, atomic and without a wait inside, so the lock is
+/// held for one operation only and never across an await.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
     inner: Arc<Mutex<Inner>>,
     flaws: Flaws,
-    /// Where this handle's conditional writes have effect; none = wherever they land.
+    /// Lineage in which this handle's conditional writes have effect; `None` = in any.
     lineage: Option<Lineage>,
 }
 
@@ -49,13 +49,13 @@ struct Inner {
     sets: BTreeMap<u8, Set>,
     blocks: BTreeMap<String, Block>,
     active: Option<String>,
-    /// How often writes were lost so far.
+    /// How often writes were lost so far; names the lineage.
     losses: u64,
-    /// Per primary, per reader.
+    /// Checkpoints per primary and reader.
     checkpoints: [BTreeMap<String, BTreeMap<Partition, Resume>>; loss::PRIMARIES],
     /// Register of namespaces.
     enrolled: BTreeMap<String, String>,
-    behind: bool,
+    live_behind: bool,
     costs: BTreeMap<String, String>,
 }
 
@@ -69,12 +69,12 @@ struct Space {
 
 #[derive(Clone, Debug, Default)]
 struct User {
-    /// `None` where only a profile is left.
+    /// `None` if only a profile is left.
     row: Option<Row>,
     profile: Option<Profiled>,
     list: Option<Stored>,
-    /// Life of the state that the list was made from.
-    list_life: Timestamp,
+    /// `erased_at` of the state that the list was made from.
+    list_erased_at: Timestamp,
 }
 
 /// The state hash; `state.profile` is always `None` here.
@@ -93,7 +93,7 @@ struct Shard {
 }
 
 impl MemoryStore {
-    /// A double that breaks these guards.
+    /// A double without the guards that `flaws` names.
     pub fn broken(flaws: Flaws) -> Self {
         Self {
             flaws,
@@ -102,7 +102,9 @@ impl MemoryStore {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().expect("no step panics with the lock")
+        self.inner
+            .lock()
+            .expect("no operation panics while it holds the lock")
     }
 
     fn erased(&self, inner: &Inner, user: &UserId) -> Timestamp {
@@ -114,7 +116,7 @@ impl MemoryStore {
 }
 
 /// A state as a reader sees it: with its profile, tombstone applied.
-fn seen(state: &UserState, profile: Option<&Profiled>, erased: Timestamp) -> UserState {
+fn visible(state: &UserState, profile: Option<&Profiled>, erased: Timestamp) -> UserState {
     let mut state = state.clone();
     state.profile = profile.cloned();
     if erased > state.erased_at {
@@ -132,7 +134,7 @@ impl Inner {
         if !self.spaces.contains_key(ns) {
             self.spaces.insert(ns.into(), Space::default());
         }
-        let space = self.spaces.get_mut(ns).expect("just put there");
+        let space = self.spaces.get_mut(ns).expect("just inserted");
         space.users.entry(user.clone()).or_default()
     }
 
@@ -142,13 +144,13 @@ impl Inner {
         match found.and_then(|user| user.row.as_ref()) {
             Some(row) => Held {
                 reborn: erased > row.state.erased_at,
-                state: seen(&row.state, profile, erased),
+                state: visible(&row.state, profile, erased),
                 activity: row.activity.clone(),
                 ver: row.ver,
                 claim: row.claim,
             },
             None => {
-                let state = seen(&UserState::default(), profile, erased);
+                let state = visible(&UserState::default(), profile, erased);
                 Held {
                     reborn: profile.is_some() && state.profile.is_none(),
                     state,
@@ -164,23 +166,23 @@ impl Inner {
             return Folded::Erased { at: erased };
         }
         let user = self.user_mut(ns, &write.user);
-        let (ver, claim, stored_life) = user.row.as_ref().map_or((0, 0, Timestamp(0)), |r| {
-            (r.ver, r.claim, r.state.erased_at)
-        });
+        let stored = user.row.as_ref();
+        let (ver, claim) = stored.map_or((0, 0), |row| (row.ver, row.claim));
+        let stored_erased_at = stored.map_or(Timestamp(0), |row| row.state.erased_at);
         if ver != write.expected && !flaws.blind_write {
             return Folded::Stale;
         }
-        let reborn = erased_at > stored_life;
-        let listed = user.list.as_ref().map(|list| list.claim);
-        // A list that was made since this very erase, seen by its tombstone, stays.
-        let dies = reborn && user.list_life < erased_at;
+        let erased_again = erased_at > stored_erased_at;
+        let list_claim = user.list.as_ref().map(|list| list.claim);
+        // A list that was published after this erase, by its tombstone, is kept.
+        let drop_list = erased_again && user.list_erased_at < erased_at;
         if let ListEdit::Strip { claim, .. } = &write.list
-            && !dies
-            && listed != Some(*claim)
+            && !drop_list
+            && list_claim != Some(*claim)
         {
             return Folded::Stale;
         }
-        if write.profile_changed || (reborn && write.state.profile.is_none()) {
+        if write.profile_changed || (erased_again && write.state.profile.is_none()) {
             user.profile.clone_from(&write.state.profile);
         }
         let mut state = write.state.clone();
@@ -191,13 +193,13 @@ impl Inner {
             ver: ver + 1,
             claim,
         });
-        if dies {
+        if drop_list {
             user.list = None;
         }
         if user.list.is_none() {
-            user.list_life = erased_at;
+            user.list_erased_at = erased_at;
         }
-        edit(&mut user.list, &write.list, dies);
+        edit(&mut user.list, &write.list, drop_list);
         if erased_at > erased {
             self.erased.insert(write.user.clone(), erased_at);
         }
@@ -220,7 +222,7 @@ impl Inner {
         row.ver += 1;
         row.claim += 1;
         ClaimOutcome::Claimed(Box::new(Claimed {
-            state: seen(&row.state, user.profile.as_ref(), erased),
+            state: visible(&row.state, user.profile.as_ref(), erased),
             claim: row.claim,
             pending,
         }))
@@ -237,14 +239,12 @@ impl Inner {
         let user = self.user_mut(ns, &publish.user);
         if flaws.blind_publish {
             user.list = Some(list.clone());
-            user.list_life = publish.erased_at;
+            user.list_erased_at = publish.erased_at;
             return Published::Stored;
         }
-        let held = user
-            .row
-            .as_ref()
-            .map_or(Timestamp(0), |r| r.state.erased_at);
-        let erased_at = held.max(erased);
+        let stored = user.row.as_ref();
+        let stored_erased_at = stored.map_or(Timestamp(0), |row| row.state.erased_at);
+        let erased_at = stored_erased_at.max(erased);
         if publish.erased_at < erased_at && !flaws.no_tombstone {
             return Published::Erased;
         }
@@ -257,7 +257,7 @@ impl Inner {
         if list.claim > row.claim {
             return Published::NoState;
         }
-        if held.max(user.list_life) < erased {
+        if stored_erased_at.max(user.list_erased_at) < erased {
             user.list = None;
         }
         if let Some(stored) = &user.list {
@@ -272,7 +272,7 @@ impl Inner {
             }
         }
         user.list = Some(list.clone());
-        user.list_life = publish.erased_at;
+        user.list_erased_at = publish.erased_at;
         Published::Stored
     }
 
@@ -291,7 +291,7 @@ impl Inner {
     }
 }
 
-/// Users of a page of [`Namespaces::scan`]; small, so that tests see more than one page.
+/// Users on a page of [`Namespaces::scan`]; few, so that tests see more than one page.
 const PAGE: usize = 10;
 
 impl Users for MemoryStore {
@@ -328,16 +328,17 @@ impl Users for MemoryStore {
         let inner = self.lock();
         let peek = |user| {
             keys::user(ns, user)?;
-            let held = inner.load(ns, user, Timestamp(0));
+            let loaded = inner.load(ns, user, Timestamp(0));
             let found = inner.user(ns, user);
-            let made = found.map_or(Timestamp(0), |u| u.list_life);
-            let reborn = self.erased(&inner, user) > held.state.erased_at.max(made);
+            let list_erased_at = found.map_or(Timestamp(0), |u| u.list_erased_at);
+            let known = loaded.state.erased_at.max(list_erased_at);
+            let erased_since = self.erased(&inner, user) > known;
             Ok(Peek {
-                list: found.and_then(|u| u.list.clone()).filter(|_| !reborn),
-                fences: held.state.fences,
-                claim: held.claim,
-                ver: held.ver,
-                pending: held.activity.pending,
+                list: found.and_then(|u| u.list.clone()).filter(|_| !erased_since),
+                fences: loaded.state.fences,
+                claim: loaded.claim,
+                ver: loaded.ver,
+                pending: loaded.activity.pending,
             })
         };
         users.iter().map(peek).collect()
@@ -396,8 +397,8 @@ impl Counts for MemoryStore {
             let texts = fences.iter().map(|(text, offset)| (text.as_str(), *offset));
             (nth, keys::digest(texts))
         };
-        let moved = shards.filter(|(_, shard)| !shard.fences.is_empty());
-        Ok(moved.map(digest).collect())
+        let written = shards.filter(|(_, shard)| !shard.fences.is_empty());
+        Ok(written.map(digest).collect())
     }
 }
 
@@ -458,11 +459,11 @@ impl Namespaces for MemoryStore {
         let inner = self.lock();
         let users = inner.spaces.get(ns).into_iter().flat_map(|s| &s.users);
         let stored = users.filter(|(_, user)| user.row.is_some());
-        let mut left = stored
+        let mut rest = stored
             .map(|(id, _)| id)
             .skip_while(|id| cursor.as_deref().is_some_and(|cursor| *id.0 <= *cursor));
-        let page: Vec<UserId> = left.by_ref().take(PAGE).cloned().collect();
-        let next = left.next().and(page.last()).map(|id| id.0.to_string());
+        let page: Vec<UserId> = rest.by_ref().take(PAGE).cloned().collect();
+        let next = rest.next().and(page.last()).map(|id| id.0.to_string());
         Ok((page, next))
     }
 
@@ -472,8 +473,8 @@ impl Namespaces for MemoryStore {
         _cursor: Option<String>,
     ) -> Result<(u64, Option<String>), Error> {
         keys::namespace(ns)?;
-        let gone = self.lock().spaces.remove(ns);
-        let users = gone.map_or(0, |space| space.users.len());
+        let deleted = self.lock().spaces.remove(ns);
+        let users = deleted.map_or(0, |space| space.users.len());
         Ok((users as u64, None))
     }
 
@@ -484,19 +485,19 @@ impl Namespaces for MemoryStore {
     async fn set_active(&self, ns: &str, expected: Option<&str>) -> Result<bool, Error> {
         keys::namespace(ns)?;
         let mut inner = self.lock();
-        let agreed = inner.active.as_deref() == expected;
-        if agreed {
+        let matches = inner.active.as_deref() == expected;
+        if matches {
             inner.active = Some(ns.into());
         }
-        Ok(agreed)
+        Ok(matches)
     }
 
     async fn plan(&self, ns: &str) -> Result<Option<String>, Error> {
         self.get_plan(ns)
     }
 
-    async fn set_plan(&self, ns: &str, plan: &str, was: Option<&str>) -> Result<bool, Error> {
-        self.put_plan(ns, plan, was)
+    async fn set_plan(&self, ns: &str, plan: &str, expected: Option<&str>) -> Result<bool, Error> {
+        self.put_plan(ns, plan, expected)
     }
 
     async fn namespaces(&self) -> Result<BTreeMap<String, String>, Error> {
@@ -518,12 +519,12 @@ impl Namespaces for MemoryStore {
 
     async fn say_live_behind(&self, _: Duration) -> Result<(), Error> {
         // Nothing expires here.
-        self.lock().behind = true;
+        self.lock().live_behind = true;
         Ok(())
     }
 
     async fn live_behind(&self) -> Result<bool, Error> {
-        Ok(self.lock().behind)
+        Ok(self.lock().live_behind)
     }
 }
 

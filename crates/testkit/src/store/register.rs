@@ -1,4 +1,4 @@
-//! What is noted of namespaces as a whole, in memory: as `redis/register.rs` does it.
+//! Register and plans of namespaces in memory, as `crates/redis/src/register.rs` keeps them in Redis.
 
 use super::MemoryStore;
 use nearshore_core::ports::keys;
@@ -19,12 +19,12 @@ impl MemoryStore {
     ) -> Result<bool, Error> {
         keys::namespace(ns)?;
         let mut inner = self.lock();
-        let held = &mut inner.spaces.entry(ns.into()).or_default().plan;
-        let agreed = held.as_deref() == expected;
-        if agreed {
-            *held = Some(plan.into());
+        let stored = &mut inner.spaces.entry(ns.into()).or_default().plan;
+        let matches = stored.as_deref() == expected;
+        if matches {
+            *stored = Some(plan.into());
         }
-        Ok(agreed)
+        Ok(matches)
     }
 
     pub(super) fn put_registered(&self, ns: &str, note: Option<&str>) -> Result<(), Error> {

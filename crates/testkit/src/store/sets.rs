@@ -1,6 +1,6 @@
-//! The double's sets of sold-out SKUs, and who blocks what.
+//! The double's sets of sold-out SKUs, and their blocks.
 //!
-//! Invariant: a record at or below the set's fence of its partition changes nothing, and a blocked SKU stays out.
+//! Invariant: a record at or below the set's fence of its partition changes nothing, and a blocked SKU stays sold out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{Block, Shelf, StockOp};
 use nearshore_core::user::record::{Offset, Partition, Timestamp};
 
-/// How long a gone SKU stays in its set: the default of Redis.
+/// How long a delisted SKU stays in its set: the default of `redis.list_ttl`.
 const LIST_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 
 #[derive(Clone, Debug, Default)]
@@ -22,8 +22,8 @@ pub(super) struct Set {
 }
 
 impl Set {
-    /// False if the record was folded before.
-    fn follow(&mut self, op: &StockOp) -> bool {
+    /// Applies a record; false if it was applied before.
+    fn apply(&mut self, op: &StockOp) -> bool {
         if self.fences.get(&op.partition) >= Some(&op.offset) {
             return false;
         }
@@ -44,15 +44,15 @@ impl Set {
         true
     }
 
-    /// Forgets what went so long ago that no list can name it.
+    /// Removes SKUs that were delisted so long ago that no list can name them.
     fn prune(&mut self, now: Timestamp) {
         let (out, blocked) = (&mut self.out, &self.blocked);
         self.gone.retain(|sku, time| {
-            let stays = now.since(*time) <= LIST_TTL || blocked.contains_key(sku);
-            if !stays {
+            let keep = now.since(*time) <= LIST_TTL || blocked.contains_key(sku);
+            if !keep {
                 out.remove(sku);
             }
-            stays
+            keep
         });
     }
 }
@@ -68,7 +68,7 @@ impl Inner {
         let mut newest: BTreeMap<u8, Timestamp> = BTreeMap::new();
         for op in ops {
             let nth = keys::set(&op.sku);
-            if self.sets.entry(nth).or_default().follow(op) {
+            if self.sets.entry(nth).or_default().apply(op) {
                 let time = newest.entry(nth).or_default();
                 *time = op.time.max(*time);
             }
@@ -84,11 +84,11 @@ impl Inner {
         for sku in &block.skus {
             let set = self.sets.entry(keys::set(sku)).or_default();
             let out = set.out.contains(sku);
-            let held = set.blocked.entry(sku.clone()).or_insert_with(|| Blocked {
+            let blocked = set.blocked.entry(sku.clone()).or_insert_with(|| Blocked {
                 out,
                 by: BTreeSet::new(),
             });
-            held.by.insert(name.clone());
+            blocked.by.insert(name.clone());
             set.out.insert(sku.clone());
         }
     }
@@ -96,9 +96,9 @@ impl Inner {
     pub(super) fn unblock(&mut self, name: &str) -> bool {
         for set in self.sets.values_mut() {
             let out = &mut set.out;
-            set.blocked.retain(|sku, held| {
-                let lifted = held.by.remove(name) && held.by.is_empty();
-                if lifted && !held.out {
+            set.blocked.retain(|sku, blocked| {
+                let lifted = blocked.by.remove(name) && blocked.by.is_empty();
+                if lifted && !blocked.out {
                     out.remove(sku);
                 }
                 !lifted
