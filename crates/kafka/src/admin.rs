@@ -1,7 +1,7 @@
-//! Questions to the cluster that no member of a group needs: topics, ends, positions of groups.
+//! Administration of the cluster, outside any group: topics, end offsets, positions and lag of groups.
 //!
-//! Lag computed here is right even when a consumer is stuck and reports nothing. Each call runs on a
-//! blocking thread and is bounded by `ack_timeout`. It does not judge what it finds.
+//! Lag computed here is right even if a consumer is stuck and reports nothing. Each call runs on a blocking thread and is
+//! bounded by `ack_timeout`. It does not judge what it finds.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -23,7 +23,7 @@ use nearshore_core::user::record::{Offset, Partition, Resume, Timestamp};
 
 impl ConsumerContext for Watch {}
 
-/// A topic that should be there.
+/// A topic to create.
 #[derive(Clone, Debug)]
 pub struct NewTopic {
     /// Name.
@@ -34,14 +34,14 @@ pub struct NewTopic {
     pub config: BTreeMap<String, String>,
 }
 
-/// A topic as it is.
+/// A topic as the broker describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topic {
     /// Name.
     pub name: String,
-    /// Number of partitions; 0: there is no such topic, or we may not know of it.
+    /// Number of partitions; 0 if the topic does not exist or this client may not describe it.
     pub partitions: usize,
-    /// Topic configuration; `None` where the broker does not tell (the embedded one, or a missing right).
+    /// Topic configuration; `None` if the broker does not answer that (the embedded one, or a missing right).
     pub config: Option<BTreeMap<String, String>>,
 }
 
@@ -50,17 +50,17 @@ impl Topic {
         self.config.as_ref()?.get(key).map(String::as_str)
     }
 
-    /// Whether the broker stamps records itself; `None` if unknown.
+    /// Whether the broker sets the records' timestamps; `None` if unknown.
     pub fn log_append_time(&self) -> Option<bool> {
         Some(self.entry("message.timestamp.type")? == "LogAppendTime")
     }
 
-    /// Whether old records of a key are removed; `None` if unknown.
+    /// Whether the topic is compacted; `None` if unknown.
     pub fn compacted(&self) -> Option<bool> {
         Some(self.entry("cleanup.policy")?.contains("compact"))
     }
 
-    /// How long records are kept: `None` if unknown, `Some(None)` for ever.
+    /// Retention time: `None` if unknown, `Some(None)` if records are kept for ever.
     pub fn retention(&self) -> Option<Option<Duration>> {
         if !self.entry("cleanup.policy")?.contains("delete") {
             return Some(None);
@@ -70,18 +70,18 @@ impl Topic {
     }
 }
 
-/// What a partition holds.
+/// First and end offset of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// The partition.
     pub partition: Partition,
-    /// Offset of the first record that is still there.
+    /// Offset of the first record that is not deleted.
     pub begin: Offset,
     /// One past the last record.
     pub end: Offset,
 }
 
-/// A client for questions. Cheap to clone.
+/// An administrative client. Cheap to clone.
 #[derive(Clone)]
 pub struct Admin {
     client: Arc<BaseConsumer<Watch>>,
@@ -89,7 +89,7 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// A client; connects in the background.
+    /// Creates a client, which connects in the background.
     pub fn new(settings: &KafkaSettings) -> Result<Self, Error> {
         Ok(Self {
             client: Arc::new(client(settings, None)?),
@@ -97,7 +97,7 @@ impl Admin {
         })
     }
 
-    /// Addresses of the brokers that the cluster names, sorted.
+    /// Addresses of the cluster's brokers, sorted.
     pub async fn brokers(&self) -> Result<Vec<String>, Error> {
         self.ask(|admin| {
             let metadata = admin.metadata(None)?;
@@ -111,7 +111,7 @@ impl Admin {
         .await
     }
 
-    /// These topics as they are, in the same order. Creates none.
+    /// Describes these topics, in the same order. Creates none.
     pub async fn describe(&self, topics: &[&str]) -> Result<Vec<Topic>, Error> {
         let names: Vec<String> = topics.iter().map(|topic| (*topic).to_owned()).collect();
         let mut found = self
@@ -143,21 +143,21 @@ impl Admin {
                 let entry = |entry: rdkafka::admin::ConfigEntry| Some((entry.name, entry.value?));
                 Ok(Some(found.entries.into_iter().filter_map(entry).collect()))
             }
-            // Nothing is wrong with a broker that does not tell.
+            // A broker may refuse to show the configuration; the rest is still usable.
             Ok(_) => Ok(None),
             Err(error) if unsupported(&error) => Ok(None),
             Err(error) => Err(unanswered("describe", &error, self.settings.ack_timeout)),
         }
     }
 
-    /// Creates the topics that are missing, and names those.
+    /// Creates the missing topics, and returns their names.
     pub async fn ensure(&self, topics: &[NewTopic]) -> Result<Vec<String>, Error> {
         let names: Vec<&str> = topics.iter().map(|topic| topic.name.as_str()).collect();
-        let there = self.describe(&names).await?;
+        let found = self.describe(&names).await?;
         let missing: Vec<_> = topics
             .iter()
-            .zip(there)
-            .filter(|(_, there)| there.partitions == 0)
+            .zip(found)
+            .filter(|(_, found)| found.partitions == 0)
             .map(|(topic, _)| {
                 let new = rdkafka::admin::NewTopic::new(
                     &topic.name,
@@ -183,11 +183,11 @@ impl Admin {
         for answer in answers {
             match answer {
                 Ok(name) => created.push(name),
-                // Somebody else was quicker.
+                // Another process created it first.
                 Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
                 Err((name, code)) => {
                     return Err(Error::Refused {
-                        what: format!("create {name}"),
+                        what: format!("create topic {name}"),
                         reason: code.to_string(),
                     });
                 }
@@ -196,7 +196,7 @@ impl Admin {
         Ok(created)
     }
 
-    /// What each partition of a topic holds; empty if there is no such topic.
+    /// Extent of each partition of a topic; empty if there is no such topic.
     pub async fn extents(&self, topic: &str) -> Result<Vec<Extent>, Error> {
         let topic = topic.to_owned();
         self.ask(move |admin| {
@@ -208,7 +208,7 @@ impl Admin {
         .await
     }
 
-    /// Positions of a group on these topics; a partition without one is left out.
+    /// Committed positions of a group on these topics; a partition without one is left out.
     pub async fn committed(
         &self,
         group: &str,
@@ -228,14 +228,14 @@ impl Admin {
             let client = client(&admin.settings, Some(&group))?;
             let found = client.committed_offsets(list, admin.limit());
             let found = found.map_err(|error| {
-                // librdkafka looks for the coordinator until time is up, also where the broker refuses to name it.
-                let said = std::iter::from_fn(|| client.poll(Duration::ZERO)).take(64);
-                let refusal = said.filter_map(Result::err).find(|error| {
+                // librdkafka looks for the coordinator until the timeout, even if the broker refuses to name it.
+                let events = std::iter::from_fn(|| client.poll(Duration::ZERO)).take(64);
+                let refusal = events.filter_map(Result::err).find(|error| {
                     let code = error.rdkafka_error_code();
                     code.is_some_and(super::producer::permanent)
                 });
                 match refusal {
-                    Some(why) => refused("committed offsets", &why),
+                    Some(refusal) => refused("committed offsets", &refusal),
                     None => unanswered("committed offsets", &error, admin.limit()),
                 }
             })?;
@@ -244,7 +244,7 @@ impl Admin {
         .await
     }
 
-    /// How many members a group has now.
+    /// Number of members that a group has now.
     pub async fn members(&self, group: &str) -> Result<usize, Error> {
         let group = group.to_owned();
         self.ask(move |admin| {
@@ -258,7 +258,7 @@ impl Admin {
         .await
     }
 
-    /// Records that a group has still to do on these topics; a partition it never committed counts whole.
+    /// Lag of a group on these topics, in records; a partition without a committed position counts as a whole.
     pub async fn lag(
         &self,
         group: &str,
@@ -278,8 +278,8 @@ impl Admin {
         Ok(lag)
     }
 
-    /// Where reading starts for records at or after `time`: the first such record of each partition, or
-    /// its end. The embedded cluster does not know and answers the end.
+    /// Where reading starts for records at or after `time`: the first such record of each partition, or its end. The embedded
+    /// cluster does not support this and answers the end.
     pub async fn since(
         &self,
         topic: &str,
@@ -314,7 +314,7 @@ impl Admin {
         .await
     }
 
-    /// Sets a group's positions. Kafka refuses while the group has members.
+    /// Commits positions for a group. Kafka refuses that while the group has members.
     pub async fn place(&self, group: &str, at: &BTreeMap<Partition, Resume>) -> Result<(), Error> {
         if at.is_empty() {
             return Ok(());
@@ -339,7 +339,7 @@ impl Admin {
         let admin = self.clone();
         tokio::task::spawn_blocking(move || {
             let answer = question(&admin);
-            // Log lines wait in the client's queue until somebody polls.
+            // Log lines wait in the client's queue until it is polled.
             for _ in 0..64 {
                 drop(admin.client.poll(Duration::ZERO));
             }
@@ -391,6 +391,7 @@ impl Admin {
         })
     }
 
+    /// The elements of a list that have an absolute offset.
     fn absolute(
         &self,
         list: &TopicPartitionList,

@@ -1,10 +1,10 @@
-//! Dead letters: a record that cannot be used, kept whole with the reason, and the way back.
+//! Dead letters: records that cannot be used, kept whole with the reason, and their replay.
 //!
-//! Decides what a dead letter looks like: key, value, headers and timestamp of the original, and behind them
-//! Kafka Connect's error headers and our code. Headers of a record may repeat, so nothing of the original is
-//! ever overwritten: ours are appended, and a reader takes the last of each name. [`DeadLetter::replay`] takes exactly
-//! those away again, so that a record which dies twice tells of its last death; `nearshore.origin` keeps where it
-//! first stood, `nearshore.replays` how often it was sent back. Pure; it writes and reads nothing.
+//! Decides the form of a dead letter: key, value, headers and timestamp of the original, followed by Kafka Connect's error
+//! headers and the reject code. Header names may repeat, so no header of the original is overwritten: new headers are
+//! appended, and a reader takes the last of each name. [`DeadLetter::replay`] removes exactly the appended headers, so that
+//! a record which is rejected twice shows the last reason. `nearshore.origin` keeps its first position, and
+//! `nearshore.replays` counts its replays. Pure code, no I/O.
 
 use std::sync::Arc;
 
@@ -26,16 +26,16 @@ const MESSAGE: &str = "__connect.errors.exception.message";
 const TRACE: &str = "__connect.errors.exception.stacktrace";
 /// The reject's code, as in metrics.
 const CODE: &str = "nearshore.error.code";
-/// The original timestamp: a dlq topic may stamp records itself, or refuse the year 9999.
+/// The original timestamp: the broker may set the timestamps of a dlq topic, or refuse the year 9999.
 const TIME: &str = TIME_HEADER;
-/// Size of a value that no broker would take.
+/// Size of a dropped value, which no broker would accept.
 const VALUE_DROPPED: &str = "nearshore.value.dropped";
-/// How often the record was sent back.
+/// How often the record was replayed.
 const REPLAYS: &str = "nearshore.replays";
-/// `topic/partition:offset` of the first death.
+/// `topic/partition:offset` where the record was first rejected.
 const ORIGIN: &str = "nearshore.origin";
 
-/// What [`dead`] appends, and a replay takes away.
+/// Headers that [`dead`] appends and a replay removes.
 const APPENDED: [&str; 13] = [
     TOPIC,
     PARTITION,
@@ -51,10 +51,10 @@ const APPENDED: [&str; 13] = [
     TIME,
     VALUE_DROPPED,
 ];
-/// Longest message kept: a decoder may quote the whole record.
+/// Longest message kept, in bytes: a decoder may quote the whole record.
 const MESSAGE_MAX: usize = 1_024;
 
-/// Why and where a record died.
+/// Why a record is rejected, and by which member.
 #[derive(Clone, Debug)]
 pub struct Failure<'a> {
     /// Consumer group that read it.
@@ -67,11 +67,11 @@ pub struct Failure<'a> {
     pub code: &'a str,
     /// The reason in words.
     pub message: &'a str,
-    /// Causes behind it, one a line; may be empty.
+    /// Causes of the reason, one a line; may be empty.
     pub causes: &'a str,
 }
 
-/// The record as it goes to the topic `dlq`.
+/// The dead letter of a record, for the topic `dlq`.
 pub fn dead(record: &Record, failure: &Failure<'_>, dlq: &Arc<str>) -> Outgoing {
     let position = &record.position;
     let message = shortened(failure.message);
@@ -110,8 +110,8 @@ fn shortened(text: &str) -> &str {
     &text[..end]
 }
 
-/// Forms of a dead letter that ask less and less of a broker: without the timestamp, without the value,
-/// without both, and at last with nothing of the original but where it stood.
+/// Smaller forms of a dead letter, for a broker that refuses it: without the timestamp, without the value, without both, and
+/// last with nothing of the original but its position.
 pub fn lighter(dead: &Outgoing) -> [Outgoing; 4] {
     let untimed = Outgoing {
         time: None,
@@ -140,10 +140,10 @@ fn last_of_each(headers: &[(String, Bytes)]) -> Vec<(String, Bytes)> {
     APPENDED.iter().filter_map(last).collect()
 }
 
-/// A dead letter as read back. Fields that a foreign writer left out are empty.
+/// A dead letter as read from a dlq topic. Fields that another writer left out are empty.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeadLetter {
-    /// Where it stands in the dlq.
+    /// Position in the dlq topic.
     pub position: Position,
     /// The original's timestamp.
     pub time: Timestamp,
@@ -153,7 +153,7 @@ pub struct DeadLetter {
     pub partition: Option<i32>,
     /// Offset that it had there.
     pub offset: Option<i64>,
-    /// Group that could not use it.
+    /// Consumer group that rejected it.
     pub group: String,
     /// Step that failed.
     pub stage: String,
@@ -161,7 +161,7 @@ pub struct DeadLetter {
     pub code: String,
     /// The reason in words.
     pub message: String,
-    /// How often it was sent back already.
+    /// How often it was replayed already.
     pub replays: u32,
     /// Size of the value, if it was too large to keep.
     pub value_dropped: Option<u64>,
@@ -173,48 +173,48 @@ pub struct DeadLetter {
     pub headers: Vec<(String, Bytes)>,
 }
 
-/// Why a dead letter cannot be sent back.
+/// Why a dead letter cannot be replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Hindrance {
-    /// It does not say where it came from.
-    #[error("it does not say which topic it came from")]
+    /// It has no header with its topic.
+    #[error("it has no header with the topic it came from")]
     NoOrigin,
     /// Its value was too large for the dlq.
     #[error("its value was too large to be kept")]
     ValueDropped,
-    /// It was sent back often enough.
+    /// It was replayed as often as allowed.
     #[error("it has been replayed {0} times already")]
     Replayed(u32),
 }
 
 impl DeadLetter {
-    /// Reads any record of a dlq topic, also one of Kafka Connect.
+    /// Reads any record of a dlq topic, including those of Kafka Connect.
     pub fn read(record: &Record) -> Self {
         let text = |name: &str| {
             let found = record.headers.iter().rfind(|(key, _)| key == name);
             found.map(|(_, value)| String::from_utf8_lossy(value).into_owned())
         };
         let number = |name: &str| text(name).and_then(|text| text.parse::<i64>().ok());
-        let class = || text(EXCEPTION).unwrap_or_default();
+        let exception = || text(EXCEPTION).unwrap_or_default();
         Self {
             position: record.position.clone(),
             time: number(TIME).map_or(record.time, Timestamp),
             topic: text(TOPIC).filter(|topic| !topic.is_empty()),
-            partition: number(PARTITION).and_then(|it| i32::try_from(it).ok()),
+            partition: number(PARTITION).and_then(|number| i32::try_from(number).ok()),
             offset: number(OFFSET),
             group: text(CONNECTOR).unwrap_or_default(),
             stage: text(STAGE).unwrap_or_default(),
-            code: text(CODE).unwrap_or_else(class),
+            code: text(CODE).unwrap_or_else(exception),
             message: text(MESSAGE).unwrap_or_default(),
-            replays: number(REPLAYS).map_or(0, |it| u32::try_from(it).unwrap_or(u32::MAX)),
-            value_dropped: number(VALUE_DROPPED).and_then(|it| u64::try_from(it).ok()),
+            replays: number(REPLAYS).map_or(0, |number| u32::try_from(number).unwrap_or(u32::MAX)),
+            value_dropped: number(VALUE_DROPPED).and_then(|number| u64::try_from(number).ok()),
             key: record.key.clone(),
             value: record.value.clone(),
             headers: original(&record.headers),
         }
     }
 
-    /// The original, to be sent back to its topic, unless it was already sent back `replays_max` times.
+    /// The original record for its topic, unless it was already replayed `replays_max` times.
     pub fn replay(&self, replays_max: u32) -> Result<Outgoing, Hindrance> {
         let topic = self.topic.as_deref().ok_or(Hindrance::NoOrigin)?;
         if self.value_dropped.is_some() {
@@ -224,8 +224,7 @@ impl DeadLetter {
             return Err(Hindrance::Replayed(self.replays));
         }
         let mut headers = self.headers.clone();
-        // The time once more as a header: a topic with LogAppendTime stamps the record anew, and a decoder
-        // takes the earlier of the two.
+        // The time is also a header: a topic with LogAppendTime sets a new timestamp, and a decoder uses the earlier one.
         headers.retain(|(name, _)| name != REPLAYS && name != TIME);
         headers.push((TIME.into(), self.time.0.to_string().into()));
         headers.push((REPLAYS.into(), (self.replays + 1).to_string().into()));
@@ -240,12 +239,12 @@ impl DeadLetter {
             key: self.key.clone(),
             value: self.value.clone(),
             headers,
-            // What happened then happened then: a replay must not outlive an erase.
+            // The original time: a replayed record must not be newer than an erase that came after it.
             time: Some(self.time).filter(|time| time.0 >= 0),
         })
     }
 
-    /// For `--json`: bytes as text where they are text, else as hexadecimal digits.
+    /// JSON for `--json`: bytes as text if they are UTF-8, else as hexadecimal digits.
     pub fn json(&self) -> Value {
         let headers: Vec<Value> = self
             .headers
@@ -279,7 +278,7 @@ fn shown(bytes: Option<&Bytes>) -> Value {
     }
 }
 
-/// Headers without the last of each name that [`dead`] appends.
+/// Headers of the original: all but the last of each name in [`APPENDED`].
 fn original(headers: &[(String, Bytes)]) -> Vec<(String, Bytes)> {
     let mut left = headers.to_vec();
     for name in APPENDED {
@@ -290,7 +289,7 @@ fn original(headers: &[(String, Bytes)]) -> Vec<(String, Bytes)> {
     left
 }
 
-/// Which dead letters are meant; an empty filter means all.
+/// Which dead letters are selected; an empty filter selects all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Topic that they came from.
@@ -304,15 +303,15 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Whether this one is meant.
-    pub fn matches(&self, letter: &DeadLetter) -> bool {
+    /// Whether the filter selects this dead letter.
+    pub fn matches(&self, dead_letter: &DeadLetter) -> bool {
         let same = |wanted: &Option<String>, found: Option<&str>| {
-            wanted.as_deref().is_none_or(|it| Some(it) == found)
+            wanted.as_deref().is_none_or(|wanted| Some(wanted) == found)
         };
-        let key = letter.key.as_deref().map(String::from_utf8_lossy);
-        same(&self.topic, letter.topic.as_deref())
-            && same(&self.stage, Some(&letter.stage))
-            && same(&self.code, Some(&letter.code))
+        let key = dead_letter.key.as_deref().map(String::from_utf8_lossy);
+        same(&self.topic, dead_letter.topic.as_deref())
+            && same(&self.stage, Some(&dead_letter.stage))
+            && same(&self.code, Some(&dead_letter.code))
             && same(&self.key, key.as_deref())
     }
 }
@@ -343,7 +342,7 @@ mod tests {
         }
     }
 
-    fn back(written: &Outgoing) -> Record {
+    fn read_back(written: &Outgoing) -> Record {
         Record {
             position: "0/dlq/0:7".parse().expect("valid"),
             time: written.time.unwrap_or_default(),
@@ -363,60 +362,65 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_dead_letter_gives_the_original_back(
+        fn a_replay_returns_the_original_record(
             headers in proptest::collection::vec(header(), 0..6), time in 0_i64..1 << 42,
         ) {
-            // A foreign VALUE_DROPPED stays the foreign writer's: it is not ours to take away.
+            // A VALUE_DROPPED of another writer belongs to the original and is not removed.
             let headers: Vec<_> = headers.into_iter().filter(|(name, _)| name != VALUE_DROPPED).collect();
             let original = record(headers, time);
             let occurred = original.occurred();
             let written = dead(&original, &failure(), &"dlq".into());
             prop_assert!(written.headers.starts_with(&original.headers), "nothing is overwritten");
-            let letter = DeadLetter::read(&back(&written));
-            prop_assert_eq!(&letter.headers, &original.headers);
-            prop_assert_eq!(letter.code.as_str(), "malformed_json");
-            let again = letter.replay(3).expect("first replay");
+            let dead_letter = DeadLetter::read(&read_back(&written));
+            prop_assert_eq!(&dead_letter.headers, &original.headers);
+            prop_assert_eq!(dead_letter.code.as_str(), "malformed_json");
+            let again = dead_letter.replay(3).expect("first replay");
             prop_assert_eq!((&*again.topic, again.key, again.value), ("user-events", original.key.clone(), original.value.clone()));
             prop_assert_eq!(again.time, Some(occurred).filter(|time| time.0 >= 0));
-            // On a topic that stamps it anew it still is as old as it was, also when it dies again.
+            // On a topic that sets timestamps itself the record keeps its age, even if it is rejected again.
             let stamped = Record { headers: again.headers, time: Timestamp(i64::MAX), ..original };
             prop_assert_eq!(stamped.occurred(), occurred);
-            let twice = DeadLetter::read(&back(&dead(&stamped, &failure(), &"dlq".into())));
+            let twice = DeadLetter::read(&read_back(&dead(&stamped, &failure(), &"dlq".into())));
             prop_assert_eq!(twice.time, occurred);
         }
     }
 
     #[test]
-    fn a_record_that_dies_again_counts_its_replays_and_keeps_its_first_place() {
+    fn a_record_rejected_again_counts_its_replays_and_keeps_its_first_position() {
         let mut original = record(vec![("trace".into(), Bytes::from_static(b"t"))], 5);
         for nth in 1..=2 {
-            let letter = DeadLetter::read(&back(&dead(&original, &failure(), &"dlq".into())));
-            assert_eq!(letter.replays, nth - 1);
-            let again = letter.replay(2).expect("below the maximum");
+            let dead_letter =
+                DeadLetter::read(&read_back(&dead(&original, &failure(), &"dlq".into())));
+            assert_eq!(dead_letter.replays, nth - 1);
+            let again = dead_letter.replay(2).expect("below the maximum");
             original.headers = again.headers;
             original.position = "0/user-events/3:99".parse().expect("valid");
         }
         let origin = original.headers.iter().find(|(name, _)| name == ORIGIN);
         assert_eq!(origin.expect("kept").1, "user-events/3:42");
         assert_eq!(original.headers.len(), 4, "{:?}", original.headers);
-        let letter = DeadLetter::read(&back(&dead(&original, &failure(), &"dlq".into())));
-        assert_eq!(letter.replay(2), Err(Hindrance::Replayed(2)));
+        let dead_letter = DeadLetter::read(&read_back(&dead(&original, &failure(), &"dlq".into())));
+        assert_eq!(dead_letter.replay(2), Err(Hindrance::Replayed(2)));
     }
 
     #[test]
-    fn lighter_forms_still_say_what_died_where() {
+    fn smaller_forms_keep_the_position_and_time_of_the_record() {
         let written = dead(
             &record(Vec::new(), 253_370_764_800_000),
             &failure(),
             &"dlq".into(),
         );
         for (nth, form) in lighter(&written).iter().enumerate() {
-            let letter = DeadLetter::read(&back(form));
-            assert_eq!(letter.offset, Some(42), "form {nth}");
-            assert_eq!(letter.time, Timestamp(253_370_764_800_000), "form {nth}");
-            assert_eq!(letter.value_dropped.is_some(), nth > 0, "form {nth}");
+            let dead_letter = DeadLetter::read(&read_back(form));
+            assert_eq!(dead_letter.offset, Some(42), "form {nth}");
+            assert_eq!(
+                dead_letter.time,
+                Timestamp(253_370_764_800_000),
+                "form {nth}"
+            );
+            assert_eq!(dead_letter.value_dropped.is_some(), nth > 0, "form {nth}");
         }
-        let empty = DeadLetter::read(&back(&lighter(&written)[1]));
+        let empty = DeadLetter::read(&read_back(&lighter(&written)[1]));
         assert_eq!(empty.value_dropped, Some(9));
         assert_eq!(empty.replay(9), Err(Hindrance::ValueDropped));
     }
@@ -428,27 +432,39 @@ mod tests {
             message: &long,
             ..failure()
         };
-        let letter = DeadLetter::read(&back(&dead(&record(vec![], 1), &failure, &"dlq".into())));
-        assert_eq!(letter.message.len(), MESSAGE_MAX);
+        let dead_letter = DeadLetter::read(&read_back(&dead(
+            &record(vec![], 1),
+            &failure,
+            &"dlq".into(),
+        )));
+        assert_eq!(dead_letter.message.len(), MESSAGE_MAX);
     }
 
     #[test]
-    fn a_filter_asks_all_of_its_fields() {
-        let letter = DeadLetter::read(&back(&dead(&record(vec![], 1), &failure(), &"dlq".into())));
+    fn a_filter_selects_by_all_its_fields() {
+        let dead_letter = DeadLetter::read(&read_back(&dead(
+            &record(vec![], 1),
+            &failure(),
+            &"dlq".into(),
+        )));
         let filter = |code: &str| Filter {
             stage: Some("decode".into()),
             code: Some(code.into()),
             ..Filter::default()
         };
-        assert!(Filter::default().matches(&letter));
-        assert!(filter("malformed_json").matches(&letter));
-        assert!(!filter("no_key").matches(&letter));
+        assert!(Filter::default().matches(&dead_letter));
+        assert!(filter("malformed_json").matches(&dead_letter));
+        assert!(!filter("no_key").matches(&dead_letter));
     }
 
     #[test]
-    fn json_shows_bytes_that_are_no_text_as_digits() {
-        let letter = DeadLetter::read(&back(&dead(&record(vec![], 1), &failure(), &"dlq".into())));
-        assert_eq!(letter.json()["key"], json!({ "hex": "75ff31" }));
-        assert_eq!(letter.json()["value"], json!("{not json"));
+    fn json_shows_bytes_that_are_not_utf8_as_hexadecimal_digits() {
+        let dead_letter = DeadLetter::read(&read_back(&dead(
+            &record(vec![], 1),
+            &failure(),
+            &"dlq".into(),
+        )));
+        assert_eq!(dead_letter.json()["key"], json!({ "hex": "75ff31" }));
+        assert_eq!(dead_letter.json()["value"], json!("{not json"));
     }
 }

@@ -1,8 +1,8 @@
 //! A Kafka inside the process, for the demo and for tests: librdkafka's mock cluster, over real TCP.
 //!
-//! What it is not: it keeps 5 MiB per partition and drops the oldest beyond that, knows no compaction, no
-//! offsets by time and no admin requests, and a group's first join takes 3 s. What needs those runs on a
-//! real broker. The cluster lives as long as its [`Embedded`], on a thread of its own, for it may not move.
+//! Its limits: it keeps 5 MiB per partition and drops the oldest records beyond that, it has no compaction, no offsets by
+//! time and no admin requests, and the first join of a group takes 3 s. Whatever needs those runs on a real broker. The
+//! cluster runs as long as its [`Embedded`] exists, on a thread of its own, since it must not move between threads.
 
 use std::sync::mpsc;
 use std::time::Duration;
@@ -14,18 +14,18 @@ use super::KafkaSettings;
 use nearshore_core::ports::log::Error;
 
 type Cluster = MockCluster<'static, DefaultProducerContext>;
-type Wish = Box<dyn FnOnce(&Cluster) + Send>;
+type Task = Box<dyn FnOnce(&Cluster) + Send>;
 
 /// A running cluster of one broker; ends when dropped.
 pub struct Embedded {
     brokers: String,
-    wishes: mpsc::Sender<Wish>,
+    tasks: mpsc::Sender<Task>,
 }
 
 impl Embedded {
     /// Starts a cluster with these topics and numbers of partitions.
     pub fn start(topics: &[(&str, i32)]) -> Result<Self, Error> {
-        let (wishes, queue) = mpsc::channel::<Wish>();
+        let (tasks, queue) = mpsc::channel::<Task>();
         let (started, start) = mpsc::channel();
         std::thread::Builder::new()
             .name("log-embedded".into())
@@ -35,8 +35,8 @@ impl Embedded {
                     Err(error) => return drop(started.send(Err(error.to_string()))),
                 };
                 let _ = started.send(Ok(cluster.bootstrap_servers()));
-                for wish in queue {
-                    wish(&cluster);
+                for task in queue {
+                    task(&cluster);
                 }
             })
             .map_err(|error| Error::Stopped(error.to_string()))?;
@@ -47,7 +47,7 @@ impl Embedded {
                 what: "embedded Kafka".into(),
                 reason,
             })?;
-        let cluster = Self { brokers, wishes };
+        let cluster = Self { brokers, tasks };
         for (topic, partitions) in topics {
             cluster.create(topic, *partitions)?;
         }
@@ -59,7 +59,7 @@ impl Embedded {
         &self.brokers
     }
 
-    /// Settings that fit it: its members join only with the session timeout's rhythm.
+    /// Settings for its clients: a short session timeout, since members can join only once in each.
     pub fn settings(&self) -> KafkaSettings {
         KafkaSettings {
             session_timeout: Duration::from_secs(6),
@@ -70,31 +70,32 @@ impl Embedded {
     /// Creates a topic.
     pub fn create(&self, topic: &str, partitions: i32) -> Result<(), Error> {
         let name = topic.to_owned();
-        self.wish(move |cluster| cluster.create_topic(&name, partitions, 1))?
+        self.run(move |cluster| cluster.create_topic(&name, partitions, 1))?
             .map_err(|error| Error::Refused {
                 what: format!("create {topic}"),
                 reason: error.to_string(),
             })
     }
 
-    /// Takes the broker down or up again, as a network would.
+    /// Takes the broker down, or up again, as a network failure would.
     pub fn reachable(&self, yes: bool) -> Result<(), Error> {
-        self.wish(move |cluster| match yes {
+        self.run(move |cluster| match yes {
             true => cluster.broker_up(1),
             false => cluster.broker_down(1),
         })?
         .map_err(|error| Error::Stopped(error.to_string()))
     }
 
-    fn wish<T: Send + 'static>(
+    /// Runs a task on the cluster's thread and waits for its result.
+    fn run<T: Send + 'static>(
         &self,
-        wish: impl FnOnce(&Cluster) -> T + Send + 'static,
+        task: impl FnOnce(&Cluster) -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let gone = || Error::Stopped("the embedded Kafka has ended".into());
+        let stopped = || Error::Stopped("the embedded Kafka has ended".into());
         let (reply, answer) = mpsc::channel();
-        self.wishes
-            .send(Box::new(move |cluster| drop(reply.send(wish(cluster)))))
-            .map_err(|_| gone())?;
-        answer.recv().map_err(|_| gone())
+        self.tasks
+            .send(Box::new(move |cluster| drop(reply.send(task(cluster)))))
+            .map_err(|_| stopped())?;
+        answer.recv().map_err(|_| stopped())
     }
 }

@@ -1,8 +1,8 @@
-//! Signs of life of a client, for health pages and metrics: [`Health`] and [`Lag`].
+//! Health of a client, for `/healthz`, `/readyz` and metrics: [`Health`] and [`Lag`].
 //!
-//! Decides when Kafka counts as unreachable: when librdkafka's statistics show no broker up, or when it
-//! says so itself, which is sooner. Invariant: reading a sign never waits for Kafka. It does not know
-//! whether anybody is ready; that is put together elsewhere.
+//! Decides when Kafka counts as unreachable: when librdkafka's statistics show no broker up, or when librdkafka reports
+//! it, which is sooner. Invariant: reading the health never waits for Kafka. It does not decide whether the process is
+//! ready.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::KafkaSettings;
 use super::intake::Intake;
 pub use super::intake::PartitionStatus;
 
-/// States of a connection that is wanted and not there yet.
+/// States of a connection that is being made.
 const TRYING: [&str; 6] = [
     "TRY_CONNECT",
     "CONNECT",
@@ -29,26 +29,27 @@ const TRYING: [&str; 6] = [
 ];
 
 #[derive(Default)]
-struct Signs {
+struct Counters {
     polls: AtomicU64,
     errors: AtomicU64,
     /// Records deleted before they were read.
     lost: AtomicU64,
-    /// Partitions assigned plus one; 0 before the first assignment.
+    /// Assigned partitions plus one; 0 before the first assignment.
     assigned: AtomicI64,
-    /// No broker can be reached; statistics lift it.
+    /// Why no broker can be reached; cleared when statistics show one up.
     fault: ArcSwapOption<String>,
-    /// Something is refused or failed although brokers answer; the next assignment lifts it.
+    /// What is refused or failed although brokers answer; cleared by the next assignment.
     refusal: ArcSwapOption<String>,
+    /// The last reported reason, for the text of a fault.
     last: ArcSwapOption<String>,
 }
 
-/// Signs of life of one client. Cheap to clone; outlives the client.
+/// Health of one client. Cheap to clone; outlives the client.
 #[derive(Clone, Default)]
-pub struct Health(Arc<Signs>);
+pub struct Health(Arc<Counters>);
 
 impl Health {
-    /// Turns of the poll loop so far: one that stands still for seconds is stuck.
+    /// Turns of the poll loop so far. A loop without a turn for seconds is stuck.
     pub fn polls(&self) -> u64 {
         self.0.polls.load(Ordering::Relaxed)
     }
@@ -58,52 +59,52 @@ impl Health {
         self.0.errors.load(Ordering::Relaxed)
     }
 
-    /// Records that the broker deleted before we read them, as far as it was noticed: seconds later, and only where the
-    /// group's position was known.
+    /// Records that the broker deleted before they were read. Detected seconds later, and only where the group's position
+    /// was known.
     pub fn lost(&self) -> u64 {
         self.0.lost.load(Ordering::Relaxed)
     }
 
-    pub(super) fn lose(&self, records: u64) {
+    pub(super) fn count_lost(&self, records: u64) {
         self.0.lost.fetch_add(records, Ordering::Relaxed);
     }
 
-    /// How many partitions are ours; `None` as long as the group has not answered.
+    /// Number of assigned partitions; `None` before the group's first answer.
     pub fn assigned(&self) -> Option<usize> {
         usize::try_from(self.0.assigned.load(Ordering::Relaxed) - 1).ok()
     }
 
-    /// Why Kafka cannot be used now; `None` when all is well.
+    /// Why Kafka cannot be used now; `None` without a fault.
     pub fn fault(&self) -> Option<String> {
         let fault = self.0.fault.load();
         let refusal = self.0.refusal.load();
         fault.as_deref().or(refusal.as_deref()).cloned()
     }
 
-    /// Whether any broker can be reached, as far as is known.
+    /// Whether some broker can be reached, as far as is known.
     pub fn reachable(&self) -> bool {
         self.0.fault.load().is_none()
     }
 
-    pub(super) fn beat(&self) {
+    pub(super) fn count_poll(&self) {
         self.0.polls.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn assign(&self, partitions: usize) {
+    pub(super) fn set_assigned(&self, partitions: usize) {
         let partitions = i64::try_from(partitions).unwrap_or(i64::MAX - 1);
         self.0.assigned.store(partitions + 1, Ordering::Relaxed);
         self.0.refusal.store(None);
     }
 
-    pub(super) fn refused(&self, why: String) {
-        self.0.refusal.store(Some(Arc::new(why)));
+    pub(super) fn set_refusal(&self, reason: String) {
+        self.0.refusal.store(Some(Arc::new(reason)));
     }
 
     fn error(&self, brokers: &str, error: &KafkaError, reason: &str) {
         use RDKafkaErrorCode as Code;
         self.0.errors.fetch_add(1, Ordering::Relaxed);
         match error.rdkafka_error_code() {
-            // Comes after the reason of the last broker, or before it.
+            // Reported before or after the reason of the last broker.
             Some(Code::AllBrokersDown) => self.unreachable(brokers),
             Some(
                 Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL | Code::Resolve,
@@ -111,18 +112,19 @@ impl Health {
                 self.0.last.store(Some(Arc::new(reason.to_owned())));
                 self.unreachable(brokers);
             }
-            // One broker of several may be gone.
+            // Other brokers may be up.
             _ => self.0.last.store(Some(Arc::new(reason.to_owned()))),
         }
     }
 
-    /// `states` of all connections. An idle client may well have none: nothing up is a fault only where
-    /// something was tried.
+    /// Judges the states of all connections. An idle client may have none, so that no broker is up is a fault only if a
+    /// connection was tried.
     fn brokers(&self, brokers: &str, states: &[&str]) {
         if states.contains(&"UP") {
             self.0.fault.store(None);
             self.0.last.store(None);
-        } else if self.0.last.load().is_some() || states.iter().any(|it| TRYING.contains(it)) {
+        } else if self.0.last.load().is_some() || states.iter().any(|state| TRYING.contains(state))
+        {
             self.unreachable(brokers);
         }
     }
@@ -130,17 +132,17 @@ impl Health {
     fn unreachable(&self, brokers: &str) {
         let last = self.0.last.load();
         let reason = last.as_deref().map_or("no broker is up", String::as_str);
-        let why = Arc::new(format!("{brokers}: {reason}"));
-        self.0.fault.store(Some(why));
+        let fault = Arc::new(format!("{brokers}: {reason}"));
+        self.0.fault.store(Some(fault));
     }
 }
 
-/// Where the partitions of one consumer stand, for metrics. Cheap to clone.
+/// Positions and lag of one consumer's partitions, for metrics. Cheap to clone.
 #[derive(Clone)]
 pub struct Lag(pub(super) Arc<Intake>);
 
 impl Lag {
-    /// Each assigned partition, sorted.
+    /// Status of each assigned partition, sorted.
     pub fn read(&self) -> Vec<PartitionStatus> {
         self.0.status()
     }
@@ -150,7 +152,7 @@ impl Lag {
 #[derive(Clone)]
 pub(super) struct Watch {
     pub health: Health,
-    /// Named in a fault: librdkafka's own words may be no more than "1/1 brokers are down".
+    /// Bootstrap servers, for the text of a fault: librdkafka's may be no more than "1/1 brokers are down".
     brokers: String,
 }
 
@@ -179,7 +181,7 @@ impl ClientContext for Watch {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 tracing::error!(target: "kafka", facility, "{message}");
             }
-            // What librdkafka calls an error it goes on to retry.
+            // librdkafka retries after what it calls an error.
             RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => {
                 tracing::warn!(target: "kafka", facility, "{message}");
             }
@@ -200,7 +202,7 @@ impl ClientContext for Watch {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        // A tail asks to be told of ends; that is no error.
+        // A tail enables end-of-partition events; such an event is no error.
         if matches!(
             error.rdkafka_error_code(),
             Some(RDKafkaErrorCode::PartitionEOF)
@@ -208,7 +210,7 @@ impl ClientContext for Watch {
             return;
         }
         self.health.error(&self.brokers, &error, reason);
-        tracing::warn!(target: "kafka", "{error}: {reason}");
+        tracing::warn!(target: "kafka", "{error}: {reason}; the client tries again");
     }
 }
 
@@ -228,15 +230,11 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_names_the_broker_and_passes_when_one_is_up() {
+    fn a_fault_names_the_broker_and_is_cleared_when_one_is_up() {
         let watch = Watch::new(&KafkaSettings::of("kafka:9092"), Health::default());
         let down = KafkaError::Global(RDKafkaErrorCode::BrokerTransportFailure);
         watch.error(down, "kafka:9092/1: Connection refused");
-        assert_eq!(
-            watch.health.fault(),
-            None,
-            "one broker of several may be gone"
-        );
+        assert_eq!(watch.health.fault(), None, "another broker may be up");
         watch.error(
             KafkaError::Global(RDKafkaErrorCode::AllBrokersDown),
             "1/1 brokers are down",
@@ -254,10 +252,10 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_assignment_is_not_a_missing_one() {
+    fn an_empty_assignment_counts_as_an_answer_of_the_group() {
         let health = Health::default();
         assert_eq!(health.assigned(), None);
-        health.assign(0);
+        health.set_assigned(0);
         assert_eq!(health.assigned(), Some(0));
     }
 }

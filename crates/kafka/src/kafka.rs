@@ -1,13 +1,13 @@
-//! [`KafkaLog`]: one member of a consumer group, with a producer beside it.
+//! [`KafkaLog`]: one member of a consumer group, with a producer.
 //!
-//! Threads: the poll thread ([`super::poll`]), one that wakes fetchers ([`super::wake`]), and a commit thread, for librdkafka's synchronous commit blocks and
-//! its asynchronous one answers behind everything that was fetched ahead. The role owns the handle.
+//! Threads: the poll thread ([`super::poll`]), a thread that wakes fetchers ([`super::wake`]), and a commit thread, since
+//! librdkafka's synchronous commit blocks and its asynchronous one is answered only behind all prefetched messages. The
+//! role owns the handle.
 //!
-//! A commit is sent only for partitions that are ours at that moment. Kafka itself does not check that: it
-//! takes any offset from any member of the present generation, also one that would rewind the new owner.
-//! Between the check and librdkafka's queue a revoke can slip in; then the new owner's position is set
-//! back and it does some work again, which its fences absorb. Invariant: after `Revoked` was delivered, a
-//! commit of its partitions is always refused.
+//! A commit is sent only for partitions that are assigned to this member at that moment. Kafka does not check that: it
+//! accepts any offset from any member of the present generation, even one that sets the new owner back. A revoke may come
+//! between the check and librdkafka's queue. Then the new owner's position is set back and it processes some records again,
+//! which its fences ignore. Invariant: after `Revoked` was delivered, a commit of its partitions is always refused.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,39 +26,39 @@ use super::{KafkaSettings, wake};
 use nearshore_core::ports::log::{Committed, Delivery, Error, Log, Outgoing};
 use nearshore_core::user::record::{Offset, Partition, Resume};
 
-/// How long [`Log::close`] takes at most; the group notices by itself afterwards.
-const CLOSE: Duration = Duration::from_secs(3);
+/// How long [`Log::close`] takes at most; after that the group expires the session.
+const CLOSE_MAX: Duration = Duration::from_secs(3);
 
-/// An offset to commit, with the note that Kafka keeps beside it.
+/// An offset to commit, with the metadata that Kafka stores beside it.
 pub(super) type Commit = (Partition, Resume, String);
 
-/// The note beside a position that [`Log::commit`] made.
+/// The metadata of a position that [`Log::commit`] committed.
 const DONE: &str = "done";
 
 enum Job {
     Commit(Vec<Commit>, oneshot::Sender<Result<(), Error>>),
-    /// Asks for the group's positions, and answers them with their notes.
-    Ask(Vec<Partition>, oneshot::Sender<Result<Vec<Commit>, Error>>),
-    /// Asks for the group's positions only to know the lag.
-    Note(Vec<Partition>),
+    /// Asks for the group's positions and their metadata.
+    Committed(Vec<Partition>, oneshot::Sender<Result<Vec<Commit>, Error>>),
+    /// Asks for the group's positions, for the lag only.
+    ReadLag(Vec<Partition>),
     /// Asks for a partition's end offset.
     End(Partition, oneshot::Sender<Result<Offset, Error>>),
 }
 
-/// See the module.
+/// One member of a consumer group, with a producer; see the module.
 pub struct KafkaLog {
     intake: Arc<Intake>,
     health: Health,
     producer: Producer,
     stop: Arc<AtomicBool>,
-    /// To the commit thread. Capacity 1: a second commit waits for the first anyway.
+    /// Jobs for the commit thread. Capacity 1: a second commit waits for the first anyway.
     jobs: Option<mpsc::Sender<Job>>,
     ended: Option<oneshot::Receiver<()>>,
     limit: Duration,
 }
 
 impl KafkaLog {
-    /// Joins `group` to read `topics`. Returns at once; [`Delivery::Assigned`] tells when the group has answered.
+    /// Joins `group` to read `topics`. Returns at once; [`Delivery::Assigned`] comes when the group has answered.
     pub fn join(settings: &KafkaSettings, group: &str, topics: &[&str]) -> Result<Self, Error> {
         let intake = Arc::new(Intake::default());
         let health = Health::default();
@@ -80,14 +80,14 @@ impl KafkaLog {
             limit: settings.ack_timeout,
         };
         spawn("log-commit", move || committer.run(queue))?;
-        let woken = Arc::downgrade(&consumer);
-        spawn("log-wake", move || wakes.run(&woken))?;
+        let weak = Arc::downgrade(&consumer);
+        spawn("log-wake", move || wakes.run(&weak))?;
         let poller = Poller::new(consumer, stop.clone());
-        let (watched, signs) = (intake.clone(), health.clone());
+        let (stopped, polled) = (intake.clone(), health.clone());
         spawn("log-poll", move || {
-            // A panic of the thread must end the role, not leave it waiting.
-            let _end = End(watched);
-            poll_and_leave(poller, &signs);
+            // A panic of the thread must end the role instead of leaving it waiting.
+            let _end = StopOnDrop(stopped);
+            poll_and_leave(poller, &polled);
             let _ = done.send(());
         })?;
         Ok(Self {
@@ -101,37 +101,37 @@ impl KafkaLog {
         })
     }
 
-    /// Signs of life of the consumer.
+    /// Health of the consumer.
     pub fn health(&self) -> Health {
         self.health.clone()
     }
 
-    /// Where our partitions stand.
+    /// Positions and lag of the assigned partitions.
     pub fn lag(&self) -> Lag {
         Lag(self.intake.clone())
     }
 
-    /// The producer beside this consumer.
+    /// The producer of this member.
     pub fn producer(&self) -> Producer {
         self.producer.clone()
     }
 
-    /// Asks for the positions of what was assigned. For lag only, so a busy commit thread need not be waited for: the
-    /// next commit tells too.
-    fn note(&self, delivery: &Result<Delivery, Error>) {
+    /// Asks for the positions of assigned partitions, for the lag only. It does not wait for a busy commit thread: the next
+    /// commit shows the positions too.
+    fn read_lag(&self, delivery: &Result<Delivery, Error>) {
         if let (Ok(Delivery::Assigned(partitions)), Some(jobs)) = (delivery, &self.jobs) {
-            let _ = jobs.try_send(Job::Note(partitions.clone()));
+            let _ = jobs.try_send(Job::ReadLag(partitions.clone()));
         }
     }
 
-    /// [`Log::commit`] with a note beside each offset.
+    /// Commits as [`Log::commit`] does, with metadata beside each offset.
     pub async fn commit_noted(&self, done: Vec<Commit>) -> Result<(), Error> {
         self.ask(|reply| Job::Commit(done, reply)).await
     }
 
-    /// Committed positions of these partitions with their notes; one without a position is left out.
+    /// Committed positions of these partitions with their metadata; a partition without one is left out.
     pub async fn noted(&self, of: Vec<Partition>) -> Result<Vec<Commit>, Error> {
-        self.ask(|reply| Job::Ask(of, reply)).await
+        self.ask(|reply| Job::Committed(of, reply)).await
     }
 
     async fn ask<T>(
@@ -141,25 +141,27 @@ impl KafkaLog {
         let stopped = || Error::Stopped("the commit thread has ended".into());
         let (reply, answer) = oneshot::channel();
         let jobs = self.jobs.as_ref().ok_or_else(stopped)?;
-        // librdkafka waits for a coordinator as long as it likes; we do not.
-        let asked = tokio::time::timeout(self.limit * 2, async {
+        // librdkafka may wait for a coordinator without limit.
+        let answered = tokio::time::timeout(self.limit * 2, async {
             jobs.send(job(reply)).await.map_err(|_| stopped())?;
             answer.await.map_err(|_| stopped())?
         });
-        asked.await.unwrap_or_else(|_| Err(timeout(self.limit * 2)))
+        answered
+            .await
+            .unwrap_or_else(|_| Err(timeout(self.limit * 2)))
     }
 }
 
 impl Log for KafkaLog {
     async fn next(&mut self) -> Result<Delivery, Error> {
         let delivery = self.intake.next(true).await;
-        self.note(&delivery);
+        self.read_lag(&delivery);
         delivery
     }
 
     async fn notice(&mut self) -> Result<Delivery, Error> {
         let notice = self.intake.next(false).await;
-        self.note(&notice);
+        self.read_lag(&notice);
         notice
     }
 
@@ -171,21 +173,21 @@ impl Log for KafkaLog {
         if done.is_empty() {
             return Ok(());
         }
-        let noted =
+        let marked =
             |(partition, resume): &(Partition, Resume)| (partition.clone(), *resume, DONE.into());
-        self.commit_noted(done.iter().map(noted).collect()).await
+        self.commit_noted(done.iter().map(marked).collect()).await
     }
 
     async fn committed(&self, of: &[Partition]) -> Result<Vec<Committed>, Error> {
         let found = self.noted(of.to_vec()).await?;
-        let known = found
+        let positions = found
             .into_iter()
-            .map(|(partition, resume, note)| Committed {
+            .map(|(partition, resume, metadata)| Committed {
                 partition,
                 resume,
-                ours: note == DONE,
+                ours: metadata == DONE,
             });
-        Ok(known.collect())
+        Ok(positions.collect())
     }
 
     async fn rewind(&mut self, to: &[(Partition, Resume)]) -> Result<(), Error> {
@@ -207,7 +209,7 @@ impl Log for KafkaLog {
         let (flushed, flush) = oneshot::channel();
         let producer = self.producer.clone();
         let flushing = spawn("log-flush", move || {
-            producer.flush(CLOSE);
+            producer.flush(CLOSE_MAX);
             let _ = flushed.send(());
         });
         let ended = self.ended.take();
@@ -219,8 +221,11 @@ impl Log for KafkaLog {
                 let _ = flush.await;
             }
         };
-        if tokio::time::timeout(CLOSE, all).await.is_err() {
-            tracing::warn!(target: "kafka", "the client did not end within {CLOSE:?}; left behind");
+        if tokio::time::timeout(CLOSE_MAX, all).await.is_err() {
+            tracing::warn!(
+                target: "kafka",
+                "the client did not stop within {CLOSE_MAX:?}; the process ends without it, and the group expires its session"
+            );
         }
     }
 }
@@ -231,9 +236,10 @@ impl Drop for KafkaLog {
     }
 }
 
-struct End(Arc<Intake>);
+/// Stops the intake when the poll thread ends.
+struct StopOnDrop(Arc<Intake>);
 
-impl Drop for End {
+impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.stop("the poll thread has ended");
     }
@@ -256,14 +262,14 @@ fn timeout(limit: Duration) -> Error {
 
 fn poll_and_leave(mut poller: Poller, health: &Health) {
     poller.run();
-    let mut consumer = Poller::into_consumer(poller);
-    // The commit thread ends when the role drops its handle; a commit under way keeps the consumer until then.
+    let mut consumer = poller.consumer;
+    // The commit thread ends when the role drops its handle; a running commit keeps the consumer until then.
     for _ in 0..200 {
         match Arc::try_unwrap(consumer) {
             Ok(last) if health.reachable() => return drop(last),
             Ok(last) => {
                 // With no coordinator librdkafka 2.12 may crash while leaving. The session times out instead.
-                tracing::warn!(target: "kafka", "no broker to say goodbye to");
+                tracing::warn!(target: "kafka", "no broker is up, so the group is not left; it expires the session");
                 return std::mem::forget(last);
             }
             Err(shared) => consumer = shared,
@@ -284,13 +290,13 @@ impl Committer {
                 Job::Commit(done, reply) => {
                     let _ = reply.send(self.commit(&done));
                 }
-                Job::Ask(partitions, reply) => {
+                Job::Committed(partitions, reply) => {
                     let _ = reply.send(self.committed(&partitions, true));
                 }
                 Job::End(partition, reply) => {
                     let _ = reply.send(self.end(&partition));
                 }
-                Job::Note(partitions) => {
+                Job::ReadLag(partitions) => {
                     let _ = self.committed(&partitions, false);
                 }
             }
@@ -302,10 +308,10 @@ impl Committer {
     }
 
     fn end(&self, partition: &Partition) -> Result<Offset, Error> {
-        let asked = self
+        let answer = self
             .consumer
             .fetch_watermarks(&partition.topic, partition.number, self.limit);
-        let (_, end) = asked.map_err(|error| unanswered("end offset", &error, self.limit))?;
+        let (_, end) = answer.map_err(|error| unanswered("end offset", &error, self.limit))?;
         Ok(Offset(end))
     }
 
@@ -313,28 +319,32 @@ impl Committer {
         let list = positions(done)?;
         let deadline = Instant::now() + self.limit;
         loop {
-            if let Some(partition) = self.intake().foreign(done.iter().map(|(of, ..)| of)) {
+            if let Some(partition) = self
+                .intake()
+                .first_not_owned(done.iter().map(|(of, ..)| of))
+            {
                 return Err(Error::NotAssigned { partition });
             }
             let Err(error) = self.consumer.commit(&list, CommitMode::Sync) else {
                 for (partition, resume, _) in done {
-                    self.intake().committed(partition, *resume);
+                    self.intake().set_committed(partition, *resume);
                 }
                 return Ok(());
             };
             match error.rdkafka_error_code() {
                 Some(code) if permanent(code) => return Err(refused("commit", &error)),
                 Some(RDKafkaErrorCode::Fatal) => return Err(Error::Stopped(error.to_string())),
-                // A rebalance may leave the partition ours under a new generation, or take it; the check
-                // above knows which as soon as the poll thread does.
+                // After a rebalance the partition may be assigned again under a new generation, or revoked. The check above
+                // finds out as soon as the poll thread does.
                 _ if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
                 _ => return Err(timeout(self.limit)),
             }
         }
     }
 
-    /// Notes are read only from groups of ours: rdkafka panics on one that is not UTF-8.
-    fn committed(&self, partitions: &[Partition], noted: bool) -> Result<Vec<Commit>, Error> {
+    /// Asks for committed positions. `metadata` may be true for Nearshore's own groups only: rdkafka panics on metadata that
+    /// is not UTF-8.
+    fn committed(&self, partitions: &[Partition], metadata: bool) -> Result<Vec<Commit>, Error> {
         let mut list = TopicPartitionList::new();
         for partition in partitions {
             list.add_partition(&partition.topic, partition.number);
@@ -349,16 +359,16 @@ impl Committer {
             if let Some(element) = element
                 && let rdkafka::Offset::Offset(at) = element.offset()
             {
-                self.intake().committed(partition, Resume(at));
-                let note = if noted { element.metadata() } else { "" };
-                all.push((partition.clone(), Resume(at), note.into()));
+                self.intake().set_committed(partition, Resume(at));
+                let text = if metadata { element.metadata() } else { "" };
+                all.push((partition.clone(), Resume(at), text.into()));
             }
         }
         Ok(all)
     }
 }
 
-/// A question that was not answered: for good, or for now.
+/// The error of a question that was not answered, for now or for good.
 pub(super) fn unanswered(what: &str, error: &KafkaError, limit: Duration) -> Error {
     match error.rdkafka_error_code() {
         Some(code) if permanent(code) => refused(what, error),
@@ -372,13 +382,13 @@ pub(super) fn unanswered(what: &str, error: &KafkaError, limit: Duration) -> Err
 
 pub(super) fn positions(done: &[Commit]) -> Result<TopicPartitionList, Error> {
     let mut list = TopicPartitionList::new();
-    for (partition, resume, note) in done {
+    for (partition, resume, metadata) in done {
         let mut element = list.add_partition(&partition.topic, partition.number);
         element
             .set_offset(rdkafka::Offset::Offset(resume.0))
             .map_err(|error| refused("commit", &error))?;
-        if !note.is_empty() {
-            element.set_metadata(note);
+        if !metadata.is_empty() {
+            element.set_metadata(metadata);
         }
     }
     Ok(list)

@@ -1,10 +1,10 @@
 //! Records that the broker deleted before they were read: [`Place`].
 //!
-//! With `auto.offset.reset=earliest` a consumer that is behind the retention goes on at what is left: librdkafka's log says
-//! where it stood and not what is missing. The traces are the partition's first offset, which librdkafka asks for with its
-//! statistics, and a jump in what it hands out; but compaction and transactions make jumps, too. So: a jump is a loss as
-//! far as the log begins behind its start, which is known a moment later. Invariant: no record is told as lost twice, and
-//! none that was handed out.
+//! With `auto.offset.reset=earliest` a consumer that is behind the retention continues at the first record that is left.
+//! librdkafka's log says where the consumer was, and not what is missing. There are two signs: the partition's first
+//! offset, which librdkafka asks for with its statistics, and a jump in the offsets of its messages. Compaction and
+//! transactions cause jumps too. So a jump counts as a loss as far as the log begins behind the jump's start, which is
+//! known a moment later. Invariant: no record is reported as lost twice, and none that was delivered.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -13,32 +13,32 @@ use nearshore_core::user::record::{Offset, Resume};
 
 /// How long a jump may wait for the log's first offset: two of librdkafka's statistics and a slow answer.
 const KNOWN: Duration = Duration::from_secs(8);
-/// Jumps that are remembered.
+/// Largest number of jumps kept.
 const JUMPS_MAX: usize = 16;
 
-/// How far a partition was handed out without a word about what is missing.
+/// How far a partition was delivered, and the jumps that may be losses.
 #[derive(Debug, Default)]
 pub(super) struct Place {
-    /// The next record that is accounted for; `None` where it is unknown where the group stood.
+    /// The next expected offset; `None` as long as the group's position is unknown.
     next: Option<i64>,
-    /// The first that was handed out while that was unknown.
+    /// The first offset that was delivered while the group's position was unknown.
     first: Option<i64>,
-    /// Jumps that may yet prove to be losses, since when.
+    /// Jumps that may turn out to be losses, and since when each is known.
     jumps: Vec<(Range<i64>, Instant)>,
 }
 
 impl Place {
-    /// Reading goes on at `at`.
-    pub fn at(at: Resume) -> Self {
+    /// A place from which reading continues at `at`.
+    pub(super) fn at(at: Resume) -> Self {
         Self {
             next: Some(at.0),
             ..Self::default()
         }
     }
 
-    /// A record is handed out.
+    /// Counts a delivered record.
     #[inline]
-    pub fn read(&mut self, offset: Offset, now: impl FnOnce() -> Instant) {
+    pub(super) fn read(&mut self, offset: Offset, now: impl FnOnce() -> Instant) {
         match self.next {
             Some(next) if offset.0 > next => self.jumped(next..offset.0, now()),
             Some(_) => {}
@@ -47,7 +47,7 @@ impl Place {
         self.next = Some(offset.0 + 1);
     }
 
-    /// A compacted log is full of jumps: the longest are kept.
+    /// Keeps a jump. A compacted log has many: the longest are kept.
     fn jumped(&mut self, over: Range<i64>, now: Instant) {
         let length = |(range, _): &(Range<i64>, Instant)| range.end - range.start;
         self.jumps.push((over, now));
@@ -59,11 +59,12 @@ impl Place {
         }
     }
 
-    /// What is lost, now that the log is known to begin at `begin`; `began` is where the group stood when the partition
-    /// became ours, if it did and that is known.
-    pub fn lost(
+    /// The lost offsets, now that the log is known to begin at `begin`; `began` is the group's position when the partition
+    /// was assigned, if there is one and it is known.
+    pub(super) fn lost(
         &mut self,
-        (begin, began): (Offset, Option<Resume>),
+        begin: Offset,
+        began: Option<Resume>,
         now: Instant,
     ) -> Vec<Range<i64>> {
         if let Some(began) = began {
@@ -77,14 +78,14 @@ impl Place {
         }
         let mut lost = Vec::new();
         self.jumps.retain_mut(|(over, since)| {
-            let gone = begin.0.min(over.end);
-            if gone > over.start {
-                lost.push(over.start..gone);
-                over.start = gone;
+            let deleted = begin.0.min(over.end);
+            if deleted > over.start {
+                lost.push(over.start..deleted);
+                over.start = deleted;
             }
             over.start < over.end && now.duration_since(*since) < KNOWN
         });
-        // Nothing was handed out beyond these, so they never will be.
+        // No later record was delivered yet, and these are deleted already.
         if let Some(next) = self.next.filter(|next| *next < begin.0) {
             lost.push(next..begin.0);
             self.next = Some(begin.0);
@@ -102,8 +103,10 @@ mod tests {
     const NONE: [(i64, i64); 0] = [];
 
     fn lost(place: &mut Place, begin: i64, began: Option<i64>) -> Vec<(i64, i64)> {
-        let lost = place.lost((Offset(begin), began.map(Resume)), Instant::now());
-        lost.into_iter().map(|it| (it.start, it.end)).collect()
+        let lost = place.lost(Offset(begin), began.map(Resume), Instant::now());
+        lost.into_iter()
+            .map(|range| (range.start, range.end))
+            .collect()
     }
 
     fn read(place: &mut Place, offset: i64) {
@@ -121,9 +124,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_deleted_before_anything_is_read_is_lost() {
+    fn records_deleted_before_the_first_read_are_lost() {
         let mut place = Place::default();
-        assert_eq!(lost(&mut place, 40, None), NONE, "a group that is new");
+        assert_eq!(lost(&mut place, 40, None), NONE, "a new group");
         assert_eq!(lost(&mut place, 40, Some(10)), [(10, 40)]);
         read(&mut place, 40);
         assert_eq!(lost(&mut place, 41, Some(10)), NONE);
@@ -131,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_group_stood_may_be_known_after_the_first_record() {
+    fn records_before_the_first_delivered_one_are_lost_if_the_group_was_before_them() {
         let mut place = Place::default();
         read(&mut place, 40);
         read(&mut place, 41);
@@ -140,38 +143,38 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_of_compaction_is_forgotten_before_retention_comes_to_it() {
+    fn a_jump_of_compaction_is_dropped_before_retention_reaches_it() {
         let mut place = Place::at(Resume(0));
         let start = Instant::now();
         place.read(Offset(7), || start);
-        assert_eq!(place.lost((Offset(0), None), start + KNOWN), []);
-        assert_eq!(place.lost((Offset(6), None), start + KNOWN), []);
+        assert_eq!(place.lost(Offset(0), None, start + KNOWN), []);
+        assert_eq!(place.lost(Offset(6), None, start + KNOWN), []);
     }
 
     proptest! {
-        /// A log of 200 records without compaction, deleted from its front and read from a place, in any order.
+        /// A log without compaction, deleted from its front and read from some position, in any order.
         #[test]
-        fn what_was_read_and_what_is_lost_are_all_there_was(
+        fn every_record_is_either_read_or_lost_exactly_once(
             began in 0i64..50,
             steps in proptest::collection::vec((0i64..9, 0i64..9, any::<bool>()), 1..40),
         ) {
             let mut place = Place::default();
             let (mut begin, mut at) = (0i64, began);
-            let (mut handed, mut gone) = (Vec::new(), Vec::new());
+            let (mut delivered, mut missing) = (Vec::new(), Vec::new());
             for (deletes, reads, known) in steps {
                 begin += deletes;
                 for _ in 0..reads {
                     at = at.max(begin);
                     read(&mut place, at);
-                    handed.push(at);
+                    delivered.push(at);
                     at += 1;
                 }
                 let began = known.then_some(began);
-                gone.extend(lost(&mut place, begin, began).into_iter().flat_map(|(from, to)| from..to));
+                missing.extend(lost(&mut place, begin, began).into_iter().flat_map(|(from, to)| from..to));
             }
-            gone.extend(lost(&mut place, begin, Some(began)).into_iter().flat_map(|(from, to)| from..to));
+            missing.extend(lost(&mut place, begin, Some(began)).into_iter().flat_map(|(from, to)| from..to));
             let at = at.max(begin);
-            let mut all = [handed, gone].concat();
+            let mut all = [delivered, missing].concat();
             all.sort_unstable();
             prop_assert_eq!(all, (began..at).collect::<Vec<_>>());
         }

@@ -1,15 +1,15 @@
-//! What this crate measures. The binary's table of metrics describes it under the same names.
+//! Metrics of this crate. The binary's table of metrics describes them under the same names.
 
 use std::time::Duration;
 
-/// Counter with labels `topic` and `outcome`: records consumed. This crate counts those that the broker deleted before
+/// Counter with labels `topic` and `outcome`: consumed records. This crate counts records that the broker deleted before
 /// they were read, under the outcome [`LOST`].
 pub const RECORDS: &str = "nearshore_records_total";
 
 /// Outcome of a record that the broker deleted before it was read.
-pub const LOST: &str = "lost";
+const LOST: &str = "lost";
 
-/// Histogram in seconds: time inside a rebalance callback.
+/// Histogram in seconds: duration of a rebalance callback.
 pub const CALLBACK: &str = "nearshore_rebalance_callback_seconds";
 
 pub(crate) fn lost(topic: &str, records: u64) {

@@ -1,7 +1,7 @@
-//! What rdkafka's safe interface lacks: headers whose names are not UTF-8, and watermarks already known.
+//! Calls that rdkafka's safe interface lacks: headers whose names are not UTF-8, and watermarks that are known already.
 //!
-//! The only `unsafe` of the log. Invariant: nothing returned points into librdkafka's memory; one
-//! borrowed message would pin the whole fetch response that it came in.
+//! The only `unsafe` of this crate. Invariant: no result points into librdkafka's memory; one borrowed message would keep
+//! the whole fetch response that it came in.
 
 use std::ffi::{CStr, CString};
 use std::ptr;
@@ -22,7 +22,7 @@ pub(super) fn copy(message: &BorrowedMessage<'_>, partition: &Partition) -> Reco
             partition: partition.clone(),
             offset: Offset(message.offset()),
         },
-        // Before 1970 or no timestamp at all: decoding rejects it, with everything outside 2000-2100.
+        // A time before 1970, or none, is -1: decoding rejects it, as every time outside 2000-2100.
         time: Timestamp(message.timestamp().to_millis().unwrap_or(-1)),
         key: message.key().map(Bytes::copy_from_slice),
         value: message.payload().map(Bytes::copy_from_slice),
@@ -30,8 +30,8 @@ pub(super) fn copy(message: &BorrowedMessage<'_>, partition: &Partition) -> Reco
     }
 }
 
-/// Headers in their order. rdkafka's own iterator panics on a name that is not UTF-8, and any
-/// producer can write one; here such bytes become U+FFFD. A null value becomes an empty one.
+/// Headers in their order. rdkafka's own iterator panics on a name that is not UTF-8, which any producer can write. Here
+/// such bytes become U+FFFD. A null value becomes an empty one.
 fn headers(message: &BorrowedMessage<'_>) -> Vec<(String, Bytes)> {
     let mut list = ptr::null_mut();
     // SAFETY: the message outlives this function, and the header list belongs to the message.
@@ -62,8 +62,8 @@ fn headers(message: &BorrowedMessage<'_>) -> Vec<(String, Bytes)> {
     }
 }
 
-/// The partition's first offset as librdkafka's statistics last asked for it, and its end as the last fetch response
-/// told it; asks nobody.
+/// The partition's first offset as last queried for librdkafka's statistics, and its end offset of the last fetch response.
+/// Sends no request.
 pub(super) fn known<C: ClientContext>(
     client: &Client<C>,
     partition: &Partition,
@@ -84,7 +84,7 @@ pub(super) fn known<C: ClientContext>(
         )
     };
     let answered = found == raw::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
-    // Negative is librdkafka's word for not known yet.
+    // A negative offset means not known yet.
     let known = |at: i64| (answered && at >= 0).then_some(Offset(at));
     (known(low), known(high))
 }

@@ -1,22 +1,22 @@
-//! The poll thread: librdkafka's consumer -> batches in the [`Intake`].
+//! The poll thread: collects messages of librdkafka's consumer into batches for the [`Intake`].
 //!
-//! Decides where a batch is cut ([`BATCH_RECORDS`], [`BATCH_BYTES`], [`BATCH_AGE`]) and what happens when the role does
-//! not keep up. The client must be polled for the member to stay in its group, but each poll hands out a
-//! record, and a pause throws away what was fetched ahead. So: a full intake is waited for without
-//! polling for up to [`PATIENCE`], which is what a busy role needs and delays nothing but a rebalance, by
-//! a quarter of a second; only then are the partitions paused and polling goes on, for hours if it must,
-//! until the intake is half empty. A stall costs at most one prefetch read again; memory stays bounded
-//! by the intake, the batches in hand and `queued.max.messages.kbytes`.
+//! Decides when a batch is complete ([`BATCH_RECORDS`], [`BATCH_BYTES`], [`BATCH_AGE`]) and what happens when the member is
+//! too slow. The client must be polled for the member to stay in its group, but each poll returns a message, and a pause
+//! drops what was fetched ahead. So: the thread first waits for a full intake without polling, for up to [`PATIENCE`]. A
+//! busy member needs no more, and only a rebalance is delayed, by a quarter of a second. Only then are the partitions
+//! paused, and polling continues, for hours if necessary, until the intake is half empty. A stall costs at most one
+//! prefetch, which is read again. Memory is bounded by the intake, the open batches and `queued.max.messages.kbytes`.
 //!
-//! Invariants: records of a partition leave in rising offset order without repetition, whatever a resume
-//! delivers again; callbacks only post and return; no record keeps librdkafka's buffers alive.
+//! Invariants: records of a partition leave in rising offset order without repetition, even if a resume delivers them
+//! again; callbacks only post and return; no record keeps librdkafka's buffers alive.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
@@ -33,37 +33,37 @@ use crate::metrics as measures;
 use nearshore_core::ports::log::Batch;
 use nearshore_core::user::record::{Offset, Partition, Record, Resume};
 
-/// Records of a batch: enough that a flush's round trips are shared, few enough to fold in milliseconds.
+/// Records of a batch: enough to share the round trips of a flush, few enough to fold in milliseconds.
 const BATCH_RECORDS: usize = 500;
-/// Bytes of a batch, for a topic of large records.
+/// Bytes of a batch, for topics of large records.
 const BATCH_BYTES: usize = 1 << 20;
-/// Age of a batch's first record at which it leaves: what a quiet topic pays in latency.
+/// Age of the first record at which a batch is complete: the latency that this adds on a quiet topic.
 const BATCH_AGE: Duration = Duration::from_millis(5);
-/// How long a full intake is waited for before partitions are paused.
+/// How long the thread waits for a full intake before it pauses partitions.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// How long a seek may take.
-const SEEK: Duration = Duration::from_secs(1);
-/// How often end offsets are noted.
-const ENDS: Duration = Duration::from_secs(1);
+const SEEK_MAX: Duration = Duration::from_secs(1);
+/// How often known end offsets are read.
+const ENDS_EVERY: Duration = Duration::from_secs(1);
 
-/// What a rebalance did, for the poll thread to act on after the poll that served it.
+/// A change of the assignment, which the poll thread handles after the poll that called the callback.
 enum Change {
     Assigned(Vec<Partition>),
     Revoked(Vec<Partition>),
 }
 
-/// Callbacks of a group member.
+/// Context of a group member: its callbacks, and what they share with the poll thread.
 pub(super) struct Member {
-    pub watch: Watch,
-    pub intake: Arc<Intake>,
-    pub settings: KafkaSettings,
+    pub(super) watch: Watch,
+    pub(super) intake: Arc<Intake>,
+    pub(super) settings: KafkaSettings,
     waker: Waker,
     changes: Mutex<Vec<Change>>,
     paused: Mutex<TopicPartitionList>,
 }
 
 impl Member {
-    pub fn new(
+    pub(super) fn new(
         settings: &KafkaSettings,
         intake: Arc<Intake>,
         health: Health,
@@ -80,10 +80,7 @@ impl Member {
     }
 
     fn post(&self, change: Change) {
-        self.changes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(change);
+        self.changes.lock().push(change);
     }
 
     fn partitions(&self, list: &TopicPartitionList) -> Vec<Partition> {
@@ -100,16 +97,16 @@ impl Member {
             .collect()
     }
 
-    /// What we keep was paused by librdkafka around this callback: see [`super::wake`].
+    /// Wakes the fetchers of kept partitions, which librdkafka pauses around a callback: see [`super::wake`].
     fn wake(&self, consumer: &BaseConsumer<Self>) {
-        if let Ok(ours) = consumer.assignment() {
-            self.waker.wake(&ours);
+        if let Ok(assignment) = consumer.assignment() {
+            self.waker.wake(&assignment);
         }
     }
 
     fn failed(&self, what: &str, error: &KafkaError) {
-        self.watch.health.refused(format!("{what}: {error}"));
-        tracing::error!(target: "kafka", "{what}: {error}");
+        self.watch.health.set_refusal(format!("{what}: {error}"));
+        tracing::error!(target: "kafka", "{what} failed: {error}; readiness reports it until the next assignment");
     }
 }
 
@@ -128,23 +125,23 @@ impl ClientContext for Member {
 }
 
 impl ConsumerContext for Member {
-    /// Assigns once and checks the answer, which the default does not. Runs on the poll thread.
+    /// Assigns or unassigns once and checks the answer, which the default does not. Runs on the poll thread.
     fn rebalance(
         &self,
         consumer: &BaseConsumer<Self>,
         what: RDKafkaRespErr,
         list: &mut TopicPartitionList,
     ) {
-        let _timed = Timed(Instant::now());
+        let _timer = CallbackTimer(Instant::now());
         let partitions = self.partitions(list);
         if what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             if let Err(error) = consumer.incremental_assign(list) {
                 return self.failed("assign", &error);
             }
-            // Signs first: who is told of the assignment may ask for them.
+            // The health first: a member that gets the assignment may ask for it.
             self.watch
                 .health
-                .assign(self.intake.count() + partitions.len());
+                .set_assigned(self.intake.count() + partitions.len());
             if !partitions.is_empty() {
                 self.intake.assign(partitions.clone());
             }
@@ -154,13 +151,13 @@ impl ConsumerContext for Member {
         }
         let lost = consumer.assignment_lost();
         if !partitions.is_empty() {
-            // First of all: from here on a commit of these is refused.
+            // Before anything else: from here on a commit of these partitions is refused.
             self.intake.revoke(&partitions, lost);
-            self.watch.health.assign(self.intake.count());
+            self.watch.health.set_assigned(self.intake.count());
         }
-        // librdkafka keeps a pause over unassign: a partition that came back would stay silent for ever.
+        // librdkafka keeps a pause after unassign: a partition that is assigned again would never be fetched.
         let mut resumed = TopicPartitionList::new();
-        let paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+        let paused = self.paused.lock();
         for partition in &partitions {
             if paused
                 .find_partition(&partition.topic, partition.number)
@@ -183,19 +180,19 @@ impl ConsumerContext for Member {
     }
 }
 
-/// Measures a callback to its end, whichever that is.
-struct Timed(Instant);
+/// Measures a callback until it returns.
+struct CallbackTimer(Instant);
 
-impl Drop for Timed {
+impl Drop for CallbackTimer {
     fn drop(&mut self) {
         measures::callback(self.0.elapsed());
     }
 }
 
 /// A batch being collected.
-struct Open {
+struct OpenBatch {
     partition: Partition,
-    /// The next offset that is news.
+    /// The lowest offset that was not collected before.
     next: i64,
     place: Place,
     records: Vec<Record>,
@@ -203,7 +200,7 @@ struct Open {
     since: Instant,
 }
 
-impl Open {
+impl OpenBatch {
     fn due(&self, now: Instant) -> bool {
         !self.records.is_empty()
             && (self.records.len() >= BATCH_RECORDS
@@ -212,61 +209,58 @@ impl Open {
     }
 }
 
-/// The poll thread's own.
+/// State of the poll thread.
 pub(super) struct Poller {
-    pub consumer: Arc<BaseConsumer<Member>>,
-    pub stop: Arc<AtomicBool>,
-    hand: BTreeMap<Arc<str>, BTreeMap<i32, Open>>,
-    /// First record in hand of any partition.
+    pub(super) consumer: Arc<BaseConsumer<Member>>,
+    pub(super) stop: Arc<AtomicBool>,
+    /// Open batches by topic and partition.
+    open: BTreeMap<Arc<str>, BTreeMap<i32, OpenBatch>>,
+    /// When the oldest collected record of any partition came.
     oldest: Option<Instant>,
-    /// Some batch reached its size.
-    sized: bool,
-    paused: bool,
-    /// Topics that the role holds back: paused, whatever the intake.
-    held: BTreeSet<Arc<str>>,
-    ended: Instant,
+    /// Whether some batch has reached its size.
+    any_full: bool,
+    /// Whether all partitions are paused because the intake is full.
+    stalled: bool,
+    /// Topics that the member paused; they stay paused when the intake has room.
+    paused_topics: BTreeSet<Arc<str>>,
+    ends_read: Instant,
 }
 
 impl Poller {
-    pub fn new(consumer: Arc<BaseConsumer<Member>>, stop: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(consumer: Arc<BaseConsumer<Member>>, stop: Arc<AtomicBool>) -> Self {
         Self {
             consumer,
             stop,
-            hand: BTreeMap::new(),
+            open: BTreeMap::new(),
             oldest: None,
-            sized: false,
-            paused: false,
-            held: BTreeSet::new(),
-            ended: Instant::now(),
+            any_full: false,
+            stalled: false,
+            paused_topics: BTreeSet::new(),
+            ends_read: Instant::now(),
         }
     }
 
-    /// Polls until told to stop, or until the client says that it cannot go on.
-    pub fn run(&mut self) {
+    /// Polls until `stop` is set or the client reports a fatal error.
+    pub(super) fn run(&mut self) {
         let health = self.consumer.context().watch.health.clone();
         while !self.stop.load(Ordering::Relaxed) {
-            health.beat();
+            health.count_poll();
             let now = Instant::now();
             self.rewind();
-            self.hold();
+            self.follow_pauses();
             if !self.deliver(now) {
                 self.stall();
-            } else if self.paused && !self.room(PATIENCE) {
+            } else if self.stalled && !self.room(PATIENCE) {
                 self.turn(Duration::ZERO);
             } else {
                 self.resume();
                 self.turn(self.wait(now));
             }
-            if now.duration_since(self.ended) >= ENDS {
-                self.ended = now;
-                self.note_ends();
+            if now.duration_since(self.ends_read) >= ENDS_EVERY {
+                self.ends_read = now;
+                self.read_ends();
             }
         }
-    }
-
-    /// Gives the consumer back, to be closed.
-    pub fn into_consumer(self) -> Arc<BaseConsumer<Member>> {
-        self.consumer
     }
 
     fn intake(&self) -> &Intake {
@@ -277,7 +271,7 @@ impl Poller {
         self.intake().wait_for_room(limit)
     }
 
-    /// How long a poll may sleep: until the oldest batch in hand is due.
+    /// How long a poll may sleep: until the oldest open batch is due.
     fn wait(&self, now: Instant) -> Duration {
         self.oldest.map_or(Duration::from_millis(100), |oldest| {
             (oldest + BATCH_AGE)
@@ -286,19 +280,19 @@ impl Poller {
         })
     }
 
-    /// Batches that are due leave; false if the intake is full.
+    /// Offers all due batches to the intake; false if it is full.
     fn deliver(&mut self, now: Instant) -> bool {
         let aged = self
             .oldest
             .is_some_and(|oldest| now.duration_since(oldest) >= BATCH_AGE);
-        if !self.sized && !aged {
+        if !self.any_full && !aged {
             return true;
         }
         let context = self.consumer.context().clone();
         let client = self.consumer.client();
-        let (mut oldest, mut all) = (None, true);
-        for open in self.hand.values_mut().flat_map(BTreeMap::values_mut) {
-            if all && open.due(now) {
+        let (mut oldest, mut has_room) = (None, true);
+        for open in self.open.values_mut().flat_map(BTreeMap::values_mut) {
+            if has_room && open.due(now) {
                 let known = native::known(client, &open.partition).1;
                 let batch = Batch {
                     partition: open.partition.clone(),
@@ -309,7 +303,7 @@ impl Poller {
                     Ok(()) => open.bytes = 0,
                     Err(batch) => {
                         open.records = batch.records;
-                        all = false;
+                        has_room = false;
                     }
                 }
             }
@@ -318,25 +312,25 @@ impl Poller {
             }
         }
         self.oldest = oldest;
-        self.sized = !all;
-        all
+        self.any_full = !has_room;
+        has_room
     }
 
-    /// The intake is full: see the module.
+    /// Handles a full intake: see the module.
     fn stall(&mut self) {
         if self.room(PATIENCE) {
             return;
         }
-        if !self.paused {
-            self.paused = true;
-            let all: Vec<Partition> = self.owned().cloned().collect();
+        if !self.stalled {
+            self.stalled = true;
+            let all: Vec<Partition> = self.assigned().cloned().collect();
             self.pause(&all);
         }
         self.turn(Duration::ZERO);
     }
 
-    fn owned(&self) -> impl Iterator<Item = &Partition> {
-        self.hand
+    fn assigned(&self) -> impl Iterator<Item = &Partition> {
+        self.open
             .values()
             .flat_map(BTreeMap::values)
             .map(|open| &open.partition)
@@ -354,49 +348,46 @@ impl Poller {
         if let Err(error) = self.consumer.pause(&list) {
             return context.failed("pause", &error);
         }
-        let mut paused = context
-            .paused
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut paused = context.paused.lock();
         for partition in partitions {
             paused.add_partition(&partition.topic, partition.number);
         }
     }
 
-    /// Pauses what the role holds back, and resumes what it holds no more.
-    fn hold(&mut self) {
-        let held = self.intake().held();
-        if held == self.held {
+    /// Pauses topics that the member paused since the last turn, and resumes those that it resumed.
+    fn follow_pauses(&mut self) {
+        let topics = self.intake().paused();
+        if topics == self.paused_topics {
             return;
         }
-        let before = std::mem::replace(&mut self.held, held);
-        let fresh = |it: &&Partition| self.held.contains(&it.topic) && !before.contains(&it.topic);
-        let fresh: Vec<Partition> = self.owned().filter(fresh).cloned().collect();
-        if !self.paused {
-            self.pause(&fresh);
-            self.resume_rest();
+        let before = std::mem::replace(&mut self.paused_topics, topics);
+        let new = |partition: &&Partition| {
+            self.paused_topics.contains(&partition.topic) && !before.contains(&partition.topic)
+        };
+        let new: Vec<Partition> = self.assigned().filter(new).cloned().collect();
+        if !self.stalled {
+            self.pause(&new);
+            self.resume_others();
         }
     }
 
     fn resume(&mut self) {
-        if std::mem::take(&mut self.paused) {
-            self.resume_rest();
+        if std::mem::take(&mut self.stalled) {
+            self.resume_others();
         }
     }
 
-    /// Resumes what was paused and is not held back, and nothing else: a resume of a running partition reads it again.
-    fn resume_rest(&self) {
+    /// Resumes paused partitions, except those of topics that the member paused. A resume of a running partition would read
+    /// it again.
+    fn resume_others(&self) {
         let context = self.consumer.context();
-        let mut paused = context
-            .paused
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut paused = context.paused.lock();
         let (mut list, mut still) = (TopicPartitionList::new(), TopicPartitionList::new());
-        for partition in self.owned() {
+        for partition in self.assigned() {
             let (topic, number) = (&partition.topic, partition.number);
             if paused.find_partition(topic, number).is_some() {
-                let held = self.held.contains(topic);
-                let list = if held { &mut still } else { &mut list };
+                let stays = self.paused_topics.contains(topic);
+                let list = if stays { &mut still } else { &mut list };
                 list.add_partition(topic, number);
             }
         }
@@ -411,40 +402,37 @@ impl Poller {
         }
     }
 
-    /// One poll and what comes of it.
+    /// Polls once and handles the result.
     fn turn(&mut self, limit: Duration) {
         let consumer = self.consumer.clone();
         let polled = consumer.poll(limit);
-        self.follow();
+        self.follow_changes();
         match polled {
             None => {}
             Some(Ok(message)) => self.collect(&message),
-            Some(Err(error)) => self.complain(&error),
+            Some(Err(error)) => self.report(&error),
         }
     }
 
-    /// Follows what the rebalance callbacks posted during the poll.
-    fn follow(&mut self) {
+    /// Handles the changes that rebalance callbacks posted during the poll.
+    fn follow_changes(&mut self) {
         let context = self.consumer.context().clone();
-        let changes = std::mem::take(
-            &mut *context
-                .changes
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        let changes = std::mem::take(&mut *context.changes.lock());
         for change in changes {
             match change {
                 Change::Assigned(partitions) => {
                     for partition in &partitions {
-                        self.open(partition, Place::default());
+                        self.open_batch(partition, Place::default());
                     }
-                    let stopped = |it: &Partition| self.paused || self.held.contains(&it.topic);
-                    let stopped: Vec<Partition> = partitions.into_iter().filter(stopped).collect();
-                    self.pause(&stopped);
+                    let pause = |partition: &Partition| {
+                        self.stalled || self.paused_topics.contains(&partition.topic)
+                    };
+                    let paused: Vec<Partition> = partitions.into_iter().filter(pause).collect();
+                    self.pause(&paused);
                 }
                 Change::Revoked(partitions) => {
                     for partition in &partitions {
-                        if let Some(topic) = self.hand.get_mut(&partition.topic) {
+                        if let Some(topic) = self.open.get_mut(&partition.topic) {
                             topic.remove(&partition.number);
                         }
                     }
@@ -453,30 +441,30 @@ impl Poller {
         }
     }
 
-    /// Reads on elsewhere, as the role asked. Synchronous, which ends when librdkafka's main thread has taken it up:
-    /// from then on it hands out nothing that it had fetched before.
+    /// Seeks to the positions that the member requested. The seek is synchronous: when it returns, librdkafka's main thread
+    /// has dropped what was fetched before.
     fn rewind(&mut self) {
         let context = self.consumer.context().clone();
         for (partition, to) in context.intake.rewinds() {
             let at = rdkafka::Offset::Offset(to.0);
             let (topic, number) = (&partition.topic, partition.number);
-            match self.consumer.seek(topic, number, at, SEEK) {
+            match self.consumer.seek(topic, number, at, SEEK_MAX) {
                 Ok(()) => {
-                    self.open(&partition, Place::at(to));
+                    self.open_batch(&partition, Place::at(to));
                     context.intake.rewound(&partition, to);
-                    tracing::info!(target: "kafka", %partition, to = to.0, "read again from here");
+                    tracing::info!(target: "kafka", %partition, to = to.0, "position set back; records from here on are read again");
                 }
-                // Assigned a moment ago, or on its way out: the next turn knows more.
+                // The partition was just assigned, or is being revoked: the next turn tries again.
                 Err(error) => {
-                    tracing::debug!(target: "kafka", %partition, %error, "cannot be set back yet");
+                    tracing::debug!(target: "kafka", %partition, %error, "position cannot be set back yet; the next turn tries again");
                     self.turn(Duration::from_millis(10));
                 }
             }
         }
     }
 
-    fn open(&mut self, partition: &Partition, place: Place) {
-        let open = Open {
+    fn open_batch(&mut self, partition: &Partition, place: Place) {
+        let open = OpenBatch {
             partition: partition.clone(),
             next: 0,
             place,
@@ -484,7 +472,7 @@ impl Poller {
             bytes: 0,
             since: Instant::now(),
         };
-        self.hand
+        self.open
             .entry(partition.topic.clone())
             .or_default()
             .insert(partition.number, open);
@@ -492,22 +480,25 @@ impl Poller {
 
     fn collect(&mut self, message: &BorrowedMessage<'_>) {
         let Some(open) = self
-            .hand
+            .open
             .get_mut(message.topic())
             .and_then(|topic| topic.get_mut(&message.partition()))
         else {
-            return; // Revoked in this very poll.
+            return; // Revoked during this poll.
         };
         if message.offset() < open.next {
             let end = native::known(self.consumer.client(), &open.partition).1;
             if end.is_none_or(|end| end.0 >= open.next) {
                 return; // Delivered again by a resume.
             }
-            // Truncated, or recreated: the role must see it, for its fences now outlive their log.
+            // The log was truncated or recreated. The member must see the record, since its fences belong to the older log.
             let (partition, next) = (&open.partition, open.next);
-            let why = format!("{partition} was read up to {next} but ends at {end:?}");
-            tracing::error!(target: "kafka", "{why}");
-            self.consumer.context().watch.health.refused(why);
+            let reason = format!(
+                "{partition} was read up to {next} but ends at {end:?}: the topic was truncated or recreated; \
+                 raise its number in kafka.incarnations"
+            );
+            tracing::error!(target: "kafka", "{reason}");
+            self.consumer.context().watch.health.set_refusal(reason);
             open.records.clear();
             open.bytes = 0;
             open.place = Place::at(Resume(message.offset()));
@@ -521,41 +512,41 @@ impl Poller {
         }
         open.bytes += intake::size(&record);
         open.records.push(record);
-        self.sized |= open.records.len() >= BATCH_RECORDS || open.bytes >= BATCH_BYTES;
+        self.any_full |= open.records.len() >= BATCH_RECORDS || open.bytes >= BATCH_BYTES;
     }
 
-    fn complain(&mut self, error: &KafkaError) {
+    fn report(&mut self, error: &KafkaError) {
         let context = self.consumer.context();
         if let KafkaError::MessageConsumptionFatal(code) = error {
-            tracing::error!(target: "kafka", "the consumer cannot go on: {code}");
+            tracing::error!(target: "kafka", "the consumer failed for good: {code}; its role ends");
             context.intake.stop(&code.to_string());
             self.stop.store(true, Ordering::Relaxed);
             return;
         }
-        // A missing topic, a missing right, a deleted offset: librdkafka goes on asking.
-        tracing::warn!(target: "kafka", "{error}");
+        // A missing topic, a missing right, a deleted offset: librdkafka tries again.
+        tracing::warn!(target: "kafka", "{error}; the client tries again");
         if let Some(code) = error.rdkafka_error_code()
             && super::producer::permanent(code)
         {
-            context.watch.health.refused(error.to_string());
+            context.watch.health.set_refusal(error.to_string());
         }
     }
 
-    /// What is known of the partitions' ends and beginnings: the ones are lag, the others may be losses.
-    fn note_ends(&mut self) {
+    /// Reads the known ends and beginnings of the partitions: ends give the lag, beginnings may show losses.
+    fn read_ends(&mut self) {
         let (context, now) = (self.consumer.context().clone(), Instant::now());
-        for open in self.hand.values_mut().flat_map(BTreeMap::values_mut) {
+        for open in self.open.values_mut().flat_map(BTreeMap::values_mut) {
             let partition = &open.partition;
             let (begin, end) = native::known(self.consumer.client(), partition);
             if let Some(end) = end {
-                context.intake.ended(partition, end);
+                context.intake.set_end(partition, end);
             }
             let Some(begin) = begin else { continue };
             let began = context.intake.began(partition);
-            for Range { start, end } in open.place.lost((begin, began), now) {
+            for Range { start, end } in open.place.lost(begin, began, now) {
                 let records = (end - start) as u64;
                 measures::lost(&partition.topic, records);
-                context.watch.health.lose(records);
+                context.watch.health.count_lost(records);
                 tracing::error!(
                     target: "kafka", %partition, from = start, to = end, records,
                     "records were deleted by the broker before they were read: keep the topic longer (retention.ms), or read it sooner"

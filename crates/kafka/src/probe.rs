@@ -1,9 +1,9 @@
-//! Looking at single places of the log without a group: the oldest record of each partition, whether
-//! anything is left between two offsets, and the keys of a stretch.
+//! Reads single places of the log without a group: the oldest record of each partition, whether records are left between two
+//! offsets, and the keys of an offset range.
 //!
-//! Invariant: what it reads, nobody's position notices. Offsets may be missing (compaction, transaction
-//! markers), so only librdkafka's end-of-partition event proves that nothing is left. Blocking work runs on a
-//! blocking thread, bounded by `ack_timeout` without progress.
+//! Invariant: reading here changes no group's position. Offsets may be missing (compaction, transaction markers), so only
+//! librdkafka's end-of-partition event proves that no record is left. Blocking work runs on a blocking thread, and ends
+//! after `ack_timeout` without progress.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -19,25 +19,25 @@ use super::{Admin, Extent, KafkaSettings};
 use nearshore_core::ports::log::Error;
 use nearshore_core::user::record::{Partition, Resume, Timestamp};
 
-/// Goes on with a partition, or is done with it.
+/// Whether reading of a partition continues.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Go {
-    On,
+enum Next {
+    Continue,
     Done,
 }
 
-/// Keys of a stretch of one partition.
+/// Count of the keys in an offset range of one partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Keys {
     /// Records read.
     pub records: u64,
     /// Different keys among them.
     pub distinct: u64,
-    /// Whether the stretch was read to its end.
+    /// Whether the range was read to its end.
     pub whole: bool,
 }
 
-/// What each partition of a topic holds, with the time of its oldest record; empty if there is no such topic.
+/// Extent of each partition of a topic, with the time of its oldest record; empty if there is no such topic.
 pub async fn oldest(
     settings: &KafkaSettings,
     topic: &str,
@@ -56,7 +56,7 @@ pub async fn oldest(
         .collect())
 }
 
-/// Time of the first record at or after these offsets (of one topic); a partition without one is left out.
+/// Time of the first record at or after each of these offsets (of one topic); a partition without one is left out.
 pub async fn times(
     settings: &KafkaSettings,
     from: BTreeMap<Partition, Resume>,
@@ -65,7 +65,7 @@ pub async fn times(
     let visit = |times: &mut BTreeMap<i32, Timestamp>, message: &BorrowedMessage<'_>| {
         let time = Timestamp(message.timestamp().to_millis().unwrap_or(0));
         times.insert(message.partition(), time);
-        Go::Done
+        Next::Done
     };
     let times = read(settings, from, visit).await?;
     let time = |partition: Partition| {
@@ -75,19 +75,16 @@ pub async fn times(
     Ok(partitions.into_iter().filter_map(time).collect())
 }
 
-/// Those of `stretches` (partitions of one topic, from one offset to another) in which no record is left.
+/// Those of `ranges` (partitions of one topic, from one offset to another) in which no record is left.
 pub async fn empty(
     settings: &KafkaSettings,
-    stretches: BTreeMap<Partition, (Resume, Resume)>,
+    ranges: BTreeMap<Partition, (Resume, Resume)>,
 ) -> Result<BTreeSet<Partition>, Error> {
-    let from = stretches
+    let from = ranges
         .iter()
         .map(|(p, (from, _))| (p.clone(), *from))
         .collect();
-    let ends: BTreeMap<i32, i64> = stretches
-        .iter()
-        .map(|(p, (_, to))| (p.number, to.0))
-        .collect();
+    let ends: BTreeMap<i32, i64> = ranges.iter().map(|(p, (_, to))| (p.number, to.0)).collect();
     let full = read(settings, from, move |full: &mut BTreeSet<i32>, message| {
         if ends
             .get(&message.partition())
@@ -95,18 +92,20 @@ pub async fn empty(
         {
             full.insert(message.partition());
         }
-        Go::Done
+        Next::Done
     })
     .await?;
-    let left = stretches.into_keys().filter(|p| !full.contains(&p.number));
-    Ok(left.collect())
+    let empty = ranges.into_keys().filter(|p| !full.contains(&p.number));
+    Ok(empty.collect())
 }
 
-/// Counts the different keys of a stretch, reading at most `most` records of it.
+/// Counts the different keys of a partition between two offsets, reading at most `records_max` records.
 pub async fn keys(
     settings: &KafkaSettings,
-    (partition, from, to): (Partition, Resume, Resume),
-    most: u64,
+    partition: Partition,
+    from: Resume,
+    to: Resume,
+    records_max: u64,
 ) -> Result<Keys, Error> {
     if from >= to {
         let none = Keys {
@@ -116,30 +115,32 @@ pub async fn keys(
         return Ok(none);
     }
     #[derive(Default)]
-    struct Seen {
+    struct Found {
         keys: BTreeSet<Vec<u8>>,
         records: u64,
         cut: bool,
     }
     let start = BTreeMap::from([(partition, from)]);
-    let seen = read(settings, start, move |seen: &mut Seen, message| {
+    let found = read(settings, start, move |found: &mut Found, message| {
         if message.offset() >= to.0 {
-            return Go::Done;
+            return Next::Done;
         }
-        seen.records += 1;
-        seen.keys.insert(message.key().unwrap_or_default().to_vec());
-        seen.cut = seen.records >= most && message.offset() + 1 < to.0;
-        if seen.records >= most || message.offset() + 1 >= to.0 {
-            Go::Done
+        found.records += 1;
+        found
+            .keys
+            .insert(message.key().unwrap_or_default().to_vec());
+        found.cut = found.records >= records_max && message.offset() + 1 < to.0;
+        if found.records >= records_max || message.offset() + 1 >= to.0 {
+            Next::Done
         } else {
-            Go::On
+            Next::Continue
         }
     })
     .await?;
     Ok(Keys {
-        records: seen.records,
-        distinct: seen.keys.len() as u64,
-        whole: !seen.cut,
+        records: found.records,
+        distinct: found.keys.len() as u64,
+        whole: !found.cut,
     })
 }
 
@@ -147,7 +148,7 @@ pub async fn keys(
 async fn read<T: Default + Send + 'static>(
     settings: &KafkaSettings,
     from: BTreeMap<Partition, Resume>,
-    mut visit: impl FnMut(&mut T, &BorrowedMessage<'_>) -> Go + Send + 'static,
+    mut visit: impl FnMut(&mut T, &BorrowedMessage<'_>) -> Next + Send + 'static,
 ) -> Result<T, Error> {
     if from.is_empty() {
         return Ok(T::default());
@@ -157,10 +158,10 @@ async fn read<T: Default + Send + 'static>(
         let client = assigned(&settings, &from)?;
         let mut open: BTreeSet<i32> = from.keys().map(|partition| partition.number).collect();
         let mut found = T::default();
-        let mut moved = Instant::now();
+        let mut last_progress = Instant::now();
         while !open.is_empty() {
             match client.poll(Duration::from_millis(100)) {
-                None if moved.elapsed() < settings.ack_timeout => continue,
+                None if last_progress.elapsed() < settings.ack_timeout => continue,
                 None => {
                     let topic = from
                         .keys()
@@ -172,7 +173,7 @@ async fn read<T: Default + Send + 'static>(
                     });
                 }
                 Some(Ok(message)) if open.contains(&message.partition()) => {
-                    if visit(&mut found, &message) == Go::Done {
+                    if visit(&mut found, &message) == Next::Done {
                         open.remove(&message.partition());
                     }
                 }
@@ -182,18 +183,19 @@ async fn read<T: Default + Send + 'static>(
                     return Err(Error::Stopped(code.to_string()));
                 }
                 Some(Err(error)) => {
-                    tracing::warn!(target: "kafka", "{error}");
+                    tracing::warn!(target: "kafka", "{error}; the client tries again");
                     continue;
                 }
             }
-            moved = Instant::now();
+            last_progress = Instant::now();
         }
         Ok(found)
     };
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| Err(Error::Stopped(error.to_string())))
+    let result = tokio::task::spawn_blocking(work).await;
+    result.unwrap_or_else(|error| Err(Error::Stopped(error.to_string())))
 }
 
+/// A consumer without a group, assigned to these positions.
 fn assigned(
     settings: &KafkaSettings,
     from: &BTreeMap<Partition, Resume>,

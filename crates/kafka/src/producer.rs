@@ -1,8 +1,8 @@
-//! Writing to Kafka: [`Producer`], idempotent, acknowledged by all in-sync replicas.
+//! Writes to Kafka: [`Producer`], idempotent, acknowledged by all in-sync replicas.
 //!
-//! Decides which broker errors are final ([`permanent`]). Invariant: [`Producer::send`] answers `Ok` only when every
-//! record of the call has its delivery report; a full queue is waited for, never dropped from. It does
-//! not retry a record itself: librdkafka does, in order, until `ack_timeout`.
+//! Decides which broker errors are final ([`permanent`]). Invariant: [`Producer::send`] returns `Ok` only after every record
+//! of the call has its delivery report. It waits for a full queue and never drops a record. It does not retry a record:
+//! librdkafka does, in order, until `ack_timeout`.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// A producer; connects in the background.
+    /// Creates a producer, which connects in the background.
     pub fn new(settings: &KafkaSettings) -> Result<Self, Error> {
         let health = Health::default();
         let client = settings
@@ -38,12 +38,12 @@ impl Producer {
         })
     }
 
-    /// Signs of life of this client.
+    /// Health of this client.
     pub fn health(&self) -> Health {
         self.health.clone()
     }
 
-    /// Writes records; resolves when all are acknowledged. On an error some of them may be written.
+    /// Writes records; resolves when all are acknowledged. After an error some of them may be written.
     pub async fn send(&self, records: Vec<Outgoing>) -> Result<(), Error> {
         let mut reports = Vec::with_capacity(records.len());
         let mut failed = None;
@@ -56,7 +56,7 @@ impl Producer {
                 }
             }
         }
-        // All reports are awaited even after a failure: the caller's retry must not overtake this call.
+        // All reports are awaited, even after a failure: the caller's retry must not overtake this call.
         for (report, record) in reports.into_iter().zip(&records) {
             let error = match report.await {
                 Ok(Ok(_)) => continue,
@@ -68,25 +68,25 @@ impl Producer {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Waits for what is still under way; blocks.
+    /// Waits for records that are not acknowledged yet; blocks.
     pub(super) fn flush(&self, limit: Duration) {
         if let Err(error) = self.client.flush(limit) {
-            tracing::warn!(target: "kafka", "not all records were written before the end: {error}");
+            tracing::warn!(target: "kafka", "the producer stops before all records were acknowledged: {error}; the next owner writes them again");
         }
     }
 
     async fn enqueue(&self, record: &Outgoing) -> Result<DeliveryFuture, Error> {
         let start = Instant::now();
-        let mut wanted = wire(record);
+        let mut queued = wire(record);
         loop {
-            match self.client.send_result(wanted) {
+            match self.client.send_result(queued) {
                 Ok(report) => return Ok(report),
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
-                    // The queue empties within `message.timeout.ms` whatever happens.
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), unsent)) => {
+                    // The queue has room again within `message.timeout.ms` at the latest.
                     if start.elapsed() > self.limit * 2 {
                         return Err(self.timeout(record));
                     }
-                    wanted = back;
+                    queued = unsent;
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 Err((error, _)) => return Err(self.error(record, &error)),
@@ -106,7 +106,7 @@ impl Producer {
             return Error::Stopped(format!("{code}: {reason}"));
         }
         match error.rdkafka_error_code() {
-            Some(code) if unfit(code) => Error::Unfit {
+            Some(code) if is_record_error(code) => Error::Unfit {
                 what: format!("write to {}", record.topic),
                 reason: code.to_string(),
             },
@@ -114,7 +114,7 @@ impl Producer {
             _ if matches!(error, KafkaError::Canceled) => {
                 Error::Stopped("the producer was closed".into())
             }
-            // Writes are fenced where they are read: another try is always safe.
+            // Readers fence duplicates, so another try is always safe.
             _ => self.timeout(record),
         }
     }
@@ -149,8 +149,8 @@ pub(super) fn refused(what: &str, error: &KafkaError) -> Error {
     }
 }
 
-/// Errors that are the record's own doing: another record, or a lighter form of it, may go through.
-fn unfit(code: RDKafkaErrorCode) -> bool {
+/// Whether an error is caused by the record itself: another record, or a smaller form of it, may be accepted.
+fn is_record_error(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(
         code,
@@ -162,7 +162,7 @@ fn unfit(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-/// Errors that another try does not mend. All others pass, sooner or later.
+/// Whether an error stays the same however often the call is repeated. All other errors are temporary.
 pub(super) fn permanent(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(

@@ -1,8 +1,8 @@
-//! How to reach Kafka: [`Settings`] and what they become for librdkafka.
+//! Settings of Kafka clients: [`KafkaSettings`], and the librdkafka configuration made from them.
 //!
-//! Decides which properties are Nearshore's own: those that carry a promise (manual commits, the
-//! assignor, idempotence) are refused when configured. Everything else passes through untouched, and
-//! what is written for `consumer` or `producer` wins over `properties`, which win over the defaults here.
+//! Decides which properties an operator cannot set: those on which guarantees depend (manual commits, the assignor,
+//! idempotence). All others are passed to librdkafka unchanged. `consumer` and `producer` override `properties`, which
+//! override the defaults here.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use nearshore_core::ports::log::Error;
 use nearshore_core::user::record::Partition;
 
-/// Properties that carry a promise; a configuration may not set them.
-const OWN: [&str; 8] = [
+/// Properties on which guarantees depend; a configuration must not set them.
+const RESERVED: [&str; 8] = [
     "bootstrap.servers",
     "client.id",
     "group.id",
@@ -28,11 +28,10 @@ const OWN: [&str; 8] = [
     "acks",
 ];
 
-/// Memory of librdkafka's own queue per consumer. A pause throws it away, so it is also what a long
-/// stall costs to read again.
+/// Memory of librdkafka's queue per consumer, in KiB. A pause drops the queue, so a long stall reads as much again.
 const PREFETCH_KILOBYTES: &str = "16384";
 
-/// The largest record that the producer tries: dlq takes originals whole, and 2 MB ones do come.
+/// Largest record that the producer sends, in bytes: a dead letter keeps the original whole, which may be 2 MB.
 const RECORD_MAX: &str = "8388608";
 
 /// The `[kafka]` section.
@@ -41,7 +40,7 @@ const RECORD_MAX: &str = "8388608";
 pub struct KafkaSettings {
     /// Bootstrap servers, `host:port`, comma-separated.
     pub brokers: String,
-    /// Name shown in the brokers' logs and quotas.
+    /// Client id, for the brokers' logs and quotas.
     pub client_id: String,
     /// librdkafka properties for every client.
     pub properties: BTreeMap<String, String>,
@@ -49,7 +48,7 @@ pub struct KafkaSettings {
     pub consumer: BTreeMap<String, String>,
     /// librdkafka properties for producers only.
     pub producer: BTreeMap<String, String>,
-    /// librdkafka properties whose value stands in a file (passwords); a final newline is dropped.
+    /// librdkafka properties whose value is read from a file (passwords); a final newline is dropped.
     pub secret_files: BTreeMap<String, PathBuf>,
     /// How long a silent member keeps its partitions.
     #[serde(with = "humantime_serde")]
@@ -57,7 +56,7 @@ pub struct KafkaSettings {
     /// How long a write, a commit or a question to the cluster may take.
     #[serde(with = "humantime_serde")]
     pub ack_timeout: Duration,
-    /// Life number per topic, raised when a topic is recreated; 0 where absent.
+    /// Incarnation per topic, raised when the topic is recreated; 0 where absent.
     pub incarnations: BTreeMap<String, u32>,
 }
 
@@ -86,17 +85,19 @@ impl KafkaSettings {
         }
     }
 
-    /// Whether librdkafka would accept all of this; reads the secret files, connects nowhere.
+    /// Checks that librdkafka accepts these settings. Reads the secret files; connects to nothing.
     pub fn check(&self) -> Result<(), Error> {
         for (section, map) in [
             ("properties", &self.properties),
             ("consumer", &self.consumer),
             ("producer", &self.producer),
         ] {
-            if let Some(key) = map.keys().find(|key| OWN.contains(&key.as_str())) {
+            if let Some(key) = map.keys().find(|key| RESERVED.contains(&key.as_str())) {
                 return Err(Error::Refused {
                     what: format!("kafka.{section}.\"{key}\""),
-                    reason: "Nearshore's promises depend on it; it cannot be set".into(),
+                    reason:
+                        "Nearshore sets it itself, since its guarantees depend on it; remove it"
+                            .into(),
                 });
             }
         }
@@ -111,7 +112,7 @@ impl KafkaSettings {
         Ok(())
     }
 
-    /// This partition in the configured erased_at of its topic.
+    /// The partition with the configured incarnation of its topic.
     pub fn partition(&self, topic: &str, number: i32) -> Partition {
         Partition {
             incarnation: self.incarnations.get(topic).copied().unwrap_or(0),
@@ -120,7 +121,7 @@ impl KafkaSettings {
         }
     }
 
-    /// A consumer of `group`. New groups start at the beginning: a first run must not skip a user.
+    /// Configuration of a consumer of `group`. A new group starts at the beginning: a first run must not skip a user.
     pub(super) fn consuming(&self, group: &str) -> Result<ClientConfig, Error> {
         let session = self.session_timeout.as_millis();
         let mut config = self.common()?;
@@ -133,7 +134,7 @@ impl KafkaSettings {
             .set("auto.offset.reset", "earliest")
             .set("queued.max.messages.kbytes", PREFETCH_KILOBYTES)
             .set("queued.min.messages", "20000")
-            // The default of one second leaves the consumer idle each time its queue was full.
+            // With the default of one second the consumer is idle each time after its queue was full.
             .set("fetch.queue.backoff.ms", "20")
             .set("fetch.wait.max.ms", "100")
             .set("allow.auto.create.topics", "false");
@@ -144,7 +145,7 @@ impl KafkaSettings {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false");
         if config.get("group.protocol") == Some("consumer") {
-            // The broker assigns, and decides how long a member may be silent; librdkafka refuses the client's word.
+            // The broker assigns partitions and sets the session timeout; librdkafka refuses these two properties.
             config.remove("session.timeout.ms");
             config.remove("heartbeat.interval.ms");
         } else {
@@ -153,8 +154,8 @@ impl KafkaSettings {
         Ok(config)
     }
 
-    /// A producer. Keys go to the partitions that Java clients choose, so that topics of other
-    /// writers and ours agree on where a user lives.
+    /// Configuration of a producer. It partitions by key as Java clients do, so that a user has the same partition number in
+    /// Nearshore's topics and in those of other writers.
     pub(super) fn producing(&self) -> Result<ClientConfig, Error> {
         let mut config = self.common()?;
         config
@@ -180,7 +181,7 @@ impl KafkaSettings {
             .set("bootstrap.servers", &self.brokers)
             .set("client.id", &self.client_id)
             .set("statistics.interval.ms", "3000")
-            // A dead broker must show in seconds, and its return too.
+            // A broker's failure and its return must be noticed within seconds.
             .set("reconnect.backoff.max.ms", "2000")
             .set_log_level(RDKafkaLogLevel::Info);
         for (property, path) in &self.secret_files {
@@ -214,28 +215,28 @@ mod tests {
     }
 
     #[test]
-    fn a_property_that_carries_a_promise_cannot_be_set() {
-        for key in OWN {
+    fn a_reserved_property_cannot_be_set() {
+        for key in RESERVED {
             let error = with(|s| &mut s.consumer, key).check().expect_err(key);
             assert!(error.to_string().contains(key), "{error}");
         }
     }
 
     #[test]
-    fn the_brokers_protocol_of_groups_may_be_chosen() {
+    fn the_consumer_group_protocol_may_be_chosen() {
         let mut settings = KafkaSettings::default();
         settings
             .consumer
             .insert("group.protocol".into(), "consumer".into());
-        settings.check().expect("librdkafka takes it");
+        settings.check().expect("librdkafka accepts it");
         let config = settings.consuming("g").expect("no secrets");
-        for theirs in ["partition.assignment.strategy", "session.timeout.ms"] {
-            assert_eq!(config.get(theirs), None, "{theirs}");
+        for removed in ["partition.assignment.strategy", "session.timeout.ms"] {
+            assert_eq!(config.get(removed), None, "{removed}");
         }
     }
 
     #[test]
-    fn an_unknown_property_is_named() {
+    fn an_unknown_property_is_refused_by_name() {
         let error = with(|s| &mut s.properties, "sesion.timeout.ms")
             .check()
             .expect_err("misspelt");
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn the_more_special_setting_wins() {
+    fn a_producer_setting_overrides_a_common_one() {
         let mut settings = with(|s| &mut s.properties, "linger.ms");
         settings.producer.insert("linger.ms".into(), "7".into());
         let config = settings.producing().expect("no secrets");
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_read_from_toml_and_refuse_unknown_keys() {
+    fn settings_are_read_from_toml_and_unknown_keys_are_refused() {
         let settings: KafkaSettings = toml::from_str(
             "brokers = 'a:1'\nsession_timeout = '6s'\n[consumer]\n'fetch.wait.max.ms' = '5'\n[incarnations]\nevents = 2",
         )

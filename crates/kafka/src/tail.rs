@@ -1,9 +1,9 @@
-//! Reading a whole topic without a group: [`tail`].
+//! Reads a whole topic without a group: [`tail`].
 //!
-//! Decides when the past is read: when each partition has reached the end offset seen at start. Offsets
-//! may be missing (compaction, transaction markers), also at the end, so librdkafka's end-of-partition
-//! event counts as much as an offset. Invariant: `Ready` comes once, after every record that was there at
-//! start; records of a partition come in offset order. Partitions added later are found within a minute.
+//! Decides when all existing records are read: when each partition has reached the end offset it had at start. Offsets may
+//! be missing (compaction, transaction markers), at the end too, so librdkafka's end-of-partition event counts like an
+//! offset. Invariant: `Ready` comes once, after every record that existed at start; records of a partition come in offset
+//! order. Partitions added later are found within a minute.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,19 +22,19 @@ use super::{KafkaSettings, native};
 use nearshore_core::ports::log::Error;
 use nearshore_core::user::record::{Offset, Partition, Record, Resume};
 
-/// Records handed over at once.
+/// Records passed on at once.
 const CHUNK: usize = 256;
-/// Chunks under way: one is used, one waits, two absorb a pause of either side.
+/// Capacity of the channel in chunks: one is being used, one waits, two bridge a pause of either side.
 const CHUNKS: usize = 4;
-/// How often new partitions are looked for.
-const PARTITIONS: Duration = Duration::from_secs(60);
+/// How often new partitions are searched for.
+const PARTITIONS_EVERY: Duration = Duration::from_secs(60);
 
-/// What a tail tells.
+/// What a tail returns.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Tailed {
     /// A record.
     Record(Record),
-    /// All that was there at start has been told.
+    /// All records that existed at start have been returned.
     Ready,
 }
 
@@ -47,7 +47,7 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// What comes next; waits for it. Cancel-safe. After an error there is nothing more.
+    /// Waits for the next record or `Ready`. Cancel-safe. After an error the tail returns nothing more.
     pub async fn next(&mut self) -> Result<Tailed, Error> {
         loop {
             if let Some(next) = self.rest.next() {
@@ -60,7 +60,7 @@ impl Tail {
         }
     }
 
-    /// Signs of life of its client.
+    /// Health of its client.
     pub fn health(&self) -> Health {
         self.health.clone()
     }
@@ -72,7 +72,7 @@ impl Drop for Tail {
     }
 }
 
-/// Reads `topic`: everything from `from` (where absent, from the beginning), then on and on.
+/// Reads `topic` without end, from the positions `from`; a partition without one is read from the beginning.
 pub async fn tail(
     settings: &KafkaSettings,
     topic: &str,
@@ -82,7 +82,7 @@ pub async fn tail(
     if extents.is_empty() {
         return Err(Error::Refused {
             what: format!("read {topic}"),
-            reason: "there is no such topic".into(),
+            reason: "there is no such topic; create it, or correct its name in [topics]".into(),
         });
     }
     let health = Health::default();
@@ -121,17 +121,17 @@ pub async fn tail(
     })
 }
 
-/// The reader no longer wants more.
-struct Unwanted;
+/// The receiving side was dropped.
+struct Closed;
 
 struct Reader {
     client: BaseConsumer<Watch>,
     health: Health,
     settings: KafkaSettings,
     topic: String,
-    /// Partitions being read, with the end that is to be reached.
+    /// Partitions being read, with the end offset that each had at start.
     known: BTreeMap<i32, (Partition, i64)>,
-    /// Those that have not reached it.
+    /// Partitions that have not reached that end.
     behind: BTreeSet<i32>,
     chunk: Vec<Tailed>,
     out: mpsc::Sender<Result<Vec<Tailed>, Error>>,
@@ -166,10 +166,10 @@ impl Reader {
 
     fn run(&mut self) -> Result<(), Error> {
         let mut ready = false;
-        let mut looked = Instant::now();
+        let mut checked = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
-            self.health.beat();
-            // What is collected leaves before the thread sleeps.
+            self.health.count_poll();
+            // Collected records are passed on before the thread sleeps.
             if !self.turn(Duration::ZERO)? {
                 if self.flush().is_err() {
                     return Ok(());
@@ -183,15 +183,15 @@ impl Reader {
             if self.chunk.len() >= CHUNK && self.flush().is_err() {
                 return Ok(());
             }
-            if looked.elapsed() >= PARTITIONS {
-                looked = Instant::now();
-                self.look();
+            if checked.elapsed() >= PARTITIONS_EVERY {
+                checked = Instant::now();
+                self.add_partitions();
             }
         }
         Ok(())
     }
 
-    /// One poll; false if it brought nothing.
+    /// Polls once; false if nothing came.
     fn turn(&mut self, limit: Duration) -> Result<bool, Error> {
         match self.client.poll(limit) {
             None => return Ok(false),
@@ -211,31 +211,34 @@ impl Reader {
                 return Err(Error::Stopped(code.to_string()));
             }
             Some(Err(error)) => {
-                tracing::warn!(target: "kafka", "{}: {error}", self.topic);
+                tracing::warn!(target: "kafka", "{}: {error}; the client tries again", self.topic);
                 if error.rdkafka_error_code().is_some_and(permanent) {
-                    self.health.refused(error.to_string());
+                    self.health.set_refusal(error.to_string());
                 }
             }
         }
         Ok(true)
     }
 
-    fn flush(&mut self) -> Result<(), Unwanted> {
+    fn flush(&mut self) -> Result<(), Closed> {
         if self.chunk.is_empty() {
             return Ok(());
         }
         let chunk = std::mem::take(&mut self.chunk);
-        self.out.blocking_send(Ok(chunk)).map_err(|_| Unwanted)
+        self.out.blocking_send(Ok(chunk)).map_err(|_| Closed)
     }
 
-    /// Reads partitions that were added since, from their beginning.
-    fn look(&mut self) {
+    /// Adds partitions that were created since, from their beginning.
+    fn add_partitions(&mut self) {
         let found = self
             .client
             .fetch_metadata(Some(&self.topic), self.settings.ack_timeout);
         let count = match &found {
-            Ok(found) => found.topics().first().map_or(0, |it| it.partitions().len()),
-            Err(_) => return, // Asked again in a minute.
+            Ok(found) => found
+                .topics()
+                .first()
+                .map_or(0, |topic| topic.partitions().len()),
+            Err(_) => return, // The next attempt is in a minute.
         };
         let known = i32::try_from(self.known.len()).unwrap_or(i32::MAX);
         let new = (known..i32::try_from(count).unwrap_or(i32::MAX)).map(|number| Extent {
@@ -248,7 +251,10 @@ impl Reader {
             return;
         }
         if let Err(error) = self.start(new, &BTreeMap::new()) {
-            tracing::error!(target: "kafka", "{}: {error}", self.topic);
+            tracing::error!(
+                target: "kafka",
+                "new partitions of {} cannot be read: {error}; the next attempt is in a minute", self.topic
+            );
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Wakes librdkafka's fetchers after a resume.
 //!
-//! A broker's thread that finds all of its partitions paused sleeps until something is asked of that broker, for a second
-//! at most; a resume asks nothing of it. librdkafka 2.12 itself pauses a whole assignment around each rebalance callback, and
-//! we pause while a role is stalled. So partitions that a member keeps were silent for a second in about every other
-//! rebalance. Asking each leader for an end offset is a question that wakes it, and changes nothing.
+//! A broker thread that finds all its partitions paused sleeps until a request for that broker comes, for a second at most.
+//! A resume sends no request. librdkafka 2.12 pauses a whole assignment around each rebalance callback, and the poll thread
+//! pauses while a member is stalled. So without this module, kept partitions were not fetched for a second in about every
+//! other rebalance. A request for an end offset wakes each leader's thread and changes nothing.
 //!
-//! Invariant: nothing waits for the answers, least of all a callback; a question too many is dropped.
+//! Invariant: nothing waits for the answers, least of all a callback; surplus requests are dropped.
 
 use std::sync::Weak;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -14,50 +14,51 @@ use std::time::Duration;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::{Offset, TopicPartitionList};
 
-/// As long as a fetcher sleeps by itself: a later answer would wake nobody.
+/// Timeout of a request: a fetcher sleeps no longer, so a later answer is useless.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// Asks for a wake.
+/// Requests wakes.
 pub(super) struct Waker(SyncSender<TopicPartitionList>);
 
-/// What is to be woken.
+/// The requested wakes.
 pub(super) struct Wakes(Receiver<TopicPartitionList>);
 
-/// Both ends.
+/// Creates both ends of the channel.
 pub(super) fn channel() -> (Waker, Wakes) {
-    // Two: one that is being asked, and one for what was resumed since.
+    // Capacity 2: one request that is being sent, and one for what was resumed since.
     let (waker, wakes) = sync_channel(2);
     (Waker(waker), Wakes(wakes))
 }
 
 impl Waker {
-    /// Wakes the leaders of these partitions, soon. A callback may call it.
-    pub fn wake(&self, partitions: &TopicPartitionList) {
-        let mut ask = TopicPartitionList::with_capacity(partitions.count());
+    /// Wakes the fetchers of these partitions soon. Never blocks, so a callback may call it.
+    pub(super) fn wake(&self, partitions: &TopicPartitionList) {
+        let mut list = TopicPartitionList::with_capacity(partitions.count());
         // `elements` of an empty list reads a null pointer.
         if partitions.count() == 0 {
             return;
         }
-        for of in partitions.elements() {
-            // One request to each leader, for all of its partitions.
-            let named = ask.add_partition_offset(of.topic(), of.partition(), Offset::End);
-            if let Err(error) = named {
-                tracing::debug!(target: "kafka", %error, "a partition that cannot be asked for");
+        for element in partitions.elements() {
+            // Sent as one request to each leader, for all its partitions.
+            let added =
+                list.add_partition_offset(element.topic(), element.partition(), Offset::End);
+            if let Err(error) = added {
+                tracing::debug!(target: "kafka", %error, "a partition cannot be woken; its fetcher wakes within a second");
             }
         }
-        let _ = self.0.try_send(ask);
+        let _ = self.0.try_send(list);
     }
 }
 
 impl Wakes {
-    /// Serves until the consumer, which owns the other end, is gone. It is not kept alive by us.
-    pub fn run<C: ConsumerContext>(self, consumer: &Weak<BaseConsumer<C>>) {
-        while let Ok(ask) = self.0.recv() {
+    /// Sends requests until the consumer, which owns the other end, is dropped. The weak handle does not keep it alive.
+    pub(super) fn run<C: ConsumerContext>(self, consumer: &Weak<BaseConsumer<C>>) {
+        while let Ok(list) = self.0.recv() {
             let Some(consumer) = consumer.upgrade() else {
                 return;
             };
-            if let Err(error) = consumer.offsets_for_times(ask, LIMIT) {
-                tracing::debug!(target: "kafka", %error, "a leader is not there to be woken");
+            if let Err(error) = consumer.offsets_for_times(list, LIMIT) {
+                tracing::debug!(target: "kafka", %error, "a leader did not answer; its fetcher wakes within a second");
             }
         }
     }
@@ -77,7 +78,7 @@ mod tests {
 
     type Plain = BaseConsumer<DefaultConsumerContext>;
 
-    /// Long enough for a fetch under way to end, so that the fetcher finds everything paused and sleeps.
+    /// Long enough for a running fetch to end, so that the fetcher finds everything paused and sleeps.
     const ASLEEP: Duration = Duration::from_millis(300);
 
     fn whole() -> TopicPartitionList {
@@ -87,10 +88,13 @@ mod tests {
         list
     }
 
-    /// From a resume to the next record.
+    /// Time from a resume to the next record.
     fn silence(consumer: &Plain, waker: Option<&Waker>) -> Duration {
         consumer.pause(&whole()).expect("paused");
-        assert!(consumer.poll(ASLEEP).is_none(), "paused means silent");
+        assert!(
+            consumer.poll(ASLEEP).is_none(),
+            "a paused partition returns no record"
+        );
         let start = Instant::now();
         consumer.resume(&whole()).expect("resumed");
         if let Some(waker) = waker {
@@ -108,9 +112,9 @@ mod tests {
         }
     }
 
-    /// Were it not so any more, this module could go.
+    /// If this fails with a newer librdkafka, the module may be unnecessary.
     #[tokio::test]
-    async fn a_fetcher_that_is_woken_goes_on_sooner_than_one_that_is_not() {
+    async fn a_woken_fetcher_returns_records_sooner_after_a_resume() {
         let cluster = Embedded::start(&[("t", 1)]).expect("starts");
         let producer = Producer::new(&cluster.settings()).expect("a producer");
         let record = |nth: i32| Outgoing {
@@ -136,12 +140,12 @@ mod tests {
         let (waker, wakes) = channel();
         let weak = Arc::downgrade(&consumer);
         let thread = std::thread::spawn(move || wakes.run(&weak));
-        let (mut woken, mut left) = (Duration::ZERO, Duration::ZERO);
+        let (mut woken, mut asleep) = (Duration::ZERO, Duration::ZERO);
         for _ in 0..8 {
-            left += silence(&consumer, None);
+            asleep += silence(&consumer, None);
             woken += silence(&consumer, Some(&waker));
         }
-        assert!(woken < left / 2, "woken {woken:?}, left alone {left:?}");
+        assert!(woken < asleep / 2, "woken {woken:?}, asleep {asleep:?}");
         drop(waker);
         thread.join().expect("ends with the other end");
     }

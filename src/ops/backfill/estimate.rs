@@ -209,8 +209,8 @@ async fn users(config: &Config, starts: &Since, ends: &Since) -> anyhow::Result<
         return Ok(figure(0, "no events"));
     };
     let start = starts.get(&partition).copied().unwrap_or(Resume(0));
-    let stretch = (partition.clone(), start, end(&partition));
-    let keys = probe::keys(&config.kafka, stretch, COUNTED).await?;
+    let to = end(&partition);
+    let keys = probe::keys(&config.kafka, partition.clone(), start, to, COUNTED).await?;
     let count = keys.distinct * filled.len() as u64;
     let scope = match keys.whole {
         true => "whole",
