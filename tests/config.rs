@@ -375,7 +375,7 @@ fn what_kafka_and_secrets_refuse_is_told_before_the_first_record() {
     let secret = "[kafka.secret_files]\n\"sasl.password\" = \"/nowhere/kafka\"\n[redis]\npassword_file = \"/nowhere/redis\"\n";
     let all = [own, unknown, secret].map(|text| problems(text, &[]));
     insta::assert_snapshot!(all.join("\n"), @r#"
-    nearshore.toml:2:1 kafka.consumer.enable.auto.commit: Nearshore's promises depend on it; it cannot be set
+    nearshore.toml:2:1 kafka.consumer.enable.auto.commit: Nearshore sets it itself, since its guarantees depend on it; remove it
     nearshore.toml:2:1 kafka.properties.sesion.timeout.ms: No such configuration property: "sesion.timeout.ms"
     nearshore.toml:2:1 kafka.secret_files.sasl.password: /nowhere/kafka cannot be read: No such file or directory (os error 2)
     nearshore.toml:4:1 redis.password_file: /nowhere/redis cannot be read: No such file or directory (os error 2)

@@ -1,7 +1,7 @@
 //! Administration of the cluster, outside any group: topics, end offsets, positions and lag of groups.
 //!
-//! Lag computed here is right even if a consumer is stuck and reports nothing. Each call runs on a blocking thread and is
-//! bounded by `ack_timeout`. It does not judge what it finds.
+//! Lag computed here is right even if a consumer is stuck and reports nothing. Each call runs on a blocking thread
+//! and is bounded by `ack_timeout`. It does not judge what it finds.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -278,8 +278,8 @@ impl Admin {
         Ok(lag)
     }
 
-    /// Where reading starts for records at or after `time`: the first such record of each partition, or its end. The embedded
-    /// cluster does not support this and answers the end.
+    /// Where reading starts for records at or after `time`: the first such record of each partition, or its end. The
+    /// embedded cluster does not support this and answers the end.
     pub async fn since(
         &self,
         topic: &str,

@@ -1,10 +1,10 @@
 //! Dead letters: records that cannot be used, kept whole with the reason, and their replay.
 //!
-//! Decides the form of a dead letter: key, value, headers and timestamp of the original, followed by Kafka Connect's error
-//! headers and the reject code. Header names may repeat, so no header of the original is overwritten: new headers are
-//! appended, and a reader takes the last of each name. [`DeadLetter::replay`] removes exactly the appended headers, so that
-//! a record which is rejected twice shows the last reason. `nearshore.origin` keeps its first position, and
-//! `nearshore.replays` counts its replays. Pure code, no I/O.
+//! Decides the form of a dead letter: key, value, headers and timestamp of the original, followed by Kafka Connect's
+//! error headers and the reject code. Header names may repeat, so no header of the original is overwritten: new
+//! headers are appended, and a reader takes the last of each name. [`DeadLetter::replay`] removes exactly the
+//! appended headers, so that a record which is rejected twice shows the last reason. `nearshore.origin` keeps its
+//! first position, and `nearshore.replays` counts its replays. Pure code, no I/O.
 
 use std::sync::Arc;
 
@@ -110,8 +110,8 @@ fn shortened(text: &str) -> &str {
     &text[..end]
 }
 
-/// Smaller forms of a dead letter, for a broker that refuses it: without the timestamp, without the value, without both, and
-/// last with nothing of the original but its position.
+/// Smaller forms of a dead letter, for a broker that refuses it: without the timestamp, without the value, without
+/// both, and last with nothing of the original but its position.
 pub fn lighter(dead: &Outgoing) -> [Outgoing; 4] {
     let untimed = Outgoing {
         time: None,
@@ -224,7 +224,8 @@ impl DeadLetter {
             return Err(Hindrance::Replayed(self.replays));
         }
         let mut headers = self.headers.clone();
-        // The time is also a header: a topic with LogAppendTime sets a new timestamp, and a decoder uses the earlier one.
+        // The time is also a header: a topic with LogAppendTime sets a new timestamp, and a decoder uses the earlier
+        // one.
         headers.retain(|(name, _)| name != REPLAYS && name != TIME);
         headers.push((TIME.into(), self.time.0.to_string().into()));
         headers.push((REPLAYS.into(), (self.replays + 1).to_string().into()));

@@ -1,8 +1,9 @@
 //! A Kafka inside the process, for the demo and for tests: librdkafka's mock cluster, over real TCP.
 //!
-//! Its limits: it keeps 5 MiB per partition and drops the oldest records beyond that, it has no compaction, no offsets by
-//! time and no admin requests, and the first join of a group takes 3 s. Whatever needs those runs on a real broker. The
-//! cluster runs as long as its [`Embedded`] exists, on a thread of its own, since it must not move between threads.
+//! Its limits: it keeps 5 MiB per partition and drops the oldest records beyond that, it has no compaction, no
+//! offsets by time and no admin requests, and the first join of a group takes 3 s. Whatever needs those runs on a
+//! real broker. The cluster runs as long as its [`Embedded`] exists, on a thread of its own, since it must not move
+//! between threads.
 
 use std::sync::mpsc;
 use std::time::Duration;

@@ -59,8 +59,8 @@ impl Health {
         self.0.errors.load(Ordering::Relaxed)
     }
 
-    /// Records that the broker deleted before they were read. Detected seconds later, and only where the group's position
-    /// was known.
+    /// Records that the broker deleted before they were read. Detected seconds later, and only where the group's
+    /// position was known.
     pub fn lost(&self) -> u64 {
         self.0.lost.load(Ordering::Relaxed)
     }

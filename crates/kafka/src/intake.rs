@@ -1,10 +1,10 @@
 //! The queue between poll thread and member, from which batches can be removed: [`Intake`].
 //!
-//! Decides what is delivered next, when the poll thread must stop fetching, and which partitions are assigned. Invariants:
-//! a revoke removes the partition's undelivered batches in the same step in which it ends the ownership, so no batch of a
-//! partition is delivered after its revoke; assignments and revokes overtake batches but never each other; memory is
-//! bounded by [`FULL_BYTES`] and [`FULL_RECORDS`] plus one batch, and by two notices per partition; paused batches are
-//! bounded by as much again. The intake does not know Kafka.
+//! Decides what is delivered next, when the poll thread must stop fetching, and which partitions are assigned.
+//! Invariants: a revoke removes the partition's undelivered batches in the same step in which it ends the ownership,
+//! so no batch of a partition is delivered after its revoke; assignments and revokes overtake batches but never each
+//! other; memory is bounded by [`FULL_BYTES`] and [`FULL_RECORDS`] plus one batch, and by two notices per partition;
+//! paused batches are bounded by as much again. The intake does not know Kafka.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use tokio::sync::Notify;
 use nearshore_core::ports::log::{Batch, Delivery, Error};
 use nearshore_core::user::record::{Offset, Partition, Record, Resume, Timestamp};
 
-/// Bytes at which the intake is full. A member that folds 100 MB/s then has 80 ms of work queued, which is longer than the
-/// poll thread needs to fetch more.
+/// Bytes at which the intake is full. A member that folds 100 MB/s then has 80 ms of work queued, which is longer
+/// than the poll thread needs to fetch more.
 pub(super) const FULL_BYTES: usize = 8 << 20;
 /// Records at which the intake is full: 16 full batches, since records are often far smaller than the bytes allow.
 pub(super) const FULL_RECORDS: usize = 8_000;
@@ -144,9 +144,9 @@ impl Intake {
         self.room.notify_one();
     }
 
-    /// Requests that reading of these partitions continues from there, and drops their queued batches. A partition with an
-    /// undelivered revoke or assignment is ignored: it is read from the group's position, which the member has yet to ask
-    /// for.
+    /// Requests that reading of these partitions continues from there, and drops their queued batches. A partition
+    /// with an undelivered revoke or assignment is ignored: it is read from the group's position, which the member
+    /// has yet to ask for.
     pub(super) fn rewind(&self, to: &[(Partition, Resume)]) {
         let mut state = self.lock();
         let owned = |(partition, _): &&(Partition, Resume)| state.owns(partition);
@@ -200,8 +200,8 @@ impl Intake {
         self.lock().paused.clone()
     }
 
-    /// Queues a batch, or returns it if the intake is full. A batch of a partition that is not assigned is dropped. A batch
-    /// of a paused topic is always accepted, since the poll thread stops fetching the topic at its next turn.
+    /// Queues a batch, or returns it if the intake is full. A batch of a partition that is not assigned is dropped. A
+    /// batch of a paused topic is always accepted, since the poll thread stops fetching the topic at its next turn.
     pub(super) fn offer(&self, batch: Batch) -> Result<(), Batch> {
         let mut state = self.lock();
         let paused = state.paused.contains(&batch.partition.topic);
@@ -259,7 +259,8 @@ impl Intake {
         Some(Err(Error::Stopped(reason)))
     }
 
-    /// Waits for the next delivery, or notice. Cancel-safe: a delivery leaves the queue only in the poll that returns it.
+    /// Waits for the next delivery, or notice. Cancel-safe: a delivery leaves the queue only in the poll that returns
+    /// it.
     pub(super) async fn next(&self, batches: bool) -> Result<Delivery, Error> {
         loop {
             let readable = self.readable.notified();

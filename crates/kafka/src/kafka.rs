@@ -1,13 +1,14 @@
 //! [`KafkaLog`]: one member of a consumer group, with a producer.
 //!
-//! Threads: the poll thread ([`super::poll`]), a thread that wakes fetchers ([`super::wake`]), and a commit thread, since
-//! librdkafka's synchronous commit blocks and its asynchronous one is answered only behind all prefetched messages. The
-//! role owns the handle.
+//! Threads: the poll thread ([`super::poll`]), a thread that wakes fetchers ([`super::wake`]), and a commit thread,
+//! since librdkafka's synchronous commit blocks and its asynchronous one is answered only behind all prefetched
+//! messages. The role owns the handle.
 //!
-//! A commit is sent only for partitions that are assigned to this member at that moment. Kafka does not check that: it
-//! accepts any offset from any member of the present generation, even one that sets the new owner back. A revoke may come
-//! between the check and librdkafka's queue. Then the new owner's position is set back and it processes some records again,
-//! which its fences ignore. Invariant: after `Revoked` was delivered, a commit of its partitions is always refused.
+//! A commit is sent only for partitions that are assigned to this member at that moment. Kafka does not check that:
+//! it accepts any offset from any member of the present generation, even one that sets the new owner back. A revoke
+//! may come between the check and librdkafka's queue. Then the new owner's position is set back and it processes some
+//! records again, which its fences ignore. Invariant: after `Revoked` was delivered, a commit of its partitions is
+//! always refused.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -116,8 +117,8 @@ impl KafkaLog {
         self.producer.clone()
     }
 
-    /// Asks for the positions of assigned partitions, for the lag only. It does not wait for a busy commit thread: the next
-    /// commit shows the positions too.
+    /// Asks for the positions of assigned partitions, for the lag only. It does not wait for a busy commit thread:
+    /// the next commit shows the positions too.
     fn read_lag(&self, delivery: &Result<Delivery, Error>) {
         if let (Ok(Delivery::Assigned(partitions)), Some(jobs)) = (delivery, &self.jobs) {
             let _ = jobs.try_send(Job::ReadLag(partitions.clone()));
@@ -334,16 +335,16 @@ impl Committer {
             match error.rdkafka_error_code() {
                 Some(code) if permanent(code) => return Err(refused("commit", &error)),
                 Some(RDKafkaErrorCode::Fatal) => return Err(Error::Stopped(error.to_string())),
-                // After a rebalance the partition may be assigned again under a new generation, or revoked. The check above
-                // finds out as soon as the poll thread does.
+                // After a rebalance the partition may be assigned again under a new generation, or revoked. The check
+                // above finds out as soon as the poll thread does.
                 _ if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
                 _ => return Err(timeout(self.limit)),
             }
         }
     }
 
-    /// Asks for committed positions. `metadata` may be true for Nearshore's own groups only: rdkafka panics on metadata that
-    /// is not UTF-8.
+    /// Asks for committed positions. `metadata` may be true for Nearshore's own groups only: rdkafka panics on
+    /// metadata that is not UTF-8.
     fn committed(&self, partitions: &[Partition], metadata: bool) -> Result<Vec<Commit>, Error> {
         let mut list = TopicPartitionList::new();
         for partition in partitions {

@@ -1,7 +1,7 @@
 //! The log on Kafka: [`KafkaLog`], one member of a consumer group with a producer.
 //!
-//! The only crate that names rdkafka. It keeps the contract of [`nearshore_core::ports::log::Log`] and does not know what
-//! records contain.
+//! The only crate that names rdkafka. It keeps the contract of [`nearshore_core::ports::log::Log`] and does not know
+//! what records contain.
 
 mod admin;
 pub mod dlq;

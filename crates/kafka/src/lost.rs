@@ -1,10 +1,10 @@
 //! Records that the broker deleted before they were read: [`Place`].
 //!
-//! With `auto.offset.reset=earliest` a consumer that is behind the retention continues at the first record that is left.
-//! librdkafka's log says where the consumer was, and not what is missing. There are two signs: the partition's first
-//! offset, which librdkafka asks for with its statistics, and a jump in the offsets of its messages. Compaction and
-//! transactions cause jumps too. So a jump counts as a loss as far as the log begins behind the jump's start, which is
-//! known a moment later. Invariant: no record is reported as lost twice, and none that was delivered.
+//! With `auto.offset.reset=earliest` a consumer that is behind the retention continues at the first record that is
+//! left. librdkafka's log says where the consumer was, and not what is missing. There are two signs: the partition's
+//! first offset, which librdkafka asks for with its statistics, and a jump in the offsets of its messages. Compaction
+//! and transactions cause jumps too. So a jump counts as a loss as far as the log begins behind the jump's start,
+//! which is known a moment later. Invariant: no record is reported as lost twice, and none that was delivered.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -59,8 +59,8 @@ impl Place {
         }
     }
 
-    /// The lost offsets, now that the log is known to begin at `begin`; `began` is the group's position when the partition
-    /// was assigned, if there is one and it is known.
+    /// The lost offsets, now that the log is known to begin at `begin`; `began` is the group's position when the
+    /// partition was assigned, if there is one and it is known.
     pub(super) fn lost(
         &mut self,
         begin: Offset,

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Counter with labels `topic` and `outcome`: consumed records. This crate counts records that the broker deleted before
-/// they were read, under the outcome [`LOST`].
+/// Counter with labels `topic` and `outcome`: consumed records. This crate counts records that the broker deleted
+/// before they were read, under the outcome [`LOST`].
 pub const RECORDS: &str = "nearshore_records_total";
 
 /// Outcome of a record that the broker deleted before it was read.

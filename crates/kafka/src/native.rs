@@ -1,7 +1,7 @@
 //! Calls that rdkafka's safe interface lacks: headers whose names are not UTF-8, and watermarks that are known already.
 //!
-//! The only `unsafe` of this crate. Invariant: no result points into librdkafka's memory; one borrowed message would keep
-//! the whole fetch response that it came in.
+//! The only `unsafe` of this crate. Invariant: no result points into librdkafka's memory; one borrowed message would
+//! keep the whole fetch response that it came in.
 
 use std::ffi::{CStr, CString};
 use std::ptr;
@@ -30,8 +30,8 @@ pub(super) fn copy(message: &BorrowedMessage<'_>, partition: &Partition) -> Reco
     }
 }
 
-/// Headers in their order. rdkafka's own iterator panics on a name that is not UTF-8, which any producer can write. Here
-/// such bytes become U+FFFD. A null value becomes an empty one.
+/// Headers in their order. rdkafka's own iterator panics on a name that is not UTF-8, which any producer can write.
+/// Here such bytes become U+FFFD. A null value becomes an empty one.
 fn headers(message: &BorrowedMessage<'_>) -> Vec<(String, Bytes)> {
     let mut list = ptr::null_mut();
     // SAFETY: the message outlives this function, and the header list belongs to the message.
@@ -62,8 +62,8 @@ fn headers(message: &BorrowedMessage<'_>) -> Vec<(String, Bytes)> {
     }
 }
 
-/// The partition's first offset as last queried for librdkafka's statistics, and its end offset of the last fetch response.
-/// Sends no request.
+/// The partition's first offset as last queried for librdkafka's statistics, and its end offset of the last fetch
+/// response. Sends no request.
 pub(super) fn known<C: ClientContext>(
     client: &Client<C>,
     partition: &Partition,

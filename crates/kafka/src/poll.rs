@@ -1,11 +1,12 @@
 //! The poll thread: collects messages of librdkafka's consumer into batches for the [`Intake`].
 //!
-//! Decides when a batch is complete ([`BATCH_RECORDS`], [`BATCH_BYTES`], [`BATCH_AGE`]) and what happens when the member is
-//! too slow. The client must be polled for the member to stay in its group, but each poll returns a message, and a pause
-//! drops what was fetched ahead. So: the thread first waits for a full intake without polling, for up to [`PATIENCE`]. A
-//! busy member needs no more, and only a rebalance is delayed, by a quarter of a second. Only then are the partitions
-//! paused, and polling continues, for hours if necessary, until the intake is half empty. A stall costs at most one
-//! prefetch, which is read again. Memory is bounded by the intake, the open batches and `queued.max.messages.kbytes`.
+//! Decides when a batch is complete ([`BATCH_RECORDS`], [`BATCH_BYTES`], [`BATCH_AGE`]) and what happens when the
+//! member is too slow. The client must be polled for the member to stay in its group, but each poll returns a
+//! message, and a pause drops what was fetched ahead. So: the thread first waits for a full intake without polling,
+//! for up to [`PATIENCE`]. A busy member needs no more, and only a rebalance is delayed, by a quarter of a second.
+//! Only then are the partitions paused, and polling continues, for hours if necessary, until the intake is half
+//! empty. A stall costs at most one prefetch, which is read again. Memory is bounded by the intake, the open batches
+//! and `queued.max.messages.kbytes`.
 //!
 //! Invariants: records of a partition leave in rising offset order without repetition, even if a resume delivers them
 //! again; callbacks only post and return; no record keeps librdkafka's buffers alive.
@@ -377,8 +378,8 @@ impl Poller {
         }
     }
 
-    /// Resumes paused partitions, except those of topics that the member paused. A resume of a running partition would read
-    /// it again.
+    /// Resumes paused partitions, except those of topics that the member paused. A resume of a running partition
+    /// would read it again.
     fn resume_others(&self) {
         let context = self.consumer.context();
         let mut paused = context.paused.lock();
@@ -441,8 +442,8 @@ impl Poller {
         }
     }
 
-    /// Seeks to the positions that the member requested. The seek is synchronous: when it returns, librdkafka's main thread
-    /// has dropped what was fetched before.
+    /// Seeks to the positions that the member requested. The seek is synchronous: when it returns, librdkafka's main
+    /// thread has dropped what was fetched before.
     fn rewind(&mut self) {
         let context = self.consumer.context().clone();
         for (partition, to) in context.intake.rewinds() {
@@ -491,7 +492,8 @@ impl Poller {
             if end.is_none_or(|end| end.0 >= open.next) {
                 return; // Delivered again by a resume.
             }
-            // The log was truncated or recreated. The member must see the record, since its fences belong to the older log.
+            // The log was truncated or recreated. The member must see the record, since its fences belong to the
+            // older log.
             let (partition, next) = (&open.partition, open.next);
             let reason = format!(
                 "{partition} was read up to {next} but ends at {end:?}: the topic was truncated or recreated; \

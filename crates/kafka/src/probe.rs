@@ -1,9 +1,9 @@
-//! Reads single places of the log without a group: the oldest record of each partition, whether records are left between two
-//! offsets, and the keys of an offset range.
+//! Reads single places of the log without a group: the oldest record of each partition, whether records are left
+//! between two offsets, and the keys of an offset range.
 //!
-//! Invariant: reading here changes no group's position. Offsets may be missing (compaction, transaction markers), so only
-//! librdkafka's end-of-partition event proves that no record is left. Blocking work runs on a blocking thread, and ends
-//! after `ack_timeout` without progress.
+//! Invariant: reading here changes no group's position. Offsets may be missing (compaction, transaction markers), so
+//! only librdkafka's end-of-partition event proves that no record is left. Blocking work runs on a blocking thread,
+//! and ends after `ack_timeout` without progress.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

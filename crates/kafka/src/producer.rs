@@ -1,8 +1,8 @@
 //! Writes to Kafka: [`Producer`], idempotent, acknowledged by all in-sync replicas.
 //!
-//! Decides which broker errors are final ([`permanent`]). Invariant: [`Producer::send`] returns `Ok` only after every record
-//! of the call has its delivery report. It waits for a full queue and never drops a record. It does not retry a record:
-//! librdkafka does, in order, until `ack_timeout`.
+//! Decides which broker errors are final ([`permanent`]). Invariant: [`Producer::send`] returns `Ok` only after every
+//! record of the call has its delivery report. It waits for a full queue and never drops a record. It does not retry
+//! a record: librdkafka does, in order, until `ack_timeout`.
 
 use std::time::{Duration, Instant};
 

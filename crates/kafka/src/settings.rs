@@ -154,8 +154,8 @@ impl KafkaSettings {
         Ok(config)
     }
 
-    /// Configuration of a producer. It partitions by key as Java clients do, so that a user has the same partition number in
-    /// Nearshore's topics and in those of other writers.
+    /// Configuration of a producer. It partitions by key as Java clients do, so that a user has the same partition
+    /// number in Nearshore's topics and in those of other writers.
     pub(super) fn producing(&self) -> Result<ClientConfig, Error> {
         let mut config = self.common()?;
         config

@@ -1,9 +1,9 @@
 //! Reads a whole topic without a group: [`tail`].
 //!
-//! Decides when all existing records are read: when each partition has reached the end offset it had at start. Offsets may
-//! be missing (compaction, transaction markers), at the end too, so librdkafka's end-of-partition event counts like an
-//! offset. Invariant: `Ready` comes once, after every record that existed at start; records of a partition come in offset
-//! order. Partitions added later are found within a minute.
+//! Decides when all existing records are read: when each partition has reached the end offset it had at start.
+//! Offsets may be missing (compaction, transaction markers), at the end too, so librdkafka's end-of-partition event
+//! counts like an offset. Invariant: `Ready` comes once, after every record that existed at start; records of a
+//! partition come in offset order. Partitions added later are found within a minute.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

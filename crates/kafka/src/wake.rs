@@ -1,9 +1,9 @@
 //! Wakes librdkafka's fetchers after a resume.
 //!
-//! A broker thread that finds all its partitions paused sleeps until a request for that broker comes, for a second at most.
-//! A resume sends no request. librdkafka 2.12 pauses a whole assignment around each rebalance callback, and the poll thread
-//! pauses while a member is stalled. So without this module, kept partitions were not fetched for a second in about every
-//! other rebalance. A request for an end offset wakes each leader's thread and changes nothing.
+//! A broker thread that finds all its partitions paused sleeps until a request for that broker comes, for a second at
+//! most. A resume sends no request. librdkafka 2.12 pauses a whole assignment around each rebalance callback, and the
+//! poll thread pauses while a member is stalled. So without this module, kept partitions were not fetched for a
+//! second in about every other rebalance. A request for an end offset wakes each leader's thread and changes nothing.
 //!
 //! Invariant: nothing waits for the answers, least of all a callback; surplus requests are dropped.
 

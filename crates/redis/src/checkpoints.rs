@@ -1,8 +1,8 @@
 //! Checkpoints: how far each reader's records are written, stored under many hash tags so that every primary has one.
 //!
 //! Invariant: in the replication stream of its primary a checkpoint comes behind the writes that it stands for, so a
-//! primary that has the checkpoint has the writes. Checkpoints move with their slots, so a new primary knows as much as the
-//! one that gave it the slots. This module does not know what readers are.
+//! primary that has the checkpoint has the writes. Checkpoints move with their slots, so a new primary knows as much
+//! as the one that gave it the slots. This module does not know what readers are.
 
 use std::collections::{BTreeMap, BTreeSet};
 

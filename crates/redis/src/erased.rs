@@ -1,7 +1,7 @@
 //! Tombstones of erased users, and every key that is left of a user in any namespace.
 //!
-//! Invariant: a tombstone only rises. [`RedisStore::traces`] scans all keys, so it also finds those of namespaces that are
-//! no longer registered; it changes nothing.
+//! Invariant: a tombstone only rises. [`RedisStore::traces`] scans all keys, so it also finds those of namespaces
+//! that are no longer registered; it changes nothing.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

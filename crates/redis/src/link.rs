@@ -1,10 +1,10 @@
 //! The connection to Redis: sends batches of commands, returns answers in their order, reconnects.
 //!
-//! Invariant: a connection that answered READONLY, MASTERDOWN or LOADING, broke, or timed out is never used again. redis-rs
-//! alone would keep it for ever, and a slow peer looks the same as a network that drops packets. Only a call of an unknown
-//! script is retried here; callers retry the rest, since every write is fenced. The client of a Redis Cluster retries by
-//! itself, so the answer to a write may be that of its second execution: "older" or "stale" for a write that is in place.
-//! This module does not know what the commands mean.
+//! Invariant: a connection that answered READONLY, MASTERDOWN or LOADING, broke, or timed out is never used again.
+//! redis-rs alone would keep it for ever, and a slow peer looks the same as a network that drops packets. Only a call
+//! of an unknown script is retried here; callers retry the rest, since every write is fenced. The client of a Redis
+//! Cluster retries by itself, so the answer to a write may be that of its second execution: "older" or "stale" for a
+//! write that is in place. This module does not know what the commands mean.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,8 +28,8 @@ use nearshore_core::ports::store::{Error, Lineage};
 
 /// Least time between two attempts to connect.
 const RECONNECT_EVERY: Duration = Duration::from_millis(100);
-/// Commands of one pipeline. The next pipeline waits for its answers, so that one stays far below the response timeout and
-/// memory is bounded.
+/// Commands of one pipeline. The next pipeline waits for its answers, so that one stays far below the response
+/// timeout and memory is bounded.
 const PIPELINE_MAX: usize = 512;
 /// Pipelines sent at once in a cluster, one per slot; redis-rs' own queue holds about as many.
 const SLOTS_AT_ONCE: usize = 128;
@@ -128,8 +128,8 @@ impl Link {
         matches!(self.target, Target::Cluster(_))
     }
 
-    /// Runs `cmds` and returns the answers in their order. Each `per` consecutive commands share a slot and are executed in
-    /// their order; in a cluster, other commands may overtake them.
+    /// Runs `cmds` and returns the answers in their order. Each `per` consecutive commands share a slot and are
+    /// executed in their order; in a cluster, other commands may overtake them.
     pub(super) async fn run(&self, cmds: Vec<Cmd>, per: usize) -> Result<Vec<Value>, Error> {
         self.run_by(None, cmds, per).await
     }
@@ -290,8 +290,8 @@ impl Link {
             return Ok(live);
         }
         if let Some(Attempt { ended, failure }) = attempt.as_ref() {
-            // Another caller tried while this one waited: with Redis away, a hundred callers fail together instead of one
-            // after the other.
+            // Another caller tried while this one waited: with Redis away, a hundred callers fail together instead of
+            // one after the other.
             if let Some(reason) = failure.as_ref().filter(|_| *ended >= asked) {
                 return Err(self.unavailable(reason));
             }

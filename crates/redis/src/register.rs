@@ -1,7 +1,7 @@
 //! What is stored of namespaces as wholes: layout, register, plans, costs, and the signal that live is behind.
 //!
-//! Invariant: of two processes that write a plan at once, one is refused; the signal expires by itself. This module does
-//! not know what the notes contain.
+//! Invariant: of two processes that write a plan at once, one is refused; the signal expires by itself. This module
+//! does not know what the notes contain.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,8 +15,8 @@ use nearshore_core::ports::store::Error;
 use nearshore_core::user::event::UserId;
 
 impl RedisStore {
-    /// Refuses a Redis that was filled in another layout, and marks an empty one with this build's layout. Call it before
-    /// the first write and before a namespace is enrolled.
+    /// Refuses a Redis that was filled in another layout, and marks an empty one with this build's layout. Call it
+    /// before the first write and before a namespace is enrolled.
     pub async fn check_layout(&self) -> Result<(), Error> {
         if self.layout().await?.is_none() {
             let mut mark = cmd("SET");

@@ -53,9 +53,9 @@ fn load(source: &str) -> Cmd {
 
 /// The same scripts under hashes that only primaries of one lineage know.
 ///
-/// Redis keeps scripts in the memory of its process and, since 7.0, does not replicate them. So a script whose text names
-/// the lineage is unknown to primaries of any other lineage: they refuse a call by its hash before it does anything, at no
-/// cost per call.
+/// Redis keeps scripts in the memory of its process and, since 7.0, does not replicate them. So a script whose text
+/// names the lineage is unknown to primaries of any other lineage: they refuse a call by its hash before it does
+/// anything, at no cost per call.
 #[derive(Debug)]
 pub(super) struct Guard {
     pub(super) lineage: Lineage,

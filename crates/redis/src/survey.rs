@@ -80,8 +80,8 @@ impl RedisStore {
         checks
     }
 
-    /// Waits for replicas, on a connection of its own. The probe is written after every write that was acknowledged, so a
-    /// replica that has the probe has all of them.
+    /// Waits for replicas, on a connection of its own. The probe is written after every write that was acknowledged,
+    /// so a replica that has the probe has all of them.
     pub(super) async fn wait_for_replicas(&self) -> Result<(), Error> {
         let settings = &self.inner.settings;
         let wanted = settings.min_replicas;

@@ -1,7 +1,7 @@
 //! What is stored of one user: load, fold, claim, peek, publish.
 //!
-//! Invariant: a state is read before its profile, and the tombstone last. A value that is newer than the state's version
-//! then makes the next write stale, never wrong.
+//! Invariant: a state is read before its profile, and the tombstone last. A value that is newer than the state's
+//! version then makes the next write stale, never wrong.
 
 use redis::{Cmd, FromRedisValue, ParsingError, Value, cmd};
 

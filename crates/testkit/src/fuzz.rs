@@ -1,7 +1,7 @@
 //! Fuzz targets, one function per decoder: bytes in, a panic if a law is broken.
 //!
-//! Laws besides "no panic": a decoded value is within the limits and survives encoding and decoding; a canonical form stays
-//! canonical; memory is bounded by the size of the input.
+//! Laws besides "no panic": a decoded value is within the limits and survives encoding and decoding; a canonical form
+//! stays canonical; memory is bounded by the size of the input.
 
 use bytes::Bytes;
 

@@ -1,9 +1,9 @@
 //! Names of the keys in Redis, and the published hash that spreads SKUs. Clients in other languages must compute both,
 //! so both have test vectors.
 //!
-//! Invariant: all keys of one user lie in one slot of Redis Cluster, as do all keys of one shard of the counts and of one
-//! stock set, because the text between the braces is encoded and never empty. This module does not know what is stored
-//! under a key.
+//! Invariant: all keys of one user lie in one slot of Redis Cluster, as do all keys of one shard of the counts and of
+//! one stock set, because the text between the braces is encoded and never empty. This module does not know what is
+//! stored under a key.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -20,8 +20,8 @@ pub const ACTIVE: &str = "nearshore:active";
 pub const NAMESPACES: &str = "nearshore:namespaces";
 /// Number of the layout of everything that is stored: [`LAYOUT_VERSION`] of the build that filled this Redis first.
 pub const LAYOUT: &str = "nearshore:layout";
-/// The layout that this build reads and writes: names of keys and fields, and what they hold. Raise it with every change
-/// of meaning, so that a Redis of another layout is refused and never misread.
+/// The layout that this build reads and writes: names of keys and fields, and what they hold. Raise it with every
+/// change of meaning, so that a Redis of another layout is refused and never misread.
 pub const LAYOUT_VERSION: u32 = 2;
 /// Exists while live is behind its objective in some process.
 pub const LIVE_BEHIND: &str = "nearshore:live-behind";
@@ -54,8 +54,8 @@ pub fn namespace(ns: &str) -> Result<(), Invalid> {
     }
 }
 
-/// Percent-encodes `%`, `{`, `}` and the ASCII control characters (00-1F, 7F), upper-case hex. All other characters stay
-/// as they are, so that a plain id is its own key.
+/// Percent-encodes `%`, `{`, `}` and the ASCII control characters (00-1F, 7F), upper-case hex. All other characters
+/// stay as they are, so that a plain id is its own key.
 pub fn encode(text: &str) -> Cow<'_, str> {
     encode_with(text, None)
 }

@@ -1,7 +1,7 @@
 //! The log as members see it: the trait [`Log`], its deliveries, its errors.
 //!
-//! Invariant of every implementation: a consumer delivers each partition's records in offset order, and none of a partition
-//! after its revoke. A log does not know what records contain.
+//! Invariant of every implementation: a consumer delivers each partition's records in offset order, and none of a
+//! partition after its revoke. A log does not know what records contain.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -135,8 +135,8 @@ impl Error {
     }
 }
 
-/// Commits the positions of partitions that are still assigned; the others are left to their new owners. The log refuses
-/// a commit as a whole, so refused partitions are removed until the rest is accepted.
+/// Commits the positions of partitions that are still assigned; the others are left to their new owners. The log
+/// refuses a commit as a whole, so refused partitions are removed until the rest is accepted.
 pub async fn commit_ours<L: Log>(log: &L, mut done: Vec<(Partition, Resume)>) -> Result<(), Error> {
     while !done.is_empty() {
         match log.commit(&done).await {
@@ -162,8 +162,8 @@ pub trait Log: Send + Sync {
     /// Cancel-safe.
     fn notice(&mut self) -> impl Future<Output = Result<Delivery, Error>> + Send;
 
-    /// Pauses delivery of these topics. Other topics continue. An empty list resumes all. Paused records are delivered in
-    /// order after the resume. A log without backpressure may ignore the call.
+    /// Pauses delivery of these topics. Other topics continue. An empty list resumes all. Paused records are
+    /// delivered in order after the resume. A log without backpressure may ignore the call.
     fn pause(&mut self, _topics: &[Arc<str>]) {}
 
     /// Commits a position for each partition, and waits for the answer.

@@ -4,8 +4,8 @@
 -- ARGV  1 name of the block, pu:<id> or sku:<id>   2.. SKUs
 -- Returns how many SKUs were not under this block before.
 --
--- Invariant: a SKU under a block is in the set. A repeated call changes nothing. `out` says whether the stock stream has
--- the SKU sold out; `by` are the blocks of the SKU, never empty.
+-- Invariant: a SKU under a block is in the set. A repeated call changes nothing. `out` says whether the stock stream
+-- has the SKU sold out; `by` are the blocks of the SKU, never empty.
 local new = 0
 for at = 2, #ARGV do
   local sku, blocked, known = ARGV[at], redis.call('HGET', KEYS[2], ARGV[at]), false

@@ -4,8 +4,8 @@
 -- ARGV  per partition: its name, and the offset where reading may resume
 -- Returns how many positions were raised.
 --
--- Invariant: a position only rises. It is written after all writes that it stands for were acknowledged, so it comes behind
--- them in the replication stream of this primary: a replica that lacks one of them lacks the position too.
+-- Invariant: a position only rises. It is written after all writes that it stands for were acknowledged, so it comes
+-- behind them in the replication stream of this primary: a replica that lacks one of them lacks the position too.
 -- Offsets stay under 2^53, where Lua's doubles are exact.
 local raised = 0
 for at = 1, #ARGV, 2 do

@@ -5,11 +5,10 @@
 -- Returns {blob, erased_at, profile or '', tombstone or '0', claim, pending before the claim}, {} if the version is
 -- another one, or nil without a state.
 --
--- Invariant: reading and clearing are one step, so an event is either in the returned state or finds `pending` empty and
--- requests a list again. A late claim for a request that was served already changes nothing: a newer request that it
--- cleared would never be served. A raised `ver` makes every cached copy stale. The claim rate is the text
--- `last day claims`, as `trigger::claimed` computes it.
--- Numbers stay under 2^53, where Lua's doubles are exact.
+-- Invariant: reading and clearing are one step, so an event is either in the returned state or finds `pending` empty
+-- and requests a list again. A late claim for a request that was served already changes nothing: a newer request that
+-- it cleared would never be served. A raised `ver` makes every cached copy stale. The claim rate is the text `last
+-- day claims`, as `trigger::claimed` computes it. Numbers stay under 2^53, where Lua's doubles are exact.
 local state = redis.call('HMGET', KEYS[1], 'blob', 'ver', 'claim', 'pending', 'claim_rate', 'erased_at')
 if not state[1] then
   return false

@@ -10,8 +10,8 @@
 --
 -- Invariant: nothing is written unless the stored version is the expected one and the state is not older than the
 -- tombstone. So a write that is a duplicate, stale, late, or by a member that lost its partition, changes nothing.
--- Lua numbers are doubles, exact to 2^53: times are ms (< 2^43), versions and claims count the writes of one user. They are
--- formatted by '%d', never by tostring, which writes 1e+15.
+-- Lua numbers are doubles, exact to 2^53: times are ms (< 2^43), versions and claims count the writes of one user.
+-- They are formatted by '%d', never by tostring, which writes 1e+15.
 local erased_at = tonumber(ARGV[2])
 local erased = tonumber(redis.call('GET', KEYS[3]) or '0')
 if erased_at < erased then

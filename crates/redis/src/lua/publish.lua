@@ -6,10 +6,10 @@
 --       6 doc   7 seen   8 at, ms   9 audit   10 list TTL, ms   11 state TTL, ms
 -- Returns stored | older | erased | nostate | epoch | kept.
 --
--- Invariant: a list is stored iff its erased_at is the state's (or the tombstone's, where that is later) and
--- stored list's claim < claim <= state's claim. So a list that is late, a duplicate, or by a member that lost its claim is
--- never stored. The state's TTL is refreshed with the list's, so that no list outlives its state.
--- Numbers stay under 2^53, where Lua's doubles are exact.
+-- Invariant: a list is stored iff its erased_at is the state's (or the tombstone's, where that is later) and stored
+-- list's claim < claim <= state's claim. So a list that is late, a duplicate, or by a member that lost its claim is
+-- never stored. The state's TTL is refreshed with the list's, so that no list outlives its state. Numbers stay under
+-- 2^53, where Lua's doubles are exact.
 local state = redis.call('HMGET', KEYS[1], 'ver', 'erased_at', 'claim')
 local erased = tonumber(redis.call('GET', KEYS[2]) or '0')
 local erased_at = math.max(tonumber(state[2] or '0'), erased)

@@ -6,9 +6,9 @@
 -- Returns how many records were applied.
 --
 -- Invariant: a record at or below the set's fence of its partition changes nothing. A blocked SKU stays in the set;
--- whether it is also out of stock is stored for its unblocking. A delisted SKU leaves the set when no list can name it any
--- more, by the time of later records and not by a clock.
--- Offsets and times stay under 2^53, where Lua's doubles are exact.
+-- whether it is also out of stock is stored for its unblocking. A delisted SKU leaves the set when no list can name
+-- it any more, by the time of later records and not by a clock. Offsets and times stay under 2^53, where Lua's
+-- doubles are exact.
 local applied, newest = 0, 0
 for at = 2, #ARGV, 5 do
   local sku, partition, offset, is, time = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]

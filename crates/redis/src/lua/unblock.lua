@@ -4,8 +4,8 @@
 -- ARGV  1 name of the block, pu:<id> or sku:<id>
 -- Returns how many SKUs were under the block.
 --
--- Invariant: a SKU leaves the set iff it is under no other block and the stock stream has it in stock. All blocked SKUs of
--- the set are read, so the caller needs no list of SKUs, which might be stale.
+-- Invariant: a SKU leaves the set iff it is under no other block and the stock stream has it in stock. All blocked
+-- SKUs of the set are read, so the caller needs no list of SKUs, which might be stale.
 local found = 0
 local all = redis.call('HGETALL', KEYS[2])
 for at = 1, #all, 2 do

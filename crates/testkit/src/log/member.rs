@@ -43,8 +43,9 @@ impl MemoryLog {
     /// Stops the member without leaving the group; its partitions wait for the next [`MemoryCluster::rebalance`].
     pub fn crash(self) {}
 
-    /// Expires the member's session before the member knows: a zombie. Its partitions go to other members, its commits are
-    /// refused, and its next delivery revokes its partitions as lost. It joins again at the next rebalance.
+    /// Expires the member's session before the member knows: a zombie. Its partitions go to other members, its
+    /// commits are refused, and its next delivery revokes its partitions as lost. It joins again at the next
+    /// rebalance.
     pub fn expire(&self) {
         let mut cluster = self.cluster.lock();
         if let Some(member) = cluster.member(&self.group, self.id) {

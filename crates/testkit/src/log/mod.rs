@@ -1,9 +1,10 @@
 //! The log in memory, for seeded simulations: [`MemoryCluster`] and [`MemoryLog`].
 //!
-//! Keeps the contract of [`Log`](nearshore_core::ports::log::Log) with no thread, timer or clock: the same calls in the same
-//! order give the same deliveries. The seed chooses the size of batches, the partition that is delivered next, and the
-//! owner of each partition after a rebalance. `send` and `commit` yield once before and once after their effect, so that an
-//! executor may crash a role on either side of it. [`Flaws`] break the contract on purpose, to prove that a check notices.
+//! Keeps the contract of [`Log`](nearshore_core::ports::log::Log) with no thread, timer or clock: the same calls in
+//! the same order give the same deliveries. The seed chooses the size of batches, the partition that is delivered
+//! next, and the owner of each partition after a rebalance. `send` and `commit` yield once before and once after
+//! their effect, so that an executor may crash a role on either side of it. [`Flaws`] break the contract on purpose,
+//! to prove that a check notices.
 
 mod member;
 

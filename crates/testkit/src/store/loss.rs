@@ -1,7 +1,7 @@
 //! How the double loses writes: it returns to earlier contents, as a whole or on one of its primaries.
 //!
-//! Invariant: the contents of a primary afterwards are those of one earlier moment, no mixture, as after a failover to a
-//! replica that was behind. The test decides when that happens.
+//! Invariant: the contents of a primary afterwards are those of one earlier moment, no mixture, as after a failover
+//! to a replica that was behind. The test decides when that happens.
 
 use std::collections::BTreeMap;
 use std::sync::MutexGuard;

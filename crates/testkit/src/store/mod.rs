@@ -1,8 +1,8 @@
 //! The store's double: the same contract in memory, deterministic and fast, for the simulation.
 //!
 //! Invariant: every operation answers what Redis would answer (`RedisStore` passes the same tests, and a differential
-//! one). It does not know time: nothing expires. With [`Flaws`] it breaks one guard on purpose, so that the simulation can
-//! prove that it would notice.
+//! one). It does not know time: nothing expires. With [`Flaws`] it breaks one guard on purpose, so that the
+//! simulation can prove that it would notice.
 
 mod flaws;
 mod list;

@@ -8,8 +8,8 @@ use crate::user::record::{Partition, Resume};
 
 use super::Error;
 
-/// Which history of writes the primaries hold. It changes after a failover or a restart, when acknowledged writes may be
-/// lost. A lineage never comes back; it may also change where nothing was lost.
+/// Which history of writes the primaries hold. It changes after a failover or a restart, when acknowledged writes may
+/// be lost. A lineage never comes back; it may also change where nothing was lost.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Lineage(pub Arc<str>);
 

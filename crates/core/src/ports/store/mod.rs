@@ -1,7 +1,8 @@
 //! The store: Redis behind five traits, cut by who needs them, with a double in memory that keeps the same contract.
 //!
-//! One primitive: a conditional write in an atomic script guards each value. Invariant: a write that is a duplicate, a
-//! replay, late, or by a member that lost its partition, changes nothing. The store compares and sets; it decides nothing.
+//! One primitive: a conditional write in an atomic script guards each value. Invariant: a write that is a duplicate,
+//! a replay, late, or by a member that lost its partition, changes nothing. The store compares and sets; it decides
+//! nothing.
 //!
 //! Code that is generic over the store says `S: Store` and needs no other import. Code that calls a method of one known
 //! store imports the method's trait.
