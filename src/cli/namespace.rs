@@ -256,7 +256,7 @@ async fn retire(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
              kafka-consumer-groups.sh --bootstrap-server {} --delete --group {}",
             retired.keys,
             config.kafka.brokers,
-            crate::ops::backfill::group(ns)
+            crate::members::ingest::group(ns)
         );
     }
     Ok(ExitCode::SUCCESS)

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use indicatif::{ProgressBar, ProgressStyle};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
 use super::data::{self, Household, Product, Purchase};
+use super::progress::bar;
 use super::watch::Watch;
 use crate::members::clock::wall_clock;
 use nearshore_core::ports::log::Outgoing;
@@ -358,15 +358,4 @@ async fn send(
     }
     bar.finish();
     Ok(())
-}
-
-/// A progress bar on stderr; silent where there is no terminal.
-pub fn bar(what: &'static str, len: usize) -> ProgressBar {
-    let style =
-        ProgressStyle::with_template("{msg:>14} {wide_bar} {pos}/{len} {per_sec} {elapsed}");
-    let bar = ProgressBar::new(len as u64).with_message(what);
-    match style {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }

@@ -21,6 +21,7 @@ use nearshore_redis::RedisStore;
 
 mod data;
 mod feed;
+mod progress;
 mod report;
 mod server;
 mod watch;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use indicatif::ProgressBar;
 
-use super::feed::bar;
+use super::progress::bar;
 use crate::config::Config;
 use crate::members::clock::wall_clock;
 use nearshore_core::list::document::{Document, Source, Update};

@@ -1,6 +1,7 @@
 //! What is done from outside the stream: backfill, sweep, promotion, erasure, inspection, dead letters.
 
 pub mod backfill;
+pub(crate) mod coverage;
 pub mod dlq;
 pub mod forget;
 pub mod inspect;

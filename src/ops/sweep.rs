@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::members::clock::wall_clock;
 use crate::members::records::request_record;
-use crate::ops::namespace::promote::vacant;
+use crate::ops::coverage::vacant_users;
 use nearshore_core::list::document::Document;
 use nearshore_core::ports::log::{self, Outgoing};
 use nearshore_core::ports::store::{self, Peek, Store};
@@ -249,11 +249,11 @@ async fn trailing<S: Store>(
         .zip(peeks)
         .filter_map(|(user, peek)| trails(&user, &peek).then_some(user))
         .collect();
-    // An erased user has a state, whose fences keep old records out, and is outbox nothing.
-    let gone = vacant(store, ns, &trailing).await?;
+    // An erased user still has a state, whose fences keep old records out; no list is due to them.
+    let vacant = vacant_users(store, ns, &trailing).await?;
     Ok(trailing
         .into_iter()
-        .filter(|user| !gone.contains(user))
+        .filter(|user| !vacant.contains(user))
         .collect())
 }
 

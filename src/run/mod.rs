@@ -309,7 +309,7 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
         ..
     } = parts.clone();
     let topics = config.topics.clone();
-    let group = format!("nearshore-ingest-{}", config.namespace);
+    let group = ingest::group(&config.namespace);
     let read = vec![topics.user_events.clone(), topics.profile_changes.clone()];
     let log = join(tasks, parts, ("ingest", group.clone(), read))?;
     let settings = ingest::IngestSettings {

@@ -52,7 +52,7 @@ pub(super) async fn check(config: &Config) -> Vec<Item> {
 /// to join it, and to write to topics, shows only when it is used: nothing is joined or written here.
 async fn groups(config: &Config, admin: &Admin) -> Vec<Item> {
     let topics = &config.topics;
-    let ingest = format!("nearshore-ingest-{}", config.namespace);
+    let ingest = crate::members::ingest::group(&config.namespace);
     let [urgent, live, backfill] = topics.lanes();
     let groups: [(&str, Vec<&str>); 3] = [
         (&ingest, vec![&topics.user_events, &topics.profile_changes]),

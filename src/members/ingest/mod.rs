@@ -37,6 +37,11 @@ use nearshore_core::user::trigger::Policy;
 use states::States;
 use stopped::StoppedPartitions;
 
+/// The consumer group that fills a namespace.
+pub(crate) fn group(ns: &str) -> String {
+    format!("nearshore-ingest-{ns}")
+}
+
 /// What the role needs to know, from configuration.
 #[derive(Clone, Debug)]
 pub struct IngestSettings {

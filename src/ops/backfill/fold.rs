@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::http::Ready;
-use crate::members::ingest::{Ingest, Tally};
+use crate::members::ingest::{self, Ingest, Tally};
 use crate::members::loops::{COMMIT_EVERY, commit_softly, count_rebalance, fold_all, gather};
 use nearshore_core::ports::log::{self, Batch, Delivery, Log};
 use nearshore_core::ports::store::Store;
@@ -58,7 +58,7 @@ impl<'a> KafkaGroup<'a> {
 
 impl Group for KafkaGroup<'_> {
     async fn committed(&self) -> Result<Since, log::Error> {
-        let group = super::plan::group(&self.config.namespace);
+        let group = ingest::group(&self.config.namespace);
         self.admin.committed(&group, &[self.topic]).await
     }
 

@@ -11,7 +11,7 @@ mod plan;
 pub use estimate::{Estimate, Figure, Given, estimate};
 pub use fold::{Group, KafkaGroup, Stretches, Watch, catch_up};
 pub(crate) use plan::place;
-pub use plan::{Book, Order, Progress, group};
+pub use plan::{Book, Order, Progress};
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -183,7 +183,7 @@ async fn fold(
     let (plan, ns) = (meter.plan().clone(), config.namespace.clone());
     let mut goal = plan.goal(topic);
     let others = KafkaGroup::new(config, topic)?;
-    let name = group(&ns);
+    let name = ingest::group(&ns);
     let log = KafkaLog::join(&config.kafka, &name, &[topic]).context("kafka")?;
     let now = match stamped_by_broker(config).await {
         true => Now::Unchecked,

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::Config;
 use crate::members::clock::wall_clock;
+use crate::members::ingest::group;
 use nearshore_core::ports::store::Store;
 use nearshore_core::queue::replay::{Kept, Moment, Plan, Point, Since, Stage, ends, starts};
 use nearshore_core::user::record::{Partition, Resume, Timestamp};
@@ -46,11 +47,6 @@ pub struct Progress {
     pub lists: u64,
     /// Whether it waits because live is behind its objective.
     pub held: bool,
-}
-
-/// Group of the ingest of a namespace.
-pub fn group(ns: &str) -> String {
-    format!("nearshore-ingest-{ns}")
 }
 
 /// Digest of what decides how records are folded: another one means another fold.

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use minijinja::{Environment, context};
 use serde::Serialize;
 
-use super::promote::is_covered;
 use crate::members::clock::wall_clock;
+use crate::ops::coverage::is_covered;
 use nearshore_core::list::diff::{Comparison, Pair, Report};
 use nearshore_core::list::document::Document;
 use nearshore_core::ports::store::{self, Peek, Store};

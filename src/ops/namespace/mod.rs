@@ -5,12 +5,13 @@
 
 mod diff;
 mod dump;
-pub(crate) mod promote;
+mod promote;
 mod retire;
 
+pub use crate::ops::coverage::is_covered;
 pub use diff::{Difference, diff};
 pub use dump::{Dump, dump};
-pub use promote::{Bounds, Check, Listing, Note, enroll, is_covered, list, promote};
+pub use promote::{Bounds, Check, Listing, Note, enroll, list, promote};
 pub use retire::{Retired, retire};
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,18 +3,17 @@
 //! Invariant: promoting flips one pointer and nothing else, and only where the checks hold or a person
 //! insists; the namespace that was served is fed on, so going back is a flip too.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::members::clock::wall_clock;
-use crate::ops::backfill::group;
-use nearshore_core::list::document::{Document, Source};
-use nearshore_core::ports::store::{self, Peek, Store};
+use crate::members::ingest::group;
+use crate::ops::coverage::{Coverage, coverage};
+use nearshore_core::ports::store::{self, Store};
 use nearshore_core::queue::replay::{Plan, Stage};
-use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
 use nearshore_kafka::Admin;
 
@@ -197,11 +196,11 @@ async fn checks<S: Store>(
     let behind = lag(config, &admin, ns).await?;
     let found = format!("{behind} records, at most {}", bounds.lag);
     checks.push(check("lag", behind <= bounds.lag, found));
-    let own = coverage(store, (ns, ns), bounds.sample).await?;
+    let own = coverage(store, ns, ns, bounds.sample).await?;
     let mut served = None;
     if let Some(old) = old {
-        let ours = coverage(store, (old, ns), bounds.sample).await?;
-        let theirs = coverage(store, (old, old), bounds.sample).await?;
+        let ours = coverage(store, old, ns, bounds.sample).await?;
+        let theirs = coverage(store, old, old, bounds.sample).await?;
         served = Some(Served { old, ours, theirs });
     }
     checks.extend(as_good(own, served, bounds.unserved));
@@ -258,72 +257,6 @@ fn check(check: &'static str, ok: bool, found: impl Into<String>) -> Check {
         ok,
         found: found.into(),
     }
-}
-
-/// Users with a list of the model that has seen all of their state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Coverage {
-    covered: u64,
-    users: u64,
-}
-
-impl Coverage {
-    fn share(&self) -> f64 {
-        match self.users {
-            0 => 0.0,
-            users => self.covered as f64 / users as f64,
-        }
-    }
-}
-
-/// Of users of `of`, at most so many: how their lists in `ns` stand. A scan goes by hash, so its first pages are a
-/// sample.
-async fn coverage<S: Store>(
-    store: &S,
-    (of, ns): (&str, &str),
-    most: Option<u64>,
-) -> Result<Coverage, store::Error> {
-    let mut found = Coverage::default();
-    let mut cursor = None;
-    loop {
-        let (users, next): (Vec<UserId>, _) = store.scan(of, cursor).await?;
-        if !users.is_empty() {
-            let peeks = store.peek(ns, &users).await?;
-            let bare = users
-                .iter()
-                .zip(&peeks)
-                .filter(|(_, peek)| !is_covered(peek));
-            let bare: Vec<UserId> = bare.map(|(user, _)| user.clone()).collect();
-            found.users += (users.len() - vacant(store, of, &bare).await?.len()) as u64;
-            found.covered += (users.len() - bare.len()) as u64;
-        }
-        match next {
-            Some(next) if most.is_none_or(|most| found.users < most) => cursor = Some(next),
-            Some(_) | None => return Ok(found),
-        }
-    }
-}
-
-/// Those of whom nothing is known, for they were erased: no list is outbox to them.
-pub(crate) async fn vacant<S: Store>(
-    store: &S,
-    ns: &str,
-    users: &[UserId],
-) -> Result<BTreeSet<UserId>, store::Error> {
-    if users.is_empty() {
-        return Ok(BTreeSet::new());
-    }
-    let held = users.iter().zip(store.load(ns, users).await?);
-    let gone = held.filter(|(_, held)| held.ver > 0 && held.state.is_vacant());
-    Ok(gone.map(|(user, _)| user.clone()).collect())
-}
-
-/// Whether the list is the model's and has seen all of the state.
-pub fn is_covered(peek: &Peek) -> bool {
-    peek.list.as_ref().is_some_and(|list| {
-        let by_model = Document::parse(&list.doc).is_ok_and(|doc| doc.source == Source::Model);
-        by_model && list.seen.contains_all(&peek.fences)
-    })
 }
 
 #[cfg(test)]

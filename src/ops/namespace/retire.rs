@@ -10,7 +10,7 @@ use anyhow::{bail, ensure};
 use super::promote::Note;
 use crate::config::Config;
 use crate::members::clock::wall_clock;
-use crate::ops::backfill::group;
+use crate::members::ingest::group;
 use nearshore_core::ports::store::Store;
 use nearshore_kafka::Admin;
 
