@@ -1,4 +1,4 @@
-//! `refresh` and `sweep`: ask for lists on the backfill lane.
+//! `refresh` and `sweep`: request lists on the backfill lane.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,17 +9,17 @@ use serde_json::json;
 
 use super::{Common, block_on, with_config};
 use crate::config::Config;
-use crate::ops::sweep::{Asker, Why, Wish};
+use crate::ops::sweep::{ListRequester, Purpose, RefreshFilter};
 use nearshore_core::user::event::UserId;
 use nearshore_kafka::Producer;
 use nearshore_redis::RedisStore;
 
-/// Arguments of `refresh`: filters add up.
+/// Arguments of `refresh`; a user is selected if all filters match.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("whose").required(true).multiple(true)
     .args(["users", "all", "arm", "segment", "older_than", "pu"])))]
 pub struct RefreshArgs {
-    /// These users.
+    /// Only this user; may be given more than once.
     #[arg(long = "user", value_name = "USER")]
     users: Vec<String>,
     /// Every user with a state.
@@ -31,26 +31,26 @@ pub struct RefreshArgs {
     /// Only users of this segment.
     #[arg(long)]
     segment: Option<String>,
-    /// Only lists older than this (7days, 12h), and users without one.
+    /// Only lists older than this (7days, 12h), and users without a list.
     #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
     older_than: Option<Duration>,
-    /// Only lists that show this product, by id or name: after it was renamed, say.
+    /// Only lists that show this product, by id or name; for example after it was renamed.
     #[arg(long)]
     pu: Option<String>,
-    /// Also over lists that an arm of a higher epoch made: to go back to an older arm.
+    /// Also replace lists that an arm of a higher epoch made; needed to go back to an older arm.
     #[arg(long)]
     force: bool,
-    /// Namespace, instead of the configured one.
+    /// Namespace to use instead of the configured one.
     #[arg(long)]
     namespace: Option<String>,
     #[command(flatten)]
     common: Common,
 }
 
-/// Asks for lists anew, from present state.
+/// Requests new lists, made from the present state.
 pub fn refresh(args: RefreshArgs) -> anyhow::Result<ExitCode> {
     if args.users.iter().any(String::is_empty) {
-        eprintln!("the user id is empty");
+        eprintln!("--user \"\": the user id is empty; give an id");
         return Ok(ExitCode::from(2));
     }
     with_config(&args.common, |mut config| {
@@ -59,22 +59,22 @@ pub fn refresh(args: RefreshArgs) -> anyhow::Result<ExitCode> {
         };
         let segments = config.segments.iter().map(|segment| segment.id.clone());
         let segments: Vec<String> = segments.chain(["default".into()]).collect();
-        for (option, asked, known) in [
+        for (option, value, known) in [
             ("--arm", &args.arm, names(&config.arms)),
             ("--segment", &args.segment, segments),
         ] {
-            if let Some(asked) = asked.as_ref().filter(|asked| !known.contains(asked)) {
+            if let Some(value) = value.as_ref().filter(|value| !known.contains(value)) {
                 eprintln!(
-                    "{option} {asked:?}: there is none; configured: {}",
+                    "{option} {value:?} is not configured; give one of: {}",
                     known.join(", ")
                 );
                 return Ok(ExitCode::from(2));
             }
         }
-        if !named(&mut config, args.namespace.as_deref()) {
+        if !use_namespace(&mut config, args.namespace.as_deref()) {
             return Ok(ExitCode::from(2));
         }
-        let wish = Wish {
+        let filter = RefreshFilter {
             users: args
                 .users
                 .iter()
@@ -86,38 +86,40 @@ pub fn refresh(args: RefreshArgs) -> anyhow::Result<ExitCode> {
             pu: args.pu.clone(),
             force: args.force,
         };
-        ask(&config, &Why::Refresh(wish), args.common.json)
+        request_lists(&config, &Purpose::Refresh(filter), args.common.json)
     })
 }
 
-/// Asks for a list for each user whose list trails their state.
+/// Requests a list for each user whose list trails their state.
 pub fn sweep(common: &Common, namespace: Option<&str>) -> anyhow::Result<ExitCode> {
     with_config(common, |mut config| {
-        if !named(&mut config, namespace) {
+        if !use_namespace(&mut config, namespace) {
             return Ok(ExitCode::from(2));
         }
-        ask(&config, &Why::Sweep, common.json)
+        request_lists(&config, &Purpose::Sweep, common.json)
     })
 }
 
-fn named(config: &mut Config, namespace: Option<&str>) -> bool {
+fn use_namespace(config: &mut Config, namespace: Option<&str>) -> bool {
     namespace.is_none_or(|name| super::name_namespace(config, name))
 }
 
-fn ask(config: &Config, why: &Why, json: bool) -> anyhow::Result<ExitCode> {
+fn request_lists(config: &Config, purpose: &Purpose, json: bool) -> anyhow::Result<ExitCode> {
     block_on(async {
         let store = RedisStore::new(config.redis.clone());
         let store = store.context("redis.url; see `nearshore check`")?;
         let producer = Producer::new(&config.kafka)?;
-        let asked = Asker::new(&store, &producer, config).all(why).await?;
+        let counts = ListRequester::new(&store, &producer, config)
+            .all(purpose)
+            .await?;
         match json {
             true => println!(
                 "{}",
-                json!({"seen": asked.seen, "requested": asked.requested})
+                json!({"seen": counts.seen, "requested": counts.requested})
             ),
             false => println!(
                 "{} users seen, {} lists requested on {}",
-                asked.seen, asked.requested, config.topics.regen_backfill
+                counts.seen, counts.requested, config.topics.regen_backfill
             ),
         }
         Ok(ExitCode::SUCCESS)

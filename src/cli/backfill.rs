@@ -1,4 +1,4 @@
-//! `backfill`: fills a namespace from the log, with progress; `--dry-run` only reckons.
+//! `backfill`: fills a namespace from the log and shows progress; `--dry-run` only estimates.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -13,11 +13,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Common, block_on, with_config};
 use crate::config::{Config, init_tracing};
-use crate::ops::backfill::{Estimate, Given, Order, Outcome, Progress, backfill, estimate};
+use crate::ops::backfill::{
+    BackfillOrder, BackfillOutcome, Estimate, EstimateInput, Progress, backfill, estimate,
+};
 use nearshore_core::queue::replay::{Moment, Stage};
 use nearshore_redis::RedisStore;
 
-/// How often a line is written where nobody draws a bar.
+/// How often a line is written where there is no progress bar.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// Arguments of `backfill`.
@@ -27,22 +29,22 @@ pub struct BackfillArgs {
     #[arg(long, value_name = "NAMESPACE")]
     namespace: String,
     /// Where to start in the events: earliest, a time (2026-01-31T00:00:00Z), last=7d, or offsets
-    /// (user-events:0=1200,user-events:1=1180). Left out: go on with the plan that was made. Profiles are read whole.
+    /// (user-events:0=1200,user-events:1=1180). Without it the stored plan is resumed. Profiles are always read whole.
     #[arg(long, value_name = "POINT")]
     from: Option<String>,
-    /// Where to end: latest (as of now, the default), or a point as above.
+    /// Where to end: latest (as of now, the default), or a point as for --from.
     #[arg(long, value_name = "POINT")]
     to: Option<String>,
-    /// Drop a plan that is under way, and make a new one.
+    /// Drop a plan under way and make a new one.
     #[arg(long)]
     restart: bool,
-    /// Only say what it would take.
+    /// Only estimate what the backfill would need; nothing is written.
     #[arg(long)]
     dry_run: bool,
-    /// With --dry-run: lists per second of all generate processes, for model-hours and the end.
+    /// With --dry-run: lists per second of all generate processes together, instead of the measured rate.
     #[arg(long, value_name = "N", requires = "dry_run")]
     lists_per_second: Option<f64>,
-    /// With --dry-run: records per second of all backfill processes.
+    /// With --dry-run: records per second of all backfill processes together, instead of the measured rate.
     #[arg(long, value_name = "N", requires = "dry_run")]
     records_per_second: Option<f64>,
     #[command(flatten)]
@@ -51,11 +53,11 @@ pub struct BackfillArgs {
 
 pub fn run(args: BackfillArgs) -> anyhow::Result<ExitCode> {
     for (option, point) in [("--from", &args.from), ("--to", &args.to)] {
-        if let Some(Err(wrong)) = point
+        if let Some(Err(error)) = point
             .as_ref()
             .map(|it| it.parse::<nearshore_core::queue::replay::Point>())
         {
-            eprintln!("{option} {wrong}");
+            eprintln!("{option} {error}");
             return Ok(ExitCode::from(2));
         }
     }
@@ -64,17 +66,17 @@ pub fn run(args: BackfillArgs) -> anyhow::Result<ExitCode> {
         if !super::name_namespace(&mut config, &args.namespace) {
             return Ok(ExitCode::from(2));
         }
-        let order = Order {
+        let order = BackfillOrder {
             from: args.from.clone(),
             to: args.to.clone(),
             restart: args.restart,
         };
-        let given = Given {
+        let input = EstimateInput {
             lists_per_second: args.lists_per_second,
             records_per_second: args.records_per_second,
         };
         match args.dry_run {
-            true => block_on(dry_run(&config, (&order, given), common.json)),
+            true => block_on(dry_run(&config, &order, input, common.json)),
             false => fill(config, &order, common.json),
         }
     })
@@ -82,20 +84,21 @@ pub fn run(args: BackfillArgs) -> anyhow::Result<ExitCode> {
 
 async fn dry_run(
     config: &Config,
-    (order, given): (&Order, Given),
+    order: &BackfillOrder,
+    input: EstimateInput,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
     let store =
         RedisStore::new(config.redis.clone()).context("redis.url; see `nearshore check`")?;
-    let found = estimate(config, &store, (order, given)).await?;
+    let estimate = estimate(config, &store, order, input).await?;
     match json {
-        true => println!("{}", serde_json::to_string(&found)?),
-        false => print!("{}", text(&found)),
+        true => println!("{}", serde_json::to_string(&estimate)?),
+        false => print!("{}", text(&estimate)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn text(found: &Estimate) -> String {
+fn text(estimate: &Estimate) -> String {
     let length = |seconds: f64| {
         let seconds = Duration::from_secs(seconds.max(0.0).round() as u64);
         humantime::format_duration(seconds).to_string()
@@ -103,33 +106,33 @@ fn text(found: &Estimate) -> String {
     let mut lines = vec![
         (
             "records",
-            HumanCount(found.records.value).to_string(),
-            &found.records.how,
+            HumanCount(estimate.records.value).to_string(),
+            &estimate.records.how,
         ),
         (
             "users",
-            HumanCount(found.users.value).to_string(),
-            &found.users.how,
+            HumanCount(estimate.users.value).to_string(),
+            &estimate.users.how,
         ),
         (
             "folding",
-            length(found.fold_seconds.value),
-            &found.fold_seconds.how,
+            length(estimate.fold_seconds.value),
+            &estimate.fold_seconds.how,
         ),
         (
             "redis",
-            HumanBytes(found.redis_bytes.value).to_string(),
-            &found.redis_bytes.how,
+            HumanBytes(estimate.redis_bytes.value).to_string(),
+            &estimate.redis_bytes.how,
         ),
     ];
     let unknown =
-        "no generate process has told its cost yet: start one, or give --lists-per-second"
+        "no generate process has measured its cost yet: start one, or give --lists-per-second"
             .to_owned();
-    match &found.model_hours {
+    match &estimate.model_hours {
         Some(hours) => lines.push(("model-hours", format!("{:.2}", hours.value), &hours.how)),
         None => lines.push(("model-hours", "unknown".into(), &unknown)),
     }
-    if let Some(at) = &found.finished_at {
+    if let Some(at) = &estimate.finished_at {
         lines.push(("finished", at.value.clone(), &at.how));
     }
     lines
@@ -138,7 +141,7 @@ fn text(found: &Estimate) -> String {
         .collect()
 }
 
-fn fill(config: Config, order: &Order, json: bool) -> anyhow::Result<ExitCode> {
+fn fill(config: Config, order: &BackfillOrder, json: bool) -> anyhow::Result<ExitCode> {
     init_tracing(&config.log);
     let config = Arc::new(config);
     let ns = config.namespace.clone();
@@ -147,24 +150,22 @@ fn fill(config: Config, order: &Order, json: bool) -> anyhow::Result<ExitCode> {
         let cancel = CancellationToken::new();
         let stop = cancel.clone();
         let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        let mut shown = Shown::new();
-        let work = backfill(
-            config,
-            order,
-            (cancel, |progress: &Progress| shown.show(progress)),
-        );
+        let mut display = ProgressDisplay::new();
+        let work = backfill(config, order, cancel, |progress: &Progress| {
+            display.show(progress)
+        });
         let stopped = async {
             tokio::select! {
                 _ = term.recv() => {}
                 _ = tokio::signal::ctrl_c() => {}
             }
             stop.cancel();
-            // The work ends by itself now.
+            // The backfill ends by itself after the cancellation.
             std::future::pending::<()>().await;
         };
         tokio::select! {
             outcome = work => outcome,
-            () = stopped => unreachable!("it waits for ever"),
+            () = stopped => unreachable!("the future above never resolves"),
         }
     })?;
     let seconds = started.elapsed().as_secs_f64();
@@ -179,7 +180,7 @@ fn fill(config: Config, order: &Order, json: bool) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn as_json(ns: &str, outcome: &Outcome, seconds: f64) -> serde_json::Value {
+fn as_json(ns: &str, outcome: &BackfillOutcome, seconds: f64) -> serde_json::Value {
     let (plan, totals) = (&outcome.plan, &outcome.plan.totals);
     json!({
         "namespace": ns,
@@ -201,7 +202,7 @@ fn as_json(ns: &str, outcome: &Outcome, seconds: f64) -> serde_json::Value {
     })
 }
 
-fn as_text(ns: &str, outcome: &Outcome) -> String {
+fn as_text(ns: &str, outcome: &BackfillOutcome) -> String {
     let (plan, totals) = (&outcome.plan, &outcome.plan.totals);
     let lost = match totals.lost {
         0 => String::new(),
@@ -214,28 +215,28 @@ fn as_text(ns: &str, outcome: &Outcome) -> String {
     let made = Moment(plan.created_at);
     if !outcome.finished {
         return format!(
-            "{ns}: broken off at stage {}: {done}\nstart it again to go on",
+            "{ns}: interrupted at stage {}: {done}\nrun the command again to resume",
             plan.stage
         );
     }
     if outcome.was_done {
         return format!(
-            "{ns}: done before, by the plan of {made}: {done}\nto fold again, give --from"
+            "{ns}: already filled by the plan of {made}: {done}\nto fold again, give --from"
         );
     }
     if outcome.left_to_another {
-        return format!("{ns}: folded; another process asks for the lists: {done}");
+        return format!("{ns}: folded; another process requests the lists: {done}");
     }
     format!("{ns}: {done}\nnearshore run --namespace {ns} follows live from there")
 }
 
-/// Progress: a bar on a terminal, lines otherwise.
-struct Shown {
+/// Shows progress: a bar on a terminal, lines otherwise.
+struct ProgressDisplay {
     bar: Option<ProgressBar>,
     last: Option<(Stage, Instant)>,
 }
 
-impl Shown {
+impl ProgressDisplay {
     fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(0);
@@ -249,12 +250,12 @@ impl Shown {
     }
 
     fn show(&mut self, progress: &Progress) {
-        let said = said(progress);
+        let message = message(progress);
         if let Some(bar) = &self.bar {
             bar.set_prefix(progress.stage.to_string());
             bar.set_length(progress.all.max(progress.done));
             bar.set_position(progress.done);
-            bar.set_message(said);
+            bar.set_message(message);
             return;
         }
         let due = self
@@ -263,7 +264,7 @@ impl Shown {
         if due {
             self.last = Some((progress.stage, Instant::now()));
             eprintln!(
-                "{}: {} of {} {said}",
+                "{}: {} of {} {message}",
                 progress.stage,
                 progress.done,
                 progress.all.max(progress.done)
@@ -272,24 +273,24 @@ impl Shown {
     }
 }
 
-fn said(progress: &Progress) -> String {
+fn message(progress: &Progress) -> String {
     match progress.stage {
         Stage::Sweep | Stage::Done => {
             format!("users seen, {} lists requested", progress.lists)
         }
         Stage::Placing | Stage::Profiles | Stage::Events => {
-            let left = progress.left.map_or(String::new(), |left| {
+            let left = progress.time_left.map_or(String::new(), |left| {
                 format!(
                     ", {} left",
                     humantime::format_duration(Duration::from_secs(left.as_secs()))
                 )
             });
-            let held = if progress.held {
+            let waiting = if progress.waiting {
                 ", waiting: live is behind its objective"
             } else {
                 ""
             };
-            format!("records, {:.0}/s{left}{held}", progress.rate)
+            format!("records, {:.0}/s{left}{waiting}", progress.rate)
         }
     }
 }

@@ -19,7 +19,8 @@ pub(super) struct CalibrateArgs {
     /// Arm whose `calibration` file is written
     #[arg(long, value_name = "ID")]
     arm: String,
-    /// People who stand for everyone, one JSON object per line: {"profile": {..}, "bought": [..], "segment": ".."}, or {"prompt": ".."}
+    /// People who stand for everyone, one JSON object per line: {"profile": {..}, "bought": [..], "segment": ".."}, or
+    /// {"prompt": ".."}
     #[arg(long, value_name = "FILE")]
     from: PathBuf,
     /// Write over a file that is there; raise the arm's epoch then

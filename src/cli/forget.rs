@@ -1,4 +1,4 @@
-//! `nearshore forget`: erase a user, prove it, keep the list of erased users elsewhere.
+//! `nearshore forget`: erases a user, proves the erase, exports and imports the list of erased users.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -10,43 +10,43 @@ use anyhow::Context;
 use clap::Args;
 use serde_json::json;
 
-use super::users::{say, store, user_id};
+use super::users::{print_result, store, user_id};
 use super::{Common, block_on};
 use crate::config::Config;
-use crate::ops::forget::{self, Look};
+use crate::ops::forget::{self, TraceOptions};
 use nearshore_core::user::event::UserId;
 use nearshore_redis::RedisStore;
 
-/// How long to wait between two looks.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Time between two searches.
+const SEARCH_EVERY: Duration = Duration::from_millis(500);
 
-/// Arguments.
+/// Arguments of `nearshore forget`.
 #[derive(Debug, Args)]
 pub struct Forget {
     /// User id.
     #[arg(required_unless_present_any = ["export", "import"], conflicts_with_all = ["export", "import"])]
     user: Option<String>,
-    /// Erase nothing: look at every place where something of the user may be, and print what is there. Exit code 1 if
+    /// Erase nothing: search every place that may hold something of the user, and print what is there. Exit code 1 if
     /// something is left that should not be.
     #[arg(long, requires = "user")]
     proof: bool,
-    /// Look again until nothing is left, at most this long.
+    /// Search again until nothing is left, at most this long (30s, 1m).
     #[arg(long, value_name = "TIME", requires = "proof", value_parser = humantime::parse_duration)]
     wait: Option<Duration>,
-    /// Also read the source topics from their beginning; takes as long as they are.
+    /// Also read the source topics from their beginning; this takes long for large topics.
     #[arg(long, requires = "proof")]
     scan: bool,
     /// Write all erased users with the times of their erases, a JSON object per line; - is standard output.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["import", "proof"])]
     export: Option<PathBuf>,
-    /// Restore tombstones that --export wrote, and take out of every namespace what is older; - is standard input.
+    /// Restore tombstones that --export wrote, and remove older data from every namespace; - is standard input.
     #[arg(long, value_name = "FILE", conflicts_with = "proof")]
     import: Option<PathBuf>,
     #[command(flatten)]
     pub(super) common: Common,
 }
 
-/// Does what the arguments say.
+/// Runs the command.
 pub fn run(config: &Config, args: &Forget) -> anyhow::Result<ExitCode> {
     let json = args.common.json;
     let store = store(config)?;
@@ -58,28 +58,26 @@ pub fn run(config: &Config, args: &Forget) -> anyhow::Result<ExitCode> {
     }
     let user = user_id(args.user.as_deref().unwrap_or_default())?;
     if !args.proof {
-        return block_on(erase(config, &store, (&user, json)));
+        return block_on(erase(config, &store, &user, json));
     }
-    let how = Look { scan: args.scan };
-    block_on(prove(
-        config,
-        &store,
-        (&user, how, args.wait.unwrap_or_default(), json),
-    ))
+    let options = TraceOptions { scan: args.scan };
+    let wait = args.wait.unwrap_or_default();
+    block_on(prove(config, &store, &user, options, wait, json))
 }
 
 async fn erase(
     config: &Config,
     store: &RedisStore,
-    (user, json): (&UserId, bool),
+    user: &UserId,
+    json: bool,
 ) -> anyhow::Result<ExitCode> {
     let at = forget::forget(config, store, user).await?;
     let topic = &config.topics.profile_changes;
-    let told = json!({"user": user, "tombstone": topic.as_ref(), "at": at});
-    say(json, &told, || {
+    let result = json!({"user": user, "tombstone": topic.as_ref(), "at": at});
+    print_result(json, &result, || {
         format!(
-            "tombstone of user {user} is on {topic}; ingest erases what is not later than it\n\
-             see it done: nearshore forget {user} --proof --wait 1m"
+            "the tombstone of user {user} is on topic {topic}; ingest erases what is not later than it\n\
+             to prove the erase: nearshore forget {user} --proof --wait 1m"
         )
     });
     Ok(ExitCode::SUCCESS)
@@ -88,11 +86,14 @@ async fn erase(
 async fn prove(
     config: &Config,
     store: &RedisStore,
-    (user, how, wait, json): (&UserId, Look, Duration, bool),
+    user: &UserId,
+    options: TraceOptions,
+    wait: Duration,
+    json: bool,
 ) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
     let receipt = loop {
-        let receipt = forget::look(config, store, (user, how)).await?;
+        let receipt = forget::find_traces(config, store, user, options).await?;
         if receipt.clean || start.elapsed() >= wait {
             break receipt;
         }
@@ -100,8 +101,8 @@ async fn prove(
         let left = left
             .filter(|it| it.verdict == forget::Verdict::Left)
             .count();
-        eprintln!("{left} places with something left; looking again");
-        tokio::time::sleep(LOOK_EVERY).await;
+        eprintln!("{left} places with something left; searching again");
+        tokio::time::sleep(SEARCH_EVERY).await;
     };
     if json {
         println!("{}", serde_json::to_string_pretty(&receipt)?);
@@ -116,7 +117,7 @@ async fn export(store: &RedisStore, path: &Path, json: bool) -> anyhow::Result<E
     let written = if to_stdout {
         forget::export(store, &mut io::stdout().lock()).await?
     } else {
-        // Beside it first: an export that breaks off must not replace a whole one.
+        // A temporary file first: an interrupted export must not replace a complete one.
         let mut part = path.as_os_str().to_owned();
         part.push(".part");
         let part = PathBuf::from(part);
@@ -129,8 +130,8 @@ async fn export(store: &RedisStore, path: &Path, json: bool) -> anyhow::Result<E
         written
     };
     if !to_stdout {
-        say(json, &json!({"exported": written}), || {
-            format!("{written} erased users in {}", path.display())
+        print_result(json, &json!({"exported": written}), || {
+            format!("{written} erased users written to {}", path.display())
         });
     }
     Ok(ExitCode::SUCCESS)
@@ -143,13 +144,13 @@ async fn import(store: &RedisStore, path: &Path, json: bool) -> anyhow::Result<E
     } else {
         Box::new(File::open(path).with_context(cannot)?)
     };
-    let done = forget::import(store, BufReader::new(input))
+    let imported = forget::import(store, BufReader::new(input))
         .await
         .with_context(|| path.display().to_string())?;
-    say(json, &serde_json::to_value(done)?, || {
+    print_result(json, &serde_json::to_value(imported)?, || {
         format!(
             "{} erased users read, {} tombstones raised, {} states cleaned",
-            done.read, done.raised, done.cleaned
+            imported.read, imported.raised, imported.cleaned
         )
     });
     Ok(ExitCode::SUCCESS)

@@ -277,9 +277,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             pu,
             reason,
             common,
-        } => with_config(&common, |c| {
-            users::block(&c, &id, (pu, &reason), common.json)
-        }),
+        } => with_config(&common, |c| users::block(&c, &id, pu, &reason, common.json)),
         Command::Unblock { id, common } => {
             with_config(&common, |c| users::unblock(&c, &id, common.json))
         }

@@ -1,4 +1,4 @@
-//! `namespace list | diff | promote | retire | dump`.
+//! `namespace list | diff | promote | retire | dump`: commands about namespaces.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use nearshore_redis::RedisStore;
 /// Subcommands of `namespace`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Print all namespaces: which is served, how far each is.
+    /// Print all namespaces: which one is served, and how far behind each is.
     #[command(
         after_help = "Examples:\n  nearshore namespace list\n  nearshore namespace list --json | jq -r .namespace"
     )]
@@ -30,51 +30,51 @@ pub enum Command {
         after_help = "Examples:\n  nearshore namespace diff main next\n  nearshore namespace diff main next --all --html diff.html"
     )]
     Diff {
-        /// The one that is served, say.
+        /// First namespace, for example the one that is served.
         a: String,
-        /// The one that may take its place.
+        /// Second namespace, for example the one to be promoted.
         b: String,
-        /// Users of each that are looked at.
+        /// Users compared in each namespace.
         #[arg(long, default_value_t = 2000)]
         sample: u64,
-        /// Look at all users.
+        /// Take all users instead of a sample.
         #[arg(long, conflicts_with = "sample")]
         all: bool,
-        /// Write a page, too.
+        /// Also write the comparison to this file as an HTML page.
         #[arg(long, value_name = "FILE")]
         html: Option<PathBuf>,
         #[command(flatten)]
         common: Common,
     },
-    /// Make a namespace the served one, if it is good enough; the one that was is fed on.
+    /// Serve another namespace, if all checks pass; the previous one is still fed.
     #[command(
-        after_help = "Examples:\n  nearshore namespace promote next\n  nearshore namespace promote main --force      # go back at once"
+        after_help = "Examples:\n  nearshore namespace promote next\n  nearshore namespace promote main --force      # back to the previous one at once"
     )]
     Promote {
-        /// The namespace.
+        /// Namespace to serve.
         namespace: String,
-        /// Whatever the checks say.
+        /// Promote even if a check fails.
         #[arg(long)]
         force: bool,
-        /// Most records that its ingest may have still to do.
+        /// Most records that its ingest group may not have folded yet.
         #[arg(long, default_value_t = 1000)]
         lag_max: u64,
-        /// Largest share of users whose list trails or is missing, beyond the share in the served namespace
+        /// Largest share of users whose list trails or is missing, in addition to that share in the served namespace.
         #[arg(long, default_value_t = 0.01)]
         unserved_max: f64,
-        /// Users looked at.
+        /// Users sampled in each namespace.
         #[arg(long, default_value_t = 10_000)]
         sample: u64,
-        /// Look at all users.
+        /// Take all users instead of a sample.
         #[arg(long, conflicts_with = "sample")]
         all: bool,
         #[command(flatten)]
         common: Common,
     },
-    /// Delete a namespace that is neither served nor fed, in small steps.
+    /// Delete a namespace that is neither served nor fed, a few keys at a time.
     #[command(after_help = "Examples:\n  nearshore namespace retire old")]
     Retire {
-        /// The namespace.
+        /// Namespace to delete.
         namespace: String,
         #[command(flatten)]
         common: Common,
@@ -84,7 +84,7 @@ pub enum Command {
         after_help = "Examples:\n  nearshore namespace dump next > next.jsonl     # its sha256sum is the digest\n  nearshore namespace dump next --digest"
     )]
     Dump {
-        /// The namespace.
+        /// Namespace to dump.
         namespace: String,
         /// Print only the digest.
         #[arg(long)]
@@ -108,11 +108,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
             common,
         } => with_config(&common, |config| {
             let sample = (!all).then_some(sample);
-            block_on(diff(
-                &config,
-                (&a, &b),
-                (sample, html.as_ref(), common.json),
-            ))
+            block_on(diff(&config, &a, &b, sample, html.as_ref(), common.json))
         }),
         Command::Promote {
             namespace,
@@ -122,29 +118,29 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
             sample,
             all,
             common,
-        } => with(&common, &namespace, |config| {
+        } => with_namespace(&common, &namespace, |config| {
             let bounds = Bounds {
                 lag: lag_max,
                 unserved: unserved_max,
                 sample: (!all).then_some(sample),
             };
-            block_on(promote(&config, (&bounds, force), common.json))
+            block_on(promote(&config, &bounds, force, common.json))
         }),
-        Command::Retire { namespace, common } => with(&common, &namespace, |config| {
+        Command::Retire { namespace, common } => with_namespace(&common, &namespace, |config| {
             block_on(retire(&config, common.json))
         }),
         Command::Dump {
             namespace,
             digest,
             common,
-        } => with(&common, &namespace, |config| {
+        } => with_namespace(&common, &namespace, |config| {
             block_on(dump(&config, digest, common.json))
         }),
     }
 }
 
-/// Runs a command about one namespace, or exits with 2 if that is no name.
-fn with(
+/// Runs a command about one namespace; exit code 2 if the name is not valid.
+fn with_namespace(
     common: &Common,
     namespace: &str,
     then: impl FnOnce(Config) -> anyhow::Result<ExitCode>,
@@ -164,7 +160,7 @@ fn store(config: &Config) -> anyhow::Result<RedisStore> {
 async fn list(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     let all = namespace::list(config, &store(config)?).await?;
     if all.is_empty() && !json {
-        eprintln!("no namespace was ever filled");
+        eprintln!("there is no namespace yet; `nearshore run` or `nearshore backfill` fills one");
     }
     for listing in &all {
         match json {
@@ -199,27 +195,32 @@ fn line(listing: &Listing) -> String {
 
 async fn diff(
     config: &Config,
-    (a, b): (&str, &str),
-    (sample, html, json): (Option<u64>, Option<&PathBuf>, bool),
+    a: &str,
+    b: &str,
+    sample: Option<u64>,
+    html: Option<&PathBuf>,
+    json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let found = namespace::diff(&store(config)?, (a, b), sample).await?;
+    let difference = namespace::diff(&store(config)?, a, b, sample).await?;
     if let Some(path) = html {
-        std::fs::write(path, found.html()?).with_context(|| path.display().to_string())?;
+        std::fs::write(path, difference.html()?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     match json {
-        true => println!("{}", serde_json::to_string(&found)?),
-        false => print!("{}", found.text()),
+        true => println!("{}", serde_json::to_string(&difference)?),
+        false => print!("{}", difference.text()),
     }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn promote(
     config: &Config,
-    (bounds, force): (&Bounds, bool),
+    bounds: &Bounds,
+    force: bool,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
     let ns = &config.namespace;
-    let (checks, promoted) = namespace::promote(config, &store(config)?, (bounds, force)).await?;
+    let (checks, promoted) = namespace::promote(config, &store(config)?, bounds, force).await?;
     if json {
         println!(
             "{}",
@@ -231,12 +232,14 @@ async fn promote(
             println!("{mark} {:<16} {}", check.check, check.found);
         }
         match (promoted, checks.is_empty()) {
-            (true, true) => println!("{ns} is served already"),
+            (true, true) => println!("namespace {ns} is already served"),
             (true, false) => println!(
-                "{ns} is served from now on; clients follow within {:?}",
+                "namespace {ns} is served now; clients follow within {:?}",
                 config.backfill.active_ttl
             ),
-            (false, _) => println!("{ns} is not promoted; --force does it all the same"),
+            (false, _) => println!(
+                "namespace {ns} is not promoted: a check failed; --force promotes it anyway"
+            ),
         }
     }
     Ok(match promoted {
@@ -247,12 +250,13 @@ async fn promote(
 
 async fn retire(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     let ns = &config.namespace;
-    let retired = namespace::retire(config, &store(config)?, |said| eprintln!("{said}")).await?;
+    let retired =
+        namespace::retire(config, &store(config)?, |message| eprintln!("{message}")).await?;
     if json {
         println!("{}", json!({"namespace": ns, "keys": retired.keys}));
     } else {
         println!(
-            "{ns} is gone: {} keys deleted\nits place in the log stays with its consumer group; to delete that, too:\n  \
+            "namespace {ns} is deleted: {} keys\nits consumer group still holds its positions; to delete the group too:\n  \
              kafka-consumer-groups.sh --bootstrap-server {} --delete --group {}",
             retired.keys,
             config.kafka.brokers,
@@ -273,14 +277,14 @@ async fn dump(config: &Config, digest: bool, json: bool) -> anyhow::Result<ExitC
             dump
         }
     };
-    let said = match json {
+    let result = match json {
         true => json!({"namespace": ns, "sha256": dump.digest, "users": dump.users, "cells": dump.cells}).to_string(),
         false if digest => dump.digest.clone(),
         false => format!("sha256 {} of {} users and {} cells", dump.digest, dump.users, dump.cells),
     };
     match digest {
-        true => println!("{said}"),
-        false => eprintln!("{said}"),
+        true => println!("{result}"),
+        false => eprintln!("{result}"),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,4 @@
-//! Commands about users and products: get, inspect, block, unblock.
+//! `get`, `inspect`, `block` and `unblock`: commands about one user or one product.
 
 use std::process::ExitCode;
 
@@ -20,12 +20,12 @@ pub(super) fn store(config: &Config) -> anyhow::Result<RedisStore> {
 
 pub(super) fn user_id(user: &str) -> anyhow::Result<UserId> {
     if user.is_empty() {
-        bail!("the user id is empty");
+        bail!("the user id is empty; give an id");
     }
     Ok(UserId(user.into()))
 }
 
-/// What a client sees: the list of the active namespace, sold-out SKUs filtered; exit 1 if there is none.
+/// Prints the list that a client sees: of the active namespace, without sold-out SKUs; exit code 1 if there is none.
 pub fn get(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCode> {
     let user = user_id(user)?;
     block_on(async {
@@ -35,7 +35,9 @@ pub fn get(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCode> 
             .await?
             .unwrap_or_else(|| config.namespace.clone());
         let Some(list) = namespace::served(&store, &ns, &user).await? else {
-            eprintln!("no list for user {user} in namespace {ns}, nor a default fallback");
+            eprintln!(
+                "namespace {ns} has no list of user {user} and no default fallback; is `nearshore run` up?"
+            );
             return Ok(ExitCode::FAILURE);
         };
         if json {
@@ -69,14 +71,14 @@ fn text(list: &Document) -> String {
     out
 }
 
-/// How the list came about.
+/// Prints how the user's list was made; exit code 1 if nothing is stored of the user.
 pub fn inspect(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCode> {
     let user = user_id(user)?;
     block_on(async {
         let store = store(config)?;
         let inspector = namespace::Inspector::open(config, store).await?;
-        let Some(view) = inspector.look(&user).await? else {
-            eprintln!("nothing is known of user {user}");
+        let Some(view) = inspector.inspect(&user).await? else {
+            eprintln!("nothing is stored of user {user}");
             return Ok(ExitCode::FAILURE);
         };
         if json {
@@ -88,11 +90,12 @@ pub fn inspect(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCo
     })
 }
 
-/// Takes a product out for everyone.
+/// Takes a product off all lists.
 pub fn block(
     config: &Config,
     id: &str,
-    (pu, reason): (bool, &str),
+    pu: bool,
+    reason: &str,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
     block_on(async {
@@ -111,9 +114,9 @@ pub fn block(
             at: wall_clock(),
         };
         store.block(&block).await?;
-        say(json, &serde_json::to_value(&block)?, || {
+        print_result(json, &serde_json::to_value(&block)?, || {
             format!(
-                "{id} is out: {} SKUs, effective now for reads, within seconds for new lists",
+                "{id} is blocked: {} SKUs; reads leave it out now, new lists within seconds",
                 block.skus.len()
             )
         });
@@ -121,20 +124,20 @@ pub fn block(
     })
 }
 
-/// Undoes a block; exit 1 if there was none.
+/// Undoes a block; exit code 1 if there was none.
 pub fn unblock(config: &Config, id: &str, json: bool) -> anyhow::Result<ExitCode> {
     block_on(async {
         let store = store(config)?;
         let by = std::env::var("USER").unwrap_or_else(|_| "unknown".into());
-        let was = store.unblock(id, &by, wall_clock()).await?;
-        say(json, &json!({"id": id, "unblocked": was}), || {
-            if was {
-                format!("{id} is back, where in stock")
+        let was_blocked = store.unblock(id, &by, wall_clock()).await?;
+        print_result(json, &json!({"id": id, "unblocked": was_blocked}), || {
+            if was_blocked {
+                format!("{id} is unblocked; SKUs in stock are listed again")
             } else {
                 format!("{id} was not blocked")
             }
         });
-        Ok(if was {
+        Ok(if was_blocked {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
@@ -142,7 +145,8 @@ pub fn unblock(config: &Config, id: &str, json: bool) -> anyhow::Result<ExitCode
     })
 }
 
-pub(super) fn say(json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) {
+/// Prints a result: the value if JSON was asked for, or else the text.
+pub(super) fn print_result(json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) {
     if json {
         println!("{value}");
     } else {

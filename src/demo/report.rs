@@ -153,7 +153,7 @@ pub async fn show(
     ];
     for (user, known) in feed.three().iter().zip(known) {
         println!("\n━━ household {user}, known {known} ━━");
-        if let Some(view) = inspector.look(&UserId(user.as_str().into())).await? {
+        if let Some(view) = inspector.inspect(&UserId(user.as_str().into())).await? {
             print!("{}", view.text());
         }
     }

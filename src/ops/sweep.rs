@@ -1,7 +1,7 @@
-//! Asking for lists on the backfill lane: sweeps (whose list trails their state) and refreshes (as a person wishes).
+//! Requests lists on the backfill lane: for users whose list trails their state, or for those that a refresh selects.
 //!
-//! Invariant: what is asked for goes the way of every other request; asked twice, a list is made once, unless
-//! a person wants it made anew. One page of a scan at a time, so that whoever is killed goes on at a page.
+//! Invariant: these requests go the same way as all others; a list that is requested twice is made once, unless a
+//! refresh forces a new one. The store is scanned one page at a time, so that an interrupted sweep resumes at a page.
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -27,29 +27,30 @@ use nearshore_kafka::Producer;
 /// Requests per acknowledged write.
 const PAGE: usize = 500;
 
-/// Users remembered in one scan, which may show a user twice; beyond it a request may be doubled, to no effect.
+/// Users remembered during one scan, which may return a user twice. Beyond it a user may be requested twice; the list
+/// is still made once.
 const REMEMBERED: usize = 4_000_000;
 
-/// What a worker has at least to read changed counts, once it noticed them.
+/// The least time granted to a worker to read changed counts once it noticed them.
 const READ_MIN: Duration = Duration::from_secs(2);
 
-/// By when every worker has read counts that are written now, if it looks for changes so often.
-pub fn put_off(every: Duration) -> Duration {
+/// The time after which every worker has read counts that are written now, if it looks for changes every `every`.
+pub fn demand_read_delay(every: Duration) -> Duration {
     every + (every / 3).max(READ_MIN)
 }
 
 /// What a sweep or refresh did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Asked {
-    /// Users looked at; a user may be seen twice in a scan.
+pub struct RequestCounts {
+    /// Users scanned; a scan may return a user twice.
     pub seen: u64,
     /// Requests written.
     pub requested: u64,
 }
 
-/// Whose lists are to be made anew; everyone's by default.
+/// Selects the users whose lists a refresh makes anew; by default all users.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Wish {
+pub struct RefreshFilter {
     /// Only these users; everyone with a state if empty.
     pub users: Vec<UserId>,
     /// Only users of this arm.
@@ -60,65 +61,65 @@ pub struct Wish {
     pub older_than: Option<Duration>,
     /// Only lists that show this product, by id or name.
     pub pu: Option<String>,
-    /// Also over lists of a higher arm epoch.
+    /// Also replace lists of a higher arm epoch.
     pub force: bool,
 }
 
-/// Why lists are asked for.
+/// Why lists are requested.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Why {
-    /// They trail their states.
+pub enum Purpose {
+    /// The list trails the user's state.
     Sweep,
-    /// Somebody wishes it.
-    Refresh(Wish),
+    /// An operator asked for new lists of these users.
+    Refresh(RefreshFilter),
 }
 
-/// Who asks, page by page.
-pub struct Asker<'a, S> {
+/// Requests lists, page by page of a scan.
+pub struct ListRequester<'a, S> {
     store: &'a S,
     producer: &'a Producer,
     config: &'a Config,
     segments: Table,
     now: Timestamp,
-    put_off: Duration,
-    /// Hashes of users asked for; only looked up in.
-    asked: HashSet<u64>,
+    delay: Duration,
+    /// Hashes of the users whose lists were requested; only membership is read, never the order.
+    requested: HashSet<u64>,
 }
 
-impl<'a, S: Store> Asker<'a, S> {
-    /// One that has asked for nobody yet.
+impl<'a, S: Store> ListRequester<'a, S> {
+    /// A requester that has requested nothing yet.
     pub fn new(store: &'a S, producer: &'a Producer, config: &'a Config) -> Self {
         Self {
             store,
             producer,
             config,
-            // Segments are of the profile alone.
+            // Segments depend on the profile alone, so an empty catalogue is enough.
             segments: Table::compile(&[], &config.segments, &Catalogue::default()),
             now: wall_clock(),
-            put_off: Duration::ZERO,
-            asked: HashSet::new(),
+            delay: Duration::ZERO,
+            requested: HashSet::new(),
         }
     }
 
-    /// Whose lists are made no sooner than so long after they are asked for.
-    pub fn put_off(self, put_off: Duration) -> Self {
-        Self { put_off, ..self }
+    /// Makes all requests due this long after they are written.
+    pub fn delayed_by(self, delay: Duration) -> Self {
+        Self { delay, ..self }
     }
 
-    /// Asks for everyone concerned.
-    pub async fn all(&mut self, why: &Why) -> anyhow::Result<Asked> {
-        if let Why::Refresh(wish) = why
-            && !wish.users.is_empty()
+    /// Requests the lists of all users that `purpose` selects.
+    pub async fn all(&mut self, purpose: &Purpose) -> anyhow::Result<RequestCounts> {
+        if let Purpose::Refresh(filter) = purpose
+            && !filter.users.is_empty()
         {
-            let users = wish.users.clone();
-            return self.some(users, why).await;
+            let users = filter.users.clone();
+            return self.some(users, purpose).await;
         }
-        let mut sum = Asked::default();
+        let mut sum = RequestCounts::default();
         let mut cursor = None;
         loop {
-            let (asked, next) = self.page(why, cursor).await?;
-            sum.seen += asked.seen;
-            sum.requested += asked.requested;
+            let (counts, next) = self.page(purpose, cursor).await?;
+            sum.seen += counts.seen;
+            sum.requested += counts.requested;
             match next {
                 Some(next) => cursor = Some(next),
                 None => return Ok(sum),
@@ -126,35 +127,39 @@ impl<'a, S: Store> Asker<'a, S> {
         }
     }
 
-    /// One page of the scan, and the cursor of the next.
+    /// Requests lists for one page of the scan; returns the cursor of the next page, `None` after the last.
     pub async fn page(
         &mut self,
-        why: &Why,
+        purpose: &Purpose,
         cursor: Option<String>,
-    ) -> anyhow::Result<(Asked, Option<String>)> {
+    ) -> anyhow::Result<(RequestCounts, Option<String>)> {
         let (users, next) = self.store.scan(&self.config.namespace, cursor).await?;
-        Ok((self.some(users, why).await?, next))
+        Ok((self.some(users, purpose).await?, next))
     }
 
-    async fn some(&mut self, users: Vec<UserId>, why: &Why) -> anyhow::Result<Asked> {
+    async fn some(
+        &mut self,
+        users: Vec<UserId>,
+        purpose: &Purpose,
+    ) -> anyhow::Result<RequestCounts> {
         let seen = users.len() as u64;
         if users.is_empty() {
-            return Ok(Asked::default());
+            return Ok(RequestCounts::default());
         }
-        let wanted = match why {
-            Why::Sweep => trailing(self.store, self.config, users).await?,
-            Why::Refresh(wish) => self.wished(users, wish).await?,
+        let selected = match purpose {
+            Purpose::Sweep => trailing(self.store, self.config, users).await?,
+            Purpose::Refresh(filter) => self.matching(users, filter).await?,
         };
-        let fresh: Vec<UserId> = wanted
+        let new: Vec<UserId> = selected
             .into_iter()
             .filter(|user| self.is_new(user))
             .collect();
-        for page in fresh.chunks(PAGE) {
-            self.send(page, why).await?;
+        for page in new.chunks(PAGE) {
+            self.send(page, purpose).await?;
         }
-        Ok(Asked {
+        Ok(RequestCounts {
             seen,
-            requested: fresh.len() as u64,
+            requested: new.len() as u64,
         })
     }
 
@@ -162,65 +167,69 @@ impl<'a, S: Store> Asker<'a, S> {
         let mut hasher = DefaultHasher::new();
         user.0.hash(&mut hasher);
         let hash = hasher.finish();
-        if self.asked.len() >= REMEMBERED {
-            return !self.asked.contains(&hash);
+        if self.requested.len() >= REMEMBERED {
+            return !self.requested.contains(&hash);
         }
-        self.asked.insert(hash)
+        self.requested.insert(hash)
     }
 
-    async fn wished(&self, users: Vec<UserId>, wish: &Wish) -> Result<Vec<UserId>, store::Error> {
+    /// Those of `users` that the filter selects. It reads lists and states only if a condition needs them.
+    async fn matching(
+        &self,
+        users: Vec<UserId>,
+        filter: &RefreshFilter,
+    ) -> Result<Vec<UserId>, store::Error> {
         let ns = &self.config.namespace;
-        let lists = wish.pu.is_some() || wish.older_than.is_some();
-        let peeks = match lists {
+        let needs_lists = filter.pu.is_some() || filter.older_than.is_some();
+        let peeks = match needs_lists {
             true => self.store.peek(ns, &users).await?,
             false => vec![Peek::default(); users.len()],
         };
-        let helds = match wish.segment.is_some() {
+        let loaded = match filter.segment.is_some() {
             true => self.store.load(ns, &users).await?,
             false => vec![Held::default(); users.len()],
         };
-        let meant = |(user, (peek, held)): (UserId, (Peek, Held))| {
-            self.is_meant(&user, (&peek, &held), wish).then_some(user)
-        };
         Ok(users
             .into_iter()
-            .zip(peeks.into_iter().zip(helds))
-            .filter_map(meant)
+            .zip(peeks.into_iter().zip(loaded))
+            .filter(|(user, (peek, loaded))| self.matches(user, peek, loaded, filter))
+            .map(|(user, _)| user)
             .collect())
     }
 
-    fn is_meant(&self, user: &UserId, (peek, held): (&Peek, &Held), wish: &Wish) -> bool {
+    fn matches(&self, user: &UserId, peek: &Peek, loaded: &Held, filter: &RefreshFilter) -> bool {
         let config = self.config;
         let arms = arms_for(&config.namespace, &config.arms);
         let arm = || arm_of(&user.0, &config.arm_seed, &arms).map(|arm| arm.id.clone());
-        let profile = held.state.profile.as_ref().map(|known| &known.profile);
+        let profile = loaded.state.profile.as_ref().map(|known| &known.profile);
         let segment = || self.segments.segment(profile, self.now).to_owned();
         let list = peek.list.as_ref().filter(|list| list.claim > 0);
         let old = |limit: &Duration| list.is_none_or(|list| self.now.since(list.at) > *limit);
         let shows = |pu: &String| {
-            let shown = peek
+            let document = peek
                 .list
                 .as_ref()
                 .and_then(|list| Document::parse(&list.doc).ok());
-            shown.is_some_and(|doc| doc.pus.iter().any(|it| it.pu == *pu || it.name == *pu))
+            document.is_some_and(|doc| doc.pus.iter().any(|it| it.pu == *pu || it.name == *pu))
         };
-        wish.arm
+        filter
+            .arm
             .as_ref()
             .is_none_or(|wanted| arm().as_ref() == Some(wanted))
-            && wish
+            && filter
                 .segment
                 .as_ref()
                 .is_none_or(|wanted| segment() == *wanted)
-            && wish.older_than.as_ref().is_none_or(old)
-            && wish.pu.as_ref().is_none_or(shows)
+            && filter.older_than.as_ref().is_none_or(old)
+            && filter.pu.as_ref().is_none_or(shows)
     }
 
-    async fn send(&self, users: &[UserId], why: &Why) -> Result<(), log::Error> {
+    async fn send(&self, users: &[UserId], purpose: &Purpose) -> Result<(), log::Error> {
         let requests: Vec<Outgoing> = users
             .iter()
             .map(|user| {
-                let request = request(&self.config.namespace, user, why);
-                let due = request.due.after(self.put_off);
+                let request = request(&self.config.namespace, user, purpose);
+                let due = request.due.after(self.delay);
                 Request { due, ..request }
             })
             .map(|request| request_record(&self.config.topics, &request))
@@ -229,7 +238,7 @@ impl<'a, S: Store> Asker<'a, S> {
     }
 }
 
-/// Those whose list has not seen all of their state, or is of an older epoch than their arm's.
+/// Those users whose list has not seen all of their state, or has an older epoch than their arm.
 async fn trailing<S: Store>(
     store: &S,
     config: &Config,
@@ -242,7 +251,7 @@ async fn trailing<S: Store>(
         let status = peek.status();
         let arm = arm_of(&user.0, &config.arm_seed, &arms);
         let epoch = arm.map_or(0, |arm| arm.epoch);
-        need(&request(ns, user, &Why::Sweep), &[], (&status, epoch)) == Need::Claim
+        need(&request(ns, user, &Purpose::Sweep), &[], (&status, epoch)) == Need::Claim
     };
     let trailing: Vec<UserId> = page
         .into_iter()
@@ -257,11 +266,11 @@ async fn trailing<S: Store>(
         .collect())
 }
 
-fn request(ns: &str, user: &UserId, why: &Why) -> Request {
+fn request(ns: &str, user: &UserId, purpose: &Purpose) -> Request {
     let now = wall_clock();
-    let (reason, force) = match why {
-        Why::Sweep => (Reason::Sweep, false),
-        Why::Refresh(wish) => (Reason::Refresh, wish.force),
+    let (reason, force) = match purpose {
+        Purpose::Sweep => (Reason::Sweep, false),
+        Purpose::Refresh(filter) => (Reason::Refresh, filter.force),
     };
     Request {
         v: 1,

@@ -201,7 +201,7 @@ async fn spawn_http(
                     .await
                     .map_err(|e| e.to_string())?;
                 inspector
-                    .look(&UserId(user.as_str().into()))
+                    .inspect(&UserId(user.as_str().into()))
                     .await
                     .map_err(|e| e.to_string())
             }

@@ -1,18 +1,18 @@
-//! What a backfill would take: [`estimate`].
+//! Estimates what a backfill would need: [`estimate`].
 //!
-//! Invariant: nothing is written, no group is moved, and each figure says how it was come by. Compaction and
-//! transactions leave gaps in offsets, so records are at most so many.
+//! Invariant: nothing is written, no group's position changes, and each value says how it was estimated. Compaction and
+//! transactions leave gaps in offsets, so the number of records is an upper bound.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::plan::{Order, kept, span};
+use super::plan::{BackfillOrder, kept, span};
 use crate::config::Config;
 use crate::members::clock::wall_clock;
 use crate::members::generate::{GROUP, UserCost};
-use crate::ops::sweep::put_off;
+use crate::ops::sweep::demand_read_delay;
 use nearshore_core::ports::store::Namespaces;
 use nearshore_core::queue::replay::{Moment, Plan, Since};
 use nearshore_core::shop::arms::arms_for;
@@ -20,76 +20,77 @@ use nearshore_core::user::record::{Partition, Resume, Timestamp};
 use nearshore_kafka::{Admin, probe};
 use nearshore_redis::RedisStore;
 
-/// Records read to count users.
+/// Most records read to count users.
 const COUNTED: u64 = 200_000;
-/// Users whose keys are measured.
+/// Most users whose keys are measured.
 const MEASURED: usize = 200;
-/// Every so many-th shard of the counts is measured.
+/// One of this many shards of the counts is measured.
 const SHARDS_STEP: usize = 16;
-/// Records per second where no backfill was measured yet.
+/// Records per second, assumed where no backfill was measured yet.
 const RATE: f64 = 5_000.0;
-/// Bytes of a user where none can be measured: state, profile and list, as Redis keeps them.
+/// Bytes of a user in Redis (state, profile and list), assumed where none can be measured.
 const USER_BYTES: u64 = 6_000;
 
-/// What a person knows better.
+/// Rates that the operator gives; a rate that is not given is measured or assumed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Given {
+pub struct EstimateInput {
     /// Lists per second of all generate processes.
     pub lists_per_second: Option<f64>,
     /// Records per second of all backfill processes.
     pub records_per_second: Option<f64>,
 }
 
-/// A figure, and how it was come by.
+/// An estimated value, and how it was estimated.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Figure<T> {
-    /// The figure.
+pub struct Estimated<T> {
+    /// The value.
     pub value: T,
-    /// How it was come by.
+    /// How it was estimated.
     pub how: String,
 }
 
-fn figure<T>(value: T, how: impl Into<String>) -> Figure<T> {
-    Figure {
+fn estimated<T>(value: T, how: impl Into<String>) -> Estimated<T> {
+    Estimated {
         value,
         how: how.into(),
     }
 }
 
-/// What a backfill would take.
+/// What a backfill would need.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Estimate {
     /// Records to fold, at most.
-    pub records: Figure<u64>,
-    /// Users with events among them.
-    pub users: Figure<u64>,
-    /// Hours of one model, of all generate processes together.
-    pub model_hours: Option<Figure<f64>>,
-    /// Bytes that Redis needs more.
-    pub redis_bytes: Figure<u64>,
+    pub records: Estimated<u64>,
+    /// Users with events among these records.
+    pub users: Estimated<u64>,
+    /// Hours of model time, summed over all generate processes; `None` where no cost was measured yet.
+    pub model_hours: Option<Estimated<f64>>,
+    /// Bytes that Redis needs in addition.
+    pub redis_bytes: Estimated<u64>,
     /// Seconds of folding.
-    pub fold_seconds: Figure<f64>,
-    /// When all lists would be there, if it began now.
-    pub finished_at: Option<Figure<String>>,
+    pub fold_seconds: Estimated<f64>,
+    /// When all lists would be made, if it began now.
+    pub finished_at: Option<Estimated<String>>,
 }
 
-/// Looks at log and store, and reckons.
+/// Estimates from the log, the store and the measured costs.
 pub async fn estimate(
     config: &Config,
     store: &RedisStore,
-    (order, given): (&Order, Given),
+    order: &BackfillOrder,
+    input: EstimateInput,
 ) -> anyhow::Result<Estimate> {
     let from = order.from.as_deref().unwrap_or("earliest");
     let to = order.to.as_deref().unwrap_or("latest");
     let now = wall_clock();
-    let (starts, ends) = span(config, (from, to), now).await?;
+    let (starts, ends) = span(config, from, to, now).await?;
     let profiles: u64 = kept(config, &config.topics.profile_changes)
         .await?
         .iter()
         .map(|kept| u64::try_from(kept.end.0 - kept.begin.0).unwrap_or(0))
         .sum();
     let events = length(&starts, &ends);
-    let records = figure(
+    let records = estimated(
         events + profiles,
         format!(
             "{events} events and {profiles} profiles between offsets; fewer where compaction or transactions left gaps"
@@ -97,10 +98,10 @@ pub async fn estimate(
     );
     let users = users(config, &starts, &ends).await?;
     let redis_bytes = bytes(store, config, users.value).await?;
-    let fold_seconds = folding(store, records.value, given).await?;
-    let model_hours = hours(config, store, (users.value, given)).await?;
+    let fold_seconds = fold_time(store, records.value, input).await?;
+    let model_hours = model_time(config, store, users.value, input).await?;
     let finished_at = match &model_hours {
-        Some(hours) => Some(end(config, now, (&fold_seconds, hours, given)).await?),
+        Some(hours) => Some(end(config, now, &fold_seconds, hours, input).await?),
         None => None,
     };
     Ok(Estimate {
@@ -113,41 +114,43 @@ pub async fn estimate(
     })
 }
 
-/// What the lists cost: as given, or by what the arms' models took lately; `None` where nothing was measured yet.
-async fn hours(
+/// Model hours of the lists: by the given rate, or by the cost that generate processes measured last for each arm;
+/// `None` where a cost was not measured yet.
+async fn model_time(
     config: &Config,
     store: &RedisStore,
-    (users, given): (u64, Given),
-) -> anyhow::Result<Option<Figure<f64>>> {
-    if let Some(rate) = given.lists_per_second.filter(|rate| *rate > 0.0) {
-        let how = format!("{users} lists at {rate} a second, as given");
-        return Ok(Some(figure(users as f64 / rate / 3600.0, how)));
+    users: u64,
+    input: EstimateInput,
+) -> anyhow::Result<Option<Estimated<f64>>> {
+    if let Some(rate) = input.lists_per_second.filter(|rate| *rate > 0.0) {
+        let how = format!("{users} lists at {rate} per second, as given");
+        return Ok(Some(estimated(users as f64 / rate / 3600.0, how)));
     }
-    let noted = store.costs().await?;
+    let stored = store.costs().await?;
     let read = |text: &String| serde_json::from_str::<UserCost>(text).ok();
-    let known: BTreeMap<&str, UserCost> = noted
+    let measured: BTreeMap<&str, UserCost> = stored
         .iter()
         .filter_map(|(arm, text)| Some((arm.as_str(), read(text)?)))
         .collect();
     let arms = arms_for(&config.namespace, &config.arms);
-    let (mut shares, mut seconds, mut hows) = (0.0, 0.0, Vec::new());
+    let (mut shares, mut seconds, mut sources) = (0.0, 0.0, Vec::new());
     for arm in arms.iter().filter(|arm| arm.share > 0) {
-        // A new prompt for a model that is known costs about what the old one did.
-        let alike = || known.values().find(|cost| cost.model == arm.model);
-        let Some(cost) = known.get(arm.id.as_str()).or_else(alike) else {
+        // Another arm with the same model costs about the same.
+        let same_model = || measured.values().find(|cost| cost.model == arm.model);
+        let Some(cost) = measured.get(arm.id.as_str()).or_else(same_model) else {
             return Ok(None);
         };
         shares += f64::from(arm.share);
         seconds += f64::from(arm.share) * cost.seconds;
-        let own = known.contains_key(arm.id.as_str());
-        hows.push(format!(
-            "{:.4} s a list of {}{}, as measured at {} in batches of {:.1}",
+        let by_itself = measured.contains_key(arm.id.as_str());
+        sources.push(format!(
+            "{:.4} s per list of arm {}{}, measured at {} in batches of {:.1}",
             cost.seconds,
             arm.id,
-            if own {
+            if by_itself {
                 ""
             } else {
-                " (by another arm of its model)"
+                " (from another arm with the same model)"
             },
             Moment(cost.at),
             cost.batch
@@ -157,35 +160,38 @@ async fn hours(
         return Ok(None);
     }
     let hours = users as f64 * seconds / shares / 3600.0;
-    Ok(Some(figure(
+    Ok(Some(estimated(
         hours,
-        format!("{users} lists; {}", hows.join("; ")),
+        format!("{users} lists; {}", sources.join("; ")),
     )))
 }
 
-/// When all lists are there, if nothing else is to be done.
+/// When all lists are made, if the model has nothing else to do.
 async fn end(
     config: &Config,
     now: Timestamp,
-    (fold, hours, given): (&Figure<f64>, &Figure<f64>, Given),
-) -> anyhow::Result<Figure<String>> {
-    // What is given is the rate of all of them.
-    let workers = match given.lists_per_second {
+    fold_seconds: &Estimated<f64>,
+    model_hours: &Estimated<f64>,
+    input: EstimateInput,
+) -> anyhow::Result<Estimated<String>> {
+    // A given rate is that of all generate processes together.
+    let workers = match input.lists_per_second {
         Some(_) => 1,
         None => Admin::new(&config.kafka)?.members(GROUP).await?.max(1),
     };
-    let wait = put_off(config.demand.every);
-    let seconds = fold.value + wait.as_secs_f64() + hours.value * 3600.0 / workers as f64;
+    let wait = demand_read_delay(config.demand.every);
+    let seconds =
+        fold_seconds.value + wait.as_secs_f64() + model_hours.value * 3600.0 / workers as f64;
     let length = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-    let by = match given.lists_per_second {
+    let by = match input.lists_per_second {
         Some(_) => String::new(),
         None => format!(" by {workers} generate processes"),
     };
     let how = format!(
-        "folding, {} s until the counts are read, then lists{by} in every slot that live leaves idle; longer while live is busy",
+        "folding, {} s until the counts are read, then lists{by} whenever live leaves the model idle; later if live is busy",
         wait.as_secs()
     );
-    Ok(figure(Moment(now.after(length)).to_string(), how))
+    Ok(estimated(Moment(now.after(length)).to_string(), how))
 }
 
 fn length(starts: &Since, ends: &Since) -> u64 {
@@ -196,8 +202,8 @@ fn length(starts: &Since, ends: &Since) -> u64 {
     starts.iter().map(of).sum()
 }
 
-/// Users are spread over partitions by a hash, so one partition's keys stand for all.
-async fn users(config: &Config, starts: &Since, ends: &Since) -> anyhow::Result<Figure<u64>> {
+/// Users with events, estimated from one partition: a hash spreads users evenly over partitions.
+async fn users(config: &Config, starts: &Since, ends: &Since) -> anyhow::Result<Estimated<u64>> {
     let end = |partition: &Partition| ends.get(partition).copied().unwrap_or(Resume(0));
     let mut filled: Vec<(i64, Partition)> = starts
         .iter()
@@ -206,60 +212,63 @@ async fn users(config: &Config, starts: &Since, ends: &Since) -> anyhow::Result<
         .collect();
     filled.sort();
     let Some((_, partition)) = filled.get(filled.len() / 2).cloned() else {
-        return Ok(figure(0, "no events"));
+        return Ok(estimated(0, "no events"));
     };
     let start = starts.get(&partition).copied().unwrap_or(Resume(0));
     let to = end(&partition);
     let keys = probe::keys(&config.kafka, partition.clone(), start, to, COUNTED).await?;
     let count = keys.distinct * filled.len() as u64;
-    let scope = match keys.whole {
-        true => "whole",
-        false => "in part, so at least",
+    let read = match keys.whole {
+        true => format!("all {} records", keys.records),
+        false => format!("the first {} records, so a lower bound", keys.records),
     };
     let how = format!(
-        "{} different keys in {partition}, read {scope} ({} records), times {} partitions with events",
+        "{} different keys in {partition} ({read}), times {} partitions with events",
         keys.distinct,
-        keys.records,
         filled.len()
     );
-    Ok(figure(count, how))
+    Ok(estimated(count, how))
 }
 
-async fn bytes(store: &RedisStore, config: &Config, users: u64) -> anyhow::Result<Figure<u64>> {
+async fn bytes(store: &RedisStore, config: &Config, users: u64) -> anyhow::Result<Estimated<u64>> {
     let ns = store
         .active()
         .await?
         .unwrap_or_else(|| config.namespace.clone());
-    let (mut some, mut next) = store.scan(&ns, None).await?;
-    while let Some(cursor) = next.filter(|_| some.len() < MEASURED) {
+    let (mut users_measured, mut next) = store.scan(&ns, None).await?;
+    while let Some(cursor) = next.filter(|_| users_measured.len() < MEASURED) {
         let (more, after) = store.scan(&ns, Some(cursor)).await?;
-        some.extend(more);
+        users_measured.extend(more);
         next = after;
     }
-    some.truncate(MEASURED);
-    if some.is_empty() {
+    users_measured.truncate(MEASURED);
+    if users_measured.is_empty() {
         let how = format!(
-            "{USER_BYTES} a user: assumed, for no namespace is filled to be measured; counts beside that"
+            "{USER_BYTES} per user, assumed: no filled namespace can be measured; counts come in addition"
         );
-        return Ok(figure(users * USER_BYTES, how));
+        return Ok(estimated(users * USER_BYTES, how));
     }
-    let sum = store.bytes_of(&ns, &some).await?;
-    let each = sum / some.len() as u64;
+    let sum = store.bytes_of(&ns, &users_measured).await?;
+    let each = sum / users_measured.len() as u64;
     let shards: Vec<u8> = (0..=u8::MAX).step_by(SHARDS_STEP).collect();
     let counts = store.bytes_of_counts(&ns, &shards).await? * SHARDS_STEP as u64;
     let how = format!(
-        "{each} a user, by {} users of {ns}, and {counts} of counts, as {ns} has, by {} of its 256 shards",
-        some.len(),
+        "{each} per user, measured on {} users of {ns}, and {counts} for counts, measured on {} of the 256 shards of {ns}",
+        users_measured.len(),
         shards.len()
     );
-    Ok(figure(users * each + counts, how))
+    Ok(estimated(users * each + counts, how))
 }
 
-async fn folding(store: &RedisStore, records: u64, given: Given) -> anyhow::Result<Figure<f64>> {
-    if let Some(rate) = given.records_per_second.filter(|rate| *rate > 0.0) {
-        return Ok(figure(
+async fn fold_time(
+    store: &RedisStore,
+    records: u64,
+    input: EstimateInput,
+) -> anyhow::Result<Estimated<f64>> {
+    if let Some(rate) = input.records_per_second.filter(|rate| *rate > 0.0) {
+        return Ok(estimated(
             records as f64 / rate,
-            format!("{rate} records a second, as given"),
+            format!("{rate} records per second, as given"),
         ));
     }
     let mut last: Option<(Timestamp, String, f64)> = None;
@@ -277,13 +286,13 @@ async fn folding(store: &RedisStore, records: u64, given: Given) -> anyhow::Resu
         }
     }
     Ok(match last {
-        Some((_, ns, rate)) => figure(
+        Some((_, ns, rate)) => estimated(
             records as f64 / rate,
-            format!("{rate:.0} records a second, as the backfill of {ns} had"),
+            format!("{rate:.0} records per second, as measured in the backfill of {ns}"),
         ),
-        None => figure(
+        None => estimated(
             records as f64 / RATE,
-            format!("{RATE} records a second: assumed, for no backfill was measured yet"),
+            format!("{RATE} records per second, assumed: no backfill was measured yet"),
         ),
     })
 }

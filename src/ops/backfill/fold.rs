@@ -1,8 +1,8 @@
-//! Folding a stretch of a topic as one member of the namespace's group: [`catch_up`].
+//! Folds ranges of a topic as one member of the namespace's group: [`catch_up`].
 //!
-//! Invariant: nothing beyond the goal is folded, and the group's position never stands beyond what is folded: so a
-//! member may be killed anywhere, others may fold beside it, and whoever comes next goes on. It ends when
-//! every partition of the goal is done, whoever did it.
+//! Invariant: nothing beyond the goal is folded, and the group's position is never beyond what is folded. So a member
+//! may be killed anywhere, others may fold at the same time, and the next member resumes. It ends when every partition
+//! of the goal is done, by any member.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -20,25 +20,25 @@ use nearshore_core::queue::replay::{Goal, Since};
 use nearshore_core::user::record::{Partition, Resume};
 use nearshore_kafka::{Admin, probe};
 
-/// Without a record for so long, it is asked whether there is anything left, and how far the others are.
+/// Without a record for this long, a member asks whether any record is left, and how far the other members are.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// From one offset to another, per partition.
+/// Ranges of offsets, start to end, per partition.
 pub type Stretches = BTreeMap<Partition, (Resume, Resume)>;
 
-/// What a member must know beyond its own partitions.
+/// Answers what a member must know beyond its own partitions.
 pub trait Group: Send + Sync {
-    /// Where the group stands on the topic.
+    /// The group's committed positions on the topic.
     fn committed(&self) -> impl Future<Output = Result<Since, log::Error>> + Send;
 
-    /// Those stretches in which no record is left.
+    /// The partitions whose range holds no record.
     fn empty(
         &self,
         stretches: Stretches,
     ) -> impl Future<Output = Result<BTreeSet<Partition>, log::Error>> + Send;
 }
 
-/// The group on the broker.
+/// Asks the broker about the group.
 pub struct KafkaGroup<'a> {
     config: &'a Config,
     topic: &'a str,
@@ -46,7 +46,7 @@ pub struct KafkaGroup<'a> {
 }
 
 impl<'a> KafkaGroup<'a> {
-    /// The namespace's group, as far as it reads `topic`.
+    /// The namespace's group, on `topic` alone.
     pub fn new(config: &'a Config, topic: &'a str) -> Result<Self, log::Error> {
         Ok(Self {
             config,
@@ -67,9 +67,9 @@ impl Group for KafkaGroup<'_> {
     }
 }
 
-/// Who is told after each fold, and may make it wait.
+/// Called after each fold; may delay the next one.
 pub trait Watch: Send {
-    /// So much was done, so much is left.
+    /// `tally` was folded; `goal` says what is left.
     fn folded(
         &mut self,
         goal: &Goal,
@@ -77,19 +77,19 @@ pub trait Watch: Send {
     ) -> impl Future<Output = anyhow::Result<()>> + Send;
 }
 
-/// Folds until the goal is reached; false if it was cancelled before. The member's log reads the goal's topic.
+/// Folds until the goal is reached; false if it was cancelled before. The log of `member` must read the goal's topic.
 pub async fn catch_up<L: Log, S: Store>(
     member: &mut Ingest<L, S>,
     goal: &mut Goal,
     (group, watch): (&impl Group, &mut impl Watch),
     cancel: &CancellationToken,
 ) -> anyhow::Result<bool> {
-    let mut own = BTreeSet::new();
+    let mut assigned = BTreeSet::new();
     let mut commits = tokio::time::interval(COMMIT_EVERY);
-    let mut heard = Instant::now();
-    look(member, goal, (group, &own)).await?;
+    let mut last_record = Instant::now();
+    update_goal(member, goal, group, &assigned).await?;
     while !goal.reached() {
-        // Each arm is cancel-safe: a delivery not taken is there at the next turn.
+        // Each arm is cancel-safe: a delivery that is not taken now is delivered at the next turn.
         tokio::select! {
             biased;
             () = cancel.cancelled() => {
@@ -98,32 +98,33 @@ pub async fn catch_up<L: Log, S: Store>(
             }
             _ = commits.tick() => {
                 commit_softly(member.commit().await)?;
-                if heard.elapsed() >= QUIET {
-                    look(member, goal, (group, &own)).await?;
-                    heard = Instant::now();
-                    told(watch, goal, (Tally::default(), cancel)).await?;
+                if last_record.elapsed() >= QUIET {
+                    update_goal(member, goal, group, &assigned).await?;
+                    last_record = Instant::now();
+                    notify(watch, goal, Tally::default(), cancel).await?;
                 }
             }
             delivery = member.log().next() => {
-                heard = Instant::now();
+                last_record = Instant::now();
                 let (batches, rest) = gather(member.log(), delivery?).await?;
                 let tally = fold(member, goal, batches, cancel).await?;
                 if let Some(rest) = rest {
-                    follow(member, &mut own, rest).await?;
+                    apply(member, &mut assigned, rest).await?;
                 }
-                told(watch, goal, (tally, cancel)).await?;
+                notify(watch, goal, tally, cancel).await?;
             }
         }
     }
-    settle(member, cancel).await?;
+    commit_all(member, cancel).await?;
     Ok(true)
 }
 
-/// Tells the watch, which may make us wait, but not beyond a cancellation.
-async fn told(
+/// Notifies the watch. It may delay this member, but not beyond a cancellation.
+async fn notify(
     watch: &mut impl Watch,
     goal: &Goal,
-    (tally, cancel): (Tally, &CancellationToken),
+    tally: Tally,
+    cancel: &CancellationToken,
 ) -> anyhow::Result<()> {
     tokio::select! {
         outcome = watch.folded(goal, tally) => outcome,
@@ -131,8 +132,8 @@ async fn told(
     }
 }
 
-/// Commits for good: whoever follows on starts behind what is folded.
-async fn settle<L: Log, S: Store>(
+/// Commits until Kafka accepts it, so that the next member starts after what is folded.
+async fn commit_all<L: Log, S: Store>(
     member: &mut Ingest<L, S>,
     cancel: &CancellationToken,
 ) -> anyhow::Result<()> {
@@ -140,13 +141,13 @@ async fn settle<L: Log, S: Store>(
         if !error.retry() || cancel.is_cancelled() {
             return Err(error.into());
         }
-        tracing::warn!(%error, "commit will be tried again");
+        tracing::warn!(%error, "commit failed; next try in {COMMIT_EVERY:?}");
         tokio::time::sleep(COMMIT_EVERY).await;
     }
     Ok(())
 }
 
-/// Folds what is before the goal, and notes how far that is.
+/// Folds the records before the goal, and notes in `goal` how far that is.
 async fn fold<L: Log, S: Store>(
     member: &mut Ingest<L, S>,
     goal: &mut Goal,
@@ -160,22 +161,22 @@ async fn fold<L: Log, S: Store>(
         }
     }
     batches.retain(|batch| !batch.records.is_empty());
-    // No probe asks a backfill whether it is ready; the log line and the metrics say that it waits.
+    // A backfill serves no readiness probe. A log line and metrics say that it waits for the dlq.
     let dlq = Ready::default().gate("dlq-backfill");
     let rewound = member.rewound();
     let tally = fold_all(member, &batches, &dlq, cancel).await?;
     if member.rewound() != rewound {
         commit_softly(member.commit().await)?;
         anyhow::bail!(
-            "Redis lost writes meanwhile; run it again, and it goes on from what is left"
+            "Redis lost acknowledged writes during the backfill; run it again to fold those records once more"
         );
     }
     if cancel.is_cancelled() {
-        // It may have broken off in the middle: nothing is noted, and the next member folds it again.
+        // Folding may have stopped in the middle: nothing is noted, and the next member folds it again.
         return Ok(tally);
     }
     if let Some(partition) = member.stopped().iter().next() {
-        anyhow::bail!("{partition} cannot be folded any further; the line above says why");
+        anyhow::bail!("folding of {partition} stopped; the log line above says why");
     }
     for batch in &batches {
         if let Some(last) = batch.records.last() {
@@ -183,13 +184,13 @@ async fn fold<L: Log, S: Store>(
         }
     }
     for partition in ends {
-        reach(member, goal, &partition);
+        mark_done(member, goal, &partition);
     }
     Ok(tally)
 }
 
-/// Nothing of a partition is left before its end.
-fn reach<L: Log, S: Store>(member: &mut Ingest<L, S>, goal: &mut Goal, partition: &Partition) {
+/// Marks a partition as done: no record is left before its end.
+fn mark_done<L: Log, S: Store>(member: &mut Ingest<L, S>, goal: &mut Goal, partition: &Partition) {
     let end = goal.end(partition);
     if goal.places().contains_key(partition) {
         member.pass(partition, end);
@@ -197,48 +198,50 @@ fn reach<L: Log, S: Store>(member: &mut Ingest<L, S>, goal: &mut Goal, partition
     }
 }
 
-async fn follow<L: Log, S: Store>(
+async fn apply<L: Log, S: Store>(
     member: &mut Ingest<L, S>,
-    own: &mut BTreeSet<Partition>,
+    assigned: &mut BTreeSet<Partition>,
     delivery: Delivery,
 ) -> anyhow::Result<()> {
     count_rebalance(&delivery);
     match delivery {
         Delivery::Assigned(partitions) => {
             member.assigned(&partitions);
-            own.extend(partitions);
+            assigned.extend(partitions);
         }
         Delivery::Revoked { partitions, lost } => {
             if !lost {
                 commit_softly(member.commit().await)?;
             }
             member.revoked(&partitions);
-            own.retain(|partition| !partitions.contains(partition));
+            assigned.retain(|partition| !partitions.contains(partition));
         }
         Delivery::Batch(_) => {}
     }
     Ok(())
 }
 
-/// How far the others are, and whether our own partitions end in nothing but gaps.
-async fn look<L: Log, S: Store>(
+/// Updates the goal with the positions of other members, and with assigned partitions that hold only gaps up to their
+/// end.
+async fn update_goal<L: Log, S: Store>(
     member: &mut Ingest<L, S>,
     goal: &mut Goal,
-    (group, own): (&impl Group, &BTreeSet<Partition>),
+    group: &impl Group,
+    assigned: &BTreeSet<Partition>,
 ) -> anyhow::Result<()> {
     for (partition, at) in group.committed().await? {
         goal.passed(&partition, at);
     }
-    let stretches: Stretches = goal
+    let ranges: Stretches = goal
         .behind()
-        .filter(|(partition, _)| own.contains(*partition))
+        .filter(|(partition, _)| assigned.contains(*partition))
         .map(|(partition, next)| (partition.clone(), (next, goal.end(partition))))
         .collect();
-    if stretches.is_empty() {
+    if ranges.is_empty() {
         return Ok(());
     }
-    for partition in group.empty(stretches).await? {
-        reach(member, goal, &partition);
+    for partition in group.empty(ranges).await? {
+        mark_done(member, goal, &partition);
     }
     Ok(())
 }

@@ -1,17 +1,17 @@
-//! A replay as a process: plan, place, fold profiles, fold events, sweep.
+//! Fills a namespace from the log in stages: make a plan, place the group, fold profiles, fold events, sweep.
 //!
-//! Invariant: each stage may be broken off anywhere and entered again, and several processes may fold side by
-//! side; the one that moves the plan to the sweep does the sweep. It gives way to live: while a generate
-//! process says that live is behind its objective, nothing is folded.
+//! Invariant: each stage may be interrupted anywhere and started again, and several processes may fold at once; the
+//! process that moves the plan to the sweep does the sweep. Live traffic goes first: while a generate process says that
+//! live is behind its objective, a backfill folds nothing.
 
 mod estimate;
 mod fold;
 mod plan;
 
-pub use estimate::{Estimate, Figure, Given, estimate};
+pub use estimate::{Estimate, EstimateInput, Estimated, estimate};
 pub use fold::{Group, KafkaGroup, Stretches, Watch, catch_up};
 pub(crate) use plan::place;
-pub use plan::{Book, Order, Progress};
+pub use plan::{BackfillOrder, PlanStore, Progress};
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -27,7 +27,7 @@ use crate::config::Config;
 use crate::members::ingest::{self, Ingest, Now, Tally};
 use crate::members::loops::wait_ready;
 use crate::members::snapshot::SnapshotLoader;
-use crate::ops::sweep::{Asker, Why, put_off};
+use crate::ops::sweep::{ListRequester, Purpose, demand_read_delay};
 use crate::run::{Roles, loader_settings, stamped_by_broker};
 use nearshore_core::ports::log::Log;
 use nearshore_core::ports::store::Namespaces;
@@ -36,107 +36,103 @@ use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_kafka::{KafkaLog, Producer};
 use nearshore_redis::RedisStore;
 
-/// How often progress is told, and written down.
-const TELL_EVERY: Duration = Duration::from_secs(1);
-const WRITE_EVERY: Duration = Duration::from_secs(5);
-/// How often it is asked whether live is behind.
-const ASK_EVERY: Duration = Duration::from_secs(1);
-/// Over which time the rate is reckoned.
-const RATE_OVER: f64 = 10.0;
+/// How often progress is reported.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// How often totals are saved in the plan.
+const SAVE_EVERY: Duration = Duration::from_secs(5);
+/// How often Redis is asked whether live is behind.
+const LIVE_CHECK_EVERY: Duration = Duration::from_secs(1);
+/// Seconds over which the rate is smoothed.
+const RATE_WINDOW: f64 = 10.0;
 
-/// How a replay ended.
+/// How a backfill ended.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Outcome {
-    /// The plan as it stands.
+pub struct BackfillOutcome {
+    /// The plan at the end of this process.
     pub plan: Plan,
-    /// Whether it was done before, and nothing was to be done.
+    /// Whether the plan was done before, so that this process had nothing to do.
     pub was_done: bool,
     /// Whether another process does the sweep.
     pub left_to_another: bool,
-    /// False: it was asked to stop, and goes on when started again.
+    /// False if the process was asked to stop; the next start resumes.
     pub finished: bool,
 }
 
-/// Fills a namespace from the log, or goes on filling it; `tell` is told how far it is about once a second.
+/// Fills a namespace from the log, or resumes filling it; calls `report` about once a second.
 pub async fn backfill(
     config: Arc<Config>,
-    order: &Order,
-    (cancel, mut tell): (CancellationToken, impl FnMut(&Progress) + Send),
-) -> anyhow::Result<Outcome> {
+    order: &BackfillOrder,
+    cancel: CancellationToken,
+    mut report: impl FnMut(&Progress) + Send,
+) -> anyhow::Result<BackfillOutcome> {
     let store = RedisStore::new(config.redis.clone()).context("redis.url")?;
     store
         .ready()
         .await
         .context("redis; see `nearshore check`")?;
     store.check_layout().await.context("redis")?;
-    let (mut book, new) = Book::open(&config, store.clone(), order).await?;
-    let mut outcome = Outcome {
-        plan: book.plan().clone(),
-        was_done: !new && book.plan().stage == Stage::Done,
+    let (mut plans, new) = PlanStore::open(&config, store.clone(), order).await?;
+    let mut outcome = BackfillOutcome {
+        plan: plans.plan().clone(),
+        was_done: !new && plans.plan().stage == Stage::Done,
         left_to_another: false,
         finished: true,
     };
     if outcome.was_done {
         return Ok(outcome);
     }
-    // A process that starts at the sweep takes it over: whoever began it is gone.
-    let mut sweeps = book.plan().stage == Stage::Sweep;
-    let mut snapshot = Shelf::open(&config, &store, &cancel).await?;
-    if book.plan().stage == Stage::Placing {
-        place(&config, &book.plan().starts).await?;
-        book.enter(Stage::Profiles).await?;
+    // A process that starts at the sweep takes it over: the process that began it has ended.
+    let mut sweeps = plans.plan().stage == Stage::Sweep;
+    let mut catalogue = CatalogueTask::start(&config, &store, &cancel).await?;
+    if plans.plan().stage == Stage::Placing {
+        place(&config, &plans.plan().starts).await?;
+        plans.enter(Stage::Profiles).await?;
     }
-    let topics = [
-        (
-            Stage::Profiles,
-            Stage::Events,
-            config.topics.profile_changes.clone(),
-        ),
-        (
-            Stage::Events,
-            Stage::Sweep,
-            config.topics.user_events.clone(),
-        ),
-    ];
-    for (stage, next, topic) in topics {
-        if book.plan().stage > stage {
+    let topics = &config.topics;
+    for (stage, next, topic) in [
+        (Stage::Profiles, Stage::Events, &topics.profile_changes),
+        (Stage::Events, Stage::Sweep, &topics.user_events),
+    ] {
+        if plans.plan().stage > stage {
             continue;
         }
-        let mut meter = Meter::new(&config, &store, (stage, &mut book, &mut tell));
+        let mut meter = Meter::new(&config, &store, stage, &mut plans, &mut report);
         let folded = fold(
             &config,
-            (&store, &snapshot.snapshot),
-            (&topic, &mut meter),
+            &store,
+            &catalogue.snapshot,
+            topic,
+            &mut meter,
             &cancel,
         )
         .await;
-        meter.write().await?;
+        meter.save().await?;
         outcome.finished = folded?;
         if !outcome.finished {
-            outcome.plan = book.plan().clone();
+            outcome.plan = plans.plan().clone();
             return Ok(outcome);
         }
-        let moved = book.enter(next).await?;
-        sweeps |= moved && next == Stage::Sweep;
+        let entered = plans.enter(next).await?;
+        sweeps |= entered && next == Stage::Sweep;
     }
-    snapshot.close().await;
-    outcome.left_to_another = !sweeps && book.plan().stage == Stage::Sweep;
+    catalogue.close().await;
+    outcome.left_to_another = !sweeps && plans.plan().stage == Stage::Sweep;
     if sweeps {
-        outcome.finished = sweep(&config, &store, (&mut book, &mut tell), &cancel).await?;
+        outcome.finished = sweep(&config, &store, &mut plans, &mut report, &cancel).await?;
     }
-    outcome.plan = book.plan().clone();
+    outcome.plan = plans.plan().clone();
     Ok(outcome)
 }
 
-/// The shop that folding judges by: kept up to date beside it.
-struct Shelf {
+/// The serving snapshot that folding needs, and the task that keeps it up to date.
+struct CatalogueTask {
     snapshot: Arc<ArcSwap<Snapshot>>,
     tasks: JoinSet<anyhow::Result<()>>,
     stop: CancellationToken,
 }
 
-impl Shelf {
-    async fn open(
+impl CatalogueTask {
+    async fn start(
         config: &Config,
         store: &RedisStore,
         cancel: &CancellationToken,
@@ -146,7 +142,7 @@ impl Shelf {
             generate: false,
         };
         let settings = crate::members::snapshot::LoaderSettings {
-            // Its own counts move with every record; a first fallback may be a few hours old.
+            // The backfill changes its counts with every record; a first fallback may be a few hours old.
             demand_every: Duration::from_secs(3600),
             ..loader_settings(config, roles)
         };
@@ -176,13 +172,15 @@ impl Shelf {
 /// Folds one topic to the plan's end; false if it was cancelled before.
 async fn fold(
     config: &Config,
-    (store, snapshot): (&RedisStore, &Arc<ArcSwap<Snapshot>>),
-    (topic, meter): (&str, &mut impl Meters),
+    store: &RedisStore,
+    snapshot: &Arc<ArcSwap<Snapshot>>,
+    topic: &str,
+    meter: &mut impl PlanWatch,
     cancel: &CancellationToken,
 ) -> anyhow::Result<bool> {
     let (plan, ns) = (meter.plan().clone(), config.namespace.clone());
     let mut goal = plan.goal(topic);
-    let others = KafkaGroup::new(config, topic)?;
+    let group = KafkaGroup::new(config, topic)?;
     let name = ingest::group(&ns);
     let log = KafkaLog::join(&config.kafka, &name, &[topic]).context("kafka")?;
     let now = match stamped_by_broker(config).await {
@@ -202,7 +200,7 @@ async fn fold(
         complete_since: plan.complete_since.clone(),
     };
     let mut member = Ingest::new(log, store.clone(), snapshot.clone(), settings);
-    let reached = catch_up(&mut member, &mut goal, (&others, meter), cancel).await;
+    let reached = catch_up(&mut member, &mut goal, (&group, meter), cancel).await;
     let log = member.into_log();
     let lost = log.health().lost();
     log.close().await;
@@ -210,31 +208,32 @@ async fn fold(
     reached
 }
 
-/// Asks for the lists of all users whose list trails; false if it was cancelled before the end.
+/// Requests the lists of all users whose list trails their state; false if it was cancelled before the end.
 async fn sweep(
     config: &Config,
     store: &RedisStore,
-    (book, tell): (&mut Book<RedisStore>, &mut (impl FnMut(&Progress) + Send)),
+    plans: &mut PlanStore<RedisStore>,
+    report: &mut (impl FnMut(&Progress) + Send),
     cancel: &CancellationToken,
 ) -> anyhow::Result<bool> {
     let producer = Producer::new(&config.kafka)?;
-    // Every worker has read the counts that were just folded before it makes the first of these lists: demand of a
-    // moment before would make lists that nobody can make again.
-    let put_off = put_off(config.demand.every);
-    let mut asker = Asker::new(store, &producer, config).put_off(put_off);
-    let mut told = Instant::now();
+    // Every worker reads the counts that were just folded before it makes the first of these lists. A list made with
+    // earlier demand could not be reproduced.
+    let delay = demand_read_delay(config.demand.every);
+    let mut requester = ListRequester::new(store, &producer, config).delayed_by(delay);
+    let mut reported_at = Instant::now();
     loop {
         if cancel.is_cancelled() {
             return Ok(false);
         }
-        let cursor = book.plan().cursor.clone();
-        let (asked, next) = match asker.page(&Why::Sweep, cursor.clone()).await {
+        let cursor = plans.plan().cursor.clone();
+        let (counts, next) = match requester.page(&Purpose::Sweep, cursor.clone()).await {
             Ok(page) => page,
-            // Primaries changed while it swept: whoever was asked for already is known here.
+            // The primaries changed during the scan. The requester remembers whose lists it has requested.
             Err(error) if cursor.is_some() => {
-                tracing::warn!(%error, "the sweep starts over");
-                book.change(|plan| plan.cursor = None).await?;
-                tokio::time::sleep(ASK_EVERY).await;
+                tracing::warn!(%error, "sweep: reading a page failed; starting over from the first page");
+                plans.change(|plan| plan.cursor = None).await?;
+                tokio::time::sleep(LIVE_CHECK_EVERY).await;
                 continue;
             }
             Err(error) => return Err(error),
@@ -244,16 +243,17 @@ async fn sweep(
         } else {
             Stage::Done
         };
-        book.change(|plan| {
-            plan.totals.users += asked.seen;
-            plan.totals.requested += asked.requested;
-            plan.cursor = next.clone();
-            plan.stage = stage;
-        })
-        .await?;
-        if told.elapsed() >= TELL_EVERY || stage == Stage::Done {
-            told = Instant::now();
-            tell(&progress_of_sweep(book.plan()));
+        plans
+            .change(|plan| {
+                plan.totals.users += counts.seen;
+                plan.totals.requested += counts.requested;
+                plan.cursor = next.clone();
+                plan.stage = stage;
+            })
+            .await?;
+        if reported_at.elapsed() >= REPORT_EVERY || stage == Stage::Done {
+            reported_at = Instant::now();
+            report(&progress_of_sweep(plans.plan()));
         }
         if stage == Stage::Done {
             return Ok(true);
@@ -267,50 +267,57 @@ fn progress_of_sweep(plan: &Plan) -> Progress {
         done: plan.totals.users,
         all: 0,
         rate: 0.0,
-        left: None,
+        time_left: None,
         users: plan.totals.users,
         lists: plan.totals.requested,
-        held: false,
+        waiting: false,
     }
 }
 
-/// A watch that knows the plan.
-trait Meters: Watch {
+/// A [`Watch`] that knows the plan.
+trait PlanWatch: Watch {
     fn plan(&self) -> &Plan;
-    /// So many records were deleted before they were read.
+    /// Notes that the broker deleted this many records before they were read.
     async fn lost(&mut self, records: u64) -> anyhow::Result<()>;
 }
 
-/// Counts, tells, writes down, and brakes.
+/// Counts what was folded, reports and saves it, and slows folding down.
 struct Meter<'a, T> {
     store: RedisStore,
     /// Most records per second; 0 = no limit.
     limit: f64,
     stage: Stage,
-    book: &'a mut Book<RedisStore>,
-    tell: &'a mut T,
+    plans: &'a mut PlanStore<RedisStore>,
+    report: &'a mut T,
     started: Instant,
     /// Records of this process, for the limit.
     records: u64,
-    /// Not written down yet.
-    fresh: Tally,
-    fold_ms: u64,
-    /// Since when it folds, unbraked.
-    going: Instant,
+    /// Counts that are not yet saved in the plan.
+    unsaved: Tally,
+    /// Milliseconds of folding that are not yet saved in the plan.
+    unsaved_ms: u64,
+    /// Start of the fold under way; waiting is not part of it.
+    fold_start: Instant,
+    /// Records of this stage when this process began.
     all: u64,
+    /// Records per second, smoothed.
     rate: f64,
-    mark: (Instant, u64),
-    told: Instant,
-    written: Instant,
-    asked: Option<Instant>,
-    held: bool,
+    /// When the rate was last updated, and how many records were left then.
+    rate_sample: (Instant, u64),
+    reported_at: Instant,
+    saved_at: Instant,
+    live_checked_at: Option<Instant>,
+    /// Whether it waits for live.
+    waiting: bool,
 }
 
 impl<'a, T: FnMut(&Progress) + Send> Meter<'a, T> {
     fn new(
         config: &Config,
         store: &RedisStore,
-        (stage, book, tell): (Stage, &'a mut Book<RedisStore>, &'a mut T),
+        stage: Stage,
+        plans: &'a mut PlanStore<RedisStore>,
+        report: &'a mut T,
     ) -> Self {
         let topic = match stage {
             Stage::Profiles => &config.topics.profile_changes,
@@ -319,57 +326,62 @@ impl<'a, T: FnMut(&Progress) + Send> Meter<'a, T> {
             }
         };
         let now = Instant::now();
-        let all = book.plan().goal(topic).left();
+        let all = plans.plan().goal(topic).left();
         Self {
             store: store.clone(),
             limit: config.backfill.records_per_second as f64,
             stage,
-            book,
-            tell,
+            plans,
+            report,
             started: now,
             records: 0,
-            fresh: Tally::default(),
-            fold_ms: 0,
-            going: now,
+            unsaved: Tally::default(),
+            unsaved_ms: 0,
+            fold_start: now,
             all,
             rate: 0.0,
-            mark: (now, all),
-            told: now,
-            written: now,
-            asked: None,
-            held: false,
+            rate_sample: (now, all),
+            reported_at: now,
+            saved_at: now,
+            live_checked_at: None,
+            waiting: false,
         }
     }
 
-    /// Writes down what was done since.
-    async fn write(&mut self) -> anyhow::Result<()> {
-        let (fresh, ms) = (
-            std::mem::take(&mut self.fresh),
-            std::mem::take(&mut self.fold_ms),
+    /// Adds the unsaved counts to the plan.
+    async fn save(&mut self) -> anyhow::Result<()> {
+        let (unsaved, ms) = (
+            std::mem::take(&mut self.unsaved),
+            std::mem::take(&mut self.unsaved_ms),
         );
-        self.written = Instant::now();
+        self.saved_at = Instant::now();
         let add = |plan: &mut Plan| {
-            plan.totals.folded += fresh.folded;
-            plan.totals.skipped += fresh.duplicate;
-            plan.totals.dead += fresh.dead;
+            plan.totals.folded += unsaved.folded;
+            plan.totals.skipped += unsaved.duplicate;
+            plan.totals.dead += unsaved.dead;
             plan.totals.fold_ms += ms;
         };
-        self.book.change(add).await
+        self.plans.change(add).await
     }
 
-    /// Waits as long as live is behind, and as the limit wants.
-    async fn brake(&mut self, goal: &Goal) -> anyhow::Result<()> {
-        if self.asked.is_none_or(|asked| asked.elapsed() >= ASK_EVERY) {
-            self.asked = Some(Instant::now());
+    /// Waits while live is behind its objective, then as long as the limit of records per second requires.
+    async fn throttle(&mut self, goal: &Goal) -> anyhow::Result<()> {
+        let due = self
+            .live_checked_at
+            .is_none_or(|checked| checked.elapsed() >= LIVE_CHECK_EVERY);
+        if due {
+            self.live_checked_at = Some(Instant::now());
             while self.store.live_behind().await? {
-                if !std::mem::replace(&mut self.held, true) {
-                    tracing::warn!("live is behind its objective: the backfill waits");
-                    self.tell(goal);
+                if !std::mem::replace(&mut self.waiting, true) {
+                    tracing::warn!(
+                        "live is behind its objective; the backfill waits until it is within it again"
+                    );
+                    self.report(goal);
                 }
-                tokio::time::sleep(ASK_EVERY).await;
+                tokio::time::sleep(LIVE_CHECK_EVERY).await;
             }
-            if std::mem::take(&mut self.held) {
-                tracing::info!("live is within its objective: the backfill goes on");
+            if std::mem::take(&mut self.waiting) {
+                tracing::info!("live is within its objective; the backfill continues");
             }
         }
         if self.limit > 0.0 {
@@ -379,60 +391,60 @@ impl<'a, T: FnMut(&Progress) + Send> Meter<'a, T> {
         Ok(())
     }
 
-    fn tell(&mut self, goal: &Goal) {
+    fn report(&mut self, goal: &Goal) {
         let left = goal.left();
-        let (since, before) = self.mark;
+        let (since, left_before) = self.rate_sample;
         let seconds = since.elapsed().as_secs_f64();
-        let lately = before.saturating_sub(left) as f64 / seconds.max(0.001);
-        let weight = (seconds / RATE_OVER).min(1.0);
+        let rate_now = left_before.saturating_sub(left) as f64 / seconds.max(0.001);
+        let weight = (seconds / RATE_WINDOW).min(1.0);
         self.rate = if self.rate == 0.0 {
-            lately
+            rate_now
         } else {
-            self.rate * (1.0 - weight) + lately * weight
+            self.rate * (1.0 - weight) + rate_now * weight
         };
-        self.mark = (Instant::now(), left);
-        self.told = Instant::now();
-        let time = (self.rate > 0.0).then(|| left as f64 / self.rate);
-        let totals = self.book.plan().totals;
-        (self.tell)(&Progress {
+        self.rate_sample = (Instant::now(), left);
+        self.reported_at = Instant::now();
+        let seconds_left = (self.rate > 0.0).then(|| left as f64 / self.rate);
+        let totals = self.plans.plan().totals;
+        (self.report)(&Progress {
             stage: self.stage,
             done: self.all.saturating_sub(left),
             all: self.all,
             rate: self.rate,
-            left: time.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            time_left: seconds_left.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
             users: totals.users,
             lists: totals.requested,
-            held: self.held,
+            waiting: self.waiting,
         });
     }
 }
 
-impl<T: FnMut(&Progress) + Send> Meters for Meter<'_, T> {
+impl<T: FnMut(&Progress) + Send> PlanWatch for Meter<'_, T> {
     fn plan(&self) -> &Plan {
-        self.book.plan()
+        self.plans.plan()
     }
 
     async fn lost(&mut self, records: u64) -> anyhow::Result<()> {
         match records {
             0 => Ok(()),
-            _ => self.book.change(|plan| plan.totals.lost += records).await,
+            _ => self.plans.change(|plan| plan.totals.lost += records).await,
         }
     }
 }
 
 impl<T: FnMut(&Progress) + Send> Watch for Meter<'_, T> {
     async fn folded(&mut self, goal: &Goal, tally: Tally) -> anyhow::Result<()> {
-        self.fresh += tally;
+        self.unsaved += tally;
         self.records += tally.folded + tally.duplicate + tally.dead;
-        self.fold_ms += u64::try_from(self.going.elapsed().as_millis()).unwrap_or(0);
-        if self.told.elapsed() >= TELL_EVERY {
-            self.tell(goal);
+        self.unsaved_ms += u64::try_from(self.fold_start.elapsed().as_millis()).unwrap_or(0);
+        if self.reported_at.elapsed() >= REPORT_EVERY {
+            self.report(goal);
         }
-        if self.written.elapsed() >= WRITE_EVERY {
-            self.write().await?;
+        if self.saved_at.elapsed() >= SAVE_EVERY {
+            self.save().await?;
         }
-        self.brake(goal).await?;
-        self.going = Instant::now();
+        self.throttle(goal).await?;
+        self.fold_start = Instant::now();
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
-//! The plan of a replay: made with the broker's answers, written down once, gone on with after any end.
+//! The plan of a backfill: made once from the broker's offsets, stored in Redis, resumed after any interruption.
 //!
-//! Invariant: what is written decides, not what is asked for again: a plan under way keeps its starts, its ends
-//! and its `now`. A write by two at once is refused to one, who reads again.
+//! Invariant: the stored plan decides, not the arguments of a later start: a plan under way keeps its starts, its ends
+//! and its `now`. If two processes write at once, one write is refused; that process reads the plan and tries again.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -17,39 +17,39 @@ use nearshore_core::queue::replay::{Kept, Moment, Plan, Point, Since, Stage, end
 use nearshore_core::user::record::{Partition, Resume, Timestamp};
 use nearshore_kafka::{Admin, probe};
 
-/// What is asked for.
+/// What a backfill is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Order {
-    /// Where to start; `None`: go on with the plan that is written down.
+pub struct BackfillOrder {
+    /// Where to start; `None` resumes the stored plan.
     pub from: Option<String>,
-    /// Where to end.
+    /// Where to end; `None` is `latest`.
     pub to: Option<String>,
-    /// Drops a plan that is under way.
+    /// Drops a plan under way and makes a new one.
     pub restart: bool,
 }
 
-/// How far a replay is, for people.
+/// How far a backfill is, to be shown.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Progress {
-    /// What it is doing.
+    /// The stage under way.
     pub stage: Stage,
     /// Records done of this stage.
     pub done: u64,
-    /// Records of this stage; with gaps of compaction more than there are.
+    /// Offsets of this stage; more than its records where compaction left gaps.
     pub all: u64,
-    /// Records per second, lately.
+    /// Records per second, over the last seconds.
     pub rate: f64,
     /// Time left of this stage, at this rate.
-    pub left: Option<Duration>,
-    /// Users seen by the sweep, and lists asked for.
+    pub time_left: Option<Duration>,
+    /// Users that the sweep has seen.
     pub users: u64,
-    /// Lists asked for.
+    /// Lists that the sweep has requested.
     pub lists: u64,
     /// Whether it waits because live is behind its objective.
-    pub held: bool,
+    pub waiting: bool,
 }
 
-/// Digest of what decides how records are folded: another one means another fold.
+/// Digest of the settings that decide how records are folded: with another digest the same records fold differently.
 pub fn digest(config: &Config) -> String {
     let parts = serde_json::json!({
         "window": config.state.window,
@@ -62,61 +62,65 @@ pub fn digest(config: &Config) -> String {
     hex::encode(&Sha256::digest(parts.to_string())[..8])
 }
 
-/// The plan as it is written down, with what is needed to write it anew.
-pub struct Book<S> {
+/// The stored plan of a namespace, and its text, which the next write compares.
+pub struct PlanStore<S> {
     store: S,
     ns: String,
     text: String,
     plan: Plan,
 }
 
-impl<S: Store> Book<S> {
-    /// The plan to go on with, or a new one; the second value tells which.
-    pub async fn open(config: &Config, store: S, order: &Order) -> anyhow::Result<(Self, bool)> {
+impl<S: Store> PlanStore<S> {
+    /// Reads the plan to resume, or makes and stores a new one; the second value is true for a new plan.
+    pub async fn open(
+        config: &Config,
+        store: S,
+        order: &BackfillOrder,
+    ) -> anyhow::Result<(Self, bool)> {
         let ns = config.namespace.clone();
-        let held = store.plan(&ns).await?;
-        let old = held
+        let stored = store.plan(&ns).await?;
+        let old = stored
             .as_deref()
             .map(|text| Plan::parse(text).with_context(|| format!("{ns}:plan")))
             .transpose()?;
-        if let (Some(text), Some(plan)) = (&held, &old)
-            && goes_on(config, plan, order)?
+        if let (Some(text), Some(plan)) = (&stored, &old)
+            && resumes(config, plan, order)?
         {
-            let book = Self {
+            let plans = Self {
                 store,
                 ns,
                 text: text.clone(),
                 plan: plan.clone(),
             };
-            return Ok((book, false));
+            return Ok((plans, false));
         }
         let (users, _) = store.scan(&ns, None).await?;
-        let plan = make(config, order, (old.as_ref(), !users.is_empty())).await?;
+        let plan = make(config, order, old.as_ref(), !users.is_empty()).await?;
         let text = plan.to_json();
-        let written = store.set_plan(&ns, &text, held.as_deref()).await?;
+        let written = store.set_plan(&ns, &text, stored.as_deref()).await?;
         ensure!(
             written,
-            "another process is writing a plan of {ns}; start again to join it"
+            "another process just stored a plan of namespace {ns}; start again to join it"
         );
         let note = serde_json::json!({"created_at": plan.created_at, "by": "backfill"});
         if !store.namespaces().await?.contains_key(&ns) {
             store.enroll(&ns, Some(&note.to_string())).await?;
         }
-        let book = Self {
+        let plans = Self {
             store,
             ns,
             text,
             plan,
         };
-        Ok((book, true))
+        Ok((plans, true))
     }
 
-    /// The plan as it was when last read or written.
+    /// The plan as this process last read or wrote it.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// Changes the plan as it is now, whoever else changed it.
+    /// Applies a change to the stored plan; if another process changed it, to that newer plan.
     pub async fn change(&mut self, change: impl Fn(&mut Plan)) -> anyhow::Result<()> {
         loop {
             let mut plan = self.plan.clone();
@@ -130,14 +134,19 @@ impl<S: Store> Book<S> {
                 (self.plan, self.text) = (plan, text);
                 return Ok(());
             }
-            let held = self.store.plan(&self.ns).await?;
-            let gone = || format!("the plan of {} is gone: was it retired?", self.ns);
-            self.text = held.with_context(gone)?;
+            let stored = self.store.plan(&self.ns).await?;
+            let missing = || {
+                format!(
+                    "namespace {} no longer has a plan; if it was retired, start the backfill again",
+                    self.ns
+                )
+            };
+            self.text = stored.with_context(missing)?;
             self.plan = Plan::parse(&self.text).with_context(|| format!("{}:plan", self.ns))?;
         }
     }
 
-    /// Moves on to a stage, unless another process has gone further; true if this call moved it.
+    /// Enters a stage, unless another process has entered a later one; true if this call changed the stage.
     pub async fn enter(&mut self, stage: Stage) -> anyhow::Result<bool> {
         let before = self.plan.stage;
         self.change(|plan| plan.stage = plan.stage.max(stage))
@@ -146,17 +155,17 @@ impl<S: Store> Book<S> {
     }
 }
 
-/// Whether the plan is gone on with; an error if that is not what was asked for.
-fn goes_on(config: &Config, plan: &Plan, order: &Order) -> anyhow::Result<bool> {
+/// Whether the stored plan is resumed; an error if it contradicts the arguments or the configuration.
+fn resumes(config: &Config, plan: &Plan, order: &BackfillOrder) -> anyhow::Result<bool> {
     let under_way = plan.stage != Stage::Done;
     if order.restart || (!under_way && order.from.is_some()) {
         return Ok(false);
     }
-    let other =
-        |asked: &Option<String>, planned: &str| asked.as_ref().is_some_and(|it| it != planned);
-    if under_way && (other(&order.from, &plan.from) || other(&order.to, &plan.to)) {
+    let differs =
+        |given: &Option<String>, planned: &str| given.as_ref().is_some_and(|it| it != planned);
+    if under_way && (differs(&order.from, &plan.from) || differs(&order.to, &plan.to)) {
         bail!(
-            "namespace {} has a plan under way, made at {}, from {} to {}: leave --from and --to out to go on with it, \
+            "namespace {} has a plan under way, made at {}, from {} to {}: leave out --from and --to to resume it, \
              or drop it with --restart",
             config.namespace,
             Moment(plan.created_at),
@@ -167,9 +176,9 @@ fn goes_on(config: &Config, plan: &Plan, order: &Order) -> anyhow::Result<bool> 
     let now = digest(config);
     if under_way && plan.config != now {
         bail!(
-            "the configuration that decides how records are folded (state.window, time.max_ahead, topics, \
-             incarnations, segments) is another one than at {}, when the plan was made ({} then, {now} now): what is \
-             folded already would differ from the rest; use another namespace, or --restart",
+            "the settings that decide how records are folded (state.window, time.max_ahead, topics, incarnations, \
+             segments) have changed since the plan was made at {} (digest {} then, {now} now): records folded from \
+             now on would differ from those folded before; fill another namespace, or use --restart",
             Moment(plan.created_at),
             plan.config
         );
@@ -179,24 +188,25 @@ fn goes_on(config: &Config, plan: &Plan, order: &Order) -> anyhow::Result<bool> 
 
 async fn make(
     config: &Config,
-    order: &Order,
-    (old, filled): (Option<&Plan>, bool),
+    order: &BackfillOrder,
+    old: Option<&Plan>,
+    filled: bool,
 ) -> anyhow::Result<Plan> {
     let from = order.from.as_deref().context(
-        "where is the replay to start? --from earliest, a time, last=7d, or topic:partition=offset,...",
+        "there is no plan to resume: say where to start with --from (earliest, a time, last=7d, or topic:partition=offset,...)",
     )?;
     let to = order.to.as_deref().unwrap_or("latest");
     let created_at = wall_clock();
     let (mut first, mut last) = (Since::new(), Since::new());
     for kept in kept(config, &config.topics.profile_changes).await? {
-        // Whole, whatever is asked: an event is counted in the segment of its user's profile.
+        // Profiles are read whole, whatever --from says: an event is counted in the segment of its user's profile.
         first.insert(kept.partition.clone(), Resume(kept.begin.0));
         last.insert(kept.partition, Resume(kept.end.0));
     }
-    let events = span(config, (from, to), created_at).await?;
+    let events = span(config, from, to, created_at).await?;
     let complete_since = match (filled, old) {
         (true, Some(old)) => old.complete_since.clone(),
-        // What is folded already may be older than the log.
+        // Records folded before may be older than the log.
         (true, None) => BTreeMap::new(),
         (false, _) => cut_off(config, &events.0, created_at).await?,
     };
@@ -219,12 +229,15 @@ async fn make(
     Ok(plan)
 }
 
-/// What each partition of a topic holds.
+/// The offsets that each partition of a topic holds, and its oldest record time.
 pub(super) async fn kept(config: &Config, topic: &str) -> anyhow::Result<Vec<Kept>> {
     let found = probe::oldest(&config.kafka, topic)
         .await
         .with_context(|| format!("topic {topic}; see kafka.brokers and `nearshore check`"))?;
-    ensure!(!found.is_empty(), "there is no topic {topic}");
+    ensure!(
+        !found.is_empty(),
+        "topic {topic} does not exist; see [topics] and `nearshore check`"
+    );
     Ok(found
         .into_iter()
         .map(|(extent, oldest)| Kept {
@@ -236,10 +249,11 @@ pub(super) async fn kept(config: &Config, topic: &str) -> anyhow::Result<Vec<Kep
         .collect())
 }
 
-/// Offsets of events from one point to another, looked up on the broker.
+/// Offsets of events from one point to another; times are looked up on the broker.
 pub(super) async fn span(
     config: &Config,
-    (from, to): (&str, &str),
+    from: &str,
+    to: &str,
     now: Timestamp,
 ) -> anyhow::Result<(Since, Since)> {
     let topic = &config.topics.user_events;
@@ -265,7 +279,7 @@ pub(super) async fn span(
     ))
 }
 
-/// For each partition whose first records are not folded: the time of the first that is.
+/// The time of the first folded record of each partition whose earlier records are not folded.
 async fn cut_off(
     config: &Config,
     starts: &Since,
@@ -284,12 +298,13 @@ async fn cut_off(
     Ok(cut.into_keys().map(time).collect())
 }
 
-/// Puts the group to the plan's starts. Kafka refuses while it has members, of which a killed one counts for a while.
+/// Sets the group's positions to the plan's starts. Kafka refuses while the group has members, and a killed member
+/// counts until its session times out.
 pub(crate) async fn place(config: &Config, starts: &Since) -> anyhow::Result<()> {
     let admin = Admin::new(&config.kafka)?;
     let group = group(&config.namespace);
-    let patience = config.kafka.session_timeout + Duration::from_secs(5);
-    let asked = Instant::now();
+    let limit = config.kafka.session_timeout + Duration::from_secs(5);
+    let start = Instant::now();
     loop {
         let members = admin.members(&group).await?;
         if members == 0 {
@@ -299,9 +314,9 @@ pub(crate) async fn place(config: &Config, starts: &Since) -> anyhow::Result<()>
                 .with_context(|| format!("consumer group {group}"));
         }
         ensure!(
-            asked.elapsed() < patience,
-            "consumer group {group} has {members} members: stop `nearshore run --namespace {}` first, for its place in \
-             the log is about to move",
+            start.elapsed() < limit,
+            "consumer group {group} has {members} members: stop `nearshore run --namespace {}` first; the backfill \
+             sets the positions of this group",
             config.namespace
         );
         tokio::time::sleep(Duration::from_millis(500)).await;

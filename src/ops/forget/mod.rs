@@ -1,18 +1,18 @@
-//! Erasing a user from outside the stream, proving it, and keeping the list of erased users elsewhere.
+//! Erases a user from outside the stream, proves the erase, and exports and imports the list of erased users.
 //!
-//! Invariant: an erase is a record like every other, so that each namespace folds it at its place; nothing here
-//! deletes a key. [`restore`] only does what the next record of a user would do: it makes a state know of a tombstone.
+//! Invariant: an erase is a record like all others, so that each namespace folds it in order; nothing here deletes a
+//! key. [`restore`] only does what the next record of a user would do: it applies a tombstone to a state.
 
-mod proof;
 mod receipt;
+mod traces;
 
 use std::io::{BufRead, Write};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-pub use proof::{Look, look};
 pub use receipt::{Finding, Receipt, Verdict};
+pub use traces::{TraceOptions, find_traces};
 
 use crate::config::Config;
 use crate::members::clock::wall_clock;
@@ -28,8 +28,8 @@ use nearshore_redis::RedisStore;
 /// Users per round trip.
 const PAGE: usize = 200;
 
-/// Writes the tombstone. Its time is now, or that of the newest record folded where that is later: a producer's clock
-/// may be ahead of ours. On a topic with LogAppendTime the broker's clock decides. Returns the time asked for.
+/// Writes the tombstone. Its time is now, or that of the newest folded record if that is later: a producer's clock may
+/// be ahead of this one. On a topic with LogAppendTime the broker's clock decides. Returns the time that was asked for.
 pub async fn forget(
     config: &Config,
     store: &RedisStore,
@@ -39,8 +39,10 @@ pub async fn forget(
     let at = match newest(config, store, user).await {
         Ok(newest) => newest.map_or(now, |newest| newest.max(now)),
         Err(error) => {
-            // An erase must not wait for Redis; the ingest role will.
-            eprintln!("the newest record of this user is not known, so now is taken: {error}");
+            // An erase does not wait for Redis; the ingest role does.
+            eprintln!(
+                "the time of the newest record of this user could not be read; the tombstone gets the present time: {error}"
+            );
             now
         }
     };
@@ -55,26 +57,26 @@ pub async fn forget(
     Ok(at)
 }
 
-/// Time of the newest record that the served and the configured namespace have folded of a user.
+/// Time of the newest record of a user that the served or the configured namespace has folded.
 async fn newest(
     config: &Config,
     store: &RedisStore,
     user: &UserId,
 ) -> Result<Option<Timestamp>, nearshore_core::ports::store::Error> {
-    let mut spaces = vec![config.namespace.clone()];
-    spaces.extend(store.active().await?);
+    let mut namespaces = vec![config.namespace.clone()];
+    namespaces.extend(store.active().await?);
     let mut newest = None;
-    for ns in spaces {
-        for held in store.load(&ns, std::slice::from_ref(user)).await? {
-            let event = held.state.window.last().map(|seen| seen.time);
-            let profile = held.state.profile.map(|known| known.time);
+    for ns in namespaces {
+        for loaded in store.load(&ns, std::slice::from_ref(user)).await? {
+            let event = loaded.state.window.last().map(|event| event.time);
+            let profile = loaded.state.profile.map(|profile| profile.time);
             newest = newest.max(event).max(profile);
         }
     }
     Ok(newest)
 }
 
-/// A line of the list of erased users.
+/// One line of the list of erased users.
 #[derive(Debug, Serialize, Deserialize)]
 struct Line {
     user: UserId,
@@ -82,8 +84,8 @@ struct Line {
     at: Timestamp,
 }
 
-/// Writes all erased users, a JSON object per line; how many. A user erased meanwhile may be missing, and one may
-/// stand there twice.
+/// Writes all erased users, a JSON object per line; returns the number of lines. A user who is erased during the export
+/// may be missing, and a user may be written twice.
 pub async fn export(store: &RedisStore, out: &mut impl Write) -> anyhow::Result<u64> {
     let (mut written, mut cursor) = (0, None);
     loop {
@@ -106,75 +108,87 @@ pub async fn export(store: &RedisStore, out: &mut impl Write) -> anyhow::Result<
 pub struct Imported {
     /// Lines read.
     pub read: u64,
-    /// Tombstones that rose.
+    /// Tombstones that were missing or older.
     pub raised: u64,
-    /// States in any namespace that did not know of theirs, and now do.
+    /// States in all namespaces to which a tombstone was applied.
     pub cleaned: u64,
 }
 
-/// Restores tombstones, and takes what is older out of every namespace. A line that is none ends it with the line's
-/// number; what was read before stays restored, and importing again changes nothing more.
+/// Restores tombstones and removes older data from every namespace. A malformed line ends the import with an error that
+/// names the line; the lines before it stay restored, and importing the file again is safe.
 pub async fn import(store: &RedisStore, lines: impl BufRead) -> anyhow::Result<Imported> {
-    let mut done = Imported::default();
+    let mut imported = Imported::default();
     let mut page = Vec::with_capacity(PAGE);
-    let spaces = store.inhabited().await?;
+    let namespaces = store.inhabited().await?;
     for (nth, line) in lines.lines().enumerate() {
         let line = line?;
         if line.trim().is_empty() {
             continue;
         }
-        let Line { user, at } = serde_json::from_str(&line)
-            .with_context(|| format!("line {}: no {{\"user\": …, \"at\": …}}", nth + 1))?;
+        let Line { user, at } = serde_json::from_str(&line).with_context(|| {
+            format!(
+                "line {}: want {{\"user\": \"id\", \"at\": milliseconds}}",
+                nth + 1
+            )
+        })?;
         nearshore_core::user::event::sane(at).with_context(|| format!("line {}", nth + 1))?;
         keys::tombstone(&user).with_context(|| format!("line {}", nth + 1))?;
-        done.read += 1;
+        imported.read += 1;
         page.push((user, at));
         if page.len() == PAGE {
-            restore(store, &spaces, (&page, &mut done)).await?;
+            restore(store, &namespaces, &page, &mut imported).await?;
             page.clear();
         }
     }
-    restore(store, &spaces, (&page, &mut done)).await?;
+    restore(store, &namespaces, &page, &mut imported).await?;
     store.flush().await?;
-    Ok(done)
+    Ok(imported)
 }
 
 async fn restore(
     store: &RedisStore,
-    spaces: &[String],
-    (page, done): (&[(UserId, Timestamp)], &mut Imported),
+    namespaces: &[String],
+    page: &[(UserId, Timestamp)],
+    imported: &mut Imported,
 ) -> anyhow::Result<()> {
     for (user, at) in page {
         let before = store.erased_at(user).await?;
-        done.raised += u64::from(before < Some(*at));
+        imported.raised += u64::from(before < Some(*at));
     }
     store.erase(page).await?;
     let users: Vec<UserId> = page.iter().map(|(user, _)| user.clone()).collect();
-    for ns in spaces {
-        done.cleaned += settle(store, ns, users.clone()).await?;
+    for ns in namespaces {
+        imported.cleaned += apply_tombstones(store, ns, users.clone()).await?;
     }
     Ok(())
 }
 
-/// Writes the states of those users whose tombstone is later than what a namespace has of them.
-async fn settle(store: &RedisStore, ns: &str, mut users: Vec<UserId>) -> anyhow::Result<u64> {
+/// Applies newer tombstones to the states of these users in one namespace; returns how many states changed.
+async fn apply_tombstones(
+    store: &RedisStore,
+    ns: &str,
+    mut users: Vec<UserId>,
+) -> anyhow::Result<u64> {
     let mut cleaned = 0;
     for _ in 0..10 {
-        let held = store.load(ns, &users).await?;
-        let stale = users.into_iter().zip(held).filter(|(_, held)| held.reborn);
+        let loaded = store.load(ns, &users).await?;
+        let stale = users
+            .into_iter()
+            .zip(loaded)
+            .filter(|(_, loaded)| loaded.reborn);
         let writes: Vec<FoldWrite> = stale
-            .map(|(user, held)| {
-                let mut state = held.state;
+            .map(|(user, loaded)| {
+                let mut state = loaded.state;
                 let erased_at = state.erased_at;
                 fold::erase(&mut state, erased_at);
                 FoldWrite {
                     user,
-                    expected: held.ver,
-                    // Nobody left is somebody unknown; else the next event asks for a list.
+                    expected: loaded.ver,
+                    // A vacant user is like an unknown one. Any other gets a list at the next event.
                     activity: if state.is_vacant() {
                         Default::default()
                     } else {
-                        held.activity
+                        loaded.activity
                     },
                     profile_changed: state.profile.is_none(),
                     state,
@@ -190,8 +204,10 @@ async fn settle(store: &RedisStore, ns: &str, mut users: Vec<UserId>) -> anyhow:
             .iter()
             .filter(|outcome| matches!(outcome, Folded::Stored { .. }))
             .count() as u64;
-        // Somebody else wrote first: perhaps it knew, perhaps not.
+        // A refused write means that another process wrote first, with or without the tombstone: load it again.
         users = writes.into_iter().map(|write| write.user).collect();
     }
-    bail!("states in {ns} change faster than they can be cleaned; import again")
+    bail!(
+        "states in namespace {ns} change faster than tombstones can be applied; import the file again"
+    )
 }

@@ -1,4 +1,4 @@
-//! What an erase left behind, place by place: [`Receipt`], for people and as JSON.
+//! Says what an erase left, place by place: a [`Receipt`], as text and as JSON.
 
 use std::fmt::Write;
 
@@ -6,32 +6,32 @@ use serde::Serialize;
 
 use nearshore_core::user::record::Timestamp;
 
-/// How a place stands after an erase.
+/// The state of one place after an erase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Nothing is there.
     Gone,
-    /// Something is there that may be: the tombstone, or what came after the erase.
+    /// Something is there that is allowed: the tombstone, or data from after the erase.
     Kept,
-    /// Something is there that nobody uses any more and that goes by itself.
+    /// Something is there that is no longer used and that disappears by itself.
     Leaves,
-    /// Something is there that should not be.
+    /// Something is there that should not be there.
     Left,
-    /// Could not be looked at.
+    /// The place could not be searched.
     Unknown,
 }
 
-/// One place that was looked at.
+/// One place that was searched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Which.
+    /// The place: a Redis key, a topic, the memory of a role.
     pub place: String,
-    /// How it stands.
+    /// Its state.
     pub verdict: Verdict,
     /// What was found.
     pub found: String,
-    /// When what `leaves` is gone at the latest, where that is known.
+    /// The latest time at which what `leaves` is gone, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by: Option<Timestamp>,
 }
@@ -56,18 +56,18 @@ impl Finding {
     }
 }
 
-/// Everything that was looked at for one user.
+/// The findings of one search for one user.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Receipt {
-    /// Whose.
+    /// The user's id.
     pub user: String,
-    /// When, by the clock of the machine that looked.
+    /// When the places were searched, by the clock of this machine.
     pub looked_at: Timestamp,
     /// Time of the user's last erase; none if never.
     pub erased_at: Option<Timestamp>,
-    /// Whether nothing is left that should not be, and every place could be looked at.
+    /// Whether nothing is left that should not be, and every place could be searched.
     pub clean: bool,
-    /// In the order of looking.
+    /// In the order of the search.
     pub findings: Vec<Finding>,
 }
 
@@ -83,7 +83,7 @@ impl Receipt {
         }
     }
 
-    /// For a terminal.
+    /// The receipt as text for a terminal.
     pub fn text(&self) -> String {
         let mut out = String::new();
         // Writing into a String cannot fail.
@@ -95,7 +95,7 @@ impl Receipt {
         let user = self.user.escape_debug();
         writeln!(
             out,
-            "receipt for user {user}, looked at {}",
+            "receipt for user {user}, searched at {}",
             moment(self.looked_at)
         )?;
         match self.erased_at {
@@ -125,7 +125,7 @@ impl Receipt {
         } else {
             writeln!(
                 out,
-                "\nNOT CLEAN: {left} places with something left, {unknown} not looked at"
+                "\nNOT CLEAN: {left} places with something left, {unknown} places not searched"
             )
         }
     }
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_thing_left_or_not_looked_at_makes_a_receipt_unclean() {
+    fn a_place_with_something_left_or_not_searched_makes_a_receipt_unclean() {
         use Verdict::{Gone, Kept, Leaves, Left, Unknown};
         for (verdicts, clean) in [
             (vec![], true),
@@ -156,7 +156,7 @@ mod tests {
             assert_eq!(receipt.clean, clean, "{verdicts:?}");
             let text = receipt.text();
             assert!(
-                text.starts_with("receipt for user u\\n1, looked at "),
+                text.starts_with("receipt for user u\\n1, searched at "),
                 "{text}"
             );
             assert!(text.contains("erased as of 1970-01-01T00:00:00Z"), "{text}");

@@ -1,4 +1,4 @@
-//! From what the store, the catalogue and the template know of a user to one [`View`].
+//! Builds one [`View`] from a user's state, list, audit and prompt, and from the catalogue.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,34 +13,34 @@ use nearshore_core::user::event::Item;
 use nearshore_core::user::record::Fences;
 use nearshore_core::user::state::{Held, WindowEvent};
 
-/// What a view is made from.
+/// What a [`View`] is built from.
 #[derive(Clone, Copy, Debug)]
 pub struct Sources<'a> {
     /// The user's id.
     pub user: &'a str,
-    /// Namespace that was read.
+    /// The namespace that was read.
     pub namespace: &'a str,
-    /// The segment that the profile has now.
+    /// The segment of the present profile.
     pub segment: &'a str,
-    /// State, profile and what stands beside.
-    pub held: &'a Held,
+    /// State, profile, claim number and activity.
+    pub loaded: &'a Held,
     /// The stored list.
     pub document: Option<&'a Document>,
     /// Its audit.
     pub audit: Option<&'a Audit>,
-    /// For names and titles.
+    /// Gives names and titles.
     pub catalogue: &'a Catalogue,
-    /// SKUs of the list that are in the stock sets now.
+    /// SKUs of the list that are sold out or blocked now.
     pub sold_out: &'a BTreeSet<String>,
-    /// The prompt, rendered from the state of now.
+    /// The prompt, rendered from the present state.
     pub prompt: Option<&'a Rendered>,
 }
 
 impl View {
-    /// All that the sources say.
+    /// Builds the view.
     pub fn of(sources: &Sources) -> Self {
-        let held = sources.held;
-        let state = &held.state;
+        let loaded = sources.loaded;
+        let state = &loaded.state;
         Self {
             user: sources.user.into(),
             namespace: sources.namespace.into(),
@@ -53,21 +53,25 @@ impl View {
             events: state
                 .window
                 .iter()
-                .map(|seen| event(seen, sources.catalogue))
+                .map(|event| event_view(event, sources.catalogue))
                 .collect(),
             state: StateView {
                 fences: lines(&state.fences),
                 erased_at: state.erased_at,
-                ver: held.ver,
-                claim: held.claim,
-                activity: f64::from(held.activity.score) / 100.0,
-                pending: held.activity.pending.as_ref().map(|pending| PendingView {
+                ver: loaded.ver,
+                claim: loaded.claim,
+                activity: f64::from(loaded.activity.score) / 100.0,
+                pending: loaded.activity.pending.as_ref().map(|pending| PendingView {
                     source: pending.source.as_ref().map(ToString::to_string),
                     due: pending.due,
                 }),
             },
-            list: sources.document.map(|document| list(document, sources)),
-            audit: sources.audit.map(|audit| why(audit, sources.catalogue)),
+            list: sources
+                .document
+                .map(|document| list_view(document, sources)),
+            audit: sources
+                .audit
+                .map(|audit| audit_view(audit, sources.catalogue)),
             prompt: sources.prompt.map(|rendered| PromptView {
                 text: rendered.text(),
                 hash: rendered.hash(),
@@ -79,23 +83,25 @@ impl View {
     }
 }
 
-fn event(seen: &WindowEvent, catalogue: &Catalogue) -> EventView {
-    let (item, name) = match &seen.item {
-        Item::Sku(id) | Item::Pu(id) => (id, catalogue.name_of_item(&seen.item).map(str::to_owned)),
+fn event_view(event: &WindowEvent, catalogue: &Catalogue) -> EventView {
+    let (item, name) = match &event.item {
+        Item::Sku(id) | Item::Pu(id) => {
+            (id, catalogue.name_of_item(&event.item).map(str::to_owned))
+        }
         Item::Query(words) => (words, Some("search".to_owned())),
     };
     EventView {
-        time: seen.time,
-        position: seen.position.to_string(),
-        kind: format!("{:?}", seen.kind).to_lowercase(),
+        time: event.time,
+        position: event.position.to_string(),
+        kind: format!("{:?}", event.kind).to_lowercase(),
         item: item.clone(),
         name,
-        qty: seen.qty,
-        price: seen.price,
+        qty: event.qty,
+        price: event.price,
     }
 }
 
-fn list(document: &Document, sources: &Sources) -> ListView {
+fn list_view(document: &Document, sources: &Sources) -> ListView {
     let audit = sources.audit;
     let audited: BTreeMap<&str, &NameAudit> = audit
         .into_iter()
@@ -114,27 +120,27 @@ fn list(document: &Document, sources: &Sources) -> ListView {
         epoch: audit.map_or(0, |audit| audit.epoch),
         claim: audit.map_or(0, |audit| audit.claim),
         seen: seen.map(lines).unwrap_or_default(),
-        current: seen.is_some_and(|seen| seen.contains_all(&sources.held.state.fences)),
+        current: seen.is_some_and(|seen| seen.contains_all(&sources.loaded.state.fences)),
         at: document.at,
         names: document
             .pus
             .iter()
-            .map(|shown| name(shown, audited.get(shown.pu.as_str()).copied(), sources))
+            .map(|shown| name_view(shown, audited.get(shown.pu.as_str()).copied(), sources))
             .collect(),
     }
 }
 
-/// Why it is a fallback, or that a later generation failed.
+/// Says why the list is a fallback, or that a later generation failed.
 fn note(document: &Document) -> String {
     let reason = document.reason.as_deref().unwrap_or_default();
     match (document.stale, document.source) {
-        (true, _) => format!("A later generation failed and this list was kept: {reason}"),
-        (false, Source::Fallback) => format!("A fallback by demand: {reason}"),
+        (true, _) => format!("A later generation failed, so this list was kept: {reason}"),
+        (false, Source::Fallback) => format!("A fallback made from demand alone: {reason}"),
         (false, Source::Model) => reason.to_owned(),
     }
 }
 
-fn name(shown: &Shown, audited: Option<&NameAudit>, sources: &Sources) -> NameView {
+fn name_view(shown: &Shown, audited: Option<&NameAudit>, sources: &Sources) -> NameView {
     let catalogue = sources.catalogue;
     let sku = |id: &String| {
         let of_audit = audited.and_then(|name| name.skus.iter().find(|sku| sku.sku == *id));
@@ -160,7 +166,7 @@ fn name(shown: &Shown, audited: Option<&NameAudit>, sources: &Sources) -> NameVi
     }
 }
 
-fn why(audit: &Audit, catalogue: &Catalogue) -> AuditView {
+fn audit_view(audit: &Audit, catalogue: &Catalogue) -> AuditView {
     let pu_name = |pu: &str| {
         let known = catalogue.by_pu(pu).map(|ix| catalogue.pu(ix).name.clone());
         known.unwrap_or_else(|| pu.to_owned())
@@ -170,7 +176,7 @@ fn why(audit: &Audit, catalogue: &Catalogue) -> AuditView {
         format!(
             "{id}{}",
             if unknown {
-                " (the profile does not tell)"
+                " (a field of the profile is missing)"
             } else {
                 ""
             }
@@ -186,11 +192,11 @@ fn why(audit: &Audit, catalogue: &Catalogue) -> AuditView {
         ("segment", audit.segment.clone()),
     ]);
     if let Some(model) = &audit.model {
-        let called = format!(
+        let description = format!(
             "{} {} {} {}",
             model.name, model.revision, model.dtype, model.device
         );
-        versions.insert("model", called);
+        versions.insert("model", description);
     }
     let versions = versions
         .into_iter()

@@ -1,35 +1,35 @@
-//! A [`View`] as a page: one embedded template, everything escaped, no script.
+//! Renders a [`View`] as an HTML page: one embedded template, everything escaped, no script.
 
 use minijinja::{Environment, Value, context};
 
 use super::{View, moment};
 use nearshore_core::user::record::Timestamp;
 
-/// What the page answers to.
+/// What the page shows.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Page {
-    /// No user was asked for yet.
+    /// The form alone: no user was asked for.
     Ask,
-    /// Here they are.
+    /// The user was found.
     Found(Box<View>),
-    /// Nothing is known of this user.
+    /// Nothing is stored of this user.
     Absent {
         /// The user.
         user: String,
     },
-    /// It could not be found out.
+    /// Reading the user failed.
     Failed {
         /// The user.
         user: String,
-        /// Why not.
+        /// Why it failed.
         why: String,
     },
 }
 
-/// Colours and shapes of all pages, included by their templates as `style.css`.
+/// Style sheet of all pages; their templates include it as `style.css`.
 pub const STYLE: &str = include_str!("style.css");
 
-/// The page. An error is one of our template, so a test renders every kind of page.
+/// Renders the page. An error means that the template is wrong, so a test renders every kind of page.
 pub fn html(page: &Page) -> Result<String, minijinja::Error> {
     let mut environment = Environment::new();
     // The name ends in .html: minijinja escapes every value.
@@ -61,7 +61,7 @@ pub fn html(page: &Page) -> Result<String, minijinja::Error> {
             user.as_str(),
             None,
             Vec::new(),
-            format!("It could not be found out: {why}"),
+            format!("Reading this user failed: {why}"),
         ),
     };
     let whole = view.and_then(|view| view.audit.as_ref()?.times.whole());
@@ -71,7 +71,7 @@ pub fn html(page: &Page) -> Result<String, minijinja::Error> {
     })
 }
 
-/// A profile's value: text as it is, anything else as JSON. A plain string, so that it is escaped.
+/// A profile's value: text as it is, anything else as JSON. The result is a plain string, so that it is escaped.
 fn plain(value: &Value) -> String {
     match value.as_str() {
         Some(text) => text.to_owned(),

@@ -1,7 +1,7 @@
-//! Everything there is to see of one user, [`View`], as a page and as text.
+//! Shows everything stored of one user, a [`View`], as an HTML page and as text.
 //!
-//! Invariant: what users, shops and profiles wrote is shown, never interpreted: the page escapes all of
-//! it. It does not know where a view comes from; a role gathers it.
+//! Invariant: text from events, catalogue and profiles is shown, never interpreted: the page escapes all of it. Nothing
+//! here reads a store: [`Sources`] are read by [`crate::ops::namespace::Inspector`].
 
 use std::collections::BTreeMap;
 
@@ -25,9 +25,9 @@ pub use times::{Part, Times};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct View {
-    /// Whose.
+    /// The user's id.
     pub user: String,
-    /// In which namespace.
+    /// The namespace that was read.
     pub namespace: String,
     /// The segment of the profile; empty if unknown.
     pub segment: String,
@@ -35,13 +35,13 @@ pub struct View {
     pub profile: Option<ProfileView>,
     /// The window, oldest first.
     pub events: Vec<EventView>,
-    /// What guards the state.
+    /// Fences, version, claim number and activity.
     pub state: StateView,
     /// The list that is served.
     pub list: Option<ListView>,
-    /// How the list came about.
+    /// How the list was made.
     pub audit: Option<AuditView>,
-    /// The prompt, rendered again.
+    /// The prompt, rendered again from the present state.
     pub prompt: Option<PromptView>,
 }
 
@@ -51,7 +51,7 @@ pub struct View {
 pub struct ProfileView {
     /// Kafka timestamp of its record.
     pub time: Timestamp,
-    /// Where that record stands.
+    /// Position of that record.
     pub position: String,
     /// The fields.
     pub fields: BTreeMap<String, Value>,
@@ -63,7 +63,7 @@ pub struct ProfileView {
 pub struct EventView {
     /// Kafka timestamp.
     pub time: Timestamp,
-    /// Where it stands.
+    /// Position of its record.
     pub position: String,
     /// `purchase`, `view`, ...
     pub kind: String,
@@ -77,7 +77,7 @@ pub struct EventView {
     pub price: Option<f64>,
 }
 
-/// What guards the state.
+/// Fences, version, claim number and activity of a user.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StateView {
@@ -87,9 +87,9 @@ pub struct StateView {
     pub erased_at: Timestamp,
     /// Version; 0 when nothing is stored.
     pub ver: u64,
-    /// Number of the last take.
+    /// Number of the last claim.
     pub claim: u64,
-    /// How far the user moved since then, in lists.
+    /// Activity since that claim, in lists; at 1 a list is requested.
     pub activity: f64,
     /// The request that is out.
     pub pending: Option<PendingView>,
@@ -99,9 +99,9 @@ pub struct StateView {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PendingView {
-    /// The record that asked; none from a sweep or a refresh.
+    /// The record that caused the request; none from a sweep or a refresh.
     pub source: Option<String>,
-    /// When it may be taken.
+    /// When it may be claimed.
     pub due: Timestamp,
 }
 
@@ -115,13 +115,13 @@ pub struct ListView {
     pub source: String,
     /// Why it is a fallback, or stale; empty if neither.
     pub note: String,
-    /// Arm.
+    /// The arm that made it.
     pub arm: String,
     /// Epoch of the arm.
     pub epoch: u64,
-    /// The take that it was made from.
+    /// Number of the claim that it was made from.
     pub claim: u64,
-    /// What it has seen, as the state's fences.
+    /// Its seen offsets, written like the fences of the state.
     pub seen: Vec<String>,
     /// Whether it has seen all that the state has.
     pub current: bool,
@@ -153,29 +153,29 @@ pub struct NameView {
 pub struct SkuView {
     /// SKU id.
     pub sku: String,
-    /// Title; empty if the catalogue lost it.
+    /// Title; empty if the catalogue no longer has the SKU.
     pub title: String,
-    /// EE: the probability of being the best of its product; none in a fallback, which does not explore.
+    /// The probability (EE) that it is the best SKU of its product; none in a fallback, which does not explore.
     pub ee: Option<f64>,
-    /// Whether it sold out or was blocked since.
+    /// Whether it was sold out or blocked after the list was made.
     pub sold_out: bool,
 }
 
-/// How the list came about.
+/// How the list was made.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AuditView {
     /// Ids of the rules that fired.
     pub rules: Vec<String>,
-    /// Names that were kept off.
+    /// Names that were not allowed on the list.
     pub dropped: Vec<DroppedView>,
     /// Versions by name: model, revision, template, catalogue, demand, ...
     pub versions: BTreeMap<String, String>,
-    /// When it happened.
+    /// When each step happened.
     pub times: Times,
 }
 
-/// A name that was kept off.
+/// A name that was not allowed on the list.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DroppedView {
@@ -185,20 +185,20 @@ pub struct DroppedView {
     pub reason: String,
 }
 
-/// The prompt, rendered again: it is not stored.
+/// The prompt, rendered again, because it is not stored.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PromptView {
-    /// As the model would be given it now.
+    /// The text that the model would get now.
     pub text: String,
-    /// Hash that the list's audit has.
+    /// Hash of this text, comparable with the hash in the list's audit.
     pub hash: String,
-    /// Whether this text has another hash: state, catalogue or template have moved on.
+    /// Whether the audit has another hash: state, catalogue or template changed after the list was made.
     pub moved_on: bool,
 }
 
 impl View {
-    /// For a terminal.
+    /// The view as text for a terminal.
     pub fn text(&self) -> String {
         text::text(self)
     }

@@ -1,4 +1,4 @@
-//! Pages and texts of one made-up user, whose every field is hostile.
+//! Tests pages and texts of one made-up user, whose every field holds markup and control characters.
 
 use serde_json::json;
 
@@ -41,7 +41,7 @@ fn page(page: &Page) -> String {
 }
 
 #[test]
-fn nothing_that_a_user_wrote_is_interpreted() {
+fn stored_text_is_escaped_on_pages_and_in_text() {
     let pages = [
         page(&Page::Found(Box::new(view()))),
         page(&Page::Absent { user: EVIL.into() }),
@@ -59,7 +59,7 @@ fn nothing_that_a_user_wrote_is_interpreted() {
 }
 
 #[test]
-fn the_page_shows_every_part_of_the_way() {
+fn the_page_shows_every_step_from_event_to_list() {
     let page = page(&Page::Found(Box::new(view())));
     for part in [
         "2023-11-14T22:13:21.234Z",
@@ -74,7 +74,7 @@ fn the_page_shows_every_part_of_the_way() {
         "generation 1.5 s",
         "publish 10 ms",
         "<strong>31.9 s</strong>",
-        "The user has moved on",
+        "The user has newer events",
         "not in the catalogue",
         "epoch 2",
         "abcd",
@@ -84,7 +84,7 @@ fn the_page_shows_every_part_of_the_way() {
 }
 
 #[test]
-fn the_text_shows_every_part_of_the_way() {
+fn the_text_shows_every_step_from_event_to_list() {
     let text = view().text();
     for part in [
         "2023-11-14T22:13:21.234Z",
@@ -96,14 +96,14 @@ fn the_text_shows_every_part_of_the_way() {
         "31.9 s = quiet 30.0 s + queue 400 ms + generation 1.5 s + publish 10 ms",
         "trails the state",
         "(not in the catalogue)",
-        "moved on",
+        "changed after the list was made",
     ] {
         assert!(text.contains(part), "no {part} in {text}");
     }
 }
 
 #[test]
-fn a_user_with_nothing_but_an_id_has_a_page_and_a_text() {
+fn a_user_without_state_or_list_has_a_page_and_a_text() {
     let bare = View {
         user: "u".into(),
         ..View::default()
@@ -114,7 +114,7 @@ fn a_user_with_nothing_but_an_id_has_a_page_and_a_text() {
 }
 
 #[test]
-fn a_clock_that_is_behind_gives_no_negative_part() {
+fn a_clock_that_is_behind_gives_a_part_of_zero() {
     let times = Times {
         event: Some(Timestamp(10_000)),
         due: Some(Timestamp(9_000)),
@@ -159,21 +159,21 @@ fn audit() -> nearshore_core::list::document::Audit {
 }
 
 #[test]
-fn a_view_is_gathered_from_state_list_audit_and_catalogue() {
+fn a_view_is_built_from_state_list_audit_and_catalogue() {
     use nearshore_core::shop::catalogue::Catalogue;
     use nearshore_core::user::event::{Item, Kind};
     use nearshore_core::user::state::{Held, WindowEvent};
 
     let position: nearshore_core::user::record::Position =
         "0/user-events/3:12".parse().expect("a position");
-    let mut held = Held {
+    let mut loaded = Held {
         ver: 3,
         claim: 2,
         ..Held::default()
     };
-    held.activity.score = 70;
-    held.state.fences.raise(&position);
-    held.state.window.push(WindowEvent {
+    loaded.activity.score = 70;
+    loaded.state.fences.raise(&position);
+    loaded.state.window.push(WindowEvent {
         time: Timestamp(1_700_000_000_000),
         position,
         kind: Kind::Purchase,
@@ -192,7 +192,7 @@ fn a_view_is_gathered_from_state_list_audit_and_catalogue() {
         user: "u",
         namespace: "main",
         segment: "default",
-        held: &held,
+        loaded: &loaded,
         document: Some(&document),
         audit: Some(&audit),
         catalogue: &catalogue,
@@ -214,15 +214,15 @@ fn a_view_is_gathered_from_state_list_audit_and_catalogue() {
         sold_out: true,
     };
     assert_eq!(name.skus, [expected]);
-    let why = view.audit.as_ref().expect("an audit");
-    assert_eq!(why.rules, ["r (the profile does not tell)"]);
+    let audit = view.audit.as_ref().expect("an audit");
+    assert_eq!(audit.rules, ["r (a field of the profile is missing)"]);
     assert_eq!(
-        why.dropped[0],
+        audit.dropped[0],
         DroppedView {
             name: "gone".into(),
             reason: "no stock".into()
         }
     );
-    assert_eq!(why.times.whole().as_deref(), Some("31.9 s"));
+    assert_eq!(audit.times.whole().as_deref(), Some("31.9 s"));
     assert!(view.prompt.as_ref().is_some_and(|prompt| prompt.moved_on));
 }

@@ -1,19 +1,19 @@
-//! A [`View`] for a terminal. Control characters in what users wrote are shown escaped.
+//! Renders a [`View`] for a terminal. Control characters in stored text are escaped.
 
 use std::fmt::Write;
 
 use super::{ListView, View, moment};
 
-/// Escapes what would move the cursor or colour the terminal.
+/// Escapes control characters, which would move the cursor or colour the terminal.
 fn safe(text: &str) -> String {
-    let shown = text.chars().map(|c| {
+    let escaped = text.chars().map(|c| {
         if c.is_control() {
             c.escape_default().to_string()
         } else {
             c.to_string()
         }
     });
-    shown.collect()
+    escaped.collect()
 }
 
 pub(super) fn text(view: &View) -> String {
@@ -66,10 +66,7 @@ fn write(view: &View, out: &mut String) -> std::fmt::Result {
     }
     state(view, out)?;
     match &view.list {
-        None => writeln!(
-            out,
-            "\nLIST\n  none of their own: the segment's fallback is served"
-        )?,
+        None => writeln!(out, "\nLIST\n  none; the segment's fallback is served")?,
         Some(list) => names(list, out)?,
     }
     audit(view, out)?;
@@ -78,7 +75,7 @@ fn write(view: &View, out: &mut String) -> std::fmt::Result {
         if prompt.moved_on {
             writeln!(
                 out,
-                "  The user's state, the catalogue or the template have moved on since the list was made."
+                "  State, catalogue or template changed after the list was made."
             )?;
         }
         for line in prompt.text.lines() {
@@ -93,7 +90,7 @@ fn state(view: &View, out: &mut String) -> std::fmt::Result {
     writeln!(out, "\nSTATE")?;
     writeln!(
         out,
-        "  version {}, claim {}, moved {:.2}, erased_at {}",
+        "  version {}, claim {}, activity {:.2}, erased {}",
         state.ver,
         state.claim,
         state.activity,
@@ -106,7 +103,7 @@ fn state(view: &View, out: &mut String) -> std::fmt::Result {
             let source = pending.source.as_deref().unwrap_or("a sweep or refresh");
             writeln!(
                 out,
-                "  pending since {}, due {}",
+                "  pending: requested by {}, due {}",
                 safe(source),
                 moment(pending.due)
             )
@@ -127,12 +124,12 @@ fn names(list: &ListView, out: &mut String) -> std::fmt::Result {
     if !list.note.is_empty() {
         writeln!(out, "  {}", safe(&list.note))?;
     }
-    let sight = if list.current {
-        "covers the state"
+    let coverage = if list.current {
+        "has seen all of the state"
     } else {
         "trails the state"
     };
-    writeln!(out, "  for the record of {}; {sight}", moment(list.at))?;
+    writeln!(out, "  for the record of {}; {coverage}", moment(list.at))?;
     for (nth, name) in list.names.iter().enumerate() {
         let terms: Vec<_> = name
             .terms
@@ -148,11 +145,11 @@ fn names(list: &ListView, out: &mut String) -> std::fmt::Result {
             terms.join("  ")
         )?;
         for sku in &name.skus {
-            let gone = if sku.sold_out { "  SOLD OUT SINCE" } else { "" };
+            let sold_out = if sku.sold_out { "  SOLD OUT SINCE" } else { "" };
             let ee = sku.ee.map_or(String::new(), |ee| format!("EE {ee:.3}"));
             writeln!(
                 out,
-                "        {:<12} {ee:<8}  {}{gone}",
+                "        {:<12} {ee:<8}  {}{sold_out}",
                 safe(&sku.sku),
                 safe(&sku.title)
             )?;
@@ -175,7 +172,7 @@ fn audit(view: &View, out: &mut String) -> std::fmt::Result {
     for dropped in &audit.dropped {
         writeln!(
             out,
-            "  kept off: {} ({})",
+            "  dropped: {} ({})",
             safe(&dropped.name),
             safe(&dropped.reason)
         )?;

@@ -1,4 +1,4 @@
-//! From event to published list: the moments, and the parts between them as a bar.
+//! Times from event to published list: the moments, and the parts between them as a bar.
 
 use std::time::Duration;
 
@@ -6,23 +6,23 @@ use serde::{Deserialize, Serialize};
 
 use nearshore_core::user::record::Timestamp;
 
-/// When what happened. Event and due are record times, the others the worker's clock.
+/// When each step happened. `event` and `due` are record times; the others are by the worker's clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Times {
-    /// The record that asked.
+    /// Time of the record that caused the request.
     pub event: Option<Timestamp>,
     /// When its request was due.
     pub due: Option<Timestamp>,
-    /// When the state was taken.
+    /// When the user was claimed.
     pub taken: Option<Timestamp>,
-    /// When the model had answered.
+    /// When the model answered.
     pub generated: Option<Timestamp>,
-    /// When the list was in Redis.
+    /// When the list was stored in Redis.
     pub published: Option<Timestamp>,
 }
 
-/// One part of the way.
+/// One part of the time from event to list.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Part {
     /// `quiet`, `queue`, `generation`, `publish`.
@@ -34,7 +34,7 @@ pub struct Part {
 }
 
 impl Times {
-    /// From a list's audit; without a time of its source nothing is known.
+    /// Times from a list's audit; all unknown if the audit has no source time.
     pub fn of(audit: &nearshore_core::list::document::Times) -> Self {
         if audit.source.0 == 0 {
             return Self::default();
@@ -50,7 +50,7 @@ impl Times {
         }
     }
 
-    /// The parts between the moments that are known, in order. A clock behind another gives zero.
+    /// The parts between the known moments, in order. A part is zero where one clock is behind another.
     pub fn parts(&self) -> Vec<Part> {
         let moments = [
             ("", self.event),

@@ -1,7 +1,7 @@
-//! Comparing the lists of two namespaces: [`diff`].
+//! Compares the lists of two namespaces: [`diff`].
 //!
-//! Invariant: it reads both namespaces and changes neither. Users are those of either, sampled by the order of a
-//! scan, which is that of a hash.
+//! Invariant: it reads both namespaces and changes neither. It compares users of either one. A scan goes by hash, so
+//! its first users are a sample.
 
 use std::collections::BTreeSet;
 
@@ -19,35 +19,36 @@ use nearshore_core::user::event::UserId;
 /// Users read at once.
 const PAGE: usize = 500;
 
-/// Users named whose lists differ most.
-const APART: usize = 10;
+/// How many users with the most different lists are named.
+const MOST_DIFFERENT: usize = 10;
 
-/// A comparison with its names.
+/// The comparison of two namespaces.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Difference {
     /// The first namespace.
     pub a: String,
     /// The second.
     pub b: String,
-    /// Everyone looked at.
+    /// Over all compared users.
     pub all: Report,
-    /// By segment, as lists name it.
+    /// By segment, as the lists name it.
     pub segments: Vec<(String, Report)>,
-    /// Users whose lists differ most, to be looked at.
+    /// Users whose lists differ most, to be inspected.
     pub most_different: Vec<String>,
 }
 
-/// Compares lists of at most `sample` users of each namespace; `None`: of all.
+/// Compares lists of at most `sample` users of each namespace; `None` compares all users.
 pub async fn diff<S: Store>(
     store: &S,
-    (a, b): (&str, &str),
+    a: &str,
+    b: &str,
     sample: Option<u64>,
 ) -> Result<Difference, store::Error> {
-    let mut users = some_of(store, a, sample).await?;
-    users.extend(some_of(store, b, sample).await?);
+    let mut users = sample_users(store, a, sample).await?;
+    users.extend(sample_users(store, b, sample).await?);
     let users: Vec<UserId> = users.into_iter().collect();
     let mut comparison = Comparison::default();
-    let mut apart: Vec<(f64, String)> = Vec::new();
+    let mut differences: Vec<(f64, String)> = Vec::new();
     for page in users.chunks(PAGE) {
         let both = store
             .peek(a, page)
@@ -56,24 +57,24 @@ pub async fn diff<S: Store>(
             .zip(store.peek(b, page).await?);
         for (user, (in_a, in_b)) in page.iter().zip(both) {
             let (doc_a, doc_b) = (document(&in_a), document(&in_b));
-            let named = doc_b.as_ref().or(doc_a.as_ref());
+            let either = doc_b.as_ref().or(doc_a.as_ref());
             let pair = Pair {
-                segment: named.map_or("unknown", |doc| doc.segment.as_str()),
+                segment: either.map_or("unknown", |doc| doc.segment.as_str()),
                 a: doc_a.as_ref(),
                 a_covered: is_covered(&in_a),
                 b: doc_b.as_ref(),
                 b_covered: is_covered(&in_b),
             };
             comparison.add(&pair);
-            let mut alone = Comparison::default();
-            alone.add(&pair);
-            if let Some(overlap) = alone.all.report().overlap_at_10 {
-                apart.push((overlap, user.to_string()));
+            let mut single = Comparison::default();
+            single.add(&pair);
+            if let Some(overlap) = single.all.report().overlap_at_10 {
+                differences.push((overlap, user.to_string()));
             }
         }
-        apart.retain(|(overlap, _)| *overlap < 1.0);
-        apart.sort_by(|x, y| x.0.total_cmp(&y.0).then_with(|| x.1.cmp(&y.1)));
-        apart.truncate(APART);
+        differences.retain(|(overlap, _)| *overlap < 1.0);
+        differences.sort_by(|x, y| x.0.total_cmp(&y.0).then_with(|| x.1.cmp(&y.1)));
+        differences.truncate(MOST_DIFFERENT);
     }
     Ok(Difference {
         a: a.into(),
@@ -84,11 +85,11 @@ pub async fn diff<S: Store>(
             .iter()
             .map(|(segment, sums)| (segment.clone(), sums.report()))
             .collect(),
-        most_different: apart.into_iter().map(|(_, user)| user).collect(),
+        most_different: differences.into_iter().map(|(_, user)| user).collect(),
     })
 }
 
-async fn some_of<S: Store>(
+async fn sample_users<S: Store>(
     store: &S,
     ns: &str,
     most: Option<u64>,
@@ -116,7 +117,7 @@ fn document(peek: &Peek) -> Option<Document> {
 }
 
 impl Difference {
-    /// For a terminal.
+    /// The comparison as a table for a terminal.
     pub fn text(&self) -> String {
         use std::fmt::Write;
         let mut out = format!(
@@ -153,7 +154,7 @@ impl Difference {
         }
         for (what, products) in [
             ("only in ", &self.all.new_products),
-            ("no more in ", &self.all.lost_products),
+            ("no longer in ", &self.all.lost_products),
         ] {
             let names: Vec<String> = products
                 .most
@@ -170,7 +171,7 @@ impl Difference {
         out
     }
 
-    /// As a page: one embedded template, everything escaped, no script.
+    /// The comparison as an HTML page: one embedded template, everything escaped, no script.
     pub fn html(&self) -> Result<String, minijinja::Error> {
         let mut environment = Environment::new();
         // The name ends in .html: minijinja escapes every value.

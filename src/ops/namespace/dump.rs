@@ -1,7 +1,9 @@
-//! The canonical dump of a namespace: a line per user, then a line per cell of the counts, and their digest.
+//! Writes the canonical dump of a namespace: a line per user, then a line per cell of the counts, and a digest of all
+//! lines.
 //!
-//! Invariant: equal folds give equal bytes: users sorted by id, cells by shard and cell; nothing in it depends on
-//! when or by whom something was written. It reads page by page: of a namespace that moves it is no snapshot.
+//! Invariant: equal folds give equal bytes: users are sorted by id, cells by shard and cell, and nothing depends on
+//! when or by which process something was written. It reads page by page, so the dump of a namespace that changes is no
+//! snapshot.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -36,10 +38,10 @@ pub async fn dump<S: Store>(store: &S, ns: &str, out: &mut impl Write) -> anyhow
         hash.update(b"\n");
         writeln!(out, "{text}").context("writing the dump")
     };
-    let users: Vec<UserId> = everyone(store, ns).await?.into_iter().collect();
+    let users: Vec<UserId> = all_users(store, ns).await?.into_iter().collect();
     for page in users.chunks(PAGE) {
-        for (user, held) in page.iter().zip(store.load(ns, page).await?) {
-            let state = canonical(&held.state);
+        for (user, loaded) in page.iter().zip(store.load(ns, page).await?) {
+            let state = canonical(&loaded.state);
             line(format!(r#"{{"user":{},"state":{state}}}"#, json!(user)))?;
         }
     }
@@ -70,7 +72,7 @@ fn cell_line(cell: &Cell, n: u64) -> String {
 }
 
 /// All users with a state, sorted.
-async fn everyone<S: Store>(store: &S, ns: &str) -> anyhow::Result<BTreeSet<UserId>> {
+async fn all_users<S: Store>(store: &S, ns: &str) -> anyhow::Result<BTreeSet<UserId>> {
     let mut users = BTreeSet::new();
     let mut cursor = None;
     loop {

@@ -1,7 +1,7 @@
-//! What is done with a namespace from outside the stream: reading a list as a client does, looking at one
-//! user; filling it from the log, asking for lists, comparing, promoting, retiring, dumping it.
+//! Works on a namespace from outside the stream: reads a list as a client does, inspects one user, compares, promotes,
+//! retires and dumps namespaces.
 //!
-//! Invariant: nothing here writes a list; requests go the way of every other one.
+//! Invariant: nothing here writes a list.
 
 mod diff;
 mod dump;
@@ -37,10 +37,10 @@ use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::state::UserState;
 use nearshore_kafka::Tailed;
 
-/// How long reading the whole catalogue may take for a command.
+/// The longest that a command may take to read the whole catalogue.
 const CATALOGUE_MAX: Duration = Duration::from_secs(60);
 
-/// The list that a client would show: the user's, else the default fallback; sold-out SKUs filtered.
+/// The list that a client would show: the user's, or else the default fallback, without sold-out SKUs.
 pub async fn served<S: Store>(
     store: &S,
     ns: &str,
@@ -51,10 +51,10 @@ pub async fn served<S: Store>(
         .await?
         .pop()
         .unwrap_or_default();
-    let own = peek.list.and_then(|list| Document::parse(&list.doc).ok());
-    let list = match own {
+    let stored = peek.list.and_then(|list| Document::parse(&list.doc).ok());
+    let list = match stored {
         Some(list) => Some(list),
-        // None, or of a schema that this reader does not know.
+        // There is no list, or its schema is unknown to this reader.
         None => store
             .fallback(ns, "default")
             .await?
@@ -68,17 +68,25 @@ pub async fn served<S: Store>(
         .iter()
         .flat_map(|pu| pu.skus.iter().cloned())
         .collect();
-    let out = store.sold_out(&skus).await?;
-    let gone: std::collections::BTreeSet<String> = skus
-        .into_iter()
-        .zip(out)
-        .filter_map(|(sku, out)| out.then_some(sku))
-        .collect();
-    list.strip(|_, sku| gone.contains(sku));
+    let sold_out = sold_out(store, skus).await?;
+    list.strip(|_, sku| sold_out.contains(sku));
     Ok(Some(list))
 }
 
-/// Looks at one user: their state, list and audit, read against the shop of now.
+/// Those of `skus` that are in the stock sets now: sold out or blocked.
+async fn sold_out<S: Store>(
+    store: &S,
+    skus: Vec<String>,
+) -> Result<BTreeSet<String>, store::Error> {
+    let sold_out = store.sold_out(&skus).await?;
+    Ok(skus
+        .into_iter()
+        .zip(sold_out)
+        .filter_map(|(sku, sold_out)| sold_out.then_some(sku))
+        .collect())
+}
+
+/// Shows one user: their state, list and audit, with the names and stock of the present catalogue.
 pub struct Inspector<S> {
     store: S,
     ns: String,
@@ -88,7 +96,8 @@ pub struct Inspector<S> {
 }
 
 impl<S: Store> Inspector<S> {
-    /// For a command: reads the whole catalogue first. Of the active namespace, or else the configured one.
+    /// An inspector for a command: it reads the whole catalogue first. It shows the active namespace, or the configured
+    /// one if none is active.
     pub async fn open(config: &Config, store: S) -> anyhow::Result<Self> {
         let catalogue = Arc::new(read_catalogue(config).await?);
         let rules = Arc::new(Table::compile(&config.rules, &config.segments, &catalogue));
@@ -107,7 +116,7 @@ impl<S: Store> Inspector<S> {
         Self::of(config, store, Arc::new(snapshot)).await
     }
 
-    /// In a process that has a shop.
+    /// An inspector in a process that has a serving snapshot.
     pub async fn of(config: &Config, store: S, snapshot: Arc<Snapshot>) -> anyhow::Result<Self> {
         let ns = store
             .active()
@@ -115,7 +124,7 @@ impl<S: Store> Inspector<S> {
             .unwrap_or_else(|| config.namespace.clone());
         let mut templates = BTreeMap::new();
         for arm in &config.arms {
-            // An arm that was removed, or a template that is gone: its prompt is not shown.
+            // Without a template, as of an arm that was removed, the prompt is not shown.
             let source = std::fs::read_to_string(config.resolve(&arm.template));
             if let Some(template) = source
                 .ok()
@@ -132,10 +141,10 @@ impl<S: Store> Inspector<S> {
         })
     }
 
-    /// Everything there is to see; `None` if nothing is stored of this user.
-    pub async fn look(&self, user: &UserId) -> anyhow::Result<Option<View>> {
+    /// Everything stored of this user; `None` if nothing is stored.
+    pub async fn inspect(&self, user: &UserId) -> anyhow::Result<Option<View>> {
         let users = std::slice::from_ref(user);
-        let held = self
+        let loaded = self
             .store
             .load(&self.ns, users)
             .await?
@@ -148,14 +157,14 @@ impl<S: Store> Inspector<S> {
             .pop()
             .unwrap_or_default()
             .list;
-        if held.ver == 0 && stored.is_none() {
+        if loaded.ver == 0 && stored.is_none() {
             return Ok(None);
         }
         let (document, audit) = match &stored {
             Some(stored) => {
                 let document =
                     Document::parse(&stored.doc).with_context(|| format!("list of {user}"))?;
-                // A first fallback has none.
+                // A first fallback has no audit.
                 (
                     Some(document),
                     serde_json::from_str::<Audit>(&stored.audit).ok(),
@@ -168,13 +177,8 @@ impl<S: Store> Inspector<S> {
             .flat_map(|list| &list.pus)
             .flat_map(|pu| pu.skus.iter().cloned())
             .collect();
-        let out = self.store.sold_out(&skus).await?;
-        let sold_out: BTreeSet<String> = skus
-            .into_iter()
-            .zip(out)
-            .filter_map(|(sku, out)| out.then_some(sku))
-            .collect();
-        let profile = held
+        let sold_out = sold_out(&self.store, skus).await?;
+        let profile = loaded
             .state
             .profile
             .as_ref()
@@ -182,12 +186,12 @@ impl<S: Store> Inspector<S> {
         let at = document.as_ref().map_or(wall_clock(), |list| list.at);
         let prompt = audit
             .as_ref()
-            .and_then(|audit| self.render(&held.state, audit, at));
+            .and_then(|audit| self.render(&loaded.state, audit, at));
         Ok(Some(View::of(&Sources {
             user: &user.0,
             namespace: &self.ns,
             segment: self.snapshot.rules.segment(profile, at),
-            held: &held,
+            loaded: &loaded,
             document: document.as_ref(),
             audit: audit.as_ref(),
             catalogue: &self.snapshot.catalogue,
@@ -196,8 +200,8 @@ impl<S: Store> Inspector<S> {
         })))
     }
 
-    /// The prompt as it would be rendered now, cut as the list's was: there is no tokenizer here, so the
-    /// least budget in bytes is searched that leaves out as many lines of events.
+    /// Renders the prompt from the present state, cut like the list's prompt. There is no tokenizer here, so it
+    /// searches the smallest budget in bytes that leaves out at most as many lines of events.
     fn render(&self, state: &UserState, audit: &Audit, at: Timestamp) -> Option<Rendered> {
         let template = self.templates.get(&audit.arm)?;
         let shown = Shown::new(state, &self.snapshot.catalogue, &audit.segment, at);
@@ -206,9 +210,9 @@ impl<S: Store> Inspector<S> {
         let (mut low, mut high) = (0, render(usize::MAX)?.tokens);
         while low < high {
             let middle = low + (high - low) / 2;
-            // Fields are cut only when no event is left, which the audit does not count.
-            let tried = render(middle)?;
-            let fits = tried.events_cut <= cut && tried.fields_cut == 0;
+            // Fields are cut only when no event is left; the audit does not count them.
+            let rendered = render(middle)?;
+            let fits = rendered.events_cut <= cut && rendered.fields_cut == 0;
             (low, high) = if fits {
                 (low, middle)
             } else {
@@ -219,7 +223,7 @@ impl<S: Store> Inspector<S> {
     }
 }
 
-/// The whole catalogue as it stands in the log now.
+/// Reads the whole catalogue up to the present end of its topic.
 async fn read_catalogue(config: &Config) -> anyhow::Result<Catalogue> {
     let topic = &config.topics.catalog;
     let limits = config.limits();
@@ -234,17 +238,21 @@ async fn read_catalogue(config: &Config) -> anyhow::Result<Catalogue> {
         Ok::<_, log::Error>(catalogue)
     };
     let read = tokio::time::timeout(CATALOGUE_MAX, read).await;
-    let late = || format!("{topic} is not read to its end within {CATALOGUE_MAX:?}");
+    let late = || {
+        format!(
+            "topic {topic} could not be read to its end within {CATALOGUE_MAX:?}; see `nearshore check`"
+        )
+    };
     read.with_context(late)?
         .with_context(|| format!("topic {topic}; see kafka.brokers and `nearshore check`"))
 }
 
-/// The SKUs of a PU, by id.
+/// The SKUs of the PU with this id.
 pub async fn skus_of(config: &Config, pu: &str) -> anyhow::Result<Vec<String>> {
     let catalogue = read_catalogue(config).await?;
     let ix = catalogue
         .by_pu(pu)
-        .with_context(|| format!("the catalogue has no PU {pu:?}"))?;
+        .with_context(|| format!("the catalogue has no PU with the id {pu:?}"))?;
     Ok(catalogue
         .pu(ix)
         .skus

@@ -1,7 +1,7 @@
-//! Which namespaces there are, and which is served: [`list`] and [`promote`].
+//! Lists the namespaces, and changes which one is served: [`list`] and [`promote`].
 //!
-//! Invariant: promoting flips one pointer and nothing else, and only where the checks hold or a person
-//! insists; the namespace that was served is fed on, so going back is a flip too.
+//! Invariant: a promotion changes one pointer and two notes in the register, and only if the checks hold or it is
+//! forced. The namespace that was served before is still fed, so it can be promoted back at once.
 
 use std::collections::BTreeMap;
 
@@ -17,15 +17,15 @@ use nearshore_core::queue::replay::{Plan, Stage};
 use nearshore_core::user::record::Timestamp;
 use nearshore_kafka::Admin;
 
-/// What is noted of a namespace in the register.
+/// The register's entry of a namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Note {
-    /// When it was first filled.
+    /// When it was first filled; 0 if it is not in the register.
     pub created_at: Timestamp,
-    /// By which command.
+    /// The command that first filled it.
     pub by: String,
-    /// When another was promoted in its place.
+    /// When another namespace was promoted in its place.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub demoted_at: Option<Timestamp>,
 }
@@ -33,13 +33,13 @@ pub struct Note {
 impl Note {
     pub(super) async fn of<S: Store>(store: &S, ns: &str) -> anyhow::Result<Self> {
         let all = store.namespaces().await?;
-        // One that was filled by an older program is not in the register.
+        // A namespace that an older program filled is not in the register.
         let read = |text: &String| serde_json::from_str(text).context("nearshore:namespaces");
         Ok(all.get(ns).map(read).transpose()?.unwrap_or_default())
     }
 }
 
-/// Puts a namespace that is being filled by `run` into the register, unless it is there.
+/// Adds a namespace that `run` fills to the register, unless it is there already.
 pub async fn enroll<S: Store>(store: &S, ns: &str) -> Result<(), store::Error> {
     if store.namespaces().await?.contains_key(ns) {
         return Ok(());
@@ -48,7 +48,7 @@ pub async fn enroll<S: Store>(store: &S, ns: &str) -> Result<(), store::Error> {
     store.enroll(ns, Some(&note.to_string())).await
 }
 
-/// A namespace, as `namespace list` shows it.
+/// One namespace, as `namespace list` shows it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Listing {
     /// Its name.
@@ -58,11 +58,11 @@ pub struct Listing {
     /// When it was first filled, and by which command.
     #[serde(flatten)]
     pub note: Note,
-    /// Where its backfill stands, if it had one.
+    /// Stage of its backfill; `None` if it had none.
     pub stage: Option<Stage>,
-    /// Records that its ingest has still to do; `None` where Kafka does not tell.
+    /// Records that its ingest group has not folded yet; `None` if Kafka did not answer.
     pub lag: Option<u64>,
-    /// Members of its ingest now.
+    /// Members of its ingest group now; `None` if Kafka did not answer.
     pub members: Option<usize>,
 }
 
@@ -105,41 +105,43 @@ async fn lag(
     Ok(admin.lag(&group(ns), &topics).await?.values().sum())
 }
 
-/// How good a namespace must be to be served.
+/// What a namespace must fulfil to be served.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bounds {
-    /// Most records that its ingest has still to do.
+    /// Most records that its ingest group may not have folded yet.
     pub lag: u64,
-    /// Largest share of users whose list trails their state or is missing, beyond the share in the served namespace; and by
-    /// how much coverage of the users served now may be lower.
+    /// Largest share of users whose list trails their state or is missing, in addition to that share in the served
+    /// namespace. Also how much lower the coverage of the users served now may be.
     pub unserved: f64,
-    /// Users looked at in each namespace; `None`: all.
+    /// Users sampled in each namespace; `None` is all.
     pub sample: Option<u64>,
 }
 
-/// One check before a promotion: what was found, and whether it is good enough.
+/// One check before a promotion, and its result.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Check {
-    /// What was looked at.
+    /// Name of the check.
     pub check: &'static str,
-    /// Whether it holds.
+    /// Whether it passed.
     pub ok: bool,
     /// What was found.
     pub found: String,
 }
 
-/// Checks a namespace and, if all holds or `force`, makes it the served one. False: it was not.
+/// Checks a namespace and makes it the served one if all checks pass or `force` is set. Returns whether it is served
+/// now.
 pub async fn promote<S: Store>(
     config: &Config,
     store: &S,
-    (bounds, force): (&Bounds, bool),
+    bounds: &Bounds,
+    force: bool,
 ) -> anyhow::Result<(Vec<Check>, bool)> {
     let ns = &config.namespace;
     let old = store.active().await?;
     if old.as_deref() == Some(ns) {
         return Ok((Vec::new(), true));
     }
-    let checks = checks(config, store, (old.as_deref(), bounds)).await?;
+    let checks = checks(config, store, old.as_deref(), bounds).await?;
     if !force && checks.iter().any(|check| !check.ok) {
         return Ok((checks, false));
     }
@@ -147,7 +149,7 @@ pub async fn promote<S: Store>(
         store.namespaces().await?.contains_key(ns) || !store.scan(ns, None).await?.0.is_empty();
     ensure!(
         known,
-        "there is no namespace {ns}; see `nearshore namespace list`"
+        "namespace {ns} does not exist; `nearshore namespace list` shows all"
     );
     if let Some(old) = &old {
         let mut note = Note::of(store, old).await?;
@@ -156,10 +158,10 @@ pub async fn promote<S: Store>(
             .enroll(old, Some(&serde_json::to_string(&note)?))
             .await?;
     }
-    let flipped = store.set_active(ns, old.as_deref()).await?;
+    let stored = store.set_active(ns, old.as_deref()).await?;
     ensure!(
-        flipped,
-        "another namespace was promoted meanwhile; look and try again"
+        stored,
+        "another namespace was promoted at the same time; see `nearshore namespace list` and try again"
     );
     let mut note = Note::of(store, ns).await?;
     note.demoted_at = None;
@@ -172,7 +174,8 @@ pub async fn promote<S: Store>(
 async fn checks<S: Store>(
     config: &Config,
     store: &S,
-    (old, bounds): (Option<&str>, &Bounds),
+    old: Option<&str>,
+    bounds: &Bounds,
 ) -> anyhow::Result<Vec<Check>> {
     let ns = &config.namespace;
     let mut checks = Vec::new();
@@ -182,70 +185,79 @@ async fn checks<S: Store>(
         .map(|text| Plan::parse(&text))
         .transpose()?;
     checks.push(match plan.map(|plan| plan.stage) {
-        None => check("backfill", true, "it had none"),
+        None => check("backfill", true, "none"),
         Some(Stage::Done) => check("backfill", true, "done"),
         Some(stage) => check("backfill", false, format!("under way: {stage}")),
     });
     let admin = Admin::new(&config.kafka)?;
     let members = admin.members(&group(ns)).await?;
     let fed = match members {
-        0 => format!("nobody follows live; start `nearshore run --namespace {ns}`"),
+        0 => format!("no process follows live; start `nearshore run --namespace {ns}`"),
         some => format!("{some} members of {}", group(ns)),
     };
     checks.push(check("fed", members > 0, fed));
     let behind = lag(config, &admin, ns).await?;
     let found = format!("{behind} records, at most {}", bounds.lag);
     checks.push(check("lag", behind <= bounds.lag, found));
-    let own = coverage(store, ns, ns, bounds.sample).await?;
+    let in_new = coverage(store, ns, ns, bounds.sample).await?;
     let mut served = None;
     if let Some(old) = old {
-        let ours = coverage(store, old, ns, bounds.sample).await?;
-        let theirs = coverage(store, old, old, bounds.sample).await?;
-        served = Some(Served { old, ours, theirs });
+        let new_lists = coverage(store, old, ns, bounds.sample).await?;
+        let old_lists = coverage(store, old, old, bounds.sample).await?;
+        served = Some(Served {
+            old,
+            new_lists,
+            old_lists,
+        });
     }
-    checks.extend(as_good(own, served, bounds.unserved));
+    checks.extend(coverage_checks(in_new, served, bounds.unserved));
     Ok(checks)
 }
 
-/// What rounding may cost a share.
-const HAIR: f64 = 1e-9;
+/// Tolerance for rounding when shares are compared.
+const EPSILON: f64 = 1e-9;
 
-/// The users that are served now.
+/// The users of the namespace that is served now.
 struct Served<'a> {
-    /// The namespace that serves them.
+    /// The served namespace.
     old: &'a str,
-    /// Their lists in the namespace to be promoted.
-    ours: Coverage,
-    /// Their lists in the one that serves them.
-    theirs: Coverage,
+    /// Coverage of these users in the namespace to be promoted.
+    new_lists: Coverage,
+    /// Coverage of these users in the served namespace.
+    old_lists: Coverage,
 }
 
-/// Whether lists are as good as in the served namespace. While live is busy some users have always done something that no
-/// list has seen yet, in every namespace that is fed: only what goes beyond that counts. The namespaces are looked at one
-/// after the other, so coverage, too, has that much room.
-fn as_good(own: Coverage, served: Option<Served>, most: f64) -> Vec<Check> {
-    let usual = served.as_ref().map_or(0.0, |it| 1.0 - it.theirs.share());
-    let unserved = 1.0 - own.share();
+/// Checks whether lists are as good as in the served namespace. While live is busy, some users always have events that
+/// no list has seen yet, in every namespace that is fed: only the share beyond that counts. The namespaces are scanned
+/// one after the other, so coverage gets the same tolerance.
+fn coverage_checks(in_new: Coverage, served: Option<Served>, most: f64) -> Vec<Check> {
+    let usual = served.as_ref().map_or(0.0, |it| 1.0 - it.old_lists.share());
+    let unserved = 1.0 - in_new.share();
     let mut found = format!(
         "{} of {} users ({:.2} %), at most {:.2} %",
-        own.users - own.covered,
-        own.users,
+        in_new.users - in_new.covered,
+        in_new.users,
         unserved * 100.0,
         most * 100.0
     );
     if let Some(Served { old, .. }) = &served {
         found += &format!(" more than the {:.2} % of {old}", usual * 100.0);
     }
-    let enough = own.users > 0 && unserved <= most + usual + HAIR;
+    let enough = in_new.users > 0 && unserved <= most + usual + EPSILON;
     let mut checks = vec![check("unserved users", enough, found)];
-    if let Some(Served { old, ours, theirs }) = served {
+    if let Some(Served {
+        old,
+        new_lists,
+        old_lists,
+    }) = served
+    {
         let found = format!(
-            "{:.2} % of {} users of {old}; there {:.2} %",
-            ours.share() * 100.0,
-            ours.users,
-            theirs.share() * 100.0
+            "{:.2} % of {} users of {old}; in {old} itself {:.2} %",
+            new_lists.share() * 100.0,
+            new_lists.users,
+            old_lists.share() * 100.0
         );
-        let enough = ours.share() + most + HAIR >= theirs.share();
+        let enough = new_lists.share() + most + EPSILON >= old_lists.share();
         checks.push(check("coverage", enough, found));
     }
     checks
@@ -270,25 +282,25 @@ mod tests {
         }
     }
 
-    fn good(own: u64, ours: u64, theirs: Option<u64>) -> [bool; 2] {
-        let served = theirs.map(|theirs| Served {
+    fn passed(in_new: u64, new_lists: u64, old_lists: Option<u64>) -> [bool; 2] {
+        let served = old_lists.map(|old_lists| Served {
             old: "main",
-            ours: of(ours),
-            theirs: of(theirs),
+            new_lists: of(new_lists),
+            old_lists: of(old_lists),
         });
-        let checks = as_good(of(own), served, 0.01);
+        let checks = coverage_checks(of(in_new), served, 0.01);
         [checks[0].ok, checks.get(1).is_none_or(|check| check.ok)]
     }
 
     #[test]
-    fn who_trails_everywhere_is_not_held_against_a_namespace() {
-        assert_eq!(good(990, 990, None), [true, true]);
-        assert_eq!(good(989, 989, None), [false, true]);
-        // A busy stream: a seventh has just done something.
-        assert_eq!(good(851, 851, Some(860)), [true, true]);
-        assert_eq!(good(849, 849, Some(860)), [false, false]);
-        // New users only: those who are served now would lose.
-        assert_eq!(good(995, 700, Some(995)), [true, false]);
-        assert!(!as_good(Coverage::default(), None, 1.0)[0].ok);
+    fn lists_that_trail_in_both_namespaces_do_not_fail_a_promotion() {
+        assert_eq!(passed(990, 990, None), [true, true]);
+        assert_eq!(passed(989, 989, None), [false, true]);
+        // A busy stream: a seventh of the users has events that no list has seen.
+        assert_eq!(passed(851, 851, Some(860)), [true, true]);
+        assert_eq!(passed(849, 849, Some(860)), [false, false]);
+        // Only new users are covered: the users served now would lose their lists.
+        assert_eq!(passed(995, 700, Some(995)), [true, false]);
+        assert!(!coverage_checks(Coverage::default(), None, 1.0)[0].ok);
     }
 }

@@ -1,7 +1,8 @@
-//! The end of a namespace: its keys go, step by step, and its place in the register.
+//! Deletes a namespace: its keys, page by page, and its entry in the register.
 //!
-//! Invariant: what is served, fed, or may still be cached as served is never deleted; a step is one page of a
-//! scan and unlinks, so Redis serves others in between. Tombstones of erased users stand outside and stay.
+//! Invariant: a namespace that is served, fed, or may still be cached as served is never deleted. One step unlinks one
+//! page of a scan, so that Redis serves other clients in between. Tombstones of erased users are outside of namespaces
+//! and are kept.
 
 use std::time::Duration;
 
@@ -14,61 +15,61 @@ use crate::members::ingest::group;
 use nearshore_core::ports::store::Store;
 use nearshore_kafka::Admin;
 
-/// What retiring did.
+/// What [`retire`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retired {
     /// Keys deleted.
     pub keys: u64,
-    /// Passes over the keyspace; the last found nothing.
+    /// Passes over the keyspace; the last one found no key.
     pub passes: u64,
 }
 
-/// Deletes a namespace; `tell` is told what it waits for and how many keys are gone.
+/// Deletes a namespace; calls `report` with what it waits for and how many keys it deleted.
 pub async fn retire<S: Store>(
     config: &Config,
     store: &S,
-    mut tell: impl FnMut(String),
+    mut report: impl FnMut(String),
 ) -> anyhow::Result<Retired> {
     let ns = &config.namespace;
-    not_served(store, ns).await?;
+    ensure_not_served(store, ns).await?;
     let note = Note::of(store, ns).await?;
     let name = group(ns);
     let members = Admin::new(&config.kafka)?.members(&name).await?;
     ensure!(
         members == 0,
-        "consumer group {name} has {members} members: stop `nearshore run --namespace {ns}` first, or they would write it anew"
+        "consumer group {name} has {members} members: stop `nearshore run --namespace {ns}` first, or they would write the keys again"
     );
     if let Some(demoted) = note.demoted_at {
-        // A tenth more: clients' clocks are not ours.
-        let quiet = demoted.after(config.backfill.active_ttl.mul_f64(1.1));
-        let wait = quiet.since(wall_clock());
+        // A tenth more, because clocks of clients differ from this one.
+        let deletable_at = demoted.after(config.backfill.active_ttl.mul_f64(1.1));
+        let wait = deletable_at.since(wall_clock());
         if !wait.is_zero() {
-            tell(format!(
-                "waiting {} s: clients may still think that {ns} is served",
+            report(format!(
+                "waiting {} s: clients may still have cached that {ns} is served",
                 wait.as_secs() + 1
             ));
             tokio::time::sleep(wait).await;
-            not_served(store, ns).await?;
+            ensure_not_served(store, ns).await?;
         }
     }
-    // First, so that no worker writes fallbacks for it any more.
+    // The register comes first, so that no worker writes fallbacks of this namespace any more.
     store.enroll(ns, None).await?;
     let mut retired = Retired::default();
     loop {
-        let gone = pass(config, store, &mut tell).await?;
-        retired.keys += gone;
+        let deleted = pass(config, store, &mut report).await?;
+        retired.keys += deleted;
         retired.passes += 1;
-        // A call that timed out may land after the page it belonged to was passed.
-        if gone == 0 {
+        // A call that timed out may write a key of a page that this pass has deleted already: a further pass finds it.
+        if deleted == 0 {
             break;
         }
     }
     Ok(retired)
 }
 
-async fn not_served<S: Store>(store: &S, ns: &str) -> anyhow::Result<()> {
+async fn ensure_not_served<S: Store>(store: &S, ns: &str) -> anyhow::Result<()> {
     if store.active().await?.as_deref() == Some(ns) {
-        bail!("{ns} is served: promote another namespace first");
+        bail!("namespace {ns} is served: promote another namespace first");
     }
     Ok(())
 }
@@ -76,22 +77,22 @@ async fn not_served<S: Store>(store: &S, ns: &str) -> anyhow::Result<()> {
 async fn pass<S: Store>(
     config: &Config,
     store: &S,
-    tell: &mut impl FnMut(String),
+    report: &mut impl FnMut(String),
 ) -> anyhow::Result<u64> {
     let ns = &config.namespace;
-    let (mut gone, mut told) = (0, 0);
+    let (mut deleted, mut reported) = (0, 0);
     let mut cursor = None;
     loop {
         let (keys, next) = store.delete(ns, cursor).await?;
-        gone += keys;
-        if gone >= told + 10_000 {
-            told = gone;
-            not_served(store, ns).await?;
-            tell(format!("{gone} keys deleted"));
+        deleted += keys;
+        if deleted >= reported + 10_000 {
+            reported = deleted;
+            ensure_not_served(store, ns).await?;
+            report(format!("{deleted} keys deleted"));
         }
         match next {
             Some(next) => cursor = Some(next),
-            None => return Ok(gone),
+            None => return Ok(deleted),
         }
         let rate = f64::from(config.backfill.keys_per_second.max(1));
         tokio::time::sleep(Duration::from_secs_f64(keys as f64 / rate)).await;

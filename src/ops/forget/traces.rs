@@ -1,7 +1,7 @@
-//! Looks at every place where something of a user may be: [`look`].
+//! Searches every place that may hold something of a user: [`find_traces`].
 //!
-//! Invariant: it only looks, with code of its own for what a reader would hide: a list that no reader of ours would serve
-//! is still there for who reads Redis directly.
+//! Invariant: it only reads. It reads keys directly, where other readers hide data: a list that is no longer served can
+//! still be read in Redis.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,14 +18,14 @@ use nearshore_kafka::dlq::DeadLetter;
 use nearshore_kafka::{Admin, Tailed, Topic, tail};
 use nearshore_redis::{RedisStore, Trace};
 
-/// How far to look.
+/// How far the search goes.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Look {
-    /// Also read the source topics from their beginning, which may take long.
+pub struct TraceOptions {
+    /// Also reads the source topics from their beginning, which may take long.
     pub scan: bool,
 }
 
-struct Inspector<'a> {
+struct TraceFinder<'a> {
     config: &'a Config,
     store: &'a RedisStore,
     admin: Admin,
@@ -34,13 +34,14 @@ struct Inspector<'a> {
     findings: Vec<Finding>,
 }
 
-/// A receipt for one user.
-pub async fn look(
+/// Searches all places for one user and returns the receipt.
+pub async fn find_traces(
     config: &Config,
     store: &RedisStore,
-    (user, how): (&UserId, Look),
+    user: &UserId,
+    options: TraceOptions,
 ) -> anyhow::Result<Receipt> {
-    let mut inspector = Inspector {
+    let mut finder = TraceFinder {
         config,
         store,
         admin: Admin::new(&config.kafka)?,
@@ -48,7 +49,7 @@ pub async fn look(
         erased: store.erased_at(user).await?,
         findings: Vec::new(),
     };
-    let spaces = inspector.redis().await?;
+    let namespaces = finder.redis().await?;
     let mut names = config.topics.lanes().to_vec();
     names.extend([
         config.topics.recall_updates.clone(),
@@ -59,30 +60,30 @@ pub async fn look(
         config.topics.profile_changes.clone(),
     ]);
     let names: Vec<&str> = names.iter().map(|name| &**name).collect();
-    let topics = inspector.admin.describe(&names).await?;
+    let topics = finder.admin.describe(&names).await?;
     let (lanes, rest) = topics.split_at(3);
     for lane in lanes {
-        inspector.lane(lane).await?;
+        finder.lane(lane).await?;
     }
-    inspector.updates(&rest[0], &spaces).await?;
-    inspector.letters(&rest[1]).await?;
+    finder.updates(&rest[0], &namespaces).await?;
+    finder.dead_letters(&rest[1]).await?;
     for source in &rest[2..] {
-        inspector.source(source, how.scan).await?;
+        finder.source(source, options.scan).await?;
     }
-    inspector.memory();
-    Ok(Receipt::of(&user.0, inspector.erased, inspector.findings))
+    finder.memory();
+    Ok(Receipt::of(&user.0, finder.erased, finder.findings))
 }
 
-/// Records of a user on a topic.
+/// Records of the user on one topic.
 #[derive(Default)]
-struct Found {
+struct UserRecords {
     count: u64,
-    /// Not after the erase.
+    /// Those that are not after the erase.
     old: u64,
     newest_old: Option<Timestamp>,
 }
 
-impl Inspector<'_> {
+impl TraceFinder<'_> {
     fn note(&mut self, finding: Finding) {
         self.findings.push(finding);
     }
@@ -92,7 +93,7 @@ impl Inspector<'_> {
         self.erased.is_none_or(|erased| time <= erased)
     }
 
-    /// All keys with the user's tag; the namespaces that were looked at.
+    /// Searches all keys with the user's hash tag; returns the namespaces that were searched.
     async fn redis(&mut self) -> anyhow::Result<BTreeSet<String>> {
         let tombstone = keys::tombstone(self.user)?;
         let (verdict, found) = match self.erased {
@@ -104,43 +105,46 @@ impl Inspector<'_> {
         };
         self.note(Finding::new(format!("redis {tombstone}"), verdict, found));
         let traces = self.store.traces(self.user).await?;
-        let mut spaces: BTreeSet<String> = traces
+        let mut namespaces: BTreeSet<String> = traces
             .iter()
             .filter_map(|trace| Some(keys::part(&trace.key)?.0.to_owned()))
             .collect();
-        spaces.insert(self.config.namespace.clone());
-        spaces.extend(self.store.active().await?);
-        for ns in &spaces {
-            self.space(ns, &traces).await?;
+        namespaces.insert(self.config.namespace.clone());
+        namespaces.extend(self.store.active().await?);
+        for ns in &namespaces {
+            self.namespace(ns, &traces).await?;
         }
         for trace in &traces {
             if trace.key != tombstone && keys::part(&trace.key).is_none() {
                 let place = format!("redis {}", trace.key);
-                self.note(Finding::new(place, Verdict::Kept, "not a key of ours"));
+                self.note(Finding::new(place, Verdict::Kept, "not a key of Nearshore"));
             }
         }
-        Ok(spaces)
+        Ok(namespaces)
     }
 
-    async fn space(&mut self, ns: &str, traces: &[Trace]) -> anyhow::Result<()> {
+    async fn namespace(&mut self, ns: &str, traces: &[Trace]) -> anyhow::Result<()> {
         let users = std::slice::from_ref(self.user);
-        let held = self.store.load(ns, users).await?.remove(0);
+        let loaded = self.store.load(ns, users).await?.remove(0);
         let peek = self.store.peek(ns, users).await?.remove(0);
         let keys = keys::user(ns, self.user)?;
         let unfolded = "from before the erase: is the ingest role of this namespace running?";
-        let folded = self.erased.is_some() && !held.reborn;
-        let younger = held.state.window.len();
+        let folded = self.erased.is_some() && !loaded.reborn;
+        let younger = loaded.state.window.len();
         let since = |time: Option<Timestamp>| time.map(moment).unwrap_or_default();
         let judged = [
             (
                 &keys.state,
-                folded && held.ver > 0,
+                folded && loaded.ver > 0,
                 format!("{younger} events since the erase, and offsets"),
             ),
             (
                 &keys.profile,
-                folded && held.state.profile.is_some(),
-                format!("of {}", since(held.state.profile.as_ref().map(|p| p.time))),
+                folded && loaded.state.profile.is_some(),
+                format!(
+                    "of {}",
+                    since(loaded.state.profile.as_ref().map(|p| p.time))
+                ),
             ),
             (
                 &keys.recall,
@@ -157,24 +161,24 @@ impl Inspector<'_> {
             };
             self.note(finding);
         }
-        if let Some(pending) = held.activity.pending.filter(|_| !folded) {
+        if let Some(pending) = loaded.activity.pending.filter(|_| !folded) {
             let found = format!("a request is out, due {}", moment(pending.due));
             self.note(Finding::new(format!("queue of {ns}"), Verdict::Left, found));
         }
         Ok(())
     }
 
-    /// Everything of the user on a topic.
+    /// Counts the records of the user on a topic.
     async fn read(
         &self,
         topic: &str,
-        mut is_theirs: impl FnMut(&Record) -> bool,
-    ) -> anyhow::Result<Found> {
-        let mut found = Found::default();
+        mut is_users: impl FnMut(&Record) -> bool,
+    ) -> anyhow::Result<UserRecords> {
+        let mut found = UserRecords::default();
         let nowhere = BTreeMap::<Partition, Resume>::new();
         let mut tail = tail(&self.config.kafka, topic, &nowhere).await?;
         while let Tailed::Record(record) = tail.next().await? {
-            if is_theirs(&record) {
+            if is_users(&record) {
                 found.count += 1;
                 if self.is_old(record.occurred()) {
                     found.old += 1;
@@ -185,7 +189,7 @@ impl Inspector<'_> {
         Ok(found)
     }
 
-    /// Requests that wait, and those that were served and not yet removed.
+    /// Searches a lane for waiting requests, and for served ones that are not yet removed.
     async fn lane(&mut self, topic: &Topic) -> anyhow::Result<()> {
         let place = format!("topic {}", topic.name);
         if topic.partitions == 0 {
@@ -200,36 +204,40 @@ impl Inspector<'_> {
         let user = self.user;
         let found = self
             .read(&topic.name, |record| {
-                let theirs = Request::decode(record).is_ok_and(|request| request.user == *user);
+                let by_user = Request::decode(record).is_ok_and(|request| request.user == *user);
                 let at = &record.position;
                 let read = committed
                     .get(&at.partition)
                     .is_some_and(|resume| at.offset.0 < resume.0);
-                unread += u64::from(theirs && !read);
-                theirs
+                unread += u64::from(by_user && !read);
+                by_user
             })
             .await?;
         let finding = if found.count == 0 {
             Finding::new(place, Verdict::Gone, "no request")
         } else {
-            let said = format!(
-                "{} requests, {unread} of them unread: they hold the id and no data, and are passed over",
+            let text = format!(
+                "{} requests, {unread} of them unread: they hold the id and no data, and are skipped",
                 found.count
             );
-            Finding::new(place, Verdict::Leaves, said).by(leaves(topic, found.newest_old))
+            Finding::new(place, Verdict::Leaves, text).by(removed_by(topic, found.newest_old))
         };
         self.note(finding);
         Ok(())
     }
 
-    /// The last record of each namespace; older ones go with compaction.
-    async fn updates(&mut self, topic: &Topic, spaces: &BTreeSet<String>) -> anyhow::Result<()> {
+    /// Searches the updates: the last record of each namespace counts; compaction removes older ones.
+    async fn updates(
+        &mut self,
+        topic: &Topic,
+        namespaces: &BTreeSet<String>,
+    ) -> anyhow::Result<()> {
         let place = format!("topic {}", topic.name);
         if topic.partitions == 0 {
             self.note(Finding::new(place, Verdict::Gone, "no such topic"));
             return Ok(());
         }
-        // Also of namespaces that Redis has forgotten.
+        // Namespaces that Redis no longer has are found, too.
         let tail = format!("/{}", self.user);
         let mut last: BTreeMap<String, (bool, Timestamp)> = BTreeMap::new();
         let found = self
@@ -248,7 +256,7 @@ impl Inspector<'_> {
             let place = format!("{place}, key {ns}{tail}");
             let finding = match list {
                 false => Finding::new(place, Verdict::Gone, "a tombstone is the last record"),
-                true if self.listed(ns, spaces).await? => {
+                true if self.has_new_list(ns, namespaces).await? => {
                     Finding::new(place, Verdict::Kept, "a list made since the erase")
                 }
                 true => {
@@ -263,8 +271,8 @@ impl Inspector<'_> {
             0 if last.is_empty() => Finding::new(place, Verdict::Gone, "no record"),
             0 => return Ok(()),
             older => {
-                let said = format!("{older} older lists wait to be compacted away");
-                Finding::new(place, Verdict::Leaves, said).by(leaves(topic, found.newest_old))
+                let text = format!("{older} older lists will be removed by compaction");
+                Finding::new(place, Verdict::Leaves, text).by(removed_by(topic, found.newest_old))
             }
         };
         self.note(finding);
@@ -272,8 +280,8 @@ impl Inspector<'_> {
     }
 
     /// Whether a namespace has a list of the user that was made since the erase.
-    async fn listed(&self, ns: &str, spaces: &BTreeSet<String>) -> anyhow::Result<bool> {
-        if self.erased.is_none() || !spaces.contains(ns) {
+    async fn has_new_list(&self, ns: &str, namespaces: &BTreeSet<String>) -> anyhow::Result<bool> {
+        if self.erased.is_none() || !namespaces.contains(ns) {
             return Ok(false);
         }
         let users = std::slice::from_ref(self.user);
@@ -281,7 +289,7 @@ impl Inspector<'_> {
         Ok(peek.list.is_some_and(|list| list.claim > 0))
     }
 
-    async fn letters(&mut self, topic: &Topic) -> anyhow::Result<()> {
+    async fn dead_letters(&mut self, topic: &Topic) -> anyhow::Result<()> {
         let place = format!("topic {}", topic.name);
         if topic.partitions == 0 {
             self.note(Finding::new(place, Verdict::Gone, "no such topic"));
@@ -291,70 +299,70 @@ impl Inspector<'_> {
         let found = self
             .read(&topic.name, |record| {
                 let from = DeadLetter::read(record).topic.unwrap_or_default();
-                from != *topics.catalog && theirs(&topics, (&from, record), user)
+                from != *topics.catalog && is_of_user(&topics, &from, record, user)
             })
             .await?;
         let finding = if found.count == 0 {
             Finding::new(place, Verdict::Gone, "no record with this key")
         } else {
-            let said = format!(
-                "{} records with this key, {} from before the erase; a replay of those is passed over",
+            let text = format!(
+                "{} records with this key, {} from before the erase; a replay of those is skipped",
                 found.count, found.old
             );
-            Finding::new(place, Verdict::Leaves, said).by(leaves(topic, found.newest_old))
+            Finding::new(place, Verdict::Leaves, text).by(removed_by(topic, found.newest_old))
         };
         self.note(finding);
         Ok(())
     }
 
-    /// A topic that is not ours: what it holds is its owner's to remove.
+    /// Searches a source topic. Nearshore does not own it, so only its owner can remove records.
     async fn source(&mut self, topic: &Topic, scan: bool) -> anyhow::Result<()> {
         let place = format!("topic {}", topic.name);
-        let by = leaves(topic, self.erased);
+        let by = removed_by(topic, self.erased);
         let rule = match (topic.compacted(), topic.retention()) {
-            (Some(true), Some(None)) => "compacted: older records of a key go behind its null",
-            (_, Some(None)) => {
-                "kept for ever: records from before the erase stay, and are passed over"
+            (Some(true), Some(None)) => {
+                "compacted: older records of a key are removed after its tombstone"
             }
+            (_, Some(None)) => "kept forever: records from before the erase stay and are skipped",
             (_, Some(Some(_))) => {
-                "records from before the erase are passed over and leave by retention"
+                "records from before the erase are skipped and are removed by retention"
             }
             (_, None) => {
-                "records from before the erase are passed over; the broker does not tell its retention"
+                "records from before the erase are skipped; the broker does not show the retention"
             }
         };
         if !scan {
-            let said = format!("not read (--scan reads it); {rule}");
-            self.note(Finding::new(place, Verdict::Leaves, said).by(by));
+            let text = format!("not read (--scan reads it); {rule}");
+            self.note(Finding::new(place, Verdict::Leaves, text).by(by));
             return Ok(());
         }
         let (topics, user) = (self.config.topics.clone(), self.user);
         let found = self
             .read(&topic.name, |record| {
-                record.value.is_some() && theirs(&topics, (&topic.name, record), user)
+                record.value.is_some() && is_of_user(&topics, &topic.name, record, user)
             })
             .await?;
         let finding = if found.old == 0 {
-            let said = format!("no record from before the erase, {} since", found.count);
-            Finding::new(place, Verdict::Gone, said)
+            let text = format!("no record from before the erase, {} since", found.count);
+            Finding::new(place, Verdict::Gone, text)
         } else {
-            let said = format!("{} records from before the erase; {rule}", found.old);
-            Finding::new(place, Verdict::Leaves, said).by(by)
+            let text = format!("{} records from before the erase; {rule}", found.old);
+            Finding::new(place, Verdict::Leaves, text).by(by)
         };
         self.note(finding);
         Ok(())
     }
 
-    /// What cannot be looked at from outside, and why nothing of it lasts.
+    /// Lists places that cannot be searched from outside, and why nothing lasts there.
     fn memory(&mut self) {
         for (place, found) in [
             (
                 "memory of ingest",
-                "the owner of the record drops the state with it, others at the latest after 10 minutes",
+                "the member that folds the tombstone drops the state; others drop it after at most 10 minutes",
             ),
             (
                 "memory of generate",
-                "prompts and their keys and values live as long as their batch; its publish is refused",
+                "prompts and their keys and values last as long as their batch; its publish is refused",
             ),
         ] {
             self.note(Finding::new(place, Verdict::Leaves, found));
@@ -367,21 +375,22 @@ impl Inspector<'_> {
         self.note(Finding::new(
             "counts",
             Verdict::Kept,
-            "sums per product and segment, of nobody",
+            "sums per product and segment, without user ids",
         ));
     }
 }
 
-/// Whether a record that came from `from` is of this user.
-fn theirs(topics: &Topics, (from, record): (&str, &Record), user: &UserId) -> bool {
+/// Whether a record that came from the topic `from` is of this user.
+fn is_of_user(topics: &Topics, from: &str, record: &Record, user: &UserId) -> bool {
     if topics.lanes().iter().any(|lane| **lane == *from) {
         return record.key.as_deref() == Some(user.0.as_bytes());
     }
     key_user(record, topics.source(from)).is_some_and(|id| id == *user.0)
 }
 
-/// When a record of `time` is removed at the latest: a segment is removed once its newest record is old enough.
-fn leaves(topic: &Topic, time: Option<Timestamp>) -> Option<Timestamp> {
+/// The latest time at which a record of `time` is removed. The broker removes a segment once its newest record is old
+/// enough.
+fn removed_by(topic: &Topic, time: Option<Timestamp>) -> Option<Timestamp> {
     let retention = topic.retention()??;
     time.map(|time| time.after(retention))
 }
