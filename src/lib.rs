@@ -1,5 +1,5 @@
-//! Nearshore: near-line recall for recommenders. The members, the operations and the command line; the decisions are in
-//! `nearshore_core`, Kafka in `nearshore_kafka`, Redis in `nearshore_redis`, the model in `nearshore_engine`.
+//! Near-line recall for recommenders: the members of the consumer groups, the operations and the command line. Decisions
+//! are in `nearshore_core`, Kafka in `nearshore_kafka`, Redis in `nearshore_redis`, the model in `nearshore_engine`.
 
 #![warn(missing_docs)]
 

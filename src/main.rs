@@ -1,6 +1,6 @@
-//! Arguments -> cli -> exit code.
+//! The binary: runs the command line and returns its exit code.
 
-/// Decoding and folding are many small allocations: `docs/decisions/0025-where-the-fold-s-time-goes.md`.
+/// Decoding and folding allocate many small values: `docs/decisions/0025-where-the-fold-s-time-goes.md`.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

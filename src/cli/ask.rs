@@ -71,7 +71,7 @@ pub fn refresh(args: RefreshArgs) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::from(2));
             }
         }
-        if !use_namespace(&mut config, args.namespace.as_deref()) {
+        if !namespace_is_valid(&mut config, args.namespace.as_deref()) {
             return Ok(ExitCode::from(2));
         }
         let filter = RefreshFilter {
@@ -93,15 +93,15 @@ pub fn refresh(args: RefreshArgs) -> anyhow::Result<ExitCode> {
 /// Requests a list for each user whose list trails their state.
 pub fn sweep(common: &Common, namespace: Option<&str>) -> anyhow::Result<ExitCode> {
     with_config(common, |mut config| {
-        if !use_namespace(&mut config, namespace) {
+        if !namespace_is_valid(&mut config, namespace) {
             return Ok(ExitCode::from(2));
         }
         request_lists(&config, &Purpose::Sweep, common.json)
     })
 }
 
-fn use_namespace(config: &mut Config, namespace: Option<&str>) -> bool {
-    namespace.is_none_or(|name| super::name_namespace(config, name))
+fn namespace_is_valid(config: &mut Config, namespace: Option<&str>) -> bool {
+    namespace.is_none_or(|name| super::use_namespace(config, name))
 }
 
 fn request_lists(config: &Config, purpose: &Purpose, json: bool) -> anyhow::Result<ExitCode> {

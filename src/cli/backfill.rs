@@ -63,7 +63,7 @@ pub fn run(args: BackfillArgs) -> anyhow::Result<ExitCode> {
     }
     let common = &args.common;
     with_config(common, |mut config| {
-        if !super::name_namespace(&mut config, &args.namespace) {
+        if !super::use_namespace(&mut config, &args.namespace) {
             return Ok(ExitCode::from(2));
         }
         let order = BackfillOrder {

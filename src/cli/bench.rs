@@ -1,8 +1,8 @@
-//! The engine under a stopwatch, for `scripts/bench engine`: a program that is asked in JSON lines.
+//! `nearshore bench engine`: measures the engine for `scripts/bench engine`, by requests in JSON lines.
 //!
-//! Decides what is timed and nothing of how: each question runs the engine's own way. Invariant: one
-//! line in, one line out, in order; a question that fails is answered with its error and the next one
-//! is taken. It does not know peers, medians or tables: whoever asks interleaves and compares.
+//! It decides what is timed, not how: each request runs as in production. Invariant: one line in, one line out, in order;
+//! a request that fails is answered with its error, and the next one is read. It knows no other engines, medians or
+//! tables: the script interleaves and compares.
 
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
@@ -21,48 +21,48 @@ use nearshore_engine::{Error, Model, Options, Place, Precision};
 
 use super::one_of;
 
-/// Any failure: it is only printed.
+/// Any error; it is only printed.
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 /// Arguments of the hidden `nearshore bench engine`.
 #[derive(Args, Clone, Debug)]
 pub struct BenchArgs {
-    /// GGUF file or folder
+    /// GGUF file, or folder with config.json, safetensors and tokenizer.json.
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
-    /// Threads; all cores but one if not given
+    /// Threads; by default all cores but one.
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Groups of users side by side; one per thread if not given
+    /// Groups of users computed in parallel; by default one per thread.
     #[arg(long, value_name = "N")]
     pub groups: Option<usize>,
-    /// How weights are kept and multiplied
+    /// Precision of weights.
     #[arg(long, value_parser = one_of::<Precision>(), default_value_t)]
     pub precision: Precision,
-    /// cpu or cuda:N
+    /// Device: cpu or cuda:N.
     #[arg(long, value_name = "WHERE", default_value_t)]
     pub device: Place,
-    /// Most rows of one pass
+    /// Most rows of one forward pass.
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub rows: usize,
-    /// MiB for keys and values of all users at once
+    /// Memory in MiB for keys and values of all users of a batch.
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     pub kv_max: usize,
 }
 
-/// A question, one per line.
+/// A request, one per line.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum Question {
-    /// Makes these names the catalogue.
+enum BenchRequest {
+    /// Uses the names of this file as the catalogue.
     Names(PathBuf),
-    /// The tokens of a prompt, chat template applied.
+    /// Returns the tokens of a prompt, with the chat template applied.
     Tokens(String),
-    /// Computes prompts of token ids and nothing after them.
+    /// Computes prompts of token ids, without a search.
     Prefill(Vec<Vec<u32>>),
-    /// Logits of some tokens after others.
+    /// Returns the logits of the tokens `of` after the tokens `after`.
     Logits { after: Vec<u32>, of: Vec<u32> },
-    /// The best names of each prompt.
+    /// Searches the best names of each prompt.
     Search(SearchFor),
 }
 
@@ -72,10 +72,10 @@ struct SearchFor {
     prompts: Vec<String>,
     top: usize,
     batch: usize,
-    /// Names themselves come back, not only what they cost.
+    /// Returns the names, too, not only their cost.
     #[serde(default)]
     names: bool,
-    /// A device is waited for behind each pass, so that its time is told from the host's.
+    /// Waits for the device after each pass, so that its time is measured apart from the host's.
     #[serde(default)]
     waits: bool,
 }
@@ -85,9 +85,9 @@ struct SearchFor {
 struct Cost {
     seconds: f64,
     users: usize,
-    /// Where `seconds` went.
+    /// Parts of `seconds`.
     spent: Spent,
-    /// Slowest batch.
+    /// Seconds of the slowest batch.
     batch_seconds_max: f64,
     prompt_tokens: u64,
     shared_tokens: u64,
@@ -99,7 +99,7 @@ struct Cost {
     names: Vec<Vec<(u32, f32)>>,
 }
 
-/// Loads the model, says so, and answers lines until there are no more.
+/// Loads the model, writes a `ready` line, and answers requests until the input ends.
 pub fn run(args: &BenchArgs, input: impl BufRead, mut out: impl Write) -> Result<(), Failed> {
     let threads = args.threads.unwrap_or_else(default_threads).max(1);
     let start = Instant::now();
@@ -126,7 +126,7 @@ pub fn run(args: &BenchArgs, input: impl BufRead, mut out: impl Write) -> Result
     for line in input.lines() {
         let answer = serde_json::from_str(&line?)
             .map_err(Failed::from)
-            .and_then(|question| answer(&mut model, question));
+            .and_then(|request| answer(&mut model, request));
         let answer = answer.unwrap_or_else(|error| json!({ "error": error.to_string() }));
         writeln!(out, "{answer}")?;
         out.flush()?;
@@ -134,28 +134,28 @@ pub fn run(args: &BenchArgs, input: impl BufRead, mut out: impl Write) -> Result
     Ok(())
 }
 
-fn answer(model: &mut Constrained, question: Question) -> Result<Value, Failed> {
+fn answer(model: &mut Constrained, request: BenchRequest) -> Result<Value, Failed> {
     let start = Instant::now();
-    Ok(match question {
-        Question::Names(path) => {
+    Ok(match request {
+        BenchRequest::Names(path) => {
             let names = read_names(&path)?;
-            let many = names.names.len();
+            let count = names.names.len();
             model.set_names(Arc::new(names))?;
-            json!({ "names": many, "seconds": start.elapsed().as_secs_f64() })
+            json!({ "names": count, "seconds": start.elapsed().as_secs_f64() })
         }
-        Question::Tokens(prompt) => json!({ "tokens": model.text().prompt(&prompt)? }),
-        Question::Prefill(prompts) => {
+        BenchRequest::Tokens(prompt) => json!({ "tokens": model.text().prompt(&prompt)? }),
+        BenchRequest::Prefill(prompts) => {
             model.prefill(&prompts)?;
             let tokens: usize = prompts.iter().map(Vec::len).sum();
             json!({ "tokens": tokens, "seconds": start.elapsed().as_secs_f64() })
         }
-        Question::Logits { after, of } => json!({ "logits": model.logits(&after, &of)? }),
-        Question::Search(search) => serde_json::to_value(cost(model, &search)?)?,
+        BenchRequest::Logits { after, of } => json!({ "logits": model.logits(&after, &of)? }),
+        BenchRequest::Search(search) => serde_json::to_value(cost(model, &search)?)?,
     })
 }
 
 fn cost(model: &mut Constrained, search: &SearchFor) -> Result<Cost, Error> {
-    let ask = |prompt: &String| ScoreRequest {
+    let request = |prompt: &String| ScoreRequest {
         prompt: prompt.clone(),
         n: search.top,
         ..ScoreRequest::default()
@@ -164,16 +164,16 @@ fn cost(model: &mut Constrained, search: &SearchFor) -> Result<Cost, Error> {
     model.clocks().set_waits(search.waits);
     model.clocks().take();
     for batch in search.prompts.chunks(search.batch.max(1)) {
-        let asks: Vec<ScoreRequest> = batch.iter().map(ask).collect();
+        let requests: Vec<ScoreRequest> = batch.iter().map(request).collect();
         let start = Instant::now();
-        let answers = model.score(&asks)?;
+        let responses = model.score(&requests)?;
         let seconds = start.elapsed().as_secs_f64();
         cost.seconds += seconds;
         cost.batch_seconds_max = cost.batch_seconds_max.max(seconds);
-        for answer in &answers {
-            cost.add(answer);
+        for response in &responses {
+            cost.add(response);
             if search.names {
-                let named = answer.named.iter().map(|named| (named.pu, named.score));
+                let named = response.named.iter().map(|named| (named.pu, named.score));
                 cost.names.push(named.collect());
             }
         }
@@ -183,13 +183,13 @@ fn cost(model: &mut Constrained, search: &SearchFor) -> Result<Cost, Error> {
 }
 
 impl Cost {
-    fn add(&mut self, answer: &ScoreResponse) {
+    fn add(&mut self, response: &ScoreResponse) {
         self.users += 1;
-        self.prompt_tokens += u64::from(answer.prompt_tokens);
-        self.shared_tokens += u64::from(answer.shared_tokens);
-        self.forwarded += u64::from(answer.forwarded);
-        self.waves += u64::from(answer.waves);
-        self.forwarded_each.push(answer.forwarded);
+        self.prompt_tokens += u64::from(response.prompt_tokens);
+        self.shared_tokens += u64::from(response.shared_tokens);
+        self.forwarded += u64::from(response.forwarded);
+        self.waves += u64::from(response.waves);
+        self.forwarded_each.push(response.forwarded);
     }
 }
 
@@ -207,11 +207,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_question_is_one_line_of_json_and_an_unknown_one_is_refused() {
-        let read = |line: &str| serde_json::from_str::<Question>(line);
+    fn a_request_is_one_line_of_json_and_an_unknown_one_is_refused() {
+        let read = |line: &str| serde_json::from_str::<BenchRequest>(line);
         assert!(matches!(
             read(r#"{"search": {"prompts": ["a"], "top": 5, "batch": 16}}"#),
-            Ok(Question::Search(SearchFor {
+            Ok(BenchRequest::Search(SearchFor {
                 top: 5,
                 names: false,
                 ..
@@ -219,7 +219,7 @@ mod tests {
         ));
         assert!(matches!(
             read(r#"{"prefill": [[1, 2], [3]]}"#),
-            Ok(Question::Prefill(prompts)) if prompts.len() == 2
+            Ok(BenchRequest::Prefill(prompts)) if prompts.len() == 2
         ));
         assert!(read(r#"{"search": {"prompts": [], "top": 5, "batch": 1, "n": 2}}"#).is_err());
         assert!(read(r#"{"sing": 1}"#).is_err());

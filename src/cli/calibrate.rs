@@ -1,6 +1,6 @@
-//! `nearshore calibration`: freezes an arm's calibration prompts into its file.
+//! `nearshore calibrate`: writes an arm's calibration prompts to the file that `calibration` names.
 //!
-//! Invariant: a file that is there is not written over unless asked to, for lists made with it say its hash.
+//! Invariant: an existing file is replaced only with --force, because audits of lists contain its hash.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,39 +13,44 @@ use nearshore_core::list::prompt::{Frozen, PROMPTS, Person, Template};
 use nearshore_engine::Options;
 use nearshore_engine::search::constrained::Constrained;
 
-/// Arguments of `nearshore calibration`.
+/// Arguments of `nearshore calibrate`.
 #[derive(Args, Clone, Debug)]
 pub(super) struct CalibrateArgs {
-    /// Arm whose `calibration` file is written
+    /// Arm whose calibration file is written.
     #[arg(long, value_name = "ID")]
     arm: String,
     /// People who stand for everyone, one JSON object per line: {"profile": {..}, "bought": [..], "segment": ".."}, or
     /// {"prompt": ".."}
     #[arg(long, value_name = "FILE")]
     from: PathBuf,
-    /// Write over a file that is there; raise the arm's epoch then
+    /// Replace an existing calibration file; raise the arm's epoch then.
     #[arg(long)]
     force: bool,
 }
 
 pub(super) fn run(config: &Config, args: &CalibrateArgs, json: bool) -> anyhow::Result<ExitCode> {
     let arm = config.arms.iter().find(|arm| arm.id == args.arm);
-    let arm = arm.with_context(|| format!("no arm {:?} in the configuration", args.arm))?;
+    let arm = arm.with_context(|| {
+        format!(
+            "--arm {:?} is not configured; give the id of one of [[arms]]",
+            args.arm
+        )
+    })?;
     let file = arm.calibration.as_ref();
     let file = file.with_context(|| {
         format!(
-            "arm {}: name the file first: calibration = \"calibration/{}.json\"",
+            "arm {} names no file for its calibration prompts; add to it: calibration = \"calibration/{}.json\"",
             arm.id, arm.id
         )
     })?;
     let file = config.resolve(file);
     anyhow::ensure!(
         args.force || !file.exists(),
-        "{} is there; --force writes over it, and the arm's epoch must rise then",
+        "{} already holds calibration prompts; --force replaces them, then raise the arm's epoch",
         file.display()
     );
-    let text =
-        std::fs::read_to_string(&args.from).with_context(|| format!("{}", args.from.display()))?;
+    let text = std::fs::read_to_string(&args.from)
+        .with_context(|| format!("cannot read --from {}", args.from.display()))?;
     let mut people: Vec<Person> = Vec::new();
     for (nth, line) in text
         .lines()
@@ -55,16 +60,24 @@ pub(super) fn run(config: &Config, args: &CalibrateArgs, json: bool) -> anyhow::
         let person = serde_json::from_str(line);
         people.push(person.with_context(|| format!("{}:{}", args.from.display(), nth + 1))?);
     }
-    anyhow::ensure!(!people.is_empty(), "{}: nobody in it", args.from.display());
+    anyhow::ensure!(
+        !people.is_empty(),
+        "--from {} has no line to make a calibration prompt from",
+        args.from.display()
+    );
     if people.len() != PROMPTS {
-        eprintln!("{} prompts; {PROMPTS} are usual", people.len());
+        eprintln!("{} calibration prompts; {PROMPTS} are usual", people.len());
     }
     let path = config.resolve(&arm.template);
-    let source = std::fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
+    let source = std::fs::read_to_string(&path)
+        .with_context(|| format!("arm {}: cannot read template {}", arm.id, path.display()))?;
     let template = Template::load(&source, &arm.template)?;
     let model = Constrained::load(&config.resolve(&arm.model), Options::default())?;
     let text = model.text();
-    let count = |said: &str| text.tokens(said).map_or(said.len(), |tokens| tokens.len());
+    let count = |prompt: &str| {
+        text.tokens(prompt)
+            .map_or(prompt.len(), |tokens| tokens.len())
+    };
     let tokenizer = text.hash()?;
     let frozen = Frozen::freeze(
         &people,
@@ -72,9 +85,11 @@ pub(super) fn run(config: &Config, args: &CalibrateArgs, json: bool) -> anyhow::
         (arm.prompt_tokens, &count),
     )?;
     if let Some(folder) = file.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
     }
-    std::fs::write(&file, frozen.to_json()).with_context(|| format!("{}", file.display()))?;
+    std::fs::write(&file, frozen.to_json())
+        .with_context(|| format!("cannot write {}", file.display()))?;
     if json {
         let file = file.display().to_string();
         println!(
@@ -83,7 +98,7 @@ pub(super) fn run(config: &Config, args: &CalibrateArgs, json: bool) -> anyhow::
         );
     } else {
         println!(
-            "{}: {} prompts frozen for arm {}",
+            "{}: {} calibration prompts written for arm {}",
             file.display(),
             frozen.len(),
             arm.id

@@ -1,17 +1,17 @@
-//! `nearshore config`: the configuration in force, and loading it for every other command.
+//! `nearshore config`: prints the effective configuration. All other commands load theirs here, too.
 //!
-//! Invariant: what is wrong with a configuration goes to standard error, one line each, before anything
-//! else happens, and the exit code is 2.
+//! Invariant: all problems of a configuration go to standard error, one per line, before anything else happens, and the
+//! exit code is 2.
 
 use std::path::Path;
 
 use crate::config::{Config, Problem};
 
-/// Exit code of wrong usage or configuration.
+/// Exit code for wrong arguments or configuration.
 pub const WRONG: u8 = 2;
 
-/// The configuration of this process: file and environment. On problems they are printed to standard
-/// error, and the exit code is [`WRONG`].
+/// Loads the configuration from file and environment. Problems are printed to standard error; then the exit code is
+/// [`WRONG`].
 pub fn load(path: Option<&Path>) -> Result<Config, u8> {
     read(path).map_err(|problems| {
         for problem in &problems {
@@ -21,8 +21,8 @@ pub fn load(path: Option<&Path>) -> Result<Config, u8> {
     })
 }
 
-/// The configuration of this process, or what is wrong with it. Variables whose name is no text are
-/// passed over: none of ours is.
+/// Reads the configuration, or returns what is wrong with it. Variables whose name is not Unicode are skipped: Nearshore
+/// has none.
 pub fn read(path: Option<&Path>) -> Result<Config, Vec<Problem>> {
     let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
         Some((
@@ -33,7 +33,7 @@ pub fn read(path: Option<&Path>) -> Result<Config, Vec<Problem>> {
     Config::load(path, std::env::vars_os().filter_map(text))
 }
 
-/// `nearshore config`: prints what is in force, secrets masked; as JSON if asked.
+/// Prints the effective configuration with secrets masked, as TOML or JSON.
 pub fn config(path: Option<&Path>, json: bool) -> u8 {
     let config = match load(path) {
         Ok(config) => config,

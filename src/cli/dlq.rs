@@ -1,4 +1,4 @@
-//! `dlq list` and `dlq replay`.
+//! `dlq list` and `dlq replay`: commands about dead letters.
 
 use std::process::ExitCode;
 
@@ -12,29 +12,29 @@ use nearshore_kafka::dlq::{DeadLetter, Filter};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Print dead letters, oldest first: where they came from and what is wrong with them.
+    /// Print the last dead letters, oldest first: where each came from and why it was rejected.
     #[command(
         after_help = "Examples:\n  nearshore dlq list --limit 20\n  nearshore dlq list --json | jq -r .code | sort | uniq -c"
     )]
     List {
-        /// At most this many.
+        /// Most dead letters to print.
         #[arg(long, default_value_t = 100)]
         limit: usize,
         #[command(flatten)]
         common: Common,
     },
-    /// Send dead letters to their topics again; resumable, for the place is kept in a consumer group.
+    /// Send dead letters back to their topics, each once; an interrupted replay resumes.
     #[command(
         after_help = "Examples:\n  nearshore dlq replay --dry-run\n  nearshore dlq replay --code malformed_json --max-replays 2"
     )]
     Replay {
-        /// Only letters with this error code.
+        /// Only dead letters with this error code.
         #[arg(long)]
         code: Option<String>,
-        /// Only letters that were replayed fewer times than this.
+        /// Only dead letters that were replayed fewer times than this.
         #[arg(long, default_value_t = 2)]
         max_replays: u32,
-        /// Say what would be sent, send nothing.
+        /// Print what would be sent; send nothing.
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]
@@ -70,33 +70,41 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 async fn list(config: &Config, limit: usize, json: bool) -> anyhow::Result<ExitCode> {
-    for letter in replay::list(&config.kafka, &config.topics.dlq, &Filter::default(), limit).await?
+    for dead_letter in
+        replay::list(&config.kafka, &config.topics.dlq, &Filter::default(), limit).await?
     {
         if json {
-            println!("{}", letter.json());
+            println!("{}", dead_letter.json());
         } else {
-            println!("{}", line(&letter));
+            println!("{}", line(&dead_letter));
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn line(letter: &DeadLetter) -> String {
-    let place = match (&letter.topic, letter.partition, letter.offset) {
+fn line(dead_letter: &DeadLetter) -> String {
+    let place = match (
+        &dead_letter.topic,
+        dead_letter.partition,
+        dead_letter.offset,
+    ) {
         (Some(topic), Some(partition), Some(offset)) => format!("{topic}/{partition}:{offset}"),
         _ => "unknown".into(),
     };
-    let key = letter
+    let key = dead_letter
         .key
         .as_deref()
         .map(String::from_utf8_lossy)
         .unwrap_or_default();
-    format!("{place}  {}  key {key:?}  {}", letter.code, letter.message)
+    format!(
+        "{place}  {}  key {key:?}  {}",
+        dead_letter.code, dead_letter.message
+    )
 }
 
 async fn send_back(config: &Config, order: &Order, json: bool) -> anyhow::Result<ExitCode> {
     let (mut sent, mut left, mut hindered) = (0u64, 0u64, 0u64);
-    let on = |letter: &DeadLetter, fate: &Fate| match fate {
+    let on = |dead_letter: &DeadLetter, fate: &Fate| match fate {
         Fate::Replayed => sent += 1,
         Fate::Left => left += 1,
         Fate::Duplicate => left += 1,
@@ -107,7 +115,7 @@ async fn send_back(config: &Config, order: &Order, json: bool) -> anyhow::Result
                 Fate::Refused(why) => why.clone(),
                 Fate::Replayed | Fate::Left | Fate::Duplicate => String::new(),
             };
-            eprintln!("{}: {why}", line(letter));
+            eprintln!("{}: {why}", line(dead_letter));
         }
     };
     replay::replay(&config.kafka, order, on).await?;
@@ -122,7 +130,9 @@ async fn send_back(config: &Config, order: &Order, json: bool) -> anyhow::Result
         } else {
             "sent back"
         };
-        println!("{sent} {verb}, {left} left out by the filter, {hindered} cannot be");
+        println!(
+            "{sent} {verb}, {left} left out by the filter or as duplicates, {hindered} that cannot be sent back"
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

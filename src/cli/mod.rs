@@ -1,6 +1,6 @@
-//! One function per command: arguments -> config -> roles -> exit code.
+//! The command line: one function per command, from arguments to exit code.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. Results go to stdout, everything else to stderr.
+//! Exit codes: 0 done, 1 failed, 2 wrong arguments or configuration. Results go to stdout, everything else to stderr.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,10 +33,10 @@ pub struct Cli {
 
 #[derive(Debug, Args)]
 struct Common {
-    /// Configuration file; without one, defaults and NEARSHORE__* variables.
+    /// Configuration file; without it, defaults and NEARSHORE__* variables.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Print JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -50,21 +50,21 @@ enum Command {
     Run {
         #[command(flatten)]
         common: Common,
-        /// Which role.
+        /// The role to run.
         #[arg(long, value_enum, default_value = "all")]
         role: Role,
-        /// Namespace to fill, instead of the configured one.
+        /// Namespace to fill instead of the configured one.
         #[arg(long)]
         namespace: Option<String>,
     },
-    /// Check configuration, rules, templates, and with a network also brokers, topics, Redis and model.
+    /// Check configuration, rules and templates, and without --offline also brokers, topics, Redis and models.
     #[command(
         after_help = "Examples:\n  nearshore check --offline --config nearshore.toml\n  nearshore check --config nearshore.toml --json"
     )]
     Check {
         #[command(flatten)]
         common: Common,
-        /// Only what needs no network.
+        /// Check only what needs no network.
         #[arg(long)]
         offline: bool,
     },
@@ -74,7 +74,7 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Print a user's served list, sold-out products filtered, as a client would read it.
+    /// Print a user's served list as a client would read it, without sold-out SKUs.
     #[command(
         after_help = "Examples:\n  nearshore get 1228 --config nearshore.toml\n  nearshore get 1228 --json"
     )]
@@ -84,7 +84,7 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Print how a user's list came about: events, prompt, names, rules, SKUs, versions, ages.
+    /// Print how a user's list was made: events, prompt, names, rules, SKUs, versions, times.
     #[command(
         after_help = "Examples:\n  nearshore inspect 1228\n  nearshore inspect 1228 --json | jq .audit"
     )]
@@ -94,50 +94,50 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Erase a user: writes the tombstone on the profile topic; everything up to now goes. Or prove it.
+    /// Erase a user, by a tombstone on the profile topic, or prove that everything is erased.
     #[command(
-        after_help = "Examples:\n  nearshore forget 1228 --config nearshore.toml\n  nearshore forget 1228 --proof --wait 1m\n  nearshore forget --proof 1228 --json | jq '.findings[] | select(.verdict == \"left\")'\n  nearshore forget --export erased.jsonl      # keep the list elsewhere\n  nearshore forget --import erased.jsonl      # after Redis was lost, before anything is replayed"
+        after_help = "Examples:\n  nearshore forget 1228 --config nearshore.toml\n  nearshore forget 1228 --proof --wait 1m\n  nearshore forget --proof 1228 --json | jq '.findings[] | select(.verdict == \"left\")'\n  nearshore forget --export erased.jsonl      # keep a copy outside of Redis\n  nearshore forget --import erased.jsonl      # after Redis lost its data, before a replay"
     )]
     Forget(forget::Forget),
-    /// Ask for new lists from present state, on the backfill lane, without folding again.
+    /// Request new lists on the backfill lane, made from the present state; nothing is folded again.
     #[command(
         after_help = "Examples:\n  nearshore refresh --user 1228\n  nearshore refresh --all\n  nearshore refresh --arm b --older-than 7days\n  nearshore refresh --pu 'ADULT ANALGESICS'"
     )]
     Refresh(ask::RefreshArgs),
-    /// Fill a namespace from the log, beside the one that is served, and ask for its lists; resumable.
+    /// Fill another namespace from the log and request its lists, while the served one goes on; resumable.
     #[command(
-        after_help = "Examples:\n  nearshore backfill --namespace next --from earliest\n  nearshore backfill --namespace next --from last=30d --dry-run --lists-per-second 40\n  nearshore backfill --namespace next            # go on after an interruption"
+        after_help = "Examples:\n  nearshore backfill --namespace next --from earliest\n  nearshore backfill --namespace next --from last=30d --dry-run --lists-per-second 40\n  nearshore backfill --namespace next            # resume after an interruption"
     )]
     Backfill(backfill::BackfillArgs),
-    /// Namespaces: list, compare, promote, retire, dump them.
+    /// List, compare, promote, retire and dump namespaces.
     #[command(subcommand)]
     Namespace(namespace::Command),
-    /// Ask for a list for each user whose list trails their state.
+    /// Request a list for each user whose list trails their state.
     #[command(after_help = "Examples:\n  nearshore sweep --config nearshore.toml")]
     Sweep {
-        /// Namespace, instead of the configured one.
+        /// Namespace to use instead of the configured one.
         #[arg(long)]
         namespace: Option<String>,
         #[command(flatten)]
         common: Common,
     },
-    /// Take a product out for everyone within seconds; audited.
+    /// Take a product off all lists within seconds; who blocked it and why is kept.
     #[command(
         after_help = "Examples:\n  nearshore block 1028816 --reason 'recall of batch 7'\n  nearshore block --pu 'ADULT ANALGESICS' --reason 'licence'"
     )]
     Block {
         /// SKU id, or PU id with --pu.
         id: String,
-        /// The id is a PU's.
+        /// The id is that of a PU.
         #[arg(long)]
         pu: bool,
-        /// Why; kept with the block.
+        /// Why it is blocked; stored with the block.
         #[arg(long)]
         reason: String,
         #[command(flatten)]
         common: Common,
     },
-    /// Undo a block; what is really sold out stays out.
+    /// Undo a block; SKUs that are sold out stay off the lists.
     #[command(after_help = "Examples:\n  nearshore unblock 1028816")]
     Unblock {
         /// SKU id or PU id, as blocked.
@@ -145,15 +145,15 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Dead letters: list them, send them again.
+    /// List dead letters and send them back to their topics.
     #[command(subcommand)]
     Dlq(dlq::Command),
-    /// Name products for prompts, without Kafka or Redis.
+    /// Name products for prompts from a file, without Kafka or Redis.
     #[command(
-        after_help = "Examples:\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 10\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --precision int8 --threads 2 --json | jq .names\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 3 --explain \\\n    --reference everyone.txt --demand demand.tsv --term repeat=bought.tsv\n\nResults go to standard output; progress and totals (time, memory, rates) to standard error, or with --json as the last line.\nWith --explain each line under a name is one choice on its way: its share of the score, the tokens chosen, among how many."
+        after_help = "Examples:\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 10\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --precision int8 --threads 2 --json | jq .names\n  nearshore try --model smollm2.gguf --names names.txt --prompts prompts.txt --top 3 --explain \\\n    --calibration everyone.txt --demand demand.tsv --term repeat=bought.tsv\n\nResults go to standard output. Progress and totals (time, memory, rates) go to standard error, or with --json to the last line.\nWith --explain each line under a name is one choice of tokens: its part of the score, the text chosen, and out of how many."
     )]
     Try(TryArgs),
-    /// Freeze an arm's reference prompts: what the model says behind them is what it says to everyone.
+    /// Write an arm's calibration prompts; the model's mean over them is subtracted from its scores.
     #[command(
         after_help = "Examples:\n  nearshore calibrate --config nearshore.toml --arm a --from people.jsonl\n  nearshore calibrate --config nearshore.toml --arm a --from people.jsonl --force"
     )]
@@ -163,24 +163,24 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// The main job on real purchases, with everything in one process; stays up until Ctrl-C.
+    /// Run everything in one process on real purchases, until Ctrl-C.
     #[command(
-        after_help = "Examples:\n  scripts/demo                 # does the set-up, then this\n  nearshore demo --data .cache/data --model smollm2.gguf --check"
+        after_help = "Examples:\n  scripts/demo                 # downloads data and model, then runs this\n  nearshore demo --data .cache/data --model smollm2.gguf --check"
     )]
     Demo(crate::demo::DemoArgs),
-    /// Answers the questions of scripts/bench, one JSON line each.
+    /// Answer the requests of scripts/bench, one JSON line each.
     #[command(subcommand, hide = true)]
     Bench(Bench),
 }
 
-/// What can be measured.
+/// What `nearshore bench` measures.
 #[derive(Debug, Subcommand)]
 enum Bench {
     /// The engine.
     Engine(bench::BenchArgs),
 }
 
-/// Which role a process plays.
+/// The role of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Role {
     /// Events to state and requests.
@@ -191,12 +191,12 @@ pub enum Role {
     All,
 }
 
-/// Parses the arguments, runs the command, says what went wrong on stderr.
+/// Parses the arguments and runs the command; errors go to stderr.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are answers, not errors.
+            // Help and version are not errors.
             let code = if error.use_stderr() { 2 } else { 0 };
             let _ = error.print();
             return ExitCode::from(code);
@@ -211,14 +211,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// An error and its causes, but those whose words it has already.
+/// An error and its causes, without causes whose text it already contains.
 fn chain(error: &anyhow::Error) -> String {
-    error.chain().fold(String::new(), |said, cause| {
+    error.chain().fold(String::new(), |text, cause| {
         let cause = cause.to_string();
-        match said.as_str() {
+        match text.as_str() {
             "" => cause,
-            _ if said.contains(&cause) => said,
-            _ => format!("{said}: {cause}"),
+            _ if text.contains(&cause) => text,
+            _ => format!("{text}: {cause}"),
         }
     })
 }
@@ -252,8 +252,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             role,
             namespace,
         } => with_config(&common, |mut config| {
-            let named = namespace.is_none_or(|name| name_namespace(&mut config, &name));
-            if !named {
+            let valid = namespace.is_none_or(|name| use_namespace(&mut config, &name));
+            if !valid {
                 return Ok(ExitCode::from(2));
             }
             run::run(config, role)
@@ -284,10 +284,11 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Puts the namespace that a command names in place of the configured one; false, and said, if it is no name.
-fn name_namespace(config: &mut Config, name: &str) -> bool {
-    if let Err(misfit) = nearshore_core::ports::keys::namespace(name) {
-        eprintln!("namespace {name:?}: {misfit}");
+/// Uses the namespace of the arguments instead of the configured one. If the name is not valid, prints why and returns
+/// false.
+fn use_namespace(config: &mut Config, name: &str) -> bool {
+    if let Err(error) = nearshore_core::ports::keys::namespace(name) {
+        eprintln!("namespace {name:?}: {error}");
         return false;
     }
     config.namespace = name.into();
@@ -314,6 +315,20 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
         .block_on(work)
 }
 
+/// Parses an argument that is one of an enum's names; `--help` lists them.
+fn one_of<T>() -> impl clap::builder::TypedValueParser<Value = T>
+where
+    T: std::str::FromStr<Err = strum::ParseError>
+        + strum::VariantNames
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    use clap::builder::TypedValueParser as _;
+    clap::builder::PossibleValuesParser::new(T::VARIANTS).try_map(|name| name.parse())
+}
+
 #[cfg(test)]
 mod tests {
     use anyhow::Context;
@@ -321,7 +336,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_cause_is_said_once() {
+    fn each_cause_is_printed_once() {
         let missing = || std::io::Error::other("no such file");
         let file = try_names::Error::File {
             path: "a.txt".into(),
@@ -334,18 +349,4 @@ mod tests {
             "reading b.txt: no such file"
         );
     }
-}
-
-/// Reads an argument that is one of an enum's names, which `--help` lists.
-fn one_of<T>() -> impl clap::builder::TypedValueParser<Value = T>
-where
-    T: std::str::FromStr<Err = strum::ParseError>
-        + strum::VariantNames
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-{
-    use clap::builder::TypedValueParser as _;
-    clap::builder::PossibleValuesParser::new(T::VARIANTS).try_map(|name| name.parse())
 }

@@ -146,7 +146,7 @@ fn with_namespace(
     then: impl FnOnce(Config) -> anyhow::Result<ExitCode>,
 ) -> anyhow::Result<ExitCode> {
     with_config(common, |mut config| {
-        if !super::name_namespace(&mut config, namespace) {
+        if !super::use_namespace(&mut config, namespace) {
             return Ok(ExitCode::from(2));
         }
         then(config)

@@ -1,4 +1,4 @@
-//! `run`: both roles or one, until SIGTERM.
+//! `run`: runs both roles or one until SIGTERM.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub fn run(config: Config, role: Role) -> anyhow::Result<ExitCode> {
         tracing::info!(
             ?roles,
             metrics = format!("http://{listen}/metrics"),
-            "running"
+            "started; runs until SIGTERM or Ctrl-C"
         );
         running
             .until(async {
@@ -31,7 +31,7 @@ pub fn run(config: Config, role: Role) -> anyhow::Result<ExitCode> {
                     _ = term.recv() => {}
                     _ = tokio::signal::ctrl_c() => {}
                 }
-                tracing::info!("asked to stop; draining");
+                tracing::info!("asked to stop; committing what is done and leaving the groups");
             })
             .await?;
         tracing::info!("stopped");

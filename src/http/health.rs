@@ -1,7 +1,7 @@
-//! Progress: each loop that must not stand still has a [`Heart`] and beats it.
+//! Liveness: each loop that must not hang has a [`Heartbeat`] and beats it.
 //!
-//! Invariant: a heart is stale only while work is in hand ([`Heart::beat`] without [`Heart::rest`]
-//! for longer than its limit). An idle loop is healthy, however long.
+//! Invariant: a heartbeat is stale only while its loop has work (a [`Heartbeat::beat`] without [`Heartbeat::rest`] for
+//! longer than its limit). An idle loop is healthy, however long it is idle.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,33 +10,33 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-/// At rest, no work in hand: a beat that lies in the future for ever, so never silent.
-const RESTING: u64 = u64::MAX;
+/// The loop is idle: a last beat in the far future, so that the heartbeat is never stale.
+const IDLE: u64 = u64::MAX;
 
-/// All hearts of the process.
+/// All heartbeats of the process.
 #[derive(Clone, Debug)]
 pub struct Health {
     start: Instant,
-    // A mutex, for hearts are made once at start and read by probes; beating takes none.
-    hearts: Arc<Mutex<BTreeMap<&'static str, (Heart, Duration)>>>,
+    // Heartbeats are created at start and read by probes under this mutex; a beat does not lock it.
+    heartbeats: Arc<Mutex<BTreeMap<&'static str, (Heartbeat, Duration)>>>,
 }
 
-/// One loop's sign of erased_at. Cheap to clone and to beat.
+/// Shows that one loop makes progress. Cheap to clone and to beat.
 #[derive(Clone, Debug)]
-pub struct Heart {
+pub struct Heartbeat {
     start: Instant,
-    /// Milliseconds from `start` to the last beat, or [`RESTING`].
+    /// Milliseconds from `start` to the last beat, or [`IDLE`].
     last: Arc<AtomicU64>,
 }
 
-/// A heart that has not beaten in time.
+/// A heartbeat that is over its limit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Stale {
-    /// Whose.
+    /// Name of the loop.
     pub name: &'static str,
     /// Seconds since its last beat.
     pub silent_seconds: f64,
-    /// Seconds it may be silent with work in hand.
+    /// Seconds without a beat that are allowed while the loop has work.
     pub limit_seconds: f64,
 }
 
@@ -44,44 +44,53 @@ impl Default for Health {
     fn default() -> Self {
         Self {
             start: Instant::now(),
-            hearts: Arc::default(),
+            heartbeats: Arc::default(),
         }
     }
 }
 
 impl Health {
-    /// A heart that must beat at least every `limit` while work is in hand. It starts at rest. The
-    /// same name again gives the same heart, with the new limit.
-    pub fn heart(&self, name: &'static str, limit: Duration) -> Heart {
-        let mut hearts = self.hearts.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = hearts.entry(name).or_insert_with(|| {
-            let heart = Heart {
+    /// A heartbeat that must beat at least every `limit` while its loop has work. It starts idle. The same name again
+    /// gives the same heartbeat, with the new limit.
+    pub fn heartbeat(&self, name: &'static str, limit: Duration) -> Heartbeat {
+        let mut heartbeats = self
+            .heartbeats
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let entry = heartbeats.entry(name).or_insert_with(|| {
+            let heartbeat = Heartbeat {
                 start: self.start,
-                last: Arc::new(AtomicU64::new(RESTING)),
+                last: Arc::new(AtomicU64::new(IDLE)),
             };
-            (heart, limit)
+            (heartbeat, limit)
         });
         entry.1 = limit;
         entry.0.clone()
     }
 
-    /// Beats the heart of that name, if there is one.
+    /// Beats the heartbeat of that name, if there is one.
     pub fn beat(&self, name: &str) {
-        let hearts = self.hearts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((heart, _)) = hearts.get(name) {
-            heart.beat();
+        let heartbeats = self
+            .heartbeats
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some((heartbeat, _)) = heartbeats.get(name) {
+            heartbeat.beat();
         }
     }
 
-    /// Hearts that are over their limit now; empty is healthy.
+    /// Heartbeats that are over their limit now; empty means healthy.
     pub fn stale(&self) -> Vec<Stale> {
         self.stale_at(self.start.elapsed())
     }
 
     fn stale_at(&self, now: Duration) -> Vec<Stale> {
-        let hearts = self.hearts.lock().unwrap_or_else(PoisonError::into_inner);
-        let each = hearts.iter().filter_map(|(name, (heart, limit))| {
-            let last = heart.last.load(Ordering::Relaxed);
+        let heartbeats = self
+            .heartbeats
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let each = heartbeats.iter().filter_map(|(name, (heartbeat, limit))| {
+            let last = heartbeat.last.load(Ordering::Relaxed);
             let silent = now.saturating_sub(Duration::from_millis(last));
             (silent > *limit).then_some(Stale {
                 name,
@@ -93,16 +102,16 @@ impl Health {
     }
 }
 
-impl Heart {
-    /// Work is in hand, and goes on.
+impl Heartbeat {
+    /// The loop has work and makes progress.
     pub fn beat(&self) {
-        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(RESTING - 1);
+        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(IDLE - 1);
         self.last.store(now, Ordering::Relaxed);
     }
 
-    /// No work is in hand: silence is fine until the next beat.
+    /// The loop has no work: no beat is expected until the next one comes.
     pub fn rest(&self) {
-        self.last.store(RESTING, Ordering::Relaxed);
+        self.last.store(IDLE, Ordering::Relaxed);
     }
 }
 
@@ -116,11 +125,14 @@ mod tests {
     }
 
     #[test]
-    fn only_silence_with_work_in_hand_is_stale() {
+    fn a_heartbeat_is_stale_only_while_its_loop_has_work() {
         let health = Health::default();
         let limit = Duration::from_secs(30);
-        let (poll, step) = (health.heart("poll", limit), health.heart("step", limit));
-        assert_eq!(stale(&health, 1000), [""; 0], "nothing began");
+        let (poll, step) = (
+            health.heartbeat("poll", limit),
+            health.heartbeat("step", limit),
+        );
+        assert_eq!(stale(&health, 1000), [""; 0], "no loop has work yet");
         poll.beat();
         step.beat();
         assert_eq!(stale(&health, 29), [""; 0]);
@@ -132,10 +144,10 @@ mod tests {
     }
 
     #[test]
-    fn the_same_name_is_the_same_heart() {
+    fn the_same_name_gives_the_same_heartbeat() {
         let health = Health::default();
-        health.heart("poll", Duration::from_secs(1));
-        health.heart("poll", Duration::from_secs(50)).beat();
+        health.heartbeat("poll", Duration::from_secs(1));
+        health.heartbeat("poll", Duration::from_secs(50)).beat();
         assert_eq!(stale(&health, 49), [""; 0]);
         assert_eq!(stale(&health, 51), ["poll"]);
     }

@@ -1,8 +1,8 @@
-//! Health, readiness, metrics and the inspect page, over HTTP, GET only.
+//! Serves health, readiness, metrics and the inspect page over HTTP; only GET.
 //!
-//! Invariant: `/healthz` speaks of our own progress alone, never of Kafka or Redis, so that their
-//! failure restarts nobody; nothing here changes anything. It does not know what is being watched:
-//! roles hand in hearts, gates and a way to look up a user.
+//! Invariant: `/healthz` reports the progress of this process alone, never Kafka or Redis, so that their failure does
+//! not restart processes; no request changes anything. It does not know what is watched: roles pass in heartbeats,
+//! gates and a function that looks up a user.
 
 mod health;
 mod ready;
@@ -24,12 +24,12 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use health::{Health, Heart, Stale};
+pub use health::{Health, Heartbeat, Stale};
 pub use ready::{Gate, Ready};
 
 use crate::ops::inspect::{Page, View, html};
 
-/// Looks a user up: a view, nothing, or why it could not be found out.
+/// Looks up a user: a view, nothing if nothing is stored, or why the look-up failed.
 pub type Provider =
     Arc<dyn Fn(String) -> BoxFuture<'static, Result<Option<View>, String>> + Send + Sync>;
 
@@ -40,14 +40,14 @@ pub struct App {
     pub health: Health,
     /// For `/readyz`.
     pub ready: Ready,
-    /// For `/metrics`; none answers 404.
+    /// For `/metrics`; without it the answer is 404.
     pub metrics: Option<PrometheusHandle>,
-    /// For `/inspect`; none answers 404.
+    /// For `/inspect`; without it the answer is 404.
     pub inspect: Option<Provider>,
 }
 
 impl App {
-    /// Serves `/inspect` by this.
+    /// Serves `/inspect` with this look-up.
     pub fn inspect_by<F, Found>(mut self, look_up: F) -> Self
     where
         F: Fn(String) -> Found + Send + Sync + 'static,
@@ -58,10 +58,10 @@ impl App {
     }
 }
 
-/// How long answers that are under way at the end may take: a look at a user waits for Redis.
-const LAST_ANSWERS: Duration = Duration::from_secs(2);
+/// The longest that open requests may take after the stop: looking up a user may wait for Redis.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(2);
 
-/// Serves until `stop`; answers that are under way are finished, if they are soon.
+/// Serves until `stop`; open requests are answered if that takes at most [`SHUTDOWN_MAX`].
 pub async fn serve(
     listener: TcpListener,
     app: App,
@@ -72,17 +72,17 @@ pub async fn serve(
     if loopback {
         routes = routes.layer(middleware::from_fn(only_local_names));
     }
-    let told = stop.clone();
-    let over = async {
+    let stopped = stop.clone();
+    let deadline = async {
         stop.cancelled().await;
-        tokio::time::sleep(LAST_ANSWERS).await;
+        tokio::time::sleep(SHUTDOWN_MAX).await;
     };
     let serving = axum::serve(listener, routes)
-        .with_graceful_shutdown(async move { told.cancelled().await })
+        .with_graceful_shutdown(async move { stopped.cancelled().await })
         .into_future();
     tokio::select! {
         ended = serving => ended,
-        () = over => Ok(()),
+        () = deadline => Ok(()),
     }
 }
 
@@ -93,7 +93,7 @@ fn routes(app: App) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(exposition))
         .route("/inspect", get(inspect))
-        .layer(middleware::from_fn(careful))
+        .layer(middleware::from_fn(add_security_headers))
         .with_state(app)
 }
 
@@ -118,8 +118,8 @@ async fn readyz(State(app): State<App>) -> Response {
     (status(ready), Json(body)).into_response()
 }
 
-fn status(well: bool) -> StatusCode {
-    if well {
+fn status(good: bool) -> StatusCode {
+    if good {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
@@ -137,15 +137,19 @@ async fn exposition(State(app): State<App>) -> Response {
 }
 
 #[derive(serde::Deserialize)]
-struct Asked {
+struct InspectQuery {
     user: Option<String>,
 }
 
-async fn inspect(State(app): State<App>, Query(asked): Query<Asked>) -> Response {
+async fn inspect(State(app): State<App>, Query(query): Query<InspectQuery>) -> Response {
     let Some(provider) = app.inspect else {
-        return (StatusCode::NOT_FOUND, "http.inspect is false\n").into_response();
+        return (
+            StatusCode::NOT_FOUND,
+            "the inspect page is off: http.inspect = false\n",
+        )
+            .into_response();
     };
-    let (status, page) = match asked.user.filter(|user| !user.is_empty()) {
+    let (status, page) = match query.user.filter(|user| !user.is_empty()) {
         None => (StatusCode::OK, Page::Ask),
         Some(user) => match provider(user.clone()).await {
             Ok(Some(view)) => (StatusCode::OK, Page::Found(Box::new(view))),
@@ -156,14 +160,14 @@ async fn inspect(State(app): State<App>, Query(asked): Query<Asked>) -> Response
     match html(&page) {
         Ok(page) => (status, Html(page)).into_response(),
         Err(error) => {
-            tracing::error!(%error, "the inspect page does not render");
+            tracing::error!(%error, "rendering the inspect page failed; answered 500");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
 }
 
-/// Nothing is cached, framed, sniffed or loaded from elsewhere: the page shows personal data.
-async fn careful(request: Request, next: Next) -> Response {
+/// Forbids browsers to cache, frame, sniff or load anything from elsewhere: the page shows personal data.
+async fn add_security_headers(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; \
                   frame-ancestors 'none'; base-uri 'none'";
@@ -179,8 +183,8 @@ async fn careful(request: Request, next: Next) -> Response {
     response
 }
 
-/// On loopback only local names are answered: a page elsewhere whose name is made to resolve to
-/// 127.0.0.1 must not read what users did.
+/// On loopback, answers only requests to local names. Otherwise a foreign page whose name resolves to 127.0.0.1 (DNS
+/// rebinding) could read what users did.
 async fn only_local_names(request: Request, next: Next) -> Response {
     let host = request.headers().get(header::HOST);
     let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
@@ -195,7 +199,7 @@ async fn only_local_names(request: Request, next: Next) -> Response {
     } else {
         (
             StatusCode::FORBIDDEN,
-            "only local names are answered here\n",
+            "only requests to a local name (localhost, 127.0.0.1) are answered here\n",
         )
             .into_response()
     }

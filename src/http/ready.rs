@@ -1,7 +1,7 @@
-//! Readiness: what must be there before work can be done, each behind a [`Gate`].
+//! Readiness: a [`Gate`] for each dependency that a process needs before it can work.
 //!
-//! Invariant: ready iff every gate is open; a gate is closed until somebody opens it. Whoever holds a
-//! gate decides how long a failure must last before it shuts: nothing here flaps by itself.
+//! Invariant: a process is ready only if every gate is open; a gate is shut until it is opened. The owner of a gate
+//! decides how long a failure must last before it shuts the gate; there are no timers here.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,24 +14,24 @@ type Gates = Arc<Mutex<BTreeMap<&'static str, GateStatus>>>;
 #[derive(Clone, Debug, Default)]
 pub struct Ready(Gates);
 
-/// One dependency.
+/// The gate of one dependency.
 #[derive(Clone, Debug)]
 pub struct Gate {
     name: &'static str,
     gates: Gates,
 }
 
-/// How a dependency stands.
+/// The state of one dependency.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GateStatus {
-    /// Whether it is there.
+    /// Whether it is available.
     pub ready: bool,
-    /// Why not, or what is there.
+    /// Why it is not available, or what is.
     pub detail: String,
 }
 
 impl Ready {
-    /// A dependency that is waited for: `assigned`, `catalogue`, `model`, `redis`.
+    /// A gate for a dependency: `catalogue`, `model`, `redis`, ... It is shut.
     pub fn gate(&self, name: &'static str) -> Gate {
         let gate = Gate {
             name,
@@ -41,7 +41,7 @@ impl Ready {
         gate
     }
 
-    /// Whether all are there, and how each stands.
+    /// Whether all gates are open, and the state of each.
     pub fn read(&self) -> (bool, BTreeMap<&'static str, GateStatus>) {
         let gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         (gates.values().all(|gate| gate.ready), gates.clone())
@@ -49,12 +49,12 @@ impl Ready {
 }
 
 impl Gate {
-    /// It is there; `detail` says what.
+    /// Opens the gate; `detail` says what is available.
     pub fn open(&self, detail: impl Into<String>) {
         self.set(true, detail.into());
     }
 
-    /// It is not there; `detail` says why.
+    /// Shuts the gate; `detail` says why.
     pub fn shut(&self, detail: impl Into<String>) {
         self.set(false, detail.into());
     }

@@ -1,4 +1,4 @@
-//! The answers over a real socket, as a probe or browser gets them.
+//! Tests the answers over a real socket, as a probe or browser gets them.
 
 use std::time::Duration;
 
@@ -32,7 +32,10 @@ async fn ask(app: &App, request: &str) -> Answer {
     let mut text = String::new();
     stream.read_to_string(&mut text).await.expect("answered");
     stop.cancel();
-    served.await.expect("no panic").expect("it stops when told");
+    served
+        .await
+        .expect("no panic")
+        .expect("it stops after the cancellation");
     let (head, body) = text.split_once("\r\n\r\n").expect("a head");
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
     Answer {
@@ -43,10 +46,10 @@ async fn ask(app: &App, request: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn health_names_the_loop_that_stands_still() {
+async fn healthz_names_the_loop_that_hangs() {
     let app = App::default();
     assert_eq!(ask(&app, "GET /healthz HTTP").await.status, 200);
-    app.health.heart("engine-step", Duration::ZERO).beat();
+    app.health.heartbeat("engine-step", Duration::ZERO).beat();
     let deadline = std::time::Instant::now() + Duration::from_secs(5);
     let mut answer = ask(&app, "GET /healthz HTTP").await;
     while answer.status == 200 && std::time::Instant::now() < deadline {
@@ -57,7 +60,7 @@ async fn health_names_the_loop_that_stands_still() {
 }
 
 #[tokio::test]
-async fn readiness_names_what_is_missing() {
+async fn readyz_names_the_dependency_that_is_missing() {
     let app = App::default();
     let (redis, model) = (app.ready.gate("redis"), app.ready.gate("model"));
     redis.open("redis://localhost writable");
@@ -72,8 +75,8 @@ async fn readiness_names_what_is_missing() {
 }
 
 #[tokio::test]
-async fn metrics_are_plain_text_with_every_series() {
-    let recorder = crate::metrics::recorder().expect("our buckets are not empty");
+async fn metrics_are_plain_text_and_hold_every_series() {
+    let recorder = crate::metrics::recorder().expect("the buckets are not empty");
     let app = App {
         metrics: Some(recorder.handle()),
         ..App::default()
@@ -110,7 +113,7 @@ fn inspecting() -> App {
 }
 
 #[tokio::test]
-async fn a_user_is_looked_up_by_the_decoded_id() {
+async fn the_inspect_page_looks_up_the_decoded_user_id() {
     let answer = ask(&inspecting(), "GET /inspect?user=%C3%A9%2F1+%26 HTTP").await;
     assert_eq!(answer.status, 200);
     assert!(answer.body.contains("é&#x2f;1 &amp;"), "{}", answer.body);
@@ -127,11 +130,11 @@ async fn a_user_is_looked_up_by_the_decoded_id() {
 }
 
 #[tokio::test]
-async fn an_unknown_user_a_failure_and_no_user_have_pages_of_their_own() {
+async fn an_unknown_user_a_failed_look_up_and_no_user_have_their_own_pages() {
     for (path, status, words) in [
         ("/inspect", 200, "Type the id"),
         ("/inspect?user=", 200, "Type the id"),
-        ("/inspect?user=nobody", 404, "Nothing is known"),
+        ("/inspect?user=nobody", 404, "Nothing is stored"),
         ("/inspect?user=broken", 502, "redis: no answer"),
     ] {
         let answer = ask(&inspecting(), &format!("GET {path} HTTP")).await;
@@ -147,7 +150,7 @@ async fn an_unknown_user_a_failure_and_no_user_have_pages_of_their_own() {
 }
 
 #[tokio::test]
-async fn nothing_but_get_is_answered() {
+async fn other_methods_than_get_are_refused() {
     for method in ["POST", "PUT", "DELETE"] {
         for path in ["/inspect?user=u", "/healthz", "/readyz", "/metrics", "/"] {
             let answer = ask(&inspecting(), &format!("{method} {path} HTTP")).await;
@@ -157,7 +160,7 @@ async fn nothing_but_get_is_answered() {
 }
 
 #[tokio::test]
-async fn on_loopback_a_foreign_name_is_refused() {
+async fn on_loopback_a_request_to_a_foreign_name_is_refused() {
     for (host, status) in [
         ("127.0.0.1:9464", 200),
         ("localhost", 200),

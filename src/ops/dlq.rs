@@ -1,9 +1,9 @@
-//! Dead letters in the topic `dlq`: [`list`] them, [`replay`] them. How they get there is [`crate::members::dlq`]'s.
+//! Lists and replays the dead letters in the topic `dlq`: [`list`], [`replay`]. [`crate::members::dlq`] writes them.
 //!
-//! Replays are kept in the positions of the group [`GROUP`], so that a letter is sent back once, however often a
-//! replay is broken off or run with other filters: the position stands at the first letter that is left, and
-//! what was sent behind it stands in the note that Kafka keeps beside a position (`Ledger`). Two replays at
-//! once share the partitions like members of any group. A letter is marked only after its delivery report.
+//! Replays are recorded in the positions of the group [`GROUP`], so that a dead letter is sent back once, however often a
+//! replay is interrupted or run with other filters. The position is that of the first dead letter that was not sent back;
+//! the ones sent back after it are in the note that Kafka keeps with a position (`Ledger`). Two replays at once share the
+//! partitions like members of any group. A dead letter is recorded as sent back only after its delivery report.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use nearshore_kafka::{Tailed, tail};
 pub const GROUP: &str = "nearshore-dlq-replay";
 /// Kafka keeps notes up to 4,096 bytes.
 const NOTE_MAX: usize = 4_000;
-/// A partition that brings nothing for so long is another replay's.
+/// If no partition delivers anything for this long, another replay has the rest.
 const IDLE: Duration = Duration::from_secs(15);
 
 /// The last `limit` dead letters that match, oldest first.
@@ -32,48 +32,48 @@ pub async fn list(
     let mut tail = tail(settings, topic, &BTreeMap::new()).await?;
     let mut last = VecDeque::new();
     while let Tailed::Record(record) = tail.next().await? {
-        let letter = DeadLetter::read(&record);
-        if filter.matches(&letter) {
-            last.push_back(letter);
+        let dead_letter = DeadLetter::read(&record);
+        if filter.matches(&dead_letter) {
+            last.push_back(dead_letter);
             if last.len() > limit {
                 last.pop_front();
             }
         }
     }
     let mut last = Vec::from(last);
-    last.sort_by_key(|letter| letter.time);
+    last.sort_by_key(|dead_letter| dead_letter.time);
     Ok(last)
 }
 
-/// What is to be replayed.
+/// What a replay sends back.
 #[derive(Clone, Debug)]
 pub struct Order {
     /// The dlq topic.
     pub topic: String,
-    /// Which letters.
+    /// Which dead letters.
     pub filter: Filter,
-    /// How often a record may be sent back in its erased_at.
+    /// Most times that one record may be sent back, over all replays.
     pub replays_max: u32,
-    /// Only say what would happen.
+    /// Reports what would be sent, and sends nothing.
     pub dry_run: bool,
 }
 
-/// What became of a letter.
+/// What a replay did with a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Sent back, or would be.
+    /// It was sent back, or would be in a dry run.
     Replayed,
-    /// The filter does not mean it.
+    /// The filter does not match it.
     Left,
     /// It cannot be sent back.
     Hindered(Hindrance),
-    /// Its topic refuses it.
+    /// The broker refused it; the reason.
     Refused(String),
-    /// The same record died in the same place a moment ago: a redelivery was buried twice.
+    /// This replay has already sent back the same record: a redelivery wrote it to the dlq twice.
     Duplicate,
 }
 
-/// Sends dead letters that were there at start back to their topics; tells `on` the fate of each.
+/// Sends dead letters that were in the topic at the start back to their topics; calls `on` with the fate of each.
 pub async fn replay(
     settings: &KafkaSettings,
     order: &Order,
@@ -83,7 +83,7 @@ pub async fn replay(
     if extents.is_empty() {
         return Err(Error::Refused {
             what: format!("replay {}", order.topic),
-            reason: "there is no such topic".into(),
+            reason: "the topic does not exist; see topics.dlq".into(),
         });
     }
     let mut log = KafkaLog::join(settings, GROUP, &[&order.topic])?;
@@ -102,7 +102,7 @@ struct Run<'a, F> {
     order: &'a Order,
     on: F,
     ledgers: BTreeMap<Partition, Ledger>,
-    /// Topic, partition and offset of what was sent back by this run.
+    /// Topic, partition and offset of the records that this replay sent back.
     sent: BTreeSet<(String, i32, i64)>,
 }
 
@@ -114,12 +114,12 @@ impl<F: FnMut(&DeadLetter, &Fate)> Run<'_, F> {
             };
             match delivery? {
                 Delivery::Assigned(partitions) => {
-                    let mut noted = BTreeMap::new();
+                    let mut ledgers = BTreeMap::new();
                     for (partition, resume, note) in log.noted(partitions.clone()).await? {
-                        noted.insert(partition, Ledger::read(resume, &note));
+                        ledgers.insert(partition, Ledger::read(resume, &note));
                     }
                     for partition in partitions {
-                        let ledger = noted.remove(&partition).unwrap_or_default();
+                        let ledger = ledgers.remove(&partition).unwrap_or_default();
                         self.ledgers.insert(partition, ledger);
                     }
                 }
@@ -132,7 +132,7 @@ impl<F: FnMut(&DeadLetter, &Fate)> Run<'_, F> {
                         .iter()
                         .find(|extent| extent.partition == batch.partition)
                         .map_or(0, |extent| extent.end.0);
-                    // A letter that dies again is for the next replay.
+                    // A record that fails again is left for the next replay.
                     batch.records.retain(|it| it.position.offset.0 < end);
                     self.batch(log, batch).await?;
                 }
@@ -160,16 +160,16 @@ impl<F: FnMut(&DeadLetter, &Fate)> Run<'_, F> {
                 ledger.pass(offset);
                 continue;
             }
-            let letter = DeadLetter::read(record);
-            let place = place(&letter);
-            let again = place.as_ref().is_some_and(|it| self.sent.contains(it));
+            let dead_letter = DeadLetter::read(record);
+            let origin = origin(&dead_letter);
+            let again = origin.as_ref().is_some_and(|it| self.sent.contains(it));
             let fate = match again {
                 true => Fate::Duplicate,
-                false => fate(self.order, &letter, log).await?,
+                false => fate(self.order, &dead_letter, log).await?,
             };
-            (self.on)(&letter, &fate);
+            (self.on)(&dead_letter, &fate);
             if matches!(fate, Fate::Replayed | Fate::Duplicate) {
-                self.sent.extend(place);
+                self.sent.extend(origin);
                 ledger.done(offset);
                 sent += 1;
             } else {
@@ -183,7 +183,8 @@ impl<F: FnMut(&DeadLetter, &Fate)> Run<'_, F> {
         if note.len() > NOTE_MAX {
             return Err(Error::Refused {
                 what: format!("replay of {}", batch.partition),
-                reason: "too many letters are left between replayed ones; replay those first"
+                reason: "too many dead letters were left out between those sent back; replay those first, with \
+                         fewer filters"
                     .into(),
             });
         }
@@ -192,15 +193,20 @@ impl<F: FnMut(&DeadLetter, &Fate)> Run<'_, F> {
     }
 }
 
-fn place(letter: &DeadLetter) -> Option<(String, i32, i64)> {
-    Some((letter.topic.clone()?, letter.partition?, letter.offset?))
+/// Topic, partition and offset of the record that failed.
+fn origin(dead_letter: &DeadLetter) -> Option<(String, i32, i64)> {
+    Some((
+        dead_letter.topic.clone()?,
+        dead_letter.partition?,
+        dead_letter.offset?,
+    ))
 }
 
-async fn fate(order: &Order, letter: &DeadLetter, log: &KafkaLog) -> Result<Fate, Error> {
-    if !order.filter.matches(letter) {
+async fn fate(order: &Order, dead_letter: &DeadLetter, log: &KafkaLog) -> Result<Fate, Error> {
+    if !order.filter.matches(dead_letter) {
         return Ok(Fate::Left);
     }
-    let record = match letter.replay(order.replays_max) {
+    let record = match dead_letter.replay(order.replays_max) {
         Ok(record) => record,
         Err(hindrance) => return Ok(Fate::Hindered(hindrance)),
     };
@@ -216,14 +222,14 @@ async fn fate(order: &Order, letter: &DeadLetter, log: &KafkaLog) -> Result<Fate
     }
 }
 
-/// What of a partition was replayed: everything before `resume`, and the runs behind it.
+/// What of a partition was replayed: everything before `resume`, and the runs after it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Ledger {
-    /// First letter that is left, or the end of what was seen.
+    /// Offset of the first dead letter that was left, or the end of what was seen.
     resume: i64,
-    /// Whether a letter is left at `resume`.
+    /// Whether a dead letter was left at `resume`.
     stuck: bool,
-    /// Replayed offsets from `resume` on: start -> end, exclusive, apart from each other.
+    /// Runs of replayed offsets after `resume`: start -> end, exclusive; no two runs touch.
     runs: BTreeMap<i64, i64>,
     /// End of what was seen.
     seen: i64,
@@ -257,7 +263,7 @@ impl Ledger {
         offset < self.resume || run.is_some_and(|(_, to)| offset < *to)
     }
 
-    /// Seen and already replayed, now or earlier.
+    /// Notes an offset that is replayed, now or earlier.
     fn pass(&mut self, offset: i64) {
         self.seen = self.seen.max(offset + 1);
         if !self.stuck {
@@ -268,7 +274,7 @@ impl Ledger {
 
     fn done(&mut self, offset: i64) {
         if self.stuck {
-            // Nothing is left between the run before and this letter, else it would be the run's end.
+            // If no dead letter was left since the previous run, that run ends at `seen` and grows.
             match self.runs.range_mut(..offset).next_back() {
                 Some((_, to)) if *to == self.seen => *to = offset + 1,
                 _ => {
@@ -294,19 +300,19 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// However often a replay is broken off, and whatever is left by each, a letter is sent once.
+        /// However often a replay is interrupted, and whatever each one leaves out, a dead letter is sent once.
         #[test]
-        fn no_letter_is_replayed_twice_and_none_is_forgotten(
+        fn interrupted_replays_send_each_dead_letter_exactly_once(
             wanted in proptest::collection::vec((any::<u8>(), 0_i64..60), 1..8),
             gaps in proptest::collection::btree_set(0_i64..60, 0..20),
         ) {
-            let letters: Vec<i64> = (0..60).filter(|offset| !gaps.contains(offset)).collect();
+            let offsets: Vec<i64> = (0..60).filter(|offset| !gaps.contains(offset)).collect();
             let mut sent = BTreeMap::<i64, u32>::new();
             let mut kept = (Resume(0), String::new());
             let everything = (0, 60);
             for (mask, until) in wanted.into_iter().chain([everything]) {
                 let mut ledger = Ledger::read(kept.0, &kept.1);
-                for offset in letters.iter().copied().filter(|it| *it >= kept.0.0 && *it < until) {
+                for offset in offsets.iter().copied().filter(|it| *it >= kept.0.0 && *it < until) {
                     if ledger.has(offset) {
                         ledger.pass(offset);
                     } else if mask == 0 || mask & (1 << (offset % 8)) == 0 {
@@ -319,22 +325,22 @@ mod tests {
                 kept = ledger.write();
             }
             prop_assert!(sent.values().all(|times| *times == 1), "{sent:?}");
-            prop_assert_eq!(sent.into_keys().collect::<Vec<_>>(), letters);
+            prop_assert_eq!(sent.into_keys().collect::<Vec<_>>(), offsets);
         }
     }
 
-    /// Compiles iff everything may be spawned on a runtime of several threads.
+    /// Compiles only if all futures are `Send`.
     #[tokio::test]
-    async fn all_of_it_may_run_on_any_thread() {
+    async fn all_futures_can_run_on_any_thread() {
         fn sendable<T: Send>(_: &T) {}
         fn of_any_log<L: Log>(log: &L) {
             sendable(&crate::members::dlq::send_dead_letters(log, Vec::new()));
         }
         of_any_log(&nearshore_testkit::log::MemoryCluster::new(1).join("g", &[]));
         let settings = KafkaSettings::of("127.0.0.1:1");
-        let (filter, nowhere) = (Filter::default(), BTreeMap::new());
+        let (filter, from_start) = (Filter::default(), BTreeMap::new());
         sendable(&list(&settings, "dlq", &filter, 1));
-        sendable(&tail(&settings, "dlq", &nowhere));
+        sendable(&tail(&settings, "dlq", &from_start));
         let order = Order {
             topic: "dlq".into(),
             filter: Filter::default(),
@@ -349,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn the_note_lists_runs_behind_the_first_letter_left() {
+    fn the_note_lists_runs_after_the_first_dead_letter_left() {
         let mut ledger = Ledger::default();
         ledger.done(0);
         ledger.leave(1);

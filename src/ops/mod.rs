@@ -1,4 +1,4 @@
-//! What is done from outside the stream: backfill, sweep, promotion, erasure, inspection, dead letters.
+//! Operations from outside the stream: backfill, sweep, promotion, erasure, inspection, dead letters.
 
 pub mod backfill;
 pub(crate) mod coverage;

@@ -1,4 +1,4 @@
-//! Loading what the arms name: templates and models.
+//! Loads what the arms name: templates, models and calibration prompts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,11 +15,17 @@ use nearshore_engine::search::constrained::{Constrained, Limits};
 use nearshore_engine::table::Table;
 use nearshore_engine::thread::{Handle, default_threads, spawn, spawn_with};
 
-/// Tokens of a text, as the arm's model counts them.
+/// Counts the tokens of a text with the tokenizer of the arm's model.
 type Count = Arc<dyn Fn(&str) -> usize + Send + Sync>;
 
-/// A running model: the way to it, its counting, the hash of its tokenizer.
-type Engine = (Handle, Count, String);
+/// A running model.
+#[derive(Clone)]
+struct Engine {
+    handle: Handle,
+    count: Count,
+    /// Hash of the tokenizer.
+    tokenizer: String,
+}
 
 /// Loads each arm's template and model; arms with the same model file share one engine.
 pub(super) fn load_arms(config: &Config) -> anyhow::Result<Vec<Loaded<Handle>>> {
@@ -36,71 +42,71 @@ pub(super) fn load_arms(config: &Config) -> anyhow::Result<Vec<Loaded<Handle>>> 
     let mut arms = Vec::new();
     for arm in &config.arms {
         if !engines.contains_key(&arm.model) {
-            let loaded = start(config, arm, options).with_context(|| format!("arm {}", arm.id))?;
-            engines.insert(arm.model.clone(), loaded);
+            let engine = start(config, arm, options).with_context(|| format!("arm {}", arm.id))?;
+            engines.insert(arm.model.clone(), engine);
         }
-        let (engine, count, tokenizer) =
-            engines.get(&arm.model).cloned().context("inserted above")?;
+        let engine = engines.get(&arm.model).cloned().context("inserted above")?;
         let file = config.resolve(&arm.template);
         let source = std::fs::read_to_string(&file)
             .with_context(|| format!("arm {}: template {}", arm.id, file.display()))?;
         let template = Template::load(&source, &arm.template)
             .with_context(|| format!("arm {}: template {}", arm.id, file.display()))?;
-        let calibration = calibration(config, arm, (&template, &tokenizer));
+        let calibration = calibration(config, arm, &template, &engine.tokenizer);
         let calibration = calibration.with_context(|| format!("arm {}", arm.id))?;
-        let info = engine.info().clone();
+        let info = engine.handle.info().clone();
         arms.push(Loaded {
             arm: arm.clone(),
             template,
             info,
-            count,
+            count: engine.count,
             calibration,
-            engine,
+            engine: engine.handle,
         });
     }
     anyhow::ensure!(
         !arms.is_empty(),
-        "no [[arms]] in the configuration: nothing to generate with"
+        "no [[arms]] in the configuration: add one, or start with --role ingest"
     );
     Ok(arms)
 }
 
-/// The arm's frozen calibration prompts, if it has any.
+/// Reads the arm's calibration prompts; `None` if the arm names no file.
 fn calibration(
     config: &Config,
     arm: &Arm,
-    (template, tokenizer): (&Template, &str),
+    template: &Template,
+    tokenizer: &str,
 ) -> anyhow::Result<Option<Arc<Calibration>>> {
     let Some(file) = &arm.calibration else {
         tracing::warn!(
             arm = arm.id,
-            "no calibration: its lists keep the model's habits"
+            "this arm has no calibration prompts; its scores still contain the model's baseline"
         );
         return Ok(None);
     };
     let path = config.resolve(file);
     let text = std::fs::read_to_string(&path);
-    let text = text.with_context(|| format!("calibration {}", path.display()))?;
+    let text = text.with_context(|| format!("calibration prompts {}", path.display()))?;
     let read = Frozen::read(&text, &template.hash, tokenizer);
-    let calibration = read.with_context(|| format!("calibration {}", path.display()))?;
+    let calibration = read.with_context(|| format!("calibration prompts {}", path.display()))?;
     Ok(Some(Arc::new(calibration)))
 }
 
-/// An arm's model on a thread of its own, and how its prompts are counted.
+/// Starts the arm's model on its own thread.
 fn start(config: &Config, arm: &Arm, options: Options) -> anyhow::Result<Engine> {
     if let Some(delay) = delay_of(&arm.model) {
         let delay = delay.map_err(anyhow::Error::msg)?;
         tracing::warn!(
             arm = arm.id,
             ?delay,
-            "a table instead of a model: its lists mean nothing"
+            "this arm uses a table of fixed scores instead of a model; its lists are only for tests"
         );
-        let engine = spawn(Box::new(Table::default().delayed(delay)));
-        return Ok((
-            engine,
-            Arc::new(|said: &str| said.split_whitespace().count()),
-            "words".into(),
-        ));
+        let handle = spawn(Box::new(Table::default().delayed(delay)));
+        return Ok(Engine {
+            handle,
+            count: Arc::new(|text: &str| text.split_whitespace().count()),
+            tokenizer: "words".into(),
+        });
     }
     let path = config.resolve(&arm.model);
     let since = std::time::Instant::now();
@@ -113,11 +119,14 @@ fn start(config: &Config, arm: &Arm, options: Options) -> anyhow::Result<Engine>
     tracing::info!(arm = arm.id, model = %path.display(), seconds = since.elapsed().as_secs_f64(), "model loaded: {}", model.loading());
     let (text, pulse) = (model.text().clone(), model.pulse());
     let tokenizer = text.hash()?;
-    // What cannot be counted is taken for as long as its bytes: over any budget rather than under.
-    let count = move |said: &str| text.tokens(said).map_or(said.len(), |tokens| tokens.len());
-    Ok((
-        spawn_with(Box::new(model), pulse),
-        Arc::new(count),
+    // A text that cannot be tokenized counts as its bytes: rather over a budget than under it.
+    let count = move |prompt: &str| {
+        text.tokens(prompt)
+            .map_or(prompt.len(), |tokens| tokens.len())
+    };
+    Ok(Engine {
+        handle: spawn_with(Box::new(model), pulse),
+        count: Arc::new(count),
         tokenizer,
-    ))
+    })
 }

@@ -1,7 +1,7 @@
-//! One process: roles as tasks, health beside them, an orderly end.
+//! Runs one process: its roles, HTTP server and watchers as tasks, and an orderly shutdown.
 //!
-//! Invariant: no task is detached: one task's end ends the process's work, and a cancelled process
-//! commits what is done and leaves its groups within [`DRAIN`]. It wires; it decides nothing.
+//! Invariant: no task is detached; the end of one task ends the process. A cancelled process commits what is done and
+//! leaves its groups within [`DRAIN`]. It connects parts and decides nothing.
 
 mod load;
 mod watch;
@@ -38,10 +38,10 @@ use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_kafka::Admin;
 use nearshore_redis::RedisStore;
 
-/// SIGTERM to the end; Kubernetes' grace is longer.
+/// The longest shutdown after SIGTERM; the grace period of Kubernetes is longer.
 pub const DRAIN: Duration = Duration::from_secs(8);
 
-/// Which roles a process plays.
+/// The roles of a process.
 #[derive(Clone, Copy, Debug)]
 pub struct Roles {
     /// Events to state and requests.
@@ -52,17 +52,17 @@ pub struct Roles {
 
 /// A running process.
 pub struct Running {
-    /// Its tasks; each ends on cancellation, or early with an error.
+    /// Its tasks; each ends after cancellation, or earlier with an error.
     pub tasks: JoinSet<anyhow::Result<()>>,
-    /// Ends them.
+    /// Ends the tasks.
     pub cancel: CancellationToken,
     /// What `/readyz` says.
     pub ready: Ready,
-    /// The shop as this process sees it.
+    /// The serving snapshot of this process.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
 }
 
-/// What every task is handed.
+/// What the tasks share.
 #[derive(Clone)]
 struct Parts {
     config: Arc<Config>,
@@ -76,9 +76,9 @@ struct Parts {
 }
 
 impl Running {
-    /// Waits until a task ends or `stop` resolves, then drains. Ok if it was asked to stop and all ended in time.
+    /// Waits until a task ends or `stop` resolves, then drains. Ok only if `stop` resolved and all tasks ended in time.
     pub async fn until(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let early = tokio::select! {
+        let ended_early = tokio::select! {
             () = stop => None,
             ended = self.tasks.join_next() => Some(ended),
         };
@@ -90,19 +90,19 @@ impl Running {
             anyhow::Ok(())
         })
         .await;
-        if let Some(Some(ended)) = early {
+        if let Some(Some(ended)) = ended_early {
             ended.context("a task panicked")??;
-            anyhow::bail!("a task ended without being asked to");
+            anyhow::bail!("a task ended before the process was asked to stop");
         }
         drained.with_context(|| {
             format!(
-                "not drained within {DRAIN:?}; what was in hand is done again by the next owner"
+                "shutdown took longer than {DRAIN:?}; records that were not committed are processed again by the next owner"
             )
         })?
     }
 }
 
-/// Starts the roles. Redis may come up later than this; readiness says so. Kafka must answer for the catalogue.
+/// Starts the roles. Redis and Kafka may start later than this process; readiness says what it waits for.
 pub async fn start(
     config: Arc<Config>,
     roles: Roles,
@@ -120,11 +120,17 @@ pub async fn start(
         catalogue,
     };
     let mut tasks = JoinSet::new();
-    // First: a process that waits for Kafka or its model says so.
+    // HTTP comes first, so that a process that waits for Kafka or its model says so.
     spawn_http(&mut tasks, &parts, metrics).await?;
-    spawn_keeper(&mut tasks, &parts, loader);
-    tasks.spawn(at_once(parts.cancel.clone(), watch_redis(parts.clone())));
-    tasks.spawn(at_once(parts.cancel.clone(), watch_coverage(parts.clone())));
+    spawn_snapshot_loader(&mut tasks, &parts, loader);
+    tasks.spawn(until_cancelled(
+        parts.cancel.clone(),
+        watch_redis(parts.clone()),
+    ));
+    tasks.spawn(until_cancelled(
+        parts.cancel.clone(),
+        watch_coverage(parts.clone()),
+    ));
     if roles.ingest {
         spawn_ingest(&mut tasks, &parts)?;
     }
@@ -156,9 +162,9 @@ async fn layout_checked(store: RedisStore) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What only looks, or may be left anywhere, ends with the process: a call that waits for a Redis that is away would cost
-/// the others their time to drain.
-async fn at_once(
+/// Drops the work when the process is cancelled. This is for work that only reads, or that may be interrupted anywhere:
+/// a call that waits for an unavailable Redis would take the time that the roles need to drain.
+async fn until_cancelled(
     cancel: CancellationToken,
     work: impl Future<Output = anyhow::Result<()>>,
 ) -> anyhow::Result<()> {
@@ -214,7 +220,7 @@ async fn spawn_http(
     Ok(())
 }
 
-fn spawn_keeper(
+fn spawn_snapshot_loader(
     tasks: &mut JoinSet<anyhow::Result<()>>,
     parts: &Parts,
     loader: SnapshotLoader<RedisStore>,
@@ -228,7 +234,7 @@ fn spawn_keeper(
     } = parts.clone();
     let gate = ready.gate("catalogue");
     let (stop, wait) = (cancel.clone(), cancel.clone());
-    tasks.spawn(at_once(stop.clone(), async move {
+    tasks.spawn(until_cancelled(stop.clone(), async move {
         let tail = catalogue_tail(&config)
             .await
             .with_context(|| format!("topic {}", config.topics.catalog))?;
@@ -243,7 +249,7 @@ fn spawn_keeper(
     });
 }
 
-/// A broker that is away for a while must not end a process that starts just then: readiness says what it waits for.
+/// Opens the catalogue; retries while the broker is unavailable, which must not end a process that is starting.
 async fn catalogue_tail(
     config: &Config,
 ) -> Result<nearshore_kafka::Tail, nearshore_core::ports::log::Error> {
@@ -252,7 +258,7 @@ async fn catalogue_tail(
             nearshore_kafka::tail(&config.kafka, &config.topics.catalog, &BTreeMap::new()).await;
         match tail {
             Err(error) if error.remedy() == nearshore_core::ports::log::Remedy::Retry => {
-                tracing::warn!(%error, "the catalogue will be asked for again");
+                tracing::warn!(%error, "opening the catalogue topic failed; next try in 1 s");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
             outcome => return outcome,
@@ -279,21 +285,21 @@ pub(crate) fn loader_settings(
     }
 }
 
-/// How long the broker may take to describe its topics.
+/// The longest that the broker may take to describe its topics.
 const DESCRIBE_MAX: Duration = Duration::from_secs(3);
 
-/// Whether the broker stamps both topics of users; where it does not say, it is taken not to.
+/// Whether the broker sets the record times of both user topics; false if it does not say.
 pub(crate) async fn stamped_by_broker(config: &Config) -> bool {
     let topics = [&*config.topics.user_events, &*config.topics.profile_changes];
     let described = async { Admin::new(&config.kafka)?.describe(&topics).await };
-    // The embedded log does not answer such questions at all.
+    // The embedded log never answers this question.
     match tokio::time::timeout(DESCRIBE_MAX, described).await {
         Err(_) => false,
         Ok(Ok(topics)) => topics
             .iter()
             .all(|topic| topic.log_append_time() == Some(true)),
         Ok(Err(error)) => {
-            tracing::warn!(%error, "topics could not be described; record times are compared with our clock");
+            tracing::warn!(%error, "describing the user topics failed; record times are checked against the clock of this process");
             false
         }
     }
@@ -311,7 +317,7 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
     let topics = config.topics.clone();
     let group = ingest::group(&config.namespace);
     let read = vec![topics.user_events.clone(), topics.profile_changes.clone()];
-    let log = join(tasks, parts, ("ingest", group.clone(), read))?;
+    let log = join(tasks, parts, "ingest", group.clone(), read)?;
     let settings = ingest::IngestSettings {
         ns: config.namespace.clone(),
         group,
@@ -328,7 +334,7 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
     let stamped = config.clone();
     let gate = dlq_gate(&parts.ready, "dlq-ingest");
     tasks.spawn(async move {
-        at_once(stop.clone(), layout_checked(states.clone())).await?;
+        until_cancelled(stop.clone(), layout_checked(states.clone())).await?;
         let now = if stamped_by_broker(&stamped).await {
             Now::Unchecked
         } else {
@@ -347,12 +353,14 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
     let log = join(
         tasks,
         parts,
-        ("stock", stock::GROUP.into(), vec![topics.catalog.clone()]),
+        "stock",
+        stock::GROUP.into(),
+        vec![topics.catalog.clone()],
     )?;
     let member = Stock::new(log, store.clone(), topics, config.limits());
     let gate = dlq_gate(&parts.ready, "dlq-stock");
     tasks.spawn(async move {
-        at_once(cancel.clone(), layout_checked(store)).await?;
+        until_cancelled(cancel.clone(), layout_checked(store)).await?;
         stock_loop(member, gate, cancel).await.context("stock")
     });
     Ok(())
@@ -360,12 +368,16 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
 
 fn spawn_generate(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) {
     let parts = parts.clone();
-    let (send_group, mut group_tasks) =
+    let (send_watchers, mut receive_watchers) =
         tokio::sync::oneshot::channel::<JoinSet<anyhow::Result<()>>>();
-    tasks.spawn(async move { generate_task(parts, send_group).await.context("generate") });
-    // The watcher of the group is made only when the model is loaded; its end is the process's end too.
     tasks.spawn(async move {
-        let Ok(mut watchers) = (&mut group_tasks).await else {
+        generate_task(parts, send_watchers)
+            .await
+            .context("generate")
+    });
+    // The watchers of the group start only when the model is loaded; the end of one ends the process, too.
+    tasks.spawn(async move {
+        let Ok(mut watchers) = (&mut receive_watchers).await else {
             return Ok(());
         };
         while let Some(ended) = watchers.join_next().await {
@@ -390,7 +402,7 @@ async fn generate_task(
     } = parts.clone();
     let gate = ready.gate("model");
     gate.shut("loading");
-    // Loading takes seconds to minutes; nobody is asked to wait for it but readiness.
+    // Loading takes seconds to minutes; only readiness waits for it.
     let loading = config.clone();
     let load = tokio::task::spawn_blocking(move || load_arms(&loading));
     let arms = tokio::select! {
@@ -401,7 +413,7 @@ async fn generate_task(
     for loaded in &arms {
         metrics::model(&loaded.arm.id, &loaded.info);
         watching.spawn(watch_engine(
-            health.heart("engine", ENGINE_STALLED),
+            health.heartbeat("engine", ENGINE_STALLED),
             loaded.engine.clone(),
             cancel.clone(),
         ));
@@ -409,12 +421,14 @@ async fn generate_task(
     if !wait_ready(&mut catalogue, &cancel).await {
         return Ok(());
     }
-    at_once(cancel.clone(), layout_checked(store.clone())).await?;
+    until_cancelled(cancel.clone(), layout_checked(store.clone())).await?;
     let read = config.topics.lanes().to_vec();
     let log = join(
         &mut watching,
         &parts,
-        ("generate", generate::GROUP.into(), read),
+        "generate",
+        generate::GROUP.into(),
+        read,
     )?;
     let _ = watchers.send(watching);
     let settings = generate::GenerateSettings {

@@ -1,6 +1,6 @@
-//! What watches the roles: hearts for `/healthz`, gates for `/readyz`, lag and coverage for `/metrics`.
+//! Watches the roles: heartbeats for `/healthz`, gates for `/readyz`, lag and coverage for `/metrics`.
 //!
-//! Invariant: it looks, and changes nothing but the pointer of the first namespace ever.
+//! Invariant: it only reads; it writes nothing but the register, and the active namespace if there is none.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Parts;
-use crate::http::Heart;
+use crate::http::Heartbeat;
 use crate::members::clock::wall_clock;
 use crate::metrics;
 use crate::ops::coverage::is_covered;
@@ -22,39 +22,41 @@ use nearshore_engine::thread::Handle;
 use nearshore_kafka::{KafkaLog, PartitionStatus};
 use nearshore_redis::RedisStore;
 
-/// A poll loop that makes no turn for so long is stuck.
+/// A poll loop that does not poll for this long hangs.
 const POLL_STALLED: Duration = Duration::from_secs(30);
 
-/// An engine that works and makes no step for so long is stuck; one forward pass takes a second or two.
+/// An engine that has work and makes no step for this long hangs; one forward pass takes a second or two.
 pub(super) const ENGINE_STALLED: Duration = Duration::from_secs(60);
 
-/// How often a page of users is looked at for coverage.
+/// How often coverage is measured on one page of users.
 const SAMPLE_EVERY: Duration = Duration::from_secs(10);
 
-/// Joins a group: its poll loop beats for `/healthz`, its assignment and lag are watched.
+/// Joins a group, and watches its poll loop for `/healthz`, its assignment for `/readyz` and its lag for `/metrics`.
 pub(super) fn join(
     tasks: &mut JoinSet<anyhow::Result<()>>,
     parts: &Parts,
-    (name, group, topics): (&'static str, String, Vec<Arc<str>>),
+    name: &'static str,
+    group: String,
+    topics: Vec<Arc<str>>,
 ) -> anyhow::Result<KafkaLog> {
     let names: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
     let log = KafkaLog::join(&parts.config.kafka, &group, &names).context("kafka")?;
-    let heart = parts.health.heart(name, POLL_STALLED);
+    let heartbeat = parts.health.heartbeat(name, POLL_STALLED);
     let gate = parts.ready.gate(name);
     let (health, lag, cancel) = (log.health(), log.lag(), parts.cancel.clone());
     tasks.spawn(async move {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
-        let mut seen = 0;
+        let mut last_polls = 0;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 _ = tick.tick() => {}
             }
             let polls = health.polls();
-            if polls != seen {
-                heart.beat();
+            if polls != last_polls {
+                heartbeat.beat();
             }
-            seen = polls;
+            last_polls = polls;
             match (health.fault(), health.assigned()) {
                 (Some(fault), _) => gate.shut(fault),
                 (None, None) => gate.shut("the group has not answered yet"),
@@ -84,11 +86,12 @@ pub(super) fn count_lag(group: &str, status: &[PartitionStatus]) {
     }
 }
 
-/// Asks Redis now and then whether it takes writes, and claims the pointer for the first namespace ever.
+/// Checks every 2 s whether Redis accepts writes. If no namespace is active, it makes one active: the last active one that
+/// this process saw, or its own.
 pub(super) async fn watch_redis(parts: Parts) -> anyhow::Result<()> {
     let gate = parts.ready.gate("redis");
-    // A Redis that lost everything gets back the pointer that we saw last, not ours.
-    let mut served = parts.config.namespace.clone();
+    // A Redis that lost everything gets back the namespace that was active, not the configured one.
+    let mut last_active = parts.config.namespace.clone();
     let mut enrolled = false;
     let mut tick = tokio::time::interval(Duration::from_secs(2));
     loop {
@@ -111,36 +114,40 @@ pub(super) async fn watch_redis(parts: Parts) -> anyhow::Result<()> {
             continue;
         }
         match active {
-            Ok(Some(ns)) => served = ns,
-            Ok(None) => claim_active(&parts.store, &served).await,
-            Err(error) => tracing::warn!(%error, "nearshore:active is not known"),
+            Ok(Some(ns)) => last_active = ns,
+            Ok(None) => set_first_active(&parts.store, &last_active).await,
+            Err(error) => {
+                tracing::warn!(%error, "reading nearshore:active failed; next try in 2 s")
+            }
         }
         if !enrolled {
             match namespace::enroll(&parts.store, &parts.config.namespace).await {
                 Ok(()) => enrolled = true,
-                Err(error) => tracing::warn!(%error, "the namespace is not in the register yet"),
+                Err(error) => {
+                    tracing::warn!(%error, "adding the namespace to the register failed; next try in 2 s")
+                }
             }
         }
     }
 }
 
-/// The first namespace ever is the served one; later ones are promoted.
-async fn claim_active(store: &RedisStore, ns: &str) {
+/// Makes a namespace active if there is none: the first namespace is served at once, later ones are promoted.
+async fn set_first_active(store: &RedisStore, ns: &str) {
     match store.set_active(ns, None).await {
-        Ok(true) => tracing::info!(ns, "this namespace is served from now on"),
+        Ok(true) => tracing::info!(ns, "no namespace was active; this one is served now"),
         Ok(false) => {}
-        Err(error) => tracing::warn!(%error, "nearshore:active is not known yet"),
+        Err(error) => tracing::warn!(%error, "writing nearshore:active failed; next try in 2 s"),
     }
 }
 
-/// Beats as long as an engine that works makes steps; one that rests is well.
+/// Beats while an engine that has work makes steps. An idle engine is healthy.
 pub(super) async fn watch_engine(
-    heart: Heart,
+    heartbeat: Heartbeat,
     engine: Handle,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
-    let mut seen = u64::MAX;
+    let mut last_steps = u64::MAX;
     loop {
         tokio::select! {
             () = cancel.cancelled() => return Ok(()),
@@ -148,16 +155,16 @@ pub(super) async fn watch_engine(
         }
         let steps = engine.pulse().steps();
         if !engine.pulse().is_working() {
-            heart.rest();
-        } else if steps != seen {
-            heart.beat();
+            heartbeat.rest();
+        } else if steps != last_steps {
+            heartbeat.beat();
         }
-        seen = steps;
+        last_steps = steps;
     }
 }
 
-/// Which share of users has a list of the model that has seen all of their state: by pages of a scan, one
-/// at a time, each whole scan smoothed into the next.
+/// Measures the share of users with a list of the model that has seen all of their state: one page of a scan at a time;
+/// each scan is smoothed into the next.
 pub(super) async fn watch_coverage(parts: Parts) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(SAMPLE_EVERY);
     let mut cursor = None;
@@ -168,8 +175,8 @@ pub(super) async fn watch_coverage(parts: Parts) -> anyhow::Result<()> {
         }
         let ns = &parts.config.namespace;
         match sample(&parts.store, ns, cursor.take()).await {
-            Ok((covered, of, next)) => {
-                metrics::coverage(covered, of);
+            Ok((covered, users, next)) => {
+                metrics::coverage(covered, users);
                 cursor = next;
             }
             Err(error) => metrics::store_error(&error),

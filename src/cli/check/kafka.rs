@@ -1,4 +1,5 @@
-//! Brokers and topics: whether they answer, and whether topics are set up as the promises need.
+//! Checks brokers, consumer groups and topics: whether they answer, and whether topics have the settings that the
+//! guarantees need.
 
 use std::time::Duration;
 
@@ -7,15 +8,15 @@ use crate::config::Config;
 use nearshore_core::ports::log;
 use nearshore_kafka::{Admin, Topic};
 
-/// How long a broker may take to answer a question or a connection.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest that a broker may take to answer a request or a connection.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// The longest that internal requests and rejected records may be kept.
 const WEEK: Duration = Duration::from_secs(7 * 86_400);
 
-/// Everything about Kafka.
+/// Checks everything about Kafka.
 pub(super) async fn check(config: &Config) -> Vec<Item> {
     let mut settings = config.kafka.clone();
-    settings.ack_timeout = settings.ack_timeout.min(PATIENCE);
+    settings.ack_timeout = settings.ack_timeout.min(ANSWER_MAX);
     let admin = match Admin::new(&settings) {
         Ok(admin) => admin,
         Err(error) => return vec![Item::fail("kafka", error.to_string())],
@@ -23,7 +24,7 @@ pub(super) async fn check(config: &Config) -> Vec<Item> {
     let brokers = match admin.brokers().await {
         Ok(brokers) => brokers,
         Err(error) => {
-            let advice = "is kafka.brokers right, do they listen, do TLS and SASL settings fit?";
+            let advice = "is kafka.brokers right, do the brokers listen, are the TLS and SASL settings right?";
             let why = match error {
                 log::Error::Timeout { limit, .. } => format!("no answer within {limit:?}"),
                 other => other.to_string(),
@@ -34,7 +35,7 @@ pub(super) async fn check(config: &Config) -> Vec<Item> {
     };
     let mut items = Vec::new();
     for broker in brokers {
-        items.push(connects(&broker).await);
+        items.push(reachable(&broker).await);
     }
     let names = config.topics.keyed().map(|(_, name)| name);
     match admin.describe(&names).await {
@@ -48,8 +49,8 @@ pub(super) async fn check(config: &Config) -> Vec<Item> {
     items
 }
 
-/// Whether the ACL lets us see each consumer group. Asking for its positions needs Describe on the group; the right
-/// to join it, and to write to topics, shows only when it is used: nothing is joined or written here.
+/// Checks whether the ACL allows reading each consumer group's positions, which needs Describe on the group. The rights to
+/// join a group and to write to topics are not checked: that would need a join or a write.
 async fn groups(config: &Config, admin: &Admin) -> Vec<Item> {
     let topics = &config.topics;
     let ingest = crate::members::ingest::group(&config.namespace);
@@ -67,7 +68,7 @@ async fn groups(config: &Config, admin: &Admin) -> Vec<Item> {
         let item = format!("acl group {group}");
         let mut answer = admin.committed(group, &topics).await;
         if let Err(log::Error::Timeout { .. }) = answer {
-            // A cluster that no group has used yet makes its coordinator on the first question.
+            // A cluster that no group has used yet starts its coordinator at the first request.
             answer = admin.committed(group, &topics).await;
         }
         items.push(match answer {
@@ -75,7 +76,7 @@ async fn groups(config: &Config, admin: &Admin) -> Vec<Item> {
             Err(log::Error::Timeout { limit, .. }) => {
                 let found = format!("no answer within {:?}", limit * 2);
                 Item::fail(item, found)
-                    .advise("is the group's coordinator up? see the brokers' logs")
+                    .advise("is the group's coordinator running? see the logs of the brokers")
             }
             Err(error) => {
                 let advice = format!("the ACL needs Read and Describe on group {group}");
@@ -86,33 +87,33 @@ async fn groups(config: &Config, admin: &Admin) -> Vec<Item> {
     items
 }
 
-/// The address that the cluster advertises, which clients must reach.
-async fn connects(broker: &str) -> Item {
+/// Checks that a broker's advertised address, which clients use, accepts connections.
+async fn reachable(broker: &str) -> Item {
     let item = format!("broker {broker}");
-    let advice = "it is the address that the broker advertises: see advertised.listeners";
-    match tokio::time::timeout(PATIENCE, tokio::net::TcpStream::connect(broker)).await {
+    let advice = "the broker advertises this address: see its advertised.listeners";
+    match tokio::time::timeout(ANSWER_MAX, tokio::net::TcpStream::connect(broker)).await {
         Ok(Ok(_)) => Item::ok(item, "answers"),
         Ok(Err(error)) => Item::fail(item, error.to_string()).advise(advice),
-        Err(_) => Item::fail(item, format!("no connection within {PATIENCE:?}")).advise(advice),
+        Err(_) => Item::fail(item, format!("no connection within {ANSWER_MAX:?}")).advise(advice),
     }
 }
 
-/// What a topic is for decides what it must be.
+/// Checks each topic's settings; what a topic is used for decides which it needs.
 fn of_topics(config: &Config, topics: &[Topic]) -> Vec<Item> {
     let mut items = Vec::new();
     for ((key, _), topic) in config.topics.keyed().into_iter().zip(topics) {
         let item = format!("topic {}", topic.name);
         if topic.partitions == 0 {
-            let found = "is not there, or we may not see it";
+            let found = "does not exist, or the ACL does not allow Describe on it";
             let advice = create(config, key, &topic.name);
             items.push(Item::fail(item, found).advise(advice));
             continue;
         }
-        let wrong = wrongs(key, topic);
-        if wrong.is_empty() {
+        let weak = weak_settings(key, topic);
+        if weak.is_empty() {
             items.push(Item::ok(&item, described(topic)));
         }
-        for (found, setting) in wrong {
+        for (found, setting) in weak {
             let alter = alter(config, &topic.name, setting);
             items.push(Item::warn(&item, found).advise(alter));
         }
@@ -123,7 +124,7 @@ fn of_topics(config: &Config, topics: &[Topic]) -> Vec<Item> {
 
 fn described(topic: &Topic) -> String {
     let unknown = if topic.config.is_none() {
-        ", settings not told"
+        ", settings not readable"
     } else {
         ""
     };
@@ -135,6 +136,7 @@ const COMPACTED: &str = "cleanup.policy=compact";
 const BOTH: &str = "cleanup.policy=[compact,delete]";
 const A_WEEK: &str = "retention.ms=604800000";
 
+/// The command that changes a setting of a topic.
 fn alter(config: &Config, topic: &str, setting: &str) -> String {
     let brokers = &config.kafka.brokers;
     format!(
@@ -142,7 +144,7 @@ fn alter(config: &Config, topic: &str, setting: &str) -> String {
     )
 }
 
-/// With the settings that a new topic of this key should have.
+/// The command that creates a topic, with the settings that a topic of this key needs.
 fn create(config: &Config, key: &str, topic: &str) -> String {
     let settings: &[&str] = match key {
         "user_events" => &[STAMPED],
@@ -161,13 +163,14 @@ fn create(config: &Config, key: &str, topic: &str) -> String {
     )
 }
 
-/// What weakens a promise, and the setting that mends it; unknown settings are no wrongs.
-fn wrongs(key: &str, topic: &Topic) -> Vec<(String, &'static str)> {
-    let mut wrong = Vec::new();
+/// Settings that weaken a guarantee, each with the setting that fixes it; settings that cannot be read are not listed.
+fn weak_settings(key: &str, topic: &Topic) -> Vec<(String, &'static str)> {
+    let mut weak = Vec::new();
     let source = matches!(key, "user_events" | "profile_changes" | "catalog");
     if source && topic.log_append_time() == Some(false) {
-        let found = "timestamps are the producers' (CreateTime): their clocks decide order and age";
-        wrong.push((found.to_owned(), STAMPED));
+        let found =
+            "timestamps are set by producers (CreateTime): their clocks decide order and age";
+        weak.push((found.to_owned(), STAMPED));
     }
     let keeps_last = match key {
         "profile_changes" | "catalog" => Some(COMPACTED),
@@ -175,38 +178,43 @@ fn wrongs(key: &str, topic: &Topic) -> Vec<(String, &'static str)> {
         _ => None,
     };
     if let (Some(setting), Some(false)) = (keeps_last, topic.compacted()) {
-        let found = "is not compacted: it grows for ever, or forgets what nobody sends again";
-        wrong.push((found.to_owned(), setting));
+        let found =
+            "is not compacted: it grows without limit, or loses records that are not sent again";
+        weak.push((found.to_owned(), setting));
     }
     let whole = matches!(key, "profile_changes" | "catalog");
     if whole && topic.compacted() == Some(true) && matches!(topic.retention(), Some(Some(_))) {
-        let found = "deletes old records too: what nobody sends again is forgotten";
-        wrong.push((found.to_owned(), COMPACTED));
+        let found = "also deletes old records: records that are not sent again are lost";
+        weak.push((found.to_owned(), COMPACTED));
     }
-    let brief = key.starts_with("regen_") || key == "dlq";
+    let short_lived = key.starts_with("regen_") || key == "dlq";
     let kept = topic.retention();
-    if brief && kept.is_some_and(|kept| kept.is_none_or(|kept| kept > WEEK)) {
-        let found = "keeps records longer than 7 days: an erased user's stay as long";
-        wrong.push((found.to_owned(), A_WEEK));
+    if short_lived && kept.is_some_and(|kept| kept.is_none_or(|kept| kept > WEEK)) {
+        let found = "keeps records longer than 7 days: records of an erased user stay as long";
+        weak.push((found.to_owned(), A_WEEK));
     }
-    wrong
+    weak
 }
 
-/// Whether a replay into an empty Redis could bring an erased user back.
+/// Checks whether a replay into an empty Redis could restore an erased user: tombstones must be kept as long as events.
 fn erasure(config: &Config, topics: &[Topic]) -> Option<Item> {
-    let named = |name: &str| topics.iter().find(|topic| topic.name == name);
-    let events = named(&config.topics.user_events)?.retention()?;
-    let profiles = named(&config.topics.profile_changes)?;
+    let find = |name: &str| topics.iter().find(|topic| topic.name == name);
+    let events = find(&config.topics.user_events)?.retention()?;
+    let profiles = find(&config.topics.profile_changes)?;
     let deletes = profiles.config.as_ref()?.get("delete.retention.ms")?;
     let deletes = Duration::from_millis(deletes.parse().ok()?);
     let words = |kept: Duration| humantime::format_duration(kept).to_string();
     let longer = events.is_none_or(|events| events > deletes);
-    let kept = events.map_or("for ever".to_owned(), words);
-    let found = format!("events are kept {kept}, deletes {}", words(deletes));
+    let kept = events.map_or("forever".to_owned(), words);
+    let found = format!(
+        "events are kept {kept}, tombstones of profiles {}",
+        words(deletes)
+    );
     Some(if longer {
         let longer = alter(config, &profiles.name, "delete.retention.ms=...");
         let advice = format!(
-            "a replay into an empty Redis could bring erased users back: keep the list of erased users elsewhere, or {longer}"
+            "a replay into an empty Redis could restore erased users: keep the list of erased users outside of Redis \
+             (nearshore forget --export), or {longer}"
         );
         Item::warn("erasure", found).advise(advice)
     } else {
@@ -246,34 +254,34 @@ mod tests {
     fn good() -> Vec<Topic> {
         let append = ("message.timestamp.type", "LogAppendTime");
         let compact = ("cleanup.policy", "compact");
-        let brief = [("cleanup.policy", "delete"), ("retention.ms", "604800000")];
+        let short_lived = [("cleanup.policy", "delete"), ("retention.ms", "604800000")];
         vec![
-            topic("user-events", &[append, brief[0], brief[1]]),
+            topic("user-events", &[append, short_lived[0], short_lived[1]]),
             topic(
                 "profile-changes",
                 &[append, compact, ("delete.retention.ms", "700000000")],
             ),
             topic("catalog", &[append, compact]),
-            topic("regen-urgent", &brief),
-            topic("regen-live", &brief),
-            topic("regen-backfill", &brief),
+            topic("regen-urgent", &short_lived),
+            topic("regen-live", &short_lived),
+            topic("regen-backfill", &short_lived),
             topic(
                 "recall-updates",
                 &[("cleanup.policy", "compact,delete"), ("retention.ms", "1")],
             ),
-            topic("dlq", &brief),
+            topic("dlq", &short_lived),
         ]
     }
 
     #[test]
-    fn topics_as_the_promises_need_them_are_fine() {
+    fn topics_with_all_needed_settings_pass() {
         let marks = marks(&good());
         assert_eq!(marks.len(), 9);
         assert!(marks.iter().all(|(mark, _)| *mark == Mark::Ok), "{marks:?}");
     }
 
     #[test]
-    fn each_weak_setting_is_named_with_the_command_that_mends_it() {
+    fn each_weak_setting_is_reported_with_the_command_that_fixes_it() {
         let forever = [("cleanup.policy", "delete"), ("retention.ms", "-1")];
         let cases = [
             (
@@ -332,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_topic_fails_with_the_command_that_makes_it() {
+    fn a_missing_topic_fails_with_the_command_that_creates_it() {
         let mut topics = good();
         topics[2].partitions = 0;
         let marks = marks(&topics);
@@ -342,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn events_that_outlive_deletes_are_warned_of() {
+    fn events_kept_longer_than_tombstones_are_warned_of() {
         let mut topics = good();
         topics[0] = topic(
             "user-events",

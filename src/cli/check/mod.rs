@@ -1,7 +1,7 @@
-//! `nearshore check`: one mark per thing that must be right, and what to do where it is not.
+//! `nearshore check`: checks everything that must be right, and says what to do where it is not.
 //!
-//! Invariant: it changes nothing but the short-lived probe that the store writes. It stops at nothing: a
-//! broker that is down does not hide what is wrong with Redis.
+//! Invariant: it writes nothing but a short-lived probe key in Redis. It does not stop at a failure: a broker that is
+//! down does not hide what is wrong with Redis.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -18,24 +18,24 @@ mod model;
 #[cfg(test)]
 mod tests;
 
-/// How something stands.
+/// The result of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mark {
     /// As it should be.
     Ok,
-    /// It works, but a promise is weaker than it could be.
+    /// It works, but a guarantee is weaker than it could be.
     Warn,
     /// It does not work.
     Fail,
 }
 
-/// One thing that was looked at.
+/// One check and its result.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Item {
-    /// How it stands.
+    /// The result.
     pub mark: Mark,
-    /// What was looked at.
+    /// What was checked.
     pub item: String,
     /// What was found.
     pub found: String,
@@ -72,17 +72,17 @@ impl Item {
     }
 }
 
-/// All that was looked at.
+/// All checks.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
-    /// In the order of looking.
+    /// In the order of the checks.
     pub items: Vec<Item>,
-    /// Whether the configuration itself was refused.
+    /// Whether the configuration has problems, so that nothing else was checked.
     pub refused: bool,
 }
 
 impl Report {
-    /// 0 if nothing fails, 1 if something does, 2 if the configuration was refused.
+    /// 0 if no check fails, 1 if one does, 2 if the configuration has problems.
     pub fn exit_code(&self) -> u8 {
         let failed = self.items.iter().any(|item| item.mark == Mark::Fail);
         if self.refused {
@@ -92,14 +92,14 @@ impl Report {
         }
     }
 
-    /// For a terminal: a line per item, and one below it for what to do.
+    /// The report as text: a line per check, and below it what to do.
     pub fn text(&self) -> String {
         let longest = self
             .items
             .iter()
             .map(|item| item.item.chars().count())
             .max();
-        let wide = longest.unwrap_or(0).min(40);
+        let width = longest.unwrap_or(0).min(40);
         let mut out = String::new();
         for item in &self.items {
             let mark = match item.mark {
@@ -108,7 +108,7 @@ impl Report {
                 Mark::Fail => "[fail]",
             };
             // Writing into a String cannot fail.
-            let _infallible = writeln!(out, "{mark} {:<wide$}  {}", item.item, item.found);
+            let _infallible = writeln!(out, "{mark} {:<width$}  {}", item.item, item.found);
             if let Some(advice) = &item.advice {
                 let _infallible = writeln!(out, "       -> {advice}");
             }
@@ -116,7 +116,7 @@ impl Report {
         out
     }
 
-    /// For a program: `{"ok": …, "items": [{"mark", "item", "found", "advice"}]}`.
+    /// The report as JSON: `{"ok": …, "items": [{"mark", "item", "found", "advice"}]}`.
     pub fn json(&self) -> String {
         serde_json::json!({ "ok": self.exit_code() == 0, "items": self.items }).to_string()
     }
@@ -146,10 +146,10 @@ fn refused(problems: &[Problem]) -> Report {
     }
 }
 
-/// Looks at everything that the configuration names; `offline`: at files only.
+/// Checks everything that the configuration names; with `offline` only files.
 pub async fn check(config: &Config, path: &Path, offline: bool) -> Report {
     let mut items = vec![Item::ok("config", path.display().to_string())];
-    items.extend(written(config));
+    items.extend(settings(config));
     items.extend(model::files(config));
     if !offline {
         items.extend(kafka::check(config).await);
@@ -162,8 +162,8 @@ pub async fn check(config: &Config, path: &Path, offline: bool) -> Report {
     }
 }
 
-/// What the file itself says; its errors were refused before.
-fn written(config: &Config) -> Vec<Item> {
+/// Warns of settings that weaken a guarantee; wrong settings were refused before.
+fn settings(config: &Config) -> Vec<Item> {
     let required = config.rules.iter().filter(|rule| rule.required).count();
     let rules = format!(
         "{} rules, {required} of them required; {} segments and default",
@@ -174,7 +174,7 @@ fn written(config: &Config) -> Vec<Item> {
     let http = &config.http;
     if http.inspect && !http.listen.ip().is_loopback() {
         let found = format!(
-            "/inspect shows what single users did to anyone who reaches {}",
+            "/inspect shows the events of single users to anyone who can reach {}",
             http.listen
         );
         let advice = "set http.inspect = false, or listen on 127.0.0.1";
@@ -193,21 +193,22 @@ async fn redis(config: &Config) -> Vec<Item> {
         Ok(store) => store,
         Err(error) => return vec![Item::fail("redis", error.to_string())],
     };
-    // Each question has limits of its own; this one is for a network that swallows all of them.
+    // Each query has its own limit; this one is for a network that drops all packets.
     let limit = Duration::from_secs(30);
-    let asked = async {
+    let checked = async {
         match store.ready().await {
-            // Whoever does not answer one question need not be asked the others.
+            // A Redis that does not answer the first query is not asked further ones.
             Err(error @ (Error::Unavailable { .. } | Error::Timeout { .. })) => {
                 vec![("redis answers".to_owned(), Err(error.to_string()))]
             }
             _ => store.check().await,
         }
     };
-    let Ok(checks) = tokio::time::timeout(limit, asked).await else {
+    let Ok(checks) = tokio::time::timeout(limit, checked).await else {
         let found = format!("no answer within {limit:?}");
         return vec![
-            Item::fail("redis", found).advise("is redis.url right, is a firewall between?"),
+            Item::fail("redis", found)
+                .advise("is redis.url right, is there a firewall in between?"),
         ];
     };
     let item = |(name, found): nearshore_redis::Check| match found {
@@ -220,12 +221,12 @@ async fn redis(config: &Config) -> Vec<Item> {
     checks.into_iter().map(item).collect()
 }
 
-/// What to do about a check of the store, by the end of its name.
+/// Says what to do about a failed check of the store, by the end of the check's name.
 fn advice(name: &str) -> Option<&'static str> {
     let known = [
         (
             "answers",
-            "is redis.url right, does Redis run, does its ACL admit redis.username?",
+            "is redis.url right, is Redis running, does its ACL allow redis.username?",
         ),
         (
             "takes writes",

@@ -1,4 +1,4 @@
-//! Arms: their files, and whether their models load.
+//! Checks the arms: their files, and whether their models load.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -9,10 +9,10 @@ use nearshore_core::shop::arms::delay_of;
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::{Model, Options};
 
-/// Templates and model files. That templates parse and render was checked when the file was loaded.
+/// Checks model files. Templates were parsed and rendered when the configuration was loaded.
 pub(super) fn files(config: &Config) -> Vec<Item> {
     if config.arms.is_empty() {
-        let found = "none: no lists can be made";
+        let found = "none: no lists can be generated";
         let advice = "add [[arms]], or start with --role ingest only";
         return vec![Item::warn("arms", found).advise(advice)];
     }
@@ -30,8 +30,8 @@ pub(super) fn files(config: &Config) -> Vec<Item> {
         let item = format!("model {}", path.display());
         match readable(&path) {
             Ok(found) => Item::ok(item, found),
-            Err(wrong) => {
-                Item::fail(item, wrong).advise("give a GGUF file or a folder with *.safetensors")
+            Err(error) => {
+                Item::fail(item, error).advise("give a GGUF file or a folder with *.safetensors")
             }
         }
     }));
@@ -47,8 +47,8 @@ fn models(config: &Config) -> BTreeSet<PathBuf> {
 
 fn readable(path: &PathBuf) -> Result<String, String> {
     let plain = |error: std::io::Error| error.to_string();
-    let about = std::fs::metadata(path).map_err(plain)?;
-    if about.is_dir() {
+    let metadata = std::fs::metadata(path).map_err(plain)?;
+    if metadata.is_dir() {
         let mut size = 0;
         for entry in std::fs::read_dir(path).map_err(plain)? {
             let entry = entry.map_err(plain)?;
@@ -63,16 +63,16 @@ fn readable(path: &PathBuf) -> Result<String, String> {
         return if size > 0 {
             Ok(megabytes(size))
         } else {
-            Err("no *.safetensors in it".into())
+            Err("the folder has no *.safetensors".into())
         };
     }
     let mut magic = [0; 4];
     let mut file = std::fs::File::open(path).map_err(plain)?;
     std::io::Read::read_exact(&mut file, &mut magic).map_err(plain)?;
     if &magic == b"GGUF" {
-        Ok(megabytes(about.len()))
+        Ok(megabytes(metadata.len()))
     } else {
-        Err("it does not begin as a GGUF file".into())
+        Err("it is not a GGUF file: the first four bytes are wrong".into())
     }
 }
 
@@ -80,7 +80,7 @@ fn megabytes(size: u64) -> String {
     format!("{:.1} MB", size as f64 / 1e6)
 }
 
-/// Loads each model once, one after the other: two may not fit.
+/// Loads each model once, one after the other, because two may not fit into memory.
 pub(super) async fn loads(config: &Config) -> Vec<Item> {
     let mut items = Vec::new();
     for path in models(config) {

@@ -1,4 +1,4 @@
-//! What a person and a program read.
+//! Tests the report: exit codes, text, JSON and advice.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn report(items: Vec<Item>, refused: bool) -> Report {
 }
 
 #[test]
-fn the_exit_code_is_that_of_the_worst() {
+fn the_worst_result_decides_the_exit_code() {
     let fine = vec![Item::ok("a", "b"), Item::warn("a", "b")];
     assert_eq!(report(fine, false).exit_code(), 0);
     assert_eq!(report(vec![Item::fail("a", "b")], false).exit_code(), 1);
@@ -15,7 +15,7 @@ fn the_exit_code_is_that_of_the_worst() {
 }
 
 #[test]
-fn a_report_reads_line_by_line_and_as_json() {
+fn a_report_is_printed_as_lines_and_as_json() {
     let items = vec![
         Item::ok("config", "nearshore.toml"),
         Item::warn("topic user-events", "timestamps are CreateTime").advise("set LogAppendTime"),
@@ -35,7 +35,7 @@ fn a_report_reads_line_by_line_and_as_json() {
 }
 
 #[tokio::test]
-async fn offline_nothing_is_asked_and_weaknesses_are_warned_of() {
+async fn an_offline_check_asks_no_server_and_warns_of_weak_settings() {
     let mut config = Config::default();
     config.kafka.brokers = "nobody.invalid:1".into();
     config.http.listen = ([0, 0, 0, 0], 9464).into();
@@ -56,9 +56,9 @@ async fn offline_nothing_is_asked_and_weaknesses_are_warned_of() {
     assert_eq!(report.exit_code(), 0);
 }
 
-/// Port 1 of this machine answers nobody, so that each refusal is quick.
+/// Nothing listens on port 1, so connections are refused at once.
 #[tokio::test]
-async fn what_does_not_answer_fails_with_advice_and_hides_nothing() {
+async fn a_server_that_does_not_answer_fails_with_advice_and_hides_no_other_failure() {
     let mut config = Config::default();
     config.kafka.brokers = "127.0.0.1:1".into();
     config.kafka.ack_timeout = Duration::from_millis(500);

@@ -1,8 +1,8 @@
-//! `nearshore try --compare`: the same prompts in two precisions, and how far the lists differ.
+//! `nearshore try --compare`: scores the same prompts in two precisions and compares the lists.
 //!
-//! Decides what is compared: the names of both lists, their first, the next token's distribution, and,
-//! where a prompt says what came true, how much of it each list holds. Invariant: every figure is a mean
-//! over prompts with the half width of its 95 % interval. It does not know what is close enough.
+//! It decides what is compared: the names of both lists, their first names, the next token's distribution and, for prompts
+//! with known outcomes, recall. Invariant: every value is a mean over prompts with the half width of its 95 % interval. It
+//! does not judge which difference is acceptable.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -11,13 +11,10 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{Error, Prompt, TryArgs, bar, written};
+use super::{Error, Prompt, TryArgs, bar, to_stdout};
 use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse};
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::{Model, Options, Precision};
-
-/// The catalogue and the prompts.
-pub type Inputs<'a> = (&'a Arc<Names>, &'a [Prompt]);
 
 /// A mean over prompts.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -41,32 +38,33 @@ impl Mean {
     }
 }
 
-/// What two precisions say of the same prompts.
+/// How the lists of two precisions differ.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
     precision: String,
     reference: String,
     prompts: usize,
     top: usize,
-    /// Share of the reference's names that the list holds.
+    /// Share of the reference's names that are on the list.
     overlap: Option<Mean>,
     /// Share of prompts with the same first name.
     first: Option<Mean>,
     /// Kullback-Leibler divergence of the next token from the reference, nats.
     divergence: Option<Mean>,
-    /// Share of what came true that the list holds.
+    /// Share of the names that came true that are on the list.
     recall: Option<Mean>,
-    /// The same of the reference's list.
+    /// The same for the reference's list.
     recall_reference: Option<Mean>,
-    /// Recall less that of the reference, prompt by prompt.
+    /// Recall minus that of the reference, per prompt.
     recall_difference: Option<Mean>,
 }
 
-/// Scorer all prompts twice; prints the comparison.
+/// Scores all prompts in both precisions and prints the comparison.
 pub fn run(
     args: &TryArgs,
     reference: Precision,
-    inputs: Inputs,
+    names: &Arc<Names>,
+    prompts: &[Prompt],
     out: &mut dyn Write,
 ) -> Result<(), Error> {
     let options = args.options();
@@ -74,50 +72,58 @@ pub fn run(
         precision: reference,
         ..options
     };
-    let ours = Side::answer(args, options, inputs)?;
-    let theirs = Side::answer(args, other, inputs)?;
-    let (names, prompts) = inputs;
-    let comparison = compare(&ours, &theirs, (names, prompts, args.top));
+    let tested = Answers::compute(args, options, names, prompts)?;
+    let reference = Answers::compute(args, other, names, prompts)?;
+    let comparison = compare(&tested, &reference, names, prompts, args.top);
     print(&comparison, args.json, out)
 }
 
-/// One precision's answers.
-struct Side {
+/// The lists and next-token distributions of one precision.
+struct Answers {
     dtype: String,
     lists: Vec<Vec<u32>>,
     /// Natural-log probabilities of each prompt's next token.
     next: Vec<Vec<f32>>,
 }
 
-impl Side {
-    fn answer(args: &TryArgs, options: Options, (names, prompts): Inputs) -> Result<Self, Error> {
+impl Answers {
+    fn compute(
+        args: &TryArgs,
+        options: Options,
+        names: &Arc<Names>,
+        prompts: &[Prompt],
+    ) -> Result<Self, Error> {
         let mut model = Constrained::load(&args.model, options)?;
         model.set_names(Arc::clone(names))?;
-        let mut side = Self {
+        let mut answers = Self {
             dtype: model.info().dtype,
             lists: Vec::new(),
             next: Vec::new(),
         };
         let bar = bar(prompts.len());
         for batch in prompts.chunks(args.batch.max(1)) {
-            let requests: Vec<ScoreRequest> =
-                batch.iter().map(|prompt| prompt.ask(args.top)).collect();
+            let requests: Vec<ScoreRequest> = batch
+                .iter()
+                .map(|prompt| prompt.request(args.top))
+                .collect();
             let list =
                 |response: ScoreResponse| response.named.iter().map(|named| named.pu).collect();
-            side.lists
+            answers
+                .lists
                 .extend(model.score(&requests)?.into_iter().map(list));
-            let after = || -> Result<Vec<Vec<f32>>, Error> {
+            let next_tokens = || -> Result<Vec<Vec<f32>>, Error> {
                 let prompts = batch.par_iter();
                 prompts.map(|prompt| next(&model, &prompt.text)).collect()
             };
-            side.next.extend(model.install(after)?);
+            answers.next.extend(model.install(next_tokens)?);
             bar.inc(batch.len() as u64);
         }
         bar.finish_and_clear();
-        Ok(side)
+        Ok(answers)
     }
 }
 
+/// Natural-log probabilities of the token after the prompt, over the whole vocabulary.
 fn next(model: &Constrained, prompt: &str) -> Result<Vec<f32>, Error> {
     let tokens = model.text().prompt(prompt)?;
     let vocabulary: Vec<u32> = (0..model.vocabulary() as u32).collect();
@@ -134,21 +140,26 @@ fn next(model: &Constrained, prompt: &str) -> Result<Vec<f32>, Error> {
 }
 
 fn compare(
-    ours: &Side,
-    theirs: &Side,
-    (names, prompts, top): (&Names, &[Prompt], usize),
+    tested: &Answers,
+    reference: &Answers,
+    names: &Names,
+    prompts: &[Prompt],
+    top: usize,
 ) -> Comparison {
-    let both = || ours.lists.iter().zip(&theirs.lists);
-    let overlap: Vec<f64> = both().map(|(ours, theirs)| share(theirs, ours)).collect();
-    let first = both().map(|(ours, theirs)| f64::from(u8::from(ours.first() == theirs.first())));
-    let divergence = ours.next.iter().zip(&theirs.next).map(|(q, p)| {
+    let lists = || tested.lists.iter().zip(&reference.lists);
+    let overlap: Vec<f64> = lists()
+        .map(|(tested, reference)| share(reference, tested))
+        .collect();
+    let first =
+        lists().map(|(tested, reference)| f64::from(u8::from(tested.first() == reference.first())));
+    let divergence = tested.next.iter().zip(&reference.next).map(|(q, p)| {
         let terms = p
             .iter()
             .zip(q)
             .map(|(p, q)| f64::from(*p).exp() * f64::from(p - q));
         terms.sum::<f64>()
     });
-    let place = |name: &String| {
+    let index = |name: &String| {
         names
             .names
             .iter()
@@ -156,21 +167,23 @@ fn compare(
             .map(|pu| pu as u32)
     };
     let truths: Vec<Vec<u32>> = (prompts.iter())
-        .map(|prompt| prompt.truth.iter().filter_map(place).collect())
+        .map(|prompt| prompt.truth.iter().filter_map(index).collect())
         .collect();
     let recalls = |lists: &[Vec<u32>]| -> Vec<f64> {
-        let known = lists
+        let with_truth = lists
             .iter()
             .zip(&truths)
             .filter(|(_, truth)| !truth.is_empty());
-        known.map(|(list, truth)| share(truth, list)).collect()
+        with_truth.map(|(list, truth)| share(truth, list)).collect()
     };
-    let (recall, recall_reference) = (recalls(&ours.lists), recalls(&theirs.lists));
+    let (recall, recall_reference) = (recalls(&tested.lists), recalls(&reference.lists));
     let pairs = recall.iter().zip(&recall_reference);
-    let difference: Vec<f64> = pairs.map(|(ours, theirs)| ours - theirs).collect();
+    let difference: Vec<f64> = pairs
+        .map(|(tested, reference)| tested - reference)
+        .collect();
     Comparison {
-        precision: ours.dtype.clone(),
-        reference: theirs.dtype.clone(),
+        precision: tested.dtype.clone(),
+        reference: reference.dtype.clone(),
         prompts: prompts.len(),
         top,
         overlap: Mean::of(&overlap),
@@ -182,19 +195,19 @@ fn compare(
     }
 }
 
-/// Share of `wanted` that `list` holds; 1 of nothing.
+/// Share of `wanted` that is in `list`; 1 if nothing is wanted.
 fn share(wanted: &[u32], list: &[u32]) -> f64 {
     let list: BTreeSet<&u32> = list.iter().collect();
-    let held = wanted.iter().filter(|pu| list.contains(pu)).count();
+    let found = wanted.iter().filter(|pu| list.contains(pu)).count();
     if wanted.is_empty() {
         1.0
     } else {
-        held as f64 / wanted.len() as f64
+        found as f64 / wanted.len() as f64
     }
 }
 
 fn print(comparison: &Comparison, json: bool, out: &mut dyn Write) -> Result<(), Error> {
-    written(|| {
+    to_stdout(|| {
         if json {
             serde_json::to_writer(&mut *out, &serde_json::json!({ "comparison": comparison }))?;
             writeln!(out)?;
@@ -239,8 +252,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_is_compared_with_itself_and_with_another() {
-        let side = |lists: [[u32; 2]; 2], next: f32| Side {
+    fn comparing_a_list_with_itself_and_with_another_gives_known_values() {
+        let answers = |lists: [[u32; 2]; 2], next: f32| Answers {
             dtype: "x".into(),
             lists: lists.map(Vec::from).to_vec(),
             next: vec![vec![next.ln(), (1.0 - next).ln()]; 2],
@@ -254,8 +267,9 @@ mod tests {
             truth: truth.iter().map(|name| (*name).to_owned()).collect(),
         };
         let prompts = [prompt(&["a", "c"]), prompt(&[])];
-        let (one, two) = (side([[0, 1], [1, 2]], 0.5), side([[0, 2], [2, 1]], 0.25));
-        let same = compare(&one, &one, (&names, &prompts, 2));
+        let one = answers([[0, 1], [1, 2]], 0.5);
+        let two = answers([[0, 2], [2, 1]], 0.25);
+        let same = compare(&one, &one, &names, &prompts, 2);
         assert_eq!(
             same.overlap,
             Some(Mean {
@@ -264,7 +278,7 @@ mod tests {
             })
         );
         assert_eq!(same.divergence.map(|mean| mean.mean), Some(0.0));
-        let other = compare(&two, &one, (&names, &prompts, 2));
+        let other = compare(&two, &one, &names, &prompts, 2);
         assert_eq!(other.overlap.map(|mean| mean.mean), Some(0.75));
         assert_eq!(other.first.map(|mean| mean.mean), Some(0.5));
         assert_eq!(other.recall.map(|mean| mean.mean), Some(1.0));

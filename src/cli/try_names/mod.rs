@@ -1,7 +1,7 @@
-//! `nearshore try`: names and prompts from files through a model, without Kafka or Redis.
+//! `nearshore try`: scores the names of a file for the prompts of a file, without Kafka or Redis.
 //!
-//! Decides what is printed: one line per prompt on standard output, progress on standard error, the
-//! totals last. Invariant: prompts are answered in the order of the file. It does not know users.
+//! It decides what is printed: results on standard output, progress on standard error, totals last. Invariant: prompts
+//! are answered in the order of the file. It does not know users.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -30,59 +30,59 @@ use totals::Totals;
 /// Arguments of `nearshore try`.
 #[derive(Args, Clone, Debug)]
 pub struct TryArgs {
-    /// GGUF file, or folder with config.json, safetensors and tokenizer.json
+    /// GGUF file, or folder with config.json, safetensors and tokenizer.json.
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
-    /// Names of the catalogue, one per line
+    /// Names of the catalogue, one per line.
     #[arg(long, value_name = "FILE")]
     pub names: PathBuf,
-    /// Prompts: one per line, or JSON lines with a "prompt"
+    /// Prompts: one per line, or JSON lines with a "prompt".
     #[arg(long, value_name = "FILE")]
     pub prompts: PathBuf,
-    /// Names per prompt
+    /// Names per prompt.
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub top: usize,
-    /// Prompts that stand for everyone, as in --prompts: the model's mean over them is taken out
+    /// Calibration prompts, in the format of --prompts: the model's mean over them is subtracted from its scores.
     #[arg(long, value_name = "FILE")]
     pub calibration: Option<PathBuf>,
-    /// A mass per name, "name<TAB>mass" per line, for a term `demand` of weight 1
+    /// Demand per name, "name<TAB>mass" per line: a term `demand` of weight 1.
     #[arg(long, value_name = "FILE")]
     pub demand: Option<PathBuf>,
-    /// A term beside the model: "name<TAB>log-weight" per line; may be given again
+    /// A further term: a file of "name<TAB>log-weight" lines; may be given more than once.
     #[arg(long = "term", value_name = "TERM=FILE")]
     pub terms: Vec<String>,
-    /// Weight of the model; 0 asks it nothing
+    /// Weight of the model's own term; with 0 the model is not run.
     #[arg(long, value_name = "W", default_value_t = 1.0)]
     pub weight: f32,
-    /// Show for each name the choices on its way, and what each term says of it
+    /// Show for each name every choice of tokens and the value of every term.
     #[arg(long)]
     pub explain: bool,
-    /// One JSON object per prompt, and the totals as the last
+    /// Print one JSON object per prompt, and the totals as the last line.
     #[arg(long)]
     pub json: bool,
-    /// Threads; all cores but one if not given
+    /// Threads; by default all cores but one.
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// How weights are kept and multiplied
+    /// Precision of weights.
     #[arg(long, value_parser = one_of::<Precision>(), default_value_t)]
     pub precision: Precision,
-    /// Where the model runs: cpu, or cuda:N in a CUDA build
+    /// Where the model runs: cpu, or cuda:N in a CUDA build.
     #[arg(long, value_name = "WHERE", default_value_t)]
     pub device: Place,
-    /// ScoreResponse in this precision too, and print only how far the lists differ; recall as well for
-    /// prompts that say what came true ("truth": [NAME, ...], see scripts/make-prompts)
+    /// Score in this precision, too, and print only how much the lists differ; also recall, for prompts that have the
+    /// names that came true ("truth": [NAME, ...], see scripts/make-prompts).
     #[arg(long, value_parser = one_of::<Precision>(), value_name = "PRECISION")]
     pub compare: Option<Precision>,
-    /// The richest instructions that may be used, to try what another machine would do
+    /// Best instruction set to use, to test what another machine would do.
     #[arg(long, value_parser = one_of::<Isa>(), hide = true)]
     pub isa: Option<Isa>,
-    /// Prompts per batch
+    /// Prompts per batch.
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub batch: usize,
 }
 
 impl TryArgs {
-    /// How the model is run.
+    /// Options of the engine.
     pub fn options(&self) -> Options {
         Options {
             threads: self.threads.unwrap_or_else(default_threads).max(1),
@@ -106,7 +106,7 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// A line of the prompts that is no prompt.
+    /// A line that cannot be read.
     #[error("{path}:{line}: {what}")]
     Line {
         /// The file.
@@ -117,7 +117,7 @@ pub enum Error {
         what: String,
     },
     /// A term without a file.
-    #[error("--term {0}: want TERM=FILE, as in repeat=bought.tsv")]
+    #[error("--term {0}: give TERM=FILE, for example repeat=bought.tsv")]
     Term(String),
     /// The engine failed.
     #[error(transparent)]
@@ -125,7 +125,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the arguments are wrong rather than what they name.
+    /// Whether the arguments are wrong, rather than the files that they name.
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Term(_) => true,
@@ -152,21 +152,21 @@ struct Name<'a> {
     explained: Option<Explained>,
 }
 
-/// Where a score comes from, in nats.
+/// The parts of a score, in nats.
 #[derive(Serialize)]
 struct Explained {
-    /// What the model says of the name, summed over its edges.
+    /// Log-probability of the name by the model, summed over its edges.
     model: f32,
-    /// The same of its mean over the calibration prompts: what it says to everyone.
+    /// The same for the mean over the calibration prompts.
     baseline: f32,
     /// `model - baseline`.
     ratio: f32,
-    /// What each term says of the name, before its weight.
+    /// Value of each term, before its weight.
     terms: BTreeMap<&'static str, f32>,
     edges: Vec<Edge>,
 }
 
-/// What all prompts have in common.
+/// What all prompts share.
 struct Session<'a> {
     args: &'a TryArgs,
     names: Arc<Names>,
@@ -180,12 +180,12 @@ pub fn run(args: &TryArgs) -> Result<(), Error> {
     run_to(args, &mut io::BufWriter::new(stdout))
 }
 
-/// As [`run`], to any writer.
+/// Like [`run`], with results to any writer.
 pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
     let prompts = prompts(&args.prompts, &read(&args.prompts)?)?;
     let session = Session::new(args)?;
     if let Some(reference) = args.compare {
-        return compare::run(args, reference, (&session.names, &prompts), out);
+        return compare::run(args, reference, &session.names, &prompts, out);
     }
     let start = Instant::now();
     let mut model = Constrained::load(&args.model, args.options())?;
@@ -197,14 +197,15 @@ pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
     totals.names = session.names.names.len();
     let bar = bar(prompts.len());
     for batch in prompts.chunks(args.batch.max(1)) {
-        let requests: Vec<ScoreRequest> = batch.iter().map(|prompt| session.ask(prompt)).collect();
+        let requests: Vec<ScoreRequest> =
+            batch.iter().map(|prompt| session.request(prompt)).collect();
         let start = Instant::now();
         let responses = model.score(&requests)?;
         totals.seconds += start.elapsed().as_secs_f64();
         for (request, response) in requests.iter().zip(&responses) {
             totals.add(response);
             let explained = session.explain(&mut model, request, response)?;
-            let line = Line::new(totals.prompts, (response, explained), &session.names.names);
+            let line = Line::new(totals.prompts, response, explained, &session.names.names);
             print(out, args.json, &line)?;
         }
         bar.inc(batch.len() as u64);
@@ -212,7 +213,7 @@ pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
     bar.finish_and_clear();
     totals.finish();
     if args.json {
-        written(|| {
+        to_stdout(|| {
             serde_json::to_writer(&mut *out, &serde_json::json!({ "totals": totals }))?;
             writeln!(out)?;
             out.flush()
@@ -223,18 +224,18 @@ pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
     }
 }
 
-/// A prompt, and what came true after it, if that is known.
+/// A prompt, and the names that came true after it, if they are known.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prompt {
-    /// What is said.
+    /// Text of the prompt.
     pub text: String,
-    /// Names.
+    /// Names that came true; empty if unknown.
     pub truth: Vec<String>,
 }
 
 impl Prompt {
-    /// Asks for the best `n` names.
-    pub fn ask(&self, n: usize) -> ScoreRequest {
+    /// The request for the best `n` names.
+    pub fn request(&self, n: usize) -> ScoreRequest {
         ScoreRequest {
             prompt: self.text.clone(),
             n,
@@ -267,7 +268,7 @@ impl<'a> Session<'a> {
             };
             let path = Path::new(path);
             terms.push(Term {
-                // A term's name lives as long as the process, and there are as many as arguments.
+                // Term names are leaked: there is one per argument, and they are needed until the process ends.
                 name: name.to_owned().leak(),
                 weight: 1.0,
                 values: Values::Sparse(values(path, &read(path)?, &names)?.into()),
@@ -291,16 +292,16 @@ impl<'a> Session<'a> {
         })
     }
 
-    fn ask(&self, prompt: &Prompt) -> ScoreRequest {
+    fn request(&self, prompt: &Prompt) -> ScoreRequest {
         ScoreRequest {
             terms: self.terms.clone(),
             weight: self.args.weight,
             calibration: self.calibration.clone(),
-            ..prompt.ask(self.args.top)
+            ..prompt.request(self.args.top)
         }
     }
 
-    /// Per name where its score comes from, if that is wanted.
+    /// The parts of each name's score, with --explain.
     fn explain(
         &self,
         model: &mut Constrained,
@@ -326,27 +327,31 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Lines of a name, a tab and a number, as PUs.
+/// Reads lines of a name, a tab and a number, as pairs of PU index and value.
 fn values(path: &Path, text: &str, names: &[String]) -> Result<Vec<(u32, f32)>, Error> {
-    let place: BTreeMap<&str, u32> = names.iter().map(String::as_str).zip(0..).collect();
-    let mut found = Vec::new();
+    let indices: BTreeMap<&str, u32> = names.iter().map(String::as_str).zip(0..).collect();
+    let mut values = Vec::new();
     for (nth, line) in text.lines().enumerate() {
-        let wrong = |what: &str| Error::Line {
+        let error = |what: &str| Error::Line {
             path: path.display().to_string(),
             line: nth + 1,
             what: what.into(),
         };
-        let (name, value) = (line.split_once('\t')).ok_or_else(|| wrong("no tab"))?;
-        let value: f32 = value.trim().parse().map_err(|_| wrong("no number"))?;
-        let pu = place
+        let (name, value) = (line.split_once('\t'))
+            .ok_or_else(|| error("want name<TAB>number: there is no tab"))?;
+        let value: f32 = value
+            .trim()
+            .parse()
+            .map_err(|_| error("want name<TAB>number: the number cannot be read"))?;
+        let pu = indices
             .get(name.trim())
-            .ok_or_else(|| wrong("not a name of --names"))?;
-        found.push((*pu, value));
+            .ok_or_else(|| error("the name is not in the file of --names"))?;
+        values.push((*pu, value));
     }
-    Ok(found)
+    Ok(values)
 }
 
-/// Progress over prompts.
+/// A progress bar over prompts.
 pub fn bar(prompts: usize) -> ProgressBar {
     let bar = ProgressBar::new(prompts as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} prompts, {per_sec}") {
@@ -362,7 +367,7 @@ fn read(path: &Path) -> Result<String, Error> {
     })
 }
 
-/// Lines that start with `{` are JSON objects, others are prompts as they stand.
+/// Reads prompts: a line that starts with `{` is a JSON object, any other line is a prompt itself.
 fn prompts(path: &Path, text: &str) -> Result<Vec<Prompt>, Error> {
     let mut prompts = Vec::new();
     for (nth, line) in text.lines().enumerate() {
@@ -374,19 +379,19 @@ fn prompts(path: &Path, text: &str) -> Result<Vec<Prompt>, Error> {
             prompts.push(Prompt { text, truth });
             continue;
         }
-        let wrong = |what: String| Error::Line {
+        let error = |what: String| Error::Line {
             path: path.display().to_string(),
             line: nth + 1,
             what,
         };
         let value: serde_json::Value =
-            serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
+            serde_json::from_str(line).map_err(|e| error(e.to_string()))?;
         let prompt = value.get("prompt").and_then(|prompt| prompt.as_str());
         let truth = value.get("truth").and_then(|truth| truth.as_array());
         let truth = truth.into_iter().flatten().filter_map(|name| name.as_str());
         prompts.push(Prompt {
             text: prompt
-                .ok_or_else(|| wrong("no \"prompt\"".into()))?
+                .ok_or_else(|| error("the object has no text \"prompt\"".into()))?
                 .to_owned(),
             truth: truth.map(str::to_owned).collect(),
         });
@@ -411,11 +416,11 @@ fn print(out: &mut dyn Write, json: bool, line: &Line) -> Result<(), Error> {
         }
         out.flush()
     };
-    written(write)
+    to_stdout(write)
 }
 
-/// Names standard output in an error of `write`.
-pub fn written(write: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
+/// Runs `write`; an error names standard output.
+pub fn to_stdout(write: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
     write().map_err(|source| Error::File {
         path: "standard output".into(),
         source,
@@ -461,7 +466,8 @@ impl Explained {
 impl<'a> Line<'a> {
     fn new(
         prompt: usize,
-        (response, explained): (&ScoreResponse, Vec<Option<Explained>>),
+        response: &ScoreResponse,
+        explained: Vec<Option<Explained>>,
         names: &'a [String],
     ) -> Self {
         let named = response.named.iter().zip(explained);
@@ -486,7 +492,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prompts_are_lines_or_json_and_a_bad_line_is_named() {
+    fn prompts_are_lines_or_json_and_an_error_names_the_line() {
         let path = Path::new("p");
         let text = "one\n\n{\"prompt\": \"two\\nlines\", \"truth\": [\"a\"]}\n";
         let read = prompts(path, text).expect("valid");
@@ -497,7 +503,7 @@ mod tests {
             (0, &["a".to_owned()][..])
         );
         let bad = prompts(path, "one\n{\"prompt\": 3}\n").expect_err("no text");
-        assert_eq!(bad.to_string(), "p:2: no \"prompt\"");
+        assert_eq!(bad.to_string(), "p:2: the object has no text \"prompt\"");
         assert!(prompts(path, "{\n").is_err());
     }
 }

@@ -1,7 +1,7 @@
-//! What a try cost over all its prompts.
+//! Counts time, tokens and memory over all prompts of `nearshore try`.
 //!
-//! Invariant: rates are over the time of the searches alone, without loading, explaining or printing. It
-//! does not know names.
+//! Invariant: rates are over the time of the searches alone, without loading, explaining or printing. It does not know
+//! names.
 
 use std::fmt;
 
@@ -11,12 +11,12 @@ use nearshore_core::names::scoring::ScoreResponse;
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::{Model, Options};
 
-/// What is counted over all prompts.
+/// Totals over all prompts.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Totals {
     pub prompts: usize,
     pub users_per_second: f64,
-    /// Prompt tokens that were computed, and trie tokens.
+    /// Computed prompt tokens and trie tokens per second.
     pub tokens_per_second: f64,
     pub prompt_tokens: u64,
     pub shared_tokens: u64,
@@ -31,12 +31,12 @@ pub struct Totals {
     pub precision: String,
     /// Memory of the layers' weights.
     pub weights_mib: f64,
-    /// Greatest memory of the process so far; none where the system does not tell.
+    /// Peak memory of the process; none where the system does not report it.
     pub peak_mib: Option<f64>,
 }
 
 impl Totals {
-    /// Nothing counted yet.
+    /// Totals of no prompts.
     pub fn new(model: &Constrained, options: Options) -> Self {
         let info = model.info();
         Self {
@@ -57,7 +57,7 @@ impl Totals {
         self.waves += u64::from(response.waves);
     }
 
-    /// Rates and memory, once all is counted.
+    /// Computes rates and memory after the last prompt.
     pub fn finish(&mut self) {
         let seconds = self.seconds.max(1e-9);
         let computed = self.prompt_tokens - self.shared_tokens + self.forwarded_tokens;
@@ -86,7 +86,7 @@ impl fmt::Display for Totals {
         )?;
         writeln!(
             f,
-            "{} prompt tokens, {} of them shared; {} trie tokens forwarded; {} passes taken part in",
+            "{} prompt tokens, {} of them shared; {} trie tokens forwarded; {} passes, summed over prompts",
             self.prompt_tokens, self.shared_tokens, self.forwarded_tokens, self.waves
         )?;
         write!(
@@ -101,7 +101,7 @@ impl fmt::Display for Totals {
     }
 }
 
-/// Greatest resident memory of this process, as Linux tells it.
+/// Peak resident memory of this process, from Linux.
 fn peak_mib() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status

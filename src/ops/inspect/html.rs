@@ -55,7 +55,7 @@ pub fn html(page: &Page) -> Result<String, minijinja::Error> {
             user.as_str(),
             None,
             Vec::new(),
-            "Nothing is known of this user.".into(),
+            "Nothing is stored of this user.".into(),
         ),
         Page::Failed { user, why } => (
             user.as_str(),
