@@ -1,93 +1,93 @@
-//! Every value that a label may have, as types, so that no caller can misspell one.
+//! Declares the label values that only metrics have, as enums, so that no caller can misspell one.
 //!
-//! Invariant: closed sets, few values each; a user, a SKU or a message is never among them.
+//! Invariant: every set is closed and small, and never holds a user, a SKU or a message. An enum of the domain (lane,
+//! reason, source) is its own label and has no copy here.
 
-/// One label's values: an enum whose texts are known before the first is counted.
+use nearshore_core::user::event::Kind;
+use nearshore_core::user::fold::Step;
+use strum::{IntoStaticStr, VariantNames};
+
+/// Derives a set of label values: each is its variant's name in snake case.
 macro_rules! label {
-    ($(#[$about:meta])* $name:ident { $($(#[$meaning:meta])* $variant:ident = $text:literal,)+ }) => {
+    ($(#[$about:meta])* $name:ident { $($(#[$meaning:meta])* $variant:ident,)+ }) => {
         $(#[$about])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr, VariantNames)]
+        #[strum(serialize_all = "snake_case")]
         pub enum $name { $($(#[$meaning])* $variant,)+ }
-
-        impl $name {
-            /// All values, as they are exported.
-            pub const ALL: &[&str] = &[$($text),+];
-
-            /// The value as it is exported.
-            pub const fn text(self) -> &'static str {
-                match self { $(Self::$variant => $text,)+ }
-            }
-        }
     };
 }
 
 label! {
-    /// What became of a record.
+    /// What was done with a record.
     RecordOutcome {
-        /// Changed a state, the catalogue or the lanes.
-        Folded = "folded",
-        /// At or below a fence.
-        Duplicate = "duplicate",
-        /// Understood, and without effect: older than an erase, or than what is kept.
-        Passed = "passed",
-        /// Could not be used.
-        Dlq = "dlq",
-        /// Deleted by the broker before it was read.
-        Lost = "lost",
+        /// It changed a state, the catalogue or a lane.
+        Folded,
+        /// It was at or below a fence.
+        Duplicate,
+        /// It was understood and had no effect: older than an erase, or than what is kept.
+        Passed,
+        /// It could not be used and went to the dlq.
+        Dlq,
+        /// The broker deleted it before it was read.
+        Lost,
     }
 }
 
-label! {
-    /// What kind of record of a user.
-    EventType {
-        /// Shown.
-        Impression = "impression",
-        /// Product page.
-        View = "view",
-        /// Click.
-        Click = "click",
-        /// Cart.
-        Cart = "cart",
-        /// Purchase.
-        Purchase = "purchase",
-        /// Search.
-        Search = "search",
-        /// A profile.
-        Profile = "profile",
-        /// A null on the profile topic.
-        Erase = "erase",
-    }
+/// The type of a record of a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EventType {
+    /// An event of this kind.
+    Event(Kind),
+    /// A profile.
+    Profile,
+    /// A null value on the profile topic, which erases the user.
+    Erase,
 }
 
-impl From<nearshore_core::user::event::Kind> for EventType {
-    fn from(kind: nearshore_core::user::event::Kind) -> Self {
-        use nearshore_core::user::event::Kind;
-        match kind {
-            Kind::Impression => Self::Impression,
-            Kind::View => Self::View,
-            Kind::Click => Self::Click,
-            Kind::Cart => Self::Cart,
-            Kind::Purchase => Self::Purchase,
-            Kind::Search => Self::Search,
+impl EventType {
+    /// All values: the kinds of events, then the two of the profile topic.
+    pub const ALL: &[&str] = &{
+        let kinds = Kind::VARIANTS;
+        let mut all = ["profile"; Kind::VARIANTS.len() + 2];
+        let mut nth = 0;
+        while nth < kinds.len() {
+            all[nth] = kinds[nth];
+            nth += 1;
+        }
+        all[nth + 1] = "erase";
+        all
+    };
+
+    /// The value as it is exported.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Event(kind) => kind.into(),
+            Self::Profile => "profile",
+            Self::Erase => "erase",
         }
     }
 }
 
-label! {
-    /// What the fold did with it.
-    EventOutcome {
-        /// Folded.
-        Folded = "folded",
-        /// At or below a fence.
-        Duplicate = "duplicate",
-        /// Only the fence rose.
-        Passed = "passed",
+impl From<Kind> for EventType {
+    fn from(kind: Kind) -> Self {
+        Self::Event(kind)
     }
 }
 
-impl From<nearshore_core::user::fold::Step> for EventOutcome {
-    fn from(step: nearshore_core::user::fold::Step) -> Self {
-        use nearshore_core::user::fold::Step;
+label! {
+    /// What the fold did with a record of a user.
+    EventOutcome {
+        /// It changed the state.
+        Folded,
+        /// It was at or below a fence.
+        Duplicate,
+        /// It had no effect on the state except its fence.
+        Passed,
+    }
+}
+
+impl From<Step> for EventOutcome {
+    fn from(step: Step) -> Self {
         match step {
             Step::Folded | Step::ProfileChanged | Step::Erased => Self::Folded,
             Step::Passed => Self::Passed,
@@ -97,234 +97,138 @@ impl From<nearshore_core::user::fold::Step> for EventOutcome {
 }
 
 label! {
-    /// Which lane.
-    LaneLabel {
-        /// First lists of new and sparse users.
-        Urgent = "urgent",
-        /// Everyone else who moved.
-        Live = "live",
-        /// Sweeps and refreshes.
-        Backfill = "backfill",
-    }
-}
-
-impl From<nearshore_core::user::trigger::Lane> for LaneLabel {
-    fn from(lane: nearshore_core::user::trigger::Lane) -> Self {
-        use nearshore_core::user::trigger::Lane;
-        match lane {
-            Lane::Urgent => Self::Urgent,
-            Lane::Live => Self::Live,
-            Lane::Backfill => Self::Backfill,
-        }
-    }
-}
-
-label! {
-    /// Why a list is asked for.
-    ReasonLabel {
-        /// First sight of the user.
-        First = "first",
-        /// Enough events.
-        Activity = "activity",
-        /// A profile change that matters.
-        Profile = "profile",
-        /// The pending request is overdue.
-        Overdue = "overdue",
-        /// A sweep.
-        Sweep = "sweep",
-        /// A person.
-        Refresh = "refresh",
-    }
-}
-
-impl From<nearshore_core::user::trigger::Reason> for ReasonLabel {
-    fn from(reason: nearshore_core::user::trigger::Reason) -> Self {
-        use nearshore_core::user::trigger::Reason;
-        match reason {
-            Reason::First => Self::First,
-            Reason::Activity => Self::Activity,
-            Reason::Profile => Self::Profile,
-            Reason::Overdue => Self::Overdue,
-            Reason::Sweep => Self::Sweep,
-            Reason::Refresh => Self::Refresh,
-        }
-    }
-}
-
-label! {
-    /// A part of the way from due to published.
+    /// A phase of making a list, from due to published.
     Phase {
-        /// From due until taken.
-        Queue = "queue",
-        /// Taking the user's state from Redis.
-        Claim = "claim",
-        /// Rendering the prompt, rules and terms.
-        Render = "render",
-        /// The model, prefill and search.
-        Model = "model",
-        /// Grounding and selection.
-        Select = "select",
-        /// The fenced write and the record on `recall-updates`.
-        Publish = "publish",
-    }
-}
-
-label! {
-    /// Who made a list.
-    Source {
-        /// A model.
-        Model = "model",
-        /// Demand.
-        Fallback = "fallback",
-    }
-}
-
-impl From<nearshore_core::list::document::Source> for Source {
-    fn from(source: nearshore_core::list::document::Source) -> Self {
-        match source {
-            nearshore_core::list::document::Source::Model => Self::Model,
-            nearshore_core::list::document::Source::Fallback => Self::Fallback,
-        }
+        /// From due until the claim begins.
+        Queue,
+        /// Claiming the user's state in Redis.
+        Claim,
+        /// Rendering the prompt, and computing permitted products and terms.
+        Render,
+        /// The model: prefill and search.
+        Model,
+        /// Choosing names and SKUs.
+        Select,
+        /// The fenced write, and the record on `recall-updates`.
+        Publish,
     }
 }
 
 label! {
     /// Why a publish had no effect.
     Fenced {
-        /// A list of this claim or a later one is there.
-        Older = "older",
-        /// The user was erased meanwhile.
-        Erased = "erased",
-        /// The state is gone or its claim is lower.
-        NoState = "no_state",
-        /// The stored list is of a later arm epoch.
-        Epoch = "epoch",
-        /// A fallback, and there is a list.
-        Kept = "kept",
+        /// The stored list has this claim number or a higher one.
+        Older,
+        /// The user was erased since the claim.
+        Erased,
+        /// The state is gone, or its claim number is lower.
+        NoState,
+        /// The stored list has a higher arm epoch.
+        Epoch,
+        /// The list is a fallback, and the user has a list.
+        Kept,
     }
 }
 
 label! {
     /// Whether the user had a list before.
     Start {
-        /// No list of a model yet.
-        Cold = "cold",
+        /// The user's first list.
+        Cold,
         /// A renewal.
-        Warm = "warm",
+        Warm,
     }
 }
 
 label! {
-    /// Why a name is not on a list; the labels of [`nearshore_core::list::document::Why`].
-    Rejected {
-        /// Below the arm's threshold.
-        Theta = "theta",
-        /// A rule or the need filter forbids it to this user.
-        Forbidden = "forbidden",
-        /// None of its SKUs is in stock.
-        NoStock = "no_stock",
-        /// It was there already.
-        Repeated = "repeated",
-        /// The catalogue has no such name any more.
-        Unknown = "unknown",
-    }
-}
-
-impl From<nearshore_core::list::document::Why> for Rejected {
-    fn from(why: nearshore_core::list::document::Why) -> Self {
-        use nearshore_core::list::document::Why;
-        match why {
-            Why::Theta => Self::Theta,
-            Why::Forbidden => Self::Forbidden,
-            Why::NoStock => Self::NoStock,
-            Why::Repeated => Self::Repeated,
-            Why::Unknown => Self::Unknown,
-        }
-    }
-}
-
-label! {
-    /// Which kind of record went to the dlq.
+    /// What a record that went to the dlq should have been.
     Stage {
         /// An event.
-        Event = "event",
+        Event,
         /// A profile.
-        Profile = "profile",
+        Profile,
         /// A SKU.
-        Catalog = "catalog",
+        Catalog,
         /// A request on a lane.
-        Request = "request",
+        Request,
+    }
+}
+
+impl Stage {
+    /// The value as it is exported.
+    pub fn text(self) -> &'static str {
+        self.into()
     }
 }
 
 label! {
-    /// Which edge failed.
+    /// What failed.
     Edge {
         /// Kafka.
-        Log = "log",
+        Log,
         /// Redis.
-        Store = "store",
+        Store,
         /// The model.
-        Engine = "engine",
+        Engine,
     }
 }
 
 label! {
     /// How it failed.
     Failure {
-        /// No answer in time.
-        Timeout = "timeout",
-        /// The partition is no longer ours.
-        NotAssigned = "not_assigned",
-        /// Refused for good.
-        Refused = "refused",
-        /// The client or thread is gone.
-        Stopped = "stopped",
-        /// The connection broke, or not now.
-        Unavailable = "unavailable",
-        /// A stored value that does not decode.
-        Corrupt = "corrupt",
+        /// No answer came in time.
+        Timeout,
+        /// The partition is assigned to another member.
+        NotAssigned,
+        /// The call was refused permanently.
+        Refused,
+        /// The client or the engine's thread has ended.
+        Stopped,
+        /// The connection broke, or Redis cannot serve now.
+        Unavailable,
+        /// A stored value cannot be decoded.
+        Corrupt,
         /// Too few replicas acknowledged.
-        NotReplicated = "not_replicated",
-        /// Redis is not the one it was: writes may be lost.
-        Regressed = "regressed",
-        /// A model file that cannot be used.
-        Load = "load",
-        /// A prompt over the model's context.
-        TooLong = "too_long",
+        NotReplicated,
+        /// Redis was restarted or a replica took over: writes may be lost.
+        Regressed,
+        /// A model file cannot be used.
+        Load,
+        /// A prompt is longer than the model's context.
+        TooLong,
         /// The tensor library failed.
-        Compute = "compute",
+        Compute,
     }
 }
 
 label! {
-    /// Which way a SKU went.
+    /// How a SKU's stock changed.
     StockMove {
         /// Sold out or gone.
-        Out = "out",
+        Out,
         /// Back in stock.
-        In = "in",
+        In,
     }
 }
 
 label! {
-    /// What a rebalance did with partitions.
+    /// How a rebalance changed a member's partitions.
     Rebalance {
-        /// Ours from now on.
-        Assigned = "assigned",
-        /// No longer ours.
-        Revoked = "revoked",
-        /// Gone without a chance to commit.
-        Lost = "lost",
+        /// Assigned to this member.
+        Assigned,
+        /// Taken from this member, after a chance to commit.
+        Revoked,
+        /// Taken from this member without a chance to commit.
+        Lost,
     }
 }
 
 label! {
-    /// How a state was found.
+    /// Where a state was found.
     Cache {
         /// In memory.
-        Hit = "hit",
+        Hit,
         /// In Redis, or nowhere.
-        Miss = "miss",
+        Miss,
     }
 }

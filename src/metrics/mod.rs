@@ -1,11 +1,11 @@
-//! Every metric: name, unit, labels, meaning in [`table`], and one function to move each.
+//! Declares all metrics in [`table`] and exports them to Prometheus.
 //!
-//! Invariant: what is exported is in the table and nowhere else, and each series whose labels are known
-//! exists at zero from the start. It does not know when something is worth counting: roles do.
+//! Invariant: every exported metric is in the table, and every series whose labels are known exists at zero from the
+//! start. When something is counted is decided by the members, not here.
 
 pub mod labels;
-mod moves;
 pub mod table;
+mod updates;
 
 use std::time::Duration;
 
@@ -15,22 +15,22 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use tokio_util::sync::CancellationToken;
 
 pub use labels::*;
-pub use moves::*;
 use table::{ALL, Kind, Metric, Values};
+pub use updates::*;
 
-/// Buckets of all durations, so that histograms of different metrics add up: 10 ms to 1 h.
+/// Buckets of every duration, in seconds: 10 ms to 1 h. All metrics share them, so that their histograms add up.
 pub const SECONDS: [f64; 17] = [
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
     1800.0, 3600.0,
 ];
 
-/// Buckets of all sizes.
+/// Buckets of every size, in pieces.
 pub const SIZES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
-/// Label value of lists that no arm made.
+/// Label value of a list that no arm made.
 pub const NO_ARM: &str = "none";
 
-/// Label values that the configuration decides.
+/// Label values that depend on the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
     /// Ids of the configured arms.
@@ -40,7 +40,7 @@ pub struct Known {
 }
 
 impl Known {
-    /// As configured.
+    /// Reads arms and topics from the configuration.
     pub fn of(config: &crate::config::Config) -> Self {
         let topics = &config.topics;
         let read = [
@@ -58,7 +58,7 @@ impl Known {
     }
 }
 
-/// A recorder with our buckets.
+/// Builds a recorder with the buckets of [`SECONDS`] and [`SIZES`].
 pub fn recorder() -> Result<PrometheusRecorder, BuildError> {
     let mut builder = PrometheusBuilder::new().set_buckets(&SECONDS)?;
     for metric in ALL.iter().filter(|metric| metric.kind == Kind::Sizes) {
@@ -68,8 +68,8 @@ pub fn recorder() -> Result<PrometheusRecorder, BuildError> {
     Ok(builder.build_recorder())
 }
 
-/// Makes ours the process's recorder, with every known series at zero. Call it once, before any role
-/// starts; `None` if the process already has a recorder.
+/// Installs the recorder of this process, with every known series at zero. Call it once, before any member starts.
+/// Returns `None` if the process already has a recorder.
 pub fn install(known: &Known) -> Result<Option<PrometheusHandle>, BuildError> {
     let recorder = recorder()?;
     let handle = recorder.handle();
@@ -80,7 +80,7 @@ pub fn install(known: &Known) -> Result<Option<PrometheusHandle>, BuildError> {
     Ok(Some(handle))
 }
 
-/// Describes every metric and starts every known series at zero, on the current recorder.
+/// Describes every metric and sets every known series to zero, on the current recorder.
 pub fn register(known: &Known) {
     for metric in ALL {
         metric.describe();
@@ -91,11 +91,11 @@ pub fn register(known: &Known) {
     build();
 }
 
-/// Moves histogram samples into their buckets every few seconds; without it their memory grows.
+/// Sorts histogram samples into their buckets every 5 s. Without it their memory grows without limit.
 pub async fn run_upkeep(handle: PrometheusHandle, stop: CancellationToken) {
     let mut tick = tokio::time::interval(Duration::from_secs(5));
     loop {
-        // Both arms are cancel-safe: nothing is in hand between ticks.
+        // Both arms are cancel-safe: no work is kept between two ticks.
         tokio::select! {
             () = stop.cancelled() => return,
             _ = tick.tick() => handle.run_upkeep(),
@@ -112,7 +112,7 @@ impl Metric {
         }
     }
 
-    /// Label values of every series that is known before anything happened.
+    /// Lists the label values of every series that is known at the start.
     pub fn series(&self, known: &Known) -> Vec<Vec<String>> {
         let mut all = vec![Vec::new()];
         for (_, values) in self.labels {

@@ -1,44 +1,50 @@
-//! The table: every metric with its kind, unit, labels and meaning. `docs/metrics.md` says the same for
-//! people; a test holds one against the other.
+//! Declares every metric: name, kind, labels and help.
+//!
+//! Invariant: `docs/metrics.md` has the same rows; a test compares them.
+
+use nearshore_core::list::document::{Source, Why};
+use nearshore_core::user::event::Reject;
+use nearshore_core::user::trigger::{Lane, Reason};
+use strum::VariantNames;
 
 use super::labels::*;
 
-/// How a metric behaves.
+/// The kind of a metric; it decides how it is exported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Only rises; `rate()` it.
+    /// A counter: it only rises, and is read with `rate()`.
     Counter,
-    /// Goes up and down.
+    /// A gauge: it rises and falls.
     Gauge,
-    /// Counts in buckets of [`super::SECONDS`].
+    /// A histogram with the buckets [`super::SECONDS`].
     Seconds,
-    /// Counts in buckets of [`super::SIZES`].
+    /// A histogram with the buckets [`super::SIZES`].
     Sizes,
 }
 
-/// Which values a label has.
+/// The values that a label can have.
 #[derive(Clone, Copy, Debug)]
 pub enum Values {
-    /// These.
+    /// A closed set of values.
     These(&'static [&'static str]),
-    /// The configured arms, and `none`.
+    /// Ids of the configured arms, and `none`.
     Arms,
-    /// The configured names of topics that are read.
+    /// Configured names of the topics that are read.
     Topics,
-    /// Known only at run time, e.g. assigned partitions: the series begin when they are.
+    /// Values known only at run time, such as assigned partitions; their series do not start at zero.
     Later,
 }
 
-/// One metric.
+/// A metric as it is declared.
 #[derive(Debug)]
 pub struct Metric {
     /// Exported name.
     pub name: &'static str,
-    /// How it behaves.
+    /// Kind.
     pub kind: Kind,
-    /// What it means.
+    /// Help: what is counted, in which unit, by which process.
     pub help: &'static str,
-    /// Labels with their values.
+    /// Labels, each with its values.
     pub labels: &'static [(&'static str, Values)],
 }
 
@@ -54,7 +60,7 @@ macro_rules! table {
             };
         )+
 
-        /// All metrics, in the order of the way of one event.
+        /// All metrics, in the order in which an event passes them.
         pub static ALL: &[&Metric] = &[$(&$constant),+];
     };
 }
@@ -62,104 +68,104 @@ macro_rules! table {
 use Values::{Arms, Later, These, Topics};
 
 table! {
-    RECORDS: Counter {nearshore_kafka::metrics::RECORDS} [topic = Topics, outcome = These(RecordOutcome::ALL)]
-        "Records consumed, by what became of them; the outcomes add up to the offsets passed.";
-    EVENTS: Counter "nearshore_events_total" [type = These(EventType::ALL), outcome = These(EventOutcome::ALL)]
-        "Records of users folded, by type and outcome.";
+    RECORDS: Counter {nearshore_kafka::metrics::RECORDS} [topic = Topics, outcome = These(RecordOutcome::VARIANTS)]
+        "Records consumed, by topic and outcome; the outcomes of a topic add up to the offsets passed.";
+    EVENTS: Counter "nearshore_events_total" [type = These(EventType::ALL), outcome = These(EventOutcome::VARIANTS)]
+        "Records of users processed by the fold, by type and outcome.";
     UNKNOWN_SKUS: Counter "nearshore_unknown_skus_total" []
-        "Events folded whose SKU is not in the catalogue.";
+        "Folded events whose SKU is not in the catalogue.";
     FOLD: Seconds "nearshore_fold_seconds" []
-        "From a batch in hand until its writes and requests are acknowledged.";
-    DLQ: Counter "nearshore_dlq_records_total" [stage = These(Stage::ALL), error = These(nearshore_core::user::event::Reject::ALL_CODES)]
-        "Records sent to the dlq, by stage and code.";
-    DLQ_WAITING: Gauge "nearshore_dlq_waiting_records" [stage = These(Stage::ALL)]
-        "Dead letters that the dlq has not acknowledged yet; their partitions go no further until it does.";
+        "Seconds from the start of a fold until its Redis writes and its requests are acknowledged; failed tries are not observed.";
+    DLQ: Counter "nearshore_dlq_records_total" [stage = These(Stage::VARIANTS), error = These(Reject::ALL_CODES)]
+        "Records written to the dlq and acknowledged by Kafka, by stage and error code.";
+    DLQ_WAITING: Gauge "nearshore_dlq_waiting_records" [stage = These(Stage::VARIANTS)]
+        "Dead letters that Kafka has not acknowledged yet; their partitions go no further until it does.";
     ERASES: Counter "nearshore_erases_total" []
-        "Users erased.";
-    STATE_LOADS: Counter "nearshore_state_loads_total" [cache = These(Cache::ALL)]
-        "States needed by the fold, by whether they were in memory.";
+        "Users erased by ingest.";
+    STATE_LOADS: Counter "nearshore_state_loads_total" [cache = These(Cache::VARIANTS)]
+        "User states that ingest needed for a fold, by whether they were cached in memory.";
     STATE_CACHED: Gauge "nearshore_state_cached_users" []
-        "Users whose state is in memory.";
+        "User states cached in the memory of this ingest process.";
     STATE_CONFLICTS: Counter "nearshore_state_conflicts_total" []
-        "Writes of states refused because another write came first; they are folded again.";
-    REQUESTS: Counter "nearshore_requests_total" [reason = These(ReasonLabel::ALL)]
-        "Lists asked for, by reason.";
+        "State writes that Redis refused because another write came first; ingest loads the state and folds again.";
+    REQUESTS: Counter "nearshore_requests_total" [reason = These(Reason::VARIANTS)]
+        "Lists requested by ingest, by reason.";
     COALESCED: Counter "nearshore_requests_coalesced_total" []
-        "Requests merged into another of the same user.";
-    EXPIRED: Counter "nearshore_requests_expired_total" [lane = These(LaneLabel::ALL)]
-        "Requests older than lanes.max_wait, served by the fallback.";
-    REQUEUED: Counter "nearshore_requests_requeued_total" [lane = These(LaneLabel::ALL)]
-        "Requests written again at the end of their lane because they are due much later.";
-    WAITING: Gauge "nearshore_requests_waiting" [lane = These(LaneLabel::ALL)]
-        "Requests in memory that wait for the engine.";
-    RUNNING: Gauge "nearshore_requests_running" [lane = These(LaneLabel::ALL)]
-        "Requests in the batches of the turn that runs.";
-    OLDEST: Gauge "nearshore_requests_oldest_age_seconds" [lane = These(LaneLabel::ALL)]
-        "Age of the oldest waiting request since it was due; 0 when none waits.";
-    QUEUED_WORK: Gauge "nearshore_queued_work_seconds" [lane = These(LaneLabel::ALL)]
-        "Engine time that the waiting requests will take, in memory and in Kafka: what to scale on.";
+        "Requests that generate merged into a waiting request of the same user.";
+    EXPIRED: Counter "nearshore_requests_expired_total" [lane = These(Lane::VARIANTS)]
+        "Requests that waited in generate for longer than lanes.max_wait and are served by the fallback.";
+    REQUEUED: Counter "nearshore_requests_requeued_total" [lane = These(Lane::VARIANTS)]
+        "Requests that generate wrote to the end of their lane because they are due much later.";
+    WAITING: Gauge "nearshore_requests_waiting" [lane = These(Lane::VARIANTS)]
+        "Requests held in the memory of this generate process, due or not, that are in no batch yet.";
+    RUNNING: Gauge "nearshore_requests_running" [lane = These(Lane::VARIANTS)]
+        "Requests in the batches that this generate process is serving.";
+    OLDEST: Gauge "nearshore_requests_oldest_age_seconds" [lane = These(Lane::VARIANTS)]
+        "Seconds since the oldest request in memory became due; 0 if none is due.";
+    QUEUED_WORK: Gauge "nearshore_queued_work_seconds" [lane = These(Lane::VARIANTS)]
+        "Seconds of model time that the requests in memory will take: their number times the measured cost per user.";
     BATCH: Sizes "nearshore_batch_users" []
-        "Users per batch.";
+        "Users per batch of the model.";
     PROMPT_TOKENS: Counter "nearshore_prompt_tokens_total" [arm = Arms]
-        "Tokens of prompts.";
+        "Tokens of the prompts that the model was given.";
     GENERATED_TOKENS: Counter "nearshore_generated_tokens_total" [arm = Arms]
-        "Tokens of names forwarded by the search.";
+        "Tokens of product names that the search forwarded through the model.";
     PREFIX_QUERIES: Counter "nearshore_prefix_cache_queries_total" []
-        "Prompt tokens that could have been shared.";
+        "Prompt tokens that the engine looked up in its prefix cache.";
     PREFIX_HITS: Counter "nearshore_prefix_cache_hits_total" []
-        "Prompt tokens that were shared and computed once.";
-    PHASE: Seconds "nearshore_generation_phase_seconds" [arm = Arms, phase = These(Phase::ALL)]
-        "Time of one phase of a generation, from due to published.";
+        "Prompt tokens that the engine took from its prefix cache instead of computing them.";
+    PHASE: Seconds "nearshore_generation_phase_seconds" [arm = Arms, phase = These(Phase::VARIANTS)]
+        "Seconds of one phase of making a list, from due to published, by arm and phase.";
     BUSY: Seconds "nearshore_engine_busy_seconds" []
-        "Time the engine computed, per batch; the rate of its sum is the busy share.";
-    REJECTED: Counter "nearshore_names_rejected_total" [reason = These(Rejected::ALL)]
-        "Names kept off lists, by reason.";
-    PUBLISHED: Counter "nearshore_lists_published_total" [arm = Arms, lane = These(LaneLabel::ALL), source = These(Source::ALL)]
-        "Lists published.";
+        "Seconds that the engine computed, observed once per batch; the rate of the sum is the busy share.";
+    REJECTED: Counter "nearshore_names_rejected_total" [reason = These(Why::VARIANTS)]
+        "Names that the model gave and generate kept off a list, by reason.";
+    PUBLISHED: Counter "nearshore_lists_published_total" [arm = Arms, lane = These(Lane::VARIANTS), source = These(Source::VARIANTS)]
+        "Lists stored in Redis by generate, by arm, lane and source.";
     FIRST_FALLBACKS: Counter "nearshore_first_fallbacks_total" []
-        "Fallbacks written by ingest at the first sight of a user.";
-    UNCHANGED: Counter "nearshore_lists_unchanged_total" [lane = These(LaneLabel::ALL)]
-        "Requests skipped because the list already covers the state.";
-    FENCED: Counter "nearshore_lists_fenced_off_total" [reason = These(Fenced::ALL)]
-        "Publishes without effect, by the fence that stopped them.";
-    EVENT_TO_LIST: Seconds "nearshore_event_to_list_seconds" [lane = These(LaneLabel::ALL), start = These(Start::ALL)]
-        "From the record that asked until its list is in Redis.";
+        "Fallback lists that ingest wrote for users it saw for the first time.";
+    UNCHANGED: Counter "nearshore_lists_unchanged_total" [lane = These(Lane::VARIANTS)]
+        "Requests that generate skipped because the stored list has already seen the whole state.";
+    FENCED: Counter "nearshore_lists_fenced_off_total" [reason = These(Fenced::VARIANTS)]
+        "Publishes without effect, by the fence in Redis that refused them.";
+    EVENT_TO_LIST: Seconds "nearshore_event_to_list_seconds" [lane = These(Lane::VARIANTS), start = These(Start::VARIANTS)]
+        "Seconds from the timestamp of the record that caused a request until its list is in Redis; backfill is not observed.";
     BACKFILL_PAUSED: Gauge "nearshore_backfill_paused" []
-        "1 while backfill has no share of the model, because live is behind its objective in some worker.";
+        "1 while the backfill lane has no share of the model because live is behind its objective in some worker, else 0.";
     COVERAGE: Gauge "nearshore_coverage_ratio" []
-        "Share of recently active users, by sampling, whose list is model-made and covers their state.";
+        "Share of users whose list was made by a model and has seen their whole state, in the last sampled page.";
     CATALOGUE_SKUS: Gauge "nearshore_catalogue_skus" []
-        "SKUs in the catalogue.";
+        "SKUs in the catalogue of the serving snapshot.";
     CATALOGUE_PUS: Gauge "nearshore_catalogue_pus" []
-        "PUs in the catalogue.";
+        "Products (PUs) in the catalogue of the serving snapshot.";
     CATALOGUE_SOLD_OUT: Gauge "nearshore_catalogue_sold_out_skus" []
-        "SKUs of the catalogue that are out of stock.";
-    STOCK_OPS: Counter "nearshore_stock_ops_total" [move = These(StockMove::ALL)]
-        "Stock changes written to the stock sets.";
+        "SKUs in the catalogue of the serving snapshot that are out of stock.";
+    STOCK_OPS: Counter "nearshore_stock_ops_total" [move = These(StockMove::VARIANTS)]
+        "Stock changes written to the stock sets in Redis by the stock member, by direction.";
     STOCK_DELAY: Seconds "nearshore_stock_to_filter_seconds" []
-        "From a stock record until the stock sets have it.";
+        "Seconds from the timestamp of a batch's oldest stock record until the stock sets in Redis have it.";
     BLOCKS: Gauge "nearshore_blocks" []
-        "Products blocked by a person.";
+        "SKUs and PUs blocked with `nearshore block`.";
     LAG: Gauge "nearshore_consumer_lag" [group = Later, topic = Later, partition = Later]
-        "Records between the committed offset and the end of a partition.";
+        "Records between the committed offset and the end of a partition that this process owns.";
     LAG_SECONDS: Gauge "nearshore_consumer_lag_seconds" [group = Later, topic = Later]
-        "Age of the oldest uncommitted record; 0 when there is none.";
-    REBALANCES: Counter "nearshore_rebalanced_partitions_total" [change = These(Rebalance::ALL)]
-        "Partitions that came and went.";
+        "Age in seconds of the oldest uncommitted record of a topic in this process; 0 if there is none.";
+    REBALANCES: Counter "nearshore_rebalanced_partitions_total" [change = These(Rebalance::VARIANTS)]
+        "Partitions assigned to or taken from this process by rebalances, by change.";
     CALLBACK: Seconds {nearshore_kafka::metrics::CALLBACK} []
-        "Time inside a rebalance callback, which the whole group may have to wait for.";
+        "Seconds spent inside a rebalance callback; the whole group may have to wait for it.";
     STOPPED: Gauge "nearshore_partitions_stopped" []
-        "Partitions stopped with an alarm: a fence that outlived its log, or a value of a newer version.";
+        "Partitions that ingest stopped because of a permanent error, such as a state written by a newer version.";
     ROUND_TRIPS: Counter {nearshore_redis::metrics::ROUND_TRIPS} []
-        "Round trips to Redis, per primary.";
+        "Round trips to Redis, one per primary and request.";
     REGRESSIONS: Counter "nearshore_store_regressions_total" []
-        "Times a reader found that Redis is not the one it was, and read its lost writes again from the log.";
+        "Redis failovers or restarts detected by a changed replication id; the member then reads from Kafka again.";
     REWOUND: Counter "nearshore_rewound_records_total" []
-        "Records read again because Redis lost writes that it had acknowledged.";
-    ERRORS: Counter "nearshore_errors_total" [stage = These(Edge::ALL), error = These(Failure::ALL)]
-        "Failures of Kafka, Redis and the engine.";
+        "Records read again from Kafka because Redis lost writes that it had acknowledged.";
+    ERRORS: Counter "nearshore_errors_total" [stage = These(Edge::VARIANTS), error = These(Failure::VARIANTS)]
+        "Failures of Kafka, Redis and the engine, by stage and error; each try counts.";
     BUILD: Gauge "nearshore_build_info" [version = Later]
-        "Always 1; the version is a label.";
+        "Always 1; the label is the version of this build.";
     MODEL: Gauge "nearshore_model_info" [arm = Later, model_name = Later, revision = Later, dtype = Later, device = Later]
-        "Always 1; what each arm's lists are made with.";
+        "Always 1; the labels say which model an arm's lists are made with.";
 }

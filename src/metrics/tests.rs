@@ -1,4 +1,4 @@
-//! What Prometheus sees, held against the table and `docs/metrics.md`.
+//! Compares what Prometheus reads with the table and with `docs/metrics.md`.
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
@@ -12,9 +12,9 @@ fn known() -> Known {
     }
 }
 
-/// The exposition after `act`, on a recorder of its own.
+/// Returns the exposition after `act`, on a recorder that nothing else uses.
 fn exposed(act: impl FnOnce()) -> String {
-    let recorder = recorder().expect("our buckets are not empty");
+    let recorder = recorder().expect("the buckets are not empty");
     let handle = recorder.handle();
     metrics::with_local_recorder(&recorder, act);
     handle.run_upkeep();
@@ -25,8 +25,8 @@ fn start() -> String {
     exposed(|| register(&known()))
 }
 
-/// Moves every metric once.
-fn all_moves() {
+/// Updates every metric once.
+fn update_all() {
     use nearshore_core::user::trigger::{Lane, Reason};
     let second = Duration::from_secs(1);
     records("catalog", RecordOutcome::Dlq, 1);
@@ -104,7 +104,7 @@ fn series(exposition: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn every_known_series_is_zero_from_the_start() {
+fn every_known_series_is_exported_as_zero_from_the_start() {
     let exposition = start();
     for metric in ALL {
         for values in metric.series(&known()) {
@@ -134,12 +134,12 @@ fn every_known_series_is_zero_from_the_start() {
 }
 
 #[test]
-fn no_move_makes_a_series_that_was_not_there_but_those_known_later() {
+fn updates_add_no_series_except_those_with_labels_known_later() {
     let (before, after) = (
         start(),
         exposed(|| {
             register(&known());
-            all_moves();
+            update_all();
         }),
     );
     let new: BTreeSet<_> = series(&after)
@@ -155,9 +155,9 @@ fn no_move_makes_a_series_that_was_not_there_but_those_known_later() {
 }
 
 #[test]
-fn every_metric_of_the_table_can_be_moved() {
+fn every_metric_of_the_table_has_an_update_function() {
     let exposition = exposed(|| {
-        all_moves();
+        update_all();
         build();
     });
     let table: BTreeSet<_> = ALL.iter().map(|metric| metric.name).collect();
@@ -165,11 +165,11 @@ fn every_metric_of_the_table_can_be_moved() {
 }
 
 #[test]
-fn names_and_labels_keep_the_rules() {
+fn names_end_in_their_unit_and_no_label_names_a_user_or_product() {
     for metric in ALL {
         let name = metric.name;
-        let lawful = name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-        assert!(name.starts_with("nearshore_") && lawful, "{name}");
+        let plain = name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+        assert!(name.starts_with("nearshore_") && plain, "{name}");
         assert_eq!(
             name.ends_with("_total"),
             metric.kind == Kind::Counter,
@@ -189,8 +189,8 @@ fn names_and_labels_keep_the_rules() {
 }
 
 #[test]
-fn histograms_have_buckets_and_never_quantiles() {
-    let exposition = exposed(all_moves);
+fn histograms_are_exported_as_buckets_without_quantiles() {
+    let exposition = exposed(update_all);
     assert!(!exposition.contains("quantile="));
     let line =
         "nearshore_event_to_list_seconds_bucket{lane=\"urgent\",start=\"cold\",le=\"0.5\"} 0";
@@ -201,7 +201,7 @@ fn histograms_have_buckets_and_never_quantiles() {
     );
 }
 
-/// The row that `docs/metrics.md` must have for a metric.
+/// Returns the row that `docs/metrics.md` must have for a metric.
 fn row(metric: &Metric) -> String {
     let kind = match metric.kind {
         Kind::Counter => "counter",
@@ -222,7 +222,7 @@ fn row(metric: &Metric) -> String {
 }
 
 #[test]
-fn each_metric_is_described_and_nothing_else_is() {
+fn the_page_has_a_row_for_each_metric_and_no_other() {
     let page = include_str!("../../docs/metrics.md");
     let described: BTreeSet<_> = page
         .lines()
@@ -237,11 +237,11 @@ fn each_metric_is_described_and_nothing_else_is() {
     let missing: Vec<_> = exported.difference(&described).collect();
     assert!(
         extra.is_empty() && missing.is_empty(),
-        "docs/metrics.md lacks {missing:#?}, has {extra:#?}"
+        "docs/metrics.md lacks the rows {missing:#?} and has the wrong rows {extra:#?}"
     );
 }
 
-/// `promtool check metrics`, where Debian's `prometheus` is installed; says so where it is not.
+/// Runs `promtool check metrics` where it is installed (Debian package `prometheus`), and prints that it is skipped elsewhere.
 #[test]
 fn the_exposition_passes_promtool() {
     let tool = std::env::var("NEARSHORE_TEST_PROMTOOL").unwrap_or_else(|_| "promtool".into());
@@ -257,24 +257,24 @@ fn the_exposition_passes_promtool() {
     };
     let exposition = exposed(|| {
         register(&known());
-        all_moves();
+        update_all();
     });
     let mut input = child.stdin.take().expect("it is piped");
     std::io::Write::write_all(&mut input, exposition.as_bytes()).expect("promtool reads");
     drop(input);
     let output = child.wait_with_output().expect("promtool ends");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    assert_eq!(said.trim(), "", "promtool has something to say");
+    let warnings = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{warnings}");
+    assert_eq!(warnings.trim(), "", "promtool has warnings");
 }
 
 #[test]
-fn each_code_that_is_counted_has_a_heading_among_the_errors() {
+fn every_error_code_has_a_heading_on_the_errors_page() {
     let page = include_str!("../../docs/errors.md");
     let heading = |code: &&&str| page.lines().any(|line| line == format!("### {code}"));
     let codes = nearshore_core::user::event::Reject::ALL_CODES
         .iter()
-        .chain(Failure::ALL);
+        .chain(<Failure as strum::VariantNames>::VARIANTS);
     let missing: Vec<_> = codes.filter(|code| !heading(code)).collect();
     assert!(missing.is_empty(), "docs/errors.md lacks {missing:?}");
 }

@@ -1,124 +1,128 @@
-//! One function per metric, with typed labels. Call them per batch or per list, not per record: each
-//! looks its series up.
+//! Updates each metric through one function with typed labels.
+//!
+//! Invariant: a label value is an enum variant or configured. Call the functions per batch or per list, not per record,
+//! because each call looks up its series.
 
 use std::time::Duration;
 
 use super::NO_ARM;
 use super::labels::*;
 use super::table as t;
+use nearshore_core::list::document::{Source, Why};
 use nearshore_core::ports::{log, store};
+use nearshore_core::user::trigger::{Lane, Reason};
 use nearshore_engine as engine;
 
-/// Records of a topic and what became of them.
+/// Counts records of a topic by outcome.
 pub fn records(topic: &str, outcome: RecordOutcome, n: u64) {
-    t::RECORDS.add(&[topic, outcome.text()], n);
+    t::RECORDS.add(&[topic, outcome.into()], n);
 }
 
-/// Records of users folded.
+/// Counts records of users by type and by what the fold did with them.
 pub fn events(kind: EventType, outcome: EventOutcome, n: u64) {
-    t::EVENTS.add(&[kind.text(), outcome.text()], n);
+    t::EVENTS.add(&[kind.text(), outcome.into()], n);
 }
 
-/// Events whose SKU is not in the catalogue.
+/// Counts folded events whose SKU is not in the catalogue.
 pub fn unknown_skus(n: u64) {
     t::UNKNOWN_SKUS.add(&[], n);
 }
 
-/// A batch was folded and acknowledged.
+/// Observes the time of a fold whose writes and requests are acknowledged.
 pub fn fold(took: Duration) {
     t::FOLD.observe(&[], took.as_secs_f64());
 }
 
-/// Records sent to the dlq; `code`: that of the reject.
+/// Counts records written to the dlq; `code` is the reject's code.
 pub fn dlq(stage: Stage, code: &str, n: u64) {
-    t::DLQ.add(&[stage.text(), code], n);
+    t::DLQ.add(&[stage.into(), code], n);
 }
 
-/// Dead letters of a stage that are not acknowledged yet.
-pub fn dlq_waiting(stage: Stage, letters: usize) {
-    t::DLQ_WAITING.set(&[stage.text()], letters as f64);
+/// Sets how many dead letters of a stage are not acknowledged yet.
+pub fn dlq_waiting(stage: Stage, records: usize) {
+    t::DLQ_WAITING.set(&[stage.into()], records as f64);
 }
 
-/// Users erased.
+/// Counts erased users.
 pub fn erases(n: u64) {
     t::ERASES.add(&[], n);
 }
 
-/// States needed by the fold.
+/// Counts states that a fold needed, by whether they were cached.
 pub fn state_loads(cache: Cache, n: u64) {
-    t::STATE_LOADS.add(&[cache.text()], n);
+    t::STATE_LOADS.add(&[cache.into()], n);
 }
 
-/// States in memory.
+/// Sets how many states are cached.
 pub fn state_cached(users: usize) {
     t::STATE_CACHED.set(&[], users as f64);
 }
 
-/// States that had to be folded again.
+/// Counts state writes that were refused and are folded again.
 pub fn state_conflicts(n: u64) {
     t::STATE_CONFLICTS.add(&[], n);
 }
 
-/// Lists asked for.
-pub fn requests(reason: impl Into<ReasonLabel>, n: u64) {
-    t::REQUESTS.add(&[reason.into().text()], n);
+/// Counts requests for lists by reason.
+pub fn requests(reason: Reason, n: u64) {
+    t::REQUESTS.add(&[reason.into()], n);
 }
 
-/// Requests merged into another.
+/// Counts requests that were merged into a waiting one.
 pub fn coalesced(n: u64) {
     t::COALESCED.add(&[], n);
 }
 
-/// Requests beyond `lanes.max_wait`.
-pub fn expired(lane: impl Into<LaneLabel>, n: u64) {
-    t::EXPIRED.add(&[lane.into().text()], n);
+/// Counts requests that waited longer than `lanes.max_wait`.
+pub fn expired(lane: Lane, n: u64) {
+    t::EXPIRED.add(&[lane.into()], n);
 }
 
-/// How a lane stands.
+/// The load of one lane at one moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Queue {
-    /// Requests that wait in memory.
+    /// Requests in memory that are in no batch yet.
     pub waiting: usize,
-    /// Age of the oldest waiting request since due; zero when none waits.
+    /// Time since the oldest request became due; zero if none is due.
     pub oldest: Duration,
-    /// Engine time that all waiting requests will take.
+    /// Model time that these requests will take.
     pub work: Duration,
 }
 
-/// How a lane stands now.
-pub fn queue(lane: impl Into<LaneLabel>, queue: Queue) {
-    let lane = [lane.into().text()];
+/// Sets the gauges of a lane's load.
+pub fn queue(lane: Lane, queue: Queue) {
+    let lane = [lane.into()];
     t::WAITING.set(&lane, queue.waiting as f64);
     t::OLDEST.set(&lane, queue.oldest.as_secs_f64());
     t::QUEUED_WORK.set(&lane, queue.work.as_secs_f64());
 }
 
-/// Whether backfill has no share, for live is behind its objective somewhere.
-pub fn backfill_paused(held: bool) {
-    t::BACKFILL_PAUSED.set(&[], f64::from(u8::from(held)));
+/// Sets whether the backfill lane has no share of the model.
+pub fn backfill_paused(paused: bool) {
+    t::BACKFILL_PAUSED.set(&[], f64::from(u8::from(paused)));
 }
 
-/// Users of a lane in the batch that runs now.
-pub fn running(lane: impl Into<LaneLabel>, users: usize) {
-    t::RUNNING.set(&[lane.into().text()], users as f64);
+/// Sets how many users of a lane are in the batches that are being served.
+pub fn running(lane: Lane, users: usize) {
+    t::RUNNING.set(&[lane.into()], users as f64);
 }
 
 /// What one batch of an arm cost.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Batch {
-    /// Users in it.
+    /// Users in the batch.
     pub users: usize,
     /// Tokens of their prompts.
     pub prompt_tokens: u64,
-    /// Of these, computed once for all.
+    /// Prompt tokens that came from the prefix cache.
     pub shared_tokens: u64,
-    /// Tokens of names forwarded.
+    /// Tokens of names that the search forwarded.
     pub forwarded: u64,
-    /// Time the engine computed.
+    /// Time that the engine computed.
     pub busy: Duration,
 }
 
-/// A batch is done.
+/// Counts a finished batch of an arm: users, tokens and engine time.
 pub fn batch(arm: &str, batch: Batch) {
     t::BATCH.observe(&[], batch.users as f64);
     t::PROMPT_TOKENS.add(&[arm], batch.prompt_tokens);
@@ -128,33 +132,33 @@ pub fn batch(arm: &str, batch: Batch) {
     t::BUSY.observe(&[], batch.busy.as_secs_f64());
 }
 
-/// One phase of a generation.
+/// Observes the time of one phase of making a list.
 pub fn phase(arm: &str, phase: Phase, took: Duration) {
-    t::PHASE.observe(&[arm, phase.text()], took.as_secs_f64());
+    t::PHASE.observe(&[arm, phase.into()], took.as_secs_f64());
 }
 
-/// Names kept off lists.
-pub fn rejected(reason: impl Into<Rejected>, n: u64) {
-    t::REJECTED.add(&[reason.into().text()], n);
+/// Counts names that were kept off lists, by reason.
+pub fn rejected(reason: Why, n: u64) {
+    t::REJECTED.add(&[reason.into()], n);
 }
 
-/// A list was published; `arm` is none for a fallback that no arm made.
-pub fn published(arm: Option<&str>, lane: impl Into<LaneLabel>, source: impl Into<Source>) {
+/// Counts a published list; `arm` is `None` for a fallback that no arm made.
+pub fn published(arm: Option<&str>, lane: Lane, source: Source) {
     let arm = arm.unwrap_or(NO_ARM);
-    t::PUBLISHED.add(&[arm, lane.into().text(), source.into().text()], 1);
+    t::PUBLISHED.add(&[arm, lane.into(), source.into()], 1);
 }
 
-/// Fallbacks written at the first sight of a user.
+/// Counts fallback lists written for users who were seen for the first time.
 pub fn first_fallbacks(n: u64) {
     t::FIRST_FALLBACKS.add(&[], n);
 }
 
-/// A request was skipped: the list covers the state.
-pub fn unchanged(lane: impl Into<LaneLabel>) {
-    t::UNCHANGED.add(&[lane.into().text()], 1);
+/// Counts a request that was skipped because the stored list has seen the whole state.
+pub fn unchanged(lane: Lane) {
+    t::UNCHANGED.add(&[lane.into()], 1);
 }
 
-/// A publish came back; counts it if a fence stopped it.
+/// Counts a publish that a fence refused; a stored one is not counted here.
 pub fn fenced_off(published: store::Published) {
     use store::Published;
     let reason = match published {
@@ -165,92 +169,92 @@ pub fn fenced_off(published: store::Published) {
         Published::Epoch => Fenced::Epoch,
         Published::Kept => Fenced::Kept,
     };
-    t::FENCED.add(&[reason.text()], 1);
+    t::FENCED.add(&[reason.into()], 1);
 }
 
-/// From the record that asked until its list is in Redis.
-pub fn event_to_list(lane: impl Into<LaneLabel>, start: Start, took: Duration) {
-    let labels = [lane.into().text(), start.text()];
+/// Observes the time from the record that caused a request until its list is in Redis.
+pub fn event_to_list(lane: Lane, start: Start, took: Duration) {
+    let labels = [lane.into(), start.into()];
     t::EVENT_TO_LIST.observe(&labels, took.as_secs_f64());
 }
 
-/// Share of recently active users with a model-made list that covers their state; `of` 0 leaves it.
+/// Sets the share of users whose list is model-made and has seen their whole state; `of` 0 changes nothing.
 pub fn coverage(covered: u64, of: u64) {
     if of > 0 {
         t::COVERAGE.set(&[], covered as f64 / of as f64);
     }
 }
 
-/// Size of the catalogue.
+/// Sets the size of the serving catalogue.
 pub fn catalogue(skus: usize, pus: usize, sold_out: usize) {
     t::CATALOGUE_SKUS.set(&[], skus as f64);
     t::CATALOGUE_PUS.set(&[], pus as f64);
     t::CATALOGUE_SOLD_OUT.set(&[], sold_out as f64);
 }
 
-/// Stock changes written.
+/// Counts stock changes written to the stock sets.
 pub fn stock(change: StockMove, n: u64) {
-    t::STOCK_OPS.add(&[change.text()], n);
+    t::STOCK_OPS.add(&[change.into()], n);
 }
 
-/// From a stock record until the stock sets have it.
+/// Observes the time from a stock record until the stock sets have it.
 pub fn stock_to_filter(took: Duration) {
     t::STOCK_DELAY.observe(&[], took.as_secs_f64());
 }
 
-/// Products blocked by a person.
+/// Sets how many SKUs and PUs are blocked.
 pub fn blocks(n: usize) {
     t::BLOCKS.set(&[], n as f64);
 }
 
-/// Records between the committed offset and the end of a partition.
+/// Sets how many records are between the committed offset and the end of a partition.
 pub fn lag(group: &str, partition: &nearshore_core::user::record::Partition, records: u64) {
     let number = partition.number.to_string();
     t::LAG.set(&[group, &partition.topic, &number], records as f64);
 }
 
-/// Age of the oldest uncommitted record of a topic; zero when there is none.
+/// Sets the age of the oldest uncommitted record of a topic; zero if there is none.
 pub fn lag_seconds(group: &str, topic: &str, age: Duration) {
     t::LAG_SECONDS.set(&[group, topic], age.as_secs_f64());
 }
 
-/// Partitions came or went.
+/// Counts partitions that a rebalance assigned or took away.
 pub fn rebalanced(change: Rebalance, partitions: u64) {
-    t::REBALANCES.add(&[change.text()], partitions);
+    t::REBALANCES.add(&[change.into()], partitions);
 }
 
-/// Time inside a rebalance callback.
+/// Observes the time inside a rebalance callback.
 pub fn callback(took: Duration) {
     t::CALLBACK.observe(&[], took.as_secs_f64());
 }
 
-/// A request went back to the end of its lane.
-pub fn requeue(lane: impl Into<LaneLabel>) {
-    t::REQUEUED.add(&[lane.into().text()], 1);
+/// Counts a request that was written to the end of its lane.
+pub fn requeue(lane: Lane) {
+    t::REQUEUED.add(&[lane.into()], 1);
 }
 
-/// Partitions stopped with an alarm.
+/// Sets how many partitions are stopped by a permanent error.
 pub fn stopped(partitions: usize) {
     t::STOPPED.set(&[], partitions as f64);
 }
 
-/// Round trips to Redis.
+/// Counts round trips to Redis.
 pub fn round_trips(n: u64) {
     t::ROUND_TRIPS.add(&[], n);
 }
 
-/// Redis lost acknowledged writes, or may have; so many records are read again.
+/// Counts a failover or restart of Redis, and the records that are read again because of it.
 pub fn rewound(records: u64) {
     t::REGRESSIONS.add(&[], 1);
     t::REWOUND.add(&[], records);
 }
 
-/// An edge failed.
+/// Counts a failure of an outside service or the engine.
 pub fn error(edge: Edge, failure: Failure) {
-    t::ERRORS.add(&[edge.text(), failure.text()], 1);
+    t::ERRORS.add(&[edge.into(), failure.into()], 1);
 }
 
-/// Kafka failed.
+/// Counts a failure of Kafka.
 pub fn log_error(error: &log::Error) {
     let failure = match error {
         log::Error::Timeout { .. } => Failure::Timeout,
@@ -261,7 +265,7 @@ pub fn log_error(error: &log::Error) {
     self::error(Edge::Log, failure);
 }
 
-/// Redis failed.
+/// Counts a failure of Redis.
 pub fn store_error(error: &store::Error) {
     let failure = match error {
         store::Error::Timeout { .. } => Failure::Timeout,
@@ -274,7 +278,7 @@ pub fn store_error(error: &store::Error) {
     self::error(Edge::Store, failure);
 }
 
-/// The engine failed.
+/// Counts a failure of the engine.
 pub fn engine_error(error: &engine::Error) {
     let failure = match error {
         engine::Error::Load { .. } => Failure::Load,
@@ -285,13 +289,13 @@ pub fn engine_error(error: &engine::Error) {
     self::error(Edge::Engine, failure);
 }
 
-/// What an arm's lists are made with.
+/// Sets the series that says which model an arm's lists are made with.
 pub fn model(arm: &str, info: &engine::Info) {
     let labels = [arm, &info.name, &info.revision, &info.dtype, &info.device];
     t::MODEL.set(&labels, 1.0);
 }
 
-/// What is running.
+/// Sets the series that says which version is running.
 pub(super) fn build() {
     t::BUILD.set(&[env!("CARGO_PKG_VERSION")], 1.0);
 }
