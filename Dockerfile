@@ -1,9 +1,9 @@
-# The image of both roles: docker build -t nearshore .
+# The image of ingest and generate: docker build -t nearshore .
 ARG RUST=1.95
 ARG DEBIAN=bookworm
 
 FROM rust:${RUST}-slim-${DEBIAN} AS build
-# librdkafka is built from its sources by configure and make. No versions: Debian drops them with each update.
+# make and g++ build librdkafka from its sources. Packages have no versions here, because Debian removes old ones.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends binutils g++ make \
@@ -18,7 +18,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
  && objcopy --strip-all --add-gnu-debuglink=/out/nearshore.debug target/dist/nearshore /out/nearshore
 
 FROM debian:${DEBIAN}-slim
-# Root certificates: for a build with TLS; this one has none.
+# Root certificates are for a build with TLS; this build has none.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates \
@@ -27,10 +27,10 @@ RUN apt-get update \
 COPY --from=build /out/nearshore /usr/local/bin/nearshore
 # Line tables for a debugger or perf; the binary itself is stripped.
 COPY --from=build /out/nearshore.debug /usr/local/lib/debug/nearshore.debug
-# The reference configuration and its prompt templates. Mount your own nearshore.toml over this one.
+# The reference configuration and its prompt templates. Mount your nearshore.toml over this one.
 COPY config /etc/nearshore
 USER 10001:10001
-# Metrics, health and inspect. The reference listens on loopback, where nobody outside a container gets.
+# Metrics, health and inspect. The default is loopback, which cannot be reached from outside the container.
 ENV NEARSHORE__HTTP__LISTEN=0.0.0.0:9464
 EXPOSE 9464
 STOPSIGNAL SIGTERM

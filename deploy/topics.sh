@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Creates the topics of docs/contract.md that are not there yet; changes none that is.
+# Creates the missing topics of docs/contract.md. Existing topics are not changed.
 set -euo pipefail
 
 case ${1:-} in
   -h | --help | '')
     cat <<'EOF'
-Creates Nearshore's topics where they are missing.
+Creates the topics of Nearshore that are missing. Existing topics are not changed.
 
   deploy/topics.sh BOOTSTRAP-SERVERS
 
-Needs kafka-topics.sh of an Apache Kafka; inside this repository `scripts/kafka tool` does:
+Needs kafka-topics.sh of Apache Kafka. In this repository `scripts/kafka tool` can replace it:
   KAFKA_TOPICS="scripts/kafka tool org.apache.kafka.tools.TopicCommand" deploy/topics.sh localhost:9092
 
 Environment:
   KAFKA_TOPICS   the command (default /opt/kafka/bin/kafka-topics.sh)
-  PARTITIONS     of each topic (default 12); users are spread over them, so it bounds the number of workers
+  PARTITIONS     of each topic (default 12); users are spread over them, so this is also the most workers per role
   REPLICAS       of each partition (default 1; 3 in production)
 EOF
     exit
@@ -34,7 +34,7 @@ create() { # TOPIC SETTING...
 }
 
 bootstrap=$1
-# The time of every decision is Kafka's: of the broker, where a producer cannot be wrong about it.
+# Decisions use the record's Kafka timestamp. With LogAppendTime the broker sets it, so no producer's clock matters.
 create user-events message.timestamp.type=LogAppendTime
 create profile-changes cleanup.policy=compact message.timestamp.type=LogAppendTime
 create catalog cleanup.policy=compact message.timestamp.type=LogAppendTime

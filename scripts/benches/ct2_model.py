@@ -1,9 +1,9 @@
-"""A GGUF Llama as a CTranslate2 model: the same weights for the peer.
+"""Converts a GGUF file of the llama family to a CTranslate2 model, so that both engines have the same weights.
 
     python scripts/benches/ct2_model.py MODEL.gguf FOLDER
 
 Tensors are dequantised by the `gguf` package and written in f32; CTranslate2 quantises them when it loads. The rotary pairs
-of a GGUF llama are interleaved, which CTranslate2 is told.
+of a GGUF llama are interleaved, so `rotary_interleave` is set.
 """
 
 import pathlib
@@ -25,7 +25,7 @@ def convert(path, folder):
     reader = gguf.GGUFReader(path)
     field = lambda key: reader.fields[key].contents()
     if field("general.architecture") != "llama":
-        sys.exit(f"{path} is no llama, the only family that is converted here")
+        sys.exit(f"{path} is not of the llama family, the only one that can be converted here")
     weights = dict(tensors(reader))
     heads, keys = field("llama.attention.head_count"), field("llama.attention.head_count_kv")
     spec = TransformerDecoderModelSpec.from_config(
@@ -55,7 +55,7 @@ def convert(path, folder):
         layer.ffn.linear_0_noact.weight = part("ffn_up")
         layer.ffn.linear_1.weight = part("ffn_down")
     tokens = field("tokenizer.ggml.tokens")
-    assert len(set(tokens)) == len(tokens), "a token is there twice"
+    assert len(set(tokens)) == len(tokens), "a token is in the vocabulary twice"
     spec.register_vocabulary(tokens)
     spec.config.bos_token = tokens[field("tokenizer.ggml.bos_token_id")]
     spec.config.eos_token = tokens[field("tokenizer.ggml.eos_token_id")]

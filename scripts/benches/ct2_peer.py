@@ -1,9 +1,9 @@
-"""CTranslate2 as a program that is asked in JSON lines, like `nearshore bench engine`.
+"""Runs CTranslate2 as a program that answers JSON lines, like `nearshore bench engine`.
 
     python scripts/benches/ct2_peer.py FOLDER COMPUTE_TYPE REPLICAS THREADS
 
 One line in, one line out: {"prefill": [[id, ...], ...]}, {"beam": {"prompts": [...], "shared": N, "width": W, "tokens": T}},
-{"logits": {"after": [...], "of": [...]}}. REPLICAS share their weights; THREADS are those of each.
+{"logits": {"after": [...], "of": [...]}}. REPLICAS share their weights; each has THREADS threads.
 """
 
 import json
@@ -25,8 +25,8 @@ def main(folder, compute, replicas, threads):
 
     def prefill(prompts):
         start = time.perf_counter()
-        # A replica takes a batch at a time: as many batches as replicas. With the prompt in the result max_length would
-        # count it, and all but its first token would be left out.
+        # A replica computes one batch at a time, so there are as many batches as replicas. With the prompt in the result,
+        # max_length would count it, and only its first token would be computed.
         size = -(-len(prompts) // replicas)
         generator.generate_batch(
             [text(p) for p in prompts], max_length=1, max_batch_size=size, include_prompt_in_result=False
@@ -66,7 +66,7 @@ def main(folder, compute, replicas, threads):
         try:
             ((what, question),) = json.loads(line).items()
             answer = ask[what](question)
-        except Exception as error:  # the line's answer is what went wrong with it
+        except Exception as error:  # the error is the answer to this line
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)
 

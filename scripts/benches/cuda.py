@@ -1,8 +1,9 @@
-"""Nearshore on a CUDA device: parity with the CPU, the field's shapes, the transformers library. Called by scripts/benches/engine --cuda.
+"""Measures Nearshore on a CUDA device: parity with the CPU, published shapes, the transformers library.
 
-Needs python3 with torch (CUDA), transformers and safetensors. Models are random weights of published geometries; names are
-item ids of three tokens ("semantic ids"), so that a name is as long as the field's. Random weights say nothing about quality, and
-how far an exact search must go depends on how sure a model is: the head is scaled so that logits differ by SPREAD.
+Called by scripts/benches/engine --cuda. Needs python3 with torch (CUDA), transformers and safetensors. Models are random
+weights of published geometries. Names are item ids of three tokens ("semantic ids"), as long as those in publications.
+Random weights say nothing about quality. How far an exact search must go depends on how certain a model is, so the head
+is scaled to make the logits' standard deviation SPREAD.
 """
 
 import argparse
@@ -40,7 +41,7 @@ SHAPES = {
 
 
 def tensors(config, dtype):
-    """Random weights that keep the size of what passes through; made on the device, for that is quick."""
+    """Yields random weights that keep the scale of activations. They are made on the device, which is fast."""
     torch.manual_seed(7)
     hidden, width = config["hidden_size"], config["head_dim"]
     queries, keys = config["num_attention_heads"] * width, config["num_key_value_heads"] * width
@@ -66,7 +67,7 @@ def tensors(config, dtype):
 
 
 def model(work, shape, dtype=torch.bfloat16):
-    """A Hugging Face folder of a geometry whose token N is the word tN."""
+    """Writes a Hugging Face folder of a geometry whose token N is the word tN, and returns it."""
     folder = work / shape.replace(" ", "-")
     if folder.exists():
         return folder
@@ -87,7 +88,7 @@ def model(work, shape, dtype=torch.bfloat16):
 
 
 def ids(work, many, codes=256):
-    """Item ids: three of `codes` tokens each, all different."""
+    """Writes different item ids, each of three tokens out of `codes` per level; returns the file and the ids."""
     chance = random.Random(3)
     found = set()
     while len(found) < many:
@@ -104,7 +105,7 @@ def prompts(many, length, vocabulary, shared=0, seed=5):
     return [" ".join(common + words(length - shared)) for _ in range(many)]
 
 
-def ours(args, folder, precision, device="cuda:0"):
+def start_engine(args, folder, precision, device="cuda:0"):
     command = [args.binary.resolve(), "bench", "engine", "--model", folder, "--precision", precision, "--device", device]
     if device != "cpu":
         command += ["--rows", "16384", "--kv-max", "32768"]
@@ -112,7 +113,7 @@ def ours(args, folder, precision, device="cuda:0"):
 
 
 def timed(contestant, asked, top, batch, rounds, **also):
-    """Answers of each round after one to warm up. `asked(round)`: a prompt that was asked before may be known, and its pass saved."""
+    """Returns the answers of each round after one to warm up. `asked(round)` gives new prompts, because the engine may have cached old ones."""
     question = lambda nth: {"prompts": asked(nth), "top": top, "batch": batch} | also
     return [contestant.ask(search=question(nth)) for nth in range(rounds + 1)][1:]
 
@@ -122,29 +123,29 @@ def seconds_of(answers):
 
 
 def parity(args, shape, many=8):
-    """Largest difference of scores, in nats, and names that only one side found."""
+    """Returns the largest difference of scores, in nats, and how many names only the GPU found."""
     folder = model(args.work, shape, torch.float32)
     names, _ = ids(args.work, 10_000)
     asked = prompts(many, 120, SHAPES[shape]["vocab_size"], shared=40)
     lists = []
     for device, precision in (("cpu", "f32"), ("cuda:0", "f32"), ("cuda:0", "bf16")):
-        contestant = ours(args, folder, precision, device)
+        contestant = start_engine(args, folder, precision, device)
         contestant.catalogue(names)
         lists.append(contestant.ask(search={"prompts": asked, "top": 50, "batch": many, "names": True})["names"])
         contestant.end()
     out = {}
     for name, found in zip(("f32", "bf16"), lists[1:]):
         worst, other = 0.0, 0
-        for ours_, theirs in zip(found, lists[0]):
+        for listed, theirs in zip(found, lists[0]):
             known = dict(map(tuple, theirs))
-            other += sum(pu not in known for pu, _ in ours_)
-            worst = max([worst] + [abs(known[pu] - score) for pu, score in ours_ if pu in known])
-        out[name] = {"worst_nats": worst, "names_only_there": other, "of": 50 * many}
+            other += sum(pu not in known for pu, _ in listed)
+            worst = max([worst] + [abs(known[pu] - score) for pu, score in listed if pu in known])
+        out[name] = {"worst_nats": worst, "names_only_on_gpu": other, "of": 50 * many}
     return out
 
 
 def constrained_generate(folder, items, asked, beams, dtype):
-    """Seconds per batch of transformers' beam search with an allowed-tokens function."""
+    """Returns the seconds per batch of transformers' beam search with an allowed-tokens function."""
     from transformers import AutoModelForCausalLM
 
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").cuda().eval()
@@ -196,24 +197,24 @@ def effort(cost):
 
 
 def launches(table, contestant, row, what):
-    """The host's time for a pass: nobody waits for the device, which has next to nothing to compute."""
+    """Measures the host's time for one pass, with a prompt so short that the device has almost nothing to compute."""
     asked = {"prefill": [[5, 6]]}
     seconds = [contestant.ask(**asked)["seconds"] for _ in range(25)][5:]
     table.add(row, f"{what}: launches of one pass", f"{1000 * statistics.median(seconds):.2f} ms")
 
 
 def parts(table, contestant, row, asked, what, top_batch, rounds=3):
-    """Where a batch's time goes: each pass is waited for, so that the device's time is told from the host's."""
+    """Measures where a batch's time goes. The host waits after each pass, so that its time and the device's are separate."""
     top, batch = top_batch
     answers = timed(contestant, asked, top, batch, rounds, waits=True)
     middle = sorted(answers, key=lambda answer: answer["seconds"])[rounds // 2]
     spent = middle["spent"] | {"rest": middle["seconds"] - sum(middle["spent"].values())}
-    table.add(row, f"{what}, each pass waited for", f"{1000 * middle['seconds']:.1f} ms",
+    table.add(row, f"{what}, with a wait after each pass", f"{1000 * middle['seconds']:.1f} ms",
               "; ".join(f"{name.replace('_', ' ')} {1000 * seconds:.1f}" for name, seconds in spent.items()))
 
 
 def products(table, row, shape, passes):
-    """A floor: the same products of matrices, and nothing else, by torch. Passes are (rows, how often)."""
+    """Measures a lower bound: the same matrix products alone, in torch. Passes are (rows, repetitions)."""
     config = SHAPES[shape]
     hidden, width, between = config["hidden_size"], config["head_dim"], config["intermediate_size"]
     queries, keys = config["num_attention_heads"] * width, config["num_key_value_heads"] * width
@@ -236,14 +237,14 @@ def products(table, row, shape, passes):
     run()
     seconds = statistics.median(run() for _ in range(5))
     flops = sum(2 * rows * often * sum(out * into for out, into in sides) * len(layers) for rows, often in passes)
-    told = ", ".join(f"{often} of {rows} rows" for rows, often in passes)
-    table.add(row, "its products alone, by torch", f"{1000 * seconds:.1f} ms", f"passes: {told}; {flops / seconds / 1e12:.0f} TFLOP/s")
+    shown = ", ".join(f"{often} of {rows} rows" for rows, often in passes)
+    table.add(row, "its matrix products alone, in torch", f"{1000 * seconds:.1f} ms", f"passes: {shown}; {flops / seconds / 1e12:.0f} TFLOP/s")
     del layers, inputs
     torch.cuda.empty_cache()
 
 
 def latency(table, contestant, row, asked, top_batch, rounds):
-    """Milliseconds of a batch, where they go, and the rows of its passes."""
+    """Measures the latency of a batch and where it goes; returns the rows and repetitions of its passes."""
     top, batch = top_batch
     fresh = lambda offset: lambda nth: asked(batch, offset + nth)
     answers = timed(contestant, fresh(0), top, batch, rounds)
@@ -253,7 +254,7 @@ def latency(table, contestant, row, asked, top_batch, rounds):
     table.add(row, what, f"{1000 * seconds_of(answers):.1f} ms",
               f"{1000 * min(seconds):.1f} to {1000 * max(seconds):.1f}; {effort(cost)}")
     parts(table, contestant, row, fresh(1000), what, top_batch)
-    # One pass is of the prompts, the others are of waves, of about as many rows each.
+    # One pass has the prompts. The others have the waves, with about the same number of rows each.
     waves = max(1, round(cost["waves"] / batch) - 1)
     return [(cost["prompt_tokens"], 1), (round(cost["forwarded"] / waves), waves)]
 
@@ -261,7 +262,7 @@ def latency(table, contestant, row, asked, top_batch, rounds):
 def large(args, table):
     shape = "Qwen3-1.7B"
     folder, (names, _) = model(args.work, shape), ids(args.work, 100_000)
-    contestant = ours(args, folder, "bf16")
+    contestant = start_engine(args, folder, "bf16")
     contestant.catalogue(names)
     asked = lambda batch, seed: prompts(batch, 1000, SHAPES[shape]["vocab_size"], seed=seed)
     passes = [latency(table, contestant, "6", asked, (256, batch), 5) for batch in (1, 8)]
@@ -274,7 +275,7 @@ def large(args, table):
 def middle(args, table):
     shape = "Qwen3-0.6B"
     folder, (names, items) = model(args.work, shape), ids(args.work, 100_000)
-    contestant = ours(args, folder, "bf16")
+    contestant = start_engine(args, folder, "bf16")
     contestant.catalogue(names)
     vocabulary = SHAPES[shape]["vocab_size"]
     launches(table, contestant, "7", shape)
@@ -306,7 +307,7 @@ def little(args, table):
     if args.model:
         names, asked = args.names, [json.loads(line)["prompt"] for line in args.prompts.open()] * 8
     for precision in ("bf16", "f32"):
-        contestant = ours(args, folder, precision)
+        contestant = start_engine(args, folder, precision)
         contestant.catalogue(names)
         launches(table, contestant, "135M", precision)
         for batch in (16, 128):
@@ -319,7 +320,7 @@ def little(args, table):
 def widest(args, table):
     shape = "Qwen3-8B"
     folder, (names, _) = model(args.work, shape), ids(args.work, 100_000)
-    contestant = ours(args, folder, "bf16")
+    contestant = start_engine(args, folder, "bf16")
     contestant.catalogue(names)
     asked = lambda batch, seed: prompts(batch, 128, SHAPES[shape]["vocab_size"], seed=seed)
     passes = latency(table, contestant, "8", asked, (30, 1), 5)
@@ -344,7 +345,7 @@ def main():
     table = Table()
     driver = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
                             capture_output=True, text=True).stdout.strip()
-    print(f"{driver}; {os.cpu_count()} cores\n\n| row | figure | value | seen |\n| --- | --- | --- | --- |", flush=True)
+    print(f"{driver}; {os.cpu_count()} cores\n\n| row | figure | value | details |\n| --- | --- | --- | --- |", flush=True)
     parts = {"135M": little, "7": middle, "6": large, "8B": widest}
     for part in args.only.split(","):
         start = time.perf_counter()
@@ -352,7 +353,7 @@ def main():
             for shape in ("small Qwen3", "SmolLM2-135M"):
                 for precision, found in parity(args, shape).items():
                     table.add("parity", f"{shape}, {precision}, against f32 on the CPU", f"{found['worst_nats']:.6f} nats",
-                              f"{found['names_only_there']} of {found['of']} names only there")
+                              f"{found['names_only_on_gpu']} of {found['of']} names only on the GPU")
         else:
             parts[part](args, table)
         say(f"{part}: {time.perf_counter() - start:.0f} s")

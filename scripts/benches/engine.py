@@ -1,4 +1,4 @@
-"""Nearshore's engine beside CTranslate2: same weights, same prompts, same run. Called by scripts/benches/engine."""
+"""Measures Nearshore's engine beside CTranslate2: same weights, same prompts, same run. Called by scripts/benches/engine."""
 
 import argparse
 import json
@@ -37,16 +37,16 @@ def say(text):
     print(f"engine: {text}", file=sys.stderr, flush=True)
 
 
-# --- what is asked ---------------------------------------------------------------------------------------------
+# --- prompts and names -----------------------------------------------------------------------------------------
 
 
 def shop(products):
-    """The names of a real shop's product types."""
+    """Returns the product types of a real shop, which are its names."""
     return sorted({json.loads(line)["pu"] for line in products.open()})
 
 
 def five_words(products, many):
-    """`many` different names of five words, each drawn as often as the shop's product types have it."""
+    """Returns `many` different names of five words; words are drawn as often as product types have them."""
     words = [word for name in shop(products) for word in re.findall("[a-z]{3,}", name.lower())]
     chance = random.Random(7)
     names = {}
@@ -58,7 +58,7 @@ def five_words(products, many):
 
 
 def pack_sizes(products, many):
-    """Product types, then types with sizes as they are sold: siblings that a model can hardly tell apart."""
+    """Returns product types, then types with pack sizes: siblings to which a model gives nearly the same score."""
     names = shop(products)
     sold = set()
     for line in products.open():
@@ -83,7 +83,7 @@ The household will next buy:"""
 
 
 def households(data, many, tokens):
-    """Prompts of 250 tokens, of which all share some 150: real households, random purchases, as many as come nearest."""
+    """Returns prompts of about 250 tokens, about 150 of them shared: real households with random purchases."""
     lines = [json.loads(line) for line in (data / "households.jsonl").open()]
     types = shop(data / "products.jsonl")
     chance = random.Random(11)
@@ -110,11 +110,11 @@ def written(work, name, names):
     return path
 
 
-# --- who is asked ----------------------------------------------------------------------------------------------
+# --- contestants -----------------------------------------------------------------------------------------------
 
 
 class Contestant:
-    """A process that answers JSON lines; its weights stay loaded between the runs."""
+    """A process that answers JSON lines. Its weights stay loaded between the runs."""
 
     def __init__(self, name, command):
         self.name, self.names = name, None
@@ -132,7 +132,7 @@ class Contestant:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.name} has died")
+            raise RuntimeError(f"{self.name} ended without an answer; NEARSHORE_BENCH_STDERR=1 shows its messages")
         answer = json.loads(line)
         if "error" in answer:
             raise RuntimeError(f"{self.name}: {answer['error']}")
@@ -161,29 +161,29 @@ class Contestant:
 
 
 def contestants(args):
-    ours, peers = [], []
+    engines, peers = [], []
     for precision in args.precisions.split(","):
         command = [args.binary, "bench", "engine", "--model", args.model, "--threads", args.threads]
         command += ["--precision", precision]
         try:
-            ours.append(Contestant(f"nearshore {precision}", command))
+            engines.append(Contestant(f"nearshore {precision}", command))
             if args.one_group:
-                ours.append(Contestant(f"nearshore {precision} in one group", command + ["--groups", 1]))
+                engines.append(Contestant(f"nearshore {precision} in one group", command + ["--groups", 1]))
         except RuntimeError as error:
             say(f"{error}: left out")
     for compute, name in (("int8", "int8"), ("float32", "f32")):
-        # Measured: a replica per core is 1.6 to 1.9 times as fast as one replica with all cores.
+        # Measured: one replica per core is 1.6 to 1.9 times as fast as one replica with all cores.
         for replicas, threads in [(args.threads, 1)]:
             command = [sys.executable, HERE / "ct2_peer.py", args.peer, compute, replicas, threads]
             peers.append(Contestant(f"CTranslate2 {name} {replicas}x{threads}", command))
-    return ours, peers
+    return engines, peers
 
 
 # --- the runs --------------------------------------------------------------------------------------------------
 
 
 class Machine:
-    """How busy the machine was with others while we measured."""
+    """Measures how busy the machine is with processes other than the contestants."""
 
     def __init__(self, contestants):
         self.contestants, self.load = contestants, os.getloadavg()[0]
@@ -228,9 +228,9 @@ class Row:
         return {"row": self.name, "unit": self.unit, "rates": found}
 
 
-def ratio(rates, ours, peer):
-    """Median over rounds: what disturbs a round disturbs both."""
-    return statistics.median(a / b for a, b in zip(rates[ours], rates[peer]))
+def ratio(rates, engine, peer):
+    """Returns the median of the ratios per round, because a disturbance in a round affects both contestants."""
+    return statistics.median(a / b for a, b in zip(rates[engine], rates[peer]))
 
 
 def prefill(contestant, prompts):
@@ -265,26 +265,26 @@ def common(a, b):
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)) - 1)
 
 
-def rows(args, ours, peers, files):
+def rows(args, engines, peers, files):
     if args.prompts:
         prompts = [json.loads(line)["prompt"] for line in args.prompts.open()]
     else:
-        prompts = households(args.data, 32, lambda text: ours[0].ask(tokens=text)["tokens"])
+        prompts = households(args.data, 32, lambda text: engines[0].ask(tokens=text)["tokens"])
     if args.quick:
         prompts = prompts[: args.batch]
-    tokens = [ours[0].ask(tokens=prompt)["tokens"] for prompt in prompts]
+    tokens = [engines[0].ask(tokens=prompt)["tokens"] for prompt in prompts]
     chance = random.Random(1)
-    # The first tokens differ, so nothing is shared.
+    # The first tokens differ, so no prefix is shared.
     block = lambda rows, width: [[1000 + row] + chance.choices(range(1000, 40000), k=width - 1) for row in range(rows)]
     made = []
     for many, width in ((16, 100), (4, 256)):
         work = block(many, width)
-        made.append(Row(f"prefill {many}x{width}", "tok/s", [(c.name, prefill(c, work)) for c in ours + peers]))
+        made.append(Row(f"prefill {many}x{width}", "tok/s", [(c.name, prefill(c, work)) for c in engines + peers]))
     one = [p for p in peers if p.name.endswith("x1")]
     few, fewer = (4, 2) if args.quick else (16, 4)
     for name, path in files.items():
         top = 10 if name.endswith("products") else 50
-        asks = [(c.name, search(c, path, prompts, (top, args.batch))) for c in ours]
+        asks = [(c.name, search(c, path, prompts, (top, args.batch))) for c in engines]
         if name == "10000":
             asks += [(f"{c.name} beam 10", beam(c, tokens[:few], 10)) for c in one]
             asks += [(f"{c.name} beam 32", beam(c, tokens[:fewer], 32)) for c in one]
@@ -293,26 +293,26 @@ def rows(args, ours, peers, files):
     return [row for row in made if not keep or any(word in row.name for word in keep)], tokens
 
 
-def agreement(ours, peers, tokens):
-    """Largest difference of log-probabilities to the f32 peer, over the tokens that either finds likely."""
+def agreement(engines, peers, tokens):
+    """Returns the largest difference of log-probabilities to the f32 peer, over the 100 tokens that the peer finds likeliest."""
     peer = next((p for p in peers if " f32 " in p.name), None)
     if not peer:
         return {}
     vocabulary = list(range(40000))
     found = {}
-    for contestant in ours:
+    for contestant in engines:
         worst = 0.0
         for prompt in tokens[:3]:
             a, b = (c.ask(logits={"after": prompt, "of": vocabulary})["logits"] for c in (contestant, peer))
             top = sorted(vocabulary, key=b.__getitem__)[-100:]
-            # Relative to the likeliest token: what is the same for all tokens says nothing.
+            # Relative to the likeliest token, because a difference that all tokens share changes no probability.
             worst = max(worst, max(abs(a[i] - a[top[-1]] - b[i] + b[top[-1]]) for i in top))
         found[contestant.name] = worst
     return found
 
 
 def overlap(row, reference):
-    """Of the first 20 names, how many are also among the reference's, and how often the first is the same."""
+    """Returns the share of the first 20 names that the reference also has, and how often the first name is the same."""
     found = {}
     exact = row.last.get(reference, {}).get("names")
     for name, answer in row.last.items():
@@ -326,7 +326,7 @@ def overlap(row, reference):
     return found
 
 
-# --- what is printed -------------------------------------------------------------------------------------------
+# --- report ----------------------------------------------------------------------------------------------------
 
 
 def effort(answer):
@@ -341,7 +341,7 @@ def effort(answer):
 
 
 def report(made, everyone, machine, extra):
-    ours = [c.name for c in everyone if c.name.startswith("nearshore")]
+    engines = [c.name for c in everyone if c.name.startswith("nearshore")]
     out = {"machine": machine, **extra, "contestants": [], "rows": []}
     for contestant in everyone:
         out["contestants"].append(
@@ -349,9 +349,9 @@ def report(made, everyone, machine, extra):
         )
     for row in made:
         found = row.report()
-        theirs = [name for name in row.rates if name not in ours]
+        others = [name for name in row.rates if name not in engines]
         found["ratios"] = {
-            f"{a} : {b}": ratio(row.rates, a, b) for a in ours for b in theirs if row.rates.get(a) and row.rates[b]
+            f"{a} : {b}": ratio(row.rates, a, b) for a in engines for b in others if row.rates.get(a) and row.rates[b]
         }
         found["effort"] = {name: effort(a) for name, a in row.last.items() if "forwarded" in a}
         found["lists"] = overlap(row, "nearshore f32")
@@ -360,7 +360,7 @@ def report(made, everyone, machine, extra):
 
 
 def best(row, word):
-    """The peer's best configuration of one kind."""
+    """Returns the fastest configuration of the peer of one kind."""
     kind = {n: r["median"] for n, r in row["rates"].items() if n.startswith(f"CTranslate2 {word}")}
     return max(kind, key=kind.get) if kind else None
 
@@ -370,7 +370,7 @@ def markdown(out):
     yield f"{machine['cpu']}, {machine['cores']} cores, {out['threads']} threads; {out['when']}, load "
     yield f"{machine['load_before']} to {machine['load_after']}, {machine['busy_with_others']:.0%} of the machine busy "
     yield f"with others. Median of {out['runs']} interleaved runs; in brackets min to max; ratios are medians over rounds.\n\n"
-    yield "| figure | who | rate | to CTranslate2 int8 | to CTranslate2 f32 |\n| --- | --- | --- | --- | --- |\n"
+    yield "| figure | engine | rate | to CTranslate2 int8 | to CTranslate2 f32 |\n| --- | --- | --- | --- | --- |\n"
     for row in out["rows"]:
         names = [name for name in row["rates"] if name.startswith("nearshore")]
         kinds = [("int8", "f32")]
@@ -390,7 +390,7 @@ def markdown(out):
         for name in row["rates"]:
             if name not in names:
                 yield f"| {row['row']} | {name} | {rate(row, name)} | | |\n"
-    yield "\n| search | who | trie tokens forwarded per user (most) | passes | prompt tokens (shared) |"
+    yield "\n| search | engine | trie tokens forwarded per user (most) | passes | prompt tokens (shared) |"
     yield " overlap@20 with f32 | same first |\n| --- | --- | --- | --- | --- | --- | --- |\n"
     for row in out["rows"]:
         for name, cost in row["effort"].items():
@@ -400,7 +400,7 @@ def markdown(out):
             yield f"| {row['row']} | {name} | {cost['forwarded_per_user']:.0f} ({cost['forwarded_most']}) "
             yield f"| {cost['waves_per_user']:.1f} | {cost['prompt_tokens']:.0f} ({cost['shared_tokens']:.0f}) "
             yield f"| {over} | {first} |\n"
-    yield "\n| who | loads in | peak memory | largest Δ log-probability to CTranslate2 f32, 100 likeliest tokens |\n"
+    yield "\n| engine | loads in | peak memory | largest Δ log-probability to CTranslate2 f32, 100 likeliest tokens |\n"
     yield "| --- | --- | --- | --- |\n"
     for c in out["contestants"]:
         delta = out["agreement"].get(c["name"])
@@ -438,17 +438,17 @@ def main():
             made["100000"] = five_words(products, 100_000)
             made["10000 with pack sizes"] = pack_sizes(products, 10_000)
         files = {name: written(args.work, name, names) for name, names in made.items()}
-    ours, peers = contestants(args)
-    if not ours:
-        sys.exit("engine: no contestant of ours")
-    everyone = ours + peers
-    for contestant in ours:
+    engines, peers = contestants(args)
+    if not engines:
+        sys.exit("engine: no precision of --precisions could be started; NEARSHORE_BENCH_STDERR=1 shows why")
+    everyone = engines + peers
+    for contestant in engines:
         contestant.catalogue(next(iter(files.values())))
-    made, tokens = rows(args, ours, peers, files)
-    agree = agreement(ours, peers, tokens)
+    made, tokens = rows(args, engines, peers, files)
+    agree = agreement(engines, peers, tokens)
     worst = agree.get("nearshore f32", 0.0)
     if worst > 0.01:
-        sys.exit(f"engine: f32 and the f32 peer differ by {worst:.3f} nats: they do not compute the same, so no time is comparable")
+        sys.exit(f"engine: f32 and the f32 peer differ by {worst:.3f} nats, at most 0.01: they do not compute the same, so rates cannot be compared")
     say(f"{len(everyone)} contestants, {len(made)} rows, {runs} rounds; one round to warm up")
     large = [row for row in made if row.name.endswith(("of 100000", "pack sizes"))]
     small = [row for row in made if row not in large]
@@ -466,7 +466,7 @@ def main():
             start = time.perf_counter()
             row.run(turn)
             say(f"round {turn + 1}/{runs}: {row.name}, {time.perf_counter() - start:.1f} s")
-    # Tokenising 100,000 names in every round would take longer than searching them.
+    # Large catalogues run once: tokenising 100,000 names in every round would take longer than the search.
     for row in large:
         row.run(0)
         say(row.name)
@@ -478,7 +478,7 @@ def main():
         "runs": max(len(rates) for row in small or made for rates in row.rates.values()),
         "quick": args.quick,
         "peer": peers[0].about["ready"],
-        "model": ours[0].about["ready"],
+        "model": engines[0].about["ready"],
         "agreement": agree,
     }
     out = report(made, everyone, machine.report(), extra)
