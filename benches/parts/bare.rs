@@ -1,8 +1,8 @@
-//! A client with the same reads and writes as ingest and no fold: what the broker and the store give on this machine.
+//! A client with the same reads and writes as ingest and no fold: the floor that broker and store give on this machine.
 //!
-//! Reads are rdkafka's, on a thread of their own, as ingest has it; writes to Redis are the commands that ingest sent,
-//! word for word and burst by burst, made before the clock starts; requests go to the lanes, offsets are committed
-//! twice a second.
+//! It reads by rdkafka on a thread of its own, as ingest does. It writes to Redis the commands that ingest sent, in the
+//! same bursts, prepared before the clock starts. It sends the same requests to the lanes and commits offsets twice a
+//! second.
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::recorder::{Burst, words};
 /// Records of one flush.
 const FLUSH: usize = 4_000;
 
-/// What is said again.
+/// What the client writes.
 pub struct Script {
     pipes: Vec<redis::Pipeline>,
     requests: Vec<Outgoing>,
@@ -26,12 +26,12 @@ pub struct Script {
 }
 
 impl Script {
-    /// What ingest said while it folded so many events.
+    /// Prepares the commands and requests of ingest for so many events.
     pub fn new(bursts: &[Burst], requests: Vec<Outgoing>, events: usize) -> Self {
         let pipes = bursts.iter().map(|burst| {
             let mut pipe = redis::Pipeline::with_capacity(burst.commands);
             pipe.ignore_errors();
-            // What a connection says of itself is the client's own business.
+            // The client sends its own CLIENT commands.
             for said in words(&burst.bytes)
                 .iter()
                 .filter(|said| said[0] != b"CLIENT")
@@ -52,31 +52,31 @@ impl Script {
     }
 }
 
-/// When so many records were done.
+/// Number of records done, with the time.
 pub type Samples = Vec<(Instant, usize)>;
 
-/// Reads the topic once and says the script along with it.
+/// Reads the topic once and writes the script meanwhile.
 pub async fn run(site: &Site, script: &Script, group: &str) -> Samples {
-    let client = redis::Client::open(site.redis.url()).expect("a url");
+    let client = redis::Client::open(site.redis.url()).expect("a valid url");
     let config = redis::AsyncConnectionConfig::new().set_pipeline_buffer_size(512);
     let mut redis = client
         .get_multiplexed_async_connection_with_config(&config)
         .await
-        .expect("redis answers");
-    let (records, taken) = mpsc::sync_channel::<Vec<(i32, i64)>>(2);
+        .expect("Redis answers");
+    let (records, received) = mpsc::sync_channel::<Vec<(i32, i64)>>(2);
     let consumer = consumer(site, group);
     let topic = site.topics.user_events.to_string();
     std::thread::scope(|scope| {
         let events = script.events;
         let reading = &consumer;
         scope.spawn(move || read(reading, events, &records));
-        // The reader ends by itself; only this task waits, the other worker goes on.
+        // The reader ends by itself. Only this task blocks; the other worker thread continues.
         tokio::task::block_in_place(|| {
             let handle = tokio::runtime::Handle::current();
             handle.block_on(write(
                 site,
                 (script, &mut redis),
-                (&consumer, &topic, &taken),
+                (&consumer, &topic, &received),
             ))
         })
     })
@@ -129,35 +129,38 @@ type Reading<'a> = (
 async fn write(
     site: &Site,
     (script, redis): (&Script, &mut MultiplexedConnection),
-    (consumer, topic, taken): Reading<'_>,
+    (consumer, topic, received): Reading<'_>,
 ) -> Samples {
     let mut samples = Samples::new();
-    let (mut done, mut said, mut asked) = (0, 0, 0);
+    let (mut done, mut written, mut requested) = (0, 0, 0);
     let mut committed = Instant::now();
     let mut positions = std::collections::BTreeMap::new();
     while done < script.events {
-        let flush = taken.recv().expect("the reader reads");
+        let flush = received.recv().expect("the reader runs");
         done += flush.len();
         positions.extend(flush);
         let upto = |all: usize| (all as f64 * done as f64 / script.events as f64).round() as usize;
-        for pipe in &script.pipes[said..upto(script.pipes.len())] {
+        for pipe in &script.pipes[written..upto(script.pipes.len())] {
             let answers: Vec<redis::RedisResult<redis::Value>> =
-                pipe.query_async(redis).await.expect("redis answers");
+                pipe.query_async(redis).await.expect("Redis answers");
             let wrong = answers.iter().find(|answer| answer.is_err());
             assert!(wrong.is_none(), "{wrong:?}");
         }
-        said = upto(script.pipes.len());
-        let requests = script.requests[asked..upto(script.requests.len())].to_vec();
-        asked = upto(script.requests.len());
+        written = upto(script.pipes.len());
+        let requests = script.requests[requested..upto(script.requests.len())].to_vec();
+        requested = upto(script.requests.len());
         if !requests.is_empty() {
-            site.producer.send(requests).await.expect("written");
+            site.producer
+                .send(requests)
+                .await
+                .expect("the records are written");
         }
         if committed.elapsed() >= Duration::from_millis(500) || done == script.events {
             let mut list = TopicPartitionList::new();
             for (partition, offset) in &positions {
                 let at = Offset::Offset(offset + 1);
                 list.add_partition_offset(topic, *partition, at)
-                    .expect("valid");
+                    .expect("a valid offset");
             }
             consumer.commit(&list, CommitMode::Sync).expect("committed");
             committed = Instant::now();

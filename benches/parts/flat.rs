@@ -1,4 +1,4 @@
-//! Ten times as many users as the state cache holds: what ingest's memory does.
+//! Memory of ingest with ten times as many users as its state cache holds.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::load::Load;
 use crate::process::Process;
 use crate::{Options, machine};
 
-/// Prints resident memory by how much is folded.
+/// Prints resident memory after each tenth of the events.
 pub async fn run(options: &Options) {
     let load = Load {
         events: options.number("events", 2_000_000),
@@ -39,8 +39,8 @@ pub async fn run(options: &Options) {
 
 /// Resident memory, in MiB.
 fn resident(pid: u32) -> f64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
-    kilobytes.expect("a number") / 1024.0
+    kilobytes.expect("VmRSS is a number") / 1024.0
 }

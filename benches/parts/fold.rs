@@ -1,4 +1,4 @@
-//! Ingest on a real Kafka and a real Redis, held against a client with the same reads and writes and no fold.
+//! Speed of ingest on a real Kafka and a real Redis, compared with a client with the same reads and writes and no fold.
 
 use std::time::{Duration, Instant};
 
@@ -6,16 +6,15 @@ use nearshore_core::ports::log::Outgoing;
 use nearshore_kafka::Producer;
 
 use crate::bare::{self, Samples, Script};
-use crate::harness::variable;
 use crate::load::{Load, catalogue};
-use crate::process::{Process, Site};
+use crate::process::{Process, Site, TABLE};
 use crate::recorder::{Burst, Recorder, words};
 use crate::{Options, machine, median};
 
-/// Where counting begins: before it, members join and caches are cold.
+/// Share of events after which the rate is measured: before it members join and caches are cold.
 const FROM: f64 = 0.1;
 
-/// Prints the rates of both, interleaved, and their ratio.
+/// Prints the rates of both in interleaved rounds, and their ratio.
 pub async fn run(options: &Options) {
     let load = Load {
         events: options.number("events", 1_000_000),
@@ -30,25 +29,25 @@ pub async fn run(options: &Options) {
         machine()
     );
     let script = record(&site, load).await;
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    let (mut ingest, mut bare) = (Vec::new(), Vec::new());
     for round in 0..options.number("rounds", 3) {
         let (rate, trips) = folded(&site, load, &format!("fold-{round}")).await;
-        site.redis.told(&["FLUSHALL"]).await;
+        site.redis.ask(&["FLUSHALL"]).await;
         let samples = bare::run(&site, &script, &format!("bare-{round}-{}", site.ns)).await;
         let floor = rate_of(&samples, load.events);
         println!(
-            "  round {round}: ours {rate:.0} events/s, {trips:.2} round trips per 1,000 events; bare {floor:.0} events/s; \
+            "  round {round}: ingest {rate:.0} events/s, {trips:.2} round trips per 1,000 events; bare {floor:.0} events/s; \
              ratio {:.2}; {}",
             rate / floor,
             machine()
         );
-        ours.push(rate);
+        ingest.push(rate);
         bare.push(floor);
     }
-    let ratios = ours.iter().zip(&bare).map(|(ours, bare)| ours / bare);
+    let ratios = ingest.iter().zip(&bare).map(|(ingest, bare)| ingest / bare);
     println!(
-        "  medians: ours {:.0}, bare {:.0} events/s, ratio {:.2}",
-        median(ours.clone()),
+        "  medians: ingest {:.0}, bare {:.0} events/s, ratio {:.2}",
+        median(ingest.clone()),
         median(bare.clone()),
         median(ratios.collect())
     );
@@ -57,17 +56,15 @@ pub async fn run(options: &Options) {
 /// Topics, a Redis and a configuration with the shipped defaults.
 pub async fn site(partitions: i32) -> Site {
     let site = Site::open(&[("user_events", partitions, &[])]).await;
-    let path = site.folder().join("nearshore.toml");
-    let text = std::fs::read_to_string(&path).expect("a configuration");
-    let text = text.replace(
-        "quiet_period = \"200ms\"\ntake_every = \"200ms\"\ntakes_per_day = 1000\n",
-        "",
-    );
-    let text = text
-        .replace(&variable("NEARSHORE_TEST_MODEL"), "table:1ms")
-        .replace("names = 3", "names = 20")
-        .replace("batch_max = 4", "batch_max = 64");
-    site.write("nearshore.toml", &text);
+    site.edit(&[
+        (
+            "quiet_period = \"200ms\"\nclaim_every = \"200ms\"\nclaims_per_day = 1000\n",
+            "",
+        ),
+        (TABLE, "table:1ms"),
+        ("names = 3", "names = 20"),
+        ("batch_max = 4", "batch_max = 64"),
+    ]);
     site.send(catalogue(&site.topics.catalog)).await;
     site
 }
@@ -77,11 +74,11 @@ pub async fn fill(producer: &Producer, records: impl Iterator<Item = Outgoing>) 
     let mut records = records.peekable();
     while records.peek().is_some() {
         let some = records.by_ref().take(20_000).collect();
-        producer.send(some).await.expect("written");
+        producer.send(some).await.expect("the records are written");
     }
 }
 
-/// Folds everything once over a wire that listens.
+/// Folds everything once and records the commands to Redis.
 async fn record(site: &Site, load: Load) -> Script {
     let recorder = Recorder::start(site.redis.port);
     let url = format!("redis://127.0.0.1:{}", recorder.port);
@@ -89,7 +86,7 @@ async fn record(site: &Site, load: Load) -> Script {
     samples(site, &process, load.events).await;
     process.terminate().await;
     let bursts = recorder.bursts();
-    tell(&bursts, load);
+    print_commands(&bursts, load);
     let mut requests = Vec::new();
     for lane in site.topics.lanes() {
         for record in site.read(&lane).await {
@@ -106,20 +103,20 @@ async fn record(site: &Site, load: Load) -> Script {
     Script::new(&bursts, requests, load.events)
 }
 
-/// What was said, by what it is for.
-fn tell(bursts: &[Burst], load: Load) {
+/// Prints the number of commands by purpose.
+fn print_commands(bursts: &[Burst], load: Load) {
     let (mut folds, mut deltas, mut cells, mut loads, mut other, mut bytes) = (0, 0, 0, 0, 0, 0);
     for burst in bursts {
         bytes += burst.bytes.len();
-        for said in words(&burst.bytes) {
-            let key = said
+        for command in words(&burst.bytes) {
+            let key = command
                 .get(3)
                 .map(|word| String::from_utf8_lossy(word).into_owned());
-            match (said[0].as_slice(), key) {
+            match (command[0].as_slice(), key) {
                 (b"EVALSHA", Some(key)) if key.ends_with(":state") => folds += 1,
                 (b"EVALSHA", Some(key)) if key.contains(":counts:") => {
                     deltas += 1;
-                    cells += (said.len() - 9) / 2;
+                    cells += (command.len() - 9) / 2;
                 }
                 (b"HMGET", _) => loads += 1,
                 _ => other += 1,
@@ -127,7 +124,7 @@ fn tell(bursts: &[Burst], load: Load) {
         }
     }
     println!(
-        "  Redis was told: {folds} states ({:.1} events each), {deltas} deltas (~{cells} cells), {loads} loads, {other} others; \
+        "  commands to Redis: {folds} states ({:.1} events each), {deltas} deltas (~{cells} cells), {loads} loads, {other} others; \
          {} bursts = {:.2} per 1,000 events; {:.0} bytes an event",
         load.events as f64 / folds as f64,
         bursts.len(),
@@ -141,9 +138,9 @@ fn start(site: &Site, ns: &str, url: &str) -> Process {
     Process::start_with(site, "ingest", &environment)
 }
 
-/// Events per second of the shipped binary from an empty Redis, and its round trips per 1,000 events.
+/// Events per second of the shipped binary with an empty Redis, and its round trips per 1,000 events.
 async fn folded(site: &Site, load: Load, ns: &str) -> (f64, f64) {
-    site.redis.told(&["FLUSHALL"]).await;
+    site.redis.ask(&["FLUSHALL"]).await;
     let mut process = start(site, ns, &site.redis.url());
     let samples = samples(site, &process, load.events).await;
     let trips = process
@@ -156,7 +153,7 @@ async fn folded(site: &Site, load: Load, ns: &str) -> (f64, f64) {
     )
 }
 
-/// Asks the process how many events are done until all are.
+/// Samples the number of folded events until all are folded.
 pub async fn samples(site: &Site, process: &Process, events: usize) -> Samples {
     let topic = format!("topic=\"{}\"", site.topics.user_events);
     let start = Instant::now();
@@ -179,13 +176,13 @@ pub async fn samples(site: &Site, process: &Process, events: usize) -> Samples {
     }
 }
 
-/// Events per second, without the beginning.
+/// Events per second after the first [`FROM`] of them.
 pub fn rate_of(samples: &Samples, events: usize) -> f64 {
     let begun = |(_, done): &&(Instant, usize)| *done as f64 >= events as f64 * FROM;
-    let first = samples.iter().find(begun).expect("it began");
+    let first = samples.iter().find(begun).expect("it has begun");
     let last = samples
         .iter()
         .find(|(_, done)| *done >= events)
-        .expect("it ended");
+        .expect("it has ended");
     (last.1 - first.1) as f64 / last.0.duration_since(first.0).as_secs_f64()
 }

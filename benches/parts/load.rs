@@ -1,4 +1,4 @@
-//! The events that are measured with: a shop of 5,000 SKUs, users who come back, and 20 events at a time of each.
+//! The load of measurements: a catalogue of 5,000 SKUs, and users with visits of 20 events each.
 
 use std::sync::Arc;
 
@@ -7,24 +7,24 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
 
-/// SKUs of the shop, ten to a product.
+/// SKUs of the catalogue, ten to a product.
 pub const SKUS: usize = 5_000;
 
-/// Who does how much.
+/// Size of a load.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// Events in all.
+    /// Number of events.
     pub events: usize,
-    /// Users.
+    /// Number of users.
     pub users: usize,
-    /// Events of one user that follow each other closely.
+    /// Events of one visit of a user.
     pub visit: usize,
 }
 
 /// Users whose visits are interleaved: a flush of 4,000 records with visits of 20 has 200 users.
 const AT_ONCE: usize = 200;
 
-/// Kinds by how often they occur, in hundredths.
+/// Kinds of events with their shares, in hundredths.
 const KINDS: [(&str, u32); 6] = [
     ("impression", 40),
     ("view", 30),
@@ -35,7 +35,7 @@ const KINDS: [(&str, u32); 6] = [
 ];
 
 impl Load {
-    /// The events, in order: visits of 200 users side by side, then of the next 200.
+    /// The events in order: interleaved visits of 200 users, then of the next 200.
     pub fn records(self, topic: &Arc<str>) -> impl Iterator<Item = Outgoing> + use<> {
         let mut rng = StdRng::seed_from_u64(5);
         let topic = topic.clone();
@@ -65,7 +65,7 @@ fn event(rng: &mut StdRng, nth: usize) -> String {
     if kind == "search" {
         return json!({"type": kind, "query": format!("vitamin {}", at), "ts": ts}).to_string();
     }
-    // Some are far more popular than others.
+    // Some SKUs are far more popular than others.
     let sku = (rng.random::<f64>().powi(2) * SKUS as f64) as usize;
     let price = f64::from(100 + (sku as u32 * 7) % 5_000) / 100.0;
     json!({
@@ -75,7 +75,7 @@ fn event(rng: &mut StdRng, nth: usize) -> String {
     .to_string()
 }
 
-/// The shop's catalogue.
+/// Records of the catalogue.
 pub fn catalogue(topic: &Arc<str>) -> Vec<Outgoing> {
     let sku = |nth: usize| {
         let pu = format!("PRODUCT {}", nth / 10);

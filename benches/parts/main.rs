@@ -1,8 +1,8 @@
-//! Measurements on real parts: the shipped binary, a real Kafka and a real Redis. `scripts/bench` starts what they need.
+//! Measurements of the shipped binary with a real Kafka and a real Redis. `scripts/bench` starts what they need.
 //!
-//! Rates of one run are held against each other, never against those of another: machines and their load differ.
+//! Compare rates within one run only: machines and their load differ.
 
-#![allow(dead_code)] // the harness is the tests'
+#![allow(dead_code)] // The harness of the tests has more than the benches use.
 
 mod bare;
 mod flat;
@@ -21,7 +21,7 @@ mod store_faults;
 
 use std::collections::BTreeMap;
 
-/// As the shipped binary has it.
+/// The allocator of the shipped binary.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -77,13 +77,13 @@ fn main() {
         "recovery" => runtime.block_on(recovery::run(&options)),
         "sizing" => runtime.block_on(sizing::run(&options)),
         other => {
-            eprintln!("no measurement {other:?}; see scripts/bench");
+            eprintln!("unknown measurement {other:?}; see scripts/bench");
             std::process::exit(2);
         }
     }
 }
 
-/// Load average, as the machine says it.
+/// Number of cores and load average of the machine.
 pub fn machine() -> String {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load: Vec<&str> = load.split(' ').take(3).collect();
@@ -91,7 +91,7 @@ pub fn machine() -> String {
     format!("{cores} cores, load {}", load.join(" "))
 }
 
-/// The middle of some numbers.
+/// Median of some numbers.
 pub fn median(mut all: Vec<f64>) -> f64 {
     all.sort_by(f64::total_cmp);
     all[all.len() / 2]

@@ -1,4 +1,4 @@
-//! The pure half on the in-process log: what the log itself can deliver, then with decoding, then with the fold.
+//! Speed of pure code on the log in memory: the log alone, then with decoding, then with the fold.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::{Options, machine, median};
 
 const THREADS: usize = 2;
 const PARTITIONS: usize = 8;
-/// Records that one member takes in hand, as the shipped loop does.
+/// Records that a member gathers, as the shipped loop does.
 const GATHER: usize = 4_000;
 
 /// How much is done with each batch.
@@ -35,7 +35,7 @@ enum Depth {
     Fold,
 }
 
-/// Prints rates of the three depths, medians of interleaved rounds.
+/// Prints the rates of the three depths: medians of interleaved rounds.
 pub fn run(options: &Options) {
     let load = Load {
         events: options.number("memory-events", 1_000_000),
@@ -86,7 +86,7 @@ fn filled(load: Load) -> MemoryCluster {
     cluster
 }
 
-/// The shop of [`catalogue`], without rules.
+/// The snapshot of [`catalogue`], without rules.
 pub fn snapshot() -> Arc<Snapshot> {
     let sku = |record: nearshore_core::ports::log::Outgoing| {
         let record = nearshore_core::user::record::Record {
@@ -121,7 +121,7 @@ pub fn snapshot() -> Arc<Snapshot> {
     Arc::new(serving_snapshot(parts, fallbacks))
 }
 
-/// How long it takes until all of a new group's members have come to the end.
+/// Time until all members of a new group have read to the end.
 fn drained(
     cluster: &MemoryCluster,
     (group, depth): (&str, Depth),
@@ -134,14 +134,14 @@ fn drained(
     std::thread::scope(|scope| {
         for mut member in members {
             scope.spawn(move || {
-                let mut held = HashMap::new();
+                let mut loaded = HashMap::new();
                 loop {
                     let batches = gather(&mut member);
                     if batches.is_empty() {
-                        // Members that leave would hand their partitions on.
+                        // A member that leaves would move its partitions to the others.
                         return std::mem::forget(member);
                     }
-                    work(&batches, depth, (&mut held, snapshot));
+                    work(&batches, depth, (&mut loaded, snapshot));
                 }
             });
         }
@@ -170,11 +170,11 @@ fn gather(member: &mut impl Log) -> Vec<Batch> {
     batches
 }
 
-/// As the role does it: decoded, grouped by user, one plan per user.
+/// Handles batches as the member does: decoded, grouped by user, one plan per user.
 fn work(
     batches: &[Batch],
     depth: Depth,
-    (held, snapshot): (&mut HashMap<UserId, Held>, &Snapshot),
+    (loaded, snapshot): (&mut HashMap<UserId, Held>, &Snapshot),
 ) {
     if depth == Depth::Log {
         std::hint::black_box(batches);
@@ -204,10 +204,10 @@ fn work(
         complete_since: &complete,
     };
     for (user, records) in users {
-        let known = held.remove(&user).unwrap_or_default();
+        let known = loaded.remove(&user).unwrap_or_default();
         let mut plan = plan(known, &records, None, &book);
         plan.held.ver += 1;
         std::hint::black_box(&plan.counted);
-        held.insert(user, plan.held);
+        loaded.insert(user, plan.held);
     }
 }

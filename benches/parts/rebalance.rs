@@ -1,4 +1,5 @@
-//! What a rebalance costs over what the broker makes it cost: joins, callbacks, partitions that stay, and a member's death.
+//! What a rebalance costs beyond the broker's own time: joins, callbacks, partitions that stay, and the death of a
+//! member.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use crate::{Options, machine, median};
 
 const PARTITIONS: i32 = 8;
 
-/// Prints all four.
+/// Prints all four measurements.
 pub async fn run(options: &Options) {
     let site = site(PARTITIONS).await;
     println!("rebalance: {}", machine());
@@ -31,7 +32,7 @@ pub async fn run(options: &Options) {
     println!("  {}", machine());
 }
 
-/// The settings of our members, without our code.
+/// A consumer of bare rdkafka with the settings of a member.
 fn bare(site: &Site, group: &str, topic: &str) -> BaseConsumer {
     let consumer: BaseConsumer = config(&site.settings.brokers, group)
         .create()
@@ -61,7 +62,7 @@ fn first_record(consumer: &BaseConsumer) {
     }
 }
 
-/// A thread that polls a member until it is told to stop, and gives it back.
+/// A thread that polls a consumer until it is stopped, and returns it.
 struct Polling {
     stop: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<BaseConsumer>,
@@ -70,9 +71,9 @@ struct Polling {
 impl Polling {
     fn start(consumer: BaseConsumer) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let told = stop.clone();
+        let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
-            while !told.load(Ordering::Relaxed) {
+            while !stopped.load(Ordering::Relaxed) {
                 let _ = consumer.poll(Duration::from_millis(50));
             }
             consumer
@@ -86,7 +87,7 @@ impl Polling {
     }
 }
 
-/// From the second member's subscription to its first record, with bare clients.
+/// Seconds from the subscription of a second consumer to its first record, with bare rdkafka.
 fn bare_join(site: &Site, topic: &str) -> f64 {
     let group = fresh("bare");
     let old = bare(site, &group, topic);
@@ -101,15 +102,19 @@ fn bare_join(site: &Site, topic: &str) -> f64 {
 }
 
 async fn first_batch(log: &mut KafkaLog) {
-    let first =
-        async { while !matches!(log.next().await.expect("goes on"), Delivery::Batch(_)) {} };
+    let first = async {
+        while !matches!(
+            log.next().await.expect("the member reads"),
+            Delivery::Batch(_)
+        ) {}
+    };
     tokio::time::timeout(LIMIT, first).await.expect("a record");
 }
 
-/// The same through us; the role of the old owner does not even ask for what is read.
-async fn our_join(site: &Site, topic: &str) -> f64 {
-    let group = fresh("ours");
-    let join = || KafkaLog::join(&site.settings, &group, &[topic]).expect("joins");
+/// The same with [`KafkaLog`]; the old owner does not read its records meanwhile.
+async fn log_join(site: &Site, topic: &str) -> f64 {
+    let group = fresh("log");
+    let join = || KafkaLog::join(&site.settings, &group, &[topic]).expect("valid settings");
     let mut old = join();
     first_batch(&mut old).await;
     let start = Instant::now();
@@ -128,7 +133,10 @@ async fn topic(site: &Site) -> String {
         partitions: PARTITIONS,
         config: BTreeMap::new(),
     };
-    site.admin.ensure(&[new]).await.expect("created");
+    site.admin
+        .ensure(&[new])
+        .await
+        .expect("the topic is created");
     name
 }
 
@@ -146,25 +154,25 @@ async fn joins(site: &Site, pairs: usize) {
     let topic = topic(site).await;
     site.send((0..4_000).map(|nth| note(&topic, nth)).collect())
         .await;
-    let (mut floors, mut ours) = (Vec::new(), Vec::new());
+    let (mut floors, mut logs) = (Vec::new(), Vec::new());
     for _ in 0..pairs {
         floors.push(tokio::task::block_in_place(|| bare_join(site, &topic)));
-        ours.push(our_join(site, &topic).await);
+        logs.push(log_join(site, &topic).await);
     }
-    let ratios = ours.iter().zip(&floors).map(|(ours, floor)| ours / floor);
+    let ratios = logs.iter().zip(&floors).map(|(log, floor)| log / floor);
     println!("  a join, subscription to first record, {pairs} pairs:");
-    println!("    bare {floors:.3?} s\n    ours {ours:.3?} s");
+    println!("    bare {floors:.3?} s\n    log  {logs:.3?} s");
     println!(
-        "    medians: bare {:.3} s, ours {:.3} s; ratio of pairs {:.2}, overhead {:+.0} ms",
+        "    medians: bare {:.3} s, log {:.3} s; ratio of pairs {:.2}, overhead {:+.0} ms",
         median(floors.clone()),
-        median(ours.clone()),
+        median(logs.clone()),
         median(ratios.collect()),
-        1000.0 * (median(ours) - median(floors))
+        1000.0 * (median(logs) - median(floors))
     );
 }
 
-/// Partitions that a member keeps while others come: how long nothing of them is delivered, at most. Beside a bare client,
-/// which librdkafka may leave asleep after its own pause.
+/// Longest time without a delivery from partitions that a member keeps while others join. Compared with a bare
+/// consumer, which librdkafka may wake late after its own pause.
 async fn stays(site: &Site, joins: usize) {
     let topic = topic(site).await;
     let (producer, name) = (site.producer.clone(), topic.clone());
@@ -173,21 +181,21 @@ async fn stays(site: &Site, joins: usize) {
         for round in 0.. {
             ticks.tick().await;
             let some = (0..64).map(|nth| note(&name, round * 64 + nth)).collect();
-            producer.send(some).await.expect("written");
+            producer.send(some).await.expect("the records are written");
         }
     });
     let group = fresh("stays");
-    let mut old = KafkaLog::join(&site.settings, &group, &[&topic]).expect("joins");
+    let mut old = KafkaLog::join(&site.settings, &group, &[&topic]).expect("valid settings");
     first_batch(&mut old).await;
     let quiet = gaps(&mut old, Duration::from_secs(5)).await;
-    let mut moved = Vec::new();
+    let mut silences = Vec::new();
     for _ in 0..joins {
-        let mut new = KafkaLog::join(&site.settings, &group, &[&topic]).expect("joins");
+        let mut new = KafkaLog::join(&site.settings, &group, &[&topic]).expect("valid settings");
         let reading = tokio::spawn(async move {
             first_batch(&mut new).await;
             new
         });
-        moved.push(gaps(&mut old, Duration::from_secs(8)).await);
+        silences.push(gaps(&mut old, Duration::from_secs(8)).await);
         reading.await.expect("no panic").close().await;
         gaps(&mut old, Duration::from_secs(5)).await;
     }
@@ -195,7 +203,7 @@ async fn stays(site: &Site, joins: usize) {
     let bare = tokio::task::block_in_place(|| bare_stays(site, &topic, joins));
     feeding.abort();
     println!(
-        "  partitions that stay, records every 10 ms: longest silence {quiet:.3} s before, {moved:.3?} s while others join; a bare client's {bare:.3?} s"
+        "  partitions that stay, records every 10 ms: longest silence {quiet:.3} s before, {silences:.3?} s while others join; of a bare consumer {bare:.3?} s"
     );
 }
 
@@ -220,23 +228,27 @@ fn bare_gaps(consumer: &BaseConsumer, span: Duration) -> f64 {
     let mut silences = Silences::default();
     while Instant::now() < end {
         if let Some(Ok(message)) = consumer.poll(Duration::from_millis(50)) {
-            silences.heard(message.partition());
+            silences.delivered(message.partition());
         }
     }
-    let ours = consumer.assignment().expect("a member");
-    let kept: Vec<i32> = ours.elements().iter().map(|it| it.partition()).collect();
+    let assigned = consumer.assignment().expect("a member");
+    let kept: Vec<i32> = assigned
+        .elements()
+        .iter()
+        .map(|it| it.partition())
+        .collect();
     silences.last.retain(|number, _| kept.contains(number));
     silences.longest(end)
 }
 
-/// When each partition was heard last, and its longest silence so far.
+/// Time of the last delivery of each partition, and its longest silence so far.
 #[derive(Default)]
 struct Silences {
     last: BTreeMap<i32, (Instant, f64)>,
 }
 
 impl Silences {
-    fn heard(&mut self, number: i32) {
+    fn delivered(&mut self, number: i32) {
         let now = Instant::now();
         let (before, longest) = self.last.entry(number).or_insert((now, 0.0));
         *longest = longest.max(now.duration_since(*before).as_secs_f64());
@@ -251,13 +263,13 @@ impl Silences {
     }
 }
 
-/// The longest silence of any partition that was ours all the time.
+/// Longest silence of a partition that was assigned all the time.
 async fn gaps(log: &mut KafkaLog, span: Duration) -> f64 {
     let end = Instant::now() + span;
     let mut silences = Silences::default();
     while let Ok(delivery) = tokio::time::timeout_at(end.into(), log.next()).await {
-        match delivery.expect("goes on") {
-            Delivery::Batch(batch) => silences.heard(batch.partition.number),
+        match delivery.expect("the member reads") {
+            Delivery::Batch(batch) => silences.delivered(batch.partition.number),
             Delivery::Revoked { partitions, .. } => {
                 let moved: Vec<i32> = partitions.iter().map(|it| it.number).collect();
                 silences.last.retain(|number, _| !moved.contains(number));
@@ -271,19 +283,18 @@ async fn gaps(log: &mut KafkaLog, span: Duration) -> f64 {
     silences.longest(end)
 }
 
-/// Members come and go while every place of the model is taken.
+/// Rebalance callbacks while the model is busy: members join and leave.
 async fn callbacks(site: &Site, comings: usize) {
-    let path = site.folder().join("nearshore.toml");
-    let before = std::fs::read_to_string(&path).expect("a configuration");
-    let slow = before
-        .replace("table:1ms", "table:15s")
-        .replace("batch_max = 64", "batch_max = 4\nunserved_max = 200");
-    site.write("nearshore.toml", &format!("{slow}\n"));
+    let before = site.config();
+    site.edit(&[
+        ("table:1ms", "table:15s"),
+        ("batch_max = 64", "batch_max = 4\nunserved_max = 200"),
+    ]);
     let ingest = Process::ready(site, "ingest").await;
     let generate = Process::ready(site, "generate").await;
     let users = (0..2_000).map(|nth| site.bought(&format!("busy-{nth}"), nth));
     site.send(users.collect()).await;
-    // Due after the quiet period; from then on a batch is always in hand.
+    // Requests are due after the quiet period; from then on a batch is always in flight.
     eventually(LIMIT, || async {
         match generate.metric("nearshore_requests_waiting", "").await {
             waiting if waiting >= 190.0 => Ok(()),
@@ -319,17 +330,15 @@ async fn callbacks(site: &Site, comings: usize) {
     site.write("nearshore.toml", &before);
 }
 
-/// SIGKILL of one member of each role until a user of theirs has a new list, beside a bare client's death.
+/// Time from SIGKILL of one member of each role until their users have new lists, compared with the death of a bare
+/// consumer.
 async fn death(site: &Site, users: usize) {
     let floor = tokio::task::block_in_place(|| bare_death(site));
-    site.redis.told(&["FLUSHALL"]).await;
-    let path = site.folder().join("nearshore.toml");
-    let text = std::fs::read_to_string(&path).expect("a configuration");
-    let text = text.replace(
+    site.redis.ask(&["FLUSHALL"]).await;
+    site.edit(&[(
         "[trigger]\n",
-        "[trigger]\nquiet_period = \"100ms\"\ntake_every = \"100ms\"\ntakes_per_day = 100000\n",
-    );
-    site.write("nearshore.toml", &text);
+        "[trigger]\nquiet_period = \"100ms\"\nclaim_every = \"100ms\"\nclaims_per_day = 100000\n",
+    )]);
     let load = Load {
         events: users * 4,
         users,
@@ -345,7 +354,7 @@ async fn death(site: &Site, users: usize) {
         Process::with(site, "generate", &environment).await,
     ];
     let mut generate = Process::with(site, "generate", &environment).await;
-    // A list each, first: minutes.
+    // First every user gets a list, which takes minutes.
     eventually(LIMIT * 20, || async {
         let waits = others[1].metric("nearshore_requests_waiting", "").await
             + generate.metric("nearshore_requests_waiting", "").await;
@@ -360,18 +369,18 @@ async fn death(site: &Site, users: usize) {
     let start = now();
     ingest.kill();
     generate.kill();
-    let asked: Vec<String> = (0..64).map(|nth| format!("user-{:08}", nth * 97)).collect();
+    let buyers: Vec<String> = (0..64).map(|nth| format!("user-{:08}", nth * 97)).collect();
     site.send(
-        asked
+        buyers
             .iter()
             .enumerate()
             .map(|(nth, user)| site.bought(user, nth))
             .collect(),
     )
     .await;
-    let waits = waits(site, (&asked, start)).await;
+    let waits = waits(site, (&buyers, start)).await;
     println!(
-        "  SIGKILL of one of two members of each role, {users} users of state: a bare client's partitions are read again after {floor:.2} s;"
+        "  SIGKILL of one of two members of each role, {users} users of state: partitions of a bare consumer are read again after {floor:.2} s;"
     );
     println!(
         "    64 users who bought something in that moment: first list after {:.2} s, median {:.2} s, last {:.2} s",
@@ -381,7 +390,7 @@ async fn death(site: &Site, users: usize) {
     );
 }
 
-/// SIGKILL of a bare member, until another reads what its partitions had: the broker's own time.
+/// Seconds from SIGKILL of a bare consumer until another one reads its partitions: the broker's own time.
 fn bare_death(site: &Site) -> f64 {
     let handle = tokio::runtime::Handle::current();
     let topic = handle.block_on(topic(site));
@@ -399,7 +408,7 @@ fn bare_death(site: &Site) -> f64 {
         }
     };
     owned(PARTITIONS as usize);
-    let own = std::env::current_exe().expect("this program");
+    let program = std::env::current_exe().expect("this program");
     let words = [
         "member",
         "--brokers",
@@ -409,7 +418,7 @@ fn bare_death(site: &Site) -> f64 {
         "--topic",
         &topic,
     ];
-    let mut other = std::process::Command::new(own)
+    let mut other = std::process::Command::new(program)
         .args(words)
         .spawn()
         .expect("starts");
@@ -419,7 +428,7 @@ fn bare_death(site: &Site) -> f64 {
         let _ = new.poll(Duration::from_millis(20));
     }
     let start = Instant::now();
-    other.kill().expect("it runs");
+    other.kill().expect("it is killed");
     owned(PARTITIONS as usize);
     send(800);
     first_record(&new);
@@ -428,7 +437,7 @@ fn bare_death(site: &Site) -> f64 {
     took
 }
 
-/// A bare member in a process of its own, to be killed.
+/// A bare consumer in a process of its own, to be killed.
 pub fn member(options: &Options) {
     let consumer: BaseConsumer = config(options.text("brokers"), options.text("group"))
         .create()
@@ -441,16 +450,16 @@ pub fn member(options: &Options) {
     }
 }
 
-/// Seconds from then until each user has a list that was made since, sorted.
-async fn waits(site: &Site, (asked, since): (&[String], Timestamp)) -> Vec<f64> {
+/// Seconds from `since` until each user has a list that was made after it, sorted.
+async fn waits(site: &Site, (buyers, since): (&[String], Timestamp)) -> Vec<f64> {
     let mut found = BTreeMap::new();
     let deadline = Instant::now() + LIMIT;
-    while found.len() < asked.len() {
+    while found.len() < buyers.len() {
         assert!(
             Instant::now() < deadline,
             "{} of {}",
             found.len(),
-            asked.len()
+            buyers.len()
         );
         for record in site.read(&site.topics.recall_updates).await {
             let key =
@@ -461,7 +470,7 @@ async fn waits(site: &Site, (asked, since): (&[String], Timestamp)) -> Vec<f64> 
                 .as_deref()
                 .and_then(|value| Update::parse(value).ok());
             if record.time > since
-                && asked.contains(&user)
+                && buyers.contains(&user)
                 && update.is_some_and(|it| it.doc.at >= since)
             {
                 found

@@ -1,62 +1,72 @@
-//! A wire to Redis that writes down what goes over it, so that a client without a fold can say the same again.
+//! A TCP proxy to Redis that records the commands, so that a client without a fold can send the same.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What was asked in one go, before the next answer was read.
+/// Commands that were sent together, before the next answer was read.
 pub struct Burst {
-    /// Commands as they went over the wire.
+    /// The commands as they were sent.
     pub bytes: Vec<u8>,
-    /// How many.
+    /// Number of commands.
     pub commands: usize,
 }
 
 #[derive(Default)]
-struct Tape {
+struct Recording {
     bytes: Vec<u8>,
-    /// Where an answer came.
+    /// Places where an answer came.
     cuts: Vec<usize>,
 }
 
-/// See the module.
+/// A proxy that records.
 pub struct Recorder {
     pub port: u16,
-    tapes: Arc<Mutex<Vec<Arc<Mutex<Tape>>>>>,
+    recordings: Arc<Mutex<Vec<Arc<Mutex<Recording>>>>>,
 }
 
 impl Recorder {
-    /// A wire to the Redis at this port.
+    /// Starts a proxy to the Redis at this port.
     pub fn start(redis: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("bound").port();
-        let tapes: Arc<Mutex<Vec<Arc<Mutex<Tape>>>>> = Arc::default();
-        let all = tapes.clone();
+        let recordings: Arc<Mutex<Vec<Arc<Mutex<Recording>>>>> = Arc::default();
+        let all = recordings.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                let tape = Arc::new(Mutex::new(Tape::default()));
+                let recording = Arc::new(Mutex::new(Recording::default()));
                 all.lock()
                     .unwrap_or_else(PoisonError::into_inner)
-                    .push(tape.clone());
-                let server = TcpStream::connect(("127.0.0.1", redis)).expect("redis listens");
-                wire(client, server, tape);
+                    .push(recording.clone());
+                let server = TcpStream::connect(("127.0.0.1", redis)).expect("Redis listens");
+                forward(client, server, recording);
             }
         });
-        Self { port, tapes }
+        Self { port, recordings }
     }
 
-    /// The bursts of the connection that said most.
+    /// Bursts of the connection that sent most.
     pub fn bursts(&self) -> Vec<Burst> {
-        let tapes = self.tapes.lock().unwrap_or_else(PoisonError::into_inner);
-        let longest = tapes
-            .iter()
-            .max_by_key(|tape| tape.lock().map_or(0, |tape| tape.bytes.len()));
-        let longest = longest.expect("somebody connected");
-        let tape = longest.lock().unwrap_or_else(PoisonError::into_inner);
+        let recordings = self
+            .recordings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let longest = recordings.iter().max_by_key(|recording| {
+            recording
+                .lock()
+                .map_or(0, |recording| recording.bytes.len())
+        });
+        let longest = longest.expect("a client connected");
+        let recording = longest.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut bursts, mut from) = (Vec::new(), 0);
-        for cut in tape.cuts.iter().copied().chain([tape.bytes.len()]) {
-            let bytes = &tape.bytes[from..cut];
-            // An answer may have begun before the question was read to its end.
+        for cut in recording
+            .cuts
+            .iter()
+            .copied()
+            .chain([recording.bytes.len()])
+        {
+            let bytes = &recording.bytes[from..cut];
+            // An answer may have begun before the commands were read to their end.
             if let Some(commands) = commands(bytes).filter(|many| *many > 0) {
                 bursts.push(Burst {
                     bytes: bytes.to_vec(),
@@ -69,19 +79,20 @@ impl Recorder {
     }
 }
 
-fn wire(client: TcpStream, server: TcpStream, tape: Arc<Mutex<Tape>>) {
+/// Forwards both directions and records the first.
+fn forward(client: TcpStream, server: TcpStream, recording: Arc<Mutex<Recording>>) {
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (mut from, mut to) = (
         client.try_clone().expect("cloned"),
         server.try_clone().expect("cloned"),
     );
-    let asked = tape.clone();
+    let commands = recording.clone();
     std::thread::spawn(move || {
         let mut buffer = vec![0; 1 << 16];
         while let Ok(many @ 1..) = from.read(&mut buffer) {
-            let mut tape = asked.lock().unwrap_or_else(PoisonError::into_inner);
-            tape.bytes.extend_from_slice(&buffer[..many]);
-            drop(tape);
+            let mut recording = commands.lock().unwrap_or_else(PoisonError::into_inner);
+            recording.bytes.extend_from_slice(&buffer[..many]);
+            drop(recording);
             if to.write_all(&buffer[..many]).is_err() {
                 return;
             }
@@ -91,12 +102,12 @@ fn wire(client: TcpStream, server: TcpStream, tape: Arc<Mutex<Tape>>) {
     std::thread::spawn(move || {
         let mut buffer = vec![0; 1 << 16];
         while let Ok(many @ 1..) = from.read(&mut buffer) {
-            let mut tape = tape.lock().unwrap_or_else(PoisonError::into_inner);
-            let here = tape.bytes.len();
-            if tape.cuts.last() != Some(&here) {
-                tape.cuts.push(here);
+            let mut recording = recording.lock().unwrap_or_else(PoisonError::into_inner);
+            let here = recording.bytes.len();
+            if recording.cuts.last() != Some(&here) {
+                recording.cuts.push(here);
             }
-            drop(tape);
+            drop(recording);
             if to.write_all(&buffer[..many]).is_err() {
                 return;
             }
@@ -104,7 +115,7 @@ fn wire(client: TcpStream, server: TcpStream, tape: Arc<Mutex<Tape>>) {
     });
 }
 
-/// How many whole commands these bytes are; none if they end within one.
+/// Number of commands in these bytes; `None` if they end within one.
 fn commands(mut bytes: &[u8]) -> Option<usize> {
     let mut many = 0;
     while !bytes.is_empty() {
@@ -126,7 +137,7 @@ fn number(bytes: &mut &[u8], sign: u8) -> Option<usize> {
     text.parse().ok().filter(|_| *first == sign)
 }
 
-/// The words of each command of a burst.
+/// The words of each command.
 pub fn words(mut bytes: &[u8]) -> Vec<Vec<Vec<u8>>> {
     let mut all = Vec::new();
     while !bytes.is_empty() {

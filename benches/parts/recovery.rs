@@ -1,4 +1,4 @@
-//! How long a generate worker takes for a backlog, beside what its model alone would take.
+//! Time that a generate worker takes for a backlog, compared with the time of its model alone.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::{Options, machine};
 /// Users of a batch.
 const BATCH: usize = 16;
 
-/// What the model takes for a batch, in milliseconds.
+/// Time of the model for a batch, in milliseconds.
 const MODEL_MS: u64 = 50;
 
 /// Prints the time from ready to the last list, and its ratio to backlog / capacity.
@@ -38,21 +38,15 @@ pub async fn run(options: &Options) {
 
 async fn slow_site() -> Site {
     let site = site(16).await;
-    let path = site.folder().join("nearshore.toml");
-    let text = std::fs::read_to_string(&path).expect("a configuration");
-    let text = text
-        .replace("table:1ms", &format!("table:{MODEL_MS}ms"))
-        .replace("batch_max = 64", &format!("batch_max = {BATCH}"))
-        .replace("[trigger]\n", "[trigger]\nquiet_period = \"1s\"\n");
-    assert!(
-        text.contains("quiet_period = \"1s\""),
-        "a section of triggers"
-    );
-    site.write("nearshore.toml", &text);
+    site.edit(&[
+        ("table:1ms", &format!("table:{MODEL_MS}ms")),
+        ("batch_max = 64", &format!("batch_max = {BATCH}")),
+        ("[trigger]\n", "[trigger]\nquiet_period = \"1s\"\n"),
+    ]);
     site
 }
 
-/// Folds an event of each user; how many requests there are then.
+/// Folds one event of each user; the number of requests then.
 async fn backlog(site: &Site, users: usize) -> i64 {
     let load = Load {
         events: users,
@@ -64,12 +58,12 @@ async fn backlog(site: &Site, users: usize) -> i64 {
     samples(site, &ingest, load.events).await;
     let requests = requests(site, users as i64).await;
     ingest.terminate().await;
-    // Everyone is due: a backlog is what could be served, not what waits for its time.
+    // Wait until all are due: a backlog is what could be served.
     tokio::time::sleep(Duration::from_secs(3)).await;
     requests
 }
 
-/// Waits until everyone's request is on the lanes.
+/// Waits until the lanes have a request of every user; their number.
 async fn requests(site: &Site, users: i64) -> i64 {
     let on_lanes = || async {
         let lanes = &site.topics;
@@ -85,7 +79,7 @@ async fn requests(site: &Site, users: i64) -> i64 {
     on_lanes().await
 }
 
-/// Seconds until the worker is ready, and from then to the last list.
+/// Seconds until the worker is ready, and from then until the last list.
 async fn drain(site: &Site, users: usize) -> (f64, f64) {
     let start = Instant::now();
     let mut generate = Process::with(site, "generate", &[]).await;

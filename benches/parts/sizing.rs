@@ -1,4 +1,4 @@
-//! What users, lists and counts take in Redis, how processes share a topic, and how a cluster spreads keys.
+//! Memory of users, lists and counts in Redis, how processes share a topic, and how a cluster spreads keys.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::load::Load;
 use crate::process::{LIMIT, Process, Site};
 use crate::{Options, machine};
 
-/// Prints what `docs/sizing.md` says.
+/// Prints the figures of `docs/sizing.md`.
 pub async fn run(options: &Options) {
     let load = Load {
         events: options.number("events", 1_000_000),
@@ -29,7 +29,7 @@ pub async fn run(options: &Options) {
     cluster(&site, load).await;
 }
 
-/// Bytes of Redis by what they are for.
+/// Bytes in Redis by purpose.
 async fn memory(site: &Site, load: Load) {
     let empty = site.redis.info("memory", "used_memory").await;
     let url = site.redis.url();
@@ -81,7 +81,7 @@ async fn memory(site: &Site, load: Load) {
     );
 }
 
-/// Keys and bytes by what stands in them, as Redis counts them.
+/// Keys and bytes by kind of key, as Redis counts them.
 async fn by_kind(site: &Site) -> BTreeMap<String, (u64, u64)> {
     let script = "local cursor, all = '0', {} repeat local page = redis.call('SCAN', cursor, 'COUNT', 1000) cursor = page[1] \
         for _, key in ipairs(page[2]) do local kind = string.match(key, '}:([a-z]+)') or 'other' \
@@ -90,7 +90,7 @@ async fn by_kind(site: &Site) -> BTreeMap<String, (u64, u64)> {
         known[2] = known[2] + redis.call('MEMORY', 'USAGE', key, 'SAMPLES', '0') all[kind] = known end until cursor == '0' \
         local out = {} for kind, known in pairs(all) do out[#out + 1] = kind .. ' ' .. known[1] .. ' ' .. known[2] end \
         return table.concat(out, ',')";
-    let text = site.redis.told(&["EVAL", script, "0"]).await;
+    let text = site.redis.ask(&["EVAL", script, "0"]).await;
     let row = |row: &str| {
         let words: Vec<&str> = row.split(' ').collect();
         let number = |nth: usize| words[nth].parse::<f64>().expect("a number") as u64;
@@ -104,14 +104,14 @@ fn start(site: &Site, ns: &str, url: &str) -> Process {
     Process::start_with(site, "ingest", &environment)
 }
 
-/// How so many members share the topic, and what they fold together.
+/// The share of each of so many members, and their rate together.
 async fn shared(site: &Site, load: Load, processes: usize) {
-    site.redis.told(&["FLUSHALL"]).await;
+    site.redis.ask(&["FLUSHALL"]).await;
     let ns = format!("shared-{processes}");
     let url = site.redis.url();
     let members: Vec<Process> = (0..processes).map(|_| start(site, &ns, &url)).collect();
     let topic = format!("topic=\"{}\"", site.topics.user_events);
-    let mut seen = Vec::new();
+    let mut samples = Vec::new();
     let split = loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let mut split = Vec::new();
@@ -123,14 +123,14 @@ async fn shared(site: &Site, load: Load, processes: usize) {
             });
         }
         let all: usize = split.iter().sum();
-        seen.push((Instant::now(), all));
+        samples.push((Instant::now(), all));
         if all >= load.events {
             break split;
         }
     };
     println!(
         "  {processes} processes: {:.0} events/s together, split {split:?}; {}",
-        rate_of(&seen, load.events),
+        rate_of(&samples, load.events),
         machine()
     );
 }
@@ -143,30 +143,30 @@ async fn cluster(site: &Site, load: Load) {
         url: url.clone(),
         ..RedisSettings::default()
     });
-    let store = store.expect("a url");
+    let store = store.expect("a valid url");
     store.lineage().await.expect("the cluster answers");
     let mut ingest = start(site, "spread", &url);
-    let seen = samples(site, &ingest, load.events).await;
+    let sampled = samples(site, &ingest, load.events).await;
     ingest.terminate().await;
     println!(
         "  cluster of three: {:.0} events/s",
-        rate_of(&seen, load.events)
+        rate_of(&sampled, load.events)
     );
     for node in nodes.split(',') {
-        let client = redis::Client::open(format!("redis://{node}")).expect("a url");
+        let client = redis::Client::open(format!("redis://{node}")).expect("a valid url");
         let mut conn = client
             .get_multiplexed_async_connection()
             .await
-            .expect("it answers");
+            .expect("Redis answers");
         let keys: u64 = redis::cmd("DBSIZE")
             .query_async(&mut conn)
             .await
-            .expect("it answers");
+            .expect("Redis answers");
         let info: String = redis::cmd("INFO")
             .arg("memory")
             .query_async(&mut conn)
             .await
-            .expect("it answers");
+            .expect("Redis answers");
         let bytes = info
             .lines()
             .find_map(|line| line.strip_prefix("used_memory:"))

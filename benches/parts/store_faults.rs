@@ -1,12 +1,11 @@
-//! A Redis of one measurement's own; the harness looks for it under this name.
+//! A Redis of one measurement. The harness of the tests expects it under this module name.
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use crate::harness::{eventually, variable};
+use crate::harness::{LIMIT, eventually, variable};
 
-/// See the module; it ends with its owner.
+/// A running redis-server; it ends when dropped.
 pub struct Server {
     pub port: u16,
     child: Child,
@@ -18,7 +17,7 @@ impl Server {
         let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = free.local_addr().expect("bound").port();
         drop(free);
-        let dir = tempfile::tempdir().expect("a folder");
+        let dir = tempfile::tempdir().expect("a temporary folder");
         let child = Command::new(variable("NEARSHORE_TEST_REDIS_SERVER"))
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
             .args(["--save", "", "--appendonly", "no"])
@@ -29,8 +28,8 @@ impl Server {
             .spawn()
             .expect("redis-server starts");
         let server = Self { port, child, dir };
-        eventually(Duration::from_secs(10), || async {
-            server.tell(&["PING"]).await.map_err(|e| e.to_string())
+        eventually(LIMIT, || async {
+            server.try_ask(&["PING"]).await.map_err(|e| e.to_string())
         })
         .await;
         server
@@ -40,20 +39,21 @@ impl Server {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    async fn tell(&self, words: &[&str]) -> redis::RedisResult<String> {
+    async fn try_ask(&self, words: &[&str]) -> redis::RedisResult<String> {
         let client = redis::Client::open(self.url())?;
         let mut conn = client.get_multiplexed_async_connection().await?;
         let mut cmd = redis::cmd(words[0]);
         cmd.arg(&words[1..]).query_async(&mut conn).await
     }
 
-    pub async fn told(&self, words: &[&str]) -> String {
-        self.tell(words).await.expect("redis answers")
+    /// Runs a command; its answer as text.
+    pub async fn ask(&self, words: &[&str]) -> String {
+        self.try_ask(words).await.expect("Redis answers")
     }
 
-    /// A number of `INFO`.
+    /// A number from `INFO`.
     pub async fn info(&self, section: &str, field: &str) -> f64 {
-        let text = self.told(&["INFO", section]).await;
+        let text = self.ask(&["INFO", section]).await;
         let line = text
             .lines()
             .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));

@@ -1,11 +1,13 @@
-//! A user's stored state, read by the documented encoding (decision 7) with a reader of its own: version byte, then
-//! postcard, of which only variable-length integers, texts, sequences, options and doubles occur.
+//! Decodes a user's stored state by the documented encoding (decision 7): a version byte, then postcard with
+//! variable-length integers, texts, sequences, options and doubles only.
+//!
+//! It shares no code with the product.
 
 use anyhow::{Context, bail, ensure};
 
 use crate::topics::Place;
 
-/// One event of the window as stored.
+/// One event of the window.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WindowEvent {
     pub time: i64,
@@ -16,14 +18,14 @@ pub struct WindowEvent {
     pub price: Option<f64>,
 }
 
-/// What is in a blob.
+/// The contents of a blob.
 #[derive(Debug, Default, PartialEq)]
 pub struct Stored {
     pub window: Vec<WindowEvent>,
     pub fences: Vec<Place>,
 }
 
-/// Bytes of which the front is read.
+/// The bytes that are not read yet.
 struct Bytes<'a>(&'a [u8]);
 
 impl Bytes<'_> {
@@ -33,7 +35,7 @@ impl Bytes<'_> {
         Ok(*first)
     }
 
-    /// Seven bits a byte, the lowest first.
+    /// An integer with seven bits in each byte, lowest first.
     fn number(&mut self) -> anyhow::Result<u64> {
         let mut number = 0;
         for shift in (0..70).step_by(7) {
@@ -46,7 +48,7 @@ impl Bytes<'_> {
         bail!("a number without an end")
     }
 
-    /// Signed: 0, -1, 1, -2 are 0, 1, 2, 3.
+    /// A signed integer: 0, -1, 1, -2 are stored as 0, 1, 2, 3.
     fn signed(&mut self) -> anyhow::Result<i64> {
         let number = self.number()?;
         Ok((number >> 1).cast_signed() ^ -((number & 1).cast_signed()))
@@ -68,7 +70,7 @@ impl Bytes<'_> {
 
     fn many<T>(&mut self, one: impl Fn(&mut Self) -> anyhow::Result<T>) -> anyhow::Result<Vec<T>> {
         let many = self.number()?;
-        ensure!(many <= self.0.len() as u64, "{many} of something");
+        ensure!(many <= self.0.len() as u64, "a sequence of {many}");
         (0..many).map(|_| one(self)).collect()
     }
 
@@ -96,15 +98,15 @@ fn item(code: u8) -> anyhow::Result<&'static str> {
 pub fn read(blob: &[u8]) -> anyhow::Result<Stored> {
     let mut bytes = Bytes(blob);
     let stored = match bytes.byte()? {
-        1 => one(&mut bytes)?,
-        2 => two(&mut bytes)?,
+        1 => version_1(&mut bytes)?,
+        2 => version_2(&mut bytes)?,
         other => bail!("version {other}"),
     };
     ensure!(bytes.0.is_empty(), "{} bytes too many", bytes.0.len());
     Ok(stored)
 }
 
-fn one(bytes: &mut Bytes<'_>) -> anyhow::Result<Stored> {
+fn version_1(bytes: &mut Bytes<'_>) -> anyhow::Result<Stored> {
     let window = bytes.many(|bytes| {
         Ok(WindowEvent {
             time: bytes.signed()?,
@@ -122,7 +124,7 @@ fn one(bytes: &mut Bytes<'_>) -> anyhow::Result<Stored> {
     Ok(Stored { window, fences })
 }
 
-fn two(bytes: &mut Bytes<'_>) -> anyhow::Result<Stored> {
+fn version_2(bytes: &mut Bytes<'_>) -> anyhow::Result<Stored> {
     let topics = bytes.many(Bytes::text)?;
     let mut partitions = bytes.many(|bytes| {
         ensure!(bytes.number()? == 0, "incarnation");

@@ -1,5 +1,5 @@
-//! A member of the ingest group that is broken on purpose: the product's own parts with a loop that commits too
-//! early, or forgets what it has in hand when partitions move. The harness starts itself as one of these.
+//! An ingest member that is broken on purpose: the product's own parts with a loop that commits too early, or forgets
+//! the batches in hand when partitions move. The harness starts its own program as such a member.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -23,10 +23,10 @@ use crate::plan::Break;
 
 type Member = Ingest<KafkaLog, RedisStore>;
 
-/// Records wait in hand for so long, as under load.
+/// How long batches are gathered before they are folded, as under load.
 const IN_HAND: Duration = Duration::from_millis(400);
 
-/// Runs one until SIGTERM.
+/// Runs a broken member until SIGTERM.
 pub async fn run(broken: Break, config: &Path) -> anyhow::Result<()> {
     let variables = std::env::vars().filter(|(name, _)| name.starts_with("NEARSHORE__"));
     let config = Config::load(Some(config), variables);
@@ -37,7 +37,7 @@ pub async fn run(broken: Break, config: &Path) -> anyhow::Result<()> {
     let snapshot = loader.snapshot();
     let catalogue = tail(&config.kafka, &config.topics.catalog, &BTreeMap::new()).await?;
     let watching = tokio::spawn(loader.run(catalogue, cancel.clone()));
-    tokio::spawn(say_ready(config.http.listen));
+    tokio::spawn(serve_ready(config.http.listen));
     ready.wait_for(|ready| *ready).await?;
     let group = format!("nearshore-ingest-{}", config.namespace);
     let topics = [&*config.topics.user_events, &*config.topics.profile_changes];
@@ -63,7 +63,7 @@ pub async fn run(broken: Break, config: &Path) -> anyhow::Result<()> {
     let _ = member.commit().await;
     member.into_log().close().await;
     cancel.cancel();
-    watching.await?.context("the keeper")
+    watching.await?.context("the snapshot loader")
 }
 
 fn loader_settings(config: &Config) -> loader::LoaderSettings {
@@ -82,7 +82,8 @@ fn loader_settings(config: &Config) -> loader::LoaderSettings {
     }
 }
 
-async fn say_ready(listen: std::net::SocketAddr) {
+/// Answers 200 to every request.
+async fn serve_ready(listen: std::net::SocketAddr) {
     let Ok(listener) = tokio::net::TcpListener::bind(listen).await else {
         return;
     };
@@ -93,6 +94,7 @@ async fn say_ready(listen: std::net::SocketAddr) {
     }
 }
 
+/// Where reading would resume after each batch.
 fn ends(batches: &[Batch]) -> Vec<(Partition, Resume)> {
     let end = |batch: &Batch| {
         let last = batch.records.last()?;
@@ -103,7 +105,7 @@ fn ends(batches: &[Batch]) -> Vec<(Partition, Resume)> {
 
 async fn turn(member: &mut Member, broken: Break) -> anyhow::Result<()> {
     loop {
-        let (batches, notices) = in_hand(member).await?;
+        let (batches, notices) = gather(member).await?;
         let moved = !notices.is_empty();
         for notice in notices {
             match notice {
@@ -114,7 +116,7 @@ async fn turn(member: &mut Member, broken: Break) -> anyhow::Result<()> {
         }
         let forget = broken == Break::ForgetInHand && moved;
         if forget || broken == Break::CommitEarly {
-            // THE BREAK: done, says the commit, and it is not.
+            // The break: the batches are committed and not folded.
             for done in ends(&batches) {
                 let _ = member.log().commit(&[done]).await;
             }
@@ -133,8 +135,8 @@ async fn turn(member: &mut Member, broken: Break) -> anyhow::Result<()> {
     }
 }
 
-/// What arrives within a while: batches, one per partition, and what moved.
-async fn in_hand(member: &mut Member) -> anyhow::Result<(Vec<Batch>, Vec<Delivery>)> {
+/// Gathers what arrives within [`IN_HAND`]: batches, one per partition, and notices of a rebalance.
+async fn gather(member: &mut Member) -> anyhow::Result<(Vec<Batch>, Vec<Delivery>)> {
     let (mut batches, mut notices): (Vec<Batch>, Vec<Delivery>) = Default::default();
     let mut next = Some(member.log().next().await?);
     let until = tokio::time::Instant::now() + IN_HAND;

@@ -1,7 +1,7 @@
-//! The verdict: what lies in Redis and on the topics against the single-threaded facts, invariant by invariant.
+//! The verdict: compares Redis and the topics with the single-threaded facts, invariant by invariant.
 //!
-//! Invariant: it reads only Kafka and Redis, and by its own decoders. A violation says what was found and what was
-//! expected, with the user.
+//! Invariant: it reads only Kafka and Redis, with its own decoders. A violation names the user, what was found and what
+//! was expected.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use crate::lists;
 use crate::site::Site;
 use crate::topics::{Entry, Place, Reader};
 
-/// What kind of wrong.
+/// The kind of a violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wrong {
     Lost,
@@ -22,7 +22,7 @@ pub enum Wrong {
     Other,
 }
 
-/// One invariant's row.
+/// The result of one invariant: a row of the report.
 pub struct Row {
     pub number: u32,
     pub name: &'static str,
@@ -42,8 +42,8 @@ impl Row {
         }
     }
 
-    /// One more thing was looked at.
-    pub fn look(&mut self, found: Result<(), (Wrong, String)>) {
+    /// Adds the result of one comparison.
+    pub fn check(&mut self, found: Result<(), (Wrong, String)>) {
         self.checked += 1;
         if let Err(wrong) = found {
             self.wrong.push(wrong);
@@ -51,23 +51,23 @@ impl Row {
     }
 }
 
-/// Everything that was read.
+/// Everything that the checker read.
 pub struct Evidence {
     pub facts: Facts,
     pub dump: Dump,
     pub updates: Vec<Entry>,
     pub requests: Vec<Entry>,
-    pub letters: Vec<Entry>,
-    /// The bytes of what must lie in `dlq`.
+    pub dead_letters: Vec<Entry>,
+    /// Values of the records that must be in `dlq`.
     pub originals: BTreeMap<Place, Option<Vec<u8>>>,
     pub lag: BTreeMap<String, i64>,
-    /// Faults of members, brokers and stores: what may make somebody do a take again.
-    pub upheavals: u64,
+    /// Number of faults of members, brokers and stores: each may repeat a claim.
+    pub disturbances: u64,
 }
 
 impl Evidence {
-    /// Reads topics and Redis. Blocks.
-    pub fn read(site: &Site, ports: &[u16], upheavals: u64) -> anyhow::Result<Self> {
+    /// Reads topics and Redis; it blocks.
+    pub fn read(site: &Site, ports: &[u16], disturbances: u64) -> anyhow::Result<Self> {
         let reader = Reader::new(&site.brokers);
         let events = reader.all(&site.events)?;
         let profiles = reader.all(&site.profiles)?;
@@ -90,19 +90,19 @@ impl Evidence {
         Ok(Self {
             dump: Dump::of(&site.ns, ports)?,
             updates: reader.all(&site.updates)?,
-            letters: reader.all(&site.dlq)?,
+            dead_letters: reader.all(&site.dlq)?,
             requests,
             originals,
             facts,
             lag,
-            upheavals,
+            disturbances,
         })
     }
 
-    /// All rows.
+    /// Checks all invariants.
     pub fn verdict(&self, site: &Site) -> Vec<Row> {
         vec![
-            self.covered(),
+            self.seen_all(),
             self.folded(),
             self.counted(),
             lists::monotone(self, site),
@@ -119,15 +119,15 @@ impl Evidence {
         self.dump.users.get(user).unwrap_or(&NONE)
     }
 
-    /// 1: every list has seen every record that stands in the state.
-    fn covered(&self) -> Row {
+    /// 1: every list has seen every record of the state.
+    fn seen_all(&self) -> Row {
         let mut row = Row::new(
             1,
-            "no event is lost: every list covers every accepted record",
+            "no event is lost: every list has seen every accepted record",
         );
         for (user, known) in &self.facts.users {
             if !known.vacant() {
-                row.look(covers_all(user, known, self.keys(user)));
+                row.check(has_seen_all(user, known, self.keys(user)));
             }
         }
         row
@@ -140,11 +140,11 @@ impl Evidence {
             "the fold is a set function: states equal a single-threaded fold",
         );
         for (user, known) in &self.facts.users {
-            row.look(same_state(user, known, self.keys(user)));
+            row.check(same_state(user, known, self.keys(user)));
         }
         for (user, keys) in &self.dump.users {
             if !self.facts.users.contains_key(user) && !keys.state.is_empty() {
-                row.look(Err((
+                row.check(Err((
                     Wrong::Other,
                     format!("{user} has a state and no record"),
                 )));
@@ -153,9 +153,9 @@ impl Evidence {
         row
     }
 
-    /// 3: sums.
+    /// 3: counts.
     fn counted(&self) -> Row {
-        let mut row = Row::new(3, "exact sums: counts equal a count of the log");
+        let mut row = Row::new(3, "exact counts: counts equal a count of the log");
         let cells: BTreeSet<_> = self
             .facts
             .counts
@@ -169,28 +169,28 @@ impl Evidence {
                 "{} {}: {found} counted, {expected} in the log",
                 cell.0, cell.1
             );
-            row.look(match found.cmp(&expected) {
+            row.check(match found.cmp(&expected) {
                 std::cmp::Ordering::Equal => Ok(()),
                 std::cmp::Ordering::Less => Err((Wrong::Lost, what)),
                 std::cmp::Ordering::Greater => Err((Wrong::Doubled, what)),
             });
         }
         for what in &self.dump.misplaced {
-            row.look(Err((Wrong::Other, format!("misplaced: {what}"))));
+            row.check(Err((Wrong::Other, format!("misplaced: {what}"))));
         }
         row
     }
 
-    /// 12: folded, fenced or in `dlq`, and passed.
+    /// 12: every record is folded, fenced or in `dlq`, and committed.
     fn silent(&self) -> Row {
         let mut row = Row::new(
             12,
-            "never silent: passed = folded + in dlq, nothing else in dlq",
+            "never silent: committed = folded + in dlq, nothing else in dlq",
         );
         let mut found: BTreeMap<Place, &Entry> = BTreeMap::new();
-        for letter in &self.letters {
+        for dead_letter in &self.dead_letters {
             let of = |name: &str| {
-                letter
+                dead_letter
                     .headers
                     .get(&format!("__connect.errors.{name}"))
                     .cloned()
@@ -203,27 +203,30 @@ impl Evidence {
                 ))
             })();
             match place {
-                Some(place) => drop(found.insert(place, letter)),
-                None => row.look(Err((
+                Some(place) => drop(found.insert(place, dead_letter)),
+                None => row.check(Err((
                     Wrong::Other,
-                    format!("a letter without an origin: {}", letter.place),
+                    format!("a dead letter without an origin: {}", dead_letter.place),
                 ))),
             }
         }
         for (place, code) in &self.facts.poison {
-            row.look(match found.remove(place) {
+            row.check(match found.remove(place) {
                 None => Err((Wrong::Lost, format!("{place} ({code}) is not in dlq"))),
-                Some(letter) if Some(&letter.value) != self.originals.get(place) => {
+                Some(dead_letter) if Some(&dead_letter.value) != self.originals.get(place) => {
                     Err((Wrong::Other, format!("{place} has other bytes in dlq")))
                 }
                 Some(_) => Ok(()),
             });
         }
         for place in found.keys() {
-            row.look(Err((Wrong::Other, format!("{place} is in dlq and right"))));
+            row.check(Err((
+                Wrong::Other,
+                format!("{place} is in dlq and is a good record"),
+            )));
         }
         for (group, lag) in &self.lag {
-            row.look(match lag {
+            row.check(match lag {
                 0 => Ok(()),
                 lag => Err((
                     Wrong::Lost,
@@ -232,27 +235,27 @@ impl Evidence {
             });
         }
         row.note = format!(
-            "{} records, {} of them poison",
+            "{} records, {} of them bad",
             self.facts.records,
             self.facts.poison.len()
         );
         row
     }
 
-    /// The sold-out sets: no number of their own, but a promise.
+    /// The sold-out sets: a promise without a number.
     fn stocked(&self) -> Row {
-        let mut row = Row::new(0, "sold-out sets equal the catalogue's last word");
+        let mut row = Row::new(0, "sold-out sets equal the catalogue's last records");
         for sku in self.facts.sold_out.union(&self.dump.sold_out) {
             let (expected, found) = (
                 self.facts.sold_out.contains(sku),
                 self.dump.sold_out.contains(sku),
             );
-            row.look(if expected == found {
+            row.check(if expected == found {
                 Ok(())
             } else {
                 Err((
                     Wrong::Stale,
-                    format!("{sku}: in a set {found}, sold out {expected}"),
+                    format!("{sku}: in a set: {found}, sold out: {expected}"),
                 ))
             });
         }
@@ -260,7 +263,7 @@ impl Evidence {
     }
 }
 
-/// Consumer groups with what they read.
+/// Consumer groups with their topics.
 pub fn groups(site: &Site) -> [(String, Vec<String>); 3] {
     [
         (
@@ -272,13 +275,13 @@ pub fn groups(site: &Site) -> [(String, Vec<String>); 3] {
     ]
 }
 
-/// `covers` or fences, by partition.
+/// Parses seen offsets or fences, by partition.
 pub fn fences(text: &str) -> BTreeMap<(String, i32), i64> {
     let places = text.split(',').filter_map(crate::topics::place);
     places.map(|place| ((place.0, place.1), place.2)).collect()
 }
 
-fn covers_all(user: &str, known: &Known, keys: &Keys) -> Result<(), (Wrong, String)> {
+fn has_seen_all(user: &str, known: &Known, keys: &Keys) -> Result<(), (Wrong, String)> {
     if keys.recall.is_empty() {
         return Err((Wrong::Lost, format!("{user} has no list")));
     }
@@ -322,7 +325,7 @@ fn same_state(user: &str, known: &Known, keys: &Keys) -> Result<(), (Wrong, Stri
         .iter()
         .map(|it| ((it.0.clone(), it.1), it.2))
         .collect();
-    // The state of who was erased for good may have expired: what is at or before the erase has no need of a fence.
+    // The state of a user that is erased and silent may have expired; records from before the erase need no fence.
     let expired = known.vacant()
         && found
             .iter()
@@ -341,7 +344,7 @@ fn same_state(user: &str, known: &Known, keys: &Keys) -> Result<(), (Wrong, Stri
     let window: Vec<_> = stored
         .window
         .iter()
-        .map(|seen| (seen.time, &seen.place))
+        .map(|event| (event.time, &event.place))
         .collect();
     let expected: Vec<_> = known
         .window
@@ -358,23 +361,23 @@ fn same_state(user: &str, known: &Known, keys: &Keys) -> Result<(), (Wrong, Stri
         };
         return Err((
             wrong,
-            format!("{user}: window lacks {lost:?}, has {more:?} too many"),
+            format!("{user}: the window lacks {lost:?} and has {more:?} too many"),
         ));
     }
-    for (seen, (_, _, event)) in stored.window.iter().zip(&known.window) {
-        let same = seen.kind == event.kind
-            && seen.item == event.item
-            && seen.qty == event.qty
-            && seen.price == event.price;
+    for (found, (_, _, event)) in stored.window.iter().zip(&known.window) {
+        let same = found.kind == event.kind
+            && found.item == event.item
+            && found.qty == event.qty
+            && found.price == event.price;
         if !same {
-            return Err((Wrong::Other, format!("{user}: {seen:?} is not {event:?}")));
+            return Err((Wrong::Other, format!("{user}: {found:?} is not {event:?}")));
         }
     }
-    beside(user, known, keys)
+    same_rest(user, known, keys)
 }
 
-/// Life, profile and what is pending.
-fn beside(user: &str, known: &Known, keys: &Keys) -> Result<(), (Wrong, String)> {
+/// Compares erased_at, profile and pending.
+fn same_rest(user: &str, known: &Known, keys: &Keys) -> Result<(), (Wrong, String)> {
     if keys.state_text("erased_at") != known.erased_at.to_string() {
         let erased_at = keys.state_text("erased_at");
         return Err((
@@ -400,7 +403,7 @@ fn beside(user: &str, known: &Known, keys: &Keys) -> Result<(), (Wrong, String)>
     if !pending.is_empty() {
         return Err((
             Wrong::Stale,
-            format!("{user} is still asked for: {pending}"),
+            format!("{user} still has a pending request: {pending}"),
         ));
     }
     Ok(())

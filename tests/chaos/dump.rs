@@ -1,4 +1,4 @@
-//! The checker's own reading of Redis: SCAN over every primary, and each key by its documented name and type.
+//! Reads Redis for the checker: SCAN over every primary, and each key by its documented name and type.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,13 +31,13 @@ fn text(hash: &BTreeMap<String, Vec<u8>>, field: &str) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// All that is stored.
+/// Everything that Redis has of the run.
 #[derive(Default)]
 pub struct Dump {
     pub users: BTreeMap<String, Keys>,
-    /// SKU, type, bucket; summed over segments.
+    /// Counts by SKU, type and bucket, summed over segments.
     pub counts: BTreeMap<(String, String, i64), i64>,
-    /// SKUs that stand under a shard or set that their hash does not name.
+    /// SKUs in a shard or set that is not that of their hash.
     pub misplaced: Vec<String>,
     pub sold_out: BTreeSet<String>,
     pub keys: usize,
@@ -51,8 +51,8 @@ fn hash(text: &str) -> u32 {
     text.bytes().fold(2_166_136_261, step)
 }
 
-/// `%XX` to bytes.
-fn plain(encoded: &str) -> Option<String> {
+/// Decodes `%XX`; `None` if that is not UTF-8.
+fn decoded(encoded: &str) -> Option<String> {
     let bytes = encoded.as_bytes();
     let (mut out, mut at) = (Vec::new(), 0);
     while at < bytes.len() {
@@ -68,7 +68,7 @@ fn plain(encoded: &str) -> Option<String> {
 }
 
 impl Dump {
-    /// Reads the nodes at these ports.
+    /// Reads the servers at these ports.
     pub fn of(ns: &str, ports: &[u16]) -> anyhow::Result<Self> {
         let mut dump = Self::default();
         for port in ports {
@@ -89,7 +89,7 @@ impl Dump {
 
     fn read(&mut self, conn: &mut Connection, ns: &str, key: &str) -> anyhow::Result<()> {
         if let Some(rest) = key.strip_prefix("nearshore:erased:{") {
-            let user = rest.strip_suffix('}').and_then(plain).context("a user")?;
+            let user = rest.strip_suffix('}').and_then(decoded).context("a user")?;
             self.users.entry(user).or_default().erased = Some(conn.get(key)?);
             return Ok(());
         }
@@ -119,7 +119,7 @@ impl Dump {
         };
         let keys = self
             .users
-            .entry(plain(user).context("a user")?)
+            .entry(decoded(user).context("a user")?)
             .or_default();
         match what {
             "state" => keys.state = conn.hgetall(key)?,

@@ -1,5 +1,5 @@
-//! What a single thread makes of the topics, written from the design and with nothing of the product: per user the
-//! window, profile, erased_at and fences; sums per SKU; what must lie in `dlq`; what is sold out.
+//! A single-threaded fold of the topics, written from the design without code of the product: per user the window,
+//! profile, erased_at and fences; counts per SKU; the records that must be in `dlq`; the SKUs that are sold out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,19 +11,19 @@ use crate::topics::{Entry, Event, Place, event_of, profile_of, user_of};
 /// Seven days, milliseconds.
 const BUCKET: i64 = 604_800_000;
 
-/// One record of a user that is none of poison.
+/// What a good record says of a user.
 #[derive(Clone, Debug)]
-pub enum Said {
+pub enum Change {
     Event(Event),
     Profile(Map<String, Value>),
     Erase,
 }
 
-/// A user, as the log tells.
+/// A user as of the whole log.
 #[derive(Default)]
 pub struct Known {
-    /// Everything, by place.
-    pub records: BTreeMap<Place, (i64, Said)>,
+    /// All records, by place.
+    pub records: BTreeMap<Place, (i64, Change)>,
     /// Time of the last erase.
     pub erased_at: i64,
     /// The newest events after it, oldest first.
@@ -35,12 +35,12 @@ pub struct Known {
 }
 
 impl Known {
-    /// Nobody: erased, and silent since.
+    /// Whether nothing is known of the user: erased and silent since, or unknown.
     pub fn vacant(&self) -> bool {
         self.window.is_empty() && self.profile.is_none()
     }
 
-    /// What was seen under these fences: erased_at and profile.
+    /// The erased_at and the profile as of these seen offsets.
     pub fn as_of(&self, seen: &BTreeMap<(String, i32), i64>) -> (i64, Option<Map<String, Value>>) {
         let seen = || {
             let under = |place: &Place| {
@@ -49,10 +49,10 @@ impl Known {
             };
             self.records.iter().filter(move |(place, _)| under(place))
         };
-        let erases = seen().filter(|(_, (_, said))| matches!(said, Said::Erase));
+        let erases = seen().filter(|(_, (_, change))| matches!(change, Change::Erase));
         let erased_at = erases.map(|(_, (time, _))| *time).max().unwrap_or(0);
-        let profiles = seen().filter_map(|(place, (time, said))| match said {
-            Said::Profile(profile) if *time > erased_at => Some(((*time, place), profile)),
+        let profiles = seen().filter_map(|(place, (time, change))| match change {
+            Change::Profile(profile) if *time > erased_at => Some(((*time, place), profile)),
             _ => None,
         });
         let newest = profiles.max_by(|a, b| a.0.cmp(&b.0));
@@ -60,15 +60,15 @@ impl Known {
     }
 }
 
-/// All of it.
+/// The facts of a run.
 #[derive(Default)]
 pub struct Facts {
     pub users: BTreeMap<String, Known>,
-    /// SKU, type and bucket to a sum.
+    /// Counts by SKU, type and bucket.
     pub counts: BTreeMap<(String, String, i64), i64>,
-    /// What cannot be used, with its code.
+    /// Records that cannot be used, with their reject codes.
     pub poison: BTreeMap<Place, &'static str>,
-    /// Records of both topics.
+    /// Number of records of both topics.
     pub records: usize,
     pub sold_out: BTreeSet<String>,
 }
@@ -81,16 +81,16 @@ impl Facts {
             ..Self::default()
         };
         for entry in events.iter().chain(profiles) {
-            let said = user_of(entry).and_then(|user| {
-                let said = if entry.place.0 == site.events {
-                    Said::Event(event_of(entry)?)
+            let change = user_of(entry).and_then(|user| {
+                let change = if entry.place.0 == site.events {
+                    Change::Event(event_of(entry)?)
                 } else {
-                    profile_of(entry)?.map_or(Said::Erase, Said::Profile)
+                    profile_of(entry)?.map_or(Change::Erase, Change::Profile)
                 };
-                Ok((user, said))
+                Ok((user, change))
             });
-            match said {
-                Ok((user, said)) => facts.take(entry, user, said),
+            match change {
+                Ok((user, change)) => facts.add(entry, user, change),
                 Err(code) => {
                     facts.poison.insert(entry.place.clone(), code);
                 }
@@ -99,7 +99,7 @@ impl Facts {
         for known in facts.users.values_mut() {
             settle(known);
         }
-        // Of a compacted topic the last record of a key counts, and a key has one partition.
+        // The last record of a key counts: the topic is compacted, and a key has one partition.
         for entry in catalog {
             let gone = match &entry.value {
                 None => true,
@@ -117,10 +117,10 @@ impl Facts {
         facts
     }
 
-    fn take(&mut self, entry: &Entry, user: String, said: Said) {
-        if let Said::Event(Event {
+    fn add(&mut self, entry: &Entry, user: String, change: Change) {
+        if let Change::Event(Event {
             kind, item, qty, ..
-        }) = &said
+        }) = &change
             && item.0 == "sku"
         {
             let n = if kind == "purchase" {
@@ -139,28 +139,29 @@ impl Facts {
         *fence = (*fence).max(entry.place.2);
         known
             .records
-            .insert(entry.place.clone(), (entry.time, said));
+            .insert(entry.place.clone(), (entry.time, change));
     }
 }
 
+/// Derives erased_at, window and profile from the records.
 fn settle(known: &mut Known) {
     let erases = known.records.values();
-    let erases = erases.filter(|(_, said)| matches!(said, Said::Erase));
+    let erases = erases.filter(|(_, change)| matches!(change, Change::Erase));
     known.erased_at = erases.map(|(time, _)| *time).max().unwrap_or(0);
     let mut window = Vec::new();
-    for (place, (time, said)) in &known.records {
+    for (place, (time, change)) in &known.records {
         if *time <= known.erased_at {
             continue;
         }
-        match said {
-            Said::Event(event) => window.push((*time, place.clone(), event.clone())),
-            Said::Profile(profile) => {
+        match change {
+            Change::Event(event) => window.push((*time, place.clone(), event.clone())),
+            Change::Profile(profile) => {
                 let newer = known.profile.as_ref();
                 if newer.is_none_or(|(at, other, _)| (*at, other) < (*time, place)) {
                     known.profile = Some((*time, place.clone(), profile.clone()));
                 }
             }
-            Said::Erase => {}
+            Change::Erase => {}
         }
     }
     window.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));

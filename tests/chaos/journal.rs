@@ -1,4 +1,4 @@
-//! What happened, with times: faults, ends that nobody asked for, drains; and what a reader saw meanwhile.
+//! The journal of a run, with times: faults, unexpected ends of members, drains, memory, and what a reader saw.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::plan::Fault;
 
-/// A fault as it was done.
+/// A fault that was executed.
 pub struct Done {
     pub at: Duration,
     pub took: Duration,
@@ -20,12 +20,12 @@ struct Inner {
     ended: Vec<String>,
     drains: Vec<(bool, Duration)>,
     memory: BTreeMap<String, (u64, u64)>,
-    fallen: Vec<String>,
-    /// Reads of lists, and those that went back within a declared failover.
+    regressions: Vec<String>,
+    /// Number of reads of lists, and of those that showed an older list during a declared failover.
     reads: (usize, usize),
 }
 
-/// Shared by all; each line is printed as it happens.
+/// The journal, shared by all tasks; each line is printed at once.
 pub struct Journal(Mutex<Inner>);
 
 impl Default for Journal {
@@ -36,7 +36,7 @@ impl Default for Journal {
             ended: Vec::new(),
             drains: Vec::new(),
             memory: BTreeMap::new(),
-            fallen: Vec::new(),
+            regressions: Vec::new(),
             reads: (0, 0),
         }))
     }
@@ -44,23 +44,26 @@ impl Default for Journal {
 
 impl Journal {
     fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
-        act(&mut self.0.lock().expect("nobody panics with it"))
+        act(&mut self.0.lock().expect("no thread panics with the lock"))
     }
 
-    /// Times are from now on.
+    /// Starts the clock of the journal.
     pub fn begin(&self) {
         self.with(|inner| inner.start = Instant::now());
     }
 
+    /// Time since [`Journal::begin`].
     pub fn now(&self) -> Duration {
         self.with(|inner| inner.start.elapsed())
     }
 
+    /// Prints a line with its time.
     pub fn say(&self, what: impl AsRef<str>) {
         let at = self.now();
         eprintln!("{:7.1} s  {}", at.as_secs_f64(), what.as_ref());
     }
 
+    /// Notes a fault that began at `at` and has ended.
     pub fn fault(&self, at: Duration, fault: Fault, how: &str) {
         let took = self.now().saturating_sub(at);
         let how = how.to_owned();
@@ -78,17 +81,18 @@ impl Journal {
         self.with(|inner| inner.faults.push(done));
     }
 
-    /// A member ended, and nobody had told it to.
+    /// Notes a member that ended without being told to.
     pub fn ended(&self, what: String) {
         self.say(&what);
         self.with(|inner| inner.ended.push(what));
     }
 
+    /// Notes an end after SIGTERM: whether with exit code 0, and its time.
     pub fn drained(&self, clean: bool, took: Duration) {
         self.with(|inner| inner.drains.push((clean, took)));
     }
 
-    /// Resident memory of a member: first seen and most.
+    /// Notes the resident memory of a member; the first and the largest value are kept.
     pub fn memory(&self, name: String, bytes: u64) {
         self.with(|inner| {
             let seen = inner.memory.entry(name).or_insert((bytes, bytes));
@@ -96,13 +100,14 @@ impl Journal {
         });
     }
 
-    /// A reader looked at a list; `wrong` says that it went back, `declared` that stores were failing over.
-    pub fn looked(&self, wrong: Option<String>, declared: bool) {
+    /// Notes a read of a list: `wrong` says that it was older than one read before, `declared` that stores were failing
+    /// over.
+    pub fn read(&self, wrong: Option<String>, declared: bool) {
         self.with(|inner| {
             inner.reads.0 += 1;
             match wrong {
                 Some(_) if declared => inner.reads.1 += 1,
-                Some(what) => inner.fallen.push(what),
+                Some(what) => inner.regressions.push(what),
                 None => {}
             }
         });
@@ -124,8 +129,8 @@ impl Journal {
         self.with(|inner| inner.memory.clone())
     }
 
-    /// Reads, those that went back in a declared window, and those that went back outside of one.
+    /// Number of reads, number of older lists during declared failovers, and the older lists at other times.
     pub fn reads(&self) -> (usize, usize, Vec<String>) {
-        self.with(|inner| (inner.reads.0, inner.reads.1, inner.fallen.clone()))
+        self.with(|inner| (inner.reads.0, inner.reads.1, inner.regressions.clone()))
     }
 }

@@ -1,4 +1,5 @@
-//! What `recall-updates` and the stored lists say: claims and covers, safety, erases, how often users were taken.
+//! Checks `recall-updates` and the stored lists: claims and seen offsets, rules, erases, and how often users were
+//! claimed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,21 +8,21 @@ use sha2::{Digest, Sha256};
 
 use crate::checker::{Evidence, Row, Wrong, fences};
 use crate::facts::Known;
-use crate::site::{Site, shelf};
+use crate::site::{Site, categories};
 use crate::topics::{Place, place};
 
-/// One list, as told or as stored.
-struct Told {
+/// One list of `recall-updates`.
+struct Published {
     claim: u64,
     seen: BTreeMap<(String, i32), i64>,
     doc: Value,
     audit: Value,
 }
 
-/// Lists told of each user in the topic's order; `None` is a tombstone. Bare documents of stripped lists have no
-/// guards and are left out.
-fn told(evidence: &Evidence, site: &Site) -> BTreeMap<String, Vec<Option<Told>>> {
-    let mut users: BTreeMap<String, Vec<Option<Told>>> = BTreeMap::new();
+/// Lists of each user in the order of the topic; `None` is a tombstone. Documents of stripped lists have no claim and
+/// are left out.
+fn published(evidence: &Evidence, site: &Site) -> BTreeMap<String, Vec<Option<Published>>> {
+    let mut users: BTreeMap<String, Vec<Option<Published>>> = BTreeMap::new();
     for entry in &evidence.updates {
         let key = entry.key_text();
         let Some(user) = key.strip_prefix(&format!("{}/", site.ns)) else {
@@ -34,7 +35,7 @@ fn told(evidence: &Evidence, site: &Site) -> BTreeMap<String, Vec<Option<Told>>>
         };
         let value: Value = serde_json::from_slice(value).unwrap_or_default();
         if let Some(claim) = value["claim"].as_u64() {
-            lists.push(Some(Told {
+            lists.push(Some(Published {
                 claim,
                 seen: fences(value["seen"].as_str().unwrap_or_default()),
                 doc: value["doc"].clone(),
@@ -59,33 +60,34 @@ fn list_id(ns: &str, user: &str, claim: u64, erased_at: i64) -> String {
         .collect()
 }
 
-/// 4: by rising claim no covers falls, one claim is one list, and what is stored is the newest that was told.
+/// 4: with rising claims no seen offset falls, one claim is one list, and the stored list is the newest that was
+/// published.
 pub fn monotone(evidence: &Evidence, site: &Site) -> Row {
     let mut row = Row::new(
         4,
-        "monotone lists: claims rise, covers do not fall, one list per claim",
+        "monotone lists: claims and seen offsets rise, one list per claim",
     );
-    let mut told = told(evidence, site);
+    let mut published = published(evidence, site);
     for (user, known) in &evidence.facts.users {
-        let lists = told.remove(user).unwrap_or_default();
-        let mut by_claim: BTreeMap<u64, &Told> = BTreeMap::new();
+        let lists = published.remove(user).unwrap_or_default();
+        let mut by_claim: BTreeMap<u64, &Published> = BTreeMap::new();
         for list in lists.iter().flatten() {
             let first = by_claim.entry(list.claim).or_insert(list);
-            // A list whose last product a profile change forbade became the fallback, under its claim.
-            let fallen = [first.doc["source"].clone(), list.doc["source"].clone()]
+            // A list all of whose products a new profile forbids is replaced by the fallback, under the same claim.
+            let replaced = [first.doc["source"].clone(), list.doc["source"].clone()]
                 .contains(&"fallback".into());
-            let same =
-                first.seen == list.seen && (fallen || first.doc["list_id"] == list.doc["list_id"]);
-            row.look(if same {
+            let same = first.seen == list.seen
+                && (replaced || first.doc["list_id"] == list.doc["list_id"]);
+            row.check(if same {
                 Ok(())
             } else {
-                let what = format!("{user}: claim {} stands on two lists", list.claim);
+                let what = format!("{user}: claim {} is on two lists", list.claim);
                 Err((Wrong::Doubled, what))
             });
         }
-        let claims: Vec<&Told> = by_claim.values().copied().collect();
+        let claims: Vec<&Published> = by_claim.values().copied().collect();
         for pair in claims.windows(2) {
-            row.look(not_fallen(user, pair[0], pair[1]));
+            row.check(not_fallen(user, pair[0], pair[1]));
         }
         let stored = evidence
             .dump
@@ -95,14 +97,14 @@ pub fn monotone(evidence: &Evidence, site: &Site) -> Row {
         let stored: u64 = stored.and_then(|text| text.parse().ok()).unwrap_or(0);
         let newest = by_claim.last_key_value().map_or(0, |(claim, _)| *claim);
         if !known.vacant() {
-            row.look(match stored.cmp(&newest) {
+            row.check(match stored.cmp(&newest) {
                 std::cmp::Ordering::Equal => Ok(()),
                 std::cmp::Ordering::Less => {
-                    let what = format!("{user}: list {newest} was told, {stored} is stored");
+                    let what = format!("{user}: list {newest} was published, {stored} is stored");
                     Err((Wrong::Stale, what))
                 }
                 std::cmp::Ordering::Greater => {
-                    let what = format!("{user}: list {stored} was never told, only {newest}");
+                    let what = format!("{user}: list {stored} was never published, only {newest}");
                     Err((Wrong::Lost, what))
                 }
             });
@@ -111,12 +113,13 @@ pub fn monotone(evidence: &Evidence, site: &Site) -> Row {
     row
 }
 
-fn not_fallen(user: &str, old: &Told, new: &Told) -> Result<(), (Wrong, String)> {
-    let fallen = old
+/// The newer list has seen at least what the older one has.
+fn not_fallen(user: &str, old: &Published, new: &Published) -> Result<(), (Wrong, String)> {
+    let lower = old
         .seen
         .iter()
         .find(|(at, fence)| new.seen.get(at).is_none_or(|it| it < fence));
-    match fallen {
+    match lower {
         None => Ok(()),
         Some((at, fence)) => Err((
             Wrong::Stale,
@@ -130,65 +133,68 @@ fn not_fallen(user: &str, old: &Told, new: &Told) -> Result<(), (Wrong, String)>
     }
 }
 
-/// 6: nothing of before an erase anywhere.
+/// 6: nothing from before an erase is anywhere.
 pub fn erased(evidence: &Evidence, site: &Site) -> Row {
     let mut row = Row::new(
         6,
-        "erase: nothing of before it in state, list, profile or recall-updates",
+        "erase: nothing from before it in state, list, profile or recall-updates",
     );
-    let told = told(evidence, site);
+    let published = published(evidence, site);
     for (user, known) in &evidence.facts.users {
         if known.erased_at == 0 {
             continue;
         }
         let keys = evidence.dump.users.get(user);
-        let stone = keys.and_then(|keys| keys.erased).unwrap_or(0);
-        row.look(if stone == known.erased_at {
+        let tombstone = keys.and_then(|keys| keys.erased).unwrap_or(0);
+        row.check(if tombstone == known.erased_at {
             Ok(())
         } else {
             Err((
                 Wrong::Leaked,
-                format!("{user}: tombstone {stone}, not {}", known.erased_at),
+                format!("{user}: tombstone {tombstone}, not {}", known.erased_at),
             ))
         });
         if known.vacant() {
             let listed = keys.is_some_and(|keys| !keys.recall.is_empty());
-            let known_as = keys.is_some_and(|keys| keys.profile.is_some());
-            row.look(if listed || known_as {
+            let profiled = keys.is_some_and(|keys| keys.profile.is_some());
+            row.check(if listed || profiled {
                 let what =
-                    format!("{user} is erased: list stored {listed}, profile stored {known_as}");
+                    format!("{user} is erased: list stored: {listed}, profile stored: {profiled}");
                 Err((Wrong::Leaked, what))
             } else {
                 Ok(())
             });
-            let last = told.get(user).and_then(|lists| lists.last());
-            row.look(match last {
+            let last = published.get(user).and_then(|lists| lists.last());
+            row.check(match last {
                 Some(Some(list)) => {
-                    let what = format!("{user} is erased, but list {} was told after", list.claim);
+                    let what = format!(
+                        "{user} is erased, and list {} was published after",
+                        list.claim
+                    );
                     Err((Wrong::Leaked, what))
                 }
                 Some(None) | None => Ok(()),
             });
         }
-        for list in told.get(user).into_iter().flatten().flatten() {
-            row.look(not_of_before(site, user, known, list));
+        for list in published.get(user).into_iter().flatten().flatten() {
+            row.check(not_from_before(site, user, known, list));
         }
     }
     row
 }
 
-/// A list made after an erase knows of it, and of no event of before.
-fn not_of_before(
+/// A list that was made after an erase has its erased_at and no event from before.
+fn not_from_before(
     site: &Site,
     user: &str,
     known: &Known,
-    list: &Told,
+    list: &Published,
 ) -> Result<(), (Wrong, String)> {
     let (erased_at, _) = known.as_of(&list.seen);
     let id = list.doc["list_id"].as_str().unwrap_or_default();
     if list.doc["source"] == "model" && id != list_id(&site.ns, user, list.claim, erased_at) {
         let what = format!(
-            "{user}: list {} ({id}) is not of erased_at {erased_at}",
+            "{user}: list {} ({id}) was not made with erased_at {erased_at}",
             list.claim
         );
         return Err((Wrong::Leaked, what));
@@ -201,7 +207,7 @@ fn not_of_before(
             .map(|(time, _)| *time);
         if time.is_none_or(|time| time <= erased_at) {
             let what = format!(
-                "{user}: list {} shows {text}, of before {erased_at}",
+                "{user}: list {} shows {text}, from before {erased_at}",
                 list.claim
             );
             return Err((Wrong::Leaked, what));
@@ -210,24 +216,25 @@ fn not_of_before(
     Ok(())
 }
 
-/// Categories that a profile forbids, by the run's rules.
+/// Categories that the rules of the run forbid under this profile.
 fn forbidden(profile: Option<&Map<String, Value>>) -> BTreeSet<String> {
     let mut out = BTreeSet::new();
     let of = |name: &str| profile.and_then(|profile| profile.get(name));
     for avoided in of("avoids").and_then(Value::as_array).into_iter().flatten() {
         out.extend(avoided.as_str().map(str::to_owned));
     }
-    // Required: who does not say their age is treated as a child.
+    // The rule is required: a profile without an age counts as that of a minor.
     if of("age").and_then(Value::as_i64).is_none_or(|age| age < 18) {
         out.insert("WINE".into());
     }
     out
 }
 
+/// What is wrong with the products of a list, if anything.
 fn offends(
     doc: &Value,
     profile: Option<&Map<String, Value>>,
-    shelf: &BTreeMap<String, &str>,
+    categories: &BTreeMap<String, &str>,
 ) -> Option<String> {
     let forbidden = forbidden(profile);
     let names = doc["names"]
@@ -237,39 +244,39 @@ fn offends(
         .filter_map(Value::as_str);
     let mut seen = BTreeSet::new();
     for name in names {
-        let Some(category) = shelf.get(name) else {
+        let Some(category) = categories.get(name) else {
             return Some(format!("{name} is no product"));
         };
         if forbidden.contains(*category) {
             return Some(format!("{name} is {category}"));
         }
         if !seen.insert(name) {
-            return Some(format!("{name} stands twice"));
+            return Some(format!("{name} is on it twice"));
         }
     }
     None
 }
 
-/// 7: under the profile at take for what was told, under the latest for what is stored.
+/// 7: published lists obey the rules under the profile of their claim, stored lists under the latest one.
 pub fn safe(evidence: &Evidence, site: &Site) -> Row {
     let mut row = Row::new(
         7,
-        "safety: no list has what the profile forbids or does not tell",
+        "safety: no list has what a rule forbids under the profile",
     );
-    let shelf = shelf();
-    for (user, lists) in told(evidence, site) {
+    let categories = categories();
+    for (user, lists) in published(evidence, site) {
         let Some(known) = evidence.facts.users.get(&user) else {
-            row.look(Err((
+            row.check(Err((
                 Wrong::Other,
                 format!("{user} has a list and no record"),
             )));
             continue;
         };
-        // What stands in for a stripped list was chosen under a newer profile than its covers tell.
-        let made = |list: &&Told| list.doc["source"] == "model";
+        // The fallback that replaces a stripped list was chosen under a newer profile than that of its seen offsets.
+        let made = |list: &&Published| list.doc["source"] == "model";
         for list in lists.iter().flatten().filter(made) {
             let (_, profile) = known.as_of(&list.seen);
-            row.look(match offends(&list.doc, profile.as_ref(), &shelf) {
+            row.check(match offends(&list.doc, profile.as_ref(), &categories) {
                 None => Ok(()),
                 Some(what) => Err((Wrong::Other, format!("{user}: list {}: {what}", list.claim))),
             });
@@ -286,7 +293,7 @@ pub fn safe(evidence: &Evidence, site: &Site) -> Row {
         };
         let doc: Value = serde_json::from_str(&keys.recall_text("doc")).unwrap_or_default();
         let profile = known.profile.as_ref().map(|(_, _, profile)| profile);
-        row.look(match offends(&doc, profile, &shelf) {
+        row.check(match offends(&doc, profile, &categories) {
             None => Ok(()),
             Some(what) => Err((Wrong::Other, format!("{user}: the stored list: {what}"))),
         });
@@ -294,10 +301,10 @@ pub fn safe(evidence: &Evidence, site: &Site) -> Row {
     row
 }
 
-/// 10: a take for each request, and one more for what may make somebody do it again.
+/// 10: one claim per request, and one more per fault that may repeat it.
 pub fn coalesced(evidence: &Evidence, site: &Site) -> Row {
-    let mut row = Row::new(10, "coalescing: takes <= 1 + periods + upheavals");
-    let mut asked: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut row = Row::new(10, "coalescing: claims <= 1 + requests + faults");
+    let mut requested: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for entry in &evidence.requests {
         let value: Value = entry
             .value
@@ -306,31 +313,36 @@ pub fn coalesced(evidence: &Evidence, site: &Site) -> Row {
             .unwrap_or_default();
         let source = value["source"].as_str().unwrap_or_default().to_owned();
         if value["ns"] == *site.ns {
-            asked.entry(entry.key_text()).or_default().insert(source);
+            requested
+                .entry(entry.key_text())
+                .or_default()
+                .insert(source);
         }
     }
-    let (mut takes, mut periods) = (0, 0);
+    let (mut claims, mut requests) = (0, 0);
     for (user, keys) in &evidence.dump.users {
-        let taken: u64 = keys.state_text("claim").parse().unwrap_or(0);
-        let many = asked.get(user).map_or(0, |sources| sources.len() as u64);
-        let bound = 1 + many + evidence.upheavals;
-        takes += taken;
-        periods += many;
-        row.look(if taken <= bound {
+        let claim: u64 = keys.state_text("claim").parse().unwrap_or(0);
+        let sources = requested
+            .get(user)
+            .map_or(0, |sources| sources.len() as u64);
+        let bound = 1 + sources + evidence.disturbances;
+        claims += claim;
+        requests += sources;
+        row.check(if claim <= bound {
             Ok(())
         } else {
             Err((
                 Wrong::Doubled,
-                format!("{user}: {taken} takes, {many} requests, bound {bound}"),
+                format!("{user}: {claim} claims, {sources} requests, bound {bound}"),
             ))
         });
     }
-    row.note = format!("{takes} takes for {periods} requests");
+    row.note = format!("{claims} claims for {requests} requests");
     row
 }
 
-/// So that a misread position cannot pass for one that is not there.
-pub fn proven() -> Result<(), String> {
+/// Checks that positions are parsed right: a misread one would count as one that is not there.
+pub fn self_test() -> Result<(), String> {
     let at = Place("t-events".into(), 3, 17);
     match place(&at.to_string()) {
         Some(read) if read == at => Ok(()),

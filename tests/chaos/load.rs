@@ -1,7 +1,8 @@
-//! The load: a catalogue, then events, profiles, erases and poison of many users, in an order of the seed's.
+//! The load: a catalogue, then events, profiles, erases and bad records of many users, in an order that the seed
+//! chooses.
 //!
-//! Invariant: some users are erased for good and never heard of again; everything is written until the broker has
-//! acknowledged it, so that what is missing at the end was lost by somebody else.
+//! Invariant: some users are erased and have no later record; every record is written until the broker has acknowledged
+//! it, so that what is missing at the end was not lost by the load.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 use crate::plan::Size;
 use crate::site::{CATEGORIES, SKUS, Site, category, product, sku};
 
-/// One record to be.
+/// A record to be written.
 pub struct Draft {
     pub events: bool,
     pub key: Option<String>,
@@ -32,62 +33,62 @@ pub fn user(nth: usize) -> String {
     }
 }
 
-/// All records of a run, in their order.
+/// All records of a run, in order.
 pub fn drafts(size: &Size) -> Vec<Draft> {
     let mut rng = ChaCha8Rng::seed_from_u64(size.seed ^ 0x10ad);
-    // One in ten is erased for good somewhere in the middle.
-    let doom: Vec<Option<usize>> = (0..size.users)
+    // One user in ten is erased for good at some record in the middle.
+    let last: Vec<Option<usize>> = (0..size.users)
         .map(|nth| {
             let when = rng.random_range(size.events / 10..size.events * 9 / 10);
             (nth % 10 == 3).then_some(when)
         })
         .collect();
-    let mut gone = vec![false; size.users];
+    let mut erased = vec![false; size.users];
     let mut drafts = Vec::with_capacity(size.events);
     for nth in 0..size.events {
-        let whom = if rng.random_bool(0.1) {
-            rng.random_range(0..3) // the busy ones
+        let index = if rng.random_bool(0.1) {
+            rng.random_range(0..3) // the busy users
         } else {
             rng.random_range(0..size.users)
         };
-        if gone[whom] {
+        if erased[index] {
             continue;
         }
-        if doom[whom].is_some_and(|when| nth >= when) {
-            gone[whom] = true;
-            drafts.push(erase(whom));
+        if last[index].is_some_and(|when| nth >= when) {
+            erased[index] = true;
+            drafts.push(erase(index));
             continue;
         }
         drafts.push(match rng.random_range(0..1000) {
-            0..6 => erase(whom),
-            6..12 => poison(whom, &mut rng),
-            12..80 => profile(whom, nth, &mut rng),
-            _ => event(whom, &mut rng),
+            0..6 => erase(index),
+            6..12 => bad(index, &mut rng),
+            12..80 => profile(index, nth, &mut rng),
+            _ => event(index, &mut rng),
         });
     }
-    // Who was doomed and not met since.
-    let rest = (0..size.users).filter(|nth| doom[*nth].is_some() && !gone[*nth]);
+    // Users that were to be erased and were not chosen since.
+    let rest = (0..size.users).filter(|nth| last[*nth].is_some() && !erased[*nth]);
     drafts.extend(rest.map(erase));
     drafts
 }
 
-fn erase(whom: usize) -> Draft {
+fn erase(index: usize) -> Draft {
     Draft {
         events: false,
-        key: Some(user(whom)),
+        key: Some(user(index)),
         value: None,
     }
 }
 
-fn of(events: bool, whom: usize, value: &Value) -> Draft {
+fn of(events: bool, index: usize, value: &Value) -> Draft {
     Draft {
         events,
-        key: Some(user(whom)),
+        key: Some(user(index)),
         value: Some(value.to_string().into_bytes()),
     }
 }
 
-fn profile(whom: usize, nth: usize, rng: &mut ChaCha8Rng) -> Draft {
+fn profile(index: usize, nth: usize, rng: &mut ChaCha8Rng) -> Draft {
     let club = ["gold", "silver"][nth % 2];
     let mut value = json!({"n": nth, "club": club});
     if rng.random_bool(0.7) {
@@ -99,14 +100,14 @@ fn profile(whom: usize, nth: usize, rng: &mut ChaCha8Rng) -> Draft {
     if !avoids.is_empty() {
         value["avoids"] = json!(avoids);
     }
-    of(false, whom, &value)
+    of(false, index, &value)
 }
 
-fn event(whom: usize, rng: &mut ChaCha8Rng) -> Draft {
+fn event(index: usize, rng: &mut ChaCha8Rng) -> Draft {
     let kind = ["purchase", "view", "click", "cart", "impression", "search"];
     let kind = kind[rng.random_range(0..kind.len())];
     let mut value = json!({"type": kind, "ts": 1, "context": {"shop": "71"}});
-    // The first SKUs are much in demand, so that shards are contended; some are unknown to the catalogue.
+    // The first SKUs are bought often, so that shards are contended; some SKUs are not in the catalogue.
     let nth = (rng.random::<f64>().powi(3) * (SKUS + 4) as f64) as usize;
     if kind == "search" {
         value["query"] = json!(format!("something {}", nth % 40));
@@ -121,11 +122,11 @@ fn event(whom: usize, rng: &mut ChaCha8Rng) -> Draft {
     if rng.random_bool(0.5) {
         value["price"] = json!(f64::from(rng.random_range(10..2000_u32)) / 100.0);
     }
-    of(true, whom, &value)
+    of(true, index, &value)
 }
 
-/// What nobody can use.
-fn poison(whom: usize, rng: &mut ChaCha8Rng) -> Draft {
+/// A record that cannot be used.
+fn bad(index: usize, rng: &mut ChaCha8Rng) -> Draft {
     let (events, value): (bool, Option<&str>) = match rng.random_range(0..9) {
         0 => (true, None),
         1 => (true, Some("{\"type\":\"purchase\"")),
@@ -148,12 +149,12 @@ fn poison(whom: usize, rng: &mut ChaCha8Rng) -> Draft {
     };
     Draft {
         events,
-        key: Some(user(whom)),
+        key: Some(user(index)),
         value: value.map(|text| text.as_bytes().to_vec()),
     }
 }
 
-/// Writes to Kafka and knows what is acknowledged.
+/// A producer that waits for acknowledgements.
 pub struct Writer {
     producer: BaseProducer,
 }
@@ -182,13 +183,13 @@ impl Writer {
         Ok(())
     }
 
-    /// All that was put is acknowledged.
+    /// Waits until everything is acknowledged.
     fn settle(&self) -> anyhow::Result<()> {
         let settled = self.producer.flush(Duration::from_secs(300));
         settled.context("the load was not acknowledged")
     }
 
-    /// The whole catalogue; one SKU in nine is sold out, and one product's SKU is gone.
+    /// Writes the whole catalogue; one SKU in nine is sold out, and one is deleted.
     pub fn catalogue(&self, site: &Site) -> anyhow::Result<()> {
         for nth in 0..SKUS {
             let pu = nth / 4;
@@ -208,7 +209,7 @@ impl Writer {
         self.settle()
     }
 
-    /// The load, evenly over its time. Blocks; runs on a thread of its own. How many records it wrote.
+    /// Writes the load, evenly over its time; the number of records. It blocks, so it needs its own thread.
     pub fn run(
         &self,
         site: &Site,
@@ -230,7 +231,7 @@ impl Writer {
             let key = draft.key.as_deref().map(str::as_bytes);
             self.put(topic, key, draft.value.as_deref())?;
             written.store(nth + 1, Ordering::SeqCst);
-            // Stock moves, too.
+            // Stock changes, too.
             if nth % 50 == 49 {
                 let which = nth / 50 % SKUS;
                 let value = json!({

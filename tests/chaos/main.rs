@@ -1,7 +1,8 @@
 //! Chaos: the real binary against a real Kafka and a real Redis, under faults that a seed chooses; at the end an
-//! independent checker says whether anything is lost, stale, doubled or leaked. `scripts/chaos --help`.
+//! independent checker says whether anything is lost, stale, doubled or leaked. See `scripts/chaos --help`.
 //!
-//! Without arguments, as `cargo test` starts it, it does the short run.
+//! Without arguments, as `cargo test` starts it, it does the short run. That run checks no time that depends on the
+//! machine.
 
 mod blob;
 mod broken;
@@ -34,7 +35,7 @@ use journal::Journal;
 use plan::{Break, Size, Stores};
 use world::World;
 
-/// Its name among tests, for filters of `cargo test`.
+/// The name of the short run, for filters of `cargo test`.
 const NAME: &str = "a_short_chaos_run_loses_nothing";
 
 /// Kills, stops and cuts off members, brokers and stores under load; then checks every user against a
@@ -42,7 +43,7 @@ const NAME: &str = "a_short_chaos_run_loses_nothing";
 #[derive(Parser)]
 #[command(name = "chaos", after_help = EXAMPLES)]
 struct Arguments {
-    /// The seed of load and faults; a full run chooses one and prints it
+    /// Seed of load and faults; a full run chooses one and prints it
     #[arg(long)]
     seed: Option<u64>,
     /// How long the load lasts; the full run's default is 10
@@ -91,12 +92,12 @@ const EXAMPLES: &str = "Examples:
 
 Exit code: 0 all invariants hold, 1 some do not, 2 wrong usage.";
 
-/// Sends a signal by its name.
+/// Sends a signal to a process.
 fn signal(pid: u32, name: &str) -> anyhow::Result<()> {
-    let told = std::process::Command::new("kill")
+    let status = std::process::Command::new("kill")
         .args([&format!("-{name}"), &pid.to_string()])
         .status();
-    ensure!(told?.success(), "kill -{name} {pid}");
+    ensure!(status?.success(), "kill -{name} {pid}");
     Ok(())
 }
 
@@ -134,14 +135,14 @@ fn size(arguments: &Arguments, short: bool) -> anyhow::Result<Size> {
     size.events = arguments.events.unwrap_or(size.events).max(100);
     size.users = arguments.users.unwrap_or(size.users).max(20);
     if let Some(Break::CommitEarly | Break::ForgetInHand) = broken {
-        // Reading everything again would mend what these lose.
+        // Reading everything again would restore what these lose.
         size.faults.replays = 0;
         size.faults.kills += 4;
     }
     Ok(size)
 }
 
-/// What `cargo test` hands to every test program; `None` if this run is not asked for.
+/// Answers what `cargo test` asks of every test program; `None` if the run itself is wanted.
 fn as_a_test(words: &[String]) -> Option<ExitCode> {
     if words.iter().any(|word| word == "--list") {
         println!("{NAME}: test");
@@ -174,7 +175,7 @@ fn main() -> ExitCode {
     if let Some(code) = as_a_test(&words) {
         return code;
     }
-    // A filter that names this run, and what else libtest understands, say nothing to us.
+    // Filters and other options of libtest are ignored.
     let own = words.iter().any(|word| Arguments::knows(word));
     let arguments = if own || words.iter().any(|word| word == "--help" || word == "-h") {
         Arguments::parse()
@@ -188,12 +189,12 @@ fn main() -> ExitCode {
         .expect("threads can be started");
     let outcome = match (&arguments.member, &arguments.config) {
         (Some(name), Some(config)) => {
-            let broken = Break::named(name).expect("the harness names one of its own");
+            let broken = Break::named(name).expect("the harness passes a known name");
             runtime.block_on(broken::run(broken, config)).map(|()| true)
         }
         _ => runtime.block_on(run(&arguments, !own || arguments.short)),
     };
-    // Blocking reads of servers that are gone must not hold the end up.
+    // Blocking reads of servers that have ended must not delay the exit.
     runtime.shutdown_timeout(Duration::from_secs(1));
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -217,8 +218,8 @@ impl Arguments {
 }
 
 async fn run(arguments: &Arguments, short: bool) -> anyhow::Result<bool> {
-    proxy::proven().map_err(anyhow::Error::msg)?;
-    lists::proven().map_err(anyhow::Error::msg)?;
+    proxy::self_test().map_err(anyhow::Error::msg)?;
+    lists::self_test().map_err(anyhow::Error::msg)?;
     let size = match size(arguments, short) {
         Ok(size) => size,
         Err(error) => {
@@ -247,14 +248,14 @@ async fn one(arguments: &Arguments, size: Size, path: &std::path::Path) -> anyho
     let world = World::start(size, path).await?;
     let cancel = CancellationToken::new();
     let watching = tokio::spawn(watcher::watch(world.clone(), cancel.clone()));
-    let stormed = world.storm(plan).await;
-    if let Err(error) = &stormed {
-        eprintln!("chaos: a fault could not be done: {error:#}");
+    let disturbed = world.disturb(plan).await;
+    if let Err(error) = &disturbed {
+        eprintln!("chaos: a fault could not be executed: {error:#}");
     }
-    let rested = world
-        .rest(world.size.load.max(Duration::from_secs(120)))
+    let at_rest = world
+        .rest(world.size.load.max(Duration::from_secs(600)))
         .await;
-    match &rested {
+    match &at_rest {
         Ok(took) => world.journal.say(format!(
             "at rest {:.1} s after the load",
             took.as_secs_f64()
@@ -263,27 +264,27 @@ async fn one(arguments: &Arguments, size: Size, path: &std::path::Path) -> anyho
     }
     cancel.cancel();
     watching.await?;
-    world.broke()?;
+    world.breaks_took_effect()?;
     for member in &world.members {
         if let Err(error) = member.finish().await {
             world.journal.say(format!("{error:#}"));
         }
     }
     world.journal.say("checking");
-    let upheavals = world.journal.faults(|faults| faults.len() as u64);
+    let disturbances = world.journal.faults(|faults| faults.len() as u64);
     let (site, ports) = (world.site.clone(), world.servers.read_ports());
     let checking = tokio::task::spawn_blocking(move || {
-        let evidence = checker::Evidence::read(&site, &ports, upheavals)?;
+        let evidence = checker::Evidence::read(&site, &ports, disturbances)?;
         anyhow::Ok((evidence.verdict(&site), evidence.dump.spread.clone()))
     });
     let (mut rows, spread) = checking.await??;
-    rows.extend(report::seen(&world.journal));
+    rows.extend(report::observed(&world.size, &world.journal));
     rows.sort_by_key(|row| if row.number == 0 { 99 } else { row.number });
     let good = report::print(&world.size, &world.journal, (&rows, &spread));
     if arguments.json {
         println!("{}", report::json(&world.size, &world.journal, &rows));
     }
     world.brokers.end().await?;
-    stormed?;
-    Ok(good && rested.is_ok())
+    disturbed?;
+    Ok(good && at_rest.is_ok())
 }

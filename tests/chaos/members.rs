@@ -1,7 +1,7 @@
-//! The members: processes of the real binary, killed, asked to end, stopped, and started again, as by Kubernetes.
+//! The members: processes of the real binary, killed, terminated, stopped, and started again, as by Kubernetes.
 //!
-//! Invariant: a member that ended, by whatever cause, is started again; one that ended without being told is written
-//! down with its last words. It knows no plan.
+//! Invariant: a member that ended, for whatever reason, is started again; one that ended without being told is noted
+//! with its last log line. It does not know the plan of faults.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -16,14 +16,14 @@ use crate::plan::Break;
 use crate::servers::free_port;
 use crate::{Journal, signal};
 
-/// A start with many partitions on a busy machine.
-const READY: Duration = Duration::from_secs(120);
-/// SIGTERM to the end; then it is killed.
-const DRAIN: Duration = Duration::from_secs(30);
+/// Longest start; only a hang exceeds it.
+const READY: Duration = Duration::from_secs(600);
+/// Longest time from SIGTERM to the end; then it is killed.
+const DRAIN: Duration = Duration::from_secs(120);
 
-/// How to start one.
+/// How a member is started.
 #[derive(Clone)]
-pub struct ListBuilder {
+pub struct MemberSpec {
     pub nth: usize,
     pub role: &'static str,
     pub config: PathBuf,
@@ -33,13 +33,13 @@ pub struct ListBuilder {
 
 struct Live {
     child: Option<Child>,
-    /// Ends are expected: a fault is at work, or the run ends.
-    told: bool,
+    /// Whether its end is expected: by a fault, or at the end of the run.
+    may_end: bool,
 }
 
-/// One member; a fault holds it for as long as it lasts.
+/// One member; a fault locks it while it lasts.
 pub struct Member {
-    pub recipe: ListBuilder,
+    pub spec: MemberSpec,
     port: u16,
     log: PathBuf,
     live: Mutex<Live>,
@@ -47,17 +47,17 @@ pub struct Member {
 }
 
 impl Member {
-    /// A member that does not run yet.
-    pub fn new(recipe: ListBuilder, journal: Arc<Journal>) -> anyhow::Result<Arc<Self>> {
-        let folder = recipe.config.parent().context("a file in a folder")?;
-        let log = folder.join(format!("{}-{}.log", recipe.role, recipe.nth));
+    /// Makes a member that does not run yet.
+    pub fn new(spec: MemberSpec, journal: Arc<Journal>) -> anyhow::Result<Arc<Self>> {
+        let folder = spec.config.parent().context("a file in a folder")?;
+        let log = folder.join(format!("{}-{}.log", spec.role, spec.nth));
         Ok(Arc::new(Self {
-            recipe,
+            spec,
             port: free_port()?,
             log,
             live: Mutex::new(Live {
                 child: None,
-                told: true,
+                may_end: true,
             }),
             journal,
         }))
@@ -66,19 +66,19 @@ impl Member {
     fn spawn(&self) -> anyhow::Result<Child> {
         let mut log = std::fs::File::options();
         let log = log.create(true).append(true).open(&self.log)?;
-        let ListBuilder {
+        let MemberSpec {
             role,
             config,
             redis,
             broken,
             ..
-        } = &self.recipe;
+        } = &self.spec;
         let mut command = match broken {
-            // The same parts with a broken log around them; see `broken.rs`.
+            // The product's parts with a broken loop; see `broken.rs`.
             Some(broken) => {
-                let mut own = Command::new(std::env::current_exe()?);
-                own.args(["--member", broken.name(), "--config"]);
-                own
+                let mut harness = Command::new(std::env::current_exe()?);
+                harness.args(["--member", broken.name(), "--config"]);
+                harness
             }
             None => {
                 let mut real = Command::new(env!("CARGO_BIN_EXE_nearshore"));
@@ -99,20 +99,20 @@ impl Member {
         command.spawn().context("the member starts")
     }
 
-    /// Starts it, and from now on again whenever it ends.
+    /// Starts it; from now on [`Member::keep`] starts it again whenever it ends.
     pub async fn start(self: &Arc<Self>) -> anyhow::Result<()> {
         let mut live = self.live.lock().await;
         live.child = Some(self.spawn()?);
-        live.told = false;
+        live.may_end = false;
         Ok(())
     }
 
-    /// Looks after it, for ever.
+    /// Starts it again whenever it ends; never returns.
     pub async fn keep(self: Arc<Self>) {
         loop {
             tokio::time::sleep(Duration::from_millis(200)).await;
             let mut live = self.live.lock().await;
-            if live.told {
+            if live.may_end {
                 continue;
             }
             let ended = match &mut live.child {
@@ -122,7 +122,7 @@ impl Member {
             if let Some(status) = ended {
                 let words = format!("{} ended by itself: {status}: {}", self.name(), self.last());
                 self.journal.ended(words);
-                // Kubernetes' first back-off is longer; a crash loop shows all the same.
+                // Shorter than the first back-off of Kubernetes; a crash loop is noted all the same.
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 live.child = self.spawn().ok();
             }
@@ -130,16 +130,17 @@ impl Member {
     }
 
     pub fn name(&self) -> String {
-        format!("{} {}", self.recipe.role, self.recipe.nth)
+        format!("{} {}", self.spec.role, self.spec.nth)
     }
 
+    /// Its last log line.
     fn last(&self) -> String {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let line = log.lines().rev().find(|line| !line.trim().is_empty());
-        line.unwrap_or("silent").chars().take(300).collect()
+        line.unwrap_or("no log line").chars().take(300).collect()
     }
 
-    /// SIGKILL, and started again.
+    /// Sends SIGKILL and starts it again.
     pub async fn kill(&self) -> anyhow::Result<String> {
         let mut live = self.live.lock().await;
         end(&mut live);
@@ -147,7 +148,7 @@ impl Member {
         Ok(String::new())
     }
 
-    /// SIGTERM, waits for the end, and started again. How it ended.
+    /// Sends SIGTERM, waits for the end, and starts it again; how it ended, in words.
     pub async fn terminate(&self) -> anyhow::Result<String> {
         let mut live = self.live.lock().await;
         let child = live.child.as_mut().context("it runs")?;
@@ -169,7 +170,7 @@ impl Member {
         Ok(format!("{how}{why}"))
     }
 
-    /// SIGSTOP for so long.
+    /// Stops it for so long, by SIGSTOP and SIGCONT.
     pub async fn stop(&self, long: Duration) -> anyhow::Result<String> {
         let live = self.live.lock().await;
         let pid = live.child.as_ref().context("it runs")?.id();
@@ -179,17 +180,17 @@ impl Member {
         Ok(String::new())
     }
 
-    /// SIGKILL, and not started again before [`Member::start`].
+    /// Sends SIGKILL; it is not started again before [`Member::start`].
     pub async fn away(&self) {
         let mut live = self.live.lock().await;
-        live.told = true;
+        live.may_end = true;
         end(&mut live);
     }
 
-    /// SIGTERM for good; how it ended.
+    /// Sends SIGTERM for good; an error if its exit code is not 0.
     pub async fn finish(&self) -> anyhow::Result<()> {
         let mut live = self.live.lock().await;
-        live.told = true;
+        live.may_end = true;
         let Some(child) = live.child.as_mut() else {
             return Ok(());
         };
@@ -242,7 +243,7 @@ impl Member {
         Ok((status.unwrap_or(0), body.to_owned()))
     }
 
-    /// Resident memory, bytes; nothing while it does not run.
+    /// Resident memory in bytes; `None` while it does not run.
     pub async fn memory(&self) -> Option<u64> {
         let pid = self.live.try_lock().ok()?.child.as_ref()?.id();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -252,7 +253,7 @@ impl Member {
     }
 }
 
-/// Kills what still runs, and takes its end.
+/// Kills the process if it still runs.
 fn end(live: &mut Live) {
     if let Some(mut child) = live.child.take() {
         let _ = child.kill();
@@ -260,6 +261,7 @@ fn end(live: &mut Live) {
     }
 }
 
+/// Waits for the end of a process, at most [`DRAIN`].
 async fn ending(child: &mut Child) -> (Option<ExitStatus>, Duration) {
     let start = Instant::now();
     while start.elapsed() < DRAIN {

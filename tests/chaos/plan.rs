@@ -1,7 +1,7 @@
-//! What a run does, decided by its seed before it starts: its size, and which fault comes when.
+//! The plan of a run, decided by its seed before it starts: its size, and which fault comes when.
 //!
-//! Invariant: the same options give the same plan. It knows no process and no clock; times are from the start of
-//! the load.
+//! Invariant: the same options give the same plan. It knows no process and no clock; times are from the start of the
+//! load.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// What keeps the lists.
+/// The servers that store the lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stores {
     /// A primary with two replicas and three Sentinels; each member has a fault proxy of its own.
@@ -19,18 +19,18 @@ pub enum Stores {
     Cluster,
 }
 
-/// What is broken on purpose, as in the simulation.
+/// A break on purpose, as in the simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Break {
     /// Counts are added whatever the fence says.
     NoFence,
     /// A state is written whatever its version is.
     BlindWrite,
-    /// Nobody reads the tombstone.
+    /// The tombstone is not read.
     NoTombstone,
     /// Offsets are committed when records arrive.
     CommitEarly,
-    /// Work in hand is forgotten, and committed, when partitions move.
+    /// Batches in hand are committed and not folded when partitions move.
     ForgetInHand,
 }
 
@@ -66,12 +66,16 @@ pub struct Size {
     pub partitions: i32,
     pub users: usize,
     pub events: usize,
-    /// How long events come; faults lie within it.
+    /// How long events are sent; faults begin within it.
     pub load: Duration,
-    /// What the table model takes per batch.
+    /// Time that the table of scores takes for a batch.
     pub delay: Duration,
     /// Faults of each kind.
     pub faults: Counts,
+    /// Longest drain that passes. The short run is a test, so there only a hang exceeds it.
+    pub drain_max: Duration,
+    /// How long after a failover a reader may still find older lists, until they are made again.
+    pub aftermath: Duration,
 }
 
 /// How many faults of each kind.
@@ -88,7 +92,7 @@ pub struct Counts {
 }
 
 impl Size {
-    /// One fault of each kind, about two minutes.
+    /// Few faults of each kind, about two minutes.
     pub fn short(seed: u64, stores: Stores, broken: Option<Break>) -> Self {
         Self {
             seed,
@@ -112,6 +116,8 @@ impl Size {
                 flushes: 1,
                 replays: 1,
             },
+            drain_max: Duration::from_secs(100),
+            aftermath: Duration::from_secs(60),
         }
     }
 
@@ -136,26 +142,28 @@ impl Size {
                 flushes: 2,
                 replays: 1,
             },
+            drain_max: Duration::from_secs(10),
+            aftermath: Duration::from_secs(20),
             ..Self::short(seed, stores, broken)
         }
     }
 }
 
-/// What the network between somebody and Redis does.
+/// What the network between a client and Redis does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Net {
     Pass,
-    /// Each piece is so many milliseconds late.
+    /// Every read is forwarded so many milliseconds late.
     Delay(u64),
-    /// Nothing arrives, nobody is told.
+    /// Nothing is forwarded, and connections stay open.
     BlackHole,
-    /// Connections are reset, new ones too.
+    /// Connections are reset, including new ones.
     Reset,
-    /// What is asked is done, and now and then the connection ends before its answer.
+    /// Requests are executed, and sometimes the connection ends before the answer.
     LoseAnswers,
 }
 
-/// What happens to whom. Members are numbered, ingest before generate.
+/// A fault. Members are numbered, ingest before generate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     Kill(usize),
@@ -166,13 +174,14 @@ pub enum Fault {
     Cut(usize, Net, Duration),
     /// SIGKILL, and started again after so long.
     Broker(usize, Duration),
-    /// SIGKILL of the primary (or of a node), back after so long or after the failover.
+    /// SIGKILL of the primary (or of a node), started again after so long or after the failover.
     Primary(usize, Duration),
-    /// SIGSTOP of the primary past its failover: it wakes and thinks it is one still.
+    /// SIGSTOP of the primary until after the failover: when it wakes it still acts as primary.
     Freeze(Duration),
     /// SCRIPT FLUSH.
     Flush,
-    /// All ingest members are killed, idle erased users expire, and reading starts at the beginning again.
+    /// All ingest members are killed, states of erased and silent users expire, and all is read from the beginning
+    /// again.
     Replay,
 }
 
@@ -200,7 +209,7 @@ pub enum Lane {
     Stores,
 }
 
-/// When.
+/// A fault with its time.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
     pub at: Duration,
@@ -241,7 +250,7 @@ pub fn plan(size: &Size) -> Plan {
 }
 
 fn member_faults(size: &Size, rng: &mut ChaCha8Rng) -> Vec<Fault> {
-    // Both roles are hit, whatever the seed: the first faults of a kind alternate between them.
+    // Faults of a kind alternate between the roles, so that both are hit with every seed.
     let one = |nth: usize, rng: &mut ChaCha8Rng| {
         if nth.is_multiple_of(2) {
             rng.random_range(0..size.ingest)
@@ -277,13 +286,13 @@ fn member_faults(size: &Size, rng: &mut ChaCha8Rng) -> Vec<Fault> {
         faults.push(Fault::Cut(whom, net, long));
     }
     if size.broken == Some(Break::NoFence) {
-        // A sum is doubled where an addition is done, its answer lost, and the call made again.
+        // A count is doubled where an addition is executed, its answer is lost, and the call is repeated.
         let lost = |nth| Fault::Cut(nth, Net::LoseAnswers, size.load / 2);
         faults.extend((0..size.ingest).map(lost));
     }
     faults.shuffle(rng);
     for _ in 0..counts.replays {
-        // Late, so that there is much to read again, and an erased user to come back by mistake.
+        // Late, so that there are many records to read again, and erased users that could come back.
         let place = faults.len() * 2 / 3;
         faults.insert(place, Fault::Replay);
     }
@@ -305,7 +314,7 @@ fn store_faults(size: &Size, rng: &mut ChaCha8Rng) -> Vec<Fault> {
     faults
 }
 
-/// Evenly over the load with some play, neither at once nor at its very end.
+/// Spreads faults over the load, at random within equal parts of it, none at its start or end.
 fn spread(faults: Vec<Fault>, load: Duration, rng: &mut ChaCha8Rng) -> Vec<Step> {
     let many = faults.len().max(1) as f64;
     let place = |nth: usize, rng: &mut ChaCha8Rng| {
@@ -320,7 +329,8 @@ fn spread(faults: Vec<Fault>, load: Duration, rng: &mut ChaCha8Rng) -> Vec<Step>
     steps
 }
 
-/// Who commits too early loses something only if it dies with work in hand: its network is cut before.
+/// A member that commits too early loses records only if it dies with batches in hand: its network is cut before each
+/// kill.
 fn with_work_in_hand(size: &Size, mut steps: Vec<Step>) -> Vec<Step> {
     if size.broken != Some(Break::CommitEarly) {
         return steps;

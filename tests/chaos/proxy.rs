@@ -1,8 +1,8 @@
-//! A TCP proxy that misbehaves when told to: it passes, delays, swallows or resets, and may rewrite what a client
-//! sends, which is how a script of ours is broken on a real Redis without a word of it in the product.
+//! A TCP proxy with faults: it forwards, delays, holds or resets, and may rewrite what a client sends. That is how the
+//! product's Lua scripts are broken on a real Redis without code for it in the product.
 //!
-//! Invariant: a rewritten text has the length of the original, so the protocol around it stays right. What a black
-//! hole swallowed arrives when it ends, as from a network that delivers late.
+//! Invariant: a rewritten text has the length of the original, so the protocol around it stays valid. What a black hole
+//! held arrives when it ends, as from a network that delivers late.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,23 +16,23 @@ use tokio::sync::watch;
 
 use crate::plan::Net;
 
-/// Of answers, where some are lost.
+/// Share of answers that are lost under [`Net::LoseAnswers`].
 const LOST: f64 = 0.12;
 
-/// What is replaced, and what stands in its place.
+/// A text and its replacement.
 pub type Text = (Vec<u8>, Vec<u8>);
 
-/// Texts of a client that are replaced on their way; all proxies of a run share them.
+/// The texts of clients that are replaced; all proxies of a run share them.
 #[derive(Default)]
 pub struct Rewrites {
     known: Vec<Text>,
-    /// Hashes of scripts whose text names a lineage, which is known when they are loaded and not before.
+    /// Hashes of scripts that begin with a lineage, which is known only when they are loaded.
     learnt: Mutex<Vec<Text>>,
 }
 
-/// How a script of a lineage begins, up to a line's end; the script itself follows.
+/// First line of a script for a lineage, without its value; the script follows the line.
 const LINEAGE: &[u8] = b"-- lineage ";
-/// Longer than that line.
+/// Bytes that are kept of what was forwarded last: more than that line has.
 const TAIL: usize = 1_024;
 
 impl Rewrites {
@@ -54,7 +54,7 @@ impl Rewrites {
         self.known.iter().chain(&*self.learnt()).cloned().collect()
     }
 
-    /// See [`rewrite`]; `tail` is what went on last.
+    /// See [`rewrite`]; `tail` is what was forwarded last.
     fn apply(&self, held: &mut Vec<u8>, tail: &mut Vec<u8>) -> (Vec<u8>, u64) {
         if self.known.is_empty() {
             return (std::mem::take(held), 0);
@@ -66,7 +66,7 @@ impl Rewrites {
         (ready, changed)
     }
 
-    /// A script that is loaded under a lineage is called by a hash of its own.
+    /// Adds the hashes of scripts that are loaded for a lineage.
     fn learn(&self, said: &[u8]) {
         for (old, new) in &self.known {
             let places = (0..said.len()).filter(|at| said[*at..].starts_with(old));
@@ -99,7 +99,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on `port` (0: a free one) and leads to whoever `target` says at the time of a connection.
+    /// Listens on `port` (0: a free one) and connects each client to what `target` is at that time.
     pub async fn start(
         port: u16,
         target: watch::Receiver<SocketAddr>,
@@ -107,19 +107,19 @@ impl Proxy {
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", port)).await?;
         let port = listener.local_addr()?.port();
-        let (net, told) = watch::channel(Net::Pass);
+        let (net, state) = watch::channel(Net::Pass);
         let rewritten = Arc::new(AtomicU64::new(0));
         let count = rewritten.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let way = Way {
-                    net: told.clone(),
+                let route = Route {
+                    net: state.clone(),
                     answers: false,
                     rewrites: rewrites.clone(),
                     rewritten: count.clone(),
                 };
                 let to = *target.borrow();
-                tokio::spawn(async move { way.join(client, to).await });
+                tokio::spawn(async move { route.join(client, to).await });
             }
         });
         Ok(Self {
@@ -129,27 +129,27 @@ impl Proxy {
         })
     }
 
-    /// How the network is from now on.
+    /// Sets what the network does from now on.
     pub fn set(&self, net: Net) {
         self.net.send_replace(net);
     }
 }
 
 #[derive(Clone)]
-struct Way {
+struct Route {
     net: watch::Receiver<Net>,
     answers: bool,
     rewrites: Arc<Rewrites>,
     rewritten: Arc<AtomicU64>,
 }
 
-impl Way {
+impl Route {
     async fn join(mut self, client: TcpStream, to: SocketAddr) {
         let now = *self.net.borrow();
         if now == Net::Reset {
             return reset(client);
         }
-        // A network that swallows packets lets nobody connect; what is asked meanwhile waits here.
+        // A black hole admits no connection; requests wait here until it ends.
         self.open().await;
         let Ok(server) = TcpStream::connect(to).await else {
             return reset(client);
@@ -167,34 +167,34 @@ impl Way {
         let back = pump(answers, (from_server, to_client), Arc::default());
         tokio::pin!(there, back);
         tokio::select! {
-            // A client that is done asking still gets its answers; one whose answer is lost gets no more.
+            // A client that has sent everything still gets its answers; one whose answer is lost gets no more.
             () = &mut there => back.await,
             () = &mut back => {}
-            // Dropping the halves closes both ends; what was under way is gone.
+            // Dropping the halves closes both ends and loses what was in flight.
             _ = async { net.wait_for(|net| *net == Net::Reset).await.map(drop) } => {}
         }
     }
 
-    /// Waits while nothing gets through.
+    /// Waits until the black hole ends.
     async fn open(&mut self) {
         let _ = self.net.wait_for(|net| *net != Net::BlackHole).await;
     }
 }
 
 fn reset(stream: TcpStream) {
-    // A close with nothing lingering is an RST.
+    // With a zero linger the close sends RST.
     let _ = stream.set_zero_linger();
 }
 
 async fn pump(
-    mut way: Way,
+    mut route: Route,
     (mut from, mut to): (OwnedReadHalf, OwnedWriteHalf),
     texts: Arc<Rewrites>,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     let (mut held, mut tail) = (Vec::new(), Vec::new());
     loop {
-        way.open().await;
+        route.open().await;
         let Ok(read) = from.read(&mut buffer).await else {
             return;
         };
@@ -203,9 +203,9 @@ async fn pump(
             let _ = to.shutdown().await;
             return;
         }
-        way.open().await;
-        let now = *way.net.borrow();
-        if way.answers && now == Net::LoseAnswers && rand::random_bool(LOST) {
+        route.open().await;
+        let now = *route.net.borrow();
+        if route.answers && now == Net::LoseAnswers && rand::random_bool(LOST) {
             return;
         }
         if let Net::Delay(late) = now {
@@ -213,15 +213,15 @@ async fn pump(
         }
         held.extend_from_slice(&buffer[..read]);
         let (ready, changed) = texts.apply(&mut held, &mut tail);
-        way.rewritten.fetch_add(changed, Ordering::Relaxed);
+        route.rewritten.fetch_add(changed, Ordering::Relaxed);
         if to.write_all(&ready).await.is_err() {
             return;
         }
     }
 }
 
-/// What may go on, with the texts replaced; an end that may be the beginning of a text is held back. A request
-/// ends with a line break, which begins none, so nothing is held back for ever.
+/// Takes from `held` what may be forwarded, with the texts replaced. An end that may be the beginning of a text stays
+/// in `held`; not for ever, because a request ends with a line break, which begins no text.
 fn rewrite(held: &mut Vec<u8>, texts: &[(Vec<u8>, Vec<u8>)]) -> (Vec<u8>, u64) {
     let mut changed = 0;
     for (old, new) in texts {
@@ -247,8 +247,9 @@ fn find(bytes: &[u8], text: &[u8]) -> Option<usize> {
     bytes.windows(text.len()).position(|it| it == text)
 }
 
-/// See them work, a byte at a time: a proxy that rewrote nothing would make every break pass for a find.
-pub fn proven() -> Result<(), String> {
+/// Checks that texts are replaced when they come byte by byte: with a proxy that rewrites nothing no break would be
+/// made.
+pub fn self_test() -> Result<(), String> {
     let sha = |script: &str| redis::Script::new(script).get_hash().to_owned();
     let call = |script: &str| sha(&format!("-- lineage abc\n{script}"));
     let texts = Rewrites::of(vec![(b"fence".to_vec(), b"FENCE".to_vec())]);

@@ -1,7 +1,6 @@
-//! What a run says at its end: faults, a table by invariant, and one line of JSON if asked.
+//! The report at the end of a run: faults, a table of invariants, and on request one line of JSON.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use serde_json::json;
 
@@ -9,12 +8,12 @@ use crate::checker::{Row, Wrong};
 use crate::journal::Journal;
 use crate::plan::{Fault, Size, Stores};
 
-/// Most memory that a member of a table may take: states of a few thousand users and librdkafka's queues.
+/// Most resident memory of a member: states of a few thousand users and librdkafka's queues.
 const MEMORY: u64 = 400 << 20;
 /// Examples printed per invariant.
 const EXAMPLES: usize = 4;
 
-/// Invariants that cannot be seen from outside of a run like this, and where they are.
+/// Invariants that this run cannot check, and what checks them.
 const ELSEWHERE: [(u32, &str, &str); 2] = [
     (
         8,
@@ -28,24 +27,24 @@ const ELSEWHERE: [(u32, &str, &str); 2] = [
     ),
 ];
 
-/// Rows that come from the run and not from what is stored.
-pub fn seen(journal: &Journal) -> Vec<Row> {
+/// Rows about the run itself, not about what is stored.
+pub fn observed(size: &Size, journal: &Journal) -> Vec<Row> {
     let mut rows = vec![];
-    let (reads, declared, fallen) = journal.reads();
+    let (reads, declared, regressions) = journal.reads();
     let mut row = Row::new(4, "monotone lists, as a client reads them");
     row.checked = reads;
-    row.wrong = fallen
+    row.wrong = regressions
         .into_iter()
         .map(|what| (Wrong::Stale, what))
         .collect();
-    row.note = format!("{declared} went back within a failover");
+    row.note = format!("{declared} were older within a failover");
     rows.push(row);
 
     let mut row = Row::new(9, "bounded: memory of each member");
     let memory = journal.most_memory();
     let most = memory.values().map(|(_, most)| *most).max().unwrap_or(0);
     for (name, (first, most)) in &memory {
-        row.look(if *most <= MEMORY {
+        row.check(if *most <= MEMORY {
             Ok(())
         } else {
             Err((
@@ -57,11 +56,11 @@ pub fn seen(journal: &Journal) -> Vec<Row> {
     row.note = format!("at most {} MiB", most >> 20);
     rows.push(row);
 
-    let mut row = Row::new(0, "drain: SIGTERM to exit 0 within 10 s");
+    let mut row = Row::new(0, "drain: SIGTERM ends a member with exit code 0");
     let drains = journal.drains();
     for (clean, took) in &drains {
-        let good = *clean && *took <= Duration::from_secs(10);
-        row.look(if good {
+        let good = *clean && *took <= size.drain_max;
+        row.check(if good {
             Ok(())
         } else {
             Err((
@@ -75,7 +74,7 @@ pub fn seen(journal: &Journal) -> Vec<Row> {
         .map(|(_, took)| *took)
         .max()
         .unwrap_or_default();
-    row.note = format!("slowest {slowest:.1?}");
+    row.note = format!("slowest {slowest:.1?}, at most {:.0?}", size.drain_max);
     rows.push(row);
 
     let mut row = Row::new(0, "no member ends by itself");
@@ -101,7 +100,7 @@ fn count(totals: &BTreeMap<Wrong, usize>, wrong: Wrong) -> usize {
     totals.get(&wrong).copied().unwrap_or(0)
 }
 
-/// Faults by kind.
+/// Number of faults by kind.
 fn kinds(journal: &Journal) -> BTreeMap<&'static str, usize> {
     let kind = |fault: &Fault| match fault {
         Fault::Kill(_) => "SIGKILL",
@@ -134,7 +133,7 @@ fn shape(size: &Size) -> String {
     )
 }
 
-/// Prints the table. True if nothing is wrong.
+/// Prints the table; true if all invariants hold.
 pub fn print(size: &Size, journal: &Journal, (rows, spread): (&[Row], &[usize])) -> bool {
     println!("\n{}", shape(size));
     let kinds: Vec<String> = kinds(journal)
@@ -190,7 +189,7 @@ pub fn print(size: &Size, journal: &Journal, (rows, spread): (&[Row], &[usize]))
     good
 }
 
-/// The last line for programs.
+/// The result as one line of JSON.
 pub fn json(size: &Size, journal: &Journal, rows: &[Row]) -> String {
     let totals = totals(rows);
     let faults = journal.faults(|faults| {

@@ -1,7 +1,7 @@
-//! Redis as it is run: a primary with two replicas and three Sentinels, or a cluster of three.
+//! The Redis servers: a primary with two replicas and three Sentinels, or a cluster of three.
 //!
-//! Invariant: a server that was killed comes back on its port; with Sentinel as a replica of whoever is primary by
-//! then, and empty; in the cluster with its append-only file. Who is primary is asked from Sentinel, never assumed.
+//! Invariant: a killed server is started again on its port: with Sentinel empty and as a replica of the new primary, in
+//! the cluster with its append-only file. Sentinel is asked for the primary; it is never assumed.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,12 +17,12 @@ use tokio::sync::watch;
 use crate::plan::Stores;
 use crate::signal;
 
-/// How long a server may take to answer, a failover to happen.
-const LIMIT: Duration = Duration::from_secs(40);
-/// The name under which Sentinels watch.
+/// Longest start of a server and longest failover; only a hang exceeds it.
+const LIMIT: Duration = Duration::from_secs(300);
+/// Name of the primary for the Sentinels.
 const WATCHED: &str = "chaos";
 
-/// A port that nobody listens on, and whose number plus 10000 is one too.
+/// A free port below 20000, so that the port 10000 above it exists.
 pub fn free_port() -> anyhow::Result<u16> {
     for _ in 0..200 {
         let port = rand::random_range(10_000..20_000_u16);
@@ -80,7 +80,7 @@ pub struct Servers {
     sentinels: Mutex<Vec<Server>>,
     ports: Vec<u16>,
     sentinel_ports: Vec<u16>,
-    /// Ports under which the nodes of a cluster announce themselves: their proxies'.
+    /// Ports that the nodes of a cluster announce: those of their proxies.
     pub announced: Vec<u16>,
     primary: watch::Sender<SocketAddr>,
 }
@@ -89,7 +89,7 @@ fn local(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
-/// Asks one server.
+/// Sends a command to one server.
 pub fn ask(port: u16, words: &[&str]) -> redis::RedisResult<Value> {
     let client = redis::Client::open(("127.0.0.1", port))?;
     let mut conn = client.get_connection_with_timeout(Duration::from_secs(1))?;
@@ -99,6 +99,7 @@ pub fn ask(port: u16, words: &[&str]) -> redis::RedisResult<Value> {
     conn.req_command(&cmd)
 }
 
+/// [`ask`] on a thread for blocking calls.
 async fn asked(port: u16, words: &[&str]) -> anyhow::Result<Value> {
     let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
     let answer = tokio::task::spawn_blocking(move || {
@@ -108,7 +109,7 @@ async fn asked(port: u16, words: &[&str]) -> anyhow::Result<Value> {
     Ok(answer.await??)
 }
 
-/// Asks until `good` or [`LIMIT`].
+/// Repeats `good` until it is `Ok`, at most [`LIMIT`].
 pub async fn until<T, F: Future<Output = anyhow::Result<T>>>(
     what: &str,
     mut good: impl FnMut() -> F,
@@ -126,7 +127,7 @@ pub async fn until<T, F: Future<Output = anyhow::Result<T>>>(
 }
 
 impl Servers {
-    /// Starts them all and waits until they serve.
+    /// Starts all servers and waits until they serve.
     pub async fn start(kind: Stores, dir: &Path) -> anyhow::Result<Arc<Self>> {
         let mut ports = Vec::new();
         let mut announced = Vec::new();
@@ -193,7 +194,7 @@ impl Servers {
     }
 
     fn with<T>(&self, nth: usize, act: impl FnOnce(&mut Server) -> T) -> T {
-        let mut data = self.data.lock().expect("nobody panics with it");
+        let mut data = self.data.lock().expect("no thread panics with the lock");
         act(&mut data[nth])
     }
 
@@ -209,21 +210,24 @@ impl Servers {
             );
             std::fs::write(sentinel.dir.join("sentinel.conf"), text)?;
             sentinel.start(&[])?;
-            let mut sentinels = self.sentinels.lock().expect("nobody panics with it");
+            let mut sentinels = self
+                .sentinels
+                .lock()
+                .expect("no thread panics with the lock");
             sentinels.push(sentinel);
         }
         let port = self.sentinel_ports[0];
         until("two other Sentinels and two replicas are known", || async {
             let answer = asked(port, &["SENTINEL", "MASTER", WATCHED]).await?;
-            let told: BTreeMap<String, String> = redis::from_redis_value(answer)?;
-            let known = ["num-other-sentinels", "num-slaves"].map(|key| told.get(key).cloned());
+            let state: BTreeMap<String, String> = redis::from_redis_value(answer)?;
+            let known = ["num-other-sentinels", "num-slaves"].map(|key| state.get(key).cloned());
             ensure!(known == ["2", "2"].map(|n| Some(n.to_owned())), "{known:?}");
             Ok(())
         })
         .await
     }
 
-    /// Makes one cluster of the nodes; their proxies must stand by now.
+    /// Joins the nodes to a cluster; their proxies must listen by now.
     pub async fn join(&self) -> anyhow::Result<()> {
         let mut create = tokio::process::Command::new("redis-cli");
         create.args(["--cluster", "create"]);
@@ -237,28 +241,28 @@ impl Servers {
             String::from_utf8_lossy(&output.stderr)
         );
         for port in &self.ports {
-            until("the cluster is whole", || self.whole(*port)).await?;
+            until("the cluster is complete", || self.complete(*port)).await?;
         }
         Ok(())
     }
 
-    async fn whole(&self, port: u16) -> anyhow::Result<()> {
+    async fn complete(&self, port: u16) -> anyhow::Result<()> {
         let info = text(&asked(port, &["CLUSTER", "INFO"]).await?);
         ensure!(info.contains("cluster_state:ok"), "{info}");
         Ok(())
     }
 
-    /// Where the nodes of a cluster really are.
+    /// Ports of the servers themselves.
     pub fn ports(&self) -> &[u16] {
         &self.ports
     }
 
-    /// The primary, as it changes.
+    /// The current primary, and its changes.
     pub fn primary(&self) -> watch::Receiver<SocketAddr> {
         self.primary.subscribe()
     }
 
-    /// Ports to be read at the end: the primary's, or all nodes'.
+    /// Ports with all data: that of the primary, or those of all nodes.
     pub fn read_ports(&self) -> Vec<u16> {
         match self.kind {
             Stores::Sentinel => vec![self.primary.borrow().port()],
@@ -266,13 +270,13 @@ impl Servers {
         }
     }
 
-    /// Follows the Sentinels, for ever.
+    /// Asks the Sentinels for the primary; never returns.
     pub async fn follow(self: Arc<Self>) {
         loop {
             for port in &self.sentinel_ports {
                 if let Ok(found) = self.sentinel_says(*port).await {
-                    let moved = |now: &mut SocketAddr| std::mem::replace(now, found) != found;
-                    self.primary.send_if_modified(moved);
+                    let changed = |now: &mut SocketAddr| std::mem::replace(now, found) != found;
+                    self.primary.send_if_modified(changed);
                     break;
                 }
             }
@@ -286,20 +290,22 @@ impl Servers {
         Ok(format!("{host}:{port}").parse()?)
     }
 
-    fn place_of_primary(&self) -> usize {
+    fn index_of_primary(&self) -> usize {
         let port = self.primary.borrow().port();
         self.ports.iter().position(|it| *it == port).unwrap_or(0)
     }
 
+    /// Waits until another server is primary.
     async fn moved_from(&self, old: SocketAddr) -> anyhow::Result<()> {
-        until("Sentinel made another one primary", || async {
-            ensure!(*self.primary.borrow() != old, "{old} still");
+        until("another server is primary", || async {
+            ensure!(*self.primary.borrow() != old, "{old} is still primary");
             Ok(())
         })
         .await
     }
 
-    /// SIGKILL; back after `down`, with Sentinel not before there is another primary. What happened, in words.
+    /// Kills a server and starts it again after `down`, with Sentinel not before there is another primary; what
+    /// happened, in words.
     pub async fn kill(&self, nth: usize, down: Duration) -> anyhow::Result<String> {
         match self.kind {
             Stores::Cluster => {
@@ -307,13 +313,13 @@ impl Servers {
                 tokio::time::sleep(down).await;
                 self.with(nth, |server| server.start(&[]))?;
                 let port = self.ports[nth];
-                until("the cluster is whole again", || self.whole(port)).await?;
-                Ok(format!("node {port} was away"))
+                until("the cluster is complete again", || self.complete(port)).await?;
+                Ok(format!("node {port} was down"))
             }
             Stores::Sentinel => {
                 let (old, place, start) = (
                     *self.primary.borrow(),
-                    self.place_of_primary(),
+                    self.index_of_primary(),
                     Instant::now(),
                 );
                 self.with(place, Server::kill);
@@ -330,9 +336,9 @@ impl Servers {
         }
     }
 
-    /// SIGSTOP of the primary; it wakes after `long`, when another is primary already.
+    /// Stops the primary by SIGSTOP and wakes it after `long`, when another server is primary.
     pub async fn freeze(&self, long: Duration) -> anyhow::Result<String> {
-        let (old, place) = (*self.primary.borrow(), self.place_of_primary());
+        let (old, place) = (*self.primary.borrow(), self.index_of_primary());
         let pid = self.with(place, |server| server.child.as_ref().map(Child::id));
         let pid = pid.context("the primary runs")?;
         signal(pid, "STOP")?;
@@ -361,7 +367,7 @@ impl Servers {
         .await
     }
 
-    /// SCRIPT FLUSH on every primary.
+    /// Sends SCRIPT FLUSH to every primary.
     pub async fn flush_scripts(&self) -> anyhow::Result<String> {
         for port in self.read_ports() {
             asked(port, &["SCRIPT", "FLUSH"]).await?;

@@ -1,6 +1,6 @@
-//! What all members of a run share: topics, namespace, configuration; and the shop that they serve.
+//! What all members of a run share: topics, namespace, configuration and catalogue.
 //!
-//! Invariant: every event asks for a list, so that at rest every list must have seen every event.
+//! Invariant: every event requests a list, so that at rest every list must have seen every event.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,17 +12,17 @@ use rdkafka::client::DefaultClientContext;
 
 use crate::plan::{Size, Stores};
 
-/// Events kept per user: few, so that windows are cut.
+/// Events kept per user: few, so that windows overflow.
 pub const WINDOW: usize = 20;
-/// Session timeout of the members, seconds.
+/// Session timeout of the members, in seconds.
 pub const SESSION: u64 = 6;
-/// Categories of the shop; under eighteen nothing of the last.
+/// Categories of products; the last is forbidden below the age of 18.
 pub const CATEGORIES: [&str; 6] = ["DAIRY", "BAKERY", "FRUIT", "BABY", "PETS", "WINE"];
 /// Products, each with four SKUs.
 pub const PRODUCTS: usize = 36;
 pub const SKUS: usize = PRODUCTS * 4;
 
-/// Names.
+/// Names and places of a run.
 pub struct Site {
     pub ns: String,
     pub dir: PathBuf,
@@ -50,8 +50,8 @@ pub fn sku(nth: usize) -> String {
     format!("sku-{nth:03}")
 }
 
-/// Category by product name, for the checker.
-pub fn shelf() -> BTreeMap<String, &'static str> {
+/// Category of each product name.
+pub fn categories() -> BTreeMap<String, &'static str> {
     (0..PRODUCTS)
         .map(|nth| (product(nth), category(nth)))
         .collect()
@@ -92,7 +92,7 @@ impl Site {
         ]
     }
 
-    /// Creates the topics. Nothing is compacted away while a run lasts: the checker reads it all.
+    /// Creates the topics. Nothing is compacted during a run, because the checker reads all records.
     pub async fn topics(&self, size: &Size) -> anyhow::Result<()> {
         let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
             .set("bootstrap.servers", &self.brokers)
@@ -126,7 +126,7 @@ impl Site {
         Ok(())
     }
 
-    /// Writes template and configuration; Redis' address and the port are each member's own.
+    /// Writes template and configuration; each member gets the address of Redis and its port from the environment.
     pub fn write(&self, size: &Size) -> anyhow::Result<PathBuf> {
         std::fs::write(
             self.dir.join("basket.j2"),

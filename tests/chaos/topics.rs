@@ -1,6 +1,6 @@
-//! The checker's own reading of topics: plain rdkafka, every record of every partition, from its begin to its end.
+//! Reads topics for the checker, by bare rdkafka: every record of every partition, from begin to end.
 //!
-//! Invariant: it uses nothing of the product. What it decides: which records count, by the contract's words.
+//! It decides which records are good, as docs/contract.md defines them. Invariant: it uses no code of the product.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,9 +12,12 @@ use rdkafka::message::{Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Map, Value};
 
-const LIMIT: Duration = Duration::from_secs(120);
+/// Longest time to read a topic; only a hang exceeds it.
+const LIMIT: Duration = Duration::from_secs(600);
+/// Longest answer of a broker.
+const ANSWER_MAX: Duration = Duration::from_secs(60);
 
-/// Where a record stands; ordered as positions are: by topic, partition, offset.
+/// Topic, partition and offset of a record, ordered as positions are.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place(pub String, pub i32, pub i64);
 
@@ -24,7 +27,7 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// `incarnation/topic/partition:offset`.
+/// Parses `incarnation/topic/partition:offset` of incarnation 0.
 pub fn place(text: &str) -> Option<Place> {
     let (left, offset) = text.rsplit_once(':')?;
     let (topic, partition) = left.strip_prefix("0/")?.rsplit_once('/')?;
@@ -75,15 +78,15 @@ impl Reader {
 
     /// Begin and end of each partition.
     fn extents(&self, consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Vec<(i64, i64)>> {
-        let known = consumer.fetch_metadata(Some(topic), Duration::from_secs(10))?;
+        let known = consumer.fetch_metadata(Some(topic), ANSWER_MAX)?;
         let many = known.topics().first().map_or(0, |it| it.partitions().len());
         ensure!(many > 0, "{topic} has no partitions");
         (0..i32::try_from(many)?)
-            .map(|nth| Ok(consumer.fetch_watermarks(topic, nth, Duration::from_secs(10))?))
+            .map(|nth| Ok(consumer.fetch_watermarks(topic, nth, ANSWER_MAX)?))
             .collect()
     }
 
-    /// All of a topic, by partition and offset.
+    /// All records of a topic, by partition and offset.
     pub fn all(&self, topic: &str) -> anyhow::Result<Vec<Entry>> {
         let consumer = self.consumer("chaos-checker")?;
         let extents = self.extents(&consumer, topic)?;
@@ -123,7 +126,7 @@ impl Reader {
         Ok(entries)
     }
 
-    /// Per partition of these topics what a group has not done yet: end minus committed.
+    /// Lag of a group per partition of these topics: end minus committed offset.
     pub fn lag(
         &self,
         group: &str,
@@ -139,7 +142,7 @@ impl Reader {
                 ends.insert(((*topic).to_owned(), nth), (begin, end));
             }
         }
-        let committed = consumer.committed_offsets(list, Duration::from_secs(10))?;
+        let committed = consumer.committed_offsets(list, ANSWER_MAX)?;
         let mut lag = BTreeMap::new();
         for element in committed.elements() {
             let at = (element.topic().to_owned(), element.partition());
@@ -157,7 +160,7 @@ impl Reader {
 fn entry<M: Message>(message: &M) -> Entry {
     let mut headers = BTreeMap::new();
     for header in message.headers().iter().flat_map(|all| all.iter()) {
-        // Of headers that repeat the last counts.
+        // Of repeated headers the last counts.
         let value = String::from_utf8_lossy(header.value.unwrap_or_default()).into_owned();
         headers.insert(header.key.to_owned(), value);
     }
@@ -174,7 +177,7 @@ fn entry<M: Message>(message: &M) -> Entry {
     }
 }
 
-/// An event as the contract has it.
+/// An event as docs/contract.md defines it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     pub kind: String,
@@ -193,7 +196,7 @@ fn object(value: Option<&[u8]>) -> Result<Map<String, Value>, &'static str> {
     }
 }
 
-/// The key as a user, or why it is none.
+/// The user id of a record, or its reject code.
 pub fn user_of(entry: &Entry) -> Result<String, &'static str> {
     let key = entry.key.as_deref().ok_or("no_key")?;
     if key.is_empty() {
@@ -202,7 +205,7 @@ pub fn user_of(entry: &Entry) -> Result<String, &'static str> {
     String::from_utf8(key.to_vec()).map_err(|_| "key_not_utf8")
 }
 
-/// The event, or the code under which it must lie in `dlq`.
+/// The event of a record, or the reject code with which it must be in `dlq`.
 pub fn event_of(entry: &Entry) -> Result<Event, &'static str> {
     let fields = object(entry.value.as_deref())?;
     let text = |name: &str| fields.get(name).and_then(Value::as_str).map(str::to_owned);
@@ -228,7 +231,7 @@ pub fn event_of(entry: &Entry) -> Result<Event, &'static str> {
     })
 }
 
-/// The profile, `None` for an erase, or the code.
+/// The profile of a record, `None` for an erase, or its reject code.
 pub fn profile_of(entry: &Entry) -> Result<Option<Map<String, Value>>, &'static str> {
     match &entry.value {
         None => Ok(None),

@@ -1,5 +1,5 @@
-//! A client that reads lists all the time, as serving does: for each user the claim must not fall within one erased_at,
-//! nor what the list has seen, except while stores fail over. It also looks at the members' memory.
+//! A client that reads lists all the time, as serving does: between two erases of a user neither the claim nor the seen
+//! offsets of the list may fall, except while stores fail over. It also samples the memory of the members.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,11 +12,8 @@ use tokio_util::sync::CancellationToken;
 use crate::checker::fences;
 use crate::world::World;
 
-/// Users that are looked at.
-const LOOKED_AT: usize = 60;
-/// What was lost by a failover shows a while longer, until it is made again.
-const AFTERMATH: Duration = Duration::from_secs(20);
-
+/// Users whose lists are read.
+const WATCHED: usize = 60;
 struct Last {
     erased_at: i64,
     claim: u64,
@@ -25,7 +22,7 @@ struct Last {
 
 type Lasts = BTreeMap<usize, Last>;
 
-/// Watches until cancelled.
+/// Watches until it is cancelled.
 pub async fn watch(world: Arc<World>, cancel: CancellationToken) {
     let mut lasts: Lasts = BTreeMap::new();
     let mut failed: Option<Instant> = None;
@@ -33,7 +30,7 @@ pub async fn watch(world: Arc<World>, cancel: CancellationToken) {
         if world.failing.load(Ordering::SeqCst) > 0 {
             failed = Some(Instant::now());
         }
-        let declared = failed.is_some_and(|at| at.elapsed() < AFTERMATH);
+        let declared = failed.is_some_and(|at| at.elapsed() < world.size.aftermath);
         let looking = world.clone();
         let look = tokio::task::spawn_blocking(move || {
             let looked = look(&looking, &mut lasts, declared);
@@ -50,13 +47,13 @@ pub async fn watch(world: Arc<World>, cancel: CancellationToken) {
     }
 }
 
-/// Not an error: a store that is away is a fault at work.
+/// Reads the lists once. An error is no violation: a store that is down is one of the faults.
 fn look(world: &World, lasts: &mut Lasts, declared: bool) -> redis::RedisResult<()> {
     for port in world.servers.read_ports() {
         let client = redis::Client::open(("127.0.0.1", port))?;
         let mut conn = client.get_connection_with_timeout(Duration::from_millis(500))?;
         conn.set_read_timeout(Some(Duration::from_secs(1)))?;
-        for nth in 0..LOOKED_AT.min(world.size.users) {
+        for nth in 0..WATCHED.min(world.size.users) {
             let key =
                 |what: &str| format!("{}:{{{}}}:{what}", world.site.ns, crate::load::user(nth));
             let mut pipe = redis::pipe();
@@ -65,7 +62,7 @@ fn look(world: &World, lasts: &mut Lasts, declared: bool) -> redis::RedisResult<
             pipe.hget(key("recall"), "claim");
             pipe.hget(key("recall"), "seen");
             type Row = (Option<i64>, Option<u64>, Option<String>);
-            // In a cluster a user is on one node, the others refuse.
+            // In a cluster a user is on one node; the others refuse.
             let Ok((Some(erased_at), Some(claim), seen)) = pipe.query::<Row>(&mut conn) else {
                 continue;
             };
@@ -74,8 +71,8 @@ fn look(world: &World, lasts: &mut Lasts, declared: bool) -> redis::RedisResult<
                 claim,
                 seen: fences(&seen.unwrap_or_default()),
             };
-            let wrong = lasts.get(&nth).and_then(|last| fallen(nth, last, &now));
-            world.journal.looked(wrong, declared);
+            let wrong = lasts.get(&nth).and_then(|last| regression(nth, last, &now));
+            world.journal.read(wrong, declared);
             lasts.insert(nth, now);
         }
         let _: Option<String> = conn.get("nearshore:active")?;
@@ -83,7 +80,8 @@ fn look(world: &World, lasts: &mut Lasts, declared: bool) -> redis::RedisResult<
     Ok(())
 }
 
-fn fallen(nth: usize, last: &Last, now: &Last) -> Option<String> {
+/// What fell since the last read, if anything.
+fn regression(nth: usize, last: &Last, now: &Last) -> Option<String> {
     if now.erased_at != last.erased_at {
         return None;
     }

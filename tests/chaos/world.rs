@@ -1,7 +1,7 @@
-//! Everything that runs, and what the plan does to it.
+//! Everything that runs in a chaos run, and the execution of its faults.
 //!
-//! Invariant: when the faults are over, everything is as it was: members, brokers, stores and networks. A fault that
-//! could not be done is an error of the harness, not a pass.
+//! Invariant: when the faults are over, members, brokers, stores and networks are as before. A fault that could not be
+//! executed is an error of the harness, not a pass.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -20,14 +20,14 @@ use crate::Journal;
 use crate::brokers::Brokers;
 use crate::checker::groups;
 use crate::load::{Draft, Writer};
-use crate::members::{ListBuilder, Member};
+use crate::members::{Member, MemberSpec};
 use crate::plan::{Break, Fault, Lane, Net, Plan, Size, Step, Stores};
 use crate::proxy::{Proxy, Rewrites, Text};
 use crate::servers::Servers;
 use crate::site::Site;
 use crate::topics::Reader;
 
-/// All of a run.
+/// Everything of a run.
 pub struct World {
     pub size: Size,
     pub site: Arc<Site>,
@@ -37,19 +37,19 @@ pub struct World {
     pub proxies: Vec<Proxy>,
     pub journal: Arc<Journal>,
     pub drafts: Arc<Vec<Draft>>,
-    /// Drafts that were written.
+    /// Number of drafts that were written.
     pub written: Arc<AtomicUsize>,
-    /// Stores are failing over: what readers see may go back.
+    /// Number of failovers in progress: meanwhile readers may find older lists.
     pub failing: Arc<AtomicUsize>,
 }
 
-/// What the proxies rewrite for a break: same length, so that the protocol stays whole.
+/// The texts that the proxies rewrite for a break, each of the same length, so that the protocol stays valid.
 fn rewrites(broken: Option<Break>) -> Vec<Text> {
     let delta = include_str!("../../crates/redis/src/lua/delta.lua");
     let fold = include_str!("../../crates/redis/src/lua/fold.lua");
-    let take = include_str!("../../crates/redis/src/lua/claim.lua");
+    let claim = include_str!("../../crates/redis/src/lua/claim.lua");
     let publish = include_str!("../../crates/redis/src/lua/publish.lua");
-    // Script, what stands in it, what shall stand there.
+    // A script, with texts in it and their replacements.
     let changes: &[(&str, &[(&str, &str)])] = match broken {
         Some(Break::NoFence) => &[(delta, &[("fence ~= ARGV[2]", "nil == ARGV[2]  ")])],
         Some(Break::BlindWrite) => &[(
@@ -58,7 +58,7 @@ fn rewrites(broken: Option<Break>) -> Vec<Text> {
         )],
         Some(Break::NoTombstone) => &[
             (fold, &[("'GET', KEYS[3]", "'GET', 'nobod'")]),
-            (take, &[("'GET', KEYS[3]", "'GET', 'nobod'")]),
+            (claim, &[("'GET', KEYS[3]", "'GET', 'nobod'")]),
             (
                 publish,
                 &[
@@ -86,7 +86,7 @@ fn rewrites(broken: Option<Break>) -> Vec<Text> {
             );
             changed = changed.replace(old, new);
         }
-        // A script is called by its hash, which is another one now.
+        // A script is called by its hash, which has changed.
         for text in [*script, &changed] {
             assert_eq!(text.len(), script.len());
         }
@@ -95,7 +95,7 @@ fn rewrites(broken: Option<Break>) -> Vec<Text> {
         out.push((hash(script), hash(&changed)));
     }
     if broken == Some(Break::NoTombstone) {
-        // What a load asks for; ids of ten bytes at most, so one text per length.
+        // The command by which the store reads a tombstone: one text per length; ids have at most ten bytes.
         for length in 24..=33 {
             let ask = |what: &str| format!("GET\r\n${length}\r\nnearshore:{what}:{{").into_bytes();
             out.push((ask("erased"), ask("nobody")));
@@ -139,14 +139,14 @@ impl World {
             };
             let log_is_broken =
                 matches!(size.broken, Some(Break::CommitEarly | Break::ForgetInHand));
-            let recipe = ListBuilder {
+            let spec = MemberSpec {
                 nth,
                 role,
                 config: config.clone(),
                 redis: address(&size, &servers, &proxies, nth),
                 broken: size.broken.filter(|_| log_is_broken && role == "ingest"),
             };
-            members.push(Member::new(recipe, journal.clone())?);
+            members.push(Member::new(spec, journal.clone())?);
         }
         let world = Arc::new(Self {
             drafts: Arc::new(crate::load::drafts(&size)),
@@ -177,8 +177,8 @@ impl World {
         Ok(())
     }
 
-    /// Load and faults, until both are over.
-    pub async fn storm(self: &Arc<Self>, plan: Plan) -> anyhow::Result<()> {
+    /// Runs load and faults until both are over.
+    pub async fn disturb(self: &Arc<Self>, plan: Plan) -> anyhow::Result<()> {
         self.journal.begin();
         let start = Instant::now();
         let mut work: JoinSet<anyhow::Result<()>> = JoinSet::new();
@@ -197,13 +197,13 @@ impl World {
         });
         for (lane, steps) in plan.lanes {
             let world = self.clone();
-            work.spawn(async move { world.walk(lane, steps, start).await });
+            work.spawn(async move { world.execute_lane(lane, steps, start).await });
         }
         all_of(work).await
     }
 
-    /// A break that never reached Redis proves nothing.
-    pub fn broke(&self) -> anyhow::Result<()> {
+    /// An error if the run was to break scripts and the proxies rewrote nothing.
+    pub fn breaks_took_effect(&self) -> anyhow::Result<()> {
         let rewritten = self
             .proxies
             .iter()
@@ -216,34 +216,34 @@ impl World {
         ensure!(!scripts || texts > 0, "the proxies rewrote nothing");
         if scripts {
             self.journal.say(format!(
-                "{texts} texts were rewritten on their way to Redis"
+                "{texts} texts were rewritten between clients and Redis"
             ));
         }
         Ok(())
     }
 
-    async fn walk(
+    async fn execute_lane(
         self: Arc<Self>,
         lane: Lane,
         steps: Vec<Step>,
         start: Instant,
     ) -> anyhow::Result<()> {
-        let mut own: JoinSet<anyhow::Result<()>> = JoinSet::new();
+        let mut faults: JoinSet<anyhow::Result<()>> = JoinSet::new();
         for step in steps {
             tokio::time::sleep_until((start + step.at).into()).await;
-            // Members are many: theirs may overlap, but for one that ends them all.
+            // Faults of members may overlap, except the one that ends all of them.
             if lane == Lane::Members && step.fault != Fault::Replay {
                 let world = self.clone();
-                own.spawn(async move { world.strike(step.fault).await });
+                faults.spawn(async move { world.execute(step.fault).await });
             } else {
-                let struck = self.strike(step.fault).await;
-                own.spawn(async move { struck });
+                let done = self.execute(step.fault).await;
+                faults.spawn(async move { done });
             }
         }
-        all_of(own).await
+        all_of(faults).await
     }
 
-    async fn strike(&self, fault: Fault) -> anyhow::Result<()> {
+    async fn execute(&self, fault: Fault) -> anyhow::Result<()> {
         let begun = self.journal.now();
         let member = |nth: usize| &self.members[nth];
         let how = match fault {
@@ -274,27 +274,28 @@ impl World {
         done
     }
 
-    /// Every ingest member dies, erased users who are silent expire, and all is read again from the beginning.
+    /// Kills every ingest member, lets states of erased and silent users expire, and commits the beginning of the
+    /// topics.
     async fn replay(&self) -> anyhow::Result<String> {
         let ingest = &self.members[..self.size.ingest];
         for member in ingest {
             member.away().await;
         }
-        // A primary may be away just now.
+        // A primary may be down at this moment.
         let expired = crate::servers::until("expiry", || async { self.expire() }).await;
         let site = self.site.clone();
-        // The group must have noticed that its members are gone.
-        let rewind = tokio::task::spawn_blocking(move || rewind(&site, Duration::from_secs(60)));
+        // The group accepts offsets only when its members have timed out.
+        let rewind = tokio::task::spawn_blocking(move || rewind(&site, Duration::from_secs(300)));
         let rewound = rewind.await?;
         for member in ingest {
             member.start().await?;
         }
         rewound?;
         let expired = expired?;
-        Ok(format!("{expired} silent users expired"))
+        Ok(format!("{expired} states of silent users expired"))
     }
 
-    /// As their TTL does: the state of who was erased for good. The tombstone stays.
+    /// Deletes states of erased and silent users, as their lifetime would; tombstones are kept. How many.
     fn expire(&self) -> anyhow::Result<usize> {
         let written = self.written.load(Ordering::SeqCst);
         let mut last: std::collections::BTreeMap<&str, usize> = Default::default();
@@ -303,10 +304,10 @@ impl World {
                 last.insert(key, nth);
             }
         }
-        let mut gone: BTreeSet<&str> = BTreeSet::new();
+        let mut erased: BTreeSet<&str> = BTreeSet::new();
         for (user, nth) in last {
             if nth < written && self.drafts[nth].value.is_none() && !self.drafts[nth].events {
-                gone.insert(user);
+                erased.insert(user);
             }
         }
         let mut expired = 0;
@@ -318,13 +319,13 @@ impl World {
             for key in keys {
                 let Some(user) = user_of(&key) else { continue };
                 let recall = key.replace(":state", ":recall");
-                let known = gone.contains(user.as_str()) && !conn.exists::<_, bool>(recall)?;
+                let silent = erased.contains(user.as_str()) && !conn.exists::<_, bool>(recall)?;
                 let erased_at: i64 = conn
                     .hget::<_, _, Option<i64>>(&key, "erased_at")?
                     .unwrap_or(0);
-                // An event that reached its topic after the erase did: somebody with a list to come is not silent.
+                // A pending request is from an event after the erase: that user is not silent.
                 let pending: Option<String> = conn.hget(&key, "pending")?;
-                if known && erased_at > 0 && pending.is_none_or(|it| it.is_empty()) {
+                if silent && erased_at > 0 && pending.is_none_or(|it| it.is_empty()) {
                     expired += conn.del::<_, usize>(&key)?;
                 }
             }
@@ -332,7 +333,7 @@ impl World {
         Ok(expired)
     }
 
-    /// Waits until all groups are at their ends and nobody is asked for, three times in a row.
+    /// Waits until all groups have read to the ends and no request is pending, three times in a row.
     pub async fn rest(&self, limit: Duration) -> Result<Duration, String> {
         let (start, mut quiet) = (Instant::now(), 0);
         loop {
@@ -361,7 +362,7 @@ impl World {
     }
 }
 
-/// Waits for all; the first error, when all are done.
+/// Waits for all tasks; then the first error, if any.
 async fn all_of(mut work: JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
     let mut first = Ok(());
     while let Some(done) = work.join_next().await {
@@ -381,7 +382,7 @@ fn user_of(key: &str) -> Option<String> {
         .map(Into::into)
 }
 
-/// What is still to be done, in words.
+/// What is still to be done, in words; `None` at rest.
 fn unrest(site: &Site, ports: &[u16]) -> anyhow::Result<Option<String>> {
     let reader = Reader::new(&site.brokers);
     for (group, topics) in groups(site) {
@@ -399,14 +400,14 @@ fn unrest(site: &Site, ports: &[u16]) -> anyhow::Result<Option<String>> {
         for key in keys {
             let pending: Option<String> = conn.hget(&key, "pending")?;
             if pending.is_some_and(|pending| !pending.is_empty()) {
-                return Ok(Some(format!("{key} is still asked for")));
+                return Ok(Some(format!("{key} has a pending request")));
             }
         }
     }
     Ok(None)
 }
 
-/// Commits the beginning for the ingest group, as soon as it is empty.
+/// Commits the beginning of the topics for the ingest group, as soon as the group is empty.
 fn rewind(site: &Site, limit: Duration) -> anyhow::Result<()> {
     let start = Instant::now();
     let consumer: BaseConsumer = ClientConfig::new()
@@ -417,10 +418,10 @@ fn rewind(site: &Site, limit: Duration) -> anyhow::Result<()> {
     let set_back = || {
         let mut list = TopicPartitionList::new();
         for topic in [&site.events, &site.profiles] {
-            let known = consumer.fetch_metadata(Some(topic), Duration::from_secs(5))?;
+            let known = consumer.fetch_metadata(Some(topic), Duration::from_secs(60))?;
             for partition in known.topics().iter().flat_map(|topic| topic.partitions()) {
-                // Of half of the erases nothing is heard again, as if events were retained for longer: then only
-                // the tombstone knows of them.
+                // Half of the profile partitions are not read again, as if events were retained for longer: of the
+                // erases there only the tombstones are left.
                 if *topic == site.events || partition.id() % 2 == 1 {
                     list.add_partition_offset(topic, partition.id(), Offset::Offset(0))?;
                 }

@@ -1,5 +1,5 @@
-//! Promise: a namespace can be filled from the log at any time, beside the one that is served: the same bytes give the
-//! same fold, wherever a backfill is killed; folding again changes nothing; and an erased user stays erased.
+//! Promise: a namespace can be filled from the log at any time, beside the active one: the same bytes give the same
+//! fold wherever a backfill is killed; folding again changes nothing; an erased user stays erased.
 
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
@@ -12,12 +12,12 @@ use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
 use serde_json::{Value, json};
 
-use crate::harness::fresh;
-use crate::process::{Process, Site, now};
+use crate::harness::{eventually, fresh};
+use crate::process::{LIMIT, Process, Site, Special, now};
 
 const DAY: i64 = 86_400_000;
 
-/// Who is erased in the middle of the log, and who at its end.
+/// The user that is erased in the middle of the log, and the one at its end.
 const ERASED: [usize; 2] = [3, 4];
 
 fn user(nth: usize) -> String {
@@ -29,7 +29,7 @@ fn at(time: i64, mut record: Outgoing) -> Outgoing {
     record
 }
 
-/// A year of purchases of so many users, profiles that change, one user erased half-way and one at the end.
+/// Sends a year of purchases of so many users, profiles that change, one erase half-way and one at the end.
 async fn year(site: &Site, (users, events): (usize, usize)) {
     let start = now().0 - 365 * DAY;
     let time = |nth: usize| start + nth as i64 * (364 * DAY / events as i64);
@@ -46,8 +46,8 @@ async fn year(site: &Site, (users, events): (usize, usize)) {
     site.send(records).await;
     for chunk in (0..events).collect::<Vec<_>>().chunks(2_000) {
         let bought = chunk.iter().map(|nth| {
-            let who = (nth * 7919) % users;
-            at(time(*nth), site.bought(&user(who), nth % 29))
+            let buyer = (nth * 7919) % users;
+            at(time(*nth), site.bought(&user(buyer), nth % 29))
         });
         site.send(bought.collect()).await;
     }
@@ -60,15 +60,13 @@ async fn year(site: &Site, (users, events): (usize, usize)) {
     site.send(vec![half, end]).await;
 }
 
-/// A site with a table instead of a model, and segments.
-async fn site() -> Site {
-    let site = Site::open(&[("user_events", 3, &[]), ("profile_changes", 2, &[])]).await;
-    let file = site.folder().join("nearshore.toml");
-    let text = std::fs::read_to_string(&file).expect("written by the site");
-    let model = crate::harness::variable("NEARSHORE_TEST_MODEL");
-    let text = text.replace(&model, "table:1ms")
-        + "[[segments]]\nid = \"family\"\nwhen = [{ field = \"household\", equals = \"family\" }]\n";
-    site.write("nearshore.toml", &text);
+const TOPICS: &[Special<'_>] = &[("user_events", 3, &[]), ("profile_changes", 2, &[])];
+
+/// Adds a segment and the catalogue.
+async fn prepared(site: Site) -> Site {
+    site.append(
+        "[[segments]]\nid = \"family\"\nwhen = [{ field = \"household\", equals = \"family\" }]\n",
+    );
     site.catalogue().await;
     site
 }
@@ -84,44 +82,46 @@ fn start(site: &Site, words: &[&str]) -> Child {
         .expect("the binary starts")
 }
 
+/// Runs a backfill to its end; its report.
 async fn filled(site: &Site, ns: &str, more: &[&str]) -> Value {
     let words = [&["backfill", "--namespace", ns, "--json"], more].concat();
-    let said = site.said(&words).await;
-    serde_json::from_str(said.trim()).expect("one line of JSON")
+    let output = site.output(&words).await;
+    serde_json::from_str(output.trim()).expect("one line of JSON")
 }
 
 async fn digest(site: &Site, ns: &str) -> String {
-    site.said(&["namespace", "dump", ns, "--digest"]).await
+    site.output(&["namespace", "dump", ns, "--digest"]).await
 }
 
-/// A backfill is killed as soon as its plan is at `stage` and, among its events, more of them are in states than `folded`.
-/// How many are now.
+/// Starts a backfill and kills it as soon as its plan is at `stage` and, in the stage of events, the states have more
+/// events than `folded`. How many they have then.
 async fn killed_at(site: &Site, ns: &str, (stage, folded): (Stage, usize)) -> usize {
     let users: Vec<UserId> = (0..400).map(|nth| UserId(user(nth).into())).collect();
     let mut child = start(site, &["backfill", "--namespace", ns, "--from", "earliest"]);
-    let deadline = Instant::now() + crate::process::LIMIT;
+    let deadline = Instant::now() + LIMIT;
     loop {
-        let plan = site.store.plan(ns).await.expect("answered");
+        let plan = site.store.plan(ns).await.expect("Redis answers");
         let plan = plan.map(|text| Plan::parse(&text).expect("a plan"));
         let stage_now = plan.as_ref().map(|plan| plan.stage);
-        let held = site.store.load(ns, &users).await.expect("answered");
-        let now: usize = held.iter().map(|held| held.state.window.len()).sum();
+        let loaded = site.store.load(ns, &users).await;
+        let loaded = loaded.expect("Redis answers");
+        let now: usize = loaded.iter().map(|it| it.state.window.len()).sum();
         if stage_now == Some(stage) && (stage != Stage::Events || now > folded) {
-            child.kill().expect("it is ours");
+            child.kill().expect("it is killed");
             child.wait().expect("it ends");
             return now;
         }
-        let ended = child.try_wait().expect("asked");
+        let ended = child.try_wait().expect("the status is known");
         assert!(
             ended.is_none() && Instant::now() < deadline,
-            "not seen at {stage} with more than {folded}: {stage_now:?}, {now}, {ended:?}"
+            "it was not at {stage} with more than {folded} events: {stage_now:?}, {now}, {ended:?}"
         );
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
-/// How often each user is asked for on the backfill lane, by namespace.
-async fn asked(site: &Site) -> BTreeMap<String, BTreeMap<String, usize>> {
+/// Number of requests of each user on the backfill lane, by namespace.
+async fn requests(site: &Site) -> BTreeMap<String, BTreeMap<String, usize>> {
     let mut all = BTreeMap::<String, BTreeMap<String, usize>>::new();
     for record in site.read(&site.topics.regen_backfill.clone()).await {
         let request: Value =
@@ -136,19 +136,19 @@ async fn asked(site: &Site) -> BTreeMap<String, BTreeMap<String, usize>> {
 }
 
 #[tokio::test]
-async fn two_backfills_of_the_same_bytes_are_the_same_wherever_they_are_killed() {
+async fn two_backfills_of_the_same_bytes_are_equal_wherever_they_are_killed() {
     let (users, events) = (400, 12_000);
-    let site = site().await;
+    let site = prepared(Site::without_members(TOPICS).await).await;
     year(&site, (users, events)).await;
     let (whole, broken) = (fresh("whole"), fresh("broken"));
 
-    let said = filled(&site, &whole, &["--from", "earliest"]).await;
-    assert_eq!(said["finished"], true, "{said}");
-    assert_eq!(said["folded"], events + users + users / 5 + 2, "{said}");
+    let report = filled(&site, &whole, &["--from", "earliest"]).await;
+    assert_eq!(report["finished"], true, "{report}");
+    assert_eq!(report["folded"], events + users + users / 5 + 2, "{report}");
     assert_eq!(
-        (&said["skipped"], &said["dead"]),
+        (&report["skipped"], &report["dead"]),
         (&json!(0), &json!(0)),
-        "{said}"
+        "{report}"
     );
 
     let mut folded = 0;
@@ -161,31 +161,34 @@ async fn two_backfills_of_the_same_bytes_are_the_same_wherever_they_are_killed()
     ] {
         folded = killed_at(&site, &broken, (stage, folded)).await;
     }
-    assert!(folded > 0, "one was killed with events behind it");
-    let said = filled(&site, &broken, &[]).await;
-    assert_eq!(said["finished"], true, "{said}");
+    assert!(
+        folded > 0,
+        "no backfill was killed after it had folded events"
+    );
+    let report = filled(&site, &broken, &[]).await;
+    assert_eq!(report["finished"], true, "{report}");
     let digests = (digest(&site, &whole).await, digest(&site, &broken).await);
     assert_eq!(digests.0, digests.1);
 
-    let asked = asked(&site).await;
-    let living: Vec<String> = (0..users)
+    let requests = requests(&site).await;
+    let expected: Vec<String> = (0..users)
         .filter(|nth| *nth != ERASED[1])
         .map(user)
         .collect();
-    let once: BTreeMap<String, usize> = living.iter().map(|user| (user.clone(), 1)).collect();
-    assert_eq!(asked[&whole], once);
-    let known: Vec<&String> = asked[&broken].keys().collect();
+    let once: BTreeMap<String, usize> = expected.iter().map(|user| (user.clone(), 1)).collect();
+    assert_eq!(requests[&whole], once);
+    let known: Vec<&String> = requests[&broken].keys().collect();
     assert_eq!(
         known,
-        living.iter().collect::<Vec<_>>(),
-        "every user, and nobody else"
+        expected.iter().collect::<Vec<_>>(),
+        "every user that is not erased, and no other"
     );
 }
 
 #[tokio::test]
-async fn a_replay_over_what_is_folded_changes_nothing_and_says_how_much_it_skipped() {
+async fn a_backfill_over_folded_records_changes_nothing_and_reports_how_many_it_skipped() {
     let (users, events) = (50, 1_500);
-    let site = site().await;
+    let site = prepared(Site::without_members(TOPICS).await).await;
     year(&site, (users, events)).await;
     let ns = fresh("again");
     filled(&site, &ns, &["--from", "earliest"]).await;
@@ -207,7 +210,7 @@ async fn a_replay_over_what_is_folded_changes_nothing_and_says_how_much_it_skipp
     );
     assert_eq!(digest(&site, &ns).await, before);
 
-    // The last tenth of it, by time and by offset.
+    // The last tenth, by time.
     let since = nearshore_core::queue::replay::Moment(Timestamp(now().0 - 36 * DAY)).to_string();
     let part = filled(&site, &ns, &["--from", &since]).await;
     let skipped = part["skipped"].as_u64().expect("a number") as usize;
@@ -219,48 +222,31 @@ async fn a_replay_over_what_is_folded_changes_nothing_and_says_how_much_it_skipp
 }
 
 #[tokio::test]
-async fn an_erased_user_stays_erased_in_every_namespace() {
-    let site = site().await;
+async fn an_erased_user_stays_erased_in_a_filled_namespace() {
+    let site = prepared(Site::without_members(TOPICS).await).await;
     year(&site, (20, 600)).await;
     let ns = fresh("erased");
     filled(&site, &ns, &["--from", "earliest"]).await;
-    let gone = [UserId(user(ERASED[1]).into())];
-    let held = site
-        .store
-        .load(&ns, &gone)
-        .await
-        .expect("answered")
-        .remove(0);
+    let erased = [UserId(user(ERASED[1]).into())];
+    let loaded = site.store.load(&ns, &erased).await;
+    let state = loaded.expect("Redis answers").remove(0).state;
     assert!(
-        held.state.is_vacant() && held.state.erased_at > Timestamp(0),
-        "{:?}",
-        held.state
+        state.is_vacant() && state.erased_at > Timestamp(0),
+        "{state:?}"
     );
     let half = [UserId(user(ERASED[0]).into())];
-    let held = site
-        .store
-        .load(&ns, &half)
-        .await
-        .expect("answered")
-        .remove(0);
-    let erased_at = held.state.erased_at;
-    assert!(
-        !held.state.window.is_empty(),
-        "what came after the erase is kept"
-    );
-    assert!(held.state.window.iter().all(|seen| seen.time > erased_at));
-    let peek = site
-        .store
-        .peek(&ns, &gone)
-        .await
-        .expect("answered")
-        .remove(0);
-    assert_eq!(peek.list, None);
+    let loaded = site.store.load(&ns, &half).await;
+    let state = loaded.expect("Redis answers").remove(0).state;
+    assert!(!state.window.is_empty(), "events after the erase are kept");
+    let mut window = state.window.iter();
+    assert!(window.all(|event| event.time > state.erased_at));
+    let peeks = site.store.peek(&ns, &erased).await;
+    assert_eq!(peeks.expect("Redis answers")[0].list, None);
 }
 
 #[tokio::test]
-async fn a_start_that_is_no_longer_retained_is_refused_by_name() {
-    let site = Site::open(&[(
+async fn a_start_that_is_no_longer_retained_is_refused_with_the_oldest_record() {
+    let site = Site::without_members(&[(
         "user_events",
         1,
         &[("retention.ms", "-1"), ("segment.ms", "1000")],
@@ -268,10 +254,8 @@ async fn a_start_that_is_no_longer_retained_is_refused_by_name() {
     .await;
     site.catalogue().await;
     let start = now().0 - 30 * DAY;
-    for nth in 0..20 {
-        let bought = at(start + nth * DAY, site.bought("u", nth as usize));
-        site.send(vec![bought]).await;
-    }
+    let bought = (0..20).map(|nth| at(start + nth * DAY, site.bought("u", nth as usize)));
+    site.send(bought.collect()).await;
     let kafka = crate::harness::variable("NEARSHORE_TEST_KAFKA_HOME");
     let topic = site.topics.user_events.to_string();
     let offsets = site.write(
@@ -307,24 +291,19 @@ async fn a_start_that_is_no_longer_retained_is_refused_by_name() {
         "{error}"
     );
 
-    // From what there is, the state says since when it is complete.
-    let text = std::fs::read_to_string(site.folder().join("nearshore.toml")).expect("written");
-    site.write("nearshore.toml", &(text + "[state]\nwrite_version = 3\n"));
+    // A backfill from the oldest record notes in the state since when it is complete.
+    site.append("[state]\nwrite_version = 3\n");
     filled(&site, &ns, &["--from", "earliest"]).await;
     let user = [UserId("u".into())];
-    let held = site
-        .store
-        .load(&ns, &user)
-        .await
-        .expect("answered")
-        .remove(0);
-    assert_eq!(held.state.window.len(), 10);
-    assert_eq!(held.state.complete_since, Timestamp(start + 10 * DAY));
+    let loaded = site.store.load(&ns, &user).await;
+    let state = loaded.expect("Redis answers").remove(0).state;
+    assert_eq!(state.window.len(), 10);
+    assert_eq!(state.complete_since, Timestamp(start + 10 * DAY));
 }
 
 #[tokio::test]
-async fn a_namespace_is_filled_compared_promoted_fed_and_retired() {
-    let site = site().await;
+async fn a_namespace_is_filled_promoted_compared_followed_and_retired() {
+    let site = prepared(Site::open(TOPICS).await).await;
     year(&site, (30, 900)).await;
     let served = Process::ready(&site, "all").await;
     site.committed().await;
@@ -332,33 +311,32 @@ async fn a_namespace_is_filled_compared_promoted_fed_and_retired() {
     filled(&site, &next, &["--from", "earliest"]).await;
 
     let early = site.cli(&["namespace", "promote", &next]).await;
-    let said = String::from_utf8_lossy(&early.stdout).into_owned();
-    assert_eq!(early.status.code(), Some(1), "{said}");
-    assert!(said.contains("FAIL fed"), "{said}");
+    let output = String::from_utf8_lossy(&early.stdout).into_owned();
+    assert_eq!(early.status.code(), Some(1), "{output}");
+    assert!(output.contains("FAIL fed"), "{output}");
 
-    let text = std::fs::read_to_string(site.folder().join("nearshore.toml")).expect("written");
     let follower = Follower::start(&site, &next).await;
-    crate::harness::eventually(crate::process::LIMIT, || async {
+    eventually(LIMIT, || async {
         let tried = site.cli(&["namespace", "promote", &next]).await;
-        let said = String::from_utf8_lossy(&tried.stdout).into_owned();
-        tried.status.success().then_some(()).ok_or(said)
+        let output = String::from_utf8_lossy(&tried.stdout).into_owned();
+        tried.status.success().then_some(()).ok_or(output)
     })
     .await;
     assert_eq!(
-        site.store.active().await.expect("answered").as_deref(),
+        site.store.active().await.expect("Redis answers").as_deref(),
         Some(&*next)
     );
 
     compared(&site, &next).await;
 
-    // Both are fed, so going back is a flip.
+    // Both namespaces are followed, so the promotion can be reverted at once.
     site.send(vec![site.bought("late", 1)]).await;
     for ns in [&site.ns, &next] {
-        crate::harness::eventually(crate::process::LIMIT, || async {
+        eventually(LIMIT, || async {
             let late = [UserId("late".into())];
             let peeks = site.store.peek(ns, &late).await;
             let peek = peeks.map_err(|error| error.to_string())?.remove(0);
-            // Until then the user counts as unserved, and nothing is promoted.
+            // A user without a list fails the checks of a promotion.
             let served = !peek.fences.is_empty() && nearshore::ops::namespace::is_covered(&peek);
             served.then_some(()).ok_or(format!("{ns}: {peek:?}"))
         })
@@ -366,48 +344,47 @@ async fn a_namespace_is_filled_compared_promoted_fed_and_retired() {
     }
     let refused = site.cli(&["namespace", "retire", &next]).await;
     assert!(String::from_utf8_lossy(&refused.stderr).contains("is served"));
-    site.said(&["namespace", "promote", &site.ns.clone()]).await;
+    site.output(&["namespace", "promote", &site.ns.clone()])
+        .await;
     let fed = site.cli(&["namespace", "retire", &next]).await;
     assert!(
         String::from_utf8_lossy(&fed.stderr).contains("members"),
         "{fed:?}"
     );
     drop(follower);
-    site.write(
-        "nearshore.toml",
-        &(text + "[backfill]\nactive_ttl = \"1s\"\n"),
-    );
-    site.said(&["namespace", "retire", &next]).await;
-    assert_eq!(counted(&site, &next).await, 0);
-    let left = site.store.namespaces().await.expect("answered");
+    site.append("[backfill]\nactive_ttl = \"1s\"\n");
+    site.output(&["namespace", "retire", &next]).await;
+    assert_eq!(users(&site, &next).await, 0);
+    let left = site.store.namespaces().await;
+    let left = left.expect("Redis answers");
     assert!(!left.contains_key(&next), "{left:?}");
-    assert_eq!(counted(&site, &site.ns.clone()).await, 31);
+    assert_eq!(users(&site, &site.ns).await, 31);
     drop(served);
 }
 
-/// Two namespaces differ as they should, as data and as a page.
+/// Compares two namespaces with `namespace diff`, as JSON and as a page.
 async fn compared(site: &Site, next: &str) {
     let diff = site
-        .said(&["namespace", "diff", &site.ns, next, "--all", "--json"])
+        .output(&["namespace", "diff", &site.ns, next, "--all", "--json"])
         .await;
     let diff: Value = serde_json::from_str(&diff).expect("JSON");
     assert_eq!(diff["all"]["users"], 30, "{diff}");
     assert_eq!(diff["all"]["b"]["coverage"], 29.0 / 30.0, "{diff}");
     let page = site.folder().join("diff.html");
     let page_name = page.display().to_string();
-    site.said(&["namespace", "diff", &site.ns, next, "--html", &page_name])
+    site.output(&["namespace", "diff", &site.ns, next, "--html", &page_name])
         .await;
-    let html = std::fs::read_to_string(page).expect("written");
+    let html = std::fs::read_to_string(page).expect("the page is written");
     assert!(html.contains("everyone") && html.contains(next), "{html}");
 }
 
-/// Users of a namespace.
-async fn counted(site: &Site, ns: &str) -> u64 {
-    let said = site
-        .said(&["namespace", "dump", ns, "--digest", "--json"])
+/// Number of users of a namespace.
+async fn users(site: &Site, ns: &str) -> u64 {
+    let output = site
+        .output(&["namespace", "dump", ns, "--digest", "--json"])
         .await;
-    let said: Value = serde_json::from_str(&said).expect("JSON");
-    said["users"].as_u64().expect("a number")
+    let dump: Value = serde_json::from_str(&output).expect("JSON");
+    dump["users"].as_u64().expect("a number")
 }
 
 /// `nearshore run --namespace N --role ingest`.

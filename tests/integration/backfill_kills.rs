@@ -1,5 +1,6 @@
-//! Promise: a backfill is a function of the bytes: killed at any step, cut into any batches, in any order of partitions, it
-//! gives the same dump, and folds nothing beyond its goal. In memory, by seeds: the role's own code between two doubles.
+//! Promise: a backfill is a function of the bytes: killed at any step, with any batches, in any order of partitions, it
+//! gives the same dump and folds nothing beyond its goal. Seeded, with the member's own code between a log and a store
+//! in memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -26,7 +27,7 @@ use crate::simulation::check::snapshot;
 const GROUP: &str = "nearshore-ingest-b";
 const SEEDS: u64 = 60;
 
-/// The same bytes for every seed: the topics' partitions and what they hold, some beyond the goal.
+/// Topics with the same records for every seed; with `beyond` also records after the goal.
 fn cluster(seed: u64, topics: &Topics, beyond: bool) -> MemoryCluster {
     let cluster = MemoryCluster::new(seed);
     cluster.set_batch_max(1 + seed as usize % 9);
@@ -97,7 +98,7 @@ fn plan(topics: &Topics) -> Plan {
     }
 }
 
-/// In memory every offset has a record, so nothing is ever empty.
+/// A group in memory. Every offset there has a record, so no stretch is empty.
 struct InMemory(MemoryCluster);
 
 impl Group for InMemory {
@@ -120,7 +121,7 @@ impl Watch for Counted {
     }
 }
 
-/// A member of the group folds a topic, and is killed after so many steps: its future is dropped.
+/// A member of the group folds a topic; after so many steps it is killed: its future is dropped.
 async fn member(
     (cluster, store, topics): (&MemoryCluster, &MemoryStore, &Topics),
     (topic, steps): (&str, usize),
@@ -157,17 +158,17 @@ async fn member(
     Some(counted.0)
 }
 
-/// Fills a namespace with kills by the seed; what its last members did, and the dump.
+/// Fills a namespace, with kills chosen by the seed; the tally of the members that finished, and the dump.
 async fn fill(seed: u64, kills: bool) -> (Tally, Dump) {
     let topics = Topics::default();
     let cluster = cluster(seed, &topics, true);
     let store = MemoryStore::default();
-    let mut chance = ChaCha8Rng::seed_from_u64(seed);
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut sum = Tally::default();
     for topic in [&topics.profile_changes, &topics.user_events] {
         loop {
             let steps = if kills {
-                chance.random_range(1..80)
+                random.random_range(1..80)
             } else {
                 100_000
             };
@@ -175,11 +176,11 @@ async fn fill(seed: u64, kills: bool) -> (Tally, Dump) {
                 sum += done;
                 break;
             }
-            // The next member may live longer, so that every fold comes to its end.
+            // Some members are not killed, so that every fold ends.
             cluster.rebalance(GROUP);
-            if chance.random_bool(0.1) {
+            if random.random_bool(0.1) {
                 let done = member((&cluster, &store, &topics), (topic, 100_000)).await;
-                sum += done.expect("long enough");
+                sum += done.expect("it is not killed so late");
                 break;
             }
         }

@@ -1,11 +1,10 @@
-//! Promise: 279 hand-made bad records, and 145 that are nearly bad, over all topics: each bad one goes to `dlq` once, whole
-//! and with the right headers, each good one is folded, and nothing crashes or stops.
+//! Promise: of 279 hand-made bad records and 145 that are nearly bad, over all topics, each bad one is written to `dlq`
+//! once, whole and with the right headers, each good one is folded, and no process crashes or stops.
 //!
-//! `tests/corpus/*.jsonl` is the table: a record a line, `is` says what becomes of it. Text stands for its UTF-8 bytes;
-//! `{"hex": …}`, `{"repeat": [part, times]}`, `{"join": [part, …]}` and `{"noise": bytes}` for others; `$ns` for the namespace.
+//! `tests/corpus/*.jsonl` has one record per line; `is` says what becomes of it. Text is its UTF-8 bytes; `{"hex": …}`,
+//! `{"repeat": [part, times]}`, `{"join": [part, …]}` and `{"noise": bytes}` are other bytes; `$ns` is the namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use bytes::Bytes;
 use nearshore_core::ports::log::Outgoing;
@@ -23,22 +22,23 @@ use crate::log_kafka::noise;
 use crate::poison::everything_is_read;
 use crate::process::{LIMIT, Process, Site, now};
 
-/// One line of the table.
+/// One line of a corpus file.
 pub struct Case {
     pub name: String,
     /// `folded`, `erased`, or `dlq` and a code.
     pub is: String,
     pub record: Outgoing,
-    /// Relative to now, in seconds.
+    /// Timestamp relative to now, in seconds.
     ahead: Option<i64>,
 }
 
 impl Case {
-    /// The code with which it dies.
+    /// The reject code, if it goes to `dlq`.
     pub fn code(&self) -> Option<&str> {
         self.is.strip_prefix("dlq ")
     }
 
+    /// The record as it is sent to this topic now.
     fn sent(&self, topic: &str) -> Outgoing {
         let mut record = self.record.clone();
         record.topic = topic.into();
@@ -56,7 +56,7 @@ fn part(value: &Value, ns: &str) -> Vec<u8> {
     let (what, of) = value
         .as_object()
         .and_then(|it| it.iter().next())
-        .expect("one entry");
+        .expect("an object with one entry");
     match what.as_str() {
         "hex" => hex::decode(of.as_str().expect("digits")).expect("hexadecimal"),
         "repeat" => part(&of[0], ns).repeat(of[1].as_u64().expect("times") as usize),
@@ -110,7 +110,7 @@ const FILES: [&str; 5] = [
     "requests",
 ];
 
-/// What the decoder of that file says of a record.
+/// What the decoder of that file makes of a record, as `is` would say it.
 fn verdict(file: &str, record: &Record) -> String {
     let limits = Limits {
         now: Some(now()),
@@ -122,15 +122,15 @@ fn verdict(file: &str, record: &Record) -> String {
             Change::Event(_) | Change::Profile(_) => "folded",
         })
     };
-    let said = match file {
+    let decoded = match file {
         "user-events" => user(Source::Events),
         "profile-changes" => user(Source::Profiles(Format::Plain)),
         "debezium" => user(Source::Profiles(Format::Debezium)),
-        // As the stock consumer calls it: a catalogue's time decides nothing.
+        // As the stock member calls it: the time of a catalogue record decides nothing.
         "catalog" => decode_sku(record, &Limits::default()).map(|_| "folded"),
         _ => Request::decode(record).map(|_| "folded"),
     };
-    said.map_or_else(|reject| format!("dlq {}", reject.code()), str::to_owned)
+    decoded.map_or_else(|reject| format!("dlq {}", reject.code()), str::to_owned)
 }
 
 fn delivered(sent: Outgoing, offset: i64) -> Record {
@@ -144,7 +144,7 @@ fn delivered(sent: Outgoing, offset: i64) -> Record {
 }
 
 #[test]
-fn each_record_of_the_corpus_is_what_its_line_says() {
+fn each_record_of_the_corpus_is_decoded_or_rejected_as_its_line_says() {
     let mut wrong = Vec::new();
     let (mut good, mut bad) = (0, 0);
     let mut codes = BTreeSet::new();
@@ -169,40 +169,41 @@ fn each_record_of_the_corpus_is_what_its_line_says() {
         .iter()
         .filter(|code| !codes.contains(**code))
         .collect();
-    assert!(missing.is_empty(), "no record dies of {missing:?}");
+    assert!(missing.is_empty(), "no record has {missing:?}");
 }
 
-/// What was sent, by where it stands: topics have one partition, so that the offset is the count.
+/// What was sent, by topic and offset: topics have one partition, so the offset is the number of records before.
 type Sent = BTreeMap<(String, i64), Case>;
 
 async fn send(site: &Site, (topic, file): (&str, &str)) -> Sent {
     let mut sent = Sent::new();
     let first = site.count(topic).await;
     let cases = cases(file, &site.ns);
-    // One after the other, so that each has its place; what a broker refuses would be named.
+    let records = cases.iter().map(|case| case.sent(topic));
+    site.send(records.collect()).await;
     for (nth, case) in cases.into_iter().enumerate() {
-        site.send(vec![case.sent(topic)]).await;
         sent.insert((topic.to_owned(), first + nth as i64), case);
     }
     sent
 }
 
-/// Takes records of any size and any time, kept in one place.
+/// Configuration of a topic that admits records of any size and time.
 const ADMITS: &[(&str, &str)] = &[
     ("max.message.bytes", "8000000"),
     ("message.timestamp.after.max.ms", "9223372036854775807"),
 ];
 
-async fn everything_goes_where_it_belongs(site: &Site, process: &Process, sent: &Sent) {
+/// Waits until all is read, then compares `dlq` with the bad records, header by header.
+async fn each_bad_record_is_in_the_dlq_once(site: &Site, process: &Process, sent: &Sent) {
     everything_is_read(site).await;
-    let mut dead: BTreeMap<(String, i64), Vec<DeadLetter>> = BTreeMap::new();
-    for letter in site.read(&site.topics.dlq).await {
-        let letter = DeadLetter::read(&letter);
+    let mut found: BTreeMap<(String, i64), Vec<DeadLetter>> = BTreeMap::new();
+    for record in site.read(&site.topics.dlq).await {
+        let dead_letter = DeadLetter::read(&record);
         let place = (
-            letter.topic.clone().expect("says where"),
-            letter.offset.expect("says where"),
+            dead_letter.topic.clone().expect("it names its topic"),
+            dead_letter.offset.expect("it names its offset"),
         );
-        dead.entry(place).or_default().push(letter);
+        found.entry(place).or_default().push(dead_letter);
     }
     let stages = BTreeMap::from([
         (&*site.topics.user_events, "event"),
@@ -212,37 +213,37 @@ async fn everything_goes_where_it_belongs(site: &Site, process: &Process, sent: 
     ]);
     for (place, case) in sent {
         let name = format!("{}: {}", place.0, case.name);
-        let letters = dead.remove(place).unwrap_or_default();
+        let dead_letters = found.remove(place).unwrap_or_default();
         let Some(code) = case.code() else {
             assert!(
-                letters.is_empty(),
-                "{name} is good, and in dlq: {letters:?}"
+                dead_letters.is_empty(),
+                "{name} is good, and in dlq: {dead_letters:?}"
             );
             continue;
         };
-        assert_eq!(letters.len(), 1, "{name}");
-        let letter = &letters[0];
+        assert_eq!(dead_letters.len(), 1, "{name}");
+        let dead_letter = &dead_letters[0];
         assert_eq!(
-            (letter.code.as_str(), letter.stage.as_str()),
+            (dead_letter.code.as_str(), dead_letter.stage.as_str()),
             (code, stages[&*place.0]),
             "{name}"
         );
         assert_eq!(
-            (&letter.key, &letter.value),
+            (&dead_letter.key, &dead_letter.value),
             (&case.record.key, &case.record.value),
             "{name}"
         );
-        assert_eq!(letter.headers, case.record.headers, "{name}");
-        assert_eq!(letter.partition, Some(0), "{name}");
+        assert_eq!(dead_letter.headers, case.record.headers, "{name}");
+        assert_eq!(dead_letter.partition, Some(0), "{name}");
         assert!(
-            !letter.message.is_empty() && letter.message.len() <= 1_024,
+            !dead_letter.message.is_empty() && dead_letter.message.len() <= 1_024,
             "{name}"
         );
         if let Some(time) = case.record.time {
-            assert_eq!(letter.time, time, "{name}");
+            assert_eq!(dead_letter.time, time, "{name}");
         }
     }
-    assert!(dead.is_empty(), "nobody sent {:?}", dead.keys());
+    assert!(found.is_empty(), "in dlq and not sent: {:?}", found.keys());
     assert_eq!(
         process.metric("nearshore_partitions_stopped", "").await,
         0.0
@@ -251,10 +252,10 @@ async fn everything_goes_where_it_belongs(site: &Site, process: &Process, sent: 
         process.metric("nearshore_dlq_waiting_records", "").await,
         0.0
     );
-    assert_eq!(process.get("/healthz").await.expect("answers").0, 200);
+    assert_eq!(process.get("/healthz").await.expect("it answers").0, 200);
 }
 
-/// Every record is folded, at or below a fence, passed over, or in dlq: the counts add up to the offsets passed.
+/// The metric of records by outcome adds up to the records of each topic, and its `dlq` to the bad ones.
 async fn the_counts_add_up(site: &Site, process: &Process, sent: &Sent) {
     for topic in [
         &site.topics.user_events,
@@ -264,27 +265,27 @@ async fn the_counts_add_up(site: &Site, process: &Process, sent: &Sent) {
     ] {
         let of = |outcome: &str| format!("topic=\"{topic}\",outcome=\"{outcome}\"");
         let all = format!("topic=\"{topic}\"");
-        let passed = site.count(topic).await as f64;
+        let all_records = site.count(topic).await as f64;
         eventually(LIMIT, || async {
             match process.metric("nearshore_records_total", &all).await {
-                found if found == passed => Ok(()),
-                found => Err(format!("{topic}: {found} of {passed}")),
+                found if found == all_records => Ok(()),
+                found => Err(format!("{topic}: {found} of {all_records}")),
             }
         })
         .await;
-        let dead = sent
+        let bad = sent
             .iter()
             .filter(|((of, _), case)| **of == **topic && case.code().is_some());
         let counted = process.metric("nearshore_records_total", &of("dlq")).await;
-        assert_eq!(counted, dead.count() as f64, "{topic}");
+        assert_eq!(counted, bad.count() as f64, "{topic}");
         let twice = process
             .metric("nearshore_records_total", &of("duplicate"))
             .await;
-        assert_eq!(twice, 0.0, "{topic}: nothing was delivered twice");
+        assert_eq!(twice, 0.0, "{topic}: a record was delivered twice");
     }
 }
 
-/// Good records left their fence, and stand in the window unless an erase took them.
+/// The fences contain every good record, and the window every good event.
 async fn what_is_good_is_folded(site: &Site, sent: &Sent) {
     for topic in [&site.topics.user_events, &site.topics.profile_changes] {
         let source = site.topics.source(topic);
@@ -296,29 +297,26 @@ async fn what_is_good_is_folded(site: &Site, sent: &Sent) {
             record.position.partition.topic = (**topic).into();
             let accepted = decode_user(&record, source, &Limits::default()).expect(&case.name);
             let user = [UserId(accepted.user.0.clone())];
-            let held = site
-                .store
-                .load(&site.ns, &user)
-                .await
-                .expect("answered")
-                .remove(0);
+            let loaded = site.store.load(&site.ns, &user).await;
+            let loaded = loaded.expect("Redis answers").remove(0);
             let at = Position::clone(&record.position);
             assert!(
-                held.state.fences.contains(&at),
+                loaded.state.fences.contains(&at),
                 "{}: {:?}",
                 case.name,
-                held.state.fences
+                loaded.state.fences
             );
             if matches!(accepted.change, Change::Event(_)) {
-                let seen = held.state.window.iter().any(|seen| seen.position == at);
-                assert!(seen, "{}: not in the window of {:?}", case.name, user[0]);
+                let mut window = loaded.state.window.iter();
+                let kept = window.any(|event| event.position == at);
+                assert!(kept, "{}: not in the window of {:?}", case.name, user[0]);
             }
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_whole_corpus_goes_through_a_process_and_stops_nothing() {
+async fn the_whole_corpus_goes_through_a_process_without_stopping_it() {
     let site = Site::open(&[
         ("user_events", 1, ADMITS),
         ("profile_changes", 1, ADMITS),
@@ -338,16 +336,16 @@ async fn the_whole_corpus_goes_through_a_process_and_stops_nothing() {
         (&topics.regen_live, "requests"),
     ] {
         sent.append(&mut send(&site, (topic, file)).await);
-        // Behind all the poison: it must still be folded.
     }
+    // After all bad records: these must still be folded.
     site.send(vec![site.bought("behind", 3), site.sku(4, 0)])
         .await;
-    everything_goes_where_it_belongs(&site, &process, &sent).await;
+    each_bad_record_is_in_the_dlq_once(&site, &process, &sent).await;
     what_is_good_is_folded(&site, &sent).await;
     eventually(LIMIT, || async {
         let list = site.peek("behind").await.list.filter(|list| list.claim > 0);
         list.map(drop)
-            .ok_or_else(|| "no list of the model".to_owned())
+            .ok_or_else(|| "no list by the model".to_owned())
     })
     .await;
     everything_is_read(&site).await;
@@ -355,7 +353,7 @@ async fn the_whole_corpus_goes_through_a_process_and_stops_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn debezium_s_corpus_goes_through_a_process_and_stops_nothing() {
+async fn the_debezium_corpus_goes_through_a_process_without_stopping_it() {
     let site = Site::open(&[("profile_changes", 1, ADMITS), ("dlq", 1, ADMITS)]).await;
     let process = Process::with(
         &site,
@@ -369,32 +367,24 @@ async fn debezium_s_corpus_goes_through_a_process_and_stops_nothing() {
     behind.key = Some(Bytes::from_static(key));
     site.send(vec![behind]).await;
     site.committed().await;
-    everything_goes_where_it_belongs(&site, &process, &sent).await;
+    each_bad_record_is_in_the_dlq_once(&site, &process, &sent).await;
     let user = [UserId("behind".into())];
-    let held = site
-        .store
-        .load(&site.ns, &user)
-        .await
-        .expect("answered")
-        .remove(0);
+    let loaded = site.store.load(&site.ns, &user).await;
+    let loaded = loaded.expect("Redis answers").remove(0);
     assert!(
-        held.state.profile.is_some(),
-        "what stands behind the poison is folded"
+        loaded.state.profile.is_some(),
+        "the profile after the bad records is folded"
     );
     sent.retain(|_, case| case.is == "erased");
     assert!(!sent.is_empty());
-    let limit = Duration::from_secs(10);
-    eventually(limit, || async {
-        // Erased last of all: the delete and its tombstone are one erase, then nothing came.
+    eventually(LIMIT, || async {
+        // The delete and its tombstone are one erase, and no record of this user follows.
         let user = [UserId("db-1".into())];
-        let held = site
-            .store
-            .load(&site.ns, &user)
-            .await
-            .map_err(|e| e.to_string())?;
-        match held[0].state.is_vacant() && held[0].state.erased_at > Timestamp(0) {
+        let loaded = site.store.load(&site.ns, &user).await;
+        let loaded = loaded.map_err(|error| error.to_string())?;
+        match loaded[0].state.is_vacant() && loaded[0].state.erased_at > Timestamp(0) {
             true => Ok(()),
-            false => Err(format!("{:?}", held[0].state)),
+            false => Err(format!("{:?}", loaded[0].state)),
         }
     })
     .await;

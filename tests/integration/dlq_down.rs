@@ -1,5 +1,6 @@
-//! Promise: where the dlq takes no letter, because its broker is gone, it is closed to us or too small, the partition waits,
-//! says so, and goes on when it can: no record is lost, none is passed before its letter is acknowledged.
+//! Promise: while the dlq takes no dead letter, because its broker is down, writing is forbidden or the topic is too
+//! small, the partition waits, reports it, and continues when it can: no record is lost or committed before its dead
+//! letter is acknowledged.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,7 +13,7 @@ use serde_json::Value;
 use crate::harness::{eventually, variable};
 use crate::process::{LIMIT, Process, Site};
 
-/// A broker of this test's own, to be stopped and started; ends with the test's process at the latest.
+/// A broker of one test, to be stopped and started; it ends with the test's process at the latest.
 struct Broker {
     dir: tempfile::TempDir,
     address: String,
@@ -20,7 +21,7 @@ struct Broker {
 
 impl Broker {
     fn start() -> Self {
-        let dir = tempfile::tempdir().expect("a folder");
+        let dir = tempfile::tempdir().expect("a temporary folder");
         let address = run(dir.path(), &["start"]);
         Self { dir, address }
     }
@@ -33,20 +34,20 @@ impl Broker {
         assert_eq!(run(self.dir.path(), &["start"]), self.address);
     }
 
-    /// One of Kafka's own tools.
+    /// Runs one of Kafka's command-line tools.
     fn tool(&self, class: &str, words: &[&str]) {
         let home = variable("NEARSHORE_TEST_KAFKA_HOME");
         let output = Command::new(format!("{home}/kafka"))
             .args(["tool", class, "--bootstrap-server", &self.address])
             .args(words)
             .output()
-            .expect("starts");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            .expect("scripts/kafka starts");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{words:?}: {said}{error}");
+        assert!(output.status.success(), "{words:?}: {text}{error}");
     }
 
-    /// Whether anybody may write to a topic.
+    /// Forbids or allows everyone to write to a topic.
     fn close(&self, topic: &str, closed: bool) {
         let rule = [
             "--deny-principal",
@@ -70,6 +71,7 @@ impl Drop for Broker {
     }
 }
 
+/// Runs `scripts/kafka` in this folder; its output.
 fn run(dir: &Path, words: &[&str]) -> String {
     let home = variable("NEARSHORE_TEST_KAFKA_HOME");
     let mut command = Command::new(format!("{home}/kafka"));
@@ -83,15 +85,15 @@ fn run(dir: &Path, words: &[&str]) -> String {
             command.args(["--set", setting]);
         }
     }
-    let output = command.output().expect("starts");
+    let output = command.output().expect("scripts/kafka starts");
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{words:?}: {error}");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// What `/readyz` says of a gate: whether it is open, and why not.
+/// A gate of `/readyz`: whether it is open, and its detail.
 async fn gate(process: &Process, name: &str) -> (bool, String) {
-    let (_, body) = process.get("/readyz").await.expect("answers");
+    let (_, body) = process.get("/readyz").await.expect("it answers");
     let body: Value = serde_json::from_str(&body).expect("JSON");
     let found = find(&body, name).unwrap_or_else(|| panic!("no {name} in {body}"));
     let detail = found["detail"].as_str().unwrap_or_default().to_owned();
@@ -105,48 +107,51 @@ fn find<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
         .or_else(|| object.values().find_map(|inner| find(inner, name)))
 }
 
-async fn shut(process: &Process, name: &str, why: &str) {
+/// Waits until a gate is closed with a detail that contains `why`.
+async fn is_closed(process: &Process, name: &str, why: &str) {
     eventually(LIMIT, || async {
         match gate(process, name).await {
-            (false, said) if said.contains(why) => Ok(()),
-            said => Err(format!("{said:?}")),
+            (false, detail) if detail.contains(why) => Ok(()),
+            other => Err(format!("{other:?}")),
         }
     })
     .await;
 }
 
-async fn position(site: &Site) -> i64 {
+/// The committed offset of the events.
+async fn committed(site: &Site) -> i64 {
     let group = format!("nearshore-ingest-{}", site.ns);
     let committed = site
         .admin
         .committed(&group, &[&site.topics.user_events])
         .await;
-    let committed = committed.expect("answered");
+    let committed = committed.expect("Kafka answers");
     committed.into_values().next().map_or(0, |at| at.0)
 }
 
+/// Number of events of the user whose records are good.
 async fn window(site: &Site) -> usize {
     let user = [UserId("good".into())];
-    let held = site.store.load(&site.ns, &user).await.expect("answered");
-    held[0].state.window.len()
+    let loaded = site.store.load(&site.ns, &user).await;
+    loaded.expect("Redis answers")[0].state.window.len()
 }
 
-/// How many letters of the one bad record there are, each whole.
-async fn letters(site: &Site, value: &Option<bytes::Bytes>, offset: i64) -> f64 {
-    let letters = site.read(&site.topics.dlq).await;
-    // A broker that dies, or is slow, may have taken a letter without a report: then it is written once more.
-    assert!(!letters.is_empty(), "the letter is lost");
-    for letter in &letters {
-        let letter = DeadLetter::read(letter);
-        let place = (letter.value, letter.offset);
-        assert_eq!(place, (value.clone(), Some(offset)));
-        assert_eq!(letter.value_dropped, None);
+/// Number of dead letters of the one bad record; each must be whole.
+async fn dead_letters(site: &Site, value: &Option<bytes::Bytes>, offset: i64) -> f64 {
+    let records = site.read(&site.topics.dlq).await;
+    // A broker that dies or is slow may have written one without a report: then it is written once more.
+    assert!(!records.is_empty(), "the dead letter is lost");
+    for record in &records {
+        let dead_letter = DeadLetter::read(record);
+        let found = (dead_letter.value, dead_letter.offset);
+        assert_eq!(found, (value.clone(), Some(offset)));
+        assert_eq!(dead_letter.value_dropped, None);
     }
-    letters.len() as f64
+    records.len() as f64
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dlq_that_takes_nothing_is_waited_for_and_nothing_is_lost() {
+async fn records_wait_for_a_dlq_that_takes_nothing_and_none_is_lost() {
     let broker = Broker::start();
     let one = |key| (key, 1, &[][..]);
     let site = Site::open_on(
@@ -155,20 +160,20 @@ async fn a_dlq_that_takes_nothing_is_waited_for_and_nothing_is_lost() {
     )
     .await;
     site.catalogue().await;
-    // A broker that is away must be noticed in the test's time.
-    let quick = [("NEARSHORE__KAFKA__ACK_TIMEOUT", "2s")];
+    // So that a dead broker is noticed soon.
+    let quick = [("NEARSHORE__KAFKA__ACK_TIMEOUT", "3s")];
     let process = Process::with(&site, "ingest", &quick).await;
     site.send(vec![site.bought("good", 0)]).await;
     site.committed().await;
-    let passed = position(&site).await;
+    let before = committed(&site).await;
 
-    // Closed to us: the letter waits whole, it is not made lighter until something fits.
+    // Writing is forbidden: the dead letter waits whole, nothing of it is dropped.
     broker.close(&site.topics.dlq, true);
     let mut bad = site.bought("bad", 1);
     bad.value = Some("no JSON".into());
     site.send(vec![bad.clone(), site.bought("good", 1)]).await;
-    let why = "1 dead letters wait for the dlq";
-    shut(&process, "dlq-ingest", why).await;
+    let why = "dead letters wait for the dlq";
+    is_closed(&process, "dlq-ingest", why).await;
     let labels = "stage=\"event\"";
     let metric = "nearshore_dlq_waiting_records";
     assert_eq!(process.metric(metric, labels).await, 1.0);
@@ -176,41 +181,39 @@ async fn a_dlq_that_takes_nothing_is_waited_for_and_nothing_is_lost() {
         process.metric("nearshore_partitions_stopped", "").await,
         0.0
     );
-    assert!(
-        process.log().contains("dead letters wait for the dlq"),
-        "{}",
-        process.log()
-    );
-    assert_eq!(process.get("/healthz").await.expect("answers").0, 200);
+    assert_eq!(process.get("/healthz").await.expect("it answers").0, 200);
 
-    // And its broker goes away and comes back meanwhile.
+    // Its broker dies and comes back meanwhile.
     broker.kill();
-    shut(&process, "ingest", &broker.address).await;
-    shut(&process, "dlq-ingest", why).await;
+    is_closed(&process, "ingest", &broker.address).await;
+    is_closed(&process, "dlq-ingest", why).await;
     broker.start_again();
     site.send(vec![site.bought("good", 2)]).await;
-    shut(&process, "dlq-ingest", "authorization failed").await;
+    is_closed(&process, "dlq-ingest", "authorization failed").await;
     assert_eq!(
-        position(&site).await,
-        passed,
-        "passed only after the delivery report"
+        committed(&site).await,
+        before,
+        "committed before the delivery report"
     );
     assert_eq!(site.count(&site.topics.dlq).await, 0);
 
     broker.close(&site.topics.dlq, false);
     site.committed().await;
-    let letters = letters(&site, &bad.value, passed).await;
-    assert_eq!(window(&site).await, 3, "what stands behind it is folded");
+    let dead_letters = dead_letters(&site, &bad.value, before).await;
+    assert_eq!(window(&site).await, 3, "records after it are folded");
     assert_eq!(process.metric(metric, labels).await, 0.0);
     let counted = process.metric("nearshore_dlq_records_total", "").await;
-    // Counted are the reports.
-    assert!((1.0..=letters).contains(&counted), "{counted} of {letters}");
-    let (open, said) = gate(&process, "dlq-ingest").await;
-    assert!(open, "{said}");
+    // The metric counts reports.
+    assert!(
+        (1.0..=dead_letters).contains(&counted),
+        "{counted} of {dead_letters}"
+    );
+    let (open, detail) = gate(&process, "dlq-ingest").await;
+    assert!(open, "{detail}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dlq_too_small_even_for_headers_is_waited_for_by_all_who_bury() {
+async fn every_member_waits_for_a_dlq_that_is_too_small_even_for_headers() {
     let broker = Broker::start();
     let small: &[(&str, &str)] = &[("max.message.bytes", "100")];
     let one = |key| (key, 1, &[][..]);
@@ -223,15 +226,15 @@ async fn a_dlq_too_small_even_for_headers_is_waited_for_by_all_who_bury() {
     let site = Site::open_on(&broker.address, &special).await;
     site.catalogue().await;
     let process = Process::ready(&site, "all").await;
-    let with = |mut record: nearshore_core::ports::log::Outgoing| {
+    let not_json = |mut record: nearshore_core::ports::log::Outgoing| {
         record.value = Some("no JSON".into());
         record
     };
-    let mut request = with(site.bought("bad", 1));
+    let mut request = not_json(site.bought("bad", 1));
     request.topic = site.topics.regen_live.clone();
     site.send(vec![
-        with(site.bought("bad", 1)),
-        with(site.sku(3, 0)),
+        not_json(site.bought("bad", 1)),
+        not_json(site.sku(3, 0)),
         request,
     ])
     .await;
@@ -242,8 +245,8 @@ async fn a_dlq_too_small_even_for_headers_is_waited_for_by_all_who_bury() {
     ] {
         eventually(LIMIT, || async {
             match gate(&process, &format!("dlq-{name}")).await {
-                (false, said) if said.contains("wait for the dlq") => Ok(()),
-                said => Err(format!("{name}: {said:?}")),
+                (false, detail) if detail.contains("wait for the dlq") => Ok(()),
+                other => Err(format!("{name}: {other:?}")),
             }
         })
         .await;
@@ -266,19 +269,19 @@ async fn a_dlq_too_small_even_for_headers_is_waited_for_by_all_who_bury() {
         ],
     );
     crate::poison::everything_is_read(&site).await;
-    each_letter_is_whole(&site).await;
+    each_dead_letter_is_whole(&site).await;
     assert_eq!(
         process.metric("nearshore_partitions_stopped", "").await,
         0.0
     );
 }
 
-/// One letter of each role, as it was.
-async fn each_letter_is_whole(site: &Site) {
-    let letters = site.read(&site.topics.dlq).await;
-    let mut topics: Vec<_> = letters
+/// One dead letter of each member, with its whole value.
+async fn each_dead_letter_is_whole(site: &Site) {
+    let records = site.read(&site.topics.dlq).await;
+    let mut topics: Vec<_> = records
         .iter()
-        .map(|it| DeadLetter::read(it).topic.expect("ours"))
+        .map(|it| DeadLetter::read(it).topic.expect("it names its topic"))
         .collect();
     topics.sort();
     let mut wanted: Vec<String> = [
@@ -290,9 +293,9 @@ async fn each_letter_is_whole(site: &Site) {
     .into();
     wanted.sort();
     assert_eq!(topics, wanted, "each once");
-    // Whole: it is the topic that was too small, and it grew.
+    // The limit of the topic was raised, so nothing was dropped.
     assert!(
-        letters
+        records
             .iter()
             .all(|it| it.value.as_deref() == Some(b"no JSON"))
     );

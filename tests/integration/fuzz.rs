@@ -1,15 +1,17 @@
-//! Promise: what fuzzing has found worth keeping breaks no law of a decoder. `scripts/fuzz` runs the same functions.
+//! Promise: every input of the fuzz corpus keeps the laws of its decoder. `scripts/fuzz` runs the same functions.
 
 use std::path::Path;
 
 use nearshore_testkit::fuzz as targets;
 
-/// The inputs of a packed corpus: each behind its length, four bytes, little-endian.
+/// The inputs of a packed corpus: each after its length, four bytes, little-endian.
 fn unpacked(mut packed: &[u8]) -> Vec<&[u8]> {
     let mut inputs = Vec::new();
     while let Some((length, rest)) = packed.split_first_chunk::<4>() {
         let length = u32::from_le_bytes(*length) as usize;
-        let (input, rest) = rest.split_at_checked(length).expect("as long as it says");
+        let (input, rest) = rest
+            .split_at_checked(length)
+            .expect("the input is as long as its length says");
         inputs.push(input);
         packed = rest;
     }
@@ -35,9 +37,10 @@ fn every_input_of_the_fuzz_corpus_keeps_the_laws() {
 }
 
 #[test]
-fn every_target_is_one_of_cargo_fuzz_s() {
+fn every_target_is_declared_for_cargo_fuzz() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
-    let manifest = std::fs::read_to_string(root.join("Cargo.toml")).expect("read");
+    let manifest =
+        std::fs::read_to_string(root.join("Cargo.toml")).expect("fuzz/Cargo.toml is there");
     for (name, _) in targets::ALL {
         assert!(
             manifest.contains(&format!("path = \"fuzz_targets/{name}.rs\"")),

@@ -1,14 +1,23 @@
 //! What integration tests share: addresses from the environment, deadlines, fresh names.
+//!
+//! No test depends on the speed of the machine: it waits for a condition, and its deadline is one that only a hang
+//! exceeds. What Nearshore promises in seconds is measured by `scripts/bench` and `scripts/chaos`.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
+
+/// Deadline of every wait. Most conditions hold within seconds; on two slow cores beside other work, within a minute.
+pub const LIMIT: Duration = Duration::from_secs(300);
+
+/// Longest answer that a test's own connection to Redis waits for.
+pub const ANSWER_MAX: Duration = Duration::from_secs(60);
 
 /// The value of a `NEARSHORE_TEST_*` variable; `scripts/test` sets them all.
 pub fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run scripts/test"))
 }
 
-/// Asks again until there is an answer or `limit` has passed; panics with what it last saw.
+/// Asks again until the answer is `Ok` or `limit` has passed; panics with the last `Err`.
 pub async fn eventually<T, F>(limit: Duration, mut ask: impl FnMut() -> F) -> T
 where
     F: Future<Output = Result<T, String>>,

@@ -1,8 +1,9 @@
-//! No promise but a measurement: what a backfill costs live users. `scripts/bench isolation` runs it.
+//! A measurement, not a test: what a backfill costs live users. `scripts/bench isolation` runs it.
 //!
-//! Pairs of stretches, without and with a backfill: live events at a steady rate, and in the second of each pair a
-//! backfill that folds ten times as many records per second while the backfill lane is never empty. Time is from the
-//! event's record to the record on recall-updates, which is written when Redis has acknowledged the list.
+//! It measures pairs of runs, without and with a backfill: live events at a steady rate, and in the second of each pair
+//! a backfill that folds ten times as many records per second while the backfill lane is never empty. The time is from
+//! the timestamp of the event to that of the record on recall-updates, which is written when Redis has acknowledged the
+//! list.
 
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
@@ -13,22 +14,22 @@ use nearshore_kafka::{Tail, Tailed, tail};
 use serde_json::Value;
 
 use crate::harness::{eventually, fresh};
-use crate::process::{LIMIT, Process, Site, now};
+use crate::process::{LIMIT, Process, Site, TABLE, now};
 
-/// Live events per second; each asks for a list.
+/// Live events per second; each requests a list.
 const RATE: u32 = 50;
-/// Lists of a stretch, at least.
+/// Least number of lists in a run.
 const LISTS: usize = 2_000;
 const PAIRS: usize = 5;
 const LIVE_USERS: usize = 600;
-/// Users and records of the history.
+/// Users and records that the backfill reads.
 const PAST_USERS: usize = 1_500;
 const PAST: usize = 60_000;
 /// Student's t for five pairs, 95 %.
 const T: f64 = 2.776;
 
-/// What one stretch measured.
-struct Stretch {
+/// What one run measured.
+struct Run {
     lists: usize,
     p50: f64,
     p99: f64,
@@ -39,22 +40,22 @@ struct Stretch {
     folded: u64,
 }
 
-impl Stretch {
+impl Run {
     fn line(&self) -> String {
         format!(
-            "{} lists, p50 {:.3} s, p99 {:.3} s; ingest lag at most {}, mean {:.1}; beside it {} backfill lists, {} records folded",
+            "{} lists, p50 {:.3} s, p99 {:.3} s; ingest lag at most {}, mean {:.1}; meanwhile {} backfill lists, {} records folded",
             self.lists, self.p50, self.p99, self.lag.0, self.lag.1, self.backfilled, self.folded
         )
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement"]
+#[ignore = "a measurement: it prints and checks nothing"]
 async fn isolation_of_live_from_a_backfill() {
     let site = site().await;
     history(&site).await;
     let past = fresh("past");
-    site.said(&["backfill", "--namespace", &past, "--from", "earliest"])
+    site.output(&["backfill", "--namespace", &past, "--from", "earliest"])
         .await;
     let ingest = Process::ready(&site, "ingest").await;
     let generate = Process::ready(&site, "generate").await;
@@ -62,9 +63,9 @@ async fn isolation_of_live_from_a_backfill() {
     rest(&site).await;
     let mut pairs = Vec::new();
     for pair in 0..PAIRS {
-        let without = stretch(&site, (&generate, None)).await;
+        let without = measure(&site, (&generate, None)).await;
         rest(&site).await;
-        let with = stretch(&site, (&generate, Some(&past))).await;
+        let with = measure(&site, (&generate, Some(&past))).await;
         rest(&site).await;
         println!("pair {pair} without: {}", without.line());
         println!("pair {pair} with:    {}", with.line());
@@ -74,8 +75,8 @@ async fn isolation_of_live_from_a_backfill() {
     drop((ingest, generate));
 }
 
-fn report(pairs: &[(Stretch, Stretch)]) {
-    let interval = |of: &dyn Fn(&Stretch) -> f64| {
+fn report(pairs: &[(Run, Run)]) {
+    let interval = |of: &dyn Fn(&Run) -> f64| {
         let logs: Vec<f64> = pairs
             .iter()
             .map(|(without, with)| (of(with) / of(without)).ln())
@@ -99,24 +100,21 @@ fn report(pairs: &[(Stretch, Stretch)]) {
     );
 }
 
-/// A table that answers a batch in 50 ms: 320 lists a second.
+/// A site whose model takes 50 ms for a batch: 320 lists a second.
 async fn site() -> Site {
     let site = Site::open(&[("user_events", 4, &[]), ("regen_backfill", 4, &[])]).await;
-    let file = site.folder().join("nearshore.toml");
-    let text = std::fs::read_to_string(&file).expect("written by the site");
-    let text = text
-        .replace(
-            &crate::harness::variable("NEARSHORE_TEST_MODEL"),
-            "table:50ms",
-        )
-        .replace("quiet_period = \"200ms\"", "quiet_period = \"1s\"")
-        .replace("batch_max = 4", "batch_max = 16");
+    site.edit(&[
+        (TABLE, "table:50ms"),
+        ("quiet_period = \"200ms\"", "quiet_period = \"1s\""),
+        ("batch_max = 4", "batch_max = 16"),
+    ]);
     let limit = format!("[backfill]\nrecords_per_second = {}\n", 10 * RATE);
-    site.write("nearshore.toml", &(text + &limit));
+    site.append(&limit);
     site.catalogue().await;
     site
 }
 
+/// Sends the records that the backfill reads.
 async fn history(site: &Site) {
     let start = now().0 - 300 * 86_400_000;
     for chunk in (0..PAST).collect::<Vec<_>>().chunks(5_000) {
@@ -129,7 +127,7 @@ async fn history(site: &Site) {
     }
 }
 
-/// Waits until nothing is queued: no lag, and no list in the last two seconds.
+/// Waits until the lanes are read to their ends.
 async fn rest(site: &Site) {
     let lanes = site.topics.lanes();
     let names: Vec<&str> = lanes.iter().map(|name| &**name).collect();
@@ -144,11 +142,11 @@ async fn rest(site: &Site) {
     .await;
 }
 
-async fn stretch(site: &Site, (generate, past): (&Process, Option<&String>)) -> Stretch {
+async fn measure(site: &Site, (generate, past): (&Process, Option<&String>)) -> Run {
     let updates = ends(site, &site.topics.recall_updates.clone()).await;
-    let mut told = tail(&site.settings, &site.topics.recall_updates, &updates)
+    let mut updates_tail = tail(&site.settings, &site.topics.recall_updates, &updates)
         .await
-        .expect("the topic is there");
+        .expect("the topic exists");
     let published = || generate.metric("nearshore_lists_published_total", "lane=\"backfill\"");
     let before = published().await;
     let mut load = past.map(|past| Load::start(site, past));
@@ -162,10 +160,10 @@ async fn stretch(site: &Site, (generate, past): (&Process, Option<&String>)) -> 
         site.send(vec![site.bought(&user, sent as usize)]).await;
         sent += 1;
         if sent.is_multiple_of(RATE) {
-            let lag = site.admin.lag(&group, &topics).await.expect("answered");
+            let lag = site.admin.lag(&group, &topics).await.expect("it answers");
             lags.push(lag.values().sum::<u64>());
             if let Some(load) = &mut load {
-                load.go_on(site).await;
+                load.renew(site).await;
             }
         }
         let due = Duration::from_secs_f64(f64::from(sent) / f64::from(RATE));
@@ -177,10 +175,10 @@ async fn stretch(site: &Site, (generate, past): (&Process, Option<&String>)) -> 
         Some(load) => load.stop(site).await,
         None => 0,
     };
-    let mut seconds = lists(site, &mut told, (start, end)).await;
+    let mut seconds = lists(site, &mut updates_tail, (start, end)).await;
     seconds.sort_by(f64::total_cmp);
     let at = |share: f64| seconds[((seconds.len() - 1) as f64 * share) as usize];
-    Stretch {
+    Run {
         lists: seconds.len(),
         p50: at(0.5),
         p99: at(0.99),
@@ -197,20 +195,20 @@ async fn ends(
     site: &Site,
     topic: &str,
 ) -> BTreeMap<nearshore_core::user::record::Partition, Resume> {
-    let extents = site.admin.extents(topic).await.expect("answered");
+    let extents = site.admin.extents(topic).await.expect("it answers");
     extents
         .into_iter()
         .map(|it| (it.partition, Resume(it.end.0)))
         .collect()
 }
 
-/// Seconds from event to list of every live list that was asked for in this time.
-async fn lists(site: &Site, told: &mut Tail, (start, end): (Timestamp, Timestamp)) -> Vec<f64> {
+/// Seconds from event to list, of every live list by the model whose event is of this time.
+async fn lists(site: &Site, updates: &mut Tail, (start, end): (Timestamp, Timestamp)) -> Vec<f64> {
     let prefix = format!("{}/live-", site.ns);
     let mut seconds = Vec::new();
     let read = async {
         loop {
-            let Tailed::Record(record) = told.next().await.expect("goes on") else {
+            let Tailed::Record(record) = updates.next().await.expect("the topic is read") else {
                 continue;
             };
             let key = record.key.as_deref().unwrap_or_default();
@@ -225,12 +223,12 @@ async fn lists(site: &Site, told: &mut Tail, (start, end): (Timestamp, Timestamp
             }
         }
     };
-    // All lists are there when none came for a while: each is made within a few seconds.
+    // No list for a while: all are there.
     let _: Result<(), _> = tokio::time::timeout(Duration::from_secs(6), read).await;
     seconds
 }
 
-/// A backfill that goes on for as long as the stretch does.
+/// A backfill that lasts as long as the run.
 struct Load {
     fold: Child,
     past: String,
@@ -249,20 +247,20 @@ impl Load {
         }
     }
 
-    /// Once a second: the lane is never empty, and a fold that came to its end is followed by the next.
-    async fn go_on(&mut self, site: &Site) {
+    /// Called once a second: keeps the lane filled, and starts the next fold when one has ended.
+    async fn renew(&mut self, site: &Site) {
         if self.turn.is_multiple_of(4) {
-            site.said(&["refresh", "--all", "--namespace", &self.past])
+            site.output(&["refresh", "--all", "--namespace", &self.past])
                 .await;
         }
         self.turn += 1;
-        if self.fold.try_wait().expect("asked").is_some() {
+        if self.fold.try_wait().expect("the status is known").is_some() {
             self.names.push(fresh("fold"));
-            self.fold = backfill(site, self.names.last().expect("one at least"));
+            self.fold = backfill(site, self.names.last().expect("one fold at least"));
         }
     }
 
-    /// Ends it; records folded.
+    /// Stops it; the number of records that it folded.
     async fn stop(mut self, site: &Site) -> u64 {
         let pid = self.fold.id().to_string();
         let _ = Command::new("kill").args(["-TERM", &pid]).status();
@@ -270,7 +268,7 @@ impl Load {
         let mut folded = 0;
         for name in &self.names {
             use nearshore_core::ports::store::Namespaces;
-            let plan = site.store.plan(name).await.expect("answered");
+            let plan = site.store.plan(name).await.expect("it answers");
             let plan =
                 plan.map(|text| nearshore_core::queue::replay::Plan::parse(&text).expect("a plan"));
             folded += plan.map_or(0, |plan| plan.totals.records());

@@ -1,7 +1,7 @@
-//! The contract of [`Log`], kept alike by Kafka, by the embedded cluster and by memory.
+//! The contract of [`Log`], run against Kafka, the embedded cluster and memory.
 //!
-//! One function per promise, run on each. A [`Witness`] sees every delivery and fails on the first that
-//! breaks the contract: a batch of a partition that is not assigned, an offset that does not rise.
+//! One function per promise. A [`Witness`] takes every delivery and fails on the first that breaks the contract: a
+//! batch of a partition that is not assigned, an offset that does not rise.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -12,12 +12,10 @@ use nearshore_core::user::record::{Partition, Position, Record, Resume, Timestam
 use nearshore_kafka::{Admin, Embedded, KafkaLog, KafkaSettings, NewTopic, Producer};
 use nearshore_testkit::log::MemoryCluster;
 
+pub use crate::harness::LIMIT;
 use crate::harness::{fresh, variable};
 
-/// Longer than any join or takeover in these tests.
-pub const LIMIT: Duration = Duration::from_secs(30);
-
-/// Something that keeps the contract.
+/// A log under test, with its topics and producer.
 pub trait Rig {
     type Member: Log;
     async fn topic(&self, partitions: i32) -> String;
@@ -36,7 +34,7 @@ pub struct Kafka {
 }
 
 impl Kafka {
-    /// The real broker.
+    /// The real broker, with classic groups.
     pub fn real() -> Self {
         let settings = KafkaSettings {
             session_timeout: Duration::from_secs(6),
@@ -49,7 +47,7 @@ impl Kafka {
         }
     }
 
-    /// The real broker, and groups of KIP-848.
+    /// The real broker, with groups of KIP-848.
     pub fn next_generation() -> Self {
         let mut kafka = Self::real();
         let consumer = &mut kafka.settings.consumer;
@@ -57,8 +55,9 @@ impl Kafka {
         kafka
     }
 
+    /// The mock cluster of librdkafka.
     pub fn embedded() -> Self {
-        let cluster = Embedded::start(&[]).expect("starts");
+        let cluster = Embedded::start(&[]).expect("the mock cluster starts");
         let settings = cluster.settings();
         Self {
             producer: Producer::new(&settings).expect("valid settings"),
@@ -70,7 +69,9 @@ impl Kafka {
     pub async fn topic_with(&self, partitions: i32, config: &[(&str, &str)]) -> String {
         let name = fresh("log");
         if let Some(cluster) = &self._embedded {
-            cluster.create(&name, partitions).expect("created");
+            cluster
+                .create(&name, partitions)
+                .expect("the topic is created");
             return name;
         }
         let pair = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
@@ -81,7 +82,7 @@ impl Kafka {
         };
         let admin = Admin::new(&self.settings).expect("valid settings");
         assert_eq!(
-            admin.ensure(&[topic]).await.expect("created"),
+            admin.ensure(&[topic]).await.expect("the topic is created"),
             std::slice::from_ref(&name)
         );
         name
@@ -96,7 +97,10 @@ impl Rig for Kafka {
     }
 
     async fn send(&self, records: Vec<Outgoing>) {
-        self.producer.send(records).await.expect("written");
+        self.producer
+            .send(records)
+            .await
+            .expect("the records are written");
     }
 
     fn join_all(&self, group: &str, topics: &[&str]) -> KafkaLog {
@@ -112,7 +116,7 @@ impl Rig for Memory {
     async fn topic(&self, partitions: i32) -> String {
         let name = fresh("log");
         self.0
-            .create_topic(&name, usize::try_from(partitions).expect("few"));
+            .create_topic(&name, usize::try_from(partitions).expect("a small number"));
         name
     }
 
@@ -127,9 +131,10 @@ impl Rig for Memory {
     }
 }
 
-/// Now, as far as tests care: a broker refuses records from its far future.
+/// Timestamp of the first record: a broker refuses records from its far future.
 pub const TIME: i64 = 1_700_000_000_000;
 
+/// Records whose values are the numbers `from..to`.
 pub fn numbered(topic: &str, from: i64, to: i64) -> Vec<Outgoing> {
     (from..to)
         .map(|n| Outgoing {
@@ -142,14 +147,14 @@ pub fn numbered(topic: &str, from: i64, to: i64) -> Vec<Outgoing> {
         .collect()
 }
 
-/// Sees every delivery of one member.
+/// Records and checks every delivery of one member.
 #[derive(Default)]
 pub struct Witness {
-    /// Partitions held, with the last offset since they were assigned.
-    pub own: BTreeMap<Partition, Option<i64>>,
+    /// Assigned partitions, with the last offset since their assignment.
+    pub owned: BTreeMap<Partition, Option<i64>>,
     /// Partitions that were revoked.
     pub revoked: BTreeSet<Partition>,
-    /// Whether the last assignment is known.
+    /// Whether an assignment came.
     pub assigned: bool,
     /// Every position delivered, with its value.
     pub seen: BTreeMap<Position, Option<Bytes>>,
@@ -158,25 +163,26 @@ pub struct Witness {
 }
 
 impl Witness {
+    /// Records one delivery; panics if it breaks the contract.
     pub fn see(&mut self, delivery: Delivery) {
         match delivery {
             Delivery::Assigned(partitions) => {
                 self.assigned = true;
                 for partition in partitions {
-                    let old = self.own.insert(partition.clone(), None);
+                    let old = self.owned.insert(partition.clone(), None);
                     assert_eq!(old, None, "{partition} was assigned twice");
                 }
             }
             Delivery::Revoked { partitions, .. } => {
                 for partition in partitions {
-                    let old = self.own.remove(&partition);
+                    let old = self.owned.remove(&partition);
                     assert!(old.is_some(), "{partition} was revoked but not assigned");
                     self.revoked.insert(partition);
                 }
             }
             Delivery::Batch(batch) => {
                 assert!(!batch.records.is_empty(), "an empty batch");
-                let last = self.own.get_mut(&batch.partition);
+                let last = self.owned.get_mut(&batch.partition);
                 let last = last.unwrap_or_else(|| panic!("{} is not assigned", batch.partition));
                 for record in &batch.records {
                     assert_eq!(record.position.partition, batch.partition);
@@ -192,14 +198,15 @@ impl Witness {
         }
     }
 
-    /// Where each held partition would be committed.
+    /// What would be committed for each assigned partition.
     pub fn resumes(&self) -> Vec<(Partition, Resume)> {
         let done = |(partition, last): (&Partition, &Option<i64>)| {
             Some((partition.clone(), Resume((*last)? + 1)))
         };
-        self.own.iter().filter_map(done).collect()
+        self.owned.iter().filter_map(done).collect()
     }
 
+    /// Values of all delivered records, as numbers.
     pub fn values(&self) -> BTreeSet<i64> {
         let value = |value: &Option<Bytes>| {
             let text = std::str::from_utf8(value.as_deref()?).ok()?;
@@ -209,7 +216,7 @@ impl Witness {
     }
 }
 
-/// Lets a member's deliveries be seen until enough is seen.
+/// Reads a member until the witness has seen enough.
 pub async fn watch<L: Log>(log: &mut L, witness: &mut Witness, enough: impl Fn(&Witness) -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !enough(witness) {
@@ -217,16 +224,16 @@ pub async fn watch<L: Log>(log: &mut L, witness: &mut Witness, enough: impl Fn(&
         let Ok(next) = tokio::time::timeout(left, log.next()).await else {
             panic!("not within {LIMIT:?}; {} records seen", witness.seen.len());
         };
-        witness.see(next.expect("the member goes on"));
+        witness.see(next.expect("the member reads"));
     }
 }
 
-/// Nothing comes for a while.
+/// Reads a member for this long; the number of records that came.
 pub async fn quiet<L: Log>(log: &mut L, witness: &mut Witness, time: Duration) -> usize {
     let before = witness.records.len();
     let deadline = tokio::time::Instant::now() + time;
     while let Ok(next) = tokio::time::timeout_at(deadline, log.next()).await {
-        witness.see(next.expect("the member goes on"));
+        witness.see(next.expect("the member reads"));
     }
     witness.records.len() - before
 }
@@ -262,11 +269,11 @@ async fn reading_resumes_where_it_was_committed<R: Rig>(rig: R) {
     let mut first = Witness::default();
     let mut log = rig.join(&group, &topic);
     watch(&mut log, &mut first, |it| it.seen.len() == 300).await;
-    // Two partitions are done to the end, the third half.
+    // Two partitions are committed at their end, the third in its middle.
     let mut done = first.resumes();
     let half = done[2].1.0 / 2;
     done[2].1 = Resume(half);
-    log.commit(&done).await.expect("ours");
+    log.commit(&done).await.expect("the partition is assigned");
     log.close().await;
 
     let expected: BTreeSet<Position> = first
@@ -275,7 +282,7 @@ async fn reading_resumes_where_it_was_committed<R: Rig>(rig: R) {
         .filter(|it| it.partition == done[2].0 && it.offset.0 >= half)
         .collect();
     for _ in 0..2 {
-        // Not committed: the second time they come again.
+        // Nothing is committed here, so the second member gets the same records.
         let (mut log, mut again) = (rig.join(&group, &topic), Witness::default());
         watch(&mut log, &mut again, |it| it.seen.len() >= expected.len()).await;
         quiet(&mut log, &mut again, Duration::from_millis(200)).await;
@@ -292,23 +299,26 @@ async fn a_rebalance_loses_nothing_and_fences_the_old_owner<R: Rig>(rig: R) {
     let before = seen_by_old.resumes();
 
     let (mut new, mut seen_by_new) = (rig.join(&group, &topic), Witness::default());
-    // Both read on; the old owner committed nothing, so what moves comes again.
+    // Both read. The old owner committed nothing, so records of partitions that move are delivered again.
     let deadline = Instant::now() + LIMIT;
-    while seen_by_new.own.is_empty() || seen_by_old.revoked.is_empty() {
-        assert!(Instant::now() < deadline, "no takeover");
+    while seen_by_new.owned.is_empty() || seen_by_old.revoked.is_empty() {
+        assert!(Instant::now() < deadline, "no partition moved");
         quiet(&mut old, &mut seen_by_old, Duration::from_millis(50)).await;
         quiet(&mut new, &mut seen_by_new, Duration::from_millis(50)).await;
     }
     let moved = seen_by_old.revoked.clone();
     assert!(!moved.is_empty());
-    let refused = old.commit(&before).await.expect_err("some are not ours");
+    let refused = old
+        .commit(&before)
+        .await
+        .expect_err("some partitions have moved");
     assert!(
         matches!(&refused, Error::NotAssigned { partition } if moved.contains(partition)),
         "{refused}"
     );
     old.commit(&seen_by_old.resumes())
         .await
-        .expect("the rest is ours");
+        .expect("the others are still assigned");
 
     rig.send(numbered(&topic, 1_000, 2_000)).await;
     let all = |a: &Witness, b: &Witness| {
@@ -325,56 +335,58 @@ async fn a_rebalance_loses_nothing_and_fences_the_old_owner<R: Rig>(rig: R) {
             .seen
             .keys()
             .filter(|it| it.partition == *partition);
-        assert!(again.count() > 0, "{partition} did not come again");
+        assert!(again.count() > 0, "{partition} was not delivered again");
     }
     old.close().await;
     new.close().await;
 }
 
-async fn a_rewind_takes_back_what_waits_and_reads_again<R: Rig>(rig: R) {
+async fn a_rewind_drops_what_is_buffered_and_reads_again<R: Rig>(rig: R) {
     let (topic, group) = (rig.topic(2).await, fresh("g"));
     rig.send(numbered(&topic, 0, 2_000)).await;
     let (mut log, mut first) = (rig.join(&group, &topic), Witness::default());
     watch(&mut log, &mut first, |it| {
-        it.own.len() == 2 && it.own.values().all(Option::is_some)
+        it.owned.len() == 2 && it.owned.values().all(Option::is_some)
     })
     .await;
-    log.commit(&first.resumes()).await.expect("ours");
-    let of: Vec<Partition> = first.own.keys().cloned().collect();
-    let foreign = Partition {
+    log.commit(&first.resumes())
+        .await
+        .expect("the partition is assigned");
+    let of: Vec<Partition> = first.owned.keys().cloned().collect();
+    let unassigned = Partition {
         number: 77,
         ..of[0].clone()
     };
-    // Below what was committed; and one that is not ours.
-    let to = [(of[0].clone(), Resume(3)), (foreign, Resume(1))];
-    log.rewind(&to).await.expect("set back");
+    // One below its committed offset, and one that is not assigned.
+    let to = [(of[0].clone(), Resume(3)), (unassigned, Resume(1))];
+    log.rewind(&to).await.expect("the member rewinds");
     let mut again = Witness {
-        own: first.own.clone(),
+        owned: first.owned.clone(),
         ..Witness::default()
     };
-    again.own.insert(of[0].clone(), Some(2));
+    again.owned.insert(of[0].clone(), Some(2));
     let all = |it: &Witness| {
         let both: BTreeSet<i64> = it.values().union(&first.values()).copied().collect();
         both.len() == 2_000
     };
     watch(&mut log, &mut again, all).await;
     quiet(&mut log, &mut again, Duration::from_millis(200)).await;
-    let mine: Vec<i64> = again
+    let offsets: Vec<i64> = again
         .seen
         .keys()
         .filter(|it| it.partition == of[0])
         .map(|it| it.offset.0)
         .collect();
-    let whole: Vec<i64> = (3..3 + mine.len() as i64).collect();
-    assert_eq!(mine, whole, "without a gap from where it was set back");
-    let known = log.committed(&of).await.expect("answered");
+    let whole: Vec<i64> = (3..3 + offsets.len() as i64).collect();
+    assert_eq!(offsets, whole, "no gap from the offset of the rewind");
+    let known = log.committed(&of).await.expect("Kafka answers");
     assert!(known.iter().all(|it| it.ours), "{known:?}");
     assert_eq!(known.len(), 2);
-    // A position may be set back, too.
+    // A commit below the committed offset is allowed.
     log.commit(&[(of[0].clone(), Resume(4))])
         .await
-        .expect("ours");
-    let known = log.committed(&of[..1]).await.expect("answered");
+        .expect("the partition is assigned");
+    let known = log.committed(&of[..1]).await.expect("Kafka answers");
     assert_eq!(known[0].resume, Resume(4));
     log.close().await;
 }
@@ -383,8 +395,9 @@ async fn a_dropped_next_loses_nothing<R: Rig>(rig: R) {
     let topic = rig.topic(2).await;
     let (mut log, mut witness) = (rig.join(&fresh("g"), &topic), Witness::default());
     watch(&mut log, &mut witness, |it| it.assigned).await;
-    let mut sent = 0;
+    let (mut sent, deadline) = (0, Instant::now() + LIMIT);
     while witness.seen.len() < 500 {
+        assert!(Instant::now() < deadline, "records are missing");
         if sent < 500 {
             rig.send(numbered(&topic, sent, sent + 50)).await;
             sent += 50;
@@ -392,7 +405,7 @@ async fn a_dropped_next_loses_nothing<R: Rig>(rig: R) {
         for _ in 0..20 {
             let soon = tokio::time::timeout(Duration::from_micros(50), log.next());
             if let Ok(next) = soon.await {
-                witness.see(next.expect("the member goes on"));
+                witness.see(next.expect("the member reads"));
             }
         }
     }
@@ -400,35 +413,38 @@ async fn a_dropped_next_loses_nothing<R: Rig>(rig: R) {
     log.close().await;
 }
 
-async fn what_is_held_back_waits_and_nothing_waits_behind_it<R: Rig>(rig: R) {
+async fn a_paused_topic_waits_and_others_are_delivered<R: Rig>(rig: R) {
     let (slow, fast) = (rig.topic(2).await, rig.topic(2).await);
-    // More than a member keeps in memory of what nobody takes.
+    // More than a member buffers of what is not read.
     rig.send(numbered(&slow, 0, 20_000)).await;
     let mut log = rig.join_all(&fresh("g"), &[&slow, &fast]);
     let mut witness = Witness::default();
     watch(&mut log, &mut witness, |it| it.records.len() >= 100).await;
     log.pause(&[slow.as_str().into()]);
     quiet(&mut log, &mut witness, Duration::from_millis(500)).await;
-    let held = witness.records.len();
-    assert!(held < 20_000, "all of it came before it was held back");
+    let before = witness.records.len();
+    assert!(before < 20_000, "all of it came before the pause");
     rig.send(numbered(&fast, 50_000, 50_300)).await;
-    watch(&mut log, &mut witness, |it| it.records.len() >= held + 300).await;
-    let came = &witness.records[held..];
+    watch(&mut log, &mut witness, |it| {
+        it.records.len() >= before + 300
+    })
+    .await;
+    let came = &witness.records[before..];
     assert!(
         came.iter().all(|it| *it.position.partition.topic == *fast),
-        "nothing else comes meanwhile"
+        "a record of the paused topic came"
     );
     assert_eq!(
         quiet(&mut log, &mut witness, Duration::from_millis(300)).await,
         0
     );
-    // It goes on where it stopped; the witness checks the order of offsets.
+    // It continues where it stopped; the witness checks the order of offsets.
     log.pause(&[]);
     rig.send(numbered(&fast, 50_300, 50_400)).await;
     watch(&mut log, &mut witness, |it| it.seen.len() >= 20_400).await;
     let all: BTreeSet<i64> = (0..20_000).chain(50_000..50_400).collect();
     assert_eq!(witness.values(), all);
-    assert_eq!(witness.records.len(), 20_400, "each of them once");
+    assert_eq!(witness.records.len(), 20_400, "each record once");
     log.close().await;
 }
 
@@ -465,7 +481,7 @@ contract!(
     records_come_whole_and_in_order,
     reading_resumes_where_it_was_committed,
     a_rebalance_loses_nothing_and_fences_the_old_owner,
-    a_rewind_takes_back_what_waits_and_reads_again,
-    what_is_held_back_waits_and_nothing_waits_behind_it,
+    a_rewind_drops_what_is_buffered_and_reads_again,
+    a_paused_topic_waits_and_others_are_delivered,
     a_dropped_next_loses_nothing
 );

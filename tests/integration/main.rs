@@ -1,4 +1,4 @@
-//! Integration tests: one file per promise, one binary. `scripts/test` starts what they need.
+//! Integration tests: one file per promise, one binary. `scripts/test` starts the services that they need.
 
 mod backfill;
 mod backfill_kills;

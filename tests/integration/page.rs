@@ -1,5 +1,5 @@
-//! Promise: one can see how a list came about, in a browser without JavaScript, from event to SKU; and
-//! health, readiness and metrics answer beside it.
+//! Promise: `/inspect` shows in a browser without JavaScript how a list came about, from event to SKU; health,
+//! readiness and metrics are served beside it.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::harness::{eventually, variable};
 use crate::process::{LIMIT, Process, Site, sku_id};
 
-/// The page as a browser without a window understands it.
+/// The DOM of a page, read by a headless Chromium.
 async fn dom(folder: &Path, url: &str) -> String {
     let run = tokio::process::Command::new(variable("NEARSHORE_TEST_CHROMIUM"))
         .args([
@@ -29,14 +29,16 @@ async fn dom(folder: &Path, url: &str) -> String {
         .arg(url)
         .kill_on_drop(true)
         .output();
-    let output = tokio::time::timeout(LIMIT, run).await.expect("ends");
+    let output = tokio::time::timeout(LIMIT, run)
+        .await
+        .expect("Chromium ends");
     let output = output.expect("Chromium starts");
     assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).expect("text")
+    String::from_utf8(output.stdout).expect("the output is text")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_person_sees_in_a_browser_how_a_list_came_about() {
+async fn the_inspect_page_shows_in_a_browser_how_a_list_came_about() {
     let site = Site::open(&[]).await;
     site.catalogue().await;
     let script = "<script>document.title = 'taken over'</script>";
@@ -50,19 +52,19 @@ async fn a_person_sees_in_a_browser_how_a_list_came_about() {
         let list = peek
             .list
             .filter(|list| list.seen.contains_all(&peek.fences));
-        let document = Document::parse(&list.ok_or("none covers all")?.doc);
+        let document = Document::parse(&list.ok_or("no list has seen all records")?.doc);
         let document = document.map_err(|error| error.to_string())?;
         match document.source {
             Source::Model => Ok(document),
-            Source::Fallback => Err("a fallback".to_owned()),
+            Source::Fallback => Err("the list is a fallback".to_owned()),
         }
     })
     .await;
 
     let page = dom(site.folder(), &process.url("/inspect?user=ann")).await;
-    for shown in &list.pus {
-        assert!(page.contains(&shown.name), "{} in {page}", shown.name);
-        for sku in &shown.skus {
+    for pu in &list.pus {
+        assert!(page.contains(&pu.name), "{} in {page}", pu.name);
+        for sku in &pu.skus {
             assert!(page.contains(sku.as_str()), "{sku} in {page}");
         }
     }
@@ -79,11 +81,11 @@ async fn a_person_sees_in_a_browser_how_a_list_came_about() {
     assert!(!page.contains("<title>taken over"), "{page}");
     assert!(page.contains("<title>ann"), "{page}");
 
-    let nobody = dom(site.folder(), &process.url("/inspect?user=nobody")).await;
-    assert!(nobody.contains("nobody") && !nobody.contains(&list.list_id));
+    let unknown = dom(site.folder(), &process.url("/inspect?user=unknown")).await;
+    assert!(unknown.contains("unknown") && !unknown.contains(&list.list_id));
     the_other_pages_answer(&process).await;
-    what_happened_is_counted(&process).await;
-    the_command_tells_the_same(&site, &list).await;
+    every_metric_of_the_way_has_counted(&process).await;
+    nearshore_inspect_prints_the_same(&site, &list).await;
 }
 
 async fn the_other_pages_answer(process: &Process) {
@@ -93,18 +95,21 @@ async fn the_other_pages_answer(process: &Process) {
         ("/readyz", "\"ready\":true}"),
         ("/", "/inspect"),
     ] {
-        let (status, body) = process.get(path).await.expect("answers");
+        let (status, body) = process.get(path).await.expect("it answers");
         assert!(
             status == 200 && body.contains(part),
             "{path}: {status} {body}"
         );
     }
-    let (status, _) = process.get("/inspect?user=nobody").await.expect("answers");
+    let (status, _) = process
+        .get("/inspect?user=unknown")
+        .await
+        .expect("it answers");
     assert_eq!(status, 404);
 }
 
-/// What happened in this test is counted: each of these has moved.
-async fn what_happened_is_counted(process: &Process) {
+/// Each metric of what this test did is above zero.
+async fn every_metric_of_the_way_has_counted(process: &Process) {
     for name in [
         "nearshore_records_total",
         "nearshore_lists_published_total",
@@ -121,11 +126,12 @@ async fn what_happened_is_counted(process: &Process) {
     assert_eq!(process.metric("nearshore_catalogue_skus", "").await, 30.0);
 }
 
-async fn the_command_tells_the_same(site: &Site, list: &Document) {
-    let text = site.said(&["inspect", "ann", "--json"]).await;
-    let told: Value = serde_json::from_str(&text).expect("JSON");
-    assert!(told.to_string().contains(&list.list_id), "{text}");
+async fn nearshore_inspect_prints_the_same(site: &Site, list: &Document) {
+    let text = site.output(&["inspect", "ann", "--json"]).await;
+    let inspected: Value = serde_json::from_str(&text).expect("JSON");
+    assert!(inspected.to_string().contains(&list.list_id), "{text}");
     let user = [UserId("ann".into())];
-    let held = site.store.load(&site.ns, &user).await.expect("answered");
-    assert_eq!(told["state"]["ver"], json!(held[0].ver), "{text}");
+    let loaded = site.store.load(&site.ns, &user).await;
+    let loaded = loaded.expect("Redis answers");
+    assert_eq!(inspected["state"]["ver"], json!(loaded[0].ver), "{text}");
 }

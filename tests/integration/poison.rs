@@ -1,5 +1,5 @@
-//! Promise: what cannot be used goes to `dlq` once, with the reason, and stops nothing; what must not be
-//! overwritten stops its partition and no other; what is wrong in the configuration is said before anything runs.
+//! Promise: a record that cannot be used is written to `dlq` once, with the reason, and stops nothing; a state that
+//! must not be overwritten stops its partition and no other; a wrong configuration is reported before anything runs.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -21,9 +21,10 @@ use crate::process::{LIMIT, Process, Site, now};
 /// 31 December 9999.
 const YEAR_9999: i64 = 253_402_214_400_000;
 
-/// Where a letter came from, and why it died.
-type Death = (String, i64, String);
+/// Topic and offset of a bad record, and its reject code.
+type Rejected = (String, i64, String);
 
+/// A record with a header, to be sent to any topic.
 fn raw(key: &'static [u8], value: &str) -> Outgoing {
     Outgoing {
         topic: "".into(),
@@ -36,7 +37,7 @@ fn raw(key: &'static [u8], value: &str) -> Outgoing {
 
 const VIEW: &str = r#"{"type":"view","sku":"sku-01"}"#;
 
-/// Bad events, with the code of what is wrong.
+/// Bad events with their reject codes.
 fn bad_events() -> Vec<(Outgoing, &'static str)> {
     let with = |change: fn(&mut Outgoing)| {
         let mut record = raw(b"bad", VIEW);
@@ -129,27 +130,27 @@ fn bad_requests() -> Vec<(Outgoing, &'static str)> {
     ]
 }
 
-/// Sends bad records to a topic of one partition, a good one behind each; tells which will die.
+/// Sends bad records to a topic of one partition, a good one after each; the bad ones with their offsets.
 async fn poison(
     site: &Site,
     (topic, bad): (&str, Vec<(Outgoing, &'static str)>),
     good: impl Fn(usize) -> Option<Outgoing>,
-) -> Vec<Death> {
-    let (mut deaths, mut offset) = (Vec::new(), site.count(topic).await);
+) -> Vec<Rejected> {
+    let (mut rejected, mut offset) = (Vec::new(), site.count(topic).await);
     for (nth, (mut record, code)) in bad.into_iter().enumerate() {
         record.topic = topic.into();
-        deaths.push((topic.to_owned(), offset, code.to_owned()));
+        rejected.push((topic.to_owned(), offset, code.to_owned()));
         let good = good(nth);
         offset += 1 + i64::from(good.is_some());
         // One at a time, so that a refusal names its record.
         site.send(vec![record]).await;
         site.send(good.into_iter().collect()).await;
     }
-    deaths
+    rejected
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn poison_goes_to_the_dlq_once_and_stops_nothing() {
+async fn bad_records_go_to_the_dlq_once_and_stop_nothing() {
     let admits: &[(&str, &str)] = &[
         ("max.message.bytes", "4000000"),
         ("message.timestamp.after.max.ms", "9223372036854775807"),
@@ -164,39 +165,39 @@ async fn poison_goes_to_the_dlq_once_and_stops_nothing() {
     let topics = &site.topics;
     site.catalogue().await;
     let process = Process::ready(&site, "all").await;
-    let mut deaths = poison(&site, (&topics.user_events, bad_events()), |nth| {
+    let mut rejected = poison(&site, (&topics.user_events, bad_events()), |nth| {
         Some(site.bought("good", nth))
     })
     .await;
     let profiles = (&*topics.profile_changes, bad_profiles());
     let profile = |nth| Some(site.profile("good", &json!({"nth": nth})));
-    deaths.extend(poison(&site, profiles, profile).await);
+    rejected.extend(poison(&site, profiles, profile).await);
     let catalog = (&*topics.catalog, bad_skus());
-    deaths.extend(poison(&site, catalog, |nth| Some(site.sku(nth, 0))).await);
+    rejected.extend(poison(&site, catalog, |nth| Some(site.sku(nth, 0))).await);
     let requests = (&*topics.regen_live, bad_requests());
-    deaths.extend(poison(&site, requests, |_| None).await);
+    rejected.extend(poison(&site, requests, |_| None).await);
     let unknown = json!({"type": "purchase", "sku": "no-such-sku"});
     let unknown = crate::process::record(&topics.user_events, "good", &unknown);
     site.send(vec![unknown]).await;
-    deaths.sort();
+    rejected.sort();
 
     everything_is_read(&site).await;
-    let letters = site.read(&topics.dlq).await;
-    let mut died: Vec<Death> = letters.iter().map(death).collect();
-    died.sort();
-    assert_eq!(died, deaths);
-    letters.iter().for_each(is_as_connect_writes_it);
+    let dead_letters = site.read(&topics.dlq).await;
+    let mut found: Vec<Rejected> = dead_letters.iter().map(origin).collect();
+    found.sort();
+    assert_eq!(found, rejected);
+    dead_letters.iter().for_each(has_the_headers_of_connect);
     what_is_good_is_folded(&site, &process).await;
-    let dead = process.metric("nearshore_dlq_records_total", "").await;
-    assert_eq!(dead, deaths.len() as f64);
+    let counted = process.metric("nearshore_dlq_records_total", "").await;
+    assert_eq!(counted, rejected.len() as f64);
     assert_eq!(
         process.metric("nearshore_partitions_stopped", "").await,
         0.0
     );
-    letters_are_listed_and_sent_back(&site, &deaths).await;
+    dead_letters_are_listed_and_sent_back(&site, &rejected).await;
 }
 
-/// Waits until all groups have committed all of their topics.
+/// Waits until all groups have committed all of their topics to the end.
 pub async fn everything_is_read(site: &Site) {
     site.committed().await;
     for (group, topic) in [
@@ -217,14 +218,15 @@ pub async fn everything_is_read(site: &Site) {
     }
 }
 
-fn death(record: &nearshore_core::user::record::Record) -> Death {
-    let letter = DeadLetter::read(record);
-    assert_eq!(letter.partition, Some(0));
-    let topic = letter.topic.expect("it says its topic");
-    (topic, letter.offset.expect("and its offset"), letter.code)
+fn origin(record: &nearshore_core::user::record::Record) -> Rejected {
+    let dead_letter = DeadLetter::read(record);
+    assert_eq!(dead_letter.partition, Some(0));
+    let topic = dead_letter.topic.expect("it names its topic");
+    let offset = dead_letter.offset.expect("it names its offset");
+    (topic, offset, dead_letter.code)
 }
 
-fn is_as_connect_writes_it(record: &nearshore_core::user::record::Record) {
+fn has_the_headers_of_connect(record: &nearshore_core::user::record::Record) {
     for name in [
         "topic",
         "partition",
@@ -239,63 +241,71 @@ fn is_as_connect_writes_it(record: &nearshore_core::user::record::Record) {
         assert!(found, "{name} in {:?}", record.headers);
     }
     let kept = ("trace".to_owned(), Bytes::from_static(b"\xff7"));
-    assert!(record.headers.contains(&kept), "headers of the original");
+    assert!(
+        record.headers.contains(&kept),
+        "the original headers are missing"
+    );
 }
 
 async fn what_is_good_is_folded(site: &Site, process: &Process) {
     let user = [UserId("good".into())];
-    let held = site.store.load(&site.ns, &user).await.expect("answered");
+    let loaded = site.store.load(&site.ns, &user).await;
+    let loaded = loaded.expect("Redis answers");
     let events = bad_events().len();
-    assert_eq!(held[0].state.window.len(), events + 1);
-    let profile = held[0].state.profile.as_ref().expect("known");
+    assert_eq!(loaded[0].state.window.len(), events + 1);
+    let profile = loaded[0].state.profile.as_ref();
+    let profile = profile.expect("a profile");
     let last = bad_profiles().len() - 1;
     assert_eq!(profile.profile.0["nth"], json!(last));
     let skus: Vec<String> = (0..5).map(crate::process::sku_id).collect();
-    let out = site.store.sold_out(&skus).await.expect("answered");
+    let out = site.store.sold_out(&skus).await.expect("Redis answers");
     assert_eq!(out, [true, true, true, true, false]);
     assert_eq!(
         process.metric("nearshore_unknown_skus_total", "").await,
         1.0
     );
-    // The lane goes on as well: the list is the model's.
+    // The lane is served, too: the list is by the model.
     eventually(LIMIT, || async {
         let peek = site.peek("good").await;
         let list = peek.list.filter(|list| list.claim > 0);
-        let list = list.ok_or("no list of a take")?;
+        let list = list.ok_or("no list by the model")?;
         if list.seen.contains_all(&peek.fences) {
             Ok(())
         } else {
-            Err(format!("covers {}, not {}", list.seen, peek.fences))
+            Err(format!(
+                "the list has seen {}, not {}",
+                list.seen, peek.fences
+            ))
         }
     })
     .await;
 }
 
-async fn letters_are_listed_and_sent_back(site: &Site, deaths: &[Death]) {
-    let text = site.said(&["dlq", "list", "--json"]).await;
-    let line = |line: &str| -> Death {
-        let letter: Value = serde_json::from_str(line).expect("JSON");
-        let text = |key: &str| letter[key].as_str().expect("text").to_owned();
+async fn dead_letters_are_listed_and_sent_back(site: &Site, rejected: &[Rejected]) {
+    let text = site.output(&["dlq", "list", "--json"]).await;
+    let line = |line: &str| -> Rejected {
+        let dead_letter: Value = serde_json::from_str(line).expect("JSON");
+        let text = |key: &str| dead_letter[key].as_str().expect("text").to_owned();
         (
             text("topic"),
-            letter["offset"].as_i64().expect("a number"),
+            dead_letter["offset"].as_i64().expect("a number"),
             text("code"),
         )
     };
-    let mut listed: Vec<Death> = text.lines().map(line).collect();
+    let mut listed: Vec<Rejected> = text.lines().map(line).collect();
     listed.sort();
-    assert_eq!(listed, deaths);
+    assert_eq!(listed, rejected);
 
     let dlq = &site.topics.dlq;
     let before = (
         site.count(dlq).await,
         site.count(&site.topics.user_events).await,
     );
-    let text = site.said(&["dlq", "replay", "--dry-run", "--json"]).await;
-    let told: Value = serde_json::from_str(&text).expect("JSON");
-    // All but the one that was too large to be kept.
-    let wanted = json!({"sent": deaths.len() - 1, "left": 0, "hindered": 1, "dry_run": true});
-    assert_eq!(told, wanted);
+    let text = site.output(&["dlq", "replay", "--dry-run", "--json"]).await;
+    let report: Value = serde_json::from_str(&text).expect("JSON");
+    // All but the one that was too large for the dlq.
+    let wanted = json!({"sent": rejected.len() - 1, "left": 0, "hindered": 1, "dry_run": true});
+    assert_eq!(report, wanted);
     let after = (
         site.count(dlq).await,
         site.count(&site.topics.user_events).await,
@@ -303,33 +313,33 @@ async fn letters_are_listed_and_sent_back(site: &Site, deaths: &[Death]) {
     assert_eq!(before, after, "a dry run writes nothing");
 
     let words = ["dlq", "replay", "--code", "unknown_type", "--json"];
-    let told: Value = serde_json::from_str(&site.said(&words).await).expect("JSON");
-    assert_eq!(told["sent"], 1);
-    // It dies again, for nothing has changed.
+    let report: Value = serde_json::from_str(&site.output(&words).await).expect("JSON");
+    assert_eq!(report["sent"], 1);
+    // It is rejected again.
     eventually(LIMIT, || async {
         match site.count(dlq).await - before.0 {
             1 => Ok(()),
-            more => Err(format!("{more} more letters")),
+            more => Err(format!("{more} more dead letters")),
         }
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_state_of_a_newer_version_stops_its_partition_alone_and_is_kept() {
+async fn a_state_of_a_newer_version_stops_its_partition_only_and_is_kept() {
     let site = Site::open(&[("user_events", 4, &[])]).await;
     site.catalogue().await;
     let member = Process::ready(&site, "ingest").await;
     site.send(vec![site.bought("ann", 1)]).await;
     site.committed().await;
     let ann = UserId("ann".into());
-    let held = site.store.load(&site.ns, std::slice::from_ref(&ann)).await;
-    let fences = held.expect("answered").remove(0).state.fences;
+    let loaded = site.store.load(&site.ns, std::slice::from_ref(&ann)).await;
+    let fences = loaded.expect("Redis answers").remove(0).state.fences;
     let (stuck, offset) = fences.iter().next().expect("one event is folded");
     let key = keys::user(&site.ns, &ann).expect("keys").state;
-    // As a later program would leave it: byte 99 is the version.
-    site.redis.told(&["HSET", &key, "blob", "c-newer"]).await;
-    site.redis.told(&["HINCRBY", &key, "ver", "1"]).await;
+    // As a later version would write it: its first byte is the version, 99.
+    site.redis.ask(&["HSET", &key, "blob", "c-newer"]).await;
+    site.redis.ask(&["HINCRBY", &key, "ver", "1"]).await;
 
     let others = (0..40).map(|nth| site.bought(&format!("user-{nth}"), nth));
     let events = std::iter::once(site.bought("ann", 2)).chain(others);
@@ -343,16 +353,12 @@ async fn a_state_of_a_newer_version_stops_its_partition_alone_and_is_kept() {
     .await;
     all_but(&site, stuck).await;
     assert_eq!(committed(&site).await.get(stuck), Some(&(offset.0 + 1)));
-    assert_eq!(site.redis.told(&["HGET", &key, "blob"]).await, "c-newer");
-    assert!(
-        member.log().contains("partition stopped"),
-        "{}",
-        member.log()
-    );
-    assert_eq!(member.get("/healthz").await.expect("answers").0, 200);
+    assert_eq!(site.redis.ask(&["HGET", &key, "blob"]).await, "c-newer");
+    assert!(member.log().contains("stopped"), "{}", member.log());
+    assert_eq!(member.get("/healthz").await.expect("it answers").0, 200);
     drop(member);
 
-    // A new member meets it again; only when the cause is mended does the partition go on.
+    // A new member stops it again. When the cause is removed the partition is read.
     let member = Process::ready(&site, "ingest").await;
     eventually(LIMIT, || async {
         match member.metric("nearshore_partitions_stopped", "").await {
@@ -361,9 +367,9 @@ async fn a_state_of_a_newer_version_stops_its_partition_alone_and_is_kept() {
         }
     })
     .await;
-    assert_eq!(site.redis.told(&["HGET", &key, "blob"]).await, "c-newer");
+    assert_eq!(site.redis.ask(&["HGET", &key, "blob"]).await, "c-newer");
     drop(member);
-    site.redis.told(&["DEL", &key]).await;
+    site.redis.ask(&["DEL", &key]).await;
     let _member = Process::ready(&site, "ingest").await;
     site.committed().await;
 }
@@ -372,7 +378,7 @@ async fn committed(site: &Site) -> BTreeMap<Partition, i64> {
     let group = format!("nearshore-ingest-{}", site.ns);
     let topic = &*site.topics.user_events;
     let committed = site.admin.committed(&group, &[topic]).await;
-    let committed = committed.expect("answered");
+    let committed = committed.expect("Kafka answers");
     committed
         .into_iter()
         .map(|(partition, at)| (partition, at.0))
@@ -397,33 +403,33 @@ async fn all_but(site: &Site, stuck: &Partition) {
 }
 
 #[test]
-fn what_is_wrong_in_the_configuration_is_said_before_anything_runs() {
-    let folder = tempfile::tempdir().expect("a folder");
+fn a_wrong_configuration_is_reported_before_anything_runs() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("bad.toml");
     std::fs::write(
         &file,
         "namespace = \"a\"\n[trigger]\n  quiet_perod = \"1s\"\n",
     )
-    .expect("written");
+    .expect("the file is written");
     let run = |name: &str, value: &str| {
         let output = Command::new(env!("CARGO_BIN_EXE_nearshore"))
             .args(["run", "--config"])
             .arg(&file)
             .env(name, value)
             .output()
-            .expect("starts");
+            .expect("the binary starts");
         (
             output.status.code(),
             String::from_utf8_lossy(&output.stderr).into_owned(),
         )
     };
-    let (code, said) = run("OTHER", "1");
-    assert_eq!(code, Some(2), "{said}");
+    let (code, error) = run("OTHER", "1");
+    assert_eq!(code, Some(2), "{error}");
     let wanted = "bad.toml:3:3 trigger.quiet_perod: unknown key; did you mean quiet_period?";
-    assert!(said.contains(wanted), "{said}");
+    assert!(error.contains(wanted), "{error}");
 
-    std::fs::write(&file, "").expect("written");
-    let (code, said) = run("NEARSHORE__TRIGER__QUIET_PERIOD", "1s");
-    assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("NEARSHORE__TRIGER__QUIET_PERIOD"), "{said}");
+    std::fs::write(&file, "").expect("the file is written");
+    let (code, error) = run("NEARSHORE__TRIGER__QUIET_PERIOD", "1s");
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains("NEARSHORE__TRIGER__QUIET_PERIOD"), "{error}");
 }

@@ -1,4 +1,4 @@
-//! A TCP proxy in the test's own process: it can swallow, delay and reset what passes, and lead elsewhere.
+//! A TCP proxy inside the test: it can drop, delay or reset traffic, and connect to another server.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,47 +8,47 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// What becomes of bytes.
+/// What the proxy does with bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fate {
-    /// They pass.
+    /// It forwards them.
     Pass,
-    /// They vanish, and their connection is deaf from then on, without a word: as when a firewall forgets it.
-    Swallow,
-    /// They come late.
+    /// It drops them, and their connection forwards nothing from then on and stays open: as when a firewall forgets it.
+    Drop,
+    /// It forwards them after this long.
     Late(Duration),
-    /// The connection is reset, and so is any new one.
+    /// It resets the connection and every new one.
     Reset,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Way {
+struct Route {
     to: u16,
     fate: Fate,
 }
 
-/// Ends with the test.
+/// A listening port; it closes when dropped.
 pub struct Proxy {
     pub port: u16,
-    way: Arc<watch::Sender<Way>>,
+    route: Arc<watch::Sender<Route>>,
     _tasks: JoinSet<()>,
 }
 
 impl Proxy {
-    /// Leads to a port on this machine.
+    /// Starts a proxy to a port on this machine.
     pub async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let own = listener.local_addr().expect("bound").port();
-        let way = Way {
+        let listening = listener.local_addr().expect("bound").port();
+        let route = Route {
             to: port,
             fate: Fate::Pass,
         };
-        let way = Arc::new(watch::Sender::new(way));
+        let route = Arc::new(watch::Sender::new(route));
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, way.clone()));
+        tasks.spawn(accept(listener, route.clone()));
         Self {
-            port: own,
-            way,
+            port: listening,
+            route,
             _tasks: tasks,
         }
     }
@@ -57,30 +57,30 @@ impl Proxy {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// From now on.
+    /// What happens to bytes from now on.
     pub fn set(&self, fate: Fate) {
-        self.way.send_modify(|way| way.fate = fate);
+        self.route.send_modify(|route| route.fate = fate);
     }
 
-    /// New connections lead there; the old ones stay, as when a name moves.
-    pub fn lead(&self, port: u16) {
-        self.way.send_modify(|way| way.to = port);
+    /// Connects new clients to this port; open connections stay, as when a DNS name changes.
+    pub fn redirect(&self, port: u16) {
+        self.route.send_modify(|route| route.to = port);
     }
 }
 
-async fn accept(listener: TcpListener, way: Arc<watch::Sender<Way>>) {
+async fn accept(listener: TcpListener, route: Arc<watch::Sender<Route>>) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
-        connections.spawn(carry(client, way.subscribe()));
+        connections.spawn(carry(client, route.subscribe()));
     }
 }
 
-async fn carry(client: TcpStream, mut way: watch::Receiver<Way>) {
-    let start = *way.borrow_and_update();
+async fn carry(client: TcpStream, mut route: watch::Receiver<Route>) {
+    let start = *route.borrow_and_update();
     match start.fate {
         Fate::Reset => return reset(&client),
-        // Taken in, and never answered.
-        Fate::Swallow => return std::future::pending().await,
+        // Accepted and never answered.
+        Fate::Drop => return std::future::pending().await,
         Fate::Pass | Fate::Late(_) => {}
     }
     let Ok(server) = TcpStream::connect(("127.0.0.1", start.to)).await else {
@@ -89,12 +89,12 @@ async fn carry(client: TcpStream, mut way: watch::Receiver<Way>) {
     let (_, _) = (client.set_nodelay(true), server.set_nodelay(true));
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
-    let there = pump(&mut from_client, &mut to_server, way.clone());
-    let back = pump(&mut from_server, &mut to_client, way.clone());
+    let there = pump(&mut from_client, &mut to_server, route.clone());
+    let back = pump(&mut from_server, &mut to_client, route.clone());
     let ended = tokio::select! {
         ended = there => ended,
         ended = back => ended,
-        () = resets(&mut way) => End::Reset,
+        () = resets(&mut route) => End::Reset,
     };
     match ended {
         End::Closed => {}
@@ -103,12 +103,16 @@ async fn carry(client: TcpStream, mut way: watch::Receiver<Way>) {
                 reset(&client);
             }
         }
-        End::Deaf => std::future::pending().await,
+        End::Dropped => std::future::pending().await,
     }
 }
 
-async fn resets(way: &mut watch::Receiver<Way>) {
-    if way.wait_for(|way| way.fate == Fate::Reset).await.is_err() {
+async fn resets(route: &mut watch::Receiver<Route>) {
+    if route
+        .wait_for(|route| route.fate == Fate::Reset)
+        .await
+        .is_err()
+    {
         std::future::pending().await
     }
 }
@@ -116,27 +120,27 @@ async fn resets(way: &mut watch::Receiver<Way>) {
 enum End {
     Closed,
     Reset,
-    Deaf,
+    Dropped,
 }
 
 async fn pump(
     from: &mut (impl AsyncReadExt + Unpin),
     to: &mut (impl AsyncWriteExt + Unpin),
-    mut way: watch::Receiver<Way>,
+    mut route: watch::Receiver<Route>,
 ) -> End {
     let mut buffer = vec![0; 64 << 10];
     loop {
         let read = tokio::select! {
             read = from.read(&mut buffer) => read,
-            _ = way.wait_for(|way| way.fate == Fate::Swallow) => return End::Deaf,
+            _ = route.wait_for(|route| route.fate == Fate::Drop) => return End::Dropped,
         };
         let Ok(count @ 1..) = read else {
             return End::Closed;
         };
-        let fate = way.borrow().fate;
+        let fate = route.borrow().fate;
         match fate {
             Fate::Pass => {}
-            Fate::Swallow => return End::Deaf,
+            Fate::Drop => return End::Dropped,
             Fate::Late(by) => tokio::time::sleep(by).await,
             Fate::Reset => return End::Reset,
         }
@@ -146,7 +150,7 @@ async fn pump(
     }
 }
 
-/// Closed with RST.
+/// Closes the connection with RST.
 fn reset(stream: &TcpStream) {
     let _ = stream.set_zero_linger();
 }

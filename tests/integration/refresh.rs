@@ -1,5 +1,5 @@
-//! Promise: `refresh` asks for whom it was told and for nobody else: by user, arm, segment, age and product, filters
-//! added up, in any namespace, without refolding anything.
+//! Promise: `refresh` requests lists of the chosen users and of no others: by user, arm, segment, age and product, by
+//! all given filters together, in any namespace, without folding anything again.
 
 use std::collections::BTreeSet;
 
@@ -24,15 +24,13 @@ fn users(wanted: impl Fn(usize) -> bool) -> BTreeSet<String> {
     (0..USERS).filter(|nth| wanted(*nth)).map(user).collect()
 }
 
-/// Two arms, two segments; half of the users are families; every third list is ten days old, every fourth user has none,
-/// every fifth list shows milk.
+/// Two arms and two segments; half of the users are families.
 async fn site() -> (Site, Config) {
-    let site = Site::open(&[]).await;
-    let file = site.folder().join("nearshore.toml");
-    let text = std::fs::read_to_string(&file).expect("written by the site");
+    let site = Site::without_members(&[]).await;
     let other = "[[arms]]\nid = \"other\"\nepoch = 2\ntemplate = \"basket.j2\"\nmodel = \"table:1ms\"\n\
                  [[segments]]\nid = \"family\"\nwhen = [{ field = \"household\", equals = \"family\" }]\n[topics]\n";
-    let file = site.write("nearshore.toml", &text.replace("[topics]\n", other));
+    site.edit(&[("[topics]\n", other)]);
+    let file = site.folder().join("nearshore.toml");
     let config = Config::load(Some(&file), []).expect("valid");
     site.catalogue().await;
     let known = (0..USERS).map(|nth| {
@@ -45,20 +43,20 @@ async fn site() -> (Site, Config) {
     (site, config)
 }
 
-/// Lists as workers would have made them.
+/// Stores lists as workers would: every third is ten days old, every fourth user has none, every fifth shows milk.
 async fn listed(site: &Site, ns: &str) {
     for nth in (0..USERS).filter(|nth| nth % 4 != 0) {
         let user = UserId(user(nth).into());
         let users = std::slice::from_ref(&user);
-        let peek = site.store.peek(ns, users).await.expect("answered");
+        let peek = site.store.peek(ns, users).await.expect("Redis answers");
         let claim = Claim {
             user: user.clone(),
             due: now(),
             expected: peek[0].ver,
         };
-        let claimed = site.store.claim(ns, &[claim]).await.expect("answered");
+        let claimed = site.store.claim(ns, &[claim]).await.expect("Redis answers");
         let [ClaimOutcome::Claimed(claimed)] = &claimed[..] else {
-            panic!("not taken: {claimed:?}");
+            panic!("not claimed: {claimed:?}");
         };
         let age = if nth % 3 == 0 { 10 } else { 1 };
         let at = Timestamp(now().0 - age * DAY);
@@ -81,46 +79,50 @@ async fn listed(site: &Site, ns: &str) {
             force: false,
             only_if_absent: false,
         };
-        let stored = site.store.publish(ns, &[list]).await.expect("answered");
+        let stored = site
+            .store
+            .publish(ns, &[list])
+            .await
+            .expect("Redis answers");
         assert_eq!(stored, [Published::Stored]);
     }
 }
 
-/// Who is asked for by this command, in which namespace.
-async fn asked(site: &Site, words: &[&str]) -> BTreeSet<(String, String)> {
+/// Runs the command; the users whose lists it requested, with the namespace.
+async fn requested(site: &Site, words: &[&str]) -> BTreeSet<(String, String)> {
     let topic = site.topics.regen_backfill.clone();
     let before = site.count(&topic).await as usize;
-    let said = site.said(&[&["refresh", "--json"], words].concat()).await;
-    let said: Value = serde_json::from_str(said.trim()).expect("JSON");
+    let output = site.output(&[&["refresh", "--json"], words].concat()).await;
+    let report: Value = serde_json::from_str(output.trim()).expect("JSON");
     let mut records = site.read(&topic).await;
     assert_eq!(
         records.len() - before,
-        said["requested"].as_u64().expect("a number") as usize,
-        "{words:?} {said}"
+        report["requested"].as_u64().expect("a number") as usize,
+        "{words:?} {report}"
     );
-    // Those of this command: of each partition what is behind what was there; each has its own time.
+    // The requests of this command are the newest records.
     records.sort_by_key(|record| record.time);
     let fresh = records.split_off(before);
-    let who = fresh.into_iter().map(|record| {
+    let users = fresh.into_iter().map(|record| {
         let request: Value =
             serde_json::from_slice(&record.value.expect("a request")).expect("JSON");
         assert_eq!(request["reason"], "refresh", "{request}");
         let text = |key: &str| request[key].as_str().expect("text").to_owned();
         (text("ns"), text("user"))
     });
-    who.collect()
+    users.collect()
 }
 
 #[tokio::test]
-async fn a_refresh_asks_for_whom_it_was_told_and_nobody_else() {
+async fn a_refresh_requests_lists_of_the_chosen_users_only() {
     let (site, config) = site().await;
     let ns = fresh("next");
     let words = ["backfill", "--namespace", &ns, "--from", "earliest"];
-    site.said(&words).await;
+    site.output(&words).await;
     listed(&site, &ns).await;
     let of_arm = |nth: usize| {
         let arm = arm_of(&user(nth), &config.arm_seed, &config.arms);
-        arm.expect("one of two").id == "other"
+        arm.expect("every user has an arm").id == "other"
     };
     let (family, old) = (
         |nth: usize| nth.is_multiple_of(2),
@@ -152,20 +154,20 @@ async fn a_refresh_asks_for_whom_it_was_told_and_nobody_else() {
         (&["--pu", "RED WINE"], BTreeSet::new()),
     ];
     for (words, wanted) in cases {
-        let found = asked(&site, &[words, &["--namespace", &ns]].concat()).await;
+        let found = requested(&site, &[words, &["--namespace", &ns]].concat()).await;
         let wanted: BTreeSet<_> = wanted.into_iter().map(|user| (ns.clone(), user)).collect();
         assert_eq!(found, wanted, "{words:?}");
     }
     assert!(
         (1..USERS).contains(&users(of_arm).len()),
-        "both arms have users"
+        "one arm has no users"
     );
-    // The served namespace has no user yet: nobody is asked for there.
-    assert_eq!(asked(&site, &["--all"]).await, BTreeSet::new());
+    // The active namespace has no user yet.
+    assert_eq!(requested(&site, &["--all"]).await, BTreeSet::new());
 }
 
 #[tokio::test]
-async fn a_refresh_by_what_is_not_there_is_refused_by_name() {
+async fn a_refresh_by_an_unknown_arm_segment_or_age_is_refused_with_the_known_ones() {
     let (site, _) = site().await;
     for (words, what) in [
         (["--arm", "nobody"], "configured: test, other"),
@@ -177,6 +179,6 @@ async fn a_refresh_by_what_is_not_there_is_refused_by_name() {
         assert_eq!(refused.status.code(), Some(2), "{error}");
         assert!(error.contains(what), "{error}");
     }
-    let nobody = site.cli(&["refresh"]).await;
-    assert_eq!(nobody.status.code(), Some(2), "whose lists?");
+    let without = site.cli(&["refresh"]).await;
+    assert_eq!(without.status.code(), Some(2), "no users are chosen");
 }

@@ -1,4 +1,5 @@
-//! Promise: nothing is skipped in silence: what the broker deleted before it was read is counted, to the record.
+//! Promise: no record is skipped in silence: the records that the broker deleted before they were read are counted
+//! exactly.
 
 use nearshore_core::ports::log::Log;
 use rdkafka::TopicPartitionList;
@@ -20,26 +21,28 @@ async fn delete(kafka: &Kafka, topic: &str, below: i64) {
     admin
         .delete_records(&places, &AdminOptions::new())
         .await
-        .expect("answered");
+        .expect("Kafka answers");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_deleted_before_it_was_read_is_counted() {
+async fn records_deleted_before_they_were_read_are_counted_as_lost() {
     let kafka = Kafka::real();
     let topic = kafka.topic(1).await;
     let group = fresh("g");
     kafka.send(numbered(&topic, 0, 10)).await;
     let (mut log, mut witness) = (kafka.join(&group, &topic), Witness::default());
     watch(&mut log, &mut witness, |it| it.records.len() == 10).await;
-    log.commit(&witness.resumes()).await.expect("a member");
+    log.commit(&witness.resumes())
+        .await
+        .expect("it is a member");
     log.close().await;
 
     kafka.send(numbered(&topic, 10, 60)).await;
     delete(&kafka, &topic, 40).await;
     let (mut log, mut witness) = (kafka.join(&group, &topic), Witness::default());
-    let (mut new, mut its) = (kafka.join(&fresh("g"), &topic), Witness::default());
+    let (mut new, mut new_witness) = (kafka.join(&fresh("g"), &topic), Witness::default());
     watch(&mut log, &mut witness, |it| it.records.len() == 20).await;
-    watch(&mut new, &mut its, |it| it.records.len() == 20).await;
+    watch(&mut new, &mut new_witness, |it| it.records.len() == 20).await;
     let lost = |log: &nearshore_kafka::KafkaLog, many: u64| {
         let found = log.health().lost();
         async move {
@@ -51,7 +54,8 @@ async fn what_was_deleted_before_it_was_read_is_counted() {
     };
     eventually(LIMIT, || lost(&log, 30)).await;
 
-    // Members that read are not spared: the log grows from 60 to 70 and loses all, but what was fetched before.
+    // Members that are reading lose records, too: the log grows from 60 to 70 and all is deleted except what was
+    // fetched before.
     log.pause(&[topic.as_str().into()]);
     new.pause(&[topic.as_str().into()]);
     kafka.send(numbered(&topic, 60, 70)).await;
@@ -59,13 +63,13 @@ async fn what_was_deleted_before_it_was_read_is_counted() {
     log.pause(&[]);
     new.pause(&[]);
     kafka.send(numbered(&topic, 70, 71)).await;
-    let at_70 = |it: &Witness| it.own.values().any(|last| *last == Some(70));
+    let at_70 = |it: &Witness| it.owned.values().any(|last| *last == Some(70));
     watch(&mut log, &mut witness, at_70).await;
-    watch(&mut new, &mut its, at_70).await;
+    watch(&mut new, &mut new_witness, at_70).await;
     let read = |it: &Witness| it.records.len() as u64 - 21;
     eventually(LIMIT, || lost(&log, 40 - read(&witness))).await;
-    // One that never stood anywhere had nothing to lose before.
-    eventually(LIMIT, || lost(&new, 10 - read(&its))).await;
+    // A group that had committed nothing lost nothing before.
+    eventually(LIMIT, || lost(&new, 10 - read(&new_witness))).await;
     log.close().await;
     new.close().await;
 }

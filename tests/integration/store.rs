@@ -1,7 +1,9 @@
-//! The store's contract: what every store must do, run against memory, one Redis and a Redis Cluster.
+//! The contract of [`Store`], run against memory, one Redis and a Redis Cluster.
 //!
-//! Here: how a store is opened and what is written in the tests; the promises stand in `store_users`,
-//! `store_lists` and `store_shared`, what only Redis has in `store_redis`, memory beside Redis in `store_same`.
+//! This file opens the stores and builds the values that the tests write. The tests are in `store_users`,
+//! `store_lists`,
+//! `store_shared` and `store_register`; what only Redis has is in `store_redis`, memory compared with Redis in
+//! `store_same`.
 
 use std::sync::Arc;
 
@@ -14,9 +16,9 @@ use nearshore_core::user::state::{Activity, ClaimRate, Pending, Profiled, UserSt
 use nearshore_redis::{RedisSettings, RedisStore};
 use nearshore_testkit::store::MemoryStore;
 
-use crate::harness::{fresh, variable};
+use crate::harness::{ANSWER_MAX, fresh, variable};
 
-/// Writes one test per store for each promise.
+/// Makes one test per store of each function.
 #[macro_export]
 macro_rules! for_every_store {
     ($($promise:ident),* $(,)?) => {
@@ -39,6 +41,8 @@ pub fn memory() -> MemoryStore {
 pub fn settings(url: String) -> RedisSettings {
     RedisSettings {
         url,
+        response_max: ANSWER_MAX,
+        connect_max: ANSWER_MAX,
         ..RedisSettings::default()
     }
 }
@@ -55,14 +59,14 @@ pub fn cluster_url() -> String {
 }
 
 pub fn single() -> RedisStore {
-    RedisStore::new(settings(single_url())).expect("settings are right")
+    RedisStore::new(settings(single_url())).expect("valid settings")
 }
 
 pub fn cluster() -> RedisStore {
-    RedisStore::new(settings(cluster_url())).expect("settings are right")
+    RedisStore::new(settings(cluster_url())).expect("valid settings")
 }
 
-/// A user whom no other test knows: tombstones are shared by all namespaces.
+/// A user that no other test uses: tombstones are shared by all namespaces.
 pub fn user(name: &str) -> UserId {
     UserId(fresh(name).into())
 }
@@ -82,7 +86,7 @@ pub fn partition(topic: &str) -> Partition {
     }
 }
 
-pub fn seen(offset: i64, time: i64) -> WindowEvent {
+pub fn event(offset: i64, time: i64) -> WindowEvent {
     WindowEvent {
         time: Timestamp(time),
         position: position(offset),
@@ -93,10 +97,10 @@ pub fn seen(offset: i64, time: i64) -> WindowEvent {
     }
 }
 
-/// A state that has seen offsets 1..=n at times 1000 n.
+/// A state that has folded offsets 1..=n, at times 1000 to 1000 n.
 pub fn state(n: i64) -> UserState {
     UserState {
-        window: (1..=n).map(|nth| seen(nth, nth * 1000)).collect(),
+        window: (1..=n).map(|nth| event(nth, nth * 1000)).collect(),
         fences: (1..=n).map(position).collect(),
         erased_at: Timestamp(0),
         complete_since: Timestamp(0),
@@ -116,7 +120,7 @@ pub fn profile(offset: i64, time: i64) -> Profiled {
     }
 }
 
-/// A activity with everything in it.
+/// An activity with a pending request and a score.
 pub fn activity(offset: i64) -> Activity {
     Activity {
         pending: Some(Pending {
@@ -128,7 +132,7 @@ pub fn activity(offset: i64) -> Activity {
     }
 }
 
-/// A write of [`state`]`(n)`, made from version `expected`.
+/// A write of [`state`]`(n)` that expects this stored version.
 pub fn write(user: &UserId, expected: u64, n: i64) -> FoldWrite {
     FoldWrite {
         user: user.clone(),
@@ -140,7 +144,7 @@ pub fn write(user: &UserId, expected: u64, n: i64) -> FoldWrite {
     }
 }
 
-/// An erase as of `at`, folded by whoever holds version `expected`.
+/// An erase as of `at` that expects this stored version.
 pub fn erase(user: &UserId, expected: u64, at: i64) -> FoldWrite {
     let fences: Fences = [position(9)].into_iter().collect();
     FoldWrite {
@@ -163,7 +167,7 @@ pub fn first(doc: &str) -> ListEdit {
     }
 }
 
-/// A list of the model under `claim`.
+/// A list by the model under this claim number.
 pub fn list(user: &UserId, claim: u64) -> Publish {
     Publish {
         user: user.clone(),
@@ -182,17 +186,17 @@ pub fn list(user: &UserId, claim: u64) -> Publish {
 }
 
 pub async fn fold<S: Store>(store: &S, ns: &str, write: FoldWrite) -> Folded {
-    let mut answers = store.fold(ns, &[write]).await.expect("fold answers");
+    let mut answers = store.fold(ns, &[write]).await.expect("the store answers");
     answers.pop().expect("one answer")
 }
 
 pub async fn claim<S: Store>(store: &S, ns: &str, user: &UserId, due: i64) -> Option<Claimed> {
     let expected = peek(store, ns, user).await.ver;
-    take_at(store, ns, (user, due, expected)).await.claimed()
+    claim_at(store, ns, (user, due, expected)).await.claimed()
 }
 
-/// Takes as of that version.
-pub async fn take_at<S: Store>(
+/// Claims a user whose stored version must be `expected`.
+pub async fn claim_at<S: Store>(
     store: &S,
     ns: &str,
     (user, due, expected): (&UserId, i64, u64),
@@ -202,7 +206,7 @@ pub async fn take_at<S: Store>(
         due: Timestamp(due),
         expected,
     };
-    let mut answers = store.claim(ns, &[claim]).await.expect("take answers");
+    let mut answers = store.claim(ns, &[claim]).await.expect("the store answers");
     answers.pop().expect("one answer")
 }
 
@@ -210,7 +214,7 @@ pub async fn publish<S: Store>(store: &S, ns: &str, publish: Publish) -> Publish
     let mut answers = store
         .publish(ns, &[publish])
         .await
-        .expect("publish answers");
+        .expect("the store answers");
     answers.pop().expect("one answer")
 }
 
@@ -222,7 +226,7 @@ pub async fn load<S: Store>(
     let mut answers = store
         .load(ns, std::slice::from_ref(user))
         .await
-        .expect("load answers");
+        .expect("the store answers");
     answers.pop().expect("one answer")
 }
 
@@ -234,7 +238,7 @@ pub async fn peek<S: Store>(
     let mut answers = store
         .peek(ns, std::slice::from_ref(user))
         .await
-        .expect("peek answers");
+        .expect("the store answers");
     answers.pop().expect("one answer")
 }
 
@@ -244,7 +248,7 @@ pub async fn doc<S: Store>(store: &S, ns: &str, user: &UserId) -> Option<String>
 
 pub const STORED: fn(u64) -> Folded = |ver| Folded::Stored { ver };
 
-/// A topic that no other test writes to: stock fences are shared by all namespaces.
+/// A topic that no other test uses: stock fences are shared by all namespaces.
 pub fn topic() -> Arc<str> {
     fresh("catalog").into()
 }

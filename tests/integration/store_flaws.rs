@@ -1,4 +1,4 @@
-//! Promise: a double with a flaw does what the contract forbids, so that the simulation has something to catch.
+//! Promise: a double with a flaw does what the contract forbids, so that the simulation has a fault to find.
 
 use nearshore_core::ports::store::{Added, Counts, Delta, Published};
 use nearshore_core::user::record::{Offset, Timestamp};
@@ -24,12 +24,12 @@ async fn without_a_fence_a_delta_is_added_twice() {
     };
     for _ in 0..2 {
         let added = store.add("ns", std::slice::from_ref(&delta)).await;
-        assert_eq!(added.expect("memory answers"), [Added::Stored]);
+        assert_eq!(added.expect("the store answers"), [Added::Stored]);
     }
 }
 
 #[tokio::test]
-async fn a_blind_write_overwrites_what_another_wrote() {
+async fn a_blind_write_overwrites_a_newer_state() {
     let store = MemoryStore::broken(Flaws {
         blind_write: true,
         ..Flaws::default()
@@ -53,14 +53,16 @@ async fn without_a_tombstone_an_erased_user_comes_back() {
     assert_eq!(fold(&store, &ns, write(&user, 1, 4)).await, STORED(2));
     assert_eq!(fold(&store, &ns, erase(&user, 2, 5000)).await, STORED(3));
     assert_eq!(fold(&store, &ns, write(&user, 3, 4)).await, STORED(4));
-    claim(&store, &ns, &user, 1).await.expect("stored");
-    let mut zombie = list(&user, 1);
-    zombie.erased_at = Timestamp(77);
-    assert_eq!(publish(&store, &ns, zombie).await, Published::Stored);
+    claim(&store, &ns, &user, 1)
+        .await
+        .expect("the user is stored");
+    let mut old = list(&user, 1);
+    old.erased_at = Timestamp(77);
+    assert_eq!(publish(&store, &ns, old).await, Published::Stored);
 }
 
 #[tokio::test]
-async fn a_blind_publish_puts_an_old_list_over_a_new_one() {
+async fn a_blind_publish_replaces_a_newer_list_by_an_older_one() {
     let store = MemoryStore::broken(Flaws {
         blind_publish: true,
         ..Flaws::default()

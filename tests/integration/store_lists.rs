@@ -1,5 +1,5 @@
-//! Promise: a list is published iff its erased_at is the state's and list.claim < claim <= state.claim;
-//! a first-seen user's fallback and a failed generation's never replace what is better.
+//! Promise: a list is published iff its erased_at is the state's and stored list's claim < its claim <= state's claim;
+//! the fallback of a new user and that of a failed generation never replace a list by the model.
 
 use nearshore_core::ports::store::{Folded, ListEdit, Published, Store};
 use nearshore_core::user::event::UserId;
@@ -11,31 +11,33 @@ use crate::store::{
 };
 
 crate::for_every_store!(
-    a_published_list_is_what_is_peeked,
+    a_published_list_is_read_unchanged,
     a_list_that_is_sent_twice_is_stored_once,
-    a_late_list_of_an_older_ticket_is_refused,
-    a_list_whose_take_was_lost_is_refused,
-    a_list_of_another_life_is_refused,
-    a_list_of_before_another_namespaces_erase_is_refused,
+    publish_with_an_older_claim_is_refused,
+    publish_with_a_claim_that_the_store_lost_is_refused,
+    publish_with_another_erased_at_is_refused,
+    publish_from_before_an_erase_in_another_namespace_is_refused,
     a_lower_epoch_is_refused_unless_forced,
     a_failed_generation_keeps_the_models_list,
-    a_first_fallback_comes_only_where_there_is_none,
-    a_strip_is_refused_once_the_list_is_another,
-    a_strip_keeps_ticket_and_covers,
+    a_first_fallback_is_stored_only_where_there_is_no_list,
+    a_strip_of_a_replaced_list_is_refused,
+    a_strip_keeps_claim_and_seen_offsets,
 );
 
-/// A user of whom `takes` takes were made.
+/// A user with so many claims.
 async fn claimed<S: Store>(store: &S, ns: &str, claims: u64) -> UserId {
     let user = user("u");
     assert_eq!(fold(store, ns, write(&user, 0, 1)).await, STORED(1));
     for nth in 1..=claims {
-        let claimed = claim(store, ns, &user, 40_000).await.expect("stored");
+        let claimed = claim(store, ns, &user, 40_000)
+            .await
+            .expect("the user is stored");
         assert_eq!(claimed.claim, nth);
     }
     user
 }
 
-async fn a_published_list_is_what_is_peeked<S: Store>(store: S) {
+async fn a_published_list_is_read_unchanged<S: Store>(store: S) {
     let ns = fresh("ns");
     let user = claimed(&store, &ns, 1).await;
     assert_eq!(peek(&store, &ns, &user).await.list, None);
@@ -60,14 +62,14 @@ async fn a_list_that_is_sent_twice_is_stored_once<S: Store>(store: S) {
     assert_eq!(doc(&store, &ns, &user).await, Some(list(&user, 1).list.doc));
 }
 
-async fn a_late_list_of_an_older_ticket_is_refused<S: Store>(store: S) {
+async fn publish_with_an_older_claim_is_refused<S: Store>(store: S) {
     let ns = fresh("ns");
     let user = claimed(&store, &ns, 2).await;
     assert_eq!(
         publish(&store, &ns, list(&user, 2)).await,
         Published::Stored
     );
-    // Neither a slow worker's nor, by force, a refresh's.
+    // Neither from a slow worker nor, with force, from a refresh.
     let mut late = list(&user, 1);
     assert_eq!(publish(&store, &ns, late.clone()).await, Published::Older);
     late.force = true;
@@ -75,7 +77,7 @@ async fn a_late_list_of_an_older_ticket_is_refused<S: Store>(store: S) {
     assert_eq!(doc(&store, &ns, &user).await, Some(list(&user, 2).list.doc));
 }
 
-async fn a_list_whose_take_was_lost_is_refused<S: Store>(store: S) {
+async fn publish_with_a_claim_that_the_store_lost_is_refused<S: Store>(store: S) {
     let ns = fresh("ns");
     let user = claimed(&store, &ns, 1).await;
     assert_eq!(
@@ -91,11 +93,11 @@ async fn a_list_whose_take_was_lost_is_refused<S: Store>(store: S) {
     assert_eq!(doc(&store, &ns, &stranger).await, None);
 }
 
-async fn a_list_of_another_life_is_refused<S: Store>(store: S) {
+async fn publish_with_another_erased_at_is_refused<S: Store>(store: S) {
     let ns = fresh("ns");
     let user = claimed(&store, &ns, 1).await;
     assert_eq!(fold(&store, &ns, erase(&user, 2, 5000)).await, STORED(3));
-    // A zombie's list, made from what was erased meanwhile.
+    // A list that was made from what was erased meanwhile.
     assert_eq!(
         publish(&store, &ns, list(&user, 1)).await,
         Published::Erased
@@ -104,13 +106,15 @@ async fn a_list_of_another_life_is_refused<S: Store>(store: S) {
     future.erased_at = Timestamp(9000);
     assert_eq!(publish(&store, &ns, future).await, Published::Erased);
     assert_eq!(doc(&store, &ns, &user).await, None);
-    claim(&store, &ns, &user, 50_000).await.expect("stored");
+    claim(&store, &ns, &user, 50_000)
+        .await
+        .expect("the user is stored");
     let mut after = list(&user, 2);
     after.erased_at = Timestamp(5000);
     assert_eq!(publish(&store, &ns, after).await, Published::Stored);
 }
 
-async fn a_list_of_before_another_namespaces_erase_is_refused<S: Store>(store: S) {
+async fn publish_from_before_an_erase_in_another_namespace_is_refused<S: Store>(store: S) {
     let (ns, other) = (fresh("ns"), fresh("ns"));
     let user = claimed(&store, &ns, 2).await;
     assert_eq!(
@@ -124,9 +128,11 @@ async fn a_list_of_before_another_namespaces_erase_is_refused<S: Store>(store: S
     );
     assert_eq!(doc(&store, &ns, &user).await, None);
 
-    // A take of after the erase knows of it, though this namespace has not folded it yet; the list
-    // of before is none then, not even for who only fills a gap.
-    let claimed = claim(&store, &ns, &user, 50_000).await.expect("stored");
+    // A claim after the erase knows it, although this namespace has not folded it yet. The older list does not count,
+    // not even for a list that is stored only if there is none.
+    let claimed = claim(&store, &ns, &user, 50_000)
+        .await
+        .expect("the user is stored");
     let mut after = list(&user, claimed.claim);
     after.erased_at = claimed.state.erased_at;
     after.only_if_absent = true;
@@ -167,20 +173,23 @@ async fn a_failed_generation_keeps_the_models_list<S: Store>(store: S) {
     assert_eq!(publish(&store, &ns, fallback(4)).await, Published::Kept);
     let kept = peek(&store, &ns, &user).await.list;
     assert_eq!(kept, Some(list(&user, 3).list));
-    // The take that failed has no list: the next one that works is published under a later claim.
+    // The claim that failed has no list: the next list by the model has a later claim.
     assert_eq!(
         publish(&store, &ns, list(&user, 4)).await,
         Published::Stored
     );
 }
 
-async fn a_first_fallback_comes_only_where_there_is_none<S: Store>(store: S) {
+async fn a_first_fallback_is_stored_only_where_there_is_no_list<S: Store>(store: S) {
     let ns = fresh("ns");
     let user = user("u");
     let mut new = write(&user, 0, 1);
     new.list = first("first");
     assert_eq!(fold(&store, &ns, new).await, STORED(1));
-    let found = peek(&store, &ns, &user).await.list.expect("written");
+    let found = peek(&store, &ns, &user)
+        .await
+        .list
+        .expect("a list is stored");
     assert_eq!((found.doc.as_str(), found.claim), ("first", 0));
     assert_eq!((found.at, found.epoch), (Timestamp(7), 0));
     assert!(found.seen.is_empty());
@@ -188,14 +197,16 @@ async fn a_first_fallback_comes_only_where_there_is_none<S: Store>(store: S) {
     again.list = first("second");
     assert_eq!(fold(&store, &ns, again).await, STORED(2));
     assert_eq!(doc(&store, &ns, &user).await.as_deref(), Some("first"));
-    claim(&store, &ns, &user, 40_000).await.expect("stored");
+    claim(&store, &ns, &user, 40_000)
+        .await
+        .expect("the user is stored");
     assert_eq!(
         publish(&store, &ns, list(&user, 1)).await,
         Published::Stored
     );
 }
 
-async fn a_strip_is_refused_once_the_list_is_another<S: Store>(store: S) {
+async fn a_strip_of_a_replaced_list_is_refused<S: Store>(store: S) {
     let ns = fresh("ns");
     let user = claimed(&store, &ns, 2).await;
     let strip = |claim, expected| {
@@ -206,7 +217,11 @@ async fn a_strip_is_refused_once_the_list_is_another<S: Store>(store: S) {
         };
         write
     };
-    assert_eq!(fold(&store, &ns, strip(1, 3)).await, Folded::Stale, "none");
+    assert_eq!(
+        fold(&store, &ns, strip(1, 3)).await,
+        Folded::Stale,
+        "there is no list"
+    );
     assert_eq!(
         publish(&store, &ns, list(&user, 1)).await,
         Published::Stored
@@ -220,11 +235,11 @@ async fn a_strip_is_refused_once_the_list_is_another<S: Store>(store: S) {
     assert_eq!(
         load(&store, &ns, &user).await,
         before,
-        "neither was written"
+        "neither state nor list was written"
     );
     assert_eq!(fold(&store, &ns, strip(2, 3)).await, STORED(4));
     assert_eq!(doc(&store, &ns, &user).await.as_deref(), Some("stripped"));
-    // With an erase in the same step there is nothing left to strip.
+    // With an erase in the same step the list is deleted, not stripped.
     let mut erased = strip(2, 4);
     erased.state.erased_at = Timestamp(9000);
     erased.state.window.clear();
@@ -232,7 +247,7 @@ async fn a_strip_is_refused_once_the_list_is_another<S: Store>(store: S) {
     assert_eq!(doc(&store, &ns, &user).await, None);
 }
 
-async fn a_strip_keeps_ticket_and_covers<S: Store>(store: S) {
+async fn a_strip_keeps_claim_and_seen_offsets<S: Store>(store: S) {
     let ns = fresh("ns");
     let user = claimed(&store, &ns, 1).await;
     assert_eq!(

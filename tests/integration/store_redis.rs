@@ -1,5 +1,5 @@
-//! Promise: what Redis holds is what the design says, so that any client can read it; and a Redis that
-//! restarts, fails over, is slow or forgets its scripts costs time, never a wrong value.
+//! Promise: keys, types, fields and lifetimes in Redis are those of docs/contract.md, so that any client can read them;
+//! a Redis that lost its scripts, a newer state or a key of a wrong type never leads to a wrong value.
 
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{
@@ -20,16 +20,16 @@ use crate::store::{
 async fn raw(url: &str) -> MultiplexedConnection {
     let client = redis::Client::open(url).expect("an address");
     let conn = client.get_multiplexed_async_connection().await;
-    conn.expect("redis is there")
+    conn.expect("Redis answers")
 }
 
 async fn ask<T: FromRedisValue>(conn: &mut MultiplexedConnection, words: &[&str]) -> T {
     let mut cmd = redis::cmd(words[0]);
     cmd.arg(&words[1..]);
-    cmd.query_async(conn).await.expect("redis answers")
+    cmd.query_async(conn).await.expect("Redis answers")
 }
 
-/// Whether a TTL in ms is set, and at most `days`.
+/// Whether a TTL in ms is set, at most `days` and more than a day less.
 fn within(ttl: i64, days: i64) -> bool {
     ttl > (days - 1) * 86_400_000 && ttl <= days * 86_400_000
 }
@@ -50,13 +50,15 @@ async fn a_client_finds_a_users_keys_by_name_type_and_lifetime() {
     assert_eq!(doc, r#"{"source":"fallback"}"#);
     let ttl = ask(&mut redis, &["PTTL", &recall]).await;
     assert!(within(ttl, 30), "a first fallback: {ttl}");
-    claim(&store, &ns, &user, 40_000).await.expect("stored");
+    claim(&store, &ns, &user, 40_000)
+        .await
+        .expect("the user is stored");
     publish(&store, &ns, list(&user, 1)).await;
     let mut fields: Vec<String> = ask(&mut redis, &["HKEYS", &recall]).await;
     fields.sort();
     assert_eq!(
         fields,
-        ["at", "audit", "seen", "doc", "epoch", "erased_at", "claim"]
+        ["at", "audit", "claim", "doc", "epoch", "erased_at", "seen"]
     );
     let seen: String = ask(&mut redis, &["HGET", &recall, "seen"]).await;
     assert_eq!(seen, "0/user-events/3:1");
@@ -64,12 +66,12 @@ async fn a_client_finds_a_users_keys_by_name_type_and_lifetime() {
     let mut fields: Vec<String> = ask(&mut redis, &["HKEYS", &key("state")]).await;
     fields.sort();
     let expected = [
-        "blob",
-        "erased_at",
         "activity",
-        "claim_rate",
-        "pending",
+        "blob",
         "claim",
+        "claim_rate",
+        "erased_at",
+        "pending",
         "ver",
     ];
     assert_eq!(fields, expected);
@@ -93,15 +95,17 @@ async fn a_client_finds_a_users_keys_by_name_type_and_lifetime() {
 }
 
 #[tokio::test]
-async fn every_write_prolongs_the_states_life_and_a_list_never_outlives_it() {
+async fn every_write_renews_the_states_lifetime_and_no_list_outlives_it() {
     let (ns, user) = (fresh("ns"), user("u"));
     let mut short = settings(single_url());
     short.state_ttl = std::time::Duration::from_secs(1000);
-    let store = RedisStore::new(short).expect("settings are right");
+    let store = RedisStore::new(short).expect("valid settings");
     let mut redis = raw(&single_url()).await;
     let key = |what: &str| format!("{ns}:{{{user}}}:{what}");
     assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(1));
-    claim(&store, &ns, &user, 1).await.expect("stored");
+    claim(&store, &ns, &user, 1)
+        .await
+        .expect("the user is stored");
     for step in 0..3 {
         let _: i64 = ask(&mut redis, &["PEXPIRE", &key("state"), "5000"]).await;
         match step {
@@ -121,7 +125,7 @@ async fn every_write_prolongs_the_states_life_and_a_list_never_outlives_it() {
 async fn a_client_finds_stock_and_counts_by_the_published_hash() {
     let (store, ns) = (single(), fresh("ns"));
     let sku = fresh("sku");
-    // As docs/contract.md says it, in other words than ours.
+    // FNV-1a as docs/contract.md defines it, not the implementation under test.
     let mut hash: u64 = 2_166_136_261;
     for byte in sku.bytes() {
         hash = ((hash ^ u64::from(byte)) * 16_777_619) % (1 << 32);
@@ -133,7 +137,7 @@ async fn a_client_finds_stock_and_counts_by_the_published_hash() {
         shelf: Shelf::Out,
         time: Timestamp(1),
     };
-    store.stock(&[op]).await.expect("stock answers");
+    store.stock(&[op]).await.expect("the store answers");
     let mut redis = raw(&single_url()).await;
     let set = format!("nearshore:oos:{{{}}}", hash % 16);
     let out: Vec<bool> = ask(&mut redis, &["SMISMEMBER", &set, &sku, "unknown"]).await;
@@ -152,7 +156,7 @@ async fn a_client_finds_stock_and_counts_by_the_published_hash() {
         last: Offset(41),
         cells: [(cell, 3)].into(),
     };
-    store.add(&ns, &[delta]).await.expect("add answers");
+    store.add(&ns, &[delta]).await.expect("the store answers");
     let shard = format!("{ns}:counts:{{s{:02x}}}", hash % 256);
     let bucket = format!("{shard}:b2810");
     let field = format!("cart:default:{sku}");
@@ -164,29 +168,32 @@ async fn a_client_finds_stock_and_counts_by_the_published_hash() {
     let last: String = ask(&mut redis, &["HGET", &fence, "0/user-events/3"]).await;
     assert_eq!(last, "41");
     let ttl: i64 = ask(&mut redis, &["PTTL", &fence]).await;
-    assert_eq!(ttl, -1, "a fence must not fall before its log");
+    assert_eq!(ttl, -1, "a fence must not expire before its log");
 }
 
 #[tokio::test]
-async fn an_erase_of_another_namespace_takes_the_bytes_too() {
+async fn an_erase_in_another_namespace_deletes_the_stored_profile() {
     let (store, ns, other, user) = (single(), fresh("ns"), fresh("ns"), user("u"));
     let mut new = write(&user, 0, 0);
     new.state.profile = Some(profile(1, 500));
     new.profile_changed = true;
     assert_eq!(fold(&store, &ns, new).await, STORED(1));
     assert_eq!(fold(&store, &other, erase(&user, 0, 5000)).await, STORED(1));
-    // Nothing of the profile's end reaches this namespace but what `load` says.
+    // This namespace learns of the erase only by what `load` returns.
     let mut after = write(&user, 1, 0);
     after.state = load(&store, &ns, &user).await.state;
     assert_eq!(fold(&store, &ns, after).await, STORED(2));
     let mut redis = raw(&single_url()).await;
     let key = format!("{ns}:{{{user}}}:profile");
     let left: i64 = ask(&mut redis, &["EXISTS", &key]).await;
-    assert_eq!(left, 0, "hidden from readers is not gone");
+    assert_eq!(
+        left, 0,
+        "the profile is hidden from readers but still stored"
+    );
 }
 
 #[tokio::test]
-async fn a_block_that_is_sent_twice_holds_a_sku_once_and_is_logged_once() {
+async fn a_block_that_is_sent_twice_is_stored_and_logged_once() {
     let (store, sku, id) = (single(), fresh("sku"), fresh("pu"));
     let block = Block {
         id: id.clone(),
@@ -197,19 +204,19 @@ async fn a_block_that_is_sent_twice_holds_a_sku_once_and_is_logged_once() {
         at: Timestamp(5),
     };
     for _ in 0..2 {
-        store.block(&block).await.expect("block answers");
+        store.block(&block).await.expect("the store answers");
     }
     let mut redis = raw(&single_url()).await;
     let key = keys::sold_out_blocked(keys::set(&sku));
-    let held: String = ask(&mut redis, &["HGET", &key, &sku]).await;
-    let held: serde_json::Value = serde_json::from_str(&held).expect("JSON");
+    let entry: String = ask(&mut redis, &["HGET", &key, &sku]).await;
+    let entry: serde_json::Value = serde_json::from_str(&entry).expect("JSON");
     let expected = serde_json::json!({"out": false, "by": [format!("pu:{id}")]});
-    assert_eq!(held, expected);
+    assert_eq!(entry, expected);
     let unblocked = store.unblock(&id, "ops", Timestamp(6)).await;
-    assert!(unblocked.expect("unblock answers"));
+    assert!(unblocked.expect("the store answers"));
     let log: Vec<String> = ask(&mut redis, &["LRANGE", keys::BLOCKS_LOG, "0", "-1"]).await;
-    let ours = log.iter().filter(|line| line.contains(&id));
-    let actions: Vec<bool> = ours.map(|line| line.contains("unblock")).collect();
+    let lines = log.iter().filter(|line| line.contains(&id));
+    let actions: Vec<bool> = lines.map(|line| line.contains("unblock")).collect();
     assert_eq!(actions, [false, true]);
 }
 
@@ -218,7 +225,9 @@ async fn a_kept_list_is_marked_stale_until_the_next_one() {
     let (store, ns, user) = (single(), fresh("ns"), user("u"));
     assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(1));
     for _ in 0..3 {
-        claim(&store, &ns, &user, 1).await.expect("stored");
+        claim(&store, &ns, &user, 1)
+            .await
+            .expect("the user is stored");
     }
     publish(&store, &ns, list(&user, 1)).await;
     let mut failed = list(&user, 2);
@@ -249,54 +258,62 @@ async fn a_state_of_a_newer_version_stops_its_reader_and_is_left_alone() {
         expected: 1,
     };
     for error in [
-        store.load(&ns, &users).await.map(drop).expect_err("newer"),
-        store.peek(&ns, &users).await.map(drop).expect_err("newer"),
+        store
+            .load(&ns, &users)
+            .await
+            .map(drop)
+            .expect_err("the state is newer"),
+        store
+            .peek(&ns, &users)
+            .await
+            .map(drop)
+            .expect_err("the state is newer"),
         store
             .claim(&ns, &[claim])
             .await
             .map(drop)
-            .expect_err("newer"),
+            .expect_err("the state is newer"),
     ] {
         assert_eq!(error.remedy(), Remedy::Stop);
-        let said = error.to_string();
-        // The key is there, but for the user's id: errors are logged.
-        assert!(said.contains(&format!("{ns}:{{#")), "{said}");
-        assert!(said.contains("newer"), "{said}");
+        let text = error.to_string();
+        // The error has the key without the user's id: errors are logged.
+        assert!(text.contains(&format!("{ns}:{{#")), "{text}");
+        assert!(text.contains("newer"), "{text}");
     }
     let left: Vec<u8> = redis.hget(&key, "blob").await.expect("read");
     assert_eq!(left, newer);
 }
 
 #[tokio::test]
-async fn a_key_of_a_foreign_type_is_refused_for_good() {
+async fn a_key_of_a_wrong_type_is_refused_for_good() {
     let (store, ns, user) = (single(), fresh("ns"), user("u"));
     let mut redis = raw(&single_url()).await;
     let key = format!("{ns}:{{{user}}}:state");
-    let _: String = ask(&mut redis, &["SET", &key, "mine"]).await;
+    let _: String = ask(&mut redis, &["SET", &key, "text"]).await;
     let refused = store.fold(&ns, &[write(&user, 0, 1)]).await;
-    let refused = refused.expect_err("wrong type");
+    let refused = refused.expect_err("the key has a wrong type");
     assert!(matches!(refused, Error::Refused { .. }), "{refused}");
     assert_eq!(refused.remedy(), Remedy::Stop);
 }
 
 #[tokio::test]
-async fn scripts_that_redis_forgot_are_loaded_again() {
+async fn scripts_that_redis_lost_are_loaded_again() {
     let nodes = variable("NEARSHORE_TEST_REDIS_CLUSTER");
     let urls = nodes.split(',').map(|node| format!("redis://{node}"));
-    forget_scripts(cluster(), urls.collect()).await;
-    forget_scripts(single(), vec![single_url()]).await;
+    lose_scripts(cluster(), urls.collect()).await;
+    lose_scripts(single(), vec![single_url()]).await;
 }
 
-async fn forget_scripts(store: RedisStore, urls: Vec<String>) {
+async fn lose_scripts(store: RedisStore, urls: Vec<String>) {
     let (ns, user) = (fresh("ns"), user("u"));
     assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(1));
     for url in urls {
         let _: String = ask(&mut raw(&url).await, &["SCRIPT", "FLUSH"]).await;
     }
-    // Commands that are no scripts, before and after, must keep their answers.
+    // Commands that are not scripts, before and after them in the pipeline, must keep their answers.
     let users: Vec<_> = (0..50).map(|_| crate::store::user("u")).collect();
     let writes: Vec<_> = users.iter().map(|user| write(user, 0, 2)).collect();
-    let answers = store.fold(&ns, &writes).await.expect("fold answers");
+    let answers = store.fold(&ns, &writes).await.expect("the store answers");
     assert!(answers.iter().all(|answer| *answer == STORED(1)));
     assert_eq!(fold(&store, &ns, write(&user, 0, 3)).await, Folded::Stale);
     assert_eq!(load(&store, &ns, &users[9]).await.state, state(2));
@@ -305,30 +322,33 @@ async fn forget_scripts(store: RedisStore, urls: Vec<String>) {
 }
 
 #[tokio::test]
-async fn a_cluster_under_a_single_address_is_named_as_such() {
+async fn a_cluster_configured_as_a_single_server_is_named_in_the_error() {
     let nodes = variable("NEARSHORE_TEST_REDIS_CLUSTER");
     let node = nodes.split(',').next().expect("a node");
     let url = format!("redis://{node}");
-    let store = RedisStore::new(settings(url)).expect("settings are right");
+    let store = RedisStore::new(settings(url)).expect("valid settings");
     let users: Vec<_> = (0..20).map(|_| user("u")).collect();
-    let refused = store.load(&fresh("ns"), &users).await.expect_err("moved");
+    let refused = store
+        .load(&fresh("ns"), &users)
+        .await
+        .expect_err("the slots are on other nodes");
     assert!(
         refused.to_string().contains("redis+cluster://"),
         "{refused}"
     );
-    let said = store.check().await;
-    let mode = said.iter().find(|(name, _)| name == "redis mode");
+    let checks = store.check().await;
+    let mode = checks.iter().find(|(name, _)| name == "redis mode");
     let (_, verdict) = mode.expect("the mode is checked");
-    assert!(verdict.is_err(), "{said:?}");
+    assert!(verdict.is_err(), "{checks:?}");
 }
 
 #[tokio::test]
-async fn a_sound_redis_passes_every_check() {
+async fn a_healthy_redis_passes_every_check() {
     for store in [single(), cluster()] {
-        store.ready().await.expect("takes writes");
-        let said = store.check().await;
-        assert!(said.len() >= 6, "{said:?}");
-        for (name, verdict) in &said {
+        store.ready().await.expect("Redis takes writes");
+        let checks = store.check().await;
+        assert!(checks.len() >= 6, "{checks:?}");
+        for (name, verdict) in &checks {
             assert!(verdict.is_ok(), "{name}: {verdict:?}");
         }
     }

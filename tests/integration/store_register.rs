@@ -1,45 +1,45 @@
-//! Promise: what is noted of namespaces as a whole holds on every store: of two who write a plan at once one is refused,
-//! the register knows what was filled and not retired, the signal that live is behind passes by itself, and deleting a
-//! namespace takes its plan and counts along and leaves what stands outside.
+//! Promise: records about a namespace as a whole work alike on every store: of two concurrent writes of a plan one is
+//! refused, the register lists what was filled and not retired, the signal that live is behind expires by itself, and
+//! deleting a namespace deletes its plan and counts and leaves what is shared by all namespaces.
 
 use std::time::Duration;
 
 use nearshore_core::ports::store::{Delta, Namespaces, Store};
 use nearshore_core::user::record::{Offset, Timestamp};
 
-use crate::harness::{eventually, fresh};
+use crate::harness::{LIMIT, eventually, fresh};
 use crate::store::{STORED, cluster, erase, fold, load, partition, single, user, write};
 
 crate::for_every_store!(
-    of_two_who_write_a_plan_one_is_refused,
+    of_two_concurrent_writes_of_a_plan_one_is_refused,
     a_plan_of_a_wrong_namespace_is_refused,
-    the_register_knows_what_was_filled,
-    the_signal_that_live_is_behind_reaches_everybody,
-    a_pace_is_each_arms_own,
-    deleting_takes_the_plan_and_the_counts_and_leaves_tombstones,
+    the_register_lists_namespaces_until_they_are_removed,
+    the_signal_that_live_is_behind_is_seen_by_other_clients,
+    the_cost_per_user_is_kept_for_each_arm,
+    deleting_a_namespace_deletes_plan_and_counts_and_keeps_tombstones,
 );
 
-async fn of_two_who_write_a_plan_one_is_refused<S: Store>(store: S) {
+async fn of_two_concurrent_writes_of_a_plan_one_is_refused<S: Store>(store: S) {
     let (ns, other) = (fresh("ns"), fresh("ns"));
     let set = async |plan: &str, expected: Option<&str>| {
         let set = store.set_plan(&ns, plan, expected).await;
-        set.expect("answered")
+        set.expect("the store answers")
     };
-    assert_eq!(store.plan(&ns).await.expect("answered"), None);
-    assert!(!set("b", Some("a")).await, "there is none yet");
+    assert_eq!(store.plan(&ns).await.expect("the store answers"), None);
+    assert!(!set("b", Some("a")).await, "there is no plan yet");
     assert!(set("a", None).await);
-    assert!(!set("b", None).await, "somebody was faster");
+    assert!(!set("b", None).await, "another write was first");
     assert!(!set("c", Some("b")).await);
     assert!(set("b", Some("a")).await);
     assert_eq!(
-        store.plan(&ns).await.expect("answered").as_deref(),
+        store.plan(&ns).await.expect("the store answers").as_deref(),
         Some("b")
     );
-    assert_eq!(store.plan(&other).await.expect("answered"), None);
-    // At once: each has read "b".
+    assert_eq!(store.plan(&other).await.expect("the store answers"), None);
+    // Concurrent: both have read "b".
     let (one, two) = tokio::join!(set("one", Some("b")), set("two", Some("b")));
     assert!(one != two, "{one} {two}");
-    let kept = store.plan(&ns).await.expect("answered");
+    let kept = store.plan(&ns).await.expect("the store answers");
     assert_eq!(kept.as_deref(), Some(if one { "one" } else { "two" }));
 }
 
@@ -51,63 +51,70 @@ async fn a_plan_of_a_wrong_namespace_is_refused<S: Store>(store: S) {
     }
 }
 
-async fn the_register_knows_what_was_filled<S: Store>(store: S) {
+async fn the_register_lists_namespaces_until_they_are_removed<S: Store>(store: S) {
     let (ns, beside) = (fresh("ns"), fresh("ns"));
     let known = async |ns: &str| {
-        let all = store.namespaces().await.expect("answered");
+        let all = store.namespaces().await.expect("the store answers");
         all.get(ns).cloned()
     };
     assert_eq!(known(&ns).await, None);
     for note in ["{\"by\":\"run\"}", "{\"by\":\"backfill\"}"] {
-        store.enroll(&ns, Some(note)).await.expect("noted");
+        store
+            .enroll(&ns, Some(note))
+            .await
+            .expect("the store answers");
         assert_eq!(known(&ns).await.as_deref(), Some(note));
     }
-    store.enroll(&beside, Some("{}")).await.expect("noted");
+    store
+        .enroll(&beside, Some("{}"))
+        .await
+        .expect("the store answers");
     for _ in 0..2 {
-        store.enroll(&ns, None).await.expect("taken off");
+        store.enroll(&ns, None).await.expect("the store answers");
         assert_eq!(known(&ns).await, None);
     }
     assert_eq!(known(&beside).await.as_deref(), Some("{}"));
 }
 
-async fn the_signal_that_live_is_behind_reaches_everybody<S: Store>(store: S) {
+async fn the_signal_that_live_is_behind_is_seen_by_other_clients<S: Store>(store: S) {
     let other = store.clone();
-    let told = store.say_live_behind(Duration::from_secs(5)).await;
-    told.expect("told");
-    assert!(other.live_behind().await.expect("answered"));
+    let said = store.say_live_behind(Duration::from_secs(600)).await;
+    said.expect("the store answers");
+    assert!(other.live_behind().await.expect("the store answers"));
 }
 
-/// Memory knows no time.
+/// Not for memory, which has no time.
 #[tokio::test]
-async fn the_signal_that_live_is_behind_passes_by_itself() {
+async fn the_signal_that_live_is_behind_expires_by_itself() {
     for store in [single(), cluster()] {
-        let behind = async || store.live_behind().await.expect("answered");
-        // The last word counts, so that a worker whose clock runs slow holds nobody back for long.
-        for ttl in [Duration::from_secs(600), Duration::from_millis(300)] {
-            store.say_live_behind(ttl).await.expect("told");
-            assert!(behind().await);
-        }
-        eventually(Duration::from_secs(10), || async {
+        let behind = async || store.live_behind().await.expect("the store answers");
+        // The last call counts: a shorter lifetime replaces a longer one.
+        let long = store.say_live_behind(LIMIT * 2).await;
+        long.expect("the store answers");
+        assert!(behind().await);
+        let short = store.say_live_behind(Duration::from_millis(300)).await;
+        short.expect("the store answers");
+        eventually(LIMIT, || async {
             (!behind().await).then_some(()).ok_or("still behind".into())
         })
         .await;
     }
 }
 
-async fn a_pace_is_each_arms_own<S: Store>(store: S) {
+async fn the_cost_per_user_is_kept_for_each_arm<S: Store>(store: S) {
     let (one, two) = (fresh("arm"), fresh("arm"));
     for (arm, note) in [(&one, "0.5"), (&two, "2"), (&one, "0.25")] {
-        store.note_cost(arm, note).await.expect("noted");
+        store.note_cost(arm, note).await.expect("the store answers");
     }
-    let all = store.costs().await.expect("answered");
+    let all = store.costs().await.expect("the store answers");
     assert_eq!(all.get(&one).map(String::as_str), Some("0.25"));
     assert_eq!(all.get(&two).map(String::as_str), Some("2"));
 }
 
-async fn deleting_takes_the_plan_and_the_counts_and_leaves_tombstones<S: Store>(store: S) {
-    let (ns, user, gone) = (fresh("ns"), user("u"), user("u"));
+async fn deleting_a_namespace_deletes_plan_and_counts_and_keeps_tombstones<S: Store>(store: S) {
+    let (ns, user, erased) = (fresh("ns"), user("u"), user("u"));
     assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(1));
-    assert_eq!(fold(&store, &ns, erase(&gone, 0, 700)).await, STORED(1));
+    assert_eq!(fold(&store, &ns, erase(&erased, 0, 700)).await, STORED(1));
     let delta = Delta {
         shard: 9,
         partition: partition("user-events"),
@@ -115,28 +122,32 @@ async fn deleting_takes_the_plan_and_the_counts_and_leaves_tombstones<S: Store>(
         last: Offset(1),
         cells: Default::default(),
     };
-    store.add(&ns, &[delta]).await.expect("added");
-    assert!(store.set_plan(&ns, "{}", None).await.expect("answered"));
-    store.enroll(&ns, Some("{}")).await.expect("noted");
+    store.add(&ns, &[delta]).await.expect("the store answers");
+    assert!(
+        store
+            .set_plan(&ns, "{}", None)
+            .await
+            .expect("the store answers")
+    );
+    store
+        .enroll(&ns, Some("{}"))
+        .await
+        .expect("the store answers");
     let mut cursor = None;
     loop {
-        let (_, next) = store.delete(&ns, cursor).await.expect("answered");
+        let (_, next) = store.delete(&ns, cursor).await.expect("the store answers");
         match next {
             Some(next) => cursor = Some(next),
             None => break,
         }
     }
-    assert_eq!(store.plan(&ns).await.expect("answered"), None);
-    let versions = store.count_versions(&ns).await.expect("answered");
+    assert_eq!(store.plan(&ns).await.expect("the store answers"), None);
+    let versions = store.count_versions(&ns).await.expect("the store answers");
     assert!(versions.is_empty(), "{versions:?}");
     assert_eq!(load(&store, &ns, &user).await.ver, 0);
-    let erased_at = load(&store, &ns, &gone).await.state.erased_at;
-    assert_eq!(
-        erased_at,
-        Timestamp(700),
-        "erased in every namespace, for good"
-    );
-    // The register is the caller's to clear: first of all, so that no worker fills it anew.
-    let left = store.namespaces().await.expect("answered");
+    let erased_at = load(&store, &ns, &erased).await.state.erased_at;
+    assert_eq!(erased_at, Timestamp(700), "an erase outlives its namespace");
+    // The caller clears the register, before it deletes, so that no worker fills the namespace again.
+    let left = store.namespaces().await.expect("the store answers");
     assert!(left.contains_key(&ns));
 }

@@ -1,4 +1,4 @@
-//! Promise: the memory double answers what Redis answers, whatever is asked in whatever order.
+//! Promise: the memory double answers what Redis answers, for random calls in random order.
 
 use nearshore_core::ports::store::{
     Block, Cell, Claim, Counts, Delta, FoldWrite, ListEdit, Publish, Shelf, Stock, StockOp, Stored,
@@ -13,14 +13,14 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::harness::fresh;
-use crate::store::{cluster, memory, partition, position, profile, seen, single, topic};
+use crate::store::{cluster, event, memory, partition, position, profile, single, topic};
 
-/// The two stores, and the few names that all steps are about, so that they meet often.
+/// The two stores, and few names, so that the calls often concern the same ones.
 struct Pair {
     memory: MemoryStore,
     redis: RedisStore,
     random: ChaCha8Rng,
-    spaces: Vec<String>,
+    namespaces: Vec<String>,
     users: Vec<UserId>,
     skus: Vec<String>,
     blocks: Vec<String>,
@@ -28,13 +28,13 @@ struct Pair {
     offset: i64,
 }
 
-/// Asks both and compares.
+/// Calls both stores and compares their answers.
 macro_rules! same {
     ($pair:ident, $what:ident ( $($arg:expr),* )) => {{
-        let ours = $pair.memory.$what($($arg),*).await.expect("memory answers");
-        let theirs = $pair.redis.$what($($arg),*).await.expect("redis answers");
-        assert_eq!(ours, theirs, stringify!($what));
-        ours
+        let expected = $pair.memory.$what($($arg),*).await.expect("memory answers");
+        let found = $pair.redis.$what($($arg),*).await.expect("Redis answers");
+        assert_eq!(expected, found, stringify!($what));
+        expected
     }};
 }
 
@@ -45,7 +45,7 @@ impl Pair {
             memory: memory(),
             redis,
             random: ChaCha8Rng::seed_from_u64(seed),
-            spaces: names("ns", 2),
+            namespaces: names("ns", 2),
             users: names("u{%}", 3)
                 .iter()
                 .map(|u| UserId(u.as_str().into()))
@@ -70,13 +70,13 @@ impl Pair {
     }
 
     async fn step(&mut self) {
-        let (spaces, users) = (self.spaces.clone(), self.users.clone());
-        let (ns, user) = (self.one_of(&spaces), self.one_of(&users));
+        let (namespaces, users) = (self.namespaces.clone(), self.users.clone());
+        let (ns, user) = (self.one_of(&namespaces), self.one_of(&users));
         match self.random.random_range(0..100) {
             0..40 => self.fold(&ns, user).await,
             40..55 => {
                 let due = Timestamp(self.random.random_range(0..300_000_000));
-                // Some are late.
+                // Some expect an old version.
                 let users = [user.clone()];
                 let now = same!(self, peek(&ns, &users))[0].ver;
                 let expected = now.saturating_sub(u64::from(self.chance(20)));
@@ -94,30 +94,30 @@ impl Pair {
         }
     }
 
-    async fn held(&self, ns: &str, user: &UserId) -> Held {
+    async fn load(&self, ns: &str, user: &UserId) -> Held {
         let users = [user.clone()];
         same!(self, load(ns, &users)).pop().expect("one answer")
     }
 
     async fn fold(&mut self, ns: &str, user: UserId) {
-        let held = self.held(ns, &user).await;
-        let listed = same!(self, peek(ns, std::slice::from_ref(&user)));
-        let claim = listed[0].list.as_ref().map_or(0, |list| list.claim);
-        let mut state = held.state;
+        let loaded = self.load(ns, &user).await;
+        let peeks = same!(self, peek(ns, std::slice::from_ref(&user)));
+        let claim = peeks[0].list.as_ref().map_or(0, |list| list.claim);
+        let mut state = loaded.state;
         let time = self.time();
         self.offset += 1;
         if time > state.erased_at {
-            state.window.push(seen(self.offset, time.0));
+            state.window.push(event(self.offset, time.0));
             state
                 .window
-                .sort_by_key(|seen| (seen.time, seen.position.offset));
+                .sort_by_key(|event| (event.time, event.position.offset));
         }
         state.fences.raise(&position(self.offset));
         let mut profile_changed = false;
         match self.random.random_range(0..10) {
             0 if time > state.erased_at => {
                 state.erased_at = time;
-                state.window.retain(|seen| seen.time > time);
+                state.window.retain(|event| event.time > time);
                 profile_changed = state.profile.take_if(|p| p.time <= time).is_some();
             }
             1 => state.erased_at = Timestamp(state.erased_at.0 / 2),
@@ -130,9 +130,9 @@ impl Pair {
         let wrong = self.chance(15);
         let writes = [FoldWrite {
             user,
-            expected: held.ver + u64::from(wrong),
+            expected: loaded.ver + u64::from(wrong),
             state,
-            activity: self.activity(held.activity),
+            activity: self.activity(loaded.activity),
             profile_changed,
             list: self.edit(claim),
         }];
@@ -165,22 +165,22 @@ impl Pair {
     }
 
     async fn publish(&mut self, ns: &str, user: UserId) {
-        let held = self.held(ns, &user).await;
+        let loaded = self.load(ns, &user).await;
         let source = if self.chance(50) { "model" } else { "fallback" };
-        let another = self.chance(20);
+        let wrong_erase = self.chance(20);
         let lists = [Publish {
             list: Stored {
                 doc: format!(r#"{{"source":"{source}"}}"#),
-                claim: (held.claim + 1).saturating_sub(self.random.random_range(0..4)),
-                seen: held.state.fences,
+                claim: (loaded.claim + 1).saturating_sub(self.random.random_range(0..4)),
+                seen: loaded.state.fences,
                 epoch: self.random.random_range(1..4),
                 at: self.time(),
                 audit: "{}".into(),
             },
-            erased_at: if another {
+            erased_at: if wrong_erase {
                 self.time()
             } else {
-                held.state.erased_at
+                loaded.state.erased_at
             },
             force: self.chance(30),
             only_if_absent: self.chance(30),
@@ -222,14 +222,14 @@ impl Pair {
     async fn stock(&mut self) {
         let skus = self.skus.clone();
         self.offset += 1;
-        let late = self.random.random_range(0..4);
+        let behind = self.random.random_range(0..4);
         let ops: Vec<StockOp> = (0..self.random.random_range(1..5))
             .map(|nth| StockOp {
                 sku: self.one_of(&skus),
                 partition: self.stock.clone(),
-                offset: Offset(self.offset + nth - late),
+                offset: Offset(self.offset + nth - behind),
                 shelf: [Shelf::In, Shelf::Out, Shelf::Gone][self.random.random_range(0..3)],
-                // Now and then so late that what went before is forgotten.
+                // Sometimes so behind that SKUs that are gone leave the set.
                 time: Timestamp(self.random.random_range(0..4) * 20 * 24 * 3_600_000),
             })
             .collect();
@@ -258,7 +258,7 @@ impl Pair {
     }
 
     async fn compare(&self) {
-        for ns in &self.spaces {
+        for ns in &self.namespaces {
             same!(self, load(ns, &self.users));
             same!(self, peek(ns, &self.users));
             for shard in 0..3 {
@@ -278,13 +278,13 @@ async fn run(redis: RedisStore, seed: u64, steps: usize) {
 }
 
 #[tokio::test]
-async fn memory_and_one_redis_answer_alike() {
+async fn memory_and_one_redis_give_the_same_answers() {
     for seed in 0..4 {
         run(single(), seed, 500).await;
     }
 }
 
 #[tokio::test]
-async fn memory_and_a_cluster_answer_alike() {
+async fn memory_and_a_cluster_give_the_same_answers() {
     run(cluster(), 7, 500).await;
 }

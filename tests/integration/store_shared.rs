@@ -1,5 +1,5 @@
-//! Promise: each record is in the sums once; a stock set follows its stream whatever comes twice or
-//! late, and a blocked product stays out; of two that promote at once, one is refused.
+//! Promise: each record is in the counts once; a sold-out set follows its records although some come twice or late; a
+//! blocked product stays out; of two concurrent promotions one is refused.
 
 use std::collections::BTreeMap;
 
@@ -16,47 +16,53 @@ use crate::store::{list, load, partition, topic, user, write};
 crate::for_every_store!(
     a_chain_of_deltas_adds_up,
     a_delta_that_is_sent_twice_is_added_once,
-    a_stale_or_late_delta_is_told_the_fence,
-    partitions_chain_on_their_own,
-    old_buckets_are_left_out_on_request,
+    a_stale_or_late_delta_is_refused_with_the_fence,
+    deltas_of_different_partitions_are_independent,
+    counts_since_a_bucket_leave_out_older_ones,
     a_shards_version_changes_with_its_fences,
-    stock_follows_its_records_in_their_order,
-    a_gone_sku_leaves_its_set_when_no_list_can_name_it,
+    sold_out_sets_follow_the_records_in_their_order,
+    a_deleted_sku_leaves_its_set_when_no_list_can_name_it,
     a_late_stock_record_changes_nothing,
     a_blocked_sku_stays_out_until_it_is_unblocked,
     an_unblocked_sku_that_is_sold_out_stays_out,
-    a_sku_under_two_blocks_waits_for_both,
-    a_block_that_is_sent_twice_is_in_force_once,
-    one_who_expects_another_namespace_is_refused,
-    fallbacks_are_kept_by_segment,
-    a_checkpoint_only_rises_and_is_each_readers_own,
-    a_write_for_another_lineage_changes_nothing,
+    a_sku_under_two_blocks_stays_out_until_both_are_lifted,
+    a_block_that_is_sent_twice_is_lifted_once,
+    a_promotion_that_expects_another_namespace_is_refused,
+    a_fallback_is_stored_for_each_segment,
+    a_checkpoint_never_falls_and_belongs_to_one_reader,
+    a_write_under_another_lineage_changes_nothing,
 );
 
-async fn a_checkpoint_only_rises_and_is_each_readers_own<S: Store>(store: S) {
+async fn a_checkpoint_never_falls_and_belongs_to_one_reader<S: Store>(store: S) {
     let (reader, other, p) = (fresh("reader"), fresh("reader"), partition("user-events"));
-    assert_eq!(noted(&store, &reader).await, []);
+    assert_eq!(checkpoints(&store, &reader).await, []);
     for (resume, held) in [(7, 7), (5, 7), (9, 9)] {
         let done = [(p.clone(), Resume(resume))];
-        store.checkpoint(&reader, &done).await.expect("noted");
-        assert_eq!(noted(&store, &reader).await, [(p.clone(), Resume(held))]);
+        store
+            .checkpoint(&reader, &done)
+            .await
+            .expect("the store answers");
+        assert_eq!(
+            checkpoints(&store, &reader).await,
+            [(p.clone(), Resume(held))]
+        );
     }
-    assert_eq!(noted(&store, &other).await, []);
+    assert_eq!(checkpoints(&store, &other).await, []);
 }
 
-async fn noted<S: Store>(store: &S, reader: &str) -> Vec<(Partition, Resume)> {
-    let noted = store.checkpoints(reader).await.expect("answered");
-    noted.into_iter().collect()
+async fn checkpoints<S: Store>(store: &S, reader: &str) -> Vec<(Partition, Resume)> {
+    let all = store.checkpoints(reader).await.expect("the store answers");
+    all.into_iter().collect()
 }
 
-async fn a_write_for_another_lineage_changes_nothing<S: Store>(store: S) {
+async fn a_write_under_another_lineage_changes_nothing<S: Store>(store: S) {
     let (ns, reader, p) = (fresh("ns"), fresh("reader"), partition("user-events"));
-    let lineage = store.lineage().await.expect("answered");
-    assert_eq!(store.lineage().await.expect("answered"), lineage);
-    let ours = store.under(&lineage);
+    let lineage = store.lineage().await.expect("the store answers");
+    assert_eq!(store.lineage().await.expect("the store answers"), lineage);
+    let current = store.under(&lineage);
     let one = |last| delta(&p, None, last, &[(cell("a", 1), 1)]);
-    assert_eq!(add(&ours, &ns, one(3)).await, Added::Stored);
-    let theirs = store.under(&Lineage("0123456789".into()));
+    assert_eq!(add(&current, &ns, one(3)).await, Added::Stored);
+    let other = store.under(&Lineage("0123456789".into()));
     let user = user("u");
     let claim = Claim {
         user: user.clone(),
@@ -71,12 +77,12 @@ async fn a_write_for_another_lineage_changes_nothing<S: Store>(store: S) {
         time: Timestamp(0),
     };
     let refused = [
-        theirs.add(&ns, &[one(4)]).await.map(drop),
-        theirs.fold(&ns, &[write(&user, 0, 1)]).await.map(drop),
-        theirs.claim(&ns, &[claim]).await.map(drop),
-        theirs.publish(&ns, &[list(&user, 1)]).await.map(drop),
-        theirs.stock(std::slice::from_ref(&out)).await,
-        theirs.checkpoint(&reader, &[(p.clone(), Resume(9))]).await,
+        other.add(&ns, &[one(4)]).await.map(drop),
+        other.fold(&ns, &[write(&user, 0, 1)]).await.map(drop),
+        other.claim(&ns, &[claim]).await.map(drop),
+        other.publish(&ns, &[list(&user, 1)]).await.map(drop),
+        other.stock(std::slice::from_ref(&out)).await,
+        other.checkpoint(&reader, &[(p.clone(), Resume(9))]).await,
     ];
     for refused in refused {
         let error = refused.expect_err("another lineage");
@@ -84,9 +90,12 @@ async fn a_write_for_another_lineage_changes_nothing<S: Store>(store: S) {
         assert_eq!(error.remedy(), Remedy::Rewind);
     }
     assert_eq!(counts(&store, &ns, 0).await.len(), 1);
-    assert_eq!(load(&theirs, &ns, &user).await.ver, 0, "reading goes on");
-    assert_eq!(noted(&store, &reader).await, []);
-    assert_eq!(store.sold_out(&[out.sku]).await.expect("answered"), [false]);
+    assert_eq!(load(&other, &ns, &user).await.ver, 0, "reading is allowed");
+    assert_eq!(checkpoints(&store, &reader).await, []);
+    assert_eq!(
+        store.sold_out(&[out.sku]).await.expect("the store answers"),
+        [false]
+    );
 }
 
 fn cell(sku: &str, bucket: i64) -> Cell {
@@ -109,12 +118,12 @@ fn delta(partition: &Partition, prev: Option<i64>, last: i64, cells: &[(Cell, u6
 }
 
 async fn add<S: Store>(store: &S, ns: &str, delta: Delta) -> Added {
-    let mut answers = store.add(ns, &[delta]).await.expect("add answers");
+    let mut answers = store.add(ns, &[delta]).await.expect("the store answers");
     answers.pop().expect("one answer")
 }
 
 async fn counts<S: Store>(store: &S, ns: &str, since: i64) -> BTreeMap<Cell, u64> {
-    store.counts(ns, 7, since).await.expect("counts answer")
+    store.counts(ns, 7, since).await.expect("the store answers")
 }
 
 async fn a_chain_of_deltas_adds_up<S: Store>(store: S) {
@@ -135,7 +144,10 @@ async fn a_chain_of_deltas_adds_up<S: Store>(store: S) {
     }
     let expected: BTreeMap<Cell, u64> = [(a, 5), (b, 1), (view, 1)].into();
     assert_eq!(counts(&store, &ns, 0).await, expected);
-    let fences = store.count_fences(&ns, &p).await.expect("fences answer");
+    let fences = store
+        .count_fences(&ns, &p)
+        .await
+        .expect("the store answers");
     assert_eq!(fences, [(7, Offset(10))].into());
 }
 
@@ -143,12 +155,12 @@ async fn a_delta_that_is_sent_twice_is_added_once<S: Store>(store: S) {
     let (ns, p) = (fresh("ns"), partition("user-events"));
     let once = delta(&p, None, 4, &[(cell("a", 1), 2)]);
     assert_eq!(add(&store, &ns, once.clone()).await, Added::Stored);
-    let told = Added::Fence(Some(Offset(4)));
-    assert_eq!(add(&store, &ns, once).await, told);
+    let refused_with = Added::Fence(Some(Offset(4)));
+    assert_eq!(add(&store, &ns, once).await, refused_with);
     assert_eq!(counts(&store, &ns, 0).await, [(cell("a", 1), 2)].into());
 }
 
-async fn a_stale_or_late_delta_is_told_the_fence<S: Store>(store: S) {
+async fn a_stale_or_late_delta_is_refused_with_the_fence<S: Store>(store: S) {
     let (ns, p) = (fresh("ns"), partition("user-events"));
     let gap = delta(&p, Some(3), 5, &[(cell("a", 1), 1)]);
     assert_eq!(add(&store, &ns, gap.clone()).await, Added::Fence(None));
@@ -156,13 +168,13 @@ async fn a_stale_or_late_delta_is_told_the_fence<S: Store>(store: S) {
         let next = delta(&p, prev, last, &[(cell("a", 1), 1)]);
         assert_eq!(add(&store, &ns, next).await, Added::Stored);
     }
-    // The first sender's write lands after all, cut otherwise than its successor's.
-    let told = Added::Fence(Some(Offset(8)));
-    assert_eq!(add(&store, &ns, gap).await, told);
+    // The first sender's delta arrives late; it spans other offsets than its successor's.
+    let refused_with = Added::Fence(Some(Offset(8)));
+    assert_eq!(add(&store, &ns, gap).await, refused_with);
     assert_eq!(counts(&store, &ns, 0).await, [(cell("a", 1), 2)].into());
 }
 
-async fn partitions_chain_on_their_own<S: Store>(store: S) {
+async fn deltas_of_different_partitions_are_independent<S: Store>(store: S) {
     let ns = fresh("ns");
     let (one, two) = (partition("one"), partition("two"));
     let deltas = [
@@ -171,15 +183,18 @@ async fn partitions_chain_on_their_own<S: Store>(store: S) {
         delta(&one, Some(7), 9, &[(cell("a", 1), 1)]),
     ];
     let expected = [Added::Stored, Added::Stored, Added::Fence(Some(Offset(4)))];
-    for (delta, told) in deltas.into_iter().zip(expected) {
-        assert_eq!(add(&store, &ns, delta).await, told);
+    for (delta, answer) in deltas.into_iter().zip(expected) {
+        assert_eq!(add(&store, &ns, delta).await, answer);
     }
     assert_eq!(counts(&store, &ns, 0).await, [(cell("a", 1), 2)].into());
-    let fences = store.count_fences(&ns, &two).await.expect("fences answer");
+    let fences = store
+        .count_fences(&ns, &two)
+        .await
+        .expect("the store answers");
     assert_eq!(fences, [(7, Offset(7))].into());
 }
 
-async fn old_buckets_are_left_out_on_request<S: Store>(store: S) {
+async fn counts_since_a_bucket_leave_out_older_ones<S: Store>(store: S) {
     let (ns, p) = (fresh("ns"), partition("user-events"));
     let cells = [(cell("a", 1), 1), (cell("a", 2), 2), (cell("a", 30), 4)];
     assert_eq!(
@@ -188,13 +203,13 @@ async fn old_buckets_are_left_out_on_request<S: Store>(store: S) {
     );
     let recent = counts(&store, &ns, 2).await;
     assert_eq!(recent, [(cell("a", 2), 2), (cell("a", 30), 4)].into());
-    let other = store.counts(&ns, 8, 0).await.expect("counts answer");
+    let other = store.counts(&ns, 8, 0).await.expect("the store answers");
     assert!(other.is_empty());
 }
 
 async fn a_shards_version_changes_with_its_fences<S: Store>(store: S) {
     let (ns, p) = (fresh("ns"), partition("user-events"));
-    let versions = async || store.count_versions(&ns).await.expect("versions answer");
+    let versions = async || store.count_versions(&ns).await.expect("the store answers");
     assert!(versions().await.is_empty());
     assert_eq!(
         add(&store, &ns, delta(&p, None, 3, &[])).await,
@@ -213,14 +228,14 @@ async fn a_shards_version_changes_with_its_fences<S: Store>(store: S) {
     assert_ne!(versions().await, one);
 }
 
-/// A SKU's records on a topic of its own.
-struct Shelf<'a, S> {
+/// One SKU whose records are on a topic of its own.
+struct Sku<'a, S> {
     store: &'a S,
     sku: String,
     partition: Partition,
 }
 
-impl<'a, S: Store> Shelf<'a, S> {
+impl<'a, S: Store> Sku<'a, S> {
     fn new(store: &'a S) -> Self {
         Self {
             store,
@@ -229,8 +244,9 @@ impl<'a, S: Store> Shelf<'a, S> {
         }
     }
 
+    /// Writes a record of the SKU: sold out or in stock.
     async fn record(&self, offset: i64, out: bool) {
-        self.record_at(offset, shelf(out), 0).await;
+        self.record_at(offset, stock(out), 0).await;
     }
 
     async fn record_at(&self, offset: i64, shelf: store::Shelf, days: i64) {
@@ -241,12 +257,13 @@ impl<'a, S: Store> Shelf<'a, S> {
             shelf,
             time: Timestamp(days * 24 * 3_600_000),
         };
-        self.store.stock(&[op]).await.expect("stock answers");
+        self.store.stock(&[op]).await.expect("the store answers");
     }
 
+    /// Whether the SKU is in a sold-out set.
     async fn out(&self) -> bool {
         let skus = [fresh("other"), self.sku.clone()];
-        self.store.sold_out(&skus).await.expect("sold_out answers")[1]
+        self.store.sold_out(&skus).await.expect("the store answers")[1]
     }
 
     fn block(&self, id: &str, pu: bool) -> Block {
@@ -262,38 +279,38 @@ impl<'a, S: Store> Shelf<'a, S> {
 
     async fn unblock(&self, id: &str) -> bool {
         let lifted = self.store.unblock(id, "ops", Timestamp(6));
-        lifted.await.expect("unblock answers")
+        lifted.await.expect("the store answers")
     }
 }
 
-async fn stock_follows_its_records_in_their_order<S: Store>(store: S) {
+async fn sold_out_sets_follow_the_records_in_their_order<S: Store>(store: S) {
     let partition = partition(&topic());
     let skus: Vec<String> = (0..80).map(|_| fresh("sku")).collect();
-    // Every SKU goes out, every second comes back, in one batch.
-    let gone = skus.iter().map(|sku| (sku, true));
+    // In one batch every SKU is sold out and every second is in stock again.
+    let out = skus.iter().map(|sku| (sku, true));
     let back = skus.iter().step_by(2).map(|sku| (sku, false));
     let ops: Vec<StockOp> = (0..)
-        .zip(gone.chain(back))
+        .zip(out.chain(back))
         .map(|(offset, (sku, out))| StockOp {
             sku: sku.clone(),
             partition: partition.clone(),
             offset: Offset(offset),
-            shelf: shelf(out),
+            shelf: stock(out),
             time: Timestamp(0),
         })
         .collect();
     for _ in 0..2 {
-        store.stock(&ops).await.expect("stock answers");
-        let out = store.sold_out(&skus).await.expect("sold_out answers");
+        store.stock(&ops).await.expect("the store answers");
+        let out = store.sold_out(&skus).await.expect("the store answers");
         for (nth, out) in out.into_iter().enumerate() {
             assert_eq!(out, nth % 2 == 1, "{nth}");
         }
     }
-    let nothing = store.sold_out(&[]).await.expect("sold_out answers");
+    let nothing = store.sold_out(&[]).await.expect("the store answers");
     assert!(nothing.is_empty());
 }
 
-fn shelf(out: bool) -> store::Shelf {
+fn stock(out: bool) -> store::Shelf {
     if out {
         store::Shelf::Out
     } else {
@@ -301,121 +318,130 @@ fn shelf(out: bool) -> store::Shelf {
     }
 }
 
-async fn a_gone_sku_leaves_its_set_when_no_list_can_name_it<S: Store>(store: S) {
-    let shelf = Shelf::new(&store);
-    shelf.record_at(1, store::Shelf::Gone, 0).await;
-    assert!(shelf.out().await, "lists may name it");
-    // The stream goes on with another SKU of the same set.
-    let set = keys::set(&shelf.sku);
-    let mut others = (0..).map(|nth| format!("{}-{nth}", shelf.sku));
-    let sku = others.find(|sku| keys::set(sku) == set);
-    let other = Shelf {
+async fn a_deleted_sku_leaves_its_set_when_no_list_can_name_it<S: Store>(store: S) {
+    let sku = Sku::new(&store);
+    sku.record_at(1, store::Shelf::Gone, 0).await;
+    assert!(sku.out().await, "lists may still name it");
+    // Records of another SKU of the same set follow.
+    let set = keys::set(&sku.sku);
+    let mut candidates = (0..).map(|nth| format!("{}-{nth}", sku.sku));
+    let found = candidates.find(|id| keys::set(id) == set);
+    let other = Sku {
         store: &store,
-        sku: sku.expect("one in sixteen"),
-        partition: shelf.partition.clone(),
+        sku: found.expect("one id in sixteen"),
+        partition: sku.partition.clone(),
     };
     other.record_at(2, store::Shelf::In, 29).await;
-    assert!(shelf.out().await, "the last list is a day from its end");
+    assert!(
+        sku.out().await,
+        "the last list that may name it lives one more day"
+    );
     other.record_at(3, store::Shelf::In, 31).await;
-    assert!(!shelf.out().await);
+    assert!(!sku.out().await);
 }
 
 async fn a_late_stock_record_changes_nothing<S: Store>(store: S) {
-    let shelf = Shelf::new(&store);
-    shelf.record(5, true).await;
-    shelf.record(9, false).await;
+    let sku = Sku::new(&store);
+    sku.record(5, true).await;
+    sku.record(9, false).await;
     for late in [5, 9] {
-        shelf.record(late, true).await;
-        assert!(!shelf.out().await, "{late}");
+        sku.record(late, true).await;
+        assert!(!sku.out().await, "{late}");
     }
-    shelf.record(10, true).await;
-    assert!(shelf.out().await);
+    sku.record(10, true).await;
+    assert!(sku.out().await);
 }
 
 async fn a_blocked_sku_stays_out_until_it_is_unblocked<S: Store>(store: S) {
-    let shelf = Shelf::new(&store);
+    let sku = Sku::new(&store);
     let id = fresh("pu");
-    assert!(!shelf.unblock(&id).await);
-    let block = shelf.block(&id, true);
-    store.block(&block).await.expect("block answers");
-    assert!(shelf.out().await);
-    let listed = store.blocks().await.expect("blocks answer");
+    assert!(!sku.unblock(&id).await);
+    let block = sku.block(&id, true);
+    store.block(&block).await.expect("the store answers");
+    assert!(sku.out().await);
+    let listed = store.blocks().await.expect("the store answers");
     assert!(listed.contains(&block));
-    shelf.record(1, true).await;
-    shelf.record(2, false).await;
-    assert!(shelf.out().await, "in stock, and blocked");
-    assert!(shelf.unblock(&id).await);
-    assert!(!shelf.out().await);
-    assert!(!shelf.unblock(&id).await);
-    let listed = store.blocks().await.expect("blocks answer");
+    sku.record(1, true).await;
+    sku.record(2, false).await;
+    assert!(sku.out().await, "it is in stock but blocked");
+    assert!(sku.unblock(&id).await);
+    assert!(!sku.out().await);
+    assert!(!sku.unblock(&id).await);
+    let listed = store.blocks().await.expect("the store answers");
     assert!(!listed.contains(&block));
 }
 
 async fn an_unblocked_sku_that_is_sold_out_stays_out<S: Store>(store: S) {
     for before in [true, false] {
-        let shelf = Shelf::new(&store);
+        let sku = Sku::new(&store);
         let id = fresh("sku");
-        shelf.record(1, before).await;
-        let block = shelf.block(&id, false);
-        store.block(&block).await.expect("block answers");
+        sku.record(1, before).await;
+        let block = sku.block(&id, false);
+        store.block(&block).await.expect("the store answers");
         if !before {
-            shelf.record(2, true).await;
+            sku.record(2, true).await;
         }
-        assert!(shelf.unblock(&id).await);
-        assert!(shelf.out().await, "sold out before: {before}");
-        shelf.record(3, false).await;
-        assert!(!shelf.out().await);
+        assert!(sku.unblock(&id).await);
+        assert!(sku.out().await, "sold out before: {before}");
+        sku.record(3, false).await;
+        assert!(!sku.out().await);
     }
 }
 
-async fn a_sku_under_two_blocks_waits_for_both<S: Store>(store: S) {
-    let shelf = Shelf::new(&store);
-    let (pu, sku) = (fresh("pu"), fresh("sku"));
-    for block in [shelf.block(&pu, true), shelf.block(&sku, false)] {
-        store.block(&block).await.expect("block answers");
+async fn a_sku_under_two_blocks_stays_out_until_both_are_lifted<S: Store>(store: S) {
+    let sku = Sku::new(&store);
+    let (pu, id) = (fresh("pu"), fresh("sku"));
+    for block in [sku.block(&pu, true), sku.block(&id, false)] {
+        store.block(&block).await.expect("the store answers");
     }
-    assert!(shelf.unblock(&pu).await);
-    assert!(shelf.out().await);
-    assert!(shelf.unblock(&sku).await);
-    assert!(!shelf.out().await);
+    assert!(sku.unblock(&pu).await);
+    assert!(sku.out().await);
+    assert!(sku.unblock(&id).await);
+    assert!(!sku.out().await);
 }
 
-async fn a_block_that_is_sent_twice_is_in_force_once<S: Store>(store: S) {
-    let shelf = Shelf::new(&store);
+async fn a_block_that_is_sent_twice_is_lifted_once<S: Store>(store: S) {
+    let sku = Sku::new(&store);
     let id = fresh("pu");
-    let block = shelf.block(&id, true);
+    let block = sku.block(&id, true);
     for _ in 0..2 {
-        store.block(&block).await.expect("block answers");
+        store.block(&block).await.expect("the store answers");
     }
-    let listed = store.blocks().await.expect("blocks answer");
+    let listed = store.blocks().await.expect("the store answers");
     assert_eq!(listed.iter().filter(|b| **b == block).count(), 1);
-    assert!(shelf.unblock(&id).await);
-    assert!(!shelf.out().await);
+    assert!(sku.unblock(&id).await);
+    assert!(!sku.out().await);
 }
 
-async fn one_who_expects_another_namespace_is_refused<S: Store>(store: S) {
-    let now = store.active().await.expect("active answers");
+async fn a_promotion_that_expects_another_namespace_is_refused<S: Store>(store: S) {
+    let now = store.active().await.expect("the store answers");
     let (old, new) = (fresh("ns"), fresh("ns"));
     let set = async |ns: &str, expected: Option<&str>| {
         let set = store.set_active(ns, expected).await;
-        set.expect("set_active answers")
+        set.expect("the store answers")
     };
     assert!(set(&old, now.as_deref()).await);
     assert!(!set(&new, now.as_deref()).await);
     assert!(!set(&new, Some(&new)).await);
     assert!(set(&new, Some(&old)).await);
-    let active = store.active().await.expect("active answers");
+    let active = store.active().await.expect("the store answers");
     assert_eq!(active, Some(new));
 }
 
-async fn fallbacks_are_kept_by_segment<S: Store>(store: S) {
+async fn a_fallback_is_stored_for_each_segment<S: Store>(store: S) {
     let (ns, other) = (fresh("ns"), fresh("ns"));
     for (segment, doc) in [("default", "{}"), ("50+ {w}", r#"{"a":1}"#)] {
         let set = store.set_fallback(&ns, segment, doc).await;
-        set.expect("set_fallback answers");
-        let read = store.fallback(&ns, segment).await.expect("answers");
+        set.expect("the store answers");
+        let read = store
+            .fallback(&ns, segment)
+            .await
+            .expect("the store answers");
         assert_eq!(read.as_deref(), Some(doc));
-        let beside = store.fallback(&other, segment).await.expect("answers");
+        let beside = store
+            .fallback(&other, segment)
+            .await
+            .expect("the store answers");
         assert_eq!(beside, None);
     }
     assert!(store.set_fallback(&ns, "", "{}").await.is_err());

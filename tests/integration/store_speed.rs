@@ -1,4 +1,5 @@
-//! No promise: prints what the store's operations cost here. `cargo test --test integration speed -- --ignored --nocapture`
+//! A measurement, not a test: prints what the store's operations cost on this machine.
+//! `scripts/test --test integration speed_of_one_redis -- --ignored --nocapture`
 
 use std::time::Instant;
 
@@ -28,12 +29,12 @@ async fn measure<S: Store>(name: &str, store: S) {
         let writes: Vec<FoldWrite> = users.iter().map(|user| write(user, 0, WINDOW)).collect();
         let start = Instant::now();
         for part in writes.chunks(batch) {
-            store.fold(&ns, part).await.expect("fold answers");
+            store.fold(&ns, part).await.expect("the store answers");
         }
         report("fold", start);
         let start = Instant::now();
         for part in users.chunks(batch) {
-            store.load(&ns, part).await.expect("load answers");
+            store.load(&ns, part).await.expect("the store answers");
         }
         report("load", start);
         let claims = users.iter().map(|user| Claim {
@@ -44,9 +45,9 @@ async fn measure<S: Store>(name: &str, store: S) {
         let claims: Vec<Claim> = claims.collect();
         let start = Instant::now();
         for part in claims.chunks(batch) {
-            store.claim(&ns, part).await.expect("take answers");
+            store.claim(&ns, part).await.expect("the store answers");
         }
-        report("take", start);
+        report("claim", start);
         let lists: Vec<Publish> = users
             .iter()
             .map(|user| {
@@ -58,19 +59,19 @@ async fn measure<S: Store>(name: &str, store: S) {
             .collect();
         let start = Instant::now();
         for part in lists.chunks(batch) {
-            store.publish(&ns, part).await.expect("publish answers");
+            store.publish(&ns, part).await.expect("the store answers");
         }
         report("publish", start);
         let start = Instant::now();
         for part in users.chunks(batch) {
-            store.peek(&ns, part).await.expect("peek answers");
+            store.peek(&ns, part).await.expect("the store answers");
         }
         report("peek", start);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-#[ignore = "a measurement"]
+#[ignore = "a measurement: it prints and checks nothing"]
 async fn speed_of_one_redis_and_of_a_cluster() {
     measure("memory ", memory()).await;
     measure("single ", single()).await;

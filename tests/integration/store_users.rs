@@ -1,5 +1,5 @@
-//! Promise: a state is written iff it was made from what is stored and knows of the user's erase; a
-//! take loses no event. Duplicates, stale, late and zombie writes change nothing.
+//! Promise: a state is written iff it was made from the stored version and knows the user's erase; a claim loses no
+//! event. Duplicate, stale and late writes change nothing, also from a former owner of the partition.
 
 use nearshore_core::ports::store::{Error, FoldWrite, Folded, Store};
 use nearshore_core::user::event::UserId;
@@ -13,29 +13,29 @@ use crate::store::{
 };
 
 crate::for_every_store!(
-    what_is_written_is_what_is_loaded,
+    a_written_state_is_loaded_unchanged,
     a_fold_that_is_sent_twice_is_stored_once,
-    a_stale_writer_is_told_to_reload,
+    a_write_from_an_old_version_is_stale,
     a_late_write_changes_nothing,
-    a_zombie_that_knew_nothing_changes_nothing,
+    a_former_owner_with_a_wrong_version_changes_nothing,
     a_profile_is_kept_unless_it_changed,
-    an_erase_takes_list_and_profile_and_stays_in_force,
+    an_erase_deletes_list_and_profile_and_refuses_older_states,
     an_erase_that_is_sent_twice_is_stored_once,
     an_erase_in_one_namespace_refuses_older_writes_in_another,
-    what_is_later_than_the_erase_stays,
-    a_profile_without_a_state_is_still_loaded_and_erased,
-    a_take_clears_the_mark_and_makes_cached_copies_stale,
-    a_take_of_an_unknown_user_is_none,
-    takes_are_counted_by_the_day_of_their_request,
-    a_take_sees_the_erase_of_another_namespace,
-    ids_with_braces_percents_and_spaces_are_users_of_their_own,
+    what_is_later_than_the_erase_is_kept,
+    an_erase_of_a_user_without_a_state_is_known,
+    a_claim_clears_pending_and_makes_cached_versions_stale,
+    a_claim_of_an_unknown_user_is_none,
+    claims_are_counted_by_the_day_of_their_request,
+    a_claim_sees_the_erase_of_another_namespace,
+    ids_with_braces_percents_and_spaces_are_distinct_users,
     an_empty_id_and_a_wrong_namespace_are_refused,
     a_batch_is_answered_in_its_order,
-    a_scan_finds_every_user_and_nobody_else,
+    a_scan_finds_every_user_of_the_namespace_and_no_other,
     deleting_a_namespace_leaves_the_others,
 );
 
-async fn what_is_written_is_what_is_loaded<S: Store>(store: S) {
+async fn a_written_state_is_loaded_unchanged<S: Store>(store: S) {
     let (ns, user) = (fresh("ns"), user("u"));
     assert_eq!(load(&store, &ns, &user).await, Held::default());
     let mut write = write(&user, 0, 3);
@@ -47,10 +47,10 @@ async fn what_is_written_is_what_is_loaded<S: Store>(store: S) {
         claims: 2,
     };
     assert_eq!(fold(&store, &ns, write.clone()).await, STORED(1));
-    let held = load(&store, &ns, &user).await;
-    assert_eq!(held.state, write.state);
-    assert_eq!(held.activity, write.activity);
-    assert_eq!((held.ver, held.claim), (1, 0));
+    let loaded = load(&store, &ns, &user).await;
+    assert_eq!(loaded.state, write.state);
+    assert_eq!(loaded.activity, write.activity);
+    assert_eq!((loaded.ver, loaded.claim), (1, 0));
 }
 
 async fn a_fold_that_is_sent_twice_is_stored_once<S: Store>(store: S) {
@@ -61,7 +61,7 @@ async fn a_fold_that_is_sent_twice_is_stored_once<S: Store>(store: S) {
     assert_eq!(load(&store, &ns, &user).await.ver, 1);
 }
 
-async fn a_stale_writer_is_told_to_reload<S: Store>(store: S) {
+async fn a_write_from_an_old_version_is_stale<S: Store>(store: S) {
     let (ns, user) = (fresh("ns"), user("u"));
     assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(1));
     assert_eq!(fold(&store, &ns, write(&user, 1, 2)).await, STORED(2));
@@ -75,7 +75,7 @@ async fn a_late_write_changes_nothing<S: Store>(store: S) {
     late.list = first("late");
     late.profile_changed = true;
     late.state.profile = Some(profile(9, 9000));
-    // It timed out at its sender, who loaded and wrote again; now it lands.
+    // It timed out at its sender, which loaded and wrote again; now it arrives.
     assert_eq!(fold(&store, &ns, write(&user, 0, 2)).await, STORED(1));
     let before = load(&store, &ns, &user).await;
     assert_eq!(fold(&store, &ns, late).await, Folded::Stale);
@@ -83,13 +83,13 @@ async fn a_late_write_changes_nothing<S: Store>(store: S) {
     assert_eq!(doc(&store, &ns, &user).await, None);
 }
 
-async fn a_zombie_that_knew_nothing_changes_nothing<S: Store>(store: S) {
+async fn a_former_owner_with_a_wrong_version_changes_nothing<S: Store>(store: S) {
     let (ns, user) = (fresh("ns"), user("u"));
     assert_eq!(fold(&store, &ns, write(&user, 0, 5)).await, STORED(1));
-    // An owner of before the rebalance with versions of a store that is gone.
+    // An owner from before a rebalance, with a version that the store no longer has or never had.
     for expected in [0, 7] {
-        let zombie = write(&user, expected, 1);
-        assert_eq!(fold(&store, &ns, zombie).await, Folded::Stale);
+        let old = write(&user, expected, 1);
+        assert_eq!(fold(&store, &ns, old).await, Folded::Stale);
     }
     assert_eq!(load(&store, &ns, &user).await.state, state(5));
 }
@@ -103,35 +103,40 @@ async fn a_profile_is_kept_unless_it_changed<S: Store>(store: S) {
     let mut unchanged = write(&user, 1, 2);
     unchanged.state.profile = Some(profile(1, 500));
     assert_eq!(fold(&store, &ns, unchanged).await, STORED(2));
-    let held = load(&store, &ns, &user).await;
-    assert_eq!(held.state.profile, Some(profile(1, 500)));
+    let loaded = load(&store, &ns, &user).await;
+    assert_eq!(loaded.state.profile, Some(profile(1, 500)));
     let mut without = write(&user, 2, 2);
     without.profile_changed = true;
     assert_eq!(fold(&store, &ns, without).await, STORED(3));
     assert_eq!(load(&store, &ns, &user).await.state.profile, None);
 }
 
-/// A user with events, a profile and a list of the model, at version 2 and claim 1.
+/// Writes a user with events, a profile and a list by the model, at version 2 and claim 1.
 async fn settle<S: Store>(store: &S, ns: &str, user: &UserId) {
     let mut with = write(user, 0, 3);
     with.state.profile = Some(profile(1, 500));
     with.profile_changed = true;
     assert_eq!(fold(store, ns, with).await, STORED(1));
-    let claimed = claim(store, ns, user, 40_000).await.expect("stored");
+    let claimed = claim(store, ns, user, 40_000)
+        .await
+        .expect("the user is stored");
     assert_eq!(claimed.claim, 1);
     publish(store, ns, list(user, 1)).await;
     assert!(doc(store, ns, user).await.is_some());
 }
 
-async fn an_erase_takes_list_and_profile_and_stays_in_force<S: Store>(store: S) {
+async fn an_erase_deletes_list_and_profile_and_refuses_older_states<S: Store>(store: S) {
     let (ns, user) = (fresh("ns"), user("u"));
     settle(&store, &ns, &user).await;
     assert_eq!(fold(&store, &ns, erase(&user, 2, 5000)).await, STORED(3));
-    let held = load(&store, &ns, &user).await;
-    assert_eq!(held.state.erased_at, Timestamp(5000));
-    assert_eq!((held.state.profile, held.state.window), (None, Vec::new()));
+    let loaded = load(&store, &ns, &user).await;
+    assert_eq!(loaded.state.erased_at, Timestamp(5000));
+    assert_eq!(
+        (loaded.state.profile, loaded.state.window),
+        (None, Vec::new())
+    );
     assert_eq!(doc(&store, &ns, &user).await, None);
-    // Who holds the right version but a state of before the erase is refused, too.
+    // The right version with a state from before the erase is refused, too.
     let refused = Folded::Erased {
         at: Timestamp(5000),
     };
@@ -164,24 +169,28 @@ async fn an_erase_in_one_namespace_refuses_older_writes_in_another<S: Store>(sto
         at: Timestamp(2500),
     };
     assert_eq!(fold(&store, &old, write(&user, 2, 4)).await, refused);
-    let held = load(&store, &old, &user).await;
-    assert_eq!((held.ver, held.state.erased_at), (2, Timestamp(2500)));
-    assert_eq!(held.state.profile, None);
-    assert_eq!(held.state.window, state(3).window[2..]);
-    assert_eq!(held.state.fences, state(3).fences, "fences stay");
-    assert_eq!(doc(&store, &old, &user).await, None, "a list of before");
+    let loaded = load(&store, &old, &user).await;
+    assert_eq!((loaded.ver, loaded.state.erased_at), (2, Timestamp(2500)));
+    assert_eq!(loaded.state.profile, None);
+    assert_eq!(loaded.state.window, state(3).window[2..]);
+    assert_eq!(loaded.state.fences, state(3).fences, "fences are kept");
+    assert_eq!(
+        doc(&store, &old, &user).await,
+        None,
+        "the list is from before the erase"
+    );
 
-    // As `load` gave it, it may be written; the old namespace's list and profile go with it.
+    // The state as `load` returned it may be written; the write deletes the namespace's old list and profile.
     let mut write = write(&user, 2, 4);
     write.state.window = state(4).window[2..].to_vec();
     write.state.erased_at = Timestamp(2500);
     assert_eq!(fold(&store, &old, write).await, STORED(3));
-    let held = load(&store, &old, &user).await;
-    assert_eq!((held.state.window.len(), held.state.profile), (2, None));
+    let loaded = load(&store, &old, &user).await;
+    assert_eq!((loaded.state.window.len(), loaded.state.profile), (2, None));
     assert_eq!(doc(&store, &old, &user).await, None);
 }
 
-async fn what_is_later_than_the_erase_stays<S: Store>(store: S) {
+async fn what_is_later_than_the_erase_is_kept<S: Store>(store: S) {
     let (ns, user) = (fresh("ns"), user("u"));
     let mut write = write(&user, 0, 4);
     write.state.window.drain(..2);
@@ -195,49 +204,53 @@ async fn what_is_later_than_the_erase_stays<S: Store>(store: S) {
     assert_eq!(doc(&store, &ns, &user).await.as_deref(), Some("fallback"));
 }
 
-async fn a_profile_without_a_state_is_still_loaded_and_erased<S: Store>(store: S) {
+async fn an_erase_of_a_user_without_a_state_is_known<S: Store>(store: S) {
     let (ns, other, user) = (fresh("ns"), fresh("ns"), user("u"));
-    // An erase of a user whom this namespace never saw: erased_at alone is known.
+    // An erase of a user unknown to this namespace: only erased_at is known.
     assert_eq!(fold(&store, &other, erase(&user, 0, 700)).await, STORED(1));
-    let held = load(&store, &ns, &user).await;
-    assert_eq!((held.ver, held.state.erased_at), (0, Timestamp(700)));
+    let loaded = load(&store, &ns, &user).await;
+    assert_eq!((loaded.ver, loaded.state.erased_at), (0, Timestamp(700)));
     let refused = Folded::Erased { at: Timestamp(700) };
     assert_eq!(fold(&store, &ns, write(&user, 0, 0)).await, refused);
     let known = FoldWrite {
-        state: held.state,
+        state: loaded.state,
         ..write(&user, 0, 0)
     };
     assert_eq!(fold(&store, &ns, known).await, STORED(1));
 }
 
-async fn a_take_clears_the_mark_and_makes_cached_copies_stale<S: Store>(store: S) {
+async fn a_claim_clears_pending_and_makes_cached_versions_stale<S: Store>(store: S) {
     let (ns, user) = (fresh("ns"), user("u"));
     let mut with = write(&user, 0, 2);
     with.state.profile = Some(profile(1, 500));
     with.profile_changed = true;
     assert_eq!(fold(&store, &ns, with.clone()).await, STORED(1));
-    let claimed = claim(&store, &ns, &user, 32_000).await.expect("stored");
+    let claimed = claim(&store, &ns, &user, 32_000)
+        .await
+        .expect("the user is stored");
     assert_eq!(claimed.state, with.state);
     assert_eq!((claimed.claim, claimed.pending), (1, activity(2).pending));
 
-    let held = load(&store, &ns, &user).await;
-    assert_eq!((held.ver, held.claim), (2, 1));
-    assert_eq!((held.activity.pending, held.activity.score), (None, 0));
+    let loaded = load(&store, &ns, &user).await;
+    assert_eq!((loaded.ver, loaded.claim), (2, 1));
+    assert_eq!((loaded.activity.pending, loaded.activity.score), (None, 0));
     assert_eq!(fold(&store, &ns, write(&user, 1, 3)).await, Folded::Stale);
     assert_eq!(fold(&store, &ns, write(&user, 2, 3)).await, STORED(3));
-    // A fold does not touch the claim, and a second take finds what came in between.
-    let claimed = claim(&store, &ns, &user, 33_000).await.expect("stored");
+    // A fold does not change the claim number, and a second claim finds what was folded in between.
+    let claimed = claim(&store, &ns, &user, 33_000)
+        .await
+        .expect("the user is stored");
     assert_eq!((claimed.claim, claimed.state.window.len()), (2, 3));
     assert_eq!(peek(&store, &ns, &user).await.claim, 2);
 }
 
-async fn a_take_of_an_unknown_user_is_none<S: Store>(store: S) {
+async fn a_claim_of_an_unknown_user_is_none<S: Store>(store: S) {
     let (ns, user) = (fresh("ns"), user("u"));
     assert_eq!(claim(&store, &ns, &user, 1).await, None);
     assert_eq!(load(&store, &ns, &user).await, Held::default());
 }
 
-async fn takes_are_counted_by_the_day_of_their_request<S: Store>(store: S) {
+async fn claims_are_counted_by_the_day_of_their_request<S: Store>(store: S) {
     const DAY: i64 = 86_400_000;
     let (ns, user) = (fresh("ns"), user("u"));
     assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(1));
@@ -247,10 +260,12 @@ async fn takes_are_counted_by_the_day_of_their_request<S: Store>(store: S) {
         (base + 5, 20_000, 1),
         (base + DAY - 1, 20_000, 2),
         (base + DAY, 20_001, 1),
-        // An older request, e.g. a sweep's, counts on the day of the latest.
+        // An older request, e.g. of a sweep, counts on the day of the latest.
         (base + 7, 20_001, 2),
     ] {
-        claim(&store, &ns, &user, due).await.expect("stored");
+        claim(&store, &ns, &user, due)
+            .await
+            .expect("the user is stored");
         last = due.max(last);
         let expected = Activity {
             claim_rate: ClaimRate {
@@ -264,17 +279,19 @@ async fn takes_are_counted_by_the_day_of_their_request<S: Store>(store: S) {
     }
 }
 
-async fn a_take_sees_the_erase_of_another_namespace<S: Store>(store: S) {
+async fn a_claim_sees_the_erase_of_another_namespace<S: Store>(store: S) {
     let (ns, other, user) = (fresh("ns"), fresh("ns"), user("u"));
     settle(&store, &ns, &user).await;
     assert_eq!(fold(&store, &other, erase(&user, 0, 2500)).await, STORED(1));
-    let claimed = claim(&store, &ns, &user, 50_000).await.expect("stored");
+    let claimed = claim(&store, &ns, &user, 50_000)
+        .await
+        .expect("the user is stored");
     assert_eq!(claimed.state.erased_at, Timestamp(2500));
     assert_eq!(claimed.state.window, state(3).window[2..]);
     assert_eq!(claimed.state.profile, None);
 }
 
-async fn ids_with_braces_percents_and_spaces_are_users_of_their_own<S: Store>(store: S) {
+async fn ids_with_braces_percents_and_spaces_are_distinct_users<S: Store>(store: S) {
     let (ns, base) = (fresh("ns"), fresh("u"));
     let ids = [
         "{}",
@@ -295,20 +312,20 @@ async fn ids_with_braces_percents_and_spaces_are_users_of_their_own<S: Store>(st
         .zip(&users)
         .map(|(n, user)| write(user, 0, n))
         .collect();
-    for answer in store.fold(&ns, &writes).await.expect("fold answers") {
+    for answer in store.fold(&ns, &writes).await.expect("the store answers") {
         assert_eq!(answer, STORED(1));
     }
-    let held = store.load(&ns, &users).await.expect("load answers");
-    for (held, write) in held.iter().zip(&writes) {
-        assert_eq!(held.state, write.state, "{:?}", write.user);
+    let loaded = store.load(&ns, &users).await.expect("the store answers");
+    for (loaded, write) in loaded.iter().zip(&writes) {
+        assert_eq!(loaded.state, write.state, "{:?}", write.user);
     }
     assert_eq!(scan(&store, &ns).await, sorted(users));
 }
 
 async fn an_empty_id_and_a_wrong_namespace_are_refused<S: Store>(store: S) {
     let ns = fresh("ns");
-    let nobody = [UserId("".into())];
-    let refused = store.load(&ns, &nobody).await.expect_err("empty");
+    let empty = [UserId("".into())];
+    let refused = store.load(&ns, &empty).await.expect_err("empty");
     assert!(matches!(refused, Error::Refused { .. }), "{refused}");
     for ns in ["", "nearshore", "a:b", "Upper", "{x}"] {
         let refused = store.load(ns, &[user("u")]).await.expect_err(ns);
@@ -322,31 +339,31 @@ async fn an_empty_id_and_a_wrong_namespace_are_refused<S: Store>(store: S) {
 async fn a_batch_is_answered_in_its_order<S: Store>(store: S) {
     let ns = fresh("ns");
     let users: Vec<UserId> = (0..600).map(|_| user("u")).collect();
-    // Every third knows too much, so that the answers differ.
+    // Every third expects a version that is not stored, so that the answers differ.
     let expected = |nth: usize| u64::from(nth % 3 == 2);
     let writes: Vec<FoldWrite> = users
         .iter()
         .enumerate()
         .map(|(nth, user)| write(user, expected(nth), 1 + nth as i64 % 5))
         .collect();
-    let answers = store.fold(&ns, &writes).await.expect("fold answers");
+    let answers = store.fold(&ns, &writes).await.expect("the store answers");
     for (nth, answer) in answers.iter().enumerate() {
-        let told = if nth % 3 == 2 {
+        let expected = if nth % 3 == 2 {
             Folded::Stale
         } else {
             STORED(1)
         };
-        assert_eq!(*answer, told, "{nth}");
+        assert_eq!(*answer, expected, "{nth}");
     }
-    let held = store.load(&ns, &users).await.expect("load answers");
-    for (nth, held) in held.iter().enumerate().filter(|(nth, _)| nth % 3 != 2) {
-        assert_eq!(held.state, state(1 + nth as i64 % 5), "{nth}");
+    let loaded = store.load(&ns, &users).await.expect("the store answers");
+    for (nth, loaded) in loaded.iter().enumerate().filter(|(nth, _)| nth % 3 != 2) {
+        assert_eq!(loaded.state, state(1 + nth as i64 % 5), "{nth}");
     }
     assert!(
         store
             .load(&ns, &[])
             .await
-            .expect("nothing to do")
+            .expect("the store answers")
             .is_empty()
     );
 }
@@ -355,7 +372,7 @@ async fn scan<S: Store>(store: &S, ns: &str) -> Vec<UserId> {
     let mut found = Vec::new();
     let mut cursor = None;
     loop {
-        let (page, next) = store.scan(ns, cursor).await.expect("scan answers");
+        let (page, next) = store.scan(ns, cursor).await.expect("the store answers");
         found.extend(page);
         match next {
             Some(next) => cursor = Some(next),
@@ -370,11 +387,11 @@ fn sorted(mut users: Vec<UserId>) -> Vec<UserId> {
     users
 }
 
-async fn a_scan_finds_every_user_and_nobody_else<S: Store>(store: S) {
+async fn a_scan_finds_every_user_of_the_namespace_and_no_other<S: Store>(store: S) {
     let ns = fresh("ns");
     let users: Vec<UserId> = (0..1200).map(|_| user("u")).collect();
     let writes: Vec<FoldWrite> = users.iter().map(|user| write(user, 0, 1)).collect();
-    store.fold(&ns, &writes).await.expect("fold answers");
+    store.fold(&ns, &writes).await.expect("the store answers");
     let beside = format!("{ns}-b");
     let other = write(&user("u"), 0, 1);
     assert_eq!(fold(&store, &beside, other).await, STORED(1));
@@ -386,19 +403,28 @@ async fn deleting_a_namespace_leaves_the_others<S: Store>(store: S) {
     let beside = format!("{ns}-b");
     settle(&store, &ns, &user).await;
     settle(&store, &beside, &user).await;
-    store.set_fallback(&ns, "default", "{}").await.expect("set");
+    store
+        .set_fallback(&ns, "default", "{}")
+        .await
+        .expect("the store answers");
     let mut cursor = None;
-    let mut gone = 0;
+    let mut total = 0;
     loop {
-        let (some, next) = store.delete(&ns, cursor).await.expect("delete answers");
-        gone += some;
+        let (deleted, next) = store.delete(&ns, cursor).await.expect("the store answers");
+        total += deleted;
         match next {
             Some(next) => cursor = Some(next),
             None => break,
         }
     }
-    assert!(gone > 0);
+    assert!(total > 0);
     assert_eq!(load(&store, &ns, &user).await, Held::default());
-    assert_eq!(store.fallback(&ns, "default").await.expect("read"), None);
+    assert_eq!(
+        store
+            .fallback(&ns, "default")
+            .await
+            .expect("the store answers"),
+        None
+    );
     assert_eq!(load(&store, &beside, &user).await.ver, 2);
 }

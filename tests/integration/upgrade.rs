@@ -1,9 +1,9 @@
-//! Promise: this version and the one before live together, through a rolling upgrade and back: states, requests, lists and
-//! scripts of one are read by the other, and nothing is lost or doubled.
+//! Promise: this version and the one before run side by side, through a rolling upgrade and a rollback: each reads
+//! states, requests, lists and scripts of the other, and nothing is lost or doubled.
 //!
-//! With two binaries it is played by hand, once per release: `scripts/old-binary` builds the one before, and
-//! `NEARSHORE_TEST_OLD_BINARY` names it (docs/runbook.md, "An upgrade, and back"). What always runs is bytes that the one
-//! before writes: of states, kept in `src/state/blob_tests.rs`; of the wire, composed here from its code.
+//! The test with two binaries is run by hand, once per release: `scripts/old-binary` builds the version before, and
+//! `NEARSHORE_TEST_OLD_BINARY` names it (docs/runbook.md, "An upgrade, and back"). What always runs is bytes of the
+//! version before: states in `crates/core/src/user/state/blob_tests.rs`, requests and lists here.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +22,7 @@ fn user(nth: usize) -> String {
     format!("u{nth}")
 }
 
-/// A round: everyone buys, some change their profile.
+/// Sends a purchase of every user and a profile of every third, and waits until they are folded.
 async fn round(site: &Site, nth: usize) {
     let bought = (0..USERS).map(|who| site.bought(&user(who), who + 7 * nth));
     let mut records: Vec<_> = bought.collect();
@@ -32,7 +32,7 @@ async fn round(site: &Site, nth: usize) {
     site.committed().await;
 }
 
-/// Waits until everyone has a list of the model that has seen all of their state.
+/// Waits until every user has a list by the model that has seen all of their state.
 async fn served(site: &Site) {
     eventually(LIMIT, || async {
         let users: Vec<UserId> = (0..USERS).map(|nth| UserId(user(nth).into())).collect();
@@ -42,7 +42,7 @@ async fn served(site: &Site) {
             let doc = Document::parse(&list.doc).map_err(|error| error.to_string())?;
             if doc.source != Source::Model || !list.seen.contains_all(&peek.fences) {
                 return Err(format!(
-                    "{user}: {:?} covers {} of {}",
+                    "{user}: the list is by {:?} and has seen {}, not {}",
                     doc.source, list.seen, peek.fences
                 ));
             }
@@ -59,7 +59,7 @@ const REQUEST: &str = r#"{"v":1,"ns":"main","user":"u1","reason":"activity","sou
 const LIST: &str = r#"{"schema":1,"list_id":"00f1","user":"u1","arm":"test","source":"model","at":1700000000000,"segment":"default","names":["BAGELS"],"scores":[-1.5],"skus":[["sku-08"]]}"#;
 
 #[test]
-fn requests_and_lists_of_the_version_before_are_read_and_ours_have_all_that_it_knows() {
+fn requests_and_lists_of_the_version_before_are_read_and_written_with_all_their_fields() {
     let topics = nearshore_core::queue::topics::Topics::default();
     let record = nearshore_core::user::record::Record {
         position: "0/regen-live/0:1".parse().expect("a position"),
@@ -68,19 +68,19 @@ fn requests_and_lists_of_the_version_before_are_read_and_ours_have_all_that_it_k
         value: Some(REQUEST.into()),
         headers: Vec::new(),
     };
-    let request = Request::decode(&record).expect("read");
+    let request = Request::decode(&record).expect("it is read");
     assert_eq!((request.force, request.lane), (false, Lane::Live));
-    let ours = nearshore::members::records::request_record(&topics, &request);
-    let list = Document::parse(LIST).expect("read");
+    let record = nearshore::members::records::request_record(&topics, &request);
+    let list = Document::parse(LIST).expect("it is read");
     assert_eq!(list.pus.len(), 1);
-    for (theirs, ours) in [
-        (REQUEST, ours.value.expect("a request").to_vec()),
+    for (old, new) in [
+        (REQUEST, record.value.expect("a request").to_vec()),
         (LIST, list.to_json().into_bytes()),
     ] {
-        let theirs: Value = serde_json::from_str(theirs).expect("JSON");
-        let ours: Value = serde_json::from_slice(&ours).expect("JSON");
-        for (field, value) in theirs.as_object().expect("an object") {
-            assert_eq!(ours.get(field), Some(value), "{field}");
+        let old: Value = serde_json::from_str(old).expect("JSON");
+        let new: Value = serde_json::from_slice(&new).expect("JSON");
+        for (field, value) in old.as_object().expect("an object") {
+            assert_eq!(new.get(field), Some(value), "{field}");
         }
     }
 }
@@ -99,44 +99,40 @@ async fn a_rolling_upgrade_and_its_rollback_lose_and_double_nothing() {
     let old = crate::harness::variable("NEARSHORE_TEST_OLD_BINARY");
     let new = env!("CARGO_BIN_EXE_nearshore");
     let site = Site::open(&[]).await;
-    let file = site.folder().join("nearshore.toml");
-    let text = std::fs::read_to_string(&file).expect("written by the site");
-    let model = crate::harness::variable("NEARSHORE_TEST_MODEL");
-    site.write("nearshore.toml", &text.replace(&model, "table:5ms"));
     site.catalogue().await;
 
     let before = ready(&site, &old).await;
     round(&site, 0).await;
     served(&site).await;
-    // Both together, each with a share of the partitions.
+    // Both versions together, each with a share of the partitions.
     let after = ready(&site, new).await;
     round(&site, 1).await;
     served(&site).await;
     drop(before);
     round(&site, 2).await;
     served(&site).await;
-    // A request of the new version, with a field that the old one does not know, is served by the old one.
+    // A request of the new version, with a field that the old one ignores, is served by the old one.
     let again = ready(&site, &old).await;
     drop(after);
-    site.said(&["refresh", "--all", "--force"]).await;
+    site.output(&["refresh", "--all", "--force"]).await;
     round(&site, 3).await;
     served(&site).await;
     drop(again);
 
-    let letters: BTreeSet<String> = site
+    let dead_letters: BTreeSet<String> = site
         .read(&site.topics.dlq.clone())
         .await
         .iter()
-        .map(|letter| format!("{:?}", letter.headers))
+        .map(|record| format!("{:?}", record.headers))
         .collect();
-    assert!(letters.is_empty(), "{letters:?}");
-    // The fold of all that, by two versions, is the fold of the new one alone.
+    assert!(dead_letters.is_empty(), "{dead_letters:?}");
+    // What two versions folded equals what the new one folds alone.
     let alone = fresh("alone");
-    site.said(&["backfill", "--namespace", &alone, "--from", "earliest"])
+    site.output(&["backfill", "--namespace", &alone, "--from", "earliest"])
         .await;
     let digest = |ns: String| {
         let site = &site;
-        async move { site.said(&["namespace", "dump", &ns, "--digest"]).await }
+        async move { site.output(&["namespace", "dump", &ns, "--digest"]).await }
     };
     assert_eq!(digest(site.ns.clone()).await, digest(alone).await);
 }

@@ -1,8 +1,9 @@
-//! Keeps what neither the compiler nor clippy can: reads the sources and fails with file and line.
+//! Checks rules that neither the compiler nor clippy can check; a failure names file and line.
 //!
-//! It reads text, not types: comments and strings are blanked first, then words are looked for. Crates keep the layers
-//! apart, clippy keeps sizes, parameters and calls (`Cargo.toml`, `clippy.toml`); here are module heads, log lines that
-//! name users, file lengths, import circles, `pub` that only its own crate uses, and promises that name tests.
+//! It reads text, not types: comments and strings are blanked first, then words are searched. Crates separate the
+//! layers, clippy checks functions, parameters and calls (`Cargo.toml`, `clippy.toml`). Here are module heads, log
+//! lines that name users, file lengths, import circles, `pub` items that only their own crate uses, and promises that
+//! name tests.
 
 mod promises;
 mod scan;
@@ -14,9 +15,9 @@ use scan::Source;
 use walls::{circles, findings, header, unused};
 
 fn paths(folder: &Path, found: &mut Vec<PathBuf>) {
-    let entries = std::fs::read_dir(folder).expect("the folder is there");
+    let entries = std::fs::read_dir(folder).expect("the folder exists");
     for entry in entries {
-        let path = entry.expect("readable").path();
+        let path = entry.expect("the file is readable").path();
         if path.is_dir() {
             paths(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
@@ -34,15 +35,17 @@ fn sources() -> Vec<Source> {
     found.sort();
     assert!(found.len() > 250, "{} files", found.len());
     let source = |path: &PathBuf| {
-        let text = std::fs::read_to_string(path).expect("readable");
-        let name = path.strip_prefix(root).expect("it is inside");
+        let text = std::fs::read_to_string(path).expect("the file is readable");
+        let name = path
+            .strip_prefix(root)
+            .expect("the file is in the repository");
         Source::new(&name.display().to_string(), &text)
     };
     found.iter().map(source).collect()
 }
 
 #[test]
-fn every_file_keeps_the_rules() {
+fn every_file_obeys_the_rules() {
     let mut lines = Vec::new();
     for source in sources() {
         for finding in findings(&source) {
@@ -55,6 +58,7 @@ fn every_file_keeps_the_rules() {
     assert!(lines.is_empty(), "{}", lines.join("\n"));
 }
 
+/// Compares the findings in a file with this text with lines and parts of messages.
 fn check(path: &str, text: &str, expected: &[(usize, &str)]) {
     let text = format!("//! It decides.\n{text}");
     let found = findings(&Source::new(path, &text));
@@ -88,7 +92,7 @@ fn a_member_that_imports_another_is_found() {
 }
 
 #[test]
-fn a_circle_is_found_and_its_files_named() {
+fn an_import_circle_is_found_with_its_files() {
     let files = [
         ("crates/core/src/a/one.rs", "use crate::b::{two::X, three};"),
         ("crates/core/src/b/two.rs", "fn f() { crate::a::one::y() }"),
@@ -97,7 +101,7 @@ fn a_circle_is_found_and_its_files_named() {
             "use super::two::X; // crate::a::one",
         ),
         ("crates/core/src/lib.rs", "pub mod a;"),
-        // The same names in another crate are other files.
+        // The same module names in another crate.
         ("crates/engine/src/b/two.rs", "use crate::a::one::X;"),
     ];
     let sources = files.map(|(path, text)| Source::new(path, text));
@@ -170,7 +174,7 @@ fn a_log_line_that_names_a_user_is_found() {
 }
 
 #[test]
-fn a_module_without_a_header_is_found() {
+fn a_module_without_a_head_is_found() {
     let source = Source::new("crates/kafka/src/a.rs", "use std::fmt;\n");
     assert_eq!(header(&source).len(), 1);
 }

@@ -1,21 +1,22 @@
-//! `docs/promises.md` names tests; a promise whose test was renamed or removed is a promise without one.
+//! Checks that the tests, scripts and pages which `docs/promises.md` names exist: a promise whose test was renamed or
+//! removed has no test.
 //!
-//! A test is written `path/of/file.rs::name` in the page; a script or page between backticks must be there, too.
+//! The page writes a test as `path/of/file.rs::name`, between backticks.
 
 use std::path::Path;
 
-/// What stands between backticks and looks like a file of ours, with the test's name if it has one.
+/// Paths of this repository between backticks, each with the name of a test if it has one.
 fn named(page: &str) -> Vec<(String, Option<String>)> {
     let spans = page.split('`').skip(1).step_by(2);
-    let ours = |span: &&str| {
+    let of_repository = |span: &&str| {
         ["src/", "crates/", "tests/", "scripts/", "docs/"]
             .iter()
             .any(|folder| span.starts_with(folder))
     };
     spans
-        .filter(ours)
+        .filter(of_repository)
         .map(|span| {
-            // What follows a blank are arguments.
+            // Arguments follow after a blank.
             let span = span.split(' ').next().unwrap_or(span);
             match span.split_once("::") {
                 Some((file, test)) => (file.to_owned(), Some(test.to_owned())),
@@ -27,29 +28,29 @@ fn named(page: &str) -> Vec<(String, Option<String>)> {
 
 fn missing(root: &Path, (file, test): &(String, Option<String>)) -> Option<String> {
     let Ok(text) = std::fs::read_to_string(root.join(file)) else {
-        return (!root.join(file).is_dir()).then(|| format!("{file} is not there"));
+        return (!root.join(file).is_dir()).then(|| format!("{file} does not exist"));
     };
     let test = test.as_ref()?;
     let at = text.find(&format!("fn {test}("));
     let Some(at) = at else {
         return Some(format!("{file} has no test {test}"));
     };
-    // Within the attributes before it, or inside a `proptest!`.
+    // Its attributes are on the lines before it, also inside a `proptest!`.
     let before = &text[..at];
     let marked = before.rfind("#[").is_some_and(|mark| {
         before[mark..].matches('\n').count() <= 2 && before[mark..].contains("test")
     });
-    (!marked).then(|| format!("{file}: {test} is no test"))
+    (!marked).then(|| format!("{file}: {test} is not a test"))
 }
 
 #[test]
-fn every_promise_names_tests_that_exist() {
+fn every_test_that_a_promise_names_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = std::fs::read_to_string(root.join("docs/promises.md")).expect("docs/promises.md");
     let named = named(&page);
     assert!(
         named.len() > 30,
-        "only {} names found: is the page read right?",
+        "only {} names found in docs/promises.md",
         named.len()
     );
     let wrong: Vec<String> = named.iter().filter_map(|it| missing(root, it)).collect();
@@ -57,10 +58,10 @@ fn every_promise_names_tests_that_exist() {
 }
 
 #[test]
-fn a_test_that_is_not_there_is_told() {
+fn a_missing_test_is_found() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let page = "`tests/tidy/promises.rs::named` `tests/tidy/promises.rs::gone` `tests/gone.rs` \
-                `tests/tidy/promises.rs::a_test_that_is_not_there_is_told` `scripts/test --exec x`";
+    let page = "`tests/tidy/promises.rs::named` `tests/tidy/promises.rs::missing_test` `tests/missing.rs` \
+                `tests/tidy/promises.rs::a_missing_test_is_found` `scripts/test --exec x`";
     let wrong: Vec<String> = named(page)
         .iter()
         .filter_map(|it| missing(root, it))
@@ -68,9 +69,9 @@ fn a_test_that_is_not_there_is_told() {
     assert_eq!(
         wrong,
         [
-            "tests/tidy/promises.rs: named is no test",
-            "tests/tidy/promises.rs has no test gone",
-            "tests/gone.rs is not there",
+            "tests/tidy/promises.rs: named is not a test",
+            "tests/tidy/promises.rs has no test missing_test",
+            "tests/missing.rs does not exist",
         ]
     );
 }

@@ -1,13 +1,13 @@
-//! Reading sources as text: comments and strings blanked, tests cut off, words and brackets found.
+//! Reads sources as text: blanks comments and strings, cuts off tests, finds words and brackets.
 
 /// One source file.
 pub(crate) struct Source {
-    /// Relative to the repository.
+    /// Path relative to the repository.
     pub(crate) path: String,
     pub(crate) text: String,
     /// `text` with comments and strings blanked, line by line the same.
     pub(crate) code: String,
-    /// `code` without what is compiled for tests only.
+    /// `code` without items under `#[cfg(test)]`; empty for files of tests.
     pub(crate) shipped: String,
 }
 
@@ -63,7 +63,7 @@ impl Source {
         self.path.starts_with("crates/") && self.home().is_some()
     }
 
-    /// What the compiler builds the file into: a crate, or the tests and benches of one.
+    /// Folder of the crate, or of its tests or benches, that the file is compiled into.
     pub(crate) fn unit(&self) -> &str {
         let parts = if self.path.starts_with("crates/") {
             3
@@ -76,7 +76,7 @@ impl Source {
     }
 }
 
-/// Spaces for every character of a comment or a string's inside.
+/// Replaces comments and the insides of strings by spaces.
 fn blank(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = bytes.to_vec();
@@ -99,7 +99,7 @@ fn blank(text: &str) -> String {
         }
         here = end.max(here + 1);
     }
-    String::from_utf8(out).expect("only whole characters were blanked")
+    String::from_utf8(out).expect("only whole characters are blanked")
 }
 
 fn part_of_word(bytes: &[u8], here: usize) -> bool {
@@ -142,7 +142,7 @@ fn string_end(bytes: &[u8], here: usize) -> usize {
     (at + 1).min(bytes.len())
 }
 
-/// End of `r"…"`, `r#"…"#`, `br"…"`; `None` if none begins here.
+/// End of `r"…"`, `r#"…"#` or `br"…"`; `None` if no such string begins here.
 fn raw_end(bytes: &[u8], here: usize) -> Option<usize> {
     let prefix = bytes[here..]
         .iter()
@@ -215,13 +215,13 @@ fn without_tests(code: &str) -> String {
             .chars()
             .map(|c| if c == '\n' { c } else { ' ' })
             .collect();
-        // A character may be wider than its blank: what is blanked is code, and ASCII but for names.
+        // The text may become shorter: a character of several bytes is replaced by one space.
         out.replace_range(start..end, &blanked);
     }
     out
 }
 
-/// Where `word` stands as a whole word, or as it is if it does not begin or end with a letter.
+/// Places of `word` as a whole word; an end of `word` that is not a letter may touch letters.
 pub(crate) fn places<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
     let bytes = code.as_bytes();
     code.match_indices(word)

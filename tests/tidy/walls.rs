@@ -1,4 +1,4 @@
-//! The rules, one function each: from sources to what is wrong with them.
+//! The rules, one function each: each takes sources and returns findings.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +19,7 @@ fn at(code: &str, byte: usize, what: impl Into<String>) -> Finding {
     }
 }
 
-/// A file is one idea. Clippy knows functions and their parameters, not files.
+/// Files are at most 600 lines long. Clippy checks functions and their parameters, not files.
 fn sizes(source: &Source) -> Vec<Finding> {
     let lines = source.text.lines().count();
     if lines <= FILE_LINES_MAX {
@@ -31,7 +31,7 @@ fn sizes(source: &Source) -> Vec<Finding> {
     }]
 }
 
-/// Whether a format string shows a value of this name, and not one whose name only begins so.
+/// Whether a format string shows a value of exactly this name.
 fn shown(text: &str, name: &str) -> bool {
     let open = format!("{{{name}");
     text.match_indices(&open).any(|(place, _)| {
@@ -40,11 +40,11 @@ fn shown(text: &str, name: &str) -> bool {
     })
 }
 
-/// A log line never names a user: an erase could not remove the id from it.
+/// Log lines do not name a user: an erase could not remove the id from them.
 fn logs(source: &Source) -> Vec<Finding> {
     let code = &source.shipped;
-    let loud = ["tracing::error!(", "tracing::warn!(", "tracing::info!("];
-    let lines = loud
+    let levels = ["tracing::error!(", "tracing::warn!(", "tracing::info!("];
+    let lines = levels
         .into_iter()
         .flat_map(|level| places(code, level).map(move |place| (place, place + level.len() - 1)));
     let mut found = Vec::new();
@@ -61,16 +61,16 @@ fn logs(source: &Source) -> Vec<Finding> {
     found
 }
 
-/// Every module opens by saying what it decides.
+/// Every module begins with `//!` and what it decides.
 pub(crate) fn header(source: &Source) -> Vec<Finding> {
     if source.text.starts_with("//! ") {
         return Vec::new();
     }
-    let what = "the module does not open with //! and what it decides".to_owned();
+    let what = "the module does not begin with //! and what it decides".to_owned();
     vec![Finding { line: 1, what }]
 }
 
-/// Members do not import each other: what they share lies beside them.
+/// Members do not import each other: what they share is in `src/members` itself.
 fn members(source: &Source) -> Vec<Finding> {
     let names = ["ingest", "generate", "stock"];
     let inside = |name: &&&str| {
@@ -101,7 +101,7 @@ pub(crate) fn findings(source: &Source) -> Vec<Finding> {
     all
 }
 
-/// Paths that a file imports, each as the parts of an absolute path in its crate.
+/// Paths that a file imports, each as parts of an absolute path in its crate.
 fn imports(source: &Source) -> Vec<Vec<String>> {
     let code = &source.shipped;
     let own = source.parts();
@@ -125,7 +125,7 @@ fn imports(source: &Source) -> Vec<Vec<String>> {
     found
 }
 
-/// The paths of a use tree: `a::{b, c::d}` is `a::b` and `a::c::d`.
+/// Paths of a use tree: `a::{b, c::d}` is `a::b` and `a::c::d`.
 fn tree(text: &str) -> Vec<Vec<String>> {
     let text = text.trim();
     let Some(open) = text.find('{') else {
@@ -173,7 +173,7 @@ fn absolute(own: &[String], path: Vec<String>) -> Option<Vec<String>> {
     }
 }
 
-/// Imports between files that come back to where they began, if the files are of different folders.
+/// Circles of imports between files of different folders.
 pub(crate) fn circles(sources: &[Source]) -> Vec<String> {
     let mut all = Vec::new();
     let crates: BTreeSet<&str> = sources.iter().filter_map(Source::home).collect();
@@ -213,7 +213,7 @@ pub(crate) fn circles(sources: &[Source]) -> Vec<String> {
     all
 }
 
-/// Groups of files that reach each other. Quadratic, and there are few hundred of them.
+/// Groups of files that import each other, directly or not. Quadratic, for a few hundred files.
 fn strong<'a>(edges: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> Vec<BTreeSet<&'a str>> {
     let reach = |from: &'a str| {
         let (mut seen, mut open) = (BTreeSet::new(), vec![from]);
@@ -238,7 +238,7 @@ fn strong<'a>(edges: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> Vec<BTreeSet<&'a 
     groups.into_iter().collect()
 }
 
-/// Public items of a library crate that no other crate, test or bench names: `pub` only for their own crate.
+/// Public items of a library crate that no other crate, test or bench names.
 pub(crate) fn unused(sources: &[Source]) -> Vec<(String, Finding)> {
     let mut words: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for source in sources {

@@ -1,4 +1,6 @@
-//! The facts after a history, compared with a single-threaded reading of the log: another way to the same answer.
+//! Compares the facts after a history with a single-threaded reading of the log.
+//!
+//! It knows the topics and the store, not how the members work.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -18,10 +20,10 @@ use nearshore_core::user::record::{Fences, Record, Timestamp};
 use nearshore_core::user::trigger::{Policy, Weights};
 use serde_json::json;
 
-use super::gate::Shown;
+use super::gate::PublishedList;
 use super::history::{History, SKUS, USERS, WINDOW, quiet_period};
 
-/// Every event asks for a list, so that every list must cover every event.
+/// A policy under which every event requests a list, so that at rest every list must have seen every event.
 pub fn policy() -> Policy {
     let weights = Weights {
         purchase: 1.0,
@@ -92,7 +94,7 @@ fn complete(sku: &str, mut value: serde_json::Value) -> serde_json::Value {
     value
 }
 
-/// The only arm.
+/// The only arm and its template.
 pub fn arm() -> (Arm, Template) {
     let arm = serde_json::from_value(json!({
         "id": "table", "epoch": 1, "template": "t.j2", "model": "none", "names": 3,
@@ -104,17 +106,18 @@ pub fn arm() -> (Arm, Template) {
     (arm.expect("an arm"), template.expect("a template"))
 }
 
-/// What a single thread makes of the log.
+/// What a single-threaded reading makes of the log.
 #[derive(Default)]
 struct Facts {
     /// Per user: the newest events that are later than the last erase, by (time, position).
     windows: BTreeMap<UserId, BTreeSet<(Timestamp, nearshore_core::user::record::Position)>>,
     profiles: BTreeMap<UserId, (Timestamp, nearshore_core::user::record::Position)>,
-    lives: BTreeMap<UserId, Timestamp>,
+    erases: BTreeMap<UserId, Timestamp>,
     fences: BTreeMap<UserId, Fences>,
     counts: BTreeMap<(String, Kind, i64), u64>,
 }
 
+/// Reads the accepted records.
 fn facts(records: &[Accepted]) -> Facts {
     let mut facts = Facts::default();
     for record in records {
@@ -124,12 +127,12 @@ fn facts(records: &[Accepted]) -> Facts {
             .or_default()
             .raise(&record.position);
         if record.change == Change::Erase {
-            let erased_at = facts.lives.entry(record.user.clone()).or_default();
+            let erased_at = facts.erases.entry(record.user.clone()).or_default();
             *erased_at = (*erased_at).max(record.time);
         }
     }
     for record in records {
-        let erased_at = facts.lives.get(&record.user).copied().unwrap_or_default();
+        let erased_at = facts.erases.get(&record.user).copied().unwrap_or_default();
         let at = (record.time, record.position.clone());
         match &record.change {
             Change::Event(event) => {
@@ -174,7 +177,7 @@ fn facts(records: &[Accepted]) -> Facts {
     facts
 }
 
-/// All facts of a history at rest.
+/// Checks all facts of a history at rest; `Err` says what is wrong.
 pub fn all<S: Store>(history: &History<S>) -> Result<(), String> {
     let mut records: Vec<Record> = history.cluster.records(&history.topics.user_events);
     records.extend(history.cluster.records(&history.topics.profile_changes));
@@ -187,9 +190,9 @@ pub fn all<S: Store>(history: &History<S>) -> Result<(), String> {
     let facts = facts(&accepted);
     states(history, &facts)?;
     lists(history, &facts)?;
-    told(history, &facts)?;
+    erased_updates(history, &facts)?;
     counts(history, &facts)?;
-    letters(history, (&records, dead))?;
+    dead_letters(history, (&records, dead))?;
     claims(history)?;
     coalescing(history)?;
     updates(history)?;
@@ -202,7 +205,7 @@ fn users<S: Store>(history: &History<S>) -> Vec<UserId> {
         .collect()
 }
 
-/// Ready at once on a double; on a real store after a few polls.
+/// Polls a call to its end: one poll on a double, more on a real store.
 fn now<T>(future: impl Future<Output = T>) -> T {
     let mut future = std::pin::pin!(future);
     let mut context = Context::from_waker(Waker::noop());
@@ -215,9 +218,10 @@ fn now<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn states<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
-    let held = now(history.store.load(&history.ns, &users(history))).map_err(|e| e.to_string())?;
-    for (user, held) in users(history).iter().zip(held) {
-        let state = &held.state;
+    let loaded =
+        now(history.store.load(&history.ns, &users(history))).map_err(|e| e.to_string())?;
+    for (user, loaded) in users(history).iter().zip(loaded) {
+        let state = &loaded.state;
         let window: BTreeSet<_> = state
             .window
             .iter()
@@ -227,7 +231,7 @@ fn states<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
         let expected = (
             facts.windows.get(user).cloned().unwrap_or_default(),
             facts.profiles.get(user).cloned(),
-            facts.lives.get(user).copied().unwrap_or_default(),
+            facts.erases.get(user).copied().unwrap_or_default(),
             facts.fences.get(user).cloned().unwrap_or_default(),
         );
         let found = (window, profile, state.erased_at, state.fences.clone());
@@ -236,8 +240,8 @@ fn states<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
                 "state of {user}: found {found:?}\nexpected {expected:?}"
             ));
         }
-        if let Some(pending) = &held.activity.pending {
-            return Err(format!("{user} is still asked for: {pending:?}"));
+        if let Some(pending) = &loaded.activity.pending {
+            return Err(format!("{user} still has a pending request: {pending:?}"));
         }
     }
     Ok(())
@@ -245,9 +249,10 @@ fn states<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
 
 fn lists<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
     let snapshot = history.snapshot.load_full();
-    let held = now(history.store.load(&history.ns, &users(history))).map_err(|e| e.to_string())?;
+    let loaded =
+        now(history.store.load(&history.ns, &users(history))).map_err(|e| e.to_string())?;
     let peeks = now(history.store.peek(&history.ns, &users(history))).map_err(|e| e.to_string())?;
-    for ((user, peek), held) in users(history).iter().zip(peeks).zip(held) {
+    for ((user, peek), loaded) in users(history).iter().zip(peeks).zip(loaded) {
         let seen: Vec<_> = facts
             .windows
             .get(user)
@@ -259,7 +264,7 @@ fn lists<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
         if seen.is_empty() && profile.is_none() {
             if let Some(list) = peek.list {
                 return Err(format!(
-                    "{user} is erased or unknown, but has list {}",
+                    "{user} is erased or unknown and has list {}",
                     list.doc
                 ));
             }
@@ -277,13 +282,16 @@ fn lists<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
             .chain(profile)
             .find(|p| !list.seen.contains(p))
         {
-            return Err(format!("list of {user} covers {}, not {missed}", list.seen));
+            return Err(format!(
+                "list of {user} has seen {}, not {missed}",
+                list.seen
+            ));
         }
-        let verdict = snapshot.judge(held.state.profile.as_ref().map(|p| &p.profile), list.at);
+        let verdict = snapshot.judge(loaded.state.profile.as_ref().map(|p| &p.profile), list.at);
         let mut stripped = doc.clone();
         if snapshot.strip(&mut stripped, &verdict) {
             return Err(format!(
-                "list of {user} has what is forbidden: {}",
+                "list of {user} has a forbidden product: {}",
                 list.doc
             ));
         }
@@ -298,22 +306,21 @@ fn lists<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
     Ok(())
 }
 
-/// Of who is erased and silent nothing is told after the erase. That the last word is always what stands cannot be
-/// asked: a zombie that dies between its record and its look leaves an older one behind.
-fn told<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
+/// The last update of a user that is erased and has no list is a tombstone.
+fn erased_updates<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
     let peeks = now(history.store.peek(&history.ns, &users(history))).map_err(|e| e.to_string())?;
     let updates = history.cluster.records(&history.topics.recall_updates);
     for (user, peek) in users(history).iter().zip(peeks) {
         let key = format!("{}/{user}", history.ns);
-        let mine = updates
+        let of_user = updates
             .iter()
             .filter(|record| record.key.as_deref() == Some(key.as_bytes()));
-        let last = mine.last().and_then(|record| record.value.as_deref());
-        if let (None, Some(erased_at), Some(value)) = (peek.list, facts.lives.get(user), last) {
-            let told = Update::parse(value).map_err(|e| format!("update of {user}: {e}"))?;
-            let claim = told.claim;
+        let last = of_user.last().and_then(|record| record.value.as_deref());
+        if let (None, Some(erased_at), Some(value)) = (peek.list, facts.erases.get(user), last) {
+            let update = Update::parse(value).map_err(|e| format!("update of {user}: {e}"))?;
+            let claim = update.claim;
             return Err(format!(
-                "{user} is erased at {erased_at:?}, and list {claim} was told after"
+                "{user} is erased at {erased_at:?}, and list {claim} was published after"
             ));
         }
     }
@@ -338,11 +345,14 @@ fn counts<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
 }
 
 /// Each record that cannot be decoded is in `dlq` at least once, and nothing else is.
-fn letters<S>(history: &History<S>, (records, dead): (&[Record], usize)) -> Result<(), String> {
+fn dead_letters<S>(
+    history: &History<S>,
+    (records, dead): (&[Record], usize),
+) -> Result<(), String> {
     let mut places = BTreeSet::new();
-    for letter in history.cluster.records(&history.topics.dlq) {
-        let place = nearshore_kafka::dlq::DeadLetter::read(&letter);
-        places.insert((place.topic, place.partition, place.offset));
+    for record in history.cluster.records(&history.topics.dlq) {
+        let dead_letter = nearshore_kafka::dlq::DeadLetter::read(&record);
+        places.insert((dead_letter.topic, dead_letter.partition, dead_letter.offset));
     }
     if places.len() != dead {
         return Err(format!(
@@ -354,10 +364,10 @@ fn letters<S>(history: &History<S>, (records, dead): (&[Record], usize)) -> Resu
     Ok(())
 }
 
-/// Within one erased_at claims rise and covers do not fall, but where the store lost writes.
+/// Between two erases claim numbers rise and seen offsets do not fall, except where the store lost writes.
 fn claims<S>(history: &History<S>) -> Result<(), String> {
     history.gate.journal(|journal| {
-        let mut before: BTreeMap<(&str, &UserId, Timestamp), Vec<&Shown>> = BTreeMap::new();
+        let mut before: BTreeMap<(&str, &UserId, Timestamp), Vec<&PublishedList>> = BTreeMap::new();
         for (nth, list) in journal.published.iter().enumerate() {
             if journal.losses.contains(&nth) {
                 before.clear();
@@ -368,8 +378,9 @@ fn claims<S>(history: &History<S>) -> Result<(), String> {
             let mut older = lists
                 .iter()
                 .filter(|older| older.between.1 < list.between.0);
-            let falls =
-                |older: &&&Shown| older.claim >= list.claim || !list.seen.contains_all(&older.seen);
+            let falls = |older: &&&PublishedList| {
+                older.claim >= list.claim || !list.seen.contains_all(&older.seen)
+            };
             if let Some(older) = older.find(falls) {
                 return Err(format!(
                     "list {} of {} ({}) after {} ({})",
@@ -385,37 +396,37 @@ fn claims<S>(history: &History<S>) -> Result<(), String> {
     })
 }
 
-/// Takes per user: one per request, and one more per thing that may make somebody do it again.
+/// Claims per user: one per request, and one more per event that may repeat a claim.
 fn coalescing<S>(history: &History<S>) -> Result<(), String> {
-    let mut asked: BTreeMap<UserId, u64> = BTreeMap::new();
+    let mut requested: BTreeMap<UserId, u64> = BTreeMap::new();
     for lane in history.topics.lanes() {
-        // One that went round its lane was asked for once.
+        // A requeued request is one request; its copy has headers.
         let records = history.cluster.records(&lane).into_iter();
         for record in records.filter(|record| record.headers.is_empty()) {
             let user = record
                 .key
                 .as_deref()
                 .and_then(|key| std::str::from_utf8(key).ok());
-            *asked
+            *requested
                 .entry(UserId(user.unwrap_or_default().into()))
                 .or_default() += 1;
         }
     }
     history.gate.journal(|journal| {
-        for (user, takes) in &journal.claims {
-            // What a store lost is asked and made again.
+        for (user, claims) in &journal.claims {
+            // What a store lost is requested and made again.
             let again = 1 + journal.losses.len() as u64;
-            let asked = asked.get(user).unwrap_or(&0);
-            let bound = asked * again + history.upheavals + journal.faults;
-            if *takes > bound {
-                return Err(format!("{takes} takes of {user}, more than {bound}"));
+            let requests = requested.get(user).unwrap_or(&0);
+            let bound = requests * again + history.disturbances + journal.faults;
+            if *claims > bound {
+                return Err(format!("{claims} claims of {user}, more than {bound}"));
             }
         }
         Ok(())
     })
 }
 
-/// The last record of each user on `recall-updates` is the list that is stored; of an erased one it is none.
+/// The last record of each user on `recall-updates` is the stored list, or a tombstone if there is none.
 fn updates<S: Store>(history: &History<S>) -> Result<(), String> {
     let mut last: BTreeMap<Vec<u8>, Option<String>> = BTreeMap::new();
     for record in history.cluster.records(&history.topics.recall_updates) {
@@ -427,20 +438,20 @@ fn updates<S: Store>(history: &History<S>) -> Result<(), String> {
     let peeks = now(history.store.peek(&history.ns, &users(history))).map_err(|e| e.to_string())?;
     for (user, peek) in users(history).iter().zip(peeks) {
         let key = format!("{}/{user}", history.ns).into_bytes();
-        let (told, stored) = (
+        let (published, stored) = (
             last.remove(&key).flatten(),
             nearshore::members::outbox::current(&peek),
         );
-        if told != stored {
+        if published != stored {
             return Err(format!(
-                "recall-updates tells of {user} {told:?}, stored is {stored:?}"
+                "recall-updates has {published:?} of {user}, stored is {stored:?}"
             ));
         }
     }
     Ok(())
 }
 
-/// Everything that was read is done: the committed offsets are the ends.
+/// Everything is done: the committed offsets are the ends.
 fn committed<S: Store>(history: &History<S>) -> Result<(), String> {
     for group in history.groups() {
         let lag = history.cluster.lag(&group);

@@ -1,6 +1,5 @@
-//! Where the simulation takes hold of the roles: every call into log or store passes a gate that
-//! yields to the scheduler before and after the effect, and may lose the call, its answer, or keep
-//! it for later: a zombie's write that lands when nobody waits for it any more.
+//! A gate between the members and their log and store. It yields to the scheduler before and after each call, and may
+//! lose the call, lose its answer, or delay it: a late write that is executed when its caller no longer waits.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -17,7 +16,7 @@ use nearshore_core::user::state::Held;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Lets the scheduler choose who goes on; a member dropped here has crashed at this step.
+/// Returns to the scheduler once; a member that is dropped here has crashed at this step.
 #[derive(Default)]
 pub struct Yield(bool);
 
@@ -36,25 +35,25 @@ impl Future for Yield {
 type Late = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A list that was stored.
-pub struct Shown {
+pub struct PublishedList {
     pub ns: String,
     pub user: UserId,
     pub erased_at: Timestamp,
     pub claim: u64,
     pub seen: Fences,
-    /// The moments between which it was stored: a real store is asked by several at once, so the order of their
-    /// answers is not that of the effects.
+    /// The moments between which it was stored: a real store serves several callers at once, so the order of answers is
+    /// not that of the writes.
     pub between: (u64, u64),
 }
 
-/// What the gate saw being stored.
+/// What passed the gate.
 #[derive(Default)]
 pub struct Journal {
     /// Lists stored, in the order of their answers.
-    pub published: Vec<Shown>,
+    pub published: Vec<PublishedList>,
     /// Calls that began or ended so far.
     pub moments: u64,
-    /// Takes per user.
+    /// Claims per user.
     pub claims: BTreeMap<UserId, u64>,
     /// Calls that were lost, unanswered or late.
     pub faults: u64,
@@ -69,7 +68,7 @@ struct Inner {
     journal: Journal,
 }
 
-/// The shared fate of all calls of one run.
+/// Decides what happens to each call of a history; shared by all members.
 #[derive(Clone)]
 pub struct Gate(Arc<Mutex<Inner>>);
 
@@ -96,7 +95,7 @@ impl Gate {
         self.0.lock().expect("one thread runs a simulation")
     }
 
-    /// From now on every call does what it says.
+    /// From now on no call fails or is late.
     pub fn calm(&self) {
         self.lock().calm = true;
     }
@@ -111,14 +110,14 @@ impl Gate {
         inner.calm || inner.rng.random_bool(chance)
     }
 
-    /// A call kept for later, chosen by the seed; `None` if there is none.
+    /// Takes one of the delayed calls, chosen by the seed; `None` if there is none.
     pub fn late(&self) -> Option<Late> {
         let mut inner = self.lock();
         if inner.late.is_empty() {
             return None;
         }
-        let many = inner.late.len();
-        let at = inner.rng.random_range(0..many);
+        let count = inner.late.len();
+        let at = inner.rng.random_range(0..count);
         Some(inner.late.swap_remove(at))
     }
 
@@ -148,8 +147,8 @@ impl Gate {
         fate
     }
 
-    /// A call into the store. A client may have lost the answer and repeated the call by itself, as that of a Redis Cluster
-    /// does: then the caller gets the second answer.
+    /// A call to the store. Sometimes it is made twice and the caller gets the second answer: so does a client that
+    /// lost the first answer and repeats the call by itself, as that of a Redis Cluster.
     async fn store<T, F>(&self, call: impl Fn() -> F) -> Result<T, store::Error>
     where
         T: Send,
@@ -216,7 +215,7 @@ pub struct Gated<S> {
     pub gate: Gate,
 }
 
-/// Calls the store of the same name through the gate, with owned arguments: the call may outlive its caller.
+/// Calls the method of the inner store through the gate, with owned arguments: the call may outlive its caller.
 macro_rules! through {
     ($self:ident.$name:ident($($arg:ident),*)) => {{
         let inner = $self.inner.clone();
@@ -282,7 +281,7 @@ impl<S: Store> Users for Gated<S> {
                                 list,
                                 ..
                             } = list.clone();
-                            journal.published.push(Shown {
+                            journal.published.push(PublishedList {
                                 ns: ns.clone(),
                                 user,
                                 erased_at,
@@ -449,7 +448,7 @@ impl<S: Store> Durability for Gated<S> {
     }
 }
 
-/// A log behind the gate. Deliveries pass freely; writes and commits have a fate.
+/// A log behind the gate. Deliveries always succeed; writes and commits may fail.
 pub struct GatedLog<L> {
     pub inner: L,
     pub gate: Gate,

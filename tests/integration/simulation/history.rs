@@ -1,4 +1,4 @@
-//! One seeded history: members that are polled by hand, in an order that the seed chooses.
+//! One seeded history: members are polled by hand, in an order that the seed chooses.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -30,21 +30,21 @@ use serde_json::json;
 use super::check;
 use super::gate::{Gate, Gated, GatedLog, Yield};
 
-/// Users of a history; few, so that records of one user meet.
+/// Users of a history; few, so that records of one user are in flight together.
 pub const USERS: usize = 4;
-/// SKUs of its shop: two per PU.
+/// SKUs of its catalogue: two per product.
 pub const SKUS: usize = 12;
 /// Window of the state; small, so that it overflows.
 pub const WINDOW: usize = 6;
-/// The first record's time.
+/// Timestamp at which a history starts.
 const START: i64 = 1_750_000_000_000;
-/// Steps of a run after which it must have come to rest.
+/// Steps after which a history must be at rest.
 const STEPS_MAX: usize = 60_000;
 
 thread_local! {
-    /// Late calls on their way to a real store.
+    /// Delayed calls that are being executed on a real store.
     static LANDING: std::cell::RefCell<Vec<tokio::task::JoinHandle<()>>> = const { std::cell::RefCell::new(Vec::new()) };
-    /// The run's clock; each member sees it moved by its own skew.
+    /// The clock of the history; each member reads it with its own skew.
     static CLOCK: Cell<i64> = const { Cell::new(START) };
 }
 
@@ -57,16 +57,16 @@ pub struct Doubles<S> {
     pub log: Flaws,
     pub store: S,
     pub ns: String,
-    /// A handle to the same store, where it is one that may lose its last writes.
+    /// The same store, if it may lose its last writes.
     pub losing: Option<MemoryStore>,
 }
 
 type Running = Pin<Box<dyn Future<Output = ()>>>;
 
-/// What a member does.
+/// The part of a member.
 #[derive(Clone, Copy, PartialEq)]
 enum Part {
-    /// Fills the namespace of this place.
+    /// Fills the namespace with this index.
     Ingest(usize),
     Generate,
 }
@@ -74,7 +74,7 @@ enum Part {
 struct Member {
     part: Part,
     running: Running,
-    /// Not polled before this step: a process that was stopped and wakes up as a zombie.
+    /// Not polled before this step: a process that is stopped and wakes after its partitions have moved.
     asleep_until: usize,
 }
 
@@ -83,26 +83,26 @@ pub struct History<S> {
     pub gate: Gate,
     pub cluster: MemoryCluster,
     pub store: S,
-    /// The namespace that is looked at.
+    /// The namespace that is checked.
     pub ns: String,
-    /// All that are filled: one, or two beside each other.
-    pub spaces: Vec<String>,
+    /// All namespaces that are filled: one or two.
+    pub namespaces: Vec<String>,
     pub topics: Topics,
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     members: Vec<Member>,
-    /// Crashes, zombies and rebalances.
-    pub upheavals: u64,
+    /// Number of crashes, stops and rebalances.
+    pub disturbances: u64,
     losing: Option<MemoryStore>,
-    /// What the store held a while ago.
+    /// Contents of the store some steps ago.
     before: Option<Contents>,
 }
 
-/// Runs one history to its rest and checks the facts; the complaint if one is not as it must be.
+/// Runs one history until it is at rest and checks the facts; `Err` says which one is wrong.
 pub fn run<S: Store>(seed: u64, doubles: Doubles<S>) -> Result<(), String> {
     run_erasing(seed, doubles, None)
 }
 
-/// The same, and at that step the first user is erased.
+/// The same, with an erase of the first user at this step.
 pub fn run_erasing<S: Store>(
     seed: u64,
     doubles: Doubles<S>,
@@ -121,12 +121,12 @@ pub fn run_erasing<S: Store>(
         if erase_at == Some(step) {
             history.erase();
         }
-        history.upset(step);
+        history.disturb(step);
         history.lose();
         history.advance(step)?;
     }
     history.rest(step)?;
-    for ns in history.spaces.clone() {
+    for ns in history.namespaces.clone() {
         history.ns = ns;
         check::all(&history)?;
     }
@@ -144,12 +144,12 @@ impl<S: Store> History<S> {
         for topic in topics.all() {
             cluster.create_topic(&topic, rng.random_range(1..4));
         }
-        // Every fourth history fills a second namespace, as a backfill does: erases are for both.
+        // Every fourth history fills a second namespace, as a backfill does: an erase concerns both.
         let beside = (seed % 4 == 3).then(|| format!("{}-b", doubles.ns));
-        let spaces = std::iter::once(doubles.ns.clone()).chain(beside).collect();
+        let namespaces = std::iter::once(doubles.ns.clone()).chain(beside).collect();
         let mut history = Self {
             rng,
-            spaces,
+            namespaces,
             gate: Gate::new(seed),
             cluster,
             store: doubles.store,
@@ -157,7 +157,7 @@ impl<S: Store> History<S> {
             topics,
             snapshot: Arc::new(ArcSwap::from_pointee(check::snapshot())),
             members: Vec::new(),
-            upheavals: 0,
+            disturbances: 0,
             losing: doubles.losing,
             before: None,
         };
@@ -167,7 +167,7 @@ impl<S: Store> History<S> {
             Part::Ingest(0),
             Part::Generate,
         ];
-        parts.extend(vec![Part::Ingest(1); history.spaces.len() - 1]);
+        parts.extend(vec![Part::Ingest(1); history.namespaces.len() - 1]);
         for part in parts {
             let member = history.start(part);
             history.members.push(member);
@@ -175,16 +175,16 @@ impl<S: Store> History<S> {
         history
     }
 
-    /// Consumer groups, by which everything is read.
+    /// All consumer groups.
     pub fn groups(&self) -> Vec<String> {
-        let ingest = (0..self.spaces.len()).map(group);
+        let ingest = (0..self.namespaces.len()).map(group);
         ingest.chain(["generate".to_owned()]).collect()
     }
 
     fn start(&mut self, part: Part) -> Member {
         let running: Running = match part {
             Part::Generate => self.start_generate(),
-            Part::Ingest(place) => self.start_ingest(place),
+            Part::Ingest(index) => self.start_ingest(index),
         };
         Member {
             part,
@@ -212,19 +212,19 @@ impl<S: Store> History<S> {
         )
     }
 
-    fn start_ingest(&mut self, place: usize) -> Running {
+    fn start_ingest(&mut self, index: usize) -> Running {
         let (log, store) = self.gated(
-            &group(place),
+            &group(index),
             [&self.topics.user_events, &self.topics.profile_changes],
         );
         let settings = ingest::IngestSettings {
-            ns: self.spaces[place].clone(),
-            group: group(place),
+            ns: self.namespaces[index].clone(),
+            group: group(index),
             topics: self.topics.clone(),
             limits: Default::default(),
             policy: check::policy(),
             window: WINDOW,
-            // Smaller than the users, so that states are dropped and loaded again.
+            // Fewer than the users, so that states are evicted and loaded again.
             cache_users: NonZeroUsize::new(2).expect("two"),
             triggers: true,
             now: nearshore::members::ingest::Now::Unchecked,
@@ -243,7 +243,7 @@ impl<S: Store> History<S> {
             topics: self.topics.clone(),
             lanes: nearshore_core::queue::lanes::Policy {
                 batch_max: 3,
-                // A request that waited too long gets the fallback and is counted; here each must get its list.
+                // So long that no request gets the fallback: each must get a list by the model.
                 max_wait: Duration::from_secs(30 * 86_400),
                 requeue_after: Duration::from_secs(if self.rng.random_bool(0.5) { 1 } else { 60 }),
                 ..Default::default()
@@ -270,14 +270,14 @@ impl<S: Store> History<S> {
             engine,
         };
         let member = Generate::new(log, store, self.snapshot.clone(), vec![loaded], settings);
-        // A wall clock up to an hour off, either way.
+        // The wall clock is up to an hour off, either way.
         let skew = self.rng.random_range(-3_600_000..=3_600_000);
         Box::pin(generate_member(member, self.gate.clone(), skew))
     }
 
-    /// A user's id: tombstones stand outside the namespaces, so each history has users of its own.
+    /// Id of a user: tombstones are shared by all namespaces, so each history has its own users.
     pub fn user(&self, nth: usize) -> String {
-        format!("{}-u{nth}", self.spaces[0])
+        format!("{}-u{nth}", self.namespaces[0])
     }
 
     /// Erases the first user, as of now.
@@ -300,7 +300,7 @@ impl<S: Store> History<S> {
         let (topic, value) = match self.rng.random_range(0..20) {
             0 => (&self.topics.profile_changes, None),
             1..=3 => {
-                // Never the same twice: a profile sent again unchanged asks for nothing.
+                // Never the same twice: an unchanged profile requests no list.
                 let age = self.rng.random_range(10..30);
                 (
                     &self.topics.profile_changes,
@@ -313,7 +313,7 @@ impl<S: Store> History<S> {
                 (&self.topics.user_events, Some(event.to_string()))
             }
         };
-        // CreateTime: not in the order of the log.
+        // CreateTime: timestamps are not in the order of the log.
         let time = clock().0 + self.rng.random_range(-20_000..1_000);
         self.cluster.produce(Outgoing {
             topic: topic.clone(),
@@ -324,25 +324,25 @@ impl<S: Store> History<S> {
         });
     }
 
-    /// Now and then: a crash, a zombie, a rebalance, a late write.
-    fn upset(&mut self, step: usize) {
+    /// Sometimes: a crash, a stop, a rebalance, or a delayed write.
+    fn disturb(&mut self, step: usize) {
         match self.rng.random_range(0..120) {
             0 => {
                 let at = self.rng.random_range(0..self.members.len());
                 let part = self.members[at].part;
-                // Dropped between two polls: a crash at this step.
+                // Dropping it between two polls is a crash at this step.
                 self.members[at] = self.start(part);
-                self.upheavals += 1;
+                self.disturbances += 1;
             }
             1 => {
                 let at = self.rng.random_range(0..self.members.len());
                 self.members[at].asleep_until = step + self.rng.random_range(10..120);
                 let group = match self.members[at].part {
                     Part::Generate => "generate".to_owned(),
-                    Part::Ingest(place) => group(place),
+                    Part::Ingest(index) => group(index),
                 };
                 self.cluster.rebalance(&group);
-                self.upheavals += 1;
+                self.disturbances += 1;
             }
             2 => {
                 self.cluster.rebalance(if self.rng.random_bool(0.5) {
@@ -350,7 +350,7 @@ impl<S: Store> History<S> {
                 } else {
                     "ingest"
                 });
-                self.upheavals += 1;
+                self.disturbances += 1;
             }
             3..=8 => {
                 if let Some(late) = self.gate.late() {
@@ -361,7 +361,7 @@ impl<S: Store> History<S> {
         }
     }
 
-    /// Now and then the store, or one primary, falls back to what it held a while ago.
+    /// Sometimes the store, or one primary, returns to what it contained some steps ago.
     fn lose(&mut self) {
         let Some(store) = self.losing.clone() else {
             return;
@@ -377,7 +377,7 @@ impl<S: Store> History<S> {
         }
     }
 
-    /// Moves time and polls one member, chosen by the seed.
+    /// Advances the clock and polls one member, chosen by the seed.
     fn advance(&mut self, step: usize) -> Result<(), String> {
         CLOCK.set(CLOCK.get() + self.rng.random_range(0..500));
         self.cluster.set_time(clock());
@@ -399,7 +399,7 @@ impl<S: Store> History<S> {
         Ok(())
     }
 
-    /// No more faults: late writes land, everybody works until nothing is left to do.
+    /// Ends all faults, executes delayed writes, and polls until nothing is left to do.
     fn rest(&mut self, mut step: usize) -> Result<(), String> {
         while let Some(late) = self.gate.late() {
             to_the_end(late);
@@ -414,14 +414,14 @@ impl<S: Store> History<S> {
         while quiet < 600 {
             step += 1;
             if step > end {
-                let stand = |group: &String| {
+                let status = |group: &String| {
                     let (lag, committed) = (self.cluster.lag(group), self.cluster.committed(group));
                     (group.clone(), lag, committed)
                 };
-                let lags: Vec<_> = groups.iter().map(stand).collect();
+                let lags: Vec<_> = groups.iter().map(status).collect();
                 return Err(format!("no rest after {STEPS_MAX} steps: {lags:?}"));
             }
-            // Whoever slept wakes up; dues pass.
+            // Stopped members wake, and all due times pass.
             for member in &mut self.members {
                 member.asleep_until = 0;
             }
@@ -438,31 +438,32 @@ impl<S: Store> History<S> {
     }
 }
 
-/// The consumer group of a namespace's place.
-fn group(place: usize) -> String {
-    if place == 0 {
+/// Consumer group of the namespace with this index.
+fn group(index: usize) -> String {
+    if index == 0 {
         "ingest".into()
     } else {
-        format!("ingest-{place}")
+        format!("ingest-{index}")
     }
 }
 
-/// Tells a yield, which wakes within its own poll, from a call that waits for a real store.
+/// Distinguishes a yield, which wakes within its own poll, from a call that waits for a real store.
 #[derive(Default)]
 struct Called {
     woken: Mutex<bool>,
-    told: Condvar,
+    changed: Condvar,
 }
 
-/// How long a step waits for a real answer: more only for one that hangs on a member that is not polled. Steps
-/// are counted and move the clock, so a slow machine must not turn its time into ours.
+/// How long a step waits for an answer of a real store. An answer may never come while another member, which is not
+/// polled, has the connection. Steps are counted and advance the clock, so without the wait a slow machine would use
+/// them up.
 const ANSWER_MAX: Duration = Duration::from_millis(10);
 
 impl Called {
     fn answer(&self) {
-        let woken = self.woken.lock().expect("nobody panics with it");
+        let woken = self.woken.lock().expect("no thread panics with the lock");
         drop(
-            self.told
+            self.changed
                 .wait_timeout_while(woken, ANSWER_MAX, |woken| !*woken),
         );
     }
@@ -470,13 +471,13 @@ impl Called {
 
 impl Wake for Called {
     fn wake(self: Arc<Self>) {
-        *self.woken.lock().expect("nobody panics with it") = true;
-        self.told.notify_one();
+        *self.woken.lock().expect("no thread panics with the lock") = true;
+        self.changed.notify_one();
     }
 }
 
-/// Lets a call that nobody waits for happen now. On a real store it may have to wait for a connection that a
-/// member holds who is not being polled, so there it lands by itself, soon.
+/// Executes a delayed call. On a real store it may wait for a connection that an unpolled member has, so there it runs
+/// as a task of the runtime.
 fn to_the_end(mut call: Pin<Box<dyn Future<Output = ()> + Send>>) {
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         LANDING.with_borrow_mut(|landing| landing.push(runtime.spawn(call)));
@@ -513,11 +514,11 @@ async fn ingest_member<L: Log, S: Store>(mut member: Ingest<L, S>, gate: Gate) {
             Delivery::Batch(batch) => loop {
                 match member.handle(std::slice::from_ref(&batch)).await {
                     Ok(tally) => {
-                        let told = tally.folded + tally.duplicate + tally.dead;
+                        let accounted = tally.folded + tally.duplicate + tally.dead;
                         assert_eq!(
-                            told,
+                            accounted,
                             batch.records.len() as u64,
-                            "a record without an account"
+                            "a record is in no count"
                         );
                         break;
                     }
@@ -536,7 +537,7 @@ async fn ingest_member<L: Log, S: Store>(mut member: Ingest<L, S>, gate: Gate) {
     }
 }
 
-/// As the run loop does it: by a timer, and with it a look at the store.
+/// Commits and then checks the store, as the member loop does on its timer.
 async fn commit<L: Log, S: Store>(member: &mut Ingest<L, S>) {
     for outcome in [member.commit().await, member.check_store().await] {
         if outcome.is_err_and(|error| error.rewinds()) {
@@ -576,7 +577,7 @@ async fn generate_member<L: Log, S: Store, A: Scorer>(
     }
 }
 
-/// The table double, after a while.
+/// A table of scores that answers after some steps.
 struct Slow {
     table: Arc<Mutex<Table>>,
     gate: Gate,
@@ -587,17 +588,20 @@ impl Scorer for Slow {
         self.table.lock().expect("one thread").set_names(names)
     }
 
-    async fn generate(&self, asks: Vec<ScoreRequest>) -> Result<Vec<ScoreResponse>, engine::Error> {
+    async fn generate(
+        &self,
+        requests: Vec<ScoreRequest>,
+    ) -> Result<Vec<ScoreResponse>, engine::Error> {
         for _ in 0..5 {
             if self.gate.coin(0.3) && !self.gate.is_calm() {
                 Yield::default().await;
             }
         }
-        self.table.lock().expect("one thread").score(&asks)
+        self.table.lock().expect("one thread").score(&requests)
     }
 }
 
-/// What a run must not exceed, for one user: see [`check::all`].
+/// Least time between two requests of a user.
 pub fn quiet_period() -> Duration {
     Duration::from_secs(5)
 }
