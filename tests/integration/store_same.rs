@@ -229,7 +229,7 @@ impl Pair {
                 partition: self.stock.clone(),
                 offset: Offset(self.offset + nth - behind),
                 shelf: [Shelf::In, Shelf::Out, Shelf::Gone][self.random.random_range(0..3)],
-                // Sometimes so behind that SKUs that are gone leave the set.
+                // Sometimes so late that SKUs that are gone leave the set.
                 time: Timestamp(self.random.random_range(0..4) * 20 * 24 * 3_600_000),
             })
             .collect();
