@@ -340,8 +340,8 @@ when = []
     nearshore.toml:26:1 rules[0]: forbid names no products: give pus, categories or attributes
     nearshore.toml:31:1 rules[1]: condition on "": names no field
     nearshore.toml:32:1 rules[1].id: "r" is used twice
-    nearshore.toml:36:1 segments[0]: segment "default" has no condition and would take everyone
-    nearshore.toml:36:1 segments[0]: segment "default" is the one of all others; give it another id
+    nearshore.toml:36:1 segments[0]: segment "default" has no condition and would match every user
+    nearshore.toml:36:1 segments[0]: segment "default" is reserved for users whom no segment matches; choose another id
     "#);
 }
 

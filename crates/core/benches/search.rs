@@ -1,7 +1,8 @@
-//! Whole searches over a model that costs nothing: what the search itself takes, to hold against a pass.
+//! Benchmarks of whole searches over a model that costs nothing: the time of the search itself, to compare with a forward
+//! pass.
 //!
-//! Only [`Search`] is timed: not the logits, which are hashes of a token's path, nor the conversion of the
-//! permitted set, which `benches/trie.rs` times.
+//! Only [`Search`] is timed; not the logits, which are hashes of a token's path, nor the conversion of the permitted set,
+//! which `benches/trie.rs` times.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ fn trie(many: usize) -> Trie {
     Trie::build(&sequences)
 }
 
-/// Item ids ("semantic ids"): three of 256 codes each, as generative recommenders have and `scripts/benches/cuda.py`.
+/// Item ids ("semantic ids") of three codes of 256 each, as in generative recommenders and `scripts/benches/cuda.py`.
 fn ids(many: usize) -> Trie {
     let mut rng = StdRng::seed_from_u64(3);
     let mut all = BTreeSet::new();
@@ -37,25 +38,25 @@ fn ids(many: usize) -> Trie {
     Trie::build(&sequences)
 }
 
-/// A peaked model: some tokens are much likelier than others, by path.
+/// A peaked model: by path, some tokens are much likelier than others.
 fn logit(path: u64, token: u32) -> f32 {
     let hash = (path ^ u64::from(token)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let unit = (hash >> 40) as f32 / (1 << 24) as f32;
     -4.0 * (1.0 - unit).max(1e-6).ln()
 }
 
-/// The time that a search itself takes, and what it asked for.
+/// Runs a search; returns its own time, the number of rows and of waves.
 fn run(trie: &Trie, question: Question) -> (Duration, usize, usize) {
-    let (mut own, mut rows, mut waves) = (Duration::ZERO, 0, 0);
+    let (mut search_time, mut rows, mut waves) = (Duration::ZERO, 0, 0);
     let mut paths: Vec<u64> = Vec::new();
     let start = Instant::now();
     let wanted = question.n;
     let mut search = Search::new(trie, question);
-    own += start.elapsed();
+    search_time += start.elapsed();
     loop {
         let start = Instant::now();
         let wave = search.next_wave(wanted.max(96));
-        own += start.elapsed();
+        search_time += start.elapsed();
         let Some(wave) = wave else { break };
         let mut logits = Vec::new();
         for node in &wave.nodes {
@@ -69,12 +70,12 @@ fn run(trie: &Trie, question: Question) -> (Duration, usize, usize) {
         waves += 1;
         let start = Instant::now();
         search.feed(&logits, &[]);
-        own += start.elapsed();
+        search_time += start.elapsed();
     }
     let start = Instant::now();
     assert_eq!(search.into_answer().len(), wanted);
-    own += start.elapsed();
-    (own, rows, waves)
+    search_time += start.elapsed();
+    (search_time, rows, waves)
 }
 
 fn searches(c: &mut Criterion) {
@@ -103,8 +104,10 @@ fn searches(c: &mut Criterion) {
             ("model alone", plain),
             ("95 % permitted, demand, own", mixed),
         ] {
-            let (own, rows, waves) = run(&trie, question.clone());
-            println!("{many} names, {what}: {rows} tokens in {waves} waves, {own:?} of ours");
+            let (search_time, rows, waves) = run(&trie, question.clone());
+            println!(
+                "{many} names, {what}: {rows} tokens in {waves} waves, {search_time:?} in the search"
+            );
             group.bench_with_input(BenchmarkId::new(what, many), &question, |b, question| {
                 b.iter_custom(|times| (0..times).map(|_| run(&trie, question.clone()).0).sum());
             });
@@ -112,7 +115,7 @@ fn searches(c: &mut Criterion) {
     }
 }
 
-/// The field's shapes, which `scripts/bench engine --cuda` times as wholes.
+/// Shapes of other systems' benchmarks, which `scripts/bench engine --cuda` times as a whole.
 fn of_ids(c: &mut Criterion) {
     let mut group = c.benchmark_group("100,000 item ids");
     let trie = ids(100_000);
@@ -122,8 +125,10 @@ fn of_ids(c: &mut Criterion) {
             weight: 1.0,
             ..Question::default()
         };
-        let (own, rows, waves) = run(&trie, question.clone());
-        println!("top {n} of item ids: {rows} tokens in {waves} waves, {own:?} of ours");
+        let (search_time, rows, waves) = run(&trie, question.clone());
+        println!(
+            "top {n} of item ids: {rows} tokens in {waves} waves, {search_time:?} in the search"
+        );
         group.bench_with_input(BenchmarkId::new("top", n), &question, |b, question| {
             b.iter_custom(|times| (0..times).map(|_| run(&trie, question.clone()).0).sum());
         });

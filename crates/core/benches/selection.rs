@@ -1,6 +1,6 @@
-//! SKUs of one list: 20 PUs of 64 SKUs, of six kinds by their counts, and where all differ.
+//! Benchmarks of the SKU selection of one list: 20 PUs of 64 SKUs, with six distinct counts and with all distinct.
 //!
-//! `cargo bench --bench selection`. Beside it what it stands for: 256 draws of every posterior, and the highest counted.
+//! `cargo bench --bench selection`. For comparison, the method that it replaces: 256 draws of every posterior.
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use nearshore_core::list::best::{Beta, chances};
@@ -12,7 +12,7 @@ const PUS: usize = 20;
 const SKUS: usize = 64;
 const DRAWS: usize = 256;
 
-/// Posteriors of one PU, of so many kinds.
+/// Posteriors of one PU, `kinds` of them distinct.
 fn posteriors(pu: usize, kinds: usize) -> Vec<Beta> {
     let one = |nth: usize| Beta {
         yes: 1.0 + (nth % kinds) as f64 * 0.37,

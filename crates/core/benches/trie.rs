@@ -1,6 +1,7 @@
-//! The trie over 10^4 to 10^6 synthetic names: build, permission, patch, sums; a trie of hash maps beside it.
+//! Benchmarks of the trie over 10^4 to 10^6 synthetic names: build, permission, patch, sums; and a trie of hash maps for
+//! comparison.
 //!
-//! Names are of 2 to 5 words, drawn with a falling frequency, of 1 to 3 tokens each.
+//! Names have 2 to 5 words of 1 to 3 tokens, drawn with falling frequency.
 
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -17,7 +18,7 @@ const SIZES: [usize; 3] = [10_000, 100_000, 1_000_000];
 fn names(many: usize) -> Sequences {
     let mut rng = StdRng::seed_from_u64(4);
     let mut word = || -> Vec<u32> {
-        // Squared twice: the first words are in most names, the last in few.
+        // The power makes the first words common and the last rare.
         let nth = (rng.random::<f64>().powi(3) * 30_000.0) as u32;
         (0..1 + nth % 3)
             .map(|part| 10 + (nth * 7 + part * 9_973) % 49_000)
@@ -31,13 +32,13 @@ fn names(many: usize) -> Sequences {
     sequences
 }
 
-/// Ninety-five PUs of a hundred.
+/// A random set of 95 % of the PUs.
 fn most(many: usize) -> FixedBitSet {
     let mut rng = StdRng::seed_from_u64(5);
     (0..many).filter(|_| rng.random_bool(0.95)).collect()
 }
 
-/// A trie as first thought of: a map per node and token.
+/// The simplest trie: a map from node and token to node.
 #[derive(Default)]
 struct Naive {
     children: HashMap<(u32, u32), u32>,

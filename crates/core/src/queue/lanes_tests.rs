@@ -1,4 +1,4 @@
-//! Lanes against a slow model of them.
+//! Cases of the lanes, and the lanes compared with a slow model of them.
 
 use proptest::prelude::*;
 
@@ -16,8 +16,8 @@ fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// Asked at noon, put off by that many seconds.
-fn request(user: &str, lane: Lane, put_off: u64) -> Request {
+/// A request made at noon and delayed by `delay` seconds.
+fn request(user: &str, lane: Lane, delay: u64) -> Request {
     Request {
         v: 1,
         ns: "a".into(),
@@ -25,7 +25,7 @@ fn request(user: &str, lane: Lane, put_off: u64) -> Request {
         reason: Reason::Activity,
         source: None,
         time: NOON,
-        due: NOON.after(seconds(put_off)),
+        due: NOON.after(seconds(delay)),
         lane,
         force: false,
     }
@@ -40,7 +40,7 @@ fn users(work: &[Work]) -> Vec<String> {
 }
 
 #[test]
-fn requests_of_a_user_become_one_with_all_their_positions() {
+fn requests_of_a_user_are_merged_with_all_their_positions() {
     let mut lanes = lanes();
     let mut first = request("u", Lane::Backfill, 10);
     first.reason = Reason::Refresh;
@@ -80,7 +80,7 @@ fn requests_of_a_user_become_one_with_all_their_positions() {
 }
 
 #[test]
-fn one_who_is_due_much_later_is_put_back_and_holds_nothing() {
+fn a_request_due_much_later_is_deferred() {
     let mut lanes = lanes();
     lanes.offer(request("paced", Lane::Live, 40_000), at(0, 0), NOON);
     lanes.offer(request("quiet", Lane::Live, 30), at(0, 1), NOON);
@@ -90,45 +90,49 @@ fn one_who_is_due_much_later_is_put_back_and_holds_nothing() {
     assert_eq!(deferred[0].positions, [at(0, 0)]);
     assert_eq!(users(&lanes.cut(NOON.after(seconds(60)), 9)), ["quiet"]);
     assert!(lanes.is_empty());
-    // Round and round, with a clock that is an hour behind: put off once, not once per round.
+    // Requeued again and again with a clock that is an hour behind: the delay applies once, not once per round.
     let behind = |n: u64| NOON.after(seconds(n)).before(seconds(3_600));
     let mut waited = Duration::ZERO;
     assert!(
         lanes.deferred(behind(0)).is_empty(),
-        "the clock went back: begins anew"
+        "after the clock went back the interval starts again"
     );
     for round in 0..1_000_u64 {
         let now = behind(round * 60);
-        let put_off = request("u", Lane::Live, 600);
-        lanes.offer_again(put_off, at(0, 2), (now, waited));
+        let requeued = request("u", Lane::Live, 600);
+        lanes.offer_again(requeued, at(0, 2), (now, waited));
         let later = now.after(seconds(60));
         match lanes.deferred(later).pop() {
             Some(work) => waited = later.since(work.arrived),
             None => {
                 assert_eq!(users(&lanes.cut(later, 1)), ["u"]);
-                assert_eq!(round, 9, "ten minutes, as it was put off");
+                assert_eq!(round, 9, "ten minutes, its delay");
                 return;
             }
         }
     }
-    panic!("it goes round for ever");
+    panic!("it is requeued for ever");
 }
 
 #[test]
-fn lanes_that_are_full_of_the_far_make_room_for_the_due() {
+fn full_lanes_defer_distant_requests_to_make_room() {
     let mut lanes = Lanes::new(Policy {
         unserved_max: 100,
         ..Policy::default()
     });
     let mut offset = 0;
     while lanes.room() > 0 {
-        let deferred = request(&format!("far-{offset}"), Lane::Live, 40_000 + offset as u64);
+        let deferred = request(
+            &format!("distant-{offset}"),
+            Lane::Live,
+            40_000 + offset as u64,
+        );
         lanes.offer(deferred, at(0, offset), NOON);
         offset += 1;
     }
     let deferred = lanes.deferred(NOON.after(seconds(1)));
     assert_eq!((deferred.len(), lanes.room()), (50, 50));
-    assert_eq!(deferred[0].request.user.0.as_ref(), "far-99");
+    assert_eq!(deferred[0].request.user.0.as_ref(), "distant-99");
     lanes.offer(request("due", Lane::Urgent, 0), at(0, offset), NOON);
     assert_eq!(users(&lanes.cut(NOON.after(seconds(1)), 9)), ["due"]);
     assert!(
@@ -138,47 +142,47 @@ fn lanes_that_are_full_of_the_far_make_room_for_the_due() {
 }
 
 #[test]
-fn a_batch_takes_no_more_backfill_users_than_it_may_and_all_of_live() {
+fn a_batch_has_at_most_the_allowed_backfill_users_and_all_live_ones() {
     let mut lanes = lanes();
-    for nth in 0..6 {
-        lanes.offer(
-            request(&format!("b{nth}"), Lane::Backfill, 0),
-            at(2, nth),
-            NOON,
-        );
+    for n in 0..6 {
+        lanes.offer(request(&format!("b{n}"), Lane::Backfill, 0), at(2, n), NOON);
     }
     lanes.limit_backfill(2);
     assert_eq!(users(&lanes.cut(NOON, 16)), ["b0", "b1"], "alone, too");
-    for nth in 0..3 {
-        lanes.offer(request(&format!("l{nth}"), Lane::Live, 0), at(1, nth), NOON);
+    for n in 0..3 {
+        lanes.offer(request(&format!("l{n}"), Lane::Live, 0), at(1, n), NOON);
     }
     let cut = lanes.cut(NOON, 16);
     let backfill = cut.iter().filter(|w| w.request.lane == Lane::Backfill);
     assert_eq!((cut.len(), backfill.count()), (5, 2));
     lanes.limit_backfill(0);
-    assert_eq!(users(&lanes.cut(NOON, 16)), ["b4"], "one at least");
+    assert_eq!(users(&lanes.cut(NOON, 16)), ["b4"], "at least one");
 }
 
 #[test]
-fn a_wrong_clock_costs_at_most_what_the_request_was_put_off() {
+fn a_wrong_clock_costs_at_most_the_delay_of_the_request() {
     let hour = seconds(3600);
     for (clock, wait) in [
-        (NOON, 30),                          // right
-        (NOON.after(seconds(20)), 10),       // 20 s on its way
+        (NOON, 30),                          // correct
+        (NOON.after(seconds(20)), 10),       // arrived after 20 s
         (NOON.after(hour), 0),               // an hour ahead
         (Timestamp(NOON.0 - 3_600_000), 30), // an hour behind
     ] {
         let mut lanes = lanes();
         lanes.offer(request("u", Lane::Live, 30), at(0, 0), clock);
         assert_eq!(lanes.next_due(clock), Some(seconds(wait)));
-        assert_eq!(lanes.overdue(clock, 9), [], "an old due alone is not late");
+        assert_eq!(
+            lanes.overdue(clock, 9),
+            [],
+            "an old due time alone is not late"
+        );
         assert_eq!(lanes.cut(clock.after(seconds(wait)), 9).len(), 1);
         assert_eq!(lanes.next_due(clock), None);
     }
 }
 
 #[test]
-fn who_waits_beyond_max_wait_gets_the_fallback_but_backfill_waits_on() {
+fn users_beyond_max_wait_are_late_except_in_backfill() {
     let mut lanes = lanes();
     lanes.offer(request("l", Lane::Live, 30), at(0, 0), NOON);
     lanes.offer(request("u", Lane::Urgent, 0), at(0, 1), NOON);
@@ -198,13 +202,9 @@ fn backfill_gets_only_idle_places_while_live_is_behind() {
     {
         let mut lanes = lanes();
         lanes.pause_backfill(backfill_paused);
-        for nth in 0..30 {
-            lanes.offer(request(&format!("l{nth}"), Lane::Live, 0), at(0, nth), NOON);
-            lanes.offer(
-                request(&format!("b{nth}"), Lane::Backfill, 0),
-                at(1, nth),
-                NOON,
-            );
+        for n in 0..30 {
+            lanes.offer(request(&format!("l{n}"), Lane::Live, 0), at(0, n), NOON);
+            lanes.offer(request(&format!("b{n}"), Lane::Backfill, 0), at(1, n), NOON);
         }
         let batch = lanes.cut(NOON.after(seconds(wait)), 3);
         let backfill = batch
@@ -225,7 +225,7 @@ fn backfill_gets_only_idle_places_while_live_is_behind() {
 }
 
 #[test]
-fn a_revoked_request_is_dropped_unless_another_partition_asks_too() {
+fn a_revoked_request_is_dropped_unless_another_partition_has_one() {
     let mut lanes = lanes();
     lanes.offer(request("one", Lane::Live, 0), at(0, 0), NOON);
     lanes.offer(request("both", Lane::Live, 0), at(0, 1), NOON);
@@ -239,7 +239,7 @@ fn a_revoked_request_is_dropped_unless_another_partition_asks_too() {
 }
 
 #[test]
-fn a_lane_tells_who_waits_who_is_due_and_for_how_long() {
+fn a_status_has_waiting_and_due_users_and_the_oldest_age() {
     let mut lanes = lanes();
     lanes.offer(request("a", Lane::Live, 0), at(0, 0), NOON);
     lanes.offer(request("b", Lane::Live, 5), at(0, 1), NOON);
@@ -264,7 +264,7 @@ enum Act {
     Offer {
         user: u8,
         lane: Lane,
-        put_off: u64,
+        delay: u64,
         partition: usize,
     },
     Again(prop::sample::Index),
@@ -277,8 +277,8 @@ enum Act {
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     let lane = prop_oneof![Just(Lane::Urgent), Just(Lane::Live), Just(Lane::Backfill)];
     let act = prop_oneof![
-        6 => (0u8..12, lane, 0u64..90, 0usize..3).prop_map(|(user, lane, put_off, partition)| {
-            Act::Offer { user, lane, put_off, partition }
+        6 => (0u8..12, lane, 0u64..90, 0usize..3).prop_map(|(user, lane, delay, partition)| {
+            Act::Offer { user, lane, delay, partition }
         }),
         1 => any::<prop::sample::Index>().prop_map(Act::Again),
         2 => (-5i64..200).prop_map(Act::Wait),
@@ -289,7 +289,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     prop::collection::vec(act, 0..80)
 }
 
-/// A user's requests, the slow way.
+/// A user's merged requests in the slow model.
 #[derive(Clone, Debug)]
 struct Model {
     user: String,
@@ -331,11 +331,11 @@ impl World {
         }
     }
 
-    /// The work must be one that the model still has, whole.
-    fn leaves(&mut self, work: &Work) -> (usize, Model) {
+    /// Removes the work from the model, which must have it with all positions.
+    fn remove(&mut self, work: &Work) -> (usize, Model) {
         let user = work.request.user.to_string();
         let place = self.model.iter().position(|m| m.user == user);
-        let place = place.expect("only what was taken in, and once");
+        let place = place.expect("work that was offered, and once");
         let found = self.model.remove(place);
         assert_eq!(
             work.positions,
@@ -350,12 +350,12 @@ impl World {
             Act::Offer {
                 user,
                 lane,
-                put_off,
+                delay,
                 partition,
             } => {
                 self.next += 1;
                 let position = at(partition, self.next);
-                self.offer(request(&format!("u{user}"), lane, put_off), position);
+                self.offer(request(&format!("u{user}"), lane, delay), position);
             }
             Act::Again(which) => {
                 let all: Vec<_> = self
@@ -375,7 +375,7 @@ impl World {
             Act::Cut(most) => self.cut(most),
             Act::Overdue(most) => {
                 for work in self.lanes.overdue(self.now, most) {
-                    let (_, found) = self.leaves(&work);
+                    let (_, found) = self.remove(&work);
                     assert!(work.late && found.lane != Lane::Backfill);
                     assert!(self.now.since(found.ready) > seconds(300));
                     let older = |m: &Model| m.ready < found.ready && m.lane != Lane::Backfill;
@@ -396,7 +396,7 @@ impl World {
 
     fn cut(&mut self, most: usize) {
         let before = self.model.clone();
-        // Due once is due for ever, also when the clock steps back by a little.
+        // A user once due stays due, also when the clock goes back a little.
         let due = self.model.iter().filter(|m| m.ready <= self.now).count();
         let batch = self.lanes.cut(self.now, most);
         assert!(
@@ -404,7 +404,7 @@ impl World {
             "no idle places"
         );
         for work in &batch {
-            let (place, found) = self.leaves(work);
+            let (place, found) = self.remove(work);
             let first = |m: &&Model| m.lane == found.lane && m.ready <= self.now;
             assert!(
                 self.model[..place].iter().find(first).is_none(),
@@ -418,7 +418,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn every_position_comes_out_once_and_in_order(acts in acts()) {
+    fn every_position_leaves_once_and_in_order(acts in acts()) {
         let mut world = World { lanes: lanes(), model: Vec::new(), now: NOON, next: 0 };
         for act in acts {
             world.act(act);
@@ -446,10 +446,10 @@ proptest! {
     ) {
         let [urgent, live, backfill] = shares;
         let mut lanes = Lanes::new(Policy { urgent, live, backfill, ..Policy::default() });
-        for nth in 0..320 {
+        for n in 0..320 {
             for lane in LANES {
-                let user = format!("{lane:?}{nth}");
-                lanes.offer(request(&user, lane, 0), at(lane as usize, nth), NOON);
+                let user = format!("{lane:?}{n}");
+                lanes.offer(request(&user, lane, 0), at(lane as usize, n), NOON);
             }
         }
         let (mut served, mut all) = ([0f64; 3], 0.0);
@@ -472,14 +472,14 @@ fn a_backfill_of_any_length_leaves_room_for_live() {
         unserved_max: 100,
         ..Policy::default()
     });
-    let mut asked = 0;
+    let mut offered = 0;
     while lanes.wants_backfill() {
-        let one = request(&format!("b{asked}"), Lane::Backfill, 0);
-        lanes.offer(one, at(2, asked), NOON);
-        asked += 1;
+        let one = request(&format!("b{offered}"), Lane::Backfill, 0);
+        lanes.offer(one, at(2, offered), NOON);
+        offered += 1;
     }
-    assert_eq!((asked, lanes.room()), (50, 50));
-    // A user of it who moves is live's, and counts there.
+    assert_eq!((offered, lanes.room()), (50, 50));
+    // A backfill user with a live request moves to the live lane and counts there.
     lanes.offer(request("b0", Lane::Live, 0), at(1, 0), NOON);
     assert_eq!(lanes.len(), 50);
     assert!(!lanes.wants_backfill(), "48 of 50");
@@ -487,7 +487,7 @@ fn a_backfill_of_any_length_leaves_room_for_live() {
     while !lanes.wants_backfill() {
         served += lanes.cut(NOON, 1).len();
     }
-    assert_eq!(served, 25, "the live one, and down to half");
+    assert_eq!(served, 25, "the live one, and backfill down to half");
     lanes.clear();
     assert!(lanes.wants_backfill());
 }

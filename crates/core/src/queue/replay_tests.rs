@@ -1,4 +1,4 @@
-//! Points, plans and goals.
+//! Cases of points, plans and goals, and the law of a goal.
 
 use proptest::prelude::*;
 
@@ -41,7 +41,7 @@ fn places(of: &[(i32, i64)]) -> Since {
 }
 
 #[test]
-fn a_point_is_read_as_people_write_it() {
+fn points_are_parsed_and_ambiguous_texts_refused() {
     let offsets = |of: &[(&str, i32, i64)]| {
         let each = of.iter().map(|(t, n, at)| (((*t).to_owned(), *n), *at));
         Point::Offsets(each.collect())
@@ -79,15 +79,15 @@ fn a_point_is_read_as_people_write_it() {
 }
 
 #[test]
-fn a_time_before_the_oldest_record_is_refused_only_where_the_log_was_cut() {
+fn a_time_before_the_oldest_record_is_refused_if_records_were_deleted() {
     let since = places(&[(0, 12), (1, 0)]);
-    let whole = [kept(0, 10, 20, Some(500)), kept(1, 0, 9, Some(2_000))];
+    let retained = [kept(0, 10, 20, Some(500)), kept(1, 0, 9, Some(2_000))];
     let time = Timestamp(1_000);
-    let found = starts(&Point::Time(time), &whole, (&since, time));
+    let found = starts(&Point::Time(time), &retained, (&since, time));
     assert_eq!(found, Ok(places(&[(0, 12), (1, 0)])));
 
-    let cut = [kept(0, 10, 20, Some(1_001)), kept(1, 0, 9, Some(2_000))];
-    let refused = starts(&Point::Time(time), &cut, (&since, time)).expect_err("cut");
+    let deleted = [kept(0, 10, 20, Some(1_001)), kept(1, 0, 9, Some(2_000))];
+    let refused = starts(&Point::Time(time), &deleted, (&since, time)).expect_err("deleted");
     let text = refused.to_string();
     assert_eq!(
         text,
@@ -96,7 +96,7 @@ fn a_time_before_the_oldest_record_is_refused_only_where_the_log_was_cut() {
 }
 
 #[test]
-fn an_offset_must_be_there_and_its_partition_too() {
+fn an_offset_outside_its_partition_is_refused() {
     let kept = [kept(0, 10, 20, Some(0)), kept(1, 5, 5, None)];
     let start = |text: &str| {
         starts(
@@ -124,7 +124,7 @@ fn an_offset_must_be_there_and_its_partition_too() {
 }
 
 #[test]
-fn a_plan_reads_back_and_tells_a_goal_that_would_go_backwards() {
+fn a_plan_survives_json_and_an_end_before_its_start_is_refused() {
     let mut plan = Plan {
         v: 1,
         from: "earliest".into(),
@@ -151,7 +151,7 @@ fn a_plan_reads_back_and_tells_a_goal_that_would_go_backwards() {
 }
 
 #[test]
-fn what_is_beyond_the_goal_is_cut_and_proves_that_all_before_it_is_read() {
+fn records_at_or_after_the_end_are_removed_and_reported() {
     let mut goal = Goal {
         next: places(&[(0, 3)]),
         ends: places(&[(0, 6)]),
@@ -162,15 +162,19 @@ fn what_is_beyond_the_goal_is_cut_and_proves_that_all_before_it_is_read() {
     let mut records = vec![record(4), record(6), record(9)];
     assert!(goal.cut(&partition(0), &mut records));
     assert_eq!(records, [record(4)]);
-    let mut foreign = vec![record(0)];
-    assert!(goal.cut(&partition(5), &mut foreign) && foreign.is_empty());
+    let mut unassigned = vec![record(0)];
+    assert!(goal.cut(&partition(5), &mut unassigned) && unassigned.is_empty());
     goal.passed(&partition(0), Resume(5));
     assert_eq!((goal.left(), goal.reached()), (1, false));
     goal.passed(&partition(0), Resume(4));
-    assert_eq!(goal.left(), 1, "it never goes back");
+    assert_eq!(goal.left(), 1, "progress never goes back");
     goal.passed(&partition(0), Resume(100));
     assert!(goal.reached());
-    assert_eq!(goal.places(), &places(&[(0, 6)]), "nor beyond its end");
+    assert_eq!(
+        goal.places(),
+        &places(&[(0, 6)]),
+        "progress never passes the end"
+    );
 }
 
 proptest! {

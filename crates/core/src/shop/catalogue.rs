@@ -426,11 +426,11 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_last_sku_sold_out_takes_its_pu_out_and_says_so() {
+    fn selling_out_the_last_sku_takes_its_pu_out_of_stock() {
         let mut catalogue = small();
-        let mut gone = sku("b1", "BREAD", json!({}));
-        gone.stock = -3;
-        let patch = catalogue.apply("b1".into(), Some(gone));
+        let mut sold_out = sku("b1", "BREAD", json!({}));
+        sold_out.stock = -3;
+        let patch = catalogue.apply("b1".into(), Some(sold_out));
         assert_eq!(patch.stock, BTreeSet::from([PuIx(0)]));
         assert!(!patch.names && patch.rules.is_empty());
         assert_eq!(in_stock(&catalogue), ["MILK"]);
@@ -439,7 +439,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_pu_whose_skus_are_gone_keeps_its_index_and_its_name_but_is_not_permitted() {
+    fn a_pu_with_all_skus_deleted_keeps_index_and_name_but_is_out_of_stock() {
         let mut catalogue = small();
         catalogue.apply("m1".into(), None);
         let milk = catalogue.by_pu("MILK").expect("stays");
@@ -452,7 +452,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_sku_that_moves_leaves_its_old_pu() {
+    fn a_sku_moved_to_another_pu_leaves_the_old_one() {
         let mut catalogue = small();
         let patch = catalogue.apply("m1".into(), Some(sku("m1", "BREAD", json!({}))));
         assert_eq!(patch.stock, BTreeSet::from([PuIx(1)]));
@@ -461,7 +461,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn of_two_names_for_one_pu_the_newest_wins_and_is_reported() {
+    fn the_newest_name_of_a_pu_wins_and_is_reported() {
         let mut catalogue = small();
         let mut renamed = sku("b3", "BROWN BREAD", json!({}));
         renamed.pu_id = "BREAD".into();
@@ -485,7 +485,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_block_takes_out_a_sku_or_a_pu_also_one_that_comes_later() {
+    fn a_block_applies_to_known_and_later_skus_and_pus() {
         let mut catalogue = small();
         let set = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();
         let patch = catalogue.set_blocks(set(&["MILK"]), set(&["b1"]));
@@ -505,7 +505,7 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn patches_add_up_to_what_a_fresh_look_says(
+        fn merged_patches_equal_the_difference_of_catalogues(
             changes in prop::collection::vec((change(), prop::option::of(0u8..16)), 0..80),
         ) {
             let mut catalogue = Catalogue::default();

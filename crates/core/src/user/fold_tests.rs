@@ -1,4 +1,4 @@
-//! Histories of one user, shared with the tests of state and trigger, and the laws of the fold.
+//! Laws of the fold, and histories of one user, shared with the tests of state and trigger.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -74,18 +74,18 @@ pub(crate) fn histories() -> impl Strategy<Value = Vec<Vec<Accepted>>> {
                 rows.into_iter().map(record).collect::<Vec<_>>()
             })
         };
-    let known = || prop_oneof![3 => profiles(), 1 => Just(Change::Erase)].boxed();
+    let profile_changes = || prop_oneof![3 => profiles(), 1 => Just(Change::Erase)].boxed();
     (
         partition(0, "user-events", 0, events().boxed()),
         partition(0, "user-events", 1, events().boxed()),
         partition(1, "user-events", 0, events().boxed()),
-        partition(0, "profile-changes", 0, known()),
-        partition(0, "profile-changes", 7, known()),
+        partition(0, "profile-changes", 0, profile_changes()),
+        partition(0, "profile-changes", 7, profile_changes()),
     )
         .prop_map(|(a, b, c, d, e)| vec![a, b, c, d, e])
 }
 
-/// What may happen on the way of the records.
+/// Steps of a run over a history.
 #[derive(Clone, Debug)]
 enum Act {
     Deliver(prop::sample::Index),
@@ -124,7 +124,9 @@ fn run(history: &[Vec<Accepted>], acts: &[Act], window: usize) -> UserState {
                 let p = partition.index(history.len());
                 next[p] = to.index(next[p] + 1);
             }
-            Act::Store(version) => state = reload(state, *version).expect("own bytes"),
+            Act::Store(version) => {
+                state = reload(state, *version).expect("bytes that encode wrote")
+            }
         }
     }
     for (records, next) in history.iter().zip(next) {
@@ -135,19 +137,19 @@ fn run(history: &[Vec<Accepted>], acts: &[Act], window: usize) -> UserState {
     state
 }
 
-/// What the state must be, said without an order: the law that the fold keeps.
+/// The expected state as a function of the set of records, independent of their order.
 fn of_the_set(history: &[Vec<Accepted>], window: usize) -> UserState {
     let all = || history.iter().flatten();
     let erases = all().filter(|r| r.change == Change::Erase).map(|r| r.time);
     let erased_at = erases.max().unwrap_or_default();
-    let mut living: Vec<&Accepted> = all().filter(|r| r.time > erased_at).collect();
-    living.sort_by_key(|r| (r.time, r.position.clone()));
+    let mut remaining: Vec<&Accepted> = all().filter(|r| r.time > erased_at).collect();
+    remaining.sort_by_key(|r| (r.time, r.position.clone()));
     let mut state = UserState {
         erased_at,
         fences: all().map(|r| r.position.clone()).collect::<Fences>(),
         ..UserState::default()
     };
-    for record in living {
+    for record in remaining {
         match &record.change {
             Change::Event(event) => state.window.push(WindowEvent {
                 time: record.time,
@@ -176,7 +178,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn any_interleaving_cut_or_repetition_gives_the_state_of_the_set(
+    fn any_interleaving_batching_or_repetition_gives_the_state_of_the_set(
         history in histories(), acts in acts(), window in 1usize..9,
     ) {
         let found = run(&history, &acts, window);
@@ -196,7 +198,7 @@ proptest! {
     }
 
     #[test]
-    fn a_step_tells_what_became_of_the_state(history in histories(), window in 1usize..9) {
+    fn a_step_describes_the_change_of_the_state(history in histories(), window in 1usize..9) {
         let mut state = UserState::default();
         for record in history.iter().flatten() {
             let before = state.clone();
@@ -235,7 +237,7 @@ fn bought(sku: &str) -> Change {
 }
 
 #[test]
-fn an_erase_takes_what_is_not_later_and_no_replay_brings_it_back() {
+fn an_erase_drops_earlier_records_and_redelivery_does_not_restore_them() {
     let mut state = UserState::default();
     assert_eq!(
         fold(&mut state, &at("0/e/0:0", 5, bought("old")), 3),
@@ -251,8 +253,8 @@ fn an_erase_takes_what_is_not_later_and_no_replay_brings_it_back() {
     );
     assert_eq!(state.window.len(), 1);
     assert_eq!(state.erased_at, Timestamp(BASE + 5));
-    // The null behind a delete, of that very time, is the same erase once more: nothing more to drop. So is one whose
-    // tombstone was seen before it. An older one is none.
+    // A null after a delete, with the same time, is the same erase again and drops nothing more. So is an erase whose
+    // tombstone arrived before it. An older erase is ignored.
     assert_eq!(
         fold(&mut state, &at("0/p/0:1", 5, Change::Erase), 3),
         Step::Erased
@@ -273,7 +275,7 @@ fn an_erase_takes_what_is_not_later_and_no_replay_brings_it_back() {
 }
 
 #[test]
-fn what_is_older_than_a_full_window_only_raises_the_fence() {
+fn an_event_older_than_a_full_window_only_raises_the_fence() {
     let mut state = UserState::default();
     for (offset, time) in [(0, 5), (1, 6), (2, 7)] {
         fold(
@@ -287,7 +289,7 @@ fn what_is_older_than_a_full_window_only_raises_the_fence() {
         Step::Passed
     );
     assert_eq!(state.fences.to_string(), "0/e/0:2,0/e/1:4");
-    // A shrunken window: what would be cut at once is not folded either.
+    // With a smaller window, an event that would be dropped at once is not folded either.
     assert_eq!(
         fold(&mut state, &at("0/e/1:5", 5, bought("c")), 2),
         Step::Passed

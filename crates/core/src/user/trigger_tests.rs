@@ -1,4 +1,4 @@
-//! No event is lost between trigger and take.
+//! Cases of the trigger, and its law: no event is lost between trigger and claim.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -12,25 +12,25 @@ use crate::user::state::ClaimRate;
 
 const WINDOW: usize = 6;
 
-/// A user, the way from fold to request, and what a generation would see.
-struct Way {
-    held: Held,
+/// A user on the path from fold to request and claim.
+struct Path {
+    loaded: Held,
     policy: Policy,
     enabled: bool,
     profile_matters: bool,
     next: i64,
-    known: bool,
+    is_known: bool,
 }
 
-impl Way {
+impl Path {
     fn new(policy: Policy) -> Self {
         Self {
-            held: Held::default(),
+            loaded: Held::default(),
             policy,
             enabled: true,
             profile_matters: true,
             next: 0,
-            known: false,
+            is_known: false,
         }
     }
 
@@ -47,26 +47,26 @@ impl Way {
     }
 
     fn deliver(&mut self, record: &Accepted) -> (Step, Option<Request>) {
-        let step = fold(&mut self.held.state, record, WINDOW);
-        let ask = TriggerContext {
+        let step = fold(&mut self.loaded.state, record, WINDOW);
+        let context = TriggerContext {
             policy: &self.policy,
             ns: "a",
-            first: !self.known,
+            first: !self.is_known,
             profile_matters: self.profile_matters,
             enabled: self.enabled,
         };
-        let request = trigger(&mut self.held, record, step, &ask);
-        self.known = true;
+        let request = trigger(&mut self.loaded, record, step, &context);
+        self.is_known = true;
         (step, request)
     }
 
-    fn does(&mut self, at: i64, kind: Kind) -> Option<Request> {
+    fn event_at(&mut self, at: i64, kind: Kind) -> Option<Request> {
         let record = self.record(at, event(kind));
         self.deliver(&record).1
     }
 
     fn claim(&mut self, request: &Request) {
-        claimed(&mut self.held.activity, request.due);
+        claimed(&mut self.loaded.activity, request.due);
     }
 }
 
@@ -89,118 +89,122 @@ fn seconds(request: &Request) -> i64 {
 }
 
 #[test]
-fn the_first_sight_of_a_user_always_asks_urgently() {
-    let mut way = Way::new(Policy::default());
-    let request = way.does(0, Kind::Impression).expect("first");
+fn the_first_record_of_a_user_requests_a_list_on_the_urgent_lane() {
+    let mut path = Path::new(Policy::default());
+    let request = path.event_at(0, Kind::Impression).expect("first");
     assert_eq!(
         (request.reason, request.lane),
         (Reason::First, Lane::Urgent)
     );
     assert_eq!((seconds(&request), request.time), (30, Timestamp(BASE)));
     assert_eq!(
-        way.held.activity.pending.as_ref().map(|p| p.due),
+        path.loaded.activity.pending.as_ref().map(|p| p.due),
         Some(request.due)
     );
-    assert_eq!(way.does(1, Kind::Purchase), None, "a request is out");
+    assert_eq!(
+        path.event_at(1, Kind::Purchase),
+        None,
+        "a request is pending"
+    );
 }
 
 #[test]
-fn ten_views_are_exactly_one_list() {
-    let mut way = Way::new(Policy::default());
-    let first = way.does(0, Kind::View).expect("first");
-    way.claim(&first);
-    for nth in 1..10 {
-        assert_eq!(way.does(100 + nth, Kind::View), None, "{nth}");
+fn ten_views_request_exactly_one_list() {
+    let mut path = Path::new(Policy::default());
+    let first = path.event_at(0, Kind::View).expect("first");
+    path.claim(&first);
+    for n in 1..10 {
+        assert_eq!(path.event_at(100 + n, Kind::View), None, "{n}");
     }
-    let request = way.does(110, Kind::View).expect("moved");
+    let request = path.event_at(110, Kind::View).expect("enough activity");
     assert_eq!(
         (request.reason, request.lane),
         (Reason::Activity, Lane::Live)
     );
-    assert_eq!(way.held.activity.score, 100);
+    assert_eq!(path.loaded.activity.score, 100);
 }
 
 #[test]
-fn a_profile_asks_only_if_it_alters_something() {
-    for (matters, asks) in [(true, Some(Reason::Profile)), (false, None)] {
-        let mut way = Way::new(Policy::default());
-        let first = way.does(0, Kind::View).expect("first");
-        way.claim(&first);
-        way.profile_matters = matters;
-        let record = way.record(1, aged(40));
-        let (step, request) = way.deliver(&record);
+fn a_changed_profile_requests_a_list_only_if_it_matters() {
+    for (matters, reason) in [(true, Some(Reason::Profile)), (false, None)] {
+        let mut path = Path::new(Policy::default());
+        let first = path.event_at(0, Kind::View).expect("first");
+        path.claim(&first);
+        path.profile_matters = matters;
+        let record = path.record(1, aged(40));
+        let (step, request) = path.deliver(&record);
         assert_eq!(step, Step::ProfileChanged);
-        assert_eq!(request.map(|r| r.reason), asks);
-        let same = way.record(2, aged(40));
-        assert_eq!(way.deliver(&same), (Step::Folded, None));
+        assert_eq!(request.map(|r| r.reason), reason);
+        let same = path.record(2, aged(40));
+        assert_eq!(path.deliver(&same), (Step::Folded, None));
     }
 }
 
 #[test]
-fn a_pending_request_is_asked_again_once_it_is_overdue_by_record_time() {
-    let mut way = Way::new(Policy::default());
-    let first = way.does(0, Kind::View).expect("first");
+fn a_pending_request_is_sent_again_once_overdue_by_record_time() {
+    let mut path = Path::new(Policy::default());
+    let first = path.event_at(0, Kind::View).expect("first");
     assert_eq!(
-        way.does(630, Kind::Purchase),
+        path.event_at(630, Kind::Purchase),
         None,
-        "due 30 + 600, not after it"
+        "30 + 600 is reached, not passed"
     );
-    let again = way.does(631, Kind::Impression).expect("overdue");
+    let again = path.event_at(631, Kind::Impression).expect("overdue");
     assert_eq!(again.reason, Reason::Overdue);
     assert!(again.due > first.due);
-    assert_eq!(way.does(632, Kind::Purchase), None, "asked again once");
+    assert_eq!(path.event_at(632, Kind::Purchase), None, "sent again once");
 }
 
 #[test]
-fn a_redelivered_record_asks_again_iff_its_own_request_is_out() {
-    let mut way = Way::new(Policy::default());
-    let source = way.record(0, event(Kind::Purchase));
-    let (_, first) = way.deliver(&source);
+fn a_redelivered_record_repeats_its_request_iff_it_is_pending() {
+    let mut path = Path::new(Policy::default());
+    let source = path.record(0, event(Kind::Purchase));
+    let (_, first) = path.deliver(&source);
     let first = first.expect("first");
-    let later = way.record(1, event(Kind::Purchase));
-    assert_eq!(way.deliver(&later), (Step::Folded, None));
-    let (step, again) = way.deliver(&source);
-    let again = again.expect("its own");
+    let later = path.record(1, event(Kind::Purchase));
+    assert_eq!(path.deliver(&later), (Step::Folded, None));
+    let (step, again) = path.deliver(&source);
+    let again = again.expect("its request is pending");
     assert_eq!(step, Step::Duplicate);
     assert_eq!(
         (again.due, again.time, again.lane),
         (first.due, first.time, Lane::Urgent)
     );
-    assert_eq!(way.deliver(&later), (Step::Duplicate, None));
-    way.claim(&again);
-    assert_eq!(way.deliver(&source), (Step::Duplicate, None));
+    assert_eq!(path.deliver(&later), (Step::Duplicate, None));
+    path.claim(&again);
+    assert_eq!(path.deliver(&source), (Step::Duplicate, None));
 }
 
 #[test]
-fn a_user_is_listed_no_more_often_than_their_pace() {
+fn the_claim_rate_delays_requests_of_a_user() {
     let policy = Policy {
         claims_per_day: 3,
         ..Policy::default()
     };
-    let mut way = Way::new(policy);
+    let mut path = Path::new(policy);
     // BASE is 22:13:20 UTC: 6400 s before midnight.
     for (at, due) in [(0, 30), (40, 90), (95, 150), (160, 6400), (6500, 6530)] {
-        let request = way.does(at, Kind::Purchase).expect("moved");
+        let request = path.event_at(at, Kind::Purchase).expect("enough activity");
         assert_eq!(seconds(&request), due, "at {at}");
-        way.claim(&request);
+        path.claim(&request);
     }
     assert_eq!(
-        way.held.activity.claim_rate.claims, 2,
-        "counted anew on the next day"
+        path.loaded.activity.claim_rate.claims, 2,
+        "the count starts again on the next day"
     );
 }
 
 #[test]
-fn one_record_from_a_wrong_clock_does_not_silence_a_user() {
-    let mut way = Way::new(Policy::default());
-    let first = way.does(40_000_000, Kind::Purchase).expect("first");
-    way.claim(&first);
-    let request = way.does(0, Kind::Purchase).expect("moved");
+fn one_record_from_a_wrong_clock_does_not_delay_later_requests() {
+    let mut path = Path::new(Policy::default());
+    let first = path.event_at(40_000_000, Kind::Purchase).expect("first");
+    path.claim(&first);
+    let request = path.event_at(0, Kind::Purchase).expect("enough activity");
     assert_eq!(seconds(&request), 30);
 }
 
 #[test]
-fn takes_are_counted_on_the_day_of_the_latest_due() {
+fn claims_are_counted_on_the_day_of_the_latest_due() {
     let mut activity = Activity::default();
     for (due, day, claims) in [
         (5, 0, 1),
@@ -216,47 +220,53 @@ fn takes_are_counted_on_the_day_of_the_latest_due() {
 }
 
 #[test]
-fn an_erased_user_asks_for_nothing_until_they_are_heard_of_again() {
-    let mut way = Way::new(Policy::default());
-    assert!(way.does(0, Kind::View).is_some());
-    let erase = way.record(5, Change::Erase);
-    assert_eq!(way.deliver(&erase), (Step::Erased, None));
-    assert_eq!(way.held.activity, Activity::default());
+fn an_erased_user_requests_nothing_until_a_later_record() {
+    let mut path = Path::new(Policy::default());
+    assert!(path.event_at(0, Kind::View).is_some());
+    let erase = path.record(5, Change::Erase);
+    assert_eq!(path.deliver(&erase), (Step::Erased, None));
+    assert_eq!(path.loaded.activity, Activity::default());
     assert_eq!(
-        way.does(5, Kind::Purchase),
+        path.event_at(5, Kind::Purchase),
         None,
         "not later than the erase"
     );
-    let back = way.does(6, Kind::Impression).expect("like one never seen");
-    assert_eq!((back.reason, back.lane), (Reason::First, Lane::Urgent));
-}
-
-#[test]
-fn what_outlives_an_erase_is_listed_anew_for_the_list_is_gone() {
-    let mut way = Way::new(Policy::default());
-    let first = way.does(9, Kind::View).expect("first");
-    way.claim(&first);
-    let erase = way.record(5, Change::Erase);
-    let request = way.deliver(&erase).1.expect("their list went");
-    assert_eq!(request.reason, Reason::Activity);
-    assert_eq!(way.deliver(&erase).1.map(|r| r.due), Some(request.due));
-}
-
-#[test]
-fn while_a_backfill_catches_up_users_move_and_nothing_is_asked() {
-    let mut way = Way::new(Policy::default());
-    way.enabled = false;
-    let record = way.record(0, event(Kind::Impression));
-    assert_eq!(way.deliver(&record), (Step::Folded, None));
-    assert_eq!(way.deliver(&record), (Step::Duplicate, None));
+    let returned = path.event_at(6, Kind::Impression).expect("like a new user");
     assert_eq!(
-        (way.held.activity.score, &way.held.activity.pending),
+        (returned.reason, returned.lane),
+        (Reason::First, Lane::Urgent)
+    );
+}
+
+#[test]
+fn events_after_an_erase_request_a_new_list() {
+    let mut path = Path::new(Policy::default());
+    let first = path.event_at(9, Kind::View).expect("first");
+    path.claim(&first);
+    let erase = path.record(5, Change::Erase);
+    let request = path.deliver(&erase).1.expect("the erase deleted the list");
+    assert_eq!(request.reason, Reason::Activity);
+    assert_eq!(path.deliver(&erase).1.map(|r| r.due), Some(request.due));
+}
+
+#[test]
+fn while_disabled_activity_grows_and_nothing_is_requested() {
+    let mut path = Path::new(Policy::default());
+    path.enabled = false;
+    let record = path.record(0, event(Kind::Impression));
+    assert_eq!(path.deliver(&record), (Step::Folded, None));
+    assert_eq!(path.deliver(&record), (Step::Duplicate, None));
+    assert_eq!(
+        (path.loaded.activity.score, &path.loaded.activity.pending),
         (ACTIVITY_ENOUGH, &None)
     );
-    assert_eq!(way.does(1, Kind::Cart), None);
-    assert_eq!(way.held.activity.score, 150);
-    way.enabled = true;
-    assert!(way.does(2, Kind::Impression).is_some(), "caught up");
+    assert_eq!(path.event_at(1, Kind::Cart), None);
+    assert_eq!(path.loaded.activity.score, 150);
+    path.enabled = true;
+    assert!(
+        path.event_at(2, Kind::Impression).is_some(),
+        "enabled again"
+    );
 }
 
 #[test]
@@ -275,8 +285,8 @@ fn weights_are_rounded_to_hundredths_and_never_negative() {
 
 #[test]
 fn a_request_is_read_back_from_its_json() {
-    let mut way = Way::new(Policy::default());
-    let request = way.does(0, Kind::View).expect("first");
+    let mut path = Path::new(Policy::default());
+    let request = path.event_at(0, Kind::View).expect("first");
     let text = serde_json::to_string(&request).expect("writes");
     assert_eq!(
         text,
@@ -290,54 +300,54 @@ fn a_request_is_read_back_from_its_json() {
 
 #[derive(Clone, Debug)]
 enum Act {
-    Does(Kind, i64),
+    Event(Kind, i64),
     Profile(u8, i64),
     Claim(usize),
-    /// The state is written, the request is not; the record is delivered again.
+    /// A crash after the write of the state and before the request; the record is delivered again.
     CrashThen(Kind, i64),
-    /// Any record delivered again.
-    Again(prop::sample::Index),
+    /// A redelivery of any record.
+    Redeliver(prop::sample::Index),
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     let gap = -20i64..400;
     let act = prop_oneof![
-        5 => (kinds(), gap.clone()).prop_map(|(kind, gap)| Act::Does(kind, gap)),
+        5 => (kinds(), gap.clone()).prop_map(|(kind, gap)| Act::Event(kind, gap)),
         1 => (0u8..3, gap.clone()).prop_map(|(age, gap)| Act::Profile(age, gap)),
         3 => (0usize..9).prop_map(Act::Claim),
         2 => (kinds(), gap).prop_map(|(kind, gap)| Act::CrashThen(kind, gap)),
-        1 => any::<prop::sample::Index>().prop_map(Act::Again),
+        1 => any::<prop::sample::Index>().prop_map(Act::Redeliver),
     ];
     prop::collection::vec(act, 0..60)
 }
 
-/// The world around a user, with its own reckoning of what moved since the last take.
+/// A user with requests and claims, and an independent sum of activity since the last claim.
 struct World {
-    way: Way,
+    path: Path,
     now: i64,
     records: Vec<Accepted>,
     out: Vec<Request>,
     score: u32,
     seen: bool,
     claimed: u32,
-    asked: u32,
+    requested: u32,
 }
 
 impl World {
     fn deliver(&mut self, record: Accepted, crash: bool) {
-        let (step, request) = self.way.deliver(&record);
+        let (step, request) = self.path.deliver(&record);
         self.score += match (step, &record.change) {
             (Step::ProfileChanged, _) => 100,
-            (Step::Folded, change) => event_weight(change, &self.way.policy.weights),
+            (Step::Folded, change) => event_weight(change, &self.path.policy.weights),
             _ => 0,
         };
         self.seen |= matches!(step, Step::Folded | Step::ProfileChanged);
         let request = if crash {
-            self.way.deliver(&record).1
+            self.path.deliver(&record).1
         } else {
             request
         };
-        self.asked += u32::from(request.is_some());
+        self.requested += u32::from(request.is_some());
         self.out.extend(request);
         self.records.push(record);
     }
@@ -345,7 +355,7 @@ impl World {
     fn claim(&mut self, which: usize) {
         if !self.out.is_empty() {
             let request = self.out.remove(which % self.out.len());
-            self.way.claim(&request);
+            self.path.claim(&request);
             self.score = 0;
             self.claimed += 1;
         }
@@ -353,22 +363,22 @@ impl World {
 
     fn act(&mut self, act: &Act) {
         let (change, gap, crash) = match act {
-            Act::Does(kind, gap) => (event(*kind), *gap, false),
+            Act::Event(kind, gap) => (event(*kind), *gap, false),
             Act::CrashThen(kind, gap) => (event(*kind), *gap, true),
             Act::Profile(age, gap) => (aged(*age), *gap, false),
             Act::Claim(which) => return self.claim(*which),
-            Act::Again(which) => {
+            Act::Redeliver(which) => {
                 if !self.records.is_empty() {
                     let record = self.records[which.index(self.records.len())].clone();
-                    let (_, request) = self.way.deliver(&record);
-                    self.asked += u32::from(request.is_some());
+                    let (_, request) = self.path.deliver(&record);
+                    self.requested += u32::from(request.is_some());
                     self.out.extend(request);
                 }
                 return;
             }
         };
         self.now += gap;
-        let record = self.way.record(self.now, change);
+        let record = self.path.record(self.now, change);
         self.deliver(record, crash);
     }
 }
@@ -377,15 +387,15 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn pending_and_take_lose_no_event(acts in acts()) {
+    fn pending_requests_and_claims_lose_no_event(acts in acts()) {
         let mut world = World {
-            way: Way::new(Policy::default()), now: 0, records: Vec::new(), out: Vec::new(),
-            score: 0, seen: false, claimed: 0, asked: 0,
+            path: Path::new(Policy::default()), now: 0, records: Vec::new(), out: Vec::new(),
+            score: 0, seen: false, claimed: 0, requested: 0,
         };
         for act in &acts {
             world.act(act);
-            let activity = &world.way.held.activity;
-            // Either a request is out that will see it, or it has not moved enough.
+            let activity = &world.path.loaded.activity;
+            // Either a request is out whose claim will see the events, or activity is too low.
             prop_assert!(world.score < 100 || !world.out.is_empty(), "{:?}", activity);
             prop_assert!(world.claimed > 0 || !world.seen || !world.out.is_empty(), "no first list");
             prop_assert!(activity.pending.is_none() || !world.out.is_empty());
@@ -393,7 +403,7 @@ proptest! {
         while !world.out.is_empty() {
             world.claim(0);
         }
-        prop_assert!(world.score < 100 && world.way.held.activity.pending.is_none());
-        prop_assert_eq!(world.claimed, world.asked);
+        prop_assert!(world.score < 100 && world.path.loaded.activity.pending.is_none());
+        prop_assert_eq!(world.claimed, world.requested);
     }
 }

@@ -1,4 +1,4 @@
-//! Laws of the search: equal to brute force over the names themselves, without a trie.
+//! Laws of the search: it equals brute force over the names, without a trie.
 
 use super::*;
 use crate::names::trie::Sequences;
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 const END: u32 = 9;
 
-/// The model of these tests: a value from a token's whole path.
+/// The model of these tests: a value from the whole path of a token.
 fn hashed(path: &[u32], seed: u32) -> f32 {
     let hash = path.iter().fold(seed, |hash, token| {
         (hash ^ token).wrapping_mul(0x0100_0193).rotate_left(7)
@@ -25,7 +25,7 @@ fn build(names: &[Vec<u32>]) -> Trie {
     Trie::build(&sequences)
 }
 
-/// Answers waves as an engine would: by the tokens before each node, from parents' paths.
+/// Answers waves as an engine does: by the tokens before each node, found by the parents' paths.
 #[derive(Default)]
 struct Engine {
     paths: Vec<Vec<u32>>,
@@ -65,7 +65,7 @@ struct Case {
     weight: f64,
     /// Masses per PU with their exponents.
     terms: Vec<(f64, Vec<f32>)>,
-    /// One user's own log-weights.
+    /// Log-weights of one user.
     own: Vec<(u32, f64)>,
     sums: bool,
     means: bool,
@@ -163,7 +163,7 @@ impl Case {
         }
     }
 
-    /// Mixture, model and mean of a child, not yet shared out among its siblings.
+    /// Mixture, model and mean of a child, before normalisation over its siblings.
     fn edges(&self, path: &[u32], below: &[usize]) -> [f64; 3] {
         let (logit, mean) = (f64::from(logit(path)), f64::from(self.mean(path)));
         let score = self.weight * (logit - mean) + self.measure(below);
@@ -218,14 +218,14 @@ fn cases() -> impl Strategy<Value = Case> {
     })
 }
 
-/// Whether two lists are the same but for the order of names that rounding alone tells apart.
+/// Checks that two lists are equal except for the order of names whose scores differ by rounding alone.
 fn check(found: &[Found], expected: &[Found], all: &[Found]) -> Result<(), TestCaseError> {
     prop_assert_eq!(found.len(), expected.len());
     let near = |a: f64, b: f64| (a - b).abs() < 1e-9;
     for (found, expected) in found.iter().zip(expected) {
         prop_assert!(near(found.score, expected.score), "{found:?} {expected:?}");
         let own = all.iter().find(|name| name.pu == found.pu);
-        let own = own.expect("what is found is permitted");
+        let own = own.expect("found names are permitted");
         prop_assert!(near(found.score, own.score), "{found:?} {own:?}");
         prop_assert!(near(found.model, own.model), "{found:?} {own:?}");
         prop_assert!(near(found.baseline, own.baseline), "{found:?} {own:?}");
@@ -243,7 +243,7 @@ proptest! {
     }
 
     #[test]
-    fn a_list_is_the_beginning_of_any_longer_one_bit_for_bit_however_waves_are_cut(
+    fn a_shorter_list_is_a_prefix_of_a_longer_one_bit_for_bit_for_any_waves(
         case in cases(), rows_max in 1usize..200,
     ) {
         let longer = Case { n: case.names.len(), rows_max, ..case.clone() }.search();
@@ -252,7 +252,7 @@ proptest! {
     }
 
     #[test]
-    fn names_are_distinct_legal_and_as_many_as_there_are(case in cases()) {
+    fn names_are_distinct_permitted_and_complete(case in cases()) {
         let found = case.search();
         let mut pus: Vec<u32> = found.iter().map(|found| found.pu).collect();
         pus.sort_unstable();
@@ -272,7 +272,7 @@ proptest! {
     }
 
     #[test]
-    fn all_weights_but_that_of_demand_0_are_exactly_the_order_of_demand(
+    fn with_demand_alone_the_order_is_exactly_that_of_demand(
         case in cases(), seed in any::<u64>(), lambda in 0.05f64..3.0,
     ) {
         let mass: Vec<f32> = (0..case.names.len() as u64)
@@ -284,7 +284,7 @@ proptest! {
             (0..mass.len() as u32).filter(|pu| case.is_permitted(*pu as usize)).collect();
         let of = |pu: u32| lambda * f64::from(mass[pu as usize]).ln();
         let total = log_sum(order.iter().map(|pu| of(*pu)));
-        // Equal demand in the order of PUs: not even rounding tells them apart.
+        // Equal demand must give the order of PUs, without differences by rounding.
         order.sort_by(|a, b| mass[*b as usize].total_cmp(&mass[*a as usize]).then(a.cmp(b)));
         order.truncate(case.n);
         let found = case.search();
@@ -296,7 +296,7 @@ proptest! {
 }
 
 #[test]
-fn equal_scores_come_in_pu_order_and_names_alike_stay_two() {
+fn equal_scores_are_in_pu_order_and_names_with_equal_tokens_stay_two() {
     let names = vec![vec![1, 2], vec![1], vec![1, 2], vec![1, 2]];
     let case = Case {
         names,
@@ -314,7 +314,7 @@ fn equal_scores_come_in_pu_order_and_names_alike_stay_two() {
 }
 
 #[test]
-fn a_chain_is_asked_for_once_and_never_to_a_leaf() {
+fn a_chain_is_forwarded_once_and_never_to_a_leaf() {
     let trie = build(&[vec![1, 2, 3, 4], vec![1, 2, 3, 5], vec![6, 7, 8]]);
     let question = Question {
         n: 3,
@@ -328,7 +328,7 @@ fn a_chain_is_asked_for_once_and_never_to_a_leaf() {
 }
 
 #[test]
-fn what_cannot_be_among_the_n_best_is_not_asked_for() {
+fn nodes_that_cannot_lead_to_the_n_best_are_not_expanded() {
     let names: Vec<Vec<u32>> = (0..64).map(|i| vec![i % 8, 1, i / 8 % 8]).collect();
     let trie = build(&names);
     let question = Question {
@@ -337,7 +337,7 @@ fn what_cannot_be_among_the_n_best_is_not_asked_for() {
         ..Question::default()
     };
     let mut search = Search::new(&trie, question);
-    // One row a wave: strictly best first, so a confident model is asked along one path.
+    // One row per wave is strictly best first, so a confident model is run along one path.
     let engine = Engine::run(&mut search, 1, |_| 0.0);
     assert!(engine.paths.len() < 9, "{:?}", engine.paths);
 }

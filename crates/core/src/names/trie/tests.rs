@@ -1,4 +1,4 @@
-//! Laws of the trie: its paths are the names, its sets and sums are those of the PUs.
+//! Laws of the trie: its paths are the names, and its sets and sums are those of the PUs.
 
 use super::*;
 use fixedbitset::FixedBitSet;
@@ -12,7 +12,7 @@ fn build(names: &[Vec<u32>]) -> Trie {
     Trie::build(&sequences)
 }
 
-/// Every path from the root as (tokens, PU), by walking.
+/// Every path from the root as (tokens, PU), by walking the trie.
 fn paths(trie: &Trie) -> Vec<(Vec<u32>, u32)> {
     fn walk(trie: &Trie, node: &Node, path: &[u32], found: &mut Vec<(Vec<u32>, u32)>) {
         let path: Vec<u32> = path.iter().copied().chain(trie.label(node)).collect();
@@ -56,7 +56,7 @@ fn set(members: &[bool]) -> FixedBitSet {
 
 proptest! {
     #[test]
-    fn the_paths_are_the_names_in_sorted_order_each_cut_after_what_tells_it_apart(names in names()) {
+    fn paths_are_the_sorted_names_each_cut_after_its_first_distinct_token(names in names()) {
         let trie = build(&names);
         let (found, expected) = (paths(&trie), expected(&names));
         prop_assert_eq!(found.len(), expected.len());
@@ -72,7 +72,7 @@ proptest! {
     }
 
     #[test]
-    fn siblings_start_differently_or_are_alike(names in names()) {
+    fn siblings_start_with_different_tokens_or_are_unlabelled(names in names()) {
         let trie = build(&names);
         let mut nodes = vec![trie.root()];
         while let Some(node) = nodes.pop() {
@@ -91,7 +91,7 @@ proptest! {
     }
 
     #[test]
-    fn a_set_of_pus_keeps_its_members_as_leaves_and_a_patch_is_the_set_made_anew(
+    fn permitted_leaves_are_those_of_the_pus_and_a_patch_equals_a_new_set(
         names in names(),
         members in prop::collection::vec(any::<bool>(), 0..260),
         later in prop::collection::vec(any::<bool>(), 0..260),
@@ -111,7 +111,7 @@ proptest! {
     }
 
     #[test]
-    fn counts_and_sums_of_a_run_are_those_of_its_leaves(
+    fn counts_and_sums_of_a_range_are_those_of_its_leaves(
         names in names(),
         members in prop::option::of(prop::collection::vec(any::<bool>(), 260)),
         own in prop::collection::vec((0u32..220, -20f64..20.0), 0..12),
@@ -141,7 +141,7 @@ proptest! {
 }
 
 #[test]
-fn a_name_may_be_the_beginning_of_another() {
+fn a_name_may_be_a_prefix_of_another() {
     let trie = build(&[vec![1, 2], vec![1], vec![1, 2, 3]]);
     let found: Vec<u32> = paths(&trie).into_iter().map(|(_, pu)| pu).collect();
     assert_eq!(found, [2, 0, 1]);
@@ -154,7 +154,7 @@ fn an_end_token_inside_a_name_is_dropped() {
 }
 
 #[test]
-fn one_name_is_a_leaf_at_the_root_and_none_is_an_empty_root() {
+fn one_name_makes_the_root_a_leaf_and_no_name_an_empty_root() {
     let one = build(&[vec![5]]);
     assert_eq!(one.first_token(&one.root()), Some(5));
     assert_eq!(one.children(&one.root()).count(), 0);
@@ -164,7 +164,7 @@ fn one_name_is_a_leaf_at_the_root_and_none_is_an_empty_root() {
 }
 
 #[test]
-fn a_common_name_beside_it_takes_no_digit_from_a_rare_one() {
+fn a_rare_name_keeps_its_digits_beside_a_common_one() {
     let trie = build(&[vec![1], vec![2]]);
     let masses = Masses::new(&trie, |pu| if pu == 0 { 0.0 } else { -100.0 });
     let own = Own::new(&trie, [(0, -200.0)].into_iter());

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn an_array_holds_if_it_contains_one_of_the_wanted() {
+    fn a_condition_on_an_array_holds_if_an_item_is_wanted() {
         let nuts = json!({"field": "allergies", "in": ["nuts", "peanuts"]});
         for (profile, expected) in [
             (json!({"allergies": ["milk", "nuts"]}), Some(true)),
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_compared_as_numbers_however_written() {
+    fn numbers_are_compared_as_numbers_also_if_written_as_text() {
         let range = json!({"field": "n", "at_least": 3, "below": 5.5});
         for (n, expected) in [
             (json!(3), Some(true)),

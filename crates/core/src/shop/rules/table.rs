@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_that_fires_forbids_what_it_matches() {
+    fn a_fired_rule_forbids_what_it_matches() {
         check(json!({"age": 40}), &[], &[]);
         check(json!({"age": 17}), &["minor"], &["w1"]);
         check(
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_required_rule_forbids_what_the_profile_does_not_tell() {
+    fn a_required_rule_forbids_if_the_field_is_unknown() {
         for unknown in [
             json!({}),
             json!({"age": null}),
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn two_rules_that_each_forbid_a_part_forbid_the_whole() {
+    fn two_rules_that_match_parts_forbid_the_whole_pu() {
         let catalogue = snapshot();
         let rules = rules(json!([
             {"id": "1", "when": {"field": "x", "equals": 1}, "forbid": {"attributes": {"allergens": ["nuts"]}}},
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sku_newer_than_the_table_is_forbidden_by_any_fired_rule_until_it_is_seen() {
+    fn a_new_sku_is_forbidden_by_any_fired_rule_until_the_table_is_extended() {
         let mut catalogue = snapshot();
         let mut table = table(&catalogue);
         let patch = catalogue.apply("n".into(), Some(sku("n", "NEW", json!({}))));
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_segment_that_holds_wins_and_default_takes_the_rest() {
+    fn a_user_is_in_the_first_segment_that_holds_else_in_default() {
         let table = table(&snapshot());
         for (of, segment) in [
             (json!({"age": 20, "city": "x"}), "young"),
@@ -444,7 +444,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn patching_the_table_is_compiling_it_anew_and_a_pu_is_out_iff_all_its_skus_are(
+        fn extending_a_table_equals_compiling_it_and_a_pu_is_forbidden_iff_all_its_skus_are(
             changes in skus(), fires in any::<[bool; 3]>(),
         ) {
             let rules: Vec<Rule> = (0..3).map(|n| serde_json::from_value(json!({
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_over_a_whole_shop_compiles_and_judges_quickly() {
+    fn a_table_over_a_whole_catalogue_compiles_and_judges_quickly() {
         let all = (0..92_000).map(|n| {
             let attributes = json!({"brand": n % 500, "allergens": ["a", "b"], "min_age": n % 30});
             sku(&n.to_string(), &format!("P{}", n % 2240), attributes)

@@ -53,8 +53,8 @@ fn condition(when: &Condition) -> Option<String> {
     let range = when.below.is_some() || when.at_least.is_some();
     let given = [when.equals.is_some(), when.any_of.is_some(), range];
     let what = match given.iter().filter(|given| **given).count() {
-        0 => "has no comparison: give one of equals, in, below, at_least",
-        2.. => "has more than one comparison: give one",
+        0 => "gives no comparison: one of equals, in, below, at_least",
+        2.. => "gives more than one comparison",
         _ if field.is_empty() || field.split('.').any(str::is_empty) => "names no field",
         _ if when.any_of.as_ref().is_some_and(Vec::is_empty) => {
             "in is empty and never holds: give values"
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sound_table_has_no_problems() {
+    fn valid_rules_have_no_problems() {
         check(
             json!([{"id": "a", "when": {"field": "age", "at_least": 12, "below": 18}, "forbid": {"categories": ["wine"]}}]),
             json!([{"id": "young", "when": [{"field": "age", "below": 30}]}]),
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn each_problem_is_named_with_its_place() {
+    fn each_problem_is_reported_with_its_rule_or_segment() {
         check(
             json!([
                 {"id": "a", "when": {"field": "x"}, "forbid": {"pus": ["p"]}},
@@ -124,9 +124,9 @@ mod tests {
             ]),
             json!([{"id": "default", "when": []}]),
             &[
-                "rule \"a\": condition on \"x\": has no comparison: give one of equals, in, below, at_least",
+                "rule \"a\": condition on \"x\": gives no comparison: one of equals, in, below, at_least",
                 "rule \"a\" is defined twice",
-                "rule \"a\": condition on \"x\": has more than one comparison: give one",
+                "rule \"a\": condition on \"x\": gives more than one comparison",
                 "rule \"need:b\": ids that begin with need: are reserved for the need filter",
                 "rule \"need:b\": condition on \"x\": in is empty and never holds: give values",
                 "rule \"need:b\": forbid names no products: give pus, categories or attributes",

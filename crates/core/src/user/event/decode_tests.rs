@@ -44,7 +44,7 @@ fn sku(text: &str) -> Result<Sku, Reject> {
     Ok(sku)
 }
 
-/// Asserts the code, and that the text names the value's fault.
+/// Asserts the code, and that the error text contains `says`.
 fn check<T: std::fmt::Debug>(result: Result<T, Reject>, code: &str, says: &str) {
     let reject = result.expect_err(code);
     assert_eq!(reject.code(), code, "{reject}");
@@ -56,7 +56,7 @@ fn check<T: std::fmt::Debug>(result: Result<T, Reject>, code: &str, says: &str) 
 }
 
 #[test]
-fn a_whole_event_is_read_and_what_is_unknown_is_ignored() {
+fn an_event_is_decoded_and_unknown_fields_are_ignored() {
     let found = event(
         r#"{"type":"purchase","sku":"A1","pu":"x","qty":2,"price":3.5,
             "ts":"2023-11-14T22:13:20Z","context":{"page":[1]},"new":null}"#,
@@ -80,7 +80,7 @@ fn a_whole_event_is_read_and_what_is_unknown_is_ignored() {
     assert_eq!(search.item, Item::Query("cough syrup".into()));
 }
 
-/// Events with their code and what the text must name.
+/// Refused events, with their code and a part of the error text.
 const REFUSED: &[(&str, &str, &str)] = &[
     ("", "malformed_json", "not JSON"),
     ("{", "malformed_json", "EOF"),
@@ -162,28 +162,28 @@ const REFUSED: &[(&str, &str, &str)] = &[
 ];
 
 #[test]
-fn an_event_without_what_is_needed_is_refused_by_code() {
+fn a_wrong_event_is_refused_with_its_code() {
     for (text, code, says) in REFUSED {
         check(event(text), code, says);
     }
 }
 
 #[test]
-fn bytes_beyond_the_limits_are_refused_before_they_are_parsed() {
+fn values_beyond_the_limits_are_refused_before_parsing() {
     let limits = Limits::default();
     let deep = format!("{}{}", r#"{"a":"#.repeat(10_000), "}".repeat(10_000));
     check(event(&deep), "too_deep", "32");
     let brackets = r#"{"type":"view","sku":"[\"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[["}"#;
     assert!(
         event(brackets).is_ok(),
-        "brackets inside a string nest nothing"
+        "brackets inside a string are not nesting"
     );
     check(event(&" ".repeat(2 << 20)), "too_large", "2097152");
     let long = format!(r#"{{"type":"view","sku":"{}"}}"#, "x".repeat(513));
     check(event(&long), "too_long", "513");
     let query = format!(r#"{{"type":"search","query":"{}"}}"#, "ü".repeat(400));
     assert_eq!(
-        event(&query).expect("cut").item,
+        event(&query).expect("truncated").item,
         Item::Query("ü".repeat(256))
     );
     let decode = |key, value| decode_event(&record(key, value), &limits);
@@ -218,7 +218,7 @@ fn bytes_beyond_the_limits_are_refused_before_they_are_parsed() {
 }
 
 #[test]
-fn a_time_outside_the_century_or_too_far_ahead_is_refused() {
+fn a_time_outside_2000_to_2100_or_too_far_ahead_is_refused() {
     let live = Limits {
         now: Some(Timestamp(NOON)),
         ..Limits::default()
@@ -247,7 +247,7 @@ fn a_time_outside_the_century_or_too_far_ahead_is_refused() {
 }
 
 #[test]
-fn a_profile_is_the_whole_object_and_null_erases() {
+fn a_plain_profile_is_the_whole_object_and_null_erases() {
     let found = profile(r#"{"b":{"z":1,"a":2},"a":"x"}"#, Format::Plain).expect("valid");
     let Change::Profile(found) = found else {
         panic!("{found:?}")
@@ -315,7 +315,7 @@ fn a_change_event_is_unwrapped_with_and_without_its_schema() {
 }
 
 #[test]
-fn a_change_events_key_is_its_only_field() {
+fn the_user_of_a_change_event_is_the_only_field_of_its_key() {
     let user = |key: &str| {
         let record = record(Some(key.as_bytes()), None);
         decode_profile(&record, Format::Debezium, &Limits::default()).map(|a| a.user.to_string())
@@ -337,7 +337,7 @@ fn a_change_events_key_is_its_only_field() {
 }
 
 #[test]
-fn a_sku_takes_its_name_for_what_is_left_out() {
+fn missing_fields_of_a_sku_default_to_its_name() {
     let bare = sku(r#"{"pu":"Cafe\u0301  au lait","stock":0}"#).expect("valid");
     assert_eq!(bare.pu, "Café au lait");
     assert_eq!(
@@ -353,8 +353,8 @@ fn a_sku_takes_its_name_for_what_is_left_out() {
     );
     assert_eq!((full.stock, full.price), (-2, Some(1.0)));
     assert_eq!(full.attributes["rx"], json!(true));
-    let gone = decode_sku(&record(Some(b"s"), None), &Limits::default());
-    assert_eq!(gone, Ok(("s".into(), None)));
+    let deleted = decode_sku(&record(Some(b"s"), None), &Limits::default());
+    assert_eq!(deleted, Ok(("s".into(), None)));
     for (text, code, says) in [
         (r#"{"stock":1}"#, "missing_field", "pu"),
         (r#"{"pu":" ","stock":1}"#, "missing_field", "pu"),
@@ -376,14 +376,14 @@ fn a_sku_takes_its_name_for_what_is_left_out() {
 }
 
 #[test]
-fn configuration_with_an_unknown_key_is_refused() {
+fn limits_with_an_unknown_key_are_refused() {
     let limits: Limits = toml::from_str("max_ahead = '1m'").expect("valid");
     assert_eq!(limits.max_ahead, Duration::from_secs(60));
     assert!(toml::from_str::<Limits>("now = 3").is_err());
 }
 
-/// JSON-like text, so that more than the first byte is exercised.
-fn jsonish() -> impl Strategy<Value = String> {
+/// JSON with the fields of the decoders.
+fn plausible_json() -> impl Strategy<Value = String> {
     let word = prop_oneof![
         Just("type"),
         Just("sku"),
@@ -413,8 +413,8 @@ fn jsonish() -> impl Strategy<Value = String> {
     .prop_map(|value| value.to_string())
 }
 
-/// Objects as no serialiser writes them: names twice, numbers out of range, escapes that are none, ends too early.
-fn twisted() -> impl Strategy<Value = String> {
+/// Objects that no serialiser writes: repeated names, numbers out of range, wrong escapes, truncated texts.
+fn malformed_objects() -> impl Strategy<Value = String> {
     let name = prop::sample::select(vec![
         "type",
         "sku",
@@ -462,7 +462,7 @@ fn twisted() -> impl Strategy<Value = String> {
         })
 }
 
-/// As it was read before: a tree of everything.
+/// Decodes an event from a parsed tree.
 fn event_of_tree(text: &str, limits: &Limits) -> Result<Event, Reject> {
     match value(text.as_bytes(), limits)? {
         Value::Object(fields) => super::event(&fields, limits),
@@ -474,7 +474,7 @@ fn event_of_tree(text: &str, limits: &Limits) -> Result<Event, Reject> {
 
 proptest! {
     #[test]
-    fn an_event_read_without_a_tree_is_the_same(text in prop_oneof![twisted(), jsonish(), "[\\[{}\":1a\\]]{0,20}"]) {
+    fn decoding_without_a_tree_equals_decoding_from_a_tree(text in prop_oneof![malformed_objects(), plausible_json(), "[\\[{}\":1a\\]]{0,20}"]) {
         let limits = Limits::default();
         let record = record(Some(b"u"), Some(text.as_bytes()));
         let found = decode_event(&record, &limits).map(|found| found.change);
@@ -486,7 +486,7 @@ proptest! {
         key in prop::option::of(prop::collection::vec(any::<u8>(), 0..6)),
         value in prop::option::of(prop_oneof![
             prop::collection::vec(any::<u8>(), 0..60),
-            jsonish().prop_map(String::into_bytes),
+            plausible_json().prop_map(String::into_bytes),
         ]),
         time in any::<i64>(),
     ) {

@@ -1,4 +1,4 @@
-//! Round trips, fixtures and damage of the stored form.
+//! Round trips, fixtures and damaged bytes of the stored form.
 
 use proptest::prelude::*;
 
@@ -8,12 +8,12 @@ use crate::user::fold::fold;
 use crate::user::fold::tests::{BASE, histories};
 use crate::user::state::{ClaimRate, Pending, canonical};
 
-/// As version 1 was written, byte by byte; must be readable for as long as 1 is the oldest version.
+/// Bytes of version 1; must be readable for as long as 1 is the oldest version.
 const FIXTURE_1: &str = "010180a0abfef96200087265636f6d6d2d650a5404000241310201ec51b81e85eb0f400100087265636f6d6d2d650a56";
-/// As version 3 is written: what the release before this one cannot read, and is not written by default.
+/// Bytes of version 3, which the previous release cannot read and which is not written by default.
 const FIXTURE_3: &str =
     "0380a0abfef96201087265636f6d6d2d650100000a01560180a0abfef9620001040002413102018f03";
-/// As version 2 is written.
+/// Bytes of version 2.
 const FIXTURE_2: &str = "0201087265636f6d6d2d650100000a01560180a0abfef9620001040002413102018f03";
 
 fn fixture() -> UserState {
@@ -35,7 +35,7 @@ fn fixture() -> UserState {
 }
 
 #[test]
-fn stored_bytes_of_both_versions_are_read_and_written_as_ever() {
+fn bytes_of_versions_1_and_2_are_read_and_written_unchanged() {
     for (version, hex) in [(1, FIXTURE_1), (2, FIXTURE_2)] {
         assert_eq!(hex::encode(encode(&fixture(), version)), hex, "{version}");
         let bytes = hex::decode(hex).expect("hex");
@@ -48,7 +48,7 @@ fn stored_bytes_of_both_versions_are_read_and_written_as_ever() {
 }
 
 #[test]
-fn only_version_3_keeps_since_when_events_are_complete() {
+fn only_version_3_stores_complete_since() {
     let state = UserState {
         complete_since: Timestamp(BASE),
         ..fixture()
@@ -62,7 +62,7 @@ fn only_version_3_keeps_since_when_events_are_complete() {
 }
 
 #[test]
-fn a_newer_version_is_told_apart_from_damage() {
+fn a_newer_version_and_damaged_bytes_are_different_errors() {
     let newer = decode(&[4, 0, 0], None, Timestamp(0));
     assert_eq!(newer, Err(Codec::Newer { found: 4, known: 3 }));
     for bytes in [
@@ -85,7 +85,7 @@ fn a_newer_version_is_told_apart_from_damage() {
 }
 
 #[test]
-fn a_tombstone_handed_in_as_life_leaves_out_what_is_not_later() {
+fn decoding_with_a_later_erase_drops_what_is_not_later() {
     let bytes = encode(&fixture(), 2);
     let state = decode(&bytes, None, Timestamp(BASE)).expect("valid");
     assert!(state.is_vacant());
@@ -99,8 +99,9 @@ fn a_price_keeps_its_bits() {
         let mut state = busy();
         state.window[7].price = Some(price);
         for version in VERSION_OLDEST..=VERSION_CURRENT {
-            let back = decode(&encode(&state, version), None, Timestamp(0)).expect("our own");
-            let kept = back.window[7].price.map(f64::to_bits);
+            let decoded = decode(&encode(&state, version), None, Timestamp(0))
+                .expect("bytes that encode wrote");
+            let kept = decoded.window[7].price.map(f64::to_bits);
             assert_eq!(kept, Some(price.to_bits()), "{price} in version {version}");
         }
     }
@@ -135,14 +136,14 @@ fn busy() -> UserState {
 }
 
 #[test]
-fn fifty_events_take_well_under_two_kilobytes() {
+fn fifty_events_take_less_than_1400_bytes() {
     let (one, two) = (encode(&busy(), 1).len(), encode(&busy(), 2).len());
     println!("50 events: {one} B in version 1, {two} B in version 2");
     assert!(two < 1400 && two < one, "{two} and {one} bytes");
 }
 
 #[test]
-fn the_texts_beside_the_blob_are_read_back_and_damage_is_refused() {
+fn pending_claim_rate_and_profile_survive_their_texts_and_damaged_texts_are_refused() {
     let source: Position = "0/user-events/3:17".parse().expect("valid");
     for pending in [Some(source.clone()), None] {
         let pending = Pending {
@@ -170,7 +171,7 @@ fn the_texts_beside_the_blob_are_read_back_and_damage_is_refused() {
 }
 
 #[test]
-fn the_dump_names_window_fences_profile_and_life_in_order() {
+fn the_dump_has_fences_erase_profile_and_window_in_order() {
     let mut state = fixture();
     let fields = serde_json::json!({"b": {"z": 1, "a": 2}, "a": null});
     state.profile = Some(Profiled {
