@@ -1,8 +1,8 @@
-//! Benchmarks of whole searches over a model that costs nothing: the time of the search itself, to compare with a forward
-//! pass.
+//! Benchmarks of whole searches over a model that costs nothing: the time of the search itself, to compare with a
+//! forward pass.
 //!
-//! Only [`Search`] is timed; not the logits, which are hashes of a token's path, nor the conversion of the permitted set,
-//! which `benches/trie.rs` times.
+//! Only [`Search`] is timed; not the logits, which are hashes of a token's path, nor the conversion of the permitted
+//! set, which `benches/trie.rs` times.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

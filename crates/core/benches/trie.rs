@@ -1,5 +1,5 @@
-//! Benchmarks of the trie over 10^4 to 10^6 synthetic names: build, permission, patch, sums; and a trie of hash maps for
-//! comparison.
+//! Benchmarks of the trie over 10^4 to 10^6 synthetic names: build, permission, patch, sums; and a trie of hash maps
+//! for comparison.
 //!
 //! Names have 2 to 5 words of 1 to 3 tokens, drawn with falling frequency.
 

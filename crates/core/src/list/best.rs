@@ -1,11 +1,11 @@
 //! Computes the probability of each of several Beta variables to be the highest.
 //!
-//! P(i is best) = ∫ f_i Π_{j≠i} F_j, by the trapezoid rule over the logit t = ln(x / (1 - x)), where a Beta's density has
-//! neither poles nor edges: f(t) ∝ exp(a ln x + b ln(1 - x)), highest at ln(a / b), of width √(1/a + 1/b).
-//! Source: Scott 2010, "A modern Bayesian look at the multi-armed bandit", doi:10.1002/asmb.874.
+//! P(i is best) = ∫ f_i Π_{j≠i} F_j, by the trapezoid rule over the logit t = ln(x / (1 - x)), where a Beta's density
+//! has neither poles nor edges: f(t) ∝ exp(a ln x + b ln(1 - x)), highest at ln(a / b), of width √(1/a + 1/b). Source:
+//! Scott 2010, "A modern Bayesian look at the multi-armed bandit", doi:10.1002/asmb.874.
 //!
-//! Invariant: the probabilities sum to 1, equal variables have equal probabilities, and the order of the variables changes
-//! nothing. It does not know SKUs nor draws.
+//! Invariant: the probabilities sum to 1, equal variables have equal probabilities, and the order of the variables
+//! changes nothing. It does not know SKUs nor draws.
 
 /// A Beta distribution by its two pseudo-counts, both over 0 and finite.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,7 +20,8 @@ pub struct Beta {
 const NODES_PER_WIDTH: f64 = 4.0;
 /// Widths on each side of the peak that have nodes at that spacing.
 const WIDTHS: f64 = 5.0;
-/// Nodes in a tail beyond these widths, in steps of 1/a (or 1/b), over each of which the density falls by a factor of e.
+/// Nodes in a tail beyond these widths, in steps of 1/a (or 1/b), over each of which the density falls by a factor of
+/// e.
 const TAIL: [f64; 18] = [
     0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0, 13.0, 17.0, 22.0,
 ];

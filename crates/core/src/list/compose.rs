@@ -143,9 +143,9 @@ pub fn prepare(user: &ClaimedUser, snapshot: &Snapshot, context: &ListContext) -
 
 /// Time as of which the list is made, and the seed of its exploration: the request's time and the claim number.
 ///
-/// If counts are frozen and no record caused the request (a sweep, a refresh), the list must depend on state, counts and
-/// arm alone, not on when or how often it is requested. Then the time is that of the counts, or of the user's newest
-/// record if that is later, and the seed is made from the seen offsets.
+/// If counts are frozen and no record caused the request (a sweep, a refresh), the list must depend on state, counts
+/// and arm alone, not on when or how often it is requested. Then the time is that of the counts, or of the user's
+/// newest record if that is later, and the seed is made from the seen offsets.
 fn time_and_draw(user: &ClaimedUser, snapshot: &Snapshot) -> (Timestamp, u64) {
     let ClaimedUser {
         request,

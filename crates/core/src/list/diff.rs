@@ -1,7 +1,7 @@
 //! Compares the lists of two namespaces: pairs of lists -> sums by segment -> a report.
 //!
-//! Invariant: a sum of pairs does not depend on their order, so the same lists give the same report. Measures cover lists
-//! of the model; a fallback counts as no list. It does not know where lists come from.
+//! Invariant: a sum of pairs does not depend on their order, so the same lists give the same report. Measures cover
+//! lists of the model; a fallback counts as no list. It does not know where lists come from.
 
 use std::collections::{BTreeMap, BTreeSet};
 

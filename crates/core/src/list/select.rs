@@ -1,14 +1,16 @@
-//! Selects the SKUs of a product by EE(pu, sku): the probability that a SKU is the best of its PU, given counts and prior.
+//! Selects the SKUs of a product by EE(pu, sku): the probability that a SKU is the best of its PU, given counts and
+//! prior.
 //!
-//! Invariant: the propensities of a PU's candidates sum to 1; the same seed gives the same choice, whatever the order of
-//! candidates; a PU with a candidate always keeps one. It does not know stock nor rules: the caller passes permitted SKUs.
+//! Invariant: the propensities of a PU's candidates sum to 1; the same seed gives the same choice, whatever the order
+//! of candidates; a PU with a candidate always keeps one. It does not know stock nor rules: the caller passes permitted
+//! SKUs.
 //!
 //! Sources: Thompson sampling (Thompson 1933, Biometrika 25) draws one posterior sample per arm and plays the best; the
-//! share of draws that an arm wins is its probability of being best (Scott 2010, "A modern Bayesian look at the multi-armed
-//! bandit", doi:10.1002/asmb.874), used here both as propensity and as threshold.
+//! share of draws that an arm wins is its probability of being best (Scott 2010, "A modern Bayesian look at the
+//! multi-armed bandit", doi:10.1002/asmb.874), used here both as propensity and as threshold.
 //!
-//! The winners of seeded draws are drawn by their probabilities, which [`crate::list::best`] integrates. They have the same
-//! distribution as drawing all posteriors each time, which took 33 ms of a core per list of 20 PUs with 64 SKUs.
+//! The winners of seeded draws are drawn by their probabilities, which [`crate::list::best`] integrates. They have the
+//! same distribution as drawing all posteriors each time, which took 33 ms of a core per list of 20 PUs with 64 SKUs.
 
 use std::hash::Hasher;
 
@@ -27,8 +29,8 @@ use crate::user::record::Fences;
 /// all of them too, as 1/64 is below its default.
 const DRAWN_MAX: usize = 64;
 
-/// Pseudo-successes of the prior if the PU's SKUs do not show how much they differ. The posterior of a SKU without counts
-/// then has a standard deviation of about its mean.
+/// Pseudo-successes of the prior if the PU's SKUs do not show how much they differ. The posterior of a SKU without
+/// counts then has a standard deviation of about its mean.
 const WEAK: f64 = 1.0;
 
 /// Most pseudo-successes of a fitted prior: SKUs with similar counts may still differ.
@@ -163,8 +165,8 @@ pub(crate) fn draw(seen: &Fences) -> u64 {
 /// Successes and trials of one SKU.
 ///
 /// An impression is a trial of its SKU. A purchase of the PU is a trial of each of its SKUs, since each could have been
-/// chosen. Clicks on impressions and purchases are successes. So without impressions the rates are shares of purchases, and
-/// with more impressions these prevail gradually.
+/// chosen. Clicks on impressions and purchases are successes. So without impressions the rates are shares of purchases,
+/// and with more impressions these prevail gradually.
 fn trials(counts: SkuCounts, bought: f64) -> (f64, f64) {
     let impressions = f64::from(counts.impressions.max(0.0));
     let clicks = f64::from(counts.clicks.max(0.0)).min(impressions);
@@ -223,8 +225,8 @@ fn prior(observed: &[(f64, f64)]) -> Beta {
 
 /// Indices of the candidates that have a chance, ascending, at most [`DRAWN_MAX`].
 ///
-/// A candidate has none if its mean plus four standard deviations is below the highest mean minus four: it would win less
-/// than one in 10^4 draws.
+/// A candidate has none if its mean plus four standard deviations is below the highest mean minus four: it would win
+/// less than one in 10^4 draws.
 fn contenders(posteriors: &[Beta]) -> Vec<usize> {
     let bound = |at: usize, by: f64| posteriors[at].mean() + by * posteriors[at].deviation();
     let floor = (0..posteriors.len())

@@ -1,14 +1,14 @@
 //! Exact search for the top N names of a [`Trie`]: chooses the nodes to score next and takes their logits.
 //!
 //! Decides the score of a name and the order of the search. At a node with more than one permitted child the children
-//! share its probability: softmax over the permitted children of `weight · (logit − mean) + ln(measure of the child)`; a
-//! single child has probability 1. So the scores are a distribution over the permitted names. The terms beside the model
-//! are one mass per leaf, the [`Prior`]; a child's measure is the sum over its leaves, and with `weight` 0 the scores are
-//! the prior itself, whatever the shape of the trie.
+//! share its probability: softmax over the permitted children of `weight · (logit − mean) + ln(measure of the child)`;
+//! a single child has probability 1. So the scores are a distribution over the permitted names. The terms beside the
+//! model are one mass per leaf, the [`Prior`]; a child's measure is the sum over its leaves, and with `weight` 0 the
+//! scores are the prior itself, whatever the shape of the trie.
 //!
 //! Invariant: best first, with every node expanded whose score reaches the n-th best name found. A name's score depends
-//! on the question alone, not on `n` nor on the division into waves, so the answer equals brute force, ties by PU. It does
-//! not know how logits are computed.
+//! on the question alone, not on `n` nor on the division into waves, so the answer equals brute force, ties by PU. It
+//! does not know how logits are computed.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -267,8 +267,8 @@ impl<'a> Search<'a> {
     }
 
     /// Number of nodes for the next wave: the open nodes whose rank among all open nodes and found names is within
-    /// [`RANKS`] of the names wanted. So the first waves are as wide as a beam's, and the last have only the nodes still
-    /// to be proven.
+    /// [`RANKS`] of the names wanted. So the first waves are as wide as a beam's, and the last have only the nodes
+    /// still to be proven.
     fn width(&self) -> usize {
         let rank = self.question.n * RANKS.0 / RANKS.1;
         let open = self.open.iter().map(|open| open.sums.score);

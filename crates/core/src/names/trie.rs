@@ -1,12 +1,12 @@
 //! Radix tree of the catalogue's names as token paths, in flat arrays.
 //!
-//! Decides the shape of the tree that a search walks. It is path-compressed: a node branches or is a leaf, and its label
-//! is the run of tokens from its parent. Every PU has its own leaf: names with the same tokens become unlabelled children
-//! of one node, ordered by PU, which only the terms beside the model distinguish. Leaves are in depth-first order, so a
-//! subtree is a range of leaves.
+//! Decides the shape of the tree that a search walks. It is path-compressed: a node branches or is a leaf, and its
+//! label is the run of tokens from its parent. Every PU has its own leaf: names with the same tokens become unlabelled
+//! children of one node, ordered by PU, which only the terms beside the model distinguish. Leaves are in depth-first
+//! order, so a subtree is a range of leaves.
 //!
-//! Invariant: [`Trie::pu`] over all leaves is a permutation of the PUs; siblings start with different tokens, or have no
-//! label at all. A leaf's label after its first token is not stored, because it is never forwarded. It does not know
+//! Invariant: [`Trie::pu`] over all leaves is a permutation of the PUs; siblings start with different tokens, or have
+//! no label at all. A leaf's label after its first token is not stored, because it is never forwarded. It does not know
 //! tokenizers, models or stock.
 
 mod leaves;

@@ -39,10 +39,10 @@ pub fn need(request: &Request, sources: &[Position], (status, epoch): (&UserStat
     let Some((seen, list_epoch)) = &status.list else {
         return Need::Claim;
     };
-    // With a pending request or an open claim, seen offsets do not suffice. The process that folded the pending record may
-    // have died before it sent the request, and a process with an open claim may have died after it cleared `pending`: if
-    // this request were skipped, no other would serve the user. A pending request whose records the list has seen is left
-    // by a store that lost its last writes, and only a claim clears it.
+    // With a pending request or an open claim, seen offsets do not suffice. The process that folded the pending record
+    // may have died before it sent the request, and a process with an open claim may have died after it cleared
+    // `pending`: if this request were skipped, no other would serve the user. A pending request whose records the list
+    // has seen is left by a store that lost its last writes, and only a claim clears it.
     let nothing_open = status.pending.is_none() && !status.open;
     let covered = match request.reason {
         Reason::Refresh => false,

@@ -1,11 +1,12 @@
 //! Merges the requests of the three lanes into one per user, and cuts batches of due users.
 //!
-//! Invariant: first in, first out within a lane. Every request offered leaves in a batch, with all its positions and those
-//! merged into it, or is requeued at the end of its lane. This is the only pure code that takes the time of the clock.
+//! Invariant: first in, first out within a lane. Every request offered leaves in a batch, with all its positions and
+//! those merged into it, or is requeued at the end of its lane. This is the only pure code that takes the time of the
+//! clock.
 //!
-//! A request waits for its `due`, but after its arrival at most as long as it was delayed when it was made (`due - time`,
-//! both record times): a clock that is wrong by an hour costs at most one quiet period. An old `due` alone does not make a
-//! request late, because time that an event lost before it arrived is not waiting time of the queue.
+//! A request waits for its `due`, but after its arrival at most as long as it was delayed when it was made (`due -
+//! time`, both record times): a clock that is wrong by an hour costs at most one quiet period. An old `due` alone does
+//! not make a request late, because time that an event lost before it arrived is not waiting time of the queue.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -166,8 +167,8 @@ impl Lanes {
 
     /// Adds a request, also beyond [`Lanes::room`]: it is read already, and the caller stops reading instead.
     ///
-    /// `arrived`: time at which it was read, by the clock. A caller that trusts the broker's clock may pass the record's
-    /// timestamp if that is earlier, so that time in Kafka counts as waiting.
+    /// `arrived`: time at which it was read, by the clock. A caller that trusts the broker's clock may pass the
+    /// record's timestamp if that is earlier, so that time in Kafka counts as waiting.
     pub fn offer(&mut self, request: Request, position: Position, arrived: Timestamp) -> Offered {
         self.offer_again(request, position, (arrived, Duration::ZERO))
     }
@@ -228,8 +229,8 @@ impl Lanes {
         !self.backfill_full
     }
 
-    /// Pauses backfill while another worker's live lane is behind its objective: backfill then gets only places that the
-    /// other lanes leave.
+    /// Pauses backfill while another worker's live lane is behind its objective: backfill then gets only places that
+    /// the other lanes leave.
     pub fn pause_backfill(&mut self, behind: bool) {
         self.backfill_paused = behind;
     }
@@ -249,8 +250,8 @@ impl Lanes {
         self.status(Lane::Live, now).oldest > self.policy.objective
     }
 
-    /// Removes live and urgent users due for longer than `max_wait`, oldest first, at most `most`. They get the fallback.
-    /// Call it before [`Lanes::cut`], so that the engine serves the users who are still in time.
+    /// Removes live and urgent users due for longer than `max_wait`, oldest first, at most `most`. They get the
+    /// fallback. Call it before [`Lanes::cut`], so that the engine serves the users who are still in time.
     pub fn overdue(&mut self, now: Timestamp, most: usize) -> Vec<Work> {
         self.promote_due(now);
         let mut late = Vec::new();
@@ -269,9 +270,9 @@ impl Lanes {
         late
     }
 
-    /// Removes users to requeue at the end of their lanes, at most once a second: those in memory for `requeue_after` and
-    /// still not due; and if the lanes are full, those due last, until half is free. So a request due much later neither
-    /// delays a commit nor takes the place of one due now.
+    /// Removes users to requeue at the end of their lanes, at most once a second: those in memory for `requeue_after`
+    /// and still not due; and if the lanes are full, those due last, until half is free. So a request due much later
+    /// neither delays a commit nor takes the place of one due now.
     pub fn deferred(&mut self, now: Timestamp) -> Vec<Work> {
         self.requeued_at = self.requeued_at.min(now);
         if now.since(self.requeued_at) < REQUEUE_EVERY {
@@ -382,9 +383,9 @@ impl Lanes {
         self.entries.is_empty()
     }
 
-    /// Chooses the lane of the next user by smooth weighted round robin: each lane with due users is credited its share,
-    /// and the lane with the most credit is chosen and debited the total. A lane with share 0 is chosen only if no other
-    /// has due users.
+    /// Chooses the lane of the next user by smooth weighted round robin: each lane with due users is credited its
+    /// share, and the lane with the most credit is chosen and debited the total. A lane with share 0 is chosen only if
+    /// no other has due users.
     fn next_lane(&mut self, behind: bool, room: bool) -> Option<Lane> {
         let share = |lane: Lane| match lane {
             Lane::Urgent => self.policy.urgent,

@@ -1,7 +1,7 @@
 //! Tracks records in progress per partition, and computes the offsets that may be committed.
 //!
-//! Invariant: a commit is never past a record that began and is not done. Offsets may have gaps, and records may be done in
-//! any order. It does not know what was done with a record, nor when commits are sent.
+//! Invariant: a commit is never past a record that began and is not done. Offsets may have gaps, and records may be
+//! done in any order. It does not know what was done with a record, nor when commits are sent.
 //!
 //! Only records that are *not* done are stored, so one slow record costs one entry, however many after it are done.
 
@@ -58,8 +58,8 @@ impl InHand {
         }
     }
 
-    /// Notes that every effect of the record is acknowledged. Ignores a record that is not in progress: its partition may
-    /// have been revoked.
+    /// Notes that every effect of the record is acknowledged. Ignores a record that is not in progress: its partition
+    /// may have been revoked.
     pub fn done(&mut self, position: &Position) {
         let Some(tracked) = self.partitions.get_mut(&position.partition) else {
             return;

@@ -1,8 +1,8 @@
 //! Plans a replay and tracks its progress: start and end points -> [`Plan`], records read -> records left.
 //!
 //! Invariant: a plan is made once and its ends never change, so a process that continues it folds the same records,
-//! wherever the previous one was killed. Profiles are read completely before the first event, so that an event is counted
-//! in the segment of its user. It does not know how records are read, nor what they contain.
+//! wherever the previous one was killed. Profiles are read completely before the first event, so that an event is
+//! counted in the segment of its user. It does not know how records are read, nor what they contain.
 
 use std::collections::BTreeMap;
 use std::fmt;

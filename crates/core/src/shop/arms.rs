@@ -1,8 +1,8 @@
 //! Assigns users to arms: `(user, seed, arms) -> Arm`, by a published hash that any team can compute.
 //!
-//! Invariant: GrowthBook's hash, version 2: `fnv32a(decimal(fnv32a(seed + user))) % 10000`, over UTF-8 bytes as in its Go
-//! and Rust kits (its JavaScript kit hashes UTF-16 units: the same for ASCII, different beyond). It does not know what an
-//! arm does.
+//! Invariant: GrowthBook's hash, version 2: `fnv32a(decimal(fnv32a(seed + user))) % 10000`, over UTF-8 bytes as in its
+//! Go and Rust kits (its JavaScript kit hashes UTF-16 units: the same for ASCII, different beyond). It does not know
+//! what an arm does.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -19,8 +19,8 @@ pub fn bucket(seed: &str, user: &str) -> u32 {
     outer % BUCKETS as u32
 }
 
-/// The user's arm: arms in their order have consecutive buckets in proportion to their shares. `None` only if no arm has
-/// a share. Changing shares without changing the seed moves users between arms.
+/// The user's arm: arms in their order have consecutive buckets in proportion to their shares. `None` only if no arm
+/// has a share. Changing shares without changing the seed moves users between arms.
 pub fn arm_of<'a>(user: &str, seed: &str, arms: &'a [Arm]) -> Option<&'a Arm> {
     let total: u64 = arms.iter().map(|arm| u64::from(arm.share)).sum();
     let point = u64::from(bucket(seed, user)) * total;

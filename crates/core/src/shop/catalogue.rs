@@ -1,8 +1,8 @@
 //! Catalogue of all PUs and SKUs in memory, patched by each record of `catalog`.
 //!
-//! Invariant: an index means the same PU or SKU for the lifetime of the catalogue, so bitsets and masses made from an older
-//! version stay valid. A PU is in stock iff one of its SKUs is [`available`](Catalogue::available): known, in stock, and
-//! blocked neither itself nor by its PU. It does not know rules, users, nor where records come from.
+//! Invariant: an index means the same PU or SKU for the lifetime of the catalogue, so bitsets and masses made from an
+//! older version stay valid. A PU is in stock iff one of its SKUs is [`available`](Catalogue::available): known, in
+//! stock, and blocked neither itself nor by its PU. It does not know rules, users, nor where records come from.
 
 // Hash maps are for lookup only: their order never reaches an output.
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -212,8 +212,8 @@ impl Catalogue {
         self.names_version
     }
 
-    /// A distinct label per PU for the engine: the name; if several PUs share it, with the category in brackets; else with
-    /// the id. Labels depend on the set of PUs, not on their order.
+    /// A distinct label per PU for the engine: the name; if several PUs share it, with the category in brackets; else
+    /// with the id. Labels depend on the set of PUs, not on their order.
     pub fn names(&self) -> Vec<String> {
         let name = |pu: &Pu| pu.name.clone();
         let with_category =

@@ -1,8 +1,8 @@
 //! Demand: how often each PU is bought, per segment, decayed in time. Used as score term and for fallbacks.
 //!
 //! Invariant: cells are integers and are summed first, per PU and bucket; decay and the mapping SKU -> PU apply to the
-//! sums. So over one catalogue the result does not depend on how cells are split or ordered. Every PU has a mass over 0. It
-//! does not know stock nor rules.
+//! sums. So over one catalogue the result does not depend on how cells are split or ordered. Every PU has a mass over
+//! 0. It does not know stock nor rules.
 
 use std::collections::BTreeMap;
 use std::hash::Hasher;
@@ -53,8 +53,8 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// End of the last bucket that is read, if counts are frozen. Buckets are read whole or not at all, so counts added to
-    /// later buckets by a replay or by live traffic change nothing.
+    /// End of the last bucket that is read, if counts are frozen. Buckets are read whole or not at all, so counts added
+    /// to later buckets by a replay or by live traffic change nothing.
     pub fn frozen(&self) -> Option<Timestamp> {
         let at = self.as_of?.as_millisecond();
         Some(Timestamp(
@@ -302,8 +302,8 @@ impl Decay {
 }
 
 /// Estimates the purchases of each PU without history: its number of SKUs times the purchases per SKU of its category
-/// (of all PUs, if the category has no purchases; 1 per SKU, if nothing was ever bought). The estimate is at most the mean
-/// PU's purchases: many SKUs without any purchase do not make a best-seller.
+/// (of all PUs, if the category has no purchases; 1 per SKU, if nothing was ever bought). The estimate is at most the
+/// mean PU's purchases: many SKUs without any purchase do not make a best-seller.
 fn fill_in(all_users: &mut [f64], catalogue: &Catalogue) {
     #[derive(Clone, Copy, Default)]
     struct Sold {

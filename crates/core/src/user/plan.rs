@@ -1,7 +1,8 @@
 //! Plans the write of one user for a batch: folds the records, triggers requests, counts events, edits the list.
 //!
 //! Invariant: planning twice from the same stored user gives the same plan. Planning again from the state that the plan
-//! stored changes nothing and repeats only a pending request. It does not know the store nor the log; the caller retries.
+//! stored changes nothing and repeats only a pending request. It does not know the store nor the log; the caller
+//! retries.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! Records of the log, their positions, and the fences of folded offsets.
 //!
-//! Invariant: a fence in [`Fences`] only rises. It does not know what a record contains ([`crate::user::event`]) nor how
-//! it was read ([`crate::ports::log`]).
+//! Invariant: a fence in [`Fences`] only rises. It does not know what a record contains ([`crate::user::event`]) nor
+//! how it was read ([`crate::ports::log`]).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -167,8 +167,8 @@ impl Fences {
         self.0.get(partition).copied()
     }
 
-    /// Whether the record at `position` is folded. `>=`, not `>`: after a lost commit Kafka delivers the last folded record
-    /// again.
+    /// Whether the record at `position` is folded. `>=`, not `>`: after a lost commit Kafka delivers the last folded
+    /// record again.
     pub fn contains(&self, position: &Position) -> bool {
         self.get(&position.partition) >= Some(position.offset)
     }

@@ -1,8 +1,8 @@
 //! Decides when to request a list: `(activity, step, policy) -> Option<Request>`.
 //!
-//! Invariant: a request is emitted iff activity reaches 100 hundredths of a list and `pending` is empty, or older by record
-//! time than `due + pending_max`. A redelivered record emits its request again iff `pending` names its position. No clock
-//! is read.
+//! Invariant: a request is emitted iff activity reaches 100 hundredths of a list and `pending` is empty, or older by
+//! record time than `due + pending_max`. A redelivered record emits its request again iff `pending` names its position.
+//! No clock is read.
 
 use std::time::Duration;
 
@@ -263,8 +263,8 @@ pub(crate) fn trigger(
     Some(request(record, context, RequestParts { reason, due, lane }))
 }
 
-/// The request of a redelivered record, if it is still pending: it may have been lost between the write of the state and
-/// its own. A claim since then has cleared `pending`, and has seen the record.
+/// The request of a redelivered record, if it is still pending: it may have been lost between the write of the state
+/// and its own. A claim since then has cleared `pending`, and has seen the record.
 fn repeated(loaded: &Held, record: &Accepted, context: &TriggerContext) -> Option<Request> {
     let pending = loaded.activity.pending.as_ref()?;
     if !context.enabled || pending.source.as_ref() != Some(&record.position) {

@@ -1,7 +1,7 @@
 //! The audit of a list: how it was made, in enough detail to explain it and to weigh its exposures.
 //!
-//! Invariant: it reads its own JSON and ignores unknown fields; it has the hash of the prompt, never the prompt, and no data
-//! of a person beyond the list. It does not know where it is stored.
+//! Invariant: it reads its own JSON and ignores unknown fields; it has the hash of the prompt, never the prompt, and no
+//! data of a person beyond the list. It does not know where it is stored.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Builds a list from scored names or from demand: applies stock, rules, theta and SKU selection, and notes reasons.
 //!
-//! Invariant: whatever the engine answers, every SKU of the list is available, permitted and of its PU; no PU is twice in a
-//! list; the order of scores is kept. It does not know prompts, nor where the list is stored.
+//! Invariant: whatever the engine answers, every SKU of the list is available, permitted and of its PU; no PU is twice
+//! in a list; the order of scores is kept. It does not know prompts, nor where the list is stored.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -101,8 +101,8 @@ impl ListBuilder<'_> {
         built
     }
 
-    /// Builds the fallback of a segment: the permitted PUs most in demand, each with its best-selling SKUs, ties by id. A
-    /// fallback does not explore, so it has no propensities.
+    /// Builds the fallback of a segment: the permitted PUs most in demand, each with its best-selling SKUs, ties by id.
+    /// A fallback does not explore, so it has no propensities.
     pub fn fallback(&self, header: Header) -> BuiltList {
         let mass = self.demand.mass(&header.segment);
         let mut built = BuiltList::new(header, Source::Fallback);

@@ -1,7 +1,7 @@
 //! The recall document, as the serving path reads it, and the audit beside it.
 //!
-//! Invariant: names and SKUs are in the order in which they are shown; no PU is twice in a list, and none is without a SKU;
-//! 20 PUs x 5 SKUs take at most 2 KB of JSON. It does not know how it is stored.
+//! Invariant: names and SKUs are in the order in which they are shown; no PU is twice in a list, and none is without a
+//! SKU; 20 PUs x 5 SKUs take at most 2 KB of JSON. It does not know how it is stored.
 //!
 //! In JSON the list is in columns, not rows: `names[i]`, `scores[i]`, `skus[i]` belong together. Rows would repeat the
 //! keys: 20 x 5 products with names of 18 letters and ids of 8 digits take 2,320 bytes in rows and 1,862 in columns.

@@ -1,7 +1,8 @@
-//! Calibration prompts of an arm, frozen in a file; the mean of the model's logits over them is the baseline of all users.
+//! Calibration prompts of an arm, frozen in a file; the mean of the model's logits over them is the baseline of all
+//! users.
 //!
-//! Decides the content of such a file and whether it fits an arm. Invariant: prompts frozen with another template or another
-//! tokenizer are refused, because their mean would belong to other prompts. It does not know models.
+//! Decides the content of such a file and whether it fits an arm. Invariant: prompts frozen with another template or
+//! another tokenizer are refused, because their mean would belong to other prompts. It does not know models.
 
 use std::collections::BTreeMap;
 

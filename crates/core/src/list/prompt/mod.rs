@@ -1,8 +1,8 @@
 //! Renders prompts: `(state, catalogue, template) -> prompt`, the profile in words and recent events by product name.
 //!
-//! Invariant: a prompt is within its token budget; the oldest events are cut first, then profile fields from the end of the
-//! alphabet. The same input gives the same bytes. It does not know the model's chat template: a prompt is the user's turn
-//! and the start of the assistant's.
+//! Invariant: a prompt is within its token budget; the oldest events are cut first, then profile fields from the end of
+//! the alphabet. The same input gives the same bytes. It does not know the model's chat template: a prompt is the
+//! user's turn and the start of the assistant's.
 
 mod calibration;
 mod view;
@@ -300,8 +300,8 @@ impl Cut {
     }
 }
 
-/// The rendering that fits with the most items, fewer than `len`; `None` if not even 0 items fit. Tokens grow with items
-/// except for a few at word boundaries, so only a rendering that was tried is returned.
+/// The rendering that fits with the most items, fewer than `len`; `None` if not even 0 items fit. Tokens grow with
+/// items except for a few at word boundaries, so only a rendering that was tried is returned.
 fn most(
     len: usize,
     fit: impl Fn(usize) -> Result<Option<Rendered>, Error>,

@@ -1,7 +1,7 @@
 //! The view of a user that a template renders: profile in words, events by product name, all texts cleaned.
 //!
-//! Invariant: no text of a user or of the catalogue can open a turn of a chat, end a line, or exceed its limit; the same
-//! state gives the same view. It does not know the template.
+//! Invariant: no text of a user or of the catalogue can open a turn of a chat, end a line, or exceed its limit; the
+//! same state gives the same view. It does not know the template.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,8 @@
 //! Permitted leaves and masses of leaves, counted and summed over a range of leaves.
 //!
 //! Decides how sums are computed. Invariant: a sum adds in leaf order within words of 64 leaves and then word by word,
-//! never by differences. So it does not depend on earlier patches, and a rare name keeps its digits beside a common one.
+//! never by differences. So it does not depend on earlier patches, and a rare name keeps its digits beside a common
+//! one.
 
 use std::ops::Range;
 
@@ -51,8 +52,8 @@ impl Permitted {
         }
     }
 
-    /// Changes the set of `before` into that of `after`, as [`Permitted::new`] would make it, in time proportional to the
-    /// difference.
+    /// Changes the set of `before` into that of `after`, as [`Permitted::new`] would make it, in time proportional to
+    /// the difference.
     pub fn patch(&mut self, trie: &Trie, before: &FixedBitSet, after: &FixedBitSet) {
         let (before, after) = (before.as_slice(), after.as_slice());
         for at in 0..before.len().max(after.len()) {

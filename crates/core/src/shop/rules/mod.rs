@@ -1,8 +1,8 @@
 //! Rules, segments and the need filter: `(profile, table) -> permitted PUs, ids of the rules that fired`.
 //!
-//! Invariant: rules fail closed. A `required` rule whose field is unknown forbids its products, and a fired rule forbids
-//! every SKU that the table does not know. The model never decides what is permitted. A table does not know stock:
-//! [`Verdict::permitted`] takes the catalogue.
+//! Invariant: rules fail closed. A `required` rule whose field is unknown forbids its products, and a fired rule
+//! forbids every SKU that the table does not know. The model never decides what is permitted. A table does not know
+//! stock: [`Verdict::permitted`] takes the catalogue.
 
 mod condition;
 mod needs;

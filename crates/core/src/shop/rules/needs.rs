@@ -1,7 +1,7 @@
 //! The need filter: forbids products that the user bought recently and does not need again yet.
 //!
-//! Invariant: a purchase forbids its PU from its record time on, for the period of the PU's category. It reads the window
-//! alone: purchases that the window no longer has do not filter.
+//! Invariant: a purchase forbids its PU from its record time on, for the period of the PU's category. It reads the
+//! window alone: purchases that the window no longer has do not filter.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Rules compiled for a catalogue: each SKU is matched once when it is loaded, and a verdict is a union of bitsets.
 //!
-//! Invariant: a PU is forbidden iff each of its SKUs is forbidden by a fired rule, not necessarily the same one. A SKU newer
-//! than the table is forbidden by any fired rule until [`Table::extend`] has matched it.
+//! Invariant: a PU is forbidden iff each of its SKUs is forbidden by a fired rule, not necessarily the same one. A SKU
+//! newer than the table is forbidden by any fired rule until [`Table::extend`] has matched it.
 
 use std::sync::Arc;
 
@@ -187,8 +187,8 @@ impl Table {
 }
 
 impl Matcher {
-    /// Whether a SKU matches. `category`: its PU's. A matcher without parts matches nothing, and the configuration check
-    /// refuses it.
+    /// Whether a SKU matches. `category`: its PU's. A matcher without parts matches nothing, and the configuration
+    /// check refuses it.
     fn matches(&self, sku: &Sku, category: Option<&str>) -> bool {
         let given =
             !self.pus.is_empty() || !self.categories.is_empty() || !self.attributes.is_empty();
@@ -246,8 +246,8 @@ impl Verdict {
         if self.matched.is_empty() {
             return permitted;
         }
-        // Where a rule matches a part of a PU, the other SKUs may be sold out. Only these PUs and new ones are checked SKU
-        // by SKU.
+        // Where a rule matches a part of a PU, the other SKUs may be sold out. Only these PUs and new ones are checked
+        // SKU by SKU.
         let mut unsure = FixedBitSet::with_capacity(catalogue.pus().len());
         for matched in &self.matched {
             unsure.union_with(&matched.part);

@@ -1,7 +1,7 @@
 //! Decodes records of the three source topics: strict about required fields, tolerant of unknown ones.
 //!
-//! Invariant: any bytes give a value or a [`Reject`], never a panic, and nothing larger than its limit reaches the state.
-//! It knows neither clock nor topic names: `now` is an argument, and the caller chooses the decoder.
+//! Invariant: any bytes give a value or a [`Reject`], never a panic, and nothing larger than its limit reaches the
+//! state. It knows neither clock nor topic names: `now` is an argument, and the caller chooses the decoder.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -321,8 +321,8 @@ fn depth(text: &str) -> usize {
     deepest
 }
 
-/// Refuses an envelope where a plain profile is expected: stored, it would spoil every prompt, and its deletes would not
-/// erase users.
+/// Refuses an envelope where a plain profile is expected: stored, it would spoil every prompt, and its deletes would
+/// not erase users.
 fn plain(Object(fields): Object) -> Result<Map<String, Value>, Reject> {
     let has = |name: &str| fields.contains_key(name);
     if has("schema") && has("payload") {

@@ -1,8 +1,8 @@
 //! Looks up an object's fields by name, in a parsed tree or in a reading of the known fields alone.
 //!
-//! Invariant: [`KnownFields::read`] accepts and refuses the same texts as parsing a tree, and finds the same values. A tree
-//! of everything in an event costs more than the rest of its decoding, so unknown fields are checked in the same way but
-//! not kept.
+//! Invariant: [`KnownFields::read`] accepts and refuses the same texts as parsing a tree, and finds the same values. A
+//! tree of everything in an event costs more than the rest of its decoding, so unknown fields are checked in the same
+//! way but not kept.
 
 use std::borrow::Cow;
 use std::fmt;

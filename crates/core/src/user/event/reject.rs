@@ -1,6 +1,7 @@
 //! Reasons why a record is refused: [`Reject`], whose code is both the dlq header and the metric label.
 //!
-//! Invariant: codes are stable, and [`Reject::ALL_CODES`] lists each one. An error text says what is wrong with the value.
+//! Invariant: codes are stable, and [`Reject::ALL_CODES`] lists each one. An error text says what is wrong with the
+//! value.
 
 /// Reason why a record cannot be decoded.
 ///

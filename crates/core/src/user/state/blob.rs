@@ -1,12 +1,12 @@
 //! Encodes window and fences as bytes: a version byte, then postcard.
 //!
-//! Invariant: `decode(encode(state, v)) == state` for every version written, bit by bit. Any other bytes give a [`Codec`],
-//! never a panic, and allocate at most a small multiple of their length. `erased_at` and the profile are stored beside the
-//! blob.
+//! Invariant: `decode(encode(state, v)) == state` for every version written, bit by bit. Any other bytes give a
+//! [`Codec`], never a panic, and allocate at most a small multiple of their length. `erased_at` and the profile are
+//! stored beside the blob.
 //!
-//! Version 1 writes each position and time in full. Version 2 has a table of partitions, times as differences, offsets as
-//! differences within a partition, and prices in cents where that is exact. Version 3 is version 2 after the time from
-//! which the user's events are complete.
+//! Version 1 writes each position and time in full. Version 2 has a table of partitions, times as differences, offsets
+//! as differences within a partition, and prices in cents where that is exact. Version 3 is version 2 after the time
+//! from which the user's events are complete.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -261,8 +261,8 @@ mod two {
                 return Self::None;
             };
             let cents = (price * 100.0).round();
-            // Below 2^53, dividing gives back the very price, or the price is not in cents. -0.0 is not: an integer has no
-            // negative zero.
+            // Below 2^53, dividing gives back the very price, or the price is not in cents. -0.0 is not: an integer has
+            // no negative zero.
             let whole = (0.0..9e15).contains(&cents) && cents.is_sign_positive();
             if whole && (cents / 100.0).to_bits() == price.to_bits() {
                 return Self::Cents(cents as u64);
