@@ -1,7 +1,7 @@
-//! Where a batch's time goes: for measurements.
+//! The time of a batch by its parts, for measurements.
 //!
-//! Decides the parts. Invariant: parts do not overlap within a group of users, so with one group they are no more than
-//! the batch's time, and what is left is packing, copying and admission. It does not know what a part computes.
+//! Decides the parts. Invariant: parts do not overlap within a group of users, so with one group their sum is at most the
+//! batch's time; the rest is packing, copying and admission. It does not know what a part computes.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -13,17 +13,17 @@ use serde::Serialize;
 pub enum Part {
     /// Text to tokens.
     Tokens,
-    /// Passes of prompts; on a device their launches.
+    /// Forward passes of prompts; on a device only their launches.
     Prompts,
-    /// Waiting for the device behind passes of prompts.
+    /// Waiting for the device after passes of prompts.
     PromptsWait,
-    /// Passes of waves; on a device their launches.
+    /// Forward passes of waves; on a device only their launches.
     Waves,
-    /// Waiting for the device behind passes of waves.
+    /// Waiting for the device after passes of waves.
     WavesWait,
-    /// Logits; on a device what was not waited for before, and the way back.
+    /// Logits; on a device also the wait for the passes before, unless that was timed, and the copy to the host.
     Logits,
-    /// Which nodes are next, and taking in their scores.
+    /// The search: choosing the next nodes and taking their scores.
     Search,
 }
 
@@ -47,7 +47,7 @@ pub struct Clocks {
 }
 
 impl Clocks {
-    /// Times `work`.
+    /// Runs `work` and adds its time to `part`.
     pub fn time<T>(&self, part: Part, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = work();
@@ -56,18 +56,17 @@ impl Clocks {
         result
     }
 
-    /// Whether the device is waited for behind each pass, so that its time is told from the host's; a batch takes
-    /// longer then.
+    /// Whether to wait for the device after each pass. This separates its time from the host's, but makes a batch slower.
     pub fn waits(&self) -> bool {
         self.waits.load(Ordering::Relaxed)
     }
 
-    /// Says whether to wait.
+    /// Sets whether to wait for the device after each pass.
     pub fn set_waits(&self, waits: bool) {
         self.waits.store(waits, Ordering::Relaxed);
     }
 
-    /// What was spent since the last call.
+    /// Returns the seconds since the last call, and resets them.
     pub fn take(&self) -> Spent {
         let seconds =
             |part: Part| self.nanos[part as usize].swap(0, Ordering::Relaxed) as f64 / 1e9;
@@ -88,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_has_its_own_time_and_is_taken_once() {
+    fn a_part_has_its_own_time_which_is_returned_once() {
         let clocks = Clocks::default();
         assert_eq!(clocks.time(Part::Search, || 7), 7);
         let spent = clocks.take();

@@ -1,6 +1,6 @@
-//! What every [`Model`] promises, as a check that tests run on each of them.
+//! The contract of [`Model`] as a check that tests run on every implementation.
 //!
-//! Invariant: a model passes whatever its scores are. It does not know how they come about.
+//! Invariant: whether a model passes does not depend on its scores. It does not know how scores are computed.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ const NAMES: [&str; 8] = [
     "TEA",
 ];
 
-/// Whether `model` keeps the contract; sets its names. `Err` says which promise it broke.
+/// Checks that `model` keeps the contract; sets its names. The error says which rule is broken.
 pub fn check(model: &mut dyn Model) -> Result<(), String> {
     let names = Names {
         version: 1,
@@ -29,14 +29,14 @@ pub fn check(model: &mut dyn Model) -> Result<(), String> {
     model
         .set_names(Arc::new(names))
         .map_err(|e| e.to_string())?;
-    answers_are_complete_distinct_and_sorted(model)?;
-    only_permitted_names_come(model)?;
-    weight_0_is_the_demand(model)?;
-    a_batch_answers_as_its_parts(model)?;
-    names_can_be_swapped(model)
+    responses_are_complete_distinct_and_sorted(model)?;
+    only_permitted_names_are_returned(model)?;
+    at_weight_0_the_demand_alone_ranks_names(model)?;
+    a_request_is_scored_alone_as_in_a_batch(model)?;
+    names_can_be_replaced(model)
 }
 
-fn ask(prompt: &str, n: usize) -> ScoreRequest {
+fn request(prompt: &str, n: usize) -> ScoreRequest {
     let prompt = format!("I bought bread.\nNext: {prompt}");
     ScoreRequest {
         prompt,
@@ -45,11 +45,11 @@ fn ask(prompt: &str, n: usize) -> ScoreRequest {
     }
 }
 
-fn one(model: &mut dyn Model, request: ScoreRequest) -> Result<ScoreResponse, String> {
+fn score_one(model: &mut dyn Model, request: ScoreRequest) -> Result<ScoreResponse, String> {
     let mut responses = model.score(&[request]).map_err(|e| e.to_string())?;
     match (responses.pop(), responses.is_empty()) {
         (Some(response), true) => Ok(response),
-        _ => Err("one ask has not one answer".into()),
+        _ => Err("one request has not one response".into()),
     }
 }
 
@@ -57,53 +57,53 @@ fn pus(response: &ScoreResponse) -> Vec<u32> {
     response.named.iter().map(|named| named.pu).collect()
 }
 
-fn hold(promise: bool, what: impl FnOnce() -> String) -> Result<(), String> {
-    if promise { Ok(()) } else { Err(what()) }
+fn ensure(condition: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+    if condition { Ok(()) } else { Err(what()) }
 }
 
-fn answers_are_complete_distinct_and_sorted(model: &mut dyn Model) -> Result<(), String> {
+fn responses_are_complete_distinct_and_sorted(model: &mut dyn Model) -> Result<(), String> {
     for n in [0, 1, 3, 8, 20] {
-        let response = one(model, ask("a", n))?;
+        let response = score_one(model, request("a", n))?;
         let mut distinct = pus(&response);
         distinct.sort_unstable();
         distinct.dedup();
-        hold(distinct.len() == n.min(8), || {
-            format!("{n} asked: {response:?}")
+        ensure(distinct.len() == n.min(8), || {
+            format!("{n} names requested: {response:?}")
         })?;
-        hold(
+        ensure(
             response.named.is_sorted_by(|a, b| a.score >= b.score),
             || format!("not best first: {response:?}"),
         )?;
         let sum: f32 = response.named.iter().map(|named| named.score.exp()).sum();
-        hold(n < 8 || (sum - 1.0).abs() < 1e-3, || {
+        ensure(n < 8 || (sum - 1.0).abs() < 1e-3, || {
             format!("probabilities add up to {sum}")
         })?;
     }
     Ok(())
 }
 
-fn only_permitted_names_come(model: &mut dyn Model) -> Result<(), String> {
+fn only_permitted_names_are_returned(model: &mut dyn Model) -> Result<(), String> {
     for permitted in [vec![], vec![4], vec![0, 3, 7], (0..8).collect()] {
         let mut bits = FixedBitSet::with_capacity(8);
         bits.extend(permitted.iter().copied());
         let bits = Some(Arc::new(bits));
-        let response = one(
+        let response = score_one(
             model,
             ScoreRequest {
                 permitted: bits,
-                ..ask("a", 8)
+                ..request("a", 8)
             },
         )?;
         let mut found: Vec<usize> = pus(&response).iter().map(|pu| *pu as usize).collect();
         found.sort_unstable();
-        hold(found == permitted, || {
-            format!("permitted {permitted:?}, came {found:?}")
+        ensure(found == permitted, || {
+            format!("permitted {permitted:?}, returned {found:?}")
         })?;
     }
     Ok(())
 }
 
-fn weight_0_is_the_demand(model: &mut dyn Model) -> Result<(), String> {
+fn at_weight_0_the_demand_alone_ranks_names(model: &mut dyn Model) -> Result<(), String> {
     let mass: Arc<[f32]> = [3.0, 1.0, 7.0, 2.0, 8.0, 4.0, 6.0, 5.0].into();
     let total: f32 = mass.iter().sum();
     let terms = vec![Term {
@@ -111,16 +111,16 @@ fn weight_0_is_the_demand(model: &mut dyn Model) -> Result<(), String> {
         weight: 1.0,
         values: Values::Mass(Arc::clone(&mass)),
     }];
-    let response = one(
+    let response = score_one(
         model,
         ScoreRequest {
             terms,
             weight: 0.0,
-            ..ask("a", 8)
+            ..request("a", 8)
         },
     )?;
-    hold(pus(&response) == [4, 2, 6, 7, 5, 0, 3, 1], || {
-        format!("not the demand: {response:?}")
+    ensure(pus(&response) == [4, 2, 6, 7, 5, 0, 3, 1], || {
+        format!("not ranked by demand: {response:?}")
     })?;
     for named in &response.named {
         let share = (mass[named.pu as usize] / total).ln();
@@ -128,47 +128,47 @@ fn weight_0_is_the_demand(model: &mut dyn Model) -> Result<(), String> {
             named.score,
             named.terms.first().copied().unwrap_or(f32::NAN),
         );
-        hold((score - share).abs() < 1e-4, || {
+        ensure((score - share).abs() < 1e-4, || {
             format!("score {score}, demand {share}")
         })?;
-        hold((term - share).abs() < 1e-4, || {
+        ensure((term - share).abs() < 1e-4, || {
             format!("term {term}, demand {share}")
         })?;
     }
     Ok(())
 }
 
-fn a_batch_answers_as_its_parts(model: &mut dyn Model) -> Result<(), String> {
+fn a_request_is_scored_alone_as_in_a_batch(model: &mut dyn Model) -> Result<(), String> {
     let requests: Vec<ScoreRequest> = ["tea?", "milk, or rather cheese?", "b"]
-        .map(|text| ask(text, 5))
+        .map(|text| request(text, 5))
         .into();
     let together = model.score(&requests).map_err(|e| e.to_string())?;
-    hold(together.len() == requests.len(), || {
-        "not one answer per ask".into()
+    ensure(together.len() == requests.len(), || {
+        "not one response per request".into()
     })?;
     for (request, response) in requests.into_iter().zip(together) {
-        let alone = one(model, request)?;
-        hold(alone.named == response.named, || {
+        let alone = score_one(model, request)?;
+        ensure(alone.named == response.named, || {
             format!("alone {alone:?}, together {response:?}")
         })?;
     }
-    hold(model.score(&[]).is_ok_and(|none| none.is_empty()), || {
-        "an empty batch".into()
+    ensure(model.score(&[]).is_ok_and(|none| none.is_empty()), || {
+        "an empty batch is not scored as empty".into()
     })
 }
 
-fn names_can_be_swapped(model: &mut dyn Model) -> Result<(), String> {
+fn names_can_be_replaced(model: &mut dyn Model) -> Result<(), String> {
     for names in [
         vec![],
         vec!["TEA".to_owned()],
         vec!["B".to_owned(), "A".to_owned()],
     ] {
-        let many = names.len();
+        let count = names.len();
         let names = Arc::new(Names { version: 2, names });
         model.set_names(names).map_err(|e| e.to_string())?;
-        let found = pus(&one(model, ask("a", 9))?);
-        hold(found.len() == many, || {
-            format!("{many} names, {found:?} came")
+        let found = pus(&score_one(model, request("a", 9))?);
+        ensure(found.len() == count, || {
+            format!("{count} names, {found:?} returned")
         })?;
     }
     Ok(())

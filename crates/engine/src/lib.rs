@@ -1,7 +1,7 @@
-//! The engine: prompts and permitted PUs in, scored PUs out. candle behind one trait, [`Model`].
+//! The engine: prompts and permitted products in, scored products out. candle lies behind one trait, [`Model`].
 //!
-//! Invariant: every name returned is a permitted name of the catalogue given last, no name twice,
-//! best first. It does not know users, rules or stock, only bits.
+//! Invariant: a response has only permitted names of the catalogue that was set last, no name twice, best first. It does
+//! not know users, rules or stock: a permitted set is a set of bits.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,18 +26,18 @@ pub use nearshore_core::names::scoring::{
 };
 use search::index::{Indexed, Indexer};
 
-/// What the engine can answer instead.
+/// Why the engine gives no response.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A model file that cannot be used.
+    /// A model file or folder cannot be used.
     #[error("{path}: {what}")]
     Load {
         /// File or folder.
         path: String,
-        /// What is wrong with which tensor or key.
+        /// The tensor or key, and what is wrong with it.
         what: String,
     },
-    /// A prompt longer than the model's context; the template's budget should have cut it.
+    /// A prompt with the longest name is over the model's context; the budget of the prompt template should prevent it.
     #[error("prompt of {tokens} tokens is over the context of {limit}")]
     TooLong {
         /// Tokens of the prompt.
@@ -45,7 +45,7 @@ pub enum Error {
         /// The model's context.
         limit: usize,
     },
-    /// candle failed.
+    /// A computation failed.
     #[error("{what}")]
     Compute {
         /// What was computed.
@@ -54,7 +54,7 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The engine's thread is gone.
+    /// The engine's thread has ended.
     #[error("the engine has stopped")]
     Stopped,
 }
@@ -69,34 +69,34 @@ impl Error {
     }
 }
 
-/// A language model over a set of names. Two implementations: candle and a table of scores.
+/// A language model over a set of names. Implementations: candle and a table of scores.
 pub trait Model: Send {
-    /// Makes names ready for this model, away from its thread.
+    /// Returns a function that indexes names for this model; it may run on any thread.
     fn indexer(&self) -> Indexer;
 
-    /// Makes names that were made ready by [`indexer`](Self::indexer) the catalogue, at once.
+    /// Makes names that [`indexer`](Self::indexer) indexed the catalogue of later batches.
     fn swap(&mut self, indexed: Indexed);
 
-    /// Makes `names` the catalogue, here and now.
+    /// Indexes `names` on this thread and makes them the catalogue of later batches.
     fn set_names(&mut self, names: Arc<Names>) -> Result<(), Error> {
         let indexed = self.indexer()(names)?;
         self.swap(indexed);
         Ok(())
     }
 
-    /// Scorer a batch, in its order. All answers are over the names set last.
+    /// Scores a batch over the names that were set last; responses are in the order of the requests.
     fn score(&mut self, requests: &[ScoreRequest]) -> Result<Vec<ScoreResponse>, Error>;
 
-    /// How the model is called in audits and metrics.
+    /// The model's name and revision for audits and metrics.
     fn info(&self) -> Info;
 }
 
-/// What a list's audit says of the model.
+/// The model in a list's audit.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Info {
     /// File or folder name.
     pub name: String,
-    /// Hash of weights' header and tokenizer.
+    /// Hash of configuration, tokenizer and a sample of every tensor.
     pub revision: String,
     /// `f32`, `bf16`, ...
     pub dtype: String,

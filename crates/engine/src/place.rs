@@ -1,7 +1,7 @@
 //! Where a model is computed.
 //!
-//! Decides how a place is written: `cpu`, `cuda:N`; `tensors` is the device's path on the CPU, for tests of
-//! that path where no device is. It does not know what is computed.
+//! Decides how a place is written: `cpu`, `cuda:N`; `tensors` is the path of a device computed on the CPU, for tests of that
+//! path without a device. It does not know what is computed.
 
 use std::error::Error;
 use std::fmt;
@@ -13,24 +13,24 @@ use serde::{Deserialize, Serialize};
 use super::Precision;
 
 #[cfg(not(feature = "cuda"))]
-const NO_CUDA: &str = "this build is for the CPU: scripts/build-cuda makes one for CUDA, Dockerfile.cuda an image of it; \
-    or use cpu";
+const NO_CUDA: &str = "this build is for the CPU only: build for CUDA with scripts/build-cuda, or an image with \
+    Dockerfile.cuda; or use cpu";
 
 /// Where a model is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Place {
-    /// The CPU, by kernels of our own.
+    /// The CPU, by the engine's own kernels.
     #[default]
     Cpu,
     /// A CUDA device, by number.
     Cuda(usize),
-    /// The CPU, by the tensor operations that a CUDA device runs: slow, to hold the two together.
+    /// The CPU, by the tensor operations that a CUDA device runs: slow, for comparing the two paths.
     Tensors,
 }
 
 impl Place {
-    /// The device whose tensor operations compute the model; `None`: our own kernels on the CPU.
+    /// The device whose tensor operations compute the model; `None` for the engine's own kernels on the CPU.
     pub(super) fn device(self) -> Result<Option<Device>, Box<dyn Error + Send + Sync>> {
         match self {
             Self::Cpu => Ok(None),
@@ -42,10 +42,10 @@ impl Place {
         }
     }
 
-    /// Why a model can't be kept like this here, if it can't.
+    /// Why this place does not support `precision`; `None` if it does.
     pub fn refuses(self, precision: Precision) -> Option<String> {
-        let is_refused = self != Self::Cpu && precision == Precision::Int8;
-        is_refused.then(|| format!("int8 is for the CPU; on {self} use bf16 or f32"))
+        let is_unsupported = self != Self::Cpu && precision == Precision::Int8;
+        is_unsupported.then(|| format!("int8 is for the CPU; on {self} use bf16 or f32"))
     }
 }
 
@@ -92,11 +92,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn int8_is_for_the_cpu_alone() {
+    fn int8_is_refused_off_the_cpu() {
         assert_eq!(Place::Cpu.refuses(Precision::Int8), None);
         assert_eq!(Place::Cuda(1).refuses(Precision::Bf16), None);
-        let told = Place::Cuda(1).refuses(Precision::Int8);
-        assert!(told.is_some_and(|told| told.contains("cuda:1")));
+        let reason = Place::Cuda(1).refuses(Precision::Int8);
+        assert!(reason.is_some_and(|reason| reason.contains("cuda:1")));
     }
 
     #[cfg(not(feature = "cuda"))]
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_read_as_it_is_written_and_others_are_refused() {
+    fn a_place_is_parsed_as_it_is_written_and_other_texts_are_refused() {
         for place in [Place::Cpu, Place::Cuda(0), Place::Cuda(7), Place::Tensors] {
             assert_eq!(place.to_string().parse(), Ok(place));
         }

@@ -1,15 +1,14 @@
-//! How precisely a model computes, and with which instructions.
+//! The precision of a model, and the instructions that compute it.
 //!
-//! Decides what can be asked for: the [`Precision`] of the weights, and the most that may be used of the
-//! machine, an [`Isa`]. Invariant: a precision names how weights are kept and multiplied, never which
-//! names are legal. It does not know layers or kernels.
+//! Decides what can be configured: the [`Precision`] of the weights and the richest [`Isa`] to use. Invariant: a precision
+//! changes how weights are stored and multiplied, never which names are permitted. It does not know layers or kernels.
 
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, VariantNames};
 
 use super::Place;
 
-/// How weights are kept, and products computed, on the CPU.
+/// How weights are stored and multiplied on the CPU.
 #[derive(
     Clone,
     Copy,
@@ -29,20 +28,20 @@ use super::Place;
 pub enum Precision {
     /// 32-bit floats: the reference.
     F32,
-    /// 16-bit floats with 32-bit sums; half the memory. It keeps the lists of `F32`.
+    /// 16-bit floats with 32-bit sums: half the memory, and the lists of `F32`.
     #[default]
     Bf16,
-    /// 8-bit integers in groups of 64 with a scale each; a quarter of the memory.
+    /// 8-bit integers in groups of 64 with one scale per group: a quarter of the memory.
     Int8,
 }
 
-/// Vector instructions, poorer to richer.
+/// Vector instructions, in ascending order.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Display, EnumString, VariantNames,
 )]
 #[strum(serialize_all = "lowercase")]
 pub enum Isa {
-    /// What every machine of the target has.
+    /// The instructions of every machine of the target.
     Plain,
     /// AVX2 and FMA.
     Avx2,
@@ -50,19 +49,18 @@ pub enum Isa {
     Avx512,
 }
 
-/// How a model is run.
+/// Options of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Threads of the engine; 0 counts as 1.
     pub threads: usize,
     /// Precision of the layers.
     pub precision: Precision,
-    /// The richest instructions that may be used; those of the machine if `None`. For trying what
-    /// another machine would do.
+    /// The richest instructions to use; all of the machine if `None`. For measuring what another machine would do.
     pub isa: Option<Isa>,
     /// Where the model is computed.
     pub place: Place,
-    /// Groups of users side by side, at most one per thread: one per thread on the CPU and one on a device if `None`.
+    /// Groups of users that run in parallel, at most one per thread. `None`: one per thread on the CPU, one on a device.
     pub groups: Option<usize>,
 }
 

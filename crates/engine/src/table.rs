@@ -1,8 +1,8 @@
-//! A [`Model`] without a model: scores from a function, for tests and simulations.
+//! A [`Model`] that scores names by hash, for tests and simulations.
 //!
-//! Decides a score for any (prompt, name) by hash, always the same. Invariant: it keeps the contract
-//! of [`Model`] ([`check`](super::contract::check)) with names as leaves under one node. It knows no
-//! tokens, so the counts of an answer are of characters and batches.
+//! Decides a score for any prompt and name, always the same. Invariant: it keeps the contract of [`Model`]
+//! ([`check`](super::contract::check)); names are leaves under one node. It knows no tokens, so the counts of a response are
+//! of characters and batches.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use nearshore_core::names::scoring::{
     Ended, Names, ScoreRequest, ScoreResponse, ScoredName, Term, Values,
 };
 
-/// Mass that stands for none, as in [`nearshore_core::names::search`].
+/// The least mass, in place of 0, as in [`nearshore_core::names::search`].
 const MASS_MIN: f64 = 1e-30;
 
 /// A table of scores: a hash of prompt and name.
@@ -24,14 +24,14 @@ pub struct Table {
 }
 
 impl Table {
-    /// Each batch takes this long.
+    /// Makes each batch take this long.
     #[must_use]
     pub fn delayed(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    fn answer(&self, request: &ScoreRequest) -> ScoreResponse {
+    fn response(&self, request: &ScoreRequest) -> ScoreResponse {
         let permits = |pu: &usize| {
             if request.cancel.is_cancelled() {
                 return false;
@@ -48,14 +48,14 @@ impl Table {
                 _ => f64::from(hashed(&request.prompt, &self.names.names[*pu])),
             })
             .collect();
-        let told =
-            |pu: &usize| -> Vec<f64> { request.terms.iter().map(|t| told(t, *pu)).collect() };
-        let terms: Vec<Vec<f64>> = permitted.iter().map(told).collect();
+        let values =
+            |pu: &usize| -> Vec<f64> { request.terms.iter().map(|t| term_value(t, *pu)).collect() };
+        let terms: Vec<Vec<f64>> = permitted.iter().map(values).collect();
         let mixed: Vec<f64> = (0..permitted.len())
             .map(|nth| {
                 let terms = request.terms.iter().zip(&terms[nth]);
-                let leaning = terms.map(|(term, value)| f64::from(term.weight) * value);
-                f64::from(request.weight) * model[nth] + leaning.sum::<f64>()
+                let weighted = terms.map(|(term, value)| f64::from(term.weight) * value);
+                f64::from(request.weight) * model[nth] + weighted.sum::<f64>()
             })
             .collect();
         let (score_norm, model_norm) = (log_sum(&mixed), log_sum(&model));
@@ -104,7 +104,7 @@ impl Model for Table {
         }
         Ok(requests
             .iter()
-            .map(|request| self.answer(request))
+            .map(|request| self.response(request))
             .collect())
     }
 
@@ -118,8 +118,8 @@ impl Model for Table {
     }
 }
 
-/// What a term says of a PU: of a mass its log share, of the others the log-weight.
-fn told(term: &Term, pu: usize) -> f64 {
+/// Value of a term for a product: the log share of a mass, the log-weight of other terms.
+fn term_value(term: &Term, pu: usize) -> f64 {
     let at = |values: &[f32]| f64::from(values.get(pu).copied().unwrap_or(0.0));
     match &term.values {
         Values::Mass(mass) => {
@@ -127,8 +127,8 @@ fn told(term: &Term, pu: usize) -> f64 {
             (at(mass).max(MASS_MIN) / total.max(MASS_MIN)).ln()
         }
         Values::Sparse(logs) => {
-            let own = logs.iter().filter(|(of, _)| *of as usize == pu);
-            own.map(|(_, log)| f64::from(*log)).sum()
+            let found = logs.iter().filter(|(of, _)| *of as usize == pu);
+            found.map(|(_, log)| f64::from(*log)).sum()
         }
         Values::Dense(logs) => at(logs),
     }
@@ -154,7 +154,7 @@ mod tests {
     use crate::contract;
 
     #[test]
-    fn a_table_keeps_the_models_contract() {
-        contract::check(&mut Table::default()).expect("kept");
+    fn a_table_keeps_the_contract_of_a_model() {
+        contract::check(&mut Table::default()).expect("the contract is kept");
     }
 }

@@ -1,10 +1,9 @@
 //! The model's own thread and the only way to it, [`Handle`].
 //!
-//! Decides that one batch runs at a time and one may wait, and that names are made ready on a second
-//! thread, while batches go on over the old ones, and swapped in between two batches. Invariant: every
-//! call gets an answer or [`Error::Stopped`], also when the model panics; what is asked after
-//! [`Handle::set_names`] returned is answered over those names or newer ones; a batch that nobody waits for any
-//! more is called off. It does not know what a batch is for.
+//! Decides that one batch runs at a time and one may wait. Names are indexed on a second thread while batches run over the
+//! old names, and are swapped in between two batches. Invariant: every call returns a result or [`Error::Stopped`], also if
+//! the model panics; a batch that is sent after [`Handle::set_names`] returned is scored over those names or newer ones; a
+//! batch whose caller no longer waits is cancelled. It does not know what a batch is for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +15,7 @@ use super::{Error, Info, Model};
 use crate::search::index::{Indexed, Indexer};
 use nearshore_core::names::scoring::{Cancel, Names, ScoreRequest, ScoreResponse};
 
-/// Signs of life of an engine, for health checks and metrics.
+/// Progress of an engine, for health checks and metrics.
 #[derive(Debug, Default)]
 pub struct Pulse {
     steps: AtomicU64,
@@ -25,22 +24,22 @@ pub struct Pulse {
 }
 
 impl Pulse {
-    /// Counts one step: a forward pass, or a call begun or done.
+    /// Counts one step: a forward pass, or the start or end of a call.
     pub fn beat(&self) {
         self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Steps so far. While [`is_working`](Self::is_working) this must move.
+    /// Steps so far. The number rises while [`is_working`](Self::is_working).
     pub fn steps(&self) -> u64 {
         self.steps.load(Ordering::Relaxed)
     }
 
-    /// Time spent in calls that have ended.
+    /// Total time of the calls that have ended.
     pub fn busy(&self) -> Duration {
         Duration::from_nanos(self.busy.load(Ordering::Relaxed))
     }
 
-    /// Whether a call runs.
+    /// Whether a call is running.
     pub fn is_working(&self) -> bool {
         self.working.load(Ordering::Relaxed)
     }
@@ -58,7 +57,7 @@ impl Pulse {
     }
 }
 
-/// Threads if none are configured: all cores but one, which is left to those who feed the engine.
+/// Number of threads if none is configured: all cores but one, which is left to the rest of the process.
 pub fn default_threads() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     cores.saturating_sub(1).max(1)
@@ -66,59 +65,59 @@ pub fn default_threads() -> usize {
 
 enum Job {
     Swap(Indexed, oneshot::Sender<()>),
-    Generate(
+    Score(
         Vec<ScoreRequest>,
         oneshot::Sender<Result<Vec<ScoreResponse>, Error>>,
     ),
 }
 
-/// The names that are wanted, and how often names were wanted so far.
+/// The names that were set last, and how often names were set so far.
 #[derive(Clone, Debug, Default)]
 struct Wanted {
     names: Arc<Names>,
-    turn: u64,
+    version: u64,
 }
 
-/// Up to which turn names were dealt with, and what became of the last.
+/// The version of [`Wanted`] that was indexed last, and the error if that failed.
 #[derive(Clone, Debug, Default)]
-struct Dealt {
-    turn: u64,
-    wrong: Option<Arc<Error>>,
+struct Done {
+    version: u64,
+    error: Option<Arc<Error>>,
 }
 
-/// The only way to the model, whose thread owns weights and KV. Its threads end with the last handle.
+/// The only way to the model; the model's thread owns weights, keys and values. The threads end with the last handle.
 #[derive(Clone, Debug)]
 pub struct Handle {
     jobs: mpsc::Sender<Job>,
     wanted: watch::Sender<Wanted>,
-    dealt: watch::Receiver<Dealt>,
+    done: watch::Receiver<Done>,
     pulse: Arc<Pulse>,
     info: Info,
 }
 
-/// Moves `model` to a thread of its own.
+/// Moves `model` to a new thread.
 pub fn spawn(model: Box<dyn Model>) -> Handle {
     spawn_with(model, Arc::default())
 }
 
-/// As [`spawn`], with a pulse that the model beats too.
+/// Like [`spawn`], with a pulse that the model beats too.
 pub fn spawn_with(model: Box<dyn Model>, pulse: Arc<Pulse>) -> Handle {
-    // Capacity 1: one batch runs, the next is ready.
+    // Capacity 1: one batch runs, the next one waits.
     let (jobs, waiting) = mpsc::channel(1);
-    let (wanted, seen) = watch::channel(Wanted::default());
-    let (dealing, dealt) = watch::channel(Dealt::default());
+    let (wanted, changes) = watch::channel(Wanted::default());
+    let (finished, done) = watch::channel(Done::default());
     let (info, indexer) = (model.info(), model.indexer());
     let beat = Arc::clone(&pulse);
     start("engine", move || work(model, waiting, &beat));
-    // The way to the jobs must not keep the engine's thread alive.
+    // A strong sender would keep the model's thread alive after the last handle.
     let weak = jobs.downgrade();
     start("engine-names", move || {
-        index(&indexer, seen, &weak, &dealing)
+        index(&indexer, changes, &weak, &finished)
     });
     Handle {
         jobs,
         wanted,
-        dealt,
+        done,
         pulse,
         info,
     }
@@ -126,38 +125,38 @@ pub fn spawn_with(model: Box<dyn Model>, pulse: Arc<Pulse>) -> Handle {
 
 fn start(name: &str, work: impl FnOnce() + Send + 'static) {
     let thread = std::thread::Builder::new().name(name.into());
-    // Without a thread the other end of its channel is dropped, and every call answers `Stopped`.
+    // Without the thread its end of the channel is dropped, so every call returns `Stopped`.
     if let Err(error) = thread.spawn(work) {
-        tracing::error!(%error, name, "no thread for the engine");
+        tracing::error!(%error, name, "starting a thread of the engine failed; the engine is stopped");
     }
 }
 
 fn work(mut model: Box<dyn Model>, mut waiting: mpsc::Receiver<Job>, beat: &Pulse) {
     while let Some(job) = waiting.blocking_recv() {
-        // Whoever asked may have gone: a cancelled caller needs no answer.
+        // Sending a reply fails if the caller was cancelled: then nothing needs it.
         match job {
             Job::Swap(indexed, reply) => {
                 model.swap(indexed);
                 let _ = reply.send(());
             }
-            Job::Generate(_, reply) if reply.is_closed() => {}
-            Job::Generate(requests, reply) => {
+            Job::Score(_, reply) if reply.is_closed() => {}
+            Job::Score(requests, reply) => {
                 let _ = reply.send(beat.around(|| model.score(&requests)));
             }
         }
     }
 }
 
-/// Makes the names that are wanted ready, the latest only, and has them swapped in.
+/// Indexes the names that were set last and sends them to the model's thread; skips names that were set before them.
 fn index(
     indexer: &Indexer,
-    mut seen: watch::Receiver<Wanted>,
+    mut changes: watch::Receiver<Wanted>,
     jobs: &mpsc::WeakSender<Job>,
-    dealing: &watch::Sender<Dealt>,
+    finished: &watch::Sender<Done>,
 ) {
-    while futures::executor::block_on(seen.changed()).is_ok() {
-        let Wanted { names, turn } = seen.borrow_and_update().clone();
-        let wrong = match indexer(names) {
+    while futures::executor::block_on(changes.changed()).is_ok() {
+        let Wanted { names, version } = changes.borrow_and_update().clone();
+        let error = match indexer(names) {
             Ok(indexed) => {
                 let (reply, swapped) = oneshot::channel();
                 let Some(jobs) = jobs.upgrade() else { return };
@@ -171,94 +170,99 @@ fn index(
                 None
             }
             Err(error) => {
-                tracing::error!(%error, "the engine keeps the old names");
+                tracing::error!(%error, "indexing names failed; still scoring the previous names");
                 Some(Arc::new(error))
             }
         };
-        dealing.send_replace(Dealt { turn, wrong });
+        finished.send_replace(Done { version, error });
     }
 }
 
-/// Calls a batch off when whoever waits for it goes.
-struct Waits {
+/// Cancels a batch if it is dropped before the batch is answered.
+struct CancelOnDrop {
     cancels: Vec<Cancel>,
-    answered: bool,
+    is_answered: bool,
 }
 
-impl Drop for Waits {
+impl Drop for CancelOnDrop {
     fn drop(&mut self) {
-        if !self.answered {
+        if !self.is_answered {
             self.cancels.iter().for_each(Cancel::cancel);
         }
     }
 }
 
 impl Handle {
-    /// Scorer a batch, in its order. Dropped before it is done, the batch is called off.
+    /// Scores a batch; responses are in the order of the requests. The batch is cancelled if the future is dropped.
     pub async fn score(&self, requests: Vec<ScoreRequest>) -> Result<Vec<ScoreResponse>, Error> {
-        let mut waits = Waits {
+        let mut guard = CancelOnDrop {
             cancels: requests
                 .iter()
                 .map(|request| request.cancel.clone())
                 .collect(),
-            answered: false,
+            is_answered: false,
         };
         let (reply, response) = oneshot::channel();
-        let sent = self.jobs.send(Job::Generate(requests, reply)).await;
+        let sent = self.jobs.send(Job::Score(requests, reply)).await;
         sent.map_err(|_| Error::Stopped)?;
         let responses = response.await.map_err(|_| Error::Stopped)?;
-        waits.answered = true;
+        guard.is_answered = true;
         responses
     }
 
-    /// Makes `names` the catalogue of all later batches: batches go on while they are made ready, and
-    /// this returns when they are swapped in. Names that were wanted earlier and are not ready are skipped.
+    /// Makes `names` the catalogue of all later batches; returns when they are swapped in. Batches continue while names are
+    /// indexed. Names that were set earlier and are not indexed yet are skipped.
     pub async fn set_names(&self, names: Arc<Names>) -> Result<(), Error> {
-        let turn = self.want(names);
-        let mut dealt = self.dealt.clone();
-        let dealt = dealt.wait_for(|dealt| dealt.turn >= turn).await;
-        let wrong = dealt.map_err(|_| Error::Stopped)?.wrong.clone();
-        wrong.map_or(Ok(()), |wrong| {
+        let version = self.want(names);
+        let mut done = self.done.clone();
+        let done = done.wait_for(|done| done.version >= version).await;
+        let error = done.map_err(|_| Error::Stopped)?.error.clone();
+        error.map_or(Ok(()), |error| {
             Err(Error::Compute {
                 what: "names".into(),
-                source: Box::new(wrong),
+                source: Box::new(error),
             })
         })
     }
 
-    /// As [`set_names`](Self::set_names), but returns at once, unless there are no names yet: then there is
-    /// nothing to go on with.
+    /// Like [`set_names`](Self::set_names), but returns at once, unless there are no names yet: then no batch could be
+    /// scored meanwhile.
     pub async fn offer_names(&self, names: Arc<Names>) -> Result<(), Error> {
-        let is_first = self.dealt.borrow().turn == 0;
+        let is_first = self.done.borrow().version == 0;
         if is_first {
             return self.set_names(names).await;
         }
         self.want(names);
-        let gone = self.dealt.has_changed().is_err();
-        if gone { Err(Error::Stopped) } else { Ok(()) }
+        let is_stopped = self.done.has_changed().is_err();
+        if is_stopped {
+            Err(Error::Stopped)
+        } else {
+            Ok(())
+        }
     }
 
+    /// Requests that `names` are indexed; returns the version of the request.
     fn want(&self, names: Arc<Names>) -> u64 {
-        let mut turn = 0;
+        let mut version = 0;
         self.wanted.send_modify(|wanted| {
-            // Arms that share a model all say the same: once is enough.
-            if wanted.turn == 0 || !Arc::ptr_eq(&wanted.names, &names) {
+            // Arms that share a model all set the same names: they are indexed once.
+            if wanted.version == 0 || !Arc::ptr_eq(&wanted.names, &names) {
                 *wanted = Wanted {
                     names,
-                    turn: wanted.turn + 1,
+                    version: wanted.version + 1,
                 };
             }
-            turn = wanted.turn;
+            version = wanted.version;
         });
-        turn
+        version
     }
 
-    /// How the model is called.
+    /// The model's name and revision.
     pub fn info(&self) -> &Info {
         &self.info
     }
 
-    /// Signs of life.
+    /// Progress of the model's thread.
     pub fn pulse(&self) -> &Pulse {
         &self.pulse
     }
@@ -270,7 +274,7 @@ mod tests {
     use super::*;
     use crate::search::index::bare;
 
-    fn ask(n: usize) -> ScoreRequest {
+    fn request(n: usize) -> ScoreRequest {
         ScoreRequest {
             prompt: "p".into(),
             n,
@@ -284,19 +288,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_batch_is_answered_and_counted() {
+    async fn a_batch_is_scored_and_counted() {
         let handle = spawn(Box::new(Table::default()));
         handle.set_names(names()).await.expect("set");
-        let responses = handle.score(vec![ask(2), ask(9)]).await.expect("answered");
+        let responses = handle
+            .score(vec![request(2), request(9)])
+            .await
+            .expect("scored");
         assert_eq!([responses[0].named.len(), responses[1].named.len()], [2, 3]);
         assert_eq!(handle.pulse().steps(), 2);
         assert!(!handle.pulse().is_working());
     }
 
-    /// A model that answers as it is told to.
-    struct Told<I, G>(I, G);
+    /// A model whose indexer and scores are given functions.
+    struct Scripted<I, G>(I, G);
 
-    impl<I, G> Model for Told<I, G>
+    impl<I, G> Model for Scripted<I, G>
     where
         I: Fn() -> Indexer + Send,
         G: FnMut(&[ScoreRequest]) -> Vec<ScoreResponse> + Send,
@@ -314,12 +321,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_model_that_panics_stops_the_engine_and_nobody_waits() {
-        let handle = spawn(Box::new(Told(bare, |_: &[ScoreRequest]| {
-            panic!("as a bug would")
+    async fn after_a_panic_of_the_model_every_call_returns_stopped() {
+        let handle = spawn(Box::new(Scripted(bare, |_: &[ScoreRequest]| {
+            panic!("a bug")
         })));
         for _ in 0..2 {
-            let response = handle.score(vec![ask(1)]).await;
+            let response = handle.score(vec![request(1)]).await;
             assert!(matches!(response, Err(Error::Stopped)));
         }
         assert!(matches!(
@@ -329,49 +336,49 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn batches_are_answered_while_names_are_made_ready() {
-        let (go, gate) = std::sync::mpsc::channel::<()>();
+    async fn batches_are_scored_while_names_are_indexed() {
+        let (release, gate) = std::sync::mpsc::channel::<()>();
         let gate = Arc::new(std::sync::Mutex::new(gate));
         let indexer = move || -> Indexer {
             let gate = Arc::clone(&gate);
             Arc::new(move |names: Arc<Names>| {
-                gate.lock().expect("one thread").recv().expect("a go");
+                gate.lock().expect("one thread").recv().expect("released");
                 bare()(names)
             })
         };
-        let handle = spawn(Box::new(Told(indexer, |_: &[ScoreRequest]| {
+        let handle = spawn(Box::new(Scripted(indexer, |_: &[ScoreRequest]| {
             vec![ScoreResponse::default()]
         })));
-        go.send(()).expect("waited for");
+        release.send(()).expect("the indexer waits");
         handle
             .offer_names(names())
             .await
-            .expect("the first are waited for");
+            .expect("the first names are waited for");
         handle
             .offer_names(names())
             .await
-            .expect("later ones are not");
-        let waits = handle.clone();
-        let swapped = tokio::spawn(async move { waits.set_names(names()).await });
+            .expect("later names are not waited for");
+        let other = handle.clone();
+        let swapped = tokio::spawn(async move { other.set_names(names()).await });
         for _ in 0..3 {
-            handle.score(vec![ask(1)]).await.expect("answered");
+            handle.score(vec![request(1)]).await.expect("scored");
         }
         assert!(!swapped.is_finished());
-        // The offer, and what was wanted after it.
-        go.send(()).expect("waited for");
-        go.send(()).expect("waited for");
+        // Once for the offered names, once for those that were set after them.
+        release.send(()).expect("the indexer waits");
+        release.send(()).expect("the indexer waits");
         swapped.await.expect("no panic").expect("swapped");
     }
 
     #[tokio::test]
-    async fn names_that_cannot_be_made_ready_leave_the_old_ones() {
+    async fn names_that_cannot_be_indexed_leave_the_old_names() {
         let indexer = || -> Indexer {
             Arc::new(|names: Arc<Names>| match names.version {
                 1 => bare()(names),
                 _ => Err(Error::Stopped),
             })
         };
-        let handle = spawn(Box::new(Told(indexer, |_: &[ScoreRequest]| {
+        let handle = spawn(Box::new(Scripted(indexer, |_: &[ScoreRequest]| {
             vec![ScoreResponse::default()]
         })));
         handle.set_names(names()).await.expect("set");
@@ -381,24 +388,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_batch_that_nobody_waits_for_is_called_off() {
+    async fn a_batch_whose_caller_is_dropped_is_cancelled() {
         let (begun, begins) = oneshot::channel();
         let (over, ends) = oneshot::channel();
         let mut signals = Some((begun, over));
         let wait = move |requests: &[ScoreRequest]| {
             let (begun, over) = signals.take().expect("one batch");
-            begun.send(()).expect("someone waits");
+            begun.send(()).expect("the test waits");
             while !requests[0].cancel.is_cancelled() {
                 std::thread::yield_now();
             }
-            over.send(()).expect("someone waits");
+            over.send(()).expect("the test waits");
             Vec::new()
         };
-        let handle = spawn(Box::new(Told(bare, wait)));
+        let handle = spawn(Box::new(Scripted(bare, wait)));
         tokio::select! {
-            _ = handle.score(vec![ask(1)]) => panic!("nobody cancelled"),
+            _ = handle.score(vec![request(1)]) => panic!("the batch ended before it was cancelled"),
             begun = begins => begun.expect("begun"),
         }
-        ends.await.expect("called off");
+        ends.await.expect("cancelled");
     }
 }

@@ -1,24 +1,24 @@
 //! Attention of packed rows of many users, over prompt blocks and trie ancestors, on the CPU.
 //!
-//! Decides the order of the work: per user and key head, rows in tiles, each prompt block read once
-//! per tile; a row's scores over its prompt and its ancestors share one softmax. Invariant: a row's
-//! result depends on its own user's keys alone and is added in the order of positions, then slots.
-//! It does not know projections, nor how keys came into the [`Cache`].
+//! Decides the order of the work: per user and key head, rows in tiles; each prompt block is read once per tile; a row's
+//! scores over its prompt and its ancestors share one softmax. Invariant: a row's result depends on its own user's keys and
+//! values alone, which are added in the order of positions, then slots. It does not know projections, nor how the
+//! [`Cache`] is filled.
 
 use std::ops::Range;
 
 use super::kernel::{self, Tile};
 use super::kv::{BLOCK, Cache};
 
-/// Rows whose scores are held at once: 16 rows of 3 heads over 512 positions fit into L2.
+/// Rows of a tile: the scores of 16 rows of 3 heads over 512 positions fit into the L2 cache.
 const ROWS: usize = 16;
 
-/// What one query row sees.
+/// The keys and values that one query row sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sight {
-    /// Prompt positions, from the first.
+    /// Number of prompt positions, counted from the first.
     pub prompt: usize,
-    /// Node slots, oldest first; empty for a row of the prompt.
+    /// Slots of nodes, ancestors first and the row itself last; empty for a row of the prompt.
     pub slots: Vec<u32>,
 }
 
@@ -27,7 +27,7 @@ pub struct Sight {
 pub struct Span {
     /// Index of the user's cache.
     pub cache: usize,
-    /// Rows of the pass.
+    /// The user's rows in the pass.
     pub rows: Range<usize>,
 }
 
@@ -52,7 +52,7 @@ impl Heads {
     }
 }
 
-/// Queries of one pass: `[rows, heads · width]`, rotated, a sight per row.
+/// Queries of one pass: `[rows, heads · width]`, rotated, with a [`Sight`] per row.
 #[derive(Clone, Copy, Debug)]
 pub struct Queries<'a> {
     /// Sizes.
@@ -86,7 +86,7 @@ pub fn attend(queries: Queries, spans: &[Span], caches: &[Cache], layer: usize) 
     out
 }
 
-/// One tile: rows of one user against one key head.
+/// One tile: rows of one user and one key head.
 struct Work<'a> {
     sights: &'a [Sight],
     cache: &'a Cache,
@@ -96,23 +96,23 @@ struct Work<'a> {
     group: usize,
     /// Width of a head.
     width: usize,
-    /// Prompt positions that some row sees.
+    /// The most prompt positions that a row sees.
     prompt: usize,
-    /// Their blocks.
+    /// Number of blocks of these positions.
     blocks: usize,
-    /// Scores of a query: over the blocks, then over the ancestors.
+    /// Number of scores of a query: over the blocks, then over the ancestors.
     stride: usize,
 }
 
 impl Work<'_> {
-    /// Every query of the tile with the sight of its row.
+    /// Every query of the tile, with the sight of its row.
     fn queries(&self) -> impl Iterator<Item = (usize, &Sight)> {
-        let many = self.sights.len() * self.group;
-        (0..many).map(|query| (query, &self.sights[query / self.group]))
+        let count = self.sights.len() * self.group;
+        (0..count).map(|query| (query, &self.sights[query / self.group]))
     }
 }
 
-/// Buffers that are kept from tile to tile.
+/// Buffers that are reused from tile to tile.
 #[derive(Default)]
 struct Scratch {
     /// `[rows · group, width]`.
@@ -148,7 +148,7 @@ impl Scratch {
             blocks,
             stride,
         };
-        // The group's heads lie side by side in a row.
+        // The query heads of a group are contiguous in a row.
         let place = |row: usize| row * heads.row() + head * group * width;
         self.query.clear();
         for row in rows.clone() {
@@ -160,7 +160,7 @@ impl Scratch {
         self.result.clear();
         self.result.resize(rows.len() * group * width, 0.0);
         self.score(&work);
-        self.soften(&work);
+        self.softmax(&work);
         self.mix(&work);
         for (row, result) in rows.zip(self.result.chunks_exact(group * width)) {
             out[place(row)..][..group * width].copy_from_slice(result);
@@ -189,8 +189,8 @@ impl Scratch {
         }
     }
 
-    /// Scores to weights that sum to 1; what a row does not see gets 0.
-    fn soften(&mut self, work: &Work) {
+    /// Turns scores into weights whose sum is 1; positions that a row does not see get 0.
+    fn softmax(&mut self, work: &Work) {
         let scale = 1.0 / (work.width as f32).sqrt();
         for (query, sight) in work.queries() {
             let scores = &mut self.scores[query * work.stride..][..work.stride];
@@ -206,7 +206,7 @@ impl Scratch {
         }
     }
 
-    /// Adds values by weight: block after block, then ancestors.
+    /// Adds weighted values: block after block, then ancestors.
     fn mix(&mut self, work: &Work) {
         let Work {
             group,
@@ -216,7 +216,7 @@ impl Scratch {
         } = *work;
         for block in 0..work.blocks {
             let (_, values) = work.cache.block(work.layer, work.head, block);
-            // What a row does not see has weight 0, and adding 0 changes no bit of a sum that began at 0.
+            // Positions that a row does not see have weight 0; adding 0 changes no bit of a sum that started at 0.
             let shape = Tile {
                 rows: work.sights.len() * group,
                 depth: (work.prompt - block * BLOCK).min(BLOCK),
@@ -244,7 +244,7 @@ impl Scratch {
     }
 }
 
-/// Where a tile's keys and values are.
+/// The keys and values of a tile.
 #[derive(Clone, Copy)]
 struct Keys<'a> {
     cache: &'a Cache,
@@ -278,7 +278,7 @@ mod tests {
         (0..len).map(|_| next()).collect()
     }
 
-    /// A cache of `prompt` positions and `nodes` slots of noise; keys and values are told apart.
+    /// A cache of `prompt` positions and `nodes` slots of noise; keys and values differ.
     fn cache(prompt: usize, nodes: usize) -> Cache {
         let mut cache = Cache::new(SIZES);
         for at in 0..prompt + nodes {
@@ -293,7 +293,7 @@ mod tests {
         cache
     }
 
-    /// Softmax attention by its formula, in f64, from the noise itself.
+    /// Softmax attention by its formula, in f64, from the same noise.
     fn formula(query: &[f32], head: usize, seen: &[usize]) -> Vec<f64> {
         let part = head / 3 * 8..head / 3 * 8 + 8;
         let scores: Vec<f64> = (seen.iter())
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn attention_agrees_with_its_formula_whatever_shares_the_pass() {
+    fn attention_agrees_with_its_formula_and_a_row_alone_gives_the_same_bits() {
         let caches = [cache(130, 5), cache(3, 2)];
         let sight = |prompt, slots: &[u32]| Sight {
             prompt,

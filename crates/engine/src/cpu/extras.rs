@@ -1,24 +1,24 @@
-//! What a family adds to a Llama's attention: biases, and norms of each query and key head.
+//! Additions of some families to a Llama's attention: biases, and norms of each query and key head.
 //!
-//! Decides how the products of a layer's projections are changed before the heads turn. Invariant: a
-//! row's result depends on that row alone. It does not know positions, caches or attention.
+//! Decides how the projections of a layer are changed before heads are rotated. Invariant: a row's result depends on that
+//! row alone. It does not know positions, caches or attention.
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
 
 use super::kernel;
 
-/// Additions of one layer; all absent in a plain Llama.
+/// Additions of one layer; a plain Llama has none.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Extras {
     /// `[(heads + 2 · kv_heads) · head_dim]`: added to q, k, v.
     pub bias: Option<Vec<f32>>,
     /// `[hidden]`: added to the output projection.
     pub output_bias: Option<Vec<f32>>,
-    /// Norms of heads.
+    /// Norms of query and key heads.
     pub norms: Option<HeadNorms>,
 }
 
-/// RMS norms over each head's width, before it turns: Qwen3.
+/// RMS norms over each head's width, before it is rotated.
 #[derive(Clone, Debug)]
 pub(crate) struct HeadNorms {
     /// `[head_dim]`, of every query head.
@@ -34,7 +34,7 @@ pub(crate) struct HeadNorms {
 }
 
 impl Extras {
-    /// Changes `[rows, (heads + 2 · kv_heads) · head_dim]` in place.
+    /// Adds biases and applies norms to `[rows, (heads + 2 · kv_heads) · head_dim]`, in place.
     pub(crate) fn onto_qkv(&self, qkv: &Tensor) -> Result<()> {
         if let Some(bias) = &self.bias {
             qkv.inplace_op1(&Bias(bias))?;
@@ -45,7 +45,7 @@ impl Extras {
         }
     }
 
-    /// Changes `[rows, hidden]` in place.
+    /// Adds the bias to `[rows, hidden]`, in place.
     pub(crate) fn onto_output(&self, output: &Tensor) -> Result<()> {
         match &self.output_bias {
             Some(bias) => output.inplace_op1(&Bias(bias)),

@@ -1,9 +1,8 @@
 //! One forward pass of a Llama over packed rows of many users.
 //!
-//! Decides the order of a layer's steps; [`Linear`] multiplies, [`attention`] attends, [`Cache`] keeps
-//! keys and values. Rows of one pass never see each other but through their own user's cache.
-//! Invariant: a row's result is the same, bit for bit, whatever rows share the pass. It does not know
-//! prompts, tries or searches.
+//! Decides the order of a layer's steps: [`Linear`] multiplies, [`attention`] attends, [`Cache`] keeps keys and values. Rows
+//! of one pass see each other only through their own user's cache. Invariant: a row's result is equal, bit for bit, with any
+//! other rows in the pass. It does not know prompts, tries or searches.
 
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, InplaceOp2, Layout, Result, Shape, Storage, Tensor, bail,
@@ -54,26 +53,26 @@ impl Layer {
     }
 }
 
-/// Rows of one pass: all of prompts, or all of trie nodes.
+/// Rows of one pass: either all of prompts, or all of trie nodes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pass {
     /// Token of each row.
     pub tokens: Vec<u32>,
     /// Position of each row in its user's sequence.
     pub positions: Vec<usize>,
-    /// What each row sees: itself last.
+    /// What each row sees; the row itself is the last.
     pub sights: Vec<Sight>,
-    /// Rows by user, in order and without gaps.
+    /// The rows of each user, in order and without gaps.
     pub spans: Vec<Span>,
-    /// Whether rows are trie nodes: appended as slots rather than written at positions.
+    /// Whether rows are trie nodes, which are appended as slots; rows of prompts are written at positions.
     pub nodes: bool,
     /// Rows whose hidden state is wanted, ascending.
     pub wanted: Vec<usize>,
 }
 
 impl Network {
-    /// A network of a model's weights in the precision that `options` ask for; where that needs it, made
-    /// fit for it by what `samples` do in them.
+    /// Packs a model's weights in the precision of `options`. For int8 they are smoothed first, by the activations of
+    /// `samples`.
     pub(crate) fn new(
         model: &Opened,
         options: Options,
@@ -88,7 +87,7 @@ impl Network {
         };
         let mut weights = model.without_layers()?;
         let count = model.geometry().layers;
-        // One layer after the other, so that both forms of all layers never lie in memory at once.
+        // Layer by layer, so that never all layers are in memory in both forms.
         if options.precision != Precision::Int8 {
             let layers = (0..count).map(|nth| packed(model.layer(nth)?));
             let layers = layers.collect::<std::result::Result<_, _>>()?;
@@ -102,7 +101,7 @@ impl Network {
         Ok(Self::of(&weights, layers))
     }
 
-    /// The reference: candle's products of the weights as they are; remembers its inputs' maxima.
+    /// The reference: the `f32` weights multiplied by candle's `gemm`; it records the maxima of each product's inputs.
     pub(crate) fn watched(weights: &Weights) -> Result<Self> {
         let layers = (weights.layers.iter())
             .map(|layer| Layer::new(layer, |weight| Linear::watched(weight.clone())));
@@ -119,7 +118,7 @@ impl Network {
         }
     }
 
-    /// Greatest magnitudes of the inputs of each layer's products, if they were watched.
+    /// The largest magnitude of each input of each layer's products; empty unless they were recorded.
     pub(crate) fn maxima(&self) -> Vec<Maxima> {
         let maxima = |layer: &Layer| Maxima {
             qkv: layer.qkv.maxima(),
@@ -130,14 +129,14 @@ impl Network {
         self.layers.iter().map(maxima).collect()
     }
 
-    /// Memory that the layers' weights take.
+    /// Bytes of the layers' weights.
     pub(crate) fn bytes(&self) -> usize {
         let layers = self.layers.iter();
         let linears = layers.flat_map(|l| [&l.qkv, &l.output, &l.gate_up, &l.down]);
         linears.map(Linear::bytes).sum()
     }
 
-    /// How weights are kept and multiplied, for people.
+    /// How weights are stored and multiplied, for reports.
     pub(crate) fn dtype(&self) -> &'static str {
         self.layers.first().map_or("f32", |layer| layer.qkv.name())
     }
@@ -157,8 +156,8 @@ impl Network {
         }
     }
 
-    /// Computes the rows, adds their keys and values to `caches`, and returns the hidden state
-    /// before the head of each wanted row: `[wanted, hidden]`, row-major.
+    /// Computes the rows, adds their keys and values to `caches`, and returns the hidden state before the head of each
+    /// wanted row: `[wanted, hidden]`, row-major.
     pub(crate) fn forward(
         &self,
         pass: &Pass,
@@ -178,7 +177,7 @@ impl Network {
             let mut queries = self.split(&qkv, pass, &angles, nth, caches)?;
             let mut sees = pass;
             if nth == last {
-                // Of the last layer only keys and values are needed from the other rows.
+                // In the last layer only keys and values of the other rows are needed.
                 let wanted: Vec<u32> = pass.wanted.iter().map(|row| *row as u32).collect();
                 let wanted = Tensor::new(wanted, hidden.device())?;
                 hidden = hidden.index_select(&wanted, 0)?;
@@ -249,13 +248,13 @@ impl Network {
         )
     }
 
-    /// Cosines, and sines, of each pair's angle: `[rows, width / 2]`.
+    /// Cosines and sines of each pair's angle: `[rows, width / 2]` each.
     fn angles(&self, positions: &[usize]) -> Angles {
         let rope = &self.geometry.rope;
         let row = |position: &usize| {
             let position = *position as f64;
-            let speeds = rope.frequencies.iter();
-            speeds.map(move |speed| (position * speed).sin_cos())
+            let frequencies = rope.frequencies.iter();
+            frequencies.map(move |frequency| (position * frequency).sin_cos())
         };
         let (sin, cos) = positions
             .iter()
@@ -309,7 +308,7 @@ impl Network {
     }
 }
 
-/// Turns of the positions of a pass.
+/// Cosines and sines of the angles of a pass.
 struct Angles {
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -334,7 +333,7 @@ impl Pass {
         });
     }
 
-    /// The wanted rows alone, with their spans and sights.
+    /// The spans and sights of the wanted rows alone.
     fn narrow(&self) -> Self {
         let place = |row: usize| self.wanted.partition_point(|wanted| *wanted < row);
         let span = |span: &Span| Span {
@@ -353,6 +352,7 @@ impl Pass {
     }
 }
 
+/// The wanted rows alone, `[wanted, width]`.
 fn gather(rows: &[f32], wanted: &[usize], width: usize) -> Vec<f32> {
     wanted
         .iter()
@@ -385,7 +385,7 @@ impl CustomOp2 for RmsNorm {
     }
 }
 
-/// `x += y`. candle's own sum wakes a second pool of spinning threads.
+/// `x += y`. candle's own sum would start a second thread pool, whose threads spin.
 struct AddTo;
 
 impl InplaceOp2 for AddTo {

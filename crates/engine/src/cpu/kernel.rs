@@ -1,10 +1,10 @@
 //! Inner loops over `f32` slices: a tile product, a dot product, exponentials.
 //!
-//! Decides nothing; picks AVX2 + FMA at run time where the machine has it, plain code elsewhere.
-//! Invariant: each output is one chain of additions in ascending `k`, so a row's result depends
-//! neither on the other rows of a call nor on their number. It knows neither tensors nor models.
+//! Uses the richest instructions that the machine has at run time: AVX-512, AVX2 with FMA, or plain code. Invariant: each
+//! output is one chain of additions in ascending `k`, so a row's result depends neither on the other rows of a call nor on
+//! their number. It knows neither tensors nor models.
 
-/// Lanes that an accumulator holds: one AVX2 register.
+/// Values in one AVX2 register.
 const LANES: usize = 8;
 
 /// Shape of one [`tile`]: `rows` of `depth` values in, `rows` of `width` out.
@@ -22,7 +22,7 @@ pub(crate) struct Tile {
     pub c_stride: usize,
 }
 
-/// A function compiled for each set of instructions, the richest of the machine picked at run time.
+/// Defines a function that is compiled for each set of instructions and calls the richest that the machine has.
 macro_rules! dispatched {
     (
         $(#[$doc:meta])*
@@ -44,7 +44,7 @@ macro_rules! dispatched {
                     $avx2($($arg),*)
                 }
                 if has!("avx512f") && has!("avx512dq") {
-                    // SAFETY: the features that the function is compiled for were just seen.
+                    // SAFETY: the features that the function is compiled for were just detected.
                     return unsafe { avx512($($arg),*) };
                 }
                 if has!("avx2") && has!("fma") {
@@ -60,7 +60,7 @@ macro_rules! dispatched {
 dispatched! {
     /// `c += a · b`: `a` `[rows, depth]`, `b` `[depth, width]` dense, `c` `[rows, width]`.
     pub(crate) fn tile(shape: Tile, a: &[f32], b: &[f32], c: &mut [f32]) {
-        // 4 rows of four registers: 16 sums in flight, each row of `b` loaded once for them.
+        // AVX-512: 4 rows of four registers are 16 sums at a time, for which each row of `b` is loaded once.
         avx512: tile_with::<Fused, 4, 64>,
         avx2: tile_with::<Fused, 6, 16>,
         plain: tile_with::<Plain, 2, LANES>
@@ -75,8 +75,8 @@ dispatched! {
 }
 
 dispatched! {
-    /// `x = exp(scale · (x − shift))` in place; returns the sum. Relative error up to 5e-7 for exponents
-    /// in [−87, 88]; outside they are cut to these.
+    /// `x = exp(scale · (x − shift))` in place; returns the sum. The relative error is at most 5e-7 for exponents in
+    /// [−87, 88]; exponents outside are clamped to that range.
     pub(crate) fn exponentials(x: &mut [f32], scale: f32, shift: f32) -> f32 {
         avx512: exponentials_with::<Fused>,
         avx2: exponentials_with::<Fused>,
@@ -85,7 +85,7 @@ dispatched! {
 }
 
 dispatched! {
-    /// The greatest value; negative infinity of none.
+    /// The largest value; negative infinity if there is none.
     pub(crate) fn greatest(x: &[f32]) -> f32 {
         avx512: greatest_with, avx2: greatest_with, plain: greatest_with
     }
@@ -120,7 +120,7 @@ dispatched! {
 }
 
 dispatched! {
-    /// Turns each pair (i, i + half) of each head by its angle, given as cosines, then sines.
+    /// Rotates each pair (i, i + half) of each head by its angle, given by cosine and sine.
     pub(crate) fn rotate(heads: &mut [f32], cos: &[f32], sin: &[f32]) {
         avx512: rotate_with::<Fused>, avx2: rotate_with::<Fused>, plain: rotate_with::<Plain>
     }
@@ -132,10 +132,10 @@ trait Add {
     fn to(x: f32, y: f32, sum: f32) -> f32;
 }
 
-/// Rounded once; slow where the machine has no such instruction.
+/// Rounds once; slow if the machine has no such instruction.
 struct Fused;
 
-/// Rounded twice.
+/// Rounds twice.
 struct Plain;
 
 impl Add for Fused {
@@ -152,7 +152,7 @@ impl Add for Plain {
     }
 }
 
-/// Rows by `M`, columns by `L`, then by fewer.
+/// Blocks of `M` rows and `L` columns, smaller at the ends.
 #[inline(always)]
 fn tile_with<A: Add, const M: usize, const L: usize>(
     shape: Tile,
@@ -197,7 +197,7 @@ fn strips<A: Add, const M: usize, const L: usize>(
     M
 }
 
-/// `M` rows of `L` columns over the whole depth, in registers.
+/// `M` rows of `L` columns over the whole depth, with the sums in registers.
 #[inline(always)]
 fn strip<A: Add, const M: usize, const L: usize>(shape: Tile, a: &[f32], b: &[f32], c: &mut [f32]) {
     let rows: [&[f32]; M] = std::array::from_fn(|m| &a[m * shape.a_stride..][..shape.depth]);
@@ -243,11 +243,11 @@ fn dot_with<A: Add>(a: &[f32], b: &[f32]) -> f32 {
         .fold(sums[0], |sum, (x, y)| A::to(*x, *y, sum))
 }
 
-/// exp by 2^n · P(r): Cody and Waite's reduction, Cephes' polynomial.
+/// exp(x) as 2^n · P(r). Source: Cody and Waite's range reduction, the polynomial of Cephes.
 #[inline(always)]
 fn exp_with<A: Add>(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
-    // Adding 1.5 · 2^23 rounds to the nearest integer in the low bits, without a rounding call.
+    // Adding 1.5 · 2^23 rounds to the nearest integer, in the low bits, without calling a rounding function.
     const MAGIC: f32 = 12_582_912.0;
     let shifted = A::to(x, std::f32::consts::LOG2_E, MAGIC);
     let n = shifted - MAGIC;
@@ -289,8 +289,7 @@ fn swiglu_with<A: Add>(gate: &[f32], up: &[f32], out: &mut [f32]) {
 #[inline(always)]
 fn greatest_with(x: &[f32]) -> f32 {
     const WIDE: usize = 2 * LANES;
-    // A comparison rather than `max`, which would look for NaN on both sides: a NaN in a score stays
-    // in its exponential.
+    // A comparison, because `max` would check both sides for NaN. A NaN in a score is not lost: its exponential is NaN.
     let greater = |max: f32, x: f32| if x > max { x } else { max };
     let mut lanes = [f32::NEG_INFINITY; WIDE];
     let (chunks, rest) = x.as_chunks::<WIDE>();
@@ -357,7 +356,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_tile_is_the_sum_of_products_and_a_row_does_not_see_its_neighbours(
+        fn a_tile_is_the_sum_of_products_and_a_row_alone_gives_the_same_bits(
             rows in 1usize..9, depth in 1usize..70, width in 1usize..150, seed: u32,
         ) {
             let shape = Tile { rows, depth, width, a_stride: depth, c_stride: width };
@@ -404,14 +403,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_greatest_is_what_the_library_finds(len in 0usize..100, seed: u32) {
+        fn the_largest_value_is_that_of_the_library(len in 0usize..100, seed: u32) {
             let x = noise(len, seed);
             let exact = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             prop_assert_eq!(greatest(&x), exact);
         }
 
         #[test]
-        fn a_norm_makes_the_mean_square_one(width in 1usize..90, rows in 1usize..4, seed: u32) {
+        fn a_norm_agrees_with_its_formula(width in 1usize..90, rows in 1usize..4, seed: u32) {
             let x = noise(rows * width, seed);
             let weight = noise(width, !seed);
             let mut out = vec![0f32; rows * width];
@@ -426,19 +425,19 @@ mod tests {
         }
 
         #[test]
-        fn a_rotation_keeps_lengths_and_turns_back(half in 1usize..40, heads in 1usize..4, seed: u32) {
+        fn a_rotation_keeps_lengths_and_its_inverse_restores_the_values(half in 1usize..40, heads in 1usize..4, seed: u32) {
             let x = noise(2 * half * heads, seed);
             let (sin, cos): (Vec<f32>, Vec<f32>) =
                 noise(half, !seed).iter().map(|angle| angle.sin_cos()).unzip();
             let back: Vec<f32> = sin.iter().map(|sin| -sin).collect();
-            let mut turned = x.clone();
-            rotate(&mut turned, &cos, &sin);
+            let mut rotated = x.clone();
+            rotate(&mut rotated, &cos, &sin);
             let pair = |x: &[f32], i: usize| x[i].hypot(x[i + half]);
-            prop_assert!((pair(&x, 0) - pair(&turned, 0)).abs() < 1e-5);
-            prop_assert!((turned[0] - (x[0] * cos[0] - x[half] * sin[0])).abs() < 1e-6);
-            rotate(&mut turned, &cos, &back);
-            for (x, turned) in x.iter().zip(&turned) {
-                prop_assert!((x - turned).abs() < 1e-5);
+            prop_assert!((pair(&x, 0) - pair(&rotated, 0)).abs() < 1e-5);
+            prop_assert!((rotated[0] - (x[0] * cos[0] - x[half] * sin[0])).abs() < 1e-6);
+            rotate(&mut rotated, &cos, &back);
+            for (x, rotated) in x.iter().zip(&rotated) {
+                prop_assert!((x - rotated).abs() < 1e-5);
             }
         }
     }

@@ -1,9 +1,8 @@
-//! Keys and values: of a shared prefix once, of a user's tail, and of trie nodes by slot.
+//! Keys and values of a user: of a shared prefix, of the rest of the prompt, and of trie nodes by slot.
 //!
-//! Decides the layout. Prompt positions lie in blocks of [`BLOCK`] counted from the prompt's start,
-//! whoever computed them, so attention adds in the same order whether a prefix was shared or not;
-//! a block that a shared prefix fills only partly is copied. Nodes are appended and never moved or
-//! reordered: a node knows its ancestors' slots. It does not know tokens or tries.
+//! Decides the layout. Prompt positions lie in blocks of [`BLOCK`], counted from the prompt's start, so attention adds in the
+//! same order with and without a shared prefix; a block that a prefix fills only partly is copied. Invariant: nodes are
+//! appended and never moved, so a node can refer to its ancestors by slot. It does not know tokens or tries.
 
 use std::sync::Arc;
 
@@ -24,7 +23,7 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// Width of a key row over all heads.
+    /// Width of a row of keys or values over all heads.
     pub fn row(&self) -> usize {
         self.heads * self.width
     }
@@ -33,17 +32,17 @@ impl Sizes {
         self.row() * BLOCK
     }
 
-    /// Bytes of keys and values of one position, all layers.
+    /// Bytes of keys and values of one position over all layers.
     pub fn position(&self) -> usize {
         2 * self.layers * self.row() * self.number
     }
 }
 
-/// Consecutive prompt positions from a block's start on.
+/// Consecutive prompt positions that start at a block.
 #[derive(Clone, Debug)]
 struct Run {
     sizes: Sizes,
-    /// Per layer `[blocks][heads][width][BLOCK]`: transposed, so scores of a block are one product.
+    /// Per layer `[blocks][heads][width][BLOCK]`: transposed, so that the scores of a block are one product.
     keys: Vec<Vec<f32>>,
     /// Per layer `[blocks][heads][BLOCK][width]`.
     values: Vec<Vec<f32>>,
@@ -87,10 +86,10 @@ impl Run {
     }
 }
 
-/// A computed beginning of prompts, read-only and shared.
+/// Keys and values of the beginning of prompts, read-only and shared.
 #[derive(Clone, Debug)]
 pub(crate) struct Prefix {
-    /// Its tokens.
+    /// The tokens of the beginning.
     pub tokens: Vec<u32>,
     run: Arc<Run>,
 }
@@ -99,10 +98,10 @@ pub(crate) struct Prefix {
 #[derive(Clone, Debug)]
 pub struct Cache {
     sizes: Sizes,
-    /// Whole blocks taken from a prefix, and how many.
+    /// The prefix, and how many whole blocks of it are used.
     shared: Option<(Arc<Run>, usize)>,
-    own: Run,
-    /// Prompt positions known.
+    tail: Run,
+    /// Number of prompt positions that are computed.
     len: usize,
     /// Per layer `[slots][row]`.
     node_keys: Vec<Vec<f32>>,
@@ -111,13 +110,13 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// An empty cache.
+    /// Creates an empty cache.
     pub fn new(sizes: Sizes) -> Self {
         let empty = vec![Vec::new(); sizes.layers];
         Self {
             sizes,
             shared: None,
-            own: Run::new(sizes),
+            tail: Run::new(sizes),
             len: 0,
             node_keys: empty.clone(),
             node_values: empty,
@@ -125,25 +124,25 @@ impl Cache {
         }
     }
 
-    /// A cache that starts with the first `len` positions of `prefix`.
+    /// Creates a cache that starts with the first `len` positions of `prefix`.
     pub(crate) fn after(sizes: Sizes, prefix: &Prefix, len: usize) -> Self {
         assert!(
             len <= prefix.tokens.len(),
-            "a prefix is shared as far as it goes"
+            "a prefix is shared up to its length"
         );
         let mut cache = Self::new(sizes);
         let blocks = len / BLOCK;
         if !len.is_multiple_of(BLOCK) {
-            cache.own.copy_block(&prefix.run, blocks);
+            cache.tail.copy_block(&prefix.run, blocks);
         }
         cache.shared = Some((Arc::clone(&prefix.run), blocks));
         cache.len = len;
         cache
     }
 
-    /// The whole prompt as a prefix for others; `tokens` are its tokens.
+    /// Turns the cache of a whole prompt, whose tokens are `tokens`, into a prefix for other prompts.
     pub(crate) fn into_prefix(self, tokens: Vec<u32>) -> Prefix {
-        assert_eq!(self.len, tokens.len(), "every position was computed");
+        assert_eq!(self.len, tokens.len(), "every position is computed");
         let mut run = Run::new(self.sizes);
         if let Some((shared, blocks)) = &self.shared {
             for block in 0..*blocks {
@@ -151,8 +150,8 @@ impl Cache {
             }
         }
         for layer in 0..self.sizes.layers {
-            run.keys[layer].extend_from_slice(&self.own.keys[layer]);
-            run.values[layer].extend_from_slice(&self.own.values[layer]);
+            run.keys[layer].extend_from_slice(&self.tail.keys[layer]);
+            run.values[layer].extend_from_slice(&self.tail.values[layer]);
         }
         Prefix {
             tokens,
@@ -160,23 +159,23 @@ impl Cache {
         }
     }
 
-    /// Prompt positions known.
+    /// Number of prompt positions that are computed.
     pub fn known(&self) -> usize {
         self.len
     }
 
-    /// Node slots in use: the next forwarded node token gets this slot.
+    /// Number of node slots in use, which is the slot of the next node token.
     pub fn slots(&self) -> usize {
         self.slots
     }
 
-    /// Bytes of its own keys and values.
+    /// Bytes of its own keys and values, without those of a shared prefix.
     pub fn bytes(&self, sizes: Sizes) -> usize {
         let shared = self.shared.as_ref().map_or(0, |(_, blocks)| blocks * BLOCK);
         (self.len - shared + self.slots) * sizes.position()
     }
 
-    /// Drops all node slots.
+    /// Frees all node slots.
     pub(crate) fn forget_nodes(&mut self) {
         for layer in self.node_keys.iter_mut().chain(&mut self.node_values) {
             layer.clear();
@@ -184,19 +183,19 @@ impl Cache {
         self.slots = 0;
     }
 
-    /// Writes a prompt position of one layer; [`advance`](Self::advance) after the last layer.
+    /// Writes a prompt position of one layer; call [`advance`](Self::advance) after the last layer.
     pub fn write_prompt(&mut self, layer: usize, position: usize, key: &[f32], value: &[f32]) {
         let first = self.shared.as_ref().map_or(0, |(_, blocks)| blocks * BLOCK);
-        self.own.write(layer, position - first, key, value);
+        self.tail.write(layer, position - first, key, value);
     }
 
-    /// Appends a node token of one layer; [`advance`](Self::advance) after the last layer.
+    /// Appends a node token of one layer; call [`advance`](Self::advance) after the last layer.
     pub fn push_node(&mut self, layer: usize, key: &[f32], value: &[f32]) {
         self.node_keys[layer].extend_from_slice(key);
         self.node_values[layer].extend_from_slice(value);
     }
 
-    /// Counts what all layers have written.
+    /// Counts positions and nodes that all layers have written.
     pub fn advance(&mut self, positions: usize, nodes: usize) {
         self.len += positions;
         self.slots += nodes;
@@ -206,8 +205,8 @@ impl Cache {
     pub fn block(&self, layer: usize, head: usize, block: usize) -> (&[f32], &[f32]) {
         let (run, block) = match &self.shared {
             Some((shared, blocks)) if block < *blocks => (&**shared, block),
-            Some((_, blocks)) => (&self.own, block - blocks),
-            None => (&self.own, block),
+            Some((_, blocks)) => (&self.tail, block - blocks),
+            None => (&self.tail, block),
         };
         let size = self.sizes.width * BLOCK;
         let from = (block * self.sizes.heads + head) * size;
@@ -253,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_after_a_prefix_equals_one_that_computed_it_all() {
+    fn a_cache_after_a_prefix_equals_one_without_a_prefix() {
         let mut whole = Cache::new(SIZES);
         fill(&mut whole, 200);
         let mut first = Cache::new(SIZES);

@@ -1,8 +1,8 @@
-//! A linear layer: `x · wᵀ`. The seam between a forward pass and whoever multiplies.
+//! A linear layer: `x · wᵀ`.
 //!
-//! Decides who multiplies: [`Packed`] weights on the CPU; candle's `gemm`, called directly so that the
-//! caller and not the environment decides about threads, as the reference; elsewhere candle. Invariant:
-//! a row's result does not depend on the other rows, bit for bit. It does not know what the layer is for.
+//! Decides what multiplies: [`Packed`] weights on the CPU; as the reference candle's `gemm`, called directly so that the
+//! caller sets the number of threads and not the environment; on other devices candle. Invariant: a row's result does not
+//! depend on the other rows, bit for bit. It does not know what the layer is for.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,7 +19,7 @@ pub(crate) struct Linear(Weight);
 enum Weight {
     /// Contiguous `f32`, on any device.
     Plain(Tensor),
-    /// The same, and the greatest magnitude that each input had.
+    /// Contiguous `f32`, and the largest magnitude of each input so far.
     Watched(Tensor, Arc<Mutex<Vec<f32>>>),
     Packed(Arc<Packed>),
 }
@@ -30,14 +30,14 @@ impl Linear {
         Self(Weight::Plain(weight))
     }
 
-    /// As [`new`](Self::new), and remembers the [`maxima`](Self::maxima) of its inputs.
+    /// Like [`new`](Self::new), and records the [`maxima`](Self::maxima) of its inputs.
     pub(crate) fn watched(weight: Tensor) -> Result<Self> {
         let (_, inner) = weight.dims2()?;
         let maxima = Arc::new(Mutex::new(vec![0f32; inner]));
         Ok(Self(Weight::Watched(weight, maxima)))
     }
 
-    /// A layer in the precision that `options` ask for. Off the CPU weights stay as they are.
+    /// A layer in the precision of `options`. On another device than the CPU weights stay `f32`.
     pub(crate) fn packed(weight: &Tensor, options: Options) -> Result<Self> {
         if !weight.device().is_cpu() {
             return Ok(Self::new(weight.clone()));
@@ -53,7 +53,7 @@ impl Linear {
         Ok(Self(Weight::Packed(Arc::new(packed))))
     }
 
-    /// What the numbers are, for people.
+    /// Type of the numbers, for reports.
     pub(crate) fn name(&self) -> &'static str {
         match &self.0 {
             Weight::Plain(_) | Weight::Watched(..) => "f32",
@@ -61,7 +61,7 @@ impl Linear {
         }
     }
 
-    /// Memory that the weights take.
+    /// Bytes of the weights.
     pub(crate) fn bytes(&self) -> usize {
         match &self.0 {
             Weight::Plain(weight) | Weight::Watched(weight, _) => {
@@ -71,10 +71,10 @@ impl Linear {
         }
     }
 
-    /// Greatest magnitude of each input so far; empty if the layer was not watched.
+    /// The largest magnitude of each input so far; empty if it is not recorded.
     pub(crate) fn maxima(&self) -> Vec<f32> {
         match &self.0 {
-            // A maximum is whole even if a thread died beside it.
+            // Each maximum is valid even if a thread panicked.
             Weight::Watched(_, maxima) => maxima
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -136,8 +136,8 @@ struct Product<'a> {
     threads: usize,
 }
 
-/// Rows to multiply so that `gemm` takes one path for any number of them: it has others for a single
-/// row, for outputs of up to 256 values, and other blocks along `k` where both sides are under 65.
+/// Number of rows to multiply, so that `gemm` takes the same code path for any number of rows: it has other paths for a
+/// single row and for outputs of up to 256 values, and other blocks along `k` if both sides are under 65.
 fn padded(rows: usize, out: usize) -> usize {
     let least = if out > 64 {
         2.max(257usize.div_ceil(out))
@@ -172,14 +172,14 @@ impl CustomOp1 for Product<'_> {
             bail!("input of width {width} into a layer of {inner}")
         }
         let (x, weights) = (&x[from..to], &weights[w_from..w_to]);
-        let many = padded(rows, out);
-        let mut y = vec![0f32; many * out];
-        if many == rows {
+        let padded_rows = padded(rows, out);
+        let mut y = vec![0f32; padded_rows * out];
+        if padded_rows == rows {
             multiply(x, weights, &mut y, inner, self.threads);
         } else {
-            let mut more = x.to_vec();
-            more.resize(many * inner, 0.0);
-            multiply(&more, weights, &mut y, inner, self.threads);
+            let mut filled = x.to_vec();
+            filled.resize(padded_rows * inner, 0.0);
+            multiply(&filled, weights, &mut y, inner, self.threads);
             y.truncate(rows * out);
         }
         Ok((CpuStorage::F32(y), (rows, out).into()))
@@ -200,8 +200,8 @@ fn multiply(x: &[f32], w: &[f32], y: &mut [f32], inner: usize, threads: usize) {
         many => gemm::Parallelism::Rayon(many),
     };
     let (inner_stride, out_stride) = (inner as isize, out as isize);
-    // SAFETY: the strides and sizes were just checked to stay within the three slices, and `y` is
-    // borrowed mutably, so it overlaps neither input.
+    // SAFETY: sizes and strides were just checked to stay within the three slices, and `y` is borrowed mutably, so it
+    // overlaps neither input.
     unsafe {
         gemm::gemm(
             rows,
@@ -249,7 +249,7 @@ mod tests {
         }
     }
 
-    /// The reference, and every precision on the best that the machine has.
+    /// The reference, and every precision on the richest instructions of the machine.
     fn kinds(weight: &Tensor) -> Vec<Linear> {
         let packed = [Precision::F32, Precision::Bf16, Precision::Int8]
             .map(|precision| Linear::packed(weight, options(precision)).expect("f32"));
@@ -262,7 +262,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(40))]
 
         #[test]
-        fn a_row_in_a_batch_is_the_row_alone(
+        fn a_row_alone_gives_the_same_bits_as_in_a_batch(
             rows in 1usize..150, out in 1usize..400, inner in 3usize..700, threads in 1usize..3,
         ) {
             let x = random(rows, inner);
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_agrees_with_candles_product() {
+    fn a_layer_agrees_with_the_product_of_candle() {
         let (w, x) = (random(33, 70), random(5, 70));
         let theirs = values(&x.matmul(&w.t().expect("2-d")).expect("fits"));
         let packed = Linear::packed(&w, options(Precision::F32)).expect("f32");
@@ -294,14 +294,14 @@ mod tests {
     }
 
     #[test]
-    fn an_input_of_another_width_is_an_error() {
+    fn an_input_of_another_width_is_refused() {
         for layer in kinds(&random(3, 4)) {
             assert!(layer.forward(&random(2, 5), 1).is_err());
         }
     }
 
     #[test]
-    fn a_watched_layer_remembers_the_greatest_magnitudes() {
+    fn a_watched_layer_records_the_largest_magnitudes() {
         let layer = Linear::watched(random(3, 2)).expect("2-d");
         for row in [[1f32, -4.0], [-2.0, 3.0]] {
             let x = Tensor::new(&[row], &Device::Cpu).expect("shape");

@@ -1,9 +1,8 @@
-//! Weights made fit for int8: what is hard in the inputs moves into the weights.
+//! Smoothing of weights for int8: large magnitudes move from inputs into weights (SmoothQuant).
 //!
-//! Decides a factor per input of each product, from magnitudes seen on a few frozen prompts: a column of
-//! weights is multiplied by it, and whatever produces that input is divided by it: the norm before, the
-//! rows of `up`, the rows of `v`. Invariant: the model computes the same function, up to rounding.
-//! It does not know how weights are rounded.
+//! Decides a factor per input of each product, from magnitudes measured on a few fixed prompts. A column of weights is
+//! multiplied by the factor, and what produces that input is divided by it: the norm before, the rows of `up`, the rows of
+//! `v`. Invariant: the model computes the same function, up to rounding. It does not know how weights are rounded.
 
 use candle_core::{Result, Tensor};
 
@@ -14,8 +13,8 @@ use crate::formats::geometry::Geometry;
 use crate::formats::text::Text;
 use crate::formats::weights::{LayerWeights, Weights};
 
-/// What the magnitudes are taken from: shop talk as prompts have it, and plain text.
-const FROZEN: [&str; 3] = [
+/// Prompts on which magnitudes are measured: two like those of a shop, and plain text.
+const PROMPTS: [&str; 3] = [
     "You know how people shop. Household: age 45-54; income 50-74K; 2 adults, 1 child. Bought, newest \
      first: FLUID MILK WHITE ONLY, BANANAS, TOILET TISSUE (2 times), SHREDDED CHEESE, YOGURT NOT MULTI-PACKS, \
      SOFT DRINKS 12/18&15PK CAN CAR, EGGS - LARGE, HAIR CARE ACCESSORIES, CAT FOOD.\n---assistant---\n\
@@ -27,15 +26,15 @@ const FROZEN: [&str; 3] = [
      in the far corner someone sold clocks, garden chairs and a bicycle without wheels.",
 ];
 
-/// How much of the difficulty moves: 0 leaves it in the inputs, 1 takes it all.
+/// How much of the magnitude moves into the weights: 0 none, 1 all.
 const ALPHA: f32 = 0.5;
 
-/// Token sequences to calibrate on.
+/// Token sequences on which magnitudes are measured.
 pub(crate) fn samples(text: &Text) -> std::result::Result<Vec<Vec<u32>>, Error> {
-    FROZEN.iter().map(|said| text.prompt(said)).collect()
+    PROMPTS.iter().map(|prompt| text.prompt(prompt)).collect()
 }
 
-/// Balances all layers by what `samples` do in them.
+/// Smooths all layers by the magnitudes measured on `samples`.
 pub(crate) fn smooth(weights: &mut Weights, samples: &[Vec<u32>], threads: usize) -> Result<()> {
     let network = Network::watched(weights)?;
     for sample in samples.iter().filter(|sample| !sample.is_empty()) {
@@ -50,33 +49,33 @@ pub(crate) fn smooth(weights: &mut Weights, samples: &[Vec<u32>], threads: usize
     Ok(())
 }
 
-/// Greatest magnitude of each input of one layer's products.
+/// The largest magnitude of each input of one layer's products.
 #[derive(Debug)]
 pub(crate) struct Maxima {
-    /// Of q, k, v.
+    /// Inputs of q, k, v.
     pub qkv: Vec<f32>,
-    /// Of the heads' projection.
+    /// Inputs of the output projection.
     pub output: Vec<f32>,
-    /// Of gate and up.
+    /// Inputs of gate and up.
     pub gate_up: Vec<f32>,
-    /// Of down.
+    /// Inputs of down.
     pub down: Vec<f32>,
 }
 
 fn balance(layer: &mut LayerWeights, maxima: &Maxima, geometry: &Geometry) -> Result<()> {
-    let factors = each(&maxima.qkv, &columns(&layer.qkv)?);
+    let factors = factors_of(&maxima.qkv, &columns(&layer.qkv)?);
     layer.attention_norm = divided(&layer.attention_norm, &factors)?;
-    layer.qkv = widened(&layer.qkv, &factors)?;
+    layer.qkv = columns_multiplied(&layer.qkv, &factors)?;
 
-    let factors = each(&maxima.gate_up, &columns(&layer.gate_up)?);
+    let factors = factors_of(&maxima.gate_up, &columns(&layer.gate_up)?);
     layer.feed_norm = divided(&layer.feed_norm, &factors)?;
-    layer.gate_up = widened(&layer.gate_up, &factors)?;
+    layer.gate_up = columns_multiplied(&layer.gate_up, &factors)?;
 
-    let factors = each(&maxima.down, &columns(&layer.down)?);
+    let factors = factors_of(&maxima.down, &columns(&layer.down)?);
     layer.gate_up = rows_divided(&layer.gate_up, geometry.feed_forward, &factors)?;
-    layer.down = widened(&layer.down, &factors)?;
+    layer.down = columns_multiplied(&layer.down, &factors)?;
 
-    // A value row serves all queries of its group: they get one factor.
+    // All query heads of a group use the same value row, so they share one factor.
     let (width, group) = (geometry.head_dim, geometry.heads / geometry.kv_heads);
     let shared = |each: &[f32]| -> Vec<f32> {
         let at = |head: usize, i: usize| each[head * width + i];
@@ -87,7 +86,7 @@ fn balance(layer: &mut LayerWeights, maxima: &Maxima, geometry: &Geometry) -> Re
             })
             .collect()
     };
-    let factors = each(&shared(&maxima.output), &shared(&columns(&layer.output)?));
+    let factors = factors_of(&shared(&maxima.output), &shared(&columns(&layer.output)?));
     let values = (geometry.heads + geometry.kv_heads) * width;
     layer.qkv = rows_divided(&layer.qkv, values, &factors)?;
     if let Some(bias) = &mut layer.extras.bias {
@@ -97,15 +96,15 @@ fn balance(layer: &mut LayerWeights, maxima: &Maxima, geometry: &Geometry) -> Re
     let repeated: Vec<f32> = (0..geometry.heads * width)
         .map(|column| factors[column / width / group * width + column % width])
         .collect();
-    layer.output = widened(&layer.output, &repeated)?;
+    layer.output = columns_multiplied(&layer.output, &repeated)?;
     Ok(())
 }
 
-/// The factor of each input: the square root of its magnitude against its weights' at the usual alpha.
-fn each(inputs: &[f32], weights: &[f32]) -> Vec<f32> {
+/// The factor of each input: magnitude^alpha / (magnitude of its weights)^(1 − alpha).
+fn factors_of(inputs: &[f32], weights: &[f32]) -> Vec<f32> {
     let factor = |(input, weight): (&f32, &f32)| {
         let factor = input.powf(ALPHA) / weight.powf(1.0 - ALPHA);
-        // An input that was never seen, or whose weights are 0, stays as it is.
+        // An input that was always 0, or whose weights are 0, keeps the factor 1.
         if factor.is_finite() && factor > 1e-5 {
             factor.min(1e5)
         } else {
@@ -115,7 +114,7 @@ fn each(inputs: &[f32], weights: &[f32]) -> Vec<f32> {
     inputs.iter().zip(weights).map(factor).collect()
 }
 
-/// Greatest magnitude of each column.
+/// The largest magnitude of each column.
 fn columns(weight: &Tensor) -> Result<Vec<f32>> {
     let mut maxima = vec![0f32; weight.dims2()?.1];
     for row in weight.to_vec2::<f32>()? {
@@ -126,8 +125,8 @@ fn columns(weight: &Tensor) -> Result<Vec<f32>> {
     Ok(maxima)
 }
 
-/// Columns multiplied by their factors.
-fn widened(weight: &Tensor, factors: &[f32]) -> Result<Tensor> {
+/// Multiplies columns by their factors.
+fn columns_multiplied(weight: &Tensor, factors: &[f32]) -> Result<Tensor> {
     mapped(weight, |values, columns| {
         for row in values.chunks_exact_mut(columns) {
             row.iter_mut()
@@ -137,7 +136,7 @@ fn widened(weight: &Tensor, factors: &[f32]) -> Result<Tensor> {
     })
 }
 
-/// Rows from `first` on divided by their factors.
+/// Divides the rows from `first` on by their factors.
 fn rows_divided(weight: &Tensor, first: usize, factors: &[f32]) -> Result<Tensor> {
     mapped(weight, |values, columns| {
         let rows = values.chunks_exact_mut(columns).skip(first);
@@ -147,7 +146,7 @@ fn rows_divided(weight: &Tensor, first: usize, factors: &[f32]) -> Result<Tensor
     })
 }
 
-/// A vector divided element by element.
+/// Divides a vector element by element.
 fn divided(weight: &Tensor, factors: &[f32]) -> Result<Tensor> {
     let row = weight.unsqueeze(1)?;
     rows_divided(&row, 0, factors)?.squeeze(1)

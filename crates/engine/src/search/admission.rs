@@ -1,39 +1,39 @@
-//! Who of a batch may begin, and who may go on: memory for keys and values, rows of a pass.
+//! Which users of a batch may start and which may continue: memory for keys and values, rows of a pass.
 //!
-//! Decides in the order of arrival. Invariant: the oldest always goes on, however large it is, so that
-//! nobody starves; otherwise what is in use stays within the limit. It knows neither users nor models.
+//! Decides in the order of arrival. Invariant: the oldest user always continues, however large its request is, so that no
+//! user starves; apart from that, memory in use stays within the limit. It knows neither prompts nor models.
 
 use std::ops::Range;
 
-/// Bytes for keys and values.
+/// A limit on bytes for keys and values.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Budget {
-    /// At most so many.
+    /// The most bytes.
     pub limit: usize,
-    /// In use.
+    /// Bytes in use.
     pub used: usize,
 }
 
 impl Budget {
-    /// Whether a newcomer that begins with `bytes` may begin beside `running` others.
+    /// Whether a user that needs `bytes` may start while `running` users run.
     pub(crate) fn admits(&self, bytes: usize, running: usize) -> bool {
         running == 0 || self.used.saturating_add(bytes) <= self.limit
     }
 
-    /// Which of those that run, oldest first, may have the bytes that they want next.
-    pub(crate) fn grants(&self, wants: &[usize]) -> Vec<bool> {
+    /// Per running user, oldest first: whether it gets the bytes that it needs next.
+    pub(crate) fn grants(&self, needs: &[usize]) -> Vec<bool> {
         let mut used = self.used;
         let mut grant = |(nth, bytes): (usize, &usize)| {
             let granted = nth == 0 || used.saturating_add(*bytes) <= self.limit;
             used = used.saturating_add(if granted { *bytes } else { 0 });
             granted
         };
-        wants.iter().enumerate().map(&mut grant).collect()
+        needs.iter().enumerate().map(&mut grant).collect()
     }
 }
 
-/// Cuts the rows that users want, one after the other, into passes of at most `rows_max` rows, unless
-/// one user alone has more.
+/// Groups users, in order, into passes of at most `rows_max` rows; a pass with more rows has one user. `rows`: rows per
+/// user.
 pub(crate) fn passes(rows: &[usize], rows_max: usize) -> Vec<Range<usize>> {
     let mut passes: Vec<Range<usize>> = Vec::new();
     let mut filled = 0;
@@ -57,26 +57,26 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_oldest_always_goes_on_and_the_rest_only_within_the_limit(
-            wants in prop::collection::vec(0usize..100, 1..20),
+        fn the_oldest_user_always_continues_and_others_only_within_the_limit(
+            needs in prop::collection::vec(0usize..100, 1..20),
             used in 0usize..200,
             limit in 0usize..300,
         ) {
-            let granted = Budget { limit, used }.grants(&wants);
-            prop_assert_eq!(granted.len(), wants.len());
+            let granted = Budget { limit, used }.grants(&needs);
+            prop_assert_eq!(granted.len(), needs.len());
             let mut used = used;
-            for (nth, (want, granted)) in wants.iter().zip(granted).enumerate() {
+            for (nth, (need, granted)) in needs.iter().zip(granted).enumerate() {
                 if granted {
-                    used += want;
+                    used += need;
                     prop_assert!(nth == 0 || used <= limit);
                 } else {
-                    prop_assert!(nth > 0 && used + want > limit);
+                    prop_assert!(nth > 0 && used + need > limit);
                 }
             }
         }
 
         #[test]
-        fn passes_hold_every_user_once_in_order_and_are_cut_no_earlier_than_needed(
+        fn passes_have_every_user_once_in_order_and_are_as_full_as_possible(
             rows in prop::collection::vec(0usize..60, 0..30), rows_max in 1usize..80,
         ) {
             let passes = passes(&rows, rows_max);
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_waits_for_room_unless_nobody_runs() {
+    fn a_new_user_waits_for_memory_unless_none_runs() {
         let budget = Budget { limit: 10, used: 6 };
         assert!(budget.admits(4, 3) && !budget.admits(5, 3) && budget.admits(500, 0));
     }

@@ -1,7 +1,7 @@
-//! The two ways to compute a model behind one set of names: the CPU's own, and tensors on a device.
+//! The two backends of a model as one type each: the engine's own kernels on the CPU, and tensors on a device.
 //!
-//! Decides which of them a network, a cache, a prefix and a hidden state belong to. Invariant: what one network made
-//! never meets another's. It does not know how either computes.
+//! Decides which backend a network, a cache, a prefix and a hidden state belong to. Invariant: a cache, prefix or hidden
+//! state is only used with the network that made it. It does not know how a backend computes.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -13,7 +13,7 @@ use crate::{Error, Options, Precision, device};
 
 /// A loaded model.
 pub(crate) enum Network {
-    /// Kernels of our own.
+    /// The engine's own kernels on the CPU.
     Host(forward::Network),
     /// Tensor operations of a device.
     Device(device::Network),
@@ -21,28 +21,28 @@ pub(crate) enum Network {
 
 /// Keys and values of one user.
 pub(crate) enum Cache {
-    /// In memory.
+    /// In the memory of the CPU.
     Host(kv::Cache),
     /// On a device.
     Device(device::Cache),
-    /// Out at a pass, which puts it back.
+    /// Moved out during a pass, which puts it back.
     Lent,
 }
 
-/// The hidden state before the head of one row; where it was computed, for only its logits are of use.
+/// The hidden state of one row before the head. It stays where it was computed: only its logits are needed.
 #[derive(Clone, Debug)]
 pub(crate) struct Row(State);
 
 #[derive(Clone, Debug)]
 enum State {
     Host(Vec<f32>),
-    /// Which row of them all, `[rows, hidden]`.
+    /// All rows of the pass, `[rows, hidden]`, and the number of this row.
     Device(Tensor, usize),
 }
 
-/// A computed beginning of prompts, read-only and shared.
+/// Keys and values of the beginning of prompts, read-only and shared.
 pub(crate) struct Prefix {
-    /// Its tokens.
+    /// The tokens of the beginning.
     pub tokens: Vec<u32>,
     kept: Kept,
 }
@@ -52,12 +52,11 @@ enum Kept {
     Device(device::Prefix),
 }
 
-/// What is only thought of within one network.
-const FOREIGN: &str = "caches, prefixes and hidden states stay with the network that made them";
+/// Why a match on the other backend is unreachable.
+const FOREIGN: &str = "caches, prefixes and hidden states are used with the network that made them";
 
 impl Network {
-    /// A network of a model's weights, where and how `options` say; `samples` as in
-    /// [`forward::Network::new`].
+    /// Loads the weights to the place and in the precision of `options`; `samples` as in [`forward::Network::new`].
     pub(crate) fn new(
         model: &Opened,
         options: Options,
@@ -80,7 +79,7 @@ impl Network {
         };
         let mut network =
             device::Network::new(model.without_layers()?, &device, dtype).map_err(failed)?;
-        // One layer after the other, so that all of them never lie in memory twice.
+        // Layer by layer, so that never all layers are in memory twice.
         for nth in 0..model.geometry().layers {
             network.push(&model.layer(nth)?).map_err(failed)?;
         }
@@ -103,7 +102,7 @@ impl Network {
         }
     }
 
-    /// Memory that the layers' weights take.
+    /// Bytes of the layers' weights.
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Host(network) => network.bytes(),
@@ -111,7 +110,7 @@ impl Network {
         }
     }
 
-    /// How weights are kept and multiplied, for people.
+    /// How weights are stored and multiplied, for reports.
     pub(crate) fn dtype(&self) -> &'static str {
         match self {
             Self::Host(network) => network.dtype(),
@@ -119,7 +118,7 @@ impl Network {
         }
     }
 
-    /// An empty cache.
+    /// Creates an empty cache.
     pub(crate) fn cache(&self) -> Cache {
         match self {
             Self::Host(network) => Cache::Host(kv::Cache::new(network.sizes())),
@@ -127,7 +126,7 @@ impl Network {
         }
     }
 
-    /// A cache that starts with the first `len` positions of `prefix`.
+    /// Creates a cache that starts with the first `len` positions of `prefix`.
     pub(crate) fn cache_after(&self, prefix: &Prefix, len: usize) -> Cache {
         match &prefix.kept {
             Kept::Host(prefix) => Cache::Host(kv::Cache::after(self.sizes(), prefix, len)),
@@ -135,8 +134,8 @@ impl Network {
         }
     }
 
-    /// Computes the rows, adds their keys and values to `caches`, and returns the hidden state
-    /// before the head of each wanted row.
+    /// Computes the rows of `pass`, adds their keys and values to `caches`, and returns the hidden state before the head of
+    /// each wanted row.
     pub(crate) fn forward(
         &self,
         pass: &Pass,
@@ -144,12 +143,12 @@ impl Network {
         threads: usize,
     ) -> Result<Vec<Row>> {
         match self {
-            Self::Host(network) => lent(caches, Cache::host, Cache::Host, |caches| {
+            Self::Host(network) => with_inner(caches, Cache::host, Cache::Host, |caches| {
                 let hidden = network.forward(pass, caches, threads)?;
                 let rows = hidden.chunks_exact(network.geometry().hidden);
                 Ok(rows.map(|row| Row(State::Host(row.to_vec()))).collect())
             }),
-            Self::Device(network) => lent(caches, Cache::device, Cache::Device, |caches| {
+            Self::Device(network) => with_inner(caches, Cache::device, Cache::Device, |caches| {
                 let hidden = network.forward(pass, caches)?;
                 let rows = 0..pass.wanted.len();
                 Ok(rows
@@ -159,7 +158,7 @@ impl Network {
         }
     }
 
-    /// Waits until all that was begun is done.
+    /// Waits until all launched work is done.
     pub(crate) fn wait(&self) -> Result<()> {
         match self {
             Self::Host(_) => Ok(()),
@@ -167,7 +166,7 @@ impl Network {
         }
     }
 
-    /// Logits of some tokens after each hidden state, one list after the other.
+    /// Logits of some tokens after each hidden state: the lists one after the other.
     pub(crate) fn logits(&self, wanted: &[(&Row, &[u32])]) -> Result<Vec<f32>> {
         match self {
             Self::Host(network) => {
@@ -179,14 +178,14 @@ impl Network {
             }
             Self::Device(_) if wanted.is_empty() => Ok(Vec::new()),
             Self::Device(network) => {
-                // Rows come from few passes, mostly from one.
+                // Rows come from few passes, mostly from one; those of several passes are concatenated.
                 let mut passes: Vec<(&Tensor, usize)> = Vec::new();
                 let mut rows = 0;
                 let mut lists = Vec::with_capacity(wanted.len());
                 for (row, tokens) in wanted {
                     let (hidden, nth) = row.device();
-                    let known = passes.iter().find(|(other, _)| other.id() == hidden.id());
-                    let from = match known {
+                    let found = passes.iter().find(|(other, _)| other.id() == hidden.id());
+                    let from = match found {
                         Some((_, from)) => *from,
                         None => {
                             passes.push((hidden, rows));
@@ -223,19 +222,19 @@ impl Row {
     }
 }
 
-/// Calls `pass` with what the caches hold, and puts it back.
-fn lent<C>(
+/// Calls `pass` with the contents of the caches, and puts them back.
+fn with_inner<C>(
     caches: &mut [Cache],
-    take: fn(Cache) -> C,
-    back: fn(C) -> Cache,
+    unwrap: fn(Cache) -> C,
+    wrap: fn(C) -> Cache,
     pass: impl FnOnce(&mut [C]) -> Result<Vec<Row>>,
 ) -> Result<Vec<Row>> {
     let mut out: Vec<C> = (caches.iter_mut())
-        .map(|cache| take(std::mem::replace(cache, Cache::Lent)))
+        .map(|cache| unwrap(std::mem::replace(cache, Cache::Lent)))
         .collect();
     let result = pass(&mut out);
     for (cache, out) in caches.iter_mut().zip(out) {
-        *cache = back(out);
+        *cache = wrap(out);
     }
     result
 }
@@ -255,7 +254,7 @@ impl Cache {
         }
     }
 
-    /// Prompt positions known.
+    /// Number of prompt positions that are computed.
     pub(crate) fn known(&self) -> usize {
         match self {
             Self::Host(cache) => cache.known(),
@@ -264,7 +263,7 @@ impl Cache {
         }
     }
 
-    /// Node slots in use: the next forwarded node token gets this slot.
+    /// Number of node slots in use, which is the slot of the next node token.
     pub(crate) fn slots(&self) -> usize {
         match self {
             Self::Host(cache) => cache.slots(),
@@ -273,7 +272,7 @@ impl Cache {
         }
     }
 
-    /// Memory of keys and values of its own, about.
+    /// Bytes of its own keys and values, without those of a shared prefix.
     pub(crate) fn bytes(&self, sizes: Sizes) -> usize {
         match self {
             Self::Host(cache) => cache.bytes(sizes),
@@ -282,7 +281,7 @@ impl Cache {
         }
     }
 
-    /// Lets all node slots go.
+    /// Frees all node slots.
     pub(crate) fn forget_nodes(&mut self) {
         match self {
             Self::Host(cache) => cache.forget_nodes(),
@@ -291,7 +290,7 @@ impl Cache {
         }
     }
 
-    /// The whole prompt as a prefix for others; `tokens` are its tokens.
+    /// Turns the cache of a whole prompt, whose tokens are `tokens`, into a prefix for other prompts.
     pub(crate) fn into_prefix(self, tokens: Vec<u32>) -> Prefix {
         let kept = match self {
             Self::Host(cache) => Kept::Host(cache.into_prefix(tokens.clone())),

@@ -1,10 +1,10 @@
-//! What the model says to everyone: the mean logit of a name's next token over calibration prompts.
+//! Calibration: the mean logit of a name's next token over calibration prompts, which stand for everyone.
 //!
-//! Decides when a mean is computed and how long it is kept: a node's when it is first asked for, of all
-//! its children whoever may be offered them, by one pass over the tokens down to it behind each
-//! prompt; kept by token path, least recently used dropped first. Invariant: a mean depends on prompts and
-//! path alone, so lists are the same from a cold and from a warm cache, and across catalogues. The mean of
-//! log-probabilities differs from it by one number per node, which the search's softmax takes out.
+//! Decides when a mean is computed and how long it is kept. The means of a node are computed when they are first needed,
+//! for all its children, permitted or not, by one pass over the tokens from the root to the node, after each prompt. They
+//! are kept by token path; the least recently used are dropped first. Invariant: a mean depends on prompts and path alone,
+//! so lists are equal from a cold and a warm cache, and across catalogues. Means of log-probabilities would differ from
+//! means of logits by one number per node, which the search's softmax removes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,27 +17,27 @@ use crate::cpu::attention::{Sight, Span};
 use crate::cpu::forward::Pass;
 use nearshore_core::names::scoring::Calibration;
 
-/// CalibrationMeans kept per calibration, in children of all nodes together: some 16 MB.
+/// The most means kept per calibration, counted in children of all nodes: about 16 MB.
 const CHILDREN_MAX: usize = 1 << 20;
 
 /// Tokens of children with their mean logits, ascending by token.
 type Node = Arc<[(u32, f32)]>;
 
-/// A set of calibration prompts behind a model, and the means known so far.
+/// The computed prompts of one calibration, and the means known so far.
 pub(crate) struct CalibrationMeans {
-    /// By it the set is known again.
+    /// Identifies the calibration.
     pub hash: String,
-    /// The prompts, computed.
+    /// Keys and values of each prompt.
     prompts: Vec<Prefix>,
-    /// Hidden state behind each prompt.
+    /// Hidden state after each prompt.
     hidden: Vec<Row>,
     known: Mutex<Known>,
 }
 
-/// A node that wants means.
+/// A node whose means are needed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Wanted {
-    /// Tokens from the prompt's end down to it.
+    /// Tokens from the prompt's end to the node.
     pub path: Vec<u32>,
     /// First tokens of all its children, ascending.
     pub children: Vec<u32>,
@@ -45,12 +45,13 @@ pub(crate) struct Wanted {
 
 struct Known {
     nodes: LruCache<Vec<u32>, Node>,
-    /// Children of all of them.
+    /// Number of children of all nodes.
     children: usize,
 }
 
 impl Known {
-    fn keep(&mut self, path: Vec<u32>, node: &Node) {
+    /// Inserts the means of a node; drops the least recently used ones over the limit.
+    fn insert(&mut self, path: Vec<u32>, node: &Node) {
         self.children += node.len();
         if let Some((_, old)) = self.nodes.push(path, Arc::clone(node)) {
             self.children -= old.len();
@@ -64,16 +65,16 @@ impl Known {
     }
 }
 
-/// The calibration of one group of users, with room of its own to compute in.
+/// A calibration for one group of users, with caches in which the group computes means.
 pub(crate) struct Scratch {
     means: Arc<CalibrationMeans>,
     caches: Vec<Cache>,
-    /// Rows forwarded.
+    /// Number of rows computed.
     pub forwarded: usize,
 }
 
 impl CalibrationMeans {
-    /// A set of computed prompts with the hidden state behind each.
+    /// A calibration whose prompts are computed, each with the hidden state after it; no means yet.
     pub(crate) fn new(calibration: &Calibration, computed: Vec<(Prefix, Row)>) -> Self {
         let (prompts, hidden) = computed.into_iter().unzip();
         Self {
@@ -87,13 +88,13 @@ impl CalibrationMeans {
         }
     }
 
-    /// Nodes whose means are known.
+    /// Number of nodes whose means are known.
     pub(crate) fn len(&self) -> usize {
         self.known().nodes.len()
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
-        // Whoever panicked left whole entries behind.
+        // Entries are inserted whole, so the map is valid even if a thread panicked.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -106,7 +107,7 @@ impl CalibrationMeans {
 }
 
 impl Scratch {
-    /// Room to compute means behind the prompts of `means`.
+    /// Creates caches after each prompt of `means`.
     pub(crate) fn new(means: Arc<CalibrationMeans>, network: &Network) -> Self {
         let prompts = means.prompts.iter();
         let caches = prompts.map(|prompt| network.cache_after(prompt, prompt.tokens.len()));
@@ -117,12 +118,12 @@ impl Scratch {
         }
     }
 
-    /// Whether it is room for this set.
+    /// Whether the caches are for this calibration.
     pub(crate) fn is_for(&self, means: &Arc<CalibrationMeans>) -> bool {
         Arc::ptr_eq(&self.means, means)
     }
 
-    /// The means of nodes, by path; those that are not known are computed, in passes of about `rows_max` rows.
+    /// Returns the means of nodes by path; computes those that are not known, in passes of about `rows_max` rows.
     pub(crate) fn of(
         &mut self,
         wanted: BTreeSet<Wanted>,
@@ -142,13 +143,13 @@ impl Scratch {
         while !missing.is_empty() {
             let mut paths = Paths::default();
             let fits = |wanted: &&Wanted| paths.add(&wanted.path) <= rows_max;
-            let many = missing.iter().take_while(fits).count().max(1);
-            let rest = missing.split_off(many);
+            let count = missing.iter().take_while(fits).count().max(1);
+            let rest = missing.split_off(count);
             let now = std::mem::replace(&mut missing, rest);
             let nodes = self.compute(&now, network, threads)?;
             let mut known = self.means.known();
             for (wanted, node) in now.into_iter().zip(nodes) {
-                known.keep(wanted.path.clone(), &node);
+                known.insert(wanted.path.clone(), &node);
                 found.insert(wanted.path, node);
             }
         }
@@ -211,9 +212,9 @@ impl Scratch {
         for wanted in wanted {
             let mut sums = vec![0f64; wanted.children.len()];
             for _ in 0..self.caches.len() {
-                let (own, others) = rest.split_at(sums.len());
+                let (logits, others) = rest.split_at(sums.len());
                 rest = others;
-                let each = sums.iter_mut().zip(own);
+                let each = sums.iter_mut().zip(logits);
                 each.for_each(|(sum, logit)| *sum += f64::from(*logit));
             }
             let mean = |sum: f64| (sum / self.caches.len() as f64) as f32;
@@ -224,36 +225,36 @@ impl Scratch {
     }
 }
 
-/// The tokens of some paths, each shared beginning once.
+/// The tokens of some paths as rows; paths that share a beginning share its rows.
 #[derive(Default)]
 pub(crate) struct Paths {
-    /// Path to the row of its last token.
+    /// The row of each path's last token.
     pub rows: BTreeMap<Vec<u32>, usize>,
-    /// Per row: its token, and the rows of its path, itself last.
+    /// Per row: its token, and the rows of its path, the row itself last.
     tokens: Vec<(u32, Vec<u32>)>,
 }
 
 impl Paths {
-    /// Adds a path; returns how many rows there are.
+    /// Adds a path; returns the number of rows.
     pub(crate) fn add(&mut self, path: &[u32]) -> usize {
-        let mut above: Vec<u32> = Vec::new();
+        let mut ancestors: Vec<u32> = Vec::new();
         for (depth, token) in path.iter().enumerate() {
             let row = match self.rows.get(&path[..=depth]) {
                 Some(row) => *row,
                 None => {
                     let row = self.tokens.len();
-                    let sight = above.iter().copied().chain([row as u32]).collect();
+                    let sight = ancestors.iter().copied().chain([row as u32]).collect();
                     self.tokens.push((*token, sight));
                     self.rows.insert(path[..=depth].to_vec(), row);
                     row
                 }
             };
-            above.push(row as u32);
+            ancestors.push(row as u32);
         }
         self.tokens.len()
     }
 
-    /// Adds all rows behind the prompt of one cache, which has no nodes yet.
+    /// Adds all rows to a pass, after the `prompt` positions of a cache that has no nodes; wants the rows `ends`.
     pub(crate) fn add_to(&self, pass: &mut Pass, cache: usize, prompt: usize, ends: &[usize]) {
         let from = pass.tokens.len();
         for (token, slots) in &self.tokens {
@@ -275,7 +276,7 @@ impl Paths {
     }
 }
 
-/// Ascending, each once.
+/// The rows in ascending order, each once.
 fn unique(rows: &[usize]) -> Vec<usize> {
     let rows: BTreeSet<usize> = rows.iter().copied().collect();
     rows.into_iter().collect()
@@ -286,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_share_their_beginnings_and_see_their_own_way_only() {
+    fn paths_share_their_beginnings_and_a_row_sees_its_own_path_only() {
         let mut paths = Paths::default();
         for (path, rows) in [
             (&[1, 2][..], 2),
@@ -313,23 +314,23 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_used_for_longest_is_forgotten_first() {
+    fn the_least_recently_used_means_are_dropped_first() {
         let means = CalibrationMeans::new(&Calibration::default(), Vec::new());
-        let node = |many: usize| -> Node { (0..many).map(|token| (token as u32, 0.0)).collect() };
+        let node = |count: usize| -> Node { (0..count).map(|token| (token as u32, 0.0)).collect() };
         let half = CHILDREN_MAX / 2;
         let wanted = |path: u32| Wanted {
             path: vec![path],
             children: vec![0],
         };
-        means.known().keep(vec![1], &node(half));
-        means.known().keep(vec![2], &node(half));
+        means.known().insert(vec![1], &node(half));
+        means.known().insert(vec![2], &node(half));
         assert!(means.look_up(&wanted(1)).is_some());
-        means.known().keep(vec![3], &node(half));
+        means.known().insert(vec![3], &node(half));
         let known = [1, 2, 3].map(|path| means.look_up(&wanted(path)).is_some());
         assert_eq!(known, [true, false, true]);
         assert_eq!(means.known().children, 2 * half);
-        // A node that gets more children replaces itself.
-        means.known().keep(vec![3], &node(1));
+        // The same path with other children replaces the entry.
+        means.known().insert(vec![3], &node(1));
         assert_eq!((means.len(), means.known().children), (2, half + 1));
     }
 }

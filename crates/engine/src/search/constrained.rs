@@ -1,9 +1,8 @@
-//! The exact top N of the catalogue under a Llama: [`Model`] by [`Search`] over a candle network.
+//! The exact best names of the catalogue under a decoder: [`Model`] by a search over a candle network.
 //!
-//! Decides how a batch runs: what prompts share is computed once and kept for later batches, and users
-//! are spread over threads in [groups](super::group), a group per thread where there are users enough.
-//! Invariant: a user's answer is the same, bit for bit, alone, in any batch, on any number of threads. It
-//! does not know how a pass is computed, nor whose names it scores.
+//! Decides how a batch runs: the common beginning of prompts is computed once and kept for later batches, and users are
+//! distributed over threads in [groups](super::group), one group per thread if there are enough users. Invariant: a user's
+//! response is equal, bit for bit, alone, in any batch and on any number of threads. It does not know how a pass is computed.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -26,16 +25,16 @@ use crate::thread::Pulse;
 use crate::{Error, Info, Model, Options, Place};
 use nearshore_core::names::scoring::{Calibration, Names, ScoreRequest, ScoreResponse};
 
-/// Prefixes kept, most recently used first: one per arm's template, and some change.
+/// The most prefixes kept: one per arm's template, and some for templates that change.
 const PREFIXES_MAX: usize = 4;
 
-/// Sets of calibration prompts kept, most recently used first: one per arm, and some change.
-const REFERENCES_MAX: usize = 8;
+/// The most calibrations kept: one per arm, and some for arms that change.
+const CALIBRATIONS_MAX: usize = 8;
 
-/// Tokens that a common beginning must have beyond the known ones to be worth a pass of its own.
+/// The fewest new tokens of a common beginning that are worth a pass of their own.
 const SHARED_MIN: usize = 16;
 
-/// A Llama over a trie of names.
+/// A decoder over a trie of names.
 pub struct Constrained {
     pub(super) network: Network,
     pub(super) text: Arc<Text>,
@@ -45,25 +44,26 @@ pub struct Constrained {
     pub(super) mixture: Mixture,
     pub(super) limits: Limits,
     /// Most recently used first.
-    calibration: Vec<Arc<CalibrationMeans>>,
+    calibrations: Vec<Arc<CalibrationMeans>>,
+    /// Most recently used first.
     pub(super) prefixes: Vec<Prefix>,
-    /// The last batch's first prompt: what the next shares with it is a template.
-    last: Vec<u32>,
+    /// First prompt of the last batch; a beginning that the next batch shares with it is a template.
+    last_prompt: Vec<u32>,
     pool: rayon::ThreadPool,
-    /// Users of a batch are spread over so many groups.
+    /// The most groups of a batch.
     groups_max: usize,
     pulse: Arc<Pulse>,
     clocks: Clocks,
 }
 
-/// What a generation may take.
+/// Limits of one batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most rows of one pass, unless one user's wave alone has more.
+    /// The most rows of one pass, unless one user's wave alone has more.
     pub rows_max: usize,
-    /// Bytes for keys and values of all users at once, unless one user alone needs more.
+    /// The most bytes for keys and values of all running users, unless one user alone needs more.
     pub kv_max: usize,
-    /// Time of one call; who is not done by then gets no names.
+    /// The most time of one call; users that are not done by then get no names.
     pub time_max: Duration,
 }
 
@@ -94,7 +94,7 @@ impl Constrained {
             device: options.place.to_string(),
             ..info
         };
-        // A device wants all users in one pass; on the CPU a group per thread shares nothing but weights.
+        // On a device one pass with all users is fastest; on the CPU groups on their own threads share only weights.
         let threads = options.threads.max(1);
         let groups_max = match options.place {
             Place::Cpu => options.groups.unwrap_or(threads).clamp(1, threads),
@@ -116,9 +116,9 @@ impl Constrained {
             names: Arc::default(),
             mixture: Mixture::new(Arc::default()),
             limits: Limits::default(),
-            calibration: Vec::new(),
+            calibrations: Vec::new(),
             prefixes: Vec::new(),
-            last: Vec::new(),
+            last_prompt: Vec::new(),
             pool,
             groups_max,
             pulse: Arc::default(),
@@ -126,7 +126,7 @@ impl Constrained {
         })
     }
 
-    /// Bounds each generation.
+    /// Sets the limits of each batch.
     #[must_use]
     pub fn limited(mut self, limits: Limits) -> Self {
         self.limits = Limits {
@@ -136,12 +136,12 @@ impl Constrained {
         self
     }
 
-    /// Nodes whose means over calibration prompts are known, per set of prompts, last used first.
+    /// Number of nodes whose means are known, per calibration, most recently used first.
     pub fn means_known(&self) -> Vec<usize> {
-        self.calibration.iter().map(|means| means.len()).collect()
+        self.calibrations.iter().map(|means| means.len()).collect()
     }
 
-    /// What loading took.
+    /// Figures of loading the model.
     pub fn loading(&self) -> &Loading {
         &self.loading
     }
@@ -156,12 +156,12 @@ impl Constrained {
         self.network.geometry().vocabulary
     }
 
-    /// Memory that the layers' weights take.
+    /// Bytes of the layers' weights.
     pub fn bytes(&self) -> usize {
         self.network.bytes()
     }
 
-    /// The pulse that each pass beats; give it to [`spawn_with`](super::thread::spawn_with).
+    /// The pulse that each pass beats, for [`spawn_with`](crate::thread::spawn_with).
     pub fn pulse(&self) -> Arc<Pulse> {
         Arc::clone(&self.pulse)
     }
@@ -171,12 +171,12 @@ impl Constrained {
         self.pool.install(work)
     }
 
-    /// Where batches' time goes, for measurements.
+    /// The time of batches by its parts, for measurements.
     pub fn clocks(&self) -> &Clocks {
         &self.clocks
     }
 
-    /// Logits of some tokens after `tokens`, by one pass without any sharing.
+    /// Logits of the tokens `of` after `tokens`, by one pass that shares nothing.
     pub fn logits(&self, tokens: &[u32], of: &[u32]) -> Result<Vec<f32>, Error> {
         let mut caches = [self.network.cache()];
         let mut pass = Pass::default();
@@ -191,23 +191,23 @@ impl Constrained {
         self.network.logits(&[(hidden, of)]).map_err(failed)
     }
 
-    /// Sees to it that what the prompts have in common is among the prefixes.
+    /// Computes the common beginning of the prompts as a prefix, unless there is one.
     fn share(&mut self, prompts: &[&[u32]]) -> Result<(), Error> {
         let Some(first) = prompts.first() else {
             return Ok(());
         };
         let others = prompts.iter().skip(1).copied();
-        let before = (!self.last.is_empty()).then_some(self.last.as_slice());
-        // The last token of a prompt is never shared: someone must compute what follows it.
+        let before = (!self.last_prompt.is_empty()).then_some(self.last_prompt.as_slice());
+        // The last token of a prompt is never shared: its own pass gives the hidden state after the prompt.
         let common = others
             .chain(before)
-            .map(|prompt| alike(first, prompt))
+            .map(|prompt| common_len(first, prompt))
             .min()
             .unwrap_or(0);
         let common = (prompts.iter().map(|prompt| prompt.len() - 1)).fold(common, usize::min);
         let known = nearest(&self.prefixes, &first[..common]);
-        let so_far = known.map_or(0, |(_, shared)| shared);
-        if common >= so_far + SHARED_MIN {
+        let known_len = known.map_or(0, |(_, shared)| shared);
+        if common >= known_len + SHARED_MIN {
             let network = &self.network;
             let cache = match known {
                 Some((prefix, shared)) => network.cache_after(&self.prefixes[prefix], shared),
@@ -219,7 +219,7 @@ impl Constrained {
         } else if let Some((used, _)) = known {
             self.prefixes[..=used].rotate_right(1);
         }
-        self.last = first.to_vec();
+        self.last_prompt = first.to_vec();
         Ok(())
     }
 
@@ -235,8 +235,7 @@ impl Constrained {
         Ok(tokens)
     }
 
-    /// Computes prompts of tokens and nothing after them, as a batch that asks for no names: for
-    /// measurements.
+    /// Computes prompts only, as a batch whose users want no names, for measurements.
     #[doc(hidden)]
     pub fn prefill(&mut self, prompts: &[Vec<u32>]) -> Result<(), Error> {
         let request = ScoreRequest {
@@ -247,7 +246,7 @@ impl Constrained {
         self.run(&requests, prompts.to_vec()).map(drop)
     }
 
-    /// Scorer users, in groups over the threads.
+    /// Scores users in groups over the threads.
     fn run(
         &mut self,
         requests: &[ScoreRequest],
@@ -303,15 +302,15 @@ impl Constrained {
         Ok(responses.into_iter().map(versioned).collect())
     }
 
-    /// The means over a set of calibration prompts; the prompts are computed when the set is first seen.
+    /// Returns the means of a calibration; computes its prompts when it is used for the first time.
     pub(super) fn calibration(
         &mut self,
         calibration: &Calibration,
     ) -> Result<Arc<CalibrationMeans>, Error> {
         let same = |means: &Arc<CalibrationMeans>| means.hash == calibration.hash;
-        if let Some(at) = self.calibration.iter().position(same) {
-            self.calibration[..=at].rotate_right(1);
-            return Ok(Arc::clone(&self.calibration[0]));
+        if let Some(at) = self.calibrations.iter().position(same) {
+            self.calibrations[..=at].rotate_right(1);
+            return Ok(Arc::clone(&self.calibrations[0]));
         }
         let mut computed = Vec::with_capacity(calibration.prompts.len());
         for prompt in &calibration.prompts {
@@ -324,12 +323,12 @@ impl Constrained {
             computed.push(self.compute(cache, tokens)?);
         }
         let means = Arc::new(CalibrationMeans::new(calibration, computed));
-        self.calibration.insert(0, Arc::clone(&means));
-        self.calibration.truncate(REFERENCES_MAX);
+        self.calibrations.insert(0, Arc::clone(&means));
+        self.calibrations.truncate(CALIBRATIONS_MAX);
         Ok(means)
     }
 
-    /// Computes the rest of a prompt; returns it as a prefix, and the hidden state behind it.
+    /// Computes the rest of a prompt; returns the prompt as a prefix, and the hidden state after it.
     pub(super) fn compute(&self, cache: Cache, tokens: Vec<u32>) -> Result<(Prefix, Row), Error> {
         let mut caches = [cache];
         let mut hidden = None;
@@ -346,7 +345,7 @@ impl Constrained {
             self.pulse.beat();
         }
         let [cache] = caches;
-        let hidden = hidden.expect("a prompt is never shared to its end");
+        let hidden = hidden.expect("a shared prefix ends before the prompt does");
         Ok((cache.into_prefix(tokens), hidden))
     }
 }
@@ -371,13 +370,13 @@ impl Model for Constrained {
         };
         let prompts = (self.clocks).time(Part::Tokens, || self.pool.install(tokens));
         let prompts = prompts?;
-        // An ask of weight 0 computes nothing, so it shares nothing.
-        let heard = requests
+        // A request with model weight 0 computes no prompt, so it does not count for the common beginning.
+        let computed = requests
             .iter()
             .zip(&prompts)
             .filter(|(request, _)| request.weight != 0.0);
-        let heard: Vec<&[u32]> = heard.map(|(_, prompt)| prompt.as_slice()).collect();
-        self.share(&heard)?;
+        let computed: Vec<&[u32]> = computed.map(|(_, prompt)| prompt.as_slice()).collect();
+        self.share(&computed)?;
         self.run(requests, prompts)
     }
 
@@ -386,17 +385,18 @@ impl Model for Constrained {
     }
 }
 
-fn alike(a: &[u32], b: &[u32]) -> usize {
+/// Length of the common beginning.
+fn common_len(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// The prefix that shares most with `tokens`, and how much; `None` if none shares anything.
+/// The prefix that shares most tokens with `tokens`, and their number; `None` if none shares any.
 pub(super) fn nearest(prefixes: &[Prefix], tokens: &[u32]) -> Option<(usize, usize)> {
     let shared = prefixes
         .iter()
-        .map(|prefix| alike(&prefix.tokens, tokens))
+        .map(|prefix| common_len(&prefix.tokens, tokens))
         .enumerate();
-    // The first of equals: the most recently used.
+    // Of equals the first, which is the most recently used; `max_by_key` returns the last one.
     shared
         .filter(|(_, shared)| *shared > 0)
         .rev()

@@ -1,8 +1,7 @@
-//! Why a name scores as it does: every choice on its way through the trie.
+//! The explanation of a name's score: every choice on its path through the trie.
 //!
-//! Decides nothing; computes a name's edges again, by one pass over the names' own paths behind the
-//! prompt rather than by a search. Invariant: the edges of a name add up to its score, within the
-//! rounding of floats. It does not know which names are best.
+//! Computes the edges of given names again, by one pass over their paths after the prompt instead of a search. Invariant: the
+//! edges of a name add up to its score, within the rounding of floats. It does not know which names are best.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,28 +17,28 @@ use nearshore_core::names::search::{Search, log_softmax};
 use nearshore_core::names::trie::{Node, Trie};
 
 /// Per path of tokens: each child with its logit.
-type Forks = BTreeMap<Vec<u32>, Vec<(u32, f32)>>;
+type Logits = BTreeMap<Vec<u32>, Vec<(u32, f32)>>;
 
-/// One choice on the way to a name, in nats; each is renormalised over the permitted choices.
+/// One choice on the path to a name. Values are in nats, each normalised over the permitted choices.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Edge {
     /// The name's tokens from this choice to the next.
     pub text: String,
-    /// Permitted choices here, this one included.
+    /// Number of permitted choices, including this one.
     pub choices: usize,
-    /// The mixture: what counts.
+    /// Value of the mixture, which ranks names.
     pub score: f32,
-    /// The model alone; 0 where it was not asked.
+    /// Value of the model alone; 0 if it was not used.
     pub model: f32,
-    /// The model's mean over the calibration prompts alone; 0 without.
+    /// Mean of the model over the calibration prompts; 0 without calibration.
     pub baseline: f32,
-    /// The terms beside the model alone.
+    /// Value of the terms without the model.
     pub prior: f32,
 }
 
-/// A node at which a name parts from others.
+/// A node with several permitted children on the path to a name.
 struct Fork {
-    /// Tokens from the prompt's end down to it.
+    /// Tokens from the prompt's end to the node.
     path: Vec<u32>,
     node: Node,
     children: Vec<Node>,
@@ -47,7 +46,7 @@ struct Fork {
 }
 
 impl Constrained {
-    /// The edges of some names under `ask`, from the first choice to the last.
+    /// Returns the edges of some names under `request`, from the first choice to the last.
     pub fn explain(
         &mut self,
         request: &ScoreRequest,
@@ -59,8 +58,8 @@ impl Constrained {
         let search = Search::new(&trie, question);
         let forks: Vec<Vec<Fork>> = pus.iter().map(|pu| forks(&trie, &search, *pu)).collect();
         let wanted = forks.iter().flatten().filter_map(|fork| {
-            let told_apart = trie.first_token(&fork.children[0]).is_some();
-            (weight != 0.0 && told_apart).then(|| fork.wanted(&trie))
+            let has_tokens = trie.first_token(&fork.children[0]).is_some();
+            (weight != 0.0 && has_tokens).then(|| fork.wanted(&trie))
         });
         let wanted: BTreeSet<Wanted> = wanted.collect();
         let logits = self.logits_at(request, &wanted)?;
@@ -80,7 +79,7 @@ impl Constrained {
                 let end = forks
                     .get(nth + 1)
                     .map_or(name.len(), |next| next.path.len());
-                let own = name.get(fork.path.len()..end).unwrap_or_default();
+                let tokens = name.get(fork.path.len()..end).unwrap_or_default();
                 let children = fork.children.iter();
                 let measures: Vec<f64> = children.map(|c| search.log_measure(c)).collect();
                 let values = Values {
@@ -88,15 +87,19 @@ impl Constrained {
                     means: fork.values(&trie, means.get(&fork.path).map(|node| &node[..])),
                     measures,
                 };
-                edges.push(values.edge(weight, fork.chosen, self.text.read(own)));
+                edges.push(values.edge(weight, fork.chosen, self.text.read(tokens)));
             }
             explained.push(edges);
         }
         Ok(explained)
     }
 
-    /// Logits of all children of some nodes behind the prompt of `ask`.
-    fn logits_at(&self, request: &ScoreRequest, wanted: &BTreeSet<Wanted>) -> Result<Forks, Error> {
+    /// Returns the logits of all children of some nodes after the prompt of `request`.
+    fn logits_at(
+        &self,
+        request: &ScoreRequest,
+        wanted: &BTreeSet<Wanted>,
+    ) -> Result<Logits, Error> {
         if wanted.is_empty() {
             return Ok(BTreeMap::new());
         }
@@ -105,7 +108,7 @@ impl Constrained {
             Some((prefix, known)) => self.network.cache_after(&self.prefixes[prefix], known),
             None => self.network.cache(),
         };
-        let (prompt, behind) = self.compute(cache, tokens)?;
+        let (prompt, after_prompt) = self.compute(cache, tokens)?;
         let mut caches = [self.network.cache_after(&prompt, prompt.tokens.len())];
         let mut paths = Paths::default();
         for wanted in wanted {
@@ -124,7 +127,7 @@ impl Constrained {
             _ => (self.network.forward(&pass, &mut caches, 1)).map_err(failed)?,
         };
         let row = |wanted: &Wanted| match paths.rows.get(&wanted.path) {
-            None => &behind,
+            None => &after_prompt,
             Some(row) => {
                 let at = pass.wanted.partition_point(|wanted| wanted < row);
                 &hidden[at]
@@ -140,16 +143,16 @@ impl Constrained {
         let mut rest = all.as_slice();
         let mut found = BTreeMap::new();
         for wanted in wanted {
-            let (own, others) = rest.split_at(wanted.children.len());
+            let (logits, others) = rest.split_at(wanted.children.len());
             rest = others;
-            let node = wanted.children.iter().copied().zip(own.iter().copied());
+            let node = wanted.children.iter().copied().zip(logits.iter().copied());
             found.insert(wanted.path.clone(), node.collect());
         }
         Ok(found)
     }
 }
 
-/// The nodes on the way to `pu` at which something else was permitted.
+/// The nodes on the path to `pu` that have another permitted child.
 fn forks(trie: &Trie, search: &Search, pu: u32) -> Vec<Fork> {
     let Some(leaf) = trie.leaf(pu) else {
         return Vec::new();
@@ -188,7 +191,7 @@ impl Fork {
         }
     }
 
-    /// The value of each permitted child; zeros without values.
+    /// The value of each permitted child; 0 where there is none.
     fn values(&self, trie: &Trie, of: Option<&[(u32, f32)]>) -> Vec<f64> {
         let value = |child: &Node| {
             let token = trie.first_token(child)?;
@@ -204,7 +207,7 @@ impl Fork {
     }
 }
 
-/// What is known of the children of a fork.
+/// Values of the permitted children of a fork.
 struct Values {
     logits: Vec<f64>,
     means: Vec<f64>,
@@ -220,14 +223,14 @@ impl Values {
             log_softmax(&mut values);
             values[chosen] as f32
         };
-        let heard = |values: &[f64]| values.iter().any(|value| *value != values[0]);
-        let asked = |values: Vec<f64>| if heard(&values) { share(values) } else { 0.0 };
+        let is_used = |values: &[f64]| values.iter().any(|value| *value != values[0]);
+        let share_or_0 = |values: Vec<f64>| if is_used(&values) { share(values) } else { 0.0 };
         Edge {
             text,
             choices: self.measures.len(),
             score: share(scores.collect()),
-            model: asked(self.logits),
-            baseline: asked(self.means),
+            model: share_or_0(self.logits),
+            baseline: share_or_0(self.means),
             prior: share(self.measures),
         }
     }

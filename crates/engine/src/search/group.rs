@@ -1,9 +1,9 @@
-//! Users that share their forward passes: from prompts to proven names.
+//! A group of users that share their forward passes, from prompts to proven names.
 //!
-//! Decides the rhythm: newcomers' prompts are computed when there is room for their keys and values, then
-//! each round forwards one wave of every user. Between rounds whoever was called off leaves, and when
-//! the generation's time is over, all do. Invariant: a user's waves depend on the user alone, so the answer
-//! is the same, bit for bit, whoever else is there. It does not know how a pass is computed.
+//! Decides the order of the work: prompts of new users are computed when there is memory for their keys and values; then
+//! each round computes one wave of every user. Between rounds cancelled users leave; when the batch's time is over, all
+//! leave. Invariant: a user's waves depend on the user alone, so its response is equal, bit for bit, in any group. It does
+//! not know how a pass is computed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use super::admission::{Budget, passes};
 use super::backend::{Cache, Network, Prefix, Row};
 use super::calibration::{CalibrationMeans, Scratch, Wanted};
 use super::constrained::{Limits, failed};
-use super::mixture::told;
+use super::mixture::term_values;
 use crate::Error;
 use crate::clocks::{Clocks, Part};
 use crate::cpu::attention::{Sight, Span};
@@ -23,11 +23,11 @@ use nearshore_core::names::scoring::{Ended, ScoreRequest, ScoreResponse, ScoredN
 use nearshore_core::names::search::{Question, Search, Wave};
 use nearshore_core::names::trie::Trie;
 
-/// Trie rows of one user in one pass, unless more names are wanted than that; of a user alone, so that who else
-/// is there changes nothing.
+/// The most trie rows of one user in one wave, unless it wants more names than that. The limit is per user, so that other
+/// users change nothing.
 const WAVE_ROWS: usize = 96;
 
-/// What all groups of a batch share.
+/// The data that all groups of a batch share.
 pub(super) struct Shared<'a> {
     pub network: &'a Network,
     pub trie: &'a Trie,
@@ -35,15 +35,15 @@ pub(super) struct Shared<'a> {
     pub pulse: &'a Pulse,
     pub clocks: &'a Clocks,
     pub limits: Limits,
-    /// When the generation's time is over.
+    /// The time at which the batch ends.
     pub end: Instant,
-    /// Those who have not begun, oldest first.
+    /// Users that have not started, oldest first.
     pub queue: Mutex<VecDeque<Waiting<'a>>>,
 }
 
-/// A user who has not begun.
+/// A user that has not started.
 pub(super) struct Waiting<'a> {
-    /// Place in the batch.
+    /// Position in the batch.
     pub place: usize,
     pub request: &'a ScoreRequest,
     pub tokens: Vec<u32>,
@@ -55,34 +55,34 @@ pub(super) struct Waiting<'a> {
 
 /// One user of a group.
 struct User<'a> {
-    from: Waiting<'a>,
+    input: Waiting<'a>,
     search: Search<'a>,
-    /// Hidden state behind the prompt; `None` before it is computed.
+    /// Hidden state after the prompt; `None` before it is computed.
     hidden: Option<Row>,
-    /// Per node asked for.
+    /// The path of each node of the search, by the node's id.
     paths: Vec<Path>,
-    /// Asked for, not yet forwarded.
+    /// The wave that is computed next.
     wave: Option<Wave>,
-    /// Logits of the wave's children and their means, not yet fed.
+    /// Logits and means of the wave's children, until the search takes them.
     scored: Option<(Vec<f32>, Vec<f32>)>,
     response: ScoreResponse,
 }
 
-/// From the prompt's end to a node.
+/// The tokens from the prompt's end to a node, and their slots in the cache.
 #[derive(Clone, Default)]
 struct Path {
     tokens: Vec<u32>,
     slots: Vec<u32>,
 }
 
-/// How a group runs.
+/// A group's share of threads, users and memory.
 #[derive(Clone, Copy)]
 pub(super) struct Share {
-    /// Threads of each pass.
+    /// Number of threads of each pass.
     pub threads: usize,
-    /// Most users at once.
+    /// The most users that run at once.
     pub users_max: usize,
-    /// Bytes for keys and values.
+    /// The most bytes for keys and values.
     pub kv_max: usize,
 }
 
@@ -92,7 +92,7 @@ pub(super) struct Group<'a> {
     share: Share,
     /// Oldest first.
     users: Vec<User<'a>>,
-    /// Keys and values of each of them.
+    /// Keys and values of each user.
     caches: Vec<Cache>,
     scratch: Vec<Scratch>,
     done: Vec<(usize, ScoreResponse)>,
@@ -110,16 +110,16 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Scorer users from the queue until it is empty; each answer with its place in the batch.
+    /// Scores users from the queue until it is empty; returns each response with its position in the batch.
     pub(super) fn run(mut self) -> Result<Vec<(usize, ScoreResponse)>, Error> {
         loop {
-            // First: who is done makes room, and an empty group admits anyone.
+            // Users leave first: that frees memory, and an empty group admits any user.
             self.leave();
             self.admit()?;
             if self.users.is_empty() {
                 return Ok(self.done);
             }
-            // Newcomers who ask for nothing are done already.
+            // New users that want no names are done already.
             self.leave();
             if !self.users.is_empty() {
                 self.step()?;
@@ -127,12 +127,13 @@ impl<'a> Group<'a> {
         }
     }
 
+    /// Bytes of keys and values in use.
     fn used(&self) -> usize {
         let sizes = self.shared.network.sizes();
         self.caches.iter().map(|cache| cache.bytes(sizes)).sum()
     }
 
-    /// Takes in who fits, oldest first, and computes their prompts.
+    /// Admits users for which there is memory, oldest first, and computes their prompts.
     fn admit(&mut self) -> Result<(), Error> {
         let first = self.users.len();
         let budget = |used| Budget {
@@ -148,7 +149,7 @@ impl<'a> Group<'a> {
             if !budget(used).admits(bytes, self.users.len()) {
                 break;
             }
-            let next = queue.pop_front().expect("it was just seen");
+            let next = queue.pop_front().expect("the queue has a front");
             drop(queue);
             used += bytes;
             let cache = self.cache(&next);
@@ -158,18 +159,18 @@ impl<'a> Group<'a> {
         self.prefill(first)
     }
 
-    /// Keys and values for a newcomer, with the longest known beginning of the prompt.
-    fn cache(&self, from: &Waiting) -> Cache {
+    /// Creates the cache of a new user, with the longest known prefix of its prompt.
+    fn cache(&self, user: &Waiting) -> Cache {
         let (network, prefixes) = (self.shared.network, self.shared.prefixes);
-        // The last token of a prompt is never shared: someone must compute what follows it.
-        let head = &from.tokens[..from.tokens.len() - 1];
+        // The last token of a prompt is never shared: its own pass gives the hidden state after the prompt.
+        let head = &user.tokens[..user.tokens.len() - 1];
         match super::constrained::nearest(prefixes, head) {
             Some((prefix, known)) => network.cache_after(&prefixes[prefix], known),
             None => network.cache(),
         }
     }
 
-    /// Computes the prompts of users from `first` on, in passes of at most so many rows as the limits say.
+    /// Computes the prompts of the users from `first` on, in passes of at most `rows_max` rows.
     fn prefill(&mut self, first: usize) -> Result<(), Error> {
         loop {
             let mut pass = Pass::default();
@@ -180,16 +181,16 @@ impl<'a> Group<'a> {
                     break;
                 }
                 let known = self.caches[nth].known();
-                if user.is_gone()
-                    || user.from.request.weight == 0.0
-                    || known == user.from.tokens.len()
+                if user.is_cancelled()
+                    || user.input.request.weight == 0.0
+                    || known == user.input.tokens.len()
                 {
                     continue;
                 }
-                let to = user.from.tokens.len().min(known + room);
-                pass.add_prompt(nth, known, &user.from.tokens[known..to]);
+                let to = user.input.tokens.len().min(known + room);
+                pass.add_prompt(nth, known, &user.input.tokens[known..to]);
                 user.response.waves += 1;
-                ends.push((nth, to == user.from.tokens.len()));
+                ends.push((nth, to == user.input.tokens.len()));
             }
             if pass.tokens.is_empty() {
                 return Ok(());
@@ -206,14 +207,14 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Lets those go who are done, called off or late.
+    /// Removes users that are done, cancelled or late.
     fn leave(&mut self) {
-        let late = Instant::now() >= self.shared.end;
-        // At the deadline no wave is begun: what is not proven is no list.
-        if !late {
+        let is_late = Instant::now() >= self.shared.end;
+        // After the deadline no wave is started: a list that is not proven is not returned.
+        if !is_late {
             self.each(|user| {
-                if user.wave.is_none() && !user.is_gone() {
-                    let rows_max = WAVE_ROWS.max(user.from.request.n);
+                if user.wave.is_none() && !user.is_cancelled() {
+                    let rows_max = WAVE_ROWS.max(user.input.request.n);
                     user.wave = user.search.next_wave(rows_max);
                 }
             });
@@ -221,12 +222,12 @@ impl<'a> Group<'a> {
         let running = std::mem::take(&mut self.users).into_iter();
         let caches = std::mem::take(&mut self.caches);
         for (user, cache) in running.zip(caches) {
-            let ended = if user.is_gone() {
+            let ended = if user.is_cancelled() {
                 Some(Ended::Cancelled)
             } else if user.search.is_proven() {
                 Some(Ended::Complete)
             } else {
-                late.then_some(Ended::Late)
+                is_late.then_some(Ended::Late)
             };
             match ended {
                 Some(ended) => self.done.push(user.finish(ended)),
@@ -238,7 +239,7 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Does the same for every user: side by side where the group has threads to spare, as on a device.
+    /// Runs `work` for every user: in parallel if the group has several threads, as on a device.
     fn each(&mut self, work: impl Fn(&mut User<'a>) + Send + Sync) {
         self.shared.clocks.time(Part::Search, || {
             if self.share.threads > 1 {
@@ -250,25 +251,25 @@ impl<'a> Group<'a> {
         });
     }
 
-    /// Forwards the waves of all for whom there is room, and feeds them.
+    /// Computes the waves of all users for which there is memory, and feeds their searches.
     fn step(&mut self) -> Result<(), Error> {
         let sizes = self.shared.network.sizes();
         let rows: Vec<usize> = self.users.iter().map(User::rows).collect();
-        let wants: Vec<usize> = rows.iter().map(|rows| rows * sizes.position()).collect();
+        let needs: Vec<usize> = rows.iter().map(|rows| rows * sizes.position()).collect();
         let budget = Budget {
             limit: self.share.kv_max,
             used: self.used(),
         };
-        let granted = budget.grants(&wants);
-        let going: Vec<usize> = (0..self.users.len()).filter(|nth| granted[*nth]).collect();
-        let rows: Vec<usize> = going.iter().map(|nth| rows[*nth]).collect();
+        let granted = budget.grants(&needs);
+        let running: Vec<usize> = (0..self.users.len()).filter(|nth| granted[*nth]).collect();
+        let rows: Vec<usize> = running.iter().map(|nth| rows[*nth]).collect();
         for pass in passes(&rows, self.shared.limits.rows_max) {
-            self.wave(&going[pass])?;
+            self.wave(&running[pass])?;
         }
         Ok(())
     }
 
-    /// Forwards one wave of each of these users, and feeds the logits.
+    /// Computes one wave of each of these users, and feeds the logits to their searches.
     fn wave(&mut self, users: &[usize]) -> Result<(), Error> {
         let mut pass = Pass {
             nodes: true,
@@ -289,9 +290,11 @@ impl<'a> Group<'a> {
             let user = &self.users[*nth];
             for node in user.wave.iter().flat_map(|wave| &wave.nodes) {
                 let row = if node.chain.is_empty() {
-                    user.hidden.as_ref().expect("prompts come before waves")
+                    user.hidden
+                        .as_ref()
+                        .expect("prompts are computed before waves")
                 } else {
-                    rows.next().expect("a row per chain was wanted")
+                    rows.next().expect("each chain has a wanted row")
                 };
                 wanted.push((row, node.children.as_slice()));
             }
@@ -309,8 +312,9 @@ impl<'a> Group<'a> {
         let mut rest = all.as_slice();
         for nth in users {
             let nodes = self.users[*nth].wave.iter().flat_map(|wave| &wave.nodes);
-            let (own, others) = rest.split_at(nodes.map(|node| node.children.len()).sum());
-            logits.insert(*nth, own.to_vec());
+            let (logits_of_user, others) =
+                rest.split_at(nodes.map(|node| node.children.len()).sum());
+            logits.insert(*nth, logits_of_user.to_vec());
             rest = others;
         }
         let mut means = self.means(users)?;
@@ -327,19 +331,19 @@ impl<'a> Group<'a> {
         Ok(())
     }
 
-    /// Per user with a calibration the means of the wave's children, in the order of its logits.
+    /// Returns, per user with a calibration, the means of the wave's children in the order of its logits.
     fn means(&mut self, users: &[usize]) -> Result<BTreeMap<usize, Vec<f32>>, Error> {
         let mut found = BTreeMap::new();
         let mut left: Vec<usize> = (users.iter().copied())
-            .filter(|nth| self.users[*nth].from.means.is_some())
+            .filter(|nth| self.users[*nth].input.means.is_some())
             .collect();
         while let Some(means) = left
             .first()
-            .and_then(|nth| self.users[*nth].from.means.clone())
+            .and_then(|nth| self.users[*nth].input.means.clone())
         {
             let same = |nth: &usize| {
-                let own = self.users[*nth].from.means.as_ref();
-                own.is_some_and(|own| Arc::ptr_eq(own, &means))
+                let other = self.users[*nth].input.means.as_ref();
+                other.is_some_and(|other| Arc::ptr_eq(other, &means))
             };
             let (now, later): (Vec<usize>, Vec<usize>) = left.iter().partition(|nth| same(nth));
             left = later;
@@ -355,7 +359,7 @@ impl<'a> Group<'a> {
                 .scratch
                 .iter_mut()
                 .find(|scratch| scratch.is_for(&means));
-            let scratch = scratch.expect("it was just put there");
+            let scratch = scratch.expect("it was just added");
             let rows_max = self.shared.limits.rows_max;
             let nodes = scratch.of(wanted, network, self.share.threads, rows_max)?;
             self.shared.pulse.beat();
@@ -388,13 +392,13 @@ impl<'a> Group<'a> {
 }
 
 impl<'a> User<'a> {
-    fn new(mut from: Waiting<'a>, shared: &'a Shared<'a>, cache: &Cache) -> Self {
+    fn new(mut input: Waiting<'a>, shared: &'a Shared<'a>, cache: &Cache) -> Self {
         let response = ScoreResponse {
-            prompt_tokens: from.tokens.len() as u32,
+            prompt_tokens: input.tokens.len() as u32,
             shared_tokens: cache.known() as u32,
             ..ScoreResponse::default()
         };
-        let search = Search::new(shared.trie, std::mem::take(&mut from.question));
+        let search = Search::new(shared.trie, std::mem::take(&mut input.question));
         Self {
             search,
             hidden: None,
@@ -402,21 +406,21 @@ impl<'a> User<'a> {
             wave: None,
             scored: None,
             response,
-            from,
+            input,
         }
     }
 
-    fn is_gone(&self) -> bool {
-        self.from.request.cancel.is_cancelled()
+    fn is_cancelled(&self) -> bool {
+        self.input.request.cancel.is_cancelled()
     }
 
-    /// Rows of the wave that waits.
+    /// Number of rows of the next wave.
     fn rows(&self) -> usize {
         let nodes = self.wave.iter().flat_map(|wave| &wave.nodes);
         nodes.map(|node| node.chain.len()).sum()
     }
 
-    /// Adds the chains of the wave's nodes as rows; remembers the slots that they will have.
+    /// Adds the chains of the wave's nodes as rows to a pass; records the slots that they get.
     fn add_nodes(&mut self, pass: &mut Pass, nth: usize, cache: &Cache) {
         let from = pass.tokens.len();
         for node in self.wave.iter().flat_map(|wave| &wave.nodes) {
@@ -451,7 +455,7 @@ impl<'a> User<'a> {
         }
     }
 
-    /// The nodes of the wave, with all their children.
+    /// The nodes of the wave with all their children, permitted or not.
     fn wanted(&self, trie: &Trie) -> Vec<Wanted> {
         let nodes = self.wave.iter().flat_map(|wave| &wave.nodes);
         let wanted = nodes.map(|node| Wanted {
@@ -464,7 +468,7 @@ impl<'a> User<'a> {
         wanted.collect()
     }
 
-    /// A value per child of the wave, by its node's path and its token.
+    /// Collects `value` of each child of the wave, by the path of its node and its token.
     fn gather(&self, value: impl Fn(&Vec<u32>, u32) -> f32) -> Vec<f32> {
         let nodes = self.wave.iter().flat_map(|wave| &wave.nodes);
         let values = nodes.flat_map(|node| {
@@ -474,13 +478,14 @@ impl<'a> User<'a> {
         values.map(|(path, token)| value(path, token)).collect()
     }
 
+    /// Ends the user; returns its position in the batch and its response.
     fn finish(self, ended: Ended) -> (usize, ScoreResponse) {
         let Waiting {
             place,
             request,
             totals,
             ..
-        } = self.from;
+        } = self.input;
         let found = match ended {
             Ended::Complete => self.search.into_answer(),
             Ended::Cancelled | Ended::Late | Ended::TooLong => Vec::new(),
@@ -490,7 +495,7 @@ impl<'a> User<'a> {
             score: found.score as f32,
             model: found.model as f32,
             baseline: found.baseline as f32,
-            terms: told(&request.terms, &totals, found.pu),
+            terms: term_values(&request.terms, &totals, found.pu),
         });
         let response = ScoreResponse {
             named: named.collect(),

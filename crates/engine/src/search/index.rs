@@ -1,8 +1,7 @@
-//! Names made ready for a search: tokens, then the trie, away from the model's own thread.
+//! The index of names for a search: tokens, then the trie.
 //!
-//! Decides how the work is spread: names are tokenised in pieces, in parallel, and the trie is built
-//! on one thread. Invariant: what is built depends on the names alone. It does not know when it is
-//! swapped in.
+//! Decides how the work is divided: names are tokenised in pieces, in parallel, and the trie is built on one thread, not on
+//! the model's. Invariant: the index depends on names and tokenizer alone. It does not know when it is used.
 
 use std::sync::Arc;
 
@@ -13,13 +12,13 @@ use crate::formats::text::Text;
 use nearshore_core::names::scoring::Names;
 use nearshore_core::names::trie::{Sequences, Trie};
 
-/// Names that one thread tokenises at a time.
+/// Number of names that one thread tokenises at a time.
 const PIECE: usize = 1024;
 
-/// Makes names ready for one model; may be called from any thread.
+/// A function that indexes names for one model; it may be called on any thread.
 pub type Indexer = Arc<dyn Fn(Arc<Names>) -> Result<Indexed, Error> + Send + Sync>;
 
-/// Names ready to be swapped in by [`Model::swap`](super::Model::swap).
+/// Indexed names, for [`Model::swap`](crate::Model::swap).
 #[derive(Clone, Debug, Default)]
 pub struct Indexed {
     /// The names.
@@ -28,7 +27,7 @@ pub struct Indexed {
     pub trie: Arc<Trie>,
 }
 
-/// Makes names ready for a model that has no tokens.
+/// Returns an indexer for a model that has no tokens: it builds no trie.
 pub fn bare() -> Indexer {
     Arc::new(|names| {
         Ok(Indexed {
@@ -38,7 +37,7 @@ pub fn bare() -> Indexer {
     })
 }
 
-/// Makes names ready for a model that reads `text`'s tokens.
+/// Returns an indexer for a model with the tokenizer of `text`.
 pub(crate) fn tokenised(text: Arc<Text>) -> Indexer {
     Arc::new(move |names| {
         let start = std::time::Instant::now();
@@ -51,13 +50,13 @@ pub(crate) fn tokenised(text: Arc<Text>) -> Indexer {
             tokens = ?tokens,
             trie = ?(start.elapsed() - tokens),
             bytes = trie.bytes(),
-            "names are ready"
+            "names indexed; the next batch is scored over them"
         );
         Ok(Indexed { names, trie })
     })
 }
 
-/// Token sequences of names, in their order.
+/// Returns the token sequences of names, in their order.
 pub fn sequences(text: &Text, names: &[String]) -> Result<Sequences, Error> {
     let pieces: Result<Vec<Vec<Vec<u32>>>, Error> = names
         .par_chunks(PIECE)

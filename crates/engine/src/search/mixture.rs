@@ -1,8 +1,8 @@
-//! From asks to questions of the search: sets and terms by leaf instead of by PU.
+//! Score requests to questions of the search: sets and terms by leaf of the trie instead of by product.
 //!
-//! Decides what is kept from one ask to the next, for a catalogue may have a million names and users
-//! differ little: the last permitted set, changed by what differs, and the masses of the last tables
-//! of shared terms. Invariant: a question is the same whatever was kept. It does not know users.
+//! Decides what is kept from one request to the next, because a catalogue may have a million names and requests differ
+//! little: the last permitted set, of which only the differences are changed, and the masses of the last tables of shared
+//! terms. Invariant: a question does not depend on what was kept. It does not know users.
 
 use std::sync::Arc;
 
@@ -12,22 +12,22 @@ use nearshore_core::names::scoring::{ScoreRequest, Term, Values};
 use nearshore_core::names::search::{Prior, Question};
 use nearshore_core::names::trie::{Masses, Own, Permitted, Trie};
 
-/// Mass that stands for none: a term may discourage a name, never make its score undefined.
+/// The least mass, in place of 0: a term may lower a name's score, but never make it undefined.
 const MASS_MIN: f64 = 1e-30;
 
-/// Masses kept, in leaves of all tables together: 64 MiB; at least the last table is kept.
+/// The most masses kept, counted in leaves of all tables: 64 MiB. The last table is always kept.
 const LEAVES_MAX: usize = 8 << 20;
 
-/// The shared terms of an ask with their weights, mixed.
+/// The mixed masses of the shared terms of a request, with their weights.
 struct Table {
-    /// Held, so that no other table can come to lie at its place.
+    /// Kept alive, so that no other table gets the same address.
     terms: Vec<(Arc<[f32]>, f32)>,
     masses: Arc<Masses>,
     /// Log of each term's sum over all names.
     totals: Vec<f64>,
 }
 
-/// Turns asks into questions about one trie.
+/// Turns score requests into questions about one trie.
 pub(crate) struct Mixture {
     trie: Arc<Trie>,
     permitted: Option<(Arc<FixedBitSet>, Arc<Permitted>)>,
@@ -35,16 +35,16 @@ pub(crate) struct Mixture {
     tables: Vec<Table>,
 }
 
-/// A question, and what its answer's terms are relative to.
+/// A question, and the totals to which the terms of a response are relative.
 pub(crate) struct Mixed {
-    /// For the search.
+    /// The question of the search.
     pub question: Question,
-    /// Per term of the ask, the log of its sum over all names; 0 where it is no mass.
+    /// Per term of the request: the log of its sum over all names; 0 if it is not a mass.
     pub totals: Vec<f64>,
 }
 
 impl Mixture {
-    /// Nothing kept yet.
+    /// A mixture that has kept nothing.
     pub(crate) fn new(trie: Arc<Trie>) -> Self {
         Self {
             trie,
@@ -58,7 +58,7 @@ impl Mixture {
         &self.trie
     }
 
-    /// What `ask` asks of the search.
+    /// Returns the question of `request`.
     pub(crate) fn mix(&mut self, request: &ScoreRequest) -> Mixed {
         let permitted = request.permitted.as_ref().map(|pus| self.permitted(pus));
         let (prior, totals) = self.prior(request);
@@ -76,7 +76,7 @@ impl Mixture {
     fn permitted(&mut self, pus: &Arc<FixedBitSet>) -> Arc<Permitted> {
         let leaves = match self.permitted.take() {
             Some((last, leaves)) if Arc::ptr_eq(&last, pus) => leaves,
-            Some((last, leaves)) if differ(&last, pus) < self.trie.leaves() / 16 => {
+            Some((last, leaves)) if differences(&last, pus) < self.trie.leaves() / 16 => {
                 let mut patched = leaves;
                 Arc::make_mut(&mut patched).patch(&self.trie, &last, pus);
                 patched
@@ -96,9 +96,9 @@ impl Mixture {
         let shared: Vec<(Arc<[f32]>, f32)> = shared.collect();
         let has_mass = shared.iter().any(|(_, weight)| *weight != 0.0);
         let table = self.table(shared);
-        let mut own_totals = table.totals.iter();
+        let mut mass_totals = table.totals.iter();
         let totals = request.terms.iter().map(|term| match term.values {
-            Values::Mass(_) => own_totals.next().copied().unwrap_or_default(),
+            Values::Mass(_) => mass_totals.next().copied().unwrap_or_default(),
             Values::Sparse(_) | Values::Dense(_) => 0.0,
         });
         let totals = totals.collect();
@@ -136,8 +136,8 @@ impl Mixture {
             None => {
                 let table = Table::new(&self.trie, terms);
                 self.tables.insert(0, table);
-                let most = LEAVES_MAX / self.trie.leaves().max(1);
-                self.tables.truncate(most.clamp(1, 64));
+                let tables_max = LEAVES_MAX / self.trie.leaves().max(1);
+                self.tables.truncate(tables_max.clamp(1, 64));
             }
         }
         &self.tables[0]
@@ -147,9 +147,8 @@ impl Mixture {
 impl Table {
     fn new(trie: &Trie, terms: Vec<(Arc<[f32]>, f32)>) -> Self {
         let log_mass = |pu: u32| {
-            let heard = terms.iter().filter(|(_, weight)| *weight != 0.0);
-            heard
-                .map(|(mass, weight)| f64::from(*weight) * log_of(mass, pu))
+            let used = terms.iter().filter(|(_, weight)| *weight != 0.0);
+            used.map(|(mass, weight)| f64::from(*weight) * log_of(mass, pu))
                 .sum()
         };
         let total = |(mass, _): &(Arc<[f32]>, f32)| {
@@ -164,13 +163,13 @@ impl Table {
     }
 }
 
-/// What each term says of a PU, as an answer tells it; `totals` of [`Mixed`].
-pub(crate) fn told(terms: &[Term], totals: &[f64], pu: u32) -> Vec<f32> {
+/// Value of each term for a product, as a response has it; `totals` as in [`Mixed`].
+pub(crate) fn term_values(terms: &[Term], totals: &[f64], pu: u32) -> Vec<f32> {
     let value = |(term, total): (&Term, &f64)| match &term.values {
         Values::Mass(mass) => (log_of(mass, pu) - total) as f32,
         Values::Sparse(logs) => {
-            let own = logs.iter().filter(|(of, _)| *of == pu);
-            own.map(|(_, log)| log).sum()
+            let found = logs.iter().filter(|(of, _)| *of == pu);
+            found.map(|(_, log)| log).sum()
         }
         Values::Dense(logs) => logs.get(pu as usize).copied().unwrap_or_default(),
     };
@@ -202,8 +201,8 @@ fn dense(terms: &[Term]) -> Vec<(&[f32], f64)> {
     tables.collect()
 }
 
-/// How many PUs are in one set and not in the other.
-fn differ(a: &FixedBitSet, b: &FixedBitSet) -> usize {
+/// Number of products that are in one set only.
+fn differences(a: &FixedBitSet, b: &FixedBitSet) -> usize {
     let (a, b) = (a.as_slice(), b.as_slice());
     let at = |set: &[usize], nth: usize| set.get(nth).copied().unwrap_or(0);
     let blocks = 0..a.len().max(b.len());

@@ -1,4 +1,4 @@
-//! The exact top N of the catalogue under a model: constrained search in batches.
+//! The exact best names of the catalogue under a model: constrained search in batches.
 
 pub(crate) mod admission;
 pub(crate) mod backend;
