@@ -1,4 +1,4 @@
-//! The configuration as a person meets it: the reference file, error lines, overrides.
+//! Tests the configuration from outside: the reference file, error lines, overrides by variables.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -33,7 +33,7 @@ fn uncommented() -> Table {
         _ => line,
     });
     let text = lines.collect::<Vec<_>>().join("\n");
-    text.parse().expect("the optional keys are TOML too")
+    text.parse().expect("the optional keys are valid TOML")
 }
 
 fn paths(table: &Table, above: &str, into: &mut BTreeSet<String>) {
@@ -53,7 +53,7 @@ fn paths(table: &Table, above: &str, into: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn the_reference_is_the_default() {
+fn the_reference_file_equals_the_default_configuration() {
     let written: Table = REFERENCE.parse().expect("the reference is TOML");
     let read: Config = Value::Table(written.clone())
         .try_into()
@@ -61,17 +61,17 @@ fn the_reference_is_the_default() {
     assert_eq!(read, Config::default());
 
     let default = Table::try_from(Config::default()).expect("a Config is TOML");
-    let (mut ours, mut theirs) = (BTreeSet::new(), BTreeSet::new());
-    paths(&default, "", &mut ours);
-    paths(&written, "", &mut theirs);
+    let (mut in_default, mut in_file) = (BTreeSet::new(), BTreeSet::new());
+    paths(&default, "", &mut in_default);
+    paths(&written, "", &mut in_file);
     assert_eq!(
-        ours, theirs,
+        in_default, in_file,
         "keys of Config::default() and of config/nearshore.toml"
     );
 }
 
 #[test]
-fn the_optional_keys_of_the_reference_are_real() {
+fn the_optional_keys_of_the_reference_file_are_accepted() {
     let read: Config = Value::Table(uncommented())
         .try_into()
         .expect("it is a Config");
@@ -80,13 +80,12 @@ fn the_optional_keys_of_the_reference_are_real() {
     assert!(read.redis.password_file.is_some());
 }
 
-/// Every name that serde accepts at a place stands in the reference: serde lists them when it
-/// refuses one.
+/// Every name that serde accepts at a place is in the reference file. Serde lists the names when it refuses one.
 #[test]
-fn no_key_is_missing_from_the_reference() {
+fn no_accepted_key_is_missing_from_the_reference_file() {
     let shown = uncommented();
     let mut places = vec![Vec::new()];
-    let mut seen = 0;
+    let mut checked = 0;
     while let Some(place) = places.pop() {
         let Some(names) = accepted(&place) else {
             continue;
@@ -99,11 +98,11 @@ fn no_key_is_missing_from_the_reference() {
                 "{} is not in config/nearshore.toml",
                 path.join(".")
             );
-            seen += 1;
+            checked += 1;
             places.push(path);
         }
     }
-    assert!(seen > 80, "only {seen} keys were looked for");
+    assert!(checked > 80, "only {checked} keys were checked");
 }
 
 fn exists(table: &Table, path: &[String]) -> bool {
@@ -122,7 +121,7 @@ fn exists(table: &Table, path: &[String]) -> bool {
     }
 }
 
-/// Names of the fields at a place, from serde's refusal of one that cannot be.
+/// Names of the fields at a place, from serde's error for a field that does not exist.
 fn accepted(place: &[String]) -> Option<Vec<String>> {
     let probe = Value::Table(Table::from_iter([(
         "no_such_key".to_owned(),
@@ -162,12 +161,12 @@ impl Probe for Config {
 }
 
 #[test]
-fn an_empty_file_is_the_default() {
+fn an_empty_file_gives_the_default_configuration() {
     assert_eq!(problems("", &[]), "");
 }
 
 #[test]
-fn a_misspelt_key_is_named_with_its_place_and_a_suggestion() {
+fn a_misspelt_key_is_reported_with_its_place_and_a_suggestion() {
     insta::assert_snapshot!(
         problems("namespace = \"main\"\n\n[trigger]\nquiet_perod = \"30s\"\n  claim_evry = \"1m\"\n", &[]),
         @r#"
@@ -178,7 +177,7 @@ fn a_misspelt_key_is_named_with_its_place_and_a_suggestion() {
 }
 
 #[test]
-fn a_key_in_the_wrong_section_is_sent_to_its_own() {
+fn a_key_in_the_wrong_section_is_reported_with_the_right_one() {
     insta::assert_snapshot!(
         problems("quiet_period = \"3s\"\n[kafka]\nlist_ttl = \"3s\"\n[redis]\nhovercraft = 1\n[eels]\n", &[]),
         @r#"
@@ -191,7 +190,7 @@ fn a_key_in_the_wrong_section_is_sent_to_its_own() {
 }
 
 #[test]
-fn all_wrong_values_are_told_at_once() {
+fn all_wrong_values_are_reported_at_once() {
     let text = r#"
 [state]
 window = "fifty"
@@ -220,7 +219,7 @@ listen = "localhost"
 }
 
 #[test]
-fn meaning_is_checked_in_every_section() {
+fn wrong_values_of_the_right_type_are_reported_in_every_section() {
     let text = r#"
 namespace = "Main!"
 [kafka]
@@ -261,18 +260,18 @@ kv_mb_max = 0
 "#;
     insta::assert_snapshot!(problems(text, &[]), @r#"
     nearshore.toml:2:1 namespace: "Main!" must be 1 to 32 of a-z, 0-9 and -
-    nearshore.toml:4:1 kafka.brokers: "kafka" is not host:port
-    nearshore.toml:5:2 topics.dlq: "dlq" is already topics.regen_live
-    nearshore.toml:7:1 topics.catalog: "cata log" is no topic name
-    nearshore.toml:9:1 kafka.incarnations.orders: is no topic named in [topics]
+    nearshore.toml:4:1 kafka.brokers: "kafka" is not host:port, separated by commas
+    nearshore.toml:5:2 topics.dlq: "dlq" is already topics.regen_live; every topic needs its own name
+    nearshore.toml:7:1 topics.catalog: "cata log" is not a valid topic name: use 1 to 249 letters, digits, '.', '_' or '-'
+    nearshore.toml:9:1 kafka.incarnations.orders: no topic of [topics] has this name
     nearshore.toml:11:1 redis.url: must begin with redis:// or redis+cluster://
     nearshore.toml:12:1 redis.list_ttl: must not be longer than redis.state_ttl
     nearshore.toml:14:1 state.window: must be at least 1
     nearshore.toml:15:1 state.write_version: must be 1 to 3
     nearshore.toml:17:1 trigger.claims_per_day: must be at least 1
     nearshore.toml:18:1 trigger.pending_max: must be longer than 0s
-    nearshore.toml:19:1 trigger.weights: all are 0: no event would ask for a list
-    nearshore.toml:20:2 lanes: urgent and live are both 0: no user would be served
+    nearshore.toml:19:1 trigger.weights: all weights are 0: no event would request a list; make one of them positive
+    nearshore.toml:20:2 lanes: urgent and live are both 0: no live user would get a list; make one of them positive
     nearshore.toml:23:1 lanes.unserved_max: must be at least lanes.batch_max
     nearshore.toml:25:1 demand.keep: must not be shorter than demand.half_life
     nearshore.toml:26:1 demand.smoothing: -1 must be a number of at least 0
@@ -286,7 +285,7 @@ kv_mb_max = 0
 }
 
 #[test]
-fn arms_rules_and_segments_are_checked_item_by_item() {
+fn problems_of_arms_rules_and_segments_name_the_item() {
     let text = r#"
 [[arms]]
 id = "a"
@@ -327,26 +326,26 @@ id = "default"
 when = []
 "#;
     insta::assert_snapshot!(problems(text, &[]), @r#"
-    nearshore.toml:2:3 arms: all shares are 0: no user would have an arm
-    nearshore.toml:10:1 arms[1].id: "a" is used twice
-    nearshore.toml:11:1 arms[1].epoch: 1 is already the epoch of "a"; an epoch is never reused
+    nearshore.toml:2:3 arms: all shares are 0: no user would have an arm; make one of them positive
+    nearshore.toml:10:1 arms[1].id: "a" is used twice; give each one its own id
+    nearshore.toml:11:1 arms[1].epoch: 1 is already the epoch of "a"; an epoch is never reused, so give a higher one
     nearshore.toml:13:1 arms[1].template: broken.jinja: syntax error: unexpected end of block (in user:2)
     nearshore.toml:14:1 arms[1].model: absent.gguf cannot be read: No such file or directory (os error 2)
-    nearshore.toml:15:1 arms[1].mode: "free" is not "constrained"
+    nearshore.toml:15:1 arms[1].mode: "free" is not a mode; write "constrained"
     nearshore.toml:16:1 arms[1].thata: unknown key; did you mean theta?
     nearshore.toml:22:1 arms[2].template: absent.jinja cannot be read: No such file or directory (os error 2)
-    nearshore.toml:23:1 arms[2].theta: is a log-probability: at most 0
+    nearshore.toml:23:1 arms[2].theta: must be at most 0: it is a log-probability
     nearshore.toml:26:1 rules[0]: condition on "age": gives more than one comparison
     nearshore.toml:26:1 rules[0]: forbid names no products: give pus, categories or attributes
     nearshore.toml:31:1 rules[1]: condition on "": names no field
-    nearshore.toml:32:1 rules[1].id: "r" is used twice
+    nearshore.toml:32:1 rules[1].id: "r" is used twice; give each one its own id
     nearshore.toml:36:1 segments[0]: segment "default" has no condition and would match every user
     nearshore.toml:36:1 segments[0]: segment "default" is reserved for users whom no segment matches; choose another id
     "#);
 }
 
 #[test]
-fn an_item_that_lacks_a_key_or_has_a_wrong_type_is_named() {
+fn an_item_with_a_missing_key_or_a_wrong_type_is_reported() {
     let text = r#"
 arms = 3
 [[rules]]
@@ -369,11 +368,11 @@ when = { field = "age", below = 18 }
 }
 
 #[test]
-fn what_kafka_and_secrets_refuse_is_told_before_the_first_record() {
-    let own = "[kafka.consumer]\n\"enable.auto.commit\" = \"true\"\n";
+fn refused_kafka_properties_and_missing_secret_files_are_reported_at_start() {
+    let reserved = "[kafka.consumer]\n\"enable.auto.commit\" = \"true\"\n";
     let unknown = "[kafka.properties]\n\"sesion.timeout.ms\" = \"3\"\n";
     let secret = "[kafka.secret_files]\n\"sasl.password\" = \"/nowhere/kafka\"\n[redis]\npassword_file = \"/nowhere/redis\"\n";
-    let all = [own, unknown, secret].map(|text| problems(text, &[]));
+    let all = [reserved, unknown, secret].map(|text| problems(text, &[]));
     insta::assert_snapshot!(all.join("\n"), @r#"
     nearshore.toml:2:1 kafka.consumer.enable.auto.commit: Nearshore sets it itself, since its guarantees depend on it; remove it
     nearshore.toml:2:1 kafka.properties.sesion.timeout.ms: No such configuration property: "sesion.timeout.ms"
@@ -383,18 +382,18 @@ fn what_kafka_and_secrets_refuse_is_told_before_the_first_record() {
 }
 
 #[test]
-fn a_file_that_is_no_toml_is_told_by_line() {
-    insta::assert_snapshot!(problems("[kafka\nbrokers = \n", &[]), @"nearshore.toml:1:7: no TOML: unclosed table, expected `]`");
+fn a_syntax_error_is_reported_with_line_and_column() {
+    insta::assert_snapshot!(problems("[kafka\nbrokers = \n", &[]), @"nearshore.toml:1:7: not valid TOML: unclosed table, expected `]`");
 }
 
 #[test]
-fn a_missing_file_is_named() {
+fn a_missing_file_is_reported() {
     let error = Config::load(Some(Path::new("/nowhere/nearshore.toml")), []).expect_err("missing");
     insta::assert_snapshot!(error[0].to_string(), @"/nowhere/nearshore.toml: cannot be read: No such file or directory (os error 2); name the file with --config");
 }
 
 #[test]
-fn variables_override_the_file_with_the_type_of_the_key() {
+fn variables_override_the_file_and_have_the_type_of_their_key() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("nearshore.toml");
     std::fs::write(&path, "[kafka]\nbrokers = \"a:1\"\n[state]\nwindow = 7\n").expect("written");
@@ -409,7 +408,7 @@ fn variables_override_the_file_with_the_type_of_the_key() {
             "{ \"socket.keepalive.enable\" = \"true\" }",
         ),
         ("NEARSHORE__NAMESPACE", "7"),
-        ("NEARSHORE_TEST_KAFKA", "not ours"),
+        ("NEARSHORE_TEST_KAFKA", "ignored"),
     ];
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let config = Config::load(Some(&path), env).expect("valid");
@@ -423,7 +422,7 @@ fn variables_override_the_file_with_the_type_of_the_key() {
 }
 
 #[test]
-fn an_unknown_or_unreadable_variable_is_an_error() {
+fn an_unknown_or_malformed_variable_is_reported() {
     let env = [
         ("NEARSHORE__KAFKA__BROKER", "b:2"),
         ("NEARSHORE__STATE__WINDOW", "many"),
@@ -435,11 +434,11 @@ fn an_unknown_or_unreadable_variable_is_an_error() {
     NEARSHORE__HTTP__INSPECT http.inspect: invalid type: integer `1`, expected a boolean
     NEARSHORE__KAFKA__BROKER: unknown variable; did you mean NEARSHORE__KAFKA__BROKERS?
     NEARSHORE__SHOES: unknown variable
-    NEARSHORE__STATE__WINDOW state.window: "many" is no TOML value such as 50
+    NEARSHORE__STATE__WINDOW state.window: "many" is not a TOML value; write one such as 50
     "#);
 }
 
-/// Each key that can be set has a variable that is understood, with the value of the reference.
+/// Every key can be set by a variable, here with the value of the reference file.
 #[test]
 fn every_key_can_be_set_by_its_variable() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -449,7 +448,7 @@ fn every_key_can_be_set_by_its_variable() {
     let mut env = Vec::new();
     variables(&Value::Table(written), "NEARSHORE_", &mut env);
     assert!(env.len() > 55, "only {} variables", env.len());
-    let config = Config::load(Some(&path), env).expect("all variables are understood");
+    let config = Config::load(Some(&path), env).expect("all variables are accepted");
     let default = Config {
         base: folder.path().to_owned(),
         ..Config::default()
@@ -485,14 +484,14 @@ fn the_effective_configuration_loads_again_unchanged() {
 }
 
 #[test]
-fn paths_of_secrets_start_at_the_folder_of_the_file() {
+fn relative_paths_of_secret_files_start_at_the_folder_of_the_configuration_file() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("nearshore.toml");
     std::fs::write(folder.path().join("word"), "hunter2\n").expect("written");
     let text =
         "[redis]\npassword_file = \"word\"\n[kafka.secret_files]\n\"sasl.password\" = \"word\"\n";
     std::fs::write(&path, text).expect("written");
-    let config = Config::load(Some(&path), []).expect("valid, from whatever folder it is started");
+    let config = Config::load(Some(&path), []).expect("valid in any working directory");
     let word = folder.path().join("word");
     assert_eq!(config.redis.password_file, Some(word.clone()));
     assert_eq!(config.kafka.secret_files["sasl.password"], word);

@@ -2,14 +2,14 @@
 //!
 //! Invariant: an existing file is replaced only with --force, because audits of lists contain its hash.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
 
 use crate::config::Config;
-use nearshore_core::list::prompt::{Frozen, PROMPTS, Person, Template};
+use nearshore_core::list::prompt::{Arm, Frozen, PROMPTS, Person, Template};
 use nearshore_engine::Options;
 use nearshore_engine::search::constrained::Constrained;
 
@@ -19,8 +19,8 @@ pub(super) struct CalibrateArgs {
     /// Arm whose calibration file is written.
     #[arg(long, value_name = "ID")]
     arm: String,
-    /// People who stand for everyone, one JSON object per line: {"profile": {..}, "bought": [..], "segment": ".."}, or
-    /// {"prompt": ".."}
+    /// Users who stand for everyone, one JSON object per line: {"profile": {..}, "bought": [..], "segment": ".."}, or
+    /// {"prompt": ".."}.
     #[arg(long, value_name = "FILE")]
     from: PathBuf,
     /// Replace an existing calibration file; raise the arm's epoch then.
@@ -49,41 +49,8 @@ pub(super) fn run(config: &Config, args: &CalibrateArgs, json: bool) -> anyhow::
         "{} already holds calibration prompts; --force replaces them, then raise the arm's epoch",
         file.display()
     );
-    let text = std::fs::read_to_string(&args.from)
-        .with_context(|| format!("cannot read --from {}", args.from.display()))?;
-    let mut people: Vec<Person> = Vec::new();
-    for (nth, line) in text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-    {
-        let person = serde_json::from_str(line);
-        people.push(person.with_context(|| format!("{}:{}", args.from.display(), nth + 1))?);
-    }
-    anyhow::ensure!(
-        !people.is_empty(),
-        "--from {} has no line to make a calibration prompt from",
-        args.from.display()
-    );
-    if people.len() != PROMPTS {
-        eprintln!("{} calibration prompts; {PROMPTS} are usual", people.len());
-    }
-    let path = config.resolve(&arm.template);
-    let source = std::fs::read_to_string(&path)
-        .with_context(|| format!("arm {}: cannot read template {}", arm.id, path.display()))?;
-    let template = Template::load(&source, &arm.template)?;
-    let model = Constrained::load(&config.resolve(&arm.model), Options::default())?;
-    let text = model.text();
-    let count = |prompt: &str| {
-        text.tokens(prompt)
-            .map_or(prompt.len(), |tokens| tokens.len())
-    };
-    let tokenizer = text.hash()?;
-    let frozen = Frozen::freeze(
-        &people,
-        (&template, &tokenizer),
-        (arm.prompt_tokens, &count),
-    )?;
+    let people = read_people(&args.from)?;
+    let frozen = freeze(config, arm, &people)?;
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
@@ -105,4 +72,45 @@ pub(super) fn run(config: &Config, args: &CalibrateArgs, json: bool) -> anyhow::
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reads the users of `--from`, one JSON object per line.
+fn read_people(from: &Path) -> anyhow::Result<Vec<Person>> {
+    let text = std::fs::read_to_string(from)
+        .with_context(|| format!("cannot read --from {}", from.display()))?;
+    let mut people: Vec<Person> = Vec::new();
+    for (nth, line) in text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+    {
+        let person = serde_json::from_str(line);
+        people.push(person.with_context(|| format!("{}:{}", from.display(), nth + 1))?);
+    }
+    anyhow::ensure!(
+        !people.is_empty(),
+        "--from {} has no line to make a calibration prompt from",
+        from.display()
+    );
+    if people.len() != PROMPTS {
+        eprintln!("{} calibration prompts; {PROMPTS} are usual", people.len());
+    }
+    Ok(people)
+}
+
+/// Renders one calibration prompt per user with the template and tokenizer of the arm.
+fn freeze(config: &Config, arm: &Arm, people: &[Person]) -> anyhow::Result<Frozen> {
+    let path = config.resolve(&arm.template);
+    let source = std::fs::read_to_string(&path)
+        .with_context(|| format!("arm {}: cannot read template {}", arm.id, path.display()))?;
+    let template = Template::load(&source, &arm.template)?;
+    let model = Constrained::load(&config.resolve(&arm.model), Options::default())?;
+    let text = model.text();
+    let count = |prompt: &str| {
+        text.tokens(prompt)
+            .map_or(prompt.len(), |tokens| tokens.len())
+    };
+    let tokenizer = text.hash()?;
+    let frozen = Frozen::freeze(people, (&template, &tokenizer), (arm.prompt_tokens, &count))?;
+    Ok(frozen)
 }

@@ -1,7 +1,7 @@
-//! Environment variables `NEARSHORE__SECTION__KEY` override the file, with the type of the key.
+//! Applies environment variables `NEARSHORE__SECTION__KEY`, which override the file.
 //!
-//! Invariant: an unknown `NEARSHORE__*` variable is a problem, never ignored. Text is taken as it is,
-//! anything else is read as TOML; nothing is interpolated.
+//! Invariant: an unknown `NEARSHORE__*` variable is a problem, never ignored. A value has the type of its key: text is
+//! used as it is, anything else is parsed as TOML; nothing is interpolated.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use super::{Place, Problem};
 
 const PREFIX: &str = "NEARSHORE__";
 
-/// Puts the variables' values into `table`, and where each came from into `places`.
+/// Writes the values of the variables into `table`, and their origins into `places`.
 pub(super) fn apply(
     env: impl IntoIterator<Item = (String, String)>,
     known: &Known,
@@ -47,7 +47,7 @@ pub(super) fn apply(
     problems
 }
 
-/// The variable that sets a key.
+/// The name of the variable that sets a key.
 fn variable(path: &str) -> String {
     format!("{PREFIX}{}", path.to_uppercase().replace('.', "__"))
 }
@@ -71,7 +71,12 @@ fn typed(text: &str, known: &Known) -> Result<Value, String> {
     let value = parsed.ok().filter(|table| table.len() == 1);
     value
         .and_then(|mut table| table.remove("value"))
-        .ok_or_else(|| format!("{text:?} is no TOML value such as {}", example(known)))
+        .ok_or_else(|| {
+            format!(
+                "{text:?} is not a TOML value; write one such as {}",
+                example(known)
+            )
+        })
 }
 
 fn example(known: &Known) -> String {
@@ -82,7 +87,7 @@ fn example(known: &Known) -> String {
     }
 }
 
-/// Sets a dotted path. A value that stands where a table should is replaced: the variable wins.
+/// Sets the value at a dotted path. A value in the place of a table is replaced: the variable wins.
 fn put(table: &mut Table, path: &str, value: Value) {
     match path.split_once('.') {
         None => {

@@ -1,7 +1,7 @@
-//! From file and environment to a [`Config`], collecting every [`Problem`] on the way.
+//! Builds a [`Config`] from file and environment, and collects every [`Problem`].
 //!
-//! Unknown keys are taken out first, then each value is tried alone, so that one mistake hides no
-//! other; what remains is checked for its meaning.
+//! Unknown keys are removed first, then each value is parsed alone, so that no problem hides another. What remains is
+//! checked by `verify.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -14,7 +14,7 @@ use super::problem::nearest;
 use super::reference::{Known, dotted};
 use super::{Config, Place, Problem, env, verify};
 
-/// Where each dotted key was written. Items of arrays are `rules[0]`.
+/// The place of each dotted key. An item of an array is `rules[0]`.
 pub(super) type Places = BTreeMap<String, Place>;
 
 pub(super) fn load(
@@ -50,7 +50,7 @@ pub(super) fn load(
     let config = match Config::deserialize(Value::Table(table)) {
         Ok(mut config) => {
             config.base = base;
-            config.place_secrets();
+            config.resolve_secrets();
             config.redis.write_version = config.state.write_version;
             config
         }
@@ -59,15 +59,15 @@ pub(super) fn load(
             return Err(sorted(problems));
         }
     };
-    // A section with a value missing would be checked against defaults that nobody wrote.
-    let doubtful: BTreeSet<String> = walk
+    // A section with a removed value is not checked: its defaults are not what was written.
+    let incomplete: BTreeSet<String> = walk
         .problems
         .iter()
-        .filter(|found| !found.what.starts_with("unknown "))
-        .map(|found| section(&found.key).to_owned())
+        .filter(|problem| !problem.what.starts_with("unknown "))
+        .map(|problem| section(&problem.key).to_owned())
         .collect();
     for (key, what) in verify::verify(&config) {
-        if !doubtful.contains(section(&key)) {
+        if !incomplete.contains(section(&key)) {
             walk.add(&key, what);
         }
     }
@@ -89,12 +89,12 @@ fn sorted(mut problems: Vec<Problem>) -> Vec<Problem> {
     problems
 }
 
-/// Values, and the place of each key. Syntax errors end here: what follows one is not to be trusted.
+/// Parses the file into values and places. After a syntax error nothing else is checked.
 fn parse(file: &str, text: &str) -> Result<(Table, Places), Vec<Problem>> {
     let (spanned, errors) = DeTable::parse_recoverable(text);
     if errors.is_empty() {
         let mut places = Places::new();
-        note(spanned.get_ref(), "", &Lines { file, text }, &mut places);
+        note_places(spanned.get_ref(), "", &Lines { file, text }, &mut places);
         if let Ok(table) = text.parse() {
             return Ok((table, places));
         }
@@ -108,7 +108,7 @@ fn parse(file: &str, text: &str) -> Result<(Table, Places), Vec<Problem>> {
                 None => Place::File(file.into()),
             },
             key: String::new(),
-            what: format!("no TOML: {}", error.message().replace('\n', ", ")),
+            what: format!("not valid TOML: {}", error.message().replace('\n', ", ")),
             hint: None,
         })
         .collect())
@@ -131,7 +131,7 @@ impl Lines<'_> {
     }
 }
 
-fn note(table: &DeTable<'_>, path: &str, lines: &Lines<'_>, places: &mut Places) {
+fn note_places(table: &DeTable<'_>, path: &str, lines: &Lines<'_>, places: &mut Places) {
     for (key, value) in table {
         let path = dotted(path, key.get_ref());
         places.insert(path.clone(), lines.place(key.span().start));
@@ -141,7 +141,7 @@ fn note(table: &DeTable<'_>, path: &str, lines: &Lines<'_>, places: &mut Places)
 
 fn note_value(value: &Spanned<DeValue<'_>>, path: &str, lines: &Lines<'_>, places: &mut Places) {
     match value.get_ref() {
-        DeValue::Table(table) => note(table, path, lines, places),
+        DeValue::Table(table) => note_places(table, path, lines, places),
         DeValue::Array(items) => {
             for (nth, item) in items.iter().enumerate() {
                 let path = format!("{path}[{nth}]");
@@ -165,7 +165,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Takes unknown keys out of `table`.
+    /// Removes unknown keys from `table`.
     fn unknown(&mut self, table: &mut Table, known: &Known, path: &str) {
         if *known == Known::Free {
             return;
@@ -197,7 +197,7 @@ impl Walk<'_> {
         });
     }
 
-    /// A near key of the same table, or the table that this key belongs to.
+    /// Suggests a similar key of the same table, or the table that this key belongs to.
     fn suggest(&self, key: &str, known: &Known) -> Option<String> {
         if let Some(near) = nearest(key, known.keys()) {
             return Some(format!("did you mean {near}?"));
@@ -209,7 +209,7 @@ impl Walk<'_> {
         Some(format!("did you mean {owner}?"))
     }
 
-    /// Takes out of `table` each value that [`Config`] does not accept, tried with nothing beside it.
+    /// Removes from `table` each value that [`Config`] does not accept; each value is parsed alone.
     fn types(&mut self, table: &mut Table, known: &Known, path: &str, above: &[String]) {
         table.retain(|key, value| {
             let path = dotted(path, key);
@@ -221,7 +221,7 @@ impl Walk<'_> {
                     self.types(child, known, &path, &trail);
                     true
                 }
-                // With one item gone the others' numbers would be wrong: all are left out.
+                // Without one item the indices of the others would be wrong: the whole array is removed.
                 (Value::Array(items), Some(Known::Many(_))) => {
                     let each = items.iter().enumerate().map(|(nth, item)| {
                         let alone = Value::Array(vec![item.clone()]);
@@ -274,7 +274,7 @@ impl Walk<'_> {
         });
     }
 
-    /// Where a key stands, or else what it stands in.
+    /// The place of a key, or else of the nearest table around it.
     fn place(&self, key: &str) -> Place {
         let mut path = key;
         loop {

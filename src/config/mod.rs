@@ -1,8 +1,8 @@
-//! What is written in the configuration file and the environment becomes one [`Config`], checked once.
+//! Builds one checked [`Config`] from the configuration file and the environment.
 //!
-//! Invariant: a [`Config`] that [`Config::load`] returned satisfies every rule of `verify.rs`, and every
-//! key of it is in `config/nearshore.toml`, the reference. It reads files and nothing else: whether a
-//! broker or Redis answers is asked by `nearshore check` ([`crate::cli::check`]).
+//! Invariant: a [`Config`] that [`Config::load`] returned satisfies every rule of `verify.rs`, and every key of it is
+//! in `config/nearshore.toml`, the reference. Only files are read here; `nearshore check` ([`crate::cli::check`]) asks
+//! brokers and Redis.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ pub use problem::{Place, Problem};
 pub use reference::TEXT as REFERENCE;
 pub use trace::init_tracing;
 
-/// Everything that can be configured.
+/// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -34,27 +34,27 @@ pub struct Config {
     pub namespace: String,
     /// Seed of the hash that gives a user their arm.
     pub arm_seed: String,
-    /// How Kafka is reached.
+    /// Connection to Kafka.
     pub kafka: nearshore_kafka::KafkaSettings,
     /// Names of topics.
     pub topics: Topics,
-    /// How Redis is reached.
+    /// Connection to Redis.
     pub redis: nearshore_redis::RedisSettings,
-    /// Which record times are believed.
+    /// Which record times are accepted.
     pub time: Time,
     /// What is kept of a user.
     pub state: State,
-    /// When to ask for a list.
+    /// When a list is requested.
     pub trigger: nearshore_core::user::trigger::Policy,
-    /// How the lanes share the engine.
+    /// How the lanes share the model.
     pub lanes: nearshore_core::queue::lanes::Policy,
-    /// Replays, and the end of namespaces.
+    /// Backfills, and the deletion of namespaces.
     pub backfill: Backfill,
     /// How counts become demand.
     pub demand: nearshore_core::shop::demand::Policy,
-    /// How SKUs are chosen under a PU.
+    /// How the SKUs of a PU are chosen.
     pub selection: nearshore_core::list::select::Policy,
-    /// What a user needs no more.
+    /// When a bought product is not needed again.
     pub needs: nearshore_core::shop::rules::Needs,
     /// How the model is run.
     pub engine: Engine,
@@ -64,22 +64,22 @@ pub struct Config {
     pub http: Http,
     /// Log lines.
     pub log: Lines,
-    /// Who may not be offered what.
+    /// Products that users may not be offered.
     pub rules: Vec<Rule>,
-    /// Coarse groups of users, first match wins.
+    /// Coarse groups of users; the first match wins.
     pub segments: Vec<Segment>,
-    /// What lists are made with.
+    /// Combinations of model, prompt, weights and thresholds.
     pub arms: Vec<Arm>,
-    /// Folder that relative paths start from: that of the file.
+    /// Folder of the file; relative paths start there.
     #[serde(skip)]
     pub base: PathBuf,
 }
 
-/// `[time]`: which record times are believed.
+/// `[time]`: which record times are accepted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Time {
-    /// On a live CreateTime topic a record further ahead of now than this goes to the dlq.
+    /// A record whose time is further ahead of now goes to the dlq; only on live topics with CreateTime.
     #[serde(with = "humantime_serde")]
     pub max_ahead: Duration,
 }
@@ -96,9 +96,9 @@ impl Default for Time {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct State {
-    /// Newest events kept.
+    /// Most events kept per user; the newest are kept.
     pub window: usize,
-    /// Version of the stored encoding that is written.
+    /// Version of the encoding in which states are written.
     pub write_version: u8,
     /// Users whose state one ingest process keeps in memory.
     pub cache_users: usize,
@@ -114,11 +114,11 @@ impl Default for State {
     }
 }
 
-/// `[backfill]`: replays, and the end of namespaces.
+/// `[backfill]`: backfills, and the deletion of namespaces.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Backfill {
-    /// Most records that one backfill process folds per second; 0: as many as it can.
+    /// Most records that one backfill process folds per second; 0 is no limit.
     pub records_per_second: u32,
     /// How long clients may cache which namespace is served.
     #[serde(with = "humantime_serde")]
@@ -141,17 +141,17 @@ impl Default for Backfill {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Engine {
-    /// Threads of the model; 0 = cores - 1, so that the poll thread is never starved.
+    /// Threads of the model; 0 is cores - 1, which leaves one core to the poll thread.
     pub threads: usize,
-    /// How weights are kept and multiplied.
+    /// Precision of the weights.
     pub precision: nearshore_engine::Precision,
     /// Where the model is computed.
     pub device: nearshore_engine::Place,
     /// Most rows (trie nodes over all users) forwarded in one wave.
     pub batch_rows_max: usize,
-    /// Memory for keys and values of all users of a batch, in MiB; who does not fit waits.
+    /// Memory for keys and values of all users of a batch, in MiB; users that do not fit wait.
     pub kv_mb_max: usize,
-    /// Time of one generation; who is not done by then gets the fallback.
+    /// Longest generation; a user who is not done by then gets the fallback.
     #[serde(with = "humantime_serde")]
     pub generation_max: Duration,
 }
@@ -176,7 +176,7 @@ pub struct Fallback {
     /// How often each segment's list is written.
     #[serde(with = "humantime_serde")]
     pub every: Duration,
-    /// Names on it.
+    /// Names on such a list.
     pub names: usize,
 }
 
@@ -195,7 +195,7 @@ impl Default for Fallback {
 pub struct Http {
     /// Address to listen on.
     pub listen: SocketAddr,
-    /// Whether `/inspect` is served: it shows what users did.
+    /// Whether `/inspect` is served; it shows the events of users.
     pub inspect: bool,
 }
 
@@ -212,7 +212,7 @@ impl Default for Http {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// For people.
+    /// Plain text.
     #[default]
     Text,
     /// One JSON object per line.
@@ -225,7 +225,7 @@ pub enum Format {
 pub struct Lines {
     /// `error`, `warn`, `info`, `debug`, `trace`, or filters such as `info,nearshore::log=debug`.
     pub level: String,
-    /// How they are written.
+    /// Format of the lines.
     pub format: Format,
 }
 
@@ -267,7 +267,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads file and environment, and checks everything; all problems at once, in the file's order.
+    /// Reads file and environment and checks everything; returns all problems at once, in the file's order.
     ///
     /// `env`: the whole environment; variables not beginning with `NEARSHORE__` are ignored.
     pub fn load(
@@ -285,13 +285,13 @@ impl Config {
         }
     }
 
-    /// What is in force, as TOML, secrets masked.
+    /// The effective configuration as TOML, with secrets masked.
     pub fn effective(&self) -> String {
         show::effective(self)
     }
 
-    /// Kafka and Redis open their secrets' files themselves and know no base.
-    fn place_secrets(&mut self) {
+    /// Makes the paths of secret files absolute: Kafka and Redis open these files and do not know the folder.
+    fn resolve_secrets(&mut self) {
         let base = self.base.clone();
         let secrets = self.kafka.secret_files.values_mut();
         for path in secrets.chain(self.redis.password_file.as_mut()) {
@@ -299,7 +299,7 @@ impl Config {
         }
     }
 
-    /// A template or model of an arm, relative to the file's folder.
+    /// The path of an arm's template, model or calibration file, relative to the folder of the configuration file.
     pub fn resolve(&self, path: impl AsRef<Path>) -> PathBuf {
         self.base.join(path)
     }

@@ -1,13 +1,13 @@
-//! What is wrong with a configuration, and where: one [`Problem`] per line of an error message.
+//! One [`Problem`] of a configuration: where it is, what is wrong, what to do.
 
 use std::fmt;
 
-/// Where something was written.
+/// Where a key was written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
-    /// In the file as a whole: it cannot be read, or a key is missing.
+    /// The file as a whole: it cannot be read, or a key is missing.
     File(String),
-    /// At a line and column of the file, both from 1.
+    /// A line and column of the file, both from 1.
     At {
         /// The file, as it was named on the command line.
         file: String,
@@ -16,7 +16,7 @@ pub enum Place {
         /// Column, in characters.
         column: usize,
     },
-    /// In an environment variable.
+    /// An environment variable.
     Variable(String),
 }
 
@@ -30,12 +30,12 @@ impl fmt::Display for Place {
     }
 }
 
-/// One thing that is wrong: `nearshore.toml:14:3 trigger.quiet_perod: unknown key; did you mean quiet_period?`
+/// One problem, printed as `nearshore.toml:14:3 trigger.quiet_perod: unknown key; did you mean quiet_period?`
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// Where.
+    /// Where it is.
     pub place: Place,
-    /// Dotted key; empty if it is about the file as a whole.
+    /// Dotted key; empty if the problem is the file as a whole.
     pub key: String,
     /// What is wrong.
     pub what: String,
@@ -58,7 +58,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The known word nearest to what was written, if near enough to be meant.
+/// The known word nearest to a written one, if it is near enough to be meant.
 pub(super) fn nearest<'a>(
     written: &str,
     known: impl IntoIterator<Item = &'a str>,
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_word_is_found_unless_all_are_far() {
+    fn the_nearest_word_is_found_if_one_is_near_enough() {
         let known = ["quiet_period", "pending_max", "claim_every"];
         assert_eq!(nearest("quiet_perod", known), Some("quiet_period"));
         assert_eq!(nearest("pendingmax", known), Some("pending_max"));

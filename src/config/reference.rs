@@ -1,16 +1,16 @@
-//! Which keys exist: read from `config/nearshore.toml`, which is the reference for people too.
+//! Knows which keys exist, from `config/nearshore.toml`, which is also the reference for readers.
 //!
-//! Invariant: a key is known iff it stands there. A line `#key = value` (no space after `#`) shows an
-//! optional key; `# words` is prose. A test holds the file against [`super::Config`].
+//! Invariant: a key is known only if it is in that file. A line `#key = value` (no space after `#`) shows an optional
+//! key; `# words` is prose. A test compares the file with [`super::Config`].
 
 use std::collections::BTreeMap;
 
 use toml::{Table, Value};
 
-/// The reference itself.
+/// Text of the reference.
 pub const TEXT: &str = include_str!("../../config/nearshore.toml");
 
-/// Tables whose keys the writer chooses.
+/// Tables with keys of free choice.
 const FREE: [&str; 7] = [
     "kafka.properties",
     "kafka.consumer",
@@ -21,16 +21,16 @@ const FREE: [&str; 7] = [
     "needs.not_again_within",
 ];
 
-/// What may stand at one place.
+/// What may be written at one place.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Known {
-    /// A value; the one of the reference.
+    /// A value; here that of the reference.
     Leaf(Value),
     /// A table of these keys.
     Table(BTreeMap<String, Known>),
     /// An array of such tables.
     Many(Box<Known>),
-    /// A table of any keys.
+    /// A table with any keys.
     Free,
 }
 
@@ -66,21 +66,21 @@ impl Known {
         }
     }
 
-    /// Two examples of the same thing show the keys of both.
+    /// Merges two examples of one table: the keys of both are known.
     fn merge(self, other: Self) -> Self {
         match (self, other) {
-            (Self::Table(mut ours), Self::Table(theirs)) => {
-                for (key, theirs) in theirs {
-                    let merged = match ours.remove(&key) {
-                        Some(ours) => ours.merge(theirs),
-                        None => theirs,
+            (Self::Table(mut first), Self::Table(second)) => {
+                for (key, known) in second {
+                    let merged = match first.remove(&key) {
+                        Some(before) => before.merge(known),
+                        None => known,
                     };
-                    ours.insert(key, merged);
+                    first.insert(key, merged);
                 }
-                Self::Table(ours)
+                Self::Table(first)
             }
-            (Self::Many(ours), Self::Many(theirs)) => Self::Many(Box::new(ours.merge(*theirs))),
-            (ours, _) => ours,
+            (Self::Many(first), Self::Many(second)) => Self::Many(Box::new(first.merge(*second))),
+            (first, _) => first,
         }
     }
 
@@ -113,7 +113,7 @@ impl Known {
         }
     }
 
-    /// What stands at a dotted path.
+    /// What is known at a dotted path.
     pub(super) fn at(&self, path: &str) -> Option<&Self> {
         path.split('.')
             .try_fold(self, |known, key| known.child(key))

@@ -1,7 +1,7 @@
-//! The configuration in force as TOML, without secrets.
+//! Prints the effective configuration as TOML, without secrets.
 //!
-//! Invariant: a value whose key speaks of a password or secret, or belongs to `sasl.*`, is never
-//! printed, nor is the password in a URL. Paths of secret files are no secrets.
+//! Invariant: a value whose key names a password, secret or token, or belongs to `sasl.*`, is never printed, and
+//! neither is the password in a URL. Paths of secret files are not secret.
 
 use std::time::Duration;
 
@@ -17,32 +17,32 @@ pub(super) fn effective(config: &Config) -> String {
         Ok(table) => table,
         Err(error) => return format!("# cannot be written as TOML: {error}\n"),
     };
-    tidy(&mut table, &Known::all(), "");
+    mask(&mut table, &Known::all(), "");
     toml::to_string_pretty(&table)
         .unwrap_or_else(|error| format!("# cannot be written as TOML: {error}\n"))
 }
 
-fn tidy(table: &mut Table, known: &Known, path: &str) {
+fn mask(table: &mut Table, known: &Known, path: &str) {
     for (key, value) in table.iter_mut() {
         let path = dotted(path, key);
-        if secret(&path) {
+        if is_secret(&path) {
             *value = Value::String(MASK.into());
             continue;
         }
         let known = known.child(key);
         match value {
-            Value::Table(child) => tidy(child, known.unwrap_or(&Known::Free), &path),
+            Value::Table(child) => mask(child, known.unwrap_or(&Known::Free), &path),
             Value::Array(items) => {
                 for item in items {
                     if let Value::Table(item) = item {
-                        tidy(item, known.unwrap_or(&Known::Free), &path);
+                        mask(item, known.unwrap_or(&Known::Free), &path);
                     }
                 }
             }
             Value::String(text) => {
-                let a_duration = matches!(known, Some(Known::Leaf(Value::String(shown))) if humantime::parse_duration(shown).is_ok());
+                let is_duration = matches!(known, Some(Known::Leaf(Value::String(shown))) if humantime::parse_duration(shown).is_ok());
                 *text = match humantime::parse_duration(text) {
-                    Ok(duration) if a_duration => words(duration),
+                    Ok(duration) if is_duration => words(duration),
                     _ => without_password(text),
                 };
             }
@@ -51,14 +51,14 @@ fn tidy(table: &mut Table, known: &Known, path: &str) {
     }
 }
 
-fn secret(path: &str) -> bool {
+fn is_secret(path: &str) -> bool {
     let path = path.to_lowercase();
     let names_files = path.ends_with("_file") || path.contains("secret_files");
     let words = ["password", "secret", "sasl.", "token", "ssl.key.pem"];
     !names_files && words.iter().any(|word| path.contains(word)) && !path.ends_with("prompt_tokens")
 }
 
-/// One whole unit: humantime would write 365 days as `11months 30days 3h ...`.
+/// A duration in one unit: humantime would write 365 days as `11months 30days 3h ...`.
 fn words(duration: Duration) -> String {
     let units = [
         (86_400_000, "d"),
@@ -77,7 +77,7 @@ fn words(duration: Duration) -> String {
     }
 }
 
-/// `redis://user:word@host` as `redis://user:***@host`; other text as it is.
+/// Writes `redis://user:word@host` as `redis://user:***@host`; other text is unchanged.
 fn without_password(text: &str) -> String {
     let masked = || {
         let (scheme, rest) = text.split_once("://")?;
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_secret_is_shown() {
+    fn the_effective_configuration_shows_no_secret() {
         let mut config = Config::default();
         config.redis.url = "redis://me:hunter2@cache:6379/0".into();
         config
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_without_a_password_is_shown_whole() {
+    fn a_url_is_masked_only_if_it_has_a_password() {
         for url in [
             "redis://localhost:6379",
             "redis://me@host/0?a=b:c",

@@ -1,5 +1,4 @@
-//! What a configuration must mean beyond its types: one function per section, each adding
-//! `(dotted key, what is wrong)`.
+//! Checks what types cannot: one function per section, each adding pairs of dotted key and what is wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,7 +12,7 @@ use nearshore_core::user::state::{VERSION_CURRENT, VERSION_OLDEST};
 
 type Found = Vec<(String, String)>;
 
-/// Everything that is wrong with the meaning.
+/// Everything that is wrong beyond types.
 pub(super) fn verify(config: &Config) -> Found {
     let mut found = Found::new();
     for section in [
@@ -57,16 +56,23 @@ fn repeated<'a>(ids: impl Iterator<Item = &'a str>) -> Vec<(usize, &'a str)> {
         .collect()
 }
 
-fn word(text: &str, longest: usize) -> bool {
+/// Whether `text` is a short id: 1 to `longest` of a-z, 0-9 and -.
+fn is_id(text: &str, longest: usize) -> bool {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     (1..=longest).contains(&text.len()) && text.chars().all(fits)
 }
 
 fn namespace(config: &Config, found: &mut Found) {
     let what = format!("{:?} must be 1 to 32 of a-z, 0-9 and -", config.namespace);
-    must(found, word(&config.namespace, 32), "namespace", what);
-    let kept = "\"nearshore\" is the prefix of what all namespaces share; choose another";
-    must(found, config.namespace != "nearshore", "namespace", kept);
+    must(found, is_id(&config.namespace, 32), "namespace", what);
+    let reserved =
+        "\"nearshore\" is the prefix of keys that all namespaces share; choose another name";
+    must(
+        found,
+        config.namespace != "nearshore",
+        "namespace",
+        reserved,
+    );
 }
 
 fn kafka(config: &Config, found: &mut Found) {
@@ -79,21 +85,24 @@ fn kafka(config: &Config, found: &mut Found) {
         matches!(port, Some((host, Ok(_))) if !host.is_empty())
     };
     let bad = kafka.brokers.split(',').find(|broker| !address(broker));
-    let what = format!("{:?} is not host:port", bad.unwrap_or_default());
+    let what = format!(
+        "{:?} is not host:port, separated by commas",
+        bad.unwrap_or_default()
+    );
     must(found, bad.is_none(), "kafka.brokers", what);
     above_zero(found, "kafka.session_timeout", kafka.session_timeout);
     above_zero(found, "kafka.ack_timeout", kafka.ack_timeout);
-    // A missing file is told of by `files`, with its own key.
+    // `files` reports a missing file, with its own key.
     if kafka.secret_files.values().all(|path| path.exists())
         && let Err(error) = kafka.check()
     {
-        let (key, what) = refused(config, &error);
+        let (key, what) = refused_key(config, &error);
         must(found, false, &key, what);
     }
 }
 
-/// The key that librdkafka, or the log, means.
-fn refused(config: &Config, error: &log::Error) -> (String, String) {
+/// The key that librdkafka or the log refused, and why.
+fn refused_key(config: &Config, error: &log::Error) -> (String, String) {
     let kafka = &config.kafka;
     let text = error.to_string();
     if let log::Error::Refused { what, reason } = error
@@ -106,14 +115,14 @@ fn refused(config: &Config, error: &log::Error) -> (String, String) {
         ("consumer", &kafka.consumer),
         ("producer", &kafka.producer),
     ] {
-        let meant = |key: &&String| text.contains(&format!("\"{key}\""));
-        if let Some(key) = properties.keys().find(meant) {
+        let named = |key: &&String| text.contains(&format!("\"{key}\""));
+        if let Some(key) = properties.keys().find(named) {
             // librdkafka repeats key and value at the end: a value may be a secret.
-            let said = text
+            let reason = text
                 .rsplit_once(&format!(" {key}"))
-                .map_or(&*text, |(said, _)| said);
-            let said = said.trim_start_matches("kafka properties: Client config error: ");
-            return (format!("kafka.{section}.{key}"), said.to_owned());
+                .map_or(&*text, |(reason, _)| reason);
+            let reason = reason.trim_start_matches("kafka properties: Client config error: ");
+            return (format!("kafka.{section}.{key}"), reason.to_owned());
         }
     }
     ("kafka".to_owned(), text)
@@ -124,26 +133,38 @@ fn topics(config: &Config, found: &mut Found) {
     let mut owners = BTreeMap::new();
     for (key, name) in topics.keyed() {
         let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        let lawful = (1..=249).contains(&name.len()) && name.chars().all(fits);
+        let valid = (1..=249).contains(&name.len()) && name.chars().all(fits);
         let key = format!("topics.{key}");
-        must(found, lawful, &key, format!("{name:?} is no topic name"));
+        must(
+            found,
+            valid,
+            &key,
+            format!(
+                "{name:?} is not a valid topic name: use 1 to 249 letters, digits, '.', '_' or '-'"
+            ),
+        );
         if let Some(first) = owners.insert(name, key.clone()) {
-            must(found, false, &key, format!("{name:?} is already {first}"));
+            must(
+                found,
+                false,
+                &key,
+                format!("{name:?} is already {first}; every topic needs its own name"),
+            );
         }
     }
     for name in config.kafka.incarnations.keys() {
         let known = owners.contains_key(name.as_str());
         let key = format!("kafka.incarnations.{name}");
-        must(found, known, &key, "is no topic named in [topics]");
+        must(found, known, &key, "no topic of [topics] has this name");
     }
 }
 
 fn redis(config: &Config, found: &mut Found) {
     let redis = &config.redis;
     let schemes = ["redis://", "redis+cluster://"];
-    let lawful = schemes.iter().any(|scheme| redis.url.starts_with(scheme));
+    let valid = schemes.iter().any(|scheme| redis.url.starts_with(scheme));
     let what = "must begin with redis:// or redis+cluster://";
-    must(found, lawful, "redis.url", what);
+    must(found, valid, "redis.url", what);
     for (key, duration) in [
         ("replicas_max", redis.replicas_max),
         ("connect_max", redis.connect_max),
@@ -175,8 +196,8 @@ fn state(config: &Config, found: &mut Found) {
     at_least_one(found, "state.cache_users", config.state.cache_users);
     let known = VERSION_OLDEST..=VERSION_CURRENT;
     let what = format!("must be {VERSION_OLDEST} to {VERSION_CURRENT}");
-    let lawful = known.contains(&config.state.write_version);
-    must(found, lawful, "state.write_version", what);
+    let valid = known.contains(&config.state.write_version);
+    must(found, valid, "state.write_version", what);
 }
 
 fn trigger(config: &Config, found: &mut Found) {
@@ -194,12 +215,12 @@ fn trigger(config: &Config, found: &mut Found) {
     for (name, number) in all {
         weight(found, &format!("trigger.weights.{name}"), number);
     }
-    let moving = all.iter().any(|(_, number)| *number > 0.0);
+    let triggers = all.iter().any(|(_, number)| *number > 0.0);
     must(
         found,
-        moving,
+        triggers,
         "trigger.weights",
-        "all are 0: no event would ask for a list",
+        "all weights are 0: no event would request a list; make one of them positive",
     );
     above_zero(found, "trigger.pending_max", trigger.pending_max);
     at_least_one(
@@ -211,12 +232,12 @@ fn trigger(config: &Config, found: &mut Found) {
 
 fn lanes(config: &Config, found: &mut Found) {
     let lanes = &config.lanes;
-    let shared = lanes.urgent > 0 || lanes.live > 0;
+    let serves = lanes.urgent > 0 || lanes.live > 0;
     must(
         found,
-        shared,
+        serves,
         "lanes",
-        "urgent and live are both 0: no user would be served",
+        "urgent and live are both 0: no live user would get a list; make one of them positive",
     );
     at_least_one(found, "lanes.batch_max", lanes.batch_max);
     let room = lanes.unserved_max >= lanes.batch_max;
@@ -234,18 +255,18 @@ fn lanes(config: &Config, found: &mut Found) {
 fn demand(config: &Config, found: &mut Found) {
     let demand = &config.demand;
     above_zero(found, "demand.half_life", demand.half_life);
-    let kept = demand.keep >= demand.half_life;
+    let long_enough = demand.keep >= demand.half_life;
     must(
         found,
-        kept,
+        long_enough,
         "demand.keep",
         "must not be shorter than demand.half_life",
     );
     weight(found, "demand.smoothing", demand.smoothing);
     above_zero(found, "demand.every", demand.every);
-    let read = config.redis.counts_ttl >= demand.keep;
+    let stored = config.redis.counts_ttl >= demand.keep;
     let what = "must not be longer than redis.counts_ttl";
-    must(found, read, "demand.keep", what);
+    must(found, stored, "demand.keep", what);
 }
 
 fn selection(config: &Config, found: &mut Found) {
@@ -282,8 +303,8 @@ fn log(config: &Config, found: &mut Found) {
     }
 }
 
-/// What the rules' own check says of one item, without the name that the key already gives.
-fn of_item(found: &mut Found, key: &str, problems: Vec<String>) {
+/// Adds the problems that [`validate`] found in one item, without the id, which the key already gives.
+fn add_item(found: &mut Found, key: &str, problems: Vec<String>) {
     for problem in problems {
         let (_, what) = problem.split_once("\": ").unwrap_or(("", &problem));
         must(found, false, key, what);
@@ -292,23 +313,23 @@ fn of_item(found: &mut Found, key: &str, problems: Vec<String>) {
 
 fn rules(config: &Config, found: &mut Found) {
     for (nth, id) in repeated(config.rules.iter().map(|rule| rule.id.as_str())) {
-        let what = format!("{id:?} is used twice");
+        let what = format!("{id:?} is used twice; give each one its own id");
         must(found, false, &format!("rules[{nth}].id"), what);
     }
     for (nth, rule) in config.rules.iter().enumerate() {
         let problems = validate(std::slice::from_ref(rule), &[]);
-        of_item(found, &format!("rules[{nth}]"), problems);
+        add_item(found, &format!("rules[{nth}]"), problems);
     }
 }
 
 fn segments(config: &Config, found: &mut Found) {
     for (nth, id) in repeated(config.segments.iter().map(|segment| segment.id.as_str())) {
-        let what = format!("{id:?} is used twice");
+        let what = format!("{id:?} is used twice; give each one its own id");
         must(found, false, &format!("segments[{nth}].id"), what);
     }
     for (nth, segment) in config.segments.iter().enumerate() {
         let problems = validate(&[], std::slice::from_ref(segment));
-        of_item(found, &format!("segments[{nth}]"), problems);
+        add_item(found, &format!("segments[{nth}]"), problems);
     }
 }
 
@@ -318,18 +339,18 @@ fn arms(config: &Config, found: &mut Found) {
             found,
             false,
             &format!("arms[{nth}].id"),
-            format!("{id:?} is used twice"),
+            format!("{id:?} is used twice; give each one its own id"),
         );
     }
     let mut epochs = BTreeMap::new();
     for (nth, arm) in config.arms.iter().enumerate() {
         let key = format!("arms[{nth}]");
-        let lawful = word(&arm.id, 32);
+        let valid = is_id(&arm.id, 32);
         let what = format!("{:?} must be 1 to 32 of a-z, 0-9 and -", arm.id);
-        must(found, lawful, &format!("{key}.id"), what);
+        must(found, valid, &format!("{key}.id"), what);
         if let Some(first) = epochs.insert(arm.epoch, &arm.id) {
             let what = format!(
-                "{} is already the epoch of {first:?}; an epoch is never reused",
+                "{} is already the epoch of {first:?}; an epoch is never reused, so give a higher one",
                 arm.epoch
             );
             must(found, false, &format!("{key}.epoch"), what);
@@ -345,7 +366,7 @@ fn arms(config: &Config, found: &mut Found) {
             found,
             known,
             &format!("{key}.mode"),
-            format!("{:?} is not \"constrained\"", arm.mode),
+            format!("{:?} is not a mode; write \"constrained\"", arm.mode),
         );
         let room = arm.prompt_tokens >= 32;
         must(
@@ -362,22 +383,22 @@ fn arms(config: &Config, found: &mut Found) {
             found,
             scored,
             &key,
-            "all weights are 0: no name would be better than another",
+            "model_weight and demand_weight are both 0: all names would score the same; make one of them positive",
         );
-        let log = arm.theta.is_none_or(|theta| theta <= 0.0);
+        let valid = arm.theta.is_none_or(|theta| theta <= 0.0);
         must(
             found,
-            log,
+            valid,
             &format!("{key}.theta"),
-            "is a log-probability: at most 0",
+            "must be at most 0: it is a log-probability",
         );
     }
-    let some = config.arms.is_empty() || config.arms.iter().any(|arm| arm.share > 0);
+    let shared = config.arms.is_empty() || config.arms.iter().any(|arm| arm.share > 0);
     must(
         found,
-        some,
+        shared,
         "arms",
-        "all shares are 0: no user would have an arm",
+        "all shares are 0: no user would have an arm; make one of them positive",
     );
 }
 
@@ -402,23 +423,23 @@ fn templates(config: &Config, found: &mut Found) {
 }
 
 fn files(config: &Config, found: &mut Found) {
-    let mut models = Vec::new();
+    let mut paths = Vec::new();
     for (nth, arm) in config.arms.iter().enumerate() {
         let key = format!("arms[{nth}].model");
         match delay_of(&arm.model) {
             Some(Ok(_)) => {}
-            Some(Err(wrong)) => must(found, false, &key, wrong),
-            None => models.push((key, config.resolve(&arm.model))),
+            Some(Err(error)) => must(found, false, &key, error),
+            None => paths.push((key, config.resolve(&arm.model))),
         }
         if let Some(file) = &arm.calibration {
-            models.push((format!("arms[{nth}].calibration"), config.resolve(file)));
+            paths.push((format!("arms[{nth}].calibration"), config.resolve(file)));
         }
     }
     let password = config.redis.password_file.iter();
     let password = password.map(|path| ("redis.password_file".to_owned(), path.clone()));
     let secrets = config.kafka.secret_files.iter();
     let secrets = secrets.map(|(name, path)| (format!("kafka.secret_files.{name}"), path.clone()));
-    for (key, path) in models.into_iter().chain(password).chain(secrets) {
+    for (key, path) in paths.into_iter().chain(password).chain(secrets) {
         if let Err(error) = std::fs::metadata(&path) {
             must(
                 found,
