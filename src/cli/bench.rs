@@ -1,8 +1,8 @@
 //! `nearshore bench engine`: measures the engine for `scripts/bench engine`, by requests in JSON lines.
 //!
-//! It decides what is timed, not how: each request runs as in production. Invariant: one line in, one line out, in order;
-//! a request that fails is answered with its error, and the next one is read. It knows no other engines, medians or
-//! tables: the script interleaves and compares.
+//! It decides what is timed, not how: each request runs as in production. Invariant: one line in, one line out, in
+//! order; a request that fails is answered with its error, and the next one is read. It knows no other engines, medians
+//! or tables: the script interleaves and compares.
 
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};

@@ -21,8 +21,8 @@ pub fn load(path: Option<&Path>) -> Result<Config, u8> {
     })
 }
 
-/// Reads the configuration, or returns what is wrong with it. Variables whose name is not Unicode are skipped: Nearshore
-/// has none.
+/// Reads the configuration, or returns what is wrong with it. Variables whose name is not Unicode are skipped:
+/// Nearshore has none.
 pub fn read(path: Option<&Path>) -> Result<Config, Vec<Problem>> {
     let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
         Some((

@@ -121,7 +121,7 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Take a product off all lists within seconds; who blocked it and why is kept.
+    /// Take a product off all lists within seconds; who did it and why is stored.
     #[command(
         after_help = "Examples:\n  nearshore block 1028816 --reason 'recall of batch 7'\n  nearshore block --pu 'ADULT ANALGESICS' --reason 'licence'"
     )]

@@ -1,6 +1,6 @@
-//! The demo's shop: a year of purchases of 2,469 households, as `scripts/fetch-data` lays them out.
+//! Reads the demo's data: a year of purchases of 2,469 households, as `scripts/fetch-data` writes them.
 //!
-//! Reads `products.jsonl`, `households.jsonl` and `transactions.csv`; an error names file and line.
+//! The files are `products.jsonl`, `households.jsonl` and `transactions.csv`; an error names file and line.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// What is wrong with the data.
+/// Why the data cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file that cannot be read.
@@ -18,10 +18,10 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// A line that is not what it should be.
+    /// A line that cannot be read.
     #[error("{path}:{line}: {what}")]
     Line {
         /// The file.
@@ -33,7 +33,7 @@ pub enum Error {
     },
 }
 
-/// One product of the shop.
+/// One SKU of the catalogue.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Product {
     /// SKU id.
@@ -49,13 +49,13 @@ pub struct Product {
     /// `National` or `Private`.
     #[serde(default)]
     pub brand: Option<String>,
-    /// Text for people.
+    /// Title.
     #[serde(default)]
     pub title: Option<String>,
 }
 
 impl Product {
-    /// The value of its `catalog` record.
+    /// The value of the SKU's `catalog` record.
     pub fn record(&self, stock: i64) -> Value {
         json!({
             "pu": self.pu,
@@ -67,7 +67,7 @@ impl Product {
     }
 }
 
-/// One household with demographics.
+/// One household with its demographics.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Household {
     /// Household id: the user.
@@ -78,7 +78,7 @@ pub struct Household {
 }
 
 impl Household {
-    /// The profile in words, as the shop would write it.
+    /// The profile in words, as a shop would write it.
     pub fn profile(&self) -> Value {
         let text = |name: &str| {
             let value = self.fields.get(name)?;
@@ -87,90 +87,91 @@ impl Household {
                 .map_or_else(|| value.to_string(), str::to_string);
             (!text.is_empty() && text != "null").then_some(text)
         };
-        let mut words = serde_json::Map::new();
-        let mut say = |name: &str, value: Option<String>| {
+        let mut profile = serde_json::Map::new();
+        let mut set = |name: &str, value: Option<String>| {
             if let Some(value) = value {
-                words.insert(name.into(), Value::String(value));
+                profile.insert(name.into(), Value::String(value));
             }
         };
-        say("age", text("age").map(|age| format!("{age} years")));
-        say(
+        set("age", text("age").map(|age| format!("{age} years")));
+        set(
             "income",
             text("income").map(|income| format!("{income} dollars a year")),
         );
-        say(
+        set(
             "home",
             text("home_ownership").map(|home| home.to_lowercase()),
         );
-        say(
+        set(
             "marital_status",
             text("marital_status").map(|status| status.to_lowercase()),
         );
-        say(
+        set(
             "household",
             text("household_comp").map(|comp| comp.to_lowercase()),
         );
-        say("household_size", text("household_size"));
-        say("children", text("kids_count").filter(|kids| kids != "0"));
-        Value::Object(words)
+        set("household_size", text("household_size"));
+        set("children", text("kids_count").filter(|kids| kids != "0"));
+        Value::Object(profile)
     }
 }
 
-/// One line of a till receipt.
+/// One purchased SKU: a line of `transactions.csv`.
 #[derive(Clone, Debug)]
 pub struct Purchase {
-    /// When, milliseconds since 1970, in the data's year.
+    /// Time in milliseconds since 1970, in the year of the data.
     pub time: i64,
     /// Household id.
     pub user: String,
     /// SKU id.
     pub sku: String,
-    /// How many.
+    /// Quantity.
     pub qty: u32,
-    /// Paid in all.
+    /// Total paid.
     pub paid: f64,
 }
 
-/// All products.
+/// Reads all SKUs.
 pub fn products(data: &Path) -> Result<Vec<Product>, Error> {
     json_lines(&data.join("products.jsonl"))
 }
 
-/// All households with demographics.
+/// Reads all households with demographics.
 pub fn households(data: &Path) -> Result<Vec<Household>, Error> {
     json_lines(&data.join("households.jsonl"))
 }
 
-/// Purchases of the given households, in time order.
+/// Reads the purchases of some households, in time order.
 ///
-/// `keep` is asked for each household id, so that 1.4 million lines need not be held.
+/// `keep` says for each household id whether its lines are kept: all 1.4 million would need too much memory.
 pub fn purchases(data: &Path, keep: impl Fn(&str) -> bool) -> Result<Vec<Purchase>, Error> {
     let path = data.join("transactions.csv");
-    let mut found = Vec::new();
+    let mut purchases = Vec::new();
     let mut columns: Option<Columns> = None;
     for (nth, line) in lines(&path)?.enumerate() {
         let line = line.map_err(|source| Error::Io {
             path: path.clone(),
             source,
         })?;
-        let bad = |what: String| Error::Line {
+        let error = |what: String| Error::Line {
             path: path.clone(),
             line: nth + 1,
             what,
         };
         let Some(columns) = &columns else {
-            columns = Some(Columns::of(&line).map_err(bad)?);
+            columns = Some(Columns::of(&line).map_err(error)?);
             continue;
         };
         let cells: Vec<&str> = line.split(',').collect();
         if cells.get(columns.user).is_some_and(|user| keep(user)) {
-            found.push(columns.purchase(&cells).map_err(bad)?);
+            purchases.push(columns.purchase(&cells).map_err(error)?);
         }
     }
-    found.sort_by(|a, b| (a.time, &a.user, &a.sku).cmp(&(b.time, &b.user, &b.sku)));
-    Ok(found)
+    purchases.sort_by(|a, b| (a.time, &a.user, &a.sku).cmp(&(b.time, &b.user, &b.sku)));
+    Ok(purchases)
 }
 
+/// Indices of the columns that are used.
 struct Columns {
     time: usize,
     user: usize,
@@ -186,7 +187,9 @@ impl Columns {
             names
                 .iter()
                 .position(|name| *name == wanted)
-                .ok_or_else(|| format!("no column {wanted:?}; run scripts/fetch-data again"))
+                .ok_or_else(|| {
+                    format!("there is no column {wanted:?}; run scripts/fetch-data again")
+                })
         };
         Ok(Self {
             time: at("ts_ms")?,
@@ -202,20 +205,20 @@ impl Columns {
             cells
                 .get(at)
                 .copied()
-                .ok_or_else(|| format!("no cell {}", at + 1))
+                .ok_or_else(|| format!("there is no cell {}", at + 1))
         };
         let number = |at: usize| {
             cell(at)?
                 .parse::<f64>()
-                .map_err(|_| format!("cell {} is no number", at + 1))
+                .map_err(|_| format!("cell {} is not a number", at + 1))
         };
         Ok(Purchase {
             time: cell(self.time)?
                 .parse()
-                .map_err(|_| "ts_ms is no integer".to_string())?,
+                .map_err(|_| "ts_ms is not an integer".to_string())?,
             user: cell(self.user)?.to_string(),
             sku: cell(self.sku)?.to_string(),
-            // The data has a few returns and weights; a purchase of nothing is still one trip to the shelf.
+            // The data has a few returns (0) and weights (thousands): both count as purchases.
             qty: number(self.qty)?.clamp(1.0, 1000.0) as u32,
             paid: number(self.paid)?,
         })

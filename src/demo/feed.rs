@@ -1,5 +1,5 @@
-//! What the demo puts into Kafka: the catalogue with its sold-out share, profiles, a stretch of real
-//! purchases shifted to end now, and baskets and sell-outs while the roles run.
+//! Writes the demo's records to Kafka: the catalogue with a share of sold-out SKUs, profiles, several weeks of real
+//! purchases shifted to end now, and further baskets and sell-outs while the roles run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -27,22 +27,22 @@ const SOLD_OUT: f64 = 0.03;
 const CHUNK: usize = 2_000;
 const WEEK_MS: i64 = 7 * 86_400_000;
 
-/// The demo's shop and its customers.
+/// The demo's catalogue, households and purchases.
 pub struct Feed {
     products: Vec<Product>,
-    /// SKU to its place in `products`.
-    places: BTreeMap<String, usize>,
+    /// SKU to its index in `products`.
+    indices: BTreeMap<String, usize>,
     households: Vec<Household>,
-    /// Purchases before the start, shifted.
+    /// Purchases before the start, with shifted times.
     history: Vec<Purchase>,
-    /// The last basket of each household: bought while the roles run.
+    /// The last basket of each household, which is sent while the roles run.
     held_back: Vec<Purchase>,
-    out: BTreeSet<String>,
+    sold_out: BTreeSet<String>,
     rng: ChaCha8Rng,
     live_sent: u64,
 }
 
-/// Topics with their partitions. The embedded log keeps 5 MiB per partition, so the catalogue is spread.
+/// All topics with their partitions. The embedded log keeps 5 MiB per partition, so the catalogue has 16.
 pub fn topics(topics: &Topics) -> Vec<NewTopic> {
     let compacted = [
         &topics.catalog,
@@ -61,7 +61,7 @@ pub fn topics(topics: &Topics) -> Vec<NewTopic> {
         .iter()
         .map(|name| {
             let mut config = vec![("cleanup.policy", policy(name))];
-            // A purchase carries its own time, by which a real broker would delete what is older than its default.
+            // Purchases have times of the past weeks; with the default retention a real broker would delete them.
             config.extend((*name == topics.user_events).then_some(("retention.ms", "-1")));
             NewTopic {
                 name: name.to_string(),
@@ -78,28 +78,28 @@ pub fn topics(topics: &Topics) -> Vec<NewTopic> {
 impl Feed {
     /// Reads the data of the first `households` that have demographics.
     ///
-    /// The first is known by profile alone, the second by three purchases; the third bought most.
-    pub fn read(data: &Path, households: usize, (weeks, seed): (u32, u64)) -> anyhow::Result<Self> {
+    /// The first household gets a profile alone, the second three purchases; the third has the most purchases.
+    pub fn read(data: &Path, households: usize, weeks: u32, seed: u64) -> anyhow::Result<Self> {
         let products = data::products(data)?;
-        let mut people = data::households(data)?;
-        people.truncate(households);
-        let users: BTreeSet<String> = people.iter().map(|h| h.user.clone()).collect();
+        let mut selected = data::households(data)?;
+        selected.truncate(households);
+        let users: BTreeSet<String> = selected.iter().map(|h| h.user.clone()).collect();
         let mut bought = data::purchases(data, |user| users.contains(user))?;
-        let places: BTreeMap<String, usize> = products
+        let indices: BTreeMap<String, usize> = products
             .iter()
             .enumerate()
             .map(|(nth, p)| (p.sku.clone(), nth))
             .collect();
-        bought.retain(|purchase| places.contains_key(&purchase.sku));
+        bought.retain(|purchase| indices.contains_key(&purchase.sku));
         shift(&mut bought, weeks);
         let (history, held_back) = split(bought);
         let mut feed = Self {
             products,
-            places,
-            households: people,
+            indices,
+            households: selected,
             history,
             held_back,
-            out: BTreeSet::new(),
+            sold_out: BTreeSet::new(),
             rng: ChaCha8Rng::seed_from_u64(seed),
             live_sent: 0,
         };
@@ -108,7 +108,8 @@ impl Feed {
         Ok(feed)
     }
 
-    /// Puts the household that bought most third, and leaves the first two with nothing and three purchases.
+    /// Moves the household with the most purchases to the third place, and leaves the first household no purchase and
+    /// the second one three.
     fn arrange(&mut self) {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for purchase in &self.history {
@@ -118,11 +119,11 @@ impl Feed {
             .iter()
             .max_by_key(|(_, n)| **n)
             .map(|(user, _)| (*user).to_string());
-        let place = most.and_then(|user| self.households.iter().position(|h| h.user == user));
-        if let Some(place) = place
+        let third = most.and_then(|user| self.households.iter().position(|h| h.user == user));
+        if let Some(third) = third
             && self.households.len() > 2
         {
-            self.households.swap(2, place);
+            self.households.swap(2, third);
         }
         let (none, three) = (self.user(0), self.user(1));
         self.held_back.retain(|p| p.user != none && p.user != three);
@@ -138,7 +139,7 @@ impl Feed {
     fn sell_out(&mut self) {
         for product in &self.products {
             if self.rng.random_bool(SOLD_OUT) {
-                self.out.insert(product.sku.clone());
+                self.sold_out.insert(product.sku.clone());
             }
         }
     }
@@ -150,24 +151,24 @@ impl Feed {
             .unwrap_or_default()
     }
 
-    /// All users asked for.
+    /// Ids of all households.
     pub fn users(&self) -> Vec<String> {
         self.households.iter().map(|h| h.user.clone()).collect()
     }
 
-    /// Known by profile alone, by three purchases, by many.
+    /// Three households: with a profile alone, with three purchases, with many.
     pub fn three(&self) -> [String; 3] {
         [self.user(0), self.user(1), self.user(2)]
     }
 
-    /// SKUs that are sold out by now.
+    /// SKUs that are sold out now.
     pub fn sold_out(&self) -> &BTreeSet<String> {
-        &self.out
+        &self.sold_out
     }
 
     /// The product of a SKU.
     pub fn product(&self, sku: &str) -> Option<&Product> {
-        self.places.get(sku).map(|&place| &self.products[place])
+        self.indices.get(sku).map(|&index| &self.products[index])
     }
 
     /// Purchases sent while the roles ran.
@@ -178,45 +179,48 @@ impl Feed {
     /// Writes the catalogue.
     pub async fn catalogue(&self, producer: &Producer, topics: &Topics) -> anyhow::Result<()> {
         let records = self.products.iter().map(|product| {
-            let stock = if self.out.contains(&product.sku) {
+            let stock = if self.sold_out.contains(&product.sku) {
                 0
             } else {
                 20
             };
             record(
                 &topics.catalog,
-                (&product.sku, Some(product.record(stock).to_string())),
+                &product.sku,
+                Some(product.record(stock).to_string()),
                 None,
             )
         });
-        send(producer, ("catalogue", self.products.len()), records).await
+        send(producer, "catalogue", self.products.len(), records).await
     }
 
-    /// Writes profiles, then purchases in their order; returns how many purchases.
+    /// Writes profiles, then purchases in time order; returns the number of purchases.
     pub async fn history(&self, producer: &Producer, topics: &Topics) -> anyhow::Result<u64> {
         let start = self.history.first().map_or(wall_clock().0, |p| p.time) - 1;
         let profiles = self.households.iter().map(|household| {
             let value = household.profile().to_string();
             record(
                 &topics.profile_changes,
-                (&household.user, Some(value)),
+                &household.user,
+                Some(value),
                 Some(Timestamp(start)),
             )
         });
-        send(producer, ("profiles", self.households.len()), profiles).await?;
+        send(producer, "profiles", self.households.len(), profiles).await?;
         let events = self
             .history
             .iter()
             .map(|p| event(topics, p, Timestamp(p.time)));
-        send(producer, ("purchases", self.history.len()), events).await?;
+        send(producer, "purchases", self.history.len(), events).await?;
         Ok(self.history.len() as u64)
     }
 
-    /// Spreads the baskets held back over `time`, and sells out products that are on lists.
+    /// Sends the baskets held back, spread over `time`, and sells out SKUs that are on lists.
     pub async fn live(
         &mut self,
         producer: &Producer,
-        (topics, time): (&Topics, Duration),
+        topics: &Topics,
+        time: Duration,
         watch: &mut Watch,
     ) -> anyhow::Result<()> {
         let mut baskets: BTreeMap<String, Vec<Purchase>> = BTreeMap::new();
@@ -236,7 +240,7 @@ impl Feed {
             self.live_sent += basket.len() as u64;
             watch.bought(&user, now);
             if nth % 4 == 0 {
-                self.sell_one(producer, (topics, &user), watch).await?;
+                self.sell_one(producer, topics, &user, watch).await?;
             }
             bar.inc(1);
             watch.listen(pause).await?;
@@ -245,11 +249,12 @@ impl Feed {
         Ok(())
     }
 
-    /// Sells out one SKU of a user's list, as a shop would notice it: after the list was made.
+    /// Sells out one SKU of a user's list, after the list was made.
     async fn sell_one(
         &mut self,
         producer: &Producer,
-        (topics, user): (&Topics, &str),
+        topics: &Topics,
+        user: &str,
         watch: &Watch,
     ) -> anyhow::Result<()> {
         let listed: Vec<String> = watch.skus_of(user);
@@ -261,13 +266,13 @@ impl Feed {
         };
         let value = product.record(0).to_string();
         producer
-            .send(vec![record(&topics.catalog, (&sku, Some(value)), None)])
+            .send(vec![record(&topics.catalog, &sku, Some(value), None)])
             .await?;
-        self.out.insert(sku);
+        self.sold_out.insert(sku);
         Ok(())
     }
 
-    /// One purchase every two seconds, so that pages and metrics move, until `stop`.
+    /// Sends one purchase every two seconds until `stop`, so that pages and metrics change.
     pub async fn trickle(
         &mut self,
         producer: &Producer,
@@ -290,20 +295,20 @@ impl Feed {
     }
 }
 
-/// Keeps the last weeks and moves them so that they end now.
+/// Keeps the last weeks and shifts them so that they end now.
 fn shift(bought: &mut Vec<Purchase>, weeks: u32) {
     let Some(end) = bought.last().map(|p| p.time) else {
         return;
     };
     bought.retain(|p| p.time > end - i64::from(weeks) * WEEK_MS);
-    // A minute before now, so that what is bought while the roles run is later.
+    // They end a minute before now, so that purchases sent while the roles run are later.
     let by = wall_clock().0 - 60_000 - end;
     for purchase in bought {
         purchase.time += by;
     }
 }
 
-/// The last trip of each household is held back.
+/// Separates the last basket of each household from all earlier ones: (earlier, last).
 fn split(bought: Vec<Purchase>) -> (Vec<Purchase>, Vec<Purchase>) {
     let mut last: BTreeMap<String, i64> = BTreeMap::new();
     for purchase in &bought {
@@ -324,16 +329,13 @@ fn event(topics: &Topics, purchase: &Purchase, time: Timestamp) -> Outgoing {
     });
     record(
         &topics.user_events,
-        (&purchase.user, Some(value.to_string())),
+        &purchase.user,
+        Some(value.to_string()),
         Some(time),
     )
 }
 
-fn record(
-    topic: &Arc<str>,
-    (key, value): (&str, Option<String>),
-    time: Option<Timestamp>,
-) -> Outgoing {
+fn record(topic: &Arc<str>, key: &str, value: Option<String>, time: Option<Timestamp>) -> Outgoing {
     Outgoing {
         topic: topic.clone(),
         key: Some(Bytes::copy_from_slice(key.as_bytes())),
@@ -345,7 +347,8 @@ fn record(
 
 async fn send(
     producer: &Producer,
-    (what, len): (&'static str, usize),
+    what: &'static str,
+    len: usize,
     records: impl Iterator<Item = Outgoing>,
 ) -> anyhow::Result<()> {
     let bar = bar(what, len);

@@ -1,8 +1,8 @@
-//! The main job on real purchases, with everything in one process: `nearshore demo`.
+//! `nearshore demo`: runs everything in one process on real purchases.
 //!
-//! A year of a grocer's purchases is shifted so that it ends now; its products, household profiles and
-//! the last weeks go into Kafka, the roles of production turn them into lists, and the demo reads those
-//! as a client would. It uses the same code as `run`; only the data and the settings are its own.
+//! A year of a grocer's purchases is shifted so that it ends now. Products, household profiles and the last weeks are
+//! written to Kafka, the roles of `run` make lists, and the demo reads the lists as a client does. It uses the same
+//! code as `run`; only data and settings are its own.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,85 +32,87 @@ use watch::Watch;
 /// Arguments of `demo`.
 #[derive(Clone, Debug, Args)]
 pub struct DemoArgs {
-    /// Folder of products.jsonl, households.jsonl and transactions.csv (scripts/fetch-data).
+    /// Folder with products.jsonl, households.jsonl and transactions.csv (see scripts/fetch-data).
     #[arg(long, value_name = "DIR", default_value = ".cache/data")]
     data: PathBuf,
-    /// GGUF file or folder of safetensors (scripts/fetch-model).
+    /// GGUF file, or folder with config.json, safetensors and tokenizer.json (see scripts/fetch-model).
     #[arg(long, value_name = "PATH")]
     model: PathBuf,
-    /// redis-server to start on a free port.
+    /// redis-server program to start on a free port.
     #[arg(long, value_name = "PATH", default_value = "redis-server")]
     redis_server: PathBuf,
-    /// A running Redis instead.
+    /// Use this running Redis instead.
     #[arg(long, value_name = "URL", conflicts_with = "redis_server")]
     redis: Option<String>,
-    /// A running Kafka instead of the embedded log.
+    /// Use this running Kafka instead of the embedded log.
     #[arg(long, value_name = "HOST:PORT")]
     kafka: Option<String>,
-    /// Without a person: bounded, ends by itself, one JSON summary as the last line, exit 0 only if all is well.
+    /// Check the demo without watching it: ends by itself, prints a JSON summary as the last line, exit code 1 if a
+    /// check failed.
     #[arg(long)]
     check: bool,
-    /// How many households; all 801 by default, 60 with --check.
+    /// Number of households; by default all 801, or 60 with --check.
     #[arg(long, value_name = "N")]
     households: Option<usize>,
-    /// How many weeks of purchases.
+    /// Weeks of purchases before now.
     #[arg(long, value_name = "WEEKS", default_value_t = 8)]
     weeks: u32,
-    /// Seed of what is sold out.
+    /// Seed that decides which SKUs are sold out.
     #[arg(long, default_value_t = 7)]
     seed: u64,
-    /// Address of metrics and inspect page.
+    /// Address of the metrics and the inspect page.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9464")]
     listen: std::net::SocketAddr,
 }
 
-/// The lists of the first purchases are ready by then, or the check has failed.
+/// With --check, all lists must be made within this time.
 const CHECK_LIMIT: Duration = Duration::from_secs(170);
 
-/// Purchases are fed live for this long; in a check as fast as a till would.
+/// The held-back baskets are sent over this time.
 const LIVE: Duration = Duration::from_secs(20);
 
 /// Runs the demo.
 pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
-    let folder = scratch()?;
+    let folder = temporary_folder()?;
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?
-        .block_on(play(&args, &folder));
-    // Best effort: the folder is ours and of no use to anybody.
+        .block_on(run_demo(&args, &folder));
+    // Best effort: the folder is only for this demo.
     let _ = std::fs::remove_dir_all(&folder);
     outcome
 }
 
-fn scratch() -> anyhow::Result<PathBuf> {
+fn temporary_folder() -> anyhow::Result<PathBuf> {
     let folder = std::env::temp_dir().join(format!("nearshore-demo-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).with_context(|| format!("folder {}", folder.display()))?;
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
     Ok(folder)
 }
 
-/// What the demo stands on until its end.
-struct Stage {
+/// Servers and clients that the demo needs until its end.
+struct Servers {
     config: Arc<Config>,
     producer: Producer,
     store: RedisStore,
-    // Below: kept alive only. Dropped last, for the others talk to them.
+    // These are only kept alive. They are dropped last, because the clients above use them.
     _broker: Option<Embedded>,
     _redis: server::Server,
 }
 
-async fn play(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<ExitCode> {
-    let began = Instant::now();
+async fn run_demo(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<ExitCode> {
+    let start_time = Instant::now();
     let households = args
         .households
         .unwrap_or(if args.check { 60 } else { usize::MAX });
-    let mut feed = Feed::read(&args.data, households, (args.weeks, args.seed))?;
-    let stage = set(args, folder).await?;
-    let config = &stage.config;
+    let mut feed = Feed::read(&args.data, households, args.weeks, args.seed)?;
+    let servers = start_servers(args, folder).await?;
+    let config = &servers.config;
     crate::config::init_tracing(&config.log);
     let metrics = crate::metrics::install(&Known::of(config))?;
-    feed.catalogue(&stage.producer, &config.topics).await?;
-    let history = feed.history(&stage.producer, &config.topics).await?;
+    feed.catalogue(&servers.producer, &config.topics).await?;
+    let history = feed.history(&servers.producer, &config.topics).await?;
     let running = start(
         config.clone(),
         Roles {
@@ -123,39 +125,41 @@ async fn play(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<ExitC
     let mut watch = Watch::follow(config, feed.users()).await?;
     let stop = stop_signal()?;
     tokio::pin!(stop);
-    // An early end of the roles is an end of the demo, with their reason.
     let stopped = tokio::select! {
         () = &mut stop => true,
-        acted = act(args, began, (&stage, &mut feed, &mut watch)) => { acted?; false }
+        fed = feed_live(args, start_time, &servers, &mut feed, &mut watch) => { fed?; false }
     };
-    let mut summary = report::check(&stage.store, (config, &feed, &watch)).await?;
+    let mut summary = report::check(&servers.store, config, &feed, &watch).await?;
     summary.events = history + feed.live_sent();
-    summary.seconds = began.elapsed().as_secs_f64();
+    summary.seconds = start_time.elapsed().as_secs_f64();
     if !args.check && !stopped {
-        report::show(&stage.store, (config, &feed, &watch)).await?;
-        report::how_to_go_on(config, folder)?;
-        feed.trickle(&stage.producer, &config.topics, &mut stop)
+        report::show(&servers.store, config, &feed, &watch).await?;
+        report::next_steps(config, folder)?;
+        feed.trickle(&servers.producer, &config.topics, &mut stop)
             .await?;
     }
     running.until(std::future::ready(())).await?;
     if args.check {
         println!("{}", serde_json::to_string(&summary)?);
     }
-    let well = summary.well() || stopped;
-    if !well {
-        eprintln!("nearshore: the check failed: {}", summary.complaint());
+    let passed = summary.problems().is_empty() || stopped;
+    if !passed {
+        eprintln!(
+            "nearshore: the check failed: {}",
+            summary.problems().join("; ")
+        );
     }
-    Ok(if well || !args.check {
+    Ok(if passed || !args.check {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
 }
 
-/// Starts what was not given, and makes the topics.
-async fn set(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<Stage> {
+/// Starts Redis and Kafka unless the arguments name running ones, and creates the topics.
+async fn start_servers(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<Servers> {
     let redis = match &args.redis {
-        Some(url) => server::Server::elsewhere(url),
+        Some(url) => server::Server::running(url),
         None => server::Server::start(&args.redis_server, folder).await?,
     };
     let mut config = configure(args, folder, &redis.url)?;
@@ -170,18 +174,18 @@ async fn set(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<Stage>
             None
         }
         None => {
-            let spread: Vec<(&str, i32)> = topics
+            let partitions: Vec<(&str, i32)> = topics
                 .iter()
                 .map(|t| (t.name.as_str(), t.partitions))
                 .collect();
-            let embedded = Embedded::start(&spread)?;
+            let embedded = Embedded::start(&partitions)?;
             config.kafka.brokers = embedded.brokers().into();
             Some(embedded)
         }
     };
     let producer = Producer::new(&config.kafka)?;
     let store = RedisStore::new(config.redis.clone())?;
-    Ok(Stage {
+    Ok(Servers {
         config: Arc::new(config),
         producer,
         store,
@@ -190,26 +194,28 @@ async fn set(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<Stage>
     })
 }
 
-/// Waits for the first lists, lets people shop, and waits for the lists that have seen it. What is not there in
-/// time is left to the summary to complain of.
-async fn act(
+/// Waits for the first lists, sends the held-back baskets, and waits for the lists that have seen them. The summary
+/// reports what is missing after the time limit.
+async fn feed_live(
     args: &DemoArgs,
-    began: Instant,
-    (stage, feed, watch): (&Stage, &mut Feed, &mut Watch),
+    start_time: Instant,
+    servers: &Servers,
+    feed: &mut Feed,
+    watch: &mut Watch,
 ) -> anyhow::Result<()> {
-    let patience = || {
+    let time_left = || {
         if args.check {
-            CHECK_LIMIT.saturating_sub(began.elapsed())
+            CHECK_LIMIT.saturating_sub(start_time.elapsed())
         } else {
             Duration::from_secs(3600)
         }
     };
-    if !watch.all_listed(patience()).await? {
+    if !watch.all_listed(time_left()).await? {
         return Ok(());
     }
-    feed.live(&stage.producer, (&stage.config.topics, LIVE), watch)
+    feed.live(&servers.producer, &servers.config.topics, LIVE, watch)
         .await?;
-    watch.caught_up(patience()).await?;
+    watch.caught_up(time_left()).await?;
     Ok(())
 }
 
@@ -224,10 +230,10 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
     })
 }
 
-/// The template is written beside the demo's other files, as an owner would keep it.
+/// The prompt template, written to the demo's folder.
 const TEMPLATE: &str = include_str!("../../config/templates/basket.j2");
 
-/// Rules of a grocer, as an owner would write them.
+/// The demo's configuration with the rules of a grocer, written to the demo's folder.
 const RULES: &str = include_str!("demo.toml");
 
 fn configure(args: &DemoArgs, folder: &std::path::Path, redis: &str) -> anyhow::Result<Config> {
@@ -241,7 +247,7 @@ fn configure(args: &DemoArgs, folder: &std::path::Path, redis: &str) -> anyhow::
     let model = args
         .model
         .canonicalize()
-        .with_context(|| format!("model {}", args.model.display()))?;
+        .with_context(|| format!("cannot find --model {}", args.model.display()))?;
     config.arms = vec![Arm {
         namespaces: Vec::new(),
         id: "smollm2-basket".into(),

@@ -1,8 +1,8 @@
-//! The progress bars of the demo, on standard error.
+//! Draws the demo's progress bars on standard error.
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A progress bar on stderr; silent where there is no terminal.
+/// A progress bar on stderr; without a terminal nothing is drawn.
 pub fn bar(what: &'static str, len: usize) -> ProgressBar {
     let style =
         ProgressStyle::with_template("{msg:>14} {wide_bar} {pos}/{len} {per_sec} {elapsed}");

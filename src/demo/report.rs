@@ -1,4 +1,4 @@
-//! What the demo says at its end: the check's facts, three households in full, and how to go on.
+//! Prints the demo's results: the summary of a check, three households in full, and next steps.
 
 use std::path::Path;
 
@@ -13,83 +13,76 @@ use nearshore_core::ports::store::Users;
 use nearshore_core::user::event::UserId;
 use nearshore_redis::RedisStore;
 
-/// The check's facts, printed as one line of JSON.
+/// The summary of a check, printed as one line of JSON.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Summary {
-    /// Purchases put into Kafka.
+    /// Purchases written to Kafka.
     pub events: u64,
-    /// Households asked for.
+    /// Households.
     pub users: usize,
-    /// Of them, with a list of the model.
+    /// Households with a list of the model.
     pub lists: usize,
-    /// Of them, with a fallback instead.
+    /// Households with a fallback instead.
     pub fallbacks: usize,
     /// Records in `dlq`.
     pub dlq: u64,
-    /// SKUs on stored lists that a client does not show, because they sold out after the list was made.
+    /// SKUs on stored lists that a client filters out, because they sold out after the list was made.
     pub sold_out_filtered: usize,
-    /// Median of seconds from a purchase to the list that has seen it; of purchases made while the roles ran.
+    /// Median seconds from a purchase to the list that has seen it, over purchases sent while the roles ran.
     pub event_to_list_p50_s: f64,
-    /// The same at 99 %.
+    /// The 99th percentile of the same.
     pub event_to_list_p99_s: f64,
-    /// Names on lists that the catalogue does not have.
+    /// Names on lists that are not in the catalogue.
     pub illegal_names: usize,
-    /// SKUs that a client would show though they are sold out; must be 0.
+    /// Sold-out SKUs that a client would show; must be 0.
     pub sold_out_shown: usize,
-    /// Names left without a SKU when a client has filtered.
+    /// Names without a SKU after a client's filter.
     pub empty_names: usize,
-    /// From start to summary.
+    /// Seconds from start to summary.
     pub seconds: f64,
 }
 
 impl Summary {
-    /// Whether the demo did what it promises.
-    pub fn well(&self) -> bool {
-        self.complaint() == "nothing"
-    }
-
-    /// What it did not do.
-    pub fn complaint(&self) -> String {
-        let mut wrong = Vec::new();
+    /// What the demo failed to do; empty if everything worked.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
         if self.lists < self.users {
-            wrong.push(format!(
+            problems.push(format!(
                 "{} of {} households have no list of the model",
                 self.users - self.lists,
                 self.users
             ));
         }
         if self.illegal_names > 0 {
-            wrong.push(format!(
+            problems.push(format!(
                 "{} names are not in the catalogue",
                 self.illegal_names
             ));
         }
         if self.sold_out_shown > 0 {
-            wrong.push(format!(
+            problems.push(format!(
                 "{} sold-out SKUs would be shown",
                 self.sold_out_shown
             ));
         }
         if self.sold_out_filtered == 0 {
-            wrong.push("nothing sold out was filtered".into());
+            problems.push("no sold-out SKU was filtered out".into());
         }
-        if wrong.is_empty() {
-            "nothing".into()
-        } else {
-            wrong.join("; ")
-        }
+        problems
     }
 }
 
-/// Reads every household's list as a client does, and compares it with what the demo knows of its shop.
+/// Reads every household's list as a client does, and compares it with the catalogue that the demo wrote.
 pub async fn check(
     store: &RedisStore,
-    (config, feed, watch): (&Config, &Feed, &Watch),
+    config: &Config,
+    feed: &Feed,
+    watch: &Watch,
 ) -> anyhow::Result<Summary> {
     let mut summary = Summary {
         event_to_list_p50_s: watch.quantile(0.5),
         event_to_list_p99_s: watch.quantile(0.99),
-        dlq: letters(config).await?,
+        dlq: dead_letters(config).await?,
         ..Summary::default()
     };
     for user in feed.users() {
@@ -130,7 +123,7 @@ fn count(list: &Document) -> usize {
     list.pus.iter().map(|pu| pu.skus.len()).sum()
 }
 
-async fn letters(config: &Config) -> anyhow::Result<u64> {
+async fn dead_letters(config: &Config) -> anyhow::Result<u64> {
     let extents = nearshore_kafka::Admin::new(&config.kafka)?
         .extents(&config.topics.dlq)
         .await?;
@@ -140,43 +133,41 @@ async fn letters(config: &Config) -> anyhow::Result<u64> {
         .sum())
 }
 
-/// Three households in full, on stdout.
+/// Prints three households in full.
 pub async fn show(
     store: &RedisStore,
-    (config, feed, watch): (&Config, &Feed, &Watch),
+    config: &Config,
+    feed: &Feed,
+    watch: &Watch,
 ) -> anyhow::Result<()> {
     let inspector = Inspector::open(config, store.clone()).await?;
-    let known = [
-        "by profile alone",
-        "by three purchases",
-        "by many purchases",
-    ];
+    let known = ["a profile alone", "three purchases", "many purchases"];
     for (user, known) in feed.three().iter().zip(known) {
-        println!("\n━━ household {user}, known {known} ━━");
+        println!("\n━━ household {user}, with {known} ━━");
         if let Some(view) = inspector.inspect(&UserId(user.as_str().into())).await? {
             print!("{}", view.text());
         }
     }
     println!(
-        "\nevent to list, of purchases made while the roles ran: {:.1} s at the median, {:.1} s at 99 %",
+        "\nfrom purchase to list, while the roles ran: median {:.1} s, 99 % within {:.1} s",
         watch.quantile(0.5),
         watch.quantile(0.99)
     );
     Ok(())
 }
 
-/// Where to look next.
-pub fn how_to_go_on(config: &Config, folder: &Path) -> anyhow::Result<()> {
+/// Prints what to look at next.
+pub fn next_steps(config: &Config, folder: &Path) -> anyhow::Result<()> {
     let file = folder.join("nearshore.toml");
     std::fs::write(&file, config.effective())?;
     let (listen, file) = (config.http.listen, file.display());
-    println!("\nIt stays up until Ctrl-C; a purchase comes in every two seconds.");
-    println!("  why a list is as it is   http://{listen}/inspect");
+    println!("\nThe demo runs until Ctrl-C and sends a purchase every two seconds.");
+    println!("  how a list was made      http://{listen}/inspect");
     println!("  metrics                  http://{listen}/metrics");
     println!("  one list                 nearshore get HOUSEHOLD --config {file}");
     println!("  the same in full         nearshore inspect HOUSEHOLD --config {file}");
     println!(
-        "On your own data: nearshore check --config nearshore.toml; nearshore run --config nearshore.toml"
+        "With your own data: nearshore check --config nearshore.toml; nearshore run --config nearshore.toml"
     );
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A redis-server of the demo's own, on a free port, gone when the demo is.
+//! Starts a redis-server for the demo on a free port, and ends it with the demo.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-/// A Redis to use: started here, or somebody else's.
+/// The Redis of the demo: started here, or already running.
 pub struct Server {
     /// Its URL.
     pub url: String,
@@ -14,15 +14,15 @@ pub struct Server {
 }
 
 impl Server {
-    /// Somebody else's; it is left as it is.
-    pub fn elsewhere(url: &str) -> Self {
+    /// A running Redis, which the demo does not end.
+    pub fn running(url: &str) -> Self {
         Self {
             url: url.into(),
             child: None,
         }
     }
 
-    /// Starts one that keeps nothing on disk, and waits until it answers.
+    /// Starts a Redis that keeps nothing on disk, and waits until it answers.
     pub async fn start(program: &Path, folder: &Path) -> anyhow::Result<Self> {
         let port = std::net::TcpListener::bind("127.0.0.1:0")?
             .local_addr()?
@@ -62,10 +62,13 @@ impl Server {
                 .as_mut()
                 .and_then(|child| child.try_wait().ok().flatten())
             {
-                bail!("redis-server ended at once: {status}");
+                bail!("{} ended at its start: {status}", program.display());
             }
             if Instant::now() > deadline {
-                bail!("redis-server does not answer on port {port}");
+                bail!(
+                    "{} does not answer on port {port} within 10 s",
+                    program.display()
+                );
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -76,7 +79,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
-            // It keeps nothing: killing it loses nothing. Waiting leaves no zombie.
+            // It keeps nothing, so it can be killed. Waiting for it leaves no zombie process.
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -1,6 +1,4 @@
-//! What the demo sees of its lists: it follows `recall-updates`, as an analyst would.
-//!
-//! It knows which users are waited for, which list each has, and how long an event took to become a list.
+//! Follows `recall-updates` for the demo: which users have a list, and how long it takes from a purchase to a list.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -15,18 +13,18 @@ use nearshore_core::list::document::{Document, Source, Update};
 use nearshore_core::user::record::Timestamp;
 use nearshore_kafka::{Tail, Tailed, tail};
 
-/// How long the demo goes without saying what it waits for.
-const SAY_EVERY: Duration = Duration::from_secs(10);
+/// How often the demo prints what it waits for.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// A follower of `recall-updates`.
+/// Follows `recall-updates`.
 pub struct Watch {
     tail: Tail,
     users: BTreeSet<String>,
     /// The newest list of each user.
     lists: BTreeMap<String, Document>,
-    /// When each user bought something that no list has seen yet.
+    /// Time of each user's purchase that no list has seen yet.
     waiting: BTreeMap<String, Timestamp>,
-    /// Seconds from a purchase made while the roles ran to the list that has seen it.
+    /// Seconds from a purchase sent while the roles ran to the list that has seen it.
     seconds: Vec<f64>,
     bar: ProgressBar,
     started: Timestamp,
@@ -53,7 +51,7 @@ impl Watch {
         })
     }
 
-    /// A user bought something at that time: a list must see it.
+    /// Notes a purchase that a list must see.
     pub fn bought(&mut self, user: &str, at: Timestamp) {
         self.waiting.insert(user.into(), at);
     }
@@ -67,24 +65,27 @@ impl Watch {
             .collect()
     }
 
-    /// Takes in what there is for this long.
+    /// Reads updates for this long.
     pub async fn listen(&mut self, time: Duration) -> anyhow::Result<()> {
         let end = tokio::time::Instant::now() + time;
-        while let Ok(told) = tokio::time::timeout_at(end, self.tail.next()).await {
-            self.take_in(told.context("recall-updates")?);
+        while let Ok(update) = tokio::time::timeout_at(end, self.tail.next()).await {
+            self.apply(update.context("recall-updates")?);
         }
         Ok(())
     }
 
-    /// Waits until every user has a list of the model; false if some have none in time.
-    pub async fn all_listed(&mut self, patience: Duration) -> anyhow::Result<bool> {
+    /// Waits until every user has a list of the model; false after the time limit.
+    pub async fn all_listed(&mut self, limit: Duration) -> anyhow::Result<bool> {
         let all = self
-            .wait(patience, |watch| {
-                let modelled = |user: &&String| watch.modelled(user);
-                let have = watch.users.iter().filter(modelled).count();
+            .wait(limit, |watch| {
+                let listed = watch
+                    .users
+                    .iter()
+                    .filter(|user| watch.has_model_list(user))
+                    .count();
                 (
-                    have == watch.users.len(),
-                    format!("{have} of {} households have a list", watch.users.len()),
+                    listed == watch.users.len(),
+                    format!("{listed} of {} households have a list", watch.users.len()),
                 )
             })
             .await?;
@@ -92,13 +93,13 @@ impl Watch {
         Ok(all)
     }
 
-    /// Waits until a list has seen every purchase made while the roles ran; false if not in time.
-    pub async fn caught_up(&mut self, patience: Duration) -> anyhow::Result<bool> {
-        self.wait(patience, |watch| {
+    /// Waits until lists have seen all purchases sent while the roles ran; false after the time limit.
+    pub async fn caught_up(&mut self, limit: Duration) -> anyhow::Result<bool> {
+        self.wait(limit, |watch| {
             let left = watch.waiting.len();
             (
                 left == 0,
-                format!("{left} households wait for the list that has seen their last basket"),
+                format!("{left} households still wait for a list that has seen their last basket"),
             )
         })
         .await
@@ -106,36 +107,36 @@ impl Watch {
 
     async fn wait(
         &mut self,
-        patience: Duration,
+        limit: Duration,
         done: impl Fn(&Self) -> (bool, String),
     ) -> anyhow::Result<bool> {
         let start = Instant::now();
-        let mut said = Instant::now();
+        let mut reported = Instant::now();
         loop {
             let (done, state) = done(self);
             if done {
                 return Ok(true);
             }
-            if start.elapsed() > patience {
-                eprintln!("gave up after {patience:?}: {state}");
+            if start.elapsed() > limit {
+                eprintln!("gave up after {limit:?}: {state}");
                 return Ok(false);
             }
-            if said.elapsed() > SAY_EVERY {
+            if reported.elapsed() > REPORT_EVERY {
                 eprintln!("{state}");
-                said = Instant::now();
+                reported = Instant::now();
             }
             self.listen(Duration::from_millis(200)).await?;
         }
     }
 
-    fn modelled(&self, user: &str) -> bool {
+    fn has_model_list(&self, user: &str) -> bool {
         self.lists
             .get(user)
             .is_some_and(|list| list.source == Source::Model)
     }
 
-    fn take_in(&mut self, told: Tailed) {
-        let Tailed::Record(record) = told else {
+    fn apply(&mut self, update: Tailed) {
+        let Tailed::Record(record) = update else {
             return;
         };
         let user = record
@@ -153,7 +154,7 @@ impl Watch {
             self.lists.remove(user);
             return;
         };
-        // The list's source time is that of the newest record that it was asked for.
+        // A list's source time is that of the newest record that requested it.
         if let Some(at) = self.waiting.get(user).copied()
             && update.doc.at >= at
             && at >= self.started
@@ -161,14 +162,14 @@ impl Watch {
             self.waiting.remove(user);
             self.seconds.push(record.time.since(at).as_secs_f64());
         }
-        let fresh = !self.modelled(user);
+        let is_new = !self.has_model_list(user);
         self.lists.insert(user.into(), update.doc);
-        if fresh && self.modelled(user) && self.users.contains(user) {
+        if is_new && self.has_model_list(user) && self.users.contains(user) {
             self.bar.inc(1);
         }
     }
 
-    /// Event-to-list seconds at this share of the purchases made while the roles ran; 0 if there were none.
+    /// The quantile of seconds from purchase to list, over purchases sent while the roles ran; 0 without purchases.
     pub fn quantile(&self, share: f64) -> f64 {
         let mut seconds = self.seconds.clone();
         seconds.sort_by(f64::total_cmp);

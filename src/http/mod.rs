@@ -199,7 +199,7 @@ async fn only_local_names(request: Request, next: Next) -> Response {
     } else {
         (
             StatusCode::FORBIDDEN,
-            "only requests to a local name (localhost, 127.0.0.1) are answered here\n",
+            "only local names are answered here\n",
         )
             .into_response()
     }

@@ -1,9 +1,10 @@
 //! Lists and replays the dead letters in the topic `dlq`: [`list`], [`replay`]. [`crate::members::dlq`] writes them.
 //!
-//! Replays are recorded in the positions of the group [`GROUP`], so that a dead letter is sent back once, however often a
-//! replay is interrupted or run with other filters. The position is that of the first dead letter that was not sent back;
-//! the ones sent back after it are in the note that Kafka keeps with a position (`Ledger`). Two replays at once share the
-//! partitions like members of any group. A dead letter is recorded as sent back only after its delivery report.
+//! Replays are recorded in the positions of the group [`GROUP`], so that a dead letter is sent back once, however often
+//! a replay is interrupted or run with other filters. The position is that of the first dead letter that was not sent
+//! back; the ones sent back after it are in the note that Kafka keeps with a position (`Ledger`). Two replays at once
+//! share the partitions like members of any group. A dead letter is recorded as sent back only after its delivery
+//! report.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;

@@ -238,7 +238,7 @@ impl<'a, S: Store> ListRequester<'a, S> {
     }
 }
 
-/// Those users whose list has not seen all of their state, or has an older epoch than their arm.
+/// Those of `page` whose list has not seen all of their state, or has an older epoch than their arm.
 async fn trailing<S: Store>(
     store: &S,
     config: &Config,

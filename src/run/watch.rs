@@ -86,8 +86,8 @@ pub(super) fn count_lag(group: &str, status: &[PartitionStatus]) {
     }
 }
 
-/// Checks every 2 s whether Redis accepts writes. If no namespace is active, it makes one active: the last active one that
-/// this process saw, or its own.
+/// Checks every 2 s whether Redis accepts writes. If no namespace is active, it makes one active: the last active one
+/// that this process saw, or its own.
 pub(super) async fn watch_redis(parts: Parts) -> anyhow::Result<()> {
     let gate = parts.ready.gate("redis");
     // A Redis that lost everything gets back the namespace that was active, not the configured one.

@@ -49,8 +49,8 @@ pub(super) async fn check(config: &Config) -> Vec<Item> {
     items
 }
 
-/// Checks whether the ACL allows reading each consumer group's positions, which needs Describe on the group. The rights to
-/// join a group and to write to topics are not checked: that would need a join or a write.
+/// Checks whether the ACL allows reading each consumer group's positions, which needs Describe on the group. The rights
+/// to join a group and to write to topics are not checked: that would need a join or a write.
 async fn groups(config: &Config, admin: &Admin) -> Vec<Item> {
     let topics = &config.topics;
     let ingest = crate::members::ingest::group(&config.namespace);

@@ -1,8 +1,8 @@
 //! `nearshore try --compare`: scores the same prompts in two precisions and compares the lists.
 //!
-//! It decides what is compared: the names of both lists, their first names, the next token's distribution and, for prompts
-//! with known outcomes, recall. Invariant: every value is a mean over prompts with the half width of its 95 % interval. It
-//! does not judge which difference is acceptable.
+//! It decides what is compared: the names of both lists, their first names, the next token's distribution and, for
+//! prompts with known outcomes, recall. Invariant: every value is a mean over prompts with the half width of its 95 %
+//! interval. It does not judge which difference is acceptable.
 
 use std::collections::BTreeSet;
 use std::io::Write;
