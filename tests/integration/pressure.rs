@@ -71,17 +71,16 @@ fn resident(process: &Process) -> f64 {
     kilobytes.expect("VmRSS is a number") / 1024.0
 }
 
-/// No rebalance callback waited for the model, whose batches take 60 s or more where they are slow, and no partition
-/// was lost to a session timeout.
+/// No rebalance callback waited for a batch of 15 s, and no partition was lost to a session timeout.
 async fn no_callback_waited(process: &Process) {
     let name = "nearshore_rebalance_callback_seconds";
     let bucket = format!("{name}_bucket");
     let quick = process.metric(&bucket, "le=\"0.25\"").await;
-    let within = process.metric(&bucket, "le=\"30\"").await;
+    let within = process.metric(&bucket, "le=\"10\"").await;
     let all = process.metric(&format!("{name}_count"), "").await;
     eprintln!("pressure: {quick} of {all} rebalance callbacks within 250 ms");
     assert!(all > 0.0);
-    assert_eq!(within, all, "a callback took more than 30 s");
+    assert_eq!(within, all, "a callback took more than 10 s");
     let lost = process
         .metric("nearshore_rebalanced_partitions_total", "lost")
         .await;
@@ -139,9 +138,9 @@ async fn halves(processes: [&Process; 2], span: Duration) -> [(f64, f64); 2] {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stalled_model_costs_neither_memory_nor_membership() {
-    // So slow that no batch is done while the test watches.
+    // A batch is in flight all the time, so every rebalance falls into one.
     let lanes = "[lanes]\nbatch_max = 4\nunserved_max = 200\n";
-    let site = site("table:10m", lanes).await;
+    let site = site("table:15s", lanes).await;
     let ingest = Process::ready(&site, "ingest").await;
     let generate = Process::ready(&site, "generate").await;
     fill(&site, (300, &generate)).await;
@@ -182,7 +181,7 @@ async fn a_stalled_model_costs_neither_memory_nor_membership() {
 /// A worker with a quick model serves every request that waited.
 async fn recovers(site: &Site) {
     site.edit(&[
-        ("table:10m", "table:10ms"),
+        ("table:15s", "table:10ms"),
         ("batch_max = 4", "batch_max = 64"),
     ]);
     let start = Instant::now();

@@ -170,8 +170,8 @@ async fn a_refresh_requests_lists_of_the_chosen_users_only() {
 async fn a_refresh_by_an_unknown_arm_segment_or_age_is_refused_with_the_known_ones() {
     let (site, _) = site().await;
     for (words, what) in [
-        (["--arm", "nobody"], "test, other"),
-        (["--segment", "nobody"], "family, default"),
+        (["--arm", "unknown"], "test, other"),
+        (["--segment", "unknown"], "family, default"),
         (["--older-than", "soon"], "soon"),
     ] {
         let refused = site.cli(&[&["refresh"][..], &words].concat()).await;
