@@ -171,7 +171,7 @@ fn pending_claim_rate_and_profile_survive_their_texts_and_damaged_texts_are_refu
 }
 
 #[test]
-fn the_dump_has_fences_erase_profile_and_window_in_order() {
+fn the_dump_has_sorted_keys() {
     let mut state = fixture();
     let fields = serde_json::json!({"b": {"z": 1, "a": 2}, "a": null});
     state.profile = Some(Profiled {
@@ -181,7 +181,7 @@ fn the_dump_has_fences_erase_profile_and_window_in_order() {
     });
     assert_eq!(
         canonical(&state),
-        r#"{"fences":{"0/recomm-e/5":43},"erased_at":0,"profile":{"position":"0/p/0:1","profile":{"a":null,"b":{"a":2,"z":1}},"time":1700000000001},"window":[{"position":"0/recomm-e/5:42","price":3.99,"qty":2,"sku":"A1","time":1700000000000,"type":"purchase"}]}"#
+        r#"{"erased_at":0,"fences":{"0/recomm-e/5":43},"profile":{"position":"0/p/0:1","profile":{"a":null,"b":{"a":2,"z":1}},"time":1700000000001},"window":[{"position":"0/recomm-e/5:42","price":3.99,"qty":2,"sku":"A1","time":1700000000000,"type":"purchase"}]}"#
     );
 }
 
