@@ -496,8 +496,8 @@ impl Poller {
             // older log.
             let (partition, next) = (&open.partition, open.next);
             let reason = format!(
-                "{partition} was read up to {next} but ends at {end:?}: the topic was truncated or recreated; \
-                 raise its number in kafka.incarnations"
+                "{partition} was read up to {next} but ends at {end:?}; \
+                 if the topic was recreated, raise its number in kafka.incarnations"
             );
             tracing::error!(target: "kafka", "{reason}");
             self.consumer.context().watch.health.set_refusal(reason);
