@@ -1,6 +1,6 @@
 //! Attention of prompt rows and of trie rows over a cached prompt, in the sizes of SmolLM2-135M.
 //!
-//! `cargo bench --bench attention`; throughput is in multiplications and additions of both products.
+//! Run with `cargo bench --bench attention`. Throughput counts multiplications and additions of both products.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use nearshore_engine::cpu::attention::{Heads, Queries, Sight, Span, attend};

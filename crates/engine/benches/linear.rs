@@ -1,7 +1,7 @@
-//! Linear layers: every precision on every set of instructions beside candle's gemm.
+//! Linear layers: every precision on every set of instructions, compared with candle's gemm.
 //!
-//! `cargo bench --bench linear`; GFLOP/s is Criterion's throughput, an element being one multiplication
-//! or addition. Shapes are those of a layer of SmolLM2-135M; M is the number of rows.
+//! Run with `cargo bench --bench linear`. An element of Criterion's throughput is one multiplication or addition, so
+//! Gelem/s is GFLOP/s. Shapes are those of a layer of SmolLM2-135M; the parameter is the number of rows.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use nearshore_engine::cpu::packed::{Packed, tier};
@@ -54,7 +54,7 @@ fn linear(c: &mut Criterion) {
         let mut kinds = Vec::new();
         for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
             for isa in [Isa::Plain, Isa::Avx2, Isa::Avx512] {
-                // What the machine lacks would be measured twice.
+                // Instructions that the machine lacks would measure the next poorer ones again.
                 if tier(precision, Some(isa)) == isa {
                     let packed = Packed::new(&w, inner, precision, Some(isa));
                     kinds.push((format!("{precision} {isa}"), packed));

@@ -1,7 +1,7 @@
 //! The time of a batch by its parts, for measurements.
 //!
-//! Decides the parts. Invariant: parts do not overlap within a group of users, so with one group their sum is at most the
-//! batch's time; the rest is packing, copying and admission. It does not know what a part computes.
+//! Decides the parts. Invariant: parts do not overlap within a group of users, so with one group their sum is at most
+//! the batch's time; the rest is packing, copying and admission. It does not know what a part computes.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -56,7 +56,8 @@ impl Clocks {
         result
     }
 
-    /// Whether to wait for the device after each pass. This separates its time from the host's, but makes a batch slower.
+    /// Whether to wait for the device after each pass. This separates its time from the host's, but makes a batch
+    /// slower.
     pub fn waits(&self) -> bool {
         self.waits.load(Ordering::Relaxed)
     }

@@ -1,7 +1,7 @@
 //! The engine: prompts and permitted products in, scored products out. candle lies behind one trait, [`Model`].
 //!
-//! Invariant: a response has only permitted names of the catalogue that was set last, no name twice, best first. It does
-//! not know users, rules or stock: a permitted set is a set of bits.
+//! Invariant: a response has only permitted names of the catalogue that was set last, no name twice, best first. It
+//! does not know users, rules or stock: a permitted set is a set of bits.
 
 use std::path::Path;
 use std::sync::Arc;

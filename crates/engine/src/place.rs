@@ -1,7 +1,7 @@
 //! Where a model is computed.
 //!
-//! Decides how a place is written: `cpu`, `cuda:N`; `tensors` is the path of a device computed on the CPU, for tests of that
-//! path without a device. It does not know what is computed.
+//! Decides how a place is written: `cpu`, `cuda:N`; `tensors` is the path of a device computed on the CPU, for tests of
+//! that path without a device. It does not know what is computed.
 
 use std::error::Error;
 use std::fmt;

@@ -1,7 +1,8 @@
 //! The precision of a model, and the instructions that compute it.
 //!
-//! Decides what can be configured: the [`Precision`] of the weights and the richest [`Isa`] to use. Invariant: a precision
-//! changes how weights are stored and multiplied, never which names are permitted. It does not know layers or kernels.
+//! Decides what can be configured: the [`Precision`] of the weights and the richest [`Isa`] to use. Invariant: a
+//! precision changes how weights are stored and multiplied, never which names are permitted. It does not know layers or
+//! kernels.
 
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, VariantNames};
@@ -60,7 +61,8 @@ pub struct Options {
     pub isa: Option<Isa>,
     /// Where the model is computed.
     pub place: Place,
-    /// Groups of users that run in parallel, at most one per thread. `None`: one per thread on the CPU, one on a device.
+    /// Groups of users that run in parallel, at most one per thread. `None`: one per thread on the CPU, one on a
+    /// device.
     pub groups: Option<usize>,
 }
 

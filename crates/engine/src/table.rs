@@ -1,8 +1,8 @@
 //! A [`Model`] that scores names by hash, for tests and simulations.
 //!
 //! Decides a score for any prompt and name, always the same. Invariant: it keeps the contract of [`Model`]
-//! ([`check`](super::contract::check)); names are leaves under one node. It knows no tokens, so the counts of a response are
-//! of characters and batches.
+//! ([`check`](super::contract::check)); names are leaves under one node. It knows no tokens, so the counts of a
+//! response are of characters and batches.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,9 +1,9 @@
 //! The model's own thread and the only way to it, [`Handle`].
 //!
-//! Decides that one batch runs at a time and one may wait. Names are indexed on a second thread while batches run over the
-//! old names, and are swapped in between two batches. Invariant: every call returns a result or [`Error::Stopped`], also if
-//! the model panics; a batch that is sent after [`Handle::set_names`] returned is scored over those names or newer ones; a
-//! batch whose caller no longer waits is cancelled. It does not know what a batch is for.
+//! Decides that one batch runs at a time and one may wait. Names are indexed on a second thread while batches run over
+//! the old names, and are swapped in between two batches. Invariant: every call returns a result or [`Error::Stopped`],
+//! also if the model panics; a batch that is sent after [`Handle::set_names`] returned is scored over those names or
+//! newer ones; a batch whose caller no longer waits is cancelled. It does not know what a batch is for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -210,8 +210,8 @@ impl Handle {
         responses
     }
 
-    /// Makes `names` the catalogue of all later batches; returns when they are swapped in. Batches continue while names are
-    /// indexed. Names that were set earlier and are not indexed yet are skipped.
+    /// Makes `names` the catalogue of all later batches; returns when they are swapped in. Batches continue while names
+    /// are indexed. Names that were set earlier and are not indexed yet are skipped.
     pub async fn set_names(&self, names: Arc<Names>) -> Result<(), Error> {
         let version = self.want(names);
         let mut done = self.done.clone();

@@ -1,9 +1,9 @@
 //! Attention of packed rows of many users, over prompt blocks and trie ancestors, on the CPU.
 //!
-//! Decides the order of the work: per user and key head, rows in tiles; each prompt block is read once per tile; a row's
-//! scores over its prompt and its ancestors share one softmax. Invariant: a row's result depends on its own user's keys and
-//! values alone, which are added in the order of positions, then slots. It does not know projections, nor how the
-//! [`Cache`] is filled.
+//! Decides the order of the work: per user and key head, rows in tiles; each prompt block is read once per tile; a
+//! row's scores over its prompt and its ancestors share one softmax. Invariant: a row's result depends on its own
+//! user's keys and values alone, which are added in the order of positions, then slots. It does not know projections,
+//! nor how the [`Cache`] is filled.
 
 use std::ops::Range;
 

@@ -1,7 +1,7 @@
 //! Additions of some families to a Llama's attention: biases, and norms of each query and key head.
 //!
-//! Decides how the projections of a layer are changed before heads are rotated. Invariant: a row's result depends on that
-//! row alone. It does not know positions, caches or attention.
+//! Decides how the projections of a layer are changed before heads are rotated. Invariant: a row's result depends on
+//! that row alone. It does not know positions, caches or attention.
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
 

@@ -1,8 +1,8 @@
 //! One forward pass of a Llama over packed rows of many users.
 //!
-//! Decides the order of a layer's steps: [`Linear`] multiplies, [`attention`] attends, [`Cache`] keeps keys and values. Rows
-//! of one pass see each other only through their own user's cache. Invariant: a row's result is equal, bit for bit, with any
-//! other rows in the pass. It does not know prompts, tries or searches.
+//! Decides the order of a layer's steps: [`Linear`] multiplies, [`attention`] attends, [`Cache`] keeps keys and values.
+//! Rows of one pass see each other only through their own user's cache. Invariant: a row's result is equal, bit for
+//! bit, with any other rows in the pass. It does not know prompts, tries or searches.
 
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, InplaceOp2, Layout, Result, Shape, Storage, Tensor, bail,

@@ -1,8 +1,8 @@
 //! Inner loops over `f32` slices: a tile product, a dot product, exponentials.
 //!
-//! Uses the richest instructions that the machine has at run time: AVX-512, AVX2 with FMA, or plain code. Invariant: each
-//! output is one chain of additions in ascending `k`, so a row's result depends neither on the other rows of a call nor on
-//! their number. It knows neither tensors nor models.
+//! Uses the richest instructions that the machine has at run time: AVX-512, AVX2 with FMA, or plain code. Invariant:
+//! each output is one chain of additions in ascending `k`, so a row's result depends neither on the other rows of a
+//! call nor on their number. It knows neither tensors nor models.
 
 /// Values in one AVX2 register.
 const LANES: usize = 8;
@@ -425,7 +425,7 @@ mod tests {
         }
 
         #[test]
-        fn a_rotation_keeps_lengths_and_its_inverse_restores_the_values(half in 1usize..40, heads in 1usize..4, seed: u32) {
+        fn a_rotation_keeps_lengths_and_can_be_inverted(half in 1usize..40, heads in 1usize..4, seed: u32) {
             let x = noise(2 * half * heads, seed);
             let (sin, cos): (Vec<f32>, Vec<f32>) =
                 noise(half, !seed).iter().map(|angle| angle.sin_cos()).unzip();

@@ -1,8 +1,8 @@
 //! Keys and values of a user: of a shared prefix, of the rest of the prompt, and of trie nodes by slot.
 //!
-//! Decides the layout. Prompt positions lie in blocks of [`BLOCK`], counted from the prompt's start, so attention adds in the
-//! same order with and without a shared prefix; a block that a prefix fills only partly is copied. Invariant: nodes are
-//! appended and never moved, so a node can refer to its ancestors by slot. It does not know tokens or tries.
+//! Decides the layout. Prompt positions lie in blocks of [`BLOCK`], counted from the prompt's start, so attention adds
+//! in the same order with and without a shared prefix; a block that a prefix fills only partly is copied. Invariant:
+//! nodes are appended and never moved, so a node can refer to its ancestors by slot. It does not know tokens or tries.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! A linear layer: `x · wᵀ`.
 //!
-//! Decides what multiplies: [`Packed`] weights on the CPU; as the reference candle's `gemm`, called directly so that the
-//! caller sets the number of threads and not the environment; on other devices candle. Invariant: a row's result does not
-//! depend on the other rows, bit for bit. It does not know what the layer is for.
+//! Decides what multiplies: [`Packed`] weights on the CPU; as the reference candle's `gemm`, called directly so that
+//! the caller sets the number of threads and not the environment; on other devices candle. Invariant: a row's result
+//! does not depend on the other rows, bit for bit. It does not know what the layer is for.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

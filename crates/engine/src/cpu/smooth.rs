@@ -1,8 +1,8 @@
 //! Smoothing of weights for int8: large magnitudes move from inputs into weights (SmoothQuant).
 //!
 //! Decides a factor per input of each product, from magnitudes measured on a few fixed prompts. A column of weights is
-//! multiplied by the factor, and what produces that input is divided by it: the norm before, the rows of `up`, the rows of
-//! `v`. Invariant: the model computes the same function, up to rounding. It does not know how weights are rounded.
+//! multiplied by the factor, and what produces that input is divided by it: the norm before, the rows of `up`, the rows
+//! of `v`. Invariant: the model computes the same function, up to rounding. It does not know how weights are rounded.
 
 use candle_core::{Result, Tensor};
 

@@ -1,9 +1,8 @@
 //! Keys and values on a device: a chunk per pass, written once.
 //!
-//! Decides the layout: the rows of a pass lie together, per layer `[keys | values, rows, kv heads · width]`, and stay
-//! where they are; a user knows its prompt as runs of rows, and each node's row. Invariant: nothing is
-//! copied, moved, padded or written again; a chunk goes when no user and no prefix holds it. It does not
-//! know what a row may see.
+//! Decides the layout: the rows of a pass are one chunk, per layer `[keys | values, rows, kv heads · width]`; a user's
+//! prompt is a list of runs of rows, and each of its nodes is a row. Invariant: a row is never copied, moved, padded or
+//! written again; a chunk is freed when no user and no prefix refers to it. It does not know what a row may see.
 
 use std::sync::Arc;
 
@@ -16,12 +15,12 @@ use crate::cpu::kv::Sizes;
 pub(crate) struct Chunk {
     /// `[layers, 2, rows, kv heads · width]`.
     pub tensor: Tensor,
-    /// Rows there are.
+    /// Number of rows.
     pub rows: usize,
 }
 
 impl Chunk {
-    /// Room for `rows`.
+    /// Allocates a chunk of `rows` rows.
     pub(crate) fn new(sizes: Sizes, rows: usize, device: &Device, dtype: DType) -> Result<Self> {
         let shape = (sizes.layers, 2, rows, sizes.row());
         let tensor = Tensor::zeros(shape, dtype, device)?;
@@ -37,41 +36,41 @@ impl Chunk {
 /// Rows of a chunk that are consecutive positions.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
-    /// Where.
+    /// The chunk of the rows.
     pub chunk: Arc<Chunk>,
-    /// The first row.
+    /// First row.
     pub first: usize,
-    /// How many.
+    /// Number of rows.
     pub len: usize,
 }
 
-/// A computed beginning of prompts, read-only and shared.
+/// Keys and values of the beginning of prompts, read-only and shared.
 #[derive(Clone, Debug)]
 pub(crate) struct Prefix {
-    /// Its tokens.
+    /// The tokens of the beginning.
     pub tokens: Vec<u32>,
     runs: Vec<Run>,
 }
 
-/// One user's view of keys and values: which rows are whose.
+/// The rows with the keys and values of one user.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cache {
-    /// The prompt's positions in order; those of a prefix first.
+    /// Rows of the prompt's positions in order, those of a shared prefix first.
     runs: Vec<Run>,
     known: usize,
     shared: usize,
-    /// Nodes, in the order of their slots.
+    /// Rows of nodes, in the order of their slots.
     nodes: Vec<Run>,
-    /// Per slot: which of `nodes`, and which row of its chunk.
+    /// Per slot: the run in `nodes`, and the row in its chunk.
     slots: Vec<(u32, u32)>,
 }
 
 impl Cache {
-    /// A cache that starts with the first `len` positions of `prefix`.
+    /// Creates a cache that starts with the first `len` positions of `prefix`.
     pub(crate) fn after(prefix: &Prefix, len: usize) -> Self {
         assert!(
             len <= prefix.tokens.len(),
-            "a prefix is shared as far as it goes"
+            "a prefix is shared up to its length"
         );
         let mut runs = Vec::with_capacity(prefix.runs.len());
         let mut left = len;
@@ -90,28 +89,28 @@ impl Cache {
         }
     }
 
-    /// Prompt positions known.
+    /// Number of prompt positions that are computed.
     pub(crate) fn known(&self) -> usize {
         self.known
     }
 
-    /// Node slots in use.
+    /// Number of node slots in use.
     pub(crate) fn slots(&self) -> usize {
         self.slots.len()
     }
 
-    /// Rows of its own.
+    /// Number of its own rows, without those of a shared prefix.
     pub(crate) fn own(&self) -> usize {
         self.known - self.shared + self.slots.len()
     }
 
-    /// Lets all node slots go.
+    /// Frees all node slots.
     pub(crate) fn forget_nodes(&mut self) {
         self.nodes.clear();
         self.slots.clear();
     }
 
-    /// Takes rows that a pass computes: the next slots, or the next positions.
+    /// Appends rows of a pass: as the next slots if they are nodes, otherwise as the next positions.
     pub(crate) fn append(&mut self, run: Run, nodes: bool) {
         if !nodes {
             self.known += run.len;
@@ -124,20 +123,20 @@ impl Cache {
         self.nodes.push(run);
     }
 
-    /// The prompt.
+    /// Rows of the prompt.
     pub(crate) fn runs(&self) -> &[Run] {
         &self.runs
     }
 
-    /// The chunk and the row of a node.
+    /// Chunk and row of a node.
     pub(crate) fn slot(&self, slot: u32) -> (&Arc<Chunk>, u32) {
         let (nth, row) = self.slots[slot as usize];
         (&self.nodes[nth as usize].chunk, row)
     }
 
-    /// The whole prompt as a prefix for others; `tokens` are its tokens.
+    /// Turns the cache of a whole prompt, whose tokens are `tokens`, into a prefix for other prompts.
     pub(crate) fn into_prefix(self, tokens: Vec<u32>) -> Prefix {
-        assert_eq!(self.known, tokens.len(), "every position was computed");
+        assert_eq!(self.known, tokens.len(), "every position is computed");
         Prefix {
             tokens,
             runs: self.runs,

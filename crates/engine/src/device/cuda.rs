@@ -1,7 +1,7 @@
 //! kernels.cu on a CUDA device, compiled when a model is loaded.
 //!
-//! Decides how a kernel is compiled and launched. Invariant: everything on a device is in the order of one stream, so
-//! memory is free as soon as the host lets go of it, and nothing is tracked. It does not know what a kernel is for.
+//! Decides how a kernel is compiled and launched. Invariant: all work on a device is in the order of one stream, so
+//! memory can be reused as soon as the host frees it, without tracking events. It does not know what a kernel computes.
 
 use std::collections::HashMap;
 
@@ -17,21 +17,20 @@ use super::kernels::{Argument, Grid, Launcher};
 
 const SOURCE: &str = concat!(include_str!("intrinsics.cu"), include_str!("kernels.cu"));
 
-/// A device by number.
+/// Opens a device by its number.
 pub(crate) fn device(number: usize) -> Result<Device> {
-    // A stream of its own: that of candle's default is another one in each thread.
+    // A new stream, because candle's default stream differs from thread to thread.
     let device = Device::new_cuda_with_stream(number)?;
     let Device::Cuda(cuda) = &device else {
         bail!("not a CUDA device")
     };
-    // SAFETY: there is one stream, and all work on tensors is put on it.
+    // SAFETY: there is one stream, and all work on tensors is launched on it.
     unsafe { cuda.disable_event_tracking() };
     keep_memory(cuda)?;
     Ok(device)
 }
 
-/// Freed memory stays with the process: given back at each wait, as is the default, it would have to be mapped
-/// again for each pass.
+/// Keeps freed memory in the process. By default it is returned at each wait and would be mapped again for each pass.
 fn keep_memory(device: &CudaDevice) -> Result<()> {
     let stream = device.cuda_stream();
     let mut pool = std::ptr::null_mut();
@@ -50,12 +49,12 @@ fn keep_memory(device: &CudaDevice) -> Result<()> {
 pub(crate) struct Compiled {
     place: Device,
     device: CudaDevice,
-    /// By name; looked up once, not at each launch.
+    /// The kernels by name, looked up once and not at each launch.
     functions: HashMap<&'static str, CudaFunction>,
 }
 
 impl Compiled {
-    /// Compiles for the device at hand; see [`Kernels::compile`](super::kernels::Kernels::compile).
+    /// Compiles for `device`; see [`Kernels::compile`](super::kernels::Kernels::compile).
     pub(crate) fn new(
         device: &CudaDevice,
         definitions: Vec<String>,
@@ -126,7 +125,7 @@ impl Launcher for Compiled {
             block_dim: (grid.threads as u32, 1, 1),
             shared_mem_bytes: 0,
         };
-        // SAFETY: kernels.rs gives each kernel what its signature asks for, and sees to sizes.
+        // SAFETY: kernels.rs gives each kernel the arguments of its signature, and memory of the size that it writes.
         unsafe { launch.launch(shape) }.map_err(Error::wrap)?;
         Ok(())
     }

@@ -1,9 +1,9 @@
-// A device for tests where none is: kernels.cu as C++, a block of threads as fibres on one thread.
+// An emulated device for tests: kernels.cu as C++, with the threads of a block as fibres on one thread.
 //
-// Decides how what the language of kernels adds to C++ is played: barriers, shuffles, matrix units. Threads go on in orders
-// that differ from block to block, so a barrier that is missing shows as a wrong number. Invariant: what a device leaves undefined is a
-// message here, not a number: lanes of a warp at different shuffles, a barrier that not all reach. Rounding is a device's for
-// conversions; products are summed in another order. It says nothing of speed.
+// Decides how the features that CUDA adds to C++ are emulated: barriers, shuffles, matrix units. Threads run in orders
+// that differ from block to block, so a missing barrier gives a wrong number. Invariant: behaviour that is undefined on
+// a device is an error message here, not a number: lanes of a warp at different shuffles, a barrier that not all
+// threads reach. Conversions round as on a device; products are added in another order. It says nothing about speed.
 
 #include <setjmp.h>
 #include <ucontext.h>
@@ -33,14 +33,14 @@ struct Fibre {
   std::vector<char> stack;
 };
 
-// Some threads that wait for each other; `place` is the line at which they do.
+// Threads that wait for each other at the line `place`.
 struct Barrier {
   unsigned size;
   int place;
   std::vector<Fibre *> waiting;
 };
 
-// What the lanes of a warp show each other.
+// A warp, and the values that its lanes exchange.
 struct Warp {
   Barrier barrier;
   uint64_t shown[LANES][6];
@@ -69,7 +69,7 @@ void enter() {
   leave();
 }
 
-// Waits until all of a barrier are there.
+// Waits until all threads of a barrier have reached it.
 __attribute__((noinline)) void meet(Barrier &barrier, int place) {
   if (barrier.waiting.empty()) barrier.place = place;
   if (barrier.place != place && trouble.empty())
@@ -85,7 +85,7 @@ __attribute__((noinline)) void meet(Barrier &barrier, int place) {
 unsigned lane() { return current->index.x % LANES; }
 Warp &own_warp() { return warps[current->index.x / LANES]; }
 
-// Goes on with one thread until it waits or ends.
+// Resumes one thread until it waits or ends.
 void run(Fibre &fibre) {
   current = &fibre;
   bool is_begun = fibre.is_begun;
@@ -105,8 +105,8 @@ unsigned draw() {
   return lot >> 33;
 }
 
-// Runs one block to its end, or until nobody can go on. Of two blocks in one each step is drawn by lot, in the other a warp
-// runs as far ahead of the rest as it can.
+// Runs one block until its end, or until no thread can continue. In about half of the blocks the next thread is random
+// at each step; in the others a warp runs as far ahead of the rest as it can.
 void run_block(unsigned threads) {
   block = {threads, 0, {}};
   warps.assign(threads / LANES, Warp{{LANES, 0, {}}, {}});
@@ -126,7 +126,7 @@ void run_block(unsigned threads) {
     run(*next);
   }
   for (unsigned nth = 0; nth < threads && trouble.empty(); nth++)
-    if (!fibres[nth].is_done) trouble = "thread " + std::to_string(nth) + " waits for others who never come";
+    if (!fibres[nth].is_done) trouble = "thread " + std::to_string(nth) + " waits for others that never come";
 }
 
 }  // namespace
@@ -174,7 +174,7 @@ static float high_half(unsigned pair) { return __uint_as_float(pair & 0xffff0000
 
 #define MINUS_INFINITY __uint_as_float(0xff800000u)
 
-// As in intrinsics.cu, where the device does them.
+// The functions of intrinsics.cu, emulated.
 
 static unsigned short rounded(float x) {
   unsigned bits;
@@ -236,7 +236,7 @@ static void played(void **arguments) {
   call<kernel>(arguments, kernel);
 }
 
-// Plays a kernel over a grid, its arguments as cuLaunchKernel takes them; what was wrong with it, or null.
+// Runs a kernel over a grid, with arguments as for cuLaunchKernel; returns an error message, or null.
 extern "C" const char *play(const char *name, unsigned wide, unsigned high, unsigned threads, void **with) {
   struct {
     const char *name;

@@ -1,7 +1,7 @@
-//! kernels.cu on the CPU, for tests where no device is: emulate.cc by the system's C++ compiler.
+//! kernels.cu on the CPU, for tests without a device: emulate.cc, compiled by the system's C++ compiler.
 //!
-//! Decides how the emulation is built, loaded and called. Invariant: it is given what a CUDA device is given, by the
-//! same code; each set of definitions is compiled once. It does not know what a kernel is for.
+//! Decides how the emulation is built, loaded and called. Invariant: it gets the same arguments as a CUDA device, from
+//! the same code; each set of definitions is compiled once. It does not know what a kernel computes.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -16,19 +16,19 @@ use super::kernels::{Argument, Grid, Launcher};
 
 type Play = unsafe extern "C" fn(*const c_char, u32, u32, u32, *mut *const c_void) -> *const c_char;
 
-/// One at a time plays: an emulation has one state for all.
+/// An emulation. Its state is global, so one kernel runs at a time.
 type Shared = Arc<Mutex<Library>>;
 
 /// Emulations by their definitions.
 static BUILT: LazyLock<Mutex<HashMap<Vec<String>, Shared>>> = LazyLock::new(Mutex::default);
 
-/// A device that is none.
+/// An emulated device.
 pub(crate) struct Emulated {
     library: Shared,
 }
 
 impl Emulated {
-    /// Builds what a device would compile.
+    /// Builds the kernels with the definitions that a device gets.
     pub(crate) fn new(definitions: Vec<String>) -> Result<Self> {
         let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(library) = built.get(&definitions) {
@@ -49,7 +49,7 @@ fn build(definitions: &[String]) -> Result<Library> {
         .collect();
     let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
     let mut command = Command::new(compiler);
-    // Fortified longjmp takes a change of stacks for an attack.
+    // The fortified longjmp reports a change of stacks as an attack.
     command.args(["-std=c++20", "-O2", "-w", "-fPIC", "-shared"]);
     command.args(["-U_FORTIFY_SOURCE", "-o"]).arg(&to);
     command.args(definitions).arg(here.join("emulate.cc"));
@@ -61,7 +61,7 @@ fn build(definitions: &[String]) -> Result<Library> {
 }
 
 fn open(path: &Path) -> Result<Library> {
-    // SAFETY: just built of emulate.cc, which has nothing that runs when it is loaded.
+    // SAFETY: the library was just built from emulate.cc, which runs no code when it is loaded.
     unsafe { Library::new(path) }.map_err(Error::wrap)
 }
 
@@ -97,8 +97,9 @@ impl Launcher for Emulated {
         };
         let mut given: Vec<*const c_void> = arguments.iter().map(at).collect();
         let library = self.library.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: `play` of emulate.cc is of this type; arguments are those of the kernel and outlive the call; what
-        // a kernel writes was made for it, and nobody reads it meanwhile. Its answer lives until the next call.
+        // SAFETY: `play` of emulate.cc has this type; the arguments are those of the kernel and outlive the call; the
+        // memory that a kernel writes was allocated for it, and no other thread reads it during the call. The returned
+        // text is valid until the next call, which the lock prevents.
         let wrong = unsafe {
             let play = library.get::<Play>(b"play").map_err(Error::wrap)?;
             let (wide, high) = (grid.blocks.0 as u32, grid.blocks.1 as u32);

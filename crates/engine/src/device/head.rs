@@ -1,27 +1,27 @@
-//! Logits of a few tokens each, from hidden states on a device.
+//! Logits of some tokens per hidden state, on a device.
 //!
-//! Decides how the work is cut: pieces of a list, so that a root with thousands of children is many blocks of threads.
-//! Hidden states and sums are f32: a logit of 20 in bf16 is off by up to 0.06. Invariant: answers in the order
-//! asked. It does not know nodes.
+//! Decides how the work is divided: a list of tokens is cut into pieces, so that a root with thousands of children is
+//! many blocks of threads. Hidden states and sums are f32: a logit of 20 in bf16 is off by up to 0.06. Invariant:
+//! logits are in the order of the lists. It does not know nodes.
 
 use candle_core::{Result, Tensor, bail};
 
 use super::Network;
 
-/// Tokens of a piece.
+/// The most tokens of a piece.
 const PIECE: usize = 64;
 
 /// Tokens whose logits are wanted after one hidden state.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted<'a> {
-    /// Row among the hidden states.
+    /// Row of the hidden states.
     pub row: u32,
-    /// Tokens.
+    /// The tokens.
     pub tokens: &'a [u32],
 }
 
 impl Network {
-    /// Logits of each list's tokens after its row of `hidden`, `[rows, hidden]` f32; lists in order.
+    /// Logits of each list's tokens after its row of `hidden`, `[rows, hidden]` f32: the lists one after the other.
     pub(crate) fn logits(&self, hidden: &Tensor, wanted: &[Wanted]) -> Result<Vec<f32>> {
         let all = wanted.iter().map(|list| list.tokens.len()).sum();
         let mut tokens = Vec::with_capacity(all);

@@ -1,16 +1,16 @@
-// What of a device's instructions has no name in the language.
+// Instructions of a device that CUDA C++ has no function for without headers.
 
 #define MINUS_INFINITY __int_as_float(0xff800000)
 
 #ifdef REAL_IS_BF16
-// Nearest 16 bits of a float.
+// The nearest bf16 of a float.
 __device__ __forceinline__ unsigned short rounded(float x) {
   unsigned short out;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out) : "f"(x));
   return out;
 }
 
-// Two of them, the first in the low half.
+// The nearest bf16 of two floats, the first in the low half.
 __device__ __forceinline__ unsigned both_rounded(float first, float second) {
   unsigned out;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(second), "f"(first));
@@ -25,7 +25,7 @@ __device__ __forceinline__ void load_matrices(unsigned (&out)[4], const unsigned
                : "r"(at));
 }
 
-// The same, each matrix turned over its diagonal.
+// The same with each matrix transposed.
 __device__ __forceinline__ void load_matrices_turned(unsigned (&out)[4], const unsigned short *row) {
   unsigned at = (unsigned)__cvta_generic_to_shared(row);
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -1,9 +1,9 @@
 // Kernels of a device's forward pass, compiled for one model when it is loaded.
 //
-// Decides how a row is turned, attended, normed, gated and scored. REAL_IS_BF16 says what weights and activations are; sums
-// are f32 always. Needs WIDTH (of a head), HEADS, KV_HEADS, HIDDEN. Headers are not needed, for a machine that runs this
-// may have none. The same steps in plain Rust are in plain.rs: what is changed here is changed there. Tests hold both to the
-// CPU's own path, these by emulate.cc.
+// Decides how a row is rotated, attended, normed, gated and scored. REAL_IS_BF16 sets the type of weights and
+// activations; sums are always f32. Needs WIDTH (of a head), HEADS, KV_HEADS, HIDDEN. No headers are included, because
+// a machine that runs this may have none. plain.rs has the same steps in Rust: every change is made in both. Tests
+// compare both with the CPU's own path, these kernels by emulate.cc.
 
 #define GROUP (HEADS / KV_HEADS)
 #define HALF (WIDTH / 2)
@@ -28,7 +28,7 @@ __device__ __forceinline__ float sum_of_warp(float x) {
   return x;
 }
 
-// One head of one row by one warp: bias, norm, turn.
+// One head of one row by one warp: bias, norm, rotation.
 __device__ __forceinline__ void turn_head(const real *in, const real *bias, const float *norm, const float *cosine,
                                           const float *sine, float epsilon, real *out) {
   int lane = threadIdx.x % 32;
@@ -92,7 +92,7 @@ extern "C" __global__ void turn(const real *qkv, const real *bias, const float *
   turn_head(in, own, norm, cosine + angle, sine + angle, epsilon, out);
 }
 
-// Where a pass's numbers begin in `meta`; written by plan.rs.
+// Where the sections of a pass begin in `meta`, which plan.rs writes.
 struct Where {
   int chunks, spans, runs, sights, starts, ancestors;
 };
@@ -110,7 +110,8 @@ __device__ __forceinline__ const real *row_of(const unsigned *meta, Where where,
 #define KEYS_PLAIN 16
 #define PART ((WIDTH + 3) / 4)
 
-// Attention by plain products: four threads a query, each with every fourth number of it. Grid: tiles, KV_HEADS; 128 threads.
+// Attention by plain products: four threads per query, each with every fourth number of it. Grid: tiles, KV_HEADS; 128
+// threads.
 extern "C" __global__ void attend_plain(const real *queries, real *out, const unsigned *meta, int tiles, Where where,
                                         int layer, float scale) {
   __shared__ float keys[KEYS_PLAIN][WIDTH], values[KEYS_PLAIN][WIDTH];
@@ -197,7 +198,7 @@ extern "C" __global__ void attend_plain(const real *queries, real *out, const un
 #if defined(REAL_IS_BF16) && WIDTH % 16 == 0
 #define QUERIES 64
 #define KEYS 64
-// Eight numbers more than a row has, so that eight rows lie in different banks.
+// Eight numbers more than a row has, so that eight rows are in different banks of shared memory.
 #define PITCH (WIDTH + 8)
 #define TO_BASE_2 1.4426950408889634f
 
@@ -205,8 +206,8 @@ __device__ __forceinline__ unsigned pair_at(const real *from) { return *(const u
 __device__ __forceinline__ float low(unsigned pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
 
-// Attention by matrix units: 64 queries a tile, 16 a warp. Grid: tiles, KV_HEADS; 128 threads. A lane holds numbers of two
-// queries: of fragments' rows lane / 4 and lane / 4 + 8.
+// Attention by matrix units: 64 queries per tile, 16 per warp. Grid: tiles, KV_HEADS; 128 threads. A lane has numbers
+// of two queries: rows lane / 4 and lane / 4 + 8 of the fragments.
 extern "C" __global__ void __launch_bounds__(128)
     attend(const real *queries, real *out, const unsigned *meta, int tiles, Where where, int layer, float scale) {
   __shared__ __align__(16) real keys[KEYS * PITCH], values[KEYS * PITCH];
@@ -226,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(128)
     sight[two] = (int)meta[where.sights + row[two]];
   }
   int last = tile[1] + QUERIES - 1;
-  // Rows see further from one to the next, or all as far.
+  // Each row sees more positions than the row before it, or all rows see the same number.
   const int nearest = (int)meta[where.sights + span[0] + tile[1] / GROUP];
   const int furthest = (int)meta[where.sights + span[0] + (last < count ? last : count - 1) / GROUP];
   unsigned q[WIDTH / 16][4];
@@ -345,7 +346,7 @@ extern "C" __global__ void __launch_bounds__(128)
       score *= scale;
       float higher = fmaxf(top[two], score), less = exp2f(top[two] - higher), weight = exp2f(score - higher);
       top[two] = higher;
-      // The four lanes of a query add up their parts of the total below.
+      // The four lanes of a query each have a part of the total; the parts are added below.
       total[two] = total[two] * less + (pair == 0 ? weight : 0.0f);
 #pragma unroll
       for (int n = 0; n < WIDTH / 8; n++) {
@@ -408,8 +409,8 @@ extern "C" __global__ void gate(const real *in, real *out, int width) {
 
 #define PAIRS_OF_ROW ((HIDDEN / 2 + 31) / 32)
 
-// Logits of a few tokens after a row each (HIDDEN is even): lists [items, 3] of (row of hidden, first, one past the last) in tokens.
-// A block of 128 threads per item, a warp per token.
+// Logits of a few tokens after a row each (HIDDEN is even): lists [items, 3] of (row of hidden, first, one past the
+// last) in tokens. A block of 128 threads per item, a warp per token.
 extern "C" __global__ void score(const float *hidden, const real *head, const unsigned *lists, const unsigned *tokens,
                                  float *out) {
   const unsigned *list = lists + 3 * blockIdx.x;

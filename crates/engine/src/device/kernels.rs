@@ -1,8 +1,8 @@
-//! The steps of [`Ops`](super::ops::Ops) by kernels.cu, whoever launches them.
+//! The steps of [`Ops`](super::ops::Ops) by kernels.cu.
 //!
-//! Decides what each kernel is given, and its grid. Invariant: arguments are those of the kernel's signature, and
-//! whatever a kernel writes has its size. It does not know where kernels run: on a CUDA device, or played on the
-//! CPU by a test.
+//! Decides the arguments and the grid of each kernel. Invariant: arguments match the kernel's signature, and the memory
+//! that a kernel writes has the size that it writes. It does not know where kernels run: on a CUDA device, or emulated
+//! on the CPU by a test.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
@@ -10,16 +10,16 @@ use super::cache::Chunk;
 use super::ops::{Shape, Turning};
 use super::plan::{Places, Plan, Side, Tiles};
 
-/// Threads of attention's, turning's and scores' blocks.
+/// Threads of a block of `turn`, attention and `score`.
 const THREADS: usize = 128;
 
-/// Threads of the blocks of norms and gates.
+/// Threads of a block of `add_norm` and `gate`.
 const THREADS_WIDE: usize = 256;
 
-/// What a kernel is given.
+/// An argument of a kernel.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Argument {
-    /// Where numbers are; 0: there are none.
+    /// Address of numbers; 0 if there are none.
     At(u64),
     /// `int`.
     Number(i32),
@@ -40,13 +40,13 @@ pub(crate) struct Grid {
 
 /// Where the kernels run.
 pub(crate) trait Launcher: Send + Sync {
-    /// Where tensors lie.
+    /// Device of the tensors.
     fn device(&self) -> &Device;
 
-    /// Where a contiguous tensor begins; stays true while the tensor lives.
+    /// Address of a contiguous tensor, valid while the tensor lives.
     fn address(&self, tensor: &Tensor) -> Result<u64>;
 
-    /// Runs a kernel after all that was launched before.
+    /// Launches a kernel, which runs after all kernels launched before.
     fn launch(&self, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()>;
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct Kernels {
     launcher: Box<dyn Launcher>,
     shape: Shape,
     dtype: DType,
-    /// By matrix units where they are.
+    /// Name of the attention kernel: with matrix units if type and head width allow it.
     attend: &'static str,
 }
 
@@ -74,15 +74,18 @@ impl From<Places> for Argument {
 }
 
 impl Kernels {
-    /// Kernels for a model whose weights and activations are `dtype`: `compile` is given the compiler's definitions
-    /// and the names of the kernels that are then there.
+    /// Compiles kernels for a model whose weights and activations are `dtype`. `compile` gets the compiler's
+    /// definitions and the names of the kernels.
     pub(super) fn compile(
         shape: Shape,
         dtype: DType,
         compile: impl FnOnce(Vec<String>, &[&'static str]) -> Result<Box<dyn Launcher>>,
     ) -> Result<Self> {
         if shape.hidden % 2 == 1 {
-            bail!("a residual stream of odd width {} on CUDA", shape.hidden);
+            bail!(
+                "a residual stream of odd width {} is not supported on CUDA",
+                shape.hidden
+            );
         }
         let mut definitions = vec![
             format!("-DWIDTH={}", shape.width),
@@ -93,7 +96,7 @@ impl Kernels {
         match dtype {
             DType::BF16 => definitions.push("-DREAL_IS_BF16".into()),
             DType::F32 => {}
-            other => bail!("no kernels for {other:?}"),
+            other => bail!("kernels for {other:?} are not supported; f32 and bf16 are"),
         }
         let has_matrices = dtype == DType::BF16 && shape.width.is_multiple_of(16);
         let attend = if has_matrices {
@@ -110,7 +113,7 @@ impl Kernels {
         })
     }
 
-    /// Where a contiguous tensor begins; stays true while the tensor lives.
+    /// Address of a contiguous tensor, valid while the tensor lives.
     pub(super) fn address(&self, tensor: &Tensor) -> Result<u64> {
         self.launcher.address(tensor)
     }
@@ -119,7 +122,7 @@ impl Kernels {
         self.address(tensor).map(Argument::At)
     }
 
-    fn maybe(&self, tensor: Option<&Tensor>) -> Result<Argument> {
+    fn at_or_0(&self, tensor: Option<&Tensor>) -> Result<Argument> {
         Ok(Argument::At(tensor.map_or(Ok(0), |t| self.address(t))?))
     }
 
@@ -130,13 +133,13 @@ impl Kernels {
         self.launcher.launch(kernel, grid, arguments)
     }
 
-    /// Memory for a kernel that writes all of it.
-    fn room(&self, shape: (usize, usize), dtype: DType) -> Result<Tensor> {
+    /// Allocates memory for a kernel that writes all of it.
+    fn allocate(&self, shape: (usize, usize), dtype: DType) -> Result<Tensor> {
         // SAFETY: every number is written by the kernel that is launched next.
         unsafe { Tensor::empty(shape, dtype, self.launcher.device()) }
     }
 
-    /// Queries of a block: `QUERIES` and `QUERIES_PLAIN` of kernels.cu.
+    /// Queries of a tile: `QUERIES` and `QUERIES_PLAIN` of kernels.cu.
     pub(crate) fn tiles(&self) -> Tiles {
         Tiles(if self.attend == "attend" { 64 } else { 32 })
     }
@@ -150,14 +153,14 @@ impl Kernels {
         layer: usize,
     ) -> Result<Tensor> {
         let (rows, shape) = (qkv.dim(0)?, self.shape);
-        let queries = self.room((rows, shape.heads * shape.width), self.dtype)?;
+        let queries = self.allocate((rows, shape.heads * shape.width), self.dtype)?;
         let chunk = chunk.layer(layer)?;
         let (keys, values) = (chunk.narrow(1, 0, 1)?, chunk.narrow(1, 1, 1)?);
         let warps = rows * (shape.heads + 2 * shape.kv_heads);
         let arguments = [
             self.at(qkv)?,
-            self.maybe(by.bias)?,
-            self.maybe(by.norms)?,
+            self.at_or_0(by.bias)?,
+            self.at_or_0(by.norms)?,
             self.at(&by.angles.0)?,
             self.at(&by.angles.1)?,
             self.at(by.positions)?,
@@ -183,7 +186,7 @@ impl Kernels {
         side: &Side,
         layer: usize,
     ) -> Result<Tensor> {
-        let out = self.room(queries.dims2()?, self.dtype)?;
+        let out = self.allocate(queries.dims2()?, self.dtype)?;
         let scale = 1.0 / (self.shape.width as f32).sqrt();
         let arguments = [
             self.at(queries)?,
@@ -211,11 +214,11 @@ impl Kernels {
         weight: &Tensor,
     ) -> Result<(Tensor, Tensor)> {
         let (rows, hidden) = x.dims2()?;
-        let out = self.room((2 * rows, hidden), self.dtype)?;
+        let out = self.allocate((2 * rows, hidden), self.dtype)?;
         let arguments = [
             self.at(x)?,
             self.at(y)?,
-            self.maybe(bias)?,
+            self.at_or_0(bias)?,
             self.at(weight)?,
             self.at(&out)?,
             Argument::Number(rows as i32),
@@ -233,7 +236,7 @@ impl Kernels {
     pub(super) fn gate(&self, x: &Tensor) -> Result<Tensor> {
         let (rows, both) = x.dims2()?;
         let width = both / 2;
-        let out = self.room((rows, width), self.dtype)?;
+        let out = self.allocate((rows, width), self.dtype)?;
         let arguments = [self.at(x)?, self.at(&out)?, Argument::Number(width as i32)];
         let grid = Grid {
             blocks: (rows, width.div_ceil(THREADS_WIDE)),
@@ -251,10 +254,10 @@ impl Kernels {
         lists: &[[u32; 3]],
         tokens: &[u32],
     ) -> Result<Vec<f32>> {
-        // One transfer for both.
+        // One transfer for lists and tokens.
         let numbers = [lists.as_flattened(), tokens].concat();
         let numbers = Tensor::new(numbers, self.launcher.device())?;
-        let out = self.room((1, tokens.len()), DType::F32)?;
+        let out = self.allocate((1, tokens.len()), DType::F32)?;
         let from_tokens = numbers.narrow(0, 3 * lists.len(), tokens.len())?;
         let arguments = [
             self.at(hidden)?,

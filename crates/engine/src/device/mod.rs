@@ -1,9 +1,9 @@
-//! The same model as [`forward`](super::forward) on any device: the CUDA path.
+//! The forward pass of [`cpu::forward`](crate::cpu::forward) on any device: the path for CUDA.
 //!
-//! Decides the order of few large steps per layer: products of packed rows by candle, everything between
-//! them by [`Ops`] (decision 14). Keys and values lie in a chunk per pass and never move. Invariant: every step
-//! runs on the CPU too, so that it can be held against the CPU's own path. It is not batch-invariant bit by bit.
-//! It does not know prompts, tries or searches.
+//! Decides the order of a few large steps per layer: products of packed rows by candle, everything between them by
+//! [`Ops`] (decision 14). Keys and values lie in one chunk per pass and never move. Invariant: every step runs on the
+//! CPU too, so that tests can compare it with the CPU's own path. A row's result is not bit for bit independent of the
+//! other rows. It does not know prompts, tries or searches.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ mod emulated;
 mod head;
 #[cfg_attr(
     not(any(test, feature = "cuda")),
-    expect(dead_code, reason = "nobody can launch them")
+    expect(dead_code, reason = "only CUDA and tests launch kernels")
 )]
 mod kernels;
 mod ops;
@@ -32,7 +32,7 @@ pub(crate) use head::Wanted;
 
 use cache::{Chunk, Run};
 use ops::{Ops, Turning};
-use plan::{Plan, Teller};
+use plan::{Layout, Plan};
 
 use crate::cpu::extras::Extras;
 use crate::cpu::forward::Pass;
@@ -40,13 +40,13 @@ use crate::cpu::kv::Sizes;
 use crate::formats::geometry::Geometry;
 use crate::formats::weights::{LayerWeights, Weights};
 
-/// A CUDA device by number, its stream and memory set up for many small steps.
+/// Opens a CUDA device by its number; its stream and memory are set up for many small steps.
 #[cfg(feature = "cuda")]
 pub(crate) fn cuda_device(number: usize) -> Result<Device> {
     cuda::device(number)
 }
 
-/// A model whose weights lie on a device.
+/// A model whose weights are on a device.
 pub(crate) struct Network {
     geometry: Geometry,
     device: Device,
@@ -85,7 +85,7 @@ impl Module for Linear {
 }
 
 impl Network {
-    /// Moves weights to `device` as `dtype`; layers may be [pushed](Self::push) later.
+    /// Moves weights to `device` as `dtype`; more layers may be [pushed](Self::push).
     pub(crate) fn new(weights: Weights, device: &Device, dtype: DType) -> Result<Self> {
         let place = |x: &Tensor| x.to_device(device)?.to_dtype(dtype)?.contiguous();
         let (cos, sin) = angles(&weights.geometry)?;
@@ -143,12 +143,12 @@ impl Network {
         &self.geometry
     }
 
-    /// What the weights are.
+    /// Type of the weights.
     pub(crate) fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Memory that the layers' weights take.
+    /// Bytes of the layers' weights.
     pub(crate) fn bytes(&self) -> usize {
         let layers = self.layers.iter();
         let linears = layers.flat_map(|l| [&l.qkv, &l.output, &l.gate_up, &l.down]);
@@ -166,8 +166,8 @@ impl Network {
         }
     }
 
-    /// Computes the rows, adds their keys and values to `caches`, and returns the hidden state
-    /// before the head of each wanted row: `[wanted, hidden]`, f32, on the device.
+    /// Computes the rows, adds their keys and values to `caches`, and returns the hidden state before the head of each
+    /// wanted row: `[wanted, hidden]`, f32, on the device.
     pub(crate) fn forward(&self, pass: &Pass, caches: &mut [Cache]) -> Result<Tensor> {
         let chunk = self.append(pass, caches)?;
         let plan = self.plan(pass, caches)?;
@@ -187,7 +187,7 @@ impl Network {
             let qkv = layer.qkv.forward(&normed)?;
             let mut queries = self.ops.turn(&qkv, &turning, &chunk, nth)?;
             let mut side = &plan.all;
-            // Of the last layer only keys and values are needed from the other rows.
+            // In the last layer only keys and values of the other rows are needed.
             if let Some(wanted) = plan.wanted.as_ref().filter(|_| nth == last) {
                 queries = queries.index_select(wanted, 0)?;
                 hidden = hidden.index_select(wanted, 0)?;
@@ -206,12 +206,12 @@ impl Network {
         normed.to_dtype(DType::F32)
     }
 
-    /// Waits until the device has done all that it was given.
+    /// Waits until the device has done all launched work.
     pub(crate) fn wait(&self) -> Result<()> {
         self.device.synchronize()
     }
 
-    /// Gives the rows of a pass a place, and notes in `caches` which are whose.
+    /// Allocates the chunk of a pass, and appends its rows to the caches of their users.
     fn append(&self, pass: &Pass, caches: &mut [Cache]) -> Result<Arc<Chunk>> {
         let rows = pass.tokens.len();
         let chunk = Arc::new(Chunk::new(self.sizes(), rows, &self.device, self.dtype)?);
@@ -227,23 +227,24 @@ impl Network {
     }
 
     fn plan(&self, pass: &Pass, caches: &[Cache]) -> Result<Plan> {
-        let teller = Teller {
+        let layout = Layout {
             device: &self.device,
             group: self.geometry.heads / self.geometry.kv_heads,
             tiles: self.ops.tiles(),
             address: &|tensor| self.ops.address(tensor),
         };
-        plan::plan(pass, caches, &teller)
+        plan::plan(pass, caches, &layout)
     }
 }
 
-/// Cosine and sine of every position that the model was made for, f32.
+/// Cosine and sine of every position of the model's context, f32.
 fn angles(geometry: &Geometry) -> Result<(Tensor, Tensor)> {
     let (rope, positions) = (&geometry.rope, geometry.context);
-    let of = |turn: fn(f64) -> f64| {
+    let of = |function: fn(f64) -> f64| {
         let row = |position: usize| {
-            let speeds = rope.frequencies.iter();
-            speeds.map(move |speed| (turn(position as f64 * speed) * rope.scale) as f32)
+            let frequencies = rope.frequencies.iter();
+            frequencies
+                .map(move |frequency| (function(position as f64 * frequency) * rope.scale) as f32)
         };
         let all = (0..positions).flat_map(row).collect();
         Tensor::from_vec(all, (positions, rope.frequencies.len()), &Device::Cpu)

@@ -1,7 +1,7 @@
-//! The steps of a forward pass that are no products of matrices, each in one go.
+//! The steps of a forward pass that are not products of matrices.
 //!
-//! Decides which of two does a step: [`Kernels`] on a CUDA device, `plain` on the CPU, where it is what tests hold to
-//! the CPU's own path. Invariant: both compute the same, sums in f32. It does not know layers.
+//! Decides which implementation runs: [`Kernels`] on a CUDA device, `plain` on the CPU, which tests compare with the
+//! CPU's own path. Invariant: both compute the same, with sums in f32. It does not know layers.
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -17,7 +17,7 @@ pub(crate) struct Ops {
     pub(super) shape: Shape,
 }
 
-/// What of a model the steps know.
+/// Sizes and constants of a model that the steps need.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     /// Query heads.
@@ -32,20 +32,20 @@ pub(crate) struct Shape {
     pub epsilon: f32,
 }
 
-/// What turns heads.
+/// The inputs of [`Ops::turn`].
 pub(crate) struct Turning<'a> {
-    /// `[(heads + 2 · kv heads) · width]`, as the weights are.
+    /// Biases `[(heads + 2 · kv heads) · width]`, in the type of the weights.
     pub bias: Option<&'a Tensor>,
-    /// `[2, width]` f32: of queries, of keys.
+    /// Norms of query heads and of key heads, `[2, width]` f32.
     pub norms: Option<&'a Tensor>,
     /// Cosine and sine of each position and pair, `[context, width / 2]` f32.
     pub angles: &'a (Tensor, Tensor),
-    /// `[rows]`.
+    /// Position of each row, `[rows]`.
     pub positions: &'a Tensor,
 }
 
 impl Ops {
-    /// Steps for a model of this geometry, compiled where they must be.
+    /// Steps for a model of this geometry; for a CUDA device kernels are compiled.
     pub(super) fn new(geometry: &Geometry, device: &Device, dtype: DType) -> Result<Self> {
         let shape = Shape {
             heads: geometry.heads,
@@ -78,13 +78,13 @@ impl Ops {
         }
     }
 
-    /// Where a tensor lies on the device; 0 in memory, where nobody asks.
+    /// Address of a tensor on a CUDA device; 0 on the CPU, where it is not used.
     pub(super) fn address(&self, tensor: &Tensor) -> Result<u64> {
         (self.kernels.as_ref()).map_or(Ok(0), |kernels| kernels.address(tensor))
     }
 
-    /// `[rows, (heads + 2 · kv heads) · width]` -> queries `[rows, heads · width]`; keys and values go into
-    /// `chunk`. Biases are added, heads normed and turned.
+    /// `[rows, (heads + 2 · kv heads) · width]` -> queries `[rows, heads · width]`; keys and values are written into
+    /// `chunk`. Biases are added, heads are normed and rotated.
     pub(super) fn turn(
         &self,
         qkv: &Tensor,
@@ -98,7 +98,7 @@ impl Ops {
         }
     }
 
-    /// Attention of queries `[rows, heads · width]` of one side of a plan, in one layer.
+    /// Attention of queries `[rows, heads · width]`, the rows of one side of a plan, in one layer.
     pub(super) fn attend(
         &self,
         queries: &Tensor,
@@ -134,8 +134,8 @@ impl Ops {
         }
     }
 
-    /// Logits of tokens after rows of `hidden` `[rows, hidden]` f32: `lists` are `[row, first, one past the
-    /// last]` among `tokens`.
+    /// Logits of tokens after rows of `hidden` `[rows, hidden]` f32. Each list is `[row, first token, one past the
+    /// last]`, indices into `tokens`.
     pub(super) fn score(
         &self,
         hidden: &Tensor,

@@ -1,7 +1,7 @@
 //! The steps of [`Ops`](super::ops::Ops) in plain loops on the CPU: what kernels.cu does, readable.
 //!
-//! Decides nothing that kernels.cu does not. Invariant: a step reads tensors of the weights' type, computes in f32
-//! and rounds its result once. It is for tests of a device's path; the CPU has better kernels.
+//! Every change here or in kernels.cu is made in both. Invariant: a step reads tensors of the weights' type, computes
+//! in f32 and rounds its result once. It is for tests of the path of a device; the CPU's own path is faster.
 
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
@@ -11,7 +11,7 @@ use super::ops::{Shape, Turning};
 use super::plan::{Plan, Side};
 use crate::cpu::kernel;
 
-/// Queries of a tile: any size will do.
+/// Queries of a tile; the results do not depend on it.
 pub(crate) const TILE: usize = 32;
 
 fn wide(x: &Tensor) -> Result<Vec<f32>> {
@@ -42,21 +42,21 @@ pub(super) fn turn(
         if let Some(bias) = &bias {
             kernel::add(row, bias);
         }
-        let turned = &mut row[..queries + keys];
+        let rotated = &mut row[..queries + keys];
         if let Some(norms) = &norms {
             let (of_queries, of_keys) = norms.split_at(shape.width);
-            for (nth, head) in turned.chunks_exact_mut(shape.width).enumerate() {
+            for (nth, head) in rotated.chunks_exact_mut(shape.width).enumerate() {
                 let weight = if nth < shape.heads {
                     of_queries
                 } else {
                     of_keys
                 };
-                let own = head.to_vec();
-                kernel::rms_norm(&own, weight, shape.epsilon, head);
+                let values = head.to_vec();
+                kernel::rms_norm(&values, weight, shape.epsilon, head);
             }
         }
         let at = position as usize * half;
-        kernel::rotate(turned, &cos[at..][..half], &sin[at..][..half]);
+        kernel::rotate(rotated, &cos[at..][..half], &sin[at..][..half]);
     }
     let part = |from: usize, many: usize| -> Vec<f32> {
         let rows = values.chunks_exact(all);
@@ -95,23 +95,23 @@ pub(super) fn attend(
     };
     let kept: Vec<Kept> = plan.chunks.iter().map(kept).collect::<Result<_>>()?;
     let (values, wide_row) = (wide(queries)?, shape.heads * shape.width);
-    let (told, places) = (&plan.told, side.places);
+    let (sections, places) = (&plan.sections, side.places);
     let mut out = vec![0f32; values.len()];
-    for span in told[places.spans..][..4 * side.spans_len].chunks_exact(4) {
-        let (first, many) = (span[0] as usize, span[1] as usize);
-        let runs = &told[places.runs..][4 * span[2] as usize..4 * span[3] as usize];
-        let own = first * wide_row..(first + many) * wide_row;
-        let rows = out[own.clone()].par_chunks_mut(wide_row);
-        let queries = values[own].par_chunks(wide_row);
+    for span in sections[places.spans..][..4 * side.spans_len].chunks_exact(4) {
+        let (first, count) = (span[0] as usize, span[1] as usize);
+        let runs = &sections[places.runs..][4 * span[2] as usize..4 * span[3] as usize];
+        let span_rows = first * wide_row..(first + count) * wide_row;
+        let rows = out[span_rows.clone()].par_chunks_mut(wide_row);
+        let queries = values[span_rows].par_chunks(wide_row);
         rows.zip(queries).enumerate().for_each(|(nth, (out, row))| {
             let row_number = first + nth;
-            let sight = told[places.sights + row_number];
-            let ancestors = |end: usize| told[places.starts + row_number + end] as usize;
-            let ancestors = &told[places.ancestors..][2 * ancestors(0)..2 * ancestors(1)];
+            let sight = sections[places.sights + row_number];
+            let ancestors = |end: usize| sections[places.starts + row_number + end] as usize;
+            let ancestors = &sections[places.ancestors..][2 * ancestors(0)..2 * ancestors(1)];
             let mut seen: Vec<(u32, u32)> = Vec::new();
             for run in runs.chunks_exact(4) {
-                let many = run[2].min(sight.saturating_sub(run[3]));
-                seen.extend((run[1]..run[1] + many).map(|row| (run[0], row)));
+                let seen_rows = run[2].min(sight.saturating_sub(run[3]));
+                seen.extend((run[1]..run[1] + seen_rows).map(|row| (run[0], row)));
             }
             seen.extend(ancestors.chunks_exact(2).map(|of| (of[0], of[1])));
             mix(shape, row, &kept, &seen, out);
@@ -120,7 +120,7 @@ pub(super) fn attend(
     narrow(out, queries.dims2()?, queries.dtype())
 }
 
-/// One row's heads over what it sees.
+/// Attention of all heads of one row over the rows that it sees.
 fn mix(shape: Shape, row: &[f32], kept: &[Kept], seen: &[(u32, u32)], out: &mut [f32]) {
     let (group, width) = (shape.heads / shape.kv_heads, shape.width);
     let scale = 1.0 / (width as f32).sqrt();
@@ -191,12 +191,12 @@ pub(super) fn score(
 ) -> Result<Vec<f32>> {
     let width = head.dim(1)?;
     let rows = wide(hidden)?;
-    let own = wide(&head.index_select(&Tensor::new(tokens, &Device::Cpu)?, 0)?)?;
+    let weights = wide(&head.index_select(&Tensor::new(tokens, &Device::Cpu)?, 0)?)?;
     let mut out = vec![0f32; tokens.len()];
     for [row, from, to] in lists.iter().map(|list| list.map(|x| x as usize)) {
         let row = &rows[row * width..][..width];
         for nth in from..to {
-            out[nth] = kernel::dot(row, &own[nth * width..][..width]);
+            out[nth] = kernel::dot(row, &weights[nth * width..][..width]);
         }
     }
     Ok(out)

@@ -1,9 +1,9 @@
 //! A pass of packed rows -> the numbers that attention on a device reads.
 //!
-//! Decides how a pass is told: one list of numbers with sections, sent once. Per user a span of
-//! rows and the runs of its prompt; per row how many positions it sees, and its ancestors; tiles
-//! are the pieces that a block of threads works on. Invariant: what kernels.cu reads is written here
-//! and nowhere else. It knows no weights.
+//! Decides how a pass is encoded: one list of numbers with sections, sent once. Per user there is a span of rows and
+//! the runs of its prompt; per row the number of positions that it sees, and its ancestors; a tile is the work of one
+//! block of threads. Invariant: the numbers that kernels.cu reads are written here and nowhere else. It knows no
+//! weights.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -18,14 +18,14 @@ use crate::cpu::forward::Pass;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tiles(pub usize);
 
-/// A pass, told to a device.
+/// A pass, encoded for a device.
 pub(super) struct Plan {
     /// Chunks that rows see, by number.
     pub chunks: Vec<Arc<Chunk>>,
-    /// Everything below, as the device has it.
+    /// All sections, on the device.
     pub numbers: Tensor,
-    /// Everything below.
-    pub told: Vec<u32>,
+    /// All sections, in memory.
+    pub sections: Vec<u32>,
     /// Position of each row, `[rows]`.
     pub positions: Tensor,
     /// The wanted rows among all, `[wanted]`; `None` if they are all.
@@ -39,40 +39,40 @@ pub(super) struct Plan {
 /// Where the sections of some rows begin.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Side {
-    /// Tiles, `[span, first query]` each.
+    /// Where the tiles begin, `[span, first query]` each.
     pub tiles: usize,
-    /// How many tiles.
+    /// Number of tiles.
     pub tiles_len: usize,
-    /// Where the rest begins.
+    /// Where the other sections begin.
     pub places: Places,
-    /// How many spans.
+    /// Number of spans.
     pub spans_len: usize,
 }
 
-/// As `struct Where` of kernels.cu.
+/// Where sections begin: `struct Where` of kernels.cu.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Places {
-    /// Per chunk its address, low half first, and its rows.
+    /// Per chunk: its address, low half first, and its number of rows.
     pub chunks: usize,
-    /// Per user `[first row, rows, first run, one past the last run]`.
+    /// Per user: `[first row, rows, first run, one past the last run]`.
     pub spans: usize,
-    /// `[chunk, row, rows, position]` of each run.
+    /// Per run: `[chunk, first row, rows, first position]`.
     pub runs: usize,
-    /// Positions that a row sees.
+    /// Per row: the number of prompt positions that it sees.
     pub sights: usize,
-    /// Where the ancestors of a row begin, and where the last one's end.
+    /// Per row: its first ancestor; at the end one past the last row's ancestors.
     pub starts: usize,
-    /// `[chunk, row]` of each ancestor, a node itself last.
+    /// Per ancestor: `[chunk, row]`; of a node's ancestors the node itself is the last.
     pub ancestors: usize,
 }
 
-/// How a pass is told.
-pub(crate) struct Teller<'a> {
-    /// Where to.
+/// The parameters of the encoding.
+pub(crate) struct Layout<'a> {
+    /// Device that gets the numbers.
     pub device: &'a Device,
     /// Query heads per key head.
     pub group: usize,
-    /// Size of a tile.
+    /// Queries of a tile.
     pub tiles: Tiles,
     /// A chunk's address on the device.
     pub address: &'a dyn Fn(&Tensor) -> Result<u64>,
@@ -93,7 +93,7 @@ impl Chunks {
     }
 }
 
-/// The sections of some rows before they are put together.
+/// The sections of some rows before they are joined.
 #[derive(Default)]
 struct Draft {
     tiles: Vec<u32>,
@@ -103,8 +103,8 @@ struct Draft {
     ancestors: Vec<u32>,
 }
 
-/// Tells `pass`, whose rows `caches` have [appended](Cache::append).
-pub(super) fn plan(pass: &Pass, caches: &[Cache], teller: &Teller) -> Result<Plan> {
+/// Encodes `pass`, whose rows are [appended](Cache::append) to `caches`.
+pub(super) fn plan(pass: &Pass, caches: &[Cache], layout: &Layout) -> Result<Plan> {
     let mut chunks = Chunks::default();
     let mut runs = Vec::new();
     let mut of_span = Vec::with_capacity(pass.spans.len());
@@ -125,29 +125,29 @@ pub(super) fn plan(pass: &Pass, caches: &[Cache], teller: &Teller) -> Result<Pla
         for (span, runs) in pass.spans.iter().zip(&of_span) {
             let of = within(rows, &span.rows);
             draft.add(pass, &rows[of.clone()], &caches[span.cache], chunks);
-            draft.close(of, runs, teller);
+            draft.close(of, runs, layout);
         }
         draft
     };
     let all = side(&every, &mut chunks);
     let is_all = pass.wanted.len() == pass.tokens.len();
     let few = (!is_all).then(|| side(&pass.wanted, &mut chunks));
-    let mut told = Vec::new();
+    let mut sections = Vec::new();
     for chunk in &chunks.found {
-        let address = (teller.address)(&chunk.tensor)?;
-        told.extend([address as u32, (address >> 32) as u32, chunk.rows as u32]);
+        let address = (layout.address)(&chunk.tensor)?;
+        sections.extend([address as u32, (address >> 32) as u32, chunk.rows as u32]);
     }
-    let runs = put(&mut told, &runs);
-    let all = all.put(&mut told, runs);
-    let few = few.map_or(all, |few| few.put(&mut told, runs));
+    let runs = put(&mut sections, &runs);
+    let all = all.put(&mut sections, runs);
+    let few = few.map_or(all, |few| few.put(&mut sections, runs));
     let ids = |rows: &mut dyn Iterator<Item = usize>| -> Result<Tensor> {
         let rows: Vec<u32> = rows.map(|row| row as u32).collect();
-        Tensor::new(rows, teller.device)
+        Tensor::new(rows, layout.device)
     };
     Ok(Plan {
         chunks: chunks.found,
-        numbers: Tensor::new(told.as_slice(), teller.device)?,
-        told,
+        numbers: Tensor::new(sections.as_slice(), layout.device)?,
+        sections,
         positions: ids(&mut pass.positions.iter().copied())?,
         wanted: match is_all {
             true => None,
@@ -158,20 +158,21 @@ pub(super) fn plan(pass: &Pass, caches: &[Cache], teller: &Teller) -> Result<Pla
     })
 }
 
-/// Which of `rows`, ascending, are in `span`.
+/// The range of `rows`, which are ascending, within `span`.
 fn within(rows: &[usize], span: &Range<usize>) -> Range<usize> {
     let place = |limit: usize| rows.partition_point(|row| *row < limit);
     place(span.start)..place(span.end)
 }
 
-fn put(told: &mut Vec<u32>, section: &[u32]) -> usize {
-    let at = told.len();
-    told.extend_from_slice(section);
+/// Appends a section; returns where it begins.
+fn put(sections: &mut Vec<u32>, section: &[u32]) -> usize {
+    let at = sections.len();
+    sections.extend_from_slice(section);
     at
 }
 
 impl Draft {
-    /// Adds what each of a user's rows sees.
+    /// Adds the sights and ancestors of a user's rows.
     fn add(&mut self, pass: &Pass, rows: &[usize], cache: &Cache, chunks: &mut Chunks) {
         for row in rows {
             let sight = &pass.sights[*row];
@@ -184,28 +185,28 @@ impl Draft {
         }
     }
 
-    /// Ends a user's rows: cuts them into tiles.
-    fn close(&mut self, rows: Range<usize>, runs: &Range<u32>, teller: &Teller) {
+    /// Ends a user's rows: adds their span and cuts it into tiles.
+    fn close(&mut self, rows: Range<usize>, runs: &Range<u32>, layout: &Layout) {
         let span = self.spans.len() as u32 / 4;
         let (first, many) = (rows.start as u32, rows.len() as u32);
         self.spans.extend([first, many, runs.start, runs.end]);
-        for query in (0..rows.len() * teller.group).step_by(teller.tiles.0) {
+        for query in (0..rows.len() * layout.group).step_by(layout.tiles.0) {
             self.tiles.extend([span, query as u32]);
         }
     }
 
-    fn put(&self, told: &mut Vec<u32>, runs: usize) -> Side {
+    fn put(&self, sections: &mut Vec<u32>, runs: usize) -> Side {
         Side {
-            tiles: put(told, &self.tiles),
+            tiles: put(sections, &self.tiles),
             tiles_len: self.tiles.len() / 2,
             spans_len: self.spans.len() / 4,
             places: Places {
                 chunks: 0,
-                spans: put(told, &self.spans),
+                spans: put(sections, &self.spans),
                 runs,
-                sights: put(told, &self.sights),
-                starts: put(told, &self.starts),
-                ancestors: put(told, &self.ancestors),
+                sights: put(sections, &self.sights),
+                starts: put(sections, &self.starts),
+                ancestors: put(sections, &self.ancestors),
             },
         }
     }

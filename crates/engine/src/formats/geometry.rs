@@ -1,7 +1,7 @@
 //! Sizes and constants of a model, and the tensors that a model of these sizes has.
 //!
-//! Decides which sizes are possible. Invariant: every size of a checked geometry is above 0 and below a limit, so that a
-//! damaged file cannot ask for absurd memory. It does not know files.
+//! Decides which sizes are possible. Invariant: every size of a checked geometry is above 0 and below a limit, so that
+//! a damaged file cannot ask for absurd memory. It does not know files.
 
 use super::families::Family;
 use super::rope::Rope;

@@ -1,7 +1,7 @@
 //! Bytes of a [`Kind`] as `f32`.
 //!
-//! Invariant: any bytes become numbers or an error, never a panic, and no memory is allocated beyond the numbers that the
-//! bytes hold. It does not know tensors' names or meaning.
+//! Invariant: any bytes become numbers or an error, never a panic, and no memory is allocated beyond the numbers that
+//! the bytes hold. It does not know tensors' names or meaning.
 
 use std::borrow::Cow;
 

@@ -2,9 +2,9 @@
 //!
 //! Decides which models can be run: families of [`families`](super::families) with full attention. A tensor or key that
 //! is missing, left over, of another shape or of another kind is an error that names the file and the tensor or key; it
-//! is found in the headers before any weight is read. The formats ([`gguf`](super::gguf), [`folder`](super::folder)) only
-//! say what keys and tensors are called. Invariant: one layer is in memory at a time. It does not know how a forward
-//! pass runs.
+//! is found in the headers before any weight is read. The formats ([`gguf`](super::gguf), [`folder`](super::folder))
+//! only say what keys and tensors are called. Invariant: one layer is in memory at a time. It does not know how a
+//! forward pass runs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! Rotary positions: the frequency of each pair of a head.
 //!
-//! Decides the frequencies of every scaling that is supported, by the formulas of the `transformers` library. Invariant:
-//! every frequency is finite. It does not know files or tensors.
+//! Decides the frequencies of every scaling that is supported, by the formulas of the `transformers` library.
+//! Invariant: every frequency is finite. It does not know files or tensors.
 
 use std::f64::consts::TAU;
 

@@ -1,7 +1,7 @@
 //! What a file format tells of a model: [`Source`].
 //!
-//! Implemented by [`gguf`](super::gguf) and [`folder`](super::folder). Invariant: a source says what a file has and what
-//! it calls it, not whether that is a complete model.
+//! Implemented by [`gguf`](super::gguf) and [`folder`](super::folder). Invariant: a source says what a file has and
+//! what it calls it, not whether that is a complete model.
 
 use std::path::Path;
 

@@ -1,7 +1,7 @@
 //! The types of numbers in files, their sizes, and where a tensor lies.
 //!
-//! Pure: the decoders of headers need nothing else. Invariant: a size that a machine cannot hold is an error. It does not
-//! know how bytes become numbers: [`numbers`](super::numbers) does.
+//! Pure: the decoders of headers need nothing else. Invariant: a size that a machine cannot hold is an error. It does
+//! not know how bytes become numbers: [`numbers`](super::numbers) does.
 
 /// A type of numbers that can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,7 +1,7 @@
 //! Which users of a batch may start and which may continue: memory for keys and values, rows of a pass.
 //!
-//! Decides in the order of arrival. Invariant: the oldest user always continues, however large its request is, so that no
-//! user starves; apart from that, memory in use stays within the limit. It knows neither prompts nor models.
+//! Decides in the order of arrival. Invariant: the oldest user always continues, however large its request is, so that
+//! no user starves; apart from that, memory in use stays within the limit. It knows neither prompts nor models.
 
 use std::ops::Range;
 

@@ -1,7 +1,7 @@
 //! The two backends of a model as one type each: the engine's own kernels on the CPU, and tensors on a device.
 //!
-//! Decides which backend a network, a cache, a prefix and a hidden state belong to. Invariant: a cache, prefix or hidden
-//! state is only used with the network that made it. It does not know how a backend computes.
+//! Decides which backend a network, a cache, a prefix and a hidden state belong to. Invariant: a cache, prefix or
+//! hidden state is only used with the network that made it. It does not know how a backend computes.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -134,8 +134,8 @@ impl Network {
         }
     }
 
-    /// Computes the rows of `pass`, adds their keys and values to `caches`, and returns the hidden state before the head of
-    /// each wanted row.
+    /// Computes the rows of `pass`, adds their keys and values to `caches`, and returns the hidden state before the
+    /// head of each wanted row.
     pub(crate) fn forward(
         &self,
         pass: &Pass,

@@ -1,10 +1,10 @@
 //! Calibration: the mean logit of a name's next token over calibration prompts, which stand for everyone.
 //!
-//! Decides when a mean is computed and how long it is kept. The means of a node are computed when they are first needed,
-//! for all its children, permitted or not, by one pass over the tokens from the root to the node, after each prompt. They
-//! are kept by token path; the least recently used are dropped first. Invariant: a mean depends on prompts and path alone,
-//! so lists are equal from a cold and a warm cache, and across catalogues. Means of log-probabilities would differ from
-//! means of logits by one number per node, which the search's softmax removes.
+//! Decides when a mean is computed and how long it is kept. The means of a node are computed when they are first
+//! needed, for all its children, permitted or not, by one pass over the tokens from the root to the node, after each
+//! prompt. They are kept by token path; the least recently used are dropped first. Invariant: a mean depends on prompts
+//! and path alone, so lists are equal from a cold and a warm cache, and across catalogues. Means of log-probabilities
+//! would differ from means of logits by one number per node, which the search's softmax removes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,8 +1,9 @@
 //! The exact best names of the catalogue under a decoder: [`Model`] by a search over a candle network.
 //!
 //! Decides how a batch runs: the common beginning of prompts is computed once and kept for later batches, and users are
-//! distributed over threads in [groups](super::group), one group per thread if there are enough users. Invariant: a user's
-//! response is equal, bit for bit, alone, in any batch and on any number of threads. It does not know how a pass is computed.
+//! distributed over threads in [groups](super::group), one group per thread if there are enough users. Invariant: a
+//! user's response is equal, bit for bit, alone, in any batch and on any number of threads. It does not know how a pass
+//! is computed.
 
 use std::collections::VecDeque;
 use std::path::Path;

@@ -1,7 +1,8 @@
 //! The explanation of a name's score: every choice on its path through the trie.
 //!
-//! Computes the edges of given names again, by one pass over their paths after the prompt instead of a search. Invariant: the
-//! edges of a name add up to its score, within the rounding of floats. It does not know which names are best.
+//! Computes the edges of given names again, by one pass over their paths after the prompt instead of a search.
+//! Invariant: the edges of a name add up to its score, within the rounding of floats. It does not know which names are
+//! best.
 
 use std::collections::{BTreeMap, BTreeSet};
 

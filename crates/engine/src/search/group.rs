@@ -1,9 +1,9 @@
 //! A group of users that share their forward passes, from prompts to proven names.
 //!
-//! Decides the order of the work: prompts of new users are computed when there is memory for their keys and values; then
-//! each round computes one wave of every user. Between rounds cancelled users leave; when the batch's time is over, all
-//! leave. Invariant: a user's waves depend on the user alone, so its response is equal, bit for bit, in any group. It does
-//! not know how a pass is computed.
+//! Decides the order of the work: prompts of new users are computed when there is memory for their keys and values;
+//! then each round computes one wave of every user. Between rounds cancelled users leave; when the batch's time is
+//! over, all leave. Invariant: a user's waves depend on the user alone, so its response is equal, bit for bit, in any
+//! group. It does not know how a pass is computed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,8 +23,8 @@ use nearshore_core::names::scoring::{Ended, ScoreRequest, ScoreResponse, ScoredN
 use nearshore_core::names::search::{Question, Search, Wave};
 use nearshore_core::names::trie::Trie;
 
-/// The most trie rows of one user in one wave, unless it wants more names than that. The limit is per user, so that other
-/// users change nothing.
+/// The most trie rows of one user in one wave, unless it wants more names than that. The limit is per user, so that
+/// other users change nothing.
 const WAVE_ROWS: usize = 96;
 
 /// The data that all groups of a batch share.

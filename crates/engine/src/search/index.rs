@@ -1,7 +1,7 @@
 //! The index of names for a search: tokens, then the trie.
 //!
-//! Decides how the work is divided: names are tokenised in pieces, in parallel, and the trie is built on one thread, not on
-//! the model's. Invariant: the index depends on names and tokenizer alone. It does not know when it is used.
+//! Decides how the work is divided: names are tokenised in pieces, in parallel, and the trie is built on one thread,
+//! not on the model's. Invariant: the index depends on names and tokenizer alone. It does not know when it is used.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! Score requests to questions of the search: sets and terms by leaf of the trie instead of by product.
 //!
 //! Decides what is kept from one request to the next, because a catalogue may have a million names and requests differ
-//! little: the last permitted set, of which only the differences are changed, and the masses of the last tables of shared
-//! terms. Invariant: a question does not depend on what was kept. It does not know users.
+//! little: the last permitted set, of which only the differences are changed, and the masses of the last tables of
+//! shared terms. Invariant: a question does not depend on what was kept. It does not know users.
 
 use std::sync::Arc;
 

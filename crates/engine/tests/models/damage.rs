@@ -1,4 +1,4 @@
-//! Files of damaged bytes: never a panic, never a large allocation, always an error that names the file.
+//! Damaged model files: never a panic, never a large allocation, always an error that names the file.
 
 use std::path::Path;
 
@@ -11,11 +11,11 @@ use rand::{Rng, SeedableRng};
 use crate::files::{fixture, fixture_json, write_folder};
 use crate::largest::largest;
 
-/// What the largest allocation may be while files of 70 KB are read; the template engine's and the
-/// regular expressions' own tables are below it.
+/// The largest allocation that is allowed while files of 70 KB are read. The tables of the template engine and of
+/// regular expressions are smaller.
 const LARGEST_MAX: usize = 8 << 20;
 
-/// One damage: bytes overwritten, cut, doubled, or a number made absurd.
+/// Damages bytes: overwrites, removes or repeats some, or writes an absurd number.
 fn damage(bytes: &mut Vec<u8>, until: usize, random: &mut StdRng) {
     for _ in 0..random.random_range(1..4) {
         let at = random.random_range(0..until.min(bytes.len()).max(1));
@@ -46,8 +46,8 @@ fn damage(bytes: &mut Vec<u8>, until: usize, random: &mut StdRng) {
     }
 }
 
-/// Loads, and uses what loads; returns whether it did.
-fn used(path: &Path, named: &str) -> bool {
+/// Loads a model and uses it; returns whether it loaded. An error must contain `named`.
+fn runs(path: &Path, named: &str) -> bool {
     let model = match Constrained::load(path, Options::default()) {
         Ok(model) => model,
         Err(error) => {
@@ -59,7 +59,7 @@ fn used(path: &Path, named: &str) -> bool {
     let tokens = model
         .text()
         .prompt("milk <|im_start|> 12\n---assistant---\nnext:");
-    // Tokens or an error, but no panic; and what they are, the model has rows for.
+    // Encoding gives tokens or an error, never a panic; every token is within the vocabulary.
     let tokens = tokens.unwrap_or_else(|_| vec![0]);
     let _ = model.text().name("2% MILK");
     let last = &tokens[tokens.len().saturating_sub(20)..];
@@ -83,11 +83,11 @@ fn a_damaged_gguf_is_refused_or_runs() {
         for seed in 0..1000u64 {
             let mut random = StdRng::seed_from_u64(seed * 3 + nth as u64);
             let mut bytes = whole.clone();
-            // Keys are in the first bytes, tensors in the last of the header; the vocabulary is most.
+            // Keys are at the beginning of the header, tensors at its end; most of it is the vocabulary.
             let until = [600, header, whole.len()][random.random_range(0..3)];
             damage(&mut bytes, until, &mut random);
             std::fs::write(&path, &bytes).expect("written");
-            if used(&path, name) {
+            if runs(&path, name) {
                 loaded += 1;
             } else {
                 refused += 1;
@@ -100,13 +100,13 @@ fn a_damaged_gguf_is_refused_or_runs() {
     );
     assert!(
         refused > 500 && loaded > 100,
-        "{refused} {loaded}: the damage is of no use"
+        "{refused} refused, {loaded} loaded: both must be frequent for the test to be useful"
     );
     assert!(largest() < LARGEST_MAX, "{}", largest());
 }
 
 #[test]
-fn a_gguf_cut_at_any_place_of_its_header_is_refused() {
+fn a_gguf_cut_at_any_place_of_its_header_is_refruns() {
     let whole = std::fs::read(fixture("qwen3.gguf")).expect("there");
     let header = gguf::header::decode(&whole).expect("valid").data;
     for cut in 0..header {
@@ -142,8 +142,8 @@ fn a_damaged_folder_is_refused_or_runs() {
                 let until = [12, 2000, whole.len()][random.random_range(0..3)];
                 damage(&mut bytes, until, &mut random);
                 std::fs::write(&path, &bytes).expect("written");
-                // An error names the folder at least, in which files are named.
-                if used(folder.path(), &folder.path().display().to_string()) {
+                // An error names a file in the folder, or the folder.
+                if runs(folder.path(), &folder.path().display().to_string()) {
                     loaded += 1;
                 } else {
                     refused += 1;
@@ -151,7 +151,7 @@ fn a_damaged_folder_is_refused_or_runs() {
             }
             std::fs::write(&path, &whole).expect("written");
         }
-        assert!(used(folder.path(), ""), "whole again");
+        assert!(runs(folder.path(), ""), "whole again");
     }
     println!(
         "{refused} refused, {loaded} ran; largest allocation {}",
@@ -159,13 +159,13 @@ fn a_damaged_folder_is_refused_or_runs() {
     );
     assert!(
         refused > 500 && loaded > 100,
-        "{refused} {loaded}: the damage is of no use"
+        "{refused} refused, {loaded} loaded: both must be frequent for the test to be useful"
     );
     assert!(largest() < LARGEST_MAX, "{}", largest());
 }
 
 #[test]
-fn headers_that_claim_more_than_there_is_are_refused_at_once() {
+fn headers_that_claim_more_than_the_file_has_are_refused() {
     for claim in [u64::MAX, 1 << 60, 1 << 40, 100_000_001, 50_000_000] {
         let mut bytes = claim.to_le_bytes().to_vec();
         bytes.extend_from_slice(b"{\"a\":{\"dtype\":\"F32\"}}");
@@ -176,7 +176,7 @@ fn headers_that_claim_more_than_there_is_are_refused_at_once() {
             bytes.extend([0; 64]);
             gguf::header::decode(&bytes).expect_err("no such header");
         }
-        // A key, then a list of as many of each type.
+        // A key whose value is a list of `claim` items, of each type.
         for kind in 0u32..13 {
             let mut bytes = b"GGUF\x03\0\0\0".to_vec();
             bytes.extend([0u64, 1, 1].iter().flat_map(|count| count.to_le_bytes()));

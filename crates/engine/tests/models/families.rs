@@ -1,14 +1,14 @@
-//! Folders of every family and setting against the logits of the `transformers` library.
+//! Folders of every family and setting, compared with logits of the `transformers` library.
 
 use nearshore_engine::Model;
 use nearshore_engine::search::constrained::Constrained;
 
 use crate::files::{REFERENCE, fixture_json, floats, ids, write_folder};
 
-/// Of logits of a few tenths: a thousandth would hide a wrong angle.
+/// The largest difference allowed. Logits are a few tenths, so a limit of 0.001 would not find a wrong angle.
 const DIFFERENCE_MAX: f64 = 1e-4;
 
-/// The greatest difference between our last logits and theirs.
+/// The largest difference between the engine's last logits and the library's.
 pub fn difference(model: &Constrained, tokens: &[u32], theirs: &[f64]) -> f64 {
     let all: Vec<u32> = (0..theirs.len() as u32).collect();
     let ours = model.logits(tokens, &all).expect("logits");
@@ -18,7 +18,7 @@ pub fn difference(model: &Constrained, tokens: &[u32], theirs: &[f64]) -> f64 {
 }
 
 #[test]
-fn every_family_computes_the_librarys_logits() {
+fn every_family_gives_the_logits_of_the_library() {
     let fixture = fixture_json("folders.json");
     let tokens = ids(&fixture["tokens"]);
     let cases = fixture["cases"].as_array().expect("cases");
@@ -43,7 +43,7 @@ fn every_family_computes_the_librarys_logits() {
 }
 
 #[test]
-fn a_revision_changes_with_any_weight_and_with_nothing_else() {
+fn a_revision_changes_with_the_weights_and_with_nothing_else() {
     let fixture = fixture_json("folders.json");
     let case = &fixture["cases"][0];
     let revision = |case: &serde_json::Value| {
@@ -54,7 +54,7 @@ fn a_revision_changes_with_any_weight_and_with_nothing_else() {
             .expect("loads")
             .info()
             .revision;
-        // One tensor's numbers, in the middle of the file, and no header.
+        // Overwrites numbers of a tensor in the middle of the file, and no header.
         let mut bytes = std::fs::read(&file).expect("there");
         let middle = bytes.len() / 2;
         bytes[middle..middle + 8192].fill(0);

@@ -1,4 +1,4 @@
-//! Model folders written by the tests, and the fixtures.
+//! Model folders that the tests write, and the fixtures.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use nearshore_engine::{Options, Place, Precision};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
-/// What is held to a peer's logits.
+/// Options of models whose logits are compared with those of `transformers`.
 pub const REFERENCE: Options = Options {
     threads: 1,
     precision: Precision::F32,
@@ -16,7 +16,7 @@ pub const REFERENCE: Options = Options {
     groups: None,
 };
 
-/// A file of `tests/fixtures/models`.
+/// Path of a file of `tests/fixtures/models`.
 pub fn fixture(name: &str) -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.join("tests/fixtures/models").join(name)
@@ -40,7 +40,7 @@ pub fn floats(value: &Value) -> Vec<f64> {
     all.map(|x| x.as_f64().expect("number")).collect()
 }
 
-/// As `numbers` of `scripts/make-families`.
+/// The same numbers as `numbers` of `scripts/make-families`.
 pub fn numbers(name: &str, count: usize) -> Vec<f32> {
     let mut seed = 14_695_981_039_346_656_037u64;
     for byte in name.bytes() {
@@ -64,7 +64,7 @@ pub fn numbers(name: &str, count: usize) -> Vec<f32> {
 /// Name, type, shape and bytes of a tensor.
 type Part = (String, Dtype, Vec<usize>, Vec<u8>);
 
-/// Writes the folder of a case of `folders.json`, its weights over `shards` files.
+/// Writes the folder of a case of `folders.json`, with its weights in `shards` files.
 pub fn write_folder(folder: &Path, case: &Value, shards: usize) {
     let (dtype, tensors) = (
         case["dtype"].as_str().expect("a type"),
@@ -120,7 +120,7 @@ fn write_json(path: &Path, value: &Value) {
     std::fs::write(path, value.to_string()).expect("written");
 }
 
-/// A tokenizer of three words.
+/// Writes a tokenizer of three words.
 fn write_tokenizer(folder: &Path, end: u64) {
     let tokenizer = json!({
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
@@ -131,7 +131,7 @@ fn write_tokenizer(folder: &Path, end: u64) {
             "unk_token": "?" },
     });
     write_json(&folder.join("tokenizer.json"), &tokenizer);
-    let said = json!({ "eos_token": "</s>",
+    let config = json!({ "eos_token": "</s>",
         "chat_template": "{% for m in messages %}{{ m['content'] }}{% endfor %}" });
-    write_json(&folder.join("tokenizer_config.json"), &said);
+    write_json(&folder.join("tokenizer_config.json"), &config);
 }

@@ -7,14 +7,14 @@ use crate::families::difference;
 use crate::files::{REFERENCE, fixture, fixture_json, floats, ids};
 
 #[test]
-fn every_architecture_computes_the_librarys_logits() {
-    let said = fixture_json("gguf.json");
-    let cases = said["cases"].as_array().expect("cases");
+fn every_architecture_gives_the_logits_of_the_library() {
+    let expected = fixture_json("gguf.json");
+    let cases = expected["cases"].as_array().expect("cases");
     assert_eq!(cases.len(), 3);
     for case in cases {
         let file = case["file"].as_str().expect("a file");
         let model = Constrained::load(&fixture(file), REFERENCE).expect(file);
-        let worst = difference(&model, &ids(&said["ids"]), &floats(&case["logits"]));
+        let worst = difference(&model, &ids(&expected["ids"]), &floats(&case["logits"]));
         println!(
             "{file}: greatest difference of a logit {worst:.7}, {}",
             model.loading()
@@ -24,12 +24,12 @@ fn every_architecture_computes_the_librarys_logits() {
 }
 
 #[test]
-fn every_kind_of_splitting_gives_the_peers_tokens() {
-    let said = fixture_json("gguf.json");
+fn every_pre_tokenizer_gives_the_expected_tokens() {
+    let expected = fixture_json("gguf.json");
     let bytes = std::fs::read(fixture("llama.gguf")).expect("there");
-    // The files hold "llama-bpe"; a shorter kind fills up with zeros, which readers take off.
+    // The file has "llama-bpe"; a shorter kind is padded with zeros, which readers remove.
     let at = find(&bytes, b"llama-bpe");
-    for (kind, tokens) in said["tokens"].as_object().expect("kinds") {
+    for (kind, tokens) in expected["tokens"].as_object().expect("kinds") {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("model.gguf");
         let mut bytes = bytes.clone();
@@ -37,7 +37,7 @@ fn every_kind_of_splitting_gives_the_peers_tokens() {
         bytes[at..at + kind.len()].copy_from_slice(kind.as_bytes());
         std::fs::write(&path, bytes).expect("written");
         let model = Constrained::load(&path, REFERENCE).expect(kind);
-        let texts = said["texts"].as_array().expect("texts");
+        let texts = expected["texts"].as_array().expect("texts");
         for (text, tokens) in texts.iter().zip(tokens.as_array().expect("tokens")) {
             let text = text.as_str().expect("a text");
             let ours = model.text().tokens(text).expect("tokens");
@@ -47,18 +47,18 @@ fn every_kind_of_splitting_gives_the_peers_tokens() {
             .text()
             .render_chat("hi<|im_end|><think>")
             .expect("chat");
-        assert_eq!(chat, said["chat"].as_str().expect("chat"));
+        assert_eq!(chat, expected["chat"].as_str().expect("chat"));
     }
 }
 
 #[test]
-fn blocks_of_every_type_are_the_librarys_numbers() {
-    let said = fixture_json("blocks.json");
+fn blocks_of_every_type_give_the_numbers_of_the_library() {
+    let expected = fixture_json("blocks.json");
     let decode = |value: &serde_json::Value| {
         let text = value.as_str().expect("a text");
         hex::decode(text).expect("hexadecimal")
     };
-    let blocks = said["blocks"].as_object().expect("blocks");
+    let blocks = expected["blocks"].as_object().expect("blocks");
     for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::F32) {
         let block = &blocks[&format!("{kind:?}")];
         let bytes = decode(&block["bytes"]);
@@ -78,7 +78,7 @@ fn blocks_of_every_type_are_the_librarys_numbers() {
         );
         assert_eq!(ours.len(), theirs.len());
         assert!(worst <= largest * 1e-6, "{kind:?}: {worst}");
-        // And from an odd address, as a file with a small alignment may have them.
+        // Also at an odd address, as in a file with a small alignment.
         let mut shifted = vec![0];
         shifted.extend_from_slice(&bytes);
         assert_eq!(kind.numbers(&shifted[1..]).expect("blocks"), ours);

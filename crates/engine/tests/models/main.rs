@@ -1,4 +1,4 @@
-//! Model files: every family against a peer's logits, and files that are damaged in every way.
+//! Model files: every family compared with logits of `transformers`, and files that are damaged in every way.
 //!
 //! Needs no service and no download. Fixtures by `scripts/make-families`.
 

@@ -1,4 +1,4 @@
-//! What is not run is refused by the name of the file and of its tensor or key.
+//! A model that cannot be run is refused with the name of the file and of its tensor or key.
 
 use std::path::Path;
 
@@ -22,11 +22,11 @@ fn edit(folder: &Path, file: &str, key: &str, value: Value) {
     std::fs::write(file, all.to_string()).expect("written");
 }
 
-/// Folder of the fixture, key of its settings, value, and what the error says.
+/// Number of the case in the fixture, key of its configuration, new value, and a part of the error.
 type Case = (usize, &'static str, Value, &'static str);
 
-/// What another model would need.
-fn odd_settings() -> Vec<Case> {
+/// Settings that are not implemented.
+fn unsupported_settings() -> Vec<Case> {
     vec![
         (
             0,
@@ -68,7 +68,7 @@ fn odd_settings() -> Vec<Case> {
     ]
 }
 
-/// What does not fit the tensors, or the window.
+/// Sizes that do not match the tensors, and windows smaller than the context.
 fn sizes_that_do_not_fit() -> Vec<Case> {
     let sliding = json!(["full_attention", "sliding_attention"]);
     vec![
@@ -127,7 +127,10 @@ fn sizes_that_do_not_fit() -> Vec<Case> {
 #[test]
 fn settings_that_would_change_results_are_refused() {
     let fixture = fixture_json("folders.json");
-    for (case, key, value, expected) in odd_settings().into_iter().chain(sizes_that_do_not_fit()) {
+    for (case, key, value, expected) in unsupported_settings()
+        .into_iter()
+        .chain(sizes_that_do_not_fit())
+    {
         let folder = tempfile::tempdir().expect("a folder");
         write_folder(folder.path(), &fixture["cases"][case], 1);
         edit(folder.path(), "config.json", key, value);
@@ -139,7 +142,7 @@ fn settings_that_would_change_results_are_refused() {
 }
 
 #[test]
-fn files_that_are_missing_or_of_another_kind_are_named() {
+fn missing_and_wrong_files_are_refused_by_name() {
     type Damage = fn(&Path);
     let cases: [(Damage, &str); 8] = [
         (|f| remove(f, "config.json"), "config.json: No such file"),
@@ -204,7 +207,7 @@ fn remove(folder: &Path, file: &str) {
 }
 
 #[test]
-fn a_gguf_that_is_not_run_says_why() {
+fn a_gguf_that_cannot_be_run_is_refused_with_the_reason() {
     let cases: [(&[u8], &[u8], &str); 9] = [
         (b"GGUF", b"GGML", "not a GGUF file"),
         (b"GGUF\x03", b"GGUF\x01", "version 1 is not supported"),
@@ -257,10 +260,10 @@ fn a_gguf_that_is_not_run_says_why() {
 }
 
 #[test]
-fn a_type_that_is_not_read_is_named_with_its_tensor() {
+fn an_unsupported_type_is_refused_with_its_tensor() {
     let mut bytes = std::fs::read(fixture("llama.gguf")).expect("there");
     let name = b"blk.0.ffn_down.weight";
-    // Behind the name: dimensions, two sizes, the type.
+    // The name is followed by the number of dimensions, two sizes and the type.
     let at = find(&bytes, name) + name.len() + 4 + 16;
     bytes[at] = 23;
     let folder = tempfile::tempdir().expect("a folder");
@@ -274,7 +277,7 @@ fn a_type_that_is_not_read_is_named_with_its_tensor() {
 }
 
 #[test]
-fn a_value_that_is_no_number_is_named() {
+fn a_weight_that_is_not_finite_is_refused_with_its_tensor() {
     let fixture = fixture_json("folders.json");
     let folder = tempfile::tempdir().expect("a folder");
     write_folder(folder.path(), &fixture["cases"][0], 1);
@@ -292,7 +295,7 @@ fn a_value_that_is_no_number_is_named() {
 }
 
 #[test]
-fn neither_a_pipe_nor_an_empty_folder_is_a_model() {
+fn a_pipe_and_an_empty_folder_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     assert!(error(folder.path()).contains("config.json: No such file"));
     let device = error(Path::new("/dev/null"));

@@ -60,7 +60,8 @@ fn a_device_finds_what_the_cpu_finds_within_a_thousandth_of_a_nat() {
     for (ours, theirs) in ours.iter().zip(&theirs) {
         assert_eq!(ours.named.len(), 20);
         for named in &theirs.named {
-            // Names whose scores differ by rounding may swap places, at the end of a list with a name that is not in it.
+            // Names whose scores differ by rounding may swap places, at the end of a list with a name that is not in
+            // it.
             let same = ours.named.iter().find(|other| other.pu == named.pu);
             let last = ours.named[19].score;
             let score = same.map_or(last, |same| same.score);

@@ -250,8 +250,8 @@ fn a_damaged_file_is_refused_with_its_name_and_the_reason() {
     );
 }
 
-/// A Llama as in a textbook: whole sequences, full causal mask, adjacent rotary pairs as in the GGUF, no cache. It shares
-/// nothing with the engine but candle's tensors.
+/// A Llama as in a textbook: whole sequences, full causal mask, adjacent rotary pairs as in the GGUF, no cache. It
+/// shares nothing with the engine but candle's tensors.
 struct Plain {
     tensors: std::collections::BTreeMap<String, Tensor>,
 }

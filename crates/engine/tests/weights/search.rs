@@ -66,8 +66,8 @@ fn named(responses: Vec<ScoreResponse>) -> Vec<Vec<nearshore_core::names::scorin
         .collect()
 }
 
-/// Two scores of a name by brute force: `of` gives two values for a depth and a token; each choice is normalised over the
-/// next tokens of all names that share the beginning.
+/// Two scores of a name by brute force: `of` gives two values for a depth and a token; each choice is normalised over
+/// the next tokens of all names that share the beginning.
 fn edges(names: &[Vec<u32>], at: usize, of: impl Fn(usize, u32) -> (f64, f64)) -> (f64, f64) {
     let name = &names[at];
     let mut sums = (0f64, 0f64);

@@ -1,7 +1,7 @@
 //! Kernels for AVX2 and FMA.
 //!
-//! Decides that floats are the safe loops compiled for these instructions; integers are multiplied as
-//! pairs of 16 bits, which cannot overflow. Invariant: f32 and int8 give the bits that AVX-512 gives.
+//! Decides that floats use the safe loops of `portable`, compiled for these instructions, and that integers are
+//! multiplied as pairs of 16 bits, which cannot overflow. Invariant: f32 and int8 give the same bits as with AVX-512.
 
 use std::arch::x86_64::*;
 
@@ -32,15 +32,15 @@ impl Kernel for F32 {
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
         #[target_feature(enable = "avx2,fma")]
         unsafe fn inner<const M: usize>(tile: Tile<F32>) {
-            // SAFETY: the caller's.
+            // SAFETY: the caller keeps the contract of this function.
             unsafe { portable::floats::<F32, Fused, M, 1>(tile) }
         }
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the contract of this function.
         unsafe { inner::<M>(tile) }
     }
 }
 
-/// Weights kept as bf16 and widened.
+/// Weights stored as bf16 and widened to f32.
 pub(super) struct Bf16;
 
 impl Kernel for Bf16 {
@@ -63,15 +63,15 @@ impl Kernel for Bf16 {
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
         #[target_feature(enable = "avx2,fma")]
         unsafe fn inner<const M: usize>(tile: Tile<Bf16>) {
-            // SAFETY: the caller's.
+            // SAFETY: the caller keeps the contract of this function.
             unsafe { portable::floats::<Bf16, Fused, M, 2>(tile) }
         }
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the contract of this function.
         unsafe { inner::<M>(tile) }
     }
 }
 
-/// int8 by products of 16 bits.
+/// int8 by 16-bit products.
 pub(super) struct Int8;
 
 impl Kernel for Int8 {
@@ -93,18 +93,18 @@ impl Kernel for Int8 {
             let units = units.as_flattened_mut();
             portable::groups::<i16>(row, scales, units, |value| value as i16);
         }
-        // SAFETY: `tier` saw the instructions before it chose this kernel.
+        // SAFETY: `tier` detected the instructions before this kernel was chosen.
         unsafe { inner(row, units, scales) }
     }
 
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the contract of this function.
         unsafe { int8::<M>(tile) }
     }
 }
 
 /// # Safety
-/// That of [`Kernel::multiply`].
+/// The contract of [`Kernel::multiply`].
 #[target_feature(enable = "avx2,fma")]
 unsafe fn int8<const M: usize>(tile: Tile<Int8>) {
     const UNITS: usize = GROUP / Int8::STEP;
@@ -114,12 +114,12 @@ unsafe fn int8<const M: usize>(tile: Tile<Int8>) {
         let mut sums = [_mm256_setzero_ps(); M];
         let weights = tile.weights.chunks_exact(UNITS * INT8_COLUMNS);
         for (group, weights) in weights.enumerate() {
-            // Of four columns each: two sums per column.
+            // Each register has four columns, two sums per column.
             let mut whole = [[_mm256_setzero_si256(); 2]; M];
             let (weights, _) = weights.as_chunks::<INT8_COLUMNS>();
             let weights = weights.iter().map(|w| {
                 let w: *const __m128i = w[from..from + 8].as_ptr().cast();
-                // SAFETY: 8 units of 4 bytes are read.
+                // SAFETY: the slice has 8 units of 4 bytes, which are two registers of 16 bytes.
                 let (low, high) = unsafe { (_mm_loadu_si128(w), _mm_loadu_si128(w.add(1))) };
                 [_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high)]
             });
@@ -130,18 +130,18 @@ unsafe fn int8<const M: usize>(tile: Tile<Int8>) {
                 _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_set1_epi64x(x), w))
             });
             let scales = &tile.weight_scales[group * INT8_COLUMNS + from..][..8];
-            // SAFETY: 8 values are read.
+            // SAFETY: the slice has 8 values, which are one register.
             let scales = unsafe { _mm256_loadu_ps(scales.as_ptr()) };
             for (row, (sum, [low, high])) in sums.iter_mut().zip(whole).enumerate() {
                 let x = _mm256_set1_ps(tile.input_scales[row * groups + group]);
-                // Columns 0 1 4 5 2 3 6 7 to 0..8.
+                // Reorders columns 0 1 4 5 2 3 6 7 to 0..8.
                 let both = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(low, high));
                 let both = _mm256_cvtepi32_ps(both);
                 *sum = _mm256_fmadd_ps(both, _mm256_mul_ps(x, scales), *sum);
             }
         }
         for (row, sum) in sums.iter().enumerate() {
-            // SAFETY: within `COLUMNS` of one of `M` rows.
+            // SAFETY: the write is within the `COLUMNS` values of one of `M` rows.
             unsafe { _mm256_storeu_ps(tile.out.add(row * tile.stride + from), *sum) };
         }
     }

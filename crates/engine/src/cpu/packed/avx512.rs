@@ -1,7 +1,7 @@
 //! Kernels for AVX-512: f32, BF16 products, VNNI products.
 //!
-//! Decides tiles of 6 rows by four registers of columns, for int8 by two, so that sums stay in registers
-//! and each input is broadcast once. Invariant: each output is one chain over ascending `k`.
+//! Decides tiles of 6 rows by four registers of columns, two for int8, so that sums stay in registers and each input is
+//! broadcast once. Invariant: each output is one chain of additions over ascending `k`.
 
 use std::arch::x86_64::*;
 
@@ -33,13 +33,13 @@ impl Kernel for F32 {
     }
 
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the contract of this function.
         unsafe { f32s::<M>(tile) }
     }
 }
 
 /// # Safety
-/// That of [`Kernel::multiply`].
+/// The contract of [`Kernel::multiply`].
 #[target_feature(enable = "avx512f")]
 unsafe fn f32s<const M: usize>(tile: Tile<F32>) {
     let mut sums = [[_mm512_setzero_ps(); 4]; M];
@@ -55,7 +55,7 @@ unsafe fn f32s<const M: usize>(tile: Tile<F32>) {
         weights,
         |sum, x, w| _mm512_fmadd_ps(_mm512_set1_ps(x), _mm512_castsi512_ps(w), sum),
     );
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps the contract of this function.
     unsafe { store(&sums, tile.out, tile.stride) };
 }
 
@@ -80,18 +80,18 @@ impl Kernel for Bf16 {
         fn inner(row: &[f32], units: &mut [u32]) {
             portable::pairs(row, units);
         }
-        // SAFETY: `tier` saw the instructions before it chose this kernel.
+        // SAFETY: `tier` detected the instructions before this kernel was chosen.
         unsafe { inner(row, units) }
     }
 
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the contract of this function.
         unsafe { bf16s::<M>(tile) }
     }
 }
 
 /// # Safety
-/// That of [`Kernel::multiply`].
+/// The contract of [`Kernel::multiply`].
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn bf16s<const M: usize>(tile: Tile<Bf16>) {
     let mut sums = [[_mm512_setzero_ps(); 4]; M];
@@ -107,18 +107,18 @@ unsafe fn bf16s<const M: usize>(tile: Tile<Bf16>) {
         weights,
         |sum, x, w| {
             let x = _mm512_set1_epi32(x.cast_signed());
-            // SAFETY: registers of any kind may be reinterpreted.
+            // SAFETY: `__m512i` and `__m512bh` have the same size, and any bits are valid in both.
             unsafe {
                 let pairs = std::mem::transmute::<[__m512i; 2], [__m512bh; 2]>([x, w]);
                 _mm512_dpbf16_ps(sum, pairs[0], pairs[1])
             }
         },
     );
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps the contract of this function.
     unsafe { store(&sums, tile.out, tile.stride) };
 }
 
-/// Products of four bytes, added in 32 bits; inputs are shifted by 128, for they must be unsigned.
+/// Products of four bytes, added in 32 bits. Inputs are shifted by 128, because the instruction needs them unsigned.
 pub(super) struct Int8;
 
 impl Kernel for Int8 {
@@ -145,18 +145,18 @@ impl Kernel for Int8 {
             let units = units.as_flattened_mut();
             portable::groups::<u8>(row, scales, units, |value| (value + 128) as u8);
         }
-        // SAFETY: `tier` saw the instructions before it chose this kernel.
+        // SAFETY: `tier` detected the instructions before this kernel was chosen.
         unsafe { inner(row, units, scales) }
     }
 
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the contract of this function.
         unsafe { int8s::<M>(tile) }
     }
 }
 
 /// # Safety
-/// That of [`Kernel::multiply`].
+/// The contract of [`Kernel::multiply`].
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn int8s<const M: usize>(tile: Tile<Int8>) {
     const UNITS: usize = GROUP / Int8::STEP;
@@ -168,7 +168,7 @@ unsafe fn int8s<const M: usize>(tile: Tile<Int8>) {
     let groups = scales.len();
     for (nth, (weights, (offsets, scales))) in weights.zip(offsets.iter().zip(scales)).enumerate() {
         let (weights, _) = weights.as_chunks::<INT8_COLUMNS>();
-        // SAFETY: `INT8_COLUMNS` units, and as many values, are two registers.
+        // SAFETY: `INT8_COLUMNS` units of 4 bytes are two registers, and so are as many offsets.
         let (start, weights) = unsafe {
             let units = weights.iter().map(|w| load::<2>(w.as_ptr().cast()));
             (load::<2>(offsets.as_ptr().cast()), units)
@@ -178,7 +178,7 @@ unsafe fn int8s<const M: usize>(tile: Tile<Int8>) {
         accumulate(&mut whole, inputs, stride, weights, |sum, x, w| {
             _mm512_dpbusd_epi32(sum, _mm512_set1_epi32(i32::from_ne_bytes(x)), w)
         });
-        // SAFETY: as above.
+        // SAFETY: `INT8_COLUMNS` values are two registers.
         let scales = unsafe { load::<2>(scales.as_ptr().cast()) };
         for (row, (sums, whole)) in sums.iter_mut().zip(whole).enumerate() {
             let x = _mm512_set1_ps(tile.input_scales[row * groups + nth]);
@@ -188,27 +188,27 @@ unsafe fn int8s<const M: usize>(tile: Tile<Int8>) {
             }
         }
     }
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps the contract of this function.
     unsafe { store(&sums, tile.out, tile.stride) };
 }
 
-/// Bytes ahead of what is multiplied that weights are asked for: a panel comes from the second cache.
+/// How many bytes ahead weights are prefetched: a panel comes from the L2 cache.
 const AHEAD: usize = 3072;
 
 /// # Safety
-/// `C` registers can be read from `from`.
+/// `C` registers may be read from `from`.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn load<const C: usize>(from: *const __m512i) -> [__m512i; C] {
     std::array::from_fn(|c| {
         _mm_prefetch::<_MM_HINT_T0>(from.wrapping_byte_add(AHEAD).wrapping_add(c).cast());
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the contract of this function.
         unsafe { _mm512_loadu_si512(from.add(c)) }
     })
 }
 
 /// # Safety
-/// `out` may be written for `C` registers in each of `M` rows that are `stride` apart.
+/// `out` may be written for `C` registers in each of `M` rows, which are `stride` values apart.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn store<const M: usize, const C: usize>(
@@ -218,7 +218,7 @@ pub(super) unsafe fn store<const M: usize, const C: usize>(
 ) {
     for (row, sums) in sums.iter().enumerate() {
         for (c, sum) in sums.iter().enumerate() {
-            // SAFETY: the caller's.
+            // SAFETY: the caller keeps the contract of this function.
             unsafe { _mm512_storeu_ps(out.add(row * stride + c * LANES), *sum) };
         }
     }

@@ -1,23 +1,23 @@
-//! bf16's place on machines whose half-precision products are faster: IEEE halves, scaled row by row.
+//! IEEE half precision with a scale per row, in place of bf16 on machines where it is faster.
 //!
-//! Decides that products are added in half precision over [`RUN`] values of `k`, and these sums in f32.
-//! A row's values are scaled by a power of two so that no such sum can overflow: with 11 bits where bf16 has
-//! 8 the result is nearer to f32 than bf16's. Invariant: each output is one chain over ascending `k`.
+//! Decides that products are added in half precision over [`RUN`] values of `k`, and these sums in f32. The values of a
+//! row are scaled by a power of two so that no such sum overflows. Halves have 11 bits of mantissa and bf16 has 8, so
+//! results are nearer to f32 than those of bf16. Invariant: each output is one chain of additions over ascending `k`.
 
 use std::arch::x86_64::*;
 
 use super::avx512::{load, store};
 use super::{COLUMNS_MAX, Kernel, Scales, Tile, accumulate};
 
-/// Products that are added in half precision.
+/// Number of products that are added in half precision.
 const RUN: usize = 32;
 
-/// Inputs are below 2 to this power and weights below 2, so a sum of [`RUN`] products stays below 2^15, and a half holds
-/// nearly 2^16.
+/// Inputs are below 2 to this power and weights below 2, so a sum of [`RUN`] products is below 2^15; the largest half
+/// is nearly 2^16.
 const INPUT_BITS: u32 = 9;
 
-/// Whether halves multiply faster than bf16: Intel's processors take as long for a pair of bf16 products as
-/// for four of halves; AMD's take both alike.
+/// Whether halves multiply faster than bf16. Intel's processors take as long for two bf16 products as for four products
+/// of halves; AMD's are equally fast at both.
 pub(super) fn is_faster() -> bool {
     use std::arch::is_x86_feature_detected as has;
     has!("avx512fp16") && has!("avx512bw") && has!("avx512f") && !is_amd()
@@ -25,7 +25,7 @@ pub(super) fn is_faster() -> bool {
 
 fn is_amd() -> bool {
     #[allow(unused_unsafe, reason = "calling it was unsafe in earlier releases")]
-    // SAFETY: every processor of the target answers.
+    // SAFETY: every processor of the target has the instruction.
     let vendor = unsafe { __cpuid(0) };
     vendor.ebx == u32::from_le_bytes(*b"Auth")
 }
@@ -35,7 +35,7 @@ pub(super) struct Half;
 
 impl Kernel for Half {
     type Weight = u16;
-    /// Twice the same half, for it is broadcast as 32 bits without a shuffle.
+    /// The same half twice, so that it is broadcast as 32 bits without a shuffle.
     type Input = u32;
     const STEP: usize = 1;
     const COLUMNS: usize = COLUMNS_MAX;
@@ -45,7 +45,7 @@ impl Kernel for Half {
 
     fn pack(row: &[f32], units: &mut [u16], scales: &mut [f32]) {
         let mut doubled = vec![0u32; row.len()];
-        // SAFETY: `is_faster` saw the instructions before this kernel was chosen.
+        // SAFETY: `is_faster` detected the instructions before this kernel was chosen.
         scales[0] = unsafe { narrow(row, &mut doubled, 0) };
         for (unit, doubled) in units.iter_mut().zip(doubled) {
             *unit = doubled as u16;
@@ -53,28 +53,28 @@ impl Kernel for Half {
     }
 
     fn convert(row: &[f32], units: &mut [u32], scales: &mut [f32]) {
-        // SAFETY: as above.
+        // SAFETY: `is_faster` detected the instructions before this kernel was chosen.
         scales[0] = unsafe { narrow(row, units, INPUT_BITS - 1) };
     }
 
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the contract of this function.
         unsafe { multiply::<M>(tile) }
     }
 }
 
-/// Values as halves below 2^(bits + 1), each twice; returns what they were divided by, which is not
-/// finite if a value is not.
+/// Converts values to halves below 2^(bits + 1), each twice; returns their divisor, which is not finite if a value is
+/// not.
 #[target_feature(enable = "avx512f,avx512bw")]
 fn narrow(row: &[f32], units: &mut [u32], bits: u32) -> f32 {
-    // As integers, so that a NaN is greater than any number.
+    // Compared as integers, so that a NaN is larger than any number.
     let max = row.iter().map(|x| x.to_bits() & 0x7fff_ffff);
     let max = max.fold(0, u32::max);
     if max >= f32::INFINITY.to_bits() {
         units.fill(0);
         return f32::NAN;
     }
-    // What is all smaller than this is nothing, for its inverse has to be a number.
+    // A row of smaller values becomes zeros: the inverse of its power would not be finite.
     let power = f32::from_bits(max & 0x7f80_0000).max(1e-30);
     let factor = (1u32 << bits) as f32 / power;
     let scaled = |values: __m512| {
@@ -87,7 +87,7 @@ fn narrow(row: &[f32], units: &mut [u32], bits: u32) -> f32 {
     };
     for (values, units) in row.chunks(16).zip(units.chunks_mut(16)) {
         let lanes = u16::MAX >> (16 - values.len());
-        // SAFETY: only the lanes of `values` and as many of `units` are touched.
+        // SAFETY: the masks limit the accesses to the length of `values` and as many `units`.
         unsafe {
             let values = _mm512_maskz_loadu_ps(lanes, values.as_ptr());
             _mm512_mask_storeu_epi32(units.as_mut_ptr().cast(), lanes, scaled(values));
@@ -97,7 +97,7 @@ fn narrow(row: &[f32], units: &mut [u32], bits: u32) -> f32 {
 }
 
 /// # Safety
-/// That of [`Kernel::multiply`].
+/// The contract of [`Kernel::multiply`].
 #[target_feature(enable = "avx512f,avx512fp16")]
 unsafe fn multiply<const M: usize>(tile: Tile<Half>) {
     let mut sums = [[_mm512_setzero_ps(); 4]; M];
@@ -133,6 +133,6 @@ unsafe fn multiply<const M: usize>(tile: Tile<Half>) {
             *sum = _mm512_mul_ps(*sum, scale);
         }
     }
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps the contract of this function.
     unsafe { store(&sums, tile.out, tile.stride) };
 }

@@ -1,10 +1,9 @@
 //! Weights packed for the CPU, and their product with rows of `f32`.
 //!
-//! Decides how weights lie in memory and how the work is cut: panels of columns, each read once for all
-//! rows, rows in tiles that fit the registers. Which arithmetic runs on which instructions is chosen
-//! once, when the weights are packed. Invariant: an output is one chain of operations over `k`, the same
-//! whatever rows share the call, however they are cut into tiles, on any number of threads. It knows
-//! neither tensors nor layers.
+//! Decides the layout of weights in memory and how the work is divided: panels of columns, each read once for all rows,
+//! and rows in tiles that fit into registers. Arithmetic and instructions are chosen once, when the weights are packed.
+//! Invariant: an output is one chain of operations over `k`; it is equal with any other rows in the call, in any
+//! division into tiles and on any number of threads. It knows neither tensors nor layers.
 
 use std::fmt;
 
@@ -21,46 +20,46 @@ mod round;
 
 use round::GROUP;
 
-/// Most rows of a tile over all kernels.
+/// The most rows of a tile of any kernel.
 const ROWS_MAX: usize = 6;
 
-/// Most columns of a panel over all kernels.
+/// The most columns of a panel of any kernel.
 const COLUMNS_MAX: usize = 64;
 
-/// `STEP` weights or inputs that lie together and are multiplied by one instruction.
+/// `STEP` consecutive weights or inputs, which one instruction multiplies.
 trait Unit: Copy + Default + Send + Sync + 'static {}
 impl<T: Copy + Default + Send + Sync + 'static> Unit for T {}
 
-/// Which values of a row share a scale; without one, `scales` are empty.
+/// Which values of a row share a scale. Without scales, `scales` is empty.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scales {
     None,
     Row,
-    /// Each [`GROUP`] of `k`.
+    /// Each [`GROUP`] of values along `k`.
     Groups,
 }
 
-/// One arithmetic on one set of instructions.
+/// A precision on one set of instructions.
 trait Kernel: Send + Sync + 'static {
-    /// Consecutive weights of one column.
+    /// `STEP` consecutive weights of one column.
     type Weight: Unit;
-    /// As many consecutive inputs of one row.
+    /// `STEP` consecutive inputs of one row.
     type Input: Unit;
-    /// How many these are.
+    /// Number of values in a unit.
     const STEP: usize;
-    /// Columns of a panel.
+    /// Number of columns of a panel.
     const COLUMNS: usize;
-    /// Most rows of a tile.
+    /// The most rows of a tile.
     const ROWS: usize;
-    /// What has a scale, of weights and inputs alike.
+    /// What has a scale, for weights and inputs.
     const SCALES: Scales;
-    /// What the numbers are, for people.
+    /// Type of the numbers, for reports.
     const NAME: &'static str;
 
-    /// Packs one row of weights, of `k` values, zero-padded units.
+    /// Packs one row of `k` weights into units, which are padded with zeros.
     fn pack(row: &[f32], units: &mut [Self::Weight], scales: &mut [f32]);
 
-    /// What the weights' own sum must be multiplied by and added, if inputs are shifted.
+    /// The start value of a column's integer sum, which corrects for shifted inputs; 0 if inputs are not shifted.
     fn offset(_units: &[Self::Weight]) -> i32 {
         0
     }
@@ -71,12 +70,12 @@ trait Kernel: Send + Sync + 'static {
     /// Computes `M` rows of a panel.
     ///
     /// # Safety
-    /// The machine has the kernel's instructions; `tile.out` may be written for `COLUMNS` values in each
-    /// of `M` rows that are `tile.stride` apart.
+    /// The machine has the kernel's instructions; `tile.out` may be written for `COLUMNS` values in each of `M` rows,
+    /// which are `tile.stride` values apart.
     unsafe fn multiply<const M: usize>(tile: Tile<Self>);
 }
 
-/// Some rows against one panel.
+/// Some rows and one panel.
 struct Tile<'a, K: Kernel + ?Sized> {
     /// `[M][k / STEP]`.
     inputs: &'a [K::Input],
@@ -92,11 +91,12 @@ struct Tile<'a, K: Kernel + ?Sized> {
     stride: usize,
 }
 
-/// The loop of every tile: adds each row's input times its weights, over ascending `k`, to the row's sums.
+/// Adds the products of each row's inputs and the weights to the row's sums, over ascending `k`: the loop of every
+/// tile.
 ///
-/// Row `m` begins at `m · stride` of `inputs`; `weights` are those of one `k` after the other; `add(sum, input,
-/// weight)` is one step of a chain. Inlined, so that the sums stay in registers and the closures are compiled
-/// for their kernel's instructions.
+/// Row `m` starts at `m · stride` of `inputs`; `weights` yields the weights of one `k` after the other; `add(sum,
+/// input, weight)` is one step of a chain. It is inlined so that the sums stay in registers and the closures are
+/// compiled for the kernel's instructions.
 #[inline(always)]
 pub(super) fn accumulate<X: Copy, V: Copy, S: Copy, const M: usize, const C: usize>(
     sums: &mut [[S; C]; M],
@@ -109,7 +109,7 @@ pub(super) fn accumulate<X: Copy, V: Copy, S: Copy, const M: usize, const C: usi
     assert!((M - 1) * stride + depth <= inputs.len(), "rows within");
     for (k, w) in weights.take(depth).enumerate() {
         for (m, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: `m` is below `M` and `k` below `depth`; the compiler does not see it by itself.
+            // SAFETY: `m` is below `M` and `k` below `depth`, so the index is within `inputs` by the assertion above.
             let x = unsafe { *inputs.get_unchecked(m * stride + k) };
             for (sum, w) in sums.iter_mut().zip(w) {
                 *sum = add(*sum, x, w);
@@ -122,8 +122,7 @@ pub(super) fn accumulate<X: Copy, V: Copy, S: Copy, const M: usize, const C: usi
 pub struct Packed(Box<dyn Multiply>);
 
 impl Packed {
-    /// Packs `weights`, row-major `[out, inner]`; on instructions up to `isa`, those of the machine if
-    /// `None`.
+    /// Packs `weights`, row-major `[out, inner]`, for instructions up to `isa`; for all of the machine if `None`.
     pub fn new(weights: &[f32], inner: usize, precision: Precision, isa: Option<Isa>) -> Self {
         assert!(inner > 0, "a layer has inputs");
         assert_eq!(weights.len() % inner, 0, "whole rows");
@@ -135,17 +134,17 @@ impl Packed {
         self.0.multiply(x, threads)
     }
 
-    /// Outputs and inputs of a row.
+    /// Number of outputs and of inputs of a row.
     pub fn sizes(&self) -> (usize, usize) {
         self.0.sizes()
     }
 
-    /// What the numbers are, for people: `bf16`, or `bf16 weights, f32 products`.
+    /// Type of the numbers, for reports: `bf16`, or `bf16 weights, f32 products`.
     pub fn name(&self) -> &'static str {
         self.0.name()
     }
 
-    /// Memory that the weights take.
+    /// Bytes of the weights.
     pub fn bytes(&self) -> usize {
         self.0.bytes()
     }
@@ -158,9 +157,9 @@ impl fmt::Debug for Packed {
     }
 }
 
-/// The richest instructions for `precision` that the machine has, up to `most`.
-pub fn tier(precision: Precision, most: Option<Isa>) -> Isa {
-    let most = most.unwrap_or(Isa::Avx512);
+/// The richest instructions for `precision` that the machine has, up to `isa_max`.
+pub fn tier(precision: Precision, isa_max: Option<Isa>) -> Isa {
+    let isa_max = isa_max.unwrap_or(Isa::Avx512);
     #[cfg(target_arch = "x86_64")]
     {
         let wide = std::arch::is_x86_feature_detected!("avx512f")
@@ -172,17 +171,17 @@ pub fn tier(precision: Precision, most: Option<Isa>) -> Isa {
                 }
                 Precision::Int8 => std::arch::is_x86_feature_detected!("avx512vnni"),
             };
-        if wide && most >= Isa::Avx512 {
+        if wide && isa_max >= Isa::Avx512 {
             return Isa::Avx512;
         }
         if std::arch::is_x86_feature_detected!("avx2")
             && std::arch::is_x86_feature_detected!("fma")
-            && most >= Isa::Avx2
+            && isa_max >= Isa::Avx2
         {
             return Isa::Avx2;
         }
     }
-    let _ = (precision, most);
+    let _ = (precision, isa_max);
     Isa::Plain
 }
 
@@ -221,7 +220,7 @@ trait Multiply: Send + Sync {
     fn bytes(&self) -> usize;
 }
 
-/// Weights as one kernel wants them.
+/// Weights packed for one kernel.
 struct Panels<K: Kernel> {
     out: usize,
     inner: usize,
@@ -296,7 +295,7 @@ impl<K: Kernel> Panels<K> {
     /// Multiplies all tiles with some panels.
     ///
     /// # Safety
-    /// `y` is `[rows, out]`, and nobody else writes these panels' columns.
+    /// `work.y` may be written for `[rows, out]` values, and no other thread writes the columns of these panels.
     unsafe fn panels(&self, panels: std::ops::Range<usize>, work: &Work<K>) {
         let (units, groups) = (self.units(), self.groups());
         let mut rest = [0f32; ROWS_MAX * COLUMNS_MAX];
@@ -304,7 +303,7 @@ impl<K: Kernel> Panels<K> {
             let column = panel * K::COLUMNS;
             let columns = (self.out - column).min(K::COLUMNS);
             for (from, many) in work.tiles.iter() {
-                // SAFETY: `from` is a row of `y`, `column` a column.
+                // SAFETY: `from` is a row of `y`, and `column` is a column.
                 let out = unsafe { work.y.0.add(from * self.out + column) };
                 let whole = columns == K::COLUMNS;
                 let tile = Tile::<K> {
@@ -317,12 +316,12 @@ impl<K: Kernel> Panels<K> {
                     out: if whole { out } else { rest.as_mut_ptr() },
                     stride: if whole { self.out } else { K::COLUMNS },
                 };
-                // SAFETY: `tier` saw the instructions before it chose this kernel; a whole panel's
-                // columns are within `y`, else the buffer holds as much as any kernel writes.
+                // SAFETY: `tier` detected the instructions before this kernel was chosen. The columns of a whole panel
+                // are within `y`; otherwise the buffer has room for the largest tile of any kernel.
                 unsafe { run::<K>(tile, many) };
                 if !whole {
                     for (row, rest) in rest.chunks_exact(K::COLUMNS).take(many).enumerate() {
-                        // SAFETY: `columns` values from `column` on are within the row.
+                        // SAFETY: the `columns` values from `column` on are within the row.
                         unsafe {
                             let out = out.add(row * self.out);
                             out.copy_from_nonoverlapping(rest.as_ptr(), columns);
@@ -342,10 +341,10 @@ struct Tiles {
 }
 
 impl Tiles {
-    fn of(rows: usize, most: usize) -> Self {
+    fn of(rows: usize, rows_max: usize) -> Self {
         Self {
             rows,
-            tiles: rows.div_ceil(most),
+            tiles: rows.div_ceil(rows_max),
         }
     }
 
@@ -362,12 +361,12 @@ impl Tiles {
     }
 }
 
-/// Where outputs go; panels write disjoint columns.
+/// The output; panels write disjoint columns of it.
 struct Out(*mut f32);
 
-// SAFETY: threads write disjoint elements through it, and none reads.
+// SAFETY: threads only write through it, to disjoint elements.
 unsafe impl Sync for Out {}
-// SAFETY: as above.
+// SAFETY: threads only write through it, to disjoint elements.
 unsafe impl Send for Out {}
 
 struct Work<K: Kernel> {
@@ -394,20 +393,20 @@ impl<K: Kernel> Multiply for Panels<K> {
         let parts = threads.clamp(1, panels.max(1));
         let part = |nth: usize| nth * panels / parts..(nth + 1) * panels / parts;
         if parts == 1 {
-            // SAFETY: `y` has room for `[rows, out]` and nobody else knows it.
+            // SAFETY: `y` has room for `[rows, out]`, and no other thread has its address.
             unsafe { self.panels(part(0), &work) };
         } else {
             rayon::scope(|scope| {
                 for nth in 1..parts {
                     let work = &work;
-                    // SAFETY: as above; the parts' panels are disjoint.
+                    // SAFETY: `y` has room for `[rows, out]`, and the panels of the parts are disjoint.
                     scope.spawn(move |_| unsafe { self.panels(part(nth), work) });
                 }
-                // SAFETY: as above.
+                // SAFETY: `y` has room for `[rows, out]`, and the panels of the parts are disjoint.
                 unsafe { self.panels(part(0), &work) };
             });
         }
-        // SAFETY: every column belongs to a panel and every row to a tile, so all was written.
+        // SAFETY: every column belongs to a panel and every row to a tile, so all values are written.
         unsafe { y.set_len(rows * self.out) };
         y
     }
@@ -428,11 +427,11 @@ impl<K: Kernel> Multiply for Panels<K> {
 }
 
 /// # Safety
-/// That of [`Kernel::multiply`], for `many` rows.
-unsafe fn run<K: Kernel>(tile: Tile<K>, many: usize) {
-    // SAFETY: the caller's.
+/// The contract of [`Kernel::multiply`], for `count` rows.
+unsafe fn run<K: Kernel>(tile: Tile<K>, count: usize) {
+    // SAFETY: the caller keeps the contract of this function.
     unsafe {
-        match many {
+        match count {
             1 => K::multiply::<1>(tile),
             2 => K::multiply::<2>(tile),
             3 => K::multiply::<3>(tile),

@@ -1,7 +1,7 @@
-//! Kernels in safe code: for machines without vector instructions, and compiled again for AVX2.
+//! Kernels without vector intrinsics: for machines without vector instructions, and compiled again for AVX2.
 //!
-//! Decides the shape of the loops, which the compiler unrolls into registers. Invariant: each output is
-//! one chain over ascending `k`; int8 adds integers within a group, then one scaled sum per group.
+//! Decides the shape of the loops, which the compiler unrolls into registers. Invariant: each output is one chain of
+//! additions over ascending `k`; int8 adds integers within a group, then one scaled sum per group.
 
 use super::round::{self, GROUP};
 use super::{COLUMNS_MAX, Kernel, Scales, Tile, accumulate};
@@ -12,10 +12,10 @@ pub(super) trait Add {
     fn to(x: f32, y: f32, sum: f32) -> f32;
 }
 
-/// Rounded once; slow where the machine has no such instruction.
+/// Rounds once; slow if the machine has no such instruction.
 pub(super) struct Fused;
 
-/// Rounded twice.
+/// Rounds twice.
 pub(super) struct Plain;
 
 impl Add for Fused {
@@ -32,9 +32,9 @@ impl Add for Plain {
     }
 }
 
-/// A weight kept in `N` values, multiplied as `f32`.
+/// A stored weight of `N` values, which are multiplied as `f32`.
 pub(super) trait Widen<const N: usize>: Copy {
-    /// The values.
+    /// The values as `f32`.
     fn wide(self) -> [f32; N];
 }
 
@@ -45,7 +45,7 @@ impl Widen<1> for f32 {
     }
 }
 
-/// Two bf16, the first in the low half.
+/// Two bf16 values, the first in the low half.
 impl Widen<2> for u32 {
     #[inline(always)]
     fn wide(self) -> [f32; 2] {
@@ -56,13 +56,13 @@ impl Widen<2> for u32 {
     }
 }
 
-/// Columns held in registers at once.
+/// Columns whose sums are in registers at once.
 const LANES: usize = 16;
 
 /// `M` rows of a panel of [`COLUMNS_MAX`] columns in `f32`.
 ///
 /// # Safety
-/// That of [`Kernel::multiply`].
+/// The contract of [`Kernel::multiply`].
 #[inline(always)]
 pub(super) unsafe fn floats<K, A, const M: usize, const N: usize>(tile: Tile<K>)
 where
@@ -97,7 +97,7 @@ where
             },
         );
         for (row, [sums]) in sums.iter().enumerate() {
-            // SAFETY: within `COLUMNS` of one of `M` rows.
+            // SAFETY: the write is within the `COLUMNS` values of one of `M` rows.
             unsafe {
                 let out = tile.out.add(row * tile.stride + from);
                 out.copy_from_nonoverlapping(sums.as_ptr(), LANES);
@@ -106,7 +106,7 @@ where
     }
 }
 
-/// f32 without vector instructions of its own.
+/// f32 without vector intrinsics.
 pub(super) struct F32;
 
 impl Kernel for F32 {
@@ -127,12 +127,12 @@ impl Kernel for F32 {
     }
 
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the contract of this function.
         unsafe { floats::<Self, Plain, M, 1>(tile) }
     }
 }
 
-/// Weights to pairs of bf16, the last one filled with 0.
+/// Packs weights into pairs of bf16; the last pair is padded with 0.
 #[inline(always)]
 pub(super) fn pairs(row: &[f32], units: &mut [u32]) {
     for (pair, unit) in row.chunks(2).zip(units) {
@@ -141,7 +141,7 @@ pub(super) fn pairs(row: &[f32], units: &mut [u32]) {
     }
 }
 
-/// Inputs to pairs of f32, the last one filled with 0.
+/// Packs inputs into pairs of f32; the last pair is padded with 0.
 #[inline(always)]
 pub(super) fn float_pairs(row: &[f32], units: &mut [[f32; 2]]) {
     if let Some(last) = units.last_mut() {
@@ -150,7 +150,7 @@ pub(super) fn float_pairs(row: &[f32], units: &mut [[f32; 2]]) {
     units.as_flattened_mut()[..row.len()].copy_from_slice(row);
 }
 
-/// Weights kept as bf16 and widened.
+/// Weights stored as bf16 and widened to f32.
 pub(super) struct Bf16;
 
 impl Kernel for Bf16 {
@@ -171,12 +171,12 @@ impl Kernel for Bf16 {
     }
 
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the contract of this function.
         unsafe { floats::<Self, Plain, M, 2>(tile) }
     }
 }
 
-/// Integers in groups, `cast` to what is kept; the last group is filled with 0.
+/// Rounds values to integers in groups with a scale each, and stores them by `cast`; the last group is padded with 0.
 #[inline(always)]
 pub(super) fn groups<T: Copy>(
     row: &[f32],
@@ -196,7 +196,7 @@ pub(super) fn groups<T: Copy>(
     }
 }
 
-/// int8 without vector instructions of its own.
+/// int8 without vector intrinsics.
 pub(super) struct Int8;
 
 /// Columns of an int8 panel.
@@ -249,7 +249,7 @@ impl Kernel for Int8 {
             }
         }
         for (row, sums) in sums.iter().enumerate() {
-            // SAFETY: within `COLUMNS` of one of `M` rows.
+            // SAFETY: the write is within the `COLUMNS` values of one of `M` rows.
             unsafe {
                 let out = tile.out.add(row * tile.stride);
                 out.copy_from_nonoverlapping(sums.as_ptr(), INT8_COLUMNS);

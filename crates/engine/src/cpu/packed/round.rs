@@ -1,30 +1,30 @@
-//! `f32` to narrower numbers: bf16 by rounding to even, int8 in groups with a scale each.
+//! Rounding of `f32` to bf16, ties to even, and to int8 in groups with a scale each.
 //!
-//! Decides how a number is rounded. Invariant: what is not finite stays so: in bf16 as itself, in int8 as
-//! a scale that is not finite. It does not know which instructions multiply.
+//! Decides how a number is rounded. Invariant: a value that is not finite stays so, in bf16 as itself, in int8 as a
+//! scale that is not finite. It does not know which instructions multiply.
 
 /// Values along `k` that share a scale.
 pub(super) const GROUP: usize = 64;
 
-/// Nearest bf16, ties to even; a NaN stays one.
+/// Rounds to the nearest bf16, ties to even; a NaN stays a NaN.
 #[inline(always)]
 pub(super) fn bf16(x: f32) -> u16 {
     let bits = x.to_bits();
-    // A NaN with only low bits set would be rounded to an infinity.
+    // Without the quiet bit a NaN with only low bits set would become an infinity.
     let quiet = if x.is_nan() { 0x0040_0000 } else { 0 };
     let even = (bits >> 16) & 1;
     let rounded = bits.wrapping_add(0x7fff + even);
     ((if x.is_nan() { bits | quiet } else { rounded }) >> 16) as u16
 }
 
-/// Rounds one group to integers in [−127, 127], and its scale: its greatest magnitude becomes 127.
+/// Rounds one group to integers in [−127, 127]; returns them and the scale. The largest magnitude becomes 127.
 ///
-/// The scale is not finite if a value is not; the integers mean nothing then.
+/// The scale is not finite if a value is not; then the integers have no meaning.
 #[inline(always)]
 pub(super) fn int8(group: &[f32; GROUP]) -> ([i32; GROUP], f32) {
-    // Adding 1.5 · 2^23 rounds to the nearest integer in the low bits, without a rounding call.
+    // Adding 1.5 · 2^23 rounds to the nearest integer, in the low bits, without calling a rounding function.
     const MAGIC: f32 = 12_582_912.0;
-    // As integers, so that a NaN is greater than any number; in lanes, for the compiler.
+    // Compared as integers, so that a NaN is larger than any number; in lanes, so that the compiler vectorises it.
     let mut lanes = [0u32; 16];
     for values in group.as_chunks::<16>().0 {
         for (max, x) in lanes.iter_mut().zip(values) {

@@ -1,4 +1,4 @@
-//! Laws of the packed products: near the formula on every tier, the same bits in any company.
+//! Properties of packed products: near the formula on all instructions, and the same bits with any other rows.
 
 use proptest::prelude::*;
 
@@ -16,7 +16,7 @@ fn noise(len: usize, seed: u32) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// The product by its formula, and beside each output the sum of the products' magnitudes.
+/// The product by its formula; with each output the sum of its products' magnitudes.
 fn formula(x: &[f32], w: &[f32], inner: usize) -> Vec<(f64, f64)> {
     let mut all = Vec::new();
     for x in x.chunks_exact(inner) {
@@ -28,13 +28,13 @@ fn formula(x: &[f32], w: &[f32], inner: usize) -> Vec<(f64, f64)> {
     all
 }
 
-/// What rounding may change of an output, by the greatest magnitudes of a row and its weights.
+/// The largest error of an output by rounding; `size` is the sum of its products' magnitudes.
 fn allowed(precision: Precision, size: f64, inner: usize) -> f64 {
     match precision {
         Precision::F32 => 1e-6 * size + 1e-6,
-        // Both sides are rounded to 8 bits: up to 2^-8 of a product each.
+        // Inputs and weights are rounded to 8 bits of mantissa: each rounding changes a product by up to 2^-8 of it.
         Precision::Bf16 => size / 126.0 + 1e-6,
-        // Values are at most 1: half a step of 1/127 of a factor at most 1, on both sides.
+        // Values are at most 1: inputs and weights are each off by half a step of 1/127, times a factor of at most 1.
         Precision::Int8 => inner as f64 * (1.0 / 254.0) * 2.0 + 1e-6,
     }
 }
@@ -42,7 +42,7 @@ fn allowed(precision: Precision, size: f64, inner: usize) -> f64 {
 fn check(rows: usize, out: usize, inner: usize, seed: u32) -> Result<(), TestCaseError> {
     let mut x = noise(rows * inner, seed);
     let mut w = noise(out * inner, !seed);
-    // A row, and a weight row, of zeros.
+    // One constant row of inputs and of weights, which is zeros for some seeds.
     x[..inner].fill(if seed.is_multiple_of(3) { 0.0 } else { 0.5 });
     w[..inner].fill(if seed.is_multiple_of(2) { 0.0 } else { -0.25 });
     let exact = formula(&x, &w, inner);
@@ -72,7 +72,7 @@ proptest! {
     }
 
     #[test]
-    fn a_row_is_the_same_bits_alone_and_among_others_on_any_threads(
+    fn a_row_gives_the_same_bits_alone_and_among_others_on_any_threads(
         rows in 1usize..40, out in 1usize..200, inner in 1usize..300, seed: u32,
     ) {
         let (x, w) = (noise(rows * inner, seed), noise(out * inner, !seed));
@@ -89,13 +89,13 @@ proptest! {
     }
 
     #[test]
-    fn f32_and_int8_are_the_same_bits_on_avx2_and_avx512(
+    fn f32_and_int8_give_the_same_bits_on_avx2_and_avx512(
         rows in 1usize..9, out in 1usize..100, inner in 1usize..300, seed: u32,
     ) {
         let (x, w) = (noise(rows * inner, seed), noise(out * inner, !seed));
         for precision in [Precision::F32, Precision::Int8] {
             let on = |isa| Packed::new(&w, inner, precision, Some(isa)).multiply(&x, 1);
-            // A machine without AVX2 multiplies both by plain code.
+            // A machine without AVX2 runs the portable code for both.
             prop_assert_eq!(on(Isa::Avx2), on(Isa::Avx512));
         }
     }
@@ -128,22 +128,22 @@ proptest! {
     }
 
     #[test]
-    fn tiles_cover_all_rows_once_and_differ_by_at_most_one(rows in 0usize..600, most in 1usize..7) {
-        let tiles = Tiles::of(rows, most);
+    fn tiles_cover_all_rows_once_and_differ_by_at_most_one(rows in 0usize..600, rows_max in 1usize..7) {
+        let tiles = Tiles::of(rows, rows_max);
         let mut next = 0;
         for (from, many) in tiles.iter() {
             prop_assert_eq!(from, next);
-            prop_assert!(many <= most && many + 1 >= rows.div_ceil(tiles.tiles));
+            prop_assert!(many <= rows_max && many + 1 >= rows.div_ceil(tiles.tiles));
             next += many;
         }
         prop_assert_eq!(next, rows);
     }
 }
 
-/// Machines that multiply halves have bf16 products too, which are not chosen there.
+/// On machines with fast halves bf16 products are never chosen, so they are tested directly.
 #[cfg(target_arch = "x86_64")]
 #[test]
-fn bf16_products_are_right_where_halves_are_chosen() {
+fn bf16_products_agree_with_the_formula_on_machines_with_fast_halves() {
     use std::arch::is_x86_feature_detected as has;
     if !(has!("avx512f") && has!("avx512bw") && has!("avx512bf16")) {
         return;
@@ -157,7 +157,7 @@ fn bf16_products_are_right_where_halves_are_chosen() {
 
 #[cfg(target_arch = "x86_64")]
 #[test]
-fn halves_bear_values_of_any_size() {
+fn halves_agree_with_the_formula_for_values_of_any_size() {
     if !halves::is_faster() {
         return;
     }
@@ -171,7 +171,7 @@ fn halves_bear_values_of_any_size() {
         let w: Vec<f32> = noise(9 * 70, 8).iter().map(|w| w * of_w).collect();
         let y = Panels::<halves::Half>::boxed(&w, 70).multiply(&x, 1);
         for (y, (exact, size)) in y.iter().zip(formula(&x, &w, 70)) {
-            // A fifth of what bf16 may be off; what is below all scales is nothing.
+            // A fifth of the error that bf16 may have; values below the least scale become 0.
             let near = size / 600.0 + 1e-29 * f64::from(of_w);
             assert!((f64::from(*y) - exact).abs() <= near, "{y} for {exact}");
         }
@@ -190,7 +190,7 @@ fn no_rows_give_no_outputs() {
 }
 
 #[test]
-fn what_is_not_finite_is_not_hidden() {
+fn an_input_that_is_not_finite_gives_outputs_that_are_not_finite() {
     for precision in PRECISIONS {
         for isa in TIERS {
             for bad in [f32::NAN, f32::INFINITY] {
@@ -206,7 +206,7 @@ fn what_is_not_finite_is_not_hidden() {
 }
 
 #[test]
-fn narrower_weights_take_less_memory() {
+fn weights_of_less_precision_take_less_memory() {
     let bytes =
         PRECISIONS.map(|precision| Packed::new(&noise(64 * 640, 1), 640, precision, None).bytes());
     assert_eq!(bytes[0], 64 * 640 * 4);

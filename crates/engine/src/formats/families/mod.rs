@@ -1,7 +1,7 @@
 //! The families of decoders that can be run.
 //!
-//! Decides what differs between them; all else is read from a model's own file. A new family is one file here and its line
-//! in [`ALL`]. It does not know formats or tensors.
+//! Decides what differs between them; all else is read from a model's own file. A new family is one file here and its
+//! line in [`ALL`]. It does not know formats or tensors.
 
 mod llama;
 mod qwen2;

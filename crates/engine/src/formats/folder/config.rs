@@ -146,7 +146,8 @@ impl Config {
         Ok(())
     }
 
-    /// Key and value of `rope_scaling`, as earlier versions of the library write it, or `rope_parameters` of later ones.
+    /// Key and value of `rope_scaling`, as earlier versions of the library write it, or `rope_parameters` of later
+    /// ones.
     fn rope(&self) -> Option<(&'static str, &Value)> {
         let of = |key: &'static str| Some((key, self.key(key)?));
         of("rope_scaling").or_else(|| of("rope_parameters"))

@@ -1,7 +1,7 @@
 //! The files of a Hugging Face folder.
 //!
-//! Decides which files hold the weights: those of the index, or `model.safetensors`, or every safetensors file. Invariant:
-//! a file outside the folder is never named. It does not know what is in the files.
+//! Decides which files hold the weights: those of the index, or `model.safetensors`, or every safetensors file.
+//! Invariant: a file outside the folder is never named. It does not know what is in the files.
 
 use std::collections::BTreeSet;
 use std::fs;

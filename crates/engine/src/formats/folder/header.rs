@@ -1,8 +1,8 @@
 //! The header of a safetensors file: bytes -> tensors.
 //!
-//! Pure. Decides what a well-formed header is. Invariant: for any bytes, no allocation is larger than the bytes, nothing
-//! panics, and every [`Entry`] lies within the bytes. It does not know what tensors mean. Source: the page of the format,
-//! huggingface/safetensors.
+//! Pure. Decides what a well-formed header is. Invariant: for any bytes, no allocation is larger than the bytes,
+//! nothing panics, and every [`Entry`] lies within the bytes. It does not know what tensors mean. Source: the page of
+//! the format, huggingface/safetensors.
 
 use std::collections::BTreeMap;
 use std::fmt;

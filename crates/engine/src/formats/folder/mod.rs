@@ -39,7 +39,7 @@ impl Folder {
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let file = path.join("config.json");
         if !file.exists() && path.join("adapter_config.json").exists() {
-            let what = "an adapter without its model; merge it into the model (peft: merge_and_unload) and save the result";
+            let what = "an adapter without its model; merge the two (peft: merge_and_unload) and save the result";
             return Err(Error::load(path, what));
         }
         let config = Config::new(file.clone(), read_json(&file)?)?;

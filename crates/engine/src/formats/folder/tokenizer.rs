@@ -1,6 +1,7 @@
 //! The tokenizer and chat template of a Hugging Face folder.
 //!
-//! Invariant: a damaged file is an error that names it, never a panic. It does not know how a chat template is rendered.
+//! Invariant: a damaged file is an error that names it, never a panic. It does not know how a chat template is
+//! rendered.
 
 use std::path::Path;
 

@@ -1,8 +1,8 @@
 //! The header of a GGUF file: bytes -> keys and tensors.
 //!
-//! Pure. Decides what a well-formed header is. Invariant: for any bytes, no allocation is larger than the bytes, nothing
-//! panics, and every [`Entry`] lies within the bytes. It does not know what keys and tensors mean. Source: ggml's
-//! `docs/gguf.md`.
+//! Pure. Decides what a well-formed header is. Invariant: for any bytes, no allocation is larger than the bytes,
+//! nothing panics, and every [`Entry`] lies within the bytes. It does not know what keys and tensors mean. Source:
+//! ggml's `docs/gguf.md`.
 
 use std::collections::BTreeMap;
 

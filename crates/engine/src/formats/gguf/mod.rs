@@ -1,6 +1,7 @@
 //! GGUF files: names of keys and tensors, and the order of their rotary pairs.
 //!
-//! Invariant: a key that changes results is followed, or the file is refused. It does not know what the tensors are for.
+//! Invariant: a key that changes results is followed, or the file is refused. It does not know what the tensors are
+//! for.
 
 use std::path::Path;
 

@@ -1,7 +1,7 @@
 //! A chat template: one user message -> the text that a model reads.
 //!
-//! Decides which variables a template gets: one user message, no tools, thinking off, no clock. Invariant: the same message
-//! gives the same text on any day. It does not know tokens.
+//! Decides which variables a template gets: one user message, no tools, thinking off, no clock. Invariant: the same
+//! message gives the same text on any day. It does not know tokens.
 
 use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind, context};

@@ -1,8 +1,8 @@
 //! Text to tokens: the model's tokenizer and its chat template.
 //!
 //! Decides the layout of a prompt: one user message by the model's own template, then the beginning of the assistant's
-//! turn, to which names are appended as `" " + name`. Invariant: neither a prompt nor a name can contain a special token.
-//! It does not know weights or tries.
+//! turn, to which names are appended as `" " + name`. Invariant: neither a prompt nor a name can contain a special
+//! token. It does not know weights or tries.
 
 use std::path::Path;
 
