@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex};
-use std::task::{Context, Wake, Waker};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -27,6 +27,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
+use super::calls::{self, Called};
 use super::check;
 use super::gate::{Gate, Gated, GatedLog, Yield};
 
@@ -42,8 +43,6 @@ const START: i64 = 1_750_000_000_000;
 const STEPS_MAX: usize = 60_000;
 
 thread_local! {
-    /// Delayed calls that are being executed on a real store.
-    static LANDING: std::cell::RefCell<Vec<tokio::task::JoinHandle<()>>> = const { std::cell::RefCell::new(Vec::new()) };
     /// The clock of the history; each member reads it with its own skew.
     static CLOCK: Cell<i64> = const { Cell::new(START) };
 }
@@ -354,7 +353,7 @@ impl<S: Store> History<S> {
             }
             3..=8 => {
                 if let Some(late) = self.gate.late() {
-                    to_the_end(late);
+                    calls::execute(late);
                 }
             }
             _ => {}
@@ -402,7 +401,7 @@ impl<S: Store> History<S> {
     /// Ends all faults, executes delayed writes, and polls until nothing is left to do.
     fn rest(&mut self, mut step: usize) -> Result<(), String> {
         while let Some(late) = self.gate.late() {
-            to_the_end(late);
+            calls::execute(late);
         }
         self.gate.calm();
         let groups = self.groups();
@@ -428,11 +427,8 @@ impl<S: Store> History<S> {
             CLOCK.set(CLOCK.get() + 2_000);
             self.advance(step)?;
             let busy = groups.iter().any(|group| self.cluster.lag(group) > 0);
-            let landing = LANDING.with_borrow_mut(|landing| {
-                landing.retain(|call| !call.is_finished());
-                !landing.is_empty()
-            });
-            quiet = if busy || landing { 0 } else { quiet + 1 };
+            let executing = calls::delayed_are_executing();
+            quiet = if busy || executing { 0 } else { quiet + 1 };
         }
         Ok(())
     }
@@ -444,48 +440,6 @@ fn group(index: usize) -> String {
         "ingest".into()
     } else {
         format!("ingest-{index}")
-    }
-}
-
-/// Distinguishes a yield, which wakes within its own poll, from a call that waits for a real store.
-#[derive(Default)]
-struct Called {
-    woken: Mutex<bool>,
-    changed: Condvar,
-}
-
-/// How long a step waits for an answer of a real store. An answer may never come while another member, which is not
-/// polled, has the connection. Steps are counted and advance the clock, so without the wait a slow machine would use
-/// them up.
-const ANSWER_MAX: Duration = Duration::from_millis(10);
-
-impl Called {
-    fn answer(&self) {
-        let woken = self.woken.lock().expect("no thread panics with the lock");
-        drop(
-            self.changed
-                .wait_timeout_while(woken, ANSWER_MAX, |woken| !*woken),
-        );
-    }
-}
-
-impl Wake for Called {
-    fn wake(self: Arc<Self>) {
-        *self.woken.lock().expect("no thread panics with the lock") = true;
-        self.changed.notify_one();
-    }
-}
-
-/// Executes a delayed call. On a real store it may wait for a connection that an unpolled member has, so there it runs
-/// as a task of the runtime.
-fn to_the_end(mut call: Pin<Box<dyn Future<Output = ()> + Send>>) {
-    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        LANDING.with_borrow_mut(|landing| landing.push(runtime.spawn(call)));
-        return;
-    }
-    let mut context = Context::from_waker(Waker::noop());
-    while call.as_mut().poll(&mut context).is_pending() {
-        std::thread::yield_now();
     }
 }
 

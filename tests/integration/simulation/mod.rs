@@ -5,6 +5,7 @@
 //! are compared with a single-threaded reading of the log. `NEARSHORE_SEED=N` replays one history, `NEARSHORE_SEEDS=N`
 //! sets how many.
 
+mod calls;
 pub mod check;
 mod gate;
 mod history;
