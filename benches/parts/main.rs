@@ -2,6 +2,7 @@
 //!
 //! Compare rates within one run only: machines and their load differ.
 
+#![allow(unreachable_pub)] // Nothing can import a test binary.
 #![allow(dead_code)] // The harness of the tests has more than the benches use.
 
 mod bare;

@@ -13,9 +13,9 @@ use nearshore_core::shop::demand::Demand;
 use nearshore_core::shop::rules::Table;
 use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::event::{self, Accepted, Limits, Source, UserId};
-use nearshore_core::user::plan::{Rulebook, plan};
+use nearshore_core::user::plan::{PlanContext, plan};
 use nearshore_core::user::record::Timestamp;
-use nearshore_core::user::state::Held;
+use nearshore_core::user::state::LoadedUser;
 use nearshore_core::user::trigger::Policy;
 use nearshore_testkit::log::MemoryCluster;
 
@@ -174,7 +174,7 @@ fn gather(member: &mut impl Log) -> Vec<Batch> {
 fn work(
     batches: &[Batch],
     depth: Depth,
-    (loaded, snapshot): (&mut HashMap<UserId, Held>, &Snapshot),
+    (loaded, snapshot): (&mut HashMap<UserId, LoadedUser>, &Snapshot),
 ) {
     if depth == Depth::Log {
         std::hint::black_box(batches);
@@ -195,7 +195,7 @@ fn work(
     }
     let policy = Policy::default();
     let complete = BTreeMap::new();
-    let book = Rulebook {
+    let book = PlanContext {
         snapshot,
         policy: &policy,
         ns: "main",

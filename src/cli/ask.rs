@@ -18,7 +18,7 @@ use nearshore_redis::RedisStore;
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("whose").required(true).multiple(true)
     .args(["users", "all", "arm", "segment", "older_than", "pu"])))]
-pub struct RefreshArgs {
+pub(super) struct RefreshArgs {
     /// Only this user; may be given more than once.
     #[arg(long = "user", value_name = "USER")]
     users: Vec<String>,
@@ -48,7 +48,7 @@ pub struct RefreshArgs {
 }
 
 /// Requests new lists, made from the present state.
-pub fn refresh(args: RefreshArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn refresh(args: RefreshArgs) -> anyhow::Result<ExitCode> {
     if args.users.iter().any(String::is_empty) {
         eprintln!("--user \"\": the user id is empty; give an id");
         return Ok(ExitCode::from(2));
@@ -91,7 +91,7 @@ pub fn refresh(args: RefreshArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Requests a list for each user whose list trails their state.
-pub fn sweep(common: &Common, namespace: Option<&str>) -> anyhow::Result<ExitCode> {
+pub(super) fn sweep(common: &Common, namespace: Option<&str>) -> anyhow::Result<ExitCode> {
     with_config(common, |mut config| {
         if !namespace_is_valid(&mut config, namespace) {
             return Ok(ExitCode::from(2));

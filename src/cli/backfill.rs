@@ -24,7 +24,7 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// Arguments of `backfill`.
 #[derive(Debug, Args)]
-pub struct BackfillArgs {
+pub(super) struct BackfillArgs {
     /// Namespace to fill: 1 to 32 of a-z, 0-9, -.
     #[arg(long, value_name = "NAMESPACE")]
     namespace: String,
@@ -51,7 +51,7 @@ pub struct BackfillArgs {
     common: Common,
 }
 
-pub fn run(args: BackfillArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: BackfillArgs) -> anyhow::Result<ExitCode> {
     for (option, point) in [("--from", &args.from), ("--to", &args.to)] {
         if let Some(Err(error)) = point
             .as_ref()

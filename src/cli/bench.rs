@@ -26,7 +26,7 @@ type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 /// Arguments of the hidden `nearshore bench engine`.
 #[derive(Args, Clone, Debug)]
-pub struct BenchArgs {
+pub(super) struct BenchArgs {
     /// GGUF file, or folder with config.json, safetensors and tokenizer.json.
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
@@ -100,7 +100,11 @@ struct Cost {
 }
 
 /// Loads the model, writes a `ready` line, and answers requests until the input ends.
-pub fn run(args: &BenchArgs, input: impl BufRead, mut out: impl Write) -> Result<(), Failed> {
+pub(super) fn run(
+    args: &BenchArgs,
+    input: impl BufRead,
+    mut out: impl Write,
+) -> Result<(), Failed> {
     let threads = args.threads.unwrap_or_else(default_threads).max(1);
     let start = Instant::now();
     let options = Options {

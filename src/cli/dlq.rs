@@ -7,11 +7,11 @@ use clap::Subcommand;
 use super::{Common, block_on, with_config};
 use crate::config::Config;
 use crate::ops::dlq as replay;
-use crate::ops::dlq::{Fate, Order};
+use crate::ops::dlq::{ReplayFate, ReplayOrder};
 use nearshore_kafka::dlq::{DeadLetter, Filter};
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(super) enum Command {
     /// Print the last dead letters, oldest first: where each came from and why it was rejected.
     #[command(
         after_help = "Examples:\n  nearshore dlq list --limit 20\n  nearshore dlq list --json | jq -r .code | sort | uniq -c"
@@ -42,7 +42,7 @@ pub enum Command {
     },
 }
 
-pub fn run(command: Command) -> anyhow::Result<ExitCode> {
+pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::List { limit, common } => with_config(&common, |config| {
             block_on(list(&config, limit, common.json))
@@ -58,7 +58,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
                 ..Filter::default()
             };
             let topic = config.topics.dlq.to_string();
-            let order = Order {
+            let order = ReplayOrder {
                 topic,
                 filter,
                 replays_max: max_replays,
@@ -102,18 +102,18 @@ fn line(dead_letter: &DeadLetter) -> String {
     )
 }
 
-async fn send_back(config: &Config, order: &Order, json: bool) -> anyhow::Result<ExitCode> {
+async fn send_back(config: &Config, order: &ReplayOrder, json: bool) -> anyhow::Result<ExitCode> {
     let (mut sent, mut left, mut hindered) = (0u64, 0u64, 0u64);
-    let on = |dead_letter: &DeadLetter, fate: &Fate| match fate {
-        Fate::Replayed => sent += 1,
-        Fate::Left => left += 1,
-        Fate::Duplicate => left += 1,
-        Fate::Hindered(_) | Fate::Refused(_) => {
+    let on = |dead_letter: &DeadLetter, fate: &ReplayFate| match fate {
+        ReplayFate::Replayed => sent += 1,
+        ReplayFate::Left => left += 1,
+        ReplayFate::Duplicate => left += 1,
+        ReplayFate::Hindered(_) | ReplayFate::Refused(_) => {
             hindered += 1;
             let why = match fate {
-                Fate::Hindered(hindrance) => hindrance.to_string(),
-                Fate::Refused(why) => why.clone(),
-                Fate::Replayed | Fate::Left | Fate::Duplicate => String::new(),
+                ReplayFate::Hindered(hindrance) => hindrance.to_string(),
+                ReplayFate::Refused(why) => why.clone(),
+                ReplayFate::Replayed | ReplayFate::Left | ReplayFate::Duplicate => String::new(),
             };
             eprintln!("{}: {why}", line(dead_letter));
         }

@@ -22,7 +22,7 @@ const SEARCH_EVERY: Duration = Duration::from_millis(500);
 
 /// Arguments of `nearshore forget`.
 #[derive(Debug, Args)]
-pub struct Forget {
+pub(super) struct Forget {
     /// User id.
     #[arg(required_unless_present_any = ["export", "import"], conflicts_with_all = ["export", "import"])]
     user: Option<String>,
@@ -47,7 +47,7 @@ pub struct Forget {
 }
 
 /// Runs the command.
-pub fn run(config: &Config, args: &Forget) -> anyhow::Result<ExitCode> {
+pub(super) fn run(config: &Config, args: &Forget) -> anyhow::Result<ExitCode> {
     let json = args.common.json;
     let store = store(config)?;
     if let Some(path) = &args.export {

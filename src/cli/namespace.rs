@@ -16,7 +16,7 @@ use nearshore_redis::RedisStore;
 
 /// Subcommands of `namespace`.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(super) enum Command {
     /// Print all namespaces: which one is served, and how far behind each is.
     #[command(
         after_help = "Examples:\n  nearshore namespace list\n  nearshore namespace list --json | jq -r .namespace"
@@ -94,7 +94,7 @@ pub enum Command {
     },
 }
 
-pub fn run(command: Command) -> anyhow::Result<ExitCode> {
+pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::List { common } => {
             with_config(&common, |config| block_on(list(&config, common.json)))

@@ -9,7 +9,7 @@ use crate::metrics::Known;
 use crate::run::{Roles, start};
 
 /// Runs until SIGTERM or Ctrl-C, then drains.
-pub fn run(config: Config, role: Role) -> anyhow::Result<ExitCode> {
+pub(super) fn run(config: Config, role: Role) -> anyhow::Result<ExitCode> {
     init_tracing(&config.log);
     let metrics = crate::metrics::install(&Known::of(&config))?;
     let roles = Roles {

@@ -26,7 +26,7 @@ pub(super) fn user_id(user: &str) -> anyhow::Result<UserId> {
 }
 
 /// Prints the list that a client sees: of the active namespace, without sold-out SKUs; exit code 1 if there is none.
-pub fn get(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCode> {
+pub(super) fn get(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCode> {
     let user = user_id(user)?;
     block_on(async {
         let store = store(config)?;
@@ -72,7 +72,7 @@ fn text(list: &Document) -> String {
 }
 
 /// Prints how the user's list was made; exit code 1 if nothing is stored of the user.
-pub fn inspect(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCode> {
+pub(super) fn inspect(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCode> {
     let user = user_id(user)?;
     block_on(async {
         let store = store(config)?;
@@ -91,7 +91,7 @@ pub fn inspect(config: &Config, user: &str, json: bool) -> anyhow::Result<ExitCo
 }
 
 /// Takes a product off all lists.
-pub fn block(
+pub(super) fn block(
     config: &Config,
     id: &str,
     pu: bool,
@@ -125,7 +125,7 @@ pub fn block(
 }
 
 /// Undoes a block; exit code 1 if there was none.
-pub fn unblock(config: &Config, id: &str, json: bool) -> anyhow::Result<ExitCode> {
+pub(super) fn unblock(config: &Config, id: &str, json: bool) -> anyhow::Result<ExitCode> {
     block_on(async {
         let store = store(config)?;
         let by = std::env::var("USER").unwrap_or_else(|_| "unknown".into());

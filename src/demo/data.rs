@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 /// Why the data cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(super) enum Error {
     /// A file that cannot be read.
     #[error("{path}: {source}; run scripts/fetch-data")]
     Io {
@@ -35,7 +35,7 @@ pub enum Error {
 
 /// One SKU of the catalogue.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Product {
+pub(super) struct Product {
     /// SKU id.
     pub sku: String,
     /// Product type: the PU.
@@ -56,7 +56,7 @@ pub struct Product {
 
 impl Product {
     /// The value of the SKU's `catalog` record.
-    pub fn record(&self, stock: i64) -> Value {
+    pub(super) fn record(&self, stock: i64) -> Value {
         json!({
             "pu": self.pu,
             "category": self.category,
@@ -69,7 +69,7 @@ impl Product {
 
 /// One household with its demographics.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Household {
+pub(super) struct Household {
     /// Household id: the user.
     pub user: String,
     /// Raw fields, as text.
@@ -79,7 +79,7 @@ pub struct Household {
 
 impl Household {
     /// The profile in words, as a shop would write it.
-    pub fn profile(&self) -> Value {
+    pub(super) fn profile(&self) -> Value {
         let text = |name: &str| {
             let value = self.fields.get(name)?;
             let text = value
@@ -118,7 +118,7 @@ impl Household {
 
 /// One purchased SKU: a line of `transactions.csv`.
 #[derive(Clone, Debug)]
-pub struct Purchase {
+pub(super) struct Purchase {
     /// Time in milliseconds since 1970, in the year of the data.
     pub time: i64,
     /// Household id.
@@ -132,19 +132,19 @@ pub struct Purchase {
 }
 
 /// Reads all SKUs.
-pub fn products(data: &Path) -> Result<Vec<Product>, Error> {
+pub(super) fn products(data: &Path) -> Result<Vec<Product>, Error> {
     json_lines(&data.join("products.jsonl"))
 }
 
 /// Reads all households with demographics.
-pub fn households(data: &Path) -> Result<Vec<Household>, Error> {
+pub(super) fn households(data: &Path) -> Result<Vec<Household>, Error> {
     json_lines(&data.join("households.jsonl"))
 }
 
 /// Reads the purchases of some households, in time order.
 ///
 /// `keep` says for each household id whether its lines are kept: all 1.4 million would need too much memory.
-pub fn purchases(data: &Path, keep: impl Fn(&str) -> bool) -> Result<Vec<Purchase>, Error> {
+pub(super) fn purchases(data: &Path, keep: impl Fn(&str) -> bool) -> Result<Vec<Purchase>, Error> {
     let path = data.join("transactions.csv");
     let mut purchases = Vec::new();
     let mut columns: Option<Columns> = None;

@@ -28,7 +28,7 @@ const CHUNK: usize = 2_000;
 const WEEK_MS: i64 = 7 * 86_400_000;
 
 /// The demo's catalogue, households and purchases.
-pub struct Feed {
+pub(super) struct Feed {
     products: Vec<Product>,
     /// SKU to its index in `products`.
     indices: BTreeMap<String, usize>,
@@ -43,7 +43,7 @@ pub struct Feed {
 }
 
 /// All topics with their partitions. The embedded log keeps 5 MiB per partition, so the catalogue has 16.
-pub fn topics(topics: &Topics) -> Vec<NewTopic> {
+pub(super) fn topics(topics: &Topics) -> Vec<NewTopic> {
     let compacted = [
         &topics.catalog,
         &topics.profile_changes,
@@ -79,7 +79,12 @@ impl Feed {
     /// Reads the data of the first `households` that have demographics.
     ///
     /// The first household gets a profile alone, the second three purchases; the third has the most purchases.
-    pub fn read(data: &Path, households: usize, weeks: u32, seed: u64) -> anyhow::Result<Self> {
+    pub(super) fn read(
+        data: &Path,
+        households: usize,
+        weeks: u32,
+        seed: u64,
+    ) -> anyhow::Result<Self> {
         let products = data::products(data)?;
         let mut selected = data::households(data)?;
         selected.truncate(households);
@@ -152,32 +157,36 @@ impl Feed {
     }
 
     /// Ids of all households.
-    pub fn users(&self) -> Vec<String> {
+    pub(super) fn users(&self) -> Vec<String> {
         self.households.iter().map(|h| h.user.clone()).collect()
     }
 
     /// Three households: with a profile alone, with three purchases, with many.
-    pub fn three(&self) -> [String; 3] {
+    pub(super) fn three(&self) -> [String; 3] {
         [self.user(0), self.user(1), self.user(2)]
     }
 
     /// SKUs that are sold out now.
-    pub fn sold_out(&self) -> &BTreeSet<String> {
+    pub(super) fn sold_out(&self) -> &BTreeSet<String> {
         &self.sold_out
     }
 
     /// The product of a SKU.
-    pub fn product(&self, sku: &str) -> Option<&Product> {
+    pub(super) fn product(&self, sku: &str) -> Option<&Product> {
         self.indices.get(sku).map(|&index| &self.products[index])
     }
 
     /// Purchases sent while the roles ran.
-    pub fn live_sent(&self) -> u64 {
+    pub(super) fn live_sent(&self) -> u64 {
         self.live_sent
     }
 
     /// Writes the catalogue.
-    pub async fn catalogue(&self, producer: &Producer, topics: &Topics) -> anyhow::Result<()> {
+    pub(super) async fn catalogue(
+        &self,
+        producer: &Producer,
+        topics: &Topics,
+    ) -> anyhow::Result<()> {
         let records = self.products.iter().map(|product| {
             let stock = if self.sold_out.contains(&product.sku) {
                 0
@@ -195,7 +204,11 @@ impl Feed {
     }
 
     /// Writes profiles, then purchases in time order; returns the number of purchases.
-    pub async fn history(&self, producer: &Producer, topics: &Topics) -> anyhow::Result<u64> {
+    pub(super) async fn history(
+        &self,
+        producer: &Producer,
+        topics: &Topics,
+    ) -> anyhow::Result<u64> {
         let start = self.history.first().map_or(wall_clock().0, |p| p.time) - 1;
         let profiles = self.households.iter().map(|household| {
             let value = household.profile().to_string();
@@ -216,7 +229,7 @@ impl Feed {
     }
 
     /// Sends the baskets held back, spread over `time`, and sells out SKUs that are on lists.
-    pub async fn live(
+    pub(super) async fn live(
         &mut self,
         producer: &Producer,
         topics: &Topics,
@@ -273,7 +286,7 @@ impl Feed {
     }
 
     /// Sends one purchase every two seconds until `stop`, so that pages and metrics change.
-    pub async fn trickle(
+    pub(super) async fn trickle(
         &mut self,
         producer: &Producer,
         topics: &Topics,

@@ -3,7 +3,7 @@
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// A progress bar on stderr; without a terminal nothing is drawn.
-pub fn bar(what: &'static str, len: usize) -> ProgressBar {
+pub(super) fn bar(what: &'static str, len: usize) -> ProgressBar {
     let style =
         ProgressStyle::with_template("{msg:>14} {wide_bar} {pos}/{len} {per_sec} {elapsed}");
     let bar = ProgressBar::new(len as u64).with_message(what);

@@ -15,7 +15,7 @@ use nearshore_redis::RedisStore;
 
 /// The summary of a check, printed as one line of JSON.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Summary {
+pub(super) struct Summary {
     /// Purchases written to Kafka.
     pub events: u64,
     /// Households.
@@ -44,7 +44,7 @@ pub struct Summary {
 
 impl Summary {
     /// What the demo failed to do; empty if everything worked.
-    pub fn problems(&self) -> Vec<String> {
+    pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.lists < self.users {
             problems.push(format!(
@@ -73,7 +73,7 @@ impl Summary {
 }
 
 /// Reads every household's list as a client does, and compares it with the catalogue that the demo wrote.
-pub async fn check(
+pub(super) async fn check(
     store: &RedisStore,
     config: &Config,
     feed: &Feed,
@@ -134,7 +134,7 @@ async fn dead_letters(config: &Config) -> anyhow::Result<u64> {
 }
 
 /// Prints three households in full.
-pub async fn show(
+pub(super) async fn show(
     store: &RedisStore,
     config: &Config,
     feed: &Feed,
@@ -157,7 +157,7 @@ pub async fn show(
 }
 
 /// Prints what to look at next.
-pub fn next_steps(config: &Config, folder: &Path) -> anyhow::Result<()> {
+pub(super) fn next_steps(config: &Config, folder: &Path) -> anyhow::Result<()> {
     let file = folder.join("nearshore.toml");
     std::fs::write(&file, config.effective())?;
     let (listen, file) = (config.http.listen, file.display());

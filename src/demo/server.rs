@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 /// The Redis of the demo: started here, or already running.
-pub struct Server {
+pub(super) struct Server {
     /// Its URL.
     pub url: String,
     child: Option<Child>,
@@ -15,7 +15,7 @@ pub struct Server {
 
 impl Server {
     /// A running Redis, which the demo does not end.
-    pub fn running(url: &str) -> Self {
+    pub(super) fn running(url: &str) -> Self {
         Self {
             url: url.into(),
             child: None,
@@ -23,7 +23,7 @@ impl Server {
     }
 
     /// Starts a Redis that keeps nothing on disk, and waits until it answers.
-    pub async fn start(program: &Path, folder: &Path) -> anyhow::Result<Self> {
+    pub(super) async fn start(program: &Path, folder: &Path) -> anyhow::Result<Self> {
         let port = std::net::TcpListener::bind("127.0.0.1:0")?
             .local_addr()?
             .port();

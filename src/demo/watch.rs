@@ -17,7 +17,7 @@ use nearshore_kafka::{Tail, Tailed, tail};
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// Follows `recall-updates`.
-pub struct Watch {
+pub(super) struct Watch {
     tail: Tail,
     users: BTreeSet<String>,
     /// The newest list of each user.
@@ -32,7 +32,7 @@ pub struct Watch {
 
 impl Watch {
     /// Follows lists of these users from now on.
-    pub async fn follow(config: &Config, users: Vec<String>) -> anyhow::Result<Self> {
+    pub(super) async fn follow(config: &Config, users: Vec<String>) -> anyhow::Result<Self> {
         let tail = tail(
             &config.kafka,
             &config.topics.recall_updates,
@@ -52,12 +52,12 @@ impl Watch {
     }
 
     /// Notes a purchase that a list must see.
-    pub fn bought(&mut self, user: &str, at: Timestamp) {
+    pub(super) fn bought(&mut self, user: &str, at: Timestamp) {
         self.waiting.insert(user.into(), at);
     }
 
     /// SKUs of a user's newest list.
-    pub fn skus_of(&self, user: &str) -> Vec<String> {
+    pub(super) fn skus_of(&self, user: &str) -> Vec<String> {
         let list = self.lists.get(user);
         list.into_iter()
             .flat_map(|list| &list.pus)
@@ -66,7 +66,7 @@ impl Watch {
     }
 
     /// Reads updates for this long.
-    pub async fn listen(&mut self, time: Duration) -> anyhow::Result<()> {
+    pub(super) async fn listen(&mut self, time: Duration) -> anyhow::Result<()> {
         let end = tokio::time::Instant::now() + time;
         while let Ok(update) = tokio::time::timeout_at(end, self.tail.next()).await {
             self.apply(update.context("recall-updates")?);
@@ -75,7 +75,7 @@ impl Watch {
     }
 
     /// Waits until every user has a list of the model; false after the time limit.
-    pub async fn all_listed(&mut self, limit: Duration) -> anyhow::Result<bool> {
+    pub(super) async fn all_listed(&mut self, limit: Duration) -> anyhow::Result<bool> {
         let all = self
             .wait(limit, |watch| {
                 let listed = watch
@@ -94,7 +94,7 @@ impl Watch {
     }
 
     /// Waits until lists have seen all purchases sent while the roles ran; false after the time limit.
-    pub async fn caught_up(&mut self, limit: Duration) -> anyhow::Result<bool> {
+    pub(super) async fn caught_up(&mut self, limit: Duration) -> anyhow::Result<bool> {
         self.wait(limit, |watch| {
             let left = watch.waiting.len();
             (
@@ -170,7 +170,7 @@ impl Watch {
     }
 
     /// The quantile of seconds from purchase to list, over purchases sent while the roles ran; 0 without purchases.
-    pub fn quantile(&self, share: f64) -> f64 {
+    pub(super) fn quantile(&self, share: f64) -> f64 {
         let mut seconds = self.seconds.clone();
         seconds.sort_by(f64::total_cmp);
         let last = seconds.len().saturating_sub(1);

@@ -382,7 +382,7 @@ fn count_error(error: &Error) {
 }
 
 /// Accepts a commit that may succeed later: the next one includes it. Any other failure ends the role.
-pub(crate) fn commit_softly(outcome: Result<(), Error>) -> anyhow::Result<()> {
+pub(crate) fn accept_retryable_commit(outcome: Result<(), Error>) -> anyhow::Result<()> {
     match outcome {
         Err(error) if !error.retry() => Err(error.into()),
         Err(error) => {

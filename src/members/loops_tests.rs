@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::loops::{COMMIT_EVERY, dlq_gate, generate_loop, ingest_loop};
 use crate::http::Ready;
-use crate::members::generate::{self, Generate, Loaded, Scorer};
+use crate::members::generate::{self, Generate, LoadedArm, Scorer};
 use crate::members::ingest::{self, Ingest, Now};
 use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
 use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse};
@@ -137,7 +137,7 @@ fn ingest_settings(topics: &Topics, triggers: bool) -> ingest::IngestSettings {
 /// A batch whose dead letter is still refused at the end of the process is read again by the next member: no offset
 /// behind it is committed.
 #[tokio::test]
-async fn what_is_given_up_at_the_end_is_not_passed_over() {
+async fn a_batch_given_up_at_the_end_is_not_committed() {
     for seed in 0..30 {
         let (topics, cluster) = (Topics::default(), MemoryCluster::new(seed));
         for topic in [&topics.user_events, &topics.profile_changes, &topics.dlq] {
@@ -238,9 +238,9 @@ impl Scorer for SlowModel {
 fn arms_and_settings<A>(
     topics: &Topics,
     engine: A,
-) -> (Vec<Loaded<A>>, generate::GenerateSettings) {
+) -> (Vec<LoadedArm<A>>, generate::GenerateSettings) {
     let arm = json!({"id": "table", "epoch": 1, "template": "t.j2", "model": "none", "names": 3});
-    let loaded = Loaded {
+    let loaded = LoadedArm {
         arm: serde_json::from_value(arm).expect("an arm"),
         template: nearshore_core::list::prompt::Template::load("Next:", "t.j2")
             .expect("a template"),
@@ -352,13 +352,13 @@ impl Requested {
 
 /// Requests are read after each batch of a slow model, so that an urgent request does not wait for the whole lane.
 #[tokio::test]
-async fn a_slow_model_keeps_nobody_from_being_read() {
+async fn requests_are_read_after_each_batch_of_a_slow_model() {
     assert_eq!(read_by_batch(0, 2).await, [FIRST, FIRST + LATER]);
 }
 
 /// A turn of many batches ends when its model becomes slow: after the batch that was claimed beside the slow one.
 #[tokio::test]
-async fn a_model_that_becomes_slow_keeps_nobody_from_being_read() {
+async fn a_turn_ends_when_its_model_becomes_slow() {
     assert_eq!(
         read_by_batch(1, 4).await,
         [FIRST, FIRST, FIRST, FIRST + LATER]

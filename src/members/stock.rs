@@ -9,7 +9,7 @@ use crate::members::dlq::{DeadLetterWriter, Rejected};
 use crate::members::error::Error;
 use crate::metrics::{self, RecordOutcome, Stage};
 use nearshore_core::ports::log::{Delivery, Log};
-use nearshore_core::ports::store::{Shelf, StockOp, Store};
+use nearshore_core::ports::store::{Availability, StockRecord, Store};
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::user::event;
 use nearshore_core::user::record::Resume;
@@ -72,15 +72,15 @@ impl<L: Log, S: Store> Stock<L, S> {
         let mut rejects = Vec::new();
         for record in &batch.records {
             match event::decode_sku(record, &self.limits) {
-                Ok((sku, value)) => ops.push(StockOp {
+                Ok((sku, value)) => ops.push(StockRecord {
                     sku,
                     partition: record.position.partition.clone(),
                     offset: record.position.offset,
-                    shelf: match value {
+                    availability: match value {
                         // A list that was made before may still name it.
-                        None => Shelf::Gone,
-                        Some(sku) if sku.stock <= 0 => Shelf::Out,
-                        Some(_) => Shelf::In,
+                        None => Availability::Delisted,
+                        Some(sku) if sku.stock <= 0 => Availability::SoldOut,
+                        Some(_) => Availability::InStock,
                     },
                     time: record.time,
                 }),
@@ -102,11 +102,14 @@ impl<L: Log, S: Store> Stock<L, S> {
                 RecordOutcome::Folded,
                 ops.len() as u64,
             );
-            let out = ops.iter().filter(|op| op.shelf != Shelf::In).count() as u64;
+            let out = ops
+                .iter()
+                .filter(|op| op.availability != Availability::InStock)
+                .count() as u64;
             let oldest = batch.records.iter().map(|record| record.time).min();
             metrics::stock_to_filter(wall_clock().since(oldest.unwrap_or_default()));
-            metrics::stock(metrics::StockMove::Out, out);
-            metrics::stock(metrics::StockMove::In, ops.len() as u64 - out);
+            metrics::stock(metrics::StockChange::Out, out);
+            metrics::stock(metrics::StockChange::In, ops.len() as u64 - out);
         }
         self.dead_letters.forget([&batch.partition]);
         if let Some(last) = batch.records.last() {

@@ -203,7 +203,7 @@ label! {
 
 label! {
     /// How a SKU's stock changed.
-    StockMove {
+    StockChange {
         /// Sold out or gone.
         Out,
         /// Back in stock.

@@ -140,7 +140,7 @@ table! {
         "Products (PUs) in the catalogue of the serving snapshot.";
     CATALOGUE_SOLD_OUT: Gauge "nearshore_catalogue_sold_out_skus" []
         "SKUs in the catalogue of the serving snapshot that are out of stock.";
-    STOCK_OPS: Counter "nearshore_stock_ops_total" [move = These(StockMove::VARIANTS)]
+    STOCK_OPS: Counter "nearshore_stock_ops_total" [move = These(StockChange::VARIANTS)]
         "Stock changes written to the stock sets in Redis by the stock member, by direction.";
     STOCK_DELAY: Seconds "nearshore_stock_to_filter_seconds" []
         "Seconds from the timestamp of a batch's oldest stock record until the stock sets in Redis have it.";

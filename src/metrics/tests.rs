@@ -66,7 +66,7 @@ fn update_all() {
     event_to_list(Lane::Urgent, Start::Cold, second);
     coverage(3, 4);
     catalogue(3, 2, 1);
-    stock(StockMove::Out, 1);
+    stock(StockChange::Out, 1);
     stock_to_filter(second);
     blocks(1);
     let position: nearshore_core::user::record::Position =

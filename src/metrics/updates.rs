@@ -193,7 +193,7 @@ pub fn catalogue(skus: usize, pus: usize, sold_out: usize) {
 }
 
 /// Counts stock changes written to the stock sets.
-pub fn stock(change: StockMove, n: u64) {
+pub fn stock(change: StockChange, n: u64) {
     t::STOCK_OPS.add(&[change.into()], n);
 }
 

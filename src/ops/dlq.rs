@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nearshore_core::ports::log::{Batch, Delivery, Error, Log};
 use nearshore_core::user::record::{Partition, Resume};
-use nearshore_kafka::dlq::{DeadLetter, Filter, Hindrance};
+use nearshore_kafka::dlq::{DeadLetter, Filter, NotReplayable};
 use nearshore_kafka::{Admin, Extent};
 use nearshore_kafka::{KafkaLog, KafkaSettings};
 use nearshore_kafka::{Tailed, tail};
@@ -48,7 +48,7 @@ pub async fn list(
 
 /// What a replay sends back.
 #[derive(Clone, Debug)]
-pub struct Order {
+pub struct ReplayOrder {
     /// The dlq topic.
     pub topic: String,
     /// Which dead letters.
@@ -61,13 +61,13 @@ pub struct Order {
 
 /// What a replay did with a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum ReplayFate {
     /// It was sent back, or would be in a dry run.
     Replayed,
     /// The filter does not match it.
     Left,
     /// It cannot be sent back.
-    Hindered(Hindrance),
+    Hindered(NotReplayable),
     /// The broker refused it; the reason.
     Refused(String),
     /// This replay has already sent back the same record: a redelivery wrote it to the dlq twice.
@@ -77,8 +77,8 @@ pub enum Fate {
 /// Sends dead letters that were in the topic at the start back to their topics; calls `on` with the fate of each.
 pub async fn replay(
     settings: &KafkaSettings,
-    order: &Order,
-    on: impl FnMut(&DeadLetter, &Fate),
+    order: &ReplayOrder,
+    on: impl FnMut(&DeadLetter, &ReplayFate),
 ) -> Result<(), Error> {
     let extents = Admin::new(settings)?.extents(&order.topic).await?;
     if extents.is_empty() {
@@ -100,14 +100,14 @@ pub async fn replay(
 }
 
 struct Run<'a, F> {
-    order: &'a Order,
+    order: &'a ReplayOrder,
     on: F,
     ledgers: BTreeMap<Partition, Ledger>,
     /// Topic, partition and offset of the records that this replay sent back.
     sent: BTreeSet<(String, i32, i64)>,
 }
 
-impl<F: FnMut(&DeadLetter, &Fate)> Run<'_, F> {
+impl<F: FnMut(&DeadLetter, &ReplayFate)> Run<'_, F> {
     async fn all(&mut self, log: &mut KafkaLog, extents: &[Extent]) -> Result<(), Error> {
         while !extents.iter().all(|extent| self.reached(extent)) {
             let Ok(delivery) = tokio::time::timeout(IDLE, log.next()).await else {
@@ -116,7 +116,9 @@ impl<F: FnMut(&DeadLetter, &Fate)> Run<'_, F> {
             match delivery? {
                 Delivery::Assigned(partitions) => {
                     let mut ledgers = BTreeMap::new();
-                    for (partition, resume, note) in log.noted(partitions.clone()).await? {
+                    for (partition, resume, note) in
+                        log.committed_with_metadata(partitions.clone()).await?
+                    {
                         ledgers.insert(partition, Ledger::read(resume, &note));
                     }
                     for partition in partitions {
@@ -165,11 +167,11 @@ impl<F: FnMut(&DeadLetter, &Fate)> Run<'_, F> {
             let origin = origin(&dead_letter);
             let again = origin.as_ref().is_some_and(|it| self.sent.contains(it));
             let fate = match again {
-                true => Fate::Duplicate,
+                true => ReplayFate::Duplicate,
                 false => fate(self.order, &dead_letter, log).await?,
             };
             (self.on)(&dead_letter, &fate);
-            if matches!(fate, Fate::Replayed | Fate::Duplicate) {
+            if matches!(fate, ReplayFate::Replayed | ReplayFate::Duplicate) {
                 self.sent.extend(origin);
                 ledger.done(offset);
                 sent += 1;
@@ -189,7 +191,7 @@ impl<F: FnMut(&DeadLetter, &Fate)> Run<'_, F> {
                     .into(),
             });
         }
-        log.commit_noted(vec![(batch.partition, resume, note)])
+        log.commit_with_metadata(vec![(batch.partition, resume, note)])
             .await
     }
 }
@@ -203,21 +205,25 @@ fn origin(dead_letter: &DeadLetter) -> Option<(String, i32, i64)> {
     ))
 }
 
-async fn fate(order: &Order, dead_letter: &DeadLetter, log: &KafkaLog) -> Result<Fate, Error> {
+async fn fate(
+    order: &ReplayOrder,
+    dead_letter: &DeadLetter,
+    log: &KafkaLog,
+) -> Result<ReplayFate, Error> {
     if !order.filter.matches(dead_letter) {
-        return Ok(Fate::Left);
+        return Ok(ReplayFate::Left);
     }
     let record = match dead_letter.replay(order.replays_max) {
         Ok(record) => record,
-        Err(hindrance) => return Ok(Fate::Hindered(hindrance)),
+        Err(hindrance) => return Ok(ReplayFate::Hindered(hindrance)),
     };
     if order.dry_run {
-        return Ok(Fate::Replayed);
+        return Ok(ReplayFate::Replayed);
     }
     match log.send(vec![record]).await {
-        Ok(()) => Ok(Fate::Replayed),
+        Ok(()) => Ok(ReplayFate::Replayed),
         Err(Error::Refused { reason, .. } | Error::Unfit { reason, .. }) => {
-            Ok(Fate::Refused(reason))
+            Ok(ReplayFate::Refused(reason))
         }
         Err(error) => Err(error),
     }
@@ -342,7 +348,7 @@ mod tests {
         let (filter, from_start) = (Filter::default(), BTreeMap::new());
         sendable(&list(&settings, "dlq", &filter, 1));
         sendable(&tail(&settings, "dlq", &from_start));
-        let order = Order {
+        let order = ReplayOrder {
             topic: "dlq".into(),
             filter: Filter::default(),
             replays_max: 1,

@@ -20,7 +20,7 @@ use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::rules::Table;
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
-use nearshore_core::user::state::Held;
+use nearshore_core::user::state::LoadedUser;
 use nearshore_core::user::trigger::{Lane, Reason, Request};
 use nearshore_kafka::Producer;
 
@@ -187,7 +187,7 @@ impl<'a, S: Store> ListRequester<'a, S> {
         };
         let loaded = match filter.segment.is_some() {
             true => self.store.load(ns, &users).await?,
-            false => vec![Held::default(); users.len()],
+            false => vec![LoadedUser::default(); users.len()],
         };
         Ok(users
             .into_iter()
@@ -197,7 +197,13 @@ impl<'a, S: Store> ListRequester<'a, S> {
             .collect())
     }
 
-    fn matches(&self, user: &UserId, peek: &Peek, loaded: &Held, filter: &RefreshFilter) -> bool {
+    fn matches(
+        &self,
+        user: &UserId,
+        peek: &Peek,
+        loaded: &LoadedUser,
+        filter: &RefreshFilter,
+    ) -> bool {
         let config = self.config;
         let arms = arms_for(&config.namespace, &config.arms);
         let arm = || arm_of(&user.0, &config.arm_seed, &arms).map(|arm| arm.id.clone());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use crate::config::Config;
-use crate::members::generate::Loaded;
+use crate::members::generate::LoadedArm;
 use nearshore_core::list::prompt::{Arm, Frozen, Template};
 use nearshore_core::names::scoring::Calibration;
 use nearshore_core::shop::arms::delay_of;
@@ -28,7 +28,7 @@ struct Engine {
 }
 
 /// Loads each arm's template and model; arms with the same model file share one engine.
-pub(super) fn load_arms(config: &Config) -> anyhow::Result<Vec<Loaded<Handle>>> {
+pub(super) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>>> {
     let options = Options {
         threads: match config.engine.threads {
             0 => default_threads(),
@@ -54,7 +54,7 @@ pub(super) fn load_arms(config: &Config) -> anyhow::Result<Vec<Loaded<Handle>>> 
         let calibration = calibration(config, arm, &template, &engine.tokenizer);
         let calibration = calibration.with_context(|| format!("arm {}", arm.id))?;
         let info = engine.handle.info().clone();
-        arms.push(Loaded {
+        arms.push(LoadedArm {
             arm: arm.clone(),
             template,
             info,

@@ -4,6 +4,8 @@
 //! Without arguments, as `cargo test` starts it, it does the short run. That run checks no time that depends on the
 //! machine.
 
+#![allow(unreachable_pub)] // Nothing can import a test binary.
+
 mod blob;
 mod broken;
 mod brokers;

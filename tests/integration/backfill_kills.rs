@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use nearshore::members::ingest::{self, Ingest, Now, Tally};
-use nearshore::ops::backfill::{Group, Stretches, Watch, catch_up};
+use nearshore::ops::backfill::{Group, OffsetRanges, Watch, catch_up};
 use nearshore::ops::namespace::{Dump, dump};
 use nearshore_core::ports::log::{self, Outgoing};
 use nearshore_core::queue::replay::{Goal, Plan, Since, Stage};
@@ -106,7 +106,7 @@ impl Group for InMemory {
         Ok(self.0.committed(GROUP))
     }
 
-    async fn empty(&self, _: Stretches) -> Result<BTreeSet<Partition>, log::Error> {
+    async fn empty(&self, _: OffsetRanges) -> Result<BTreeSet<Partition>, log::Error> {
         Ok(BTreeSet::new())
     }
 }

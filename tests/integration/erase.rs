@@ -10,14 +10,14 @@ use nearshore_core::ports::log::Outgoing;
 use nearshore_core::ports::store::Users;
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Record, Timestamp};
-use nearshore_core::user::state::Held;
+use nearshore_core::user::state::LoadedUser;
 use nearshore_kafka::dlq::{Failure, dead};
 use serde_json::{Value, json};
 
 use crate::harness::eventually;
 use crate::process::{LIMIT, Process, Site, TABLE, now};
 
-async fn load(site: &Site, ns: &str, user: &str) -> Held {
+async fn load(site: &Site, ns: &str, user: &str) -> LoadedUser {
     let user = [UserId(user.into())];
     let loaded = site.store.load(ns, &user).await;
     loaded.expect("Redis answers").remove(0)
@@ -377,7 +377,7 @@ async fn exported_tombstones_are_imported_before_a_replay() {
 async fn restore_an_old_redis(site: &Site) {
     site.redis.ask(&["FLUSHALL"]).await;
     let store = &site.store;
-    let mut old = Held::default();
+    let mut old = LoadedUser::default();
     old.state.profile = Some(nearshore_core::user::state::Profiled {
         time: Timestamp(1_700_000_000_000),
         position: "0/p/0:1".parse().expect("valid"),

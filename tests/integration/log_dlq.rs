@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use nearshore::members::dlq::send_dead_letters;
-use nearshore::ops::dlq::{Fate, Order, list, replay};
+use nearshore::ops::dlq::{ReplayFate, ReplayOrder, list, replay};
 use nearshore_core::ports::log::{Log, Outgoing};
 use nearshore_core::user::record::{Record, Timestamp};
 use nearshore_kafka::dlq::{DeadLetter, Failure, Filter, dead};
@@ -66,14 +66,14 @@ impl Dlq {
 
     /// Offsets of dead letters by the name of their fate.
     async fn replay(&self, filter: Filter, dry_run: bool) -> BTreeMap<String, BTreeSet<i64>> {
-        let order = Order {
+        let order = ReplayOrder {
             topic: self.dlq.clone(),
             filter,
             replays_max: 2,
             dry_run,
         };
         let mut fates = BTreeMap::<String, BTreeSet<i64>>::new();
-        let on = |dead_letter: &DeadLetter, fate: &Fate| {
+        let on = |dead_letter: &DeadLetter, fate: &ReplayFate| {
             let name = format!("{fate:?}");
             let name = name.split(['(', '{']).next().unwrap_or_default().to_owned();
             let offset = dead_letter.offset.expect("it has an origin");

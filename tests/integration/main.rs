@@ -1,5 +1,7 @@
 //! Integration tests: one file per promise, one binary. `scripts/test` starts the services that they need.
 
+#![allow(unreachable_pub)] // Nothing can import a test binary.
+
 mod backfill;
 mod backfill_kills;
 mod corpus;

@@ -35,7 +35,7 @@ pub const DRAIN_MAX: Duration = Duration::from_secs(100);
 /// The model of a site's arm.
 pub const TABLE: &str = "table:20ms";
 
-/// Held by the one test that has members on the shared broker.
+/// LoadedUser by the one test that has members on the shared broker.
 static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Products of the site's catalogue, with their category; each has two SKUs.

@@ -222,7 +222,7 @@ pub async fn load<S: Store>(
     store: &S,
     ns: &str,
     user: &UserId,
-) -> nearshore_core::user::state::Held {
+) -> nearshore_core::user::state::LoadedUser {
     let mut answers = store
         .load(ns, std::slice::from_ref(user))
         .await

@@ -3,7 +3,8 @@
 
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{
-    Block, Cell, Counts, Delta, Error, Folded, Namespaces, Remedy, Shelf, Stock, StockOp, Users,
+    Availability, Block, Cell, Counts, Delta, Error, Folded, Namespaces, Remedy, Stock,
+    StockRecord, Users,
 };
 use nearshore_core::user::event::Kind;
 use nearshore_core::user::record::{Offset, Timestamp};
@@ -130,11 +131,11 @@ async fn a_client_finds_stock_and_counts_by_the_published_hash() {
     for byte in sku.bytes() {
         hash = ((hash ^ u64::from(byte)) * 16_777_619) % (1 << 32);
     }
-    let op = StockOp {
+    let op = StockRecord {
         sku: sku.clone(),
         partition: partition(&topic()),
         offset: Offset(1),
-        shelf: Shelf::Out,
+        availability: Availability::SoldOut,
         time: Timestamp(1),
     };
     store.stock(&[op]).await.expect("the store answers");

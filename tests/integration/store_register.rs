@@ -78,7 +78,7 @@ async fn the_register_lists_namespaces_until_they_are_removed<S: Store>(store: S
 
 async fn the_signal_that_live_is_behind_is_seen_by_other_clients<S: Store>(store: S) {
     let other = store.clone();
-    let said = store.say_live_behind(Duration::from_secs(600)).await;
+    let said = store.signal_live_behind(Duration::from_secs(600)).await;
     said.expect("the store answers");
     assert!(other.live_behind().await.expect("the store answers"));
 }
@@ -89,10 +89,10 @@ async fn the_signal_that_live_is_behind_expires_by_itself() {
     for store in [single(), cluster()] {
         let behind = async || store.live_behind().await.expect("the store answers");
         // The last call counts: a shorter lifetime replaces a longer one.
-        let long = store.say_live_behind(LIMIT * 2).await;
+        let long = store.signal_live_behind(LIMIT * 2).await;
         long.expect("the store answers");
         assert!(behind().await);
-        let short = store.say_live_behind(Duration::from_millis(300)).await;
+        let short = store.signal_live_behind(Duration::from_millis(300)).await;
         short.expect("the store answers");
         eventually(LIMIT, || async {
             (!behind().await).then_some(()).ok_or("still behind".into())
@@ -104,7 +104,7 @@ async fn the_signal_that_live_is_behind_expires_by_itself() {
 async fn the_cost_per_user_is_kept_for_each_arm<S: Store>(store: S) {
     let (one, two) = (fresh("arm"), fresh("arm"));
     for (arm, note) in [(&one, "0.5"), (&two, "2"), (&one, "0.25")] {
-        store.note_cost(arm, note).await.expect("the store answers");
+        store.set_cost(arm, note).await.expect("the store answers");
     }
     let all = store.costs().await.expect("the store answers");
     assert_eq!(all.get(&one).map(String::as_str), Some("0.25"));

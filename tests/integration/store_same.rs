@@ -1,12 +1,12 @@
 //! Promise: the memory double answers what Redis answers, for random calls in random order.
 
 use nearshore_core::ports::store::{
-    Block, Cell, Claim, Counts, Delta, FoldWrite, ListEdit, Publish, Shelf, Stock, StockOp, Stored,
-    Users,
+    Availability, Block, Cell, Claim, Counts, Delta, FoldWrite, ListEdit, Publish, Stock,
+    StockRecord, Stored, Users,
 };
 use nearshore_core::user::event::{Kind, UserId};
 use nearshore_core::user::record::{Offset, Partition, Timestamp};
-use nearshore_core::user::state::{Activity, Held, Pending};
+use nearshore_core::user::state::{Activity, LoadedUser, Pending};
 use nearshore_redis::RedisStore;
 use nearshore_testkit::store::MemoryStore;
 use rand::{Rng, SeedableRng};
@@ -94,7 +94,7 @@ impl Pair {
         }
     }
 
-    async fn load(&self, ns: &str, user: &UserId) -> Held {
+    async fn load(&self, ns: &str, user: &UserId) -> LoadedUser {
         let users = [user.clone()];
         same!(self, load(ns, &users)).pop().expect("one answer")
     }
@@ -223,12 +223,16 @@ impl Pair {
         let skus = self.skus.clone();
         self.offset += 1;
         let behind = self.random.random_range(0..4);
-        let ops: Vec<StockOp> = (0..self.random.random_range(1..5))
-            .map(|nth| StockOp {
+        let ops: Vec<StockRecord> = (0..self.random.random_range(1..5))
+            .map(|nth| StockRecord {
                 sku: self.one_of(&skus),
                 partition: self.stock.clone(),
                 offset: Offset(self.offset + nth - behind),
-                shelf: [Shelf::In, Shelf::Out, Shelf::Gone][self.random.random_range(0..3)],
+                availability: [
+                    Availability::InStock,
+                    Availability::SoldOut,
+                    Availability::Delisted,
+                ][self.random.random_range(0..3)],
                 // Sometimes so late that SKUs that are gone leave the set.
                 time: Timestamp(self.random.random_range(0..4) * 20 * 24 * 3_600_000),
             })

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{
-    self, Added, Block, Cell, Claim, Delta, Error, Lineage, Remedy, StockOp, Store,
+    self, Added, Block, Cell, Claim, Delta, Error, Lineage, Remedy, StockRecord, Store,
 };
 use nearshore_core::user::event::Kind;
 use nearshore_core::user::record::{Offset, Partition, Resume, Timestamp};
@@ -69,11 +69,11 @@ async fn a_write_under_another_lineage_changes_nothing<S: Store>(store: S) {
         due: Timestamp(1),
         expected: 0,
     };
-    let out = StockOp {
+    let out = StockRecord {
         sku: fresh("sku"),
         partition: p.clone(),
         offset: Offset(1),
-        shelf: store::Shelf::Out,
+        availability: store::Availability::SoldOut,
         time: Timestamp(0),
     };
     let refused = [
@@ -249,12 +249,12 @@ impl<'a, S: Store> Sku<'a, S> {
         self.record_at(offset, stock(out), 0).await;
     }
 
-    async fn record_at(&self, offset: i64, shelf: store::Shelf, days: i64) {
-        let op = StockOp {
+    async fn record_at(&self, offset: i64, availability: store::Availability, days: i64) {
+        let op = StockRecord {
             sku: self.sku.clone(),
             partition: self.partition.clone(),
             offset: Offset(offset),
-            shelf,
+            availability,
             time: Timestamp(days * 24 * 3_600_000),
         };
         self.store.stock(&[op]).await.expect("the store answers");
@@ -289,13 +289,13 @@ async fn sold_out_sets_follow_the_records_in_their_order<S: Store>(store: S) {
     // In one batch every SKU is sold out and every second is in stock again.
     let out = skus.iter().map(|sku| (sku, true));
     let back = skus.iter().step_by(2).map(|sku| (sku, false));
-    let ops: Vec<StockOp> = (0..)
+    let ops: Vec<StockRecord> = (0..)
         .zip(out.chain(back))
-        .map(|(offset, (sku, out))| StockOp {
+        .map(|(offset, (sku, out))| StockRecord {
             sku: sku.clone(),
             partition: partition.clone(),
             offset: Offset(offset),
-            shelf: stock(out),
+            availability: stock(out),
             time: Timestamp(0),
         })
         .collect();
@@ -310,17 +310,17 @@ async fn sold_out_sets_follow_the_records_in_their_order<S: Store>(store: S) {
     assert!(nothing.is_empty());
 }
 
-fn stock(out: bool) -> store::Shelf {
+fn stock(out: bool) -> store::Availability {
     if out {
-        store::Shelf::Out
+        store::Availability::SoldOut
     } else {
-        store::Shelf::In
+        store::Availability::InStock
     }
 }
 
 async fn a_deleted_sku_leaves_its_set_when_no_list_can_name_it<S: Store>(store: S) {
     let sku = Sku::new(&store);
-    sku.record_at(1, store::Shelf::Gone, 0).await;
+    sku.record_at(1, store::Availability::Delisted, 0).await;
     assert!(sku.out().await, "lists may still name it");
     // Records of another SKU of the same set follow.
     let set = keys::set(&sku.sku);
@@ -331,12 +331,12 @@ async fn a_deleted_sku_leaves_its_set_when_no_list_can_name_it<S: Store>(store: 
         sku: found.expect("one id in sixteen"),
         partition: sku.partition.clone(),
     };
-    other.record_at(2, store::Shelf::In, 29).await;
+    other.record_at(2, store::Availability::InStock, 29).await;
     assert!(
         sku.out().await,
         "the last list that may name it lives one more day"
     );
-    other.record_at(3, store::Shelf::In, 31).await;
+    other.record_at(3, store::Availability::InStock, 31).await;
     assert!(!sku.out().await);
 }
 

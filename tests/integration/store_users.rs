@@ -4,7 +4,7 @@
 use nearshore_core::ports::store::{Error, FoldWrite, Folded, Store};
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
-use nearshore_core::user::state::{Activity, ClaimRate, Held};
+use nearshore_core::user::state::{Activity, ClaimRate, LoadedUser};
 
 use crate::harness::fresh;
 use crate::store::{
@@ -37,7 +37,7 @@ crate::for_every_store!(
 
 async fn a_written_state_is_loaded_unchanged<S: Store>(store: S) {
     let (ns, user) = (fresh("ns"), user("u"));
-    assert_eq!(load(&store, &ns, &user).await, Held::default());
+    assert_eq!(load(&store, &ns, &user).await, LoadedUser::default());
     let mut write = write(&user, 0, 3);
     write.state.profile = Some(profile(1, 500));
     write.profile_changed = true;
@@ -247,7 +247,7 @@ async fn a_claim_clears_pending_and_makes_cached_versions_stale<S: Store>(store:
 async fn a_claim_of_an_unknown_user_is_none<S: Store>(store: S) {
     let (ns, user) = (fresh("ns"), user("u"));
     assert_eq!(claim(&store, &ns, &user, 1).await, None);
-    assert_eq!(load(&store, &ns, &user).await, Held::default());
+    assert_eq!(load(&store, &ns, &user).await, LoadedUser::default());
 }
 
 async fn claims_are_counted_by_the_day_of_their_request<S: Store>(store: S) {
@@ -418,7 +418,7 @@ async fn deleting_a_namespace_leaves_the_others<S: Store>(store: S) {
         }
     }
     assert!(total > 0);
-    assert_eq!(load(&store, &ns, &user).await, Held::default());
+    assert_eq!(load(&store, &ns, &user).await, LoadedUser::default());
     assert_eq!(
         store
             .fallback(&ns, "default")

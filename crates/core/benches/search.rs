@@ -4,6 +4,9 @@
 //! Only [`Search`] is timed; not the logits, which are hashes of a token's path, nor the conversion of the permitted
 //! set, which `benches/trie.rs` times.
 
+#![allow(missing_docs)] // criterion_group! makes a public function without one.
+#![allow(clippy::disallowed_types, clippy::disallowed_macros)] // A benchmark reads the clock and prints.
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

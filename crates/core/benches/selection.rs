@@ -2,6 +2,9 @@
 //!
 //! `cargo bench --bench selection`. For comparison, the method that it replaces: 256 draws of every posterior.
 
+#![allow(missing_docs)] // criterion_group! makes a public function without one.
+#![allow(clippy::disallowed_types, clippy::disallowed_macros)] // A benchmark reads the clock and prints.
+
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use nearshore_core::list::best::{Beta, chances};
 use rand::SeedableRng;

@@ -3,6 +3,9 @@
 //!
 //! Names have 2 to 5 words of 1 to 3 tokens, drawn with falling frequency.
 
+#![allow(missing_docs)] // criterion_group! makes a public function without one.
+#![allow(clippy::disallowed_types, clippy::disallowed_macros)] // A benchmark reads the clock and prints.
+
 use std::collections::HashMap;
 use std::hint::black_box;
 

@@ -2,6 +2,8 @@
 //!
 //! Run with `cargo bench --bench attention`. Throughput counts multiplications and additions of both products.
 
+#![allow(missing_docs)] // criterion_group! makes a public function without one.
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use nearshore_engine::cpu::attention::{Heads, Queries, Sight, Span, attend};
 use nearshore_engine::cpu::kv::{Cache, Sizes};

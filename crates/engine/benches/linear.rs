@@ -3,6 +3,8 @@
 //! Run with `cargo bench --bench linear`. An element of Criterion's throughput is one multiplication or addition, so
 //! Gelem/s is GFLOP/s. Shapes are those of a layer of SmolLM2-135M; the parameter is the number of rows.
 
+#![allow(missing_docs)] // criterion_group! makes a public function without one.
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use nearshore_engine::cpu::packed::{Packed, tier};
 use nearshore_engine::{Isa, Precision};

@@ -175,7 +175,7 @@ pub struct DeadLetter {
 
 /// Why a dead letter cannot be replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Hindrance {
+pub enum NotReplayable {
     /// It has no header with its topic.
     #[error("it has no header with the topic it came from")]
     NoOrigin,
@@ -215,13 +215,13 @@ impl DeadLetter {
     }
 
     /// The original record for its topic, unless it was already replayed `replays_max` times.
-    pub fn replay(&self, replays_max: u32) -> Result<Outgoing, Hindrance> {
-        let topic = self.topic.as_deref().ok_or(Hindrance::NoOrigin)?;
+    pub fn replay(&self, replays_max: u32) -> Result<Outgoing, NotReplayable> {
+        let topic = self.topic.as_deref().ok_or(NotReplayable::NoOrigin)?;
         if self.value_dropped.is_some() {
-            return Err(Hindrance::ValueDropped);
+            return Err(NotReplayable::ValueDropped);
         }
         if self.replays >= replays_max {
-            return Err(Hindrance::Replayed(self.replays));
+            return Err(NotReplayable::Replayed(self.replays));
         }
         let mut headers = self.headers.clone();
         // The time is also a header: a topic with LogAppendTime sets a new timestamp, and a decoder uses the earlier
@@ -401,7 +401,7 @@ mod tests {
         assert_eq!(origin.expect("kept").1, "user-events/3:42");
         assert_eq!(original.headers.len(), 4, "{:?}", original.headers);
         let dead_letter = DeadLetter::read(&read_back(&dead(&original, &failure(), &"dlq".into())));
-        assert_eq!(dead_letter.replay(2), Err(Hindrance::Replayed(2)));
+        assert_eq!(dead_letter.replay(2), Err(NotReplayable::Replayed(2)));
     }
 
     #[test]
@@ -423,7 +423,7 @@ mod tests {
         }
         let empty = DeadLetter::read(&read_back(&lighter(&written)[1]));
         assert_eq!(empty.value_dropped, Some(9));
-        assert_eq!(empty.replay(9), Err(Hindrance::ValueDropped));
+        assert_eq!(empty.replay(9), Err(NotReplayable::ValueDropped));
     }
 
     #[test]

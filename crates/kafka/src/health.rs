@@ -157,7 +157,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub fn new(settings: &KafkaSettings, health: Health) -> Self {
+    pub(crate) fn new(settings: &KafkaSettings, health: Health) -> Self {
         Self {
             health,
             brokers: settings.brokers.clone(),

@@ -126,12 +126,12 @@ impl KafkaLog {
     }
 
     /// Commits as [`Log::commit`] does, with metadata beside each offset.
-    pub async fn commit_noted(&self, done: Vec<Commit>) -> Result<(), Error> {
+    pub async fn commit_with_metadata(&self, done: Vec<Commit>) -> Result<(), Error> {
         self.ask(|reply| Job::Commit(done, reply)).await
     }
 
     /// Committed positions of these partitions with their metadata; a partition without one is left out.
-    pub async fn noted(&self, of: Vec<Partition>) -> Result<Vec<Commit>, Error> {
+    pub async fn committed_with_metadata(&self, of: Vec<Partition>) -> Result<Vec<Commit>, Error> {
         self.ask(|reply| Job::Committed(of, reply)).await
     }
 
@@ -176,11 +176,12 @@ impl Log for KafkaLog {
         }
         let marked =
             |(partition, resume): &(Partition, Resume)| (partition.clone(), *resume, DONE.into());
-        self.commit_noted(done.iter().map(marked).collect()).await
+        self.commit_with_metadata(done.iter().map(marked).collect())
+            .await
     }
 
     async fn committed(&self, of: &[Partition]) -> Result<Vec<Committed>, Error> {
-        let found = self.noted(of.to_vec()).await?;
+        let found = self.committed_with_metadata(of.to_vec()).await?;
         let positions = found
             .into_iter()
             .map(|(partition, resume, metadata)| Committed {

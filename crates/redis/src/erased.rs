@@ -59,7 +59,7 @@ impl RedisStore {
     }
 
     /// Every namespace that has a state, profile or list of some user, sorted; scans all keys of all primaries.
-    pub async fn inhabited(&self) -> Result<Vec<String>, Error> {
+    pub async fn namespaces_with_keys(&self) -> Result<Vec<String>, Error> {
         let (mut found, mut cursor) = (BTreeSet::new(), None);
         loop {
             let (page, next) = self.scan_keys("*:{*}:*", cursor).await?;

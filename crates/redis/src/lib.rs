@@ -31,11 +31,11 @@ use self::scripts::Guard;
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{
     Added, Block, Cell, Claim, ClaimOutcome, Counts, Delta, Durability, Error, FoldWrite, Folded,
-    Lineage, Namespaces, Peek, Publish, Published, Stock, StockOp, Users,
+    Lineage, Namespaces, Peek, Publish, Published, Stock, StockRecord, Users,
 };
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Offset, Partition, Resume, Timestamp};
-use nearshore_core::user::state::Held;
+use nearshore_core::user::state::LoadedUser;
 
 /// A store on Redis. Clones are handles to the same connection.
 #[derive(Clone)]
@@ -87,7 +87,7 @@ impl std::fmt::Debug for RedisStore {
 }
 
 impl Users for RedisStore {
-    async fn load(&self, ns: &str, users: &[UserId]) -> Result<Vec<Held>, Error> {
+    async fn load(&self, ns: &str, users: &[UserId]) -> Result<Vec<LoadedUser>, Error> {
         self.load_users(ns, users).await
     }
 
@@ -131,7 +131,7 @@ impl Counts for RedisStore {
 }
 
 impl Stock for RedisStore {
-    async fn stock(&self, ops: &[StockOp]) -> Result<(), Error> {
+    async fn stock(&self, ops: &[StockRecord]) -> Result<(), Error> {
         self.stock_ops(ops).await
     }
 
@@ -201,7 +201,7 @@ impl Namespaces for RedisStore {
         self.put_registered(ns, note).await
     }
 
-    async fn note_cost(&self, arm: &str, note: &str) -> Result<(), Error> {
+    async fn set_cost(&self, arm: &str, note: &str) -> Result<(), Error> {
         self.put_cost(arm, note).await
     }
 
@@ -209,7 +209,7 @@ impl Namespaces for RedisStore {
         self.get_costs().await
     }
 
-    async fn say_live_behind(&self, ttl: Duration) -> Result<(), Error> {
+    async fn signal_live_behind(&self, ttl: Duration) -> Result<(), Error> {
         self.put_live_behind(ttl).await
     }
 

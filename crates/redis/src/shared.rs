@@ -15,7 +15,7 @@ use super::RedisStore;
 use super::scripts::{Effect, call};
 use crate::corrupt;
 use nearshore_core::ports::keys;
-use nearshore_core::ports::store::{Added, Block, Cell, Delta, Error, Shelf, StockOp};
+use nearshore_core::ports::store::{Added, Availability, Block, Cell, Delta, Error, StockRecord};
 use nearshore_core::user::event::Kind;
 use nearshore_core::user::record::{Offset, Partition, Timestamp};
 
@@ -108,7 +108,7 @@ impl RedisStore {
         Ok(cells)
     }
 
-    pub(super) async fn stock_ops(&self, ops: &[StockOp]) -> Result<(), Error> {
+    pub(super) async fn stock_ops(&self, ops: &[StockRecord]) -> Result<(), Error> {
         let mut by_set: BTreeMap<u8, Cmd> = BTreeMap::new();
         let list_ms = self.inner.settings.list_ms();
         for op in ops {
@@ -128,10 +128,10 @@ impl RedisStore {
                 .arg(&op.sku)
                 .arg(op.partition.to_string())
                 .arg(op.offset.0)
-                .arg(match op.shelf {
-                    Shelf::In => 0,
-                    Shelf::Out => 1,
-                    Shelf::Gone => 2,
+                .arg(match op.availability {
+                    Availability::InStock => 0,
+                    Availability::SoldOut => 1,
+                    Availability::Delisted => 2,
                 })
                 .arg(op.time.0);
         }

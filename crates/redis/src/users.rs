@@ -15,7 +15,7 @@ use nearshore_core::ports::store::{
 };
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
-use nearshore_core::user::state::{self, Activity, Held, Pending, Profiled, UserState};
+use nearshore_core::user::state::{self, Activity, LoadedUser, Pending, Profiled, UserState};
 
 /// Fields of the state hash, in the order of [`StateRow`].
 const STATE: [&str; 7] = [
@@ -89,7 +89,11 @@ impl FromRedisValue for ListRow {
 type ClaimRow = (Vec<u8>, i64, String, i64, u64, String);
 
 impl RedisStore {
-    pub(super) async fn load_users(&self, ns: &str, users: &[UserId]) -> Result<Vec<Held>, Error> {
+    pub(super) async fn load_users(
+        &self,
+        ns: &str,
+        users: &[UserId],
+    ) -> Result<Vec<LoadedUser>, Error> {
         let mut cmds = Vec::with_capacity(users.len() * 3);
         let mut all = Vec::with_capacity(users.len());
         for user in users {
@@ -345,7 +349,7 @@ fn user_of(
     row: StateRow,
     profile: Option<String>,
     erased: Timestamp,
-) -> Result<Held, Error> {
+) -> Result<LoadedUser, Error> {
     let profile = profile_of(keys, profile)?;
     let had_profile = profile.is_some();
     let Some(bytes) = row.blob else {
@@ -354,11 +358,11 @@ fn user_of(
             ..UserState::default()
         };
         nearshore_core::user::fold::erase(&mut state, erased);
-        return Ok(Held {
+        return Ok(LoadedUser {
             // A profile has no TTL, so it may outlive its state.
-            reborn: had_profile && state.profile.is_none(),
+            erased_elsewhere: had_profile && state.profile.is_none(),
             state,
-            ..Held::default()
+            ..LoadedUser::default()
         });
     };
     let missing = || corrupt(&keys.state, "a field is missing");
@@ -369,8 +373,8 @@ fn user_of(
         claim_rate: claim_rate.map_err(|error| corrupt(&keys.state, error))?,
     };
     let erased_at = Timestamp(row.erased_at.ok_or_else(missing)?);
-    Ok(Held {
-        reborn: erased > erased_at,
+    Ok(LoadedUser {
+        erased_elsewhere: erased > erased_at,
         state: state_of(keys, &bytes, profile, erased_at.max(erased))?,
         activity,
         ver: row.ver.ok_or_else(missing)?,

@@ -18,7 +18,7 @@ use nearshore_engine::{Model, Options, Precision};
 
 /// A mean over prompts.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Mean {
+pub(super) struct Mean {
     /// The mean.
     pub mean: f64,
     /// Half width of its 95 % interval, by the normal approximation.
@@ -40,7 +40,7 @@ impl Mean {
 
 /// How the lists of two precisions differ.
 #[derive(Clone, Debug, Serialize)]
-pub struct Comparison {
+pub(super) struct Comparison {
     precision: String,
     reference: String,
     prompts: usize,
@@ -60,7 +60,7 @@ pub struct Comparison {
 }
 
 /// Scores all prompts in both precisions and prints the comparison.
-pub fn run(
+pub(super) fn run(
     args: &TryArgs,
     reference: Precision,
     names: &Arc<Names>,

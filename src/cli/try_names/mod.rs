@@ -29,7 +29,7 @@ use totals::Totals;
 
 /// Arguments of `nearshore try`.
 #[derive(Args, Clone, Debug)]
-pub struct TryArgs {
+pub(super) struct TryArgs {
     /// GGUF file, or folder with config.json, safetensors and tokenizer.json.
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
@@ -83,7 +83,7 @@ pub struct TryArgs {
 
 impl TryArgs {
     /// Options of the engine.
-    pub fn options(&self) -> Options {
+    pub(super) fn options(&self) -> Options {
         Options {
             threads: self.threads.unwrap_or_else(default_threads).max(1),
             precision: self.precision,
@@ -96,7 +96,7 @@ impl TryArgs {
 
 /// Why a try did not run.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(super) enum Error {
     /// A file that cannot be read or written.
     #[error("{path}: {source}")]
     File {
@@ -126,7 +126,7 @@ pub enum Error {
 
 impl Error {
     /// Whether the arguments are wrong, rather than the files that they name.
-    pub fn is_usage(&self) -> bool {
+    pub(super) fn is_usage(&self) -> bool {
         match self {
             Self::Term(_) => true,
             Self::File { .. } | Self::Line { .. } | Self::Engine(_) => false,
@@ -175,13 +175,13 @@ struct Session<'a> {
 }
 
 /// Runs the command; results go to standard output, progress and totals to standard error.
-pub fn run(args: &TryArgs) -> Result<(), Error> {
+pub(super) fn run(args: &TryArgs) -> Result<(), Error> {
     let stdout = io::stdout().lock();
     run_to(args, &mut io::BufWriter::new(stdout))
 }
 
 /// Like [`run`], with results to any writer.
-pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
+pub(super) fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
     let prompts = prompts(&args.prompts, &read(&args.prompts)?)?;
     let session = Session::new(args)?;
     if let Some(reference) = args.compare {
@@ -226,7 +226,7 @@ pub fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
 
 /// A prompt, and the names that came true after it, if they are known.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Prompt {
+pub(super) struct Prompt {
     /// Text of the prompt.
     pub text: String,
     /// Names that came true; empty if unknown.
@@ -235,7 +235,7 @@ pub struct Prompt {
 
 impl Prompt {
     /// The request for the best `n` names.
-    pub fn request(&self, n: usize) -> ScoreRequest {
+    pub(super) fn request(&self, n: usize) -> ScoreRequest {
         ScoreRequest {
             prompt: self.text.clone(),
             n,
@@ -352,7 +352,7 @@ fn values(path: &Path, text: &str, names: &[String]) -> Result<Vec<(u32, f32)>, 
 }
 
 /// A progress bar over prompts.
-pub fn bar(prompts: usize) -> ProgressBar {
+pub(super) fn bar(prompts: usize) -> ProgressBar {
     let bar = ProgressBar::new(prompts as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} prompts, {per_sec}") {
         bar.set_style(style);
@@ -420,7 +420,7 @@ fn print(out: &mut dyn Write, json: bool, line: &Line) -> Result<(), Error> {
 }
 
 /// Runs `write`; an error names standard output.
-pub fn to_stdout(write: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
+pub(super) fn to_stdout(write: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
     write().map_err(|source| Error::File {
         path: "standard output".into(),
         source,

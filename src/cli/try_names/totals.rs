@@ -13,7 +13,7 @@ use nearshore_engine::{Model, Options};
 
 /// Totals over all prompts.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Totals {
+pub(super) struct Totals {
     pub prompts: usize,
     pub users_per_second: f64,
     /// Computed prompt tokens and trie tokens per second.
@@ -37,7 +37,7 @@ pub struct Totals {
 
 impl Totals {
     /// Totals of no prompts.
-    pub fn new(model: &Constrained, options: Options) -> Self {
+    pub(super) fn new(model: &Constrained, options: Options) -> Self {
         let info = model.info();
         Self {
             threads: options.threads,
@@ -49,7 +49,7 @@ impl Totals {
     }
 
     /// Counts one answer.
-    pub fn add(&mut self, response: &ScoreResponse) {
+    pub(super) fn add(&mut self, response: &ScoreResponse) {
         self.prompts += 1;
         self.prompt_tokens += u64::from(response.prompt_tokens);
         self.shared_tokens += u64::from(response.shared_tokens);
@@ -58,7 +58,7 @@ impl Totals {
     }
 
     /// Computes rates and memory after the last prompt.
-    pub fn finish(&mut self) {
+    pub(super) fn finish(&mut self) {
         let seconds = self.seconds.max(1e-9);
         let computed = self.prompt_tokens - self.shared_tokens + self.forwarded_tokens;
         self.users_per_second = self.prompts as f64 / seconds;

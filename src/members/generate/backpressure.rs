@@ -68,7 +68,7 @@ impl Backpressure {
     ) -> Result<(), Error> {
         let here = lanes.live_behind(now);
         if here {
-            store.say_live_behind(SIGNAL_TTL).await?;
+            store.signal_live_behind(SIGNAL_TTL).await?;
         }
         let behind = here || store.live_behind().await?;
         if behind != lanes.is_backfill_paused() {

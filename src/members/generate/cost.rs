@@ -118,7 +118,7 @@ impl UserCosts {
                     at: now,
                 };
                 let note = serde_json::to_string(&cost).expect("finite numbers and text");
-                store.note_cost(&arm.id, &note).await?;
+                store.set_cost(&arm.id, &note).await?;
             }
         }
         self.written = now;

@@ -58,7 +58,7 @@ const TURN_MAX: Duration = Duration::from_millis(500);
 const READER: &str = "nearshore:generate";
 
 /// One arm with its model, ready to be used.
-pub struct Loaded<A> {
+pub struct LoadedArm<A> {
     /// Its configuration.
     pub arm: Arm,
     /// Its prompt template.
@@ -213,7 +213,7 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
         log: L,
         store: S,
         snapshot: Arc<ArcSwap<Snapshot>>,
-        arms: Vec<Loaded<A>>,
+        arms: Vec<LoadedArm<A>>,
         settings: GenerateSettings,
     ) -> Self {
         Self {

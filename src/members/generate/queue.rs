@@ -10,7 +10,7 @@ use std::time::Duration;
 use nearshore_core::ports::log::{Batch, Log};
 use nearshore_core::ports::store::Store;
 use nearshore_core::queue::lanes::{Lanes, Offered, Policy, Work};
-use nearshore_core::queue::offsets::InHand;
+use nearshore_core::queue::offsets::InProgress;
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::user::record::{Partition, Record, Resume, Timestamp};
 use nearshore_core::user::trigger::Request;
@@ -36,7 +36,7 @@ pub(super) struct Queue {
     batches: Vec<Vec<Work>>,
     /// Requests that are to be requeued and whose new records are not acknowledged.
     deferred: Vec<Work>,
-    offsets: InHand,
+    offsets: InProgress,
     backpressure: Backpressure,
 }
 
@@ -74,7 +74,7 @@ impl Queue {
             lanes: Lanes::new(policy),
             batches: Vec::new(),
             deferred: Vec::new(),
-            offsets: InHand::default(),
+            offsets: InProgress::default(),
         }
     }
 
@@ -205,7 +205,7 @@ impl Queue {
     /// Drops everything before a rewind: the log delivers it again.
     pub(super) fn clear(&mut self) {
         self.lanes.clear();
-        self.offsets = InHand::default();
+        self.offsets = InProgress::default();
         self.batches.clear();
         self.deferred.clear();
     }

@@ -13,7 +13,7 @@ use super::cost::UserCosts;
 use super::count::{count_batch, count_dropped};
 use super::in_flight::InFlight;
 use super::scorer::{Scorer, score_each};
-use super::{GenerateSettings, Loaded};
+use super::{GenerateSettings, LoadedArm};
 use crate::members::error::Error;
 use crate::metrics;
 use nearshore_core::list::compose::{
@@ -33,7 +33,7 @@ use nearshore_engine::Info;
 /// The arms with their models, what a user costs them, and the lists that they are making.
 pub(super) struct Scoring<S, A> {
     /// Never empty.
-    arms: Vec<Loaded<A>>,
+    arms: Vec<LoadedArm<A>>,
     /// Configurations of `arms`, in the same order, for the hash of users.
     configs: Vec<Arm>,
     settings: GenerateSettings,
@@ -84,7 +84,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
     pub(super) fn new(
         store: S,
         snapshot: Arc<ArcSwap<Snapshot>>,
-        arms: Vec<Loaded<A>>,
+        arms: Vec<LoadedArm<A>>,
         settings: GenerateSettings,
     ) -> Self {
         Self {

@@ -4,7 +4,7 @@
 
 use crate::members::error::Error;
 use nearshore_core::ports::log::{Batch, Log};
-use nearshore_core::user::state::Held;
+use nearshore_core::user::state::LoadedUser;
 
 /// Fails with [`Error::FenceAboveEnd`] if a fence of the state is at or above the end of its partition: the log is not
 /// the one that was folded.
@@ -12,7 +12,7 @@ use nearshore_core::user::state::Held;
 /// The end in a batch may be older than a write of another owner, so the log is asked before it fails.
 pub(super) async fn check_fences<L: Log>(
     log: &L,
-    loaded: &Held,
+    loaded: &LoadedUser,
     batches: &[&Batch],
 ) -> Result<(), Error> {
     for batch in batches {

@@ -17,7 +17,7 @@ use nearshore_core::ports::log::{Batch, Log};
 use nearshore_core::ports::store::{Folded, Store};
 use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::event::{Accepted, UserId};
-use nearshore_core::user::plan::{Plan, Rulebook, StoredList, plan};
+use nearshore_core::user::plan::{Plan, PlanContext, StoredList, plan};
 
 /// Users per write: enough to share a round trip, few enough that the next ones are planned during it.
 const USERS_PER_WRITE: usize = 64;
@@ -78,7 +78,7 @@ impl<L: Log, S: Store> FoldUsers<'_, L, S> {
         users: Vec<(UserId, Vec<Accepted>)>,
         lists: &BTreeMap<UserId, StoredList>,
     ) -> Result<Vec<Planned>, Error> {
-        let rulebook = Rulebook {
+        let rulebook = PlanContext {
             snapshot: self.snapshot,
             policy: &self.settings.policy,
             ns: &self.settings.ns,

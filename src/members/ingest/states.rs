@@ -12,12 +12,12 @@ use crate::metrics;
 use nearshore_core::ports::store::{self, Store};
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Partition;
-use nearshore_core::user::state::Held;
+use nearshore_core::user::state::LoadedUser;
 
 /// States of users in memory, least recently used first to go.
 pub(super) struct States {
     /// Each state with the age at which it was put here.
-    cache: LruCache<UserId, (u32, Held)>,
+    cache: LruCache<UserId, (u32, LoadedUser)>,
     /// Number of calls of [`States::drop_unused`].
     age: u32,
 }
@@ -64,13 +64,13 @@ impl States {
     }
 
     /// Takes a state out until it is stored again, so that after an error no half-written state is left here.
-    pub(super) fn take(&mut self, user: &UserId) -> Held {
+    pub(super) fn take(&mut self, user: &UserId) -> LoadedUser {
         let (_, loaded) = self.cache.pop(user).unwrap_or_default();
         loaded
     }
 
     /// Puts a state in that was loaded, stored or not changed.
-    pub(super) fn put(&mut self, user: UserId, loaded: Held) {
+    pub(super) fn put(&mut self, user: UserId, loaded: LoadedUser) {
         self.cache.put(user, (self.age, loaded));
     }
 
@@ -87,7 +87,7 @@ impl States {
 
     /// Drops states into which records of these partitions were folded: another member folds the next ones.
     pub(super) fn drop_folded_from(&mut self, partitions: &[Partition]) {
-        let folded_from = |loaded: &Held| {
+        let folded_from = |loaded: &LoadedUser| {
             let mut fences = loaded.state.fences.iter();
             fences.any(|(partition, _)| partitions.contains(partition))
         };

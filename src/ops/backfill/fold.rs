@@ -13,7 +13,9 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::http::Ready;
 use crate::members::ingest::{self, Ingest, Tally};
-use crate::members::loops::{COMMIT_EVERY, commit_softly, count_rebalance, fold_all, gather};
+use crate::members::loops::{
+    COMMIT_EVERY, accept_retryable_commit, count_rebalance, fold_all, gather,
+};
 use nearshore_core::ports::log::{self, Batch, Delivery, Log};
 use nearshore_core::ports::store::Store;
 use nearshore_core::queue::replay::{Goal, Since};
@@ -24,7 +26,7 @@ use nearshore_kafka::{Admin, probe};
 const QUIET: Duration = Duration::from_secs(1);
 
 /// Ranges of offsets, start to end, per partition.
-pub type Stretches = BTreeMap<Partition, (Resume, Resume)>;
+pub type OffsetRanges = BTreeMap<Partition, (Resume, Resume)>;
 
 /// Answers what a member must know beyond its own partitions.
 pub trait Group: Send + Sync {
@@ -34,7 +36,7 @@ pub trait Group: Send + Sync {
     /// The partitions whose range holds no record.
     fn empty(
         &self,
-        stretches: Stretches,
+        stretches: OffsetRanges,
     ) -> impl Future<Output = Result<BTreeSet<Partition>, log::Error>> + Send;
 }
 
@@ -62,7 +64,7 @@ impl Group for KafkaGroup<'_> {
         self.admin.committed(&group, &[self.topic]).await
     }
 
-    async fn empty(&self, stretches: Stretches) -> Result<BTreeSet<Partition>, log::Error> {
+    async fn empty(&self, stretches: OffsetRanges) -> Result<BTreeSet<Partition>, log::Error> {
         probe::empty(&self.config.kafka, stretches).await
     }
 }
@@ -93,11 +95,11 @@ pub async fn catch_up<L: Log, S: Store>(
         tokio::select! {
             biased;
             () = cancel.cancelled() => {
-                commit_softly(member.commit().await)?;
+                accept_retryable_commit(member.commit().await)?;
                 return Ok(false);
             }
             _ = commits.tick() => {
-                commit_softly(member.commit().await)?;
+                accept_retryable_commit(member.commit().await)?;
                 if last_record.elapsed() >= QUIET {
                     update_goal(member, goal, group, &assigned).await?;
                     last_record = Instant::now();
@@ -166,7 +168,7 @@ async fn fold<L: Log, S: Store>(
     let rewound = member.rewound();
     let tally = fold_all(member, &batches, &dlq, cancel).await?;
     if member.rewound() != rewound {
-        commit_softly(member.commit().await)?;
+        accept_retryable_commit(member.commit().await)?;
         anyhow::bail!(
             "Redis lost acknowledged writes during the backfill; run it again to fold those records once more"
         );
@@ -211,7 +213,7 @@ async fn apply<L: Log, S: Store>(
         }
         Delivery::Revoked { partitions, lost } => {
             if !lost {
-                commit_softly(member.commit().await)?;
+                accept_retryable_commit(member.commit().await)?;
             }
             member.revoked(&partitions);
             assigned.retain(|partition| !partitions.contains(partition));
@@ -232,7 +234,7 @@ async fn update_goal<L: Log, S: Store>(
     for (partition, at) in group.committed().await? {
         goal.passed(&partition, at);
     }
-    let ranges: Stretches = goal
+    let ranges: OffsetRanges = goal
         .behind()
         .filter(|(partition, _)| assigned.contains(*partition))
         .map(|(partition, next)| (partition.clone(), (next, goal.end(partition))))

@@ -9,7 +9,7 @@ mod fold;
 mod plan;
 
 pub use estimate::{Estimate, EstimateInput, Estimated, estimate};
-pub use fold::{Group, KafkaGroup, Stretches, Watch, catch_up};
+pub use fold::{Group, KafkaGroup, OffsetRanges, Watch, catch_up};
 pub(crate) use plan::place;
 pub use plan::{BackfillOrder, PlanStore, Progress};
 

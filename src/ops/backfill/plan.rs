@@ -50,7 +50,7 @@ pub struct Progress {
 }
 
 /// Digest of the settings that decide how records are folded: with another digest the same records fold differently.
-pub fn digest(config: &Config) -> String {
+pub(super) fn digest(config: &Config) -> String {
     let parts = serde_json::json!({
         "window": config.state.window,
         "max_ahead": config.time.max_ahead.as_millis() as u64,

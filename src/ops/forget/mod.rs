@@ -119,7 +119,7 @@ pub struct Imported {
 pub async fn import(store: &RedisStore, lines: impl BufRead) -> anyhow::Result<Imported> {
     let mut imported = Imported::default();
     let mut page = Vec::with_capacity(PAGE);
-    let namespaces = store.inhabited().await?;
+    let namespaces = store.namespaces_with_keys().await?;
     for (nth, line) in lines.lines().enumerate() {
         let line = line?;
         if line.trim().is_empty() {
@@ -131,7 +131,8 @@ pub async fn import(store: &RedisStore, lines: impl BufRead) -> anyhow::Result<I
                 nth + 1
             )
         })?;
-        nearshore_core::user::event::sane(at).with_context(|| format!("line {}", nth + 1))?;
+        nearshore_core::user::event::check_year_range(at)
+            .with_context(|| format!("line {}", nth + 1))?;
         keys::tombstone(&user).with_context(|| format!("line {}", nth + 1))?;
         imported.read += 1;
         page.push((user, at));
@@ -175,7 +176,7 @@ async fn apply_tombstones(
         let stale = users
             .into_iter()
             .zip(loaded)
-            .filter(|(_, loaded)| loaded.reborn);
+            .filter(|(_, loaded)| loaded.erased_elsewhere);
         let writes: Vec<FoldWrite> = stale
             .map(|(user, loaded)| {
                 let mut state = loaded.state;

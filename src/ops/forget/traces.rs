@@ -129,7 +129,7 @@ impl TraceFinder<'_> {
         let peek = self.store.peek(ns, users).await?.remove(0);
         let keys = keys::user(ns, self.user)?;
         let unfolded = "from before the erase: is the ingest role of this namespace running?";
-        let folded = self.erased.is_some() && !loaded.reborn;
+        let folded = self.erased.is_some() && !loaded.erased_elsewhere;
         let younger = loaded.state.window.len();
         let since = |time: Option<Timestamp>| time.map(moment).unwrap_or_default();
         let judged = [

@@ -11,7 +11,7 @@ use nearshore_core::list::prompt::Rendered;
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::user::event::Item;
 use nearshore_core::user::record::Fences;
-use nearshore_core::user::state::{Held, WindowEvent};
+use nearshore_core::user::state::{LoadedUser, WindowEvent};
 
 /// What a [`View`] is built from.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +23,7 @@ pub struct Sources<'a> {
     /// The segment of the present profile.
     pub segment: &'a str,
     /// State, profile, claim number and activity.
-    pub loaded: &'a Held,
+    pub loaded: &'a LoadedUser,
     /// The stored list.
     pub document: Option<&'a Document>,
     /// Its audit.

@@ -162,14 +162,14 @@ fn audit() -> nearshore_core::list::document::Audit {
 fn a_view_is_built_from_state_list_audit_and_catalogue() {
     use nearshore_core::shop::catalogue::Catalogue;
     use nearshore_core::user::event::{Item, Kind};
-    use nearshore_core::user::state::{Held, WindowEvent};
+    use nearshore_core::user::state::{LoadedUser, WindowEvent};
 
     let position: nearshore_core::user::record::Position =
         "0/user-events/3:12".parse().expect("a position");
-    let mut loaded = Held {
+    let mut loaded = LoadedUser {
         ver: 3,
         claim: 2,
-        ..Held::default()
+        ..LoadedUser::default()
     };
     loaded.activity.score = 70;
     loaded.state.fences.raise(&position);

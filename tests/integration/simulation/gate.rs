@@ -12,7 +12,7 @@ use nearshore_core::ports::log::{self, Committed, Delivery, Log, Outgoing};
 use nearshore_core::ports::store::{self, *};
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Fences, Offset, Partition, Resume, Timestamp};
-use nearshore_core::user::state::Held;
+use nearshore_core::user::state::LoadedUser;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -230,7 +230,7 @@ macro_rules! through {
 }
 
 impl<S: Store> Users for Gated<S> {
-    async fn load(&self, ns: &str, users: &[UserId]) -> Result<Vec<Held>, store::Error> {
+    async fn load(&self, ns: &str, users: &[UserId]) -> Result<Vec<LoadedUser>, store::Error> {
         through!(self.load(ns, users))
     }
 
@@ -327,7 +327,7 @@ impl<S: Store> Counts for Gated<S> {
 }
 
 impl<S: Store> Stock for Gated<S> {
-    async fn stock(&self, ops: &[StockOp]) -> Result<(), store::Error> {
+    async fn stock(&self, ops: &[StockRecord]) -> Result<(), store::Error> {
         through!(self.stock(ops))
     }
 
@@ -402,16 +402,16 @@ impl<S: Store> Namespaces for Gated<S> {
         self.inner.enroll(ns, note).await
     }
 
-    async fn say_live_behind(&self, ttl: Duration) -> Result<(), store::Error> {
-        self.inner.say_live_behind(ttl).await
+    async fn signal_live_behind(&self, ttl: Duration) -> Result<(), store::Error> {
+        self.inner.signal_live_behind(ttl).await
     }
 
     async fn live_behind(&self) -> Result<bool, store::Error> {
         self.inner.live_behind().await
     }
 
-    async fn note_cost(&self, arm: &str, note: &str) -> Result<(), store::Error> {
-        self.inner.note_cost(arm, note).await
+    async fn set_cost(&self, arm: &str, note: &str) -> Result<(), store::Error> {
+        self.inner.set_cost(arm, note).await
     }
 
     async fn costs(&self) -> Result<BTreeMap<String, String>, store::Error> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use nearshore::members::generate::{self, Generate, Loaded, Scorer};
+use nearshore::members::generate::{self, Generate, LoadedArm, Scorer};
 use nearshore::members::ingest::{self, Ingest};
 use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse};
 use nearshore_core::ports::log::{Delivery, Log, Outgoing};
@@ -260,7 +260,7 @@ impl<S: Store> History<S> {
             table: Arc::new(Mutex::new(Table::default())),
             gate: self.gate.clone(),
         };
-        let loaded = Loaded {
+        let loaded = LoadedArm {
             arm,
             template,
             info: Default::default(),

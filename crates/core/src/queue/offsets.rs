@@ -11,7 +11,7 @@ use crate::user::record::{Offset, Partition, Position, Resume};
 
 /// Records in progress of all assigned partitions.
 #[derive(Clone, Debug, Default)]
-pub struct InHand {
+pub struct InProgress {
     partitions: BTreeMap<Partition, Tracked>,
     undone: usize,
 }
@@ -36,7 +36,7 @@ impl Tracked {
     }
 }
 
-impl InHand {
+impl InProgress {
     /// Notes that a record was delivered. After a rewind it is in progress again.
     pub fn began(&mut self, position: &Position) {
         let offset = position.offset;
@@ -70,7 +70,7 @@ impl InHand {
     }
 
     /// Where reading may resume; `None` while that is where it began. After a rewind it may be lower than the committed
-    /// offset, which [`InHand::take_commits`] never lowers.
+    /// offset, which [`InProgress::take_commits`] never lowers.
     pub fn resume(&self, partition: &Partition) -> Option<Resume> {
         let tracked = self.partitions.get(partition)?;
         Some(tracked.resume()).filter(|resume| *resume > tracked.started)
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_slow_record_delays_the_commit_of_later_ones() {
-        let mut hand = InHand::default();
+        let mut hand = InProgress::default();
         for offset in [5, 6, 9] {
             hand.began(&at(0, offset));
         }
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn done_after_a_revoke_is_ignored() {
-        let mut hand = InHand::default();
+        let mut hand = InProgress::default();
         hand.began(&at(0, 1));
         hand.began(&at(1, 1));
         hand.revoke(&[at(0, 0).partition]);
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_rewind_lowers_no_commit() {
-        let mut hand = InHand::default();
+        let mut hand = InProgress::default();
         for offset in 0..4 {
             hand.began(&at(0, offset));
             hand.done(&at(0, offset));
@@ -168,7 +168,7 @@ mod tests {
         fn a_commit_never_passes_an_undone_record(
             acts in prop::collection::vec((0usize..3, 1i64..4, any::<prop::sample::Index>(), 0u8..8), 0..200),
         ) {
-            let mut hand = InHand::default();
+            let mut hand = InProgress::default();
             let mut next = [10i64; 3];
             let mut undone: BTreeSet<(usize, i64)> = BTreeSet::new();
             let mut committed: BTreeMap<Partition, Resume> = BTreeMap::new();

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::*;
 use crate::user::event::{Item, Kind, UserId};
 use crate::user::record::{Fences, Offset, Partition, Position};
-use crate::user::state::{Codec, canonical, decode, encode};
+use crate::user::state::{DecodeError, canonical, decode, encode};
 
 /// 2023-11-14, so that times are as long as real ones.
 pub(crate) const BASE: i64 = 1_700_000_000_000;
@@ -102,7 +102,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     prop::collection::vec(act, 0..120)
 }
 
-fn reload(state: UserState, version: u8) -> Result<UserState, Codec> {
+fn reload(state: UserState, version: u8) -> Result<UserState, DecodeError> {
     let profile = state.profile.as_ref().map(Profiled::to_text);
     let profile = profile.map(|text| Profiled::from_text(&text)).transpose()?;
     decode(&encode(&state, version), profile, state.erased_at)

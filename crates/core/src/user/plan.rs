@@ -14,11 +14,11 @@ use crate::user::event::UserId;
 use crate::user::event::{Accepted, Change, Item, Kind, Profile};
 use crate::user::fold::{Step, fold};
 use crate::user::record::{Fences, Partition, Position, Timestamp};
-use crate::user::state::{Activity, Held};
+use crate::user::state::{Activity, LoadedUser};
 use crate::user::trigger::{ACTIVITY_ENOUGH, Policy, Reason, Request, TriggerContext, trigger};
 
 /// Input of [`plan`] beside the user.
-pub struct Rulebook<'a> {
+pub struct PlanContext<'a> {
     /// The serving snapshot.
     pub snapshot: &'a Snapshot,
     /// When lists are requested.
@@ -81,7 +81,7 @@ pub enum Edit {
 #[derive(Debug, Default)]
 pub struct Plan {
     /// State and activity after the records; `ver` and `claim` are still the stored ones.
-    pub held: Held,
+    pub held: LoadedUser,
     /// Whether the state must be written.
     pub changed: bool,
     /// Whether the profile differs from the stored one.
@@ -104,10 +104,10 @@ pub struct Plan {
 
 /// Plans the write of one user from records in the order given.
 pub fn plan(
-    loaded: Held,
+    loaded: LoadedUser,
     records: &[Accepted],
     list: Option<&StoredList>,
-    book: &Rulebook,
+    book: &PlanContext,
 ) -> Plan {
     let first = loaded.ver == 0;
     let mut requested = false;
@@ -116,7 +116,7 @@ pub fn plan(
         .iter()
         .any(|record| !matches!(record.change, Change::Event(_)));
     let before = has_profile_record.then(|| loaded.state.profile.clone());
-    let erased_elsewhere = loaded.reborn;
+    let erased_elsewhere = loaded.erased_elsewhere;
     let held = after_foreign_erase(loaded);
     let mut plan = Plan {
         held,
@@ -184,8 +184,8 @@ pub fn plan(
 
 /// Prepares a user whom another namespace erased, so that the next write deletes the list: remaining state requests
 /// another list; without any, the activity is reset as for a new user.
-fn after_foreign_erase(mut loaded: Held) -> Held {
-    if std::mem::take(&mut loaded.reborn) {
+fn after_foreign_erase(mut loaded: LoadedUser) -> LoadedUser {
+    if std::mem::take(&mut loaded.erased_elsewhere) {
         if loaded.state.is_vacant() {
             loaded.activity = Activity::default();
         } else {
@@ -197,7 +197,7 @@ fn after_foreign_erase(mut loaded: Held) -> Held {
 
 /// Whether a record deletes the user's record on `recall-updates`. A redelivered erase does so again, because a crash
 /// after the write may have lost the tombstone; but not once the user has new events, as it would hide a later list.
-fn erases(loaded: &Held, record: &Accepted, step: Step) -> bool {
+fn erases(loaded: &LoadedUser, record: &Accepted, step: Step) -> bool {
     let vacant = loaded.state.is_vacant();
     record.change == Change::Erase && (step == Step::Erased || vacant)
 }

@@ -9,11 +9,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantNames};
 
-use crate::user::event::{Accepted, Change, Kind, Reject, UserId, sane};
+use crate::user::event::{Accepted, Change, Kind, Reject, UserId, check_year_range};
 use crate::user::fold::Step;
 use crate::user::namespace::is_namespace;
 use crate::user::record::{Position, Record, Timestamp};
-use crate::user::state::{Activity, Held, Pending};
+use crate::user::state::{Activity, LoadedUser, Pending};
 
 /// Activity at which a list is requested, in hundredths of a list.
 pub(crate) const ACTIVITY_ENOUGH: u32 = 100;
@@ -139,8 +139,8 @@ impl Request {
         if request.user.0.is_empty() {
             return Err(Reject::MissingField("user"));
         }
-        sane(request.time)?;
-        sane(request.due)?;
+        check_year_range(request.time)?;
+        check_year_range(request.due)?;
         Ok(request)
     }
 }
@@ -212,7 +212,7 @@ impl Default for Policy {
 /// Called once per record, after [`crate::user::fold::fold`]. While `context.enabled` is false (a backfill catches up),
 /// activity grows but nothing is requested.
 pub(crate) fn trigger(
-    loaded: &mut Held,
+    loaded: &mut LoadedUser,
     record: &Accepted,
     step: Step,
     context: &TriggerContext,
@@ -265,7 +265,7 @@ pub(crate) fn trigger(
 
 /// The request of a redelivered record, if it is still pending: it may have been lost between the write of the state
 /// and its own. A claim since then has cleared `pending`, and has seen the record.
-fn repeated(loaded: &Held, record: &Accepted, context: &TriggerContext) -> Option<Request> {
+fn repeated(loaded: &LoadedUser, record: &Accepted, context: &TriggerContext) -> Option<Request> {
     let pending = loaded.activity.pending.as_ref()?;
     if !context.enabled || pending.source.as_ref() != Some(&record.position) {
         return None;
@@ -279,7 +279,7 @@ fn repeated(loaded: &Held, record: &Accepted, context: &TriggerContext) -> Optio
 }
 
 /// Whether the record is the first of an erased user since the erase: the user has no list, like a new one.
-fn has_returned(loaded: &Held) -> bool {
+fn has_returned(loaded: &LoadedUser) -> bool {
     loaded.state.erased_at > Timestamp::default() && loaded.activity == Activity::default()
 }
 
@@ -303,7 +303,7 @@ fn request(record: &Accepted, context: &TriggerContext, parts: RequestParts) -> 
     }
 }
 
-fn lane(loaded: &Held, first: bool, policy: &Policy) -> Lane {
+fn lane(loaded: &LoadedUser, first: bool, policy: &Policy) -> Lane {
     if first || loaded.state.window.len() < policy.sparse_below {
         Lane::Urgent
     } else {

@@ -14,7 +14,7 @@ const WINDOW: usize = 6;
 
 /// A user on the path from fold to request and claim.
 struct Path {
-    loaded: Held,
+    loaded: LoadedUser,
     policy: Policy,
     enabled: bool,
     profile_matters: bool,
@@ -25,7 +25,7 @@ struct Path {
 impl Path {
     fn new(policy: Policy) -> Self {
         Self {
-            loaded: Held::default(),
+            loaded: LoadedUser::default(),
             policy,
             enabled: true,
             profile_matters: true,

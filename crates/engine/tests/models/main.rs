@@ -2,6 +2,8 @@
 //!
 //! Needs no service and no download. Fixtures by `scripts/make-families`.
 
+#![allow(unreachable_pub)] // Nothing can import a test binary.
+
 mod damage;
 mod families;
 mod files;

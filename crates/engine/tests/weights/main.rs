@@ -2,6 +2,8 @@
 //!
 //! Needs the file that `NEARSHORE_TEST_MODEL` names; `scripts/test` downloads it.
 
+#![allow(unreachable_pub)] // Nothing can import a test binary.
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;

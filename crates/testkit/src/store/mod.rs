@@ -20,11 +20,12 @@ use sets::Set;
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{
     Added, Block, Cell, Claim, ClaimOutcome, Claimed, Counts, Delta, Durability, Error, FoldWrite,
-    Folded, Lineage, ListEdit, Namespaces, Peek, Publish, Published, Stock, StockOp, Stored, Users,
+    Folded, Lineage, ListEdit, Namespaces, Peek, Publish, Published, Stock, StockRecord, Stored,
+    Users,
 };
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Offset, Partition, Resume, Timestamp};
-use nearshore_core::user::state::{Activity, Held, Profiled, UserState};
+use nearshore_core::user::state::{Activity, LoadedUser, Profiled, UserState};
 
 pub use flaws::Flaws;
 
@@ -138,12 +139,12 @@ impl Inner {
         space.users.entry(user.clone()).or_default()
     }
 
-    fn load(&self, ns: &str, user: &UserId, erased: Timestamp) -> Held {
+    fn load(&self, ns: &str, user: &UserId, erased: Timestamp) -> LoadedUser {
         let found = self.user(ns, user);
         let profile = found.and_then(|user| user.profile.as_ref());
         match found.and_then(|user| user.row.as_ref()) {
-            Some(row) => Held {
-                reborn: erased > row.state.erased_at,
+            Some(row) => LoadedUser {
+                erased_elsewhere: erased > row.state.erased_at,
                 state: visible(&row.state, profile, erased),
                 activity: row.activity.clone(),
                 ver: row.ver,
@@ -151,10 +152,10 @@ impl Inner {
             },
             None => {
                 let state = visible(&UserState::default(), profile, erased);
-                Held {
-                    reborn: profile.is_some() && state.profile.is_none(),
+                LoadedUser {
+                    erased_elsewhere: profile.is_some() && state.profile.is_none(),
                     state,
-                    ..Held::default()
+                    ..LoadedUser::default()
                 }
             }
         }
@@ -295,7 +296,7 @@ impl Inner {
 const PAGE: usize = 10;
 
 impl Users for MemoryStore {
-    async fn load(&self, ns: &str, users: &[UserId]) -> Result<Vec<Held>, Error> {
+    async fn load(&self, ns: &str, users: &[UserId]) -> Result<Vec<LoadedUser>, Error> {
         let inner = self.lock();
         let load = |user| {
             keys::user(ns, user)?;
@@ -403,7 +404,7 @@ impl Counts for MemoryStore {
 }
 
 impl Stock for MemoryStore {
-    async fn stock(&self, ops: &[StockOp]) -> Result<(), Error> {
+    async fn stock(&self, ops: &[StockRecord]) -> Result<(), Error> {
         self.writable()?.stock(ops);
         Ok(())
     }
@@ -508,7 +509,7 @@ impl Namespaces for MemoryStore {
         self.put_registered(ns, note)
     }
 
-    async fn note_cost(&self, arm: &str, note: &str) -> Result<(), Error> {
+    async fn set_cost(&self, arm: &str, note: &str) -> Result<(), Error> {
         self.lock().costs.insert(arm.into(), note.into());
         Ok(())
     }
@@ -517,7 +518,7 @@ impl Namespaces for MemoryStore {
         Ok(self.lock().costs.clone())
     }
 
-    async fn say_live_behind(&self, _: Duration) -> Result<(), Error> {
+    async fn signal_live_behind(&self, _: Duration) -> Result<(), Error> {
         // Nothing expires here.
         self.lock().live_behind = true;
         Ok(())

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Inner;
 use nearshore_core::ports::keys;
-use nearshore_core::ports::store::{Block, Shelf, StockOp};
+use nearshore_core::ports::store::{Availability, Block, StockRecord};
 use nearshore_core::user::record::{Offset, Partition, Timestamp};
 
 /// How long a delisted SKU stays in its set: the default of `redis.list_ttl`.
@@ -23,12 +23,12 @@ pub(super) struct Set {
 
 impl Set {
     /// Applies a record; false if it was applied before.
-    fn apply(&mut self, op: &StockOp) -> bool {
+    fn apply(&mut self, op: &StockRecord) -> bool {
         if self.fences.get(&op.partition) >= Some(&op.offset) {
             return false;
         }
         self.fences.insert(op.partition.clone(), op.offset);
-        let out = op.shelf != Shelf::In;
+        let out = op.availability != Availability::InStock;
         if let Some(blocked) = self.blocked.get_mut(&op.sku) {
             blocked.out = out;
         } else if out {
@@ -36,7 +36,7 @@ impl Set {
         } else {
             self.out.remove(&op.sku);
         }
-        if op.shelf == Shelf::Gone {
+        if op.availability == Availability::Delisted {
             self.gone.insert(op.sku.clone(), op.time);
         } else {
             self.gone.remove(&op.sku);
@@ -64,7 +64,7 @@ struct Blocked {
 }
 
 impl Inner {
-    pub(super) fn stock(&mut self, ops: &[StockOp]) {
+    pub(super) fn stock(&mut self, ops: &[StockRecord]) {
         let mut newest: BTreeMap<u8, Timestamp> = BTreeMap::new();
         for op in ops {
             let nth = keys::set(&op.sku);

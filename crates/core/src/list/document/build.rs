@@ -74,7 +74,7 @@ pub(crate) struct BuiltList {
 impl ListBuilder<'_> {
     /// Builds the list of a score response, best first. If it is [empty](Document::is_empty), the caller publishes a
     /// fallback.
-    pub fn build(&self, header: Header, scored: &[Scored]) -> BuiltList {
+    pub(crate) fn build(&self, header: Header, scored: &[Scored]) -> BuiltList {
         let mut built = BuiltList::new(header, Source::Model);
         let mut seen = BTreeSet::new();
         for name in scored {
@@ -103,7 +103,7 @@ impl ListBuilder<'_> {
 
     /// Builds the fallback of a segment: the permitted PUs most in demand, each with its best-selling SKUs, ties by id.
     /// A fallback does not explore, so it has no propensities.
-    pub fn fallback(&self, header: Header) -> BuiltList {
+    pub(crate) fn fallback(&self, header: Header) -> BuiltList {
         let mass = self.demand.mass(&header.segment);
         let mut built = BuiltList::new(header, Source::Fallback);
         let permitted = self.verdict.permitted(self.catalogue);

@@ -18,7 +18,7 @@ use super::keys;
 pub use counts::{Added, Cell, Counts, Delta};
 pub use durability::{Durability, Lineage};
 pub use namespaces::Namespaces;
-pub use stock::{Block, Shelf, Stock, StockOp};
+pub use stock::{Availability, Block, Stock, StockRecord};
 pub use users::{
     Claim, ClaimOutcome, Claimed, FoldWrite, Folded, ListEdit, Peek, Publish, Published, Stored,
     Users,

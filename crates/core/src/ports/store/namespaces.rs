@@ -72,13 +72,13 @@ pub trait Namespaces: Send + Sync {
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Signals to every process that live is behind its objective; the signal expires after `ttl`.
-    fn say_live_behind(&self, ttl: Duration) -> impl Future<Output = Result<(), Error>> + Send;
+    fn signal_live_behind(&self, ttl: Duration) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Whether some process signals that live is behind its objective.
     fn live_behind(&self) -> impl Future<Output = Result<bool, Error>> + Send;
 
     /// Stores the cost per user of an arm's model (JSON), from which a backfill's duration is estimated.
-    fn note_cost(&self, arm: &str, note: &str) -> impl Future<Output = Result<(), Error>> + Send;
+    fn set_cost(&self, arm: &str, note: &str) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// The last stored cost of each arm.
     fn costs(&self) -> impl Future<Output = Result<BTreeMap<String, String>, Error>> + Send;

@@ -8,7 +8,7 @@ use super::Error;
 
 /// One record of the stock stream, for a set.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StockOp {
+pub struct StockRecord {
     /// SKU id.
     pub sku: String,
     /// Source partition.
@@ -16,21 +16,21 @@ pub struct StockOp {
     /// Source offset; at or below the set's fence the record is ignored.
     pub offset: Offset,
     /// Availability of the SKU as of this record.
-    pub shelf: Shelf,
+    pub availability: Availability,
     /// Record time.
     pub time: Timestamp,
 }
 
 /// Whether a SKU can be bought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shelf {
+pub enum Availability {
     /// In stock.
-    In,
+    InStock,
     /// Sold out.
-    Out,
+    SoldOut,
     /// No longer in the catalogue. It counts as sold out until no list can name it: a list's time to live of record
     /// time later.
-    Gone,
+    Delisted,
 }
 
 /// A block or unblock by a person.
@@ -53,7 +53,7 @@ pub struct Block {
 /// The sold-out sets and the blocks.
 pub trait Stock: Send + Sync {
     /// Applies stock records in order; a blocked SKU stays sold out.
-    fn stock(&self, ops: &[StockOp]) -> impl Future<Output = Result<(), Error>> + Send;
+    fn stock(&self, ops: &[StockRecord]) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// For each SKU, whether it is out of stock, delisted or blocked.
     fn sold_out(&self, skus: &[String]) -> impl Future<Output = Result<Vec<bool>, Error>> + Send;

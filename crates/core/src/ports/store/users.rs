@@ -5,7 +5,7 @@ use std::future::Future;
 use crate::queue::claims::UserStatus;
 use crate::user::event::UserId;
 use crate::user::record::{Fences, Timestamp};
-use crate::user::state::{Activity, Held, Pending, UserState};
+use crate::user::state::{Activity, LoadedUser, Pending, UserState};
 
 use super::Error;
 
@@ -192,12 +192,12 @@ impl Peek {
 
 /// States and lists of users: load, fold, claim, peek, publish.
 pub trait Users: Send + Sync {
-    /// Loads states of users, tombstones applied; [`Held::default`] (with `erased_at`) where nothing is stored.
+    /// Loads states of users, tombstones applied; [`LoadedUser::default`] (with `erased_at`) where nothing is stored.
     fn load(
         &self,
         ns: &str,
         users: &[UserId],
-    ) -> impl Future<Output = Result<Vec<Held>, Error>> + Send;
+    ) -> impl Future<Output = Result<Vec<LoadedUser>, Error>> + Send;
 
     /// Writes states, each iff the stored version is the expected one.
     fn fold(

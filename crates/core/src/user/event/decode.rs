@@ -242,7 +242,7 @@ fn key_in_envelope(key: String) -> Result<String, Reject> {
 }
 
 /// Refuses a time outside the years 2000-2100: no source means such a time, and sums with it overflow.
-pub fn sane(time: Timestamp) -> Result<(), Reject> {
+pub fn check_year_range(time: Timestamp) -> Result<(), Reject> {
     if !(YEAR_2000..YEAR_2101).contains(&time.0) {
         return Err(Reject::TimeOutOfRange(time.0));
     }
@@ -250,7 +250,7 @@ pub fn sane(time: Timestamp) -> Result<(), Reject> {
 }
 
 fn check_time(time: Timestamp, limits: &Limits) -> Result<(), Reject> {
-    sane(time)?;
+    check_year_range(time)?;
     let ahead = limits.now.map_or(Duration::ZERO, |now| time.since(now));
     if ahead > limits.max_ahead {
         return Err(Reject::TimeAhead {

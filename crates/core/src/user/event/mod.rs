@@ -16,8 +16,8 @@ mod fields;
 mod reject;
 
 pub use decode::{
-    Format, Limits, Source, decode_event, decode_profile, decode_sku, decode_user, key_user,
-    normalise_name, sane,
+    Format, Limits, Source, check_year_range, decode_event, decode_profile, decode_sku,
+    decode_user, key_user, normalise_name,
 };
 pub use reject::Reject;
 

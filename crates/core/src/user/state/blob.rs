@@ -1,7 +1,7 @@
 //! Encodes window and fences as bytes: a version byte, then postcard.
 //!
 //! Invariant: `decode(encode(state, v)) == state` for every version written, bit by bit. Any other bytes give a
-//! [`Codec`], never a panic, and allocate at most a small multiple of their length. `erased_at` and the profile are
+//! [`DecodeError`], never a panic, and allocate at most a small multiple of their length. `erased_at` and the profile are
 //! stored beside the blob.
 //!
 //! Version 1 writes each position and time in full. Version 2 has a table of partitions, times as differences, offsets
@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Codec, Profiled, UserState, WindowEvent};
+use super::{DecodeError, Profiled, UserState, WindowEvent};
 use crate::user::event::{Item, Kind};
 use crate::user::record::{Fences, Offset, Partition, Position, Timestamp};
 
@@ -43,7 +43,7 @@ pub fn decode(
     bytes: &[u8],
     profile: Option<Profiled>,
     erased_at: Timestamp,
-) -> Result<UserState, Codec> {
+) -> Result<UserState, DecodeError> {
     let (version, rest) = bytes.split_first().ok_or_else(|| damaged("empty"))?;
     let (since, (window, fences)) = match *version {
         1 => (0, one::into_parts(read(rest)?)?),
@@ -54,7 +54,7 @@ pub fn decode(
         }
         0 => return Err(damaged("version 0")),
         found => {
-            return Err(Codec::Newer {
+            return Err(DecodeError::Newer {
                 found,
                 known: VERSION_CURRENT,
             });
@@ -74,15 +74,15 @@ pub fn decode(
     Ok(state)
 }
 
-fn damaged(why: &str) -> Codec {
-    Codec::Damaged(why.into())
+fn damaged(why: &str) -> DecodeError {
+    DecodeError::Damaged(why.into())
 }
 
-fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Codec> {
+fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, DecodeError> {
     let (value, rest) =
-        postcard::take_from_bytes(bytes).map_err(|e| Codec::Damaged(e.to_string()))?;
+        postcard::take_from_bytes(bytes).map_err(|e| DecodeError::Damaged(e.to_string()))?;
     if !rest.is_empty() {
-        return Err(Codec::Damaged(format!(
+        return Err(DecodeError::Damaged(format!(
             "{} bytes after the end",
             rest.len()
         )));
@@ -102,7 +102,7 @@ fn kind_code(kind: Kind) -> u8 {
     }
 }
 
-fn kind_of(code: u8) -> Result<Kind, Codec> {
+fn kind_of(code: u8) -> Result<Kind, DecodeError> {
     Ok(match code {
         0 => Kind::Impression,
         1 => Kind::View,
@@ -110,7 +110,7 @@ fn kind_of(code: u8) -> Result<Kind, Codec> {
         3 => Kind::Cart,
         4 => Kind::Purchase,
         5 => Kind::Search,
-        other => return Err(Codec::Damaged(format!("unknown event kind {other}"))),
+        other => return Err(DecodeError::Damaged(format!("unknown event kind {other}"))),
     })
 }
 
@@ -122,16 +122,16 @@ fn item_code(item: &Item) -> (u8, &str) {
     }
 }
 
-fn item_of(code: u8, text: &str) -> Result<Item, Codec> {
+fn item_of(code: u8, text: &str) -> Result<Item, DecodeError> {
     Ok(match code {
         0 => Item::Sku(text.into()),
         1 => Item::Pu(text.into()),
         2 => Item::Query(text.into()),
-        other => return Err(Codec::Damaged(format!("unknown item kind {other}"))),
+        other => return Err(DecodeError::Damaged(format!("unknown item kind {other}"))),
     })
 }
 
-fn checked(price: Option<f64>) -> Result<Option<f64>, Codec> {
+fn checked(price: Option<f64>) -> Result<Option<f64>, DecodeError> {
     if price.is_some_and(|p| !p.is_finite()) {
         return Err(damaged("price is not finite"));
     }
@@ -199,7 +199,7 @@ mod one {
         }
     }
 
-    pub(super) fn into_parts(blob: Blob<'_>) -> Result<Parts, Codec> {
+    pub(super) fn into_parts(blob: Blob<'_>) -> Result<Parts, DecodeError> {
         let event = |row: &Row<'_>| {
             Ok(WindowEvent {
                 time: Timestamp(row.time),
@@ -214,7 +214,7 @@ mod one {
             .window
             .iter()
             .map(event)
-            .collect::<Result<_, Codec>>()?;
+            .collect::<Result<_, DecodeError>>()?;
         Ok((window, blob.fences.iter().map(Place::position).collect()))
     }
 }
@@ -341,7 +341,7 @@ mod two {
         }
     }
 
-    pub(super) fn into_parts(blob: Blob<'_>) -> Result<Parts, Codec> {
+    pub(super) fn into_parts(blob: Blob<'_>) -> Result<Parts, DecodeError> {
         let topics: Vec<Arc<str>> = blob.topics.iter().map(|topic| (*topic).into()).collect();
         let mut partitions = Vec::new();
         let mut fences = Fences::default();

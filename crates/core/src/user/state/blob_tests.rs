@@ -64,7 +64,7 @@ fn only_version_3_stores_complete_since() {
 #[test]
 fn a_newer_version_and_damaged_bytes_are_different_errors() {
     let newer = decode(&[4, 0, 0], None, Timestamp(0));
-    assert_eq!(newer, Err(Codec::Newer { found: 4, known: 3 }));
+    assert_eq!(newer, Err(DecodeError::Newer { found: 4, known: 3 }));
     for bytes in [
         &[][..],
         &[0],
@@ -78,7 +78,7 @@ fn a_newer_version_and_damaged_bytes_are_different_errors() {
     ] {
         let found = decode(bytes, None, Timestamp(0));
         assert!(
-            matches!(found, Err(Codec::Damaged(_))),
+            matches!(found, Err(DecodeError::Damaged(_))),
             "{bytes:?}: {found:?}"
         );
     }

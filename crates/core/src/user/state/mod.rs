@@ -14,7 +14,7 @@ pub use text::canonical;
 
 /// Reason why stored bytes do not decode.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Codec {
+pub enum DecodeError {
     /// Written by a later release: the caller must stop, and never overwrite it.
     #[error(
         "version {found} is newer than {known}, the newest that this release reads; upgrade it"
@@ -113,7 +113,7 @@ pub struct Activity {
 
 /// A user as loaded from the store.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Held {
+pub struct LoadedUser {
     /// The canonical part.
     pub state: UserState,
     /// The part beside the blob.
@@ -124,5 +124,5 @@ pub struct Held {
     pub claim: u64,
     /// Another namespace erased the user later than the stored state: the state is as if that erase had been folded
     /// here, and the next write deletes the list.
-    pub reborn: bool,
+    pub erased_elsewhere: bool,
 }

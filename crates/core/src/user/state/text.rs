@@ -10,7 +10,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{ClaimRate, Codec, Pending, Profiled, UserState, WindowEvent};
+use super::{ClaimRate, DecodeError, Pending, Profiled, UserState, WindowEvent};
 use crate::user::event::{Item, Profile};
 use crate::user::record::{Position, Timestamp};
 
@@ -33,7 +33,7 @@ impl Profiled {
     }
 
     /// Reads what [`Profiled::to_text`] wrote.
-    pub fn from_text(text: &str) -> Result<Self, Codec> {
+    pub fn from_text(text: &str) -> Result<Self, DecodeError> {
         let stored: ProfileText = serde_json::from_str(text).map_err(|e| damaged(&e))?;
         Ok(Self {
             time: stored.time,
@@ -55,9 +55,9 @@ impl fmt::Display for Pending {
 }
 
 impl FromStr for Pending {
-    type Err = Codec;
+    type Err = DecodeError;
 
-    fn from_str(text: &str) -> Result<Self, Codec> {
+    fn from_str(text: &str) -> Result<Self, DecodeError> {
         let (due, source) = match text.split_once(' ') {
             Some((due, source)) => (due, Some(source)),
             None => (text, None),
@@ -81,12 +81,14 @@ impl fmt::Display for ClaimRate {
 }
 
 impl FromStr for ClaimRate {
-    type Err = Codec;
+    type Err = DecodeError;
 
-    fn from_str(text: &str) -> Result<Self, Codec> {
+    fn from_str(text: &str) -> Result<Self, DecodeError> {
         let parts: Vec<&str> = text.split(' ').collect();
         let [last, day, claims] = parts[..] else {
-            return Err(Codec::Damaged(format!("{text:?} is not `last day claims`")));
+            return Err(DecodeError::Damaged(format!(
+                "{text:?} is not `last day claims`"
+            )));
         };
         Ok(Self {
             last: Timestamp(number(last)?),
@@ -140,11 +142,11 @@ fn row(event: &WindowEvent) -> Value {
     })
 }
 
-fn number<N: FromStr<Err = std::num::ParseIntError>>(text: &str) -> Result<N, Codec> {
+fn number<N: FromStr<Err = std::num::ParseIntError>>(text: &str) -> Result<N, DecodeError> {
     text.parse()
-        .map_err(|e| Codec::Damaged(format!("{text:?}: {e}")))
+        .map_err(|e| DecodeError::Damaged(format!("{text:?}: {e}")))
 }
 
-fn damaged(why: &dyn fmt::Display) -> Codec {
-    Codec::Damaged(why.to_string())
+fn damaged(why: &dyn fmt::Display) -> DecodeError {
+    DecodeError::Damaged(why.to_string())
 }
