@@ -100,7 +100,7 @@ impl Cache {
     }
 
     /// Number of its own rows, without those of a shared prefix.
-    pub(crate) fn own(&self) -> usize {
+    pub(crate) fn own_rows(&self) -> usize {
         self.known - self.shared + self.slots.len()
     }
 

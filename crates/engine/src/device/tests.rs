@@ -466,7 +466,7 @@ fn counted_memory_is_allocated_memory() {
         let chunk = &cache.runs()[0].chunk.tensor;
         assert_eq!(chunk.dtype().size_in_bytes(), bytes);
         let position = pair.device.sizes().position();
-        assert_eq!(cache.own() * position, chunk.elem_count() * bytes);
+        assert_eq!(cache.own_rows() * position, chunk.elem_count() * bytes);
     }
 }
 

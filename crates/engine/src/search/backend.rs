@@ -276,7 +276,7 @@ impl Cache {
     pub(crate) fn bytes(&self, sizes: Sizes) -> usize {
         match self {
             Self::Host(cache) => cache.bytes(sizes),
-            Self::Device(cache) => cache.own() * sizes.position(),
+            Self::Device(cache) => cache.own_rows() * sizes.position(),
             Self::Lent => unreachable!("{FOREIGN}"),
         }
     }

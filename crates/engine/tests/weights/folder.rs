@@ -171,10 +171,10 @@ fn logits(tensors: &Tensors, tokens: &[u32]) -> Vec<f64> {
             values.push(times(&name("self_attn.v_proj"), &normed));
             let mut mixed = vec![0f64; HEADS * WIDTH];
             for head in 0..HEADS {
-                let own = head * WIDTH..(head + 1) * WIDTH;
+                let columns = head * WIDTH..(head + 1) * WIDTH;
                 let of = head / (HEADS / KEY_HEADS) * WIDTH;
                 let score = |key: &Vec<f64>| {
-                    let products = query[own.clone()]
+                    let products = query[columns.clone()]
                         .iter()
                         .zip(&key[of..])
                         .map(|(q, k)| q * k);
@@ -184,7 +184,7 @@ fn logits(tensors: &Tensors, tokens: &[u32]) -> Vec<f64> {
                 let sum: f64 = scores.iter().sum();
                 for (score, value) in scores.iter().zip(&values) {
                     let value: &Vec<f64> = value;
-                    for (out, v) in mixed[own.clone()].iter_mut().zip(&value[of..]) {
+                    for (out, v) in mixed[columns.clone()].iter_mut().zip(&value[of..]) {
                         *out += score / sum * v;
                     }
                 }

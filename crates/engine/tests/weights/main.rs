@@ -158,13 +158,13 @@ fn the_search_finds_what_brute_force_over_all_names_finds() {
             (f64::from(found.score) - score).abs() < 1e-3,
             "{found:?} {pu} {score}"
         );
-        let own = expected
+        let exact = expected
             .iter()
             .find(|(pu, _)| *pu == found.pu)
             .expect("a name");
         assert!(
-            (f64::from(found.score) - own.1).abs() < 1e-3,
-            "{found:?} {own:?}"
+            (f64::from(found.score) - exact.1).abs() < 1e-3,
+            "{found:?} {exact:?}"
         );
     }
     let all = found.clone();

@@ -82,8 +82,11 @@ fn edges(names: &[Vec<u32>], at: usize, of: impl Fn(usize, u32) -> (f64, f64)) -
         let norms = values.fold((0f64, 0f64), |sum, (a, b)| {
             (sum.0 + a.exp(), sum.1 + b.exp())
         });
-        let own = of(depth, name[depth]);
-        sums = (sums.0 + own.0 - norms.0.ln(), sums.1 + own.1 - norms.1.ln());
+        let values = of(depth, name[depth]);
+        sums = (
+            sums.0 + values.0 - norms.0.ln(),
+            sums.1 + values.1 - norms.1.ln(),
+        );
     }
     sums
 }
