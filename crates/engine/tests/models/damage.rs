@@ -106,7 +106,7 @@ fn a_damaged_gguf_is_refused_or_runs() {
 }
 
 #[test]
-fn a_gguf_cut_at_any_place_of_its_header_is_refruns() {
+fn a_gguf_cut_at_any_place_of_its_header_is_refused() {
     let whole = std::fs::read(fixture("qwen3.gguf")).expect("there");
     let header = gguf::header::decode(&whole).expect("valid").data;
     for cut in 0..header {

@@ -77,7 +77,7 @@ fn sizes_that_do_not_fit() -> Vec<Case> {
             0,
             "hidden_size",
             json!(1u64 << 60),
-            "heads of width 288230376151711744 cannot be",
+            "heads of width 288230376151711744 are over 16384",
         ),
         (
             0,
