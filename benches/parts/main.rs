@@ -79,6 +79,7 @@ fn main() {
         "sizing" => runtime.block_on(sizing::run(&options)),
         other => {
             eprintln!("unknown measurement {other:?}; see scripts/bench");
+            #[expect(clippy::disallowed_methods, reason = "wrong usage ends a benchmark")]
             std::process::exit(2);
         }
     }

@@ -221,6 +221,7 @@ impl Writer {
             let due = load.mul_f64(nth as f64 / drafts.len() as f64);
             if let Some(wait) = due.checked_sub(start.elapsed()) {
                 self.producer.poll(wait);
+                #[expect(clippy::disallowed_methods, reason = "the pace of the load")]
                 std::thread::sleep(due.saturating_sub(start.elapsed()));
             }
             let topic = if draft.events {

@@ -226,6 +226,7 @@ async fn run(arguments: &Arguments, short: bool) -> anyhow::Result<bool> {
         Ok(size) => size,
         Err(error) => {
             eprintln!("chaos: error: {error:#}");
+            #[expect(clippy::disallowed_methods, reason = "wrong usage ends a test program")]
             std::process::exit(2);
         }
     };

@@ -437,6 +437,10 @@ fn rewind(site: &Site, limit: Duration) -> anyhow::Result<()> {
                 "offsets could not be set back: {error}"
             ),
         }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "one poll of a wait with a deadline"
+        )]
         std::thread::sleep(Duration::from_millis(200));
     }
 }

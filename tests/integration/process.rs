@@ -527,6 +527,7 @@ impl Drop for Process {
         let _ = Command::new("kill").args(["-TERM", &pid]).status();
         let deadline = Instant::now() + DRAIN_MAX;
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            #[expect(clippy::disallowed_methods, reason = "drop cannot wait asynchronously")]
             std::thread::sleep(Duration::from_millis(20));
         }
         let _ = self.child.kill();

@@ -61,6 +61,22 @@ fn every_file_obeys_the_rules() {
 }
 
 /// Compares the findings in a file with this text with lines and parts of messages.
+#[test]
+fn no_import_circle_joins_two_folders() {
+    let found = circles(&sources());
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn what_is_pub_is_used_by_another_crate() {
+    let found = unused(&sources());
+    let lines: Vec<String> = found
+        .iter()
+        .map(|(path, finding)| format!("{path}:{}: {}", finding.line, finding.what))
+        .collect();
+    assert!(lines.is_empty(), "{}", lines.join("\n"));
+}
+
 fn check(path: &str, text: &str, expected: &[(usize, &str)]) {
     let text = format!("//! It decides.\n{text}");
     let found = findings(&Source::new(path, &text));

@@ -250,7 +250,13 @@ pub(crate) fn unused(sources: &[Source]) -> Vec<(String, Finding)> {
     }
     let mut found = Vec::new();
     for source in sources.iter().filter(|it| it.is_library()) {
+        let own = sources.iter().filter(|it| it.unit() == source.unit());
+        let shown: String = own.flat_map(|it| signatures(&it.shipped)).collect();
         for (place, name) in public(&source.shipped) {
+            // A type in the signature of another public item has to be public.
+            if name.starts_with(char::is_uppercase) && places(&shown, name).count() > 1 {
+                continue;
+            }
             let mut others = words.iter().filter(|(unit, _)| **unit != source.unit());
             if !others.any(|(_, words)| words.contains(name)) {
                 let what = format!("{name} is pub, and no other crate names it");
@@ -259,6 +265,21 @@ pub(crate) fn unused(sources: &[Source]) -> Vec<(String, Finding)> {
         }
     }
     found
+}
+
+/// What stands between each `pub` and the end of its declaration.
+fn signatures(code: &str) -> Vec<&str> {
+    let declared = |place: usize| {
+        let rest = &code[place..];
+        let end = rest.find(['{', ';']).unwrap_or(rest.len());
+        &rest[..end + 1.min(rest.len() - end)]
+    };
+    // An associated type is as public as the trait that has it.
+    let associated = places(code, "type ");
+    places(code, "pub ")
+        .chain(associated)
+        .map(declared)
+        .collect()
 }
 
 fn public(code: &str) -> Vec<(usize, &str)> {

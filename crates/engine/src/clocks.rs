@@ -30,12 +30,19 @@ pub enum Part {
 /// Seconds per [`Part`], summed over the groups of users.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Spent {
+    /// From text to tokens.
     pub tokens: f64,
+    /// Forward passes of prompts.
     pub prompts: f64,
+    /// Waiting for a device behind them.
     pub prompts_wait: f64,
+    /// Forward passes of trie tokens.
     pub waves: f64,
+    /// Waiting for a device behind them.
     pub waves_wait: f64,
+    /// Logits of children from hidden states.
     pub logits: f64,
+    /// Choosing nodes and taking their scores, on the host.
     pub search: f64,
 }
 

@@ -276,6 +276,10 @@ fn poll_and_leave(mut poller: Poller, health: &Health) {
             }
             Err(shared) => consumer = shared,
         }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "one poll of a wait with a deadline, on a thread of its own"
+        )]
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -338,7 +342,13 @@ impl Committer {
                 Some(RDKafkaErrorCode::Fatal) => return Err(Error::Stopped(error.to_string())),
                 // After a rebalance the partition may be assigned again under a new generation, or revoked. The check
                 // above finds out as soon as the poll thread does.
-                _ if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+                _ if Instant::now() < deadline => {
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "one poll of a wait with a deadline, on the committer's thread"
+                    )]
+                    std::thread::sleep(Duration::from_millis(20));
+                }
                 _ => return Err(timeout(self.limit)),
             }
         }

@@ -368,7 +368,6 @@ mod tests {
             ),
         ] {
             let text = document.to_json();
-            println!("{what}: {} bytes", text.len());
             assert!(text.len() <= 2048, "{what}: {}", text.len());
         }
     }

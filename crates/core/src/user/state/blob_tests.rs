@@ -138,7 +138,6 @@ fn busy() -> UserState {
 #[test]
 fn fifty_events_take_less_than_1400_bytes() {
     let (one, two) = (encode(&busy(), 1).len(), encode(&busy(), 2).len());
-    println!("50 events: {one} B in version 1, {two} B in version 2");
     assert!(two < 1400 && two < one, "{two} and {one} bytes");
 }
 
