@@ -241,7 +241,8 @@ fn the_page_has_a_row_for_each_metric_and_no_other() {
     );
 }
 
-/// Runs `promtool check metrics` where it is installed (Debian package `prometheus`), and prints that it is skipped elsewhere.
+/// Runs `promtool check metrics` where it is installed (Debian package `prometheus`), and prints that it is skipped
+/// elsewhere.
 #[test]
 fn the_exposition_passes_promtool() {
     let tool = std::env::var("NEARSHORE_TEST_PROMTOOL").unwrap_or_else(|_| "promtool".into());

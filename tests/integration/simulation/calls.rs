@@ -1,4 +1,5 @@
-//! How a hand-made scheduler waits for calls to a real store: a step waits for its answer, and delayed calls run as tasks.
+//! How a hand-made scheduler waits for calls to a real store: a step waits for its answer, and delayed calls run as
+//! tasks.
 //!
 //! On doubles in memory every call is ready at once, and nothing here waits.
 
