@@ -369,7 +369,7 @@ mod tests {
 
     const NOW: Timestamp = Timestamp(100 * BUCKET_MS + BUCKET_MS / 2);
 
-    fn snapshot() -> Catalogue {
+    fn small_catalogue() -> Catalogue {
         let of = |category: &str, id: &str, pu: &str| crate::user::event::Sku {
             category: Some(category.into()),
             ..sku(id, pu, json!({}))
@@ -395,7 +395,12 @@ mod tests {
     }
 
     fn build(counts: &[Count<'_>]) -> Demand {
-        Demand::build(counts.iter().copied(), &snapshot(), &Policy::default(), NOW)
+        Demand::build(
+            counts.iter().copied(),
+            &small_catalogue(),
+            &Policy::default(),
+            NOW,
+        )
     }
 
     fn check(mass: &[f32], expected: &[f32]) {
@@ -473,7 +478,7 @@ mod tests {
             ..Policy::default()
         };
         let counts = [bought("b1", "s", 100, 1)];
-        let demand = Demand::build(counts, &snapshot(), &policy, NOW);
+        let demand = Demand::build(counts, &small_catalogue(), &policy, NOW);
         let mass = demand.mass("s");
         assert!(
             mass[0] > 0.99 && mass.iter().all(|pu| pu.ln().is_finite()),
@@ -499,7 +504,7 @@ mod tests {
                 segment: ["default", "x", "y"][segment],
             };
             let policy = Policy { smoothing, ..Policy::default() };
-            let catalogue = snapshot();
+            let catalogue = small_catalogue();
             let one = Demand::build(cells.iter().map(count), &catalogue, &policy, NOW);
             let split = cells.iter().rev().flat_map(|cell| {
                 let (whole, first) = (count(cell), cell.4 * cut.index(100) as u64 / 100);
