@@ -227,10 +227,10 @@ async fn one_busy_user_and_one_busy_partition_cost_no_memory() {
     }
     eprintln!("pressure: 202,500 events of one user: ingest MiB {after:.1?}");
     // What is read ahead varies by 20 MiB and more; what is kept of events only adds up. So the least of the last
-    // rounds is compared with the most of the first ones.
+    // rounds is compared with the most of the first ones. Five rounds of events at 200 bytes each are 24 MiB.
     let most = after[1..4].iter().copied().fold(0.0, f64::max);
     let least = after[6..].iter().copied().fold(f64::MAX, f64::min);
-    assert!(least <= most * 1.05 + 1.0, "{after:?}");
+    assert!(least <= most + 20.0, "{after:?}");
     let loaded = site.store.load(&site.ns, &[UserId("busy".into())]).await;
     assert_eq!(loaded.expect("Redis answers")[0].state.window.len(), 50);
 }
