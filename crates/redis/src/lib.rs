@@ -245,7 +245,7 @@ impl Durability for RedisStore {
 
 /// An [`Error::Corrupt`] for a stored value, its key masked.
 fn corrupt(key: &str, reason: impl ToString) -> Error {
-    // Errors are logged, and a log must not name users. Whoever may see ids enables debug lines.
+    // Errors are logged, and a log must not name users. To see ids, enable debug lines.
     tracing::debug!(key, "a stored value does not decode; it is left as it is");
     Error::Corrupt {
         key: keys::masked(key),

@@ -18,7 +18,7 @@ use serde_json::Value;
 pub use table::{Table, Verdict};
 pub use validate::validate;
 
-/// Id of the segment of all users whom no other segment matches.
+/// Id of the segment of all users that no other segment matches.
 pub(crate) const DEFAULT_SEGMENT: &str = "default";
 
 /// One rule: when the profile satisfies the condition, the matched products are forbidden.
