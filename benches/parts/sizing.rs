@@ -12,7 +12,7 @@ use crate::load::Load;
 use crate::process::{LIMIT, Process, Site};
 use crate::{Options, machine};
 
-/// Prints the figures of `docs/sizing.md`.
+/// Prints the figures of `docs/measurements/sizing.md`.
 pub async fn run(options: &Options) {
     let load = Load {
         events: options.number("events", 1_000_000),

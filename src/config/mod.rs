@@ -223,7 +223,7 @@ pub enum Format {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Lines {
-    /// `error`, `warn`, `info`, `debug`, `trace`, or filters such as `info,nearshore::log=debug`.
+    /// `error`, `warn`, `info`, `debug`, `trace`, or filters such as `info,nearshore_kafka=debug`.
     pub level: String,
     /// Format of the lines.
     pub format: Format,
