@@ -260,7 +260,7 @@ async fn retire(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
              kafka-consumer-groups.sh --bootstrap-server {} --delete --group {}",
             retired.keys,
             config.kafka.brokers,
-            crate::members::ingest::group(ns)
+            crate::members::ingest::group(&config.kafka, ns)
         );
     }
     Ok(ExitCode::SUCCESS)

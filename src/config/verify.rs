@@ -90,6 +90,11 @@ fn kafka(config: &Config, found: &mut Found) {
         bad.unwrap_or_default()
     );
     must(found, bad.is_none(), "kafka.brokers", what);
+    let prefix = &kafka.group_prefix;
+    let known = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let valid = (1..=100).contains(&prefix.len()) && prefix.chars().all(known);
+    let what = format!("{prefix:?} is not 1 to 100 letters, digits, '.', '_' or '-'");
+    must(found, valid, "kafka.group_prefix", what);
     above_zero(found, "kafka.session_timeout", kafka.session_timeout);
     above_zero(found, "kafka.ack_timeout", kafka.ack_timeout);
     // `files` reports a missing file, with its own key.

@@ -252,6 +252,7 @@ fn arms_and_settings<A>(
     let settings = generate::GenerateSettings {
         topics: topics.clone(),
         lanes: nearshore_core::queue::lanes::Policy {
+        group: "nearshore-generate".into(),
             batch_max: 1,
             ..Default::default()
         },

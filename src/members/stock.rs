@@ -13,17 +13,21 @@ use nearshore_core::ports::store::{Availability, StockRecord, Store};
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::user::event;
 use nearshore_core::user::record::Resume;
+use nearshore_kafka::KafkaSettings;
 
 /// Its consumer group: one for all namespaces, because stock belongs to none of them.
-pub const GROUP: &str = "nearshore-stock";
+pub(crate) fn group(kafka: &KafkaSettings) -> String {
+    kafka.group("stock")
+}
 
 /// Name under which its checkpoints are stored.
 const READER: &str = "nearshore:stock";
 
-/// One member of the group [`GROUP`].
+/// One member of the group [`group`].
 pub struct Stock<L, S> {
     log: L,
     store: S,
+    group: String,
     topics: Topics,
     limits: event::Limits,
     checkpoints: Checkpoints<S>,
@@ -31,10 +35,11 @@ pub struct Stock<L, S> {
 }
 
 impl<L: Log, S: Store> Stock<L, S> {
-    /// Creates a member that has no partition yet.
-    pub fn new(log: L, store: S, topics: Topics, limits: event::Limits) -> Self {
+    /// Creates a member that has no partition yet; `group` is its consumer group, as dead letters name it.
+    pub fn new(log: L, store: S, group: String, topics: Topics, limits: event::Limits) -> Self {
         Self {
             log,
+            group,
             checkpoints: Checkpoints::new(store.clone(), READER),
             store,
             topics,
@@ -92,7 +97,7 @@ impl<L: Log, S: Store> Stock<L, S> {
             }
         }
         self.dead_letters
-            .write_rejects(&self.log, &self.topics.dlq, GROUP, &rejects)
+            .write_rejects(&self.log, &self.topics.dlq, &self.group, &rejects)
             .await?;
         if !ops.is_empty() {
             self.store.stock(&ops).await?;

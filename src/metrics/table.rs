@@ -152,6 +152,10 @@ table! {
         "Age in seconds of the oldest uncommitted record of a topic in this process; 0 if there is none.";
     REBALANCES: Counter "nearshore_rebalanced_partitions_total" [change = These(Rebalance::VARIANTS)]
         "Partitions assigned to or taken from this process by rebalances, by change.";
+    FOREIGN_MEMBERS: Gauge "nearshore_foreign_members" []
+        "Members of another installation (another Redis) in the consumer groups of this one, which then gets only a part of the records.";
+    UNKNOWN_NAMESPACE: Counter "nearshore_requests_unknown_namespace_total" []
+        "Requests that generate passed because this Redis has no such namespace: retired, or of another installation.";
     CALLBACK: Seconds {nearshore_kafka::metrics::CALLBACK} []
         "Seconds spent inside a rebalance callback; the whole group may have to wait for it.";
     STOPPED: Gauge "nearshore_partitions_stopped" []

@@ -1,6 +1,6 @@
 //! Lists and replays the dead letters in the topic `dlq`: [`list`], [`replay`]. [`crate::members::dlq`] writes them.
 //!
-//! Replays are recorded in the positions of the group [`GROUP`], so that a dead letter is sent back once, however often
+//! Replays are recorded in the positions of the group [`group`], so that a dead letter is sent back once, however often
 //! a replay is interrupted or run with other filters. The position is that of the first dead letter that was not sent
 //! back; the ones sent back after it are in the note that Kafka keeps with a position (`Ledger`). Two replays at once
 //! share the partitions like members of any group. A dead letter is recorded as sent back only after its delivery
@@ -17,7 +17,9 @@ use nearshore_kafka::{KafkaLog, KafkaSettings};
 use nearshore_kafka::{Tailed, tail};
 
 /// The consumer group whose positions say what was replayed.
-pub const GROUP: &str = "nearshore-dlq-replay";
+pub(crate) fn group(kafka: &KafkaSettings) -> String {
+    kafka.group("dlq-replay")
+}
 /// Kafka keeps notes up to 4,096 bytes.
 const NOTE_MAX: usize = 4_000;
 /// If no partition delivers anything for this long, another replay has the rest.
@@ -87,7 +89,7 @@ pub async fn replay(
             reason: "the topic does not exist; see topics.dlq".into(),
         });
     }
-    let mut log = KafkaLog::join(settings, GROUP, &[&order.topic])?;
+    let mut log = KafkaLog::join(settings, &group(settings), &[&order.topic])?;
     let mut run = Run {
         order,
         on,

@@ -3,6 +3,7 @@
 //! Invariant: no task is detached; the end of one task ends the process. A cancelled process commits what is done and
 //! leaves its groups within [`DRAIN`]. It connects parts and decides nothing.
 
+mod installation;
 mod load;
 mod watch;
 
@@ -18,6 +19,8 @@ use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use installation::watch_strangers;
+pub(crate) use installation::{ADVICE, installation, strangers};
 use load::load_arms;
 use watch::{ENGINE_STALLED, join, watch_coverage, watch_engine, watch_redis};
 
@@ -35,7 +38,7 @@ use crate::metrics;
 use crate::ops::namespace::Inspector;
 use nearshore_core::ports::store::Remedy;
 use nearshore_core::shop::snapshot::Snapshot;
-use nearshore_kafka::Admin;
+use nearshore_kafka::{Admin, KafkaSettings};
 use nearshore_redis::RedisStore;
 
 /// The longest shutdown after SIGTERM; the grace period of Kubernetes is longer.
@@ -135,10 +138,15 @@ pub async fn start(
         spawn_ingest(&mut tasks, &parts)?;
     }
     if roles.generate {
-        spawn_generate(&mut tasks, &parts);
+        let generate = parts.clone();
+        tasks.spawn(async { generate_task(generate).await.context("generate") });
     }
     let Parts {
         cancel,
+    tasks.spawn(until_cancelled(
+        parts.cancel.clone(),
+        watch_strangers(parts.clone()),
+    ));
         ready,
         snapshot,
         ..
@@ -315,19 +323,27 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
         ..
     } = parts.clone();
     let topics = config.topics.clone();
-    let group = ingest::group(&config.namespace);
+    let group = ingest::group(&kafka, &config.namespace);
     let read = vec![topics.user_events.clone(), topics.profile_changes.clone()];
-    let log = join(tasks, parts, "ingest", group.clone(), read)?;
+    let mut watchers = JoinSet::new();
+    let log = join(
+        &mut watchers,
+        &parts,
+        &kafka,
+        (joined, "ingest"),
+        group.clone(),
+        read,
+    )?;
     let settings = ingest::IngestSettings {
         ns: config.namespace.clone(),
         group,
-        topics: topics.clone(),
+        topics,
         limits: config.limits(),
         policy: config.trigger.clone(),
         window: config.state.window,
         cache_users: NonZeroUsize::new(config.state.cache_users).unwrap_or(NonZeroUsize::MIN),
         triggers: true,
-        now: Now::Clock(wall_clock),
+        now,
         complete_since: BTreeMap::new(),
     };
     let (stop, states) = (cancel.clone(), store.clone());
@@ -387,10 +403,7 @@ fn spawn_generate(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) {
     });
 }
 
-async fn generate_task(
-    parts: Parts,
-    watchers: tokio::sync::oneshot::Sender<JoinSet<anyhow::Result<()>>>,
-) -> anyhow::Result<()> {
+async fn generate_task(parts: Parts) -> anyhow::Result<()> {
     let Parts {
         config,
         store,
@@ -409,10 +422,10 @@ async fn generate_task(
         () = cancel.cancelled() => return Ok(()),
         arms = load => arms.context("loading panicked")??,
     };
-    let mut watching = JoinSet::new();
+    let mut watchers = JoinSet::new();
     for loaded in &arms {
         metrics::model(&loaded.arm.id, &loaded.info);
-        watching.spawn(watch_engine(
+        watchers.spawn(watch_engine(
             health.heartbeat("engine", ENGINE_STALLED),
             loaded.engine.clone(),
             cancel.clone(),
@@ -421,16 +434,21 @@ async fn generate_task(
     if !wait_ready(&mut catalogue, &cancel).await {
         return Ok(());
     }
-    until_cancelled(cancel.clone(), layout_checked(store.clone())).await?;
+    let joined = ready.gate("generate");
+    joined.shut("waits for Redis");
+    let Some(kafka) = redis_first(&parts).await? else {
+        return Ok(());
+    };
+    let group = generate::group(&kafka);
     let read = config.topics.lanes().to_vec();
     let log = join(
-        &mut watching,
+        &mut watchers,
         &parts,
-        "generate",
-        generate::GROUP.into(),
+        &kafka,
+        (joined, "generate"),
+        group.clone(),
         read,
     )?;
-    let _ = watchers.send(watching);
     let settings = generate::GenerateSettings {
         topics: config.topics.clone(),
         lanes: config.lanes.clone(),
@@ -445,3 +463,4 @@ async fn generate_task(
     }
     generate_loop(member, dlq_gate(&ready, "dlq-generate"), cancel).await
 }
+        group,

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Parts;
-use crate::http::Heartbeat;
+use crate::http::{Gate, Heartbeat};
 use crate::members::clock::wall_clock;
 use crate::metrics;
 use crate::ops::coverage::is_covered;
@@ -19,7 +19,7 @@ use crate::ops::namespace;
 use nearshore_core::ports::store::{Namespaces, Remedy, Users};
 use nearshore_core::user::event::UserId;
 use nearshore_engine::thread::Handle;
-use nearshore_kafka::{KafkaLog, PartitionStatus};
+use nearshore_kafka::{KafkaLog, KafkaSettings, PartitionStatus};
 use nearshore_redis::RedisStore;
 
 /// A poll loop that does not poll for this long hangs.
@@ -35,14 +35,14 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(10);
 pub(super) fn join(
     tasks: &mut JoinSet<anyhow::Result<()>>,
     parts: &Parts,
-    name: &'static str,
+    kafka: &KafkaSettings,
+    (gate, name): (Gate, &'static str),
     group: String,
     topics: Vec<Arc<str>>,
 ) -> anyhow::Result<KafkaLog> {
     let names: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
-    let log = KafkaLog::join(&parts.config.kafka, &group, &names).context("kafka")?;
+    let log = KafkaLog::join(kafka, &group, &names).context("kafka")?;
     let heartbeat = parts.health.heartbeat(name, POLL_STALLED);
-    let gate = parts.ready.gate(name);
     let (health, lag, cancel) = (log.health(), log.lag(), parts.cancel.clone());
     tasks.spawn(async move {
         let mut tick = tokio::time::interval(Duration::from_secs(1));

@@ -138,7 +138,7 @@ async fn requests(site: &Site) -> BTreeMap<String, BTreeMap<String, usize>> {
 #[tokio::test]
 async fn two_backfills_of_the_same_bytes_are_equal_wherever_they_are_killed() {
     let (users, events) = (400, 12_000);
-    let site = prepared(Site::without_members(TOPICS).await).await;
+    let site = prepared(Site::open(TOPICS).await).await;
     year(&site, (users, events)).await;
     let (whole, broken) = (fresh("whole"), fresh("broken"));
 
@@ -188,7 +188,7 @@ async fn two_backfills_of_the_same_bytes_are_equal_wherever_they_are_killed() {
 #[tokio::test]
 async fn a_backfill_over_folded_records_changes_nothing_and_reports_how_many_it_skipped() {
     let (users, events) = (50, 1_500);
-    let site = prepared(Site::without_members(TOPICS).await).await;
+    let site = prepared(Site::open(TOPICS).await).await;
     year(&site, (users, events)).await;
     let ns = fresh("again");
     filled(&site, &ns, &["--from", "earliest"]).await;
@@ -223,7 +223,7 @@ async fn a_backfill_over_folded_records_changes_nothing_and_reports_how_many_it_
 
 #[tokio::test]
 async fn an_erased_user_stays_erased_in_a_filled_namespace() {
-    let site = prepared(Site::without_members(TOPICS).await).await;
+    let site = prepared(Site::open(TOPICS).await).await;
     year(&site, (20, 600)).await;
     let ns = fresh("erased");
     filled(&site, &ns, &["--from", "earliest"]).await;
@@ -246,7 +246,7 @@ async fn an_erased_user_stays_erased_in_a_filled_namespace() {
 
 #[tokio::test]
 async fn a_start_that_is_no_longer_retained_is_refused_with_the_oldest_record() {
-    let site = Site::without_members(&[(
+    let site = Site::open(&[(
         "user_events",
         1,
         &[("retention.ms", "-1"), ("segment.ms", "1000")],

@@ -120,7 +120,7 @@ async fn is_closed(process: &Process, name: &str, why: &str) {
 
 /// The committed offset of the events.
 async fn committed(site: &Site) -> i64 {
-    let group = format!("nearshore-ingest-{}", site.ns);
+    let group = site.ingest_group();
     let committed = site
         .admin
         .committed(&group, &[&site.topics.user_events])

@@ -132,7 +132,10 @@ async fn rest(site: &Site) {
     let lanes = site.topics.lanes();
     let names: Vec<&str> = lanes.iter().map(|name| &**name).collect();
     eventually(LIMIT * 3, || async {
-        let lag = site.admin.lag("nearshore-generate", &names).await;
+        let lag = site
+            .admin
+            .lag(&site.settings.group("generate"), &names)
+            .await;
         let lag: u64 = lag.map_err(|error| error.to_string())?.values().sum();
         match lag {
             0 => Ok(()),
@@ -153,7 +156,7 @@ async fn measure(site: &Site, (generate, past): (&Process, Option<&String>)) -> 
     let start = now();
     let (mut lags, mut sent) = (Vec::new(), 0u32);
     let clock = Instant::now();
-    let group = format!("nearshore-ingest-{}", site.ns);
+    let group = site.ingest_group();
     let topics = [&*site.topics.user_events];
     while (sent as usize) < LISTS + LISTS / 5 {
         let user = format!("live-{}", (sent as usize * 7919) % LIVE_USERS);

@@ -201,11 +201,12 @@ async fn bad_records_go_to_the_dlq_once_and_stop_nothing() {
 pub async fn everything_is_read(site: &Site) {
     site.committed().await;
     for (group, topic) in [
-        ("nearshore-stock", &site.topics.catalog),
-        ("nearshore-generate", &site.topics.regen_live),
+        ("stock", &site.topics.catalog),
+        ("generate", &site.topics.regen_live),
     ] {
         eventually(LIMIT, || async {
-            let lag = site.admin.lag(group, &[topic]).await;
+            let group = site.settings.group(group);
+            let lag = site.admin.lag(&group, &[topic]).await;
             let lag = lag.map_err(|error| error.to_string())?;
             let behind: u64 = lag.values().sum();
             if behind == 0 {
@@ -375,7 +376,7 @@ async fn a_state_of_a_newer_version_stops_its_partition_only_and_is_kept() {
 }
 
 async fn committed(site: &Site) -> BTreeMap<Partition, i64> {
-    let group = format!("nearshore-ingest-{}", site.ns);
+    let group = site.ingest_group();
     let topic = &*site.topics.user_events;
     let committed = site.admin.committed(&group, &[topic]).await;
     let committed = committed.expect("Kafka answers");
@@ -387,7 +388,7 @@ async fn committed(site: &Site) -> BTreeMap<Partition, i64> {
 
 /// Waits until all partitions but one are committed to their end.
 async fn all_but(site: &Site, stuck: &Partition) {
-    let group = format!("nearshore-ingest-{}", site.ns);
+    let group = site.ingest_group();
     let topic = &*site.topics.user_events;
     eventually(LIMIT, || async {
         let lag = site.admin.lag(&group, &[topic]).await;

@@ -188,7 +188,10 @@ async fn recovers(site: &Site) {
     let lanes = site.topics.lanes();
     let names: Vec<&str> = lanes.iter().map(|name| &**name).collect();
     let lag = || async {
-        let lag = site.admin.lag("nearshore-generate", &names).await;
+        let lag = site
+            .admin
+            .lag(&site.settings.group("generate"), &names)
+            .await;
         lag.map(|lag| lag.values().sum::<u64>())
     };
     let backlog = lag().await.expect("Kafka answers");

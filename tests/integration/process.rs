@@ -3,8 +3,8 @@
 //!
 //! Lists come from a table of scores unless a test is about the model's weights: see [`Site::use_weights`].
 //!
-//! The consumer groups of stock and generate have one name for all namespaces, so tests with members on the shared
-//! broker run one after the other. Tests without members and tests with a broker of their own do not wait for them.
+//! Each site has its own `kafka.group_prefix`, so the processes of tests that run side by side on one broker share no
+//! consumer group.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -21,7 +21,6 @@ use nearshore_kafka::{Admin, KafkaSettings, NewTopic, Producer, Tailed, tail};
 use nearshore_redis::RedisStore;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{Mutex, MutexGuard};
 
 pub use crate::harness::LIMIT;
 use crate::harness::{ANSWER_MAX, eventually, fresh, variable};
@@ -34,9 +33,6 @@ pub const WEIGHTS_LIMIT: Duration = Duration::from_secs(1_800);
 pub const DRAIN_MAX: Duration = Duration::from_secs(100);
 /// The model of a site's arm.
 pub const TABLE: &str = "table:20ms";
-
-/// LoadedUser by the one test that has members on the shared broker.
-static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Products of the site's catalogue, with their category; each has two SKUs.
 pub const PRODUCTS: [(&str, &str); 15] = [
@@ -70,47 +66,43 @@ pub struct Site {
     pub redis: Server,
     pub store: RedisStore,
     dir: tempfile::TempDir,
-    /// Whether processes may join the groups that have one name for all namespaces.
-    members: bool,
-    _turn: Option<MutexGuard<'static, ()>>,
 }
 
 impl Site {
     /// Creates topics, an empty Redis and a configuration; topics have two partitions unless `special` says otherwise.
     pub async fn open(special: &[Special<'_>]) -> Self {
-        let turn = TURN.lock().await;
-        let broker = variable("NEARSHORE_TEST_KAFKA");
-        Self::create(&broker, special, (true, Some(turn))).await
+        Self::open_on(&variable("NEARSHORE_TEST_KAFKA"), special).await
     }
 
-    /// The same on a broker of the test's own; it does not wait for other tests.
+    /// The same on a broker of the test's own.
     pub async fn open_on(broker: &str, special: &[Special<'_>]) -> Self {
-        Self::create(broker, special, (true, None)).await
-    }
-
-    /// The same for commands only: no process may be started, and it does not wait for other tests.
-    pub async fn without_members(special: &[Special<'_>]) -> Self {
-        let broker = variable("NEARSHORE_TEST_KAFKA");
-        Self::create(&broker, special, (false, None)).await
-    }
-
-    async fn create(
-        broker: &str,
-        special: &[Special<'_>],
-        (members, turn): (bool, Option<MutexGuard<'static, ()>>),
-    ) -> Self {
         let ns = fresh("way");
         let settings = KafkaSettings {
             session_timeout: Duration::from_secs(6),
             ack_timeout: ANSWER_MAX,
+            group_prefix: ns.clone(),
             ..KafkaSettings::of(broker)
         };
-        let admin = Admin::new(&settings).expect("valid settings");
         let topics = named(&ns);
+        let admin = Admin::new(&settings).expect("valid settings");
         admin
             .ensure(&new_topics(&topics, special))
             .await
             .expect("topics are created");
+        Self::of(ns, topics, settings).await
+    }
+
+    /// Another installation on the topics of this one: the same namespace, a Redis of its own.
+    pub async fn another(&self, group_prefix: &str) -> Self {
+        let settings = KafkaSettings {
+            group_prefix: group_prefix.into(),
+            ..self.settings.clone()
+        };
+        Self::of(self.ns.clone(), self.topics.clone(), settings).await
+    }
+
+    async fn of(ns: String, topics: Topics, settings: KafkaSettings) -> Self {
+        let admin = Admin::new(&settings).expect("valid settings");
         let redis = Server::start(&[]).await;
         let store = nearshore_redis::RedisSettings {
             url: redis.url(),
@@ -127,8 +119,6 @@ impl Site {
             settings,
             admin,
             redis,
-            members,
-            _turn: turn,
         };
         site.write(
             "basket.j2",
@@ -140,13 +130,14 @@ impl Site {
 
     fn configuration(&self) -> String {
         let mut text = format!(
-            "namespace = \"{}\"\n[kafka]\nbrokers = \"{}\"\nsession_timeout = \"6s\"\n[redis]\nurl = \"{}\"\n\
+            "namespace = \"{}\"\n[kafka]\nbrokers = \"{}\"\ngroup_prefix = \"{}\"\nsession_timeout = \"6s\"\n[redis]\nurl = \"{}\"\n\
              [trigger]\nquiet_period = \"200ms\"\nclaim_every = \"200ms\"\nclaims_per_day = 1000\n\
              [lanes]\nbatch_max = 4\n[fallback]\nevery = \"1s\"\nnames = 5\n\
              [[arms]]\nid = \"test\"\nepoch = 1\ntemplate = \"basket.j2\"\nmodel = \"{}\"\nnames = 3\n\
              prompt_tokens = 256\n[topics]\n",
             self.ns,
             self.settings.brokers,
+            self.settings.group_prefix,
             self.redis.url(),
             TABLE,
         );
@@ -299,10 +290,15 @@ impl Site {
         peeks.into_iter().next().expect("one answer per user")
     }
 
+    /// The consumer group that fills the site's namespace.
+    pub fn ingest_group(&self) -> String {
+        self.settings.group(&format!("ingest-{}", self.ns))
+    }
+
     /// Waits until the ingest group has committed both topics to their ends.
     pub async fn committed(&self) {
         let topics = [&*self.topics.user_events, &*self.topics.profile_changes];
-        let group = format!("nearshore-ingest-{}", self.ns);
+        let group = self.ingest_group();
         eventually(LIMIT, || async {
             let lag = self.admin.lag(&group, &topics).await;
             let lag = lag.map_err(|error| error.to_string())?;
@@ -399,7 +395,6 @@ impl Process {
     }
 
     fn launch((binary, role): (&str, &str), site: &Site, environment: &[(&str, &str)]) -> Self {
-        assert!(site.members, "this site is for commands only");
         let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = free.local_addr().expect("bound").port();
         drop(free);

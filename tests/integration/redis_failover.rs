@@ -58,7 +58,7 @@ async fn replicated(site: &Site) -> (Server, Proxy) {
 /// Waits until states, counts and lists are complete again.
 async fn becomes_complete(site: &Site, since: Instant) {
     let (group, topics) = (
-        format!("nearshore-ingest-{}", site.ns),
+        site.ingest_group(),
         [&*site.topics.user_events, &*site.topics.profile_changes],
     );
     eventually(LIMIT, || async {
@@ -126,7 +126,10 @@ async fn writes_that_a_promoted_replica_lacks_are_made_again() {
     let lanes = site.topics.lanes();
     let names: Vec<&str> = lanes.iter().map(|name| &**name).collect();
     eventually(LIMIT, || async {
-        let lag = site.admin.lag("nearshore-generate", &names).await;
+        let lag = site
+            .admin
+            .lag(&site.settings.group("generate"), &names)
+            .await;
         let lag = lag.map_err(|error| error.to_string())?;
         match lag.values().sum::<u64>() {
             0 => Ok(()),

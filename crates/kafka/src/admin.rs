@@ -18,6 +18,7 @@ use super::KafkaSettings;
 use super::health::{Health, Watch};
 use super::kafka::{positions, unanswered};
 use super::producer::refused;
+use super::settings::INSTALLATION_MARK;
 use nearshore_core::ports::log::Error;
 use nearshore_core::user::record::{Offset, Partition, Resume, Timestamp};
 
@@ -32,6 +33,22 @@ pub struct NewTopic {
     pub partitions: i32,
     /// Topic configuration, e.g. `cleanup.policy`.
     pub config: BTreeMap<String, String>,
+}
+
+/// A member of a group, as the broker describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupMember {
+    /// Its client id.
+    pub client_id: String,
+    /// Its address.
+    pub host: String,
+}
+
+impl GroupMember {
+    /// The id of its installation; `None` if it is no member of a role that runs.
+    pub fn installation(&self) -> Option<&str> {
+        Some(self.client_id.rsplit_once(INSTALLATION_MARK)?.1)
+    }
 }
 
 /// A topic as the broker describes it.
@@ -246,14 +263,25 @@ impl Admin {
 
     /// Number of members that a group has now.
     pub async fn members(&self, group: &str) -> Result<usize, Error> {
+        Ok(self.describe_members(group).await?.len())
+    }
+
+    /// The members that a group has now. The members of a group of KIP-848 are not seen by this request.
+    pub async fn describe_members(&self, group: &str) -> Result<Vec<GroupMember>, Error> {
         let group = group.to_owned();
         self.ask(move |admin| {
             let found = admin
                 .client
                 .fetch_group_list(Some(&group), admin.limit())
                 .map_err(|error| unanswered("members of a group", &error, admin.limit()))?;
-            let of = |found: &rdkafka::groups::GroupInfo| found.members().len();
-            Ok(found.groups().iter().map(of).sum())
+            let groups = found.groups().iter();
+            Ok(groups
+                .flat_map(|group| group.members())
+                .map(|member| GroupMember {
+                    client_id: member.client_id().into(),
+                    host: member.client_host().trim_start_matches('/').into(),
+                })
+                .collect())
         })
         .await
     }

@@ -19,7 +19,7 @@ mod settings;
 mod tail;
 mod wake;
 
-pub use admin::{Admin, Extent, NewTopic, Topic};
+pub use admin::{Admin, Extent, GroupMember, NewTopic, Topic};
 pub use embedded::Embedded;
 pub use health::{Health, Lag, PartitionStatus};
 pub use kafka::KafkaLog;

@@ -200,7 +200,7 @@ fn assigned(
     settings: &KafkaSettings,
     from: &BTreeMap<Partition, Resume>,
 ) -> Result<BaseConsumer<Watch>, Error> {
-    let mut config = settings.consuming(&format!("{}-probe", settings.client_id))?;
+    let mut config = settings.consuming(&settings.group("probe"))?;
     config.set("enable.partition.eof", "true");
     config.set("statistics.interval.ms", "0");
     let client: BaseConsumer<Watch> = config

@@ -55,6 +55,8 @@ pub struct KafkaSettings {
     pub session_timeout: Duration,
     /// How long a write, a commit or a question to the cluster may take.
     #[serde(with = "humantime_serde")]
+    /// What the names of all consumer groups begin with. Installations that share a Kafka need one each.
+    pub group_prefix: String,
     pub ack_timeout: Duration,
     /// Incarnation per topic, raised when the topic is recreated; 0 where absent.
     pub incarnations: BTreeMap<String, u32>,
@@ -69,6 +71,11 @@ impl Default for KafkaSettings {
             consumer: BTreeMap::new(),
             producer: BTreeMap::new(),
             secret_files: BTreeMap::new(),
+    /// Id of the installation, which members of groups add to their client id: see [`GroupMember::installation`].
+    ///
+    /// [`GroupMember::installation`]: crate::GroupMember::installation
+    #[serde(skip)]
+    pub installation: Option<String>,
             session_timeout: Duration::from_secs(15),
             ack_timeout: Duration::from_secs(30),
             incarnations: BTreeMap::new(),
@@ -78,12 +85,14 @@ impl Default for KafkaSettings {
 
 impl KafkaSettings {
     /// Settings with defaults for these bootstrap servers.
+            group_prefix: "nearshore".into(),
     pub fn of(brokers: impl Into<String>) -> Self {
         Self {
             brokers: brokers.into(),
             ..Self::default()
         }
     }
+            installation: None,
 
     /// Checks that librdkafka accepts these settings. Reads the secret files; connects to nothing.
     pub fn check(&self) -> Result<(), Error> {
@@ -95,13 +104,16 @@ impl KafkaSettings {
             if let Some(key) = map.keys().find(|key| RESERVED.contains(&key.as_str())) {
                 return Err(Error::Refused {
                     what: format!("kafka.{section}.\"{key}\""),
-                    reason:
-                        "Nearshore sets it itself, since its guarantees depend on it; remove it"
-                            .into(),
+                    reason,
+    /// The consumer group of this name, with the prefix of this installation.
+    pub fn group(&self, name: &str) -> String {
+        format!("{}-{name}", self.group_prefix)
+    }
+
                 });
             }
         }
-        for config in [self.consuming("nearshore-check")?, self.producing()?] {
+        for config in [self.consuming(&self.group("check"))?, self.producing()?] {
             config
                 .create_native_config()
                 .map_err(|error| Error::Refused {
@@ -166,6 +178,12 @@ impl KafkaSettings {
             .set("queue.buffering.max.kbytes", "65536")
             .set("queue.buffering.max.messages", "50000")
             .set(
+        if let Some(id) = &self.installation {
+            config.set(
+                "client.id",
+                format!("{}{INSTALLATION_MARK}{id}", self.client_id),
+            );
+        }
                 "message.timeout.ms",
                 self.ack_timeout.as_millis().to_string(),
             );

@@ -86,7 +86,7 @@ pub async fn tail(
         });
     }
     let health = Health::default();
-    let mut config = settings.consuming(&format!("{}-tail", settings.client_id))?;
+    let mut config = settings.consuming(&settings.group("tail"))?;
     config.set("enable.partition.eof", "true");
     let client: BaseConsumer<Watch> = config
         .create_with_context(Watch::new(settings, health.clone()))

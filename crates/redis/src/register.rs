@@ -43,6 +43,23 @@ impl RedisStore {
         })
     }
 
+    /// The id of this Redis; `fresh` becomes it if it has none.
+    pub async fn installation(&self, fresh: &str) -> Result<String, Error> {
+        let mut set = cmd("SET");
+        set.arg(keys::INSTALLATION).arg(fresh).arg("NX");
+        self.link().one(set).await?;
+        let known = self.known_installation().await?;
+        // A Redis that lost everything between the two steps is asked again by the caller's next call.
+        Ok(known.unwrap_or_else(|| fresh.into()))
+    }
+
+    /// The id of this Redis, if a process ran with it before. Changes nothing.
+    pub async fn known_installation(&self) -> Result<Option<String>, Error> {
+        let mut get = cmd("GET");
+        get.arg(keys::INSTALLATION);
+        self.read(self.link().one(get).await?)
+    }
+
     pub(super) async fn get_plan(&self, ns: &str) -> Result<Option<String>, Error> {
         let mut get = cmd("GET");
         get.arg(keys::plan(ns)?);
@@ -99,13 +116,13 @@ impl RedisStore {
     pub(super) async fn put_live_behind(&self, ttl: Duration) -> Result<(), Error> {
         let ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
         let mut set = cmd("SET");
-        set.arg(keys::LIVE_BEHIND).arg("1").arg("PX").arg(ms);
+        set.arg(key).arg("1").arg("PX").arg(ms);
         self.link().one(set).await.map(drop)
     }
 
-    pub(super) async fn is_live_behind(&self) -> Result<bool, Error> {
+    async fn has_signal(&self, key: &str) -> Result<bool, Error> {
         let mut exists = cmd("EXISTS");
-        exists.arg(keys::LIVE_BEHIND);
+        exists.arg(key);
         self.read(self.link().one(exists).await?)
     }
 

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use super::Item;
 use crate::config::Config;
+use crate::members::{generate, ingest, stock};
 use nearshore_core::ports::log;
 use nearshore_kafka::{Admin, Topic};
 
 /// The longest that a broker may take to answer a request or a connection.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// The longest that internal requests and rejected records may be kept.
 const WEEK: Duration = Duration::from_secs(7 * 86_400);
 
@@ -53,15 +54,13 @@ pub(super) async fn check(config: &Config) -> Vec<Item> {
 /// to join a group and to write to topics are not checked: that would need a join or a write.
 async fn groups(config: &Config, admin: &Admin) -> Vec<Item> {
     let topics = &config.topics;
-    let ingest = crate::members::ingest::group(&config.namespace);
+    let ingest = ingest::group(&config.kafka, &config.namespace);
+    let (stock, generate) = (stock::group(&config.kafka), generate::group(&config.kafka));
     let [urgent, live, backfill] = topics.lanes();
     let groups: [(&str, Vec<&str>); 3] = [
         (&ingest, vec![&topics.user_events, &topics.profile_changes]),
-        (crate::members::stock::GROUP, vec![&topics.catalog]),
-        (
-            crate::members::generate::GROUP,
-            vec![&urgent, &live, &backfill],
-        ),
+        (&stock, vec![&topics.catalog]),
+        (&generate, vec![&urgent, &live, &backfill]),
     ];
     let mut items = Vec::new();
     for (group, topics) in groups {

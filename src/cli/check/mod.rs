@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::config::{WRONG, read};
 use crate::config::{Config, Problem};
+use crate::run::{ADVICE, strangers};
 use nearshore_core::ports::store::Error;
 
 mod kafka;
@@ -154,6 +155,7 @@ pub async fn check(config: &Config, path: &Path, offline: bool) -> Report {
     if !offline {
         items.extend(kafka::check(config).await);
         items.extend(redis(config).await);
+        items.extend(installation(config).await);
         items.extend(model::loads(config).await);
     }
     Report {
@@ -219,6 +221,22 @@ async fn redis(config: &Config) -> Vec<Item> {
         },
     };
     checks.into_iter().map(item).collect()
+}
+
+/// Checks whether another installation, with another Redis, reads this one's consumer groups. Nothing is said where Kafka
+/// or Redis does not answer: the checks before say that.
+async fn installation(config: &Config) -> Option<Item> {
+    let mut kafka = config.kafka.clone();
+    kafka.ack_timeout = kafka.ack_timeout.min(kafka::ANSWER_MAX);
+    let store = nearshore_redis::RedisStore::new(config.redis.clone()).ok()?;
+    let own = store.known_installation().await.ok()?.unwrap_or_default();
+    let admin = nearshore_kafka::Admin::new(&kafka).ok()?;
+    let found = strangers(config, &admin, &own).await.ok()?;
+    let item = "installation";
+    Some(match found.first() {
+        None => Item::ok(item, "no other one is in the consumer groups"),
+        Some(first) => Item::fail(item, first).advise(ADVICE),
+    })
 }
 
 /// Says what to do about a failed check of the store, by the end of the check's name.

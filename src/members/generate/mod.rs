@@ -47,9 +47,12 @@ use nearshore_core::shop::rules::Needs;
 use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::record::{Partition, Timestamp};
 use nearshore_engine::Info;
+use nearshore_kafka::KafkaSettings;
 
 /// Consumer group of the three lanes, whatever the namespace.
-pub const GROUP: &str = "nearshore-generate";
+pub(crate) fn group(kafka: &KafkaSettings) -> String {
+    kafka.group("generate")
+}
 
 /// Time of the model in one turn, if it is quick enough for more than one batch of it.
 const TURN_MAX: Duration = Duration::from_millis(500);
@@ -76,6 +79,8 @@ pub struct LoadedArm<A> {
 /// What the role needs to know; from configuration.
 #[derive(Clone, Debug)]
 pub struct GenerateSettings {
+    /// Consumer group, as dead letters name it.
+    pub group: String,
     /// Topic names.
     pub topics: Topics,
     /// How lanes share the engine.
@@ -106,6 +111,7 @@ pub struct Generate<L, S, A> {
     log: L,
     /// Writes only in the lineage that the checkpoints were compared with.
     store: S,
+    snapshot: Arc<ArcSwap<Snapshot>>,
     clock: fn() -> Timestamp,
     checkpoints: Checkpoints<S>,
     queue: Queue,
@@ -212,6 +218,10 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     pub fn new(
         log: L,
         store: S,
+    async fn is_registered(&self, ns: &str) -> Result<bool, Error> {
+        Ok(self.store.namespaces().await?.contains_key(ns))
+    }
+
         snapshot: Arc<ArcSwap<Snapshot>>,
         arms: Vec<LoadedArm<A>>,
         settings: GenerateSettings,

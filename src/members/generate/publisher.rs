@@ -12,7 +12,6 @@ use nearshore_core::queue::topics::Topics;
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Partition, Timestamp};
 
-use super::GROUP;
 use super::count::count_published;
 use super::outbox::Outbox;
 use super::scoring::FinishedJob;
@@ -24,6 +23,7 @@ use crate::metrics;
 /// Publishes lists and updates, and writes dead letters. It owns what an error left unsent.
 pub(super) struct Publisher {
     topics: Topics,
+    group: String,
     clock: fn() -> Timestamp,
     outbox: Outbox,
     /// Acknowledged dead letters of a batch which is not received completely yet.
@@ -31,10 +31,11 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    /// A publisher with nothing unsent. The clock only measures.
-    pub(super) fn new(topics: Topics, clock: fn() -> Timestamp) -> Self {
+    /// A publisher with nothing unsent; `group` is the member's, as dead letters name it. The clock only measures.
+    pub(super) fn new(group: String, topics: Topics, clock: fn() -> Timestamp) -> Self {
         Self {
             topics,
+            group,
             clock,
             outbox: Outbox::default(),
             dead_letters: DeadLetterWriter::default(),
@@ -78,6 +79,7 @@ impl Publisher {
         };
         let now = (self.clock)();
         let writes: Vec<Publish> = jobs.iter().map(|job| to_publish(job, now)).collect();
+        let jobs: Vec<&FinishedJob> = jobs.iter().filter(|job| is_stored(job)).collect();
         let outcomes = store.publish(ns, &writes).await?;
         let (mut updates, mut older) = (Vec::new(), Vec::new());
         for ((job, write), outcome) in jobs.iter().zip(writes).zip(outcomes) {
@@ -155,7 +157,7 @@ impl Publisher {
         rejects: &[Rejected<'_>],
     ) -> Result<(), Error> {
         self.dead_letters
-            .write_rejects(log, &self.topics.dlq, GROUP, rejects)
+            .write_rejects(log, &self.topics.dlq, &self.group, rejects)
             .await?;
         self.dead_letters.forget([partition]);
         Ok(())

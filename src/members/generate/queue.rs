@@ -5,6 +5,7 @@
 //! also over an error; only a revoke or a rewind drops it, because the log delivers it again. It does not know what
 //! serving a batch means.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use nearshore_core::ports::log::{Batch, Log};

@@ -36,10 +36,11 @@ use nearshore_core::user::record::{Partition, Resume, Timestamp};
 use nearshore_core::user::trigger::Policy;
 use states::States;
 use stopped::StoppedPartitions;
+use nearshore_kafka::KafkaSettings;
 
 /// The consumer group that fills a namespace.
-pub(crate) fn group(ns: &str) -> String {
-    format!("nearshore-ingest-{ns}")
+pub(crate) fn group(kafka: &KafkaSettings, ns: &str) -> String {
+    kafka.group(&format!("ingest-{ns}"))
 }
 
 /// What the role needs to know, from configuration.

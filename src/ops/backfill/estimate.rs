@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::plan::{BackfillOrder, kept, span};
 use crate::config::Config;
 use crate::members::clock::wall_clock;
-use crate::members::generate::{GROUP, UserCost};
+use crate::members::generate::{UserCost, group};
 use crate::ops::sweep::demand_read_delay;
 use nearshore_core::ports::store::Namespaces;
 use nearshore_core::queue::replay::{Moment, Plan, Since};
@@ -177,7 +177,10 @@ async fn end(
     // A given rate is that of all generate processes together.
     let workers = match input.lists_per_second {
         Some(_) => 1,
-        None => Admin::new(&config.kafka)?.members(GROUP).await?.max(1),
+        None => Admin::new(&config.kafka)?
+            .members(&group(&config.kafka))
+            .await?
+            .max(1),
     };
     let wait = demand_read_delay(config.demand.every);
     let seconds =

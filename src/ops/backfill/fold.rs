@@ -60,7 +60,7 @@ impl<'a> KafkaGroup<'a> {
 
 impl Group for KafkaGroup<'_> {
     async fn committed(&self) -> Result<Since, log::Error> {
-        let group = ingest::group(&self.config.namespace);
+        let group = ingest::group(&self.config.kafka, &self.config.namespace);
         self.admin.committed(&group, &[self.topic]).await
     }
 

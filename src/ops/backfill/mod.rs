@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::members::clock::wall_clock;
 use crate::members::ingest::{self, Ingest, Now, Tally};
 use crate::members::loops::wait_ready;
 use crate::members::snapshot::SnapshotLoader;
@@ -181,7 +182,7 @@ async fn fold(
     let (plan, ns) = (meter.plan().clone(), config.namespace.clone());
     let mut goal = plan.goal(topic);
     let group = KafkaGroup::new(config, topic)?;
-    let name = ingest::group(&ns);
+    let name = ingest::group(&config.kafka, &ns);
     let log = KafkaLog::join(&config.kafka, &name, &[topic]).context("kafka")?;
     let now = match stamped_by_broker(config).await {
         true => Now::Unchecked,
@@ -194,6 +195,8 @@ async fn fold(
         limits: config.limits(),
         policy: config.trigger.clone(),
         window: config.state.window,
+        units_max: config.demand.units_max,
+        clock: wall_clock,
         cache_users: NonZeroUsize::new(config.state.cache_users).unwrap_or(NonZeroUsize::MIN),
         triggers: false,
         now,

@@ -302,7 +302,7 @@ async fn cut_off(
 /// counts until its session times out.
 pub(crate) async fn place(config: &Config, starts: &Since) -> anyhow::Result<()> {
     let admin = Admin::new(&config.kafka)?;
-    let group = group(&config.namespace);
+    let group = group(&config.kafka, &config.namespace);
     let limit = config.kafka.session_timeout + Duration::from_secs(5);
     let start = Instant::now();
     loop {

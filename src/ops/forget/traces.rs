@@ -198,7 +198,7 @@ impl TraceFinder<'_> {
         }
         let committed = self
             .admin
-            .committed(generate::GROUP, &[&topic.name])
+            .committed(&generate::group(&self.config.kafka), &[&topic.name])
             .await?;
         let mut unread = 0;
         let user = self.user;

@@ -89,7 +89,7 @@ pub async fn list<S: Store>(config: &Config, store: &S) -> anyhow::Result<Vec<Li
             note,
             stage,
             lag: lag(config, &admin, &ns).await.ok(),
-            members: admin.members(&group(&ns)).await.ok(),
+            members: admin.members(&group(&config.kafka, &ns)).await.ok(),
             namespace: ns,
         });
     }
@@ -102,7 +102,11 @@ async fn lag(
     ns: &str,
 ) -> Result<u64, nearshore_core::ports::log::Error> {
     let topics: [&str; 2] = [&config.topics.user_events, &config.topics.profile_changes];
-    Ok(admin.lag(&group(ns), &topics).await?.values().sum())
+    Ok(admin
+        .lag(&group(&config.kafka, ns), &topics)
+        .await?
+        .values()
+        .sum())
 }
 
 /// What a namespace must fulfil to be served.
@@ -190,10 +194,10 @@ async fn checks<S: Store>(
         Some(stage) => check("backfill", false, format!("under way: {stage}")),
     });
     let admin = Admin::new(&config.kafka)?;
-    let members = admin.members(&group(ns)).await?;
+    let members = admin.members(&group(&config.kafka, ns)).await?;
     let fed = match members {
         0 => format!("no process follows live; start `nearshore run --namespace {ns}`"),
-        some => format!("{some} members of {}", group(ns)),
+        some => format!("{some} members of {}", group(&config.kafka, ns)),
     };
     checks.push(check("fed", members > 0, fed));
     let behind = lag(config, &admin, ns).await?;

@@ -33,7 +33,7 @@ pub async fn retire<S: Store>(
     let ns = &config.namespace;
     ensure_not_served(store, ns).await?;
     let note = Note::of(store, ns).await?;
-    let name = group(ns);
+    let name = group(&config.kafka, ns);
     let members = Admin::new(&config.kafka)?.members(&name).await?;
     ensure!(
         members == 0,

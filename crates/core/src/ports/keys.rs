@@ -23,6 +23,8 @@ pub const LAYOUT: &str = "nearshore:layout";
 /// The layout that this build reads and writes: names of keys and fields, and what they hold. Raise it with every
 /// change of meaning, so that a Redis of another layout is refused and never misread.
 pub const LAYOUT_VERSION: u32 = 2;
+/// Id of the installation that this Redis belongs to: eight hexadecimal digits, made by the first process.
+pub const INSTALLATION: &str = "nearshore:installation";
 /// Exists while live is behind its objective in some process.
 pub const LIVE_BEHIND: &str = "nearshore:live-behind";
 /// Cost per user of each arm's model: a hash of arm -> JSON.
