@@ -188,3 +188,64 @@ fn offset(info: &str, field: &str) -> Option<i64> {
     let line = info.lines().find_map(|line| line.strip_prefix(field))?;
     line.trim().parse().ok()
 }
+
+/// Changes the password of the member's user in Redis and ends its connections, as a rotation does.
+async fn rotate(site: &Site, password: &str) {
+    let rule = format!(">{password}");
+    site.redis
+        .ask(&[
+            "ACL",
+            "SETUSER",
+            "shop",
+            "on",
+            "resetpass",
+            &rule,
+            "~*",
+            "&*",
+            "+@all",
+        ])
+        .await;
+    site.redis.ask(&["CLIENT", "KILL", "USER", "shop"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_that_is_rotated_under_load_ends_no_process_and_loses_nothing() {
+    let site = Site::open(&[]).await;
+    rotate(&site, "one").await;
+    let path = site.write("password", "one\n");
+    let login = "[redis]\nusername = \"shop\"\npassword_file = \"password\"\n";
+    site.edit(&[("[redis]\n", login)]);
+    site.catalogue().await;
+    let mut member = Process::ready(&site, "all").await;
+    let feed = feed(&site);
+    // The server first: the member waits, says why, and logs in by what the file has then.
+    rotate(&site, "two").await;
+    eventually(LIMIT, || async {
+        let (status, page) = member.get("/readyz").await.map_err(|e| e.to_string())?;
+        match status == 503 && page.contains("the login is refused") {
+            true => Ok(()),
+            false => Err(format!("{status}: {page}")),
+        }
+    })
+    .await;
+    std::fs::write(&path, "two\n").expect("written");
+    member.becomes_ready().await;
+    // The file first: the connections in use go on, and new ones find the new password.
+    std::fs::write(&path, "three\n").expect("written");
+    rotate(&site, "three").await;
+    let before = folded(&member).await;
+    eventually(LIMIT, || async {
+        match folded(&member).await > before {
+            true => Ok(()),
+            false => Err("nothing is folded".into()),
+        }
+    })
+    .await;
+    member.becomes_ready().await;
+    feed.abort();
+    assert!(
+        feed.await.is_err_and(|ended| ended.is_cancelled()),
+        "the feed failed"
+    );
+    is_exact(&site).await;
+}

@@ -7,6 +7,7 @@
 //! write that is in place. This module does not know what the commands mean.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -28,6 +29,8 @@ use nearshore_core::ports::store::{Error, Lineage};
 
 /// Least time between two attempts to connect.
 const RECONNECT_EVERY: Duration = Duration::from_millis(100);
+/// Least time between two logins, once Redis refused one: it may lock out a client that tries again at once.
+const LOGIN_EVERY: Duration = Duration::from_secs(1);
 /// Commands of one pipeline. The next pipeline waits for its answers, so that one stays far below the response
 /// timeout and memory is bounded.
 const PIPELINE_MAX: usize = 512;
@@ -36,12 +39,15 @@ const SLOTS_AT_ONCE: usize = 128;
 
 /// A connection that is made on demand.
 pub(super) struct Link {
-    target: Target,
+    settings: RedisSettings,
     addr: String,
+    is_cluster: bool,
     response_max: Duration,
     connect_max: Duration,
     age_max: Duration,
     live: ArcSwapOption<Live>,
+    /// Whether there was a connection once.
+    was_live: AtomicBool,
     /// Locked only while connecting, so that one task connects and the others find the result.
     connecting: Mutex<Option<Attempt>>,
 }
@@ -87,36 +93,41 @@ impl Link {
     /// Creates a link; `extra` is added to the response timeout, for WAIT.
     pub(super) fn new(settings: &RedisSettings, extra: Duration) -> Result<Self, Error> {
         let found = settings.target()?;
-        let response_max = settings.response_max + extra;
-        let refused = |error: RedisError| Error::Refused {
-            addr: found.addr.clone(),
-            reason: error.to_string(),
+        let link = Self {
+            addr: found.addr,
+            is_cluster: found.cluster,
+            response_max: settings.response_max + extra,
+            connect_max: settings.connect_max,
+            age_max: settings.connection_age,
+            settings: settings.clone(),
+            live: ArcSwapOption::empty(),
+            was_live: AtomicBool::new(false),
+            connecting: Mutex::new(None),
         };
-        let target = if found.cluster {
-            let client = ClusterClientBuilder::new(found.nodes.clone())
-                .connection_timeout(settings.connect_max)
-                .response_timeout(response_max)
-                .tcp_settings(settings.tcp())
+        link.client()?;
+        Ok(link)
+    }
+
+    /// A client by the password that its file has now: it may have been changed since the last connection.
+    fn client(&self) -> Result<Target, Error> {
+        let found = self.settings.target()?;
+        let refused = |error: RedisError| self.unexpected(error);
+        Ok(if found.cluster {
+            let client = ClusterClientBuilder::new(found.nodes)
+                .connection_timeout(self.connect_max)
+                .response_timeout(self.response_max)
+                .tcp_settings(self.settings.tcp())
                 .retries(3)
                 .build()
                 .map_err(refused)?;
             Target::Cluster(client)
         } else {
             let config = AsyncConnectionConfig::new()
-                .set_connection_timeout(Some(settings.connect_max))
-                .set_response_timeout(Some(response_max))
+                .set_connection_timeout(Some(self.connect_max))
+                .set_response_timeout(Some(self.response_max))
                 .set_pipeline_buffer_size(PIPELINE_MAX);
             let client = Client::open(found.nodes[0].clone()).map_err(refused)?;
             Target::Single(client, config)
-        };
-        Ok(Self {
-            target,
-            addr: found.addr,
-            response_max,
-            connect_max: settings.connect_max,
-            age_max: settings.connection_age,
-            live: ArcSwapOption::empty(),
-            connecting: Mutex::new(None),
         })
     }
 
@@ -125,7 +136,7 @@ impl Link {
     }
 
     pub(super) fn is_cluster(&self) -> bool {
-        matches!(self.target, Target::Cluster(_))
+        self.is_cluster
     }
 
     /// Runs `cmds` and returns the answers in their order. Each `per` consecutive commands share a slot and are
@@ -295,7 +306,11 @@ impl Link {
             if let Some(reason) = failure.as_ref().filter(|_| *ended >= asked) {
                 return Err(self.unavailable(reason));
             }
-            tokio::time::sleep((*ended + RECONNECT_EVERY).saturating_duration_since(asked)).await;
+            let pause = match failure.as_ref().is_some_and(|reason| is_login(reason)) {
+                true => LOGIN_EVERY,
+                false => RECONNECT_EVERY,
+            };
+            tokio::time::sleep((*ended + pause).saturating_duration_since(asked)).await;
         }
         let connected = self.connect().await;
         let failure = connected.as_ref().err().map(Error::to_string);
@@ -308,6 +323,7 @@ impl Link {
             since: Instant::now(),
         });
         self.live.store(Some(live.clone()));
+        self.was_live.store(true, Ordering::Relaxed);
         Ok(live)
     }
 
@@ -316,10 +332,20 @@ impl Link {
         (live.since.elapsed() < self.age_max).then_some(live)
     }
 
+    /// Whether it was connected before.
+    fn is_known(&self) -> bool {
+        self.was_live.load(Ordering::Relaxed)
+    }
+
     async fn connect(&self) -> Result<Conn, Error> {
         let limit = (self.connect_max + self.response_max) * 2;
+        // A file that is being replaced may be missing for a moment: the next attempt reads it.
+        let client = self.client().map_err(|error| match self.is_known() {
+            true => self.unavailable(&error.to_string()),
+            false => error,
+        })?;
         let connect = async {
-            let conn = match &self.target {
+            let conn = match &client {
                 Target::Single(client, config) => Conn::Single(
                     client
                         .get_multiplexed_async_connection_with_config(config)
@@ -365,6 +391,12 @@ impl Link {
                 addr: self.addr.clone(),
                 limit: self.response_max,
             };
+        }
+        if is_denied(error) {
+            // The password may be changed in Redis before its file, or after it.
+            let reason = error.to_string();
+            let reason = reason.trim_end_matches('.');
+            return self.unavailable(&format!("{LOGIN}: {reason}; {LOGIN_ADVICE}"));
         }
         if is_lost(error) || is_temporary(error) || self.is_outdated(error) {
             return self.unavailable(&error.to_string());
@@ -478,9 +510,23 @@ fn is_lost(error: &RedisError) -> bool {
             ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
         )
     );
-    // redis-rs would reconnect after a wrong password too; that needs an operator.
-    let denied = error.kind() == ErrorKind::AuthenticationFailed;
-    demoted || error.is_io_error() || (error.is_unrecoverable_error() && !denied)
+    demoted || error.is_io_error() || error.is_unrecoverable_error() || is_denied(error)
+}
+
+/// Whether Redis refuses the login: with a password that was changed there, or none.
+fn is_denied(error: &RedisError) -> bool {
+    let codes = ["NOAUTH", "WRONGPASS"];
+    error.kind() == ErrorKind::AuthenticationFailed
+        || error.code().is_some_and(|code| codes.contains(&code))
+}
+
+/// What the reason of a refused login begins with.
+const LOGIN: &str = "the login is refused";
+const LOGIN_ADVICE: &str =
+    "redis.password_file is read again at each attempt; check it and redis.username";
+
+fn is_login(reason: &str) -> bool {
+    reason.contains(LOGIN)
 }
 
 /// Whether Redis refuses for now only.
