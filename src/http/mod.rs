@@ -4,12 +4,12 @@
 //! not restart processes; no request changes anything. It does not know what is watched: roles pass in heartbeats,
 //! gates and a function that looks up a user.
 
+mod connections;
 mod health;
 mod ready;
 #[cfg(test)]
 mod tests;
 
-use std::future::IntoFuture;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,18 +72,15 @@ pub async fn serve(
     if loopback {
         routes = routes.layer(middleware::from_fn(only_local_names));
     }
-    let stopped = stop.clone();
     let deadline = async {
         stop.cancelled().await;
         tokio::time::sleep(SHUTDOWN_MAX).await;
     };
-    let serving = axum::serve(listener, routes)
-        .with_graceful_shutdown(async move { stopped.cancelled().await })
-        .into_future();
     tokio::select! {
-        ended = serving => ended,
-        () = deadline => Ok(()),
+        () = connections::answer(listener, routes, stop.clone()) => {}
+        () = deadline => {}
     }
+    Ok(())
 }
 
 fn routes(app: App) -> Router {
@@ -194,7 +191,10 @@ async fn only_local_names(request: Request, next: Next) -> Response {
     };
     let name = name.trim_start_matches('[').trim_end_matches(']');
     let address = name.parse::<std::net::IpAddr>();
-    if name == "localhost" || address.is_ok_and(|address| address.is_loopback()) {
+    // RFC 9110, 4.2.3: a host has no case, and RFC 3986, 3.2.2: it may end with a dot.
+    let name = name.strip_suffix('.').unwrap_or(name);
+    if name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
+    {
         next.run(request).await
     } else {
         (

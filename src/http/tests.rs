@@ -59,6 +59,52 @@ async fn healthz_names_the_loop_that_hangs() {
     assert!(answer.body.contains("engine-step"), "{}", answer.body);
 }
 
+/// With half of a request each, more clients than there are places: the connections of the first ones are closed.
+#[tokio::test]
+async fn a_probe_is_answered_beside_a_thousand_half_sent_requests() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let stop = CancellationToken::new();
+    let served = tokio::spawn(serve(listener, App::default(), stop.clone()));
+    let mut silent = Vec::new();
+    for _ in 0..1_000 {
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        // The server may have closed the connection already.
+        let _ = stream
+            .write_all(b"GET /healthz HTTP/1.1\r\nHost: loc")
+            .await;
+        silent.push(stream);
+    }
+    let mut probe = TcpStream::connect(address).await.expect("it listens");
+    let request = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    probe.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    probe.read_to_string(&mut answer).await.expect("answered");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let mut closed = 0;
+    for stream in &mut silent[..800] {
+        // The end of the stream, or a reset.
+        closed += usize::from(stream.read(&mut [0; 9]).await.unwrap_or(0) == 0);
+    }
+    assert_eq!(closed, 800);
+    stop.cancel();
+    served.await.expect("no panic").expect("it stops");
+}
+
+/// A head that never ends is given up, also while there is room.
+#[tokio::test]
+async fn a_request_whose_head_does_not_come_is_closed() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let stop = CancellationToken::new();
+    let _served = tokio::spawn(serve(listener, App::default(), stop.clone()));
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    stream.write_all(b"GET /healthz").await.expect("sent");
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.expect("it is closed");
+    stop.cancel();
+}
+
 #[tokio::test]
 async fn readyz_names_the_dependency_that_is_missing() {
     let app = App::default();
@@ -164,6 +210,8 @@ async fn on_loopback_a_request_to_a_foreign_name_is_refused() {
     for (host, status) in [
         ("127.0.0.1:9464", 200),
         ("localhost", 200),
+        ("LOCALHOST:9464", 200),
+        ("localhost.", 200),
         ("[::1]:9464", 200),
         ("evil.example:9464", 403),
         ("localhost.evil.example", 403),
