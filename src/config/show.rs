@@ -1,7 +1,7 @@
 //! Prints the effective configuration as TOML, without secrets.
 //!
-//! Invariant: a value whose key names a password, secret or token, or belongs to `sasl.*`, is never printed, and
-//! neither is the password in a URL. Paths of secret files are not secret.
+//! Invariant: a value whose key names a password, secret, token or private key, or belongs to `sasl.*` and is not one of
+//! [`SASL_PUBLIC`], is never printed, and neither is the password in a URL. Paths of secret files are not secret.
 
 use std::time::Duration;
 
@@ -9,6 +9,18 @@ use toml::{Table, Value};
 
 use super::Config;
 use super::reference::{Known, dotted};
+
+/// Properties of `sasl.*` that help to find a wrong login and are no secrets.
+const SASL_PUBLIC: [&str; 8] = [
+    "sasl.mechanism",
+    "sasl.mechanisms",
+    "sasl.username",
+    "sasl.kerberos.principal",
+    "sasl.kerberos.service.name",
+    "sasl.oauthbearer.client.id",
+    "sasl.oauthbearer.method",
+    "sasl.oauthbearer.scope",
+];
 
 const MASK: &str = "***";
 
@@ -54,6 +66,9 @@ fn mask(table: &mut Table, known: &Known, path: &str) {
 fn is_secret(path: &str) -> bool {
     let path = path.to_lowercase();
     let names_files = path.ends_with("_file") || path.contains("secret_files");
+    if SASL_PUBLIC.iter().any(|public| path.ends_with(public)) {
+        return false;
+    }
     let words = ["password", "secret", "sasl.", "token", "ssl.key.pem"];
     !names_files && words.iter().any(|word| path.contains(word)) && !path.ends_with("prompt_tokens")
 }
@@ -120,11 +135,15 @@ mod tests {
         config
             .kafka
             .properties
-            .insert("sasl.username".into(), "hunter2".into());
+            .insert("sasl.oauthbearer.config".into(), "hunter2".into());
+        for (key, value) in [("sasl.username", "shop"), ("sasl.mechanism", "PLAIN")] {
+            config.kafka.properties.insert(key.into(), value.into());
+        }
         let shown = config.effective();
         assert!(!shown.contains("hunter2"), "{shown}");
         assert!(shown.contains("redis://me:***@cache:6379/0"), "{shown}");
         assert!(shown.contains("/run/secrets/kafka"), "{shown}");
+        assert!(shown.contains("shop") && shown.contains("PLAIN"), "{shown}");
     }
 
     #[test]

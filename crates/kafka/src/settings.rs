@@ -28,6 +28,19 @@ const RESERVED: [&str; 8] = [
     "acks",
 ];
 
+/// Properties whose value is a secret: they belong into a file that only the process can read.
+const SECRET: [&str; 6] = [
+    "sasl.password",
+    "sasl.oauthbearer.client.secret",
+    "sasl.oauthbearer.config",
+    "ssl.key.password",
+    "ssl.key.pem",
+    "ssl.keystore.password",
+];
+
+/// What stands between a client id and the id of an installation.
+pub(super) const INSTALLATION_MARK: &str = ".redis-";
+
 /// Memory of librdkafka's queue per consumer, in KiB. A pause drops the queue, so a long stall reads as much again.
 const PREFETCH_KILOBYTES: &str = "16384";
 
@@ -101,7 +114,16 @@ impl KafkaSettings {
             ("consumer", &self.consumer),
             ("producer", &self.producer),
         ] {
-            if let Some(key) = map.keys().find(|key| RESERVED.contains(&key.as_str())) {
+            for key in map.keys() {
+                let reason = if RESERVED.contains(&key.as_str()) {
+                    "Nearshore sets it itself, since its guarantees depend on it; remove it".into()
+                } else if SECRET.contains(&key.as_str()) {
+                    format!(
+                        "it is a secret; write it into a file, and kafka.secret_files.\"{key}\" = that file's path"
+                    )
+                } else {
+                    continue;
+                };
                 return Err(Error::Refused {
                     what: format!("kafka.{section}.\"{key}\""),
                     reason,
