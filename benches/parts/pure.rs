@@ -201,6 +201,8 @@ fn work(
         ns: "main",
         window: 50,
         triggers: true,
+        history_before: Timestamp(0),
+        units_max: 20,
         complete_since: &complete,
     };
     for (user, records) in users {

@@ -159,8 +159,7 @@ impl Backoff {
     async fn wait(&mut self, error: &Error, cancel: &CancellationToken) -> bool {
         count_error(error);
         let delay = self.0.next().unwrap_or(RETRY_MAX);
-        let delay_ms = delay.as_millis();
-        tracing::warn!(%error, "call failed; it will be tried again in {delay_ms} ms");
+        error.warn("call failed; it is tried again until it succeeds");
         tokio::select! {
             () = cancel.cancelled() => false,
             () = tokio::time::sleep(delay) => true,
@@ -224,7 +223,7 @@ async fn commit(member: &mut impl Member, cancel: &CancellationToken) -> anyhow:
         Err(error) if error.rewinds() => rewind(member, &error, cancel).await,
         Err(error) if error.retry() => {
             count_error(&error);
-            tracing::warn!(%error, "commit failed; the next commit includes its offsets");
+            error.warn("commit failed; the next commit includes its offsets");
             Ok(())
         }
         outcome => Ok(outcome?),
@@ -387,7 +386,7 @@ pub(crate) fn accept_retryable_commit(outcome: Result<(), Error>) -> anyhow::Res
         Err(error) if !error.retry() => Err(error.into()),
         Err(error) => {
             count_error(&error);
-            tracing::warn!(%error, "commit failed; the next commit includes its offsets");
+            error.warn("commit failed; the next commit includes its offsets");
             Ok(())
         }
         Ok(()) => Ok(()),
@@ -484,7 +483,7 @@ async fn generate_turns<L: Log, S: Store, A: generate::Scorer>(
         let now = wall_clock();
         count_lanes(member, now);
         // Never longer than until the next commit, because queue metrics and lane shares change with time, too.
-        let due = member.lanes().next_due(now);
+        let due = member.next_due(now);
         let pause = match member.is_midway() {
             true => Duration::ZERO,
             false => due.map_or(COMMIT_EVERY, |due| due.min(COMMIT_EVERY)),

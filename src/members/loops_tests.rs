@@ -127,6 +127,8 @@ fn ingest_settings(topics: &Topics, triggers: bool) -> ingest::IngestSettings {
         limits: Default::default(),
         policy: Default::default(),
         window: 9,
+        units_max: 20,
+        clock: || Timestamp(1_750_000_000_000),
         cache_users: NonZeroUsize::MIN,
         triggers,
         now: Now::Unchecked,
@@ -250,9 +252,9 @@ fn arms_and_settings<A>(
         engine,
     };
     let settings = generate::GenerateSettings {
+        group: "nearshore-generate".into(),
         topics: topics.clone(),
         lanes: nearshore_core::queue::lanes::Policy {
-        group: "nearshore-generate".into(),
             batch_max: 1,
             ..Default::default()
         },

@@ -14,7 +14,9 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics;
-use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
+use nearshore_core::list::fallback::{
+    FallbackSettings, SnapshotParts, is_storable, serving_snapshot,
+};
 use nearshore_core::list::select;
 use nearshore_core::ports::store::{self, Cell, Store};
 use nearshore_core::shop::catalogue::Catalogue;
@@ -242,7 +244,7 @@ impl<S: Store> SnapshotLoader<S> {
     fn reload_failed(&self, part: &str, error: &store::Error, every: Duration) {
         metrics::store_error(error);
         let version = self.serving_version;
-        tracing::warn!(%error, "reload of {part} failed; still serving snapshot {version}; next try in {every:?}");
+        tracing::warn!(target: "redis", %error, "reload of {part} failed; still serving snapshot {version}; next try in {every:?}");
     }
 
     /// Reads the counts that changed, of every namespace that lists are made for. Returns whether any changed.
@@ -300,7 +302,7 @@ impl<S: Store> SnapshotLoader<S> {
         if let Err(error) = self.try_write_fallbacks().await {
             metrics::store_error(&error);
             let every = self.settings.fallback_every.unwrap_or_default();
-            tracing::warn!(%error, "fallback lists not written; Redis has the previous ones; next try in {every:?}");
+            tracing::warn!(target: "redis", %error, "fallback lists not written; Redis has the previous ones; next try in {every:?}");
         }
     }
 
@@ -314,7 +316,8 @@ impl<S: Store> SnapshotLoader<S> {
             .iter()
             .filter(|(ns, _)| known.contains_key(*ns));
         for (ns, snapshot) in [settings_ns].into_iter().chain(others) {
-            for (segment, list) in snapshot.fallbacks.iter() {
+            let lists = snapshot.fallbacks.iter();
+            for (segment, list) in lists.filter(|(_, list)| is_storable(list)) {
                 let json = list.to_json();
                 self.store.set_fallback(ns, segment, &json).await?;
             }

@@ -126,6 +126,8 @@ table! {
         "Fallback lists that ingest wrote for users it saw for the first time.";
     UNCHANGED: Counter "nearshore_lists_unchanged_total" [lane = These(Lane::VARIANTS)]
         "Requests that generate skipped because the stored list has already seen the whole state.";
+    EMPTY_LISTS: Counter "nearshore_lists_empty_total" []
+        "Lists that generate did not store because nothing was in stock: clients use the segment's fallback, or their own.";
     FENCED: Counter "nearshore_lists_fenced_off_total" [reason = These(Fenced::VARIANTS)]
         "Publishes without effect, by the fence in Redis that refused them.";
     EVENT_TO_LIST: Seconds "nearshore_event_to_list_seconds" [lane = These(Lane::VARIANTS), start = These(Start::VARIANTS)]
@@ -150,12 +152,12 @@ table! {
         "Records between the committed offset and the end of a partition that this process owns.";
     LAG_SECONDS: Gauge "nearshore_consumer_lag_seconds" [group = Later, topic = Later]
         "Age in seconds of the oldest uncommitted record of a topic in this process; 0 if there is none.";
-    REBALANCES: Counter "nearshore_rebalanced_partitions_total" [change = These(Rebalance::VARIANTS)]
-        "Partitions assigned to or taken from this process by rebalances, by change.";
     FOREIGN_MEMBERS: Gauge "nearshore_foreign_members" []
         "Members of another installation (another Redis) in the consumer groups of this one, which then gets only a part of the records.";
     UNKNOWN_NAMESPACE: Counter "nearshore_requests_unknown_namespace_total" []
         "Requests that generate passed because this Redis has no such namespace: retired, or of another installation.";
+    REBALANCES: Counter "nearshore_rebalanced_partitions_total" [change = These(Rebalance::VARIANTS)]
+        "Partitions assigned to or taken from this process by rebalances, by change.";
     CALLBACK: Seconds {nearshore_kafka::metrics::CALLBACK} []
         "Seconds spent inside a rebalance callback; the whole group may have to wait for it.";
     STOPPED: Gauge "nearshore_partitions_stopped" []

@@ -39,6 +39,9 @@ fn update_all() {
     fold(second);
     dlq(Stage::Event, "no_key", 1);
     dlq_waiting(Stage::Event, 1);
+    foreign_members(1);
+    unknown_namespace(1);
+    empty_list(true);
     erases(1);
     state_loads(Cache::Hit, 1);
     state_cached(1);

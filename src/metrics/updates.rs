@@ -73,6 +73,21 @@ pub fn coalesced(n: u64) {
     t::COALESCED.add(&[], n);
 }
 
+/// Sets how many members of another installation are in the groups of this one.
+pub fn foreign_members(n: usize) {
+    t::FOREIGN_MEMBERS.set(&[], n as f64);
+}
+
+/// Counts requests of a namespace that this Redis does not have.
+pub fn unknown_namespace(n: usize) {
+    t::UNKNOWN_NAMESPACE.add(&[], n as u64);
+}
+
+/// Counts a list that was empty and is not stored.
+pub fn empty_list(is_empty: bool) {
+    t::EMPTY_LISTS.add(&[], u64::from(is_empty));
+}
+
 /// Counts requests that waited longer than `lanes.max_wait`.
 pub fn expired(lane: Lane, n: u64) {
     t::EXPIRED.add(&[lane.into()], n);

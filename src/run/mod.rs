@@ -135,18 +135,20 @@ pub async fn start(
         watch_coverage(parts.clone()),
     ));
     if roles.ingest {
-        spawn_ingest(&mut tasks, &parts)?;
+        let (ingest, stock) = (parts.clone(), parts.clone());
+        tasks.spawn(async { ingest_task(ingest).await.context("ingest") });
+        tasks.spawn(async { stock_task(stock).await.context("stock") });
     }
     if roles.generate {
         let generate = parts.clone();
         tasks.spawn(async { generate_task(generate).await.context("generate") });
     }
-    let Parts {
-        cancel,
     tasks.spawn(until_cancelled(
         parts.cancel.clone(),
         watch_strangers(parts.clone()),
     ));
+    let Parts {
+        cancel,
         ready,
         snapshot,
         ..
@@ -266,7 +268,7 @@ async fn catalogue_tail(
             nearshore_kafka::tail(&config.kafka, &config.topics.catalog, &BTreeMap::new()).await;
         match tail {
             Err(error) if error.remedy() == nearshore_core::ports::log::Remedy::Retry => {
-                tracing::warn!(%error, "opening the catalogue topic failed; next try in 1 s");
+                tracing::warn!(target: "kafka", %error, "opening the catalogue topic failed; next try in 1 s");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
             outcome => return outcome,
@@ -313,7 +315,61 @@ pub(crate) async fn stamped_by_broker(config: &Config) -> bool {
     }
 }
 
-fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyhow::Result<()> {
+/// Runs a role beside the watchers that it started; the first error of any of them is the role's.
+async fn beside(
+    mut watchers: JoinSet<anyhow::Result<()>>,
+    role: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    let failed = async {
+        while let Some(ended) = watchers.join_next().await {
+            match ended.context("a watcher panicked") {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) | Err(error) => return error,
+            }
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        ended = role => ended,
+        error = failed => Err(error),
+    }
+}
+
+/// What a member of a group needs before it joins: a Redis of this build's layout. `None` if the process is cancelled.
+async fn redis_first(parts: &Parts) -> anyhow::Result<Option<KafkaSettings>> {
+    let known = async {
+        layout_checked(parts.store.clone()).await?;
+        loop {
+            match installation(&parts.store).await {
+                Ok(id) => return anyhow::Ok(id),
+                Err(error) => {
+                    tracing::warn!(target: "redis", %error, "reading the installation's id failed; next try in 1 s")
+                }
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let Some(id) = parts.cancel.run_until_cancelled(known).await else {
+        return Ok(None);
+    };
+    Ok(Some(KafkaSettings {
+        installation: Some(id?),
+        ..parts.config.kafka.clone()
+    }))
+}
+
+async fn ingest_task(parts: Parts) -> anyhow::Result<()> {
+    let gate = dlq_gate(&parts.ready, "dlq-ingest");
+    let joined = parts.ready.gate("ingest");
+    joined.shut("waits for Redis");
+    let Some(kafka) = redis_first(&parts).await? else {
+        return Ok(());
+    };
+    let now = if stamped_by_broker(&parts.config).await {
+        Now::Unchecked
+    } else {
+        Now::Clock(wall_clock)
+    };
     let Parts {
         config,
         store,
@@ -341,66 +397,44 @@ fn spawn_ingest(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) -> anyho
         limits: config.limits(),
         policy: config.trigger.clone(),
         window: config.state.window,
+        units_max: config.demand.units_max,
+        clock: wall_clock,
         cache_users: NonZeroUsize::new(config.state.cache_users).unwrap_or(NonZeroUsize::MIN),
         triggers: true,
         now,
         complete_since: BTreeMap::new(),
     };
-    let (stop, states) = (cancel.clone(), store.clone());
-    let stamped = config.clone();
-    let gate = dlq_gate(&parts.ready, "dlq-ingest");
-    tasks.spawn(async move {
-        until_cancelled(stop.clone(), layout_checked(states.clone())).await?;
-        let now = if stamped_by_broker(&stamped).await {
-            Now::Unchecked
-        } else {
-            Now::Clock(wall_clock)
-        };
-        let member = Ingest::new(
-            log,
-            states,
-            snapshot,
-            ingest::IngestSettings { now, ..settings },
-        );
-        ingest_loop(member, catalogue, gate, stop)
-            .await
-            .context("ingest")
-    });
-    let log = join(
-        tasks,
-        parts,
-        "stock",
-        stock::GROUP.into(),
-        vec![topics.catalog.clone()],
-    )?;
-    let member = Stock::new(log, store.clone(), topics, config.limits());
-    let gate = dlq_gate(&parts.ready, "dlq-stock");
-    tasks.spawn(async move {
-        until_cancelled(cancel.clone(), layout_checked(store)).await?;
-        stock_loop(member, gate, cancel).await.context("stock")
-    });
-    Ok(())
+    let member = Ingest::new(log, store, snapshot, settings);
+    beside(watchers, ingest_loop(member, catalogue, gate, cancel)).await
 }
 
-fn spawn_generate(tasks: &mut JoinSet<anyhow::Result<()>>, parts: &Parts) {
-    let parts = parts.clone();
-    let (send_watchers, mut receive_watchers) =
-        tokio::sync::oneshot::channel::<JoinSet<anyhow::Result<()>>>();
-    tasks.spawn(async move {
-        generate_task(parts, send_watchers)
-            .await
-            .context("generate")
-    });
-    // The watchers of the group start only when the model is loaded; the end of one ends the process, too.
-    tasks.spawn(async move {
-        let Ok(mut watchers) = (&mut receive_watchers).await else {
-            return Ok(());
-        };
-        while let Some(ended) = watchers.join_next().await {
-            ended.context("a watcher panicked")??;
-        }
-        Ok(())
-    });
+async fn stock_task(parts: Parts) -> anyhow::Result<()> {
+    let gate = dlq_gate(&parts.ready, "dlq-stock");
+    let joined = parts.ready.gate("stock");
+    joined.shut("waits for Redis");
+    let Some(kafka) = redis_first(&parts).await? else {
+        return Ok(());
+    };
+    let topics = parts.config.topics.clone();
+    let group = stock::group(&kafka);
+    let mut watchers = JoinSet::new();
+    let read = vec![topics.catalog.clone()];
+    let log = join(
+        &mut watchers,
+        &parts,
+        &kafka,
+        (joined, "stock"),
+        group.clone(),
+        read,
+    )?;
+    let member = Stock::new(
+        log,
+        parts.store.clone(),
+        group,
+        topics,
+        parts.config.limits(),
+    );
+    beside(watchers, stock_loop(member, gate, parts.cancel)).await
 }
 
 async fn generate_task(parts: Parts) -> anyhow::Result<()> {
@@ -450,6 +484,7 @@ async fn generate_task(parts: Parts) -> anyhow::Result<()> {
         read,
     )?;
     let settings = generate::GenerateSettings {
+        group,
         topics: config.topics.clone(),
         lanes: config.lanes.clone(),
         arm_seed: config.arm_seed.clone(),
@@ -457,10 +492,12 @@ async fn generate_task(parts: Parts) -> anyhow::Result<()> {
         needs: config.needs.clone(),
         clock: wall_clock,
     };
-    let mut member = Generate::new(log, store, snapshot, arms, settings);
-    if cancel.run_until_cancelled(member.warm()).await.is_some() {
-        gate.open("warm");
-    }
-    generate_loop(member, dlq_gate(&ready, "dlq-generate"), cancel).await
+    beside(watchers, async {
+        let mut member = Generate::new(log, store, snapshot, arms, settings);
+        if cancel.run_until_cancelled(member.warm()).await.is_some() {
+            gate.open("warm");
+        }
+        generate_loop(member, dlq_gate(&ready, "dlq-generate"), cancel).await
+    })
+    .await
 }
-        group,

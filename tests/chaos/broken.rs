@@ -43,6 +43,8 @@ pub async fn run(broken: Break, config: &Path) -> anyhow::Result<()> {
     let topics = [&*config.topics.user_events, &*config.topics.profile_changes];
     let log = KafkaLog::join(&config.kafka, &group, &topics)?;
     let settings = IngestSettings {
+        units_max: config.demand.units_max,
+        clock: nearshore::members::clock::wall_clock,
         ns: config.namespace.clone(),
         group,
         topics: config.topics.clone(),

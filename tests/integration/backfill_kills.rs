@@ -133,6 +133,8 @@ async fn member(
         limits: Default::default(),
         policy: Default::default(),
         window: 9,
+        units_max: 20,
+        clock: || Timestamp(1_800_000_000_000),
         cache_users: NonZeroUsize::new(2).expect("two"),
         triggers: false,
         now: Now::Fixed(Timestamp(1_800_000_000_000)),

@@ -390,3 +390,67 @@ async fn sigterm_does_not_wait_for_the_model() {
         listed(&site, user).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_who_come_before_the_catalogue_get_their_lists_when_it_is_there() {
+    let site = Site::open(&[]).await;
+    let process = Process::ready(&site, "all").await;
+    site.send(vec![site.bought("ann", 1), site.bought("bob", 2)])
+        .await;
+    let asked = "nearshore_requests_waiting";
+    let wait_for = async |count: f64| {
+        eventually(LIMIT, || async {
+            match process.metric(asked, "").await {
+                found if found == count => Ok(()),
+                found => Err(format!("{found} requests wait, not {count}")),
+            }
+        })
+        .await;
+    };
+    site.committed().await;
+    wait_for(2.0).await;
+    // Nothing is stored, so that a client uses a fallback key; and there is none of an empty shop either.
+    for user in ["ann", "bob"] {
+        assert!(site.peek(user).await.list.is_none());
+    }
+    let key = keys::fallback(&site.ns, "default").expect("valid");
+    assert_eq!(site.redis.ask(&["EXISTS", &key]).await, "0");
+    // A catalogue that is sold out is as good as none.
+    site.send((0..30).map(|nth| site.sku(nth, 0)).collect())
+        .await;
+    site.send(vec![site.bought("cem", 3)]).await;
+    site.committed().await;
+    wait_for(3.0).await;
+    assert!(site.peek("cem").await.list.is_none());
+    site.catalogue().await;
+    for user in ["ann", "bob", "cem"] {
+        listed(&site, user).await;
+    }
+}
+
+/// Events of the past year, as a new deployment reads them: each user asks once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_year_of_history_asks_once_for_each_user_and_makes_the_list_at_its_end() {
+    let site = Site::open(&[("user_events", 2, &[("retention.ms", "-1")])]).await;
+    site.catalogue().await;
+    let now = crate::process::now();
+    let week = Duration::from_secs(7 * 86_400);
+    let users = ["ann", "bob", "cem", "dee"];
+    let past = (0..200).map(|nth: usize| {
+        let mut record = site.bought(users[nth % 4], nth);
+        record.time = Some(now.before(week * (51 - u32::try_from(nth / 4).expect("small"))));
+        record
+    });
+    // The last event of each is a week old, too.
+    let past = past.filter(|record| record.time < Some(now.before(week / 2)));
+    site.send(past.collect()).await;
+    let process = Process::ready(&site, "all").await;
+    for user in users {
+        listed(&site, user).await;
+    }
+    assert_eq!(process.metric("nearshore_requests_total", "").await, 4.0);
+    let lists = process
+        .metric("nearshore_lists_published_total", "backfill")
+        .await;
+    assert_eq!(lists, 4.0);
+}

@@ -55,6 +55,8 @@ pub struct KafkaSettings {
     pub brokers: String,
     /// Client id, for the brokers' logs and quotas.
     pub client_id: String,
+    /// What the names of all consumer groups begin with. Installations that share a Kafka need one each.
+    pub group_prefix: String,
     /// librdkafka properties for every client.
     pub properties: BTreeMap<String, String>,
     /// librdkafka properties for consumers only.
@@ -68,9 +70,12 @@ pub struct KafkaSettings {
     pub session_timeout: Duration,
     /// How long a write, a commit or a question to the cluster may take.
     #[serde(with = "humantime_serde")]
-    /// What the names of all consumer groups begin with. Installations that share a Kafka need one each.
-    pub group_prefix: String,
     pub ack_timeout: Duration,
+    /// Id of the installation, which members of groups add to their client id: see [`GroupMember::installation`].
+    ///
+    /// [`GroupMember::installation`]: crate::GroupMember::installation
+    #[serde(skip)]
+    pub installation: Option<String>,
     /// Incarnation per topic, raised when the topic is recreated; 0 where absent.
     pub incarnations: BTreeMap<String, u32>,
 }
@@ -80,17 +85,14 @@ impl Default for KafkaSettings {
         Self {
             brokers: "localhost:9092".into(),
             client_id: "nearshore".into(),
+            group_prefix: "nearshore".into(),
             properties: BTreeMap::new(),
             consumer: BTreeMap::new(),
             producer: BTreeMap::new(),
             secret_files: BTreeMap::new(),
-    /// Id of the installation, which members of groups add to their client id: see [`GroupMember::installation`].
-    ///
-    /// [`GroupMember::installation`]: crate::GroupMember::installation
-    #[serde(skip)]
-    pub installation: Option<String>,
             session_timeout: Duration::from_secs(15),
             ack_timeout: Duration::from_secs(30),
+            installation: None,
             incarnations: BTreeMap::new(),
         }
     }
@@ -98,14 +100,17 @@ impl Default for KafkaSettings {
 
 impl KafkaSettings {
     /// Settings with defaults for these bootstrap servers.
-            group_prefix: "nearshore".into(),
     pub fn of(brokers: impl Into<String>) -> Self {
         Self {
             brokers: brokers.into(),
             ..Self::default()
         }
     }
-            installation: None,
+
+    /// The consumer group of this name, with the prefix of this installation.
+    pub fn group(&self, name: &str) -> String {
+        format!("{}-{name}", self.group_prefix)
+    }
 
     /// Checks that librdkafka accepts these settings. Reads the secret files; connects to nothing.
     pub fn check(&self) -> Result<(), Error> {
@@ -127,11 +132,6 @@ impl KafkaSettings {
                 return Err(Error::Refused {
                     what: format!("kafka.{section}.\"{key}\""),
                     reason,
-    /// The consumer group of this name, with the prefix of this installation.
-    pub fn group(&self, name: &str) -> String {
-        format!("{}-{name}", self.group_prefix)
-    }
-
                 });
             }
         }
@@ -178,6 +178,12 @@ impl KafkaSettings {
             .set("group.id", group)
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false");
+        if let Some(id) = &self.installation {
+            config.set(
+                "client.id",
+                format!("{}{INSTALLATION_MARK}{id}", self.client_id),
+            );
+        }
         if config.get("group.protocol") == Some("consumer") {
             // The broker assigns partitions and sets the session timeout; librdkafka refuses these two properties.
             config.remove("session.timeout.ms");
@@ -200,12 +206,6 @@ impl KafkaSettings {
             .set("queue.buffering.max.kbytes", "65536")
             .set("queue.buffering.max.messages", "50000")
             .set(
-        if let Some(id) = &self.installation {
-            config.set(
-                "client.id",
-                format!("{}{INSTALLATION_MARK}{id}", self.client_id),
-            );
-        }
                 "message.timeout.ms",
                 self.ack_timeout.as_millis().to_string(),
             );

@@ -216,6 +216,14 @@ impl Namespaces for RedisStore {
     async fn live_behind(&self) -> Result<bool, Error> {
         self.is_live_behind().await
     }
+
+    async fn signal_history(&self, ns: &str, ttl: Duration) -> Result<(), Error> {
+        self.put_history(ns, ttl).await
+    }
+
+    async fn in_history(&self, ns: &str) -> Result<bool, Error> {
+        self.has_history(ns).await
+    }
 }
 
 impl Durability for RedisStore {

@@ -114,6 +114,23 @@ impl RedisStore {
     }
 
     pub(super) async fn put_live_behind(&self, ttl: Duration) -> Result<(), Error> {
+        self.put_signal(keys::LIVE_BEHIND, ttl).await
+    }
+
+    pub(super) async fn is_live_behind(&self) -> Result<bool, Error> {
+        self.has_signal(keys::LIVE_BEHIND).await
+    }
+
+    pub(super) async fn put_history(&self, ns: &str, ttl: Duration) -> Result<(), Error> {
+        self.put_signal(&keys::history(ns)?, ttl).await
+    }
+
+    pub(super) async fn has_history(&self, ns: &str) -> Result<bool, Error> {
+        self.has_signal(&keys::history(ns)?).await
+    }
+
+    /// Writes a key that expires after `ttl`.
+    async fn put_signal(&self, key: &str, ttl: Duration) -> Result<(), Error> {
         let ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
         let mut set = cmd("SET");
         set.arg(key).arg("1").arg("PX").arg(ms);

@@ -136,6 +136,11 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     pub async fn turn(&mut self, now: Timestamp) -> Result<Turn, Error> {
         self.publisher.settle(&self.log, &self.store).await?;
         self.queue.requeue(&self.log, now).await?;
+        // A list of a shop that sells nothing would be empty, and hide a better one from clients.
+        if !self.snapshot.load().sells() {
+            return Ok(Turn::default());
+        }
+        self.queue.hold_history(&self.store).await?;
         let costs = self.scoring.costs();
         if !self.queue.cut(&mut self.log, costs, now) {
             return Ok(Turn::default());
@@ -195,12 +200,26 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
             self.publisher
                 .send_again(log, store, ns, claimed.covered)
                 .await?;
-            self.publisher
-                .delete(log, store, ns, claimed.vacant)
-                .await?;
+            if claimed.vacant.is_empty() || self.is_registered(ns).await? {
+                self.publisher
+                    .delete(log, store, ns, claimed.vacant)
+                    .await?;
+            } else {
+                // The users' lists may be those of another installation: its topic is not to be touched.
+                crate::metrics::unknown_namespace(claimed.vacant.len());
+                tracing::warn!(
+                    ns,
+                    requests = claimed.vacant.len(),
+                    "requests of a namespace that this Redis does not have were passed"
+                );
+            }
             all.jobs.extend(claimed.jobs);
         }
         Ok(Some(all))
+    }
+
+    async fn is_registered(&self, ns: &str) -> Result<bool, Error> {
+        Ok(self.store.namespaces().await?.contains_key(ns))
     }
 
     /// Finishes the lists of a batch and publishes them.
@@ -218,10 +237,6 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     pub fn new(
         log: L,
         store: S,
-    async fn is_registered(&self, ns: &str) -> Result<bool, Error> {
-        Ok(self.store.namespaces().await?.contains_key(ns))
-    }
-
         snapshot: Arc<ArcSwap<Snapshot>>,
         arms: Vec<LoadedArm<A>>,
         settings: GenerateSettings,
@@ -232,10 +247,23 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
             checkpoints: Checkpoints::new(store.clone(), READER),
             queue: Queue::new(settings.topics.clone(), settings.lanes.clone()),
             claims: Claims::new(snapshot.clone()),
-            publisher: Publisher::new(settings.topics.clone(), settings.clock),
-            scoring: Scoring::new(store.clone(), snapshot, arms, settings),
+            publisher: Publisher::new(
+                settings.group.clone(),
+                settings.topics.clone(),
+                settings.clock,
+            ),
+            scoring: Scoring::new(store.clone(), snapshot.clone(), arms, settings),
+            snapshot,
             store,
         }
+    }
+
+    /// Time until a user can be served: zero if one can, `None` if no user waits for time alone.
+    pub fn next_due(&self, now: Timestamp) -> Option<Duration> {
+        self.queue
+            .lanes()
+            .next_due(now)
+            .filter(|_| self.snapshot.load().sells())
     }
 
     /// The log, to wait for deliveries.

@@ -5,6 +5,7 @@
 //! its claim number.
 
 use nearshore_core::list::document::Source;
+use nearshore_core::list::fallback::is_storable;
 use nearshore_core::ports::log::Log;
 use nearshore_core::ports::store::{Peek, Publish, Published, Store, Stored};
 use nearshore_core::queue::lanes::Work;
@@ -22,8 +23,8 @@ use crate::metrics;
 
 /// Publishes lists and updates, and writes dead letters. It owns what an error left unsent.
 pub(super) struct Publisher {
-    topics: Topics,
     group: String,
+    topics: Topics,
     clock: fn() -> Timestamp,
     outbox: Outbox,
     /// Acknowledged dead letters of a batch which is not received completely yet.
@@ -34,8 +35,8 @@ impl Publisher {
     /// A publisher with nothing unsent; `group` is the member's, as dead letters name it. The clock only measures.
     pub(super) fn new(group: String, topics: Topics, clock: fn() -> Timestamp) -> Self {
         Self {
-            topics,
             group,
+            topics,
             clock,
             outbox: Outbox::default(),
             dead_letters: DeadLetterWriter::default(),
@@ -78,8 +79,8 @@ impl Publisher {
             return Ok(0);
         };
         let now = (self.clock)();
-        let writes: Vec<Publish> = jobs.iter().map(|job| to_publish(job, now)).collect();
         let jobs: Vec<&FinishedJob> = jobs.iter().filter(|job| is_stored(job)).collect();
+        let writes: Vec<Publish> = jobs.iter().map(|job| to_publish(job, now)).collect();
         let outcomes = store.publish(ns, &writes).await?;
         let (mut updates, mut older) = (Vec::new(), Vec::new());
         for ((job, write), outcome) in jobs.iter().zip(writes).zip(outcomes) {
@@ -167,6 +168,13 @@ impl Publisher {
     pub(super) fn revoke(&mut self, partitions: &[Partition]) {
         self.dead_letters.forget(partitions);
     }
+}
+
+/// Whether a list may be stored; one that may not is counted and left out.
+fn is_stored(finished: &FinishedJob<'_>) -> bool {
+    let storable = is_storable(&finished.list.document);
+    metrics::empty_list(!storable);
+    storable
 }
 
 fn to_publish(finished: &FinishedJob<'_>, now: Timestamp) -> Publish {

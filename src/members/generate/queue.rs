@@ -133,6 +133,19 @@ impl Queue {
         Ok(())
     }
 
+    /// Looks which namespaces are in history: their backfill requests wait, for more of the history of their users may
+    /// come. Each of them asks once then, at its end.
+    pub(super) async fn hold_history<S: Store>(&mut self, store: &S) -> Result<(), Error> {
+        let mut held = BTreeSet::new();
+        for ns in self.lanes.backfill_namespaces() {
+            if store.in_history(&ns).await? {
+                held.insert(ns);
+            }
+        }
+        self.lanes.hold_backfill(held);
+        Ok(())
+    }
+
     /// Cuts batches of what is due, unless an earlier turn left some; whether there is anything to serve.
     pub(super) fn cut<L: Log>(&mut self, log: &mut L, costs: &UserCosts, now: Timestamp) -> bool {
         if self.batches.is_empty() {

@@ -18,18 +18,21 @@ use nearshore_core::ports::store::{Folded, Store};
 use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::event::{Accepted, UserId};
 use nearshore_core::user::plan::{Plan, PlanContext, StoredList, plan};
+use nearshore_core::user::record::Timestamp;
 
 /// Users per write: enough to share a round trip, few enough that the next ones are planned during it.
 const USERS_PER_WRITE: usize = 64;
 
 /// Records by user.
-type Users = BTreeMap<UserId, Vec<Accepted>>;
+pub(super) type Users = BTreeMap<UserId, Vec<Accepted>>;
 
 /// What folding the users of some batches needs.
 pub(super) struct FoldUsers<'a, L, S> {
     pub(super) log: &'a L,
     pub(super) store: &'a S,
     pub(super) settings: &'a IngestSettings,
+    /// Records before this time are history.
+    pub(super) history_before: Timestamp,
     /// One snapshot for all users of the call.
     pub(super) snapshot: &'a Snapshot,
     /// Where the records come from, with the ends of their partitions.
@@ -84,6 +87,8 @@ impl<L: Log, S: Store> FoldUsers<'_, L, S> {
             ns: &self.settings.ns,
             window: self.settings.window,
             triggers: self.settings.triggers,
+            history_before: self.history_before,
+            units_max: self.settings.units_max,
             complete_since: &self.settings.complete_since,
         };
         let mut plans = Vec::with_capacity(users.len());

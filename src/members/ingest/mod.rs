@@ -9,6 +9,7 @@ mod decode;
 mod effects;
 mod fences;
 mod fold_users;
+mod history;
 mod lists;
 mod states;
 mod stopped;
@@ -27,6 +28,7 @@ use counts::CountChains;
 use decode::{Decoded, decode};
 use effects::Effects;
 use fold_users::FoldUsers;
+use history::History;
 use nearshore_core::ports::log::{Batch, Log};
 use nearshore_core::ports::store::Store;
 use nearshore_core::queue::topics::Topics;
@@ -34,9 +36,9 @@ use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::event;
 use nearshore_core::user::record::{Partition, Resume, Timestamp};
 use nearshore_core::user::trigger::Policy;
+use nearshore_kafka::KafkaSettings;
 use states::States;
 use stopped::StoppedPartitions;
-use nearshore_kafka::KafkaSettings;
 
 /// The consumer group that fills a namespace.
 pub(crate) fn group(kafka: &KafkaSettings, ns: &str) -> String {
@@ -60,6 +62,10 @@ pub struct IngestSettings {
     pub window: usize,
     /// States kept in memory.
     pub cache_users: NonZeroUsize,
+    /// Most units that one purchase adds to demand.
+    pub units_max: u32,
+    /// The clock, only to tell history from live records when lists are requested.
+    pub clock: fn() -> Timestamp,
     /// Whether lists are requested; false while a backfill catches up.
     pub triggers: bool,
     /// What bounds record times.
@@ -113,6 +119,7 @@ pub struct Ingest<L, S> {
     dead_letters: DeadLetterWriter,
     checkpoints: Checkpoints<S>,
     stopped: StoppedPartitions,
+    history: History,
     /// Number of rewinds so far.
     rewound: u64,
 }
@@ -135,6 +142,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
             counts: CountChains::default(),
             dead_letters: DeadLetterWriter::default(),
             stopped: StoppedPartitions::default(),
+            history: History::default(),
             rewound: 0,
         }
     }
@@ -188,7 +196,12 @@ impl<L: Log, S: Store> Ingest<L, S> {
             .write_rejects(log, &topics.dlq, &settings.group, &rejects)
             .await?;
 
+        let history_before = self.history.before(settings);
+        if let Some(ttl) = self.history.signal(&users, history_before) {
+            store.signal_history(ns, ttl).await?;
+        }
         let fold = FoldUsers {
+            history_before,
             log,
             store,
             settings,

@@ -410,6 +410,14 @@ impl<S: Store> Namespaces for Gated<S> {
         self.inner.live_behind().await
     }
 
+    async fn signal_history(&self, ns: &str, ttl: Duration) -> Result<(), store::Error> {
+        self.inner.signal_history(ns, ttl).await
+    }
+
+    async fn in_history(&self, ns: &str) -> Result<bool, store::Error> {
+        self.inner.in_history(ns).await
+    }
+
     async fn set_cost(&self, arm: &str, note: &str) -> Result<(), store::Error> {
         self.inner.set_cost(arm, note).await
     }

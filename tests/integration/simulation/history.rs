@@ -223,6 +223,8 @@ impl<S: Store> History<S> {
             limits: Default::default(),
             policy: check::policy(),
             window: WINDOW,
+            units_max: 20,
+            clock,
             // Fewer than the users, so that states are evicted and loaded again.
             cache_users: NonZeroUsize::new(2).expect("two"),
             triggers: true,
@@ -239,6 +241,7 @@ impl<S: Store> History<S> {
         let lanes = self.topics.lanes();
         let (log, store) = self.gated("generate", &lanes);
         let settings = generate::GenerateSettings {
+            group: "nearshore-generate".into(),
             topics: self.topics.clone(),
             lanes: nearshore_core::queue::lanes::Policy {
                 batch_max: 3,

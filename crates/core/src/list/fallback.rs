@@ -9,7 +9,7 @@ use crate::list::document::{Document, Header, ListBuilder, list_id};
 use crate::list::select;
 use crate::shop::catalogue::Catalogue;
 use crate::shop::demand::Demand;
-use crate::shop::rules::{DEFAULT_SEGMENT, Table};
+use crate::shop::rules::{DEFAULT_SEGMENT, Table, Verdict};
 use crate::shop::snapshot::Snapshot;
 use crate::user::event::UserId;
 use crate::user::record::Timestamp;
@@ -43,26 +43,52 @@ pub fn serving_snapshot(parts: SnapshotParts, settings: FallbackSettings) -> Sna
         rules: parts.rules,
         demand: parts.demand,
         fallbacks: Arc::default(),
+        fallback_names: settings.names,
+        selection: settings.selection.clone(),
         others: Arc::default(),
     };
     let segments = settings.segments.iter().map(String::as_str);
     let lists = segments.chain([DEFAULT_SEGMENT]).map(|segment| {
-        let list = segment_fallback(&snapshot, segment, settings);
+        let list = built(&snapshot, segment, &snapshot.judge(None, Timestamp(0)));
         (segment.to_owned(), list)
     });
     snapshot.fallbacks = Arc::new(lists.collect());
     snapshot
 }
 
-/// The fallback of a segment for a user without a profile: rules fail closed.
-fn segment_fallback(snapshot: &Snapshot, segment: &str, settings: FallbackSettings) -> Document {
-    let verdict = snapshot.judge(None, Timestamp(0));
+/// Whether a list may be stored: it names a product, or it is empty because rules forbid everything that is in stock.
+///
+/// Empty for another cause (no catalogue yet, all sold out), it would hide the segment's fallback from a client.
+pub fn is_storable(list: &Document) -> bool {
+    !list.is_empty() || list.reason.as_deref() == Some(FORBIDDEN)
+}
+
+/// The reason of a list that is empty because rules forbid everything that is in stock. A client shows nothing then.
+pub(crate) const FORBIDDEN: &str = "rules forbid all that is in stock";
+
+/// The fallback of a segment for a user with this verdict, or why it is empty; `None` if nothing is in stock at all.
+///
+/// What rules leave of the segment's fallback, or else a list of everything that they permit.
+pub(crate) fn of_segment(
+    snapshot: &Snapshot,
+    segment: &str,
+    verdict: &Verdict,
+) -> Option<Document> {
+    let rest = snapshot.fallback(segment, verdict);
+    if let Some(list) = rest.filter(|list| !list.is_empty()) {
+        return Some(list);
+    }
+    Some(built(snapshot, segment, verdict)).filter(is_storable)
+}
+
+/// A fallback of a segment by this verdict. For a user without a profile, `required` rules forbid.
+fn built(snapshot: &Snapshot, segment: &str, verdict: &Verdict) -> Document {
     let builder = ListBuilder {
         catalogue: &snapshot.catalogue,
-        verdict: &verdict,
+        verdict,
         demand: &snapshot.demand,
-        policy: settings.selection,
-        names: settings.names,
+        policy: &snapshot.selection,
+        names: snapshot.fallback_names,
         theta: None,
         draw: 0,
     };

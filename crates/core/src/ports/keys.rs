@@ -259,6 +259,12 @@ pub fn plan(ns: &str) -> Result<String, Invalid> {
     Ok(format!("{ns}:plan"))
 }
 
+/// `ns:history`, a string: exists while some process folds history of the namespace.
+pub fn history(ns: &str) -> Result<String, Invalid> {
+    namespace(ns)?;
+    Ok(format!("{ns}:history"))
+}
+
 /// `nearshore:oos:{N}`, a set of SKUs that are out of stock, delisted or blocked.
 pub fn sold_out(set: u8) -> String {
     format!("nearshore:oos:{{{set}}}")

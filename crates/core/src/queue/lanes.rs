@@ -145,6 +145,8 @@ pub struct Lanes {
     requeued_at: Timestamp,
     /// Most backfill users of a batch.
     backfill_max: usize,
+    /// Namespaces whose backfill requests wait.
+    held: BTreeSet<String>,
 }
 
 impl Lanes {
@@ -162,6 +164,7 @@ impl Lanes {
             backfill_full: false,
             requeued_at: Timestamp::default(),
             backfill_max: usize::MAX,
+            held: BTreeSet::new(),
         }
     }
 
@@ -240,6 +243,29 @@ impl Lanes {
         self.backfill_paused
     }
 
+    /// Namespaces that have requests in the backfill lane.
+    pub fn backfill_namespaces(&self) -> BTreeSet<String> {
+        let queue = &self.queues[Lane::Backfill as usize];
+        let waiting = queue.waiting.iter().map(|(_, seq)| seq);
+        waiting
+            .chain(&queue.fifo)
+            .map(|seq| self.entries[seq].request.ns.clone())
+            .collect()
+    }
+
+    /// Lets the backfill requests of these namespaces wait, and those of no other.
+    pub fn hold_backfill(&mut self, held: BTreeSet<String>) {
+        self.held = held;
+    }
+
+    /// The next due user of a lane who is not held.
+    fn first_due(&self, lane: Lane) -> Option<Seq> {
+        let is_held =
+            |seq: &Seq| lane == Lane::Backfill && self.held.contains(&self.entries[seq].request.ns);
+        let mut fifo = self.queues[lane as usize].fifo.iter();
+        fifo.find(|seq| !is_held(seq)).copied()
+    }
+
     /// Limits backfill users per batch, to at least 1: a live user who becomes due waits for the running batch.
     pub fn limit_backfill(&mut self, most: usize) {
         self.backfill_max = most.max(1);
@@ -315,8 +341,9 @@ impl Lanes {
                 break;
             };
             backfill += usize::from(lane == Lane::Backfill);
-            let first = self.queues[lane as usize].fifo.first().copied();
-            let seq = first.expect("next_lane returns lanes with due users");
+            let seq = self
+                .first_due(lane)
+                .expect("next_lane returns lanes with due users");
             batch.extend(self.take_work(seq, false));
         }
         batch
@@ -355,7 +382,7 @@ impl Lanes {
 
     /// Time until a user is due: zero if one is, `None` if no user waits.
     pub fn next_due(&self, now: Timestamp) -> Option<Duration> {
-        if self.queues.iter().any(|queue| !queue.fifo.is_empty()) {
+        if LANES.iter().any(|lane| self.first_due(*lane).is_some()) {
             return Some(Duration::ZERO);
         }
         let firsts = self.queues.iter().filter_map(|q| q.waiting.first());
@@ -395,7 +422,7 @@ impl Lanes {
         };
         let due = |lane: &Lane| {
             let limited = *lane == Lane::Backfill && !room;
-            !limited && !self.queues[*lane as usize].fifo.is_empty()
+            !limited && self.first_due(*lane).is_some()
         };
         let shares: Vec<(Lane, i64)> = LANES
             .into_iter()

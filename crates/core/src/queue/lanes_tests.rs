@@ -80,6 +80,33 @@ fn requests_of_a_user_are_merged_with_all_their_positions() {
 }
 
 #[test]
+fn backfill_of_a_namespace_in_history_waits_and_all_others_go() {
+    let mut lanes = lanes();
+    for (offset, (user, lane)) in [
+        ("old", Lane::Backfill),
+        ("here", Lane::Live),
+        ("elsewhere", Lane::Backfill),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut request = request(user, lane, 0);
+        request.ns = if user == "elsewhere" { "b" } else { "a" }.into();
+        lanes.offer(request, at(0, offset as i64), NOON);
+    }
+    let namespaces = ["a", "b"].map(str::to_owned);
+    assert_eq!(lanes.backfill_namespaces(), namespaces.into());
+    lanes.hold_backfill(["a".to_owned()].into());
+    let mut served = users(&lanes.cut(NOON, 9));
+    served.sort();
+    assert_eq!(served, ["elsewhere", "here"]);
+    assert_eq!(lanes.next_due(NOON), None);
+    lanes.hold_backfill(BTreeSet::new());
+    assert_eq!(lanes.next_due(NOON), Some(Duration::ZERO));
+    assert_eq!(users(&lanes.cut(NOON, 9)), ["old"]);
+}
+
+#[test]
 fn a_request_due_much_later_is_deferred() {
     let mut lanes = lanes();
     lanes.offer(request("paced", Lane::Live, 40_000), at(0, 0), NOON);

@@ -31,6 +31,8 @@ pub struct Policy {
     pub keep: Duration,
     /// Pseudo-purchases with which a segment's demand is mixed with the demand of all users.
     pub smoothing: f64,
+    /// Most units that one purchase adds: a quantity may be in grams, or a mistake.
+    pub units_max: u32,
     /// Time between two reads of changed counts.
     #[serde(with = "humantime_serde")]
     pub every: Duration,
@@ -46,6 +48,7 @@ impl Default for Policy {
             half_life: Duration::from_secs(28 * 86_400),
             keep: Duration::from_secs(365 * 86_400),
             smoothing: 100.0,
+            units_max: 20,
             every: Duration::from_secs(30),
             as_of: None,
         }

@@ -23,6 +23,10 @@ pub struct Snapshot {
     pub demand: Arc<Demand>,
     /// Fallback per segment, for a user without a profile; `default` always exists.
     pub fallbacks: Arc<BTreeMap<String, Document>>,
+    /// Products per fallback, at most.
+    pub fallback_names: usize,
+    /// How many SKUs each product of a fallback shows.
+    pub selection: crate::list::select::Policy,
     /// The same catalogue and rules with the demand of other namespaces whose lists this process makes.
     pub others: Arc<BTreeMap<String, Arc<Snapshot>>>,
 }
@@ -49,6 +53,11 @@ impl Snapshot {
         let mut list = list.clone();
         self.strip(&mut list, verdict);
         Some(list)
+    }
+
+    /// Whether any product can be bought now. Where none can, no list is made: it would hide a better one.
+    pub fn sells(&self) -> bool {
+        !self.catalogue.in_stock().is_clear()
     }
 
     /// Removes products that are forbidden or sold out; returns whether any was removed.

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::list::document::Document;
-use crate::list::fallback::for_user;
+use crate::list::fallback::{for_user, of_segment};
 use crate::shop::rules::Verdict;
 use crate::shop::snapshot::Snapshot;
 use crate::user::event::UserId;
@@ -29,6 +29,10 @@ pub struct PlanContext<'a> {
     pub window: usize,
     /// False while a backfill catches up.
     pub triggers: bool,
+    /// Records before this time are history: see [`Policy::history_after`].
+    pub history_before: Timestamp,
+    /// Most units that one purchase adds to demand.
+    pub units_max: u32,
     /// Time from which a partition's events are complete, for partitions whose log no longer had all events.
     pub complete_since: &'a BTreeMap<Partition, Timestamp>,
 }
@@ -59,7 +63,7 @@ pub struct Counted {
     pub sku: String,
     /// Kind of the event.
     pub kind: Kind,
-    /// Count: the quantity of a purchase, else 1.
+    /// Count: the quantity of a purchase, at most [`PlanContext::units_max`]; else 1.
     pub n: u64,
     /// Segment of the profile at fold time.
     pub segment: String,
@@ -136,6 +140,7 @@ pub fn plan(
             policy: book.policy,
             ns: book.ns,
             first: first && !requested,
+            is_history: record.time < book.history_before,
             // A profile sent again unchanged alters neither prompt nor rules nor segment.
             profile_matters: step == Step::ProfileChanged,
             enabled: book.triggers,
@@ -157,7 +162,7 @@ pub fn plan(
                 sku: sku.clone(),
                 kind: event.kind,
                 n: if event.kind == Kind::Purchase {
-                    u64::from(event.qty)
+                    u64::from(event.qty.min(book.units_max))
                 } else {
                     1
                 },
@@ -213,7 +218,7 @@ fn edit(
     let profile: Option<&Profile> = state.profile.as_ref().map(|p| &p.profile);
     let verdict = || snapshot.judge(profile, at);
     let fallback = |verdict: &Verdict| {
-        let list = snapshot.fallback(snapshot.rules.segment(profile, at), verdict)?;
+        let list = of_segment(snapshot, snapshot.rules.segment(profile, at), verdict)?;
         Some(for_user(list, user, at))
     };
     // A user who returns after an erase counts as new.
@@ -234,8 +239,12 @@ fn edit(
         return Edit::Keep;
     }
     if stripped.doc.is_empty() {
-        // A list is never empty: if nothing of it is left, it becomes the fallback.
+        // If nothing of it is left, it becomes the fallback, and is empty only if that is, too.
         stripped.doc = fallback(&verdict).unwrap_or(stripped.doc);
     }
     Edit::Strip(Box::new(stripped))
 }
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -162,6 +162,9 @@ pub struct Policy {
     pub claim_every: Duration,
     /// Most claims of a user on one day (UTC).
     pub claims_per_day: u32,
+    /// A record older than this when it is folded is history: it asks once for a list, in the backfill lane.
+    #[serde(with = "humantime_serde")]
+    pub history_after: Duration,
     /// A user with fewer events than this in the window is sparse: requests go to the urgent lane.
     pub sparse_below: usize,
 }
@@ -202,6 +205,7 @@ impl Default for Policy {
             pending_max: Duration::from_secs(600),
             claim_every: Duration::from_secs(60),
             claims_per_day: 50,
+            history_after: Duration::from_secs(3600),
             sparse_below: 4,
         }
     }
@@ -246,6 +250,8 @@ pub(crate) fn trigger(
         None if activity.score < ACTIVITY_ENOUGH => return None,
         None if first => Reason::First,
         None => reason,
+        // Days of record time pass in a second of a replay: nothing is overdue there.
+        Some(_) if context.is_history => return None,
         Some(pending) if record.time <= pending.due.after(context.policy.pending_max) => {
             return None;
         }
@@ -259,7 +265,7 @@ pub(crate) fn trigger(
         source: Some(record.position.clone()),
         due,
     });
-    let lane = lane(loaded, first, context.policy);
+    let lane = lane(loaded, first, context);
     Some(request(record, context, RequestParts { reason, due, lane }))
 }
 
@@ -274,7 +280,7 @@ fn repeated(loaded: &LoadedUser, record: &Accepted, context: &TriggerContext) ->
         Change::Event(_) | Change::Erase => Reason::Activity,
         Change::Profile(_) => Reason::Profile,
     };
-    let (due, lane) = (pending.due, lane(loaded, context.first, context.policy));
+    let (due, lane) = (pending.due, lane(loaded, context.first, context));
     Some(request(record, context, RequestParts { reason, due, lane }))
 }
 
@@ -303,8 +309,12 @@ fn request(record: &Accepted, context: &TriggerContext, parts: RequestParts) -> 
     }
 }
 
-fn lane(loaded: &LoadedUser, first: bool, policy: &Policy) -> Lane {
-    if first || loaded.state.window.len() < policy.sparse_below {
+/// Requests of history go to the backfill lane: users who are here now come first, and nobody of a crowd that is due at
+/// once has waited too long. The first live record of such a user is overdue and asks again, in its own lane.
+fn lane(loaded: &LoadedUser, first: bool, context: &TriggerContext) -> Lane {
+    if context.is_history {
+        Lane::Backfill
+    } else if first || loaded.state.window.len() < context.policy.sparse_below {
         Lane::Urgent
     } else {
         Lane::Live
@@ -360,6 +370,8 @@ pub(crate) struct TriggerContext<'a> {
     pub ns: &'a str,
     /// Whether the user is new.
     pub first: bool,
+    /// Whether the record is history: older than the policy's `history_after` when it is folded.
+    pub is_history: bool,
     /// Whether a changed profile alters prompt, rules or segment.
     pub profile_matters: bool,
     /// False while a backfill catches up.

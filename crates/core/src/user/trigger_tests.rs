@@ -18,6 +18,7 @@ struct Path {
     policy: Policy,
     enabled: bool,
     profile_matters: bool,
+    is_history: bool,
     next: i64,
     is_known: bool,
 }
@@ -29,6 +30,7 @@ impl Path {
             policy,
             enabled: true,
             profile_matters: true,
+            is_history: false,
             next: 0,
             is_known: false,
         }
@@ -52,6 +54,7 @@ impl Path {
             policy: &self.policy,
             ns: "a",
             first: !self.is_known,
+            is_history: self.is_history,
             profile_matters: self.profile_matters,
             enabled: self.enabled,
         };
@@ -153,6 +156,30 @@ fn a_pending_request_is_sent_again_once_overdue_by_record_time() {
     assert_eq!(again.reason, Reason::Overdue);
     assert!(again.due > first.due);
     assert_eq!(path.event_at(632, Kind::Purchase), None, "sent again once");
+}
+
+#[test]
+fn a_year_of_history_asks_once_and_the_first_live_record_asks_again_in_its_own_lane() {
+    let mut path = Path::new(Policy::default());
+    path.is_history = true;
+    let week = 7 * 86_400;
+    let asked: Vec<Request> = (0..52)
+        .filter_map(|nth| path.event_at(nth * week, Kind::Purchase))
+        .collect();
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    assert_eq!(
+        (asked[0].lane, asked[0].reason),
+        (Lane::Backfill, Reason::First)
+    );
+    path.is_history = false;
+    let live = path.event_at(52 * week, Kind::Purchase).expect("a request");
+    assert_eq!((live.lane, live.reason), (Lane::Live, Reason::Overdue));
+    // History that comes after a claim asks again, once.
+    path.claim(&live);
+    path.is_history = true;
+    let late = [52, 53].map(|nth| path.event_at(nth * week, Kind::Purchase));
+    let lanes = late.map(|request| request.map(|request| request.lane));
+    assert_eq!(lanes, [Some(Lane::Backfill), None]);
 }
 
 #[test]

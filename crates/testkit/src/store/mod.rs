@@ -57,8 +57,13 @@ struct Inner {
     /// Register of namespaces.
     enrolled: BTreeMap<String, String>,
     live_behind: bool,
+    /// Namespaces whose history is being folded, with how often that is still answered.
+    history: BTreeMap<String, u32>,
     costs: BTreeMap<String, String>,
 }
+
+/// Memory has no time: the signal of history ends after so many answers.
+const HISTORY_ANSWERS: u32 = 3;
 
 #[derive(Clone, Debug, Default)]
 struct Space {
@@ -526,6 +531,20 @@ impl Namespaces for MemoryStore {
 
     async fn live_behind(&self) -> Result<bool, Error> {
         Ok(self.lock().live_behind)
+    }
+
+    async fn signal_history(&self, ns: &str, _: Duration) -> Result<(), Error> {
+        self.lock().history.insert(ns.into(), HISTORY_ANSWERS);
+        Ok(())
+    }
+
+    async fn in_history(&self, ns: &str) -> Result<bool, Error> {
+        let mut inner = self.lock();
+        let Some(left) = inner.history.get_mut(ns).filter(|left| **left > 0) else {
+            return Ok(false);
+        };
+        *left -= 1;
+        Ok(true)
     }
 }
 

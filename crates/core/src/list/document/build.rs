@@ -7,6 +7,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use super::{Document, Dropped, NameAudit, Shown, SkuAudit, Source, Why, four_digits};
+use crate::list::fallback::FORBIDDEN;
 use crate::list::select::{self, Candidate};
 use crate::shop::catalogue::{Catalogue, PuIx, SkuIx};
 use crate::shop::demand::Demand;
@@ -115,6 +116,9 @@ impl ListBuilder<'_> {
             let id = |pu: PuIx| &self.catalogue.pu(pu).id;
             b.1.total_cmp(&a.1).then_with(|| id(a.0).cmp(id(b.0)))
         };
+        if pus.is_empty() && !self.catalogue.in_stock().is_clear() {
+            built.document.reason = Some(FORBIDDEN.into());
+        }
         if pus.len() > self.names && self.names > 0 {
             pus.select_nth_unstable_by(self.names - 1, better);
         }

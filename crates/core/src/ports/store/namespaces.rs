@@ -77,6 +77,16 @@ pub trait Namespaces: Send + Sync {
     /// Whether some process signals that live is behind its objective.
     fn live_behind(&self) -> impl Future<Output = Result<bool, Error>> + Send;
 
+    /// Signals for `ttl` that history of a namespace is being folded: its backfill requests wait meanwhile.
+    fn signal_history(
+        &self,
+        ns: &str,
+        ttl: Duration,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Whether some process signals that history of the namespace is being folded.
+    fn in_history(&self, ns: &str) -> impl Future<Output = Result<bool, Error>> + Send;
+
     /// Stores the cost per user of an arm's model (JSON), from which a backfill's duration is estimated.
     fn set_cost(&self, arm: &str, note: &str) -> impl Future<Output = Result<(), Error>> + Send;
 
