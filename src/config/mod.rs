@@ -18,6 +18,7 @@ mod env;
 mod load;
 mod problem;
 mod reference;
+mod repeats;
 mod show;
 mod trace;
 mod verify;
@@ -219,6 +220,19 @@ pub enum Format {
     Json,
 }
 
+/// Whether text lines have colours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Color {
+    /// On a terminal, unless `NO_COLOR` is set.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
 /// `[log]`: log lines, on standard error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -227,6 +241,8 @@ pub struct Lines {
     pub level: String,
     /// Format of the lines.
     pub format: Format,
+    /// Colours of text lines.
+    pub color: Color,
 }
 
 impl Default for Lines {
@@ -234,6 +250,7 @@ impl Default for Lines {
         Self {
             level: "info".into(),
             format: Format::Text,
+            color: Color::Auto,
         }
     }
 }

@@ -51,6 +51,17 @@ impl Error {
         }
     }
 
+    /// Logs the error and what follows from it. Lines about one service, whoever writes them, are limited together.
+    pub fn warn(&self, consequence: &str) {
+        match self {
+            Self::Store(error) => tracing::warn!(target: "redis", %error, "{consequence}"),
+            Self::Log(_) | Self::Dlq { .. } => {
+                tracing::warn!(target: "kafka", error = %self, "{consequence}");
+            }
+            Self::FenceAboveEnd { .. } => tracing::warn!(error = %self, "{consequence}"),
+        }
+    }
+
     /// Whether the store lost writes, so that the member must rewind.
     pub fn rewinds(&self) -> bool {
         matches!(self, Self::Store(error) if error.remedy() == store::Remedy::Rewind)

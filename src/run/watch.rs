@@ -117,14 +117,14 @@ pub(super) async fn watch_redis(parts: Parts) -> anyhow::Result<()> {
             Ok(Some(ns)) => last_active = ns,
             Ok(None) => set_first_active(&parts.store, &last_active).await,
             Err(error) => {
-                tracing::warn!(%error, "reading nearshore:active failed; next try in 2 s")
+                tracing::warn!(target: "redis", %error, "reading nearshore:active failed; next try in 2 s")
             }
         }
         if !enrolled {
             match namespace::enroll(&parts.store, &parts.config.namespace).await {
                 Ok(()) => enrolled = true,
                 Err(error) => {
-                    tracing::warn!(%error, "adding the namespace to the register failed; next try in 2 s")
+                    tracing::warn!(target: "redis", %error, "adding the namespace to the register failed; next try in 2 s")
                 }
             }
         }
@@ -136,7 +136,9 @@ async fn set_first_active(store: &RedisStore, ns: &str) {
     match store.set_active(ns, None).await {
         Ok(true) => tracing::info!(ns, "no namespace was active; this one is served now"),
         Ok(false) => {}
-        Err(error) => tracing::warn!(%error, "writing nearshore:active failed; next try in 2 s"),
+        Err(error) => {
+            tracing::warn!(target: "redis", %error, "writing nearshore:active failed; next try in 2 s")
+        }
     }
 }
 
