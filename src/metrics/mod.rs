@@ -37,10 +37,12 @@ pub struct Known {
     pub arms: Vec<String>,
     /// Names of the topics that are read.
     pub topics: Vec<String>,
+    /// Ids of the configured rules.
+    pub rules: Vec<String>,
 }
 
 impl Known {
-    /// Reads arms and topics from the configuration.
+    /// Reads arms, topics and rules from the configuration.
     pub fn of(config: &crate::config::Config) -> Self {
         let topics = &config.topics;
         let read = [
@@ -54,6 +56,7 @@ impl Known {
         Self {
             arms: config.arms.iter().map(|arm| arm.id.clone()).collect(),
             topics: read.into_iter().map(|topic| topic.to_string()).collect(),
+            rules: config.rules.iter().map(|rule| rule.id.clone()).collect(),
         }
     }
 }
@@ -125,6 +128,7 @@ impl Metric {
                     .chain([NO_ARM.to_owned()])
                     .collect(),
                 Values::Topics => known.topics.clone(),
+                Values::Rules => known.rules.clone(),
                 Values::Later => Vec::new(),
             };
             all = all

@@ -31,6 +31,8 @@ pub enum Values {
     Arms,
     /// Configured names of the topics that are read.
     Topics,
+    /// Ids of the configured rules.
+    Rules,
     /// Values known only at run time, such as assigned partitions; their series do not start at zero.
     Later,
 }
@@ -65,7 +67,7 @@ macro_rules! table {
     };
 }
 
-use Values::{Arms, Later, These, Topics};
+use Values::{Arms, Later, Rules, These, Topics};
 
 table! {
     RECORDS: Counter {nearshore_kafka::metrics::RECORDS} [topic = Topics, outcome = These(RecordOutcome::VARIANTS)]
@@ -120,6 +122,8 @@ table! {
         "Seconds that the engine computed, observed once per batch; the rate of the sum is the busy share.";
     REJECTED: Counter "nearshore_names_rejected_total" [reason = These(Why::VARIANTS)]
         "Names that the model gave and generate kept off a list, by reason.";
+    RULES_UNKNOWN: Counter "nearshore_rules_unknown_total" [rule = Rules]
+        "Lists that generate prepared for users whose profile has a value that the rule cannot compare, by rule.";
     PUBLISHED: Counter "nearshore_lists_published_total" [arm = Arms, lane = These(Lane::VARIANTS), source = These(Source::VARIANTS)]
         "Lists stored in Redis by generate, by arm, lane and source.";
     FIRST_FALLBACKS: Counter "nearshore_first_fallbacks_total" []

@@ -9,6 +9,7 @@ fn known() -> Known {
     Known {
         arms: vec!["a".into(), "b".into()],
         topics: vec!["user-events".into(), "catalog".into()],
+        rules: vec!["adults-only".into()],
     }
 }
 
@@ -58,6 +59,7 @@ fn update_all() {
     batch("a", Batch::default());
     phase("b", Phase::Model, second);
     rejected(nearshore_core::list::document::Why::NoStock, 1);
+    rule_unknown("adults-only");
     published(
         None,
         Lane::Live,
@@ -215,6 +217,7 @@ fn row(metric: &Metric) -> String {
         Values::These(these) => format!("`{label}`: {}", these.join(", ")),
         Values::Arms => format!("`{label}`: configured ids, {NO_ARM}"),
         Values::Topics => format!("`{label}`: configured names"),
+        Values::Rules => format!("`{label}`: configured ids"),
         Values::Later => format!("`{label}`"),
     });
     let labels = labels.collect::<Vec<_>>().join("; ");

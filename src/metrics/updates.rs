@@ -157,6 +157,11 @@ pub fn rejected(reason: Why, n: u64) {
     t::REJECTED.add(&[reason.into()], n);
 }
 
+/// Counts a list that was prepared while a value of the profile could not be compared by the rule.
+pub fn rule_unknown(rule: &str) {
+    t::RULES_UNKNOWN.add(&[rule], 1);
+}
+
 /// Counts a published list; `arm` is `None` for a fallback that no arm made.
 pub fn published(arm: Option<&str>, lane: Lane, source: Source) {
     let arm = arm.unwrap_or(NO_ARM);

@@ -382,6 +382,7 @@ async fn restore_an_old_redis(site: &Site) {
         time: Timestamp(1_700_000_000_000),
         position: "0/p/0:1".parse().expect("valid"),
         profile: serde_json::from_value(json!({"hobby": "falconry"})).expect("a profile"),
+        kept: Default::default(),
     });
     let write = nearshore_core::ports::store::FoldWrite {
         user: UserId("ann".into()),

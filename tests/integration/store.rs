@@ -117,6 +117,7 @@ pub fn profile(offset: i64, time: i64) -> Profiled {
             offset: Offset(offset),
         },
         profile: Profile(fields.into()),
+        kept: Default::default(),
     }
 }
 

@@ -16,6 +16,7 @@ use nearshore_core::ports::store::Error;
 
 mod kafka;
 mod model;
+mod rules;
 #[cfg(test)]
 mod tests;
 
@@ -156,6 +157,7 @@ pub async fn check(config: &Config, path: &Path, offline: bool) -> Report {
         items.extend(kafka::check(config).await);
         items.extend(redis(config).await);
         items.extend(installation(config).await);
+        items.extend(rules::check(config).await);
         items.extend(model::loads(config).await);
     }
     Report {

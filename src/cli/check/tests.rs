@@ -79,3 +79,28 @@ async fn a_server_that_does_not_answer_fails_with_advice_and_hides_no_other_fail
     );
     assert_eq!(report.exit_code(), 1);
 }
+
+#[test]
+fn a_rule_that_cannot_compare_stored_values_is_warned_of_with_its_field() {
+    let mut config = Config::default();
+    config.rules = serde_json::from_value(serde_json::json!([
+        {"id": "pregnancy", "when": {"field": "health.pregnant", "equals": true}, "forbid": {"pus": ["WINE"]}},
+        {"id": "adults", "when": {"field": "age", "below": 18}, "required": true, "forbid": {"pus": ["WINE"]}},
+    ]))
+    .expect("rules");
+    let profiles = |all: serde_json::Value| serde_json::from_value(all).expect("profiles");
+    let fine: Vec<_> =
+        profiles(serde_json::json!([{"age": 40}, {"health": "{\"pregnant\": false}"}]));
+    let items = rules::judge(&config, &fine);
+    assert_eq!((items.len(), items[0].mark), (1, Mark::Ok));
+    let bad: Vec<_> =
+        profiles(serde_json::json!([{"health": "unknown", "age": "old"}, {"health": 3}, {}]));
+    let items = rules::judge(&config, &bad);
+    let found: Vec<_> = items
+        .iter()
+        .map(|item| (item.mark, item.found.as_str()))
+        .collect();
+    let off = "rule \"pregnancy\" cannot compare the value of health.pregnant in 2 of 3 stored profiles; the rule is off for these users";
+    let closed = "rule \"adults\" cannot compare the value of age in 1 of 3 stored profiles; it is required, so it forbids for these users";
+    assert_eq!(found, [(Mark::Warn, off), (Mark::Warn, closed)]);
+}

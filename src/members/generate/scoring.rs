@@ -211,6 +211,9 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
             claim: claimed.claim,
         };
         let prepared = prepare(&user, snapshot, &self.context(arm));
+        for rule in prepared.unreadable_rules() {
+            metrics::rule_unknown(rule);
+        }
         Job {
             work,
             snapshot: Arc::clone(snapshot),

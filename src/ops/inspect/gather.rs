@@ -176,7 +176,7 @@ fn audit_view(audit: &Audit, catalogue: &Catalogue) -> AuditView {
         format!(
             "{id}{}",
             if unknown {
-                " (a field of the profile is missing)"
+                " (a field of the profile is missing or cannot be compared)"
             } else {
                 ""
             }
@@ -198,6 +198,9 @@ fn audit_view(audit: &Audit, catalogue: &Catalogue) -> AuditView {
         );
         versions.insert("model", description);
     }
+    let off = (audit.rules_unknown.iter()).filter(|id| !audit.rules.contains(id));
+    let off: Vec<&str> = off.map(String::as_str).collect();
+    versions.insert("rules that could not be applied", off.join(", "));
     let versions = versions
         .into_iter()
         .filter(|(_, version)| !version.is_empty());

@@ -152,7 +152,7 @@ fn document() -> nearshore_core::list::document::Document {
 fn audit() -> nearshore_core::list::document::Audit {
     serde_json::from_value(json!({ "list_id": "l", "claim": 2, "seen": "0/user-events/3:12", "arm": "a",
         "epoch": 4, "template": "t", "prompt": "p", "prompt_tokens": 9, "events": [], "events_cut": 0,
-        "rules": ["r"], "rules_unknown": ["r"], "segment": "default", "demand": "d", "catalogue": 1,
+        "rules": ["r"], "rules_unknown": ["r", "off"], "segment": "default", "demand": "d", "catalogue": 1,
         "names": [{ "pu": "tea", "score": -1.5, "terms": { "model": -1.5 }, "skus": [{ "sku": "s1", "ee": 0.5 }] }],
         "dropped": [{ "pu": "gone", "score": -3.0, "why": "no_stock" }],
         "times": { "source": 1000, "due": 31000, "queued": 0.4, "generated": 1.5, "published": 0.01 } })).expect("an audit")
@@ -215,7 +215,11 @@ fn a_view_is_built_from_state_list_audit_and_catalogue() {
     };
     assert_eq!(name.skus, [expected]);
     let audit = view.audit.as_ref().expect("an audit");
-    assert_eq!(audit.rules, ["r (a field of the profile is missing)"]);
+    assert_eq!(audit.versions["rules that could not be applied"], "off");
+    assert_eq!(
+        audit.rules,
+        ["r (a field of the profile is missing or cannot be compared)"]
+    );
     assert_eq!(
         audit.dropped[0],
         DroppedView {

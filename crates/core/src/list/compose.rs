@@ -59,6 +59,13 @@ pub struct PreparedRequest {
     draw: u64,
 }
 
+impl PreparedRequest {
+    /// Ids of the rules that could not be applied, because the profile has a value that they cannot compare.
+    pub fn unreadable_rules(&self) -> &[String] {
+        &self.verdict.unreadable
+    }
+}
+
 /// A list with its audit.
 #[derive(Clone, Debug)]
 pub struct FinishedList {

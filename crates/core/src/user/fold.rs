@@ -4,7 +4,7 @@
 //! reads no clock, no catalogue and no policy but the window's length.
 //!
 //! Why it holds: the fence makes each record count once. The window is the greatest N events by (time, position), the
-//! profile is the greatest one, and `erased_at` is the time of the latest erase. An erase drops a prefix by time, so it
+//! profile is the greatest one, with the fields that it leaves open from the greatest one before it that has them, and `erased_at` is the time of the latest erase. An erase drops a prefix by time, so it
 //! would also have dropped the events that the window had already cut off.
 
 use strum::{IntoStaticStr, VariantNames};
@@ -61,6 +61,9 @@ pub fn erase(state: &mut UserState, at: Timestamp) {
         .profile
         .take()
         .filter(|profile| profile.time > erased_at);
+    if let Some(profile) = &mut state.profile {
+        profile.forget_kept(erased_at);
+    }
 }
 
 fn insert_event(state: &mut UserState, record: &Accepted, event: &Event, window: usize) -> Step {
@@ -89,18 +92,19 @@ fn insert_event(state: &mut UserState, record: &Accepted, event: &Event, window:
 }
 
 fn set_profile(state: &mut UserState, record: &Accepted, profile: &Profile) -> Step {
-    let stored = state.profile.as_ref();
-    if stored
-        .is_some_and(|stored| (stored.time, &stored.position) > (record.time, &record.position))
+    if let Some(stored) = &mut state.profile
+        && (stored.time, &stored.position) > (record.time, &record.position)
     {
-        return Step::Passed;
+        return match stored.learn(record.time, &record.position, profile) {
+            Some(true) => Step::ProfileChanged,
+            Some(false) => Step::Folded,
+            None => Step::Passed,
+        };
     }
-    let same = stored.is_some_and(|stored| stored.profile == *profile);
-    state.profile = Some(Profiled {
-        time: record.time,
-        position: record.position.clone(),
-        profile: profile.clone(),
-    });
+    let stored = state.profile.take();
+    let new = Profiled::after(stored.as_ref(), record.time, &record.position, profile);
+    let same = stored.is_some_and(|stored| stored.profile == new.profile);
+    state.profile = Some(new);
     if same {
         Step::Folded
     } else {

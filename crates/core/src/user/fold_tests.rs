@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::user::event::{Item, Kind, UserId};
+use crate::user::event::{Item, Kind, UNAVAILABLE, UserId, is_unavailable};
 use crate::user::record::{Fences, Offset, Partition, Position};
 use crate::user::state::{DecodeError, canonical, decode, encode};
 
@@ -46,7 +46,13 @@ pub(crate) fn events() -> impl Strategy<Value = Change> {
 }
 
 pub(crate) fn profiles() -> impl Strategy<Value = Change> {
-    (0u8..3).prop_map(|age| Change::Profile(Profile([("age".to_owned(), json!(age))].into())))
+    let open = Just(Some(json!(UNAVAILABLE)));
+    let bio = prop_oneof![2 => open, 2 => (0u8..3).prop_map(|n| Some(json!(n))), 1 => Just(None)];
+    (0u8..3, bio).prop_map(|(age, bio)| {
+        let fields = [("age".to_owned(), json!(age))].into_iter();
+        let bio = bio.map(|bio| ("bio".to_owned(), bio));
+        Change::Profile(Profile(fields.chain(bio).collect()))
+    })
 }
 
 /// Records of each partition in offset order, with gaps; times collide and run backwards.
@@ -164,10 +170,30 @@ fn of_the_set(history: &[Vec<Accepted>], window: usize) -> UserState {
                     time: record.time,
                     position: record.position.clone(),
                     profile: profile.clone(),
+                    kept: Default::default(),
                 });
             }
             Change::Erase => unreachable!("erases are not after the last erase"),
         }
+    }
+    let sent = |record: &&Accepted| match &record.change {
+        Change::Profile(profile) => !profile.0.get("bio").is_some_and(is_unavailable),
+        Change::Event(_) | Change::Erase => false,
+    };
+    let all_remaining = all().filter(|r| r.time > erased_at);
+    let newest_sent = all_remaining
+        .filter(sent)
+        .max_by_key(|r| (r.time, r.position.clone()));
+    if let Some(profiled) = &mut state.profile
+        && profiled.profile.0.get("bio").is_some_and(is_unavailable)
+        && let Some(from) = newest_sent
+        && let Change::Profile(known) = &from.change
+    {
+        let from = (from.time, from.position.clone());
+        profiled.kept.insert("bio".to_owned(), from);
+        let known = known.0.get("bio").cloned();
+        let known = known.unwrap_or_else(|| json!(UNAVAILABLE));
+        profiled.profile.0.insert("bio".to_owned(), known);
     }
     let surplus = state.window.len().saturating_sub(window);
     state.window.drain(..surplus);

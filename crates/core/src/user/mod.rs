@@ -7,3 +7,4 @@ pub mod plan;
 pub mod record;
 pub mod state;
 pub mod trigger;
+mod unavailable;

@@ -180,7 +180,10 @@ pub fn plan(
         });
     }
     plan.erased |= erased_elsewhere && plan.changed;
-    plan.profile_changed = before.is_some_and(|before| plan.held.state.profile != before);
+    // An erase elsewhere took values out of the loaded profile that are still in the stored one.
+    let erased_within = erased_elsewhere && plan.changed && plan.held.state.profile.is_some();
+    plan.profile_changed =
+        erased_within || before.is_some_and(|before| plan.held.state.profile != before);
     if let Some(last) = records.last() {
         plan.edit = edit(&plan, list, &last.user, last.time, book.snapshot);
     }

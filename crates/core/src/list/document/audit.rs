@@ -45,7 +45,8 @@ pub struct Audit {
     pub events_cut: u32,
     /// Rules that fired, including those of the need filter.
     pub rules: Vec<String>,
-    /// Rules that fired because a profile field is unknown.
+    /// Rules that could not be decided: they fired because a profile field is unknown, or the field has a value that
+    /// cannot be compared.
     pub rules_unknown: Vec<String>,
     /// Segment.
     pub segment: String,

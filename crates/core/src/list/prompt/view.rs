@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::shop::catalogue::Catalogue;
-use crate::user::event::{Item, Kind, Profile};
+use crate::user::event::{Item, Kind, Profile, is_unavailable, is_undecoded};
 use crate::user::record::{Position, Timestamp};
 use crate::user::state::{UserState, WindowEvent};
 
@@ -110,7 +110,7 @@ fn name_of(event: &WindowEvent, catalogue: &Catalogue) -> Option<String> {
     (!name.is_empty()).then_some(name)
 }
 
-/// A profile in words: yes and no for booleans, lists with commas, null left out. Two profiles with the same words give
+/// A profile in words: yes and no for booleans, lists with commas; null and values that are not known are left out. Two profiles with the same words give
 /// the same prompt.
 pub fn words(profile: &Profile) -> BTreeMap<String, String> {
     let fields = profile.0.iter().filter_map(|(field, value)| {
@@ -123,6 +123,7 @@ pub fn words(profile: &Profile) -> BTreeMap<String, String> {
 fn in_words(value: &Value) -> Option<String> {
     match value {
         Value::Null => None,
+        value if is_unavailable(value) || is_undecoded(value) => None,
         Value::Bool(true) => Some("yes".into()),
         Value::Bool(false) => Some("no".into()),
         Value::Number(number) => Some(number.to_string()),
@@ -239,7 +240,8 @@ mod tests {
     #[test]
     fn a_profile_is_written_in_words() {
         let profile: Profile = serde_json::from_value(json!({
-            "pregnant": true, "kids": 2, "note": null, "likes": ["tea", "nuts"], "home": {"city": "Bonn"}, "empty": " "
+            "pregnant": true, "kids": 2, "note": null, "likes": ["tea", "nuts"], "home": {"city": "Bonn"}, "empty": " ",
+            "bio": "__debezium_unavailable_value", "photo": {"undecoded": "a string"},
         }))
         .expect("a profile");
         let words = words(&profile);

@@ -1,25 +1,71 @@
 //! Evaluates a condition on a profile: it holds, does not hold, or is unknown.
 //!
 //! Invariant: a field that is missing, null or of a type that cannot be compared is *unknown*, never *no*, so that a
-//! `required` rule fires. It does not know the consequences.
+//! `required` rule fires. A value that is there and cannot be compared is told apart from a missing one, because the
+//! rule would otherwise be off without a trace. It does not know the consequences.
+
+use std::borrow::Cow;
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde_json::Value;
 
 use super::Condition;
-use crate::user::event::Profile;
+use crate::user::event::{Profile, is_unavailable, is_undecoded};
 use crate::user::record::Timestamp;
 
+/// Whether a condition holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It holds.
+    Yes,
+    /// It does not hold.
+    No,
+    /// Unknown: the field is missing or null.
+    Absent,
+    /// Unknown: the field has a value that cannot be compared.
+    Unreadable,
+}
+
+impl Answer {
+    /// Whether the condition holds; `None` if it is unknown.
+    pub(super) fn known(self) -> Option<bool> {
+        match self {
+            Self::Yes => Some(true),
+            Self::No => Some(false),
+            Self::Absent | Self::Unreadable => None,
+        }
+    }
+}
+
 impl Condition {
-    /// Whether the condition holds at a time; `None` if the field is unknown.
-    pub(super) fn holds(&self, profile: Option<&Profile>, at: Timestamp) -> Option<bool> {
-        let value = field(profile?, &self.field)?;
+    /// Whether the condition holds at a time.
+    pub(super) fn holds(&self, profile: Option<&Profile>, at: Timestamp) -> Answer {
+        let Some(profile) = profile else {
+            return Answer::Absent;
+        };
+        let compared = match field(profile, &self.field) {
+            Found::Absent => return Answer::Absent,
+            Found::Unreadable => None,
+            Found::Value(value) => self.compare(&value, at),
+        };
+        match compared {
+            Some(true) => Answer::Yes,
+            Some(false) => Answer::No,
+            None => Answer::Unreadable,
+        }
+    }
+
+    /// Compares a value; `None` if it cannot be compared.
+    fn compare(&self, value: &Value, at: Timestamp) -> Option<bool> {
+        if is_unavailable(value) || is_undecoded(value) {
+            return None;
+        }
         if let Some(wanted) = &self.equals {
-            return same(wanted, value);
+            return same(wanted, &unpacked(value, std::slice::from_ref(wanted)));
         }
         if let Some(wanted) = &self.any_of {
-            return one_of(wanted, value);
+            return one_of(wanted, &unpacked(value, wanted));
         }
         let number = if self.birth_date {
             age(value.as_str()?, at)?
@@ -33,18 +79,70 @@ impl Condition {
     }
 }
 
-/// A field by its path; the whole path is tried as a name first, for flat profiles with dots. Null is unknown.
-fn field<'a>(profile: &'a Profile, path: &str) -> Option<&'a Value> {
-    let whole = profile.0.get(path);
-    let found = whole.or_else(|| {
-        let mut steps = path.split('.');
-        let first = profile.0.get(steps.next()?)?;
-        steps.try_fold(first, |value, step| value.get(step))
-    })?;
-    (!found.is_null()).then_some(found)
+/// What is under a path.
+enum Found<'a> {
+    Absent,
+    /// A step leads into a value that has no fields.
+    Unreadable,
+    Value(Cow<'a, Value>),
 }
 
-/// Whether two values are equal; a number or a boolean may be written as a string.
+/// A field by its path; the whole path is tried as a name first, for flat profiles with dots. Null is absent. A text on
+/// the way is read as a JSON object, because databases and connectors write JSON columns as text.
+fn field<'a>(profile: &'a Profile, path: &str) -> Found<'a> {
+    let mut steps = path.split('.');
+    let first = steps.next().and_then(|step| profile.0.get(step));
+    let (mut at, steps) = match profile.0.get(path) {
+        Some(whole) => (Cow::Borrowed(whole), None),
+        None => match first {
+            Some(first) => (Cow::Borrowed(first), Some(steps)),
+            None => return Found::Absent,
+        },
+    };
+    for step in steps.into_iter().flatten() {
+        let inner = match &*at {
+            Value::Null => return Found::Absent,
+            Value::Object(_) if is_undecoded(&at) => return Found::Unreadable,
+            Value::Object(_) => match at {
+                Cow::Borrowed(object) => object.get(step).map(Cow::Borrowed),
+                Cow::Owned(mut object) => {
+                    object.get_mut(step).map(|value| Cow::Owned(value.take()))
+                }
+            },
+            Value::String(text) => match serde_json::from_str(text) {
+                Ok(Value::Object(mut fields)) => fields.remove(step).map(Cow::Owned),
+                Ok(Value::Null) => return Found::Absent,
+                Ok(_) | Err(_) => return Found::Unreadable,
+            },
+            Value::Bool(_) | Value::Number(_) | Value::Array(_) => return Found::Unreadable,
+        };
+        match inner {
+            Some(inner) => at = inner,
+            None => return Found::Absent,
+        }
+    }
+    match *at {
+        Value::Null => Found::Absent,
+        _ => Found::Value(at),
+    }
+}
+
+/// An array or object that is written as JSON text, unless the text itself is wanted.
+pub(super) fn unpacked<'a>(value: &'a Value, wanted: &[Value]) -> Cow<'a, Value> {
+    match value {
+        Value::String(text)
+            if text.trim_start().starts_with(['[', '{']) && !wanted.contains(value) =>
+        {
+            match serde_json::from_str(text) {
+                Ok(inner @ (Value::Array(_) | Value::Object(_))) => Cow::Owned(inner),
+                Ok(_) | Err(_) => Cow::Borrowed(value),
+            }
+        }
+        _ => Cow::Borrowed(value),
+    }
+}
+
+/// Whether two values are equal. A number or a boolean may be written as a string, a boolean as 0 or 1.
 pub(super) fn same(wanted: &Value, found: &Value) -> Option<bool> {
     match (wanted, found) {
         (Value::String(a), Value::String(b)) => Some(a == b),
@@ -60,6 +158,9 @@ pub(super) fn same(wanted: &Value, found: &Value) -> Option<bool> {
 
 /// Whether a value, or an item of an array, is among the wanted values.
 pub(super) fn one_of(wanted: &[Value], found: &Value) -> Option<bool> {
+    if is_unavailable(found) || is_undecoded(found) {
+        return None;
+    }
     let Value::Array(values) = found else {
         let answers: Vec<_> = wanted.iter().map(|value| same(value, found)).collect();
         return if answers.contains(&Some(true)) {
@@ -76,10 +177,20 @@ pub(super) fn one_of(wanted: &[Value], found: &Value) -> Option<bool> {
     answers.iter().all(Option::is_some).then_some(false)
 }
 
+/// A boolean, also as databases without that type write it.
 fn boolean(value: &Value) -> Option<bool> {
     match value {
         Value::Bool(value) => Some(*value),
-        Value::String(text) => text.parse().ok(),
+        Value::Number(number) => match number.as_f64() {
+            Some(0.0) => Some(false),
+            Some(1.0) => Some(true),
+            _ => None,
+        },
+        Value::String(text) => match text.trim().to_ascii_lowercase().as_str() {
+            "true" | "t" | "yes" | "y" | "1" => Some(true),
+            "false" | "f" | "no" | "n" | "0" => Some(false),
+            _ => None,
+        },
         _ => None,
     }
 }
@@ -118,7 +229,90 @@ mod tests {
         let parsed_profile: Profile = serde_json::from_value(profile.clone()).expect("a profile");
         // 2025-02-28T12:00:00Z
         let holds = parsed.holds(Some(&parsed_profile), Timestamp(1_740_744_000_000));
-        assert_eq!(holds, expected, "{condition} of {profile}");
+        assert_eq!(holds.known(), expected, "{condition} of {profile}");
+    }
+
+    #[test]
+    fn a_value_that_is_there_and_cannot_be_compared_is_told_apart_from_a_missing_one() {
+        use Answer::{Absent, No, Unreadable, Yes};
+        let pregnant = json!({"field": "health.pregnant", "equals": true});
+        let allergic = json!({"field": "allergies", "in": ["nuts"]});
+        let minor = json!({"field": "born", "below": 18, "birth_date": true});
+        let poor = json!({"field": "income", "below": 10});
+        let unavailable = "__debezium_unavailable_value";
+        for (condition, profile, expected) in [
+            (&pregnant, json!({"health": r#"{"pregnant": true}"#}), Yes),
+            (&pregnant, json!({"health": r#"{"pregnant": 0}"#}), No),
+            (
+                &pregnant,
+                json!({"health": r#"{"pregnant": "maybe"}"#}),
+                Unreadable,
+            ),
+            (&pregnant, json!({"health": r#"{"age": 3}"#}), Absent),
+            (&pregnant, json!({"health": "null"}), Absent),
+            (
+                &pregnant,
+                json!({"health": "{\"pregnant\": tr"}),
+                Unreadable,
+            ),
+            (&pregnant, json!({"health": {"pregnant": 1}}), Yes),
+            (&pregnant, json!({"health": {"pregnant": "TRUE"}}), Yes),
+            (&pregnant, json!({"health": {"pregnant": "N"}}), No),
+            (&pregnant, json!({"health": {"pregnant": 2}}), Unreadable),
+            (
+                &pregnant,
+                json!({"health": {"pregnant": {"yes": 1}}}),
+                Unreadable,
+            ),
+            (
+                &pregnant,
+                json!({"health": [{"pregnant": true}]}),
+                Unreadable,
+            ),
+            (&pregnant, json!({"health": 7}), Unreadable),
+            (&pregnant, json!({"health": unavailable}), Unreadable),
+            (
+                &pregnant,
+                json!({"health": {"undecoded": "AQ=="}}),
+                Unreadable,
+            ),
+            (&pregnant, json!({"health": null}), Absent),
+            (&pregnant, json!({"health": {}}), Absent),
+            (&pregnant, json!({}), Absent),
+            (&allergic, json!({"allergies": r#"["milk", "nuts"]"#}), Yes),
+            (&allergic, json!({"allergies": r#"["milk"]"#}), No),
+            (
+                &allergic,
+                json!({"allergies": r#"[{"name": "nuts"}]"#}),
+                Unreadable,
+            ),
+            (&allergic, json!({"allergies": {"nuts": true}}), Unreadable),
+            (&allergic, json!({"allergies": [unavailable]}), Unreadable),
+            (
+                &allergic,
+                json!({"allergies": {"undecoded": "AQ=="}}),
+                Unreadable,
+            ),
+            (&minor, json!({"born": 13_880}), Unreadable),
+            (&minor, json!({"born": "1.2.2010"}), Unreadable),
+            (&poor, json!({"income": "AfQ="}), Unreadable),
+            (&poor, json!({"income": "9,5"}), Unreadable),
+            (&poor, json!({"income": true}), Unreadable),
+            (&poor, json!({"income": ""}), Unreadable),
+        ] {
+            let parsed: Condition = serde_json::from_value(condition.clone()).expect("a condition");
+            let of: Profile = serde_json::from_value(profile.clone()).expect("a profile");
+            let found = parsed.holds(Some(&of), Timestamp(1_740_744_000_000));
+            assert_eq!(found, expected, "{condition} of {profile}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_itself_wanted_is_not_read_as_json() {
+        let literal = json!({"field": "kind", "in": ["[none]", "[\"a\"]"]});
+        check(literal.clone(), json!({"kind": "[\"a\"]"}), Some(true));
+        check(literal.clone(), json!({"kind": "[none]"}), Some(true));
+        check(literal, json!({"kind": "[other]"}), Some(false));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Rules, segments and the need filter: `(profile, table) -> permitted PUs, ids of the rules that fired`.
 //!
-//! Invariant: rules fail closed. A `required` rule whose field is unknown forbids its products, and a fired rule
-//! forbids every SKU that the table does not know. The model never decides what is permitted. A table does not know
+//! Invariant: rules fail closed. A `required` rule whose field is unknown forbids its products, and those whose
+//! attributes cannot be compared; a fired rule forbids every SKU that the table does not know. A field with a value that
+//! cannot be compared never goes unnoticed: [`Verdict::unreadable`] names the rule. The model never decides what is permitted. A table does not know
 //! stock: [`Verdict::permitted`] takes the catalogue.
 
 mod condition;
@@ -31,7 +32,8 @@ pub struct Rule {
     pub when: Condition,
     /// The forbidden products.
     pub forbid: Matcher,
-    /// Whether the rule fires when the field is unknown. Null and a value that cannot be compared are unknown too.
+    /// Whether the rule fires when the field is unknown. Null and a value that cannot be compared are unknown too. It
+    /// also forbids products whose attribute has a value that cannot be compared.
     #[serde(default)]
     pub required: bool,
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use fixedbitset::FixedBitSet;
 
-use super::condition::one_of;
+use super::condition::{Answer, one_of, unpacked};
 use super::{DEFAULT_SEGMENT, Matcher, Rule, Segment};
 use crate::shop::catalogue::{Catalogue, PuIx, SkuIx};
 use crate::user::event::{Profile, Sku};
@@ -41,8 +41,11 @@ pub struct Table {
 pub struct Verdict {
     /// Ids of the rules that fired, in the table's order; then those of the need filter.
     pub fired: Vec<String>,
-    /// Ids of those that fired because the field is unknown.
+    /// Ids of the rules that could not be decided: those that fired because the field is unknown, and those whose field
+    /// has a value that cannot be compared, whether or not they fired.
     pub unknown: Vec<String>,
+    /// Ids of those whose field has a value that cannot be compared.
+    pub unreadable: Vec<String>,
     /// PUs of which no SKU may be offered, whatever the stock.
     pub forbidden_pus: FixedBitSet,
     matched: Vec<Arc<Matched>>,
@@ -100,14 +103,19 @@ impl Table {
         let mut part = FixedBitSet::with_capacity(self.members.len());
         let mut parts = part.clone();
         for (rule, matched) in self.rules.iter().zip(&self.matched) {
-            let holds = rule.when.holds(profile, at);
-            if !holds.unwrap_or(rule.required) {
+            let answer = rule.when.holds(profile, at);
+            let fires = answer.known().unwrap_or(rule.required);
+            let unreadable = answer == Answer::Unreadable;
+            if unreadable {
+                verdict.unreadable.push(rule.id.clone());
+            }
+            if unreadable || (fires && answer.known().is_none()) {
+                verdict.unknown.push(rule.id.clone());
+            }
+            if !fires {
                 continue;
             }
             verdict.fired.push(rule.id.clone());
-            if holds.is_none() {
-                verdict.unknown.push(rule.id.clone());
-            }
             verdict.forbidden_pus.union_with(&matched.whole);
             let mut again = part.clone();
             again.intersect_with(&matched.part);
@@ -129,7 +137,7 @@ impl Table {
     pub fn segment(&self, profile: Option<&Profile>, at: Timestamp) -> &str {
         let holds = |segment: &&Segment| {
             let mut conditions = segment.when.iter();
-            conditions.all(|when| when.holds(profile, at) == Some(true))
+            conditions.all(|when| when.holds(profile, at) == Answer::Yes)
         };
         self.segments
             .iter()
@@ -168,7 +176,8 @@ impl Table {
         }
         let (sku, category) = (catalogue.sku(ix), catalogue.pu(pu).category.as_deref());
         for (rule, matched) in self.rules.iter().zip(&mut self.matched) {
-            if rule.forbid.matches(sku, category) {
+            // A `required` rule fails closed: an attribute that cannot be compared might be a forbidden one.
+            if rule.forbid.matches(sku, category).unwrap_or(rule.required) {
                 let matched = Arc::make_mut(matched);
                 matched.skus.insert(ix.at());
                 matched.counts[pu.at()] += 1;
@@ -178,21 +187,30 @@ impl Table {
 }
 
 impl Matcher {
-    /// Whether a SKU matches. `category`: its PU's. A matcher without parts matches nothing, and the configuration
-    /// check refuses it.
-    fn matches(&self, sku: &Sku, category: Option<&str>) -> bool {
+    /// Whether a SKU matches; `None` if that depends on an attribute that cannot be compared. `category`: its PU's. A
+    /// matcher without parts matches nothing, and the configuration check refuses it.
+    fn matches(&self, sku: &Sku, category: Option<&str>) -> Option<bool> {
         let given =
             !self.pus.is_empty() || !self.categories.is_empty() || !self.attributes.is_empty();
         let named = |category: &str| self.categories.iter().any(|named| named == category);
-        given
+        let here = given
             && (self.pus.is_empty() || self.pus.contains(&sku.pu_id))
             && (self.categories.is_empty()
                 || category.is_some_and(named)
-                || sku.category.as_deref().is_some_and(named))
-            && self.attributes.iter().all(|(name, wanted)| {
-                let found = sku.attributes.get(name);
-                found.is_some_and(|found| one_of(wanted, found) == Some(true))
-            })
+                || sku.category.as_deref().is_some_and(named));
+        if !here {
+            return Some(false);
+        }
+        let mut all = Some(true);
+        for (name, wanted) in &self.attributes {
+            let found = sku.attributes.get(name).filter(|found| !found.is_null());
+            match found.map(|found| one_of(wanted, &unpacked(found, wanted))) {
+                None | Some(Some(false)) => return Some(false),
+                Some(None) => all = None,
+                Some(Some(true)) => {}
+            }
+        }
+        all
     }
 }
 
@@ -331,6 +349,42 @@ mod tests {
         let verdict = table(&catalogue).judge(None, Timestamp(0));
         assert_eq!(verdict.unknown, ["minor"]);
         assert!(!verdict.permitted(&catalogue).contains(2));
+    }
+
+    #[test]
+    fn a_rule_whose_field_cannot_be_compared_is_named_and_fires_only_if_required() {
+        let catalogue = small_catalogue();
+        let of = profile(json!({"age": "old", "allergies": {"nuts": true}}));
+        let verdict = table(&catalogue).judge(Some(&of), Timestamp(0));
+        assert_eq!(verdict.fired, ["minor"]);
+        assert_eq!(verdict.unknown, ["minor", "nuts", "gluten-only"]);
+        assert_eq!(verdict.unreadable, ["minor", "nuts", "gluten-only"]);
+        let absent = table(&catalogue).judge(Some(&profile(json!({}))), Timestamp(0));
+        assert_eq!((absent.unknown.len(), absent.unreadable.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_required_rule_forbids_a_sku_whose_attribute_cannot_be_compared() {
+        let catalogue = Catalogue::load(vec![
+            sku("w1", "WINE", json!({"alcohol": "perhaps"})),
+            sku("w2", "MUST", json!({"alcohol": null})),
+            sku("w3", "CIDER", json!({"alcohol": 1})),
+            sku("w4", "NUTS", json!({"allergens": "[\"nuts\"]"})),
+        ]);
+        for (required, forbidden) in [(true, vec!["w1", "w3"]), (false, vec!["w3"])] {
+            let rules = rules(json!([
+                {"id": "alcohol", "when": {"field": "x", "equals": true}, "required": required,
+                 "forbid": {"attributes": {"alcohol": [true]}}},
+            ]));
+            let table = Table::compile(&rules, &[], &catalogue);
+            let verdict = table.judge(Some(&profile(json!({"x": true}))), Timestamp(0));
+            let out = (0..4).map(SkuIx).filter(|ix| verdict.forbids_sku(*ix));
+            let out: Vec<_> = out.map(|ix| catalogue.sku(ix).sku.as_str()).collect();
+            assert_eq!(out, forbidden, "required = {required}");
+        }
+        let of = profile(json!({"age": 40, "allergies": ["nuts"]}));
+        let verdict = table(&catalogue).judge(Some(&of), Timestamp(0));
+        assert!(verdict.forbids_sku(SkuIx(3)), "an array in text is read");
     }
 
     #[test]

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use unicode_normalization::UnicodeNormalization;
 
-use super::fields::{Fields, Found, KnownFields, Top};
+use super::connect::{UNAVAILABLE, is_unavailable};
+use super::envelope::{is_deleted, key_in_envelope, plain_row, row_after};
+use super::fields::{Fields, Found, KnownFields, Top, depth};
 use super::{Accepted, Change, Event, Item, Kind, Profile, Reject, Sku, UserId};
 use crate::user::record::{Record, Timestamp};
 
@@ -18,6 +20,12 @@ use crate::user::record::{Record, Timestamp};
 const YEAR_2000: i64 = 946_684_800_000;
 /// 2101-01-01T00:00:00Z: the first instant after the year 2100.
 const YEAR_2101: i64 = 4_133_980_800_000;
+
+/// What to do about a change event where a plain profile is expected.
+const PROFILE_ADVICE: &str =
+    "set `topics.profile_format = \"debezium\"` if Debezium wrote it, else send the row alone";
+/// What to do about a change event where there is no format but the plain one.
+const ROW_ADVICE: &str = "send the row alone, for example by Debezium's ExtractNewRecordState";
 
 /// Limits on a record's size, nesting, texts and time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +103,13 @@ pub fn decode_event(record: &Record, limits: &Limits) -> Result<Accepted, Reject
 }
 
 fn event(fields: &impl Fields, limits: &Limits) -> Result<Event, Reject> {
+    // An event that was deleted at its source would be folded a second time.
+    if is_deleted(fields)? {
+        return Err(Reject::Enveloped {
+            fields: "__deleted, __op",
+            advice: "it says that the event was deleted; events are never taken back",
+        });
+    }
     let kind = kind(fields)?;
     Ok(Event {
         kind,
@@ -105,7 +120,8 @@ fn event(fields: &impl Fields, limits: &Limits) -> Result<Event, Reject> {
     })
 }
 
-/// Decodes a record of `profile-changes`. Null erases the user; a second null changes nothing.
+/// Decodes a record of `profile-changes`. Null erases the user, and so does a row that is marked as deleted; a second
+/// erase changes nothing.
 pub fn decode_profile(
     record: &Record,
     format: Format,
@@ -121,8 +137,8 @@ pub fn decode_profile(
         return Ok(accepted(record, user, Change::Erase));
     };
     let after = match format {
-        Format::Plain => Some(plain(object(bytes, limits)?)?),
-        Format::Debezium => after(value(bytes, limits)?)?,
+        Format::Plain => plain_row(object(bytes, limits)?.0, PROFILE_ADVICE, limits.max_depth)?,
+        Format::Debezium => row_after(value(bytes, limits)?, limits.max_depth)?,
     };
     let change = match after {
         None => Change::Erase,
@@ -142,7 +158,14 @@ pub fn decode_sku(record: &Record, limits: &Limits) -> Result<(String, Option<Sk
     let Some(bytes) = record.value.as_deref() else {
         return Ok((sku, None));
     };
-    let Object(mut fields) = object(bytes, limits)?;
+    let Object(fields) = object(bytes, limits)?;
+    let Some(mut fields) = plain_row(fields, ROW_ADVICE, limits.max_depth)? else {
+        return Ok((sku, None));
+    };
+    // Only for people, so a column that was not sent is no reason to refuse the SKU.
+    if fields.get("title").is_some_and(is_unavailable) {
+        fields.remove("title");
+    }
     let pu = name(&fields, "pu", limits)?.ok_or(Reject::MissingField("pu"))?;
     let attributes = match fields.remove("attributes") {
         None | Some(Value::Null) => Map::new(),
@@ -211,36 +234,6 @@ fn key(record: &Record, limits: &Limits) -> Result<String, Reject> {
     Ok(key.into())
 }
 
-/// Reads the user id from a key of Kafka Connect: an object `{"id": 7}`, perhaps under `payload`. A plain text key is
-/// returned as it is.
-fn key_in_envelope(key: String) -> Result<String, Reject> {
-    let Ok(Value::Object(mut fields)) = serde_json::from_str::<Value>(&key) else {
-        return Ok(key);
-    };
-    let inner = match fields.remove("payload") {
-        Some(Value::Object(payload)) => payload,
-        Some(single) => Map::from_iter([("payload".to_owned(), single)]),
-        None => fields,
-    };
-    let mut values = inner.into_iter().map(|(_, value)| value);
-    match (values.next(), values.next()) {
-        (Some(Value::String(id)), None) if id.is_empty() => Err(Reject::EmptyKey),
-        (Some(Value::String(id)), None) => Ok(id),
-        (Some(Value::Number(id)), None) if !id.is_f64() => Ok(id.to_string()),
-        (Some(other), None) => Err(wrong_type(
-            "the key's field",
-            &Found::from(&other),
-            "a string or an integer",
-        )),
-        (Some(_), Some(_)) => Err(Reject::WrongType {
-            field: "the key",
-            found: "an object of several fields",
-            wanted: "one field, the user id",
-        }),
-        (None, _) => Err(Reject::EmptyKey),
-    }
-}
-
 /// Refuses a time outside the years 2000-2100: no source means such a time, and sums with it overflow.
 pub fn check_year_range(time: Timestamp) -> Result<(), Reject> {
     if !(YEAR_2000..YEAR_2101).contains(&time.0) {
@@ -299,70 +292,6 @@ fn object(bytes: &[u8], limits: &Limits) -> Result<Object, Reject> {
         other => Err(Reject::NotAnObject {
             found: Found::from(&other).what(),
         }),
-    }
-}
-
-/// Deepest nesting of brackets outside strings.
-fn depth(text: &str) -> usize {
-    let (mut now, mut deepest, mut in_string, mut escaped) = (0usize, 0usize, false, false);
-    for byte in text.bytes() {
-        match (in_string, byte) {
-            (true, _) if escaped => escaped = false,
-            (true, b'\\') => escaped = true,
-            (_, b'"') => in_string = !in_string,
-            (false, b'{' | b'[') => {
-                now += 1;
-                deepest = deepest.max(now);
-            }
-            (false, b'}' | b']') => now = now.saturating_sub(1),
-            _ => {}
-        }
-    }
-    deepest
-}
-
-/// Refuses an envelope where a plain profile is expected: stored, it would spoil every prompt, and its deletes would
-/// not erase users.
-fn plain(Object(fields): Object) -> Result<Map<String, Value>, Reject> {
-    let has = |name: &str| fields.contains_key(name);
-    if has("schema") && has("payload") {
-        return Err(Reject::Enveloped {
-            fields: "schema, payload",
-        });
-    }
-    if has("op") && has("before") && has("after") {
-        return Err(Reject::Enveloped {
-            fields: "op, before, after",
-        });
-    }
-    Ok(fields)
-}
-
-/// The row after the change; `None` if it was deleted.
-fn after(value: Value) -> Result<Option<Map<String, Value>>, Reject> {
-    let unwrapped = match value {
-        Value::Object(mut fields) if fields.contains_key("payload") => {
-            fields.remove("payload").unwrap_or(Value::Null)
-        }
-        other => other,
-    };
-    let mut change = match unwrapped {
-        Value::Null => return Ok(None),
-        Value::Object(fields) => fields,
-        other => {
-            return Err(Reject::NotAnObject {
-                found: Found::from(&other).what(),
-            });
-        }
-    };
-    if change.get("op").and_then(Value::as_str) == Some("d") {
-        return Ok(None);
-    }
-    match change.remove("after") {
-        None => Err(Reject::MissingField("after")),
-        Some(Value::Null) => Ok(None),
-        Some(Value::Object(row)) => Ok(Some(row)),
-        Some(other) => Err(wrong_type("after", &Found::from(&other), "an object")),
     }
 }
 
@@ -460,6 +389,11 @@ fn own_time(fields: &impl Fields) -> Result<Option<Timestamp>, Reject> {
 fn text<'a>(fields: &'a impl Fields, field: &'static str) -> Result<Option<Cow<'a, str>>, Reject> {
     match fields.field(field) {
         None | Some(Found::Null) => Ok(None),
+        Some(Found::Text(text)) if text == UNAVAILABLE => Err(Reject::WrongType {
+            field,
+            found: "Debezium's unavailable value",
+            wanted: "a string",
+        }),
         Some(Found::Text(text)) => Ok(Some(text)),
         Some(other) => Err(wrong_type(field, &other, "a string")),
     }

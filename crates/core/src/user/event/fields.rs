@@ -14,7 +14,7 @@ use serde_json::{Map, Number, Value};
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Found<'a> {
     Null,
-    Bool,
+    Bool(bool),
     Number(Number),
     Text(Cow<'a, str>),
     Array,
@@ -25,7 +25,7 @@ impl<'a> From<&'a Value> for Found<'a> {
     fn from(value: &'a Value) -> Self {
         match value {
             Value::Null => Self::Null,
-            Value::Bool(_) => Self::Bool,
+            Value::Bool(bool) => Self::Bool(*bool),
             Value::Number(number) => Self::Number(number.clone()),
             Value::String(text) => Self::Text(Cow::Borrowed(text)),
             Value::Array(_) => Self::Array,
@@ -39,7 +39,7 @@ impl Found<'_> {
     pub(super) fn what(&self) -> &'static str {
         match self {
             Self::Null => "null",
-            Self::Bool => "a boolean",
+            Self::Bool(_) => "a boolean",
             Self::Number(n) if n.is_f64() => "a fraction",
             Self::Number(_) => "a number",
             Self::Text(_) => "a string",
@@ -47,6 +47,25 @@ impl Found<'_> {
             Self::Object => "an object",
         }
     }
+}
+
+/// Deepest nesting of brackets outside strings.
+pub(super) fn depth(text: &str) -> usize {
+    let (mut now, mut deepest, mut in_string, mut escaped) = (0usize, 0usize, false, false);
+    for byte in text.bytes() {
+        match (in_string, byte) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (_, b'"') => in_string = !in_string,
+            (false, b'{' | b'[') => {
+                now += 1;
+                deepest = deepest.max(now);
+            }
+            (false, b'}' | b']') => now = now.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
 }
 
 /// Access to an object's fields by name.
@@ -62,7 +81,17 @@ impl Fields for Map<String, Value> {
 }
 
 /// Names of the fields that an event's decoder reads.
-const NAMES: [&str; 7] = ["type", "sku", "pu", "query", "qty", "price", "ts"];
+const NAMES: [&str; 9] = [
+    "type",
+    "sku",
+    "pu",
+    "query",
+    "qty",
+    "price",
+    "ts",
+    "__deleted",
+    "__op",
+];
 
 /// Values of the fields in [`NAMES`].
 #[derive(Debug, Default)]
@@ -129,8 +158,8 @@ impl<'a> Visitor<'a> for AnyValue<'_, 'a> {
         Ok(Found::Null)
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<Found<'a>, E> {
-        Ok(Found::Bool)
+    fn visit_bool<E>(self, bool: bool) -> Result<Found<'a>, E> {
+        Ok(Found::Bool(bool))
     }
 
     fn visit_u64<E>(self, number: u64) -> Result<Found<'a>, E> {

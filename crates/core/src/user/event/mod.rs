@@ -11,10 +11,13 @@ use strum::{IntoStaticStr, VariantNames};
 
 use crate::user::record::{Position, Timestamp};
 
+mod connect;
 mod decode;
+mod envelope;
 mod fields;
 mod reject;
 
+pub(crate) use connect::{UNAVAILABLE, is_unavailable, is_undecoded};
 pub use decode::{
     Format, Limits, Source, check_year_range, decode_event, decode_profile, decode_sku,
     decode_user, key_user, normalise_name,
@@ -102,7 +105,7 @@ pub enum Change {
     Event(Event),
     /// From `profile-changes`: the whole profile.
     Profile(Profile),
-    /// A null on `profile-changes`: erases everything up to its time.
+    /// A null or a deleted row on `profile-changes`: erases everything up to its time.
     Erase,
 }
 

@@ -60,13 +60,13 @@ pub enum Reject {
         /// `key` or `value`.
         part: &'static str,
     },
-    /// A change event's envelope although `topics.profile_format` is plain.
-    #[error(
-        "the value is a change event's envelope ({fields}), not a profile: set `topics.profile_format = \"debezium\"`"
-    )]
+    /// A change event's envelope where a plain value is expected, or an event that was deleted at its source.
+    #[error("the value is that of a change event ({fields}), not a plain one: {advice}")]
     Enveloped {
-        /// The fields that identify an envelope.
+        /// The fields that identify it.
         fields: &'static str,
+        /// What to do.
+        advice: &'static str,
     },
     /// The value is not JSON.
     #[error("the value is not JSON: {0}")]

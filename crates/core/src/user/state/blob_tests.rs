@@ -177,6 +177,7 @@ fn the_dump_has_sorted_keys() {
         time: Timestamp(BASE + 1),
         position: "0/p/0:1".parse().expect("valid"),
         profile: serde_json::from_value::<Profile>(fields).expect("object"),
+        kept: Default::default(),
     });
     assert_eq!(
         canonical(&state),
@@ -236,6 +237,7 @@ proptest! {
             time: Timestamp(BASE),
             position: "0/p/0:1".parse().expect("valid"),
             profile: Profile([(text, serde_json::json!({"f": [fraction], "i": i64::MIN}))].into()),
+            kept: Default::default(),
         };
         prop_assert_eq!(Profiled::from_text(&known.to_text()), Ok(known));
     }

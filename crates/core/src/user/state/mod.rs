@@ -3,6 +3,8 @@
 //! Invariant: `window` is sorted by (time, position), and contains no position twice and nothing at or before
 //! `erased_at`. It does not know how the state is computed ([`crate::user::fold`]).
 
+use std::collections::BTreeMap;
+
 use crate::user::event::{Item, Kind, Profile};
 use crate::user::record::{Fences, Position, Timestamp};
 
@@ -56,6 +58,9 @@ pub struct Profiled {
     pub position: Position,
     /// The profile.
     pub profile: Profile,
+    /// Fields whose value the record did not send, because it had not changed: time and position of the record that the
+    /// value in `profile` is from.
+    pub kept: BTreeMap<String, (Timestamp, Position)>,
 }
 
 /// Folded state of a user. Canonical: a function of the set of records folded.

@@ -12,13 +12,15 @@ use serde_json::{Value, json};
 
 use super::{ClaimRate, DecodeError, Pending, Profiled, UserState, WindowEvent};
 use crate::user::event::{Item, Profile};
-use crate::user::record::{Position, Timestamp};
+use crate::user::record::{Position, PositionError, Timestamp};
 
 #[derive(Serialize, Deserialize)]
 struct ProfileText {
     time: Timestamp,
     position: String,
     profile: Profile,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    kept: BTreeMap<String, (Timestamp, String)>,
 }
 
 impl Profiled {
@@ -28,6 +30,9 @@ impl Profiled {
             time: self.time,
             position: self.position.to_string(),
             profile: self.profile.clone(),
+            kept: (self.kept.iter())
+                .map(|(field, (time, at))| (field.clone(), (*time, at.to_string())))
+                .collect(),
         };
         serde_json::to_string(&stored).expect("string keys and JSON values always write")
     }
@@ -39,6 +44,10 @@ impl Profiled {
             time: stored.time,
             position: stored.position.parse().map_err(|e| damaged(&e))?,
             profile: stored.profile,
+            kept: (stored.kept.into_iter())
+                .map(|(field, (time, at))| Ok((field, (time, at.parse()?))))
+                .collect::<Result<_, PositionError>>()
+                .map_err(|e| damaged(&e))?,
         })
     }
 }
@@ -106,11 +115,17 @@ pub fn canonical(state: &UserState) -> String {
         .map(|(partition, offset)| (partition.to_string(), offset.0))
         .collect();
     let profile = state.profile.as_ref().map(|profile| {
-        json!({
+        let mut dump = json!({
             "position": profile.position.to_string(),
             "profile": profile.profile,
             "time": profile.time.0,
-        })
+        });
+        if !profile.kept.is_empty() {
+            let of = |(time, at): &(Timestamp, Position)| format!("{} {at}", time.0);
+            let kept = profile.kept.iter().map(|(field, from)| (field, of(from)));
+            dump["kept"] = kept.collect::<BTreeMap<_, _>>().into_iter().collect();
+        }
+        dump
     });
     let mut dump = json!({
         "fences": fences,
