@@ -62,6 +62,11 @@ impl Error {
         }
     }
 
+    /// Whether a stored value cannot be used. It passes when somebody restores or deletes the value.
+    pub fn is_of_a_value(&self) -> bool {
+        matches!(self, Self::Store(store::Error::Corrupt { .. }))
+    }
+
     /// Whether the store lost writes, so that the member must rewind.
     pub fn rewinds(&self) -> bool {
         matches!(self, Self::Store(error) if error.remedy() == store::Remedy::Rewind)

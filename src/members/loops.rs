@@ -40,6 +40,18 @@ const DRAIN_WORK_MAX: Duration = Duration::from_secs(2);
 /// How long the last commit may take.
 const LAST_COMMIT_MAX: Duration = Duration::from_secs(2);
 
+/// How often a stopped partition is tried again.
+const RESUME_EVERY: Duration = Duration::from_secs(5);
+
+/// What the gate of the values that generate reads says while it is open.
+const VALUES_OPEN: &str = "the stored values can be read";
+
+/// What the gate of the sold-out sets says while it is open.
+const SETS_OPEN: &str = "the sold-out sets can be written";
+
+/// What the gate of an ingest member's partitions says while it is open.
+const PARTITIONS_OPEN: &str = "no partition is stopped";
+
 /// How often unused states are dropped. A state that is not needed for one to two of these periods leaves the cache.
 const DROP_STATES_EVERY: Duration = Duration::from_secs(300);
 
@@ -221,7 +233,7 @@ async fn last_commit(member: &mut impl Member, cancel: &CancellationToken) -> an
 async fn commit(member: &mut impl Member, cancel: &CancellationToken) -> anyhow::Result<()> {
     match member.commit().await {
         Err(error) if error.rewinds() => rewind(member, &error, cancel).await,
-        Err(error) if error.retry() => {
+        Err(error) if error.retry() || error.is_of_a_value() => {
             count_error(&error);
             error.warn("commit failed; the next commit includes its offsets");
             Ok(())
@@ -235,7 +247,7 @@ async fn commit(member: &mut impl Member, cancel: &CancellationToken) -> anyhow:
 async fn check_store(member: &mut impl Member, cancel: &CancellationToken) -> anyhow::Result<()> {
     match member.check_store().await {
         Err(error) if error.rewinds() => rewind(member, &error, cancel).await,
-        Err(error) if error.retry() => {
+        Err(error) if error.retry() || error.is_of_a_value() => {
             count_error(&error);
             Ok(())
         }
@@ -265,12 +277,17 @@ const DLQ_OPEN: &str = "no dead letter waits";
 pub(crate) async fn ingest_loop<L: Log, S: Store>(
     mut member: Ingest<L, S>,
     mut ready: watch::Receiver<bool>,
-    dlq: Gate,
+    (dlq, partitions): (Gate, Gate),
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
+    partitions.open(PARTITIONS_OPEN);
     // Without the catalogue the rules could not filter a first list.
     if wait_ready(&mut ready, &cancel).await {
-        run_until_drained(&cancel, ingest_turns(&mut member, &dlq, &cancel)).await?;
+        run_until_drained(
+            &cancel,
+            ingest_turns(&mut member, (&dlq, &partitions), &cancel),
+        )
+        .await?;
         last_commit(&mut member, &cancel).await?;
     }
     member.into_log().close().await;
@@ -279,9 +296,10 @@ pub(crate) async fn ingest_loop<L: Log, S: Store>(
 
 async fn ingest_turns<L: Log, S: Store>(
     member: &mut Ingest<L, S>,
-    dlq: &Gate,
+    (dlq, partitions): (&Gate, &Gate),
     cancel: &CancellationToken,
 ) -> anyhow::Result<()> {
+    let mut resumes = every(RESUME_EVERY);
     let mut commits = every(COMMIT_EVERY);
     let mut store_checks = every(STORE_CHECK_EVERY);
     let mut drops = every(DROP_STATES_EVERY);
@@ -294,6 +312,7 @@ async fn ingest_turns<L: Log, S: Store>(
             _ = commits.tick() => commit(member, cancel).await?,
             _ = store_checks.tick() => check_store(member, cancel).await?,
             _ = drops.tick() => member.drop_unused_states(),
+            _ = resumes.tick() => resume(member, cancel).await?,
             delivery = member.log().next() => {
                 let (batches, other) = gather(member.log(), delivery?).await?;
                 fold_all(member, &batches, dlq, cancel).await?;
@@ -310,6 +329,26 @@ async fn ingest_turns<L: Log, S: Store>(
                 }
             }
         }
+        match member.stopped_why() {
+            Some(why) => partitions.shut(format!("{why}; next try in {RESUME_EVERY:?}")),
+            None => partitions.open(PARTITIONS_OPEN),
+        }
+    }
+}
+
+/// Reads stopped partitions again, so that they go on by themselves when their cause is mended. A log that refuses is
+/// asked again at the next tick.
+async fn resume<L: Log, S: Store>(
+    member: &mut Ingest<L, S>,
+    cancel: &CancellationToken,
+) -> anyhow::Result<()> {
+    match member.resume_stopped().await {
+        Err(error) if error.rewinds() => rewind(member, &error, cancel).await,
+        Err(error) => {
+            count_error(&error);
+            Ok(())
+        }
+        Ok(()) => Ok(()),
     }
 }
 
@@ -348,7 +387,7 @@ pub(crate) async fn fold_all<L: Log, S: Store>(
             }
             Err(error) if batches.len() == 1 => {
                 count_error(&error);
-                member.stop(&batches[0].partition, &error);
+                member.stop(&batches[0], &error);
                 return Ok(tally);
             }
             Err(_) => {
@@ -396,10 +435,11 @@ pub(crate) fn accept_retryable_commit(outcome: Result<(), Error>) -> anyhow::Res
 /// Runs a stock member until it is cancelled.
 pub(crate) async fn stock_loop<L: Log, S: Store>(
     mut member: Stock<L, S>,
-    dlq: Gate,
+    (dlq, sets): (Gate, Gate),
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
-    run_until_drained(&cancel, stock_turns(&mut member, &dlq, &cancel)).await?;
+    sets.open(SETS_OPEN);
+    run_until_drained(&cancel, stock_turns(&mut member, (&dlq, &sets), &cancel)).await?;
     last_commit(&mut member, &cancel).await?;
     member.into_log().close().await;
     Ok(())
@@ -407,7 +447,7 @@ pub(crate) async fn stock_loop<L: Log, S: Store>(
 
 async fn stock_turns<L: Log, S: Store>(
     member: &mut Stock<L, S>,
-    dlq: &Gate,
+    (dlq, sets): (&Gate, &Gate),
     cancel: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut commits = every(COMMIT_EVERY);
@@ -428,13 +468,17 @@ async fn stock_turns<L: Log, S: Store>(
                         rewind(member, &error, cancel).await?;
                         break;
                     }
-                    anyhow::ensure!(error.retry(), error);
+                    anyhow::ensure!(error.retry() || error.is_of_a_value(), error);
                     report_dlq(dlq, &error);
+                    if error.is_of_a_value() {
+                        sets.shut(error.to_string());
+                    }
                     if !backoff.wait(&error, cancel).await {
                         break;
                     }
                 }
                 dlq.open(DLQ_OPEN);
+                sets.open(SETS_OPEN);
             }
         }
     }
@@ -443,10 +487,15 @@ async fn stock_turns<L: Log, S: Store>(
 /// Runs a generate member until it is cancelled.
 pub(crate) async fn generate_loop<L: Log, S: Store, A: generate::Scorer>(
     mut member: Generate<L, S, A>,
-    dlq: Gate,
+    (dlq, values): (Gate, Gate),
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
-    run_until_drained(&cancel, generate_turns(&mut member, &dlq, &cancel)).await?;
+    values.open(VALUES_OPEN);
+    run_until_drained(
+        &cancel,
+        generate_turns(&mut member, (&dlq, &values), &cancel),
+    )
+    .await?;
     last_commit(&mut member, &cancel).await?;
     member.into_log().close().await;
     Ok(())
@@ -454,7 +503,7 @@ pub(crate) async fn generate_loop<L: Log, S: Store, A: generate::Scorer>(
 
 async fn generate_turns<L: Log, S: Store, A: generate::Scorer>(
     member: &mut Generate<L, S, A>,
-    dlq: &Gate,
+    (dlq, values): (&Gate, &Gate),
     cancel: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut commits = every(COMMIT_EVERY);
@@ -504,10 +553,17 @@ async fn generate_turns<L: Log, S: Store, A: generate::Scorer>(
             () = in_flight.watch() => continue,
         };
         match turn {
-            Ok(_) => backoff = Backoff::default(),
+            Ok(_) => {
+                backoff = Backoff::default();
+                values.open(VALUES_OPEN);
+            }
             Err(error) if error.rewinds() => rewind(member, &error, cancel).await?,
-            Err(error) if error.retry() => {
+            Err(error) if error.retry() || error.is_of_a_value() => {
+                if error.is_of_a_value() {
+                    values.shut(error.to_string());
+                }
                 backoff.wait(&error, cancel).await;
+                continue;
             }
             Err(error) => return Err(error.into()),
         }

@@ -158,8 +158,9 @@ async fn a_batch_given_up_at_the_end_is_not_committed() {
         let member = Ingest::new(log, MemoryStore::default(), snapshot, settings);
         let cancel = CancellationToken::new();
         let (_ready, is_ready) = tokio::sync::watch::channel(true);
-        let gate = dlq_gate(&Ready::default(), "dlq");
-        let running = tokio::spawn(ingest_loop(member, is_ready, gate, cancel.clone()));
+        let ready = Ready::default();
+        let gates = (dlq_gate(&ready, "dlq"), ready.gate("partitions"));
+        let running = tokio::spawn(ingest_loop(member, is_ready, gates, cancel.clone()));
         refused.notified().await;
         // Writes succeed again, there is a next record, and the process is told to end.
         cluster.produce(event(
@@ -315,7 +316,12 @@ impl Requested {
             snapshot.clone(),
             ingest_settings(&topics, true),
         );
-        let ingest = ingest_loop(member, is_ready, dlq_gate(&ready, "i"), cancel.clone());
+        let ingest = ingest_loop(
+            member,
+            is_ready,
+            (dlq_gate(&ready, "i"), ready.gate("partitions")),
+            cancel.clone(),
+        );
         tokio::spawn(ingest);
         let lane = topics
             .lanes()
@@ -348,8 +354,8 @@ impl Requested {
         let (arms, settings) = arms_and_settings(&self.topics, engine);
         let (store, snapshot) = (self.store.clone(), self.snapshot.clone());
         let member = Generate::new(log, store, snapshot, arms, settings);
-        let gate = dlq_gate(&self.ready, "g");
-        tokio::spawn(generate_loop(member, gate, self.cancel.clone()));
+        let gates = (dlq_gate(&self.ready, "g"), self.ready.gate("values"));
+        tokio::spawn(generate_loop(member, gates, self.cancel.clone()));
     }
 }
 

@@ -165,7 +165,7 @@ table! {
     CALLBACK: Seconds {nearshore_kafka::metrics::CALLBACK} []
         "Seconds spent inside a rebalance callback; the whole group may have to wait for it.";
     STOPPED: Gauge "nearshore_partitions_stopped" []
-        "Partitions that ingest stopped because of a permanent error, such as a state written by a newer version.";
+        "Partitions that ingest stopped because of an error that somebody must mend, such as a state written by a newer version; they are tried again every few seconds.";
     ROUND_TRIPS: Counter {nearshore_redis::metrics::ROUND_TRIPS} []
         "Round trips to Redis, one per primary and request.";
     REGRESSIONS: Counter "nearshore_store_regressions_total" []

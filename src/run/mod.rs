@@ -359,7 +359,10 @@ async fn redis_first(parts: &Parts) -> anyhow::Result<Option<KafkaSettings>> {
 }
 
 async fn ingest_task(parts: Parts) -> anyhow::Result<()> {
-    let gate = dlq_gate(&parts.ready, "dlq-ingest");
+    let gates = (
+        dlq_gate(&parts.ready, "dlq-ingest"),
+        parts.ready.gate("partitions"),
+    );
     let joined = parts.ready.gate("ingest");
     joined.shut("waits for Redis");
     let Some(kafka) = redis_first(&parts).await? else {
@@ -405,11 +408,14 @@ async fn ingest_task(parts: Parts) -> anyhow::Result<()> {
         complete_since: BTreeMap::new(),
     };
     let member = Ingest::new(log, store, snapshot, settings);
-    beside(watchers, ingest_loop(member, catalogue, gate, cancel)).await
+    beside(watchers, ingest_loop(member, catalogue, gates, cancel)).await
 }
 
 async fn stock_task(parts: Parts) -> anyhow::Result<()> {
-    let gate = dlq_gate(&parts.ready, "dlq-stock");
+    let gates = (
+        dlq_gate(&parts.ready, "dlq-stock"),
+        parts.ready.gate("sold-out-sets"),
+    );
     let joined = parts.ready.gate("stock");
     joined.shut("waits for Redis");
     let Some(kafka) = redis_first(&parts).await? else {
@@ -434,7 +440,7 @@ async fn stock_task(parts: Parts) -> anyhow::Result<()> {
         topics,
         parts.config.limits(),
     );
-    beside(watchers, stock_loop(member, gate, parts.cancel)).await
+    beside(watchers, stock_loop(member, gates, parts.cancel)).await
 }
 
 async fn generate_task(parts: Parts) -> anyhow::Result<()> {
@@ -497,7 +503,11 @@ async fn generate_task(parts: Parts) -> anyhow::Result<()> {
         if cancel.run_until_cancelled(member.warm()).await.is_some() {
             gate.open("warm");
         }
-        generate_loop(member, dlq_gate(&ready, "dlq-generate"), cancel).await
+        let gates = (
+            dlq_gate(&ready, "dlq-generate"),
+            ready.gate("values-generate"),
+        );
+        generate_loop(member, gates, cancel).await
     })
     .await
 }

@@ -36,5 +36,7 @@ mod store_same;
 mod store_shared;
 mod store_speed;
 mod store_users;
+mod store_values;
 mod upgrade;
+mod values;
 mod way;

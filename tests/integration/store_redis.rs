@@ -276,6 +276,11 @@ async fn a_state_of_a_newer_version_stops_its_reader_and_is_left_alone() {
             .expect_err("the state is newer"),
     ] {
         assert_eq!(error.remedy(), Remedy::Stop);
+        // A process that is too old stops; it does not set aside one user after the other.
+        assert!(
+            matches!(error, Error::Corrupt { user: None, .. }),
+            "{error}"
+        );
         let text = error.to_string();
         // The error has the key without the user's id: errors are logged.
         assert!(text.contains(&format!("{ns}:{{#")), "{text}");
@@ -286,14 +291,14 @@ async fn a_state_of_a_newer_version_stops_its_reader_and_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_key_of_a_wrong_type_is_refused_for_good() {
+async fn a_key_of_a_wrong_type_is_refused_and_named() {
     let (store, ns, user) = (single(), fresh("ns"), user("u"));
     let mut redis = raw(&single_url()).await;
     let key = format!("{ns}:{{{user}}}:state");
     let _: String = ask(&mut redis, &["SET", &key, "text"]).await;
     let refused = store.fold(&ns, &[write(&user, 0, 1)]).await;
     let refused = refused.expect_err("the key has a wrong type");
-    assert!(matches!(refused, Error::Refused { .. }), "{refused}");
+    assert!(matches!(refused, Error::Corrupt { .. }), "{refused}");
     assert_eq!(refused.remedy(), Remedy::Stop);
 }
 

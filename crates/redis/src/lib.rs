@@ -74,6 +74,11 @@ impl RedisStore {
         self.link().run_by(self.guard.as_deref(), cmds, per).await
     }
 
+    /// Converts what is stored under a key to the expected type.
+    fn read_of<T: FromRedisValue>(&self, key: &str, value: Value) -> Result<T, Error> {
+        redis::from_redis_value(value).map_err(|error| corrupt(key, error))
+    }
+
     /// Converts an answer to the expected type.
     fn read<T: FromRedisValue>(&self, value: Value) -> Result<T, Error> {
         redis::from_redis_value(value).map_err(|error| self.link().unexpected(error))
@@ -105,6 +110,10 @@ impl Users for RedisStore {
 
     async fn publish(&self, ns: &str, lists: &[Publish]) -> Result<Vec<Published>, Error> {
         self.publish_lists(ns, lists).await
+    }
+
+    async fn discard(&self, ns: &str, user: &UserId, at: Timestamp) -> Result<(), Error> {
+        self.discard_user(ns, user, at).await
     }
 }
 
@@ -251,12 +260,13 @@ impl Durability for RedisStore {
     }
 }
 
-/// An [`Error::Corrupt`] for a stored value, its key masked.
+/// An [`Error::Corrupt`] for a stored value, its key masked; it is of consequence to the key's user alone.
 fn corrupt(key: &str, reason: impl ToString) -> Error {
     // Errors are logged, and a log must not name users. To see ids, enable debug lines.
-    tracing::debug!(key, "a stored value does not decode; it is left as it is");
+    tracing::debug!(key, "a stored value cannot be used; it is left as it is");
     Error::Corrupt {
         key: keys::masked(key),
+        user: keys::owner(key),
         reason: reason.to_string(),
     }
 }

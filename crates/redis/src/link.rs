@@ -17,14 +17,16 @@ use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, Pipeline, RedisError, RedisResult,
+    Arg, AsyncConnectionConfig, Client, Cmd, ErrorKind, Pipeline, RedisError, RedisResult,
     ServerErrorKind, Value,
 };
 use tokio::sync::Mutex;
 
 use super::scripts::{self, Guard};
 use super::settings::RedisSettings;
+use crate::corrupt;
 use crate::metrics as measures;
+use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{Error, Lineage};
 
 /// Least time between two attempts to connect.
@@ -173,10 +175,55 @@ impl Link {
                 answers[nth] = answer;
             }
         }
+        for (answer, cmd) in answers.iter().zip(&cmds) {
+            if let Err(error) = answer
+                && is_of_a_value(error)
+            {
+                return Err(self.bad_value(&live, cmd, error).await);
+            }
+        }
         answers
             .into_iter()
             .map(|answer| self.check(&live, answer))
             .collect()
+    }
+
+    /// The error of a command that found a value which it cannot use. Redis does not say under which key a script found
+    /// it, so the types of all its keys are compared with what they should be.
+    async fn bad_value(&self, live: &Arc<Live>, cmd: &Cmd, error: &RedisError) -> Error {
+        let keys = keys_of(cmd);
+        let types = keys.iter().map(|key| {
+            let mut kind = redis::cmd("TYPE");
+            kind.arg(key);
+            kind
+        });
+        let types: Vec<Cmd> = types.collect();
+        let found = match self.send(live, &types, types.len()).await {
+            Ok(found) => found,
+            Err(error) => return error,
+        };
+        for (key, found) in keys.iter().zip(found) {
+            let found: String = found
+                .and_then(|found| Ok(redis::from_redis_value(found)?))
+                .unwrap_or_default();
+            let wanted = keys::redis_type(key).unwrap_or_default();
+            if !wanted.is_empty() && !["none", "", wanted].contains(&found.as_str()) {
+                return corrupt(key, format!("it is a {found}, not a {wanted}"));
+            }
+        }
+        let Some(first) = keys.first() else {
+            return self.classify(error);
+        };
+        // All keys of a script about a user are that user's.
+        let named: Vec<String> = keys.iter().map(|key| keys::masked(key)).collect();
+        match corrupt(first, error) {
+            Error::Corrupt { user, reason, .. } => Error::Corrupt {
+                key: named.join(" or "),
+                user,
+                reason,
+            },
+            other => other,
+        }
     }
 
     /// Runs one command on the primary of its key.
@@ -496,6 +543,29 @@ fn lineage_in(texts: &[String]) -> Option<Lineage> {
     }
     ids.sort();
     (!ids.is_empty()).then(|| Lineage(ids.join(",").into()))
+}
+
+/// The keys of a command: those of a script, else its first argument.
+fn keys_of(cmd: &Cmd) -> Vec<String> {
+    let mut words = cmd.args_iter().filter_map(|word| match word {
+        Arg::Simple(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+        _ => None,
+    });
+    let name = words.next().unwrap_or_default();
+    if name != "EVALSHA" {
+        return words.next().into_iter().collect();
+    }
+    let n = words.nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
+    words.take(n).collect()
+}
+
+/// Whether the error is that of a stored value: of another type, or one with which a script cannot calculate.
+fn is_of_a_value(error: &RedisError) -> bool {
+    match error.code() {
+        Some("WRONGTYPE") => true,
+        Some("ERR") => error.to_string().contains("user_script"),
+        _ => false,
+    }
 }
 
 fn is_no_script(error: &RedisError) -> bool {

@@ -21,9 +21,10 @@ pub(super) enum Effect {
     Active,
     Checkpoint,
     Erase,
+    Discard,
 }
 
-const SOURCES: [(Effect, &str); 11] = [
+const SOURCES: [(Effect, &str); 12] = [
     (Effect::Fold, include_str!("lua/fold.lua")),
     (Effect::Claim, include_str!("lua/claim.lua")),
     (Effect::Publish, include_str!("lua/publish.lua")),
@@ -35,6 +36,7 @@ const SOURCES: [(Effect, &str); 11] = [
     (Effect::Active, include_str!("lua/active.lua")),
     (Effect::Checkpoint, include_str!("lua/checkpoint.lua")),
     (Effect::Erase, include_str!("lua/erase.lua")),
+    (Effect::Discard, include_str!("lua/discard.lua")),
 ];
 
 static HASHES: LazyLock<[String; SOURCES.len()]> =

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use redis::{Cmd, cmd};
+use redis::{Cmd, Value, cmd};
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use serde::de::value::Error as NoKind;
@@ -25,16 +25,26 @@ impl RedisStore {
         let ttl = self.inner.settings.counts_ms();
         let cmds = deltas.iter().map(|delta| delta_call(ns, delta, ttl));
         let answers = self.run(cmds.collect(), 1).await?;
-        let added = |answer| {
+        let added = |(answer, delta): (Value, &Delta)| {
             let (outcome, fence): (String, Option<String>) = self.read_pair(answer)?;
             match (outcome.as_str(), fence.as_deref()) {
-                ("stored", _) => Ok(Added::Stored),
+                ("stored", left_out) => {
+                    if left_out.is_some_and(|cells| cells != "0") {
+                        let shard = keys::count_fence(ns, delta.shard);
+                        tracing::error!(
+                            fence = shard,
+                            cells = left_out,
+                            "cells of counts hold no integer; their events were not counted; delete these fields"
+                        );
+                    }
+                    Ok(Added::Stored)
+                }
                 ("fence", Some("")) => Ok(Added::Fence(None)),
                 ("fence", Some(text)) => match text.parse() {
                     Ok(offset) => Ok(Added::Fence(Some(Offset(offset)))),
                     Err(_) => {
-                        let reason = format!("delta.lua returned the fence {text:?}, no number");
-                        Err(self.link().unexpected(reason))
+                        let key = keys::count_fence(ns, delta.shard);
+                        Err(corrupt(&key, format!("the fence {text:?} is no number")))
                     }
                 },
                 (other, _) => Err(self
@@ -42,7 +52,8 @@ impl RedisStore {
                     .unexpected(format!("delta.lua returned {other:?}"))),
             }
         };
-        answers.into_iter().map(added).collect()
+        let answers = answers.into_iter().zip(deltas);
+        answers.map(added).collect()
     }
 
     pub(super) async fn fences_of(
@@ -60,7 +71,7 @@ impl RedisStore {
         let answers = self.link().run(cmds.collect(), 1).await?;
         let mut fences = BTreeMap::new();
         for (shard, answer) in (0..=u8::MAX).zip(answers) {
-            if let Some(offset) = self.read(answer)? {
+            if let Some(offset) = self.read_of(&keys::count_fence(ns, shard), answer)? {
                 fences.insert(shard, Offset(offset));
             }
         }
@@ -73,7 +84,8 @@ impl RedisStore {
         let answers = self.link().run(cmds.collect(), 1).await?;
         let mut versions = BTreeMap::new();
         for (shard, answer) in (0..=u8::MAX).zip(answers) {
-            let fences: BTreeMap<String, i64> = self.read(answer)?;
+            let fences: BTreeMap<String, i64> =
+                self.read_of(&keys::count_fence(ns, shard), answer)?;
             if !fences.is_empty() {
                 let texts = fences.iter().map(|(text, offset)| (text.as_str(), *offset));
                 versions.insert(shard, keys::digest(texts));
@@ -98,11 +110,18 @@ impl RedisStore {
         let answers = self.link().run(cmds, 1).await?;
         let mut cells = BTreeMap::new();
         for (&bucket, answer) in recent.iter().zip(answers) {
-            let fields: Vec<(String, u64)> = self.read(answer)?;
+            let key = keys::count_bucket(ns, shard, bucket);
+            let fields: Vec<(Vec<u8>, Vec<u8>)> = self.read_of(&key, answer)?;
             for (field, n) in fields {
-                let cell = cell_of(&field, bucket)
-                    .ok_or_else(|| corrupt(&keys::count_bucket(ns, shard, bucket), &field))?;
-                cells.insert(cell, n);
+                // One cell that cannot be read must not cost all lists the demand.
+                match cell_and_count(&field, &n, bucket) {
+                    Some((cell, n)) => drop(cells.insert(cell, n)),
+                    None => tracing::error!(
+                        key,
+                        field = %String::from_utf8_lossy(&field),
+                        "a cell of counts cannot be read and is left out; delete the field"
+                    ),
+                }
             }
         }
         Ok(cells)
@@ -312,6 +331,11 @@ fn kind_text(kind: Kind) -> &'static str {
         Kind::Purchase => "purchase",
         Kind::Search => "search",
     }
+}
+
+fn cell_and_count(field: &[u8], n: &[u8], bucket: i64) -> Option<(Cell, u64)> {
+    let cell = cell_of(std::str::from_utf8(field).ok()?, bucket)?;
+    Some((cell, std::str::from_utf8(n).ok()?.parse().ok()?))
 }
 
 fn cell_of(field: &str, bucket: i64) -> Option<Cell> {

@@ -15,7 +15,9 @@ use nearshore_core::ports::store::{
 };
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
-use nearshore_core::user::state::{self, Activity, LoadedUser, Pending, Profiled, UserState};
+use nearshore_core::user::state::{
+    self, Activity, DecodeError, LoadedUser, Pending, Profiled, UserState,
+};
 
 /// Fields of the state hash, in the order of [`StateRow`].
 const STATE: [&str; 7] = [
@@ -107,9 +109,9 @@ impl RedisStore {
         let mut loaded = Vec::with_capacity(users.len());
         for keys in &all {
             let mut next = || answers.next().unwrap_or(Value::Nil);
-            let row: StateRow = self.read(next())?;
-            let profile: Option<String> = self.read(next())?;
-            let erased: Option<i64> = self.read(next())?;
+            let row: StateRow = self.read_of(&keys.state, next())?;
+            let profile: Option<String> = self.read_of(&keys.profile, next())?;
+            let erased: Option<i64> = self.read_of(&keys.erased, next())?;
             loaded.push(user_of(
                 keys,
                 row,
@@ -208,7 +210,7 @@ impl RedisStore {
                 _ => {}
             }
             let (bytes, erased_at, profile, erased, claim, pending): ClaimRow =
-                self.read(answer)?;
+                self.read_of(&keys.state, answer)?;
             let profile = profile_of(keys, Some(profile).filter(|text| !text.is_empty()))?;
             Ok(ClaimOutcome::Claimed(Box::new(Claimed {
                 state: state_of(keys, &bytes, profile, Timestamp(erased_at.max(erased)))?,
@@ -234,9 +236,9 @@ impl RedisStore {
         let mut peeks = Vec::with_capacity(users.len());
         for keys in &all {
             let mut next = || answers.next().unwrap_or(Value::Nil);
-            let list: ListRow = self.read(next())?;
-            let row: StateRow = self.read(next())?;
-            let erased: Option<i64> = self.read(next())?;
+            let list: ListRow = self.read_of(&keys.recall, next())?;
+            let row: StateRow = self.read_of(&keys.state, next())?;
+            let erased: Option<i64> = self.read_of(&keys.erased, next())?;
             let user = user_of(keys, row, None, Timestamp(0))?;
             // A list from before an erase that this namespace has not folded yet does not count.
             let list_erased_at = Timestamp(list.erased_at.unwrap_or_default());
@@ -294,6 +296,21 @@ impl RedisStore {
         answers.into_iter().map(published).collect()
     }
 
+    pub(super) async fn discard_user(
+        &self,
+        ns: &str,
+        user: &UserId,
+        at: Timestamp,
+    ) -> Result<(), Error> {
+        let keys = keys::user(ns, user)?;
+        let mut discard = call(
+            Effect::Discard,
+            &[&keys.state, &keys.profile, &keys.erased, &keys.recall],
+        );
+        discard.arg(at.0);
+        self.run(vec![discard], 1).await.map(drop)
+    }
+
     /// Reads a word and, if there is one, the value behind it.
     pub(super) fn read_pair<T: redis::FromRedisValue>(
         &self,
@@ -341,7 +358,18 @@ fn state_of(
     profile: Option<Profiled>,
     erased_at: Timestamp,
 ) -> Result<UserState, Error> {
-    state::decode(bytes, profile, erased_at).map_err(|error| corrupt(&keys.state, error))
+    state::decode(bytes, profile, erased_at).map_err(|error| {
+        match (corrupt(&keys.state, &error), error) {
+            // It is not one value that is damaged but this process that is too old, so it must stop before it sets aside
+            // the records of all users.
+            (Error::Corrupt { key, reason, .. }, DecodeError::Newer { .. }) => Error::Corrupt {
+                key,
+                user: None,
+                reason,
+            },
+            (other, _) => other,
+        }
+    })
 }
 
 fn user_of(
@@ -352,6 +380,10 @@ fn user_of(
 ) -> Result<LoadedUser, Error> {
     let profile = profile_of(keys, profile)?;
     let had_profile = profile.is_some();
+    if row.blob.is_none() && row.ver.is_some() {
+        // Read as no state, it would make every write stale.
+        return Err(corrupt(&keys.state, "the field blob is missing"));
+    }
     let Some(bytes) = row.blob else {
         let mut state = UserState {
             profile,

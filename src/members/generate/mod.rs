@@ -37,10 +37,11 @@ use scoring::{Job, Scoring, TimedResponse};
 
 use crate::members::checkpoints::Checkpoints;
 use crate::members::error::Error;
+use crate::metrics;
 use nearshore_core::list::prompt::{Arm, Template};
 use nearshore_core::names::scoring::Calibration;
 use nearshore_core::ports::log::{Batch, Log};
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::{self, Store};
 use nearshore_core::queue::lanes::{Lanes, Policy, Work};
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::shop::rules::Needs;
@@ -56,6 +57,9 @@ pub(crate) fn group(kafka: &KafkaSettings) -> String {
 
 /// Time of the model in one turn, if it is quick enough for more than one batch of it.
 const TURN_MAX: Duration = Duration::from_millis(500);
+
+/// After how long the request of a user of whom a stored value cannot be used is tried again.
+const UNREADABLE_RETRY: Duration = Duration::from_secs(10);
 
 /// Name of the member's checkpoints in the store.
 const READER: &str = "nearshore:generate";
@@ -133,7 +137,35 @@ type ScoredBatch<'a> = (Vec<Job<'a>>, Vec<Option<TimedResponse>>);
 
 impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     /// Serves what is due. After an error call it again: what was cut stays in hand.
+    ///
+    /// The request of a user of whom a stored value cannot be used is requeued, so that no other user waits for it.
     pub async fn turn(&mut self, now: Timestamp) -> Result<Turn, Error> {
+        let error = match self.turn_of_all(now).await {
+            Err(error) => error,
+            done => return done,
+        };
+        let Error::Store(store::Error::Corrupt {
+            user: Some(user), ..
+        }) = &error
+        else {
+            return Err(error);
+        };
+        let due = now.after(UNREADABLE_RETRY);
+        let requeued = self.queue.postpone(user, due);
+        if !self.publisher.forget(user) && !requeued {
+            return Err(error);
+        }
+        if let Error::Store(cause) = &error {
+            metrics::store_error(cause);
+        }
+        tracing::warn!(
+            %error,
+            "a stored value of one user cannot be used; the user's request is tried again in {UNREADABLE_RETRY:?}"
+        );
+        Ok(Turn::default())
+    }
+
+    async fn turn_of_all(&mut self, now: Timestamp) -> Result<Turn, Error> {
         self.publisher.settle(&self.log, &self.store).await?;
         self.queue.requeue(&self.log, now).await?;
         // A list of a shop that sells nothing would be empty, and hide a better one from clients.

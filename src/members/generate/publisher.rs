@@ -149,6 +149,18 @@ impl Publisher {
         Ok(())
     }
 
+    /// Forgets what may be unsent of a user whose list cannot be read: their request is served again, and sends it. Returns
+    /// whether there was anything.
+    pub(super) fn forget(&self, user: &UserId) -> bool {
+        let all = self.outbox.by_namespace().into_iter();
+        let theirs = all.filter(|(_, users)| users.contains(user));
+        let namespaces: Vec<String> = theirs.map(|(ns, _)| ns).collect();
+        for ns in &namespaces {
+            self.outbox.remove(ns, std::slice::from_ref(user));
+        }
+        !namespaces.is_empty()
+    }
+
     /// Writes rejected records of one batch to `dlq`. After an error call it again with the same batch: what was
     /// acknowledged is not written twice.
     pub(super) async fn write_dead_letters<L: Log>(

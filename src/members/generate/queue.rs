@@ -13,6 +13,7 @@ use nearshore_core::ports::store::Store;
 use nearshore_core::queue::lanes::{Lanes, Offered, Policy, Work};
 use nearshore_core::queue::offsets::InProgress;
 use nearshore_core::queue::topics::Topics;
+use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Partition, Record, Resume, Timestamp};
 use nearshore_core::user::trigger::Request;
 
@@ -144,6 +145,20 @@ impl Queue {
         }
         self.lanes.hold_backfill(held);
         Ok(())
+    }
+
+    /// Takes the requests of a user out of the batches, to be requeued with a later due time. Returns whether there were
+    /// any.
+    pub(super) fn postpone(&mut self, user: &UserId, due: Timestamp) -> bool {
+        let before = self.deferred.len();
+        for batch in &mut self.batches {
+            let mut theirs = batch.extract_if(.., |work| work.request.user == *user);
+            self.deferred.extend(theirs.by_ref().map(|mut work| {
+                work.request.due = due;
+                work
+            }));
+        }
+        self.deferred.len() > before
     }
 
     /// Cuts batches of what is due, unless an earlier turn left some; whether there is anything to serve.

@@ -45,7 +45,8 @@ pub(super) fn decode<'a>(settings: &IngestSettings, batches: &[&'a Batch]) -> De
     decoded
 }
 
-fn stage(source: Source) -> Stage {
+/// The stage of a record that is rejected.
+pub(super) fn stage(source: Source) -> Stage {
     match source {
         Source::Events => Stage::Event,
         Source::Profiles(_) => Stage::Profile,

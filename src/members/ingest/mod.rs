@@ -4,6 +4,7 @@
 //! letters are acknowledged. [`Ingest::handle`] may be called again with the same batches after any error, because
 //! every effect is fenced. The role decides nothing about users or products: [`nearshore_core::user::plan`] does.
 
+mod aside;
 mod counts;
 mod decode;
 mod effects;
@@ -15,7 +16,7 @@ mod states;
 mod stopped;
 mod write;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ use arc_swap::ArcSwap;
 use crate::members::checkpoints::Checkpoints;
 use crate::members::dlq::DeadLetterWriter;
 use crate::members::error::Error;
+use aside::SetAside;
 use counts::CountChains;
 use decode::{Decoded, decode};
 use effects::Effects;
@@ -158,7 +160,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
     }
 
     /// Partitions that stopped with an alarm.
-    pub fn stopped(&self) -> &BTreeSet<Partition> {
+    pub fn stopped(&self) -> impl Iterator<Item = &Partition> {
         self.stopped.partitions()
     }
 
@@ -178,19 +180,54 @@ impl<L: Log, S: Store> Ingest<L, S> {
         self.stopped.release(partitions);
     }
 
-    /// Stops a partition with an alarm: its offsets stay where they are.
-    pub fn stop(&mut self, partition: &Partition, why: &Error) {
-        self.stopped.stop(partition, why);
+    /// Stops a partition with an alarm: its offsets stay before this batch until [`Ingest::resume_stopped`].
+    pub fn stop(&mut self, batch: &Batch, why: &Error) {
+        self.stopped.stop(batch, why);
+    }
+
+    /// Reads the stopped partitions again from where they stopped: their cause may be mended.
+    pub async fn resume_stopped(&mut self) -> Result<(), Error> {
+        let to = self.stopped.places();
+        if to.is_empty() {
+            return Ok(());
+        }
+        self.log.rewind(&to).await?;
+        self.stopped.resume();
+        Ok(())
+    }
+
+    /// Why each stopped partition stopped, for people; `None` if none is.
+    pub fn stopped_why(&self) -> Option<String> {
+        self.stopped.why()
     }
 
     /// Folds batches, at most one per partition. After an error call it again with the same batches.
+    ///
+    /// A user of whom a stored value cannot be used is set aside, so that no other user waits for it.
     pub async fn handle(&mut self, batches: &[Batch]) -> Result<Tally, Error> {
+        let mut aside = SetAside::default();
+        loop {
+            match self.handle_without(batches, &mut aside).await {
+                Err(error) => aside.add(error)?,
+                done => return done,
+            }
+        }
+    }
+
+    async fn handle_without(
+        &mut self,
+        batches: &[Batch],
+        aside: &mut SetAside,
+    ) -> Result<Tally, Error> {
         let batches = self.stopped.running(batches);
         self.store = self.checkpoints.store(&self.log).await?;
         let (log, store, settings) = (&self.log, &self.store, &self.settings);
         let (topics, ns) = (&settings.topics, &settings.ns);
 
-        let Decoded { users, rejects } = decode(settings, &batches);
+        let mut decoded = decode(settings, &batches);
+        aside.discard_erased(store, ns, &decoded).await?;
+        aside.reject(&mut decoded, topics, &batches);
+        let Decoded { users, rejects } = decoded;
         let mut effects = Effects::new(rejects.len());
         self.dead_letters
             .write_rejects(log, &topics.dlq, &settings.group, &rejects)
@@ -231,6 +268,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
         self.dead_letters
             .forget(batches.iter().map(|batch| &batch.partition));
         for batch in batches {
+            self.stopped.handled(&batch.partition);
             if let Some(last) = batch.records.last() {
                 let resume = Resume::after(last.position.offset);
                 self.checkpoints.done(&batch.partition, resume);
@@ -260,6 +298,8 @@ impl<L: Log, S: Store> Ingest<L, S> {
         self.counts.clear();
         self.dead_letters = DeadLetterWriter::default();
         self.checkpoints.rewind(&mut self.log).await?;
+        // They too are delivered again, perhaps from before the place where they stopped.
+        self.stopped.clear();
         self.rewound += 1;
         Ok(())
     }

@@ -177,7 +177,7 @@ async fn fold<L: Log, S: Store>(
         // Folding may have stopped in the middle: nothing is noted, and the next member folds it again.
         return Ok(tally);
     }
-    if let Some(partition) = member.stopped().iter().next() {
+    if let Some(partition) = member.stopped().next() {
         anyhow::bail!("folding of {partition} stopped; the log line above says why");
     }
     for batch in &batches {

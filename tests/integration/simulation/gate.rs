@@ -234,6 +234,15 @@ impl<S: Store> Users for Gated<S> {
         through!(self.load(ns, users))
     }
 
+    async fn discard(&self, ns: &str, user: &UserId, at: Timestamp) -> Result<(), store::Error> {
+        let (inner, ns, user) = (self.inner.clone(), ns.to_owned(), user.clone());
+        let call = move || {
+            let (inner, ns, user) = (inner.clone(), ns.clone(), user.clone());
+            async move { inner.discard(&ns, &user, at).await }
+        };
+        self.gate.store(call).await
+    }
+
     async fn fold(&self, ns: &str, writes: &[FoldWrite]) -> Result<Vec<Folded>, store::Error> {
         through!(self.fold(ns, writes))
     }

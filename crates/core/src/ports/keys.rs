@@ -186,6 +186,34 @@ pub fn part(key: &str) -> Option<(&str, &str)> {
     known.then_some((ns, part))
 }
 
+/// The user of a key of one user: state, profile, list or tombstone; `None` for any other key.
+pub fn owner(key: &str) -> Option<UserId> {
+    if let Some(user) = user_of_tombstone(key) {
+        return Some(user);
+    }
+    part(key)?;
+    let (from, to) = (key.find('{')?, key.rfind('}')?);
+    let id = decode(key.get(from + 1..to)?)?;
+    (!id.is_empty()).then(|| UserId(id.into()))
+}
+
+/// The type that Redis gives for a key of this name, if Nearshore writes it by a script.
+pub fn redis_type(key: &str) -> Option<&'static str> {
+    if key.starts_with("nearshore:erased:{") {
+        return Some("string");
+    }
+    let end = key.rsplit(':').next().unwrap_or_default();
+    match end {
+        "state" | "recall" | "fence" | "blocked" => Some("hash"),
+        "profile" => Some("string"),
+        "buckets" => Some("set"),
+        "gone" => Some("zset"),
+        _ if key.starts_with("nearshore:oos:{") && end.ends_with('}') => Some("set"),
+        _ if key.contains(":counts:{") => Some("hash"),
+        _ => None,
+    }
+}
+
 /// A key as it may be logged: the user's id is replaced by its hash, `main:{#1a2b3c4d}:state`.
 pub fn masked(key: &str) -> String {
     let names_user = part(key).is_some() || user_of_tombstone(key).is_some();

@@ -16,6 +16,8 @@ end
 if tonumber(state[2] or '0') ~= tonumber(ARGV[3]) then
   return {}
 end
+-- Read before anything is written: a value of another type must not cost the user the pending request.
+local profile, erased = redis.call('GET', KEYS[2]) or '', redis.call('GET', KEYS[3]) or '0'
 local due = tonumber(ARGV[1])
 local today = math.floor(due / 86400000)
 local last, day, claims = string.match(state[5] or '', '^(%-?%d+) (%-?%d+) (%d+)$')
@@ -29,5 +31,4 @@ redis.call('HSET', KEYS[1], 'pending', '', 'activity', '0',
   'claim_rate', string.format('%d %d %d', math.max(last, due), day, claims + 1),
   'claim', string.format('%d', claim), 'ver', string.format('%d', tonumber(state[2] or '0') + 1))
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return {state[1], state[6] or '0', redis.call('GET', KEYS[2]) or '', redis.call('GET', KEYS[3]) or '0',
-  claim, state[4] or ''}
+return {state[1], state[6] or '0', profile, erased, claim, state[4] or ''}

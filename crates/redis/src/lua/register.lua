@@ -6,6 +6,8 @@
 -- Returns 1 if the register changed, else 0.
 --
 -- Invariant: a line is written iff the register changes, so a repeated request is logged once.
+-- Read before anything is written, so that no change is without its line.
+redis.call('LLEN', KEYS[2])
 local stored = redis.call('HGET', KEYS[1], ARGV[1]) or ''
 if stored == ARGV[2] then
   return 0

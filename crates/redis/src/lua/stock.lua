@@ -5,20 +5,25 @@
 --       then per record: SKU, source partition, offset, in stock (0), sold out (1) or delisted (2), record time in ms
 -- Returns how many records were applied.
 --
+-- All keys are read before the first write: an error in between would raise the fence above a record without effect.
 -- Invariant: a record at or below the set's fence of its partition changes nothing. A blocked SKU stays in the set;
 -- whether it is also out of stock is stored for its unblocking. A delisted SKU leaves the set when no list can name
 -- it any more, by the time of later records and not by a clock. Offsets and times stay under 2^53, where Lua's
 -- doubles are exact.
+redis.call('SCARD', KEYS[1])
+redis.call('HLEN', KEYS[2])
+redis.call('HLEN', KEYS[3])
+redis.call('ZCARD', KEYS[4])
 local applied, newest = 0, 0
 for at = 2, #ARGV, 5 do
   local sku, partition, offset, is, time = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   local fence = redis.call('HGET', KEYS[2], partition)
   if not fence or tonumber(fence) < tonumber(offset) then
+    local blocked = redis.call('HGET', KEYS[3], sku)
+    blocked = blocked and cjson.decode(blocked)
     redis.call('HSET', KEYS[2], partition, offset)
     newest = math.max(newest, tonumber(time))
-    local blocked = redis.call('HGET', KEYS[3], sku)
     if blocked then
-      blocked = cjson.decode(blocked)
       blocked.out = is ~= '0'
       redis.call('HSET', KEYS[3], sku, cjson.encode(blocked))
     elseif is ~= '0' then

@@ -359,6 +359,15 @@ impl Users for MemoryStore {
         };
         lists.iter().map(publish).collect()
     }
+
+    async fn discard(&self, ns: &str, user: &UserId, at: Timestamp) -> Result<(), Error> {
+        keys::user(ns, user)?;
+        let mut inner = self.writable()?;
+        *inner.user_mut(ns, user) = User::default();
+        let erased = inner.erased.entry(user.clone()).or_default();
+        *erased = (*erased).max(at);
+        Ok(())
+    }
 }
 
 impl Counts for MemoryStore {

@@ -14,6 +14,7 @@ mod stock;
 mod users;
 
 use super::keys;
+use crate::user::event::UserId;
 
 pub use counts::{Added, Cell, Counts, Delta};
 pub use durability::{Durability, Lineage};
@@ -43,12 +44,17 @@ pub enum Error {
         /// Text of Redis' error.
         reason: String,
     },
-    /// A stored value that this version cannot read; never overwritten.
-    #[error("{key} does not decode: {reason}")]
+    /// A stored value that this version cannot read; never overwritten, except by an erase.
+    #[error(
+        "the value of {key} cannot be used: {reason}; it is left as it is: restore it, or delete the key"
+    )]
     Corrupt {
         /// The key, a user's id masked.
         key: String,
-        /// Why it does not decode.
+        /// The user whose value it is, if it is of no consequence to others. `None` for what users share, and for a
+        /// state that a newer version wrote: the states of other users will be no different.
+        user: Option<UserId>,
+        /// Why it cannot be used.
         reason: String,
     },
     /// Fewer replicas than `redis.min_replicas` acknowledged the writes.

@@ -228,4 +228,13 @@ pub trait Users: Send + Sync {
         ns: &str,
         lists: &[Publish],
     ) -> impl Future<Output = Result<Vec<Published>, Error>> + Send;
+
+    /// Deletes all that is stored of a user in a namespace, whatever it is, for an erase at `at` that finds a value it
+    /// cannot read. A tombstone is raised to `at`, one that cannot be read replaced. The erase is folded afterwards.
+    fn discard(
+        &self,
+        ns: &str,
+        user: &UserId,
+        at: Timestamp,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 }

@@ -113,6 +113,9 @@ pub enum Reject {
     /// A request whose `ns` is not a valid namespace.
     #[error("ns {0:?} is not a namespace: 1 to 32 of a-z, 0-9 and -")]
     BadNamespace(String),
+    /// The record is good, and a stored value of its user cannot be used.
+    #[error("{0}")]
+    UnreadableValue(String),
     /// The Kafka timestamp is outside the years 2000-2100.
     #[error("the timestamp {0} ms is outside the years 2000-2100")]
     TimeOutOfRange(i64),
