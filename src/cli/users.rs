@@ -1,5 +1,6 @@
 //! `get`, `inspect`, `block` and `unblock`: commands about one user or one product.
 
+use std::borrow::Cow;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -11,6 +12,7 @@ use crate::members::clock::wall_clock;
 use crate::ops::namespace;
 use nearshore_core::list::document::{Document, Source};
 use nearshore_core::ports::store::{Block, Namespaces, Stock};
+use nearshore_core::text::normalise;
 use nearshore_core::user::event::UserId;
 use nearshore_redis::RedisStore;
 
@@ -90,6 +92,15 @@ pub(super) fn inspect(config: &Config, user: &str, json: bool) -> anyhow::Result
     })
 }
 
+/// The id of a SKU or PU in its normal form, as the catalogue has it.
+fn product_id(id: &str) -> anyhow::Result<Cow<'_, str>> {
+    let normal = normalise(id);
+    if normal.is_empty() {
+        bail!("the id is empty; give the id of a SKU, or with --pu of a PU");
+    }
+    Ok(normal)
+}
+
 /// Takes a product off all lists.
 pub(super) fn block(
     config: &Config,
@@ -98,6 +109,7 @@ pub(super) fn block(
     reason: &str,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
+    let id = &*product_id(id)?;
     block_on(async {
         let store = store(config)?;
         let skus = if pu {
@@ -129,7 +141,11 @@ pub(super) fn unblock(config: &Config, id: &str, json: bool) -> anyhow::Result<E
     block_on(async {
         let store = store(config)?;
         let by = std::env::var("USER").unwrap_or_else(|_| "unknown".into());
-        let was_blocked = store.unblock(id, &by, wall_clock()).await?;
+        let mut was_blocked = store.unblock(id, &by, wall_clock()).await?;
+        let normal = product_id(id)?;
+        if !was_blocked && normal != id {
+            was_blocked = store.unblock(&normal, &by, wall_clock()).await?;
+        }
         print_result(json, &json!({"id": id, "unblocked": was_blocked}), || {
             if was_blocked {
                 format!("{id} is unblocked; SKUs in stock are listed again")

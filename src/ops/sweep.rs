@@ -11,13 +11,14 @@ use crate::config::Config;
 use crate::members::clock::wall_clock;
 use crate::members::records::request_record;
 use crate::ops::coverage::vacant_users;
-use nearshore_core::list::document::Document;
+use nearshore_core::list::document::{Document, Shown};
 use nearshore_core::ports::log::{self, Outgoing};
 use nearshore_core::ports::store::{self, Peek, Store};
 use nearshore_core::queue::claims::{Need, need};
 use nearshore_core::shop::arms::{arm_of, arms_for};
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::rules::Table;
+use nearshore_core::text;
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::state::LoadedUser;
@@ -216,7 +217,8 @@ impl<'a, S: Store> ListRequester<'a, S> {
                 .list
                 .as_ref()
                 .and_then(|list| Document::parse(&list.doc).ok());
-            document.is_some_and(|doc| doc.pus.iter().any(|it| it.pu == *pu || it.name == *pu))
+            let is_it = |it: &Shown| text::same(&it.pu, pu) || text::same(&it.name, pu);
+            document.is_some_and(|doc| doc.pus.iter().any(is_it))
         };
         filter
             .arm

@@ -11,4 +11,5 @@ pub mod names;
 pub mod ports;
 pub mod queue;
 pub mod shop;
+pub mod text;
 pub mod user;

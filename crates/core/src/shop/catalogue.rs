@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use fixedbitset::FixedBitSet;
 
+use crate::text::normalise;
 use crate::user::event::{Item, Sku};
 
 /// Index of a PU; never reused.
@@ -138,6 +139,9 @@ impl Catalogue {
 
     /// Sets the blocked PUs and SKUs, by id; an unknown id takes effect once its SKU arrives.
     pub fn set_blocks(&mut self, pus: BTreeSet<String>, skus: BTreeSet<String>) -> Patch {
+        let normal = |id: String| normalise(&id).into_owned();
+        let pus: BTreeSet<String> = pus.into_iter().map(normal).collect();
+        let skus: BTreeSet<String> = skus.into_iter().map(normal).collect();
         if pus == self.blocked_pus && skus == self.blocked_skus {
             return Patch::default();
         }
@@ -184,9 +188,10 @@ impl Catalogue {
         self.sku_index.get(id).copied()
     }
 
-    /// A PU by its id, also if all its SKUs are deleted.
+    /// A PU by its id, also if all its SKUs are deleted. The id need not be in its normal form: older states and lists
+    /// have ids as their source wrote them.
     pub fn by_pu(&self, id: &str) -> Option<PuIx> {
-        self.pu_index.get(id).copied()
+        self.pu_index.get(&*normalise(id)).copied()
     }
 
     /// Whether a SKU may be shown as far as the catalogue decides: known, in stock, not blocked.
@@ -501,6 +506,18 @@ pub(crate) mod tests {
         assert_eq!(in_stock(&catalogue), ["MILK"]);
         catalogue.apply("b2".into(), Some(sku("b2", "BREAD", json!({}))));
         assert_eq!(in_stock(&catalogue), ["BREAD", "MILK"]);
+    }
+
+    #[test]
+    fn ids_that_look_the_same_are_one_product_for_events_and_blocks() {
+        let mut catalogue = small();
+        assert_eq!(catalogue.by_pu("\u{feff}MILK"), catalogue.by_pu("MILK"));
+        assert_eq!(
+            catalogue.name_of_item(&Item::Pu("MILK ".into())),
+            Some("MILK")
+        );
+        catalogue.set_blocks(["MILK\u{200b}".into()].into(), [" b1".into()].into());
+        assert_eq!(in_stock(&catalogue), [""; 0]);
     }
 
     fn change() -> impl Strategy<Value = (u8, Option<(u8, i64)>)> {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::shop::catalogue::Catalogue;
+use crate::text::normalise;
 use crate::user::event::{Item, Kind, Profile, is_unavailable, is_undecoded};
 use crate::user::record::{Position, Timestamp};
 use crate::user::state::{UserState, WindowEvent};
@@ -141,39 +142,25 @@ fn joined(words: impl Iterator<Item = String>) -> String {
     words.collect::<Vec<_>>().join(", ")
 }
 
-/// Cleans a text for a prompt: one line, no invisible characters, nothing that a chat template or a tokenizer reads as
-/// markup (`<|im_start|>`, `[INST]`, `<s>` and their full-width forms), at most `max` characters.
+/// Cleans a text for a prompt: its [normal form](normalise), in which nothing invisible is left, without anything that
+/// a chat template or a tokenizer reads as markup (`<|im_start|>`, `[INST]`, `<s>` and their full-width forms), at most
+/// `max` characters.
 ///
 /// Single characters are replaced, never sequences: removing a sequence can create another.
 pub fn clean(text: &str, max: usize) -> String {
-    let cleaned = text.chars().filter(|c| !invisible(*c)).map(|c| match c {
+    let normal = normalise(text);
+    let line: String = normal.chars().map(without_markup).take(max).collect();
+    // The last character may have been a joiner of what is cut, or a space.
+    normalise(&line).into_owned()
+}
+
+fn without_markup(c: char) -> char {
+    match c {
         '<' | '[' | '\u{ff1c}' | '\u{ff3b}' => '(',
         '>' | ']' | '\u{ff1e}' | '\u{ff3d}' => ')',
         '|' | '\u{ff5c}' | '\u{2581}' => '/',
-        c if c.is_whitespace() || c.is_control() => ' ',
         c => c,
-    });
-    let mut line = String::with_capacity(text.len().min(4 * max));
-    let mut room = max;
-    for c in cleaned {
-        if c == ' ' && (line.is_empty() || line.ends_with(' ')) {
-            continue;
-        }
-        if room == 0 {
-            break;
-        }
-        line.push(c);
-        room -= 1;
     }
-    line.truncate(line.trim_end().len());
-    line
-}
-
-/// Whether a character is an invisible format character, which can split or reverse the visible text.
-fn invisible(c: char) -> bool {
-    matches!(c,
-        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
@@ -275,6 +262,10 @@ mod tests {
             assert_eq!(clean(text, 80), expected, "{text:?}");
         }
         assert_eq!(clean("äöü äöü", 4), "äöü");
+        // A Persian word keeps its joiner, and a joiner whose neighbour is cut is no longer seen.
+        let word = "\u{645}\u{6cc}\u{200c}\u{62e}\u{648}";
+        assert_eq!(clean(word, 80), word);
+        assert_eq!(clean(word, 3), "\u{645}\u{6cc}");
     }
 
     proptest! {
@@ -283,7 +274,7 @@ mod tests {
             let line = clean(&text, max);
             prop_assert!(line.chars().count() <= max);
             prop_assert!(!line.contains(['<', '>', '|', '[', ']']));
-            prop_assert!(!line.chars().any(|c| c.is_control() || invisible(c) || (c.is_whitespace() && c != ' ')));
+            prop_assert!(crate::text::is_normal(&line));
             prop_assert_eq!(clean(&line, max), line);
         }
     }

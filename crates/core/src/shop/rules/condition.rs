@@ -11,6 +11,7 @@ use jiff::tz::TimeZone;
 use serde_json::Value;
 
 use super::Condition;
+use crate::text;
 use crate::user::event::{Profile, is_unavailable, is_undecoded};
 use crate::user::record::Timestamp;
 
@@ -145,7 +146,7 @@ pub(super) fn unpacked<'a>(value: &'a Value, wanted: &[Value]) -> Cow<'a, Value>
 /// Whether two values are equal. A number or a boolean may be written as a string, a boolean as 0 or 1.
 pub(super) fn same(wanted: &Value, found: &Value) -> Option<bool> {
     match (wanted, found) {
-        (Value::String(a), Value::String(b)) => Some(a == b),
+        (Value::String(a), Value::String(b)) => Some(text::same(a, b)),
         (Value::Bool(a), _) => boolean(found).map(|b| *a == b),
         (_, Value::Bool(b)) => boolean(wanted).map(|a| a == *b),
         (Value::Number(_), _) | (_, Value::Number(_)) => Some(number(wanted)? == number(found)?),
@@ -345,6 +346,27 @@ mod tests {
         ] {
             check(nuts.clone(), profile, expected);
         }
+    }
+
+    #[test]
+    fn texts_that_look_the_same_are_equal() {
+        for found in ["Caf\u{e9} au lait", "\u{feff}Cafe\u{301}  au lait "] {
+            check(
+                json!({"field": "drinks", "equals": "Cafe\u{301} au lait"}),
+                json!({ "drinks": found }),
+                Some(true),
+            );
+        }
+        check(
+            json!({"field": "drinks", "in": ["tea\u{200b}"]}),
+            json!({"drinks": ["milk", "tea"]}),
+            Some(true),
+        );
+        check(
+            json!({"field": "drinks", "equals": "Tea"}),
+            json!({"drinks": "tea"}),
+            Some(false),
+        );
     }
 
     #[test]

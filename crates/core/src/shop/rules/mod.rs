@@ -16,6 +16,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::text::normalise;
+
 pub use table::{Table, Verdict};
 pub use validate::validate;
 
@@ -84,6 +86,50 @@ pub struct Segment {
     pub id: String,
     /// Conditions, which must all hold.
     pub when: Vec<Condition>,
+}
+
+impl Rule {
+    /// The same rule with its names in their normal form, as those of the catalogue and of profiles are.
+    fn normalised(&self) -> Self {
+        let names = |names: &[String]| names.iter().map(|name| normal(name)).collect();
+        let forbid = &self.forbid;
+        let attributes = forbid.attributes.iter();
+        Self {
+            id: self.id.clone(),
+            when: self.when.normalised(),
+            forbid: Matcher {
+                pus: names(&forbid.pus),
+                categories: names(&forbid.categories),
+                attributes: attributes
+                    .map(|(name, values)| (normal(name), values.clone()))
+                    .collect(),
+            },
+            required: self.required,
+        }
+    }
+}
+
+impl Segment {
+    /// The same segment with the fields of its conditions in their normal form.
+    fn normalised(&self) -> Self {
+        Self {
+            id: self.id.clone(),
+            when: self.when.iter().map(Condition::normalised).collect(),
+        }
+    }
+}
+
+impl Condition {
+    fn normalised(&self) -> Self {
+        Self {
+            field: normal(&self.field),
+            ..self.clone()
+        }
+    }
+}
+
+fn normal(text: &str) -> String {
+    normalise(text).into_owned()
 }
 
 /// The need filter: how long a bought product is not offered again.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::{Needs, Verdict};
 use crate::shop::catalogue::{Catalogue, PuIx};
+use crate::text::same;
 use crate::user::event::Kind;
 use crate::user::record::Timestamp;
 use crate::user::state::WindowEvent;
@@ -39,7 +40,10 @@ impl Needs {
             let bought = recently_bought(window, catalogue, *within, at);
             let pus: Vec<_> = bought
                 .into_iter()
-                .filter(|pu| catalogue.pu(*pu).category.as_ref() == Some(category))
+                .filter(|pu| {
+                    let found = catalogue.pu(*pu).category.as_deref();
+                    found.is_some_and(|found| same(found, category))
+                })
                 .collect();
             if !pus.is_empty() {
                 verdict.forbid_pus(format!("need:{category}"), &pus);

@@ -57,8 +57,8 @@ impl Table {
     /// Compiles the rules over all SKUs of a catalogue.
     pub fn compile(rules: &[Rule], segments: &[Segment], catalogue: &Catalogue) -> Self {
         let mut table = Self {
-            rules: rules.to_vec(),
-            segments: segments.to_vec(),
+            rules: rules.iter().map(Rule::normalised).collect(),
+            segments: segments.iter().map(Segment::normalised).collect(),
             matched: rules.iter().map(|_| Arc::default()).collect(),
             ..Self::default()
         };
@@ -187,8 +187,8 @@ impl Table {
 }
 
 impl Matcher {
-    /// Whether a SKU matches; `None` if that depends on an attribute that cannot be compared. `category`: its PU's. A
-    /// matcher without parts matches nothing, and the configuration check refuses it.
+    /// Whether a SKU matches; `None` if that depends on an attribute that cannot be compared. The matcher is normalised;
+    /// `category`: its PU's. A matcher without parts matches nothing, and the configuration check refuses it.
     fn matches(&self, sku: &Sku, category: Option<&str>) -> Option<bool> {
         let given =
             !self.pus.is_empty() || !self.categories.is_empty() || !self.attributes.is_empty();
@@ -333,6 +333,22 @@ mod tests {
         );
         let both = json!({"age": 40, "allergies": ["nuts", "gluten"]});
         check(both, &["nuts", "gluten-only"], &["b1", "b2"]);
+    }
+
+    #[test]
+    fn a_rule_whose_texts_look_like_the_catalogue_s_forbids_what_they_name() {
+        let catalogue = small_catalogue();
+        for forbid in [
+            json!({"pus": ["WINE\u{feff}"]}),
+            json!({"categories": ["food "], "attributes": {"alcohol\u{200b}": [true]}}),
+        ] {
+            let rules = rules(json!([
+                {"id": "minor", "when": {"field": "\u{feff}age", "below": 18}, "forbid": forbid},
+            ]));
+            let table = Table::compile(&rules, &[], &catalogue);
+            let verdict = table.judge(Some(&profile(json!({"age": 17}))), Timestamp(0));
+            assert!(verdict.forbids_sku(SkuIx(3)), "{rules:?}");
+        }
     }
 
     #[test]

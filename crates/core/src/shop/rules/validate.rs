@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Condition, DEFAULT_SEGMENT, Matcher, Rule, Segment};
+use crate::text::first_change;
 
 /// Validates rules and segments. Returns each problem with its rule or segment; empty if there is none.
 pub fn validate(rules: &[Rule], segments: &[Segment]) -> Vec<String> {
@@ -15,6 +16,7 @@ pub fn validate(rules: &[Rule], segments: &[Segment]) -> Vec<String> {
         } else if !ids.insert(&rule.id) {
             problems.push(format!("{name} is defined twice"));
         }
+        problems.extend(unseen(&rule.id).map(|what| format!("{name}: {what}")));
         if rule.id.starts_with("need:") {
             problems.push(format!(
                 "{name}: ids that begin with need: are reserved for the need filter"
@@ -31,6 +33,7 @@ pub fn validate(rules: &[Rule], segments: &[Segment]) -> Vec<String> {
         } else if !ids.insert(&segment.id) {
             problems.push(format!("{name} is defined twice"));
         }
+        problems.extend(unseen(&segment.id).map(|what| format!("{name}: {what}")));
         if segment.id == DEFAULT_SEGMENT {
             problems.push(format!(
                 "{name} is reserved for users whom no segment matches; choose another id"
@@ -46,6 +49,16 @@ pub fn validate(rules: &[Rule], segments: &[Segment]) -> Vec<String> {
         }
     }
     problems
+}
+
+/// Refuses an id that looks like another one.
+fn unseen(id: &str) -> Option<String> {
+    let (at, c) = first_change(id)?;
+    Some(format!(
+        "the id has U+{:04X} at character {at}: write it without characters that cannot be seen and without spaces at \
+         its ends",
+        u32::from(c)
+    ))
 }
 
 fn condition(when: &Condition) -> Option<String> {
@@ -108,6 +121,20 @@ mod tests {
             json!([{"id": "a", "when": {"field": "age", "at_least": 12, "below": 18}, "forbid": {"categories": ["wine"]}}]),
             json!([{"id": "young", "when": [{"field": "age", "below": 30}]}]),
             &[],
+        );
+    }
+
+    #[test]
+    fn an_id_that_looks_like_another_is_refused() {
+        check(
+            json!([{"id": "a\u{feff}", "when": {"field": "age", "below": 18}, "forbid": {"pus": ["p"]}}]),
+            json!([{"id": "young ", "when": [{"field": "age", "below": 30}]}]),
+            &[
+                "rule \"a\\u{feff}\": the id has U+FEFF at character 2: write it without characters that cannot be seen \
+                 and without spaces at its ends",
+                "segment \"young \": the id has U+0020 at character 6: write it without characters that cannot be seen \
+                 and without spaces at its ends",
+            ],
         );
     }
 

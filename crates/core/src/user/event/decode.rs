@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use unicode_normalization::UnicodeNormalization;
 
 use super::connect::{UNAVAILABLE, is_unavailable};
 use super::envelope::{is_deleted, key_in_envelope, plain_row, row_after};
 use super::fields::{Fields, Found, KnownFields, Top, depth};
 use super::{Accepted, Change, Event, Item, Kind, Profile, Reject, Sku, UserId};
+use crate::text::{first_change, is_normal, normalise};
 use crate::user::record::{Record, Timestamp};
 
 /// 2000-01-01T00:00:00Z.
@@ -142,7 +142,8 @@ pub fn decode_profile(
     };
     let change = match after {
         None => Change::Erase,
-        Some(mut fields) => {
+        Some(fields) => {
+            let mut fields = with_normal_names(fields);
             // Sorted at every depth, so that equal profiles have equal bytes.
             fields.values_mut().for_each(Value::sort_all_objects);
             Change::Profile(Profile(fields.into_iter().collect()))
@@ -154,6 +155,7 @@ pub fn decode_profile(
 /// Decodes a record of `catalog` into the SKU id and the whole SKU; `None` if the SKU was deleted.
 pub fn decode_sku(record: &Record, limits: &Limits) -> Result<(String, Option<Sku>), Reject> {
     let sku = key(record, limits)?;
+    check_seen("the key", &sku)?;
     check_time(record.occurred(), limits)?;
     let Some(bytes) = record.value.as_deref() else {
         return Ok((sku, None));
@@ -176,23 +178,16 @@ pub fn decode_sku(record: &Record, limits: &Limits) -> Result<(String, Option<Sk
         sku: sku.clone(),
         pu_id: name(&fields, "pu_id", limits)?.unwrap_or_else(|| pu.clone()),
         category: name(&fields, "category", limits)?,
-        title: match text(&fields, "title")?.map(|title| normalise_name(&title)) {
-            Some(title) if !title.is_empty() => cut(title, limits.max_text),
-            Some(_) | None => pu.clone(),
-        },
+        title: text(&fields, "title")?
+            .map(|title| cut(&normalise(&title), limits.max_text))
+            .filter(|title| !title.is_empty())
+            .unwrap_or_else(|| pu.clone()),
         stock: stock(&fields)?,
         price: price(&fields)?,
-        attributes: attributes.into_iter().collect(),
+        attributes: with_normal_names(attributes).into_iter().collect(),
         pu,
     };
     Ok((sku, Some(whole)))
-}
-
-/// Normalises a name for comparison: NFC, single spaces, none at the ends, no control characters.
-pub fn normalise_name(name: &str) -> String {
-    let gap = |c: char| c.is_whitespace() || c.is_control();
-    let words: Vec<&str> = name.split(gap).filter(|word| !word.is_empty()).collect();
-    words.join(" ").nfc().collect()
 }
 
 /// The user id in a record's key, whatever its value; `None` if the key cannot be used.
@@ -295,6 +290,31 @@ fn object(bytes: &[u8], limits: &Limits) -> Result<Object, Reject> {
     }
 }
 
+/// The same object with the names of its fields normalised, at every depth, so that rules find them. Of two fields with
+/// one name, the one that was written normally stays. Values keep their text; rules compare its normal form.
+fn with_normal_names(fields: Map<String, Value>) -> Map<String, Value> {
+    let mut normal = Map::new();
+    let (kept, changed): (Vec<_>, Vec<_>) = fields
+        .into_iter()
+        .map(|(name, value)| (name, value_with_normal_names(value)))
+        .partition(|(name, _)| is_normal(name));
+    normal.extend(kept);
+    for (name, value) in changed {
+        normal.entry(normalise(&name)).or_insert(value);
+    }
+    normal
+}
+
+fn value_with_normal_names(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => Value::Object(with_normal_names(fields)),
+        Value::Array(values) => {
+            Value::Array(values.into_iter().map(value_with_normal_names).collect())
+        }
+        other => other,
+    }
+}
+
 fn kind(fields: &impl Fields) -> Result<Kind, Reject> {
     let found = text(fields, "type")?.ok_or(Reject::MissingField("type"))?;
     Ok(match &*found {
@@ -304,7 +324,7 @@ fn kind(fields: &impl Fields) -> Result<Kind, Reject> {
         "cart" => Kind::Cart,
         "purchase" => Kind::Purchase,
         "search" => Kind::Search,
-        other => return Err(Reject::UnknownType(cut(other.into(), 64))),
+        other => return Err(Reject::UnknownType(cut(&normalise(other), 64))),
     })
 }
 
@@ -312,9 +332,9 @@ fn kind(fields: &impl Fields) -> Result<Kind, Reject> {
 /// product (a click among results) is ignored.
 fn item(fields: &impl Fields, kind: Kind, limits: &Limits) -> Result<Item, Reject> {
     if kind == Kind::Search {
-        let query = text(fields, "query")?.map(|words| normalise_name(&words));
+        let query = text(fields, "query")?.map(|words| cut(&normalise(&words), limits.max_text));
         return match query {
-            Some(words) if !words.is_empty() => Ok(Item::Query(cut(words, limits.max_text))),
+            Some(words) if !words.is_empty() => Ok(Item::Query(words)),
             _ => Err(Reject::MissingField("query")),
         };
     }
@@ -399,16 +419,19 @@ fn text<'a>(fields: &'a impl Fields, field: &'static str) -> Result<Option<Cow<'
     }
 }
 
-/// An id, unchanged; `None` if it is empty.
+/// The id of a SKU, unchanged; `None` if it is empty.
 fn id(
     fields: &impl Fields,
     field: &'static str,
     limits: &Limits,
 ) -> Result<Option<String>, Reject> {
     let found = text(fields, field)?.filter(|id| !id.is_empty());
-    found
-        .map(|id| check_length(field, &id, limits).map(|()| id.into_owned()))
-        .transpose()
+    let checked = |id: Cow<'_, str>| {
+        check_length(field, &id, limits)?;
+        check_seen(field, &id)?;
+        Ok(id.into_owned())
+    };
+    found.map(checked).transpose()
 }
 
 /// A name, normalised; `None` if it is empty.
@@ -417,7 +440,7 @@ fn name(
     field: &'static str,
     limits: &Limits,
 ) -> Result<Option<String>, Reject> {
-    let found = text(fields, field)?.map(|name| normalise_name(&name));
+    let found = text(fields, field)?.map(|name| normalise(&name).into_owned());
     let found = found.filter(|name| !name.is_empty());
     found
         .map(|name| check_length(field, &name, limits).map(|()| name))
@@ -435,15 +458,27 @@ fn check_length(field: &'static str, text: &str, limits: &Limits) -> Result<(), 
     Ok(())
 }
 
-/// Truncates a text to at most `limit` bytes of whole characters; a normalised text stays normalised.
-fn cut(mut text: String, limit: usize) -> String {
+/// Refuses an id that is not in its normal form. An id is a key of other systems, so it is not changed; and of two ids
+/// that look the same, one would be taken for the other.
+fn check_seen(field: &'static str, id: &str) -> Result<(), Reject> {
+    match first_change(id) {
+        Some((at, c)) => Err(Reject::UnseenCharacter {
+            field,
+            at,
+            code: c.into(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Truncates a normalised text to at most `limit` bytes of whole characters. Normalised again, because the last
+/// character may have been a joiner of what is gone.
+fn cut(text: &str, limit: usize) -> String {
     let mut end = limit.min(text.len());
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    text.truncate(end);
-    text.truncate(text.trim_end().len());
-    text
+    normalise(&text[..end]).into_owned()
 }
 
 fn wrong_type(field: &'static str, found: &Found, wanted: &'static str) -> Reject {

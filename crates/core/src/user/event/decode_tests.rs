@@ -629,6 +629,66 @@ fn event_of_tree(text: &str, limits: &Limits) -> Result<Event, Reject> {
     }
 }
 
+#[test]
+fn a_name_with_characters_that_cannot_be_seen_is_the_name_without_them() {
+    let clean =
+        sku(r#"{"pu":"ASPARAGUS","category":"PRODUCE","stock":1,"attributes":{"grade":"1"}}"#);
+    let dirty = sku(
+        "{\"pu\":\"\u{feff}ASPARAGUS\",\"category\":\"PRO\u{200b}DUCE \",\"stock\":1,\"attributes\":{\"\u{feff}grade\":\"1\"}}",
+    );
+    assert_eq!(dirty, clean);
+    let viewed = event("{\"type\":\"view\",\"pu\":\"ASPARAGUS\u{2060}\"}").expect("valid");
+    assert_eq!(viewed.item, Item::Pu("ASPARAGUS".into()));
+    let search = event("{\"type\":\"search\",\"query\":\"\u{feff}white  asparagus\"}");
+    assert_eq!(
+        search.expect("valid").item,
+        Item::Query("white asparagus".into())
+    );
+    check(
+        sku("{\"pu\":\"\u{feff}\u{200d}\",\"stock\":1}"),
+        "missing_field",
+        "pu",
+    );
+}
+
+#[test]
+fn a_sku_id_that_looks_like_another_is_refused_and_a_user_id_stays_as_it_is() {
+    for id in [
+        "\u{feff}1029743",
+        "1029743 ",
+        " 1029743",
+        "10297\u{200b}43",
+        "a  b",
+        "e\u{301}",
+    ] {
+        let text = serde_json::json!({"type": "view", "sku": id}).to_string();
+        check(event(&text), "unseen_character", "sku has U+");
+        let value = r#"{"pu":"TEA","stock":1}"#.as_bytes();
+        for value in [Some(value), None] {
+            let record = record(Some(id.as_bytes()), value);
+            check(
+                decode_sku(&record, &Limits::default()),
+                "unseen_character",
+                "the key has U+",
+            );
+        }
+    }
+    let user = "\u{feff}2375 ";
+    let record = record(Some(user.as_bytes()), None);
+    let erase = decode_profile(&record, Format::Plain, &Limits::default()).expect("valid");
+    assert_eq!((&*erase.user.0, erase.change), (user, Change::Erase));
+}
+
+#[test]
+fn fields_of_a_profile_have_normal_names_at_every_depth_and_the_one_written_so_wins() {
+    let text = "{\"\u{feff}age\":17,\"health\":{\"preg\u{200b}nant\":true},\"list\":[{\"a \":1}],\
+        \"city\":\"Bonn \",\"city \":\"Ulm\"}";
+    let expected =
+        json!({"age": 17, "health": {"pregnant": true}, "list": [{"a": 1}], "city": "Bonn "});
+    let expected = Change::Profile(serde_json::from_value(expected).expect("a profile"));
+    assert_eq!(profile(text, Format::Plain), Ok(expected));
+}
+
 proptest! {
     #[test]
     fn decoding_without_a_tree_equals_decoding_from_a_tree(text in prop_oneof![malformed_objects(), plausible_json(), "[\\[{}\":1a\\]]{0,20}"]) {
@@ -661,8 +721,8 @@ proptest! {
 
     #[test]
     fn a_normalised_name_is_normal(name in "\\PC{0,12}|[ \\ta-cé\u{301}\u{0}]{0,12}") {
-        let once = normalise_name(&name);
-        prop_assert_eq!(normalise_name(&once), once.clone());
+        let once = normalise(&name);
+        prop_assert_eq!(normalise(&once), once.clone());
         prop_assert!(!once.contains("  ") && once.trim() == once);
     }
 }

@@ -44,6 +44,19 @@ pub enum Reject {
         /// Bytes allowed.
         limit: usize,
     },
+    /// A SKU id with a character that cannot be seen, with spaces at its ends, or not in NFC.
+    #[error(
+        "{field} has U+{code:04X} at character {at}: an id has no characters that cannot be seen, no spaces at its ends \
+         or two together, and is in NFC"
+    )]
+    UnseenCharacter {
+        /// Which field.
+        field: &'static str,
+        /// Place of the first such character, from 1.
+        at: usize,
+        /// The character.
+        code: u32,
+    },
     /// The value is not UTF-8.
     #[error("the value is not UTF-8: byte {at} of {len}")]
     NotUtf8 {
