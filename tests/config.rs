@@ -7,7 +7,7 @@ use nearshore::config::{Config, REFERENCE};
 use toml::{Table, Value};
 
 /// Loads `text` as `nearshore.toml` and returns the error lines, without the folder.
-fn problems(text: &str, env: &[(&str, &str)]) -> String {
+fn problems(text: impl AsRef<[u8]>, env: &[(&str, &str)]) -> String {
     let folder = tempfile::tempdir().expect("a folder for the test");
     let path = folder.path().join("nearshore.toml");
     std::fs::write(&path, text).expect("written");
@@ -436,6 +436,85 @@ fn an_unknown_or_malformed_variable_is_reported() {
     NEARSHORE__SHOES: unknown variable
     NEARSHORE__STATE__WINDOW state.window: "many" is not a TOML value; write one such as 50
     "#);
+}
+
+#[test]
+fn a_configuration_with_a_byte_order_mark_and_line_ends_of_windows_is_read() {
+    let text = "\u{feff}namespace = \"next\"\r\n[trigger]\r\nquiet_perod = 5\r\n";
+    insta::assert_snapshot!(
+        problems(text, &[]),
+        @"nearshore.toml:3:1 trigger.quiet_perod: unknown key; did you mean quiet_period?"
+    );
+    assert_eq!(problems("\u{feff}namespace = \"next\"\r\n", &[]), "");
+}
+
+#[test]
+fn a_configuration_that_is_not_utf8_is_refused_with_its_place() {
+    let latin = problems(b"namespace = \"main\"\n# caf\xe9\n", &[]);
+    assert!(
+        latin.starts_with(
+            "nearshore.toml:2:6: not UTF-8: byte 0xe9 at column 6; save the file as UTF-8"
+        ),
+        "{latin}"
+    );
+    let wide: Vec<u8> = "\u{feff}namespace = \"main\"\n"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let wide = problems(wide, &[]);
+    assert!(
+        wide.starts_with("nearshore.toml:1:1: the file is UTF-16; save it as UTF-8"),
+        "{wide}"
+    );
+}
+
+#[test]
+fn a_template_or_a_secret_that_is_empty_or_not_utf8_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("nearshore.toml");
+    let arm = "[[arms]]\nid = \"a\"\nepoch = 1\ntemplate = \"prompt.j2\"\nmodel = \"table:0ms\"\n";
+    let secret = "[redis]\npassword_file = \"word\"\n";
+    for (text, file, bytes, says) in [
+        (
+            arm,
+            "prompt.j2",
+            &b""[..],
+            "prompt.j2 is empty; write a prompt into it",
+        ),
+        (
+            arm,
+            "prompt.j2",
+            b"a\ncaf\xe9",
+            "prompt.j2:2: not UTF-8: byte 0xe9 at column 4",
+        ),
+        (
+            arm,
+            "prompt.j2",
+            b"\xff\xfea\0",
+            "prompt.j2:1: the file is UTF-16",
+        ),
+        (
+            secret,
+            "word",
+            b"\n",
+            "word: the file is empty; write the secret into it",
+        ),
+        (
+            secret,
+            "word",
+            b"caf\xe9",
+            "word: the file is not UTF-8 text; save it as UTF-8",
+        ),
+    ] {
+        std::fs::write(&path, text).expect("written");
+        std::fs::write(folder.path().join(file), bytes).expect("written");
+        let problems = Config::load(Some(&path), []).expect_err(says);
+        let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        assert!(lines.len() == 1 && lines[0].contains(says), "{lines:?}");
+    }
+    std::fs::write(&path, arm).expect("written");
+    std::fs::write(folder.path().join("prompt.j2"), "\u{feff}{{ segment }}\r\n").expect("written");
+    assert!(Config::load(Some(&path), []).is_ok());
 }
 
 /// Every key can be set by a variable, here with the value of the reference file.

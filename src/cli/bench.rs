@@ -197,8 +197,8 @@ impl Cost {
     }
 }
 
-fn read_names(path: &Path) -> std::io::Result<Names> {
-    let text = std::fs::read_to_string(path)?;
+fn read_names(path: &Path) -> Result<Names, crate::files::Error> {
+    let text = crate::files::read(path)?;
     let names = text.lines().filter(|line| !line.is_empty());
     Ok(Names {
         version: 1,

@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::config::Config;
+use crate::files;
 use nearshore_core::list::prompt::{Arm, Frozen, PROMPTS, Person, Template};
 use nearshore_engine::Options;
 use nearshore_engine::search::constrained::Constrained;
@@ -76,8 +77,7 @@ pub(super) fn run(config: &Config, args: &CalibrateArgs, json: bool) -> anyhow::
 
 /// Reads the users of `--from`, one JSON object per line.
 fn read_people(from: &Path) -> anyhow::Result<Vec<Person>> {
-    let text = std::fs::read_to_string(from)
-        .with_context(|| format!("cannot read --from {}", from.display()))?;
+    let text = files::read(from).context("--from")?;
     let mut people: Vec<Person> = Vec::new();
     for (nth, line) in text
         .lines()
@@ -101,8 +101,7 @@ fn read_people(from: &Path) -> anyhow::Result<Vec<Person>> {
 /// Renders one calibration prompt per user with the template and tokenizer of the arm.
 fn freeze(config: &Config, arm: &Arm, people: &[Person]) -> anyhow::Result<Frozen> {
     let path = config.resolve(&arm.template);
-    let source = std::fs::read_to_string(&path)
-        .with_context(|| format!("arm {}: cannot read template {}", arm.id, path.display()))?;
+    let source = files::read(&path).with_context(|| format!("arm {}: template", arm.id))?;
     let template = Template::load(&source, &arm.template)?;
     let model = Constrained::load(&config.resolve(&arm.model), Options::default())?;
     let text = model.text();

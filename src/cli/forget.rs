@@ -139,14 +139,18 @@ async fn export(store: &RedisStore, path: &Path, json: bool) -> anyhow::Result<E
 
 async fn import(store: &RedisStore, path: &Path, json: bool) -> anyhow::Result<ExitCode> {
     let cannot = || format!("cannot read {}", path.display());
-    let input: Box<dyn Read + Send> = if path == Path::new("-") {
-        Box::new(io::stdin())
+    let (input, name): (Box<dyn Read + Send>, _) = if path == Path::new("-") {
+        (Box::new(io::stdin()), Path::new("standard input"))
     } else {
-        Box::new(File::open(path).with_context(cannot)?)
+        (Box::new(File::open(path).with_context(cannot)?), path)
     };
-    let imported = forget::import(store, BufReader::new(input))
-        .await
-        .with_context(|| path.display().to_string())?;
+    let imported = forget::import(store, BufReader::new(input), name).await?;
+    // An export of no users is empty, too. But a copy that was cut off would let erased users come back.
+    anyhow::ensure!(
+        imported.read > 0,
+        "{} is empty: no tombstone was restored; if users were ever erased, this is not the export of them",
+        name.display()
+    );
     print_result(json, &serde_json::to_value(imported)?, || {
         format!(
             "{} erased users read, {} tombstones raised, {} states cleaned",

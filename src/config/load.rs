@@ -13,6 +13,7 @@ use toml::{Spanned, Table, Value};
 use super::problem::nearest;
 use super::reference::{Known, dotted};
 use super::{Config, Place, Problem, env, verify};
+use crate::files;
 
 /// The place of each dotted key. An item of an array is `rules[0]`.
 pub(super) type Places = BTreeMap<String, Place>;
@@ -23,15 +24,8 @@ pub(super) fn load(
 ) -> Result<Config, Vec<Problem>> {
     let file = path.map_or_else(|| "(no file)".to_owned(), |path| path.display().to_string());
     let text = path
-        .map_or_else(|| Ok(String::new()), std::fs::read_to_string)
-        .map_err(|error| {
-            vec![Problem {
-                place: Place::File(file.clone()),
-                key: String::new(),
-                what: format!("cannot be read: {error}"),
-                hint: Some("name the file with --config".into()),
-            }]
-        })?;
+        .map_or_else(|| Ok(String::new()), files::read)
+        .map_err(|error| vec![unreadable(&file, error)])?;
     let base = path
         .and_then(Path::parent)
         .unwrap_or(Path::new(""))
@@ -75,6 +69,32 @@ pub(super) fn load(
         Ok(config)
     } else {
         Err(sorted(problems))
+    }
+}
+
+/// The problem of a file that cannot be read as a text.
+fn unreadable(file: &str, error: files::Error) -> Problem {
+    let (place, what, hint) = match error {
+        files::Error::Encoding { damage, .. } => {
+            let place = Place::At {
+                file: file.into(),
+                line: damage.line,
+                column: damage.column,
+            };
+            (place, damage.to_string(), None)
+        }
+        files::Error::Read { source, .. } => {
+            let hint = "name the file with --config".to_owned();
+            let what = format!("cannot be read: {source}");
+            (Place::File(file.into()), what, Some(hint))
+        }
+        empty @ files::Error::Empty { .. } => (Place::File(file.into()), empty.to_string(), None),
+    };
+    Problem {
+        place,
+        key: String::new(),
+        what,
+        hint,
     }
 }
 

@@ -1,13 +1,16 @@
 //! Checks what types cannot: one function per section, each adding pairs of dotted key and what is wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::Duration;
 
 use super::Config;
+use crate::files;
 use nearshore_core::list::prompt::Template;
 use nearshore_core::ports::log;
 use nearshore_core::shop::arms::delay_of;
 use nearshore_core::shop::rules::validate;
+use nearshore_core::text::decode_secret;
 use nearshore_core::user::state::{VERSION_CURRENT, VERSION_OLDEST};
 
 type Found = Vec<(String, String)>;
@@ -16,8 +19,23 @@ type Found = Vec<(String, String)>;
 pub(super) fn verify(config: &Config) -> Found {
     let mut found = Found::new();
     for section in [
-        namespace, kafka, topics, redis, state, trigger, lanes, demand, selection, engine,
-        fallback, log, rules, segments, arms, templates, files,
+        namespace,
+        kafka,
+        topics,
+        redis,
+        state,
+        trigger,
+        lanes,
+        demand,
+        selection,
+        engine,
+        fallback,
+        log,
+        rules,
+        segments,
+        arms,
+        templates,
+        named_files,
     ] {
         section(config, &mut found);
     }
@@ -97,7 +115,7 @@ fn kafka(config: &Config, found: &mut Found) {
     must(found, valid, "kafka.group_prefix", what);
     above_zero(found, "kafka.session_timeout", kafka.session_timeout);
     above_zero(found, "kafka.ack_timeout", kafka.ack_timeout);
-    // `files` reports a missing file, with its own key.
+    // `named_files` reports a missing file, with its own key.
     if kafka.secret_files.values().all(|path| path.exists())
         && let Err(error) = kafka.check()
     {
@@ -410,16 +428,11 @@ fn arms(config: &Config, found: &mut Found) {
 fn templates(config: &Config, found: &mut Found) {
     for (nth, arm) in config.arms.iter().enumerate() {
         let key = format!("arms[{nth}].template");
-        let path = config.resolve(&arm.template).display().to_string();
-        match std::fs::read_to_string(&path) {
-            Err(error) => must(
-                found,
-                false,
-                &key,
-                format!("{path} cannot be read: {error}"),
-            ),
+        let path = config.resolve(&arm.template);
+        match files::read_filled(&path, "write a prompt into it") {
+            Err(error) => must(found, false, &key, error.to_string()),
             Ok(text) => {
-                if let Err(error) = Template::load(&text, &path) {
+                if let Err(error) = Template::load(&text, &path.display().to_string()) {
                     must(found, false, &key, error.to_string());
                 }
             }
@@ -427,7 +440,7 @@ fn templates(config: &Config, found: &mut Found) {
     }
 }
 
-fn files(config: &Config, found: &mut Found) {
+fn named_files(config: &Config, found: &mut Found) {
     let mut paths = Vec::new();
     for (nth, arm) in config.arms.iter().enumerate() {
         let key = format!("arms[{nth}].model");
@@ -436,22 +449,31 @@ fn files(config: &Config, found: &mut Found) {
             Some(Err(error)) => must(found, false, &key, error),
             None => paths.push((key, config.resolve(&arm.model))),
         }
-        if let Some(file) = &arm.calibration {
-            paths.push((format!("arms[{nth}].calibration"), config.resolve(file)));
-        }
+        // Calibration files are not checked here: `nearshore calibrate` reads the configuration to write them.
     }
     let password = config.redis.password_file.iter();
     let password = password.map(|path| ("redis.password_file".to_owned(), path.clone()));
     let secrets = config.kafka.secret_files.iter();
     let secrets = secrets.map(|(name, path)| (format!("kafka.secret_files.{name}"), path.clone()));
-    for (key, path) in paths.into_iter().chain(password).chain(secrets) {
+    for (key, path) in paths.into_iter().chain(secrets) {
         if let Err(error) = std::fs::metadata(&path) {
-            must(
-                found,
-                false,
-                &key,
-                format!("{} cannot be read: {error}", path.display()),
-            );
+            must(found, false, &key, unreadable(&path, &error));
         }
     }
+    // Kafka's secrets were read when its settings were checked.
+    for (key, path) in password {
+        let secret = match std::fs::read(&path) {
+            Ok(bytes) => {
+                decode_secret(&bytes).map_err(|what| format!("{}: {what}", path.display()))
+            }
+            Err(error) => Err(unreadable(&path, &error)),
+        };
+        if let Err(what) = secret {
+            must(found, false, &key, what);
+        }
+    }
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> String {
+    format!("{} cannot be read: {error}", path.display())
 }

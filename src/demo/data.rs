@@ -4,11 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
+
+use crate::files;
 
 /// Why the data cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +23,9 @@ pub(super) enum Error {
         /// The cause.
         source: std::io::Error,
     },
+    /// A file that is not text.
+    #[error(transparent)]
+    Text(#[from] files::Error),
     /// A line that cannot be read.
     #[error("{path}:{line}: {what}")]
     Line {
@@ -148,14 +153,11 @@ pub(super) fn purchases(data: &Path, keep: impl Fn(&str) -> bool) -> Result<Vec<
     let path = data.join("transactions.csv");
     let mut purchases = Vec::new();
     let mut columns: Option<Columns> = None;
-    for (nth, line) in lines(&path)?.enumerate() {
-        let line = line.map_err(|source| Error::Io {
-            path: path.clone(),
-            source,
-        })?;
+    for line in lines(&path)? {
+        let (nth, line) = line?;
         let error = |what: String| Error::Line {
             path: path.clone(),
-            line: nth + 1,
+            line: nth,
             what,
         };
         let Some(columns) = &columns else {
@@ -225,27 +227,22 @@ impl Columns {
     }
 }
 
-fn lines(path: &Path) -> Result<std::io::Lines<BufReader<File>>, Error> {
+fn lines(path: &Path) -> Result<files::Lines<BufReader<File>>, Error> {
     let file = File::open(path).map_err(|source| Error::Io {
         path: path.into(),
         source,
     })?;
-    Ok(BufReader::new(file).lines())
+    Ok(files::lines(BufReader::new(file), path))
 }
 
 fn json_lines<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Vec<T>, Error> {
-    lines(path)?
-        .enumerate()
-        .map(|(nth, line)| {
-            let line = line.map_err(|source| Error::Io {
-                path: path.into(),
-                source,
-            })?;
-            serde_json::from_str(&line).map_err(|error| Error::Line {
-                path: path.into(),
-                line: nth + 1,
-                what: error.to_string(),
-            })
+    let read = |line| {
+        let (nth, line): (usize, String) = line?;
+        serde_json::from_str(&line).map_err(|error| Error::Line {
+            path: path.into(),
+            line: nth,
+            what: error.to_string(),
         })
-        .collect()
+    };
+    lines(path)?.map(read).collect()
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use crate::config::Config;
+use crate::files;
 use crate::members::generate::LoadedArm;
 use nearshore_core::list::prompt::{Arm, Frozen, Template};
 use nearshore_core::names::scoring::Calibration;
@@ -47,8 +48,7 @@ pub(super) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>
         }
         let engine = engines.get(&arm.model).cloned().context("inserted above")?;
         let file = config.resolve(&arm.template);
-        let source = std::fs::read_to_string(&file)
-            .with_context(|| format!("arm {}: template {}", arm.id, file.display()))?;
+        let source = files::read(&file).with_context(|| format!("arm {}: template", arm.id))?;
         let template = Template::load(&source, &arm.template)
             .with_context(|| format!("arm {}: template {}", arm.id, file.display()))?;
         let calibration = calibration(config, arm, &template, &engine.tokenizer);
@@ -85,8 +85,8 @@ fn calibration(
         return Ok(None);
     };
     let path = config.resolve(file);
-    let text = std::fs::read_to_string(&path);
-    let text = text.with_context(|| format!("calibration prompts {}", path.display()))?;
+    let text = files::read_filled(&path, "write it with nearshore calibrate");
+    let text = text.context("calibration prompts")?;
     let read = Frozen::read(&text, &template.hash, tokenizer);
     let calibration = read.with_context(|| format!("calibration prompts {}", path.display()))?;
     Ok(Some(Arc::new(calibration)))

@@ -14,6 +14,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use serde::{Deserialize, Serialize};
 
 use nearshore_core::ports::log::Error;
+use nearshore_core::text::decode_secret;
 use nearshore_core::user::record::Partition;
 
 /// Properties on which guarantees depend; a configuration must not set them.
@@ -225,11 +226,13 @@ impl KafkaSettings {
             .set("reconnect.backoff.max.ms", "2000")
             .set_log_level(RDKafkaLogLevel::Info);
         for (property, path) in &self.secret_files {
-            let secret = std::fs::read_to_string(path).map_err(|error| Error::Refused {
+            let refused = |reason: String| Error::Refused {
                 what: format!("{property} from {}", path.display()),
-                reason: error.to_string(),
-            })?;
-            config.set(property, secret.trim_end_matches(['\r', '\n']));
+                reason,
+            };
+            let bytes = std::fs::read(path).map_err(|error| refused(error.to_string()))?;
+            let secret = decode_secret(&bytes).map_err(|what| refused(what.into()))?;
+            config.set(property, secret);
         }
         Ok(config)
     }
@@ -303,6 +306,16 @@ mod tests {
             .insert("sasl.password".into(), file.path().into());
         let config = settings.consuming("g").expect("readable");
         assert_eq!(config.get("sasl.password"), Some("hunter 2"));
+        // An editor's byte-order mark is no part of a secret, and an empty file is none.
+        std::fs::write(file.path(), b"\xef\xbb\xbfhunter 2\r\n").expect("written");
+        let config = settings.consuming("g").expect("readable");
+        assert_eq!(config.get("sasl.password"), Some("hunter 2"));
+        std::fs::write(file.path(), "\n").expect("written");
+        let error = settings.check().expect_err("empty").to_string();
+        assert!(
+            error.contains("the file is empty; write the secret"),
+            "{error}"
+        );
         settings
             .secret_files
             .insert("ssl.key.password".into(), "/nonexistent".into());

@@ -9,6 +9,7 @@ use redis::{ConnectionInfo, IntoConnectionInfo};
 use serde::{Deserialize, Serialize};
 
 use nearshore_core::ports::store::Error;
+use nearshore_core::text::decode_secret;
 
 /// Section `[redis]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -139,11 +140,13 @@ impl RedisSettings {
         let Some(path) = &self.password_file else {
             return Ok(None);
         };
-        let text = std::fs::read_to_string(path).map_err(|error| Error::Refused {
+        let refused = |reason: String| Error::Refused {
             addr: "redis.password_file".into(),
-            reason: format!("{}: {error}", path.display()),
-        })?;
-        Ok(Some(text.trim_end_matches(['\r', '\n']).into()))
+            reason: format!("{}: {reason}", path.display()),
+        };
+        let bytes = std::fs::read(path).map_err(|error| refused(error.to_string()))?;
+        let secret = decode_secret(&bytes).map_err(|what| refused(what.into()))?;
+        Ok(Some(secret))
     }
 
     fn with_credentials(&self, info: ConnectionInfo, password: Option<&str>) -> ConnectionInfo {
@@ -214,10 +217,10 @@ mod tests {
     }
 
     #[test]
-    fn the_password_is_read_from_its_file_without_the_line_break() {
+    fn the_password_is_read_from_its_file_without_mark_and_line_break() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("password");
-        std::fs::write(&path, "s3cret\n").expect("written");
+        std::fs::write(&path, "\u{feff}s3cret\r\n").expect("written");
         let settings = RedisSettings {
             password_file: Some(path),
             ..RedisSettings::default()

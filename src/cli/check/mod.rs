@@ -150,7 +150,7 @@ fn refused(problems: &[Problem]) -> Report {
 
 /// Checks everything that the configuration names; with `offline` only files.
 pub async fn check(config: &Config, path: &Path, offline: bool) -> Report {
-    let mut items = vec![Item::ok("config", path.display().to_string())];
+    let mut items = vec![file(path)];
     items.extend(settings(config));
     items.extend(model::files(config));
     if !offline {
@@ -163,6 +163,17 @@ pub async fn check(config: &Config, path: &Path, offline: bool) -> Report {
     Report {
         items,
         refused: false,
+    }
+}
+
+/// The configuration file. An empty one is valid, and often one that was cut off: it has no rules.
+fn file(path: &Path) -> Item {
+    let shown = path.display().to_string();
+    match crate::files::read_filled(path, "every key has its default, and there are no rules") {
+        Err(error @ crate::files::Error::Empty { .. }) => {
+            Item::warn("config", error.to_string()).advise("restore it, or leave out --config")
+        }
+        _ => Item::ok("config", shown),
     }
 }
 

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use super::Item;
 use crate::config::Config;
+use crate::files;
+use nearshore_core::list::prompt::Arm;
 use nearshore_core::shop::arms::delay_of;
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::{Model, Options};
@@ -26,6 +28,7 @@ pub(super) fn files(config: &Config) -> Vec<Item> {
         );
         items.push(Item::ok(format!("arm {}", arm.id), found));
     }
+    items.extend(calibrations(config));
     items.extend(models(config).into_iter().map(|path| {
         let item = format!("model {}", path.display());
         match readable(&path) {
@@ -36,6 +39,21 @@ pub(super) fn files(config: &Config) -> Vec<Item> {
         }
     }));
     items
+}
+
+/// Checks that the calibration files are there and are text. Whether they fit template and tokenizer is checked when the
+/// arms are loaded.
+fn calibrations(config: &Config) -> Vec<Item> {
+    let named = |arm: &Arm| Some((arm.id.clone(), config.resolve(arm.calibration.as_ref()?)));
+    let checked = config.arms.iter().filter_map(named).map(|(arm, path)| {
+        let item = format!("calibration {}", path.display());
+        let advice = format!("write it with nearshore calibrate --arm {arm}");
+        match files::read_filled(&path, "it must have calibration prompts") {
+            Ok(text) => Item::ok(item, format!("{} bytes", text.len())),
+            Err(error) => Item::fail(item, error.to_string()).advise(advice),
+        }
+    });
+    checked.collect()
 }
 
 fn models(config: &Config) -> BTreeSet<PathBuf> {

@@ -7,6 +7,7 @@ mod receipt;
 mod traces;
 
 use std::io::{BufRead, Write};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,7 @@ pub use receipt::{Finding, Receipt, Verdict};
 pub use traces::{TraceOptions, find_traces};
 
 use crate::config::Config;
+use crate::files;
 use crate::members::clock::wall_clock;
 use nearshore_core::ports::keys;
 use nearshore_core::ports::log::Outgoing;
@@ -116,24 +118,26 @@ pub struct Imported {
 
 /// Restores tombstones and removes older data from every namespace. A malformed line ends the import with an error that
 /// names the line; the lines before it stay restored, and importing the file again is safe.
-pub async fn import(store: &RedisStore, lines: impl BufRead) -> anyhow::Result<Imported> {
+pub async fn import(
+    store: &RedisStore,
+    reader: impl BufRead,
+    path: &Path,
+) -> anyhow::Result<Imported> {
     let mut imported = Imported::default();
     let mut page = Vec::with_capacity(PAGE);
     let namespaces = store.namespaces_with_keys().await?;
-    for (nth, line) in lines.lines().enumerate() {
-        let line = line?;
+    for line in files::lines(reader, path) {
+        let (nth, line) = line?;
         if line.trim().is_empty() {
             continue;
         }
+        let place = || format!("{}:{nth}", path.display());
         let Line { user, at } = serde_json::from_str(&line).with_context(|| {
-            format!(
-                "line {}: want {{\"user\": \"id\", \"at\": milliseconds}}",
-                nth + 1
-            )
+            let place = place();
+            format!("{place}: want {{\"user\": \"id\", \"at\": milliseconds}}")
         })?;
-        nearshore_core::user::event::check_year_range(at)
-            .with_context(|| format!("line {}", nth + 1))?;
-        keys::tombstone(&user).with_context(|| format!("line {}", nth + 1))?;
+        nearshore_core::user::event::check_year_range(at).with_context(place)?;
+        keys::tombstone(&user).with_context(place)?;
         imported.read += 1;
         page.push((user, at));
         if page.len() == PAGE {

@@ -21,6 +21,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::config::Config;
+use crate::files;
 use crate::members::clock::wall_clock;
 use crate::ops::inspect::{Sources, View};
 use nearshore_core::list::document::{Audit, Document};
@@ -125,7 +126,7 @@ impl<S: Store> Inspector<S> {
         let mut templates = BTreeMap::new();
         for arm in &config.arms {
             // Without a template, as of an arm that was removed, the prompt is not shown.
-            let source = std::fs::read_to_string(config.resolve(&arm.template));
+            let source = files::read(&config.resolve(&arm.template));
             if let Some(template) = source
                 .ok()
                 .and_then(|text| Template::load(&text, &arm.template).ok())

@@ -8,6 +8,7 @@
 //! Invariant: normalising twice changes nothing, and the result has no more bytes than NFC of the text. It does not
 //! know what a text names.
 
+mod file;
 mod joiners;
 
 use std::borrow::Cow;
@@ -15,6 +16,8 @@ use std::borrow::Cow;
 use icu_properties::CodePointSetData;
 use icu_properties::props::DefaultIgnorableCodePoint;
 use unicode_normalization::UnicodeNormalization;
+
+pub use file::{Damage, decode, decode_secret};
 
 /// The normal form of a text, see the module's head. Two texts with the same normal form are the same text everywhere:
 /// names, categories, ids, attributes, fields and values of profiles, rules, and files.
@@ -46,7 +49,7 @@ pub fn is_normal(text: &str) -> bool {
 
 /// The first character of a text that its normal form does not have at this place, by its position from 1; for error
 /// texts. `None` if the text is in its normal form.
-pub fn first_change(text: &str) -> Option<(usize, char)> {
+pub(crate) fn first_change(text: &str) -> Option<(usize, char)> {
     let normal = normalise(text);
     let mut kept = normal.chars();
     let mut chars = text.chars().enumerate();

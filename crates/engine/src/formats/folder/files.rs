@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::Error;
+use nearshore_core::text::decode;
 
 /// The most bytes of a configuration or tokenizer; only a wrong file is larger.
 const TEXT_MAX: u64 = 1 << 28;
@@ -73,7 +74,11 @@ pub(super) fn read_text(path: &Path) -> Result<String, Error> {
             format!("is not a file of at most {TEXT_MAX} bytes"),
         ));
     }
-    fs::read_to_string(path).map_err(wrong)
+    let bytes = fs::read(path).map_err(wrong)?;
+    decode(&bytes).map_err(|damage| {
+        let line = damage.line;
+        Error::load(path, format!("line {line}: {damage}"))
+    })
 }
 
 /// Reads a JSON file; an error names it.
