@@ -3,7 +3,7 @@
 //! It decides what is printed: results on standard output, progress on standard error, totals last. Invariant: prompts
 //! are answered in the order of the file. It does not know users.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,10 +21,13 @@ use nearshore_engine::thread::default_threads;
 use nearshore_engine::{Edge, Isa, Model, Options, Place, Precision};
 
 use super::one_of;
+use crate::files;
 
 mod compare;
+mod input;
 mod totals;
 
+use input::Prompt;
 use totals::Totals;
 
 /// Arguments of `nearshore try`.
@@ -94,13 +97,57 @@ impl TryArgs {
     }
 }
 
+impl TryArgs {
+    /// Refuses numbers that the configuration of an arm refuses, too.
+    fn check(&self) -> Result<(), Error> {
+        let wrong = |what: &str| Err(Error::Usage(what.to_owned()));
+        if !(self.weight.is_finite() && self.weight >= 0.0) {
+            let weight = self.weight;
+            return wrong(&format!("--weight {weight}: give a number of at least 0"));
+        }
+        if self.weight == 0.0 && self.demand.is_none() && self.terms.is_empty() {
+            return wrong("--weight 0 without --demand or --term: all names would score the same");
+        }
+        if self.top == 0 {
+            return wrong("--top 0: give a number of at least 1");
+        }
+        self.named_terms().map(drop)
+    }
+
+    /// The further terms: name and file.
+    fn named_terms(&self) -> Result<Vec<(&str, &Path)>, Error> {
+        // The names of a score's other parts.
+        let mut known = BTreeSet::from(["model", "baseline", "demand"]);
+        let mut named = Vec::new();
+        for term in &self.terms {
+            let form = || {
+                Error::Usage(format!(
+                    "--term {term}: give TERM=FILE, for example repeat=bought.tsv"
+                ))
+            };
+            let (name, path) = term.split_once('=').ok_or_else(form)?;
+            if name.is_empty() || path.is_empty() {
+                return Err(form());
+            }
+            if !known.insert(name) {
+                let what = format!(
+                    "--term {term}: the score has a part {name:?} already; choose another name"
+                );
+                return Err(Error::Usage(what));
+            }
+            named.push((name, Path::new(path)));
+        }
+        Ok(named)
+    }
+}
+
 /// Why a try did not run.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// A file that cannot be read or written.
+    /// Standard output cannot be written.
     #[error("{path}: {source}")]
     File {
-        /// The file, or `standard output`.
+        /// `standard output`.
         path: String,
         /// The cause.
         #[source]
@@ -116,9 +163,12 @@ pub(super) enum Error {
         /// What is wrong.
         what: String,
     },
-    /// A term without a file.
-    #[error("--term {0}: give TERM=FILE, for example repeat=bought.tsv")]
-    Term(String),
+    /// A file that is not text, or empty.
+    #[error(transparent)]
+    Text(#[from] files::Error),
+    /// An argument with a wrong value.
+    #[error("{0}")]
+    Usage(String),
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] nearshore_engine::Error),
@@ -128,8 +178,8 @@ impl Error {
     /// Whether the arguments are wrong, rather than the files that they name.
     pub(super) fn is_usage(&self) -> bool {
         match self {
-            Self::Term(_) => true,
-            Self::File { .. } | Self::Line { .. } | Self::Engine(_) => false,
+            Self::Usage(_) => true,
+            Self::File { .. } | Self::Text(_) | Self::Line { .. } | Self::Engine(_) => false,
         }
     }
 }
@@ -166,14 +216,6 @@ struct Explained {
     edges: Vec<Edge>,
 }
 
-/// What all prompts share.
-struct Session<'a> {
-    args: &'a TryArgs,
-    names: Arc<Names>,
-    terms: Vec<Term>,
-    calibration: Option<Arc<Calibration>>,
-}
-
 /// Runs the command; results go to standard output, progress and totals to standard error.
 pub(super) fn run(args: &TryArgs) -> Result<(), Error> {
     let stdout = io::stdout().lock();
@@ -182,7 +224,8 @@ pub(super) fn run(args: &TryArgs) -> Result<(), Error> {
 
 /// Like [`run`], with results to any writer.
 pub(super) fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
-    let prompts = prompts(&args.prompts, &read(&args.prompts)?)?;
+    args.check()?;
+    let prompts = input::prompts(&args.prompts)?;
     let session = Session::new(args)?;
     if let Some(reference) = args.compare {
         return compare::run(args, reference, &session.names, &prompts, out);
@@ -224,64 +267,42 @@ pub(super) fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
     }
 }
 
-/// A prompt, and the names that came true after it, if they are known.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Prompt {
-    /// Text of the prompt.
-    pub text: String,
-    /// Names that came true; empty if unknown.
-    pub truth: Vec<String>,
-}
-
-impl Prompt {
-    /// The request for the best `n` names.
-    pub(super) fn request(&self, n: usize) -> ScoreRequest {
-        ScoreRequest {
-            prompt: self.text.clone(),
-            n,
-            ..ScoreRequest::default()
-        }
-    }
+/// What all prompts share.
+struct Session<'a> {
+    args: &'a TryArgs,
+    names: Arc<Names>,
+    terms: Vec<Term>,
+    calibration: Option<Arc<Calibration>>,
 }
 
 impl<'a> Session<'a> {
     fn new(args: &'a TryArgs) -> Result<Self, Error> {
-        let names: Vec<String> = (read(&args.names)?.lines())
-            .map(|line| line.trim().to_owned())
-            .filter(|line| !line.is_empty())
-            .collect();
+        let names = input::names(&args.names)?;
         let mut terms = Vec::new();
         if let Some(path) = &args.demand {
-            let mut mass = vec![0f32; names.len()];
-            for (pu, value) in values(path, &read(path)?, &names)? {
-                mass[pu as usize] += value;
-            }
             terms.push(Term {
                 name: "demand",
                 weight: 1.0,
-                values: Values::Mass(mass.into()),
+                values: Values::Mass(input::demand(path, &names)?.into()),
             });
         }
-        for term in &args.terms {
-            let Some((name, path)) = term.split_once('=') else {
-                return Err(Error::Term(term.clone()));
-            };
-            let path = Path::new(path);
+        for (name, path) in args.named_terms()? {
             terms.push(Term {
                 // Term names are leaked: there is one per argument, and they are needed until the process ends.
                 name: name.to_owned().leak(),
                 weight: 1.0,
-                values: Values::Sparse(values(path, &read(path)?, &names)?.into()),
+                values: Values::Sparse(input::log_weights(path, &names)?.into()),
             });
         }
         let calibration = match &args.calibration {
             None => None,
-            Some(path) => Some(Arc::new(Calibration {
-                hash: "try".into(),
-                prompts: (prompts(path, &read(path)?)?.into_iter())
-                    .map(|prompt| prompt.text)
-                    .collect(),
-            })),
+            Some(path) => {
+                let prompts = input::prompts(path)?.into_iter();
+                Some(Arc::new(Calibration {
+                    hash: "try".into(),
+                    prompts: prompts.map(|prompt| prompt.text).collect(),
+                }))
+            }
         };
         let names = Arc::new(Names { version: 1, names });
         Ok(Self {
@@ -327,30 +348,6 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Reads lines of a name, a tab and a number, as pairs of PU index and value.
-fn values(path: &Path, text: &str, names: &[String]) -> Result<Vec<(u32, f32)>, Error> {
-    let indices: BTreeMap<&str, u32> = names.iter().map(String::as_str).zip(0..).collect();
-    let mut values = Vec::new();
-    for (nth, line) in text.lines().enumerate() {
-        let error = |what: &str| Error::Line {
-            path: path.display().to_string(),
-            line: nth + 1,
-            what: what.into(),
-        };
-        let (name, value) = (line.split_once('\t'))
-            .ok_or_else(|| error("want name<TAB>number: there is no tab"))?;
-        let value: f32 = value
-            .trim()
-            .parse()
-            .map_err(|_| error("want name<TAB>number: the number cannot be read"))?;
-        let pu = indices
-            .get(name.trim())
-            .ok_or_else(|| error("the name is not in the file of --names"))?;
-        values.push((*pu, value));
-    }
-    Ok(values)
-}
-
 /// A progress bar over prompts.
 pub(super) fn bar(prompts: usize) -> ProgressBar {
     let bar = ProgressBar::new(prompts as u64);
@@ -358,45 +355,6 @@ pub(super) fn bar(prompts: usize) -> ProgressBar {
         bar.set_style(style);
     }
     bar
-}
-
-fn read(path: &Path) -> Result<String, Error> {
-    std::fs::read_to_string(path).map_err(|source| Error::File {
-        path: path.display().to_string(),
-        source,
-    })
-}
-
-/// Reads prompts: a line that starts with `{` is a JSON object, any other line is a prompt itself.
-fn prompts(path: &Path, text: &str) -> Result<Vec<Prompt>, Error> {
-    let mut prompts = Vec::new();
-    for (nth, line) in text.lines().enumerate() {
-        if line.trim().is_empty() {
-            continue;
-        }
-        if !line.starts_with('{') {
-            let (text, truth) = (line.to_owned(), Vec::new());
-            prompts.push(Prompt { text, truth });
-            continue;
-        }
-        let error = |what: String| Error::Line {
-            path: path.display().to_string(),
-            line: nth + 1,
-            what,
-        };
-        let value: serde_json::Value =
-            serde_json::from_str(line).map_err(|e| error(e.to_string()))?;
-        let prompt = value.get("prompt").and_then(|prompt| prompt.as_str());
-        let truth = value.get("truth").and_then(|truth| truth.as_array());
-        let truth = truth.into_iter().flatten().filter_map(|name| name.as_str());
-        prompts.push(Prompt {
-            text: prompt
-                .ok_or_else(|| error("the object has no text \"prompt\"".into()))?
-                .to_owned(),
-            truth: truth.map(str::to_owned).collect(),
-        });
-    }
-    Ok(prompts)
 }
 
 fn print(out: &mut dyn Write, json: bool, line: &Line) -> Result<(), Error> {
@@ -484,26 +442,5 @@ impl<'a> Line<'a> {
             forwarded_tokens: response.forwarded,
             waves: response.waves,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn prompts_are_lines_or_json_and_an_error_names_the_line() {
-        let path = Path::new("p");
-        let text = "one\n\n{\"prompt\": \"two\\nlines\", \"truth\": [\"a\"]}\n";
-        let read = prompts(path, text).expect("valid");
-        let texts: Vec<&str> = read.iter().map(|prompt| prompt.text.as_str()).collect();
-        assert_eq!(texts, ["one", "two\nlines"]);
-        assert_eq!(
-            (read[0].truth.len(), &read[1].truth[..]),
-            (0, &["a".to_owned()][..])
-        );
-        let bad = prompts(path, "one\n{\"prompt\": 3}\n").expect_err("no text");
-        assert_eq!(bad.to_string(), "p:2: the object has no text \"prompt\"");
-        assert!(prompts(path, "{\n").is_err());
     }
 }
