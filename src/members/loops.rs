@@ -3,6 +3,8 @@
 //! Invariant: a call is repeated with the same input until it succeeds, its partition stops, or the process ends. All
 //! waiting between calls is here; the roles themselves only wait for the answers of log and store.
 
+mod stock;
+
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -23,6 +25,8 @@ use nearshore_core::ports::log::{self, Batch, Delivery, Log};
 use nearshore_core::ports::store::Store;
 use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::trigger::Lane;
+
+pub(crate) use stock::stock_loop;
 
 /// How often done offsets are committed.
 pub(crate) const COMMIT_EVERY: Duration = Duration::from_millis(500);
@@ -45,9 +49,6 @@ const RESUME_EVERY: Duration = Duration::from_secs(5);
 
 /// What the gate of the values that generate reads says while it is open.
 const VALUES_OPEN: &str = "the stored values can be read";
-
-/// What the gate of the sold-out sets says while it is open.
-const SETS_OPEN: &str = "the sold-out sets can be written";
 
 /// What the gate of an ingest member's partitions says while it is open.
 const PARTITIONS_OPEN: &str = "no partition is stopped";
@@ -429,58 +430,6 @@ pub(crate) fn accept_retryable_commit(outcome: Result<(), Error>) -> anyhow::Res
             Ok(())
         }
         Ok(()) => Ok(()),
-    }
-}
-
-/// Runs a stock member until it is cancelled.
-pub(crate) async fn stock_loop<L: Log, S: Store>(
-    mut member: Stock<L, S>,
-    (dlq, sets): (Gate, Gate),
-    cancel: CancellationToken,
-) -> anyhow::Result<()> {
-    sets.open(SETS_OPEN);
-    run_until_drained(&cancel, stock_turns(&mut member, (&dlq, &sets), &cancel)).await?;
-    last_commit(&mut member, &cancel).await?;
-    member.into_log().close().await;
-    Ok(())
-}
-
-async fn stock_turns<L: Log, S: Store>(
-    member: &mut Stock<L, S>,
-    (dlq, sets): (&Gate, &Gate),
-    cancel: &CancellationToken,
-) -> anyhow::Result<()> {
-    let mut commits = every(COMMIT_EVERY);
-    let mut store_checks = every(STORE_CHECK_EVERY);
-    loop {
-        tokio::select! {
-            // Cancellation first, as in `ingest_turns`.
-            biased;
-            () = cancel.cancelled() => return Ok(()),
-            _ = commits.tick() => commit(member, cancel).await?,
-            _ = store_checks.tick() => check_store(member, cancel).await?,
-            delivery = member.log().next() => {
-                let delivery = delivery?;
-                count_rebalance(&delivery);
-                let mut backoff = Backoff::default();
-                while let Err(error) = member.handle(&delivery).await {
-                    if error.rewinds() {
-                        rewind(member, &error, cancel).await?;
-                        break;
-                    }
-                    anyhow::ensure!(error.retry() || error.is_of_a_value(), error);
-                    report_dlq(dlq, &error);
-                    if error.is_of_a_value() {
-                        sets.shut(error.to_string());
-                    }
-                    if !backoff.wait(&error, cancel).await {
-                        break;
-                    }
-                }
-                dlq.open(DLQ_OPEN);
-                sets.open(SETS_OPEN);
-            }
-        }
     }
 }
 

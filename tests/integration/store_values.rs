@@ -59,50 +59,57 @@ async fn known(store: &RedisStore, ns: &str, user: &UserId) {
         .expect("there is a state");
 }
 
+/// Part of a user, what is written there, and the calls that meet it.
+type Bad = (
+    &'static str,
+    &'static [&'static str],
+    &'static [&'static str],
+);
+
+const WRONG: &[Bad] = &[
+    (
+        "state",
+        &["SET", "KEY", "x"],
+        &["load", "peek", "claim", "publish", "fold"],
+    ),
+    (
+        "state",
+        &["HSET", "KEY", "blob", "\u{2}"],
+        &["load", "peek", "claim"],
+    ),
+    ("state", &["HSET", "KEY", "ver", "x"], &["load", "peek"]),
+    ("state", &["HDEL", "KEY", "blob"], &["load", "peek"]),
+    ("state", &["HDEL", "KEY", "pending"], &["load", "peek"]),
+    (
+        "state",
+        &["HSET", "KEY", "claim", "x"],
+        &["load", "peek", "claim", "publish"],
+    ),
+    ("profile", &["RPUSH", "KEY", "x"], &["load", "claim"]),
+    ("profile", &["SET", "KEY", "{"], &["load", "claim"]),
+    ("recall", &["SET", "KEY", "x"], &["peek", "publish", "fold"]),
+    (
+        "recall",
+        &["HSET", "KEY", "claim", "x"],
+        &["peek", "publish"],
+    ),
+    ("recall", &["HSET", "KEY", "seen", "x"], &["peek"]),
+    (
+        "erased",
+        &["HSET", "KEY", "a", "b"],
+        &["load", "peek", "claim", "publish", "fold"],
+    ),
+    (
+        "erased",
+        &["SET", "KEY", "x"],
+        &["load", "peek", "publish", "fold"],
+    ),
+];
+
 #[tokio::test]
 async fn each_call_that_meets_a_bad_value_names_its_key_and_its_user() {
     let (store, ns, mut redis) = (single(), fresh("ns"), raw().await);
-    type Bad<'a> = (&'a str, &'a [&'a str], &'a [&'a str]);
-    let wrong: &[Bad<'_>] = &[
-        (
-            "state",
-            &["SET", "KEY", "x"],
-            &["load", "peek", "claim", "publish", "fold"],
-        ),
-        (
-            "state",
-            &["HSET", "KEY", "blob", "\u{2}"],
-            &["load", "peek", "claim"],
-        ),
-        ("state", &["HSET", "KEY", "ver", "x"], &["load", "peek"]),
-        ("state", &["HDEL", "KEY", "blob"], &["load", "peek"]),
-        ("state", &["HDEL", "KEY", "pending"], &["load", "peek"]),
-        (
-            "state",
-            &["HSET", "KEY", "claim", "x"],
-            &["load", "peek", "claim", "publish"],
-        ),
-        ("profile", &["RPUSH", "KEY", "x"], &["load", "claim"]),
-        ("profile", &["SET", "KEY", "{"], &["load", "claim"]),
-        ("recall", &["SET", "KEY", "x"], &["peek", "publish", "fold"]),
-        (
-            "recall",
-            &["HSET", "KEY", "claim", "x"],
-            &["peek", "publish"],
-        ),
-        ("recall", &["HSET", "KEY", "seen", "x"], &["peek"]),
-        (
-            "erased",
-            &["HSET", "KEY", "a", "b"],
-            &["load", "peek", "claim", "publish", "fold"],
-        ),
-        (
-            "erased",
-            &["SET", "KEY", "x"],
-            &["load", "peek", "publish", "fold"],
-        ),
-    ];
-    for (what, words, calls) in wrong {
+    for (what, words, calls) in WRONG {
         let user = user("u");
         known(&store, &ns, &user).await;
         let keys = keys::user(&ns, &user).expect("keys");

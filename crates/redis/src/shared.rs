@@ -117,7 +117,8 @@ impl RedisStore {
                 match cell_and_count(&field, &n, bucket) {
                     Some((cell, n)) => drop(cells.insert(cell, n)),
                     None => tracing::error!(
-                        key,
+                        shard = format!("{shard:02x}"),
+                        bucket,
                         field = %String::from_utf8_lossy(&field),
                         "a cell of counts cannot be read and is left out; delete the field"
                     ),

@@ -82,12 +82,15 @@ async fn a_server_that_does_not_answer_fails_with_advice_and_hides_no_other_fail
 
 #[test]
 fn a_rule_that_cannot_compare_stored_values_is_warned_of_with_its_field() {
-    let mut config = Config::default();
-    config.rules = serde_json::from_value(serde_json::json!([
+    let rules = serde_json::from_value(serde_json::json!([
         {"id": "pregnancy", "when": {"field": "health.pregnant", "equals": true}, "forbid": {"pus": ["WINE"]}},
         {"id": "adults", "when": {"field": "age", "below": 18}, "required": true, "forbid": {"pus": ["WINE"]}},
     ]))
     .expect("rules");
+    let config = Config {
+        rules,
+        ..Config::default()
+    };
     let profiles = |all: serde_json::Value| serde_json::from_value(all).expect("profiles");
     let fine: Vec<_> =
         profiles(serde_json::json!([{"age": 40}, {"health": "{\"pregnant\": false}"}]));

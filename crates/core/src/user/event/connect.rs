@@ -234,7 +234,7 @@ fn json(value: &Value, room: usize) -> Option<Value> {
 /// The members of a set, which are sent with commas between them.
 fn members(text: &str) -> Value {
     let members = text.split(',').filter(|member| !member.is_empty());
-    members.map(|member| Value::from(member)).collect()
+    members.map(Value::from).collect()
 }
 
 #[cfg(test)]
@@ -256,90 +256,48 @@ mod tests {
     }
 
     #[test]
-    fn times_are_decoded_from_days_and_from_each_part_of_a_second() {
-        let (debezium, connect) = ("io.debezium.time", "org.apache.kafka.connect.data");
-        for (kind, name, value, expected) in [
+    fn dates_are_decoded_from_days() {
+        let of = |name: &str| named("int32", name);
+        let days = "io.debezium.time.Date";
+        for (name, value, expected) in [
+            (days, json!(13_573), json!("2007-03-01")),
             (
-                "int32",
-                format!("{debezium}.Date"),
-                json!(13_573),
-                json!("2007-03-01"),
-            ),
-            (
-                "int32",
-                format!("{connect}.Date"),
+                "org.apache.kafka.connect.data.Date",
                 json!(-1),
                 json!("1969-12-31"),
             ),
-            (
-                "int64",
-                format!("{debezium}.Timestamp"),
-                json!(1_172_707_200_000_i64),
-                json!("2007-03-01T00:00:00Z"),
-            ),
-            (
-                "int64",
-                format!("{connect}.Timestamp"),
-                json!(-1),
-                json!("1969-12-31T23:59:59.999Z"),
-            ),
-            (
-                "int64",
-                format!("{debezium}.MicroTimestamp"),
-                json!(1_172_707_200_000_001_i64),
-                json!("2007-03-01T00:00:00.000001Z"),
-            ),
-            (
-                "int64",
-                format!("{debezium}.NanoTimestamp"),
-                json!(-1),
-                json!("1969-12-31T23:59:59.999999999Z"),
-            ),
-            (
-                "string",
-                format!("{debezium}.ZonedTimestamp"),
-                json!("2007-03-01T00:00:00Z"),
-                json!("2007-03-01T00:00:00Z"),
-            ),
-            (
-                "int32",
-                format!("{debezium}.Date"),
-                json!("2007-03-01"),
-                json!("2007-03-01"),
-            ),
-            (
-                "int32",
-                format!("{debezium}.Date"),
-                json!(null),
-                json!(null),
-            ),
-            (
-                "int32",
-                format!("{debezium}.Date"),
-                json!(i64::MAX),
-                json!({"undecoded": "a number"}),
-            ),
-            (
-                "int64",
-                format!("{debezium}.Timestamp"),
-                json!(i64::MIN),
-                json!({"undecoded": "a number"}),
-            ),
-            (
-                "int32",
-                format!("{debezium}.Date"),
-                json!(1.5),
-                json!({"undecoded": "a fraction"}),
-            ),
-            (
-                "int32",
-                format!("{debezium}.Year"),
-                json!(2007),
-                json!(2007),
-            ),
+            (days, json!("2007-03-01"), json!("2007-03-01")),
+            (days, json!(null), json!(null)),
+            (days, json!(i64::MAX), json!({"undecoded": "a number"})),
+            (days, json!(1.5), json!({"undecoded": "a fraction"})),
+            ("io.debezium.time.Year", json!(2007), json!(2007)),
         ] {
-            check(named(kind, &name), value, expected);
+            check(of(name), value, expected);
         }
+    }
+
+    #[test]
+    fn times_are_decoded_from_each_part_of_a_second() {
+        let noon = "2007-03-01T12:00:00Z";
+        let last = "1969-12-31T23:59:59.999";
+        for (name, value, expected) in [
+            ("Timestamp", json!(1_172_750_400_000_i64), noon.to_owned()),
+            ("Timestamp", json!(-1), format!("{last}Z")),
+            (
+                "MicroTimestamp",
+                json!(1_172_750_400_000_000_i64),
+                noon.to_owned(),
+            ),
+            ("MicroTimestamp", json!(-1), format!("{last}999Z")),
+            ("NanoTimestamp", json!(-1), format!("{last}999999Z")),
+            ("ZonedTimestamp", json!(noon), noon.to_owned()),
+        ] {
+            let schema = named("int64", &format!("io.debezium.time.{name}"));
+            check(schema, value, json!(expected));
+        }
+        let connect = named("int64", "org.apache.kafka.connect.data.Timestamp");
+        check(connect.clone(), json!(1_172_750_400_000_i64), json!(noon));
+        check(connect, json!(i64::MIN), json!({"undecoded": "a number"}));
     }
 
     #[test]

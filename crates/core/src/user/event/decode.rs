@@ -490,5 +490,8 @@ fn wrong_type(field: &'static str, found: &Found, wanted: &'static str) -> Rejec
 }
 
 #[cfg(test)]
+#[path = "envelope_tests.rs"]
+mod envelope_tests;
+#[cfg(test)]
 #[path = "decode_tests.rs"]
 mod tests;
