@@ -8,6 +8,7 @@ use super::{Common, block_on, with_config};
 use crate::config::Config;
 use crate::ops::dlq as replay;
 use crate::ops::dlq::{ReplayFate, ReplayOrder};
+use crate::ops::visible::{visible, visible_json};
 use nearshore_kafka::dlq::{DeadLetter, Filter};
 
 #[derive(Debug, Subcommand)]
@@ -74,7 +75,7 @@ async fn list(config: &Config, limit: usize, json: bool) -> anyhow::Result<ExitC
         replay::list(&config.kafka, &config.topics.dlq, &Filter::default(), limit).await?
     {
         if json {
-            println!("{}", dead_letter.json());
+            println!("{}", visible_json(&dead_letter.json().to_string()));
         } else {
             println!("{}", line(&dead_letter));
         }
@@ -91,15 +92,16 @@ fn line(dead_letter: &DeadLetter) -> String {
         (Some(topic), Some(partition), Some(offset)) => format!("{topic}/{partition}:{offset}"),
         _ => "unknown".into(),
     };
-    let key = dead_letter
-        .key
-        .as_deref()
-        .map(String::from_utf8_lossy)
-        .unwrap_or_default();
-    format!(
-        "{place}  {}  key {key:?}  {}",
-        dead_letter.code, dead_letter.message
-    )
+    let key = match &dead_letter.key {
+        Some(key) => format!("key {:?}", String::from_utf8_lossy(key)),
+        // The broker refused the key, too.
+        None if dead_letter.value_dropped.is_some() && dead_letter.code != "no_key" => {
+            "key not kept".into()
+        }
+        None => "no key".into(),
+    };
+    let (place, code) = (visible(&place), visible(&dead_letter.code));
+    format!("{place}  {code}  {key}  {}", visible(&dead_letter.message))
 }
 
 async fn send_back(config: &Config, order: &ReplayOrder, json: bool) -> anyhow::Result<ExitCode> {
@@ -115,7 +117,7 @@ async fn send_back(config: &Config, order: &ReplayOrder, json: bool) -> anyhow::
                 ReplayFate::Refused(why) => why.clone(),
                 ReplayFate::Replayed | ReplayFate::Left | ReplayFate::Duplicate => String::new(),
             };
-            eprintln!("{}: {why}", line(dead_letter));
+            eprintln!("{}: {}", line(dead_letter), visible(&why));
         }
     };
     replay::replay(&config.kafka, order, on).await?;
@@ -135,4 +137,55 @@ async fn send_back(config: &Config, order: &ReplayOrder, json: bool) -> anyhow::
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use nearshore_core::user::record::{Record, Timestamp};
+
+    use super::*;
+
+    fn dead_letter(key: Option<&'static [u8]>, headers: &[(&str, &str)]) -> DeadLetter {
+        let header = |(name, value): &(&str, &str)| {
+            ((*name).to_owned(), Bytes::copy_from_slice(value.as_bytes()))
+        };
+        DeadLetter::read(&Record {
+            position: "0/dlq/0:1".parse().expect("valid"),
+            time: Timestamp(0),
+            key: key.map(Bytes::from_static),
+            value: None,
+            headers: headers.iter().map(header).collect(),
+        })
+    }
+
+    #[test]
+    fn a_record_without_a_key_is_told_apart_from_one_with_an_empty_key() {
+        let code = ("nearshore.error.code", "no_key");
+        for (key, headers, expected) in [
+            (None, vec![code], "unknown  no_key  no key  "),
+            (Some(&b""[..]), vec![], "unknown    key \"\"  "),
+            (Some(b"a\xff"), vec![], "unknown    key \"a\u{fffd}\"  "),
+            (
+                None,
+                vec![("nearshore.value.dropped", "9")],
+                "unknown    key not kept  ",
+            ),
+        ] {
+            assert_eq!(line(&dead_letter(key, &headers)), expected);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_seen_in_a_dead_letter_is_escaped() {
+        let message = (
+            "__connect.errors.exception.message",
+            "type \u{202e}\u{1b}[2J",
+        );
+        let line = line(&dead_letter(Some("\u{202e}".as_bytes()), &[message]));
+        assert_eq!(
+            line,
+            "unknown    key \"\\u{202e}\"  type \\u{202e}\\u{1b}[2J"
+        );
+    }
 }

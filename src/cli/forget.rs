@@ -14,6 +14,7 @@ use super::users::{print_result, store, user_id};
 use super::{Common, block_on};
 use crate::config::Config;
 use crate::ops::forget::{self, TraceOptions};
+use crate::ops::visible::visible_json;
 use nearshore_core::user::event::UserId;
 use nearshore_redis::RedisStore;
 
@@ -105,7 +106,7 @@ async fn prove(
         tokio::time::sleep(SEARCH_EVERY).await;
     };
     if json {
-        println!("{}", serde_json::to_string_pretty(&receipt)?);
+        println!("{}", visible_json(&serde_json::to_string_pretty(&receipt)?));
     } else {
         print!("{}", receipt.text());
     }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Config;
+use crate::ops::visible::visible_lines;
 use try_names::TryArgs;
 
 mod ask;
@@ -205,7 +206,7 @@ pub fn main() -> ExitCode {
     match dispatch(cli.command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("nearshore: {}", chain(&error));
+            eprintln!("nearshore: {}", visible_lines(&chain(&error)));
             ExitCode::from(1)
         }
     }

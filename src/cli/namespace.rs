@@ -11,6 +11,7 @@ use serde_json::json;
 use super::{Common, block_on, with_config};
 use crate::config::Config;
 use crate::ops::namespace::{self, Bounds, Listing};
+use crate::ops::visible::{visible, visible_json, visible_lines};
 use nearshore_core::queue::replay::Moment;
 use nearshore_redis::RedisStore;
 
@@ -164,8 +165,8 @@ async fn list(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     }
     for listing in &all {
         match json {
-            true => println!("{}", serde_json::to_string(listing)?),
-            false => println!("{}", line(listing)),
+            true => println!("{}", visible_json(&serde_json::to_string(listing)?)),
+            false => println!("{}", visible(&line(listing))),
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -207,8 +208,8 @@ async fn diff(
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     match json {
-        true => println!("{}", serde_json::to_string(&difference)?),
-        false => print!("{}", difference.text()),
+        true => println!("{}", visible_json(&serde_json::to_string(&difference)?)),
+        false => print!("{}", visible_lines(&difference.text())),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,7 @@ use super::block_on;
 use crate::config::Config;
 use crate::members::clock::wall_clock;
 use crate::ops::namespace;
+use crate::ops::visible::{visible, visible_json, visible_lines};
 use nearshore_core::list::document::{Document, Source};
 use nearshore_core::ports::store::{Block, Namespaces, Stock};
 use nearshore_core::text::normalise;
@@ -38,12 +39,13 @@ pub(super) fn get(config: &Config, user: &str, json: bool) -> anyhow::Result<Exi
             .unwrap_or_else(|| config.namespace.clone());
         let Some(list) = namespace::served(&store, &ns, &user).await? else {
             eprintln!(
-                "namespace {ns} has no list of user {user} and no default fallback; is `nearshore run` up?"
+                "namespace {ns} has no list of user {} and no default fallback; is `nearshore run` up?",
+                visible(&user.0)
             );
             return Ok(ExitCode::FAILURE);
         };
         if json {
-            println!("{}", list.to_json());
+            println!("{}", visible_json(&list.to_json()));
         } else {
             print!("{}", text(&list));
         }
@@ -62,13 +64,14 @@ fn text(list: &Document) -> String {
     use std::fmt::Write;
     let mut out = format!(
         "list {} ({}, arm {})\n",
-        list.list_id,
+        visible(&list.list_id),
         source(list),
-        list.arm
+        visible(&list.arm)
     );
     for (nth, pu) in list.pus.iter().enumerate() {
         // Writing to a String cannot fail.
-        let _ = writeln!(out, "{:>3}. {:<40} {}", nth + 1, pu.name, pu.skus.join(" "));
+        let (name, skus) = (visible(&pu.name), visible(&pu.skus.join(" ")));
+        let _ = writeln!(out, "{:>3}. {name:<40} {skus}", nth + 1);
     }
     out
 }
@@ -80,11 +83,11 @@ pub(super) fn inspect(config: &Config, user: &str, json: bool) -> anyhow::Result
         let store = store(config)?;
         let inspector = namespace::Inspector::open(config, store).await?;
         let Some(view) = inspector.inspect(&user).await? else {
-            eprintln!("nothing is stored of user {user}");
+            eprintln!("nothing is stored of user {}", visible(&user.0));
             return Ok(ExitCode::FAILURE);
         };
         if json {
-            println!("{}", serde_json::to_string_pretty(&view)?);
+            println!("{}", visible_json(&serde_json::to_string_pretty(&view)?));
         } else {
             print!("{}", view.text());
         }
@@ -164,8 +167,23 @@ pub(super) fn unblock(config: &Config, id: &str, json: bool) -> anyhow::Result<E
 /// Prints a result: the value if JSON was asked for, or else the text.
 pub(super) fn print_result(json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) {
     if json {
-        println!("{value}");
+        println!("{}", visible_json(&value.to_string()));
     } else {
-        println!("{}", text());
+        println!("{}", visible_lines(&text()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_seen_in_a_list_is_escaped() {
+        let doc = r#"{"schema":1,"list_id":"0","arm":"a","source":"model","at":1,"segment":"default",
+            "names":["TEA \u202e\u001b[2J"],"scores":[-1.0],"skus":[["s\u200b"]]}"#;
+        let list = Document::parse(doc).expect("a list");
+        let shown = text(&list);
+        assert!(shown.contains("TEA \\u{202e}\\u{1b}[2J"), "{shown}");
+        assert!(shown.contains("s\\u{200b}"), "{shown}");
     }
 }

@@ -7,3 +7,4 @@ pub mod forget;
 pub mod inspect;
 pub mod namespace;
 pub mod sweep;
+pub(crate) mod visible;

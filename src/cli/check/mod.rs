@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::config::{WRONG, read};
 use crate::config::{Config, Problem};
+use crate::ops::visible::{visible_json, visible_lines};
 use crate::run::{ADVICE, strangers};
 use nearshore_core::ports::store::Error;
 
@@ -131,9 +132,9 @@ pub async fn run(path: Option<&Path>, offline: bool, json: bool) -> u8 {
         Err(problems) => refused(&problems),
     };
     if json {
-        println!("{}", report.json());
+        println!("{}", visible_json(&report.json()));
     } else {
-        print!("{}", report.text());
+        print!("{}", visible_lines(&report.text()));
     }
     report.exit_code()
 }

@@ -1,5 +1,6 @@
 //! Says what an erase left, place by place: a [`Receipt`], as text and as JSON.
 
+use crate::ops::visible::visible;
 use std::fmt::Write;
 
 use serde::Serialize;
@@ -92,7 +93,7 @@ impl Receipt {
     }
 
     fn write(&self, out: &mut String) -> std::fmt::Result {
-        let user = self.user.escape_debug();
+        let user = visible(&self.user);
         writeln!(
             out,
             "receipt for user {user}, searched at {}",
@@ -111,8 +112,8 @@ impl Receipt {
                 Verdict::Unknown => "UNKNOWN",
             };
             let by = finding.by.map(|by| format!("; gone by {}", moment(by)));
-            let place = finding.place.escape_debug();
-            let (found, by) = (finding.found.escape_debug(), by.unwrap_or_default());
+            let place = visible(&finding.place);
+            let (found, by) = (visible(&finding.found), by.unwrap_or_default());
             writeln!(out, "{verdict:<8}{place:<44} {found}{by}")?;
         }
         let count = |wanted: Verdict| {

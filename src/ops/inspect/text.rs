@@ -1,20 +1,9 @@
-//! Renders a [`View`] for a terminal. Control characters in stored text are escaped.
+//! Renders a [`View`] for a terminal. What cannot be seen in stored text is escaped.
 
 use std::fmt::Write;
 
 use super::{ListView, View, moment};
-
-/// Escapes control characters, which would move the cursor or colour the terminal.
-fn safe(text: &str) -> String {
-    let escaped = text.chars().map(|c| {
-        if c.is_control() {
-            c.escape_default().to_string()
-        } else {
-            c.to_string()
-        }
-    });
-    escaped.collect()
-}
+use crate::ops::visible::visible;
 
 pub(super) fn text(view: &View) -> String {
     let mut out = String::new();
@@ -27,11 +16,11 @@ fn write(view: &View, out: &mut String) -> std::fmt::Result {
     writeln!(
         out,
         "user {} in namespace {}",
-        safe(&view.user),
-        safe(&view.namespace)
+        visible(&view.user),
+        visible(&view.namespace)
     )?;
     if !view.segment.is_empty() {
-        writeln!(out, "segment {}", safe(&view.segment))?;
+        writeln!(out, "segment {}", visible(&view.segment))?;
     }
     writeln!(out, "\nPROFILE")?;
     match &view.profile {
@@ -41,10 +30,10 @@ fn write(view: &View, out: &mut String) -> std::fmt::Result {
                 out,
                 "  of {} at {}",
                 moment(profile.time),
-                safe(&profile.position)
+                visible(&profile.position)
             )?;
             for (field, value) in &profile.fields {
-                writeln!(out, "  {}: {}", safe(field), safe(&value.to_string()))?;
+                writeln!(out, "  {}: {}", visible(field), visible(&value.to_string()))?;
             }
         }
     }
@@ -54,14 +43,14 @@ fn write(view: &View, out: &mut String) -> std::fmt::Result {
     }
     for event in &view.events {
         let name = event.name.as_deref().unwrap_or("(not in the catalogue)");
-        let (kind, item) = (safe(&event.kind), safe(&event.item));
+        let (kind, item) = (visible(&event.kind), visible(&event.item));
         let time = moment(event.time);
         writeln!(
             out,
             "  {time}  {kind:<10} {:>3} × {}  [{item}]  {}",
             event.qty,
-            safe(name),
-            safe(&event.position)
+            visible(name),
+            visible(&event.position)
         )?;
     }
     state(view, out)?;
@@ -71,7 +60,7 @@ fn write(view: &View, out: &mut String) -> std::fmt::Result {
     }
     audit(view, out)?;
     if let Some(prompt) = &view.prompt {
-        writeln!(out, "\nPROMPT {}", safe(&prompt.hash))?;
+        writeln!(out, "\nPROMPT {}", visible(&prompt.hash))?;
         if prompt.moved_on {
             writeln!(
                 out,
@@ -79,7 +68,7 @@ fn write(view: &View, out: &mut String) -> std::fmt::Result {
             )?;
         }
         for line in prompt.text.lines() {
-            writeln!(out, "  | {}", safe(line))?;
+            writeln!(out, "  | {}", visible(line))?;
         }
     }
     Ok(())
@@ -96,7 +85,7 @@ fn state(view: &View, out: &mut String) -> std::fmt::Result {
         state.activity,
         moment(state.erased_at)
     )?;
-    writeln!(out, "  fences {}", safe(&state.fences.join(", ")))?;
+    writeln!(out, "  fences {}", visible(&state.fences.join(", ")))?;
     match &state.pending {
         None => writeln!(out, "  nothing pending"),
         Some(pending) => {
@@ -104,7 +93,7 @@ fn state(view: &View, out: &mut String) -> std::fmt::Result {
             writeln!(
                 out,
                 "  pending: requested by {}, due {}",
-                safe(source),
+                visible(source),
                 moment(pending.due)
             )
         }
@@ -115,14 +104,14 @@ fn names(list: &ListView, out: &mut String) -> std::fmt::Result {
     writeln!(
         out,
         "\nLIST {} made by {}, arm {} epoch {}, claim {}",
-        safe(&list.list_id),
-        safe(&list.source),
-        safe(&list.arm),
+        visible(&list.list_id),
+        visible(&list.source),
+        visible(&list.arm),
         list.epoch,
         list.claim
     )?;
     if !list.note.is_empty() {
-        writeln!(out, "  {}", safe(&list.note))?;
+        writeln!(out, "  {}", visible(&list.note))?;
     }
     let coverage = if list.current {
         "has seen all of the state"
@@ -134,13 +123,13 @@ fn names(list: &ListView, out: &mut String) -> std::fmt::Result {
         let terms: Vec<_> = name
             .terms
             .iter()
-            .map(|(term, value)| format!("{} {value:.2}", safe(term)))
+            .map(|(term, value)| format!("{} {value:.2}", visible(term)))
             .collect();
         writeln!(
             out,
             "  {:>2}. {:<40} {:>8.3}  {}",
             nth + 1,
-            safe(&name.name),
+            visible(&name.name),
             name.score,
             terms.join("  ")
         )?;
@@ -150,8 +139,8 @@ fn names(list: &ListView, out: &mut String) -> std::fmt::Result {
             writeln!(
                 out,
                 "        {:<12} {ee:<8}  {}{sold_out}",
-                safe(&sku.sku),
-                safe(&sku.title)
+                visible(&sku.sku),
+                visible(&sku.title)
             )?;
         }
     }
@@ -166,19 +155,19 @@ fn audit(view: &View, out: &mut String) -> std::fmt::Result {
     let rules = if audit.rules.is_empty() {
         "none".into()
     } else {
-        safe(&audit.rules.join(", "))
+        visible(&audit.rules.join(", "))
     };
     writeln!(out, "  rules fired: {rules}")?;
     for dropped in &audit.dropped {
         writeln!(
             out,
             "  dropped: {} ({})",
-            safe(&dropped.name),
-            safe(&dropped.reason)
+            visible(&dropped.name),
+            visible(&dropped.reason)
         )?;
     }
     for (what, version) in &audit.versions {
-        writeln!(out, "  {}: {}", safe(what), safe(version))?;
+        writeln!(out, "  {}: {}", visible(what), visible(version))?;
     }
     let parts = audit.times.parts();
     if !parts.is_empty() {
