@@ -219,6 +219,20 @@ listen = "localhost"
 }
 
 #[test]
+fn an_ignored_type_that_is_folded_or_empty_or_given_twice_is_refused() {
+    let text = "[events]\nignore = [\"view\", \"\", \"wish\", \"wish\"]\n";
+    let found = problems(text, &[]);
+    for says in [
+        "events.ignore[0]: \"view\" is a type that Nearshore folds; it cannot be ignored",
+        "events.ignore[1]: is empty; give a type",
+        "events.ignore[3]: \"wish\" is given twice",
+    ] {
+        assert!(found.contains(says), "{found}");
+    }
+    assert_eq!(found.lines().count(), 3, "{found}");
+}
+
+#[test]
 fn wrong_values_of_the_right_type_are_reported_in_every_section() {
     let text = r#"
 namespace = "Main!"

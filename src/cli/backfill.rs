@@ -194,6 +194,7 @@ fn as_json(ns: &str, outcome: &BackfillOutcome, seconds: f64) -> serde_json::Val
         "folded": totals.folded,
         "skipped": totals.skipped,
         "dead": totals.dead,
+        "ignored": totals.ignored,
         "lost": totals.lost,
         "users": totals.users,
         "requested": totals.requested,
@@ -208,8 +209,12 @@ fn as_text(ns: &str, outcome: &BackfillOutcome) -> String {
         0 => String::new(),
         lost => format!(", {lost} DELETED BY THE BROKER before they were read"),
     };
+    let ignored = match totals.ignored {
+        0 => String::new(),
+        ignored => format!(", {ignored} ignored by their type"),
+    };
     let done = format!(
-        "{} records folded, {} skipped (folded before), {} in dlq{lost}; {} users, {} lists requested",
+        "{} records folded, {} skipped (folded before), {} in dlq{ignored}{lost}; {} users, {} lists requested",
         totals.folded, totals.skipped, totals.dead, totals.users, totals.requested
     );
     let made = Moment(plan.created_at);

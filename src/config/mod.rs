@@ -43,6 +43,8 @@ pub struct Config {
     pub redis: nearshore_redis::RedisSettings,
     /// Which record times are accepted.
     pub time: Time,
+    /// Which events are used.
+    pub events: Events,
     /// What is kept of a user.
     pub state: State,
     /// When a list is requested.
@@ -90,6 +92,21 @@ impl Default for Time {
         Self {
             max_ahead: Duration::from_secs(300),
         }
+    }
+}
+
+/// `[events]`: which events are used.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Events {
+    /// Types that are counted and passed: neither folded nor sent to the dlq.
+    pub ignore: Vec<String>,
+}
+
+impl Events {
+    /// The ignored types, sorted.
+    pub fn ignored(&self) -> std::collections::BTreeSet<String> {
+        self.ignore.iter().cloned().collect()
     }
 }
 
@@ -264,6 +281,7 @@ impl Default for Config {
             topics: Topics::default(),
             redis: nearshore_redis::RedisSettings::default(),
             time: Time::default(),
+            events: Events::default(),
             state: State::default(),
             trigger: nearshore_core::user::trigger::Policy::default(),
             lanes: nearshore_core::queue::lanes::Policy::default(),

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
+use strum::VariantNames;
+
 use super::Config;
 use crate::files;
 use nearshore_core::list::prompt::Template;
@@ -11,6 +13,7 @@ use nearshore_core::ports::log;
 use nearshore_core::shop::arms::delay_of;
 use nearshore_core::shop::rules::validate;
 use nearshore_core::text::decode_secret;
+use nearshore_core::user::event::Kind;
 use nearshore_core::user::state::{VERSION_CURRENT, VERSION_OLDEST};
 
 type Found = Vec<(String, String)>;
@@ -23,6 +26,7 @@ pub(super) fn verify(config: &Config) -> Found {
         kafka,
         topics,
         redis,
+        events,
         state,
         trigger,
         lanes,
@@ -206,6 +210,21 @@ fn redis(config: &Config, found: &mut Found) {
         "redis.list_ttl",
         "must not be longer than redis.state_ttl",
     );
+}
+
+fn events(config: &Config, found: &mut Found) {
+    let ignore = &config.events.ignore;
+    for (nth, kind) in ignore.iter().enumerate() {
+        let key = format!("events.ignore[{nth}]");
+        must(found, !kind.is_empty(), &key, "is empty; give a type");
+        let known = Kind::VARIANTS.contains(&kind.as_str());
+        let what = format!("{kind:?} is a type that Nearshore folds; it cannot be ignored");
+        must(found, !known, &key, what);
+    }
+    for (nth, kind) in repeated(ignore.iter().map(String::as_str)) {
+        let what = format!("{kind:?} is given twice");
+        must(found, false, &format!("events.ignore[{nth}]"), what);
+    }
 }
 
 fn state(config: &Config, found: &mut Found) {

@@ -126,6 +126,7 @@ fn ingest_settings(topics: &Topics, triggers: bool) -> ingest::IngestSettings {
         topics: topics.clone(),
         limits: Default::default(),
         policy: Default::default(),
+        ignore: Default::default(),
         window: 9,
         units_max: 20,
         clock: || Timestamp(1_750_000_000_000),

@@ -28,6 +28,8 @@ label! {
         Passed,
         /// It could not be used and went to the dlq.
         Dlq,
+        /// An event of a type in `events.ignore`.
+        Ignored,
         /// The broker deleted it before it was read.
         Lost,
     }

@@ -399,6 +399,7 @@ async fn ingest_task(parts: Parts) -> anyhow::Result<()> {
         topics,
         limits: config.limits(),
         policy: config.trigger.clone(),
+        ignore: config.events.ignored(),
         window: config.state.window,
         units_max: config.demand.units_max,
         clock: wall_clock,

@@ -50,6 +50,7 @@ pub async fn run(broken: Break, config: &Path) -> anyhow::Result<()> {
         topics: config.topics.clone(),
         limits: config.limits(),
         policy: config.trigger.clone(),
+        ignore: config.events.ignored(),
         window: config.state.window,
         cache_users: NonZeroUsize::MIN.saturating_add(99_999),
         triggers: true,

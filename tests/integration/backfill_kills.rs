@@ -132,6 +132,7 @@ async fn member(
         topics: topics.clone(),
         limits: Default::default(),
         policy: Default::default(),
+        ignore: Default::default(),
         window: 9,
         units_max: 20,
         clock: || Timestamp(1_800_000_000_000),

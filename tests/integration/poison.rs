@@ -164,6 +164,7 @@ async fn bad_records_go_to_the_dlq_once_and_stop_nothing() {
     .await;
     let topics = &site.topics;
     site.catalogue().await;
+    site.append("[events]\nignore = [\"add_to_wishlist\"]\n");
     let process = Process::ready(&site, "all").await;
     let mut rejected = poison(&site, (&topics.user_events, bad_events()), |nth| {
         Some(site.bought("good", nth))
@@ -179,6 +180,13 @@ async fn bad_records_go_to_the_dlq_once_and_stop_nothing() {
     let unknown = json!({"type": "purchase", "sku": "no-such-sku"});
     let unknown = crate::process::record(&topics.user_events, "good", &unknown);
     site.send(vec![unknown]).await;
+    let wish = json!({"type": "add_to_wishlist", "list": 7});
+    let wish = crate::process::record(&topics.user_events, "good", &wish);
+    let anonymous = Outgoing {
+        key: None,
+        ..wish.clone()
+    };
+    site.send(vec![wish, anonymous]).await;
     rejected.sort();
 
     everything_is_read(&site).await;
@@ -190,6 +198,8 @@ async fn bad_records_go_to_the_dlq_once_and_stop_nothing() {
     what_is_good_is_folded(&site, &process).await;
     let counted = process.metric("nearshore_dlq_records_total", "").await;
     assert_eq!(counted, rejected.len() as f64);
+    let ignored = process.metric("nearshore_records_total", "outcome=\"ignored\"");
+    assert_eq!(ignored.await, 2.0);
     assert_eq!(
         process.metric("nearshore_partitions_stopped", "").await,
         0.0

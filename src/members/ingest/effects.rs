@@ -35,11 +35,12 @@ pub(super) struct Effects {
 }
 
 impl Effects {
-    /// Starts with this many dead letters.
-    pub(super) fn new(dead: usize) -> Self {
+    /// Starts with this many dead letters and ignored events.
+    pub(super) fn new(dead: usize, ignored: u64) -> Self {
         Self {
             tally: Tally {
                 dead: dead as u64,
+                ignored,
                 ..Tally::default()
             },
             ..Self::default()
@@ -129,7 +130,11 @@ impl Effects {
     }
 
     /// Counts the records in the metrics. Call it once, when all effects are acknowledged.
-    pub(super) fn count_records(&self) {
+    pub(super) fn count_records(&self, topics: &Topics) {
+        if self.tally.ignored > 0 {
+            let ignored = RecordOutcome::Ignored;
+            metrics::records(&topics.user_events, ignored, self.tally.ignored);
+        }
         for ((topic, event_type, outcome), n) in &self.outcomes {
             metrics::events(*event_type, *outcome, *n);
             let record = match outcome {

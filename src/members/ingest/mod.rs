@@ -16,7 +16,7 @@ mod states;
 mod stopped;
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -60,6 +60,8 @@ pub struct IngestSettings {
     pub limits: event::Limits,
     /// When to request a list.
     pub policy: Policy,
+    /// Types of events that are counted and passed, neither folded nor rejected.
+    pub ignore: BTreeSet<String>,
     /// Events kept per user.
     pub window: usize,
     /// States kept in memory.
@@ -87,7 +89,7 @@ pub enum Now {
     Fixed(Timestamp),
 }
 
-/// Counts of the records handled. `folded + duplicate + dead` is their number.
+/// Counts of the records handled. `folded + duplicate + dead + ignored` is their number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Folded, or passed because the user was erased later.
@@ -96,8 +98,17 @@ pub struct Tally {
     pub duplicate: u64,
     /// Written to `dlq`.
     pub dead: u64,
+    /// Events of a type in `events.ignore`.
+    pub ignored: u64,
     /// Requests sent.
     pub requests: u64,
+}
+
+impl Tally {
+    /// Number of records handled.
+    pub fn records(&self) -> u64 {
+        self.folded + self.duplicate + self.dead + self.ignored
+    }
 }
 
 impl std::ops::AddAssign for Tally {
@@ -105,6 +116,7 @@ impl std::ops::AddAssign for Tally {
         self.folded += other.folded;
         self.duplicate += other.duplicate;
         self.dead += other.dead;
+        self.ignored += other.ignored;
         self.requests += other.requests;
     }
 }
@@ -227,8 +239,12 @@ impl<L: Log, S: Store> Ingest<L, S> {
         let mut decoded = decode(settings, &batches);
         aside.discard_erased(store, ns, &decoded).await?;
         aside.reject(&mut decoded, topics, &batches);
-        let Decoded { users, rejects } = decoded;
-        let mut effects = Effects::new(rejects.len());
+        let Decoded {
+            users,
+            rejects,
+            ignored,
+        } = decoded;
+        let mut effects = Effects::new(rejects.len(), ignored);
         self.dead_letters
             .write_rejects(log, &topics.dlq, &settings.group, &rejects)
             .await?;
@@ -258,7 +274,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
         counted?;
         published?;
         store.flush().await?;
-        effects.count_records();
+        effects.count_records(topics);
         self.mark_done(&batches);
         Ok(effects.tally())
     }

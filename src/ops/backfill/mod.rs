@@ -194,6 +194,7 @@ async fn fold(
         topics: config.topics.clone(),
         limits: config.limits(),
         policy: config.trigger.clone(),
+        ignore: config.events.ignored(),
         window: config.state.window,
         units_max: config.demand.units_max,
         clock: wall_clock,
@@ -362,6 +363,7 @@ impl<'a, T: FnMut(&Progress) + Send> Meter<'a, T> {
             plan.totals.folded += unsaved.folded;
             plan.totals.skipped += unsaved.duplicate;
             plan.totals.dead += unsaved.dead;
+            plan.totals.ignored += unsaved.ignored;
             plan.totals.fold_ms += ms;
         };
         self.plans.change(add).await
@@ -438,7 +440,7 @@ impl<T: FnMut(&Progress) + Send> PlanWatch for Meter<'_, T> {
 impl<T: FnMut(&Progress) + Send> Watch for Meter<'_, T> {
     async fn folded(&mut self, goal: &Goal, tally: Tally) -> anyhow::Result<()> {
         self.unsaved += tally;
-        self.records += tally.folded + tally.duplicate + tally.dead;
+        self.records += tally.records();
         self.unsaved_ms += u64::try_from(self.fold_start.elapsed().as_millis()).unwrap_or(0);
         if self.reported_at.elapsed() >= REPORT_EVERY {
             self.report(goal);

@@ -51,7 +51,7 @@ pub struct Progress {
 
 /// Digest of the settings that decide how records are folded: with another digest the same records fold differently.
 pub(super) fn digest(config: &Config) -> String {
-    let parts = serde_json::json!({
+    let mut parts = serde_json::json!({
         "window": config.state.window,
         "max_ahead": config.time.max_ahead.as_millis() as u64,
         "topics": [&config.topics.user_events, &config.topics.profile_changes],
@@ -59,6 +59,10 @@ pub(super) fn digest(config: &Config) -> String {
         "incarnations": config.kafka.incarnations,
         "segments": config.segments,
     });
+    // Left out where it is empty, so that a backfill of an earlier version goes on.
+    if !config.events.ignore.is_empty() {
+        parts["ignore"] = serde_json::json!(config.events.ignored());
+    }
     hex::encode(&Sha256::digest(parts.to_string())[..8])
 }
 

@@ -222,6 +222,7 @@ impl<S: Store> History<S> {
             topics: self.topics.clone(),
             limits: Default::default(),
             policy: check::policy(),
+            ignore: Default::default(),
             window: WINDOW,
             units_max: 20,
             clock,
@@ -471,9 +472,8 @@ async fn ingest_member<L: Log, S: Store>(mut member: Ingest<L, S>, gate: Gate) {
             Delivery::Batch(batch) => loop {
                 match member.handle(std::slice::from_ref(&batch)).await {
                     Ok(tally) => {
-                        let accounted = tally.folded + tally.duplicate + tally.dead;
                         assert_eq!(
-                            accounted,
+                            tally.records(),
                             batch.records.len() as u64,
                             "a record is in no count"
                         );

@@ -284,6 +284,8 @@ pub struct Totals {
     pub skipped: u64,
     /// Records sent to the dlq.
     pub dead: u64,
+    /// Events of a type in `events.ignore`.
+    pub ignored: u64,
     /// Records found deleted by the broker before they were read.
     pub lost: u64,
     /// Users checked by the sweep.
@@ -297,7 +299,7 @@ pub struct Totals {
 impl Totals {
     /// Number of records handled.
     pub fn records(&self) -> u64 {
-        self.folded + self.skipped + self.dead
+        self.folded + self.skipped + self.dead + self.ignored
     }
 
     /// Records handled per second of folding; `None` before the first record.

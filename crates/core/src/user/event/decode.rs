@@ -102,6 +102,18 @@ pub fn decode_event(record: &Record, limits: &Limits) -> Result<Accepted, Reject
     }
 }
 
+/// The `type` of a record of `user-events`, whatever else is in it; `None` if it has none.
+pub fn event_type(record: &Record, limits: &Limits) -> Option<String> {
+    let text = parsable(record.value.as_deref()?, limits).ok()?;
+    let Ok(Top::Object(fields)) = KnownFields::read(text) else {
+        return None;
+    };
+    match fields.field("type")? {
+        Found::Text(kind) => Some(kind.into_owned()),
+        _ => None,
+    }
+}
+
 fn event(fields: &impl Fields, limits: &Limits) -> Result<Event, Reject> {
     // An event that was deleted at its source would be folded a second time.
     if is_deleted(fields)? {

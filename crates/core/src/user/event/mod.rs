@@ -20,7 +20,7 @@ mod reject;
 pub(crate) use connect::{UNAVAILABLE, is_unavailable, is_undecoded};
 pub use decode::{
     Format, Limits, Source, check_year_range, decode_event, decode_profile, decode_sku,
-    decode_user, key_user,
+    decode_user, event_type, key_user,
 };
 pub use reject::Reject;
 
