@@ -1,5 +1,6 @@
 //! Builds one [`View`] from a user's state, list, audit and prompt, and from the catalogue.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
@@ -86,7 +87,7 @@ impl View {
 fn event_view(event: &WindowEvent, catalogue: &Catalogue) -> EventView {
     let (item, name) = match &event.item {
         Item::Sku(id) | Item::Pu(id) => {
-            (id, catalogue.name_of_item(&event.item).map(str::to_owned))
+            (id, catalogue.name_of_item(&event.item).map(Cow::into_owned))
         }
         Item::Query(words) => (words, Some("search".to_owned())),
     };
@@ -168,7 +169,9 @@ fn name_view(shown: &Shown, audited: Option<&NameAudit>, sources: &Sources) -> N
 
 fn audit_view(audit: &Audit, catalogue: &Catalogue) -> AuditView {
     let pu_name = |pu: &str| {
-        let known = catalogue.by_pu(pu).map(|ix| catalogue.pu(ix).name.clone());
+        let known = catalogue
+            .by_pu(pu)
+            .map(|ix| catalogue.label(ix).into_owned());
         known.unwrap_or_else(|| pu.to_owned())
     };
     let rule = |id: &String| {

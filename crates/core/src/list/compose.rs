@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fixedbitset::FixedBitSet;
+
 use crate::list::document::{
     Audit, BuiltList, Document, Header, ListBuilder, Model, Scored, Times, list_id,
 };
@@ -94,7 +96,7 @@ pub fn prepare(user: &ClaimedUser, snapshot: &Snapshot, context: &ListContext) -
         .template
         .render(&view, context.arm.prompt_tokens, context.count)
         .ok();
-    let permitted = verdict.permitted(&snapshot.catalogue);
+    let permitted = searched(&verdict, snapshot, &segment);
     let id = list_id(&request.ns, &request.user.0, claim, state.erased_at);
     let mut audit = Audit {
         list_id: id.clone(),
@@ -146,6 +148,14 @@ pub fn prepare(user: &ClaimedUser, snapshot: &Snapshot, context: &ListContext) -
         audit,
         draw,
     }
+}
+
+/// The PUs among which the model names: those that may be offered, one of each label.
+fn searched(verdict: &Verdict, snapshot: &Snapshot, segment: &str) -> FixedBitSet {
+    let mut permitted = verdict.permitted(&snapshot.catalogue);
+    let mass = snapshot.demand.mass(segment);
+    snapshot.catalogue.keep_one_per_label(&mut permitted, &mass);
+    permitted
 }
 
 /// Time as of which the list is made, and the seed of its exploration: the request's time and the claim number.

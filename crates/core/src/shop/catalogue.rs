@@ -4,6 +4,7 @@
 //! older version stay valid. A PU is in stock iff one of its SKUs is [`available`](Catalogue::available): known, in
 //! stock, and blocked neither itself nor by its PU. It does not know rules, users, nor where records come from.
 
+use std::borrow::Cow;
 // Hash maps are for lookup only: their order never reaches an output.
 #[expect(clippy::disallowed_types, reason = "lookup only")]
 use std::collections::HashMap;
@@ -98,6 +99,10 @@ pub struct Catalogue {
     skus: Vec<Entry>,
     pu_index: HashMap<Arc<str>, PuIx>,
     sku_index: HashMap<Arc<str>, SkuIx>,
+    /// A PU with SKUs of each name; of several, any.
+    by_name: HashMap<Arc<str>, PuIx>,
+    /// The PUs with SKUs whose name another one has.
+    namesakes: BTreeMap<Arc<str>, BTreeSet<PuIx>>,
     /// Number of available SKUs per PU.
     available: Vec<u32>,
     in_stock: FixedBitSet,
@@ -105,6 +110,7 @@ pub struct Catalogue {
     blocked_skus: BTreeSet<String>,
     version: u64,
     names_version: u64,
+    rules_version: u64,
 }
 
 impl Catalogue {
@@ -134,6 +140,7 @@ impl Catalogue {
         }
         self.version += 1;
         self.names_version += u64::from(patch.names);
+        self.rules_version += u64::from(patch.names || !patch.rules.is_empty());
         patch
     }
 
@@ -220,31 +227,75 @@ impl Catalogue {
         self.names_version
     }
 
-    /// A distinct label per PU for the engine: the name; if several PUs share it, with the category in brackets; else
-    /// with the id. Labels depend on the set of PUs, not on their order.
+    /// Rises when rules may match other SKUs than before; stock and prices do not matter to them.
+    pub fn rules_version(&self) -> u64 {
+        self.rules_version
+    }
+
+    /// Whether a SKU is known and not deleted.
+    pub(crate) fn has_sku(&self, id: &str) -> bool {
+        self.by_sku(id)
+            .is_some_and(|ix| !self.skus[ix.at()].deleted)
+    }
+
+    /// The label of each PU, by its index, for the engine: see [`Catalogue::label`].
     pub fn names(&self) -> Vec<String> {
-        let name = |pu: &Pu| pu.name.clone();
-        let with_category =
-            |pu: &Pu| format!("{} ({})", pu.name, pu.category.as_deref().unwrap_or("-"));
-        let with_id = |pu: &Pu| format!("{} ({})", pu.name, pu.id);
-        let mut labels: Vec<String> = self.pus.iter().map(name).collect();
-        // The last step runs twice: a label with a category may equal the plain name of another PU.
-        for label in [&with_category as &dyn Fn(&Pu) -> String, &with_id, &with_id] {
-            for at in repeated(&labels) {
-                labels[at] = label(&self.pus[at]);
+        let all = (0..self.pus.len() as u32).map(PuIx);
+        all.map(|ix| self.label(ix).into_owned()).collect()
+    }
+
+    /// The name by which a person knows a PU, and by which the model is asked for it: its name; if several PUs with
+    /// SKUs have that name, with the category in brackets. PUs that share this as well cannot be told apart by anyone,
+    /// so a list has one of them: [`Catalogue::keep_one_per_label`]. An id is never part of it, because no model and no
+    /// person knows ids.
+    pub fn label(&self, ix: PuIx) -> Cow<'_, str> {
+        let Pu { name, category, .. } = self.pu(ix);
+        match (self.namesakes.get(&**name), category) {
+            (Some(namesakes), Some(category)) if namesakes.contains(&ix) => {
+                Cow::Owned(format!("{name} ({category})"))
+            }
+            _ => Cow::Borrowed(name),
+        }
+    }
+
+    /// Of the PUs in a set that have the same label, keeps the one with the greatest mass, of equal ones that with the
+    /// least id. The model scores them alike.
+    pub(crate) fn keep_one_per_label(&self, set: &mut FixedBitSet, mass: &[f32]) {
+        for namesakes in self.namesakes.values() {
+            let mut best: BTreeMap<Cow<'_, str>, PuIx> = BTreeMap::new();
+            let inside = namesakes.iter().copied().filter(|ix| set.contains(ix.at()));
+            for ix in inside.collect::<Vec<_>>() {
+                let mass = |ix: PuIx| mass.get(ix.at()).copied().unwrap_or_default();
+                let Some(other) = best.insert(self.label(ix), ix) else {
+                    continue;
+                };
+                let order = mass(ix).total_cmp(&mass(other));
+                let order = order.then_with(|| self.pu(other).id.cmp(&self.pu(ix).id));
+                let (kept, dropped) = if order.is_gt() {
+                    (ix, other)
+                } else {
+                    (other, ix)
+                };
+                best.insert(self.label(kept), kept);
+                set.remove(dropped.at());
             }
         }
+    }
+
+    /// Labels that several PUs have, each with the ids of these PUs.
+    pub fn repeated_labels(&self) -> BTreeMap<String, Vec<String>> {
+        let mut labels: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for ix in self.namesakes.values().flatten() {
+            let ids = labels.entry(self.label(*ix).into_owned()).or_default();
+            ids.push(self.pu(*ix).id.to_string());
+        }
+        labels.retain(|_, ids| ids.len() > 1);
         labels
     }
 
-    /// Product name of an event's item, for prompts; a query has none.
-    pub fn name_of_item(&self, item: &Item) -> Option<&str> {
-        let pu = match item {
-            Item::Sku(id) => self.pu_of(self.by_sku(id)?),
-            Item::Pu(id) => self.by_pu(id)?,
-            Item::Query(_) => return None,
-        };
-        Some(&self.pu(pu).name)
+    /// Label of an event's product, for prompts; a query has none.
+    pub fn name_of_item(&self, item: &Item) -> Option<Cow<'_, str>> {
+        Some(self.label(self.pu_of_item(item)?))
     }
 
     /// The PU of an event's item; a query has none.
@@ -270,7 +321,7 @@ impl Catalogue {
             deleted: false,
         });
         self.sku_index.insert(id.into(), ix);
-        self.attach(ix, pu);
+        self.attach(ix, pu, patch);
         patch.rules.insert(ix);
         if self.available(ix) {
             self.add_available(pu, patch);
@@ -289,8 +340,8 @@ impl Catalogue {
         entry.sku = Arc::new(sku);
         entry.deleted = false;
         if moved {
-            self.detach(ix, old);
-            self.attach(ix, pu);
+            self.detach(ix, old, patch);
+            self.attach(ix, pu, patch);
         }
         let after = self.available(ix).then_some(pu);
         if before != after {
@@ -308,24 +359,62 @@ impl Catalogue {
         let was_available = self.available(ix);
         let pu = self.pu_of(ix);
         self.skus[ix.at()].deleted = true;
-        self.detach(ix, pu);
+        self.detach(ix, pu, patch);
         patch.rules.insert(ix);
         if was_available {
             self.remove_available(pu, patch);
         }
     }
 
-    fn attach(&mut self, ix: SkuIx, pu: PuIx) {
+    fn attach(&mut self, ix: SkuIx, pu: PuIx, patch: &mut Patch) {
         let list = &mut self.pus[pu.at()].skus;
         if let Err(at) = list.binary_search(&ix) {
             list.insert(at, ix);
+            if list.len() == 1 {
+                self.enter_name(pu, patch);
+            }
         }
     }
 
-    fn detach(&mut self, ix: SkuIx, pu: PuIx) {
+    fn detach(&mut self, ix: SkuIx, pu: PuIx, patch: &mut Patch) {
         let list = &mut self.pus[pu.at()].skus;
         if let Ok(at) = list.binary_search(&ix) {
             list.remove(at);
+            if list.is_empty() {
+                self.leave_name(pu, patch);
+            }
+        }
+    }
+
+    /// Notes that a PU with SKUs has its name. A second one changes the labels of both.
+    fn enter_name(&mut self, pu: PuIx, patch: &mut Patch) {
+        let name: Arc<str> = self.pus[pu.at()].name.as_str().into();
+        match self.by_name.get(&name) {
+            None => {
+                self.by_name.insert(name, pu);
+            }
+            Some(first) => {
+                let first = BTreeSet::from([*first]);
+                self.namesakes.entry(name).or_insert(first).insert(pu);
+                patch.names = true;
+            }
+        }
+    }
+
+    /// Undoes [`Self::enter_name`].
+    fn leave_name(&mut self, pu: PuIx, patch: &mut Patch) {
+        let name = self.pus[pu.at()].name.as_str();
+        let Some(namesakes) = self.namesakes.get_mut(name) else {
+            self.by_name.remove(name);
+            return;
+        };
+        namesakes.remove(&pu);
+        patch.names = true;
+        if let Some(first) = namesakes.first() {
+            self.by_name.insert(name.into(), *first);
+        }
+        if namesakes.len() < 2 {
+            self.namesakes.remove(name);
         }
     }
 
@@ -346,17 +435,24 @@ impl Catalogue {
             patch.names = true;
             return ix;
         };
-        let pu = &mut self.pus[ix.at()];
-        if pu.name != sku.pu {
-            let before = std::mem::replace(&mut pu.name, sku.pu.clone());
+        if self.pu(ix).name != sku.pu {
+            let has_skus = !self.pu(ix).skus.is_empty();
+            if has_skus {
+                self.leave_name(ix, patch);
+            }
+            let before = std::mem::replace(&mut self.pus[ix.at()].name, sku.pu.clone());
+            if has_skus {
+                self.enter_name(ix, patch);
+            }
             patch.renamed.insert(ix, before);
             patch.names = true;
         }
+        let pu = &mut self.pus[ix.at()];
         if sku.category.is_some() && pu.category != sku.category {
             pu.category.clone_from(&sku.category);
             patch.rules.extend(pu.skus.iter().copied());
             // The category is part of the label of a PU that shares its name.
-            patch.names |= self.pus.iter().filter(|pu| pu.name == sku.pu).count() > 1;
+            patch.names |= self.namesakes.contains_key(sku.pu.as_str());
         }
         ix
     }
@@ -386,185 +482,6 @@ impl Catalogue {
     }
 }
 
-/// Indices of labels that occur more than once, in order.
-#[expect(clippy::disallowed_types, reason = "lookup only")]
-fn repeated(labels: &[String]) -> Vec<usize> {
-    let mut times: HashMap<&str, u32> = HashMap::with_capacity(labels.len());
-    for label in labels {
-        *times.entry(label).or_default() += 1;
-    }
-    (0..labels.len())
-        .filter(|at| times[labels[*at].as_str()] > 1)
-        .collect()
-}
-
 #[cfg(test)]
-pub(crate) mod tests {
-    use proptest::prelude::*;
-    use serde_json::json;
-
-    use super::*;
-
-    /// A SKU `id` of the PU `pu`, in stock, with attributes as JSON.
-    pub(crate) fn sku(id: &str, pu: &str, attributes: serde_json::Value) -> Sku {
-        Sku {
-            sku: id.into(),
-            pu: pu.into(),
-            pu_id: pu.into(),
-            category: Some("food".into()),
-            title: format!("{pu} {id}"),
-            stock: 5,
-            price: Some(1.0),
-            attributes: serde_json::from_value(attributes).expect("an object"),
-        }
-    }
-
-    fn small() -> Catalogue {
-        let mut out = sku("b2", "BREAD", json!({}));
-        out.stock = 0;
-        Catalogue::load(vec![
-            sku("b1", "BREAD", json!({})),
-            out,
-            sku("m1", "MILK", json!({})),
-        ])
-    }
-
-    fn in_stock(catalogue: &Catalogue) -> Vec<&str> {
-        let pus = catalogue.in_stock().ones();
-        pus.map(|ix| &*catalogue.pus()[ix].name).collect()
-    }
-
-    #[test]
-    fn selling_out_the_last_sku_takes_its_pu_out_of_stock() {
-        let mut catalogue = small();
-        let mut sold_out = sku("b1", "BREAD", json!({}));
-        sold_out.stock = -3;
-        let patch = catalogue.apply("b1".into(), Some(sold_out));
-        assert_eq!(patch.stock, BTreeSet::from([PuIx(0)]));
-        assert!(!patch.names && patch.rules.is_empty());
-        assert_eq!(in_stock(&catalogue), ["MILK"]);
-        let back = catalogue.apply("b2".into(), Some(sku("b2", "BREAD", json!({}))));
-        assert_eq!(back.stock, BTreeSet::from([PuIx(0)]));
-    }
-
-    #[test]
-    fn a_pu_with_all_skus_deleted_keeps_index_and_name_but_is_out_of_stock() {
-        let mut catalogue = small();
-        catalogue.apply("m1".into(), None);
-        let milk = catalogue.by_pu("MILK").expect("stays");
-        assert!(catalogue.pu(milk).skus.is_empty());
-        assert!(!catalogue.in_stock().contains(milk.at()));
-        let item = Item::Sku("m1".into());
-        assert_eq!(catalogue.name_of_item(&item), Some("MILK"));
-        assert!(catalogue.apply("m1".into(), None).is_empty());
-        assert!(catalogue.apply("never".into(), None).is_empty());
-    }
-
-    #[test]
-    fn a_sku_moved_to_another_pu_leaves_the_old_one() {
-        let mut catalogue = small();
-        let patch = catalogue.apply("m1".into(), Some(sku("m1", "BREAD", json!({}))));
-        assert_eq!(patch.stock, BTreeSet::from([PuIx(1)]));
-        assert_eq!(in_stock(&catalogue), ["BREAD"]);
-        assert_eq!(catalogue.pu(PuIx(0)).skus.len(), 3);
-    }
-
-    #[test]
-    fn the_newest_name_of_a_pu_wins_and_is_reported() {
-        let mut catalogue = small();
-        let mut renamed = sku("b3", "BROWN BREAD", json!({}));
-        renamed.pu_id = "BREAD".into();
-        let patch = catalogue.apply("b3".into(), Some(renamed));
-        assert!(patch.names);
-        assert_eq!(patch.renamed, BTreeMap::from([(PuIx(0), "BREAD".into())]));
-        assert_eq!(catalogue.names()[0], "BROWN BREAD");
-    }
-
-    #[test]
-    fn pus_that_share_a_name_get_different_labels() {
-        let mut twin = sku("x", "BREAD", json!({}));
-        (twin.pu_id, twin.category) = ("7".into(), Some("bakery".into()));
-        let mut third = sku("y", "BREAD", json!({}));
-        (third.pu_id, third.category) = ("8".into(), Some("bakery".into()));
-        let catalogue = Catalogue::load(vec![sku("b1", "BREAD", json!({})), twin, third]);
-        assert_eq!(
-            catalogue.names(),
-            ["BREAD (food)", "BREAD (7)", "BREAD (8)"]
-        );
-    }
-
-    #[test]
-    fn a_block_applies_to_known_and_later_skus_and_pus() {
-        let mut catalogue = small();
-        let set = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();
-        let patch = catalogue.set_blocks(set(&["MILK"]), set(&["b1"]));
-        assert_eq!(patch.stock, BTreeSet::from([PuIx(0), PuIx(1)]));
-        assert_eq!(in_stock(&catalogue), [""; 0]);
-        catalogue.apply("m2".into(), Some(sku("m2", "MILK", json!({}))));
-        assert_eq!(in_stock(&catalogue), [""; 0]);
-        catalogue.set_blocks(set(&[]), set(&["b1"]));
-        assert_eq!(in_stock(&catalogue), ["MILK"]);
-        catalogue.apply("b2".into(), Some(sku("b2", "BREAD", json!({}))));
-        assert_eq!(in_stock(&catalogue), ["BREAD", "MILK"]);
-    }
-
-    #[test]
-    fn ids_that_look_the_same_are_one_product_for_events_and_blocks() {
-        let mut catalogue = small();
-        assert_eq!(catalogue.by_pu("\u{feff}MILK"), catalogue.by_pu("MILK"));
-        assert_eq!(
-            catalogue.name_of_item(&Item::Pu("MILK ".into())),
-            Some("MILK")
-        );
-        catalogue.set_blocks(["MILK\u{200b}".into()].into(), [" b1".into()].into());
-        assert_eq!(in_stock(&catalogue), [""; 0]);
-    }
-
-    fn change() -> impl Strategy<Value = (u8, Option<(u8, i64)>)> {
-        (0u8..12, prop::option::of((0u8..4, -1i64..3)))
-    }
-
-    proptest! {
-        #[test]
-        fn merged_patches_equal_the_difference_of_catalogues(
-            changes in prop::collection::vec((change(), prop::option::of(0u8..16)), 0..80),
-        ) {
-            let mut catalogue = Catalogue::default();
-            let mut bits = BTreeSet::new();
-            for ((id, value), block) in changes {
-                let id = id.to_string();
-                let value = value.map(|(pu, stock)| Sku { stock, ..sku(&id, &format!("P{pu}"), json!({})) });
-                let mut patch = catalogue.apply(id, value);
-                if let Some(block) = block {
-                    let blocks = |prefix: &str| BTreeSet::from([format!("{prefix}{}", block % 4)]);
-                    patch.merge(catalogue.set_blocks(blocks("P"), blocks("")));
-                }
-                let now: BTreeSet<usize> = catalogue.in_stock().ones().collect();
-                for pu in now.symmetric_difference(&bits) {
-                    prop_assert!(patch.stock.contains(&PuIx(*pu as u32)));
-                }
-                bits = now;
-                for (at, pu) in catalogue.pus().iter().enumerate() {
-                    let shown = pu.skus.iter().any(|ix| catalogue.available(*ix));
-                    prop_assert_eq!(catalogue.in_stock().contains(at), shown);
-                    prop_assert!(pu.skus.is_sorted());
-                    prop_assert!(pu.skus.iter().all(|ix| catalogue.pu_of(*ix).at() == at));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_million_skus_load_and_one_patch_touches_one_pu() {
-        let count = if cfg!(debug_assertions) {
-            92_000
-        } else {
-            1_000_000
-        };
-        let skus = (0..count).map(|n| sku(&n.to_string(), &format!("P{}", n % 2240), json!({})));
-        let mut catalogue = Catalogue::load(skus.collect());
-        let patch = catalogue.apply("77".into(), None);
-        assert!(patch.stock.is_empty());
-        assert_eq!(catalogue.pus().len(), 2240);
-    }
-}
+#[path = "catalogue_tests.rs"]
+pub(crate) mod tests;

@@ -1,7 +1,7 @@
 //! Builds a list from scored names or from demand: applies stock, rules, theta and SKU selection, and notes reasons.
 //!
-//! Invariant: whatever the engine answers, every SKU of the list is available, permitted and of its PU; no PU is twice
-//! in a list; the order of scores is kept. It does not know prompts, nor where the list is stored.
+//! Invariant: whatever the engine answers, every SKU of the list is available, permitted and of its PU; no PU and no
+//! shown name is twice in a list; the order of scores is kept. It does not know prompts, nor where the list is stored.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -78,11 +78,16 @@ impl ListBuilder<'_> {
     pub(crate) fn build(&self, header: Header, scored: &[Scored]) -> BuiltList {
         let mut built = BuiltList::new(header, Source::Model);
         let mut seen = BTreeSet::new();
+        let mut shown = BTreeSet::new();
         for name in scored {
             if built.names.len() == self.names {
                 break;
             }
-            if let Err(why) = self.judge(name, &mut seen) {
+            let judged = self.judge(name, &mut seen).and_then(|()| {
+                let label = self.catalogue.label(PuIx(name.pu));
+                shown.insert(label).then_some(()).ok_or(Why::Repeated)
+            });
+            if let Err(why) = judged {
                 built.drop(self.id(name.pu), name.score, why);
                 continue;
             }
@@ -107,7 +112,8 @@ impl ListBuilder<'_> {
     pub(crate) fn fallback(&self, header: Header) -> BuiltList {
         let mass = self.demand.mass(&header.segment);
         let mut built = BuiltList::new(header, Source::Fallback);
-        let permitted = self.verdict.permitted(self.catalogue);
+        let mut permitted = self.verdict.permitted(self.catalogue);
+        self.catalogue.keep_one_per_label(&mut permitted, &mass);
         let mut pus: Vec<_> = permitted
             .ones()
             .map(|pu| (PuIx(pu as u32), share(&mass, pu)))
@@ -223,7 +229,7 @@ impl BuiltList {
         let id = |ix: SkuIx| catalogue.sku(ix).sku.clone();
         self.document.pus.push(Shown {
             pu: catalogue.pu(pu).id.to_string(),
-            name: catalogue.pu(pu).name.clone(),
+            name: catalogue.label(pu).into_owned(),
             score: four_digits(f64::from(name.score)),
             skus: skus.iter().map(|(ix, _)| id(*ix)).collect(),
         });
@@ -368,6 +374,49 @@ mod tests {
                 ee: Some(1.0)
             }]
         );
+    }
+
+    #[test]
+    fn a_name_that_several_products_have_is_on_a_list_once() {
+        let of = |id: &str, pu_id: &str, category: &str| Sku {
+            pu_id: pu_id.into(),
+            category: Some(category.into()),
+            ..sku(id, "BREAD", json!({}))
+        };
+        let skus = [
+            of("s00", "1", "bakery"),
+            of("s01", "2", "bakery"),
+            of("s02", "3", "pets"),
+        ];
+        let catalogue = Catalogue::load(skus.into());
+        let (demand, policy) = (demand(&catalogue), select::Policy::default());
+        let verdict = Table::compile(&[], &[], &catalogue).judge(None, Timestamp(0));
+        let builder = ListBuilder {
+            catalogue: &catalogue,
+            verdict: &verdict,
+            demand: &demand,
+            policy: &policy,
+            names: 5,
+            theta: None,
+            draw: 1,
+        };
+        let names = |built: &BuiltList| -> Vec<(String, String)> {
+            let shown = built.document.pus.iter();
+            shown
+                .map(|shown| (shown.pu.clone(), shown.name.clone()))
+                .collect()
+        };
+        let pair = |id: &str, name: &str| (id.to_owned(), name.to_owned());
+        let built = builder.build(header(), &scored(&[0, 1, 2]));
+        let expected = [pair("1", "BREAD (bakery)"), pair("3", "BREAD (pets)")];
+        assert_eq!(names(&built), expected);
+        assert_eq!(
+            (&*built.dropped[0].pu, built.dropped[0].why),
+            ("2", Why::Repeated)
+        );
+        // The third SKU sold most, and of the two in the bakery the second one.
+        let expected = [pair("3", "BREAD (pets)"), pair("2", "BREAD (bakery)")];
+        assert_eq!(names(&builder.fallback(header())), expected);
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl View {
 fn name_of(event: &WindowEvent, catalogue: &Catalogue) -> Option<String> {
     let name = match &event.item {
         Item::Query(query) => clean(query, NAME_MAX),
-        item => clean(catalogue.name_of_item(item)?, NAME_MAX),
+        item => clean(&catalogue.name_of_item(item)?, NAME_MAX),
     };
     (!name.is_empty()).then_some(name)
 }
