@@ -135,8 +135,25 @@ pub(super) fn block(
                 block.skus.len()
             )
         });
+        if !pu {
+            warn_of_unknown(config, id).await;
+        }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Says if the catalogue does not have the blocked SKU. The block is in force before, and stays: its SKU may come later.
+async fn warn_of_unknown(config: &Config, id: &str) {
+    match namespace::unknown_sku(config, id).await {
+        Ok(None) => {}
+        Ok(Some(what)) => eprintln!(
+            "warning: the block matches nothing now: {what}; it holds if the catalogue gets this SKU; to undo it: \
+             nearshore unblock {id}"
+        ),
+        Err(error) => eprintln!(
+            "the block is in force; whether the catalogue has this SKU is not known: {error:#}"
+        ),
+    }
 }
 
 /// Undoes a block; exit code 1 if there was none.

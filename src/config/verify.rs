@@ -11,7 +11,7 @@ use crate::files;
 use nearshore_core::list::prompt::Template;
 use nearshore_core::ports::log;
 use nearshore_core::shop::arms::delay_of;
-use nearshore_core::shop::rules::validate;
+use nearshore_core::shop::rules::{unreachable, validate};
 use nearshore_core::text::decode_secret;
 use nearshore_core::user::event::Kind;
 use nearshore_core::user::state::{VERSION_CURRENT, VERSION_OLDEST};
@@ -372,6 +372,12 @@ fn segments(config: &Config, found: &mut Found) {
     for (nth, segment) in config.segments.iter().enumerate() {
         let problems = validate(&[], std::slice::from_ref(segment));
         add_item(found, &format!("segments[{nth}]"), problems);
+    }
+    for (nth, earlier) in unreachable(&config.segments) {
+        let what = format!(
+            "no user is ever in it: who meets its conditions is in {earlier:?}, which is before it; move it up"
+        );
+        must(found, false, &format!("segments[{nth}]"), what);
     }
 }
 

@@ -22,7 +22,9 @@ use nearshore_core::ports::store::{self, Cell, Store};
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::demand::BUCKET_MS;
 use nearshore_core::shop::demand::{self, Count, Demand};
-use nearshore_core::shop::rules::{Rule, Segment, Table};
+use nearshore_core::shop::rules::{
+    Needs, Rule, Segment, Table, Unmatched, UnmatchedKind, unmatched, unmatched_blocks,
+};
 use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::event;
 use nearshore_core::user::record::Timestamp;
@@ -35,6 +37,8 @@ pub struct LoaderSettings {
     pub ns: String,
     /// Rules to be compiled for the catalogue.
     pub rules: Vec<Rule>,
+    /// The need filter: its categories are looked for in the catalogue.
+    pub needs: Needs,
     /// Segments of users.
     pub segments: Vec<Segment>,
     /// How counts become demand.
@@ -112,6 +116,9 @@ impl Counts {
     }
 }
 
+/// Ids of blocked PUs or SKUs.
+type Ids = BTreeSet<String>;
+
 /// The only writer of the serving snapshot.
 pub struct SnapshotLoader<S> {
     store: S,
@@ -125,6 +132,11 @@ pub struct SnapshotLoader<S> {
     dirty: bool,
     /// Catalogue version of the serving snapshot.
     serving_version: u64,
+    /// Blocked PUs and SKUs, as read last.
+    blocked: (Ids, Ids),
+    /// What matches nothing in the serving catalogue and was logged; of which version of it, and of which blocks.
+    unmatched: BTreeSet<Unmatched>,
+    searched: Option<(u64, Ids, Ids)>,
     ready: watch::Sender<bool>,
 }
 
@@ -145,6 +157,9 @@ impl<S: Store> SnapshotLoader<S> {
             serving: Arc::new(ArcSwap::from_pointee(empty)),
             dirty: false,
             serving_version: 0,
+            blocked: Default::default(),
+            unmatched: BTreeSet::new(),
+            searched: None,
             ready,
         };
         (loader, is_ready)
@@ -200,6 +215,7 @@ impl<S: Store> SnapshotLoader<S> {
             self.write_fallbacks().await;
         }
         self.ready.send_replace(true);
+        self.find_unmatched();
         tracing::info!(
             pus = self.catalogue.pus().len(),
             skus = self.catalogue.sku_len(),
@@ -224,10 +240,12 @@ impl<S: Store> SnapshotLoader<S> {
             Ok(blocks) => {
                 metrics::blocks(blocks.len());
                 let (pus, skus): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|block| block.pu);
-                let ids = |blocks: Vec<nearshore_core::ports::store::Block>| {
+                let ids = |blocks: Vec<nearshore_core::ports::store::Block>| -> Ids {
                     blocks.into_iter().map(|b| b.id).collect()
                 };
-                self.catalogue.set_blocks(ids(pus), ids(skus));
+                self.blocked = (ids(pus), ids(skus));
+                let (pus, skus) = self.blocked.clone();
+                self.catalogue.set_blocks(pus, skus);
             }
             Err(error) => self.reload_failed("blocks", &error, self.settings.blocks_every),
         }
@@ -293,8 +311,50 @@ impl<S: Store> SnapshotLoader<S> {
         }
         let (skus, pus) = (self.catalogue.sku_len(), self.catalogue.pus().len());
         metrics::catalogue(skus, pus, self.catalogue.sold_out());
+        metrics::repeated_pus(
+            self.catalogue
+                .repeated_labels()
+                .values()
+                .map(Vec::len)
+                .sum(),
+        );
         let snapshot = build(&self.settings, &self.catalogue, &self.counts, &self.others);
         self.serving.store(Arc::new(snapshot));
+        if *self.ready.borrow() {
+            self.find_unmatched();
+        }
+    }
+
+    /// Counts the rules, needs and blocks that match nothing in the whole catalogue, and logs those that are new.
+    fn find_unmatched(&mut self) {
+        let (pus, skus) = &self.blocked;
+        let searched = (self.catalogue.rules_version(), pus.clone(), skus.clone());
+        if self.searched.as_ref() == Some(&searched) {
+            return;
+        }
+        self.searched = Some(searched);
+        let settings = &self.settings;
+        let mut found = unmatched(&settings.rules, &settings.needs, &self.catalogue);
+        let blocks = unmatched_blocks(
+            pus.iter().map(String::as_str),
+            skus.iter().map(String::as_str),
+            &self.catalogue,
+        );
+        found.extend(blocks);
+        for it in &found {
+            if !self.unmatched.contains(it) {
+                let (kind, id, what) = (<&str>::from(it.kind), &it.id, &it.what);
+                tracing::warn!(
+                    "{kind} {id:?} matches nothing of the catalogue, in whole or in part: {what}; correct it, or \
+                     the products that it means are offered"
+                );
+            }
+        }
+        for kind in UnmatchedKind::ALL {
+            let ids = found.iter().filter(|it| it.kind == kind).map(|it| &it.id);
+            metrics::unmatched(kind, ids.collect::<BTreeSet<_>>().len());
+        }
+        self.unmatched = found.into_iter().collect();
     }
 
     /// Writes the fallback lists of every namespace to the store.

@@ -3,6 +3,7 @@
 //! Invariant: `docs/metrics.md` has the same rows; a test compares them.
 
 use nearshore_core::list::document::{Source, Why};
+use nearshore_core::shop::rules::UnmatchedKind;
 use nearshore_core::user::event::Reject;
 use nearshore_core::user::trigger::{Lane, Reason};
 use strum::VariantNames;
@@ -152,6 +153,10 @@ table! {
         "Seconds from the timestamp of a batch's oldest stock record until the stock sets in Redis have it.";
     BLOCKS: Gauge "nearshore_blocks" []
         "SKUs and PUs blocked with `nearshore block`.";
+    REPEATED_PUS: Gauge "nearshore_catalogue_repeated_pus" []
+        "Products (PUs) whose name and category another product has, too: of each such name a list has one product.";
+    UNMATCHED: Gauge "nearshore_unmatched" [kind = These(UnmatchedKind::VARIANTS)]
+        "Rules, categories of `[needs]` and blocks that name something which no SKU of the serving catalogue has.";
     LAG: Gauge "nearshore_consumer_lag" [group = Later, topic = Later, partition = Later]
         "Records between the committed offset and the end of a partition that this process owns.";
     LAG_SECONDS: Gauge "nearshore_consumer_lag_seconds" [group = Later, topic = Later]

@@ -74,6 +74,8 @@ fn update_all() {
     stock(StockChange::Out, 1);
     stock_to_filter(second);
     blocks(1);
+    repeated_pus(2);
+    unmatched(nearshore_core::shop::rules::UnmatchedKind::Rule, 1);
     let position: nearshore_core::user::record::Position =
         "0/catalog/3:7".parse().expect("a position");
     lag("nearshore-ingest-main", &position.partition, 5);

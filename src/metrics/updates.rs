@@ -10,6 +10,7 @@ use super::labels::*;
 use super::table as t;
 use nearshore_core::list::document::{Source, Why};
 use nearshore_core::ports::{log, store};
+use nearshore_core::shop::rules::UnmatchedKind;
 use nearshore_core::user::trigger::{Lane, Reason};
 use nearshore_engine as engine;
 
@@ -210,6 +211,16 @@ pub fn catalogue(skus: usize, pus: usize, sold_out: usize) {
     t::CATALOGUE_SKUS.set(&[], skus as f64);
     t::CATALOGUE_PUS.set(&[], pus as f64);
     t::CATALOGUE_SOLD_OUT.set(&[], sold_out as f64);
+}
+
+/// Sets how many products cannot be told apart from another one by name and category.
+pub fn repeated_pus(n: usize) {
+    t::REPEATED_PUS.set(&[], n as f64);
+}
+
+/// Sets how many rules, needs or blocks match nothing in the catalogue, in whole or in part.
+pub fn unmatched(kind: UnmatchedKind, n: usize) {
+    t::UNMATCHED.set(&[kind.into()], n as f64);
 }
 
 /// Counts stock changes written to the stock sets.

@@ -283,6 +283,7 @@ pub(crate) fn loader_settings(
     crate::members::snapshot::LoaderSettings {
         ns: config.namespace.clone(),
         rules: config.rules.clone(),
+        needs: config.needs.clone(),
         segments: config.segments.clone(),
         demand: config.demand.clone(),
         limits: config.limits(),

@@ -73,6 +73,7 @@ fn loader_settings(config: &Config) -> loader::LoaderSettings {
     loader::LoaderSettings {
         ns: config.namespace.clone(),
         rules: config.rules.clone(),
+        needs: config.needs.clone(),
         segments: config.segments.clone(),
         demand: config.demand.clone(),
         limits: config.limits(),

@@ -15,6 +15,7 @@ use crate::ops::visible::{visible_json, visible_lines};
 use crate::run::{ADVICE, strangers};
 use nearshore_core::ports::store::Error;
 
+mod catalogue;
 mod kafka;
 mod model;
 mod rules;
@@ -155,7 +156,12 @@ pub async fn check(config: &Config, path: &Path, offline: bool) -> Report {
     items.extend(settings(config));
     items.extend(model::files(config));
     if !offline {
-        items.extend(kafka::check(config).await);
+        let kafka = kafka::check(config).await;
+        let answers = kafka.iter().all(|item| item.mark != Mark::Fail);
+        items.extend(kafka);
+        if answers {
+            items.extend(catalogue::check(config).await);
+        }
         items.extend(redis(config).await);
         items.extend(installation(config).await);
         items.extend(rules::check(config).await);

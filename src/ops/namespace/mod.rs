@@ -31,10 +31,10 @@ use nearshore_core::ports::log;
 use nearshore_core::ports::store::{self, Store};
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::demand::Demand;
-use nearshore_core::shop::rules::Table;
+use nearshore_core::shop::rules::{Table, unmatched_blocks};
 use nearshore_core::shop::snapshot::Snapshot;
-use nearshore_core::user::event::{UserId, decode_sku};
-use nearshore_core::user::record::Timestamp;
+use nearshore_core::user::event::{Reject, UserId, decode_sku};
+use nearshore_core::user::record::{Position, Timestamp};
 use nearshore_core::user::state::UserState;
 use nearshore_kafka::Tailed;
 
@@ -100,7 +100,7 @@ impl<S: Store> Inspector<S> {
     /// An inspector for a command: it reads the whole catalogue first. It shows the active namespace, or the configured
     /// one if none is active.
     pub async fn open(config: &Config, store: S) -> anyhow::Result<Self> {
-        let catalogue = Arc::new(read_catalogue(config).await?);
+        let catalogue = Arc::new(read_catalogue(config).await?.catalogue);
         let rules = Arc::new(Table::compile(&config.rules, &config.segments, &catalogue));
         let demand = Demand::build(std::iter::empty(), &catalogue, &config.demand, Timestamp(0));
         let parts = SnapshotParts {
@@ -224,19 +224,35 @@ impl<S: Store> Inspector<S> {
     }
 }
 
+/// A catalogue as read from its topic.
+#[derive(Debug, Default)]
+pub(crate) struct ReadCatalogue {
+    /// The catalogue.
+    pub catalogue: Catalogue,
+    /// Number of records that cannot be used.
+    pub refused: u64,
+    /// The first of them, and why.
+    pub first_refused: Option<(Position, Reject)>,
+}
+
 /// Reads the whole catalogue up to the present end of its topic.
-async fn read_catalogue(config: &Config) -> anyhow::Result<Catalogue> {
+pub(crate) async fn read_catalogue(config: &Config) -> anyhow::Result<ReadCatalogue> {
     let topic = &config.topics.catalog;
     let limits = config.limits();
     let read = async {
         let mut tail = nearshore_kafka::tail(&config.kafka, topic, &BTreeMap::new()).await?;
-        let mut catalogue = Catalogue::default();
+        let mut read = ReadCatalogue::default();
         while let Tailed::Record(record) = tail.next().await? {
-            if let Ok((sku, value)) = decode_sku(&record, &limits) {
-                catalogue.apply(sku, value);
+            match decode_sku(&record, &limits) {
+                Ok((sku, value)) => drop(read.catalogue.apply(sku, value)),
+                Err(reject) => {
+                    read.refused += 1;
+                    let first = || (record.position.clone(), reject);
+                    read.first_refused.get_or_insert_with(first);
+                }
             }
         }
-        Ok::<_, log::Error>(catalogue)
+        Ok::<_, log::Error>(read)
     };
     let read = tokio::time::timeout(CATALOGUE_MAX, read).await;
     let late = || {
@@ -250,14 +266,23 @@ async fn read_catalogue(config: &Config) -> anyhow::Result<Catalogue> {
 
 /// The SKUs of the PU with this id.
 pub async fn skus_of(config: &Config, pu: &str) -> anyhow::Result<Vec<String>> {
-    let catalogue = read_catalogue(config).await?;
-    let ix = catalogue
-        .by_pu(pu)
-        .with_context(|| format!("the catalogue has no PU with the id {pu:?}"))?;
+    let catalogue = read_catalogue(config).await?.catalogue;
+    let Some(ix) = catalogue.by_pu(pu) else {
+        let unknown = unmatched_blocks([pu], [], &catalogue).pop();
+        let what = unknown.map_or_else(|| "the catalogue has no SKU".to_owned(), |it| it.what);
+        anyhow::bail!("nothing is blocked: {what}");
+    };
     Ok(catalogue
         .pu(ix)
         .skus
         .iter()
         .map(|sku| catalogue.sku(*sku).sku.clone())
         .collect())
+}
+
+/// What is wrong with the id of a SKU that was blocked, if the catalogue does not have it.
+pub async fn unknown_sku(config: &Config, sku: &str) -> anyhow::Result<Option<String>> {
+    let catalogue = read_catalogue(config).await?.catalogue;
+    let unknown = unmatched_blocks([], [sku], &catalogue).pop();
+    Ok(unknown.map(|it| it.what))
 }

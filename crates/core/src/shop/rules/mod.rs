@@ -8,6 +8,7 @@
 mod condition;
 mod needs;
 mod table;
+mod unmatched;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -19,7 +20,8 @@ use serde_json::Value;
 use crate::text::normalise;
 
 pub use table::{Table, Verdict};
-pub use validate::validate;
+pub use unmatched::{Unmatched, UnmatchedKind, unmatched, unmatched_blocks};
+pub use validate::{unreachable, validate};
 
 /// Id of the segment of all users that no other segment matches.
 pub(crate) const DEFAULT_SEGMENT: &str = "default";

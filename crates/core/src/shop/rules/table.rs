@@ -189,7 +189,7 @@ impl Table {
 impl Matcher {
     /// Whether a SKU matches; `None` if that depends on an attribute that cannot be compared. The matcher is normalised;
     /// `category`: its PU's. A matcher without parts matches nothing, and the configuration check refuses it.
-    fn matches(&self, sku: &Sku, category: Option<&str>) -> Option<bool> {
+    pub(super) fn matches(&self, sku: &Sku, category: Option<&str>) -> Option<bool> {
         let given =
             !self.pus.is_empty() || !self.categories.is_empty() || !self.attributes.is_empty();
         let named = |category: &str| self.categories.iter().any(|named| named == category);

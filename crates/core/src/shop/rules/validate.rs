@@ -2,8 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use super::condition::Answer;
 use super::{Condition, DEFAULT_SEGMENT, Matcher, Rule, Segment};
-use crate::text::first_change;
+use crate::text::{first_change, same};
+use crate::user::event::Profile;
+use crate::user::record::Timestamp;
 
 /// Validates rules and segments. Returns each problem with its rule or segment; empty if there is none.
 pub fn validate(rules: &[Rule], segments: &[Segment]) -> Vec<String> {
@@ -47,8 +50,56 @@ pub fn validate(rules: &[Rule], segments: &[Segment]) -> Vec<String> {
         for when in &segment.when {
             problems.extend(condition(when).map(|what| format!("{name}: {what}")));
         }
+        problems.extend(contradiction(&segment.when).map(|what| format!("{name}: {what}")));
     }
     problems
+}
+
+/// The segments that no user can be in, by index, each with the earlier segment that every such user is in: one whose
+/// conditions are among its own.
+pub fn unreachable(segments: &[Segment]) -> Vec<(usize, &str)> {
+    let normal: Vec<Segment> = segments.iter().map(Segment::normalised).collect();
+    let behind = |(nth, segment): (usize, &Segment)| {
+        let includes = |earlier: &&Segment| {
+            let mut conditions = earlier.when.iter();
+            !earlier.when.is_empty() && conditions.all(|when| segment.when.contains(when))
+        };
+        let at = normal[..nth]
+            .iter()
+            .position(|earlier| includes(&earlier))?;
+        Some((nth, segments[at].id.as_str()))
+    };
+    normal.iter().enumerate().filter_map(behind).collect()
+}
+
+/// Two conditions on one field that no value meets both of.
+fn contradiction(when: &[Condition]) -> Option<String> {
+    let pairs = when.iter().enumerate();
+    let mut pairs = pairs.flat_map(|(nth, a)| when[nth + 1..].iter().map(move |b| (a, b)));
+    let (a, _) = pairs.find(|(a, b)| same(&a.field, &b.field) && exclude(a, b))?;
+    let field = &a.field;
+    Some(format!(
+        "two conditions on {field:?} exclude each other: no user is ever in it"
+    ))
+}
+
+/// Whether no value meets both conditions on a field, as far as that can be seen.
+fn exclude(a: &Condition, b: &Condition) -> bool {
+    let is_range = |when: &Condition| when.at_least.is_some() || when.below.is_some();
+    if is_range(a) && is_range(b) && a.birth_date == b.birth_date {
+        let least = a.at_least.into_iter().chain(b.at_least).reduce(f64::max);
+        let end = a.below.into_iter().chain(b.below).reduce(f64::min);
+        return least.zip(end).is_some_and(|(least, end)| least >= end);
+    }
+    // A value that one condition names must meet the other one.
+    let refuses = |named: &Condition, other: &Condition| {
+        let Some(value) = &named.equals else {
+            return false;
+        };
+        let field = [(other.field.clone(), value.clone())].into();
+        other.holds(Some(&Profile(field)), Timestamp(0)) == Answer::No
+    };
+    !(a.birth_date || b.birth_date) && (refuses(a, b) || refuses(b, a))
 }
 
 /// Refuses an id that looks like another one.
@@ -136,6 +187,65 @@ mod tests {
                  and without spaces at its ends",
             ],
         );
+    }
+
+    #[test]
+    fn a_segment_that_no_user_can_be_in_is_reported() {
+        let never =
+            "segment \"s\": two conditions on \"f\" exclude each other: no user is ever in it";
+        for (a, b, excluded) in [
+            (
+                json!({"field": "f", "below": 18}),
+                json!({"field": "f", "at_least": 18}),
+                true,
+            ),
+            (
+                json!({"field": "f", "below": 18}),
+                json!({"field": "f", "at_least": 17}),
+                false,
+            ),
+            (
+                json!({"field": "f", "equals": "a"}),
+                json!({"field": "f", "equals": "b"}),
+                true,
+            ),
+            (
+                json!({"field": "f", "equals": 3}),
+                json!({"field": "f ", "below": 3}),
+                true,
+            ),
+            (
+                json!({"field": "f", "equals": 3}),
+                json!({"field": "f", "below": 4}),
+                false,
+            ),
+            (
+                json!({"field": "f", "in": ["a", "b"]}),
+                json!({"field": "f", "equals": "c"}),
+                true,
+            ),
+            // A list field may contain both.
+            (
+                json!({"field": "f", "in": ["a"]}),
+                json!({"field": "f", "in": ["b"]}),
+                false,
+            ),
+            (
+                json!({"field": "f", "below": 18}),
+                json!({"field": "g", "at_least": 18}),
+                false,
+            ),
+        ] {
+            let expected: &[&str] = if excluded { &[never] } else { &[] };
+            check(json!([]), json!([{"id": "s", "when": [a, b]}]), expected);
+        }
+        let segments = json!([
+            {"id": "a", "when": [{"field": "x", "below": 5}]},
+            {"id": "b", "when": [{"field": "y", "equals": 1}, {"field": "x ", "below": 5}]},
+            {"id": "c", "when": [{"field": "y", "equals": 1}]},
+        ]);
+        let segments: Vec<Segment> = serde_json::from_value(segments).expect("segments");
+        assert_eq!(unreachable(&segments), [(1, "a")]);
     }
 
     #[test]
