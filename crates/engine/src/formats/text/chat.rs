@@ -1,10 +1,12 @@
 //! A chat template: one user message -> the text that a model reads.
 //!
 //! Decides which variables a template gets: one user message, no tools, thinking off, no clock. Invariant: the same
-//! message gives the same text on any day. It does not know tokens.
+//! message gives the same text on any day, and a template that loses the message is refused. It does not know tokens.
 
 use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind, context};
+
+use super::python;
 
 /// The most bytes of a template: most have a few kilobytes, the longest some tens.
 const LENGTH_MAX: usize = 1 << 20;
@@ -12,14 +14,44 @@ const LENGTH_MAX: usize = 1 << 20;
 /// The most steps of the template engine for one text.
 const FUEL: u64 = 2_000_000;
 
+/// The message with which a template is tested: letters and digits, which no template changes but for their case.
+const PROBE: &str = "nearshore probe 4711";
+
 /// A compiled chat template.
 pub(super) struct Chat {
     environment: Environment<'static>,
+    form: Form,
+}
+
+/// How a template wants the content of a message.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Form {
+    /// As a text.
+    Text,
+    /// As a list of parts, each with a type, as templates of models that read images do.
+    Parts,
 }
 
 impl Chat {
-    /// Compiles a template with the settings of Hugging Face's library.
-    pub(super) fn new(template: String) -> Result<Self, Error> {
+    /// Compiles a template with the settings of Hugging Face's library, and tests it with a message.
+    pub(super) fn new(template: &str, bos: Option<&str>, eos: &str) -> Result<Self, Error> {
+        let mut chat = Self::compile(template)?;
+        let mut failed = None;
+        for form in [Form::Text, Form::Parts] {
+            chat.form = form;
+            match chat.render(PROBE, bos, eos) {
+                Ok(text) if text.to_lowercase().contains(PROBE) => return Ok(chat),
+                Ok(_) => {}
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        let lost = "it renders a user's message without the message's text; take the template of the model's own \
+                    repository";
+        Err(failed.unwrap_or_else(|| Error::new(ErrorKind::InvalidOperation, lost)))
+    }
+
+    /// Compiles a template.
+    fn compile(template: &str) -> Result<Self, Error> {
         if template.len() > LENGTH_MAX {
             let what = format!(
                 "a chat template of {} bytes is over {LENGTH_MAX}",
@@ -31,64 +63,138 @@ impl Chat {
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_fuel(Some(FUEL));
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        // Debug output of an error has the variables, and so the user's words.
+        environment.set_debug(false);
+        python::install(&mut environment);
         // Without `strftime_now` templates write a fixed date: a list must not depend on the day.
         environment.add_function("raise_exception", |text: String| -> Result<Value, _> {
             Err(Error::new(ErrorKind::InvalidOperation, text))
         });
-        environment.add_template_owned("chat", template)?;
-        Ok(Self { environment })
+        // As Jinja2 does it with the lines of a source.
+        let template = template.replace("\r\n", "\n").replace('\r', "\n");
+        environment.add_template_owned("chat", without_generation(&template))?;
+        Ok(Self {
+            environment,
+            form: Form::Text,
+        })
     }
 
     /// Renders the text up to the start of the assistant's turn.
-    pub(super) fn render(&self, user: &str, bos: &str, eos: &str) -> Result<String, Error> {
-        self.environment.get_template("chat")?.render(context! {
-            messages => [context! { role => "user", content => user }],
+    pub(super) fn render(&self, user: &str, bos: Option<&str>, eos: &str) -> Result<String, Error> {
+        let content = match self.form {
+            Form::Text => Value::from(user),
+            Form::Parts => Value::from_serialize([context! { type => "text", text => user }]),
+        };
+        let rendered = self.environment.get_template("chat")?.render(context! {
+            messages => [context! { role => "user", content }],
             add_generation_prompt => true,
             // A name must follow at once, so thinking is switched off.
             enable_thinking => false,
             tools => (),
             documents => (),
-            bos_token => bos,
+            bos_token => bos.map_or(Value::UNDEFINED, Value::from),
             eos_token => eos,
+        });
+        rendered.map_err(|error| match error.detail() {
+            Some(detail) if detail.contains("strftime_now") => {
+                let what = "it calls strftime_now, and lists must not depend on the day; write a fixed date into the \
+                            template, in a file chat_template.jinja of the model's folder";
+                Error::new(ErrorKind::InvalidOperation, what).with_source(error)
+            }
+            _ => error,
         })
     }
+}
+
+/// Replaces the tags `generation` and `endgeneration` of `transformers`, which mark what a model is trained on, by tags
+/// of a block of variables: both print what is between them, and keep what is set between them.
+fn without_generation(template: &str) -> String {
+    let mut out = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at + 2);
+        out.push_str(before);
+        let name = tag.trim_start_matches(['-', '+']).trim_start();
+        let (replaced, after) = match name.strip_prefix("generation") {
+            Some(after) => ("with", after),
+            None => match name.strip_prefix("endgeneration") {
+                Some(after) => ("endwith", after),
+                None => {
+                    rest = tag;
+                    continue;
+                }
+            },
+        };
+        let ends = after.trim_start().trim_start_matches(['-', '+']);
+        rest = if ends.starts_with("%}") {
+            out.push_str(&tag[..tag.len() - name.len()]);
+            out.push_str(replaced);
+            after
+        } else {
+            tag
+        };
+    }
+    out + rest
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn render(template: &str) -> String {
-        let chat = Chat::new(template.into()).expect("compiles");
-        chat.render("ab ", "<s>", "</s>").expect("renders")
-    }
+    /// Cases that are refused here although Jinja2 renders them, and what names the cause.
+    const REFUSED: [(&str, &str); 5] = [
+        ("a namespace of a dictionary", "too many arguments"),
+        ("a negative power", "unable to calculate 2 ** -1"),
+        ("a plus before a number", "unexpected `+`"),
+        ("the percent sign", "tried to use % operator"),
+        ("arguments of a macro", "too many arguments"),
+    ];
+
+    /// Cases that are rendered in another way, which minijinja cannot be told: it has no tuples, `~` prints lists by
+    /// rules of its own, `and` of an empty list is false, remainders are never negative, and 1 / 0 is infinite.
+    const DIFFERENT: [(&str, &str); 5] = [
+        ("a tuple", "[1, 'a'] ['a']"),
+        ("concatenation with a list", "x[1, \"a\"]"),
+        ("what and gives of an empty list", "False"),
+        ("a remainder of a negative number", "1"),
+        ("dividing by nothing", "inf"),
+    ];
 
     #[test]
-    fn templates_can_use_methods_of_python() {
-        let cases = [
-            (
-                "{% if messages[0]['content'].startswith('a') %}\n{{ messages[0].content.strip() | upper }}\n{% endif %}\n",
-                "AB\n",
-            ),
-            (
-                "{{ 'a</think>\n\nb\n'.split('</think>')[-1].lstrip('\n') }}",
-                "b\n",
-            ),
-            ("{{ 'xxbxx'.strip('x') }}{{ 'bxx'.rstrip('x') }}", "bb"),
-            (
-                "{% for m in messages[::-1] %}{{ m.get('role') }}{% endfor %}",
-                "user",
-            ),
-            (
-                "{% for k, v in messages[0].items() %}{{ k }} {% endfor %}",
-                "role content ",
-            ),
-        ];
-        for (template, expected) in cases {
-            assert_eq!(render(template), expected, "{template}");
+    fn snippets_of_templates_are_rendered_as_by_transformers_or_refused_with_the_cause() {
+        let fixture: serde_json::Value =
+            serde_json::from_str(include_str!("../../../tests/fixtures/chat_templates.json"))
+                .expect("JSON");
+        let content = fixture["content"].as_str().expect("a text");
+        let cases = fixture["cases"].as_array().expect("cases");
+        assert!(cases.len() > 130, "{}", cases.len());
+        let mut wrong = Vec::new();
+        for case in cases {
+            let name = case["name"].as_str().expect("a name");
+            let template = case["template"].as_str().expect("a template");
+            let of = |all: &[(&'static str, &'static str)]| {
+                let found = all.iter().find(|(of, _)| *of == name);
+                found.map(|(_, what)| *what)
+            };
+            let rendered = Chat::compile(template)
+                .and_then(|chat| chat.render(content, Some("<s>"), "</s>"))
+                .map_err(|error| error.to_string());
+            let is_right = match (&rendered, case["text"].as_str()) {
+                (Err(error), text) => {
+                    let cause = of(&REFUSED);
+                    cause.map_or(text.is_none(), |cause| error.contains(cause))
+                }
+                (Ok(ours), theirs) => of(&DIFFERENT).or(theirs) == Some(ours.as_str()),
+            };
+            if !is_right {
+                wrong.push(format!("{name}: {rendered:?}, transformers: {case}"));
+            }
         }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+
+    fn render(template: &str) -> Result<String, Error> {
+        Chat::compile(template).and_then(|chat| chat.render("ab ", Some("<s>"), "</s>"))
     }
 
     #[test]
@@ -96,12 +202,15 @@ mod tests {
         let template = "{% if tools is not none %}tools{% endif %}\
             {% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>{% endif %}\
             {% if strftime_now is defined %}{{ strftime_now('%d') }}{% else %}26 Jul 2024{% endif %}";
-        assert_eq!(render(template), "<think>\n\n</think>26 Jul 2024");
+        let rendered = render(template).expect("renders");
+        assert_eq!(rendered, "<think>\n\n</think>26 Jul 2024");
+        let error = render("{{ strftime_now('%d') }}").expect_err("no clock");
+        assert!(error.to_string().contains("write a fixed date"), "{error}");
     }
 
     #[test]
     fn a_template_that_fails_or_takes_too_many_steps_is_an_error() {
-        assert!(Chat::new("{% if %}".into()).is_err());
+        assert!(render("{% if %}").is_err());
         let cases = [
             (
                 "{{ raise_exception('only with a system message') }}",
@@ -113,9 +222,45 @@ mod tests {
             ),
         ];
         for (template, expected) in cases {
-            let error = Chat::new(template.into()).and_then(|chat| chat.render("a", "", ""));
-            let error = error.expect_err(expected).to_string();
+            let error = render(template).expect_err(expected).to_string();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn a_template_that_loses_the_message_is_refused() {
+        let cases = [
+            "",
+            "{{ bos_token }}",
+            "{% for m in messages %}{{ m.role }}{% endfor %}",
+            "{{ messages[0].text }}",
+            "{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}",
+        ];
+        for template in cases {
+            let error = Chat::new(template, None, "").err().expect(template);
+            assert!(
+                error.to_string().contains("without the message's text"),
+                "{error}"
+            );
+        }
+        let failing = "{{ raise_exception('no') }}";
+        let error = Chat::new(failing, None, "").err().expect("it fails");
+        assert!(error.to_string().contains("no"), "{error}");
+    }
+
+    #[test]
+    fn a_template_that_wants_parts_gets_parts() {
+        let template = "{% for part in messages[0].content %}{% if part.type == 'text' %}[{{ part.text }}]\
+            {% endif %}{% endfor %}";
+        let chat = Chat::new(template, None, "").expect("loads");
+        assert_eq!(chat.render("a b", None, "").expect("renders"), "[a b]");
+    }
+
+    #[test]
+    fn only_the_tags_of_generation_are_replaced() {
+        let template = "{%- generation -%}generation{{ 'endgeneration' }}{% endgeneration %}{% set generation = 1 %}{%";
+        let expected =
+            "{%- with -%}generation{{ 'endgeneration' }}{% endwith %}{% set generation = 1 %}{%";
+        assert_eq!(without_generation(template), expected);
     }
 }

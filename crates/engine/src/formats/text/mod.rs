@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 mod chat;
+mod python;
 
 use self::chat::Chat;
 use crate::Error;
@@ -78,9 +79,11 @@ impl Text {
             eos_id.ok_or_else(|| Error::load(path, format!("end token {eos:?} is unknown")))?;
         let mut plain = tokenizer.clone();
         plain.set_encode_special_tokens(true);
-        let bad_template = |e| Error::load(path, format!("chat template: {e:#}"));
-        let chat = template.clone().map(Chat::new).transpose();
-        let chat = chat.map_err(bad_template)?;
+        let bad_template = |e| Error::load(path, format!("chat template: {e}"));
+        // A template that fails for every prompt, or loses it, is refused now, not at the first request.
+        let chat = template.as_deref();
+        let chat = chat.map(|template| Chat::new(template, bos.as_deref(), &eos));
+        let chat = chat.transpose().map_err(bad_template)?;
         let added = tokenizer.get_added_tokens_decoder();
         let mut reserved: Vec<String> = added
             .values()
@@ -93,7 +96,7 @@ impl Text {
         let adds_space = adds_space(&plain);
         let adds_space =
             adds_space.map_err(|e| Error::load(path, format!("the tokenizer fails: {e:?}")))?;
-        let text = Self {
+        Ok(Self {
             tokenizer,
             plain,
             chat,
@@ -104,13 +107,7 @@ impl Text {
             adds_space,
             eos,
             eos_id,
-        };
-        // A template that fails for every prompt is refused now, not at the first request.
-        if let Some(chat) = &text.chat {
-            chat.render("a", text.bos(), &text.eos)
-                .map_err(bad_template)?;
-        }
-        Ok(text)
+        })
     }
 
     fn bos(&self) -> &str {
@@ -179,7 +176,7 @@ impl Text {
             let bos = if self.starts_with_bos { self.bos() } else { "" };
             return Ok(format!("{bos}{user}{assistant}"));
         };
-        let rendered = chat.render(user, self.bos(), &self.eos);
+        let rendered = chat.render(user, self.bos.as_deref(), &self.eos);
         let rendered = rendered.map_err(|e| Error::Compute {
             what: "chat template".into(),
             source: Box::new(e),
