@@ -305,7 +305,8 @@ def little(args, table):
     vocabulary = SHAPES[shape]["vocab_size"]
     asked = prompts(256, 250, vocabulary, 150)
     if args.model:
-        names, asked = args.names, [json.loads(line)["prompt"] for line in args.prompts.open()] * 8
+        lines = [json.loads(line) for line in args.prompts.open()]
+        names, asked = args.names, [{"user": line["prompt"], "assistant": line.get("assistant", "")} for line in lines] * 8
     for precision in ("bf16", "f32"):
         contestant = start_engine(args, folder, precision)
         contestant.catalogue(names)

@@ -77,9 +77,8 @@ of one product from the shop's list, exactly as the shop writes it, and with not
 within a week is better than what was bought yesterday.
 
 Household: age {age}, income {income}, {persons} persons, {kids}.
-Bought lately: {bought}.
----assistant---
-The household will next buy:"""
+Bought lately: {bought}."""
+ASSISTANT = "The household will next buy:"
 
 
 def households(data, many, tokens):
@@ -89,16 +88,17 @@ def households(data, many, tokens):
     chance = random.Random(11)
 
     def prompt(home, bought):
-        return TEMPLATE.format(
+        user = TEMPLATE.format(
             age=home["age"],
             income=home["income"],
             persons=home["household_size"],
             kids=f"{home['kids_count']} kids",
             bought=", ".join(bought),
         )
+        return {"user": user, "assistant": ASSISTANT}
 
     return [
-        min((prompt(home, bought[:many]) for many in range(4, 10)), key=lambda text: abs(len(tokens(text)) - 250))
+        min((prompt(home, bought[:many]) for many in range(4, 10)), key=lambda prompt: abs(len(tokens(prompt)) - 250))
         for home in chance.sample(lines, many)
         for bought in [chance.sample(types, 9)]
     ]
@@ -267,9 +267,10 @@ def common(a, b):
 
 def rows(args, engines, peers, files):
     if args.prompts:
-        prompts = [json.loads(line)["prompt"] for line in args.prompts.open()]
+        lines = [json.loads(line) for line in args.prompts.open()]
+        prompts = [{"user": line["prompt"], "assistant": line.get("assistant", "")} for line in lines]
     else:
-        prompts = households(args.data, 32, lambda text: engines[0].ask(tokens=text)["tokens"])
+        prompts = households(args.data, 32, lambda prompt: engines[0].ask(tokens=prompt)["tokens"])
     if args.quick:
         prompts = prompts[: args.batch]
     tokens = [engines[0].ask(tokens=prompt)["tokens"] for prompt in prompts]

@@ -13,7 +13,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse};
+use nearshore_core::names::scoring::{Names, Prompt, ScoreRequest, ScoreResponse};
 use nearshore_engine::clocks::Spent;
 use nearshore_engine::search::constrained::{Constrained, Limits};
 use nearshore_engine::thread::default_threads;
@@ -57,7 +57,7 @@ enum BenchRequest {
     /// Uses the names of this file as the catalogue.
     Names(PathBuf),
     /// Returns the tokens of a prompt, with the chat template applied.
-    Tokens(String),
+    Tokens(Written),
     /// Computes prompts of token ids, without a search.
     Prefill(Vec<Vec<u32>>),
     /// Returns the logits of the tokens `of` after the tokens `after`.
@@ -69,7 +69,7 @@ enum BenchRequest {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SearchFor {
-    prompts: Vec<String>,
+    prompts: Vec<Written>,
     top: usize,
     batch: usize,
     /// Returns the names, too, not only their cost.
@@ -78,6 +78,23 @@ struct SearchFor {
     /// Waits for the device after each pass, so that its time is measured apart from the host's.
     #[serde(default)]
     waits: bool,
+}
+
+/// A prompt; a text alone is the user's turn.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    User(String),
+    Parts(Prompt),
+}
+
+impl Written {
+    fn prompt(&self) -> Prompt {
+        match self {
+            Self::User(user) => Prompt::from(user.as_str()),
+            Self::Parts(prompt) => prompt.clone(),
+        }
+    }
 }
 
 /// What a search cost.
@@ -147,7 +164,7 @@ fn answer(model: &mut Constrained, request: BenchRequest) -> Result<Value, Faile
             model.set_names(Arc::new(names))?;
             json!({ "names": count, "seconds": start.elapsed().as_secs_f64() })
         }
-        BenchRequest::Tokens(prompt) => json!({ "tokens": model.text().prompt(&prompt)? }),
+        BenchRequest::Tokens(prompt) => json!({ "tokens": model.text().prompt(&prompt.prompt())? }),
         BenchRequest::Prefill(prompts) => {
             model.prefill(&prompts)?;
             let tokens: usize = prompts.iter().map(Vec::len).sum();
@@ -159,8 +176,8 @@ fn answer(model: &mut Constrained, request: BenchRequest) -> Result<Value, Faile
 }
 
 fn cost(model: &mut Constrained, search: &SearchFor) -> Result<Cost, Error> {
-    let request = |prompt: &String| ScoreRequest {
-        prompt: prompt.clone(),
+    let request = |prompt: &Written| ScoreRequest {
+        prompt: prompt.prompt(),
         n: search.top,
         ..ScoreRequest::default()
     };
@@ -214,7 +231,9 @@ mod tests {
     fn a_request_is_one_line_of_json_and_an_unknown_one_is_refused() {
         let read = |line: &str| serde_json::from_str::<BenchRequest>(line);
         assert!(matches!(
-            read(r#"{"search": {"prompts": ["a"], "top": 5, "batch": 16}}"#),
+            read(
+                r#"{"search": {"prompts": ["a", {"user": "b", "assistant": "c:"}], "top": 5, "batch": 16}}"#
+            ),
             Ok(BenchRequest::Search(SearchFor {
                 top: 5,
                 names: false,

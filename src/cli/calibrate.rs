@@ -21,7 +21,7 @@ pub(super) struct CalibrateArgs {
     #[arg(long, value_name = "ID")]
     arm: String,
     /// Users who stand for everyone, one JSON object per line: {"profile": {..}, "bought": [..], "segment": ".."}, or
-    /// {"prompt": ".."}.
+    /// {"prompt": "..", "assistant": ".."}.
     #[arg(long, value_name = "FILE")]
     from: PathBuf,
     /// Replace an existing calibration file; raise the arm's epoch then.
@@ -105,11 +105,11 @@ fn freeze(config: &Config, arm: &Arm, people: &[Person]) -> anyhow::Result<Froze
     let template = Template::load(&source, &arm.template)?;
     let model = Constrained::load(&config.resolve(&arm.model), Options::default())?;
     let text = model.text();
-    let count = |prompt: &str| {
-        text.tokens(prompt)
-            .map_or(prompt.len(), |tokens| tokens.len())
-    };
+    let count = |part: &str| text.count(part);
     let tokenizer = text.hash()?;
-    let frozen = Frozen::freeze(people, (&template, &tokenizer), (arm.prompt_tokens, &count))?;
-    Ok(frozen)
+    Ok(Frozen::freeze(
+        people,
+        (&template, &tokenizer),
+        (arm.prompt_tokens, &count),
+    )?)
 }

@@ -119,14 +119,9 @@ fn start(config: &Config, arm: &Arm, options: Options) -> anyhow::Result<Engine>
     tracing::info!(arm = arm.id, model = %path.display(), seconds = since.elapsed().as_secs_f64(), "model loaded: {}", model.loading());
     let (text, pulse) = (model.text().clone(), model.pulse());
     let tokenizer = text.hash()?;
-    // A text that cannot be tokenized counts as its bytes: rather over a budget than under it.
-    let count = move |prompt: &str| {
-        text.tokens(prompt)
-            .map_or(prompt.len(), |tokens| tokens.len())
-    };
     Ok(Engine {
         handle: spawn_with(Box::new(model), pulse),
-        count: Arc::new(count),
+        count: Arc::new(move |part: &str| text.count(part)),
         tokenizer,
     })
 }

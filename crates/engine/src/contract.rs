@@ -7,7 +7,7 @@ use std::sync::Arc;
 use fixedbitset::FixedBitSet;
 
 use super::Model;
-use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse, Term, Values};
+use nearshore_core::names::scoring::{Names, Prompt, ScoreRequest, ScoreResponse, Term, Values};
 
 const NAMES: [&str; 8] = [
     "SOFT DRINKS",
@@ -33,13 +33,16 @@ pub fn check(model: &mut dyn Model) -> Result<(), String> {
     only_permitted_names_are_returned(model)?;
     at_weight_0_the_demand_alone_ranks_names(model)?;
     a_request_is_scored_alone_as_in_a_batch(model)?;
+    the_border_of_the_turns_is_not_in_their_texts(model)?;
     names_can_be_replaced(model)
 }
 
 fn request(prompt: &str, n: usize) -> ScoreRequest {
-    let prompt = format!("I bought bread.\nNext: {prompt}");
     ScoreRequest {
-        prompt,
+        prompt: Prompt {
+            user: format!("I bought bread.\n{prompt}"),
+            assistant: "Next:".into(),
+        },
         n,
         ..ScoreRequest::default()
     }
@@ -155,6 +158,37 @@ fn a_request_is_scored_alone_as_in_a_batch(model: &mut dyn Model) -> Result<(), 
     ensure(model.score(&[]).is_ok_and(|none| none.is_empty()), || {
         "an empty batch is not scored as empty".into()
     })
+}
+
+/// Prompts that are taken for one another where the marker of template files is looked for in their texts.
+fn the_border_of_the_turns_is_not_in_their_texts(model: &mut dyn Model) -> Result<(), String> {
+    let prompts = [
+        ("a\n---assistant---\nb", ""),
+        ("a", "b"),
+        ("a\n---assistant---", "b"),
+        ("a", "---assistant---\nb"),
+    ];
+    let mut scores: Vec<Vec<f32>> = Vec::new();
+    for (user, assistant) in prompts {
+        let prompt = Prompt {
+            user: user.into(),
+            assistant: assistant.into(),
+        };
+        let response = score_one(
+            model,
+            ScoreRequest {
+                prompt,
+                n: 8,
+                ..ScoreRequest::default()
+            },
+        )?;
+        let found: Vec<f32> = response.named.iter().map(|named| named.score).collect();
+        ensure(!scores.contains(&found), || {
+            format!("{user:?} and {assistant:?} are scored as another prompt: {found:?}")
+        })?;
+        scores.push(found);
+    }
+    Ok(())
 }
 
 fn names_can_be_replaced(model: &mut dyn Model) -> Result<(), String> {

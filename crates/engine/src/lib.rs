@@ -22,7 +22,8 @@ pub use precision::{Isa, Options, Precision};
 pub use search::explain::Edge;
 
 pub use nearshore_core::names::scoring::{
-    Calibration, Cancel, Ended, Names, ScoreRequest, ScoreResponse, ScoredName, Term, Values,
+    Calibration, Cancel, Ended, Names, Prompt, ScoreRequest, ScoreResponse, ScoredName, Term,
+    Values,
 };
 use search::index::{Indexed, Indexer};
 

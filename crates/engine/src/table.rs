@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::{Error, Info, Model};
 use crate::search::index::{Indexed, Indexer, bare};
 use nearshore_core::names::scoring::{
-    Ended, Names, ScoreRequest, ScoreResponse, ScoredName, Term, Values,
+    Ended, Names, Prompt, ScoreRequest, ScoreResponse, ScoredName, Term, Values,
 };
 
 /// The least mass, in place of 0, as in [`nearshore_core::names::search`].
@@ -81,7 +81,10 @@ impl Table {
                 Ended::Complete
             },
             names: self.names.version,
-            prompt_tokens: request.prompt.chars().count() as u32,
+            prompt_tokens: {
+                let Prompt { user, assistant } = &request.prompt;
+                (user.chars().count() + assistant.chars().count()) as u32
+            },
             shared_tokens: 0,
             forwarded: 0,
             waves: u32::from(request.weight != 0.0),
@@ -139,8 +142,11 @@ fn term_value(term: &Term, pu: usize) -> f64 {
 }
 
 /// FNV-1a of prompt and name, as a logit in 0..8.
-fn hashed(prompt: &str, name: &str) -> f32 {
-    let bytes = prompt.bytes().chain([0xff]).chain(name.bytes());
+fn hashed(prompt: &Prompt, name: &str) -> f32 {
+    let Prompt { user, assistant } = prompt;
+    // No text has these bytes, so they are borders that no text can move.
+    let bytes = user.bytes().chain([0xfe]).chain(assistant.bytes());
+    let bytes = bytes.chain([0xff]).chain(name.bytes());
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });

@@ -377,7 +377,7 @@ pub fn template(data: &[u8]) {
         );
         assert_eq!(
             rendered.tokens,
-            rendered.user.len() + rendered.assistant.len()
+            rendered.prompt.user.len() + rendered.prompt.assistant.len()
         );
         let again = template.render(&view, budget, str::len);
         assert_eq!(

@@ -113,7 +113,7 @@ impl Answers {
                 .extend(model.score(&requests)?.into_iter().map(list));
             let next_tokens = || -> Result<Vec<Vec<f32>>, Error> {
                 let prompts = batch.par_iter();
-                prompts.map(|prompt| next(&model, &prompt.text)).collect()
+                prompts.map(|prompt| next(&model, prompt)).collect()
             };
             answers.next.extend(model.install(next_tokens)?);
             bar.inc(batch.len() as u64);
@@ -124,8 +124,8 @@ impl Answers {
 }
 
 /// Natural-log probabilities of the token after the prompt, over the whole vocabulary.
-fn next(model: &Constrained, prompt: &str) -> Result<Vec<f32>, Error> {
-    let tokens = model.text().prompt(prompt)?;
+fn next(model: &Constrained, prompt: &Prompt) -> Result<Vec<f32>, Error> {
+    let tokens = model.text().prompt(&prompt.prompt)?;
     let vocabulary: Vec<u32> = (0..model.vocabulary() as u32).collect();
     let mut logits = model.logits(&tokens, &vocabulary)?;
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -263,7 +263,7 @@ mod tests {
             names: ["a", "b", "c"].map(String::from).to_vec(),
         };
         let prompt = |truth: &[&str]| Prompt {
-            text: String::new(),
+            prompt: "".into(),
             truth: truth.iter().map(|name| (*name).to_owned()).collect(),
         };
         let prompts = [prompt(&["a", "c"]), prompt(&[])];

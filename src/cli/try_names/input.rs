@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use nearshore_core::list::prompt::written;
 use nearshore_core::names::scoring::ScoreRequest;
 use nearshore_core::text::normalise;
 use nearshore_core::user::event::Limits;
@@ -16,8 +17,8 @@ use crate::files;
 /// A prompt, and the names that came true after it, if they are known.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Prompt {
-    /// Text of the prompt.
-    pub text: String,
+    /// The prompt.
+    pub prompt: nearshore_core::names::scoring::Prompt,
     /// Names that came true; empty if unknown.
     pub truth: Vec<String>,
 }
@@ -26,7 +27,7 @@ impl Prompt {
     /// The request for the best `n` names.
     pub(super) fn request(&self, n: usize) -> ScoreRequest {
         ScoreRequest {
-            prompt: self.text.clone(),
+            prompt: self.prompt.clone(),
             n,
             ..ScoreRequest::default()
         }
@@ -143,12 +144,14 @@ pub(super) fn prompts(path: &Path) -> Result<Vec<Prompt>, Error> {
     let text = files::read_filled(path, "give one prompt per line")?;
     let mut prompts = Vec::new();
     for (nth, line) in numbered(&text) {
+        let error = |what: String| wrong(path, nth, what);
         if !line.trim_start().starts_with('{') {
-            let (text, truth) = (line.to_owned(), Vec::new());
-            prompts.push(Prompt { text, truth });
+            prompts.push(Prompt {
+                prompt: written(line.to_owned(), None).map_err(error)?,
+                truth: Vec::new(),
+            });
             continue;
         }
-        let error = |what: String| wrong(path, nth, what);
         let value: serde_json::Value =
             serde_json::from_str(line).map_err(|e| error(e.to_string()))?;
         let prompt = value.get("prompt").and_then(|prompt| prompt.as_str());
@@ -156,8 +159,13 @@ pub(super) fn prompts(path: &Path) -> Result<Vec<Prompt>, Error> {
         if prompt.trim().is_empty() {
             return Err(error("the prompt is empty".into()));
         }
+        let assistant = match value.get("assistant") {
+            None => None,
+            Some(serde_json::Value::String(text)) => Some(text.clone()),
+            Some(_) => return Err(error("\"assistant\" is no text".into())),
+        };
         prompts.push(Prompt {
-            text: prompt.to_owned(),
+            prompt: written(prompt.to_owned(), assistant).map_err(error)?,
             truth: truth(&value)
                 .ok_or_else(|| error("\"truth\" is not an array of names".into()))?,
         });
@@ -292,7 +300,10 @@ mod tests {
         let read = |text: &str| with(text.as_bytes(), prompts);
         let text = "\u{feff}one\r\n\r\n {\"prompt\": \"two\\nlines\", \"truth\": [\"a \"]}\r\n";
         let found = read(text).expect("valid");
-        let texts: Vec<&str> = found.iter().map(|prompt| prompt.text.as_str()).collect();
+        let texts: Vec<&str> = found
+            .iter()
+            .map(|prompt| prompt.prompt.user.as_str())
+            .collect();
         assert_eq!(texts, ["one", "two\nlines"]);
         assert_eq!(
             (found[0].truth.len(), &found[1].truth[..]),
@@ -312,5 +323,30 @@ mod tests {
             assert_eq!(read(text).expect_err("refused"), error);
         }
         assert!(read("{\n").is_err());
+    }
+
+    #[test]
+    fn the_answers_beginning_is_given_apart_and_a_marker_in_a_prompt_is_refused() {
+        let read = |text: &str| with(text.as_bytes(), prompts);
+        let found = read("{\"prompt\": \"a\", \"assistant\": \"b:\"}\n").expect("valid");
+        let prompt = &found[0].prompt;
+        assert_eq!(
+            (prompt.user.as_str(), prompt.assistant.as_str()),
+            ("a", "b:")
+        );
+        let user = "{\"prompt\": \"---assistant---\", \"assistant\": \"\"}";
+        let found = read(user).expect("a user's words");
+        assert_eq!(found[0].prompt.user, "---assistant---");
+        for joined in [
+            "one\n{\"prompt\": \"a\\n---assistant---\\nb\"}",
+            "one\n---assistant---\ntwo",
+        ] {
+            let error = read(joined).expect_err("joined");
+            assert!(
+                error.starts_with("F:2: the prompt has a line ---assistant---"),
+                "{error}"
+            );
+        }
+        assert!(read("{\"prompt\": \"a\", \"assistant\": 1}").is_err());
     }
 }

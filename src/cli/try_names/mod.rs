@@ -16,6 +16,7 @@ use serde::Serialize;
 use nearshore_core::names::scoring::{
     Calibration, Names, ScoreRequest, ScoreResponse, Term, Values,
 };
+
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::thread::default_threads;
 use nearshore_engine::{Edge, Isa, Model, Options, Place, Precision};
@@ -39,7 +40,8 @@ pub(super) struct TryArgs {
     /// Names of the catalogue, one per line.
     #[arg(long, value_name = "FILE")]
     pub names: PathBuf,
-    /// Prompts: one per line, or JSON lines with a "prompt".
+    /// Prompts: one per line, or JSON lines {"prompt": "..", "assistant": ".."}: the user's turn, and how the answer
+    /// begins.
     #[arg(long, value_name = "FILE")]
     pub prompts: PathBuf,
     /// Names per prompt.
@@ -300,7 +302,7 @@ impl<'a> Session<'a> {
                 let prompts = input::prompts(path)?.into_iter();
                 Some(Arc::new(Calibration {
                     hash: "try".into(),
-                    prompts: prompts.map(|prompt| prompt.text).collect(),
+                    prompts: prompts.map(|prompt| prompt.prompt).collect(),
                 }))
             }
         };

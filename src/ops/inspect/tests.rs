@@ -184,7 +184,7 @@ fn a_view_is_built_from_state_list_audit_and_catalogue() {
     let catalogue = Catalogue::load(vec![tea()]);
     let (document, audit) = (document(), audit());
     let prompt = nearshore_core::list::prompt::Rendered {
-        user: "Tea?".into(),
+        prompt: "Tea?".into(),
         ..Default::default()
     };
     let sold_out = std::collections::BTreeSet::from(["s1".to_owned()]);

@@ -13,7 +13,7 @@ use crate::list::document::{
 };
 use crate::list::prompt::{Arm, Rendered, Template, View};
 use crate::list::{select, terms};
-use crate::names::scoring::{Calibration, ScoreRequest, ScoreResponse};
+use crate::names::scoring::{Calibration, Prompt, ScoreRequest, ScoreResponse};
 use crate::shop::rules::{Needs, Verdict};
 use crate::shop::snapshot::Snapshot;
 use crate::user::record::Timestamp;
@@ -179,12 +179,11 @@ fn time_and_draw(user: &ClaimedUser, snapshot: &Snapshot) -> (Timestamp, u64) {
 }
 
 /// Writes into the audit what the prompt was made from, and returns the prompt, which only the model gets.
-fn note_prompt(audit: &mut Audit, rendered: Rendered) -> String {
+fn note_prompt(audit: &mut Audit, rendered: Rendered) -> Prompt {
     audit.prompt = rendered.hash();
     audit.events_cut = u32::try_from(rendered.events_cut).unwrap_or(u32::MAX);
-    let text = rendered.text();
     audit.events = rendered.events;
-    text
+    rendered.prompt
 }
 
 /// Finishes the list of a score response. If it has no names, or none that may be offered, the list is the fallback.

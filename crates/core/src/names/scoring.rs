@@ -6,12 +6,36 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fixedbitset::FixedBitSet;
+use serde::{Deserialize, Serialize};
+
+/// A rendered prompt, chat template not yet applied.
+///
+/// The parts stay separate until they are tokens: no text of a user can move the border between them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prompt {
+    /// The user's turn.
+    pub user: String,
+    /// The start of the assistant's turn, followed by `" " + name`; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub assistant: String,
+}
+
+impl From<&str> for Prompt {
+    /// A prompt whose assistant's turn starts with the name.
+    fn from(user: &str) -> Self {
+        Self {
+            user: user.to_owned(),
+            assistant: String::new(),
+        }
+    }
+}
 
 /// A score request of one user.
 #[derive(Clone, Debug)]
 pub struct ScoreRequest {
-    /// The rendered prompt, chat template not yet applied.
-    pub prompt: String,
+    /// The rendered prompt.
+    pub prompt: Prompt,
     /// Permitted PUs, by index into [`Names`]; `None` permits all.
     pub permitted: Option<Arc<FixedBitSet>>,
     /// Number of names wanted.
@@ -31,7 +55,7 @@ impl Default for ScoreRequest {
     /// An empty prompt, all PUs permitted, the model's term alone.
     fn default() -> Self {
         Self {
-            prompt: String::new(),
+            prompt: Prompt::default(),
             permitted: None,
             n: 20,
             terms: Vec::new(),
@@ -70,8 +94,8 @@ pub enum Values {
 pub struct Calibration {
     /// Hash of prompts, template and tokenizer: the key under which means are cached.
     pub hash: String,
-    /// Rendered prompts, chat template not yet applied.
-    pub prompts: Vec<String>,
+    /// Rendered prompts.
+    pub prompts: Vec<Prompt>,
 }
 
 /// Cancels a request from any thread; all clones share one flag.

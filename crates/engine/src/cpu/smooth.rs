@@ -12,18 +12,26 @@ use crate::Error;
 use crate::formats::geometry::Geometry;
 use crate::formats::text::Text;
 use crate::formats::weights::{LayerWeights, Weights};
+use nearshore_core::names::scoring::Prompt;
 
 /// Prompts on which magnitudes are measured: two like those of a shop, and plain text.
-const PROMPTS: [&str; 3] = [
-    "You know how people shop. Household: age 45-54; income 50-74K; 2 adults, 1 child. Bought, newest \
-     first: FLUID MILK WHITE ONLY, BANANAS, TOILET TISSUE (2 times), SHREDDED CHEESE, YOGURT NOT MULTI-PACKS, \
-     SOFT DRINKS 12/18&15PK CAN CAR, EGGS - LARGE, HAIR CARE ACCESSORIES, CAT FOOD.\n---assistant---\n\
-     The household will next buy: PAPER TOWELS & HOLDERS",
-    "Customer of a pharmacy, 62 years, diabetic. Put in the cart: Blood glucose test strips 50 pcs, Vitamin D3 \
-     1000 IU, Hand cream 75 ml. Searched for: compression stockings, sugar-free cough drops.\
-     \n---assistant---\nNext product: Omega-3 capsules",
-    "The market opened at eight. By noon the bread was gone, the fishmonger had lowered his prices twice, and \
-     in the far corner someone sold clocks, garden chairs and a bicycle without wheels.",
+const PROMPTS: [(&str, &str); 3] = [
+    (
+        "You know how people shop. Household: age 45-54; income 50-74K; 2 adults, 1 child. Bought, newest \
+         first: FLUID MILK WHITE ONLY, BANANAS, TOILET TISSUE (2 times), SHREDDED CHEESE, YOGURT NOT MULTI-PACKS, \
+         SOFT DRINKS 12/18&15PK CAN CAR, EGGS - LARGE, HAIR CARE ACCESSORIES, CAT FOOD.",
+        "The household will next buy: PAPER TOWELS & HOLDERS",
+    ),
+    (
+        "Customer of a pharmacy, 62 years, diabetic. Put in the cart: Blood glucose test strips 50 pcs, Vitamin D3 \
+         1000 IU, Hand cream 75 ml. Searched for: compression stockings, sugar-free cough drops.",
+        "Next product: Omega-3 capsules",
+    ),
+    (
+        "The market opened at eight. By noon the bread was gone, the fishmonger had lowered his prices twice, and \
+         in the far corner someone sold clocks, garden chairs and a bicycle without wheels.",
+        "",
+    ),
 ];
 
 /// How much of the magnitude moves into the weights: 0 none, 1 all.
@@ -31,7 +39,13 @@ const ALPHA: f32 = 0.5;
 
 /// Token sequences on which magnitudes are measured.
 pub(crate) fn samples(text: &Text) -> std::result::Result<Vec<Vec<u32>>, Error> {
-    PROMPTS.iter().map(|prompt| text.prompt(prompt)).collect()
+    let prompt = |(user, assistant): &(&str, &str)| {
+        text.prompt(&Prompt {
+            user: (*user).into(),
+            assistant: (*assistant).into(),
+        })
+    };
+    PROMPTS.iter().map(prompt).collect()
 }
 
 /// Smooths all layers by the magnitudes measured on `samples`.

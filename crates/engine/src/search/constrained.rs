@@ -24,7 +24,7 @@ use crate::formats::open::open;
 use crate::formats::text::Text;
 use crate::thread::Pulse;
 use crate::{Error, Info, Model, Options, Place};
-use nearshore_core::names::scoring::{Calibration, Names, ScoreRequest, ScoreResponse};
+use nearshore_core::names::scoring::{Calibration, Names, Prompt, ScoreRequest, ScoreResponse};
 
 /// The most prefixes kept: one per arm's template, and some for templates that change.
 const PREFIXES_MAX: usize = 4;
@@ -224,7 +224,7 @@ impl Constrained {
         Ok(())
     }
 
-    pub(super) fn tokens(&self, prompt: &str) -> Result<Vec<u32>, Error> {
+    pub(super) fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>, Error> {
         let tokens = self.text.prompt(prompt)?;
         let limit = self.network.geometry().context;
         if tokens.len() + self.mixture.trie().depth() > limit {

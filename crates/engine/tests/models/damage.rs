@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use nearshore_engine::Options;
+use nearshore_engine::Prompt;
 use nearshore_engine::formats::{folder, gguf};
 use nearshore_engine::search::constrained::Constrained;
 use rand::rngs::StdRng;
@@ -56,9 +57,10 @@ fn runs(path: &Path, named: &str) -> bool {
             return false;
         }
     };
-    let tokens = model
-        .text()
-        .prompt("milk <|im_start|> 12\n---assistant---\nnext:");
+    let tokens = model.text().prompt(&Prompt {
+        user: "milk <|im_start|> 12".into(),
+        assistant: "next:".into(),
+    });
     // Encoding gives tokens or an error, never a panic; every token is within the vocabulary.
     let tokens = tokens.unwrap_or_else(|_| vec![0]);
     let _ = model.text().name("2% MILK");

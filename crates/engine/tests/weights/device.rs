@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use nearshore_core::names::scoring::{Calibration, ScoreRequest, Term, Values};
+use nearshore_core::names::scoring::{Calibration, Prompt, ScoreRequest, Term, Values};
 use nearshore_engine::contract;
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::{Model, Options, Place, Precision};
 
-use super::{UNTIMED, ask, complete, load, model_path, names};
+use super::{UNTIMED, ask, complete, load, model_path, names, turns};
 
 fn on(place: Place, precision: Precision) -> Result<Constrained, nearshore_engine::Error> {
     let options = Options {
@@ -22,7 +22,7 @@ fn requests() -> Vec<ScoreRequest> {
     let calibration = Arc::new(Calibration {
         hash: "everyone".into(),
         prompts: ["A household.", "Bought: TEA.\nWhat next?"]
-            .map(String::from)
+            .map(Prompt::from)
             .to_vec(),
     });
     let bought = [
@@ -34,7 +34,10 @@ fn requests() -> Vec<ScoreRequest> {
     let request = |bought: &str| ScoreRequest {
         calibration: Some(Arc::clone(&calibration)),
         ..ask(
-            &format!("A household bought this: {bought}.\n---assistant---\nNext it buys:"),
+            turns(
+                format!("A household bought this: {bought}."),
+                "Next it buys:",
+            ),
             20,
         )
     };

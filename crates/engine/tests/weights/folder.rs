@@ -223,7 +223,7 @@ fn a_folder_of_safetensors_gives_the_logits_of_the_formulas() {
         }
         let prompt = model
             .text()
-            .prompt(" \u{101}\u{102}\n---assistant---\n\u{103}");
+            .prompt(&super::turns(" \u{101}\u{102}", "\u{103}"));
         assert_eq!(prompt.expect("tokens"), [1, 2, 256, 3]);
     }
 }

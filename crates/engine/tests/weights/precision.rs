@@ -4,7 +4,7 @@ use nearshore_core::names::scoring::ScoreRequest;
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::{Isa, Model, Options, Precision};
 
-use super::{UNTIMED, ask, complete, model_path, names};
+use super::{UNTIMED, ask, complete, model_path, names, turns};
 
 #[allow(clippy::needless_update)] // Options may get fields that do not matter here.
 fn load(precision: Precision, threads: usize, isa: Option<Isa>) -> Constrained {
@@ -24,10 +24,7 @@ fn a_user_has_the_same_scores_alone_and_among_16_in_every_precision() {
         .map(|nth| {
             let bought = ["BREAD", "TEA BAGS", "2% MILK", "CANDLES"][nth % 4];
             let bought = format!("{bought}, ").repeat(nth % 7);
-            ask(
-                &format!("Bought: {bought}item {nth}.\n---assistant---\nNext:"),
-                3,
-            )
+            ask(turns(format!("Bought: {bought}item {nth}."), "Next:"), 3)
         })
         .collect();
     for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
@@ -45,10 +42,10 @@ fn a_user_has_the_same_scores_alone_and_among_16_in_every_precision() {
 
 #[test]
 fn weights_of_less_precision_give_logits_near_those_of_f32() {
-    let prompt = "Bought lately: FLUID MILK, BREAD, CAT FOOD.\n---assistant---\nNext:";
+    let prompt = turns("Bought lately: FLUID MILK, BREAD, CAT FOOD.", "Next:");
     let logits = |precision, isa| {
         let model = load(precision, 1, isa);
-        let tokens = model.text().prompt(prompt).expect("tokens");
+        let tokens = model.text().prompt(&prompt).expect("tokens");
         let all: Vec<u32> = (0..model.vocabulary() as u32).collect();
         (
             model.logits(&tokens, &all).expect("logits"),

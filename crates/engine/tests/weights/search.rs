@@ -10,7 +10,7 @@ use super::*;
 fn calibration(count: usize) -> Arc<Calibration> {
     let prompt = |nth: usize| {
         let bought = ["BREAD", "TEA BAGS", "DIAPERS", "CAT FOOD"][nth % 4];
-        format!("Bought lately: {bought}, {nth} times.\n---assistant---\nNext:")
+        turns(format!("Bought lately: {bought}, {nth} times."), "Next:")
     };
     Arc::new(Calibration {
         hash: format!("calibration of {count}"),
@@ -38,7 +38,7 @@ fn requests(count: usize) -> Vec<ScoreRequest> {
             .filter(|pu| !(pu + nth).is_multiple_of(9))
             .collect();
         ScoreRequest {
-            prompt: format!("Bought lately: {bought} {visits}.\n---assistant---\nNext:"),
+            prompt: turns(format!("Bought lately: {bought} {visits}."), "Next:"),
             n: 5 + nth % 3,
             permitted: nth.is_multiple_of(2).then(|| Arc::new(permitted)),
             terms: if nth % 4 < 2 {
@@ -100,10 +100,10 @@ fn the_calibration_mean_is_subtracted_as_by_brute_force() {
     model
         .set_names(Arc::new(Names { version: 1, names }))
         .expect("set");
-    let user = "Bought lately: FLUID MILK.\n---assistant---\nNext:";
+    let user = turns("Bought lately: FLUID MILK.", "Next:");
     let calibration = calibration(2);
     let request = ScoreRequest {
-        prompt: user.into(),
+        prompt: user.clone(),
         n: 8,
         calibration: Some(Arc::clone(&calibration)),
         ..ScoreRequest::default()
@@ -119,7 +119,7 @@ fn the_calibration_mean_is_subtracted_as_by_brute_force() {
         .collect();
     let plain = Plain::load(&model_path());
     // Per prompt and name: the logits from which each token of the name is scored.
-    let logits = |prompt: &str| -> Vec<Vec<Vec<f32>>> {
+    let logits = |prompt: &Prompt| -> Vec<Vec<Vec<f32>>> {
         let prompt = text.prompt(prompt).expect("tokens");
         let of = |name: &Vec<u32>| {
             let tokens = [&prompt[..], &name[..name.len() - 1]].concat();
@@ -127,12 +127,8 @@ fn the_calibration_mean_is_subtracted_as_by_brute_force() {
         };
         named.iter().map(of).collect()
     };
-    let user_logits = logits(user);
-    let calibration_logits: Vec<_> = calibration
-        .prompts
-        .iter()
-        .map(|prompt| logits(prompt))
-        .collect();
+    let user_logits = logits(&user);
+    let calibration_logits: Vec<_> = calibration.prompts.iter().map(logits).collect();
     for found in &response.named {
         let at = found.pu as usize;
         let of = |depth: usize, token: u32| {

@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Line, Template, View, sha256};
-use crate::names::scoring::Calibration;
+use crate::names::scoring::{Calibration, Prompt};
 use crate::user::event::Kind;
 
-/// Schema number of the file.
-const SCHEMA: u32 = 1;
+/// Schema number of the file. Schema 1 had each prompt as one text.
+const SCHEMA: u32 = 2;
 
 /// Recommended number of prompts: with fewer, single prompts dominate the mean.
 pub const PROMPTS: usize = 8;
@@ -28,15 +28,25 @@ pub struct Frozen {
     /// Hash of the tokenizer and its chat template.
     tokenizer: String,
     /// Rendered prompts.
-    prompts: Vec<String>,
+    prompts: Vec<Prompt>,
+}
+
+/// What every schema of the file has.
+#[derive(Deserialize)]
+struct Form {
+    schema: u32,
+    #[serde(default)]
+    prompts: Vec<serde::de::IgnoredAny>,
 }
 
 /// A typical person for a calibration prompt, as a line of JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Person {
-    /// A rendered prompt; the other fields are then ignored.
+    /// The user's turn of a rendered prompt; profile, bought and segment are then ignored.
     pub prompt: Option<String>,
+    /// The start of the assistant's turn of that prompt.
+    pub assistant: Option<String>,
     /// Profile field to its value in words.
     pub profile: BTreeMap<String, String>,
     /// Names of bought products, newest first.
@@ -51,9 +61,10 @@ pub enum FrozenError {
     /// The file is not what was written.
     #[error("not a file of calibration prompts: {0}")]
     Corrupt(#[from] serde_json::Error),
-    /// The file is of a later release, or has no prompts.
+    /// The file is of another release, or has no prompts.
     #[error(
-        "schema {schema} with {prompts} prompts; this release reads schema {SCHEMA} with at least one prompt"
+        "schema {schema} with {prompts} prompts; this release reads schema {SCHEMA} with at least one prompt: freeze \
+         them again with `nearshore calibrate --force` and raise the arm's epoch"
     )]
     Form {
         /// Its schema.
@@ -61,6 +72,17 @@ pub enum FrozenError {
         /// Number of prompts.
         prompts: usize,
     },
+    /// A person's prompt is not one.
+    #[error("person {nth}: {what}")]
+    Person {
+        /// Number of the person, from 1.
+        nth: usize,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The template fails on a person.
+    #[error(transparent)]
+    Template(#[from] Error),
     /// Template or tokenizer changed since the prompts were frozen.
     #[error(
         "frozen with another {what} ({frozen}, now {now}), so the mean would belong to other prompts; freeze them \
@@ -82,16 +104,20 @@ impl Frozen {
         people: &[Person],
         (template, tokenizer): (&Template, &str),
         (budget, count): (usize, &dyn Fn(&str) -> usize),
-    ) -> Result<Self, Error> {
-        let render = |person: &Person| match &person.prompt {
-            Some(prompt) => Ok(prompt.clone()),
-            None => Ok(template.render(&person.view(), budget, count)?.text()),
+    ) -> Result<Self, FrozenError> {
+        let render = |(nth, person): (usize, &Person)| match &person.prompt {
+            Some(prompt) => {
+                let prompt = super::written(prompt.clone(), person.assistant.clone());
+                prompt.map_err(|what| FrozenError::Person { nth: nth + 1, what })
+            }
+            None => Ok(template.render(&person.view(), budget, count)?.prompt),
         };
+        let prompts = people.iter().enumerate().map(render);
         Ok(Self {
             schema: SCHEMA,
             template: template.hash.clone(),
             tokenizer: tokenizer.to_owned(),
-            prompts: people.iter().map(render).collect::<Result<_, Error>>()?,
+            prompts: prompts.collect::<Result<_, FrozenError>>()?,
         })
     }
 
@@ -112,11 +138,12 @@ impl Frozen {
 
     /// Reads the text of a file for an arm, whose template and tokenizer are given by hash.
     pub fn read(text: &str, template: &str, tokenizer: &str) -> Result<Calibration, FrozenError> {
-        let frozen: Self = serde_json::from_str(text)?;
-        if frozen.schema != SCHEMA || frozen.prompts.is_empty() {
-            let (schema, prompts) = (frozen.schema, frozen.prompts.len());
+        let Form { schema, prompts } = serde_json::from_str(text)?;
+        if schema != SCHEMA || prompts.is_empty() {
+            let prompts = prompts.len();
             return Err(FrozenError::Form { schema, prompts });
         }
+        let frozen: Self = serde_json::from_str(text)?;
         let both = [
             ("template", &frozen.template, template),
             ("tokenizer", &frozen.tokenizer, tokenizer),
@@ -169,6 +196,7 @@ mod tests {
         let people: Vec<Person> = [
             r#"{"bought": ["TEA", "MILK"]}"#,
             r#"{"prompt": "as it is"}"#,
+            r#"{"prompt": "two", "assistant": "parts"}"#,
         ]
         .map(|line| serde_json::from_str(line).expect("a person"))
         .into();
@@ -176,9 +204,12 @@ mod tests {
             Frozen::freeze(&people, (&template, "tok"), (100, &str::len)).expect("it renders");
         let text = frozen.to_json();
         let read = Frozen::read(&text, &template.hash, "tok").expect("it fits");
+        let prompts: Vec<(&str, &str)> = (read.prompts.iter())
+            .map(|prompt| (prompt.user.as_str(), prompt.assistant.as_str()))
+            .collect();
         assert_eq!(
-            read.prompts,
-            ["TEA MILK\n---assistant---\nNext:", "as it is"]
+            prompts,
+            [("TEA MILK", "Next:"), ("as it is", ""), ("two", "parts")]
         );
         let again = Frozen::read(&text, &template.hash, "tok").expect("it fits");
         assert_eq!(read.hash, again.hash);
@@ -203,5 +234,35 @@ mod tests {
         assert!(Frozen::read("{}", "", "").is_err());
         let none = Frozen::freeze(&[], (&template, "tok"), (9, &str::len)).expect("nothing to do");
         assert!(Frozen::read(&none.to_json(), &template.hash, "tok").is_err());
+    }
+
+    #[test]
+    fn prompts_frozen_as_one_text_are_refused_with_what_to_do() {
+        let old = r#"{"schema": 1, "template": "", "tokenizer": "", "prompts": ["a\n---assistant---\nb"]}"#;
+        let error = Frozen::read(old, "", "").expect_err("an older release");
+        assert!(matches!(
+            error,
+            FrozenError::Form {
+                schema: 1,
+                prompts: 1
+            }
+        ));
+        let error = error.to_string();
+        assert!(error.contains("nearshore calibrate --force"), "{error}");
+        let template = Template::load("x", "t").expect("it loads");
+        let joined = Person {
+            prompt: Some("a\n---assistant---\nb".into()),
+            ..Person::default()
+        };
+        let frozen = Frozen::freeze(
+            &[Person::default(), joined],
+            (&template, ""),
+            (9, &str::len),
+        );
+        let error = frozen.expect_err("two parts in one text").to_string();
+        assert!(
+            error.starts_with("person 2: ") && error.contains("\"assistant\""),
+            "{error}"
+        );
     }
 }

@@ -1,8 +1,8 @@
 //! Renders prompts: `(state, catalogue, template) -> prompt`, the profile in words and recent events by product name.
 //!
 //! Invariant: a prompt is within its token budget; the oldest events are cut first, then profile fields from the end of
-//! the alphabet. The same input gives the same bytes. It does not know the model's chat template: a prompt is the
-//! user's turn and the start of the assistant's.
+//! the alphabet. The same input gives the same bytes. The template file says where the assistant's turn begins, and no
+//! rendered text does. It does not know the model's chat template.
 
 mod calibration;
 mod view;
@@ -12,13 +12,14 @@ use minijinja::{Environment, UndefinedBehavior, context};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::names::scoring::Prompt;
 use crate::user::record::Position;
 
 pub use calibration::{Frozen, FrozenError, PROMPTS, Person};
 pub use view::{Line, View, clean, words};
 
-/// The line of a template file after which the assistant's part begins.
-pub const ASSISTANT: &str = "---assistant---";
+/// The line of a template file after which the assistant's turn begins. In a rendered text it has no meaning.
+const ASSISTANT: &str = "---assistant---";
 
 /// Most instructions of one rendering, so that a template with nested loops fails instead of running long. The longest
 /// view takes some thousands.
@@ -105,6 +106,16 @@ pub enum Error {
         /// The variable.
         variable: String,
     },
+    /// It has the line `---assistant---` twice.
+    #[error(
+        "{name}:{line}: a second line {ASSISTANT}; keep the one after which the assistant's turn begins"
+    )]
+    Marker {
+        /// Name of the template.
+        name: String,
+        /// Number of the second line, from 1.
+        line: usize,
+    },
 }
 
 fn too_long() -> minijinja::Error {
@@ -124,10 +135,8 @@ pub struct Template {
 /// A rendered prompt.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rendered {
-    /// The user's turn.
-    pub user: String,
-    /// The start of the assistant's turn, followed by `" " + name`. Empty if the template has no such part.
-    pub assistant: String,
+    /// The user's turn and the start of the assistant's; the latter is empty if the template has no such part.
+    pub prompt: Prompt,
     /// Positions of the events in the view, sorted.
     pub events: Vec<Position>,
     /// Number of event lines cut, the oldest ones.
@@ -139,9 +148,10 @@ pub struct Rendered {
 }
 
 impl Rendered {
-    /// Both parts as one text.
+    /// Both parts as one text, for people and for the hash. It is never split again.
     pub fn text(&self) -> String {
-        format!("{}\n{ASSISTANT}\n{}", self.user, self.assistant)
+        let Prompt { user, assistant } = &self.prompt;
+        format!("{user}\n{ASSISTANT}\n{assistant}")
     }
 
     /// SHA-256 of [`Self::text`], in hex.
@@ -161,7 +171,7 @@ impl Template {
     /// Parses a template and tests it on an empty and on a full view. A missing profile field is empty text; an unknown
     /// variable is an error.
     pub fn load(source: &str, name: &str) -> Result<Self, Error> {
-        let (user, assistant) = split(source);
+        let (user, assistant) = split(source, name)?;
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Chainable);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
@@ -225,7 +235,7 @@ impl Template {
         cut: Cut,
         count: impl Fn(&str) -> usize,
     ) -> Result<Rendered, Error> {
-        let (user, assistant) = self.attempt(view, cut)?;
+        let prompt = self.attempt(view, cut)?;
         let shown = &view.events[..cut.events];
         let mut events: Vec<_> = shown
             .iter()
@@ -233,16 +243,15 @@ impl Template {
             .collect();
         events.sort();
         Ok(Rendered {
-            tokens: count(&user) + count(&assistant),
+            tokens: count(&prompt.user) + count(&prompt.assistant),
             events_cut: view.events.len() - cut.events,
             fields_cut: view.profile.len() - cut.fields,
-            user,
-            assistant,
+            prompt,
             events,
         })
     }
 
-    fn attempt(&self, view: &View, cut: Cut) -> Result<(String, String), Error> {
+    fn attempt(&self, view: &View, cut: Cut) -> Result<Prompt, Error> {
         let profile: std::collections::BTreeMap<_, _> =
             view.profile.iter().take(cut.fields).collect();
         let shown =
@@ -259,7 +268,10 @@ impl Template {
             })?;
             Ok(String::from_utf8_lossy(text.get_ref()).trim().to_owned())
         };
-        Ok((part("user")?, part("assistant")?))
+        Ok(Prompt {
+            user: part("user")?,
+            assistant: part("assistant")?,
+        })
     }
 
     fn check_variables(&self, part: &str) -> Result<(), Error> {
@@ -321,12 +333,37 @@ fn most(
 }
 
 /// Splits a template file into its two parts.
-fn split(source: &str) -> (String, String) {
+fn split(source: &str, name: &str) -> Result<(String, String), Error> {
     let lines: Vec<&str> = source.lines().collect();
-    match lines.iter().position(|line| line.trim() == ASSISTANT) {
-        Some(at) => (lines[..at].join("\n"), lines[at + 1..].join("\n")),
-        None => (source.to_owned(), String::new()),
+    let mut markers = (0..lines.len()).filter(|at| is_marker(lines[*at]));
+    let Some(at) = markers.next() else {
+        return Ok((source.to_owned(), String::new()));
+    };
+    if let Some(second) = markers.next() {
+        return Err(Error::Marker {
+            name: name.to_owned(),
+            line: second + 1,
+        });
     }
+    Ok((lines[..at].join("\n"), lines[at + 1..].join("\n")))
+}
+
+fn is_marker(line: &str) -> bool {
+    line.trim() == ASSISTANT
+}
+
+/// A prompt as a person writes it in a file: the user's turn, and apart from it the start of the assistant's.
+///
+/// A user's turn that has the line `---assistant---` and no second part is refused: whoever wrote it means two parts.
+pub fn written(user: String, assistant: Option<String>) -> Result<Prompt, String> {
+    if assistant.is_none() && user.lines().any(is_marker) {
+        return Err(format!(
+            "the prompt has a line {ASSISTANT}, which only template files have; give the text after it as \
+             \"assistant\": {{\"prompt\": \"...\", \"assistant\": \"...\"}}"
+        ));
+    }
+    let assistant = assistant.unwrap_or_default();
+    Ok(Prompt { user, assistant })
 }
 
 fn sha256(text: &str) -> String {
@@ -401,7 +438,11 @@ mod tests {
         let mut view = view(3, 2);
         view.events.push(line(3, Kind::Search, 1));
         let rendered = template.render(&view, 1000, tokens).expect("it renders");
-        let (fixed, personal) = rendered.user.split_once("\n\n").expect("a fixed beginning");
+        let (fixed, personal) = rendered
+            .prompt
+            .user
+            .split_once("\n\n")
+            .expect("a fixed beginning");
         assert!(fixed.starts_with("You know how households shop."));
         assert_eq!(
             personal,
@@ -409,7 +450,7 @@ mod tests {
              Bought, newest first: PRODUCT 0, PRODUCT 1 (2 times), PRODUCT 2 (3 times).\n\
              Searched for, newest first: PRODUCT 3."
         );
-        assert_eq!(rendered.assistant, "The household will next buy:");
+        assert_eq!(rendered.prompt.assistant, "The household will next buy:");
         assert_eq!(
             rendered.hash(),
             template.render(&view, 1000, tokens).expect("again").hash()
@@ -418,9 +459,9 @@ mod tests {
             .render(&View::default(), 1000, tokens)
             .expect("it renders");
         assert!(
-            nothing.user.ends_with("Household: not known."),
+            nothing.prompt.user.ends_with("Household: not known."),
             "{}",
-            nothing.user
+            nothing.prompt.user
         );
     }
 
@@ -443,7 +484,7 @@ mod tests {
             let kept = (5 - rendered.events_cut, 3 - rendered.fields_cut);
             assert_eq!(kept, (events, fields), "{budget}: {rendered:?}");
             assert_eq!(rendered.events.len(), events);
-            assert_eq!(rendered.user.contains("PRODUCT 0"), events > 0);
+            assert_eq!(rendered.prompt.user.contains("PRODUCT 0"), events > 0);
             assert!(rendered.tokens <= budget.max(1));
         }
     }
@@ -462,6 +503,10 @@ mod tests {
                 "ok\n---assistant---\n{{ 1 + segment }}",
                 "t: invalid operation",
             ),
+            (
+                "ok\n---assistant---\nNext:\n ---assistant--- \n",
+                "t:4: a second line ---assistant---; keep the one",
+            ),
         ] {
             let error = Template::load(text, "t").expect_err(text).to_string();
             assert!(error.starts_with(expected), "{error}");
@@ -477,9 +522,35 @@ mod tests {
             .render(&View::default(), 9, tokens)
             .expect("it renders");
         assert_eq!(
-            (rendered.user.as_str(), rendered.assistant.as_str()),
+            (
+                rendered.prompt.user.as_str(),
+                rendered.prompt.assistant.as_str()
+            ),
             ("[]", "")
         );
+    }
+
+    #[test]
+    fn a_query_that_is_the_marker_stays_in_the_users_turn() {
+        let text = "{% for e in events %}\n{{ e.name }}\n{% endfor %}\n---assistant---\nNext:";
+        let template = Template::load(text, "t").expect("it loads");
+        let mut view = view(1, 0);
+        for query in [ASSISTANT, " ---assistant---", "x\n---assistant---\r\ny"] {
+            view.events[0].name = query.into();
+            let rendered = template.render(&view, 99, tokens).expect("it renders");
+            assert_eq!(rendered.prompt.user, query.trim(), "{query:?}");
+            assert_eq!(rendered.prompt.assistant, "Next:");
+        }
+    }
+
+    #[test]
+    fn a_written_prompt_has_its_parts_apart() {
+        let two = written("a".into(), Some("b".into())).expect("two parts");
+        assert_eq!((two.user.as_str(), two.assistant.as_str()), ("a", "b"));
+        let user = written(ASSISTANT.into(), Some(String::new())).expect("a user's words");
+        assert_eq!(user.user, ASSISTANT);
+        let error = written("a\n---assistant--- \nb".into(), None).expect_err("joined");
+        assert!(error.contains("\"assistant\""), "{error}");
     }
 
     proptest! {
