@@ -104,6 +104,9 @@ fn freeze(config: &Config, arm: &Arm, people: &[Person]) -> anyhow::Result<Froze
     let source = files::read(&path).with_context(|| format!("arm {}: template", arm.id))?;
     let template = Template::load(&source, &arm.template)?;
     let model = Constrained::load(&config.resolve(&arm.model), Options::default())?;
+    for warning in &model.loading().warnings {
+        eprintln!("{}: {warning}", arm.model);
+    }
     let text = model.text();
     let count = |part: &str| text.count(part);
     let tokenizer = text.hash()?;

@@ -116,6 +116,9 @@ fn start(config: &Config, arm: &Arm, options: Options) -> anyhow::Result<Engine>
         time_max: config.engine.generation_max,
     };
     let model = Constrained::load(&path, options)?.limited(limits);
+    for warning in &model.loading().warnings {
+        tracing::warn!(arm = arm.id, model = %path.display(), "{warning}");
+    }
     tracing::info!(arm = arm.id, model = %path.display(), seconds = since.elapsed().as_secs_f64(), "model loaded: {}", model.loading());
     let (text, pulse) = (model.text().clone(), model.pulse());
     let tokenizer = text.hash()?;

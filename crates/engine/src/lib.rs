@@ -17,6 +17,7 @@ pub mod search;
 pub mod table;
 pub mod thread;
 
+pub use formats::open::inspect;
 pub use place::Place;
 pub use precision::{Isa, Options, Precision};
 pub use search::explain::Edge;

@@ -29,15 +29,23 @@ pub(super) fn files(config: &Config) -> Vec<Item> {
         items.push(Item::ok(format!("arm {}", arm.id), found));
     }
     items.extend(calibrations(config));
-    items.extend(models(config).into_iter().map(|path| {
+    for path in models(config) {
         let item = format!("model {}", path.display());
-        match readable(&path) {
-            Ok(found) => Item::ok(item, found),
+        // Headers, tokenizer and chat template; weights are read when the model is loaded.
+        match nearshore_engine::inspect(&path) {
+            Ok(found) => {
+                let size = found.file_bytes as f64 / 1e6;
+                let what = format!("{} {}, {size:.1} MB", found.family, found.format);
+                items.push(Item::ok(item.as_str(), what));
+                items.extend(found.warnings.iter().map(|warning| warned(&item, warning)));
+            }
             Err(error) => {
-                Item::fail(item, error).advise("give a GGUF file or a folder with *.safetensors")
+                items.push(Item::fail(item, error.to_string()).advise(
+                    "docs/models.md says what a model's files must be, and what is refused",
+                ))
             }
         }
-    }));
+    }
     items
 }
 
@@ -56,46 +64,19 @@ fn calibrations(config: &Config) -> Vec<Item> {
     checked.collect()
 }
 
+/// A warning of a model: what is wrong, and behind the first semicolon what to do.
+fn warned(item: &str, warning: &str) -> Item {
+    match warning.split_once("; ") {
+        Some((found, advice)) => Item::warn(item, found).advise(advice),
+        None => Item::warn(item, warning),
+    }
+}
+
 fn models(config: &Config) -> BTreeSet<PathBuf> {
     let arms = config.arms.iter();
     arms.filter(|arm| delay_of(&arm.model).is_none())
         .map(|arm| config.resolve(&arm.model))
         .collect()
-}
-
-fn readable(path: &PathBuf) -> Result<String, String> {
-    let plain = |error: std::io::Error| error.to_string();
-    let metadata = std::fs::metadata(path).map_err(plain)?;
-    if metadata.is_dir() {
-        let mut size = 0;
-        for entry in std::fs::read_dir(path).map_err(plain)? {
-            let entry = entry.map_err(plain)?;
-            if entry
-                .path()
-                .extension()
-                .is_some_and(|end| end == "safetensors")
-            {
-                size += entry.metadata().map_err(plain)?.len();
-            }
-        }
-        return if size > 0 {
-            Ok(megabytes(size))
-        } else {
-            Err("the folder has no *.safetensors".into())
-        };
-    }
-    let mut magic = [0; 4];
-    let mut file = std::fs::File::open(path).map_err(plain)?;
-    std::io::Read::read_exact(&mut file, &mut magic).map_err(plain)?;
-    if &magic == b"GGUF" {
-        Ok(megabytes(metadata.len()))
-    } else {
-        Err("it is not a GGUF file: the first four bytes are wrong".into())
-    }
-}
-
-fn megabytes(size: u64) -> String {
-    format!("{:.1} MB", size as f64 / 1e6)
 }
 
 /// Loads each model once, one after the other, because two may not fit into memory.

@@ -107,3 +107,42 @@ fn a_rule_that_cannot_compare_stored_values_is_warned_of_with_its_field() {
     let closed = "rule \"adults\" cannot compare the value of age in 1 of 3 stored profiles; it is required, so it forbids for these users";
     assert_eq!(found, [(Mark::Warn, off), (Mark::Warn, closed)]);
 }
+
+/// Writes a model without weights worth the name: its headers are what is checked.
+fn checked(file: &str, content: &[u8]) -> Vec<(Mark, String, Option<String>)> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join(file);
+    std::fs::write(&path, content).expect("written");
+    let mut config = Config::default();
+    let arm = serde_json::json!({ "id": "a", "epoch": 1, "template": "t.j2", "model": path });
+    config.arms = vec![serde_json::from_value(arm).expect("an arm")];
+    let items = model::files(&config).into_iter();
+    let of_model = items.filter(|item| item.item.starts_with("model "));
+    of_model
+        .map(|item| (item.mark, item.found, item.advice))
+        .collect()
+}
+
+#[test]
+fn a_chat_model_without_a_template_is_a_warning() {
+    let whole = include_bytes!("../../../crates/engine/tests/fixtures/models/qwen2.gguf");
+    let found = checked("m.gguf", whole);
+    assert!(found.len() == 1 && found[0].0 == Mark::Ok, "{found:?}");
+    let key = b"tokenizer.chat_template";
+    let at = whole.windows(key.len()).position(|some| some == key);
+    let mut without = whole.to_vec();
+    // A key of another name.
+    without[at.expect("it has a template") + key.len() - 1] = b'X';
+    let found = checked("m.gguf", &without);
+    assert_eq!(
+        found.iter().map(|item| item.0).collect::<Vec<_>>(),
+        [Mark::Ok, Mark::Warn],
+        "{found:?}"
+    );
+    assert!(found[1].1.starts_with("no chat template"), "{found:?}");
+    let advice = found[1].2.as_deref().unwrap_or_default();
+    assert!(
+        advice.starts_with("add the chat_template.jinja"),
+        "{advice}"
+    );
+}

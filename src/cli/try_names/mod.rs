@@ -235,6 +235,9 @@ pub(super) fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
     let start = Instant::now();
     let mut model = Constrained::load(&args.model, args.options())?;
     let loaded = start.elapsed().as_secs_f64();
+    for warning in &model.loading().warnings {
+        eprintln!("{}: {warning}", args.model.display());
+    }
     model.set_names(Arc::clone(&session.names))?;
     let mut totals = Totals::new(&model, args.options());
     totals.load_seconds = loaded;

@@ -21,6 +21,8 @@ pub struct Loading {
     pub cache_bytes_per_token: u64,
     /// Seconds from opening the file until the model is ready.
     pub seconds: f64,
+    /// What may be wrong with the model although it can be run, and what to do.
+    pub warnings: Vec<String>,
 }
 
 impl std::fmt::Display for Loading {

@@ -30,6 +30,13 @@ pub(crate) struct Opened {
     geometry: Geometry,
 }
 
+/// Checks a model file or folder without reading its weights: headers, tokenizer and chat template.
+pub fn inspect(path: &Path) -> Result<Loading, Error> {
+    let opened = open(path)?;
+    let text = opened.text()?;
+    Ok(opened.loading(&text))
+}
+
 /// Opens a GGUF file, or a folder with `config.json`, safetensors and `tokenizer.json`.
 pub(crate) fn open(path: &Path) -> Result<Opened, Error> {
     let source: Box<dyn Source> = if path.is_dir() {
@@ -94,8 +101,8 @@ impl Opened {
         })
     }
 
-    /// Figures of loading that the headers give; seconds and memory are 0.
-    pub(crate) fn loading(&self) -> Loading {
+    /// Figures of loading that the headers give, and what may be wrong; seconds and memory are 0.
+    pub(crate) fn loading(&self, text: &Text) -> Loading {
         let mut kinds = BTreeMap::<Kind, usize>::new();
         let mut parameters = 0;
         for (_, _, entry) in self.source.tensors() {
@@ -114,8 +121,28 @@ impl Opened {
             parameters,
             file_bytes: self.source.size(),
             cache_bytes_per_token: cached as u64,
+            warnings: self.no_template(text).into_iter().collect(),
             ..Loading::default()
         }
+    }
+
+    /// Warns of a model that is trained on chats and has no chat template.
+    fn no_template(&self, text: &Text) -> Option<String> {
+        if text.has_template() {
+            return None;
+        }
+        let token = text.turn_token();
+        let by_token = token.map(|token| format!("its vocabulary has the token {token}"));
+        let by_name = || {
+            let name = chat_name(&self.path)?;
+            Some(format!("its name has {name:?}"))
+        };
+        let why = by_token.or_else(by_name)?;
+        Some(format!(
+            "no chat template: prompts are given to the model as plain text, and it seems to be trained on chats, for \
+             {why}; add the chat_template.jinja of its repository to the folder, or use a GGUF with \
+             tokenizer.chat_template; ignore this if it is a base model"
+        ))
     }
 
     /// Reads the weights before and after the layers; `layers` is empty.
@@ -273,6 +300,23 @@ impl Opened {
     }
 }
 
+/// The word of a model's name that says that it is trained on chats. Its name is that of the file or folder, of the
+/// folder around it, or of the repository in a cache.
+fn chat_name(path: &Path) -> Option<String> {
+    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let parts: Vec<String> = (path.components().rev())
+        .map(|part| part.as_os_str().to_string_lossy().to_lowercase())
+        .collect();
+    let repository = parts
+        .iter()
+        .take(4)
+        .find(|part| part.starts_with("models--"));
+    let names = parts.iter().take(2).chain(repository);
+    let words = names.flat_map(|name| name.split(|c: char| !c.is_alphanumeric()));
+    let mut words = words.map(str::to_owned);
+    words.find(|word| ["instruct", "chat", "it", "sft", "dpo"].contains(&word.as_str()))
+}
+
 /// Reorders the rows of every head: pairs (2i, 2i + 1) become pairs (i, i + half). Rows have equal length.
 fn pairs_to_halves(numbers: Vec<f32>, heads: usize, head_dim: usize) -> Vec<f32> {
     let columns = numbers.len() / (heads * head_dim);
@@ -300,5 +344,23 @@ mod tests {
             0.0, 1.0, 4.0, 5.0, 2.0, 3.0, 6.0, 7.0, 8.0, 9.0, 12.0, 13.0, 10.0, 11.0, 14.0, 15.0,
         ];
         assert_eq!(halves, expected);
+    }
+
+    #[test]
+    fn a_name_of_a_chat_model_is_known_by_its_words() {
+        let cases = [
+            ("/x/SmolLM2-135M-Instruct.Q4_1.gguf", Some("instruct")),
+            ("/x/gemma-2-2b-it/model.gguf", Some("it")),
+            (
+                "/c/models--Qwen--Qwen2.5-0.5B-Instruct/snapshots/abc",
+                Some("instruct"),
+            ),
+            ("/x/Llama-2-7b-chat-hf", Some("chat")),
+            ("/chat/models/x/SmolLM2-135M", None),
+            ("/x/italian/bits.gguf", None),
+        ];
+        for (path, expected) in cases {
+            assert_eq!(chat_name(Path::new(path)).as_deref(), expected, "{path}");
+        }
     }
 }

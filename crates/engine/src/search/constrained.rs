@@ -84,7 +84,8 @@ impl Constrained {
         let start = Instant::now();
         let before = resident();
         let model = open(path)?;
-        let (text, info, mut loading) = (model.text()?, model.info()?, model.loading());
+        let (text, info) = (model.text()?, model.info()?);
+        let mut loading = model.loading(&text);
         let samples = smooth::samples(&text)?;
         let network = Network::new(&model, options, &samples)?;
         drop(model);

@@ -10,3 +10,4 @@ mod files;
 mod gguf;
 mod largest;
 mod refused;
+mod templates;

@@ -1,17 +1,20 @@
 //! The tokenizer and chat template of a Hugging Face folder.
 //!
-//! Invariant: a damaged file is an error that names it, never a panic. It does not know how a chat template is
-//! rendered.
+//! Decides which chat template a folder means, as `transformers` does. Invariant: a damaged file is an error that names
+//! it, never a panic, and templates among which none is the default are refused. It does not know how a chat template
+//! is rendered.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::files::{read_json, read_text};
 use crate::Error;
 use crate::formats::text::{Text, TokenizerParts};
 
-/// Reads `tokenizer.json`, `tokenizer_config.json` and, if there is one, `chat_template.jinja`.
+/// Reads `tokenizer.json`, `tokenizer_config.json`, and the chat template from where it is.
 pub(super) fn text(path: &Path) -> Result<Text, Error> {
     let file = path.join("tokenizer.json");
     let text = read_text(&file)?;
@@ -29,12 +32,7 @@ pub(super) fn text(path: &Path) -> Result<Text, Error> {
         Some(text.to_owned())
     };
     let eos = token("eos_token").ok_or_else(|| Error::load(&file, "key eos_token: missing"))?;
-    let template_file = path.join("chat_template.jinja");
-    let template = if template_file.exists() {
-        Some(read_text(&template_file)?)
-    } else {
-        default_template(config.get("chat_template"))
-    };
+    let template = template(path, &config)?;
     let bos = token("bos_token");
     // The tokenizer's own post-processing says whether a text starts with the BOS token.
     let json = path.join("tokenizer.json");
@@ -54,13 +52,78 @@ pub(super) fn text(path: &Path) -> Result<Text, Error> {
     )
 }
 
-/// The default template: `chat_template` is a text, or a list of named templates.
-fn default_template(value: Option<&serde_json::Value>) -> Option<String> {
-    let value = value?;
-    if let Some(text) = value.as_str() {
-        return Some(text.to_owned());
+/// The folder's chat template: of `chat_template.jinja` with what is in `additional_chat_templates`, else of
+/// `tokenizer_config.json`, else of `chat_template.json`, which `transformers` reads for models with a processor.
+fn template(path: &Path, config: &Value) -> Result<Option<String>, Error> {
+    let mut named: BTreeMap<String, String> = BTreeMap::new();
+    let folder = path.join("additional_chat_templates");
+    if folder.is_dir() {
+        let wrong = |e: std::io::Error| Error::load(&folder, e.to_string());
+        for entry in std::fs::read_dir(&folder).map_err(wrong)? {
+            let file = entry.map_err(wrong)?.path();
+            if file.extension().is_some_and(|ending| ending == "jinja") {
+                let name = file.file_stem().unwrap_or_default().to_string_lossy();
+                named.insert(name.into_owned(), read_text(&file)?);
+            }
+        }
     }
-    let named = value.as_array()?;
-    let default = named.iter().find(|one| one["name"] == "default")?;
-    Some(default["template"].as_str()?.to_owned())
+    let file = path.join("chat_template.jinja");
+    if file.exists() {
+        named.insert("default".into(), read_text(&file)?);
+    }
+    if !named.is_empty() {
+        return default_of(&folder, named).map(Some);
+    }
+    let file = path.join("tokenizer_config.json");
+    if let Some(template) = templates(&file, config.get("chat_template"))? {
+        return Ok(Some(template));
+    }
+    let file = path.join("chat_template.json");
+    match file.exists() {
+        true => templates(&file, read_json(&file)?.get("chat_template")),
+        false => Ok(None),
+    }
+}
+
+/// The template of a key `chat_template`: a text, a list of named templates, or templates by name.
+fn templates(file: &Path, value: Option<&Value>) -> Result<Option<String>, Error> {
+    let wrong = |what: &str| Error::load(file, format!("key chat_template: {what}"));
+    let mut named = BTreeMap::new();
+    match value {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::String(text)) => return Ok(Some(text.clone())),
+        Some(Value::Object(all)) => {
+            for (name, template) in all {
+                let template = template.as_str();
+                let template = template.ok_or_else(|| wrong("a named template is no text"))?;
+                named.insert(name.clone(), template.to_owned());
+            }
+        }
+        Some(Value::Array(all)) => {
+            for one in all {
+                let (name, template) = (one["name"].as_str(), one["template"].as_str());
+                let (Some(name), Some(template)) = (name, template) else {
+                    return Err(wrong(
+                        "a list, whose items must have the texts name and template",
+                    ));
+                };
+                named.insert(name.to_owned(), template.to_owned());
+            }
+        }
+        Some(_) => return Err(wrong("neither a text nor a list of named templates")),
+    }
+    default_of(file, named).map(Some)
+}
+
+/// The template called `default`.
+fn default_of(path: &Path, mut named: BTreeMap<String, String>) -> Result<String, Error> {
+    named.remove("default").ok_or_else(|| {
+        let found: Vec<String> = named.into_keys().map(|name| format!("{name:?}")).collect();
+        let what = format!(
+            "chat templates: none is called \"default\"; there are {}. Write the one to use into a file \
+             chat_template.jinja of the model's folder",
+            if found.is_empty() { "none".into() } else { found.join(", ") }
+        );
+        Error::load(path, what)
+    })
 }

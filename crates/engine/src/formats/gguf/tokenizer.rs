@@ -89,18 +89,33 @@ pub(super) fn text(keys: &Keys) -> Result<Text, Error> {
             .ok_or_else(|| keys.wrong(key, &format!("there is no token {id}")))
     };
     let eos = "tokenizer.ggml.eos_token_id";
-    let template = match keys.get("tokenizer.chat_template") {
-        Some(_) => Some(keys.text("tokenizer.chat_template")?.to_owned()),
-        None => None,
-    };
     let parts = TokenizerParts {
-        template,
+        template: template(keys)?,
         bos: token("tokenizer.ggml.bos_token_id")?,
         eos: token(eos)?.ok_or_else(|| keys.wrong(eos, "is missing"))?,
         starts_with_bos,
         tokenizer,
     };
     Text::new(keys.path(), parts)
+}
+
+/// Reads the chat template; of several named ones the default.
+fn template(keys: &Keys) -> Result<Option<String>, Error> {
+    for key in ["tokenizer.chat_template", "tokenizer.chat_template.default"] {
+        if keys.get(key).is_some() {
+            return Ok(Some(keys.text(key)?.to_owned()));
+        }
+    }
+    let key = "tokenizer.chat_templates";
+    if keys.get(key).is_none() {
+        return Ok(None);
+    }
+    let what = format!(
+        "names the templates {:?}, and none is the default; write the one to use into the key \
+         tokenizer.chat_template (gguf-new-metadata --chat-template)",
+        keys.texts(key)?
+    );
+    Err(keys.wrong(key, &what))
 }
 
 /// Reads the tokenizer, and whether a text starts with the BOS token.

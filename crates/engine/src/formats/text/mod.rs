@@ -20,6 +20,20 @@ use self::mask::Mask;
 use self::tokens::Tokens;
 use crate::Error;
 
+/// Special tokens that only models have which are trained on chats.
+const TURNS: [&str; 10] = [
+    "<|im_start|>",
+    "<|start_header_id|>",
+    "<|eot_id|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|start_of_role|>",
+    "<start_of_turn>",
+    "[INST]",
+    "<\u{ff5c}User\u{ff5c}>",
+    "<|turn_start|>",
+];
+
 /// Tokenizer and chat template of one model.
 pub struct Text {
     tokens: Tokens,
@@ -110,6 +124,17 @@ impl Text {
         hash.update([0]);
         hash.update(self.template.as_deref().unwrap_or_default());
         Ok(hex::encode(hash.finalize()))
+    }
+
+    /// Whether the model has a chat template. Without one, prompts are given to it as they are.
+    pub(super) fn has_template(&self) -> bool {
+        self.chat.is_some()
+    }
+
+    /// A special token of the vocabulary that only models have which are trained on chats.
+    pub(super) fn turn_token(&self) -> Option<&'static str> {
+        let known = |token: &&str| self.tokens.tokenizer().token_to_id(token).is_some();
+        TURNS.into_iter().find(known)
     }
 
     /// Id of the token that ends a turn, and therefore a name.
@@ -375,5 +400,10 @@ mod tests {
             .render_chat(&prompt("x</s>|\"y\"", ""))
             .expect("rendered");
         assert_eq!(rendered, "\"X</S>|\\\"Y\\\"\"");
+    }
+
+    #[test]
+    fn a_model_of_chats_is_known_by_its_tokens() {
+        assert_eq!(text(|_| {}, None).turn_token(), Some("<|user|>"));
     }
 }
