@@ -124,6 +124,17 @@ fn checked(file: &str, content: &[u8]) -> Vec<(Mark, String, Option<String>)> {
 }
 
 #[test]
+fn a_file_that_is_no_model_fails_by_what_it_is() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 7\n";
+    let found = checked("m.gguf", pointer);
+    assert_eq!(found.len(), 1);
+    assert!(
+        found[0].0 == Mark::Fail && found[0].1.contains("Git LFS") && found[0].2.is_some(),
+        "{found:?}"
+    );
+}
+
+#[test]
 fn a_chat_model_without_a_template_is_a_warning() {
     let whole = include_bytes!("../../../crates/engine/tests/fixtures/models/qwen2.gguf");
     let found = checked("m.gguf", whole);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
+use super::misfit;
 use crate::Error;
 
 /// A mapped file; the system reads its bytes when they are first used.
@@ -21,13 +22,20 @@ impl Map {
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let wrong = |e: std::io::Error| Error::load(path, e.to_string());
         // Checked before the file is opened: opening a pipe would wait for its writer.
-        if !std::fs::metadata(path).map_err(wrong)?.is_file() {
+        let about = std::fs::metadata(path).map_err(wrong)?;
+        if !about.is_file() {
             return Err(Error::load(path, "is neither a file nor a folder"));
+        }
+        if let Some(what) = misfit::content(&[]).filter(|_| about.len() == 0) {
+            return Err(Error::load(path, what));
         }
         let file = File::open(path).map_err(wrong)?;
         // SAFETY: model files are written before a worker starts and are not changed while it runs. If a file is
         // truncated meanwhile, the process is killed by a signal, as any program that maps the file is.
         let bytes = unsafe { Mmap::map(&file) }.map_err(wrong)?;
+        if let Some(what) = misfit::content(&bytes) {
+            return Err(Error::load(path, what));
+        }
         let path = path.to_owned();
         Ok(Self { path, bytes })
     }

@@ -1,7 +1,7 @@
 //! Model files: GGUF, Hugging Face folders, tokenizers and chat templates.
 //!
 //! From below: what files hold ([`tensor`], `geometry`, `weights`, `text`), what a format tells of it (`source`), the
-//! formats ([`gguf`], [`folder`]), and opening a path (`open`).
+//! formats ([`gguf`], [`folder`]), what is no model at all (`misfit`), and opening a path (`open`).
 
 pub(crate) mod families;
 pub mod folder;
@@ -9,6 +9,7 @@ pub(crate) mod geometry;
 pub mod gguf;
 pub(crate) mod loading;
 pub(crate) mod map;
+mod misfit;
 mod numbers;
 pub(crate) mod open;
 pub(crate) mod rope;

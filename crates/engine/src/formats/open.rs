@@ -16,6 +16,7 @@ use super::folder::Folder;
 use super::geometry::{Geometry, Part};
 use super::gguf::Gguf;
 use super::loading::Loading;
+use super::misfit;
 use super::source::Source;
 use super::tensor::Kind;
 use super::text::Text;
@@ -42,6 +43,9 @@ pub(crate) fn open(path: &Path) -> Result<Opened, Error> {
     let source: Box<dyn Source> = if path.is_dir() {
         Box::new(Folder::open(path)?)
     } else {
+        if let Some(what) = misfit::file(path) {
+            return Err(Error::load(path, what));
+        }
         Box::new(Gguf::open(path)?)
     };
     let geometry = source.geometry()?;

@@ -9,5 +9,6 @@ mod families;
 mod files;
 mod gguf;
 mod largest;
+mod misfits;
 mod refused;
 mod templates;

@@ -145,7 +145,7 @@ fn settings_that_would_change_results_are_refused() {
 fn missing_and_wrong_files_are_refused_by_name() {
     type Damage = fn(&Path);
     let cases: [(Damage, &str); 8] = [
-        (|f| remove(f, "config.json"), "config.json: No such file"),
+        (|f| remove(f, "config.json"), "has no config.json"),
         (
             |f| remove(f, "tokenizer.json"),
             "tokenizer.json: No such file",
@@ -297,7 +297,7 @@ fn a_weight_that_is_not_finite_is_refused_with_its_tensor() {
 #[test]
 fn a_pipe_and_an_empty_folder_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
-    assert!(error(folder.path()).contains("config.json: No such file"));
+    assert!(error(folder.path()).contains("has no config.json"));
     let device = error(Path::new("/dev/null"));
     assert!(device.contains("neither a file nor a folder"), "{device}");
 }

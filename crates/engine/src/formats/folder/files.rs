@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::Error;
+use crate::formats::misfit;
 use nearshore_core::text::decode;
 
 /// The most bytes of a configuration or tokenizer; only a wrong file is larger.
@@ -75,6 +76,9 @@ pub(super) fn read_text(path: &Path) -> Result<String, Error> {
         ));
     }
     let bytes = fs::read(path).map_err(wrong)?;
+    if let Some(what) = misfit::content(&bytes) {
+        return Err(Error::load(path, what));
+    }
     decode(&bytes).map_err(|damage| {
         let line = damage.line;
         Error::load(path, format!("line {line}: {damage}"))

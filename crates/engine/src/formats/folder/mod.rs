@@ -15,6 +15,7 @@ use self::files::{read_json, read_text, weight_files};
 use self::header::Header;
 use super::geometry::{Geometry, Part};
 use super::map::Map;
+use super::misfit;
 use super::source::Source;
 use super::tensor::Entry;
 use super::text::Text;
@@ -40,6 +41,11 @@ impl Folder {
         let file = path.join("config.json");
         if !file.exists() && path.join("adapter_config.json").exists() {
             let what = "an adapter without its model; merge the two (peft: merge_and_unload) and save the result";
+            return Err(Error::load(path, what));
+        }
+        if !file.exists()
+            && let Some(what) = misfit::folder(path)
+        {
             return Err(Error::load(path, what));
         }
         let config = Config::new(file.clone(), read_json(&file)?)?;
