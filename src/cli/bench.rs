@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use nearshore_core::names::scoring::{Names, Prompt, ScoreRequest, ScoreResponse};
 use nearshore_engine::clocks::Spent;
 use nearshore_engine::search::constrained::{Constrained, Limits};
-use nearshore_engine::thread::default_threads;
+use nearshore_engine::thread::threads;
 use nearshore_engine::{Error, Model, Options, Place, Precision};
 
 use super::one_of;
@@ -30,7 +30,7 @@ pub(super) struct BenchArgs {
     /// GGUF file, or folder with config.json, safetensors and tokenizer.json.
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
-    /// Threads; by default all cores but one.
+    /// Threads; by default one per core that the process may use.
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// Groups of users computed in parallel; by default one per thread.
@@ -122,7 +122,7 @@ pub(super) fn run(
     input: impl BufRead,
     mut out: impl Write,
 ) -> Result<(), Failed> {
-    let threads = args.threads.unwrap_or_else(default_threads).max(1);
+    let threads = threads(args.threads.unwrap_or_default());
     let start = Instant::now();
     let options = Options {
         threads,

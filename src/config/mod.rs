@@ -159,7 +159,7 @@ impl Default for Backfill {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Engine {
-    /// Threads of the model; 0 is cores - 1, which leaves one core to the poll thread.
+    /// Threads of the model; 0 is one per core that the process may use.
     pub threads: usize,
     /// Precision of the weights.
     pub precision: nearshore_engine::Precision,

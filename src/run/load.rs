@@ -14,7 +14,7 @@ use nearshore_core::shop::arms::delay_of;
 use nearshore_engine::Options;
 use nearshore_engine::search::constrained::{Constrained, Limits};
 use nearshore_engine::table::Table;
-use nearshore_engine::thread::{Handle, default_threads, spawn, spawn_with};
+use nearshore_engine::thread::{Handle, spawn, spawn_with, threads};
 
 /// Counts the tokens of a text with the tokenizer of the arm's model.
 type Count = Arc<dyn Fn(&str) -> usize + Send + Sync>;
@@ -31,10 +31,7 @@ struct Engine {
 /// Loads each arm's template and model; arms with the same model file share one engine.
 pub(super) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>>> {
     let options = Options {
-        threads: match config.engine.threads {
-            0 => default_threads(),
-            threads => threads,
-        },
+        threads: threads(config.engine.threads),
         precision: config.engine.precision,
         place: config.engine.device,
         ..Options::default()

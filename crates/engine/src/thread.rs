@@ -57,10 +57,15 @@ impl Pulse {
     }
 }
 
-/// Number of threads if none is configured: all cores but one, which is left to the rest of the process.
-pub fn default_threads() -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    cores.saturating_sub(1).max(1)
+/// Number of threads of a model: as configured, or for 0 one per core that the process may use.
+///
+/// A core left to the rest of the process would mostly be idle: beside a model's seconds the rest takes milliseconds
+/// per batch, which the system gives it in between.
+pub fn threads(configured: usize) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    }
 }
 
 enum Job {
@@ -285,6 +290,12 @@ mod tests {
     fn names() -> Arc<Names> {
         let names = ["tea", "milk", "bread"].map(String::from).to_vec();
         Arc::new(Names { version: 1, names })
+    }
+
+    #[test]
+    fn no_configured_threads_are_one_per_core() {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        assert_eq!([threads(0), threads(1), threads(7)], [cores, 1, 7]);
     }
 
     #[tokio::test]

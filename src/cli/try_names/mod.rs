@@ -18,7 +18,7 @@ use nearshore_core::names::scoring::{
 };
 
 use nearshore_engine::search::constrained::Constrained;
-use nearshore_engine::thread::default_threads;
+use nearshore_engine::thread::threads;
 use nearshore_engine::{Edge, Isa, Model, Options, Place, Precision};
 
 use super::one_of;
@@ -65,7 +65,7 @@ pub(super) struct TryArgs {
     /// Print one JSON object per prompt, and the totals as the last line.
     #[arg(long)]
     pub json: bool,
-    /// Threads; by default all cores but one.
+    /// Threads; by default one per core that the process may use.
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// Precision of weights.
@@ -90,7 +90,7 @@ impl TryArgs {
     /// Options of the engine.
     pub(super) fn options(&self) -> Options {
         Options {
-            threads: self.threads.unwrap_or_else(default_threads).max(1),
+            threads: threads(self.threads.unwrap_or_default()),
             precision: self.precision,
             isa: self.isa,
             place: self.device,
