@@ -370,6 +370,23 @@ async fn exported_tombstones_are_imported_before_a_replay() {
         "{error}"
     );
 
+    // A copy that was cut off to nothing must not look like a restored one; marks and line ends of an editor do not matter.
+    let empty = site.write("empty.jsonl", "\u{feff}\r\n");
+    let refused = site
+        .cli(&["forget", "--import", empty.to_str().expect("text")])
+        .await;
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        refused.status.code() == Some(1) && error.contains("empty.jsonl is empty"),
+        "{error}"
+    );
+    let edited = format!("\u{feff}{}", lines.replace('\n', "\r\n"));
+    let edited = site.write("edited.jsonl", &edited);
+    let path = edited.to_str().expect("text");
+    let again = site.output(&["forget", "--import", path, "--json"]).await;
+    let again: Value = serde_json::from_str(&again).expect("JSON");
+    assert_eq!(again, json!({"read": 2, "raised": 0, "cleaned": 0}));
+
     reading_again_restores_no_erased_user(&site).await;
 }
 

@@ -37,6 +37,7 @@ mod store_shared;
 mod store_speed;
 mod store_users;
 mod store_values;
+mod texts;
 mod upgrade;
 mod values;
 mod way;

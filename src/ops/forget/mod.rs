@@ -131,7 +131,7 @@ pub async fn import(
         if line.trim().is_empty() {
             continue;
         }
-        let place = || format!("{}:{nth}", path.display());
+        let place = || format!("{}: line {nth}", path.display());
         let Line { user, at } = serde_json::from_str(&line).with_context(|| {
             let place = place();
             format!("{place}: want {{\"user\": \"id\", \"at\": milliseconds}}")
