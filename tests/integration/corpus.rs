@@ -1,4 +1,4 @@
-//! Promise: of 285 hand-made bad records and 143 that are nearly bad, over all topics, each bad one is written to `dlq`
+//! Promise: of 289 hand-made bad records and 148 that are nearly bad, over all topics, each bad one is written to `dlq`
 //! once, whole and with the right headers, each good one is folded, and no process crashes or stops.
 //!
 //! `tests/corpus/*.jsonl` has one record per line; `is` says what becomes of it. Text is its UTF-8 bytes; `{"hex": …}`,
@@ -167,7 +167,8 @@ fn each_record_of_the_corpus_is_decoded_or_rejected_as_its_line_says() {
     assert!(bad >= 200 && good >= 100, "{bad} bad, {good} good");
     let missing: Vec<_> = nearshore_core::user::event::Reject::ALL_CODES
         .iter()
-        .filter(|code| !codes.contains(**code))
+        // This one depends on what is stored, not on the record.
+        .filter(|code| !codes.contains(**code) && **code != "unreadable_value")
         .collect();
     assert!(missing.is_empty(), "no record has {missing:?}");
 }

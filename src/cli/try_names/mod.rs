@@ -23,6 +23,7 @@ use nearshore_engine::{Edge, Isa, Model, Options, Place, Precision};
 
 use super::one_of;
 use crate::files;
+use crate::ops::visible::visible;
 
 mod compare;
 mod input;
@@ -370,7 +371,7 @@ fn print(out: &mut dyn Write, json: bool, line: &Line) -> Result<(), Error> {
         } else {
             writeln!(out, "prompt {}", line.prompt)?;
             for (nth, name) in line.names.iter().enumerate() {
-                let (place, text, score) = (nth + 1, name.name, name.log_prob);
+                let (place, text, score) = (nth + 1, visible(name.name), name.log_prob);
                 writeln!(out, "{place:>4}. {text:<40} {score:>8.4}")?;
                 if let Some(explained) = &name.explained {
                     explained.print(out)?;
