@@ -40,22 +40,58 @@ pub(crate) async fn coverage<S: Store>(
     loop {
         let (users, next): (Vec<UserId>, _) = store.scan(of, cursor).await?;
         if !users.is_empty() {
-            let peeks = store.peek(ns, &users).await?;
-            let uncovered: Vec<UserId> = users
-                .iter()
-                .zip(&peeks)
-                .filter(|(_, peek)| !is_covered(peek))
-                .map(|(user, _)| user.clone())
-                .collect();
-            let vacant = vacant_users(store, of, &uncovered).await?;
-            found.users += (users.len() - vacant.len()) as u64;
-            found.covered += (users.len() - uncovered.len()) as u64;
+            let page = page(store, (of, ns), users).await?;
+            found.users += page.users;
+            found.covered += page.covered;
         }
         match next {
             Some(next) if sample.is_none_or(|sample| found.users < sample) => cursor = Some(next),
             Some(_) | None => return Ok(found),
         }
     }
+}
+
+/// Counts the users of one page. Those of whom a stored value cannot be used are left out.
+async fn page<S: Store>(
+    store: &S,
+    (of, ns): (&str, &str),
+    mut users: Vec<UserId>,
+) -> Result<Coverage, store::Error> {
+    loop {
+        let counted = async {
+            let peeks = store.peek(ns, &users).await?;
+            let peeks = users.iter().zip(&peeks);
+            let uncovered = peeks.filter(|(_, peek)| !is_covered(peek));
+            let uncovered: Vec<UserId> = uncovered.map(|(user, _)| user.clone()).collect();
+            let vacant = vacant_users(store, of, &uncovered).await?;
+            Ok(Coverage {
+                covered: (users.len() - uncovered.len()) as u64,
+                users: (users.len() - vacant.len()) as u64,
+            })
+        };
+        match counted.await {
+            Err(error) => leave_out(error, &mut users)?,
+            counted => return counted,
+        }
+    }
+}
+
+/// Takes the user of whom a stored value cannot be used out of `users`, so that one bad value does not end a scan. Any
+/// other error is returned.
+pub(crate) fn leave_out(error: store::Error, users: &mut Vec<UserId>) -> Result<(), store::Error> {
+    let store::Error::Corrupt {
+        user: Some(user), ..
+    } = &error
+    else {
+        return Err(error);
+    };
+    let before = users.len();
+    users.retain(|one| one != user);
+    if users.len() == before {
+        return Err(error);
+    }
+    tracing::warn!(%error, "a stored value of one user cannot be used; the scan leaves the user out");
+    Ok(())
 }
 
 /// Those of `users` that have a state but neither events nor a profile: they were erased, and no list is due to them.

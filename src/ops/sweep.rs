@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::members::clock::wall_clock;
 use crate::members::records::request_record;
-use crate::ops::coverage::vacant_users;
+use crate::ops::coverage::{leave_out, vacant_users};
 use nearshore_core::list::document::{Document, Shown};
 use nearshore_core::ports::log::{self, Outgoing};
 use nearshore_core::ports::store::{self, Peek, Store};
@@ -147,9 +147,16 @@ impl<'a, S: Store> ListRequester<'a, S> {
         if users.is_empty() {
             return Ok(RequestCounts::default());
         }
-        let selected = match purpose {
-            Purpose::Sweep => trailing(self.store, self.config, users).await?,
-            Purpose::Refresh(filter) => self.matching(users, filter).await?,
+        let mut users = users;
+        let selected = loop {
+            let selected = match purpose {
+                Purpose::Sweep => trailing(self.store, self.config, users.clone()).await,
+                Purpose::Refresh(filter) => self.matching(users.clone(), filter).await,
+            };
+            match selected {
+                Err(error) => leave_out(error, &mut users)?,
+                Ok(selected) => break selected,
+            }
         };
         let new: Vec<UserId> = selected
             .into_iter()

@@ -247,3 +247,28 @@ async fn a_bad_value_that_users_share_is_shown_and_the_member_goes_on_when_it_is
         .expect("Redis answers");
     assert_eq!(out, [true]);
 }
+
+#[tokio::test]
+async fn a_sweep_and_a_check_leave_out_a_user_whose_values_cannot_be_read() {
+    let site = Site::without_members(&[]).await;
+    let [ann, bob] = ["ann", "bob"].map(|id| UserId(id.into()));
+    for user in [&ann, &bob] {
+        let mut write = crate::store::write(user, 0, 2);
+        write.state.profile = Some(crate::store::profile(1, 1_000));
+        write.state.profile.as_mut().expect("set").profile.0 =
+            [("avoids".to_owned(), json!({"DAIRY": true}))].into();
+        write.profile_changed = true;
+        crate::store::fold(&site.store, &site.ns, write).await;
+    }
+    replace(&site, &user_keys(&site, "ann").recall, &["SET", "x"]).await;
+    site.output(&["sweep"]).await;
+    let requests = site.read(&site.topics.regen_backfill).await;
+    let users: Vec<_> = requests.iter().map(|record| record.key.clone()).collect();
+    assert_eq!(users, [Some("bob".into())]);
+
+    replace(&site, &user_keys(&site, "ann").profile, &["RPUSH", "x"]).await;
+    let report = site.cli(&["check"]).await;
+    let text = String::from_utf8_lossy(&report.stdout).into_owned();
+    let warning = "rule \"no-dairy\" cannot compare the value of avoids in 1 of 1 stored profiles";
+    assert!(text.contains(warning), "{text}");
+}

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::Item;
 use crate::config::Config;
 use crate::members::clock::wall_clock;
+use crate::ops::coverage::leave_out;
 use nearshore_core::ports::store::{Error, Namespaces, Users};
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::rules::Table;
@@ -42,8 +43,13 @@ pub(super) async fn check(config: &Config) -> Vec<Item> {
 async fn profiles(store: &RedisStore, ns: &str) -> Result<Vec<Profile>, Error> {
     let (mut found, mut cursor) = (Vec::new(), None);
     loop {
-        let (users, next) = store.scan(ns, cursor).await?;
-        let loaded = store.load(ns, &users).await?;
+        let (mut users, next) = store.scan(ns, cursor).await?;
+        let loaded = loop {
+            match store.load(ns, &users).await {
+                Err(error) => leave_out(error, &mut users)?,
+                Ok(loaded) => break loaded,
+            }
+        };
         found.extend(
             loaded
                 .into_iter()
