@@ -58,7 +58,7 @@ enum Command {
         #[arg(long)]
         namespace: Option<String>,
     },
-    /// Check configuration, rules and templates, and without --offline also brokers, topics, Redis and models.
+    /// Check configuration, rules, templates, and without --offline also brokers, topics, catalogue, Redis and models.
     #[command(
         after_help = "Examples:\n  nearshore check --offline --config nearshore.toml\n  nearshore check --config nearshore.toml --json"
     )]

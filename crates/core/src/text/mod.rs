@@ -50,6 +50,9 @@ pub fn is_normal(text: &str) -> bool {
 /// The first character of a text that its normal form does not have at this place, by its position from 1; for error
 /// texts. `None` if the text is in its normal form.
 pub(crate) fn first_change(text: &str) -> Option<(usize, char)> {
+    if is_plain(text) {
+        return None;
+    }
     let normal = normalise(text);
     let mut kept = normal.chars();
     let mut chars = text.chars().enumerate();
