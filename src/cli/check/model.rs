@@ -49,8 +49,8 @@ pub(super) fn files(config: &Config) -> Vec<Item> {
     items
 }
 
-/// Checks that the calibration files are there and are text. Whether they fit template and tokenizer is checked when the
-/// arms are loaded.
+/// Checks that the calibration files are there and are text. Whether they fit template and tokenizer is checked when
+/// the arms are loaded.
 fn calibrations(config: &Config) -> Vec<Item> {
     let named = |arm: &Arm| Some((arm.id.clone(), config.resolve(arm.calibration.as_ref()?)));
     let checked = config.arms.iter().filter_map(named).map(|(arm, path)| {

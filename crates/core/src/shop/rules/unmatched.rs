@@ -1,8 +1,8 @@
 //! Finds what can match nothing in a catalogue: rules, the need filter, blocks.
 //!
 //! Decides what is reported: each product, category, attribute and value that no SKU has, even where the rest of the
-//! rule matches, because a rule that was written for two products and knows one of them is half switched off. Invariant:
-//! of an empty catalogue nothing is reported. It does not know profiles: whether a condition ever holds is not in it.
+//! rule matches, because a rule that was written for two products and knows one of them is half switched off.
+//! Invariant: of an empty catalogue nothing is reported. It does not know profiles, nor whether a condition ever holds.
 
 use std::collections::BTreeSet;
 
@@ -220,8 +220,8 @@ fn texts(value: &Value) -> Vec<&str> {
     }
 }
 
-/// Names the known text that is most like an unknown one, as a question: one that differs in case alone, or the one with
-/// the fewest changed letters. Of short texts, as ids are, any other one would be alike.
+/// Names the known text that is most like an unknown one, as a question: one that differs in case alone, or the one
+/// with the fewest changed letters. Of short texts, as ids are, any other one would be alike.
 fn like(unknown: &str, known: &BTreeSet<&str>) -> String {
     let lower = unknown.to_lowercase();
     let longest = (unknown.chars().count() / 4).min(3);
