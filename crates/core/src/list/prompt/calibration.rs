@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::view::{NAME_MAX, VALUE_MAX, clean};
 use super::{Error, Line, Template, View, sha256};
 use crate::names::scoring::{Calibration, Prompt};
 use crate::user::event::Kind;
@@ -163,10 +164,11 @@ impl Frozen {
 }
 
 impl Person {
+    /// The view of a user with this content, its texts cleaned as those of users are.
     fn view(&self) -> View {
         let line = |(index, name): (usize, &String)| Line {
             kind: Kind::Purchase,
-            name: name.clone(),
+            name: clean(name, NAME_MAX),
             qty: 1,
             price: None,
             days_ago: index as u64,
@@ -174,9 +176,11 @@ impl Person {
             positions: Vec::new(),
         };
         View {
-            profile: self.profile.clone(),
+            profile: (self.profile.iter())
+                .map(|(field, value)| (clean(field, NAME_MAX), clean(value, VALUE_MAX)))
+                .collect(),
             events: self.bought.iter().enumerate().map(line).collect(),
-            segment: self.segment.clone(),
+            segment: clean(&self.segment, NAME_MAX),
             unresolved: 0,
         }
     }
@@ -185,6 +189,23 @@ impl Person {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_of_a_person_are_cleaned_as_those_of_a_user_are() {
+        let template =
+            "{{ segment }}: {{ profile.age }}; {% for e in events %}{{ e.name }} {% endfor %}";
+        let template = Template::load(template, "t").expect("it loads");
+        let text = |person: &str| {
+            let people: Vec<Person> = vec![serde_json::from_str(person).expect("a person")];
+            let frozen = Frozen::freeze(&people, (&template, "tok"), (100, &str::len));
+            frozen.expect("it renders").prompts
+        };
+        let clean = text(r#"{"profile": {"age": "40 years"}, "bought": ["TEA"], "segment": "a"}"#);
+        let dirty = text(
+            "{\"profile\": {\"\u{feff}age\": \"40  years\"}, \"bought\": [\"\u{feff}TEA \"], \"segment\": \"a\u{200b}\"}",
+        );
+        assert_eq!(dirty, clean);
+    }
 
     #[test]
     fn a_frozen_set_is_read_again_and_refused_once_template_or_tokenizer_changed() {

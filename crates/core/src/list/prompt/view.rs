@@ -15,10 +15,10 @@ use crate::user::record::{Position, Timestamp};
 use crate::user::state::{UserState, WindowEvent};
 
 /// Most characters of a profile value.
-const VALUE_MAX: usize = 120;
+pub(super) const VALUE_MAX: usize = 120;
 
 /// Most characters of a product name, a query or the name of a profile field.
-const NAME_MAX: usize = 80;
+pub(super) const NAME_MAX: usize = 80;
 
 /// Most fields of a profile.
 const FIELDS_MAX: usize = 64;
