@@ -1,7 +1,10 @@
 //! Near-line recall for recommenders: the members of the consumer groups, the operations and the command line. Decisions
 //! are in `nearshore_core`, Kafka in `nearshore_kafka`, Redis in `nearshore_redis`, the model in `nearshore_engine`.
 
-#![warn(missing_docs)]
+#![warn(missing_docs, clippy::print_stdout, clippy::print_stderr)]
+
+#[macro_use]
+mod terminal;
 
 pub mod cli;
 pub mod config;

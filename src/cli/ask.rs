@@ -50,7 +50,7 @@ pub(super) struct RefreshArgs {
 /// Requests new lists, made from the present state.
 pub(super) fn refresh(args: RefreshArgs) -> anyhow::Result<ExitCode> {
     if args.users.iter().any(String::is_empty) {
-        eprintln!("--user \"\": the user id is empty; give an id");
+        note!("--user \"\": the user id is empty; give an id");
         return Ok(ExitCode::from(2));
     }
     with_config(&args.common, |mut config| {
@@ -64,7 +64,7 @@ pub(super) fn refresh(args: RefreshArgs) -> anyhow::Result<ExitCode> {
             ("--segment", &args.segment, segments),
         ] {
             if let Some(value) = value.as_ref().filter(|value| !known.contains(value)) {
-                eprintln!(
+                note!(
                     "{option} {value:?} is not configured; give one of: {}",
                     known.join(", ")
                 );
@@ -113,13 +113,15 @@ fn request_lists(config: &Config, purpose: &Purpose, json: bool) -> anyhow::Resu
             .all(purpose)
             .await?;
         match json {
-            true => println!(
+            true => out!(
                 "{}",
                 json!({"seen": counts.seen, "requested": counts.requested})
             ),
-            false => println!(
+            false => out!(
                 "{} users seen, {} lists requested on {}",
-                counts.seen, counts.requested, config.topics.regen_backfill
+                counts.seen,
+                counts.requested,
+                config.topics.regen_backfill
             ),
         }
         Ok(ExitCode::SUCCESS)

@@ -57,7 +57,7 @@ pub(super) fn run(args: BackfillArgs) -> anyhow::Result<ExitCode> {
             .as_ref()
             .map(|it| it.parse::<nearshore_core::queue::replay::Point>())
         {
-            eprintln!("{option} {error}");
+            note!("{option} {error}");
             return Ok(ExitCode::from(2));
         }
     }
@@ -92,8 +92,8 @@ async fn dry_run(
         RedisStore::new(config.redis.clone()).context("redis.url; see `nearshore check`")?;
     let estimate = estimate(config, &store, order, input).await?;
     match json {
-        true => println!("{}", serde_json::to_string(&estimate)?),
-        false => print!("{}", text(&estimate)),
+        true => out!("{}", serde_json::to_string(&estimate)?),
+        false => out_part!("{}", text(&estimate)),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -170,8 +170,8 @@ fn fill(config: Config, order: &BackfillOrder, json: bool) -> anyhow::Result<Exi
     })?;
     let seconds = started.elapsed().as_secs_f64();
     match json {
-        true => println!("{}", as_json(&ns, &outcome, seconds)),
-        false => println!("{}", as_text(&ns, &outcome)),
+        true => out!("{}", as_json(&ns, &outcome, seconds)),
+        false => out!("{}", as_text(&ns, &outcome)),
     }
     Ok(if outcome.finished {
         ExitCode::SUCCESS
@@ -268,7 +268,7 @@ impl ProgressDisplay {
             .is_none_or(|(stage, at)| stage != progress.stage || at.elapsed() >= LINE_EVERY);
         if due {
             self.last = Some((progress.stage, Instant::now()));
-            eprintln!(
+            note!(
                 "{}: {} of {} {message}",
                 progress.stage,
                 progress.done,

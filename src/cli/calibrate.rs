@@ -60,12 +60,12 @@ pub(super) fn run(config: &Config, args: &CalibrateArgs, json: bool) -> anyhow::
         .with_context(|| format!("cannot write {}", file.display()))?;
     if json {
         let file = file.display().to_string();
-        println!(
+        out!(
             "{}",
             serde_json::json!({ "arm": arm.id, "file": file, "prompts": frozen.len() })
         );
     } else {
-        println!(
+        out!(
             "{}: {} calibration prompts written for arm {}",
             file.display(),
             frozen.len(),
@@ -93,7 +93,7 @@ fn read_people(from: &Path) -> anyhow::Result<Vec<Person>> {
         from.display()
     );
     if people.len() != PROMPTS {
-        eprintln!("{} calibration prompts; {PROMPTS} are usual", people.len());
+        note!("{} calibration prompts; {PROMPTS} are usual", people.len());
     }
     Ok(people)
 }
@@ -105,7 +105,7 @@ fn freeze(config: &Config, arm: &Arm, people: &[Person]) -> anyhow::Result<Froze
     let template = Template::load(&source, &arm.template)?;
     let model = Constrained::load(&config.resolve(&arm.model), Options::default())?;
     for warning in &model.loading().warnings {
-        eprintln!("{}: {warning}", arm.model);
+        note!("{}: {warning}", arm.model);
     }
     let text = model.text();
     let count = |part: &str| text.count(part);

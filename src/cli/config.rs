@@ -15,7 +15,7 @@ pub const WRONG: u8 = 2;
 pub fn load(path: Option<&Path>) -> Result<Config, u8> {
     read(path).map_err(|problems| {
         for problem in &problems {
-            eprintln!("{problem}");
+            note!("{problem}");
         }
         WRONG
     })
@@ -42,9 +42,9 @@ pub fn config(path: Option<&Path>, json: bool) -> u8 {
     let effective = config.effective();
     if json {
         let table: toml::Table = effective.parse().unwrap_or_default();
-        println!("{}", serde_json::json!(table));
+        out!("{}", serde_json::json!(table));
     } else {
-        print!("{effective}");
+        out_part!("{effective}");
     }
     0
 }

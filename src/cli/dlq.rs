@@ -75,9 +75,9 @@ async fn list(config: &Config, limit: usize, json: bool) -> anyhow::Result<ExitC
         replay::list(&config.kafka, &config.topics.dlq, &Filter::default(), limit).await?
     {
         if json {
-            println!("{}", visible_json(&dead_letter.json().to_string()));
+            out!("{}", visible_json(&dead_letter.json().to_string()));
         } else {
-            println!("{}", line(&dead_letter));
+            out!("{}", line(&dead_letter));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -117,12 +117,12 @@ async fn send_back(config: &Config, order: &ReplayOrder, json: bool) -> anyhow::
                 ReplayFate::Refused(why) => why.clone(),
                 ReplayFate::Replayed | ReplayFate::Left | ReplayFate::Duplicate => String::new(),
             };
-            eprintln!("{}: {}", line(dead_letter), visible(&why));
+            note!("{}: {}", line(dead_letter), visible(&why));
         }
     };
     replay::replay(&config.kafka, order, on).await?;
     if json {
-        println!(
+        out!(
             "{}",
             serde_json::json!({"sent": sent, "left": left, "hindered": hindered, "dry_run": order.dry_run})
         );
@@ -132,7 +132,7 @@ async fn send_back(config: &Config, order: &ReplayOrder, json: bool) -> anyhow::
         } else {
             "sent back"
         };
-        println!(
+        out!(
             "{sent} {verb}, {left} left out by the filter or as duplicates, {hindered} that cannot be sent back"
         );
     }

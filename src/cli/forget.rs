@@ -102,13 +102,13 @@ async fn prove(
         let left = left
             .filter(|it| it.verdict == forget::Verdict::Left)
             .count();
-        eprintln!("{left} places with something left; searching again");
+        note!("{left} places with something left; searching again");
         tokio::time::sleep(SEARCH_EVERY).await;
     };
     if json {
-        println!("{}", visible_json(&serde_json::to_string_pretty(&receipt)?));
+        out!("{}", visible_json(&serde_json::to_string_pretty(&receipt)?));
     } else {
-        print!("{}", receipt.text());
+        out_part!("{}", receipt.text());
     }
     Ok(ExitCode::from(u8::from(!receipt.clean)))
 }

@@ -205,11 +205,20 @@ pub fn main() -> ExitCode {
     };
     match dispatch(cli.command) {
         Ok(code) => code,
+        Err(error) if is_unread(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("nearshore: {}", visible_lines(&chain(&error)));
+            note!("nearshore: {}", visible_lines(&chain(&error)));
             ExitCode::from(1)
         }
     }
+}
+
+/// Whether a command ended because the reader of its standard output is gone: `nearshore namespace dump | head`.
+fn is_unread(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+    })
 }
 
 /// An error and its causes, without causes whose text it already contains.
@@ -228,7 +237,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Try(args) => match try_names::run(&args) {
             Err(error) if error.is_usage() => {
-                eprintln!("nearshore: {error}");
+                note!("nearshore: {error}");
                 Ok(ExitCode::from(2))
             }
             done => Ok(done.map(|()| ExitCode::SUCCESS)?),
@@ -289,7 +298,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 /// false.
 fn use_namespace(config: &mut Config, name: &str) -> bool {
     if let Err(error) = nearshore_core::ports::keys::namespace(name) {
-        eprintln!("namespace {name:?}: {error}");
+        note!("namespace {name:?}: {error}");
         return false;
     }
     config.namespace = name.into();

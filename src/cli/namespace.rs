@@ -161,12 +161,12 @@ fn store(config: &Config) -> anyhow::Result<RedisStore> {
 async fn list(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     let all = namespace::list(config, &store(config)?).await?;
     if all.is_empty() && !json {
-        eprintln!("there is no namespace yet; `nearshore run` or `nearshore backfill` fills one");
+        note!("there is no namespace yet; `nearshore run` or `nearshore backfill` fills one");
     }
     for listing in &all {
         match json {
-            true => println!("{}", visible_json(&serde_json::to_string(listing)?)),
-            false => println!("{}", visible(&line(listing))),
+            true => out!("{}", visible_json(&serde_json::to_string(listing)?)),
+            false => out!("{}", visible(&line(listing))),
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -208,8 +208,8 @@ async fn diff(
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     match json {
-        true => println!("{}", visible_json(&serde_json::to_string(&difference)?)),
-        false => print!("{}", visible_lines(&difference.text())),
+        true => out!("{}", visible_json(&serde_json::to_string(&difference)?)),
+        false => out_part!("{}", visible_lines(&difference.text())),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -223,24 +223,24 @@ async fn promote(
     let ns = &config.namespace;
     let (checks, promoted) = namespace::promote(config, &store(config)?, bounds, force).await?;
     if json {
-        println!(
+        out!(
             "{}",
             json!({"namespace": ns, "promoted": promoted, "checks": checks})
         );
     } else {
         for check in &checks {
             let mark = if check.ok { "ok  " } else { "FAIL" };
-            println!("{mark} {:<16} {}", check.check, check.found);
+            out!("{mark} {:<16} {}", check.check, check.found);
         }
         match (promoted, checks.is_empty()) {
-            (true, true) => println!("namespace {ns} is already served"),
-            (true, false) => println!(
+            (true, true) => out!("namespace {ns} is already served"),
+            (true, false) => out!(
                 "namespace {ns} is served now; clients follow within {:?}",
                 config.backfill.active_ttl
             ),
-            (false, _) => println!(
-                "namespace {ns} is not promoted: a check failed; --force promotes it anyway"
-            ),
+            (false, _) => {
+                out!("namespace {ns} is not promoted: a check failed; --force promotes it anyway")
+            }
         }
     }
     Ok(match promoted {
@@ -251,12 +251,11 @@ async fn promote(
 
 async fn retire(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     let ns = &config.namespace;
-    let retired =
-        namespace::retire(config, &store(config)?, |message| eprintln!("{message}")).await?;
+    let retired = namespace::retire(config, &store(config)?, |message| note!("{message}")).await?;
     if json {
-        println!("{}", json!({"namespace": ns, "keys": retired.keys}));
+        out!("{}", json!({"namespace": ns, "keys": retired.keys}));
     } else {
-        println!(
+        out!(
             "namespace {ns} is deleted: {} keys\nits consumer group still holds its positions; to delete the group too:\n  \
              kafka-consumer-groups.sh --bootstrap-server {} --delete --group {}",
             retired.keys,
@@ -284,8 +283,8 @@ async fn dump(config: &Config, digest: bool, json: bool) -> anyhow::Result<ExitC
         false => format!("sha256 {} of {} users and {} cells", dump.digest, dump.users, dump.cells),
     };
     match digest {
-        true => println!("{result}"),
-        false => eprintln!("{result}"),
+        true => out!("{result}"),
+        false => note!("{result}"),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -38,16 +38,16 @@ pub(super) fn get(config: &Config, user: &str, json: bool) -> anyhow::Result<Exi
             .await?
             .unwrap_or_else(|| config.namespace.clone());
         let Some(list) = namespace::served(&store, &ns, &user).await? else {
-            eprintln!(
+            note!(
                 "namespace {ns} has no list of user {} and no default fallback; is `nearshore run` up?",
                 visible(&user.0)
             );
             return Ok(ExitCode::FAILURE);
         };
         if json {
-            println!("{}", visible_json(&list.to_json()));
+            out!("{}", visible_json(&list.to_json()));
         } else {
-            print!("{}", text(&list));
+            out_part!("{}", text(&list));
         }
         Ok(ExitCode::SUCCESS)
     })
@@ -83,13 +83,13 @@ pub(super) fn inspect(config: &Config, user: &str, json: bool) -> anyhow::Result
         let store = store(config)?;
         let inspector = namespace::Inspector::open(config, store).await?;
         let Some(view) = inspector.inspect(&user).await? else {
-            eprintln!("nothing is stored of user {}", visible(&user.0));
+            note!("nothing is stored of user {}", visible(&user.0));
             return Ok(ExitCode::FAILURE);
         };
         if json {
-            println!("{}", visible_json(&serde_json::to_string_pretty(&view)?));
+            out!("{}", visible_json(&serde_json::to_string_pretty(&view)?));
         } else {
-            print!("{}", view.text());
+            out_part!("{}", view.text());
         }
         Ok(ExitCode::SUCCESS)
     })
@@ -146,11 +146,11 @@ pub(super) fn block(
 async fn warn_of_unknown(config: &Config, id: &str) {
     match namespace::unknown_sku(config, id).await {
         Ok(None) => {}
-        Ok(Some(what)) => eprintln!(
+        Ok(Some(what)) => note!(
             "warning: the block matches nothing now: {what}; it holds if the catalogue gets this SKU; to undo it: \
              nearshore unblock {id}"
         ),
-        Err(error) => eprintln!(
+        Err(error) => note!(
             "the block is in force; whether the catalogue has this SKU is not known: {error:#}"
         ),
     }
@@ -184,9 +184,9 @@ pub(super) fn unblock(config: &Config, id: &str, json: bool) -> anyhow::Result<E
 /// Prints a result: the value if JSON was asked for, or else the text.
 pub(super) fn print_result(json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) {
     if json {
-        println!("{}", visible_json(&value.to_string()));
+        out!("{}", visible_json(&value.to_string()));
     } else {
-        println!("{}", visible_lines(&text()));
+        out!("{}", visible_lines(&text()));
     }
 }
 

@@ -140,11 +140,11 @@ async fn run_demo(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<E
     }
     running.until(std::future::ready(())).await?;
     if args.check {
-        println!("{}", serde_json::to_string(&summary)?);
+        out!("{}", serde_json::to_string(&summary)?);
     }
     let passed = summary.problems().is_empty() || stopped;
     if !passed {
-        eprintln!(
+        note!(
             "nearshore: the check failed: {}",
             summary.problems().join("; ")
         );

@@ -143,12 +143,12 @@ pub(super) async fn show(
     let inspector = Inspector::open(config, store.clone()).await?;
     let known = ["a profile alone", "three purchases", "many purchases"];
     for (user, known) in feed.three().iter().zip(known) {
-        println!("\n━━ household {user}, with {known} ━━");
+        out!("\n━━ household {user}, with {known} ━━");
         if let Some(view) = inspector.inspect(&UserId(user.as_str().into())).await? {
-            print!("{}", view.text());
+            out_part!("{}", view.text());
         }
     }
-    println!(
+    out!(
         "\nfrom purchase to list, while the roles ran: median {:.1} s, 99 % within {:.1} s",
         watch.quantile(0.5),
         watch.quantile(0.99)
@@ -161,12 +161,12 @@ pub(super) fn next_steps(config: &Config, folder: &Path) -> anyhow::Result<()> {
     let file = folder.join("nearshore.toml");
     std::fs::write(&file, config.effective())?;
     let (listen, file) = (config.http.listen, file.display());
-    println!("\nThe demo runs until Ctrl-C and sends a purchase every two seconds.");
-    println!("  how a list was made      http://{listen}/inspect");
-    println!("  metrics                  http://{listen}/metrics");
-    println!("  one list                 nearshore get HOUSEHOLD --config {file}");
-    println!("  the same in full         nearshore inspect HOUSEHOLD --config {file}");
-    println!(
+    out!("\nThe demo runs until Ctrl-C and sends a purchase every two seconds.");
+    out!("  how a list was made      http://{listen}/inspect");
+    out!("  metrics                  http://{listen}/metrics");
+    out!("  one list                 nearshore get HOUSEHOLD --config {file}");
+    out!("  the same in full         nearshore inspect HOUSEHOLD --config {file}");
+    out!(
         "With your own data: nearshore check --config nearshore.toml; nearshore run --config nearshore.toml"
     );
     Ok(())

@@ -118,11 +118,11 @@ impl Watch {
                 return Ok(true);
             }
             if start.elapsed() > limit {
-                eprintln!("gave up after {limit:?}: {state}");
+                note!("gave up after {limit:?}: {state}");
                 return Ok(false);
             }
             if reported.elapsed() > REPORT_EVERY {
-                eprintln!("{state}");
+                note!("{state}");
                 reported = Instant::now();
             }
             self.listen(Duration::from_millis(200)).await?;

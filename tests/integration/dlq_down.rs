@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use nearshore_core::ports::store::Users;
 use nearshore_core::user::event::UserId;
@@ -304,4 +305,29 @@ async fn each_dead_letter_is_whole_or_says_what_is_missing(site: &Site) {
             Some(size) => assert_eq!((value, size), (&b""[..], b"no JSON".len() as u64)),
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_of_the_broker_is_told_in_two_lines_a_minute() {
+    let broker = Broker::start();
+    let site = Site::open_on(&broker.address, &[("user_events", 1, &[])]).await;
+    site.catalogue().await;
+    let mut process = Process::ready(&site, "all").await;
+    let (before, start) = (process.log().lines().count(), Instant::now());
+    broker.kill();
+    for role in ["ingest", "stock", "generate"] {
+        is_closed(&process, role, &broker.address).await;
+    }
+    broker.start_again();
+    process.becomes_ready().await;
+    let minutes = start.elapsed().as_secs() as usize / 60 + 1;
+    let log = process.log();
+    let lines: Vec<&str> = log.lines().skip(before).collect();
+    assert!(!lines.is_empty(), "nothing was said");
+    assert!(lines.iter().all(|line| !line.contains('\u{1b}')), "colours");
+    assert!(
+        lines.len() <= 2 * minutes + 2,
+        "{} lines in {minutes} minutes: {lines:#?}",
+        lines.len()
+    );
 }

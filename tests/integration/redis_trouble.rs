@@ -249,3 +249,33 @@ async fn a_password_that_is_rotated_under_load_ends_no_process_and_loses_nothing
     );
     is_exact(&site).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn check_says_which_setting_of_redis_is_wrong() {
+    let site = Site::open(&[]).await;
+    rotate(&site, "one").await;
+    site.write("password", "another\n");
+    let right = site.redis.url();
+    let url = format!("url = \"{right}\"");
+    for (settings, hint) in [
+        (
+            format!("{url}\nusername = \"shop\"\npassword_file = \"password\""),
+            "redis.password_file",
+        ),
+        (format!("url = \"{right}/99\""), "is a database"),
+        (
+            "url = \"redis://127.0.0.1:1\"".to_owned(),
+            "is Redis running",
+        ),
+    ] {
+        site.edit(&[(&url, &settings)]);
+        let output = site.cli(&["check"]).await;
+        let report = String::from_utf8_lossy(&output.stdout).into_owned();
+        let advice = report
+            .lines()
+            .find(|line| line.contains("->") && line.contains(hint));
+        assert!(advice.is_some(), "{settings}: {report}");
+        assert!(report.contains("[fail] redis"), "{report}");
+        site.edit(&[(&settings, &url)]);
+    }
+}

@@ -250,7 +250,7 @@ async fn a_bad_value_that_users_share_is_shown_and_the_member_goes_on_when_it_is
 
 #[tokio::test]
 async fn a_sweep_and_a_check_leave_out_a_user_whose_values_cannot_be_read() {
-    let site = Site::without_members(&[]).await;
+    let site = Site::open(&[]).await;
     let [ann, bob] = ["ann", "bob"].map(|id| UserId(id.into()));
     for user in [&ann, &bob] {
         let mut write = crate::store::write(user, 0, 2);

@@ -133,9 +133,9 @@ pub async fn run(path: Option<&Path>, offline: bool, json: bool) -> u8 {
         Err(problems) => refused(&problems),
     };
     if json {
-        println!("{}", visible_json(&report.json()));
+        out!("{}", visible_json(&report.json()));
     } else {
-        print!("{}", visible_lines(&report.text()));
+        out_part!("{}", visible_lines(&report.text()));
     }
     report.exit_code()
 }
@@ -236,7 +236,7 @@ async fn redis(config: &Config) -> Vec<Item> {
     let item = |(name, found): nearshore_redis::Check| match found {
         Ok(found) => Item::ok(name, found),
         Err(wrong) => Item {
-            advice: advice(&name).map(str::to_owned),
+            advice: advice(&name, &wrong).map(str::to_owned),
             ..Item::fail(name, wrong)
         },
     };
@@ -259,8 +259,25 @@ async fn installation(config: &Config) -> Option<Item> {
     })
 }
 
-/// Says what to do about a failed check of the store, by the end of the check's name.
-fn advice(name: &str) -> Option<&'static str> {
+/// Says what to do about a failed check of the store: by what Redis said, else by the end of the check's name.
+fn advice(name: &str, wrong: &str) -> Option<&'static str> {
+    let said = [
+        (
+            "login is refused",
+            "redis.username and redis.password_file (or user and password in redis.url) must be a login of this Redis",
+        ),
+        (
+            "switch database",
+            "the number behind the address in redis.url is a database: Redis has 0 to 15 unless its `databases` says otherwise, a cluster only 0",
+        ),
+        (
+            "NOPERM",
+            "the ACL user lacks a right: it needs ~* +@read +@write +@scripting +wait +info",
+        ),
+    ];
+    if let Some((_, advice)) = said.iter().find(|(part, _)| wrong.contains(part)) {
+        return Some(advice);
+    }
     let known = [
         (
             "answers",

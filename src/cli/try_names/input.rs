@@ -67,7 +67,7 @@ pub(super) fn names(path: &Path) -> Result<Vec<String>, Error> {
         return Err(files::Error::Empty { path, wanted }.into());
     }
     if let Some((nth, first)) = repeated.first() {
-        eprintln!(
+        note!(
             "{}: {} lines repeat a name (line {nth} that of line {first}); each of the {} names is scored once",
             path.display(),
             repeated.len(),

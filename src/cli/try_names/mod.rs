@@ -237,7 +237,7 @@ pub(super) fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
     let mut model = Constrained::load(&args.model, args.options())?;
     let loaded = start.elapsed().as_secs_f64();
     for warning in &model.loading().warnings {
-        eprintln!("{}: {warning}", args.model.display());
+        note!("{}: {warning}", args.model.display());
     }
     model.set_names(Arc::clone(&session.names))?;
     let mut totals = Totals::new(&model, args.options());
@@ -268,7 +268,7 @@ pub(super) fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
             out.flush()
         })
     } else {
-        eprintln!("{totals}");
+        note!("{totals}");
         Ok(())
     }
 }

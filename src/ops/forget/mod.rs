@@ -42,7 +42,7 @@ pub async fn forget(
         Ok(newest) => newest.map_or(now, |newest| newest.max(now)),
         Err(error) => {
             // An erase does not wait for Redis; the ingest role does.
-            eprintln!(
+            note!(
                 "the time of the newest record of this user could not be read; the tombstone gets the present time: {error}"
             );
             now
