@@ -16,6 +16,7 @@ mod log;
 mod log_dlq;
 mod log_kafka;
 mod page;
+mod pipes;
 mod poison;
 mod pressure;
 mod process;

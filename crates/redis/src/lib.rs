@@ -7,6 +7,7 @@
 
 mod checkpoints;
 mod erased;
+mod faults;
 mod link;
 pub mod metrics;
 mod register;

@@ -22,6 +22,9 @@ use redis::{
 };
 use tokio::sync::Mutex;
 
+use super::faults::{
+    LOGIN, LOGIN_ADVICE, is_denied, is_login, is_lost, is_no_script, is_temporary,
+};
 use super::scripts::{self, Guard};
 use super::settings::RedisSettings;
 use crate::corrupt;
@@ -566,53 +569,6 @@ fn is_of_a_value(error: &RedisError) -> bool {
         Some("ERR") => error.to_string().contains("user_script"),
         _ => false,
     }
-}
-
-fn is_no_script(error: &RedisError) -> bool {
-    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
-}
-
-/// Whether the connection is broken, or leads to a server that must not be written to.
-fn is_lost(error: &RedisError) -> bool {
-    let demoted = matches!(
-        error.kind(),
-        ErrorKind::Server(
-            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
-        )
-    );
-    demoted || error.is_io_error() || error.is_unrecoverable_error() || is_denied(error)
-}
-
-/// Whether Redis refuses the login: with a password that was changed there, or none.
-fn is_denied(error: &RedisError) -> bool {
-    let codes = ["NOAUTH", "WRONGPASS"];
-    error.kind() == ErrorKind::AuthenticationFailed
-        || error.code().is_some_and(|code| codes.contains(&code))
-}
-
-/// What the reason of a refused login begins with.
-const LOGIN: &str = "the login is refused";
-const LOGIN_ADVICE: &str =
-    "redis.password_file is read again at each attempt; check it and redis.username";
-
-fn is_login(reason: &str) -> bool {
-    reason.contains(LOGIN)
-}
-
-/// Whether Redis refuses for now only.
-fn is_temporary(error: &RedisError) -> bool {
-    let known = matches!(
-        error.kind(),
-        ErrorKind::ClusterConnectionNotFound
-            | ErrorKind::Server(
-                ServerErrorKind::TryAgain
-                    | ServerErrorKind::ClusterDown
-                    | ServerErrorKind::Ask
-                    | ServerErrorKind::ExecAbort
-            )
-    );
-    let busy = ["OOM", "BUSY", "MISCONF", "NOREPLICAS"];
-    known || error.code().is_some_and(|code| busy.contains(&code))
 }
 
 #[cfg(test)]

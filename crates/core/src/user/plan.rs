@@ -151,27 +151,10 @@ pub fn plan(
         }
         plan.changed |= step != Step::Duplicate;
         plan.erased |= erases(&plan.held, record, step);
-        if let Change::Event(event) = &record.change
-            && let Item::Sku(sku) = &event.item
-        {
-            let profile = plan.held.state.profile.as_ref().map(|p| &p.profile);
-            plan.unknown += u64::from(book.snapshot.catalogue.by_sku(sku).is_none());
-            plan.counted.push(Counted {
-                position: record.position.clone(),
-                time: record.time,
-                sku: sku.clone(),
-                kind: event.kind,
-                n: if event.kind == Kind::Purchase {
-                    u64::from(event.qty.min(book.units_max))
-                } else {
-                    1
-                },
-                segment: book
-                    .snapshot
-                    .rules
-                    .segment(profile, record.time)
-                    .to_string(),
-            });
+        if let Some(counted) = counted(record, &plan.held, book) {
+            let known = book.snapshot.catalogue.by_sku(&counted.sku);
+            plan.unknown += u64::from(known.is_none());
+            plan.counted.push(counted);
         }
         plan.steps.push(step);
         plan.kinds.push(match &record.change {
@@ -188,6 +171,30 @@ pub fn plan(
         plan.edit = edit(&plan, list, &last.user, last.time, book.snapshot);
     }
     plan
+}
+
+/// What a record adds to demand: nothing unless it is an event with a SKU.
+fn counted(record: &Accepted, held: &LoadedUser, book: &PlanContext) -> Option<Counted> {
+    let Change::Event(event) = &record.change else {
+        return None;
+    };
+    let Item::Sku(sku) = &event.item else {
+        return None;
+    };
+    let n = match event.kind {
+        Kind::Purchase => u64::from(event.qty.min(book.units_max)),
+        Kind::Impression | Kind::View | Kind::Click | Kind::Cart | Kind::Search => 1,
+    };
+    let profile = held.state.profile.as_ref().map(|p| &p.profile);
+    let segment = book.snapshot.rules.segment(profile, record.time);
+    Some(Counted {
+        position: record.position.clone(),
+        time: record.time,
+        sku: sku.clone(),
+        kind: event.kind,
+        n,
+        segment: segment.to_owned(),
+    })
 }
 
 /// Prepares a user whom another namespace erased, so that the next write deletes the list: remaining state requests

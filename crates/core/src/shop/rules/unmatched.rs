@@ -294,9 +294,9 @@ mod tests {
             &["no SKU has the attribute \"schedle\"; did you mean \"schedule\"?"],
         );
         check(
-            json!({"attributes": {"schedule": ["II", "iii", "OTC", 4], "alcohol": ["yes"]}}),
+            json!({"attributes": {"schedule": ["II", "iii", "OTC", 4], "alcohol": ["maybe"]}}),
             &[
-                "no SKU has the attribute \"alcohol\" with the value \"yes\"",
+                "no SKU has the attribute \"alcohol\" with the value \"maybe\"",
                 "no SKU has the attribute \"schedule\" with the value \"iii\"; did you mean \"III\"?",
                 "no SKU has the attribute \"schedule\" with the value \"OTC\"; did you mean \"otc\"?",
                 "no SKU has the attribute \"schedule\" with the value 4",
