@@ -307,6 +307,15 @@ async fn a_namespace_is_filled_promoted_compared_followed_and_retired() {
     year(&site, (30, 900)).await;
     let served = Process::ready(&site, "all").await;
     site.committed().await;
+    // The lists of history are made at its end; a promotion compares with them.
+    eventually(LIMIT, || async {
+        let lists = "nearshore_lists_published_total";
+        match served.metric(lists, "").await {
+            found if found >= 29.0 => Ok(()),
+            found => Err(format!("{found} lists")),
+        }
+    })
+    .await;
     let next = fresh("next");
     filled(&site, &next, &["--from", "earliest"]).await;
 
