@@ -308,22 +308,22 @@ async fn a_redis_that_evicts_or_is_full_is_reported() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_refused_for_good() {
+async fn a_wrong_password_is_tried_again_by_what_its_file_has_then() {
     let server = Server::start(&[]).await;
     server.ask(&["CONFIG", "SET", "requirepass", "right"]).await;
     let dir = tempfile::tempdir().expect("a temporary folder");
-    for (password, right) in [("wrong", false), ("right", true)] {
-        let path = dir.path().join(password);
-        std::fs::write(&path, password).expect("written");
-        let mut settings = settings(server.url());
-        settings.password_file = Some(path);
-        let store = RedisStore::new(settings).expect("valid settings");
-        match store.load(&fresh("ns"), &[user("u")]).await {
-            Ok(_) => assert!(right),
-            Err(error) => {
-                assert!(!right, "{error}");
-                assert_eq!(error.remedy(), Remedy::Stop, "{error}");
-            }
-        }
-    }
+    let path = dir.path().join("password");
+    std::fs::write(&path, "wrong").expect("written");
+    let mut settings = settings(server.url());
+    settings.password_file = Some(path.clone());
+    let store = RedisStore::new(settings).expect("valid settings");
+    let load = async || store.load(&fresh("ns"), &[user("u")]).await;
+    let refused = load().await.expect_err("the password is wrong");
+    assert_eq!(refused.remedy(), Remedy::Retry, "{refused}");
+    assert!(
+        refused.to_string().contains("redis.password_file"),
+        "{refused}"
+    );
+    std::fs::write(&path, "right\n").expect("written");
+    load().await.expect("the password is right");
 }

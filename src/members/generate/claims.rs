@@ -6,9 +6,6 @@
 //! the next claim of the same user.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-
-use arc_swap::ArcSwap;
 
 use super::scorer::Scorer;
 use super::scoring::{Job, Scoring};
@@ -16,14 +13,11 @@ use crate::members::error::Error;
 use nearshore_core::ports::store::{Claim, ClaimOutcome, Peek, Store};
 use nearshore_core::queue::claims::{Need, need};
 use nearshore_core::queue::lanes::Work;
-use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::trigger::Lane;
 
 /// Claims users, and prepares their score requests by the serving snapshot.
-pub(super) struct Claims {
-    snapshot: Arc<ArcSwap<Snapshot>>,
-}
+pub(super) struct Claims;
 
 /// What became of the requests of one namespace.
 #[derive(Default)]
@@ -37,10 +31,6 @@ pub(super) struct NamespaceClaims<'a> {
 }
 
 impl Claims {
-    pub(super) fn new(snapshot: Arc<ArcSwap<Snapshot>>) -> Self {
-        Self { snapshot }
-    }
-
     /// Claims those users of a namespace whose requests need a list.
     pub(super) async fn claim<'a, S: Store, A: Scorer>(
         &self,
@@ -49,7 +39,7 @@ impl Claims {
         ns: &str,
         mut open: Vec<&'a Work>,
     ) -> Result<NamespaceClaims<'a>, Error> {
-        let snapshot = self.snapshot.load().of(ns);
+        let snapshot = scoring.serving().of(ns);
         let mut all = NamespaceClaims::default();
         while !open.is_empty() {
             let users: Vec<UserId> = open.iter().map(|work| work.request.user.clone()).collect();

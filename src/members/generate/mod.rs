@@ -278,7 +278,7 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
             clock: settings.clock,
             checkpoints: Checkpoints::new(store.clone(), READER),
             queue: Queue::new(settings.topics.clone(), settings.lanes.clone()),
-            claims: Claims::new(snapshot.clone()),
+            claims: Claims,
             publisher: Publisher::new(
                 settings.group.clone(),
                 settings.topics.clone(),

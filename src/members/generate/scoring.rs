@@ -38,6 +38,8 @@ pub(super) struct Scoring<S, A> {
     configs: Vec<Arm>,
     settings: GenerateSettings,
     snapshot: Arc<ArcSwap<Snapshot>>,
+    /// The serving snapshot when names were last handed to the engines.
+    synced: Arc<Snapshot>,
     /// Version of the names that all engines have.
     names_version: Option<u64>,
     costs: UserCosts,
@@ -92,6 +94,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
             costs: UserCosts::new(arms.len()),
             arms,
             settings,
+            synced: snapshot.load_full(),
             snapshot,
             names_version: None,
             in_flight: InFlight::new(store),
@@ -115,6 +118,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
     /// are stable, so that its answers are still right, and the next turn tries again.
     pub(super) async fn sync_names(&mut self) {
         let snapshot = self.snapshot.load_full();
+        self.synced = snapshot.clone();
         let version = snapshot.catalogue.names_version();
         if self.names_version == Some(version) {
             return;
@@ -136,6 +140,16 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
             }
         }
         self.names_version = Some(version);
+    }
+
+    /// The snapshot to claim users by: the newest one whose names the engines have. By a newer one, a user would be
+    /// permitted only products that the engines do not know yet, and get no list of the model.
+    pub(super) fn serving(&self) -> Arc<Snapshot> {
+        let newest = self.snapshot.load_full();
+        match Some(newest.catalogue.names_version()) == self.names_version {
+            true => newest,
+            false => self.synced.clone(),
+        }
     }
 
     /// Asks each model once, so that the first user does not wait for cold caches.
