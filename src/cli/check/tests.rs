@@ -108,6 +108,33 @@ fn a_rule_that_cannot_compare_stored_values_is_warned_of_with_its_field() {
     assert_eq!(found, [(Mark::Warn, off), (Mark::Warn, closed)]);
 }
 
+#[test]
+fn a_rule_or_a_segment_whose_field_no_profile_has_is_warned_of() {
+    let config = Config {
+        rules: serde_json::from_value(serde_json::json!([
+            {"id": "pregnancy", "when": {"field": "heatlh.pregnant", "equals": true}, "forbid": {"pus": ["WINE"]}},
+            {"id": "adults", "when": {"field": "age", "below": 18}, "forbid": {"pus": ["WINE"]}},
+        ]))
+        .expect("rules"),
+        segments: serde_json::from_value(serde_json::json!([
+            {"id": "old", "when": [{"field": "age", "at_least": 65}, {"field": "Region", "equals": "n"}]},
+        ]))
+        .expect("segments"),
+        ..Config::default()
+    };
+    let profiles: Vec<_> = serde_json::from_value(serde_json::json!([
+        {"age": 40, "health": {"pregnant": true}}, {"region": "n", "age": null},
+    ]))
+    .expect("profiles");
+    let items = rules::judge(&config, &profiles);
+    let found: Vec<_> = items.iter().map(|item| item.found.as_str()).collect();
+    let rule = "rule \"pregnancy\" asks for heatlh.pregnant, which none of 2 stored profiles has";
+    let segment = "segment \"old\" asks for Region, which none of 2 stored profiles has";
+    assert_eq!(found, [rule, segment]);
+    let advice = items[0].advice.as_deref().unwrap_or_default();
+    assert!(advice.contains("age, health, region"), "{advice}");
+}
+
 /// Writes a model without weights worth the name: its headers are what is checked.
 fn checked(file: &str, content: &[u8]) -> Vec<(Mark, String, Option<String>)> {
     let folder = tempfile::tempdir().expect("a folder");

@@ -57,6 +57,11 @@ impl Condition {
         }
     }
 
+    /// Whether a profile has nothing under the condition's field: a field that no profile has is likely misspelt.
+    pub fn is_absent(&self, profile: &Profile) -> bool {
+        matches!(field(profile, &text::normalise(&self.field)), Found::Absent)
+    }
+
     /// Compares a value; `None` if it cannot be compared.
     fn compare(&self, value: &Value, at: Timestamp) -> Option<bool> {
         if is_unavailable(value) || is_undecoded(value) {
