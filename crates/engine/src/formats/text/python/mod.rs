@@ -14,6 +14,11 @@ mod strings;
 /// Gives an environment Python's printing, filters, tests and methods.
 pub(super) fn install(environment: &mut Environment<'static>) {
     environment.set_formatter(|out, _, value| {
+        // minijinja divides by 0 where Python raises an error.
+        if f64::try_from(value.clone()).is_ok_and(|number| !number.is_finite()) {
+            let what = "a number that is not finite was printed: Python divides by no 0";
+            return Err(Error::new(ErrorKind::InvalidOperation, what));
+        }
         // Writing fails only if the text itself cannot be written, which its caller sees.
         match value.as_str() {
             Some(text) => out.write_str(text),
