@@ -203,9 +203,11 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    // A process that serves has no reader: what breaks there is an error.
+    let prints = !matches!(cli.command, Command::Run { .. });
     match dispatch(cli.command) {
         Ok(code) => code,
-        Err(error) if is_unread(&error) => ExitCode::SUCCESS,
+        Err(error) if prints && is_unread(&error) => ExitCode::SUCCESS,
         Err(error) => {
             note!("nearshore: {}", visible_lines(&chain(&error)));
             ExitCode::from(1)

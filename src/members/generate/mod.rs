@@ -168,8 +168,9 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     async fn turn_of_all(&mut self, now: Timestamp) -> Result<Turn, Error> {
         self.publisher.settle(&self.log, &self.store).await?;
         self.queue.requeue(&self.log, now).await?;
-        // A list of a shop that sells nothing would be empty, and hide a better one from clients.
-        if !self.snapshot.load().sells() {
+        // A list of a shop that sells nothing would be empty, and hide a better one from clients. A batch that an error
+        // left in hand goes on: the loop calls again at once as long as there is one.
+        if !self.is_midway() && !self.snapshot.load().sells() {
             return Ok(Turn::default());
         }
         self.queue.hold_history(&self.store).await?;
@@ -238,7 +239,7 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
                     .await?;
             } else {
                 // The users' lists may be those of another installation: its topic is not to be touched.
-                crate::metrics::unknown_namespace(claimed.vacant.len());
+                metrics::unknown_namespace(claimed.vacant.len());
                 tracing::warn!(
                     ns,
                     requests = claimed.vacant.len(),
