@@ -103,9 +103,17 @@ pub struct Demand {
     pub frozen: bool,
     /// Number of events in cells whose SKU is not in the catalogue; they are ignored.
     pub unknown: u64,
-    all_users: Arc<[f32]>,
-    segments: BTreeMap<String, Arc<[f32]>>,
+    all_users: Shares,
+    segments: BTreeMap<String, Shares>,
     skus: Vec<SkuCounts>,
+}
+
+/// Shares of PUs, each over 0, with sum 1.
+#[derive(Clone, Debug)]
+struct Shares {
+    mass: Arc<[f32]>,
+    /// Their natural logarithms.
+    logs: Arc<[f32]>,
 }
 
 type Cells<K> = Vec<(K, u64)>;
@@ -164,7 +172,7 @@ impl Demand {
         let all_users = shares(all_users);
         let smooth = |pus: &Vec<f64>| {
             let mixed = pus.iter().zip(&all_users);
-            masses(shares(
+            Shares::new(shares(
                 mixed
                     .map(|(one, all)| one + policy.smoothing.max(0.0) * all)
                     .collect(),
@@ -180,14 +188,23 @@ impl Demand {
                 .map(|(segment, pus)| ((*segment).to_owned(), smooth(pus)))
                 .collect(),
             skus: decay.skus(&sums.skus, catalogue.sku_len()),
-            all_users: masses(all_users),
+            all_users: Shares::new(all_users),
         }
     }
 
     /// Share of each PU in the segment's purchases, smoothed with the shares of all users: each over 0, with sum 1. A
     /// segment without purchases has the shares of all users.
     pub fn mass(&self, segment: &str) -> Arc<[f32]> {
-        Arc::clone(self.segments.get(segment).unwrap_or(&self.all_users))
+        Arc::clone(&self.shares(segment).mass)
+    }
+
+    /// Natural logarithms of the shares of [`mass`](Self::mass): one table per segment, however often it is asked for.
+    pub fn log_shares(&self, segment: &str) -> Arc<[f32]> {
+        Arc::clone(&self.shares(segment).logs)
+    }
+
+    fn shares(&self, segment: &str) -> &Shares {
+        self.segments.get(segment).unwrap_or(&self.all_users)
     }
 
     /// Segments with purchases.
@@ -202,12 +219,12 @@ impl Demand {
 
     /// Number of PUs; a catalogue with more PUs needs a new demand.
     pub fn len(&self) -> usize {
-        self.all_users.len()
+        self.all_users.mass.len()
     }
 
     /// Whether there are no PUs.
     pub fn is_empty(&self) -> bool {
-        self.all_users.is_empty()
+        self.all_users.mass.is_empty()
     }
 }
 
@@ -351,11 +368,17 @@ fn shares(mut pus: Vec<f64>) -> Vec<f64> {
     pus
 }
 
-/// Rounds shares to masses, never to 0: the logarithm of a mass is taken.
-fn masses(pus: Vec<f64>) -> Arc<[f32]> {
-    pus.into_iter()
-        .map(|pu| (pu as f32).max(f32::MIN_POSITIVE))
-        .collect()
+impl Shares {
+    /// Rounds shares, never to 0: their logarithms are taken.
+    fn new(pus: Vec<f64>) -> Self {
+        let mass = pus.iter().map(|pu| (*pu as f32).max(f32::MIN_POSITIVE));
+        let mass: Arc<[f32]> = mass.collect();
+        let logs = mass.iter().map(|share| f64::from(*share).ln() as f32);
+        Self {
+            logs: logs.collect(),
+            mass,
+        }
+    }
 }
 
 fn millis(duration: Duration) -> i64 {
@@ -487,6 +510,18 @@ mod tests {
             mass[0] > 0.99 && mass.iter().all(|pu| pu.ln().is_finite()),
             "{mass:?}"
         );
+    }
+
+    #[test]
+    fn log_shares_are_the_logarithms_of_the_shares_in_one_table_per_segment() {
+        let demand = build(&[bought("b1", "s", 100, 3), bought("m1", "t", 100, 9)]);
+        for segment in ["s", "t", "without purchases"] {
+            let (mass, logs) = (demand.mass(segment), demand.log_shares(segment));
+            let expected: Vec<f32> = mass.iter().map(|share| share.ln()).collect();
+            check(&logs, &expected);
+            assert!(Arc::ptr_eq(&logs, &demand.log_shares(segment)), "{segment}");
+        }
+        assert_ne!(demand.log_shares("s"), demand.log_shares("t"));
     }
 
     fn cells() -> impl Strategy<Value = Vec<(usize, usize, usize, i64, u64)>> {
