@@ -6,6 +6,7 @@
 
 #![warn(missing_docs)]
 
+pub mod learn;
 pub mod list;
 pub mod names;
 pub mod ports;

@@ -1,0 +1,14 @@
+//! What logs and outcomes teach: tables of terms, weights of terms, and measures of lists, for `evaluate` and `align`.
+//!
+//! Invariant: a result is a function of its arguments. All randomness comes from a seed, and the order in which users
+//! are given changes nothing. Products are numbers from 0, users are texts or numbers: this folder knows no user state,
+//! no catalogue and no model.
+
+pub mod bias;
+pub mod bootstrap;
+pub mod log;
+pub mod logit;
+pub mod measures;
+pub mod neighbours;
+pub mod repeat;
+pub mod split;
