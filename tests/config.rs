@@ -273,7 +273,7 @@ precision = "int8"
 kv_mb_max = 0
 "#;
     insta::assert_snapshot!(problems(text, &[]), @r#"
-    nearshore.toml:2:1 namespace: "Main!" must be 1 to 32 of a-z, 0-9 and -
+    nearshore.toml:2:1 namespace: "Main!" must be 1 to 42 of a-z, 0-9 and -
     nearshore.toml:4:1 kafka.brokers: "kafka" is not host:port, separated by commas
     nearshore.toml:5:2 topics.dlq: "dlq" is already topics.regen_live; every topic needs its own name
     nearshore.toml:7:1 topics.catalog: "cata log" is not a valid topic name: use 1 to 249 letters, digits, '.', '_' or '-'

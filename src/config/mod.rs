@@ -126,7 +126,7 @@ impl Default for State {
     fn default() -> Self {
         Self {
             window: 50,
-            write_version: nearshore_core::user::state::VERSION_BEFORE,
+            write_version: nearshore_core::user::state::VERSION_CURRENT,
             cache_users: 100_000,
         }
     }

@@ -1,5 +1,5 @@
 //! Decodes a user's stored state by the documented encoding (decision 7): a version byte, then postcard with
-//! variable-length integers, texts, sequences, options and doubles only.
+//! variable-length integers, texts, sequences, options and doubles only. The register is not read.
 //!
 //! It shares no code with the product.
 
@@ -94,15 +94,20 @@ fn item(code: u8) -> anyhow::Result<&'static str> {
         .context("item kind")
 }
 
-/// Reads a blob of version 1 or 2.
+/// Reads a blob of any version; of version 4 up to the register.
 pub fn read(blob: &[u8]) -> anyhow::Result<Stored> {
     let mut bytes = Bytes(blob);
     let stored = match bytes.byte()? {
         1 => version_1(&mut bytes)?,
         2 => version_2(&mut bytes)?,
+        3 | 4 => {
+            bytes.signed()?;
+            version_2(&mut bytes)?
+        }
         other => bail!("version {other}"),
     };
-    ensure!(bytes.0.is_empty(), "{} bytes too many", bytes.0.len());
+    let rest = if blob[0] < 4 { bytes.0.len() } else { 0 };
+    ensure!(rest == 0, "{rest} bytes too many");
     Ok(stored)
 }
 

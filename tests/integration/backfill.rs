@@ -292,7 +292,6 @@ async fn a_start_that_is_no_longer_retained_is_refused_with_the_oldest_record() 
     );
 
     // A backfill from the oldest record notes in the state since when it is complete.
-    site.append("[state]\nwrite_version = 3\n");
     filled(&site, &ns, &["--from", "earliest"]).await;
     let user = [UserId("u".into())];
     let loaded = site.store.load(&ns, &user).await;

@@ -103,8 +103,7 @@ pub fn state(n: i64) -> UserState {
         window: (1..=n).map(|nth| event(nth, nth * 1000)).collect(),
         fences: (1..=n).map(position).collect(),
         erased_at: Timestamp(0),
-        complete_since: Timestamp(0),
-        profile: None,
+        ..UserState::default()
     }
 }
 

@@ -99,6 +99,8 @@ async fn a_rolling_upgrade_and_its_rollback_lose_and_double_nothing() {
     let old = crate::harness::variable("NEARSHORE_TEST_OLD_BINARY");
     let new = env!("CARGO_BIN_EXE_nearshore");
     let site = Site::open(&[]).await;
+    // What both versions read.
+    site.append("[state]\nwrite_version = 3\n");
     site.catalogue().await;
 
     let before = ready(&site, &old).await;
@@ -130,9 +132,16 @@ async fn a_rolling_upgrade_and_its_rollback_lose_and_double_nothing() {
     let alone = fresh("alone");
     site.output(&["backfill", "--namespace", &alone, "--from", "earliest"])
         .await;
-    let digest = |ns: String| {
+    // But for buyers, which the version before did not count.
+    let dump = |ns: String| {
         let site = &site;
-        async move { site.output(&["namespace", "dump", &ns, "--digest"]).await }
+        async move {
+            let lines = site.output(&["namespace", "dump", &ns]).await;
+            let others = lines
+                .lines()
+                .filter(|line| !line.contains(r#""kind":"buyer""#));
+            others.map(str::to_owned).collect::<Vec<_>>()
+        }
     };
-    assert_eq!(digest(site.ns.clone()).await, digest(alone).await);
+    assert_eq!(dump(site.ns.clone()).await, dump(alone).await);
 }

@@ -65,7 +65,7 @@ impl Default for RedisSettings {
             state_ttl: Duration::from_secs(180 * DAY),
             list_ttl: Duration::from_secs(30 * DAY),
             counts_ttl: Duration::from_secs(400 * DAY),
-            write_version: nearshore_core::user::state::VERSION_BEFORE,
+            write_version: nearshore_core::user::state::VERSION_CURRENT,
         }
     }
 }

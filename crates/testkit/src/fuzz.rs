@@ -3,6 +3,8 @@
 //! Laws besides "no panic": a decoded value is within the limits and survives encoding and decoding; a canonical form
 //! stays canonical; memory is bounded by the size of the input.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use nearshore_core::list::document::{Audit, Document, Update};
@@ -133,6 +135,10 @@ fn round_trip(state: &UserState) {
         if version < 3 {
             // Versions before 3 do not store since when the events are complete.
             kept.complete_since = Timestamp(0);
+        }
+        if version < 4 {
+            // Nor those before 4 the register: it is that of the window.
+            kept.register = back.register.clone();
         }
         assert_eq!(back, kept, "version {version}");
         assert_eq!(state::canonical(&back), state::canonical(&kept));
@@ -281,6 +287,16 @@ pub fn state(data: &[u8]) {
             .iter()
             .all(|event| event.time > found.erased_at)
     );
+    let register = &found.register;
+    assert!(
+        register
+            .purchases()
+            .all(|it| it.time > found.erased_at && it.count > 0)
+    );
+    let times: BTreeMap<&str, Timestamp> =
+        (register.purchases()).map(|it| (it.sku, it.time)).collect();
+    let last = register.skus().map(|it| (it.sku, it.last));
+    assert!(last.eq(times));
     round_trip(&found);
 }
 

@@ -4,14 +4,16 @@
 //! reads no clock, no catalogue and no policy but the window's length.
 //!
 //! Why it holds: the fence makes each record count once. The window is the greatest N events by (time, position), the
-//! profile is the greatest one, with the fields that it leaves open from the greatest one before it that has them, and `erased_at` is the time of the latest erase. An erase drops a prefix by time, so it
-//! would also have dropped the events that the window had already cut off.
+//! profile is the greatest one, with the fields that it leaves open from the greatest one before it that has them, and
+//! `erased_at` is the time of the latest erase. An erase drops a prefix by time, so it would also have dropped the events
+//! that the window had already cut off. The register says itself why it is such a function
+//! ([`Register`](crate::user::state::Register)).
 
 use strum::{IntoStaticStr, VariantNames};
 
-use crate::user::event::{Accepted, Change, Event, Profile};
+use crate::user::event::{Accepted, Change, Event, Item, Kind, Profile};
 use crate::user::record::Timestamp;
-use crate::user::state::{Profiled, UserState, WindowEvent};
+use crate::user::state::{LIMITS, Profiled, UserState, WindowEvent};
 
 /// Effect of one record on the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
@@ -23,7 +25,8 @@ pub enum Step {
     ProfileChanged,
     /// The user was erased as of the record's time.
     Erased,
-    /// Ignored: at or before the user's erase, or older than the stored profile or the window. Only the fence rose.
+    /// Ignored: at or before the user's erase, or older than the stored profile, or than window and register. Only the
+    /// fence rose, and the register's floor may have.
     Passed,
     /// At or below the fence: folded before, nothing changed.
     Duplicate,
@@ -57,6 +60,7 @@ pub fn erase(state: &mut UserState, at: Timestamp) {
     state.erased_at = state.erased_at.max(at);
     let erased_at = state.erased_at;
     state.window.retain(|event| event.time > erased_at);
+    state.register.erase(erased_at);
     state.profile = state
         .profile
         .take()
@@ -67,12 +71,23 @@ pub fn erase(state: &mut UserState, at: Timestamp) {
 }
 
 fn insert_event(state: &mut UserState, record: &Accepted, event: &Event, window: usize) -> Step {
+    let registered = match (event.kind, &event.item) {
+        (Kind::Purchase, Item::Sku(sku)) => {
+            let register = &mut state.register;
+            register.insert(record.time, sku, &record.position, &LIMITS)
+        }
+        _ => false,
+    };
     let at = (record.time, &record.position);
     let index = state
         .window
         .partition_point(|kept| (kept.time, &kept.position) < at);
     if index + window <= state.window.len() {
-        return Step::Passed;
+        return if registered {
+            Step::Folded
+        } else {
+            Step::Passed
+        };
     }
     state.window.insert(
         index,

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::*;
 use crate::user::event::{Item, Kind, UNAVAILABLE, UserId, is_unavailable};
 use crate::user::record::{Fences, Offset, Partition, Position};
-use crate::user::state::{DecodeError, canonical, decode, encode};
+use crate::user::state::{DecodeError, VERSION_CURRENT, canonical, decode, encode};
 
 /// 2023-11-14, so that times are as long as real ones.
 pub(crate) const BASE: i64 = 1_700_000_000_000;
@@ -103,7 +103,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     let act = prop_oneof![
         8 => any::<prop::sample::Index>().prop_map(Act::Deliver),
         1 => any::<(prop::sample::Index, prop::sample::Index)>().prop_map(|(p, to)| Act::Rewind(p, to)),
-        2 => (1u8..=2).prop_map(Act::Store),
+        2 => (1u8..=4).prop_map(Act::Store),
     ];
     prop::collection::vec(act, 0..120)
 }
@@ -111,7 +111,12 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 fn reload(state: UserState, version: u8) -> Result<UserState, DecodeError> {
     let profile = state.profile.as_ref().map(Profiled::to_text);
     let profile = profile.map(|text| Profiled::from_text(&text)).transpose()?;
-    decode(&encode(&state, version), profile, state.erased_at)
+    let mut found = decode(&encode(&state, version), profile, state.erased_at)?;
+    if version < VERSION_CURRENT {
+        // Older versions store no register.
+        found.register = state.register;
+    }
+    Ok(found)
 }
 
 fn run(history: &[Vec<Accepted>], acts: &[Act], window: usize) -> UserState {
@@ -156,6 +161,15 @@ fn of_the_set(history: &[Vec<Accepted>], window: usize) -> UserState {
         ..UserState::default()
     };
     for record in remaining {
+        if let Change::Event(Event {
+            kind: Kind::Purchase,
+            item: Item::Sku(sku),
+            ..
+        }) = &record.change
+        {
+            let register = &mut state.register;
+            register.insert(record.time, sku, &record.position, &LIMITS);
+        }
         match &record.change {
             Change::Event(event) => state.window.push(WindowEvent {
                 time: record.time,
@@ -207,9 +221,12 @@ proptest! {
     fn any_interleaving_batching_or_repetition_gives_the_state_of_the_set(
         history in histories(), acts in acts(), window in 1usize..9,
     ) {
-        let found = run(&history, &acts, window);
-        let wanted = of_the_set(&history, window);
+        let mut found = run(&history, &acts, window);
+        let mut wanted = of_the_set(&history, window);
         prop_assert_eq!(canonical(&found), canonical(&wanted));
+        for state in [&mut found, &mut wanted] {
+            state.register = std::mem::take(&mut state.register).without_counting();
+        }
         prop_assert_eq!(found, wanted);
     }
 
@@ -262,6 +279,14 @@ fn bought(sku: &str) -> Change {
     })
 }
 
+fn viewed(sku: &str) -> Change {
+    let Change::Event(event) = bought(sku) else {
+        unreachable!("a purchase is an event")
+    };
+    let kind = Kind::View;
+    Change::Event(Event { kind, ..event })
+}
+
 #[test]
 fn an_erase_drops_earlier_records_and_redelivery_does_not_restore_them() {
     let mut state = UserState::default();
@@ -311,18 +336,25 @@ fn an_event_older_than_a_full_window_only_raises_the_fence() {
         );
     }
     assert_eq!(
-        fold(&mut state, &at("0/e/1:4", 4, bought("b")), 3),
+        fold(&mut state, &at("0/e/1:4", 4, viewed("b")), 3),
         Step::Passed
     );
     assert_eq!(state.fences.to_string(), "0/e/0:2,0/e/1:4");
     // With a smaller window, an event that would be dropped at once is not folded either.
     assert_eq!(
-        fold(&mut state, &at("0/e/1:5", 5, bought("c")), 2),
+        fold(&mut state, &at("0/e/1:5", 5, viewed("c")), 2),
         Step::Passed
     );
     assert_eq!(
         fold(&mut state, &at("0/e/1:6", 8, bought("d")), 2),
         Step::Folded
     );
+    assert_eq!(state.window.len(), 2);
+    // A purchase goes into the register all the same.
+    assert_eq!(
+        fold(&mut state, &at("0/e/1:7", 3, bought("old")), 2),
+        Step::Folded
+    );
+    assert!(state.register.skus().any(|it| it.sku == "old"));
     assert_eq!(state.window.len(), 2);
 }

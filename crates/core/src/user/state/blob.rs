@@ -1,26 +1,27 @@
-//! Encodes window and fences as bytes: a version byte, then postcard.
+//! Encodes window, fences and register as bytes: a version byte, then postcard.
 //!
-//! Invariant: `decode(encode(state, v)) == state` for every version written, bit by bit. Any other bytes give a
+//! Invariant: `decode(encode(state, v)) == state` for what version `v` stores, bit by bit. Any other bytes give a
 //! [`DecodeError`], never a panic, and allocate at most a small multiple of their length. `erased_at` and the profile are
 //! stored beside the blob.
 //!
 //! Version 1 writes each position and time in full. Version 2 has a table of partitions, times as differences, offsets
 //! as differences within a partition, and prices in cents where that is exact. Version 3 is version 2 after the time
-//! from which the user's events are complete.
+//! from which the user's events are complete. Version 4 is version 3 with the register after it; the register of an older
+//! version is that of its window.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DecodeError, Profiled, UserState, WindowEvent};
+use super::{DecodeError, Profiled, Register, UserState, WindowEvent};
 use crate::user::event::{Item, Kind};
 use crate::user::record::{Fences, Offset, Partition, Position, Timestamp};
 
-/// Newest version: the most that `state.write_version` may be.
-pub const VERSION_CURRENT: u8 = 3;
-/// Newest version that the previous release reads: the default of `state.write_version`.
-pub const VERSION_BEFORE: u8 = 2;
+mod four;
+
+/// Newest version: the default of `state.write_version`, and the most that it may be.
+pub const VERSION_CURRENT: u8 = 4;
 /// Oldest version that is still read.
 pub const VERSION_OLDEST: u8 = 1;
 
@@ -28,10 +29,16 @@ pub const VERSION_OLDEST: u8 = 1;
 pub fn encode(state: &UserState, version: u8) -> Vec<u8> {
     let written = match version {
         1 => postcard::to_extend(&one::from_state(state), vec![1]),
-        2 => postcard::to_extend(&two::from_state(state), vec![2]),
+        2 => postcard::to_extend(&two::from_state(state, None).0, vec![2]),
+        3 => {
+            let with_time = (state.complete_since.0, two::from_state(state, None).0);
+            postcard::to_extend(&with_time, vec![3])
+        }
         _ => {
-            let with_time = (state.complete_since.0, two::from_state(state));
-            postcard::to_extend(&with_time, vec![VERSION_CURRENT])
+            let (blob, partitions) = two::from_state(state, Some(&state.register));
+            let register = four::from_register(&state.register, &partitions);
+            let all = (state.complete_since.0, blob, register);
+            postcard::to_extend(&all, vec![VERSION_CURRENT])
         }
     };
     written.expect("a vector grows, and these types have known lengths")
@@ -45,12 +52,18 @@ pub fn decode(
     erased_at: Timestamp,
 ) -> Result<UserState, DecodeError> {
     let (version, rest) = bytes.split_first().ok_or_else(|| damaged("empty"))?;
-    let (since, (window, fences)) = match *version {
-        1 => (0, one::into_parts(read(rest)?)?),
-        2 => (0, two::into_parts(read(rest)?)?),
+    let (since, (window, fences), register) = match *version {
+        1 => (0, one::into_parts(read(rest)?)?, None),
+        2 => (0, two::into_parts(read(rest)?)?.0, None),
         3 => {
             let (since, blob) = read(rest)?;
-            (since, two::into_parts(blob)?)
+            (since, two::into_parts(blob)?.0, None)
+        }
+        4 => {
+            let (since, blob, register) = read(rest)?;
+            let (parts, partitions) = two::into_parts(blob)?;
+            let register = four::into_register(&register, &partitions)?;
+            (since, parts, Some(register))
         }
         0 => return Err(damaged("version 0")),
         found => {
@@ -64,6 +77,7 @@ pub fn decode(
         return Err(damaged("the window is not sorted"));
     }
     let mut state = UserState {
+        register: register.unwrap_or_else(|| Register::of_window(&window)),
         window,
         fences,
         erased_at: Timestamp::default(),
@@ -279,11 +293,19 @@ mod two {
         }
     }
 
-    pub(super) fn from_state(state: &UserState) -> Blob<'_> {
+    /// The blob, and the index of each partition in it: of fences and window, and of `register` if it is stored beside.
+    pub(super) fn from_state<'a>(
+        state: &'a UserState,
+        register: Option<&'a Register>,
+    ) -> (Blob<'a>, BTreeMap<&'a Partition, u32>) {
         // After a fold every partition of the window has a fence, but the encoding does not rely on it.
         let mut index: BTreeMap<&Partition, u32> = BTreeMap::new();
         let fenced = state.fences.iter().map(|(partition, _)| partition);
-        for partition in fenced.chain(state.window.iter().map(|event| &event.position.partition)) {
+        let window = state.window.iter().map(|event| &event.position);
+        let entries = register.map(Register::entries).unwrap_or_default().iter();
+        let counting = entries.filter_map(|entry| entry.counting.as_ref());
+        let placed = window.chain(counting).map(|position| &position.partition);
+        for partition in fenced.chain(placed) {
             index.entry(partition).or_insert(0);
         }
         let mut topics: Vec<&str> = Vec::new();
@@ -319,11 +341,12 @@ mod two {
             row
         });
         let window = rows.collect();
-        Blob {
+        let blob = Blob {
             topics,
             partitions,
             window,
-        }
+        };
+        (blob, index)
     }
 
     /// Time and offsets to which the next row is a difference.
@@ -341,7 +364,8 @@ mod two {
         }
     }
 
-    pub(super) fn into_parts(blob: Blob<'_>) -> Result<Parts, DecodeError> {
+    /// Window and fences, and the table of partitions.
+    pub(super) fn into_parts(blob: Blob<'_>) -> Result<(Parts, Vec<Partition>), DecodeError> {
         let topics: Vec<Arc<str>> = blob.topics.iter().map(|topic| (*topic).into()).collect();
         let mut partitions = Vec::new();
         let mut fences = Fences::default();
@@ -383,7 +407,7 @@ mod two {
                 price: checked(row.price.price())?,
             });
         }
-        Ok((window, fences))
+        Ok(((window, fences), partitions))
     }
 }
 

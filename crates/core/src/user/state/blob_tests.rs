@@ -6,11 +6,14 @@ use super::*;
 use crate::user::event::{Change, Event, Profile};
 use crate::user::fold::fold;
 use crate::user::fold::tests::{BASE, histories};
+use crate::user::state::register::{LIMITS, Limits};
 use crate::user::state::{ClaimRate, Pending, canonical};
 
 /// Bytes of version 1; must be readable for as long as 1 is the oldest version.
 const FIXTURE_1: &str = "010180a0abfef96200087265636f6d6d2d650a5404000241310201ec51b81e85eb0f400100087265636f6d6d2d650a56";
-/// Bytes of version 3, which the previous release cannot read and which is not written by default.
+/// Bytes of version 4.
+const FIXTURE_4: &str = "0480a0abfef96201087265636f6d6d2d650100000a01560180a0abfef9620001040002413102018f030000010241310180a0abfef9620100010154";
+/// Bytes of version 3.
 const FIXTURE_3: &str =
     "0380a0abfef96201087265636f6d6d2d650100000a01560180a0abfef9620001040002413102018f03";
 /// Bytes of version 2.
@@ -31,6 +34,24 @@ fn fixture() -> UserState {
         erased_at: Timestamp(0),
         complete_since: Timestamp(0),
         profile: None,
+        ..UserState::default()
+    }
+    .registered()
+}
+
+impl UserState {
+    /// With the register of its window.
+    fn registered(mut self) -> Self {
+        self.register = Register::of_window(&self.window);
+        self
+    }
+
+    /// As it is after being stored in a version.
+    fn stored_in(mut self, version: u8) -> Self {
+        if version < 3 {
+            self.complete_since = Timestamp(0);
+        }
+        if version < 4 { self.registered() } else { self }
     }
 }
 
@@ -48,23 +69,24 @@ fn bytes_of_versions_1_and_2_are_read_and_written_unchanged() {
 }
 
 #[test]
-fn only_version_3_stores_complete_since() {
+fn versions_from_3_on_store_complete_since() {
     let state = UserState {
         complete_since: Timestamp(BASE),
         ..fixture()
     };
-    for version in [1, 2, 3] {
+    for version in [1, 2, 3, 4] {
         let found = decode(&encode(&state, version), None, Timestamp(0)).expect("valid");
-        let kept = if version == 3 { BASE } else { 0 };
+        let kept = if version >= 3 { BASE } else { 0 };
         assert_eq!(found.complete_since, Timestamp(kept), "{version}");
     }
     assert_eq!(hex::encode(encode(&state, 3)), FIXTURE_3);
+    assert_eq!(hex::encode(encode(&state, 4)), FIXTURE_4);
 }
 
 #[test]
 fn a_newer_version_and_damaged_bytes_are_different_errors() {
-    let newer = decode(&[4, 0, 0], None, Timestamp(0));
-    assert_eq!(newer, Err(DecodeError::Newer { found: 4, known: 3 }));
+    let newer = decode(&[5, 0, 0], None, Timestamp(0));
+    assert_eq!(newer, Err(DecodeError::Newer { found: 5, known: 4 }));
     for bytes in [
         &[][..],
         &[0],
@@ -74,6 +96,9 @@ fn a_newer_version_and_damaged_bytes_are_different_errors() {
         &[2, 0, 0, 0, 0],
         &[3],
         &[3, 0, 0],
+        &[4],
+        &[4, 0, 0],
+        &[4, 0, 0, 0, 0],
         &[1, 0xff, 0xff, 0xff, 0x7f],
     ] {
         let found = decode(bytes, None, Timestamp(0));
@@ -181,15 +206,65 @@ fn the_dump_has_sorted_keys() {
     });
     assert_eq!(
         canonical(&state),
-        r#"{"erased_at":0,"fences":{"0/recomm-e/5":43},"profile":{"position":"0/p/0:1","profile":{"a":null,"b":{"a":2,"z":1}},"time":1700000000001},"window":[{"position":"0/recomm-e/5:42","price":3.99,"qty":2,"sku":"A1","time":1700000000000,"type":"purchase"}]}"#
+        r#"{"erased_at":0,"fences":{"0/recomm-e/5":43},"profile":{"position":"0/p/0:1","profile":{"a":null,"b":{"a":2,"z":1}},"time":1700000000001},"register":[[1700000000000,"A1",1]],"window":[{"position":"0/recomm-e/5:42","price":3.99,"qty":2,"sku":"A1","time":1700000000000,"type":"purchase"}]}"#
     );
+}
+
+/// A register with SKUs that are numbers and such that are not, several partitions, a floor, and times of one SKU.
+fn registers() -> impl Strategy<Value = Register> {
+    let sku = prop_oneof![
+        "[0-9]{1,4}",
+        "[1-9][0-9]{18,21}",
+        "\\PC{1,3}",
+        Just("+1".to_owned())
+    ];
+    let rows = prop::collection::vec((any::<i8>(), sku, 0i32..3, any::<i64>()), 0..60);
+    (rows, 1usize..30).prop_map(|(rows, skus)| {
+        let limits = Limits { skus, ..LIMITS };
+        let mut register = Register::default();
+        for (day, sku, number, offset) in rows {
+            let time = Timestamp(BASE + i64::from(day) * 86_400_000);
+            let partition = Partition {
+                incarnation: 1,
+                topic: "e".into(),
+                number,
+            };
+            let position = Position {
+                partition,
+                offset: Offset(offset),
+            };
+            register.insert(time, &sku, &position, &limits);
+        }
+        register
+    })
+}
+
+#[test]
+fn a_year_of_purchases_takes_few_bytes_beside_the_window() {
+    let mut state = busy();
+    let before = encode(&state, 4).len();
+    for nth in 0i64..300 {
+        let time = Timestamp(BASE + nth / 6 * 7 * 86_400_000);
+        let position = format!("0/user-events/0:{}", nth / 6 * 91_733 + nth);
+        let sku = (800_000 + nth * 7919 % 190 * 60_001).to_string();
+        let position = position.parse().expect("valid");
+        state.register.insert(time, &sku, &position, &LIMITS);
+    }
+    let bytes = encode(&state, 4).len() - before;
+    assert!(bytes < 300 * 7, "{bytes} bytes for 300 purchases");
 }
 
 proptest! {
     #[test]
+    fn a_register_survives_its_bytes(register in registers()) {
+        let state = UserState { register, ..fixture() };
+        prop_assert_eq!(decode(&encode(&state, 4), None, Timestamp(0)), Ok(state));
+    }
+
+    #[test]
     fn any_state_survives_its_bytes(
         history in histories(),
-        version in 1u8..=3,
+        version in 1u8..=4,
         extremes in prop::collection::vec((any::<i64>(), any::<i64>()), 0..4),
     ) {
         let mut state = UserState::default();
@@ -209,17 +284,18 @@ proptest! {
         state.window.sort_by_key(|seen| (seen.time, seen.position.clone()));
         state.window.dedup_by_key(|seen| (seen.time, seen.position.clone()));
         let profile = state.profile.clone();
-        prop_assert_eq!(decode(&encode(&state, version), profile, state.erased_at), Ok(state));
+        let found = decode(&encode(&state, version), profile, state.erased_at);
+        prop_assert_eq!(found, Ok(state.stored_in(version)));
     }
 
     #[test]
-    fn any_bytes_are_a_state_or_an_error(version in 0u8..5, rest in prop::collection::vec(any::<u8>(), 0..80)) {
+    fn any_bytes_are_a_state_or_an_error(version in 0u8..6, rest in prop::collection::vec(any::<u8>(), 0..80)) {
         let bytes: Vec<u8> = [vec![version], rest].concat();
         let _ = decode(&bytes, None, Timestamp(0));
     }
 
     #[test]
-    fn damage_to_one_byte_never_panics(history in histories(), version in 1u8..=3, at in any::<prop::sample::Index>(), to in any::<u8>()) {
+    fn damage_to_one_byte_never_panics(history in histories(), version in 1u8..=4, at in any::<prop::sample::Index>(), to in any::<u8>()) {
         let mut state = UserState::default();
         for record in history.iter().flatten() {
             fold(&mut state, record, 20);

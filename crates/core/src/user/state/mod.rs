@@ -1,4 +1,4 @@
-//! State of a user: [`UserState`] with its fences and versioned binary form, and the activity stored beside it.
+//! State of a user: [`UserState`] with window, register, fences and versioned binary form, and the activity beside it.
 //!
 //! Invariant: `window` is sorted by (time, position), and contains no position twice and nothing at or before
 //! `erased_at`. It does not know how the state is computed ([`crate::user::fold`]).
@@ -9,9 +9,12 @@ use crate::user::event::{Item, Kind, Profile};
 use crate::user::record::{Fences, Position, Timestamp};
 
 mod blob;
+mod register;
 mod text;
 
-pub use blob::{VERSION_BEFORE, VERSION_CURRENT, VERSION_OLDEST, decode, encode};
+pub use blob::{VERSION_CURRENT, VERSION_OLDEST, decode, encode};
+pub(crate) use register::LIMITS;
+pub use register::{Bought, Purchase, Register};
 pub use text::canonical;
 
 /// Reason why stored bytes do not decode.
@@ -63,11 +66,13 @@ pub struct Profiled {
     pub kept: BTreeMap<String, (Timestamp, Position)>,
 }
 
-/// Folded state of a user. Canonical: a function of the set of records folded.
+/// Folded state of a user. Canonical: a function of the set of records folded, but for the register's counting positions.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct UserState {
     /// The newest events, oldest first.
     pub window: Vec<WindowEvent>,
+    /// Purchases by SKU, further back than the window. Stored from version 4 on.
+    pub register: Register,
     /// The highest folded offset per partition.
     pub fences: Fences,
     /// Time of the last erase; 0 if never.

@@ -107,7 +107,8 @@ impl FromStr for ClaimRate {
     }
 }
 
-/// Window, fences, profile and erased_at as sorted JSON on one line: equal states have equal dumps.
+/// Window, register, fences, profile and erased_at as sorted JSON on one line: equal states have equal dumps. The
+/// register is its purchases as `[time, SKU, count]` and the floor as `[time, SKU]`, both only if there are any.
 pub fn canonical(state: &UserState) -> String {
     let fences: BTreeMap<String, i64> = state
         .fences
@@ -135,6 +136,16 @@ pub fn canonical(state: &UserState) -> String {
     });
     if state.complete_since > Timestamp::default() {
         dump["complete_since"] = json!(state.complete_since.0);
+    }
+    let purchases = state.register.purchases();
+    let purchases: Vec<Value> = purchases
+        .map(|bought| json!([bought.time.0, bought.sku, bought.count]))
+        .collect();
+    if !purchases.is_empty() {
+        dump["register"] = purchases.into();
+    }
+    if let Some((time, sku)) = state.register.floor() {
+        dump["register_floor"] = json!([time.0, sku]);
     }
     // A dependency may switch serde_json to insertion order by a feature.
     dump.sort_all_objects();
