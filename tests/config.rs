@@ -322,7 +322,7 @@ id = "b"
 epoch = 2
 share = 0
 template = "absent.jinja"
-theta = 0.5
+theta = nan
 model = "model.gguf"
 
 [[rules]]
@@ -348,7 +348,7 @@ when = []
     nearshore.toml:15:1 arms[1].mode: "free" is not a mode; write "constrained"
     nearshore.toml:16:1 arms[1].thata: unknown key; did you mean theta?
     nearshore.toml:22:1 arms[2].template: absent.jinja cannot be read: No such file or directory (os error 2)
-    nearshore.toml:23:1 arms[2].theta: must be at most 0: it is a log-probability
+    nearshore.toml:23:1 arms[2].theta: must be a finite number: scores are compared with it
     nearshore.toml:26:1 rules[0]: condition on "age": gives more than one comparison
     nearshore.toml:26:1 rules[0]: forbid names no products: give pus, categories or attributes
     nearshore.toml:31:1 rules[1]: condition on "": names no field

@@ -433,12 +433,12 @@ fn arms(config: &Config, found: &mut Found) {
             &key,
             "model_weight and demand_weight are both 0: all names would score the same; make one of them positive",
         );
-        let valid = arm.theta.is_none_or(|theta| theta <= 0.0);
+        let valid = arm.theta.is_none_or(f64::is_finite);
         must(
             found,
             valid,
             &format!("{key}.theta"),
-            "must be at most 0: it is a log-probability",
+            "must be a finite number: scores are compared with it",
         );
     }
     let shared = config.arms.is_empty() || config.arms.iter().any(|arm| arm.share > 0);

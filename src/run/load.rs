@@ -77,7 +77,7 @@ fn calibration(
     let Some(file) = &arm.calibration else {
         tracing::warn!(
             arm = arm.id,
-            "this arm has no calibration prompts; its scores still contain the model's baseline"
+            "this arm has no calibration prompts; its scores still contain what the model says to everyone"
         );
         return Ok(None);
     };

@@ -1,7 +1,7 @@
 //! Benchmarks of whole searches over a model that costs nothing: the time of the search itself, to compare with a
-//! forward pass.
+//! forward pass; and of lists without a model, by [`sum::best`].
 //!
-//! Only [`Search`] is timed; not the logits, which are hashes of a token's path, nor the conversion of the permitted
+//! Of the searches only [`Search`] is timed; not the logits, which are hashes of a token's path, nor the conversion of the permitted
 //! set, which `benches/trie.rs` times.
 
 #![allow(missing_docs)] // criterion_group! makes a public function without one.
@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use fixedbitset::FixedBitSet;
-use nearshore_core::names::search::{Prior, Question, Search};
-use nearshore_core::names::trie::{Masses, Own, Permitted, Sequences, Trie};
+use nearshore_core::names::scoring::{ScoreRequest, Term, Values};
+use nearshore_core::names::search::{Question, Search, Terms};
+use nearshore_core::names::sum;
+use nearshore_core::names::trie::{LogWeights, Own, Permitted, Sequences, Trie};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -88,7 +90,7 @@ fn searches(c: &mut Criterion) {
         let mut rng = StdRng::seed_from_u64(5);
         let pus: FixedBitSet = (0..many).filter(|_| rng.random_bool(0.95)).collect();
         let permitted = Arc::new(Permitted::new(&trie, &pus));
-        let masses = Arc::new(Masses::new(&trie, |pu| f64::from(pu % 97 + 1).ln()));
+        let weights = LogWeights::new(&trie, |pu| f64::from(pu % 97 + 1).ln());
         let plain = Question {
             n: 50,
             weight: 1.0,
@@ -96,10 +98,9 @@ fn searches(c: &mut Criterion) {
         };
         let mixed = Question {
             permitted: Some(permitted),
-            prior: Some(Prior {
-                masses,
+            terms: Some(Terms {
+                weights: Arc::new(weights),
                 own: Own::new(&trie, (0..50).map(|nth| (nth * 31, -1.0))),
-                sums: true,
             }),
             ..plain.clone()
         };
@@ -138,5 +139,43 @@ fn of_ids(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, searches, of_ids);
+/// The best names by terms alone, for users of whom each has sparse and dense terms of their own.
+fn without_a_model(c: &mut Criterion) {
+    let mut group = c.benchmark_group("top 20 without a model");
+    for many in [10_000, 100_000] {
+        let mut rng = StdRng::seed_from_u64(6);
+        let mut table =
+            || -> Arc<[f32]> { (0..many).map(|_| -9.0 * rng.random::<f32>()).collect() };
+        let shared = [table(), table(), table()].map(Values::Shared);
+        let dense = [table(), table()].map(Values::Dense);
+        let mut rng = StdRng::seed_from_u64(7);
+        let sparse = [200, 50].map(|few| {
+            let own = (0..few).map(|_| (rng.random_range(0..many as u32), rng.random::<f32>()));
+            Values::Sparse(own.collect())
+        });
+        let pus: FixedBitSet = (0..many).filter(|_| rng.random_bool(0.95)).collect();
+        let terms = shared.into_iter().chain(dense).chain(sparse);
+        let request = ScoreRequest {
+            permitted: Some(Arc::new(pus)),
+            n: 20,
+            weight: 0.0,
+            terms: terms
+                .map(|values| Term {
+                    name: "term",
+                    weight: 0.7,
+                    values,
+                })
+                .collect(),
+            ..ScoreRequest::default()
+        };
+        assert_eq!(sum::best(&request, many).named.len(), 20);
+        group.bench_with_input(
+            BenchmarkId::new("3 shared, 2 dense, 2 sparse terms", many),
+            &request,
+            |b, request| b.iter(|| sum::best(request, many)),
+        );
+    }
+}
+
+criterion_group!(benches, without_a_model, searches, of_ids);
 criterion_main!(benches);

@@ -1,4 +1,4 @@
-//! Benchmarks of the trie over 10^4 to 10^6 synthetic names: build, permission, patch, sums; and a trie of hash maps
+//! Benchmarks of the trie over 10^4 to 10^6 synthetic names: build, permission, patch, maxima; and a trie of hash maps
 //! for comparison.
 //!
 //! Names have 2 to 5 words of 1 to 3 tokens, drawn with falling frequency.
@@ -11,7 +11,7 @@ use std::hint::black_box;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use fixedbitset::FixedBitSet;
-use nearshore_core::names::trie::{Masses, Own, Permitted, Sequences, Trie};
+use nearshore_core::names::trie::{LogWeights, Own, Permitted, Sequences, Trie};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -110,14 +110,14 @@ fn sets(c: &mut Criterion) {
             let mut leaves = leaves.clone();
             b.iter(|| leaves.set(&trie, black_box(many as u32 / 3), true));
         });
-        let masses = Masses::new(&trie, |pu| f64::from(pu % 97 + 1).ln());
+        let weights = LogWeights::new(&trie, |pu| f64::from(pu % 97 + 1).ln());
         let root: Vec<_> = trie
             .children(&trie.root())
             .map(|child| child.leaves)
             .collect();
-        group.bench_function("masses of all first tokens", |b| {
-            let sum = |run| masses.sum(run, Some(&leaves), &Own::default());
-            b.iter(|| root.iter().map(sum).sum::<f64>());
+        group.bench_function("maxima of all first tokens", |b| {
+            let max = |run| weights.max(run, Some(&leaves), &Own::default());
+            b.iter(|| root.iter().map(max).sum::<f64>());
         });
     }
 }

@@ -32,6 +32,7 @@ pub fn check(model: &mut dyn Model) -> Result<(), String> {
     responses_are_complete_distinct_and_sorted(model)?;
     only_permitted_names_are_returned(model)?;
     at_weight_0_the_demand_alone_ranks_names(model)?;
+    a_score_is_the_sum_of_its_weighted_terms(model)?;
     a_request_is_scored_alone_as_in_a_batch(model)?;
     the_border_of_the_turns_is_not_in_their_texts(model)?;
     names_can_be_replaced(model)
@@ -77,9 +78,9 @@ fn responses_are_complete_distinct_and_sorted(model: &mut dyn Model) -> Result<(
             response.named.is_sorted_by(|a, b| a.score >= b.score),
             || format!("not best first: {response:?}"),
         )?;
-        let sum: f32 = response.named.iter().map(|named| named.score.exp()).sum();
+        let sum: f32 = response.named.iter().map(|named| named.model.exp()).sum();
         ensure(n < 8 || (sum - 1.0).abs() < 1e-3, || {
-            format!("probabilities add up to {sum}")
+            format!("the model's probabilities add up to {sum}")
         })?;
     }
     Ok(())
@@ -107,12 +108,13 @@ fn only_permitted_names_are_returned(model: &mut dyn Model) -> Result<(), String
 }
 
 fn at_weight_0_the_demand_alone_ranks_names(model: &mut dyn Model) -> Result<(), String> {
-    let mass: Arc<[f32]> = [3.0, 1.0, 7.0, 2.0, 8.0, 4.0, 6.0, 5.0].into();
-    let total: f32 = mass.iter().sum();
+    let logs: Arc<[f32]> = [3f32, 1.0, 7.0, 2.0, 8.0, 4.0, 6.0, 5.0]
+        .map(|share| (share / 36.0).ln())
+        .into();
     let terms = vec![Term {
         name: "demand",
         weight: 1.0,
-        values: Values::Mass(Arc::clone(&mass)),
+        values: Values::Shared(Arc::clone(&logs)),
     }];
     let response = score_one(
         model,
@@ -126,19 +128,57 @@ fn at_weight_0_the_demand_alone_ranks_names(model: &mut dyn Model) -> Result<(),
         format!("not ranked by demand: {response:?}")
     })?;
     for named in &response.named {
-        let share = (mass[named.pu as usize] / total).ln();
+        let log = logs[named.pu as usize];
         let (score, term) = (
             named.score,
             named.terms.first().copied().unwrap_or(f32::NAN),
         );
-        ensure((score - share).abs() < 1e-4, || {
-            format!("score {score}, demand {share}")
+        ensure((score - log).abs() < 1e-4, || {
+            format!("score {score}, demand {log}")
         })?;
-        ensure((term - share).abs() < 1e-4, || {
-            format!("term {term}, demand {share}")
+        ensure((term - log).abs() < 1e-4, || {
+            format!("term {term}, demand {log}")
         })?;
     }
     Ok(())
+}
+
+fn a_score_is_the_sum_of_its_weighted_terms(model: &mut dyn Model) -> Result<(), String> {
+    let term = |name, weight, values| Term {
+        name,
+        weight,
+        values,
+    };
+    let shared = [-3.0, -1.0, -7.0, -2.0, -8.0, -4.0, -6.0, -5.0];
+    let terms = vec![
+        term("shared", 0.5, Values::Shared(shared.into())),
+        term("sparse", 2.0, Values::Sparse([(2, 4.0), (1, -3.0)].into())),
+        term("dense", -1.0, Values::Dense([1.0, 0.0, 2.0].into())),
+    ];
+    let plain = score_one(model, request("a", 8))?;
+    let weighted = ScoreRequest {
+        terms: terms.clone(),
+        weight: 0.25,
+        ..request("a", 8)
+    };
+    let response = score_one(model, weighted)?;
+    for named in &response.named {
+        let same = plain.named.iter().find(|plain| plain.pu == named.pu);
+        ensure(
+            same.is_some_and(|same| (same.model - named.model).abs() < 1e-4),
+            || format!("the terms change the model's: {plain:?}, {response:?}"),
+        )?;
+        let values = terms.iter().zip(&named.terms);
+        let sum: f32 = values.map(|(term, value)| term.weight * value).sum();
+        let expected = 0.25 * named.model + sum;
+        ensure((named.score - expected).abs() < 1e-4, || {
+            format!("the terms add up to {expected}: {named:?}")
+        })?;
+    }
+    let found: Vec<f32> = response.named.iter().map(|named| named.score).collect();
+    ensure(found.is_sorted_by(|a, b| a >= b), || {
+        format!("not best first: {found:?}")
+    })
 }
 
 fn a_request_is_scored_alone_as_in_a_batch(model: &mut dyn Model) -> Result<(), String> {

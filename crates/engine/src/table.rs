@@ -10,11 +10,10 @@ use std::time::Duration;
 use super::{Error, Info, Model};
 use crate::search::index::{Indexed, Indexer, bare};
 use nearshore_core::names::scoring::{
-    Ended, Names, Prompt, ScoreRequest, ScoreResponse, ScoredName, Term, Values,
+    Ended, Names, Prompt, ScoreRequest, ScoreResponse, ScoredName,
 };
-
-/// The least mass, in place of 0, as in [`nearshore_core::names::search`].
-const MASS_MIN: f64 = 1e-30;
+use nearshore_core::names::search::log_softmax;
+use nearshore_core::names::sum::term_values;
 
 /// A table of scores: a hash of prompt and name.
 #[derive(Default)]
@@ -42,36 +41,32 @@ impl Table {
                 .is_none_or(|permitted| permitted.contains(*pu))
         };
         let permitted: Vec<usize> = (0..self.names.names.len()).filter(permits).collect();
-        let model: Vec<f64> = (permitted.iter())
-            .map(|pu| match request.weight {
-                0.0 => 0.0,
-                _ => f64::from(hashed(&request.prompt, &self.names.names[*pu])),
-            })
+        let mut model: Vec<f64> = (permitted.iter())
+            .map(|pu| f64::from(hashed(&request.prompt, &self.names.names[*pu])))
             .collect();
-        let values =
-            |pu: &usize| -> Vec<f64> { request.terms.iter().map(|t| term_value(t, *pu)).collect() };
-        let terms: Vec<Vec<f64>> = permitted.iter().map(values).collect();
-        let mixed: Vec<f64> = (0..permitted.len())
+        if request.weight == 0.0 {
+            model.fill(0.0);
+        } else {
+            log_softmax(&mut model);
+        }
+        let values = |pu: &usize| term_values(&request.terms, *pu as u32);
+        let terms: Vec<Vec<f32>> = permitted.iter().map(values).collect();
+        let scores: Vec<f64> = (0..permitted.len())
             .map(|nth| {
                 let terms = request.terms.iter().zip(&terms[nth]);
-                let weighted = terms.map(|(term, value)| f64::from(term.weight) * value);
+                let weighted =
+                    terms.map(|(term, value)| f64::from(term.weight) * f64::from(*value));
                 f64::from(request.weight) * model[nth] + weighted.sum::<f64>()
             })
             .collect();
-        let (score_norm, model_norm) = (log_sum(&mixed), log_sum(&model));
         let mut order: Vec<usize> = (0..permitted.len()).collect();
-        order.sort_by(|a, b| mixed[*b].total_cmp(&mixed[*a]).then(a.cmp(b)));
+        order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
         order.truncate(request.n);
         let named = order.into_iter().map(|nth| ScoredName {
             pu: permitted[nth] as u32,
-            score: (mixed[nth] - score_norm) as f32,
-            model: if request.weight == 0.0 {
-                0.0
-            } else {
-                (model[nth] - model_norm) as f32
-            },
-            baseline: 0.0,
-            terms: terms[nth].iter().map(|value| *value as f32).collect(),
+            score: scores[nth] as f32,
+            model: model[nth] as f32,
+            terms: terms[nth].clone(),
         });
         ScoreResponse {
             named: named.collect(),
@@ -125,22 +120,6 @@ impl Model for Table {
     }
 }
 
-/// Value of a term for a product: the log share of a mass, the log-weight of other terms.
-fn term_value(term: &Term, pu: usize) -> f64 {
-    let at = |values: &[f32]| f64::from(values.get(pu).copied().unwrap_or(0.0));
-    match &term.values {
-        Values::Mass(mass) => {
-            let total: f64 = mass.iter().map(|mass| f64::from(*mass)).sum();
-            (at(mass).max(MASS_MIN) / total.max(MASS_MIN)).ln()
-        }
-        Values::Sparse(logs) => {
-            let found = logs.iter().filter(|(of, _)| *of as usize == pu);
-            found.map(|(_, log)| f64::from(*log)).sum()
-        }
-        Values::Dense(logs) => at(logs),
-    }
-}
-
 /// FNV-1a of prompt and name, as a logit in 0..8.
 fn hashed(prompt: &Prompt, name: &str) -> f32 {
     let Prompt { user, assistant } = prompt;
@@ -151,11 +130,6 @@ fn hashed(prompt: &Prompt, name: &str) -> f32 {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
     (hash >> 40) as f32 / (1 << 21) as f32
-}
-
-fn log_sum(x: &[f64]) -> f64 {
-    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    max + x.iter().map(|x| (x - max).exp()).sum::<f64>().ln()
 }
 
 #[cfg(test)]

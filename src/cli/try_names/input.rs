@@ -79,9 +79,12 @@ pub(super) fn names(path: &Path) -> Result<Vec<String>, Error> {
 
 const WANTED_NAMES: &str = "give one name per line";
 
-/// Reads the demand of names: the mass of each, in their order. The masses of a name that occurs twice are added, as
-/// the purchases of one product are.
-pub(super) fn demand(path: &Path, names: &[String]) -> Result<Vec<f32>, Error> {
+/// The least share of a name, in place of 0: a term may lower a name's score, but never make it undefined.
+const SHARE_MIN: f64 = 1e-30;
+
+/// Reads the demand of names: the natural logarithm of the share of each, in their order. The masses of a name that
+/// occurs twice are added, as the purchases of one product are.
+pub(super) fn log_demand(path: &Path, names: &[String]) -> Result<Vec<f32>, Error> {
     let mut mass = vec![0f64; names.len()];
     for (nth, pu, value) in values(path, names)? {
         if value < 0.0 {
@@ -100,7 +103,9 @@ pub(super) fn demand(path: &Path, names: &[String]) -> Result<Vec<f32>, Error> {
     if mass.iter().all(|mass| *mass == 0.0) {
         return Err(wrong(path, 1, "no name has a mass above 0".into()));
     }
-    Ok(mass.into_iter().map(|mass| mass as f32).collect())
+    let total: f64 = mass.iter().sum();
+    let log = |mass: f64| (mass / total).max(SHARE_MIN).ln() as f32;
+    Ok(mass.into_iter().map(log).collect())
 }
 
 /// Reads log-weights of names, each at most once.
@@ -227,7 +232,7 @@ mod tests {
             let said = "F is empty; give one name per line";
             assert_eq!(with(bytes, names).expect_err("no names"), said);
             assert!(with(bytes, prompts).is_err());
-            assert!(with(bytes, |path| demand(path, &["TEA".into()])).is_err());
+            assert!(with(bytes, |path| log_demand(path, &["TEA".into()])).is_err());
             assert!(with(bytes, |path| log_weights(path, &["TEA".into()])).is_err());
         }
         // Characters that cannot be seen are no name.
@@ -237,9 +242,14 @@ mod tests {
     #[test]
     fn demand_is_finite_not_negative_and_added_up_per_product() {
         let names = names_of("MEAT SNACKS\nTEA\n");
-        let read = |text: &str| with(text.as_bytes(), |path| demand(path, &names));
-        let mass = read("MEAT  SNACKS\t1.5\r\n\r\nMEAT SNACKS\t2\r\nTEA\t0\r\n");
-        assert_eq!(mass, Ok(vec![3.5, 0.0]));
+        let read = |text: &str| with(text.as_bytes(), |path| log_demand(path, &names));
+        let logs = read("MEAT  SNACKS\t1.5\r\n\r\nMEAT SNACKS\t1.5\r\nTEA\t1\r\n");
+        assert_eq!(logs, Ok(vec![0.75f32.ln(), 0.25f32.ln()]));
+        let logs = read("MEAT SNACKS\t3\nTEA\t0\n").expect("a share of 0 has a logarithm, too");
+        assert!(
+            logs[0] == 0.0 && logs[1].is_finite() && logs[1] < -60.0,
+            "{logs:?}"
+        );
         for (text, error) in [
             (
                 "TEA\t1\nTEA\t-1\n",

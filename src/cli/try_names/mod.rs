@@ -51,7 +51,7 @@ pub(super) struct TryArgs {
     /// Calibration prompts, in the format of --prompts: the model's mean over them is subtracted from its scores.
     #[arg(long, value_name = "FILE")]
     pub calibration: Option<PathBuf>,
-    /// Demand per name, "name<TAB>mass" per line: a term `demand` of weight 1.
+    /// Demand per name, "name<TAB>mass" per line: a term `demand` of weight 1, the logarithm of the name's share.
     #[arg(long, value_name = "FILE")]
     pub demand: Option<PathBuf>,
     /// A further term: a file of "name<TAB>log-weight" lines; may be given more than once.
@@ -120,7 +120,7 @@ impl TryArgs {
     /// The further terms: name and file.
     fn named_terms(&self) -> Result<Vec<(&str, &Path)>, Error> {
         // The names of a score's other parts.
-        let mut known = BTreeSet::from(["model", "baseline", "demand"]);
+        let mut known = BTreeSet::from(["model", "demand"]);
         let mut named = Vec::new();
         for term in &self.terms {
             let form = || {
@@ -200,7 +200,8 @@ struct Line<'a> {
 #[derive(Serialize)]
 struct Name<'a> {
     name: &'a str,
-    log_prob: f32,
+    /// Sum of the weighted terms.
+    score: f32,
     #[serde(skip_serializing_if = "Option::is_none")]
     explained: Option<Explained>,
 }
@@ -208,14 +209,11 @@ struct Name<'a> {
 /// The parts of a score, in nats.
 #[derive(Serialize)]
 struct Explained {
-    /// Log-probability of the name by the model, summed over its edges.
+    /// The model's term, before its weight: the sum of the edges.
     model: f32,
-    /// The same for the mean over the calibration prompts.
-    baseline: f32,
-    /// `model - baseline`.
-    ratio: f32,
-    /// Value of each term, before its weight.
+    /// Value of each other term, before its weight.
     terms: BTreeMap<&'static str, f32>,
+    /// Choices of the model on the path of the name's tokens.
     edges: Vec<Edge>,
 }
 
@@ -289,7 +287,7 @@ impl<'a> Session<'a> {
             terms.push(Term {
                 name: "demand",
                 weight: 1.0,
-                values: Values::Mass(input::demand(path, &names)?.into()),
+                values: Values::Shared(input::log_demand(path, &names)?.into()),
             });
         }
         for (name, path) in args.named_terms()? {
@@ -344,8 +342,6 @@ impl<'a> Session<'a> {
             let names = self.terms.iter().map(|term| term.name);
             Some(Explained {
                 model: named.model,
-                baseline: named.baseline,
-                ratio: named.model - named.baseline,
                 terms: names.zip(named.terms.iter().copied()).collect(),
                 edges,
             })
@@ -371,7 +367,7 @@ fn print(out: &mut dyn Write, json: bool, line: &Line) -> Result<(), Error> {
         } else {
             writeln!(out, "prompt {}", line.prompt)?;
             for (nth, name) in line.names.iter().enumerate() {
-                let (place, text, score) = (nth + 1, visible(name.name), name.log_prob);
+                let (place, text, score) = (nth + 1, visible(name.name), name.score);
                 writeln!(out, "{place:>4}. {text:<40} {score:>8.4}")?;
                 if let Some(explained) = &name.explained {
                     explained.print(out)?;
@@ -393,35 +389,15 @@ pub(super) fn to_stdout(write: impl FnOnce() -> io::Result<()>) -> Result<(), Er
 
 impl Explained {
     fn print(&self, out: &mut dyn Write) -> io::Result<()> {
-        let Self {
-            model,
-            baseline,
-            ratio,
-            ..
-        } = self;
-        write!(
-            out,
-            "      model {model:.4} - baseline {baseline:.4} = ratio {ratio:.4}"
-        )?;
+        write!(out, "      model {:.4}", self.model)?;
         for (name, value) in &self.terms {
             write!(out, "; {name} {value:.4}")?;
         }
         writeln!(out)?;
         for edge in &self.edges {
-            let Edge {
-                choices,
-                score,
-                model,
-                baseline,
-                prior,
-                ..
-            } = edge;
+            let (model, choices) = (edge.model, edge.choices);
             let text = format!("{:?}", edge.text);
-            writeln!(
-                out,
-                "      {score:>8.4}  {text:<24} of {choices:>5}  \
-                 (model {model:.4}, baseline {baseline:.4}, prior {prior:.4})"
-            )?;
+            writeln!(out, "      {model:>8.4}  {text:<24} of {choices:>5}")?;
         }
         Ok(())
     }
@@ -437,7 +413,7 @@ impl<'a> Line<'a> {
         let named = response.named.iter().zip(explained);
         let named = named.map(|(named, explained)| Name {
             name: &names[named.pu as usize],
-            log_prob: named.score,
+            score: named.score,
             explained,
         });
         Self {

@@ -139,7 +139,7 @@ pub struct NameView {
     pub name: String,
     /// Its id.
     pub pu: String,
-    /// Score: a log-probability.
+    /// Score: the sum of the weighted terms.
     pub score: f64,
     /// The score's terms by name.
     pub terms: BTreeMap<String, f64>,

@@ -203,8 +203,6 @@ pub fn finish(
         .iter()
         .map(|named| {
             let model = ("model".to_owned(), named.model);
-            let baseline = ("baseline".to_owned(), named.baseline);
-            let baseline = context.calibration.is_some().then_some(baseline);
             let others = terms
                 .iter()
                 .zip(&named.terms)
@@ -212,10 +210,7 @@ pub fn finish(
             Scored {
                 pu: named.pu,
                 score: named.score,
-                terms: std::iter::once(model)
-                    .chain(baseline)
-                    .chain(others)
-                    .collect(),
+                terms: std::iter::once(model).chain(others).collect(),
             }
         })
         .collect();

@@ -1,5 +1,7 @@
-//! Names of the catalogue: score requests and responses, the trie of names, and the exact search for the best.
+//! Names of the catalogue: score requests and responses, the trie of names, and the exact search for the best
+//! with and without a model.
 
 pub mod scoring;
 pub mod search;
+pub mod sum;
 pub mod trie;

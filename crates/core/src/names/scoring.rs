@@ -40,12 +40,13 @@ pub struct ScoreRequest {
     pub permitted: Option<Arc<FixedBitSet>>,
     /// Number of names wanted.
     pub n: usize,
-    /// Score terms beside the model's; their weighted sum is a log-weight per PU.
+    /// Score terms beside the model's. A name's score is the weighted sum of its values in all terms, the model's
+    /// included.
     pub terms: Vec<Term>,
-    /// Weight of the model's own term.
+    /// Weight of the model's own term, at least 0; with 0 the model is not run.
     pub weight: f32,
-    /// Calibration prompts: the mean of the model's logits over them is subtracted from its term. `None` subtracts
-    /// nothing.
+    /// Calibration prompts: the mean of the model's logits over them is subtracted before its term is computed. `None`
+    /// subtracts nothing.
     pub calibration: Option<Arc<Calibration>>,
     /// Cancels the request.
     pub cancel: Cancel,
@@ -66,24 +67,25 @@ impl Default for ScoreRequest {
     }
 }
 
-/// One score term beside the model's.
+/// One score term beside the model's: it adds `weight · value` to the score of a PU.
 #[derive(Clone, Debug)]
 pub struct Term {
     /// Name in audits, such as `demand`.
     pub name: &'static str,
-    /// Weight of the term; with 0 it has no effect.
+    /// Weight of the term, of any sign; with 0 it has no effect.
     pub weight: f32,
     /// Its values.
     pub values: Values,
 }
 
-/// Values of a term per PU, indexed as [`Names`].
+/// Values of a term per PU, indexed as [`Names`]: natural-log weights, 0 where the term says nothing. They should be
+/// finite; one that is not counts as the nearest finite number, and one that is no number as the least.
 #[derive(Clone, Debug)]
 pub enum Values {
-    /// A mass per PU, > 0 where permitted; its logarithm is the term. One table serves many users and is recognised by
-    /// its address. A subtree of the trie weighs as much as its names together.
-    Mass(Arc<[f32]>),
-    /// Log-weights of a few PUs, in any order; 0 for all others.
+    /// A log-weight per PU, shared by many users; the table is recognised by its address. A PU beyond its end has the
+    /// table's least value: a product that is newer than the table must not lead it.
+    Shared(Arc<[f32]>),
+    /// Log-weights of a few PUs, in any order; 0 for all others. If a PU occurs twice, both are added.
     Sparse(Arc<[(u32, f32)]>),
     /// A log-weight per PU for this user alone; 0 for PUs beyond its end.
     Dense(Arc<[f32]>),
@@ -128,15 +130,12 @@ pub struct Names {
 pub struct ScoredName {
     /// Index into [`Names`].
     pub pu: u32,
-    /// Natural-log probability under the renormalised mixture.
+    /// Sum of the weighted terms, the model's included. It ranks the names of one user; it is not a probability.
     pub score: f32,
-    /// Sum of the renormalised log-probabilities of the name's edges, by the model alone.
+    /// The model's term without its weight, with the means over [`ScoreRequest::calibration`] subtracted: over all
+    /// permitted names it is a log-probability. 0 if the model was not run.
     pub model: f32,
-    /// The same by the means over [`ScoreRequest::calibration`], the baseline of all users; `model - baseline` is the
-    /// model's preference of this user. 0 without calibration.
-    pub baseline: f32,
-    /// Unweighted value of each term for this name, in the order of [`ScoreRequest::terms`]: for a mass its log share
-    /// of all names, for the others the log-weight.
+    /// Value of each term for this name without its weight, in the order of [`ScoreRequest::terms`].
     pub terms: Vec<f32>,
 }
 

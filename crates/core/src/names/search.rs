@@ -1,20 +1,21 @@
 //! Exact search for the top N names of a [`Trie`]: chooses the nodes to score next and takes their logits.
 //!
-//! Decides the score of a name and the order of the search. At a node with more than one permitted child the children
-//! share its probability: softmax over the permitted children of `weight · (logit − mean) + ln(measure of the child)`;
-//! a single child has probability 1. So the scores are a distribution over the permitted names. The terms beside the
-//! model are one mass per leaf, the [`Prior`]; a child's measure is the sum over its leaves, and with `weight` 0 the
-//! scores are the prior itself, whatever the shape of the trie.
+//! Decides the score of a name and the order of the search. A score is a sum: the weight times the model's term, plus the
+//! log-weight of the name by all other terms, the [`Terms`]. The model's term is the sum, over the nodes on the name's
+//! path that have more than one permitted child, of the log softmax of `logit − mean` over these children; a single child
+//! costs nothing, nor does a choice between names with the same tokens. No edge is over 0. So the model's path down to a
+//! node plus the greatest log-weight of the permitted names below is a bound of their scores.
 //!
-//! Invariant: best first, with every node expanded whose score reaches the n-th best name found. A name's score depends
+//! Invariant: best first, with every node expanded whose bound reaches the n-th best name found. A name's score depends
 //! on the question alone, not on `n` nor on the division into waves, so the answer equals brute force, ties by PU. It
 //! does not know how logits are computed.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::names::trie::{Masses, Node, Own, Permitted, Trie};
+use crate::names::trie::{LogWeights, Node, Own, Permitted, Trie};
 
 /// Rounding error of a bound against a score, in nats: a node is beaten only by more than this.
 const ROUNDING: f64 = 1e-9;
@@ -27,16 +28,16 @@ const WIDTH_MIN: usize = 8;
 /// many waves.
 const RANKS: (usize, usize) = (85, 100);
 
-/// Terms beside the model, as masses of names.
+/// Number of leaves that are skipped together if none of them can be among the best.
+const STEP: usize = 64;
+
+/// The sum of all terms beside the model's, per leaf.
 #[derive(Clone, Debug)]
-pub struct Prior {
-    /// A mass per leaf.
-    pub masses: Arc<Masses>,
-    /// Factors of one user.
+pub struct Terms {
+    /// Log-weights that other users may share.
+    pub weights: Arc<LogWeights>,
+    /// Log-weights of one user, added to them.
     pub own: Own,
-    /// Whether a child's measure is the sum over its leaves, as for demand. Otherwise it is their mean: a subtree does
-    /// not gain by its number of names, and equal masses have no effect.
-    pub sums: bool,
 }
 
 /// Input of a search.
@@ -46,10 +47,10 @@ pub struct Question {
     pub permitted: Option<Arc<Permitted>>,
     /// Number of names wanted.
     pub n: usize,
-    /// Weight of the model's logits; with 0 the model is not run.
+    /// Weight of the model's term, at least 0; with 0 the model is not run.
     pub weight: f64,
-    /// Terms beside the model. Without it and with weight 0 all names have the same score.
-    pub prior: Option<Prior>,
+    /// The other terms; `None` adds nothing.
+    pub terms: Option<Terms>,
 }
 
 /// Nodes whose children need logits.
@@ -79,12 +80,10 @@ pub struct Expand {
 pub struct Found {
     /// PU of the name.
     pub pu: u32,
-    /// Natural-log probability under the mixture.
+    /// Sum of the weighted terms.
     pub score: f64,
-    /// Sum of edges by the model alone; 0 if the model was not run.
+    /// The model's term without its weight; 0 if the model was not run.
     pub model: f64,
-    /// Sum of edges by the means alone, the baseline of all users; 0 without means.
-    pub baseline: f64,
 }
 
 impl Eq for Found {}
@@ -102,18 +101,13 @@ impl Ord for Found {
     }
 }
 
-/// Sums of edges from the root to a node, in nats.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Sums {
-    score: f64,
-    model: f64,
-    baseline: f64,
-}
-
 /// A node with more than one permitted name, not yet expanded.
 #[derive(Clone, Debug)]
 struct Open {
-    sums: Sums,
+    /// No name under the node has a greater score.
+    bound: f64,
+    /// Sum of the model's edges down to the node.
+    model: f64,
     /// Child of the expanded node `parent`. The node that branches may be further down, with single permitted children
     /// between.
     top: Node,
@@ -137,14 +131,14 @@ impl PartialOrd for Open {
 impl Ord for Open {
     fn cmp(&self, other: &Self) -> Ordering {
         let by_place = other.top.leaves.start.cmp(&self.top.leaves.start);
-        self.sums.score.total_cmp(&other.sums.score).then(by_place)
+        self.bound.total_cmp(&other.bound).then(by_place)
     }
 }
 
 /// A node in a wave whose logits are not fed yet.
 #[derive(Clone, Debug)]
 struct InFlight {
-    sums: Sums,
+    model: f64,
     id: u32,
     children: Vec<Node>,
 }
@@ -160,8 +154,6 @@ pub struct Search<'a> {
     in_flight: Vec<InFlight>,
     /// Number of nodes in waves so far.
     expanded: u32,
-    /// Log measure of all permitted names.
-    total: f64,
 }
 
 impl<'a> Search<'a> {
@@ -174,16 +166,14 @@ impl<'a> Search<'a> {
             found: BinaryHeap::new(),
             in_flight: Vec::new(),
             expanded: 0,
-            total: 0.0,
         };
         let root = trie.root();
-        search.total = search.log_measure(&root);
-        let first = search.keep_or_open(Open {
-            sums: Sums::default(),
-            top: root,
-            parent: None,
-        });
-        search.open.extend(first);
+        if search.question.weight > 0.0 {
+            let first = search.keep_or_open(0.0, root, None);
+            search.open.extend(first);
+        } else {
+            search.keep_all(&root.leaves, 0.0);
+        }
         search
     }
 
@@ -196,7 +186,7 @@ impl<'a> Search<'a> {
         let width = self.width();
         while wave.nodes.len() < width {
             let Some(best) = self.open.peek() else { break };
-            if self.is_beaten(best.sums.score) {
+            if self.is_beaten(best.bound) {
                 self.open.clear();
                 break;
             }
@@ -207,8 +197,7 @@ impl<'a> Search<'a> {
             let open = self.open.pop().expect("the heap was just peeked");
             let children = self.permitted_children(&node);
             let Some(tokens) = self.first_tokens(&children) else {
-                let zeros = vec![0.0; children.len()];
-                self.expand(&open.sums, open.parent, &children, &zeros, &zeros);
+                self.keep_all(&node.leaves, open.model);
                 continue;
             };
             rows += chain.len();
@@ -220,7 +209,7 @@ impl<'a> Search<'a> {
                 children: tokens,
             });
             self.in_flight.push(InFlight {
-                sums: open.sums,
+                model: open.model,
                 id: self.expanded,
                 children,
             });
@@ -234,19 +223,18 @@ impl<'a> Search<'a> {
     pub fn feed(&mut self, logits: &[f32], means: &[f32]) {
         let zeros = vec![0.0; if means.is_empty() { logits.len() } else { 0 }];
         let (mut logits, mut means) = (logits, if means.is_empty() { &zeros } else { means });
-        let wide = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect();
         for node in std::mem::take(&mut self.in_flight) {
             let count = node.children.len();
-            let of_logits: Vec<f64> = wide(&logits[..count]);
-            let of_means: Vec<f64> = wide(&means[..count]);
+            let values = logits[..count].iter().zip(&means[..count]);
+            let mut edges: Vec<f64> = values
+                .map(|(logit, mean)| f64::from(*logit) - f64::from(*mean))
+                .collect();
+            log_softmax(&mut edges);
             (logits, means) = (&logits[count..], &means[count..]);
-            self.expand(
-                &node.sums,
-                Some(node.id),
-                &node.children,
-                &of_logits,
-                &of_means,
-            );
+            for (child, edge) in node.children.into_iter().zip(edges) {
+                let open = self.keep_or_open(node.model + edge, child, Some(node.id));
+                self.open.extend(open);
+            }
         }
         assert!(logits.is_empty() && means.is_empty(), "one value per child");
     }
@@ -271,7 +259,7 @@ impl<'a> Search<'a> {
     /// still to be proven.
     fn width(&self) -> usize {
         let rank = self.question.n * RANKS.0 / RANKS.1;
-        let open = self.open.iter().map(|open| open.sums.score);
+        let open = self.open.iter().map(|open| open.bound);
         let found = self.found.iter().map(|found| found.0.score);
         let mut scores: Vec<f64> = open.chain(found).collect();
         if rank == 0 || scores.len() <= rank {
@@ -279,111 +267,85 @@ impl<'a> Search<'a> {
         }
         let (_, last, _) = scores.select_nth_unstable_by(rank - 1, |a, b| b.total_cmp(a));
         let last = *last;
-        let among = self.open.iter().filter(|open| open.sums.score >= last);
+        let among = self.open.iter().filter(|open| open.bound >= last);
         among.count().max(WIDTH_MIN)
     }
 
-    /// Whether no name under a node of `score` can be among the n best. At equality one may, by its lower PU.
-    fn is_beaten(&self, score: f64) -> bool {
+    /// Whether no name with this bound can be among the n best. At equality one may, by its lower PU.
+    fn is_beaten(&self, bound: f64) -> bool {
         self.found.len() >= self.question.n
-            && (self.found.peek()).is_none_or(|worst| worst.0.score > score + ROUNDING)
+            && (self.found.peek()).is_none_or(|worst| worst.0.score > bound + ROUNDING)
     }
 
-    /// First tokens of the children, if the model distinguishes them and has a weight.
+    /// First tokens of the children; `None` if they have the same tokens, so that the model does not distinguish them.
     fn first_tokens(&self, children: &[Node]) -> Option<Vec<u32>> {
-        if self.question.weight == 0.0 {
-            return None;
-        }
         let tokens = children.iter().map(|child| self.trie.first_token(child));
         tokens.collect()
     }
 
-    /// Shares a node's probability among its children. `sums` are the node's, `id` its number in the search.
-    fn expand(
-        &mut self,
-        sums: &Sums,
-        id: Option<u32>,
-        children: &[Node],
-        logits: &[f64],
-        means: &[f64],
-    ) {
-        let weight = self.question.weight;
-        let measures: Vec<f64> = children.iter().map(|c| self.log_measure(c)).collect();
-        let ratios = logits
-            .iter()
-            .zip(means)
-            .map(|(x, mean)| weight * (x - mean));
-        let mut scores: Vec<f64> = ratios.zip(&measures).map(|(x, m)| x + m).collect();
-        if weight == 0.0 {
-            // The prior itself, not a sum of rounded edges, so that equal masses give equal scores.
-            let prior = measures.iter().map(|measure| measure - self.total);
-            scores = prior.collect();
-        } else {
-            log_softmax(&mut scores);
-            scores.iter_mut().for_each(|edge| *edge += sums.score);
-        }
-        let [model, baseline] = [logits, means].map(|values| {
-            let mut edges = values.to_vec();
-            match weight {
-                0.0 => edges.fill(0.0),
-                _ => log_softmax(&mut edges),
-            }
-            edges
-        });
-        let mut open = Vec::with_capacity(children.len());
-        for (index, child) in children.iter().enumerate() {
-            let sums = Sums {
-                score: scores[index],
-                model: sums.model + model[index],
-                baseline: sums.baseline + baseline[index],
-            };
-            open.extend(self.keep_or_open(Open {
-                sums,
-                top: child.clone(),
-                parent: id,
-            }));
-        }
-        self.open.extend(open);
-    }
-
     /// Keeps a node that has one permitted name; returns a node that has several and may lead to one of the best.
-    fn keep_or_open(&mut self, open: Open) -> Option<Open> {
-        if self.is_beaten(open.sums.score) {
+    /// `model` is the sum of the model's edges down to it.
+    fn keep_or_open(&mut self, model: f64, top: Node, parent: Option<u32>) -> Option<Open> {
+        let bound = self.bound(model, &top.leaves);
+        if self.is_beaten(bound) {
             return None;
         }
-        match self.count(&open.top) {
+        match self.count(&top) {
             0 => None,
             1 => {
-                self.keep(&open);
+                self.keep_all(&top.leaves, model);
                 None
             }
-            _ => Some(open),
+            _ => Some(Open {
+                bound,
+                model,
+                top,
+                parent,
+            }),
         }
     }
 
-    fn keep(&mut self, open: &Open) {
-        let leaves = &open.top.leaves;
-        let leaf = match &self.question.permitted {
-            None => leaves.start,
-            Some(permitted) => permitted
-                .first(leaves)
-                .expect("count found one permitted leaf"),
-        };
-        let Sums {
-            score,
-            model,
-            baseline,
-        } = open.sums;
-        let pu = self.trie.pu(leaf);
-        self.found.push(Reverse(Found {
-            pu,
-            score,
-            model,
-            baseline,
-        }));
-        if self.found.len() > self.question.n {
-            self.found.pop();
+    /// Keeps the permitted names of a range among which the model does not choose.
+    fn keep_all(&mut self, leaves: &Range<u32>, model: f64) {
+        let permitted = self.question.permitted.clone();
+        for from in leaves.clone().step_by(STEP) {
+            let run = from..leaves.end.min(from + STEP as u32);
+            if self.is_beaten(self.bound(model, &run)) {
+                continue;
+            }
+            match &permitted {
+                None => run.for_each(|leaf| self.keep(leaf, model)),
+                Some(permitted) => permitted.ones(&run).for_each(|leaf| self.keep(leaf, model)),
+            }
         }
+    }
+
+    fn keep(&mut self, leaf: u32, model: f64) {
+        let terms = self.question.terms.as_ref();
+        let terms = terms.map_or(0.0, |terms| terms.weights.at(leaf, &terms.own));
+        let found = Found {
+            pu: self.trie.pu(leaf),
+            score: self.question.weight * model + terms,
+            model,
+        };
+        if self.found.len() < self.question.n {
+            self.found.push(Reverse(found));
+        } else if let Some(mut worst) = self.found.peek_mut()
+            && found > worst.0
+        {
+            *worst = Reverse(found);
+        }
+    }
+
+    /// The greatest score that a permitted name of a range can have under the model's path so far. Each operation is the
+    /// one that gives a name its score, and none decreases with its operands.
+    fn bound(&self, model: f64, leaves: &Range<u32>) -> f64 {
+        let permitted = self.question.permitted.as_deref();
+        let terms = self.question.terms.as_ref();
+        let terms = terms.map_or(0.0, |terms| {
+            terms.weights.max(leaves, permitted, &terms.own)
+        });
+        self.question.weight * model + terms
     }
 
     /// The first node at or under `top` with several permitted children, and the tokens down to it.
@@ -415,26 +377,9 @@ impl<'a> Search<'a> {
             Some(permitted) => permitted.count(&node.leaves),
         }
     }
-
-    /// Log measure of a node by the terms beside the model, in nats.
-    pub fn log_measure(&self, node: &Node) -> f64 {
-        let permitted = self.question.permitted.as_deref();
-        match &self.question.prior {
-            Some(prior) => {
-                let sum = prior.masses.sum(&node.leaves, permitted, &prior.own);
-                // At weight 0 the prior alone decides, so each name must keep its own mass.
-                let sums = prior.sums || self.question.weight == 0.0;
-                let shared = if sums { 1 } else { self.count(node).max(1) };
-                // A mass that underflows to 0 must keep a finite logarithm.
-                (sum / f64::from(shared)).max(f64::MIN_POSITIVE).ln()
-            }
-            None if self.question.weight == 0.0 => f64::from(self.count(node)).ln(),
-            None => 0.0,
-        }
-    }
 }
 
-/// `x − ln Σ exp(x)`.
+/// `x − ln Σ exp(x)`; no value is over 0.
 pub fn log_softmax(x: &mut [f64]) {
     let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = x.iter().map(|x| (x - max).exp()).sum();

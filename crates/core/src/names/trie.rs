@@ -14,7 +14,7 @@ mod leaves;
 use std::collections::VecDeque;
 use std::ops::Range;
 
-pub use leaves::{Masses, Own, Permitted};
+pub use leaves::{LogWeights, Own, Permitted};
 
 /// Marks a node without a label.
 const NONE: u32 = u32::MAX;

@@ -14,7 +14,7 @@ use super::backend::{Cache, Network, Prefix, Row};
 use super::calibration::CalibrationMeans;
 use super::group::{Group, Share, Shared, Waiting};
 use super::index::{self, Indexed, Indexer};
-use super::mixture::{Mixed, Mixture};
+use super::mixture::Mixture;
 use crate::clocks::{Clocks, Part};
 use crate::cpu::forward::Pass;
 use crate::cpu::smooth;
@@ -261,13 +261,11 @@ impl Constrained {
                 Some(calibration) if request.weight != 0.0 => Some(self.calibration(calibration)?),
                 _ => None,
             };
-            let Mixed { question, totals } = self.mixture.mix(request);
             queue.push_back(Waiting {
                 place,
                 request,
                 tokens,
-                question,
-                totals,
+                question: self.mixture.question(request),
                 means,
             });
         }

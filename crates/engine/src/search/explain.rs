@@ -1,8 +1,8 @@
-//! The explanation of a name's score: every choice on its path through the trie.
+//! The explanation of the model's term of a name: every choice on its path through the trie.
 //!
 //! Computes the edges of given names again, by one pass over their paths after the prompt instead of a search.
-//! Invariant: the edges of a name add up to its score, within the rounding of floats. It does not know which names are
-//! best.
+//! Invariant: the edges of a name add up to the model's term, within the rounding of floats. It does not know which
+//! names are best.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,6 @@ use serde::Serialize;
 
 use super::calibration::{Paths, Scratch, Wanted};
 use super::constrained::{Constrained, failed, nearest};
-use super::mixture::Mixed;
 use crate::Error;
 use crate::cpu::forward::Pass;
 use nearshore_core::names::scoring::ScoreRequest;
@@ -20,21 +19,16 @@ use nearshore_core::names::trie::{Node, Trie};
 /// Per path of tokens: each child with its logit.
 type Logits = BTreeMap<Vec<u32>, Vec<(u32, f32)>>;
 
-/// One choice on the path to a name. Values are in nats, each normalised over the permitted choices.
+/// One choice of the model on the path to a name.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Edge {
     /// The name's tokens from this choice to the next.
     pub text: String,
     /// Number of permitted choices, including this one.
     pub choices: usize,
-    /// Value of the mixture, which ranks names.
-    pub score: f32,
-    /// Value of the model alone; 0 if it was not used.
+    /// What the choice adds to the model's term: its log-probability among the permitted choices, in nats, after the
+    /// means over the calibration prompts are subtracted.
     pub model: f32,
-    /// Mean of the model over the calibration prompts; 0 without calibration.
-    pub baseline: f32,
-    /// Value of the terms without the model.
-    pub prior: f32,
 }
 
 /// A node with several permitted children on the path to a name.
@@ -47,21 +41,20 @@ struct Fork {
 }
 
 impl Constrained {
-    /// Returns the edges of some names under `request`, from the first choice to the last.
+    /// Returns the edges of some names under `request`, from the first choice to the last; none at model weight 0.
     pub fn explain(
         &mut self,
         request: &ScoreRequest,
         pus: &[u32],
     ) -> Result<Vec<Vec<Edge>>, Error> {
-        let Mixed { question, .. } = self.mixture.mix(request);
+        if request.weight == 0.0 {
+            return Ok(vec![Vec::new(); pus.len()]);
+        }
+        let question = self.mixture.question(request);
         let trie = std::sync::Arc::clone(self.mixture.trie());
-        let weight = question.weight;
         let search = Search::new(&trie, question);
         let forks: Vec<Vec<Fork>> = pus.iter().map(|pu| forks(&trie, &search, *pu)).collect();
-        let wanted = forks.iter().flatten().filter_map(|fork| {
-            let has_tokens = trie.first_token(&fork.children[0]).is_some();
-            (weight != 0.0 && has_tokens).then(|| fork.wanted(&trie))
-        });
+        let wanted = forks.iter().flatten().map(|fork| fork.wanted(&trie));
         let wanted: BTreeSet<Wanted> = wanted.collect();
         let logits = self.logits_at(request, &wanted)?;
         let means = match &request.calibration {
@@ -81,14 +74,15 @@ impl Constrained {
                     .get(nth + 1)
                     .map_or(name.len(), |next| next.path.len());
                 let tokens = name.get(fork.path.len()..end).unwrap_or_default();
-                let children = fork.children.iter();
-                let measures: Vec<f64> = children.map(|c| search.log_measure(c)).collect();
-                let values = Values {
-                    logits: fork.values(&trie, logits.get(&fork.path).map(|node| &node[..])),
-                    means: fork.values(&trie, means.get(&fork.path).map(|node| &node[..])),
-                    measures,
-                };
-                edges.push(values.edge(weight, fork.chosen, self.text.read(tokens)));
+                let logits = fork.values(&trie, logits.get(&fork.path).map(|node| &node[..]));
+                let means = fork.values(&trie, means.get(&fork.path).map(|node| &node[..]));
+                let mut values: Vec<f64> = logits.iter().zip(means).map(|(x, m)| x - m).collect();
+                log_softmax(&mut values);
+                edges.push(Edge {
+                    text: self.text.read(tokens),
+                    choices: values.len(),
+                    model: values[fork.chosen] as f32,
+                });
             }
             explained.push(edges);
         }
@@ -153,7 +147,7 @@ impl Constrained {
     }
 }
 
-/// The nodes on the path to `pu` that have another permitted child.
+/// The nodes on the path to `pu` at which the model chooses: several permitted children start with different tokens.
 fn forks(trie: &Trie, search: &Search, pu: u32) -> Vec<Fork> {
     let Some(leaf) = trie.leaf(pu) else {
         return Vec::new();
@@ -170,7 +164,7 @@ fn forks(trie: &Trie, search: &Search, pu: u32) -> Vec<Fork> {
             return forks;
         };
         let child = children[chosen].clone();
-        if children.len() > 1 {
+        if children.len() > 1 && trie.first_token(&child).is_some() {
             forks.push(Fork {
                 path: path.clone(),
                 node,
@@ -205,34 +199,5 @@ impl Fork {
             .iter()
             .map(|child| value(child).unwrap_or(0.0));
         values.collect()
-    }
-}
-
-/// Values of the permitted children of a fork.
-struct Values {
-    logits: Vec<f64>,
-    means: Vec<f64>,
-    measures: Vec<f64>,
-}
-
-impl Values {
-    fn edge(self, weight: f64, chosen: usize, text: String) -> Edge {
-        let ratios = self.logits.iter().zip(&self.means);
-        let scores = ratios.zip(&self.measures);
-        let scores = scores.map(|((x, mean), measure)| weight * (x - mean) + measure);
-        let share = |mut values: Vec<f64>| {
-            log_softmax(&mut values);
-            values[chosen] as f32
-        };
-        let is_used = |values: &[f64]| values.iter().any(|value| *value != values[0]);
-        let share_or_0 = |values: Vec<f64>| if is_used(&values) { share(values) } else { 0.0 };
-        Edge {
-            text,
-            choices: self.measures.len(),
-            score: share(scores.collect()),
-            model: share_or_0(self.logits),
-            baseline: share_or_0(self.means),
-            prior: share(self.measures),
-        }
     }
 }

@@ -13,7 +13,6 @@ use super::admission::{Budget, passes};
 use super::backend::{Cache, Network, Prefix, Row};
 use super::calibration::{CalibrationMeans, Scratch, Wanted};
 use super::constrained::{Limits, failed};
-use super::mixture::term_values;
 use crate::Error;
 use crate::clocks::{Clocks, Part};
 use crate::cpu::attention::{Sight, Span};
@@ -21,6 +20,7 @@ use crate::cpu::forward::Pass;
 use crate::thread::Pulse;
 use nearshore_core::names::scoring::{Ended, ScoreRequest, ScoreResponse, ScoredName};
 use nearshore_core::names::search::{Question, Search, Wave};
+use nearshore_core::names::sum::term_values;
 use nearshore_core::names::trie::Trie;
 
 /// The most trie rows of one user in one wave, unless it wants more names than that. The limit is per user, so that
@@ -48,8 +48,6 @@ pub(super) struct Waiting<'a> {
     pub request: &'a ScoreRequest,
     pub tokens: Vec<u32>,
     pub question: Question,
-    /// See [`Mixed`](super::mixture::Mixed).
-    pub totals: Vec<f64>,
     pub means: Option<Arc<CalibrationMeans>>,
 }
 
@@ -480,12 +478,7 @@ impl<'a> User<'a> {
 
     /// Ends the user; returns its position in the batch and its response.
     fn finish(self, ended: Ended) -> (usize, ScoreResponse) {
-        let Waiting {
-            place,
-            request,
-            totals,
-            ..
-        } = self.input;
+        let Waiting { place, request, .. } = self.input;
         let found = match ended {
             Ended::Complete => self.search.into_answer(),
             Ended::Cancelled | Ended::Late | Ended::TooLong => Vec::new(),
@@ -494,8 +487,7 @@ impl<'a> User<'a> {
             pu: found.pu,
             score: found.score as f32,
             model: found.model as f32,
-            baseline: found.baseline as f32,
-            terms: term_values(&request.terms, &totals, found.pu),
+            terms: term_values(&request.terms, found.pu),
         });
         let response = ScoreResponse {
             named: named.collect(),

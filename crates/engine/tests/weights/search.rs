@@ -20,14 +20,14 @@ fn calibration(count: usize) -> Arc<Calibration> {
 
 fn requests(count: usize) -> Vec<ScoreRequest> {
     let calibration = calibration(3);
-    let mass: Arc<[f32]> = (0..200).map(|pu| (pu % 7 + 1) as f32).collect();
+    let logs: Arc<[f32]> = (0..200).map(|pu| ((pu % 7 + 1) as f32).ln()).collect();
     let request = |nth: usize| {
         let bought = ["FLUID MILK", "BEER", "2% MILK"][nth % 3];
         let visits = "again ".repeat(nth % 11);
         let demand = Term {
             name: "demand",
             weight: 0.5,
-            values: Values::Mass(Arc::clone(&mass)),
+            values: Values::Shared(Arc::clone(&logs)),
         };
         let repeat = Term {
             name: "repeat",
@@ -66,11 +66,11 @@ fn named(responses: Vec<ScoreResponse>) -> Vec<Vec<nearshore_core::names::scorin
         .collect()
 }
 
-/// Two scores of a name by brute force: `of` gives two values for a depth and a token; each choice is normalised over
+/// The model's term of a name by brute force: `of` gives the value of a token at a depth; each choice is normalised over
 /// the next tokens of all names that share the beginning.
-fn edges(names: &[Vec<u32>], at: usize, of: impl Fn(usize, u32) -> (f64, f64)) -> (f64, f64) {
+fn term_of_model(names: &[Vec<u32>], at: usize, of: impl Fn(usize, u32) -> f64) -> f64 {
     let name = &names[at];
-    let mut sums = (0f64, 0f64);
+    let mut sum = 0f64;
     for depth in 0..name.len() {
         let under = names
             .iter()
@@ -78,17 +78,10 @@ fn edges(names: &[Vec<u32>], at: usize, of: impl Fn(usize, u32) -> (f64, f64)) -
         let mut children: Vec<u32> = under.map(|other| other[depth]).collect();
         children.sort_unstable();
         children.dedup();
-        let values = children.iter().map(|token| of(depth, *token));
-        let norms = values.fold((0f64, 0f64), |sum, (a, b)| {
-            (sum.0 + a.exp(), sum.1 + b.exp())
-        });
-        let values = of(depth, name[depth]);
-        sums = (
-            sums.0 + values.0 - norms.0.ln(),
-            sums.1 + values.1 - norms.1.ln(),
-        );
+        let norm: f64 = (children.iter()).map(|token| of(depth, *token).exp()).sum();
+        sum += of(depth, name[depth]) - norm.ln();
     }
-    sums
+    sum
 }
 
 #[test]
@@ -136,15 +129,14 @@ fn the_calibration_mean_is_subtracted_as_by_brute_force() {
                 .iter()
                 .map(|logits| f64::from(logits[at][depth][token as usize]));
             let mean = means.sum::<f64>() / calibration_logits.len() as f64;
-            (
-                f64::from(user_logits[at][depth][token as usize]) - mean,
-                mean,
-            )
+            f64::from(user_logits[at][depth][token as usize]) - mean
         };
-        let (score, baseline) = edges(&named, at, of);
-        let near = |a: f32, b: f64| (f64::from(a) - b).abs() < 2e-3;
-        assert!(near(found.score, score), "{found:?} {score}");
-        assert!(near(found.baseline, baseline), "{found:?} {baseline}");
+        let model = term_of_model(&named, at, of);
+        assert!(
+            (f64::from(found.model) - model).abs() < 2e-3,
+            "{found:?} {model}"
+        );
+        assert_eq!(found.score, found.model, "weight 1, no other terms");
     }
     assert_eq!(response.named.len(), 8);
     assert!(response.named.is_sorted_by(|a, b| a.score >= b.score));

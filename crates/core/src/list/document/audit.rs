@@ -31,7 +31,7 @@ pub struct Audit {
     pub model: Option<Model>,
     /// SHA-256 of the template.
     pub template: String,
-    /// SHA-256 of the calibration prompts whose mean was subtracted from the model's term; `none` if nothing was.
+    /// SHA-256 of the calibration prompts whose mean was subtracted before the model's term; `none` if nothing was.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub calibration: String,
     /// SHA-256 of the prompt.
@@ -82,7 +82,7 @@ pub struct Model {
 pub struct NameAudit {
     /// PU id.
     pub pu: String,
-    /// Score of the mixture, in nats.
+    /// Score: sum of the weighted terms, in nats.
     pub score: f32,
     /// Its unweighted terms, in nats: `model`, `demand`, ...
     pub terms: BTreeMap<String, f32>,

@@ -55,7 +55,7 @@ pub(crate) struct Header {
 pub(crate) struct Scored {
     /// Index of the PU.
     pub pu: u32,
-    /// Score of the mixture, in nats.
+    /// Sum of the weighted terms, in nats.
     pub score: f32,
     /// Its unweighted terms: `("model", …)`, `("demand", …)`.
     pub terms: Vec<(String, f32)>,

@@ -67,7 +67,7 @@ pub struct Shown {
     pub pu: String,
     /// Product name.
     pub name: String,
-    /// The score of its name: log-probability, or log of demand; four significant digits.
+    /// The score of its name: sum of the weighted terms, in a fallback the log of demand; four significant digits.
     pub score: f64,
     /// SKU ids, best first; at least one.
     pub skus: Vec<String>,

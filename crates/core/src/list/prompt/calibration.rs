@@ -1,4 +1,4 @@
-//! Calibration prompts of an arm, frozen in a file; the mean of the model's logits over them is the baseline of all
+//! Calibration prompts of an arm, frozen in a file; the mean of the model's logits over them is what it says to all
 //! users.
 //!
 //! Decides the content of such a file and whether it fits an arm. Invariant: prompts frozen with another template or

@@ -63,10 +63,10 @@ pub struct Arm {
     #[serde(default)]
     pub demand_weight: f64,
     /// File of frozen calibration prompts, relative to the configuration file: the mean of the model's logits over them
-    /// is subtracted from its term. `None` subtracts nothing.
+    /// is subtracted before its term is computed. `None` subtracts nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<String>,
-    /// Least log-probability of a name, theta; `None` keeps all.
+    /// Least score of a name, theta; `None` keeps all. Scores are sums of weighted terms, so it goes with the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub theta: Option<f64>,
 }

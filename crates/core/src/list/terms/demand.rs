@@ -15,6 +15,6 @@ pub(super) fn term(
     (arm.demand_weight != 0.0).then(|| Term {
         name: "demand",
         weight: arm.demand_weight as f32,
-        values: Values::Mass(snapshot.demand.mass(segment)),
+        values: Values::Shared(snapshot.demand.log_shares(segment)),
     })
 }

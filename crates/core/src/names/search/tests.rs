@@ -1,4 +1,4 @@
-//! Laws of the search: it equals brute force over the names, without a trie.
+//! Laws of the search: it equals brute force over the names, without a trie, and a score is the sum of its terms.
 
 use super::*;
 use crate::names::trie::Sequences;
@@ -63,11 +63,10 @@ struct Case {
     permitted: Option<Vec<bool>>,
     n: usize,
     weight: f64,
-    /// Masses per PU with their exponents.
-    terms: Vec<(f64, Vec<f32>)>,
+    /// Weighted tables of log-weights per PU.
+    tables: Vec<(f64, Vec<f64>)>,
     /// Log-weights of one user.
     own: Vec<(u32, f64)>,
-    sums: bool,
     means: bool,
     rows_max: usize,
 }
@@ -81,15 +80,18 @@ impl Case {
         if self.means { hashed(path, 77) } else { 0.0 }
     }
 
-    fn has_prior(&self) -> bool {
-        !self.terms.is_empty() || !self.own.is_empty()
+    /// Sum of the weighted tables of a PU.
+    fn table(&self, pu: u32) -> f64 {
+        let tables = self.tables.iter();
+        tables
+            .map(|(weight, logs)| weight * logs[pu as usize])
+            .sum()
     }
 
-    /// Log-weight of a PU by all terms beside the model.
-    fn log_mass(&self, pu: u32) -> f64 {
-        let terms = self.terms.iter();
-        let shared = terms.map(|(weight, mass)| weight * f64::from(mass[pu as usize]).ln());
-        shared.sum()
+    /// Sum of all terms beside the model's.
+    fn terms(&self, pu: u32) -> f64 {
+        let own = self.own.iter().filter(|(of, _)| *of == pu);
+        self.table(pu) + own.map(|(_, log)| log).sum::<f64>()
     }
 
     fn search(&self) -> Vec<Found> {
@@ -99,19 +101,24 @@ impl Case {
             let pus: FixedBitSet = ones.map(|(pu, _)| pu).collect();
             Arc::new(Permitted::new(&trie, &pus))
         });
-        let prior = self.has_prior().then(|| Prior {
-            masses: Arc::new(Masses::new(&trie, |pu| self.log_mass(pu))),
+        let has_terms = !self.tables.is_empty() || !self.own.is_empty();
+        let terms = has_terms.then(|| Terms {
+            weights: Arc::new(LogWeights::new(&trie, |pu| self.table(pu))),
             own: Own::new(&trie, self.own.iter().copied()),
-            sums: self.sums,
         });
         let question = Question {
             permitted,
             n: self.n,
             weight: self.weight,
-            prior,
+            terms,
         };
         let mut search = Search::new(&trie, question);
-        Engine::run(&mut search, self.rows_max, |path| self.mean(path));
+        let engine = Engine::run(&mut search, self.rows_max, |path| self.mean(path));
+        assert!(
+            self.weight > 0.0 || engine.waves == 0,
+            "weight 0 asks no model"
+        );
+        assert!(search.is_proven());
         search.into_answer()
     }
 
@@ -129,64 +136,24 @@ impl Case {
     fn scored(&self, pu: usize, all: &[usize]) -> Found {
         let ended = |pu: usize| [self.names[pu].as_slice(), &[END]].concat();
         let name = ended(pu);
-        let mut sums = [0.0; 3];
-        let mut add = |own: [f64; 3], siblings: &[[f64; 3]]| {
-            for (nth, sum) in sums.iter_mut().enumerate() {
-                *sum += own[nth] - log_sum(siblings.iter().map(|sibling| sibling[nth]));
-            }
-        };
+        let mut model = 0.0;
         for depth in 0..name.len() {
-            let under: Vec<usize> = (all.iter().copied())
-                .filter(|other| ended(*other).starts_with(&name[..depth]))
-                .collect();
-            let mut tokens: Vec<u32> = under.iter().map(|p| ended(*p)[depth]).collect();
+            let under = (all.iter()).filter(|other| ended(**other).starts_with(&name[..depth]));
+            let mut tokens: Vec<u32> = under.map(|other| ended(*other)[depth]).collect();
             tokens.sort_unstable();
             tokens.dedup();
             let of = |token: u32| {
                 let path = [&name[..depth], &[token]].concat();
-                let below = (under.iter().copied()).filter(|p| ended(*p)[depth] == token);
-                self.edges(&path, &below.collect::<Vec<_>>())
+                f64::from(logit(&path)) - f64::from(self.mean(&path))
             };
-            let siblings: Vec<_> = tokens.iter().map(|token| of(*token)).collect();
-            add(of(name[depth]), &siblings);
+            model += of(name[depth]) - log_sum(tokens.into_iter().map(of));
         }
-        let alike = all.iter().copied().filter(|p| ended(*p) == name);
-        let alike: Vec<_> = alike.map(|pu| [self.measure(&[pu]), 0.0, 0.0]).collect();
-        add([self.measure(&[pu]), 0.0, 0.0], &alike);
-        let [score, model, baseline] = sums;
-        let asked = if self.weight == 0.0 { 0.0 } else { 1.0 };
+        let model = if self.weight == 0.0 { 0.0 } else { model };
         Found {
             pu: pu as u32,
-            score,
-            model: asked * model,
-            baseline: asked * baseline,
+            score: self.weight * model + self.terms(pu as u32),
+            model,
         }
-    }
-
-    /// Mixture, model and mean of a child, before normalisation over its siblings.
-    fn edges(&self, path: &[u32], below: &[usize]) -> [f64; 3] {
-        let (logit, mean) = (f64::from(logit(path)), f64::from(self.mean(path)));
-        let score = self.weight * (logit - mean) + self.measure(below);
-        [score, logit, mean]
-    }
-
-    fn measure(&self, pus: &[usize]) -> f64 {
-        if !self.has_prior() && self.weight != 0.0 {
-            return 0.0;
-        }
-        let own = |pu: usize| -> f64 {
-            let logs = self.own.iter().filter(|(of, _)| *of as usize == pu);
-            logs.map(|(_, log)| log).sum()
-        };
-        let masses = pus
-            .iter()
-            .map(|pu| (self.log_mass(*pu as u32) + own(*pu)).exp());
-        let shared = if self.sums || self.weight == 0.0 {
-            1
-        } else {
-            pus.len()
-        };
-        (masses.sum::<f64>() / shared as f64).ln()
     }
 }
 
@@ -196,22 +163,26 @@ fn log_sum(x: impl Iterator<Item = f64>) -> f64 {
 
 fn cases() -> impl Strategy<Value = Case> {
     let names = prop::collection::vec(prop::collection::vec(0u32..4, 0..6), 0..40);
-    let flags = (any::<bool>(), any::<bool>(), 1usize..20);
-    let weight = prop::sample::select(vec![0.0, 0.5, 1.0]);
-    (names, 0usize..45, weight, flags).prop_flat_map(|(names, n, weight, flags)| {
+    let weight = prop_oneof![Just(0.0), Just(1.0), 0.01..3.0];
+    let rest = (0usize..45, weight, any::<bool>(), 1usize..20);
+    (names, rest).prop_flat_map(|(names, (n, weight, means, rows_max))| {
         let bits = prop::collection::vec(any::<bool>(), names.len());
-        let mass = prop::collection::vec(0.01f32..10.0, names.len());
-        let terms = prop::collection::vec((-1f64..2.0, mass), 0..3);
-        let own = prop::collection::vec((0..40u32, -3f64..3.0), 0..4);
-        let (sums, means, rows_max) = flags;
-        (prop::option::of(bits), terms, own).prop_map(move |(permitted, terms, own)| Case {
+        // Eighths are exact, so that sums tie where they should.
+        let logs =
+            prop::collection::vec((-64i32..40).prop_map(|n| f64::from(n) / 8.0), names.len());
+        let tables = prop::collection::vec(
+            (prop::sample::select(vec![-0.5, 0.5, 1.0, 2.0]), logs),
+            0..3,
+        );
+        let own = (-64i32..64).prop_map(|n| f64::from(n) / 8.0);
+        let own = prop::collection::vec((0..40u32, own), 0..6);
+        (prop::option::of(bits), tables, own).prop_map(move |(permitted, tables, own)| Case {
             names: names.clone(),
             permitted,
             n,
             weight,
-            terms,
+            tables,
             own,
-            sums,
             means,
             rows_max,
         })
@@ -228,7 +199,6 @@ fn check(found: &[Found], expected: &[Found], all: &[Found]) -> Result<(), TestC
         let own = own.expect("found names are permitted");
         prop_assert!(near(found.score, own.score), "{found:?} {own:?}");
         prop_assert!(near(found.model, own.model), "{found:?} {own:?}");
-        prop_assert!(near(found.baseline, own.baseline), "{found:?} {own:?}");
     }
     Ok(())
 }
@@ -265,49 +235,83 @@ proptest! {
     }
 
     #[test]
-    fn all_names_together_are_a_distribution(case in cases()) {
-        let found = Case { n: case.names.len(), ..case }.search();
-        let sum: f64 = found.iter().map(|found| found.score.exp()).sum();
-        prop_assert!(found.is_empty() || (sum - 1.0).abs() < 1e-9, "{sum}");
+    fn at_weight_0_the_list_is_exactly_the_order_of_the_terms(case in cases()) {
+        let case = Case { weight: 0.0, ..case };
+        prop_assert_eq!(case.search(), case.brute_force());
     }
 
     #[test]
-    fn with_demand_alone_the_order_is_exactly_that_of_demand(
-        case in cases(), seed in any::<u64>(), lambda in 0.05f64..3.0,
+    fn a_term_adds_its_own_value_to_a_name_and_nothing_to_others(
+        case in cases(), pu in 0u32..40, log in -9f64..9.0,
     ) {
-        let mass: Vec<f32> = (0..case.names.len() as u64)
-            .map(|pu| (pu.wrapping_mul(seed | 1) % 11) as f32 + 1.0)
-            .collect();
-        let terms = vec![(lambda, mass.clone())];
-        let case = Case { weight: 0.0, terms, own: Vec::new(), ..case };
-        let mut order: Vec<u32> =
-            (0..mass.len() as u32).filter(|pu| case.is_permitted(*pu as usize)).collect();
-        let of = |pu: u32| lambda * f64::from(mass[pu as usize]).ln();
-        let total = log_sum(order.iter().map(|pu| of(*pu)));
-        // Equal demand must give the order of PUs, without differences by rounding.
-        order.sort_by(|a, b| mass[*b as usize].total_cmp(&mass[*a as usize]).then(a.cmp(b)));
-        order.truncate(case.n);
-        let found = case.search();
-        prop_assert_eq!(found.iter().map(|found| found.pu).collect::<Vec<_>>(), order);
-        for found in found {
-            prop_assert!((found.score - (of(found.pu) - total)).abs() < 1e-9);
+        let all = Case { n: case.names.len(), ..case };
+        let before = all.search();
+        let mut with = all;
+        with.own.push((pu, log));
+        for found in with.search() {
+            let same = before.iter().find(|before| before.pu == found.pu);
+            let same = same.expect("the same names");
+            prop_assert_eq!(found.model, same.model);
+            let more = if found.pu == pu { log } else { 0.0 };
+            prop_assert!((found.score - same.score - more).abs() < 1e-9);
         }
     }
+}
+
+/// A case without terms over these names.
+fn plain(names: Vec<Vec<u32>>, n: usize) -> Case {
+    Case {
+        names,
+        permitted: None,
+        n,
+        weight: 1.0,
+        tables: Vec::new(),
+        own: Vec::new(),
+        means: false,
+        rows_max: 8,
+    }
+}
+
+#[test]
+fn a_wanted_name_gains_its_demand_whatever_its_first_token_is() {
+    // Many names under each first token, of which the model chooses one much more rarely than the other.
+    let names: Vec<Vec<u32>> = (0..40).map(|nth| vec![nth % 2, nth]).collect();
+    let rare = u32::from(logit(&[0]) > logit(&[1]));
+    let case = plain(names, 40);
+    let before = case.search();
+    let demand = |wanted: u32| {
+        let logs = (0..40).map(|pu| if pu == wanted { 5.0 } else { 0.0 });
+        vec![(1.0, logs.collect())]
+    };
+    for wanted in [rare, 1 - rare] {
+        let with = Case {
+            tables: demand(wanted),
+            ..case.clone()
+        };
+        let score = |list: &[Found]| list.iter().find(|found| found.pu == wanted).cloned();
+        let (before, after) = (score(&before), score(&with.search()));
+        let (before, after) = (before.expect("found"), after.expect("found"));
+        assert!((after.score - before.score - 5.0).abs() < 1e-9);
+    }
+}
+
+#[test]
+fn names_with_the_same_tokens_have_the_same_term_of_the_model() {
+    let found = plain(vec![vec![1, 2], vec![1, 2], vec![3]], 3).search();
+    let of = |pu: u32| found.iter().find(|found| found.pu == pu).map(|f| f.model);
+    assert_eq!(of(0), of(1));
+    let apart = plain(vec![vec![1, 2], vec![3]], 2).search();
+    let alone = apart.iter().find(|found| found.pu == 0).map(|f| f.model);
+    assert_eq!(of(0), alone, "a second product of a name takes nothing");
 }
 
 #[test]
 fn equal_scores_are_in_pu_order_and_names_with_equal_tokens_stay_two() {
     let names = vec![vec![1, 2], vec![1], vec![1, 2], vec![1, 2]];
     let case = Case {
-        names,
         permitted: Some(vec![true, false, true, true]),
-        n: 2,
-        weight: 1.0,
-        terms: vec![(1.0, vec![1.0; 4])],
-        own: Vec::new(),
-        sums: true,
-        means: false,
-        rows_max: 8,
+        tables: vec![(1.0, vec![1.0; 4])],
+        ..plain(names, 2)
     };
     let pus: Vec<u32> = case.search().iter().map(|found| found.pu).collect();
     assert_eq!(pus, [0, 2]);

@@ -1,8 +1,8 @@
-//! Permitted leaves and masses of leaves, counted and summed over a range of leaves.
+//! Permitted leaves and log-weights of leaves: counts and maxima over a range of leaves.
 //!
-//! Decides how sums are computed. Invariant: a sum adds in leaf order within words of 64 leaves and then word by word,
-//! never by differences. So it does not depend on earlier patches, and a rare name keeps its digits beside a common
-//! one.
+//! Decides how a maximum is found: word by word of 64 leaves, whose greatest is known. Invariant: it is, bit for bit, the
+//! log-weight of one permitted leaf of the range, and none is greater; a word that a user adds to or takes from is read
+//! leaf by leaf. It does not know what the log-weights mean.
 
 use std::ops::Range;
 
@@ -13,25 +13,22 @@ use super::Trie;
 /// Leaves per word.
 const WORD: usize = 64;
 
-/// Greatest magnitude of an exponent, so that no mass is zero or infinite.
-const EXPONENT_MAX: f64 = 300.0;
-
 /// The permitted leaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permitted {
     words: Vec<u64>,
 }
 
-/// A non-negative mass per leaf.
+/// A log-weight per leaf: the sum of all terms beside the model's.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Masses {
+pub struct LogWeights {
     /// `[leaves]`.
     leaf: Vec<f64>,
-    /// Sums of 64 leaves.
+    /// The greatest of 64 leaves.
     word: Vec<f64>,
 }
 
-/// One user's factors of single leaves, sorted by leaf.
+/// One user's log-weights of single leaves, sorted by leaf.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Own(Vec<(u32, f64)>);
 
@@ -86,98 +83,102 @@ impl Permitted {
         words.sum()
     }
 
-    /// The first permitted leaf of a range.
-    pub fn first(&self, leaves: &Range<u32>) -> Option<u32> {
-        let mut bits = spans(leaves).map(|(word, mask)| (word, self.words[word] & mask));
-        let (word, bits) = bits.find(|(_, bits)| *bits != 0)?;
-        Some((word * WORD) as u32 + bits.trailing_zeros())
+    /// The permitted leaves of a range, ascending.
+    pub fn ones(&self, leaves: &Range<u32>) -> impl Iterator<Item = u32> + use<'_> {
+        spans(leaves).flat_map(|(word, mask)| {
+            let bits = ones(self.words[word] & mask);
+            bits.map(move |bit| (word * WORD + bit) as u32)
+        })
     }
 }
 
-impl Masses {
-    /// The masses `exp(log_mass(PU))`, scaled so that the greatest is 1.
-    pub fn new(trie: &Trie, log_mass: impl Fn(u32) -> f64) -> Self {
-        let mut leaf: Vec<f64> = trie.pu.iter().map(|pu| log_mass(*pu)).collect();
-        let max = leaf.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        for log in &mut leaf {
-            *log = (*log - max).max(-EXPONENT_MAX).exp();
-        }
-        Self::of(leaf)
+impl LogWeights {
+    /// The log-weights `value(PU)`, which must be finite.
+    pub fn new(trie: &Trie, value: impl Fn(u32) -> f64) -> Self {
+        Self::of(trie.pu.iter().map(|pu| value(*pu)).collect())
     }
 
-    /// These masses times `exp(log(PU))`, for one user.
-    pub fn tilted(&self, trie: &Trie, log: impl Fn(u32) -> f64) -> Self {
-        let factor = |pu: &u32| log(*pu).clamp(-EXPONENT_MAX, EXPONENT_MAX).exp();
+    /// A copy for one user: `value(PU, log-weight)` in place of each log-weight.
+    pub fn map(&self, trie: &Trie, value: impl Fn(u32, f64) -> f64) -> Self {
         let leaves = self.leaf.iter().zip(&trie.pu);
-        Self::of(leaves.map(|(mass, pu)| mass * factor(pu)).collect())
+        Self::of(leaves.map(|(own, pu)| value(*pu, *own)).collect())
     }
 
     fn of(leaf: Vec<f64>) -> Self {
-        let word = leaf.chunks(WORD).map(|word| word.iter().sum()).collect();
+        let word = leaf.chunks(WORD).map(|word| greatest(word.iter().copied()));
+        let word = word.collect();
         Self { leaf, word }
     }
 
-    /// Mass of the permitted leaves of a range, multiplied by the factors in `factors`; `None` permits all.
-    pub fn sum(&self, leaves: &Range<u32>, permitted: Option<&Permitted>, factors: &Own) -> f64 {
-        let factors = factors.of(leaves);
+    /// Log-weight of a leaf, with that of `own` added.
+    pub fn at(&self, leaf: u32, own: &Own) -> f64 {
+        self.leaf[leaf as usize] + own.at(leaf)
+    }
+
+    /// The greatest of the permitted leaves of a range, with the log-weights of `own` added; `None` permits all. Minus
+    /// infinity if no leaf is permitted.
+    pub fn max(&self, leaves: &Range<u32>, permitted: Option<&Permitted>, own: &Own) -> f64 {
+        let own = own.of(leaves);
         let mut next = 0;
-        let mut sum = 0.0;
+        let mut max = f64::NEG_INFINITY;
         for (word, mask) in spans(leaves) {
             let bits = permitted.map_or(mask, |permitted| permitted.words[word] & mask);
             let from = next;
             let end = ((word + 1) * WORD) as u32;
-            while factors.get(next).is_some_and(|(leaf, _)| *leaf < end) {
+            while own.get(next).is_some_and(|(leaf, _)| *leaf < end) {
                 next += 1;
             }
-            let factors = &factors[from..next];
-            sum += match (bits, factors) {
-                (0, _) => 0.0,
-                (u64::MAX, []) => self.word[word],
-                (bits, []) => self.word_sum(word, bits),
-                (bits, factors) => self.sum_with_factors(word, bits, factors),
+            max = match (bits, &own[from..next]) {
+                (0, _) => max,
+                (u64::MAX, []) => max.max(self.word[word]),
+                // No leaf of the word exceeds the word's greatest, unless the user adds to it.
+                (_, []) if self.word[word] <= max => max,
+                (bits, []) => max.max(self.word_max(word, bits)),
+                (bits, own) => max.max(self.word_max_with(word, bits, own)),
             };
         }
-        sum
+        max
     }
 
-    fn word_sum(&self, word: usize, bits: u64) -> f64 {
+    fn word_max(&self, word: usize, bits: u64) -> f64 {
         let leaves = &self.leaf[word * WORD..];
-        ones(bits).map(|bit| leaves[bit]).sum()
+        greatest(ones(bits).map(|bit| leaves[bit]))
     }
 
-    fn sum_with_factors(&self, word: usize, bits: u64, factors: &[(u32, f64)]) -> f64 {
-        let mut factors = factors.iter().peekable();
+    fn word_max_with(&self, word: usize, bits: u64, own: &[(u32, f64)]) -> f64 {
+        let mut own = own.iter().peekable();
         let leaves = ones(bits).map(|bit| word * WORD + bit);
-        let masses = leaves.map(|leaf| {
-            while factors.next_if(|(at, _)| (*at as usize) < leaf).is_some() {}
-            let factor = factors.next_if(|(at, _)| *at as usize == leaf);
-            self.leaf[leaf] * factor.map_or(1.0, |(_, factor)| *factor)
-        });
-        masses.sum()
+        greatest(leaves.map(|leaf| {
+            while own.next_if(|(at, _)| (*at as usize) < leaf).is_some() {}
+            let more = own.next_if(|(at, _)| *at as usize == leaf);
+            self.leaf[leaf] + more.map_or(0.0, |(_, more)| *more)
+        }))
     }
 }
 
 impl Own {
-    /// The factors `exp(log)` of PUs. If a PU is named twice, both count; a PU that the trie lacks is dropped.
+    /// The log-weights of PUs. If a PU is named twice, both are added; a PU that the trie lacks is dropped.
     pub fn new(trie: &Trie, logs: impl Iterator<Item = (u32, f64)>) -> Self {
-        let mut factors: Vec<(u32, f64)> = logs
-            .filter_map(|(pu, log)| Some((trie.leaf(pu)?, log)))
-            .collect();
-        factors.sort_by_key(|(leaf, _)| *leaf);
-        factors.dedup_by(|next, kept| {
+        let leaves = logs.filter_map(|(pu, log)| Some((trie.leaf(pu)?, log)));
+        let mut own: Vec<(u32, f64)> = leaves.collect();
+        // Stable, so that the logs of one PU are added in their order.
+        own.sort_by_key(|(leaf, _)| *leaf);
+        own.dedup_by(|next, kept| {
             let same = next.0 == kept.0;
             kept.1 += if same { next.1 } else { 0.0 };
             same
         });
-        for (_, log) in &mut factors {
-            *log = log.clamp(-EXPONENT_MAX, EXPONENT_MAX).exp();
-        }
-        Self(factors)
+        Self(own)
     }
 
-    /// Whether there are no factors.
+    /// Whether there are no log-weights.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    fn at(&self, leaf: u32) -> f64 {
+        let found = self.0.binary_search_by_key(&leaf, |(of, _)| *of);
+        found.map_or(0.0, |at| self.0[at].1)
     }
 
     fn of(&self, leaves: &Range<u32>) -> &[(u32, f64)] {
@@ -185,6 +186,11 @@ impl Own {
         let to = self.0.partition_point(|(leaf, _)| *leaf < leaves.end);
         &self.0[from..to]
     }
+}
+
+/// The greatest of some finite numbers; minus infinity if there are none.
+fn greatest(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(f64::NEG_INFINITY, f64::max)
 }
 
 /// The words that a range of leaves touches, each with a mask of its leaves.

@@ -1,4 +1,4 @@
-//! Laws of the trie: its paths are the names, and its sets and sums are those of the PUs.
+//! Laws of the trie: its paths are the names, and its sets and maxima are those of the PUs.
 
 use super::*;
 use fixedbitset::FixedBitSet;
@@ -111,7 +111,7 @@ proptest! {
     }
 
     #[test]
-    fn counts_and_sums_of_a_range_are_those_of_its_leaves(
+    fn counts_and_maxima_of_a_range_are_those_of_its_leaves(
         names in names(),
         members in prop::option::of(prop::collection::vec(any::<bool>(), 260)),
         own in prop::collection::vec((0u32..220, -20f64..20.0), 0..12),
@@ -121,21 +121,26 @@ proptest! {
         let many = names.len() as u32;
         let run = run.0.min(many)..run.1.min(many).max(run.0.min(many));
         let permitted = members.map(|members| Permitted::new(&trie, &set(&members)));
-        let log = |pu: u32| f64::from(pu % 17) - 9.0;
-        let masses = Masses::new(&trie, log);
-        let factors = Own::new(&trie, own.iter().copied());
+        let log = |pu: u32| f64::from(pu.wrapping_mul(0x9e37_79b9) >> 16 & 31) - 9.0;
+        let dense = |pu: u32| f64::from(pu % 5) / 4.0;
+        let weights = LogWeights::new(&trie, log).map(&trie, |pu, log| log + dense(pu));
+        let own_weights = Own::new(&trie, own.iter().copied());
         let may = |leaf: &u32| permitted.as_ref().is_none_or(|set| set.contains(*leaf));
-        let top = (0..many).map(log).fold(f64::NEG_INFINITY, f64::max);
-        let expected: f64 = run.clone().filter(may).map(|leaf| {
+        let at = |leaf: u32| {
             let pu = trie.pu(leaf);
             let own = own.iter().filter(|(of, _)| *of == pu).map(|(_, log)| log);
-            (log(pu) - top + own.sum::<f64>()).exp()
-        }).sum();
-        let sum = masses.sum(&run, permitted.as_ref(), &factors);
-        prop_assert!((sum - expected).abs() <= 1e-12 * expected, "{sum} {expected}");
+            log(pu) + dense(pu) + own.sum::<f64>()
+        };
+        let values: Vec<f64> = run.clone().filter(may).map(at).collect();
+        let expected = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        prop_assert_eq!(weights.max(&run, permitted.as_ref(), &own_weights), expected);
+        for leaf in run.clone() {
+            prop_assert_eq!(weights.at(leaf, &own_weights), at(leaf));
+        }
         if let Some(permitted) = &permitted {
             prop_assert_eq!(permitted.count(&run) as usize, run.clone().filter(may).count());
-            prop_assert_eq!(permitted.first(&run), run.clone().find(may));
+            let found: Vec<u32> = permitted.ones(&run).collect();
+            prop_assert_eq!(found, run.clone().filter(may).collect::<Vec<_>>());
         }
     }
 }
@@ -164,10 +169,13 @@ fn one_name_makes_the_root_a_leaf_and_no_name_an_empty_root() {
 }
 
 #[test]
-fn a_rare_name_keeps_its_digits_beside_a_common_one() {
-    let trie = build(&[vec![1], vec![2]]);
-    let masses = Masses::new(&trie, |pu| if pu == 0 { 0.0 } else { -100.0 });
-    let own = Own::new(&trie, [(0, -200.0)].into_iter());
-    let sum = masses.sum(&(0..2), None, &own);
-    assert!((sum / (-100f64).exp() - 1.0).abs() < 1e-12, "{sum}");
+fn a_word_that_a_user_takes_from_has_the_maximum_of_the_others() {
+    let trie = build(&(0..70).map(|name| vec![name]).collect::<Vec<_>>());
+    let weights = LogWeights::new(&trie, |pu| f64::from(pu));
+    let leaf = trie.leaf(63).expect("a name");
+    let own = Own::new(&trie, [(63, -100.0), (0, 200.0)].into_iter());
+    assert_eq!(weights.max(&(1..leaf + 1), None, &own), 62.0);
+    assert_eq!(weights.max(&(0..leaf + 1), None, &own), 200.0);
+    let none = Permitted::new(&trie, &set(&[]));
+    assert_eq!(weights.max(&(0..70), Some(&none), &own), f64::NEG_INFINITY);
 }
