@@ -209,20 +209,22 @@ impl Register {
         register
     }
 
-    /// The register with these entries; `None` if they are not sorted or not above the floor.
-    pub(super) fn of(entries: Vec<Entry>, floor: Option<(Timestamp, Arc<str>)>) -> Option<Self> {
+    /// The register with these entries of so many SKUs; `None` if they are not sorted or not above the floor.
+    pub(super) fn of(
+        entries: Vec<Entry>,
+        floor: Option<(Timestamp, Arc<str>)>,
+        skus: usize,
+    ) -> Option<Self> {
         let sorted = entries.is_sorted_by(|one, other| one.key() < other.key());
         let above = entries.first().map(Entry::key);
         if !sorted || above.is_some_and(|least| floor_of(&floor) >= Some(least)) {
             return None;
         }
-        let mut register = Self {
+        Some(Self {
             entries,
             floor,
-            skus: 0,
-        };
-        register.skus = register.skus().count();
-        Some(register)
+            skus,
+        })
     }
 
     pub(super) fn entries(&self) -> &[Entry] {
