@@ -66,6 +66,8 @@ pub struct Facts {
     pub users: BTreeMap<String, Known>,
     /// Counts by SKU, type and bucket.
     pub counts: BTreeMap<(String, String, i64), i64>,
+    /// Least and most buyers by SKU and bucket.
+    pub buyers: BTreeMap<(String, i64), (i64, i64)>,
     /// Records that cannot be used, with their reject codes.
     pub poison: BTreeMap<Place, &'static str>,
     /// Number of records of both topics.
@@ -99,6 +101,7 @@ impl Facts {
         for known in facts.users.values_mut() {
             settle(known);
         }
+        facts.buyers = buyers(&facts.users);
         // The last record of a key counts: the topic is compacted, and a key has one partition.
         for entry in catalog {
             let gone = match &entry.value {
@@ -141,6 +144,30 @@ impl Facts {
             .records
             .insert(entry.place.clone(), (entry.time, change));
     }
+}
+
+/// A user counts once per SKU and bucket; one who was erased, up to once per record.
+fn buyers(users: &BTreeMap<String, Known>) -> BTreeMap<(String, i64), (i64, i64)> {
+    let mut all: BTreeMap<(String, i64), (i64, i64)> = BTreeMap::new();
+    for known in users.values() {
+        let mut own: BTreeMap<(String, i64), i64> = BTreeMap::new();
+        for (time, change) in known.records.values() {
+            if let Change::Event(Event { kind, item, .. }) = change
+                && kind == "purchase"
+                && item.0 == "sku"
+            {
+                let bucket = time.div_euclid(BUCKET);
+                *own.entry((item.1.clone(), bucket)).or_default() += 1;
+            }
+        }
+        let erased = known.erased_at > 0;
+        for (key, records) in own {
+            let (least, most) = all.entry(key).or_default();
+            *least += i64::from(!erased);
+            *most += if erased { records } else { 1 };
+        }
+    }
+    all
 }
 
 /// Derives erased_at, window and profile from the records.

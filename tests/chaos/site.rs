@@ -138,7 +138,7 @@ impl Site {
         };
         let mut text = format!(
             "namespace = \"{}\"\n[kafka]\nbrokers = \"{}\"\nsession_timeout = \"{SESSION}s\"\nack_timeout = \"10s\"\n\
-             [redis]\nmin_replicas = {replicas}\n[state]\nwindow = {WINDOW}\nwrite_version = {}\n\
+             [redis]\nmin_replicas = {replicas}\n[state]\nwindow = {WINDOW}\nwrite_version = 4\n\
              [trigger]\nquiet_period = \"300ms\"\nclaim_every = \"300ms\"\nclaims_per_day = 1000000\n\
              [trigger.weights]\npurchase = 1.0\ncart = 1.0\nsearch = 1.0\nclick = 1.0\nview = 1.0\nimpression = 1.0\n\
              profile = 1.0\n[lanes]\nbatch_max = 16\nmax_wait = \"1h\"\n[fallback]\nevery = \"5s\"\nnames = 5\n\
@@ -146,7 +146,6 @@ impl Site {
              prompt_tokens = 256\n",
             self.ns,
             self.brokers,
-            1 + size.seed % 2,
             size.delay.as_millis(),
         );
         text += "[topics]\n";

@@ -6,6 +6,7 @@ use nearshore_core::ports::store::{
     Availability, Block, Cell, Counts, Delta, Error, Folded, Namespaces, Remedy, Stock,
     StockRecord, Users,
 };
+use nearshore_core::shop::count_kind::CountKind;
 use nearshore_core::user::event::Kind;
 use nearshore_core::user::record::{Offset, Timestamp};
 use nearshore_redis::RedisStore;
@@ -146,7 +147,7 @@ async fn a_client_finds_stock_and_counts_by_the_published_hash() {
 
     let cell = Cell {
         sku: sku.clone(),
-        kind: Kind::Cart,
+        kind: CountKind::Event(Kind::Cart),
         segment: "default".into(),
         bucket: 2810,
     };

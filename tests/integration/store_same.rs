@@ -4,7 +4,8 @@ use nearshore_core::ports::store::{
     Availability, Block, Cell, Claim, Counts, Delta, FoldWrite, ListEdit, Publish, Stock,
     StockRecord, Stored, Users,
 };
-use nearshore_core::user::event::{Kind, UserId};
+use nearshore_core::shop::count_kind::CountKind;
+use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Offset, Partition, Timestamp};
 use nearshore_core::user::state::{Activity, LoadedUser, Pending};
 use nearshore_redis::RedisStore;
@@ -201,7 +202,7 @@ impl Pair {
         for _ in 0..self.random.random_range(0..3) {
             let cell = Cell {
                 sku: self.one_of(&skus),
-                kind: self.one_of(&[Kind::View, Kind::Purchase]),
+                kind: self.one_of(&CountKind::ALL),
                 segment: self.one_of(&["default", "a:b"]).into(),
                 bucket: self.random.random_range(0..3),
             };

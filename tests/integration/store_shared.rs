@@ -7,6 +7,7 @@ use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{
     self, Added, Block, Cell, Claim, Delta, Error, Lineage, Remedy, StockRecord, Store,
 };
+use nearshore_core::shop::count_kind::CountKind;
 use nearshore_core::user::event::Kind;
 use nearshore_core::user::record::{Offset, Partition, Resume, Timestamp};
 
@@ -101,7 +102,7 @@ async fn a_write_under_another_lineage_changes_nothing<S: Store>(store: S) {
 fn cell(sku: &str, bucket: i64) -> Cell {
     Cell {
         sku: sku.into(),
-        kind: Kind::Purchase,
+        kind: CountKind::Event(Kind::Purchase),
         segment: "50+: women".into(),
         bucket,
     }
@@ -129,7 +130,7 @@ async fn counts<S: Store>(store: &S, ns: &str, since: i64) -> BTreeMap<Cell, u64
 async fn a_chain_of_deltas_adds_up<S: Store>(store: S) {
     let (ns, p) = (fresh("ns"), partition("user-events"));
     let view = Cell {
-        kind: Kind::View,
+        kind: CountKind::Buyer,
         segment: "default".into(),
         ..cell("sku:with:colons", 9)
     };

@@ -6,7 +6,8 @@ use nearshore_core::ports::store::{
     Added, Availability, Cell, Claim, Counts, Delta, Error, Folded, Stock, StockRecord, Store,
     Users,
 };
-use nearshore_core::user::event::{Kind, UserId};
+use nearshore_core::shop::count_kind::CountKind;
+use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Offset, Partition, Timestamp};
 use nearshore_core::user::state::LoadedUser;
 use nearshore_redis::RedisStore;
@@ -210,7 +211,7 @@ async fn a_discarded_user_has_nothing_but_a_tombstone_that_only_rises() {
 fn cell(sku: &str) -> Cell {
     Cell {
         sku: sku.into(),
-        kind: Kind::View,
+        kind: CountKind::Buyer,
         segment: "default".into(),
         bucket: 7,
     }

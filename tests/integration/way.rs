@@ -7,6 +7,7 @@ use std::time::Duration;
 use nearshore_core::list::document::{Document, Source};
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{Cell, Counts, Peek, Users};
+use nearshore_core::shop::count_kind::CountKind;
 use nearshore_core::shop::demand::BUCKET_MS;
 use nearshore_core::user::event::{Accepted, Change, Item, Kind, Limits, UserId, decode_user};
 use nearshore_core::user::fold::fold;
@@ -235,11 +236,25 @@ pub async fn is_exact(site: &Site) {
     let (mut counts, mut states) = (BTreeMap::<Cell, u64>::new(), BTreeMap::new());
     for (user, records) in accepted(site).await {
         let mut state = UserState::default();
+        let mut buyers = BTreeMap::new();
         for record in &records {
             fold(&mut state, record, WINDOW);
             if let Some((cell, n)) = counted(record) {
+                if cell.kind == CountKind::Event(Kind::Purchase) {
+                    let kind = CountKind::Buyer;
+                    buyers.insert(
+                        Cell {
+                            kind,
+                            ..cell.clone()
+                        },
+                        1,
+                    );
+                }
                 *counts.entry(cell).or_default() += n;
             }
+        }
+        for (cell, n) in buyers {
+            *counts.entry(cell).or_default() += n;
         }
         states.insert(user, state);
     }
@@ -265,7 +280,7 @@ fn counted(record: &Accepted) -> Option<(Cell, u64)> {
     };
     let cell = Cell {
         sku: sku.clone(),
-        kind: event.kind,
+        kind: CountKind::Event(event.kind),
         segment: "default".into(),
         bucket: record.time.0.div_euclid(BUCKET_MS),
     };

@@ -7,16 +7,12 @@
 use std::collections::BTreeMap;
 
 use redis::{Cmd, Value, cmd};
-use serde::Deserialize;
-use serde::de::IntoDeserializer;
-use serde::de::value::Error as NoKind;
 
 use super::RedisStore;
 use super::scripts::{Effect, call};
 use crate::corrupt;
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{Added, Availability, Block, Cell, Delta, Error, StockRecord};
-use nearshore_core::user::event::Kind;
 use nearshore_core::user::record::{Offset, Partition, Timestamp};
 
 impl RedisStore {
@@ -295,7 +291,7 @@ fn block_call(effect: Effect, set: u8, name: &str) -> Cmd {
 fn delta_call(ns: &str, delta: &Delta, ttl: u64) -> Cmd {
     let mut buckets: BTreeMap<i64, Vec<(String, u64)>> = BTreeMap::new();
     for (cell, n) in &delta.cells {
-        let field = keys::cell(kind_text(cell.kind), &cell.segment, &cell.sku);
+        let field = keys::cell(cell.kind.as_str(), &cell.segment, &cell.sku);
         buckets.entry(cell.bucket).or_default().push((field, *n));
     }
     let mut names = vec![
@@ -322,18 +318,6 @@ fn delta_call(ns: &str, delta: &Delta, ttl: u64) -> Cmd {
     add
 }
 
-/// A kind as written in a count's field: the same text as in the event's JSON.
-fn kind_text(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Impression => "impression",
-        Kind::View => "view",
-        Kind::Click => "click",
-        Kind::Cart => "cart",
-        Kind::Purchase => "purchase",
-        Kind::Search => "search",
-    }
-}
-
 fn cell_and_count(field: &[u8], n: &[u8], bucket: i64) -> Option<(Cell, u64)> {
     let cell = cell_of(std::str::from_utf8(field).ok()?, bucket)?;
     Some((cell, std::str::from_utf8(n).ok()?.parse().ok()?))
@@ -341,10 +325,9 @@ fn cell_and_count(field: &[u8], n: &[u8], bucket: i64) -> Option<(Cell, u64)> {
 
 fn cell_of(field: &str, bucket: i64) -> Option<Cell> {
     let (kind, segment, sku) = keys::cell_parts(field)?;
-    let kind: Result<Kind, NoKind> = Kind::deserialize(kind.into_deserializer());
     Some(Cell {
         sku: sku.into(),
-        kind: kind.ok()?,
+        kind: kind.parse().ok()?,
         segment,
         bucket,
     })
@@ -353,18 +336,12 @@ fn cell_of(field: &str, bucket: i64) -> Option<Cell> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nearshore_core::shop::count_kind::CountKind;
 
     #[test]
     fn a_kind_decodes_from_its_text() {
-        for kind in [
-            Kind::Impression,
-            Kind::View,
-            Kind::Click,
-            Kind::Cart,
-            Kind::Purchase,
-            Kind::Search,
-        ] {
-            let field = keys::cell(kind_text(kind), "a:b", "s:1");
+        for kind in CountKind::ALL {
+            let field = keys::cell(kind.as_str(), "a:b", "s:1");
             let cell = cell_of(&field, 7).expect("decodes");
             assert_eq!(
                 (cell.kind, cell.segment.as_str(), cell.sku.as_str()),

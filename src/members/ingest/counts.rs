@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{self, Added, Cell, Delta, Store};
+use nearshore_core::shop::count_kind::CountKind;
 use nearshore_core::shop::demand::BUCKET_MS;
-use nearshore_core::user::event::Kind;
 use nearshore_core::user::plan::Counted;
 use nearshore_core::user::record::{Offset, Partition};
 
@@ -76,7 +76,7 @@ impl CountChains {
 /// Cuts those of `events` (sorted by offset) that are above their shard's fence into one delta per shard.
 fn cut(partition: &Partition, events: &[Counted], fences: &BTreeMap<u8, Offset>) -> Vec<Delta> {
     // Sorted by shard and cell first: a cell is then built once, however many events are in it.
-    type CellKey<'a> = (u8, &'a str, Kind, &'a str, i64);
+    type CellKey<'a> = (u8, &'a str, CountKind, &'a str, i64);
     let mut new: Vec<(CellKey<'_>, u64, Offset)> = Vec::with_capacity(events.len());
     for event in events {
         let shard = keys::shard(&event.sku);

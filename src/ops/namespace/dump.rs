@@ -62,7 +62,7 @@ pub async fn dump<S: Store>(store: &S, ns: &str, out: &mut impl Write) -> anyhow
 fn cell_line(cell: &Cell, n: u64) -> String {
     let mut line = json!({
         "bucket": cell.bucket,
-        "kind": cell.kind,
+        "kind": cell.kind.as_str(),
         "n": n,
         "segment": cell.segment,
         "sku": cell.sku,

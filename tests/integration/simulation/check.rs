@@ -12,6 +12,7 @@ use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_sn
 use nearshore_core::list::prompt::{Arm, Template};
 use nearshore_core::ports::store::Store;
 use nearshore_core::shop::catalogue::Catalogue;
+use nearshore_core::shop::count_kind::CountKind;
 use nearshore_core::shop::demand::Demand;
 use nearshore_core::shop::rules::{Rule, Table};
 use nearshore_core::shop::snapshot::Snapshot;
@@ -115,6 +116,8 @@ struct Facts {
     erases: BTreeMap<UserId, Timestamp>,
     fences: BTreeMap<UserId, Fences>,
     counts: BTreeMap<(String, Kind, i64), u64>,
+    /// Purchase records by SKU, bucket and user.
+    bought: BTreeMap<(String, i64), BTreeMap<UserId, u64>>,
 }
 
 /// Reads the accepted records.
@@ -150,6 +153,10 @@ fn facts(records: &[Accepted]) -> Facts {
                         .counts
                         .entry((sku.clone(), event.kind, bucket))
                         .or_default() += n;
+                    if event.kind == Kind::Purchase {
+                        let users = facts.bought.entry((sku.clone(), bucket)).or_default();
+                        *users.entry(record.user.clone()).or_default() += 1;
+                    }
                 }
                 if record.time > erased_at {
                     facts
@@ -329,17 +336,46 @@ fn erased_updates<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), S
 
 fn counts<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
     let mut found: BTreeMap<(String, Kind, i64), u64> = BTreeMap::new();
+    let mut buyers: BTreeMap<(String, i64), u64> = BTreeMap::new();
     let shards: BTreeSet<u8> = (0..SKUS)
         .map(|nth| nearshore_core::ports::keys::shard(&format!("s{nth}")))
         .collect();
     for shard in shards {
         let cells = now(history.store.counts(&history.ns, shard, 0)).map_err(|e| e.to_string())?;
         for (cell, n) in cells {
-            *found.entry((cell.sku, cell.kind, cell.bucket)).or_default() += n;
+            match cell.kind {
+                CountKind::Event(kind) => {
+                    *found.entry((cell.sku, kind, cell.bucket)).or_default() += n;
+                }
+                CountKind::Buyer => *buyers.entry((cell.sku, cell.bucket)).or_default() += n,
+            }
         }
     }
     if found != facts.counts {
         return Err(format!("counts {found:?}\nexpected {:?}", facts.counts));
+    }
+    buyers_are_exact(facts, &buyers)
+}
+
+/// A user counts once per SKU and bucket. One who was erased counts anew after the erase, and what a crash delivers
+/// again after it does not count: then at most once per record.
+fn buyers_are_exact(facts: &Facts, found: &BTreeMap<(String, i64), u64>) -> Result<(), String> {
+    if let Some(unknown) = found.keys().find(|key| !facts.bought.contains_key(*key)) {
+        return Err(format!("buyers of {unknown:?}, which nobody bought"));
+    }
+    for (key, users) in &facts.bought {
+        let of_one = |(user, records): (&UserId, &u64)| match facts.erases.contains_key(user) {
+            true => (0, *records),
+            false => (1, 1),
+        };
+        let sum = |sum: (u64, u64), one: (u64, u64)| (sum.0 + one.0, sum.1 + one.1);
+        let (least, most) = users.iter().map(of_one).fold((0, 0), sum);
+        let n = found.get(key).copied().unwrap_or_default();
+        if !(least..=most).contains(&n) {
+            return Err(format!(
+                "{n} buyers of {key:?}, not {least} to {most}: {users:?}"
+            ));
+        }
     }
     Ok(())
 }

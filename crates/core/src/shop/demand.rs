@@ -1,19 +1,20 @@
-//! Demand: how often each PU is bought, per segment, decayed in time. Used as score term and for fallbacks.
+//! Demand: how many users buy each PU, per segment, decayed in time. Used as score term and for fallbacks.
+//!
+//! A user counts once per SKU and 7-day bucket: those are the cells of buyers, and a PU's demand is the sum of its SKUs'.
 //!
 //! Invariant: cells are integers and are summed first, per PU and bucket; decay and the mapping SKU -> PU apply to the
 //! sums. So over one catalogue the result does not depend on how cells are split or ordered. Every PU has a mass over
 //! 0. It does not know stock nor rules.
 
 use std::collections::BTreeMap;
-use std::hash::Hasher;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fnv::FnvHasher;
 use serde::{Deserialize, Serialize};
 
 use crate::shop::catalogue::{Catalogue, SkuIx};
-use crate::user::event::Kind;
+use crate::shop::count_kind::CountKind;
+use crate::shop::sums::{Counter, Sums};
 use crate::user::record::Timestamp;
 
 /// Length of a bucket of counts in milliseconds of record time: 7 days.
@@ -29,9 +30,10 @@ pub struct Policy {
     /// Buckets older than this are not read, and expire in the store.
     #[serde(with = "humantime_serde")]
     pub keep: Duration,
-    /// Pseudo-purchases with which a segment's demand is mixed with the demand of all users.
+    /// Pseudo-buyers with which a segment's demand is mixed with the demand of all users.
     pub smoothing: f64,
-    /// Most units that one purchase adds: a quantity may be in grams, or a mistake.
+    /// Most units that one purchase adds to its SKU's counts, which choose the SKUs under a name: a quantity may be in
+    /// grams, or a mistake.
     pub units_max: u32,
     /// Time between two reads of changed counts.
     #[serde(with = "humantime_serde")]
@@ -71,8 +73,8 @@ impl Policy {
 pub struct Count<'a> {
     /// SKU id.
     pub sku: &'a str,
-    /// Event kind.
-    pub kind: Kind,
+    /// What is counted.
+    pub kind: CountKind,
     /// Segment at fold time.
     pub segment: &'a str,
     /// Number of the 7-day bucket of record time.
@@ -114,26 +116,6 @@ struct Shares {
     mass: Arc<[f32]>,
     /// Their natural logarithms.
     logs: Arc<[f32]>,
-}
-
-type Cells<K> = Vec<(K, u64)>;
-
-/// Integer sums of cells, sorted, each key once.
-#[derive(Default)]
-struct Sums<'a> {
-    /// Purchases of (PU, bucket) by segment.
-    bought: BTreeMap<&'a str, Cells<(u32, i64)>>,
-    skus: Cells<(SkuIx, Counter, i64)>,
-    unknown: u64,
-    digest: u64,
-}
-
-/// Counter of a SKU to which an event kind is added.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Counter {
-    Impressions,
-    Clicks,
-    Purchases,
 }
 
 impl Demand {
@@ -192,7 +174,7 @@ impl Demand {
         }
     }
 
-    /// Share of each PU in the segment's purchases, smoothed with the shares of all users: each over 0, with sum 1. A
+    /// Share of each PU in the segment's buyers, smoothed with the shares of all users: each over 0, with sum 1. A
     /// segment without purchases has the shares of all users.
     pub fn mass(&self, segment: &str) -> Arc<[f32]> {
         Arc::clone(&self.shares(segment).mass)
@@ -226,61 +208,6 @@ impl Demand {
     pub fn is_empty(&self) -> bool {
         self.all_users.mass.is_empty()
     }
-}
-
-impl<'a> Sums<'a> {
-    fn of(counts: impl Iterator<Item = Count<'a>>, catalogue: &Catalogue) -> Self {
-        let mut sums = Self::default();
-        for count in counts {
-            let Some(ix) = catalogue.by_sku(count.sku) else {
-                sums.unknown += count.n;
-                continue;
-            };
-            if count.kind == Kind::Purchase {
-                let pu = catalogue.pu_of(ix).0;
-                let segment = sums.bought.entry(count.segment).or_default();
-                segment.push(((pu, count.bucket), count.n));
-            }
-            if let Some(counter) = counter(count.kind) {
-                sums.skus.push(((ix, counter, count.bucket), count.n));
-            }
-            sums.digest = sums.digest.wrapping_add(digest(&count));
-        }
-        sums.bought.values_mut().for_each(add_up);
-        add_up(&mut sums.skus);
-        sums
-    }
-}
-
-/// Sorts cells and sums those with the same key.
-fn add_up<K: Ord + Copy>(cells: &mut Cells<K>) {
-    cells.sort_unstable();
-    cells.dedup_by(|later, kept| {
-        let same = later.0 == kept.0;
-        kept.1 += if same { later.1 } else { 0 };
-        same
-    });
-}
-
-/// The counter of an event kind. A cart leads to a purchase, which is counted itself; a search names no SKU.
-fn counter(kind: Kind) -> Option<Counter> {
-    match kind {
-        Kind::Impression => Some(Counter::Impressions),
-        Kind::View | Kind::Click => Some(Counter::Clicks),
-        Kind::Purchase => Some(Counter::Purchases),
-        Kind::Cart | Kind::Search => None,
-    }
-}
-
-/// A cell's part of the version: linear in `n`, so that it does not depend on how cells are split or ordered.
-fn digest(count: &Count<'_>) -> u64 {
-    let key = format!(
-        "{}\0{:?}\0{}\0{}",
-        count.sku, count.kind, count.segment, count.bucket
-    );
-    let mut hash = FnvHasher::default();
-    hash.write(key.as_bytes());
-    hash.finish().wrapping_mul(count.n)
 }
 
 /// Decay to a time: the weight halves with every half-life, measured from the middle of the bucket.
@@ -392,6 +319,7 @@ mod tests {
 
     use super::*;
     use crate::shop::catalogue::tests::sku;
+    use crate::user::event::Kind;
 
     const NOW: Timestamp = Timestamp(100 * BUCKET_MS + BUCKET_MS / 2);
 
@@ -410,7 +338,7 @@ mod tests {
     }
 
     fn bought<'a>(sku: &'a str, segment: &'a str, bucket: i64, n: u64) -> Count<'a> {
-        let kind = Kind::Purchase;
+        let kind = CountKind::Buyer;
         Count {
             sku,
             kind,
@@ -418,6 +346,11 @@ mod tests {
             bucket,
             n,
         }
+    }
+
+    fn of_kind(kind: Kind, count: Count<'_>) -> Count<'_> {
+        let kind = CountKind::Event(kind);
+        Count { kind, ..count }
     }
 
     fn build(counts: &[Count<'_>]) -> Demand {
@@ -454,8 +387,28 @@ mod tests {
             .map(|(n, all)| (n + 100.0 * all) / 108.0)
             .collect();
         check(&demand.mass("s"), &mixed);
-        assert_eq!(demand.sku_counts(SkuIx(1)).purchases, 1.0);
+        assert_eq!(demand.sku_counts(SkuIx(1)).purchases, 0.0);
         assert_eq!(demand.unknown, 0);
+    }
+
+    #[test]
+    fn a_bucket_with_buyers_does_not_count_pieces_and_one_without_does() {
+        let pieces = |sku, bucket, n| of_kind(Kind::Purchase, bought(sku, "s", bucket, n));
+        let buyers = [bought("b1", "s", 100, 3), bought("m1", "s", 96, 8)];
+        let both = [pieces("b1", 100, 900), pieces("t1", 96, 800)];
+        let demand = build(&[&buyers[..], &both].concat());
+        assert_eq!(demand.mass("s"), build(&buyers).mass("s"));
+        assert_eq!(demand.sku_counts(SkuIx(0)).purchases, 900.0);
+        // A bucket of an older release.
+        let older = pieces("m1", 96, 8);
+        assert_eq!(
+            build(&[buyers[0], older]).mass("s"),
+            build(&buyers).mass("s")
+        );
+        // Buyers of a SKU that left the catalogue are buyers all the same, and no events.
+        let gone = build(&[bought("gone", "s", 100, 1), pieces("m1", 100, 7)]);
+        assert_eq!(gone.mass("s"), build(&[]).mass("s"));
+        assert_eq!(gone.unknown, 0);
     }
 
     #[test]
@@ -477,19 +430,13 @@ mod tests {
 
     #[test]
     fn old_cells_unknown_skus_and_other_kinds_add_no_demand() {
-        let view = Count {
-            kind: Kind::View,
-            ..bought("b1", "s", 100, 7)
-        };
-        let cart = Count {
-            kind: Kind::Cart,
-            ..bought("b1", "s", 100, 7)
-        };
+        let view = of_kind(Kind::View, bought("b1", "s", 100, 7));
+        let cart = of_kind(Kind::Cart, bought("b1", "s", 100, 7));
         let demand = build(&[
             view,
             cart,
             bought("b1", "s", 40, 9),
-            bought("gone", "s", 100, 5),
+            of_kind(Kind::Purchase, bought("gone", "s", 100, 5)),
         ]);
         check(&demand.mass("s"), &[0.4, 0.2, 0.2, 0.2]);
         let counts = demand.sku_counts(SkuIx(0));
@@ -526,7 +473,7 @@ mod tests {
 
     fn cells() -> impl Strategy<Value = Vec<(usize, usize, usize, i64, u64)>> {
         prop::collection::vec(
-            (0usize..5, 0usize..3, 0usize..3, 90i64..103, 1u64..1000),
+            (0usize..5, 0usize..3, 0usize..4, 90i64..103, 1u64..1000),
             0..60,
         )
     }
@@ -536,7 +483,8 @@ mod tests {
         fn neither_order_nor_split_of_cells_matters_and_every_mass_is_over_zero(
             cells in cells(), cut in any::<prop::sample::Index>(), smoothing in 0.0f64..200.0,
         ) {
-            let kinds = [Kind::Purchase, Kind::Impression, Kind::Click];
+            let kinds = [Kind::Purchase, Kind::Impression, Kind::Click].map(CountKind::Event);
+            let kinds = [kinds[0], kinds[1], kinds[2], CountKind::Buyer];
             let count = |&(sku, segment, kind, bucket, n): &(usize, usize, usize, i64, u64)| Count {
                 sku: ["b1", "b2", "m1", "n1", "t1"][sku], kind: kinds[kind], bucket, n,
                 segment: ["default", "x", "y"][segment],

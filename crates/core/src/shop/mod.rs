@@ -2,6 +2,8 @@
 
 pub mod arms;
 pub mod catalogue;
+pub mod count_kind;
 pub mod demand;
 pub mod rules;
 pub mod snapshot;
+mod sums;

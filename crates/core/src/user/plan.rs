@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::list::document::Document;
 use crate::list::fallback::{for_user, of_segment};
+use crate::shop::count_kind::CountKind;
 use crate::shop::rules::Verdict;
 use crate::shop::snapshot::Snapshot;
 use crate::user::event::UserId;
@@ -31,7 +32,7 @@ pub struct PlanContext<'a> {
     pub triggers: bool,
     /// Records before this time are history: see [`Policy::history_after`].
     pub history_before: Timestamp,
-    /// Most units that one purchase adds to demand.
+    /// Most units that one purchase adds to the counts of its SKU.
     pub units_max: u32,
     /// Time from which a partition's events are complete, for partitions whose log no longer had all events.
     pub complete_since: &'a BTreeMap<Partition, Timestamp>,
@@ -52,7 +53,7 @@ pub struct StoredList {
     pub audit: String,
 }
 
-/// One event to count in demand.
+/// What one record adds to one cell of the counts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Counted {
     /// Its position: counts have their own fences.
@@ -61,8 +62,8 @@ pub struct Counted {
     pub time: Timestamp,
     /// SKU id.
     pub sku: String,
-    /// Kind of the event.
-    pub kind: Kind,
+    /// What is counted.
+    pub kind: CountKind,
     /// Count: the quantity of a purchase, at most [`PlanContext::units_max`]; else 1.
     pub n: u64,
     /// Segment of the profile at fold time.
@@ -92,7 +93,7 @@ pub struct Plan {
     pub profile_changed: bool,
     /// Requests to send once the write is acknowledged.
     pub requests: Vec<Request>,
-    /// Events to count, in record order, including those that the state had folded before.
+    /// What to count, in record order, including records that the state had folded before.
     pub counted: Vec<Counted>,
     /// Effect of each record, in order.
     pub steps: Vec<Step>,
@@ -154,7 +155,9 @@ pub fn plan(
         if let Some(counted) = counted(record, &plan.held, book) {
             let known = book.snapshot.catalogue.by_sku(&counted.sku);
             plan.unknown += u64::from(known.is_none());
+            let buyer = buyer(&counted, &plan.held);
             plan.counted.push(counted);
+            plan.counted.extend(buyer);
         }
         plan.steps.push(step);
         plan.kinds.push(match &record.change {
@@ -173,7 +176,7 @@ pub fn plan(
     plan
 }
 
-/// What a record adds to demand: nothing unless it is an event with a SKU.
+/// What a record adds to the counts of its kind: nothing unless it is an event with a SKU.
 fn counted(record: &Accepted, held: &LoadedUser, book: &PlanContext) -> Option<Counted> {
     let Change::Event(event) = &record.change else {
         return None;
@@ -191,9 +194,24 @@ fn counted(record: &Accepted, held: &LoadedUser, book: &PlanContext) -> Option<C
         position: record.position.clone(),
         time: record.time,
         sku: sku.clone(),
-        kind: event.kind,
+        kind: CountKind::Event(event.kind),
         n,
         segment: segment.to_owned(),
+    })
+}
+
+/// A buyer, if the record was the first of its SKU and 7-day bucket that the user's register kept. The register
+/// answers alike for the first delivery, which is folded by now, and for every later one.
+fn buyer(counted: &Counted, held: &LoadedUser) -> Option<Counted> {
+    if counted.kind != CountKind::Event(Kind::Purchase) {
+        return None;
+    }
+    let register = &held.state.register;
+    let counts = register.is_counting(counted.time, &counted.sku, &counted.position);
+    counts.then(|| Counted {
+        kind: CountKind::Buyer,
+        n: 1,
+        ..counted.clone()
     })
 }
 

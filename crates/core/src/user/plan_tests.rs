@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -125,5 +126,135 @@ fn one_purchase_adds_at_most_units_max_to_demand() {
     for (qty, counted) in [(1, 1), (20, 20), (21, 20), (u32::MAX, 20)] {
         let plan = planned(&shop(&[("A", 1)]), &[bought(qty)]);
         assert_eq!(plan.counted[0].n, counted, "{qty}");
+        let buyer = (plan.counted[1].kind, plan.counted[1].n);
+        assert_eq!(buyer, (CountKind::Buyer, 1), "{qty}");
+    }
+}
+
+/// Purchases and views of one user over three weeks on one partition, with times that run backwards.
+fn log() -> impl Strategy<Value = Vec<Accepted>> {
+    let row = (0i64..21, 0usize..4, prop::bool::weighted(0.8));
+    prop::collection::vec(row, 1..60).prop_map(|rows| {
+        let record = |(nth, (day, sku, bought)): (usize, (i64, usize, bool))| {
+            let event = Event {
+                kind: if bought { Kind::Purchase } else { Kind::View },
+                item: Item::Sku(["a", "b", "7", "8"][sku].into()),
+                qty: 3,
+                price: None,
+                ts: None,
+            };
+            Accepted {
+                time: Timestamp(BASE + day * 86_400_000),
+                ..record(nth as i64, Change::Event(event))
+            }
+        };
+        rows.into_iter().enumerate().map(record).collect()
+    })
+}
+
+/// What a crash loses of a batch whose state was written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Crash {
+    Never,
+    BeforeCounts,
+    BeforeCommit,
+    /// The counts of one of two shards are written.
+    BetweenShards,
+}
+
+fn crashes() -> impl Strategy<Value = Crash> {
+    prop::sample::select(
+        &[
+            Crash::Never,
+            Crash::BeforeCounts,
+            Crash::BeforeCommit,
+            Crash::BetweenShards,
+        ][..],
+    )
+}
+
+/// Counts with a fence per shard, as the store has them.
+#[derive(Default)]
+struct CountStore {
+    fences: BTreeMap<u8, i64>,
+    cells: BTreeMap<(String, CountKind, i64), u64>,
+}
+
+impl CountStore {
+    fn add(&mut self, counted: &[Counted], shards: std::ops::Range<u8>) {
+        let shard = |counted: &Counted| crate::ports::keys::shard(&counted.sku) % 2;
+        for at in shards {
+            let fence = self.fences.get(&at).copied().unwrap_or(-1);
+            for new in counted.iter().filter(|it| shard(it) == at) {
+                let offset = new.position.offset.0;
+                if offset > fence {
+                    let bucket = new.time.0.div_euclid(crate::shop::demand::BUCKET_MS);
+                    let cell = (new.sku.clone(), new.kind, bucket);
+                    *self.cells.entry(cell).or_default() += new.n;
+                    let fence = self.fences.entry(at).or_insert(-1);
+                    *fence = (*fence).max(offset);
+                }
+            }
+        }
+    }
+}
+
+/// Plans records of a stored user, with a window of three events.
+fn replan(snapshot: &Snapshot, loaded: LoadedUser, records: &[Accepted]) -> Plan {
+    let (policy, complete_since) = (Policy::default(), BTreeMap::new());
+    let book = PlanContext {
+        snapshot,
+        policy: &policy,
+        ns: "n",
+        window: 3,
+        triggers: true,
+        history_before: Timestamp(0),
+        units_max: 20,
+        complete_since: &complete_since,
+    };
+    plan(loaded, records, None, &book)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn buyers_and_pieces_are_exact_under_any_batches_crashes_and_redelivery(
+        log in log(),
+        batches in prop::collection::vec((1usize..9, crashes(), any::<prop::sample::Index>()), 1..30),
+    ) {
+        let snapshot = shop(&[("A", 1)]);
+        let (mut user, mut counts, mut committed) = (LoadedUser::default(), CountStore::default(), 0);
+        let batches = batches.into_iter().map(|(len, crash, to)| (len, crash, Some(to)));
+        for (len, crash, rewind) in batches.chain([(log.len(), Crash::Never, None)]) {
+            let end = (committed + len).min(log.len());
+            // The state is written whatever comes after.
+            let done = replan(&snapshot, user, &log[committed..end]);
+            user = LoadedUser { ver: done.held.ver + 1, ..done.held };
+            let shards = match crash {
+                Crash::BeforeCounts => 0..0,
+                Crash::BetweenShards => 0..1,
+                Crash::Never | Crash::BeforeCommit => 0..2,
+            };
+            counts.add(&done.counted, shards);
+            match crash {
+                Crash::Never => committed = end,
+                // A rebalance may go back further than the last commit.
+                Crash::BeforeCommit => committed = rewind.map_or(committed, |to| to.index(committed + 1)),
+                Crash::BeforeCounts | Crash::BetweenShards => {}
+            }
+        }
+        let mut expected: BTreeMap<(String, CountKind, i64), u64> = BTreeMap::new();
+        for record in &log {
+            let Change::Event(Event { kind, item: Item::Sku(sku), .. }) = &record.change else { continue };
+            let bucket = record.time.0.div_euclid(crate::shop::demand::BUCKET_MS);
+            let bought = *kind == Kind::Purchase;
+            let cell = (sku.clone(), CountKind::Event(*kind), bucket);
+            *expected.entry(cell).or_default() += if bought { 3 } else { 1 };
+            if bought {
+                expected.insert((sku.clone(), CountKind::Buyer, bucket), 1);
+            }
+        }
+        prop_assert_eq!(counts.cells, expected);
     }
 }

@@ -265,6 +265,7 @@ mod tests {
 
     use super::*;
     use crate::shop::catalogue::tests::sku;
+    use crate::shop::count_kind::CountKind;
     use crate::shop::demand::Count;
     use crate::shop::rules::{Rule, Table};
     use crate::user::event::{Kind, Profile, Sku};
@@ -294,7 +295,7 @@ mod tests {
         let skus = (0..catalogue.sku_len() as u32).map(SkuIx);
         let counts = skus.map(|ix| Count {
             sku: &catalogue.sku(ix).sku,
-            kind: Kind::Purchase,
+            kind: CountKind::Event(Kind::Purchase),
             segment: "default",
             bucket: 0,
             n: u64::from(ix.0 % 7),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 
-use crate::user::event::Kind;
+use crate::shop::count_kind::CountKind;
 use crate::user::record::{Offset, Partition};
 
 use super::Error;
@@ -13,8 +13,8 @@ use super::Error;
 pub struct Cell {
     /// SKU id.
     pub sku: String,
-    /// Kind of the counted events.
-    pub kind: Kind,
+    /// What is counted.
+    pub kind: CountKind,
     /// Segment of the profile at fold time.
     pub segment: String,
     /// 7-day bucket of record time: `time / 7 d`.
