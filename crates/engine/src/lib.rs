@@ -10,6 +10,7 @@ pub mod clocks;
 pub mod contract;
 pub mod cpu;
 mod device;
+pub mod encoder;
 pub mod formats;
 mod place;
 mod precision;

@@ -12,14 +12,14 @@ use crate::Error;
 
 /// A mapped file; the system reads its bytes when they are first used.
 #[derive(Debug)]
-pub(super) struct Map {
+pub(crate) struct Map {
     path: PathBuf,
     bytes: Mmap,
 }
 
 impl Map {
     /// Maps a file, which must not change while it is mapped.
-    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let wrong = |e: std::io::Error| Error::load(path, e.to_string());
         // Checked before the file is opened: opening a pipe would wait for its writer.
         let about = std::fs::metadata(path).map_err(wrong)?;
@@ -46,7 +46,7 @@ impl Map {
     }
 
     /// Bytes of the file.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 }

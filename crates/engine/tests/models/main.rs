@@ -5,6 +5,7 @@
 #![allow(unreachable_pub)] // Nothing can import a test binary.
 
 mod damage;
+mod encoder;
 mod families;
 mod files;
 mod gguf;

@@ -16,6 +16,7 @@ use nearshore_engine::search::constrained::{Constrained, Limits};
 use nearshore_engine::{Error, Model, Options, Precision};
 
 mod device;
+mod encoder;
 mod folder;
 mod precision;
 mod search;

@@ -66,7 +66,7 @@ pub(super) fn weight_files(path: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// Reads a text file; refuses one that is larger than any configuration.
-pub(super) fn read_text(path: &Path) -> Result<String, Error> {
+pub(crate) fn read_text(path: &Path) -> Result<String, Error> {
     let wrong = |e: std::io::Error| Error::load(path, e.to_string());
     let about = fs::metadata(path).map_err(wrong)?;
     if !about.is_file() || about.len() > TEXT_MAX {
@@ -86,6 +86,6 @@ pub(super) fn read_text(path: &Path) -> Result<String, Error> {
 }
 
 /// Reads a JSON file; an error names it.
-pub(super) fn read_json(path: &Path) -> Result<Value, Error> {
+pub(crate) fn read_json(path: &Path) -> Result<Value, Error> {
     serde_json::from_str(&read_text(path)?).map_err(|e| Error::load(path, e.to_string()))
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 mod config;
-mod files;
+pub(crate) mod files;
 pub mod header;
 mod tokenizer;
 
