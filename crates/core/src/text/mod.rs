@@ -10,6 +10,7 @@
 
 mod file;
 mod joiners;
+pub mod vectors;
 
 use std::borrow::Cow;
 
