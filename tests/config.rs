@@ -129,7 +129,8 @@ fn accepted(place: &[String]) -> Option<Vec<String>> {
     )]));
     let wrap = |many: bool| {
         place.iter().rev().fold(probe.clone(), |value, key| {
-            let listed = many && matches!(key.as_str(), "arms" | "rules" | "segments");
+            let lists = ["arms", "rules", "segments", "boosts", "pins"];
+            let listed = many && lists.contains(&key.as_str());
             let value = if listed || (many && key == "when" && place[0] == "segments") {
                 Value::Array(vec![value])
             } else {
@@ -271,6 +272,9 @@ level = "nearshore=loud"
 device = "cuda:1"
 precision = "int8"
 kv_mb_max = 0
+[merchant]
+boosts = [{ pu = "A", factor = 0 }]
+pins = [{ pu = "A" }]
 "#;
     insta::assert_snapshot!(problems(text, &[]), @r#"
     nearshore.toml:2:1 namespace: "Main!" must be 1 to 42 of a-z, 0-9 and -
@@ -295,6 +299,8 @@ kv_mb_max = 0
     nearshore.toml:33:1 log.level: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5
     nearshore.toml:36:1 engine.precision: int8 is for the CPU; on cuda:1 use bf16 or f32
     nearshore.toml:37:1 engine.kv_mb_max: must be at least 1
+    nearshore.toml:39:1 merchant.boosts[0].factor: 0 must be above 0, and within 1e-9 and 1e9; to keep a product off lists write a rule or block it
+    nearshore.toml:40:1 merchant.pins[0]: has no place; give a position, or a top: among the first so many
     "#);
 }
 

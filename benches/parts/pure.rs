@@ -112,6 +112,7 @@ pub fn snapshot() -> Arc<Snapshot> {
         catalogue: known,
         rules: Arc::new(rules),
         demand: Arc::new(demand),
+        merchant: Arc::default(),
     };
     let fallbacks = FallbackSettings {
         segments: &[],

@@ -59,6 +59,8 @@ pub struct Config {
     pub selection: nearshore_core::list::select::Policy,
     /// When a bought product is not needed again.
     pub needs: nearshore_core::shop::rules::Needs,
+    /// The merchant's boosts, pins and most names of one category.
+    pub merchant: nearshore_core::shop::merchant::Policy,
     /// How the model is run.
     pub engine: Engine,
     /// Lists for users without one of their own.
@@ -289,6 +291,7 @@ impl Default for Config {
             demand: nearshore_core::shop::demand::Policy::default(),
             selection: nearshore_core::list::select::Policy::default(),
             needs: nearshore_core::shop::rules::Needs::default(),
+            merchant: nearshore_core::shop::merchant::Policy::default(),
             engine: Engine::default(),
             fallback: Fallback::default(),
             http: Http::default(),

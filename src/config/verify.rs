@@ -32,6 +32,7 @@ pub(super) fn verify(config: &Config) -> Found {
         lanes,
         demand,
         selection,
+        merchant,
         engine,
         fallback,
         log,
@@ -322,6 +323,12 @@ fn selection(config: &Config, found: &mut Found) {
     );
     at_least_one(found, "selection.top_k", selection.top_k);
     at_least_one(found, "selection.draws", selection.draws);
+}
+
+fn merchant(config: &Config, found: &mut Found) {
+    for (key, what) in nearshore_core::shop::merchant::validate(&config.merchant) {
+        must(found, false, &format!("merchant.{key}"), what);
+    }
 }
 
 fn engine(config: &Config, found: &mut Found) {

@@ -100,6 +100,7 @@ fn snapshot() -> Snapshot {
         catalogue,
         rules,
         demand: Arc::new(demand),
+        merchant: Arc::default(),
     };
     let fallbacks = FallbackSettings {
         segments: &[],

@@ -22,8 +22,10 @@ use nearshore_core::ports::store::{self, Cell, Store};
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::demand::BUCKET_MS;
 use nearshore_core::shop::demand::{self, Count, Demand};
+use nearshore_core::shop::merchant::{self, Merchant};
 use nearshore_core::shop::rules::{
     Needs, Rule, Segment, Table, Unmatched, UnmatchedKind, unmatched, unmatched_blocks,
+    unmatched_merchant,
 };
 use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::event;
@@ -43,6 +45,8 @@ pub struct LoaderSettings {
     pub segments: Vec<Segment>,
     /// How counts become demand.
     pub demand: demand::Policy,
+    /// The merchant's boosts, pins and most names of one category, to be compiled for the catalogue.
+    pub merchant: merchant::Policy,
     /// Limits of decoding.
     pub limits: event::Limits,
     /// How often a changed catalogue becomes a new snapshot.
@@ -325,7 +329,8 @@ impl<S: Store> SnapshotLoader<S> {
         }
     }
 
-    /// Counts the rules, needs and blocks that match nothing in the whole catalogue, and logs those that are new.
+    /// Counts the rules, needs, blocks, boosts and pins that match nothing in the whole catalogue, and logs those that
+    /// are new.
     fn find_unmatched(&mut self) {
         let (pus, skus) = &self.blocked;
         let searched = (self.catalogue.rules_version(), pus.clone(), skus.clone());
@@ -341,12 +346,14 @@ impl<S: Store> SnapshotLoader<S> {
             &self.catalogue,
         );
         found.extend(blocks);
+        found.extend(unmatched_merchant(&settings.merchant, &self.catalogue));
         for it in &found {
             if !self.unmatched.contains(it) {
                 let (kind, id, what) = (<&str>::from(it.kind), &it.id, &it.what);
+                let otherwise = it.kind.otherwise();
                 tracing::warn!(
                     "{kind} {id:?} matches nothing of the catalogue, in whole or in part: {what}; correct it, or \
-                     the products that it means are offered"
+                     {otherwise}"
                 );
             }
         }
@@ -405,11 +412,13 @@ fn build(
         .iter()
         .map(|segment| segment.id.clone())
         .collect();
+    let merchant = Arc::new(Merchant::compile(&settings.merchant, &catalogue));
     let with_demand_of = |counts: &Counts| {
         let parts = SnapshotParts {
             catalogue: catalogue.clone(),
             rules: rules.clone(),
             demand: counts.demand.clone(),
+            merchant: merchant.clone(),
         };
         let fallbacks = FallbackSettings {
             segments: &segments,

@@ -218,7 +218,7 @@ pub fn repeated_pus(n: usize) {
     t::REPEATED_PUS.set(&[], n as f64);
 }
 
-/// Sets how many rules, needs or blocks match nothing in the catalogue, in whole or in part.
+/// Sets how many rules, needs, blocks, boosts or pins match nothing in the catalogue, in whole or in part.
 pub fn unmatched(kind: UnmatchedKind, n: usize) {
     t::UNMATCHED.set(&[kind.into()], n as f64);
 }

@@ -286,6 +286,7 @@ pub(crate) fn loader_settings(
         needs: config.needs.clone(),
         segments: config.segments.clone(),
         demand: config.demand.clone(),
+        merchant: config.merchant.clone(),
         limits: config.limits(),
         snapshot_every: Duration::from_secs(1),
         blocks_every: Duration::from_secs(2),

@@ -4,7 +4,7 @@ use super::Item;
 use crate::config::Config;
 use crate::ops::namespace::{ReadCatalogue, read_catalogue};
 use nearshore_core::ports::store::{Block, Stock};
-use nearshore_core::shop::rules::{unmatched, unmatched_blocks};
+use nearshore_core::shop::rules::{unmatched, unmatched_blocks, unmatched_merchant};
 use nearshore_redis::RedisStore;
 
 /// Most names that several products have which are shown one by one.
@@ -54,9 +54,10 @@ fn items(config: &Config, read: &ReadCatalogue, blocks: &[Block]) -> Vec<Item> {
         blocks.map(|block| block.id.as_str())
     };
     all.extend(unmatched_blocks(ids(true), ids(false), catalogue));
+    all.extend(unmatched_merchant(&config.merchant, catalogue));
     items.extend(all.into_iter().map(|it| {
         let item = format!("{} {}", <&str>::from(it.kind), it.id);
-        let advice = "correct it, or what it means is offered";
+        let advice = format!("correct it, or {}", it.kind.otherwise());
         Item::warn(item, it.what).advise(advice)
     }));
     items

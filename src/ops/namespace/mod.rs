@@ -31,6 +31,7 @@ use nearshore_core::ports::log;
 use nearshore_core::ports::store::{self, Store};
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::demand::Demand;
+use nearshore_core::shop::merchant::Merchant;
 use nearshore_core::shop::rules::{Table, unmatched_blocks};
 use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::event::{Reject, UserId, decode_sku};
@@ -103,10 +104,12 @@ impl<S: Store> Inspector<S> {
         let catalogue = Arc::new(read_catalogue(config).await?.catalogue);
         let rules = Arc::new(Table::compile(&config.rules, &config.segments, &catalogue));
         let demand = Demand::build(std::iter::empty(), &catalogue, &config.demand, Timestamp(0));
+        let merchant = Arc::new(Merchant::compile(&config.merchant, &catalogue));
         let parts = SnapshotParts {
             catalogue,
             rules,
             demand: Arc::new(demand),
+            merchant,
         };
         let no_fallbacks = FallbackSettings {
             segments: &[],

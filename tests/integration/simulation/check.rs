@@ -77,6 +77,7 @@ pub fn snapshot() -> Snapshot {
         catalogue,
         rules,
         demand,
+        merchant: Arc::default(),
     };
     let fallbacks = FallbackSettings {
         segments: &[],

@@ -9,13 +9,14 @@ use crate::list::document::{Document, Header, ListBuilder, list_id};
 use crate::list::select;
 use crate::shop::catalogue::Catalogue;
 use crate::shop::demand::Demand;
+use crate::shop::merchant::Merchant;
 use crate::shop::rules::{DEFAULT_SEGMENT, Table, Verdict};
 use crate::shop::snapshot::Snapshot;
 use crate::user::event::UserId;
 use crate::user::record::Timestamp;
 
-/// Parts of a serving snapshot, which must belong together: `rules` are compiled for `catalogue`, and `demand` is
-/// indexed by its products.
+/// Parts of a serving snapshot, which must belong together: `rules` and `merchant` are compiled for `catalogue`, and
+/// `demand` is indexed by its products.
 pub struct SnapshotParts {
     /// Products and SKUs.
     pub catalogue: Arc<Catalogue>,
@@ -23,6 +24,8 @@ pub struct SnapshotParts {
     pub rules: Arc<Table>,
     /// Decayed purchases.
     pub demand: Arc<Demand>,
+    /// The merchant's boosts, pins and most names of one category.
+    pub merchant: Arc<Merchant>,
 }
 
 /// How the fallbacks of a snapshot are made.
@@ -42,6 +45,7 @@ pub fn serving_snapshot(parts: SnapshotParts, settings: FallbackSettings) -> Sna
         catalogue: parts.catalogue,
         rules: parts.rules,
         demand: parts.demand,
+        merchant: parts.merchant,
         fallbacks: Arc::default(),
         fallback_names: settings.names,
         selection: settings.selection.clone(),
@@ -98,7 +102,9 @@ fn built(snapshot: &Snapshot, segment: &str, verdict: &Verdict) -> Document {
         reason: Some("no list of the model yet".into()),
         ..Header::default()
     };
-    builder.fallback(header).document
+    builder
+        .arranged_fallback(header, &snapshot.merchant)
+        .document
 }
 
 /// Turns a segment's fallback into the user's own copy: with an id, the user and the time.

@@ -4,6 +4,7 @@ pub mod arms;
 pub mod catalogue;
 pub mod count_kind;
 pub mod demand;
+pub mod merchant;
 pub mod rules;
 pub mod snapshot;
 mod sums;

@@ -1,7 +1,7 @@
-//! The serving snapshot: catalogue, rules, demand and fallback lists as one immutable value.
+//! The serving snapshot: catalogue, rules, the merchant's wishes, demand and fallback lists as one immutable value.
 //!
-//! Invariant: its parts belong together: rules are compiled for this catalogue, and demand is indexed by its PUs. It is
-//! never changed, only replaced. It does not know where its parts came from.
+//! Invariant: its parts belong together: rules and wishes are compiled for this catalogue, and demand is indexed by its
+//! PUs. It is never changed, only replaced. It does not know where its parts came from.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::list::document::Document;
 use crate::shop::catalogue::Catalogue;
 use crate::shop::demand::Demand;
+use crate::shop::merchant::Merchant;
 use crate::shop::rules::{Table, Verdict};
 use crate::user::event::Profile;
 use crate::user::record::Timestamp;
@@ -21,6 +22,8 @@ pub struct Snapshot {
     pub rules: Arc<Table>,
     /// Decayed purchases per PU and segment.
     pub demand: Arc<Demand>,
+    /// The merchant's boosts, pins and most names of one category, compiled for `catalogue`.
+    pub merchant: Arc<Merchant>,
     /// Fallback per segment, for a user without a profile; `default` always exists.
     pub fallbacks: Arc<BTreeMap<String, Document>>,
     /// Products per fallback, at most.

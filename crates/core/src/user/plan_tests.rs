@@ -40,6 +40,7 @@ fn shop(products: &[(&str, i64)]) -> Snapshot {
         catalogue,
         rules,
         demand: Arc::new(demand),
+        merchant: Arc::default(),
     };
     let fallbacks = FallbackSettings {
         segments: &[],

@@ -11,6 +11,7 @@ use crate::list::fallback::FORBIDDEN;
 use crate::list::select::{self, Candidate};
 use crate::shop::catalogue::{Catalogue, PuIx, SkuIx};
 use crate::shop::demand::Demand;
+use crate::shop::merchant::Merchant;
 use crate::shop::rules::Verdict;
 use crate::user::record::Timestamp;
 
@@ -110,6 +111,11 @@ impl ListBuilder<'_> {
     /// Builds the fallback of a segment: the permitted PUs most in demand, each with its best-selling SKUs, ties by id.
     /// A fallback does not explore, so it has no propensities.
     pub(crate) fn fallback(&self, header: Header) -> BuiltList {
+        self.arranged_fallback(header, &Merchant::default())
+    }
+
+    /// Builds the fallback as [`Self::fallback`] does, with the merchant's pins and most names of one category.
+    pub(crate) fn arranged_fallback(&self, header: Header, merchant: &Merchant) -> BuiltList {
         let mass = self.demand.mass(&header.segment);
         let mut built = BuiltList::new(header, Source::Fallback);
         let mut permitted = self.verdict.permitted(self.catalogue);
@@ -125,11 +131,20 @@ impl ListBuilder<'_> {
         if pus.is_empty() && !self.catalogue.in_stock().is_clear() {
             built.document.reason = Some(FORBIDDEN.into());
         }
-        if pus.len() > self.names && self.names > 0 {
-            pus.select_nth_unstable_by(self.names - 1, better);
+        if merchant.arranges() {
+            pus.sort_by(better);
+            let ranked: Vec<PuIx> = pus.iter().map(|(pu, _)| *pu).collect();
+            let arranged = merchant
+                .arrange(&ranked, self.names, &permitted)
+                .into_iter();
+            pus = arranged.map(|pu| (pu, share(&mass, pu.at()))).collect();
+        } else {
+            if pus.len() > self.names && self.names > 0 {
+                pus.select_nth_unstable_by(self.names - 1, better);
+            }
+            pus.truncate(self.names);
+            pus.sort_by(better);
         }
-        pus.truncate(self.names);
-        pus.sort_by(better);
         for (pu, share) in pus {
             let mut skus = self.candidates(pu);
             skus.sort_by(|a, b| {

@@ -20,7 +20,7 @@ use serde_json::Value;
 use crate::text::normalise;
 
 pub use table::{Table, Verdict};
-pub use unmatched::{Unmatched, UnmatchedKind, unmatched, unmatched_blocks};
+pub use unmatched::{Unmatched, UnmatchedKind, unmatched, unmatched_blocks, unmatched_merchant};
 pub use validate::{unreachable, validate};
 
 /// Id of the segment of all users that no other segment matches.

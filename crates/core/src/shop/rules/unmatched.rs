@@ -1,4 +1,4 @@
-//! Finds what can match nothing in a catalogue: rules, the need filter, blocks.
+//! Finds what can match nothing in a catalogue: rules, the need filter, blocks, the merchant's boosts and pins.
 //!
 //! Decides what is reported: each product, category, attribute and value that no SKU has, even where the rest of the
 //! rule matches, because a rule that was written for two products and knows one of them is half switched off.
@@ -12,6 +12,7 @@ use strum::{IntoStaticStr, VariantNames};
 use super::condition::one_of;
 use super::{Needs, Rule};
 use crate::shop::catalogue::{Catalogue, SkuIx};
+use crate::shop::merchant;
 use crate::text::normalise;
 use crate::user::event::Sku;
 
@@ -25,19 +26,31 @@ pub enum UnmatchedKind {
     Need,
     /// A block.
     Block,
+    /// A boost of `[merchant]`.
+    Boost,
+    /// A pin of `[merchant]`.
+    Pin,
 }
 
 impl UnmatchedKind {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::Rule, Self::Need, Self::Block];
+    pub const ALL: [Self; 5] = [Self::Rule, Self::Need, Self::Block, Self::Boost, Self::Pin];
+
+    /// What happens until somebody corrects it, as the end of a sentence.
+    pub fn otherwise(self) -> &'static str {
+        match self {
+            Self::Rule | Self::Need | Self::Block => "the products that it means are offered",
+            Self::Boost | Self::Pin => "it has no effect",
+        }
+    }
 }
 
-/// A part of a rule, a category of the need filter, or a block, that matches nothing.
+/// A part of a rule, a category of the need filter, a block, a boost or a pin, that matches nothing.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Unmatched {
     /// What it is.
     pub kind: UnmatchedKind,
-    /// Id of the rule, category of the need, id of the block.
+    /// Id of the rule, category of the need, id of the block, PU id or category of the boost or pin.
     pub id: String,
     /// What is not in the catalogue, and what is, if something is similar.
     pub what: String,
@@ -106,6 +119,30 @@ pub fn unmatched_blocks<'a>(
         })
     });
     found.collect()
+}
+
+/// The boosts and pins of which the catalogue has no product.
+pub fn unmatched_merchant(policy: &merchant::Policy, catalogue: &Catalogue) -> Vec<Unmatched> {
+    let known = Known::of(catalogue);
+    if known.skus.is_empty() {
+        return Vec::new();
+    }
+    let unmatched = |kind, id: &str, what: Option<String>| {
+        let (id, what) = (id.to_owned(), what?);
+        Some(Unmatched { kind, id, what })
+    };
+    let boosts = policy.boosts.iter().flat_map(|boost| {
+        let pu = boost.pu.as_deref();
+        let pu = pu.and_then(|id| unmatched(UnmatchedKind::Boost, id, known.of_pu(id)));
+        let category = boost.category.as_deref();
+        let category = category.and_then(|category| {
+            unmatched(UnmatchedKind::Boost, category, known.of_category(category))
+        });
+        pu.into_iter().chain(category)
+    });
+    let pins = policy.pins.iter();
+    let pins = pins.filter_map(|pin| unmatched(UnmatchedKind::Pin, &pin.pu, known.of_pu(&pin.pu)));
+    boosts.chain(pins).collect()
 }
 
 impl<'a> Known<'a> {
@@ -334,6 +371,40 @@ mod tests {
                 "no SKU has the id \"g1\"",
             ]
         );
+    }
+
+    #[test]
+    fn a_boost_and_a_pin_that_match_nothing_are_reported() {
+        let policy: merchant::Policy = toml::from_str(
+            r#"
+            boosts = [
+                { pu = "RED WINE", factor = 2.0 },
+                { pu = "RED WINES", factor = 2.0 },
+                { category = "WINE", factor = 2.0 },
+                { category = "fish", factor = 2.0 },
+            ]
+            pins = [{ pu = "GIN", top = 1 }, { pu = "77", top = 1 }]"#,
+        )
+        .expect("a policy");
+        let found = unmatched_merchant(&policy, &catalogue());
+        let found: Vec<_> = found
+            .iter()
+            .map(|it| (it.kind, &*it.id, &*it.what))
+            .collect();
+        let (boost, pin) = (UnmatchedKind::Boost, UnmatchedKind::Pin);
+        assert_eq!(
+            found,
+            [
+                (
+                    boost,
+                    "RED WINES",
+                    "no product has the id \"RED WINES\"; did you mean \"RED WINE\"?"
+                ),
+                (boost, "fish", "no product has the category \"fish\""),
+                (pin, "GIN", "no product has the id \"GIN\""),
+            ]
+        );
+        assert_eq!(unmatched_merchant(&policy, &Catalogue::default()), []);
     }
 
     #[test]
