@@ -275,6 +275,8 @@ kv_mb_max = 0
 [merchant]
 boosts = [{ pu = "A", factor = 0 }]
 pins = [{ pu = "A" }]
+[metrics]
+hits_sample = 2
 "#;
     insta::assert_snapshot!(problems(text, &[]), @r#"
     nearshore.toml:2:1 namespace: "Main!" must be 1 to 42 of a-z, 0-9 and -
@@ -301,6 +303,7 @@ pins = [{ pu = "A" }]
     nearshore.toml:37:1 engine.kv_mb_max: must be at least 1
     nearshore.toml:39:1 merchant.boosts[0].factor: 0 must be above 0, and within 1e-9 and 1e9; to keep a product off lists write a rule or block it
     nearshore.toml:40:1 merchant.pins[0]: has no place; give a position, or a top: among the first so many
+    nearshore.toml:42:1 metrics.hits_sample: must be a share, 0 to 1
     "#);
 }
 

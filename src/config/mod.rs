@@ -65,6 +65,8 @@ pub struct Config {
     pub engine: Engine,
     /// Lists for users without one of their own.
     pub fallback: Fallback,
+    /// What is measured.
+    pub metrics: Metrics,
     /// Health, metrics and the inspect page.
     pub http: Http,
     /// Log lines.
@@ -209,6 +211,20 @@ impl Default for Fallback {
     }
 }
 
+/// `[metrics]`: what is measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Share of the users whose purchases are compared with their stored lists, 0 to 1.
+    pub hits_sample: f64,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { hits_sample: 0.1 }
+    }
+}
+
 /// `[http]`: health, metrics and the inspect page.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -294,6 +310,7 @@ impl Default for Config {
             merchant: nearshore_core::shop::merchant::Policy::default(),
             engine: Engine::default(),
             fallback: Fallback::default(),
+            metrics: Metrics::default(),
             http: Http::default(),
             log: Lines::default(),
             rules: Vec::new(),

@@ -35,6 +35,7 @@ pub(super) fn verify(config: &Config) -> Found {
         merchant,
         engine,
         fallback,
+        metrics,
         log,
         rules,
         segments,
@@ -343,6 +344,12 @@ fn engine(config: &Config, found: &mut Found) {
 fn fallback(config: &Config, found: &mut Found) {
     above_zero(found, "fallback.every", config.fallback.every);
     at_least_one(found, "fallback.names", config.fallback.names);
+}
+
+fn metrics(config: &Config, found: &mut Found) {
+    let share = (0.0..=1.0).contains(&config.metrics.hits_sample);
+    let what = "must be a share, 0 to 1";
+    must(found, share, "metrics.hits_sample", what);
 }
 
 fn log(config: &Config, found: &mut Found) {

@@ -133,6 +133,7 @@ fn ingest_settings(topics: &Topics, triggers: bool) -> ingest::IngestSettings {
         clock: || Timestamp(1_750_000_000_000),
         cache_users: NonZeroUsize::MIN,
         triggers,
+        hits_sample: 0.0,
         now: Now::Unchecked,
         complete_since: BTreeMap::new(),
     }

@@ -127,6 +127,12 @@ table! {
         "Lists that generate prepared for users whose profile has a value that the rule cannot compare, by rule.";
     PUBLISHED: Counter "nearshore_lists_published_total" [arm = Arms, lane = These(Lane::VARIANTS), source = These(Source::VARIANTS)]
         "Lists stored in Redis by generate, by arm, lane and source.";
+    LIST_PURCHASES: Counter "nearshore_list_purchases_total" [arm = Arms, source = These(Source::VARIANTS)]
+        "Purchases that ingest folded of sampled users who had a stored list before, by the arm and source of the list.";
+    LIST_HITS: Counter "nearshore_list_hits_total" [arm = Arms, source = These(Source::VARIANTS)]
+        "Those of nearshore_list_purchases_total whose product (PU) was on the buyer's stored list.";
+    LIST_FALLBACK_HITS: Counter "nearshore_list_fallback_hits_total" [arm = Arms, source = These(Source::VARIANTS)]
+        "Those of nearshore_list_purchases_total whose product (PU) is on the fallback of the buyer's segment, cut to the list's length.";
     FIRST_FALLBACKS: Counter "nearshore_first_fallbacks_total" []
         "Fallback lists that ingest wrote for users it saw for the first time.";
     UNCHANGED: Counter "nearshore_lists_unchanged_total" [lane = These(Lane::VARIANTS)]

@@ -65,6 +65,8 @@ fn update_all() {
         Lane::Live,
         nearshore_core::list::document::Source::Fallback,
     );
+    let fallback = nearshore_core::list::document::Source::Fallback;
+    list_earned("a", fallback, &Default::default());
     first_fallbacks(1);
     unchanged(Lane::Backfill);
     fenced_off(nearshore_core::ports::store::Published::Older);

@@ -9,6 +9,7 @@ use super::NO_ARM;
 use super::labels::*;
 use super::table as t;
 use nearshore_core::list::document::{Source, Why};
+use nearshore_core::list::hits::Earned;
 use nearshore_core::ports::{log, store};
 use nearshore_core::shop::rules::UnmatchedKind;
 use nearshore_core::user::trigger::{Lane, Reason};
@@ -167,6 +168,15 @@ pub fn rule_unknown(rule: &str) {
 pub fn published(arm: Option<&str>, lane: Lane, source: Source) {
     let arm = arm.unwrap_or(NO_ARM);
     t::PUBLISHED.add(&[arm, lane.into(), source.into()], 1);
+}
+
+/// Counts what lists of one kind earned; `arm` is empty for a fallback that no arm made.
+pub fn list_earned(arm: &str, source: Source, earned: &Earned) {
+    let arm = if arm.is_empty() { NO_ARM } else { arm };
+    let labels = [arm, source.into()];
+    t::LIST_PURCHASES.add(&labels, earned.purchases);
+    t::LIST_HITS.add(&labels, earned.hits);
+    t::LIST_FALLBACK_HITS.add(&labels, earned.fallback_hits);
 }
 
 /// Counts fallback lists written for users who were seen for the first time.

@@ -407,6 +407,7 @@ async fn ingest_task(parts: Parts) -> anyhow::Result<()> {
         clock: wall_clock,
         cache_users: NonZeroUsize::new(config.state.cache_users).unwrap_or(NonZeroUsize::MIN),
         triggers: true,
+        hits_sample: config.metrics.hits_sample,
         now,
         complete_since: BTreeMap::new(),
     };

@@ -54,6 +54,7 @@ pub async fn run(broken: Break, config: &Path) -> anyhow::Result<()> {
         window: config.state.window,
         cache_users: NonZeroUsize::MIN.saturating_add(99_999),
         triggers: true,
+        hits_sample: 0.0,
         now: Now::Unchecked,
         complete_since: BTreeMap::new(),
     };

@@ -138,6 +138,7 @@ async fn member(
         clock: || Timestamp(1_800_000_000_000),
         cache_users: NonZeroUsize::new(2).expect("two"),
         triggers: false,
+        hits_sample: 0.0,
         now: Now::Fixed(Timestamp(1_800_000_000_000)),
         complete_since: BTreeMap::new(),
     };

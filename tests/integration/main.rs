@@ -28,6 +28,7 @@ mod retention;
 mod safety;
 mod simulation;
 mod store;
+mod store_arms;
 mod store_faults;
 mod store_flaws;
 mod store_lists;

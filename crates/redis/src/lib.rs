@@ -3,8 +3,9 @@
 //! Invariant: every write is one script on one slot, so it happens as a whole or not at all, and its guard is stored
 //! beside the value that it guards. Reads go to primaries only. The store decides nothing. Users are in [`users`];
 //! counts, stock and blocks in [`shared`]; namespaces and the layout in [`register`]; scans and checks in [`survey`];
-//! checkpoints in [`checkpoints`]; erases in [`erased`].
+//! checkpoints in [`checkpoints`]; erases in [`erased`]; what lists earned in [`arms`].
 
+mod arms;
 mod checkpoints;
 mod erased;
 mod faults;

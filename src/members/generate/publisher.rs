@@ -4,8 +4,11 @@
 //! the outbox until a later turn has settled it. It decides nothing about a list: the store accepts or refuses it by
 //! its claim number.
 
+use std::collections::BTreeMap;
+
 use nearshore_core::list::document::Source;
 use nearshore_core::list::fallback::is_storable;
+use nearshore_core::list::hits::{Earned, ListKind};
 use nearshore_core::ports::log::Log;
 use nearshore_core::ports::store::{Peek, Publish, Published, Store, Stored};
 use nearshore_core::queue::lanes::Work;
@@ -83,12 +86,14 @@ impl Publisher {
         let writes: Vec<Publish> = jobs.iter().map(|job| to_publish(job, now)).collect();
         let outcomes = store.publish(ns, &writes).await?;
         let (mut updates, mut older) = (Vec::new(), Vec::new());
+        let mut stored: BTreeMap<ListKind, Earned> = BTreeMap::new();
         for ((job, write), outcome) in jobs.iter().zip(writes).zip(outcomes) {
             metrics::fenced_off(outcome);
             match outcome {
                 Published::Stored => {
                     let source = job.list.document.source;
                     count_published(&job.arm.id, job.job.work, source, now);
+                    stored.entry(kind_of(job)).or_default().lists += 1;
                     updates.push((write.user, Some(update(&write.list))));
                 }
                 // The newer list may be this one: a client of a Redis Cluster which lost the answer sends it again.
@@ -99,10 +104,14 @@ impl Publisher {
         let published = updates.len() as u64;
         if !older.is_empty() {
             let peeks = store.peek(ns, &older).await?;
-            let stored = older.into_iter().zip(peeks);
-            updates.extend(stored.map(|(user, peek)| (user, current(&peek))));
+            let newer = older.into_iter().zip(peeks);
+            updates.extend(newer.map(|(user, peek)| (user, current(&peek))));
         }
-        self.send(log, store, ns, updates).await?;
+        let (sent, ()) = futures::join!(
+            self.send(log, store, ns, updates),
+            count_lists(store, ns, &stored)
+        );
+        sent?;
         Ok(published)
     }
 
@@ -187,6 +196,26 @@ fn is_stored(finished: &FinishedJob<'_>) -> bool {
     let storable = is_storable(&finished.list.document);
     metrics::empty_list(!storable);
     storable
+}
+
+/// The kind under which a list is counted.
+fn kind_of(finished: &FinishedJob<'_>) -> ListKind {
+    ListKind {
+        arm: finished.arm.id.clone(),
+        epoch: finished.arm.epoch,
+        source: finished.list.document.source,
+    }
+}
+
+/// Counts stored lists for `nearshore arms`. An error leaves them out: they are stored, and only measured here.
+async fn count_lists<S: Store>(store: &S, ns: &str, lists: &BTreeMap<ListKind, Earned>) {
+    if lists.is_empty() {
+        return;
+    }
+    if let Err(error) = store.add_earned(ns, lists).await {
+        metrics::store_error(&error);
+        tracing::warn!(target: "redis", %error, "stored lists were not added to the counts of `nearshore arms`; they are left out of them");
+    }
 }
 
 fn to_publish(finished: &FinishedJob<'_>, now: Timestamp) -> Publish {

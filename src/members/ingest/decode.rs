@@ -98,6 +98,7 @@ mod tests {
             window: 9,
             cache_users: NonZeroUsize::MIN,
             triggers: false,
+            hits_sample: 0.0,
             now: Now::Unchecked,
             complete_since: BTreeMap::new(),
         };

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::IngestSettings;
+use super::earned::{EarnedCounts, earned_by, shown_lists};
 use super::effects::Effects;
 use super::fences::check_fences;
 use super::lists::stored_lists;
@@ -13,6 +14,7 @@ use super::states::States;
 use super::write::{Planned, Write, Written};
 use crate::members::error::Error;
 use crate::metrics;
+use nearshore_core::list::hits::ShownList;
 use nearshore_core::ports::log::{Batch, Log};
 use nearshore_core::ports::store::{Folded, Store};
 use nearshore_core::shop::snapshot::Snapshot;
@@ -25,6 +27,14 @@ const USERS_PER_WRITE: usize = 64;
 
 /// Records by user.
 pub(super) type Users = BTreeMap<UserId, Vec<Accepted>>;
+
+/// Stored lists of users, read before the users are planned.
+struct Lists {
+    /// Of those whose profile may change: what it forbids is removed from the list.
+    edited: BTreeMap<UserId, StoredList>,
+    /// Of sampled buyers: what they bought is compared with the list.
+    shown: BTreeMap<UserId, ShownList>,
+}
 
 /// What folding the users of some batches needs.
 pub(super) struct FoldUsers<'a, L, S> {
@@ -39,6 +49,7 @@ pub(super) struct FoldUsers<'a, L, S> {
     pub(super) batches: &'a [&'a Batch],
     pub(super) states: &'a mut States,
     pub(super) effects: &'a mut Effects,
+    pub(super) earned: &'a mut EarnedCounts,
 }
 
 impl<L: Log, S: Store> FoldUsers<'_, L, S> {
@@ -54,8 +65,15 @@ impl<L: Log, S: Store> FoldUsers<'_, L, S> {
     /// the next ones are planned.
     async fn pass(&mut self, users: Users) -> Result<Users, Error> {
         let (store, ns) = (self.store, &self.settings.ns);
-        self.states.load(store, ns, users.keys()).await?;
-        let lists = stored_lists(store, ns, &users).await?;
+        let (loaded, shown) = futures::join!(
+            self.states.load(store, ns, users.keys()),
+            shown_lists(store, self.settings, self.history_before, &users),
+        );
+        loaded?;
+        let lists = Lists {
+            edited: stored_lists(store, ns, &users).await?,
+            shown,
+        };
         let mut overtaken = Users::new();
         let mut users = users.into_iter();
         let mut previous: Option<Write> = None;
@@ -79,7 +97,7 @@ impl<L: Log, S: Store> FoldUsers<'_, L, S> {
     async fn plan(
         &mut self,
         users: Vec<(UserId, Vec<Accepted>)>,
-        lists: &BTreeMap<UserId, StoredList>,
+        lists: &Lists,
     ) -> Result<Vec<Planned>, Error> {
         let rulebook = PlanContext {
             snapshot: self.snapshot,
@@ -95,11 +113,16 @@ impl<L: Log, S: Store> FoldUsers<'_, L, S> {
         for (user, records) in users {
             let loaded = self.states.take(&user);
             check_fences(self.log, &loaded, self.batches).await?;
-            let plan = plan(loaded, &records, lists.get(&user), &rulebook);
+            let plan = plan(loaded, &records, lists.edited.get(&user), &rulebook);
+            let earned = lists
+                .shown
+                .get(&user)
+                .map(|list| earned_by(list, &records, &plan, self.snapshot, self.history_before));
             plans.push(Planned {
                 user,
                 records,
                 plan,
+                earned,
             });
         }
         Ok(plans)
@@ -112,12 +135,16 @@ impl<L: Log, S: Store> FoldUsers<'_, L, S> {
                 user,
                 records,
                 mut plan,
+                earned,
             } = planned;
             match outcome {
                 None => self.accept(user, plan),
                 Some(Folded::Stored { ver }) => {
                     plan.held.ver = ver;
                     self.accept(user, plan);
+                    if let Some((kind, earned)) = earned {
+                        self.earned.collect(kind, earned);
+                    }
                 }
                 // Its state is not in the cache: the next pass loads it, with the tombstone applied.
                 Some(Folded::Stale | Folded::Erased { .. }) => {

@@ -7,6 +7,7 @@
 mod aside;
 mod counts;
 mod decode;
+mod earned;
 mod effects;
 mod fences;
 mod fold_users;
@@ -28,6 +29,7 @@ use crate::members::error::Error;
 use aside::SetAside;
 use counts::CountChains;
 use decode::{Decoded, decode};
+use earned::EarnedCounts;
 use effects::Effects;
 use fold_users::FoldUsers;
 use history::History;
@@ -72,6 +74,8 @@ pub struct IngestSettings {
     pub clock: fn() -> Timestamp,
     /// Whether lists are requested; false while a backfill catches up.
     pub triggers: bool,
+    /// Share of the users whose purchases are compared with their lists, 0 to 1.
+    pub hits_sample: f64,
     /// What bounds record times.
     pub now: Now,
     /// Time from which the events of a partition are complete, where the log no longer had all of them.
@@ -130,6 +134,7 @@ pub struct Ingest<L, S> {
     snapshot: Arc<ArcSwap<Snapshot>>,
     states: States,
     counts: CountChains,
+    earned: EarnedCounts,
     dead_letters: DeadLetterWriter,
     checkpoints: Checkpoints<S>,
     stopped: StoppedPartitions,
@@ -154,6 +159,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
             settings,
             snapshot,
             counts: CountChains::default(),
+            earned: EarnedCounts::default(),
             dead_letters: DeadLetterWriter::default(),
             stopped: StoppedPartitions::default(),
             history: History::default(),
@@ -262,14 +268,16 @@ impl<L: Log, S: Store> Ingest<L, S> {
             batches: &batches,
             states: &mut self.states,
             effects: &mut effects,
+            earned: &mut self.earned,
         };
         fold.run(users).await?;
 
-        // Neither needs the other's result, and they wait for different servers.
+        // None needs another's result, and they wait for different servers.
         let counted = effects.take_counted();
-        let (counted, published) = futures::join!(
+        let (counted, published, ()) = futures::join!(
             self.counts.add(store, ns, counted),
             effects.publish(log, store, topics, ns),
+            self.earned.count(store, ns),
         );
         counted?;
         published?;

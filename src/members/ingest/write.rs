@@ -8,6 +8,7 @@ use std::pin::Pin;
 use futures::FutureExt;
 use futures::future::{BoxFuture, MaybeDone, maybe_done};
 
+use nearshore_core::list::hits::{Earned, ListKind};
 use nearshore_core::ports::store::{self, FoldWrite, Folded, ListEdit, Store};
 use nearshore_core::user::event::{Accepted, UserId};
 use nearshore_core::user::plan::{Edit, Plan};
@@ -17,6 +18,8 @@ pub(super) struct Planned {
     pub(super) user: UserId,
     pub(super) records: Vec<Accepted>,
     pub(super) plan: Plan,
+    /// What the user's stored list earned by the records.
+    pub(super) earned: Option<(ListKind, Earned)>,
 }
 
 /// Plans, each with the store's answer; `None` for a plan that changes nothing and was not written.

@@ -200,6 +200,7 @@ async fn fold(
         clock: wall_clock,
         cache_users: NonZeroUsize::new(config.state.cache_users).unwrap_or(NonZeroUsize::MIN),
         triggers: false,
+        hits_sample: 0.0,
         now,
         complete_since: plan.complete_since.clone(),
     };

@@ -335,6 +335,29 @@ impl<S: Store> Counts for Gated<S> {
     }
 }
 
+/// What is only measured passes no gate: nothing depends on it.
+impl<S: Store> Arms for Gated<S> {
+    async fn shown(
+        &self,
+        ns: &str,
+        users: &[UserId],
+    ) -> Result<Vec<Option<ShownDoc>>, store::Error> {
+        self.inner.shown(ns, users).await
+    }
+
+    async fn add_earned(
+        &self,
+        ns: &str,
+        earned: &BTreeMap<ListKind, Earned>,
+    ) -> Result<(), store::Error> {
+        self.inner.add_earned(ns, earned).await
+    }
+
+    async fn earned(&self, ns: &str) -> Result<BTreeMap<ListKind, Earned>, store::Error> {
+        self.inner.earned(ns).await
+    }
+}
+
 impl<S: Store> Stock for Gated<S> {
     async fn stock(&self, ops: &[StockRecord]) -> Result<(), store::Error> {
         through!(self.stock(ops))

@@ -229,6 +229,7 @@ impl<S: Store> History<S> {
             // Fewer than the users, so that states are evicted and loaded again.
             cache_users: NonZeroUsize::new(2).expect("two"),
             triggers: true,
+            hits_sample: 1.0,
             now: nearshore::members::ingest::Now::Unchecked,
             complete_since: std::collections::BTreeMap::new(),
         };

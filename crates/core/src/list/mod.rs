@@ -5,6 +5,7 @@ pub mod compose;
 pub mod diff;
 pub mod document;
 pub mod fallback;
+pub mod hits;
 pub mod prompt;
 pub mod select;
 mod terms;

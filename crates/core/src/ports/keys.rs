@@ -287,6 +287,12 @@ pub fn plan(ns: &str) -> Result<String, Invalid> {
     Ok(format!("{ns}:plan"))
 }
 
+/// `ns:arms`, a hash of `arm:epoch:source:what` -> integer: what the namespace's lists earned.
+pub fn arms(ns: &str) -> Result<String, Invalid> {
+    namespace(ns)?;
+    Ok(format!("{ns}:arms"))
+}
+
 /// `ns:history`, a string: exists while some process folds history of the namespace.
 pub fn history(ns: &str) -> Result<String, Invalid> {
     namespace(ns)?;

@@ -50,8 +50,10 @@ if drop_list then
   redis.call('DEL', KEYS[4])
 end
 if ARGV[9] == 'first' and redis.call('EXISTS', KEYS[4]) == 0 then
+  local now = redis.call('TIME')
+  local stored_at = string.format('%d', now[1] * 1000 + math.floor(now[2] / 1000))
   redis.call('HSET', KEYS[4], 'doc', ARGV[10], 'claim', '0', 'seen', '', 'epoch', '0',
-    'at', ARGV[12], 'audit', ARGV[11], 'erased_at', ARGV[2])
+    'at', ARGV[12], 'audit', ARGV[11], 'erased_at', ARGV[2], 'stored_at', stored_at)
   redis.call('PEXPIRE', KEYS[4], ARGV[14])
 elseif ARGV[9] == 'strip' and not drop_list then
   redis.call('HSET', KEYS[4], 'doc', ARGV[10])

@@ -48,8 +48,11 @@ if list[1] then
     return 'epoch'
   end
 end
+-- By this Redis' clock: purchases before it cannot be due to this list.
+local now = redis.call('TIME')
+local stored_at = string.format('%d', now[1] * 1000 + math.floor(now[2] / 1000))
 redis.call('HSET', KEYS[3], 'doc', ARGV[6], 'claim', ARGV[1], 'seen', ARGV[7], 'epoch', ARGV[3],
-  'at', ARGV[8], 'audit', ARGV[9], 'erased_at', ARGV[2])
+  'at', ARGV[8], 'audit', ARGV[9], 'erased_at', ARGV[2], 'stored_at', stored_at)
 redis.call('HDEL', KEYS[3], 'stale')
 redis.call('PEXPIRE', KEYS[3], ARGV[10])
 redis.call('PEXPIRE', KEYS[1], ARGV[11])

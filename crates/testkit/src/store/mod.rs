@@ -4,6 +4,7 @@
 //! one). It does not know time: nothing expires. With [`Flaws`] it breaks one guard on purpose, so that the
 //! simulation can prove that it would notice.
 
+mod arms;
 mod flaws;
 mod list;
 mod loss;
@@ -17,6 +18,7 @@ use std::time::Duration;
 pub use loss::{Contents, Lost};
 use sets::Set;
 
+use nearshore_core::list::hits::{Earned, ListKind};
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{
     Added, Block, Cell, Claim, ClaimOutcome, Claimed, Counts, Delta, Durability, Error, FoldWrite,
@@ -71,6 +73,7 @@ struct Space {
     shards: BTreeMap<u8, Shard>,
     fallbacks: BTreeMap<String, String>,
     plan: Option<String>,
+    earned: BTreeMap<ListKind, Earned>,
 }
 
 #[derive(Clone, Debug, Default)]

@@ -1,4 +1,4 @@
-//! The store: Redis behind five traits, cut by who needs them, with a double in memory that keeps the same contract.
+//! The store: Redis behind six traits, cut by who needs them, with a double in memory that keeps the same contract.
 //!
 //! One primitive: a conditional write in an atomic script guards each value. Invariant: a write that is a duplicate,
 //! a replay, late, or by a member that lost its partition, changes nothing. The store compares and sets; it decides
@@ -7,6 +7,7 @@
 //! Code that is generic over the store says `S: Store` and needs no other import. Code that calls a method of one known
 //! store imports the method's trait.
 
+mod arms;
 mod counts;
 mod durability;
 mod namespaces;
@@ -16,6 +17,7 @@ mod users;
 use super::keys;
 use crate::user::event::UserId;
 
+pub use arms::{Arms, ShownDoc};
 pub use counts::{Added, Cell, Counts, Delta};
 pub use durability::{Durability, Lineage};
 pub use namespaces::Namespaces;
@@ -119,6 +121,6 @@ impl Error {
 }
 
 /// The whole store. Batches are answered in order; items of a batch are independent of each other.
-pub trait Store: Users + Counts + Stock + Namespaces + Durability + Clone + 'static {}
+pub trait Store: Users + Counts + Arms + Stock + Namespaces + Durability + Clone + 'static {}
 
-impl<T: Users + Counts + Stock + Namespaces + Durability + Clone + 'static> Store for T {}
+impl<T: Users + Counts + Arms + Stock + Namespaces + Durability + Clone + 'static> Store for T {}
