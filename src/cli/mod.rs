@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::ops::visible::visible_lines;
 use try_names::TryArgs;
 
+mod arms;
 mod ask;
 mod backfill;
 mod bench;
@@ -116,6 +117,17 @@ enum Command {
     /// Request a list for each user whose list trails their state.
     #[command(after_help = "Examples:\n  nearshore sweep --config nearshore.toml")]
     Sweep {
+        /// Namespace to use instead of the configured one.
+        #[arg(long)]
+        namespace: Option<String>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Print what each arm's lists earned, and test whether users are spread over the arms by their shares.
+    #[command(
+        after_help = "Examples:\n  nearshore arms --config nearshore.toml\n  nearshore arms --json | jq '.mismatch'"
+    )]
+    Arms {
         /// Namespace to use instead of the configured one.
         #[arg(long)]
         namespace: Option<String>,
@@ -284,6 +296,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             with_config(&common, |c| calibrate::run(&c, &args, common.json))
         }
         Command::Sweep { namespace, common } => ask::sweep(&common, namespace.as_deref()),
+        Command::Arms { namespace, common } => arms::run(&common, namespace.as_deref()),
         Command::Block {
             id,
             pu,

@@ -1,5 +1,6 @@
 //! Operations from outside the stream: backfill, sweep, promotion, erasure, inspection, dead letters.
 
+pub mod arms;
 pub mod backfill;
 pub(crate) mod coverage;
 pub mod dlq;

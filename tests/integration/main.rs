@@ -10,6 +10,7 @@ mod erase;
 mod frozen;
 mod fuzz;
 mod harness;
+mod hits;
 mod installations;
 mod isolation;
 mod log;

@@ -6,5 +6,6 @@ pub mod count_kind;
 pub mod demand;
 pub mod merchant;
 pub mod rules;
+pub mod shares;
 pub mod snapshot;
 mod sums;
