@@ -24,6 +24,10 @@ fn similarity(c: &mut Criterion) {
         }
         let of_names = texts.iter().map(|text| vectors.get(text));
         let table = Similarities::new(WIDTH, of_names);
+        assert!(
+            table.centre().iter().all(|x| *x != 0.0),
+            "every name has a vector"
+        );
         let user: Vec<(&str, f32)> = texts
             .iter()
             .take(10)
