@@ -175,6 +175,26 @@ pub fn log_shares(counts: &[f64], pseudo: f64) -> Vec<f32> {
         .collect()
 }
 
+/// Of each product ln(share of buyers in a long period / share of buyers in a short one): over 0 for what many buy
+/// seldom, below 0 for what few buy often. Demand counts buyers a week, but what a new user buys within a window is told
+/// by how many bought it at least once in such a window. A property of the product, which changes slowly; neutral (0)
+/// for a product without a purchase.
+pub fn reach(log: &Purchases, now: i64, long_ms: i64, short_ms: i64) -> Vec<f32> {
+    let counts = [long_ms, short_ms].map(|period| demand(log, now, period, None));
+    let totals = counts.each_ref().map(|counts| counts.iter().sum::<f64>());
+    if totals[0] == 0.0 {
+        return vec![0.0; log.products];
+    }
+    let shrink = totals[0] / totals[1];
+    (0..log.products)
+        .map(|product| {
+            // Two purchases at the mean ratio are added to both, so that one purchase says little.
+            let (long, short) = (counts[0][product] + 2.0 * shrink, counts[1][product] + 2.0);
+            ((long / totals[0]) / (short / totals[1])).ln() as f32
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -253,6 +273,27 @@ mod tests {
         );
         assert_eq!(demand(&log, 2 * week, week, None), vec![1.0, 2.0]);
         assert_eq!(demand(&log, 2 * week, week, Some(7.0)), vec![0.5, 2.0]);
+    }
+
+    #[test]
+    fn reach_is_over_0_for_what_many_buy_once_and_neutral_without_purchases() {
+        let week = 7 * DAY_MS;
+        let often = |id: &str| user(id, &(0..8).map(|k| (k * week, 0)).collect::<Vec<_>>());
+        let log = Purchases::new(
+            3,
+            [
+                often("a"),
+                often("b"),
+                user("c", &[(0, 1)]),
+                user("d", &[(0, 1)]),
+            ],
+        );
+        let found = reach(&log, 8 * week, 8 * week, week);
+        assert!(
+            found[1] > 0.3 && found[0] < -0.3 && found[2].abs() < 1e-6,
+            "{found:?}"
+        );
+        assert_eq!(reach(&Purchases::new(2, []), 0, 8 * week, week), [0.0, 0.0]);
     }
 
     proptest! {

@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::log::{self, Purchases};
+
 /// What was bought together, or one after the other, by one user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
@@ -15,6 +17,44 @@ pub struct Group {
     pub context: Vec<u32>,
     /// Distinct products that go with them.
     pub targets: Vec<u32>,
+}
+
+/// Groups of what each user bought in one period, before `now`: 7 days for weeks.
+pub fn by_period(log: &Purchases, now: i64, period_ms: i64) -> Vec<Group> {
+    let mut groups = Vec::new();
+    for (user, lines) in log.users.iter().enumerate() {
+        let pairs = log::by_period(lines.before(now), period_ms);
+        for period in pairs.chunk_by(|a, b| a.0 == b.0) {
+            let products: Vec<u32> = period.iter().map(|pair| pair.1).collect();
+            groups.push(Group {
+                user: user as u32,
+                context: products.clone(),
+                targets: products,
+            });
+        }
+    }
+    groups
+}
+
+/// Groups of what each user bought last before each of `cuts`, at most `distinct` products, and what in the `window_ms`
+/// after it.
+pub fn following(log: &Purchases, cuts: &[i64], window_ms: i64, distinct: usize) -> Vec<Group> {
+    let mut groups = Vec::new();
+    for &cut in cuts {
+        for (user, lines) in log.users.iter().enumerate() {
+            let owned = log::owned(lines.visible(cut, distinct), cut);
+            let context: Vec<u32> = owned.iter().map(|owned| owned.product).collect();
+            let targets = lines.targets(cut, cut.saturating_add(window_ms));
+            if !context.is_empty() && !targets.is_empty() {
+                groups.push(Group {
+                    user: user as u32,
+                    context,
+                    targets,
+                });
+            }
+        }
+    }
+    groups
 }
 
 /// How strongly little data is shrunk, and what is kept.
@@ -89,8 +129,9 @@ impl NeighbourTable {
             .map_or(&[], |row| &row.neighbours)
     }
 
-    /// The weighted mean of the lift from each of `visible`, pairs of product and weight, to every product. `out` is
-    /// overwritten; it is 0 everywhere if nothing is visible.
+    /// ln of the weighted mean of exp(lift) from each of `visible`, pairs of product and weight, to every product: a
+    /// product that one of them explains well is not held back by the others. `out` is overwritten; it is 0 everywhere
+    /// if nothing is visible.
     pub fn lift(&self, visible: &[(u32, f32)], out: &mut Vec<f32>) {
         out.clear();
         out.resize(self.rows.len(), 0.0);
@@ -103,23 +144,36 @@ impl NeighbourTable {
         if total <= 0.0 {
             return;
         }
-        let rest: f32 = known().map(|(_, weight, row)| weight * row.lift_rest).sum();
+        let rest: f32 = known()
+            .map(|(_, weight, row)| weight * row.lift_rest.exp())
+            .sum();
         for (_, weight, row) in known() {
             for neighbour in &row.neighbours {
-                out[neighbour.product as usize] += weight * (neighbour.lift - row.lift_rest);
+                out[neighbour.product as usize] +=
+                    weight * (neighbour.lift.exp() - row.lift_rest.exp());
             }
         }
+        // A sum of differences may end a rounding error below the smallest ratio there is.
+        let log_mean = |sum: f32, of: f32| (sum / of).max(1e-6).ln();
+        let own: Vec<(u32, f32)> = known()
+            .map(|(of, weight, row)| {
+                let sum = out[of as usize] + rest - weight * row.lift_rest.exp();
+                // Without itself: the mean over the other visible products.
+                let others = total - weight;
+                (
+                    of,
+                    if others > total * 1e-6 {
+                        log_mean(sum, others)
+                    } else {
+                        0.0
+                    },
+                )
+            })
+            .collect();
         out.iter_mut()
-            .for_each(|value| *value = (*value + rest) / total);
-        for (of, weight, row) in known() {
-            // Without itself: the mean over the other visible products.
-            let (value, others) = (&mut out[of as usize], total - weight);
-            *value = if others > total * 1e-6 {
-                (*value * total - weight * row.lift_rest) / others
-            } else {
-                0.0
-            };
-        }
+            .for_each(|value| *value = log_mean(*value + rest, total));
+        own.into_iter()
+            .for_each(|(of, value)| out[of as usize] = value);
     }
 
     /// ln(1 + Σ weight · cosine / `scale`) from `visible` to every product. `out` is overwritten.
@@ -363,13 +417,40 @@ mod tests {
                 let (mut sum, mut total) = (0.0, 0.0);
                 for &(of, weight) in visible.iter().filter(|(of, _)| *of != to) {
                     let found = table.row(of).iter().find(|neighbour| neighbour.product == to);
-                    sum += weight * found.map_or(table.rows[of as usize].lift_rest, |neighbour| neighbour.lift);
+                    sum += weight * found.map_or(table.rows[of as usize].lift_rest, |neighbour| neighbour.lift).exp();
                     total += weight;
                 }
-                let expected = if total > 0.0 { sum / total } else { 0.0 };
+                let expected = if total > 0.0 { (sum / total).ln() } else { 0.0 };
                 prop_assert!((out[to as usize] - expected).abs() < 1e-4, "{} {}", out[to as usize], expected);
             }
         }
+    }
+
+    #[test]
+    fn groups_are_what_is_bought_in_one_period_or_after_a_cut() {
+        let lines = [(1, 0), (1, 1), (8, 2), (9, 0)]
+            .map(|(at, product)| log::Line { at, product })
+            .to_vec();
+        let log = Purchases::new(
+            3,
+            [log::UserLog {
+                id: "a".into(),
+                lines,
+            }],
+        );
+        let group = |context: &[u32], targets: &[u32]| Group {
+            user: 0,
+            context: context.into(),
+            targets: targets.into(),
+        };
+        assert_eq!(
+            by_period(&log, 9, 7),
+            [group(&[0, 1], &[0, 1]), group(&[2], &[2])]
+        );
+        assert_eq!(
+            following(&log, &[0, 7, 9], 2, 1),
+            [group(&[1], &[2]), group(&[2], &[0])]
+        );
     }
 
     #[test]

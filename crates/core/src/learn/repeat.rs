@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::log::{DAY_MS, Owned, Purchases};
+use super::log::{self, DAY_MS, Owned, Purchases};
 
 /// Upper bounds of the bins of age, in usual intervals; the last bin is open.
 const AGES: [f64; 9] = [0.125, 0.25, 0.5, 1.0, 1.5, 2.5, 4.0, 8.0, f64::INFINITY];
@@ -25,6 +25,26 @@ pub struct RepeatCase {
     pub owned: Vec<Owned>,
     /// Distinct products bought in the window after it, ascending.
     pub targets: Vec<u32>,
+}
+
+/// Cases of all users of `log` at each of `cuts`, their history cut to each of `visible` distinct products, and what they
+/// bought in the `window_ms` after. Users who then bought nothing are left out.
+pub fn cases(log: &Purchases, cuts: &[i64], window_ms: i64, visible: &[usize]) -> Vec<RepeatCase> {
+    let mut cases = Vec::new();
+    for &cut in cuts {
+        for user in &log.users {
+            let targets = user.targets(cut, cut.saturating_add(window_ms));
+            if targets.is_empty() {
+                continue;
+            }
+            let of = |&distinct: &usize| RepeatCase {
+                owned: log::owned(user.visible(cut, distinct), cut),
+                targets: targets.clone(),
+            };
+            cases.extend(visible.iter().map(of));
+        }
+    }
+    cases
 }
 
 /// How strongly little data is shrunk.
@@ -340,6 +360,24 @@ mod tests {
         assert!((due - (0.8f32 / 0.25).ln()).abs() < 0.15, "due {due}");
         assert!((fresh - (0.2f32 / 0.25).ln()).abs() < 0.15, "fresh {fresh}");
         assert!(table.value(1, 20.0, 1) < due);
+    }
+
+    #[test]
+    fn cases_have_the_last_products_and_what_came_after() {
+        let lines = [(1, 0), (2, 1), (5, 2), (9, 1)]
+            .map(|(at, product)| Line { at, product })
+            .to_vec();
+        let log = Purchases::new(
+            3,
+            [UserLog {
+                id: "a".into(),
+                lines,
+            }],
+        );
+        let found = super::cases(&log, &[3, 10], 4, &[0, 1]);
+        assert_eq!(found.len(), 2);
+        assert!(found[0].owned.is_empty() && found[1].owned[0].product == 1);
+        assert_eq!(found[1].targets, [2]);
     }
 
     #[test]
