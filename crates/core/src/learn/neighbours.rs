@@ -478,6 +478,30 @@ mod tests {
     }
 
     #[test]
+    fn users_who_alternate_are_each_counted_once() {
+        let groups: Vec<Group> = (0..9)
+            .map(|at| Group {
+                user: at % 2,
+                context: vec![0],
+                targets: vec![1],
+            })
+            .collect();
+        let kept = |users_min| {
+            NeighbourTable::fit(
+                2,
+                &groups,
+                NeighbourOptions {
+                    users_min,
+                    ..OPTIONS
+                },
+            )
+            .row(0)
+            .len()
+        };
+        assert_eq!((kept(2), kept(3)), (1, 0));
+    }
+
+    #[test]
     fn a_pair_of_one_user_is_not_kept() {
         let groups: Vec<Group> = (0..9)
             .map(|_| Group {
