@@ -1,8 +1,8 @@
 //! Benchmarks of whole searches over a model that costs nothing: the time of the search itself, to compare with a
 //! forward pass; and of lists without a model, by [`sum::best`].
 //!
-//! Of the searches only [`Search`] is timed; not the logits, which are hashes of a token's path, nor the conversion of the permitted
-//! set, which `benches/trie.rs` times.
+//! Of the searches only [`Search`] is timed; not the logits, which are hashes of a token's path, nor the conversion of the
+//! permitted set, which `benches/trie.rs` times.
 
 #![allow(missing_docs)] // criterion_group! makes a public function without one.
 #![allow(clippy::disallowed_types, clippy::disallowed_macros)] // A benchmark reads the clock and prints.
