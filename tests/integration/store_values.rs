@@ -229,7 +229,7 @@ async fn a_count_that_is_no_integer_costs_that_count_alone() {
         .collect();
     let all = ["a", &skus[0], &skus[1]];
     let key = keys::count_bucket(&ns, shard, 7);
-    let field = keys::cell("view", "default", &skus[0]);
+    let field = keys::cell("buyer", "default", &skus[0]);
     for bad in ["x", "1.5", "99999999999999999999"] {
         ask(&mut redis, &["HSET", &key, &field, bad]).await;
         let p = partition(&fresh("events"));
