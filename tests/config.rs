@@ -279,7 +279,7 @@ pins = [{ pu = "A" }]
 hits_sample = 2
 "#;
     insta::assert_snapshot!(problems(text, &[]), @r#"
-    nearshore.toml:2:1 namespace: "Main!" must be 1 to 42 of a-z, 0-9 and -
+    nearshore.toml:2:1 namespace: "Main!" must be 1 to 32 of a-z, 0-9 and -
     nearshore.toml:4:1 kafka.brokers: "kafka" is not host:port, separated by commas
     nearshore.toml:5:2 topics.dlq: "dlq" is already topics.regen_live; every topic needs its own name
     nearshore.toml:7:1 topics.catalog: "cata log" is not a valid topic name: use 1 to 249 letters, digits, '.', '_' or '-'
@@ -287,7 +287,7 @@ hits_sample = 2
     nearshore.toml:11:1 redis.url: must begin with redis:// or redis+cluster://
     nearshore.toml:12:1 redis.list_ttl: must not be longer than redis.state_ttl
     nearshore.toml:14:1 state.window: must be at least 1
-    nearshore.toml:15:1 state.write_version: must be 1 to 3
+    nearshore.toml:15:1 state.write_version: must be 1 to 4
     nearshore.toml:17:1 trigger.claims_per_day: must be at least 1
     nearshore.toml:18:1 trigger.pending_max: must be longer than 0s
     nearshore.toml:19:1 trigger.weights: all weights are 0: no event would request a list; make one of them positive
@@ -301,8 +301,8 @@ hits_sample = 2
     nearshore.toml:33:1 log.level: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5
     nearshore.toml:36:1 engine.precision: int8 is for the CPU; on cuda:1 use bf16 or f32
     nearshore.toml:37:1 engine.kv_mb_max: must be at least 1
-    nearshore.toml:39:1 merchant.boosts[0].factor: 0 must be above 0, and within 1e-9 and 1e9; to keep a product off lists write a rule or block it
-    nearshore.toml:40:1 merchant.pins[0]: has no place; give a position, or a top: among the first so many
+    nearshore.toml:39:23 merchant.boosts[0].factor: 0 must be above 0, and within 1e-9 and 1e9; to keep a product off lists write a rule or block it
+    nearshore.toml:40:9 merchant.pins[0]: has no place; give a position, or a top: among the first so many
     nearshore.toml:42:1 metrics.hits_sample: must be a share, 0 to 1
     "#);
 }
@@ -325,7 +325,7 @@ template = "broken.jinja"
 model = "absent.gguf"
 mode = "free"
 thata = 1
-
+weights = { model = 1.0 }
 [[arms]]
 id = "b"
 epoch = 2

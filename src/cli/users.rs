@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::members::clock::wall_clock;
 use crate::ops::namespace;
 use crate::ops::visible::{visible, visible_json, visible_lines};
-use nearshore_core::list::document::{Document, Source};
+use nearshore_core::list::document::Document;
 use nearshore_core::ports::store::{Block, Namespaces, Stock};
 use nearshore_core::text::normalise;
 use nearshore_core::user::event::UserId;
@@ -54,10 +54,7 @@ pub(super) fn get(config: &Config, user: &str, json: bool) -> anyhow::Result<Exi
 }
 
 fn source(list: &Document) -> &'static str {
-    match list.source {
-        Source::Model => "model",
-        Source::Fallback => "fallback",
-    }
+    list.source.into()
 }
 
 fn text(list: &Document) -> String {

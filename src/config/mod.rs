@@ -131,7 +131,7 @@ impl Default for State {
         Self {
             window: 50,
             write_version: nearshore_core::user::state::VERSION_CURRENT,
-            cache_users: 100_000,
+            cache_users: 20_000,
         }
     }
 }

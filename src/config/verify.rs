@@ -8,7 +8,8 @@ use strum::VariantNames;
 
 use super::Config;
 use crate::files;
-use nearshore_core::list::prompt::Template;
+use nearshore_core::list::prompt::{Arm, Template};
+use nearshore_core::list::terms::Weights;
 use nearshore_core::ports::log;
 use nearshore_core::shop::arms::delay_of;
 use nearshore_core::shop::rules::{unreachable, validate};
@@ -71,6 +72,17 @@ fn weight(found: &mut Found, key: &str, number: f64) {
         key,
         format!("{number} must be a number of at least 0"),
     );
+}
+
+/// Weights of an arm's terms, set by hand or made by `nearshore align`, not both.
+fn weights(found: &mut Found, key: &str, arm: &Arm) {
+    let key = format!("{key}.weights");
+    let once = arm.artefact.is_none() || arm.weights.is_empty();
+    let both = "the arm's artefact has weights, too; remove `weights` or `artefact`";
+    must(found, once, &key, both);
+    if let Err(error) = Weights::by_hand(&arm.weights) {
+        found.push((key, error.to_string()));
+    }
 }
 
 fn repeated<'a>(ids: impl Iterator<Item = &'a str>) -> Vec<(usize, &'a str)> {
@@ -438,15 +450,7 @@ fn arms(config: &Config, found: &mut Found) {
             "must be at least 32",
         );
         at_least_one(found, &format!("{key}.names"), arm.names);
-        weight(found, &format!("{key}.model_weight"), arm.model_weight);
-        weight(found, &format!("{key}.demand_weight"), arm.demand_weight);
-        let scored = arm.model_weight > 0.0 || arm.demand_weight > 0.0;
-        must(
-            found,
-            scored,
-            &key,
-            "model_weight and demand_weight are both 0: all names would score the same; make one of them positive",
-        );
+        weights(found, &key, arm);
         let valid = arm.theta.is_none_or(f64::is_finite);
         must(
             found,
@@ -479,6 +483,12 @@ fn templates(config: &Config, found: &mut Found) {
     }
 }
 
+/// Whether weights set by hand give the model a part. What an artefact's weights need is checked when it is read.
+fn needs_model(arm: &Arm) -> bool {
+    let by_hand = Weights::by_hand(&arm.weights);
+    arm.artefact.is_none() && by_hand.is_ok_and(|weights| weights.use_model())
+}
+
 fn named_files(config: &Config, found: &mut Found) {
     let mut paths = Vec::new();
     for (nth, arm) in config.arms.iter().enumerate() {
@@ -486,7 +496,8 @@ fn named_files(config: &Config, found: &mut Found) {
         match delay_of(&arm.model) {
             Some(Ok(_)) => {}
             Some(Err(error)) => must(found, false, &key, error),
-            None => paths.push((key, config.resolve(&arm.model))),
+            None if needs_model(arm) => paths.push((key, config.resolve(&arm.model))),
+            None => {}
         }
         // Calibration files are not checked here: `nearshore calibrate` reads the configuration to write them.
     }

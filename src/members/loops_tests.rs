@@ -17,6 +17,7 @@ use crate::http::Ready;
 use crate::members::generate::{self, Generate, LoadedArm, Scorer};
 use crate::members::ingest::{self, Ingest, Now};
 use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
+use nearshore_core::list::terms::Weights;
 use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse};
 use nearshore_core::ports::log::{Committed, Delivery, Error, Log, Outgoing};
 use nearshore_core::queue::topics::Topics;
@@ -246,8 +247,11 @@ fn arms_and_settings<A>(
     engine: A,
 ) -> (Vec<LoadedArm<A>>, generate::GenerateSettings) {
     let arm = json!({"id": "table", "epoch": 1, "template": "t.j2", "model": "none", "names": 3});
+    let model = [("model".to_owned(), 1.0)].into();
     let loaded = LoadedArm {
         arm: serde_json::from_value(arm).expect("an arm"),
+        weights: Weights::by_hand(&model).expect("weights"),
+        artefact: None,
         template: nearshore_core::list::prompt::Template::load("Next:", "t.j2")
             .expect("a template"),
         info: Default::default(),

@@ -125,6 +125,8 @@ table! {
         "Names that the model gave and generate kept off a list, by reason.";
     RULES_UNKNOWN: Counter "nearshore_rules_unknown_total" [rule = Rules]
         "Lists that generate prepared for users whose profile has a value that the rule cannot compare, by rule.";
+    ARTEFACT: Gauge "nearshore_artefact_bound" [arm = Arms]
+        "1 if the arm's artefact fits the served catalogue; 0 if it was refused and the arm ranks by demand alone.";
     PUBLISHED: Counter "nearshore_lists_published_total" [arm = Arms, lane = These(Lane::VARIANTS), source = These(Source::VARIANTS)]
         "Lists stored in Redis by generate, by arm, lane and source.";
     LIST_PURCHASES: Counter "nearshore_list_purchases_total" [arm = Arms, source = These(Source::VARIANTS)]

@@ -40,6 +40,7 @@ fn update_all() {
     fold(second);
     dlq(Stage::Event, "no_key", 1);
     dlq_waiting(Stage::Event, 1);
+    artefact_bound("a", true);
     foreign_members(1);
     unknown_namespace(1);
     empty_list(true);

@@ -75,6 +75,11 @@ pub fn coalesced(n: u64) {
     t::COALESCED.add(&[], n);
 }
 
+/// Sets whether an arm's artefact fits the served catalogue.
+pub fn artefact_bound(arm: &str, bound: bool) {
+    t::ARTEFACT.set(&[arm], f64::from(u8::from(bound)));
+}
+
 /// Sets how many members of another installation are in the groups of this one.
 pub fn foreign_members(n: usize) {
     t::FOREIGN_MEMBERS.set(&[], n as f64);

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use nearshore_core::list::document::{Document, Source};
+use nearshore_core::list::document::Document;
 use nearshore_core::ports::store::{self, Peek, Store};
 use nearshore_core::user::event::UserId;
 
@@ -108,10 +108,10 @@ pub(crate) async fn vacant_users<S: Store>(
     Ok(vacant.map(|(user, _)| user.clone()).collect())
 }
 
-/// Whether the list is the model's and has seen all of the state.
+/// Whether the list is one of an arm and has seen all of the state.
 pub fn is_covered(peek: &Peek) -> bool {
     peek.list.as_ref().is_some_and(|list| {
-        let by_model = Document::parse(&list.doc).is_ok_and(|doc| doc.source == Source::Model);
-        by_model && list.seen.contains_all(&peek.fences)
+        let of_arm = Document::parse(&list.doc).is_ok_and(|doc| doc.source.is_exposure());
+        of_arm && list.seen.contains_all(&peek.fences)
     })
 }

@@ -1,6 +1,7 @@
 //! Loads what the arms name: templates, models and calibration prompts.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -9,6 +10,8 @@ use crate::config::Config;
 use crate::files;
 use crate::members::generate::LoadedArm;
 use nearshore_core::list::prompt::{Arm, Frozen, Template};
+use nearshore_core::list::terms::Weights;
+use nearshore_core::list::terms::artefact::{Artefact, MANIFEST, Manifest};
 use nearshore_core::names::scoring::Calibration;
 use nearshore_core::shop::arms::delay_of;
 use nearshore_engine::Options;
@@ -29,7 +32,7 @@ struct Engine {
 }
 
 /// Loads each arm's template and model; arms with the same model file share one engine.
-pub(super) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>>> {
+pub(crate) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>>> {
     let options = Options {
         threads: threads(config.engine.threads),
         precision: config.engine.precision,
@@ -39,20 +42,40 @@ pub(super) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>
     let mut engines: BTreeMap<String, Engine> = BTreeMap::new();
     let mut arms = Vec::new();
     for arm in &config.arms {
-        if !engines.contains_key(&arm.model) {
-            let engine = start(config, arm, options).with_context(|| format!("arm {}", arm.id))?;
-            engines.insert(arm.model.clone(), engine);
-        }
-        let engine = engines.get(&arm.model).cloned().context("inserted above")?;
+        let artefact = artefact(config, arm).with_context(|| format!("arm {}", arm.id))?;
+        let weights = match &artefact {
+            Some(artefact) => artefact.weights.clone(),
+            None => Weights::by_hand(&arm.weights).with_context(|| format!("arm {}", arm.id))?,
+        };
+        let engine = match weights.use_model() {
+            true => {
+                if !engines.contains_key(&arm.model) {
+                    let engine = start(config, arm, options);
+                    let engine = engine.with_context(|| format!("arm {}", arm.id))?;
+                    engines.insert(arm.model.clone(), engine);
+                }
+                engines.get(&arm.model).cloned().context("inserted above")?
+            }
+            false => without_model(),
+        };
         let file = config.resolve(&arm.template);
         let source = files::read(&file).with_context(|| format!("arm {}: template", arm.id))?;
         let template = Template::load(&source, &arm.template)
             .with_context(|| format!("arm {}: template {}", arm.id, file.display()))?;
-        let calibration = calibration(config, arm, &template, &engine.tokenizer);
+        let references = artefact
+            .as_ref()
+            .and_then(|artefact| artefact.references.as_deref());
+        let calibration = match references {
+            _ if !weights.use_model() => Ok(None),
+            Some(text) => read_calibration(text, &template, &engine.tokenizer).map(Some),
+            None => calibration(config, arm, &template, &engine.tokenizer),
+        };
         let calibration = calibration.with_context(|| format!("arm {}", arm.id))?;
         let info = engine.handle.info().clone();
         arms.push(LoadedArm {
             arm: arm.clone(),
+            weights,
+            artefact,
             template,
             info,
             count: engine.count,
@@ -77,16 +100,60 @@ fn calibration(
     let Some(file) = &arm.calibration else {
         tracing::warn!(
             arm = arm.id,
-            "this arm has no calibration prompts; its scores still contain what the model says to everyone"
+            "the model has a weight in this arm without calibration prompts; its scores contain what it says to everyone"
         );
         return Ok(None);
     };
     let path = config.resolve(file);
     let text = files::read_filled(&path, "write it with nearshore calibrate");
     let text = text.context("calibration prompts")?;
-    let read = Frozen::read(&text, &template.hash, tokenizer);
-    let calibration = read.with_context(|| format!("calibration prompts {}", path.display()))?;
-    Ok(Some(Arc::new(calibration)))
+    let calibration = read_calibration(&text, template, tokenizer);
+    let calibration =
+        calibration.with_context(|| format!("calibration prompts {}", path.display()))?;
+    Ok(Some(calibration))
+}
+
+fn read_calibration(
+    text: &str,
+    template: &Template,
+    tokenizer: &str,
+) -> anyhow::Result<Arc<Calibration>> {
+    Ok(Arc::new(Frozen::read(text, &template.hash, tokenizer)?))
+}
+
+/// Reads the arm's artefact; `None` if the arm names no folder.
+pub(crate) fn artefact(config: &Config, arm: &Arm) -> anyhow::Result<Option<Arc<Artefact>>> {
+    let Some(folder) = &arm.artefact else {
+        return Ok(None);
+    };
+    let folder = config.resolve(folder);
+    let read = artefact_of(&folder);
+    let artefact = read.with_context(|| format!("artefact {}", folder.display()))?;
+    Ok(Some(Arc::new(artefact)))
+}
+
+/// Reads the folder of an artefact.
+pub(crate) fn artefact_of(folder: &Path) -> anyhow::Result<Artefact> {
+    let path = folder.join(MANIFEST);
+    let text = files::read_filled(&path, "make it with nearshore align")?;
+    let manifest = Manifest::parse(&text)?;
+    let mut content = BTreeMap::new();
+    for file in manifest.files() {
+        // A file that is missing is refused as one that changed.
+        if let Ok(bytes) = std::fs::read(folder.join(file)) {
+            content.insert(file.to_owned(), bytes);
+        }
+    }
+    Ok(Artefact::read(&text, &content)?)
+}
+
+/// A stand-in for the model of an arm that gives the model no weight: the model is not loaded.
+fn without_model() -> Engine {
+    Engine {
+        handle: spawn(Box::new(Table::default())),
+        count: Arc::new(|text: &str| text.split_whitespace().count()),
+        tokenizer: "words".into(),
+    }
 }
 
 /// Starts the arm's model on its own thread.

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use installation::watch_strangers;
 pub(crate) use installation::{ADVICE, installation, strangers};
-use load::load_arms;
+pub(crate) use load::{artefact, artefact_of, load_arms};
 use watch::{ENGINE_STALLED, join, watch_coverage, watch_engine, watch_redis};
 
 use crate::config::Config;

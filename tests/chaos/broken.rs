@@ -74,6 +74,7 @@ fn loader_settings(config: &Config) -> loader::LoaderSettings {
     loader::LoaderSettings {
         ns: config.namespace.clone(),
         rules: config.rules.clone(),
+        merchant: Default::default(),
         needs: config.needs.clone(),
         segments: config.segments.clone(),
         demand: config.demand.clone(),

@@ -143,7 +143,7 @@ impl Site {
              [trigger.weights]\npurchase = 1.0\ncart = 1.0\nsearch = 1.0\nclick = 1.0\nview = 1.0\nimpression = 1.0\n\
              profile = 1.0\n[lanes]\nbatch_max = 16\nmax_wait = \"1h\"\n[fallback]\nevery = \"5s\"\nnames = 5\n\
              [[arms]]\nid = \"table\"\nepoch = 1\ntemplate = \"basket.j2\"\nmodel = \"table:{}ms\"\nnames = 3\n\
-             prompt_tokens = 256\n",
+             weights = {{ model = 1.0 }}\nprompt_tokens = 256\n",
             self.ns,
             self.brokers,
             size.delay.as_millis(),

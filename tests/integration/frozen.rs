@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use nearshore_core::list::document::{Audit, Document, Source};
+use nearshore_core::list::document::{Audit, Document};
 use nearshore_core::ports::store::Users;
 use nearshore_core::queue::replay::Moment;
 use nearshore_core::user::event::UserId;
@@ -86,7 +86,7 @@ async fn read(site: &Site, ns: &str, users: usize) -> Result<Lists, String> {
     for (user, peek) in ids.iter().zip(peeks.map_err(|error| error.to_string())?) {
         let stored = peek.list.ok_or(format!("{user} has no list"))?;
         let list = Document::parse(&stored.doc).map_err(|error| error.to_string())?;
-        if list.source != Source::Model {
+        if !list.source.is_exposure() {
             return Err(format!("{user} has a fallback"));
         }
         let audit: Audit = serde_json::from_str(&stored.audit).expect("an audit");

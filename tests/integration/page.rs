@@ -55,7 +55,7 @@ async fn the_inspect_page_shows_in_a_browser_how_a_list_came_about() {
         let document = Document::parse(&list.ok_or("no list has seen all records")?.doc);
         let document = document.map_err(|error| error.to_string())?;
         match document.source {
-            Source::Model => Ok(document),
+            Source::Model | Source::Mixture => Ok(document),
             Source::Fallback => Err("the list is a fallback".to_owned()),
         }
     })

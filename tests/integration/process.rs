@@ -134,7 +134,7 @@ impl Site {
              [trigger]\nquiet_period = \"200ms\"\nclaim_every = \"200ms\"\nclaims_per_day = 1000\n\
              [lanes]\nbatch_max = 4\n[fallback]\nevery = \"1s\"\nnames = 5\n\
              [[arms]]\nid = \"test\"\nepoch = 1\ntemplate = \"basket.j2\"\nmodel = \"{}\"\nnames = 3\n\
-             prompt_tokens = 256\n[topics]\n",
+             weights = {{ model = 1.0 }}\nprompt_tokens = 256\n[topics]\n",
             self.ns,
             self.settings.brokers,
             self.settings.group_prefix,

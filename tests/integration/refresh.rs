@@ -27,7 +27,7 @@ fn users(wanted: impl Fn(usize) -> bool) -> BTreeSet<String> {
 /// Two arms and two segments; half of the users are families.
 async fn site() -> (Site, Config) {
     let site = Site::open(&[]).await;
-    let other = "[[arms]]\nid = \"other\"\nepoch = 2\ntemplate = \"basket.j2\"\nmodel = \"table:1ms\"\n\
+    let other = "[[arms]]\nid = \"other\"\nepoch = 2\ntemplate = \"basket.j2\"\nmodel = \"table:1ms\"\nweights = { model = 1.0 }\n\
                  [[segments]]\nid = \"family\"\nwhen = [{ field = \"household\", equals = \"family\" }]\n[topics]\n";
     site.edit(&[("[topics]\n", other)]);
     let file = site.folder().join("nearshore.toml");

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use nearshore_core::list::document::{Document, Source};
+use nearshore_core::list::document::Document;
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::Users;
 use nearshore_core::user::event::UserId;
@@ -26,7 +26,7 @@ async fn wines_on_the_list(site: &Site, user: &str) -> usize {
         let peek = site.peek(user).await;
         let list = peek.list.ok_or("no list")?;
         let doc = Document::parse(&list.doc).map_err(|e| e.to_string())?;
-        if doc.source != Source::Model || !list.seen.contains_all(&peek.fences) {
+        if !doc.source.is_exposure() || !list.seen.contains_all(&peek.fences) {
             return Err(format!("by {:?}, it has seen {}", doc.source, list.seen));
         }
         let names: BTreeSet<&str> = doc.pus.iter().map(|pu| pu.name.as_str()).collect();

@@ -60,7 +60,16 @@ async fn a_client_finds_a_users_keys_by_name_type_and_lifetime() {
     fields.sort();
     assert_eq!(
         fields,
-        ["at", "audit", "claim", "doc", "epoch", "erased_at", "seen"]
+        [
+            "at",
+            "audit",
+            "claim",
+            "doc",
+            "epoch",
+            "erased_at",
+            "seen",
+            "stored_at"
+        ]
     );
     let seen: String = ask(&mut redis, &["HGET", &recall, "seen"]).await;
     assert_eq!(seen, "0/user-events/3:1");

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use nearshore_core::list::document::{Document, Source};
+use nearshore_core::list::document::Document;
 use nearshore_core::ports::store::Users;
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::trigger::{Lane, Request};
@@ -40,7 +40,7 @@ async fn served(site: &Site) {
         for (user, peek) in users.iter().zip(peeks.map_err(|error| error.to_string())?) {
             let list = peek.list.ok_or(format!("{user}: no list"))?;
             let doc = Document::parse(&list.doc).map_err(|error| error.to_string())?;
-            if doc.source != Source::Model || !list.seen.contains_all(&peek.fences) {
+            if !doc.source.is_exposure() || !list.seen.contains_all(&peek.fences) {
                 return Err(format!(
                     "{user}: the list is by {:?} and has seen {}, not {}",
                     doc.source, list.seen, peek.fences

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use super::Item;
 use crate::config::Config;
 use crate::files;
+use crate::run::artefact_of;
 use nearshore_core::list::prompt::Arm;
+use nearshore_core::list::terms::{MODEL, Weights};
 use nearshore_core::shop::arms::delay_of;
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::{Model, Options};
@@ -27,6 +29,7 @@ pub(super) fn files(config: &Config) -> Vec<Item> {
             arm.epoch, arm.template
         );
         items.push(Item::ok(format!("arm {}", arm.id), found));
+        items.extend(terms(config, arm));
     }
     items.extend(calibrations(config));
     for path in models(config) {
@@ -47,6 +50,34 @@ pub(super) fn files(config: &Config) -> Vec<Item> {
         }
     }
     items
+}
+
+/// Checks where an arm's weights are from: of an artefact, or set by hand.
+fn terms(config: &Config, arm: &Arm) -> Option<Item> {
+    let item = format!("arm {}: weights", arm.id);
+    if let Some(folder) = &arm.artefact {
+        return Some(match artefact_of(&config.resolve(folder)) {
+            Ok(artefact) => {
+                let made = &artefact.made;
+                let until = jiff::Timestamp::from_millisecond(made.until).unwrap_or_default();
+                let found = format!(
+                    "artefact {}, learned from {} users and {} purchases until {until:.0}",
+                    artefact.hash, made.users, made.purchases
+                );
+                Item::ok(item, found)
+            }
+            Err(error) => Item::fail(item, format!("{error:#}")).advise(
+                "make an artefact with `nearshore align`, and name its folder as `artefact`",
+            ),
+        });
+    }
+    let by_hand = arm.weights.get(MODEL).is_some_and(|weight| *weight > 0.0);
+    by_hand.then(|| {
+        let found = "the model's weight was set by hand, and no evaluation shows that it helps";
+        Item::warn(item, found).advise(
+            "`nearshore align` fits weights, `nearshore evaluate` compares the arm with demand",
+        )
+    })
 }
 
 /// Checks that the calibration files are there and are text. Whether they fit template and tokenizer is checked when
@@ -74,9 +105,19 @@ fn warned(item: &str, warning: &str) -> Item {
 
 fn models(config: &Config) -> BTreeSet<PathBuf> {
     let arms = config.arms.iter();
-    arms.filter(|arm| delay_of(&arm.model).is_none())
+    arms.filter(|arm| delay_of(&arm.model).is_none() && uses_model(config, arm))
         .map(|arm| config.resolve(&arm.model))
         .collect()
+}
+
+/// Whether any of the arm's weights gives the model a part; an artefact that cannot be read is told elsewhere.
+fn uses_model(config: &Config, arm: &Arm) -> bool {
+    match &arm.artefact {
+        Some(folder) => {
+            artefact_of(&config.resolve(folder)).is_ok_and(|artefact| artefact.weights.use_model())
+        }
+        None => Weights::by_hand(&arm.weights).is_ok_and(|weights| weights.use_model()),
+    }
 }
 
 /// Loads each model once, one after the other, because two may not fit into memory.

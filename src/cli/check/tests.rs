@@ -141,7 +141,8 @@ fn checked(file: &str, content: &[u8]) -> Vec<(Mark, String, Option<String>)> {
     let path = folder.path().join(file);
     std::fs::write(&path, content).expect("written");
     let mut config = Config::default();
-    let arm = serde_json::json!({ "id": "a", "epoch": 1, "template": "t.j2", "model": path });
+    let arm = serde_json::json!({ "id": "a", "epoch": 1, "template": "t.j2", "model": path,
+        "weights": { "model": 1.0 } });
     config.arms = vec![serde_json::from_value(arm).expect("an arm")];
     let items = model::files(&config).into_iter();
     let of_model = items.filter(|item| item.item.starts_with("model "));

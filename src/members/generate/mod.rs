@@ -39,6 +39,8 @@ use crate::members::checkpoints::Checkpoints;
 use crate::members::error::Error;
 use crate::metrics;
 use nearshore_core::list::prompt::{Arm, Template};
+use nearshore_core::list::terms::Weights;
+use nearshore_core::list::terms::artefact::Artefact;
 use nearshore_core::names::scoring::Calibration;
 use nearshore_core::ports::log::{Batch, Log};
 use nearshore_core::ports::store::{self, Store};
@@ -68,6 +70,10 @@ const READER: &str = "nearshore:generate";
 pub struct LoadedArm<A> {
     /// Its configuration.
     pub arm: Arm,
+    /// Weights of its score terms.
+    pub weights: Weights,
+    /// What `nearshore align` learned for it.
+    pub artefact: Option<Arc<Artefact>>,
     /// Its prompt template.
     pub template: Template,
     /// Name and revision of its model.

@@ -21,10 +21,14 @@ use nearshore_core::list::compose::{
 };
 use nearshore_core::list::document::Model;
 use nearshore_core::list::prompt::Arm;
+use nearshore_core::list::terms::Weights;
+use nearshore_core::list::terms::bound::Learned;
 use nearshore_core::names::scoring::{Ended, Names, ScoreRequest, ScoreResponse};
+use nearshore_core::names::sum::best;
 use nearshore_core::ports::store::{Claimed, Store};
 use nearshore_core::queue::lanes::Work;
 use nearshore_core::shop::arms::{arm_of, arms_for};
+use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::trigger::Request;
@@ -42,8 +46,12 @@ pub(super) struct Scoring<S, A> {
     synced: Arc<Snapshot>,
     /// Version of the names that all engines have.
     names_version: Option<u64>,
+    /// Artefact of each arm, bound to the catalogue of those names.
+    learned: Vec<Option<Learned>>,
     costs: UserCosts,
     in_flight: InFlight<S>,
+    /// Weights of an arm whose artefact cannot be used.
+    demand_alone: Weights,
 }
 
 /// A claimed user on the way to a list.
@@ -91,6 +99,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
     ) -> Self {
         Self {
             configs: arms.iter().map(|loaded| loaded.arm.clone()).collect(),
+            learned: arms.iter().map(|_| None).collect(),
             costs: UserCosts::new(arms.len()),
             arms,
             settings,
@@ -98,6 +107,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
             snapshot,
             names_version: None,
             in_flight: InFlight::new(store),
+            demand_alone: Weights::default(),
         }
     }
 
@@ -140,6 +150,35 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
             }
         }
         self.names_version = Some(version);
+        self.bind(&snapshot.catalogue);
+    }
+
+    /// Binds the arms' artefacts to a catalogue. An arm whose artefact is of another catalogue ranks by demand.
+    fn bind(&mut self, catalogue: &Catalogue) {
+        if catalogue.pus().is_empty() {
+            return;
+        }
+        for (learned, loaded) in self.learned.iter_mut().zip(&self.arms) {
+            let Some(artefact) = &loaded.artefact else {
+                continue;
+            };
+            let bound = Learned::bind(artefact, catalogue);
+            metrics::artefact_bound(&loaded.arm.id, bound.is_ok());
+            *learned = bound
+                .inspect_err(|error| {
+                    tracing::error!(arm = loaded.arm.id, %error, "artefact refused; this arm ranks by demand alone");
+                })
+                .ok();
+        }
+    }
+
+    /// Weights and artefact of an arm; demand alone if the artefact is not bound.
+    fn terms(&self, arm: usize) -> (&Weights, Option<&Learned>) {
+        let (loaded, learned) = (&self.arms[arm], self.learned[arm].as_ref());
+        match loaded.artefact.is_some() && learned.is_none() {
+            true => (&self.demand_alone, None),
+            false => (&loaded.weights, learned),
+        }
     }
 
     /// The snapshot to claim users by: the newest one whose names the engines have. By a newer one, a user would be
@@ -195,8 +234,11 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
             dtype,
             device,
         } = loaded.info.clone();
+        let (weights, learned) = self.terms(arm);
         ListContext {
             arm: &loaded.arm,
+            weights,
+            learned,
             template: &loaded.template,
             model: Model {
                 name,
@@ -238,16 +280,21 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
         }
     }
 
-    /// Asks the models; returns the complete score responses, a place per job. Each arm's model is asked once.
+    /// Asks the models; returns the complete score responses, a place per job. Each arm's model is asked once, for the
+    /// users to whom the arm's weights give it a part.
     pub(super) async fn score(&self, jobs: &[Job<'_>]) -> Vec<Option<TimedResponse>> {
         let _in_flight = self.in_flight.begin(jobs);
         let mut scored: Vec<Option<TimedResponse>> = jobs.iter().map(|_| None).collect();
+        for (scored, job) in scored.iter_mut().zip(jobs) {
+            *scored = without_model(job);
+        }
         for arm in 0..self.arms.len() {
             let (places, requests): (Vec<usize>, Vec<ScoreRequest>) = jobs
                 .iter()
                 .enumerate()
                 .filter(|(_, job)| job.arm == arm && !job.work.late)
                 .filter_map(|(place, job)| Some((place, job.prepared.ask.clone()?)))
+                .filter(|(_, ask)| ask.weight != 0.0)
                 .unzip();
             let responses = self.score_arm(arm, requests).await;
             for (place, response) in places.into_iter().zip(responses) {
@@ -317,6 +364,16 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
         };
         jobs.into_iter().zip(scored).map(one).collect()
     }
+}
+
+/// The score response of a job that gives the model no weight: its terms alone rank, whether it is late or not.
+fn without_model(job: &Job<'_>) -> Option<TimedResponse> {
+    let ask = job.prepared.ask.as_ref().filter(|ask| ask.weight == 0.0)?;
+    let products = job.snapshot.catalogue.pus().len();
+    Some(TimedResponse {
+        response: best(ask, products),
+        generated: Duration::ZERO,
+    })
 }
 
 fn list_of(

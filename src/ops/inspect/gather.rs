@@ -112,10 +112,7 @@ fn list_view(document: &Document, sources: &Sources) -> ListView {
     let seen = audit.map(|audit| &audit.seen);
     ListView {
         list_id: document.list_id.clone(),
-        source: match document.source {
-            Source::Model => "model".into(),
-            Source::Fallback => "fallback".into(),
-        },
+        source: <&str>::from(document.source).into(),
         note: note(document),
         arm: document.arm.clone(),
         epoch: audit.map_or(0, |audit| audit.epoch),
@@ -137,7 +134,7 @@ fn note(document: &Document) -> String {
     match (document.stale, document.source) {
         (true, _) => format!("A later generation failed, so this list was kept: {reason}"),
         (false, Source::Fallback) => format!("A fallback made from demand alone: {reason}"),
-        (false, Source::Model) => reason.to_owned(),
+        (false, Source::Model | Source::Mixture) => reason.to_owned(),
     }
 }
 
@@ -186,6 +183,7 @@ fn audit_view(audit: &Audit, catalogue: &Catalogue) -> AuditView {
         )
     };
     let mut versions = BTreeMap::from([
+        ("artefact", audit.artefact.clone()),
         ("template", audit.template.clone()),
         ("prompt", audit.prompt.clone()),
         ("prompt tokens", audit.prompt_tokens.to_string()),

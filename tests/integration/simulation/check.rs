@@ -7,7 +7,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use nearshore_core::list::document::{Document, Source, Update};
+use nearshore_core::list::document::{Document, Update};
 use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
 use nearshore_core::list::prompt::{Arm, Template};
 use nearshore_core::ports::store::Store;
@@ -100,6 +100,7 @@ fn complete(sku: &str, mut value: serde_json::Value) -> serde_json::Value {
 pub fn arm() -> (Arm, Template) {
     let arm = serde_json::from_value(json!({
         "id": "table", "epoch": 1, "template": "t.j2", "model": "none", "names": 3,
+        "weights": {"model": 1.0},
     }));
     let template = Template::load(
         "{{ events | length }} events\n---assistant---\nNext:",
@@ -282,7 +283,7 @@ fn lists<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
             return Err(format!("{user} has no list"));
         };
         let doc = Document::parse(&list.doc).map_err(|e| format!("list of {user}: {e}"))?;
-        if doc.source != Source::Model {
+        if !doc.source.is_exposure() {
             return Err(format!("{user} has only a fallback: {}", list.doc));
         }
         if let Some(missed) = seen

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use nearshore_core::list::hits::{Earned, ListKind};
 use nearshore_core::ports::log::{self, Committed, Delivery, Log, Outgoing};
 use nearshore_core::ports::store::{self, *};
 use nearshore_core::user::event::UserId;

@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use nearshore::members::generate::{self, Generate, LoadedArm, Scorer};
 use nearshore::members::ingest::{self, Ingest};
+use nearshore_core::list::terms::Weights;
 use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse};
 use nearshore_core::ports::log::{Delivery, Log, Outgoing};
 use nearshore_core::ports::store::Store;
@@ -266,6 +267,8 @@ impl<S: Store> History<S> {
             gate: self.gate.clone(),
         };
         let loaded = LoadedArm {
+            weights: Weights::by_hand(&arm.weights).expect("weights"),
+            artefact: None,
             arm,
             template,
             info: Default::default(),

@@ -36,7 +36,7 @@ impl Default for BiasOptions {
 
 /// What one round over the cases adds up.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Round {
+pub(crate) struct Round {
     /// Bought less expected, per product.
     gradient: Vec<f64>,
     /// Expected, per product: no less than the curvature, so that a step never overshoots.
@@ -47,7 +47,7 @@ pub struct Round {
 
 impl Round {
     /// Of no cases.
-    pub fn new(products: usize) -> Self {
+    pub(crate) fn new(products: usize) -> Self {
         Self {
             gradient: vec![0.0; products],
             expected: vec![0.0; products],
@@ -56,7 +56,7 @@ impl Round {
     }
 
     /// Adds a case, whose scores do not yet have `bias`. Every case weighs 1, however many targets it has.
-    pub fn add(&mut self, case: BiasCase<'_>, bias: &[f32]) {
+    pub(crate) fn add(&mut self, case: BiasCase<'_>, bias: &[f32]) {
         if case.targets.is_empty() {
             return;
         }
@@ -78,24 +78,8 @@ impl Round {
         }
     }
 
-    /// Adds the sums of other cases.
-    pub fn merge(&mut self, other: &Self) {
-        self.gradient
-            .iter_mut()
-            .zip(&other.gradient)
-            .for_each(|(a, b)| *a += b);
-        self.expected
-            .iter_mut()
-            .zip(&other.expected)
-            .for_each(|(a, b)| *a += b);
-        self.bought
-            .iter_mut()
-            .zip(&other.bought)
-            .for_each(|(a, b)| *a += b);
-    }
-
     /// Moves `bias` by one step.
-    pub fn step(&self, bias: &mut [f32], options: BiasOptions) {
+    pub(crate) fn step(&self, bias: &mut [f32], options: BiasOptions) {
         for (product, bias) in bias.iter_mut().enumerate() {
             let slope = self.gradient[product] - options.ridge * f64::from(*bias);
             let step =

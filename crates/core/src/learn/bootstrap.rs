@@ -25,11 +25,6 @@ impl Interval {
     pub fn above_zero(&self) -> bool {
         self.low > 0.0
     }
-
-    /// Whether the interval is not wholly below 0 and the mean is above `-tolerance`.
-    pub fn not_below(&self, tolerance: f64) -> bool {
-        self.high >= 0.0 && self.mean > -tolerance
-    }
 }
 
 /// How to resample.
@@ -117,7 +112,7 @@ pub fn quantile(sorted: &[f64], q: f64) -> f64 {
 }
 
 /// One step of SplitMix64: a mixing function whose outputs for 0, 1, 2 … pass as random.
-pub fn splitmix(x: u64) -> u64 {
+pub(crate) fn splitmix(x: u64) -> u64 {
     let mut z = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -206,7 +201,7 @@ mod tests {
             (same.mean, same.low, same.high, same.users),
             (0.0, 0.0, 0.0, 20)
         );
-        assert!(!same.above_zero() && same.not_below(0.005));
+        assert!(!same.above_zero());
         assert_eq!(mean(Vec::<(u8, f64)>::new(), HOW).cases, 0);
     }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 /// Milliseconds of a day.
-pub const DAY_MS: i64 = 86_400_000;
+pub(crate) const DAY_MS: i64 = 86_400_000;
 
 /// One purchase of a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,21 +53,6 @@ impl Purchases {
         }
         Self { products, users }
     }
-
-    /// The purchases of the users that `keep` names, before `cut`.
-    pub fn filtered(&self, cut: i64, keep: impl Fn(&str) -> bool) -> Self {
-        let users = self.users.iter().filter(|user| keep(&user.id));
-        let users = users
-            .map(|user| UserLog {
-                id: user.id.clone(),
-                lines: user.before(cut).to_vec(),
-            })
-            .collect();
-        Self {
-            products: self.products,
-            users,
-        }
-    }
 }
 
 impl UserLog {
@@ -96,7 +81,7 @@ impl UserLog {
 }
 
 /// The longest end of `lines` that holds at most `distinct` products.
-pub fn last_distinct(lines: &[Line], distinct: usize) -> &[Line] {
+pub(crate) fn last_distinct(lines: &[Line], distinct: usize) -> &[Line] {
     let mut seen: Vec<u32> = Vec::new();
     let mut start = lines.len();
     while let Some(line) = start.checked_sub(1).and_then(|at| lines.get(at)) {
@@ -141,7 +126,7 @@ pub fn owned(lines: &[Line], now: i64) -> Vec<Owned> {
 }
 
 /// Distinct pairs of period and product in `lines`, ascending. `period_ms` is the length of a period: 7 days for weeks.
-pub fn by_period(lines: &[Line], period_ms: i64) -> Vec<(i64, u32)> {
+pub(crate) fn by_period(lines: &[Line], period_ms: i64) -> Vec<(i64, u32)> {
     let mut pairs: Vec<(i64, u32)> = lines
         .iter()
         .map(|line| (line.at.div_euclid(period_ms.max(1)), line.product))

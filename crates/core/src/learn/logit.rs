@@ -324,11 +324,11 @@ fn inverse(mut matrix: Vec<f64>, n: usize) -> Option<Vec<f64>> {
 
 /// Gradients of each user's cases at the fitted weights, from which intervals follow.
 #[derive(Clone, Debug, Default)]
-pub struct Contributions(BTreeMap<u32, Vec<f64>>);
+pub(crate) struct Contributions(BTreeMap<u32, Vec<f64>>);
 
 impl Contributions {
     /// Adds a case of `user` at `weights`.
-    pub fn add(&mut self, user: u32, case: &Case<'_>, weights: &[f64]) {
+    pub(crate) fn add(&mut self, user: u32, case: &Case<'_>, weights: &[f64]) {
         let mut moments = Moments::new(weights.len());
         moments.add(case, weights);
         let sums = self
@@ -340,21 +340,8 @@ impl Contributions {
             .for_each(|(sum, gradient)| *sum += gradient);
     }
 
-    /// Adds those of other cases.
-    pub fn merge(&mut self, other: Self) {
-        for (user, gradient) in other.0 {
-            let sums = self
-                .0
-                .entry(user)
-                .or_insert_with(|| vec![0.0; gradient.len()]);
-            sums.iter_mut()
-                .zip(&gradient)
-                .for_each(|(sum, gradient)| *sum += gradient);
-        }
-    }
-
     /// The 95 % interval of each weight, by the sandwich estimator clustered by user. Pairs of low and high.
-    pub fn intervals(&self, fit: &Fit) -> Vec<(f64, f64)> {
+    pub(crate) fn intervals(&self, fit: &Fit) -> Vec<(f64, f64)> {
         let terms = fit.weights.len();
         let mut variance = vec![0.0; terms];
         for gradient in self.0.values() {

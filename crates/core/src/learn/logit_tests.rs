@@ -1,3 +1,5 @@
+//! The conditional logit: known weights are found, bounds hold, intervals cover.
+
 use super::*;
 use crate::learn::bootstrap::Random;
 

@@ -6,9 +6,11 @@
 
 pub mod bias;
 pub mod bootstrap;
+pub mod gate;
 pub mod log;
 pub mod logit;
 pub mod measures;
 pub mod neighbours;
 pub mod repeat;
 pub mod split;
+pub mod tables;

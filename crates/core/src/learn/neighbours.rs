@@ -20,7 +20,7 @@ pub struct Group {
 }
 
 /// Groups of what each user bought in one period, before `now`: 7 days for weeks.
-pub fn by_period(log: &Purchases, now: i64, period_ms: i64) -> Vec<Group> {
+pub(crate) fn by_period(log: &Purchases, now: i64, period_ms: i64) -> Vec<Group> {
     let mut groups = Vec::new();
     for (user, lines) in log.users.iter().enumerate() {
         let pairs = log::by_period(lines.before(now), period_ms);
@@ -31,27 +31,6 @@ pub fn by_period(log: &Purchases, now: i64, period_ms: i64) -> Vec<Group> {
                 context: products.clone(),
                 targets: products,
             });
-        }
-    }
-    groups
-}
-
-/// Groups of what each user bought last before each of `cuts`, at most `distinct` products, and what in the `window_ms`
-/// after it.
-pub fn following(log: &Purchases, cuts: &[i64], window_ms: i64, distinct: usize) -> Vec<Group> {
-    let mut groups = Vec::new();
-    for &cut in cuts {
-        for (user, lines) in log.users.iter().enumerate() {
-            let owned = log::owned(lines.visible(cut, distinct), cut);
-            let context: Vec<u32> = owned.iter().map(|owned| owned.product).collect();
-            let targets = lines.targets(cut, cut.saturating_add(window_ms));
-            if !context.is_empty() && !targets.is_empty() {
-                groups.push(Group {
-                    user: user as u32,
-                    context,
-                    targets,
-                });
-            }
         }
     }
     groups
@@ -427,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_what_is_bought_in_one_period_or_after_a_cut() {
+    fn groups_are_what_is_bought_in_one_period() {
         let lines = [(1, 0), (1, 1), (8, 2), (9, 0)]
             .map(|(at, product)| log::Line { at, product })
             .to_vec();
@@ -446,10 +425,6 @@ mod tests {
         assert_eq!(
             by_period(&log, 9, 7),
             [group(&[0, 1], &[0, 1]), group(&[2], &[2])]
-        );
-        assert_eq!(
-            following(&log, &[0, 7, 9], 2, 1),
-            [group(&[1], &[2]), group(&[2], &[0])]
         );
     }
 

@@ -3,17 +3,21 @@
 //! Invariant: rules, needs and stock decide what may be offered before the model is run, and once more when its names
 //! become SKUs. It does not know lanes, nor what claims mean, nor where lists are stored.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fixedbitset::FixedBitSet;
 
 use crate::list::document::{
-    Audit, BuiltList, Document, Header, ListBuilder, Model, Scored, Times, list_id,
+    Audit, BuiltList, Document, Header, ListBuilder, Model, Scored, Source, Times, list_id,
 };
 use crate::list::prompt::{Arm, Rendered, Template, View};
-use crate::list::{select, terms};
-use crate::names::scoring::{Calibration, Prompt, ScoreRequest, ScoreResponse};
+use crate::list::select;
+use crate::list::terms::bound::Learned;
+use crate::list::terms::{MODEL, TermInput, Weights, own_products, score_terms};
+use crate::names::scoring::{Calibration, Prompt, ScoreRequest, ScoreResponse, Term};
+use crate::shop::catalogue::PuIx;
 use crate::shop::rules::{Needs, Verdict};
 use crate::shop::snapshot::Snapshot;
 use crate::user::record::Timestamp;
@@ -35,6 +39,10 @@ pub struct ClaimedUser<'a> {
 pub struct ListContext<'a> {
     /// The arm.
     pub arm: &'a Arm,
+    /// Weights of its score terms.
+    pub weights: &'a Weights,
+    /// What `nearshore align` learned for it, bound to the snapshot's catalogue.
+    pub learned: Option<&'a Learned>,
     /// Its template.
     pub template: &'a Template,
     /// Its model, as written in audits.
@@ -102,12 +110,6 @@ pub fn prepare(user: &ClaimedUser, snapshot: &Snapshot, context: &ListContext) -
         list_id: id.clone(),
         claim,
         seen: state.fences.clone(),
-        arm: context.arm.id.clone(),
-        epoch: context.arm.epoch,
-        model: Some(context.model.clone()),
-        template: context.template.hash.clone(),
-        calibration: (context.calibration.as_ref())
-            .map_or("none".into(), |calibration| calibration.hash.clone()),
         rules: verdict.fired.clone(),
         rules_unknown: verdict.unknown.clone(),
         segment: segment.clone(),
@@ -118,17 +120,20 @@ pub fn prepare(user: &ClaimedUser, snapshot: &Snapshot, context: &ListContext) -
             due: request.due,
             ..Times::default()
         },
-        ..Audit::default()
+        ..audit_of(context)
     };
+    let (terms, weight) = weighted_terms(state, snapshot, (&segment, at), context);
+    if weight == 0.0 {
+        audit.model = None;
+    }
     let ask = rendered.map(|rendered| {
-        let terms = terms::score_terms(context.arm, state, snapshot, &segment);
         let prompt = note_prompt(&mut audit, rendered);
         ScoreRequest {
             prompt,
+            n: ranked(context.arm.names, weight, (snapshot, &permitted)),
             permitted: Some(Arc::new(permitted)),
-            n: context.arm.names,
             terms,
-            weight: context.arm.model_weight as f32,
+            weight,
             calibration: context.calibration.clone(),
             ..ScoreRequest::default()
         }
@@ -148,6 +153,81 @@ pub fn prepare(user: &ClaimedUser, snapshot: &Snapshot, context: &ListContext) -
         audit,
         draw,
     }
+}
+
+/// The part of an audit that is the same for all lists of an arm.
+fn audit_of(context: &ListContext) -> Audit {
+    let calibration = context.calibration.as_ref();
+    let learned = context
+        .learned
+        .map(|learned| learned.artefact().hash.clone());
+    Audit {
+        arm: context.arm.id.clone(),
+        epoch: context.arm.epoch,
+        artefact: learned.unwrap_or_default(),
+        model: Some(context.model.clone()),
+        template: context.template.hash.clone(),
+        calibration: calibration.map_or("none".into(), |calibration| calibration.hash.clone()),
+        ..Audit::default()
+    }
+}
+
+/// The terms of a user's score request beside the model's, and the model's weight.
+fn weighted_terms(
+    state: &UserState,
+    snapshot: &Snapshot,
+    (segment, at): (&str, Timestamp),
+    context: &ListContext,
+) -> (Vec<Term>, f32) {
+    let own = own_products(state, &snapshot.catalogue);
+    let weights = context.weights.at(own.len());
+    let input = TermInput {
+        snapshot,
+        segment,
+        own: &own,
+        at,
+        learned: context.learned,
+    };
+    let model = weights.get(MODEL).copied().unwrap_or_default();
+    (score_terms(weights, &input), model as f32)
+}
+
+/// How many names are ranked for a list of `names`. The merchant's most names of a category and pins need more than
+/// are shown: without the model all, and with it three times as many, because each costs model time.
+fn ranked(names: usize, weight: f32, (snapshot, permitted): (&Snapshot, &FixedBitSet)) -> usize {
+    match (snapshot.merchant.arranges(), weight == 0.0) {
+        (false, _) => names,
+        (true, true) => permitted.count_ones(..),
+        (true, false) => names.saturating_mul(3),
+    }
+}
+
+/// The order of a list by the merchant's pins and most names of a category. A pin that was not ranked has the last
+/// ranked name's score, and no terms.
+fn arranged(
+    scored: Vec<Scored>,
+    (names, permitted): (usize, &FixedBitSet),
+    snapshot: &Snapshot,
+) -> Vec<Scored> {
+    if !snapshot.merchant.arranges() {
+        return scored;
+    }
+    let ranking: Vec<PuIx> = scored.iter().map(|scored| PuIx(scored.pu)).collect();
+    let least = scored.last().map_or(0.0, |scored| scored.score);
+    let mut by_pu: BTreeMap<u32, Scored> = scored
+        .into_iter()
+        .map(|scored| (scored.pu, scored))
+        .collect();
+    let order = snapshot.merchant.arrange(&ranking, names, permitted);
+    let of = order.into_iter().map(|PuIx(pu)| {
+        let pinned = || Scored {
+            pu,
+            score: least,
+            terms: Vec::new(),
+        };
+        by_pu.remove(&pu).unwrap_or_else(pinned)
+    });
+    of.collect()
 }
 
 /// The PUs among which the model names: those that may be offered, one of each label.
@@ -193,35 +273,41 @@ pub fn finish(
     snapshot: &Snapshot,
     context: &ListContext,
 ) -> FinishedList {
-    let terms = prepared
+    let weights = prepared.ask.iter().flat_map(|ask| {
+        let model = (ask.weight != 0.0).then_some((MODEL, ask.weight));
+        let others = ask.terms.iter().map(|term| (term.name, term.weight));
+        model.into_iter().chain(others)
+    });
+    let weights: Vec<(&str, f32)> = weights.collect();
+    let of_model = prepared.ask.as_ref().is_some_and(|ask| ask.weight != 0.0);
+    let scored = response.named.iter().map(|named| {
+        let model = of_model.then_some(named.model);
+        let values = model.into_iter().chain(named.terms.iter().copied());
+        let share =
+            |((name, weight), value): (&(&str, f32), f32)| ((*name).to_owned(), weight * value);
+        Scored {
+            pu: named.pu,
+            score: named.score,
+            terms: weights.iter().zip(values).map(share).collect(),
+        }
+    });
+    let scored: Vec<Scored> = scored.collect();
+    let permitted = prepared
         .ask
-        .iter()
-        .flat_map(|ask| ask.terms.iter().map(|term| term.name));
-    let terms: Vec<&str> = terms.collect();
-    let scored: Vec<Scored> = response
-        .named
-        .iter()
-        .map(|named| {
-            let model = ("model".to_owned(), named.model);
-            let others = terms
-                .iter()
-                .zip(&named.terms)
-                .map(|(name, value)| ((*name).into(), *value));
-            Scored {
-                pu: named.pu,
-                score: named.score,
-                terms: std::iter::once(model).chain(others).collect(),
-            }
-        })
-        .collect();
-    let built = list_builder(prepared, snapshot, context).build(prepared.header.clone(), &scored);
+        .as_ref()
+        .and_then(|ask| ask.permitted.as_deref());
+    let scored = match permitted {
+        Some(permitted) => arranged(scored, (context.arm.names, permitted), snapshot),
+        None => scored,
+    };
+    let source = match of_model {
+        true => Source::Model,
+        false => Source::Mixture,
+    };
+    let built =
+        list_builder(prepared, snapshot, context).build(prepared.header.clone(), source, &scored);
     if built.document.is_empty() {
-        return fallback(
-            prepared,
-            snapshot,
-            context,
-            "nothing that the model named may be offered",
-        );
+        return fallback(prepared, snapshot, context, "no scored name may be offered");
     }
     let mut finished = finished(prepared, built);
     finished.audit.prompt_tokens = response.prompt_tokens;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use crate::list::document::{Document, Source};
+use crate::list::document::Document;
 
 /// Number of first names compared for overlap.
 const DEPTH: usize = 10;
@@ -45,8 +45,8 @@ pub struct Sums {
 
 impl Sums {
     fn add(&mut self, pair: &Pair) {
-        let by_model = |doc: &&Document| doc.source == Source::Model;
-        let (a, b) = (pair.a.filter(by_model), pair.b.filter(by_model));
+        let of_arm = |doc: &&Document| doc.source.is_exposure();
+        let (a, b) = (pair.a.filter(of_arm), pair.b.filter(of_arm));
         self.users += 1;
         self.covered[0] += u64::from(a.is_some() && pair.a_covered);
         self.covered[1] += u64::from(b.is_some() && pair.b_covered);
@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn a_fallback_counts_as_no_list() {
         let mut fallback = list(&["x"]);
-        fallback.source = Source::Fallback;
+        fallback.source = crate::list::document::Source::Fallback;
         let mut all = Comparison::default();
         all.add(&Pair {
             segment: "s",

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::list::document::{Document, Header, ListBuilder, list_id};
 use crate::list::select;
-use crate::shop::catalogue::Catalogue;
+use crate::shop::catalogue::{Catalogue, Pu};
 use crate::shop::demand::Demand;
 use crate::shop::merchant::Merchant;
 use crate::shop::rules::{DEFAULT_SEGMENT, Table, Verdict};
@@ -42,6 +42,7 @@ pub struct FallbackSettings<'a> {
 /// Builds a serving snapshot with a fallback for each segment and for `default`.
 pub fn serving_snapshot(parts: SnapshotParts, settings: FallbackSettings) -> Snapshot {
     let mut snapshot = Snapshot {
+        assortment: assortment(&parts.catalogue),
         catalogue: parts.catalogue,
         rules: parts.rules,
         demand: parts.demand,
@@ -58,6 +59,17 @@ pub fn serving_snapshot(parts: SnapshotParts, settings: FallbackSettings) -> Sna
     });
     snapshot.fallbacks = Arc::new(lists.collect());
     snapshot
+}
+
+/// Log share of each PU among the SKUs of the catalogue; a PU without SKUs counts as one with one.
+fn assortment(catalogue: &Catalogue) -> Arc<[f32]> {
+    let skus = |pu: &Pu| pu.skus.len().max(1) as f64;
+    let all: f64 = catalogue.pus().iter().map(skus).sum();
+    let shares = catalogue
+        .pus()
+        .iter()
+        .map(|pu| (skus(pu) / all).ln() as f32);
+    shares.collect()
 }
 
 /// Whether a list may be stored: it names a product, or it is empty because rules forbid everything that is in stock.

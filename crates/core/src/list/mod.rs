@@ -8,4 +8,4 @@ pub mod fallback;
 pub mod hits;
 pub mod prompt;
 pub mod select;
-mod terms;
+pub mod terms;

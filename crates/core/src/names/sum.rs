@@ -148,8 +148,8 @@ pub fn term_values(terms: &[Term], pu: u32) -> Vec<f32> {
 
 /// A value as it is added: finite, so that no term makes a score undefined.
 pub fn finite(value: f32) -> f64 {
-    // `max` and `min` take the other operand in place of one that is no number.
-    f64::from(value.max(f32::MIN).min(f32::MAX))
+    let value = if value.is_nan() { f32::MIN } else { value };
+    f64::from(value.clamp(f32::MIN, f32::MAX))
 }
 
 fn least(values: &[f32]) -> f64 {

@@ -186,7 +186,7 @@ impl Catalogue {
     }
 
     /// The PU of a SKU; for a deleted SKU its last one.
-    pub(crate) fn pu_of(&self, ix: SkuIx) -> PuIx {
+    pub fn pu_of(&self, ix: SkuIx) -> PuIx {
         self.skus[ix.at()].pu
     }
 
@@ -299,7 +299,7 @@ impl Catalogue {
     }
 
     /// The PU of an event's item; a query has none.
-    pub(crate) fn pu_of_item(&self, item: &Item) -> Option<PuIx> {
+    pub fn pu_of_item(&self, item: &Item) -> Option<PuIx> {
         match item {
             Item::Sku(id) => self.by_sku(id).map(|ix| self.pu_of(ix)),
             Item::Pu(id) => self.by_pu(id),

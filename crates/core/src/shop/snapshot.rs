@@ -24,6 +24,8 @@ pub struct Snapshot {
     pub demand: Arc<Demand>,
     /// The merchant's boosts, pins and most names of one category, compiled for `catalogue`.
     pub merchant: Arc<Merchant>,
+    /// Log share of each PU among the SKUs of the catalogue.
+    pub assortment: Arc<[f32]>,
     /// Fallback per segment, for a user without a profile; `default` always exists.
     pub fallbacks: Arc<BTreeMap<String, Document>>,
     /// Products per fallback, at most.

@@ -26,6 +26,9 @@ pub struct Audit {
     pub arm: String,
     /// Epoch of the arm.
     pub epoch: u64,
+    /// Hash of the arm's artefact, by whose weights and tables it was ranked; empty without one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub artefact: String,
     /// Model, if one was run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<Model>,
@@ -84,7 +87,7 @@ pub struct NameAudit {
     pub pu: String,
     /// Score: sum of the weighted terms, in nats.
     pub score: f32,
-    /// Its unweighted terms, in nats: `model`, `demand`, ...
+    /// Share of each term in the score, in nats: its weight times its value. They add up to the score.
     pub terms: BTreeMap<String, f32>,
     /// SKUs shown of it.
     pub skus: Vec<SkuAudit>,

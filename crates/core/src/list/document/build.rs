@@ -58,7 +58,7 @@ pub(crate) struct Scored {
     pub pu: u32,
     /// Sum of the weighted terms, in nats.
     pub score: f32,
-    /// Its unweighted terms: `("model", …)`, `("demand", …)`.
+    /// Share of each term in the score: `("model", …)`, `("demand", …)`.
     pub terms: Vec<(String, f32)>,
 }
 
@@ -76,8 +76,8 @@ pub(crate) struct BuiltList {
 impl ListBuilder<'_> {
     /// Builds the list of a score response, best first. If it is [empty](Document::is_empty), the caller publishes a
     /// fallback.
-    pub(crate) fn build(&self, header: Header, scored: &[Scored]) -> BuiltList {
-        let mut built = BuiltList::new(header, Source::Model);
+    pub(crate) fn build(&self, header: Header, source: Source, scored: &[Scored]) -> BuiltList {
+        let mut built = BuiltList::new(header, source);
         let mut seen = BTreeSet::new();
         let mut shown = BTreeSet::new();
         for name in scored {
@@ -361,7 +361,7 @@ mod tests {
         };
         let mut answer = scored(&[0, 1, 2, 0, 9, 3]);
         answer[5].score = f32::NEG_INFINITY;
-        let built = builder.build(header(), &answer);
+        let built = builder.build(header(), Source::Model, &answer);
         let text = serde_json::to_string(&built.dropped).expect("json");
         assert_eq!(
             serde_json::from_str::<Vec<Dropped>>(&text).expect("valid"),
@@ -423,7 +423,7 @@ mod tests {
                 .collect()
         };
         let pair = |id: &str, name: &str| (id.to_owned(), name.to_owned());
-        let built = builder.build(header(), &scored(&[0, 1, 2]));
+        let built = builder.build(header(), Source::Model, &scored(&[0, 1, 2]));
         let expected = [pair("1", "BREAD (bakery)"), pair("3", "BREAD (pets)")];
         assert_eq!(names(&built), expected);
         assert_eq!(
@@ -504,7 +504,7 @@ mod tests {
             let fallback = builder.fallback(header());
             let legal = verdict.permitted(&catalogue).count_ones(..);
             prop_assert_eq!(fallback.document.pus.len(), legal.min(names));
-            for built in [builder.build(header(), &scored(&answer)), fallback] {
+            for built in [builder.build(header(), Source::Model, &scored(&answer)), fallback] {
                 let list = &built.document;
                 prop_assert!(list.distinct() && list.pus.len() <= names && built.names.len() == list.pus.len());
                 prop_assert!(list.pus.is_sorted_by(|a, b| a.score >= b.score));

@@ -23,7 +23,7 @@ pub(crate) use build::{BuiltList, Header, ListBuilder, Scored};
 /// Schema number of a [`Document`]; a reader that does not know it reads the fallback key.
 const SCHEMA: u32 = 1;
 
-/// Source of a list. Only a list of the model is an exposure of its arm.
+/// Source of a list. Only a list of an arm is an exposure: of the model or of the mixture without it.
 #[derive(
     Clone,
     Copy,
@@ -40,10 +40,19 @@ const SCHEMA: u32 = 1;
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Source {
-    /// The arm's model.
+    /// The arm's terms, the model's among them.
     Model,
+    /// The arm's terms without the model's.
+    Mixture,
     /// Demand of the segment.
     Fallback,
+}
+
+impl Source {
+    /// Whether the list is one of an arm, and so an exposure of it.
+    pub fn is_exposure(self) -> bool {
+        self != Self::Fallback
+    }
 }
 
 /// The recall document.

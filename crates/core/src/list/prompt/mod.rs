@@ -7,6 +7,8 @@
 mod calibration;
 mod view;
 
+use std::collections::BTreeMap;
+
 use bytes::BufMut;
 use minijinja::{Environment, UndefinedBehavior, context};
 use serde::{Deserialize, Serialize};
@@ -56,12 +58,12 @@ pub struct Arm {
     /// Names per list.
     #[serde(default = "twenty")]
     pub names: usize,
-    /// Weight of the model's term.
-    #[serde(default = "weight")]
-    pub model_weight: f64,
-    /// Weight of the demand term.
-    #[serde(default)]
-    pub demand_weight: f64,
+    /// Weight per score term, set by hand; empty is demand alone. Not together with `artefact`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weights: BTreeMap<String, f64>,
+    /// Folder that `nearshore align` wrote, relative to the configuration file: weights, tables and reference prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artefact: Option<String>,
     /// File of frozen calibration prompts, relative to the configuration file: the mean of the model's logits over them
     /// is subtracted before its term is computed. `None` subtracts nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,9 +84,6 @@ fn budget() -> usize {
 }
 fn twenty() -> usize {
     20
-}
-fn weight() -> f64 {
-    1.0
 }
 
 /// Reason why a template cannot be used.

@@ -1,20 +1,21 @@
-//! `demand`: the log share of a product in the purchases of the user's segment.
+//! `demand`: the log share of a product among the buyers of the user's segment.
 
-use crate::list::prompt::Arm;
-use crate::names::scoring::{Term, Values};
-use crate::shop::snapshot::Snapshot;
-use crate::user::state::UserState;
+use super::{DEMAND, Need, ScoreTerm, TermInput};
+use crate::names::scoring::Values;
 
-/// The term, weighted by [`Arm::demand_weight`].
-pub(super) fn term(
-    arm: &Arm,
-    _user: &UserState,
-    snapshot: &Snapshot,
-    segment: &str,
-) -> Option<Term> {
-    (arm.demand_weight != 0.0).then(|| Term {
-        name: "demand",
-        weight: arm.demand_weight as f32,
-        values: Values::Shared(snapshot.demand.log_shares(segment)),
-    })
+pub(super) struct Demand;
+
+impl ScoreTerm for Demand {
+    fn name(&self) -> &'static str {
+        DEMAND
+    }
+
+    fn need(&self) -> Need {
+        Need::Snapshot
+    }
+
+    fn values(&self, input: &TermInput<'_>) -> Option<Values> {
+        let shares = input.snapshot.demand.log_shares(input.segment);
+        Some(Values::Shared(shares))
+    }
 }

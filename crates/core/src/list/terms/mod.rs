@@ -1,30 +1,179 @@
-//! Score terms beside the model's: each says a log-weight of every product, and the weighted sum ranks them.
+//! Score terms: each says a log-weight of every product for one user, and the weighted sum ranks the products.
 //!
-//! A new term is one file here and one line in [`SOURCES`]; its weight is a field of [`Arm`]. Invariant: a term is
-//! present only if its weight is not 0, and terms keep the order of [`SOURCES`], in which answers list them.
+//! A new term is one file here and one line in [`TERMS`]. Invariant: a term is part of a score request only if the
+//! arm's weights name it with a weight other than 0, and terms keep the order of [`TERMS`], in which answers list them.
+//! A term that lacks what it needs says nothing (`None`), which counts as 0 for every product.
+//!
+//! Source of the form: a log-linear mixture, as the conditional logit of McFadden, "Conditional Logit Analysis of
+//! Qualitative Choice Behavior" (1974), which is also how `nearshore align` fits the weights.
 
+pub mod artefact;
+mod assortment;
+mod bias;
+pub mod bound;
+mod cosine;
 mod demand;
+mod merchant;
+mod neighbours;
+mod own;
+mod reach;
+mod repeat;
+mod weeks;
+mod weights;
 
-use crate::list::prompt::Arm;
-use crate::names::scoring::Term;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub use own::{OwnProduct, own_products};
+pub use weights::{BUCKETS, WeightError, Weights, bucket_of};
+
+use crate::list::terms::bound::Learned;
+use crate::names::scoring::{Term, Values};
 use crate::shop::snapshot::Snapshot;
-use crate::user::state::UserState;
+use crate::user::record::Timestamp;
 
-/// Computes a term for one user of one segment; `None` if the arm gives it no weight.
-type TermSource = fn(&Arm, &UserState, &Snapshot, &str) -> Option<Term>;
+/// Name of the model's term, which the engine computes while it searches.
+pub const MODEL: &str = "model";
+
+/// Name of the term that every arm has unless its weights say otherwise.
+pub(crate) const DEMAND: &str = "demand";
+
+/// What a term needs to say anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// The catalogue, or counts of what is bought: always there.
+    Snapshot,
+    /// An artefact of `nearshore align`.
+    Artefact,
+    /// A language model.
+    Model,
+    /// The shop's policy: its weight is 1 in every arm, and is never fitted.
+    Policy,
+}
+
+/// What terms are computed from.
+#[derive(Clone, Copy)]
+pub struct TermInput<'a> {
+    /// The serving snapshot.
+    pub snapshot: &'a Snapshot,
+    /// The user's segment.
+    pub segment: &'a str,
+    /// What the user bought, by [`own_products`].
+    pub own: &'a [OwnProduct],
+    /// Time as of which the list is made.
+    pub at: Timestamp,
+    /// The arm's artefact, bound to the snapshot's catalogue.
+    pub learned: Option<&'a Learned>,
+}
+
+/// One score term.
+pub trait ScoreTerm: Sync {
+    /// Name in configuration, artefacts, audits and reports.
+    fn name(&self) -> &'static str;
+
+    /// Number of its definition: weights that were fitted to another one do not fit any more.
+    fn version(&self) -> u32 {
+        1
+    }
+
+    /// What it needs.
+    fn need(&self) -> Need;
+
+    /// Its values for one user; `None` if it has nothing to say.
+    fn values(&self, input: &TermInput<'_>) -> Option<Values>;
+}
+
+/// The model's term: its values are made by the engine, name by name, while it searches.
+struct ModelTerm;
+
+impl ScoreTerm for ModelTerm {
+    fn name(&self) -> &'static str {
+        MODEL
+    }
+
+    fn need(&self) -> Need {
+        Need::Model
+    }
+
+    fn values(&self, _: &TermInput<'_>) -> Option<Values> {
+        None
+    }
+}
 
 /// All terms.
-const SOURCES: &[TermSource] = &[demand::term];
+pub const TERMS: &[&dyn ScoreTerm] = &[
+    &demand::Demand,
+    &assortment::Assortment,
+    &weeks::Weeks,
+    &reach::Reach,
+    &reach::ReachEver,
+    &repeat::Repeat,
+    &neighbours::Neighbours,
+    &cosine::Cosine,
+    &bias::Bias,
+    &merchant::Merchant,
+    &ModelTerm,
+];
 
-/// The terms of a user's score request.
-pub(crate) fn score_terms(
-    arm: &Arm,
-    user: &UserState,
-    snapshot: &Snapshot,
-    segment: &str,
-) -> Vec<Term> {
-    let terms = SOURCES.iter();
-    terms
-        .filter_map(|term| term(arm, user, snapshot, segment))
-        .collect()
+/// The term of this name.
+pub fn term(name: &str) -> Option<&'static dyn ScoreTerm> {
+    TERMS.iter().copied().find(|term| term.name() == name)
+}
+
+/// The terms of a user's score request, beside the model's.
+pub(crate) fn score_terms(weights: &BTreeMap<String, f64>, input: &TermInput<'_>) -> Vec<Term> {
+    let weighted = TERMS.iter().filter_map(|term| {
+        let weight = match term.need() {
+            Need::Policy => 1.0,
+            _ => *weights.get(term.name())?,
+        };
+        let values = (weight != 0.0).then(|| term.values(input))??;
+        Some(Term {
+            name: term.name(),
+            weight: weight as f32,
+            values,
+        })
+    });
+    weighted.collect()
+}
+
+/// The values of a term per product, for `len` products; zeros if it has nothing to say.
+pub fn table(term: &dyn ScoreTerm, input: &TermInput<'_>, len: usize) -> Arc<[f32]> {
+    let sized = |values: Arc<[f32]>| match values.len() == len {
+        true => values,
+        false => values
+            .iter()
+            .copied()
+            .chain(std::iter::repeat(0.0))
+            .take(len)
+            .collect(),
+    };
+    match term.values(input) {
+        Some(Values::Shared(values) | Values::Dense(values)) => sized(values),
+        Some(Values::Sparse(values)) => {
+            let mut table = vec![0.0; len];
+            for (pu, value) in values.iter() {
+                if let Some(place) = table.get_mut(*pu as usize) {
+                    *place += *value;
+                }
+            }
+            table.into()
+        }
+        None => vec![0.0; len].into(),
+    }
+}
+
+/// The weighted sum of the terms per product, without the model's.
+pub fn mixture(weights: &BTreeMap<String, f64>, input: &TermInput<'_>) -> Vec<f32> {
+    let len = input.snapshot.catalogue.pus().len();
+    let mut sums = vec![0.0; len];
+    for term in TERMS {
+        let weight = weights.get(term.name()).copied().unwrap_or_default() as f32;
+        if weight != 0.0 {
+            let values = table(*term, input, len);
+            let both = sums.iter_mut().zip(values.iter());
+            both.for_each(|(sum, value)| *sum += weight * value);
+        }
+    }
+    sums
 }

@@ -171,7 +171,7 @@ fn one_name_makes_the_root_a_leaf_and_no_name_an_empty_root() {
 #[test]
 fn a_word_that_a_user_takes_from_has_the_maximum_of_the_others() {
     let trie = build(&(0..70).map(|name| vec![name]).collect::<Vec<_>>());
-    let weights = LogWeights::new(&trie, |pu| f64::from(pu));
+    let weights = LogWeights::new(&trie, f64::from);
     let leaf = trie.leaf(63).expect("a name");
     let own = Own::new(&trie, [(63, -100.0), (0, 200.0)].into_iter());
     assert_eq!(weights.max(&(1..leaf + 1), None, &own), 62.0);

@@ -132,10 +132,6 @@ impl Merchant {
 
     /// The log-weights of boosted PUs that are valid at a time. It is the same allocation for all times between two
     /// changes, so that it can be recognised by its address.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the score term `merchant` reads it")
-    )]
     pub(crate) fn boosts(&self, at: Timestamp) -> LogWeights {
         let after = self.boosts.partition_point(|(from, _)| *from <= at);
         let valid = after.checked_sub(1).and_then(|nth| self.boosts.get(nth));

@@ -259,7 +259,7 @@ impl Register {
             self.skus -= usize::from(!again);
             drop += 1;
         }
-        if let Some(last) = self.entries.drain(..drop).last() {
+        if let Some(last) = self.entries.drain(..drop).next_back() {
             self.floor = Some((last.time, last.sku));
         }
         drop

@@ -1,0 +1,334 @@
+//! Weights of one bucket of visible history: fitted, and kept only where they help.
+//!
+//! Decides which terms have a weight. A term whose 95 % interval contains 0 has none and the others are fitted again;
+//! if the mixture does not rank better than demand alone, by scores that were fitted to other users, demand alone
+//! remains. Invariant: demand is always a part, the model's weight is never negative, and the result does not depend on
+//! the order of samples. It does not know where values come from.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::bootstrap::{Interval, Resampling, paired};
+use super::logit::{self, Case, Contributions, Moments};
+use super::measures;
+use crate::list::terms::{DEMAND, MODEL};
+
+/// Names of a list that is compared with demand's.
+const LIST: usize = 10;
+
+/// A user at a cut: what the terms said then, and what was bought afterwards.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Number of the user.
+    pub user: u32,
+    /// Fold of the user.
+    pub fold: usize,
+    /// Values of each term, per product, in the order of [`Terms::names`].
+    pub values: Vec<Arc<[f32]>>,
+    /// Distinct products that were bought, ascending.
+    pub targets: Vec<u32>,
+}
+
+/// How weights are fitted.
+#[derive(Clone, Debug)]
+pub struct GateOptions {
+    /// Number of folds.
+    pub folds: usize,
+    /// Fewest users with a sample: with fewer, demand alone remains.
+    pub users_min: usize,
+    /// Seed of resampling.
+    pub seed: u64,
+}
+
+/// A fitted weight.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FittedWeight {
+    /// Weight with all terms.
+    pub weight: f64,
+    /// 95 % interval, clustered by user.
+    pub low: f64,
+    /// Its upper end.
+    pub high: f64,
+    /// Whether the term has a weight.
+    pub kept: bool,
+}
+
+/// What came out for one bucket.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BucketFit {
+    /// Number of samples.
+    pub samples: usize,
+    /// Number of users.
+    pub users: usize,
+    /// The weights when all terms are in.
+    pub fitted: BTreeMap<String, FittedWeight>,
+    /// The weights to be used.
+    pub weights: BTreeMap<String, f64>,
+    /// Recall@10 of the mixture less that of demand alone, each user scored by weights fitted to others.
+    pub recall: Option<Interval>,
+    /// The same difference of the mean log-probability of what was bought, in nats.
+    pub nats: Option<Interval>,
+    /// Why demand alone remains; empty if it does not.
+    pub reason: String,
+}
+
+/// The terms of samples.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// Their names; [`DEMAND`] is one of them.
+    pub names: &'a [&'a str],
+}
+
+/// Fits the weights of a bucket.
+pub fn fit_bucket(terms: Terms<'_>, samples: &[Sample], options: &GateOptions) -> BucketFit {
+    let users: std::collections::BTreeSet<u32> = samples.iter().map(|sample| sample.user).collect();
+    let mut found = BucketFit {
+        samples: samples.len(),
+        users: users.len(),
+        fitted: BTreeMap::new(),
+        weights: demand_alone(),
+        recall: None,
+        nats: None,
+        reason: String::new(),
+    };
+    if users.len() < options.users_min {
+        found.reason = format!(
+            "only {} users, fewer than {}",
+            users.len(),
+            options.users_min
+        );
+        return found;
+    }
+    let all: Vec<&Sample> = samples.iter().collect();
+    let kept = keep(terms, &all, &mut found.fitted);
+    let fit = fit_terms(terms, &kept, &all);
+    let (recall, nats) = compare(terms, &kept, samples, options);
+    let better = nats.above_zero() && recall.mean > 0.0;
+    (found.recall, found.nats) = (Some(recall), Some(nats));
+    match better {
+        true => {
+            let named = kept.iter().map(|at| terms.names[*at].to_owned());
+            found.weights = named.zip(fit.weights).collect();
+        }
+        false => found.reason = "the mixture does not rank better than demand alone".into(),
+    }
+    found
+}
+
+/// The scores of samples by weights that are fitted to all of them.
+pub fn mixed(terms: Terms<'_>, samples: &[Sample]) -> Vec<Vec<f32>> {
+    let all: Vec<usize> = (0..terms.names.len()).collect();
+    let of: Vec<&Sample> = samples.iter().collect();
+    let fit = fit_terms(terms, &all, &of);
+    let scores = samples
+        .iter()
+        .map(|sample| case(sample, &all).scores(&fit.weights));
+    scores.collect()
+}
+
+/// Drops the term whose weight is furthest from being told from 0, one at a time, until all are told from it.
+fn keep(
+    terms: Terms<'_>,
+    samples: &[&Sample],
+    fitted: &mut BTreeMap<String, FittedWeight>,
+) -> Vec<usize> {
+    let mut kept: Vec<usize> = (0..terms.names.len()).collect();
+    loop {
+        let fit = fit_terms(terms, &kept, samples);
+        let mut contributions = Contributions::default();
+        for sample in samples {
+            contributions.add(sample.user, &case(sample, &kept), &fit.weights);
+        }
+        let intervals = contributions.intervals(&fit);
+        let mut worst: Option<(f64, usize)> = None;
+        for (nth, at) in kept.iter().enumerate() {
+            let (name, weight) = (terms.names[*at], fit.weights[nth]);
+            let (low, high) = intervals[nth];
+            let margin = (high - low).max(f64::MIN_POSITIVE) / 2.0;
+            let told = weight.abs() / margin;
+            let of = fitted.entry(name.to_owned()).or_insert(FittedWeight {
+                weight,
+                low,
+                high,
+                kept: true,
+            });
+            // The last fit with the term in it is the one that decides.
+            (of.weight, of.low, of.high) = (weight, low, high);
+            let fails = told <= 1.0 || (weight <= 0.0 && !may_be_negative(name));
+            if name != DEMAND && fails && worst.is_none_or(|(least, _)| told < least) {
+                worst = Some((told, nth));
+            }
+        }
+        let Some((_, nth)) = worst else { return kept };
+        let dropped = terms.names[kept.remove(nth)];
+        if let Some(of) = fitted.get_mut(dropped) {
+            of.kept = false;
+        }
+    }
+}
+
+/// Whether a weight below 0 says something: of a term that says the same to everyone, it corrects another one. What
+/// speaks of the user, or of how often a product is bought, would speak against itself.
+fn may_be_negative(term: &str) -> bool {
+    ["assortment", "bias"].contains(&term)
+}
+
+fn fit_terms(terms: Terms<'_>, kept: &[usize], samples: &[&Sample]) -> logit::Fit {
+    let of = |name: &str| f64::from(u8::from(name == DEMAND));
+    let options = logit::Options {
+        centre: kept.iter().map(|at| of(terms.names[*at])).collect(),
+        nonnegative: kept
+            .iter()
+            .map(|at| [DEMAND, MODEL].contains(&terms.names[*at]))
+            .collect(),
+        ..logit::Options::default()
+    };
+    logit::fit(kept.len(), &options, |weights| {
+        let mut moments = Moments::new(kept.len());
+        samples
+            .iter()
+            .for_each(|sample| moments.add(&case(sample, kept), weights));
+        moments
+    })
+}
+
+fn case<'a>(sample: &'a Sample, kept: &[usize]) -> Case<'a> {
+    Case {
+        terms: kept.iter().map(|at| &*sample.values[*at]).collect(),
+        offset: None,
+        targets: &sample.targets,
+        products: sample.values.first().map_or(0, |values| values.len()),
+    }
+}
+
+/// Differences of Recall@10 and nats between mixture and demand, each user scored by weights fitted to other folds.
+fn compare(
+    terms: Terms<'_>,
+    kept: &[usize],
+    samples: &[Sample],
+    options: &GateOptions,
+) -> (Interval, Interval) {
+    let demand: Vec<usize> = (0..terms.names.len())
+        .filter(|at| terms.names[*at] == DEMAND)
+        .collect();
+    let (mut recalls, mut nats) = (Vec::new(), Vec::new());
+    for fold in 0..options.folds.max(1) {
+        let others: Vec<&Sample> = samples
+            .iter()
+            .filter(|sample| sample.fold != fold)
+            .collect();
+        let (mixture, alone) = (
+            fit_terms(terms, kept, &others),
+            fit_terms(terms, &demand, &others),
+        );
+        for sample in samples.iter().filter(|sample| sample.fold == fold) {
+            let by_mixture = case(sample, kept).scores(&mixture.weights);
+            let by_demand = case(sample, &demand).scores(&alone.weights);
+            let recall = |scores: &[f32]| {
+                let list = measures::top(scores, LIST, |_| true);
+                measures::recall(&list, &sample.targets, LIST)
+            };
+            if let (Some(a), Some(b)) = (recall(&by_mixture), recall(&by_demand)) {
+                recalls.push((sample.user, a, b));
+            }
+            let lost = |scores: &[f32]| measures::nats(scores, &sample.targets);
+            if let (Some(a), Some(b)) = (lost(&by_mixture), lost(&by_demand)) {
+                nats.push((sample.user, b, a));
+            }
+        }
+    }
+    let how = Resampling {
+        seed: options.seed,
+        ..Resampling::default()
+    };
+    (paired(recalls, how), paired(nats, how))
+}
+
+fn demand_alone() -> BTreeMap<String, f64> {
+    [(DEMAND.to_owned(), 1.0)].into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::learn::bootstrap::Random;
+
+    const OPTIONS: GateOptions = GateOptions {
+        folds: 3,
+        users_min: 30,
+        seed: 1,
+    };
+
+    /// Users who buy by softmax of demand + 2 · liked, beside a term of noise.
+    fn samples(users: u32, liking: f32) -> Vec<Sample> {
+        let mut random = Random::new(3);
+        let demand: Arc<[f32]> = (0..40).map(|n| -(n as f32) / 10.0).collect();
+        let one = |user| {
+            let mut noise = || -> Arc<[f32]> { (0..40).map(|_| random.normal() as f32).collect() };
+            let (liked, noise) = (noise(), noise());
+            let scores: Vec<f32> = demand
+                .iter()
+                .zip(liked.iter())
+                .map(|(a, b)| a + liking * b)
+                .collect();
+            let total = measures::log_sum_exp(&scores);
+            let mut targets = std::collections::BTreeSet::new();
+            while targets.len() < 3 {
+                let mut left = random.uniform();
+                let bought = scores.iter().position(|score| {
+                    left -= (f64::from(*score) - total).exp();
+                    left <= 0.0
+                });
+                targets.insert(bought.unwrap_or(0) as u32);
+            }
+            Sample {
+                user,
+                fold: (user % 3) as usize,
+                values: vec![Arc::clone(&demand), liked, noise],
+                targets: targets.into_iter().collect(),
+            }
+        };
+        (0..users).map(one).collect()
+    }
+
+    fn fitted(samples: &[Sample]) -> BucketFit {
+        let names = ["demand", "repeat", "bias"];
+        fit_bucket(Terms { names: &names }, samples, &OPTIONS)
+    }
+
+    #[test]
+    fn noise_has_no_weight_and_what_users_follow_has_its_own() {
+        let found = fitted(&samples(400, 1.5));
+        assert_eq!(found.reason, "");
+        assert!(!found.fitted["bias"].kept && !found.weights.contains_key("bias"));
+        let (demand, liked) = (found.weights["demand"], found.weights["repeat"]);
+        assert!(
+            (0.6..1.2).contains(&demand) && (0.9..1.7).contains(&liked),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn demand_alone_remains_where_nothing_helps_or_users_are_few() {
+        let found = fitted(&samples(300, 0.0));
+        assert_eq!(found.weights, demand_alone(), "{found:?}");
+        assert!(found.reason.contains("not rank better"), "{found:?}");
+        let few = fitted(&samples(20, 1.5));
+        assert_eq!(few.weights, demand_alone());
+        assert!(few.reason.starts_with("only 20 users"), "{few:?}");
+    }
+
+    #[test]
+    fn the_order_of_samples_changes_no_weight_that_is_kept() {
+        let mut samples = samples(200, 1.5);
+        let found = fitted(&samples);
+        samples.reverse();
+        let again = fitted(&samples);
+        assert_eq!(found.fitted.len(), again.fitted.len());
+        for (name, weight) in &found.weights {
+            assert!((again.weights[name] - weight).abs() < 1e-6);
+        }
+    }
+}

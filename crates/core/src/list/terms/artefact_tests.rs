@@ -1,0 +1,136 @@
+//! Artefacts: read as written, refused when broken or foreign.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::*;
+use crate::list::terms::bound::Learned;
+use crate::shop::catalogue::Catalogue;
+use crate::shop::catalogue::tests::sku;
+
+fn tables() -> Tables {
+    Tables {
+        products: vec!["BREAD".into(), "MILK".into(), "GONE".into()],
+        columns: [("bias".to_owned(), vec![0.5, -0.25, 1.0])].into(),
+        ..Tables::default()
+    }
+}
+
+fn files() -> Files {
+    let weights: [BTreeMap<String, f64>; BUCKETS.len()] = std::array::from_fn(|nth| {
+        [("demand".to_owned(), 1.0), ("bias".to_owned(), nth as f64)].into()
+    });
+    let made = Made {
+        release: "0.0.0".into(),
+        until: 7,
+        users: 40,
+        purchases: 400,
+        seed: 1,
+    };
+    write(&made, &weights, &tables(), Some("[]"))
+}
+
+fn read(files: &Files) -> Result<Artefact, ArtefactError> {
+    let content = files.content.iter();
+    let bytes = content.map(|(name, text)| ((*name).to_owned(), text.clone().into_bytes()));
+    Artefact::read(&files.content[MANIFEST], &bytes.collect())
+}
+
+#[test]
+fn an_artefact_is_read_as_it_was_written_and_named_by_its_content() {
+    let files = files();
+    let artefact = read(&files).expect("it was just written");
+    assert_eq!(artefact.hash, files.hash);
+    assert_eq!(artefact.tables, tables());
+    assert_eq!(artefact.references.as_deref(), Some("[]"));
+    assert_eq!(artefact.weights.at(10)["bias"], 4.0);
+    let mut other = tables();
+    other.columns.insert("bias".into(), vec![0.5, -0.25, 1.5]);
+    let changed = write(
+        &artefact.made,
+        &std::array::from_fn(|_| BTreeMap::new()),
+        &other,
+        None,
+    );
+    assert_ne!(changed.hash, files.hash);
+}
+
+#[test]
+fn a_file_that_is_missing_cut_short_or_changed_is_refused_by_name() {
+    for break_it in [
+        |files: &mut Files| drop(files.content.remove(TABLES)),
+        |files: &mut Files| {
+            files
+                .content
+                .get_mut(TABLES)
+                .expect("it has one")
+                .truncate(20)
+        },
+        |files: &mut Files| files.content.get_mut(TABLES).expect("it has one").push(' '),
+    ] {
+        let mut files = files();
+        break_it(&mut files);
+        let error = read(&files).expect_err("it is broken").to_string();
+        assert!(error.starts_with("tables.json is not the file"), "{error}");
+    }
+}
+
+#[test]
+fn another_schema_another_term_and_wrong_weights_are_refused_with_advice() {
+    for (from, to, says) in [
+        (r#"{"schema":1"#, r#"{"schema":2"#, "upgrade nearshore"),
+        (
+            r#"{"schema":1"#,
+            r#"{"schema":0"#,
+            "run `nearshore align` again",
+        ),
+        (
+            r#""demand":1}"#,
+            r#""demand":9}"#,
+            "version 9 of the term \"demand\", this release has 1",
+        ),
+        (
+            r#""bias":1,"#,
+            r#""bais":1,"#,
+            "version 1 of the term \"bais\", this release has none",
+        ),
+        (
+            r#"{"bias":5.0,"demand":1.0}]"#,
+            r#"{"bais":5.0}]"#,
+            "\"bais\" is not a term",
+        ),
+        (
+            r#",{"bias":5.0,"demand":1.0}]"#,
+            "]",
+            "weights for 5 buckets",
+        ),
+        (r#"{"schema""#, "[", "artefact.json: "),
+    ] {
+        let mut files = files();
+        let manifest = files.content.get_mut(MANIFEST).expect("it has one");
+        assert!(manifest.contains(from), "{from}: {manifest}");
+        *manifest = manifest.replacen(from, to, 1);
+        let error = read(&files).expect_err(to).to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn tables_are_bound_to_a_catalogue_by_id_and_a_foreign_one_is_refused() {
+    let artefact = Arc::new(read(&files()).expect("it was just written"));
+    let catalogue = Catalogue::load(vec![
+        sku("a1", "ALE", json!({})),
+        sku("b1", "BREAD", json!({})),
+        sku("m1", "MILK", json!({})),
+    ]);
+    let learned = Learned::bind(&artefact, &catalogue).expect("two of three are known");
+    let bias = learned.column("bias").expect("it has one");
+    let of = |pu: &str| bias[catalogue.by_pu(pu).expect("it is there").at()];
+    assert_eq!(["ALE", "BREAD", "MILK"].map(of), [0.0, 0.5, -0.25]);
+    let foreign = Catalogue::load(vec![sku("b1", "BREAD", json!({}))]);
+    let error = Learned::bind(&artefact, &foreign)
+        .expect_err("one of three")
+        .to_string();
+    assert!(error.contains("1 of its 3 products"), "{error}");
+}

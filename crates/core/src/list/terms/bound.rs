@@ -1,0 +1,143 @@
+//! An artefact bound to the served catalogue: its tables by the catalogue's indices.
+//!
+//! Invariant: products are matched by id, never by position; a product that the artefact does not know has the value
+//! that says nothing. It does not know users' states beyond the products they bought.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::list::terms::OwnProduct;
+use crate::list::terms::artefact::Artefact;
+use crate::shop::catalogue::Catalogue;
+use crate::user::record::Timestamp;
+
+/// Milliseconds of a day.
+const DAY_MS: f64 = 86_400_000.0;
+
+/// Least share of the artefact's products that the catalogue must have.
+const KNOWN_MIN: f64 = 0.5;
+
+/// Sum of cosines at which the logarithm of their term begins to bend.
+const COSINE_SCALE: f32 = 0.1;
+
+/// An artefact that is of another catalogue.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the artefact {hash} is of another catalogue: {known} of its {products} products are in this one; run `nearshore \
+     align` on this shop's log"
+)]
+pub struct ForeignError {
+    hash: String,
+    known: usize,
+    products: usize,
+}
+
+/// An artefact, with the catalogue's indices of its products.
+#[derive(Clone, Debug)]
+pub struct Learned {
+    artefact: Arc<Artefact>,
+    /// Version of the catalogue's names that it is bound to.
+    names: u64,
+    /// Per PU of the catalogue: its row.
+    rows: Vec<Option<u32>>,
+    /// Per column of the artefact: its value per PU.
+    columns: BTreeMap<String, Arc<[f32]>>,
+}
+
+impl Learned {
+    /// Binds an artefact; refused if under half of its products are known.
+    pub fn bind(artefact: &Arc<Artefact>, catalogue: &Catalogue) -> Result<Self, ForeignError> {
+        let products = &artefact.tables.products;
+        let mut rows = vec![None; catalogue.pus().len()];
+        let mut known = 0;
+        for (row, id) in products.iter().enumerate() {
+            if let Some(pu) = catalogue.by_pu(id) {
+                rows[pu.at()] = Some(row as u32);
+                known += 1;
+            }
+        }
+        if (known as f64) < KNOWN_MIN * products.len() as f64 {
+            return Err(ForeignError {
+                hash: artefact.hash.clone(),
+                known,
+                products: products.len(),
+            });
+        }
+        let columns = artefact.tables.columns.iter().map(|(name, column)| {
+            let of = |row: &Option<u32>| row.map_or(0.0, |row| column[row as usize]);
+            (name.clone(), rows.iter().map(of).collect())
+        });
+        let columns = columns.collect();
+        Ok(Self {
+            artefact: Arc::clone(artefact),
+            names: catalogue.names_version(),
+            rows,
+            columns,
+        })
+    }
+
+    /// The artefact.
+    pub fn artefact(&self) -> &Arc<Artefact> {
+        &self.artefact
+    }
+
+    /// Version of the catalogue's names that it is bound to.
+    pub fn names_version(&self) -> u64 {
+        self.names
+    }
+
+    /// A term that says the same to everyone, per PU of the catalogue.
+    pub(crate) fn column(&self, term: &str) -> Option<Arc<[f32]>> {
+        self.columns.get(term).cloned()
+    }
+
+    /// Repeat values of the products that a user bought.
+    pub(crate) fn repeat(&self, own: &[OwnProduct], at: Timestamp) -> Option<Arc<[(u32, f32)]>> {
+        let table = self.artefact.tables.repeat.as_ref()?;
+        let values = own.iter().filter_map(|own| {
+            let value = table.value(self.row(own.pu)?, days(own, at), own.count);
+            Some((own.pu, value))
+        });
+        Some(values.collect())
+    }
+
+    /// Lift of each product by the products that a user bought; `None` if none of them is known.
+    pub(crate) fn lift(&self, own: &[OwnProduct]) -> Option<Arc<[f32]>> {
+        let table = self.artefact.tables.neighbours.as_ref()?;
+        let visible = self.visible(own)?;
+        let mut values = Vec::new();
+        table.lift(&visible, &mut values);
+        Some(self.of_catalogue(&values))
+    }
+
+    /// Cosine of each product to the products that a user bought; `None` if none of them is known.
+    pub(crate) fn cosine(&self, own: &[OwnProduct]) -> Option<Arc<[f32]>> {
+        let table = self.artefact.tables.neighbours.as_ref()?;
+        let visible = self.visible(own)?;
+        let mut values = Vec::new();
+        table.cosine(&visible, COSINE_SCALE, &mut values);
+        Some(self.of_catalogue(&values))
+    }
+
+    /// The rows of what a user bought. Old purchases count as new ones do: recency weights did not help.
+    fn visible(&self, own: &[OwnProduct]) -> Option<Vec<(u32, f32)>> {
+        let rows = own.iter().filter_map(|own| Some((self.row(own.pu)?, 1.0)));
+        let rows: Vec<(u32, f32)> = rows.collect();
+        (!rows.is_empty()).then_some(rows)
+    }
+
+    /// Values by row as values by PU of the catalogue.
+    fn of_catalogue(&self, values: &[f32]) -> Arc<[f32]> {
+        let of = |row: &Option<u32>| row.map_or(0.0, |row| values[row as usize]);
+        self.rows.iter().map(of).collect()
+    }
+
+    fn row(&self, pu: u32) -> Option<u32> {
+        self.rows.get(pu as usize).copied().flatten()
+    }
+}
+
+/// Age of a user's last purchase of a product, in days.
+fn days(own: &OwnProduct, at: Timestamp) -> f32 {
+    (at.0.saturating_sub(own.last.0).max(0) as f64 / DAY_MS) as f32
+}

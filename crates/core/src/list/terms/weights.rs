@@ -1,0 +1,155 @@
+//! The weights of an arm's terms, by how much of a user's history is visible.
+//!
+//! Invariant: every bucket names known terms only, with finite weights, and the model's weight is never negative: the
+//! search's bound needs that. It does not know where weights come from.
+
+use std::collections::BTreeMap;
+
+use super::{DEMAND, MODEL, Need, TERMS, term};
+
+/// Least visible history, in distinct products bought, of each bucket.
+pub const BUCKETS: [usize; 6] = [0, 1, 3, 6, 10, 20];
+
+/// The bucket of a user with this much visible history.
+pub fn bucket_of(visible: usize) -> usize {
+    BUCKETS
+        .iter()
+        .rposition(|least| *least <= visible)
+        .unwrap_or(0)
+}
+
+/// Weight per term, for each bucket of visible history.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weights([BTreeMap<String, f64>; BUCKETS.len()]);
+
+/// Why weights cannot be used.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum WeightError {
+    /// No term has this name.
+    #[error("{name:?} is not a term; the terms are {}", known())]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// A number that no weight can be.
+    #[error("{name} = {weight}: a weight is a finite number{}", if *model { ", and the model's is at least 0" } else { "" })]
+    Value {
+        /// The term.
+        name: String,
+        /// Its weight.
+        weight: f64,
+        /// Whether it is the model's.
+        model: bool,
+    },
+    /// A term whose tables only an artefact has.
+    #[error(
+        "{name} needs tables that `nearshore align` makes: name its folder as `artefact`, which has weights, too"
+    )]
+    Artefact {
+        /// The term.
+        name: String,
+    },
+    /// Nothing is weighed.
+    #[error("all weights are 0, so all names would score the same; make one positive")]
+    Nothing,
+}
+
+fn known() -> String {
+    let weighed = TERMS.iter().filter(|term| term.need() != Need::Policy);
+    let names: Vec<&str> = weighed.map(|term| term.name()).collect();
+    names.join(", ")
+}
+
+impl Default for Weights {
+    /// Demand alone: no other term has a weight before it was measured.
+    fn default() -> Self {
+        Self::constant(&[(DEMAND.to_owned(), 1.0)].into())
+    }
+}
+
+impl Weights {
+    /// The same weights for every user.
+    pub(crate) fn constant(weights: &BTreeMap<String, f64>) -> Self {
+        Self(std::array::from_fn(|_| weights.clone()))
+    }
+
+    /// Weights set by hand in an arm's configuration; without any, demand alone.
+    pub fn by_hand(weights: &BTreeMap<String, f64>) -> Result<Self, WeightError> {
+        if weights.is_empty() {
+            return Ok(Self::default());
+        }
+        check(weights)?;
+        let needs_artefact =
+            |name: &&String| term(name).is_some_and(|term| term.need() == Need::Artefact);
+        if let Some(name) = weights.keys().find(needs_artefact) {
+            return Err(WeightError::Artefact { name: name.clone() });
+        }
+        if weights.values().all(|weight| *weight == 0.0) {
+            return Err(WeightError::Nothing);
+        }
+        Ok(Self::constant(weights))
+    }
+
+    /// Weights of each bucket, in the order of [`BUCKETS`].
+    pub fn by_bucket(weights: [BTreeMap<String, f64>; BUCKETS.len()]) -> Result<Self, WeightError> {
+        weights.iter().try_for_each(check)?;
+        Ok(Self(weights))
+    }
+
+    /// The weights for a user with this much visible history.
+    pub fn at(&self, visible: usize) -> &BTreeMap<String, f64> {
+        &self.0[bucket_of(visible)]
+    }
+
+    /// Whether any user's score has a part of the model.
+    pub fn use_model(&self) -> bool {
+        let weights = self.0.iter().filter_map(|weights| weights.get(MODEL));
+        weights.into_iter().any(|weight| *weight > 0.0)
+    }
+}
+
+fn check(weights: &BTreeMap<String, f64>) -> Result<(), WeightError> {
+    for (name, weight) in weights {
+        if term(name).is_none_or(|term| term.need() == Need::Policy) {
+            return Err(WeightError::Unknown { name: name.clone() });
+        }
+        let model = name == MODEL;
+        if !weight.is_finite() || (model && *weight < 0.0) {
+            let (name, weight) = (name.clone(), *weight);
+            return Err(WeightError::Value {
+                name,
+                weight,
+                model,
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn visible_history_chooses_the_bucket() {
+        let buckets = [0, 1, 2, 3, 5, 6, 9, 10, 19, 20, 500].map(bucket_of);
+        assert_eq!(buckets, [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]);
+    }
+
+    #[test]
+    fn weights_by_hand_name_known_terms_that_need_no_artefact() {
+        let of = |name: &str, weight: f64| Weights::by_hand(&[(name.to_owned(), weight)].into());
+        assert_eq!(Weights::by_hand(&BTreeMap::new()), Ok(Weights::default()));
+        assert!(of("demand", 1.0).is_ok() && of("model", 0.3).is_ok());
+        for (name, weight, expected) in [
+            ("demnad", 1.0, "is not a term; the terms are demand"),
+            ("model", -0.1, "the model's is at least 0"),
+            ("demand", f64::NAN, "a finite number"),
+            ("repeat", 1.0, "nearshore align"),
+            ("demand", 0.0, "all weights are 0"),
+        ] {
+            let error = of(name, weight).expect_err(name).to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}
