@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::ops::visible::visible_lines;
 use try_names::TryArgs;
 
+mod align;
 mod arms;
 mod ask;
 mod backfill;
@@ -19,7 +20,9 @@ mod calibrate;
 pub mod check;
 pub mod config;
 mod dlq;
+mod evaluate;
 mod forget;
+mod logs;
 mod namespace;
 mod run;
 mod try_names;
@@ -33,7 +36,7 @@ pub struct Cli {
     command: Command,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 struct Common {
     /// Configuration file; without it, defaults and NEARSHORE__* variables.
     #[arg(long, value_name = "FILE")]
@@ -176,6 +179,12 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
+    /// Measure what lists would have been worth: replay a log, stop held-out users, compare with what they bought.
+    #[command(after_help = evaluate::EXAMPLES)]
+    Evaluate(evaluate::EvaluateArgs),
+    /// Learn an arm's weights and tables from the shop's own log, and write them as an artefact.
+    #[command(after_help = align::EXAMPLES)]
+    Align(align::AlignArgs),
     /// Run everything in one process on real purchases, until Ctrl-C.
     #[command(
         after_help = "Examples:\n  scripts/demo                 # downloads data and model, then runs this\n  nearshore demo --data .cache/data --model smollm2.gguf --check"
@@ -261,8 +270,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             bench::run(&args, stdin, stdout).map_err(anyhow::Error::from_boxed)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Align(args) => align::run(&args),
         Command::Demo(args) => crate::demo::run(args),
         Command::Dlq(command) => dlq::run(command),
+        Command::Evaluate(args) => evaluate::run(&args),
         Command::Check { common, offline } => {
             let path = common.config.as_deref();
             block_on(async { Ok(ExitCode::from(check::run(path, offline, common.json).await)) })

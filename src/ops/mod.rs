@@ -1,11 +1,15 @@
-//! Operations from outside the stream: backfill, sweep, promotion, erasure, inspection, dead letters.
+//! Operations from outside the stream: backfill, sweep, promotion, erasure, inspection, dead letters, evaluation.
 
 pub mod arms;
 pub mod backfill;
 pub(crate) mod coverage;
 pub mod dlq;
+pub(crate) mod evaluate;
+pub(crate) mod files;
 pub mod forget;
 pub mod inspect;
 pub mod namespace;
+pub(crate) mod report;
 pub mod sweep;
+pub(crate) mod topics;
 pub(crate) mod visible;

@@ -2,11 +2,13 @@
 
 #![allow(unreachable_pub)] // Nothing can import a test binary.
 
+mod align;
 mod backfill;
 mod backfill_kills;
 mod corpus;
 mod dlq_down;
 mod erase;
+mod evaluate;
 mod frozen;
 mod fuzz;
 mod harness;

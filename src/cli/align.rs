@@ -1,0 +1,99 @@
+//! `nearshore align`: weights and tables of an arm, learned from the shop's own log.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::logs::{LogArgs, bar, is_usage, read_logs};
+use super::{Common, with_config};
+use crate::config::{Config, init_tracing};
+use crate::ops::evaluate::History;
+use crate::ops::evaluate::align::{AlignOptions, align, text, write_folder};
+
+/// Examples of `--help`.
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  nearshore align --config nearshore.toml --out artefacts           # learns from the topics of the configuration
+  nearshore align --events orders.csv --profiles people.csv --catalog skus.csv --out artefacts
+  nearshore align --config nearshore.toml --window 28days --json | jq .buckets
+
+It writes a folder named by the hash of its content, such as artefacts/artefact-0123456789ab. Name it in the configuration:
+  [[arms]]
+  artefact = \"artefacts/artefact-0123456789ab\"
+and raise the arm's epoch. Files are described in docs/contract.md (Files of logs), the method in docs/recall.md.";
+
+/// Arguments of `align`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct AlignArgs {
+    #[command(flatten)]
+    logs: LogArgs,
+    /// Folder in which the artefact's folder is made.
+    #[arg(long, value_name = "DIR", default_value = "artefacts")]
+    out: PathBuf,
+    /// Time after a cut in which purchases are what the weights are fitted to.
+    #[arg(long, value_name = "TIME", default_value = "56days", value_parser = humantime::parse_duration)]
+    window: Duration,
+    /// Number of cuts, a window apart, back from the end of the log.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=12))]
+    cuts: u8,
+    /// Number of folds: users of one are scored by tables that the others made.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=10))]
+    folds: u8,
+    /// Most samples per bucket of visible history.
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(100..))]
+    samples: u32,
+    /// Fewest users of a pair of products that is kept.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..))]
+    users_min: u32,
+    /// Seed of folds and samples.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    #[command(flatten)]
+    common: Common,
+}
+
+pub(super) fn run(args: &AlignArgs) -> anyhow::Result<ExitCode> {
+    with_config(&args.common, |config| match run_with(args, &config) {
+        Err(error) if is_usage(&error) => {
+            note!("nearshore: {}", super::chain(&error));
+            Ok(ExitCode::from(2))
+        }
+        done => done.map(|()| ExitCode::SUCCESS),
+    })
+}
+
+fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
+    init_tracing(&config.log);
+    let logs = read_logs(&args.logs, config)?;
+    let history = History::replay(logs, config);
+    let options = AlignOptions {
+        seed: args.seed,
+        folds: usize::from(args.folds),
+        cuts: usize::from(args.cuts),
+        window: i64::try_from(args.window.as_millis()).unwrap_or(i64::MAX),
+        users_min: args.users_min,
+        samples_max: args.samples as usize,
+    };
+    let steps = u64::from(args.cuts) * u64::from(args.folds) + 3;
+    let bar = bar("aligning", "{pos}/{len} {msg}, {elapsed}");
+    bar.set_length(steps);
+    let aligned = align(&history, config, &options, &|step| {
+        bar.set_message(step.to_owned());
+        bar.inc(1);
+    })?;
+    bar.finish_and_clear();
+    let folder = write_folder(&args.out, &aligned.files, &aligned.report)?;
+    match args.common.json {
+        true => out!("{}", serde_json::to_string(&aligned.report)?),
+        false => {
+            out_part!("{}", text(&aligned.report));
+            out!(
+                "\nwritten to {}; name it as `artefact` of an arm, and raise the arm's epoch",
+                folder.display()
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! The log of a shop as arguments of `evaluate` and `align`: files, or the topics of the configuration.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::block_on;
+use crate::config::Config;
+use crate::ops::evaluate::Problem;
+use crate::ops::files::{self, Decoding, Logs, LogsSource};
+use crate::ops::topics;
+
+/// Where the log is.
+#[derive(Clone, Debug, Args)]
+pub(super) struct LogArgs {
+    /// Files of user-events, in order of age; without any file the topics are read.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    events: Vec<PathBuf>,
+    /// Files of profile-changes.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    profiles: Vec<PathBuf>,
+    /// Files of catalog.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    catalog: Vec<PathBuf>,
+    /// Fail if a record cannot be used; without it such records are counted and the first few shown.
+    #[arg(long)]
+    strict: bool,
+}
+
+/// Whether arguments or configuration are wrong.
+pub(super) fn is_usage(error: &anyhow::Error) -> bool {
+    if let Some(problem) = error.downcast_ref::<Problem>() {
+        return problem.is_usage();
+    }
+    error.downcast_ref::<files::Error>().is_some()
+}
+
+/// Reads the log, and tells of records that cannot be used.
+pub(super) fn read_logs(args: &LogArgs, config: &Config) -> anyhow::Result<Logs> {
+    let logs = read(args, config)?;
+    for first in &logs.rejects.first {
+        note!("{first}");
+    }
+    let refused = logs.rejects.total();
+    if refused > 0 {
+        note!(
+            "{refused} records cannot be used and are left out; docs/errors.md says what each code means"
+        );
+    }
+    if args.strict
+        && let Some(first) = logs.rejects.first.first()
+    {
+        let first = first.clone();
+        return Err(Problem::Rejects {
+            count: refused,
+            first,
+        }
+        .into());
+    }
+    Ok(logs)
+}
+
+/// Reads the log from the files of the arguments, or from the topics.
+fn read(args: &LogArgs, config: &Config) -> anyhow::Result<Logs> {
+    let decoding = Decoding {
+        topics: config.topics.clone(),
+        limits: config.limits(),
+        ignore: config.events.ignored(),
+    };
+    let source = LogsSource {
+        events: args.events.clone(),
+        profiles: args.profiles.clone(),
+        catalog: args.catalog.clone(),
+    };
+    if source.is_empty() {
+        let bar = bar("reading", "{msg} {pos}/{len} records, {per_sec}");
+        return block_on(topics::read(config, &decoding, &bar));
+    }
+    for (missing, paths) in [("--events", &source.events), ("--catalog", &source.catalog)] {
+        if paths.is_empty() {
+            return Err(Problem::Files { missing }.into());
+        }
+    }
+    let bar = bar("reading", "{bytes}/{total_bytes}, {elapsed}");
+    let paths = source
+        .events
+        .iter()
+        .chain(&source.profiles)
+        .chain(&source.catalog);
+    bar.set_length(
+        paths
+            .filter_map(|path| Some(path.metadata().ok()?.len()))
+            .sum(),
+    );
+    let logs = Logs::read(&source, &decoding, &bar);
+    bar.finish_and_clear();
+    Ok(logs?)
+}
+
+/// A progress bar on stderr; without a terminal nothing is drawn.
+pub(super) fn bar(what: &'static str, counts: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(&format!("{{prefix:>9}} {{wide_bar}} {counts}"));
+    let bar = ProgressBar::new(0).with_prefix(what);
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}

@@ -1,0 +1,451 @@
+//! Fits an arm's weights and tables to a shop's log: what `nearshore align` does.
+//!
+//! Users are split into folds. Tables for the users of a fold come from all other users, before a cut, and weights are
+//! fitted to what the users of the fold bought in the window after it. Invariant: no user is scored by a table that has
+//! seen them, and equal logs, options and seeds give equal files. It does not know where files are written.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use nearshore_core::learn::bias::{self, BiasCase, BiasOptions};
+use nearshore_core::learn::gate::{BucketFit, GateOptions, Sample, Terms, fit_bucket, mixed};
+use nearshore_core::learn::split::{fold, uniform};
+use nearshore_core::learn::{log::Purchases, tables};
+use nearshore_core::list::terms::artefact::{self, Artefact, Files, Made, Tables};
+use nearshore_core::list::terms::bound::Learned;
+use nearshore_core::list::terms::{
+    BUCKETS, Need, ScoreTerm, TERMS, TermInput, Weights, bucket_of, own_products, table,
+};
+use nearshore_core::user::record::Timestamp;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::{Case, CaseMaker, History, Knowledge, Plain, Shop, UserHistory, Visible};
+use crate::config::Config;
+
+/// How to align.
+#[derive(Clone, Debug)]
+pub(crate) struct AlignOptions {
+    /// Seed of folds and samples.
+    pub(crate) seed: u64,
+    /// Number of folds.
+    pub(crate) folds: usize,
+    /// Number of cuts, each a window before the next.
+    pub(crate) cuts: usize,
+    /// Length of the window after a cut, in milliseconds.
+    pub(crate) window: i64,
+    /// Fewest users of a pair of neighbours, and of a bucket that is fitted.
+    pub(crate) users_min: u32,
+    /// Most samples of a bucket.
+    pub(crate) samples_max: usize,
+}
+
+impl Default for AlignOptions {
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            folds: 3,
+            cuts: 2,
+            window: 56 * 86_400_000,
+            users_min: 3,
+            samples_max: 1_000,
+        }
+    }
+}
+
+/// Fewest users with purchases before and after a cut for weights to be fitted.
+const TUNE_USERS_MIN: usize = 30;
+
+/// The visible histories of which samples are made.
+const VISIBLE: [Visible; 6] = [
+    Visible::Products(0),
+    Visible::Products(1),
+    Visible::Products(3),
+    Visible::Products(6),
+    Visible::Products(10),
+    Visible::More,
+];
+
+/// What was learned, for a person.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct AlignReport {
+    /// Hash that names the artefact.
+    pub(crate) artefact: String,
+    /// How it was made.
+    pub(crate) made: Made,
+    /// The fit of each bucket, by its least visible history.
+    pub(crate) buckets: BTreeMap<usize, BucketFit>,
+}
+
+/// What was learned, as files and as a report.
+pub(crate) struct Aligned {
+    pub(crate) files: Files,
+    pub(crate) report: AlignReport,
+}
+
+/// Fits weights and tables. `progress` is called after each of `steps` steps.
+pub(crate) fn align(
+    history: &History,
+    config: &Config,
+    options: &AlignOptions,
+    progress: &(dyn Fn(&str) + Sync),
+) -> anyhow::Result<Aligned> {
+    let fitted = fit(history, config, (options, None), progress)?;
+    let (files, report) = fitted.artefact(options);
+    Ok(Aligned { files, report })
+}
+
+/// Weights, tables and how they were found.
+pub(crate) struct Fitted {
+    pub(crate) weights: [BTreeMap<String, f64>; BUCKETS.len()],
+    pub(crate) tables: Tables,
+    pub(crate) buckets: BTreeMap<usize, BucketFit>,
+    /// How it was made, but for the seed.
+    made: Made,
+}
+
+impl Fitted {
+    /// The artefact, as files and as a report.
+    pub(crate) fn artefact(&self, options: &AlignOptions) -> (Files, AlignReport) {
+        let made = Made {
+            seed: options.seed,
+            ..self.made.clone()
+        };
+        let files = artefact::write(&made, &self.weights, &self.tables, None);
+        let report = AlignReport {
+            artefact: files.hash.clone(),
+            made,
+            buckets: self.buckets.clone(),
+        };
+        (files, report)
+    }
+
+    /// The weights, checked.
+    pub(crate) fn weights(&self) -> Weights {
+        Weights::by_bucket(self.weights.clone()).unwrap_or_default()
+    }
+}
+
+/// Fits on the users that `only` names, or on all; on records before `until`, or on all.
+pub(crate) struct Among<'a> {
+    /// Users to learn from.
+    pub(crate) users: Vec<&'a UserHistory>,
+    /// End of what is known.
+    pub(crate) until: Timestamp,
+}
+
+/// Fits weights and tables.
+pub(crate) fn fit(
+    history: &History,
+    config: &Config,
+    (options, among): (&AlignOptions, Option<Among<'_>>),
+    progress: &(dyn Fn(&str) + Sync),
+) -> anyhow::Result<Fitted> {
+    let Some((start, last)) = history.span else {
+        anyhow::bail!(
+            "the log has no purchase of a product of the catalogue; nothing can be learned"
+        );
+    };
+    let among = among.unwrap_or_else(|| Among {
+        users: history.users.iter().collect(),
+        until: Timestamp(last.0.saturating_add(1)),
+    });
+    let cuts: Vec<Timestamp> = (1..=options.cuts as i64)
+        .map(|nth| Timestamp(among.until.0 - nth * options.window))
+        .filter(|cut| *cut > start)
+        .collect();
+    ensure!(
+        !cuts.is_empty(),
+        "the log is shorter than one window of {} days: give a longer log or a shorter --window",
+        options.window / 86_400_000
+    );
+    let samples = samples(history, config, (options, &among), &cuts, progress)?;
+    let users: std::collections::BTreeSet<u32> =
+        samples.iter().flatten().map(|sample| sample.user).collect();
+    ensure!(
+        users.len() >= TUNE_USERS_MIN,
+        "only {} users bought something after a cut, fewer than {TUNE_USERS_MIN}: weights cannot be fitted; use \
+         demand alone until there are more",
+        users.len()
+    );
+    let (samples, bias) = with_bias(samples, options);
+    progress("bias");
+    let names: Vec<&str> = names().chain(["bias"]).collect();
+    let gate = GateOptions {
+        folds: options.folds,
+        users_min: TUNE_USERS_MIN,
+        seed: options.seed,
+    };
+    let fits: Vec<BucketFit> = samples
+        .par_iter()
+        .map(|samples| fit_bucket(Terms { names: &names }, samples, &gate))
+        .collect();
+    progress("weights");
+    let weights = std::array::from_fn(|nth| fits[nth].weights.clone());
+    let purchases = purchases(history, &among.users, among.until);
+    let tables = tables(history, &purchases, (among.until, options), Some(bias));
+    progress("tables");
+    Ok(Fitted {
+        weights,
+        tables,
+        buckets: BUCKETS.into_iter().zip(fits).collect(),
+        made: Made {
+            release: env!("CARGO_PKG_VERSION").into(),
+            until: among.until.0,
+            users: purchases.users.len(),
+            purchases: purchases.users.iter().map(|user| user.lines.len()).sum(),
+            seed: 0,
+        },
+    })
+}
+
+/// Names of the terms that are fitted before the bias: those that need no model.
+fn names() -> impl Iterator<Item = &'static str> {
+    fitted_terms().map(|term| term.name())
+}
+
+/// The terms that are fitted before the bias.
+fn fitted_terms() -> impl Iterator<Item = &'static &'static dyn ScoreTerm> {
+    let fits = |term: &&&dyn ScoreTerm| {
+        matches!(term.need(), Need::Snapshot | Need::Artefact) && term.name() != "bias"
+    };
+    TERMS.iter().filter(fits)
+}
+
+/// The samples of each bucket of visible history.
+fn samples(
+    history: &History,
+    config: &Config,
+    (options, among): (&AlignOptions, &Among<'_>),
+    cuts: &[Timestamp],
+    progress: &(dyn Fn(&str) + Sync),
+) -> anyhow::Result<[Vec<Sample>; BUCKETS.len()]> {
+    let mut buckets: [Vec<(f64, Sample)>; BUCKETS.len()] = Default::default();
+    for (nth_cut, cut) in cuts.iter().enumerate() {
+        for held_out in 0..options.folds {
+            let is_held_out =
+                |user: &UserHistory| fold(options.seed, &user.id.0, options.folds) == held_out;
+            let others: Vec<&UserHistory> = (among.users.iter().copied())
+                .filter(|user| !is_held_out(user))
+                .collect();
+            let known = (config, *cut);
+            let shop = shop(history, others, known, options)?;
+            let asked: Vec<(u32, &UserHistory)> = (0..)
+                .zip(among.users.iter().copied())
+                .filter(|(_, user)| is_held_out(user))
+                .collect();
+            let plain = Plain::permitting(config)?;
+            let context = plain.context();
+            let maker = CaseMaker {
+                shop: &shop.0,
+                context: &context,
+                window: config.state.window,
+                visible: &VISIBLE,
+                until: Timestamp(cut.0 + options.window),
+                ns: &config.namespace,
+            };
+            let made: Vec<(usize, f64, Sample)> = asked
+                .par_iter()
+                .flat_map_iter(|(nth, user)| {
+                    let cases = maker.cases(*nth, user);
+                    cases.into_iter().map(|(visible, case)| {
+                        let key = format!("{} {nth_cut} {visible}", user.id.0);
+                        let (bucket, sample) = sample(&case, &shop, held_out);
+                        (bucket, uniform(options.seed, &key), sample)
+                    })
+                })
+                .collect();
+            for (bucket, key, sample) in made {
+                buckets[bucket].push((key, sample));
+            }
+            for bucket in &mut buckets {
+                // A sample of the whole, whatever the order in which it came.
+                bucket.sort_by(|a, b| a.0.total_cmp(&b.0));
+                bucket.truncate(options.samples_max);
+            }
+            progress("samples");
+        }
+    }
+    Ok(buckets.map(|bucket| bucket.into_iter().map(|(_, sample)| sample).collect()))
+}
+
+/// A shop with the tables that its users gave.
+struct Taught(Shop, Learned);
+
+/// What is known at a cut from some users.
+fn shop(
+    history: &History,
+    users: Vec<&UserHistory>,
+    (config, cut): (&Config, Timestamp),
+    options: &AlignOptions,
+) -> anyhow::Result<Taught> {
+    let purchases = purchases(history, &users, cut);
+    let shop = Knowledge {
+        history,
+        config,
+        users,
+        cut,
+        window: options.window,
+        cold: None,
+    }
+    .shop();
+    let tables = tables(history, &purchases, (cut, options), None);
+    let learned = learned(tables, &shop)?;
+    Ok(Taught(shop, learned))
+}
+
+/// Tables as the terms of a shop read them.
+pub(crate) fn learned(tables: Tables, shop: &Shop) -> anyhow::Result<Learned> {
+    let artefact = Artefact {
+        hash: String::new(),
+        made: Made::default(),
+        weights: Weights::default(),
+        tables,
+        references: None,
+    };
+    Ok(Learned::bind(
+        &Arc::new(artefact),
+        &shop.snapshot.catalogue,
+    )?)
+}
+
+fn purchases(history: &History, users: &[&UserHistory], until: Timestamp) -> Purchases {
+    let logs = users.iter().map(|user| user.log(until));
+    Purchases::new(history.catalogue.pus().len(), logs)
+}
+
+/// Tables from purchases before `until`.
+fn tables(
+    history: &History,
+    purchases: &Purchases,
+    (until, options): (Timestamp, &AlignOptions),
+    bias: Option<Vec<f32>>,
+) -> Tables {
+    let ids = history.catalogue.pus().iter().map(|pu| pu.id.to_string());
+    Tables {
+        products: ids.collect(),
+        repeat: Some(tables::repeat(purchases, until.0, options.window)),
+        neighbours: Some(tables::neighbours(purchases, until.0, options.users_min)),
+        columns: {
+            let mut columns = tables::columns(purchases, until.0);
+            columns.extend(bias.map(|bias| ("bias".to_owned(), bias)));
+            columns
+        },
+    }
+}
+
+/// What the terms say of a case. Terms of which nothing is known are 0 for every product.
+fn sample(case: &Case, Taught(shop, learned): &Taught, held_out: usize) -> (usize, Sample) {
+    let own = own_products(&case.state, &shop.snapshot.catalogue);
+    let input = TermInput {
+        snapshot: &shop.snapshot,
+        segment: &case.segment,
+        own: &own,
+        at: shop.cut,
+        learned: Some(learned),
+    };
+    let len = shop.snapshot.catalogue.pus().len();
+    let values = fitted_terms().map(|term| table(*term, &input, len));
+    let sample = Sample {
+        user: case.user,
+        fold: held_out,
+        values: values.collect(),
+        targets: case.targets.clone(),
+    };
+    (bucket_of(own.len()), sample)
+}
+
+/// Adds the bias as the last term, for each user from the cases of the other folds; returns it from all cases, too.
+fn with_bias(
+    mut samples: [Vec<Sample>; BUCKETS.len()],
+    options: &AlignOptions,
+) -> ([Vec<Sample>; BUCKETS.len()], Vec<f32>) {
+    let names: Vec<&str> = names().collect();
+    let scores: Vec<Vec<Vec<f32>>> = samples
+        .par_iter()
+        .map(|samples| mixed(Terms { names: &names }, samples))
+        .collect();
+    let pairs = samples.iter().flatten().zip(scores.iter().flatten());
+    let cases: Vec<(usize, BiasCase<'_>)> = pairs
+        .map(|(sample, scores)| {
+            let targets = &sample.targets;
+            (sample.fold, BiasCase { scores, targets })
+        })
+        .collect();
+    let products = cases.first().map_or(0, |(_, case)| case.scores.len());
+    let how = BiasOptions::default();
+    let of_fold = bias::cross_fitted(products, &cases, options.folds, how);
+    let all: Vec<BiasCase<'_>> = cases.iter().map(|(_, case)| *case).collect();
+    let of_all = bias::fit(products, &all, how);
+    let of_fold: Vec<Arc<[f32]>> = of_fold.into_iter().map(Into::into).collect();
+    for sample in samples.iter_mut().flatten() {
+        sample.values.push(Arc::clone(&of_fold[sample.fold]));
+    }
+    (samples, of_all)
+}
+
+/// Writes an artefact's folder beside its place and renames it, so that a reader sees all of it or nothing.
+pub(crate) fn write_folder(
+    out: &Path,
+    files: &Files,
+    report: &AlignReport,
+) -> anyhow::Result<PathBuf> {
+    let folder = out.join(format!("artefact-{}", files.hash));
+    if folder.is_dir() {
+        // The name is the hash of the content: this folder has been written before.
+        return Ok(folder);
+    }
+    let part = out.join(format!(".artefact-{}-{}", files.hash, std::process::id()));
+    std::fs::create_dir_all(&part).with_context(|| format!("cannot create {}", part.display()))?;
+    let report = serde_json::to_string_pretty(report)?;
+    let all = files
+        .content
+        .iter()
+        .map(|(name, text)| (*name, text.as_str()));
+    for (name, text) in all.chain([("report.json", report.as_str())]) {
+        let path = part.join(name);
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    std::fs::rename(&part, &folder)
+        .with_context(|| format!("cannot rename {} to {}", part.display(), folder.display()))?;
+    Ok(folder)
+}
+
+/// The report as a table.
+pub(crate) fn text(report: &AlignReport) -> String {
+    use std::fmt::Write;
+    let made = &report.made;
+    let mut out = format!(
+        "artefact {}: {} users, {} purchases\n",
+        report.artefact, made.users, made.purchases
+    );
+    for (least, fit) in &report.buckets {
+        let _ = write!(
+            out,
+            "\n{least} or more products visible: {} cases of {} users",
+            fit.samples, fit.users
+        );
+        if let (Some(recall), Some(nats)) = (&fit.recall, &fit.nats) {
+            let _ = write!(
+                out,
+                "; Recall@10 over demand {:+.3} [{:+.3}, {:+.3}], nats {:+.3} [{:+.3}, {:+.3}]",
+                recall.mean, recall.low, recall.high, nats.mean, nats.low, nats.high
+            );
+        }
+        out.push('\n');
+        if !fit.reason.is_empty() {
+            let _ = writeln!(out, "  demand alone: {}", fit.reason);
+        }
+        for (name, of) in &fit.fitted {
+            let used = fit.weights.get(name).copied().unwrap_or_default();
+            let _ = writeln!(
+                out,
+                "  {name:<12} {used:>7.3}   fitted {:>7.3} [{:>7.3}, {:>7.3}]",
+                of.weight, of.low, of.high
+            );
+        }
+    }
+    out
+}

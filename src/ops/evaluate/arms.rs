@@ -1,0 +1,248 @@
+//! The configured arms as routes: requests, models and lists as in the generate role.
+//!
+//! Invariant: a list is what `core/list/compose` makes of the model's answer, the fallback included. An arm whose
+//! model has weight 0 is ranked by its terms, without loading the model.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use nearshore_core::list::compose::{ListContext, finish};
+use nearshore_core::list::document::Model;
+use nearshore_core::list::prompt::{Arm, Template};
+use nearshore_core::list::select;
+use nearshore_core::list::terms::Weights;
+use nearshore_core::list::terms::artefact::Artefact;
+use nearshore_core::list::terms::bound::Learned;
+use nearshore_core::names::scoring::{Names, Term, Values};
+use nearshore_core::shop::rules::Needs;
+use nearshore_engine::thread::Handle;
+
+use super::case::{Case, prepared};
+use super::routes::{Ranked, Route};
+use super::shop::Shop;
+use crate::config::Config;
+use crate::members::generate::LoadedArm;
+
+/// Lists that the model makes at once.
+const BATCH: usize = 8;
+
+/// Names per list: what the deepest measure reads.
+const NAMES: usize = 20;
+
+/// Counts words where no model counts tokens.
+pub(super) fn words(text: &str) -> usize {
+    text.split_whitespace().count()
+}
+
+/// An arm without a model: what may be listed, and the terms.
+pub(in crate::ops) struct Plain {
+    arm: Arm,
+    weights: Weights,
+    artefact: Option<Arc<Artefact>>,
+    template: Template,
+    needs: Needs,
+    selection: select::Policy,
+    name: String,
+}
+
+impl Plain {
+    /// The arm that says what may be listed, by rules, needs and stock.
+    pub(in crate::ops) fn permitting(config: &Config) -> anyhow::Result<Self> {
+        let arm = serde_json::json!({
+            "id": "evaluate", "epoch": 1, "template": "", "model": "", "names": NAMES,
+        });
+        Self::of(serde_json::from_value(arm)?, config)
+    }
+
+    fn of(arm: Arm, config: &Config) -> anyhow::Result<Self> {
+        Ok(Self {
+            name: format!("arm {}", arm.id),
+            weights: Weights::by_hand(&arm.weights)?,
+            artefact: None,
+            arm,
+            // No model reads the prompt.
+            template: Template::load("{{ segment }}", "evaluate")?,
+            needs: config.needs.clone(),
+            selection: config.selection.clone(),
+        })
+    }
+
+    /// The context of its lists.
+    pub(in crate::ops) fn context(&self) -> ListContext<'_> {
+        ListContext {
+            arm: &self.arm,
+            weights: &self.weights,
+            learned: None,
+            template: &self.template,
+            model: Model::default(),
+            calibration: None,
+            count: &words,
+            needs: &self.needs,
+            selection: &self.selection,
+        }
+    }
+}
+
+impl Route for Plain {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn rank(&self, cases: &[&Case], shop: &Shop) -> anyhow::Result<Vec<Ranked>> {
+        let learned = bound(self.artefact.as_ref(), shop)?;
+        let context = ListContext {
+            learned: learned.as_ref(),
+            ..self.context()
+        };
+        let products = shop.snapshot.catalogue.pus().len();
+        let ranked = cases.iter().map(|case| {
+            let terms = prepared(case, shop, &context).ask.map(|ask| ask.terms);
+            Ranked::Scores(total(&terms.unwrap_or_default(), products))
+        });
+        Ok(ranked.collect())
+    }
+}
+
+/// An artefact bound to a shop's catalogue.
+fn bound(artefact: Option<&Arc<Artefact>>, shop: &Shop) -> anyhow::Result<Option<Learned>> {
+    let bind = |artefact| Learned::bind(artefact, &shop.snapshot.catalogue);
+    Ok(artefact.map(bind).transpose()?)
+}
+
+/// The weighted sum of terms per product.
+fn total(terms: &[Term], products: usize) -> Vec<f32> {
+    let mut total = vec![0.0; products];
+    for term in terms {
+        let mut add = |product: usize, value: f32| {
+            if let Some(sum) = total.get_mut(product) {
+                *sum += term.weight * value;
+            }
+        };
+        match &term.values {
+            Values::Shared(values) | Values::Dense(values) => (0..)
+                .zip(&**values)
+                .for_each(|(nth, value)| add(nth, *value)),
+            Values::Sparse(values) => values
+                .iter()
+                .for_each(|(nth, value)| add(*nth as usize, *value)),
+        }
+    }
+    total
+}
+
+/// An arm with its model.
+struct Modelled {
+    loaded: LoadedArm<Handle>,
+    needs: Needs,
+    selection: select::Policy,
+    name: String,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Route for Modelled {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn is_slow(&self) -> bool {
+        true
+    }
+
+    fn rank(&self, cases: &[&Case], shop: &Shop) -> anyhow::Result<Vec<Ranked>> {
+        let catalogue = &shop.snapshot.catalogue;
+        let names = Arc::new(Names {
+            version: catalogue.names_version(),
+            names: catalogue.names(),
+        });
+        let engine = &self.loaded.engine;
+        self.runtime
+            .block_on(engine.offer_names(names))
+            .context("the names of the catalogue")?;
+        let learned = bound(self.loaded.artefact.as_ref(), shop)?;
+        let context = ListContext {
+            learned: learned.as_ref(),
+            ..self.context()
+        };
+        let mut ranked = Vec::new();
+        for batch in cases.chunks(BATCH) {
+            let prepared: Vec<_> = batch
+                .iter()
+                .map(|case| prepared(case, shop, &context))
+                .collect();
+            let asked = prepared.iter().filter_map(|prepared| prepared.ask.clone());
+            let answers = self.runtime.block_on(engine.score(asked.collect()));
+            let mut answers = answers.context("the model")?.into_iter();
+            for prepared in &prepared {
+                let answer = prepared
+                    .ask
+                    .as_ref()
+                    .and_then(|_| answers.next())
+                    .unwrap_or_default();
+                let list = finish(prepared, &answer, &shop.snapshot, &context).document;
+                let pus = list
+                    .pus
+                    .iter()
+                    .filter_map(|shown| catalogue.by_pu(&shown.pu));
+                ranked.push(Ranked::List(pus.map(|pu| pu.0).collect()));
+            }
+        }
+        Ok(ranked)
+    }
+}
+
+impl Modelled {
+    fn context(&self) -> ListContext<'_> {
+        ListContext {
+            arm: &self.loaded.arm,
+            weights: &self.loaded.weights,
+            learned: None,
+            template: &self.loaded.template,
+            model: Model::default(),
+            calibration: self.loaded.calibration.clone(),
+            count: &*self.loaded.count,
+            needs: &self.needs,
+            selection: &self.selection,
+        }
+    }
+}
+
+/// The routes of the configured arms. Models are loaded only of arms that give them a weight, and not without `models`.
+pub(super) fn routes(config: &Config, models: bool) -> anyhow::Result<Vec<Box<dyn Route>>> {
+    let mut routes: Vec<Box<dyn Route>> = Vec::new();
+    let mut with: Vec<&Arm> = Vec::new();
+    for arm in &config.arms {
+        let artefact = crate::run::artefact(config, arm)?;
+        let weights = match &artefact {
+            Some(artefact) => artefact.weights.clone(),
+            None => Weights::by_hand(&arm.weights)?,
+        };
+        if weights.use_model() {
+            with.push(arm);
+            continue;
+        }
+        routes.push(Box::new(Plain {
+            weights,
+            artefact,
+            ..Plain::of(arm.clone(), config)?
+        }));
+    }
+    if !models || with.is_empty() {
+        return Ok(routes);
+    }
+    let arms = Config {
+        arms: with.into_iter().cloned().collect(),
+        ..config.clone()
+    };
+    for loaded in crate::run::load_arms(&arms)? {
+        routes.push(Box::new(Modelled {
+            name: format!("arm {}", loaded.arm.id),
+            loaded,
+            needs: config.needs.clone(),
+            selection: config.selection.clone(),
+            runtime: tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?,
+        }));
+    }
+    Ok(routes)
+}

@@ -1,0 +1,181 @@
+//! Routes: ways to rank the products for a case. Each counting route and each mixture is one entry here.
+//!
+//! Invariant: a route sees the case's state and the shop, never the targets. A new route is one line in [`counting`].
+//! It does not know measures.
+
+use nearshore_core::learn::split::uniform;
+use nearshore_core::list::terms::{TermInput, mixture, own_products};
+
+use super::case::Case;
+use super::shop::Shop;
+
+/// What a route says of a case.
+pub(crate) enum Ranked {
+    /// A log-weight per product; the best permitted ones are listed.
+    Scores(Vec<f32>),
+    /// The list itself, best first.
+    List(Vec<u32>),
+}
+
+/// One way to rank.
+pub(crate) trait Route: Sync {
+    /// Name in tables and JSON.
+    fn name(&self) -> &str;
+    /// Ranks the products for each of some cases, in their order.
+    fn rank(&self, cases: &[&Case], shop: &Shop) -> anyhow::Result<Vec<Ranked>>;
+    /// Whether it can rank in this shop.
+    fn can_rank(&self, _: &Shop) -> bool {
+        true
+    }
+    /// Whether it is asked of a part of the cases only, because each takes long.
+    fn is_slow(&self) -> bool {
+        false
+    }
+}
+
+/// Log-weights of one case.
+type Scores = fn(&Case, &Shop) -> Vec<f32>;
+
+/// A route that a function computes.
+pub(super) struct Counted {
+    name: &'static str,
+    scores: Scores,
+}
+
+impl Route for Counted {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn rank(&self, cases: &[&Case], shop: &Shop) -> anyhow::Result<Vec<Ranked>> {
+        let ranked = cases
+            .iter()
+            .map(|case| Ranked::Scores((self.scores)(case, shop)));
+        Ok(ranked.collect())
+    }
+}
+
+/// The mixture of all terms without a model, with weights fitted to tune users: what `align` would make of this log.
+pub(super) struct Aligned;
+
+impl Route for Aligned {
+    fn name(&self) -> &'static str {
+        "aligned"
+    }
+
+    fn can_rank(&self, shop: &Shop) -> bool {
+        shop.aligned.is_some()
+    }
+
+    fn rank(&self, cases: &[&Case], shop: &Shop) -> anyhow::Result<Vec<Ranked>> {
+        let Some((weights, learned)) = &shop.aligned else {
+            anyhow::bail!("nothing was aligned in this shop");
+        };
+        let catalogue = &shop.snapshot.catalogue;
+        let scores = |case: &&Case| {
+            let own = own_products(&case.state, catalogue);
+            let input = TermInput {
+                snapshot: &shop.snapshot,
+                segment: &case.segment,
+                own: &own,
+                at: shop.cut,
+                learned: Some(learned),
+            };
+            Ranked::Scores(mixture(weights.at(own.len()), &input))
+        };
+        Ok(cases.iter().map(scores).collect())
+    }
+}
+
+/// The route that all others are compared with.
+pub(super) const BASELINE: &str = "demand, household-weeks";
+
+/// Routes that need no model: terms alone, then sums of terms.
+pub(super) fn counting() -> Vec<Counted> {
+    let all: [(&'static str, Scores); 14] = [
+        ("random", random),
+        ("SKU count", sku_count),
+        ("category demand", |_, shop| shop.category.clone()),
+        ("demand, production", production),
+        ("demand, pieces", |_, shop| shop.pieces.to_vec()),
+        ("demand, lines", |_, shop| shop.lines.to_vec()),
+        ("demand, SKU-weeks", |_, shop| shop.buyers.to_vec()),
+        (BASELINE, |_, shop| shop.household_weeks.to_vec()),
+        ("repeat", repeat),
+        ("neighbours, lift", lift),
+        ("neighbours, cosine", cosine),
+        ("demand + repeat", |case, shop| {
+            sum(&[&shop.household_weeks, &repeat(case, shop)])
+        }),
+        ("demand + lift", |case, shop| {
+            sum(&[&shop.household_weeks, &lift(case, shop)])
+        }),
+        ("demand + repeat + lift", |case, shop| {
+            sum(&[
+                &shop.household_weeks,
+                &repeat(case, shop),
+                &lift(case, shop),
+            ])
+        }),
+    ];
+    all.into_iter()
+        .map(|(name, scores)| Counted { name, scores })
+        .collect()
+}
+
+fn sum(terms: &[&[f32]]) -> Vec<f32> {
+    let mut sum = vec![0.0; terms.iter().map(|term| term.len()).max().unwrap_or(0)];
+    for term in terms {
+        sum.iter_mut()
+            .zip(*term)
+            .for_each(|(sum, value)| *sum += value);
+    }
+    sum
+}
+
+/// Any order, another one for each user: what a list scores that knows nothing.
+fn random(case: &Case, shop: &Shop) -> Vec<f32> {
+    let pus = shop.snapshot.catalogue.pus().iter();
+    pus.map(|pu| uniform(u64::from(case.user), &pu.id) as f32)
+        .collect()
+}
+
+/// The number of SKUs of a product.
+fn sku_count(_: &Case, shop: &Shop) -> Vec<f32> {
+    let pus = shop.snapshot.catalogue.pus().iter();
+    pus.map(|pu| (pu.skus.len() as f32 + 0.5).ln()).collect()
+}
+
+/// The demand term of production, of the user's segment.
+fn production(case: &Case, shop: &Shop) -> Vec<f32> {
+    shop.snapshot.demand.log_shares(&case.segment).to_vec()
+}
+
+fn repeat(case: &Case, shop: &Shop) -> Vec<f32> {
+    let mut scores = vec![0.0; shop.household_weeks.len()];
+    for owned in &case.owned {
+        if let Some(score) = scores.get_mut(owned.product as usize) {
+            *score = shop.repeat.value(owned.product, owned.days, owned.count);
+        }
+    }
+    scores
+}
+
+fn seen(case: &Case) -> Vec<(u32, f32)> {
+    case.owned
+        .iter()
+        .map(|owned| (owned.product, 1.0))
+        .collect()
+}
+
+fn lift(case: &Case, shop: &Shop) -> Vec<f32> {
+    let mut scores = Vec::new();
+    shop.neighbours.lift(&seen(case), &mut scores);
+    scores
+}
+
+fn cosine(case: &Case, shop: &Shop) -> Vec<f32> {
+    let mut scores = Vec::new();
+    shop.neighbours.cosine(&seen(case), 1.0, &mut scores);
+    scores
+}
