@@ -4,6 +4,7 @@
 //! written to Kafka, the roles of `run` make lists, and the demo reads the lists as a client does. It uses the same
 //! code as `run`; only data and settings are its own.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use nearshore_core::list::prompt::Arm;
 use nearshore_kafka::{Admin, Embedded, Producer};
 use nearshore_redis::RedisStore;
 
+mod align;
 mod data;
 mod feed;
 mod progress;
@@ -107,9 +109,16 @@ async fn run_demo(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<E
         .households
         .unwrap_or(if args.check { 60 } else { usize::MAX });
     let mut feed = Feed::read(&args.data, households, args.weeks, args.seed)?;
-    let servers = start_servers(args, folder).await?;
+    let mut servers = start_servers(args, folder).await?;
+    crate::config::init_tracing(&servers.config.log);
+    let demo_arm = align::align(&args.data, &servers.config, folder, args.weeks)?;
+    out_part!("{}", align::table(&demo_arm.routes));
+    let mut config = (*servers.config).clone();
+    for arm in &mut config.arms {
+        arm.artefact = Some(demo_arm.artefact.clone());
+    }
+    servers.config = Arc::new(config);
     let config = &servers.config;
-    crate::config::init_tracing(&config.log);
     let metrics = crate::metrics::install(&Known::of(config))?;
     feed.catalogue(&servers.producer, &config.topics).await?;
     let history = feed.history(&servers.producer, &config.topics).await?;
@@ -131,6 +140,7 @@ async fn run_demo(args: &DemoArgs, folder: &std::path::Path) -> anyhow::Result<E
     };
     let mut summary = report::check(&servers.store, config, &feed, &watch).await?;
     summary.events = history + feed.live_sent();
+    summary.recall_at_10 = align::recalls(&demo_arm.routes);
     summary.seconds = start_time.elapsed().as_secs_f64();
     if !args.check && !stopped {
         report::show(&servers.store, config, &feed, &watch).await?;
@@ -250,7 +260,7 @@ fn configure(args: &DemoArgs, folder: &std::path::Path, redis: &str) -> anyhow::
         .with_context(|| format!("cannot find --model {}", args.model.display()))?;
     config.arms = vec![Arm {
         namespaces: Vec::new(),
-        id: "smollm2-basket".into(),
+        id: "aligned".into(),
         epoch: 1,
         share: 1,
         template: "basket.j2".into(),
@@ -258,8 +268,8 @@ fn configure(args: &DemoArgs, folder: &std::path::Path, redis: &str) -> anyhow::
         mode: "constrained".into(),
         prompt_tokens: 320,
         names: 20,
-        model_weight: 1.0,
-        demand_weight: 1.0,
+        weights: BTreeMap::new(),
+        artefact: None,
         calibration: None,
         theta: None,
     }];

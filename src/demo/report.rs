@@ -1,5 +1,6 @@
 //! Prints the demo's results: the summary of a check, three households in full, and next steps.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
@@ -20,7 +21,7 @@ pub(super) struct Summary {
     pub events: u64,
     /// Households.
     pub users: usize,
-    /// Households with a list of the model.
+    /// Households with a list of the arm.
     pub lists: usize,
     /// Households with a fallback instead.
     pub fallbacks: usize,
@@ -38,6 +39,8 @@ pub(super) struct Summary {
     pub sold_out_shown: usize,
     /// Names without a SKU after a client's filter.
     pub empty_names: usize,
+    /// Recall@10 of the arm and of the routes that it must beat, on households that taught it nothing.
+    pub recall_at_10: BTreeMap<&'static str, f64>,
     /// Seconds from start to summary.
     pub seconds: f64,
 }
@@ -48,9 +51,17 @@ impl Summary {
         let mut problems = Vec::new();
         if self.lists < self.users {
             problems.push(format!(
-                "{} of {} households have no list of the model",
+                "{} of {} households have no list of the arm",
                 self.users - self.lists,
                 self.users
+            ));
+        }
+        let recall = |route| self.recall_at_10.get(route).copied().unwrap_or_default();
+        if recall("arm") < recall("demand") {
+            problems.push(format!(
+                "the arm's Recall@10 is {}, below that of demand, {}",
+                recall("arm"),
+                recall("demand")
             ));
         }
         if self.illegal_names > 0 {
@@ -98,7 +109,7 @@ pub(super) async fn check(
             continue;
         };
         match shown.source {
-            Source::Model => summary.lists += 1,
+            Source::Model | Source::Mixture => summary.lists += 1,
             Source::Fallback => summary.fallbacks += 1,
         }
         summary.sold_out_filtered += count(&stored) - count(&shown);

@@ -9,7 +9,7 @@ use indicatif::ProgressBar;
 use super::progress::bar;
 use crate::config::Config;
 use crate::members::clock::wall_clock;
-use nearshore_core::list::document::{Document, Source, Update};
+use nearshore_core::list::document::{Document, Update};
 use nearshore_core::user::record::Timestamp;
 use nearshore_kafka::{Tail, Tailed, tail};
 
@@ -81,7 +81,7 @@ impl Watch {
                 let listed = watch
                     .users
                     .iter()
-                    .filter(|user| watch.has_model_list(user))
+                    .filter(|user| watch.has_list_of_arm(user))
                     .count();
                 (
                     listed == watch.users.len(),
@@ -129,10 +129,10 @@ impl Watch {
         }
     }
 
-    fn has_model_list(&self, user: &str) -> bool {
+    fn has_list_of_arm(&self, user: &str) -> bool {
         self.lists
             .get(user)
-            .is_some_and(|list| list.source == Source::Model)
+            .is_some_and(|list| list.source.is_exposure())
     }
 
     fn apply(&mut self, update: Tailed) {
@@ -162,9 +162,9 @@ impl Watch {
             self.waiting.remove(user);
             self.seconds.push(record.time.since(at).as_secs_f64());
         }
-        let is_new = !self.has_model_list(user);
+        let is_new = !self.has_list_of_arm(user);
         self.lists.insert(user.into(), update.doc);
-        if is_new && self.has_model_list(user) && self.users.contains(user) {
+        if is_new && self.has_list_of_arm(user) && self.users.contains(user) {
             self.bar.inc(1);
         }
     }
