@@ -15,9 +15,7 @@ use nearshore_core::learn::split::{fold, uniform};
 use nearshore_core::learn::{log::Purchases, tables};
 use nearshore_core::list::terms::artefact::{self, Artefact, Files, Made, Tables};
 use nearshore_core::list::terms::bound::Learned;
-use nearshore_core::list::terms::{
-    BUCKETS, Need, ScoreTerm, TERMS, TermInput, Weights, bucket_of, own_products, table,
-};
+use nearshore_core::list::terms::{BUCKETS, Need, ScoreTerm, TERMS, Weights, bucket_of, table};
 use nearshore_core::user::record::Timestamp;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -338,14 +336,7 @@ fn tables(
 
 /// What the terms say of a case. Terms of which nothing is known are 0 for every product.
 fn sample(case: &Case, Taught(shop, learned): &Taught, held_out: usize) -> (usize, Sample) {
-    let own = own_products(&case.state, &shop.snapshot.catalogue);
-    let input = TermInput {
-        snapshot: &shop.snapshot,
-        segment: &case.segment,
-        own: &own,
-        at: shop.cut,
-        learned: Some(learned),
-    };
+    let input = case.input(shop, learned);
     let len = shop.snapshot.catalogue.pus().len();
     let values = fitted_terms().map(|term| table(*term, &input, len));
     let sample = Sample {
@@ -354,7 +345,7 @@ fn sample(case: &Case, Taught(shop, learned): &Taught, held_out: usize) -> (usiz
         values: values.collect(),
         targets: case.targets.clone(),
     };
-    (bucket_of(own.len()), sample)
+    (bucket_of(case.own.len()), sample)
 }
 
 /// Adds the bias as the last term, for each user from the cases of the other folds; returns it from all cases, too.

@@ -3,15 +3,14 @@
 //! Invariant: the state is folded by the production fold from records before the cut alone, and targets are of records
 //! from the cut on. So nothing that happens after the cut can change a list.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use fixedbitset::FixedBitSet;
-use nearshore_core::learn::log::Owned;
 use nearshore_core::list::compose::{ClaimedUser, ListContext, PreparedRequest, prepare};
-use nearshore_core::shop::catalogue::Catalogue;
-use nearshore_core::user::event::{Accepted, Change, Item, Kind};
+use nearshore_core::list::terms::bound::Learned;
+use nearshore_core::list::terms::{OwnProduct, TermInput, own_products};
+use nearshore_core::user::event::{Accepted, Change};
 use nearshore_core::user::fold::fold;
 use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::state::UserState;
@@ -49,13 +48,26 @@ pub(crate) struct Case {
     /// Segment of the profile.
     pub(crate) segment: String,
     /// Visible purchases.
-    pub(crate) owned: Vec<Owned>,
+    pub(crate) own: Vec<OwnProduct>,
     /// Products that may be listed.
     pub(crate) permitted: Arc<FixedBitSet>,
     /// Products bought after the cut, ascending.
     pub(crate) targets: Vec<u32>,
     /// Those of them that the user had not bought before.
     pub(crate) new_targets: Vec<u32>,
+}
+
+impl Case {
+    /// What the score terms of the case are computed from.
+    pub(super) fn input<'a>(&'a self, shop: &'a Shop, learned: &'a Learned) -> TermInput<'a> {
+        TermInput {
+            snapshot: &shop.snapshot,
+            segment: &self.segment,
+            own: &self.own,
+            at: shop.cut,
+            learned: Some(learned),
+        }
+    }
 }
 
 /// What is asked of every user.
@@ -214,7 +226,7 @@ impl CaseMaker<'_> {
         let segment = self.shop.snapshot.rules.segment(profile, cut).to_owned();
         let mut case = Case {
             user: nth,
-            owned: owned(&state, catalogue, cut),
+            own: own_products(&state, catalogue),
             state,
             request,
             segment,
@@ -231,34 +243,6 @@ impl CaseMaker<'_> {
         }
         case
     }
-}
-
-/// The products that the state says the user bought, by the register and the window, ascending.
-fn owned(state: &UserState, catalogue: &Catalogue, now: Timestamp) -> Vec<Owned> {
-    let mut products: BTreeMap<u32, (Timestamp, u32)> = BTreeMap::new();
-    let mut add = |product: u32, last: Timestamp, count: u32| {
-        let known = products.entry(product).or_insert((last, 0));
-        *known = (known.0.max(last), known.1.saturating_add(count));
-    };
-    for bought in state.register.skus() {
-        if let Some(sku) = catalogue.by_sku(bought.sku) {
-            add(catalogue.pu_of(sku).0, bought.last, bought.count);
-        }
-    }
-    // The register has SKUs alone.
-    for event in &state.window {
-        if let (Kind::Purchase, Item::Pu(id)) = (event.kind, &event.item)
-            && let Some(pu) = catalogue.by_pu(id)
-        {
-            add(pu.0, event.time, 1);
-        }
-    }
-    let owned = products.into_iter().map(|(product, (last, count))| Owned {
-        product,
-        days: (now.since(last).as_secs_f64() / 86_400.0) as f32,
-        count,
-    });
-    owned.collect()
 }
 
 /// Prepares the case's request as the generate role does.

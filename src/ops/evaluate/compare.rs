@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use nearshore_core::learn::bootstrap::{Interval, Resampling, mean, paired};
 use nearshore_core::learn::measures::{recall, top};
-use nearshore_core::list::terms::{TermInput, mixture, own_products};
+use nearshore_core::list::terms::mixture;
 use nearshore_core::user::record::Timestamp;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -81,15 +81,7 @@ pub(crate) fn compare(
     let routes = routes(fitted);
     let hits = |weights: &RouteWeights| -> Vec<(u32, f64)> {
         let of = cases.par_iter().filter_map(|case| {
-            let own = own_products(&case.state, &shop.snapshot.catalogue);
-            let input = TermInput {
-                snapshot: &shop.snapshot,
-                segment: &case.segment,
-                own: &own,
-                at: shop.cut,
-                learned: Some(&learned),
-            };
-            let scores = mixture(&weights.1(own.len()), &input);
+            let scores = mixture(&weights.1(case.own.len()), &case.input(&shop, &learned));
             let list = top(&scores, LIST, |pu| case.permitted.contains(pu as usize));
             Some((case.user, recall(&list, &case.targets, LIST)?))
         });

@@ -4,7 +4,7 @@
 //! It does not know measures.
 
 use nearshore_core::learn::split::uniform;
-use nearshore_core::list::terms::{TermInput, mixture, own_products};
+use nearshore_core::list::terms::mixture;
 
 use super::case::Case;
 use super::shop::Shop;
@@ -71,17 +71,9 @@ impl Route for Aligned {
         let Some((weights, learned)) = &shop.aligned else {
             anyhow::bail!("nothing was aligned in this shop");
         };
-        let catalogue = &shop.snapshot.catalogue;
         let scores = |case: &&Case| {
-            let own = own_products(&case.state, catalogue);
-            let input = TermInput {
-                snapshot: &shop.snapshot,
-                segment: &case.segment,
-                own: &own,
-                at: shop.cut,
-                learned: Some(learned),
-            };
-            Ranked::Scores(mixture(weights.at(own.len()), &input))
+            let weights = weights.at(case.own.len());
+            Ranked::Scores(mixture(weights, &case.input(shop, learned)))
         };
         Ok(cases.iter().map(scores).collect())
     }
@@ -153,19 +145,17 @@ fn production(case: &Case, shop: &Shop) -> Vec<f32> {
 
 fn repeat(case: &Case, shop: &Shop) -> Vec<f32> {
     let mut scores = vec![0.0; shop.household_weeks.len()];
-    for owned in &case.owned {
-        if let Some(score) = scores.get_mut(owned.product as usize) {
-            *score = shop.repeat.value(owned.product, owned.days, owned.count);
+    for own in &case.own {
+        if let Some(score) = scores.get_mut(own.pu as usize) {
+            let days = shop.cut.since(own.last).as_secs_f64() / 86_400.0;
+            *score = shop.repeat.value(own.pu, days as f32, own.count);
         }
     }
     scores
 }
 
 fn seen(case: &Case) -> Vec<(u32, f32)> {
-    case.owned
-        .iter()
-        .map(|owned| (owned.product, 1.0))
-        .collect()
+    case.own.iter().map(|own| (own.pu, 1.0)).collect()
 }
 
 fn lift(case: &Case, shop: &Shop) -> Vec<f32> {

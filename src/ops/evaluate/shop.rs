@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fixedbitset::FixedBitSet;
-use nearshore_core::learn::log::{Line, Purchases, UserLog, owned};
-use nearshore_core::learn::neighbours::{Group, NeighbourOptions, NeighbourTable};
-use nearshore_core::learn::repeat::{RepeatCase, RepeatOptions, RepeatTable, intervals};
+use nearshore_core::learn::log::{Line, Purchases, UserLog};
+use nearshore_core::learn::neighbours::NeighbourTable;
+use nearshore_core::learn::repeat::RepeatTable;
+use nearshore_core::learn::tables;
 use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
 use nearshore_core::list::terms::Weights;
 use nearshore_core::list::terms::bound::Learned;
@@ -25,8 +26,8 @@ use nearshore_core::user::record::Timestamp;
 use super::history::{CountLine, History, UserHistory};
 use crate::config::Config;
 
-/// Time over which products count as bought together.
-const TOGETHER_MS: i64 = 28 * 86_400_000;
+/// Fewest users of a pair of neighbours, as `align` has it by default.
+const USERS_MIN: u32 = 3;
 
 /// The kind of counts that has a cell for each purchase.
 const PIECES: CountKind = CountKind::Event(Kind::Purchase);
@@ -97,8 +98,8 @@ impl Knowledge<'_> {
             buyers: weighed(&|user, line| Some((user, line.sku.0, line.bucket))),
             category: self.category(&household_weeks),
             household_weeks,
-            repeat: self.repeat(&purchases),
-            neighbours: neighbours(&purchases),
+            repeat: tables::repeat(&purchases, self.cut.0, self.window),
+            neighbours: tables::neighbours(&purchases, self.cut.0, USERS_MIN),
             cold: self.cold.cloned(),
             aligned: None,
         }
@@ -201,18 +202,6 @@ impl Knowledge<'_> {
             .copied()
             .collect()
     }
-
-    /// The repeat hazard, from an earlier cut whose window ends at this one.
-    fn repeat(&self, purchases: &Purchases) -> RepeatTable {
-        let options = RepeatOptions::default();
-        let earlier = self.cut.0.saturating_sub(self.window);
-        let case = |user: &UserLog| RepeatCase {
-            owned: owned(user.before(earlier), earlier),
-            targets: user.targets(earlier, self.cut.0),
-        };
-        let cases: Vec<RepeatCase> = purchases.users.iter().map(case).collect();
-        RepeatTable::fit(&intervals(purchases, earlier, options), &cases, options)
-    }
 }
 
 /// Counts of pieces alone: without buyers demand is that of pieces.
@@ -222,26 +211,6 @@ fn pieces(counts: &[(u32, CountLine)]) -> Vec<(u32, CountLine)> {
         .filter(|(_, line)| line.kind == PIECES)
         .copied()
         .collect()
-}
-
-/// Neighbours: what one user bought within four weeks.
-fn neighbours(purchases: &Purchases) -> NeighbourTable {
-    let mut groups = Vec::new();
-    for (nth, user) in purchases.users.iter().enumerate() {
-        for lines in user
-            .lines
-            .chunk_by(|a, b| a.at.div_euclid(TOGETHER_MS) == b.at.div_euclid(TOGETHER_MS))
-        {
-            let products: BTreeSet<u32> = lines.iter().map(|line| line.product).collect();
-            let products: Vec<u32> = products.into_iter().collect();
-            groups.push(Group {
-                user: nth as u32,
-                context: products.clone(),
-                targets: products,
-            });
-        }
-    }
-    NeighbourTable::fit(purchases.products, &groups, NeighbourOptions::default())
 }
 
 /// A serving snapshot of these parts, as the snapshot loader builds it.

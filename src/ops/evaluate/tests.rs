@@ -343,7 +343,7 @@ fn visible_are_the_newest_records_of_at_most_so_many_products() {
         seen[visible] += 1;
         assert!(case.state.profile.is_some());
         assert!(case.state.window.iter().all(|event| event.time < cuts[0]));
-        let products = case.owned.len();
+        let products = case.own.len();
         match order.visible[visible] {
             Visible::Products(n) => assert_eq!(products, n),
             Visible::More => assert!(products > 3),
@@ -353,10 +353,7 @@ fn visible_are_the_newest_records_of_at_most_so_many_products() {
             .iter()
             .rfind(|line| line.at < cuts[0].0)
             .expect("a purchase");
-        let is_seen = case
-            .owned
-            .iter()
-            .any(|owned| owned.product == newest.product);
+        let is_seen = case.own.iter().any(|own| own.pu == newest.product);
         assert_eq!(is_seen, products > 0);
         assert!(!case.targets.is_empty());
         let known = |product: &u32| {

@@ -144,7 +144,7 @@ impl RepeatTable {
 
 /// The usual interval of each product in days: the median gap between days on which a user bought it, shrunk in the
 /// logarithm to the median of all products.
-pub fn intervals(log: &Purchases, now: i64, options: RepeatOptions) -> Vec<f64> {
+pub(crate) fn intervals(log: &Purchases, now: i64, options: RepeatOptions) -> Vec<f64> {
     let mut gaps: Vec<Vec<f64>> = vec![Vec::new(); log.products];
     for user in &log.users {
         let mut days: Vec<(u32, i64)> = user
