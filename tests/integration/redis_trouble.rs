@@ -129,6 +129,8 @@ async fn every_fault_of_redis_costs_time_and_nothing_else() {
 
     feeding.abort();
     site.committed().await;
+    // Shown if a state is wrong: when the member read again, and from where.
+    eprintln!("{}", member.log());
     is_exact(&site).await;
     // A slow Redis: the member folds as fast as the answers come.
     proxy.set(Fate::Late(Duration::from_millis(100)));
@@ -165,13 +167,15 @@ async fn a_primary_is_demoted(site: &Site, proxy: &Proxy, member: &Process) {
     writes_again(member, "a killed primary").await;
 }
 
-/// Waits until the replica has all that the primary has.
+/// Waits until the replica has all that the primary has. Before its first connection a replica has the offset 1 and the
+/// primary 0, so the link must be up, too.
 pub async fn in_step(primary: &Server, replica: &Server) {
     eventually(LIMIT, || async {
-        let has = offset(
-            &replica.ask(&["INFO", "replication"]).await,
-            "slave_repl_offset:",
-        );
+        let info = replica.ask(&["INFO", "replication"]).await;
+        if !info.contains("master_link_status:up") {
+            return Err(info);
+        }
+        let has = offset(&info, "slave_repl_offset:");
         let all = offset(
             &primary.ask(&["INFO", "replication"]).await,
             "master_repl_offset:",
