@@ -41,9 +41,9 @@ pub(super) struct AlignArgs {
     /// Number of folds: users of one are scored by tables that the others made.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=10))]
     folds: u8,
-    /// Most samples per bucket of visible history.
-    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(100..))]
-    samples: u32,
+    /// Most samples per bucket of visible history; by default fewer the more products there are, 300 at least.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(300..))]
+    samples: Option<u32>,
     /// Fewest users of a pair of products that is kept.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..))]
     users_min: u32,
@@ -68,13 +68,16 @@ fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
     init_tracing(&config.log);
     let logs = read_logs(&args.logs, config)?;
     let history = History::replay(logs, config);
+    let products = history.catalogue.pus().len();
+    let scores_max = args.samples.map(|samples| samples as usize * products);
+    let defaults = AlignOptions::default();
     let options = AlignOptions {
         seed: args.seed,
         folds: usize::from(args.folds),
         cuts: usize::from(args.cuts),
         window: i64::try_from(args.window.as_millis()).unwrap_or(i64::MAX),
         users_min: args.users_min,
-        samples_max: args.samples as usize,
+        scores_max: scores_max.unwrap_or(defaults.scores_max),
     };
     let steps = u64::from(args.cuts) * u64::from(args.folds) + 3;
     let bar = bar("aligning", "{pos}/{len} {msg}, {elapsed}");

@@ -48,7 +48,8 @@ pub(super) fn align(
     bar.inc(1);
     let options = AlignOptions {
         window: i64::from(weeks) * WEEK_MS,
-        samples_max: 300,
+        // As few samples as there may be: the demo has three minutes.
+        scores_max: 0,
         ..AlignOptions::default()
     };
     let cut = Timestamp(end - options.window);

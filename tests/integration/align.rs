@@ -17,7 +17,7 @@ fn nearshore(args: &[&str]) -> Output {
 fn align(files: &[PathBuf; 3], out: &Path, more: &[&str]) -> Output {
     let [events, profiles, catalog] = files.each_ref().map(|path| path.to_str().expect("a path"));
     let out = out.to_str().expect("a path");
-    let mut args = vec!["align", "--json", "--samples", "150", "--out", out];
+    let mut args = vec!["align", "--json", "--samples", "300", "--out", out];
     args.extend([
         "--events",
         events,

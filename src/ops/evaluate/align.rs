@@ -36,8 +36,8 @@ pub(crate) struct AlignOptions {
     pub(crate) window: i64,
     /// Fewest users of a pair of neighbours, and of a bucket that is fitted.
     pub(crate) users_min: u32,
-    /// Most samples of a bucket.
-    pub(crate) samples_max: usize,
+    /// Most scores of a bucket, samples times products: what memory and time grow with.
+    pub(crate) scores_max: usize,
 }
 
 impl Default for AlignOptions {
@@ -48,10 +48,13 @@ impl Default for AlignOptions {
             cuts: 2,
             window: 56 * 86_400_000,
             users_min: 3,
-            samples_max: 1_000,
+            scores_max: 2_400_000,
         }
     }
 }
+
+/// Samples of a bucket that are made of any catalogue, however large.
+const SAMPLES_MIN: usize = 300;
 
 /// Fewest users with purchases before and after a cut for weights to be fitted.
 const TUNE_USERS_MIN: usize = 30;
@@ -221,6 +224,8 @@ fn samples(
     progress: &(dyn Fn(&str) + Sync),
 ) -> anyhow::Result<[Vec<Sample>; BUCKETS.len()]> {
     let mut buckets: [Vec<(f64, Sample)>; BUCKETS.len()] = Default::default();
+    let products = history.catalogue.pus().len().max(1);
+    let samples_max = (options.scores_max / products).max(SAMPLES_MIN);
     for (nth_cut, cut) in cuts.iter().enumerate() {
         for held_out in 0..options.folds {
             let is_held_out =
@@ -229,7 +234,7 @@ fn samples(
                 .filter(|user| !is_held_out(user))
                 .collect();
             let known = (config, *cut);
-            let shop = shop(history, others, known, options)?;
+            let taught = shop(history, others, known, options)?;
             let asked: Vec<(u32, &UserHistory)> = (0..)
                 .zip(among.users.iter().copied())
                 .filter(|(_, user)| is_held_out(user))
@@ -237,7 +242,7 @@ fn samples(
             let plain = Plain::permitting(config)?;
             let context = plain.context();
             let maker = CaseMaker {
-                shop: &shop.0,
+                shop: &taught.shop,
                 context: &context,
                 window: config.state.window,
                 visible: &VISIBLE,
@@ -250,7 +255,7 @@ fn samples(
                     let cases = maker.cases(*nth, user);
                     cases.into_iter().map(|(visible, case)| {
                         let key = format!("{} {nth_cut} {visible}", user.id.0);
-                        let (bucket, sample) = sample(&case, &shop, held_out);
+                        let (bucket, sample) = sample(&case, &taught, held_out);
                         (bucket, uniform(options.seed, &key), sample)
                     })
                 })
@@ -261,7 +266,7 @@ fn samples(
             for bucket in &mut buckets {
                 // A sample of the whole, whatever the order in which it came.
                 bucket.sort_by(|a, b| a.0.total_cmp(&b.0));
-                bucket.truncate(options.samples_max);
+                bucket.truncate(samples_max);
             }
             progress("samples");
         }
@@ -270,7 +275,12 @@ fn samples(
 }
 
 /// A shop with the tables that its users gave.
-struct Taught(Shop, Learned);
+struct Taught {
+    shop: Shop,
+    learned: Learned,
+    /// What a term says of which nothing is known: shared, since most samples of the smallest bucket have some.
+    zeros: Arc<[f32]>,
+}
 
 /// What is known at a cut from some users.
 fn shop(
@@ -291,7 +301,12 @@ fn shop(
     .shop();
     let tables = tables(history, &purchases, (cut, options), None);
     let learned = learned(tables, &shop)?;
-    Ok(Taught(shop, learned))
+    let zeros = vec![0.0; shop.snapshot.catalogue.pus().len()].into();
+    Ok(Taught {
+        shop,
+        learned,
+        zeros,
+    })
 }
 
 /// Tables as the terms of a shop read them.
@@ -335,10 +350,12 @@ fn tables(
 }
 
 /// What the terms say of a case. Terms of which nothing is known are 0 for every product.
-fn sample(case: &Case, Taught(shop, learned): &Taught, held_out: usize) -> (usize, Sample) {
-    let input = case.input(shop, learned);
-    let len = shop.snapshot.catalogue.pus().len();
-    let values = fitted_terms().map(|term| table(*term, &input, len));
+fn sample(case: &Case, taught: &Taught, held_out: usize) -> (usize, Sample) {
+    let input = case.input(&taught.shop, &taught.learned);
+    let values = fitted_terms().map(|term| match term.values(&input) {
+        Some(values) => table(values, taught.zeros.len()),
+        None => Arc::clone(&taught.zeros),
+    });
     let sample = Sample {
         user: case.user,
         fold: held_out,

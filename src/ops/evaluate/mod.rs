@@ -274,7 +274,8 @@ impl<'a> Run<'a> {
         let options = AlignOptions {
             seed: self.order.seed,
             window: millis(self.order.window),
-            samples_max: 400,
+            // Fitted at each cut and fold: somewhat less than `align` takes.
+            scores_max: 1_000_000,
             ..AlignOptions::default()
         };
         let known = (&options, Some(among));

@@ -137,20 +137,15 @@ pub(crate) fn score_terms(weights: &BTreeMap<String, f64>, input: &TermInput<'_>
     weighted.collect()
 }
 
-/// The values of a term per product, for `len` products; zeros if it has nothing to say.
-pub fn table(term: &dyn ScoreTerm, input: &TermInput<'_>, len: usize) -> Arc<[f32]> {
-    let sized = |values: Arc<[f32]>| match values.len() == len {
-        true => values,
-        false => values
-            .iter()
-            .copied()
-            .chain(std::iter::repeat(0.0))
-            .take(len)
-            .collect(),
-    };
-    match term.values(input) {
-        Some(Values::Shared(values) | Values::Dense(values)) => sized(values),
-        Some(Values::Sparse(values)) => {
+/// Values as one per product, for `len` products.
+pub fn table(values: Values, len: usize) -> Arc<[f32]> {
+    match values {
+        Values::Shared(values) | Values::Dense(values) if values.len() == len => values,
+        Values::Shared(values) | Values::Dense(values) => {
+            let rest = std::iter::repeat(0.0);
+            values.iter().copied().chain(rest).take(len).collect()
+        }
+        Values::Sparse(values) => {
             let mut table = vec![0.0; len];
             for (pu, value) in values.iter() {
                 if let Some(place) = table.get_mut(*pu as usize) {
@@ -159,7 +154,6 @@ pub fn table(term: &dyn ScoreTerm, input: &TermInput<'_>, len: usize) -> Arc<[f3
             }
             table.into()
         }
-        None => vec![0.0; len].into(),
     }
 }
 
@@ -169,8 +163,10 @@ pub fn mixture(weights: &BTreeMap<String, f64>, input: &TermInput<'_>) -> Vec<f3
     let mut sums = vec![0.0; len];
     for term in TERMS {
         let weight = weights.get(term.name()).copied().unwrap_or_default() as f32;
-        if weight != 0.0 {
-            let values = table(*term, input, len);
+        if weight != 0.0
+            && let Some(values) = term.values(input)
+        {
+            let values = table(values, len);
             let both = sums.iter_mut().zip(values.iter());
             both.for_each(|(sum, value)| *sum += weight * value);
         }
