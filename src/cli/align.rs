@@ -11,6 +11,7 @@ use super::{Common, with_config};
 use crate::config::{Config, init_tracing};
 use crate::ops::evaluate::History;
 use crate::ops::evaluate::align::{AlignOptions, align, text, write_folder};
+use crate::ops::evaluate::model::{ModelOptions, batches};
 
 /// Examples of `--help`.
 pub(super) const EXAMPLES: &str = "\
@@ -18,6 +19,7 @@ Examples:
   nearshore align --config nearshore.toml --out artefacts           # learns from the topics of the configuration
   nearshore align --events orders.csv --profiles people.csv --catalog skus.csv --out artefacts
   nearshore align --config nearshore.toml --window 28days --json | jq .buckets
+  nearshore align --config nearshore.toml --arm a --model-users 300  # asks the model of arm a, and fits its weight
 
 It writes a folder named by the hash of its content, such as artefacts/artefact-0123456789ab. Name it in the configuration:
   [[arms]]
@@ -44,12 +46,19 @@ pub(super) struct AlignArgs {
     /// Most samples per bucket of visible history; by default fewer the more products there are, 300 at least.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(300..))]
     samples: Option<u32>,
-    /// Fewest users of a pair of products that is kept.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..))]
-    users_min: u32,
+    /// Fewest users of a pair of products, or of a value in a reference prompt, that is kept; by default
+    /// `align.users_min`.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    users_min: Option<u32>,
     /// Seed of folds and samples.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Arm whose model is asked, to fit its weight too; without it the model has none.
+    #[arg(long, value_name = "ID")]
+    arm: Option<String>,
+    /// With --arm: users of each bucket of visible history that the model is asked about, each for every name.
+    #[arg(long, value_name = "N", default_value_t = 150, requires = "arm", value_parser = clap::value_parser!(u32).range(30..))]
+    model_users: u32,
     #[command(flatten)]
     common: Common,
 }
@@ -76,13 +85,21 @@ fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
         folds: usize::from(args.folds),
         cuts: usize::from(args.cuts),
         window: i64::try_from(args.window.as_millis()).unwrap_or(i64::MAX),
-        users_min: args.users_min,
+        users_min: args.users_min.unwrap_or(config.align.users_min),
         scores_max: scores_max.unwrap_or(defaults.scores_max),
     };
-    let steps = u64::from(args.cuts) * u64::from(args.folds) + 3;
+    let mut steps = u64::from(args.cuts) * u64::from(args.folds) + 3;
+    if args.arm.is_some() {
+        steps += batches(args.model_users as usize, usize::from(args.folds)) as u64;
+    }
     let bar = bar("aligning", "{pos}/{len} {msg}, {elapsed}");
     bar.set_length(steps);
-    let aligned = align(&history, config, &options, &|step| {
+    let model = args.arm.as_ref().map(|arm| ModelOptions {
+        arm: arm.clone(),
+        users: args.model_users as usize,
+    });
+    let known = (&options, model.as_ref());
+    let aligned = align(&history, config, known, &|step| {
         bar.set_message(step.to_owned());
         bar.inc(1);
     })?;

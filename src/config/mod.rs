@@ -59,6 +59,8 @@ pub struct Config {
     pub selection: nearshore_core::list::select::Policy,
     /// When a bought product is not needed again.
     pub needs: nearshore_core::shop::rules::Needs,
+    /// What `nearshore align` may keep.
+    pub align: Align,
     /// The merchant's boosts, pins and most names of one category.
     pub merchant: nearshore_core::shop::merchant::Policy,
     /// How the model is run.
@@ -191,6 +193,20 @@ impl Default for Engine {
     }
 }
 
+/// `[align]`: what `nearshore align` may keep.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Align {
+    /// Fewest users who have bought a pair of products, or have a value of a profile; at least 2.
+    pub users_min: u32,
+}
+
+impl Default for Align {
+    fn default() -> Self {
+        Self { users_min: 3 }
+    }
+}
+
 /// `[fallback]`: lists for users without one of their own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -307,6 +323,7 @@ impl Default for Config {
             demand: nearshore_core::shop::demand::Policy::default(),
             selection: nearshore_core::list::select::Policy::default(),
             needs: nearshore_core::shop::rules::Needs::default(),
+            align: Align::default(),
             merchant: nearshore_core::shop::merchant::Policy::default(),
             engine: Engine::default(),
             fallback: Fallback::default(),

@@ -35,6 +35,7 @@ pub(super) fn verify(config: &Config) -> Found {
         selection,
         merchant,
         engine,
+        align,
         fallback,
         metrics,
         log,
@@ -356,6 +357,12 @@ fn engine(config: &Config, found: &mut Found) {
 fn fallback(config: &Config, found: &mut Found) {
     above_zero(found, "fallback.every", config.fallback.every);
     at_least_one(found, "fallback.names", config.fallback.names);
+}
+
+fn align(config: &Config, found: &mut Found) {
+    let enough = config.align.users_min >= 2;
+    let what = "must be at least 2: what one user has done is in no artefact";
+    must(found, enough, "align.users_min", what);
 }
 
 fn metrics(config: &Config, found: &mut Found) {

@@ -255,7 +255,8 @@ fn arms_and_settings<A>(
         template: nearshore_core::list::prompt::Template::load("Next:", "t.j2")
             .expect("a template"),
         info: Default::default(),
-        calibration: None,
+        calibrations: nearshore_core::list::prompt::Calibrations::default(),
+        tokenizer: "words".into(),
         count: Arc::new(str::len),
         engine,
     };

@@ -9,10 +9,9 @@ use anyhow::Context;
 use crate::config::Config;
 use crate::files;
 use crate::members::generate::LoadedArm;
-use nearshore_core::list::prompt::{Arm, Frozen, Template};
+use nearshore_core::list::prompt::{Arm, Calibrations, Frozen, Template};
 use nearshore_core::list::terms::Weights;
 use nearshore_core::list::terms::artefact::{Artefact, MANIFEST, Manifest};
-use nearshore_core::names::scoring::Calibration;
 use nearshore_core::shop::arms::delay_of;
 use nearshore_engine::Options;
 use nearshore_engine::search::constrained::{Constrained, Limits};
@@ -65,12 +64,13 @@ pub(crate) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>
         let references = artefact
             .as_ref()
             .and_then(|artefact| artefact.references.as_deref());
-        let calibration = match references {
-            _ if !weights.use_model() => Ok(None),
-            Some(text) => read_calibration(text, &template, &engine.tokenizer).map(Some),
-            None => calibration(config, arm, &template, &engine.tokenizer),
+        let calibrations = match references {
+            _ if !weights.use_model() => Ok(Calibrations::default()),
+            Some(text) => Calibrations::read(text, &template.hash, &engine.tokenizer)
+                .context("reference prompts of the artefact"),
+            None => calibrations(config, arm, &template, &engine.tokenizer),
         };
-        let calibration = calibration.with_context(|| format!("arm {}", arm.id))?;
+        let calibrations = calibrations.with_context(|| format!("arm {}", arm.id))?;
         let info = engine.handle.info().clone();
         arms.push(LoadedArm {
             arm: arm.clone(),
@@ -78,8 +78,9 @@ pub(crate) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>
             artefact,
             template,
             info,
+            tokenizer: engine.tokenizer,
             count: engine.count,
-            calibration,
+            calibrations,
             engine: engine.handle,
         });
     }
@@ -90,35 +91,26 @@ pub(crate) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>
     Ok(arms)
 }
 
-/// Reads the arm's calibration prompts; `None` if the arm names no file.
-fn calibration(
+/// Reads the arm's calibration prompts; none if the arm names no file.
+fn calibrations(
     config: &Config,
     arm: &Arm,
     template: &Template,
     tokenizer: &str,
-) -> anyhow::Result<Option<Arc<Calibration>>> {
+) -> anyhow::Result<Calibrations> {
     let Some(file) = &arm.calibration else {
         tracing::warn!(
             arm = arm.id,
             "the model has a weight in this arm without calibration prompts; its scores contain what it says to everyone"
         );
-        return Ok(None);
+        return Ok(Calibrations::default());
     };
     let path = config.resolve(file);
     let text = files::read_filled(&path, "write it with nearshore calibrate");
     let text = text.context("calibration prompts")?;
-    let calibration = read_calibration(&text, template, tokenizer);
-    let calibration =
-        calibration.with_context(|| format!("calibration prompts {}", path.display()))?;
-    Ok(Some(calibration))
-}
-
-fn read_calibration(
-    text: &str,
-    template: &Template,
-    tokenizer: &str,
-) -> anyhow::Result<Arc<Calibration>> {
-    Ok(Arc::new(Frozen::read(text, &template.hash, tokenizer)?))
+    let calibration = Frozen::read(&text, &template.hash, tokenizer)
+        .with_context(|| format!("calibration prompts {}", path.display()))?;
+    Ok(Calibrations::of_all(Arc::new(calibration)))
 }
 
 /// Reads the arm's artefact; `None` if the arm names no folder.

@@ -38,10 +38,9 @@ use scoring::{Job, Scoring, TimedResponse};
 use crate::members::checkpoints::Checkpoints;
 use crate::members::error::Error;
 use crate::metrics;
-use nearshore_core::list::prompt::{Arm, Template};
+use nearshore_core::list::prompt::{Arm, Calibrations, Template};
 use nearshore_core::list::terms::Weights;
 use nearshore_core::list::terms::artefact::Artefact;
-use nearshore_core::names::scoring::Calibration;
 use nearshore_core::ports::log::{Batch, Log};
 use nearshore_core::ports::store::{self, Store};
 use nearshore_core::queue::lanes::{Lanes, Policy, Work};
@@ -78,8 +77,10 @@ pub struct LoadedArm<A> {
     pub template: Template,
     /// Name and revision of its model.
     pub info: Info,
-    /// Its calibration prompts.
-    pub calibration: Option<Arc<Calibration>>,
+    /// Its calibration prompts, by visible history.
+    pub calibrations: Calibrations,
+    /// Hash of its model's tokenizer.
+    pub tokenizer: String,
     /// Counts tokens as its model does.
     pub count: Arc<dyn Fn(&str) -> usize + Send + Sync>,
     /// Its model.

@@ -198,11 +198,18 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
             let request = ScoreRequest {
                 prompt: "warm".into(),
                 n: 1,
-                // The first user should not wait for the calibration prompts either.
-                calibration: loaded.calibration.clone(),
                 ..ScoreRequest::default()
             };
-            if let Err(error) = loaded.engine.generate(vec![request]).await {
+            // The first user should not wait for the calibration prompts either.
+            let sets = loaded.calibrations.sets().map(|set| ScoreRequest {
+                calibration: Some(Arc::clone(set)),
+                ..request.clone()
+            });
+            let mut requests: Vec<ScoreRequest> = sets.collect();
+            if requests.is_empty() {
+                requests.push(request);
+            }
+            if let Err(error) = loaded.engine.generate(requests).await {
                 metrics::engine_error(&error);
                 tracing::warn!(
                     arm = loaded.arm.id,
@@ -246,7 +253,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
                 dtype,
                 device,
             },
-            calibration: loaded.calibration.clone(),
+            calibrations: loaded.calibrations.clone(),
             count: &*loaded.count,
             needs: &self.settings.needs,
             selection: &self.settings.selection,

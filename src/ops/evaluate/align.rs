@@ -11,15 +11,19 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use nearshore_core::learn::bias::{self, BiasCase, BiasOptions};
 use nearshore_core::learn::gate::{BucketFit, GateOptions, Sample, Terms, fit_bucket, mixed};
+use nearshore_core::learn::model::ModelFit;
 use nearshore_core::learn::split::{fold, uniform};
 use nearshore_core::learn::{log::Purchases, tables};
 use nearshore_core::list::terms::artefact::{self, Artefact, Files, Made, Tables};
 use nearshore_core::list::terms::bound::Learned;
-use nearshore_core::list::terms::{BUCKETS, Need, ScoreTerm, TERMS, Weights, bucket_of, table};
+use nearshore_core::list::terms::{
+    BUCKETS, MODEL, Need, ScoreTerm, TERMS, Weights, bucket_of, table,
+};
 use nearshore_core::user::record::Timestamp;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::model::{FittedModel, ModelOptions, fit_weights};
 use super::{Case, CaseMaker, History, Knowledge, Plain, Shop, UserHistory, Visible};
 use crate::config::Config;
 
@@ -57,7 +61,7 @@ impl Default for AlignOptions {
 const SAMPLES_MIN: usize = 300;
 
 /// Fewest users with purchases before and after a cut for weights to be fitted.
-const TUNE_USERS_MIN: usize = 30;
+pub(super) const TUNE_USERS_MIN: usize = 30;
 
 /// The visible histories of which samples are made.
 const VISIBLE: [Visible; 6] = [
@@ -78,6 +82,9 @@ pub(crate) struct AlignReport {
     pub(crate) made: Made,
     /// The fit of each bucket, by its least visible history.
     pub(crate) buckets: BTreeMap<usize, BucketFit>,
+    /// That of the model's weight, if it was asked.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) model: BTreeMap<usize, ModelFit>,
 }
 
 /// What was learned, as files and as a report.
@@ -86,14 +93,20 @@ pub(crate) struct Aligned {
     pub(crate) report: AlignReport,
 }
 
-/// Fits weights and tables. `progress` is called after each of `steps` steps.
+/// Fits weights and tables, and the weight of a model if one is named. `progress` is called after each step.
 pub(crate) fn align(
     history: &History,
     config: &Config,
-    options: &AlignOptions,
+    (options, model): (&AlignOptions, Option<&ModelOptions>),
     progress: &(dyn Fn(&str) + Sync),
 ) -> anyhow::Result<Aligned> {
-    let fitted = fit(history, config, (options, None), progress)?;
+    let mut fitted = fit(history, config, (options, None), progress)?;
+    if let Some(model) = model {
+        let among = everyone(history)?;
+        let known = (options, &among);
+        let found = fit_weights(history, config, known, (model, &fitted), progress)?;
+        fitted.add(found);
+    }
     let (files, report) = fitted.artefact(options);
     Ok(Aligned { files, report })
 }
@@ -103,6 +116,10 @@ pub(crate) struct Fitted {
     pub(crate) weights: [BTreeMap<String, f64>; BUCKETS.len()],
     pub(crate) tables: Tables,
     pub(crate) buckets: BTreeMap<usize, BucketFit>,
+    /// The bias for users of each fold, from the others.
+    pub(super) bias_of_fold: Vec<Arc<[f32]>>,
+    model: BTreeMap<usize, ModelFit>,
+    references: Option<String>,
     /// How it was made, but for the seed.
     made: Made,
 }
@@ -114,13 +131,23 @@ impl Fitted {
             seed: options.seed,
             ..self.made.clone()
         };
-        let files = artefact::write(&made, &self.weights, &self.tables, None);
+        let references = self.references.as_deref();
+        let files = artefact::write(&made, &self.weights, &self.tables, references);
         let report = AlignReport {
             artefact: files.hash.clone(),
             made,
             buckets: self.buckets.clone(),
+            model: self.model.clone(),
         };
         (files, report)
+    }
+
+    /// Adds the model's weights.
+    fn add(&mut self, found: FittedModel) {
+        for (weights, fit) in self.weights.iter_mut().zip(found.fits.values()) {
+            weights.extend(fit.weight().map(|weight| (MODEL.to_owned(), weight)));
+        }
+        (self.model, self.references) = (found.fits, found.references);
     }
 
     /// The weights, checked.
@@ -144,15 +171,11 @@ pub(crate) fn fit(
     (options, among): (&AlignOptions, Option<Among<'_>>),
     progress: &(dyn Fn(&str) + Sync),
 ) -> anyhow::Result<Fitted> {
-    let Some((start, last)) = history.span else {
-        anyhow::bail!(
-            "the log has no purchase of a product of the catalogue; nothing can be learned"
-        );
+    let among = match among {
+        Some(among) => among,
+        None => everyone(history)?,
     };
-    let among = among.unwrap_or_else(|| Among {
-        users: history.users.iter().collect(),
-        until: Timestamp(last.0.saturating_add(1)),
-    });
+    let start = history.span.map_or(among.until, |(start, _)| start);
     let cuts: Vec<Timestamp> = (1..=options.cuts as i64)
         .map(|nth| Timestamp(among.until.0 - nth * options.window))
         .filter(|cut| *cut > start)
@@ -171,7 +194,7 @@ pub(crate) fn fit(
          demand alone until there are more",
         users.len()
     );
-    let (samples, bias) = with_bias(samples, options);
+    let (samples, bias_of_fold, bias) = with_bias(samples, options);
     progress("bias");
     let names: Vec<&str> = names().chain(["bias"]).collect();
     let gate = GateOptions {
@@ -192,6 +215,9 @@ pub(crate) fn fit(
         weights,
         tables,
         buckets: BUCKETS.into_iter().zip(fits).collect(),
+        bias_of_fold,
+        model: BTreeMap::new(),
+        references: None,
         made: Made {
             release: env!("CARGO_PKG_VERSION").into(),
             until: among.until.0,
@@ -199,6 +225,17 @@ pub(crate) fn fit(
             purchases: purchases.users.iter().map(|user| user.lines.len()).sum(),
             seed: 0,
         },
+    })
+}
+
+/// All users, and all that is known.
+fn everyone(history: &History) -> anyhow::Result<Among<'_>> {
+    let (_, last) = history
+        .span
+        .context("the log has no purchase of a product of the catalogue; nothing can be learned")?;
+    Ok(Among {
+        users: history.users.iter().collect(),
+        until: Timestamp(last.0.saturating_add(1)),
     })
 }
 
@@ -228,36 +265,15 @@ fn samples(
     let samples_max = (options.scores_max / products).max(SAMPLES_MIN);
     for (nth_cut, cut) in cuts.iter().enumerate() {
         for held_out in 0..options.folds {
-            let is_held_out =
-                |user: &UserHistory| fold(options.seed, &user.id.0, options.folds) == held_out;
-            let others: Vec<&UserHistory> = (among.users.iter().copied())
-                .filter(|user| !is_held_out(user))
-                .collect();
-            let known = (config, *cut);
-            let taught = shop(history, others, known, options)?;
-            let asked: Vec<(u32, &UserHistory)> = (0..)
-                .zip(among.users.iter().copied())
-                .filter(|(_, user)| is_held_out(user))
-                .collect();
-            let plain = Plain::permitting(config)?;
-            let context = plain.context();
-            let maker = CaseMaker {
-                shop: &taught.shop,
-                context: &context,
-                window: config.state.window,
-                visible: &VISIBLE,
-                until: Timestamp(cut.0 + options.window),
-                ns: &config.namespace,
-            };
-            let made: Vec<(usize, f64, Sample)> = asked
+            let taught = taught(history, config, (options, among), (*cut, held_out))?;
+            let cases = visible_cases(config, (options, among), (&taught, held_out))?;
+            let made: Vec<(usize, f64, Sample)> = cases
                 .par_iter()
-                .flat_map_iter(|(nth, user)| {
-                    let cases = maker.cases(*nth, user);
-                    cases.into_iter().map(|(visible, case)| {
-                        let key = format!("{} {nth_cut} {visible}", user.id.0);
-                        let (bucket, sample) = sample(&case, &taught, held_out);
-                        (bucket, uniform(options.seed, &key), sample)
-                    })
+                .map(|case| {
+                    let id = &among.users[case.user as usize].id.0;
+                    let key = format!("{id} {nth_cut} {}", case.own.len());
+                    let (bucket, sample) = sample(case, &taught, held_out);
+                    (bucket, uniform(options.seed, &key), sample)
                 })
                 .collect();
             for (bucket, key, sample) in made {
@@ -275,20 +291,23 @@ fn samples(
 }
 
 /// A shop with the tables that its users gave.
-struct Taught {
-    shop: Shop,
-    learned: Learned,
+pub(super) struct Taught {
+    pub(super) shop: Shop,
+    pub(super) learned: Learned,
     /// What a term says of which nothing is known: shared, since most samples of the smallest bucket have some.
     zeros: Arc<[f32]>,
 }
 
-/// What is known at a cut from some users.
-fn shop(
+/// What is known at a cut from the users of the other folds.
+pub(super) fn taught(
     history: &History,
-    users: Vec<&UserHistory>,
-    (config, cut): (&Config, Timestamp),
-    options: &AlignOptions,
+    config: &Config,
+    (options, among): (&AlignOptions, &Among<'_>),
+    (cut, held_out): (Timestamp, usize),
 ) -> anyhow::Result<Taught> {
+    let users: Vec<&UserHistory> = (among.users.iter().copied())
+        .filter(|user| fold(options.seed, &user.id.0, options.folds) != held_out)
+        .collect();
     let purchases = purchases(history, &users, cut);
     let shop = Knowledge {
         history,
@@ -307,6 +326,33 @@ fn shop(
         learned,
         zeros,
     })
+}
+
+/// The cases of the users of a fold, with each amount of visible history.
+pub(super) fn visible_cases(
+    config: &Config,
+    (options, among): (&AlignOptions, &Among<'_>),
+    (taught, held_out): (&Taught, usize),
+) -> anyhow::Result<Vec<Case>> {
+    let plain = Plain::permitting(config)?;
+    let context = plain.context();
+    let maker = CaseMaker {
+        shop: &taught.shop,
+        context: &context,
+        window: config.state.window,
+        visible: &VISIBLE,
+        until: Timestamp(taught.shop.cut.0 + options.window),
+        ns: &config.namespace,
+    };
+    let asked: Vec<(u32, &UserHistory)> = (0..)
+        .zip(among.users.iter().copied())
+        .filter(|(_, user)| fold(options.seed, &user.id.0, options.folds) == held_out)
+        .collect();
+    let cases = asked.par_iter().flat_map_iter(|(nth, user)| {
+        let cases = maker.cases(*nth, user);
+        cases.into_iter().map(|(_, case)| case)
+    });
+    Ok(cases.collect())
 }
 
 /// Tables as the terms of a shop read them.
@@ -365,11 +411,12 @@ fn sample(case: &Case, taught: &Taught, held_out: usize) -> (usize, Sample) {
     (bucket_of(case.own.len()), sample)
 }
 
-/// Adds the bias as the last term, for each user from the cases of the other folds; returns it from all cases, too.
+/// Adds the bias as the last term, for each user from the cases of the other folds; returns it by fold and from all
+/// cases, too.
 fn with_bias(
     mut samples: [Vec<Sample>; BUCKETS.len()],
     options: &AlignOptions,
-) -> ([Vec<Sample>; BUCKETS.len()], Vec<f32>) {
+) -> ([Vec<Sample>; BUCKETS.len()], Vec<Arc<[f32]>>, Vec<f32>) {
     let names: Vec<&str> = names().collect();
     let scores: Vec<Vec<Vec<f32>>> = samples
         .par_iter()
@@ -391,7 +438,7 @@ fn with_bias(
     for sample in samples.iter_mut().flatten() {
         sample.values.push(Arc::clone(&of_fold[sample.fold]));
     }
-    (samples, of_all)
+    (samples, of_fold, of_all)
 }
 
 /// Writes an artefact's folder beside its place and renames it, so that a reader sees all of it or nothing.
@@ -446,6 +493,9 @@ pub(crate) fn text(report: &AlignReport) -> String {
         if !fit.reason.is_empty() {
             let _ = writeln!(out, "  demand alone: {}", fit.reason);
         }
+        if let Some(model) = report.model.get(least) {
+            let _ = writeln!(out, "  {}", model_text(model));
+        }
         for (name, of) in &fit.fitted {
             let used = fit.weights.get(name).copied().unwrap_or_default();
             let _ = writeln!(
@@ -456,4 +506,24 @@ pub(crate) fn text(report: &AlignReport) -> String {
         }
     }
     out
+}
+
+/// The model's fit of a bucket in a line.
+fn model_text(fit: &ModelFit) -> String {
+    let mut line = format!("model: {} cases of {} users", fit.samples, fit.users);
+    if let Some(of) = &fit.fitted {
+        line += &format!("; fitted {:.3} [{:.3}, {:.3}]", of.weight, of.low, of.high);
+    }
+    for (what, found) in [("Recall@10", &fit.recall), ("nats", &fit.nats)] {
+        if let Some(found) = found {
+            line += &format!(
+                "; {what} {:+.3} [{:+.3}, {:+.3}]",
+                found.mean, found.low, found.high
+            );
+        }
+    }
+    match fit.reason.is_empty() {
+        true => line,
+        false => format!("{line}; weight 0: {}", fit.reason),
+    }
 }

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use anyhow::Context;
 use nearshore_core::list::compose::{ListContext, finish};
 use nearshore_core::list::document::Model;
-use nearshore_core::list::prompt::{Arm, Template};
+use nearshore_core::list::prompt::{Arm, Calibrations, Template};
 use nearshore_core::list::select;
 use nearshore_core::list::terms::Weights;
 use nearshore_core::list::terms::artefact::Artefact;
 use nearshore_core::list::terms::bound::Learned;
-use nearshore_core::names::scoring::{Names, Term, Values};
+use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse, Term, Values};
 use nearshore_core::shop::rules::Needs;
 use nearshore_engine::thread::Handle;
 
@@ -75,7 +75,7 @@ impl Plain {
             learned: None,
             template: &self.template,
             model: Model::default(),
-            calibration: None,
+            calibrations: Calibrations::default(),
             count: &words,
             needs: &self.needs,
             selection: &self.selection,
@@ -131,7 +131,7 @@ fn total(terms: &[Term], products: usize) -> Vec<f32> {
 }
 
 /// An arm with its model.
-struct Modelled {
+pub(super) struct Modelled {
     loaded: LoadedArm<Handle>,
     needs: Needs,
     selection: select::Policy,
@@ -149,15 +149,8 @@ impl Route for Modelled {
     }
 
     fn rank(&self, cases: &[&Case], shop: &Shop) -> anyhow::Result<Vec<Ranked>> {
+        self.offer_names(shop)?;
         let catalogue = &shop.snapshot.catalogue;
-        let names = Arc::new(Names {
-            version: catalogue.names_version(),
-            names: catalogue.names(),
-        });
-        let engine = &self.loaded.engine;
-        self.runtime
-            .block_on(engine.offer_names(names))
-            .context("the names of the catalogue")?;
         let learned = bound(self.loaded.artefact.as_ref(), shop)?;
         let context = ListContext {
             learned: learned.as_ref(),
@@ -169,15 +162,8 @@ impl Route for Modelled {
                 .iter()
                 .map(|case| prepared(case, shop, &context))
                 .collect();
-            let asked = prepared.iter().filter_map(|prepared| prepared.ask.clone());
-            let answers = self.runtime.block_on(engine.score(asked.collect()));
-            let mut answers = answers.context("the model")?.into_iter();
-            for prepared in &prepared {
-                let answer = prepared
-                    .ask
-                    .as_ref()
-                    .and_then(|_| answers.next())
-                    .unwrap_or_default();
+            let answers = self.score(prepared.iter().map(|prepared| prepared.ask.clone()))?;
+            for (prepared, answer) in prepared.iter().zip(answers) {
                 let list = finish(prepared, &answer, &shop.snapshot, &context).document;
                 let pus = list
                     .pus
@@ -191,6 +177,66 @@ impl Route for Modelled {
 }
 
 impl Modelled {
+    pub(super) fn new(loaded: LoadedArm<Handle>, config: &Config) -> anyhow::Result<Self> {
+        Ok(Self {
+            name: format!("arm {}", loaded.arm.id),
+            loaded,
+            needs: config.needs.clone(),
+            selection: config.selection.clone(),
+            runtime: tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?,
+        })
+    }
+
+    fn offer_names(&self, shop: &Shop) -> anyhow::Result<()> {
+        let catalogue = &shop.snapshot.catalogue;
+        let names = Arc::new(Names {
+            version: catalogue.names_version(),
+            names: catalogue.names(),
+        });
+        let offered = self.runtime.block_on(self.loaded.engine.offer_names(names));
+        offered.context("the names of the catalogue")
+    }
+
+    /// The answers to these requests; an empty one where there is none.
+    fn score(
+        &self,
+        asks: impl Iterator<Item = Option<ScoreRequest>>,
+    ) -> anyhow::Result<Vec<ScoreResponse>> {
+        let asks: Vec<Option<ScoreRequest>> = asks.collect();
+        let asked: Vec<ScoreRequest> = asks.iter().flatten().cloned().collect();
+        let answers = self.runtime.block_on(self.loaded.engine.score(asked));
+        let mut answers = answers.context("the model")?.into_iter();
+        let of = asks
+            .iter()
+            .map(|ask| ask.as_ref().and_then(|_| answers.next()));
+        Ok(of.map(Option::unwrap_or_default).collect())
+    }
+
+    /// Of each case what the model says of every product that may be listed.
+    pub(super) fn every_name(
+        &self,
+        cases: &[&Case],
+        shop: &Shop,
+    ) -> anyhow::Result<Vec<Vec<(u32, f32)>>> {
+        self.offer_names(shop)?;
+        let context = self.context();
+        let mut all = Vec::with_capacity(cases.len());
+        for batch in cases.chunks(BATCH) {
+            let asks = batch.iter().map(|case| {
+                let mut ask = prepared(case, shop, &context).ask?;
+                ask.n = ask.permitted.as_ref()?.count_ones(..);
+                Some(ask)
+            });
+            for answer in self.score(asks)? {
+                let named = answer.named.iter().map(|named| (named.pu, named.model));
+                all.push(named.collect());
+            }
+        }
+        Ok(all)
+    }
+
     fn context(&self) -> ListContext<'_> {
         ListContext {
             arm: &self.loaded.arm,
@@ -198,7 +244,7 @@ impl Modelled {
             learned: None,
             template: &self.loaded.template,
             model: Model::default(),
-            calibration: self.loaded.calibration.clone(),
+            calibrations: self.loaded.calibrations.clone(),
             count: &*self.loaded.count,
             needs: &self.needs,
             selection: &self.selection,
@@ -234,15 +280,7 @@ pub(super) fn routes(config: &Config, models: bool) -> anyhow::Result<Vec<Box<dy
         ..config.clone()
     };
     for loaded in crate::run::load_arms(&arms)? {
-        routes.push(Box::new(Modelled {
-            name: format!("arm {}", loaded.arm.id),
-            loaded,
-            needs: config.needs.clone(),
-            selection: config.selection.clone(),
-            runtime: tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?,
-        }));
+        routes.push(Box::new(Modelled::new(loaded, config)?));
     }
     Ok(routes)
 }

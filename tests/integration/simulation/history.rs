@@ -272,7 +272,8 @@ impl<S: Store> History<S> {
             arm,
             template,
             info: Default::default(),
-            calibration: None,
+            calibrations: nearshore_core::list::prompt::Calibrations::default(),
+            tokenizer: "words".into(),
             count: Arc::new(str::len),
             engine,
         };

@@ -10,6 +10,7 @@ pub mod gate;
 pub mod log;
 pub mod logit;
 pub mod measures;
+pub mod model;
 pub mod neighbours;
 pub mod repeat;
 pub mod split;

@@ -12,7 +12,7 @@ use fixedbitset::FixedBitSet;
 use crate::list::document::{
     Audit, BuiltList, Document, Header, ListBuilder, Model, Scored, Source, Times, list_id,
 };
-use crate::list::prompt::{Arm, Rendered, Template, View};
+use crate::list::prompt::{Arm, Calibrations, Rendered, Template, View};
 use crate::list::select;
 use crate::list::terms::bound::Learned;
 use crate::list::terms::{MODEL, TermInput, Weights, own_products, score_terms};
@@ -47,8 +47,8 @@ pub struct ListContext<'a> {
     pub template: &'a Template,
     /// Its model, as written in audits.
     pub model: Model,
-    /// Its calibration prompts.
-    pub calibration: Option<Arc<Calibration>>,
+    /// Its calibration prompts, by visible history.
+    pub calibrations: Calibrations,
     /// Counts tokens of a text.
     pub count: &'a (dyn Fn(&str) -> usize + Sync),
     /// The need filter.
@@ -122,9 +122,16 @@ pub fn prepare(user: &ClaimedUser, snapshot: &Snapshot, context: &ListContext) -
         },
         ..audit_of(context)
     };
-    let (terms, weight) = weighted_terms(state, snapshot, (&segment, at), context);
+    let Asked {
+        terms,
+        weight,
+        calibration,
+    } = asked(state, snapshot, (&segment, at), context);
     if weight == 0.0 {
         audit.model = None;
+    }
+    if let Some(calibration) = &calibration {
+        audit.calibration.clone_from(&calibration.hash);
     }
     let ask = rendered.map(|rendered| {
         let prompt = note_prompt(&mut audit, rendered);
@@ -134,7 +141,7 @@ pub fn prepare(user: &ClaimedUser, snapshot: &Snapshot, context: &ListContext) -
             permitted: Some(Arc::new(permitted)),
             terms,
             weight,
-            calibration: context.calibration.clone(),
+            calibration,
             ..ScoreRequest::default()
         }
     });
@@ -157,7 +164,6 @@ pub fn prepare(user: &ClaimedUser, snapshot: &Snapshot, context: &ListContext) -
 
 /// The part of an audit that is the same for all lists of an arm.
 fn audit_of(context: &ListContext) -> Audit {
-    let calibration = context.calibration.as_ref();
     let learned = context
         .learned
         .map(|learned| learned.artefact().hash.clone());
@@ -167,18 +173,26 @@ fn audit_of(context: &ListContext) -> Audit {
         artefact: learned.unwrap_or_default(),
         model: Some(context.model.clone()),
         template: context.template.hash.clone(),
-        calibration: calibration.map_or("none".into(), |calibration| calibration.hash.clone()),
+        calibration: "none".into(),
         ..Audit::default()
     }
 }
 
-/// The terms of a user's score request beside the model's, and the model's weight.
-fn weighted_terms(
+/// What depends on how much of a user's history is visible.
+struct Asked {
+    /// The terms beside the model's.
+    terms: Vec<Term>,
+    /// The model's weight.
+    weight: f32,
+    calibration: Option<Arc<Calibration>>,
+}
+
+fn asked(
     state: &UserState,
     snapshot: &Snapshot,
     (segment, at): (&str, Timestamp),
     context: &ListContext,
-) -> (Vec<Term>, f32) {
+) -> Asked {
     let own = own_products(state, &snapshot.catalogue);
     let weights = context.weights.at(own.len());
     let input = TermInput {
@@ -188,8 +202,11 @@ fn weighted_terms(
         at,
         learned: context.learned,
     };
-    let model = weights.get(MODEL).copied().unwrap_or_default();
-    (score_terms(weights, &input), model as f32)
+    Asked {
+        terms: score_terms(weights, &input),
+        weight: weights.get(MODEL).copied().unwrap_or_default() as f32,
+        calibration: context.calibrations.at(own.len()).cloned(),
+    }
 }
 
 /// How many names are ranked for a list of `names`. The merchant's most names of a category and pins need more than

@@ -5,6 +5,7 @@
 //! another tokenizer are refused, because their mean would belong to other prompts. It does not know models.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,43 @@ pub struct Frozen {
     tokenizer: String,
     /// Rendered prompts.
     prompts: Vec<Prompt>,
+}
+
+/// Calibration prompts by visible history: each set is for users with so many visible products or more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Calibrations(BTreeMap<usize, Arc<Calibration>>);
+
+impl Calibrations {
+    /// One set for all users.
+    pub fn of_all(calibration: Arc<Calibration>) -> Self {
+        Self([(0, calibration)].into())
+    }
+
+    /// The set for a user with so many visible products; `None` if nothing is to be subtracted.
+    pub fn at(&self, visible: usize) -> Option<&Arc<Calibration>> {
+        Some(self.0.range(..=visible).next_back()?.1)
+    }
+
+    /// All sets, those of the least visible history first.
+    pub fn sets(&self) -> impl Iterator<Item = &Arc<Calibration>> {
+        self.0.values()
+    }
+
+    /// Reads the sets that [`references`] wrote, for an arm whose template and tokenizer are given by hash.
+    pub fn read(text: &str, template: &str, tokenizer: &str) -> Result<Self, FrozenError> {
+        let sets: BTreeMap<usize, serde_json::Value> = serde_json::from_str(text)?;
+        let read = |(visible, set): (usize, serde_json::Value)| {
+            let set = Frozen::read(&set.to_string(), template, tokenizer)?;
+            Ok((visible, Arc::new(set)))
+        };
+        let sets: Result<_, FrozenError> = sets.into_iter().map(read).collect();
+        Ok(Self(sets?))
+    }
+}
+
+/// The text of a file with a set of prompts per least number of visible products.
+pub fn references(sets: &BTreeMap<usize, Frozen>) -> String {
+    serde_json::to_string_pretty(sets).expect("strings and numbers")
 }
 
 /// What every schema of the file has.

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::names::scoring::Prompt;
 use crate::user::record::Position;
 
-pub use calibration::{Frozen, FrozenError, PROMPTS, Person};
+pub use calibration::{Calibrations, Frozen, FrozenError, PROMPTS, Person, references};
 pub use view::{Line, View, clean, words};
 
 /// The line of a template file after which the assistant's turn begins. In a rendered text it has no meaning.
