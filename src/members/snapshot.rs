@@ -357,7 +357,7 @@ impl<S: Store> SnapshotLoader<S> {
                 );
             }
         }
-        for kind in UnmatchedKind::ALL {
+        for kind in UnmatchedKind::OF_CATALOGUE {
             let ids = found.iter().filter(|it| it.kind == kind).map(|it| &it.id);
             metrics::unmatched(kind, ids.collect::<BTreeSet<_>>().len());
         }

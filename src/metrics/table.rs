@@ -164,7 +164,7 @@ table! {
     REPEATED_PUS: Gauge "nearshore_catalogue_repeated_pus" []
         "Products (PUs) whose name and category another product has, too: of each such name a list has one product.";
     UNMATCHED: Gauge "nearshore_unmatched" [kind = These(UnmatchedKind::VARIANTS)]
-        "Rules, categories of `[needs]`, blocks, boosts and pins that name something which no SKU of the serving catalogue has.";
+        "Rules, categories of `[needs]`, blocks, boosts and pins that name something which no SKU of the serving catalogue has; fields that rules and segments ask for and no profile has.";
     LAG: Gauge "nearshore_consumer_lag" [group = Later, topic = Later, partition = Later]
         "Records between the committed offset and the end of a partition that this process owns.";
     LAG_SECONDS: Gauge "nearshore_consumer_lag_seconds" [group = Later, topic = Later]

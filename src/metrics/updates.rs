@@ -233,7 +233,8 @@ pub fn repeated_pus(n: usize) {
     t::REPEATED_PUS.set(&[], n as f64);
 }
 
-/// Sets how many rules, needs, blocks, boosts or pins match nothing in the catalogue, in whole or in part.
+/// Sets how many rules, needs, blocks, boosts or pins match nothing in the catalogue, in whole or in part, or how many
+/// fields no profile has.
 pub fn unmatched(kind: UnmatchedKind, n: usize) {
     t::UNMATCHED.set(&[kind.into()], n as f64);
 }

@@ -3,6 +3,7 @@
 //! Invariant: no task is detached; the end of one task ends the process. A cancelled process commits what is done and
 //! leaves its groups within [`DRAIN`]. It connects parts and decides nothing.
 
+mod fields;
 mod installation;
 mod load;
 mod watch;
@@ -19,6 +20,7 @@ use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use fields::watch_fields;
 use installation::watch_strangers;
 pub(crate) use installation::{ADVICE, installation, strangers};
 pub(crate) use load::{artefact, artefact_of, load_arms};
@@ -133,6 +135,10 @@ pub async fn start(
     tasks.spawn(until_cancelled(
         parts.cancel.clone(),
         watch_coverage(parts.clone()),
+    ));
+    tasks.spawn(until_cancelled(
+        parts.cancel.clone(),
+        watch_fields(parts.clone()),
     ));
     if roles.ingest {
         let (ingest, stock) = (parts.clone(), parts.clone());

@@ -1,5 +1,5 @@
-//! Promise: a text that looks like another one names the same thing, and a rule or a block that names nothing is said by
-//! `check`, by the log and by a metric.
+//! Promise: a text that looks like another one names the same thing, and a rule or a block that names nothing, or a field
+//! that no profile has, is said by `check`, by the log and by a metric.
 
 use serde_json::json;
 
@@ -61,4 +61,46 @@ async fn a_rule_or_a_block_that_matches_nothing_is_said_by_check_log_and_metric(
     })
     .await;
     drop(process);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_field_that_no_profile_has_is_said_by_check_log_and_metric_until_one_has_it() {
+    let site = Site::open(&[]).await;
+    site.append(
+        "[[rules]]\nid = \"minors\"\nwhen = { field = \"agee\", below = 18 }\n\
+         forbid = { categories = [\"WINE\"] }\n",
+    );
+    site.catalogue().await;
+    let process = Process::ready(&site, "ingest").await;
+    let usual = json!({"age": 40, "avoids": "PETS"});
+    let profiles = (0..3).map(|nth| site.profile(&format!("user-{nth}"), &usual));
+    site.send(profiles.collect()).await;
+    let fields = async |wanted: f64| match process
+        .metric("nearshore_unmatched", "kind=\"field\"")
+        .await
+    {
+        found if found == wanted => Ok(()),
+        found => Err(format!("{found} fields; {}", process.log())),
+    };
+    eventually(LIMIT, || fields(1.0)).await;
+    let says = "rule \"minors\" asks for \"agee\", which no profile has; did you mean \"age\"?";
+    assert_eq!(process.log().matches(says).count(), 1, "{}", process.log());
+    // A generate member says it at its start.
+    let generate = Process::ready(&site, "generate").await;
+    eventually(LIMIT, || async {
+        let log = generate.log();
+        log.contains(says).then_some(()).ok_or(log)
+    })
+    .await;
+    let check = site.cli(&["check"]).await;
+    let check = String::from_utf8_lossy(&check.stdout).into_owned();
+    let says = "rule \"minors\" asks for agee, which none of 3 stored profiles has";
+    assert!(check.contains(says), "{check}");
+
+    site.send(vec![site.profile("user-3", &json!({"agee": 40}))])
+        .await;
+    eventually(LIMIT, || fields(0.0)).await;
+    let says = "a profile has the field now";
+    assert!(process.log().contains(says), "{}", process.log());
+    drop(generate);
 }

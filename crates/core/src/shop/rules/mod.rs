@@ -6,6 +6,7 @@
 //! stock: [`Verdict::permitted`] takes the catalogue.
 
 mod condition;
+mod fields;
 mod needs;
 mod table;
 mod unmatched;
@@ -19,6 +20,7 @@ use serde_json::Value;
 
 use crate::text::normalise;
 
+pub use fields::ProfileFields;
 pub use table::{Table, Verdict};
 pub use unmatched::{Unmatched, UnmatchedKind, unmatched, unmatched_blocks, unmatched_merchant};
 pub use validate::{unreachable, validate};

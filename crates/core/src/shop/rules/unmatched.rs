@@ -30,29 +30,33 @@ pub enum UnmatchedKind {
     Boost,
     /// A pin of `[merchant]`.
     Pin,
+    /// A profile field that rules and segments ask for.
+    Field,
 }
 
 impl UnmatchedKind {
-    /// All kinds.
-    pub const ALL: [Self; 5] = [Self::Rule, Self::Need, Self::Block, Self::Boost, Self::Pin];
+    /// The kinds that are looked for in the catalogue.
+    pub const OF_CATALOGUE: [Self; 5] =
+        [Self::Rule, Self::Need, Self::Block, Self::Boost, Self::Pin];
 
     /// What happens until somebody corrects it, as the end of a sentence.
     pub fn otherwise(self) -> &'static str {
         match self {
             Self::Rule | Self::Need | Self::Block => "the products that it means are offered",
             Self::Boost | Self::Pin => "it has no effect",
+            Self::Field => "it counts as unknown",
         }
     }
 }
 
-/// A part of a rule, a category of the need filter, a block, a boost or a pin, that matches nothing.
+/// A part of a rule, a category of the need filter, a block, a boost, a pin or a profile field, that matches nothing.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Unmatched {
     /// What it is.
     pub kind: UnmatchedKind,
-    /// Id of the rule, category of the need, id of the block, PU id or category of the boost or pin.
+    /// Id of the rule, category of the need, id of the block, PU id or category of the boost or pin, profile field.
     pub id: String,
-    /// What is not in the catalogue, and what is, if something is similar.
+    /// What is not there, and what is, if something is similar.
     pub what: String,
 }
 
@@ -259,7 +263,7 @@ fn texts(value: &Value) -> Vec<&str> {
 
 /// Names the known text that is most like an unknown one, as a question: one that differs in case alone, or the one
 /// with the fewest changed letters. Of short texts, as ids are, any other one would be alike.
-fn like(unknown: &str, known: &BTreeSet<&str>) -> String {
+pub(super) fn like(unknown: &str, known: &BTreeSet<&str>) -> String {
     let lower = unknown.to_lowercase();
     let longest = (unknown.chars().count() / 4).min(3);
     // To compare texts takes long, and texts of very different lengths are not alike.
