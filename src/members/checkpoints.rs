@@ -41,6 +41,8 @@ pub struct Checkpoints<S> {
     reached: BTreeMap<Partition, Resume>,
     /// Positions that are done and not yet committed.
     uncommitted: BTreeMap<Partition, Resume>,
+    /// Why the stored checkpoints could not be used when they were read or written last.
+    unusable: Option<String>,
 }
 
 impl<S: Store> Checkpoints<S> {
@@ -54,7 +56,22 @@ impl<S: Store> Checkpoints<S> {
             unverified: BTreeSet::new(),
             reached: BTreeMap::new(),
             uncommitted: BTreeMap::new(),
+            unusable: None,
         }
+    }
+
+    /// Why the stored checkpoints cannot be used; `None` if they can, as far as is known. Nothing is committed meanwhile.
+    pub fn unusable(&self) -> Option<&str> {
+        self.unusable.as_deref()
+    }
+
+    /// Remembers whether the stored checkpoints could be used.
+    fn note<T>(&mut self, outcome: Result<T, store::Error>) -> Result<T, store::Error> {
+        self.unusable = match &outcome {
+            Err(error @ store::Error::Corrupt { .. }) => Some(error.to_string()),
+            _ => None,
+        };
+        outcome
     }
 
     /// Takes over partitions that the group assigned.
@@ -100,7 +117,8 @@ impl<S: Store> Checkpoints<S> {
         let unverified: Vec<Partition> = self.unverified.iter().cloned().collect();
         // Positions first: a former owner that still commits raises its checkpoint before its position.
         let positions = log.committed(&unverified).await?;
-        let checkpoints = store.checkpoints(&self.reader).await?;
+        let checkpoints = store.checkpoints(&self.reader).await;
+        let checkpoints = self.note(checkpoints)?;
         for position in positions {
             let checkpoint = checkpoints.get(&position.partition);
             if position.ours && checkpoint.is_none_or(|checkpoint| *checkpoint < position.resume) {
@@ -130,7 +148,8 @@ impl<S: Store> Checkpoints<S> {
         }
         let store = self.store(log).await?;
         let done: Vec<(Partition, Resume)> = self.uncommitted.clone().into_iter().collect();
-        store.checkpoint(&self.reader, &done).await?;
+        let stored = store.checkpoint(&self.reader, &done).await;
+        self.note(stored)?;
         log::commit_ours(log, done).await?;
         self.uncommitted.clear();
         Ok(())
@@ -142,7 +161,8 @@ impl<S: Store> Checkpoints<S> {
         let assigned: Vec<Partition> = self.assigned.iter().cloned().collect();
         // Lineage first: checkpoints of a later lineage than the one that writes are bound to are at worst too low.
         let lineage = self.store.lineage().await?;
-        let checkpoints = self.store.checkpoints(&self.reader).await?;
+        let checkpoints = self.store.checkpoints(&self.reader).await;
+        let checkpoints = self.note(checkpoints)?;
         let positions = log.committed(&assigned).await?;
         let mut to = Vec::with_capacity(assigned.len());
         let mut uncommitted = BTreeMap::new();

@@ -3,6 +3,7 @@
 //! Invariant: a call is repeated with the same input until it succeeds, its partition stops, or the process ends. All
 //! waiting between calls is here; the roles themselves only wait for the answers of log and store.
 
+mod gates;
 mod stock;
 
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::http::{Gate, Ready};
+use crate::http::Gate;
 use crate::members::checkpoints::STORE_CHECK_EVERY;
 use crate::members::clock::wall_clock;
 use crate::members::error::Error;
@@ -26,7 +27,10 @@ use nearshore_core::ports::store::Store;
 use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::trigger::Lane;
 
+pub(crate) use gates::dlq_gate;
 pub(crate) use stock::stock_loop;
+
+use gates::{DLQ_OPEN, PARTITIONS_OPEN, VALUES_OPEN, report_checkpoints, report_dlq};
 
 /// How often done offsets are committed.
 pub(crate) const COMMIT_EVERY: Duration = Duration::from_millis(500);
@@ -46,12 +50,6 @@ const LAST_COMMIT_MAX: Duration = Duration::from_secs(2);
 
 /// How often a stopped partition is tried again.
 const RESUME_EVERY: Duration = Duration::from_secs(5);
-
-/// What the gate of the values that generate reads says while it is open.
-const VALUES_OPEN: &str = "the stored values can be read";
-
-/// What the gate of an ingest member's partitions says while it is open.
-const PARTITIONS_OPEN: &str = "no partition is stopped";
 
 /// How often unused states are dropped. A state that is not needed for one to two of these periods leaves the cache.
 const DROP_STATES_EVERY: Duration = Duration::from_secs(300);
@@ -130,6 +128,7 @@ trait Member: Send {
     fn commit(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
     fn check_store(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
     fn rewind(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
+    fn unusable_checkpoints(&self) -> Option<&str>;
 }
 
 macro_rules! member {
@@ -145,6 +144,10 @@ macro_rules! member {
 
             async fn rewind(&mut self) -> Result<(), Error> {
                 self.rewind().await
+            }
+
+            fn unusable_checkpoints(&self) -> Option<&str> {
+                self.unusable_checkpoints()
             }
         }
     };
@@ -256,24 +259,6 @@ async fn check_store(member: &mut impl Member, cancel: &CancellationToken) -> an
     }
 }
 
-/// Says on `/readyz` that dead letters wait, if that is the error. The role makes no progress until they are written.
-fn report_dlq(dlq: &Gate, error: &Error) {
-    match error {
-        Error::Dlq { .. } => dlq.shut(error.to_string()),
-        Error::Log(_) | Error::Store(_) | Error::FenceAboveEnd { .. } => {}
-    }
-}
-
-/// The gate of the dlq on `/readyz`, open while no dead letter waits.
-pub(crate) fn dlq_gate(ready: &Ready, name: &'static str) -> Gate {
-    let gate = ready.gate(name);
-    gate.open(DLQ_OPEN);
-    gate
-}
-
-/// What a gate of the dlq says while it is open.
-const DLQ_OPEN: &str = "no dead letter waits";
-
 /// Runs an ingest member until it is cancelled, once `ready` says that the catalogue is read.
 pub(crate) async fn ingest_loop<L: Log, S: Store>(
     mut member: Ingest<L, S>,
@@ -332,7 +317,7 @@ async fn ingest_turns<L: Log, S: Store>(
         }
         match member.stopped_why() {
             Some(why) => partitions.shut(format!("{why}; next try in {RESUME_EVERY:?}")),
-            None => partitions.open(PARTITIONS_OPEN),
+            None => report_checkpoints(member, partitions, PARTITIONS_OPEN),
         }
     }
 }
@@ -504,7 +489,7 @@ async fn generate_turns<L: Log, S: Store, A: generate::Scorer>(
         match turn {
             Ok(_) => {
                 backoff = Backoff::default();
-                values.open(VALUES_OPEN);
+                report_checkpoints(member, values, VALUES_OPEN);
             }
             Err(error) if error.rewinds() => rewind(member, &error, cancel).await?,
             Err(error) if error.retry() || error.is_of_a_value() => {

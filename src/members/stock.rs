@@ -129,6 +129,11 @@ impl<L: Log, S: Store> Stock<L, S> {
         Ok(self.checkpoints.commit(&self.log).await?)
     }
 
+    /// Why the stored checkpoints cannot be used, for people; `None` if they can.
+    pub fn unusable_checkpoints(&self) -> Option<&str> {
+        self.checkpoints.unusable()
+    }
+
     /// Fails with an error that [`Error::rewinds`] if the store lost writes since it was last verified.
     pub async fn check_store(&mut self) -> Result<(), Error> {
         Ok(self.checkpoints.check_store(&self.log).await?)

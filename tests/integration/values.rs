@@ -248,6 +248,36 @@ async fn a_bad_value_that_users_share_is_shown_and_the_member_goes_on_when_it_is
     assert_eq!(out, [true]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_checkpoint_is_shown_and_the_member_commits_when_it_is_mended() {
+    let site = Site::open(&[("user_events", 1, &[])]).await;
+    site.catalogue().await;
+    let [of_ingest, of_stock, of_generate] = [&*site.ns, "nearshore:stock", "nearshore:generate"]
+        .map(|reader| keys::checkpoint(reader, "0"));
+    // It is met when partitions are assigned.
+    for key in [&of_ingest, &of_stock, &of_generate] {
+        site.redis.ask(&["HSET", key, "no partition", "7"]).await;
+    }
+    let mut member = Process::start(&site, "all");
+    for (gate, key) in [
+        ("partitions", &of_ingest),
+        ("sold-out-sets", &of_stock),
+        ("values-generate", &of_generate),
+    ] {
+        assert_eq!(ready_says(&member, gate, key).await, 503);
+        site.redis.ask(&["DEL", key]).await;
+    }
+    member.becomes_ready().await;
+    // It is met when offsets are committed.
+    replace(&site, &of_ingest, &["SET", "x"]).await;
+    site.send(vec![site.bought("ann", 0)]).await;
+    assert_eq!(ready_says(&member, "partitions", &of_ingest).await, 503);
+    has_events(&site, "ann", 1).await;
+    site.redis.ask(&["DEL", &of_ingest]).await;
+    site.committed().await;
+    member.becomes_ready().await;
+}
+
 #[tokio::test]
 async fn a_sweep_and_a_check_leave_out_a_user_whose_values_cannot_be_read() {
     let site = Site::open(&[]).await;

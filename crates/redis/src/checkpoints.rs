@@ -51,12 +51,11 @@ impl RedisStore {
         let answers = self.link().run(tags.iter().map(all).collect(), 1).await?;
         let mut least: Option<BTreeMap<Partition, Resume>> = None;
         for (tag, answer) in tags.iter().zip(answers) {
-            let rows: BTreeMap<String, i64> = self.read(answer)?;
+            let key = keys::checkpoint(reader, tag);
+            let rows: BTreeMap<String, i64> = self.read_of(&key, answer)?;
             let mut stored = BTreeMap::new();
             for (text, resume) in rows {
-                let partition: Partition = text
-                    .parse()
-                    .map_err(|error| corrupt(&keys::checkpoint(reader, tag), error))?;
+                let partition: Partition = text.parse().map_err(|error| corrupt(&key, error))?;
                 stored.insert(partition, Resume(resume));
             }
             least = Some(match least {

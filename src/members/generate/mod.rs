@@ -381,6 +381,11 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
         Ok(self.checkpoints.commit(&self.log).await?)
     }
 
+    /// Why the stored checkpoints cannot be used, for people; `None` if they can.
+    pub fn unusable_checkpoints(&self) -> Option<&str> {
+        self.checkpoints.unusable()
+    }
+
     /// Checks whether the store is still the one that was written to.
     pub async fn check_store(&mut self) -> Result<(), Error> {
         Ok(self.checkpoints.check_store(&self.log).await?)

@@ -5,9 +5,10 @@
 
 use tokio_util::sync::CancellationToken;
 
+use super::gates::{DLQ_OPEN, report_checkpoints, report_dlq};
 use super::{
-    Backoff, COMMIT_EVERY, DLQ_OPEN, check_store, commit, count_rebalance, every, last_commit,
-    report_dlq, rewind, run_until_drained,
+    Backoff, COMMIT_EVERY, check_store, commit, count_rebalance, every, last_commit, rewind,
+    run_until_drained,
 };
 use crate::http::Gate;
 use crate::members::checkpoints::STORE_CHECK_EVERY;
@@ -64,8 +65,8 @@ async fn stock_turns<L: Log, S: Store>(
                     }
                 }
                 dlq.open(DLQ_OPEN);
-                sets.open(SETS_OPEN);
             }
         }
+        report_checkpoints(member, sets, SETS_OPEN);
     }
 }

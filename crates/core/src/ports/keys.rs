@@ -209,7 +209,7 @@ pub fn redis_type(key: &str) -> Option<&'static str> {
         "buckets" => Some("set"),
         "gone" => Some("zset"),
         _ if key.starts_with("nearshore:oos:{") && end.ends_with('}') => Some("set"),
-        _ if key.contains(":counts:{") => Some("hash"),
+        _ if key.contains(":counts:{") || key.contains(":checkpoint:{") => Some("hash"),
         _ => None,
     }
 }
