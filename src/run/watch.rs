@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::task::JoinSet;
@@ -93,6 +93,7 @@ pub(super) async fn watch_redis(parts: Parts) -> anyhow::Result<()> {
     // A Redis that lost everything gets back the namespace that was active, not the configured one.
     let mut last_active = parts.config.namespace.clone();
     let mut enrolled = false;
+    let mut away: Option<Instant> = None;
     let mut tick = tokio::time::interval(Duration::from_secs(2));
     loop {
         tokio::select! {
@@ -102,9 +103,18 @@ pub(super) async fn watch_redis(parts: Parts) -> anyhow::Result<()> {
         match parts.store.ready().await {
             Ok(()) => gate.open("writable"),
             Err(error) => {
+                away.get_or_insert_with(Instant::now);
                 gate.shut(error.to_string());
                 continue;
             }
+        }
+        if let Some(since) = away.take() {
+            // Without the target `redis`: lines about it are one a minute, and this one is about the end of an outage.
+            let seconds = since.elapsed().as_secs();
+            tracing::info!(
+                seconds,
+                "Redis accepts writes again; what waited for it goes on"
+            );
         }
         let active = parts.store.active().await;
         // A Redis that lost everything is marked with its layout again, before anything else is written.

@@ -193,6 +193,53 @@ fn offset(info: &str, field: &str) -> Option<i64> {
     line.trim().parse().ok()
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_of_redis_is_told_at_its_beginning_once_a_minute_and_at_its_end() {
+    let mut site = Site::open(&[("user_events", 1, &[])]).await;
+    for setting in [["appendfsync", "always"], ["appendonly", "yes"]] {
+        let [name, value] = setting;
+        site.redis.ask(&["CONFIG", "SET", name, value]).await;
+    }
+    site.catalogue().await;
+    let mut member = Process::ready(&site, "all").await;
+    let feeding = feed(&site);
+    writes_again(&member, "no fault").await;
+    let (before, start) = (member.log().lines().count(), Instant::now());
+    site.redis.kill();
+    is_stuck(&member).await;
+    let errors = member.metric("nearshore_errors_total", "store").await;
+    eventually(LIMIT, || async {
+        match member.metric("nearshore_errors_total", "store").await {
+            now if now >= errors + 20.0 => Ok(()),
+            now => Err(format!("{now} errors, {errors} at first")),
+        }
+    })
+    .await;
+    site.redis.restart_with(&["--appendonly", "yes"]).await;
+    writes_again(&member, "an outage").await;
+    member.becomes_ready().await;
+    let end = "Redis accepts writes again";
+    eventually(LIMIT, || async {
+        let log = member.log();
+        log.contains(end).then_some(()).ok_or(log)
+    })
+    .await;
+    feeding.abort();
+    let minutes = start.elapsed().as_secs() as usize / 60 + 1;
+    let log = member.log();
+    let lines: Vec<&str> = log.lines().skip(before).collect();
+    eprintln!("redis faults: an outage: {lines:#?}");
+    let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+    let port = site.redis.port.to_string();
+    assert!(lines[0].contains(" redis: ") && lines[0].contains(&port));
+    assert_eq!(count(end), 1, "{lines:#?}");
+    // In a minute one line of each service; from the second one on another one says how many were left out.
+    let [redis, kafka] = [count(" redis: "), count(" kafka: ")];
+    assert!(redis.max(kafka) < 2 * minutes, "{lines:#?}");
+    // Each of the three groups says that it reads again what Redis may have lost.
+    assert!(lines.len() - redis - kafka <= 1 + 3, "{lines:#?}");
+}
+
 /// Changes the password of the member's user in Redis and ends its connections, as a rotation does.
 async fn rotate(site: &Site, password: &str) {
     let rule = format!(">{password}");

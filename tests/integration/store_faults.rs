@@ -58,6 +58,13 @@ impl Server {
         let _ = self.child.wait();
     }
 
+    /// Starts a killed one again on the same port and files, with more settings.
+    pub async fn restart_with(&mut self, extra: &[&str]) {
+        self.extra
+            .extend(extra.iter().map(|word| (*word).to_owned()));
+        self.restart().await;
+    }
+
     /// Kills it and starts it again on the same port and files.
     pub async fn restart(&mut self) {
         self.kill();
