@@ -30,6 +30,7 @@ mod refresh;
 mod retention;
 mod safety;
 mod simulation;
+mod sockets;
 mod store;
 mod store_arms;
 mod store_faults;

@@ -394,18 +394,31 @@ impl Process {
         Self::launch((binary, role), site, &[])
     }
 
+    /// Starts a process that may open so many descriptors.
+    pub fn start_limited(site: &Site, role: &str, descriptors: usize) -> Self {
+        let limit = format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &limit, env!("CARGO_BIN_EXE_nearshore")]);
+        Self::run(shell, role, site)
+    }
+
     fn launch((binary, role): (&str, &str), site: &Site, environment: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(binary);
+        command.envs(environment.iter().copied());
+        Self::run(command, role, site)
+    }
+
+    fn run(mut command: Command, role: &str, site: &Site) -> Self {
         let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = free.local_addr().expect("bound").port();
         drop(free);
         let log = site.dir.path().join(format!("{role}-{port}.log"));
         let stderr = std::fs::File::create(&log).expect("a file");
-        let child = Command::new(binary)
+        let child = command
             .args(["run", "--role", role, "--config"])
             .arg(site.dir.path().join("nearshore.toml"))
             // Each process has its own address; the file is shared.
             .env("NEARSHORE__HTTP__LISTEN", format!("127.0.0.1:{port}"))
-            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)
@@ -469,6 +482,12 @@ impl Process {
         };
         let value = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
         text.lines().filter(of).filter_map(value).sum()
+    }
+
+    /// Number of its open descriptors.
+    pub fn descriptors(&self) -> usize {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid()));
+        open.map_or(0, Iterator::count)
     }
 
     /// Its process id.
