@@ -11,7 +11,7 @@ use toml::{Table, Value};
 pub const TEXT: &str = include_str!("../../config/nearshore.toml");
 
 /// Tables with keys of free choice.
-const FREE: [&str; 7] = [
+const FREE: [&str; 8] = [
     "kafka.properties",
     "kafka.consumer",
     "kafka.producer",
@@ -19,6 +19,8 @@ const FREE: [&str; 7] = [
     "kafka.incarnations",
     "rules.forbid.attributes",
     "needs.not_again_within",
+    // The terms are checked by their own list.
+    "arms.weights",
 ];
 
 /// What may be written at one place.
@@ -135,5 +137,15 @@ pub(super) fn dotted(path: &str, key: &str) -> String {
         key.to_owned()
     } else {
         format!("{path}.{key}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_terms_of_weights_by_hand_are_not_limited_to_those_of_the_reference() {
+        assert_eq!(Known::all().at("arms.weights"), Some(&Known::Free));
     }
 }
