@@ -9,9 +9,9 @@ use clap::Args;
 use super::logs::{LogArgs, bar, is_usage, read_logs};
 use super::{Common, with_config};
 use crate::config::{Config, init_tracing};
-use crate::ops::evaluate::History;
 use crate::ops::evaluate::align::{AlignOptions, align, text, write_folder};
 use crate::ops::evaluate::model::{ModelOptions, batches};
+use crate::ops::evaluate::{History, vectors};
 
 /// Examples of `--help`.
 pub(super) const EXAMPLES: &str = "\
@@ -50,6 +50,10 @@ pub(super) struct AlignArgs {
     /// `align.users_min`.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     users_min: Option<u32>,
+    /// Folder of a sentence encoder, for the terms `text` and `typical`; by default `engine.encoder`. Their vectors are
+    /// written into the artefact: of names, and of profile values that at least `--users-min` users had.
+    #[arg(long, value_name = "DIR")]
+    encoder: Option<PathBuf>,
     /// Seed of folds and samples.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -76,7 +80,13 @@ pub(super) fn run(args: &AlignArgs) -> anyhow::Result<ExitCode> {
 fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
     init_tracing(&config.log);
     let logs = read_logs(&args.logs, config)?;
-    let history = History::replay(logs, config);
+    let mut history = History::replay(logs, config);
+    let users_min = args.users_min.unwrap_or(config.align.users_min);
+    if let Some(folder) = args.encoder.clone().or_else(|| config.encoder()) {
+        let encoder = vectors::load(&folder)?;
+        let vectors = vectors::vectors(&history, &encoder, users_min as usize)?;
+        history.read_texts(vectors);
+    }
     let products = history.catalogue.pus().len();
     let scores_max = args.samples.map(|samples| samples as usize * products);
     let defaults = AlignOptions::default();
@@ -85,7 +95,7 @@ fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
         folds: usize::from(args.folds),
         cuts: usize::from(args.cuts),
         window: i64::try_from(args.window.as_millis()).unwrap_or(i64::MAX),
-        users_min: args.users_min.unwrap_or(config.align.users_min),
+        users_min,
         scores_max: scores_max.unwrap_or(defaults.scores_max),
     };
     let mut steps = u64::from(args.cuts) * u64::from(args.folds) + 3;

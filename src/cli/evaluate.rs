@@ -64,6 +64,9 @@ pub(super) struct EvaluateArgs {
     /// Test users whom the model of an arm is asked about, at the last cut; 0 asks no model.
     #[arg(long, value_name = "N", default_value_t = 300)]
     model_users: usize,
+    /// Folder of a sentence encoder, for the terms `text` and `typical`; by default `engine.encoder`.
+    #[arg(long, value_name = "DIR")]
+    encoder: Option<PathBuf>,
     /// Write a page with plots, which needs no network.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -98,6 +101,7 @@ fn run_with(args: &EvaluateArgs, config: &Config) -> anyhow::Result<()> {
         align: !args.no_align,
         cold: args.cold,
         model_users: args.model_users,
+        encoder: args.encoder.clone().or_else(|| config.encoder()),
     };
     let progress = Progress {
         bar: bar("ranking", "{pos}/{len} lists, {elapsed}"),

@@ -175,6 +175,8 @@ pub struct Engine {
     pub batch_rows_max: usize,
     /// Memory for keys and values of all users of a batch, in MiB; users that do not fit wait.
     pub kv_mb_max: usize,
+    /// Folder of the sentence encoder that makes vectors of texts; empty is none.
+    pub encoder: String,
     /// Longest generation; a user who is not done by then gets the fallback.
     #[serde(with = "humantime_serde")]
     pub generation_max: Duration,
@@ -188,6 +190,7 @@ impl Default for Engine {
             device: nearshore_engine::Place::default(),
             batch_rows_max: 512,
             kv_mb_max: 1024,
+            encoder: String::new(),
             generation_max: Duration::from_secs(120),
         }
     }
@@ -369,6 +372,12 @@ impl Config {
         for path in secrets.chain(self.redis.password_file.as_mut()) {
             *path = base.join(&*path);
         }
+    }
+
+    /// The folder of the configured sentence encoder, if there is one.
+    pub(crate) fn encoder(&self) -> Option<PathBuf> {
+        let folder = Some(&self.engine.encoder).filter(|folder| !folder.is_empty());
+        folder.map(|folder| self.resolve(folder))
     }
 
     /// The path of an arm's template, model or calibration file, relative to the folder of the configuration file.

@@ -76,13 +76,18 @@ fn weight(found: &mut Found, key: &str, number: f64) {
 }
 
 /// Weights of an arm's terms, set by hand or made by `nearshore align`, not both.
-fn weights(found: &mut Found, key: &str, arm: &Arm) {
+fn weights(found: &mut Found, key: &str, (arm, config): (&Arm, &Config)) {
     let key = format!("{key}.weights");
     let once = arm.artefact.is_none() || arm.weights.is_empty();
     let both = "the arm's artefact has weights, too; remove `weights` or `artefact`";
     must(found, once, &key, both);
-    if let Err(error) = Weights::by_hand(&arm.weights) {
-        found.push((key, error.to_string()));
+    match Weights::by_hand(&arm.weights) {
+        Err(error) => found.push((key, error.to_string())),
+        Ok(weights) => {
+            let read = !weights.use_vectors() || config.encoder().is_some();
+            let what = "text and typical need vectors of texts: name a sentence encoder's folder in engine.encoder";
+            must(found, read, &key, what);
+        }
     }
 }
 
@@ -457,7 +462,7 @@ fn arms(config: &Config, found: &mut Found) {
             "must be at least 32",
         );
         at_least_one(found, &format!("{key}.names"), arm.names);
-        weights(found, &key, arm);
+        weights(found, &key, (arm, config));
         let valid = arm.theta.is_none_or(f64::is_finite);
         must(
             found,
@@ -507,6 +512,9 @@ fn named_files(config: &Config, found: &mut Found) {
             None => {}
         }
         // Calibration files are not checked here: `nearshore calibrate` reads the configuration to write them.
+    }
+    if let Some(folder) = config.encoder() {
+        paths.push(("engine.encoder".to_owned(), folder.join("config.json")));
     }
     let password = config.redis.password_file.iter();
     let password = password.map(|path| ("redis.password_file".to_owned(), path.clone()));

@@ -70,7 +70,7 @@ pub(super) fn align(
     )?;
     let held = Held { train, test, cut };
     let routes = compare(&history, config, (&fitted, &options), held)?;
-    let (files, report): (_, AlignReport) = fitted.artefact(&options);
+    let (files, report): (_, AlignReport) = fitted.artefact(&options, None);
     let written = write_folder(folder, &files, &report)?;
     bar.finish();
     let name = written.file_name().unwrap_or_default();

@@ -252,6 +252,7 @@ fn arms_and_settings<A>(
         arm: serde_json::from_value(arm).expect("an arm"),
         weights: Weights::by_hand(&model).expect("weights"),
         artefact: None,
+        new_texts: None,
         template: nearshore_core::list::prompt::Template::load("Next:", "t.j2")
             .expect("a template"),
         info: Default::default(),

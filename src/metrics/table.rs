@@ -127,6 +127,10 @@ table! {
         "Lists that generate prepared for users whose profile has a value that the rule cannot compare, by rule.";
     ARTEFACT: Gauge "nearshore_artefact_bound" [arm = Arms]
         "1 if the arm's artefact fits the served catalogue; 0 if it was refused and the arm ranks by demand alone.";
+    NAMES_WITHOUT_VECTOR: Gauge "nearshore_names_without_vector" [arm = Arms]
+        "Names of the served catalogue to which the arm's terms text and typical give 0, because they have no vector.";
+    TEXTS_WITHOUT_VECTOR: Counter "nearshore_texts_without_vector_total" [arm = Arms]
+        "Names and profile values of users that the term text did not read in lists of the arm, because they have no vector.";
     PUBLISHED: Counter "nearshore_lists_published_total" [arm = Arms, lane = These(Lane::VARIANTS), source = These(Source::VARIANTS)]
         "Lists stored in Redis by generate, by arm, lane and source.";
     LIST_PURCHASES: Counter "nearshore_list_purchases_total" [arm = Arms, source = These(Source::VARIANTS)]

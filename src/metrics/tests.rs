@@ -41,6 +41,8 @@ fn update_all() {
     dlq(Stage::Event, "no_key", 1);
     dlq_waiting(Stage::Event, 1);
     artefact_bound("a", true);
+    names_without_vector("a", 1);
+    texts_without_vector("a", 1);
     foreign_members(1);
     unknown_namespace(1);
     empty_list(true);

@@ -80,6 +80,16 @@ pub fn artefact_bound(arm: &str, bound: bool) {
     t::ARTEFACT.set(&[arm], f64::from(u8::from(bound)));
 }
 
+/// Sets how many names of the catalogue have no vector in an arm.
+pub fn names_without_vector(arm: &str, names: usize) {
+    t::NAMES_WITHOUT_VECTOR.set(&[arm], names as f64);
+}
+
+/// Counts texts of a user that have no vector.
+pub fn texts_without_vector(arm: &str, texts: usize) {
+    t::TEXTS_WITHOUT_VECTOR.add(&[arm], texts as u64);
+}
+
 /// Sets how many members of another installation are in the groups of this one.
 pub fn foreign_members(n: usize) {
     t::FOREIGN_MEMBERS.set(&[], n as f64);

@@ -8,12 +8,13 @@ use anyhow::Context;
 
 use crate::config::Config;
 use crate::files;
-use crate::members::generate::LoadedArm;
+use crate::members::generate::{LoadedArm, NewTexts};
 use nearshore_core::list::prompt::{Arm, Calibrations, Frozen, Template};
 use nearshore_core::list::terms::Weights;
 use nearshore_core::list::terms::artefact::{Artefact, MANIFEST, Manifest};
 use nearshore_core::shop::arms::delay_of;
 use nearshore_engine::Options;
+use nearshore_engine::encoder::Encoder;
 use nearshore_engine::search::constrained::{Constrained, Limits};
 use nearshore_engine::table::Table;
 use nearshore_engine::thread::{Handle, spawn, spawn_with, threads};
@@ -76,6 +77,7 @@ pub(crate) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>
             arm: arm.clone(),
             weights,
             artefact,
+            new_texts: None,
             template,
             info,
             tokenizer: engine.tokenizer,
@@ -89,6 +91,42 @@ pub(crate) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>
         "no [[arms]] in the configuration: add one, or start with --role ingest"
     );
     Ok(arms)
+}
+
+/// Loads the arms, and starts the encoder for texts that will be new while they serve.
+pub(super) fn load_serving_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>>> {
+    let mut arms = load_arms(config)?;
+    start_encoder(config, &mut arms)?;
+    Ok(arms)
+}
+
+/// Gives the arms whose weights need vectors of texts the configured encoder.
+fn start_encoder(config: &Config, arms: &mut [LoadedArm<Handle>]) -> anyhow::Result<()> {
+    let Some(folder) = config.encoder() else {
+        return Ok(());
+    };
+    let arms = arms.iter_mut().filter(|arm| arm.weights.use_vectors());
+    let arms: Vec<&mut LoadedArm<Handle>> = arms.collect();
+    if arms.is_empty() {
+        return Ok(());
+    }
+    let encoder = Encoder::load(&folder).context("engine.encoder")?;
+    tracing::info!(encoder = %folder.display(), hash = encoder.hash(), "encoder loaded");
+    let new_texts = NewTexts::start(encoder);
+    for loaded in arms {
+        let vectors = loaded.artefact.as_ref();
+        let vectors = vectors.and_then(|artefact| artefact.vectors.as_ref());
+        match new_texts.fits(vectors.map(|vectors| &**vectors)) {
+            true => loaded.new_texts = Some(new_texts.clone()),
+            false => tracing::warn!(
+                arm = loaded.arm.id,
+                encoder = new_texts.encoder(),
+                "the artefact's vectors are of another encoder than engine.encoder; they are used, and new texts of this \
+                 arm have no vectors; run `nearshore align` with this encoder"
+            ),
+        }
+    }
+    Ok(())
 }
 
 /// Reads the arm's calibration prompts; none if the arm names no file.

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use fields::watch_fields;
 use installation::watch_strangers;
 pub(crate) use installation::{ADVICE, installation, strangers};
+use load::load_serving_arms;
 pub(crate) use load::{artefact, artefact_of, load_arms};
 use watch::{ENGINE_STALLED, join, watch_coverage, watch_engine, watch_redis};
 
@@ -467,7 +468,7 @@ async fn generate_task(parts: Parts) -> anyhow::Result<()> {
     gate.shut("loading");
     // Loading takes seconds to minutes; only readiness waits for it.
     let loading = config.clone();
-    let load = tokio::task::spawn_blocking(move || load_arms(&loading));
+    let load = tokio::task::spawn_blocking(move || load_serving_arms(&loading));
     let arms = tokio::select! {
         () = cancel.cancelled() => return Ok(()),
         arms = load => arms.context("loading panicked")??,

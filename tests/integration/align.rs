@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use serde_json::Value;
+use nearshore_core::text::vectors::Vectors;
+use serde_json::{Value, json};
 
 use crate::evaluate::Slice;
+use crate::harness::variable;
 
 fn nearshore(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_nearshore"))
@@ -85,6 +87,49 @@ fn an_artefact_is_a_function_of_the_log_and_its_weights_help() {
             );
         }
     }
+}
+
+#[test]
+fn with_an_encoder_an_artefact_has_vectors_of_names_and_of_values_that_several_share() {
+    let slice = Slice::read();
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = slice.json_lines(folder.path());
+    let profiles = std::fs::read_to_string(&files[1]).expect("profiles");
+    let first: Value = serde_json::from_str(profiles.lines().next().expect("one")).expect("JSON");
+    let secret = json!({"key": first["key"], "value": {"age": "45-54", "diary": "saw a heron"}});
+    std::fs::write(&files[1], format!("{profiles}{secret}\n")).expect("written");
+    let encoder = variable("NEARSHORE_TEST_ENCODER");
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let found = report(&align(&files, &one, &["--encoder", &encoder]));
+    assert_eq!(
+        found,
+        report(&align(&files, &two, &["--encoder", &encoder]))
+    );
+    let name = format!("artefact-{}", found["artefact"].as_str().expect("a hash"));
+    assert_eq!(content(&one.join(&name)), content(&two.join(&name)));
+    for (bucket, fit) in found["buckets"].as_object().expect("buckets") {
+        let fitted = fit["fitted"].as_object().expect("terms");
+        let has = ["text", "typical"].map(|term| fitted.contains_key(term));
+        assert_eq!(has, [!fitted.is_empty(); 2], "{bucket}");
+    }
+    let bytes = std::fs::read(one.join(&name).join("vectors.nstv")).expect("vectors");
+    let vectors = Vectors::decode(&bytes).expect("just written");
+    assert_eq!(vectors.width(), 384);
+    let tables = std::fs::read(one.join(&name).join("tables.json")).expect("tables");
+    let tables: Value = serde_json::from_slice(&tables).expect("JSON");
+    for product in tables["products"].as_array().expect("products") {
+        let product = product.as_str().expect("an id");
+        assert!(vectors.get(product).is_some(), "{product}");
+    }
+    assert!(vectors.get("age 45-54").is_some());
+    assert!(vectors.get("diary saw a heron").is_none(), "of one person");
+    let without = report(&align(&files, &two, &[]));
+    assert_ne!(found["artefact"], without["artefact"]);
+    let path = two.join(format!(
+        "artefact-{}",
+        without["artefact"].as_str().expect("a hash")
+    ));
+    assert!(!path.join("vectors.nstv").exists());
 }
 
 #[test]

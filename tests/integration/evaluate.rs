@@ -394,6 +394,43 @@ fn a_log_gives_one_result_in_every_format_and_a_page() {
 }
 
 #[test]
+fn with_an_encoder_the_texts_are_routes_and_an_arm_by_hand_reads_them() {
+    let slice = Slice::read();
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = slice.json_lines(folder.path());
+    let encoder = variable("NEARSHORE_TEST_ENCODER");
+    std::fs::write(folder.path().join("t.j2"), "{{ segment }}").expect("written");
+    let config = folder.path().join("nearshore.toml");
+    let arm = "[[arms]]\nid = \"a\"\nepoch = 1\ntemplate = \"t.j2\"\nmodel = \"none.gguf\"\n\
+               weights = { assortment = 1.0, typical = 8.0, text = 2.0 }\n";
+    let path = config.to_str().expect("a path");
+    let quick = [
+        "--json",
+        "--no-align",
+        "--no-curve",
+        "--cold",
+        "0",
+        "--config",
+        path,
+    ];
+    std::fs::write(&config, arm).expect("written");
+    let error = evaluate(&files, &quick).stderr;
+    let error = String::from_utf8_lossy(&error).into_owned();
+    assert!(error.contains("engine.encoder"), "{error}");
+    std::fs::write(&config, format!("[engine]\nencoder = {encoder:?}\n{arm}")).expect("written");
+    let found: Value = serde_json::from_str(&result(&evaluate(&files, &quick))).expect("JSON");
+    for cell in found["cells"].as_array().expect("cells") {
+        let routes = cell["routes"].as_array().expect("routes");
+        let list = |name: &str| {
+            let route = routes.iter().find(|it| it["route"] == name);
+            route.unwrap_or_else(|| panic!("{name}"))["recall"].clone()
+        };
+        assert_ne!(list("text"), list("typical"));
+        assert_ne!(list("arm a"), list("SKU count"));
+    }
+}
+
+#[test]
 fn wrong_orders_end_with_2_and_say_what_to_do() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = |name: &str, text: &str| {

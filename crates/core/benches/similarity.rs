@@ -34,7 +34,12 @@ fn similarity(c: &mut Criterion) {
             .map(|text| (text.as_str(), 1.0))
             .collect();
         group.bench_with_input(BenchmarkId::new("user", names), &user, |b, user| {
-            b.iter(|| table.to_user(&vectors, user));
+            b.iter(|| {
+                table.to_user(
+                    user.iter()
+                        .map(|(text, weight)| (vectors.get(text), *weight)),
+                )
+            });
         });
     }
     group.finish();

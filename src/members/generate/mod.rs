@@ -7,11 +7,13 @@
 //! What is remembered has one owner each: `Queue` has the requests in hand, `Scoring` the arms and their costs,
 //! `Publisher` what is not sent yet; `Claims` remembers nothing. [`Generate::turn`] joins them.
 
+mod arm_texts;
 mod backpressure;
 mod claims;
 mod cost;
 mod count;
 mod in_flight;
+mod new_texts;
 mod outbox;
 mod publisher;
 mod queue;
@@ -27,6 +29,7 @@ use arc_swap::ArcSwap;
 pub use backpressure::BACKPRESSURE_EVERY;
 pub use cost::UserCost;
 pub use in_flight::InFlight;
+pub use new_texts::NewTexts;
 pub use scorer::Scorer;
 
 use claims::{Claims, by_namespace};
@@ -73,6 +76,8 @@ pub struct LoadedArm<A> {
     pub weights: Weights,
     /// What `nearshore align` learned for it.
     pub artefact: Option<Arc<Artefact>>,
+    /// Makes vectors of texts that the artefact does not have; of the same encoder.
+    pub new_texts: Option<NewTexts>,
     /// Its prompt template.
     pub template: Template,
     /// Name and revision of its model.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::arm_texts::ArmTexts;
 use super::cost::UserCosts;
 use super::count::{count_batch, count_dropped};
 use super::in_flight::InFlight;
@@ -48,6 +49,8 @@ pub(super) struct Scoring<S, A> {
     names_version: Option<u64>,
     /// Artefact of each arm, bound to the catalogue of those names.
     learned: Vec<Option<Learned>>,
+    /// Vectors of texts of each arm, bound to the same catalogue.
+    texts: Vec<ArmTexts>,
     costs: UserCosts,
     in_flight: InFlight<S>,
     /// Weights of an arm whose artefact cannot be used.
@@ -100,6 +103,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
         Self {
             configs: arms.iter().map(|loaded| loaded.arm.clone()).collect(),
             learned: arms.iter().map(|_| None).collect(),
+            texts: arms.iter().map(|_| ArmTexts::default()).collect(),
             costs: UserCosts::new(arms.len()),
             arms,
             settings,
@@ -131,6 +135,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
         self.synced = snapshot.clone();
         let version = snapshot.catalogue.names_version();
         if self.names_version == Some(version) {
+            self.renew_texts();
             return;
         }
         let names = Arc::new(Names {
@@ -151,6 +156,17 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
         }
         self.names_version = Some(version);
         self.bind(&snapshot.catalogue);
+        self.texts
+            .iter_mut()
+            .zip(&self.arms)
+            .for_each(|(texts, loaded)| texts.bind(loaded, &snapshot.catalogue));
+    }
+
+    /// Reads vectors that were made since the last turn.
+    fn renew_texts(&mut self) {
+        for (texts, loaded) in self.texts.iter_mut().zip(&self.arms) {
+            texts.renew(loaded, &self.synced.catalogue);
+        }
     }
 
     /// Binds the arms' artefacts to a catalogue. An arm whose artefact is of another catalogue ranks by demand.
@@ -246,6 +262,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
             arm: &loaded.arm,
             weights,
             learned,
+            texts: self.texts[arm].texts(),
             template: &loaded.template,
             model: Model {
                 name,
@@ -276,6 +293,11 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
         let prepared = prepare(&user, snapshot, &self.context(arm));
         for rule in prepared.unreadable_rules() {
             metrics::rule_unknown(rule);
+        }
+        let without = prepared.without_vector();
+        metrics::texts_without_vector(&self.configs[arm].id, without.len());
+        if let Some(new_texts) = &self.arms[arm].new_texts {
+            new_texts.values(without);
         }
         Job {
             work,

@@ -19,6 +19,7 @@ use nearshore_core::list::terms::bound::Learned;
 use nearshore_core::list::terms::{
     BUCKETS, MODEL, Need, ScoreTerm, TERMS, Weights, bucket_of, table,
 };
+use nearshore_core::text::vectors::Vectors;
 use nearshore_core::user::record::Timestamp;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -107,7 +108,8 @@ pub(crate) fn align(
         let found = fit_weights(history, config, known, (model, &fitted), progress)?;
         fitted.add(found);
     }
-    let (files, report) = fitted.artefact(options);
+    let vectors = history.texts.as_ref().map(|texts| texts.vectors());
+    let (files, report) = fitted.artefact(options, vectors);
     Ok(Aligned { files, report })
 }
 
@@ -126,13 +128,17 @@ pub(crate) struct Fitted {
 
 impl Fitted {
     /// The artefact, as files and as a report.
-    pub(crate) fn artefact(&self, options: &AlignOptions) -> (Files, AlignReport) {
+    pub(crate) fn artefact(
+        &self,
+        options: &AlignOptions,
+        vectors: Option<&Vectors>,
+    ) -> (Files, AlignReport) {
         let made = Made {
             seed: options.seed,
             ..self.made.clone()
         };
         let references = self.references.as_deref();
-        let files = artefact::write(&made, &self.weights, &self.tables, references);
+        let files = artefact::write(&made, &self.weights, &self.tables, (references, vectors));
         let report = AlignReport {
             artefact: files.hash.clone(),
             made,
@@ -194,9 +200,9 @@ pub(crate) fn fit(
          demand alone until there are more",
         users.len()
     );
-    let (samples, bias_of_fold, bias) = with_bias(samples, options);
+    let (samples, bias_of_fold, bias) = with_bias(samples, (history, options));
     progress("bias");
-    let names: Vec<&str> = names().chain(["bias"]).collect();
+    let names: Vec<&str> = names(history).chain(["bias"]).collect();
     let gate = GateOptions {
         folds: options.folds,
         users_min: TUNE_USERS_MIN,
@@ -240,14 +246,16 @@ fn everyone(history: &History) -> anyhow::Result<Among<'_>> {
 }
 
 /// Names of the terms that are fitted before the bias: those that need no model.
-fn names() -> impl Iterator<Item = &'static str> {
-    fitted_terms().map(|term| term.name())
+fn names(history: &History) -> impl Iterator<Item = &'static str> {
+    fitted_terms(history.texts.is_some()).map(|term| term.name())
 }
 
-/// The terms that are fitted before the bias.
-fn fitted_terms() -> impl Iterator<Item = &'static &'static dyn ScoreTerm> {
-    let fits = |term: &&&dyn ScoreTerm| {
-        matches!(term.need(), Need::Snapshot | Need::Artefact) && term.name() != "bias"
+/// The terms that are fitted before the bias; those of texts only where there are vectors.
+fn fitted_terms(vectors: bool) -> impl Iterator<Item = &'static &'static dyn ScoreTerm> {
+    let fits = move |term: &&&dyn ScoreTerm| match term.need() {
+        Need::Snapshot | Need::Artefact => term.name() != "bias",
+        Need::Vectors => vectors,
+        Need::Model | Need::Policy => false,
     };
     TERMS.iter().filter(fits)
 }
@@ -363,6 +371,7 @@ pub(crate) fn learned(tables: Tables, shop: &Shop) -> anyhow::Result<Learned> {
         weights: Weights::default(),
         tables,
         references: None,
+        vectors: None,
     };
     Ok(Learned::bind(
         &Arc::new(artefact),
@@ -398,7 +407,8 @@ fn tables(
 /// What the terms say of a case. Terms of which nothing is known are 0 for every product.
 fn sample(case: &Case, taught: &Taught, held_out: usize) -> (usize, Sample) {
     let input = case.input(&taught.shop, &taught.learned);
-    let values = fitted_terms().map(|term| match term.values(&input) {
+    let terms = fitted_terms(taught.shop.texts.is_some());
+    let values = terms.map(|term| match term.values(&input) {
         Some(values) => table(values, taught.zeros.len()),
         None => Arc::clone(&taught.zeros),
     });
@@ -415,9 +425,9 @@ fn sample(case: &Case, taught: &Taught, held_out: usize) -> (usize, Sample) {
 /// cases, too.
 fn with_bias(
     mut samples: [Vec<Sample>; BUCKETS.len()],
-    options: &AlignOptions,
+    (history, options): (&History, &AlignOptions),
 ) -> ([Vec<Sample>; BUCKETS.len()], Vec<Arc<[f32]>>, Vec<f32>) {
-    let names: Vec<&str> = names().collect();
+    let names: Vec<&str> = names(history).collect();
     let scores: Vec<Vec<Vec<f32>>> = samples
         .par_iter()
         .map(|samples| mixed(Terms { names: &names }, samples))
@@ -458,10 +468,10 @@ pub(crate) fn write_folder(
     let all = files
         .content
         .iter()
-        .map(|(name, text)| (*name, text.as_str()));
-    for (name, text) in all.chain([("report.json", report.as_str())]) {
+        .map(|(name, bytes)| (*name, bytes.as_slice()));
+    for (name, bytes) in all.chain([("report.json", report.as_bytes())]) {
         let path = part.join(name);
-        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
     }
     std::fs::rename(&part, &folder)
         .with_context(|| format!("cannot rename {} to {}", part.display(), folder.display()))?;

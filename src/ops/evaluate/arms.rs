@@ -10,9 +10,9 @@ use nearshore_core::list::compose::{ListContext, finish};
 use nearshore_core::list::document::Model;
 use nearshore_core::list::prompt::{Arm, Calibrations, Template};
 use nearshore_core::list::select;
-use nearshore_core::list::terms::Weights;
 use nearshore_core::list::terms::artefact::Artefact;
 use nearshore_core::list::terms::bound::Learned;
+use nearshore_core::list::terms::{Texts, Weights};
 use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse, Term, Values};
 use nearshore_core::shop::rules::Needs;
 use nearshore_engine::thread::Handle;
@@ -73,6 +73,7 @@ impl Plain {
             arm: &self.arm,
             weights: &self.weights,
             learned: None,
+            texts: None,
             template: &self.template,
             model: Model::default(),
             calibrations: Calibrations::default(),
@@ -89,9 +90,10 @@ impl Route for Plain {
     }
 
     fn rank(&self, cases: &[&Case], shop: &Shop) -> anyhow::Result<Vec<Ranked>> {
-        let learned = bound(self.artefact.as_ref(), shop)?;
+        let (learned, texts) = bound(self.artefact.as_ref(), shop)?;
         let context = ListContext {
             learned: learned.as_ref(),
+            texts: texts.as_deref(),
             ..self.context()
         };
         let products = shop.snapshot.catalogue.pus().len();
@@ -103,10 +105,19 @@ impl Route for Plain {
     }
 }
 
-/// An artefact bound to a shop's catalogue.
-fn bound(artefact: Option<&Arc<Artefact>>, shop: &Shop) -> anyhow::Result<Option<Learned>> {
-    let bind = |artefact| Learned::bind(artefact, &shop.snapshot.catalogue);
-    Ok(artefact.map(bind).transpose()?)
+/// An artefact bound to a shop's catalogue, and the vectors of texts: the artefact's own, or without an artefact those
+/// that an encoder made for the evaluation.
+fn bound(
+    artefact: Option<&Arc<Artefact>>,
+    shop: &Shop,
+) -> anyhow::Result<(Option<Learned>, Option<Arc<Texts>>)> {
+    let Some(artefact) = artefact else {
+        return Ok((None, shop.texts.clone()));
+    };
+    let catalogue = &shop.snapshot.catalogue;
+    let vectors = artefact.vectors.iter().cloned().collect();
+    let texts = Texts::bind(vectors, catalogue).map(Arc::new);
+    Ok((Some(Learned::bind(artefact, catalogue)?), texts))
 }
 
 /// The weighted sum of terms per product.
@@ -151,9 +162,10 @@ impl Route for Modelled {
     fn rank(&self, cases: &[&Case], shop: &Shop) -> anyhow::Result<Vec<Ranked>> {
         self.offer_names(shop)?;
         let catalogue = &shop.snapshot.catalogue;
-        let learned = bound(self.loaded.artefact.as_ref(), shop)?;
+        let (learned, texts) = bound(self.loaded.artefact.as_ref(), shop)?;
         let context = ListContext {
             learned: learned.as_ref(),
+            texts: texts.as_deref(),
             ..self.context()
         };
         let mut ranked = Vec::new();
@@ -242,6 +254,7 @@ impl Modelled {
             arm: &self.loaded.arm,
             weights: &self.loaded.weights,
             learned: None,
+            texts: None,
             template: &self.loaded.template,
             model: Model::default(),
             calibrations: self.loaded.calibrations.clone(),

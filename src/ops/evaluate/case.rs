@@ -9,7 +9,7 @@ use std::sync::Arc;
 use fixedbitset::FixedBitSet;
 use nearshore_core::list::compose::{ClaimedUser, ListContext, PreparedRequest, prepare};
 use nearshore_core::list::terms::bound::Learned;
-use nearshore_core::list::terms::{OwnProduct, TermInput, own_products};
+use nearshore_core::list::terms::{OwnProduct, OwnText, TermInput, own_products, own_texts};
 use nearshore_core::user::event::{Accepted, Change};
 use nearshore_core::user::fold::fold;
 use nearshore_core::user::record::Timestamp;
@@ -49,6 +49,8 @@ pub(crate) struct Case {
     pub(crate) segment: String,
     /// Visible purchases.
     pub(crate) own: Vec<OwnProduct>,
+    /// Visible names and the profile's values.
+    pub(crate) own_texts: Vec<OwnText>,
     /// Products that may be listed.
     pub(crate) permitted: Arc<FixedBitSet>,
     /// Products bought after the cut, ascending.
@@ -66,6 +68,8 @@ impl Case {
             own: &self.own,
             at: shop.cut,
             learned: Some(learned),
+            texts: shop.texts.as_deref(),
+            own_texts: &self.own_texts,
         }
     }
 }
@@ -224,9 +228,11 @@ impl CaseMaker<'_> {
         let catalogue = &self.shop.snapshot.catalogue;
         let profile = state.profile.as_ref().map(|profiled| &profiled.profile);
         let segment = self.shop.snapshot.rules.segment(profile, cut).to_owned();
+        let own = own_products(&state, catalogue);
         let mut case = Case {
             user: nth,
-            own: own_products(&state, catalogue),
+            own_texts: own_texts(&state, &own, catalogue),
+            own,
             state,
             request,
             segment,

@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use nearshore_core::learn::log::{Line, UserLog};
+use nearshore_core::list::terms::Texts;
 use nearshore_core::shop::catalogue::{Catalogue, PuIx, SkuIx};
 use nearshore_core::shop::count_kind::CountKind;
 use nearshore_core::shop::demand::{BUCKET_MS, Demand};
 use nearshore_core::shop::rules::Table;
 use nearshore_core::shop::snapshot::Snapshot;
+use nearshore_core::text::vectors::Vectors;
 use nearshore_core::user::event::{Accepted, Change, Kind, UserId};
 use nearshore_core::user::plan::{PlanContext, plan};
 use nearshore_core::user::record::{Offset, Partition, Position, Timestamp};
@@ -59,6 +61,8 @@ pub(crate) struct History {
     pub(crate) unknown: u64,
     /// Users without a purchase.
     pub(crate) idle: usize,
+    /// Vectors of the catalogue's names and of profile values, once an encoder has made them.
+    pub(crate) texts: Option<Arc<Texts>>,
 }
 
 impl UserHistory {
@@ -93,6 +97,7 @@ impl History {
             span: None,
             unknown: 0,
             idle: 0,
+            texts: None,
         };
         let mut segments: BTreeMap<String, u16> = BTreeMap::new();
         for (mut user, own_segments, unknown) in replayed {
@@ -119,6 +124,12 @@ impl History {
         names.sort();
         history.segments = names.into_iter().map(|(_, name)| name).collect();
         history
+    }
+
+    /// Lets terms read texts by these vectors.
+    pub(crate) fn read_texts(&mut self, vectors: Vectors) {
+        let texts = Texts::bind(vec![Arc::new(vectors)], &self.catalogue);
+        self.texts = texts.map(Arc::new);
     }
 
     fn widen(&mut self, bought: &[Line]) {

@@ -6,6 +6,7 @@
 //! cut on change no list. It does not know where the log came from, nor how results are shown.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use fixedbitset::FixedBitSet;
@@ -36,6 +37,7 @@ mod routes;
 mod shop;
 #[cfg(test)]
 mod tests;
+pub(crate) mod vectors;
 
 pub(in crate::ops) use arms::Plain;
 pub(crate) use case::Visible;
@@ -88,6 +90,8 @@ pub(crate) struct Order {
     pub(crate) align: bool,
     /// Test users whom a model is asked about at the last cut; 0 asks no model.
     pub(crate) model_users: usize,
+    /// Folder of the encoder that makes vectors of texts.
+    pub(crate) encoder: Option<PathBuf>,
 }
 
 /// Where progress is shown.
@@ -106,9 +110,15 @@ pub(crate) fn evaluate(
     let since = Instant::now();
     check_fields(&logs, config)?;
     let log = Log::of(&logs);
-    let history = History::replay(logs, config);
+    let mut history = History::replay(logs, config);
     let log = log.replayed(&history);
     check(&history, &log)?;
+    if let Some(folder) = &order.encoder {
+        // Nothing is written, so a value of one user may have a vector. Chosen by how many users have it, a vector could
+        // tell of what comes after a cut.
+        let vectors = vectors::vectors(&history, &vectors::load(folder)?, 1)?;
+        history.read_texts(vectors);
+    }
     let cuts = cuts(&history, order)?;
     let mut run = Run::new(&history, order, config, &cuts)?;
     for split in run.splits()? {
@@ -155,6 +165,10 @@ impl<'a> Run<'a> {
         let mut routes: Vec<Box<dyn Route>> = counted
             .map(|route| Box::new(route) as Box<dyn Route>)
             .collect();
+        if history.texts.is_some() {
+            let reading = routes::reading().into_iter();
+            routes.extend(reading.map(|route| Box::new(route) as Box<dyn Route>));
+        }
         routes.push(Box::new(Aligned));
         routes.extend(arms::routes(config, order.model_users > 0)?);
         let pus = history.catalogue.pus();

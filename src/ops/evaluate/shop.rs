@@ -12,8 +12,8 @@ use nearshore_core::learn::neighbours::NeighbourTable;
 use nearshore_core::learn::repeat::RepeatTable;
 use nearshore_core::learn::tables;
 use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
-use nearshore_core::list::terms::Weights;
 use nearshore_core::list::terms::bound::Learned;
+use nearshore_core::list::terms::{Texts, Weights};
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::count_kind::CountKind;
 use nearshore_core::shop::demand::{BUCKET_MS, Count, Demand, Policy};
@@ -54,6 +54,8 @@ pub(crate) struct Shop {
     pub(crate) neighbours: NeighbourTable,
     /// Products whose log is withheld.
     pub(crate) cold: Option<FixedBitSet>,
+    /// Vectors of texts; they are of the catalogue, not of the log.
+    pub(crate) texts: Option<Arc<Texts>>,
     /// Weights and tables that `align` makes of train and tune users before the cut.
     pub(crate) aligned: Option<(Weights, Learned)>,
 }
@@ -101,6 +103,7 @@ impl Knowledge<'_> {
             repeat: tables::repeat(&purchases, self.cut.0, self.window),
             neighbours: tables::neighbours(&purchases, self.cut.0, USERS_MIN),
             cold: self.cold.cloned(),
+            texts: self.history.texts.clone(),
             aligned: None,
         }
     }

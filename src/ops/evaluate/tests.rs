@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use nearshore_core::learn::bootstrap::Random;
+use nearshore_core::text::vectors::Vectors;
 use serde_json::Value;
 
 use super::*;
@@ -85,6 +86,7 @@ fn order() -> Order {
         align: true,
         cold: 0.3,
         model_users: 0,
+        encoder: None,
     }
 }
 
@@ -127,11 +129,26 @@ fn route<'a>(cell: &'a Cell, name: &str) -> &'a measure::Summary {
         .expect("the route")
 }
 
+/// Vectors that an encoder could have made of the names and of the profiles' values.
+fn by_hash(history: &History) -> Vectors {
+    let names = history.catalogue.pus().iter().map(|pu| pu.name.clone());
+    let values = ["age 65+", "age 35-44"].map(str::to_owned);
+    let mut vectors = Vectors::new("by hash", 4);
+    for text in names.chain(values) {
+        let number = |seed: u64| uniform(seed, &text) as f32 - 0.5;
+        vectors
+            .insert(&text, &[0, 1, 2, 3].map(number))
+            .expect("fits");
+    }
+    vectors
+}
+
 /// The list of each test user, visible history and route at a cut, with the user's state.
 fn lists(logs: Logs, cut: i64) -> BTreeMap<(String, usize, String), (Vec<u32>, String)> {
     let (order, config) = (order(), config());
     let cuts = [Timestamp(cut)];
-    let history = History::replay(logs, &config);
+    let mut history = History::replay(logs, &config);
+    history.read_texts(by_hash(&history));
     let mut run = Run::new(&history, &order, &config, &cuts).expect("a run");
     let split = run.splits().expect("splits").remove(0);
     let train = split

@@ -269,6 +269,7 @@ impl<S: Store> History<S> {
         let loaded = LoadedArm {
             weights: Weights::by_hand(&arm.weights).expect("weights"),
             artefact: None,
+            new_texts: None,
             arm,
             template,
             info: Default::default(),

@@ -172,7 +172,7 @@ fn keep(
 /// Whether a weight below 0 says something: of a term that says the same to everyone, it corrects another one. What
 /// speaks of the user, or of how often a product is bought, would speak against itself.
 fn may_be_negative(term: &str) -> bool {
-    ["assortment", "bias"].contains(&term)
+    ["assortment", "bias", "typical"].contains(&term)
 }
 
 fn fit_terms(terms: Terms<'_>, kept: &[usize], samples: &[&Sample]) -> logit::Fit {

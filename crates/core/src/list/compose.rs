@@ -15,7 +15,9 @@ use crate::list::document::{
 use crate::list::prompt::{Arm, Calibrations, Rendered, Template, View};
 use crate::list::select;
 use crate::list::terms::bound::Learned;
-use crate::list::terms::{MODEL, TermInput, Weights, own_products, score_terms};
+use crate::list::terms::{
+    MODEL, OwnText, TEXT, TermInput, Texts, Weights, own_products, own_texts, score_terms,
+};
 use crate::names::scoring::{Calibration, Prompt, ScoreRequest, ScoreResponse, Term};
 use crate::shop::catalogue::PuIx;
 use crate::shop::rules::{Needs, Verdict};
@@ -43,6 +45,8 @@ pub struct ListContext<'a> {
     pub weights: &'a Weights,
     /// What `nearshore align` learned for it, bound to the snapshot's catalogue.
     pub learned: Option<&'a Learned>,
+    /// Vectors of texts, bound to the snapshot's catalogue.
+    pub texts: Option<&'a Texts>,
     /// Its template.
     pub template: &'a Template,
     /// Its model, as written in audits.
@@ -67,12 +71,18 @@ pub struct PreparedRequest {
     audit: Audit,
     /// See [`ListBuilder::draw`].
     draw: u64,
+    without_vector: Vec<String>,
 }
 
 impl PreparedRequest {
     /// Ids of the rules that could not be applied, because the profile has a value that they cannot compare.
     pub fn unreadable_rules(&self) -> &[String] {
         &self.verdict.unreadable
+    }
+
+    /// The user's texts that the term `text` could not read, because they have no vector.
+    pub fn without_vector(&self) -> &[String] {
+        &self.without_vector
     }
 }
 
@@ -126,6 +136,7 @@ pub fn prepare(user: &ClaimedUser, snapshot: &Snapshot, context: &ListContext) -
         terms,
         weight,
         calibration,
+        without_vector,
     } = asked(state, snapshot, (&segment, at), context);
     if weight == 0.0 {
         audit.model = None;
@@ -159,6 +170,7 @@ pub fn prepare(user: &ClaimedUser, snapshot: &Snapshot, context: &ListContext) -
         header,
         audit,
         draw,
+        without_vector,
     }
 }
 
@@ -185,8 +197,11 @@ struct Asked {
     /// The model's weight.
     weight: f32,
     calibration: Option<Arc<Calibration>>,
+    /// The user's texts without a vector.
+    without_vector: Vec<String>,
 }
 
+/// What is asked by the weights for as much visible history as the user has.
 fn asked(
     state: &UserState,
     snapshot: &Snapshot,
@@ -195,17 +210,27 @@ fn asked(
 ) -> Asked {
     let own = own_products(state, &snapshot.catalogue);
     let weights = context.weights.at(own.len());
+    let texts = context
+        .texts
+        .filter(|_| weights.get(TEXT).is_some_and(|weight| *weight != 0.0));
+    let own_texts: Vec<OwnText> = texts
+        .map(|_| own_texts(state, &own, &snapshot.catalogue))
+        .unwrap_or_default();
+    let without = texts.map(|texts| texts.without(&own_texts).map(str::to_owned));
     let input = TermInput {
         snapshot,
         segment,
         own: &own,
         at,
         learned: context.learned,
+        texts: context.texts,
+        own_texts: &own_texts,
     };
     Asked {
         terms: score_terms(weights, &input),
         weight: weights.get(MODEL).copied().unwrap_or_default() as f32,
         calibration: context.calibrations.at(own.len()).cloned(),
+        without_vector: without.into_iter().flatten().collect(),
     }
 }
 

@@ -5,6 +5,7 @@
 //! gives an equal hash. It does not know where files are, nor the catalogue that is served.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -12,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::learn::neighbours::NeighbourTable;
 use crate::learn::repeat::RepeatTable;
 use crate::list::terms::{BUCKETS, WeightError, Weights, term};
+use crate::text::vectors::{DecodeError, Vectors};
 
 /// Schema number of an artefact.
 const SCHEMA: u32 = 1;
@@ -24,6 +26,9 @@ const TABLES: &str = "tables.json";
 
 /// File with the reference prompts, in the form of `nearshore calibrate`.
 const REFERENCES: &str = "references.json";
+
+/// File with vectors of texts: of the catalogue's names, and of profile values that several users have.
+const VECTORS: &str = "vectors.nstv";
 
 /// Reason why an artefact cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +79,9 @@ pub enum ArtefactError {
     /// Tables that contradict each other.
     #[error("{TABLES}: {0}; run `nearshore align` again")]
     Tables(String),
+    /// Vectors that this release cannot read.
+    #[error("{VECTORS}: {0}; run `nearshore align` again")]
+    Vectors(#[from] DecodeError),
 }
 
 fn advice(found: u32) -> &'static str {
@@ -144,6 +152,8 @@ pub struct Artefact {
     pub tables: Tables,
     /// Text of the reference prompts, if it has any.
     pub references: Option<String>,
+    /// Vectors of texts, if an encoder was given.
+    pub vectors: Option<Arc<Vectors>>,
 }
 
 /// The files of an artefact with their content, and the hash that names their folder.
@@ -152,7 +162,7 @@ pub struct Files {
     /// Hash of the content, 12 hex digits.
     pub hash: String,
     /// Content by file name.
-    pub content: BTreeMap<&'static str, String>,
+    pub content: BTreeMap<&'static str, Vec<u8>>,
 }
 
 /// Writes the files of an artefact.
@@ -160,12 +170,15 @@ pub fn write(
     made: &Made,
     weights: &[BTreeMap<String, f64>; BUCKETS.len()],
     tables: &Tables,
-    references: Option<&str>,
+    (references, vectors): (Option<&str>, Option<&Vectors>),
 ) -> Files {
     let mut content = BTreeMap::new();
-    content.insert(TABLES, json(tables));
+    content.insert(TABLES, json(tables).into_bytes());
     if let Some(references) = references {
-        content.insert(REFERENCES, references.to_owned());
+        content.insert(REFERENCES, references.as_bytes().to_vec());
+    }
+    if let Some(vectors) = vectors {
+        content.insert(VECTORS, vectors.encode());
     }
     let used = weights.iter().flat_map(BTreeMap::keys);
     let versions = used.filter_map(|name| Some((name.clone(), term(name)?.version())));
@@ -176,12 +189,12 @@ pub fn write(
         weights: weights.to_vec(),
         files: content
             .iter()
-            .map(|(file, text)| ((*file).to_owned(), sha256(text.as_bytes())))
+            .map(|(file, bytes)| ((*file).to_owned(), sha256(bytes)))
             .collect(),
     };
     let manifest = json(&manifest);
     let hash = name_of(&manifest);
-    content.insert(MANIFEST, manifest);
+    content.insert(MANIFEST, manifest.into_bytes());
     Files { hash, content }
 }
 
@@ -243,12 +256,14 @@ impl Artefact {
             .map_err(|_| ArtefactError::Buckets { found })?;
         let references = content.get(REFERENCES);
         let references = references.map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        let vectors = content.get(VECTORS).map(|bytes| Vectors::decode(bytes));
         Ok(Self {
             hash: name_of(text),
             made: manifest.made,
             weights: Weights::by_bucket(weights)?,
             tables,
             references,
+            vectors: vectors.transpose()?.map(Arc::new),
         })
     }
 }

@@ -28,13 +28,23 @@ fn files() -> Files {
         purchases: 400,
         seed: 1,
     };
-    write(&made, &weights, &tables(), Some("[]"))
+    write(&made, &weights, &tables(), (Some("[]"), Some(&vectors())))
+}
+
+fn vectors() -> Vectors {
+    let mut vectors = Vectors::new("an encoder", 2);
+    vectors.insert("BREAD", &[1.0, 0.5]).expect("fits");
+    vectors
+}
+
+fn text(files: &Files) -> String {
+    String::from_utf8(files.content[MANIFEST].clone()).expect("JSON")
 }
 
 fn read(files: &Files) -> Result<Artefact, ArtefactError> {
     let content = files.content.iter();
-    let bytes = content.map(|(name, text)| ((*name).to_owned(), text.clone().into_bytes()));
-    Artefact::read(&files.content[MANIFEST], &bytes.collect())
+    let bytes = content.map(|(name, bytes)| ((*name).to_owned(), bytes.clone()));
+    Artefact::read(&text(files), &bytes.collect())
 }
 
 #[test]
@@ -44,6 +54,7 @@ fn an_artefact_is_read_as_it_was_written_and_named_by_its_content() {
     assert_eq!(artefact.hash, files.hash);
     assert_eq!(artefact.tables, tables());
     assert_eq!(artefact.references.as_deref(), Some("[]"));
+    assert_eq!(artefact.vectors.as_deref(), Some(&vectors()));
     assert_eq!(artefact.weights.at(10)["bias"], 4.0);
     let mut other = tables();
     other.columns.insert("bias".into(), vec![0.5, -0.25, 1.5]);
@@ -51,29 +62,49 @@ fn an_artefact_is_read_as_it_was_written_and_named_by_its_content() {
         &artefact.made,
         &std::array::from_fn(|_| BTreeMap::new()),
         &other,
-        None,
+        (None, None),
     );
     assert_ne!(changed.hash, files.hash);
 }
 
 #[test]
 fn a_file_that_is_missing_cut_short_or_changed_is_refused_by_name() {
-    for break_it in [
-        |files: &mut Files| drop(files.content.remove(TABLES)),
-        |files: &mut Files| {
-            files
-                .content
-                .get_mut(TABLES)
-                .expect("it has one")
-                .truncate(20)
-        },
-        |files: &mut Files| files.content.get_mut(TABLES).expect("it has one").push(' '),
-    ] {
-        let mut files = files();
-        break_it(&mut files);
-        let error = read(&files).expect_err("it is broken").to_string();
-        assert!(error.starts_with("tables.json is not the file"), "{error}");
+    for file in [TABLES, VECTORS] {
+        for break_it in [
+            |files: &mut Files, file| drop(files.content.remove(file)),
+            |files: &mut Files, file| {
+                files
+                    .content
+                    .get_mut(file)
+                    .expect("it has one")
+                    .truncate(20)
+            },
+            |files: &mut Files, file| files.content.get_mut(file).expect("it has one").push(b' '),
+        ] {
+            let mut files = files();
+            break_it(&mut files, file);
+            let error = read(&files).expect_err("it is broken").to_string();
+            assert!(
+                error.starts_with(&format!("{file} is not the file")),
+                "{error}"
+            );
+        }
     }
+}
+
+#[test]
+fn vectors_of_a_newer_version_are_refused_though_their_hash_is_right() {
+    let mut files = files();
+    let bytes = files.content.get_mut(VECTORS).expect("it has one");
+    let before = sha256(bytes);
+    bytes[4] = 9;
+    let manifest = text(&files).replacen(&before, &sha256(&files.content[VECTORS]), 1);
+    files.content.insert(MANIFEST, manifest.into_bytes());
+    let error = read(&files).expect_err("newer").to_string();
+    assert!(
+        error.starts_with("vectors.nstv: version 9 of text vectors is newer"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -108,9 +139,10 @@ fn another_schema_another_term_and_wrong_weights_are_refused_with_advice() {
         (r#"{"schema""#, "[", "artefact.json: "),
     ] {
         let mut files = files();
-        let manifest = files.content.get_mut(MANIFEST).expect("it has one");
+        let manifest = text(&files);
         assert!(manifest.contains(from), "{from}: {manifest}");
-        *manifest = manifest.replacen(from, to, 1);
+        let manifest = manifest.replacen(from, to, 1);
+        files.content.insert(MANIFEST, manifest.into_bytes());
         let error = read(&files).expect_err(to).to_string();
         assert!(error.contains(says), "{error}");
     }

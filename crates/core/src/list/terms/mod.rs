@@ -18,6 +18,8 @@ mod neighbours;
 mod own;
 mod reach;
 mod repeat;
+mod text;
+mod texts;
 mod weeks;
 mod weights;
 
@@ -25,6 +27,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use own::{OwnProduct, own_products};
+pub use texts::{OwnText, Texts, own_texts, profile_texts};
 pub use weights::{BUCKETS, WeightError, Weights, bucket_of};
 
 use crate::list::terms::bound::Learned;
@@ -38,6 +41,9 @@ pub const MODEL: &str = "model";
 /// Name of the term that every arm has unless its weights say otherwise.
 pub(crate) const DEMAND: &str = "demand";
 
+/// Name of the term of the user's texts.
+pub(crate) const TEXT: &str = "text";
+
 /// What a term needs to say anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -45,6 +51,8 @@ pub enum Need {
     Snapshot,
     /// An artefact of `nearshore align`.
     Artefact,
+    /// Vectors of texts: of an artefact, or of a sentence encoder.
+    Vectors,
     /// A language model.
     Model,
     /// The shop's policy: its weight is 1 in every arm, and is never fitted.
@@ -64,6 +72,10 @@ pub struct TermInput<'a> {
     pub at: Timestamp,
     /// The arm's artefact, bound to the snapshot's catalogue.
     pub learned: Option<&'a Learned>,
+    /// Vectors of texts, bound to the snapshot's catalogue.
+    pub texts: Option<&'a Texts>,
+    /// The user's texts, by [`own_texts`].
+    pub own_texts: &'a [OwnText],
 }
 
 /// One score term.
@@ -110,6 +122,8 @@ pub const TERMS: &[&dyn ScoreTerm] = &[
     &repeat::Repeat,
     &neighbours::Neighbours,
     &cosine::Cosine,
+    &text::Text,
+    &text::Typical,
     &bias::Bias,
     &merchant::Merchant,
     &ModelTerm,

@@ -106,6 +106,15 @@ impl Weights {
         let weights = self.0.iter().filter_map(|weights| weights.get(MODEL));
         weights.into_iter().any(|weight| *weight > 0.0)
     }
+
+    /// Whether any user's score has a part of a term that reads vectors of texts.
+    pub fn use_vectors(&self) -> bool {
+        let mut weights = self.0.iter().flatten();
+        weights.any(|(name, weight)| {
+            let need = term(name).map(|term| term.need());
+            *weight != 0.0 && need == Some(Need::Vectors)
+        })
+    }
 }
 
 fn check(weights: &BTreeMap<String, f64>) -> Result<(), WeightError> {
@@ -141,6 +150,9 @@ mod tests {
         let of = |name: &str, weight: f64| Weights::by_hand(&[(name.to_owned(), weight)].into());
         assert_eq!(Weights::by_hand(&BTreeMap::new()), Ok(Weights::default()));
         assert!(of("demand", 1.0).is_ok() && of("model", 0.3).is_ok());
+        assert!(of("text", 3.0).expect("a term").use_vectors());
+        assert!(!of("text", 0.0).is_ok_and(|weights| weights.use_vectors()));
+        assert!(!Weights::default().use_vectors());
         for (name, weight, expected) in [
             ("demnad", 1.0, "is not a term; the terms are demand"),
             ("model", -0.1, "the model's is at least 0"),

@@ -11,7 +11,7 @@ mod similarity;
 use std::collections::BTreeMap;
 
 pub use file::DecodeError;
-pub use similarity::{Similar, Similarities};
+pub use similarity::Similarities;
 
 use super::normalise;
 

@@ -7,7 +7,7 @@
 //! similarity 0, and so have all names if none of the user's texts has one. It does not know who the user is, nor which
 //! texts matter.
 
-use super::{Vector, Vectors};
+use super::Vector;
 
 /// The greatest magnitude of a number of a user's vector: products with a name's fit into 32 bits.
 const GREATEST: f32 = 32767.0;
@@ -22,15 +22,6 @@ pub struct Similarities {
     scales: Vec<f32>,
     /// `[names]`: mean cosine of the name to all names.
     centre: Vec<f32>,
-}
-
-/// Similarities of one user.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Similar {
-    /// `[names]`: from -2 to 2, 0 without a vector.
-    pub values: Vec<f32>,
-    /// Number of the user's texts that have no vector.
-    pub without: usize,
 }
 
 impl Similarities {
@@ -58,18 +49,21 @@ impl Similarities {
         &self.centre
     }
 
-    /// Similarity of every name to a user's texts with their weights; weights that are not over 0 do not count.
-    pub fn to_user(&self, vectors: &Vectors, texts: &[(&str, f32)]) -> Similar {
-        let (mut without, mut sum) = (0, 0f64);
+    /// Similarity of every name to a user's texts, by their vectors and weights: from -2 to 2, 0 for a name without a
+    /// vector. Texts without a vector, and weights that are not over 0, do not count.
+    pub fn to_user<'a>(
+        &self,
+        texts: impl IntoIterator<Item = (Option<&'a Vector>, f32)>,
+    ) -> Vec<f32> {
+        let mut sum = 0f64;
         let mut mean = vec![0f64; self.width];
-        for (text, weight) in texts {
-            let Some(vector) = vectors.get(text).filter(|it| it.values.len() == self.width) else {
-                without += 1;
+        for (vector, weight) in texts {
+            let Some(vector) = vector.filter(|it| it.values.len() == self.width) else {
                 continue;
             };
             let scale = unit(&vector.values);
-            if *weight > 0.0 && weight.is_finite() && scale > 0.0 {
-                let weight = f64::from(*weight);
+            if weight > 0.0 && weight.is_finite() && scale > 0.0 {
+                let weight = f64::from(weight);
                 sum += weight;
                 for (mean, x) in mean.iter_mut().zip(&vector.values) {
                     *mean += weight * scale * f64::from(*x);
@@ -77,15 +71,14 @@ impl Similarities {
             }
         }
         if sum == 0.0 {
-            let values = vec![0.0; self.scales.len()];
-            return Similar { values, without };
+            return vec![0.0; self.scales.len()];
         }
         mean.iter_mut().for_each(|x| *x /= sum);
         let mut values = self.cosines(&mean);
         for (value, centre) in values.iter_mut().zip(&self.centre) {
             *value -= centre;
         }
-        Similar { values, without }
+        values
     }
 
     /// The mean of the names that have a vector, each of length 1.
@@ -155,6 +148,7 @@ fn times((a, b): (&i8, &i16)) -> i32 {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::Vectors;
     use super::*;
 
     const WIDTH: usize = 24;
@@ -176,6 +170,14 @@ mod tests {
     fn table(vectors: &Vectors, names: usize) -> Similarities {
         let texts: Vec<String> = (0..names).map(|nth| format!("text {nth}")).collect();
         Similarities::new(WIDTH, texts.iter().map(|text| vectors.get(text)))
+    }
+
+    fn to_user(table: &Similarities, vectors: &Vectors, texts: &[(&str, f32)]) -> Vec<f32> {
+        table.to_user(
+            texts
+                .iter()
+                .map(|(text, weight)| (vectors.get(text), *weight)),
+        )
     }
 
     fn length_1(numbers: &[f32]) -> Vec<f64> {
@@ -205,9 +207,8 @@ mod tests {
             let texts: Vec<(&str, f32)> = texts.iter().map(String::as_str).zip(weights.iter().copied()).collect();
             let names: Vec<Vec<f64>> = all.iter().map(|numbers| length_1(numbers)).collect();
             let sum: f64 = texts.iter().map(|(_, weight)| f64::from(*weight)).sum();
-            let similar = table.to_user(&vectors, &texts);
-            prop_assert_eq!(similar.without, 0);
-            for (name, value) in names.iter().zip(similar.values) {
+            let similar = to_user(&table, &vectors, &texts);
+            for (name, value) in names.iter().zip(similar) {
                 let centre = names.iter().map(|other| dot(name, other)).sum::<f64>() / names.len() as f64;
                 let each = names.iter().zip(&texts);
                 let mean = each.map(|(text, (_, weight))| f64::from(*weight) * dot(name, text)).sum::<f64>() / sum;
@@ -222,7 +223,7 @@ mod tests {
         ) {
             let vectors = kept(&all);
             let table = table(&vectors, all.len());
-            let of = |texts: &[(&str, f32)]| table.to_user(&vectors, texts).values;
+            let of = |texts: &[(&str, f32)]| to_user(&table, &vectors, texts);
             let both = of(&[("text 0", one), ("text 1", two)]);
             let (first, second) = (of(&[("text 0", 1.0)]), of(&[("text 1", 1.0)]));
             for (both, (first, second)) in both.iter().zip(first.iter().zip(&second)) {
@@ -245,8 +246,8 @@ mod tests {
             let table = table(&vectors, all.len());
             let mut sums = vec![0f64; all.len()];
             for nth in 0..all.len() {
-                let similar = table.to_user(&vectors, &[(&format!("text {nth}"), 1.0)]);
-                sums.iter_mut().zip(similar.values).for_each(|(sum, value)| *sum += f64::from(value));
+                let similar = to_user(&table, &vectors, &[(&format!("text {nth}"), 1.0)]);
+                sums.iter_mut().zip(similar).for_each(|(sum, value)| *sum += f64::from(value));
             }
             for sum in sums {
                 prop_assert!((sum / all.len() as f64).abs() < 1e-3, "{sum}");
@@ -259,14 +260,14 @@ mod tests {
         ) {
             let vectors = kept(&all);
             let table = table(&vectors, all.len());
-            let one = table.to_user(&vectors, &[("text 0", 1.0), ("text 1", 2.0)]);
-            let two = table.to_user(
+            let one = to_user(&table, &vectors, &[("text 0", 1.0), ("text 1", 2.0)]);
+            let two = to_user(
+                &table,
                 &vectors,
                 &[("text 1", 2.0 * factor), ("unknown", 9.0), ("text 0", factor), ("text 2", 0.0),
                     ("text 2", f32::NAN)],
             );
-            prop_assert_eq!((one.without, two.without), (0, 1));
-            for (one, two) in one.values.iter().zip(&two.values) {
+            for (one, two) in one.iter().zip(&two) {
                 prop_assert!((one - two).abs() < 1e-3, "{one} {two}");
             }
         }
@@ -277,31 +278,18 @@ mod tests {
         let vectors = kept(&[vec![1.0; WIDTH], vec![0.0; WIDTH]]);
         let names = [vectors.get("text 0"), None, vectors.get("text 1")];
         let table = Similarities::new(WIDTH, names);
-        let similar = table.to_user(&vectors, &[("text 0", 1.0)]);
-        assert_eq!(
-            similar.values[1..],
-            [0.0, 0.0],
-            "no vector, and one of zeros"
-        );
-        let nobody = Similar {
-            values: vec![0.0; 3],
-            without: 1,
-        };
-        assert_eq!(table.to_user(&vectors, &[("unknown", 1.0)]), nobody);
+        let similar = to_user(&table, &vectors, &[("text 0", 1.0)]);
+        assert_eq!(similar[1..], [0.0, 0.0], "no vector, and one of zeros");
+        assert_eq!(to_user(&table, &vectors, &[("unknown", 1.0)]), [0.0; 3]);
         assert_eq!(table.centre()[1..], [0.0, 0.0]);
         let centre = table.centre()[0];
         assert!(
             (centre - 1.0).abs() < 1e-3,
             "names without a vector do not count: {centre}"
         );
-        let zeros = table.to_user(&vectors, &[("text 1", 1.0)]);
-        assert_eq!(zeros.values, [0.0; 3]);
-        assert!(
-            Similarities::new(WIDTH, [])
-                .to_user(&vectors, &[])
-                .values
-                .is_empty()
-        );
+        assert_eq!(to_user(&table, &vectors, &[("text 1", 1.0)]), [0.0; 3]);
+        let nothing = Similarities::new(WIDTH, []);
+        assert!(to_user(&nothing, &vectors, &[]).is_empty());
     }
 
     #[test]
@@ -311,8 +299,8 @@ mod tests {
         vectors.insert("one", &vec![1.0; width]).expect("fits");
         vectors.insert("other", &vec![-1.0; width]).expect("fits");
         let table = Similarities::new(width, [vectors.get("one"), vectors.get("other")]);
-        let similar = table.to_user(&vectors, &[("one", 1.0)]);
-        for (value, expected) in similar.values.iter().zip([1.0, -1.0]) {
+        let similar = to_user(&table, &vectors, &[("one", 1.0)]);
+        for (value, expected) in similar.iter().zip([1.0, -1.0]) {
             assert!((value - expected).abs() < 1e-4, "{similar:?}");
         }
     }
