@@ -13,7 +13,7 @@ use nearshore_core::user::record::Timestamp;
 use super::logs::{LogArgs, bar, is_usage, read_logs};
 use super::{Common, with_config};
 use crate::config::{Config, init_tracing};
-use crate::ops::evaluate::{Order, Progress, Visible, evaluate, text};
+use crate::ops::evaluate::{BASELINE, Order, Progress, Visible, evaluate, text};
 use crate::ops::report;
 
 /// Examples of `--help`.
@@ -67,6 +67,9 @@ pub(super) struct EvaluateArgs {
     /// Folder of a sentence encoder, for the terms `text` and `typical`; by default `engine.encoder`.
     #[arg(long, value_name = "DIR")]
     encoder: Option<PathBuf>,
+    /// Route that all others are compared with.
+    #[arg(long, value_name = "ROUTE", default_value = BASELINE)]
+    baseline: String,
     /// Write a page with plots, which needs no network.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -101,6 +104,7 @@ fn run_with(args: &EvaluateArgs, config: &Config) -> anyhow::Result<()> {
         align: !args.no_align,
         cold: args.cold,
         model_users: args.model_users,
+        baseline: args.baseline.clone(),
         encoder: args.encoder.clone().or_else(|| config.encoder()),
     };
     let progress = Progress {

@@ -51,7 +51,8 @@ use shop::{Knowledge, Shop};
 use align::{AlignOptions, Among};
 use measure::{Asked, Board, measure};
 use result::{Log, Protocol, Times};
-use routes::{Aligned, BASELINE, Route};
+pub(crate) use routes::BASELINE;
+use routes::{Aligned, Route};
 
 const DAY: i64 = 86_400_000;
 
@@ -92,6 +93,8 @@ pub(crate) struct Order {
     pub(crate) model_users: usize,
     /// Folder of the encoder that makes vectors of texts.
     pub(crate) encoder: Option<PathBuf>,
+    /// Route that all others are compared with.
+    pub(crate) baseline: String,
 }
 
 /// Where progress is shown.
@@ -171,6 +174,14 @@ impl<'a> Run<'a> {
         }
         routes.push(Box::new(Aligned));
         routes.extend(arms::routes(config, order.model_users > 0)?);
+        if !routes.iter().any(|route| route.name() == order.baseline) {
+            let known: Vec<&str> = routes.iter().map(|route| route.name()).collect();
+            return Err(Problem::Baseline {
+                name: order.baseline.clone(),
+                known: known.join("; "),
+            }
+            .into());
+        }
         let pus = history.catalogue.pus();
         let mut cold = FixedBitSet::with_capacity(pus.len());
         for (nth, pu) in pus.iter().enumerate() {
@@ -412,7 +423,7 @@ impl<'a> Run<'a> {
             .collect();
         let visible: Vec<String> = self.order.visible.iter().map(ToString::to_string).collect();
         let asked = Asked {
-            baseline: names.iter().position(|name| name == BASELINE).unwrap_or(0),
+            baseline: (names.iter().position(|name| *name == self.order.baseline)).unwrap_or(0),
             routes: &names,
             visible: &visible,
             how: Resampling {
@@ -451,7 +462,7 @@ impl<'a> Run<'a> {
             test_users: self.users[2],
             cold_products: self.cold.count_ones(..),
             model_users: self.order.model_users,
-            baseline: BASELINE.to_owned(),
+            baseline: self.order.baseline.clone(),
             resamples: self.order.resamples,
             comparisons: compared(&cells) + compared(&cold) + points,
         };

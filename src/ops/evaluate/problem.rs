@@ -19,6 +19,14 @@ pub(crate) enum Problem {
         /// The first one.
         first: String,
     },
+    /// No route has the name of the baseline.
+    #[error("--baseline {name:?} is not a route; the routes are: {known}")]
+    Baseline {
+        /// The name.
+        name: String,
+        /// The names of routes.
+        known: String,
+    },
     /// The catalogue is empty or has one product.
     #[error(
         "the catalogue has {products} product(s): there is nothing to rank; give all SKUs with --catalog, or fill the topic catalog"
@@ -111,7 +119,11 @@ impl Problem {
     /// Whether the arguments or the configuration are wrong, not the log.
     pub(crate) fn is_usage(&self) -> bool {
         match self {
-            Self::Files { .. } | Self::Cut { .. } | Self::Span { .. } | Self::Field { .. } => true,
+            Self::Files { .. }
+            | Self::Baseline { .. }
+            | Self::Cut { .. }
+            | Self::Span { .. }
+            | Self::Field { .. } => true,
             Self::Rejects { .. }
             | Self::Catalogue { .. }
             | Self::NoPurchase { .. }

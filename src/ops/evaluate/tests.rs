@@ -87,6 +87,7 @@ fn order() -> Order {
         cold: 0.3,
         model_users: 0,
         encoder: None,
+        baseline: BASELINE.to_owned(),
     }
 }
 
@@ -427,6 +428,14 @@ fn a_log_from_which_nothing_can_be_measured_is_refused_with_advice() {
     check(
         refusal(logs(&of(40), None, &all), &late),
         "--cut 2026-05-03T00:00:00Z is not between",
+    );
+    let other = Order {
+        baseline: "SKU counts".into(),
+        ..order()
+    };
+    check(
+        refusal(logs(&of(40), None, &all), &other),
+        "--baseline \"SKU counts\" is not a route; the routes are: random; SKU count; ",
     );
     let named = "user,timestamp,years\nu1,1700006400000,65+\n";
     check(
