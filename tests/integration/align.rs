@@ -208,3 +208,46 @@ fn too_small_a_log_is_told_and_writes_nothing() {
     }
     assert!(!out.exists());
 }
+
+#[test]
+fn a_model_is_asked_and_has_a_weight_only_where_it_helps() {
+    let slice = Slice::read();
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = slice.json_lines(folder.path());
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.to_str().expect("a path").to_owned()
+    };
+    write(
+        "t.j2",
+        "Bought: {% for e in events %}{{ e.name }}, {% endfor %}",
+    );
+    // A model whose scores depend on nothing but the prompt's and the name's hash.
+    let arm = "[[arms]]\nid = \"a\"\nepoch = 1\ntemplate = \"t.j2\"\nmodel = \"table:0ms\"\n";
+    let config = write("nearshore.toml", arm);
+    let asked = ["--config", &config, "--arm", "a", "--model-users", "60"];
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let found = report(&align(&files, &one, &asked));
+    assert_eq!(found, report(&align(&files, &two, &asked)));
+    let fits = found["model"].as_object().expect("buckets");
+    assert_eq!(fits.len(), 6);
+    for (bucket, fit) in fits {
+        let weights = &found["buckets"][bucket]["weights"];
+        assert!(fit["samples"].as_u64() <= Some(60), "{bucket}: {fit}");
+        assert_ne!(fit["reason"], "", "{bucket}: {fit}");
+        assert!(weights.get("model").is_none(), "{bucket}: {weights}");
+    }
+    let least = fits["3"]["samples"].as_u64();
+    assert!(least > Some(30), "{least:?} cases with three products");
+    let name = format!("artefact-{}", found["artefact"].as_str().expect("a hash"));
+    assert!(!one.join(&name).join("references.json").exists());
+
+    let unknown = align(&files, &one, &["--config", &config, "--arm", "b"]);
+    let error = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    assert_ne!(unknown.status.code(), Some(0));
+    assert!(
+        error.contains("--arm \"b\" is not one of [[arms]]"),
+        "{error}"
+    );
+}

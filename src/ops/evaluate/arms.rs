@@ -15,6 +15,7 @@ use nearshore_core::list::terms::bound::Learned;
 use nearshore_core::list::terms::{Texts, Weights};
 use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse, Term, Values};
 use nearshore_core::shop::rules::Needs;
+use nearshore_core::user::record::Timestamp;
 use nearshore_engine::thread::Handle;
 
 use super::case::{Case, prepared};
@@ -89,6 +90,10 @@ impl Route for Plain {
         &self.name
     }
 
+    fn knows_until(&self) -> Option<Timestamp> {
+        Some(Timestamp(self.artefact.as_ref()?.made.until))
+    }
+
     fn rank(&self, cases: &[&Case], shop: &Shop) -> anyhow::Result<Vec<Ranked>> {
         let (learned, texts) = bound(self.artefact.as_ref(), shop)?;
         let context = ListContext {
@@ -157,6 +162,10 @@ impl Route for Modelled {
 
     fn is_slow(&self) -> bool {
         true
+    }
+
+    fn knows_until(&self) -> Option<Timestamp> {
+        Some(Timestamp(self.loaded.artefact.as_ref()?.made.until))
     }
 
     fn rank(&self, cases: &[&Case], shop: &Shop) -> anyhow::Result<Vec<Ranked>> {

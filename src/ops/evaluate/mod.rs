@@ -415,6 +415,14 @@ impl<'a> Run<'a> {
         (0..cases.len()).filter(chosen).collect()
     }
 
+    /// Names of routes that know what was bought after the first cut.
+    fn informed(&self) -> Vec<String> {
+        let first = self.cuts.iter().min();
+        let routes = self.routes.iter();
+        let informed = routes.filter(|route| route.knows_until().as_ref() > first);
+        informed.map(|route| route.name().to_owned()).collect()
+    }
+
     fn evaluation(self, log: Log, took: Duration) -> anyhow::Result<Evaluation> {
         let names: Vec<String> = self
             .routes
@@ -463,6 +471,7 @@ impl<'a> Run<'a> {
             cold_products: self.cold.count_ones(..),
             model_users: self.order.model_users,
             baseline: self.order.baseline.clone(),
+            informed: self.informed(),
             resamples: self.order.resamples,
             comparisons: compared(&cells) + compared(&cold) + points,
         };

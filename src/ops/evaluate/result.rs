@@ -98,6 +98,9 @@ pub(crate) struct Protocol {
     pub(crate) model_users: usize,
     /// Route that the others are compared with.
     pub(crate) baseline: String,
+    /// Routes that know what was bought after the first cut: they have seen answers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) informed: Vec<String>,
     /// Resamples of each interval.
     pub(crate) resamples: usize,
     /// Differences with an interval: of so many, one in twenty excludes 0 by chance.
@@ -170,6 +173,13 @@ pub(crate) fn text(of: &Evaluation) -> String {
         how.resamples,
         how.comparisons,
     );
+    for route in &how.informed {
+        let _ = writeln!(
+            text,
+            "{route} was learned from purchases after the first cut and has seen answers: its figures are too good; \
+             give a --cut after the artefact's time, or align on a shorter log\n"
+        );
+    }
     for cell in &of.cells {
         table(&mut text, cell, "", &of.times.ms_per_user);
     }

@@ -5,6 +5,7 @@
 
 use nearshore_core::learn::split::uniform;
 use nearshore_core::list::terms::mixture;
+use nearshore_core::user::record::Timestamp;
 
 use super::case::Case;
 use super::shop::Shop;
@@ -26,6 +27,10 @@ pub(crate) trait Route: Sync {
     /// Whether it can rank in this shop.
     fn can_rank(&self, _: &Shop) -> bool {
         true
+    }
+    /// The time up to which it knows what was bought, if that is not the cut.
+    fn knows_until(&self) -> Option<Timestamp> {
+        None
     }
     /// Whether it is asked of a part of the cases only, because each takes long.
     fn is_slow(&self) -> bool {

@@ -469,3 +469,39 @@ fn the_page_has_every_route_and_no_script_and_loads_nothing() {
     let value: Value = serde_json::from_str(&json(&found)).expect("JSON");
     assert!(value["protocol"]["comparisons"].as_u64().expect("a number") > 100);
 }
+
+#[test]
+fn reference_prompts_have_only_what_several_users_have() {
+    let mut bought = purchases(40);
+    // Two users alone buy the last product.
+    bought.retain(|(_, user, sku)| *sku < 22 || *user < 2);
+    let secret = "u1,1700006500000,saw a heron\n";
+    let profiles = profiles(40, "").replace("u1,1700006400000,35-44\n", secret);
+    let logs = logs(&events(&bought), Some(&profiles), &catalogue(PRODUCTS));
+    let history = History::replay(logs, &config());
+    let among = Among {
+        users: history.users.iter().collect(),
+        until: Timestamp(START + DAYS * DAY),
+    };
+    let population = references::Population::of(&history, &among, &AlignOptions::default());
+    let mut names = std::collections::BTreeSet::new();
+    for visible in [0, 1, 3, 10] {
+        let people = population.people(visible);
+        assert!(people.len() >= 8);
+        for person in people {
+            assert_eq!(person.bought.len(), visible);
+            assert!(
+                person
+                    .profile
+                    .values()
+                    .all(|age| age == "65+" || age == "35-44")
+            );
+            assert!(["old", "default"].contains(&person.segment.as_str()));
+            names.extend(person.bought);
+        }
+    }
+    assert!(
+        !names.contains("PRODUCT 11") && names.len() > 9,
+        "{names:?}"
+    );
+}

@@ -80,6 +80,7 @@ pub(crate) fn evaluation(of: &Evaluation) -> Result<String, minijinja::Error> {
             log => of.log,
             how => of.protocol,
             illegal => of.illegal,
+            informed => of.protocol.informed,
             times => of.times.ms_per_user,
             cells, cold,
             curves => curves(&of.curve),

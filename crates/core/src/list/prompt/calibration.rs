@@ -324,4 +324,26 @@ mod tests {
             "{error}"
         );
     }
+
+    #[test]
+    fn a_user_gets_the_set_of_prompts_for_as_much_history() {
+        let template = Template::load("{{ events | length }}", "t").expect("it loads");
+        let set = |count: usize| {
+            let person = Person {
+                bought: (0..count).map(|nth| format!("tea {nth}")).collect(),
+                ..Person::default()
+            };
+            let budget: (usize, &dyn Fn(&str) -> usize) = (9, &str::len);
+            Frozen::freeze(&[person], (&template, "words"), budget).expect("a set")
+        };
+        let text = references(&[(3, set(3)), (10, set(10))].into());
+        let sets = Calibrations::read(&text, &template.hash, "words").expect("as written");
+        let prompt = |visible| Some(sets.at(visible)?.prompts[0].user.clone());
+        let found = [0, 2, 3, 9, 10, 99].map(prompt);
+        let of = |text: &str| Some(text.to_owned());
+        assert_eq!(found, [None, None, of("3"), of("3"), of("10"), of("10")]);
+        assert!(Calibrations::read(&text, &template.hash, "other").is_err());
+        let all = Calibrations::of_all(Arc::clone(sets.at(3).expect("a set")));
+        assert_eq!(all.at(0), sets.at(3));
+    }
 }
