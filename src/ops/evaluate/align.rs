@@ -200,7 +200,7 @@ pub(crate) fn fit(
          demand alone until there are more",
         users.len()
     );
-    let (samples, bias_of_fold, bias) = with_bias(samples, (history, options));
+    let (samples, bias) = with_bias(samples, (history, options));
     progress("bias");
     let names: Vec<&str> = names(history).chain(["bias"]).collect();
     let gate = GateOptions {
@@ -215,13 +215,18 @@ pub(crate) fn fit(
     progress("weights");
     let weights = std::array::from_fn(|nth| fits[nth].weights.clone());
     let purchases = purchases(history, &among.users, among.until);
-    let tables = tables(history, &purchases, (among.until, options), Some(bias));
+    let tables = tables(
+        history,
+        &purchases,
+        (among.until, options),
+        Some(bias.of_all),
+    );
     progress("tables");
     Ok(Fitted {
         weights,
         tables,
         buckets: BUCKETS.into_iter().zip(fits).collect(),
-        bias_of_fold,
+        bias_of_fold: bias.of_fold,
         model: BTreeMap::new(),
         references: None,
         made: Made {
@@ -421,12 +426,17 @@ fn sample(case: &Case, taught: &Taught, held_out: usize) -> (usize, Sample) {
     (bucket_of(case.own.len()), sample)
 }
 
-/// Adds the bias as the last term, for each user from the cases of the other folds; returns it by fold and from all
-/// cases, too.
+/// The bias for users of each fold, from the others, and the bias from all cases.
+struct Bias {
+    of_fold: Vec<Arc<[f32]>>,
+    of_all: Vec<f32>,
+}
+
+/// Adds the bias as the last term, for each user from the cases of the other folds.
 fn with_bias(
     mut samples: [Vec<Sample>; BUCKETS.len()],
     (history, options): (&History, &AlignOptions),
-) -> ([Vec<Sample>; BUCKETS.len()], Vec<Arc<[f32]>>, Vec<f32>) {
+) -> ([Vec<Sample>; BUCKETS.len()], Bias) {
     let names: Vec<&str> = names(history).collect();
     let scores: Vec<Vec<Vec<f32>>> = samples
         .par_iter()
@@ -448,7 +458,7 @@ fn with_bias(
     for sample in samples.iter_mut().flatten() {
         sample.values.push(Arc::clone(&of_fold[sample.fold]));
     }
-    (samples, of_fold, of_all)
+    (samples, Bias { of_fold, of_all })
 }
 
 /// Writes an artefact's folder beside its place and renames it, so that a reader sees all of it or nothing.

@@ -116,34 +116,21 @@ pub fn prepare(user: &ClaimedUser, snapshot: &Snapshot, context: &ListContext) -
         .ok();
     let permitted = searched(&verdict, snapshot, &segment);
     let id = list_id(&request.ns, &request.user.0, claim, state.erased_at);
-    let mut audit = Audit {
-        list_id: id.clone(),
-        claim,
-        seen: state.fences.clone(),
-        rules: verdict.fired.clone(),
-        rules_unknown: verdict.unknown.clone(),
-        segment: segment.clone(),
-        demand: snapshot.demand.version.clone(),
-        catalogue: snapshot.catalogue.version(),
-        times: Times {
-            source: request.time,
-            due: request.due,
-            ..Times::default()
-        },
-        ..audit_of(context)
-    };
     let Asked {
         terms,
         weight,
         calibration,
         without_vector,
     } = asked(state, snapshot, (&segment, at), context);
-    if weight == 0.0 {
-        audit.model = None;
-    }
-    if let Some(calibration) = &calibration {
-        audit.calibration.clone_from(&calibration.hash);
-    }
+    let mut audit = Audit {
+        list_id: id.clone(),
+        segment: segment.clone(),
+        model: (weight != 0.0).then(|| context.model.clone()),
+        calibration: calibration
+            .as_ref()
+            .map_or_else(|| "none".into(), |set| set.hash.clone()),
+        ..audit_of(user, (snapshot, &verdict), context)
+    };
     let ask = rendered.map(|rendered| {
         let prompt = note_prompt(&mut audit, rendered);
         ScoreRequest {
@@ -174,8 +161,12 @@ pub fn prepare(user: &ClaimedUser, snapshot: &Snapshot, context: &ListContext) -
     }
 }
 
-/// The part of an audit that is the same for all lists of an arm.
-fn audit_of(context: &ListContext) -> Audit {
+/// What the audit of a list says before the model is asked.
+fn audit_of(
+    user: &ClaimedUser,
+    (snapshot, verdict): (&Snapshot, &Verdict),
+    context: &ListContext,
+) -> Audit {
     let learned = context
         .learned
         .map(|learned| learned.artefact().hash.clone());
@@ -183,9 +174,18 @@ fn audit_of(context: &ListContext) -> Audit {
         arm: context.arm.id.clone(),
         epoch: context.arm.epoch,
         artefact: learned.unwrap_or_default(),
-        model: Some(context.model.clone()),
         template: context.template.hash.clone(),
-        calibration: "none".into(),
+        claim: user.claim,
+        seen: user.state.fences.clone(),
+        rules: verdict.fired.clone(),
+        rules_unknown: verdict.unknown.clone(),
+        demand: snapshot.demand.version.clone(),
+        catalogue: snapshot.catalogue.version(),
+        times: Times {
+            source: user.request.time,
+            due: user.request.due,
+            ..Times::default()
+        },
         ..Audit::default()
     }
 }
