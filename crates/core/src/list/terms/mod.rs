@@ -135,7 +135,7 @@ pub fn term(name: &str) -> Option<&'static dyn ScoreTerm> {
 }
 
 /// The terms of a user's score request, beside the model's.
-pub(crate) fn score_terms(weights: &BTreeMap<String, f64>, input: &TermInput<'_>) -> Vec<Term> {
+pub fn score_terms(weights: &BTreeMap<String, f64>, input: &TermInput<'_>) -> Vec<Term> {
     let weighted = TERMS.iter().filter_map(|term| {
         let weight = match term.need() {
             Need::Policy => 1.0,
