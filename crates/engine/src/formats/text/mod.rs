@@ -14,6 +14,7 @@ mod chat;
 mod mask;
 mod python;
 mod tokens;
+mod unlike;
 
 use self::chat::Chat;
 use self::mask::Mask;
