@@ -48,7 +48,7 @@ pub(super) fn align(
     bar.inc(1);
     let options = AlignOptions {
         window: i64::from(weeks) * WEEK_MS,
-        // As few samples as there may be: the demo has three minutes, and more did not help there (.549 for .554).
+        // As few samples as there may be: the demo has three minutes.
         scores_max: 0,
         ..AlignOptions::default()
     };

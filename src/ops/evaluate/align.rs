@@ -513,6 +513,9 @@ pub(crate) fn text(report: &AlignReport) -> String {
         if !fit.reason.is_empty() {
             let _ = writeln!(out, "  demand alone: {}", fit.reason);
         }
+        if fit.reason.is_empty() && fit.form != "fitted" {
+            let _ = writeln!(out, "  ranks best, and is used: {}", form_text(&fit.form));
+        }
         if let Some(model) = report.model.get(least) {
             let _ = writeln!(out, "  {}", model_text(model));
         }
@@ -526,6 +529,17 @@ pub(crate) fn text(report: &AlignReport) -> String {
         }
     }
     out
+}
+
+/// What a form of weights is, in words.
+fn form_text(form: &str) -> &str {
+    match form {
+        "1" => {
+            "weights of 1 for demand, weeks, repeat and neighbours, as far as each can be told from 0"
+        }
+        "without bias" => "the fit without bias",
+        other => other,
+    }
 }
 
 /// The model's fit of a bucket in a line.

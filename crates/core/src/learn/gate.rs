@@ -1,8 +1,9 @@
 //! Weights of one bucket of visible history: fitted, and kept only where they help.
 //!
-//! Decides which terms have a weight. A term whose 95 % interval contains 0 has none and the others are fitted again;
-//! if the mixture does not rank better than demand alone, by scores that were fitted to other users, demand alone
-//! remains. Invariant: demand is always a part, the model's weight is never negative, and the result does not depend on
+//! Decides which terms have a weight. A term whose 95 % interval contains 0 has none and the others are fitted again.
+//! Likelihood is not recall: the likeliest weights of a large catalogue speak for its rare products, not for the first
+//! ten names. So weights of 1, the fit without bias and the fit are compared by recall, by scores that were fitted to
+//! other users; if none of them ranks better than demand alone, demand alone remains. Invariant: demand is always a part, the model's weight is never negative, and the result does not depend on
 //! the order of samples. It does not know where values come from.
 
 use std::collections::BTreeMap;
@@ -66,6 +67,8 @@ pub struct BucketFit {
     pub fitted: BTreeMap<String, FittedWeight>,
     /// The weights to be used.
     pub weights: BTreeMap<String, f64>,
+    /// Where they come from: `fitted`, `without bias`, `1`, or `demand`.
+    pub form: String,
     /// Recall@10 of the mixture less that of demand alone, each user scored by weights fitted to others.
     pub recall: Option<Interval>,
     /// The same difference of the mean log-probability of what was bought, in nats.
@@ -89,6 +92,7 @@ pub fn fit_bucket(terms: Terms<'_>, samples: &[Sample], options: &GateOptions) -
         users: users.len(),
         fitted: BTreeMap::new(),
         weights: demand_alone(),
+        form: DEMAND.to_owned(),
         recall: None,
         nats: None,
         reason: String::new(),
@@ -103,18 +107,81 @@ pub fn fit_bucket(terms: Terms<'_>, samples: &[Sample], options: &GateOptions) -
     }
     let all: Vec<&Sample> = samples.iter().collect();
     let kept = keep(terms, &all, &mut found.fitted);
-    let fit = fit_terms(terms, &kept, &all);
-    let (recall, nats) = compare(terms, &kept, samples, options);
-    let better = nats.above_zero() && recall.mean > 0.0;
-    (found.recall, found.nats) = (Some(recall), Some(nats));
-    match better {
-        true => {
-            let named = kept.iter().map(|at| terms.names[*at].to_owned());
-            found.weights = named.zip(fit.weights).collect();
+    let alone = Form::demand(terms);
+    let by_demand = outcomes(terms, &alone, samples, options);
+    let (mut best, mut by_best) = (alone, by_demand.clone());
+    for form in Form::all(terms, &kept) {
+        let outcomes = outcomes(terms, &form, samples, options);
+        let [recall, nats] = differences(&outcomes, &by_demand, options);
+        let [over_best, _] = differences(&outcomes, &by_best, options);
+        // Shown if none is better, too.
+        let is_fit = form.name == FITTED && best.name == DEMAND;
+        let is_better = nats.above_zero() && recall.mean > 0.0 && over_best.mean > 0.0;
+        if is_fit || is_better {
+            (found.recall, found.nats) = (Some(recall), Some(nats));
         }
-        false => found.reason = "the mixture does not rank better than demand alone".into(),
+        if is_better {
+            (best, by_best) = (form, outcomes);
+        }
     }
+    if best.name == DEMAND {
+        found.reason = "the mixture does not rank better than demand alone".into();
+        return found;
+    }
+    let named = best.kept.iter().map(|at| terms.names[*at].to_owned());
+    found.weights = named.zip(best.weights(terms, &all)).collect();
+    best.name.clone_into(&mut found.form);
     found
+}
+
+/// The form with all kept terms.
+const FITTED: &str = "fitted";
+
+/// The terms that are logarithms of how much likelier something is bought: their sum at weight 1 says something.
+const RATIOS: [&str; 4] = [DEMAND, "weeks", "repeat", "neighbours"];
+
+/// One way to weigh the terms that can be told from 0.
+struct Form {
+    name: &'static str,
+    kept: Vec<usize>,
+    is_fitted: bool,
+}
+
+impl Form {
+    /// Demand alone, which the others are compared with.
+    fn demand(terms: Terms<'_>) -> Self {
+        let places = (0..terms.names.len()).filter(|at| terms.names[*at] == DEMAND);
+        Self {
+            name: DEMAND,
+            kept: places.collect(),
+            is_fitted: true,
+        }
+    }
+
+    /// The others, the simplest first.
+    fn all(terms: Terms<'_>, kept: &[usize]) -> [Self; 3] {
+        let of = |is_kept: &dyn Fn(&str) -> bool| -> Vec<usize> {
+            let kept = kept.iter().copied();
+            kept.filter(|at| is_kept(terms.names[*at])).collect()
+        };
+        let form = |name, kept, is_fitted| Self {
+            name,
+            kept,
+            is_fitted,
+        };
+        [
+            form("1", of(&|name| RATIOS.contains(&name)), false),
+            form("without bias", of(&|name| name != "bias"), true),
+            form(FITTED, kept.to_vec(), true),
+        ]
+    }
+
+    fn weights(&self, terms: Terms<'_>, samples: &[&Sample]) -> Vec<f64> {
+        match self.is_fitted {
+            true => fit_terms(terms, &self.kept, samples).weights,
+            false => vec![1.0; self.kept.len()],
+        }
+    }
 }
 
 /// The scores of samples by weights that are fitted to all of them.
@@ -203,47 +270,47 @@ fn case<'a>(sample: &'a Sample, kept: &[usize]) -> Case<'a> {
     }
 }
 
-/// Differences of Recall@10 and nats between mixture and demand, each user scored by weights fitted to other folds.
-fn compare(
+/// A sample's user, Recall@10, and log-probability of what was bought.
+type Outcome = (u32, f64, f64);
+
+/// What came of each sample, each user scored by weights fitted to other folds; in the same order for every form.
+fn outcomes(
     terms: Terms<'_>,
-    kept: &[usize],
+    form: &Form,
     samples: &[Sample],
     options: &GateOptions,
-) -> (Interval, Interval) {
-    let demand: Vec<usize> = (0..terms.names.len())
-        .filter(|at| terms.names[*at] == DEMAND)
-        .collect();
-    let (mut recalls, mut nats) = (Vec::new(), Vec::new());
+) -> Vec<Outcome> {
+    let mut found = Vec::with_capacity(samples.len());
     for fold in 0..options.folds.max(1) {
         let others: Vec<&Sample> = samples
             .iter()
             .filter(|sample| sample.fold != fold)
             .collect();
-        let (mixture, alone) = (
-            fit_terms(terms, kept, &others),
-            fit_terms(terms, &demand, &others),
-        );
+        let weights = form.weights(terms, &others);
         for sample in samples.iter().filter(|sample| sample.fold == fold) {
-            let by_mixture = case(sample, kept).scores(&mixture.weights);
-            let by_demand = case(sample, &demand).scores(&alone.weights);
-            let recall = |scores: &[f32]| {
-                let list = measures::top(scores, LIST, |_| true);
-                measures::recall(&list, &sample.targets, LIST)
-            };
-            if let (Some(a), Some(b)) = (recall(&by_mixture), recall(&by_demand)) {
-                recalls.push((sample.user, a, b));
-            }
-            let lost = |scores: &[f32]| measures::nats(scores, &sample.targets);
-            if let (Some(a), Some(b)) = (lost(&by_mixture), lost(&by_demand)) {
-                nats.push((sample.user, b, a));
+            let scores = case(sample, &form.kept).scores(&weights);
+            let list = measures::top(&scores, LIST, |_| true);
+            let recall = measures::recall(&list, &sample.targets, LIST);
+            let nats = measures::nats(&scores, &sample.targets);
+            if let (Some(recall), Some(nats)) = (recall, nats) {
+                found.push((sample.user, recall, -nats));
             }
         }
     }
+    found
+}
+
+/// Differences of Recall@10 and of log-probabilities in nats, paired by sample.
+fn differences(one: &[Outcome], other: &[Outcome], options: &GateOptions) -> [Interval; 2] {
     let how = Resampling {
         seed: options.seed,
         ..Resampling::default()
     };
-    (paired(recalls, how), paired(nats, how))
+    let of = |value: fn(&Outcome) -> f64| {
+        let pairs = one.iter().zip(other);
+        paired(pairs.map(|(a, b)| (a.0, value(a), value(b))), how)
+    };
+    [of(|outcome| outcome.1), of(|outcome| outcome.2)]
 }
 
 fn demand_alone() -> BTreeMap<String, f64> {
