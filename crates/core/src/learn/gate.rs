@@ -271,7 +271,14 @@ fn case<'a>(sample: &'a Sample, kept: &[usize]) -> Case<'a> {
 }
 
 /// A sample's user, Recall@10, and log-probability of what was bought.
-type Outcome = (u32, f64, f64);
+pub(super) type Outcome = (u32, f64, f64);
+
+/// What comes of a sample's scores; `None` if nothing was bought.
+pub(super) fn outcome(user: u32, scores: &[f32], targets: &[u32]) -> Option<Outcome> {
+    let list = measures::top(scores, LIST, |_| true);
+    let recall = measures::recall(&list, targets, LIST)?;
+    Some((user, recall, -measures::nats(scores, targets)?))
+}
 
 /// What came of each sample, each user scored by weights fitted to other folds; in the same order for every form.
 fn outcomes(
@@ -289,19 +296,18 @@ fn outcomes(
         let weights = form.weights(terms, &others);
         for sample in samples.iter().filter(|sample| sample.fold == fold) {
             let scores = case(sample, &form.kept).scores(&weights);
-            let list = measures::top(&scores, LIST, |_| true);
-            let recall = measures::recall(&list, &sample.targets, LIST);
-            let nats = measures::nats(&scores, &sample.targets);
-            if let (Some(recall), Some(nats)) = (recall, nats) {
-                found.push((sample.user, recall, -nats));
-            }
+            found.extend(outcome(sample.user, &scores, &sample.targets));
         }
     }
     found
 }
 
 /// Differences of Recall@10 and of log-probabilities in nats, paired by sample.
-fn differences(one: &[Outcome], other: &[Outcome], options: &GateOptions) -> [Interval; 2] {
+pub(super) fn differences(
+    one: &[Outcome],
+    other: &[Outcome],
+    options: &GateOptions,
+) -> [Interval; 2] {
     let how = Resampling {
         seed: options.seed,
         ..Resampling::default()

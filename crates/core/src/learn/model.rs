@@ -6,13 +6,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::bootstrap::{Interval, Resampling, paired};
-use super::gate::{FittedWeight, GateOptions};
+use super::bootstrap::Interval;
+use super::gate::{FittedWeight, GateOptions, differences, outcome};
 use super::logit::{self, Case, Contributions, Moments};
-use super::measures;
-
-/// Names of a list that is compared.
-const LIST: usize = 10;
 
 /// A case that the model was asked about. Products are those that may be listed, by their place among them.
 #[derive(Clone, Debug)]
@@ -80,7 +76,7 @@ pub fn fit_model(samples: &[ModelSample], options: &GateOptions) -> ModelFit {
         contributions.add(sample.user, &case(sample), &fit.weights);
     }
     let (weight, (low, high)) = (fit.weights[0], contributions.intervals(&fit)[0]);
-    let (recall, nats) = compare(samples, options);
+    let [recall, nats] = compare(samples, options);
     let problems = [
         (low <= 0.0, "its weight cannot be told from 0"),
         (
@@ -124,38 +120,26 @@ fn fit(samples: &[&ModelSample]) -> logit::Fit {
 }
 
 /// Differences of Recall@10 and nats between with and without the model, each user by the weight of other folds.
-fn compare(samples: &[ModelSample], options: &GateOptions) -> (Interval, Interval) {
-    let (mut recalls, mut nats) = (Vec::new(), Vec::new());
+fn compare(samples: &[ModelSample], options: &GateOptions) -> [Interval; 2] {
+    let (mut with, mut without) = (Vec::new(), Vec::new());
     for fold in 0..options.folds.max(1) {
         let (held, others): (Vec<&ModelSample>, Vec<&ModelSample>) =
             samples.iter().partition(|sample| sample.fold == fold);
         let weights = fit(&others).weights;
         for sample in held {
-            let with = case(sample).scores(&weights);
-            let recall = |scores: &[f32]| {
-                let list = measures::top(scores, LIST, |_| true);
-                measures::recall(&list, &sample.targets, LIST)
-            };
-            if let (Some(a), Some(b)) = (recall(&with), recall(&sample.offset)) {
-                recalls.push((sample.user, a, b));
-            }
-            let lost = |scores: &[f32]| measures::nats(scores, &sample.targets);
-            if let (Some(a), Some(b)) = (lost(&with), lost(&sample.offset)) {
-                nats.push((sample.user, b, a));
-            }
+            let scores = case(sample).scores(&weights);
+            with.extend(outcome(sample.user, &scores, &sample.targets));
+            without.extend(outcome(sample.user, &sample.offset, &sample.targets));
         }
     }
-    let how = Resampling {
-        seed: options.seed,
-        ..Resampling::default()
-    };
-    (paired(recalls, how), paired(nats, how))
+    differences(&with, &without, options)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::learn::bootstrap::Random;
+    use crate::learn::measures;
 
     const OPTIONS: GateOptions = GateOptions {
         folds: 3,
