@@ -10,7 +10,7 @@ use nearshore_core::ports::keys;
 use nearshore_core::ports::log::Outgoing;
 use nearshore_core::ports::store::{Stock, Users};
 use nearshore_core::user::event::UserId;
-use nearshore_core::user::record::Partition;
+use nearshore_core::user::record::{Partition, Record};
 use nearshore_kafka::dlq::DeadLetter;
 use serde_json::{Value, json};
 
@@ -24,13 +24,16 @@ const YEAR_9999: i64 = 253_402_214_400_000;
 /// Topic and offset of a bad record, and its reject code.
 type Rejected = (String, i64, String);
 
+/// The header of every bad record.
+const TRACE: &str = "trace";
+
 /// A record with a header, to be sent to any topic.
 fn raw(key: &'static [u8], value: &str) -> Outgoing {
     Outgoing {
         topic: "".into(),
         key: Some(Bytes::from_static(key)),
         value: Some(value.to_owned().into()),
-        headers: vec![("trace".into(), Bytes::from_static(b"\xff7"))],
+        headers: vec![(TRACE.into(), Bytes::from_static(b"\xff7"))],
         time: None,
     }
 }
@@ -136,17 +139,21 @@ async fn poison(
     (topic, bad): (&str, Vec<(Outgoing, &'static str)>),
     good: impl Fn(usize) -> Option<Outgoing>,
 ) -> Vec<Rejected> {
-    let (mut rejected, mut offset) = (Vec::new(), site.count(topic).await);
+    let mut codes = Vec::new();
     for (nth, (mut record, code)) in bad.into_iter().enumerate() {
         record.topic = topic.into();
-        rejected.push((topic.to_owned(), offset, code.to_owned()));
-        let good = good(nth);
-        offset += 1 + i64::from(good.is_some());
+        codes.push(code);
         // One at a time, so that a refusal names its record.
         site.send(vec![record]).await;
-        site.send(good.into_iter().collect()).await;
+        site.send(good(nth).into_iter().collect()).await;
     }
-    rejected
+    // Their offsets are read, not counted: the process itself writes requests meanwhile.
+    let is_bad = |record: &Record| record.headers.iter().any(|(name, _)| name == TRACE);
+    let sent = site.read(topic).await.into_iter().filter(is_bad);
+    let offsets: Vec<i64> = sent.map(|record| record.position.offset.0).collect();
+    assert_eq!(offsets.len(), codes.len(), "{topic}");
+    let rejected = |(offset, code): (i64, &str)| (topic.to_owned(), offset, code.to_owned());
+    offsets.into_iter().zip(codes).map(rejected).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -229,7 +236,7 @@ pub async fn everything_is_read(site: &Site) {
     }
 }
 
-fn origin(record: &nearshore_core::user::record::Record) -> Rejected {
+fn origin(record: &Record) -> Rejected {
     let dead_letter = DeadLetter::read(record);
     assert_eq!(dead_letter.partition, Some(0));
     let topic = dead_letter.topic.expect("it names its topic");
@@ -237,7 +244,7 @@ fn origin(record: &nearshore_core::user::record::Record) -> Rejected {
     (topic, offset, dead_letter.code)
 }
 
-fn has_the_headers_of_connect(record: &nearshore_core::user::record::Record) {
+fn has_the_headers_of_connect(record: &Record) {
     for name in [
         "topic",
         "partition",
@@ -251,7 +258,7 @@ fn has_the_headers_of_connect(record: &nearshore_core::user::record::Record) {
         let found = record.headers.iter().any(|(key, _)| *key == name);
         assert!(found, "{name} in {:?}", record.headers);
     }
-    let kept = ("trace".to_owned(), Bytes::from_static(b"\xff7"));
+    let kept = (TRACE.to_owned(), Bytes::from_static(b"\xff7"));
     assert!(
         record.headers.contains(&kept),
         "the original headers are missing"
