@@ -384,6 +384,23 @@ mod tests {
     }
 
     #[test]
+    fn the_simplest_form_is_used_where_the_fit_ranks_no_better() {
+        // Two products of each user are far above demand by any weight near 1, so every form lists the same names.
+        let mut samples = samples(300, 0.0);
+        for sample in &mut samples {
+            let own = [10 + sample.user % 30, 10 + (sample.user * 7 + 3) % 30];
+            let repeat = (0..40).map(|n| if own.contains(&n) { 5.0 } else { 0.0 });
+            sample.values[1] = repeat.collect();
+            sample.targets = vec![sample.user % 4, own[0]];
+        }
+        let found = fitted(&samples);
+        assert_eq!(found.form, "1", "{found:?}");
+        let expected = [("demand".to_owned(), 1.0), ("repeat".to_owned(), 1.0)];
+        assert_eq!(found.weights, expected.into());
+        assert!(found.recall.is_some_and(|recall| recall.low > 0.0));
+    }
+
+    #[test]
     fn demand_alone_remains_where_nothing_helps_or_users_are_few() {
         let found = fitted(&samples(300, 0.0));
         assert_eq!(found.weights, demand_alone(), "{found:?}");
