@@ -1,17 +1,22 @@
 //! `nearshore align`: weights and tables of an arm, learned from the shop's own log.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Args;
+use nearshore_core::learn::product_table::ProductTable;
 
 use super::logs::{LogArgs, bar, is_usage, read_logs};
 use super::{Common, with_config};
 use crate::config::{Config, init_tracing};
-use crate::ops::evaluate::align::{AlignOptions, align, text, write_folder};
-use crate::ops::evaluate::model::{ModelOptions, batches};
+use crate::ops::evaluate::align::{AlignOptions, Aligned, align, table_alone, text, write_folder};
+use crate::ops::evaluate::model::{ModelOptions, batches, model_of};
+use crate::ops::evaluate::product_table::{TableCost, build};
 use crate::ops::evaluate::{History, vectors};
+use crate::run::artefact_of;
 
 /// Examples of `--help`.
 pub(super) const EXAMPLES: &str = "\
@@ -20,6 +25,8 @@ Examples:
   nearshore align --events orders.csv --profiles people.csv --catalog skus.csv --out artefacts
   nearshore align --config nearshore.toml --window 28days --json | jq .buckets
   nearshore align --config nearshore.toml --arm a --model-users 300  # asks the model of arm a, and fits its weight
+  nearshore align --config nearshore.toml --arm a --model-users 0 --table   # asks it once about every product: the term table
+  nearshore align --config nearshore.toml --arm a --model-users 0 --table --table-from artefacts/artefact-0123456789ab
 
 It writes a folder named by the hash of its content, such as artefacts/artefact-0123456789ab. Name it in the configuration:
   [[arms]]
@@ -60,9 +67,20 @@ pub(super) struct AlignArgs {
     /// Arm whose model is asked, to fit its weight too; without it the model has none.
     #[arg(long, value_name = "ID")]
     arm: Option<String>,
-    /// With --arm: users of each bucket of visible history that the model is asked about, each for every name.
-    #[arg(long, value_name = "N", default_value_t = 150, requires = "arm", value_parser = clap::value_parser!(u32).range(30..))]
+    /// With --arm: users of each bucket of visible history that the model is asked about, each for every name; 0 asks
+    /// about none, and the model has no weight.
+    #[arg(long, value_name = "N", default_value = "150", requires = "arm", value_parser = model_users)]
     model_users: u32,
+    /// With --arm: asks its model once about every product, for the term `table`. Tokens grow with the square of the
+    /// catalogue; they are told before they are spent.
+    #[arg(long, requires = "arm")]
+    table: bool,
+    /// Folder of an earlier artefact whose table is kept. With --table rows are added for products that it lacks.
+    #[arg(long, value_name = "DIR")]
+    table_from: Option<PathBuf>,
+    /// Writes an artefact with the table alone, for a shop without a log; its arm's weights are set by hand.
+    #[arg(long, requires = "table")]
+    table_only: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -87,6 +105,10 @@ fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
         let vectors = vectors::vectors(&history, &encoder, users_min as usize)?;
         history.read_texts(vectors);
     }
+    let cost = read_table(args, config, &mut history)?;
+    if args.table_only {
+        return written(args, table_alone(&history), cost);
+    }
     let products = history.catalogue.pus().len();
     let scores_max = args.samples.map(|samples| samples as usize * products);
     let defaults = AlignOptions::default();
@@ -99,12 +121,13 @@ fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
         scores_max: scores_max.unwrap_or(defaults.scores_max),
     };
     let mut steps = u64::from(args.cuts) * u64::from(args.folds) + 3;
-    if args.arm.is_some() {
+    let arm = args.arm.as_ref().filter(|_| args.model_users > 0);
+    if arm.is_some() {
         steps += batches(args.model_users as usize, usize::from(args.folds)) as u64;
     }
     let bar = bar("aligning", "{pos}/{len} {msg}, {elapsed}");
     bar.set_length(steps);
-    let model = args.arm.as_ref().map(|arm| ModelOptions {
+    let model = arm.map(|arm| ModelOptions {
         arm: arm.clone(),
         users: args.model_users as usize,
     });
@@ -114,6 +137,65 @@ fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
         bar.inc(1);
     })?;
     bar.finish_and_clear();
+    written(args, aligned, cost)
+}
+
+/// The table of `--table` and `--table-from`, with its cost if it was built.
+fn read_table(
+    args: &AlignArgs,
+    config: &Config,
+    history: &mut History,
+) -> anyhow::Result<Option<TableCost>> {
+    let from = args.table_from.as_ref().map(|folder| read_table_of(folder));
+    let from = from.transpose()?;
+    let Some(arm) = args.arm.as_ref().filter(|_| args.table) else {
+        if let Some(table) = from {
+            history.read_table(table);
+        }
+        return Ok(None);
+    };
+    let loaded = model_of(config, arm)?;
+    let bar = bar("table", "{pos}/{len} prompts, {elapsed}, {eta} left");
+    let tell = |cost: &TableCost| {
+        bar.suspend(|| {
+            note!(
+                "table of {} products: {} prompts, about {} tokens",
+                cost.products,
+                cost.prompts,
+                cost.tokens
+            );
+        });
+    };
+    let known = (&loaded, from.as_deref());
+    let (table, cost) = build(&history.catalogue, known, config, (&bar, &tell))?;
+    bar.finish_and_clear();
+    history.read_table(Arc::new(table));
+    Ok(Some(cost))
+}
+
+/// The table of an artefact's folder.
+pub(super) fn read_table_of(folder: &Path) -> anyhow::Result<Arc<ProductTable>> {
+    let artefact = artefact_of(folder).with_context(|| folder.display().to_string())?;
+    let none = || {
+        format!(
+            "the artefact in {} has no table of products; make one with `nearshore align --arm ID --table`",
+            folder.display()
+        )
+    };
+    artefact.table.with_context(none)
+}
+
+/// 0, or enough users for a weight to be fitted.
+fn model_users(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(users) if users == 0 || users >= 30 => Ok(users),
+        _ => Err("0, or at least 30: with fewer no weight can be told from 0".into()),
+    }
+}
+
+/// Writes the artefact, and says what was learned.
+fn written(args: &AlignArgs, mut aligned: Aligned, cost: Option<TableCost>) -> anyhow::Result<()> {
+    aligned.report.table = cost;
     let folder = write_folder(&args.out, &aligned.files, &aligned.report)?;
     match args.common.json {
         true => out!("{}", serde_json::to_string(&aligned.report)?),

@@ -2,19 +2,23 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 use jiff::civil;
 use jiff::tz::TimeZone;
+use nearshore_core::learn::product_table::ProductTable;
 use nearshore_core::user::record::Timestamp;
 
+use super::align::read_table_of;
 use super::logs::{LogArgs, bar, is_usage, read_logs};
 use super::{Common, with_config};
 use crate::config::{Config, init_tracing};
 use crate::ops::evaluate::{BASELINE, Order, Progress, Visible, evaluate, text};
 use crate::ops::report;
+use crate::run::artefact;
 
 /// Examples of `--help`.
 pub(super) const EXAMPLES: &str = "\
@@ -67,6 +71,9 @@ pub(super) struct EvaluateArgs {
     /// Folder of a sentence encoder, for the terms `text` and `typical`; by default `engine.encoder`.
     #[arg(long, value_name = "DIR")]
     encoder: Option<PathBuf>,
+    /// Folder of an artefact whose product table the term `table` reads; by default that of the first arm with one.
+    #[arg(long, value_name = "DIR")]
+    table: Option<PathBuf>,
     /// Route that all others are compared with.
     #[arg(long, value_name = "ROUTE", default_value = BASELINE)]
     baseline: String,
@@ -106,6 +113,10 @@ fn run_with(args: &EvaluateArgs, config: &Config) -> anyhow::Result<()> {
         model_users: args.model_users,
         baseline: args.baseline.clone(),
         encoder: args.encoder.clone().or_else(|| config.encoder()),
+        table: match &args.table {
+            Some(folder) => Some(read_table_of(folder)?),
+            None => first_table(config),
+        },
     };
     let progress = Progress {
         bar: bar("ranking", "{pos}/{len} lists, {elapsed}"),
@@ -120,6 +131,13 @@ fn run_with(args: &EvaluateArgs, config: &Config) -> anyhow::Result<()> {
         false => out_part!("{}", text(&found)),
     }
     Ok(())
+}
+
+/// The table of the first arm whose artefact has one; an artefact that cannot be read is refused with its arm.
+fn first_table(config: &Config) -> Option<Arc<ProductTable>> {
+    let artefacts = config.arms.iter().map(|arm| artefact(config, arm));
+    let mut tables = artefacts.filter_map(|artefact| artefact.ok().flatten()?.table.clone());
+    tables.next()
 }
 
 fn time(text: &str) -> Result<Timestamp, String> {

@@ -202,11 +202,21 @@ impl Default for Engine {
 pub struct Align {
     /// Fewest users who have bought a pair of products, or have a value of a profile; at least 2.
     pub users_min: u32,
+    /// Prompts of the model's table of products; each has `{name}` once, where the product's name is.
+    pub table_wordings: Vec<String>,
 }
 
 impl Default for Align {
     fn default() -> Self {
-        Self { users_min: 3 }
+        let wordings = [
+            "A customer who buys {name} also buys",
+            "Shopping list: {name},",
+            "People who need {name} often need",
+        ];
+        Self {
+            users_min: 3,
+            table_wordings: wordings.map(str::to_owned).into(),
+        }
     }
 }
 

@@ -75,12 +75,19 @@ fn weight(found: &mut Found, key: &str, number: f64) {
     );
 }
 
-/// Weights of an arm's terms, set by hand or made by `nearshore align`, not both.
+/// Weights of an arm's terms, set by hand; with an artefact they take the place of its own.
 fn weights(found: &mut Found, key: &str, (arm, config): (&Arm, &Config)) {
     let key = format!("{key}.weights");
-    let once = arm.artefact.is_none() || arm.weights.is_empty();
-    let both = "the arm's artefact has weights, too; remove `weights` or `artefact`";
-    must(found, once, &key, both);
+    if arm.artefact.is_some() {
+        // What they read is in the artefact, which is looked at when the arm is loaded.
+        if let (false, Err(error)) = (
+            arm.weights.is_empty(),
+            Weights::beside_artefact(&arm.weights),
+        ) {
+            found.push((key, error.to_string()));
+        }
+        return;
+    }
     match Weights::by_hand(&arm.weights) {
         Err(error) => found.push((key, error.to_string())),
         Ok(weights) => {
@@ -368,6 +375,11 @@ fn align(config: &Config, found: &mut Found) {
     let enough = config.align.users_min >= 2;
     let what = "must be at least 2: what one user has done is in no artefact";
     must(found, enough, "align.users_min", what);
+    let wordings = &config.align.table_wordings;
+    let once = |wording: &String| wording.matches("{name}").count() == 1;
+    let what = "must be sentences, each with {name} once, where the product's name is";
+    let are = !wordings.is_empty() && wordings.iter().all(once);
+    must(found, are, "align.table_wordings", what);
 }
 
 fn metrics(config: &Config, found: &mut Found) {

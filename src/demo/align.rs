@@ -16,6 +16,7 @@ use crate::ops::evaluate::compare::{Held, RouteRecall, compare};
 use crate::ops::evaluate::{History, UserHistory};
 use crate::ops::files::{Decoding, Logs, Topic};
 use nearshore_core::learn::split::fold;
+use nearshore_core::list::terms::artefact::Optional;
 use nearshore_core::user::record::{Offset, Partition, Position, Record, Timestamp};
 
 const WEEK_MS: i64 = 7 * 86_400_000;
@@ -70,7 +71,7 @@ pub(super) fn align(
     )?;
     let held = Held { train, test, cut };
     let routes = compare(&history, config, (&fitted, &options), held)?;
-    let (files, report): (_, AlignReport) = fitted.artefact(&options, None);
+    let (files, report): (_, AlignReport) = fitted.artefact(&options, Optional::default());
     let written = write_folder(folder, &files, &report)?;
     bar.finish();
     let name = written.file_name().unwrap_or_default();

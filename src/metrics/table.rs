@@ -129,6 +129,8 @@ table! {
         "1 if the arm's artefact fits the served catalogue; 0 if it was refused and the arm ranks by demand alone.";
     NAMES_WITHOUT_VECTOR: Gauge "nearshore_names_without_vector" [arm = Arms]
         "Names of the served catalogue to which the arm's terms text and typical give 0, because they have no vector.";
+    NAMES_WITHOUT_TABLE: Gauge "nearshore_names_without_table" [arm = Arms]
+        "Names of the served catalogue to which the arm's term table gives 0, because the artefact's table has no row of them.";
     TEXTS_WITHOUT_VECTOR: Counter "nearshore_texts_without_vector_total" [arm = Arms]
         "Names and profile values of users that the term text did not read in lists of the arm, because they have no vector.";
     PUBLISHED: Counter "nearshore_lists_published_total" [arm = Arms, lane = These(Lane::VARIANTS), source = These(Source::VARIANTS)]

@@ -42,6 +42,7 @@ fn update_all() {
     dlq_waiting(Stage::Event, 1);
     artefact_bound("a", true);
     names_without_vector("a", 1);
+    names_without_table("a", 1);
     texts_without_vector("a", 1);
     foreign_members(1);
     unknown_namespace(1);

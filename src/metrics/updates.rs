@@ -85,6 +85,11 @@ pub fn names_without_vector(arm: &str, names: usize) {
     t::NAMES_WITHOUT_VECTOR.set(&[arm], names as f64);
 }
 
+/// Sets how many names of the catalogue are not in the table of an arm's artefact.
+pub fn names_without_table(arm: &str, names: usize) {
+    t::NAMES_WITHOUT_TABLE.set(&[arm], names as f64);
+}
+
 /// Counts texts of a user that have no vector.
 pub fn texts_without_vector(arm: &str, texts: usize) {
     t::TEXTS_WITHOUT_VECTOR.add(&[arm], texts as u64);

@@ -43,10 +43,8 @@ pub(crate) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>
     let mut arms = Vec::new();
     for arm in &config.arms {
         let artefact = artefact(config, arm).with_context(|| format!("arm {}", arm.id))?;
-        let weights = match &artefact {
-            Some(artefact) => artefact.weights.clone(),
-            None => Weights::by_hand(&arm.weights).with_context(|| format!("arm {}", arm.id))?,
-        };
+        let weights = weights(arm, artefact.as_deref());
+        let weights = weights.with_context(|| format!("arm {}", arm.id))?;
         let engine = match weights.use_model() {
             true => {
                 if !engines.contains_key(&arm.model) {
@@ -160,6 +158,22 @@ pub(crate) fn artefact(config: &Config, arm: &Arm) -> anyhow::Result<Option<Arc<
     let read = artefact_of(&folder);
     let artefact = read.with_context(|| format!("artefact {}", folder.display()))?;
     Ok(Some(Arc::new(artefact)))
+}
+
+/// An arm's weights: those set by hand, or its artefact's.
+pub(crate) fn weights(arm: &Arm, artefact: Option<&Artefact>) -> anyhow::Result<Weights> {
+    let Some(artefact) = artefact else {
+        return Ok(Weights::by_hand(&arm.weights)?);
+    };
+    let weights = match arm.weights.is_empty() {
+        true => artefact.weights.clone(),
+        false => Weights::beside_artefact(&arm.weights)?,
+    };
+    anyhow::ensure!(
+        !weights.use_table() || artefact.table.is_some(),
+        "table has a weight, and the artefact has no table of products; make it with `nearshore align --table`"
+    );
+    Ok(weights)
 }
 
 /// Reads the folder of an artefact.

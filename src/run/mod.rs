@@ -24,7 +24,7 @@ use fields::watch_fields;
 use installation::watch_strangers;
 pub(crate) use installation::{ADVICE, installation, strangers};
 use load::load_serving_arms;
-pub(crate) use load::{artefact, artefact_of, load_arms};
+pub(crate) use load::{artefact, artefact_of, load_arms, weights};
 use watch::{ENGINE_STALLED, join, watch_coverage, watch_engine, watch_redis};
 
 use crate::config::Config;

@@ -3,7 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use nearshore_core::learn::product_table::{BoundTable, ProductTable};
+use nearshore_core::list::terms::bound::bind_table;
+use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::text::vectors::Vectors;
+use nearshore_core::user::event::Sku;
 use serde_json::{Value, json};
 
 use crate::evaluate::Slice;
@@ -169,10 +173,17 @@ fn a_broken_artefact_is_refused_with_its_file_and_what_to_do() {
     std::fs::remove_dir_all(folder.path().join(&name)).expect("removed");
     let (code, said) = check();
     assert!(code == 1 && said.contains("artefact.json"), "{said}");
-    std::fs::write(&config, text + "weights = { demand = 1.0 }\n").expect("written");
+    // Weights by hand take the place of the artefact's; a table that it does not have can have none.
+    let artefact = report(&align(&files, folder.path(), &[]))["artefact"].clone();
+    assert!(name.ends_with(artefact.as_str().expect("a hash")));
+    let by_hand = |weights: &str| format!("{text}weights = {{ {weights} }}\n");
+    std::fs::write(&config, by_hand("demand = 1.0, repeat = 0.5")).expect("written");
+    let (code, said) = check();
+    assert!(code == 0 && said.contains("learned from"), "{said}");
+    std::fs::write(&config, by_hand("table = 0.5")).expect("written");
     let (code, said) = check();
     assert!(
-        code == 2 || said.contains("remove `weights` or `artefact`"),
+        code == 1 && said.contains("has no table of products"),
         "{said}"
     );
 }
@@ -250,4 +261,190 @@ fn a_model_is_asked_and_has_a_weight_only_where_it_helps() {
         error.contains("--arm \"b\" is not one of [[arms]]"),
         "{error}"
     );
+}
+
+/// A shop's files with these products and no event.
+fn shop_of(folder: &Path, products: &[&str]) -> [PathBuf; 3] {
+    let file = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).expect("written");
+        path
+    };
+    let skus = (0..).zip(products);
+    let skus: String = skus
+        .map(|(nth, name)| format!("{nth},{name},4\n"))
+        .collect();
+    [
+        file("e.csv", "user,timestamp,type,sku\n"),
+        file("p.csv", "user,age\n"),
+        file("c.csv", &format!("sku,pu,stock\n{skus}")),
+    ]
+}
+
+/// Catalogue and bound table of an artefact.
+fn table_of(folder: &Path, products: &[&str]) -> (Vec<u8>, BoundTable) {
+    let skus = (0..).zip(products).map(|(nth, name)| Sku {
+        sku: nth.to_string(),
+        pu: (*name).to_owned(),
+        pu_id: (*name).to_owned(),
+        category: None,
+        title: String::new(),
+        stock: 4,
+        price: None,
+        attributes: Default::default(),
+    });
+    let catalogue = Catalogue::load(skus.collect());
+    let bytes = std::fs::read(folder.join("table.nspt")).expect("a table");
+    let table = ProductTable::decode(&bytes).expect("just written");
+    (bytes, bind_table(&table, &catalogue))
+}
+
+#[test]
+fn a_table_of_a_real_model_knows_what_goes_together_and_is_extended_by_new_products() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let products = [
+        "TOOTHPASTE",
+        "TOOTHBRUSH",
+        "DOG FOOD",
+        "CAT FOOD",
+        "SHAMPOO",
+        "HAIR CONDITIONER",
+    ];
+    let files = shop_of(folder.path(), &products);
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.to_str().expect("a path").to_owned()
+    };
+    write("t.j2", "{{ segment }}");
+    let model = variable("NEARSHORE_TEST_MODEL");
+    let arm =
+        format!("[[arms]]\nid = \"a\"\nepoch = 1\ntemplate = \"t.j2\"\nmodel = \"{model}\"\n");
+    let config = write("nearshore.toml", &arm);
+    let asked = ["--config", &config, "--arm", "a", "--table", "--table-only"];
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let found = report(&align(&files, &one, &asked));
+    assert_eq!(found, report(&align(&files, &two, &asked)));
+    assert_eq!(found["table"]["products"], 6);
+    assert_eq!(found["table"]["prompts"], 18);
+    assert!(found["table"]["tokens"].as_u64() > Some(18), "{found}");
+    let name = format!("artefact-{}", found["artefact"].as_str().expect("a hash"));
+    assert_eq!(content(&one.join(&name)), content(&two.join(&name)));
+    let (_, table) = table_of(&one.join(&name), &products);
+    for (own, goes, does_not) in [(0, 1, 2), (2, 3, 0), (4, 5, 3)] {
+        let values = table.values([own].into_iter()).expect("a row");
+        assert!(values[goes] > values[does_not], "{own}: {values:?}");
+    }
+
+    let more: Vec<&str> = products.iter().copied().chain(["MOUTHWASH"]).collect();
+    let files = shop_of(folder.path(), &more);
+    let first = one.join(&name);
+    let from = ["--table-from", first.to_str().expect("a path")];
+    let extended = report(&align(&files, &one, &[&asked[..], &from[..]].concat()));
+    assert_eq!(extended["table"]["computed"], 1);
+    assert_eq!(extended["table"]["prompts"], 3);
+    let longer = one.join(format!(
+        "artefact-{}",
+        extended["artefact"].as_str().expect("a hash")
+    ));
+    let (_, with_new) = table_of(&longer, &more);
+    assert_eq!(with_new.lacking(), 0);
+    let before = table.values([0].into_iter()).expect("a row");
+    let after = with_new.values([0].into_iter()).expect("a row");
+    assert_eq!(before[..], after[..6]);
+    let new = with_new.values([6].into_iter()).expect("a row");
+    assert_eq!(after[6], new[0], "its row is its column");
+
+    let other = format!("{arm}\n[align]\ntable_wordings = [\"{{name}} and\"]\n");
+    std::fs::write(&config, other).expect("written");
+    let refused = align(&files, &one, &[&asked[..], &from[..]].concat());
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{error}");
+    assert!(error.contains("of other align.table_wordings"), "{error}");
+
+    an_arm_by_hand_reads_the_table(&longer, (&arm, &config));
+}
+
+/// An arm for the first day: weights by hand, and a file that is cut short is refused by name.
+fn an_arm_by_hand_reads_the_table(artefact: &Path, (arm, config): (&str, &str)) {
+    let path = artefact.to_str().expect("a path");
+    let by_hand = format!("artefact = \"{path}\"\nweights = {{ assortment = 1.0, table = 0.5 }}\n");
+    std::fs::write(config, format!("{arm}{by_hand}")).expect("written");
+    let check = || nearshore(&["check", "--offline", "--config", config]);
+    let said = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    let output = check();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let file = artefact.join("table.nspt");
+    let bytes = std::fs::read(&file).expect("a table");
+    std::fs::write(&file, &bytes[..bytes.len() / 2]).expect("written");
+    let output = check();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said(&output).contains("table.nspt is not the file"),
+        "{}",
+        said(&output)
+    );
+}
+
+#[test]
+fn a_table_is_fitted_like_every_term_and_evaluated_without_any_log() {
+    let slice = Slice::read();
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = slice.json_lines(folder.path());
+    let config = folder.path().join("nearshore.toml");
+    std::fs::write(folder.path().join("t.j2"), "{{ segment }}").expect("written");
+    let arm = "[[arms]]\nid = \"a\"\nepoch = 1\ntemplate = \"t.j2\"\nmodel = \"table:0ms\"\n";
+    std::fs::write(&config, arm).expect("written");
+    let config = config.to_str().expect("a path");
+    let asked = [
+        "--config",
+        config,
+        "--arm",
+        "a",
+        "--table",
+        "--model-users",
+        "0",
+    ];
+    let out = folder.path().join("out");
+    let found = report(&align(&files, &out, &asked));
+    assert!(found.get("model").is_none(), "{found}");
+    let fitted = &found["buckets"]["3"]["fitted"]["table"];
+    assert!(fitted["kept"].is_boolean(), "{}", found["buckets"]["3"]);
+    let name = format!("artefact-{}", found["artefact"].as_str().expect("a hash"));
+    let table = out.join(&name);
+    let [events, profiles, catalog] = files.each_ref().map(|path| path.to_str().expect("a path"));
+    let output = nearshore(&[
+        "evaluate",
+        "--json",
+        "--resamples",
+        "100",
+        "--visible",
+        "0,3",
+        "--events",
+        events,
+        "--profiles",
+        profiles,
+        "--catalog",
+        catalog,
+        "--table",
+        table.to_str().expect("a path"),
+    ]);
+    let found = report(&output);
+    let has = |part: &str, route: &str| {
+        let cells = found[part].as_array().expect("cells");
+        let in_cell = |cell: &Value| match cell["routes"].as_array() {
+            Some(routes) => routes.iter().any(|it| it["route"] == route),
+            None => cell["route"] == route,
+        };
+        cells.iter().any(in_cell)
+    };
+    for part in ["cells", "curve", "cold"] {
+        for route in ["table", "SKU count + table", "aligned"] {
+            assert!(has(part, route), "{part} {route}");
+        }
+        assert!(
+            !has(part, "SKU count + texts + table"),
+            "there are no texts"
+        );
+    }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use nearshore_core::learn::log::{Line, Purchases, UserLog};
+use nearshore_core::learn::product_table::ProductTable;
 use nearshore_core::learn::tables;
 use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
 use nearshore_core::list::terms::artefact::{Artefact, Made, Tables};
@@ -79,8 +80,21 @@ fn learned(purchases: &Purchases, catalogue: &Catalogue) -> Learned {
         },
         references: None,
         vectors: None,
+        table: Some(Arc::new(product_table(catalogue))),
     };
     Learned::bind(&Arc::new(artefact), catalogue).expect("its own catalogue")
+}
+
+/// Ten products have no column, as after some days of new ones.
+fn product_table(catalogue: &Catalogue) -> ProductTable {
+    let ids: Vec<String> = catalogue.pus().iter().map(|pu| pu.id.to_string()).collect();
+    let score = |i: usize, j: usize| -(((i * 7919 + j * 104_729) % 10_007) as f32) / 1e3;
+    let row = |i: usize, columns: usize| (0..columns).map(|j| score(i, j)).collect();
+    let old = NAMES - 10;
+    let rows: Vec<Vec<f32>> = (0..old).map(|i| row(i, old)).collect();
+    let table = ProductTable::build(Default::default(), ids[..old].to_vec(), &rows);
+    let rows: Vec<Vec<f32>> = (old..NAMES).map(|i| row(i, NAMES)).collect();
+    table.extended(&ids, &rows)
 }
 
 fn vectors(random: &mut ChaCha8Rng, catalogue: &Catalogue) -> Arc<Vectors> {

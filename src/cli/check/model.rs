@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use super::Item;
 use crate::config::Config;
 use crate::files;
-use crate::run::artefact_of;
+use crate::run::{artefact_of, weights as arm_weights};
 use nearshore_core::list::prompt::Arm;
-use nearshore_core::list::terms::{MODEL, Weights};
+use nearshore_core::list::terms::MODEL;
 use nearshore_core::shop::arms::delay_of;
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::{Model, Options};
@@ -56,7 +56,9 @@ pub(super) fn files(config: &Config) -> Vec<Item> {
 fn terms(config: &Config, arm: &Arm) -> Option<Item> {
     let item = format!("arm {}: weights", arm.id);
     if let Some(folder) = &arm.artefact {
-        return Some(match artefact_of(&config.resolve(folder)) {
+        let read = artefact_of(&config.resolve(folder));
+        let fits = |artefact| arm_weights(arm, Some(&artefact)).map(|_| artefact);
+        return Some(match read.and_then(fits) {
             Ok(artefact) => {
                 let made = &artefact.made;
                 let until = jiff::Timestamp::from_millisecond(made.until).unwrap_or_default();
@@ -112,12 +114,11 @@ fn models(config: &Config) -> BTreeSet<PathBuf> {
 
 /// Whether any of the arm's weights gives the model a part; an artefact that cannot be read is told elsewhere.
 fn uses_model(config: &Config, arm: &Arm) -> bool {
-    match &arm.artefact {
-        Some(folder) => {
-            artefact_of(&config.resolve(folder)).is_ok_and(|artefact| artefact.weights.use_model())
-        }
-        None => Weights::by_hand(&arm.weights).is_ok_and(|weights| weights.use_model()),
-    }
+    let read = |folder| artefact_of(&config.resolve(folder));
+    let Ok(artefact) = arm.artefact.as_ref().map(read).transpose() else {
+        return false;
+    };
+    arm_weights(arm, artefact.as_ref()).is_ok_and(|weights| weights.use_model())
 }
 
 /// Loads each model once, one after the other, because two may not fit into memory.

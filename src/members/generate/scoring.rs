@@ -180,6 +180,9 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
             };
             let bound = Learned::bind(artefact, catalogue);
             metrics::artefact_bound(&loaded.arm.id, bound.is_ok());
+            if let Some(table) = bound.as_ref().ok().and_then(Learned::table) {
+                metrics::names_without_table(&loaded.arm.id, table.lacking());
+            }
             *learned = bound
                 .inspect_err(|error| {
                     tracing::error!(arm = loaded.arm.id, %error, "artefact refused; this arm ranks by demand alone");

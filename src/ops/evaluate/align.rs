@@ -9,24 +9,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use fixedbitset::FixedBitSet;
 use nearshore_core::learn::bias::{self, BiasCase, BiasOptions};
 use nearshore_core::learn::gate::{BucketFit, GateOptions, Sample, Terms, fit_bucket, mixed};
 use nearshore_core::learn::model::ModelFit;
 use nearshore_core::learn::split::{fold, uniform};
 use nearshore_core::learn::{log::Purchases, tables};
-use nearshore_core::list::terms::artefact::{self, Artefact, Files, Made, Tables};
+use nearshore_core::list::terms::artefact::{self, Artefact, Files, Made, Optional, Tables};
 use nearshore_core::list::terms::bound::Learned;
 use nearshore_core::list::terms::{
     BUCKETS, MODEL, Need, ScoreTerm, TERMS, Weights, bucket_of, table,
 };
-use nearshore_core::text::vectors::Vectors;
 use nearshore_core::user::record::Timestamp;
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::model::{FittedModel, ModelOptions, fit_weights};
+use super::product_table::TableCost;
 use super::{Case, CaseMaker, History, Knowledge, Plain, Shop, UserHistory, Visible};
 use crate::config::Config;
+
+mod report;
+
+pub(crate) use report::text;
 
 /// How to align.
 #[derive(Clone, Debug)]
@@ -86,6 +91,9 @@ pub(crate) struct AlignReport {
     /// That of the model's weight, if it was asked.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) model: BTreeMap<usize, ModelFit>,
+    /// What the model's table of products cost, if it was built now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) table: Option<TableCost>,
 }
 
 /// What was learned, as files and as a report.
@@ -108,9 +116,45 @@ pub(crate) fn align(
         let found = fit_weights(history, config, known, (model, &fitted), progress)?;
         fitted.add(found);
     }
-    let vectors = history.texts.as_ref().map(|texts| texts.vectors());
-    let (files, report) = fitted.artefact(options, vectors);
+    let (files, report) = fitted.artefact(options, optional(history));
     Ok(Aligned { files, report })
+}
+
+/// An artefact with the model's table alone, for a shop without a log: its arm's weights are set by hand.
+pub(crate) fn table_alone(history: &History) -> Aligned {
+    let made = Made {
+        release: env!("CARGO_PKG_VERSION").into(),
+        ..Made::default()
+    };
+    let demand = Weights::default();
+    let weights = BUCKETS.map(|least| demand.at(least).clone());
+    let files = artefact::write(&made, &weights, &no_tables(history), optional(history));
+    let report = AlignReport {
+        artefact: files.hash.clone(),
+        made,
+        buckets: BTreeMap::new(),
+        model: BTreeMap::new(),
+        table: None,
+    };
+    Aligned { files, report }
+}
+
+/// What the log was given beside its records.
+fn optional(history: &History) -> Optional<'_> {
+    Optional {
+        vectors: history.texts.as_ref().map(|texts| texts.vectors()),
+        table: history.table.as_ref().map(|shared| &*shared.table),
+        references: None,
+    }
+}
+
+/// Tables that say nothing.
+pub(super) fn no_tables(history: &History) -> Tables {
+    let ids = history.catalogue.pus().iter().map(|pu| pu.id.to_string());
+    Tables {
+        products: ids.collect(),
+        ..Tables::default()
+    }
 }
 
 /// Weights, tables and how they were found.
@@ -131,19 +175,23 @@ impl Fitted {
     pub(crate) fn artefact(
         &self,
         options: &AlignOptions,
-        vectors: Option<&Vectors>,
+        optional: Optional<'_>,
     ) -> (Files, AlignReport) {
         let made = Made {
             seed: options.seed,
             ..self.made.clone()
         };
-        let references = self.references.as_deref();
-        let files = artefact::write(&made, &self.weights, &self.tables, (references, vectors));
+        let optional = Optional {
+            references: self.references.as_deref(),
+            ..optional
+        };
+        let files = artefact::write(&made, &self.weights, &self.tables, optional);
         let report = AlignReport {
             artefact: files.hash.clone(),
             made,
             buckets: self.buckets.clone(),
             model: self.model.clone(),
+            table: None,
         };
         (files, report)
     }
@@ -252,14 +300,18 @@ fn everyone(history: &History) -> anyhow::Result<Among<'_>> {
 
 /// Names of the terms that are fitted before the bias: those that need no model.
 fn names(history: &History) -> impl Iterator<Item = &'static str> {
-    fitted_terms(history.texts.is_some()).map(|term| term.name())
+    let has = (history.texts.is_some(), history.table.is_some());
+    fitted_terms(has).map(|term| term.name())
 }
 
-/// The terms that are fitted before the bias; those of texts only where there are vectors.
-fn fitted_terms(vectors: bool) -> impl Iterator<Item = &'static &'static dyn ScoreTerm> {
+/// The terms that are fitted before the bias; those of texts and of the model's table only where there are any.
+fn fitted_terms(
+    (vectors, table): (bool, bool),
+) -> impl Iterator<Item = &'static &'static dyn ScoreTerm> {
     let fits = move |term: &&&dyn ScoreTerm| match term.need() {
         Need::Snapshot | Need::Artefact => term.name() != "bias",
         Need::Vectors => vectors,
+        Need::Table => table,
         Need::Model | Need::Policy => false,
     };
     TERMS.iter().filter(fits)
@@ -377,6 +429,7 @@ pub(crate) fn learned(tables: Tables, shop: &Shop) -> anyhow::Result<Learned> {
         tables,
         references: None,
         vectors: None,
+        table: shop.table.as_ref().map(|shared| Arc::clone(&shared.table)),
     };
     Ok(Learned::bind(
         &Arc::new(artefact),
@@ -396,9 +449,7 @@ fn tables(
     (until, options): (Timestamp, &AlignOptions),
     bias: Option<Vec<f32>>,
 ) -> Tables {
-    let ids = history.catalogue.pus().iter().map(|pu| pu.id.to_string());
     Tables {
-        products: ids.collect(),
         repeat: Some(tables::repeat(purchases, until.0, options.window)),
         neighbours: Some(tables::neighbours(purchases, until.0, options.users_min)),
         columns: {
@@ -406,13 +457,37 @@ fn tables(
             columns.extend(bias.map(|bias| ("bias".to_owned(), bias)));
             columns
         },
+        ..no_tables(history)
     }
+}
+
+/// The tables of an alignment as they would be without the logs of some products: their bias is 0.
+pub(super) fn tables_without(
+    history: &History,
+    fitted: &Fitted,
+    (options, among): (&AlignOptions, &Among<'_>),
+    withheld: &FixedBitSet,
+) -> Tables {
+    let keeps = |product: u32| !withheld.contains(product as usize);
+    let logs = among.users.iter().map(|user| {
+        let mut log = user.log(among.until);
+        log.lines.retain(|line| keeps(line.product));
+        log
+    });
+    let purchases = Purchases::new(history.catalogue.pus().len(), logs);
+    let bias = fitted.tables.columns.get("bias").map(|bias| {
+        let of = (0..).zip(bias);
+        of.map(|(product, value)| if keeps(product) { *value } else { 0.0 })
+            .collect()
+    });
+    tables(history, &purchases, (among.until, options), bias)
 }
 
 /// What the terms say of a case. Terms of which nothing is known are 0 for every product.
 fn sample(case: &Case, taught: &Taught, held_out: usize) -> (usize, Sample) {
     let input = case.input(&taught.shop, &taught.learned);
-    let terms = fitted_terms(taught.shop.texts.is_some());
+    let has = (taught.shop.texts.is_some(), taught.shop.table.is_some());
+    let terms = fitted_terms(has);
     let values = terms.map(|term| match term.values(&input) {
         Some(values) => table(values, taught.zeros.len()),
         None => Arc::clone(&taught.zeros),
@@ -486,78 +561,4 @@ pub(crate) fn write_folder(
     std::fs::rename(&part, &folder)
         .with_context(|| format!("cannot rename {} to {}", part.display(), folder.display()))?;
     Ok(folder)
-}
-
-/// The report as a table.
-pub(crate) fn text(report: &AlignReport) -> String {
-    use std::fmt::Write;
-    let made = &report.made;
-    let mut out = format!(
-        "artefact {}: {} users, {} purchases\n",
-        report.artefact, made.users, made.purchases
-    );
-    for (least, fit) in &report.buckets {
-        let _ = write!(
-            out,
-            "\n{least} or more products visible: {} cases of {} users",
-            fit.samples, fit.users
-        );
-        if let (Some(recall), Some(nats)) = (&fit.recall, &fit.nats) {
-            let _ = write!(
-                out,
-                "; Recall@10 over demand {:+.3} [{:+.3}, {:+.3}], nats {:+.3} [{:+.3}, {:+.3}]",
-                recall.mean, recall.low, recall.high, nats.mean, nats.low, nats.high
-            );
-        }
-        out.push('\n');
-        if !fit.reason.is_empty() {
-            let _ = writeln!(out, "  demand alone: {}", fit.reason);
-        }
-        if fit.reason.is_empty() && fit.form != "fitted" {
-            let _ = writeln!(out, "  ranks best, and is used: {}", form_text(&fit.form));
-        }
-        if let Some(model) = report.model.get(least) {
-            let _ = writeln!(out, "  {}", model_text(model));
-        }
-        for (name, of) in &fit.fitted {
-            let used = fit.weights.get(name).copied().unwrap_or_default();
-            let _ = writeln!(
-                out,
-                "  {name:<12} {used:>7.3}   fitted {:>7.3} [{:>7.3}, {:>7.3}]",
-                of.weight, of.low, of.high
-            );
-        }
-    }
-    out
-}
-
-/// What a form of weights is, in words.
-fn form_text(form: &str) -> &str {
-    match form {
-        "1" => {
-            "weights of 1 for demand, weeks, repeat and neighbours, as far as each can be told from 0"
-        }
-        "without bias" => "the fit without bias",
-        other => other,
-    }
-}
-
-/// The model's fit of a bucket in a line.
-fn model_text(fit: &ModelFit) -> String {
-    let mut line = format!("model: {} cases of {} users", fit.samples, fit.users);
-    if let Some(of) = &fit.fitted {
-        line += &format!("; fitted {:.3} [{:.3}, {:.3}]", of.weight, of.low, of.high);
-    }
-    for (what, found) in [("Recall@10", &fit.recall), ("nats", &fit.nats)] {
-        if let Some(found) = found {
-            line += &format!(
-                "; {what} {:+.3} [{:+.3}, {:+.3}]",
-                found.mean, found.low, found.high
-            );
-        }
-    }
-    match fit.reason.is_empty() {
-        true => line,
-        false => format!("{line}; weight 0: {}", fit.reason),
-    }
 }

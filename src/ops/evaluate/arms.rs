@@ -58,7 +58,7 @@ impl Plain {
     fn of(arm: Arm, config: &Config) -> anyhow::Result<Self> {
         Ok(Self {
             name: format!("arm {}", arm.id),
-            weights: Weights::by_hand(&arm.weights)?,
+            weights: Weights::default(),
             artefact: None,
             arm,
             // No model reads the prompt.
@@ -280,10 +280,7 @@ pub(super) fn routes(config: &Config, models: bool) -> anyhow::Result<Vec<Box<dy
     let mut with: Vec<&Arm> = Vec::new();
     for arm in &config.arms {
         let artefact = crate::run::artefact(config, arm)?;
-        let weights = match &artefact {
-            Some(artefact) => artefact.weights.clone(),
-            None => Weights::by_hand(&arm.weights)?,
-        };
+        let weights = crate::run::weights(arm, artefact.as_deref())?;
         if weights.use_model() {
             with.push(arm);
             continue;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use nearshore_core::learn::log::{Line, UserLog};
+use nearshore_core::learn::product_table::ProductTable;
 use nearshore_core::list::terms::Texts;
 use nearshore_core::shop::catalogue::{Catalogue, PuIx, SkuIx};
 use nearshore_core::shop::count_kind::CountKind;
@@ -21,6 +22,7 @@ use nearshore_core::user::record::{Offset, Partition, Position, Timestamp};
 use nearshore_core::user::state::LoadedUser;
 use rayon::prelude::*;
 
+use super::product_table::SharedTable;
 use super::shop::snapshot;
 use crate::config::Config;
 use crate::ops::files::Logs;
@@ -63,6 +65,8 @@ pub(crate) struct History {
     pub(crate) idle: usize,
     /// Vectors of the catalogue's names and of profile values, once an encoder has made them.
     pub(crate) texts: Option<Arc<Texts>>,
+    /// The model's table of products, once it is built or read.
+    pub(crate) table: Option<SharedTable>,
 }
 
 impl UserHistory {
@@ -98,6 +102,7 @@ impl History {
             unknown: 0,
             idle: 0,
             texts: None,
+            table: None,
         };
         let mut segments: BTreeMap<String, u16> = BTreeMap::new();
         for (mut user, own_segments, unknown) in replayed {
@@ -130,6 +135,11 @@ impl History {
     pub(crate) fn read_texts(&mut self, vectors: Vectors) {
         let texts = Texts::bind(vec![Arc::new(vectors)], &self.catalogue);
         self.texts = texts.map(Arc::new);
+    }
+
+    /// Lets the term `table` read this table.
+    pub(crate) fn read_table(&mut self, table: Arc<ProductTable>) {
+        self.table = Some(SharedTable::new(table, &self.catalogue));
     }
 
     fn widen(&mut self, bought: &[Line]) {

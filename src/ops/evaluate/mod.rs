@@ -7,16 +7,15 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fixedbitset::FixedBitSet;
 use indicatif::ProgressBar;
 use nearshore_core::learn::bootstrap::Resampling;
 use nearshore_core::learn::measures::top;
+use nearshore_core::learn::product_table::ProductTable;
 use nearshore_core::learn::split::{Part, Shares, fold, part, uniform};
-use nearshore_core::list::terms::Weights;
-use nearshore_core::list::terms::bound::Learned;
-use nearshore_core::user::event::{Change, Profile};
 use nearshore_core::user::record::Timestamp;
 use rayon::prelude::*;
 
@@ -24,6 +23,7 @@ use crate::config::Config;
 use crate::ops::files::Logs;
 
 pub(crate) mod align;
+mod aligned;
 mod arms;
 mod case;
 pub(crate) mod compare;
@@ -31,6 +31,7 @@ mod history;
 mod measure;
 pub(crate) mod model;
 mod problem;
+pub(crate) mod product_table;
 mod references;
 mod result;
 mod routes;
@@ -45,10 +46,10 @@ pub(in crate::ops) use case::{Case, CaseMaker};
 pub(crate) use history::{History, UserHistory};
 pub(crate) use measure::{Cell, Point, Targets};
 pub(crate) use problem::Problem;
+use problem::{check, check_fields};
 pub(crate) use result::{Evaluation, moment, text};
 use shop::{Knowledge, Shop};
 
-use align::{AlignOptions, Among};
 use measure::{Asked, Board, measure};
 use result::{Log, Protocol, Times};
 pub(crate) use routes::BASELINE;
@@ -93,6 +94,8 @@ pub(crate) struct Order {
     pub(crate) model_users: usize,
     /// Folder of the encoder that makes vectors of texts.
     pub(crate) encoder: Option<PathBuf>,
+    /// The model's table of products.
+    pub(crate) table: Option<Arc<ProductTable>>,
     /// Route that all others are compared with.
     pub(crate) baseline: String,
 }
@@ -121,6 +124,9 @@ pub(crate) fn evaluate(
         // tell of what comes after a cut.
         let vectors = vectors::vectors(&history, &vectors::load(folder)?, 1)?;
         history.read_texts(vectors);
+    }
+    if let Some(table) = &order.table {
+        history.read_table(Arc::clone(table));
     }
     let cuts = cuts(&history, order)?;
     let mut run = Run::new(&history, order, config, &cuts)?;
@@ -168,10 +174,10 @@ impl<'a> Run<'a> {
         let mut routes: Vec<Box<dyn Route>> = counted
             .map(|route| Box::new(route) as Box<dyn Route>)
             .collect();
-        if history.texts.is_some() {
-            let reading = routes::reading().into_iter();
-            routes.extend(reading.map(|route| Box::new(route) as Box<dyn Route>));
-        }
+        let (texts, table) = (history.texts.is_some(), history.table.is_some());
+        let reading = routes::reading().into_iter();
+        let reading = reading.filter(|route| route.can_read(texts, table));
+        routes.extend(reading.map(|route| Box::new(route) as Box<dyn Route>));
         routes.push(Box::new(Aligned));
         routes.extend(arms::routes(config, order.model_users > 0)?);
         if !routes.iter().any(|route| route.name() == order.baseline) {
@@ -262,7 +268,8 @@ impl<'a> Run<'a> {
             .map(|nth| &history.users[*nth as usize])
             .collect();
         let mut shop = self.shop(all.clone(), cut, false);
-        shop.aligned = self.align(split, &shop, progress);
+        let tuned = self.tuned(split);
+        let fitted = self.align_all(&tuned, &mut shop, progress)?;
         let mut board = std::mem::take(&mut self.main);
         self.rank(&mut board, (split, cut), (&shop, true), progress)?;
         self.main = board;
@@ -271,47 +278,21 @@ impl<'a> Run<'a> {
             let place = |user: &UserHistory| uniform(self.order.seed.wrapping_add(1), &user.id.0);
             by_hash.sort_by(|a, b| place(a).total_cmp(&place(b)).then_with(|| a.id.cmp(&b.id)));
             for size in CURVE.into_iter().filter(|size| *size < all.len()) {
-                let shop = self.shop(by_hash[..size].to_vec(), cut, false);
+                let mut shop = self.shop(by_hash[..size].to_vec(), cut, false);
+                shop.aligned = self.align_few(&by_hash[..size], &shop, progress)?;
                 let mut board = self.curve.remove(&size).unwrap_or_default();
                 self.rank(&mut board, (split, cut), (&shop, false), progress)?;
                 self.curve.insert(size, board);
             }
         }
         if self.cold.count_ones(..) > 0 {
-            let shop = self.shop(all, cut, true);
+            let mut shop = self.shop(all, cut, true);
+            shop.aligned = self.align_cold(&tuned, fitted.as_ref(), &shop)?;
             let mut board = std::mem::take(&mut self.cold_board);
             self.rank(&mut board, (split, cut), (&shop, false), progress)?;
             self.cold_board = board;
         }
         Ok(())
-    }
-
-    /// What `align` makes of train and tune users before the cut; `None` if there is too little to learn from.
-    fn align(&self, split: &Split, shop: &Shop, progress: &Progress) -> Option<(Weights, Learned)> {
-        if !self.order.align {
-            return None;
-        }
-        let users = split.train.iter().chain(&split.tune);
-        let among = Among {
-            users: users
-                .map(|nth| &self.history.users[*nth as usize])
-                .collect(),
-            until: shop.cut,
-        };
-        let options = AlignOptions {
-            seed: self.order.seed,
-            window: millis(self.order.window),
-            // Fitted at each cut and fold: somewhat less than `align` takes.
-            scores_max: 1_000_000,
-            ..AlignOptions::default()
-        };
-        let known = (&options, Some(among));
-        let fitted = align::fit(self.history, self.config, known, &|_| progress.bar.tick());
-        let fitted =
-            fitted.and_then(|fitted| Ok((fitted.weights(), align::learned(fitted.tables, shop)?)));
-        fitted
-            .inspect_err(|error| note!("nothing is aligned at {}: {error:#}", moment(shop.cut)))
-            .ok()
     }
 
     fn shop(&self, users: Vec<&UserHistory>, cut: usize, cold: bool) -> Shop {
@@ -495,60 +476,6 @@ impl<'a> Run<'a> {
             },
         })
     }
-}
-
-/// Refuses a log from which nothing can be measured.
-fn check(history: &History, log: &Log) -> Result<(), Problem> {
-    let products = history.catalogue.pus().len();
-    if products < 2 {
-        return Err(Problem::Catalogue { products });
-    }
-    if history.users.is_empty() {
-        return Err(Problem::NoPurchase {
-            records: log.records,
-            unknown: history.unknown,
-        });
-    }
-    if history.users.len() < 3 {
-        return Err(Problem::Users {
-            users: history.users.len(),
-        });
-    }
-    Ok(())
-}
-
-/// Refuses a rule or segment whose field no profile has: one wrong letter would switch it off for everyone.
-fn check_fields(logs: &Logs, config: &Config) -> Result<(), Problem> {
-    let profiles: Vec<&Profile> = logs
-        .records
-        .iter()
-        .filter_map(|record| match &record.change {
-            Change::Profile(profile) => Some(profile),
-            Change::Event(_) | Change::Erase => None,
-        })
-        .collect();
-    let rules = config.rules.iter().map(|it| ("rule", &it.id, &it.when));
-    let segments = config.segments.iter();
-    let segments =
-        segments.flat_map(|it| it.when.iter().map(move |when| ("segment", &it.id, when)));
-    let mut asked = rules.chain(segments);
-    let absent = asked.find(|(_, _, when)| profiles.iter().all(|one| when.is_absent(one)));
-    let Some((kind, id, when)) = absent.filter(|_| !profiles.is_empty()) else {
-        return Ok(());
-    };
-    let mut known: Vec<&str> = profiles
-        .iter()
-        .flat_map(|it| it.0.keys().map(String::as_str))
-        .collect();
-    known.sort_unstable();
-    known.dedup();
-    Err(Problem::Field {
-        kind,
-        id: id.clone(),
-        field: when.field.clone(),
-        profiles: profiles.len(),
-        known: known.join(", "),
-    })
 }
 
 /// The cuts in time order: those of the order, or up to three whose windows end at the end of the log and before.

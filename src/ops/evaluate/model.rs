@@ -12,12 +12,14 @@ use nearshore_core::learn::split::uniform;
 use nearshore_core::list::prompt::{Calibrations, Frozen, references};
 use nearshore_core::list::terms::{BUCKETS, MODEL, bucket_of, mixture};
 use nearshore_core::user::record::Timestamp;
+use nearshore_engine::thread::Handle;
 
 use super::align::{AlignOptions, Among, Fitted, TUNE_USERS_MIN, Taught, taught, visible_cases};
 use super::arms::Modelled;
 use super::references::Population;
 use super::{Case, History};
 use crate::config::Config;
+use crate::members::generate::LoadedArm;
 
 /// Cases of which the model is asked before the progress is told.
 const BATCH: usize = 8;
@@ -88,6 +90,24 @@ pub(crate) fn batches(users: usize, folds: usize) -> usize {
     users.div_ceil(folds).div_ceil(BATCH) * folds * BUCKETS.len()
 }
 
+/// An arm with its model, of which only that is asked: without artefact, references and other terms.
+pub(crate) fn model_of(config: &Config, id: &str) -> anyhow::Result<LoadedArm<Handle>> {
+    let arm = config.arms.iter().find(|arm| arm.id == id);
+    let mut arm = arm
+        .with_context(|| {
+            let known: Vec<&str> = config.arms.iter().map(|arm| arm.id.as_str()).collect();
+            format!("--arm {id:?} is not one of [[arms]]: {known:?}")
+        })?
+        .clone();
+    arm.weights = [(MODEL.to_owned(), 1.0)].into();
+    (arm.artefact, arm.calibration) = (None, None);
+    let alone = Config {
+        arms: vec![arm],
+        ..config.clone()
+    };
+    Ok(crate::run::load_arms(&alone)?.remove(0))
+}
+
 /// The arm with its model and a set of reference prompts per bucket.
 fn load(
     history: &History,
@@ -95,21 +115,7 @@ fn load(
     (options, among): (&AlignOptions, &Among<'_>),
     model: &ModelOptions,
 ) -> anyhow::Result<(Modelled, BTreeMap<usize, Frozen>)> {
-    let arm = config.arms.iter().find(|arm| arm.id == model.arm);
-    let mut arm = arm
-        .with_context(|| {
-            let known: Vec<&str> = config.arms.iter().map(|arm| arm.id.as_str()).collect();
-            format!("--arm {:?} is not one of [[arms]]: {known:?}", model.arm)
-        })?
-        .clone();
-    // Only its model is asked here, and its references are made below.
-    arm.weights = [(MODEL.to_owned(), 1.0)].into();
-    (arm.artefact, arm.calibration) = (None, None);
-    let alone = Config {
-        arms: vec![arm],
-        ..config.clone()
-    };
-    let mut loaded = crate::run::load_arms(&alone)?.remove(0);
+    let mut loaded = model_of(config, &model.arm)?;
     let population = Population::of(history, among, options);
     let (template, budget) = (&loaded.template, loaded.arm.prompt_tokens);
     let frozen = BUCKETS.into_iter().map(|least| {

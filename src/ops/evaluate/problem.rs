@@ -1,5 +1,12 @@
 //! Why an evaluation is not possible, and what to do.
 
+use nearshore_core::user::event::{Change, Profile};
+
+use super::History;
+use super::result::Log;
+use crate::config::Config;
+use crate::ops::files::Logs;
+
 /// A log, or an order, from which nothing can be measured.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Problem {
@@ -132,4 +139,58 @@ impl Problem {
             | Self::NoTarget => false,
         }
     }
+}
+
+/// Refuses a log from which nothing can be measured.
+pub(super) fn check(history: &History, log: &Log) -> Result<(), Problem> {
+    let products = history.catalogue.pus().len();
+    if products < 2 {
+        return Err(Problem::Catalogue { products });
+    }
+    if history.users.is_empty() {
+        return Err(Problem::NoPurchase {
+            records: log.records,
+            unknown: history.unknown,
+        });
+    }
+    if history.users.len() < 3 {
+        return Err(Problem::Users {
+            users: history.users.len(),
+        });
+    }
+    Ok(())
+}
+
+/// Refuses a rule or segment whose field no profile has: one wrong letter would switch it off for everyone.
+pub(super) fn check_fields(logs: &Logs, config: &Config) -> Result<(), Problem> {
+    let profiles: Vec<&Profile> = logs
+        .records
+        .iter()
+        .filter_map(|record| match &record.change {
+            Change::Profile(profile) => Some(profile),
+            Change::Event(_) | Change::Erase => None,
+        })
+        .collect();
+    let rules = config.rules.iter().map(|it| ("rule", &it.id, &it.when));
+    let segments = config.segments.iter();
+    let segments =
+        segments.flat_map(|it| it.when.iter().map(move |when| ("segment", &it.id, when)));
+    let mut asked = rules.chain(segments);
+    let absent = asked.find(|(_, _, when)| profiles.iter().all(|one| when.is_absent(one)));
+    let Some((kind, id, when)) = absent.filter(|_| !profiles.is_empty()) else {
+        return Ok(());
+    };
+    let mut known: Vec<&str> = profiles
+        .iter()
+        .flat_map(|it| it.0.keys().map(String::as_str))
+        .collect();
+    known.sort_unstable();
+    known.dedup();
+    Err(Problem::Field {
+        kind,
+        id: id.clone(),
+        field: when.field.clone(),
+        profiles: profiles.len(),
+        known: known.join(", "),
+    })
 }

@@ -60,20 +60,35 @@ impl Route for Counted {
     }
 }
 
-/// A route that reads vectors of texts.
-pub(super) struct Read(Counted);
+/// A route that reads what a log was given beside its records.
+pub(super) struct Read {
+    counted: Counted,
+    reads: Reads,
+}
+
+/// What a route reads.
+#[derive(Clone, Copy)]
+struct Reads {
+    /// Vectors of texts.
+    texts: bool,
+    /// The model's table.
+    table: bool,
+}
+
+impl Read {
+    /// Whether the log has what the route reads.
+    pub(super) fn can_read(&self, texts: bool, table: bool) -> bool {
+        (texts || !self.reads.texts) && (table || !self.reads.table)
+    }
+}
 
 impl Route for Read {
     fn name(&self) -> &str {
-        self.0.name
-    }
-
-    fn can_rank(&self, shop: &Shop) -> bool {
-        shop.texts.is_some()
+        self.counted.name
     }
 
     fn rank(&self, cases: &[&Case], shop: &Shop) -> anyhow::Result<Vec<Ranked>> {
-        self.0.rank(cases, shop)
+        self.counted.rank(cases, shop)
     }
 }
 
@@ -104,6 +119,9 @@ impl Route for Aligned {
 /// Weights of cosines beside log-weights in a sum, as they were best in a catalogue of groceries.
 const TYPICAL: f32 = 8.0;
 const TEXT: f32 = 2.0;
+
+/// Weight of the model's table, whose values are differences of log-probabilities, beside log-weights.
+const TABLE: f32 = 0.25;
 
 /// The route that all others are compared with, unless another one is asked for.
 pub(crate) const BASELINE: &str = "demand, household-weeks";
@@ -141,22 +159,54 @@ pub(super) fn counting() -> Vec<Counted> {
         .collect()
 }
 
-/// Routes by vectors of texts.
+/// Routes by vectors of texts and by the model's table: none of them needs a log.
 pub(super) fn reading() -> Vec<Read> {
-    let all: [(&'static str, Scores); 3] = [
-        ("typical", typical),
-        ("text", text),
-        ("category demand + texts", |case, shop| {
-            let times = |values: Vec<f32>, weight: f32| -> Vec<f32> {
-                values.iter().map(|value| value * weight).collect()
-            };
-            let (typical, text) = (typical(case, shop), text(case, shop));
-            sum(&[&shop.category, &times(typical, TYPICAL), &times(text, TEXT)])
+    const BY_TEXT: Reads = Reads {
+        texts: true,
+        table: false,
+    };
+    const BY_TABLE: Reads = Reads {
+        texts: false,
+        table: true,
+    };
+    const BY_BOTH: Reads = Reads {
+        texts: true,
+        table: true,
+    };
+    let all: [(&'static str, Reads, Scores); 7] = [
+        ("typical", BY_TEXT, typical),
+        ("text", BY_TEXT, text),
+        ("category demand + texts", BY_TEXT, |case, shop| {
+            sum(&[&shop.category, &texts(case, shop)])
+        }),
+        ("table", BY_TABLE, table),
+        ("SKU count + table", BY_TABLE, |case, shop| {
+            sum(&[&sku_count(case, shop), &times(table(case, shop), TABLE)])
+        }),
+        ("category demand + table", BY_TABLE, |case, shop| {
+            sum(&[&shop.category, &times(table(case, shop), TABLE)])
+        }),
+        ("SKU count + texts + table", BY_BOTH, |case, shop| {
+            let table = times(table(case, shop), TABLE);
+            sum(&[&sku_count(case, shop), &texts(case, shop), &table])
         }),
     ];
     all.into_iter()
-        .map(|(name, scores)| Read(Counted { name, scores }))
+        .map(|(name, reads, scores)| Read {
+            counted: Counted { name, scores },
+            reads,
+        })
         .collect()
+}
+
+fn times(values: Vec<f32>, weight: f32) -> Vec<f32> {
+    values.iter().map(|value| value * weight).collect()
+}
+
+/// What texts say, at the weights of a sum of log-weights.
+fn texts(case: &Case, shop: &Shop) -> Vec<f32> {
+    let (typical, text) = (typical(case, shop), text(case, shop));
+    sum(&[&times(typical, TYPICAL), &times(text, TEXT)])
 }
 
 fn sum(terms: &[&[f32]]) -> Vec<f32> {
@@ -216,6 +266,13 @@ fn typical(_: &Case, shop: &Shop) -> Vec<f32> {
 fn text(case: &Case, shop: &Shop) -> Vec<f32> {
     let found = shop.texts.as_ref();
     let found = found.and_then(|texts| texts.similar(&case.own_texts));
+    found.map_or_else(|| vec![0.0; shop.category.len()], |values| values.to_vec())
+}
+
+fn table(case: &Case, shop: &Shop) -> Vec<f32> {
+    let own = case.own_texts.iter().filter_map(|own| own.pu);
+    let found = shop.table.as_ref();
+    let found = found.and_then(|shared| shared.bound.values(own));
     found.map_or_else(|| vec![0.0; shop.category.len()], |values| values.to_vec())
 }
 

@@ -24,6 +24,7 @@ use nearshore_core::user::event::Kind;
 use nearshore_core::user::record::Timestamp;
 
 use super::history::{CountLine, History, UserHistory};
+use super::product_table::SharedTable;
 use crate::config::Config;
 
 /// Fewest users of a pair of neighbours, as `align` has it by default.
@@ -56,6 +57,8 @@ pub(crate) struct Shop {
     pub(crate) cold: Option<FixedBitSet>,
     /// Vectors of texts; they are of the catalogue, not of the log.
     pub(crate) texts: Option<Arc<Texts>>,
+    /// The model's table of products; it is of the catalogue, too.
+    pub(crate) table: Option<SharedTable>,
     /// Weights and tables that `align` makes of train and tune users before the cut.
     pub(crate) aligned: Option<(Weights, Learned)>,
 }
@@ -104,6 +107,7 @@ impl Knowledge<'_> {
             neighbours: tables::neighbours(&purchases, self.cut.0, USERS_MIN),
             cold: self.cold.cloned(),
             texts: self.history.texts.clone(),
+            table: self.history.table.clone(),
             aligned: None,
         }
     }

@@ -7,6 +7,7 @@ use nearshore_core::learn::bootstrap::Random;
 use nearshore_core::text::vectors::Vectors;
 use serde_json::Value;
 
+use super::align::{AlignOptions, Among};
 use super::*;
 use crate::ops::files::{Decoding, LogsSource};
 
@@ -87,6 +88,7 @@ fn order() -> Order {
         cold: 0.3,
         model_users: 0,
         encoder: None,
+        table: None,
         baseline: BASELINE.to_owned(),
     }
 }
@@ -144,12 +146,23 @@ fn by_hash(history: &History) -> Vectors {
     vectors
 }
 
+/// A table that a model could have made of the names.
+fn table_by_hash(history: &History) -> ProductTable {
+    let pus = history.catalogue.pus();
+    let products: Vec<String> = pus.iter().map(|pu| pu.id.to_string()).collect();
+    let score = |of: &str, name: &str| -(uniform(3, &format!("{of} {name}")) as f32) * 9.0;
+    let row = |of: &String| products.iter().map(|name| score(of, name)).collect();
+    let scores: Vec<Vec<f32>> = products.iter().map(row).collect();
+    ProductTable::build(Default::default(), products, &scores)
+}
+
 /// The list of each test user, visible history and route at a cut, with the user's state.
 fn lists(logs: Logs, cut: i64) -> BTreeMap<(String, usize, String), (Vec<u32>, String)> {
     let (order, config) = (order(), config());
     let cuts = [Timestamp(cut)];
     let mut history = History::replay(logs, &config);
     history.read_texts(by_hash(&history));
+    history.read_table(Arc::new(table_by_hash(&history)));
     let mut run = Run::new(&history, &order, &config, &cuts).expect("a run");
     let split = run.splits().expect("splits").remove(0);
     let train = split
@@ -159,7 +172,10 @@ fn lists(logs: Logs, cut: i64) -> BTreeMap<(String, usize, String), (Vec<u32>, S
         .collect();
     let mut shop = run.shop(train, 0, false);
     let bar = indicatif::ProgressBar::hidden();
-    shop.aligned = run.align(&split, &shop, &Progress { bar });
+    let tuned = run.tuned(&split);
+    run.align_all(&tuned, &mut shop, &Progress { bar })
+        .expect("its own catalogue");
+    assert!(shop.aligned.is_some());
     let mut lists = BTreeMap::new();
     for (visible, case) in run.cases(&split, &shop) {
         for route in run.routes.iter().filter(|route| route.can_rank(&shop)) {

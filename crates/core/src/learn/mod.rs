@@ -12,6 +12,7 @@ pub mod logit;
 pub mod measures;
 pub mod model;
 pub mod neighbours;
+pub mod product_table;
 pub mod repeat;
 pub mod split;
 pub mod tables;

@@ -16,7 +16,7 @@ use crate::list::prompt::{Arm, Calibrations, Rendered, Template, View};
 use crate::list::select;
 use crate::list::terms::bound::Learned;
 use crate::list::terms::{
-    MODEL, OwnText, TEXT, TermInput, Texts, Weights, own_products, own_texts, score_terms,
+    MODEL, OwnText, TABLE, TEXT, TermInput, Texts, Weights, own_products, own_texts, score_terms,
 };
 use crate::names::scoring::{Calibration, Prompt, ScoreRequest, ScoreResponse, Term};
 use crate::shop::catalogue::PuIx;
@@ -213,9 +213,11 @@ fn asked(
     let texts = context
         .texts
         .filter(|_| weights.get(TEXT).is_some_and(|weight| *weight != 0.0));
-    let own_texts: Vec<OwnText> = texts
-        .map(|_| own_texts(state, &own, &snapshot.catalogue))
-        .unwrap_or_default();
+    let reads_table = weights.get(TABLE).is_some_and(|weight| *weight != 0.0);
+    let own_texts: Vec<OwnText> = match texts.is_some() || reads_table {
+        true => own_texts(state, &own, &snapshot.catalogue),
+        false => Vec::new(),
+    };
     let without = texts.map(|texts| texts.without(&own_texts).map(str::to_owned));
     let input = TermInput {
         snapshot,

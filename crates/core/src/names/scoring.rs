@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Prompt {
-    /// The user's turn.
+    /// The user's turn. Empty, with a start of the assistant's turn, for a text that the model continues as it is,
+    /// without a chat template.
     pub user: String,
     /// The start of the assistant's turn, followed by `" " + name`; may be empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]

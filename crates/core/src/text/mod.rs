@@ -8,6 +8,7 @@
 //! Invariant: normalising twice changes nothing, and the result has no more bytes than NFC of the text. It does not
 //! know what a text names.
 
+pub(crate) mod bytes;
 mod file;
 mod joiners;
 pub mod vectors;
@@ -18,6 +19,7 @@ use icu_properties::CodePointSetData;
 use icu_properties::props::DefaultIgnorableCodePoint;
 use unicode_normalization::UnicodeNormalization;
 
+pub use bytes::DecodeError;
 pub use file::{Damage, decode, decode_secret};
 
 /// The normal form of a text, see the module's head. Two texts with the same normal form are the same text everywhere:

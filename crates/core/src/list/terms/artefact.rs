@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::learn::neighbours::NeighbourTable;
+use crate::learn::product_table::ProductTable;
 use crate::learn::repeat::RepeatTable;
 use crate::list::terms::{BUCKETS, WeightError, Weights, term};
-use crate::text::vectors::{DecodeError, Vectors};
+use crate::text::DecodeError;
+use crate::text::vectors::Vectors;
 
 /// Schema number of an artefact.
 const SCHEMA: u32 = 1;
@@ -29,6 +31,9 @@ const REFERENCES: &str = "references.json";
 
 /// File with vectors of texts: of the catalogue's names, and of profile values that several users have.
 const VECTORS: &str = "vectors.nstv";
+
+/// File with the model's table of products.
+const TABLE: &str = "table.nspt";
 
 /// Reason why an artefact cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -79,9 +84,14 @@ pub enum ArtefactError {
     /// Tables that contradict each other.
     #[error("{TABLES}: {0}; run `nearshore align` again")]
     Tables(String),
-    /// Vectors that this release cannot read.
-    #[error("{VECTORS}: {0}; run `nearshore align` again")]
-    Vectors(#[from] DecodeError),
+    /// A file of vectors or of a table that this release cannot read.
+    #[error("{file}: {source}; run `nearshore align` again")]
+    Bytes {
+        /// The file.
+        file: &'static str,
+        /// What is wrong with it.
+        source: DecodeError,
+    },
 }
 
 fn advice(found: u32) -> &'static str {
@@ -154,6 +164,19 @@ pub struct Artefact {
     pub references: Option<String>,
     /// Vectors of texts, if an encoder was given.
     pub vectors: Option<Arc<Vectors>>,
+    /// The model's table of products, if one was built.
+    pub table: Option<Arc<ProductTable>>,
+}
+
+/// Parts of an artefact that not every one has.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Optional<'a> {
+    /// Text of the reference prompts.
+    pub references: Option<&'a str>,
+    /// Vectors of texts.
+    pub vectors: Option<&'a Vectors>,
+    /// The model's table of products.
+    pub table: Option<&'a ProductTable>,
 }
 
 /// The files of an artefact with their content, and the hash that names their folder.
@@ -170,15 +193,18 @@ pub fn write(
     made: &Made,
     weights: &[BTreeMap<String, f64>; BUCKETS.len()],
     tables: &Tables,
-    (references, vectors): (Option<&str>, Option<&Vectors>),
+    optional: Optional<'_>,
 ) -> Files {
     let mut content = BTreeMap::new();
     content.insert(TABLES, json(tables).into_bytes());
-    if let Some(references) = references {
+    if let Some(references) = optional.references {
         content.insert(REFERENCES, references.as_bytes().to_vec());
     }
-    if let Some(vectors) = vectors {
+    if let Some(vectors) = optional.vectors {
         content.insert(VECTORS, vectors.encode());
+    }
+    if let Some(table) = optional.table {
+        content.insert(TABLE, table.encode());
     }
     let used = weights.iter().flat_map(BTreeMap::keys);
     let versions = used.filter_map(|name| Some((name.clone(), term(name)?.version())));
@@ -256,14 +282,23 @@ impl Artefact {
             .map_err(|_| ArtefactError::Buckets { found })?;
         let references = content.get(REFERENCES);
         let references = references.map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-        let vectors = content.get(VECTORS).map(|bytes| Vectors::decode(bytes));
+        let bytes = |file: &'static str| {
+            let wrong = move |source| ArtefactError::Bytes { file, source };
+            (content.get(file).map(Vec::as_slice), wrong)
+        };
+        let (vectors, wrong) = bytes(VECTORS);
+        let vectors = vectors.map(Vectors::decode).transpose().map_err(wrong)?;
+        let (table, wrong) = bytes(TABLE);
+        let table = table.map(ProductTable::decode).transpose();
+        let table = table.map_err(wrong)?;
         Ok(Self {
             hash: name_of(text),
             made: manifest.made,
             weights: Weights::by_bucket(weights)?,
             tables,
             references,
-            vectors: vectors.transpose()?.map(Arc::new),
+            vectors: vectors.map(Arc::new),
+            table: table.map(Arc::new),
         })
     }
 }

@@ -28,7 +28,19 @@ fn files() -> Files {
         purchases: 400,
         seed: 1,
     };
-    write(&made, &weights, &tables(), (Some("[]"), Some(&vectors())))
+    let (vectors, table) = (vectors(), product_table());
+    let optional = Optional {
+        references: Some("[]"),
+        vectors: Some(&vectors),
+        table: Some(&table),
+    };
+    write(&made, &weights, &tables(), optional)
+}
+
+fn product_table() -> ProductTable {
+    let scores = [[-1.0, -2.0], [-4.0, -1.0]].map(|row| row.to_vec());
+    let products = vec!["BREAD".into(), "MILK".into()];
+    ProductTable::build(Default::default(), products, &scores)
 }
 
 fn vectors() -> Vectors {
@@ -55,6 +67,7 @@ fn an_artefact_is_read_as_it_was_written_and_named_by_its_content() {
     assert_eq!(artefact.tables, tables());
     assert_eq!(artefact.references.as_deref(), Some("[]"));
     assert_eq!(artefact.vectors.as_deref(), Some(&vectors()));
+    assert_eq!(artefact.table.as_deref(), Some(&product_table()));
     assert_eq!(artefact.weights.at(10)["bias"], 4.0);
     let mut other = tables();
     other.columns.insert("bias".into(), vec![0.5, -0.25, 1.5]);
@@ -62,14 +75,14 @@ fn an_artefact_is_read_as_it_was_written_and_named_by_its_content() {
         &artefact.made,
         &std::array::from_fn(|_| BTreeMap::new()),
         &other,
-        (None, None),
+        Optional::default(),
     );
     assert_ne!(changed.hash, files.hash);
 }
 
 #[test]
 fn a_file_that_is_missing_cut_short_or_changed_is_refused_by_name() {
-    for file in [TABLES, VECTORS] {
+    for file in [TABLES, VECTORS, TABLE] {
         for break_it in [
             |files: &mut Files, file| drop(files.content.remove(file)),
             |files: &mut Files, file| {
@@ -93,18 +106,20 @@ fn a_file_that_is_missing_cut_short_or_changed_is_refused_by_name() {
 }
 
 #[test]
-fn vectors_of_a_newer_version_are_refused_though_their_hash_is_right() {
-    let mut files = files();
-    let bytes = files.content.get_mut(VECTORS).expect("it has one");
-    let before = sha256(bytes);
-    bytes[4] = 9;
-    let manifest = text(&files).replacen(&before, &sha256(&files.content[VECTORS]), 1);
-    files.content.insert(MANIFEST, manifest.into_bytes());
-    let error = read(&files).expect_err("newer").to_string();
-    assert!(
-        error.starts_with("vectors.nstv: version 9 of text vectors is newer"),
-        "{error}"
-    );
+fn files_of_a_newer_version_are_refused_though_their_hash_is_right() {
+    for (file, expected) in [
+        (VECTORS, "vectors.nstv: version 9 of text vectors is newer"),
+        (TABLE, "table.nspt: version 9 of a product table is newer"),
+    ] {
+        let mut files = files();
+        let bytes = files.content.get_mut(file).expect("it has one");
+        let before = sha256(bytes);
+        bytes[4] = 9;
+        let manifest = text(&files).replacen(&before, &sha256(&files.content[file]), 1);
+        files.content.insert(MANIFEST, manifest.into_bytes());
+        let error = read(&files).expect_err("newer").to_string();
+        assert!(error.starts_with(expected), "{error}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::learn::product_table::{BoundTable, ProductTable};
 use crate::list::terms::OwnProduct;
 use crate::list::terms::artefact::Artefact;
 use crate::shop::catalogue::Catalogue;
@@ -42,6 +43,7 @@ pub struct Learned {
     rows: Vec<Option<u32>>,
     /// Per column of the artefact: its value per PU.
     columns: BTreeMap<String, Arc<[f32]>>,
+    table: Option<Arc<BoundTable>>,
 }
 
 impl Learned {
@@ -68,7 +70,10 @@ impl Learned {
             (name.clone(), rows.iter().map(of).collect())
         });
         let columns = columns.collect();
+        let table = artefact.table.as_ref();
+        let table = table.map(|table| Arc::new(bind_table(table, catalogue)));
         Ok(Self {
+            table,
             artefact: Arc::clone(artefact),
             names: catalogue.names_version(),
             rows,
@@ -84,6 +89,11 @@ impl Learned {
     /// Version of the catalogue's names that it is bound to.
     pub fn names_version(&self) -> u64 {
         self.names
+    }
+
+    /// The model's table of products, if the artefact has one.
+    pub fn table(&self) -> Option<&BoundTable> {
+        self.table.as_deref()
     }
 
     /// A term that says the same to everyone, per PU of the catalogue.
@@ -135,6 +145,12 @@ impl Learned {
     fn row(&self, pu: u32) -> Option<u32> {
         self.rows.get(pu as usize).copied().flatten()
     }
+}
+
+/// A product table by the numbers of a catalogue.
+pub fn bind_table(table: &ProductTable, catalogue: &Catalogue) -> BoundTable {
+    let place = |id: &str| catalogue.by_pu(id).map(|pu| pu.0);
+    BoundTable::new(table, catalogue.pus().len(), place)
 }
 
 /// Age of a user's last purchase of a product, in days.

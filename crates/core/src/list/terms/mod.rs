@@ -18,6 +18,7 @@ mod neighbours;
 mod own;
 mod reach;
 mod repeat;
+mod table;
 mod text;
 mod texts;
 mod weeks;
@@ -44,6 +45,9 @@ pub(crate) const DEMAND: &str = "demand";
 /// Name of the term of the user's texts.
 pub(crate) const TEXT: &str = "text";
 
+/// Name of the term of the model's table of products.
+pub const TABLE: &str = "table";
+
 /// What a term needs to say anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -51,6 +55,8 @@ pub enum Need {
     Snapshot,
     /// An artefact of `nearshore align`.
     Artefact,
+    /// An artefact with a product table.
+    Table,
     /// Vectors of texts: of an artefact, or of a sentence encoder.
     Vectors,
     /// A language model.
@@ -124,6 +130,7 @@ pub const TERMS: &[&dyn ScoreTerm] = &[
     &cosine::Cosine,
     &text::Text,
     &text::Typical,
+    &table::Table,
     &bias::Bias,
     &merchant::Merchant,
     &ModelTerm,

@@ -42,9 +42,7 @@ pub enum WeightError {
         model: bool,
     },
     /// A term whose tables only an artefact has.
-    #[error(
-        "{name} needs tables that `nearshore align` makes: name its folder as `artefact`, which has weights, too"
-    )]
+    #[error("{name} needs tables that `nearshore align` makes: name its folder as `artefact`")]
     Artefact {
         /// The term.
         name: String,
@@ -79,11 +77,18 @@ impl Weights {
             return Ok(Self::default());
         }
         check(weights)?;
-        let needs_artefact =
-            |name: &&String| term(name).is_some_and(|term| term.need() == Need::Artefact);
+        let needs_artefact = |name: &&String| {
+            term(name).is_some_and(|term| matches!(term.need(), Need::Artefact | Need::Table))
+        };
         if let Some(name) = weights.keys().find(needs_artefact) {
             return Err(WeightError::Artefact { name: name.clone() });
         }
+        Self::beside_artefact(weights)
+    }
+
+    /// Weights set by hand for an arm whose artefact has the tables: its own weights are not used.
+    pub fn beside_artefact(weights: &BTreeMap<String, f64>) -> Result<Self, WeightError> {
+        check(weights)?;
         if weights.values().all(|weight| *weight == 0.0) {
             return Err(WeightError::Nothing);
         }
@@ -109,10 +114,18 @@ impl Weights {
 
     /// Whether any user's score has a part of a term that reads vectors of texts.
     pub fn use_vectors(&self) -> bool {
+        self.use_need(Need::Vectors)
+    }
+
+    /// Whether any user's score has a part of the model's table of products.
+    pub fn use_table(&self) -> bool {
+        self.use_need(Need::Table)
+    }
+
+    fn use_need(&self, need: Need) -> bool {
         let mut weights = self.0.iter().flatten();
         weights.any(|(name, weight)| {
-            let need = term(name).map(|term| term.need());
-            *weight != 0.0 && need == Some(Need::Vectors)
+            *weight != 0.0 && term(name).is_some_and(|term| term.need() == need)
         })
     }
 }
@@ -153,11 +166,16 @@ mod tests {
         assert!(of("text", 3.0).expect("a term").use_vectors());
         assert!(!of("text", 0.0).is_ok_and(|weights| weights.use_vectors()));
         assert!(!Weights::default().use_vectors());
+        let table = [("table".to_owned(), 0.5)].into();
+        let weights = Weights::beside_artefact(&table).expect("a term");
+        assert!(weights.use_table() && !weights.use_vectors());
+        assert!(Weights::beside_artefact(&[("demnad".to_owned(), 1.0)].into()).is_err());
         for (name, weight, expected) in [
             ("demnad", 1.0, "is not a term; the terms are demand"),
             ("model", -0.1, "the model's is at least 0"),
             ("demand", f64::NAN, "a finite number"),
             ("repeat", 1.0, "nearshore align"),
+            ("table", 1.0, "nearshore align"),
             ("demand", 0.0, "all weights are 0"),
         ] {
             let error = of(name, weight).expect_err(name).to_string();

@@ -7,44 +7,15 @@
 //! ascending order its length u32, its bytes, scale f32, a signed byte per number; FNV-1a of all before it, u64.
 
 use std::collections::BTreeMap;
-use std::hash::Hasher;
 
 use super::{Vector, Vectors, WIDTH_MAX};
+use crate::text::bytes::{self, DecodeError, Rest, SUM};
 use crate::text::is_normal;
 
 const MAGIC: &[u8; 4] = b"NSTV";
 const VERSION: u32 = 1;
-/// Bytes of the sum at the end.
-const SUM: usize = 8;
-
-/// Why bytes are not vectors.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DecodeError {
-    /// The bytes are of something else.
-    #[error("not a file of text vectors; make it again")]
-    Other,
-    /// Written by a later release.
-    #[error(
-        "version {found} of text vectors is newer than {known}, the newest that this release reads; upgrade it"
-    )]
-    Newer {
-        /// Version found.
-        found: u32,
-        /// Newest version known.
-        known: u32,
-    },
-    /// The bytes end too early.
-    #[error("text vectors are cut short: {found} bytes end within {within}; make the file again")]
-    Short {
-        /// Number of bytes.
-        found: usize,
-        /// What is not complete.
-        within: &'static str,
-    },
-    /// Bytes that no version writes.
-    #[error("text vectors are damaged: {0}; make the file again")]
-    Damaged(&'static str),
-}
+/// What the bytes are, in errors.
+const WHAT: &str = "text vectors";
 
 impl Vectors {
     /// The vectors as bytes; the same vectors give the same bytes.
@@ -57,37 +28,23 @@ impl Vectors {
         for number in [VERSION, self.width as u32, self.by_text.len() as u32] {
             bytes.extend(number.to_le_bytes());
         }
-        text(&mut bytes, &self.encoder);
+        bytes::text(&mut bytes, &self.encoder);
         for (name, vector) in &self.by_text {
-            text(&mut bytes, name);
+            bytes::text(&mut bytes, name);
             bytes.extend(vector.scale.to_le_bytes());
             bytes.extend(vector.values.iter().map(|x| *x as u8));
         }
-        let sum = sum(&bytes);
-        bytes.extend(sum.to_le_bytes());
+        bytes::end(&mut bytes);
         bytes
     }
 
     /// The vectors of bytes that [`encode`](Self::encode) wrote.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut rest = Rest { all: bytes, at: 0 };
-        if !bytes.starts_with(MAGIC) && !MAGIC.starts_with(bytes) {
-            return Err(DecodeError::Other);
-        }
-        rest.take(MAGIC.len(), "the header")?;
-        match rest.number("the header")? {
-            0 => return Err(DecodeError::Damaged("version 0")),
-            VERSION => {}
-            found => {
-                return Err(DecodeError::Newer {
-                    found,
-                    known: VERSION,
-                });
-            }
-        }
+        let mut rest = Rest::new(bytes, WHAT);
+        rest.header(MAGIC, VERSION)?;
         let width = rest.number("the header")? as usize;
         if !(1..=WIDTH_MAX).contains(&width) {
-            return Err(DecodeError::Damaged("the width is out of its range"));
+            return Err(rest.damaged("the width is out of its range"));
         }
         let count = rest.number("the header")?;
         let encoder = rest.text("the header")?.to_owned();
@@ -98,18 +55,11 @@ impl Vectors {
                 .last_key_value()
                 .map(|(last, _): (&String, _)| &last[..]);
             if last >= Some(name) || !is_normal(name) {
-                return Err(DecodeError::Damaged("texts are not in order"));
+                return Err(rest.damaged("texts are not in order"));
             }
-            by_text.insert(name.to_owned(), rest.vector(width)?);
+            by_text.insert(name.to_owned(), vector(&mut rest, width)?);
         }
-        let summed = sum(&bytes[..rest.at]);
-        let found: [u8; SUM] = rest.array("the sum")?;
-        if rest.at != bytes.len() {
-            return Err(DecodeError::Damaged("bytes after the end"));
-        }
-        if u64::from_le_bytes(found) != summed {
-            return Err(DecodeError::Damaged("the sum is wrong"));
-        }
+        rest.end()?;
         Ok(Self {
             encoder,
             width,
@@ -118,63 +68,16 @@ impl Vectors {
     }
 }
 
-fn text(bytes: &mut Vec<u8>, text: &str) {
-    bytes.extend((text.len() as u32).to_le_bytes());
-    bytes.extend(text.as_bytes());
-}
-
-fn sum(bytes: &[u8]) -> u64 {
-    let mut hasher = fnv::FnvHasher::default();
-    hasher.write(bytes);
-    hasher.finish()
-}
-
-/// Bytes that are not yet read.
-struct Rest<'a> {
-    all: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Rest<'a> {
-    fn take(&mut self, many: usize, within: &'static str) -> Result<&'a [u8], DecodeError> {
-        let taken = self.all[self.at..].get(..many);
-        let taken = taken.ok_or(DecodeError::Short {
-            found: self.all.len(),
-            within,
-        })?;
-        self.at += many;
-        Ok(taken)
+fn vector(rest: &mut Rest<'_>, width: usize) -> Result<Vector, DecodeError> {
+    let scale = f32::from_le_bytes(rest.array("a vector")?);
+    if !(scale >= 0.0 && scale.is_finite()) || scale.is_sign_negative() {
+        return Err(rest.damaged("a scale is not finite and not under 0"));
     }
-
-    fn array<const N: usize>(&mut self, within: &'static str) -> Result<[u8; N], DecodeError> {
-        let mut array = [0; N];
-        array.copy_from_slice(self.take(N, within)?);
-        Ok(array)
-    }
-
-    fn number(&mut self, within: &'static str) -> Result<u32, DecodeError> {
-        self.array(within).map(u32::from_le_bytes)
-    }
-
-    fn text(&mut self, within: &'static str) -> Result<&'a str, DecodeError> {
-        let length = self.number(within)? as usize;
-        let bytes = self.take(length, within)?;
-        str::from_utf8(bytes).map_err(|_| DecodeError::Damaged("a text is not UTF-8"))
-    }
-
-    fn vector(&mut self, width: usize) -> Result<Vector, DecodeError> {
-        let scale = f32::from_le_bytes(self.array("a vector")?);
-        if !(scale >= 0.0 && scale.is_finite()) || scale.is_sign_negative() {
-            return Err(DecodeError::Damaged(
-                "a scale is not finite and not under 0",
-            ));
-        }
-        let values = self.take(width, "a vector")?;
-        Ok(Vector {
-            scale,
-            values: values.iter().map(|x| *x as i8).collect(),
-        })
-    }
+    let values = rest.take(width, "a vector")?;
+    Ok(Vector {
+        scale,
+        values: values.iter().map(|x| *x as i8).collect(),
+    })
 }
 
 #[cfg(test)]
@@ -258,7 +161,10 @@ mod tests {
         longer.push(0);
         assert_eq!(
             Vectors::decode(&longer),
-            Err(DecodeError::Damaged("bytes after the end"))
+            Err(DecodeError::Damaged {
+                what: WHAT,
+                why: "bytes after the end"
+            })
         );
     }
 }

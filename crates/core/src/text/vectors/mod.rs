@@ -10,7 +10,6 @@ mod similarity;
 
 use std::collections::BTreeMap;
 
-pub use file::DecodeError;
 pub use similarity::Similarities;
 
 use super::normalise;

@@ -198,7 +198,9 @@ impl Text {
         let template = self.template.as_deref().unwrap_or_default();
         let mask = Mask::new(&[user, assistant], template, &self.tokens.hidden);
         let (user, assistant) = (mask.hide(user), mask.hide(assistant));
-        let before = match &self.chat {
+        let is_plain = user.is_empty() && !assistant.is_empty();
+        // Without a user's turn it is a text that the model continues, not an answer.
+        let before = match self.chat.as_ref().filter(|_| !is_plain) {
             None => {
                 let bos = self.bos.as_deref().filter(|_| self.starts_with_bos);
                 format!("{}{user}", bos.unwrap_or_default())
@@ -390,6 +392,13 @@ mod tests {
                 assert_eq!(text.prompt(&prompt).expect("tokens"), library, "{user:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_start_of_an_answer_without_a_question_is_a_text_to_be_continued() {
+        let text = text(|_| {}, Some(CHAT));
+        let found = text.prompt(&prompt("", "TEA and")).expect("tokens");
+        assert_eq!(found, expected("", "TEA and", false));
     }
 
     #[test]

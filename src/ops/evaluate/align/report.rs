@@ -1,0 +1,88 @@
+//! The report of an alignment, for a person.
+//!
+//! It says what was fitted and what is used, so that no weight is a surprise. It does not know files.
+
+use nearshore_core::learn::model::ModelFit;
+
+use super::AlignReport;
+
+/// The report as a table.
+pub(crate) fn text(report: &AlignReport) -> String {
+    use std::fmt::Write;
+    let made = &report.made;
+    let mut out = format!(
+        "artefact {}: {} users, {} purchases\n",
+        report.artefact, made.users, made.purchases
+    );
+    if let Some(table) = &report.table {
+        let _ = writeln!(
+            out,
+            "table of {} products: {} rows computed, {} prompts, {} tokens",
+            table.products, table.computed, table.prompts, table.tokens
+        );
+    }
+    for (least, fit) in &report.buckets {
+        let _ = write!(
+            out,
+            "\n{least} or more products visible: {} cases of {} users",
+            fit.samples, fit.users
+        );
+        if let (Some(recall), Some(nats)) = (&fit.recall, &fit.nats) {
+            let _ = write!(
+                out,
+                "; Recall@10 over demand {:+.3} [{:+.3}, {:+.3}], nats {:+.3} [{:+.3}, {:+.3}]",
+                recall.mean, recall.low, recall.high, nats.mean, nats.low, nats.high
+            );
+        }
+        out.push('\n');
+        if !fit.reason.is_empty() {
+            let _ = writeln!(out, "  demand alone: {}", fit.reason);
+        }
+        if fit.reason.is_empty() && fit.form != "fitted" {
+            let _ = writeln!(out, "  ranks best, and is used: {}", form_text(&fit.form));
+        }
+        if let Some(model) = report.model.get(least) {
+            let _ = writeln!(out, "  {}", model_text(model));
+        }
+        for (name, of) in &fit.fitted {
+            let used = fit.weights.get(name).copied().unwrap_or_default();
+            let _ = writeln!(
+                out,
+                "  {name:<12} {used:>7.3}   fitted {:>7.3} [{:>7.3}, {:>7.3}]",
+                of.weight, of.low, of.high
+            );
+        }
+    }
+    out
+}
+
+/// What a form of weights is, in words.
+fn form_text(form: &str) -> &str {
+    match form {
+        "1" => {
+            "weights of 1 for demand, weeks, repeat and neighbours, as far as each can be told from 0"
+        }
+        "without bias" => "the fit without bias",
+        other => other,
+    }
+}
+
+/// The model's fit of a bucket in a line.
+fn model_text(fit: &ModelFit) -> String {
+    let mut line = format!("model: {} cases of {} users", fit.samples, fit.users);
+    if let Some(of) = &fit.fitted {
+        line += &format!("; fitted {:.3} [{:.3}, {:.3}]", of.weight, of.low, of.high);
+    }
+    for (what, found) in [("Recall@10", &fit.recall), ("nats", &fit.nats)] {
+        if let Some(found) = found {
+            line += &format!(
+                "; {what} {:+.3} [{:+.3}, {:+.3}]",
+                found.mean, found.low, found.high
+            );
+        }
+    }
+    match fit.reason.is_empty() {
+        true => line,
+        false => format!("{line}; weight 0: {}", fit.reason),
+    }
+}
