@@ -22,7 +22,7 @@ use crate::members::generate::{self, Generate};
 use crate::members::ingest::{Ingest, Tally};
 use crate::members::stock::Stock;
 use crate::metrics;
-use nearshore_core::ports::log::{self, Batch, Delivery, Log};
+use nearshore_core::ports::log::{Batch, Delivery, Log};
 use nearshore_core::ports::store::Store;
 use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::trigger::Lane;
@@ -444,10 +444,10 @@ async fn generate_turns<L: Log, S: Store, A: generate::Scorer>(
     let mut store_checks = every(STORE_CHECK_EVERY);
     let mut backoff = Backoff::default();
     let mut backpressure = every(generate::BACKPRESSURE_EVERY);
-    let in_flight = member.in_flight();
+    let mut erase_checks = every(generate::ERASE_CHECK_EVERY);
     loop {
-        // Before the select, not in it: a turn is as slow as the model, so one of these is due after every turn, and a
-        // select that prefers them to a delivery would read nothing as long as there is work.
+        // Before the select, not in it: after a long turn one of these is always due, and a select that prefers them to a
+        // delivery would read nothing as long as there is work.
         if due(&mut commits) {
             commit(member, cancel).await?;
         }
@@ -463,6 +463,9 @@ async fn generate_turns<L: Log, S: Store, A: generate::Scorer>(
                     .inspect_err(count_error),
             );
         }
+        if due(&mut erase_checks) {
+            member.cancel_erased().await;
+        }
         let now = wall_clock();
         count_lanes(member, now);
         // Never longer than until the next commit, because queue metrics and lane shares change with time, too.
@@ -474,9 +477,11 @@ async fn generate_turns<L: Log, S: Store, A: generate::Scorer>(
         tokio::select! {
             biased;
             () = cancel.cancelled() => return Ok(()),
-            delivery = next_delivery(member) => {
-                receive(member, delivery?, dlq, cancel).await?;
-                continue;
+            delivery = member.wait() => {
+                if let Some(delivery) = delivery? {
+                    receive(member, delivery, dlq, cancel).await?;
+                    continue;
+                }
             }
             () = tokio::time::sleep(pause) => {}
         }
@@ -484,7 +489,6 @@ async fn generate_turns<L: Log, S: Store, A: generate::Scorer>(
             // Work in hand is dropped. It is not committed, so the next owner does it.
             () = cancel.cancelled() => return Ok(()),
             turn = member.turn(wall_clock()) => turn,
-            () = in_flight.watch() => continue,
         };
         match turn {
             Ok(_) => {
@@ -504,23 +508,13 @@ async fn generate_turns<L: Log, S: Store, A: generate::Scorer>(
     }
 }
 
-/// The next delivery. While the lanes are full, only assignments and revokes are delivered: work of revoked partitions
-/// must not be kept.
-async fn next_delivery<L: Log, S: Store, A: generate::Scorer>(
-    member: &mut Generate<L, S, A>,
-) -> Result<Delivery, log::Error> {
-    if member.lanes().room() > 0 {
-        member.log().next().await
-    } else {
-        member.log().notice().await
-    }
-}
-
 /// Sets the queue metrics of all lanes.
 fn count_lanes<L: Log, S: Store, A: generate::Scorer>(member: &Generate<L, S, A>, now: Timestamp) {
     for lane in [Lane::Urgent, Lane::Live, Lane::Backfill] {
         let status = member.lanes().status(lane, now);
-        let waiting = status.waiting + status.due;
+        let for_model = member.waiting_for_model(lane);
+        metrics::model_waiting(lane, for_model);
+        let waiting = status.waiting + status.due + for_model;
         let work = member.seconds_per_user().mul_f64(waiting as f64);
         let queue = metrics::Queue {
             waiting,

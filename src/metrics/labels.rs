@@ -35,6 +35,24 @@ label! {
     }
 }
 
+label! {
+    /// Why a request ended without the model's list; its list without the model stays.
+    Refused {
+        /// It waited longer than `lanes.max_wait`.
+        Late,
+        /// More users waited than there is room for, and the model was expected to gain less here.
+        Crowded,
+        /// The model failed, or left no name that may be offered.
+        Failed,
+        /// The user's history has changed, and the arm gives the model no part for as much of it.
+        NoWeight,
+        /// Nothing is stored of the user any more.
+        Gone,
+        /// A list of the model by the user's newest claim is stored already.
+        Superseded,
+    }
+}
+
 /// The type of a record of a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EventType {

@@ -95,8 +95,10 @@ table! {
         "Lists requested by ingest, by reason.";
     COALESCED: Counter "nearshore_requests_coalesced_total" []
         "Requests that generate merged into a waiting request of the same user.";
-    EXPIRED: Counter "nearshore_requests_expired_total" [lane = These(Lane::VARIANTS)]
-        "Requests that waited in generate for longer than lanes.max_wait and are served by the fallback.";
+    MODEL_REFUSED: Counter "nearshore_model_refused_total" [lane = These(Lane::VARIANTS), reason = These(Refused::VARIANTS)]
+        "Requests whose list without the model was published and that ended without the model's list, by reason.";
+    MODEL_WAITING: Gauge "nearshore_model_waiting_users" [lane = These(Lane::VARIANTS)]
+        "Users in the memory of this generate process whose list without the model is published and who wait for the model.";
     REQUEUED: Counter "nearshore_requests_requeued_total" [lane = These(Lane::VARIANTS)]
         "Requests that generate wrote to the end of their lane because they are due much later.";
     WAITING: Gauge "nearshore_requests_waiting" [lane = These(Lane::VARIANTS)]

@@ -53,7 +53,8 @@ fn update_all() {
     state_conflicts(1);
     requests(Reason::First, 1);
     coalesced(1);
-    expired(Lane::Live, 1);
+    model_refused(Lane::Live, Refused::Late);
+    model_waiting(Lane::Live, 1);
     requeue(Lane::Live);
     backfill_paused(true);
     callback(second);

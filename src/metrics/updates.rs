@@ -110,9 +110,14 @@ pub fn empty_list(is_empty: bool) {
     t::EMPTY_LISTS.add(&[], u64::from(is_empty));
 }
 
-/// Counts requests that waited longer than `lanes.max_wait`.
-pub fn expired(lane: Lane, n: u64) {
-    t::EXPIRED.add(&[lane.into()], n);
+/// Counts a request that ended without the model's list.
+pub fn model_refused(lane: Lane, why: Refused) {
+    t::MODEL_REFUSED.add(&[lane.into(), why.into()], 1);
+}
+
+/// Sets how many users of a lane wait for the model.
+pub fn model_waiting(lane: Lane, users: usize) {
+    t::MODEL_WAITING.set(&[lane.into()], users as f64);
 }
 
 /// The load of one lane at one moment.

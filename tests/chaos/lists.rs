@@ -14,6 +14,8 @@ use crate::topics::{Place, place};
 /// One list of `recall-updates`.
 struct Published {
     claim: u64,
+    /// 0 without the model, 1 with it.
+    stage: u64,
     seen: BTreeMap<(String, i32), i64>,
     doc: Value,
     audit: Value,
@@ -37,6 +39,7 @@ fn published(evidence: &Evidence, site: &Site) -> BTreeMap<String, Vec<Option<Pu
         if let Some(claim) = value["claim"].as_u64() {
             lists.push(Some(Published {
                 claim,
+                stage: value["doc"]["stage"].as_u64().unwrap_or(1),
                 seen: fences(value["seen"].as_str().unwrap_or_default()),
                 doc: value["doc"].clone(),
                 audit: value["audit"].clone(),
@@ -46,10 +49,11 @@ fn published(evidence: &Evidence, site: &Site) -> BTreeMap<String, Vec<Option<Pu
     users
 }
 
-/// The id that a list of this claim and erased_at must have.
-fn list_id(ns: &str, user: &str, claim: u64, erased_at: i64) -> String {
+/// The id that a list of this claim, stage and erased_at must have.
+fn list_id(ns: &str, user: &str, (claim, stage): (u64, u64), erased_at: i64) -> String {
     let mut hash = Sha256::new();
-    for part in [ns, user, &claim.to_string(), &erased_at.to_string()] {
+    let (claim, stage) = (claim.to_string(), stage.to_string());
+    for part in [ns, user, &claim, &stage, &erased_at.to_string()] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part.as_bytes());
     }
@@ -60,19 +64,19 @@ fn list_id(ns: &str, user: &str, claim: u64, erased_at: i64) -> String {
         .collect()
 }
 
-/// 4: with rising claims no seen offset falls, one claim is one list, and the stored list is the newest that was
-/// published.
+/// 4: with rising claims and stages no seen offset falls, one stage of a claim is one list, and the stored list is the
+/// newest that was published.
 pub fn monotone(evidence: &Evidence, site: &Site) -> Row {
     let mut row = Row::new(
         4,
-        "monotone lists: claims and seen offsets rise, one list per claim",
+        "monotone lists: claims, stages and seen offsets rise, one list per claim and stage",
     );
     let mut published = published(evidence, site);
     for (user, known) in &evidence.facts.users {
         let lists = published.remove(user).unwrap_or_default();
-        let mut by_claim: BTreeMap<u64, &Published> = BTreeMap::new();
+        let mut by_claim: BTreeMap<(u64, u64), &Published> = BTreeMap::new();
         for list in lists.iter().flatten() {
-            let first = by_claim.entry(list.claim).or_insert(list);
+            let first = by_claim.entry((list.claim, list.stage)).or_insert(list);
             // A list all of whose products a new profile forbids is replaced by the fallback, under the same claim.
             let replaced = [first.doc["source"].clone(), list.doc["source"].clone()]
                 .contains(&"fallback".into());
@@ -89,22 +93,24 @@ pub fn monotone(evidence: &Evidence, site: &Site) -> Row {
         for pair in claims.windows(2) {
             row.check(not_fallen(user, pair[0], pair[1]));
         }
-        let stored = evidence
-            .dump
-            .users
-            .get(user)
-            .map(|keys| keys.recall_text("claim"));
-        let stored: u64 = stored.and_then(|text| text.parse().ok()).unwrap_or(0);
-        let newest = by_claim.last_key_value().map_or(0, |(claim, _)| *claim);
+        let of = |field: &str| -> u64 {
+            let keys = evidence.dump.users.get(user);
+            let text = keys.map(|keys| keys.recall_text(field));
+            text.and_then(|text| text.parse().ok()).unwrap_or(0)
+        };
+        let stored = (of("claim"), of("stage"));
+        let newest = by_claim.last_key_value().map_or((0, 0), |(key, _)| *key);
         if !known.vacant() {
             row.check(match stored.cmp(&newest) {
                 std::cmp::Ordering::Equal => Ok(()),
                 std::cmp::Ordering::Less => {
-                    let what = format!("{user}: list {newest} was published, {stored} is stored");
+                    let what =
+                        format!("{user}: list {newest:?} was published, {stored:?} is stored");
                     Err((Wrong::Stale, what))
                 }
                 std::cmp::Ordering::Greater => {
-                    let what = format!("{user}: list {stored} was never published, only {newest}");
+                    let what =
+                        format!("{user}: list {stored:?} was never published, only {newest:?}");
                     Err((Wrong::Lost, what))
                 }
             });
@@ -192,7 +198,8 @@ fn not_from_before(
 ) -> Result<(), (Wrong, String)> {
     let (erased_at, _) = known.as_of(&list.seen);
     let id = list.doc["list_id"].as_str().unwrap_or_default();
-    if list.doc["source"] == "model" && id != list_id(&site.ns, user, list.claim, erased_at) {
+    let made = list.doc["source"] != "fallback";
+    if made && id != list_id(&site.ns, user, (list.claim, list.stage), erased_at) {
         let what = format!(
             "{user}: list {} ({id}) was not made with erased_at {erased_at}",
             list.claim
@@ -273,7 +280,7 @@ pub fn safe(evidence: &Evidence, site: &Site) -> Row {
             continue;
         };
         // The fallback that replaces a stripped list was chosen under a newer profile than that of its seen offsets.
-        let made = |list: &&Published| list.doc["source"] == "model";
+        let made = |list: &&Published| list.doc["source"] != "fallback";
         for list in lists.iter().flatten().filter(made) {
             let (_, profile) = known.as_of(&list.seen);
             row.check(match offends(&list.doc, profile.as_ref(), &categories) {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use nearshore_core::list::document::Stage;
 use nearshore_core::list::hits::{Earned, ListKind};
 use nearshore_core::ports::store::{Arms, Claim, ClaimOutcome, Publish, Published, Stored, Users};
 use nearshore_core::user::event::UserId;
@@ -41,6 +42,7 @@ async fn publish(site: &Site, user: &str, arm: &str, names: &[&str]) {
         list: Stored {
             doc: doc.to_string(),
             claim: claimed.claim,
+            stage: Stage::Model,
             seen: claimed.state.fences.clone(),
             epoch: 1,
             at: now(),

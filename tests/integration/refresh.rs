@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use nearshore::config::Config;
+use nearshore_core::list::document::Stage;
 use nearshore_core::ports::store::{Claim, ClaimOutcome, Publish, Published, Stored, Users};
 use nearshore_core::shop::arms::arm_of;
 use nearshore_core::user::event::UserId;
@@ -69,6 +70,7 @@ async fn listed(site: &Site, ns: &str) {
             list: Stored {
                 doc: doc.to_string(),
                 claim: claimed.claim,
+                stage: Stage::Model,
                 seen: claimed.state.fences.clone(),
                 epoch: 1,
                 at,

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use nearshore_core::list::document::Stage;
 use nearshore_core::ports::store::{
     Claim, ClaimOutcome, Claimed, FoldWrite, Folded, ListEdit, Publish, Published, Store, Stored,
 };
@@ -174,6 +175,7 @@ pub fn list(user: &UserId, claim: u64) -> Publish {
         list: Stored {
             doc: format!(r#"{{"source":"model","list_id":"{claim}"}}"#),
             claim,
+            stage: Stage::Model,
             seen: [position(1)].into_iter().collect(),
             epoch: 1,
             at: Timestamp(1000),

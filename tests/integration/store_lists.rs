@@ -1,6 +1,7 @@
 //! Promise: a list is published iff its erased_at is the state's and stored list's claim < its claim <= state's claim;
 //! the fallback of a new user and that of a failed generation never replace a list by the model.
 
+use nearshore_core::list::document::Stage;
 use nearshore_core::ports::store::{Folded, ListEdit, Published, Store};
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
@@ -213,6 +214,7 @@ async fn a_strip_of_a_replaced_list_is_refused<S: Store>(store: S) {
         let mut write = write(&user, expected, 2);
         write.list = ListEdit::Strip {
             claim,
+            stage: Stage::Model,
             doc: "stripped".into(),
         };
         write
@@ -257,6 +259,7 @@ async fn a_strip_keeps_claim_and_seen_offsets<S: Store>(store: S) {
     let mut write = write(&user, 2, 2);
     write.list = ListEdit::Strip {
         claim: 1,
+        stage: Stage::Model,
         doc: "stripped".into(),
     };
     assert_eq!(fold(&store, &ns, write).await, STORED(3));

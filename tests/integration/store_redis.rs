@@ -68,6 +68,7 @@ async fn a_client_finds_a_users_keys_by_name_type_and_lifetime() {
             "epoch",
             "erased_at",
             "seen",
+            "stage",
             "stored_at"
         ]
     );

@@ -1,5 +1,6 @@
 //! Promise: the memory double answers what Redis answers, for random calls in random order.
 
+use nearshore_core::list::document::Stage;
 use nearshore_core::ports::store::{
     Availability, Block, Cell, Claim, Counts, Delta, FoldWrite, ListEdit, Publish, Stock,
     StockRecord, Stored, Users,
@@ -150,6 +151,14 @@ impl Pair {
         }
     }
 
+    fn stage(&mut self) -> Stage {
+        if self.chance(50) {
+            Stage::Mixture
+        } else {
+            Stage::Model
+        }
+    }
+
     fn edit(&mut self, claim: u64) -> ListEdit {
         match self.random.random_range(0..4) {
             0 => ListEdit::First {
@@ -159,6 +168,7 @@ impl Pair {
             },
             1 => ListEdit::Strip {
                 claim: claim + u64::from(self.chance(30)),
+                stage: self.stage(),
                 doc: r#"{"source":"model","stripped":true}"#.into(),
             },
             _ => ListEdit::Keep,
@@ -173,6 +183,7 @@ impl Pair {
             list: Stored {
                 doc: format!(r#"{{"source":"{source}"}}"#),
                 claim: (loaded.claim + 1).saturating_sub(self.random.random_range(0..4)),
+                stage: self.stage(),
                 seen: loaded.state.fences,
                 epoch: self.random.random_range(1..4),
                 at: self.time(),

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use nearshore_core::list::document::{Document, Source};
+use nearshore_core::list::document::{Document, Source, Stage};
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{Cell, Counts, Peek, Users};
 use nearshore_core::shop::count_kind::CountKind;
@@ -407,10 +407,13 @@ async fn sigterm_does_not_wait_for_the_model() {
     let mut working = Process::ready(&site, "all").await;
     begins(&working, ("nearshore_requests_running", "")).await;
     drains(&mut working).await;
-    // A process that had waited for its first batch would have published the lists.
+    // A process that had waited for its first batch would have published the lists of the model.
     for user in users {
         let list = site.peek(user).await.list;
-        assert!(list.is_none_or(|list| list.claim == 0), "{user}");
+        assert!(
+            list.is_none_or(|list| list.stage == Stage::Mixture),
+            "{user}"
+        );
     }
 
     // Nothing was committed too early: the next process makes every list.
@@ -479,8 +482,9 @@ async fn a_year_of_history_asks_once_for_each_user_and_makes_the_list_at_its_end
         listed(&site, user).await;
     }
     assert_eq!(process.metric("nearshore_requests_total", "").await, 4.0);
-    let lists = process
-        .metric("nearshore_lists_published_total", "backfill")
-        .await;
-    assert_eq!(lists, 4.0);
+    for source in ["fallback", "model"] {
+        let labels = format!("lane=\"backfill\",source=\"{source}\"");
+        let lists = process.metric("nearshore_lists_published_total", &labels);
+        assert_eq!(lists.await, 4.0, "{source}");
+    }
 }

@@ -8,6 +8,7 @@ use redis::{Cmd, FromRedisValue, ParsingError, Value, cmd};
 use super::RedisStore;
 use super::scripts::{Effect, call};
 use crate::corrupt;
+use nearshore_core::list::document::Stage;
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{
     Claim, ClaimOutcome, Claimed, Error, FoldWrite, Folded, ListEdit, Peek, Publish, Published,
@@ -58,7 +59,16 @@ impl FromRedisValue for StateRow {
 }
 
 /// Fields of the recall hash, in the order of [`ListRow`].
-const LIST: [&str; 7] = ["doc", "claim", "seen", "epoch", "at", "audit", "erased_at"];
+const LIST: [&str; 8] = [
+    "doc",
+    "claim",
+    "seen",
+    "epoch",
+    "at",
+    "audit",
+    "erased_at",
+    "stage",
+];
 
 /// The recall hash as read; a field is `None` where it is missing.
 struct ListRow {
@@ -69,11 +79,12 @@ struct ListRow {
     at: Option<i64>,
     audit: Option<String>,
     erased_at: Option<i64>,
+    stage: Option<String>,
 }
 
 impl FromRedisValue for ListRow {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let (doc, claim, seen, epoch, at, audit, erased_at) =
+        let (doc, claim, seen, epoch, at, audit, erased_at, stage) =
             FromRedisValue::from_redis_value(value)?;
         Ok(Self {
             doc,
@@ -83,6 +94,7 @@ impl FromRedisValue for ListRow {
             at,
             audit,
             erased_at,
+            stage,
         })
     }
 }
@@ -179,10 +191,15 @@ impl RedisStore {
         match &write.list {
             ListEdit::Keep => fold.arg("keep").arg("").arg("").arg(""),
             ListEdit::First { doc, audit, at } => fold.arg("first").arg(doc).arg(audit).arg(at.0),
-            ListEdit::Strip { claim, doc } => fold.arg("strip").arg(doc).arg("").arg(*claim),
+            ListEdit::Strip { claim, doc, .. } => fold.arg("strip").arg(doc).arg("").arg(*claim),
+        };
+        let stage = match &write.list {
+            ListEdit::Strip { stage, .. } => *stage,
+            ListEdit::Keep | ListEdit::First { .. } => Stage::Mixture,
         };
         fold.arg(self.inner.settings.state_ms())
-            .arg(self.inner.settings.list_ms());
+            .arg(self.inner.settings.list_ms())
+            .arg(stage.number());
         Ok(fold)
     }
 
@@ -275,7 +292,8 @@ impl RedisStore {
                 .arg(list.at.0)
                 .arg(&list.audit)
                 .arg(self.inner.settings.list_ms())
-                .arg(self.inner.settings.state_ms());
+                .arg(self.inner.settings.state_ms())
+                .arg(list.stage.number());
             cmds.push(call);
         }
         let answers = self.run(cmds, 1).await?;
@@ -423,6 +441,7 @@ fn list_of(keys: &keys::User, row: ListRow) -> Result<Option<Stored>, Error> {
         at: Some(at),
         audit: Some(audit),
         erased_at: _,
+        stage,
     } = row
     else {
         return Ok(None);
@@ -430,6 +449,7 @@ fn list_of(keys: &keys::User, row: ListRow) -> Result<Option<Stored>, Error> {
     Ok(Some(Stored {
         doc,
         claim,
+        stage: stage.as_deref().map(Stage::of_number).unwrap_or_default(),
         seen: seen.parse().map_err(|error| corrupt(&keys.recall, error))?,
         epoch,
         at: Timestamp(at),

@@ -14,7 +14,6 @@ use crate::metrics;
 use nearshore_core::ports::log::Log;
 use nearshore_core::ports::store::Store;
 use nearshore_core::queue::lanes::Lanes;
-use nearshore_core::user::record::Timestamp;
 
 /// How often the signal is written and read.
 pub const BACKPRESSURE_EVERY: Duration = Duration::from_secs(2);
@@ -57,16 +56,14 @@ impl Backpressure {
         log.pause(if pause { topics } else { &[] });
     }
 
-    /// Writes the signal if live is behind here, and follows it whichever worker wrote it. After an error the lanes
+    /// Writes the signal if live is behind `here`, and follows it whichever worker wrote it. After an error the lanes
     /// share as before.
     pub(super) async fn update<S: Store>(
         &self,
         lanes: &mut Lanes,
         store: &S,
-        seconds_per_user: Duration,
-        now: Timestamp,
+        here: bool,
     ) -> Result<(), Error> {
-        let here = lanes.live_behind(now);
         if here {
             store.signal_live_behind(SIGNAL_TTL).await?;
         }
@@ -87,8 +84,12 @@ impl Backpressure {
         }
         lanes.pause_backfill(behind);
         metrics::backfill_paused(behind);
-        lanes.limit_backfill(backfill_users_max(self.objective, seconds_per_user));
         Ok(())
+    }
+
+    /// Most backfill users about whom the model is asked at once.
+    pub(super) fn users_max(&self, seconds_per_user: Duration) -> usize {
+        backfill_users_max(self.objective, seconds_per_user)
     }
 }
 

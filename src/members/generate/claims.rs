@@ -2,7 +2,8 @@
 //!
 //! Invariant: a user is claimed only by the version of the state by which the request was found to need a list. A
 //! request whose claim was stale is checked again, so that each request ends as a job, as covered, or as one of a user
-//! of whom nothing is stored. It keeps nothing between two calls: a claim that an error leaves unused is replaced by
+//! of whom nothing is stored. A request that the stored list has seen is not claimed again, also if that list is the one
+//! without the model: it then waits for the model under the claim of that list. It keeps nothing between two calls: a claim that an error leaves unused is replaced by
 //! the next claim of the same user.
 
 use std::collections::BTreeMap;
@@ -10,7 +11,9 @@ use std::collections::BTreeMap;
 use super::scorer::Scorer;
 use super::scoring::{Job, Scoring};
 use crate::members::error::Error;
+use nearshore_core::list::document::Stage;
 use nearshore_core::ports::store::{Claim, ClaimOutcome, Peek, Store};
+use nearshore_core::queue::asking::Ask;
 use nearshore_core::queue::claims::{Need, need};
 use nearshore_core::queue::lanes::Work;
 use nearshore_core::user::event::UserId;
@@ -23,11 +26,29 @@ pub(super) struct Claims;
 #[derive(Default)]
 pub(super) struct NamespaceClaims<'a> {
     /// Users who were claimed.
-    pub(super) jobs: Vec<Job<'a>>,
+    pub(super) jobs: Vec<Job>,
     /// Requests that the stored list has seen already.
     pub(super) covered: Vec<(&'a Work, Peek)>,
+    /// Those of them whose list is the one without the model, and whose arm may ask it.
+    pub(super) asks: Vec<Ask>,
     /// Users of whom nothing is stored: erased, or expired.
     pub(super) vacant: Vec<UserId>,
+}
+
+impl<'a> NamespaceClaims<'a> {
+    /// Notes a request that the stored list has seen.
+    fn cover<S: Store, A: Scorer>(&mut self, scoring: &Scoring<S, A>, work: &'a Work, peek: Peek) {
+        let list = peek.list.as_ref();
+        let unasked = list.filter(|list| list.stage == Stage::Mixture);
+        if let Some(list) = unasked.filter(|_| scoring.may_ask(&work.request)) {
+            self.asks.push(Ask {
+                work: work.clone(),
+                claim: list.claim,
+                gain: scoring.gain(scoring.arm(&work.request)),
+            });
+        }
+        self.covered.push((work, peek));
+    }
 }
 
 impl Claims {
@@ -49,7 +70,7 @@ impl Claims {
                 let (status, epoch) = (peek.status(), scoring.epoch(&work.request));
                 match need(&work.request, &work.sources, (&status, epoch)) {
                     Need::Claim => due.push((work, peek.ver)),
-                    Need::Covered => all.covered.push((work, peek)),
+                    Need::Covered => all.cover(scoring, work, peek),
                     Need::Gone => all.vacant.push(work.request.user.clone()),
                 }
             }
@@ -62,7 +83,8 @@ impl Claims {
                         all.vacant.push(work.request.user.clone());
                     }
                     ClaimOutcome::Claimed(claimed) => {
-                        all.jobs.push(scoring.prepare(work, *claimed, &snapshot));
+                        let of = (&snapshot, Stage::Mixture);
+                        all.jobs.push(scoring.prepare(work.clone(), *claimed, of));
                     }
                     // The user's state was written between peek and claim.
                     ClaimOutcome::Stale => open.push(work),
@@ -129,7 +151,6 @@ mod tests {
             sources: Vec::new(),
             arrived: Timestamp(0),
             ready: Timestamp(0),
-            late: false,
         }
     }
 

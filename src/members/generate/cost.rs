@@ -89,13 +89,9 @@ impl UserCosts {
         Duration::from_secs_f64(self.all.load().each())
     }
 
-    /// How many batches of `users` the model answers within `time`; none before the first batch was measured.
-    pub(super) fn fit(&self, users: usize, time: Duration) -> usize {
-        let spent = **self.all.load();
-        if spent.users == 0.0 {
-            return 0;
-        }
-        (time.as_secs_f64() / (spent.each() * users as f64)) as usize
+    /// Model time per user of one arm; zero before its first batch.
+    pub(super) fn of_arm(&self, arm: usize) -> Duration {
+        Duration::from_secs_f64(self.arms[arm].load().each())
     }
 
     /// Writes the cost of each arm to the store, at most every [`WRITE_EVERY`].
@@ -142,20 +138,7 @@ mod tests {
         }
         let each = costs.each().as_secs_f64();
         assert!((0.05 / 8.5..0.05 / 5.0).contains(&each), "{each}");
-        assert_eq!(costs.arms[1].load().users, 0.0);
-    }
-
-    #[test]
-    fn a_slow_model_fits_no_batch_and_a_quick_one_many() {
-        let costs = UserCosts::new(1);
-        let fit = |costs: &UserCosts| costs.fit(16, Duration::from_millis(500));
-        assert_eq!(fit(&costs), 0, "nothing was measured");
-        costs.note(0, Duration::ZERO, 16);
-        assert_eq!(fit(&costs), usize::MAX, "quicker than a clock");
-        for (millis, many) in [(50, 10), (600, 0)] {
-            let costs = UserCosts::new(1);
-            costs.note(0, Duration::from_millis(millis), 16);
-            assert_eq!(fit(&costs), many);
-        }
+        assert_eq!(costs.of_arm(0), costs.each());
+        assert_eq!(costs.of_arm(1), Duration::ZERO);
     }
 }

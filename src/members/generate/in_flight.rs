@@ -13,8 +13,8 @@ use nearshore_core::ports::store::{self, Store};
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
 
-/// How often the store is asked whether one of the users was erased.
-const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// How often the store should be asked whether one of the users was erased.
+pub const ERASE_CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// One list that is being made.
 struct Entry {
@@ -25,19 +25,18 @@ struct Entry {
     cancel: Cancel,
 }
 
-/// A handle to the lists in flight, for a task beside the turn that waits for the model.
-#[derive(Clone)]
-pub struct InFlight<S> {
+/// The lists in flight.
+pub(super) struct InFlight<S> {
     store: S,
     entries: Arc<Mutex<Vec<Entry>>>,
 }
 
 /// Removes the lists from those in flight when it is dropped.
-pub(super) struct Guard<'a>(&'a Mutex<Vec<Entry>>);
+pub(super) struct Guard(Arc<Mutex<Vec<Entry>>>);
 
-impl Drop for Guard<'_> {
+impl Drop for Guard {
     fn drop(&mut self) {
-        locked(self.0).clear();
+        locked(&self.0).clear();
     }
 }
 
@@ -54,8 +53,8 @@ impl<S: Store> InFlight<S> {
     }
 
     /// Puts the lists of these jobs in flight, until the guard is dropped.
-    pub(super) fn begin(&self, jobs: &[Job<'_>]) -> Guard<'_> {
-        let entry = |job: &Job<'_>| {
+    pub(super) fn begin(&self, jobs: &[Job]) -> Guard {
+        let entry = |job: &Job| {
             let request = job.prepared.ask.as_ref()?;
             Some(Entry {
                 ns: job.work.request.ns.clone(),
@@ -65,12 +64,27 @@ impl<S: Store> InFlight<S> {
             })
         };
         *locked(&self.entries) = jobs.iter().filter_map(entry).collect();
-        Guard(&self.entries)
+        Guard(Arc::clone(&self.entries))
     }
 
-    /// Cancels the lists of users who were erased since they were claimed; returns how many. After a store error
-    /// no more lists are cancelled.
-    async fn cancel_erased(&self) -> Result<u64, store::Error> {
+    /// Cancels the lists of users who were erased since they were claimed. After a store error no more are cancelled.
+    pub(super) async fn cancel_erased(&self) {
+        match self.cancel().await {
+            Ok(0) => {}
+            Ok(users) => {
+                tracing::info!(
+                    users,
+                    "users were erased while their lists were made; the lists are cancelled"
+                );
+            }
+            // The next turn meets the same error, and reports it.
+            Err(error) => {
+                tracing::debug!(%error, "erased users could not be read; next try in {ERASE_CHECK_EVERY:?}");
+            }
+        }
+    }
+
+    async fn cancel(&self) -> Result<u64, store::Error> {
         let mut namespaces: BTreeMap<String, Vec<(UserId, Timestamp, Cancel)>> = BTreeMap::new();
         for entry in locked(&self.entries).iter() {
             let lists = namespaces.entry(entry.ns.clone()).or_default();
@@ -88,26 +102,5 @@ impl<S: Store> InFlight<S> {
             }
         }
         Ok(cancelled)
-    }
-
-    /// Cancels lists of erased users, every second; it never ends. Run it beside a turn and drop it when the turn
-    /// ends.
-    pub async fn watch(&self) {
-        loop {
-            tokio::time::sleep(CHECK_EVERY).await;
-            match self.cancel_erased().await {
-                Ok(0) => {}
-                Ok(users) => {
-                    tracing::info!(
-                        users,
-                        "users were erased while their lists were made; the lists are cancelled"
-                    );
-                }
-                // The turn meets the same error, and reports it.
-                Err(error) => {
-                    tracing::debug!(%error, "erased users could not be read; next try in {CHECK_EVERY:?}");
-                }
-            }
-        }
     }
 }

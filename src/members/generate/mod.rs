@@ -1,18 +1,22 @@
 //! The generate role: requests of the three lanes become lists in the store and updates on `recall-updates`.
 //!
-//! Invariant: the offset of a request may be committed only when its list is published and its update sent, or when
-//! the request is covered, refused or failed for good. Between two calls nothing is in memory that the log could not
-//! deliver again. A request may be served twice; the claim number decides which list is stored.
+//! Invariant: the offset of a request may be committed only when its list without the model is published and its update
+//! sent, and the model has answered or was refused (decision 42); or when the request is covered, refused or failed for
+//! good. Between two calls nothing is in memory that the log could not deliver again. A request may be served twice;
+//! claim number and stage decide which list is stored.
 //!
 //! What is remembered has one owner each: `Queue` has the requests in hand, `Scoring` the arms and their costs,
-//! `Publisher` what is not sent yet; `Claims` remembers nothing. [`Generate::turn`] joins them.
+//! `ModelRun` the question that the models are answering, `Publisher` what is not sent yet; `Claims` remembers nothing.
+//! [`Generate::turn`] joins them.
 
 mod arm_texts;
+mod asks;
 mod backpressure;
 mod claims;
 mod cost;
 mod count;
 mod in_flight;
+mod model_run;
 mod new_texts;
 mod outbox;
 mod publisher;
@@ -28,15 +32,16 @@ use arc_swap::ArcSwap;
 
 pub use backpressure::BACKPRESSURE_EVERY;
 pub use cost::UserCost;
-pub use in_flight::InFlight;
+pub use in_flight::ERASE_CHECK_EVERY;
 pub use new_texts::NewTexts;
 pub use scorer::Scorer;
 
 use claims::{Claims, by_namespace};
 use count::count_running;
+use model_run::ModelRun;
 use publisher::Publisher;
 use queue::{DecodedBatch, Queue};
-use scoring::{Job, Scoring, TimedResponse};
+use scoring::{FinishedJob, Job, Scoring};
 
 use crate::members::checkpoints::Checkpoints;
 use crate::members::error::Error;
@@ -44,13 +49,16 @@ use crate::metrics;
 use nearshore_core::list::prompt::{Arm, Calibrations, Template};
 use nearshore_core::list::terms::Weights;
 use nearshore_core::list::terms::artefact::Artefact;
-use nearshore_core::ports::log::{Batch, Log};
+use nearshore_core::ports::log::{self, Batch, Delivery, Log};
 use nearshore_core::ports::store::{self, Store};
+use nearshore_core::queue::asking::Ask;
 use nearshore_core::queue::lanes::{Lanes, Policy, Work};
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::shop::rules::Needs;
 use nearshore_core::shop::snapshot::Snapshot;
+use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Partition, Timestamp};
+use nearshore_core::user::trigger::Lane;
 use nearshore_engine::Info;
 use nearshore_kafka::KafkaSettings;
 
@@ -59,7 +67,7 @@ pub(crate) fn group(kafka: &KafkaSettings) -> String {
     kafka.group("generate")
 }
 
-/// Time of the model in one turn, if it is quick enough for more than one batch of it.
+/// How long a turn may claim further batches. The log is read between turns only.
 const TURN_MAX: Duration = Duration::from_millis(500);
 
 /// After how long the request of a user of whom a stored value cannot be used is tried again.
@@ -114,7 +122,7 @@ pub struct GenerateSettings {
 /// What one turn did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Turn {
-    /// Lists published.
+    /// Lists published, with the model and without it.
     pub published: u64,
     /// Requests skipped because the stored list has seen them.
     pub covered: u64,
@@ -133,19 +141,32 @@ pub struct Generate<L, S, A> {
     queue: Queue,
     claims: Claims,
     scoring: Scoring<S, A>,
+    /// The question that the models are answering.
+    run: Option<ModelRun>,
+    /// The question before it, while its lists are not published.
+    answered: Option<ModelRun>,
     publisher: Publisher,
 }
 
 /// A batch after its claims.
 #[derive(Default)]
-struct ClaimedBatch<'a> {
-    jobs: Vec<Job<'a>>,
+struct ClaimedBatch {
+    jobs: Vec<Job>,
+    /// Requests whose stored list is the one without the model.
+    asks: Vec<Ask>,
     /// How many requests the stored list has seen already.
     covered: u64,
 }
 
-/// A batch after its model answered: its jobs and, in the same places, their score responses.
-type ScoredBatch<'a> = (Vec<Job<'a>>, Vec<Option<TimedResponse>>);
+/// What the batches of a turn came to.
+#[derive(Default)]
+struct Served {
+    turn: Turn,
+    /// How many batches were served.
+    batches: usize,
+    /// Those of their requests that wait for the model now.
+    asks: Vec<Ask>,
+}
 
 impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     /// Serves what is due. After an error call it again: what was cut stays in hand.
@@ -163,7 +184,9 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
             return Err(error);
         };
         let due = now.after(UNREADABLE_RETRY);
-        let requeued = self.queue.postpone(user, due);
+        let of_run = self.answered.as_mut().map(|run| run.take(user));
+        let of_run = of_run.unwrap_or_default();
+        let requeued = self.queue.postpone((user, of_run), due);
         if !self.publisher.forget(user) && !requeued {
             return Err(error);
         }
@@ -180,62 +203,71 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     async fn turn_of_all(&mut self, now: Timestamp) -> Result<Turn, Error> {
         self.publisher.settle(&self.log, &self.store).await?;
         self.queue.requeue(&self.log, now).await?;
+        let mut turn = Turn {
+            published: self.advance_model(now).await?,
+            ..Turn::default()
+        };
         // A list of a shop that sells nothing would be empty, and hide a better one from clients. A batch that an error
         // left in hand goes on: the loop calls again at once as long as there is one.
         if !self.is_midway() && !self.snapshot.load().sells() {
-            return Ok(Turn::default());
+            return Ok(turn);
         }
         self.queue.hold_history(&self.store).await?;
-        let costs = self.scoring.costs();
-        if !self.queue.cut(&mut self.log, costs, now) {
-            return Ok(Turn::default());
+        if self.queue.cut(&mut self.log, now) {
+            self.store = self.checkpoints.store(&self.log).await?;
+            self.scoring.sync_names().await;
+            let served = self.serve().await?;
+            turn.published += served.turn.published;
+            turn.claims += served.turn.claims;
+            turn.covered += served.turn.covered;
+            self.queue.finish(served.batches, served.asks);
         }
-        self.store = self.checkpoints.store(&self.log).await?;
-        self.scoring.sync_names().await;
-        count_running(self.queue.batches().iter().flatten());
-        let served = self.serve().await;
-        count_running([]);
-        let (turn, batches) = served?;
-        self.queue.finish(batches);
+        turn.published += self.advance_model(now).await?;
         Ok(turn)
     }
 
-    /// Serves batch after batch and says how many. While the model scores one, the batch before it is finished and
-    /// published and the next one is claimed, so that a quick model does not wait for Redis and Kafka (decision 29).
-    /// After [`TURN_MAX`] no more batches are claimed.
-    async fn serve(&self) -> Result<(Turn, usize), Error> {
-        let (mut turn, mut served) = (Turn::default(), 0);
+    /// Serves batch after batch without the model. While the lists of one are published the next one is claimed, so that
+    /// two round trips of Redis overlap. After [`TURN_MAX`] no more batches are claimed.
+    async fn serve(&self) -> Result<Served, Error> {
+        let mut served = Served::default();
         let start = (self.clock)();
         let mut batches = self.queue.batches().iter();
-        let (mut scored, mut next) = (None, self.claim(batches.next()).await?);
+        let mut next = self.claim(batches.next()).await?;
         while let Some(claimed) = next.take() {
-            served += 1;
-            turn.covered += claimed.covered;
-            turn.claims += claimed.jobs.len() as u64;
-            let score = self.scoring.score(&claimed.jobs);
+            served.batches += 1;
+            served.turn.covered += claimed.covered;
+            served.turn.claims += claimed.jobs.len() as u64;
+            served.asks.extend(claimed.asks);
+            let finished = self.scoring.mixture(claimed.jobs);
             let is_over = (self.clock)().since(start) >= TURN_MAX;
-            let beside = async {
-                let published = self.publish(scored.take()).await?;
-                let follows = if is_over { None } else { batches.next() };
-                Ok::<_, Error>((published, self.claim(follows).await?))
-            };
-            // Both are waited for: an error beside the model does not cancel what the model has begun.
-            let (responses, beside) = futures::join!(score, beside);
-            let (published, follows) = beside?;
-            turn.published += published;
-            scored = Some((claimed.jobs, responses));
-            next = follows;
+            let follows = if is_over { None } else { batches.next() };
+            let (published, follows) = futures::join!(
+                self.publisher.publish(&self.log, &self.store, &finished),
+                self.claim(follows)
+            );
+            served.turn.published += published?;
+            served
+                .asks
+                .extend(finished.into_iter().filter_map(|it| self.ask_of(it)));
+            next = follows?;
         }
-        turn.published += self.publish(scored).await?;
-        Ok((turn, served))
+        Ok(served)
     }
 
-    /// Claims a batch, namespace by namespace. All namespaces are scored in one call of the model: with a call each,
-    /// live users would wait for the call of a backfill.
-    async fn claim<'a>(
-        &'a self,
-        batch: Option<&'a Vec<Work>>,
-    ) -> Result<Option<ClaimedBatch<'a>>, Error> {
+    /// What is to be asked of the model after a list without it is published; `None` where the arm gives it no part.
+    fn ask_of(&self, finished: FinishedJob) -> Option<Ask> {
+        // Where the rules leave nothing, the model finds nothing either.
+        let may_offer = !finished.list?.document.is_empty();
+        let job = finished.job;
+        (may_offer && job.prepared.model_weight != 0.0).then(|| Ask {
+            claim: job.claimed.claim,
+            gain: self.scoring.gain(job.arm),
+            work: job.work,
+        })
+    }
+
+    /// Claims a batch, namespace by namespace.
+    async fn claim(&self, batch: Option<&Vec<Work>>) -> Result<Option<ClaimedBatch>, Error> {
         let Some(batch) = batch else { return Ok(None) };
         let (log, store) = (&self.log, &self.store);
         let mut all = ClaimedBatch::default();
@@ -245,37 +277,33 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
             self.publisher
                 .send_again(log, store, ns, claimed.covered)
                 .await?;
-            if claimed.vacant.is_empty() || self.is_registered(ns).await? {
-                self.publisher
-                    .delete(log, store, ns, claimed.vacant)
-                    .await?;
-            } else {
-                // The users' lists may be those of another installation: its topic is not to be touched.
-                metrics::unknown_namespace(claimed.vacant.len());
-                tracing::warn!(
-                    ns,
-                    requests = claimed.vacant.len(),
-                    "requests of a namespace that this Redis does not have were passed"
-                );
-            }
+            self.delete(ns, claimed.vacant).await?;
             all.jobs.extend(claimed.jobs);
+            all.asks.extend(claimed.asks);
         }
         Ok(Some(all))
     }
 
-    async fn is_registered(&self, ns: &str) -> Result<bool, Error> {
-        Ok(self.store.namespaces().await?.contains_key(ns))
+    /// Deletes the updates of users of whom nothing is stored.
+    async fn delete(&self, ns: &str, vacant: Vec<UserId>) -> Result<(), Error> {
+        if vacant.is_empty() || self.is_registered(ns).await? {
+            return self
+                .publisher
+                .delete(&self.log, &self.store, ns, vacant)
+                .await;
+        }
+        // The users' lists may be those of another installation: its topic is not to be touched.
+        metrics::unknown_namespace(vacant.len());
+        tracing::warn!(
+            ns,
+            requests = vacant.len(),
+            "requests of a namespace that this Redis does not have were passed"
+        );
+        Ok(())
     }
 
-    /// Finishes the lists of a batch and publishes them.
-    async fn publish<'a>(&'a self, scored: Option<ScoredBatch<'a>>) -> Result<u64, Error> {
-        let Some((jobs, responses)) = scored else {
-            return Ok(0);
-        };
-        let finished = self.scoring.finish(jobs, responses);
-        self.publisher
-            .publish(&self.log, &self.store, &finished)
-            .await
+    async fn is_registered(&self, ns: &str) -> Result<bool, Error> {
+        Ok(self.store.namespaces().await?.contains_key(ns))
     }
 
     /// A member with nothing in hand. `arms` must not be empty.
@@ -291,6 +319,8 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
             clock: settings.clock,
             checkpoints: Checkpoints::new(store.clone(), READER),
             queue: Queue::new(settings.topics.clone(), settings.lanes.clone()),
+            run: None,
+            answered: None,
             claims: Claims,
             publisher: Publisher::new(
                 settings.group.clone(),
@@ -326,14 +356,48 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
         self.queue.lanes()
     }
 
-    /// Whether batches were cut and are not served: there is no reason to wait then.
+    /// Whether batches were cut and are not served, or the model is free and users wait for it: there is no reason to
+    /// wait then.
     pub fn is_midway(&self) -> bool {
-        !self.queue.batches().is_empty()
+        let model_is_free = self.run.is_none() && !self.queue.asking().is_empty();
+        !self.queue.batches().is_empty() || model_is_free || self.answered.is_some()
     }
 
-    /// The lists that are being made, to be watched during a turn.
-    pub fn in_flight(&self) -> InFlight<S> {
-        self.scoring.in_flight().clone()
+    /// Waits for the log, or until the model has answered: `None`. While there is no room for requests, only assignments
+    /// and revokes are delivered: work of revoked partitions must not be kept. May be given up and called again.
+    pub async fn wait(&mut self) -> Result<Option<Delivery>, log::Error> {
+        let is_full = self.lanes().room() == 0;
+        let Self { log, run, .. } = self;
+        let delivery = async {
+            match is_full {
+                true => log.notice().await,
+                false => log.next().await,
+            }
+        };
+        let answered = async {
+            match run {
+                Some(run) => run.wait().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            delivery = delivery => Ok(Some(delivery?)),
+            () = answered => Ok(None),
+        }
+    }
+
+    /// Stops what the model does for users who were erased since they were claimed. It only saves work: whether a list
+    /// is published is decided by the `erased_at` in the store.
+    pub async fn cancel_erased(&self) {
+        if self.run.is_some() {
+            self.scoring.cancel_erased().await;
+        }
+    }
+
+    /// Number of users of a lane who wait for the model.
+    pub fn waiting_for_model(&self, lane: Lane) -> usize {
+        self.queue.asking().waiting(lane)
     }
 
     /// Model time per user, smoothed over batches; zero before the first.
@@ -354,6 +418,9 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     /// Partitions are revoked: their new owner serves what is in hand of them.
     pub fn revoked(&mut self, partitions: &[Partition]) {
         self.queue.revoke(partitions);
+        for run in self.run.iter_mut().chain(&mut self.answered) {
+            run.revoke(partitions);
+        }
         self.publisher.revoke(partitions);
         self.checkpoints.revoked(partitions);
     }
@@ -400,6 +467,8 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     /// everything in hand.
     pub async fn rewind(&mut self) -> Result<(), Error> {
         self.queue.clear();
+        (self.run, self.answered) = (None, None);
+        count_running([]);
         Ok(self.checkpoints.rewind(&mut self.log).await?)
     }
 }

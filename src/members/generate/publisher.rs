@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use nearshore_core::list::compose::FinishedList;
 use nearshore_core::list::document::Source;
 use nearshore_core::list::fallback::is_storable;
 use nearshore_core::list::hits::{Earned, ListKind};
@@ -63,7 +64,7 @@ impl Publisher {
         &self,
         log: &L,
         store: &S,
-        finished: &[FinishedJob<'_>],
+        finished: &[FinishedJob],
     ) -> Result<u64, Error> {
         let mut published = 0;
         for jobs in finished.chunk_by(|one, next| one.ns() == next.ns()) {
@@ -76,24 +77,24 @@ impl Publisher {
         &self,
         log: &L,
         store: &S,
-        jobs: &[FinishedJob<'_>],
+        jobs: &[FinishedJob],
     ) -> Result<u64, Error> {
         let Some(ns) = jobs.first().map(FinishedJob::ns) else {
             return Ok(0);
         };
         let now = (self.clock)();
-        let jobs: Vec<&FinishedJob> = jobs.iter().filter(|job| is_stored(job)).collect();
-        let writes: Vec<Publish> = jobs.iter().map(|job| to_publish(job, now)).collect();
+        let jobs: Vec<(&FinishedJob, &FinishedList)> = jobs.iter().filter_map(storable).collect();
+        let writes: Vec<Publish> = jobs.iter().map(|job| to_publish(*job, now)).collect();
         let outcomes = store.publish(ns, &writes).await?;
         let (mut updates, mut older) = (Vec::new(), Vec::new());
         let mut stored: BTreeMap<ListKind, Earned> = BTreeMap::new();
-        for ((job, write), outcome) in jobs.iter().zip(writes).zip(outcomes) {
+        for (((job, list), write), outcome) in jobs.iter().zip(writes).zip(outcomes) {
             metrics::fenced_off(outcome);
             match outcome {
                 Published::Stored => {
-                    let source = job.list.document.source;
-                    count_published(&job.arm.id, job.job.work, source, now);
-                    stored.entry(kind_of(job)).or_default().lists += 1;
+                    let source = list.document.source;
+                    count_published(&job.arm.0, &job.job.work, source, now);
+                    stored.entry(kind_of(job, source)).or_default().lists += 1;
                     updates.push((write.user, Some(update(&write.list))));
                 }
                 // The newer list may be this one: a client of a Redis Cluster which lost the answer sends it again.
@@ -124,10 +125,23 @@ impl Publisher {
         ns: &str,
         covered: Vec<(&Work, Peek)>,
     ) -> Result<(), Error> {
-        let updates = covered.into_iter().map(|(work, peek)| {
+        let stored = covered.into_iter().map(|(work, peek)| {
             metrics::unchanged(work.request.lane);
-            (work.request.user.clone(), current(&peek))
+            (work.request.user.clone(), peek)
         });
+        self.send_stored(log, store, ns, stored.collect()).await
+    }
+
+    /// Sends what is stored of these users as their updates.
+    pub(super) async fn send_stored<L: Log, S: Store>(
+        &self,
+        log: &L,
+        store: &S,
+        ns: &str,
+        stored: Vec<(UserId, Peek)>,
+    ) -> Result<(), Error> {
+        let updates = stored.iter();
+        let updates = updates.map(|(user, peek)| (user.clone(), current(peek)));
         self.send(log, store, ns, updates.collect()).await
     }
 
@@ -191,20 +205,18 @@ impl Publisher {
     }
 }
 
-/// Whether a list may be stored; one that may not is counted and left out.
-fn is_stored(finished: &FinishedJob<'_>) -> bool {
-    let storable = is_storable(&finished.list.document);
+/// The list of a job, if there is one that may be stored; one that may not is counted and left out.
+fn storable(finished: &FinishedJob) -> Option<(&FinishedJob, &FinishedList)> {
+    let list = finished.list.as_ref()?;
+    let storable = is_storable(&list.document);
     metrics::empty_list(!storable);
-    storable
+    storable.then_some((finished, list))
 }
 
 /// The kind under which a list is counted.
-fn kind_of(finished: &FinishedJob<'_>) -> ListKind {
-    ListKind {
-        arm: finished.arm.id.clone(),
-        epoch: finished.arm.epoch,
-        source: finished.list.document.source,
-    }
+fn kind_of(finished: &FinishedJob, source: Source) -> ListKind {
+    let (arm, epoch) = finished.arm.clone();
+    ListKind { arm, epoch, source }
 }
 
 /// Counts stored lists for `nearshore arms`. An error leaves them out: they are stored, and only measured here.
@@ -218,12 +230,12 @@ async fn count_lists<S: Store>(store: &S, ns: &str, lists: &BTreeMap<ListKind, E
     }
 }
 
-fn to_publish(finished: &FinishedJob<'_>, now: Timestamp) -> Publish {
+fn to_publish((finished, list): (&FinishedJob, &FinishedList), now: Timestamp) -> Publish {
     let FinishedJob {
         job,
         arm,
-        list,
         generated,
+        ..
     } = finished;
     let queued = job.claimed_at.since(job.work.ready);
     let rest = now.since(job.claimed_at).saturating_sub(*generated);
@@ -232,8 +244,9 @@ fn to_publish(finished: &FinishedJob<'_>, now: Timestamp) -> Publish {
         list: Stored {
             doc: list.document.to_json(),
             claim: job.claimed.claim,
+            stage: list.document.source.stage(),
             seen: job.claimed.state.fences.clone(),
-            epoch: arm.epoch,
+            epoch: arm.1,
             at: job.work.request.time,
             audit: list.audited((queued, *generated, rest)),
         },

@@ -1,43 +1,49 @@
 //! The requests that this member has read and not finished: [`Queue`].
 //!
-//! Invariant: the offset of a request may be committed only when the request is done: its batch was served, its
-//! requeued records are acknowledged, or it was rejected. Until then its work is in the lanes, in a batch or deferred,
-//! also over an error; only a revoke or a rewind drops it, because the log delivers it again. It does not know what
-//! serving a batch means.
+//! Invariant: the offset of a request may be committed only when the request is done: its list without the model is
+//! published and the model has answered or was refused, its requeued records are acknowledged, or it was rejected. Until
+//! then its work is in the lanes, in a batch, deferred, or waits for the model, also over an error; only a revoke or a
+//! rewind drops it, because the log delivers it again. It does not know what serving a batch means.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use nearshore_core::ports::log::{Batch, Log};
 use nearshore_core::ports::store::Store;
+use nearshore_core::queue::asking::{Ask, Asking};
 use nearshore_core::queue::lanes::{Lanes, Offered, Policy, Work};
 use nearshore_core::queue::offsets::InProgress;
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::user::event::UserId;
-use nearshore_core::user::record::{Partition, Record, Resume, Timestamp};
+use nearshore_core::user::record::{Partition, Position, Record, Resume, Timestamp};
 use nearshore_core::user::trigger::Request;
 
-use super::TURN_MAX;
 use super::backpressure::Backpressure;
-use super::cost::UserCosts;
 use super::requeue::{requeue_records, waited};
 use crate::members::dlq::Rejected;
 use crate::members::error::Error;
-use crate::metrics::{self, RecordOutcome, Stage};
+use crate::metrics::{self, RecordOutcome, Refused, Stage};
 
 /// Most batches of one turn.
 const BATCHES_MAX: usize = 16;
 
+/// Most users of a batch. They are claimed, and their lists published, in a round trip each.
+const BATCH_MAX: usize = 64;
+
 /// The requests in hand, from their delivery until their offsets may be committed.
 pub(super) struct Queue {
     topics: Topics,
-    /// Most users of a batch.
-    batch_max: usize,
     lanes: Lanes,
     /// Batches that were cut and are not served.
     batches: Vec<Vec<Work>>,
     /// Requests that are to be requeued and whose new records are not acknowledged.
     deferred: Vec<Work>,
+    /// Requests whose lists without the model are published.
+    asking: Asking,
+    /// Those of them about whom the model is asked next.
+    picked: Vec<Ask>,
+    /// Requests that end without the model's list, while that is not reported.
+    refused: Vec<(Work, Refused)>,
     offsets: InProgress,
     backpressure: Backpressure,
 }
@@ -72,7 +78,9 @@ impl Queue {
         Self {
             backpressure: Backpressure::new(topics.regen_backfill.clone(), policy.objective),
             topics,
-            batch_max: policy.batch_max,
+            asking: Asking::new(policy.clone()),
+            picked: Vec::new(),
+            refused: Vec::new(),
             lanes: Lanes::new(policy),
             batches: Vec::new(),
             deferred: Vec::new(),
@@ -147,24 +155,39 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes the requests of a user out of the batches, to be requeued with a later due time. Returns whether there were
+    /// Takes the requests of a user out of batches and those that wait for the model, to be requeued with a later due time. Returns whether there were
     /// any.
-    pub(super) fn postpone(&mut self, user: &UserId, due: Timestamp) -> bool {
+    /// `theirs`: those that the model was asked about.
+    pub(super) fn postpone(
+        &mut self,
+        (user, mut theirs): (&UserId, Vec<Work>),
+        due: Timestamp,
+    ) -> bool {
         let before = self.deferred.len();
         for batch in &mut self.batches {
-            let mut theirs = batch.extract_if(.., |work| work.request.user == *user);
-            self.deferred.extend(theirs.by_ref().map(|mut work| {
-                work.request.due = due;
-                work
-            }));
+            theirs.extend(batch.extract_if(.., |work| work.request.user == *user));
         }
+        let is_theirs = |ask: &mut Ask| ask.work.request.user == *user;
+        let mut asks = self.asking.take(user);
+        asks.extend(self.picked.extract_if(.., is_theirs));
+        theirs.extend(asks.into_iter().map(|ask| ask.work));
+        self.deferred.extend(theirs.into_iter().map(|mut work| {
+            work.request.due = due;
+            work
+        }));
         self.deferred.len() > before
     }
 
     /// Cuts batches of what is due, unless an earlier turn left some; whether there is anything to serve.
-    pub(super) fn cut<L: Log>(&mut self, log: &mut L, costs: &UserCosts, now: Timestamp) -> bool {
+    pub(super) fn cut<L: Log>(&mut self, log: &mut L, now: Timestamp) -> bool {
         if self.batches.is_empty() {
-            self.batches = self.next_batches(costs, now);
+            while self.batches.len() < BATCHES_MAX {
+                let batch = self.lanes.cut(now, BATCH_MAX);
+                if batch.is_empty() {
+                    break;
+                }
+                self.batches.push(batch);
+            }
             self.backpressure.apply(&mut self.lanes, log);
         }
         // A revoke may have left nothing in them.
@@ -174,33 +197,83 @@ impl Queue {
         !self.batches.is_empty()
     }
 
-    /// The batches of a turn: one, unless the model is so quick that the work around a batch would leave it idle. Then
-    /// as many as it answers within [`TURN_MAX`], and no more, because the log is read between turns only.
-    fn next_batches(&mut self, costs: &UserCosts, now: Timestamp) -> Vec<Vec<Work>> {
-        let users_max = self.batch_max;
-        let mut batch = self.lanes.overdue(now, users_max);
-        for work in &batch {
-            metrics::expired(work.request.lane, 1);
-        }
-        let mut batches = Vec::new();
-        let batches_max = costs.fit(users_max, TURN_MAX).clamp(1, BATCHES_MAX);
-        while batches.len() < batches_max {
-            batch.extend(self.lanes.cut(now, users_max));
-            if batch.is_empty() {
-                break;
-            }
-            batches.push(std::mem::take(&mut batch));
-        }
-        batches
-    }
-
-    /// Marks the offsets of the first so many batches as done and drops these batches.
-    pub(super) fn finish(&mut self, served: usize) {
+    /// Drops the first so many batches. Of the requests in them, those of `asks` wait for the model now; the offsets of
+    /// all others are done.
+    pub(super) fn finish(&mut self, served: usize, asks: Vec<Ask>) {
+        let waiting: BTreeSet<&Position> = asks.iter().flat_map(|it| &it.work.positions).collect();
         for work in self.batches.drain(..served).flatten() {
             for position in work.positions {
-                self.offsets.done(&position);
+                if !waiting.contains(&position) {
+                    self.offsets.done(&position);
+                }
             }
         }
+        drop(waiting);
+        for ask in asks {
+            self.asking.offer(ask);
+        }
+        self.lanes.set_asking(self.asking.counts());
+    }
+
+    /// The users about whom the model is asked next; the same ones until [`Queue::asked`] takes them.
+    pub(super) fn pick(&mut self, now: Timestamp) -> &[Ask] {
+        if self.picked.is_empty() {
+            let behind = self.lanes.is_backfill_paused() || self.live_behind(now);
+            self.picked = self.asking.pick(now, behind);
+            self.lanes.set_asking(self.asking.counts());
+        }
+        &self.picked
+    }
+
+    /// Takes the picked users out: the caller asks the model, and says of each when it is done.
+    pub(super) fn take_picked(&mut self) -> Vec<Ask> {
+        std::mem::take(&mut self.picked)
+    }
+
+    /// Refuses users who wait too long for the model, and those for whom there is no room.
+    pub(super) fn release(&mut self, now: Timestamp) {
+        for ask in self.asking.late(now) {
+            self.refuse(ask.work, Refused::Late);
+        }
+        for ask in self.asking.crowded(now) {
+            self.refuse(ask.work, Refused::Crowded);
+        }
+        self.lanes.set_asking(self.asking.counts());
+    }
+
+    /// Notes that a request ends without the model's list. Its offsets are done when [`Queue::end_refused`] is called.
+    pub(super) fn refuse(&mut self, work: Work, why: Refused) {
+        self.refused.push((work, why));
+    }
+
+    /// The requests that end without the model's list.
+    pub(super) fn refused(&self) -> &[(Work, Refused)] {
+        &self.refused
+    }
+
+    /// Counts the refused requests and marks their offsets as done.
+    pub(super) fn end_refused(&mut self) {
+        for (work, why) in std::mem::take(&mut self.refused) {
+            metrics::model_refused(work.request.lane, why);
+            self.done(&work);
+        }
+    }
+
+    /// Marks the offsets of a request as done that waited for the model.
+    pub(super) fn done(&mut self, work: &Work) {
+        for position in &work.positions {
+            self.offsets.done(position);
+        }
+    }
+
+    /// The users who wait for the model.
+    pub(super) fn asking(&self) -> &Asking {
+        &self.asking
+    }
+
+    /// Whether live requests wait longer than the objective, for a list or for the model.
+    fn live_behind(&self, now: Timestamp) -> bool {
+        self.lanes.live_behind(now) || self.asking.live_behind(now)
     }
 
     /// Shares the model between backfill and live, here and in all workers.
@@ -210,11 +283,13 @@ impl Queue {
         seconds_per_user: Duration,
         now: Timestamp,
     ) -> Result<(), Error> {
-        let lanes = &mut self.lanes;
-        let backpressure = &self.backpressure;
-        backpressure
-            .update(lanes, store, seconds_per_user, now)
-            .await
+        let here = self.live_behind(now);
+        self.backpressure
+            .update(&mut self.lanes, store, here)
+            .await?;
+        self.asking
+            .limit_backfill(self.backpressure.users_max(seconds_per_user));
+        Ok(())
     }
 
     /// Drops what was read from revoked partitions: their new owner serves it.
@@ -229,6 +304,15 @@ impl Queue {
             batch.retain(is_ours);
         }
         self.deferred.retain(is_ours);
+        self.asking.revoke(partitions);
+        let picked = self.picked.iter_mut().map(|ask| &mut ask.work);
+        for work in picked.chain(self.refused.iter_mut().map(|(work, _)| work)) {
+            work.positions
+                .retain(|it| !partitions.contains(&it.partition));
+        }
+        self.picked.retain(|ask| !ask.work.positions.is_empty());
+        self.refused.retain(|(work, _)| !work.positions.is_empty());
+        self.lanes.set_asking(self.asking.counts());
     }
 
     /// Drops everything before a rewind: the log delivers it again.
@@ -237,6 +321,9 @@ impl Queue {
         self.offsets = InProgress::default();
         self.batches.clear();
         self.deferred.clear();
+        self.asking.clear();
+        self.picked.clear();
+        self.refused.clear();
     }
 
     /// Hands out what may be committed now, of the partitions that advanced since the last call.

@@ -71,13 +71,6 @@ fn received(values: &[String]) -> (Queue, MemoryLog, MemoryCluster) {
     (queue, log, cluster)
 }
 
-/// Costs of a model that is quick enough for several batches in a turn.
-fn quick() -> UserCosts {
-    let costs = UserCosts::new(1);
-    costs.note(0, Duration::from_millis(1), 1);
-    costs
-}
-
 fn committable(queue: &mut Queue) -> Option<i64> {
     queue.take_commits().first().map(|(_, resume)| resume.0)
 }
@@ -85,36 +78,93 @@ fn committable(queue: &mut Queue) -> Option<i64> {
 #[test]
 fn only_offsets_of_served_batches_and_rejects_are_committed() {
     let due = |user| json(&request(user, Duration::ZERO));
-    let (mut queue, mut log, _) = received(&["no JSON".into(), due(1), due(2), due(3)]);
+    let values: Vec<String> = std::iter::once("no JSON".into())
+        .chain((0..2 * BATCH_MAX).map(due))
+        .collect();
+    let (mut queue, mut log, _) = received(&values);
     assert_eq!(committable(&mut queue), Some(1), "the reject");
-    assert!(queue.cut(&mut log, &quick(), NOW));
-    assert_eq!(queue.batches().len(), 3);
+    assert!(queue.cut(&mut log, NOW));
+    assert_eq!(queue.batches().len(), 2);
     assert_eq!(committable(&mut queue), None, "cut, not served");
-    queue.finish(2);
-    assert_eq!(committable(&mut queue), Some(3));
+    queue.finish(1, Vec::new());
+    let half = 1 + BATCH_MAX as i64;
+    assert_eq!(committable(&mut queue), Some(half));
     // The batch that was not served is the next turn's.
-    assert!(queue.cut(&mut log, &quick(), NOW));
+    assert!(queue.cut(&mut log, NOW));
     assert_eq!(queue.batches().len(), 1);
-    queue.finish(1);
-    assert_eq!(committable(&mut queue), Some(4));
-    assert!(!queue.cut(&mut log, &quick(), NOW));
+    queue.finish(1, Vec::new());
+    assert_eq!(committable(&mut queue), Some(half + BATCH_MAX as i64));
+    assert!(!queue.cut(&mut log, NOW));
+}
+
+/// Two requests, of which the first waits for the model.
+fn asking() -> (Queue, MemoryLog) {
+    let due = |user| json(&request(user, Duration::ZERO));
+    let (mut queue, mut log, _) = received(&[due(1), due(2)]);
+    assert!(queue.cut(&mut log, NOW));
+    let work = queue.batches()[0][0].clone();
+    let ask = Ask {
+        work,
+        claim: 1,
+        gain: 1.0,
+    };
+    queue.finish(1, vec![ask]);
+    (queue, log)
 }
 
 #[test]
-fn a_model_of_unknown_cost_gets_one_batch_in_a_turn() {
-    let due = |user| json(&request(user, Duration::ZERO));
-    let (mut queue, mut log, _) = received(&[due(1), due(2)]);
-    assert!(queue.cut(&mut log, &UserCosts::new(1), NOW));
-    assert_eq!(queue.batches().len(), 1);
+fn a_request_that_waits_for_the_model_is_not_committed_until_it_has_answered() {
+    let (mut queue, _log) = asking();
+    assert_eq!(
+        committable(&mut queue),
+        None,
+        "the second is done, the first is not"
+    );
+    assert_eq!(queue.pick(NOW).len(), 1);
+    assert_eq!(
+        queue.pick(NOW).len(),
+        1,
+        "until it is taken, after an error too"
+    );
+    let picked = queue.take_picked().remove(0);
+    assert_eq!(committable(&mut queue), None, "the model works");
+    queue.done(&picked.work);
+    assert_eq!(committable(&mut queue), Some(2));
+}
+
+#[test]
+fn a_request_that_waited_too_long_for_the_model_is_released() {
+    let (mut queue, _log) = asking();
+    let max_wait = Policy::default().max_wait;
+    queue.release(NOW.after(max_wait));
+    assert!(queue.refused().is_empty());
+    queue.release(NOW.after(max_wait + Duration::from_millis(1)));
+    assert!(matches!(queue.refused(), [(_, Refused::Late)]));
+    assert_eq!(committable(&mut queue), None, "not reported yet");
+    queue.end_refused();
+    assert_eq!(committable(&mut queue), Some(2));
+}
+
+#[test]
+fn a_revoked_request_does_not_wait_for_the_model() {
+    let (mut queue, _log) = asking();
+    assert_eq!(queue.lanes().room(), Policy::default().unserved_max - 1);
+    queue.revoke(&[partition()]);
+    assert!(queue.pick(NOW).is_empty());
+    assert_eq!(queue.lanes().room(), Policy::default().unserved_max);
+    let (mut queue, _log) = asking();
+    assert_eq!(queue.pick(NOW).len(), 1);
+    queue.revoke(&[partition()]);
+    assert!(queue.take_picked().is_empty(), "picked already");
 }
 
 #[test]
 fn batches_of_a_revoked_partition_are_dropped() {
     let due = |user| json(&request(user, Duration::ZERO));
     let (mut queue, mut log, _) = received(&[due(1), due(2)]);
-    assert!(queue.cut(&mut log, &quick(), NOW));
+    assert!(queue.cut(&mut log, NOW));
     queue.revoke(&[partition()]);
-    assert!(!queue.cut(&mut log, &quick(), NOW));
+    assert!(!queue.cut(&mut log, NOW));
     assert_eq!(committable(&mut queue), None);
 }
 

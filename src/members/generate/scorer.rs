@@ -10,7 +10,7 @@ use nearshore_engine as engine;
 use nearshore_engine::thread::Handle;
 
 /// Answers batches of score requests: the engine's thread, or a table in the simulation.
-pub trait Scorer: Send + Sync {
+pub trait Scorer: Send + Sync + 'static {
     /// Makes `names` the catalogue, as soon as they are ready; only the first names are waited for.
     fn set_names(
         &self,

@@ -1,18 +1,20 @@
 //! From claimed users to finished lists, by the model of each user's arm: [`Scoring`].
 //!
-//! Invariant: each job becomes a list, in the order of the jobs, whatever a model does: without a complete score
-//! response it is the fallback, with the reason. Scoring and finishing are two steps, so that lists are finished while
-//! the model answers the next batch. It does not know what the store holds, nor where lists go.
+//! Invariant: each job becomes a list without the model, in the order of the jobs. A list with the model is made only of
+//! a complete score response; whatever a model does, the list without it stays. It does not know what the store holds,
+//! nor where lists go.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures::FutureExt;
 
 use super::arm_texts::ArmTexts;
 use super::cost::UserCosts;
 use super::count::{count_batch, count_dropped};
 use super::in_flight::InFlight;
+use super::model_run::{Answers, ModelRun};
 use super::scorer::{Scorer, score_each};
 use super::{GenerateSettings, LoadedArm};
 use crate::members::error::Error;
@@ -20,7 +22,7 @@ use crate::metrics;
 use nearshore_core::list::compose::{
     ClaimedUser, FinishedList, ListContext, PreparedRequest, fallback, finish, prepare,
 };
-use nearshore_core::list::document::Model;
+use nearshore_core::list::document::{Model, Source, Stage};
 use nearshore_core::list::prompt::Arm;
 use nearshore_core::list::terms::Weights;
 use nearshore_core::list::terms::bound::Learned;
@@ -37,8 +39,8 @@ use nearshore_engine::Info;
 
 /// The arms with their models, what a user costs them, and the lists that they are making.
 pub(super) struct Scoring<S, A> {
-    /// Never empty.
-    arms: Vec<LoadedArm<A>>,
+    /// Never empty. A question to the models outlives the turn that asks it, so it shares them.
+    arms: Arc<[LoadedArm<A>]>,
     /// Configurations of `arms`, in the same order, for the hash of users.
     configs: Vec<Arm>,
     settings: GenerateSettings,
@@ -58,8 +60,8 @@ pub(super) struct Scoring<S, A> {
 }
 
 /// A claimed user on the way to a list.
-pub(super) struct Job<'a> {
-    pub(super) work: &'a Work,
+pub(super) struct Job {
+    pub(super) work: Work,
     /// Serving snapshot with the demand of the user's namespace.
     pub(super) snapshot: Arc<Snapshot>,
     /// Place of the user's arm.
@@ -77,16 +79,17 @@ pub(super) struct TimedResponse {
 }
 
 /// A job with its finished list, of the model or a fallback.
-pub(super) struct FinishedJob<'a> {
-    pub(super) job: Job<'a>,
-    /// Configuration of the user's arm.
-    pub(super) arm: &'a Arm,
-    pub(super) list: FinishedList,
-    /// Time of the model for the batch; zero for a fallback.
+pub(super) struct FinishedJob {
+    pub(super) job: Job,
+    /// Id and epoch of the user's arm.
+    pub(super) arm: (String, u64),
+    /// `None` if the model left none: the list without it stays.
+    pub(super) list: Option<FinishedList>,
+    /// Time of the model for the batch; zero without it.
     pub(super) generated: Duration,
 }
 
-impl FinishedJob<'_> {
+impl FinishedJob {
     pub(super) fn ns(&self) -> &str {
         &self.job.work.request.ns
     }
@@ -105,7 +108,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
             learned: arms.iter().map(|_| None).collect(),
             texts: arms.iter().map(|_| ArmTexts::default()).collect(),
             costs: UserCosts::new(arms.len()),
-            arms,
+            arms: arms.into(),
             settings,
             synced: snapshot.load_full(),
             snapshot,
@@ -119,8 +122,21 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
         &self.costs
     }
 
-    pub(super) fn in_flight(&self) -> &InFlight<S> {
-        &self.in_flight
+    /// Cancels the lists of users who were erased since they were claimed.
+    pub(super) async fn cancel_erased(&self) {
+        self.in_flight.cancel_erased().await;
+    }
+
+    /// What the model of a user's arm is expected to gain in a second of its time, by how much of the user's history is
+    /// visible. Only the order of users depends on it: an arm whose gain was not measured has the same for all.
+    pub(super) fn gain(&self, arm: usize) -> f64 {
+        let cost = self.costs.of_arm(arm).as_secs_f64();
+        if cost > 0.0 { 1.0 / cost } else { 1.0 }
+    }
+
+    /// Whether the model of the user's arm may have a part in a list, however much history is visible.
+    pub(super) fn may_ask(&self, request: &Request) -> bool {
+        self.terms(self.arm(request)).0.use_model()
     }
 
     /// Writes the arms' costs per user to the store, now and then.
@@ -142,7 +158,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
             version,
             names: snapshot.catalogue.names(),
         });
-        for loaded in &self.arms {
+        for loaded in self.arms.iter() {
             if let Err(error) = loaded.engine.set_names(names.clone()).await {
                 metrics::engine_error(&error);
                 tracing::error!(
@@ -158,13 +174,13 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
         self.bind(&snapshot.catalogue);
         self.texts
             .iter_mut()
-            .zip(&self.arms)
+            .zip(self.arms.iter())
             .for_each(|(texts, loaded)| texts.bind(loaded, &snapshot.catalogue));
     }
 
     /// Reads vectors that were made since the last turn.
     fn renew_texts(&mut self) {
-        for (texts, loaded) in self.texts.iter_mut().zip(&self.arms) {
+        for (texts, loaded) in self.texts.iter_mut().zip(self.arms.iter()) {
             texts.renew(loaded, &self.synced.catalogue);
         }
     }
@@ -174,7 +190,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
         if catalogue.pus().is_empty() {
             return;
         }
-        for (learned, loaded) in self.learned.iter_mut().zip(&self.arms) {
+        for (learned, loaded) in self.learned.iter_mut().zip(self.arms.iter()) {
             let Some(artefact) = &loaded.artefact else {
                 continue;
             };
@@ -213,7 +229,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
     /// Asks each model once, so that the first user does not wait for cold caches.
     pub(super) async fn warm(&mut self) {
         self.sync_names().await;
-        for loaded in &self.arms {
+        for loaded in self.arms.iter() {
             let request = ScoreRequest {
                 prompt: "warm".into(),
                 n: 1,
@@ -245,7 +261,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
     }
 
     /// Place of the user's arm; without any share the first arm serves all.
-    fn arm(&self, request: &Request) -> usize {
+    pub(super) fn arm(&self, request: &Request) -> usize {
         let arms = arms_for(&request.ns, &self.configs);
         let arm = arm_of(&request.user.0, &self.settings.arm_seed, &arms);
         arm.and_then(|arm| self.configs.iter().position(|known| known.id == arm.id))
@@ -280,20 +296,20 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
         }
     }
 
-    /// Prepares the score request of a user who was claimed just now.
-    pub(super) fn prepare<'a>(
+    /// Prepares the score request of a user for a list of one stage, by the state just read.
+    pub(super) fn prepare(
         &self,
-        work: &'a Work,
+        work: Work,
         claimed: Claimed,
-        snapshot: &Arc<Snapshot>,
-    ) -> Job<'a> {
+        (snapshot, stage): (&Arc<Snapshot>, Stage),
+    ) -> Job {
         let arm = self.arm(&work.request);
         let user = ClaimedUser {
             request: &work.request,
             state: &claimed.state,
             claim: claimed.claim,
         };
-        let prepared = prepare(&user, snapshot, &self.context(arm));
+        let prepared = prepare(&user, (snapshot, stage), &self.context(arm));
         for rule in prepared.unreadable_rules() {
             metrics::rule_unknown(rule);
         }
@@ -312,116 +328,133 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
         }
     }
 
-    /// Asks the models; returns the complete score responses, a place per job. Each arm's model is asked once, for the
-    /// users to whom the arm's weights give it a part.
-    pub(super) async fn score(&self, jobs: &[Job<'_>]) -> Vec<Option<TimedResponse>> {
-        let _in_flight = self.in_flight.begin(jobs);
-        let mut scored: Vec<Option<TimedResponse>> = jobs.iter().map(|_| None).collect();
-        for (scored, job) in scored.iter_mut().zip(jobs) {
-            *scored = without_model(job);
-        }
-        for arm in 0..self.arms.len() {
-            let (places, requests): (Vec<usize>, Vec<ScoreRequest>) = jobs
-                .iter()
-                .enumerate()
-                .filter(|(_, job)| job.arm == arm && !job.work.late)
-                .filter_map(|(place, job)| Some((place, job.prepared.ask.clone()?)))
-                .filter(|(_, ask)| ask.weight != 0.0)
-                .unzip();
-            let responses = self.score_arm(arm, requests).await;
-            for (place, response) in places.into_iter().zip(responses) {
-                scored[place] = response;
-            }
-        }
-        scored
-    }
-
-    /// Asks one arm's model; nothing at all if it fails.
-    async fn score_arm(
-        &self,
-        arm: usize,
-        requests: Vec<ScoreRequest>,
-    ) -> Vec<Option<TimedResponse>> {
-        if requests.is_empty() {
-            return Vec::new();
-        }
-        let loaded = &self.arms[arm];
-        let users = requests.len();
-        let start = (self.settings.clock)();
-        let responses = match score_each(&loaded.engine, requests).await {
-            Ok(responses) => responses,
-            Err(error) => {
-                metrics::engine_error(&error);
-                tracing::error!(arm = loaded.arm.id, %error, users, "scoring failed; fallbacks are published");
-                return Vec::new();
-            }
-        };
-        let generated = (self.settings.clock)().since(start);
-        count_batch(&loaded.arm.id, &responses, generated);
-        self.costs.note(arm, generated, responses.len());
-        let is_complete = |response: &ScoreResponse| response.ended == Ended::Complete;
-        let incomplete = responses.iter().filter(|it| !is_complete(it)).count();
-        if incomplete > 0 {
-            tracing::warn!(
-                arm = loaded.arm.id,
-                users = incomplete,
-                "score requests ended early (late, cancelled, or prompt too long); fallbacks are published"
-            );
-        }
-        let one = |response| {
-            is_complete(&response).then_some(TimedResponse {
-                response,
-                generated,
-            })
-        };
-        responses.into_iter().map(one).collect()
-    }
-
-    /// Finishes a list for each job, in their order: the model's, or the fallback with its reason.
-    pub(super) fn finish<'a>(
-        &'a self,
-        jobs: Vec<Job<'a>>,
-        scored: Vec<Option<TimedResponse>>,
-    ) -> Vec<FinishedJob<'a>> {
+    /// Makes the lists without a model, one for each job, in their order.
+    pub(super) fn mixture(&self, jobs: Vec<Job>) -> Vec<FinishedJob> {
         let contexts: Vec<ListContext> =
             (0..self.arms.len()).map(|arm| self.context(arm)).collect();
-        let one = |(job, scored): (Job<'a>, Option<TimedResponse>)| {
-            let (list, generated) = list_of(&job, scored, &contexts[job.arm]);
-            FinishedJob {
-                arm: &self.arms[job.arm].arm,
-                job,
-                list,
-                generated,
-            }
+        let one = |job: Job| {
+            let context = &contexts[job.arm];
+            let ranks = |ask: &&ScoreRequest| ask.terms.iter().any(|term| term.weight != 0.0);
+            let list = match job.prepared.ask.as_ref().filter(ranks) {
+                Some(ask) => {
+                    let products = job.snapshot.catalogue.pus().len();
+                    finish(&job.prepared, &best(ask, products), &job.snapshot, context)
+                }
+                // An arm that ranks by the model alone.
+                None => fallback(
+                    &job.prepared,
+                    &job.snapshot,
+                    context,
+                    "no list of the model yet",
+                ),
+            };
+            count_dropped(&list);
+            self.finished(job, Some(list), Duration::ZERO)
         };
-        jobs.into_iter().zip(scored).map(one).collect()
+        jobs.into_iter().map(one).collect()
+    }
+
+    fn finished(&self, job: Job, list: Option<FinishedList>, generated: Duration) -> FinishedJob {
+        let arm = &self.arms[job.arm].arm;
+        FinishedJob {
+            arm: (arm.id.clone(), arm.epoch),
+            job,
+            list,
+            generated,
+        }
+    }
+
+    /// Asks the models: each arm's once, for its users.
+    pub(super) fn ask(&self, jobs: Vec<Job>) -> ModelRun {
+        let in_flight = self.in_flight.begin(&jobs);
+        let of_arm = |arm| {
+            let asks = jobs
+                .iter()
+                .enumerate()
+                .filter(move |(_, job)| job.arm == arm);
+            let asks = asks.filter_map(|(place, job)| Some((place, job.prepared.ask.clone()?)));
+            let (places, requests): (Vec<usize>, Vec<ScoreRequest>) = asks.unzip();
+            (arm, places, requests)
+        };
+        let questions: Vec<_> = (0..self.arms.len()).map(of_arm).collect();
+        let (users, arms, clock) = (jobs.len(), Arc::clone(&self.arms), self.settings.clock);
+        let answers = async move {
+            let _in_flight = in_flight;
+            let mut answers = Answers {
+                responses: (0..users).map(|_| None).collect(),
+                spent: Vec::new(),
+            };
+            for (arm, places, requests) in questions {
+                if requests.is_empty() {
+                    continue;
+                }
+                let (start, users) = (clock(), requests.len());
+                let responses = score_arm(&arms[arm], requests, clock).await;
+                if !responses.is_empty() {
+                    answers.spent.push((arm, clock().since(start), users));
+                }
+                for (place, response) in places.into_iter().zip(responses) {
+                    answers.responses[place] = response;
+                }
+            }
+            answers
+        };
+        ModelRun::new(jobs, answers.boxed())
+    }
+
+    /// Makes the lists of what the models answered. A job without a complete answer, or of whose names none may be
+    /// offered, has no list.
+    pub(super) fn with_model(&self, jobs: Vec<Job>, answers: Answers) -> Vec<FinishedJob> {
+        for (arm, busy, users) in answers.spent {
+            self.costs.note(arm, busy, users);
+        }
+        let one = |(job, scored): (Job, Option<TimedResponse>)| {
+            let made = scored.map(|scored| {
+                let context = self.context(job.arm);
+                let list = finish(&job.prepared, &scored.response, &job.snapshot, &context);
+                count_dropped(&list);
+                (list, scored.generated)
+            });
+            let made = made.filter(|(list, _)| list.document.source == Source::Model);
+            let (list, generated) = made.unzip();
+            self.finished(job, list, generated.unwrap_or_default())
+        };
+        jobs.into_iter().zip(answers.responses).map(one).collect()
     }
 }
 
-/// The score response of a job that gives the model no weight: its terms alone rank, whether it is late or not.
-fn without_model(job: &Job<'_>) -> Option<TimedResponse> {
-    let ask = job.prepared.ask.as_ref().filter(|ask| ask.weight == 0.0)?;
-    let products = job.snapshot.catalogue.pus().len();
-    Some(TimedResponse {
-        response: best(ask, products),
-        generated: Duration::ZERO,
-    })
-}
-
-fn list_of(
-    job: &Job<'_>,
-    scored: Option<TimedResponse>,
-    context: &ListContext,
-) -> (FinishedList, Duration) {
-    let Some(scored) = scored else {
-        let reason = match job.work.late {
-            true => "waited too long for the model",
-            false => "generation failed",
-        };
-        let list = fallback(&job.prepared, &job.snapshot, context, reason);
-        return (list, Duration::ZERO);
+/// Asks one arm's model; nothing at all if it fails.
+async fn score_arm<A: Scorer>(
+    loaded: &LoadedArm<A>,
+    requests: Vec<ScoreRequest>,
+    clock: fn() -> Timestamp,
+) -> Vec<Option<TimedResponse>> {
+    let users = requests.len();
+    let start = clock();
+    let responses = match score_each(&loaded.engine, requests).await {
+        Ok(responses) => responses,
+        Err(error) => {
+            metrics::engine_error(&error);
+            tracing::error!(arm = loaded.arm.id, %error, users, "scoring failed; the lists without the model stay");
+            return Vec::new();
+        }
     };
-    let list = finish(&job.prepared, &scored.response, &job.snapshot, context);
-    count_dropped(&list);
-    (list, scored.generated)
+    let generated = clock().since(start);
+    count_batch(&loaded.arm.id, &responses, generated);
+    let is_complete = |response: &ScoreResponse| response.ended == Ended::Complete;
+    let incomplete = responses.iter().filter(|it| !is_complete(it)).count();
+    if incomplete > 0 {
+        tracing::warn!(
+            arm = loaded.arm.id,
+            users = incomplete,
+            "score requests ended early (cancelled, or prompt too long); the lists without the model stay"
+        );
+    }
+    let one = |response| {
+        is_complete(&response).then_some(TimedResponse {
+            response,
+            generated,
+        })
+    };
+    responses.into_iter().map(one).collect()
 }

@@ -42,6 +42,7 @@ fn parse(list: Stored) -> Option<StoredList> {
     Some(StoredList {
         doc: Document::parse(&list.doc).ok()?,
         claim: list.claim,
+        stage: list.stage,
         epoch: list.epoch,
         seen: list.seen,
         audit: list.audit,

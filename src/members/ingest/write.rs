@@ -86,6 +86,7 @@ fn take_write(user: &UserId, plan: &mut Plan) -> FoldWrite {
         },
         Edit::Strip(list) => ListEdit::Strip {
             claim: list.claim,
+            stage: list.stage,
             doc: list.doc.to_json(),
         },
     };

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use fixedbitset::FixedBitSet;
 use nearshore_core::list::compose::{ClaimedUser, ListContext, PreparedRequest, prepare};
+use nearshore_core::list::document::Stage;
 use nearshore_core::list::terms::bound::Learned;
 use nearshore_core::list::terms::{OwnProduct, OwnText, TermInput, own_products, own_texts};
 use nearshore_core::user::event::{Accepted, Change};
@@ -258,5 +259,5 @@ pub(super) fn prepared(case: &Case, shop: &Shop, context: &ListContext) -> Prepa
         state: &case.state,
         claim: 1,
     };
-    prepare(&claimed, &shop.snapshot, context)
+    prepare(&claimed, (&shop.snapshot, Stage::Model), context)
 }

@@ -76,9 +76,9 @@ impl View {
             prompt: sources.prompt.map(|rendered| PromptView {
                 text: rendered.text(),
                 hash: rendered.hash(),
-                moved_on: sources
-                    .audit
-                    .is_some_and(|audit| audit.prompt != rendered.hash()),
+                moved_on: sources.audit.is_some_and(|audit| {
+                    !audit.prompt.is_empty() && audit.prompt != rendered.hash()
+                }),
             }),
         }
     }
@@ -185,6 +185,7 @@ fn audit_view(audit: &Audit, catalogue: &Catalogue) -> AuditView {
     let mut versions = BTreeMap::from([
         ("artefact", audit.artefact.clone()),
         ("template", audit.template.clone()),
+        ("model asked", audit.asked.clone()),
         ("prompt", audit.prompt.clone()),
         ("prompt tokens", audit.prompt_tokens.to_string()),
         ("events cut", audit.events_cut.to_string()),

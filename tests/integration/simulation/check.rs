@@ -215,7 +215,7 @@ fn users<S: Store>(history: &History<S>) -> Vec<UserId> {
 }
 
 /// Polls a call to its end: one poll on a double, more on a real store.
-fn now<T>(future: impl Future<Output = T>) -> T {
+pub fn now<T>(future: impl Future<Output = T>) -> T {
     let mut future = std::pin::pin!(future);
     let mut context = Context::from_waker(Waker::noop());
     loop {
@@ -284,7 +284,10 @@ fn lists<S: Store>(history: &History<S>, facts: &Facts) -> Result<(), String> {
         };
         let doc = Document::parse(&list.doc).map_err(|e| format!("list of {user}: {e}"))?;
         if !doc.source.is_exposure() {
-            return Err(format!("{user} has only a fallback: {}", list.doc));
+            return Err(format!(
+                "{user} has only a fallback of claim {}, the state's is {}: {}",
+                list.claim, loaded.claim, list.doc
+            ));
         }
         if let Some(missed) = seen
             .into_iter()
@@ -402,8 +405,9 @@ fn dead_letters<S>(
     Ok(())
 }
 
-/// Between two erases claim numbers rise and seen offsets do not fall, except where the store lost writes.
+/// Between two erases claim numbers and stages rise and seen offsets do not fall, except where the store lost writes.
 fn claims<S>(history: &History<S>) -> Result<(), String> {
+    let of = |list: &PublishedList| (list.claim, list.stage);
     history.gate.journal(|journal| {
         let mut before: BTreeMap<(&str, &UserId, Timestamp), Vec<&PublishedList>> = BTreeMap::new();
         for (nth, list) in journal.published.iter().enumerate() {
@@ -417,16 +421,20 @@ fn claims<S>(history: &History<S>) -> Result<(), String> {
                 .iter()
                 .filter(|older| older.between.1 < list.between.0);
             let falls = |older: &&&PublishedList| {
-                older.claim >= list.claim || !list.seen.contains_all(&older.seen)
+                of(older) >= of(list) || !list.seen.contains_all(&older.seen)
             };
             if let Some(older) = older.find(falls) {
                 return Err(format!(
-                    "list {} of {} ({}) after {} ({})",
-                    list.claim, list.user, list.seen, older.claim, older.seen
+                    "list {:?} of {} ({}) after {:?} ({})",
+                    of(list),
+                    list.user,
+                    list.seen,
+                    of(older),
+                    older.seen
                 ));
             }
-            if lists.iter().any(|other| other.claim == list.claim) {
-                return Err(format!("claim {} of {} twice", list.claim, list.user));
+            if lists.iter().any(|other| of(other) == of(list)) {
+                return Err(format!("list {:?} of {} twice", of(list), list.user));
             }
             lists.push(list);
         }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use nearshore_core::list::document::Stage;
 use nearshore_core::list::hits::{Earned, ListKind};
 use nearshore_core::ports::log::{self, Committed, Delivery, Log, Outgoing};
 use nearshore_core::ports::store::{self, *};
@@ -41,6 +42,7 @@ pub struct PublishedList {
     pub user: UserId,
     pub erased_at: Timestamp,
     pub claim: u64,
+    pub stage: Stage,
     pub seen: Fences,
     /// The moments between which it was stored: a real store serves several callers at once, so the order of answers is
     /// not that of the writes.
@@ -296,6 +298,7 @@ impl<S: Store> Users for Gated<S> {
                                 user,
                                 erased_at,
                                 claim: list.claim,
+                                stage: list.stage,
                                 seen: list.seen,
                                 between,
                             });

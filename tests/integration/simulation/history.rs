@@ -161,6 +161,10 @@ impl<S: Store> History<S> {
             losing: doubles.losing,
             before: None,
         };
+        // As ingest does when it starts: of a namespace that no store knows, no update is deleted.
+        for ns in &history.namespaces {
+            check::now(history.store.enroll(ns, Some("{}"))).expect("the store answers");
+        }
         let mut parts = vec![
             Part::Ingest(0),
             Part::Generate,

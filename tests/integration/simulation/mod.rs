@@ -237,6 +237,8 @@ fn fifty_histories_end_well_on_a_real_redis() {
             ..Default::default()
         };
         let store = RedisStore::new(settings).expect("valid settings");
+        let marked = runtime.block_on(store.check_layout());
+        marked.expect("a Redis of this layout");
         let doubles = Doubles {
             log: LogFlaws::default(),
             store,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use fixedbitset::FixedBitSet;
 
 use crate::list::document::{
-    Audit, BuiltList, Document, Header, ListBuilder, Model, Scored, Source, Times, list_id,
+    Audit, BuiltList, Document, Header, ListBuilder, Model, Scored, Source, Stage, Times, list_id,
 };
 use crate::list::prompt::{Arm, Calibrations, Rendered, Template, View};
 use crate::list::select;
@@ -66,6 +66,10 @@ pub struct ListContext<'a> {
 pub struct PreparedRequest {
     /// The score request; `None` if the template failed on this user.
     pub ask: Option<ScoreRequest>,
+    /// The weight of the model for a user with as much visible history; 0 if it is not to be asked.
+    pub model_weight: f32,
+    /// Number of the user's products that the terms can see.
+    pub visible: usize,
     verdict: Verdict,
     header: Header,
     audit: Audit,
@@ -95,8 +99,13 @@ pub struct FinishedList {
     pub audit: Audit,
 }
 
-/// Prepares a score request: judges the user, renders the prompt, and computes permitted products and terms.
-pub fn prepare(user: &ClaimedUser, snapshot: &Snapshot, context: &ListContext) -> PreparedRequest {
+/// Prepares a score request: judges the user, computes permitted products and terms, and, for a list with the model,
+/// renders the prompt. A list of [`Stage::Mixture`] gives the model no weight, whatever the arm's weights say.
+pub fn prepare(
+    user: &ClaimedUser,
+    (snapshot, stage): (&Snapshot, Stage),
+    context: &ListContext,
+) -> PreparedRequest {
     let ClaimedUser {
         request,
         state,
@@ -110,29 +119,33 @@ pub fn prepare(user: &ClaimedUser, snapshot: &Snapshot, context: &ListContext) -
         .add(&mut verdict, &state.window, &snapshot.catalogue, at);
     let segment = snapshot.rules.segment(profile, at).to_owned();
     let view = View::new(state, &snapshot.catalogue, &segment, at);
-    let rendered = context
-        .template
-        .render(&view, context.arm.prompt_tokens, context.count)
-        .ok();
     let permitted = searched(&verdict, snapshot, &segment);
-    let id = list_id(&request.ns, &request.user.0, claim, state.erased_at);
     let Asked {
         terms,
-        weight,
+        weight: model_weight,
+        visible,
         calibration,
         without_vector,
     } = asked(state, snapshot, (&segment, at), context);
+    let (weight, calibration) = match stage {
+        Stage::Mixture => (0.0, None),
+        Stage::Model => (model_weight, calibration),
+    };
+    let rendered = rendered(&view, weight, context);
+    let made = if weight == 0.0 { Stage::Mixture } else { stage };
+    let id = list_id(&request.ns, &request.user.0, (claim, made), state.erased_at);
     let mut audit = Audit {
         list_id: id.clone(),
         segment: segment.clone(),
         model: (weight != 0.0).then(|| context.model.clone()),
+        asked: asked_text(stage, model_weight).into(),
         calibration: calibration
             .as_ref()
             .map_or_else(|| "none".into(), |set| set.hash.clone()),
         ..audit_of(user, (snapshot, &verdict), context)
     };
     let ask = rendered.map(|rendered| {
-        let prompt = note_prompt(&mut audit, rendered);
+        let prompt = note_prompt(&mut audit, rendered, weight != 0.0);
         ScoreRequest {
             prompt,
             n: ranked(context.arm.names, weight, (snapshot, &permitted)),
@@ -153,11 +166,36 @@ pub fn prepare(user: &ClaimedUser, snapshot: &Snapshot, context: &ListContext) -
     };
     PreparedRequest {
         ask,
+        model_weight,
+        visible,
         verdict,
         header,
         audit,
         draw,
         without_vector,
+    }
+}
+
+/// The prompt, if the model reads one: it costs more than the terms. `None` if the template failed on this user.
+fn rendered(view: &View, weight: f32, context: &ListContext) -> Option<Rendered> {
+    if weight == 0.0 {
+        return Some(Rendered {
+            events: view.positions(),
+            ..Rendered::default()
+        });
+    }
+    let rendered = context
+        .template
+        .render(view, context.arm.prompt_tokens, context.count);
+    rendered.ok()
+}
+
+/// Whether the model is asked for a list, as its audit says it.
+fn asked_text(stage: Stage, model_weight: f32) -> &'static str {
+    match stage {
+        _ if model_weight == 0.0 => "no_weight",
+        Stage::Mixture => "waits",
+        Stage::Model => "asked",
     }
 }
 
@@ -196,6 +234,8 @@ struct Asked {
     terms: Vec<Term>,
     /// The model's weight.
     weight: f32,
+    /// Number of the user's products.
+    visible: usize,
     calibration: Option<Arc<Calibration>>,
     /// The user's texts without a vector.
     without_vector: Vec<String>,
@@ -231,6 +271,7 @@ fn asked(
     Asked {
         terms: score_terms(weights, &input),
         weight: weights.get(MODEL).copied().unwrap_or_default() as f32,
+        visible: own.len(),
         calibration: context.calibrations.at(own.len()).cloned(),
         without_vector: without.into_iter().flatten().collect(),
     }
@@ -303,8 +344,10 @@ fn time_and_draw(user: &ClaimedUser, snapshot: &Snapshot) -> (Timestamp, u64) {
 }
 
 /// Writes into the audit what the prompt was made from, and returns the prompt, which only the model gets.
-fn note_prompt(audit: &mut Audit, rendered: Rendered) -> Prompt {
-    audit.prompt = rendered.hash();
+fn note_prompt(audit: &mut Audit, rendered: Rendered, is_asked: bool) -> Prompt {
+    if is_asked {
+        audit.prompt = rendered.hash();
+    }
     audit.events_cut = u32::try_from(rendered.events_cut).unwrap_or(u32::MAX);
     audit.events = rendered.events;
     rendered.prompt

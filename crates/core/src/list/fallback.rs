@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::list::document::{Document, Header, ListBuilder, list_id};
+use crate::list::document::{Document, Header, ListBuilder, Stage, list_id};
 use crate::list::select;
 use crate::shop::catalogue::{Catalogue, Pu};
 use crate::shop::demand::Demand;
@@ -109,7 +109,7 @@ fn built(snapshot: &Snapshot, segment: &str, verdict: &Verdict) -> Document {
         draw: 0,
     };
     let header = Header {
-        list_id: list_id("", segment, 0, Timestamp(0)),
+        list_id: list_id("", segment, (0, Stage::Mixture), Timestamp(0)),
         segment: segment.into(),
         reason: Some("no list of the model yet".into()),
         ..Header::default()
@@ -121,7 +121,7 @@ fn built(snapshot: &Snapshot, segment: &str, verdict: &Verdict) -> Document {
 
 /// Turns a segment's fallback into the user's own copy: with an id, the user and the time.
 pub(crate) fn for_user(mut list: Document, user: &UserId, at: Timestamp) -> Document {
-    list.list_id = list_id("", &user.0, 0, at);
+    list.list_id = list_id("", &user.0, (0, Stage::Mixture), at);
     list.user = Some(user.0.to_string());
     list.at = at;
     list

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::*;
-use crate::list::document::list_id;
+use crate::list::document::{Stage, list_id};
 use crate::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
 use crate::shop::catalogue::Catalogue;
 use crate::shop::catalogue::tests::sku;
@@ -51,7 +51,7 @@ fn list(pus: &[&str]) -> ShownList {
     });
     ShownList {
         doc: Document {
-            list_id: list_id("n", "u", 1, Timestamp(0)),
+            list_id: list_id("n", "u", (1, Stage::Model), Timestamp(0)),
             user: Some("u".into()),
             arm: "a".into(),
             source: Source::Model,

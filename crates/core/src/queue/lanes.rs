@@ -29,9 +29,10 @@ pub struct Policy {
     pub backfill: u32,
     /// Most unserved requests in memory; beyond it reading stops and lag grows in Kafka alone.
     pub unserved_max: usize,
-    /// Most users in a batch.
+    /// Most users whom a model is asked about at once.
     pub batch_max: usize,
-    /// A live or urgent request that waits longer gets the fallback, which is counted.
+    /// A live or urgent request that waits longer for the model is released, which is counted; its list without the
+    /// model stays.
     #[serde(with = "humantime_serde")]
     pub max_wait: Duration,
     /// Age at which the live lane is behind its objective.
@@ -53,6 +54,18 @@ impl Default for Policy {
             max_wait: Duration::from_secs(300),
             objective: Duration::from_secs(60),
             requeue_after: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Policy {
+    /// Share of a lane; backfill has none while live is `behind`.
+    pub(crate) fn share(&self, lane: Lane, behind: bool) -> u32 {
+        match lane {
+            Lane::Urgent => self.urgent,
+            Lane::Live => self.live,
+            Lane::Backfill if behind => 0,
+            Lane::Backfill => self.backfill,
         }
     }
 }
@@ -81,8 +94,6 @@ pub struct Work {
     pub arrived: Timestamp,
     /// Time at which it became due, by the clock: the queue's waiting time starts here.
     pub ready: Timestamp,
-    /// Whether it waited longer than `max_wait` and gets the fallback.
-    pub late: bool,
 }
 
 /// Status of a lane.
@@ -143,10 +154,10 @@ pub struct Lanes {
     backfill_full: bool,
     /// Time of the last round of requeueing.
     requeued_at: Timestamp,
-    /// Most backfill users of a batch.
-    backfill_max: usize,
     /// Namespaces whose backfill requests wait.
     held: BTreeSet<String>,
+    /// Number of positions of each lane that left in batches and wait for the model.
+    asking: [usize; 3],
 }
 
 impl Lanes {
@@ -163,8 +174,8 @@ impl Lanes {
             backfill_paused: false,
             backfill_full: false,
             requeued_at: Timestamp::default(),
-            backfill_max: usize::MAX,
             held: BTreeSet::new(),
+            asking: [0; 3],
         }
     }
 
@@ -218,16 +229,23 @@ impl Lanes {
 
     /// Number of further requests that may be read.
     pub fn room(&self) -> usize {
+        let asking: usize = self.asking.iter().sum();
         self.policy
             .unserved_max
-            .saturating_sub(self.positions.len())
+            .saturating_sub(self.positions.len() + asking)
+    }
+
+    /// Says how many requests of each lane wait for the model: they take room, too.
+    pub fn set_asking(&mut self, asking: [usize; 3]) {
+        self.asking = asking;
     }
 
     /// Whether the backfill lane should be read: it may fill half of the room, and is read again once half of that is
     /// served. So a backfill of any length leaves room for live requests, which do not wait in Kafka.
     pub fn wants_backfill(&mut self) -> bool {
         let most = self.policy.unserved_max.div_ceil(2);
-        let count = self.position_counts[Lane::Backfill as usize];
+        let backfill = Lane::Backfill as usize;
+        let count = self.position_counts[backfill] + self.asking[backfill];
         self.backfill_full = count >= most || (self.backfill_full && count > most / 2);
         !self.backfill_full
     }
@@ -266,34 +284,9 @@ impl Lanes {
         fifo.find(|seq| !is_held(seq)).copied()
     }
 
-    /// Limits backfill users per batch, to at least 1: a live user who becomes due waits for the running batch.
-    pub fn limit_backfill(&mut self, most: usize) {
-        self.backfill_max = most.max(1);
-    }
-
     /// Whether this worker's live lane is behind its objective.
     pub fn live_behind(&self, now: Timestamp) -> bool {
         self.status(Lane::Live, now).oldest > self.policy.objective
-    }
-
-    /// Removes live and urgent users due for longer than `max_wait`, oldest first, at most `most`. They get the
-    /// fallback. Call it before [`Lanes::cut`], so that the engine serves the users who are still in time.
-    pub fn overdue(&mut self, now: Timestamp, most: usize) -> Vec<Work> {
-        self.promote_due(now);
-        let mut late = Vec::new();
-        while late.len() < most {
-            let oldest = [Lane::Urgent, Lane::Live]
-                .iter()
-                .filter_map(|lane| self.queues[*lane as usize].aged.first())
-                .min();
-            match oldest {
-                Some(&(ready, seq)) if now.since(ready) > self.policy.max_wait => {
-                    late.extend(self.take_work(seq, true));
-                }
-                _ => break,
-            }
-        }
-        late
     }
 
     /// Removes users to requeue at the end of their lanes, at most once a second: those in memory for `requeue_after`
@@ -323,7 +316,7 @@ impl Lanes {
             let entry = &self.entries[&seq];
             if free > 0 || now.since(entry.since) >= self.policy.requeue_after {
                 free = free.saturating_sub(entry.positions.len());
-                deferred.extend(self.take_work(seq, false));
+                deferred.extend(self.take_work(seq));
             }
         }
         deferred
@@ -334,17 +327,14 @@ impl Lanes {
         self.promote_due(now);
         let behind = self.backfill_paused || self.live_behind(now);
         let mut batch = Vec::new();
-        let mut backfill = 0;
-        while batch.len() < most.min(self.policy.batch_max) {
-            let room = backfill < self.backfill_max;
-            let Some(lane) = self.next_lane(behind, room) else {
+        while batch.len() < most {
+            let Some(lane) = self.next_lane(behind) else {
                 break;
             };
-            backfill += usize::from(lane == Lane::Backfill);
             let seq = self
                 .first_due(lane)
                 .expect("next_lane returns lanes with due users");
-            batch.extend(self.take_work(seq, false));
+            batch.extend(self.take_work(seq));
         }
         batch
     }
@@ -413,21 +403,12 @@ impl Lanes {
     /// Chooses the lane of the next user by smooth weighted round robin: each lane with due users is credited its
     /// share, and the lane with the most credit is chosen and debited the total. A lane with share 0 is chosen only if
     /// no other has due users.
-    fn next_lane(&mut self, behind: bool, room: bool) -> Option<Lane> {
-        let share = |lane: Lane| match lane {
-            Lane::Urgent => self.policy.urgent,
-            Lane::Live => self.policy.live,
-            Lane::Backfill if behind => 0,
-            Lane::Backfill => self.policy.backfill,
-        };
-        let due = |lane: &Lane| {
-            let limited = *lane == Lane::Backfill && !room;
-            !limited && self.first_due(*lane).is_some()
-        };
+    fn next_lane(&mut self, behind: bool) -> Option<Lane> {
+        let due = |lane: &Lane| self.first_due(*lane).is_some();
         let shares: Vec<(Lane, i64)> = LANES
             .into_iter()
             .filter(due)
-            .map(|lane| (lane, i64::from(share(lane))))
+            .map(|lane| (lane, i64::from(self.policy.share(lane, behind))))
             .collect();
         let total: i64 = shares.iter().map(|(_, share)| share).sum();
         if total == 0 {
@@ -461,14 +442,13 @@ impl Lanes {
         }
     }
 
-    fn take_work(&mut self, seq: Seq, late: bool) -> Option<Work> {
+    fn take_work(&mut self, seq: Seq) -> Option<Work> {
         self.remove(seq).map(|entry| Work {
             request: entry.request,
             positions: entry.positions.into_iter().collect(),
             sources: entry.sources.into_iter().collect(),
             arrived: entry.arrived,
             ready: entry.ready,
-            late,
         })
     }
 

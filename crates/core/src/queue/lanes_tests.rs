@@ -76,7 +76,7 @@ fn requests_of_a_user_are_merged_with_all_their_positions() {
         }
     );
     assert_eq!(work.positions, [at(0, 0), at(1, 5)]);
-    assert_eq!((work.arrived, work.late), (NOON, false));
+    assert_eq!(work.arrived, NOON);
 }
 
 #[test]
@@ -169,24 +169,6 @@ fn full_lanes_defer_distant_requests_to_make_room() {
 }
 
 #[test]
-fn a_batch_has_at_most_the_allowed_backfill_users_and_all_live_ones() {
-    let mut lanes = lanes();
-    for n in 0..6 {
-        lanes.offer(request(&format!("b{n}"), Lane::Backfill, 0), at(2, n), NOON);
-    }
-    lanes.limit_backfill(2);
-    assert_eq!(users(&lanes.cut(NOON, 16)), ["b0", "b1"], "alone, too");
-    for n in 0..3 {
-        lanes.offer(request(&format!("l{n}"), Lane::Live, 0), at(1, n), NOON);
-    }
-    let cut = lanes.cut(NOON, 16);
-    let backfill = cut.iter().filter(|w| w.request.lane == Lane::Backfill);
-    assert_eq!((cut.len(), backfill.count()), (5, 2));
-    lanes.limit_backfill(0);
-    assert_eq!(users(&lanes.cut(NOON, 16)), ["b4"], "at least one");
-}
-
-#[test]
 fn a_wrong_clock_costs_at_most_the_delay_of_the_request() {
     let hour = seconds(3600);
     for (clock, wait) in [
@@ -198,28 +180,9 @@ fn a_wrong_clock_costs_at_most_the_delay_of_the_request() {
         let mut lanes = lanes();
         lanes.offer(request("u", Lane::Live, 30), at(0, 0), clock);
         assert_eq!(lanes.next_due(clock), Some(seconds(wait)));
-        assert_eq!(
-            lanes.overdue(clock, 9),
-            [],
-            "an old due time alone is not late"
-        );
         assert_eq!(lanes.cut(clock.after(seconds(wait)), 9).len(), 1);
         assert_eq!(lanes.next_due(clock), None);
     }
-}
-
-#[test]
-fn users_beyond_max_wait_are_late_except_in_backfill() {
-    let mut lanes = lanes();
-    lanes.offer(request("l", Lane::Live, 30), at(0, 0), NOON);
-    lanes.offer(request("u", Lane::Urgent, 0), at(0, 1), NOON);
-    lanes.offer(request("b", Lane::Backfill, 0), at(0, 2), NOON);
-    assert_eq!(lanes.overdue(NOON.after(seconds(300)), 9), []);
-    let late = lanes.overdue(NOON.after(seconds(301)), 9);
-    assert_eq!(users(&late), ["u"]);
-    assert!(late[0].late);
-    assert_eq!(users(&lanes.overdue(NOON.after(seconds(999)), 9)), ["l"]);
-    assert_eq!(users(&lanes.cut(NOON.after(seconds(999)), 9)), ["b"]);
 }
 
 #[test]
@@ -297,7 +260,6 @@ enum Act {
     Again(prop::sample::Index),
     Wait(i64),
     Cut(usize),
-    Overdue(usize),
     Revoke(usize),
 }
 
@@ -310,7 +272,6 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         1 => any::<prop::sample::Index>().prop_map(Act::Again),
         2 => (-5i64..200).prop_map(Act::Wait),
         2 => (0usize..5).prop_map(Act::Cut),
-        1 => (0usize..5).prop_map(Act::Overdue),
         1 => (0usize..3).prop_map(Act::Revoke),
     ];
     prop::collection::vec(act, 0..80)
@@ -400,15 +361,6 @@ impl World {
             }
             Act::Wait(s) => self.now = Timestamp(self.now.0 + s * 1000),
             Act::Cut(most) => self.cut(most),
-            Act::Overdue(most) => {
-                for work in self.lanes.overdue(self.now, most) {
-                    let (_, found) = self.remove(&work);
-                    assert!(work.late && found.lane != Lane::Backfill);
-                    assert!(self.now.since(found.ready) > seconds(300));
-                    let older = |m: &Model| m.ready < found.ready && m.lane != Lane::Backfill;
-                    assert!(!self.model.iter().any(older), "oldest first");
-                }
-            }
             Act::Revoke(partition) => {
                 self.lanes.revoke(&[at(partition, 0).partition]);
                 for model in &mut self.model {

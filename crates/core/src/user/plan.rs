@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::list::document::Document;
+use crate::list::document::{Document, Stage};
 use crate::list::fallback::{for_user, of_segment};
 use crate::shop::count_kind::CountKind;
 use crate::shop::rules::Verdict;
@@ -43,6 +43,8 @@ pub struct PlanContext<'a> {
 pub struct StoredList {
     /// Claim number that it was made from.
     pub claim: u64,
+    /// Its stage.
+    pub stage: Stage,
     /// Epoch of its arm.
     pub epoch: u64,
     /// Its seen offsets.

@@ -182,12 +182,12 @@ impl Inner {
             return Folded::Stale;
         }
         let erased_again = erased_at > stored_erased_at;
-        let list_claim = user.list.as_ref().map(|list| list.claim);
+        let list_claim = user.list.as_ref().map(|list| (list.claim, list.stage));
         // A list that was published after this erase, by its tombstone, is kept.
         let drop_list = erased_again && user.list_erased_at < erased_at;
-        if let ListEdit::Strip { claim, .. } = &write.list
+        if let ListEdit::Strip { claim, stage, .. } = &write.list
             && !drop_list
-            && list_claim != Some(*claim)
+            && list_claim != Some((*claim, *stage))
         {
             return Folded::Stale;
         }
@@ -270,7 +270,7 @@ impl Inner {
             user.list = None;
         }
         if let Some(stored) = &user.list {
-            if stored.claim >= list.claim {
+            if (stored.claim, stored.stage) >= (list.claim, list.stage) {
                 return Published::Older;
             }
             if publish.only_if_absent && !is_fallback(&stored.doc) {

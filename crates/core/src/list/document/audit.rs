@@ -32,12 +32,16 @@ pub struct Audit {
     /// Model, if one was run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<Model>,
+    /// Whether the model was asked, and why not: `asked`, `waits` (the list is shown until the model's is there) or
+    /// `no_weight` (the arm gives the model no part for as much visible history).
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub asked: String,
     /// SHA-256 of the template.
     pub template: String,
     /// SHA-256 of the calibration prompts whose mean was subtracted before the model's term; `none` if nothing was.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub calibration: String,
-    /// SHA-256 of the prompt.
+    /// SHA-256 of the prompt; empty if the model was not asked.
     pub prompt: String,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,

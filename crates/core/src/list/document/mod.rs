@@ -53,6 +53,42 @@ impl Source {
     pub fn is_exposure(self) -> bool {
         self != Self::Fallback
     }
+
+    /// The stage of a list of this source.
+    pub fn stage(self) -> Stage {
+        match self {
+            Self::Model => Stage::Model,
+            Self::Mixture | Self::Fallback => Stage::Mixture,
+        }
+    }
+}
+
+/// Which of the two lists of a claim a list is: of two lists of one claim the later stage is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stage {
+    /// Made at once, without the model: 0.
+    Mixture,
+    /// Made with the model: 1. Lists of releases before there were stages count as such, so that their claim is finished.
+    #[default]
+    Model,
+}
+
+impl Stage {
+    /// The number by which it is stored, 0 or 1.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Mixture => 0,
+            Self::Model => 1,
+        }
+    }
+
+    /// The stage of a stored number; one that no release writes counts as [`Stage::Model`].
+    pub fn of_number(number: &str) -> Self {
+        match number {
+            "0" => Self::Mixture,
+            _ => Self::Model,
+        }
+    }
 }
 
 /// The recall document.
@@ -109,6 +145,9 @@ struct Wire {
     user: Option<String>,
     arm: String,
     source: Source,
+    /// Follows from the source; written for readers that compare lists of one claim.
+    #[serde(default)]
+    stage: u8,
     at: Timestamp,
     segment: String,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -145,6 +184,7 @@ impl From<Document> for Wire {
             user: document.user,
             arm: document.arm,
             source: document.source,
+            stage: document.source.stage().number(),
             at: document.at,
             segment: document.segment,
             stale: document.stale,
@@ -303,11 +343,12 @@ pub fn changed(old: &Document, new: &Document) -> bool {
     old.source != new.source || shown(old) != shown(new)
 }
 
-/// The id of a list: 16 hex digits of the SHA-256 of namespace, user, claim number and `erased_at`. A list made again
-/// from the same claim has the same id.
-pub fn list_id(ns: &str, user: &str, claim: u64, erased_at: Timestamp) -> String {
+/// The id of a list: 16 hex digits of the SHA-256 of namespace, user, claim number, stage and `erased_at`. A list made
+/// again from the same claim in the same stage has the same id.
+pub fn list_id(ns: &str, user: &str, (claim, stage): (u64, Stage), erased_at: Timestamp) -> String {
     let mut hash = Sha256::new();
-    for part in [ns, user, &claim.to_string(), &erased_at.0.to_string()] {
+    let (claim, stage) = (claim.to_string(), stage.number().to_string());
+    for part in [ns, user, &claim, &stage, &erased_at.0.to_string()] {
         // Each part with its length, so that different parts never give the same bytes.
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
@@ -341,7 +382,7 @@ mod tests {
 
     fn document(pus: Vec<Shown>) -> Document {
         Document {
-            list_id: list_id("live", "2375", 17, Timestamp(0)),
+            list_id: list_id("live", "2375", (17, Stage::Model), Timestamp(0)),
             user: Some("2375".into()),
             arm: "basket-135m".into(),
             source: Source::Model,
@@ -394,7 +435,7 @@ mod tests {
     #[test]
     fn the_json_is_as_in_the_contract() {
         let mut list = document(vec![shown("MILK", &["m1", "m2"]), shown("BREAD", &["b1"])]);
-        let head = r#"{"schema":1,"list_id":"LIST","user":"2375","arm":"basket-135m","source":"model","at":1763000000000,"segment":"families","#;
+        let head = r#"{"schema":1,"list_id":"LIST","user":"2375","arm":"basket-135m","source":"model","stage":1,"at":1763000000000,"segment":"families","#;
         let head = head.replace("LIST", &list.list_id);
         let columns =
             r#""names":["MILK","BREAD"],"scores":[-2.345,-2.345],"skus":[["m1","m2"],["b1"]]}"#;
@@ -458,18 +499,19 @@ mod tests {
     #[test]
     fn an_id_depends_on_each_of_its_parts() {
         let ids: BTreeSet<_> = [
-            ("a", "bc", 1, 0),
-            ("ab", "c", 1, 0),
-            ("a", "bc", 2, 0),
-            ("a", "bc", 1, 1),
+            ("a", "bc", (1, Stage::Mixture), 0),
+            ("ab", "c", (1, Stage::Mixture), 0),
+            ("a", "bc", (2, Stage::Mixture), 0),
+            ("a", "bc", (1, Stage::Model), 0),
+            ("a", "bc", (1, Stage::Mixture), 1),
         ]
         .map(|(ns, user, claim, erased_at)| list_id(ns, user, claim, Timestamp(erased_at)))
         .into();
-        assert_eq!(ids.len(), 4);
+        assert_eq!(ids.len(), 5);
         assert!(ids.iter().all(|id| id.len() == 16));
         assert_eq!(
-            list_id("live", "2375", 17, Timestamp(0)),
-            "00d5903c3b76df89"
+            list_id("live", "2375", (17, Stage::Model), Timestamp(0)),
+            "af1dfd9e7e7bd0af"
         );
     }
 

@@ -57,6 +57,14 @@ pub struct Line {
 }
 
 impl View {
+    /// Positions of all events in its lines, sorted.
+    pub fn positions(&self) -> Vec<Position> {
+        let lines = self.events.iter();
+        let mut all: Vec<_> = lines.flat_map(|line| line.positions.clone()).collect();
+        all.sort();
+        all
+    }
+
     /// Resolves a state against the catalogue, as of the request's source time. Impressions are left out, because they
     /// show what was offered, not what the user wants.
     pub fn new(state: &UserState, catalogue: &Catalogue, segment: &str, at: Timestamp) -> Self {

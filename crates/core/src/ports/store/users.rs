@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use crate::list::document::Stage;
 use crate::queue::claims::UserStatus;
 use crate::user::event::UserId;
 use crate::user::record::{Fences, Timestamp};
@@ -43,10 +44,12 @@ pub enum ListEdit {
         at: Timestamp,
     },
     /// Removes newly forbidden products from the stored list; refused as [`Folded::Stale`] unless the stored list still
-    /// has this claim number.
+    /// has this claim number and stage.
     Strip {
         /// Claim number of the list that was edited.
         claim: u64,
+        /// Its stage.
+        stage: Stage,
         /// The document without the forbidden products.
         doc: String,
     },
@@ -119,6 +122,8 @@ pub struct Stored {
     pub doc: String,
     /// Number of the claim that the list was made for; 0 for a first fallback.
     pub claim: u64,
+    /// Which of the lists of that claim it is.
+    pub stage: Stage,
     /// Seen offsets: fences of the state that the list was made from.
     pub seen: Fences,
     /// Epoch of its arm.
@@ -134,7 +139,7 @@ pub struct Stored {
 pub struct Publish {
     /// The user.
     pub user: UserId,
-    /// The list; `list.claim` must be above the stored list's claim number and not above the state's.
+    /// The list; its claim number and stage must be above the stored list's, its claim number not above the state's.
     pub list: Stored,
     /// `erased_at` of the state that the list was made from; must equal the stored one.
     pub erased_at: Timestamp,
@@ -150,7 +155,7 @@ pub struct Publish {
 pub enum Published {
     /// It is the list now.
     Stored,
-    /// A list of this claim number or a later one is stored.
+    /// A list of this claim number and stage, or of later ones, is stored.
     Older,
     /// The user was erased, or the stored `erased_at` is another one.
     Erased,
