@@ -1,4 +1,4 @@
-//! The model's part of a turn: whom it is asked about, and what becomes of its answers.
+//! The model's part of a turn: which users it is asked about, and what becomes of its answers.
 //!
 //! Invariant: a request leaves the queue only when the model's list is published, or its refusal is reported and what is
 //! stored is sent again. It makes no list without the model.
@@ -65,7 +65,7 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
         Ok(())
     }
 
-    /// What is stored of the users whom the model is asked about next, in their order.
+    /// What is stored of the users that the model is asked about next, in their order.
     async fn stored_of_picked(&mut self, now: Timestamp) -> Result<Vec<(LoadedUser, Peek)>, Error> {
         let picked = self.queue.pick(now);
         let mut stored = vec![(LoadedUser::default(), Peek::default()); picked.len()];

@@ -87,7 +87,7 @@ impl Backpressure {
         Ok(())
     }
 
-    /// Most backfill users about whom the model is asked at once.
+    /// Most backfill users that the model is asked about at once.
     pub(super) fn users_max(&self, seconds_per_user: Duration) -> usize {
         backfill_users_max(self.objective, seconds_per_user)
     }

@@ -40,7 +40,7 @@ pub(super) struct Queue {
     deferred: Vec<Work>,
     /// Requests whose lists without the model are published.
     asking: Asking,
-    /// Those of them about whom the model is asked next.
+    /// Those of them that the model is asked about next.
     picked: Vec<Ask>,
     /// Requests that end without the model's list, while that is not reported.
     refused: Vec<(Work, Refused)>,
@@ -155,9 +155,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes the requests of a user out of batches and those that wait for the model, to be requeued with a later due time. Returns whether there were
-    /// any.
-    /// `theirs`: those that the model was asked about.
+    /// Takes the requests of a user out of batches and of those that wait for the model, to be requeued with a later due
+    /// time. Returns whether there were any. `theirs`: those that the model was asked about.
     pub(super) fn postpone(
         &mut self,
         (user, mut theirs): (&UserId, Vec<Work>),
@@ -171,6 +170,10 @@ impl Queue {
         let mut asks = self.asking.take(user);
         asks.extend(self.picked.extract_if(.., is_theirs));
         theirs.extend(asks.into_iter().map(|ask| ask.work));
+        let refused = |(work, _): &mut (Work, Refused)| work.request.user == *user;
+        let refused = self.refused.extract_if(.., refused);
+        theirs.extend(refused.map(|(work, _)| work));
+        self.lanes.set_asking(self.asking.counts());
         self.deferred.extend(theirs.into_iter().map(|mut work| {
             work.request.due = due;
             work
@@ -215,7 +218,7 @@ impl Queue {
         self.lanes.set_asking(self.asking.counts());
     }
 
-    /// The users about whom the model is asked next; the same ones until [`Queue::asked`] takes them.
+    /// The users that the model is asked about next; the same ones until [`Queue::take_picked`] takes them.
     pub(super) fn pick(&mut self, now: Timestamp) -> &[Ask] {
         if self.picked.is_empty() {
             let behind = self.lanes.is_backfill_paused() || self.live_behind(now);
@@ -230,7 +233,7 @@ impl Queue {
         std::mem::take(&mut self.picked)
     }
 
-    /// Refuses users who wait too long for the model, and those for whom there is no room.
+    /// Refuses users who wait too long for the model, and those without room.
     pub(super) fn release(&mut self, now: Timestamp) {
         for ask in self.asking.late(now) {
             self.refuse(ask.work, Refused::Late);

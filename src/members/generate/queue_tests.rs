@@ -146,6 +146,24 @@ fn a_request_that_waited_too_long_for_the_model_is_released() {
 }
 
 #[test]
+fn a_postponed_user_waits_for_the_model_no_more_wherever_the_request_is() {
+    let user = UserId("u1".into());
+    let postpone = |queue: &mut Queue| queue.postpone((&user, Vec::new()), NOW);
+    let (mut queue, _log) = asking();
+    assert!(postpone(&mut queue), "waiting");
+    assert!(queue.pick(NOW).is_empty());
+    let (mut queue, _log) = asking();
+    assert_eq!(queue.pick(NOW).len(), 1);
+    assert!(postpone(&mut queue), "picked");
+    assert!(queue.take_picked().is_empty());
+    let (mut queue, _log) = asking();
+    queue.release(NOW.after(Duration::from_secs(3_600)));
+    assert!(postpone(&mut queue), "refused");
+    assert!(queue.refused().is_empty());
+    assert!(!postpone(&mut queue), "nothing is left");
+}
+
+#[test]
 fn a_revoked_request_does_not_wait_for_the_model() {
     let (mut queue, _log) = asking();
     assert_eq!(queue.lanes().room(), Policy::default().unserved_max - 1);
