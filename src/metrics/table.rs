@@ -152,7 +152,7 @@ table! {
     FENCED: Counter "nearshore_lists_fenced_off_total" [reason = These(Fenced::VARIANTS)]
         "Publishes without effect, by the fence in Redis that refused them.";
     EVENT_TO_LIST: Seconds "nearshore_event_to_list_seconds" [lane = These(Lane::VARIANTS), start = These(Start::VARIANTS)]
-        "Seconds from the timestamp of the record that caused a request until its list is in Redis; backfill is not observed.";
+        "Seconds from the timestamp of the record that caused a request until its list without the model is in Redis; backfill is not observed.";
     BACKFILL_PAUSED: Gauge "nearshore_backfill_paused" []
         "1 while the backfill lane has no share of the model because live is behind its objective in some worker, else 0.";
     COVERAGE: Gauge "nearshore_coverage_ratio" []

@@ -44,11 +44,12 @@ pub(super) fn count_dropped(list: &FinishedList) {
     }
 }
 
-/// Counts a list which the store accepted at `now`, and the time since its request's record.
+/// Counts a list which the store accepted at `now`, and the time since its request's record: only of the list without
+/// the model, which nobody waits long for, so that a slow model raises no alarm about it.
 pub(super) fn count_published(arm: &str, work: &Work, source: Source, now: Timestamp) {
     let lane = work.request.lane;
     metrics::published(Some(arm), lane, source);
-    if lane != Lane::Backfill {
+    if lane != Lane::Backfill && source != Source::Model {
         let start = match work.request.reason {
             Reason::First => metrics::Start::Cold,
             Reason::Activity

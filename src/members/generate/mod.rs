@@ -209,7 +209,7 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
         };
         // A list of a shop that sells nothing would be empty, and hide a better one from clients. A batch that an error
         // left in hand goes on: the loop calls again at once as long as there is one.
-        if !self.is_midway() && !self.snapshot.load().sells() {
+        if self.queue.batches().is_empty() && !self.snapshot.load().sells() {
             return Ok(turn);
         }
         self.queue.hold_history(&self.store).await?;

@@ -128,11 +128,11 @@ fn list_view(document: &Document, sources: &Sources) -> ListView {
     }
 }
 
-/// Says why the list is a fallback, or that a later generation failed.
+/// Says why the list is a fallback, or that a later list of the model is not there.
 fn note(document: &Document) -> String {
     let reason = document.reason.as_deref().unwrap_or_default();
     match (document.stale, document.source) {
-        (true, _) => format!("A later generation failed, so this list was kept: {reason}"),
+        (true, _) => format!("Kept until a later list of the model is there: {reason}"),
         (false, Source::Fallback) => format!("A fallback made from demand alone: {reason}"),
         (false, Source::Model | Source::Mixture) => reason.to_owned(),
     }
