@@ -395,3 +395,24 @@ async fn a_redis_of_another_layout_is_refused_and_an_empty_one_is_marked() {
         "{refused:?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_start_at_once_on_an_empty_redis_all_start() {
+    let server = crate::store_faults::Server::start(&[]).await;
+    let mut redis = raw(&server.url()).await;
+    for round in 0..20 {
+        let _: String = ask(&mut redis, &["FLUSHALL"]).await;
+        let starts = (0..16).map(|i| {
+            // A store of its own: processes share no connection.
+            let store = RedisStore::new(settings(server.url())).expect("settings are right");
+            tokio::spawn(async move {
+                store.check_layout().await?;
+                store.enroll(&format!("ns{i}"), Some("{}")).await
+            })
+        });
+        for started in futures::future::join_all(starts).await {
+            let started = started.expect("no panic");
+            assert!(started.is_ok(), "round {round}: {started:?}");
+        }
+    }
+}

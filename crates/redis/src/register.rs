@@ -30,13 +30,12 @@ impl RedisStore {
 
     /// The layout of this Redis, which is this build's; `None` if nothing was stored yet. Changes nothing.
     pub(super) async fn layout(&self) -> Result<Option<u32>, Error> {
+        // Before the mark: a process that starts on an empty Redis writes the mark, then enrolls its namespace. In the
+        // other order this one could miss the mark, see the namespace, and refuse.
+        let namespaces = self.registered().await?.len();
         let mut get = cmd("GET");
         get.arg(keys::LAYOUT);
         let found: Option<String> = self.read(self.link().one(get).await?)?;
-        let namespaces = match found {
-            Some(_) => 0,
-            None => self.registered().await?.len(),
-        };
         layout_of(found.as_deref(), namespaces).map_err(|reason| Error::Refused {
             addr: self.link().addr().into(),
             reason,
