@@ -4,6 +4,7 @@
 //! stored is sent again. It makes no list without the model.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::count::count_running;
 use super::model_run::ModelRun;
@@ -22,23 +23,32 @@ use nearshore_core::user::state::LoadedUser;
 
 impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     /// While the model has answered, asks it about the next users and then publishes the lists of its answers, so that a
-    /// quick model waits neither for Redis nor for Kafka. Returns how many lists were published.
+    /// quick model waits neither for Redis nor for Kafka. Ends when a user is due, whose list needs no model. Returns how
+    /// many lists were published.
     pub(super) async fn advance_model(&mut self, now: Timestamp) -> Result<u64, Error> {
         let (mut published, start) = (0, (self.clock)());
         loop {
-            if self.answered.is_none() && self.run.as_mut().is_some_and(ModelRun::is_answered) {
-                self.answered = self.run.take();
-            }
-            self.ask(now).await?;
-            self.end_refused().await?;
-            // The first look hands the question to the model, which then works beside the publish.
-            let _ = self.run.as_mut().is_some_and(ModelRun::is_answered);
+            self.ask_next(now).await?;
             published += self.publish_answered().await?;
             let is_answered = self.run.as_mut().is_some_and(ModelRun::is_answered);
-            if !is_answered || (self.clock)().since(start) >= TURN_MAX {
+            let clock = (self.clock)();
+            let is_due = self.next_due(clock) == Some(Duration::ZERO);
+            if !is_answered || is_due || clock.since(start) >= TURN_MAX {
                 return Ok(published);
             }
         }
+    }
+
+    /// Takes the model's answers, to be published, and asks it about the next users.
+    pub(super) async fn ask_next(&mut self, now: Timestamp) -> Result<(), Error> {
+        if self.answered.is_none() && self.run.as_mut().is_some_and(ModelRun::is_answered) {
+            self.answered = self.run.take();
+        }
+        self.ask(now).await?;
+        self.end_refused().await?;
+        // The first look hands the question to the model, which then works beside what follows.
+        let _ = self.run.as_mut().is_some_and(ModelRun::is_answered);
+        Ok(())
     }
 
     /// Asks the model about those who wait for it and are worth most, unless it is still answering.

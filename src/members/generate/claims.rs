@@ -44,7 +44,7 @@ impl<'a> NamespaceClaims<'a> {
             self.asks.push(Ask {
                 work: work.clone(),
                 claim: list.claim,
-                gain: scoring.gain(scoring.arm(&work.request)),
+                gain: scoring.gain(scoring.arm(&work.request), None),
             });
         }
         self.covered.push((work, peek));

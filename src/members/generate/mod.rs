@@ -203,24 +203,20 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
     async fn turn_of_all(&mut self, now: Timestamp) -> Result<Turn, Error> {
         self.publisher.settle(&self.log, &self.store).await?;
         self.queue.requeue(&self.log, now).await?;
-        let mut turn = Turn {
-            published: self.advance_model(now).await?,
-            ..Turn::default()
-        };
+        // The model has its next question before lists are made without it: it works beside them.
+        self.ask_next(now).await?;
+        let mut turn = Turn::default();
         // A list of a shop that sells nothing would be empty, and hide a better one from clients. A batch that an error
         // left in hand goes on: the loop calls again at once as long as there is one.
-        if self.queue.batches().is_empty() && !self.snapshot.load().sells() {
-            return Ok(turn);
-        }
-        self.queue.hold_history(&self.store).await?;
-        if self.queue.cut(&mut self.log, now) {
-            self.store = self.checkpoints.store(&self.log).await?;
-            self.scoring.sync_names().await;
-            let served = self.serve().await?;
-            turn.published += served.turn.published;
-            turn.claims += served.turn.claims;
-            turn.covered += served.turn.covered;
-            self.queue.finish(served.batches, served.asks);
+        if !self.queue.batches().is_empty() || self.snapshot.load().sells() {
+            self.queue.hold_history(&self.store).await?;
+            if self.queue.cut(&mut self.log, now) {
+                self.store = self.checkpoints.store(&self.log).await?;
+                self.scoring.sync_names().await;
+                let served = self.serve().await?;
+                turn = served.turn;
+                self.queue.finish(served.batches, served.asks);
+            }
         }
         turn.published += self.advance_model(now).await?;
         Ok(turn)
@@ -261,7 +257,7 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
         let job = finished.job;
         (may_offer && job.prepared.model_weight != 0.0).then(|| Ask {
             claim: job.claimed.claim,
-            gain: self.scoring.gain(job.arm),
+            gain: self.scoring.gain(job.arm, Some(job.prepared.visible)),
             work: job.work,
         })
     }

@@ -127,11 +127,13 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
         self.in_flight.cancel_erased().await;
     }
 
-    /// What the model of a user's arm is expected to gain in a second of its time, by how much of the user's history is
-    /// visible. Only the order of users depends on it: an arm whose gain was not measured has the same for all.
-    pub(super) fn gain(&self, arm: usize) -> f64 {
+    /// What the model of a user's arm is expected to add in a second of its time, by how much of the user's history is
+    /// visible; by the mean of all users where that is not known. Only the order of users depends on it.
+    pub(super) fn gain(&self, arm: usize, visible: Option<usize>) -> f64 {
+        let weights = self.terms(arm).0;
+        let gain = visible.map_or_else(|| weights.mean_gain(), |visible| weights.gain(visible));
         let cost = self.costs.of_arm(arm).as_secs_f64();
-        if cost > 0.0 { 1.0 / cost } else { 1.0 }
+        if cost > 0.0 { gain / cost } else { gain }
     }
 
     /// Whether the model of the user's arm may have a part in a list, however much history is visible.

@@ -18,7 +18,7 @@ use nearshore_core::learn::{log::Purchases, tables};
 use nearshore_core::list::terms::artefact::{self, Artefact, Files, Made, Optional, Tables};
 use nearshore_core::list::terms::bound::Learned;
 use nearshore_core::list::terms::{
-    BUCKETS, MODEL, Need, ScoreTerm, TERMS, Weights, bucket_of, table,
+    BUCKETS, Gains, MODEL, Need, ScoreTerm, TERMS, Weights, bucket_of, table,
 };
 use nearshore_core::user::record::Timestamp;
 use rayon::prelude::*;
@@ -144,7 +144,7 @@ fn optional(history: &History) -> Optional<'_> {
     Optional {
         vectors: history.texts.as_ref().map(|texts| texts.vectors()),
         table: history.table.as_ref().map(|shared| &*shared.table),
-        references: None,
+        ..Optional::default()
     }
 }
 
@@ -183,6 +183,7 @@ impl Fitted {
         };
         let optional = Optional {
             references: self.references.as_deref(),
+            gains: gains(&self.model),
             ..optional
         };
         let files = artefact::write(&made, &self.weights, &self.tables, optional);
@@ -208,6 +209,16 @@ impl Fitted {
     pub(crate) fn weights(&self) -> Weights {
         Weights::by_bucket(self.weights.clone()).unwrap_or_default()
     }
+}
+
+/// What the model adds in each bucket, if it was measured: no less than 0, for it is only asked where it helps.
+fn gains(model: &BTreeMap<usize, ModelFit>) -> Option<Gains> {
+    let gain = |least: usize| {
+        let recall = model.get(&least)?.recall?;
+        Some(recall.mean.max(0.0))
+    };
+    let measured = model.values().any(|fit| fit.weight().is_some());
+    measured.then(|| BUCKETS.map(|least| gain(least).unwrap_or_default()))
 }
 
 /// Fits on the users that `only` names, or on all; on records before `until`, or on all.

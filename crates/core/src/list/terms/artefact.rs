@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::learn::neighbours::NeighbourTable;
 use crate::learn::product_table::ProductTable;
 use crate::learn::repeat::RepeatTable;
-use crate::list::terms::{BUCKETS, WeightError, Weights, term};
+use crate::list::terms::{BUCKETS, Gains, WeightError, Weights, term};
 use crate::text::DecodeError;
 use crate::text::vectors::Vectors;
 
@@ -128,6 +128,9 @@ pub struct Manifest {
     terms: BTreeMap<String, u32>,
     /// Weight per term, for each bucket of visible history.
     weights: Vec<BTreeMap<String, f64>>,
+    /// What the model adds in each bucket; absent where no model was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    gains: Option<Gains>,
     /// SHA-256 of each other file.
     files: BTreeMap<String, String>,
 }
@@ -177,6 +180,8 @@ pub struct Optional<'a> {
     pub vectors: Option<&'a Vectors>,
     /// The model's table of products.
     pub table: Option<&'a ProductTable>,
+    /// What the model adds in each bucket.
+    pub gains: Option<Gains>,
 }
 
 /// The files of an artefact with their content, and the hash that names their folder.
@@ -213,6 +218,7 @@ pub fn write(
         made: made.clone(),
         terms: versions.collect(),
         weights: weights.to_vec(),
+        gains: optional.gains,
         files: content
             .iter()
             .map(|(file, bytes)| ((*file).to_owned(), sha256(bytes)))
@@ -291,10 +297,14 @@ impl Artefact {
         let (table, wrong) = bytes(TABLE);
         let table = table.map(ProductTable::decode).transpose();
         let table = table.map_err(wrong)?;
+        let weights = Weights::by_bucket(weights)?;
         Ok(Self {
             hash: name_of(text),
             made: manifest.made,
-            weights: Weights::by_bucket(weights)?,
+            weights: match manifest.gains {
+                Some(gains) => weights.with_gains(gains),
+                None => weights,
+            },
             tables,
             references,
             vectors: vectors.map(Arc::new),

@@ -33,6 +33,7 @@ fn files() -> Files {
         references: Some("[]"),
         vectors: Some(&vectors),
         table: Some(&table),
+        gains: Some([0.0, 0.1, 0.2, 0.3, 0.4, 0.5]),
     };
     write(&made, &weights, &tables(), optional)
 }

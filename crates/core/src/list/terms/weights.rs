@@ -18,9 +18,19 @@ pub fn bucket_of(visible: usize) -> usize {
         .unwrap_or(0)
 }
 
-/// Weight per term, for each bucket of visible history.
+/// Weight per term, for each bucket of visible history, and what the model adds to a list.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Weights([BTreeMap<String, f64>; BUCKETS.len()]);
+pub struct Weights {
+    terms: [BTreeMap<String, f64>; BUCKETS.len()],
+    gains: Gains,
+}
+
+/// What the model adds to a list in each bucket of visible history: Recall@10 with it, less that without it.
+pub type Gains = [f64; BUCKETS.len()];
+
+/// The gain of a model that was not measured: one in a hundred of a user's next products. It orders the arms of a model
+/// whose gain is known beside one whose weight was set by hand, and no more.
+pub const UNMEASURED_GAIN: f64 = 0.01;
 
 /// Why weights cannot be used.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -68,7 +78,10 @@ impl Default for Weights {
 impl Weights {
     /// The same weights for every user.
     pub(crate) fn constant(weights: &BTreeMap<String, f64>) -> Self {
-        Self(std::array::from_fn(|_| weights.clone()))
+        Self {
+            terms: std::array::from_fn(|_| weights.clone()),
+            gains: [UNMEASURED_GAIN; BUCKETS.len()],
+        }
     }
 
     /// Weights set by hand in an arm's configuration; without any, demand alone.
@@ -96,19 +109,47 @@ impl Weights {
     }
 
     /// Weights of each bucket, in the order of [`BUCKETS`].
-    pub fn by_bucket(weights: [BTreeMap<String, f64>; BUCKETS.len()]) -> Result<Self, WeightError> {
-        weights.iter().try_for_each(check)?;
-        Ok(Self(weights))
+    pub fn by_bucket(terms: [BTreeMap<String, f64>; BUCKETS.len()]) -> Result<Self, WeightError> {
+        terms.iter().try_for_each(check)?;
+        let gains = [UNMEASURED_GAIN; BUCKETS.len()];
+        Ok(Self { terms, gains })
+    }
+
+    /// The same weights with the gains that were measured.
+    #[must_use]
+    pub fn with_gains(self, gains: Gains) -> Self {
+        Self { gains, ..self }
+    }
+
+    /// What the model is expected to add to the list of a user with this much visible history: the gain in Recall@10 that
+    /// `nearshore align` measured, or [`UNMEASURED_GAIN`]; 0 where it has no weight.
+    pub fn gain(&self, visible: usize) -> f64 {
+        self.gain_of_bucket(bucket_of(visible))
+    }
+
+    /// The mean of [`Weights::gain`] over the buckets, for a user whose history is not known.
+    pub fn mean_gain(&self) -> f64 {
+        let all = (0..BUCKETS.len()).map(|bucket| self.gain_of_bucket(bucket));
+        all.sum::<f64>() / BUCKETS.len() as f64
+    }
+
+    fn gain_of_bucket(&self, bucket: usize) -> f64 {
+        let weight = self.terms[bucket].get(MODEL).copied().unwrap_or_default();
+        if weight > 0.0 {
+            self.gains[bucket]
+        } else {
+            0.0
+        }
     }
 
     /// The weights for a user with this much visible history.
     pub fn at(&self, visible: usize) -> &BTreeMap<String, f64> {
-        &self.0[bucket_of(visible)]
+        &self.terms[bucket_of(visible)]
     }
 
     /// Whether any user's score has a part of the model.
     pub fn use_model(&self) -> bool {
-        let weights = self.0.iter().filter_map(|weights| weights.get(MODEL));
+        let weights = self.terms.iter().filter_map(|weights| weights.get(MODEL));
         weights.into_iter().any(|weight| *weight > 0.0)
     }
 
@@ -123,7 +164,7 @@ impl Weights {
     }
 
     fn use_need(&self, need: Need) -> bool {
-        let mut weights = self.0.iter().flatten();
+        let mut weights = self.terms.iter().flatten();
         weights.any(|(name, weight)| {
             *weight != 0.0 && term(name).is_some_and(|term| term.need() == need)
         })
@@ -156,6 +197,22 @@ mod tests {
     fn visible_history_chooses_the_bucket() {
         let buckets = [0, 1, 2, 3, 5, 6, 9, 10, 19, 20, 500].map(bucket_of);
         assert_eq!(buckets, [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]);
+    }
+
+    #[test]
+    fn a_model_is_worth_its_measured_gain_where_it_has_a_weight() {
+        let of = |weight: f64| BTreeMap::from([(MODEL.to_owned(), weight)]);
+        let terms = [0.0, 1.0, 1.0, 1.0, 1.0, 1.0].map(of);
+        let weights = Weights::by_bucket(terms).expect("known terms");
+        assert_eq!(
+            [0, 1].map(|visible| weights.gain(visible)),
+            [0.0, UNMEASURED_GAIN]
+        );
+        let weights = weights.with_gains([0.5, 0.2, 0.1, 0.0, 0.0, 0.0]);
+        let gains = [0, 2, 3, 50].map(|visible| weights.gain(visible));
+        assert_eq!(gains, [0.0, 0.2, 0.1, 0.0]);
+        assert!((weights.mean_gain() - 0.05).abs() < 1e-12);
+        assert_eq!(Weights::default().mean_gain(), 0.0);
     }
 
     #[test]
