@@ -13,7 +13,8 @@ use nearshore_core::ports::store::{Peek, Store, Stored};
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::user::event::UserId;
 
-/// The update of what is stored of a user; none without a list, or with only a first fallback.
+/// The update of what is stored of a user; none without a list, or with only a fallback of ingest, as earlier
+/// releases stored it under claim 0.
 pub fn current(peek: &Peek) -> Option<String> {
     peek.list.as_ref().filter(|list| list.claim > 0).map(update)
 }

@@ -143,8 +143,6 @@ table! {
         "Those of nearshore_list_purchases_total whose product (PU) was on the buyer's stored list.";
     LIST_FALLBACK_HITS: Counter "nearshore_list_fallback_hits_total" [arm = Arms, source = These(Source::VARIANTS)]
         "Those of nearshore_list_purchases_total whose product (PU) is on the fallback of the buyer's segment, cut to the list's length.";
-    FIRST_FALLBACKS: Counter "nearshore_first_fallbacks_total" []
-        "Fallback lists that ingest wrote for users it saw for the first time.";
     UNCHANGED: Counter "nearshore_lists_unchanged_total" [lane = These(Lane::VARIANTS)]
         "Requests that generate skipped because the stored list has already seen the whole state.";
     EMPTY_LISTS: Counter "nearshore_lists_empty_total" []

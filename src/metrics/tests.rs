@@ -72,7 +72,6 @@ fn update_all() {
     );
     let fallback = nearshore_core::list::document::Source::Fallback;
     list_earned("a", fallback, &Default::default());
-    first_fallbacks(1);
     unchanged(Lane::Backfill);
     fenced_off(nearshore_core::ports::store::Published::Older);
     event_to_list(Lane::Urgent, Start::Cold, second);

@@ -204,11 +204,6 @@ pub fn list_earned(arm: &str, source: Source, earned: &Earned) {
     t::LIST_FALLBACK_HITS.add(&labels, earned.fallback_hits);
 }
 
-/// Counts fallback lists written for users who were seen for the first time.
-pub fn first_fallbacks(n: u64) {
-    t::FIRST_FALLBACKS.add(&[], n);
-}
-
 /// Counts a request that was skipped because the stored list has seen the whole state.
 pub fn unchanged(lane: Lane) {
     t::UNCHANGED.add(&[lane.into()], 1);

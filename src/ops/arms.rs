@@ -20,7 +20,7 @@ use nearshore_core::user::event::UserId;
 /// One arm in one epoch, or the lists that no arm made.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ArmRow {
-    /// Id of the arm; empty for lists that no arm made: first fallbacks.
+    /// Id of the arm; empty for lists that no arm made, of earlier releases.
     pub arm: String,
     /// Epoch of the arm.
     pub epoch: u64,

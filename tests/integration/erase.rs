@@ -407,14 +407,16 @@ async fn restore_an_old_redis(site: &Site) {
         state: old.state,
         activity: old.activity,
         profile_changed: true,
-        list: nearshore_core::ports::store::ListEdit::First {
-            doc: "{}".into(),
-            audit: "{}".into(),
-            at: Timestamp(1_700_000_000_000),
-        },
+        list: nearshore_core::ports::store::ListEdit::Keep,
     };
     let stored = store.fold(&site.ns, &[write]).await;
     stored.expect("Redis answers");
+    let ann = UserId("ann".into());
+    let claimed = crate::store::claim(store, &site.ns, &ann, 1_700_000_000_000).await;
+    claimed.expect("there is a state");
+    let list = crate::store::list(&ann, 1);
+    let published = crate::store::publish(store, &site.ns, list).await;
+    assert_eq!(published, nearshore_core::ports::store::Published::Stored);
 }
 
 /// Reads the whole log once more, into a new namespace, where nothing but the tombstones prevents their states.

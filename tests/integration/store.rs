@@ -160,12 +160,13 @@ pub fn erase(user: &UserId, expected: u64, at: i64) -> FoldWrite {
     }
 }
 
-pub fn first(doc: &str) -> ListEdit {
-    ListEdit::First {
-        doc: doc.into(),
-        audit: "{}".into(),
-        at: Timestamp(7),
-    }
+/// A fallback under this claim number.
+pub fn fallback(user: &UserId, claim: u64) -> Publish {
+    let mut publish = list(user, claim);
+    publish.list.doc = r#"{"source":"fallback"}"#.into();
+    publish.list.stage = Stage::Mixture;
+    publish.only_if_absent = true;
+    publish
 }
 
 /// A list by the model under this claim number.

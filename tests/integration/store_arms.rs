@@ -7,10 +7,9 @@ use nearshore_core::list::document::Source;
 use nearshore_core::list::hits::{Earned, ListKind};
 use nearshore_core::ports::store::{ShownDoc, Store};
 use nearshore_core::user::event::UserId;
-use nearshore_core::user::record::Timestamp;
 
 use crate::harness::fresh;
-use crate::store::{STORED, claim, erase, first, fold, list, publish, user, write};
+use crate::store::{STORED, claim, erase, fallback, fold, list, publish, user, write};
 
 crate::for_every_store!(
     a_shown_list_is_the_stored_one_with_the_time_of_the_store,
@@ -27,14 +26,14 @@ async fn shown<S: Store>(store: &S, ns: &str, user: &UserId) -> Option<ShownDoc>
 
 async fn a_shown_list_is_the_stored_one_with_the_time_of_the_store<S: Store>(store: S) {
     let (ns, user) = (fresh("ns"), user("u"));
-    let mut new = write(&user, 0, 1);
-    new.list = first("a first fallback");
-    assert_eq!(fold(&store, &ns, new).await, STORED(1));
-    let fallback = shown(&store, &ns, &user).await.expect("a list");
-    assert_eq!((&*fallback.doc, fallback.epoch), ("a first fallback", 0));
-    assert!(fallback.stored_at >= Some(Timestamp(7)), "{fallback:?}");
-
+    assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(1));
     claim(&store, &ns, &user, 40_000).await.expect("a claim");
+    let first = fallback(&user, 1);
+    publish(&store, &ns, first.clone()).await;
+    let fallback = shown(&store, &ns, &user).await.expect("a list");
+    assert_eq!((&fallback.doc, fallback.epoch), (&first.list.doc, 1));
+    assert!(fallback.stored_at >= Some(first.list.at), "{fallback:?}");
+
     let list = list(&user, 1);
     publish(&store, &ns, list.clone()).await;
     let model = shown(&store, &ns, &user).await.expect("a list");
@@ -44,9 +43,10 @@ async fn a_shown_list_is_the_stored_one_with_the_time_of_the_store<S: Store>(sto
 
 async fn a_list_from_before_an_erase_in_another_namespace_is_not_shown<S: Store>(store: S) {
     let (ns, other, user) = (fresh("ns"), fresh("ns"), user("u"));
-    let mut new = write(&user, 0, 1);
-    new.list = first("a first fallback");
-    fold(&store, &ns, new).await;
+    fold(&store, &ns, write(&user, 0, 1)).await;
+    claim(&store, &ns, &user, 40_000).await.expect("a claim");
+    publish(&store, &ns, list(&user, 1)).await;
+    assert!(shown(&store, &ns, &user).await.is_some());
     assert_eq!(fold(&store, &other, erase(&user, 0, 500)).await, STORED(1));
     assert_eq!(shown(&store, &ns, &user).await, None);
 }

@@ -7,9 +7,7 @@ use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
 
 use crate::harness::fresh;
-use crate::store::{
-    STORED, claim, doc, erase, first, fold, list, load, peek, publish, user, write,
-};
+use crate::store::{STORED, claim, doc, erase, fold, list, load, peek, publish, user, write};
 
 crate::for_every_store!(
     a_published_list_is_read_unchanged,
@@ -20,7 +18,6 @@ crate::for_every_store!(
     publish_from_before_an_erase_in_another_namespace_is_refused,
     a_lower_epoch_is_refused_unless_forced,
     a_failed_generation_keeps_the_models_list,
-    a_first_fallback_is_stored_only_where_there_is_no_list,
     a_strip_of_a_replaced_list_is_refused,
     a_strip_keeps_claim_and_seen_offsets,
 );
@@ -177,32 +174,6 @@ async fn a_failed_generation_keeps_the_models_list<S: Store>(store: S) {
     // The claim that failed has no list: the next list by the model has a later claim.
     assert_eq!(
         publish(&store, &ns, list(&user, 4)).await,
-        Published::Stored
-    );
-}
-
-async fn a_first_fallback_is_stored_only_where_there_is_no_list<S: Store>(store: S) {
-    let ns = fresh("ns");
-    let user = user("u");
-    let mut new = write(&user, 0, 1);
-    new.list = first("first");
-    assert_eq!(fold(&store, &ns, new).await, STORED(1));
-    let found = peek(&store, &ns, &user)
-        .await
-        .list
-        .expect("a list is stored");
-    assert_eq!((found.doc.as_str(), found.claim), ("first", 0));
-    assert_eq!((found.at, found.epoch), (Timestamp(7), 0));
-    assert!(found.seen.is_empty());
-    let mut again = write(&user, 1, 2);
-    again.list = first("second");
-    assert_eq!(fold(&store, &ns, again).await, STORED(2));
-    assert_eq!(doc(&store, &ns, &user).await.as_deref(), Some("first"));
-    claim(&store, &ns, &user, 40_000)
-        .await
-        .expect("the user is stored");
-    assert_eq!(
-        publish(&store, &ns, list(&user, 1)).await,
         Published::Stored
     );
 }

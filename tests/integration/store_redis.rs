@@ -15,7 +15,7 @@ use redis::{AsyncCommands, FromRedisValue};
 
 use crate::harness::{fresh, variable};
 use crate::store::{
-    STORED, activity, claim, cluster, doc, erase, first, fold, list, load, partition, profile,
+    STORED, activity, claim, cluster, doc, erase, fallback, fold, list, load, partition, profile,
     publish, settings, single, single_url, state, topic, user, write,
 };
 
@@ -42,19 +42,19 @@ async fn a_client_finds_a_users_keys_by_name_type_and_lifetime() {
     let mut new = write(&user, 0, 2);
     new.state.profile = Some(profile(1, 500));
     new.profile_changed = true;
-    new.list = first(r#"{"source":"fallback"}"#);
     assert_eq!(fold(&store, &ns, new).await, STORED(1));
     let mut redis = raw(&single_url()).await;
     let key = |what: &str| format!("{ns}:{{{user}}}:{what}");
 
     let recall = key("recall");
-    let doc: String = ask(&mut redis, &["HGET", &recall, "doc"]).await;
-    assert_eq!(doc, r#"{"source":"fallback"}"#);
-    let ttl = ask(&mut redis, &["PTTL", &recall]).await;
-    assert!(within(ttl, 30), "a first fallback: {ttl}");
     claim(&store, &ns, &user, 40_000)
         .await
         .expect("the user is stored");
+    publish(&store, &ns, fallback(&user, 1)).await;
+    let doc: String = ask(&mut redis, &["HGET", &recall, "doc"]).await;
+    assert_eq!(doc, r#"{"source":"fallback"}"#);
+    let ttl = ask(&mut redis, &["PTTL", &recall]).await;
+    assert!(within(ttl, 30), "a fallback: {ttl}");
     publish(&store, &ns, list(&user, 1)).await;
     let mut fields: Vec<String> = ask(&mut redis, &["HKEYS", &recall]).await;
     fields.sort();

@@ -160,13 +160,8 @@ impl Pair {
     }
 
     fn edit(&mut self, claim: u64) -> ListEdit {
-        match self.random.random_range(0..4) {
-            0 => ListEdit::First {
-                doc: r#"{"source":"fallback"}"#.into(),
-                audit: "{}".into(),
-                at: self.time(),
-            },
-            1 => ListEdit::Strip {
+        match self.random.random_range(0..3) {
+            0 => ListEdit::Strip {
                 claim: claim + u64::from(self.chance(30)),
                 stage: self.stage(),
                 doc: r#"{"source":"model","stripped":true}"#.into(),

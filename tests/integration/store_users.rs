@@ -1,15 +1,16 @@
 //! Promise: a state is written iff it was made from the stored version and knows the user's erase; a claim loses no
 //! event. Duplicate, stale and late writes change nothing, also from a former owner of the partition.
 
-use nearshore_core::ports::store::{Error, FoldWrite, Folded, Store};
+use nearshore_core::ports::store::{Error, FoldWrite, Folded, Published, Store};
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::state::{Activity, ClaimRate, LoadedUser};
+use nearshore_core::user::trigger::ACTIVITY_AFTER_FIRST;
 
 use crate::harness::fresh;
 use crate::store::{
-    STORED, activity, claim, doc, erase, first, fold, list, load, peek, profile, publish, state,
-    user, write,
+    STORED, activity, claim, doc, erase, fold, list, load, peek, profile, publish, state, user,
+    write,
 };
 
 crate::for_every_store!(
@@ -72,7 +73,6 @@ async fn a_write_from_an_old_version_is_stale<S: Store>(store: S) {
 async fn a_late_write_changes_nothing<S: Store>(store: S) {
     let (ns, user) = (fresh("ns"), user("u"));
     let mut late = write(&user, 0, 1);
-    late.list = first("late");
     late.profile_changed = true;
     late.state.profile = Some(profile(9, 9000));
     // It timed out at its sender, which loaded and wrote again; now it arrives.
@@ -150,13 +150,16 @@ async fn an_erase_that_is_sent_twice_is_stored_once<S: Store>(store: S) {
     assert_eq!(fold(&store, &ns, erase(&user, 2, 5000)).await, STORED(3));
     let mut back = write(&user, 3, 0);
     back.state.erased_at = Timestamp(5000);
-    back.list = first("again");
     assert_eq!(fold(&store, &ns, back).await, STORED(4));
+    claim(&store, &ns, &user, 40_000).await.expect("a claim");
+    let mut again = list(&user, 2);
+    again.erased_at = Timestamp(5000);
+    assert_eq!(publish(&store, &ns, again.clone()).await, Published::Stored);
     assert_eq!(
         fold(&store, &ns, erase(&user, 2, 5000)).await,
         Folded::Stale
     );
-    assert_eq!(doc(&store, &ns, &user).await.as_deref(), Some("again"));
+    assert_eq!(doc(&store, &ns, &user).await, Some(again.list.doc));
 }
 
 async fn an_erase_in_one_namespace_refuses_older_writes_in_another<S: Store>(store: S) {
@@ -197,11 +200,9 @@ async fn what_is_later_than_the_erase_is_kept<S: Store>(store: S) {
     write.state.erased_at = Timestamp(2000);
     write.state.profile = Some(profile(2, 2001));
     write.profile_changed = true;
-    write.list = first("fallback");
     let expected = write.state.clone();
     assert_eq!(fold(&store, &ns, write).await, STORED(1));
     assert_eq!(load(&store, &ns, &user).await.state, expected);
-    assert_eq!(doc(&store, &ns, &user).await.as_deref(), Some("fallback"));
 }
 
 async fn an_erase_of_a_user_without_a_state_is_known<S: Store>(store: S) {
@@ -233,7 +234,8 @@ async fn a_claim_clears_pending_and_makes_cached_versions_stale<S: Store>(store:
 
     let loaded = load(&store, &ns, &user).await;
     assert_eq!((loaded.ver, loaded.claim), (2, 1));
-    assert_eq!((loaded.activity.pending, loaded.activity.score), (None, 0));
+    let left = (None, ACTIVITY_AFTER_FIRST);
+    assert_eq!((loaded.activity.pending, loaded.activity.score), left);
     assert_eq!(fold(&store, &ns, write(&user, 1, 3)).await, Folded::Stale);
     assert_eq!(fold(&store, &ns, write(&user, 2, 3)).await, STORED(3));
     // A fold does not change the claim number, and a second claim finds what was folded in between.
@@ -242,6 +244,7 @@ async fn a_claim_clears_pending_and_makes_cached_versions_stale<S: Store>(store:
         .expect("the user is stored");
     assert_eq!((claimed.claim, claimed.state.window.len()), (2, 3));
     assert_eq!(peek(&store, &ns, &user).await.claim, 2);
+    assert_eq!(load(&store, &ns, &user).await.activity.score, 0);
 }
 
 async fn a_claim_of_an_unknown_user_is_none<S: Store>(store: S) {
@@ -256,12 +259,12 @@ async fn claims_are_counted_by_the_day_of_their_request<S: Store>(store: S) {
     assert_eq!(fold(&store, &ns, write(&user, 0, 1)).await, STORED(1));
     let base = 20_000 * DAY;
     let mut last = 0;
-    for (due, day, claims) in [
-        (base + 5, 20_000, 1),
-        (base + DAY - 1, 20_000, 2),
-        (base + DAY, 20_001, 1),
+    for (due, day, claims, score) in [
+        (base + 5, 20_000, 1, ACTIVITY_AFTER_FIRST),
+        (base + DAY - 1, 20_000, 2, 0),
+        (base + DAY, 20_001, 1, 0),
         // An older request, e.g. of a sweep, counts on the day of the latest.
-        (base + 7, 20_001, 2),
+        (base + 7, 20_001, 2, 0),
     ] {
         claim(&store, &ns, &user, due)
             .await
@@ -273,6 +276,7 @@ async fn claims_are_counted_by_the_day_of_their_request<S: Store>(store: S) {
                 day,
                 claims,
             },
+            score,
             ..Activity::default()
         };
         assert_eq!(load(&store, &ns, &user).await.activity, expected);

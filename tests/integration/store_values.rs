@@ -15,8 +15,8 @@ use redis::aio::MultiplexedConnection;
 
 use crate::harness::fresh;
 use crate::store::{
-    STORED, claim, cluster, erase, first, fold, list, load, partition, peek, profile, single,
-    single_url, topic, user, write,
+    STORED, claim, cluster, erase, fallback, fold, list, load, partition, peek, profile, publish,
+    single, single_url, topic, user, write,
 };
 
 async fn raw() -> MultiplexedConnection {
@@ -53,11 +53,11 @@ async fn known(store: &RedisStore, ns: &str, user: &UserId) {
     let mut new = write(user, 0, 2);
     new.state.profile = Some(profile(1, 500));
     new.profile_changed = true;
-    new.list = first(r#"{"source":"fallback"}"#);
     assert_eq!(fold(store, ns, new).await, STORED(1));
     claim(store, ns, user, 40_000)
         .await
         .expect("there is a state");
+    publish(store, ns, fallback(user, 1)).await;
 }
 
 /// Part of a user, what is written there, and the calls that meet it.

@@ -87,7 +87,7 @@ fn shown(answers: &[Value]) -> Option<ShownDoc> {
     })
 }
 
-/// `arm:epoch:source:what`; the arm is empty in a first fallback.
+/// `arm:epoch:source:what`; the arm is empty in lists that no arm made, of earlier releases.
 fn field(kind: &ListKind, what: &str) -> String {
     let source: &str = kind.source.into();
     format!("{}:{}:{source}:{what}", kind.arm, kind.epoch)

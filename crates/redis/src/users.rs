@@ -19,6 +19,7 @@ use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::state::{
     self, Activity, DecodeError, LoadedUser, Pending, Profiled, UserState,
 };
+use nearshore_core::user::trigger::ACTIVITY_AFTER_FIRST;
 
 /// Fields of the state hash, in the order of [`StateRow`].
 const STATE: [&str; 7] = [
@@ -190,16 +191,12 @@ impl RedisStore {
             .arg(text);
         match &write.list {
             ListEdit::Keep => fold.arg("keep").arg("").arg("").arg(""),
-            ListEdit::First { doc, audit, at } => fold.arg("first").arg(doc).arg(audit).arg(at.0),
-            ListEdit::Strip { claim, doc, .. } => fold.arg("strip").arg(doc).arg("").arg(*claim),
+            ListEdit::Strip { claim, stage, doc } => {
+                let edit = fold.arg("strip").arg(doc).arg(*claim);
+                edit.arg(stage.number())
+            }
         };
-        let stage = match &write.list {
-            ListEdit::Strip { stage, .. } => *stage,
-            ListEdit::Keep | ListEdit::First { .. } => Stage::Mixture,
-        };
-        fold.arg(self.inner.settings.state_ms())
-            .arg(self.inner.settings.list_ms())
-            .arg(stage.number());
+        fold.arg(self.inner.settings.state_ms());
         Ok(fold)
     }
 
@@ -215,7 +212,8 @@ impl RedisStore {
             let mut call = call(Effect::Claim, &[&keys.state, &keys.profile, &keys.erased]);
             call.arg(claim.due.0)
                 .arg(self.inner.settings.state_ms())
-                .arg(claim.expected);
+                .arg(claim.expected)
+                .arg(ACTIVITY_AFTER_FIRST);
             cmds.push(call);
             all.push(keys);
         }

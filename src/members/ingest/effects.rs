@@ -55,9 +55,6 @@ impl Effects {
     /// Collects the effects of a plan that is stored or changes nothing.
     pub(super) fn collect(&mut self, topics: &Topics, user: &UserId, plan: Plan) {
         self.tally_steps(topics, &plan);
-        if let Edit::First(..) = plan.edit {
-            metrics::first_fallbacks(1);
-        }
         metrics::unknown_skus(plan.unknown);
         self.requests.extend(plan.requests);
         if plan.erased {

@@ -79,11 +79,6 @@ async fn write<S: Store>(
 fn take_write(user: &UserId, plan: &mut Plan) -> FoldWrite {
     let list = match &plan.edit {
         Edit::Keep => ListEdit::Keep,
-        Edit::First(doc, at) => ListEdit::First {
-            doc: doc.to_json(),
-            audit: "{}".into(),
-            at: *at,
-        },
         Edit::Strip(list) => ListEdit::Strip {
             claim: list.claim,
             stage: list.stage,

@@ -143,7 +143,7 @@ impl CatalogueTask {
             generate: false,
         };
         let settings = crate::members::snapshot::LoaderSettings {
-            // The backfill changes its counts with every record; a first fallback may be a few hours old.
+            // The backfill changes its counts with every record, and makes no list by them.
             demand_every: Duration::from_secs(3600),
             ..loader_settings(config, roles)
         };

@@ -168,7 +168,7 @@ impl<S: Store> Inspector<S> {
             Some(stored) => {
                 let document =
                     Document::parse(&stored.doc).with_context(|| format!("list of {user}"))?;
-                // A first fallback has no audit.
+                // A fallback of ingest, as earlier releases stored it, has no audit.
                 (
                     Some(document),
                     serde_json::from_str::<Audit>(&stored.audit).ok(),

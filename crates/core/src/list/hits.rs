@@ -36,7 +36,7 @@ pub struct ShownList {
 /// Which lists: those of an arm in one epoch, by source.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ListKind {
-    /// Id of the arm; empty for a first fallback, which no arm made.
+    /// Id of the arm; empty for a fallback that no arm made, of an earlier release.
     pub arm: String,
     /// Epoch of the arm.
     pub epoch: u64,

@@ -9,14 +9,13 @@ use std::collections::BTreeMap;
 use crate::list::document::{Document, Stage};
 use crate::list::fallback::{for_user, of_segment};
 use crate::shop::count_kind::CountKind;
-use crate::shop::rules::Verdict;
 use crate::shop::snapshot::Snapshot;
 use crate::user::event::UserId;
 use crate::user::event::{Accepted, Change, Item, Kind, Profile};
 use crate::user::fold::{Step, fold};
 use crate::user::record::{Fences, Partition, Position, Timestamp};
 use crate::user::state::{Activity, LoadedUser};
-use crate::user::trigger::{ACTIVITY_ENOUGH, Policy, Reason, Request, TriggerContext, trigger};
+use crate::user::trigger::{ACTIVITY_ENOUGH, Policy, Request, TriggerContext, trigger};
 
 /// Input of [`plan`] beside the user.
 pub struct PlanContext<'a> {
@@ -78,8 +77,6 @@ pub enum Edit {
     /// No edit.
     #[default]
     Keep,
-    /// Stores the user's copy of the fallback, if there is no list.
-    First(Box<Document>, Timestamp),
     /// Replaces the stored list, if its claim number is still this one, by one without newly forbidden products.
     Strip(Box<StoredList>),
 }
@@ -237,6 +234,7 @@ fn erases(loaded: &LoadedUser, record: &Accepted, step: Step) -> bool {
     record.change == Change::Erase && (step == Step::Erased || vacant)
 }
 
+/// Takes products that a new profile forbids out of the stored list.
 fn edit(
     plan: &Plan,
     list: Option<&StoredList>,
@@ -244,33 +242,20 @@ fn edit(
     at: Timestamp,
     snapshot: &Snapshot,
 ) -> Edit {
-    let state = &plan.held.state;
-    let profile: Option<&Profile> = state.profile.as_ref().map(|p| &p.profile);
-    let verdict = || snapshot.judge(profile, at);
-    let fallback = |verdict: &Verdict| {
-        let list = of_segment(snapshot, snapshot.rules.segment(profile, at), verdict)?;
-        Some(for_user(list, user, at))
-    };
-    // A user who returns after an erase counts as new.
-    let first = plan
-        .requests
-        .iter()
-        .any(|request| request.reason == Reason::First);
-    if (plan.held.ver == 0 || first) && !state.is_vacant() {
-        let list = fallback(&verdict());
-        return list.map_or(Edit::Keep, |list| Edit::First(Box::new(list), at));
-    }
     let Some(list) = list.filter(|_| plan.profile_changed) else {
         return Edit::Keep;
     };
-    let verdict = verdict();
+    let profile: Option<&Profile> = plan.held.state.profile.as_ref().map(|p| &p.profile);
+    let verdict = snapshot.judge(profile, at);
     let mut stripped = list.clone();
     if !snapshot.strip(&mut stripped.doc, &verdict) {
         return Edit::Keep;
     }
     if stripped.doc.is_empty() {
         // If nothing of it is left, it becomes the fallback, and is empty only if that is, too.
-        stripped.doc = fallback(&verdict).unwrap_or(stripped.doc);
+        let segment = snapshot.rules.segment(profile, at);
+        let fallback = of_segment(snapshot, segment, &verdict);
+        stripped.doc = fallback.map_or(stripped.doc, |list| for_user(list, user, at));
     }
     Edit::Strip(Box::new(stripped))
 }

@@ -1,4 +1,4 @@
-//! Cases of what a first-seen user gets, and of what one event adds to demand.
+//! Cases of what a new profile leaves of a list, and of what one event adds to demand.
 
 use std::sync::Arc;
 
@@ -9,9 +9,10 @@ use super::*;
 use crate::list::fallback::{FORBIDDEN, FallbackSettings, SnapshotParts, serving_snapshot};
 use crate::shop::catalogue::Catalogue;
 use crate::shop::demand::Demand;
-use crate::shop::rules::{Rule, Table};
+use crate::shop::rules::{Rule, Table, Verdict};
 use crate::user::event::Event;
 use crate::user::fold::tests::BASE;
+use crate::user::trigger::Reason;
 
 /// A shop of products, each with its stock, whose fallback has two of them.
 fn shop(products: &[(&str, i64)]) -> Snapshot {
@@ -79,6 +80,15 @@ fn bought(qty: u32) -> Accepted {
 }
 
 fn planned(snapshot: &Snapshot, records: &[Accepted]) -> Plan {
+    planned_after(LoadedUser::default(), records, None, snapshot)
+}
+
+fn planned_after(
+    stored: LoadedUser,
+    records: &[Accepted],
+    list: Option<&StoredList>,
+    snapshot: &Snapshot,
+) -> Plan {
     let book = PlanContext {
         snapshot,
         policy: &Policy::default(),
@@ -89,37 +99,61 @@ fn planned(snapshot: &Snapshot, records: &[Accepted]) -> Plan {
         units_max: 20,
         complete_since: &BTreeMap::new(),
     };
-    plan(LoadedUser::default(), records, None, &book)
+    plan(stored, records, list, &book)
 }
 
-/// Names and reason of the first list, if one is stored.
-fn first(products: &[(&str, i64)], avoided: &[&str]) -> Option<(Vec<String>, Option<String>)> {
-    match planned(&shop(products), &[avoids(avoided)]).edit {
-        Edit::First(list, _) => {
-            let names = list.pus.iter().map(|pu| pu.name.clone());
-            Some((names.collect(), list.reason.clone()))
+/// Names and reason of what a list of A alone becomes once the profile avoids these.
+fn stripped(products: &[(&str, i64)], avoided: &[&str]) -> Option<(Vec<String>, Option<String>)> {
+    let shop = shop(products);
+    let listed = of_segment(&self::shop(&[("A", 1)]), "default", &Verdict::default());
+    let list = StoredList {
+        claim: 1,
+        stage: Stage::Mixture,
+        epoch: 1,
+        seen: Fences::default(),
+        doc: listed.expect("A is in stock"),
+        audit: "{}".into(),
+    };
+    let stored = LoadedUser {
+        ver: 1,
+        ..LoadedUser::default()
+    };
+    match planned_after(stored, &[avoids(avoided)], Some(&list), &shop).edit {
+        Edit::Strip(list) => {
+            let names = list.doc.pus.iter().map(|pu| pu.name.clone());
+            Some((names.collect(), list.doc.reason.clone()))
         }
         Edit::Keep => None,
-        Edit::Strip(list) => panic!("a new user has no list: {list:?}"),
     }
 }
 
 #[test]
-fn a_first_fallback_is_stored_only_if_it_names_something_or_rules_forbid_all() {
+fn a_list_of_which_a_new_profile_leaves_nothing_becomes_the_fallback() {
     let all = &[("A", 1), ("B", 1), ("C", 1)];
-    assert_eq!(first(&[], &[]), None, "no catalogue yet");
-    assert_eq!(first(&[("A", 0), ("B", 0)], &["A"]), None, "all sold out");
-    let names = |avoided: &[&str]| first(all, avoided).expect("a list").0;
-    assert_eq!(names(&[]), ["A", "B"]);
+    assert_eq!(
+        stripped(all, &["B"]),
+        None,
+        "nothing of the list is forbidden"
+    );
+    let names = |avoided: &[&str]| stripped(all, avoided).expect("a list").0;
     assert_eq!(names(&["A"]), ["B"]);
     // Rules take all of the segment's list, and not all of the shop.
     assert_eq!(names(&["A", "B"]), ["C"]);
-    let (names, reason) = first(all, &["A", "B", "C"]).expect("a list");
+    let (names, reason) = stripped(all, &["A", "B", "C"]).expect("a list");
     assert!(names.is_empty());
     assert_eq!(reason.as_deref(), Some(FORBIDDEN));
     // What is sold out would not be shown anyway: rules forbid the rest.
-    let (names, reason) = first(&[("A", 1), ("B", 0)], &["A"]).expect("a list");
+    let (names, reason) = stripped(&[("A", 1), ("B", 0)], &["A"]).expect("a list");
     assert_eq!((names.len(), reason.as_deref()), (0, Some(FORBIDDEN)));
+}
+
+#[test]
+fn a_new_user_has_no_list_before_generate_makes_one() {
+    let plan = planned(&shop(&[("A", 1)]), &[avoids(&[])]);
+    assert_eq!(
+        (plan.edit, plan.requests[0].reason),
+        (Edit::Keep, Reason::First)
+    );
 }
 
 #[test]

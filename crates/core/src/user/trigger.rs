@@ -18,6 +18,10 @@ use crate::user::state::{Activity, LoadedUser, Pending};
 /// Activity at which a list is requested, in hundredths of a list.
 pub(crate) const ACTIVITY_ENOUGH: u32 = 100;
 
+/// Activity after the first claim of a user: the next record that counts at all requests a list. The first one is made
+/// at the first record of a visit, so it has seen next to nothing of it.
+pub const ACTIVITY_AFTER_FIRST: u32 = ACTIVITY_ENOUGH - 1;
+
 /// Longest time that the claim rate delays a request: a daily limit ends within a day. A longer delay comes from a
 /// wrong clock and is ignored, because one record must not silence a user for years.
 pub(crate) const RATE_LIMIT_MAX: Duration = Duration::from_secs(86_400);
@@ -151,13 +155,14 @@ impl Request {
 pub struct Policy {
     /// Activity per event kind and per profile change, in lists (1 = requests a list at once).
     pub weights: Weights,
-    /// Time between a request and its claim, in which more events of the user are folded.
+    /// Time between a request and its claim, in which more events of the user are folded. A user without a list does not
+    /// wait.
     #[serde(with = "humantime_serde")]
     pub quiet_period: Duration,
     /// A pending request older than `due` plus this, by record time, is sent again.
     #[serde(with = "humantime_serde")]
     pub pending_max: Duration,
-    /// Least time between two claims of a user.
+    /// Least time between two claims of a user, from the second of a day on.
     #[serde(with = "humantime_serde")]
     pub claim_every: Duration,
     /// Most claims of a user on one day (UTC).
@@ -260,7 +265,11 @@ pub(crate) fn trigger(
     if !context.enabled {
         return None;
     }
-    let due = due(activity, record.time, context.policy);
+    let due = match reason {
+        // There is no list yet: nothing is won by waiting for what the user does next.
+        Reason::First => record.time,
+        _ => due(activity, record.time, context.policy),
+    };
     activity.pending = Some(Pending {
         source: Some(record.position.clone()),
         due,
@@ -324,10 +333,13 @@ fn lane(loaded: &LoadedUser, first: bool, context: &TriggerContext) -> Lane {
 fn due(activity: &Activity, time: Timestamp, policy: &Policy) -> Timestamp {
     let quiet = time.after(policy.quiet_period);
     let claim_rate = &activity.claim_rate;
-    if claim_rate.claims == 0 {
-        return quiet;
-    }
-    let mut due = quiet.max(claim_rate.last.after(policy.claim_every));
+    let every = match claim_rate.claims {
+        0 => return quiet,
+        // A first list is made at the first record of a visit, and must not delay the one that has seen the visit.
+        1 => Duration::ZERO,
+        _ => policy.claim_every,
+    };
+    let mut due = quiet.max(claim_rate.last.after(every));
     if day(due) <= claim_rate.day && claim_rate.claims >= policy.claims_per_day.max(1) {
         due = Timestamp((claim_rate.day + 1).saturating_mul(DAY));
     }
@@ -378,19 +390,21 @@ pub(crate) struct TriggerContext<'a> {
     pub enabled: bool,
 }
 
-/// Records a claim of a request with this `due`: counts it in the claim rate, clears `pending` and the activity.
+/// Records a claim of a request with this `due`: counts it in the claim rate, clears `pending` and the activity, of which
+/// a user's first claim leaves [`ACTIVITY_AFTER_FIRST`].
 ///
 /// Claims are counted on the day of the latest `due`; a claim with an older `due` (a sweep's) counts on that day too.
 pub fn claimed(activity: &mut Activity, due: Timestamp) {
     let claim_rate = &mut activity.claim_rate;
-    if claim_rate.claims == 0 || day(due) > claim_rate.day {
+    let is_first = claim_rate.claims == 0;
+    if is_first || day(due) > claim_rate.day {
         claim_rate.day = day(due);
         claim_rate.claims = 0;
     }
     claim_rate.last = claim_rate.last.max(due);
     claim_rate.claims = claim_rate.claims.saturating_add(1);
     activity.pending = None;
-    activity.score = 0;
+    activity.score = if is_first { ACTIVITY_AFTER_FIRST } else { 0 };
 }
 
 mod text {

@@ -99,7 +99,7 @@ fn the_first_record_of_a_user_requests_a_list_on_the_urgent_lane() {
         (request.reason, request.lane),
         (Reason::First, Lane::Urgent)
     );
-    assert_eq!((seconds(&request), request.time), (30, Timestamp(BASE)));
+    assert_eq!((seconds(&request), request.time), (0, Timestamp(BASE)));
     assert_eq!(
         path.loaded.activity.pending.as_ref().map(|p| p.due),
         Some(request.due)
@@ -112,10 +112,28 @@ fn the_first_record_of_a_user_requests_a_list_on_the_urgent_lane() {
 }
 
 #[test]
+fn the_second_list_is_requested_by_any_record_that_counts_and_waits_for_the_quiet_period() {
+    let mut path = Path::new(Policy::default());
+    let first = path.event_at(0, Kind::View).expect("first");
+    path.claim(&first);
+    assert_eq!(path.event_at(1, Kind::Impression), None, "counts nothing");
+    let second = path
+        .event_at(2, Kind::View)
+        .expect("the first list has not seen it");
+    assert_eq!((seconds(&second), second.reason), (32, Reason::Activity));
+    path.claim(&second);
+    assert_eq!(path.event_at(33, Kind::View), None, "too little");
+    let third = path.event_at(34, Kind::Purchase).expect("enough activity");
+    assert_eq!(seconds(&third), 92, "claim_every after the second");
+}
+
+#[test]
 fn ten_views_request_exactly_one_list() {
     let mut path = Path::new(Policy::default());
     let first = path.event_at(0, Kind::View).expect("first");
     path.claim(&first);
+    let second = path.event_at(40, Kind::View).expect("the second list");
+    path.claim(&second);
     for n in 1..10 {
         assert_eq!(path.event_at(100 + n, Kind::View), None, "{n}");
     }
@@ -148,14 +166,14 @@ fn a_pending_request_is_sent_again_once_overdue_by_record_time() {
     let mut path = Path::new(Policy::default());
     let first = path.event_at(0, Kind::View).expect("first");
     assert_eq!(
-        path.event_at(630, Kind::Purchase),
+        path.event_at(600, Kind::Purchase),
         None,
-        "30 + 600 is reached, not passed"
+        "600 is reached, not passed"
     );
-    let again = path.event_at(631, Kind::Impression).expect("overdue");
+    let again = path.event_at(601, Kind::Impression).expect("overdue");
     assert_eq!(again.reason, Reason::Overdue);
     assert!(again.due > first.due);
-    assert_eq!(path.event_at(632, Kind::Purchase), None, "sent again once");
+    assert_eq!(path.event_at(602, Kind::Purchase), None, "sent again once");
 }
 
 #[test]
@@ -210,7 +228,7 @@ fn the_claim_rate_delays_requests_of_a_user() {
     };
     let mut path = Path::new(policy);
     // BASE is 22:13:20 UTC: 6400 s before midnight.
-    for (at, due) in [(0, 30), (40, 90), (95, 150), (160, 6400), (6500, 6530)] {
+    for (at, due) in [(0, 0), (5, 35), (40, 95), (96, 6400), (6500, 6530)] {
         let request = path.event_at(at, Kind::Purchase).expect("enough activity");
         assert_eq!(seconds(&request), due, "at {at}");
         path.claim(&request);
@@ -317,7 +335,7 @@ fn a_request_is_read_back_from_its_json() {
     let text = serde_json::to_string(&request).expect("writes");
     assert_eq!(
         text,
-        r#"{"v":1,"ns":"a","user":"u","reason":"first","source":"0/t/0:1","time":1700000000000,"due":1700000030000,"lane":"urgent"}"#
+        r#"{"v":1,"ns":"a","user":"u","reason":"first","source":"0/t/0:1","time":1700000000000,"due":1700000000000,"lane":"urgent"}"#
     );
     assert_eq!(
         serde_json::from_str::<Request>(&text).expect("reads"),
@@ -383,7 +401,11 @@ impl World {
         if !self.out.is_empty() {
             let request = self.out.remove(which % self.out.len());
             self.path.claim(&request);
-            self.score = 0;
+            self.score = if self.claimed == 0 {
+                ACTIVITY_AFTER_FIRST
+            } else {
+                0
+            };
             self.claimed += 1;
         }
     }

@@ -4,8 +4,7 @@
 -- ARGV  1 expected version (0 = nothing stored)   2 erased_at of the new state, ms   3 blob
 --       4 pending   5 activity   6 claim_rate
 --       7 profile: set | delete | keep | none (unchanged, and there is none)   8 its text
---       9 list: keep | first | strip   10 doc   11 audit   12 at (first) or claim (strip)
---      13 state TTL, ms   14 list TTL, ms   15 stage (strip), 0 or 1
+--       9 list: keep | strip   10 doc   11 claim   12 stage (strip), 0 or 1   13 state TTL, ms
 -- Returns {'stored', version} | {'stale'} | {'erased', tombstone, ms}.
 --
 -- Invariant: nothing is written unless the stored version is the expected one and the state is not older than the
@@ -28,7 +27,7 @@ local erased_again = erased_at > tonumber(state[2] or '0')
 -- A list that was published after this erase, by its tombstone, is kept.
 local list = redis.call('HMGET', KEYS[4], 'claim', 'erased_at', 'stage')
 local drop_list = erased_again and tonumber(list[2] or '0') < erased_at
-if ARGV[9] == 'strip' and not drop_list and (list[1] ~= ARGV[12] or (list[3] or '1') ~= ARGV[15]) then
+if ARGV[9] == 'strip' and not drop_list and (list[1] ~= ARGV[11] or (list[3] or '1') ~= ARGV[12]) then
   return {'stale'}
 end
 
@@ -48,14 +47,7 @@ end
 
 if drop_list then
   redis.call('DEL', KEYS[4])
-end
-if ARGV[9] == 'first' and redis.call('EXISTS', KEYS[4]) == 0 then
-  local now = redis.call('TIME')
-  local stored_at = string.format('%d', now[1] * 1000 + math.floor(now[2] / 1000))
-  redis.call('HSET', KEYS[4], 'doc', ARGV[10], 'claim', '0', 'stage', '0', 'seen', '', 'epoch', '0',
-    'at', ARGV[12], 'audit', ARGV[11], 'erased_at', ARGV[2], 'stored_at', stored_at)
-  redis.call('PEXPIRE', KEYS[4], ARGV[14])
-elseif ARGV[9] == 'strip' and not drop_list then
+elseif ARGV[9] == 'strip' then
   redis.call('HSET', KEYS[4], 'doc', ARGV[10])
 end
 return {'stored', ver}

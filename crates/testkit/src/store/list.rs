@@ -1,23 +1,11 @@
 //! What a fold does to a stored list, and whether a list is a fallback.
 
-use nearshore_core::list::document::Stage;
 use nearshore_core::ports::store::{ListEdit, Stored};
 
 /// Applies a fold's edit to the list; `dropped` says that the same fold deleted the list.
 pub(super) fn edit(list: &mut Option<Stored>, edit: &ListEdit, dropped: bool) {
     match edit {
         ListEdit::Keep => {}
-        ListEdit::First { doc, audit, at } => {
-            list.get_or_insert_with(|| Stored {
-                doc: doc.clone(),
-                claim: 0,
-                stage: Stage::Mixture,
-                seen: Default::default(),
-                epoch: 0,
-                at: *at,
-                audit: audit.clone(),
-            });
-        }
         ListEdit::Strip { doc, .. } => {
             if let Some(list) = list.as_mut().filter(|_| !dropped) {
                 list.doc.clone_from(doc);

@@ -17,7 +17,7 @@ use crate::user::record::{Fences, Position, Timestamp};
 pub struct Audit {
     /// Id of the list.
     pub list_id: String,
-    /// Claim number that it was made from; 0 for a first fallback.
+    /// Claim number that it was made from.
     pub claim: u64,
     /// Seen offsets: the fences of the state that it was made from.
     #[serde(with = "text")]

@@ -34,15 +34,6 @@ pub struct FoldWrite {
 pub enum ListEdit {
     /// Leaves the list as it is.
     Keep,
-    /// Stores a new user's own fallback with claim 0, only if there is no list.
-    First {
-        /// The recall document.
-        doc: String,
-        /// Audit JSON.
-        audit: String,
-        /// Record time.
-        at: Timestamp,
-    },
     /// Removes newly forbidden products from the stored list; refused as [`Folded::Stale`] unless the stored list still
     /// has this claim number and stage.
     Strip {
@@ -120,7 +111,7 @@ pub struct Claimed {
 pub struct Stored {
     /// The recall document (JSON).
     pub doc: String,
-    /// Number of the claim that the list was made for; 0 for a first fallback.
+    /// Number of the claim that the list was made for; 0 for a fallback that ingest stored in an earlier release.
     pub claim: u64,
     /// Which of the lists of that claim it is.
     pub stage: Stage,
