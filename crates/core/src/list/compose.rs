@@ -428,6 +428,7 @@ fn list_builder<'a>(
         verdict: &prepared.verdict,
         demand: &snapshot.demand,
         policy: context.selection,
+        contests: Some(&snapshot.contests),
         names: context.arm.names,
         theta: context.arm.theta,
         draw: prepared.draw,

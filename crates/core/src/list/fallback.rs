@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::list::document::{Document, Header, ListBuilder, Stage, list_id};
-use crate::list::select;
+use crate::list::select::{self, Contests};
 use crate::shop::catalogue::{Catalogue, Pu};
 use crate::shop::demand::Demand;
 use crate::shop::merchant::Merchant;
@@ -43,6 +43,7 @@ pub struct FallbackSettings<'a> {
 pub fn serving_snapshot(parts: SnapshotParts, settings: FallbackSettings) -> Snapshot {
     let mut snapshot = Snapshot {
         assortment: assortment(&parts.catalogue),
+        contests: Contests::new(parts.catalogue.pus().len()),
         catalogue: parts.catalogue,
         rules: parts.rules,
         demand: parts.demand,
@@ -104,6 +105,7 @@ fn built(snapshot: &Snapshot, segment: &str, verdict: &Verdict) -> Document {
         verdict,
         demand: &snapshot.demand,
         policy: &snapshot.selection,
+        contests: None,
         names: snapshot.fallback_names,
         theta: None,
         draw: 0,

@@ -20,7 +20,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::list::best::{Beta, chances};
-use crate::shop::catalogue::SkuIx;
+use crate::shop::catalogue::{PuIx, SkuIx};
 use crate::shop::demand::SkuCounts;
 use crate::user::record::Fences;
 
@@ -87,59 +87,108 @@ pub(crate) struct Selection {
     pub below_epsilon: bool,
 }
 
-/// Chooses the SKUs of one PU: EE >= epsilon, at most top_k, best first, ties by id.
-pub(crate) fn select(skus: &[Candidate<'_>], seed: u64, policy: &Policy) -> Selection {
-    let mut chosen = best(skus, seed, policy.draws);
-    let first = chosen.first().copied();
-    chosen.retain(|chosen| chosen.ee >= policy.epsilon);
-    chosen.truncate(policy.top_k.max(1));
-    let below_epsilon = chosen.is_empty() && first.is_some();
-    if below_epsilon {
-        chosen.extend(first);
+/// The SKUs of one PU that have a chance of being its best, and their chances: what a choice depends on beside its seed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Contest {
+    /// In the order of ids.
+    skus: Vec<SkuIx>,
+    /// Sums of the chances of each and those before it.
+    upto: Vec<f64>,
+}
+
+impl Contest {
+    /// Weighs the candidates. It is what a choice costs: a draw from it takes a hundredth of the time.
+    pub(crate) fn of(skus: &[Candidate<'_>]) -> Self {
+        let mut skus = skus.to_vec();
+        skus.sort_by(|a, b| a.id.cmp(b.id));
+        let posteriors = posteriors(&skus);
+        let drawn = contenders(&posteriors);
+        let chances = match drawn[..] {
+            [] => Vec::new(),
+            [_] => vec![1.0],
+            _ => {
+                let betas: Vec<_> = drawn.iter().map(|at| posteriors[*at]).collect();
+                chances(&betas)
+            }
+        };
+        let mut sum = 0.0;
+        let upto = chances.into_iter().map(|chance| {
+            sum += chance;
+            sum
+        });
+        Self {
+            upto: upto.collect(),
+            skus: drawn.iter().map(|at| skus[*at].ix).collect(),
+        }
     }
-    Selection {
-        chosen,
-        below_epsilon,
+
+    /// Chooses SKUs: EE >= epsilon, at most top_k, best first, ties by id.
+    pub(crate) fn select(&self, seed: u64, policy: &Policy) -> Selection {
+        let mut chosen = self.best(seed, policy.draws);
+        let first = chosen.first().copied();
+        chosen.retain(|chosen| chosen.ee >= policy.epsilon);
+        chosen.truncate(policy.top_k.max(1));
+        let below_epsilon = chosen.is_empty() && first.is_some();
+        if below_epsilon {
+            chosen.extend(first);
+        }
+        Selection {
+            chosen,
+            below_epsilon,
+        }
+    }
+
+    /// Computes EE of the SKUs with a chance, which sum to 1. Best first, ties by id.
+    fn best(&self, seed: u64, draws: usize) -> Vec<Chosen> {
+        let draws = draws.max(1);
+        let mut wins = vec![0usize; self.skus.len()];
+        if let [only] = &mut wins[..] {
+            *only = draws;
+        } else if !wins.is_empty() {
+            let last = wins.len() - 1;
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            for _ in 0..draws {
+                let at: f64 = random.random();
+                // The sum may end slightly below 1.
+                let winner = self.upto.partition_point(|upto| *upto <= at);
+                wins[winner.min(last)] += 1;
+            }
+        }
+        let mut chosen: Vec<_> = self
+            .skus
+            .iter()
+            .zip(&wins)
+            .map(|(sku, wins)| Chosen {
+                sku: *sku,
+                ee: *wins as f64 / draws as f64,
+            })
+            .collect();
+        // A stable sort: equal candidates stay in the order of ids.
+        chosen.sort_by(|a, b| b.ee.total_cmp(&a.ee));
+        chosen
     }
 }
 
-/// Computes EE of all candidates, which sum to 1. Best first, ties by id.
-pub(crate) fn best(skus: &[Candidate<'_>], seed: u64, draws: usize) -> Vec<Chosen> {
-    let mut skus = skus.to_vec();
-    skus.sort_by(|a, b| a.id.cmp(b.id));
-    let posteriors = posteriors(&skus);
-    let drawn = contenders(&posteriors);
-    let draws = draws.max(1);
-    let mut wins = vec![0usize; skus.len()];
-    if let [only] = drawn[..] {
-        wins[only] = draws;
-    } else if !drawn.is_empty() {
-        let betas: Vec<_> = drawn.iter().map(|at| posteriors[*at]).collect();
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let mut sum = 0.0;
-        let upto = |chance| {
-            sum += chance;
-            sum
-        };
-        let upto: Vec<f64> = chances(&betas).into_iter().map(upto).collect();
-        for _ in 0..draws {
-            let at: f64 = random.random();
-            // The sum may end slightly below 1.
-            let winner = upto.partition_point(|upto| *upto <= at);
-            wins[drawn[winner.min(drawn.len() - 1)]] += 1;
-        }
+/// The contests of all SKUs in stock of each PU, for users whose rules forbid no part of it.
+///
+/// A snapshot's catalogue and counts never change, so each is computed once, when a list first needs it.
+#[expect(
+    clippy::disallowed_types,
+    reason = "a value that is computed late, of an immutable snapshot: no global"
+)]
+#[derive(Debug, Default)]
+pub(crate) struct Contests(Vec<std::sync::OnceLock<Contest>>);
+
+impl Contests {
+    /// None computed yet, for so many PUs.
+    pub(crate) fn new(pus: usize) -> Self {
+        Self((0..pus).map(|_| Default::default()).collect())
     }
-    let mut chosen: Vec<_> = skus
-        .iter()
-        .zip(&wins)
-        .map(|(sku, wins)| Chosen {
-            sku: sku.ix,
-            ee: *wins as f64 / draws as f64,
-        })
-        .collect();
-    // A stable sort: equal candidates stay in the order of ids.
-    chosen.sort_by(|a, b| b.ee.total_cmp(&a.ee));
-    chosen
+
+    /// The contest of a PU, computed by `make` if it is the first time; `None` if the PU is newer.
+    pub(crate) fn get(&self, pu: PuIx, make: impl FnOnce() -> Contest) -> Option<&Contest> {
+        self.0.get(pu.at()).map(|contest| contest.get_or_init(make))
+    }
 }
 
 /// Seed of the choice for one user, PU and claim number: FNV-1a, 64 bits, of the three.
@@ -273,7 +322,7 @@ mod tests {
 
     fn check(of: &[SkuCounts], expected: &[u32]) {
         let ids = ids(of.len());
-        let selection = select(&candidates(&ids, of), 7, &Policy::default());
+        let selection = Contest::of(&candidates(&ids, of)).select(7, &Policy::default());
         let chosen: Vec<_> = selection.chosen.iter().map(|chosen| chosen.sku.0).collect();
         assert_eq!(chosen, expected, "{selection:?}");
     }
@@ -301,7 +350,7 @@ mod tests {
             counts(0.0, 0.0, 0.0),
             counts(500.0, 6.0, 0.0),
         ];
-        let ees = best(&candidates(&ids, &of), 1, 4096);
+        let ees = Contest::of(&candidates(&ids, &of)).best(1, 4096);
         let new = ees
             .iter()
             .find(|chosen| chosen.sku.0 == 1)
@@ -313,14 +362,11 @@ mod tests {
     fn a_pu_without_counts_keeps_one_sku() {
         let ids = ids(3000);
         let of = vec![SkuCounts::default(); 3000];
-        let selection = select(
-            &candidates(&ids, &of),
-            5,
-            &Policy {
-                epsilon: 0.3,
-                ..Policy::default()
-            },
-        );
+        let policy = Policy {
+            epsilon: 0.3,
+            ..Policy::default()
+        };
+        let selection = Contest::of(&candidates(&ids, &of)).select(5, &policy);
         assert!(selection.below_epsilon);
         assert_eq!(selection.chosen.len(), 1);
     }
@@ -331,7 +377,7 @@ mod tests {
         let mut of = vec![counts(0.0, 0.0, 1.0); 500];
         of[400] = counts(0.0, 0.0, 90.0);
         of[450] = counts(0.0, 0.0, 80.0);
-        let ees = best(&candidates(&ids, &of), 2, 256);
+        let ees = Contest::of(&candidates(&ids, &of)).best(2, 256);
         assert_eq!((ees[0].sku.0, ees[1].sku.0), (400, 450), "{:?}", &ees[..3]);
         assert!(ees.iter().filter(|chosen| chosen.ee > 0.0).count() <= DRAWN_MAX);
     }
@@ -371,14 +417,14 @@ mod tests {
         ) {
             let ids = ids(of.len());
             let forward = candidates(&ids, &of);
-            let ees = best(&forward, seed, 100);
+            let ees = Contest::of(&forward).best(seed, 100);
             let sum: f64 = ees.iter().map(|chosen| chosen.ee).sum();
             prop_assert!(of.is_empty() || (sum - 1.0).abs() < 1e-9);
             let mut backward = forward.clone();
             backward.reverse();
-            prop_assert_eq!(&ees, &best(&backward, seed, 100));
+            prop_assert_eq!(&ees, &Contest::of(&backward).best(seed, 100));
             let policy = Policy { epsilon, top_k, draws: 100 };
-            let selection = select(&forward, seed, &policy);
+            let selection = Contest::of(&forward).select(seed, &policy);
             prop_assert_eq!(selection.chosen.is_empty(), of.is_empty());
             prop_assert!(selection.chosen.len() <= top_k.max(1));
             prop_assert!(selection.chosen.iter().all(|chosen| chosen.ee >= epsilon) || selection.below_epsilon);

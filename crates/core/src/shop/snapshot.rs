@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::list::document::Document;
+use crate::list::select::Contests;
 use crate::shop::catalogue::Catalogue;
 use crate::shop::demand::Demand;
 use crate::shop::merchant::Merchant;
@@ -32,6 +33,8 @@ pub struct Snapshot {
     pub fallback_names: usize,
     /// How many SKUs each product of a fallback shows.
     pub selection: crate::list::select::Policy,
+    /// Chances of the SKUs of each PU to be its best, by this catalogue and demand.
+    pub(crate) contests: Contests,
     /// The same catalogue and rules with the demand of other namespaces whose lists this process makes.
     pub others: Arc<BTreeMap<String, Arc<Snapshot>>>,
 }

@@ -3,12 +3,13 @@
 //! Invariant: whatever the engine answers, every SKU of the list is available, permitted and of its PU; no PU and no
 //! shown name is twice in a list; the order of scores is kept. It does not know prompts, nor where the list is stored.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use super::{Document, Dropped, NameAudit, Shown, SkuAudit, Source, Why, four_digits};
 use crate::list::fallback::FORBIDDEN;
-use crate::list::select::{self, Candidate};
+use crate::list::select::{self, Candidate, Contest, Contests};
 use crate::shop::catalogue::{Catalogue, PuIx, SkuIx};
 use crate::shop::demand::Demand;
 use crate::shop::merchant::Merchant;
@@ -26,6 +27,8 @@ pub(crate) struct ListBuilder<'a> {
     pub demand: &'a Demand,
     /// How SKUs are selected.
     pub policy: &'a select::Policy,
+    /// Contests of whole PUs, of this catalogue and demand; `None` computes each.
+    pub contests: Option<&'a Contests>,
     /// Most names per list.
     pub names: usize,
     /// Least score of a name; `None` keeps all.
@@ -95,7 +98,7 @@ impl ListBuilder<'_> {
             let pu = PuIx(name.pu);
             let user = built.document.user.as_deref().unwrap_or_default();
             let seed = select::seed(user, &self.catalogue.pu(pu).id, self.draw);
-            let selection = select::select(&self.candidates(pu), seed, self.policy);
+            let selection = self.contest(pu).select(seed, self.policy);
             let skus = selection
                 .chosen
                 .iter()
@@ -187,6 +190,16 @@ impl ListBuilder<'_> {
             return Err(Why::Forbidden);
         }
         Ok(())
+    }
+
+    /// The contest of the SKUs that this user may be offered.
+    fn contest(&self, pu: PuIx) -> Cow<'_, Contest> {
+        let make = || Contest::of(&self.candidates(pu));
+        let shared = self
+            .contests
+            .filter(|_| self.verdict.forbids_no_part_of(self.catalogue, pu))
+            .and_then(|contests| contests.get(pu, make));
+        shared.map_or_else(|| Cow::Owned(make()), Cow::Borrowed)
     }
 
     fn candidates(&self, pu: PuIx) -> Vec<Candidate<'_>> {
@@ -355,6 +368,7 @@ mod tests {
             verdict: &verdict,
             demand: &demand,
             policy: &policy,
+            contests: None,
             names: 5,
             theta: Some(-4.5),
             draw: 1,
@@ -412,6 +426,7 @@ mod tests {
             verdict: &verdict,
             demand: &demand,
             policy: &policy,
+            contests: None,
             names: 5,
             theta: None,
             draw: 1,
@@ -459,6 +474,7 @@ mod tests {
             verdict: &verdict,
             demand: &demand,
             policy: &policy,
+            contests: None,
             names: 2,
             theta: None,
             draw: 0,
@@ -499,8 +515,16 @@ mod tests {
             let verdict = Table::compile(&rules(), &[], &catalogue).judge(Some(&profile), Timestamp(0));
             let builder = ListBuilder {
                 catalogue: &catalogue, verdict: &verdict, demand: &demand, policy: &policy,
-                names, theta: None, draw: 3,
+                contests: None, names, theta: None, draw: 3,
             };
+            // Contests that another user needed first, whose rules forbid nothing.
+            let contests = Contests::new(catalogue.pus().len());
+            let anyone = Verdict::default();
+            let first = ListBuilder { verdict: &anyone, contests: Some(&contests), ..builder };
+            first.build(header(), Source::Model, &scored(&answer));
+            let shared = ListBuilder { contests: Some(&contests), ..builder };
+            let list = builder.build(header(), Source::Model, &scored(&answer));
+            prop_assert_eq!(shared.build(header(), Source::Model, &scored(&answer)), list);
             let fallback = builder.fallback(header());
             let legal = verdict.permitted(&catalogue).count_ones(..);
             prop_assert_eq!(fallback.document.pus.len(), legal.min(names));

@@ -225,6 +225,14 @@ impl Verdict {
                 .any(|matched| matched.skus.contains(ix.at()))
     }
 
+    /// Whether the SKUs of a PU that is not forbidden are permitted as far as they are available: no rule forbids a part of
+    /// it, and all its SKUs were known to the rules.
+    pub(crate) fn forbids_no_part_of(&self, catalogue: &Catalogue, pu: PuIx) -> bool {
+        let known = self.known.0 >= catalogue.sku_len() && self.known.1 >= catalogue.pus().len();
+        let in_part = |matched: &Arc<Matched>| matched.part.contains(pu.at());
+        self.matched.is_empty() || (known && !self.matched.iter().any(in_part))
+    }
+
     /// Whether a SKU may be offered now: it is available, and neither it nor its PU is forbidden.
     pub fn permits(&self, catalogue: &Catalogue, ix: SkuIx) -> bool {
         catalogue.available(ix)
