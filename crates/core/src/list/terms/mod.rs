@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 pub use own::{OwnProduct, own_products};
 pub use texts::{OwnText, Texts, own_texts, profile_texts};
-pub use weights::{BUCKETS, Gains, UNMEASURED_GAIN, WeightError, Weights, bucket_of};
+pub use weights::{BUCKETS, Gains, WeightError, Weights, bucket_of};
 
 use crate::list::terms::bound::Learned;
 use crate::names::scoring::{Term, Values};

@@ -30,7 +30,7 @@ pub type Gains = [f64; BUCKETS.len()];
 
 /// The gain of a model that was not measured: one in a hundred of a user's next products. It orders the arms of a model
 /// whose gain is known beside one whose weight was set by hand, and no more.
-pub const UNMEASURED_GAIN: f64 = 0.01;
+const UNMEASURED_GAIN: f64 = 0.01;
 
 /// Why weights cannot be used.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
