@@ -69,6 +69,8 @@ pub struct Config {
     pub fallback: Fallback,
     /// What is measured.
     pub metrics: Metrics,
+    /// `[audit]`.
+    pub audit: AuditSettings,
     /// Health, metrics and the inspect page.
     pub http: Http,
     /// Log lines.
@@ -240,6 +242,20 @@ impl Default for Fallback {
     }
 }
 
+/// `[audit]`: whose audits Redis keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuditSettings {
+    /// Share of the users whose audits are stored beside their lists, 0 to 1. `recall-updates` has every audit.
+    pub keep: f64,
+}
+
+impl Default for AuditSettings {
+    fn default() -> Self {
+        Self { keep: 1.0 }
+    }
+}
+
 /// `[metrics]`: what is measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -341,6 +357,7 @@ impl Default for Config {
             engine: Engine::default(),
             fallback: Fallback::default(),
             metrics: Metrics::default(),
+            audit: AuditSettings::default(),
             http: Http::default(),
             log: Lines::default(),
             rules: Vec::new(),

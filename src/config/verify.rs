@@ -386,6 +386,8 @@ fn metrics(config: &Config, found: &mut Found) {
     let share = (0.0..=1.0).contains(&config.metrics.hits_sample);
     let what = "must be a share, 0 to 1";
     must(found, share, "metrics.hits_sample", what);
+    let share = (0.0..=1.0).contains(&config.audit.keep);
+    must(found, share, "audit.keep", what);
 }
 
 fn log(config: &Config, found: &mut Found) {

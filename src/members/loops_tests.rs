@@ -271,6 +271,7 @@ fn arms_and_settings<A>(
         arm_seed: "seed".into(),
         selection: Default::default(),
         needs: Default::default(),
+        audits_kept: 1.0,
         clock: crate::members::clock::wall_clock,
     };
     (vec![loaded], settings)

@@ -507,12 +507,13 @@ async fn generate_task(parts: Parts) -> anyhow::Result<()> {
         arm_seed: config.arm_seed.clone(),
         selection: config.selection.clone(),
         needs: config.needs.clone(),
+        audits_kept: config.audit.keep,
         clock: wall_clock,
     };
     beside(watchers, async {
         let mut member = Generate::new(log, store, snapshot, arms, settings);
         if cancel.run_until_cancelled(member.warm()).await.is_some() {
-            gate.open("warm");
+            gate.open("it has the names");
         }
         let gates = (
             dlq_gate(&ready, "dlq-generate"),

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use nearshore_core::list::document::{Audit, Document};
+use nearshore_core::list::document::Document;
 use nearshore_core::ports::store::Users;
 use nearshore_core::queue::replay::Moment;
 use nearshore_core::user::event::UserId;
@@ -89,7 +89,7 @@ async fn read(site: &Site, ns: &str, users: usize) -> Result<Lists, String> {
         if !list.source.is_exposure() {
             return Err(format!("{user} has a fallback"));
         }
-        let audit: Audit = serde_json::from_str(&stored.audit).expect("an audit");
+        let audit = stored.audit.read().expect("an audit");
         let mut doc: serde_json::Value = serde_json::from_str(&stored.doc).expect("JSON");
         doc.as_object_mut().expect("an object").remove("list_id");
         let more = json!({"prompt": audit.prompt, "demand": audit.demand, "rules": audit.rules, "names": audit.names});

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use nearshore_core::list::document::{Document, Source};
+use nearshore_core::list::document::{Document, Source, StoredAudit, Update};
 use nearshore_core::ports::store::Users;
 use nearshore_core::user::event::UserId;
 use serde_json::{Value, json};
@@ -134,4 +134,34 @@ async fn nearshore_inspect_prints_the_same(site: &Site, list: &Document) {
     let loaded = site.store.load(&site.ns, &user).await;
     let loaded = loaded.expect("Redis answers");
     assert_eq!(inspected["state"]["ver"], json!(loaded[0].ver), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_audit_that_redis_does_not_keep_is_on_recall_updates() {
+    let site = Site::open(&[]).await;
+    site.append("[audit]\nkeep = 0.0\n");
+    site.catalogue().await;
+    let _process = Process::ready(&site, "all").await;
+    site.send(vec![site.bought("ann", 0)]).await;
+    let list = eventually(LIMIT, || async {
+        site.peek("ann")
+            .await
+            .list
+            .ok_or_else(|| "no list of ann".to_owned())
+    })
+    .await;
+    assert_eq!(list.audit, StoredAudit::default());
+    let text = site.output(&["inspect", "ann"]).await;
+    assert!(text.contains("audit.keep"), "{text}");
+    let update = eventually(LIMIT, || async {
+        let updates = site.read(&site.topics.recall_updates).await;
+        updates
+            .into_iter()
+            .next()
+            .ok_or_else(|| "no update".to_owned())
+    })
+    .await;
+    let update = Update::parse(&update.value.expect("a list")).expect("an update");
+    assert_eq!(update.audit.list_id, update.doc.list_id);
+    assert!(!update.audit.names.is_empty() && !update.audit.seen.is_empty());
 }

@@ -78,7 +78,7 @@ struct ListRow {
     seen: Option<String>,
     epoch: Option<u64>,
     at: Option<i64>,
-    audit: Option<String>,
+    audit: Option<Vec<u8>>,
     erased_at: Option<i64>,
     stage: Option<String>,
 }
@@ -288,7 +288,7 @@ impl RedisStore {
                 .arg(&list.doc)
                 .arg(list.seen.to_string())
                 .arg(list.at.0)
-                .arg(&list.audit)
+                .arg(list.audit.as_bytes())
                 .arg(self.inner.settings.list_ms())
                 .arg(self.inner.settings.state_ms())
                 .arg(list.stage.number());
@@ -451,6 +451,6 @@ fn list_of(keys: &keys::User, row: ListRow) -> Result<Option<Stored>, Error> {
         seen: seen.parse().map_err(|error| corrupt(&keys.recall, error))?,
         epoch,
         at: Timestamp(at),
-        audit,
+        audit: audit.into(),
     }))
 }

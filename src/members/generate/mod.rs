@@ -115,6 +115,8 @@ pub struct GenerateSettings {
     pub selection: nearshore_core::list::select::Policy,
     /// Which products a user does not need again yet.
     pub needs: Needs,
+    /// Share of the users whose audits are stored.
+    pub audits_kept: f64,
     /// The clock, only to wait and to measure.
     pub clock: fn() -> Timestamp,
 }
@@ -319,8 +321,8 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
             answered: None,
             claims: Claims,
             publisher: Publisher::new(
-                settings.group.clone(),
-                settings.topics.clone(),
+                (settings.group.clone(), settings.topics.clone()),
+                settings.audits_kept,
                 settings.clock,
             ),
             scoring: Scoring::new(store.clone(), snapshot.clone(), arms, settings),
@@ -401,9 +403,10 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
         self.scoring.costs().each()
     }
 
-    /// Hands the names to the engines and asks each model once, so that the first user does not wait for cold caches.
+    /// Hands the names to the engines, and asks each model once beside the first lists.
     pub async fn warm(&mut self) {
-        self.scoring.warm().await;
+        self.scoring.sync_names().await;
+        self.run = Some(self.scoring.warm());
     }
 
     /// Partitions are assigned to this member from now on.

@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 
 use nearshore_core::list::compose::FinishedList;
-use nearshore_core::list::document::Source;
+use nearshore_core::list::document::{Audit, Source, StoredAudit};
 use nearshore_core::list::fallback::is_storable;
-use nearshore_core::list::hits::{Earned, ListKind};
+use nearshore_core::list::hits::{Earned, ListKind, is_sampled};
 use nearshore_core::ports::log::Log;
 use nearshore_core::ports::store::{Peek, Publish, Published, Store, Stored};
 use nearshore_core::queue::lanes::Work;
@@ -22,7 +22,7 @@ use super::outbox::Outbox;
 use super::scoring::FinishedJob;
 use crate::members::dlq::{DeadLetterWriter, Rejected};
 use crate::members::error::Error;
-use crate::members::outbox::{current, publish_updates, update};
+use crate::members::outbox::{ListUpdate, current, publish_updates};
 use crate::metrics;
 
 /// Publishes lists and updates, and writes dead letters. It owns what an error left unsent.
@@ -30,6 +30,8 @@ pub(super) struct Publisher {
     group: String,
     topics: Topics,
     clock: fn() -> Timestamp,
+    /// Share of the users whose audits are stored: those of a smaller share are among those of a larger one.
+    audits_kept: f64,
     outbox: Outbox,
     /// Acknowledged dead letters of a batch which is not received completely yet.
     dead_letters: DeadLetterWriter,
@@ -37,11 +39,16 @@ pub(super) struct Publisher {
 
 impl Publisher {
     /// A publisher with nothing unsent; `group` is the member's, as dead letters name it. The clock only measures.
-    pub(super) fn new(group: String, topics: Topics, clock: fn() -> Timestamp) -> Self {
+    pub(super) fn new(
+        (group, topics): (String, Topics),
+        audits_kept: f64,
+        clock: fn() -> Timestamp,
+    ) -> Self {
         Self {
             group,
             topics,
             clock,
+            audits_kept,
             outbox: Outbox::default(),
             dead_letters: DeadLetterWriter::default(),
         }
@@ -84,18 +91,21 @@ impl Publisher {
         };
         let now = (self.clock)();
         let jobs: Vec<(&FinishedJob, &FinishedList)> = jobs.iter().filter_map(storable).collect();
-        let writes: Vec<Publish> = jobs.iter().map(|job| to_publish(*job, now)).collect();
+        let (writes, audits): (Vec<Publish>, Vec<Audit>) =
+            jobs.iter().map(|job| self.to_publish(*job, now)).unzip();
         let outcomes = store.publish(ns, &writes).await?;
         let (mut updates, mut older) = (Vec::new(), Vec::new());
         let mut stored: BTreeMap<ListKind, Earned> = BTreeMap::new();
-        for (((job, list), write), outcome) in jobs.iter().zip(writes).zip(outcomes) {
+        let made = jobs.iter().zip(writes.into_iter().zip(audits));
+        for (((job, list), (write, audit)), outcome) in made.zip(outcomes) {
             metrics::fenced_off(outcome);
             match outcome {
                 Published::Stored => {
                     let source = list.document.source;
                     count_published(&job.arm.0, &job.job.work, source, now);
                     stored.entry(kind_of(job, source)).or_default().lists += 1;
-                    updates.push((write.user, Some(update(&write.list))));
+                    let update = ListUpdate::with_audit(&write.list, &audit);
+                    updates.push((write.user, Some(update)));
                 }
                 // The newer list may be this one: a client of a Redis Cluster which lost the answer sends it again.
                 Published::Older => older.push(write.user),
@@ -163,7 +173,7 @@ impl Publisher {
         log: &L,
         store: &S,
         ns: &str,
-        updates: Vec<(UserId, Option<String>)>,
+        updates: Vec<(UserId, Option<ListUpdate>)>,
     ) -> Result<(), Error> {
         let users: Vec<UserId> = updates.iter().map(|(user, _)| user.clone()).collect();
         self.outbox.add(ns, &users);
@@ -203,6 +213,43 @@ impl Publisher {
     pub(super) fn revoke(&mut self, partitions: &[Partition]) {
         self.dead_letters.forget(partitions);
     }
+
+    /// The write of a list, and its whole audit.
+    fn to_publish(
+        &self,
+        (finished, list): (&FinishedJob, &FinishedList),
+        now: Timestamp,
+    ) -> (Publish, Audit) {
+        let FinishedJob {
+            job,
+            arm,
+            generated,
+            ..
+        } = finished;
+        let queued = job.claimed_at.since(job.work.ready);
+        let rest = now.since(job.claimed_at).saturating_sub(*generated);
+        let audit = list.audited((queued, *generated, rest));
+        let user = job.work.request.user.clone();
+        let publish = Publish {
+            list: Stored {
+                doc: list.document.to_json(),
+                claim: job.claimed.claim,
+                stage: list.document.source.stage(),
+                seen: job.claimed.state.fences.clone(),
+                epoch: arm.1,
+                at: job.work.request.time,
+                audit: match is_sampled(&user.0, self.audits_kept) {
+                    true => StoredAudit::pack(&audit),
+                    false => StoredAudit::default(),
+                },
+            },
+            user,
+            erased_at: job.claimed.state.erased_at,
+            force: job.work.request.force,
+            only_if_absent: list.document.source == Source::Fallback,
+        };
+        (publish, audit)
+    }
 }
 
 /// The list of a job, if there is one that may be stored; one that may not is counted and left out.
@@ -227,31 +274,5 @@ async fn count_lists<S: Store>(store: &S, ns: &str, lists: &BTreeMap<ListKind, E
     if let Err(error) = store.add_earned(ns, lists).await {
         metrics::store_error(&error);
         tracing::warn!(target: "redis", %error, "stored lists were not added to the counts of `nearshore arms`; they are left out of them");
-    }
-}
-
-fn to_publish((finished, list): (&FinishedJob, &FinishedList), now: Timestamp) -> Publish {
-    let FinishedJob {
-        job,
-        arm,
-        generated,
-        ..
-    } = finished;
-    let queued = job.claimed_at.since(job.work.ready);
-    let rest = now.since(job.claimed_at).saturating_sub(*generated);
-    Publish {
-        user: job.work.request.user.clone(),
-        list: Stored {
-            doc: list.document.to_json(),
-            claim: job.claimed.claim,
-            stage: list.document.source.stage(),
-            seen: job.claimed.state.fences.clone(),
-            epoch: arm.1,
-            at: job.work.request.time,
-            audit: list.audited((queued, *generated, rest)),
-        },
-        erased_at: job.claimed.state.erased_at,
-        force: job.work.request.force,
-        only_if_absent: list.document.source == Source::Fallback,
     }
 }

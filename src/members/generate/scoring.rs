@@ -23,7 +23,7 @@ use nearshore_core::list::compose::{
     ClaimedUser, FinishedList, ListContext, PreparedRequest, fallback, finish, prepare,
 };
 use nearshore_core::list::document::{Model, Source, Stage};
-use nearshore_core::list::prompt::Arm;
+use nearshore_core::list::prompt::{Arm, Calibrations};
 use nearshore_core::list::terms::Weights;
 use nearshore_core::list::terms::bound::Learned;
 use nearshore_core::names::scoring::{Ended, Names, ScoreRequest, ScoreResponse};
@@ -92,6 +92,24 @@ pub(super) struct FinishedJob {
 impl FinishedJob {
     pub(super) fn ns(&self) -> &str {
         &self.job.work.request.ns
+    }
+}
+
+/// A score request for each set of calibration prompts, or one without any.
+fn warming(calibrations: &Calibrations) -> Vec<ScoreRequest> {
+    let request = ScoreRequest {
+        prompt: "warm".into(),
+        n: 1,
+        ..ScoreRequest::default()
+    };
+    let sets = calibrations.sets().map(|set| ScoreRequest {
+        calibration: Some(Arc::clone(set)),
+        ..request.clone()
+    });
+    let requests: Vec<ScoreRequest> = sets.collect();
+    match requests.is_empty() {
+        true => vec![request],
+        false => requests,
     }
 }
 
@@ -228,33 +246,25 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
         }
     }
 
-    /// Asks each model once, so that the first user does not wait for cold caches.
-    pub(super) async fn warm(&mut self) {
-        self.sync_names().await;
-        for loaded in self.arms.iter() {
-            let request = ScoreRequest {
-                prompt: "warm".into(),
-                n: 1,
-                ..ScoreRequest::default()
-            };
-            // The first user should not wait for the calibration prompts either.
-            let sets = loaded.calibrations.sets().map(|set| ScoreRequest {
-                calibration: Some(Arc::clone(set)),
-                ..request.clone()
-            });
-            let mut requests: Vec<ScoreRequest> = sets.collect();
-            if requests.is_empty() {
-                requests.push(request);
+    /// Asks each model once, beside the lists that need none, so that the first user of a model does not wait for cold caches
+    /// nor for its calibration prompts.
+    pub(super) fn warm(&self) -> ModelRun {
+        let arms = Arc::clone(&self.arms);
+        let answers = async move {
+            for loaded in arms.iter() {
+                let requests = warming(&loaded.calibrations);
+                if let Err(error) = loaded.engine.generate(requests).await {
+                    metrics::engine_error(&error);
+                    tracing::warn!(
+                        arm = loaded.arm.id,
+                        %error,
+                        "model failed its first score request; it is asked again about the first users"
+                    );
+                }
             }
-            if let Err(error) = loaded.engine.generate(requests).await {
-                metrics::engine_error(&error);
-                tracing::warn!(
-                    arm = loaded.arm.id,
-                    %error,
-                    "model failed its first score request; serving starts without a warm model"
-                );
-            }
-        }
+            Answers::default()
+        };
+        ModelRun::new(Vec::new(), answers.boxed())
     }
 
     /// Epoch of the arm that would make the list.

@@ -8,10 +8,9 @@ use std::sync::Arc;
 
 use super::Tally;
 use crate::members::error::Error;
-use crate::members::outbox::publish_updates;
+use crate::members::outbox::{ListUpdate, publish_updates};
 use crate::members::records::request_record;
 use crate::metrics::{self, EventOutcome, EventType, RecordOutcome};
-use nearshore_core::list::document::Update;
 use nearshore_core::ports::log::Log;
 use nearshore_core::ports::store::Store;
 use nearshore_core::queue::topics::Topics;
@@ -119,9 +118,7 @@ impl Effects {
             updates.push((user.clone(), None));
         }
         for (user, list) in &self.stripped {
-            let doc = list.doc.to_json();
-            let value = Update::json((list.claim, list.epoch), &list.seen, (&doc, &list.audit));
-            updates.push((user.clone(), Some(value)));
+            updates.push((user.clone(), Some(ListUpdate::from(&**list))));
         }
         publish_updates(log, store, topics, ns, updates).await
     }

@@ -147,9 +147,16 @@ fn names(list: &ListView, out: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
+/// What is said of a list whose audit is not in Redis.
+const NOT_KEPT: &str =
+    "Redis keeps no audit of this list that can be read (audit.keep); recall-updates has it";
+
 fn audit(view: &View, out: &mut String) -> std::fmt::Result {
     let Some(audit) = &view.audit else {
-        return Ok(());
+        return match view.list {
+            Some(_) => writeln!(out, "\nWHY\n  {NOT_KEPT}"),
+            None => Ok(()),
+        };
     };
     writeln!(out, "\nWHY")?;
     let rules = if audit.rules.is_empty() {

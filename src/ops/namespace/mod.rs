@@ -168,11 +168,8 @@ impl<S: Store> Inspector<S> {
             Some(stored) => {
                 let document =
                     Document::parse(&stored.doc).with_context(|| format!("list of {user}"))?;
-                // A fallback of ingest, as earlier releases stored it, has no audit.
-                (
-                    Some(document),
-                    serde_json::from_str::<Audit>(&stored.audit).ok(),
-                )
+                // Without one, or with one of a later release, the list is shown without its audit.
+                (Some(document), stored.audit.read().ok())
             }
             None => (None, None),
         };

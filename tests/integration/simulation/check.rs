@@ -7,10 +7,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use nearshore_core::list::document::{Document, Update};
+use nearshore_core::list::document::{Document, StoredAudit, Update};
 use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
 use nearshore_core::list::prompt::{Arm, Template};
-use nearshore_core::ports::store::Store;
+use nearshore_core::ports::store::{Store, Stored};
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::count_kind::CountKind;
 use nearshore_core::shop::demand::Demand;
@@ -484,17 +484,28 @@ fn updates<S: Store>(history: &History<S>) -> Result<(), String> {
     let peeks = now(history.store.peek(&history.ns, &users(history))).map_err(|e| e.to_string())?;
     for (user, peek) in users(history).iter().zip(peeks) {
         let key = format!("{}/{user}", history.ns).into_bytes();
-        let (published, stored) = (
-            last.remove(&key).flatten(),
-            nearshore::members::outbox::current(&peek),
-        );
-        if published != stored {
+        let published = last.remove(&key).flatten();
+        let is_stored = match (&published, &peek.list) {
+            (Some(published), Some(list)) => is_update_of(published, list)?,
+            (published, list) => published.is_none() && list.is_none(),
+        };
+        if !is_stored {
+            let stored = peek.list;
             return Err(format!(
                 "recall-updates has {published:?} of {user}, stored is {stored:?}"
             ));
         }
     }
     Ok(())
+}
+
+/// Whether an update is of this list, with its audit in all digits.
+fn is_update_of(update: &str, list: &Stored) -> Result<bool, String> {
+    let update = Update::parse(update.as_bytes()).map_err(|error| error.to_string())?;
+    let document = Document::parse(&list.doc).map_err(|error| error.to_string())?;
+    let of_list = (list.claim, list.epoch, &list.seen, &document);
+    let is_same = of_list == (update.claim, update.epoch, &update.seen, &update.doc);
+    Ok(is_same && StoredAudit::pack(&update.audit) == list.audit)
 }
 
 /// Everything is done: the committed offsets are the ends.

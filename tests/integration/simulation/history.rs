@@ -263,6 +263,7 @@ impl<S: Store> History<S> {
                 ..Default::default()
             },
             needs: Default::default(),
+            audits_kept: 1.0,
             clock,
         };
         let (arm, template) = check::arm();

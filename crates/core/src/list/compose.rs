@@ -448,21 +448,17 @@ fn finished(prepared: &PreparedRequest, built: BuiltList) -> FinishedList {
 }
 
 impl FinishedList {
-    /// The audit as JSON, with the times that the list was queued, generated and published.
-    pub fn audited(
-        &self,
-        (queued, generated, published): (Duration, Duration, Duration),
-    ) -> String {
+    /// The audit with the times that the list was queued, generated and published.
+    pub fn audited(&self, (queued, generated, published): (Duration, Duration, Duration)) -> Audit {
         let times = Times {
             queued,
             generated,
             published,
             ..self.audit.times
         };
-        let audit = Audit {
+        Audit {
             times,
             ..self.audit.clone()
-        };
-        serde_json::to_string(&audit).expect("an audit has only strings and finite numbers")
+        }
     }
 }

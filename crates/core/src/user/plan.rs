@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::list::document::{Document, Stage};
+use crate::list::document::{Document, Stage, StoredAudit};
 use crate::list::fallback::{for_user, of_segment};
 use crate::shop::count_kind::CountKind;
 use crate::shop::snapshot::Snapshot;
@@ -50,8 +50,8 @@ pub struct StoredList {
     pub seen: Fences,
     /// The document.
     pub doc: Document,
-    /// Its audit, JSON.
-    pub audit: String,
+    /// Its audit.
+    pub audit: StoredAudit,
 }
 
 /// What one record adds to one cell of the counts.

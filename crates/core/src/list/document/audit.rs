@@ -69,6 +69,13 @@ pub struct Audit {
     pub times: Times,
 }
 
+impl Audit {
+    /// The audit as JSON, with all digits, as updates have it.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("an audit has only strings and finite numbers")
+    }
+}
+
 /// The model, as described by the engine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

@@ -8,6 +8,7 @@
 
 mod audit;
 mod build;
+mod stored_audit;
 
 use std::collections::BTreeSet;
 
@@ -18,6 +19,8 @@ use strum::{IntoStaticStr, VariantNames};
 use crate::user::record::{Fences, Timestamp};
 
 pub use audit::{Audit, Dropped, Model, NameAudit, SkuAudit, Times, Why};
+pub use stored_audit::{StoredAudit, StoredAuditError};
+
 pub(crate) use build::{BuiltList, Header, ListBuilder, Scored};
 
 /// Schema number of a [`Document`]; a reader that does not know it reads the fallback key.

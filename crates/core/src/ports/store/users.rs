@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use crate::list::document::Stage;
+use crate::list::document::{Stage, StoredAudit};
 use crate::queue::claims::UserStatus;
 use crate::user::event::UserId;
 use crate::user::record::{Fences, Timestamp};
@@ -121,8 +121,8 @@ pub struct Stored {
     pub epoch: u64,
     /// When it was made (source time of the request).
     pub at: Timestamp,
-    /// Audit JSON.
-    pub audit: String,
+    /// Its audit; empty if none is kept.
+    pub audit: StoredAudit,
 }
 
 /// One conditional publish.
