@@ -44,6 +44,7 @@ mod store_speed;
 mod store_users;
 mod store_values;
 mod texts;
+mod two_lists;
 mod upgrade;
 mod values;
 mod way;
