@@ -19,6 +19,8 @@ mod recorder;
 mod recovery;
 mod sizing;
 mod store_faults;
+mod two_speeds;
+mod worth;
 
 use std::collections::BTreeMap;
 
@@ -77,6 +79,8 @@ fn main() {
         "member" => rebalance::member(&options),
         "recovery" => runtime.block_on(recovery::run(&options)),
         "sizing" => runtime.block_on(sizing::run(&options)),
+        "two-speeds" => runtime.block_on(two_speeds::run(&options)),
+        "worth" => runtime.block_on(worth::run(&options)),
         other => {
             eprintln!("unknown measurement {other:?}; see scripts/bench");
             #[expect(clippy::disallowed_methods, reason = "wrong usage ends a benchmark")]
