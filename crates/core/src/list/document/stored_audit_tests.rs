@@ -119,19 +119,15 @@ fn rounded_to_stored(mut audit: Audit) -> Audit {
 }
 
 #[test]
-fn a_stored_audit_is_the_audit_with_rounded_numbers_in_at_most_a_kilobyte_and_a_half() {
+fn a_stored_audit_is_the_audit_with_rounded_numbers_in_a_quarter_of_the_bytes() {
     let audit = audit();
     let stored = StoredAudit::pack(&audit);
     let json = serde_json::to_string(&audit).expect("JSON");
+    // Digits that look random are the worst case: audits of real lists take half as much (docs/measurements/sizing.md).
+    let (bytes, of_json) = (stored.as_bytes().len(), json.len());
     assert!(
-        stored.as_bytes().len() <= 1_500,
-        "{} bytes",
-        stored.as_bytes().len()
-    );
-    assert!(
-        json.len() > 6 * stored.as_bytes().len(),
-        "{} bytes of JSON",
-        json.len()
+        bytes <= 1_900 && of_json >= 4 * bytes,
+        "{bytes} of {of_json}"
     );
     let read = stored.read().expect("its own bytes");
     assert_eq!(read, rounded_to_stored(audit.clone()));
