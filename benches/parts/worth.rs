@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -163,7 +163,10 @@ fn true_gain(users: &[User], least: usize) -> f64 {
 async fn earned(users: &[User], gains: Option<[f64; BUCKETS.len()]>) -> (f64, f64) {
     let site = Site::open(&[]).await;
     write_states(&site, users).await;
-    let asked = Arc::new(AtomicUsize::new(0));
+    let (asked, open) = (
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
     let model = StandIn {
         next: users
             .iter()
@@ -171,6 +174,7 @@ async fn earned(users: &[User], gains: Option<[f64; BUCKETS.len()]>) -> (f64, f6
             .map(|user| (user.id.clone(), user.next.clone()))
             .collect(),
         asked: asked.clone(),
+        open: open.clone(),
         most: users.len() / 5,
     };
     let group = site.settings.group("generate");
@@ -196,9 +200,10 @@ async fn earned(users: &[User], gains: Option<[f64; BUCKETS.len()]>) -> (f64, f6
         .expect("written");
     let mut published = 0;
     let run = async {
-        // The model is asked after every user has a list, as it is when it is slower than they come.
-        while asked.load(Ordering::Relaxed) < users.len() / 5 || published < users.len() as u64 {
+        // The order is one of users in memory: the model answers once every user has a list and waits.
+        while asked.load(Ordering::Relaxed) < users.len() / 5 {
             published += step(&mut member).await;
+            open.store(published >= users.len() as u64, Ordering::Relaxed);
         }
         // The last answers are published.
         for _ in 0..200 {
@@ -206,6 +211,11 @@ async fn earned(users: &[User], gains: Option<[f64; BUCKETS.len()]>) -> (f64, f6
         }
     };
     tokio::time::timeout(LIMIT * 4, run).await.expect("it ends");
+    earned_of(&site, users).await
+}
+
+/// Of the users' stored lists: share of all gain that is on lists of the model, and share of the users with a list.
+async fn earned_of(site: &Site, users: &[User]) -> (f64, f64) {
     let ids: Vec<UserId> = users
         .iter()
         .map(|user| UserId(user.id.as_str().into()))
@@ -381,6 +391,8 @@ fn settings(site: &Site, group: String) -> GenerateSettings {
 struct StandIn {
     next: BTreeMap<String, Vec<usize>>,
     asked: Arc<AtomicUsize>,
+    /// Whether it has begun.
+    open: Arc<AtomicBool>,
     /// How many users it answers; then its time is over.
     most: usize,
 }
@@ -396,6 +408,9 @@ impl Scorer for StandIn {
     ) -> Result<Vec<ScoreResponse>, nearshore_engine::Error> {
         if requests.iter().any(|request| request.prompt.user == "warm") {
             return Ok(vec![ScoreResponse::default(); requests.len()]);
+        }
+        while !self.open.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let before = self.asked.fetch_add(requests.len(), Ordering::Relaxed);
         if before >= self.most {
