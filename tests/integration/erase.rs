@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use nearshore_core::ports::keys;
 use nearshore_core::ports::log::Outgoing;
-use nearshore_core::ports::store::Users;
+use nearshore_core::ports::store::{Stored, Users};
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::{Record, Timestamp};
 use nearshore_core::user::state::LoadedUser;
@@ -57,13 +57,16 @@ fn found(receipt: &Value, verdict: &str) -> Vec<String> {
         .collect()
 }
 
-/// Waits for a list by the model.
+/// Waits until all that was sent is folded, and a list has seen it and no request is out.
 async fn has_a_list(site: &Site, user: &str) {
+    site.committed().await;
     eventually(LIMIT, || async {
         let peek = site.peek(user).await;
-        let list = peek.list.filter(|list| list.claim > 0);
-        list.map(drop)
-            .ok_or_else(|| format!("no list by the model for {user}"))
+        let seen = |list: &Stored| list.seen.contains_all(&peek.fences);
+        match (&peek.list, &peek.pending) {
+            (Some(list), None) if list.claim > 0 && seen(list) => Ok(()),
+            (list, pending) => Err(format!("{user}: {list:?}, pending {pending:?}")),
+        }
     })
     .await;
 }
