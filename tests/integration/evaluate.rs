@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
 
+use nearshore_core::ports::log::Outgoing;
+use nearshore_core::user::record::Timestamp;
 use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
@@ -13,6 +15,7 @@ use parquet::schema::parser::parse_message_type;
 use serde_json::{Value, json};
 
 use crate::harness::variable;
+use crate::process::{Site, record};
 
 /// Households and product types of the slice.
 const HOUSEHOLDS: usize = 250;
@@ -391,6 +394,79 @@ fn a_log_gives_one_result_in_every_format_and_a_page() {
     assert!(recall("10", "demand + repeat") > demand, "{demand}");
     let page = std::fs::read_to_string(&page).expect("a page");
     assert!(page.contains("<svg") && !page.contains("<script") && !page.contains("http"));
+}
+
+/// Writes the slice on a site's topics, profiles before everything, and the same profiles to a file.
+async fn write_to_topics(slice: &Slice, site: &Site) -> PathBuf {
+    let first = slice.bought.iter().map(|line| line.1).min();
+    let before = first.expect("a purchase") - 1_000;
+    let at = |time: i64, record: Outgoing| Outgoing {
+        time: Some(Timestamp(time)),
+        ..record
+    };
+    let events = slice.bought.iter().map(|(user, time, sku, qty, price)| {
+        let value = json!({"type": "purchase", "sku": sku, "qty": qty, "price": price});
+        at(*time, record(&site.topics.user_events, user, &value))
+    });
+    let profiles = slice.profiles.iter().map(|(user, fields)| {
+        let topic = &site.topics.profile_changes;
+        at(before, record(topic, user, &json!(fields)))
+    });
+    let skus = slice.skus.iter().map(|(sku, pu, category)| {
+        let value = json!({"pu": pu, "category": category, "stock": 5});
+        record(&site.topics.catalog, sku, &value)
+    });
+    site.send(events.chain(profiles).chain(skus).collect())
+        .await;
+    let rows = slice.profiles.iter();
+    let rows =
+        rows.map(|(user, fields)| json!({"key": user, "timestamp": before, "value": fields}));
+    let text: String = rows.map(|row| format!("{row}\n")).collect();
+    site.write("timed.jsonl", &text)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_on_topics_gives_the_result_of_its_files() {
+    let slice = Slice::read();
+    // The purchases are older than a topic keeps records by default.
+    let keep: &[(&str, &str)] = &[("retention.ms", "-1")];
+    let topics = ["user_events", "profile_changes"];
+    let site = Site::open(&topics.map(|topic| (topic, 3, keep))).await;
+    // Its rules ask for a field that these profiles do not have, which an evaluation refuses.
+    let config = site.config();
+    let (without_rules, _) = config.split_once("[[rules]]").expect("it has rules");
+    site.write("nearshore.toml", without_rules);
+    let profiles = write_to_topics(&slice, &site).await;
+    let [events, _, catalog] = slice.json_lines(site.folder());
+    let paths = [&events, &profiles, &catalog].map(|path| path.to_str().expect("a path"));
+    let order = [
+        "evaluate",
+        "--json",
+        "--strict",
+        "--no-align",
+        "--no-curve",
+        "--cold=0",
+        "--visible=3",
+        "--model-users=0",
+        "--resamples=100",
+    ];
+    let files = [
+        "--events",
+        paths[0],
+        "--profiles",
+        paths[1],
+        "--catalog",
+        paths[2],
+    ];
+    let found = async |words: &[&str]| -> Value {
+        let text = site.output(&[&order[..], words].concat()).await;
+        let mut value: Value = serde_json::from_str(&text).expect("JSON");
+        value.as_object_mut().expect("an object").remove("times");
+        value
+    };
+    let of_topics = found(&[]).await;
+    assert_eq!(of_topics["log"]["purchases"], slice.bought.len());
+    assert_eq!(of_topics, found(&files).await);
 }
 
 #[test]
