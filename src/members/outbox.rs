@@ -16,8 +16,8 @@ use nearshore_core::user::record::Fences;
 use crate::members::error::Error;
 use crate::members::records::update_record;
 
-/// The update of a list. Two are of the same list if they differ in the audit alone, which the store keeps with fewer digits
-/// or not at all.
+/// The update of a list. Two are of the same list if they differ in the audit alone, which the store keeps with fewer
+/// digits or not at all.
 pub struct ListUpdate {
     claim: u64,
     stage: Stage,

@@ -2,9 +2,9 @@
 //!
 //! Invariant: a user is claimed only by the version of the state by which the request was found to need a list. A
 //! request whose claim was stale is checked again, so that each request ends as a job, as covered, or as one of a user
-//! of whom nothing is stored. A request that the stored list has seen is not claimed again, also if that list is the one
-//! without the model: it then waits for the model under the claim of that list. It keeps nothing between two calls: a claim that an error leaves unused is replaced by
-//! the next claim of the same user.
+//! without stored data. A request that the stored list has seen is not claimed again, also if that list is the one
+//! without the model: it then waits for the model under the claim of that list. It keeps nothing between two calls: a
+//! claim that an error leaves unused is replaced by the next claim of the same user.
 
 use std::collections::BTreeMap;
 

@@ -246,8 +246,8 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
         }
     }
 
-    /// Asks each model once, beside the lists that need none, so that the first user of a model does not wait for cold caches
-    /// nor for its calibration prompts.
+    /// Asks each model once, beside the lists that need none, so that the first user of a model does not wait for cold
+    /// caches nor for its calibration prompts.
     pub(super) fn warm(&self) -> ModelRun {
         let arms = Arc::clone(&self.arms);
         let answers = async move {
