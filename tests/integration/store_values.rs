@@ -18,9 +18,14 @@ use crate::store::{
     STORED, claim, cluster, erase, fallback, fold, list, load, partition, peek, profile, publish,
     single, single_url, topic, user, write,
 };
+use crate::store_faults::{Server, store_at};
 
 async fn raw() -> MultiplexedConnection {
-    let client = redis::Client::open(single_url()).expect("an address");
+    raw_at(single_url()).await
+}
+
+async fn raw_at(url: String) -> MultiplexedConnection {
+    let client = redis::Client::open(url).expect("an address");
     let conn = client.get_multiplexed_async_connection().await;
     conn.expect("Redis answers")
 }
@@ -289,7 +294,9 @@ async fn a_bad_value_that_users_share_is_named_without_a_user() {
 
 #[tokio::test]
 async fn a_damaged_block_of_a_sku_is_named_and_raises_no_fence() {
-    let (store, mut redis) = (single(), raw().await);
+    // A Redis of its own: what is damaged here is of a set of SKUs, and an unblock of any test reads the whole set.
+    let server = Server::start(&[]).await;
+    let (store, mut redis) = (store_at(server.url()), raw_at(server.url()).await);
     let sku = fresh("sku");
     let record = StockRecord {
         sku: sku.clone(),
@@ -302,7 +309,6 @@ async fn a_damaged_block_of_a_sku_is_named_and_raises_no_fence() {
         time: Timestamp(0),
     };
     let blocked = keys::sold_out_blocked(keys::set(&sku));
-    // A damaged note of this SKU alone: the set is shared with other tests.
     ask(&mut redis, &["HSET", &blocked, &sku, "no JSON"]).await;
     let error = store.stock(std::slice::from_ref(&record)).await;
     let error = error.expect_err("the note is damaged");
