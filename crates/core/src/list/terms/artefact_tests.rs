@@ -181,4 +181,13 @@ fn tables_are_bound_to_a_catalogue_by_id_and_a_foreign_one_is_refused() {
         .expect_err("one of three")
         .to_string();
     assert!(error.contains("1 of its 3 products"), "{error}");
+    let products = ["BREAD", "MILK", "SALT", "SUGAR", "TEA"];
+    let grown = products.map(|pu| sku(&pu.to_lowercase(), pu, json!({})));
+    let error = Learned::bind(&artefact, &Catalogue::load(grown.into()))
+        .expect_err("it knows two of five")
+        .to_string();
+    assert!(
+        error.contains("2 of its 3 products are among the 5"),
+        "{error}"
+    );
 }

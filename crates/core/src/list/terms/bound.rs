@@ -15,7 +15,7 @@ use crate::user::record::Timestamp;
 /// Milliseconds of a day.
 const DAY_MS: f64 = 86_400_000.0;
 
-/// Least share of the artefact's products that the catalogue must have.
+/// Least share of the artefact's products that the catalogue must have, and of the catalogue's that the artefact must.
 const KNOWN_MIN: f64 = 0.5;
 
 /// Sum of cosines at which the logarithm of their term begins to bend.
@@ -24,13 +24,14 @@ const COSINE_SCALE: f32 = 0.1;
 /// An artefact that is of another catalogue.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the artefact {hash} is of another catalogue: {known} of its {products} products are in this one; run `nearshore \
-     align` on this shop's log"
+    "the artefact {hash} is of another catalogue: {known} of its {products} products are among the {served} of this one; \
+     run `nearshore align` on this shop's log"
 )]
 pub struct ForeignError {
     hash: String,
     known: usize,
     products: usize,
+    served: usize,
 }
 
 /// An artefact, with the catalogue's indices of its products.
@@ -47,7 +48,8 @@ pub struct Learned {
 }
 
 impl Learned {
-    /// Binds an artefact; refused if under half of its products are known.
+    /// Binds an artefact; refused if the catalogue has under half of its products, or it has under half of the
+    /// catalogue's.
     pub fn bind(artefact: &Arc<Artefact>, catalogue: &Catalogue) -> Result<Self, ForeignError> {
         let products = &artefact.tables.products;
         let mut rows = vec![None; catalogue.pus().len()];
@@ -58,11 +60,13 @@ impl Learned {
                 known += 1;
             }
         }
-        if (known as f64) < KNOWN_MIN * products.len() as f64 {
+        let served = rows.len();
+        if (known as f64) < KNOWN_MIN * products.len().max(served) as f64 {
             return Err(ForeignError {
                 hash: artefact.hash.clone(),
                 known,
                 products: products.len(),
+                served,
             });
         }
         let columns = artefact.tables.columns.iter().map(|(name, column)| {
