@@ -62,11 +62,16 @@ def main():
     budgets = [o["spec"] for o in objects if o["kind"] == "PodDisruptionBudget"]
     deployments = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "Deployment"}
     jobs = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "Job"}
+    crons = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "CronJob"}
+    for name, spec in crons.items():
+        require(spec.get("concurrencyPolicy") == "Forbid", f"{name}: two of its jobs may run at once")
+    for name, spec in jobs.items():
+        require(spec.get("backoffLimit", 0) >= 10, f"{name}: backoffLimit is below 10, so it gives up instead of continuing")
+    jobs |= {name: spec["jobTemplate"]["spec"] for name, spec in crons.items()}
     for name, spec in jobs.items():
         pod_rules(name, spec["template"]["spec"], require, serves=False)
         account = accounts.get(spec["template"]["spec"].get("serviceAccountName"), {})
         require(account.get("automountServiceAccountToken") is False, f"{name}: its service account mounts a token")
-        require(spec.get("backoffLimit", 0) >= 10, f"{name}: backoffLimit is below 10, so it gives up instead of continuing")
     expected = set() if jobs else {"nearshore-ingest", "nearshore-generate"}
     require(set(deployments) == expected, f"deployments are {sorted(deployments)}")
     for name, spec in deployments.items():
