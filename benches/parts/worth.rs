@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use nearshore::members::clock::wall_clock;
-use nearshore::members::generate::{Generate, GenerateSettings, LoadedArm, Scorer};
+use nearshore::members::generate::{Generate, GenerateSettings, LoadedArm, Ranking, Scorer};
 use nearshore::members::records::request_record;
 use nearshore_core::list::document::{Document, Stage};
 use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
-use nearshore_core::list::prompt::{Calibrations, Template};
+use nearshore_core::list::prompt::Template;
 use nearshore_core::list::terms::{BUCKETS, Weights};
 use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse, ScoredName};
 use nearshore_core::ports::log::Delivery;
@@ -356,15 +356,18 @@ fn arm(engine: StandIn, gains: Option<[f64; BUCKETS.len()]>) -> LoadedArm<StandI
     let weights = Weights::by_hand(&weights).expect("weights");
     LoadedArm {
         arm: serde_json::from_value(arm).expect("an arm"),
-        weights: match gains {
-            Some(gains) => weights.with_gains(gains),
-            None => weights,
-        },
-        artefact: None,
+        ranking: Ranking {
+            weights: match gains {
+                Some(gains) => weights.with_gains(gains),
+                None => weights,
+            },
+            ..Default::default()
+        }
+        .into(),
+        renewed: Default::default(),
         new_texts: None,
         template: Template::load("{{ profile.code }}", "t.j2").expect("a template"),
         info: Default::default(),
-        calibrations: Calibrations::default(),
         tokenizer: "words".into(),
         count: Arc::new(str::len),
         engine,

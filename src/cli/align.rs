@@ -16,13 +16,14 @@ use crate::ops::evaluate::align::{AlignOptions, Aligned, align, table_alone, tex
 use crate::ops::evaluate::model::{ModelOptions, batches, model_of};
 use crate::ops::evaluate::product_table::{TableCost, build};
 use crate::ops::evaluate::{History, vectors};
-use crate::run::artefact_of;
+use crate::run::{artefact_of, point};
 
 /// Examples of `--help`.
 pub(super) const EXAMPLES: &str = "\
 Examples:
   nearshore align --config nearshore.toml --out artefacts           # learns from the topics of the configuration
   nearshore align --events orders.csv --profiles people.csv --catalog skus.csv --out artefacts
+  nearshore align --config nearshore.toml --out artefacts --point artefacts/current   # and running processes take it
   nearshore align --config nearshore.toml --window 28days --json | jq .buckets
   nearshore align --config nearshore.toml --arm a --model-users 300  # asks the model of arm a, and fits its weight
   nearshore align --config nearshore.toml --arm a --model-users 0 --table   # asks it once about every product: the term table
@@ -31,7 +32,7 @@ Examples:
 It writes a folder named by the hash of its content, such as artefacts/artefact-0123456789ab. Name it in the configuration:
   [[arms]]
   artefact = \"artefacts/artefact-0123456789ab\"
-and raise the arm's epoch. Files are described in docs/contract.md (Files of logs), the method in docs/recall.md.";
+and raise the arm's epoch; or name a file that points to it, which running processes follow. Files are described in docs/contract.md (Files of logs), the method in docs/recall.md.";
 
 /// Arguments of `align`.
 #[derive(Clone, Debug, Args)]
@@ -41,6 +42,10 @@ pub(super) struct AlignArgs {
     /// Folder in which the artefact's folder is made.
     #[arg(long, value_name = "DIR", default_value = "artefacts")]
     out: PathBuf,
+    /// File that points to the artefact, such as artefacts/current: written last, at once. Processes whose arm names
+    /// this file as `artefact` take the new artefact within seconds, without a restart.
+    #[arg(long, value_name = "FILE")]
+    point: Option<PathBuf>,
     /// Time after a cut in which purchases are what the weights are fitted to.
     #[arg(long, value_name = "TIME", default_value = "56days", value_parser = humantime::parse_duration)]
     window: Duration,
@@ -197,14 +202,20 @@ fn model_users(text: &str) -> Result<u32, String> {
 fn written(args: &AlignArgs, mut aligned: Aligned, cost: Option<TableCost>) -> anyhow::Result<()> {
     aligned.report.table = cost;
     let folder = write_folder(&args.out, &aligned.files, &aligned.report)?;
+    if let Some(file) = &args.point {
+        point(file, &folder)?;
+    }
     match args.common.json {
         true => out!("{}", serde_json::to_string(&aligned.report)?),
         false => {
             out_part!("{}", text(&aligned.report));
-            out!(
-                "\nwritten to {}; name it as `artefact` of an arm, and raise the arm's epoch",
-                folder.display()
-            );
+            let folder = folder.display();
+            match &args.point {
+                Some(file) => out!("\nwritten to {folder}; {} points to it now", file.display()),
+                None => out!(
+                    "\nwritten to {folder}; name it as `artefact` of an arm, and raise the arm's epoch"
+                ),
+            }
         }
     }
     Ok(())

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::loops::{COMMIT_EVERY, dlq_gate, generate_loop, ingest_loop};
 use crate::http::Ready;
-use crate::members::generate::{self, Generate, LoadedArm, Scorer};
+use crate::members::generate::{self, Generate, LoadedArm, Ranking, Scorer};
 use crate::members::ingest::{self, Ingest, Now};
 use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
 use nearshore_core::list::terms::Weights;
@@ -250,13 +250,16 @@ fn arms_and_settings<A>(
     let model = [("model".to_owned(), 1.0)].into();
     let loaded = LoadedArm {
         arm: serde_json::from_value(arm).expect("an arm"),
-        weights: Weights::by_hand(&model).expect("weights"),
-        artefact: None,
+        ranking: Ranking {
+            weights: Weights::by_hand(&model).expect("weights"),
+            ..Default::default()
+        }
+        .into(),
+        renewed: Default::default(),
         new_texts: None,
         template: nearshore_core::list::prompt::Template::load("Next:", "t.j2")
             .expect("a template"),
         info: Default::default(),
-        calibrations: nearshore_core::list::prompt::Calibrations::default(),
         tokenizer: "words".into(),
         count: Arc::new(str::len),
         engine,

@@ -129,6 +129,10 @@ table! {
         "Lists that generate prepared for users whose profile has a value that the rule cannot compare, by rule.";
     ARTEFACT: Gauge "nearshore_artefact_bound" [arm = Arms]
         "1 if the arm's artefact fits the served catalogue; 0 if it was refused and the arm ranks by demand alone.";
+    ARTEFACT_UNTIL: Gauge "nearshore_artefact_until_timestamp_seconds" [arm = Arms]
+        "Time of the last purchase that the arm's artefact learned from, in seconds since 1970; processes that differ rank by different artefacts.";
+    ARTEFACTS_REFUSED: Counter "nearshore_artefacts_refused_total" [arm = Arms]
+        "Renewed artefacts of the arm that were refused, because they are damaged, of another catalogue, or need what the process did not load; the one before stays.";
     NAMES_WITHOUT_VECTOR: Gauge "nearshore_names_without_vector" [arm = Arms]
         "Names of the served catalogue to which the arm's terms text and typical give 0, because they have no vector.";
     NAMES_WITHOUT_TABLE: Gauge "nearshore_names_without_table" [arm = Arms]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 
 use super::*;
+use nearshore_core::user::record::Timestamp;
 
 fn known() -> Known {
     Known {
@@ -40,10 +41,7 @@ fn update_all() {
     fold(second);
     dlq(Stage::Event, "no_key", 1);
     dlq_waiting(Stage::Event, 1);
-    artefact_bound("a", true);
-    names_without_vector("a", 1);
-    names_without_table("a", 1);
-    texts_without_vector("a", 1);
+    update_artefacts();
     foreign_members(1);
     unknown_namespace(1);
     empty_list(true);
@@ -97,6 +95,15 @@ fn update_all() {
     store_error(&full);
     engine_error(&nearshore_engine::Error::Stopped);
     model("a", &nearshore_engine::Info::default());
+}
+
+fn update_artefacts() {
+    artefact_bound("a", true);
+    artefact_until("a", Timestamp(1_000));
+    artefact_refused("a");
+    names_without_vector("a", 1);
+    names_without_table("a", 1);
+    texts_without_vector("a", 1);
 }
 
 fn names(exposition: &str) -> BTreeSet<&str> {

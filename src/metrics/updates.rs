@@ -12,6 +12,7 @@ use nearshore_core::list::document::{Source, Why};
 use nearshore_core::list::hits::Earned;
 use nearshore_core::ports::{log, store};
 use nearshore_core::shop::rules::UnmatchedKind;
+use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::trigger::{Lane, Reason};
 use nearshore_engine as engine;
 
@@ -78,6 +79,16 @@ pub fn coalesced(n: u64) {
 /// Sets whether an arm's artefact fits the served catalogue.
 pub fn artefact_bound(arm: &str, bound: bool) {
     t::ARTEFACT.set(&[arm], f64::from(u8::from(bound)));
+}
+
+/// Sets until when the log was read that an arm's artefact learned from.
+pub fn artefact_until(arm: &str, until: Timestamp) {
+    t::ARTEFACT_UNTIL.set(&[arm], until.0 as f64 / 1_000.0);
+}
+
+/// Counts a renewed artefact that was refused.
+pub fn artefact_refused(arm: &str) {
+    t::ARTEFACTS_REFUSED.add(&[arm], 1);
 }
 
 /// Sets how many names of the catalogue have no vector in an arm.

@@ -1,17 +1,17 @@
 //! Loads what the arms name: templates, models and calibration prompts.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
 
+use super::artefact::artefact;
 use crate::config::Config;
 use crate::files;
-use crate::members::generate::{LoadedArm, NewTexts};
+use crate::members::generate::{LoadedArm, NewTexts, Ranking, Renewed};
 use nearshore_core::list::prompt::{Arm, Calibrations, Frozen, Template};
 use nearshore_core::list::terms::Weights;
-use nearshore_core::list::terms::artefact::{Artefact, MANIFEST, Manifest};
+use nearshore_core::list::terms::artefact::Artefact;
 use nearshore_core::shop::arms::delay_of;
 use nearshore_engine::Options;
 use nearshore_engine::encoder::Encoder;
@@ -60,27 +60,19 @@ pub(crate) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>
         let source = files::read(&file).with_context(|| format!("arm {}: template", arm.id))?;
         let template = Template::load(&source, &arm.template)
             .with_context(|| format!("arm {}: template {}", arm.id, file.display()))?;
-        let references = artefact
-            .as_ref()
-            .and_then(|artefact| artefact.references.as_deref());
-        let calibrations = match references {
-            _ if !weights.use_model() => Ok(Calibrations::default()),
-            Some(text) => Calibrations::read(text, &template.hash, &engine.tokenizer)
-                .context("reference prompts of the artefact"),
-            None => calibrations(config, arm, &template, &engine.tokenizer),
-        };
-        let calibrations = calibrations.with_context(|| format!("arm {}", arm.id))?;
+        let known = (template.hash.as_str(), engine.tokenizer.as_str());
+        let ranking = ranking((config, arm), (artefact, weights), known);
+        let ranking = ranking.with_context(|| format!("arm {}", arm.id))?;
         let info = engine.handle.info().clone();
         arms.push(LoadedArm {
             arm: arm.clone(),
-            weights,
-            artefact,
+            ranking: Arc::new(ranking),
+            renewed: Renewed::default(),
             new_texts: None,
             template,
             info,
             tokenizer: engine.tokenizer,
             count: engine.count,
-            calibrations,
             engine: engine.handle,
         });
     }
@@ -103,7 +95,9 @@ fn start_encoder(config: &Config, arms: &mut [LoadedArm<Handle>]) -> anyhow::Res
     let Some(folder) = config.encoder() else {
         return Ok(());
     };
-    let arms = arms.iter_mut().filter(|arm| arm.weights.use_vectors());
+    let arms = arms
+        .iter_mut()
+        .filter(|arm| arm.ranking.weights.use_vectors());
     let arms: Vec<&mut LoadedArm<Handle>> = arms.collect();
     if arms.is_empty() {
         return Ok(());
@@ -112,7 +106,7 @@ fn start_encoder(config: &Config, arms: &mut [LoadedArm<Handle>]) -> anyhow::Res
     tracing::info!(encoder = %folder.display(), hash = encoder.hash(), "encoder loaded");
     let new_texts = NewTexts::start(encoder);
     for loaded in arms {
-        let vectors = loaded.artefact.as_ref();
+        let vectors = loaded.ranking.artefact.as_ref();
         let vectors = vectors.and_then(|artefact| artefact.vectors.as_ref());
         match new_texts.fits(vectors.map(|vectors| &**vectors)) {
             true => loaded.new_texts = Some(new_texts.clone()),
@@ -127,12 +121,34 @@ fn start_encoder(config: &Config, arms: &mut [LoadedArm<Handle>]) -> anyhow::Res
     Ok(())
 }
 
+/// What an arm ranks by, with a template of this hash and a model with this tokenizer.
+pub(super) fn ranking(
+    (config, arm): (&Config, &Arm),
+    (artefact, weights): (Option<Arc<Artefact>>, Weights),
+    known: (&str, &str),
+) -> anyhow::Result<Ranking> {
+    let references = (artefact.as_ref()).and_then(|artefact| artefact.references.as_deref());
+    let calibrations = match references {
+        _ if !weights.use_model() => Calibrations::default(),
+        Some(text) => {
+            let (template, tokenizer) = known;
+            let read = Calibrations::read(text, template, tokenizer);
+            read.context("reference prompts of the artefact")?
+        }
+        None => calibrations(config, arm, known)?,
+    };
+    Ok(Ranking {
+        weights,
+        artefact,
+        calibrations,
+    })
+}
+
 /// Reads the arm's calibration prompts; none if the arm names no file.
 fn calibrations(
     config: &Config,
     arm: &Arm,
-    template: &Template,
-    tokenizer: &str,
+    (template, tokenizer): (&str, &str),
 ) -> anyhow::Result<Calibrations> {
     let Some(file) = &arm.calibration else {
         tracing::warn!(
@@ -144,20 +160,9 @@ fn calibrations(
     let path = config.resolve(file);
     let text = files::read_filled(&path, "write it with nearshore calibrate");
     let text = text.context("calibration prompts")?;
-    let calibration = Frozen::read(&text, &template.hash, tokenizer)
+    let calibration = Frozen::read(&text, template, tokenizer)
         .with_context(|| format!("calibration prompts {}", path.display()))?;
     Ok(Calibrations::of_all(Arc::new(calibration)))
-}
-
-/// Reads the arm's artefact; `None` if the arm names no folder.
-pub(crate) fn artefact(config: &Config, arm: &Arm) -> anyhow::Result<Option<Arc<Artefact>>> {
-    let Some(folder) = &arm.artefact else {
-        return Ok(None);
-    };
-    let folder = config.resolve(folder);
-    let read = artefact_of(&folder);
-    let artefact = read.with_context(|| format!("artefact {}", folder.display()))?;
-    Ok(Some(Arc::new(artefact)))
 }
 
 /// An arm's weights: those set by hand, or its artefact's.
@@ -174,21 +179,6 @@ pub(crate) fn weights(arm: &Arm, artefact: Option<&Artefact>) -> anyhow::Result<
         "table has a weight, and the artefact has no table of products; make it with `nearshore align --table`"
     );
     Ok(weights)
-}
-
-/// Reads the folder of an artefact.
-pub(crate) fn artefact_of(folder: &Path) -> anyhow::Result<Artefact> {
-    let path = folder.join(MANIFEST);
-    let text = files::read_filled(&path, "make it with nearshore align")?;
-    let manifest = Manifest::parse(&text)?;
-    let mut content = BTreeMap::new();
-    for file in manifest.files() {
-        // A file that is missing is refused as one that changed.
-        if let Ok(bytes) = std::fs::read(folder.join(file)) {
-            content.insert(file.to_owned(), bytes);
-        }
-    }
-    Ok(Artefact::read(&text, &content)?)
 }
 
 /// A stand-in for the model of an arm that gives the model no weight: the model is not loaded.

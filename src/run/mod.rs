@@ -3,9 +3,11 @@
 //! Invariant: no task is detached; the end of one task ends the process. A cancelled process commits what is done and
 //! leaves its groups within [`DRAIN`]. It connects parts and decides nothing.
 
+mod artefact;
 mod fields;
 mod installation;
 mod load;
+mod renew;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -20,11 +22,13 @@ use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use artefact::{artefact, artefact_of, point};
 use fields::watch_fields;
 use installation::watch_strangers;
 pub(crate) use installation::{ADVICE, installation, strangers};
 use load::load_serving_arms;
-pub(crate) use load::{artefact, artefact_of, load_arms, weights};
+pub(crate) use load::{load_arms, weights};
+use renew::watch_artefacts;
 use watch::{ENGINE_STALLED, join, watch_coverage, watch_engine, watch_redis};
 
 use crate::config::Config;
@@ -482,6 +486,7 @@ async fn generate_task(parts: Parts) -> anyhow::Result<()> {
             cancel.clone(),
         ));
     }
+    watch_artefacts(&mut watchers, (&config, &arms), &cancel);
     if !wait_ready(&mut catalogue, &cancel).await {
         return Ok(());
     }

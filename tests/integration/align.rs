@@ -67,9 +67,13 @@ fn an_artefact_is_a_function_of_the_log_and_its_weights_help() {
     let files = slice.json_lines(folder.path());
     let (one, two) = (folder.path().join("one"), folder.path().join("two"));
     let found = report(&align(&files, &one, &[]));
-    assert_eq!(found, report(&align(&files, &two, &[])));
+    let pointer = two.join("current");
+    let point = ["--point", pointer.to_str().expect("a path")];
+    assert_eq!(found, report(&align(&files, &two, &point)));
     let name = format!("artefact-{}", found["artefact"].as_str().expect("a hash"));
     assert_eq!(content(&one.join(&name)), content(&two.join(&name)));
+    let pointed = std::fs::read_to_string(&pointer).expect("it was written");
+    assert_eq!(pointed, format!("{name}\n"));
     assert_ne!(
         found["artefact"],
         report(&align(&files, &two, &["--seed", "2"]))["artefact"]

@@ -27,24 +27,36 @@ impl ArmTexts {
         self.texts.as_ref()
     }
 
-    /// Binds the arm's vectors to a catalogue, and asks for those of names that have none.
-    pub(super) fn bind<A>(&mut self, loaded: &LoadedArm<A>, catalogue: &Catalogue) {
-        let artefact = loaded.artefact.as_ref();
-        let written = artefact.and_then(|artefact| artefact.vectors.clone());
+    /// Binds the vectors of an artefact, and those made since, to a catalogue, and asks for those of names that have none.
+    pub(super) fn bind<A>(
+        &mut self,
+        loaded: &LoadedArm<A>,
+        (written, catalogue): (Option<&Arc<Vectors>>, &Catalogue),
+    ) {
         self.made = loaded.new_texts.as_ref().map(|new| new.made());
         let made = self.made.iter();
         let made = made.flat_map(|made| [Arc::clone(&made.names), Arc::clone(&made.values)]);
-        self.texts = Texts::bind(written.iter().cloned().chain(made).collect(), catalogue);
+        self.texts = Texts::bind(
+            written.into_iter().cloned().chain(made).collect(),
+            catalogue,
+        );
         let Some(texts) = &self.texts else { return };
         metrics::names_without_vector(&loaded.arm.id, texts.lacking());
         if let Some(new) = loaded.new_texts.as_ref().filter(|_| texts.lacking() > 0) {
             let served = catalogue.pus().iter().map(|pu| pu.name.clone());
-            new.names(unwritten(written.as_deref(), catalogue), served.collect());
+            new.names(
+                unwritten(written.map(|vectors| &**vectors), catalogue),
+                served.collect(),
+            );
         }
     }
 
     /// Takes in what the encoder made since. The table of names is made anew only for names.
-    pub(super) fn renew<A>(&mut self, loaded: &LoadedArm<A>, catalogue: &Catalogue) {
+    pub(super) fn renew<A>(
+        &mut self,
+        loaded: &LoadedArm<A>,
+        (written, catalogue): (Option<&Arc<Vectors>>, &Catalogue),
+    ) {
         let (Some(before), Some(new)) = (&self.made, &loaded.new_texts) else {
             return;
         };
@@ -53,7 +65,7 @@ impl ArmTexts {
             return;
         }
         if !Arc::ptr_eq(&before.names, &made.names) {
-            self.bind(loaded, catalogue);
+            self.bind(loaded, (written, catalogue));
             return;
         }
         if let Some(texts) = &mut self.texts {
@@ -73,7 +85,7 @@ fn unwritten(written: Option<&Vectors>, catalogue: &Catalogue) -> BTreeSet<Strin
 #[cfg(test)]
 mod tests {
     use nearshore_core::list::prompt::Template;
-    use nearshore_core::list::terms::{OwnText, Weights};
+    use nearshore_core::list::terms::OwnText;
     use nearshore_core::user::event::Sku;
     use serde_json::json;
 
@@ -85,12 +97,11 @@ mod tests {
         let arm = json!({"id": "a", "epoch": 1, "template": "t.j2", "model": "none"});
         LoadedArm {
             arm: serde_json::from_value(arm).expect("an arm"),
-            weights: Weights::default(),
-            artefact: None,
+            ranking: Default::default(),
+            renewed: Default::default(),
             new_texts,
             template: Template::load("Next:", "t.j2").expect("a template"),
             info: Default::default(),
-            calibrations: Default::default(),
             tokenizer: String::new(),
             count: Arc::new(str::len),
             engine: (),
@@ -115,11 +126,11 @@ mod tests {
     fn new_names_and_values_have_vectors_once_the_encoder_made_them_and_nobody_waits() {
         let new = started();
         let (loaded, mut texts) = (arm(Some(new.clone())), ArmTexts::default());
-        texts.bind(&loaded, &catalogue(&["ALE", "CHEESE"]));
+        texts.bind(&loaded, (None, &catalogue(&["ALE", "CHEESE"])));
         // What is there at once has no vectors.
         assert!(texts.texts().is_some());
         eventually(&new, |made| made.names.len() == 2);
-        texts.renew(&loaded, &catalogue(&["ALE", "CHEESE"]));
+        texts.renew(&loaded, (None, &catalogue(&["ALE", "CHEESE"])));
         assert_eq!(texts.texts().map(Texts::lacking), Some(0));
         let own = [OwnText {
             text: "city Ulm".into(),
@@ -130,22 +141,22 @@ mod tests {
         assert!(similar(&texts).is_none());
         new.values(&["city Ulm".to_owned()]);
         eventually(&new, |made| made.values.len() == 1);
-        texts.renew(&loaded, &catalogue(&["ALE", "CHEESE"]));
+        texts.renew(&loaded, (None, &catalogue(&["ALE", "CHEESE"])));
         assert!(similar(&texts).is_some());
         // A name that is added later.
         let more = catalogue(&["ALE", "CHEESE", "TEA"]);
-        texts.bind(&loaded, &more);
+        texts.bind(&loaded, (None, &more));
         assert_eq!(texts.texts().map(Texts::lacking), Some(1));
         eventually(&new, |made| made.names.len() == 3);
-        texts.renew(&loaded, &more);
+        texts.renew(&loaded, (None, &more));
         assert_eq!(texts.texts().map(Texts::lacking), Some(0));
     }
 
     #[test]
     fn without_an_encoder_and_an_artefact_there_are_no_vectors() {
         let (loaded, mut texts) = (arm(None), ArmTexts::default());
-        texts.bind(&loaded, &catalogue(&["ALE"]));
-        texts.renew(&loaded, &catalogue(&["ALE"]));
+        texts.bind(&loaded, (None, &catalogue(&["ALE"])));
+        texts.renew(&loaded, (None, &catalogue(&["ALE"])));
         assert!(texts.texts().is_none());
     }
 }

@@ -21,6 +21,7 @@ mod new_texts;
 mod outbox;
 mod publisher;
 mod queue;
+mod ranking;
 mod requeue;
 mod scorer;
 mod scoring;
@@ -34,6 +35,7 @@ pub use backpressure::BACKPRESSURE_EVERY;
 pub use cost::UserCost;
 pub use in_flight::ERASE_CHECK_EVERY;
 pub use new_texts::NewTexts;
+pub use ranking::{Ranking, Renewed};
 pub use scorer::Scorer;
 
 use claims::{Claims, by_namespace};
@@ -46,9 +48,7 @@ use scoring::{FinishedJob, Job, Scoring};
 use crate::members::checkpoints::Checkpoints;
 use crate::members::error::Error;
 use crate::metrics;
-use nearshore_core::list::prompt::{Arm, Calibrations, Template};
-use nearshore_core::list::terms::Weights;
-use nearshore_core::list::terms::artefact::Artefact;
+use nearshore_core::list::prompt::{Arm, Template};
 use nearshore_core::ports::log::{self, Batch, Delivery, Log};
 use nearshore_core::ports::store::{self, Store};
 use nearshore_core::queue::asking::Ask;
@@ -80,18 +80,16 @@ const READER: &str = "nearshore:generate";
 pub struct LoadedArm<A> {
     /// Its configuration.
     pub arm: Arm,
-    /// Weights of its score terms.
-    pub weights: Weights,
-    /// What `nearshore align` learned for it.
-    pub artefact: Option<Arc<Artefact>>,
+    /// What it ranks by at first.
+    pub ranking: Arc<Ranking>,
+    /// What it is to rank by instead, once there is something.
+    pub renewed: Renewed,
     /// Makes vectors of texts that the artefact does not have; of the same encoder.
     pub new_texts: Option<NewTexts>,
     /// Its prompt template.
     pub template: Template,
     /// Name and revision of its model.
     pub info: Info,
-    /// Its calibration prompts, by visible history.
-    pub calibrations: Calibrations,
     /// Hash of its model's tokenizer.
     pub tokenizer: String,
     /// Counts tokens as its model does.

@@ -10,11 +10,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures::FutureExt;
 
-use super::arm_texts::ArmTexts;
 use super::cost::UserCosts;
 use super::count::{count_batch, count_dropped};
 use super::in_flight::InFlight;
 use super::model_run::{Answers, ModelRun};
+use super::ranking::BoundRanking;
 use super::scorer::{Scorer, score_each};
 use super::{GenerateSettings, LoadedArm};
 use crate::members::error::Error;
@@ -24,14 +24,11 @@ use nearshore_core::list::compose::{
 };
 use nearshore_core::list::document::{Model, Source, Stage};
 use nearshore_core::list::prompt::{Arm, Calibrations};
-use nearshore_core::list::terms::Weights;
-use nearshore_core::list::terms::bound::Learned;
 use nearshore_core::names::scoring::{Ended, Names, ScoreRequest, ScoreResponse};
 use nearshore_core::names::sum::best;
 use nearshore_core::ports::store::{Claimed, Store};
 use nearshore_core::queue::lanes::Work;
 use nearshore_core::shop::arms::{arm_of, arms_for};
-use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::trigger::Request;
@@ -49,14 +46,10 @@ pub(super) struct Scoring<S, A> {
     synced: Arc<Snapshot>,
     /// Version of the names that all engines have.
     names_version: Option<u64>,
-    /// Artefact of each arm, bound to the catalogue of those names.
-    learned: Vec<Option<Learned>>,
-    /// Vectors of texts of each arm, bound to the same catalogue.
-    texts: Vec<ArmTexts>,
+    /// What each arm ranks by, bound to the catalogue of those names.
+    rankings: Vec<BoundRanking>,
     costs: UserCosts,
     in_flight: InFlight<S>,
-    /// Weights of an arm whose artefact cannot be used.
-    demand_alone: Weights,
 }
 
 /// A claimed user on the way to a list.
@@ -118,13 +111,15 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
     pub(super) fn new(
         store: S,
         snapshot: Arc<ArcSwap<Snapshot>>,
-        arms: Vec<LoadedArm<A>>,
+        mut arms: Vec<LoadedArm<A>>,
         settings: GenerateSettings,
     ) -> Self {
+        // Taken from the arms, so that an artefact's memory is freed when another takes its place.
+        let first =
+            |loaded: &mut LoadedArm<A>| BoundRanking::new(std::mem::take(&mut loaded.ranking));
         Self {
+            rankings: arms.iter_mut().map(first).collect(),
             configs: arms.iter().map(|loaded| loaded.arm.clone()).collect(),
-            learned: arms.iter().map(|_| None).collect(),
-            texts: arms.iter().map(|_| ArmTexts::default()).collect(),
             costs: UserCosts::new(arms.len()),
             arms: arms.into(),
             settings,
@@ -132,7 +127,6 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
             snapshot,
             names_version: None,
             in_flight: InFlight::new(store),
-            demand_alone: Weights::default(),
         }
     }
 
@@ -148,7 +142,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
     /// What the model of a user's arm is expected to add in a second of its time, by how much of the user's history is
     /// visible; by the mean of all users where that is not known. Only the order of users depends on it.
     pub(super) fn gain(&self, arm: usize, visible: Option<usize>) -> f64 {
-        let weights = self.terms(arm).0;
+        let weights = self.rankings[arm].terms().0;
         let gain = visible.map_or_else(|| weights.mean_gain(), |visible| weights.gain(visible));
         let cost = self.costs.of_arm(arm).as_secs_f64();
         if cost > 0.0 { gain / cost } else { gain }
@@ -156,7 +150,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
 
     /// Whether the model of the user's arm may have a part in a list, however much history is visible.
     pub(super) fn may_ask(&self, request: &Request) -> bool {
-        self.terms(self.arm(request)).0.use_model()
+        self.rankings[self.arm(request)].terms().0.use_model()
     }
 
     /// Writes the arms' costs per user to the store, now and then.
@@ -171,7 +165,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
         self.synced = snapshot.clone();
         let version = snapshot.catalogue.names_version();
         if self.names_version == Some(version) {
-            self.renew_texts();
+            self.renew();
             return;
         }
         let names = Arc::new(Names {
@@ -191,48 +185,15 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
             }
         }
         self.names_version = Some(version);
-        self.bind(&snapshot.catalogue);
-        self.texts
-            .iter_mut()
-            .zip(self.arms.iter())
-            .for_each(|(texts, loaded)| texts.bind(loaded, &snapshot.catalogue));
-    }
-
-    /// Reads vectors that were made since the last turn.
-    fn renew_texts(&mut self) {
-        for (texts, loaded) in self.texts.iter_mut().zip(self.arms.iter()) {
-            texts.renew(loaded, &self.synced.catalogue);
+        for (ranking, loaded) in self.rankings.iter_mut().zip(self.arms.iter()) {
+            ranking.bind(loaded, &snapshot.catalogue);
         }
     }
 
-    /// Binds the arms' artefacts to a catalogue. An arm whose artefact is of another catalogue ranks by demand.
-    fn bind(&mut self, catalogue: &Catalogue) {
-        if catalogue.pus().is_empty() {
-            return;
-        }
-        for (learned, loaded) in self.learned.iter_mut().zip(self.arms.iter()) {
-            let Some(artefact) = &loaded.artefact else {
-                continue;
-            };
-            let bound = Learned::bind(artefact, catalogue);
-            metrics::artefact_bound(&loaded.arm.id, bound.is_ok());
-            if let Some(table) = bound.as_ref().ok().and_then(Learned::table) {
-                metrics::names_without_table(&loaded.arm.id, table.lacking());
-            }
-            *learned = bound
-                .inspect_err(|error| {
-                    tracing::error!(arm = loaded.arm.id, %error, "artefact refused; this arm ranks by demand alone");
-                })
-                .ok();
-        }
-    }
-
-    /// Weights and artefact of an arm; demand alone if the artefact is not bound.
-    fn terms(&self, arm: usize) -> (&Weights, Option<&Learned>) {
-        let (loaded, learned) = (&self.arms[arm], self.learned[arm].as_ref());
-        match loaded.artefact.is_some() && learned.is_none() {
-            true => (&self.demand_alone, None),
-            false => (&loaded.weights, learned),
+    /// Takes what was renewed since the last turn.
+    fn renew(&mut self) {
+        for (ranking, loaded) in self.rankings.iter_mut().zip(self.arms.iter()) {
+            ranking.renew(loaded, &self.synced.catalogue);
         }
     }
 
@@ -250,9 +211,12 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
     /// caches nor for its calibration prompts.
     pub(super) fn warm(&self) -> ModelRun {
         let arms = Arc::clone(&self.arms);
+        let requests = self.rankings.iter();
+        let requests: Vec<Vec<ScoreRequest>> = requests
+            .map(|ranking| warming(ranking.calibrations()))
+            .collect();
         let answers = async move {
-            for loaded in arms.iter() {
-                let requests = warming(&loaded.calibrations);
+            for (loaded, requests) in arms.iter().zip(requests) {
                 if let Err(error) = loaded.engine.generate(requests).await {
                     metrics::engine_error(&error);
                     tracing::warn!(
@@ -288,12 +252,13 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
             dtype,
             device,
         } = loaded.info.clone();
-        let (weights, learned) = self.terms(arm);
+        let ranking = &self.rankings[arm];
+        let (weights, learned) = ranking.terms();
         ListContext {
             arm: &loaded.arm,
             weights,
             learned,
-            texts: self.texts[arm].texts(),
+            texts: ranking.texts(),
             template: &loaded.template,
             model: Model {
                 name,
@@ -301,7 +266,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
                 dtype,
                 device,
             },
-            calibrations: loaded.calibrations.clone(),
+            calibrations: ranking.calibrations().clone(),
             count: &*loaded.count,
             needs: &self.settings.needs,
             selection: &self.settings.selection,

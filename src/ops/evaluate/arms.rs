@@ -165,13 +165,13 @@ impl Route for Modelled {
     }
 
     fn knows_until(&self) -> Option<Timestamp> {
-        Some(Timestamp(self.loaded.artefact.as_ref()?.made.until))
+        Some(Timestamp(self.loaded.ranking.artefact.as_ref()?.made.until))
     }
 
     fn rank(&self, cases: &[&Case], shop: &Shop) -> anyhow::Result<Vec<Ranked>> {
         self.offer_names(shop)?;
         let catalogue = &shop.snapshot.catalogue;
-        let (learned, texts) = bound(self.loaded.artefact.as_ref(), shop)?;
+        let (learned, texts) = bound(self.loaded.ranking.artefact.as_ref(), shop)?;
         let context = ListContext {
             learned: learned.as_ref(),
             texts: texts.as_deref(),
@@ -261,12 +261,12 @@ impl Modelled {
     fn context(&self) -> ListContext<'_> {
         ListContext {
             arm: &self.loaded.arm,
-            weights: &self.loaded.weights,
+            weights: &self.loaded.ranking.weights,
             learned: None,
             texts: None,
             template: &self.loaded.template,
             model: Model::default(),
-            calibrations: self.loaded.calibrations.clone(),
+            calibrations: self.loaded.ranking.calibrations.clone(),
             count: &*self.loaded.count,
             needs: &self.needs,
             selection: &self.selection,

@@ -4,6 +4,7 @@
 //! by reference prompts with as much visible history as theirs. It does not know how other weights are fitted.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::Context;
 use nearshore_core::learn::gate::GateOptions;
@@ -19,7 +20,7 @@ use super::arms::Modelled;
 use super::references::Population;
 use super::{Case, History};
 use crate::config::Config;
-use crate::members::generate::LoadedArm;
+use crate::members::generate::{LoadedArm, Ranking};
 
 /// Cases of which the model is asked before the progress is told.
 const BATCH: usize = 8;
@@ -128,7 +129,11 @@ fn load(
     });
     let frozen: BTreeMap<usize, Frozen> = frozen.collect::<anyhow::Result<_>>()?;
     let text = references(&frozen);
-    loaded.calibrations = Calibrations::read(&text, &loaded.template.hash, &loaded.tokenizer)?;
+    let calibrations = Calibrations::read(&text, &loaded.template.hash, &loaded.tokenizer)?;
+    loaded.ranking = Arc::new(Ranking {
+        calibrations,
+        ..(*loaded.ranking).clone()
+    });
     Ok((Modelled::new(loaded, config)?, frozen))
 }
 

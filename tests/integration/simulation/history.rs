@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use nearshore::members::generate::{self, Generate, LoadedArm, Scorer};
+use nearshore::members::generate::{self, Generate, LoadedArm, Ranking, Scorer};
 use nearshore::members::ingest::{self, Ingest};
 use nearshore_core::list::terms::Weights;
 use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse};
@@ -272,13 +272,16 @@ impl<S: Store> History<S> {
             gate: self.gate.clone(),
         };
         let loaded = LoadedArm {
-            weights: Weights::by_hand(&arm.weights).expect("weights"),
-            artefact: None,
+            ranking: Ranking {
+                weights: Weights::by_hand(&arm.weights).expect("weights"),
+                ..Default::default()
+            }
+            .into(),
+            renewed: Default::default(),
             new_texts: None,
             arm,
             template,
             info: Default::default(),
-            calibrations: nearshore_core::list::prompt::Calibrations::default(),
             tokenizer: "words".into(),
             count: Arc::new(str::len),
             engine,
