@@ -1,5 +1,8 @@
 //! `nearshore align`: weights and tables of an arm, learned from the shop's own log.
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,21 +11,25 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use nearshore_core::learn::product_table::ProductTable;
+use nearshore_core::user::event::UserId;
+use nearshore_core::user::record::Timestamp;
 
 use super::logs::{LogArgs, bar, is_usage, read_logs};
-use super::{Common, with_config};
+use super::users::store;
+use super::{Common, block_on, with_config};
 use crate::config::{Config, init_tracing};
 use crate::ops::evaluate::align::{AlignOptions, Aligned, align, table_alone, text, write_folder};
 use crate::ops::evaluate::model::{ModelOptions, batches, model_of};
 use crate::ops::evaluate::product_table::{TableCost, build};
-use crate::ops::evaluate::{History, vectors};
+use crate::ops::evaluate::{History, Problem, vectors};
+use crate::ops::forget;
 use crate::run::{artefact_of, point};
 
 /// Examples of `--help`.
 pub(super) const EXAMPLES: &str = "\
 Examples:
   nearshore align --config nearshore.toml --out artefacts           # learns from the topics of the configuration
-  nearshore align --events orders.csv --profiles people.csv --catalog skus.csv --out artefacts
+  nearshore align --events orders.csv --profiles people.csv --catalog skus.csv --erased erased.jsonl --out artefacts
   nearshore align --config nearshore.toml --out artefacts --point artefacts/current   # and running processes take it
   nearshore align --config nearshore.toml --window 28days --json | jq .buckets
   nearshore align --config nearshore.toml --arm a --model-users 300  # asks the model of arm a, and fits its weight
@@ -39,6 +46,13 @@ and raise the arm's epoch; or name a file that points to it, which running proce
 pub(super) struct AlignArgs {
     #[command(flatten)]
     logs: LogArgs,
+    /// Erased users, as `nearshore forget --export FILE` writes them: what they did before is not learned from. With
+    /// topics the default is what redis.url knows.
+    #[arg(long, value_name = "FILE")]
+    erased: Option<PathBuf>,
+    /// Nobody was erased since the log was written.
+    #[arg(long, conflicts_with = "erased")]
+    no_erases: bool,
     /// Folder in which the artefact's folder is made.
     #[arg(long, value_name = "DIR", default_value = "artefacts")]
     out: PathBuf,
@@ -102,7 +116,13 @@ pub(super) fn run(args: &AlignArgs) -> anyhow::Result<ExitCode> {
 
 fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
     init_tracing(&config.log);
-    let logs = read_logs(&args.logs, config)?;
+    // Before the log: of a user who is erased meanwhile, the topics have the erase.
+    let erased = erased(args, config)?;
+    let mut logs = read_logs(&args.logs, config)?;
+    let left_out = logs.leave_out(&erased);
+    if left_out > 0 {
+        note!("{left_out} records of erased users are left out");
+    }
     let mut history = History::replay(logs, config);
     let users_min = args.users_min.unwrap_or(config.align.users_min);
     if let Some(folder) = args.encoder.clone().or_else(|| config.encoder()) {
@@ -143,6 +163,31 @@ fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
     })?;
     bar.finish_and_clear();
     written(args, aligned, cost)
+}
+
+/// Erased users with the times of their erases.
+fn erased(args: &AlignArgs, config: &Config) -> anyhow::Result<BTreeMap<UserId, Timestamp>> {
+    if args.no_erases {
+        return Ok(BTreeMap::new());
+    }
+    if let Some(path) = &args.erased {
+        let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut all = BTreeMap::new();
+        for line in forget::erased_in(BufReader::new(file), path) {
+            let (user, at) = line?;
+            let latest = all.entry(user).or_insert(at);
+            *latest = at.max(*latest);
+        }
+        return Ok(all);
+    }
+    if args.logs.are_files() {
+        return Err(Problem::Erased.into());
+    }
+    let store = store(config)?;
+    let all = block_on(forget::erased(&store));
+    all.context(
+        "who was erased cannot be read from redis.url; give --erased FILE, which `nearshore forget --export FILE` writes",
+    )
 }
 
 /// The table of `--table` and `--table-from`, with its cost if it was built.

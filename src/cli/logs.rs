@@ -28,6 +28,15 @@ pub(super) struct LogArgs {
     strict: bool,
 }
 
+impl LogArgs {
+    /// Whether the log is in files.
+    pub(super) fn are_files(&self) -> bool {
+        [&self.events, &self.profiles, &self.catalog]
+            .iter()
+            .any(|paths| !paths.is_empty())
+    }
+}
+
 /// Whether arguments or configuration are wrong.
 pub(super) fn is_usage(error: &anyhow::Error) -> bool {
     if let Some(problem) = error.downcast_ref::<Problem>() {

@@ -24,6 +24,9 @@ fn align(files: &[PathBuf; 3], out: &Path, more: &[&str]) -> Output {
     let [events, profiles, catalog] = files.each_ref().map(|path| path.to_str().expect("a path"));
     let out = out.to_str().expect("a path");
     let mut args = vec!["align", "--json", "--samples", "300", "--out", out];
+    if !more.contains(&"--erased") {
+        args.push("--no-erases");
+    }
     args.extend([
         "--events",
         events,

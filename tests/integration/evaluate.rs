@@ -7,6 +7,7 @@ use std::process::Output;
 use std::sync::Arc;
 
 use nearshore_core::ports::log::Outgoing;
+use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
 use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
 use parquet::file::properties::WriterProperties;
@@ -467,6 +468,35 @@ async fn a_log_on_topics_gives_the_result_of_its_files() {
     let of_topics = found(&[]).await;
     assert_eq!(of_topics["log"]["purchases"], slice.bought.len());
     assert_eq!(of_topics, found(&files).await);
+    align_leaves_out_users_that_redis_or_a_list_calls_erased(&site, &files).await;
+}
+
+async fn align_leaves_out_users_that_redis_or_a_list_calls_erased(site: &Site, files: &[&str]) {
+    let out = site.folder().join("artefacts");
+    let out = out.to_str().expect("a path");
+    let align = async |words: &[&str]| -> Value {
+        let order = ["align", "--json", "--samples", "300", "--out", out];
+        let text = site.output(&[&order[..], words].concat()).await;
+        serde_json::from_str(&text).expect("JSON")
+    };
+    let whole = align(&[files, &["--no-erases"]].concat()).await;
+    assert_eq!(whole, align(&[]).await, "nobody is erased");
+    let events = std::fs::read_to_string(files[1]).expect("events");
+    let first: Value = serde_json::from_str(events.lines().next().expect("one")).expect("JSON");
+    let user = UserId(first["key"].as_str().expect("a user").into());
+    let erased = [(user, nearshore::members::clock::wall_clock())];
+    site.store.erase(&erased).await.expect("Redis answers");
+    let list = site.folder().join("erased.jsonl");
+    let list = list.to_str().expect("a path");
+    site.output(&["forget", "--export", list]).await;
+    let without = align(&[files, &["--erased", list]].concat()).await;
+    assert_eq!(without, align(&[]).await, "topics ask Redis");
+    let users = |report: &Value| report["made"]["users"].as_u64().expect("a number");
+    assert_eq!(users(&without) + 1, users(&whole));
+    let refused = site.cli(&[&["align"], files].concat()).await;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("give --erased FILE"), "{said}");
+    assert_eq!(refused.status.code(), Some(2));
 }
 
 #[test]

@@ -18,6 +18,11 @@ pub(crate) enum Problem {
         /// The option.
         missing: &'static str,
     },
+    /// Files say nothing of users who were erased later.
+    #[error(
+        "files do not say who was erased since they were written: give --erased FILE, which `nearshore forget --export FILE` writes, or --no-erases if nobody was"
+    )]
+    Erased,
     /// With --strict, records that the decoders refuse.
     #[error("{count} records cannot be used, and --strict is set; first: {first}")]
     Rejects {
@@ -127,6 +132,7 @@ impl Problem {
     pub(crate) fn is_usage(&self) -> bool {
         match self {
             Self::Files { .. }
+            | Self::Erased
             | Self::Baseline { .. }
             | Self::Cut { .. }
             | Self::Span { .. }

@@ -89,6 +89,17 @@ pub(crate) struct Decoding {
 }
 
 impl Logs {
+    /// Leaves out the records of erased users up to their erases, as the fold does; returns how many.
+    pub(crate) fn leave_out(&mut self, erased: &BTreeMap<UserId, Timestamp>) -> usize {
+        let before = self.records.len();
+        let stays = |record: &Accepted| {
+            let erased_at = erased.get(&record.user);
+            erased_at.is_none_or(|erased_at| record.time > *erased_at)
+        };
+        self.records.retain(stays);
+        before - self.records.len()
+    }
+
     /// Reads files; `bar` counts their bytes.
     pub(crate) fn read(
         source: &LogsSource,

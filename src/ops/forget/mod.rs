@@ -6,6 +6,7 @@
 mod receipt;
 mod traces;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::path::Path;
 
@@ -105,6 +106,41 @@ pub async fn export(store: &RedisStore, out: &mut impl Write) -> anyhow::Result<
     }
 }
 
+/// The erased users of a list that [`export`] wrote; after an error there may be more.
+pub fn erased_in(
+    reader: impl BufRead,
+    path: &Path,
+) -> impl Iterator<Item = anyhow::Result<(UserId, Timestamp)>> {
+    let filled = files::lines(reader, path).filter(|line| match line {
+        Ok((_, line)) => !line.trim().is_empty(),
+        Err(_) => true,
+    });
+    filled.map(|line| {
+        let (nth, line) = line?;
+        let place = || format!("{}: line {nth}", path.display());
+        let Line { user, at } = serde_json::from_str(&line).with_context(|| {
+            let place = place();
+            format!("{place}: want {{\"user\": \"id\", \"at\": milliseconds}}")
+        })?;
+        nearshore_core::user::event::check_year_range(at).with_context(place)?;
+        keys::tombstone(&user).with_context(place)?;
+        Ok((user, at))
+    })
+}
+
+/// All erased users with the times of their last erases.
+pub async fn erased(store: &RedisStore) -> anyhow::Result<BTreeMap<UserId, Timestamp>> {
+    let (mut all, mut cursor) = (BTreeMap::new(), None);
+    loop {
+        let (users, next) = store.erased(cursor).await?;
+        all.extend(users);
+        cursor = next;
+        if cursor.is_none() {
+            return Ok(all);
+        }
+    }
+}
+
 /// What [`import`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Imported {
@@ -126,20 +162,9 @@ pub async fn import(
     let mut imported = Imported::default();
     let mut page = Vec::with_capacity(PAGE);
     let namespaces = store.namespaces_with_keys().await?;
-    for line in files::lines(reader, path) {
-        let (nth, line) = line?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let place = || format!("{}: line {nth}", path.display());
-        let Line { user, at } = serde_json::from_str(&line).with_context(|| {
-            let place = place();
-            format!("{place}: want {{\"user\": \"id\", \"at\": milliseconds}}")
-        })?;
-        nearshore_core::user::event::check_year_range(at).with_context(place)?;
-        keys::tombstone(&user).with_context(place)?;
+    for erased in erased_in(reader, path) {
+        page.push(erased?);
         imported.read += 1;
-        page.push((user, at));
         if page.len() == PAGE {
             restore(store, &namespaces, &page, &mut imported).await?;
             page.clear();
