@@ -65,6 +65,15 @@ async fn memory(site: &Site, load: Load) {
     .await;
     let rate = (users - before) / ready.elapsed().as_secs_f64();
     println!("  {rate:.0} lists/s by a generate process whose model is a table");
+    // A user may have had two lists by now: without the model, and with it.
+    eventually(LIMIT, || async {
+        let (lists, _) = by_kind(site).await.remove("recall").unwrap_or_default();
+        match lists as f64 >= users {
+            true => Ok(()),
+            false => Err(format!("lists of {lists} users")),
+        }
+    })
+    .await;
     generate.terminate().await;
     let listed = site.redis.info("memory", "used_memory").await - empty;
     println!("  with lists: {:.0} bytes a user in all", listed / users);
