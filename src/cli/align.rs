@@ -39,7 +39,8 @@ Examples:
 It writes a folder named by the hash of its content, such as artefacts/artefact-0123456789ab. Name it in the configuration:
   [[arms]]
   artefact = \"artefacts/artefact-0123456789ab\"
-and raise the arm's epoch; or name a file that points to it, which running processes follow. Files are described in docs/contract.md (Files of logs), the method in docs/recall.md.";
+and raise the arm's epoch; or name a file that points to it, which running processes follow.
+Files are described in docs/contract.md (Files of logs), the method in docs/recall.md.";
 
 /// Arguments of `align`.
 #[derive(Clone, Debug, Args)]

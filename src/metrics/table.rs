@@ -130,7 +130,7 @@ table! {
     ARTEFACT: Gauge "nearshore_artefact_bound" [arm = Arms]
         "1 if the arm's artefact fits the served catalogue; 0 if it was refused and the arm ranks by demand alone.";
     ARTEFACT_UNTIL: Gauge "nearshore_artefact_until_timestamp_seconds" [arm = Arms]
-        "Time of the last purchase that the arm's artefact learned from, in seconds since 1970; processes that differ rank by different artefacts.";
+        "Time up to which the log was read that the arm's artefact learned from, in seconds since 1970; processes that differ rank by different artefacts.";
     ARTEFACTS_REFUSED: Counter "nearshore_artefacts_refused_total" [arm = Arms]
         "Renewed artefacts of the arm that were refused, because they are damaged, of another catalogue, or need what the process did not load; the one before stays.";
     NAMES_WITHOUT_VECTOR: Gauge "nearshore_names_without_vector" [arm = Arms]

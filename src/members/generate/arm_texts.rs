@@ -27,7 +27,8 @@ impl ArmTexts {
         self.texts.as_ref()
     }
 
-    /// Binds the vectors of an artefact, and those made since, to a catalogue, and asks for those of names that have none.
+    /// Binds the vectors of an artefact, and those made since, to a catalogue, and asks for those of names that have
+    /// none.
     pub(super) fn bind<A>(
         &mut self,
         loaded: &LoadedArm<A>,
