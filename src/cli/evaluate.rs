@@ -1,4 +1,5 @@
-//! `nearshore evaluate`: what lists would have been worth, on the shop's own log.
+//! `nearshore evaluate`: what lists would have been worth, or what the stored ones of two namespaces were worth, on the
+//! shop's own log.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,15 +10,20 @@ use anyhow::Context;
 use clap::Args;
 use jiff::civil;
 use jiff::tz::TimeZone;
+use nearshore_core::learn::bootstrap::Resampling;
 use nearshore_core::learn::product_table::ProductTable;
+use nearshore_core::ports::keys;
 use nearshore_core::user::record::Timestamp;
 
 use super::align::read_table_of;
 use super::logs::{LogArgs, bar, is_usage, read_logs};
-use super::{Common, with_config};
+use super::users::store;
+use super::{Common, block_on, with_config};
 use crate::config::{Config, init_tracing};
+use crate::ops::evaluate::since::since;
 use crate::ops::evaluate::{BASELINE, Order, Progress, Visible, evaluate, text};
-use crate::ops::report;
+use crate::ops::visible::{visible_json, visible_lines};
+use crate::ops::{forget, lists, report};
 use crate::run::artefact;
 
 /// Examples of `--help`.
@@ -27,6 +33,7 @@ Examples:
   nearshore evaluate --events orders.csv --profiles people.csv --catalog skus.csv --html report.html
   nearshore evaluate --events e1.parquet e2.parquet --catalog skus.parquet --folds 5 --json > evaluation.json
   nearshore evaluate --config nearshore.toml --cut 2026-01-31 --window 28days --visible 0,3,more --model-users 0
+  nearshore evaluate --config nearshore.toml --diff main next     # the lists of two namespaces, by what users did since
 
 Files: .jsonl or .ndjson, .csv, .parquet, with the fields of the topics (docs/contract.md, Files of logs). A CSV of events
 has the columns user, type, timestamp and sku, and may have pu, query, qty and price; one of profiles has user and a column
@@ -77,6 +84,14 @@ pub(super) struct EvaluateArgs {
     /// Route that all others are compared with.
     #[arg(long, value_name = "ROUTE", default_value = BASELINE)]
     baseline: String,
+    /// Compare the stored lists of two namespaces by what users bought while these lists stood.
+    #[arg(long, num_args = 2, value_names = ["A", "B"], value_parser = namespace, conflicts_with_all = [
+        "cut", "window", "visible", "folds", "cold", "no_align", "no_curve", "model_users", "encoder", "table", "baseline", "html",
+    ])]
+    diff: Vec<String>,
+    /// With --diff: only what was bought from this time on.
+    #[arg(long, value_name = "TIME", value_parser = time, requires = "diff")]
+    since: Option<Timestamp>,
     /// Write a page with plots, which needs no network.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -94,8 +109,36 @@ pub(super) fn run(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Prints what the stored lists of two namespaces were worth.
+fn diff(args: &EvaluateArgs, config: &Config, names: [&str; 2]) -> anyhow::Result<()> {
+    let erased = block_on(async { forget::erased(&store(config)?).await })?;
+    let mut logs = read_logs(&args.logs, config)?;
+    logs.leave_out(&erased);
+    let lists = match args.logs.are_files() {
+        // A connection lives as long as the runtime that opened it.
+        true => block_on(async { lists::of_store(&store(config)?, names, &logs).await })?,
+        false => {
+            let bar = bar("lists", "{msg} {pos}/{len} records, {per_sec}");
+            block_on(lists::of_updates(config, names, &logs.catalogue, &bar))?
+        }
+    };
+    let how = Resampling {
+        seed: args.seed,
+        resamples: args.resamples as usize,
+    };
+    let found = since(&logs, (names, &lists), args.since, how)?;
+    match args.common.json {
+        true => out!("{}", visible_json(&serde_json::to_string(&found)?)),
+        false => out_part!("{}", visible_lines(&found.text())),
+    }
+    Ok(())
+}
+
 fn run_with(args: &EvaluateArgs, config: &Config) -> anyhow::Result<()> {
     init_tracing(&config.log);
+    if let [a, b] = &args.diff[..] {
+        return diff(args, config, [a, b]);
+    }
     let logs = read_logs(&args.logs, config)?;
     let mut visible = args.visible.clone();
     visible.sort();
@@ -138,6 +181,13 @@ fn first_table(config: &Config) -> Option<Arc<ProductTable>> {
     let artefacts = config.arms.iter().map(|arm| artefact(config, arm));
     let mut tables = artefacts.filter_map(|artefact| artefact.ok().flatten()?.table.clone());
     tables.next()
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    match keys::namespace(text) {
+        Ok(()) => Ok(text.to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn time(text: &str) -> Result<Timestamp, String> {

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::block_on;
 use crate::config::Config;
 use crate::ops::evaluate::Problem;
-use crate::ops::files::{self, Decoding, Logs, LogsSource};
+use crate::ops::files::{self, Logs, LogsSource};
 use crate::ops::topics;
 
 /// Where the log is.
@@ -72,11 +72,7 @@ pub(super) fn read_logs(args: &LogArgs, config: &Config) -> anyhow::Result<Logs>
 
 /// Reads the log from the files of the arguments, or from the topics.
 fn read(args: &LogArgs, config: &Config) -> anyhow::Result<Logs> {
-    let decoding = Decoding {
-        topics: config.topics.clone(),
-        limits: config.limits(),
-        ignore: config.events.ignored(),
-    };
+    let decoding = topics::decoding(config);
     let source = LogsSource {
         events: args.events.clone(),
         profiles: args.profiles.clone(),

@@ -10,7 +10,8 @@ use serde_json::json;
 
 use super::{Common, block_on, with_config};
 use crate::config::Config;
-use crate::ops::namespace::{self, Bounds, Listing};
+use crate::ops::forget;
+use crate::ops::namespace::{self, Asked, Bounds, Listing};
 use crate::ops::visible::{visible, visible_json, visible_lines};
 use nearshore_core::queue::replay::Moment;
 use nearshore_redis::RedisStore;
@@ -49,14 +50,21 @@ pub(super) enum Command {
     },
     /// Serve another namespace, if all checks pass; the previous one is still fed.
     #[command(
-        after_help = "Examples:\n  nearshore namespace promote next\n  nearshore namespace promote main --force      # back to the previous one at once"
+        after_help = "Examples:\n  nearshore namespace promote next --config nearshore.toml\n  \
+            nearshore namespace promote next --config next.toml --served-config nearshore.toml\n  \
+            nearshore namespace promote main --force      # back to the previous one at once, the evaluation is not asked\n\n\
+            The evaluation ranks for held-out users of the log with the arms of both namespaces; the promotion is refused if\n\
+            the new lists are worse. It reads the topics, which takes as long as `nearshore evaluate`."
     )]
     Promote {
         /// Namespace to serve.
         namespace: String,
-        /// Promote even if a check fails.
+        /// Promote even if a check fails, and do not ask the evaluation.
         #[arg(long)]
         force: bool,
+        /// Configuration that the served namespace runs with, if it is not this one: the evaluation needs its arms.
+        #[arg(long, value_name = "FILE", conflicts_with = "force")]
+        served_config: Option<PathBuf>,
         /// Most records that its ingest group may not have folded yet.
         #[arg(long, default_value_t = 1000)]
         lag_max: u64,
@@ -114,18 +122,27 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Promote {
             namespace,
             force,
+            served_config,
             lag_max,
             unserved_max,
             sample,
             all,
             common,
         } => with_namespace(&common, &namespace, |config| {
+            let served = match &served_config {
+                Some(path) => match super::config::load(Some(path)) {
+                    Ok(served) => served,
+                    Err(code) => return Ok(ExitCode::from(code)),
+                },
+                None => config.clone(),
+            };
+            let served = (!force).then_some(served);
             let bounds = Bounds {
                 lag: lag_max,
                 unserved: unserved_max,
                 sample: (!all).then_some(sample),
             };
-            block_on(promote(&config, &bounds, force, common.json))
+            block_on(promote(&config, &bounds, served, common.json))
         }),
         Command::Retire { namespace, common } => with_namespace(&common, &namespace, |config| {
             block_on(retire(&config, common.json))
@@ -217,11 +234,20 @@ async fn diff(
 async fn promote(
     config: &Config,
     bounds: &Bounds,
-    force: bool,
+    served: Option<Config>,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
     let ns = &config.namespace;
-    let (checks, promoted) = namespace::promote(config, &store(config)?, bounds, force).await?;
+    let (store, force) = (store(config)?, served.is_none());
+    let asked = match served {
+        Some(served) => Some(Asked {
+            served,
+            erased: forget::erased(&store).await?,
+        }),
+        None => None,
+    };
+    let bounds = (bounds, asked.as_ref());
+    let (checks, promoted) = namespace::promote(config, &store, bounds, force).await?;
     if json {
         out!(
             "{}",

@@ -8,6 +8,7 @@ pub(crate) mod evaluate;
 pub(crate) mod files;
 pub mod forget;
 pub mod inspect;
+pub(crate) mod lists;
 pub mod namespace;
 pub(crate) mod report;
 pub mod sweep;

@@ -12,6 +12,15 @@ use nearshore_kafka::{Admin, Tailed};
 use crate::config::Config;
 use crate::ops::files::{Decoding, Logs, Topic};
 
+/// How the records of the topics are decoded.
+pub(crate) fn decoding(config: &Config) -> Decoding {
+    Decoding {
+        topics: config.topics.clone(),
+        limits: config.limits(),
+        ignore: config.events.ignored(),
+    }
+}
+
 /// Reads `catalog`, `profile-changes` and `user-events`; `bar` counts records.
 pub(crate) async fn read(
     config: &Config,

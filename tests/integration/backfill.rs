@@ -396,10 +396,10 @@ async fn users(site: &Site, ns: &str) -> u64 {
 }
 
 /// `nearshore run --namespace N --role ingest`.
-struct Follower(Child);
+pub(crate) struct Follower(Child);
 
 impl Follower {
-    async fn start(site: &Site, ns: &str) -> Self {
+    pub(crate) async fn start(site: &Site, ns: &str) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_nearshore"))
             .args(["run", "--role", "ingest", "--namespace", ns, "--config"])
             .arg(site.folder().join("nearshore.toml"))

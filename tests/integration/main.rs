@@ -24,6 +24,7 @@ mod pipes;
 mod poison;
 mod pressure;
 mod process;
+mod promotion;
 mod proxy;
 mod redis_failover;
 mod redis_trouble;

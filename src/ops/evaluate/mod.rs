@@ -30,12 +30,14 @@ pub(crate) mod compare;
 mod history;
 mod measure;
 pub(crate) mod model;
+pub(crate) mod namespaces;
 mod problem;
 pub(crate) mod product_table;
 mod references;
 mod result;
 mod routes;
 mod shop;
+pub(crate) mod since;
 #[cfg(test)]
 mod tests;
 pub(crate) mod vectors;

@@ -109,6 +109,24 @@ pub(crate) enum Problem {
         "no test user bought a product of the catalogue after a cut; give an earlier --cut, a longer --window or more users"
     )]
     NoTarget,
+    /// A namespace has no list that is known.
+    #[error(
+        "no list of namespace {namespace} is found; `nearshore namespace list` shows the namespaces. Lists come from the topic recall-updates, \
+         or with --events and --catalog from Redis"
+    )]
+    NoList {
+        /// The namespace.
+        namespace: String,
+    },
+    /// No purchase can be judged by the lists.
+    #[error(
+        "no purchase was made after lists of both namespaces that have not seen it ({without_list} were left out): keep both fed \
+         (`nearshore run --namespace NAME`) until users have bought something, and ask again"
+    )]
+    NotBought {
+        /// Purchases whose user had no such list.
+        without_list: usize,
+    },
     /// A rule or segment asks for a field that no profile has.
     #[error(
         "{kind} {id:?} asks for the profile field {field:?}, which none of {profiles} profiles has; correct the name, or the profiles: they have {known}"
@@ -142,6 +160,8 @@ impl Problem {
             | Self::NoPurchase { .. }
             | Self::Users { .. }
             | Self::Part { .. }
+            | Self::NoList { .. }
+            | Self::NotBought { .. }
             | Self::NoTarget => false,
         }
     }

@@ -5,12 +5,14 @@
 
 mod diff;
 mod dump;
+mod evaluated;
 mod promote;
 mod retire;
 
 pub use crate::ops::coverage::is_covered;
 pub use diff::{Difference, diff};
 pub use dump::{Dump, dump};
+pub use evaluated::Asked;
 pub use promote::{Bounds, Check, Listing, Note, enroll, list, promote};
 pub use retire::{Retired, retire};
 

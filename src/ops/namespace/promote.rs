@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::members::clock::wall_clock;
 use crate::members::ingest::group;
 use crate::ops::coverage::{Coverage, coverage};
+use crate::ops::namespace::evaluated::{Asked, evaluated};
 use nearshore_core::ports::store::{self, Store};
 use nearshore_core::queue::replay::{Plan, Stage};
 use nearshore_core::user::record::Timestamp;
@@ -132,12 +133,12 @@ pub struct Check {
     pub found: String,
 }
 
-/// Checks a namespace and makes it the served one if all checks pass or `force` is set. Returns whether it is served
-/// now.
+/// Checks a namespace and makes it the served one if all checks pass or `force` is set. The evaluation, which reads the
+/// log, is asked only with `asked`. Returns whether the namespace is served now.
 pub async fn promote<S: Store>(
     config: &Config,
     store: &S,
-    bounds: &Bounds,
+    (bounds, asked): (&Bounds, Option<&Asked>),
     force: bool,
 ) -> anyhow::Result<(Vec<Check>, bool)> {
     let ns = &config.namespace;
@@ -145,7 +146,10 @@ pub async fn promote<S: Store>(
     if old.as_deref() == Some(ns) {
         return Ok((Vec::new(), true));
     }
-    let checks = checks(config, store, old.as_deref(), bounds).await?;
+    let mut checks = checks(config, store, old.as_deref(), bounds).await?;
+    if let (Some(old), Some(asked)) = (old.as_deref(), asked) {
+        checks.push(evaluated(config, store, old, asked).await?);
+    }
     if !force && checks.iter().any(|check| !check.ok) {
         return Ok((checks, false));
     }
