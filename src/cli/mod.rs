@@ -224,6 +224,10 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    if let Err(error) = nearshore_engine::Isa::cap() {
+        note!("nearshore: {error}");
+        return ExitCode::from(2);
+    }
     // A process that serves has no reader: what breaks there is an error.
     let prints = !matches!(cli.command, Command::Run { .. });
     match dispatch(cli.command) {

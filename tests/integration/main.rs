@@ -15,6 +15,7 @@ mod fuzz;
 mod harness;
 mod hits;
 mod installations;
+mod instructions;
 mod isolation;
 mod log;
 mod log_dlq;

@@ -50,6 +50,26 @@ pub enum Isa {
     Avx512,
 }
 
+/// Variable that caps the vector instructions of a process, as oneDNN has `ONEDNN_MAX_CPU_ISA`: what another machine
+/// would do can be seen on this one, and processes on unlike machines give the same bits.
+const MAX_ISA: &str = "NEARSHORE_MAX_ISA";
+
+impl Isa {
+    /// The cap that the environment sets; by default none.
+    ///
+    /// Errors: the variable's value names no instructions.
+    pub fn cap() -> Result<Self, String> {
+        match std::env::var(MAX_ISA) {
+            Ok(name) => name.parse().map_err(|_| {
+                let known = Self::VARIANTS.join(", ");
+                format!("{MAX_ISA}={name} names no instructions; set one of {known}, or unset it")
+            }),
+            Err(std::env::VarError::NotPresent) => Ok(Self::Avx512),
+            Err(error) => Err(format!("{MAX_ISA}: {error}")),
+        }
+    }
+}
+
 /// Options of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {

@@ -6,6 +6,7 @@
 //! division into tiles and on any number of threads. It knows neither tensors nor layers.
 
 use std::fmt;
+use std::sync::LazyLock;
 
 use crate::precision::{Isa, Precision};
 
@@ -157,9 +158,11 @@ impl fmt::Debug for Packed {
     }
 }
 
-/// The richest instructions for `precision` that the machine has, up to `isa_max`.
+/// The richest instructions for `precision` that the machine has, up to `isa_max` and the cap of the process.
 pub fn tier(precision: Precision, isa_max: Option<Isa>) -> Isa {
-    let isa_max = isa_max.unwrap_or(Isa::Avx512);
+    // A value that names none was refused when the process started.
+    static CAP: LazyLock<Isa> = LazyLock::new(|| Isa::cap().unwrap_or(Isa::Avx512));
+    let isa_max = isa_max.unwrap_or(Isa::Avx512).min(*CAP);
     #[cfg(target_arch = "x86_64")]
     {
         let wide = std::arch::is_x86_feature_detected!("avx512f")
