@@ -21,7 +21,7 @@ use crate::config::{Config, init_tracing};
 use crate::ops::evaluate::align::{AlignOptions, Aligned, align, table_alone, text, write_folder};
 use crate::ops::evaluate::model::{ModelOptions, batches, model_of};
 use crate::ops::evaluate::product_table::{TableCost, build};
-use crate::ops::evaluate::{History, Problem, vectors};
+use crate::ops::evaluate::{History, Problem, samples, vectors};
 use crate::ops::forget;
 use crate::run::{artefact_of, point};
 
@@ -73,6 +73,9 @@ pub(super) struct AlignArgs {
     /// Most samples per bucket of visible history; by default fewer the more products there are, 300 at least.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(300..))]
     samples: Option<u32>,
+    /// Also write all samples, before they are sampled, to this Parquet file: docs/recall.md, Samples.
+    #[arg(long, value_name = "FILE")]
+    samples_out: Option<PathBuf>,
     /// Fewest users of a pair of products, or of a value in a reference prompt, that is kept; by default
     /// `align.users_min`.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
@@ -146,6 +149,10 @@ fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
         users_min,
         scores_max: scores_max.unwrap_or(defaults.scores_max),
     };
+    if let Some(path) = &args.samples_out {
+        let rows = samples::write(&history, config, &options, path)?;
+        note!("{rows} samples written to {}", path.display());
+    }
     let mut steps = u64::from(args.cuts) * u64::from(args.folds) + 3;
     let arm = args.arm.as_ref().filter(|_| args.model_users > 0);
     if arm.is_some() {

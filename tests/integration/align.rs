@@ -1,5 +1,6 @@
 //! Promise: `nearshore align` learns from a log, writes the same artefact each time, and nothing broken is served.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -8,6 +9,8 @@ use nearshore_core::list::terms::bound::bind_table;
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::text::vectors::Vectors;
 use nearshore_core::user::event::Sku;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
 use serde_json::{Value, json};
 
 use crate::evaluate::Slice;
@@ -98,6 +101,78 @@ fn an_artefact_is_a_function_of_the_log_and_its_weights_help() {
             );
         }
     }
+}
+
+/// A value of a row of a Parquet file.
+fn column<'a>(row: &'a parquet::record::Row, name: &str) -> &'a Field {
+    let found = row.get_column_iter().find(|(column, _)| *column == name);
+    found.unwrap_or_else(|| panic!("no column {name}")).1
+}
+
+fn texts(field: &Field) -> Vec<String> {
+    let Field::ListInternal(list) = field else {
+        panic!("{field} is no list")
+    };
+    list.elements()
+        .iter()
+        .map(|it| match it {
+            Field::Str(text) => text.clone(),
+            other => panic!("{other} is no text"),
+        })
+        .collect()
+}
+
+#[test]
+fn samples_are_the_cases_of_the_log_without_ids() {
+    let slice = Slice::read();
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = slice.json_lines(folder.path());
+    let write = |name: &str| -> Vec<u8> {
+        let path = folder.path().join(name);
+        let more = ["--samples-out", path.to_str().expect("a path")];
+        report(&align(&files, &folder.path().join("out"), &more));
+        std::fs::read(&path).expect("it was written")
+    };
+    let bytes = write("one.parquet");
+    assert!(bytes == write("two.parquet"), "equal logs, equal files");
+    let reader = SerializedFileReader::new(bytes::Bytes::from(bytes)).expect("a Parquet file");
+    let rows: Vec<_> = reader
+        .get_row_iter(None)
+        .expect("rows")
+        .map(|row| row.expect("a row"))
+        .collect();
+    let people = std::fs::read_to_string(&files[1]).expect("profiles");
+    let ids: BTreeSet<String> = people
+        .lines()
+        .map(|line| {
+            let row: Value = serde_json::from_str(line).expect("JSON");
+            row["key"].as_str().expect("an id").to_owned()
+        })
+        .collect();
+    let mut visible_of_more = 0;
+    for row in &rows {
+        let (own, targets) = (texts(column(row, "own")), texts(column(row, "targets")));
+        let new = texts(column(row, "new_targets"));
+        let Field::Int(visible) = column(row, "visible") else {
+            panic!("{row}")
+        };
+        assert_eq!(usize::try_from(*visible), Ok(own.len()), "{row}");
+        assert!(
+            !targets.is_empty() && new.iter().all(|it| targets.contains(it)),
+            "{row}"
+        );
+        assert!(new.iter().all(|it| !own.contains(it)), "{row}");
+        visible_of_more = visible_of_more.max(own.len());
+        let Field::Str(user) = column(row, "user") else {
+            panic!("{row}")
+        };
+        assert!(!ids.contains(user), "{user} is an id");
+    }
+    assert!(
+        rows.len() > 300 && visible_of_more > 10,
+        "{} rows",
+        rows.len()
+    );
 }
 
 #[test]

@@ -240,16 +240,7 @@ pub(crate) fn fit(
         Some(among) => among,
         None => everyone(history)?,
     };
-    let start = history.span.map_or(among.until, |(start, _)| start);
-    let cuts: Vec<Timestamp> = (1..=options.cuts as i64)
-        .map(|nth| Timestamp(among.until.0 - nth * options.window))
-        .filter(|cut| *cut > start)
-        .collect();
-    ensure!(
-        !cuts.is_empty(),
-        "the log is shorter than one window of {} days: give a longer log or a shorter --window",
-        options.window / 86_400_000
-    );
+    let cuts = cuts(history, options, &among)?;
     let samples = samples(history, config, (options, &among), &cuts, progress)?;
     let users: std::collections::BTreeSet<u32> =
         samples.iter().flatten().map(|sample| sample.user).collect();
@@ -298,8 +289,27 @@ pub(crate) fn fit(
     })
 }
 
+/// The cuts after which samples are made, the latest first.
+pub(super) fn cuts(
+    history: &History,
+    options: &AlignOptions,
+    among: &Among<'_>,
+) -> anyhow::Result<Vec<Timestamp>> {
+    let start = history.span.map_or(among.until, |(start, _)| start);
+    let cuts: Vec<Timestamp> = (1..=options.cuts as i64)
+        .map(|nth| Timestamp(among.until.0 - nth * options.window))
+        .filter(|cut| *cut > start)
+        .collect();
+    ensure!(
+        !cuts.is_empty(),
+        "the log is shorter than one window of {} days: give a longer log or a shorter --window",
+        options.window / 86_400_000
+    );
+    Ok(cuts)
+}
+
 /// All users, and all that is known.
-fn everyone(history: &History) -> anyhow::Result<Among<'_>> {
+pub(super) fn everyone(history: &History) -> anyhow::Result<Among<'_>> {
     let (_, last) = history
         .span
         .context("the log has no purchase of a product of the catalogue; nothing can be learned")?;
@@ -374,6 +384,19 @@ pub(super) struct Taught {
     zeros: Arc<[f32]>,
 }
 
+impl Taught {
+    /// A shop with these tables.
+    pub(super) fn new(shop: Shop, tables: Tables) -> anyhow::Result<Self> {
+        let learned = learned(tables, &shop)?;
+        let zeros = vec![0.0; shop.snapshot.catalogue.pus().len()].into();
+        Ok(Self {
+            shop,
+            learned,
+            zeros,
+        })
+    }
+}
+
 /// What is known at a cut from the users of the other folds.
 pub(super) fn taught(
     history: &History,
@@ -394,14 +417,7 @@ pub(super) fn taught(
         cold: None,
     }
     .shop();
-    let tables = tables(history, &purchases, (cut, options), None);
-    let learned = learned(tables, &shop)?;
-    let zeros = vec![0.0; shop.snapshot.catalogue.pus().len()].into();
-    Ok(Taught {
-        shop,
-        learned,
-        zeros,
-    })
+    Taught::new(shop, tables(history, &purchases, (cut, options), None))
 }
 
 /// The cases of the users of a fold, with each amount of visible history.

@@ -36,6 +36,7 @@ pub(crate) mod product_table;
 mod references;
 mod result;
 mod routes;
+pub(crate) mod samples;
 mod shop;
 pub(crate) mod since;
 #[cfg(test)]
