@@ -3,10 +3,11 @@ ARG RUST=1.95
 ARG DEBIAN=bookworm
 
 FROM rust:${RUST}-slim-${DEBIAN} AS build
-# make and g++ build librdkafka from its sources. Packages have no versions here, because Debian removes old ones.
+# make and g++ build librdkafka from its sources, with the TLS of Debian's OpenSSL. Packages have no versions here, because
+# Debian removes old ones.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install -y --no-install-recommends binutils g++ make \
+ && apt-get install -y --no-install-recommends binutils g++ libssl-dev make pkg-config \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
@@ -18,7 +19,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
  && objcopy --strip-all --add-gnu-debuglink=/out/nearshore.debug target/dist/nearshore /out/nearshore
 
 FROM debian:${DEBIAN}-slim
-# Root certificates are for a build with TLS; this build has none.
+# The CAs that are trusted where the configuration names none. They bring OpenSSL's library, which the binary needs.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates \

@@ -54,6 +54,11 @@ need_rust() {
   need_apt cc gcc libc6-dev # linker, and librdkafka
   need_apt c++ g++          # tokenizers
   need_apt make make        # librdkafka
+  need_apt pkg-config pkg-config
+  if ! pkg-config --exists openssl; then # TLS of librdkafka
+    say "installing libssl-dev"
+    _apt libssl-dev || die "OpenSSL's headers are missing and could not be installed: as root, apt-get install libssl-dev"
+  fi
 }
 
 # need_redis: a server and a client; the service that Debian may start on 6379 is not used.

@@ -330,7 +330,7 @@ pub fn error(edge: Edge, failure: Failure) {
 /// Counts a failure of Kafka.
 pub fn log_error(error: &log::Error) {
     let failure = match error {
-        log::Error::Timeout { .. } => Failure::Timeout,
+        log::Error::Timeout { .. } | log::Error::Unreachable(_) => Failure::Timeout,
         log::Error::NotAssigned { .. } => Failure::NotAssigned,
         log::Error::Refused { .. } | log::Error::Unfit { .. } => Failure::Refused,
         log::Error::Stopped(_) => Failure::Stopped,

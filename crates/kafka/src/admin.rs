@@ -17,12 +17,16 @@ use rdkafka::metadata::Metadata;
 use super::KafkaSettings;
 use super::health::{Health, Watch};
 use super::kafka::{positions, unanswered};
+use super::login::Login;
 use super::producer::refused;
 use super::settings::INSTALLATION_MARK;
 use nearshore_core::ports::log::Error;
 use nearshore_core::user::record::{Offset, Partition, Resume, Timestamp};
 
 impl ConsumerContext for Watch {}
+
+/// How long an answer waits for the explanation of a fault.
+const LOOK_MAX: Duration = Duration::from_secs(5);
 
 /// A topic to create.
 #[derive(Clone, Debug)]
@@ -102,6 +106,7 @@ pub struct Extent {
 #[derive(Clone)]
 pub struct Admin {
     client: Arc<BaseConsumer<Watch>>,
+    login: Arc<Login>,
     settings: KafkaSettings,
 }
 
@@ -110,6 +115,7 @@ impl Admin {
     pub fn new(settings: &KafkaSettings) -> Result<Self, Error> {
         Ok(Self {
             client: Arc::new(client(settings, None)?),
+            login: Arc::new(Login::new(settings)),
             settings: settings.clone(),
         })
     }
@@ -366,15 +372,33 @@ impl Admin {
     ) -> Result<T, Error> {
         let admin = self.clone();
         tokio::task::spawn_blocking(move || {
+            admin.login.renew(admin.client.client());
             let answer = question(&admin);
-            // Log lines wait in the client's queue until it is polled.
+            // Log lines and errors wait in the client's queue until it is polled.
             for _ in 0..64 {
                 drop(admin.client.poll(Duration::ZERO));
             }
-            answer
+            admin.explained(answer)
         })
         .await
         .unwrap_or_else(|error| Err(Error::Stopped(error.to_string())))
+    }
+
+    /// Says why there was no answer, if the client knows.
+    fn explained<T>(&self, answer: Result<T, Error>) -> Result<T, Error> {
+        let health = &self.client.context().health;
+        match answer {
+            Err(Error::Timeout { topic, limit }) => Err(match health.explained(LOOK_MAX) {
+                Some(fault) => Error::Unreachable(fault),
+                None => Error::Timeout { topic, limit },
+            }),
+            Ok(answer) => {
+                // This client has no statistics, which clear the fault of others.
+                health.clear();
+                Ok(answer)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn limit(&self) -> Duration {

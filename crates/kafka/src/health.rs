@@ -1,12 +1,13 @@
 //! Health of a client, for `/healthz`, `/readyz` and metrics: [`Health`] and [`Lag`].
 //!
 //! Decides when Kafka counts as unreachable: when librdkafka's statistics show no broker up, or when librdkafka reports
-//! it, which is sooner. Invariant: reading the health never waits for Kafka. It does not decide whether the process is
-//! ready.
+//! it, which is sooner; [`super::secure`] says which key a fault of TLS or of a login is about. Invariant: reading the
+//! health never waits for Kafka. It does not decide whether the process is ready.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use rdkafka::ClientContext;
@@ -17,6 +18,10 @@ use serde::Deserialize;
 use super::KafkaSettings;
 use super::intake::Intake;
 pub use super::intake::PartitionStatus;
+use super::secure::{self, Complaint};
+
+/// What a reason that names a key of ours begins with.
+const OURS: &str = "kafka.";
 
 /// States of a connection that is being made.
 const TRYING: [&str; 6] = [
@@ -42,6 +47,8 @@ struct Counters {
     refusal: ArcSwapOption<String>,
     /// The last reported reason, for the text of a fault.
     last: ArcSwapOption<String>,
+    /// Whether a thread looks at a broker to explain the last reason.
+    looking: AtomicBool,
 }
 
 /// Health of one client. Cheap to clone; outlives the client.
@@ -100,6 +107,69 @@ impl Health {
         self.0.refusal.store(Some(Arc::new(reason)));
     }
 
+    /// Forgets the fault: a broker answered.
+    pub(super) fn clear(&self) {
+        self.0.fault.store(None);
+        self.0.last.store(None);
+    }
+
+    /// The fault of TLS or of a login, which begins with our key; `None` if there is none of this kind.
+    pub(super) fn by_key(&self) -> Option<String> {
+        self.fault().filter(|fault| fault.starts_with(OURS))
+    }
+
+    /// Whether the fault is told by our key, or will be in a moment.
+    fn is_explained(&self) -> bool {
+        self.0.looking.load(Ordering::Acquire) || self.by_key().is_some()
+    }
+
+    /// [`Health::by_key`], after a wait, blocking, until a fault is explained.
+    pub(super) fn explained(&self, limit: Duration) -> Option<String> {
+        let deadline = Instant::now() + limit;
+        while self.0.looking.load(Ordering::Acquire) && Instant::now() < deadline {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "one poll of a wait with a deadline, on a blocking thread"
+            )]
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.by_key()
+    }
+
+    /// Sets why no broker can be reached, by our key.
+    fn explain(&self, text: &str) {
+        let text = Arc::new(text.to_owned());
+        self.0.last.store(Some(text.clone()));
+        self.0.fault.store(Some(text));
+    }
+
+    /// Explains, on a thread of its own, a complaint whose reason a look at the broker shows. A broker that answers
+    /// meanwhile ends the complaint.
+    fn look(&self, settings: &Arc<KafkaSettings>, (complaint, raw): (Complaint, String)) {
+        if self.0.looking.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (health, settings) = (self.clone(), settings.clone());
+        let look = move || {
+            let found = secure::look(&settings, &complaint);
+            let text = found.clone().unwrap_or(raw);
+            if health.0.last.load().is_some() {
+                if found.is_some() {
+                    health.explain(&text);
+                }
+                warn(&text);
+            }
+            health.0.looking.store(false, Ordering::Release);
+        };
+        if std::thread::Builder::new()
+            .name("log-look".into())
+            .spawn(look)
+            .is_err()
+        {
+            self.0.looking.store(false, Ordering::Release);
+        }
+    }
+
     fn error(&self, brokers: &str, error: &KafkaError, reason: &str) {
         use RDKafkaErrorCode as Code;
         self.0.errors.fetch_add(1, Ordering::Relaxed);
@@ -121,8 +191,7 @@ impl Health {
     /// connection was tried.
     fn brokers(&self, brokers: &str, states: &[&str]) {
         if states.contains(&"UP") {
-            self.0.fault.store(None);
-            self.0.last.store(None);
+            self.clear();
         } else if self.0.last.load().is_some() || states.iter().any(|state| TRYING.contains(state))
         {
             self.unreachable(brokers);
@@ -131,9 +200,13 @@ impl Health {
 
     fn unreachable(&self, brokers: &str) {
         let last = self.0.last.load();
-        let reason = last.as_deref().map_or("no broker is up", String::as_str);
-        let fault = Arc::new(format!("{brokers}: {reason}"));
-        self.0.fault.store(Some(fault));
+        let fault = match last.as_deref() {
+            // It begins with our key.
+            Some(reason) if reason.starts_with(OURS) => reason.clone(),
+            Some(reason) => format!("{brokers}: {reason}"),
+            None => format!("{brokers}: no broker is up"),
+        };
+        self.0.fault.store(Some(Arc::new(fault)));
     }
 }
 
@@ -152,15 +225,32 @@ impl Lag {
 #[derive(Clone)]
 pub(super) struct Watch {
     pub health: Health,
-    /// Bootstrap servers, for the text of a fault: librdkafka's may be no more than "1/1 brokers are down".
-    brokers: String,
+    /// For the text of a fault: librdkafka's may be no more than "1/1 brokers are down".
+    settings: Arc<KafkaSettings>,
+}
+
+fn warn(text: &str) {
+    tracing::warn!(target: "kafka", "{text}; the client tries again");
 }
 
 impl Watch {
     pub(crate) fn new(settings: &KafkaSettings, health: Health) -> Self {
         Self {
             health,
-            brokers: settings.brokers.clone(),
+            settings: Arc::new(settings.clone()),
+        }
+    }
+
+    /// Tells what a complaint is about, at once or after a look at the broker.
+    fn complain(&self, complaint: Complaint, raw: &str) {
+        match complaint {
+            Complaint::Told(text) => {
+                self.health.explain(&text);
+                warn(&text);
+            }
+            complaint => self
+                .health
+                .look(&self.settings, (complaint, raw.to_owned())),
         }
     }
 }
@@ -177,6 +267,16 @@ struct Broker {
 
 impl ClientContext for Watch {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if let Some(complaint) = secure::explain(&self.settings, None, message) {
+            // Not of the target `kafka`, whose lines are limited: its next line tells the same by our key.
+            tracing::debug!(facility, "{message}");
+            // An error follows a line of this level, and it is explained then.
+            if level as i32 > RDKafkaLogLevel::Error as i32 {
+                self.health.0.last.store(Some(Arc::new(message.to_owned())));
+                self.complain(complaint, message);
+            }
+            return;
+        }
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 tracing::error!(target: "kafka", facility, "{message}");
@@ -198,7 +298,7 @@ impl ClientContext for Watch {
         };
         let brokers = statistics.brokers.values();
         let states: Vec<&str> = brokers.map(|broker| broker.state.as_str()).collect();
-        self.health.brokers(&self.brokers, &states);
+        self.health.brokers(&self.settings.brokers, &states);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -209,8 +309,14 @@ impl ClientContext for Watch {
         ) {
             return;
         }
-        self.health.error(&self.brokers, &error, reason);
-        tracing::warn!(target: "kafka", "{error}: {reason}; the client tries again");
+        self.health.error(&self.settings.brokers, &error, reason);
+        let raw = format!("{error}: {reason}");
+        match secure::explain(&self.settings, error.rdkafka_error_code(), reason) {
+            // That all brokers are down says less than what is told of one of them.
+            None if self.health.is_explained() => tracing::debug!("{raw}"),
+            None => warn(&raw),
+            Some(complaint) => self.complain(complaint, &raw),
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Calls that rdkafka's safe interface lacks: headers whose names are not UTF-8, and watermarks that are known already.
+//! Calls that rdkafka's safe interface lacks: headers whose names are not UTF-8, watermarks that are known already, and a
+//! new login of a running client.
 //!
 //! The only `unsafe` of this crate. Invariant: no result points into librdkafka's memory; one borrowed message would
 //! keep the whole fetch response that it came in.
@@ -87,4 +88,27 @@ pub(super) fn known<C: ClientContext>(
     // A negative offset means not known yet.
     let known = |at: i64| (answered && at >= 0).then_some(Offset(at));
     (known(low), known(high))
+}
+
+/// Sets the user and the password by which the client logs in at its next connection.
+pub(super) fn set_login<C: ClientContext>(
+    client: &Client<C>,
+    (user, password): &(String, String),
+) -> Result<(), String> {
+    let text = |text: &str| CString::new(text).map_err(|_| "it has a zero byte".to_owned());
+    let (user, password) = (text(user)?, text(password)?);
+    // SAFETY: the client is alive, both texts end with a zero byte, and librdkafka copies them.
+    let error = unsafe {
+        raw::rd_kafka_sasl_set_credentials(client.native_ptr(), user.as_ptr(), password.as_ptr())
+    };
+    if error.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the error is not null, its text lives until it is destroyed, and that happens once.
+    unsafe {
+        let text = CStr::from_ptr(raw::rd_kafka_error_string(error));
+        let text = text.to_string_lossy().into_owned();
+        raw::rd_kafka_error_destroy(error);
+        Err(text)
+    }
 }

@@ -27,6 +27,7 @@ use rdkafka::{ClientContext, Message, TopicPartitionList};
 
 use super::health::{Health, Watch};
 use super::intake::{self, Intake};
+use super::login::Login;
 use super::lost::Place;
 use super::wake::Waker;
 use super::{KafkaSettings, native};
@@ -225,11 +226,13 @@ pub(super) struct Poller {
     /// Topics that the member paused; they stay paused when the intake has room.
     paused_topics: BTreeSet<Arc<str>>,
     ends_read: Instant,
+    login: Login,
 }
 
 impl Poller {
     pub(super) fn new(consumer: Arc<BaseConsumer<Member>>, stop: Arc<AtomicBool>) -> Self {
         Self {
+            login: Login::new(&consumer.context().settings),
             consumer,
             stop,
             open: BTreeMap::new(),
@@ -260,6 +263,7 @@ impl Poller {
             if now.duration_since(self.ends_read) >= ENDS_EVERY {
                 self.ends_read = now;
                 self.read_ends();
+                self.login.renew(self.consumer.client());
             }
         }
     }

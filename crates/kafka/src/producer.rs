@@ -4,6 +4,7 @@
 //! record of the call has its delivery report. It waits for a full queue and never drops a record. It does not retry
 //! a record: librdkafka does, in order, until `ack_timeout`.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -13,6 +14,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 
 use super::KafkaSettings;
 use super::health::{Health, Watch};
+use super::login::Login;
 use nearshore_core::ports::log::{Error, Outgoing};
 
 /// A handle to one producing client; clones share it.
@@ -20,6 +22,7 @@ use nearshore_core::ports::log::{Error, Outgoing};
 pub struct Producer {
     client: FutureProducer<Watch>,
     health: Health,
+    login: Arc<Login>,
     limit: Duration,
 }
 
@@ -34,6 +37,7 @@ impl Producer {
         Ok(Self {
             client,
             health,
+            login: Arc::new(Login::new(settings)),
             limit: settings.ack_timeout,
         })
     }
@@ -45,6 +49,7 @@ impl Producer {
 
     /// Writes records; resolves when all are acknowledged. After an error some of them may be written.
     pub async fn send(&self, records: Vec<Outgoing>) -> Result<(), Error> {
+        self.login.renew(self.client.client());
         let mut reports = Vec::with_capacity(records.len());
         let mut failed = None;
         for record in &records {
@@ -95,9 +100,12 @@ impl Producer {
     }
 
     fn timeout(&self, record: &Outgoing) -> Error {
-        Error::Timeout {
-            topic: record.topic.to_string(),
-            limit: self.limit,
+        match self.health.by_key() {
+            Some(fault) => Error::Unreachable(fault),
+            None => Error::Timeout {
+                topic: record.topic.to_string(),
+                limit: self.limit,
+            },
         }
     }
 

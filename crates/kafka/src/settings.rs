@@ -13,6 +13,7 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use serde::{Deserialize, Serialize};
 
+use super::protection;
 use nearshore_core::ports::log::Error;
 use nearshore_core::text::decode_secret;
 use nearshore_core::user::record::Partition;
@@ -136,7 +137,8 @@ impl KafkaSettings {
                 });
             }
         }
-        for config in [self.consuming(&self.group("check"))?, self.producing()?] {
+        let (consumer, producer) = (self.consuming(&self.group("check"))?, self.producing()?);
+        for config in [&consumer, &producer] {
             config
                 .create_native_config()
                 .map_err(|error| Error::Refused {
@@ -144,7 +146,31 @@ impl KafkaSettings {
                     reason: error.to_string(),
                 })?;
         }
-        Ok(())
+        protection::check(self, consumer, producer)
+    }
+
+    /// The value of a librdkafka property that is not a secret; `None` if it is not set.
+    pub(super) fn property(&self, name: &str) -> Option<&str> {
+        let sections = [&self.consumer, &self.producer, &self.properties];
+        let found = sections.iter().find_map(|section| section.get(name));
+        found.map(String::as_str)
+    }
+
+    /// Our key of a librdkafka property: where it is set, or else where it should be.
+    pub(super) fn key(&self, name: &str) -> String {
+        let sections = [
+            ("properties", self.properties.contains_key(name)),
+            ("consumer", self.consumer.contains_key(name)),
+            ("producer", self.producer.contains_key(name)),
+            ("secret_files", self.secret_files.contains_key(name)),
+        ];
+        let set = sections.iter().find(|(_, has_it)| *has_it);
+        let section = match set {
+            Some((section, _)) => section,
+            None if SECRET.contains(&name) => "secret_files",
+            None => "properties",
+        };
+        format!("kafka.{section}.\"{name}\"")
     }
 
     /// The partition with the configured incarnation of its topic.
@@ -175,6 +201,7 @@ impl KafkaSettings {
             .set("allow.auto.create.topics", "false");
         apply(&mut config, &self.properties);
         apply(&mut config, &self.consumer);
+        protection::complete(&mut config);
         config
             .set("group.id", group)
             .set("enable.auto.commit", "false")
@@ -212,8 +239,33 @@ impl KafkaSettings {
             );
         apply(&mut config, &self.properties);
         apply(&mut config, &self.producer);
+        protection::complete(&mut config);
         config.set("enable.idempotence", "true").set("acks", "all");
         Ok(config)
+    }
+
+    /// What the file of a secret property has now; `None` if there is no such file.
+    fn secret(&self, property: &str) -> Result<Option<String>, Error> {
+        let Some(path) = self.secret_files.get(property) else {
+            return Ok(None);
+        };
+        let refused = |reason: String| Error::Refused {
+            what: format!("{property} from {}", path.display()),
+            reason,
+        };
+        let bytes = std::fs::read(path).map_err(|error| refused(error.to_string()))?;
+        let secret = decode_secret(&bytes).map_err(|what| refused(what.into()))?;
+        Ok(Some(secret))
+    }
+
+    /// User and password as their files, or the properties, have them now; `None` if one is missing.
+    pub(super) fn login(&self) -> Option<(String, String)> {
+        let read = |name: &str| match self.secret(name) {
+            Ok(Some(secret)) => Some(secret),
+            Ok(None) => self.property(name).map(str::to_owned),
+            Err(_) => None,
+        };
+        Some((read("sasl.username")?, read("sasl.password")?))
     }
 
     fn common(&self) -> Result<ClientConfig, Error> {
@@ -225,14 +277,10 @@ impl KafkaSettings {
             // A broker's failure and its return must be noticed within seconds.
             .set("reconnect.backoff.max.ms", "2000")
             .set_log_level(RDKafkaLogLevel::Info);
-        for (property, path) in &self.secret_files {
-            let refused = |reason: String| Error::Refused {
-                what: format!("{property} from {}", path.display()),
-                reason,
-            };
-            let bytes = std::fs::read(path).map_err(|error| refused(error.to_string()))?;
-            let secret = decode_secret(&bytes).map_err(|what| refused(what.into()))?;
-            config.set(property, secret);
+        for property in self.secret_files.keys() {
+            if let Some(secret) = self.secret(property)? {
+                config.set(property, secret);
+            }
         }
         Ok(config)
     }

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::admin::{Admin, Extent};
 use super::health::{Health, Watch};
+use super::login::Login;
 use super::producer::{permanent, refused};
 use super::{KafkaSettings, native};
 use nearshore_core::ports::log::Error;
@@ -167,8 +168,10 @@ impl Reader {
     fn run(&mut self) -> Result<(), Error> {
         let mut ready = false;
         let mut checked = Instant::now();
+        let login = Login::new(&self.settings);
         while !self.stop.load(Ordering::Relaxed) {
             self.health.count_poll();
+            login.renew(self.client.client());
             // Collected records are passed on before the thread sleeps.
             if !self.turn(Duration::ZERO)? {
                 if self.flush().is_err() {

@@ -86,6 +86,9 @@ pub enum Error {
         /// How long the caller waited.
         limit: std::time::Duration,
     },
+    /// No answer in time, and the client knows why: no broker can be reached, or none accepts its TLS or its login.
+    #[error("{0}")]
+    Unreachable(String),
     /// The partition is not (or no longer) assigned to this member; the new owner does the work again.
     #[error("{partition} is not assigned to this member")]
     NotAssigned {
@@ -128,7 +131,7 @@ impl Error {
     /// What a caller should do.
     pub fn remedy(&self) -> Remedy {
         match self {
-            Self::Timeout { .. } => Remedy::Retry,
+            Self::Timeout { .. } | Self::Unreachable(_) => Remedy::Retry,
             Self::NotAssigned { .. } => Remedy::Drop,
             Self::Refused { .. } | Self::Unfit { .. } | Self::Stopped(_) => Remedy::Stop,
         }
