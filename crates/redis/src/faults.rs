@@ -1,8 +1,8 @@
-//! What an error of Redis means for the connection and for the caller.
+//! What an error of Redis means for the connection and for the caller, and which keys it may be about.
 //!
-//! Invariant: it looks at one error alone, and knows neither the connection nor what was asked.
+//! Invariant: it looks at one error or one command alone, and does not know the connection.
 
-use redis::{ErrorKind, RedisError, ServerErrorKind};
+use redis::{Arg, Cmd, ErrorKind, RedisError, ServerErrorKind};
 
 pub(super) fn is_no_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
@@ -35,6 +35,16 @@ pub(super) fn is_login(reason: &str) -> bool {
     reason.contains(LOGIN)
 }
 
+/// Whether the user of the ACL lacks a right.
+pub(super) fn is_right(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm)
+}
+
+/// What the reason of a missing right begins with.
+pub(super) const RIGHT: &str = "redis.username: its user lacks a right";
+pub(super) const RIGHT_ADVICE: &str =
+    "give it by ACL SETUSER: ~* +@read +@write +@scripting +wait +info";
+
 /// Whether Redis refuses for now only.
 pub(super) fn is_temporary(error: &RedisError) -> bool {
     let known = matches!(
@@ -49,4 +59,27 @@ pub(super) fn is_temporary(error: &RedisError) -> bool {
     );
     let busy = ["OOM", "BUSY", "MISCONF", "NOREPLICAS"];
     known || error.code().is_some_and(|code| busy.contains(&code))
+}
+
+/// The keys of a command: those of a script, else its first argument.
+pub(super) fn keys_of(cmd: &Cmd) -> Vec<String> {
+    let mut words = cmd.args_iter().filter_map(|word| match word {
+        Arg::Simple(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+        _ => None,
+    });
+    let name = words.next().unwrap_or_default();
+    if name != "EVALSHA" {
+        return words.next().into_iter().collect();
+    }
+    let n = words.nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
+    words.take(n).collect()
+}
+
+/// Whether the error is that of a stored value: of another type, or one with which a script cannot calculate.
+pub(super) fn is_of_a_value(error: &RedisError) -> bool {
+    match error.code() {
+        Some("WRONGTYPE") => true,
+        Some("ERR") => error.to_string().contains("user_script"),
+        _ => false,
+    }
 }

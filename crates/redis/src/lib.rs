@@ -16,6 +16,7 @@ mod scripts;
 mod settings;
 mod shared;
 mod survey;
+mod tls;
 mod users;
 
 use std::collections::BTreeMap;

@@ -17,16 +17,18 @@ use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
 use redis::{
-    Arg, AsyncConnectionConfig, Client, Cmd, ErrorKind, Pipeline, RedisError, RedisResult,
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, Pipeline, RedisError, RedisResult,
     ServerErrorKind, Value,
 };
 use tokio::sync::Mutex;
 
 use super::faults::{
-    LOGIN, LOGIN_ADVICE, is_denied, is_login, is_lost, is_no_script, is_temporary,
+    LOGIN, LOGIN_ADVICE, RIGHT, RIGHT_ADVICE, is_denied, is_login, is_lost, is_no_script,
+    is_of_a_value, is_right, is_temporary, keys_of,
 };
 use super::scripts::{self, Guard};
 use super::settings::RedisSettings;
+use super::tls;
 use crate::corrupt;
 use crate::metrics as measures;
 use nearshore_core::ports::keys;
@@ -113,26 +115,32 @@ impl Link {
         Ok(link)
     }
 
-    /// A client by the password that its file has now: it may have been changed since the last connection.
+    /// A client by the password, CAs and certificate that their files have now: they may have been changed since the last
+    /// connection.
     fn client(&self) -> Result<Target, Error> {
         let found = self.settings.target()?;
         let refused = |error: RedisError| self.unexpected(error);
         Ok(if found.cluster {
-            let client = ClusterClientBuilder::new(found.nodes)
+            let mut client = ClusterClientBuilder::new(found.nodes)
                 .connection_timeout(self.connect_max)
                 .response_timeout(self.response_max)
                 .tcp_settings(self.settings.tcp())
-                .retries(3)
-                .build()
-                .map_err(refused)?;
-            Target::Cluster(client)
+                .retries(3);
+            if let Some(files) = found.tls {
+                client = client.certs(files);
+            }
+            Target::Cluster(client.build().map_err(refused)?)
         } else {
             let config = AsyncConnectionConfig::new()
                 .set_connection_timeout(Some(self.connect_max))
                 .set_response_timeout(Some(self.response_max))
                 .set_pipeline_buffer_size(PIPELINE_MAX);
-            let client = Client::open(found.nodes[0].clone()).map_err(refused)?;
-            Target::Single(client, config)
+            let node = found.nodes[0].clone();
+            let client = match found.tls {
+                Some(files) => Client::build_with_tls(node, files),
+                None => Client::open(node),
+            };
+            Target::Single(client.map_err(refused)?, config)
         })
     }
 
@@ -406,12 +414,19 @@ impl Link {
             load(conn.clone(), scripts::loads().collect()).await?;
             Ok(conn)
         };
-        match tokio::time::timeout(limit, connect).await {
-            Ok(connected) => connected.map_err(|error| self.classify(&error)),
-            Err(_) => Err(Error::Timeout {
-                addr: self.addr.clone(),
-                limit,
-            }),
+        let (is_silent, error) = match tokio::time::timeout(limit, connect).await {
+            Ok(Ok(conn)) => return Ok(conn),
+            Ok(Err(error)) => (tls::is_silent(&error), self.classify(&error)),
+            Err(_) => {
+                let addr = self.addr.clone();
+                (true, Error::Timeout { addr, limit })
+            }
+        };
+        match is_silent {
+            true => Err(tls::look(&self.settings, self.connect_max)
+                .await
+                .map_or(error, |found| self.unavailable(&found))),
+            false => Err(error),
         }
     }
 
@@ -447,6 +462,13 @@ impl Link {
             let reason = error.to_string();
             let reason = reason.trim_end_matches('.');
             return self.unavailable(&format!("{LOGIN}: {reason}; {LOGIN_ADVICE}"));
+        }
+        if is_right(error) {
+            // Somebody may grant it, and nothing is lost by waiting.
+            return self.unavailable(&format!("{RIGHT}: {error}; {RIGHT_ADVICE}"));
+        }
+        if let Some(explained) = tls::explain(&self.settings, error) {
+            return self.unavailable(&explained);
         }
         if is_lost(error) || is_temporary(error) || self.is_outdated(error) {
             return self.unavailable(&error.to_string());
@@ -546,29 +568,6 @@ fn lineage_in(texts: &[String]) -> Option<Lineage> {
     }
     ids.sort();
     (!ids.is_empty()).then(|| Lineage(ids.join(",").into()))
-}
-
-/// The keys of a command: those of a script, else its first argument.
-fn keys_of(cmd: &Cmd) -> Vec<String> {
-    let mut words = cmd.args_iter().filter_map(|word| match word {
-        Arg::Simple(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
-        _ => None,
-    });
-    let name = words.next().unwrap_or_default();
-    if name != "EVALSHA" {
-        return words.next().into_iter().collect();
-    }
-    let n = words.nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
-    words.take(n).collect()
-}
-
-/// Whether the error is that of a stored value: of another type, or one with which a script cannot calculate.
-fn is_of_a_value(error: &RedisError) -> bool {
-    match error.code() {
-        Some("WRONGTYPE") => true,
-        Some("ERR") => error.to_string().contains("user_script"),
-        _ => false,
-    }
 }
 
 #[cfg(test)]

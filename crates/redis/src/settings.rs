@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::{ConnectionInfo, IntoConnectionInfo};
+use redis::{ConnectionInfo, IntoConnectionInfo, TlsCertificates};
 use serde::{Deserialize, Serialize};
 
+use super::tls;
 use nearshore_core::ports::store::Error;
 use nearshore_core::text::decode_secret;
 
@@ -15,12 +16,19 @@ use nearshore_core::text::decode_secret;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedisSettings {
-    /// `redis://[user[:password]@]host:port[/db]`; several, comma-separated, or `redis+cluster://…` = Redis Cluster.
+    /// `redis://[user[:password]@]host:port[/db]`, or `rediss://…` for TLS; several, comma-separated, or
+    /// `redis+cluster://…` and `rediss+cluster://…` = Redis Cluster.
     pub url: String,
     /// User of Redis' ACL; may be part of `url` instead.
     pub username: Option<String>,
     /// File with the password, trailing line break ignored.
     pub password_file: Option<PathBuf>,
+    /// File with the CAs (PEM) that sign Redis' certificate; those of the system if there is none.
+    pub tls_ca: Option<PathBuf>,
+    /// File with this client's certificate (PEM), for a Redis that asks for one.
+    pub tls_cert: Option<PathBuf>,
+    /// File with the key of that certificate (PEM).
+    pub tls_key: Option<PathBuf>,
     /// Replicas that must acknowledge a write before an offset is committed; 0 = none.
     pub min_replicas: u32,
     /// How long the replicas may take.
@@ -57,6 +65,9 @@ impl Default for RedisSettings {
             url: "redis://127.0.0.1:6379".into(),
             username: None,
             password_file: None,
+            tls_ca: None,
+            tls_cert: None,
+            tls_key: None,
             min_replicas: 0,
             replicas_max: Duration::from_secs(1),
             connect_max: Duration::from_secs(1),
@@ -77,6 +88,8 @@ pub(super) struct Target {
     pub(super) nodes: Vec<ConnectionInfo>,
     /// For messages, without a password.
     pub(super) addr: String,
+    /// Its files, if this is TLS.
+    pub(super) tls: Option<TlsCertificates>,
 }
 
 impl RedisSettings {
@@ -95,7 +108,26 @@ impl RedisSettings {
         millis(self.counts_ttl)
     }
 
-    /// Reads `url` and the password's file.
+    /// Checks `url` and what is in the files; connects to nothing.
+    pub fn check(&self) -> Result<(), Error> {
+        self.target().map(drop)
+    }
+
+    /// The files that these settings name, each with its key.
+    pub fn files(&self) -> Vec<(&'static str, &PathBuf)> {
+        let all = [
+            ("redis.password_file", &self.password_file),
+            ("redis.tls_ca", &self.tls_ca),
+            ("redis.tls_cert", &self.tls_cert),
+            ("redis.tls_key", &self.tls_key),
+        ];
+        let named = all
+            .into_iter()
+            .filter_map(|(key, path)| Some((key, path.as_ref()?)));
+        named.collect()
+    }
+
+    /// Reads `url` and the files of the password and of TLS.
     pub(super) fn target(&self) -> Result<Target, Error> {
         let refused = |reason: String| Error::Refused {
             addr: "redis.url".into(),
@@ -105,25 +137,29 @@ impl RedisSettings {
             .url
             .split_once("://")
             .ok_or_else(|| refused("no redis:// in it; write redis://host:port".into()))?;
-        let cluster = match scheme {
-            "redis" => rest.contains(','),
-            "redis+cluster" => true,
-            "rediss" => {
-                return Err(refused(
-                    "TLS is not built in; write redis:// and connect through a TLS proxy".into(),
-                ));
-            }
+        let (cluster, is_tls) = match scheme {
+            "redis" => (rest.contains(','), false),
+            "rediss" => (rest.contains(','), true),
+            "redis+cluster" => (true, false),
+            "rediss+cluster" => (true, true),
             other => {
                 return Err(refused(format!(
-                    "{other}:// is neither redis:// nor redis+cluster://"
+                    "{other}:// is none of redis://, rediss://, redis+cluster:// and rediss+cluster://"
                 )));
             }
         };
+        if rest.contains('#') {
+            return Err(refused(
+                "it has a # in it; write %23 for one in a password".into(),
+            ));
+        }
+        let tls = self.tls(is_tls)?;
         let password = self.password()?;
         let mut nodes = Vec::new();
         for part in rest.split(',') {
             let part = part.rsplit_once("://").map_or(part, |(_, host)| host);
-            let info = format!("redis://{}", part.trim())
+            let scheme = if is_tls { "rediss" } else { "redis" };
+            let info = format!("{scheme}://{}", part.trim())
                 .into_connection_info()
                 .map_err(|error| refused(error.to_string()))?;
             nodes.push(self.with_credentials(info, password.as_deref()));
@@ -133,7 +169,27 @@ impl RedisSettings {
             cluster,
             nodes,
             addr: addrs.join(","),
+            tls,
         })
+    }
+
+    /// The files of TLS. Without TLS there must be none: what they are for would not happen.
+    fn tls(&self, is_tls: bool) -> Result<Option<TlsCertificates>, Error> {
+        if is_tls {
+            return tls::read(self).map(Some);
+        }
+        let named = [
+            ("tls_ca", &self.tls_ca),
+            ("tls_cert", &self.tls_cert),
+            ("tls_key", &self.tls_key),
+        ];
+        match named.iter().find(|(_, path)| path.is_some()) {
+            None => Ok(None),
+            Some((key, _)) => Err(Error::Refused {
+                addr: format!("redis.{key}"),
+                reason: "has no effect without TLS; write redis.url with rediss://".into(),
+            }),
+        }
     }
 
     fn password(&self) -> Result<Option<String>, Error> {
@@ -198,6 +254,9 @@ mod tests {
             ("redis+cluster://h:1", true, "h:1"),
             ("redis://h:1,i:2", true, "h:1,i:2"),
             ("redis://h:1, redis://i:2", true, "h:1,i:2"),
+            ("rediss://h:1", false, "h:1"),
+            ("rediss://h:1,rediss://i:2", true, "h:1,i:2"),
+            ("rediss+cluster://h:1", true, "h:1"),
         ] {
             let target = target(url).expect("valid");
             assert_eq!((target.cluster, target.addr.as_str()), (cluster, addr));
@@ -208,8 +267,8 @@ mod tests {
     fn a_wrong_address_is_refused_with_the_reason() {
         for (url, reason) in [
             ("h:1", "no redis:// in it"),
-            ("rediss://h:1", "TLS"),
-            ("http://h:1", "http:// is neither"),
+            ("rediss://h:1#insecure", "a # in it"),
+            ("http://h:1", "http:// is none of"),
         ] {
             let error = target(url).expect_err(url).to_string();
             assert!(error.contains(reason), "{error}");

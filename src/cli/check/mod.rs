@@ -270,11 +270,12 @@ fn advice(name: &str, wrong: &str) -> Option<&'static str> {
             "switch database",
             "the number behind the address in redis.url is a database: Redis has 0 to 15 unless its `databases` says otherwise, a cluster only 0",
         ),
-        (
-            "NOPERM",
-            "the ACL user lacks a right: it needs ~* +@read +@write +@scripting +wait +info",
-        ),
     ];
+    let ours = ["redis.url: ", "redis.username: ", "redis.tls_"];
+    if ours.iter().any(|key| wrong.contains(key)) {
+        // It says what to do.
+        return None;
+    }
     if let Some((_, advice)) = said.iter().find(|(part, _)| wrong.contains(part)) {
         return Some(advice);
     }
