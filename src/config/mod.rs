@@ -396,9 +396,17 @@ impl Config {
     fn resolve_secrets(&mut self) {
         let base = self.base.clone();
         let secrets = self.kafka.secret_files.values_mut();
-        for path in secrets.chain(self.redis.password_file.as_mut()) {
+        let redis = &mut self.redis;
+        let files = [
+            &mut redis.password_file,
+            &mut redis.tls_ca,
+            &mut redis.tls_cert,
+            &mut redis.tls_key,
+        ];
+        for path in secrets.chain(files.into_iter().flatten()) {
             *path = base.join(&*path);
         }
+        self.kafka.resolve_tls_files(&base);
     }
 
     /// The folder of the configured sentence encoder, if there is one.

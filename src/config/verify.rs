@@ -10,10 +10,9 @@ use super::Config;
 use crate::files;
 use nearshore_core::list::prompt::{Arm, Template};
 use nearshore_core::list::terms::Weights;
-use nearshore_core::ports::log;
+use nearshore_core::ports::{log, store};
 use nearshore_core::shop::arms::delay_of;
 use nearshore_core::shop::rules::{unreachable, validate};
-use nearshore_core::text::decode_secret;
 use nearshore_core::user::event::Kind;
 use nearshore_core::user::state::{VERSION_CURRENT, VERSION_OLDEST};
 
@@ -147,7 +146,12 @@ fn kafka(config: &Config, found: &mut Found) {
     above_zero(found, "kafka.session_timeout", kafka.session_timeout);
     above_zero(found, "kafka.ack_timeout", kafka.ack_timeout);
     // `named_files` reports a missing file, with its own key.
-    if kafka.secret_files.values().all(|path| path.exists())
+    let tls = kafka.tls_files();
+    let mut files = kafka
+        .secret_files
+        .values()
+        .chain(tls.iter().map(|(_, file)| file));
+    if files.all(|path| path.exists())
         && let Err(error) = kafka.check()
     {
         let (key, what) = refused_key(config, &error);
@@ -215,10 +219,22 @@ fn topics(config: &Config, found: &mut Found) {
 
 fn redis(config: &Config, found: &mut Found) {
     let redis = &config.redis;
-    let schemes = ["redis://", "redis+cluster://"];
+    let schemes = [
+        "redis://",
+        "rediss://",
+        "redis+cluster://",
+        "rediss+cluster://",
+    ];
     let valid = schemes.iter().any(|scheme| redis.url.starts_with(scheme));
-    let what = "must begin with redis:// or redis+cluster://";
+    let what = "must begin with redis:// or redis+cluster://, or with rediss:// or rediss+cluster:// for TLS";
     must(found, valid, "redis.url", what);
+    // `named_files` reports a missing file, with its own key.
+    if valid
+        && redis.files().iter().all(|(_, file)| file.exists())
+        && let Err(store::Error::Refused { addr, reason }) = redis.check()
+    {
+        must(found, false, &addr, reason);
+    }
     for (key, duration) in [
         ("replicas_max", redis.replicas_max),
         ("connect_max", redis.connect_max),
@@ -530,25 +546,15 @@ fn named_files(config: &Config, found: &mut Found) {
     if let Some(folder) = config.encoder() {
         paths.push(("engine.encoder".to_owned(), folder.join("config.json")));
     }
-    let password = config.redis.password_file.iter();
-    let password = password.map(|path| ("redis.password_file".to_owned(), path.clone()));
+    let redis = config.redis.files().into_iter();
+    let redis = redis.map(|(key, path)| (key.to_owned(), path.clone()));
     let secrets = config.kafka.secret_files.iter();
     let secrets = secrets.map(|(name, path)| (format!("kafka.secret_files.{name}"), path.clone()));
-    for (key, path) in paths.into_iter().chain(secrets) {
+    let tls = config.kafka.tls_files().into_iter();
+    let tls = tls.map(|(key, file)| (key.replace('"', ""), file));
+    for (key, path) in paths.into_iter().chain(secrets).chain(tls).chain(redis) {
         if let Err(error) = std::fs::metadata(&path) {
             must(found, false, &key, unreadable(&path, &error));
-        }
-    }
-    // Kafka's secrets were read when its settings were checked.
-    for (key, path) in password {
-        let secret = match std::fs::read(&path) {
-            Ok(bytes) => {
-                decode_secret(&bytes).map_err(|what| format!("{}: {what}", path.display()))
-            }
-            Err(error) => Err(unreadable(&path, &error)),
-        };
-        if let Err(what) = secret {
-            must(found, false, &key, what);
         }
     }
 }

@@ -32,7 +32,7 @@ use renew::watch_artefacts;
 use watch::{ENGINE_STALLED, join, watch_coverage, watch_engine, watch_redis};
 
 use crate::config::Config;
-use crate::http::{App, Health, Ready, serve};
+use crate::http::{App, Gate, Health, Ready, serve};
 use crate::members::clock::wall_clock;
 use crate::members::generate::{self, Generate};
 use crate::members::ingest::{self, Ingest, Now};
@@ -254,9 +254,10 @@ fn spawn_snapshot_loader(
         ..
     } = parts.clone();
     let gate = ready.gate("catalogue");
+    let unread = gate.clone();
     let (stop, wait) = (cancel.clone(), cancel.clone());
     tasks.spawn(until_cancelled(stop.clone(), async move {
-        let tail = catalogue_tail(&config)
+        let tail = catalogue_tail(&config, &unread)
             .await
             .with_context(|| format!("topic {}", config.topics.catalog))?;
         loader.run(tail, stop).await.context("catalogue")
@@ -273,12 +274,18 @@ fn spawn_snapshot_loader(
 /// Opens the catalogue; retries while the broker is unavailable, which must not end a process that is starting.
 async fn catalogue_tail(
     config: &Config,
+    gate: &Gate,
 ) -> Result<nearshore_kafka::Tail, nearshore_core::ports::log::Error> {
+    // What keeps Kafka from answering is known, and told by the gate, after one try.
+    let kafka = KafkaSettings {
+        ack_timeout: config.kafka.ack_timeout.min(CATALOGUE_TRY),
+        ..config.kafka.clone()
+    };
     loop {
-        let tail =
-            nearshore_kafka::tail(&config.kafka, &config.topics.catalog, &BTreeMap::new()).await;
+        let tail = nearshore_kafka::tail(&kafka, &config.topics.catalog, &BTreeMap::new()).await;
         match tail {
             Err(error) if error.remedy() == nearshore_core::ports::log::Remedy::Retry => {
+                gate.shut(error.to_string());
                 tracing::warn!(target: "kafka", %error, "opening the catalogue topic failed; next try in 1 s");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
@@ -307,6 +314,9 @@ pub(crate) fn loader_settings(
         selection: config.selection.clone(),
     }
 }
+
+/// The longest that a try to open the catalogue waits for an answer.
+const CATALOGUE_TRY: Duration = Duration::from_secs(5);
 
 /// The longest that the broker may take to describe its topics.
 const DESCRIBE_MAX: Duration = Duration::from_secs(3);

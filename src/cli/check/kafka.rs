@@ -24,6 +24,8 @@ pub(super) async fn check(config: &Config) -> Vec<Item> {
     };
     let brokers = match admin.brokers().await {
         Ok(brokers) => brokers,
+        // It says what to do.
+        Err(log::Error::Unreachable(fault)) => return vec![Item::fail("kafka", fault)],
         Err(error) => {
             let advice = "is kafka.brokers right, do the brokers listen, are the TLS and SASL settings right?";
             let why = match error {
