@@ -42,8 +42,7 @@ pub(super) fn is_right(error: &RedisError) -> bool {
 
 /// What the reason of a missing right begins with.
 pub(super) const RIGHT: &str = "redis.username: its user lacks a right";
-pub(super) const RIGHT_ADVICE: &str =
-    "give it by ACL SETUSER: ~* +@read +@write +@scripting +wait +info";
+pub(super) const RIGHT_ADVICE: &str = "give it by ACL SETUSER: ~* +@read +@write +@scripting +@connection -@dangerous +info +time +wait, and for a cluster +cluster|slots";
 
 /// Whether Redis refuses for now only.
 pub(super) fn is_temporary(error: &RedisError) -> bool {

@@ -286,7 +286,7 @@ fn advice(name: &str, wrong: &str) -> Option<&'static str> {
         ),
         (
             "takes writes",
-            "point redis.url at the primary; the ACL needs ~* +@read +@write +@scripting +wait +info",
+            "point redis.url at the primary; the ACL needs ~* +@read +@write +@scripting +@connection -@dangerous +info +time +wait, for a cluster +cluster|slots, too",
         ),
         ("version", "use Redis 7.0 or newer"),
         (
