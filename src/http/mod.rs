@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub use health::{Health, Heartbeat, Stale};
 pub use ready::{Gate, Ready};
 
+use crate::metrics::Usage;
 use crate::ops::inspect::{Page, View, html};
 
 /// Looks up a user: a view, nothing if nothing is stored, or why the look-up failed.
@@ -126,6 +127,7 @@ fn status(good: bool) -> StatusCode {
 async fn exposition(State(app): State<App>) -> Response {
     match app.metrics {
         Some(handle) => {
+            crate::metrics::usage(&Usage::read());
             let kind = "text/plain; version=0.0.4; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], handle.render()).into_response()
         }

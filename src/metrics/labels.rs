@@ -161,6 +161,16 @@ label! {
 }
 
 label! {
+    /// Whether a list of an arm has seen all of a user's state.
+    Covered {
+        /// It has.
+        Covered,
+        /// It has not, or there is none.
+        Uncovered,
+    }
+}
+
+label! {
     /// What a record that went to the dlq should have been.
     Stage {
         /// An event.

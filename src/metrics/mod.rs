@@ -4,6 +4,7 @@
 //! start. When something is counted is decided by the members, not here.
 
 pub mod labels;
+mod process;
 pub mod table;
 mod updates;
 
@@ -15,6 +16,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use tokio_util::sync::CancellationToken;
 
 pub use labels::*;
+pub use process::Usage;
 use table::{ALL, Kind, Metric, Values};
 pub use updates::*;
 

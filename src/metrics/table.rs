@@ -133,6 +133,8 @@ table! {
         "Time up to which the log was read that the arm's artefact learned from, in seconds since 1970; processes that differ rank by different artefacts.";
     ARTEFACTS_REFUSED: Counter "nearshore_artefacts_refused_total" [arm = Arms]
         "Renewed artefacts of the arm that were refused, because they are damaged, of another catalogue, or need what the process did not load; the one before stays.";
+    ARTEFACT_REFUSED: Gauge "nearshore_artefact_refused" [arm = Arms]
+        "1 while the artefact that the arm names is refused, so that the one before or demand alone makes the lists, else 0.";
     NAMES_WITHOUT_VECTOR: Gauge "nearshore_names_without_vector" [arm = Arms]
         "Names of the served catalogue to which the arm's terms text and typical give 0, because they have no vector.";
     NAMES_WITHOUT_TABLE: Gauge "nearshore_names_without_table" [arm = Arms]
@@ -159,6 +161,8 @@ table! {
         "1 while the backfill lane has no share of the model because live is behind its objective in some worker, else 0.";
     COVERAGE: Gauge "nearshore_coverage_ratio" []
         "Share of users whose list was made by a model and has seen their whole state, in the last sampled page.";
+    COVERAGE_USERS: Counter "nearshore_coverage_users_total" [list = These(Covered::VARIANTS)]
+        "Users in the pages sampled for nearshore_coverage_ratio, by whether a list of an arm has seen their whole state.";
     CATALOGUE_SKUS: Gauge "nearshore_catalogue_skus" []
         "SKUs in the catalogue of the serving snapshot.";
     CATALOGUE_PUS: Gauge "nearshore_catalogue_pus" []
@@ -179,6 +183,8 @@ table! {
         "Records between the committed offset and the end of a partition that this process owns.";
     LAG_SECONDS: Gauge "nearshore_consumer_lag_seconds" [group = Later, topic = Later]
         "Age in seconds of the oldest uncommitted record of a topic in this process; 0 if there is none.";
+    RETENTION: Gauge "nearshore_topic_retention_seconds" [topic = Later]
+        "Seconds after which the broker deletes records of a topic that is read; +Inf if it keeps them; no series if it does not say.";
     FOREIGN_MEMBERS: Gauge "nearshore_foreign_members" []
         "Members of another installation (another Redis) in the consumer groups of this one, which then gets only a part of the records.";
     UNKNOWN_NAMESPACE: Counter "nearshore_requests_unknown_namespace_total" []
@@ -197,6 +203,14 @@ table! {
         "Records read again from Kafka because Redis lost writes that it had acknowledged.";
     ERRORS: Counter "nearshore_errors_total" [stage = These(Edge::VARIANTS), error = These(Failure::VARIANTS)]
         "Failures of Kafka, Redis and the engine, by stage and error; each try counts.";
+    RESIDENT: Gauge "process_resident_memory_bytes" []
+        "Bytes of memory that this process has in RAM.";
+    MEMORY_LIMIT: Gauge "nearshore_memory_limit_bytes" []
+        "Bytes of memory that this process may use: the limit of its cgroup, else the memory of the machine.";
+    OPEN_FDS: Gauge "process_open_fds" []
+        "File descriptors that this process has open.";
+    MAX_FDS: Gauge "process_max_fds" []
+        "File descriptors that this process may have open.";
     BUILD: Gauge "nearshore_build_info" [version = Later]
         "Always 1; the label is the version of this build.";
     MODEL: Gauge "nearshore_model_info" [arm = Later, model_name = Later, revision = Later, dtype = Later, device = Later]

@@ -42,6 +42,7 @@ fn update_all() {
     dlq(Stage::Event, "no_key", 1);
     dlq_waiting(Stage::Event, 1);
     update_artefacts();
+    update_usage();
     foreign_members(1);
     unknown_namespace(1);
     empty_list(true);
@@ -74,6 +75,7 @@ fn update_all() {
     fenced_off(nearshore_core::ports::store::Published::Older);
     event_to_list(Lane::Urgent, Start::Cold, second);
     coverage(3, 4);
+    retention("catalog", None);
     catalogue(3, 2, 1);
     stock(StockChange::Out, 1);
     stock_to_filter(second);
@@ -97,10 +99,20 @@ fn update_all() {
     model("a", &nearshore_engine::Info::default());
 }
 
+fn update_usage() {
+    usage(&Usage {
+        resident: Some(1),
+        memory_limit: Some(1),
+        open_fds: Some(1),
+        max_fds: Some(1),
+    });
+}
+
 fn update_artefacts() {
     artefact_bound("a", true);
     artefact_until("a", Timestamp(1_000));
     artefact_refused("a");
+    artefact_is_refused("a", true);
     names_without_vector("a", 1);
     names_without_table("a", 1);
     texts_without_vector("a", 1);
@@ -170,6 +182,7 @@ fn updates_add_no_series_except_those_with_labels_known_later() {
         "nearshore_consumer_lag",
         "nearshore_consumer_lag_seconds",
         "nearshore_model_info",
+        "nearshore_topic_retention_seconds",
     ];
     assert_eq!(new, BTreeSet::from(later));
 }
@@ -189,7 +202,9 @@ fn names_end_in_their_unit_and_no_label_names_a_user_or_product() {
     for metric in ALL {
         let name = metric.name;
         let plain = name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-        assert!(name.starts_with("nearshore_") && plain, "{name}");
+        // Prometheus' own clients export `process_*` under the same names.
+        let ours = name.starts_with("nearshore_") || name.starts_with("process_");
+        assert!(ours && plain, "{name}");
         assert_eq!(
             name.ends_with("_total"),
             metric.kind == Kind::Counter,
@@ -247,7 +262,7 @@ fn the_page_has_a_row_for_each_metric_and_no_other() {
     let page = include_str!("../../docs/metrics.md");
     let described: BTreeSet<_> = page
         .lines()
-        .filter(|line| line.starts_with("| `nearshore_"))
+        .filter(|line| line.starts_with("| `nearshore_") || line.starts_with("| `process_"))
         .map(str::to_owned)
         .collect();
     let exported: BTreeSet<_> = ALL.iter().map(|metric| row(metric)).collect();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::NO_ARM;
 use super::labels::*;
+use super::process::Usage;
 use super::table as t;
 use nearshore_core::list::document::{Source, Why};
 use nearshore_core::list::hits::Earned;
@@ -89,6 +90,11 @@ pub fn artefact_until(arm: &str, until: Timestamp) {
 /// Counts a renewed artefact that was refused.
 pub fn artefact_refused(arm: &str) {
     t::ARTEFACTS_REFUSED.add(&[arm], 1);
+}
+
+/// Sets whether the artefact that an arm names is refused now.
+pub fn artefact_is_refused(arm: &str, refused: bool) {
+    t::ARTEFACT_REFUSED.set(&[arm], f64::from(u8::from(refused)));
 }
 
 /// Sets how many names of the catalogue have no vector in an arm.
@@ -240,10 +246,12 @@ pub fn event_to_list(lane: Lane, start: Start, took: Duration) {
     t::EVENT_TO_LIST.observe(&labels, took.as_secs_f64());
 }
 
-/// Sets the share of users whose list is model-made and has seen their whole state; `of` 0 changes nothing.
+/// Counts a page of users by whether their list has seen their whole state, and sets the share; `of` 0 changes nothing.
 pub fn coverage(covered: u64, of: u64) {
     if of > 0 {
         t::COVERAGE.set(&[], covered as f64 / of as f64);
+        t::COVERAGE_USERS.add(&[Covered::Covered.into()], covered);
+        t::COVERAGE_USERS.add(&[Covered::Uncovered.into()], of.saturating_sub(covered));
     }
 }
 
@@ -289,6 +297,27 @@ pub fn lag(group: &str, partition: &nearshore_core::user::record::Partition, rec
 /// Sets the age of the oldest uncommitted record of a topic; zero if there is none.
 pub fn lag_seconds(group: &str, topic: &str, age: Duration) {
     t::LAG_SECONDS.set(&[group, topic], age.as_secs_f64());
+}
+
+/// Sets after how long the broker deletes a topic's records; `None` if it keeps them.
+pub fn retention(topic: &str, kept: Option<Duration>) {
+    let seconds = kept.map_or(f64::INFINITY, |kept| kept.as_secs_f64());
+    t::RETENTION.set(&[topic], seconds);
+}
+
+/// Sets what this process uses of the machine; what is unknown stays as it is.
+pub fn usage(usage: &Usage) {
+    let gauges = [
+        (&t::RESIDENT, usage.resident),
+        (&t::MEMORY_LIMIT, usage.memory_limit),
+        (&t::OPEN_FDS, usage.open_fds),
+        (&t::MAX_FDS, usage.max_fds),
+    ];
+    for (gauge, value) in gauges {
+        if let Some(value) = value {
+            gauge.set(&[], value as f64);
+        }
+    }
 }
 
 /// Counts partitions that a rebalance assigned or took away.

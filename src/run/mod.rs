@@ -8,6 +8,7 @@ mod fields;
 mod installation;
 mod load;
 mod renew;
+mod retention;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ pub(crate) use installation::{ADVICE, installation, strangers};
 use load::load_serving_arms;
 pub(crate) use load::{load_arms, weights};
 use renew::watch_artefacts;
+use retention::watch_retention;
 use watch::{ENGINE_STALLED, join, watch_coverage, watch_engine, watch_redis};
 
 use crate::config::Config;
@@ -144,6 +146,10 @@ pub async fn start(
     tasks.spawn(until_cancelled(
         parts.cancel.clone(),
         watch_fields(parts.clone()),
+    ));
+    tasks.spawn(until_cancelled(
+        parts.cancel.clone(),
+        watch_retention(parts.clone()),
     ));
     if roles.ingest {
         let (ingest, stock) = (parts.clone(), parts.clone());

@@ -94,8 +94,14 @@ impl Watched {
                 self.fault = None;
                 self.renewed.store(Some(Arc::new(ranking)));
             }
-            Ok(None) => self.fault = None,
+            Ok(None) => {
+                if self.fault.take().is_some() {
+                    metrics::artefact_is_refused(&self.arm.id, false);
+                }
+            }
             Err(error) => {
+                // Each time, because the member says the same of the artefact that it has.
+                metrics::artefact_is_refused(&self.arm.id, true);
                 let fault = format!("{error:#}");
                 if self.fault.as_ref() == Some(&fault) {
                     return;

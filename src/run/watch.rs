@@ -2,7 +2,7 @@
 //!
 //! Invariant: it only reads; it writes nothing but the register, and the active namespace if there is none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,11 @@ use super::Parts;
 use crate::http::{Gate, Heartbeat};
 use crate::members::clock::wall_clock;
 use crate::metrics;
-use crate::ops::coverage::is_covered;
+use crate::ops::coverage::{is_covered, leave_out};
 use crate::ops::namespace;
 use nearshore_core::ports::store::{Namespaces, Remedy, Users};
 use nearshore_core::user::event::UserId;
+use nearshore_core::user::record::Partition;
 use nearshore_engine::thread::Handle;
 use nearshore_kafka::{KafkaLog, KafkaSettings, PartitionStatus};
 use nearshore_redis::RedisStore;
@@ -47,6 +48,7 @@ pub(super) fn join(
     tasks.spawn(async move {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         let mut last_polls = 0;
+        let mut shown = Shown::default();
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
@@ -62,10 +64,28 @@ pub(super) fn join(
                 (None, None) => gate.shut("the group has not answered yet"),
                 (None, Some(partitions)) => gate.open(format!("{partitions} partitions")),
             }
-            count_lag(&group, &lag.read());
+            shown.count_lag(&group, &lag.read());
         }
     });
     Ok(log)
+}
+
+/// The partitions whose lag this process exports.
+#[derive(Default)]
+struct Shown(BTreeSet<Partition>);
+
+impl Shown {
+    /// Exports the lag of the assigned partitions, and 0 for those that another member has now: an exported value stays
+    /// until it is set again, and would raise alarms for as long as this process lives.
+    fn count_lag(&mut self, group: &str, status: &[PartitionStatus]) {
+        let owned: BTreeSet<Partition> = status.iter().map(|it| it.partition.clone()).collect();
+        for gone in self.0.difference(&owned) {
+            metrics::lag(group, gone, 0);
+            metrics::lag_seconds(group, &gone.topic, Duration::ZERO);
+        }
+        count_lag(group, status);
+        self.0 = owned;
+    }
 }
 
 pub(super) fn count_lag(group: &str, status: &[PartitionStatus]) {
@@ -201,12 +221,55 @@ async fn sample(
     ns: &str,
     cursor: Option<String>,
 ) -> Result<(u64, u64, Option<String>), nearshore_core::ports::store::Error> {
-    let (users, next): (Vec<UserId>, _) = store.scan(ns, cursor).await?;
-    let peeks = if users.is_empty() {
-        Vec::new()
-    } else {
-        store.peek(ns, &users).await?
-    };
-    let covered = peeks.iter().filter(|peek| is_covered(peek)).count();
-    Ok((covered as u64, users.len() as u64, next))
+    let (mut users, next): (Vec<UserId>, _) = store.scan(ns, cursor).await?;
+    while !users.is_empty() {
+        match store.peek(ns, &users).await {
+            Ok(peeks) => {
+                let covered = peeks.iter().filter(|peek| is_covered(peek)).count();
+                return Ok((covered as u64, users.len() as u64, next));
+            }
+            // Otherwise one bad value would keep the scan at its page for ever.
+            Err(error) => leave_out(error, &mut users)?,
+        }
+    }
+    Ok((0, 0, next))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nearshore_core::user::record::{Offset, Resume};
+
+    /// A partition of `user-events` with two records that wait since the year 2000.
+    fn behind(number: i32) -> PartitionStatus {
+        let partition = format!("0/user-events/{number}");
+        PartitionStatus {
+            partition: partition.parse().expect("a partition"),
+            end: Some(Offset(5)),
+            committed: Some(Resume(3)),
+            oldest: Some(nearshore_core::user::record::Timestamp(946_684_800_000)),
+        }
+    }
+
+    #[test]
+    fn the_lag_of_a_partition_that_another_member_has_is_zero() {
+        let recorder = metrics::recorder().expect("the buckets are not empty");
+        let handle = recorder.handle();
+        ::metrics::with_local_recorder(&recorder, || {
+            let mut shown = Shown::default();
+            shown.count_lag("g", &[behind(0), behind(1)]);
+            let both = handle.render();
+            assert!(both.contains("partition=\"1\"} 2"), "{both}");
+            shown.count_lag("g", &[behind(1)]);
+            let one = handle.render();
+            assert!(one.contains("partition=\"0\"} 0"), "{one}");
+            assert!(one.contains("partition=\"1\"} 2"), "{one}");
+            let idle = "nearshore_consumer_lag_seconds{group=\"g\",topic=\"user-events\"} 0";
+            assert!(!one.lines().any(|line| line == idle), "{one}");
+            shown.count_lag("g", &[]);
+            let none = handle.render();
+            assert!(none.contains("partition=\"1\"} 0"), "{none}");
+            assert!(none.lines().any(|line| line == idle), "{none}");
+        });
+    }
 }

@@ -83,6 +83,8 @@ impl BoundRanking {
         }
         let learned = learned(&self.ranking, catalogue);
         metrics::artefact_bound(&loaded.arm.id, learned.is_ok());
+        let refused = learned.is_err() || self.refused.is_some();
+        metrics::artefact_is_refused(&loaded.arm.id, refused);
         self.learned = learned
             .inspect_err(|error| {
                 tracing::error!(arm = loaded.arm.id, %error, "artefact refused; this arm ranks by demand alone");
@@ -123,12 +125,14 @@ impl BoundRanking {
                 );
                 (self.ranking, self.learned) = (new, learned);
                 metrics::artefact_bound(&loaded.arm.id, true);
+                metrics::artefact_is_refused(&loaded.arm.id, false);
                 self.count(loaded);
                 self.bind_texts(loaded, catalogue);
                 true
             }
             Err(error) => {
                 metrics::artefact_refused(&loaded.arm.id);
+                metrics::artefact_is_refused(&loaded.arm.id, true);
                 tracing::error!(arm = loaded.arm.id, %error, "renewed artefact refused; the one before stays");
                 self.refused = Some(new);
                 false
