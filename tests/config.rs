@@ -263,7 +263,7 @@ keep = "1d"
 smoothing = -1
 [selection]
 epsilon = 1.5
-draws = 0
+top_k = 0
 [fallback]
 every = "0s"
 [log]
@@ -296,7 +296,7 @@ hits_sample = 2
     nearshore.toml:25:1 demand.keep: must not be shorter than demand.half_life
     nearshore.toml:26:1 demand.smoothing: -1 must be a number of at least 0
     nearshore.toml:28:1 selection.epsilon: must be at least 0 and below 1
-    nearshore.toml:29:1 selection.draws: must be at least 1
+    nearshore.toml:29:1 selection.top_k: must be at least 1
     nearshore.toml:31:1 fallback.every: must be longer than 0s
     nearshore.toml:33:1 log.level: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5
     nearshore.toml:36:1 engine.precision: int8 is for the CPU; on cuda:1 use bf16 or f32

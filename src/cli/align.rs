@@ -154,6 +154,7 @@ fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
         note!("{rows} samples written to {}", path.display());
     }
     let mut steps = u64::from(args.cuts) * u64::from(args.folds) + 3;
+    let mut steps = u64::from(args.cuts) * u64::from(args.folds) + 4;
     let arm = args.arm.as_ref().filter(|_| args.model_users > 0);
     if arm.is_some() {
         steps += batches(args.model_users as usize, usize::from(args.folds)) as u64;

@@ -364,7 +364,6 @@ fn selection(config: &Config, found: &mut Found) {
         "must be at least 0 and below 1",
     );
     at_least_one(found, "selection.top_k", selection.top_k);
-    at_least_one(found, "selection.draws", selection.draws);
 }
 
 fn merchant(config: &Config, found: &mut Found) {

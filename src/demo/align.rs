@@ -11,7 +11,8 @@ use serde_json::json;
 use super::data::{self, Purchase};
 use super::progress::bar;
 use crate::config::Config;
-use crate::ops::evaluate::align::{AlignOptions, AlignReport, Among, fit, write_folder};
+use crate::ops::evaluate::align::{AlignOptions, Among, fit, write_folder};
+use crate::ops::evaluate::choice::{ChoiceOptions, choice};
 use crate::ops::evaluate::compare::{Held, RouteRecall, compare};
 use crate::ops::evaluate::{History, UserHistory};
 use crate::ops::files::{Decoding, Logs, Topic};
@@ -42,7 +43,7 @@ pub(super) fn align(
     folder: &Path,
     weeks: u32,
 ) -> anyhow::Result<DemoArm> {
-    let bar = bar("learning from earlier weeks", 10);
+    let bar = bar("learning from earlier weeks", 11);
     let (logs, end) = logs(data, config, weeks)?;
     bar.inc(1);
     let history = History::replay(logs, config);
@@ -69,9 +70,21 @@ pub(super) fn align(
         ),
         &|_| bar.inc(1),
     )?;
+    let among = Among {
+        users: train.clone(),
+        until: cut,
+    };
     let held = Held { train, test, cut };
     let routes = compare(&history, config, (&fitted, &options), held)?;
-    let (files, report): (_, AlignReport) = fitted.artefact(&options, Optional::default());
+    let how = ChoiceOptions::new(options.seed, options.folds).quick();
+    let chosen = choice(&history, config, (&among, how));
+    bar.inc(1);
+    let optional = Optional {
+        choice: chosen.model(),
+        ..Optional::default()
+    };
+    let (files, mut report) = fitted.artefact(&options, optional);
+    report.choice = Some(chosen);
     let written = write_folder(folder, &files, &report)?;
     bar.finish();
     let name = written.file_name().unwrap_or_default();

@@ -80,6 +80,7 @@ fn learned(purchases: &Purchases, catalogue: &Catalogue) -> Learned {
         },
         references: None,
         vectors: None,
+        choice: None,
         table: Some(Arc::new(product_table(catalogue))),
     };
     Learned::bind(&Arc::new(artefact), catalogue).expect("its own catalogue")

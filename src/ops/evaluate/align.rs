@@ -24,6 +24,7 @@ use nearshore_core::user::record::Timestamp;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::choice::{ChoiceOptions, ChoiceReport, choice};
 use super::model::{FittedModel, ModelOptions, fit_weights};
 use super::product_table::TableCost;
 use super::{Case, CaseMaker, History, Knowledge, Plain, Shop, UserHistory, Visible};
@@ -91,6 +92,9 @@ pub(crate) struct AlignReport {
     /// That of the model's weight, if it was asked.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) model: BTreeMap<usize, ModelFit>,
+    /// The choice of SKUs, if it was fitted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) choice: Option<ChoiceReport>,
     /// What the model's table of products cost, if it was built now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) table: Option<TableCost>,
@@ -116,7 +120,15 @@ pub(crate) fn align(
         let found = fit_weights(history, config, known, (model, &fitted), progress)?;
         fitted.add(found);
     }
-    let (files, report) = fitted.artefact(options, optional(history));
+    let how = ChoiceOptions::new(options.seed, options.folds);
+    let chosen = choice(history, config, (&everyone(history)?, how));
+    progress("choice of SKUs");
+    let optional = Optional {
+        choice: chosen.model(),
+        ..optional(history)
+    };
+    let (files, mut report) = fitted.artefact(options, optional);
+    report.choice = Some(chosen);
     Ok(Aligned { files, report })
 }
 
@@ -134,6 +146,7 @@ pub(crate) fn table_alone(history: &History) -> Aligned {
         made,
         buckets: BTreeMap::new(),
         model: BTreeMap::new(),
+        choice: None,
         table: None,
     };
     Aligned { files, report }
@@ -192,6 +205,7 @@ impl Fitted {
             made,
             buckets: self.buckets.clone(),
             model: self.model.clone(),
+            choice: None,
             table: None,
         };
         (files, report)
@@ -457,6 +471,7 @@ pub(crate) fn learned(tables: Tables, shop: &Shop) -> anyhow::Result<Learned> {
         references: None,
         vectors: None,
         table: shop.table.as_ref().map(|shared| Arc::clone(&shared.table)),
+        choice: None,
     };
     Ok(Learned::bind(
         &Arc::new(artefact),

@@ -26,6 +26,7 @@ pub(crate) mod align;
 mod aligned;
 mod arms;
 mod case;
+pub(crate) mod choice;
 pub(crate) mod compare;
 mod history;
 mod measure;

@@ -135,7 +135,7 @@ fn names(list: &ListView, out: &mut String) -> std::fmt::Result {
         )?;
         for sku in &name.skus {
             let sold_out = if sku.sold_out { "  SOLD OUT SINCE" } else { "" };
-            let ee = sku.ee.map_or(String::new(), |ee| format!("EE {ee:.3}"));
+            let ee = sku.ee.map_or(String::new(), |ee| format!("p {ee:.3}"));
             writeln!(
                 out,
                 "        {:<12} {ee:<8}  {}{sold_out}",

@@ -258,10 +258,7 @@ impl<S: Store> History<S> {
                 ..Default::default()
             },
             arm_seed: "sim".into(),
-            selection: nearshore_core::list::select::Policy {
-                draws: 8,
-                ..Default::default()
-            },
+            selection: Default::default(),
             needs: Default::default(),
             audits_kept: 1.0,
             clock,

@@ -6,6 +6,7 @@
 
 pub mod bias;
 pub mod bootstrap;
+pub mod choice;
 pub mod gate;
 pub mod log;
 pub mod logit;

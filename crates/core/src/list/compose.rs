@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use fixedbitset::FixedBitSet;
 
+use crate::learn::choice::ChoiceModel;
+use crate::list::choice::{Chooser, OwnSkus};
 use crate::list::document::{
     Audit, BuiltList, Document, Header, ListBuilder, Model, Scored, Source, Stage, Times, list_id,
 };
@@ -76,6 +78,7 @@ pub struct PreparedRequest {
     /// See [`ListBuilder::draw`].
     draw: u64,
     without_vector: Vec<String>,
+    own: OwnSkus,
 }
 
 impl PreparedRequest {
@@ -173,6 +176,7 @@ pub fn prepare(
         audit,
         draw,
         without_vector,
+        own: OwnSkus::of(state, &snapshot.catalogue),
     }
 }
 
@@ -391,8 +395,14 @@ pub fn finish(
         true => Source::Model,
         false => Source::Mixture,
     };
-    let built =
-        list_builder(prepared, snapshot, context).build(prepared.header.clone(), source, &scored);
+    let model = context.learned.and_then(Learned::choice);
+    let model = model.map_or_else(Default::default, Arc::clone);
+    let chooser = chooser(prepared, snapshot, &model);
+    let builder = ListBuilder {
+        chooser: Some(&chooser),
+        ..list_builder(prepared, snapshot, context)
+    };
+    let built = builder.build(prepared.header.clone(), source, &scored);
     if built.document.is_empty() {
         return fallback(prepared, snapshot, context, "no scored name may be offered");
     }
@@ -418,6 +428,23 @@ pub fn fallback(
     )
 }
 
+/// Orders the SKUs under the names of a list for its user.
+fn chooser<'a>(
+    prepared: &'a PreparedRequest,
+    snapshot: &'a Snapshot,
+    model: &'a ChoiceModel,
+) -> Chooser<'a> {
+    let Snapshot {
+        catalogue, demand, ..
+    } = snapshot;
+    let features = snapshot.sku_features.get(catalogue, demand);
+    Chooser::new(
+        (model, features),
+        (catalogue, demand),
+        (&prepared.own, prepared.header.at),
+    )
+}
+
 fn list_builder<'a>(
     prepared: &'a PreparedRequest,
     snapshot: &'a Snapshot,
@@ -429,6 +456,7 @@ fn list_builder<'a>(
         demand: &snapshot.demand,
         policy: context.selection,
         contests: Some(&snapshot.contests),
+        chooser: None,
         names: context.arm.names,
         theta: context.arm.theta,
         draw: prepared.draw,

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::list::choice::SkuFeaturesOnce;
 use crate::list::document::{Document, Header, ListBuilder, Stage, list_id};
 use crate::list::select::{self, Contests};
 use crate::shop::catalogue::{Catalogue, Pu};
@@ -44,6 +45,7 @@ pub fn serving_snapshot(parts: SnapshotParts, settings: FallbackSettings) -> Sna
     let mut snapshot = Snapshot {
         assortment: assortment(&parts.catalogue),
         contests: Contests::new(parts.catalogue.pus().len()),
+        sku_features: SkuFeaturesOnce::default(),
         catalogue: parts.catalogue,
         rules: parts.rules,
         demand: parts.demand,
@@ -106,6 +108,7 @@ fn built(snapshot: &Snapshot, segment: &str, verdict: &Verdict) -> Document {
         demand: &snapshot.demand,
         policy: &snapshot.selection,
         contests: None,
+        chooser: None,
         names: snapshot.fallback_names,
         theta: None,
         draw: 0,

@@ -1,6 +1,7 @@
 //! Lists: prompt, score terms, composition, SKU selection, fallback, document with audit, comparison.
 
 pub mod best;
+pub mod choice;
 pub mod compose;
 pub mod diff;
 pub mod document;

@@ -1,16 +1,16 @@
-//! Selects the SKUs of a product by EE(pu, sku): the probability that a SKU is the best of its PU, given counts and
-//! prior.
+//! Selects the SKUs that a name shows: the likeliest ones of the user, and in the last place now and then another one.
 //!
-//! Invariant: the propensities of a PU's candidates sum to 1; the same seed gives the same choice, whatever the order
-//! of candidates; a PU with a candidate always keeps one. It does not know stock nor rules: the caller passes permitted
-//! SKUs.
+//! A name shows [`Policy::top_k`] SKUs while so many may be shown. All but the last place go by the user's shares
+//! ([`crate::list::choice`]). The last place is drawn: a SKU that is not shown yet takes it with the probability that it
+//! is the best one of its PU, given counts and prior, and the next by share takes it otherwise. So exploration takes at
+//! most one place, and the more of it the less is known. Invariant: a propensity is the probability, over seeds, that
+//! the name shows the SKU in this place; the same seed gives the same choice, whatever the order of candidates; no SKU is
+//! twice under a name. It does not know stock nor rules: the caller passes permitted SKUs.
 //!
-//! Sources: Thompson sampling (Thompson 1933, Biometrika 25) draws one posterior sample per arm and plays the best; the
+//! Source: Thompson sampling (Thompson 1933, Biometrika 25) draws one posterior sample per arm and plays the best; the
 //! share of draws that an arm wins is its probability of being best (Scott 2010, "A modern Bayesian look at the
-//! multi-armed bandit", doi:10.1002/asmb.874), used here both as propensity and as threshold.
-//!
-//! The winners of seeded draws are drawn by their probabilities, which [`crate::list::best`] integrates. They have the
-//! same distribution as drawing all posteriors each time, which took 33 ms of a core per list of 20 PUs with 64 SKUs.
+//! multi-armed bandit", doi:10.1002/asmb.874), which [`crate::list::best`] integrates. So one draw by these
+//! probabilities is one draw of Thompson's.
 
 use std::hash::Hasher;
 
@@ -40,12 +40,10 @@ const STRONG: f64 = 100.0;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// Least probability of being the best with which a SKU is kept.
+    /// Least probability of being the best with which a SKU may take the exploring place.
     pub epsilon: f64,
-    /// Most SKUs kept per PU.
+    /// SKUs shown per PU, while it has as many.
     pub top_k: usize,
-    /// Seeded draws per PU.
-    pub draws: usize,
 }
 
 impl Default for Policy {
@@ -53,7 +51,6 @@ impl Default for Policy {
         Self {
             epsilon: 0.02,
             top_k: 5,
-            draws: 256,
         }
     }
 }
@@ -69,22 +66,13 @@ pub(crate) struct Candidate<'a> {
     pub counts: SkuCounts,
 }
 
-/// A SKU with its probability of being the best of its PU.
+/// A SKU that a name shows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Chosen {
     /// The SKU.
     pub sku: SkuIx,
-    /// EE(pu, sku), a multiple of 1/draws.
-    pub ee: f64,
-}
-
-/// SKUs chosen from a PU.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Selection {
-    /// Best first; at least one if there was a candidate.
-    pub chosen: Vec<Chosen>,
-    /// Whether no candidate reached epsilon and the best one was kept, because a PU is never shown without a SKU.
-    pub below_epsilon: bool,
+    /// Probability over seeds that the name shows it in this place.
+    pub propensity: f64,
 }
 
 /// The SKUs of one PU that have a chance of being its best, and their chances: what a choice depends on beside its seed.
@@ -92,8 +80,8 @@ pub(crate) struct Selection {
 pub(crate) struct Contest {
     /// In the order of ids.
     skus: Vec<SkuIx>,
-    /// Sums of the chances of each and those before it.
-    upto: Vec<f64>,
+    /// The probability of each to be the best; they sum to 1.
+    chances: Vec<f64>,
 }
 
 impl Contest {
@@ -111,62 +99,75 @@ impl Contest {
                 chances(&betas)
             }
         };
-        let mut sum = 0.0;
-        let upto = chances.into_iter().map(|chance| {
-            sum += chance;
-            sum
-        });
         Self {
-            upto: upto.collect(),
+            chances,
             skus: drawn.iter().map(|at| skus[*at].ix).collect(),
         }
     }
 
-    /// Chooses SKUs: EE >= epsilon, at most top_k, best first, ties by id.
-    pub(crate) fn select(&self, seed: u64, policy: &Policy) -> Selection {
-        let mut chosen = self.best(seed, policy.draws);
-        let first = chosen.first().copied();
-        chosen.retain(|chosen| chosen.ee >= policy.epsilon);
-        chosen.truncate(policy.top_k.max(1));
-        let below_epsilon = chosen.is_empty() && first.is_some();
-        if below_epsilon {
-            chosen.extend(first);
-        }
-        Selection {
-            chosen,
-            below_epsilon,
-        }
-    }
-
-    /// Computes EE of the SKUs with a chance, which sum to 1. Best first, ties by id.
-    fn best(&self, seed: u64, draws: usize) -> Vec<Chosen> {
-        let draws = draws.max(1);
-        let mut wins = vec![0usize; self.skus.len()];
-        if let [only] = &mut wins[..] {
-            *only = draws;
-        } else if !wins.is_empty() {
-            let last = wins.len() - 1;
-            let mut random = ChaCha8Rng::seed_from_u64(seed);
-            for _ in 0..draws {
-                let at: f64 = random.random();
-                // The sum may end slightly below 1.
-                let winner = self.upto.partition_point(|upto| *upto <= at);
-                wins[winner.min(last)] += 1;
-            }
-        }
-        let mut chosen: Vec<_> = self
-            .skus
-            .iter()
-            .zip(&wins)
-            .map(|(sku, wins)| Chosen {
-                sku: *sku,
-                ee: *wins as f64 / draws as f64,
-            })
-            .collect();
-        // A stable sort: equal candidates stay in the order of ids.
-        chosen.sort_by(|a, b| b.ee.total_cmp(&a.ee));
+    /// Chooses the SKUs that a name shows of those in `ranked`, the likeliest first. All of `ranked` must be permitted,
+    /// each once.
+    pub(crate) fn select(&self, ranked: &[SkuIx], seed: u64, policy: &Policy) -> Vec<Chosen> {
+        let certain = |sku: &SkuIx| Chosen {
+            sku: *sku,
+            propensity: 1.0,
+        };
+        let top_k = policy.top_k.max(1);
+        let Some((next, sure)) = ranked.get(..top_k).and_then(<[_]>::split_last) else {
+            return ranked.iter().map(certain).collect();
+        };
+        let mut chosen: Vec<Chosen> = sure.iter().map(certain).collect();
+        let at: f64 = ChaCha8Rng::seed_from_u64(seed).random();
+        chosen.push(self.explored((sure, *next), at, policy.epsilon));
         chosen
     }
+
+    /// What takes the last place, beside those that are sure of theirs.
+    fn explored(&self, (sure, next): (&[SkuIx], SkuIx), at: f64, epsilon: f64) -> Chosen {
+        let mut sum = 0.0;
+        let mut explored = None;
+        for (sku, chance) in self.skus.iter().zip(&self.chances) {
+            let open = *chance > 0.0 && *chance >= epsilon && *sku != next && !sure.contains(sku);
+            if open {
+                sum += chance;
+                let chosen = Chosen {
+                    sku: *sku,
+                    propensity: *chance,
+                };
+                explored = explored.or((at < sum).then_some(chosen));
+            }
+        }
+        explored.unwrap_or(Chosen {
+            sku: next,
+            propensity: (1.0 - sum).clamp(f64::MIN_POSITIVE, 1.0),
+        })
+    }
+}
+
+/// The probability of each SKU to be the best of its product, given the pieces bought of each; 0 for those that have no
+/// chance, or less than the default epsilon.
+pub fn best_chances(pieces: &[f32]) -> Vec<f64> {
+    let ids: Vec<String> = (0..pieces.len()).map(|nth| format!("{nth:09}")).collect();
+    let skus = (0..).map(SkuIx).zip(ids.iter().zip(pieces));
+    let skus: Vec<Candidate<'_>> = skus
+        .map(|(ix, (id, pieces))| Candidate {
+            ix,
+            id,
+            counts: SkuCounts {
+                purchases: *pieces,
+                ..SkuCounts::default()
+            },
+        })
+        .collect();
+    let Contest { skus, chances } = Contest::of(&skus);
+    let mut all = vec![0.0; pieces.len()];
+    let epsilon = Policy::default().epsilon;
+    let kept = skus
+        .iter()
+        .zip(chances)
+        .filter(|(_, chance)| *chance >= epsilon);
+    kept.for_each(|(sku, chance)| all[sku.at()] = chance);
+    all
 }
 
 /// The contests of all SKUs in stock of each PU, for users whose rules forbid no part of it.
@@ -294,6 +295,8 @@ fn contenders(posteriors: &[Beta]) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -320,55 +323,113 @@ mod tests {
         (0..len).map(|n| format!("{n:04}")).collect()
     }
 
-    fn check(of: &[SkuCounts], expected: &[u32]) {
-        let ids = ids(of.len());
-        let selection = Contest::of(&candidates(&ids, of)).select(7, &Policy::default());
-        let chosen: Vec<_> = selection.chosen.iter().map(|chosen| chosen.sku.0).collect();
-        assert_eq!(chosen, expected, "{selection:?}");
+    /// The SKUs that a name shows, over many seeds: how often each is in which place.
+    fn frequencies(
+        contest: &Contest,
+        ranked: &[SkuIx],
+        policy: &Policy,
+        seeds: u64,
+    ) -> BTreeMap<(usize, u32), f64> {
+        let mut counts = BTreeMap::new();
+        for seed in 0..seeds {
+            let chosen = contest.select(ranked, seed, policy);
+            for (place, chosen) in chosen.iter().enumerate() {
+                *counts.entry((place, chosen.sku.0)).or_default() += 1.0 / seeds as f64;
+            }
+        }
+        counts
+    }
+
+    fn all(len: usize) -> Vec<SkuIx> {
+        (0..len as u32).map(SkuIx).collect()
     }
 
     #[test]
-    fn clearly_better_skus_are_chosen_and_clearly_worse_left_out() {
-        check(&[], &[]);
-        check(&[counts(0.0, 0.0, 0.0)], &[0]);
-        check(&[counts(0.0, 0.0, 2.0), counts(0.0, 0.0, 400.0)], &[1]);
-        check(
-            &[
-                counts(900.0, 9.0, 0.0),
-                counts(900.0, 90.0, 0.0),
-                counts(900.0, 8.0, 0.0),
-            ],
-            &[1],
-        );
-    }
-
-    #[test]
-    fn a_sku_never_shown_keeps_a_chance_beside_poor_ones() {
-        let ids = ids(3);
-        let of = [
-            counts(500.0, 5.0, 0.0),
-            counts(0.0, 0.0, 0.0),
-            counts(500.0, 6.0, 0.0),
-        ];
-        let ees = Contest::of(&candidates(&ids, &of)).best(1, 4096);
-        let new = ees
+    fn a_name_shows_as_many_skus_as_it_may_and_as_it_has() {
+        let of = vec![counts(0.0, 0.0, 3.0); 9];
+        let ids = ids(9);
+        let contest = Contest::of(&candidates(&ids, &of));
+        let policy = Policy::default();
+        for len in 0..9 {
+            let chosen = contest.select(&all(len), 3, &policy);
+            assert_eq!(chosen.len(), len.min(5));
+        }
+        // A clear winner by counts leaves no place for others to be explored, and no place empty.
+        let mut of = vec![counts(0.0, 0.0, 0.0); 9];
+        of[8] = counts(0.0, 0.0, 4000.0);
+        let contest = Contest::of(&candidates(&ids, &of));
+        let ranked: Vec<SkuIx> = all(9).into_iter().rev().collect();
+        let shown: Vec<u32> = contest
+            .select(&ranked, 3, &policy)
             .iter()
-            .find(|chosen| chosen.sku.0 == 1)
-            .expect("all are there");
-        assert!(new.ee > 0.2, "{ees:?}");
+            .map(|it| it.sku.0)
+            .collect();
+        assert_eq!(shown, [8, 7, 6, 5, 4]);
     }
 
     #[test]
-    fn a_pu_without_counts_keeps_one_sku() {
-        let ids = ids(3000);
-        let of = vec![SkuCounts::default(); 3000];
-        let policy = Policy {
-            epsilon: 0.3,
-            ..Policy::default()
+    fn propensities_are_the_frequencies_of_a_million_seeds() {
+        let of: Vec<SkuCounts> = (0..12u8)
+            .map(|n| {
+                counts(
+                    40.0 * f32::from(n % 3),
+                    f32::from(n),
+                    3.0 + f32::from(n % 5),
+                )
+            })
+            .collect();
+        let ids = ids(12);
+        let contest = Contest::of(&candidates(&ids, &of));
+        for (top_k, epsilon) in [(5, 0.02), (1, 0.0), (3, 0.15)] {
+            let policy = Policy { epsilon, top_k };
+            let seen = frequencies(&contest, &all(12), &policy, 1_000_000);
+            let mut told: BTreeMap<(usize, u32), f64> = BTreeMap::new();
+            for seed in 0..4_000 {
+                for (place, chosen) in contest.select(&all(12), seed, &policy).iter().enumerate() {
+                    told.insert((place, chosen.sku.0), chosen.propensity);
+                }
+            }
+            assert_eq!(
+                seen.keys().collect::<Vec<_>>(),
+                told.keys().collect::<Vec<_>>()
+            );
+            for (key, share) in &seen {
+                // Five standard deviations of a share of a million.
+                let error = 5.0 * (told[key] * (1.0 - told[key]) / 1e6).sqrt() + 1e-9;
+                assert!(
+                    (share - told[key]).abs() <= error,
+                    "{key:?}: {share} {}",
+                    told[key]
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn epsilon_bounds_what_is_explored_and_leaves_no_place_empty() {
+        let ids = ids(500);
+        let of = vec![counts(0.0, 0.0, 0.0); 500];
+        let contest = Contest::of(&candidates(&ids, &of));
+        let policy = Policy::default();
+        let seen = frequencies(&contest, &all(500), &policy, 500);
+        // Of 64 with a chance each has 1/64, which is below epsilon.
+        let places: Vec<(usize, u32)> = seen.into_keys().collect();
+        assert_eq!(places, [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)]);
+        let open = Policy {
+            epsilon: 0.0,
+            ..policy
         };
-        let selection = Contest::of(&candidates(&ids, &of)).select(5, &policy);
-        assert!(selection.below_epsilon);
-        assert_eq!(selection.chosen.len(), 1);
+        assert!(frequencies(&contest, &all(500), &open, 500).len() > 40);
+    }
+
+    #[test]
+    fn a_sku_never_shown_is_explored_beside_poor_ones() {
+        let ids = ids(6);
+        let mut of = vec![counts(500.0, 5.0, 0.0); 6];
+        of[5] = counts(0.0, 0.0, 0.0);
+        let contest = Contest::of(&candidates(&ids, &of));
+        let seen = frequencies(&contest, &all(6), &Policy::default(), 1_000);
+        assert!(seen[&(4, 5)] > 0.2, "{seen:?}");
     }
 
     #[test]
@@ -377,9 +438,11 @@ mod tests {
         let mut of = vec![counts(0.0, 0.0, 1.0); 500];
         of[400] = counts(0.0, 0.0, 90.0);
         of[450] = counts(0.0, 0.0, 80.0);
-        let ees = Contest::of(&candidates(&ids, &of)).best(2, 256);
-        assert_eq!((ees[0].sku.0, ees[1].sku.0), (400, 450), "{:?}", &ees[..3]);
-        assert!(ees.iter().filter(|chosen| chosen.ee > 0.0).count() <= DRAWN_MAX);
+        let contest = Contest::of(&candidates(&ids, &of));
+        let mut best: Vec<_> = contest.chances.iter().zip(&contest.skus).collect();
+        best.sort_by(|a, b| b.0.total_cmp(a.0));
+        assert_eq!((best[0].1.0, best[1].1.0), (400, 450));
+        assert!(contest.skus.len() <= DRAWN_MAX);
     }
 
     #[test]
@@ -412,23 +475,28 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn propensities_sum_to_one_and_order_does_not_matter(
+        fn no_sku_is_twice_under_a_name_and_the_order_of_candidates_does_not_matter(
             of in some_counts(), seed in any::<u64>(), epsilon in 0.0f64..0.5, top_k in 0usize..8,
         ) {
             let ids = ids(of.len());
             let forward = candidates(&ids, &of);
-            let ees = Contest::of(&forward).best(seed, 100);
-            let sum: f64 = ees.iter().map(|chosen| chosen.ee).sum();
+            let contest = Contest::of(&forward);
+            let sum: f64 = contest.chances.iter().sum();
             prop_assert!(of.is_empty() || (sum - 1.0).abs() < 1e-9);
             let mut backward = forward.clone();
             backward.reverse();
-            prop_assert_eq!(&ees, &Contest::of(&backward).best(seed, 100));
-            let policy = Policy { epsilon, top_k, draws: 100 };
-            let selection = Contest::of(&forward).select(seed, &policy);
-            prop_assert_eq!(selection.chosen.is_empty(), of.is_empty());
-            prop_assert!(selection.chosen.len() <= top_k.max(1));
-            prop_assert!(selection.chosen.iter().all(|chosen| chosen.ee >= epsilon) || selection.below_epsilon);
-            prop_assert!(selection.chosen.is_sorted_by(|a, b| a.ee >= b.ee));
+            let policy = Policy { epsilon, top_k };
+            let ranked = all(of.len());
+            let chosen = contest.select(&ranked, seed, &policy);
+            prop_assert_eq!(&chosen, &Contest::of(&backward).select(&ranked, seed, &policy));
+            prop_assert_eq!(chosen.len(), of.len().min(top_k.max(1)));
+            let mut skus: Vec<u32> = chosen.iter().map(|chosen| chosen.sku.0).collect();
+            let order = skus.clone();
+            prop_assert!(order[..order.len().saturating_sub(1)].is_sorted());
+            skus.sort_unstable();
+            skus.dedup();
+            prop_assert_eq!(skus.len(), chosen.len());
+            prop_assert!(chosen.iter().all(|it| it.propensity > 0.0 && it.propensity <= 1.0));
         }
     }
 }

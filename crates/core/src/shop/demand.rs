@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::learn::choice::UNSOLD;
+use crate::learn::choice::replay::HALF_LIVES;
 use crate::shop::catalogue::{Catalogue, SkuIx};
 use crate::shop::count_kind::CountKind;
 use crate::shop::sums::{Counter, Sums};
@@ -108,6 +110,8 @@ pub struct Demand {
     all_users: Shares,
     segments: BTreeMap<String, Shares>,
     skus: Vec<SkuCounts>,
+    /// See [`Demand::sku_logs`].
+    logs: Vec<[f32; 3]>,
 }
 
 /// Shares of PUs, each over 0, with sum 1.
@@ -170,6 +174,7 @@ impl Demand {
                 .map(|(segment, pus)| ((*segment).to_owned(), smooth(pus)))
                 .collect(),
             skus: decay.skus(&sums.skus, catalogue.sku_len()),
+            logs: decay.logs(&sums.skus, catalogue.sku_len()),
             all_users: Shares::new(all_users),
         }
     }
@@ -199,6 +204,13 @@ impl Demand {
         self.skus.get(ix.at()).copied().unwrap_or_default()
     }
 
+    /// Logarithms of the pieces of a SKU, decayed with the half-life, a quarter of it, and four times it; each with the
+    /// pieces added that a SKU without any counts as.
+    pub(crate) fn sku_logs(&self, ix: SkuIx) -> [f32; 3] {
+        let unsold = [UNSOLD.ln(); 3];
+        self.logs.get(ix.at()).copied().unwrap_or(unsold)
+    }
+
     /// Number of PUs; a catalogue with more PUs needs a new demand.
     pub fn len(&self) -> usize {
         self.all_users.mass.len()
@@ -223,6 +235,24 @@ impl Decay {
             .saturating_add(BUCKET_MS / 2);
         let age = self.now.0.saturating_sub(middle).max(0) as f64;
         (-age / self.half_life).exp2()
+    }
+
+    /// The pieces of each SKU at the half-lives of the choice of SKUs.
+    fn logs(&self, cells: &[((SkuIx, Counter, i64), u64)], len: usize) -> Vec<[f32; 3]> {
+        let mut pieces = vec![[0.0f64; 3]; len];
+        let decays = HALF_LIVES.map(|factor| Self {
+            half_life: self.half_life * factor,
+            now: self.now,
+        });
+        for ((ix, _, bucket), n) in cells.iter().filter(|cell| cell.0.1 == Counter::Purchases) {
+            for (pieces, decay) in pieces[ix.at()].iter_mut().zip(&decays) {
+                *pieces += *n as f64 * decay.weight(*bucket);
+            }
+        }
+        let logs = pieces
+            .into_iter()
+            .map(|all| all.map(|n| (n as f32 + UNSOLD).ln()));
+        logs.collect()
     }
 
     fn purchases(&self, cells: &[((u32, i64), u64)], len: usize) -> Vec<f64> {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::list::choice::SkuFeaturesOnce;
 use crate::list::document::Document;
 use crate::list::select::Contests;
 use crate::shop::catalogue::Catalogue;
@@ -35,6 +36,8 @@ pub struct Snapshot {
     pub selection: crate::list::select::Policy,
     /// Chances of the SKUs of each PU to be its best, by this catalogue and demand.
     pub(crate) contests: Contests,
+    /// What SKUs are chosen by, beside their counts; computed when a list first needs it.
+    pub(crate) sku_features: SkuFeaturesOnce,
     /// The same catalogue and rules with the demand of other namespaces whose lists this process makes.
     pub others: Arc<BTreeMap<String, Arc<Snapshot>>>,
 }

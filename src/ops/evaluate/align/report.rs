@@ -5,6 +5,7 @@
 use nearshore_core::learn::model::ModelFit;
 
 use super::AlignReport;
+use crate::ops::evaluate::choice::ChoiceReport;
 
 /// The report as a table.
 pub(crate) fn text(report: &AlignReport) -> String {
@@ -53,6 +54,9 @@ pub(crate) fn text(report: &AlignReport) -> String {
             );
         }
     }
+    if let Some(choice) = &report.choice {
+        out += &choice_text(choice);
+    }
     out
 }
 
@@ -85,4 +89,49 @@ fn model_text(fit: &ModelFit) -> String {
         true => line,
         false => format!("{line}; weight 0: {}", fit.reason),
     }
+}
+
+/// The choice of SKUs as a table.
+fn choice_text(report: &ChoiceReport) -> String {
+    use std::fmt::Write;
+    let mut out = format!(
+        "\nchoice of a SKU within its product: {} choices, fitted to {}",
+        report.choices, report.samples
+    );
+    if let Some(gain) = &report.gain {
+        let _ = write!(
+            out,
+            "; first hits over own last, else popular {:+.4} [{:+.4}, {:+.4}]",
+            gain.mean, gain.low, gain.high
+        );
+    }
+    out.push('\n');
+    if !report.reason.is_empty() {
+        let _ = writeln!(out, "  the default is used: {}", report.reason);
+    }
+    for ways in [&report.ways, &report.with_best] {
+        for (name, way) in ways {
+            let _ = write!(out, "  {name:<24}");
+            for (what, hits) in [
+                ("all", &way.all),
+                ("own visible", &way.own_visible),
+                ("new", &way.product_new),
+            ] {
+                let _ = write!(
+                    out,
+                    "  {what} {} hit@1 {:.4} @5 {:.4} nats {:.3}",
+                    hits.choices, hits.hit1, hits.hit5, hits.nats
+                );
+            }
+            let _ = writeln!(out, "  ECE {:.4}", way.ece);
+        }
+    }
+    if let Some(model) = &report.fitted {
+        let _ = write!(out, "  kappa {:.3}", model.kappa);
+        for (name, weight) in &model.weights {
+            let _ = write!(out, "  {name} {weight:.3}");
+        }
+        out.push('\n');
+    }
+    out
 }

@@ -102,9 +102,6 @@ pub struct NameAudit {
     pub terms: BTreeMap<String, f32>,
     /// SKUs shown of it.
     pub skus: Vec<SkuAudit>,
-    /// Whether no SKU reached epsilon and the best was shown.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub below_epsilon: bool,
 }
 
 /// One SKU of the list.
@@ -113,7 +110,8 @@ pub struct NameAudit {
 pub struct SkuAudit {
     /// SKU id.
     pub sku: String,
-    /// EE(pu, sku): the propensity. Absent in a fallback, which does not explore.
+    /// Propensity: the probability, over seeds, that the name shows the SKU in this place. Absent in a fallback, which
+    /// does not explore.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ee: Option<f64>,
 }
@@ -249,7 +247,6 @@ mod tests {
                     sku: "m1".into(),
                     ee: Some(0.75),
                 }],
-                below_epsilon: true,
             }],
             dropped: vec![Dropped {
                 pu: "WINE".into(),

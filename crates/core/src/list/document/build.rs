@@ -8,6 +8,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use super::{Document, Dropped, NameAudit, Shown, SkuAudit, Source, Why, four_digits};
+use crate::list::choice::Chooser;
 use crate::list::fallback::FORBIDDEN;
 use crate::list::select::{self, Candidate, Contest, Contests};
 use crate::shop::catalogue::{Catalogue, PuIx, SkuIx};
@@ -29,6 +30,8 @@ pub(crate) struct ListBuilder<'a> {
     pub policy: &'a select::Policy,
     /// Contests of whole PUs, of this catalogue and demand; `None` computes each.
     pub contests: Option<&'a Contests>,
+    /// Orders SKUs for the user; `None` orders them by what is bought.
+    pub chooser: Option<&'a Chooser<'a>>,
     /// Most names per list.
     pub names: usize,
     /// Least score of a name; `None` keeps all.
@@ -98,15 +101,11 @@ impl ListBuilder<'_> {
             let pu = PuIx(name.pu);
             let user = built.document.user.as_deref().unwrap_or_default();
             let seed = select::seed(user, &self.catalogue.pu(pu).id, self.draw);
-            let selection = self.contest(pu).select(seed, self.policy);
-            let skus = selection
-                .chosen
+            let chosen = self.contest(pu).select(&self.ranked(pu), seed, self.policy);
+            let skus = chosen
                 .iter()
-                .map(|chosen| (chosen.sku, Some(chosen.ee)));
+                .map(|chosen| (chosen.sku, Some(chosen.propensity)));
             built.push(self.catalogue, name, skus.collect());
-            if let Some(audit) = built.names.last_mut() {
-                audit.below_epsilon = selection.below_epsilon;
-            }
         }
         built
     }
@@ -149,11 +148,7 @@ impl ListBuilder<'_> {
             pus.sort_by(better);
         }
         for (pu, share) in pus {
-            let mut skus = self.candidates(pu);
-            skus.sort_by(|a, b| {
-                let sold = b.counts.purchases.total_cmp(&a.counts.purchases);
-                sold.then_with(|| a.id.cmp(b.id))
-            });
+            let mut skus = self.by_sales(pu);
             skus.truncate(self.policy.top_k.max(1));
             let score = share.ln();
             let name = Scored {
@@ -161,7 +156,7 @@ impl ListBuilder<'_> {
                 score,
                 terms: vec![("demand".to_owned(), score)],
             };
-            let skus = skus.iter().map(|sku| (sku.ix, None)).collect();
+            let skus = skus.iter().map(|sku| (*sku, None)).collect();
             built.push(self.catalogue, &name, skus);
         }
         built
@@ -190,6 +185,29 @@ impl ListBuilder<'_> {
             return Err(Why::Forbidden);
         }
         Ok(())
+    }
+
+    /// SKUs that this user may be offered, the likeliest first.
+    fn ranked(&self, pu: PuIx) -> Vec<SkuIx> {
+        let Some(chooser) = self.chooser else {
+            return self.by_sales(pu);
+        };
+        let skus = self.catalogue.pu(pu).skus.iter().copied();
+        let permitted: Vec<SkuIx> = skus
+            .filter(|ix| self.verdict.permits(self.catalogue, *ix))
+            .collect();
+        let ranked = chooser.ranked(pu, &permitted);
+        ranked.into_iter().map(|(sku, _)| sku).collect()
+    }
+
+    /// SKUs that this user may be offered, best-selling first, ties by id.
+    fn by_sales(&self, pu: PuIx) -> Vec<SkuIx> {
+        let mut skus = self.candidates(pu);
+        skus.sort_by(|a, b| {
+            let sold = b.counts.purchases.total_cmp(&a.counts.purchases);
+            sold.then_with(|| a.id.cmp(b.id))
+        });
+        skus.into_iter().map(|sku| sku.ix).collect()
     }
 
     /// The contest of the SKUs that this user may be offered.
@@ -276,7 +294,6 @@ impl BuiltList {
                     ee: *ee,
                 })
                 .collect(),
-            below_epsilon: false,
         });
     }
 
@@ -369,6 +386,7 @@ mod tests {
             demand: &demand,
             policy: &policy,
             contests: None,
+            chooser: None,
             names: 5,
             theta: Some(-4.5),
             draw: 1,
@@ -427,6 +445,7 @@ mod tests {
             demand: &demand,
             policy: &policy,
             contests: None,
+            chooser: None,
             names: 5,
             theta: None,
             draw: 1,
@@ -475,6 +494,7 @@ mod tests {
             demand: &demand,
             policy: &policy,
             contests: None,
+            chooser: None,
             names: 2,
             theta: None,
             draw: 0,
@@ -510,12 +530,12 @@ mod tests {
             nuts in prop::option::of(any::<bool>()), names in 0usize..6, top_k in 1usize..4,
         ) {
             let catalogue = catalogue(&skus);
-            let (demand, policy) = (demand(&catalogue), select::Policy { top_k, draws: 32, ..Default::default() });
+            let (demand, policy) = (demand(&catalogue), select::Policy { top_k, ..Default::default() });
             let profile: Profile = serde_json::from_value(json!({ "nuts": nuts })).expect("a profile");
             let verdict = Table::compile(&rules(), &[], &catalogue).judge(Some(&profile), Timestamp(0));
             let builder = ListBuilder {
                 catalogue: &catalogue, verdict: &verdict, demand: &demand, policy: &policy,
-                contests: None, names, theta: None, draw: 3,
+                contests: None, chooser: None, names, theta: None, draw: 3,
             };
             // Contests that another user needed first, whose rules forbid nothing.
             let contests = Contests::new(catalogue.pus().len());
@@ -533,7 +553,11 @@ mod tests {
                 prop_assert!(list.distinct() && list.pus.len() <= names && built.names.len() == list.pus.len());
                 prop_assert!(list.pus.is_sorted_by(|a, b| a.score >= b.score));
                 for shown in &list.pus {
-                    prop_assert!(!shown.skus.is_empty() && shown.skus.len() <= top_k);
+                    let may = |at: usize| {
+                        let (_, pu, stock, with) = skus[at];
+                        format!("P{pu}") == shown.pu && stock && !(with && nuts != Some(false))
+                    };
+                    prop_assert_eq!(shown.skus.len(), (0..skus.len()).filter(|at| may(*at)).count().min(top_k));
                     for id in &shown.skus {
                         let (_, pu, stock, with) = skus[id[1..].parse::<usize>().expect("a number")];
                         prop_assert!(stock && !(with && nuts != Some(false)));

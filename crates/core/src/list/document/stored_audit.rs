@@ -160,7 +160,7 @@ struct Names<'a> {
     skus: Vec<Cow<'a, str>>,
     /// Logarithm of each SKU's propensity.
     propensities: Vec<Option<i64>>,
-    /// Places of the names that are below epsilon.
+    /// Empty; once the places of names whose SKUs were all below epsilon.
     below: Vec<u32>,
 }
 
@@ -358,8 +358,6 @@ impl<'a> Names<'a> {
             share.map(|share| rounded(f64::from(*share), SHARE))
         };
         let shares = |term| names.iter().map(move |name| share(term, name));
-        let below = names.iter().enumerate();
-        let below = below.filter(|(_, name)| name.below_epsilon);
         let skus = || names.iter().flat_map(|name| &name.skus);
         let scores = names.iter().map(|name| f64::from(name.score));
         Self {
@@ -372,7 +370,7 @@ impl<'a> Names<'a> {
             propensities: skus()
                 .map(|sku| Some(rounded(sku.ee?.ln(), SHARE)))
                 .collect(),
-            below: below.map(|(place, _)| place as u32).collect(),
+            below: Vec::new(),
         }
     }
 
@@ -401,7 +399,6 @@ impl<'a> Names<'a> {
                 score: (*self.scores.get(place)? as f64 / SCORE) as f32,
                 terms,
                 skus: shown.map(sku).collect(),
-                below_epsilon: self.below.contains(&(place as u32)),
             })
         };
         let rows = self.pus.into_iter().enumerate().map(row).collect();

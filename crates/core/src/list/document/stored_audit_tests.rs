@@ -73,7 +73,7 @@ fn name(nth: u64) -> NameAudit {
     };
     let sku = |sku: u64| SkuAudit {
         sku: format!("{}", 800_000 + (number(nth * 5 + sku) * 9e6) as u64),
-        // Of 256 draws.
+        // Of 256 steps.
         ee: Some((number(nth * 77 + sku) * 255.0 + 1.0).floor() / 256.0),
     };
     NameAudit {
@@ -81,7 +81,6 @@ fn name(nth: u64) -> NameAudit {
         score: -(number(nth + 7) * 9.0) as f32,
         terms: TERMS.iter().enumerate().map(share).collect(),
         skus: (0..5).map(sku).collect(),
-        below_epsilon: nth == 3,
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::learn::choice::{ChoiceError, ChoiceModel};
 use crate::learn::neighbours::NeighbourTable;
 use crate::learn::product_table::ProductTable;
 use crate::learn::repeat::RepeatTable;
@@ -34,6 +35,9 @@ const VECTORS: &str = "vectors.nstv";
 
 /// File with the model's table of products.
 const TABLE: &str = "table.nspt";
+
+/// File with the choice of SKUs under a name.
+const CHOICE: &str = "choice.json";
 
 /// Reason why an artefact cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +76,9 @@ pub enum ArtefactError {
         /// Version of this release, or none.
         known: String,
     },
+    /// A choice of SKUs that cannot be used.
+    #[error("{CHOICE}: {0}; run `nearshore align` again")]
+    Choice(#[from] ChoiceError),
     /// Weights that cannot be used.
     #[error("{MANIFEST}: {0}")]
     Weights(#[from] WeightError),
@@ -169,6 +176,8 @@ pub struct Artefact {
     pub vectors: Option<Arc<Vectors>>,
     /// The model's table of products, if one was built.
     pub table: Option<Arc<ProductTable>>,
+    /// How SKUs under a name are chosen, if what was learned is better than the default.
+    pub choice: Option<Arc<ChoiceModel>>,
 }
 
 /// Parts of an artefact that not every one has.
@@ -180,6 +189,8 @@ pub struct Optional<'a> {
     pub vectors: Option<&'a Vectors>,
     /// The model's table of products.
     pub table: Option<&'a ProductTable>,
+    /// How SKUs under a name are chosen.
+    pub choice: Option<&'a ChoiceModel>,
     /// What the model adds in each bucket.
     pub gains: Option<Gains>,
 }
@@ -210,6 +221,9 @@ pub fn write(
     }
     if let Some(table) = optional.table {
         content.insert(TABLE, table.encode());
+    }
+    if let Some(choice) = optional.choice {
+        content.insert(CHOICE, json(choice).into_bytes());
     }
     let used = weights.iter().flat_map(BTreeMap::keys);
     let versions = used.filter_map(|name| Some((name.clone(), term(name)?.version())));
@@ -297,6 +311,7 @@ impl Artefact {
         let (table, wrong) = bytes(TABLE);
         let table = table.map(ProductTable::decode).transpose();
         let table = table.map_err(wrong)?;
+        let choice = choice(content)?;
         let weights = Weights::by_bucket(weights)?;
         Ok(Self {
             hash: name_of(text),
@@ -309,8 +324,20 @@ impl Artefact {
             references,
             vectors: vectors.map(Arc::new),
             table: table.map(Arc::new),
+            choice: choice.map(Arc::new),
         })
     }
+}
+
+/// The choice of SKUs; `None` in an artefact without one.
+fn choice(content: &BTreeMap<String, Vec<u8>>) -> Result<Option<ChoiceModel>, ArtefactError> {
+    let Some(bytes) = content.get(CHOICE) else {
+        return Ok(None);
+    };
+    let file = CHOICE;
+    let model = ChoiceModel::parse(bytes).map_err(|source| ArtefactError::Json { file, source })?;
+    model.check()?;
+    Ok(Some(model))
 }
 
 impl Tables {

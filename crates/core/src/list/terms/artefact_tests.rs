@@ -34,8 +34,15 @@ fn files() -> Files {
         vectors: Some(&vectors),
         table: Some(&table),
         gains: Some([0.0, 0.1, 0.2, 0.3, 0.4, 0.5]),
+        choice: Some(&choice_model()),
     };
     write(&made, &weights, &tables(), optional)
+}
+
+fn choice_model() -> ChoiceModel {
+    let mut model = ChoiceModel::default();
+    model.weights.insert("own".into(), 1.25);
+    model
 }
 
 fn product_table() -> ProductTable {
@@ -69,6 +76,7 @@ fn an_artefact_is_read_as_it_was_written_and_named_by_its_content() {
     assert_eq!(artefact.references.as_deref(), Some("[]"));
     assert_eq!(artefact.vectors.as_deref(), Some(&vectors()));
     assert_eq!(artefact.table.as_deref(), Some(&product_table()));
+    assert_eq!(artefact.choice.as_deref(), Some(&choice_model()));
     assert_eq!(artefact.weights.at(10)["bias"], 4.0);
     let mut other = tables();
     other.columns.insert("bias".into(), vec![0.5, -0.25, 1.5]);
@@ -188,6 +196,31 @@ fn tables_are_bound_to_a_catalogue_by_id_and_a_foreign_one_is_refused() {
         .to_string();
     assert!(
         error.contains("2 of its 3 products are among the 5"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_artefact_without_a_choice_of_skus_is_read_and_one_of_another_release_refused() {
+    let weights: [BTreeMap<String, f64>; BUCKETS.len()] = Default::default();
+    let write_with = |choice| {
+        let optional = Optional {
+            choice,
+            ..Optional::default()
+        };
+        write(&Made::default(), &weights, &tables(), optional)
+    };
+    let without = write_with(None);
+    assert_eq!(
+        without.content.keys().copied().collect::<Vec<_>>(),
+        [MANIFEST, TABLES]
+    );
+    assert_eq!(read(&without).expect("it was just written").choice, None);
+    let mut broken = choice_model();
+    broken.kappa = -1.0;
+    let error = read(&write_with(Some(&broken))).expect_err("no shares");
+    assert!(
+        error.to_string().starts_with("choice.json: kappa"),
         "{error}"
     );
 }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::learn::choice::ChoiceModel;
 use crate::learn::product_table::{BoundTable, ProductTable};
 use crate::list::terms::OwnProduct;
 use crate::list::terms::artefact::Artefact;
@@ -93,6 +94,11 @@ impl Learned {
     /// Version of the catalogue's names that it is bound to.
     pub fn names_version(&self) -> u64 {
         self.names
+    }
+
+    /// How SKUs under a name are chosen, if the artefact says so.
+    pub(crate) fn choice(&self) -> Option<&Arc<ChoiceModel>> {
+        self.artefact.choice.as_ref()
     }
 
     /// The model's table of products, if the artefact has one.
