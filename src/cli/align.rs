@@ -153,7 +153,6 @@ fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
         let rows = samples::write(&history, config, &options, path)?;
         note!("{rows} samples written to {}", path.display());
     }
-    let mut steps = u64::from(args.cuts) * u64::from(args.folds) + 3;
     let mut steps = u64::from(args.cuts) * u64::from(args.folds) + 4;
     let arm = args.arm.as_ref().filter(|_| args.model_users > 0);
     if arm.is_some() {

@@ -5,7 +5,6 @@
 //! seen them, and equal logs, options and seeds give equal files. It does not know where files are written.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
@@ -30,8 +29,10 @@ use super::product_table::TableCost;
 use super::{Case, CaseMaker, History, Knowledge, Plain, Shop, UserHistory, Visible};
 use crate::config::Config;
 
+mod folder;
 mod report;
 
+pub(crate) use folder::write_folder;
 pub(crate) use report::text;
 
 /// How to align.
@@ -576,31 +577,4 @@ fn with_bias(
         sample.values.push(Arc::clone(&of_fold[sample.fold]));
     }
     (samples, Bias { of_fold, of_all })
-}
-
-/// Writes an artefact's folder beside its place and renames it, so that a reader sees all of it or nothing.
-pub(crate) fn write_folder(
-    out: &Path,
-    files: &Files,
-    report: &AlignReport,
-) -> anyhow::Result<PathBuf> {
-    let folder = out.join(format!("artefact-{}", files.hash));
-    if folder.is_dir() {
-        // The name is the hash of the content: this folder has been written before.
-        return Ok(folder);
-    }
-    let part = out.join(format!(".artefact-{}-{}", files.hash, std::process::id()));
-    std::fs::create_dir_all(&part).with_context(|| format!("cannot create {}", part.display()))?;
-    let report = serde_json::to_string_pretty(report)?;
-    let all = files
-        .content
-        .iter()
-        .map(|(name, bytes)| (*name, bytes.as_slice()));
-    for (name, bytes) in all.chain([("report.json", report.as_bytes())]) {
-        let path = part.join(name);
-        std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    std::fs::rename(&part, &folder)
-        .with_context(|| format!("cannot rename {} to {}", part.display(), folder.display()))?;
-    Ok(folder)
 }
