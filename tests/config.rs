@@ -284,7 +284,7 @@ hits_sample = 2
     nearshore.toml:5:2 topics.dlq: "dlq" is already topics.regen_live; every topic needs its own name
     nearshore.toml:7:1 topics.catalog: "cata log" is not a valid topic name: use 1 to 249 letters, digits, '.', '_' or '-'
     nearshore.toml:9:1 kafka.incarnations.orders: no topic of [topics] has this name
-    nearshore.toml:11:1 redis.url: must begin with redis:// or redis+cluster://
+    nearshore.toml:11:1 redis.url: must begin with redis:// or redis+cluster://, or with rediss:// or rediss+cluster:// for TLS
     nearshore.toml:12:1 redis.list_ttl: must not be longer than redis.state_ttl
     nearshore.toml:14:1 state.window: must be at least 1
     nearshore.toml:15:1 state.write_version: must be 1 to 4
@@ -402,77 +402,6 @@ fn refused_kafka_properties_and_missing_secret_files_are_reported_at_start() {
     nearshore.toml:2:1 kafka.secret_files.sasl.password: /nowhere/kafka cannot be read: No such file or directory (os error 2)
     nearshore.toml:4:1 redis.password_file: /nowhere/redis cannot be read: No such file or directory (os error 2)
     "#);
-}
-
-#[test]
-fn settings_of_tls_that_cannot_work_are_refused_at_start() {
-    let tls = "[kafka.properties]\n\"security.protocol\" = \"ssl\"\n";
-    let login =
-        "[kafka.properties]\n\"security.protocol\" = \"sasl_ssl\"\n\"sasl.username\" = \"shop\"\n";
-    let redis = "[redis]\nurl = \"rediss://h:1\"\n";
-    for (section, line, key, says) in [
-        (
-            "[kafka.properties]\n",
-            "\"ssl.ca.location\" = \"probe\"",
-            "nearshore.toml:2:1 kafka.properties.ssl.ca.location: ",
-            "has no effect without TLS",
-        ),
-        (
-            tls,
-            "\"ssl.ca.location\" = \"/nowhere\"",
-            "nearshore.toml:3:1 kafka.properties.ssl.ca.location: ",
-            "cannot be read",
-        ),
-        (
-            tls,
-            "\"ssl.ca.location\" = \"/dev/null\"",
-            "nearshore.toml:3:1 kafka.properties.ssl.ca.location: ",
-            "/dev/null cannot be used",
-        ),
-        (
-            login,
-            "",
-            "kafka.properties.sasl.mechanism: ",
-            "GSSAPI is not in this build",
-        ),
-        (
-            login,
-            "\"sasl.mechanism\" = \"OAUTHBEARER\"",
-            "nearshore.toml:4:1 kafka.properties.sasl.mechanism: ",
-            "set PLAIN or SCRAM-SHA-256 or SCRAM-SHA-512",
-        ),
-        (
-            login,
-            "\"sasl.mechanism\" = \"SCRAM-SHA-512\"",
-            "kafka.secret_files.sasl.password: ",
-            "is missing",
-        ),
-        (
-            redis,
-            "tls_ca = \"/dev/null\"",
-            "nearshore.toml:3:1 redis.tls_ca: ",
-            "has no certificate in PEM form",
-        ),
-        (
-            redis,
-            "tls_cert = \"/dev/null\"",
-            "nearshore.toml:3:1 redis.tls_cert: ",
-            "needs redis.tls_key beside it",
-        ),
-        (
-            "[redis]\n",
-            "tls_ca = \"/dev/null\"",
-            "nearshore.toml:2:1 redis.tls_ca: ",
-            "has no effect without TLS",
-        ),
-    ] {
-        let found = problems(&format!("{section}{line}\n"), &[]);
-        assert!(
-            found.contains(key) && found.contains(says),
-            "{line}: {found}"
-        );
-        assert_eq!(found.lines().count(), 1, "{found}");
-    }
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Leaves out log lines that repeat: [`Repeats`].
 //!
 //! While a broker or Redis is away, each client and each loop says so at each try. One line tells as much. Invariant:
-//! of the lines about Kafka (target `kafka`), of those about Redis (target `redis`), and of the warnings of any one
-//! place in the code, a minute shows the first [`most`]; how many were left out, and since when, is said with the next
-//! one. It does not know the format of a line.
+//! of the lines about Kafka (target `kafka`), of those that name its fault by our key (`kafka::fault`), of those about
+//! Redis (target `redis`), and of the warnings of any one place in the code, a minute shows the first [`most`]; how many
+//! were left out, and since when, is said with the next one. It does not know the format of a line.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -85,7 +85,7 @@ impl<F> Repeats<F> {
 /// The source of a line and how many of its lines a minute shows; `None` if all are.
 fn source(metadata: &'static Metadata<'static>) -> Option<(Source, u32)> {
     match metadata.target() {
-        "kafka" | "redis" if *metadata.level() != Level::ERROR => {
+        "kafka" | "kafka::fault" | "redis" if *metadata.level() != Level::ERROR => {
             Some(((metadata.target(), None), 1))
         }
         _ if *metadata.level() > Level::WARN => None,

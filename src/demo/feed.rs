@@ -23,6 +23,9 @@ use nearshore_kafka::{NewTopic, Producer};
 
 /// Share of SKUs that are sold out from the start.
 const SOLD_OUT: f64 = 0.03;
+/// Households after which a SKU of a list is sold out. Lists share their best-sellers: were it every few, the lists that
+/// are shown at the end would be half empty.
+const SOLD_EVERY: usize = 20;
 /// Records per acknowledged write.
 const CHUNK: usize = 2_000;
 const WEEK_MS: i64 = 7 * 86_400_000;
@@ -252,7 +255,7 @@ impl Feed {
                 .await?;
             self.live_sent += basket.len() as u64;
             watch.bought(&user, now);
-            if nth % 4 == 0 {
+            if nth % SOLD_EVERY == 0 {
                 self.sell_one(producer, topics, &user, watch).await?;
             }
             bar.inc(1);

@@ -285,7 +285,7 @@ async fn faults(broker: &Broker, site: &Site) {
     ];
     let file = cases[1].0.password.clone().expect("a login");
     let cases = cases.map(|(kafka, parts)| (kafka.access(), parts));
-    let mut processes = are_told(site, " kafka: ", &cases).await;
+    let mut processes = are_told(site, " kafka::fault: ", &cases).await;
     broker
         .renew("EXPIRED", &broker.authority.sign("renewed", &["localhost"]))
         .await;

@@ -152,12 +152,14 @@ impl Health {
         let (health, settings) = (self.clone(), settings.clone());
         let look = move || {
             let found = secure::look(&settings, &complaint);
-            let text = found.clone().unwrap_or(raw);
             if health.0.last.load().is_some() {
-                if found.is_some() {
-                    health.explain(&text);
+                match found {
+                    Some(text) => {
+                        health.explain(&text);
+                        tell(&text);
+                    }
+                    None => warn(&raw),
                 }
-                warn(&text);
             }
             health.0.looking.store(false, Ordering::Release);
         };
@@ -233,6 +235,12 @@ fn warn(text: &str) {
     tracing::warn!(target: "kafka", "{text}; the client tries again");
 }
 
+/// Logs a fault by our key. Of a target of its own: lines that repeat are limited by target, and one that says less may
+/// come first, from another client or while a thread still looks at the broker.
+fn tell(text: &str) {
+    tracing::warn!(target: "kafka::fault", "{text}; the client tries again");
+}
+
 impl Watch {
     pub(crate) fn new(settings: &KafkaSettings, health: Health) -> Self {
         Self {
@@ -246,7 +254,7 @@ impl Watch {
         match complaint {
             Complaint::Told(text) => {
                 self.health.explain(&text);
-                warn(&text);
+                tell(&text);
             }
             complaint => self
                 .health

@@ -52,13 +52,15 @@ impl Login {
         let Some(pair) = self.settings.login().filter(|pair| *pair != read.1) else {
             return;
         };
-        let key = self.settings.key("sasl.password");
+        let property = self.settings.key("sasl.password");
         match native::set_login(client, &pair) {
             Ok(()) => {
-                tracing::info!("{key}: its file has changed; the next connection logs in by it");
+                tracing::info!(
+                    "{property}: its file has changed; the next connection logs in by it"
+                );
                 read.1 = pair;
             }
-            Err(error) => tracing::warn!(target: "kafka", "{key}: {error}"),
+            Err(error) => tracing::warn!(target: "kafka", "{property}: {error}"),
         }
     }
 }

@@ -145,7 +145,11 @@ fn refused_login(settings: &KafkaSettings, at: &str) -> String {
 /// The `host:port` in a reason such as `sasl_ssl://broker:9093/1: SSL handshake failed`.
 fn address(reason: &str) -> Option<String> {
     let words = reason.split([' ', '/']);
-    let known = words.map(|word| word.trim_end_matches([':', ',']));
+    // Lines of the log begin with the thread, `[thrd:broker:9092/1]: `.
+    let known = words.map(|word| {
+        word.trim_start_matches("[thrd:")
+            .trim_end_matches([':', ','])
+    });
     known
         .filter_map(|word| Some((word, word.rsplit_once(':')?)))
         .find(|(_, (host, port))| !host.is_empty() && port.parse::<u16>().is_ok())
@@ -378,6 +382,10 @@ mod tests {
                 "10.0.0.7:9093",
             ),
             ("GroupCoordinator: kafka:9092: Disconnected", "kafka:9092"),
+            (
+                "[thrd:kafka:9092/bootstrap]: kafka:9092/bootstrap: Disconnected",
+                "kafka:9092",
+            ),
         ] {
             assert_eq!(address(reason).as_deref(), Some(found), "{reason}");
         }

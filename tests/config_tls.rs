@@ -1,0 +1,85 @@
+//! Settings of TLS and logins that cannot work are refused when the configuration is loaded, by key and place.
+
+use nearshore::config::Config;
+
+/// The problems of a configuration with this text, a line each.
+fn problems(text: &str) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("nearshore.toml");
+    std::fs::write(&path, text).expect("written");
+    let found = Config::load(Some(&path), []).expect_err("it is refused");
+    let lines = found.iter().map(ToString::to_string);
+    let text = lines.collect::<Vec<_>>().join("\n");
+    text.replace(&format!("{}/", folder.path().display()), "")
+}
+
+#[test]
+fn settings_of_tls_that_cannot_work_are_refused_at_start() {
+    let tls = "[kafka.properties]\n\"security.protocol\" = \"ssl\"\n";
+    let login =
+        "[kafka.properties]\n\"security.protocol\" = \"sasl_ssl\"\n\"sasl.username\" = \"shop\"\n";
+    let redis = "[redis]\nurl = \"rediss://h:1\"\n";
+    for (section, line, key, says) in [
+        (
+            "[kafka.properties]\n",
+            "\"ssl.ca.location\" = \"probe\"",
+            "nearshore.toml:2:1 kafka.properties.ssl.ca.location: ",
+            "has no effect without TLS",
+        ),
+        (
+            tls,
+            "\"ssl.ca.location\" = \"/nowhere\"",
+            "nearshore.toml:3:1 kafka.properties.ssl.ca.location: ",
+            "cannot be read",
+        ),
+        (
+            tls,
+            "\"ssl.ca.location\" = \"/dev/null\"",
+            "nearshore.toml:3:1 kafka.properties.ssl.ca.location: ",
+            "/dev/null cannot be used",
+        ),
+        (
+            login,
+            "",
+            "kafka.properties.sasl.mechanism: ",
+            "GSSAPI is not in this build",
+        ),
+        (
+            login,
+            "\"sasl.mechanism\" = \"OAUTHBEARER\"",
+            "nearshore.toml:4:1 kafka.properties.sasl.mechanism: ",
+            "set PLAIN or SCRAM-SHA-256 or SCRAM-SHA-512",
+        ),
+        (
+            login,
+            "\"sasl.mechanism\" = \"SCRAM-SHA-512\"",
+            "kafka.secret_files.sasl.password: ",
+            "is missing",
+        ),
+        (
+            redis,
+            "tls_ca = \"/dev/null\"",
+            "nearshore.toml:3:1 redis.tls_ca: ",
+            "has no certificate in PEM form",
+        ),
+        (
+            redis,
+            "tls_cert = \"/dev/null\"",
+            "nearshore.toml:3:1 redis.tls_cert: ",
+            "needs redis.tls_key beside it",
+        ),
+        (
+            "[redis]\n",
+            "tls_ca = \"/dev/null\"",
+            "nearshore.toml:2:1 redis.tls_ca: ",
+            "has no effect without TLS",
+        ),
+    ] {
+        let found = problems(&format!("{section}{line}\n"));
+        assert!(
+            found.contains(key) && found.contains(says),
+            "{line}: {found}"
+        );
+        assert_eq!(found.lines().count(), 1, "{found}");
+    }
+}
