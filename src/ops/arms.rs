@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::ops::coverage::leave_out;
+use crate::ops::coverage::shown;
 use nearshore_core::list::document::{Document, Source};
 use nearshore_core::list::hits::{Earned, ListKind};
 use nearshore_core::list::prompt::Arm;
@@ -77,12 +77,7 @@ pub async fn arms<S: Store>(config: &Config, store: &S) -> anyhow::Result<Arms> 
         let (mut users, next) = store.scan(ns, cursor).await?;
         // A scan may give a user twice.
         users.retain(|user| seen.insert(user.clone()));
-        let shown = loop {
-            match store.shown(ns, &users).await {
-                Err(error) => leave_out(error, &mut users)?,
-                Ok(shown) => break shown,
-            }
-        };
+        let shown = shown(store, ns, &mut users).await?;
         for (user, shown) in users.iter().zip(shown) {
             found.add(user, shown, &config.arm_seed, &configured);
         }

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use nearshore_core::list::document::Document;
-use nearshore_core::ports::store::{self, Peek, Store};
+use nearshore_core::ports::store::{self, Peek, ShownDoc, Store};
 use nearshore_core::user::event::UserId;
 
 /// Users of a namespace, and how many of them are covered.
@@ -92,6 +92,20 @@ pub(crate) fn leave_out(error: store::Error, users: &mut Vec<UserId>) -> Result<
     }
     tracing::warn!(%error, "a stored value of one user cannot be used; the scan leaves the user out");
     Ok(())
+}
+
+/// The lists of `users` as clients read them; users of whom a stored value cannot be used are taken out of `users`.
+pub(crate) async fn shown<S: Store>(
+    store: &S,
+    ns: &str,
+    users: &mut Vec<UserId>,
+) -> Result<Vec<Option<ShownDoc>>, store::Error> {
+    loop {
+        match store.shown(ns, users).await {
+            Err(error) => leave_out(error, users)?,
+            Ok(shown) => return Ok(shown),
+        }
+    }
 }
 
 /// Those of `users` that have a state but neither events nor a profile: they were erased, and no list is due to them.

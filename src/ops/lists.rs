@@ -14,7 +14,7 @@ use nearshore_core::user::record::Record;
 use nearshore_kafka::{Admin, Tailed};
 
 use crate::config::Config;
-use crate::ops::coverage::leave_out;
+use crate::ops::coverage::shown;
 use crate::ops::evaluate::since::{Lists, Seen};
 use crate::ops::files::Logs;
 
@@ -84,12 +84,7 @@ pub(crate) async fn of_store<S: Store>(
     for (lists, ns) in lists.iter_mut().zip(names) {
         for page in users.chunks(PAGE) {
             let mut page: Vec<UserId> = page.iter().map(|user| (*user).clone()).collect();
-            let shown = loop {
-                match store.shown(ns, &page).await {
-                    Err(error) => leave_out(error, &mut page)?,
-                    Ok(shown) => break shown,
-                }
-            };
+            let shown = shown(store, ns, &mut page).await?;
             for (user, shown) in page.into_iter().zip(shown) {
                 let Some(shown) = shown else { continue };
                 let Ok(doc) = Document::parse(&shown.doc) else {

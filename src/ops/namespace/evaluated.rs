@@ -18,6 +18,7 @@ use nearshore_core::user::record::Timestamp;
 
 use super::promote::Check;
 use crate::config::Config;
+use crate::ops::coverage::shown;
 use crate::ops::evaluate::namespaces::{Compared, Served, compare_namespaces};
 use crate::ops::topics;
 
@@ -94,7 +95,7 @@ async fn unknown_arm<S: Store>(
     let (mut users, _) = store.scan(ns, None).await?;
     users.truncate(USERS);
     let mut counts: BTreeMap<(String, u64), usize> = BTreeMap::new();
-    for shown in store.shown(ns, &users).await?.into_iter().flatten() {
+    for shown in shown(store, ns, &mut users).await?.into_iter().flatten() {
         let doc = Document::parse(&shown.doc).ok();
         if let Some(doc) = doc.filter(|doc| !doc.arm.is_empty()) {
             *counts.entry((doc.arm, shown.epoch)).or_default() += 1;
