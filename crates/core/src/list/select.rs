@@ -148,6 +148,7 @@ impl Contest {
 /// chance, or less than the default epsilon.
 pub fn best_chances(pieces: &[f32]) -> Vec<f64> {
     let ids: Vec<String> = (0..pieces.len()).map(|nth| format!("{nth:09}")).collect();
+    let offered = pieces.iter().sum();
     let skus = (0..).map(SkuIx).zip(ids.iter().zip(pieces));
     let skus: Vec<Candidate<'_>> = skus
         .map(|(ix, (id, pieces))| Candidate {
@@ -155,6 +156,7 @@ pub fn best_chances(pieces: &[f32]) -> Vec<f64> {
             id,
             counts: SkuCounts {
                 purchases: *pieces,
+                offered,
                 ..SkuCounts::default()
             },
         })
@@ -214,24 +216,20 @@ pub(crate) fn draw(seen: &Fences) -> u64 {
 
 /// Successes and trials of one SKU.
 ///
-/// An impression is a trial of its SKU. A purchase of the PU is a trial of each of its SKUs, since each could have been
-/// chosen. Clicks on impressions and purchases are successes. So without impressions the rates are shares of purchases,
-/// and with more impressions these prevail gradually.
-fn trials(counts: SkuCounts, bought: f64) -> (f64, f64) {
+/// An impression is a trial of its SKU. A purchase of the PU is a trial of each SKU that was on sale then, since each
+/// could have been chosen. Clicks on impressions and purchases are successes. So without impressions the rates are shares
+/// of purchases, and with more impressions these prevail gradually.
+fn trials(counts: SkuCounts) -> (f64, f64) {
     let impressions = f64::from(counts.impressions.max(0.0));
     let clicks = f64::from(counts.clicks.max(0.0)).min(impressions);
     (
         clicks + f64::from(counts.purchases.max(0.0)),
-        impressions + bought,
+        impressions + f64::from(counts.offered.max(counts.purchases).max(0.0)),
     )
 }
 
 fn posteriors(skus: &[Candidate<'_>]) -> Vec<Beta> {
-    let bought = skus
-        .iter()
-        .map(|sku| f64::from(sku.counts.purchases.max(0.0)))
-        .sum();
-    let observed: Vec<_> = skus.iter().map(|sku| trials(sku.counts, bought)).collect();
+    let observed: Vec<_> = skus.iter().map(|sku| trials(sku.counts)).collect();
     let prior = prior(&observed);
     observed
         .iter()
@@ -306,15 +304,17 @@ mod tests {
             impressions,
             clicks,
             purchases,
+            offered: 0.0,
         }
     }
 
     fn candidates<'a>(ids: &'a [String], of: &[SkuCounts]) -> Vec<Candidate<'a>> {
         let both = ids.iter().zip(of).enumerate();
+        let offered = of.iter().map(|counts| counts.purchases).sum();
         both.map(|(at, (id, counts))| Candidate {
             ix: SkuIx(at as u32),
             id,
-            counts: *counts,
+            counts: SkuCounts { offered, ..*counts },
         })
         .collect()
     }

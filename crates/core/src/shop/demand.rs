@@ -13,10 +13,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::learn::choice::UNSOLD;
-use crate::learn::choice::replay::HALF_LIVES;
 use crate::shop::catalogue::{Catalogue, SkuIx};
 use crate::shop::count_kind::CountKind;
-use crate::shop::sums::{Counter, Sums};
+use crate::shop::decay::Decay;
+use crate::shop::sums::Sums;
 use crate::user::record::Timestamp;
 
 /// Length of a bucket of counts in milliseconds of record time: 7 days.
@@ -94,6 +94,8 @@ pub(crate) struct SkuCounts {
     pub clicks: f32,
     /// Pieces bought.
     pub purchases: f32,
+    /// Pieces bought of all SKUs of its product since the SKU is known to be on sale: each could have been of this SKU.
+    pub offered: f32,
 }
 
 /// Demand computed from one read of the counts, over the PUs and SKUs of one catalogue.
@@ -173,8 +175,8 @@ impl Demand {
                 .iter()
                 .map(|(segment, pus)| ((*segment).to_owned(), smooth(pus)))
                 .collect(),
-            skus: decay.skus(&sums.skus, catalogue.sku_len()),
-            logs: decay.logs(&sums.skus, catalogue.sku_len()),
+            skus: decay.skus(&sums.skus, catalogue),
+            logs: decay.logs(&sums.skus, catalogue),
             all_users: Shares::new(all_users),
         }
     }
@@ -219,62 +221,6 @@ impl Demand {
     /// Whether there are no PUs.
     pub fn is_empty(&self) -> bool {
         self.all_users.mass.is_empty()
-    }
-}
-
-/// Decay to a time: the weight halves with every half-life, measured from the middle of the bucket.
-struct Decay {
-    half_life: f64,
-    now: Timestamp,
-}
-
-impl Decay {
-    fn weight(&self, bucket: i64) -> f64 {
-        let middle = bucket
-            .saturating_mul(BUCKET_MS)
-            .saturating_add(BUCKET_MS / 2);
-        let age = self.now.0.saturating_sub(middle).max(0) as f64;
-        (-age / self.half_life).exp2()
-    }
-
-    /// The pieces of each SKU at the half-lives of the choice of SKUs.
-    fn logs(&self, cells: &[((SkuIx, Counter, i64), u64)], len: usize) -> Vec<[f32; 3]> {
-        let mut pieces = vec![[0.0f64; 3]; len];
-        let decays = HALF_LIVES.map(|factor| Self {
-            half_life: self.half_life * factor,
-            now: self.now,
-        });
-        for ((ix, _, bucket), n) in cells.iter().filter(|cell| cell.0.1 == Counter::Purchases) {
-            for (pieces, decay) in pieces[ix.at()].iter_mut().zip(&decays) {
-                *pieces += *n as f64 * decay.weight(*bucket);
-            }
-        }
-        let logs = pieces
-            .into_iter()
-            .map(|all| all.map(|n| (n as f32 + UNSOLD).ln()));
-        logs.collect()
-    }
-
-    fn purchases(&self, cells: &[((u32, i64), u64)], len: usize) -> Vec<f64> {
-        let mut pus = vec![0.0; len];
-        for ((pu, bucket), n) in cells {
-            pus[*pu as usize] += *n as f64 * self.weight(*bucket);
-        }
-        pus
-    }
-
-    fn skus(&self, cells: &[((SkuIx, Counter, i64), u64)], len: usize) -> Vec<SkuCounts> {
-        let mut skus = vec![SkuCounts::default(); len];
-        for ((ix, counter, bucket), n) in cells {
-            let counts = &mut skus[ix.at()];
-            let count = match counter {
-                Counter::Impressions => &mut counts.impressions,
-                Counter::Clicks => &mut counts.clicks,
-                Counter::Purchases => &mut counts.purchases,
-            };
-            *count += (*n as f64 * self.weight(*bucket)) as f32;
-        }
-        skus
     }
 }
 

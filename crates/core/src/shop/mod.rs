@@ -3,6 +3,7 @@
 pub mod arms;
 pub mod catalogue;
 pub mod count_kind;
+mod decay;
 pub mod demand;
 pub mod merchant;
 pub mod rules;

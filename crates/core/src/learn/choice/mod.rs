@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod fit;
 pub mod measure;
+pub(crate) mod on_sale;
 pub mod replay;
 
 /// Version of the file's content. A reader refuses another one.

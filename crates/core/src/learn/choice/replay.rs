@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::on_sale::OnSale;
 use super::{Attribute, Candidates, OwnPurchase, UNSOLD};
 use crate::learn::log::DAY_MS;
 
@@ -116,6 +117,12 @@ struct State<'a> {
     options: ReplayOptions,
     /// Pieces of each SKU at three half-lives, in units of [`Self::from`]'s pieces.
     pieces: Vec<[f64; 3]>,
+    /// Those of them that were the first of their SKU.
+    first: Vec<[f64; 3]>,
+    /// Pieces of each product until the first of each of its SKUs, with it.
+    before: Vec<[f64; 3]>,
+    /// Pieces of each product.
+    products: Vec<[f64; 3]>,
     /// Time at which a piece counts 1.
     from: i64,
     owners: Vec<Owner>,
@@ -140,6 +147,9 @@ impl<'a> State<'a> {
             table,
             options,
             pieces: vec![[0.0; 3]; table.products.len()],
+            first: vec![[0.0; 3]; table.products.len()],
+            before: vec![[0.0; 3]; table.products.len()],
+            products: vec![[0.0; 3]; table.skus.len()],
             from: 0,
             owners: vec![owner; users],
             // Each value begins with one purchase, so that the logarithm of its share can be taken.
@@ -165,14 +175,28 @@ impl<'a> State<'a> {
         let passed = self.passed(bought.at);
         if passed.iter().any(|passed| *passed > REBASE) {
             let scale = self.weights(bought.at);
-            for pieces in &mut self.pieces {
+            let sums = [
+                &mut self.pieces,
+                &mut self.first,
+                &mut self.before,
+                &mut self.products,
+            ];
+            for pieces in sums.into_iter().flatten() {
                 (0..3).for_each(|nth| pieces[nth] *= scale[nth]);
             }
             self.from = bought.at;
         }
-        let passed = self.passed(bought.at);
-        for (pieces, passed) in self.pieces[bought.sku as usize].iter_mut().zip(passed) {
-            *pieces += f64::from(bought.pieces) * passed.exp2();
+        let weights = self.passed(bought.at).map(f64::exp2);
+        let (sku, pieces) = (bought.sku as usize, f64::from(bought.pieces));
+        let product = &mut self.products[self.table.products[sku] as usize];
+        let is_first = self.pieces[sku][2] == 0.0;
+        for (nth, weight) in weights.into_iter().enumerate() {
+            self.pieces[sku][nth] += pieces * weight;
+            product[nth] += pieces * weight;
+            if is_first {
+                self.first[sku][nth] = pieces * weight;
+                self.before[sku][nth] = product[nth];
+            }
         }
         let owner = &mut self.owners[bought.user as usize];
         let is_known = owner
@@ -216,9 +240,26 @@ impl<'a> State<'a> {
 
     fn candidates<'b>(&'b self, choice: &Choice<'_>) -> Candidates<'b> {
         let weights = self.weights(choice.at);
+        let all = self.products[choice.product as usize];
         let logs = |sku: &u32| {
-            let pieces = self.pieces[*sku as usize];
-            [0, 1, 2].map(|nth| ((pieces[nth] * weights[nth]) as f32 + UNSOLD).ln())
+            let sku = *sku as usize;
+            let of = |nth: usize| {
+                let (pieces, weight) = (self.pieces[sku][nth], weights[nth]);
+                let on_sale = OnSale {
+                    pieces: pieces * weight,
+                    first: self.first[sku][nth] * weight,
+                    offered: (all[nth] - self.before[sku][nth]) * weight,
+                    all: all[nth] * weight,
+                    skus: choice.skus.len(),
+                };
+                let pieces = if pieces > 0.0 {
+                    on_sale.pieces()
+                } else {
+                    pieces * weight
+                };
+                (pieces as f32 + UNSOLD).ln()
+            };
+            [0, 1, 2].map(of)
         };
         let owner = &self.owners[choice.user as usize];
         let in_product =
