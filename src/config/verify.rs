@@ -363,6 +363,15 @@ fn selection(config: &Config, found: &mut Found) {
         "selection.epsilon",
         "must be at least 0 and below 1",
     );
+    let power = selection.gamma > 0.0 && selection.gamma <= 1000.0;
+    must(
+        found,
+        power,
+        "selection.gamma",
+        "must be above 0 and at most 1000",
+    );
+    let part = (0.0..=1.0).contains(&selection.explore);
+    must(found, part, "selection.explore", "must be 0 to 1");
     at_least_one(found, "selection.top_k", selection.top_k);
 }
 

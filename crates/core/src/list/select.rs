@@ -1,17 +1,18 @@
-//! Selects the SKUs that a name shows: the likeliest ones of the user, and in the last place now and then another one.
+//! Selects the SKUs that a name shows, by a stochastic policy with known propensities.
 //!
-//! A name shows [`Policy::top_k`] SKUs while so many may be shown. All but the last place go by the user's shares
-//! ([`crate::list::choice`]). The last place is drawn: a SKU that is not shown yet takes it with the probability that it
-//! is the best one of its PU, given counts and prior, and the next by share takes it otherwise. So exploration takes at
-//! most one place, and the more of it the less is known. Invariant: a propensity is the probability, over seeds, that
-//! the name shows the SKU in this place; the same seed gives the same choice, whatever the order of candidates; no SKU is
-//! twice under a name. It does not know stock nor rules: the caller passes permitted SKUs.
+//! Each candidate has a weight ([`Contest::weights`]): its share, the probability that the user takes it
+//! ([`crate::list::choice`]), to the power of [`Policy::gamma`], mixed with the probability that it is the best of its PU
+//! by counts. Candidates of at least [`Policy::epsilon`] are open: they are placed in a Plackett-Luce order, without
+//! replacement, by seeded Gumbel noise. Where fewer are open than [`Policy::top_k`], the next by share follow. Invariant:
+//! a propensity is the probability over seeds of a SKU in its place, given the places before it; the same seed gives the
+//! same choice; no SKU is twice under a name. It does not know stock nor rules: the caller passes permitted SKUs.
 //!
-//! Source: Thompson sampling (Thompson 1933, Biometrika 25) draws one posterior sample per arm and plays the best; the
-//! share of draws that an arm wins is its probability of being best (Scott 2010, "A modern Bayesian look at the
-//! multi-armed bandit", doi:10.1002/asmb.874), which [`crate::list::best`] integrates. So one draw by these
-//! probabilities is one draw of Thompson's.
+//! Sources: Plackett 1975, "The Analysis of Permutations", doi:10.2307/2346567; sorting by log weight plus Gumbel noise
+//! draws that order (Yellott 1977, doi:10.1016/0022-2496(77)90026-8). Thompson sampling (Thompson 1933, Biometrika 25)
+//! plays the arm that is best in a draw of the posteriors; the share of draws that an arm wins is its probability of
+//! being best (Scott 2010, doi:10.1002/asmb.874), which [`crate::list::best`] integrates.
 
+use std::collections::BTreeMap;
 use std::hash::Hasher;
 
 use fnv::FnvHasher;
@@ -40,10 +41,14 @@ const STRONG: f64 = 100.0;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// Least probability of being the best with which a SKU may take the exploring place.
+    /// Least weight with which a SKU is open to chance; the others follow by share, without chance.
     pub epsilon: f64,
     /// SKUs shown per PU, while it has as many.
     pub top_k: usize,
+    /// Power of the shares: the higher it is, the more surely the likeliest SKU comes first.
+    pub gamma: f64,
+    /// Part of the weight that goes by the probability of being the best by counts, of 1.
+    pub explore: f64,
 }
 
 impl Default for Policy {
@@ -51,6 +56,8 @@ impl Default for Policy {
         Self {
             epsilon: 0.02,
             top_k: 5,
+            gamma: 8.0,
+            explore: 0.05,
         }
     }
 }
@@ -71,7 +78,7 @@ pub(crate) struct Candidate<'a> {
 pub(crate) struct Chosen {
     /// The SKU.
     pub sku: SkuIx,
-    /// Probability over seeds that the name shows it in this place.
+    /// Probability over seeds that the name shows it in this place, given the places before.
     pub propensity: f64,
 }
 
@@ -105,43 +112,84 @@ impl Contest {
         }
     }
 
-    /// Chooses the SKUs that a name shows of those in `ranked`, the likeliest first. All of `ranked` must be permitted,
-    /// each once.
-    pub(crate) fn select(&self, ranked: &[SkuIx], seed: u64, policy: &Policy) -> Vec<Chosen> {
-        let certain = |sku: &SkuIx| Chosen {
+    /// Chooses the SKUs that a name shows of those in `ranked`: permitted SKUs with their shares, the likeliest first, each
+    /// once.
+    pub(crate) fn select(
+        &self,
+        ranked: &[(SkuIx, f32)],
+        seed: u64,
+        policy: &Policy,
+    ) -> Vec<Chosen> {
+        let top_k = policy.top_k.max(1);
+        let weights = self.weights(ranked, policy);
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        // The place of each open SKU in `ranked`, its weight, and the logarithm of the weight plus noise.
+        let open = weights.iter().enumerate().filter(|(_, it)| **it > 0.0);
+        let mut open: Vec<(usize, f64, f64)> = open
+            .map(|(at, weight)| (at, *weight, weight.ln() + gumbel(&mut random)))
+            .collect();
+        open.sort_by(|a, b| b.2.total_cmp(&a.2).then(a.0.cmp(&b.0)));
+        // From the last one on, so that no digits cancel.
+        let mut left = 0.0;
+        let mut placed: Vec<Chosen> = Vec::with_capacity(open.len());
+        for (at, weight, _) in open.iter().rev() {
+            left += weight;
+            placed.push(Chosen {
+                sku: ranked[*at].0,
+                propensity: weight / left,
+            });
+        }
+        placed.reverse();
+        placed.truncate(top_k);
+        let rest = ranked.iter().zip(&weights).filter(|(_, it)| **it == 0.0);
+        let rest = rest.map(|((sku, _), _)| Chosen {
             sku: *sku,
             propensity: 1.0,
-        };
-        let top_k = policy.top_k.max(1);
-        let Some((next, sure)) = ranked.get(..top_k).and_then(<[_]>::split_last) else {
-            return ranked.iter().map(certain).collect();
-        };
-        let mut chosen: Vec<Chosen> = sure.iter().map(certain).collect();
-        let at: f64 = ChaCha8Rng::seed_from_u64(seed).random();
-        chosen.push(self.explored((sure, *next), at, policy.epsilon));
-        chosen
+        });
+        let missing = top_k - placed.len();
+        placed.extend(rest.take(missing));
+        placed
     }
 
-    /// What takes the last place, beside those that are sure of theirs.
-    fn explored(&self, (sure, next): (&[SkuIx], SkuIx), at: f64, epsilon: f64) -> Chosen {
+    /// The SKU that wins where the sum of chances passes `at`, from 0 to 1: one draw of Thompson sampling.
+    pub(crate) fn draw(&self, at: f64) -> Option<SkuIx> {
         let mut sum = 0.0;
-        let mut explored = None;
-        for (sku, chance) in self.skus.iter().zip(&self.chances) {
-            let open = *chance > 0.0 && *chance >= epsilon && *sku != next && !sure.contains(sku);
-            if open {
-                sum += chance;
-                let chosen = Chosen {
-                    sku: *sku,
-                    propensity: *chance,
-                };
-                explored = explored.or((at < sum).then_some(chosen));
-            }
-        }
-        explored.unwrap_or(Chosen {
-            sku: next,
-            propensity: (1.0 - sum).clamp(f64::MIN_POSITIVE, 1.0),
-        })
+        let mut chances = self.skus.iter().zip(&self.chances);
+        let passed = chances.find(|(_, chance)| {
+            sum += **chance;
+            at < sum
+        });
+        passed.map(|(sku, _)| *sku)
     }
+
+    /// Weight of each SKU in `ranked`: (1 - explore) · share^gamma / Σ share^gamma + explore · P(best), either part 0 where
+    /// the fraction or P(best) is under epsilon. A SKU of weight 0 is not open.
+    pub(crate) fn weights(&self, ranked: &[(SkuIx, f32)], policy: &Policy) -> Vec<f64> {
+        let most = ranked.iter().map(|it| f64::from(it.1)).fold(0.0, f64::max);
+        let power = |share: f32| match most > 0.0 {
+            true => (f64::from(share.max(0.0)) / most).powf(policy.gamma),
+            false => 1.0,
+        };
+        let powers: Vec<f64> = ranked.iter().map(|it| power(it.1)).collect();
+        let sum: f64 = powers.iter().sum();
+        let best = self.skus.iter().zip(&self.chances);
+        let best: BTreeMap<SkuIx, f64> = best.map(|(sku, chance)| (*sku, *chance)).collect();
+        let weight = |((sku, _), power): (&(SkuIx, f32), &f64)| {
+            let best = best.get(sku).copied().unwrap_or_default();
+            let open = |part: f64| if part >= policy.epsilon { part } else { 0.0 };
+            (1.0 - policy.explore) * open(power / sum) + policy.explore * open(best)
+        };
+        ranked.iter().zip(&powers).map(weight).collect()
+    }
+}
+
+/// A draw of the standard Gumbel distribution.
+fn gumbel(random: &mut ChaCha8Rng) -> f64 {
+    // In (0, 1]: the noise of 0 would be infinite.
+    let uniform = 1.0 - random.random::<f64>();
+    -(-(uniform.max(f64::MIN_POSITIVE)).ln())
+        .max(f64::MIN_POSITIVE)
+        .ln()
 }
 
 /// The probability of each SKU to be the best of its product, given the pieces bought of each; 0 for those that have no
@@ -323,25 +371,16 @@ mod tests {
         (0..len).map(|n| format!("{n:04}")).collect()
     }
 
-    /// The SKUs that a name shows, over many seeds: how often each is in which place.
-    fn frequencies(
-        contest: &Contest,
-        ranked: &[SkuIx],
-        policy: &Policy,
-        seeds: u64,
-    ) -> BTreeMap<(usize, u32), f64> {
-        let mut counts = BTreeMap::new();
-        for seed in 0..seeds {
-            let chosen = contest.select(ranked, seed, policy);
-            for (place, chosen) in chosen.iter().enumerate() {
-                *counts.entry((place, chosen.sku.0)).or_default() += 1.0 / seeds as f64;
-            }
-        }
-        counts
+    /// SKUs with shares that fall from the first to the last.
+    fn all(len: usize) -> Vec<(SkuIx, f32)> {
+        let share = |nth: u32| 0.5f32.powi(nth as i32 / 2) / (1.0 + nth as f32);
+        (0..len as u32)
+            .map(|nth| (SkuIx(nth), share(nth)))
+            .collect()
     }
 
-    fn all(len: usize) -> Vec<SkuIx> {
-        (0..len as u32).map(SkuIx).collect()
+    fn shown(chosen: &[Chosen]) -> Vec<u32> {
+        chosen.iter().map(|chosen| chosen.sku.0).collect()
     }
 
     #[test]
@@ -354,22 +393,60 @@ mod tests {
             let chosen = contest.select(&all(len), 3, &policy);
             assert_eq!(chosen.len(), len.min(5));
         }
-        // A clear winner by counts leaves no place for others to be explored, and no place empty.
-        let mut of = vec![counts(0.0, 0.0, 0.0); 9];
-        of[8] = counts(0.0, 0.0, 4000.0);
+    }
+
+    #[test]
+    fn without_chance_a_name_shows_the_likeliest_skus_in_their_order() {
+        let ids = ids(9);
+        let contest = Contest::of(&candidates(&ids, &[counts(0.0, 0.0, 3.0); 9]));
+        let policy = Policy {
+            gamma: 500.0,
+            explore: 0.0,
+            ..Policy::default()
+        };
+        let chosen = contest.select(&all(9), 3, &policy);
+        assert_eq!(shown(&chosen), [0, 1, 2, 3, 4]);
+        assert!(chosen.iter().all(|it| it.propensity == 1.0), "{chosen:?}");
+    }
+
+    #[test]
+    fn skus_under_epsilon_are_never_drawn_and_fill_the_places_left_by_share() {
+        let ids = ids(9);
+        let mut of = vec![counts(500.0, 0.0, 3.0); 9];
+        of[7] = counts(0.0, 0.0, 0.0);
         let contest = Contest::of(&candidates(&ids, &of));
-        let ranked: Vec<SkuIx> = all(9).into_iter().rev().collect();
-        let shown: Vec<u32> = contest
-            .select(&ranked, 3, &policy)
-            .iter()
-            .map(|it| it.sku.0)
-            .collect();
-        assert_eq!(shown, [8, 7, 6, 5, 4]);
+        let mut ranked = all(9);
+        ranked.iter_mut().skip(2).for_each(|it| it.1 *= 1e-3);
+        let policy = Policy {
+            epsilon: 0.13,
+            gamma: 1.0,
+            explore: 0.3,
+            ..Policy::default()
+        };
+        let weights = contest.weights(&ranked, &policy);
+        let (open, closed): (Vec<u32>, Vec<u32>) =
+            (0..9).partition(|at| weights[*at as usize] > 0.0);
+        assert!(
+            open.contains(&0) && open.contains(&7),
+            "{weights:?}: a likely one, and one of which nothing is known"
+        );
+        assert!((2..5).contains(&open.len()), "{weights:?}");
+        for seed in 0..2_000 {
+            let chosen = contest.select(&ranked, seed, &policy);
+            let (drawn, filled) = chosen.split_at(open.len());
+            let mut drawn = shown(drawn);
+            drawn.sort_unstable();
+            assert_eq!(
+                (&drawn, &*shown(filled)),
+                (&open, &closed[..5 - open.len()])
+            );
+            assert!(filled.iter().all(|it| it.propensity == 1.0));
+        }
     }
 
     #[test]
     fn propensities_are_the_frequencies_of_a_million_seeds() {
-        let of: Vec<SkuCounts> = (0..12u8)
+        let of: Vec<SkuCounts> = (0..6u8)
             .map(|n| {
                 counts(
                     40.0 * f32::from(n % 3),
@@ -378,48 +455,38 @@ mod tests {
                 )
             })
             .collect();
-        let ids = ids(12);
+        let ids = ids(6);
         let contest = Contest::of(&candidates(&ids, &of));
-        for (top_k, epsilon) in [(5, 0.02), (1, 0.0), (3, 0.15)] {
-            let policy = Policy { epsilon, top_k };
-            let seen = frequencies(&contest, &all(12), &policy, 1_000_000);
-            let mut told: BTreeMap<(usize, u32), f64> = BTreeMap::new();
-            for seed in 0..4_000 {
-                for (place, chosen) in contest.select(&all(12), seed, &policy).iter().enumerate() {
-                    told.insert((place, chosen.sku.0), chosen.propensity);
-                }
+        for (top_k, epsilon, gamma, explore) in [
+            (3, 0.0, 1.0, 0.2),
+            (1, 0.02, 2.0, 0.0),
+            (4, 0.1, 1.0, 1.0),
+            (2, 0.02, 0.5, 0.5),
+        ] {
+            let policy = Policy {
+                epsilon,
+                top_k,
+                gamma,
+                explore,
+            };
+            // How often each order is shown, and the product of its propensities.
+            let mut seen: BTreeMap<Vec<u32>, (f64, f64)> = BTreeMap::new();
+            for seed in 0..1_000_000 {
+                let chosen = contest.select(&all(6), seed, &policy);
+                let told = chosen.iter().map(|it| it.propensity).product();
+                let entry = seen.entry(shown(&chosen)).or_insert((0.0, told));
+                entry.0 += 1e-6;
+                assert!((entry.1 - told).abs() < 1e-12);
             }
-            assert_eq!(
-                seen.keys().collect::<Vec<_>>(),
-                told.keys().collect::<Vec<_>>()
-            );
-            for (key, share) in &seen {
+            assert!(seen.len() > 1, "{}", seen.len());
+            for (order, (share, told)) in &seen {
                 // Five standard deviations of a share of a million.
-                let error = 5.0 * (told[key] * (1.0 - told[key]) / 1e6).sqrt() + 1e-9;
-                assert!(
-                    (share - told[key]).abs() <= error,
-                    "{key:?}: {share} {}",
-                    told[key]
-                );
+                let error = 5.0 * (told * (1.0 - told) / 1e6).sqrt() + 2e-6;
+                assert!((share - told).abs() <= error, "{order:?}: {share} {told}");
             }
+            let sum: f64 = seen.values().map(|(_, told)| told).sum();
+            assert!((sum - 1.0).abs() < 1e-3, "{sum}");
         }
-    }
-
-    #[test]
-    fn epsilon_bounds_what_is_explored_and_leaves_no_place_empty() {
-        let ids = ids(500);
-        let of = vec![counts(0.0, 0.0, 0.0); 500];
-        let contest = Contest::of(&candidates(&ids, &of));
-        let policy = Policy::default();
-        let seen = frequencies(&contest, &all(500), &policy, 500);
-        // Of 64 with a chance each has 1/64, which is below epsilon.
-        let places: Vec<(usize, u32)> = seen.into_keys().collect();
-        assert_eq!(places, [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)]);
-        let open = Policy {
-            epsilon: 0.0,
-            ..policy
-        };
-        assert!(frequencies(&contest, &all(500), &open, 500).len() > 40);
     }
 
     #[test]
@@ -428,8 +495,12 @@ mod tests {
         let mut of = vec![counts(500.0, 5.0, 0.0); 6];
         of[5] = counts(0.0, 0.0, 0.0);
         let contest = Contest::of(&candidates(&ids, &of));
-        let seen = frequencies(&contest, &all(6), &Policy::default(), 1_000);
-        assert!(seen[&(4, 5)] > 0.2, "{seen:?}");
+        let policy = Policy {
+            explore: 0.2,
+            ..Policy::default()
+        };
+        let first = (0..1_000).filter(|seed| contest.select(&all(6), *seed, &policy)[0].sku.0 == 5);
+        assert!(first.count() > 20);
     }
 
     #[test]
@@ -477,6 +548,7 @@ mod tests {
         #[test]
         fn no_sku_is_twice_under_a_name_and_the_order_of_candidates_does_not_matter(
             of in some_counts(), seed in any::<u64>(), epsilon in 0.0f64..0.5, top_k in 0usize..8,
+            gamma in 0.1f64..50.0, explore in 0.0f64..=1.0,
         ) {
             let ids = ids(of.len());
             let forward = candidates(&ids, &of);
@@ -485,14 +557,12 @@ mod tests {
             prop_assert!(of.is_empty() || (sum - 1.0).abs() < 1e-9);
             let mut backward = forward.clone();
             backward.reverse();
-            let policy = Policy { epsilon, top_k };
+            let policy = Policy { epsilon, top_k, gamma, explore };
             let ranked = all(of.len());
             let chosen = contest.select(&ranked, seed, &policy);
             prop_assert_eq!(&chosen, &Contest::of(&backward).select(&ranked, seed, &policy));
             prop_assert_eq!(chosen.len(), of.len().min(top_k.max(1)));
-            let mut skus: Vec<u32> = chosen.iter().map(|chosen| chosen.sku.0).collect();
-            let order = skus.clone();
-            prop_assert!(order[..order.len().saturating_sub(1)].is_sorted());
+            let mut skus = shown(&chosen);
             skus.sort_unstable();
             skus.dedup();
             prop_assert_eq!(skus.len(), chosen.len());

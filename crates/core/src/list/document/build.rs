@@ -8,6 +8,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use super::{Document, Dropped, NameAudit, Shown, SkuAudit, Source, Why, four_digits};
+use crate::learn::choice::UNSOLD;
 use crate::list::choice::Chooser;
 use crate::list::fallback::FORBIDDEN;
 use crate::list::select::{self, Candidate, Contest, Contests};
@@ -187,17 +188,18 @@ impl ListBuilder<'_> {
         Ok(())
     }
 
-    /// SKUs that this user may be offered, the likeliest first.
-    fn ranked(&self, pu: PuIx) -> Vec<SkuIx> {
+    /// SKUs that this user may be offered with their shares, the likeliest first.
+    fn ranked(&self, pu: PuIx) -> Vec<(SkuIx, f32)> {
         let Some(chooser) = self.chooser else {
-            return self.by_sales(pu);
+            let sold = |ix: SkuIx| self.demand.sku_counts(ix).purchases.max(0.0) + UNSOLD;
+            let skus = self.by_sales(pu).into_iter();
+            return skus.map(|ix| (ix, sold(ix))).collect();
         };
         let skus = self.catalogue.pu(pu).skus.iter().copied();
         let permitted: Vec<SkuIx> = skus
             .filter(|ix| self.verdict.permits(self.catalogue, *ix))
             .collect();
-        let ranked = chooser.ranked(pu, &permitted);
-        ranked.into_iter().map(|(sku, _)| sku).collect()
+        chooser.ranked(pu, &permitted)
     }
 
     /// SKUs that this user may be offered, best-selling first, ties by id.
