@@ -25,6 +25,7 @@ mod forget;
 mod logs;
 mod namespace;
 mod run;
+mod simulate;
 mod try_names;
 mod users;
 
@@ -185,6 +186,9 @@ enum Command {
     /// Learn an arm's weights and tables from the shop's own log, and write them as an artefact.
     #[command(after_help = align::EXAMPLES)]
     Align(align::AlignArgs),
+    /// Compare ways to choose the SKUs under a name in simulated shops, where the truth is known.
+    #[command(after_help = simulate::EXAMPLES)]
+    Simulate(simulate::SimulateArgs),
     /// Run everything in one process on real purchases, until Ctrl-C.
     #[command(
         after_help = "Examples:\n  scripts/demo                 # downloads data and model, then runs this\n  nearshore demo --data .cache/data --model smollm2.gguf --check"
@@ -275,6 +279,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Align(args) => align::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Demo(args) => crate::demo::run(args),
         Command::Dlq(command) => dlq::run(command),
         Command::Evaluate(args) => evaluate::run(&args),

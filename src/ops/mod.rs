@@ -11,6 +11,7 @@ pub mod inspect;
 pub(crate) mod lists;
 pub mod namespace;
 pub(crate) mod report;
+pub(crate) mod simulate;
 pub mod sweep;
 pub(crate) mod topics;
 pub(crate) mod visible;

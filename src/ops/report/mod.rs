@@ -8,6 +8,10 @@ use serde::Serialize;
 use crate::ops::evaluate::{Cell, Evaluation, Point, Targets};
 use crate::ops::inspect::STYLE;
 
+mod simulation;
+
+pub(crate) use simulation::simulation;
+
 /// Height of one bar with its gap.
 const ROW: f64 = 22.0;
 /// Place of the zero line of bars: names are left of it.
@@ -184,13 +188,7 @@ fn lines(visible: &str, of: Targets, points: &[&Point]) -> Lines {
             colour: nth % 8,
         });
     }
-    // Labels at the right end, moved apart where lines end close together.
-    drawn.sort_by(|a, b| a.end.total_cmp(&b.end).then_with(|| a.name.cmp(&b.name)));
-    let mut last = f64::NEG_INFINITY;
-    for line in &mut drawn {
-        line.label = line.end.max(last + 14.0);
-        last = line.label;
-    }
+    move_apart(&mut drawn);
     Lines {
         title: format!("{visible} products visible, {}", targets(of)),
         ticks: sizes
@@ -200,13 +198,27 @@ fn lines(visible: &str, of: Targets, points: &[&Point]) -> Lines {
                 text: size.to_string(),
             })
             .collect(),
-        levels: (0..=4)
-            .map(|nth| highest * f64::from(nth) / 4.0)
-            .map(|value| Tick {
-                at: y(value),
-                text: format!("{value:.2}"),
-            })
-            .collect(),
+        levels: levels(highest, 2),
         lines: drawn,
     }
+}
+
+/// Moves labels at the right end apart where lines end close together.
+fn move_apart(lines: &mut [Line]) {
+    lines.sort_by(|a, b| a.end.total_cmp(&b.end).then_with(|| a.name.cmp(&b.name)));
+    let mut last = f64::NEG_INFINITY;
+    for line in lines {
+        line.label = line.end.max(last + 14.0);
+        last = line.label;
+    }
+}
+
+/// Levels from 0 to the highest value.
+fn levels(highest: f64, digits: usize) -> Vec<Tick> {
+    let values = (0..=4).map(|nth| highest * f64::from(nth) / 4.0);
+    let level = |value: f64| Tick {
+        at: PLOT.1 * (1.0 - value / highest),
+        text: format!("{value:.digits$}"),
+    };
+    values.map(level).collect()
 }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a result is a function of its arguments. All randomness comes from a seed, and the order in which users
 //! are given changes nothing. Products are numbers from 0, users are texts or numbers: this folder knows no user state,
-//! no catalogue and no model.
+//! no catalogue and no model, but for `simulate`, which plays the choice of SKUs as it is.
 
 pub mod bias;
 pub mod bootstrap;
@@ -15,5 +15,6 @@ pub mod model;
 pub mod neighbours;
 pub mod product_table;
 pub mod repeat;
+pub mod simulate;
 pub mod split;
 pub mod tables;
