@@ -129,3 +129,59 @@ impl Decay {
         skus
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::shop::catalogue::tests::sku;
+    use crate::shop::count_kind::CountKind;
+    use crate::shop::demand::{Count, Demand};
+    use crate::user::event::Kind;
+
+    #[test]
+    fn what_was_bought_before_a_skus_first_count_says_nothing_against_it() {
+        let ids = ["old", "new", "never", "shown", "salt"];
+        let pu = |id: &str| if id == "salt" { "SALT" } else { "TEA" };
+        let catalogue = Catalogue::load(ids.map(|id| sku(id, pu(id), json!({}))).into());
+        let count = |(sku, kind, bucket, n): (&'static str, Kind, i64, u64)| Count {
+            sku,
+            kind: CountKind::Event(kind),
+            segment: "default",
+            bucket,
+            n,
+        };
+        let mut cells = [
+            ("old", Kind::Purchase, 0, 100),
+            ("old", Kind::Purchase, 3, 6),
+            ("new", Kind::Purchase, 3, 5),
+            ("shown", Kind::Impression, 3, 9),
+            ("salt", Kind::Purchase, 1, 70),
+        ]
+        .map(count);
+        let policy = crate::shop::demand::Policy {
+            half_life: std::time::Duration::from_secs(10_000 * 86_400),
+            ..Default::default()
+        };
+        let now = Timestamp(4 * BUCKET_MS);
+        let demand = Demand::build(cells, &catalogue, &policy, now);
+        let ix = |id: &str| catalogue.by_sku(id).expect("it is there");
+        let offered = ids.map(|id| demand.sku_counts(ix(id)).offered.round());
+        assert_eq!(offered, [111.0, 11.0, 111.0, 11.0, 70.0]);
+        let pieces = |id: &str| demand.sku_logs(ix(id))[2].exp();
+        assert!(
+            pieces("old") < 107.0 && pieces("new") > 30.0,
+            "{} {}",
+            pieces("old"),
+            pieces("new")
+        );
+        assert!(pieces("never") < 0.2 && pieces("shown") > 1.0);
+        cells.reverse();
+        let again = Demand::build(cells, &catalogue, &policy, now);
+        assert!(
+            ids.iter()
+                .all(|id| again.sku_counts(ix(id)) == demand.sku_counts(ix(id)))
+        );
+    }
+}

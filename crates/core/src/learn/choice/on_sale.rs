@@ -31,3 +31,34 @@ impl OnSale {
         self.pieces + missed * (taken / (self.offered.max(0.0) + AVERAGE)).min(1.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sku_that_was_always_on_sale_keeps_its_sum_and_a_new_one_gets_what_it_missed() {
+        let always = OnSale {
+            pieces: 40.0,
+            first: 1.0,
+            offered: 199.0,
+            all: 200.0,
+            skus: 10,
+        };
+        assert_eq!(always.pieces(), 40.0);
+        // Half of what was bought since its first count: it would have sold most of half of all.
+        let new = OnSale {
+            pieces: 11.0,
+            offered: 20.0,
+            ..always
+        };
+        assert!((11.0 + 179.0 * 10.3 / 23.0 - new.pieces()).abs() < 1e-9);
+        // Bought once, just now: that says nothing of how often, so it is average.
+        let once = OnSale {
+            pieces: 1.0,
+            offered: 0.0,
+            ..always
+        };
+        assert!((1.0 + 199.0 / 10.0 - once.pieces()).abs() < 1e-9);
+    }
+}
