@@ -289,6 +289,7 @@ fn state(user: &User) -> UserState {
             qty: 1,
             price: None,
             ts: None,
+            shown_in: None,
         })
     };
     let changes = [Change::Profile(profile)]

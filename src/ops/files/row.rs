@@ -149,7 +149,7 @@ pub(super) fn number(value: Value) -> Value {
 /// Whether a column of a plain row has numbers.
 pub(super) fn is_number(topic: Topic, column: &str) -> bool {
     match topic {
-        Topic::Events => matches!(column, "qty" | "price"),
+        Topic::Events => matches!(column, "qty" | "price" | "position"),
         Topic::Catalog => matches!(column, "stock" | "price"),
         Topic::Profiles => false,
     }

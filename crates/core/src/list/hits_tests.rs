@@ -73,6 +73,7 @@ fn event(time: i64, kind: Kind, item: Item) -> Accepted {
         qty: 7,
         price: None,
         ts: None,
+        shown_in: None,
     };
     Accepted {
         user: UserId("u".into()),

@@ -41,6 +41,7 @@ pub(crate) fn events() -> impl Strategy<Value = Change> {
             qty,
             price,
             ts: None,
+            shown_in: None,
         })
     })
 }
@@ -276,6 +277,7 @@ fn bought(sku: &str) -> Change {
         qty: 1,
         price: None,
         ts: None,
+        shown_in: None,
     })
 }
 

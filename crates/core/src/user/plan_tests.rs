@@ -75,6 +75,7 @@ fn bought(qty: u32) -> Accepted {
         qty,
         price: None,
         ts: None,
+        shown_in: None,
     };
     record(1, Change::Event(event))
 }
@@ -177,6 +178,7 @@ fn log() -> impl Strategy<Value = Vec<Accepted>> {
                 qty: 3,
                 price: None,
                 ts: None,
+                shown_in: None,
             };
             Accepted {
                 time: Timestamp(BASE + day * 86_400_000),

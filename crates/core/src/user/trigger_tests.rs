@@ -80,6 +80,7 @@ fn event(kind: Kind) -> Change {
         qty: 1,
         price: None,
         ts: None,
+        shown_in: None,
     })
 }
 

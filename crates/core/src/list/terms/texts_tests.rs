@@ -57,6 +57,7 @@ fn event(kind: Kind, item: &str) -> Change {
         qty: 1,
         price: None,
         ts: None,
+        shown_in: None,
     })
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::connect::{UNAVAILABLE, is_unavailable};
 use super::envelope::{is_deleted, key_in_envelope, plain_row, row_after};
 use super::fields::{Fields, Found, KnownFields, Top, depth};
-use super::{Accepted, Change, Event, Item, Kind, Profile, Reject, Sku, UserId};
+use super::{Accepted, Change, Event, Item, Kind, Profile, Reject, ShownIn, Sku, UserId};
 use crate::text::{first_change, is_normal, normalise};
 use crate::user::record::{Record, Timestamp};
 
@@ -129,6 +129,7 @@ fn event(fields: &impl Fields, limits: &Limits) -> Result<Event, Reject> {
         qty: quantity(fields)?,
         price: price(fields)?,
         ts: own_time(fields)?,
+        shown_in: shown_in(fields, limits)?,
     })
 }
 
@@ -374,6 +375,37 @@ fn quantity(fields: &impl Fields) -> Result<u32, Reject> {
             })
         }
         Some(other) => Err(wrong_type("qty", &other, "a whole number")),
+    }
+}
+
+/// Where the product was shown; none without a list.
+fn shown_in(fields: &impl Fields, limits: &Limits) -> Result<Option<Box<ShownIn>>, Reject> {
+    let position = position(fields)?;
+    let list_id = text(fields, "list_id")?.filter(|id| !id.is_empty());
+    let Some(list_id) = list_id else {
+        return Ok(None);
+    };
+    check_length("list_id", &list_id, limits)?;
+    let list_id = list_id.into_owned();
+    Ok(Some(Box::new(ShownIn { list_id, position })))
+}
+
+fn position(fields: &impl Fields) -> Result<Option<u32>, Reject> {
+    match fields.field("position") {
+        None | Some(Found::Null) => Ok(None),
+        Some(Found::Number(n)) if n.is_f64() => {
+            Err(wrong_type("position", &Found::Number(n), "a whole number"))
+        }
+        Some(Found::Number(n)) => {
+            let place = n.as_u64().and_then(|n| u32::try_from(n).ok());
+            let place = place.filter(|place| *place > 0);
+            let bad = || Reject::BadNumber {
+                field: "position",
+                found: n.to_string(),
+            };
+            place.map(Some).ok_or_else(bad)
+        }
+        Some(other) => Err(wrong_type("position", &other, "a whole number")),
     }
 }
 

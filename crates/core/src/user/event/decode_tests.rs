@@ -69,6 +69,7 @@ fn an_event_is_decoded_and_unknown_fields_are_ignored() {
             qty: 2,
             price: Some(3.5),
             ts: Some(Timestamp(NOON)),
+            shown_in: None,
         }
     );
     let bare =
@@ -78,6 +79,27 @@ fn an_event_is_decoded_and_unknown_fields_are_ignored() {
     assert_eq!(bare.ts, Some(Timestamp(NOON)));
     let search = event(r#"{"type":"search","query":" cough\nsyrup ","sku":"A1"}"#).expect("valid");
     assert_eq!(search.item, Item::Query("cough syrup".into()));
+}
+
+#[test]
+fn an_event_may_say_in_which_list_and_place_its_product_was_shown() {
+    let shown_in = |fields: &str| {
+        let text = format!(r#"{{"type":"impression","sku":"a"{fields}}}"#);
+        event(&text).expect("valid").shown_in
+    };
+    let whole = shown_in(r#","list_id":"af1dfd9e7e7bd0af","position":3"#).expect("a list");
+    assert_eq!(whole.list_id, "af1dfd9e7e7bd0af");
+    assert_eq!(whole.position, Some(3));
+    let no_place = shown_in(r#","list_id":"x","position":null"#).expect("a list");
+    assert_eq!(no_place.position, None);
+    for none in [
+        "",
+        r#","position":3"#,
+        r#","list_id":"""#,
+        r#","list_id":null"#,
+    ] {
+        assert_eq!(shown_in(none), None);
+    }
 }
 
 /// Refused events, with their code and a part of the error text.
@@ -143,6 +165,26 @@ const REFUSED: &[(&str, &str, &str)] = &[
         r#"{"type":"view","sku":"a","price":1e999}"#,
         "malformed_json",
         "out of range",
+    ),
+    (
+        r#"{"type":"view","sku":"a","list_id":7}"#,
+        "wrong_type",
+        "list_id is a number",
+    ),
+    (
+        r#"{"type":"view","sku":"a","position":"1"}"#,
+        "wrong_type",
+        "position is a string",
+    ),
+    (
+        r#"{"type":"view","sku":"a","position":1.5}"#,
+        "wrong_type",
+        "position is a fraction",
+    ),
+    (
+        r#"{"type":"view","sku":"a","position":0}"#,
+        "bad_number",
+        "position is 0",
     ),
     (
         r#"{"type":"view","sku":"a","ts":"noon"}"#,

@@ -81,7 +81,7 @@ impl Fields for Map<String, Value> {
 }
 
 /// Names of the fields that an event's decoder reads.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 11] = [
     "type",
     "sku",
     "pu",
@@ -89,6 +89,8 @@ const NAMES: [&str; 9] = [
     "qty",
     "price",
     "ts",
+    "list_id",
+    "position",
     "__deleted",
     "__op",
 ];
@@ -108,6 +110,10 @@ impl Fields for KnownFields<'_> {
 }
 
 /// The outermost value of a text.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time on the stack; a box would cost an allocation for each event"
+)]
 pub(super) enum Top<'a> {
     Object(KnownFields<'a>),
     Other(Found<'a>),

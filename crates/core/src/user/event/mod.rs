@@ -91,6 +91,18 @@ pub struct Event {
     pub price: Option<f64>,
     /// Time that the source wrote into the event. No decision uses it; the record's timestamp counts.
     pub ts: Option<Timestamp>,
+    /// Where the product was shown. No list is made from it: it is for evaluations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shown_in: Option<Box<ShownIn>>,
+}
+
+/// The list in which the product of an event was shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShownIn {
+    /// Id of the list.
+    pub list_id: String,
+    /// The place of the SKU under its name, from 1.
+    pub position: Option<u32>,
 }
 
 /// A whole profile as the source sent it. Its fields are sorted, so equal profiles have equal bytes.

@@ -116,7 +116,7 @@ pub enum Reject {
     #[error("qty is {0}, less than 0")]
     NegativeQuantity(String),
     /// A number outside the range of its field.
-    #[error("{field} is {found}: not finite, negative or too large")]
+    #[error("{field} is {found}: not finite, too small or too large")]
     BadNumber {
         /// Which field.
         field: &'static str,

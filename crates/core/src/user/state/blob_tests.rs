@@ -146,6 +146,7 @@ fn busy() -> UserState {
             qty: 1,
             price: Some((nth * 137 % 4000) as f64 / 100.0),
             ts: None,
+            shown_in: None,
         });
         let record = crate::user::event::Accepted {
             user: crate::user::event::UserId("u".into()),
