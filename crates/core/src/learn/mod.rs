@@ -13,6 +13,7 @@ pub mod logit;
 pub mod measures;
 pub mod model;
 pub mod neighbours;
+pub mod off_policy;
 pub mod product_table;
 pub mod repeat;
 pub mod simulate;
