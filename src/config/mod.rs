@@ -242,17 +242,22 @@ impl Default for Fallback {
     }
 }
 
-/// `[audit]`: whose audits Redis keeps.
+/// `[audit]`: whose audits Redis keeps, and whose tell candidates.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AuditSettings {
     /// Share of the users whose audits are stored beside their lists, 0 to 1. `recall-updates` has every audit.
     pub keep: f64,
+    /// Share of the users whose updates tell the SKUs that each name could have shown, 0 to 1.
+    pub candidates: f64,
 }
 
 impl Default for AuditSettings {
     fn default() -> Self {
-        Self { keep: 1.0 }
+        Self {
+            keep: 1.0,
+            candidates: 0.05,
+        }
     }
 }
 

@@ -412,6 +412,8 @@ fn metrics(config: &Config, found: &mut Found) {
     must(found, share, "metrics.hits_sample", what);
     let share = (0.0..=1.0).contains(&config.audit.keep);
     must(found, share, "audit.keep", what);
+    let share = (0.0..=1.0).contains(&config.audit.candidates);
+    must(found, share, "audit.candidates", what);
 }
 
 fn log(config: &Config, found: &mut Found) {

@@ -275,6 +275,7 @@ fn arms_and_settings<A>(
         selection: Default::default(),
         needs: Default::default(),
         audits_kept: 1.0,
+        candidates: 1.0,
         clock: crate::members::clock::wall_clock,
     };
     (vec![loaded], settings)

@@ -529,6 +529,7 @@ async fn generate_task(parts: Parts) -> anyhow::Result<()> {
         selection: config.selection.clone(),
         needs: config.needs.clone(),
         audits_kept: config.audit.keep,
+        candidates: config.audit.candidates,
         clock: wall_clock,
     };
     beside(watchers, async {

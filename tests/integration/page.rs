@@ -139,7 +139,7 @@ async fn nearshore_inspect_prints_the_same(site: &Site, list: &Document) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_audit_that_redis_does_not_keep_is_on_recall_updates() {
     let site = Site::open(&[]).await;
-    site.append("[audit]\nkeep = 0.0\n");
+    site.append("[audit]\nkeep = 0.0\ncandidates = 0.0\n");
     site.catalogue().await;
     let _process = Process::ready(&site, "all").await;
     site.send(vec![site.bought("ann", 0)]).await;
@@ -164,4 +164,10 @@ async fn an_audit_that_redis_does_not_keep_is_on_recall_updates() {
     let update = Update::parse(&update.value.expect("a list")).expect("an update");
     assert_eq!(update.audit.list_id, update.doc.list_id);
     assert!(!update.audit.names.is_empty() && !update.audit.seen.is_empty());
+    let told = update
+        .audit
+        .names
+        .iter()
+        .any(|name| name.candidates.is_some());
+    assert!(!told && update.audit.selection.is_none());
 }

@@ -115,6 +115,8 @@ pub struct GenerateSettings {
     pub needs: Needs,
     /// Share of the users whose audits are stored.
     pub audits_kept: f64,
+    /// Share of the users whose updates tell the SKUs that could have been shown.
+    pub candidates: f64,
     /// The clock, only to wait and to measure.
     pub clock: fn() -> Timestamp,
 }

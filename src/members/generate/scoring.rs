@@ -270,6 +270,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
             count: &*loaded.count,
             needs: &self.settings.needs,
             selection: &self.settings.selection,
+            candidates: self.settings.candidates,
         }
     }
 

@@ -81,6 +81,7 @@ impl Plain {
             count: &words,
             needs: &self.needs,
             selection: &self.selection,
+            candidates: 0.0,
         }
     }
 }
@@ -270,6 +271,7 @@ impl Modelled {
             count: &*self.loaded.count,
             needs: &self.needs,
             selection: &self.selection,
+            candidates: 0.0,
         }
     }
 }

@@ -261,6 +261,7 @@ impl<S: Store> History<S> {
             selection: Default::default(),
             needs: Default::default(),
             audits_kept: 1.0,
+            candidates: 0.5,
             clock,
         };
         let (arm, template) = check::arm();

@@ -14,6 +14,7 @@ use crate::list::choice::{Chooser, OwnSkus};
 use crate::list::document::{
     Audit, BuiltList, Document, Header, ListBuilder, Model, Scored, Source, Stage, Times, list_id,
 };
+use crate::list::hits::is_sampled;
 use crate::list::prompt::{Arm, Calibrations, Rendered, Template, View};
 use crate::list::select;
 use crate::list::terms::bound::Learned;
@@ -61,6 +62,8 @@ pub struct ListContext<'a> {
     pub needs: &'a Needs,
     /// How SKUs are selected.
     pub selection: &'a select::Policy,
+    /// Share of the users whose audits tell the SKUs that could have been shown, 0 to 1.
+    pub candidates: f64,
 }
 
 /// A score request of a claimed user, with everything needed to finish the list.
@@ -408,6 +411,10 @@ pub fn finish(
     }
     let mut finished = finished(prepared, built);
     finished.audit.prompt_tokens = response.prompt_tokens;
+    let user = prepared.header.user.as_deref().unwrap_or_default();
+    if is_sampled(user, context.candidates) {
+        builder.tell_candidates(&mut finished.audit);
+    }
     finished
 }
 

@@ -162,6 +162,12 @@ impl Contest {
         passed.map(|(sku, _)| *sku)
     }
 
+    /// The probability of each SKU to be the best, of those that have a chance.
+    pub(crate) fn best(&self) -> BTreeMap<SkuIx, f64> {
+        let both = self.skus.iter().zip(&self.chances);
+        both.map(|(sku, chance)| (*sku, *chance)).collect()
+    }
+
     /// Weight of each SKU in `ranked`: (1 - explore) · share^gamma / Σ share^gamma + explore · P(best), either part 0 where
     /// the fraction or P(best) is under epsilon. A SKU of weight 0 is not open.
     pub(crate) fn weights(&self, ranked: &[(SkuIx, f32)], policy: &Policy) -> Vec<f64> {
@@ -172,8 +178,7 @@ impl Contest {
         };
         let powers: Vec<f64> = ranked.iter().map(|it| power(it.1)).collect();
         let sum: f64 = powers.iter().sum();
-        let best = self.skus.iter().zip(&self.chances);
-        let best: BTreeMap<SkuIx, f64> = best.map(|(sku, chance)| (*sku, *chance)).collect();
+        let best = self.best();
         let weight = |((sku, _), power): (&(SkuIx, f32), &f64)| {
             let best = best.get(sku).copied().unwrap_or_default();
             let open = |part: f64| if part >= policy.epsilon { part } else { 0.0 };

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantNames};
 
+use crate::learn::off_policy::Weighing;
 use crate::user::record::{Fences, Position, Timestamp};
 
 /// The audit beside a [`super::Document`].
@@ -61,6 +62,9 @@ pub struct Audit {
     pub demand: String,
     /// Version of the catalogue in the process that made the list.
     pub catalogue: u64,
+    /// The policy by which SKUs were chosen, if the names have their candidates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selection: Option<Weighing>,
     /// Names of the list, in its order.
     pub names: Vec<NameAudit>,
     /// Names that were scored and left out, best first.
@@ -102,6 +106,24 @@ pub struct NameAudit {
     pub terms: BTreeMap<String, f32>,
     /// SKUs shown of it.
     pub skus: Vec<SkuAudit>,
+    /// SKUs that could have been shown, for a share of users; the store never has them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub candidates: Option<CandidatesAudit>,
+}
+
+/// The SKUs that a name could have shown, in the order of their shares. The columns have the same length.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CandidatesAudit {
+    /// SKU ids.
+    pub skus: Vec<String>,
+    /// The probability that the user takes each, of all candidates.
+    pub share: Vec<f64>,
+    /// The probability that each is the best one by counts.
+    pub best: Vec<f64>,
+    /// Groups of SKUs that are not listed: how many, and the sum of their shares.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<(u32, f64)>,
 }
 
 /// One SKU of the list.
@@ -239,6 +261,11 @@ mod tests {
             seen: "0/user-events/1:7".parse().expect("fences"),
             model: Some(Model::default()),
             events: vec!["0/user-events/1:5".parse().expect("a position")],
+            selection: Some(Weighing {
+                gamma: 2.0,
+                explore: 0.1,
+                epsilon: 0.02,
+            }),
             names: vec![NameAudit {
                 pu: "MILK".into(),
                 score: -1.5,
@@ -247,6 +274,12 @@ mod tests {
                     sku: "m1".into(),
                     ee: Some(0.75),
                 }],
+                candidates: Some(CandidatesAudit {
+                    skus: vec!["m1".into(), "m2".into()],
+                    share: vec![0.6, 0.3],
+                    best: vec![0.2, 0.8],
+                    others: vec![(3, 0.1)],
+                }),
             }],
             dropped: vec![Dropped {
                 pu: "WINE".into(),

@@ -189,7 +189,7 @@ impl ListBuilder<'_> {
     }
 
     /// SKUs that this user may be offered with their shares, the likeliest first.
-    fn ranked(&self, pu: PuIx) -> Vec<(SkuIx, f32)> {
+    pub(super) fn ranked(&self, pu: PuIx) -> Vec<(SkuIx, f32)> {
         let Some(chooser) = self.chooser else {
             let sold = |ix: SkuIx| self.demand.sku_counts(ix).purchases.max(0.0) + UNSOLD;
             let skus = self.by_sales(pu).into_iter();
@@ -213,7 +213,7 @@ impl ListBuilder<'_> {
     }
 
     /// The contest of the SKUs that this user may be offered.
-    fn contest(&self, pu: PuIx) -> Cow<'_, Contest> {
+    pub(super) fn contest(&self, pu: PuIx) -> Cow<'_, Contest> {
         let make = || Contest::of(&self.candidates(pu));
         let shared = self
             .contests
@@ -296,6 +296,7 @@ impl BuiltList {
                     ee: *ee,
                 })
                 .collect(),
+            candidates: None,
         });
     }
 

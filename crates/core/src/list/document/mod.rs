@@ -8,6 +8,7 @@
 
 mod audit;
 mod build;
+mod candidates;
 mod stored_audit;
 
 use std::collections::BTreeSet;
@@ -18,7 +19,7 @@ use strum::{IntoStaticStr, VariantNames};
 
 use crate::user::record::{Fences, Timestamp};
 
-pub use audit::{Audit, Dropped, Model, NameAudit, SkuAudit, Times, Why};
+pub use audit::{Audit, CandidatesAudit, Dropped, Model, NameAudit, SkuAudit, Times, Why};
 pub use stored_audit::{StoredAudit, StoredAuditError};
 
 pub(crate) use build::{BuiltList, Header, ListBuilder, Scored};

@@ -2,7 +2,7 @@
 //!
 //! Invariant: what is read from [`StoredAudit`] is the audit that was written, but for rounding: scores to 0.0001, shares of
 //! terms to 0.001 and propensities to one part in a thousand. Text that an earlier release stored is JSON, and is read as
-//! that. It does not know where it is stored.
+//! that. Candidates are left out: they are for evaluations, which read updates. It does not know where it is stored.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -280,6 +280,7 @@ impl<'a> Columns<'a> {
             segment: self.segment.into_owned(),
             demand: self.demand.into_owned(),
             catalogue: self.catalogue,
+            selection: None,
             names: self.names.rows()?,
             dropped: self.dropped.into_iter().map(dropped).collect(),
             times: Times {
@@ -399,6 +400,7 @@ impl<'a> Names<'a> {
                 score: (*self.scores.get(place)? as f64 / SCORE) as f32,
                 terms,
                 skus: shown.map(sku).collect(),
+                candidates: None,
             })
         };
         let rows = self.pus.into_iter().enumerate().map(row).collect();

@@ -2,8 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::super::Why;
+use super::super::{CandidatesAudit, Why};
 use super::*;
+use crate::learn::off_policy::Weighing;
 
 /// An audit of twenty names with five SKUs each, ten terms and fifty events.
 fn audit() -> Audit {
@@ -36,6 +37,7 @@ fn audit() -> Audit {
         segment: "default".into(),
         demand: "1763000000000:12".into(),
         catalogue: 91_803,
+        selection: None,
         names: (0..20).map(name).collect(),
         dropped: vec![Dropped {
             pu: "WINE".into(),
@@ -81,6 +83,7 @@ fn name(nth: u64) -> NameAudit {
         score: -(number(nth + 7) * 9.0) as f32,
         terms: TERMS.iter().enumerate().map(share).collect(),
         skus: (0..5).map(sku).collect(),
+        candidates: None,
     }
 }
 
@@ -143,6 +146,24 @@ fn a_stored_audit_is_the_audit_with_rounded_numbers_in_a_quarter_of_the_bytes() 
         serde_json::from_str::<Audit>(&stored.json()).expect("JSON"),
         read
     );
+}
+
+#[test]
+fn the_store_never_has_candidates() {
+    let mut told = audit();
+    told.selection = Some(Weighing {
+        gamma: 2.0,
+        explore: 0.1,
+        epsilon: 0.02,
+    });
+    let candidates = CandidatesAudit {
+        skus: vec!["1069102".into()],
+        share: vec![0.5],
+        best: vec![0.25],
+        others: Vec::new(),
+    };
+    told.names[0].candidates = Some(candidates);
+    assert_eq!(StoredAudit::pack(&told), StoredAudit::pack(&audit()));
 }
 
 #[test]
