@@ -17,6 +17,7 @@ use nearshore_core::user::record::Timestamp;
 
 use super::align::read_table_of;
 use super::logs::{LogArgs, bar, is_usage, read_logs};
+use super::off_policy::{self, OffPolicyArgs};
 use super::users::store;
 use super::{Common, block_on, with_config};
 use crate::config::{Config, init_tracing};
@@ -26,6 +27,9 @@ use crate::ops::visible::{visible_json, visible_lines};
 use crate::ops::{forget, lists, report};
 use crate::run::artefact;
 
+/// Time after a cut in which targets are bought, if no other is given.
+const WINDOW: Duration = Duration::from_secs(56 * 86_400);
+
 /// Examples of `--help`.
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -34,11 +38,12 @@ Examples:
   nearshore evaluate --events e1.parquet e2.parquet --catalog skus.parquet --folds 5 --json > evaluation.json
   nearshore evaluate --config nearshore.toml --cut 2026-01-31 --window 28days --visible 0,3,more --model-users 0
   nearshore evaluate --config nearshore.toml --diff main next     # the lists of two namespaces, by what users did since
+  nearshore evaluate --config nearshore.toml --off-policy --gamma 2 --explore 0.05   # another [selection], by lists shown
 
 Files: .jsonl or .ndjson, .csv, .parquet, with the fields of the topics (docs/contract.md, Files of logs). A CSV of events
 has the columns user, type, timestamp and sku, and may have pu, query, qty and price; one of profiles has user and a column
 per field; one of the catalogue sku, pu and stock, and may have pu_id, category, title and price; other columns are attributes.
-What the figures mean, and what may be claimed: docs/recall.md.";
+What the figures mean, and what may be claimed: docs/recall.md; of --off-policy: docs/selection.md.";
 
 /// Arguments of `evaluate`.
 #[derive(Clone, Debug, Args)]
@@ -48,9 +53,10 @@ pub(super) struct EvaluateArgs {
     /// Cut times: 2026-01-31, or with a time 2026-01-31T17:30:00Z; by default up to three, a window apart, to the end.
     #[arg(long, value_name = "TIME", num_args = 1.., value_parser = time)]
     cut: Vec<Timestamp>,
-    /// Time after a cut in which targets are bought.
-    #[arg(long, value_name = "TIME", default_value = "56days", value_parser = window)]
-    window: Duration,
+    /// Time after a cut in which targets are bought, by default 56days; with --off-policy the time after a showing in which
+    /// purchases count, by default 7days.
+    #[arg(long, value_name = "TIME", value_parser = window)]
+    window: Option<Duration>,
     /// How many distinct products of a held-out user are visible, and `more` for all.
     #[arg(long, value_name = "N,..", default_value = "0,1,3,10,more", value_delimiter = ',', value_parser = visible)]
     visible: Vec<Visible>,
@@ -92,11 +98,22 @@ pub(super) struct EvaluateArgs {
     /// With --diff: only what was bought from this time on.
     #[arg(long, value_name = "TIME", value_parser = time, requires = "diff")]
     since: Option<Timestamp>,
+    #[command(flatten)]
+    off_policy: OffPolicyArgs,
     /// Write a page with plots, which needs no network.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
+}
+
+impl EvaluateArgs {
+    fn resampling(&self) -> Resampling {
+        Resampling {
+            seed: self.seed,
+            resamples: self.resamples as usize,
+        }
+    }
 }
 
 pub(super) fn run(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
@@ -122,11 +139,7 @@ fn diff(args: &EvaluateArgs, config: &Config, names: [&str; 2]) -> anyhow::Resul
             block_on(lists::of_updates(config, names, &logs.catalogue, &bar))?
         }
     };
-    let how = Resampling {
-        seed: args.seed,
-        resamples: args.resamples as usize,
-    };
-    let found = since(&logs, (names, &lists), args.since, how)?;
+    let found = since(&logs, (names, &lists), args.since, args.resampling())?;
     match args.common.json {
         true => out!("{}", visible_json(&serde_json::to_string(&found)?)),
         false => out_part!("{}", visible_lines(&found.text())),
@@ -139,13 +152,22 @@ fn run_with(args: &EvaluateArgs, config: &Config) -> anyhow::Result<()> {
     if let [a, b] = &args.diff[..] {
         return diff(args, config, [a, b]);
     }
+    if args.off_policy.is_asked() {
+        let asked = (args.window, args.resampling());
+        return off_policy::run(
+            &args.off_policy,
+            (&args.logs, config),
+            asked,
+            args.common.json,
+        );
+    }
     let logs = read_logs(&args.logs, config)?;
     let mut visible = args.visible.clone();
     visible.sort();
     visible.dedup();
     let order = Order {
         cuts: args.cut.clone(),
-        window: args.window,
+        window: args.window.unwrap_or(WINDOW),
         visible,
         folds: args.folds,
         seed: args.seed,

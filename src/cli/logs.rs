@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use nearshore_core::user::event::Accepted;
 
 use super::block_on;
 use crate::config::Config;
@@ -35,6 +36,14 @@ impl LogArgs {
             .iter()
             .any(|paths| !paths.is_empty())
     }
+
+    fn source(&self) -> LogsSource {
+        LogsSource {
+            events: self.events.clone(),
+            profiles: self.profiles.clone(),
+            catalog: self.catalog.clone(),
+        }
+    }
 }
 
 /// Whether arguments or configuration are wrong.
@@ -47,7 +56,16 @@ pub(super) fn is_usage(error: &anyhow::Error) -> bool {
 
 /// Reads the log, and tells of records that cannot be used.
 pub(super) fn read_logs(args: &LogArgs, config: &Config) -> anyhow::Result<Logs> {
-    let logs = read(args, config)?;
+    told(read(args, config)?, args)
+}
+
+/// Reads the records of users from the files of the arguments; a catalogue is not needed.
+pub(super) fn read_events(args: &LogArgs, config: &Config) -> anyhow::Result<Vec<Accepted>> {
+    Ok(told(read_files(&args.source(), config)?, args)?.records)
+}
+
+/// Tells of records that cannot be used; with --strict they are an error.
+fn told(logs: Logs, args: &LogArgs) -> anyhow::Result<Logs> {
     for first in &logs.rejects.first {
         note!("{first}");
     }
@@ -73,11 +91,7 @@ pub(super) fn read_logs(args: &LogArgs, config: &Config) -> anyhow::Result<Logs>
 /// Reads the log from the files of the arguments, or from the topics.
 fn read(args: &LogArgs, config: &Config) -> anyhow::Result<Logs> {
     let decoding = topics::decoding(config);
-    let source = LogsSource {
-        events: args.events.clone(),
-        profiles: args.profiles.clone(),
-        catalog: args.catalog.clone(),
-    };
+    let source = args.source();
     if source.is_empty() {
         let bar = bar("reading", "{msg} {pos}/{len} records, {per_sec}");
         return block_on(topics::read(config, &decoding, &bar));
@@ -87,6 +101,12 @@ fn read(args: &LogArgs, config: &Config) -> anyhow::Result<Logs> {
             return Err(Problem::Files { missing }.into());
         }
     }
+    read_files(&source, config)
+}
+
+/// Reads the log from files, whichever are given.
+fn read_files(source: &LogsSource, config: &Config) -> anyhow::Result<Logs> {
+    let decoding = topics::decoding(config);
     let bar = bar("reading", "{bytes}/{total_bytes}, {elapsed}");
     let paths = source
         .events
@@ -98,7 +118,7 @@ fn read(args: &LogArgs, config: &Config) -> anyhow::Result<Logs> {
             .filter_map(|path| Some(path.metadata().ok()?.len()))
             .sum(),
     );
-    let logs = Logs::read(&source, &decoding, &bar);
+    let logs = Logs::read(source, &decoding, &bar);
     bar.finish_and_clear();
     Ok(logs?)
 }

@@ -24,6 +24,7 @@ mod evaluate;
 mod forget;
 mod logs;
 mod namespace;
+mod off_policy;
 mod run;
 mod simulate;
 mod try_names;

@@ -28,6 +28,38 @@ pub(crate) async fn of_updates(
     catalogue: &Catalogue,
     bar: &ProgressBar,
 ) -> anyhow::Result<[Lists; 2]> {
+    let mut lists = [Lists::default(), Lists::default()];
+    let mut refused = 0u64;
+    each_update(config, bar, |record| {
+        let Some((nth, user)) = owner(record, names) else {
+            return;
+        };
+        let Some(value) = &record.value else {
+            lists[nth].erase(&user);
+            return;
+        };
+        match Update::parse(value) {
+            Ok(update) => {
+                let made = (update.claim, Seen::Offsets(update.seen));
+                lists[nth].add(user, made, &update.doc, catalogue);
+            }
+            Err(_) => refused += 1,
+        }
+    })
+    .await?;
+    if refused > 0 {
+        let topic = &config.topics.recall_updates;
+        tracing::warn!(refused, %topic, "updates that this release cannot read are left out");
+    }
+    Ok(lists)
+}
+
+/// Reads `recall-updates` from its beginning to its present end; `bar` counts records.
+pub(crate) async fn each_update(
+    config: &Config,
+    bar: &ProgressBar,
+    mut each: impl FnMut(&Record),
+) -> anyhow::Result<()> {
     let topic = &config.topics.recall_updates;
     let place = || format!("topic {topic} of {}", config.kafka.brokers);
     let extents = Admin::new(&config.kafka)?.extents(topic).await;
@@ -38,30 +70,12 @@ pub(crate) async fn of_updates(
     let mut tail = nearshore_kafka::tail(&config.kafka, topic, &BTreeMap::new())
         .await
         .with_context(place)?;
-    let mut lists = [Lists::default(), Lists::default()];
-    let mut refused = 0u64;
     while let Tailed::Record(record) = tail.next().await.with_context(place)? {
         bar.inc(1);
-        let Some((nth, user)) = owner(&record, names) else {
-            continue;
-        };
-        let Some(value) = &record.value else {
-            lists[nth].erase(&user);
-            continue;
-        };
-        match Update::parse(value) {
-            Ok(update) => {
-                let made = (update.claim, Seen::Offsets(update.seen));
-                lists[nth].add(user, made, &update.doc, catalogue);
-            }
-            Err(_) => refused += 1,
-        }
+        each(&record);
     }
     bar.finish_and_clear();
-    if refused > 0 {
-        tracing::warn!(refused, %topic, "updates that this release cannot read are left out");
-    }
-    Ok(lists)
+    Ok(())
 }
 
 /// Which of two namespaces a record of `recall-updates` is of, and whose list.

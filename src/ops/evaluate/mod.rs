@@ -32,6 +32,7 @@ mod history;
 mod measure;
 pub(crate) mod model;
 pub(crate) mod namespaces;
+pub(crate) mod off_policy;
 mod problem;
 pub(crate) mod product_table;
 mod references;
