@@ -495,6 +495,7 @@ fn tables(
     Tables {
         repeat: Some(tables::repeat(purchases, until.0, options.window)),
         neighbours: Some(tables::neighbours(purchases, until.0, options.users_min)),
+        walk: Some(tables::walk(purchases, until.0, options.users_min)),
         columns: {
             let mut columns = tables::columns(purchases, until.0);
             columns.extend(bias.map(|bias| ("bias".to_owned(), bias)));

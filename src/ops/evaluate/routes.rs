@@ -128,7 +128,7 @@ pub(crate) const BASELINE: &str = "demand, household-weeks";
 
 /// Routes that need no model: terms alone, then sums of terms.
 pub(super) fn counting() -> Vec<Counted> {
-    let all: [(&'static str, Scores); 14] = [
+    let all: [(&'static str, Scores); 16] = [
         ("random", random),
         ("SKU count", sku_count),
         ("category demand", |_, shop| shop.category.clone()),
@@ -140,11 +140,19 @@ pub(super) fn counting() -> Vec<Counted> {
         ("repeat", repeat),
         ("neighbours, lift", lift),
         ("neighbours, cosine", cosine),
+        ("neighbours, walk", walk),
         ("demand + repeat", |case, shop| {
             sum(&[&shop.household_weeks, &repeat(case, shop)])
         }),
         ("demand + lift", |case, shop| {
             sum(&[&shop.household_weeks, &lift(case, shop)])
+        }),
+        ("demand + repeat + walk", |case, shop| {
+            sum(&[
+                &shop.household_weeks,
+                &repeat(case, shop),
+                &walk(case, shop),
+            ])
         }),
         ("demand + repeat + lift", |case, shop| {
             sum(&[
@@ -255,6 +263,12 @@ fn seen(case: &Case) -> Vec<(u32, f32)> {
 fn lift(case: &Case, shop: &Shop) -> Vec<f32> {
     let mut scores = Vec::new();
     shop.neighbours.lift(&seen(case), &mut scores);
+    scores
+}
+
+fn walk(case: &Case, shop: &Shop) -> Vec<f32> {
+    let mut scores = Vec::new();
+    shop.walk.values(&seen(case), &mut scores);
     scores
 }
 

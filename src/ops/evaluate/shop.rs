@@ -11,6 +11,7 @@ use nearshore_core::learn::log::{Line, Purchases, UserLog};
 use nearshore_core::learn::neighbours::NeighbourTable;
 use nearshore_core::learn::repeat::RepeatTable;
 use nearshore_core::learn::tables;
+use nearshore_core::learn::walk::WalkTable;
 use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
 use nearshore_core::list::terms::bound::Learned;
 use nearshore_core::list::terms::{Texts, Weights};
@@ -53,6 +54,8 @@ pub(crate) struct Shop {
     pub(crate) repeat: RepeatTable,
     /// What is bought together.
     pub(crate) neighbours: NeighbourTable,
+    /// What buyers of the same products ever bought.
+    pub(crate) walk: WalkTable,
     /// Products whose log is withheld.
     pub(crate) cold: Option<FixedBitSet>,
     /// Vectors of texts; they are of the catalogue, not of the log.
@@ -105,6 +108,7 @@ impl Knowledge<'_> {
             household_weeks,
             repeat: tables::repeat(&purchases, self.cut.0, self.window),
             neighbours: tables::neighbours(&purchases, self.cut.0, USERS_MIN),
+            walk: tables::walk(&purchases, self.cut.0, USERS_MIN),
             cold: self.cold.cloned(),
             texts: self.history.texts.clone(),
             table: self.history.table.clone(),

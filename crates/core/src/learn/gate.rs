@@ -67,7 +67,7 @@ pub struct BucketFit {
     pub fitted: BTreeMap<String, FittedWeight>,
     /// The weights to be used.
     pub weights: BTreeMap<String, f64>,
-    /// Where they come from: `fitted`, `without bias`, `1`, or `demand`.
+    /// Where they come from: `fitted`, `without bias`, `1 and walk`, `1`, or `demand`.
     pub form: String,
     /// Recall@10 of the mixture less that of demand alone, each user scored by weights fitted to others.
     pub recall: Option<Interval>,
@@ -140,6 +140,9 @@ const FITTED: &str = "fitted";
 /// The terms that are logarithms of how much likelier something is bought: their sum at weight 1 says something.
 const RATIOS: [&str; 4] = [DEMAND, "weeks", "repeat", "neighbours"];
 
+/// The same with the random walk, whose reach of a user's whole history they do not have.
+const RATIOS_AND_WALK: [&str; 5] = [DEMAND, "weeks", "repeat", "neighbours", "walk"];
+
 /// One way to weigh the terms that can be told from 0.
 struct Form {
     name: &'static str,
@@ -159,7 +162,7 @@ impl Form {
     }
 
     /// The others, the simplest first.
-    fn all(terms: Terms<'_>, kept: &[usize]) -> [Self; 3] {
+    fn all(terms: Terms<'_>, kept: &[usize]) -> [Self; 4] {
         let of = |is_kept: &dyn Fn(&str) -> bool| -> Vec<usize> {
             let kept = kept.iter().copied();
             kept.filter(|at| is_kept(terms.names[*at])).collect()
@@ -171,6 +174,11 @@ impl Form {
         };
         [
             form("1", of(&|name| RATIOS.contains(&name)), false),
+            form(
+                "1 and walk",
+                of(&|name| RATIOS_AND_WALK.contains(&name)),
+                false,
+            ),
             form("without bias", of(&|name| name != "bias"), true),
             form(FITTED, kept.to_vec(), true),
         ]

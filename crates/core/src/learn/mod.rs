@@ -19,3 +19,4 @@ pub mod repeat;
 pub mod simulate;
 pub mod split;
 pub mod tables;
+pub mod walk;

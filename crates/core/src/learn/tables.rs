@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use super::log::{DAY_MS, Purchases, demand, reach};
 use super::neighbours::{NeighbourOptions, NeighbourTable, by_period};
 use super::repeat::{RepeatOptions, RepeatTable, cases, intervals};
+use super::walk::{WalkOptions, WalkTable};
 
 /// Products that one user bought in one such period go together.
 const TOGETHER_MS: i64 = 7 * DAY_MS;
@@ -49,6 +50,15 @@ pub fn neighbours(purchases: &Purchases, until: i64, users_min: u32) -> Neighbou
     };
     let groups = by_period(purchases, until, TOGETHER_MS);
     NeighbourTable::fit(purchases.products, &groups, options)
+}
+
+/// Random walks over all that users bought before `until`. Pairs of fewer than `users_min` users are not kept.
+pub fn walk(purchases: &Purchases, until: i64, users_min: u32) -> WalkTable {
+    let options = WalkOptions {
+        users_min,
+        ..WalkOptions::default()
+    };
+    WalkTable::fit(purchases, until, options)
 }
 
 /// A number per product for each term that says the same to everyone.

@@ -66,6 +66,9 @@ fn form_text(form: &str) -> &str {
         "1" => {
             "weights of 1 for demand, weeks, repeat and neighbours, as far as each can be told from 0"
         }
+        "1 and walk" => {
+            "weights of 1 for demand, weeks, repeat, neighbours and walk, as far as each can be told from 0"
+        }
         "without bias" => "the fit without bias",
         other => other,
     }

@@ -14,6 +14,7 @@ use crate::learn::choice::{ChoiceError, ChoiceModel};
 use crate::learn::neighbours::NeighbourTable;
 use crate::learn::product_table::ProductTable;
 use crate::learn::repeat::RepeatTable;
+use crate::learn::walk::WalkTable;
 use crate::list::terms::{BUCKETS, Gains, WeightError, Weights, term};
 use crate::text::DecodeError;
 use crate::text::vectors::Vectors;
@@ -154,6 +155,9 @@ pub struct Tables {
     /// Nearest products.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub neighbours: Option<NeighbourTable>,
+    /// Random walks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub walk: Option<WalkTable>,
     /// Terms that say the same to everyone: a number per product.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub columns: BTreeMap<String, Vec<f32>>,
@@ -345,13 +349,18 @@ impl Tables {
         let len = self.products.len();
         let repeat = self.repeat.as_ref().map(|table| table.products());
         let neighbours = self.neighbours.as_ref().map(|table| table.products());
+        let walk = self.walk.as_ref().map(|table| table.products());
         let columns = self
             .columns
             .iter()
             .map(|(name, column)| (name.as_str(), Some(column.len())));
-        for (what, found) in [("repeat", repeat), ("neighbours", neighbours)]
-            .into_iter()
-            .chain(columns)
+        for (what, found) in [
+            ("repeat", repeat),
+            ("neighbours", neighbours),
+            ("walk", walk),
+        ]
+        .into_iter()
+        .chain(columns)
         {
             if found.is_some_and(|found| found != len) {
                 let what = format!("{what} is not a table of its {len} products");

@@ -139,6 +139,15 @@ impl Learned {
         Some(self.of_catalogue(&values))
     }
 
+    /// Where walks from the products that a user bought end; `None` if none of them is known.
+    pub(crate) fn walk(&self, own: &[OwnProduct]) -> Option<Arc<[f32]>> {
+        let table = self.artefact.tables.walk.as_ref()?;
+        let visible = self.visible(own)?;
+        let mut values = Vec::new();
+        table.values(&visible, &mut values);
+        Some(self.of_catalogue(&values))
+    }
+
     /// The rows of what a user bought. Old purchases count as new ones do: recency weights did not help.
     fn visible(&self, own: &[OwnProduct]) -> Option<Vec<(u32, f32)>> {
         let rows = own.iter().filter_map(|own| Some((self.row(own.pu)?, 1.0)));

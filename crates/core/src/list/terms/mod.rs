@@ -21,6 +21,7 @@ mod repeat;
 mod table;
 mod text;
 mod texts;
+mod walk;
 mod weeks;
 mod weights;
 
@@ -128,6 +129,7 @@ pub const TERMS: &[&dyn ScoreTerm] = &[
     &repeat::Repeat,
     &neighbours::Neighbours,
     &cosine::Cosine,
+    &walk::Walk,
     &text::Text,
     &text::Typical,
     &table::Table,
