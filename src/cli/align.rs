@@ -15,6 +15,7 @@ use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
 
 use super::logs::{LogArgs, bar, is_usage, read_logs};
+use super::neighbours::NeighbourArgs;
 use super::users::store;
 use super::{Common, block_on, with_config};
 use crate::config::{Config, init_tracing};
@@ -34,6 +35,7 @@ Examples:
   nearshore align --config nearshore.toml --window 28days --json | jq .buckets
   nearshore align --config nearshore.toml --arm a --model-users 300  # asks the model of arm a, and fits its weight
   nearshore align --config nearshore.toml --arm a --model-users 0 --table   # asks it once about every product: the term table
+  nearshore align --config nearshore.toml --neighbours --neighbours-only --neighbours-redis   # what goes with each SKU, to Redis
   nearshore align --config nearshore.toml --arm a --model-users 0 --table --table-from artefacts/artefact-0123456789ab
 
 It writes a folder named by the hash of its content, such as artefacts/artefact-0123456789ab. Name it in the configuration:
@@ -105,6 +107,8 @@ pub(super) struct AlignArgs {
     #[arg(long, requires = "table")]
     table_only: bool,
     #[command(flatten)]
+    neighbours: NeighbourArgs,
+    #[command(flatten)]
     common: Common,
 }
 
@@ -133,6 +137,10 @@ fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
         let encoder = vectors::load(&folder)?;
         let vectors = vectors::vectors(&history, &encoder, users_min as usize)?;
         history.read_texts(vectors);
+    }
+    args.neighbours.run(&mut history, config, users_min)?;
+    if args.neighbours.is_only() {
+        return Ok(());
     }
     let cost = read_table(args, config, &mut history)?;
     if args.table_only {

@@ -24,6 +24,7 @@ mod evaluate;
 mod forget;
 mod logs;
 mod namespace;
+mod neighbours;
 mod off_policy;
 mod run;
 mod simulate;
@@ -81,13 +82,17 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Print a user's served list as a client would read it, without sold-out SKUs.
+    /// Print a user's served list, or a SKU's neighbours, as a client would read it, without sold-out SKUs.
     #[command(
-        after_help = "Examples:\n  nearshore get 1228 --config nearshore.toml\n  nearshore get 1228 --json"
+        after_help = "Examples:\n  nearshore get 1228 --config nearshore.toml\n  nearshore get 1228 --json\n  nearshore get --neighbours 1000002"
     )]
     Get {
         /// User id.
-        user: String,
+        #[arg(required_unless_present = "neighbours", conflicts_with = "neighbours")]
+        user: Option<String>,
+        /// SKU whose substitutes and complements are printed instead.
+        #[arg(long, value_name = "SKU")]
+        neighbours: Option<String>,
         #[command(flatten)]
         common: Common,
     },
@@ -303,9 +308,14 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             }
             run::run(config, role)
         }),
-        Command::Get { user, common } => {
-            with_config(&common, |c| users::get(&c, &user, common.json))
-        }
+        Command::Get {
+            user,
+            neighbours,
+            common,
+        } => with_config(&common, |c| match &neighbours {
+            Some(sku) => neighbours::get(&c, sku, common.json),
+            None => users::get(&c, &user.unwrap_or_default(), common.json),
+        }),
         Command::Inspect { user, common } => {
             with_config(&common, |c| users::inspect(&c, &user, common.json))
         }

@@ -3,7 +3,8 @@
 //! Invariant: every write is one script on one slot, so it happens as a whole or not at all, and its guard is stored
 //! beside the value that it guards. Reads go to primaries only. The store decides nothing. Users are in [`users`];
 //! counts, stock and blocks in [`shared`]; namespaces and the layout in [`register`]; scans and checks in [`survey`];
-//! checkpoints in [`checkpoints`]; erases in [`erased`]; what lists earned in [`arms`].
+//! checkpoints in [`checkpoints`]; erases in [`erased`]; what lists earned in [`arms`]; neighbours of SKUs in
+//! [`neighbours`].
 
 mod arms;
 mod checkpoints;
@@ -11,6 +12,7 @@ mod erased;
 mod faults;
 mod link;
 pub mod metrics;
+mod neighbours;
 mod register;
 mod scripts;
 mod settings;

@@ -158,6 +158,7 @@ fn optional(history: &History) -> Optional<'_> {
     Optional {
         vectors: history.texts.as_ref().map(|texts| texts.vectors()),
         table: history.table.as_ref().map(|shared| &*shared.table),
+        neighbours: history.neighbours.as_deref(),
         ..Optional::default()
     }
 }

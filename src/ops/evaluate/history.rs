@@ -67,6 +67,8 @@ pub(crate) struct History {
     pub(crate) texts: Option<Arc<Texts>>,
     /// The model's table of products, once it is built or read.
     pub(crate) table: Option<SharedTable>,
+    /// Documents of the neighbours of SKUs, once they are counted.
+    pub(crate) neighbours: Option<String>,
 }
 
 impl UserHistory {
@@ -103,6 +105,7 @@ impl History {
             idle: 0,
             texts: None,
             table: None,
+            neighbours: None,
         };
         let mut segments: BTreeMap<String, u16> = BTreeMap::new();
         for (mut user, own_segments, unknown) in replayed {

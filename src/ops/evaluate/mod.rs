@@ -36,6 +36,7 @@ pub(crate) mod off_policy;
 mod problem;
 pub(crate) mod product_table;
 mod references;
+pub(crate) mod related;
 mod result;
 mod routes;
 pub(crate) mod samples;

@@ -15,6 +15,7 @@ pub mod model;
 pub mod neighbours;
 pub mod off_policy;
 pub mod product_table;
+pub mod related;
 pub mod repeat;
 pub mod simulate;
 pub mod split;

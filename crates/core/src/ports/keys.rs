@@ -293,6 +293,15 @@ pub fn arms(ns: &str) -> Result<String, Invalid> {
     Ok(format!("{ns}:arms"))
 }
 
+/// `ns:neighbours:{sku}`, a string: the neighbours of a SKU, JSON.
+pub fn neighbours(ns: &str, sku: &str) -> Result<String, Invalid> {
+    namespace(ns)?;
+    if sku.is_empty() {
+        return Err(Invalid::Empty("SKU id"));
+    }
+    Ok(format!("{ns}:neighbours:{{{}}}", encode(sku)))
+}
+
 /// `ns:history`, a string: exists while some process folds history of the namespace.
 pub fn history(ns: &str) -> Result<String, Invalid> {
     namespace(ns)?;
@@ -381,6 +390,9 @@ mod tests {
             "live:fallback:60+ %7Bx%7D"
         );
         assert_eq!(sold_out(7), "nearshore:oos:{7}");
+        let key = neighbours("live", "s{1").expect("fits");
+        assert_eq!(key, "live:neighbours:{s%7B1}");
+        assert_eq!((owner(&key), part(&key)), (None, None));
     }
 
     #[test]

@@ -40,6 +40,9 @@ const TABLE: &str = "table.nspt";
 /// File with the choice of SKUs under a name.
 const CHOICE: &str = "choice.json";
 
+/// File with the neighbours of SKUs, a JSON document a line. Members do not read it.
+pub const NEIGHBOURS: &str = "neighbours.jsonl";
+
 /// Reason why an artefact cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ArtefactError {
@@ -195,6 +198,8 @@ pub struct Optional<'a> {
     pub table: Option<&'a ProductTable>,
     /// How SKUs under a name are chosen.
     pub choice: Option<&'a ChoiceModel>,
+    /// Documents of the neighbours of SKUs, one a line.
+    pub neighbours: Option<&'a str>,
     /// What the model adds in each bucket.
     pub gains: Option<Gains>,
 }
@@ -228,6 +233,9 @@ pub fn write(
     }
     if let Some(choice) = optional.choice {
         content.insert(CHOICE, json(choice).into_bytes());
+    }
+    if let Some(neighbours) = optional.neighbours {
+        content.insert(NEIGHBOURS, neighbours.as_bytes().to_vec());
     }
     let used = weights.iter().flat_map(BTreeMap::keys);
     let versions = used.filter_map(|name| Some((name.clone(), term(name)?.version())));

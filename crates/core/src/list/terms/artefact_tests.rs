@@ -35,6 +35,7 @@ fn files() -> Files {
         table: Some(&table),
         gains: Some([0.0, 0.1, 0.2, 0.3, 0.4, 0.5]),
         choice: Some(&choice_model()),
+        neighbours: Some("{}\n"),
     };
     write(&made, &weights, &tables(), optional)
 }
