@@ -1,6 +1,7 @@
 //! Names of the catalogue: score requests and responses, the trie of names, and the exact search for the best
-//! with and without a model.
+//! with and without a model; free texts matched with names.
 
+pub mod matcher;
 pub mod scoring;
 pub mod search;
 pub mod sum;
