@@ -6,6 +6,7 @@ pub mod count_kind;
 mod decay;
 pub mod demand;
 pub mod merchant;
+pub mod naming;
 pub mod rules;
 pub mod shares;
 pub mod snapshot;
