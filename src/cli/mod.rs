@@ -17,12 +17,14 @@ mod ask;
 mod backfill;
 mod bench;
 mod calibrate;
+mod catalog;
 pub mod check;
 pub mod config;
 mod dlq;
 mod evaluate;
 mod forget;
 mod logs;
+mod matching;
 mod namespace;
 mod neighbours;
 mod off_policy;
@@ -195,6 +197,12 @@ enum Command {
     /// Compare ways to choose the SKUs under a name in simulated shops, where the truth is known.
     #[command(after_help = simulate::EXAMPLES)]
     Simulate(simulate::SimulateArgs),
+    /// Match free texts with products: fit and measure the matcher on labelled texts, or match texts by a fitted one.
+    #[command(after_help = matching::EXAMPLES)]
+    Match(matching::MatchArgs),
+    /// Give products to SKUs that have only titles.
+    #[command(subcommand)]
+    Catalog(catalog::Command),
     /// Run everything in one process on real purchases, until Ctrl-C.
     #[command(
         after_help = "Examples:\n  scripts/demo                 # downloads data and model, then runs this\n  nearshore demo --data .cache/data --model smollm2.gguf --check"
@@ -286,6 +294,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Align(args) => align::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Match(args) => matching::run(&args),
+        Command::Catalog(command) => catalog::run(&command),
         Command::Demo(args) => crate::demo::run(args),
         Command::Dlq(command) => dlq::run(command),
         Command::Evaluate(args) => evaluate::run(&args),

@@ -15,3 +15,4 @@ pub(crate) mod simulate;
 pub mod sweep;
 pub(crate) mod topics;
 pub(crate) mod visible;
+pub(crate) mod words;
