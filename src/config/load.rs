@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
+use nearshore_core::shop::naming::{Map, Naming};
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
@@ -46,6 +48,10 @@ pub(super) fn load(
             config.base = base;
             config.resolve_secrets();
             config.redis.write_version = config.state.write_version;
+            match naming(&config) {
+                Ok(naming) => config.naming = naming,
+                Err(what) => walk.add("catalog.naming", what),
+            }
             config
         }
         Err(error) => {
@@ -70,6 +76,17 @@ pub(super) fn load(
     } else {
         Err(sorted(problems))
     }
+}
+
+/// The map that `catalog.naming` names, or what is wrong with it.
+fn naming(config: &Config) -> Result<Option<Arc<Naming>>, String> {
+    if config.catalog.naming.is_empty() {
+        return Ok(None);
+    }
+    let path = config.resolve(&config.catalog.naming);
+    let text = files::read(&path).map_err(|error| error.to_string())?;
+    let map = Map::read(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(Some(Arc::new(Naming::new(map))))
 }
 
 /// The problem of a file that cannot be read as a text.
@@ -306,5 +323,38 @@ impl Walk<'_> {
                 None => return Place::File(self.file.to_owned()),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_of_products_is_read_with_the_configuration_or_named_as_a_problem() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("nearshore.toml");
+        std::fs::write(&path, "[catalog]\nnaming = \"map.jsonl\"\n").expect("written");
+        let problem = || {
+            let problems = load(Some(&path), []).expect_err("refused");
+            let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            texts
+                .join("\n")
+                .replace(&format!("{}/", folder.path().display()), "")
+        };
+        let missing = problem();
+        assert!(
+            missing.contains("catalog.naming: map.jsonl cannot be read: No such file"),
+            "{missing}"
+        );
+        let map = folder.path().join("map.jsonl");
+        std::fs::write(&map, "{}\n").expect("written");
+        let wrong = problem();
+        assert!(
+            wrong.contains("catalog.naming: map.jsonl: line 1: not the first line of a map"),
+            "{wrong}"
+        );
+        std::fs::write(&map, Map::default().write()).expect("written");
+        assert!(load(Some(&path), []).expect("loaded").naming.is_some());
     }
 }

@@ -6,12 +6,14 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use nearshore_core::list::prompt::Arm;
 use nearshore_core::queue::topics::Topics;
+use nearshore_core::shop::naming::Naming;
 use nearshore_core::shop::rules::{Rule, Segment};
 
 mod env;
@@ -39,6 +41,8 @@ pub struct Config {
     pub kafka: nearshore_kafka::KafkaSettings,
     /// Names of topics.
     pub topics: Topics,
+    /// How the catalogue is read.
+    pub catalog: Catalog,
     /// Connection to Redis.
     pub redis: nearshore_redis::RedisSettings,
     /// Which record times are accepted.
@@ -84,6 +88,9 @@ pub struct Config {
     /// Folder of the file; relative paths start there.
     #[serde(skip)]
     pub base: PathBuf,
+    /// What `catalog.naming` says; read once, with the configuration.
+    #[serde(skip)]
+    pub naming: Option<Arc<Naming>>,
 }
 
 /// `[time]`: which record times are accepted.
@@ -101,6 +108,14 @@ impl Default for Time {
             max_ahead: Duration::from_secs(300),
         }
     }
+}
+
+/// `[catalog]`: how the catalogue is read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Catalog {
+    /// Map of `nearshore catalog name`, by which SKUs without a product get one; empty is none.
+    pub naming: String,
 }
 
 /// `[events]`: which events are used.
@@ -347,6 +362,7 @@ impl Default for Config {
             arm_seed: "nearshore".into(),
             kafka: nearshore_kafka::KafkaSettings::default(),
             topics: Topics::default(),
+            catalog: Catalog::default(),
             redis: nearshore_redis::RedisSettings::default(),
             time: Time::default(),
             events: Events::default(),
@@ -369,6 +385,7 @@ impl Default for Config {
             segments: Vec::new(),
             arms: Vec::new(),
             base: PathBuf::new(),
+            naming: None,
         }
     }
 }

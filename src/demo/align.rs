@@ -100,6 +100,7 @@ fn logs(data: &Path, config: &Config, weeks: u32) -> anyhow::Result<(Logs, i64)>
         topics: config.topics.clone(),
         limits: config.limits(),
         ignore: config.events.ignored(),
+        naming: None,
     };
     let mut logs = Logs::default();
     let mut offset = 0;

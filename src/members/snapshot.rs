@@ -23,6 +23,7 @@ use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::demand::BUCKET_MS;
 use nearshore_core::shop::demand::{self, Count, Demand};
 use nearshore_core::shop::merchant::{self, Merchant};
+use nearshore_core::shop::naming::Naming;
 use nearshore_core::shop::rules::{
     Needs, Rule, Segment, Table, Unmatched, UnmatchedKind, unmatched, unmatched_blocks,
     unmatched_merchant,
@@ -49,6 +50,8 @@ pub struct LoaderSettings {
     pub merchant: merchant::Policy,
     /// Limits of decoding.
     pub limits: event::Limits,
+    /// Products of SKUs that have only titles.
+    pub naming: Option<Arc<Naming>>,
     /// How often a changed catalogue becomes a new snapshot.
     pub snapshot_every: Duration,
     /// How often blocks are read.
@@ -228,7 +231,12 @@ impl<S: Store> SnapshotLoader<S> {
     }
 
     fn apply(&mut self, record: &nearshore_core::user::record::Record) {
-        match event::decode_sku(record, &self.settings.limits) {
+        let named = self
+            .settings
+            .naming
+            .as_ref()
+            .map(|naming| naming.fill(record));
+        match event::decode_sku(named.as_deref().unwrap_or(record), &self.settings.limits) {
             Ok((sku, value)) => {
                 self.catalogue.apply(sku, value);
             }

@@ -3,6 +3,8 @@
 //! Invariant: an offset becomes committable when its effect is acknowledged. A record that is applied twice changes
 //! nothing, because each set has a fence per source partition.
 
+use std::sync::Arc;
+
 use crate::members::checkpoints::Checkpoints;
 use crate::members::clock::wall_clock;
 use crate::members::dlq::{DeadLetterWriter, Rejected};
@@ -11,6 +13,7 @@ use crate::metrics::{self, RecordOutcome, Stage};
 use nearshore_core::ports::log::{Delivery, Log};
 use nearshore_core::ports::store::{Availability, StockRecord, Store};
 use nearshore_core::queue::topics::Topics;
+use nearshore_core::shop::naming::Naming;
 use nearshore_core::user::event;
 use nearshore_core::user::record::Resume;
 use nearshore_kafka::KafkaSettings;
@@ -30,6 +33,7 @@ pub struct Stock<L, S> {
     group: String,
     topics: Topics,
     limits: event::Limits,
+    naming: Option<Arc<Naming>>,
     checkpoints: Checkpoints<S>,
     dead_letters: DeadLetterWriter,
 }
@@ -44,8 +48,14 @@ impl<L: Log, S: Store> Stock<L, S> {
             store,
             topics,
             limits,
+            naming: None,
             dead_letters: DeadLetterWriter::default(),
         }
+    }
+
+    /// SKUs that have only titles get the products of this map, or else are refused.
+    pub(crate) fn named(self, naming: Option<Arc<Naming>>) -> Self {
+        Self { naming, ..self }
     }
 
     /// The log, to wait for deliveries.
@@ -76,7 +86,8 @@ impl<L: Log, S: Store> Stock<L, S> {
         let mut ops = Vec::new();
         let mut rejects = Vec::new();
         for record in &batch.records {
-            match event::decode_sku(record, &self.limits) {
+            let named = self.naming.as_ref().map(|naming| naming.fill(record));
+            match event::decode_sku(named.as_deref().unwrap_or(record), &self.limits) {
                 Ok((sku, value)) => ops.push(StockRecord {
                     sku,
                     partition: record.position.partition.clone(),

@@ -18,6 +18,7 @@ pub(crate) fn decoding(config: &Config) -> Decoding {
         topics: config.topics.clone(),
         limits: config.limits(),
         ignore: config.events.ignored(),
+        naming: config.naming.clone(),
     }
 }
 

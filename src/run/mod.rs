@@ -312,6 +312,7 @@ pub(crate) fn loader_settings(
         demand: config.demand.clone(),
         merchant: config.merchant.clone(),
         limits: config.limits(),
+        naming: config.naming.clone(),
         snapshot_every: Duration::from_secs(1),
         blocks_every: Duration::from_secs(2),
         demand_every: config.demand.every,
@@ -470,7 +471,8 @@ async fn stock_task(parts: Parts) -> anyhow::Result<()> {
         group,
         topics,
         parts.config.limits(),
-    );
+    )
+    .named(parts.config.naming.clone());
     beside(watchers, stock_loop(member, gates, parts.cancel)).await
 }
 

@@ -79,6 +79,7 @@ fn loader_settings(config: &Config) -> loader::LoaderSettings {
         segments: config.segments.clone(),
         demand: config.demand.clone(),
         limits: config.limits(),
+        naming: None,
         snapshot_every: Duration::from_secs(1),
         blocks_every: Duration::from_secs(2),
         demand_every: Duration::from_secs(30),

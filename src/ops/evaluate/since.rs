@@ -233,6 +233,7 @@ mod tests {
             topics: Topics::default(),
             limits: Limits::default(),
             ignore: BTreeSet::new(),
+            naming: None,
         };
         let mut logs = Logs::default();
         let mut add = |topic, key: &str, value: String, offset| {

@@ -67,6 +67,7 @@ fn logs(events: &str, profiles: Option<&str>, catalogue: &str) -> Logs {
         topics: Default::default(),
         limits: Default::default(),
         ignore: Default::default(),
+        naming: None,
     };
     Logs::read(&source, &decoding, &ProgressBar::hidden()).expect("read")
 }

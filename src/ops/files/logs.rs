@@ -5,10 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use indicatif::ProgressBar;
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::shop::catalogue::Catalogue;
+use nearshore_core::shop::naming::Naming;
 use nearshore_core::user::event::{
     Accepted, Limits, Reject, Sku, Source, UserId, decode_sku, decode_user, event_type,
 };
@@ -86,6 +88,8 @@ pub(crate) struct Decoding {
     pub(crate) limits: Limits,
     /// Types of events that are ignored.
     pub(crate) ignore: BTreeSet<String>,
+    /// Products of SKUs that have only titles.
+    pub(crate) naming: Option<Arc<Naming>>,
 }
 
 impl Logs {
@@ -107,8 +111,12 @@ impl Logs {
         bar: &ProgressBar,
     ) -> Result<Self, Error> {
         let mut logs = Self::default();
+        let catalog = match decoding.naming {
+            Some(_) => Topic::Titles,
+            None => Topic::Catalog,
+        };
         for (topic, paths) in [
-            (Topic::Catalog, &source.catalog),
+            (catalog, &source.catalog),
             (Topic::Profiles, &source.profiles),
             (Topic::Events, &source.events),
         ] {
@@ -139,8 +147,9 @@ impl Logs {
         place: impl FnOnce() -> String,
     ) {
         let source = match topic {
-            Topic::Catalog => {
-                return match decode_sku(record, &decoding.limits) {
+            Topic::Catalog | Topic::Titles => {
+                let named = decoding.naming.as_ref().map(|naming| naming.fill(record));
+                return match decode_sku(named.as_deref().unwrap_or(record), &decoding.limits) {
                     Ok((sku, value)) => self.add_sku(sku, (record.occurred(), value)),
                     Err(reject) => self.rejects.add(place, &reject),
                 };

@@ -35,6 +35,8 @@ pub(crate) enum Topic {
     Profiles,
     /// `catalog`.
     Catalog,
+    /// `catalog`, where a map gives SKUs their products.
+    Titles,
 }
 
 impl Topic {
@@ -42,7 +44,7 @@ impl Topic {
     fn key_column(self) -> &'static str {
         match self {
             Self::Events | Self::Profiles => "user",
-            Self::Catalog => "sku",
+            Self::Catalog | Self::Titles => "sku",
         }
     }
 
@@ -52,6 +54,7 @@ impl Topic {
             Self::Events => &["user", "type", "timestamp"],
             Self::Profiles => &["user"],
             Self::Catalog => &["sku", "pu", "stock"],
+            Self::Titles => &["sku", "title", "stock"],
         }
     }
 
@@ -60,7 +63,7 @@ impl Topic {
         match self {
             Self::Events => "user-events",
             Self::Profiles => "profile-changes",
-            Self::Catalog => "catalog",
+            Self::Catalog | Self::Titles => "catalog",
         }
     }
 }

@@ -82,7 +82,7 @@ fn take_enveloped(fields: &mut Map<String, Value>) -> Option<(Option<Value>, Opt
 /// are attributes, and so are those that begin with `attributes.`.
 fn plain(topic: Topic, mut fields: Map<String, Value>) -> String {
     fields.retain(|_, value| !value.is_null());
-    if topic == Topic::Catalog {
+    if matches!(topic, Topic::Catalog | Topic::Titles) {
         let is_attribute = |name: &str| !SKU_COLUMNS.contains(&name) && !name.starts_with("__");
         let names: Vec<String> = fields
             .keys()
@@ -151,6 +151,8 @@ pub(super) fn is_number(topic: Topic, column: &str) -> bool {
     match topic {
         Topic::Events => matches!(column, "qty" | "price" | "position"),
         Topic::Catalog => matches!(column, "stock" | "price"),
+        Topic::Events => matches!(column, "qty" | "price"),
+        Topic::Catalog | Topic::Titles => matches!(column, "stock" | "price"),
         Topic::Profiles => false,
     }
 }

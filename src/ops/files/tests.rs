@@ -1,7 +1,9 @@
 //! Files of logs: one result in each format, and what is wrong with a row.
 
 use std::io::Write;
+use std::sync::Arc;
 
+use nearshore_core::shop::naming::Naming;
 use nearshore_core::user::event::{Change, Item, Kind};
 use nearshore_core::user::record::Timestamp;
 use serde_json::json;
@@ -27,6 +29,7 @@ fn decoding() -> Decoding {
         topics: Default::default(),
         limits: Default::default(),
         ignore: Default::default(),
+        naming: None,
     }
 }
 
@@ -39,7 +42,7 @@ fn logs(files: &[(Topic, &str, &str)]) -> Logs {
         match topic {
             Topic::Events => source.events.push(path),
             Topic::Profiles => source.profiles.push(path),
-            Topic::Catalog => source.catalog.push(path),
+            Topic::Catalog | Topic::Titles => source.catalog.push(path),
         }
     }
     let mut logs = Logs::read(&source, &decoding(), &ProgressBar::hidden()).expect("read");
@@ -182,6 +185,39 @@ fn a_catalogue_table_has_attributes_and_the_latest_record_of_a_sku_counts() {
         .sku(both.catalogue.by_sku("1").expect("there"));
     assert_eq!((sku.pu.as_str(), sku.stock), ("GREEN TEA", 4));
     assert!(both.catalogue.by_sku("3").is_none());
+}
+
+#[test]
+fn with_a_map_a_catalogue_needs_titles_and_no_products() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("c.csv");
+    let csv =
+        "sku,title,stock,brand\n1,\"Fenbar Oat Milk, 1 L\",3,Fenbar\n2,Oat Milk 500 ml,1,\n3,,1,\n";
+    std::fs::write(&path, csv).expect("written");
+    let source = LogsSource {
+        catalog: vec![path],
+        ..LogsSource::default()
+    };
+    let naming = Naming::new(nearshore_core::shop::naming::Map::default());
+    let with_map = Decoding {
+        naming: Some(Arc::new(naming)),
+        ..decoding()
+    };
+    let logs = Logs::read(&source, &with_map, &ProgressBar::hidden()).expect("read");
+    let names: Vec<&str> = logs
+        .catalogue
+        .pus()
+        .iter()
+        .map(|pu| pu.name.as_str())
+        .collect();
+    assert_eq!(names, ["Oat Milk"], "both SKUs are of one product");
+    assert_eq!(
+        logs.rejects.codes["missing_field"], 1,
+        "the one without a title"
+    );
+    let error = Logs::read(&source, &decoding(), &ProgressBar::hidden()).err();
+    let error = error.expect("there is no pu").to_string();
+    assert!(error.contains("there is no column \"pu\""), "{error}");
 }
 
 #[test]

@@ -245,7 +245,8 @@ pub(crate) async fn read_catalogue(config: &Config) -> anyhow::Result<ReadCatalo
         let mut tail = nearshore_kafka::tail(&config.kafka, topic, &BTreeMap::new()).await?;
         let mut read = ReadCatalogue::default();
         while let Tailed::Record(record) = tail.next().await? {
-            match decode_sku(&record, &limits) {
+            let named = config.naming.as_ref().map(|naming| naming.fill(&record));
+            match decode_sku(named.as_deref().unwrap_or(&record), &limits) {
                 Ok((sku, value)) => drop(read.catalogue.apply(sku, value)),
                 Err(reject) => {
                     read.refused += 1;
