@@ -22,6 +22,7 @@ crate::for_every_store!(
     counts_since_a_bucket_leave_out_older_ones,
     a_shards_version_changes_with_its_fences,
     sold_out_sets_follow_the_records_in_their_order,
+    skus_of_one_record_are_all_applied_and_none_of_them_twice,
     a_deleted_sku_leaves_its_set_when_no_list_can_name_it,
     a_late_stock_record_changes_nothing,
     a_blocked_sku_stays_out_until_it_is_unblocked,
@@ -309,6 +310,33 @@ async fn sold_out_sets_follow_the_records_in_their_order<S: Store>(store: S) {
     }
     let nothing = store.sold_out(&[]).await.expect("the store answers");
     assert!(nothing.is_empty());
+}
+
+async fn skus_of_one_record_are_all_applied_and_none_of_them_twice<S: Store>(store: S) {
+    let partition = partition(&topic());
+    let skus: Vec<String> = (0..80).map(|_| fresh("sku")).collect();
+    // One record of a mapped topic: a sold-out SKU of each, so that several are in one set.
+    let of_record = |offset: i64, out: bool| -> Vec<StockRecord> {
+        let each = skus.iter().map(|sku| StockRecord {
+            sku: sku.clone(),
+            partition: partition.clone(),
+            offset: Offset(offset),
+            availability: stock(out),
+            time: Timestamp(0),
+        });
+        each.collect()
+    };
+    let (first, second) = (of_record(1, true), of_record(2, false));
+    for (ops, out) in [
+        (first.clone(), true),
+        (second.clone(), false),
+        (first.clone(), false),
+        ([first.clone(), second].concat(), false),
+    ] {
+        store.stock(&ops).await.expect("the store answers");
+        let found = store.sold_out(&skus).await.expect("the store answers");
+        assert!(found.iter().all(|it| *it == out), "{found:?}");
+    }
 }
 
 fn stock(out: bool) -> store::Availability {

@@ -12,7 +12,7 @@ use nearshore_core::list::document::Stage;
 use nearshore_core::list::terms::bound::Learned;
 use nearshore_core::list::terms::{OwnProduct, OwnText, TermInput, own_products, own_texts};
 use nearshore_core::user::event::{Accepted, Change};
-use nearshore_core::user::fold::fold;
+use nearshore_core::user::fold::{fold, fold_again};
 use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::state::UserState;
 use nearshore_core::user::trigger::{Lane, Reason, Request};
@@ -198,10 +198,16 @@ impl CaseMaker<'_> {
     /// Folds the records before the cut, without the events before `start` and those that are withheld.
     fn state(&self, before: &[Accepted], start: usize) -> UserState {
         let mut state = UserState::default();
+        let mut folded_at = None;
         for (nth, record) in before.iter().enumerate() {
             let is_event = matches!(record.change, Change::Event(_));
             if !is_event || (nth >= start && !self.is_withheld(record)) {
-                fold(&mut state, record, self.window);
+                // A record of a mapped topic may have become several.
+                match folded_at == Some(&record.position) {
+                    true => fold_again(&mut state, record, self.window),
+                    false => fold(&mut state, record, self.window),
+                };
+                folded_at = Some(&record.position);
             }
         }
         state

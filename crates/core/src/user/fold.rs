@@ -37,6 +37,12 @@ pub fn fold(state: &mut UserState, record: &Accepted, window: usize) -> Step {
     if state.fences.contains(&record.position) {
         return Step::Duplicate;
     }
+    fold_again(state, record, window)
+}
+
+/// Folds a record that is above its fence, or a further one that the same record of the source made: all of these are
+/// folded in one go, in their order, or none.
+pub fn fold_again(state: &mut UserState, record: &Accepted, window: usize) -> Step {
     state.fences.raise(&record.position);
     // An erase at exactly `erased_at` is the erase that set it: another namespace folded it first, and its tombstone
     // arrived here before the record. The consequences of the erase are still due in this namespace.
@@ -81,7 +87,8 @@ fn insert_event(state: &mut UserState, record: &Accepted, event: &Event, window:
     let at = (record.time, &record.position);
     let index = state
         .window
-        .partition_point(|kept| (kept.time, &kept.position) < at);
+        // Equal only for records that one record of the source made: the later one is the greater.
+        .partition_point(|kept| (kept.time, &kept.position) <= at);
     if index + window <= state.window.len() {
         return if registered {
             Step::Folded

@@ -12,9 +12,9 @@ use crate::shop::count_kind::CountKind;
 use crate::shop::snapshot::Snapshot;
 use crate::user::event::UserId;
 use crate::user::event::{Accepted, Change, Item, Kind, Profile};
-use crate::user::fold::{Step, fold};
+use crate::user::fold::{Step, fold, fold_again};
 use crate::user::record::{Fences, Partition, Position, Timestamp};
-use crate::user::state::{Activity, LoadedUser};
+use crate::user::state::{Activity, LoadedUser, UserState};
 use crate::user::trigger::{ACTIVITY_ENOUGH, Policy, Request, TriggerContext, trigger};
 
 /// Input of [`plan`] beside the user.
@@ -126,8 +126,9 @@ pub fn plan(
         held,
         ..Plan::default()
     };
+    let mut folded_at = None;
     for record in records {
-        let step = fold(&mut plan.held.state, record, book.window);
+        let step = fold_next(&mut plan.held.state, record, &mut folded_at, book.window);
         if let (Change::Event(_), Some(since)) = (
             &record.change,
             book.complete_since.get(&record.position.partition),
@@ -154,7 +155,7 @@ pub fn plan(
         if let Some(counted) = counted(record, &plan.held, book) {
             let known = book.snapshot.catalogue.by_sku(&counted.sku);
             plan.unknown += u64::from(known.is_none());
-            let buyer = buyer(&counted, &plan.held);
+            let buyer = buyer(&counted, &plan);
             plan.counted.push(counted);
             plan.counted.extend(buyer);
         }
@@ -199,15 +200,40 @@ fn counted(record: &Accepted, held: &LoadedUser, book: &PlanContext) -> Option<C
     })
 }
 
+/// Folds a record. `folded_at`: where the last one was folded that was no duplicate; what else its source record made
+/// follows it.
+fn fold_next<'r>(
+    state: &mut UserState,
+    record: &'r Accepted,
+    folded_at: &mut Option<&'r Position>,
+    window: usize,
+) -> Step {
+    if *folded_at == Some(&record.position) {
+        return fold_again(state, record, window);
+    }
+    let step = fold(state, record, window);
+    if step != Step::Duplicate {
+        *folded_at = Some(&record.position);
+    }
+    step
+}
+
 /// A buyer, if the record was the first of its SKU and 7-day bucket that the user's register kept. The register
 /// answers alike for the first delivery, which is folded by now, and for every later one.
-fn buyer(counted: &Counted, held: &LoadedUser) -> Option<Counted> {
+fn buyer(counted: &Counted, plan: &Plan) -> Option<Counted> {
     if counted.kind != CountKind::Event(Kind::Purchase) {
         return None;
     }
-    let register = &held.state.register;
+    let register = &plan.held.state.register;
+    let mut same_record = plan.counted.iter().rev();
+    let mut same_record = same_record
+        .by_ref()
+        .take_while(|before| before.position == counted.position);
+    // Two lines of one order are one buyer.
+    let is_second =
+        same_record.any(|before| before.kind == CountKind::Buyer && before.sku == counted.sku);
     let counts = register.is_counting(counted.time, &counted.sku, &counted.position);
-    counts.then(|| Counted {
+    (counts && !is_second).then(|| Counted {
         kind: CountKind::Buyer,
         n: 1,
         ..counted.clone()

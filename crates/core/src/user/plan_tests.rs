@@ -103,6 +103,83 @@ fn planned_after(
     plan(stored, records, list, &book)
 }
 
+fn event_of(kind: Kind, sku: &str, qty: u32) -> Change {
+    Change::Event(Event {
+        kind,
+        item: Item::Sku(sku.into()),
+        qty,
+        price: None,
+        ts: None,
+    })
+}
+
+/// Kinds and SKUs of a plan's window, in its order.
+fn window(plan: &Plan) -> Vec<(Kind, Item)> {
+    let window = plan.held.state.window.iter();
+    window
+        .map(|event| (event.kind, event.item.clone()))
+        .collect()
+}
+
+/// What a plan counts of a SKU: pieces bought, and buyers.
+fn sums(plan: &Plan, of: &str) -> [u64; 2] {
+    [CountKind::Event(Kind::Purchase), CountKind::Buyer].map(|kind| {
+        let each = plan.counted.iter();
+        let each = each.filter(|it| it.kind == kind && it.sku == of);
+        each.map(|it| it.n).sum()
+    })
+}
+
+#[test]
+fn all_that_one_record_became_is_folded_in_its_order_and_once() {
+    let shop = shop(&[("A", 1), ("B", 1)]);
+    let (a, b) = ("sku of A", "sku of B");
+    let lines = [
+        (Kind::Purchase, a),
+        (Kind::Purchase, b),
+        (Kind::Purchase, a),
+        (Kind::View, b),
+    ];
+    let before = [record(7, event_of(Kind::View, a, 1))].into_iter();
+    let records: Vec<Accepted> = before
+        .chain(lines.map(|(kind, sku)| record(8, event_of(kind, sku, 2))))
+        .collect();
+    let first = planned(&shop, &records);
+    let expected: Vec<(Kind, Item)> = [(Kind::View, a)]
+        .into_iter()
+        .chain(lines)
+        .map(|(kind, sku)| (kind, Item::Sku(sku.to_owned())))
+        .collect();
+    assert_eq!(window(&first), expected);
+    let counted = [[4, 1], [2, 1]];
+    assert_eq!([sums(&first, a), sums(&first, b)], counted, "one buyer");
+    assert!(first.steps.iter().all(|step| *step == Step::Folded));
+
+    // As it is stored and loaded again, nothing is folded twice, and it counts the same.
+    let state = &first.held.state;
+    let bytes = crate::user::state::encode(state, crate::user::state::VERSION_CURRENT);
+    let state = crate::user::state::decode(&bytes, None, Timestamp(0));
+    let stored = LoadedUser {
+        ver: 1,
+        state: state.expect("a window with events at one position is whole"),
+        ..LoadedUser::default()
+    };
+    let again = planned_after(stored, &records, None, &shop);
+    assert!(again.steps.iter().all(|step| *step == Step::Duplicate) && !again.changed);
+    assert_eq!(window(&again), expected);
+    assert_eq!([sums(&again, a), sums(&again, b)], counted);
+}
+
+#[test]
+fn a_full_window_keeps_the_last_of_what_one_record_became() {
+    let many: Vec<Accepted> = (0..12)
+        .map(|nth| record(9, event_of(Kind::View, &format!("s{nth:02}"), 1)))
+        .collect();
+    let kept = window(&planned(&shop(&[]), &many));
+    let last = (3..12).map(|nth| (Kind::View, Item::Sku(format!("s{nth:02}"))));
+    assert_eq!(kept, last.collect::<Vec<_>>());
+}
+
 /// Names and reason of what a list of A alone becomes once the profile avoids these.
 fn stripped(products: &[(&str, i64)], avoided: &[&str]) -> Option<(Vec<String>, Option<String>)> {
     let shop = shop(products);

@@ -6,7 +6,8 @@
 -- Returns how many records were applied.
 --
 -- All keys are read before the first write: an error in between would raise the fence above a record without effect.
--- Invariant: a record at or below the set's fence of its partition changes nothing. A blocked SKU stays in the set;
+-- Invariant: a record at or below the set's fence of its partition changes nothing, unless it has the position of the
+-- one before it, which was applied: one record of a topic may have become several, which come together. A blocked SKU stays in the set;
 -- whether it is also out of stock is stored for its unblocking. A delisted SKU leaves the set when no list can name
 -- it any more, by the time of later records and not by a clock. Offsets and times stay under 2^53, where Lua's
 -- doubles are exact.
@@ -14,11 +15,13 @@ redis.call('SCARD', KEYS[1])
 redis.call('HLEN', KEYS[2])
 redis.call('HLEN', KEYS[3])
 redis.call('ZCARD', KEYS[4])
-local applied, newest = 0, 0
+local applied, newest, last = 0, 0, nil
 for at = 2, #ARGV, 5 do
   local sku, partition, offset, is, time = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   local fence = redis.call('HGET', KEYS[2], partition)
-  if not fence or tonumber(fence) < tonumber(offset) then
+  local position = partition .. ':' .. offset
+  if position == last or not fence or tonumber(fence) < tonumber(offset) then
+    last = position
     local blocked = redis.call('HGET', KEYS[3], sku)
     blocked = blocked and cjson.decode(blocked)
     redis.call('HSET', KEYS[2], partition, offset)

@@ -22,9 +22,9 @@ pub(super) struct Set {
 }
 
 impl Set {
-    /// Applies a record; false if it was applied before.
-    fn apply(&mut self, op: &StockRecord) -> bool {
-        if self.fences.get(&op.partition) >= Some(&op.offset) {
+    /// Applies a record; false if it was applied before. `again`: the record before it has its position and was applied.
+    fn apply(&mut self, op: &StockRecord, again: bool) -> bool {
+        if !again && self.fences.get(&op.partition) >= Some(&op.offset) {
             return false;
         }
         self.fences.insert(op.partition.clone(), op.offset);
@@ -66,9 +66,13 @@ struct Blocked {
 impl Inner {
     pub(super) fn stock(&mut self, ops: &[StockRecord]) {
         let mut newest: BTreeMap<u8, Timestamp> = BTreeMap::new();
+        let mut last: BTreeMap<u8, (&Partition, Offset)> = BTreeMap::new();
         for op in ops {
             let nth = keys::set(&op.sku);
-            if self.sets.entry(nth).or_default().apply(op) {
+            let position = (&op.partition, op.offset);
+            let again = last.get(&nth) == Some(&position);
+            if self.sets.entry(nth).or_default().apply(op, again) {
+                last.insert(nth, position);
                 let time = newest.entry(nth).or_default();
                 *time = op.time.max(*time);
             }

@@ -73,7 +73,8 @@ pub fn decode(
             });
         }
     };
-    if !window.is_sorted_by(|a, b| (a.time, &a.position) < (b.time, &b.position)) {
+    // Events that one record of the source made have one position.
+    if !window.is_sorted_by(|a, b| (a.time, &a.position) <= (b.time, &b.position)) {
         return Err(damaged("the window is not sorted"));
     }
     let mut state = UserState {
