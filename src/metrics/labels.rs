@@ -181,6 +181,8 @@ label! {
         Catalog,
         /// A request on a lane.
         Request,
+        /// A record of a topic of the shop, before its mapping.
+        Map,
     }
 }
 

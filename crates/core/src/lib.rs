@@ -8,6 +8,7 @@
 
 pub mod learn;
 pub mod list;
+pub mod map;
 pub mod names;
 pub mod ports;
 pub mod queue;

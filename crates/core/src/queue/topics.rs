@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::map::{Inputs, ReadAs};
 use crate::user::event::{Format, Source};
 use crate::user::trigger::Lane;
 
@@ -31,6 +32,9 @@ pub struct Topics {
     pub dlq: Arc<str>,
     /// Format of `profile_changes`.
     pub profile_format: Format,
+    /// Topics of the shop that are mapped, besides the ones above.
+    #[serde(skip)]
+    pub inputs: Arc<Inputs>,
 }
 
 impl Default for Topics {
@@ -45,6 +49,7 @@ impl Default for Topics {
             recall_updates: "recall-updates".into(),
             dlq: "dlq".into(),
             profile_format: Format::Plain,
+            inputs: Arc::default(),
         }
     }
 }
@@ -59,13 +64,40 @@ impl Topics {
         }
     }
 
-    /// How to decode a user's record of this topic.
+    /// How to decode a user's record of this topic; of a mapped one, what its mapping makes.
     pub fn source(&self, topic: &str) -> Source {
+        if let Some(input) = self.inputs.get(topic) {
+            return input.read_as.source().unwrap_or(Source::Events);
+        }
         if *topic == *self.profile_changes {
             Source::Profiles(self.profile_format)
         } else {
             Source::Events
         }
+    }
+
+    /// The topics that are read as this: ours, then those of the shop.
+    pub fn read_as(&self, read_as: ReadAs) -> Vec<Arc<str>> {
+        let mapped = self.inputs.iter().filter(|input| input.read_as == read_as);
+        let ours = [self.own(read_as).clone()];
+        let mapped = mapped.map(|input| input.topic.clone());
+        ours.into_iter().chain(mapped).collect()
+    }
+
+    /// Our topic of such records.
+    pub fn own(&self, read_as: ReadAs) -> &Arc<str> {
+        match read_as {
+            ReadAs::Events => &self.user_events,
+            ReadAs::Profiles => &self.profile_changes,
+            ReadAs::Catalog => &self.catalog,
+        }
+    }
+
+    /// The topics whose records are of users.
+    pub fn of_users(&self) -> Vec<Arc<str>> {
+        let mut topics = self.read_as(ReadAs::Events);
+        topics.extend(self.read_as(ReadAs::Profiles));
+        topics
     }
 
     /// The three lanes, most urgent first.

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::connect::{UNAVAILABLE, is_unavailable};
 use super::envelope::{is_deleted, key_in_envelope, plain_row, row_after};
 use super::fields::{Fields, Found, KnownFields, Top, depth};
+use super::foreign::looks_like;
 use super::{Accepted, Change, Event, Item, Kind, Profile, Reject, ShownIn, Sku, UserId};
 use crate::text::{first_change, is_normal, normalise};
 use crate::user::record::{Record, Timestamp};
@@ -87,6 +88,26 @@ pub fn decode_user(record: &Record, source: Source, limits: &Limits) -> Result<A
 
 /// Decodes a record of `user-events`.
 pub fn decode_event(record: &Record, limits: &Limits) -> Result<Accepted, Reject> {
+    whole_event(record, limits).map_err(|reject| named(record, reject))
+}
+
+/// A refusal by what the record looks like, where what it lacks is not the point.
+fn named(record: &Record, reject: Reject) -> Reject {
+    let lacks = matches!(
+        reject,
+        Reject::NoKey
+            | Reject::EmptyKey
+            | Reject::MissingField(_)
+            | Reject::WrongType { .. }
+            | Reject::UnknownType(_)
+    );
+    match looks_like(record).filter(|_| lacks) {
+        Some((looks, see)) => Reject::Foreign { looks, see },
+        None => reject,
+    }
+}
+
+fn whole_event(record: &Record, limits: &Limits) -> Result<Accepted, Reject> {
     let user = key(record, limits)?;
     check_time(record.occurred(), limits)?;
     let bytes = record.value.as_deref().ok_or(Reject::NullValue)?;
@@ -140,6 +161,10 @@ pub fn decode_profile(
     format: Format,
     limits: &Limits,
 ) -> Result<Accepted, Reject> {
+    whole_profile(record, format, limits).map_err(|reject| named(record, reject))
+}
+
+fn whole_profile(record: &Record, format: Format, limits: &Limits) -> Result<Accepted, Reject> {
     let key = key(record, limits)?;
     check_time(record.occurred(), limits)?;
     let user = match format {
@@ -167,6 +192,10 @@ pub fn decode_profile(
 
 /// Decodes a record of `catalog` into the SKU id and the whole SKU; `None` if the SKU was deleted.
 pub fn decode_sku(record: &Record, limits: &Limits) -> Result<(String, Option<Sku>), Reject> {
+    whole_sku(record, limits).map_err(|reject| named(record, reject))
+}
+
+fn whole_sku(record: &Record, limits: &Limits) -> Result<(String, Option<Sku>), Reject> {
     let sku = key(record, limits)?;
     check_seen("the key", &sku)?;
     check_time(record.occurred(), limits)?;
@@ -270,7 +299,7 @@ fn value(bytes: &[u8], limits: &Limits) -> Result<Value, Reject> {
 }
 
 /// Checks a value's size, encoding and nesting, and returns the text for the parser.
-fn parsable<'a>(bytes: &'a [u8], limits: &Limits) -> Result<&'a str, Reject> {
+pub(crate) fn parsable<'a>(bytes: &'a [u8], limits: &Limits) -> Result<&'a str, Reject> {
     if bytes.len() > limits.max_bytes {
         return Err(Reject::TooLarge {
             found: bytes.len(),

@@ -18,7 +18,7 @@ const OPERATION: &str = "__op";
 
 /// Reads the user id from a key of Kafka Connect: an object `{"id": 7}`, perhaps under `payload`. A plain text key is
 /// returned as it is.
-pub(super) fn key_in_envelope(key: String) -> Result<String, Reject> {
+pub(crate) fn key_in_envelope(key: String) -> Result<String, Reject> {
     let Ok(Value::Object(mut fields)) = serde_json::from_str::<Value>(&key) else {
         return Ok(key);
     };
@@ -64,7 +64,7 @@ pub(super) fn plain_row(
 }
 
 /// The row after the change that a Debezium envelope describes, decoded by its schema; `None` if it was deleted.
-pub(super) fn row_after(
+pub(crate) fn row_after(
     value: Value,
     max_depth: usize,
 ) -> Result<Option<Map<String, Value>>, Reject> {

@@ -15,13 +15,16 @@ mod connect;
 mod decode;
 mod envelope;
 mod fields;
+mod foreign;
 mod reject;
 
 pub(crate) use connect::{UNAVAILABLE, is_unavailable, is_undecoded};
+pub(crate) use decode::parsable;
 pub use decode::{
     Format, Limits, Source, check_year_range, decode_event, decode_profile, decode_sku,
     decode_user, event_type, key_user,
 };
+pub(crate) use envelope::{key_in_envelope, row_after as change_row};
 pub use reject::Reject;
 
 /// A user id as the source writes it; never empty.

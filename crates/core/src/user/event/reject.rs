@@ -81,6 +81,23 @@ pub enum Reject {
         /// What to do.
         advice: &'static str,
     },
+    /// A record of a tracker on a topic that has no mapping.
+    #[error("the value looks like {looks}; map its topic by [[inputs]], see docs/mapping.md#{see}")]
+    Foreign {
+        /// What it looks like.
+        looks: &'static str,
+        /// The section of docs/mapping.md about it.
+        see: &'static str,
+    },
+    /// A value without the frame that its topic's mapping expects.
+    #[error("the value is not framed as its mapping says: {0}")]
+    BadFrame(String),
+    /// A record of which the pointers of its topic's mapping make nothing.
+    #[error("the mapping makes no record of it: {0}")]
+    Unmapped(String),
+    /// A record for which the program of its topic's mapping failed.
+    #[error("the mapping's program failed: {0}")]
+    ProgramFailed(String),
     /// The value is not JSON.
     #[error("the value is not JSON: {0}")]
     MalformedJson(String),
