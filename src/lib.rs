@@ -11,6 +11,7 @@ pub mod config;
 pub mod demo;
 mod files;
 pub mod http;
+pub mod map;
 pub mod members;
 pub mod metrics;
 pub mod ops;

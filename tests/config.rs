@@ -129,7 +129,7 @@ fn accepted(place: &[String]) -> Option<Vec<String>> {
     )]));
     let wrap = |many: bool| {
         place.iter().rev().fold(probe.clone(), |value, key| {
-            let lists = ["arms", "rules", "segments", "boosts", "pins"];
+            let lists = ["arms", "rules", "segments", "boosts", "pins", "inputs"];
             let listed = many && lists.contains(&key.as_str());
             let value = if listed || (many && key == "when" && place[0] == "segments") {
                 Value::Array(vec![value])
@@ -283,7 +283,7 @@ hits_sample = 2
     nearshore.toml:4:1 kafka.brokers: "kafka" is not host:port, separated by commas
     nearshore.toml:5:2 topics.dlq: "dlq" is already topics.regen_live; every topic needs its own name
     nearshore.toml:7:1 topics.catalog: "cata log" is not a valid topic name: use 1 to 249 letters, digits, '.', '_' or '-'
-    nearshore.toml:9:1 kafka.incarnations.orders: no topic of [topics] has this name
+    nearshore.toml:9:1 kafka.incarnations.orders: no topic of [topics] or [[inputs]] has this name
     nearshore.toml:11:1 redis.url: must begin with redis:// or redis+cluster://, or with rediss:// or rediss+cluster:// for TLS
     nearshore.toml:12:1 redis.list_ttl: must not be longer than redis.state_ttl
     nearshore.toml:14:1 state.window: must be at least 1

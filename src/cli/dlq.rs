@@ -32,6 +32,9 @@ pub(super) enum Command {
         /// Only dead letters with this error code.
         #[arg(long)]
         code: Option<String>,
+        /// Only dead letters of this stage, such as `map` for records of mapped topics.
+        #[arg(long)]
+        stage: Option<String>,
         /// Only dead letters that were replayed fewer times than this.
         #[arg(long, default_value_t = 2)]
         max_replays: u32,
@@ -50,12 +53,14 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
         }),
         Command::Replay {
             code,
+            stage,
             max_replays,
             dry_run,
             common,
         } => with_config(&common, |config| {
             let filter = Filter {
                 code,
+                stage,
                 ..Filter::default()
             };
             let topic = config.topics.dlq.to_string();
@@ -64,6 +69,8 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
                 filter,
                 replays_max: max_replays,
                 dry_run,
+                topics: config.topics.clone(),
+                limits: config.limits(),
             };
             block_on(send_back(&config, &order, common.json))
         }),

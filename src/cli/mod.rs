@@ -24,6 +24,7 @@ mod dlq;
 mod evaluate;
 mod forget;
 mod logs;
+mod map;
 mod matching;
 mod namespace;
 mod neighbours;
@@ -208,6 +209,12 @@ enum Command {
         after_help = "Examples:\n  scripts/demo                 # downloads data and model, then runs this\n  nearshore demo --data .cache/data --model smollm2.gguf --check"
     )]
     Demo(crate::demo::DemoArgs),
+    /// Show what the mapping of a topic makes of records: before, after and refusals, without starting anything.
+    #[command(after_help = map::EXAMPLES)]
+    Map(map::MapArgs),
+    /// Run the program of a mapping: read it and its questions from standard input.
+    #[command(name = "run-program", hide = true)]
+    RunProgram,
     /// Answer the requests of scripts/bench, one JSON line each.
     #[command(subcommand, hide = true)]
     Bench(Bench),
@@ -290,6 +297,11 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(Bench::Engine(args)) => {
             let (stdin, stdout) = (std::io::stdin().lock(), std::io::stdout().lock());
             bench::run(&args, stdin, stdout).map_err(anyhow::Error::from_boxed)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Map(args) => map::run(&args),
+        Command::RunProgram => {
+            crate::map::serve()?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Align(args) => align::run(&args),

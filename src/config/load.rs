@@ -14,7 +14,7 @@ use toml::{Spanned, Table, Value};
 
 use super::problem::nearest;
 use super::reference::{Known, dotted};
-use super::{Config, Place, Problem, env, verify};
+use super::{Config, Place, Problem, env, inputs, verify};
 use crate::files;
 
 /// The place of each dotted key. An item of an array is `rules[0]`.
@@ -43,6 +43,7 @@ pub(super) fn load(
     };
     walk.unknown(&mut table, &known, "");
     walk.types(&mut table, &known, "", &[]);
+    let mut found;
     let config = match Config::deserialize(Value::Table(table)) {
         Ok(mut config) => {
             config.base = base;
@@ -52,6 +53,9 @@ pub(super) fn load(
                 Ok(naming) => config.naming = naming,
                 Err(what) => walk.add("catalog.naming", what),
             }
+            let (inputs, wrong) = inputs::compile(&config);
+            config.topics.inputs = inputs.into();
+            found = wrong;
             config
         }
         Err(error) => {
@@ -66,7 +70,8 @@ pub(super) fn load(
         .filter(|problem| !problem.what.starts_with("unknown "))
         .map(|problem| section(&problem.key).to_owned())
         .collect();
-    for (key, what) in verify::verify(&config) {
+    found.extend(verify::verify(&config));
+    for (key, what) in found {
         if !incomplete.contains(section(&key)) {
             walk.add(&key, what);
         }

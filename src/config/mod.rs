@@ -17,6 +17,7 @@ use nearshore_core::shop::naming::Naming;
 use nearshore_core::shop::rules::{Rule, Segment};
 
 mod env;
+mod inputs;
 mod load;
 mod problem;
 mod reference;
@@ -43,6 +44,8 @@ pub struct Config {
     pub topics: Topics,
     /// How the catalogue is read.
     pub catalog: Catalog,
+    /// Topics of the shop that are mapped; compiled they are in `topics`.
+    pub inputs: Vec<nearshore_core::map::InputSettings>,
     /// Connection to Redis.
     pub redis: nearshore_redis::RedisSettings,
     /// Which record times are accepted.
@@ -363,6 +366,7 @@ impl Default for Config {
             kafka: nearshore_kafka::KafkaSettings::default(),
             topics: Topics::default(),
             catalog: Catalog::default(),
+            inputs: Vec::new(),
             redis: nearshore_redis::RedisSettings::default(),
             time: Time::default(),
             events: Events::default(),

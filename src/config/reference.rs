@@ -11,12 +11,15 @@ use toml::{Table, Value};
 pub const TEXT: &str = include_str!("../../config/nearshore.toml");
 
 /// Tables with keys of free choice.
-const FREE: [&str; 8] = [
+const FREE: [&str; 11] = [
     "kafka.properties",
     "kafka.consumer",
     "kafka.producer",
     "kafka.secret_files",
     "kafka.incarnations",
+    "inputs.fields",
+    "inputs.set",
+    "inputs.types",
     "rules.forbid.attributes",
     "needs.not_again_within",
     // The terms are checked by their own list.

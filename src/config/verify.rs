@@ -210,10 +210,25 @@ fn topics(config: &Config, found: &mut Found) {
             );
         }
     }
+    for (nth, input) in config.inputs.iter().enumerate() {
+        let key = format!("inputs[{nth}].topic");
+        let name = &*input.topic;
+        must(found, !name.is_empty(), &key, "is empty");
+        if let Some(first) = owners.insert(name, key.clone()) {
+            let what =
+                format!("{name:?} is already {first}; a topic has one mapping, and ours have none");
+            must(found, false, &key, what);
+        }
+    }
     for name in config.kafka.incarnations.keys() {
         let known = owners.contains_key(name.as_str());
         let key = format!("kafka.incarnations.{name}");
-        must(found, known, &key, "no topic of [topics] has this name");
+        must(
+            found,
+            known,
+            &key,
+            "no topic of [topics] or [[inputs]] has this name",
+        );
     }
 }
 

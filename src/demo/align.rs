@@ -107,7 +107,7 @@ fn logs(data: &Path, config: &Config, weeks: u32) -> anyhow::Result<(Logs, i64)>
     let mut add = |topic: Topic, key: &str, value: String, time: i64| {
         let record = record(topic, (key, value), (time, offset));
         offset += 1;
-        logs.add(topic, &record, &decoding, || format!("record {offset}"));
+        logs.add(topic, &[record], &decoding, || format!("record {offset}"));
     };
     let mut bought = data::purchases(data, |_| true)?;
     let end = bought.last().map_or(0, |purchase| purchase.time) + 1;

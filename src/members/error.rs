@@ -23,6 +23,9 @@ pub enum Error {
         /// The first refusal.
         source: log::Error,
     },
+    /// Records cannot be mapped now.
+    #[error(transparent)]
+    Map(#[from] crate::map::Error),
     /// A fence is at or above the end of its partition: the topic was recreated, or this is another cluster.
     #[error(
         "a user was folded up to offset {} of {partition}, which ends at offset {}; \
@@ -47,6 +50,7 @@ impl Error {
             Self::Store(error) => error.remedy() == store::Remedy::Retry,
             // A missing topic or right may be added any moment, and nothing is lost by waiting.
             Self::Dlq { source, .. } => !matches!(source, log::Error::Stopped(_)),
+            Self::Map(_) => true,
             Self::FenceAboveEnd { .. } => false,
         }
     }
@@ -58,7 +62,9 @@ impl Error {
             Self::Log(_) | Self::Dlq { .. } => {
                 tracing::warn!(target: "kafka", error = %self, "{consequence}");
             }
-            Self::FenceAboveEnd { .. } => tracing::warn!(error = %self, "{consequence}"),
+            Self::FenceAboveEnd { .. } | Self::Map(_) => {
+                tracing::warn!(error = %self, "{consequence}");
+            }
         }
     }
 

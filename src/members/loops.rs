@@ -402,6 +402,8 @@ fn count_error(error: &Error) {
         Error::FenceAboveEnd { .. } => {
             metrics::error(metrics::Edge::Log, metrics::Failure::Refused)
         }
+        // It is none of the edges; the lag and the log line tell it.
+        Error::Map(_) => {}
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use crate::map::{MappedTail, Read};
 use crate::metrics;
 use nearshore_core::list::fallback::{
     FallbackSettings, SnapshotParts, is_storable, serving_snapshot,
@@ -23,15 +24,14 @@ use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::demand::BUCKET_MS;
 use nearshore_core::shop::demand::{self, Count, Demand};
 use nearshore_core::shop::merchant::{self, Merchant};
-use nearshore_core::shop::naming::Naming;
+use nearshore_core::shop::naming::{self, Naming};
 use nearshore_core::shop::rules::{
     Needs, Rule, Segment, Table, Unmatched, UnmatchedKind, unmatched, unmatched_blocks,
     unmatched_merchant,
 };
 use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::user::event;
-use nearshore_core::user::record::Timestamp;
-use nearshore_kafka::{Tail, Tailed};
+use nearshore_core::user::record::{Position, Record, Timestamp};
 
 /// What the snapshot is made of and how often each part is reloaded, from configuration.
 #[derive(Clone, Debug)]
@@ -180,9 +180,10 @@ impl<S: Store> SnapshotLoader<S> {
     /// Follows the catalogue stream until it is cancelled or the stream fails.
     pub async fn run(
         mut self,
-        mut tail: Tail,
+        tail: impl Into<MappedTail>,
         cancel: CancellationToken,
     ) -> Result<(), nearshore_core::ports::log::Error> {
+        let mut tail = tail.into();
         let mut snapshots = tokio::time::interval(self.settings.snapshot_every);
         // On a busy machine a snapshot may take longer than its period. Missed ticks must not delay the records, or the
         // catalogue is never read to its end.
@@ -206,8 +207,9 @@ impl<S: Store> SnapshotLoader<S> {
                     self.write_fallbacks().await;
                 }
                 tailed = tail.next() => match tailed? {
-                    Tailed::Record(record) => self.apply(&record),
-                    Tailed::Ready => self.become_ready().await,
+                    Read::Records(position, records) => self.apply(&position, &records),
+                    Read::Refused(position, reject) => skip(&position, &reject),
+                    Read::Ready => self.become_ready().await,
                 },
             }
         }
@@ -230,20 +232,19 @@ impl<S: Store> SnapshotLoader<S> {
         );
     }
 
-    fn apply(&mut self, record: &nearshore_core::user::record::Record) {
-        let named = self
-            .settings
-            .naming
-            .as_ref()
-            .map(|naming| naming.fill(record));
-        match event::decode_sku(named.as_deref().unwrap_or(record), &self.settings.limits) {
-            Ok((sku, value)) => {
-                self.catalogue.apply(sku, value);
+    /// Applies all that one record of the topic became, or nothing of it.
+    fn apply(&mut self, position: &Position, records: &[Record]) {
+        let limits = &self.settings.limits;
+        let each = records
+            .iter()
+            .map(|record| naming::decode_sku(self.settings.naming.as_deref(), record, limits));
+        match each.collect::<Result<Vec<_>, _>>() {
+            Ok(all) => {
+                for (sku, value) in all {
+                    self.catalogue.apply(sku, value);
+                }
             }
-            // The stock role writes it to `dlq` and counts it.
-            Err(reject) => {
-                tracing::debug!(position = %record.position, %reject, "catalogue record skipped");
-            }
+            Err(reject) => skip(position, &reject),
         }
     }
 
@@ -399,6 +400,11 @@ impl<S: Store> SnapshotLoader<S> {
         }
         Ok(())
     }
+}
+
+/// The stock role writes it to `dlq` and counts it.
+fn skip(position: &Position, reject: &event::Reject) {
+    tracing::debug!(%position, %reject, "catalogue record skipped");
 }
 
 /// Builds the snapshot of the loader's namespace, and with it those of the other namespaces: the same catalogue and

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::map::{Mapper, Outcome};
 use crate::members::checkpoints::Checkpoints;
 use crate::members::clock::wall_clock;
 use crate::members::dlq::{DeadLetterWriter, Rejected};
@@ -13,9 +14,9 @@ use crate::metrics::{self, RecordOutcome, Stage};
 use nearshore_core::ports::log::{Delivery, Log};
 use nearshore_core::ports::store::{Availability, StockRecord, Store};
 use nearshore_core::queue::topics::Topics;
-use nearshore_core::shop::naming::Naming;
+use nearshore_core::shop::naming::{self, Naming};
 use nearshore_core::user::event;
-use nearshore_core::user::record::Resume;
+use nearshore_core::user::record::{Record, Resume};
 use nearshore_kafka::KafkaSettings;
 
 /// Its consumer group: one for all namespaces, because stock belongs to none of them.
@@ -36,6 +37,39 @@ pub struct Stock<L, S> {
     naming: Option<Arc<Naming>>,
     checkpoints: Checkpoints<S>,
     dead_letters: DeadLetterWriter,
+    mapper: Mapper,
+}
+
+/// What a record says of its SKU, or what it was mapped to says of theirs; all of it or nothing.
+fn stock_records(
+    record: &Record,
+    mapped: Option<Outcome>,
+    how: (&event::Limits, Option<&Naming>),
+) -> Result<Vec<StockRecord>, event::Reject> {
+    match mapped {
+        None => Ok(vec![stock_record(record, how)?]),
+        Some(made) => made?.iter().map(|made| stock_record(made, how)).collect(),
+    }
+}
+
+/// What a record says of its SKU.
+fn stock_record(
+    record: &Record,
+    (limits, named): (&event::Limits, Option<&Naming>),
+) -> Result<StockRecord, event::Reject> {
+    let (sku, value) = naming::decode_sku(named, record, limits)?;
+    Ok(StockRecord {
+        sku,
+        partition: record.position.partition.clone(),
+        offset: record.position.offset,
+        availability: match value {
+            // A list that was made before may still name it.
+            None => Availability::Delisted,
+            Some(sku) if sku.stock <= 0 => Availability::SoldOut,
+            Some(_) => Availability::InStock,
+        },
+        time: record.time,
+    })
 }
 
 impl<L: Log, S: Store> Stock<L, S> {
@@ -46,6 +80,7 @@ impl<L: Log, S: Store> Stock<L, S> {
             group,
             checkpoints: Checkpoints::new(store.clone(), READER),
             store,
+            mapper: Mapper::new(&topics),
             topics,
             limits,
             naming: None,
@@ -85,24 +120,25 @@ impl<L: Log, S: Store> Stock<L, S> {
         self.store = self.checkpoints.store(&self.log).await?;
         let mut ops = Vec::new();
         let mut rejects = Vec::new();
+        let topic = &batch.partition.topic;
+        let mapped = self
+            .mapper
+            .records(topic, &batch.records, &self.limits)
+            .await?;
+        let stage = match &mapped {
+            Some(_) => Stage::Map,
+            None => Stage::Catalog,
+        };
+        let mut mapped = mapped.map(Vec::into_iter);
+        let named = self.naming.as_deref();
         for record in &batch.records {
-            let named = self.naming.as_ref().map(|naming| naming.fill(record));
-            match event::decode_sku(named.as_deref().unwrap_or(record), &self.limits) {
-                Ok((sku, value)) => ops.push(StockRecord {
-                    sku,
-                    partition: record.position.partition.clone(),
-                    offset: record.position.offset,
-                    availability: match value {
-                        // A list that was made before may still name it.
-                        None => Availability::Delisted,
-                        Some(sku) if sku.stock <= 0 => Availability::SoldOut,
-                        Some(_) => Availability::InStock,
-                    },
-                    time: record.time,
-                }),
+            let mapped = mapped.as_mut().map(|mapped| mapped.next());
+            match stock_records(record, mapped.flatten(), (&self.limits, named)) {
+                Ok(made) if made.is_empty() => metrics::records(topic, RecordOutcome::Ignored, 1),
+                Ok(made) => ops.extend(made),
                 Err(reject) => rejects.push(Rejected {
                     record,
-                    stage: Stage::Catalog,
+                    stage,
                     reject,
                 }),
             }

@@ -47,7 +47,7 @@ impl Known {
     /// Reads arms, topics and rules from the configuration.
     pub fn of(config: &crate::config::Config) -> Self {
         let topics = &config.topics;
-        let read = [
+        let ours = [
             &topics.user_events,
             &topics.profile_changes,
             &topics.catalog,
@@ -55,9 +55,11 @@ impl Known {
             &topics.regen_live,
             &topics.regen_backfill,
         ];
+        let mapped = topics.inputs.iter().map(|input| &input.topic);
+        let read = ours.into_iter().chain(mapped);
         Self {
             arms: config.arms.iter().map(|arm| arm.id.clone()).collect(),
-            topics: read.into_iter().map(|topic| topic.to_string()).collect(),
+            topics: read.map(|topic| topic.to_string()).collect(),
             rules: config.rules.iter().map(|rule| rule.id.clone()).collect(),
         }
     }

@@ -5,13 +5,22 @@
 //! back; the ones sent back after it are in the note that Kafka keeps with a position (`Ledger`). Two replays at once
 //! share the partitions like members of any group. A dead letter is recorded as sent back only after its delivery
 //! report.
+//!
+//! A record of a mapped topic is not sent back to it: other programs of the shop read that topic, too. It is mapped as the
+//! configuration says now, and what that makes is sent to our own topic.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use nearshore_core::ports::log::{Batch, Delivery, Error, Log};
-use nearshore_core::user::record::{Partition, Resume};
-use nearshore_kafka::dlq::{DeadLetter, Filter, NotReplayable};
+use serde_json::Value;
+
+use crate::map::Mapper;
+use nearshore_core::map::became;
+use nearshore_core::ports::log::{Batch, Delivery, Error, Log, Outgoing};
+use nearshore_core::queue::topics::Topics;
+use nearshore_core::user::event::Limits;
+use nearshore_core::user::record::{Offset, Partition, Position, Record, Resume};
+use nearshore_kafka::dlq::{DeadLetter, Filter, NotReplayable, is_ours};
 use nearshore_kafka::{Admin, Extent};
 use nearshore_kafka::{KafkaLog, KafkaSettings};
 use nearshore_kafka::{Tailed, tail};
@@ -59,6 +68,10 @@ pub struct ReplayOrder {
     pub replays_max: u32,
     /// Reports what would be sent, and sends nothing.
     pub dry_run: bool,
+    /// Our topics, and those that are mapped.
+    pub topics: Topics,
+    /// Limits of what a mapping makes.
+    pub limits: Limits,
 }
 
 /// What a replay did with a dead letter.
@@ -93,6 +106,7 @@ pub async fn replay(
     let mut run = Run {
         order,
         on,
+        mapper: Mapper::new(&order.topics),
         ledgers: BTreeMap::new(),
         sent: BTreeSet::new(),
     };
@@ -104,6 +118,7 @@ pub async fn replay(
 struct Run<'a, F> {
     order: &'a ReplayOrder,
     on: F,
+    mapper: Mapper,
     ledgers: BTreeMap<Partition, Ledger>,
     /// Topic, partition and offset of the records that this replay sent back.
     sent: BTreeSet<(String, i32, i64)>,
@@ -170,7 +185,7 @@ impl<F: FnMut(&DeadLetter, &ReplayFate)> Run<'_, F> {
             let again = origin.as_ref().is_some_and(|it| self.sent.contains(it));
             let fate = match again {
                 true => ReplayFate::Duplicate,
-                false => fate(self.order, &dead_letter, log).await?,
+                false => fate(self.order, &mut self.mapper, &dead_letter, log).await?,
             };
             (self.on)(&dead_letter, &fate);
             if matches!(fate, ReplayFate::Replayed | ReplayFate::Duplicate) {
@@ -209,6 +224,7 @@ fn origin(dead_letter: &DeadLetter) -> Option<(String, i32, i64)> {
 
 async fn fate(
     order: &ReplayOrder,
+    mapper: &mut Mapper,
     dead_letter: &DeadLetter,
     log: &KafkaLog,
 ) -> Result<ReplayFate, Error> {
@@ -219,16 +235,74 @@ async fn fate(
         Ok(record) => record,
         Err(hindrance) => return Ok(ReplayFate::Hindered(hindrance)),
     };
+    let records = match mapped(order, mapper, record).await {
+        Ok(records) => records,
+        Err(why) => return Ok(ReplayFate::Refused(why)),
+    };
     if order.dry_run {
         return Ok(ReplayFate::Replayed);
     }
-    match log.send(vec![record]).await {
+    match log.send(records).await {
         Ok(()) => Ok(ReplayFate::Replayed),
         Err(Error::Refused { reason, .. } | Error::Unfit { reason, .. }) => {
             Ok(ReplayFate::Refused(reason))
         }
         Err(error) => Err(error),
     }
+}
+
+/// The record itself, or if its topic is mapped, what the mapping makes of it now; else why it makes nothing.
+async fn mapped(
+    order: &ReplayOrder,
+    mapper: &mut Mapper,
+    record: Outgoing,
+) -> Result<Vec<Outgoing>, String> {
+    let inputs = order.topics.inputs.clone();
+    let Some(input) = inputs.get(&record.topic) else {
+        return Ok(vec![record]);
+    };
+    let (ours, theirs): (Vec<_>, Vec<_>) = record
+        .headers
+        .into_iter()
+        .partition(|(name, _)| is_ours(name));
+    let source = Record {
+        position: Position {
+            partition: Partition {
+                incarnation: 0,
+                topic: record.topic.clone(),
+                number: 0,
+            },
+            offset: Offset(0),
+        },
+        time: record.time.unwrap_or_default(),
+        key: record.key,
+        value: record.value,
+        headers: theirs,
+    };
+    let outcome = mapper
+        .records(&record.topic, &[source], &order.limits)
+        .await;
+    let outcome = outcome.map_err(|error| error.to_string())?;
+    let outcome = outcome
+        .into_iter()
+        .flatten()
+        .next()
+        .unwrap_or(Ok(Vec::new()));
+    // A part that our decoder refuses would be in the dlq again, without the record that it was made of.
+    if let (Value::String(code), Some(why)) = became(input, &outcome, &order.limits) {
+        return Err(format!("{code}: {why}"));
+    }
+    let made = outcome.map_err(|reject| reject.to_string())?.into_iter();
+    let topic = order.topics.own(input.read_as);
+    Ok(made
+        .map(|piece| Outgoing {
+            topic: topic.clone(),
+            key: piece.key,
+            value: piece.value,
+            headers: ours.clone(),
+            time: record.time,
+        })
+        .collect())
 }
 
 /// What of a partition was replayed: everything before `resume`, and the runs after it.
@@ -355,6 +429,8 @@ mod tests {
             filter: Filter::default(),
             replays_max: 1,
             dry_run: true,
+            topics: Topics::default(),
+            limits: Limits::default(),
         };
         sendable(&replay(&settings, &order, |_, _| {}));
         let admin = Admin::new(&settings).expect("valid settings");

@@ -3,13 +3,13 @@
 //! Invariant: nothing is written, no offset is committed, and records that come while it reads are left out. It does
 //! not know what the log is used for.
 
-use std::collections::BTreeMap;
-
 use anyhow::Context;
 use indicatif::ProgressBar;
-use nearshore_kafka::{Admin, Tailed};
+use nearshore_core::map::ReadAs;
+use nearshore_kafka::Admin;
 
 use crate::config::Config;
+use crate::map::{Read, open_tail};
 use crate::ops::files::{Decoding, Logs, Topic};
 
 /// How the records of the topics are decoded.
@@ -29,11 +29,16 @@ pub(crate) async fn read(
     bar: &ProgressBar,
 ) -> anyhow::Result<Logs> {
     let mut logs = Logs::default();
-    for (topic, name) in [
-        (Topic::Catalog, &config.topics.catalog),
-        (Topic::Profiles, &config.topics.profile_changes),
-        (Topic::Events, &config.topics.user_events),
-    ] {
+    let topics = [
+        (Topic::Catalog, ReadAs::Catalog),
+        (Topic::Profiles, ReadAs::Profiles),
+        (Topic::Events, ReadAs::Events),
+    ];
+    let names = topics.map(|(topic, read_as)| {
+        let names = config.topics.read_as(read_as).into_iter();
+        names.map(move |name| (topic, name))
+    });
+    for (topic, name) in names.into_iter().flatten() {
         let advice = || {
             format!(
                 "topic {name} of {}; to read files instead, give --events, --profiles and --catalog",
@@ -41,17 +46,26 @@ pub(crate) async fn read(
             )
         };
         let extents = Admin::new(&config.kafka)?
-            .extents(name)
+            .extents(&name)
             .await
             .with_context(advice)?;
         let records: i64 = extents.iter().map(|it| it.end.0 - it.begin.0).sum();
         bar.inc_length(u64::try_from(records).unwrap_or(0));
         bar.set_message(name.to_string());
-        let mut tail = nearshore_kafka::tail(&config.kafka, name, &BTreeMap::new())
+        let names = [name.clone()];
+        let mut tail = open_tail(&config.kafka, &names, &config.topics, decoding.limits)
             .await
             .with_context(advice)?;
-        while let Tailed::Record(record) = tail.next().await.with_context(advice)? {
-            logs.add(topic, &record, decoding, || record.position.to_string());
+        loop {
+            match tail.next().await.with_context(advice)? {
+                Read::Ready => break,
+                Read::Refused(position, reject) => {
+                    logs.refuse(|| position.to_string(), &reject);
+                }
+                Read::Records(position, records) => {
+                    logs.add(topic, &records, decoding, || position.to_string());
+                }
+            }
             bar.inc(1);
         }
     }

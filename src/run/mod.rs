@@ -35,11 +35,13 @@ use watch::{ENGINE_STALLED, join, watch_coverage, watch_engine, watch_redis};
 
 use crate::config::Config;
 use crate::http::{App, Gate, Health, Ready, serve};
+use crate::map::{MappedTail, open_tail};
 use crate::members::clock::wall_clock;
 use crate::members::generate::{self, Generate};
 use crate::members::ingest::{self, Ingest, Now};
 use crate::members::loops::{dlq_gate, generate_loop, ingest_loop, stock_loop, wait_ready};
 use crate::members::snapshot::SnapshotLoader;
+use nearshore_core::map::ReadAs;
 use nearshore_core::user::event::UserId;
 
 use crate::members::stock::{self, Stock};
@@ -281,14 +283,15 @@ fn spawn_snapshot_loader(
 async fn catalogue_tail(
     config: &Config,
     gate: &Gate,
-) -> Result<nearshore_kafka::Tail, nearshore_core::ports::log::Error> {
+) -> Result<MappedTail, nearshore_core::ports::log::Error> {
     // What keeps Kafka from answering is known, and told by the gate, after one try.
     let kafka = KafkaSettings {
         ack_timeout: config.kafka.ack_timeout.min(CATALOGUE_TRY),
         ..config.kafka.clone()
     };
     loop {
-        let tail = nearshore_kafka::tail(&kafka, &config.topics.catalog, &BTreeMap::new()).await;
+        let names = config.topics.read_as(ReadAs::Catalog);
+        let tail = open_tail(&kafka, &names, &config.topics, config.limits()).await;
         match tail {
             Err(error) if error.remedy() == nearshore_core::ports::log::Remedy::Retry => {
                 gate.shut(error.to_string());
@@ -328,9 +331,10 @@ const CATALOGUE_TRY: Duration = Duration::from_secs(5);
 /// The longest that the broker may take to describe its topics.
 const DESCRIBE_MAX: Duration = Duration::from_secs(3);
 
-/// Whether the broker sets the record times of both user topics; false if it does not say.
+/// Whether the broker sets the record times of all topics of users; false if it does not say.
 pub(crate) async fn stamped_by_broker(config: &Config) -> bool {
-    let topics = [&*config.topics.user_events, &*config.topics.profile_changes];
+    let topics = config.topics.of_users();
+    let topics: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
     let described = async { Admin::new(&config.kafka)?.describe(&topics).await };
     // The embedded log never answers this question.
     match tokio::time::timeout(DESCRIBE_MAX, described).await {
@@ -413,7 +417,7 @@ async fn ingest_task(parts: Parts) -> anyhow::Result<()> {
     } = parts.clone();
     let topics = config.topics.clone();
     let group = ingest::group(&kafka, &config.namespace);
-    let read = vec![topics.user_events.clone(), topics.profile_changes.clone()];
+    let read = topics.of_users();
     let mut watchers = JoinSet::new();
     let log = join(
         &mut watchers,
@@ -456,7 +460,7 @@ async fn stock_task(parts: Parts) -> anyhow::Result<()> {
     let topics = parts.config.topics.clone();
     let group = stock::group(&kafka);
     let mut watchers = JoinSet::new();
-    let read = vec![topics.catalog.clone()];
+    let read = topics.read_as(ReadAs::Catalog);
     let log = join(
         &mut watchers,
         &parts,

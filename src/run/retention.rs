@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{DESCRIBE_MAX, Parts};
 use crate::metrics;
+use nearshore_core::map::ReadAs;
 use nearshore_kafka::Admin;
 
 /// How often the topics are described.
@@ -15,12 +16,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 pub(super) async fn watch_retention(parts: Parts) -> anyhow::Result<()> {
     let topics = &parts.config.topics;
     let lanes = topics.lanes();
-    let mut read: Vec<&str> = lanes.iter().map(|lane| &**lane).collect();
-    read.extend([
-        &*topics.user_events,
-        &*topics.profile_changes,
-        &*topics.catalog,
-    ]);
+    let sources = [topics.of_users(), topics.read_as(ReadAs::Catalog)].concat();
+    let read = lanes.iter().chain(&sources);
+    let read: Vec<&str> = read.map(|topic| &**topic).collect();
     // A stop of the process waits for a question that Kafka does not answer.
     let mut kafka = parts.config.kafka.clone();
     kafka.ack_timeout = kafka.ack_timeout.min(DESCRIBE_MAX);

@@ -71,6 +71,8 @@ impl Dlq {
             filter,
             replays_max: 2,
             dry_run,
+            topics: Default::default(),
+            limits: Default::default(),
         };
         let mut fates = BTreeMap::<String, BTreeSet<i64>>::new();
         let on = |dead_letter: &DeadLetter, fate: &ReplayFate| {

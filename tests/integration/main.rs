@@ -20,6 +20,7 @@ mod isolation;
 mod log;
 mod log_dlq;
 mod log_kafka;
+mod mapping;
 mod neighbours;
 mod off_policy;
 mod page;

@@ -279,6 +279,11 @@ fn shown(bytes: Option<&Bytes>) -> Value {
     }
 }
 
+/// Whether a replay adds a header of this name.
+pub fn is_ours(name: &str) -> bool {
+    [TIME, REPLAYS, ORIGIN].contains(&name)
+}
+
 /// Headers of the original: all but the last of each name in [`APPENDED`].
 fn original(headers: &[(String, Bytes)]) -> Vec<(String, Bytes)> {
     let mut left = headers.to_vec();

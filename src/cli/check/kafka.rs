@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Item;
 use crate::config::Config;
 use crate::members::{generate, ingest, stock};
+use nearshore_core::map::ReadAs;
 use nearshore_core::ports::log;
 use nearshore_kafka::{Admin, Topic};
 
@@ -42,7 +43,10 @@ pub(super) async fn check(config: &Config) -> Vec<Item> {
     }
     let names = config.topics.keyed().map(|(_, name)| name);
     match admin.describe(&names).await {
-        Ok(topics) => items.extend(of_topics(config, &topics)),
+        Ok(topics) => {
+            items.extend(of_topics(config, &topics));
+            items.extend(of_inputs(config, &admin).await);
+        }
         Err(error) => {
             let advice = "the ACL needs Describe and DescribeConfigs on the topics of [topics]";
             items.push(Item::fail("topics", error.to_string()).advise(advice));
@@ -52,6 +56,29 @@ pub(super) async fn check(config: &Config) -> Vec<Item> {
     items
 }
 
+/// Checks that the topics of `[[inputs]]` are there. Their settings are the shop's.
+async fn of_inputs(config: &Config, admin: &Admin) -> Vec<Item> {
+    let names: Vec<&str> = config.inputs.iter().map(|input| &*input.topic).collect();
+    if names.is_empty() {
+        return Vec::new();
+    }
+    let item = |topic: &Topic| {
+        let item = format!("topic {}", topic.name);
+        match topic.partitions {
+            0 => Item::fail(
+                item,
+                "does not exist, or the ACL does not allow Describe on it",
+            )
+            .advise("is the name in [[inputs]] right? the ACL needs Read and Describe on it"),
+            partitions => Item::ok(item, format!("{partitions} partitions, mapped")),
+        }
+    };
+    match admin.describe(&names).await {
+        Ok(topics) => topics.iter().map(item).collect(),
+        Err(error) => vec![Item::fail("topics of [[inputs]]", error.to_string())],
+    }
+}
+
 /// Checks whether the ACL allows reading each consumer group's positions, which needs Describe on the group. The rights
 /// to join a group and to write to topics are not checked: that would need a join or a write.
 async fn groups(config: &Config, admin: &Admin) -> Vec<Item> {
@@ -59,9 +86,10 @@ async fn groups(config: &Config, admin: &Admin) -> Vec<Item> {
     let ingest = ingest::group(&config.kafka, &config.namespace);
     let (stock, generate) = (stock::group(&config.kafka), generate::group(&config.kafka));
     let [urgent, live, backfill] = topics.lanes();
+    let (of_users, of_skus) = (topics.of_users(), topics.read_as(ReadAs::Catalog));
     let groups: [(&str, Vec<&str>); 3] = [
-        (&ingest, vec![&topics.user_events, &topics.profile_changes]),
-        (&stock, vec![&topics.catalog]),
+        (&ingest, of_users.iter().map(|topic| &**topic).collect()),
+        (&stock, of_skus.iter().map(|topic| &**topic).collect()),
         (&generate, vec![&urgent, &live, &backfill]),
     ];
     let mut items = Vec::new();

@@ -16,6 +16,7 @@ use crate::run::{ADVICE, strangers};
 use nearshore_core::ports::store::Error;
 
 mod catalogue;
+mod inputs;
 mod kafka;
 mod model;
 mod rules;
@@ -155,6 +156,7 @@ pub async fn check(config: &Config, path: &Path, offline: bool) -> Report {
     let mut items = vec![file(path)];
     items.extend(settings(config));
     items.extend(model::files(config));
+    items.extend(inputs::check(config).await);
     if !offline {
         let kafka = kafka::check(config).await;
         let answers = kafka.iter().all(|item| item.mark != Mark::Fail);

@@ -5,7 +5,7 @@
 //! whatever it is. Invariant: where many users are concerned, it is not their values that are bad, and the partition stops.
 //! Nothing is remembered between calls, so a mended value is used at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::decode::{Decoded, stage};
 use crate::members::dlq::Rejected;
@@ -82,18 +82,29 @@ impl SetAside {
         topics: &Topics,
         batches: &[&'a Batch],
     ) {
+        let mut rejected = BTreeSet::new();
         for (user, fate) in &self.0 {
             let Fate::Found(why) = fate else { continue };
             for accepted in decoded.users.remove(user).into_iter().flatten() {
                 let position = &accepted.position;
+                // One record of a mapped topic may have become several, of several users.
+                if !rejected.insert(position.clone()) {
+                    continue;
+                }
                 let mut records = batches.iter().flat_map(|batch| &batch.records);
                 let record = records.find(|record| record.position == *position);
                 decoded.rejects.extend(record.map(|record| Rejected {
                     record,
-                    stage: stage(topics.source(&position.partition.topic)),
+                    stage: stage(topics, &position.partition.topic),
                     reject: Reject::UnreadableValue(why.clone()),
                 }));
             }
+        }
+        if !topics.inputs.is_empty() && !rejected.is_empty() {
+            for records in decoded.users.values_mut() {
+                records.retain(|accepted| !rejected.contains(&accepted.position));
+            }
+            decoded.users.retain(|_, records| !records.is_empty());
         }
     }
 }

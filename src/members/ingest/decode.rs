@@ -1,14 +1,19 @@
 //! Decoding a batch: records by user, and rejects for the `dlq`.
 //!
-//! Invariant: every record is in one of the two, or counted as ignored. The order of a user's records is that of the batches.
+//! Invariant: every record is in one of the two, or counted as ignored. The order of a user's records is that of the
+//! batches. A record of a mapped topic is used whole or refused whole: a part that is folded now would be folded again
+//! when its dead letter is replayed.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{IngestSettings, Now};
+use crate::map::{MappedBatch, Outcome};
 use crate::members::dlq::Rejected;
 use crate::metrics::Stage;
 use nearshore_core::ports::log::Batch;
-use nearshore_core::user::event::{self, Accepted, Limits, Source, UserId};
+use nearshore_core::queue::topics::Topics;
+use nearshore_core::user::event::{self, Accepted, Limits, Reject, Source, UserId};
 use nearshore_core::user::record::{Record, Timestamp};
 
 /// The records of some batches.
@@ -18,34 +23,97 @@ pub(super) struct Decoded<'a> {
     pub(super) users: BTreeMap<UserId, Vec<Accepted>>,
     /// Records that cannot.
     pub(super) rejects: Vec<Rejected<'a>>,
-    /// Number of events of a type that the shop ignores.
-    pub(super) ignored: u64,
+    /// Number of events of a type that the shop ignores, and of records that were mapped to nothing, by topic.
+    pub(super) ignored: BTreeMap<Arc<str>, u64>,
 }
 
-/// Decodes all records of the batches.
-pub(super) fn decode<'a>(settings: &IngestSettings, batches: &[&'a Batch]) -> Decoded<'a> {
+/// Decodes all records of the batches; of mapped ones what they became.
+pub(super) fn decode<'a>(
+    settings: &IngestSettings,
+    batches: &[&'a Batch],
+    mapped: Vec<MappedBatch>,
+) -> Decoded<'a> {
     let limits = Limits {
         now: settings.now.read(),
         ..settings.limits
     };
     let mut decoded = Decoded::default();
-    for record in batches.iter().flat_map(|batch| &batch.records) {
-        let source = settings.topics.source(&record.position.partition.topic);
-        match event::decode_user(record, source, &limits) {
-            Ok(accepted) => decoded
-                .users
-                .entry(accepted.user.clone())
-                .or_default()
-                .push(accepted),
-            Err(_) if is_ignored(settings, source, record, &limits) => decoded.ignored += 1,
-            Err(reject) => decoded.rejects.push(Rejected {
-                record,
-                stage: stage(source),
-                reject,
-            }),
+    for (batch, mapped) in batches.iter().zip(mapped) {
+        let topic = &batch.partition.topic;
+        let source = settings.topics.source(topic);
+        match mapped {
+            None => {
+                for record in &batch.records {
+                    let one = event::decode_user(record, source, &limits).map(Some);
+                    let one =
+                        one.or_else(
+                            |reject| match is_ignored(settings, source, record, &limits) {
+                                true => Ok(None),
+                                false => Err(reject),
+                            },
+                        );
+                    decoded.add(record, stage(&settings.topics, topic), one);
+                }
+            }
+            Some(mapped) => {
+                for (record, outcome) in batch.records.iter().zip(mapped) {
+                    let all = all_of(outcome, settings, source, &limits);
+                    decoded.add(record, Stage::Map, all);
+                }
+            }
         }
     }
     decoded
+}
+
+/// Decodes all that a record became, without events that are ignored.
+fn all_of(
+    outcome: Outcome,
+    settings: &IngestSettings,
+    source: Source,
+    limits: &Limits,
+) -> Result<Vec<Accepted>, Reject> {
+    let mut all = Vec::new();
+    for piece in outcome? {
+        match event::decode_user(&piece, source, limits) {
+            Ok(accepted) => all.push(accepted),
+            Err(_) if is_ignored(settings, source, &piece, limits) => {}
+            Err(reject) => return Err(reject),
+        }
+    }
+    Ok(all)
+}
+
+impl<'a> Decoded<'a> {
+    /// Adds what a record became; nothing means that it is ignored.
+    fn add(
+        &mut self,
+        record: &'a Record,
+        stage: Stage,
+        became: Result<impl IntoIterator<Item = Accepted>, Reject>,
+    ) {
+        let became = match became {
+            Ok(became) => became,
+            Err(reject) => {
+                self.rejects.push(Rejected {
+                    record,
+                    stage,
+                    reject,
+                });
+                return;
+            }
+        };
+        let mut some = false;
+        for accepted in became {
+            some = true;
+            let user = self.users.entry(accepted.user.clone());
+            user.or_default().push(accepted);
+        }
+        if !some {
+            let topic = record.position.partition.topic.clone();
+            *self.ignored.entry(topic).or_default() += 1;
+        }
+    }
 }
 
 /// Whether a record that cannot be used is an event of a type that the shop ignores. Nothing else of it must be right.
@@ -55,9 +123,12 @@ fn is_ignored(settings: &IngestSettings, source: Source, record: &Record, limits
         && event::event_type(record, limits).is_some_and(|kind| settings.ignore.contains(&kind))
 }
 
-/// The stage of a record that is rejected.
-pub(super) fn stage(source: Source) -> Stage {
-    match source {
+/// The stage of a record of this topic that is rejected.
+pub(super) fn stage(topics: &Topics, topic: &str) -> Stage {
+    if topics.inputs.get(topic).is_some() {
+        return Stage::Map;
+    }
+    match topics.source(topic) {
         Source::Events => Stage::Event,
         Source::Profiles(_) => Stage::Profile,
     }
@@ -134,15 +205,13 @@ mod tests {
             }
         };
         let (events, profiles) = (batch(&topics.user_events), batch(&topics.profile_changes));
-        let decoded = decode(&settings, &[&events]);
+        let decoded = decode(&settings, &[&events], vec![None]);
         let folded = decoded.users.values().map(Vec::len).sum::<usize>();
         let codes: Vec<&str> = decoded.rejects.iter().map(|it| it.reject.code()).collect();
-        assert_eq!((decoded.ignored, folded), (2, 1));
+        assert_eq!(decoded.ignored, BTreeMap::from([(topics.user_events, 2)]));
+        assert_eq!(folded, 1);
         assert_eq!(codes, ["unknown_type", "no_key", "missing_field"]);
-        assert_eq!(
-            decode(&settings, &[&profiles]).ignored,
-            0,
-            "profiles have no types"
-        );
+        let decoded = decode(&settings, &[&profiles], vec![None]);
+        assert!(decoded.ignored.is_empty(), "profiles have no types");
     }
 }

@@ -14,7 +14,7 @@ use crate::metrics::{self, EventOutcome, EventType, RecordOutcome};
 use nearshore_core::ports::log::Log;
 use nearshore_core::ports::store::Store;
 use nearshore_core::queue::topics::Topics;
-use nearshore_core::user::event::UserId;
+use nearshore_core::user::event::{Accepted, UserId};
 use nearshore_core::user::fold::Step;
 use nearshore_core::user::plan::{Counted, Edit, Plan, StoredList};
 use nearshore_core::user::record::Partition;
@@ -29,19 +29,22 @@ pub(super) struct Effects {
     stripped: Vec<(UserId, Box<StoredList>)>,
     counted: BTreeMap<Partition, Vec<Counted>>,
     tally: Tally,
+    /// Number of ignored records by topic.
+    ignored: BTreeMap<Arc<str>, u64>,
     /// Number of records by topic, type and outcome.
     outcomes: BTreeMap<(Arc<str>, EventType, EventOutcome), u64>,
 }
 
 impl Effects {
-    /// Starts with this many dead letters and ignored events.
-    pub(super) fn new(dead: usize, ignored: u64) -> Self {
+    /// Starts with this many dead letters and ignored records.
+    pub(super) fn new(dead: usize, ignored: BTreeMap<Arc<str>, u64>) -> Self {
         Self {
             tally: Tally {
                 dead: dead as u64,
-                ignored,
+                ignored: ignored.values().sum(),
                 ..Tally::default()
             },
+            ignored,
             ..Self::default()
         }
     }
@@ -52,8 +55,8 @@ impl Effects {
     }
 
     /// Collects the effects of a plan that is stored or changes nothing.
-    pub(super) fn collect(&mut self, topics: &Topics, user: &UserId, plan: Plan) {
-        self.tally_steps(topics, &plan);
+    pub(super) fn collect(&mut self, user: &UserId, records: &[Accepted], plan: Plan) {
+        self.tally_steps(records, &plan);
         metrics::unknown_skus(plan.unknown);
         self.requests.extend(plan.requests);
         if plan.erased {
@@ -68,12 +71,10 @@ impl Effects {
         }
     }
 
-    fn tally_steps(&mut self, topics: &Topics, plan: &Plan) {
-        for (step, kind) in plan.steps.iter().zip(&plan.kinds) {
-            let topic = match kind {
-                Some(_) => &topics.user_events,
-                None => &topics.profile_changes,
-            };
+    fn tally_steps(&mut self, records: &[Accepted], plan: &Plan) {
+        let steps = plan.steps.iter().zip(&plan.kinds);
+        for (record, (step, kind)) in records.iter().zip(steps) {
+            let topic = &record.position.partition.topic;
             let event_type = match (kind, step) {
                 (Some(kind), _) => (*kind).into(),
                 (None, Step::Erased) => EventType::Erase,
@@ -124,10 +125,9 @@ impl Effects {
     }
 
     /// Counts the records in the metrics. Call it once, when all effects are acknowledged.
-    pub(super) fn count_records(&self, topics: &Topics) {
-        if self.tally.ignored > 0 {
-            let ignored = RecordOutcome::Ignored;
-            metrics::records(&topics.user_events, ignored, self.tally.ignored);
+    pub(super) fn count_records(&self) {
+        for (topic, n) in &self.ignored {
+            metrics::records(topic, RecordOutcome::Ignored, *n);
         }
         for ((topic, event_type, outcome), n) in &self.outcomes {
             metrics::events(*event_type, *outcome, *n);

@@ -138,10 +138,10 @@ impl<L: Log, S: Store> FoldUsers<'_, L, S> {
                 earned,
             } = planned;
             match outcome {
-                None => self.accept(user, plan),
+                None => self.accept(user, &records, plan),
                 Some(Folded::Stored { ver }) => {
                     plan.held.ver = ver;
-                    self.accept(user, plan);
+                    self.accept(user, &records, plan);
                     if let Some((kind, earned)) = earned {
                         self.earned.collect(kind, earned);
                     }
@@ -155,9 +155,9 @@ impl<L: Log, S: Store> FoldUsers<'_, L, S> {
         }
     }
 
-    fn accept(&mut self, user: UserId, mut plan: Plan) {
+    fn accept(&mut self, user: UserId, records: &[Accepted], mut plan: Plan) {
         let stored = std::mem::take(&mut plan.held);
-        self.effects.collect(&self.settings.topics, &user, plan);
+        self.effects.collect(&user, records, plan);
         self.states.put(user, stored);
     }
 }

@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use crate::map::Mapper;
 use crate::members::checkpoints::Checkpoints;
 use crate::members::dlq::DeadLetterWriter;
 use crate::members::error::Error;
@@ -93,7 +94,8 @@ pub enum Now {
     Fixed(Timestamp),
 }
 
-/// Counts of the records handled. `folded + duplicate + dead + ignored` is their number.
+/// Counts of the records handled. `folded + duplicate + dead + ignored` is their number; a record of a mapped topic
+/// counts as all that it became.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Folded, or passed because the user was erased later.
@@ -102,7 +104,7 @@ pub struct Tally {
     pub duplicate: u64,
     /// Written to `dlq`.
     pub dead: u64,
-    /// Events of a type in `events.ignore`.
+    /// Events of a type in `events.ignore`, and records of mapped topics that became nothing.
     pub ignored: u64,
     /// Requests sent.
     pub requests: u64,
@@ -139,6 +141,7 @@ pub struct Ingest<L, S> {
     checkpoints: Checkpoints<S>,
     stopped: StoppedPartitions,
     history: History,
+    mapper: Mapper,
     /// Number of rewinds so far.
     rewound: u64,
 }
@@ -156,6 +159,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
             checkpoints: Checkpoints::new(store.clone(), settings.ns.clone()),
             store,
             states: States::new(settings.cache_users),
+            mapper: Mapper::new(&settings.topics),
             settings,
             snapshot,
             counts: CountChains::default(),
@@ -242,7 +246,8 @@ impl<L: Log, S: Store> Ingest<L, S> {
         let (log, store, settings) = (&self.log, &self.store, &self.settings);
         let (topics, ns) = (&settings.topics, &settings.ns);
 
-        let mut decoded = decode(settings, &batches);
+        let mapped = self.mapper.map(&batches, &settings.limits).await?;
+        let mut decoded = decode(settings, &batches, mapped);
         aside.discard_erased(store, ns, &decoded).await?;
         aside.reject(&mut decoded, topics, &batches);
         let Decoded {
@@ -282,7 +287,7 @@ impl<L: Log, S: Store> Ingest<L, S> {
         counted?;
         published?;
         store.flush().await?;
-        effects.count_records(topics);
+        effects.count_records();
         self.mark_done(&batches);
         Ok(effects.tally())
     }

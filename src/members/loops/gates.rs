@@ -26,7 +26,7 @@ pub(crate) fn dlq_gate(ready: &Ready, name: &'static str) -> Gate {
 pub(super) fn report_dlq(dlq: &Gate, error: &Error) {
     match error {
         Error::Dlq { .. } => dlq.shut(error.to_string()),
-        Error::Log(_) | Error::Store(_) | Error::FenceAboveEnd { .. } => {}
+        Error::Log(_) | Error::Store(_) | Error::Map(_) | Error::FenceAboveEnd { .. } => {}
     }
 }
 

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::members::clock::wall_clock;
 use crate::members::generate::{UserCost, group};
 use crate::ops::sweep::demand_read_delay;
+use nearshore_core::map::ReadAs;
 use nearshore_core::ports::store::Namespaces;
 use nearshore_core::queue::replay::{Moment, Plan, Since};
 use nearshore_core::shop::arms::arms_for;
@@ -84,11 +85,14 @@ pub async fn estimate(
     let to = order.to.as_deref().unwrap_or("latest");
     let now = wall_clock();
     let (starts, ends) = span(config, from, to, now).await?;
-    let profiles: u64 = kept(config, &config.topics.profile_changes)
-        .await?
-        .iter()
-        .map(|kept| u64::try_from(kept.end.0 - kept.begin.0).unwrap_or(0))
-        .sum();
+    let mut profiles = 0;
+    for topic in config.topics.read_as(ReadAs::Profiles) {
+        let kept = kept(config, &topic).await?;
+        let each = kept
+            .iter()
+            .map(|it| u64::try_from(it.end.0 - it.begin.0).unwrap_or(0));
+        profiles += each.sum::<u64>();
+    }
     let events = length(&starts, &ends);
     let records = estimated(
         events + profiles,

@@ -13,7 +13,6 @@ pub use fold::{Group, KafkaGroup, OffsetRanges, Watch, catch_up};
 pub(crate) use plan::place;
 pub use plan::{BackfillOrder, PlanStore, Progress};
 
-use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,12 +23,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::map::open_tail;
 use crate::members::clock::wall_clock;
 use crate::members::ingest::{self, Ingest, Now, Tally};
 use crate::members::loops::wait_ready;
 use crate::members::snapshot::SnapshotLoader;
 use crate::ops::sweep::{ListRequester, Purpose, demand_read_delay};
 use crate::run::{Roles, loader_settings, stamped_by_broker};
+use nearshore_core::map::ReadAs;
 use nearshore_core::ports::log::Log;
 use nearshore_core::ports::store::Namespaces;
 use nearshore_core::queue::replay::{Goal, Plan, Stage};
@@ -90,28 +91,30 @@ pub async fn backfill(
         plans.enter(Stage::Profiles).await?;
     }
     let topics = &config.topics;
-    for (stage, next, topic) in [
-        (Stage::Profiles, Stage::Events, &topics.profile_changes),
-        (Stage::Events, Stage::Sweep, &topics.user_events),
+    for (stage, next, read_as) in [
+        (Stage::Profiles, Stage::Events, ReadAs::Profiles),
+        (Stage::Events, Stage::Sweep, ReadAs::Events),
     ] {
         if plans.plan().stage > stage {
             continue;
         }
-        let mut meter = Meter::new(&config, &store, stage, &mut plans, &mut report);
-        let folded = fold(
-            &config,
-            &store,
-            &catalogue.snapshot,
-            topic,
-            &mut meter,
-            &cancel,
-        )
-        .await;
-        meter.save().await?;
-        outcome.finished = folded?;
-        if !outcome.finished {
-            outcome.plan = plans.plan().clone();
-            return Ok(outcome);
+        for topic in topics.read_as(read_as) {
+            let mut meter = Meter::new(&config, &store, (stage, &topic), &mut plans, &mut report);
+            let folded = fold(
+                &config,
+                &store,
+                &catalogue.snapshot,
+                &topic,
+                &mut meter,
+                &cancel,
+            )
+            .await;
+            meter.save().await?;
+            outcome.finished = folded?;
+            if !outcome.finished {
+                outcome.plan = plans.plan().clone();
+                return Ok(outcome);
+            }
         }
         let entered = plans.enter(next).await?;
         sweeps |= entered && next == Stage::Sweep;
@@ -149,9 +152,9 @@ impl CatalogueTask {
         };
         let (loader, mut ready) = SnapshotLoader::new(store.clone(), settings);
         let snapshot = loader.snapshot();
-        let topic = &config.topics.catalog;
-        let tail = nearshore_kafka::tail(&config.kafka, topic, &BTreeMap::new()).await;
-        let tail = tail.with_context(|| format!("topic {topic}"))?;
+        let names = config.topics.read_as(ReadAs::Catalog);
+        let tail = open_tail(&config.kafka, &names, &config.topics, config.limits()).await;
+        let tail = tail.with_context(|| format!("topics {}", names.join(", ")))?;
         let mut tasks = JoinSet::new();
         let stop = cancel.child_token();
         let stopped = stop.clone();
@@ -320,16 +323,10 @@ impl<'a, T: FnMut(&Progress) + Send> Meter<'a, T> {
     fn new(
         config: &Config,
         store: &RedisStore,
-        stage: Stage,
+        (stage, topic): (Stage, &str),
         plans: &'a mut PlanStore<RedisStore>,
         report: &'a mut T,
     ) -> Self {
-        let topic = match stage {
-            Stage::Profiles => &config.topics.profile_changes,
-            Stage::Placing | Stage::Events | Stage::Sweep | Stage::Done => {
-                &config.topics.user_events
-            }
-        };
         let now = Instant::now();
         let all = plans.plan().goal(topic).left();
         Self {

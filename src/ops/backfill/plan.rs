@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::config::Config;
 use crate::members::clock::wall_clock;
 use crate::members::ingest::group;
+use nearshore_core::map::ReadAs;
 use nearshore_core::ports::store::Store;
 use nearshore_core::queue::replay::{Kept, Moment, Plan, Point, Since, Stage, ends, starts};
 use nearshore_core::user::record::{Partition, Resume, Timestamp};
@@ -62,6 +63,10 @@ pub(super) fn digest(config: &Config) -> String {
     // Left out where it is empty, so that a backfill of an earlier version goes on.
     if !config.events.ignore.is_empty() {
         parts["ignore"] = serde_json::json!(config.events.ignored());
+    }
+    // So is a mapping: its whole text, for any change of it may make other records.
+    if !config.topics.inputs.is_empty() {
+        parts["inputs"] = format!("{:?}", config.topics.inputs).into();
     }
     hex::encode(&Sha256::digest(parts.to_string())[..8])
 }
@@ -180,8 +185,8 @@ fn resumes(config: &Config, plan: &Plan, order: &BackfillOrder) -> anyhow::Resul
     let now = digest(config);
     if under_way && plan.config != now {
         bail!(
-            "the settings that decide how records are folded (state.window, time.max_ahead, topics, incarnations, \
-             segments) have changed since the plan was made at {} (digest {} then, {now} now): records folded from \
+            "the settings that decide how records are folded (state.window, time.max_ahead, topics, inputs, \
+             incarnations, segments) have changed since the plan was made at {} (digest {} then, {now} now): records folded from \
              now on would differ from those folded before; fill another namespace, or use --restart",
             Moment(plan.created_at),
             plan.config
@@ -202,10 +207,12 @@ async fn make(
     let to = order.to.as_deref().unwrap_or("latest");
     let created_at = wall_clock();
     let (mut first, mut last) = (Since::new(), Since::new());
-    for kept in kept(config, &config.topics.profile_changes).await? {
-        // Profiles are read whole, whatever --from says: an event is counted in the segment of its user's profile.
-        first.insert(kept.partition.clone(), Resume(kept.begin.0));
-        last.insert(kept.partition, Resume(kept.end.0));
+    for topic in config.topics.read_as(ReadAs::Profiles) {
+        for kept in kept(config, &topic).await? {
+            // Profiles are read whole, whatever --from says: an event is counted in the segment of its user's profile.
+            first.insert(kept.partition.clone(), Resume(kept.begin.0));
+            last.insert(kept.partition, Resume(kept.end.0));
+        }
     }
     let events = span(config, from, to, created_at).await?;
     let complete_since = match (filled, old) {
@@ -260,8 +267,12 @@ pub(super) async fn span(
     to: &str,
     now: Timestamp,
 ) -> anyhow::Result<(Since, Since)> {
-    let topic = &config.topics.user_events;
-    let kept = kept(config, topic).await?;
+    let topics = config.topics.read_as(ReadAs::Events);
+    let mut all = Vec::new();
+    for topic in &topics {
+        all.extend(kept(config, topic).await?);
+    }
+    let kept = all;
     let admin = Admin::new(&config.kafka)?;
     let lookup = async |text: &str| -> anyhow::Result<(Point, Since, Timestamp)> {
         let point: Point = text.parse()?;
@@ -272,7 +283,10 @@ pub(super) async fn span(
                 return Ok((point, Since::new(), now));
             }
         };
-        let since = admin.since(topic, time).await?;
+        let mut since = Since::new();
+        for topic in &topics {
+            since.extend(admin.since(topic, time).await?);
+        }
         Ok((point, since, time))
     };
     let (from, since, time) = lookup(from).await?;

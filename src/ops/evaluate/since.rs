@@ -244,7 +244,7 @@ mod tests {
                 value: Some(value.into()),
                 headers: Vec::new(),
             };
-            logs.add(topic, &record, &decoding, String::new);
+            logs.add(topic, &[record], &decoding, String::new);
         };
         for nth in 0..10 {
             let value = format!(r#"{{"pu": "p{nth}", "stock": 5}}"#);

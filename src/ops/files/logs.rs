@@ -10,9 +10,9 @@ use std::sync::Arc;
 use indicatif::ProgressBar;
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::shop::catalogue::Catalogue;
-use nearshore_core::shop::naming::Naming;
+use nearshore_core::shop::naming::{self, Naming};
 use nearshore_core::user::event::{
-    Accepted, Limits, Reject, Sku, Source, UserId, decode_sku, decode_user, event_type,
+    Accepted, Format, Limits, Reject, Sku, Source, UserId, decode_user, event_type,
 };
 use nearshore_core::user::record::{Record, Timestamp};
 
@@ -72,7 +72,7 @@ pub(crate) struct Logs {
     pub(crate) catalogue: Catalogue,
     /// What was refused.
     pub(crate) rejects: Rejects,
-    /// Events of types in `events.ignore`.
+    /// Events of types in `events.ignore`, and records that were mapped to nothing.
     pub(crate) ignored: u64,
     /// Latest record of each SKU; `None` for one that was deleted.
     skus: BTreeMap<String, (Timestamp, Option<Sku>)>,
@@ -133,38 +133,76 @@ impl Logs {
     fn add_row(&mut self, path: &Path, topic: Topic, row: Row, decoding: &Decoding) {
         let place = || format!("{}:{}", path.display(), row.line);
         match row.record {
-            Ok(record) => self.add(topic, &record, decoding, place),
+            Ok(record) => self.add(topic, &[record], decoding, place),
             Err(reject) => self.rejects.add(place, &reject),
         }
     }
 
-    /// Adds one record of a topic; `place` names it in a reject.
+    /// Adds what one record of a topic is, all of it or nothing; `place` names it in a reject.
     pub(crate) fn add(
         &mut self,
         topic: Topic,
-        record: &Record,
+        records: &[Record],
         decoding: &Decoding,
         place: impl FnOnce() -> String,
     ) {
-        let source = match topic {
-            Topic::Catalog | Topic::Titles => {
-                let named = decoding.naming.as_ref().map(|naming| naming.fill(record));
-                return match decode_sku(named.as_deref().unwrap_or(record), &decoding.limits) {
-                    Ok((sku, value)) => self.add_sku(sku, (record.occurred(), value)),
-                    Err(reject) => self.rejects.add(place, &reject),
+        let added = match topic {
+            Topic::Catalog | Topic::Titles => self.add_skus(records, decoding),
+            Topic::Profiles => {
+                // What a mapping made is plain, whatever format our own topic has.
+                let plain = records
+                    .first()
+                    .is_some_and(|record| decoding.is_mapped(record));
+                let format = match plain {
+                    true => Format::Plain,
+                    false => decoding.topics.profile_format,
                 };
+                self.add_of_users(records, Source::Profiles(format), decoding)
             }
-            Topic::Profiles => Source::Profiles(decoding.topics.profile_format),
-            Topic::Events => Source::Events,
+            Topic::Events => self.add_of_users(records, Source::Events, decoding),
         };
-        match decode_user(record, source, &decoding.limits) {
-            Ok(mut accepted) => {
-                accepted.user = self.shared(accepted.user);
-                self.records.push(accepted);
-            }
-            Err(_) if decoding.ignores(source, record) => self.ignored += 1,
-            Err(reject) => self.rejects.add(place, &reject),
+        if let Err(reject) = added {
+            self.rejects.add(place, &reject);
         }
+    }
+
+    /// Counts a record that was refused before it was decoded.
+    pub(crate) fn refuse(&mut self, place: impl FnOnce() -> String, reject: &Reject) {
+        self.rejects.add(place, reject);
+    }
+
+    fn add_skus(&mut self, records: &[Record], decoding: &Decoding) -> Result<(), Reject> {
+        let skus = records.iter().map(|record| {
+            let named = decoding.naming.as_deref();
+            let (sku, value) = naming::decode_sku(named, record, &decoding.limits)?;
+            Ok((sku, (record.occurred(), value)))
+        });
+        for (sku, new) in skus.collect::<Result<Vec<_>, Reject>>()? {
+            self.add_sku(sku, new);
+        }
+        Ok(())
+    }
+
+    fn add_of_users(
+        &mut self,
+        records: &[Record],
+        source: Source,
+        decoding: &Decoding,
+    ) -> Result<(), Reject> {
+        let mut all = Vec::with_capacity(records.len());
+        for record in records {
+            match decode_user(record, source, &decoding.limits) {
+                Ok(accepted) => all.push(accepted),
+                Err(_) if decoding.ignores(source, record) => {}
+                Err(reject) => return Err(reject),
+            }
+        }
+        self.ignored += u64::from(all.is_empty());
+        for mut accepted in all {
+            accepted.user = self.shared(accepted.user);
+            self.records.push(accepted);
+        }
+        Ok(())
     }
 
     /// Keeps the later record of a SKU; of two at one time that which was read later.
@@ -196,6 +234,12 @@ impl Logs {
 }
 
 impl Decoding {
+    /// Whether a record came from a topic of the shop's own.
+    fn is_mapped(&self, record: &Record) -> bool {
+        let topic = &record.position.partition.topic;
+        self.topics.inputs.get(topic).is_some()
+    }
+
     /// Whether a record that cannot be used is an event of a type that the shop ignores.
     fn ignores(&self, source: Source, record: &Record) -> bool {
         source == Source::Events

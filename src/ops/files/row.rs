@@ -150,8 +150,6 @@ pub(super) fn number(value: Value) -> Value {
 pub(super) fn is_number(topic: Topic, column: &str) -> bool {
     match topic {
         Topic::Events => matches!(column, "qty" | "price" | "position"),
-        Topic::Catalog => matches!(column, "stock" | "price"),
-        Topic::Events => matches!(column, "qty" | "price"),
         Topic::Catalog | Topic::Titles => matches!(column, "stock" | "price"),
         Topic::Profiles => false,
     }

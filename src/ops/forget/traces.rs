@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::receipt::{Finding, Receipt, Verdict, moment};
 use crate::config::Config;
 use crate::members::generate;
+use nearshore_core::map::ReadAs;
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::{Namespaces, Users};
 use nearshore_core::queue::topics::Topics;
-use nearshore_core::user::event::{UserId, key_user};
+use nearshore_core::user::event::{Limits, UserId, key_user};
 use nearshore_core::user::record::{Partition, Record, Resume, Timestamp};
 use nearshore_core::user::trigger::Request;
 use nearshore_kafka::dlq::DeadLetter;
@@ -55,10 +56,7 @@ pub async fn find_traces(
         config.topics.recall_updates.clone(),
         config.topics.dlq.clone(),
     ]);
-    names.extend([
-        config.topics.user_events.clone(),
-        config.topics.profile_changes.clone(),
-    ]);
+    names.extend(config.topics.of_users());
     let names: Vec<&str> = names.iter().map(|name| &**name).collect();
     let topics = finder.admin.describe(&names).await?;
     let (lanes, rest) = topics.split_at(3);
@@ -299,7 +297,11 @@ impl TraceFinder<'_> {
         let found = self
             .read(&topic.name, |record| {
                 let from = DeadLetter::read(record).topic.unwrap_or_default();
-                from != *topics.catalog && is_of_user(&topics, &from, record, user)
+                !topics
+                    .read_as(ReadAs::Catalog)
+                    .iter()
+                    .any(|it| **it == *from)
+                    && is_of_user(&topics, &from, record, user)
             })
             .await?;
         let finding = if found.count == 0 {
@@ -337,6 +339,12 @@ impl TraceFinder<'_> {
             return Ok(());
         }
         let (topics, user) = (self.config.topics.clone(), self.user);
+        let by_program = topics.inputs.get(&topic.name);
+        if by_program.is_some_and(|input| input.program().is_some()) {
+            let text = format!("not read: only its program knows whose its records are; {rule}");
+            self.note(Finding::new(place, Verdict::Leaves, text).by(by));
+            return Ok(());
+        }
         let found = self
             .read(&topic.name, |record| {
                 record.value.is_some() && is_of_user(&topics, &topic.name, record, user)
@@ -384,6 +392,15 @@ impl TraceFinder<'_> {
 fn is_of_user(topics: &Topics, from: &str, record: &Record, user: &UserId) -> bool {
     if topics.lanes().iter().any(|lane| **lane == *from) {
         return record.key.as_deref() == Some(user.0.as_bytes());
+    }
+    if let Some(input) = topics.inputs.get(from) {
+        // A record that the mapping refuses names nobody whom it knows.
+        let made = input.apply(record, &Limits::default()).unwrap_or_default();
+        let key = |record: Record| record.key;
+        return made
+            .into_iter()
+            .filter_map(key)
+            .any(|key| *key == *user.0.as_bytes());
     }
     key_user(record, topics.source(from)).is_some_and(|id| id == *user.0)
 }

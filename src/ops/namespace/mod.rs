@@ -24,22 +24,24 @@ use anyhow::Context;
 
 use crate::config::Config;
 use crate::files;
+use crate::map::{Read, open_tail};
 use crate::members::clock::wall_clock;
 use crate::ops::inspect::{Sources, View};
 use nearshore_core::list::document::{Audit, Document};
 use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
 use nearshore_core::list::prompt::{Rendered, Template, View as Shown};
+use nearshore_core::map::ReadAs;
 use nearshore_core::ports::log;
 use nearshore_core::ports::store::{self, Store};
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::demand::Demand;
 use nearshore_core::shop::merchant::Merchant;
+use nearshore_core::shop::naming;
 use nearshore_core::shop::rules::{Table, unmatched_blocks};
 use nearshore_core::shop::snapshot::Snapshot;
-use nearshore_core::user::event::{Reject, UserId, decode_sku};
+use nearshore_core::user::event::{Reject, UserId};
 use nearshore_core::user::record::{Position, Timestamp};
 use nearshore_core::user::state::UserState;
-use nearshore_kafka::Tailed;
 
 /// The longest that a command may take to read the whole catalogue.
 const CATALOGUE_MAX: Duration = Duration::from_secs(60);
@@ -239,19 +241,33 @@ pub(crate) struct ReadCatalogue {
 
 /// Reads the whole catalogue up to the present end of its topic.
 pub(crate) async fn read_catalogue(config: &Config) -> anyhow::Result<ReadCatalogue> {
-    let topic = &config.topics.catalog;
+    let names = config.topics.read_as(ReadAs::Catalog);
+    let topic = names.join(", ");
     let limits = config.limits();
+    let names_of = config.naming.as_deref();
     let read = async {
-        let mut tail = nearshore_kafka::tail(&config.kafka, topic, &BTreeMap::new()).await?;
+        let mut tail = open_tail(&config.kafka, &names, &config.topics, limits).await?;
         let mut read = ReadCatalogue::default();
-        while let Tailed::Record(record) = tail.next().await? {
-            let named = config.naming.as_ref().map(|naming| naming.fill(&record));
-            match decode_sku(named.as_deref().unwrap_or(&record), &limits) {
-                Ok((sku, value)) => drop(read.catalogue.apply(sku, value)),
+        loop {
+            let (position, skus) = match tail.next().await? {
+                Read::Ready => break,
+                Read::Refused(position, reject) => (position, Err(reject)),
+                Read::Records(position, records) => {
+                    let skus = records
+                        .iter()
+                        .map(|record| naming::decode_sku(names_of, record, &limits));
+                    (position, skus.collect::<Result<Vec<_>, _>>())
+                }
+            };
+            match skus {
+                Ok(skus) => {
+                    for (sku, value) in skus {
+                        read.catalogue.apply(sku, value);
+                    }
+                }
                 Err(reject) => {
                     read.refused += 1;
-                    let first = || (record.position.clone(), reject);
-                    read.first_refused.get_or_insert_with(first);
+                    read.first_refused.get_or_insert((position, reject));
                 }
             }
         }

@@ -102,7 +102,8 @@ async fn lag(
     admin: &Admin,
     ns: &str,
 ) -> Result<u64, nearshore_core::ports::log::Error> {
-    let topics: [&str; 2] = [&config.topics.user_events, &config.topics.profile_changes];
+    let topics = config.topics.of_users();
+    let topics: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
     Ok(admin
         .lag(&group(&config.kafka, ns), &topics)
         .await?

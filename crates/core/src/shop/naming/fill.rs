@@ -9,14 +9,28 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use super::{Naming, Untitled};
+use crate::user::event::{self, Limits, Reject, Sku};
 use crate::user::record::Record;
 
 /// Attribute that has the brand.
 const BRAND: &str = "brand";
 
+/// Decodes a record of `catalog`, with the product of its title where there is a map and it has none of its own. Errors are
+/// those of [`event::decode_sku`].
+pub fn decode_sku(
+    naming: Option<&Naming>,
+    record: &Record,
+    limits: &Limits,
+) -> Result<(String, Option<Sku>), Reject> {
+    match naming {
+        Some(naming) => event::decode_sku(&naming.fill(record), limits),
+        None => event::decode_sku(record, limits),
+    }
+}
+
 impl Naming {
     /// The record with the product of its title, if it has none of its own.
-    pub fn fill<'a>(&self, record: &'a Record) -> Cow<'a, Record> {
+    pub(crate) fn fill<'a>(&self, record: &'a Record) -> Cow<'a, Record> {
         match self.filled(record) {
             Some(value) => Cow::Owned(Record {
                 value: Some(value),

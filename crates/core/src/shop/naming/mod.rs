@@ -11,6 +11,7 @@ mod title;
 #[cfg(test)]
 mod tests;
 
+pub use fill::decode_sku;
 pub use map::{Line, Map, MapError, Named, Naming};
 pub use propose::propose;
 pub use title::{Labels, Untitled};
