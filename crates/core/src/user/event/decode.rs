@@ -161,7 +161,12 @@ pub fn decode_profile(
     format: Format,
     limits: &Limits,
 ) -> Result<Accepted, Reject> {
-    whole_profile(record, format, limits).map_err(|reject| named(record, reject))
+    let decoded = whole_profile(record, format, limits);
+    decoded.map_err(|reject| match format {
+        Format::Plain => named(record, reject),
+        // A change event is what this topic has: what it lacks is the point.
+        Format::Debezium => reject,
+    })
 }
 
 fn whole_profile(record: &Record, format: Format, limits: &Limits) -> Result<Accepted, Reject> {
