@@ -387,6 +387,7 @@ fn settings(site: &Site, group: String) -> GenerateSettings {
         selection: Default::default(),
         needs: Default::default(),
         audits_kept: 0.0,
+        candidates: 0.0,
         clock: wall_clock,
     }
 }

@@ -285,20 +285,26 @@ fn chain(error: &anyhow::Error) -> String {
     })
 }
 
+fn try_once(args: &TryArgs) -> anyhow::Result<ExitCode> {
+    match try_names::run(args) {
+        Err(error) if error.is_usage() => {
+            note!("nearshore: {error}");
+            Ok(ExitCode::from(2))
+        }
+        done => Ok(done.map(|()| ExitCode::SUCCESS)?),
+    }
+}
+
+fn bench_engine(args: &bench::BenchArgs) -> anyhow::Result<ExitCode> {
+    let (stdin, stdout) = (std::io::stdin().lock(), std::io::stdout().lock());
+    bench::run(args, stdin, stdout).map_err(anyhow::Error::from_boxed)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Try(args) => match try_names::run(&args) {
-            Err(error) if error.is_usage() => {
-                note!("nearshore: {error}");
-                Ok(ExitCode::from(2))
-            }
-            done => Ok(done.map(|()| ExitCode::SUCCESS)?),
-        },
-        Command::Bench(Bench::Engine(args)) => {
-            let (stdin, stdout) = (std::io::stdin().lock(), std::io::stdout().lock());
-            bench::run(&args, stdin, stdout).map_err(anyhow::Error::from_boxed)?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Try(args) => try_once(&args),
+        Command::Bench(Bench::Engine(args)) => bench_engine(&args),
         Command::Map(args) => map::run(&args),
         Command::RunProgram => {
             crate::map::serve()?;

@@ -76,6 +76,7 @@ fn learned(purchases: &Purchases, catalogue: &Catalogue) -> Learned {
             products: catalogue.pus().iter().map(|pu| pu.id.to_string()).collect(),
             repeat: Some(tables::repeat(purchases, YEAR, 56 * DAY)),
             neighbours: Some(tables::neighbours(purchases, YEAR, 2)),
+            walk: Some(tables::walk(purchases, YEAR, 2)),
             columns,
         },
         references: None,

@@ -355,9 +355,7 @@ mod tests {
                 "aliases.csv:2: \"alias\" is missing",
             ),
         ] {
-            let error = shop(aliases, &format!("{head}{labels}\n"))
-                .err()
-                .expect(expected);
+            let error = shop(aliases, &format!("{head}{labels}\n")).expect_err(expected);
             assert!(error.starts_with(expected), "{error}");
         }
     }

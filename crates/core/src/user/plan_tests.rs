@@ -110,6 +110,7 @@ fn event_of(kind: Kind, sku: &str, qty: u32) -> Change {
         qty,
         price: None,
         ts: None,
+        shown_in: None,
     })
 }
 

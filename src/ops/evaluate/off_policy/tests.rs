@@ -46,6 +46,7 @@ fn events(of: &[(&str, i64, String)]) -> Vec<Accepted> {
         topics: Topics::default(),
         limits: Limits::default(),
         ignore: BTreeSet::new(),
+        naming: None,
     };
     let mut logs = Logs::default();
     for (nth, (user, hours, json)) in (0..).zip(of) {
@@ -54,7 +55,7 @@ fn events(of: &[(&str, i64, String)]) -> Vec<Accepted> {
             json => (Topic::Events, Some(json.to_owned())),
         };
         let record = record(topic.name(), nth, hours * HOUR, user, value);
-        logs.add(topic, &record, &decoding, String::new);
+        logs.add(topic, &[record], &decoding, String::new);
     }
     assert_eq!(logs.rejects.total(), 0, "{:?}", logs.rejects);
     logs.records

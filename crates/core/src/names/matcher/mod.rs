@@ -42,6 +42,9 @@ const PRODUCTS: usize = 20;
 /// Fewest letters of a surface that is looked for inside of texts.
 const INSIDE_MIN: usize = 3;
 
+/// Surfaces that are a part of a text: the share of the text that each is, and whether it begins the text.
+type Parts = BTreeMap<u32, (f32, bool)>;
+
 /// One way to say a product.
 #[derive(Clone, Debug)]
 struct Surface {
@@ -194,7 +197,7 @@ impl Matcher {
         &self,
         (query, said): (&Query, &Said<'_>),
         surfaces: &[u32],
-        (parts, cosines): (&BTreeMap<u32, (f32, bool)>, Option<&[f32]>),
+        (parts, cosines): (&Parts, Option<&[f32]>),
     ) -> Vec<(u32, Evidence)> {
         let mut products: BTreeMap<u32, (f32, u32, Evidence)> = BTreeMap::new();
         for at in surfaces {
@@ -228,7 +231,7 @@ impl Matcher {
     }
 
     /// Surfaces that are whole words of a text: the share of the text that each is, and whether it begins the text.
-    fn parts(&self, spaced: &str) -> BTreeMap<u32, (f32, bool)> {
+    fn parts(&self, spaced: &str) -> Parts {
         let mut parts = BTreeMap::new();
         let Some(finder) = &self.finder else {
             return parts;
