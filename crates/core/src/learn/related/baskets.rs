@@ -161,6 +161,23 @@ impl Baskets {
         self.with.get(item).len()
     }
 
+    /// How many events a weight of 1 stands for: the sum of the weights of all pairs by the sum of their squares. Counts
+    /// by weight vary less than their size says, so what is fitted to their variance must be fitted to events.
+    pub(super) fn events(&self) -> f64 {
+        let (mut sum, mut squares) = (0u64, 0u64);
+        for items in self.baskets.iter() {
+            // Each of n items has n - 1 pairs of the weight 1/(n - 1).
+            let n = items.len() as u64;
+            sum += n * ONE;
+            squares += n * ONE / (n - 1);
+        }
+        if squares > 0 {
+            sum as f64 / squares as f64
+        } else {
+            1.0
+        }
+    }
+
     /// What was bought in one basket with `item`, a basket of n items counting 1/(n-1).
     pub(super) fn together(&self, item: u32, users_min: u32, counter: &mut Counter) -> Vec<Pair> {
         for basket in self.with.get(item) {

@@ -6,7 +6,7 @@
 
 use super::baskets::{Baskets, Counter, ONE, Pair};
 use super::prior::{Kinship, Pools, Prior};
-use super::shrink::{Cell, fit};
+use super::shrink::{Cell, fit_weighted};
 
 /// Pairs from which rates and k are fitted, about.
 const FIT_PAIRS: usize = 4_000_000;
@@ -86,7 +86,7 @@ impl<'a> Products<'a> {
                 }
             });
         }
-        found.k = fit(&cells);
+        found.k = fit_weighted(&cells, baskets.events());
         found
     }
 

@@ -37,6 +37,17 @@ impl Cell {
 /// The least and the largest k, and the factor between two that are tried.
 const RANGE: (f64, f64, f64) = (0.25, 4_000.0, 1.5);
 
+/// The k under which cells are likeliest whose counts are sums of weights, of which a weight of 1 is so many events.
+pub(super) fn fit_weighted(cells: &[Cell], events: f64) -> f64 {
+    let of = |cell: &Cell| Cell {
+        count: cell.count * events,
+        expected: cell.expected * events,
+        prior: cell.prior,
+    };
+    let cells: Vec<Cell> = cells.iter().map(of).collect();
+    fit(&cells) / events
+}
+
 /// The k under which the cells are likeliest. Without cells it is 10.
 pub(super) fn fit(cells: &[Cell]) -> f64 {
     let (least, most, factor) = RANGE;
@@ -119,6 +130,21 @@ mod tests {
             let ratio = found / f64::from(shape);
             assert!((0.6..1.7).contains(&ratio), "{shape}: {found}");
         }
+    }
+
+    #[test]
+    fn k_of_weights_is_that_of_their_events() {
+        let cells = counts(4, &mut Random::new(6));
+        let of = |cell: &Cell| Cell {
+            count: cell.count / 16.0,
+            expected: cell.expected / 16.0,
+            ..*cell
+        };
+        let weighted: Vec<Cell> = cells.iter().map(of).collect();
+        let (found, expected) = (fit_weighted(&weighted, 16.0), fit(&cells) / 16.0);
+        assert!((found - expected).abs() < 1e-9, "{found} {expected}");
+        // As if weights were events, they vary so little that every rate is the prior.
+        assert!(fit(&weighted) > 10.0 * found);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use strum::IntoStaticStr;
 use super::baskets::{Baskets, Bought, Counter, ONE, Pair};
 use super::prior::{Kinship, Known};
 use super::products::{ProductPair, Products, Room};
-use super::shrink::{Cell, fit};
+use super::shrink::{Cell, fit, fit_weighted};
 
 /// What the neighbours of SKUs are counted from.
 pub struct Shop<'a> {
@@ -420,8 +420,8 @@ impl<'a> Related<'a> {
         }
         Ks {
             product: self.products.k(),
-            sku_product: fit(&products),
-            complement: fit(&complements),
+            sku_product: fit_weighted(&products, self.skus.events()),
+            complement: fit_weighted(&complements, self.skus.events()),
             substitute: fit(&substitutes),
         }
     }
