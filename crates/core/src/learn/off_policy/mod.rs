@@ -28,7 +28,7 @@ use rates::{BINS, FOLDS, Rates, bin};
 const DAY_MS: f64 = 86_400_000.0;
 
 /// Fewest users.
-pub const USERS_MIN: usize = 100;
+const USERS_MIN: usize = 100;
 
 /// Most names, of 1, whose propensities may differ from those of the policy that they say they were shown by.
 const DIFFERENT_MAX: f64 = 0.01;

@@ -328,7 +328,9 @@ pub(super) fn greatest(scores: &[f32], touched: &[u32], many: usize) -> Vec<u32>
         if best.len() == many && best.first().is_some_and(|worst| score < worst.0) {
             continue;
         }
-        let at = best.partition_point(|other| (other.0, other.1 > *surface) < (score, true));
+        let is_worse =
+            |other: &(f32, u32)| other.0 < score || (other.0 == score && other.1 > *surface);
+        let at = best.partition_point(is_worse);
         best.insert(at, (score, *surface));
         if best.len() > many {
             best.remove(0);

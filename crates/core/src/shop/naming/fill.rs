@@ -94,7 +94,7 @@ mod tests {
                 partition,
                 offset: Offset(7),
             },
-            time: Timestamp(1),
+            time: Timestamp(1_700_000_000_000),
             key: Some(Bytes::from_static(b"s1")),
             value: value.map(|value| Bytes::from(value.to_owned())),
             headers: Vec::new(),
