@@ -15,7 +15,7 @@ const K_PAIRS: usize = 60_000;
 
 /// A product with another.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ProductPair {
+pub(crate) struct ProductPair {
     /// The other product.
     pub product: u32,
     /// Probability of the other one in a basket with the first.
@@ -37,7 +37,7 @@ pub(super) struct Products<'a> {
 }
 
 /// Room for one row.
-pub struct Room {
+pub(crate) struct Room {
     counter: Counter,
     counts: Vec<f64>,
     walk: Vec<f64>,

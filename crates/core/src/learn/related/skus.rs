@@ -242,7 +242,7 @@ impl<'a> Related<'a> {
     }
 
     /// P(product | product); of a product that is in no basket, the mean of those of its kind.
-    pub fn product_row(&self, product: u32, room: &mut Room) -> Vec<ProductPair> {
+    pub(crate) fn product_row(&self, product: u32, room: &mut Room) -> Vec<ProductPair> {
         let row = self.products.row(product, room);
         if self.products.share(product) > 0.0 {
             return row;

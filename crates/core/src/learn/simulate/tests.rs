@@ -1,3 +1,5 @@
+//! Runs of the simulation: the same world for every way, and what a summary says.
+
 use super::*;
 use crate::list::select::Policy;
 

@@ -41,7 +41,7 @@ const TABLE: &str = "table.nspt";
 const CHOICE: &str = "choice.json";
 
 /// File with the neighbours of SKUs, a JSON document a line. Members do not read it.
-pub const NEIGHBOURS: &str = "neighbours.jsonl";
+pub(crate) const NEIGHBOURS: &str = "neighbours.jsonl";
 
 /// Reason why an artefact cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -46,7 +46,7 @@ const UNITS: &[&str] = &[
 
 impl Labels {
     /// The part of a title that names the product.
-    pub fn core(&self, row: &Untitled) -> String {
+    pub(crate) fn core(&self, row: &Untitled) -> String {
         let title = normalise(&row.title);
         let own = self.own(row);
         let title = without_brackets(&title, |part| self.is_label(part, &own));
