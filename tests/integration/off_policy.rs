@@ -37,6 +37,10 @@ async fn lists(site: &Site, users: &[String]) -> BTreeMap<String, String> {
         for update in site.read(&site.topics.recall_updates).await {
             let update =
                 Update::parse(&update.value.expect("nobody is erased")).expect("an update");
+            // A fallback places nothing by chance: it has no candidates.
+            if !update.doc.source.is_exposure() {
+                continue;
+            }
             let told = update
                 .audit
                 .names
