@@ -207,7 +207,7 @@ impl Demand {
     }
 
     /// Logarithms of the pieces of a SKU, decayed with the half-life, a quarter of it, and four times it; each with the
-    /// pieces added that a SKU without any counts as.
+    /// pieces added that it would have sold before its first count, and those that a SKU without any counts as.
     pub(crate) fn sku_logs(&self, ix: SkuIx) -> [f32; 3] {
         let unsold = [UNSOLD.ln(); 3];
         self.logs.get(ix.at()).copied().unwrap_or(unsold)
