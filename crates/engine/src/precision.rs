@@ -29,7 +29,8 @@ use super::Place;
 pub enum Precision {
     /// 32-bit floats: the reference.
     F32,
-    /// 16-bit floats with 32-bit sums: half the memory, and the lists of `F32`.
+    /// 16 bits with 32-bit sums, in the form that the machine multiplies fastest: half the memory, and the lists of
+    /// `F32`.
     #[default]
     Bf16,
     /// 8-bit integers in groups of 64 with one scale per group: a quarter of the memory.

@@ -1,13 +1,28 @@
 //! Kernels for AVX2 and FMA.
 //!
-//! Decides that floats use the safe loops of `portable`, compiled for these instructions, and that integers are
-//! multiplied as pairs of 16 bits, which cannot overflow. Invariant: f32 and int8 give the same bits as with AVX-512.
+//! Decides that floats use the safe loops of `portable`, compiled for these instructions; that integers are multiplied
+//! as pairs of 16 bits and added in 32, which cannot overflow; and that the precision of 16 bits is integers in groups
+//! with a scale each, because AVX2 multiplies these at least as fast as floats and has no 16-bit floats. A panel is as
+//! wide as the sums of six rows that fit into registers, so that its weights are read one after the other. Invariant:
+//! f32 and int8 give the same bits as with AVX-512.
 
 use std::arch::x86_64::*;
 
-use super::portable::{self, Fused, INT8_COLUMNS};
+use super::portable::{self, Fused, INT8_MOST, LANES};
 use super::round::GROUP;
-use super::{COLUMNS_MAX, Kernel, Scales, Tile, accumulate};
+use super::{Kernel, Scales, Tile, accumulate};
+
+/// Columns of a panel: two registers of sums for each row.
+const COLUMNS: usize = LANES;
+
+/// Units of two values in a group.
+const UNITS: usize = GROUP / 2;
+
+/// The largest magnitudes of an input and of a weight of 16 bits. A sum of [`GROUP`] products of them fits into 32 bits.
+const INPUT_MOST: f32 = 8191.0;
+const WEIGHT_MOST: f32 = 4095.0;
+const _: () =
+    assert!((INPUT_MOST as i64) * (WEIGHT_MOST as i64) * (GROUP as i64) <= i32::MAX as i64);
 
 /// f32 in 8 lanes.
 pub(super) struct F32;
@@ -16,7 +31,7 @@ impl Kernel for F32 {
     type Weight = f32;
     type Input = [f32; 1];
     const STEP: usize = 1;
-    const COLUMNS: usize = COLUMNS_MAX;
+    const COLUMNS: usize = COLUMNS;
     const ROWS: usize = 6;
     const SCALES: Scales = Scales::None;
     const NAME: &'static str = "f32";
@@ -33,116 +48,144 @@ impl Kernel for F32 {
         #[target_feature(enable = "avx2,fma")]
         unsafe fn inner<const M: usize>(tile: Tile<F32>) {
             // SAFETY: the caller keeps the contract of this function.
-            unsafe { portable::floats::<F32, Fused, M, 1>(tile) }
+            unsafe { portable::floats::<F32, Fused, M, 1, COLUMNS>(tile) }
         }
         // SAFETY: the caller keeps the contract of this function.
         unsafe { inner::<M>(tile) }
     }
 }
 
-/// Weights stored as bf16 and widened to f32.
-pub(super) struct Bf16;
+/// Integers of 13 bits times integers of 14 bits, sign included.
+pub(super) struct Int16;
 
-impl Kernel for Bf16 {
-    type Weight = u32;
-    type Input = [f32; 2];
+impl Kernel for Int16 {
+    type Weight = [i16; 2];
+    type Input = [i16; 2];
     const STEP: usize = 2;
-    const COLUMNS: usize = COLUMNS_MAX;
-    const ROWS: usize = 4;
-    const SCALES: Scales = Scales::None;
-    const NAME: &'static str = "bf16 weights, f32 products";
+    const COLUMNS: usize = COLUMNS;
+    const ROWS: usize = 6;
+    const SCALES: Scales = Scales::Groups;
+    const NAME: &'static str = "int16";
 
-    fn pack(row: &[f32], units: &mut [u32], _: &mut [f32]) {
-        portable::pairs(row, units);
+    fn pack(row: &[f32], units: &mut [[i16; 2]], scales: &mut [f32]) {
+        let units = units.as_flattened_mut();
+        portable::groups::<i16>(row, scales, units, WEIGHT_MOST, |value| value as i16);
     }
 
-    fn convert(row: &[f32], units: &mut [[f32; 2]], _: &mut [f32]) {
-        portable::float_pairs(row, units);
+    fn convert(row: &[f32], units: &mut [[i16; 2]], scales: &mut [f32]) {
+        // SAFETY: `tier` detected the instructions before this kernel was chosen.
+        unsafe { convert(row, units, scales, INPUT_MOST) }
     }
 
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
         #[target_feature(enable = "avx2,fma")]
-        unsafe fn inner<const M: usize>(tile: Tile<Bf16>) {
+        unsafe fn inner<const M: usize>(tile: Tile<Int16>) {
+            let wide = |w: &[[i16; 2]; COLUMNS]| {
+                let w: *const __m256i = w.as_ptr().cast();
+                // SAFETY: the columns are two registers.
+                unsafe { [_mm256_loadu_si256(w), _mm256_loadu_si256(w.add(1))] }
+            };
             // SAFETY: the caller keeps the contract of this function.
-            unsafe { portable::floats::<Bf16, Fused, M, 2>(tile) }
+            unsafe { integers::<Int16, M>(tile, wide) }
         }
         // SAFETY: the caller keeps the contract of this function.
         unsafe { inner::<M>(tile) }
     }
 }
 
-/// int8 by 16-bit products.
+/// int8, widened to 16 bits when it is multiplied.
 pub(super) struct Int8;
 
 impl Kernel for Int8 {
-    type Weight = [i8; 4];
-    type Input = [i16; 4];
-    const STEP: usize = 4;
-    const COLUMNS: usize = INT8_COLUMNS;
-    const ROWS: usize = 4;
+    type Weight = [i8; 2];
+    type Input = [i16; 2];
+    const STEP: usize = 2;
+    const COLUMNS: usize = COLUMNS;
+    const ROWS: usize = 6;
     const SCALES: Scales = Scales::Groups;
     const NAME: &'static str = "int8";
 
-    fn pack(row: &[f32], units: &mut [[i8; 4]], scales: &mut [f32]) {
-        portable::Int8::pack(row, units, scales);
+    fn pack(row: &[f32], units: &mut [[i8; 2]], scales: &mut [f32]) {
+        let units = units.as_flattened_mut();
+        portable::groups::<i8>(row, scales, units, INT8_MOST, |value| value as i8);
     }
 
-    fn convert(row: &[f32], units: &mut [[i16; 4]], scales: &mut [f32]) {
-        #[target_feature(enable = "avx2")]
-        fn inner(row: &[f32], units: &mut [[i16; 4]], scales: &mut [f32]) {
-            let units = units.as_flattened_mut();
-            portable::groups::<i16>(row, scales, units, |value| value as i16);
-        }
+    fn convert(row: &[f32], units: &mut [[i16; 2]], scales: &mut [f32]) {
         // SAFETY: `tier` detected the instructions before this kernel was chosen.
-        unsafe { inner(row, units, scales) }
+        unsafe { convert(row, units, scales, INT8_MOST) }
     }
 
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn inner<const M: usize>(tile: Tile<Int8>) {
+            let wide = |w: &[[i8; 2]; COLUMNS]| {
+                let w: *const __m128i = w.as_ptr().cast();
+                // SAFETY: the columns are two registers of 16 bytes.
+                let (low, high) = unsafe { (_mm_loadu_si128(w), _mm_loadu_si128(w.add(1))) };
+                [_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high)]
+            };
+            // SAFETY: the caller keeps the contract of this function.
+            unsafe { integers::<Int8, M>(tile, wide) }
+        }
         // SAFETY: the caller keeps the contract of this function.
-        unsafe { int8::<M>(tile) }
+        unsafe { inner::<M>(tile) }
     }
 }
 
+#[target_feature(enable = "avx2")]
+fn convert(row: &[f32], units: &mut [[i16; 2]], scales: &mut [f32], most: f32) {
+    let units = units.as_flattened_mut();
+    portable::groups::<i16>(row, scales, units, most, |value| value as i16);
+}
+
+/// `M` rows of a panel of integers; `wide` loads the weights of two `k` as 16 bits.
+///
 /// # Safety
 /// The contract of [`Kernel::multiply`].
+#[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn int8<const M: usize>(tile: Tile<Int8>) {
-    const UNITS: usize = GROUP / Int8::STEP;
+unsafe fn integers<K, const M: usize>(
+    tile: Tile<K>,
+    wide: impl Fn(&[K::Weight; COLUMNS]) -> [__m256i; 2],
+) where
+    K: Kernel<Input = [i16; 2]>,
+{
     let stride = tile.inputs.len() / M;
-    let groups = tile.weight_scales.len() / INT8_COLUMNS;
-    for from in (0..INT8_COLUMNS).step_by(8) {
-        let mut sums = [_mm256_setzero_ps(); M];
-        let weights = tile.weights.chunks_exact(UNITS * INT8_COLUMNS);
-        for (group, weights) in weights.enumerate() {
-            // Each register has four columns, two sums per column.
-            let mut whole = [[_mm256_setzero_si256(); 2]; M];
-            let (weights, _) = weights.as_chunks::<INT8_COLUMNS>();
-            let weights = weights.iter().map(|w| {
-                let w: *const __m128i = w[from..from + 8].as_ptr().cast();
-                // SAFETY: the slice has 8 units of 4 bytes, which are two registers of 16 bytes.
-                let (low, high) = unsafe { (_mm_loadu_si128(w), _mm_loadu_si128(w.add(1))) };
-                [_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high)]
-            });
-            let inputs = &tile.inputs[group * UNITS..];
-            accumulate(&mut whole, inputs, stride, weights, |sum, x, w| {
-                // SAFETY: a unit is 4 values of 16 bits.
-                let x = unsafe { std::mem::transmute::<[i16; 4], i64>(x) };
-                _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_set1_epi64x(x), w))
-            });
-            let scales = &tile.weight_scales[group * INT8_COLUMNS + from..][..8];
-            // SAFETY: the slice has 8 values, which are one register.
-            let scales = unsafe { _mm256_loadu_ps(scales.as_ptr()) };
-            for (row, (sum, [low, high])) in sums.iter_mut().zip(whole).enumerate() {
-                let x = _mm256_set1_ps(tile.input_scales[row * groups + group]);
-                // Reorders columns 0 1 4 5 2 3 6 7 to 0..8.
-                let both = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(low, high));
-                let both = _mm256_cvtepi32_ps(both);
-                *sum = _mm256_fmadd_ps(both, _mm256_mul_ps(x, scales), *sum);
+    let (scales, _) = tile.weight_scales.as_chunks::<COLUMNS>();
+    let groups = scales.len();
+    let weights = tile.weights.chunks_exact(UNITS * COLUMNS);
+    let mut sums = [[_mm256_setzero_ps(); 2]; M];
+    for (nth, (weights, scales)) in weights.zip(scales).enumerate() {
+        let mut whole = [[_mm256_setzero_si256(); 2]; M];
+        let (weights, _) = weights.as_chunks::<COLUMNS>();
+        let inputs = &tile.inputs[nth * UNITS..];
+        accumulate(
+            &mut whole,
+            inputs,
+            stride,
+            weights.iter().map(&wide),
+            |sum, x, w| {
+                // SAFETY: a unit is 2 values of 16 bits.
+                let x = unsafe { std::mem::transmute::<[i16; 2], i32>(x) };
+                _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_set1_epi32(x), w))
+            },
+        );
+        let scales: *const f32 = scales.as_ptr();
+        // SAFETY: `COLUMNS` values are two registers.
+        let scales = unsafe { [_mm256_loadu_ps(scales), _mm256_loadu_ps(scales.add(8))] };
+        for (row, (sums, whole)) in sums.iter_mut().zip(whole).enumerate() {
+            let x = _mm256_set1_ps(tile.input_scales[row * groups + nth]);
+            for ((sum, whole), w) in sums.iter_mut().zip(whole).zip(scales) {
+                *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), _mm256_mul_ps(x, w), *sum);
             }
         }
-        for (row, sum) in sums.iter().enumerate() {
-            // SAFETY: the write is within the `COLUMNS` values of one of `M` rows.
-            unsafe { _mm256_storeu_ps(tile.out.add(row * tile.stride + from), *sum) };
+    }
+    for (row, [low, high]) in sums.iter().enumerate() {
+        // SAFETY: the writes are within the `COLUMNS` values of one of `M` rows.
+        unsafe {
+            let out = tile.out.add(row * tile.stride);
+            _mm256_storeu_ps(out, *low);
+            _mm256_storeu_ps(out.add(8), *high);
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::portable::{self, INT8_COLUMNS};
+use super::portable::{self, INT8_COLUMNS, INT8_MOST};
 use super::round::GROUP;
 use super::{COLUMNS_MAX, Kernel, Scales, Tile, accumulate};
 
@@ -129,6 +129,7 @@ impl Kernel for Int8 {
     const ROWS: usize = 6;
     const SCALES: Scales = Scales::Groups;
     const NAME: &'static str = "int8";
+    const SHIFTED: bool = true;
 
     fn pack(row: &[f32], units: &mut [[i8; 4]], scales: &mut [f32]) {
         portable::Int8::pack(row, units, scales);
@@ -143,7 +144,7 @@ impl Kernel for Int8 {
         #[target_feature(enable = "avx512f,avx512bw")]
         fn inner(row: &[f32], units: &mut [[u8; 4]], scales: &mut [f32]) {
             let units = units.as_flattened_mut();
-            portable::groups::<u8>(row, scales, units, |value| (value + 128) as u8);
+            portable::groups::<u8>(row, scales, units, INT8_MOST, |value| (value + 128) as u8);
         }
         // SAFETY: `tier` detected the instructions before this kernel was chosen.
         unsafe { inner(row, units, scales) }

@@ -57,10 +57,13 @@ trait Kernel: Send + Sync + 'static {
     /// Type of the numbers, for reports.
     const NAME: &'static str;
 
+    /// Whether inputs are shifted, so that sums start at an [`offset`](Self::offset).
+    const SHIFTED: bool = false;
+
     /// Packs one row of `k` weights into units, which are padded with zeros.
     fn pack(row: &[f32], units: &mut [Self::Weight], scales: &mut [f32]);
 
-    /// The start value of a column's integer sum, which corrects for shifted inputs; 0 if inputs are not shifted.
+    /// The start value of a column's integer sum, which corrects for shifted inputs.
     fn offset(_units: &[Self::Weight]) -> i32 {
         0
     }
@@ -86,7 +89,7 @@ struct Tile<'a, K: Kernel + ?Sized> {
     weights: &'a [K::Weight],
     /// `[groups][COLUMNS]`.
     weight_scales: &'a [f32],
-    /// `[groups][COLUMNS]`.
+    /// `[groups][COLUMNS]`; empty unless inputs are [`SHIFTED`](Kernel::SHIFTED).
     offsets: &'a [i32],
     out: *mut f32,
     stride: usize,
@@ -198,7 +201,7 @@ fn pick(w: &[f32], inner: usize, precision: Precision, tier: Isa) -> Box<dyn Mul
             Panels::<halves::Half>::boxed(w, inner)
         }
         (Precision::Bf16, Isa::Avx512) => Panels::<avx512::Bf16>::boxed(w, inner),
-        (Precision::Bf16, Isa::Avx2) => Panels::<avx2::Bf16>::boxed(w, inner),
+        (Precision::Bf16, Isa::Avx2) => Panels::<avx2::Int16>::boxed(w, inner),
         (Precision::Bf16, Isa::Plain) => Panels::<portable::Bf16>::boxed(w, inner),
         (Precision::Int8, Isa::Avx512) => Panels::<avx512::Int8>::boxed(w, inner),
         (Precision::Int8, Isa::Avx2) => Panels::<avx2::Int8>::boxed(w, inner),
@@ -248,7 +251,7 @@ impl<K: Kernel> Panels<K> {
         let columns = out.div_ceil(K::COLUMNS) * K::COLUMNS;
         panels.weights.resize(units * columns, K::Weight::default());
         panels.scales.resize(groups * columns, 0.0);
-        panels.offsets.resize(groups * columns, 0);
+        panels.offsets.resize(panels.offset_groups() * columns, 0);
         let mut row_units = vec![K::Weight::default(); units];
         let mut row_scales = vec![0f32; groups];
         for (nth, row) in w.chunks_exact(inner).enumerate() {
@@ -261,7 +264,9 @@ impl<K: Kernel> Panels<K> {
                 let at = (panel * groups + group) * K::COLUMNS + column;
                 let per = units / groups;
                 panels.scales[at] = *scale;
-                panels.offsets[at] = K::offset(&row_units[group * per..][..per]);
+                if K::SHIFTED {
+                    panels.offsets[at] = K::offset(&row_units[group * per..][..per]);
+                }
             }
         }
         Box::new(panels)
@@ -283,6 +288,11 @@ impl<K: Kernel> Panels<K> {
         }
     }
 
+    /// Groups of a column that have an offset.
+    fn offset_groups(&self) -> usize {
+        if K::SHIFTED { self.groups() } else { 0 }
+    }
+
     /// Packs rows: `[rows][units]`, and `[rows][groups]`.
     fn convert(&self, x: &[f32], rows: usize) -> (Vec<K::Input>, Vec<f32>) {
         let (units, groups) = (self.units(), self.groups());
@@ -301,6 +311,7 @@ impl<K: Kernel> Panels<K> {
     /// `work.y` may be written for `[rows, out]` values, and no other thread writes the columns of these panels.
     unsafe fn panels(&self, panels: std::ops::Range<usize>, work: &Work<K>) {
         let (units, groups) = (self.units(), self.groups());
+        let starts = self.offset_groups() * K::COLUMNS;
         let mut rest = [0f32; ROWS_MAX * COLUMNS_MAX];
         for panel in panels {
             let column = panel * K::COLUMNS;
@@ -315,7 +326,7 @@ impl<K: Kernel> Panels<K> {
                     weights: &self.weights[panel * units * K::COLUMNS..][..units * K::COLUMNS],
                     weight_scales: &self.scales[panel * groups * K::COLUMNS..]
                         [..groups * K::COLUMNS],
-                    offsets: &self.offsets[panel * groups * K::COLUMNS..][..groups * K::COLUMNS],
+                    offsets: &self.offsets[panel * starts..][..starts],
                     out: if whole { out } else { rest.as_mut_ptr() },
                     stride: if whole { self.out } else { K::COLUMNS },
                 };

@@ -57,22 +57,22 @@ impl Widen<2> for u32 {
 }
 
 /// Columns whose sums are in registers at once.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
-/// `M` rows of a panel of [`COLUMNS_MAX`] columns in `f32`.
+/// `M` rows of a panel of `C` columns, a multiple of [`LANES`], in `f32`.
 ///
 /// # Safety
 /// The contract of [`Kernel::multiply`].
 #[inline(always)]
-pub(super) unsafe fn floats<K, A, const M: usize, const N: usize>(tile: Tile<K>)
+pub(super) unsafe fn floats<K, A, const M: usize, const N: usize, const C: usize>(tile: Tile<K>)
 where
     A: Add,
     K: Kernel<Input = [f32; N]>,
     K::Weight: Widen<N>,
 {
-    for from in (0..COLUMNS_MAX).step_by(LANES) {
+    for from in (0..C).step_by(LANES) {
         let mut sums = [[[0f32; LANES]]; M];
-        let (weights, _) = tile.weights.as_chunks::<COLUMNS_MAX>();
+        let (weights, _) = tile.weights.as_chunks::<C>();
         let weights = weights.iter().map(|w| {
             let mut wide = [[0f32; LANES]; N];
             for (lane, w) in w[from..from + LANES].iter().enumerate() {
@@ -128,7 +128,7 @@ impl Kernel for F32 {
 
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
         // SAFETY: the caller keeps the contract of this function.
-        unsafe { floats::<Self, Plain, M, 1>(tile) }
+        unsafe { floats::<Self, Plain, M, 1, COLUMNS_MAX>(tile) }
     }
 }
 
@@ -172,16 +172,21 @@ impl Kernel for Bf16 {
 
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
         // SAFETY: the caller keeps the contract of this function.
-        unsafe { floats::<Self, Plain, M, 2>(tile) }
+        unsafe { floats::<Self, Plain, M, 2, COLUMNS_MAX>(tile) }
     }
 }
 
-/// Rounds values to integers in groups with a scale each, and stores them by `cast`; the last group is padded with 0.
+/// The largest magnitude of an integer of 8 bits here: ranges are symmetric.
+pub(super) const INT8_MOST: f32 = 127.0;
+
+/// Rounds values to integers up to `most` in groups with a scale each, and stores them by `cast`; the last group is
+/// padded with 0.
 #[inline(always)]
 pub(super) fn groups<T: Copy>(
     row: &[f32],
     scales: &mut [f32],
     kept: &mut [T],
+    most: f32,
     cast: impl Fn(i32) -> T,
 ) {
     let kept = kept.chunks_exact_mut(GROUP);
@@ -189,7 +194,7 @@ pub(super) fn groups<T: Copy>(
         let mut group = [0f32; GROUP];
         group[..values.len()].copy_from_slice(values);
         let whole;
-        (whole, *scale) = round::int8(&group);
+        (whole, *scale) = round::integers(&group, most);
         for (kept, whole) in kept.iter_mut().zip(whole) {
             *kept = cast(whole);
         }
@@ -213,12 +218,12 @@ impl Kernel for Int8 {
 
     fn pack(row: &[f32], units: &mut [[i8; 4]], scales: &mut [f32]) {
         let units = units.as_flattened_mut();
-        groups::<i8>(row, scales, units, |value| value as i8);
+        groups::<i8>(row, scales, units, INT8_MOST, |value| value as i8);
     }
 
     fn convert(row: &[f32], units: &mut [[i16; 4]], scales: &mut [f32]) {
         let units = units.as_flattened_mut();
-        groups::<i16>(row, scales, units, |value| value as i16);
+        groups::<i16>(row, scales, units, INT8_MOST, |value| value as i16);
     }
 
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {

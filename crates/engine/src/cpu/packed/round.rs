@@ -1,7 +1,7 @@
-//! Rounding of `f32` to bf16, ties to even, and to int8 in groups with a scale each.
+//! Rounding of `f32` to bf16, ties to even, and to integers in groups with a scale each.
 //!
-//! Decides how a number is rounded. Invariant: a value that is not finite stays so, in bf16 as itself, in int8 as a
-//! scale that is not finite. It does not know which instructions multiply.
+//! Decides how a number is rounded. Invariant: a value that is not finite stays so, in bf16 as itself, as an integer
+//! as a scale that is not finite. It does not know which instructions multiply.
 
 /// Values along `k` that share a scale.
 pub(super) const GROUP: usize = 64;
@@ -17,11 +17,11 @@ pub(super) fn bf16(x: f32) -> u16 {
     ((if x.is_nan() { bits | quiet } else { rounded }) >> 16) as u16
 }
 
-/// Rounds one group to integers in [−127, 127]; returns them and the scale. The largest magnitude becomes 127.
+/// Rounds one group to integers; returns them and the scale. The largest magnitude becomes `most`, at most 2^22.
 ///
 /// The scale is not finite if a value is not; then the integers have no meaning.
 #[inline(always)]
-pub(super) fn int8(group: &[f32; GROUP]) -> ([i32; GROUP], f32) {
+pub(super) fn integers(group: &[f32; GROUP], most: f32) -> ([i32; GROUP], f32) {
     // Adding 1.5 · 2^23 rounds to the nearest integer, in the low bits, without calling a rounding function.
     const MAGIC: f32 = 12_582_912.0;
     // Compared as integers, so that a NaN is larger than any number; in lanes, so that the compiler vectorises it.
@@ -32,7 +32,7 @@ pub(super) fn int8(group: &[f32; GROUP]) -> ([i32; GROUP], f32) {
         }
     }
     let bits = lanes.into_iter().fold(0, u32::max);
-    let scale = f32::from_bits(bits) / 127.0;
+    let scale = f32::from_bits(bits) / most;
     let inverse = if scale >= f32::MIN_POSITIVE {
         1.0 / scale
     } else {

@@ -29,9 +29,11 @@ fn formula(x: &[f32], w: &[f32], inner: usize) -> Vec<(f64, f64)> {
 }
 
 /// The largest error of an output by rounding; `size` is the sum of its products' magnitudes.
-fn allowed(precision: Precision, size: f64, inner: usize) -> f64 {
+fn allowed(precision: Precision, tier: Isa, size: f64, inner: usize) -> f64 {
     match precision {
         Precision::F32 => 1e-6 * size + 1e-6,
+        // Values are at most 1: weights are off by half a step of 1/4095 and inputs by half a step of 1/8191.
+        Precision::Bf16 if tier == Isa::Avx2 => inner as f64 * 1.85e-4 + 1e-6 * size + 1e-6,
         // Inputs and weights are rounded to 8 bits of mantissa: each rounding changes a product by up to 2^-8 of it.
         Precision::Bf16 => size / 126.0 + 1e-6,
         // Values are at most 1: inputs and weights are each off by half a step of 1/127, times a factor of at most 1.
@@ -54,7 +56,8 @@ fn check(rows: usize, out: usize, inner: usize, seed: u32) -> Result<(), TestCas
             for (nth, (y, (exact, size))) in y.iter().zip(&exact).enumerate() {
                 let error = (f64::from(*y) - exact).abs();
                 let what = format!("{precision} {isa} output {nth}: {y} for {exact}");
-                prop_assert!(error <= allowed(precision, *size, inner), "{}", what);
+                let allowed = allowed(precision, tier(precision, Some(isa)), *size, inner);
+                prop_assert!(error <= allowed, "{}", what);
             }
         }
     }
@@ -119,6 +122,22 @@ proptest! {
         }
     }
 
+    /// Largest values of one sign everywhere: the greatest sums that a group can have.
+    #[test]
+    fn sums_of_the_largest_values_do_not_overflow(rows in 1usize..8, groups in 1usize..4, negative: bool) {
+        let inner = groups * round::GROUP;
+        let x = vec![if negative { -3.0f32 } else { 3.0 }; rows * inner];
+        let w = vec![2.0f32; 20 * inner];
+        for precision in PRECISIONS {
+            for isa in TIERS {
+                for y in Packed::new(&w, inner, precision, Some(isa)).multiply(&x, 1) {
+                    let exact = if negative { -6.0 } else { 6.0 } * inner as f32;
+                    prop_assert!((y / exact - 1.0).abs() < 1e-5, "{} {} {}", precision, isa, y);
+                }
+            }
+        }
+    }
+
     #[test]
     fn bf16_rounds_as_the_library_does(bits: u32) {
         let x = f32::from_bits(bits);
@@ -151,7 +170,9 @@ fn bf16_products_agree_with_the_formula_on_machines_with_fast_halves() {
     let (x, w, inner) = (noise(9 * 131, 3), noise(70 * 131, 4), 131);
     let y = Panels::<avx512::Bf16>::boxed(&w, inner).multiply(&x, 1);
     for (y, (exact, size)) in y.iter().zip(formula(&x, &w, inner)) {
-        assert!((f64::from(*y) - exact).abs() <= allowed(Precision::Bf16, size, inner));
+        assert!(
+            (f64::from(*y) - exact).abs() <= allowed(Precision::Bf16, Isa::Avx512, size, inner)
+        );
     }
 }
 
@@ -210,6 +231,7 @@ fn weights_of_less_precision_take_less_memory() {
     let bytes =
         PRECISIONS.map(|precision| Packed::new(&noise(64 * 640, 1), 640, precision, None).bytes());
     assert_eq!(bytes[0], 64 * 640 * 4);
-    assert!(bytes[1] < bytes[0] * 51 / 100, "{bytes:?}");
+    // With a scale for each group of 64.
+    assert!(bytes[1] < bytes[0] * 52 / 100, "{bytes:?}");
     assert!(bytes[2] < bytes[0] * 3 / 10, "{bytes:?}");
 }
