@@ -1,7 +1,7 @@
-//! Checks that the tests, scripts and pages which `docs/promises.md` names exist: a promise whose test was renamed or
-//! removed has no test.
+//! Checks that the tests, scripts and pages which `docs/promises.md` and `docs/threat-model.md` name exist: a promise
+//! whose test was renamed or removed has no test.
 //!
-//! The page writes a test as `path/of/file.rs::name`, between backticks.
+//! The pages write a test as `path/of/file.rs::name`, between backticks.
 
 use std::path::Path;
 
@@ -9,9 +9,11 @@ use std::path::Path;
 fn named(page: &str) -> Vec<(String, Option<String>)> {
     let spans = page.split('`').skip(1).step_by(2);
     let of_repository = |span: &&str| {
-        ["src/", "crates/", "tests/", "scripts/", "docs/"]
-            .iter()
-            .any(|folder| span.starts_with(folder))
+        [
+            "src/", "crates/", "tests/", "scripts/", "docs/", "deploy/", ".ci/",
+        ]
+        .iter()
+        .any(|folder| span.starts_with(folder))
     };
     spans
         .filter(of_repository)
@@ -43,18 +45,70 @@ fn missing(root: &Path, (file, test): &(String, Option<String>)) -> Option<Strin
     (!marked).then(|| format!("{file}: {test} is not a test"))
 }
 
+/// What is wrong with the names on a page that has at least so many.
+fn wrong_names(root: &Path, page: &str, least: usize) -> Vec<String> {
+    let text = std::fs::read_to_string(root.join(page)).expect("the page exists");
+    let named = named(&text);
+    assert!(
+        named.len() >= least,
+        "only {} names found in {page}",
+        named.len()
+    );
+    let wrong = named.iter().filter_map(|it| missing(root, it));
+    wrong.map(|what| format!("{page}: {what}")).collect()
+}
+
 #[test]
 fn every_test_that_a_promise_names_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let page = std::fs::read_to_string(root.join("docs/promises.md")).expect("docs/promises.md");
-    let named = named(&page);
-    assert!(
-        named.len() > 30,
-        "only {} names found in docs/promises.md",
-        named.len()
-    );
-    let wrong: Vec<String> = named.iter().filter_map(|it| missing(root, it)).collect();
-    assert!(wrong.is_empty(), "docs/promises.md: {}", wrong.join("\n"));
+    let wrong = wrong_names(root, "docs/promises.md", 100);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_test_that_the_threat_model_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let wrong = wrong_names(root, "docs/threat-model.md", 100);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Rows of a page's tables of claims: those whose head ends with `tests`, or has it before the figures.
+fn claims(page: &str) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
+    let mut inside = false;
+    for line in page.lines() {
+        let cells: Vec<String> = line
+            .trim()
+            .trim_matches('|')
+            .split(" | ")
+            .map(|cell| cell.trim().to_owned())
+            .collect();
+        if !line.starts_with('|') {
+            inside = false;
+        } else if cells.iter().any(|cell| cell == "tests") {
+            inside = true;
+        } else if inside && !line.starts_with("| ---") {
+            rows.push(cells);
+        }
+    }
+    rows
+}
+
+#[test]
+fn every_claim_of_the_threat_model_names_what_checks_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/threat-model.md")).expect("the page exists");
+    let rows = claims(&page);
+    assert!(rows.len() > 35, "only {} claims found", rows.len());
+    for row in rows {
+        let [claim, _, tests] = &row[..] else {
+            panic!("not claim, mechanism and tests: {row:?}")
+        };
+        assert!(
+            !named(tests).is_empty(),
+            "no test and no script after: {claim}"
+        );
+    }
 }
 
 #[test]
