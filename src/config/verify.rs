@@ -143,6 +143,11 @@ fn kafka(config: &Config, found: &mut Found) {
     let valid = (1..=100).contains(&prefix.len()) && prefix.chars().all(known);
     let what = format!("{prefix:?} is not 1 to 100 letters, digits, '.', '_' or '-'");
     must(found, valid, "kafka.group_prefix", what);
+    if let Some(id) = &kafka.instance_id {
+        let valid = (1..=100).contains(&id.len()) && id.chars().all(known);
+        let what = format!("{id:?} is not 1 to 100 letters, digits, '.', '_' or '-'");
+        must(found, valid, "kafka.instance_id", what);
+    }
     above_zero(found, "kafka.session_timeout", kafka.session_timeout);
     above_zero(found, "kafka.ack_timeout", kafka.ack_timeout);
     // `named_files` reports a missing file, with its own key.

@@ -518,6 +518,11 @@ async fn generate_task(parts: Parts) -> anyhow::Result<()> {
         return Ok(());
     };
     let group = generate::group(&kafka);
+    // Replicas of generate come and go with the work. A static member that went keeps its partitions idle for a while.
+    let kafka = KafkaSettings {
+        instance_id: None,
+        ..kafka
+    };
     let read = config.topics.lanes().to_vec();
     let log = join(
         &mut watchers,

@@ -37,6 +37,7 @@ mod retention;
 mod safety;
 mod simulation;
 mod sockets;
+mod static_members;
 mod store;
 mod store_arms;
 mod store_faults;

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Message, TopicPartitionList};
@@ -179,6 +179,17 @@ impl ConsumerContext for Member {
         }
         self.wake(consumer);
         self.post(Change::Revoked(partitions));
+    }
+}
+
+/// Why a member cannot go on, by our key where a static member was replaced.
+fn why_for_good(code: RDKafkaErrorCode, instance: Option<&str>) -> String {
+    match (code, instance) {
+        (RDKafkaErrorCode::FencedInstanceId, Some(id)) => format!(
+            "another process joined with the same kafka.instance_id = {id:?}, and has the partitions now; give each \
+             process its own, such as the name of its pod"
+        ),
+        (code, _) => code.to_string(),
     }
 }
 
@@ -524,8 +535,9 @@ impl Poller {
     fn report(&mut self, error: &KafkaError) {
         let context = self.consumer.context();
         if let KafkaError::MessageConsumptionFatal(code) = error {
-            tracing::error!(target: "kafka", "the consumer failed for good: {code}; its role ends");
-            context.intake.stop(&code.to_string());
+            let why = why_for_good(*code, context.settings.instance_id.as_deref());
+            tracing::error!(target: "kafka", "the consumer failed for good: {why}; its role ends");
+            context.intake.stop(&why);
             self.stop.store(true, Ordering::Relaxed);
             return;
         }

@@ -18,11 +18,15 @@ use nearshore_core::ports::log::Error;
 use nearshore_core::text::decode_secret;
 use nearshore_core::user::record::Partition;
 
+/// The property that makes a member static: it keeps its partitions while it restarts.
+const INSTANCE: &str = "group.instance.id";
+
 /// Properties on which guarantees depend; a configuration must not set them.
-const RESERVED: [&str; 8] = [
+const RESERVED: [&str; 9] = [
     "bootstrap.servers",
     "client.id",
     "group.id",
+    INSTANCE,
     "enable.auto.commit",
     "enable.auto.offset.store",
     "partition.assignment.strategy",
@@ -73,6 +77,9 @@ pub struct KafkaSettings {
     /// How long a write, a commit or a question to the cluster may take.
     #[serde(with = "humantime_serde")]
     pub ack_timeout: Duration,
+    /// Name by which a restarted member of ingest and stock is the same member (static membership); `None`: a new one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<String>,
     /// Id of the installation, which members of groups add to their client id: see [`GroupMember::installation`].
     ///
     /// [`GroupMember::installation`]: crate::GroupMember::installation
@@ -94,6 +101,7 @@ impl Default for KafkaSettings {
             secret_files: BTreeMap::new(),
             session_timeout: Duration::from_secs(15),
             ack_timeout: Duration::from_secs(30),
+            instance_id: None,
             installation: None,
             incarnations: BTreeMap::new(),
         }
@@ -122,7 +130,9 @@ impl KafkaSettings {
             ("producer", &self.producer),
         ] {
             for key in map.keys() {
-                let reason = if RESERVED.contains(&key.as_str()) {
+                let reason = if key == INSTANCE {
+                    "each process needs its own, and not every group may have one; set kafka.instance_id instead".into()
+                } else if RESERVED.contains(&key.as_str()) {
                     "Nearshore sets it itself, since its guarantees depend on it; remove it".into()
                 } else if SECRET.contains(&key.as_str()) {
                     format!(
@@ -211,6 +221,10 @@ impl KafkaSettings {
                 "client.id",
                 format!("{}{INSTALLATION_MARK}{id}", self.client_id),
             );
+            // With the installation: two that share a group by mistake must not end each other's processes.
+            if let Some(instance) = &self.instance_id {
+                config.set(INSTANCE, format!("{instance}{INSTALLATION_MARK}{id}"));
+            }
         }
         if config.get("group.protocol") == Some("consumer") {
             // The broker assigns partitions and sets the session timeout; librdkafka refuses these two properties.
@@ -324,6 +338,24 @@ mod tests {
         for removed in ["partition.assignment.strategy", "session.timeout.ms"] {
             assert_eq!(config.get(removed), None, "{removed}");
         }
+    }
+
+    #[test]
+    fn only_a_member_of_an_installation_is_static() {
+        let mut settings = KafkaSettings {
+            instance_id: Some("ingest-0".into()),
+            ..KafkaSettings::default()
+        };
+        let instance = |settings: &KafkaSettings| {
+            let config = settings.consuming("g").expect("no secrets");
+            config.get(INSTANCE).map(str::to_owned)
+        };
+        // Commands and probes have no installation: they would end the member whose name they have.
+        assert_eq!(instance(&settings), None);
+        settings.installation = Some("4711".into());
+        assert_eq!(instance(&settings), Some("ingest-0.redis-4711".into()));
+        settings.instance_id = None;
+        assert_eq!(instance(&settings), None);
     }
 
     #[test]
