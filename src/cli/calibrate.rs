@@ -103,6 +103,8 @@ fn freeze(config: &Config, arm: &Arm, people: &[Person]) -> anyhow::Result<Froze
     let path = config.resolve(&arm.template);
     let source = files::read(&path).with_context(|| format!("arm {}: template", arm.id))?;
     let template = Template::load(&source, &arm.template)?;
+    let same = crate::run::digest::compare(config, arm);
+    same.with_context(|| format!("arm {}", arm.id))?;
     let model = Constrained::load(&config.resolve(&arm.model), Options::default())?;
     for warning in &model.loading().warnings {
         note!("{}: {warning}", arm.model);

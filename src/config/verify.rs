@@ -521,6 +521,9 @@ fn arms(config: &Config, found: &mut Found) {
             &format!("{key}.prompt_tokens"),
             "must be at least 32",
         );
+        if let Some(what) = arm.sha256.as_ref().and_then(|it| it.problem(&arm.model)) {
+            must(found, false, &format!("{key}.sha256"), what);
+        }
         at_least_one(found, &format!("{key}.names"), arm.names);
         weights(found, &key, (arm, config));
         let valid = arm.theta.is_none_or(f64::is_finite);

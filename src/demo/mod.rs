@@ -265,6 +265,7 @@ fn configure(args: &DemoArgs, folder: &std::path::Path, redis: &str) -> anyhow::
         share: 1,
         template: "basket.j2".into(),
         model: model.to_string_lossy().into_owned(),
+        sha256: None,
         mode: "constrained".into(),
         prompt_tokens: 320,
         names: 20,

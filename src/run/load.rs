@@ -1,11 +1,12 @@
 //! Loads what the arms name: templates, models and calibration prompts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::Context;
 
 use super::artefact::artefact;
+use super::digest;
 use crate::config::Config;
 use crate::files;
 use crate::members::generate::{LoadedArm, NewTexts, Ranking, Renewed};
@@ -40,6 +41,7 @@ pub(crate) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>
         ..Options::default()
     };
     let mut engines: BTreeMap<String, Engine> = BTreeMap::new();
+    let mut compared = BTreeSet::new();
     let mut arms = Vec::new();
     for arm in &config.arms {
         let artefact = artefact(config, arm).with_context(|| format!("arm {}", arm.id))?;
@@ -47,6 +49,9 @@ pub(crate) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>
         let weights = weights.with_context(|| format!("arm {}", arm.id))?;
         let engine = match weights.use_model() {
             true => {
+                if compared.insert((&arm.model, &arm.sha256)) {
+                    same_files(config, arm).with_context(|| format!("arm {}", arm.id))?;
+                }
                 if !engines.contains_key(&arm.model) {
                     let engine = start(config, arm, options);
                     let engine = engine.with_context(|| format!("arm {}", arm.id))?;
@@ -81,6 +86,22 @@ pub(crate) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>
         "no [[arms]] in the configuration: add one, or start with --role ingest"
     );
     Ok(arms)
+}
+
+/// Fails unless the arm's model is the one that `sha256` names.
+fn same_files(config: &Config, arm: &Arm) -> anyhow::Result<()> {
+    if let Some(same) = digest::compare(config, arm)? {
+        let seconds = same.took.as_secs_f64();
+        tracing::info!(
+            arm = arm.id,
+            model = arm.model,
+            files = same.files,
+            bytes = same.bytes,
+            seconds,
+            "the model has the configured SHA-256"
+        );
+    }
+    Ok(())
 }
 
 /// Loads the arms, and starts the encoder for texts that will be new while they serve.

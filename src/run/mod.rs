@@ -4,6 +4,7 @@
 //! leaves its groups within [`DRAIN`]. It connects parts and decides nothing.
 
 mod artefact;
+pub(crate) mod digest;
 mod fields;
 mod installation;
 mod load;
@@ -517,12 +518,12 @@ async fn generate_task(parts: Parts) -> anyhow::Result<()> {
     let Some(kafka) = redis_first(&parts).await? else {
         return Ok(());
     };
-    let group = generate::group(&kafka);
     // Replicas of generate come and go with the work. A static member that went keeps its partitions idle for a while.
     let kafka = KafkaSettings {
         instance_id: None,
         ..kafka
     };
+    let group = generate::group(&kafka);
     let read = config.topics.lanes().to_vec();
     let log = join(
         &mut watchers,

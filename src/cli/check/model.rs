@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::Item;
 use crate::config::Config;
 use crate::files;
-use crate::run::{artefact_of, weights as arm_weights};
+use crate::run::{artefact_of, digest, weights as arm_weights};
 use nearshore_core::list::prompt::Arm;
 use nearshore_core::list::terms::MODEL;
 use nearshore_core::shop::arms::delay_of;
@@ -30,6 +30,7 @@ pub(super) fn files(config: &Config) -> Vec<Item> {
         );
         items.push(Item::ok(format!("arm {}", arm.id), found));
         items.extend(terms(config, arm));
+        items.extend(digests(config, arm));
     }
     items.extend(calibrations(config));
     for path in models(config) {
@@ -82,6 +83,33 @@ fn terms(config: &Config, arm: &Arm) -> Option<Item> {
     })
 }
 
+/// Checks that an arm's model is the one that `sha256` names. Reads the whole model.
+fn digests(config: &Config, arm: &Arm) -> Option<Item> {
+    let item = format!("arm {}: sha256", arm.id);
+    if arm.sha256.is_some() && !uses_model(config, arm) {
+        return Some(Item::ok(
+            item,
+            "not compared: the model has no weight in this arm, so it is not loaded",
+        ));
+    }
+    match digest::compare(config, arm) {
+        Ok(None) => None,
+        Ok(Some(same)) => {
+            let size = same.bytes as f64 / 1e6;
+            let files = if same.files == 1 { "file" } else { "files" };
+            let found = format!("{} {files}, {size:.1} MB, as configured", same.files);
+            Some(Item::ok(item, found))
+        }
+        Err(error) => {
+            let text = format!("{error:#}");
+            let (found, advice) = text
+                .split_once(". ")
+                .unwrap_or((&text, "docs/models.md says what is compared"));
+            Some(Item::fail(item, found).advise(advice))
+        }
+    }
+}
+
 /// Checks that the calibration files are there and are text. Whether they fit template and tokenizer is checked when
 /// the arms are loaded.
 fn calibrations(config: &Config) -> Vec<Item> {
@@ -121,10 +149,14 @@ fn uses_model(config: &Config, arm: &Arm) -> bool {
     arm_weights(arm, artefact.as_ref()).is_ok_and(|weights| weights.use_model())
 }
 
-/// Loads each model once, one after the other, because two may not fit into memory.
+/// Loads each model once, one after the other, because two may not fit into memory. A model with another hash than its arm
+/// names is not loaded.
 pub(super) async fn loads(config: &Config) -> Vec<Item> {
     let mut items = Vec::new();
-    for path in models(config) {
+    let refused = |arm: &&Arm| digest::compare(config, arm).is_err();
+    let refused = config.arms.iter().filter(refused);
+    let refused: BTreeSet<PathBuf> = refused.map(|arm| config.resolve(&arm.model)).collect();
+    for path in models(config).difference(&refused).cloned() {
         let item = format!("model {} loads", path.display());
         let options = Options {
             precision: config.engine.precision,

@@ -185,3 +185,39 @@ fn a_chat_model_without_a_template_is_a_warning() {
         "{advice}"
     );
 }
+
+#[test]
+fn a_model_of_another_hash_fails_by_arm_and_hash() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("m.gguf");
+    std::fs::write(&path, "abc").expect("written");
+    let right = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    let checked = |sha256: &str, weight: f64| {
+        let arm = serde_json::json!({ "id": "a", "epoch": 1, "template": "t.j2", "model": path, "sha256": sha256,
+            "weights": { "model": weight, "demand": 1.0 } });
+        let mut config = Config::default();
+        config.arms = vec![serde_json::from_value(arm).expect("an arm")];
+        let mut items = model::files(&config).into_iter();
+        let item = items.find(|item| item.item == "arm a: sha256");
+        item.expect("it is checked")
+    };
+    let same = checked(right, 1.0);
+    assert_eq!(
+        (same.mark, same.found.as_str()),
+        (Mark::Ok, "1 file, 0.0 MB, as configured")
+    );
+    let wrong = checked(&right.replace('b', "c"), 1.0);
+    assert_eq!(wrong.mark, Mark::Fail);
+    assert!(wrong.found.contains(right), "{}", wrong.found);
+    assert!(
+        wrong
+            .advice
+            .is_some_and(|advice| advice.starts_with("Fetch the model again"))
+    );
+    let unused = checked(&right.replace('b', "c"), 0.0);
+    assert!(
+        unused.mark == Mark::Ok && unused.found.starts_with("not compared"),
+        "{}",
+        unused.found
+    );
+}

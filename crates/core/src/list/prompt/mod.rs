@@ -5,6 +5,7 @@
 //! rendered text does. It does not know the model's chat template.
 
 mod calibration;
+mod digests;
 mod view;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use crate::names::scoring::Prompt;
 use crate::user::record::Position;
 
 pub use calibration::{Calibrations, Frozen, FrozenError, PROMPTS, Person, references};
+pub use digests::Digests;
 pub use view::{Line, View, clean, words};
 
 /// The line of a template file after which the assistant's turn begins. In a rendered text it has no meaning.
@@ -49,6 +51,9 @@ pub struct Arm {
     pub template: String,
     /// GGUF file or folder of safetensors.
     pub model: String,
+    /// What the model's files must hash to; `None` loads any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Digests>,
     /// Search mode: `constrained` is the only one.
     #[serde(default = "constrained")]
     pub mode: String,
