@@ -16,12 +16,14 @@ Environment:
   KAFKA_TOPICS   the command (default /opt/kafka/bin/kafka-topics.sh)
   PARTITIONS     of each topic (default 12); users are spread over them, so this is also the most workers per role
   REPLICAS       of each partition (default 1; 3 in production)
+  COMMAND_CONFIG file with properties for TLS and login, as kafka-topics.sh --command-config reads them (default none)
 EOF
     exit
     ;;
 esac
 
 read -ra topics_command <<<"${KAFKA_TOPICS:-/opt/kafka/bin/kafka-topics.sh}"
+if [ -n "${COMMAND_CONFIG:-}" ]; then topics_command+=(--command-config "$COMMAND_CONFIG"); fi
 seven_days=604800000
 
 create() { # TOPIC SETTING...
