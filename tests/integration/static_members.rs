@@ -12,6 +12,9 @@ use crate::process::{Process, Site};
 /// Replicas of ingest.
 const REPLICAS: usize = 3;
 
+/// Rebalances that a process saw.
+const REBALANCES: &str = "nearshore_rebalance_callback_seconds_count";
+
 /// Longer than a restart on a slow machine: the session must not end while a process is away.
 const SESSION: &str = "120s";
 
@@ -46,7 +49,7 @@ fn partitions(mut bytes: &[u8]) -> Vec<(String, i32)> {
 /// What the broker says of the ingest group: who has what, of a group that is not in a rebalance.
 async fn owners(site: &Site) -> Result<Owners, String> {
     let (brokers, group) = (site.settings.brokers.clone(), site.ingest_group());
-    let ask = move || {
+    let ask = move || -> Result<Owners, String> {
         let client: BaseConsumer = rdkafka::ClientConfig::new()
             .set("bootstrap.servers", brokers)
             .create()
@@ -123,7 +126,6 @@ async fn rolling_update(static_member: bool) -> (usize, f64) {
     site.committed().await;
     let mut before = shared_out(&site, REPLICAS).await;
     let (mut changes, mut rebalances) = (0, 0.0);
-    const REBALANCES: &str = "nearshore_rebalance_callback_seconds_count";
     for nth in 0..REPLICAS {
         let other = (nth + 1) % REPLICAS;
         let seen = processes[other].metric(REBALANCES, "").await;

@@ -182,14 +182,15 @@ impl ConsumerContext for Member {
     }
 }
 
-/// Why a member cannot go on, by our key where a static member was replaced.
-fn why_for_good(code: RDKafkaErrorCode, instance: Option<&str>) -> String {
-    match (code, instance) {
-        (RDKafkaErrorCode::FencedInstanceId, Some(id)) => format!(
+/// Why a member cannot go on, by our key where another process took its place.
+fn why_for_good(fatal: Option<(RDKafkaErrorCode, String)>, settings: &KafkaSettings) -> String {
+    match (fatal, &settings.instance_id) {
+        (Some((RDKafkaErrorCode::FencedInstanceId, _)), Some(id)) => format!(
             "another process joined with the same kafka.instance_id = {id:?}, and has the partitions now; give each \
              process its own, such as the name of its pod"
         ),
-        (code, _) => code.to_string(),
+        (Some((code, reason)), _) => format!("{code}: {reason}"),
+        (None, _) => "the client does not say why".into(),
     }
 }
 
@@ -534,8 +535,10 @@ impl Poller {
 
     fn report(&mut self, error: &KafkaError) {
         let context = self.consumer.context();
-        if let KafkaError::MessageConsumptionFatal(code) = error {
-            let why = why_for_good(*code, context.settings.instance_id.as_deref());
+        // librdkafka's event says only that an error is for good; the client says which one.
+        let fatal = self.consumer.client().fatal_error();
+        if fatal.is_some() || matches!(error, KafkaError::MessageConsumptionFatal(_)) {
+            let why = why_for_good(fatal, &context.settings);
             tracing::error!(target: "kafka", "the consumer failed for good: {why}; its role ends");
             context.intake.stop(&why);
             self.stop.store(true, Ordering::Relaxed);
