@@ -598,32 +598,3 @@ fn relative_paths_of_secret_files_start_at_the_folder_of_the_configuration_file(
     assert_eq!(config.redis.password_file, Some(word.clone()));
     assert_eq!(config.kafka.secret_files["sasl.password"], word);
 }
-
-#[test]
-fn an_instance_id_and_hashes_that_cannot_be_are_told_by_key_and_value() {
-    let arm = |sha256: &str| {
-        format!(
-            "[[arms]]\nid = \"a\"\nepoch = 1\ntemplate = \"prompt.jinja\"\nmodel = \"model.gguf\"\nsha256 = {sha256}\n"
-        )
-    };
-    let text = "[kafka]\ninstance_id = \"a b\"\n".to_owned() + &arm("\"4D7A\"");
-    let found = problems(&text, &[]);
-    for part in [
-        "kafka.instance_id: \"a b\" is not",
-        "arms[0].sha256: \"4D7A\" is not 64",
-    ] {
-        assert!(found.contains(part), "{found}");
-    }
-    let found = problems(arm("7"), &[]);
-    assert!(found.contains("a SHA-256, or for a folder"), "{found}");
-    let found = problems("[kafka.consumer]\n\"group.instance.id\" = \"x\"\n", &[]);
-    assert!(found.contains("set kafka.instance_id instead"), "{found}");
-    let right = arm(&format!("{{ \"config.json\" = \"{}\" }}", "0".repeat(64)));
-    assert_eq!(
-        problems(
-            right,
-            &[("NEARSHORE__KAFKA__INSTANCE_ID", "nearshore-ingest-0")]
-        ),
-        ""
-    );
-}

@@ -1,4 +1,5 @@
-//! Settings of TLS and logins that cannot work are refused when the configuration is loaded, by key and place.
+//! Settings of TLS, logins and members, and hashes of models, that cannot work are refused when the configuration is
+//! loaded, by key and place.
 
 use nearshore::config::Config;
 
@@ -81,5 +82,32 @@ fn settings_of_tls_that_cannot_work_are_refused_at_start() {
             "{line}: {found}"
         );
         assert_eq!(found.lines().count(), 1, "{found}");
+    }
+}
+
+#[test]
+fn an_instance_id_and_hashes_that_cannot_be_are_refused_at_start() {
+    let arm = "[[arms]]\nid = \"a\"\nepoch = 1\ntemplate = \"t\"\nmodel = \"m\"\n";
+    for (section, line, says) in [
+        (
+            "[kafka]\n",
+            "instance_id = \"a b\"",
+            "nearshore.toml:2:1 kafka.instance_id: \"a b\" is not",
+        ),
+        (
+            "[kafka.consumer]\n",
+            "\"group.instance.id\" = \"x\"",
+            "set kafka.instance_id instead",
+        ),
+        (
+            arm,
+            "sha256 = \"4D7A\"",
+            "nearshore.toml:6:1 arms[0].sha256: \"4D7A\" is not 64",
+        ),
+        (arm, "sha256 = 7", "a SHA-256, or for a folder"),
+        (arm, "sha256 = {}", "names no file"),
+    ] {
+        let found = problems(&format!("{section}{line}\n"));
+        assert!(found.contains(says), "{line}: {found}");
     }
 }
