@@ -83,6 +83,7 @@ impl Table {
             shared_tokens: 0,
             forwarded: 0,
             waves: u32::from(request.weight != 0.0),
+            written: None,
         }
     }
 }

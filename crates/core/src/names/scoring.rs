@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use fixedbitset::FixedBitSet;
 use serde::{Deserialize, Serialize};
 
+use super::written::Written;
+
 /// A rendered prompt, chat template not yet applied.
 ///
 /// The parts stay separate until they are tokens: no text of a user can move the border between them.
@@ -152,6 +154,8 @@ pub enum Ended {
     Late,
     /// The prompt exceeds the model's context: there are no names.
     TooLong,
+    /// The model gave no answer that can be used: there are no names.
+    Failed,
 }
 
 /// The score response of one user.
@@ -171,4 +175,6 @@ pub struct ScoreResponse {
     pub forwarded: u32,
     /// Forward passes this user took part in.
     pub waves: u32,
+    /// What the model wrote, of an arm of the mode `free`.
+    pub written: Option<Arc<Written>>,
 }

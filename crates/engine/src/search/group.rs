@@ -481,7 +481,7 @@ impl<'a> User<'a> {
         let Waiting { place, request, .. } = self.input;
         let found = match ended {
             Ended::Complete => self.search.into_answer(),
-            Ended::Cancelled | Ended::Late | Ended::TooLong => Vec::new(),
+            Ended::Cancelled | Ended::Late | Ended::TooLong | Ended::Failed => Vec::new(),
         };
         let named = found.into_iter().map(|found| ScoredName {
             pu: found.pu,
