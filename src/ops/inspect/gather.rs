@@ -206,6 +206,11 @@ fn audit_view(audit: &Audit, catalogue: &Catalogue) -> AuditView {
     let versions = versions
         .into_iter()
         .filter(|(_, version)| !version.is_empty());
+    let written = audit.written.iter().flat_map(|written| &written.rejected);
+    let rejected = written.map(|rejected| DroppedView {
+        name: format!("{:?}, as the model wrote it", rejected.text),
+        reason: <&str>::from(rejected.why).replace('_', " "),
+    });
     AuditView {
         rules: audit.rules.iter().map(rule).collect(),
         dropped: audit
@@ -215,6 +220,7 @@ fn audit_view(audit: &Audit, catalogue: &Catalogue) -> AuditView {
                 name: pu_name(&dropped.pu),
                 reason: <&str>::from(dropped.why).replace('_', " "),
             })
+            .chain(rejected)
             .collect(),
         versions: versions
             .map(|(what, version)| (what.to_owned(), version))

@@ -12,7 +12,8 @@ use fixedbitset::FixedBitSet;
 use crate::learn::choice::ChoiceModel;
 use crate::list::choice::{Chooser, OwnSkus};
 use crate::list::document::{
-    Audit, BuiltList, Document, Header, ListBuilder, Model, Scored, Source, Stage, Times, list_id,
+    Audit, BuiltList, Document, Header, ListBuilder, Model, Scored, Source, Stage, Times,
+    WrittenAudit, list_id,
 };
 use crate::list::hits::is_sampled;
 use crate::list::prompt::{Arm, Calibrations, Rendered, Template, View};
@@ -411,6 +412,8 @@ pub fn finish(
     }
     let mut finished = finished(prepared, built);
     finished.audit.prompt_tokens = response.prompt_tokens;
+    let written = response.written.as_deref();
+    finished.audit.written = written.map(|it| WrittenAudit::of(it, &snapshot.catalogue));
     let user = prepared.header.user.as_deref().unwrap_or_default();
     if is_sampled(user, context.candidates) {
         builder.tell_candidates(&mut finished.audit);

@@ -1,7 +1,7 @@
 //! The audit of a list: how it was made, in enough detail to explain it and to weigh its exposures.
 //!
-//! Invariant: it reads its own JSON and ignores unknown fields; it has the hash of the prompt, never the prompt, and no
-//! data of a person beyond the list. It does not know where it is stored.
+//! Invariant: it reads its own JSON and ignores unknown fields; it has the hash of the prompt, never the prompt. Of a
+//! person it has the list, and what a model wrote for it, cut short. It does not know where it is stored.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantNames};
 
+use super::written::WrittenAudit;
 use crate::learn::off_policy::Weighing;
 use crate::user::record::{Fences, Position, Timestamp};
 
@@ -69,6 +70,9 @@ pub struct Audit {
     pub names: Vec<NameAudit>,
     /// Names that were scored and left out, best first.
     pub dropped: Vec<Dropped>,
+    /// What the model wrote, of an arm of the mode `free`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub written: Option<WrittenAudit>,
     /// Times of the list's making.
     pub times: Times,
 }

@@ -10,6 +10,7 @@ mod audit;
 mod build;
 mod candidates;
 mod stored_audit;
+mod written;
 
 use std::collections::BTreeSet;
 
@@ -21,6 +22,7 @@ use crate::user::record::{Fences, Timestamp};
 
 pub use audit::{Audit, CandidatesAudit, Dropped, Model, NameAudit, SkuAudit, Times, Why};
 pub use stored_audit::{StoredAudit, StoredAuditError};
+pub use written::{RejectedName, WrittenAudit, WrittenName};
 
 pub(crate) use build::{BuiltList, Header, ListBuilder, Scored};
 

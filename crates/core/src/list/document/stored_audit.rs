@@ -16,6 +16,9 @@ use crate::user::record::{Fences, Offset, Partition, Position, Timestamp};
 /// First byte of this form. JSON of earlier releases begins with a brace.
 const COLUMNS: u8 = 1;
 
+/// First byte of the form with what a model wrote behind the columns.
+const WITH_WRITTEN: u8 = 2;
+
 /// Most bytes of an audit after decompression.
 const BYTES_MAX: usize = 1 << 20;
 
@@ -61,8 +64,12 @@ impl StoredAudit {
     /// Packs an audit.
     pub fn pack(audit: &Audit) -> Self {
         let columns = Columns::of(audit);
-        let plain = postcard::to_allocvec(&columns).expect("numbers and texts");
-        let mut bytes = vec![COLUMNS];
+        let (form, plain) = match &audit.written {
+            None => (COLUMNS, postcard::to_allocvec(&columns)),
+            Some(written) => (WITH_WRITTEN, postcard::to_allocvec(&(columns, written))),
+        };
+        let plain = plain.expect("numbers and texts");
+        let mut bytes = vec![form];
         bytes.extend(miniz_oxide::deflate::compress_to_vec(&plain, LEVEL));
         Self(bytes)
     }
@@ -78,14 +85,20 @@ impl StoredAudit {
         match self.0.split_first() {
             None => Err(StoredAuditError::NotKept),
             Some((b'{', _)) => Ok(serde_json::from_slice(&self.0)?),
-            Some((&COLUMNS, rest)) => {
+            Some((form @ &(COLUMNS | WITH_WRITTEN), rest)) => {
                 let plain = miniz_oxide::inflate::decompress_to_vec_with_limit(rest, BYTES_MAX)
                     .map_err(|error| damaged(&error))?;
-                let columns: Columns =
-                    postcard::from_bytes(&plain).map_err(|error| damaged(&error))?;
-                columns
-                    .audit()
-                    .ok_or_else(|| damaged(&"columns of different lengths"))
+                let (columns, rest): (Columns, &[u8]) =
+                    postcard::take_from_bytes(&plain).map_err(|error| damaged(&error))?;
+                let written = match *form {
+                    WITH_WRITTEN => {
+                        Some(postcard::from_bytes(rest).map_err(|error| damaged(&error))?)
+                    }
+                    _ => None,
+                };
+                let audit = columns.audit();
+                let audit = audit.ok_or_else(|| damaged(&"columns of different lengths"))?;
+                Ok(Audit { written, ..audit })
             }
             Some((form, _)) => Err(StoredAuditError::Form(*form)),
         }
@@ -283,6 +296,7 @@ impl<'a> Columns<'a> {
             selection: None,
             names: self.names.rows()?,
             dropped: self.dropped.into_iter().map(dropped).collect(),
+            written: None,
             times: Times {
                 source: Timestamp(source),
                 due: Timestamp(source.saturating_add(due)),

@@ -2,9 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::super::{CandidatesAudit, Why};
+use super::super::{CandidatesAudit, RejectedName, Why, WrittenAudit, WrittenName};
 use super::*;
 use crate::learn::off_policy::Weighing;
+use crate::names::written::Reject;
 
 /// An audit of twenty names with five SKUs each, ten terms and fifty events.
 fn audit() -> Audit {
@@ -44,6 +45,7 @@ fn audit() -> Audit {
             score: -0.5,
             why: Why::NoStock,
         }],
+        written: None,
         times: Times {
             source: Timestamp(1_763_000_000_000),
             due: Timestamp(1_763_000_030_000),
@@ -220,4 +222,41 @@ proptest! {
         bytes.extend(miniz_oxide::deflate::compress_to_vec(&plain, 1));
         let _ = StoredAudit::from(bytes).read();
     }
+}
+
+#[test]
+fn what_a_model_wrote_survives_the_stored_form() {
+    let written = WrittenAudit {
+        names: vec![WrittenName {
+            text: "1 l milk".into(),
+            pu: "MILK".into(),
+            probability: 0.9312,
+        }],
+        reasons: [(Reject::Theta, 3), (Reject::TooLong, 1)].into(),
+        rejected: vec![RejectedName {
+            text: "unicorn".into(),
+            why: Reject::Theta,
+            nearest: Some(("CORN".into(), 0.11)),
+        }],
+        chatter: 2,
+        is_cut: true,
+    };
+    let with = Audit {
+        written: Some(written.clone()),
+        ..audit()
+    };
+    let packed = StoredAudit::pack(&with);
+    assert_eq!(packed.as_bytes()[0], WITH_WRITTEN);
+    assert_eq!(packed.read().expect("an audit").written, Some(written));
+    assert!(
+        packed
+            .json()
+            .contains(r#""reasons":{"theta":3,"too_long":1}"#)
+    );
+    // The form without it is as it was.
+    let without = StoredAudit::pack(&audit());
+    assert_eq!(without.as_bytes()[0], COLUMNS);
+    assert_eq!(without.read().expect("an audit").written, None);
+    let cut = StoredAudit::from(packed.as_bytes()[..packed.as_bytes().len() / 2].to_vec());
+    assert!(cut.read().is_err());
 }
