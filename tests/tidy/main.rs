@@ -7,6 +7,7 @@
 
 #![allow(unreachable_pub)] // Nothing can import a test binary.
 
+mod crates;
 mod promises;
 mod scan;
 mod walls;

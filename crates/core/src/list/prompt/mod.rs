@@ -6,6 +6,7 @@
 
 mod calibration;
 mod digests;
+mod endpoint;
 mod view;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use crate::user::record::Position;
 
 pub use calibration::{Calibrations, Frozen, FrozenError, PROMPTS, Person, references};
 pub use digests::Digests;
+pub use endpoint::Endpoint;
 pub use view::{Line, View, clean, words};
 
 /// The line of a template file after which the assistant's turn begins. In a rendered text it has no meaning.
