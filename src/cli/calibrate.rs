@@ -37,6 +37,11 @@ pub(super) fn run(config: &Config, args: &CalibrateArgs, json: bool) -> anyhow::
             args.arm
         )
     })?;
+    anyhow::ensure!(
+        arm.endpoint.is_none(),
+        "arm {} has a model elsewhere, which gives no scores to calibrate",
+        arm.id
+    );
     let file = arm.calibration.as_ref();
     let file = file.with_context(|| {
         format!(

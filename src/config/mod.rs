@@ -17,6 +17,7 @@ use nearshore_core::shop::naming::Naming;
 use nearshore_core::shop::rules::{Rule, Segment};
 
 mod env;
+mod free;
 mod inputs;
 mod load;
 mod problem;

@@ -42,6 +42,7 @@ pub(super) fn verify(config: &Config) -> Found {
         segments,
         arms,
         templates,
+        super::free::verify,
         named_files,
     ] {
         section(config, &mut found);
@@ -507,13 +508,12 @@ fn arms(config: &Config, found: &mut Found) {
             &format!("{key}.epoch"),
             "must be at least 1",
         );
-        let known = arm.mode == "constrained";
-        must(
-            found,
-            known,
-            &format!("{key}.mode"),
-            format!("{:?} is not a mode; write \"constrained\"", arm.mode),
+        let known = ["constrained", "free"].contains(&arm.mode.as_str());
+        let mode = format!(
+            "{:?} is not a mode; write \"constrained\" or \"free\"",
+            arm.mode
         );
+        must(found, known, &format!("{key}.mode"), mode);
         let room = arm.prompt_tokens >= 32;
         must(
             found,
@@ -571,7 +571,9 @@ fn named_files(config: &Config, found: &mut Found) {
         match delay_of(&arm.model) {
             Some(Ok(_)) => {}
             Some(Err(error)) => must(found, false, &key, error),
-            None if needs_model(arm) => paths.push((key, config.resolve(&arm.model))),
+            None if needs_model(arm) && arm.endpoint.is_none() => {
+                paths.push((key, config.resolve(&arm.model)))
+            }
             None => {}
         }
         // Calibration files are not checked here: `nearshore calibrate` reads the configuration to write them.

@@ -1,5 +1,7 @@
 //! Tests of the loops, on a log and a store in memory: what is committed at the end of a process while dead letters are
-//! refused, and what is read and published beside a slow or a quick model.
+//! refused, and what is read and published beside a slow or a quick model, or one that is elsewhere.
+
+mod free;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -86,13 +88,25 @@ impl Log for RefusingLog {
 }
 
 fn snapshot() -> Snapshot {
+    snapshot_of(&["PRODUCT"])
+}
+
+/// A shop of these products, each with one SKU; that of the first is `s`.
+fn snapshot_of(names: &[&str]) -> Snapshot {
     let mut catalogue = Catalogue::default();
-    let sku = json!({
-        "sku": "s", "pu_id": "P", "pu": "PRODUCT", "category": "all", "title": "a product", "stock": 5, "price": null,
-        "attributes": {},
-    });
-    let sku = serde_json::from_value(sku).expect("a SKU");
-    catalogue.apply("s".into(), Some(sku));
+    for (nth, name) in names.iter().enumerate() {
+        let id = if nth == 0 {
+            "s".to_owned()
+        } else {
+            format!("s{nth}")
+        };
+        let sku = json!({
+            "sku": id, "pu_id": name, "pu": name, "category": "all", "title": "a product", "stock": 5, "price": null,
+            "attributes": {},
+        });
+        let sku = serde_json::from_value(sku).expect("a SKU");
+        catalogue.apply(id.as_str().into(), Some(sku));
+    }
     let catalogue = Arc::new(catalogue);
     let rules = Arc::new(Table::compile(&[], &[], &catalogue));
     let none = std::iter::empty();
@@ -244,14 +258,17 @@ impl Scorer for SlowModel {
 /// One arm with this model, and settings with batches of one user.
 fn arms_and_settings<A>(
     topics: &Topics,
-    engine: A,
+    (engine, terms): (A, &[(&str, f64)]),
 ) -> (Vec<LoadedArm<A>>, generate::GenerateSettings) {
     let arm = json!({"id": "table", "epoch": 1, "template": "t.j2", "model": "none", "names": 3});
-    let model = [("model".to_owned(), 1.0)].into();
+    let terms = terms
+        .iter()
+        .map(|(term, weight)| ((*term).to_owned(), *weight));
+    let terms = terms.collect();
     let loaded = LoadedArm {
         arm: serde_json::from_value(arm).expect("an arm"),
         ranking: Ranking {
-            weights: Weights::by_hand(&model).expect("weights"),
+            weights: Weights::by_hand(&terms).expect("weights"),
             ..Default::default()
         }
         .into(),
@@ -307,6 +324,11 @@ struct Requested {
 
 impl Requested {
     async fn new() -> Self {
+        Self::of(snapshot()).await
+    }
+
+    /// The same in a shop of its own.
+    async fn of(snapshot: Snapshot) -> Self {
         let (topics, cluster) = (Topics::default(), MemoryCluster::new(1));
         for topic in topics.all() {
             cluster.create_topic(&topic, 1);
@@ -319,7 +341,7 @@ impl Requested {
         }
         let (store, snapshot) = (
             MemoryStore::default(),
-            Arc::new(ArcSwap::from_pointee(snapshot())),
+            Arc::new(ArcSwap::from_pointee(snapshot)),
         );
         let (cancel, ready) = (CancellationToken::new(), Ready::default());
         let (_ready, is_ready) = tokio::sync::watch::channel(true);
@@ -356,6 +378,11 @@ impl Requested {
 
     /// Starts a generate member with this model; `read` counts the requests that it reads.
     fn serve<A: Scorer>(&self, engine: A, read: &Arc<AtomicUsize>) {
+        self.serve_by((engine, &[("model", 1.0)]), read);
+    }
+
+    /// The same with weights of its terms.
+    fn serve_by<A: Scorer>(&self, engine: (A, &[(&str, f64)]), read: &Arc<AtomicUsize>) {
         let lanes = self.topics.lanes();
         let log = RefusingLog {
             inner: self

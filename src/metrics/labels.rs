@@ -202,6 +202,8 @@ label! {
         Store,
         /// The model.
         Engine,
+        /// A server that has a model.
+        Remote,
     }
 }
 
@@ -230,6 +232,14 @@ label! {
         TooLong,
         /// The tensor library failed.
         Compute,
+        /// The server has too many requests.
+        Busy,
+        /// The server failed before and is left alone for a while.
+        LeftAlone,
+        /// The server answers half, or something else.
+        Answer,
+        /// The server does not know the key, the path or the model.
+        Unknown,
     }
 }
 

@@ -3,6 +3,7 @@
 //! Invariant: `docs/metrics.md` has the same rows; a test compares them.
 
 use nearshore_core::list::document::{Source, Why};
+use nearshore_core::names::written::Reject as WrittenReject;
 use nearshore_core::shop::rules::UnmatchedKind;
 use nearshore_core::user::event::Reject;
 use nearshore_core::user::trigger::{Lane, Reason};
@@ -125,6 +126,12 @@ table! {
         "Seconds that the engine computed, observed once per batch; the rate of the sum is the busy share.";
     REJECTED: Counter "nearshore_names_rejected_total" [reason = These(Why::VARIANTS)]
         "Names that the model gave and generate kept off a list, by reason.";
+    WRITTEN: Counter "nearshore_written_names_total" [arm = Arms]
+        "Entries that a model elsewhere wrote and generate matched with a product that may be offered.";
+    WRITTEN_REJECTED: Counter "nearshore_written_rejected_total" [arm = Arms, reason = These(WrittenReject::VARIANTS)]
+        "Entries that a model elsewhere wrote and that are no names of the list, by reason.";
+    ENDPOINT_FAILING: Gauge "nearshore_endpoint_failing" [arm = Arms]
+        "1 while the last answer of the server that has the arm's model failed, else 0; lists without the model go on.";
     RULES_UNKNOWN: Counter "nearshore_rules_unknown_total" [rule = Rules]
         "Lists that generate prepared for users whose profile has a value that the rule cannot compare, by rule.";
     ARTEFACT: Gauge "nearshore_artefact_bound" [arm = Arms]
@@ -202,7 +209,7 @@ table! {
     REWOUND: Counter "nearshore_rewound_records_total" []
         "Records read again from Kafka because Redis lost writes that it had acknowledged.";
     ERRORS: Counter "nearshore_errors_total" [stage = These(Edge::VARIANTS), error = These(Failure::VARIANTS)]
-        "Failures of Kafka, Redis and the engine, by stage and error; each try counts.";
+        "Failures of Kafka, Redis, the engine and of servers that have models, by stage and error; each try counts, of servers each answer.";
     RESIDENT: Gauge "process_resident_memory_bytes" []
         "Bytes of memory that this process has in RAM.";
     MEMORY_LIMIT: Gauge "nearshore_memory_limit_bytes" []

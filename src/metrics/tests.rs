@@ -63,6 +63,7 @@ fn update_all() {
     batch("a", Batch::default());
     phase("b", Phase::Model, second);
     rejected(nearshore_core::list::document::Why::NoStock, 1);
+    update_written();
     rule_unknown("adults-only");
     published(
         None,
@@ -97,6 +98,21 @@ fn update_all() {
     store_error(&full);
     engine_error(&nearshore_engine::Error::Stopped);
     model("a", &nearshore_engine::Info::default());
+}
+
+fn update_written() {
+    let rejected = nearshore_core::names::written::Rejected {
+        text: "x".into(),
+        why: nearshore_core::names::written::Reject::Theta,
+        nearest: None,
+    };
+    let entries = nearshore_core::names::written::Written {
+        rejected: vec![rejected],
+        ..Default::default()
+    };
+    written("a", &entries);
+    endpoint_failing("a", true);
+    remote_error(&nearshore_remote::Error::Busy { retry_after: None });
 }
 
 fn update_usage() {

@@ -11,6 +11,7 @@ use super::process::Usage;
 use super::table as t;
 use nearshore_core::list::document::{Source, Why};
 use nearshore_core::list::hits::Earned;
+use nearshore_core::names::written::Written;
 use nearshore_core::ports::{log, store};
 use nearshore_core::shop::rules::UnmatchedKind;
 use nearshore_core::user::record::Timestamp;
@@ -201,6 +202,19 @@ pub fn rejected(reason: Why, n: u64) {
     t::REJECTED.add(&[reason.into()], n);
 }
 
+/// Counts what became of the entries that a model elsewhere wrote.
+pub fn written(arm: &str, written: &Written) {
+    t::WRITTEN.add(&[arm], written.accepted.len() as u64);
+    for (reason, n) in written.reasons() {
+        t::WRITTEN_REJECTED.add(&[arm, reason.into()], n as u64);
+    }
+}
+
+/// Sets whether the last answer of the server of an arm's model failed.
+pub fn endpoint_failing(arm: &str, failing: bool) {
+    t::ENDPOINT_FAILING.set(&[arm], f64::from(u8::from(failing)));
+}
+
 /// Counts a list that was prepared while a value of the profile could not be compared by the rule.
 pub fn rule_unknown(rule: &str) {
     t::RULES_UNKNOWN.add(&[rule], 1);
@@ -389,6 +403,22 @@ pub fn engine_error(error: &engine::Error) {
         engine::Error::Stopped => Failure::Stopped,
     };
     self::error(Edge::Engine, failure);
+}
+
+/// Counts a question that a server with a model did not answer.
+pub fn remote_error(error: &nearshore_remote::Error) {
+    use nearshore_remote::Failure as Remote;
+    let failure = match error.failure() {
+        Remote::Setting => Failure::Load,
+        Remote::Open => Failure::LeftAlone,
+        Remote::Connect | Remote::Server => Failure::Unavailable,
+        Remote::Timeout => Failure::Timeout,
+        Remote::Busy => Failure::Busy,
+        Remote::Unknown => Failure::Unknown,
+        Remote::Refused => Failure::Refused,
+        Remote::Answer => Failure::Answer,
+    };
+    self::error(Edge::Remote, failure);
 }
 
 /// Sets the series that says which model an arm's lists are made with.

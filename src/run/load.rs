@@ -1,4 +1,4 @@
-//! Loads what the arms name: templates, models and calibration prompts.
+//! Loads what the arms name: templates, models and calibration prompts; clients of models that are elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,58 +9,115 @@ use super::artefact::artefact;
 use super::digest;
 use crate::config::Config;
 use crate::files;
-use crate::members::generate::{LoadedArm, NewTexts, Ranking, Renewed};
-use nearshore_core::list::prompt::{Arm, Calibrations, Frozen, Template};
+use crate::members::generate::{ArmScorer, FreeScorer, LoadedArm, NewTexts, Ranking, Renewed};
+use nearshore_core::list::prompt::{Arm, Calibrations, Digests, Endpoint, Frozen, Template};
 use nearshore_core::list::terms::Weights;
 use nearshore_core::list::terms::artefact::Artefact;
+use nearshore_core::names::matcher;
 use nearshore_core::shop::arms::delay_of;
-use nearshore_engine::Options;
 use nearshore_engine::encoder::Encoder;
 use nearshore_engine::search::constrained::{Constrained, Limits};
 use nearshore_engine::table::Table;
 use nearshore_engine::thread::{Handle, spawn, spawn_with, threads};
+use nearshore_engine::{Info, Options};
+use nearshore_remote::Client;
 
 /// Counts the tokens of a text with the tokenizer of the arm's model.
 type Count = Arc<dyn Fn(&str) -> usize + Send + Sync>;
 
+/// A token of a model elsewhere, in bytes: its tokenizer is not known here.
+const TOKEN_BYTES: usize = 4;
+
 /// A running model.
 #[derive(Clone)]
-struct Engine {
-    handle: Handle,
+struct Engine<A = Handle> {
+    handle: A,
+    info: Info,
     count: Count,
     /// Hash of the tokenizer.
     tokenizer: String,
 }
 
-/// Loads each arm's template and model; arms with the same model file share one engine.
+/// The models of arms that run here; arms with the same model file share one.
+struct Engines<'a> {
+    config: &'a Config,
+    options: Options,
+    known: BTreeMap<String, Engine>,
+    /// Models that have the hashes which an arm names.
+    compared: BTreeSet<(String, Option<Digests>)>,
+}
+
+impl<'a> Engines<'a> {
+    fn new(config: &'a Config) -> Self {
+        let options = Options {
+            threads: threads(config.engine.threads),
+            precision: config.engine.precision,
+            place: config.engine.device,
+            ..Options::default()
+        };
+        Self {
+            config,
+            options,
+            known: BTreeMap::new(),
+            compared: BTreeSet::new(),
+        }
+    }
+
+    /// The arm's model, or a stand-in if it has no part.
+    fn of(&mut self, arm: &Arm, weights: &Weights) -> anyhow::Result<Engine> {
+        if !weights.use_model() {
+            return Ok(without_model());
+        }
+        anyhow::ensure!(
+            arm.endpoint.is_none(),
+            "its model is elsewhere, and only `run`, `check` and `try --mode free` ask it"
+        );
+        if (self.compared).insert((arm.model.clone(), arm.sha256.clone())) {
+            same_files(self.config, arm)?;
+        }
+        if let Some(known) = self.known.get(&arm.model) {
+            return Ok(known.clone());
+        }
+        let engine = start(self.config, arm, self.options)?;
+        self.known.insert(arm.model.clone(), engine.clone());
+        Ok(engine)
+    }
+}
+
+/// Loads each arm's template and model. An arm whose model is elsewhere is an error, unless its weights leave it out.
 pub(crate) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>>> {
-    let options = Options {
-        threads: threads(config.engine.threads),
-        precision: config.engine.precision,
-        place: config.engine.device,
-        ..Options::default()
-    };
-    let mut engines: BTreeMap<String, Engine> = BTreeMap::new();
-    let mut compared = BTreeSet::new();
+    let mut engines = Engines::new(config);
+    load(config, |arm, weights| engines.of(arm, weights))
+}
+
+/// Loads the arms, those whose model is elsewhere included, and starts the encoder for texts that will be new while
+/// they serve.
+pub(super) fn load_serving_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<ArmScorer>>> {
+    let mut engines = Engines::new(config);
+    let mut arms = load(config, |arm, weights| match &arm.endpoint {
+        Some(endpoint) if weights.use_model() => elsewhere(config, (arm, endpoint)),
+        _ => engines.of(arm, weights).map(|engine| Engine {
+            handle: ArmScorer::Here(engine.handle),
+            info: engine.info,
+            count: engine.count,
+            tokenizer: engine.tokenizer,
+        }),
+    })?;
+    start_encoder(config, &mut arms)?;
+    Ok(arms)
+}
+
+/// Loads what each arm names, with the model that `engine` starts.
+fn load<A>(
+    config: &Config,
+    mut engine: impl FnMut(&Arm, &Weights) -> anyhow::Result<Engine<A>>,
+) -> anyhow::Result<Vec<LoadedArm<A>>> {
     let mut arms = Vec::new();
     for arm in &config.arms {
         let artefact = artefact(config, arm).with_context(|| format!("arm {}", arm.id))?;
         let weights = weights(arm, artefact.as_deref());
         let weights = weights.with_context(|| format!("arm {}", arm.id))?;
-        let engine = match weights.use_model() {
-            true => {
-                if compared.insert((&arm.model, &arm.sha256)) {
-                    same_files(config, arm).with_context(|| format!("arm {}", arm.id))?;
-                }
-                if !engines.contains_key(&arm.model) {
-                    let engine = start(config, arm, options);
-                    let engine = engine.with_context(|| format!("arm {}", arm.id))?;
-                    engines.insert(arm.model.clone(), engine);
-                }
-                engines.get(&arm.model).cloned().context("inserted above")?
-            }
-            false => without_model(),
-        };
+        let engine = engine(arm, &weights).with_context(|| format!("arm {}", arm.id))?;
         let file = config.resolve(&arm.template);
         let source = files::read(&file).with_context(|| format!("arm {}: template", arm.id))?;
         let template = Template::load(&source, &arm.template)
@@ -68,14 +125,13 @@ pub(crate) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>
         let known = (template.hash.as_str(), engine.tokenizer.as_str());
         let ranking = ranking((config, arm), (artefact, weights), known);
         let ranking = ranking.with_context(|| format!("arm {}", arm.id))?;
-        let info = engine.handle.info().clone();
         arms.push(LoadedArm {
             arm: arm.clone(),
             ranking: Arc::new(ranking),
             renewed: Renewed::default(),
             new_texts: None,
             template,
-            info,
+            info: engine.info,
             tokenizer: engine.tokenizer,
             count: engine.count,
             engine: engine.handle,
@@ -104,22 +160,75 @@ fn same_files(config: &Config, arm: &Arm) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Loads the arms, and starts the encoder for texts that will be new while they serve.
-pub(super) fn load_serving_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>>> {
-    let mut arms = load_arms(config)?;
-    start_encoder(config, &mut arms)?;
-    Ok(arms)
+/// The client of an arm's server, and the matcher of what it writes.
+fn elsewhere(
+    config: &Config,
+    (arm, endpoint): (&Arm, &Endpoint),
+) -> anyhow::Result<Engine<ArmScorer>> {
+    let client = client(config, (arm, endpoint))?;
+    let matcher = matcher_of(config, arm)?;
+    tracing::info!(
+        arm = arm.id,
+        url = endpoint.url,
+        model = arm.model,
+        "this arm's model is elsewhere"
+    );
+    let info = Info {
+        name: arm.model.clone(),
+        revision: "unknown".into(),
+        dtype: "unknown".into(),
+        device: endpoint.url.clone(),
+    };
+    Ok(Engine {
+        handle: ArmScorer::Elsewhere(FreeScorer::new(&arm.id, client, matcher)),
+        info,
+        count: Arc::new(|text: &str| text.len().div_ceil(TOKEN_BYTES)),
+        tokenizer: "elsewhere".into(),
+    })
+}
+
+/// The client of an arm's server.
+pub(crate) fn client(
+    config: &Config,
+    (arm, endpoint): (&Arm, &Endpoint),
+) -> anyhow::Result<Client> {
+    let path = |file: &Option<String>| {
+        let file = file.as_ref()?;
+        Some(config.resolve(file).display().to_string())
+    };
+    let endpoint = Endpoint {
+        api_key_file: path(&endpoint.api_key_file),
+        ca_file: path(&endpoint.ca_file),
+        ..endpoint.clone()
+    };
+    Ok(Client::new(&endpoint, &arm.model)?)
+}
+
+/// The model by which the arm's written names are matched.
+pub(crate) fn matcher_of(config: &Config, arm: &Arm) -> anyhow::Result<Arc<matcher::Model>> {
+    let advice = "make it with `nearshore match --labels FILE --fit FILE`";
+    let file = arm.matcher.as_ref();
+    let path = config.resolve(file.with_context(|| format!("matcher is missing; {advice}"))?);
+    let text = files::read_filled(&path, advice).context("matcher")?;
+    let model = matcher::Model::read(&text);
+    let model = model.with_context(|| format!("matcher {}", path.display()))?;
+    anyhow::ensure!(
+        model.encoder.is_none(),
+        "matcher {} was fitted with an encoder, which is not asked here; fit it without --encoder",
+        path.display()
+    );
+    Ok(Arc::new(model))
 }
 
 /// Gives the arms whose weights need vectors of texts the configured encoder.
-fn start_encoder(config: &Config, arms: &mut [LoadedArm<Handle>]) -> anyhow::Result<()> {
+fn start_encoder<A>(config: &Config, arms: &mut [LoadedArm<A>]) -> anyhow::Result<()> {
     let Some(folder) = config.encoder() else {
         return Ok(());
     };
     let arms = arms
         .iter_mut()
         .filter(|arm| arm.ranking.weights.use_vectors());
-    let arms: Vec<&mut LoadedArm<Handle>> = arms.collect();
+    let arms: Vec<&mut LoadedArm<A>> = arms.collect();
     if arms.is_empty() {
         return Ok(());
     }
@@ -150,7 +259,7 @@ pub(super) fn ranking(
 ) -> anyhow::Result<Ranking> {
     let references = (artefact.as_ref()).and_then(|artefact| artefact.references.as_deref());
     let calibrations = match references {
-        _ if !weights.use_model() => Calibrations::default(),
+        _ if !weights.use_model() || arm.endpoint.is_some() => Calibrations::default(),
         Some(text) => {
             let (template, tokenizer) = known;
             let read = Calibrations::read(text, template, tokenizer);
@@ -204,8 +313,14 @@ pub(crate) fn weights(arm: &Arm, artefact: Option<&Artefact>) -> anyhow::Result<
 
 /// A stand-in for the model of an arm that gives the model no weight: the model is not loaded.
 fn without_model() -> Engine {
+    of_table(spawn(Box::new(Table::default())))
+}
+
+/// A model that is a table, which counts words as tokens.
+fn of_table(handle: Handle) -> Engine {
     Engine {
-        handle: spawn(Box::new(Table::default())),
+        info: handle.info().clone(),
+        handle,
         count: Arc::new(|text: &str| text.split_whitespace().count()),
         tokenizer: "words".into(),
     }
@@ -220,12 +335,7 @@ fn start(config: &Config, arm: &Arm, options: Options) -> anyhow::Result<Engine>
             ?delay,
             "this arm uses a table of fixed scores instead of a model; its lists are only for tests"
         );
-        let handle = spawn(Box::new(Table::default().delayed(delay)));
-        return Ok(Engine {
-            handle,
-            count: Arc::new(|text: &str| text.split_whitespace().count()),
-            tokenizer: "words".into(),
-        });
+        return Ok(of_table(spawn(Box::new(Table::default().delayed(delay)))));
     }
     let path = config.resolve(&arm.model);
     let since = std::time::Instant::now();
@@ -241,8 +351,10 @@ fn start(config: &Config, arm: &Arm, options: Options) -> anyhow::Result<Engine>
     tracing::info!(arm = arm.id, model = %path.display(), seconds = since.elapsed().as_secs_f64(), "model loaded: {}", model.loading());
     let (text, pulse) = (model.text().clone(), model.pulse());
     let tokenizer = text.hash()?;
+    let handle = spawn_with(Box::new(model), pulse);
     Ok(Engine {
-        handle: spawn_with(Box::new(model), pulse),
+        info: handle.info().clone(),
+        handle,
         count: Arc::new(move |part: &str| text.count(part)),
         tokenizer,
     })

@@ -29,16 +29,16 @@ use fields::watch_fields;
 use installation::watch_strangers;
 pub(crate) use installation::{ADVICE, installation, strangers};
 use load::load_serving_arms;
-pub(crate) use load::{load_arms, weights};
+pub(crate) use load::{client, load_arms, matcher_of, weights};
 use renew::watch_artefacts;
 use retention::watch_retention;
-use watch::{ENGINE_STALLED, join, watch_coverage, watch_engine, watch_redis};
+use watch::{ENGINE_STALLED, join, watch_coverage, watch_endpoints, watch_engine, watch_redis};
 
 use crate::config::Config;
 use crate::http::{App, Gate, Health, Ready, serve};
 use crate::map::{MappedTail, open_tail};
 use crate::members::clock::wall_clock;
-use crate::members::generate::{self, Generate};
+use crate::members::generate::{self, ArmScorer, Generate};
 use crate::members::ingest::{self, Ingest, Now};
 use crate::members::loops::{dlq_gate, generate_loop, ingest_loop, stock_loop, wait_ready};
 use crate::members::snapshot::SnapshotLoader;
@@ -503,12 +503,12 @@ async fn generate_task(parts: Parts) -> anyhow::Result<()> {
     let mut watchers = JoinSet::new();
     for loaded in &arms {
         metrics::model(&loaded.arm.id, &loaded.info);
-        watchers.spawn(watch_engine(
-            health.heartbeat("engine", ENGINE_STALLED),
-            loaded.engine.clone(),
-            cancel.clone(),
-        ));
+        if let ArmScorer::Here(handle) = &loaded.engine {
+            let heartbeat = health.heartbeat("engine", ENGINE_STALLED);
+            watchers.spawn(watch_engine(heartbeat, handle.clone(), cancel.clone()));
+        }
     }
+    watch_endpoints(&mut watchers, (&ready, &arms), &cancel);
     watch_artefacts(&mut watchers, (&config, &arms), &cancel);
     if !wait_ready(&mut catalogue, &cancel).await {
         return Ok(());

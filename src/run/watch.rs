@@ -11,8 +11,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Parts;
-use crate::http::{Gate, Heartbeat};
+use crate::http::{Gate, Heartbeat, Ready};
 use crate::members::clock::wall_clock;
+use crate::members::generate::{ArmScorer, LoadedArm};
 use crate::metrics;
 use crate::ops::coverage::{is_covered, leave_out};
 use crate::ops::namespace;
@@ -22,6 +23,7 @@ use nearshore_core::user::record::Partition;
 use nearshore_engine::thread::Handle;
 use nearshore_kafka::{KafkaLog, KafkaSettings, PartitionStatus};
 use nearshore_redis::RedisStore;
+use nearshore_remote::{Client, Status};
 
 /// A poll loop that does not poll for this long hangs.
 const POLL_STALLED: Duration = Duration::from_secs(30);
@@ -192,6 +194,57 @@ pub(super) async fn watch_engine(
             heartbeat.beat();
         }
         last_steps = steps;
+    }
+}
+
+/// Says in `/readyz` and by a gauge whether the servers of the arms answer. The gate stays open: lists without the model
+/// are published whatever a server does, and a process that takes no traffic would not publish them.
+pub(super) fn watch_endpoints(
+    watchers: &mut JoinSet<anyhow::Result<()>>,
+    (ready, arms): (&Ready, &[LoadedArm<ArmScorer>]),
+    cancel: &CancellationToken,
+) {
+    let of = |loaded: &LoadedArm<ArmScorer>| match &loaded.engine {
+        ArmScorer::Elsewhere(free) => Some((loaded.arm.id.clone(), free.client().clone())),
+        ArmScorer::Here(_) => None,
+    };
+    let clients: Vec<(String, Client)> = arms.iter().filter_map(of).collect();
+    if clients.is_empty() {
+        return;
+    }
+    let (gate, cancel) = (ready.gate("endpoint"), cancel.clone());
+    gate.open("not asked yet");
+    watchers.spawn(async move {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                _ = tick.tick() => {}
+            }
+            let mut told = Vec::new();
+            for (arm, client) in &clients {
+                let status = client.status();
+                metrics::endpoint_failing(arm, matches!(status, Status::Fails { .. }));
+                told.push(format!("arm {arm}: {}", told_of(&status)));
+            }
+            gate.open(told.join("; "));
+        }
+    });
+}
+
+/// A server's status, for people.
+fn told_of(status: &Status) -> String {
+    match status {
+        Status::Unknown => "not asked yet".into(),
+        Status::Answers => "the server answers".into(),
+        Status::Fails { is_open, why } => {
+            let left = if *is_open {
+                ", and is left alone for a while"
+            } else {
+                ""
+            };
+            format!("the server fails{left}; lists without the model go on: {why}")
+        }
     }
 }
 

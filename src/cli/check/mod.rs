@@ -16,6 +16,7 @@ use crate::run::{ADVICE, strangers};
 use nearshore_core::ports::store::Error;
 
 mod catalogue;
+mod endpoint;
 mod inputs;
 mod kafka;
 mod model;
@@ -156,6 +157,7 @@ pub async fn check(config: &Config, path: &Path, offline: bool) -> Report {
     let mut items = vec![file(path)];
     items.extend(settings(config));
     items.extend(model::files(config));
+    items.extend(endpoint::files(config));
     items.extend(inputs::check(config).await);
     if !offline {
         let kafka = kafka::check(config).await;
@@ -168,6 +170,7 @@ pub async fn check(config: &Config, path: &Path, offline: bool) -> Report {
         items.extend(installation(config).await);
         items.extend(rules::check(config).await);
         items.extend(model::loads(config).await);
+        items.extend(endpoint::answers(config).await);
     }
     Report {
         items,

@@ -77,9 +77,13 @@ fn terms(config: &Config, arm: &Arm) -> Option<Item> {
     let by_hand = arm.weights.get(MODEL).is_some_and(|weight| *weight > 0.0);
     by_hand.then(|| {
         let found = "the model's weight was set by hand, and no evaluation shows that it helps";
-        Item::warn(item, found).advise(
-            "`nearshore align` fits weights, `nearshore evaluate` compares the arm with demand",
-        )
+        let advice = match arm.endpoint {
+            None => {
+                "`nearshore align` fits weights, `nearshore evaluate` compares the arm with demand"
+            }
+            Some(_) => "compare its lists with those of an arm without it: `nearshore arms`",
+        };
+        Item::warn(item, found).advise(advice)
     })
 }
 
@@ -135,7 +139,8 @@ fn warned(item: &str, warning: &str) -> Item {
 
 fn models(config: &Config) -> BTreeSet<PathBuf> {
     let arms = config.arms.iter();
-    arms.filter(|arm| delay_of(&arm.model).is_none() && uses_model(config, arm))
+    arms.filter(|arm| arm.endpoint.is_none() && delay_of(&arm.model).is_none())
+        .filter(|arm| uses_model(config, arm))
         .map(|arm| config.resolve(&arm.model))
         .collect()
 }

@@ -26,6 +26,7 @@ use crate::files;
 use crate::ops::visible::visible;
 
 mod compare;
+mod free;
 mod input;
 mod totals;
 
@@ -35,9 +36,25 @@ use totals::Totals;
 /// Arguments of `nearshore try`.
 #[derive(Args, Clone, Debug)]
 pub(super) struct TryArgs {
-    /// GGUF file, or folder with config.json, safetensors and tokenizer.json.
+    /// GGUF file, or folder with config.json, safetensors and tokenizer.json; with --mode free the server's name of the
+    /// model.
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
+    /// constrained: names are searched by the model; free: the model at --endpoint writes, and names are matched.
+    #[arg(long, value_name = "MODE", value_parser = ["constrained", "free"], default_value = "constrained")]
+    pub mode: String,
+    /// OpenAI-compatible server for --mode free, as in http://127.0.0.1:8000/v1.
+    #[arg(long, value_name = "URL", required_if_eq("mode", "free"))]
+    pub endpoint: Option<String>,
+    /// File with the server's key.
+    #[arg(long, value_name = "FILE", requires = "endpoint")]
+    pub api_key_file: Option<PathBuf>,
+    /// File with the CA of the server's certificate.
+    #[arg(long, value_name = "FILE", requires = "endpoint")]
+    pub ca_file: Option<PathBuf>,
+    /// Model of `nearshore match --fit` for --mode free.
+    #[arg(long, value_name = "FILE", requires = "endpoint")]
+    pub matcher: Option<PathBuf>,
     /// Names of the catalogue, one per line.
     #[arg(long, value_name = "FILE")]
     pub names: PathBuf,
@@ -175,6 +192,14 @@ pub(super) enum Error {
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] nearshore_engine::Error),
+    /// The server with the model failed.
+    #[error("{error}{said}")]
+    Remote {
+        /// What failed.
+        error: nearshore_remote::Error,
+        /// What the server said of it.
+        said: String,
+    },
 }
 
 impl Error {
@@ -182,8 +207,18 @@ impl Error {
     pub(super) fn is_usage(&self) -> bool {
         match self {
             Self::Usage(_) => true,
-            Self::File { .. } | Self::Text(_) | Self::Line { .. } | Self::Engine(_) => false,
+            Self::File { .. }
+            | Self::Text(_)
+            | Self::Line { .. }
+            | Self::Engine(_)
+            | Self::Remote { .. } => false,
         }
+    }
+
+    fn remote(error: nearshore_remote::Error) -> Self {
+        let said = error.said().map(|said| format!("; it said: {said}"));
+        let said = said.unwrap_or_default();
+        Self::Remote { error, said }
     }
 }
 
@@ -226,6 +261,9 @@ pub(super) fn run(args: &TryArgs) -> Result<(), Error> {
 /// Like [`run`], with results to any writer.
 pub(super) fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
     args.check()?;
+    if args.mode == "free" {
+        return free::run(args, out);
+    }
     let prompts = input::prompts(&args.prompts)?;
     let session = Session::new(args)?;
     if let Some(reference) = args.compare {

@@ -15,6 +15,7 @@ mod backpressure;
 mod claims;
 mod cost;
 mod count;
+mod free;
 mod in_flight;
 mod model_run;
 mod new_texts;
@@ -33,6 +34,7 @@ use arc_swap::ArcSwap;
 
 pub use backpressure::BACKPRESSURE_EVERY;
 pub use cost::UserCost;
+pub use free::{ArmScorer, FreeScorer};
 pub use in_flight::ERASE_CHECK_EVERY;
 pub use new_texts::NewTexts;
 pub use ranking::{Ranking, Renewed};

@@ -419,13 +419,17 @@ async fn score_arm<A: Scorer>(
     };
     let generated = clock().since(start);
     count_batch(&loaded.arm.id, &responses, generated);
+    // What fails at once says nothing of what an answer costs.
+    if responses.iter().all(|it| it.ended == Ended::Failed) {
+        return Vec::new();
+    }
     let is_complete = |response: &ScoreResponse| response.ended == Ended::Complete;
     let incomplete = responses.iter().filter(|it| !is_complete(it)).count();
     if incomplete > 0 {
         tracing::warn!(
             arm = loaded.arm.id,
             users = incomplete,
-            "score requests ended early (cancelled, or prompt too long); the lists without the model stay"
+            "score requests ended early (cancelled, prompt too long, or no usable answer); the lists without the model stay"
         );
     }
     let one = |response| {

@@ -283,6 +283,13 @@ pub(super) fn routes(config: &Config, models: bool) -> anyhow::Result<Vec<Box<dy
     for arm in &config.arms {
         let artefact = crate::run::artefact(config, arm)?;
         let weights = crate::run::weights(arm, artefact.as_deref())?;
+        if weights.use_model() && arm.endpoint.is_some() {
+            note!(
+                "arm {} is left out: its model is elsewhere, and is not asked here",
+                arm.id
+            );
+            continue;
+        }
         if weights.use_model() {
             with.push(arm);
             continue;

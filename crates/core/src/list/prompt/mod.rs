@@ -51,12 +51,19 @@ pub struct Arm {
     pub namespaces: Vec<String>,
     /// Template file (minijinja), relative to the configuration file.
     pub template: String,
-    /// GGUF file or folder of safetensors.
+    /// GGUF file or folder of safetensors; with `endpoint` the server's name of the model.
     pub model: String,
     /// What the model's files must hash to; `None` loads any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Digests>,
-    /// Search mode: `constrained` is the only one.
+    /// The server that has the model; `None` runs the model here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Endpoint>,
+    /// Model of `nearshore match --fit`, relative to the configuration file: which names are meant by what was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matcher: Option<String>,
+    /// `constrained`: only names of the catalogue are searched; `free`: the model at `endpoint` writes, and names are
+    /// matched.
     #[serde(default = "constrained")]
     pub mode: String,
     /// Token budget of the rendered prompt.
@@ -199,6 +206,12 @@ impl Template {
             template.attempt(&view, cut)?;
         }
         Ok(template)
+    }
+
+    /// Whether it begins the assistant's turn.
+    pub fn begins_answer(&self) -> bool {
+        let part = self.environment.get_template("assistant");
+        part.is_ok_and(|part| !part.source().trim().is_empty())
     }
 
     /// Renders a view within `budget` tokens as counted by `count`. If the template alone exceeds the budget, it is
