@@ -32,13 +32,13 @@ use load::load_serving_arms;
 pub(crate) use load::{client, load_arms, matcher_of, weights};
 use renew::watch_artefacts;
 use retention::watch_retention;
-use watch::{ENGINE_STALLED, join, watch_coverage, watch_endpoints, watch_engine, watch_redis};
+use watch::{join, watch_coverage, watch_models, watch_redis};
 
 use crate::config::Config;
 use crate::http::{App, Gate, Health, Ready, serve};
 use crate::map::{MappedTail, open_tail};
 use crate::members::clock::wall_clock;
-use crate::members::generate::{self, ArmScorer, Generate};
+use crate::members::generate::{self, Generate};
 use crate::members::ingest::{self, Ingest, Now};
 use crate::members::loops::{dlq_gate, generate_loop, ingest_loop, stock_loop, wait_ready};
 use crate::members::snapshot::SnapshotLoader;
@@ -489,7 +489,7 @@ async fn generate_task(parts: Parts) -> anyhow::Result<()> {
         cancel,
         mut catalogue,
         ready,
-        health,
+        health: _,
     } = parts.clone();
     let gate = ready.gate("model");
     gate.shut("loading");
@@ -501,14 +501,7 @@ async fn generate_task(parts: Parts) -> anyhow::Result<()> {
         arms = load => arms.context("loading panicked")??,
     };
     let mut watchers = JoinSet::new();
-    for loaded in &arms {
-        metrics::model(&loaded.arm.id, &loaded.info);
-        if let ArmScorer::Here(handle) = &loaded.engine {
-            let heartbeat = health.heartbeat("engine", ENGINE_STALLED);
-            watchers.spawn(watch_engine(heartbeat, handle.clone(), cancel.clone()));
-        }
-    }
-    watch_endpoints(&mut watchers, (&ready, &arms), &cancel);
+    watch_models(&mut watchers, &parts, &arms);
     watch_artefacts(&mut watchers, (&config, &arms), &cancel);
     if !wait_ready(&mut catalogue, &cancel).await {
         return Ok(());

@@ -29,7 +29,7 @@ use nearshore_remote::{Client, Status};
 const POLL_STALLED: Duration = Duration::from_secs(30);
 
 /// An engine that has work and makes no step for this long hangs; one forward pass takes a second or two.
-pub(super) const ENGINE_STALLED: Duration = Duration::from_secs(60);
+const ENGINE_STALLED: Duration = Duration::from_secs(60);
 
 /// How often coverage is measured on one page of users.
 const SAMPLE_EVERY: Duration = Duration::from_secs(10);
@@ -174,8 +174,28 @@ async fn set_first_active(store: &RedisStore, ns: &str) {
     }
 }
 
+/// Watches the models of arms: those that run here by a heartbeat, those elsewhere by what their servers answer.
+pub(super) fn watch_models(
+    watchers: &mut JoinSet<anyhow::Result<()>>,
+    parts: &Parts,
+    arms: &[LoadedArm<ArmScorer>],
+) {
+    for loaded in arms {
+        metrics::model(&loaded.arm.id, &loaded.info);
+        if let ArmScorer::Here(handle) = &loaded.engine {
+            let heartbeat = parts.health.heartbeat("engine", ENGINE_STALLED);
+            watchers.spawn(watch_engine(
+                heartbeat,
+                handle.clone(),
+                parts.cancel.clone(),
+            ));
+        }
+    }
+    watch_endpoints(watchers, (&parts.ready, arms), &parts.cancel);
+}
+
 /// Beats while an engine that has work makes steps. An idle engine is healthy.
-pub(super) async fn watch_engine(
+async fn watch_engine(
     heartbeat: Heartbeat,
     engine: Handle,
     cancel: CancellationToken,
@@ -199,7 +219,7 @@ pub(super) async fn watch_engine(
 
 /// Says in `/readyz` and by a gauge whether the servers of the arms answer. The gate stays open: lists without the model
 /// are published whatever a server does, and a process that takes no traffic would not publish them.
-pub(super) fn watch_endpoints(
+fn watch_endpoints(
     watchers: &mut JoinSet<anyhow::Result<()>>,
     (ready, arms): (&Ready, &[LoadedArm<ArmScorer>]),
     cancel: &CancellationToken,

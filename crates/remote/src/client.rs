@@ -99,7 +99,8 @@ impl Client {
         }
         let base = endpoint.url.trim_end_matches('/').to_owned();
         let parsed = base.parse::<Uri>().ok();
-        let parsed = parsed.filter(|uri| uri.host().is_some() && uri.query().is_none());
+        // "http:" alone is a valid address, too: of the host "http".
+        let parsed = parsed.filter(|uri| uri.scheme().is_some() && uri.query().is_none());
         parsed.ok_or_else(|| Error::Setting {
             key: "url",
             what: format!("{base:?} is not an address, as in http://models.example:8000/v1"),

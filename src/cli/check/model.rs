@@ -161,7 +161,10 @@ pub(super) async fn loads(config: &Config) -> Vec<Item> {
     let refused = |arm: &&Arm| digest::compare(config, arm).is_err();
     let refused = config.arms.iter().filter(refused);
     let refused: BTreeSet<PathBuf> = refused.map(|arm| config.resolve(&arm.model)).collect();
-    for path in models(config).difference(&refused).cloned() {
+    for path in models(config) {
+        if refused.contains(&path) {
+            continue;
+        }
         let item = format!("model {} loads", path.display());
         let options = Options {
             precision: config.engine.precision,

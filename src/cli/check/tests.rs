@@ -195,8 +195,10 @@ fn a_model_of_another_hash_fails_by_arm_and_hash() {
     let checked = |sha256: &str, weight: f64| {
         let arm = serde_json::json!({ "id": "a", "epoch": 1, "template": "t.j2", "model": path, "sha256": sha256,
             "weights": { "model": weight, "demand": 1.0 } });
-        let mut config = Config::default();
-        config.arms = vec![serde_json::from_value(arm).expect("an arm")];
+        let config = Config {
+            arms: vec![serde_json::from_value(arm).expect("an arm")],
+            ..Config::default()
+        };
         let mut items = model::files(&config).into_iter();
         let item = items.find(|item| item.item == "arm a: sha256");
         item.expect("it is checked")

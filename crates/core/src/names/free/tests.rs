@@ -1,5 +1,7 @@
 //! Written lists of every kind, what becomes of their entries, and the response that they make.
 
+#![allow(clippy::disallowed_types)] // The matcher is fitted once for all cases of the properties.
+
 use std::sync::{Arc, LazyLock};
 
 use fixedbitset::FixedBitSet;
