@@ -12,9 +12,6 @@ use crate::process::{Process, Site};
 /// Replicas of ingest.
 const REPLICAS: usize = 3;
 
-/// Rebalances that a process saw.
-const REBALANCES: &str = "nearshore_rebalance_callback_seconds_count";
-
 /// Longer than a restart on a slow machine: the session must not end while a process is away.
 const SESSION: &str = "120s";
 
@@ -106,8 +103,9 @@ fn moved(before: &Owners, after: &Owners) -> usize {
 }
 
 /// Restarts one process after the other, as a StatefulSet does. How many partitions changed their owner, added over what
-/// the broker said while a process was away and after it was back; and rebalances that the members saw meanwhile.
-async fn rolling_update(static_member: bool) -> (usize, f64) {
+/// the broker said while a process was away and after it was back. Rebalances that members count are not compared: the
+/// last one of the first joining may be counted after the broker calls the group stable.
+async fn rolling_update(static_member: bool) -> usize {
     let site = Site::open(&[("user_events", 6, &[])]).await;
     site.catalogue().await;
     let mut processes = Vec::new();
@@ -125,10 +123,8 @@ async fn rolling_update(static_member: bool) -> (usize, f64) {
     .await;
     site.committed().await;
     let mut before = shared_out(&site, REPLICAS).await;
-    let (mut changes, mut rebalances) = (0, 0.0);
+    let mut changes = 0;
     for nth in 0..REPLICAS {
-        let other = (nth + 1) % REPLICAS;
-        let seen = processes[other].metric(REBALANCES, "").await;
         let (status, _) = processes[nth].terminate().await;
         assert!(status.success(), "{}", processes[nth].log());
         let members = if static_member {
@@ -142,7 +138,6 @@ async fn rolling_update(static_member: bool) -> (usize, f64) {
         processes[nth].becomes_ready().await;
         let back = shared_out(&site, REPLICAS).await;
         changes += moved(&away, &back);
-        rebalances += processes[other].metric(REBALANCES, "").await - seen;
         before = back;
     }
     // Each of them still reads what is its own.
@@ -153,18 +148,17 @@ async fn rolling_update(static_member: bool) -> (usize, f64) {
     )
     .await;
     site.committed().await;
-    (changes, rebalances)
+    changes
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_update_of_static_members_moves_no_partition() {
-    assert_eq!(rolling_update(true).await, (0, 0.0));
+    assert_eq!(rolling_update(true).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_update_without_instance_ids_moves_partitions() {
-    let (moved, rebalances) = rolling_update(false).await;
-    assert!(moved > 0 && rebalances > 0.0, "{moved} {rebalances}");
+    assert!(rolling_update(false).await > 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
