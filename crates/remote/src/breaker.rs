@@ -1,8 +1,8 @@
 //! The circuit breaker: whether a server that failed is asked.
 //!
 //! Closed, everything passes. After `failures_max` failures in a row it opens: nothing passes for `pause`. Then it is
-//! half open: one question passes; if it is answered the breaker closes, else it opens again. Invariant: while it is not
-//! closed at most one question is on the way that began after it opened. It has no clock: time is since any start.
+//! half open: one question passes; if it is answered the breaker closes, else it opens again. Invariant: while it is
+//! not closed at most one question is on the way that began after it opened. It has no clock: time is since any start.
 
 use std::time::Duration;
 

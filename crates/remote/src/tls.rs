@@ -1,6 +1,6 @@
 //! TLS to the server: whose certificates are trusted, and what an error of a connection means for the configuration.
 //!
-//! Invariant: nothing goes back to plaintext: the scheme of `endpoint.url` decides. The file of the CA is read at start.
+//! Invariant: nothing goes back to plaintext: the scheme of `endpoint.url` decides. The CA's file is read at start.
 
 use std::error::Error as _;
 use std::sync::Arc;

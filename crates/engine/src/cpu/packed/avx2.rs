@@ -18,7 +18,8 @@ const COLUMNS: usize = LANES;
 /// Units of two values in a group.
 const UNITS: usize = GROUP / 2;
 
-/// The largest magnitudes of an input and of a weight of 16 bits. A sum of [`GROUP`] products of them fits into 32 bits.
+/// The largest magnitudes of an input and of a weight of 16 bits: a sum of [`GROUP`] products of them fits into 32
+/// bits.
 const INPUT_MOST: f32 = 8191.0;
 const WEIGHT_MOST: f32 = 4095.0;
 const _: () =
