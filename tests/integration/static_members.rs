@@ -124,9 +124,9 @@ async fn rolling_update(static_member: bool) -> usize {
     site.committed().await;
     let mut before = shared_out(&site, REPLICAS).await;
     let mut changes = 0;
-    for nth in 0..REPLICAS {
-        let (status, _) = processes[nth].terminate().await;
-        assert!(status.success(), "{}", processes[nth].log());
+    for (nth, process) in processes.iter_mut().enumerate() {
+        let (status, _) = process.terminate().await;
+        assert!(status.success(), "{}", process.log());
         let members = if static_member {
             REPLICAS
         } else {
@@ -134,8 +134,8 @@ async fn rolling_update(static_member: bool) -> usize {
         };
         let away = shared_out(&site, members).await;
         changes += moved(&before, &away);
-        processes[nth] = start(&site, nth, static_member);
-        processes[nth].becomes_ready().await;
+        *process = start(&site, nth, static_member);
+        process.becomes_ready().await;
         let back = shared_out(&site, REPLICAS).await;
         changes += moved(&away, &back);
         before = back;
