@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use nearshore_core::ports::log::{Delivery, Error, Log, Outgoing};
 use nearshore_core::user::record::{Offset, Record, Resume, Timestamp};
-use nearshore_kafka::{Admin, Embedded, KafkaLog, Producer, Tailed, tail};
+use nearshore_kafka::{Admin, Embedded, KafkaLog, NewTopic, Producer, Tailed, tail};
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
@@ -200,6 +200,26 @@ async fn a_tail_of_an_empty_topic_is_ready_and_then_follows_it() {
     assert_eq!(read_until_ready(&mut rest).await.len(), 10);
     let missing = tail(&kafka.settings, &fresh("missing"), &nowhere).await;
     assert!(matches!(missing, Err(Error::Refused { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tail_waits_a_moment_for_a_topic_that_is_being_created() {
+    let kafka = Kafka::real();
+    let admin = Admin::new(&kafka.settings).expect("valid settings");
+    let topic = NewTopic {
+        name: fresh("late"),
+        partitions: 2,
+        config: BTreeMap::new(),
+    };
+    let nowhere = BTreeMap::new();
+    let create = async {
+        // Longer than the tail's first question takes.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        admin.ensure(std::slice::from_ref(&topic)).await
+    };
+    let (late, created) = tokio::join!(tail(&kafka.settings, &topic.name, &nowhere), create);
+    created.expect("the topic is created");
+    assert_eq!(read_until_ready(&mut late.expect("it is found")).await, []);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -29,6 +29,10 @@ const CHUNK: usize = 256;
 const CHUNKS: usize = 4;
 /// How often new partitions are searched for.
 const PARTITIONS_EVERY: Duration = Duration::from_secs(60);
+/// How long a topic may be unknown before it is missing: for a moment after its creation not all brokers know it.
+const KNOWN_WITHIN: Duration = Duration::from_secs(5);
+/// Pause between two questions for an unknown topic.
+const UNKNOWN_PAUSE: Duration = Duration::from_millis(250);
 
 /// What a tail returns.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,19 +77,32 @@ impl Drop for Tail {
     }
 }
 
+/// Extent of each partition of a topic, which may just have been created.
+async fn known(settings: &KafkaSettings, topic: &str) -> Result<Vec<Extent>, Error> {
+    let admin = Admin::new(settings)?;
+    let deadline = Instant::now() + KNOWN_WITHIN;
+    loop {
+        let extents = admin.extents(topic).await?;
+        if !extents.is_empty() {
+            return Ok(extents);
+        }
+        if Instant::now() > deadline {
+            return Err(Error::Refused {
+                what: format!("read {topic}"),
+                reason: "there is no such topic; create it, or correct its name in [topics]".into(),
+            });
+        }
+        tokio::time::sleep(UNKNOWN_PAUSE).await;
+    }
+}
+
 /// Reads `topic` without end, from the positions `from`; a partition without one is read from the beginning.
 pub async fn tail(
     settings: &KafkaSettings,
     topic: &str,
     from: &BTreeMap<Partition, Resume>,
 ) -> Result<Tail, Error> {
-    let extents = Admin::new(settings)?.extents(topic).await?;
-    if extents.is_empty() {
-        return Err(Error::Refused {
-            what: format!("read {topic}"),
-            reason: "there is no such topic; create it, or correct its name in [topics]".into(),
-        });
-    }
+    let extents = known(settings, topic).await?;
     let health = Health::default();
     let mut config = settings.consuming(&settings.group("tail"))?;
     config.set("enable.partition.eof", "true");
