@@ -64,6 +64,12 @@ impl Shown {
     }
 }
 
+/// Serves the program of a mapping on standard input and output.
+pub(super) fn run_program() -> anyhow::Result<ExitCode> {
+    crate::map::serve()?;
+    Ok(ExitCode::SUCCESS)
+}
+
 pub(super) fn run(args: &MapArgs) -> anyhow::Result<ExitCode> {
     with_config(&args.common, |config| {
         anyhow::ensure!(

@@ -30,6 +30,7 @@ mod namespace;
 mod neighbours;
 mod off_policy;
 mod run;
+mod shell;
 mod simulate;
 mod try_names;
 mod users;
@@ -101,11 +102,14 @@ enum Command {
     },
     /// Print how a user's list was made: events, prompt, names, rules, SKUs, versions, times.
     #[command(
-        after_help = "Examples:\n  nearshore inspect 1228\n  nearshore inspect 1228 --json | jq .audit"
+        after_help = "Examples:\n  nearshore inspect 1228\n  nearshore inspect 1228 --json | jq .audit\n  nearshore inspect 1228 --why-not 'ADULT ANALGESICS'"
     )]
     Inspect {
         /// User id.
         user: String,
+        /// Say why this product is not on the list: rule, stock, or rank and the terms that cost it. A PU, a SKU or a name.
+        #[arg(long, value_name = "PRODUCT")]
+        why_not: Option<String>,
         #[command(flatten)]
         common: Common,
     },
@@ -212,6 +216,16 @@ enum Command {
     /// Show what the mapping of a topic makes of records: before, after and refusals, without starting anything.
     #[command(after_help = map::EXAMPLES)]
     Map(map::MapArgs),
+    /// Print what makes a shell complete commands and options.
+    #[command(
+        after_help = "Examples:\n  nearshore completions bash > /etc/bash_completion.d/nearshore\n  nearshore completions zsh > ~/.zfunc/_nearshore"
+    )]
+    Completions(shell::Completions),
+    /// Print a man page, or write one for every command.
+    #[command(
+        after_help = "Examples:\n  nearshore man | man -l -\n  nearshore man --out /usr/local/share/man/man1"
+    )]
+    Man(shell::Man),
     /// Run the program of a mapping: read it and its questions from standard input.
     #[command(name = "run-program", hide = true)]
     RunProgram,
@@ -305,11 +319,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Try(args) => try_once(&args),
         Command::Bench(Bench::Engine(args)) => bench_engine(&args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
         Command::Map(args) => map::run(&args),
-        Command::RunProgram => {
-            crate::map::serve()?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::RunProgram => map::run_program(),
         Command::Align(args) => align::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Match(args) => matching::run(&args),
@@ -344,9 +357,14 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             Some(sku) => neighbours::get(&c, sku, common.json),
             None => users::get(&c, &user.unwrap_or_default(), common.json),
         }),
-        Command::Inspect { user, common } => {
-            with_config(&common, |c| users::inspect(&c, &user, common.json))
-        }
+        Command::Inspect {
+            user,
+            why_not,
+            common,
+        } => with_config(&common, |c| match why_not {
+            Some(product) => users::why_not(&c, &user, &product, common.json),
+            None => users::inspect(&c, &user, common.json),
+        }),
         Command::Forget(args) => with_config(&args.common, |c| forget::run(&c, &args)),
         Command::Refresh(args) => ask::refresh(args),
         Command::Backfill(args) => backfill::run(args),

@@ -92,6 +92,26 @@ pub(super) fn inspect(config: &Config, user: &str, json: bool) -> anyhow::Result
     })
 }
 
+/// Says why a product is not on the user's list.
+pub(super) fn why_not(
+    config: &Config,
+    user: &str,
+    product: &str,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    let user = user_id(user)?;
+    block_on(async {
+        let store = store(config)?;
+        let answer = namespace::why_not(config, store, &user, product).await?;
+        if json {
+            out!("{}", visible_json(&serde_json::to_string(&answer)?));
+        } else {
+            out_part!("{}", answer.text());
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
 /// The id of a SKU or PU in its normal form, as the catalogue has it.
 fn product_id(id: &str) -> anyhow::Result<Cow<'_, str>> {
     let normal = normalise(id);

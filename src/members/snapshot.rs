@@ -19,7 +19,7 @@ use nearshore_core::list::fallback::{
     FallbackSettings, SnapshotParts, is_storable, serving_snapshot,
 };
 use nearshore_core::list::select;
-use nearshore_core::ports::store::{self, Cell, Store};
+use nearshore_core::ports::store::{self, Block, Cell, Store};
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::demand::BUCKET_MS;
 use nearshore_core::shop::demand::{self, Count, Demand};
@@ -252,11 +252,7 @@ impl<S: Store> SnapshotLoader<S> {
         match self.store.blocks().await {
             Ok(blocks) => {
                 metrics::blocks(blocks.len());
-                let (pus, skus): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|block| block.pu);
-                let ids = |blocks: Vec<nearshore_core::ports::store::Block>| -> Ids {
-                    blocks.into_iter().map(|b| b.id).collect()
-                };
-                self.blocked = (ids(pus), ids(skus));
+                self.blocked = ids(blocks);
                 let (pus, skus) = self.blocked.clone();
                 self.catalogue.set_blocks(pus, skus);
             }
@@ -405,6 +401,27 @@ impl<S: Store> SnapshotLoader<S> {
 /// The stock role writes it to `dlq` and counts it.
 fn skip(position: &Position, reject: &event::Reject) {
     tracing::debug!(%position, %reject, "catalogue record skipped");
+}
+
+/// The snapshot of a namespace as stored now, for a command: a catalogue with the blocks and counts of the store.
+pub(crate) async fn stored_snapshot<S: Store>(
+    store: &S,
+    settings: &LoaderSettings,
+    (mut catalogue, ns): (Catalogue, &str),
+) -> Result<Snapshot, store::Error> {
+    let (pus, skus) = ids(store.blocks().await?);
+    catalogue.set_blocks(pus, skus);
+    let mut counts = Counts::new(settings, &catalogue);
+    counts.reload(store, ns).await?;
+    counts.rebuild(settings, &catalogue);
+    Ok(build(settings, &catalogue, &counts, &BTreeMap::new()))
+}
+
+/// The ids of blocked PUs and of blocked SKUs.
+fn ids(blocks: Vec<Block>) -> (Ids, Ids) {
+    let (pus, skus): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|block| block.pu);
+    let ids = |blocks: Vec<Block>| blocks.into_iter().map(|block| block.id).collect();
+    (ids(pus), ids(skus))
 }
 
 /// Builds the snapshot of the loader's namespace, and with it those of the other namespaces: the same catalogue and

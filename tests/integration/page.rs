@@ -86,6 +86,7 @@ async fn the_inspect_page_shows_in_a_browser_how_a_list_came_about() {
     the_other_pages_answer(&process).await;
     every_metric_of_the_way_has_counted(&process).await;
     nearshore_inspect_prints_the_same(&site, &list).await;
+    inspect_says_why_a_product_is_not_on_the_list(&site, &list).await;
 }
 
 async fn the_other_pages_answer(process: &Process) {
@@ -134,6 +135,40 @@ async fn nearshore_inspect_prints_the_same(site: &Site, list: &Document) {
     let loaded = site.store.load(&site.ns, &user).await;
     let loaded = loaded.expect("Redis answers");
     assert_eq!(inspected["state"]["ver"], json!(loaded[0].ver), "{text}");
+}
+
+/// The rule keeps WINE from ann; a product of the list is at its place; of another one the rank is told.
+async fn inspect_says_why_a_product_is_not_on_the_list(site: &Site, list: &Document) {
+    let why_not = |product: String| async move {
+        let words = ["inspect", "ann", "--why-not", &product, "--json"];
+        let text = site.output(&words).await;
+        serde_json::from_str::<Value>(&text).expect("JSON")
+    };
+    let wine = why_not("wine".into()).await;
+    assert_eq!(wine["now"]["forbidden_by"], json!(["no-wine"]), "{wine}");
+    assert_eq!(
+        (&wine["now"]["permitted"], &wine["place"]),
+        (&json!(false), &Value::Null)
+    );
+    assert_eq!(wine["list_id"], json!(list.list_id));
+    let second = why_not(list.pus[1].pu.clone()).await;
+    assert_eq!(
+        (&second["place"], &second["now"]["permitted"]),
+        (&json!(2), &json!(true))
+    );
+    // By a SKU of it, the same.
+    assert_eq!(
+        why_not(list.pus[1].skus[0].clone()).await["now"],
+        second["now"]
+    );
+    let text = site.output(&["inspect", "ann", "--why-not", "WINE"]).await;
+    assert!(text.contains("no: forbidden by no-wine"), "{text}");
+    let unknown = site.cli(&["inspect", "ann", "--why-not", "WINES"]).await;
+    let error = String::from_utf8_lossy(&unknown.stderr);
+    assert!(
+        !unknown.status.success() && error.contains("did you mean WINE?"),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

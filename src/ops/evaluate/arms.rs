@@ -55,6 +55,21 @@ impl Plain {
         Self::of(serde_json::from_value(arm)?, config)
     }
 
+    /// An arm as ranked by its terms alone, whatever weight it gives the model.
+    pub(in crate::ops) fn by_terms(config: &Config, arm: &Arm) -> anyhow::Result<Self> {
+        let artefact = crate::run::artefact(config, arm)?;
+        Ok(Self {
+            weights: crate::run::weights(arm, artefact.as_deref())?,
+            artefact,
+            ..Self::of(arm.clone(), config)?
+        })
+    }
+
+    /// What `align` learned for it.
+    pub(in crate::ops) fn artefact(&self) -> Option<&Arc<Artefact>> {
+        self.artefact.as_ref()
+    }
+
     fn of(arm: Arm, config: &Config) -> anyhow::Result<Self> {
         Ok(Self {
             name: format!("arm {}", arm.id),
@@ -281,24 +296,19 @@ pub(super) fn routes(config: &Config, models: bool) -> anyhow::Result<Vec<Box<dy
     let mut routes: Vec<Box<dyn Route>> = Vec::new();
     let mut with: Vec<&Arm> = Vec::new();
     for arm in &config.arms {
-        let artefact = crate::run::artefact(config, arm)?;
-        let weights = crate::run::weights(arm, artefact.as_deref())?;
-        if weights.use_model() && arm.endpoint.is_some() {
+        let plain = Plain::by_terms(config, arm)?;
+        let uses_model = plain.weights.use_model();
+        if uses_model && arm.endpoint.is_some() {
             note!(
                 "arm {} is left out: its model is elsewhere, and is not asked here",
                 arm.id
             );
             continue;
         }
-        if weights.use_model() {
-            with.push(arm);
-            continue;
+        match uses_model {
+            true => with.push(arm),
+            false => routes.push(Box::new(plain)),
         }
-        routes.push(Box::new(Plain {
-            weights,
-            artefact,
-            ..Plain::of(arm.clone(), config)?
-        }));
     }
     if !models || with.is_empty() {
         return Ok(routes);

@@ -1,5 +1,5 @@
-//! Works on a namespace from outside the stream: reads a list as a client does, inspects one user, compares, promotes,
-//! retires and dumps namespaces.
+//! Works on a namespace from outside the stream: reads a list as a client does, inspects one user, says why a product is
+//! not on a list, compares, promotes, retires and dumps namespaces.
 //!
 //! Invariant: nothing here writes a list.
 
@@ -8,6 +8,7 @@ mod dump;
 mod evaluated;
 mod promote;
 mod retire;
+mod why_not;
 
 pub use crate::ops::coverage::is_covered;
 pub use diff::{Difference, diff};
@@ -15,6 +16,7 @@ pub use dump::{Dump, dump};
 pub use evaluated::Asked;
 pub use promote::{Bounds, Check, Listing, Note, enroll, list, promote};
 pub use retire::{Retired, retire};
+pub use why_not::why_not;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

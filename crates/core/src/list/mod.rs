@@ -1,4 +1,5 @@
-//! Lists: prompt, score terms, composition, SKU selection, fallback, document with audit, comparison.
+//! Lists: prompt, score terms, composition, SKU selection, fallback, document with audit, comparison, and
+//! why a product is not on one.
 
 pub mod best;
 pub mod choice;
@@ -10,3 +11,4 @@ pub mod hits;
 pub mod prompt;
 pub mod select;
 pub mod terms;
+pub mod why_not;
