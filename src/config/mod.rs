@@ -302,6 +302,12 @@ pub struct Http {
     pub listen: SocketAddr,
     /// Whether `/inspect` is served; it shows the events of users.
     pub inspect: bool,
+    /// File with the token of `/inspect`, which is needed where `listen` is not loopback.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inspect_token_file: Option<PathBuf>,
+    /// A second address for `/healthz` and `/readyz` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_listen: Option<SocketAddr>,
 }
 
 impl Default for Http {
@@ -309,6 +315,8 @@ impl Default for Http {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9464)),
             inspect: true,
+            inspect_token_file: None,
+            health_listen: None,
         }
     }
 }
@@ -419,7 +427,7 @@ impl Config {
         show::effective(self)
     }
 
-    /// Makes the paths of secret files absolute: Kafka and Redis open these files and do not know the folder.
+    /// Makes the paths of secret files absolute: Kafka, Redis and HTTP open these files and do not know the folder.
     fn resolve_secrets(&mut self) {
         let base = self.base.clone();
         let secrets = self.kafka.secret_files.values_mut();
@@ -429,6 +437,7 @@ impl Config {
             &mut redis.tls_ca,
             &mut redis.tls_cert,
             &mut redis.tls_key,
+            &mut self.http.inspect_token_file,
         ];
         for path in secrets.chain(files.into_iter().flatten()) {
             *path = base.join(&*path);

@@ -565,7 +565,9 @@ fn needs_model(arm: &Arm) -> bool {
 }
 
 fn named_files(config: &Config, found: &mut Found) {
-    let mut paths = Vec::new();
+    let token = config.http.inspect_token_file.clone();
+    let token = token.map(|file| ("http.inspect_token_file".to_owned(), file));
+    let mut paths: Vec<(String, std::path::PathBuf)> = token.into_iter().collect();
     for (nth, arm) in config.arms.iter().enumerate() {
         let key = format!("arms[{nth}].model");
         match delay_of(&arm.model) {
@@ -574,9 +576,8 @@ fn named_files(config: &Config, found: &mut Found) {
             None if needs_model(arm) && arm.endpoint.is_none() => {
                 paths.push((key, config.resolve(&arm.model)))
             }
-            None => {}
+            None => {} // Calibration files are not checked here: `nearshore calibrate` writes them.
         }
-        // Calibration files are not checked here: `nearshore calibrate` reads the configuration to write them.
     }
     if let Some(folder) = config.encoder() {
         paths.push(("engine.encoder".to_owned(), folder.join("config.json")));

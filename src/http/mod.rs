@@ -2,20 +2,22 @@
 //!
 //! Invariant: `/healthz` reports the progress of this process alone, never Kafka or Redis, so that their failure does
 //! not restart processes; no request changes anything. It does not know what is watched: roles pass in heartbeats,
-//! gates and a function that looks up a user.
+//! gates and a function that looks up a user. Off loopback `/inspect` is shown to those who know its token alone.
 
+mod access;
 mod connections;
 mod health;
 mod ready;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Query, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Json, Response};
 use axum::routing::get;
@@ -24,6 +26,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use access::Access;
 pub use health::{Health, Heartbeat, Stale};
 pub use ready::{Gate, Ready};
 
@@ -45,6 +48,8 @@ pub struct App {
     pub metrics: Option<PrometheusHandle>,
     /// For `/inspect`; without it the answer is 404.
     pub inspect: Option<Provider>,
+    /// Who may see `/inspect`.
+    pub(crate) access: Access,
 }
 
 impl App {
@@ -57,6 +62,12 @@ impl App {
         self.inspect = Some(Arc::new(move |user| Box::pin(look_up(user))));
         self
     }
+
+    /// Shows `/inspect` to those who know the token in this file.
+    pub fn token_file(mut self, file: Option<PathBuf>) -> Self {
+        self.access.token_file = file;
+        self
+    }
 }
 
 /// The longest that open requests may take after the stop: looking up a user may wait for Redis.
@@ -65,14 +76,26 @@ const SHUTDOWN_MAX: Duration = Duration::from_secs(2);
 /// Serves until `stop`; open requests are answered if that takes at most [`SHUTDOWN_MAX`].
 pub async fn serve(
     listener: TcpListener,
-    app: App,
+    mut app: App,
     stop: CancellationToken,
 ) -> Result<(), std::io::Error> {
     let loopback = listener.local_addr()?.ip().is_loopback();
+    app.access.is_public = !loopback;
     let mut routes = routes(app);
     if loopback {
         routes = routes.layer(middleware::from_fn(only_local_names));
     }
+    answer(listener, routes, stop).await;
+    Ok(())
+}
+
+/// Serves `/healthz` and `/readyz` alone until `stop`, for probes: what happens on another port does not reach it.
+pub async fn serve_probes(listener: TcpListener, app: App, stop: CancellationToken) {
+    let routes = probes().with_state(app);
+    answer(listener, routes, stop).await;
+}
+
+async fn answer(listener: TcpListener, routes: Router, stop: CancellationToken) {
     let deadline = async {
         stop.cancelled().await;
         tokio::time::sleep(SHUTDOWN_MAX).await;
@@ -81,14 +104,17 @@ pub async fn serve(
         () = connections::answer(listener, routes, stop.clone()) => {}
         () = deadline => {}
     }
-    Ok(())
+}
+
+fn probes() -> Router<App> {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
 }
 
 fn routes(app: App) -> Router {
-    Router::new()
+    probes()
         .route("/", get(index))
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
         .route("/metrics", get(exposition))
         .route("/inspect", get(inspect))
         .layer(middleware::from_fn(add_security_headers))
@@ -140,7 +166,11 @@ struct InspectQuery {
     user: Option<String>,
 }
 
-async fn inspect(State(app): State<App>, Query(query): Query<InspectQuery>) -> Response {
+async fn inspect(
+    State(app): State<App>,
+    Query(query): Query<InspectQuery>,
+    headers: HeaderMap,
+) -> Response {
     let Some(provider) = app.inspect else {
         return (
             StatusCode::NOT_FOUND,
@@ -148,6 +178,9 @@ async fn inspect(State(app): State<App>, Query(query): Query<InspectQuery>) -> R
         )
             .into_response();
     };
+    if let Err(refused) = app.access.permit(&headers).await {
+        return *refused;
+    }
     let (status, page) = match query.user.filter(|user| !user.is_empty()) {
         None => (StatusCode::OK, Page::Ask),
         Some(user) => match provider(user.clone()).await {

@@ -18,24 +18,27 @@ async fn ask(app: &App, request: &str) -> Answer {
     let address = listener.local_addr().expect("it is bound");
     let stop = CancellationToken::new();
     let served = tokio::spawn(serve(listener, app.clone(), stop.clone()));
-    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    let stream = TcpStream::connect(address).await.expect("it listens");
     let request = request.replace(" HTTP", " HTTP/1.1\r\nConnection: close");
     let request = if request.contains("Host:") {
         request
     } else {
         format!("{request}\r\nHost: localhost:1")
     };
-    stream
-        .write_all(format!("{request}\r\n\r\n").as_bytes())
-        .await
-        .expect("sent");
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.expect("answered");
+    let answer = answered(stream, &format!("{request}\r\n\r\n")).await;
     stop.cancel();
     served
         .await
         .expect("no panic")
         .expect("it stops after the cancellation");
+    answer
+}
+
+/// The answer to a request on an open connection.
+async fn answered(mut stream: TcpStream, request: &str) -> Answer {
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.expect("answered");
     let (head, body) = text.split_once("\r\n\r\n").expect("a head");
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
     Answer {
@@ -163,16 +166,15 @@ async fn the_inspect_page_looks_up_the_decoded_user_id() {
     let answer = ask(&inspecting(), "GET /inspect?user=%C3%A9%2F1+%26 HTTP").await;
     assert_eq!(answer.status, 200);
     assert!(answer.body.contains("é&#x2f;1 &amp;"), "{}", answer.body);
-    assert!(
-        answer.head.contains("default-src 'none'"),
-        "{}",
-        answer.head
-    );
-    assert!(
-        answer.head.contains("cache-control: no-store"),
-        "{}",
-        answer.head
-    );
+    for part in [
+        "default-src 'none'",
+        "frame-ancestors 'none'",
+        "cache-control: no-store",
+        "x-content-type-options: nosniff",
+        "referrer-policy: no-referrer",
+    ] {
+        assert!(answer.head.contains(part), "{part}: {}", answer.head);
+    }
 }
 
 #[tokio::test]
@@ -219,4 +221,103 @@ async fn on_loopback_a_request_to_a_foreign_name_is_refused() {
         let answer = ask(&inspecting(), &format!("GET /inspect HTTP\r\nHost: {host}")).await;
         assert_eq!(answer.status, status, "{host}");
     }
+}
+
+/// What is answered at an address that others may reach, with these head lines.
+async fn ask_in_public(app: &App, path: &str, head: &str) -> Answer {
+    let listener = TcpListener::bind("0.0.0.0:0").await.expect("a free port");
+    let port = listener.local_addr().expect("it is bound").port();
+    let stop = CancellationToken::new();
+    let served = tokio::spawn(serve(listener, app.clone(), stop.clone()));
+    let request =
+        format!("GET {path} HTTP/1.1\r\nConnection: close\r\nHost: nearshore\r\n{head}\r\n");
+    let stream = TcpStream::connect(("127.0.0.1", port)).await;
+    let answer = answered(stream.expect("it listens"), &request).await;
+    stop.cancel();
+    served.await.expect("no panic").expect("it stops");
+    answer
+}
+
+#[tokio::test]
+async fn off_loopback_the_inspect_page_is_shown_to_those_who_know_the_token() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("token");
+    std::fs::write(&file, "s3cret\n").expect("written");
+    let open = ask_in_public(&inspecting(), "/inspect", "").await;
+    assert_eq!(open.status, 403, "{}", open.body);
+    assert!(
+        open.body.contains("http.inspect_token_file"),
+        "{}",
+        open.body
+    );
+    let app = inspecting().token_file(Some(file.clone()));
+    // user:s3cret and user:wrong, as browsers send them.
+    for (head, status) in [
+        ("", 401),
+        ("Authorization: Bearer s3cret\r\n", 200),
+        ("Authorization: bearer s3cret\r\n", 200),
+        ("Authorization: Basic dXNlcjpzM2NyZXQ=\r\n", 200),
+        ("Authorization: Bearer s3cre\r\n", 401),
+        ("Authorization: Bearer \r\n", 401),
+        ("Authorization: Basic dXNlcjp3cm9uZw==\r\n", 401),
+        ("Authorization: Basic s3cret\r\n", 401),
+        ("Authorization: s3cret\r\n", 401),
+    ] {
+        let answer = ask_in_public(&app, "/inspect?user=nobody2", head).await;
+        // With the token the user is looked up, and is not there.
+        let expected = if status == 200 { 404 } else { status };
+        assert_eq!(answer.status, expected, "{head}");
+        assert_eq!(
+            answer.head.contains("www-authenticate: basic"),
+            status == 401,
+            "{head}"
+        );
+    }
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(ask_in_public(&app, path, "").await.status, 200, "{path}");
+    }
+    // A changed token needs no restart, and one that cannot be read lets nobody in.
+    std::fs::write(&file, "other").expect("written");
+    let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
+    assert_eq!(
+        ask_in_public(&app, "/inspect", &bearer("s3cret"))
+            .await
+            .status,
+        401
+    );
+    assert_eq!(
+        ask_in_public(&app, "/inspect", &bearer("other"))
+            .await
+            .status,
+        200
+    );
+    std::fs::write(&file, "\n").expect("written");
+    assert_eq!(
+        ask_in_public(&app, "/inspect", &bearer("")).await.status,
+        503
+    );
+    // A token that is configured is asked for on loopback, too.
+    std::fs::write(&file, "other").expect("written");
+    assert_eq!(ask(&app, "GET /inspect HTTP").await.status, 401);
+}
+
+#[tokio::test]
+async fn the_port_for_probes_serves_nothing_else() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let stop = CancellationToken::new();
+    let served = tokio::spawn(serve_probes(listener, inspecting(), stop.clone()));
+    for (path, status) in [
+        ("/healthz", 200),
+        ("/readyz", 200),
+        ("/metrics", 404),
+        ("/inspect", 404),
+        ("/", 404),
+    ] {
+        let stream = TcpStream::connect(address).await.expect("it listens");
+        let request = format!("GET {path} HTTP/1.1\r\nConnection: close\r\nHost: any\r\n\r\n");
+        assert_eq!(answered(stream, &request).await.status, status, "{path}");
+    }
+    stop.cancel();
+    served.await.expect("it stops");
 }

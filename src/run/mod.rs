@@ -35,7 +35,7 @@ use retention::watch_retention;
 use watch::{join, watch_coverage, watch_models, watch_redis};
 
 use crate::config::Config;
-use crate::http::{App, Gate, Health, Ready, serve};
+use crate::http::{App, Gate, Health, Ready, serve, serve_probes};
 use crate::map::{MappedTail, open_tail};
 use crate::members::clock::wall_clock;
 use crate::members::generate::{self, Generate};
@@ -226,10 +226,22 @@ async fn spawn_http(
         health,
         ready,
         metrics: prometheus,
-        inspect: None,
+        ..App::default()
     };
-    if config.http.inspect {
+    let http = &config.http;
+    if let Some(address) = http.health_listen {
+        let listener = tokio::net::TcpListener::bind(address);
+        let what = || format!("http.health_listen = {address}");
+        let (listener, app) = (listener.await.with_context(what)?, app.clone());
+        let stop = cancel.clone();
+        tasks.spawn(async move {
+            serve_probes(listener, app, stop).await;
+            Ok(())
+        });
+    }
+    if http.inspect {
         let config = config.clone();
+        app = app.token_file(http.inspect_token_file.clone());
         app = app.inspect_by(move |user| {
             let (config, store, snapshot) = (config.clone(), store.clone(), snapshot.load_full());
             async move {

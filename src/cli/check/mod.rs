@@ -199,12 +199,12 @@ fn settings(config: &Config) -> Vec<Item> {
     );
     let mut items = vec![Item::ok("rules", rules)];
     let http = &config.http;
-    if http.inspect && !http.listen.ip().is_loopback() {
+    if http.inspect && http.inspect_token_file.is_none() && !http.listen.ip().is_loopback() {
         let found = format!(
-            "/inspect shows the events of single users to anyone who can reach {}",
+            "/inspect is refused at {}: it shows the events of single users, and there is no token",
             http.listen
         );
-        let advice = "set http.inspect = false, or listen on 127.0.0.1";
+        let advice = "set http.inspect_token_file, http.inspect = false, or listen on 127.0.0.1";
         items.push(Item::warn("http", found).advise(advice));
     }
     if config.redis.min_replicas == 0 {
