@@ -349,7 +349,7 @@ fn fitted_terms(
         Need::Snapshot | Need::Artefact => term.name() != "bias",
         Need::Vectors => vectors,
         Need::Table => table,
-        Need::Model | Need::Policy => false,
+        Need::Model | Need::Head | Need::Policy => false,
     };
     TERMS.iter().filter(fits)
 }
@@ -473,6 +473,7 @@ pub(crate) fn learned(tables: Tables, shop: &Shop) -> anyhow::Result<Learned> {
         references: None,
         vectors: None,
         table: shop.table.as_ref().map(|shared| Arc::clone(&shared.table)),
+        head: None,
         choice: None,
     };
     Ok(Learned::bind(
