@@ -1,5 +1,5 @@
-//! Promise: `nearshore align --head` learns from hidden states what the mixture lacks, goes on after a kill, gives noise no
-//! weight, and what does not fit is refused.
+//! Promise: `nearshore align --head` learns from hidden states what the mixture lacks, goes on after a kill, gives
+//! noise no weight, and what does not fit is refused.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

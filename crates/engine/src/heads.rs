@@ -1,8 +1,8 @@
 //! Heads: the term that a request gets from the hidden state after its prompt.
 //!
-//! Decides which names a model reads for a head: those that the head has not read, when a request asks for it, a few for
-//! each batch, so that no batch waits for a catalogue. Invariant: a request without a head is left as it is, and names
-//! that were read once are not read again. It does not know how a model computes.
+//! Decides which names a model reads for a head: those that the head has not read, when a request asks for it, a few
+//! for each batch, so that no batch waits for a catalogue. Invariant: a request without a head is left as it is, and
+//! names that were read once are not read again. It does not know how a model computes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,14 +1,14 @@
 //! A file of hidden states, mapped into memory: what a model computed once is not computed again.
 //!
-//! Rows are appended, each with its own sum, so a process that is killed loses the row that it was writing at most, and
-//! the next one goes on. Invariant: a file has rows of one model in one precision and of one template, and a row that is
-//! not what was written is never returned: a file of something else is refused, and one that ends within a row, or has
-//! a damaged one, is cut back to the last good row before it. It does not know what prompts say: a row is found by the
-//! hash of its prompt.
+//! Rows are appended, each with its own sum, so a process that is killed loses the row that it was writing at most,
+//! and the next one goes on. Invariant: a file has rows of one model in one precision and of one template, and a row
+//! that is not what was written is never returned: a file of something else is refused, and one that ends within a
+//! row, or has a damaged one, is cut back to the last good row before it. It does not know what prompts say: a row is
+//! found by the hash of its prompt.
 //!
-//! Little endian: `NSHS`; version u32; type of the numbers u32 (1: f32); width u32; length u32 and bytes of the model's
-//! revision, of its precision, and of the template's hash; the first 8 bytes of the SHA-256 of all before it. Then rows:
-//! SHA-256 of the prompt, 32 bytes; `width` numbers; the first 8 bytes of the SHA-256 of both.
+//! Little endian: `NSHS`; version u32; type of the numbers u32 (1: f32); width u32; length u32 and bytes of the
+//! model's revision, of its precision, and of the template's hash; the first 8 bytes of the SHA-256 of all before it.
+//! Then rows: SHA-256 of the prompt, 32 bytes; `width` numbers; the first 8 bytes of the SHA-256 of both.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};

@@ -130,17 +130,13 @@ pub fn prepare(
     let permitted = searched(&verdict, snapshot, &segment);
     let Asked {
         terms,
-        weight: model_weight,
+        weight,
         head,
+        asks_model,
         visible,
         calibration,
         without_vector,
-    } = asked(state, snapshot, (&segment, at), context);
-    let asks_model = model_weight != 0.0 || head.is_some();
-    let (weight, head, calibration) = match stage {
-        Stage::Mixture => (0.0, None, None),
-        Stage::Model => (model_weight, head, calibration),
-    };
+    } = asked(state, snapshot, (&segment, at), context).at(stage);
     let is_asked = weight != 0.0 || head.is_some();
     let rendered = rendered(&view, is_asked, context);
     let made = if is_asked { stage } else { Stage::Mixture };
@@ -249,11 +245,28 @@ struct Asked {
     weight: f32,
     /// The head, if it has a weight.
     head: Option<HeadAsk>,
+    /// Whether the model has a part, in a list of [`Stage::Model`].
+    asks_model: bool,
     /// Number of the user's products.
     visible: usize,
     calibration: Option<Arc<Calibration>>,
     /// The user's texts without a vector.
     without_vector: Vec<String>,
+}
+
+impl Asked {
+    /// What is asked for a list of a stage.
+    fn at(self, stage: Stage) -> Self {
+        match stage {
+            Stage::Model => self,
+            Stage::Mixture => Self {
+                weight: 0.0,
+                head: None,
+                calibration: None,
+                ..self
+            },
+        }
+    }
 }
 
 /// What is asked by the weights for as much visible history as the user has.
@@ -283,10 +296,13 @@ fn asked(
         texts: context.texts,
         own_texts: &own_texts,
     };
+    let weight = weights.get(MODEL).copied().unwrap_or_default() as f32;
+    let head = head_of(weights, context.learned);
     Asked {
         terms: score_terms(weights, &input),
-        weight: weights.get(MODEL).copied().unwrap_or_default() as f32,
-        head: head_of(weights, context.learned),
+        asks_model: weight != 0.0 || head.is_some(),
+        weight,
+        head,
         visible: own.len(),
         calibration: context.calibrations.at(own.len()).cloned(),
         without_vector: without.into_iter().flatten().collect(),

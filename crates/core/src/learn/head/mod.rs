@@ -1,11 +1,11 @@
 //! Trains a head: what a frozen model's hidden states add to the mixture of the other terms.
 //!
 //! The score of a product is the dot product of two projections of low rank, of the user's hidden state and of that of
-//! the product's name. The mixture's log score is an offset, so the head learns only what the mixture lacks; it begins at
-//! 0, which is the mixture itself. Training stops where cases that it does not learn from, the *tune* cases, get worse.
-//! Invariant: equal cases in equal order, options and seed give an equal head, bit for bit, and a head is never worse
-//! than no head on the tune cases. It does not know what is shown of users, nor whether the head gets a weight: see
-//! [`gate`](super::gate) and [`model`](super::model).
+//! the product's name. The mixture's log score is an offset, so the head learns only what the mixture lacks; it begins
+//! at 0, which is the mixture itself. Training stops where cases that it does not learn from, the *tune* cases, get
+//! worse. Invariant: equal cases in equal order, options and seed give an equal head, bit for bit, and a head is never
+//! worse than no head on the tune cases. It does not know what is shown of users, nor whether the head gets a weight:
+//! see [`gate`](super::gate) and [`model`](super::model).
 
 mod objective;
 

@@ -5,8 +5,8 @@
 //!
 //! Little endian: `NSHD`; version u32; rank u32; width u32; number of names u32; length u32 and bytes of the model's
 //! revision, and of the template's hash; the projection of users, then that of names, each with its weights row by row
-//! and its shift, f32; per name in ascending order its length u32, its bytes, and its key, f32; FNV-1a of all before it,
-//! u64.
+//! and its shift, f32; per name in ascending order its length u32, its bytes, and its key, f32; FNV-1a of all before
+//! it, u64.
 
 use std::collections::BTreeMap;
 

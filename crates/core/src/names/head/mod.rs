@@ -1,10 +1,10 @@
 //! A head: scores of products from the hidden state of a frozen model at the end of a user's prompt.
 //!
-//! The score of a product is the dot product of two short vectors: one is a linear function of the user's hidden state,
-//! the other one of the hidden state of the product's name. No product has numbers of its own, so a new one is scored as
-//! soon as the model has read its name. Invariant: values of products whose name was not read are 0, and the mean of the
-//! others is 0, so an unknown product is neither preferred nor held back. It does not know models, and not how a head is
-//! trained: see [`learn::head`](crate::learn::head).
+//! The score of a product is the dot product of two short vectors: one is a linear function of the user's hidden
+//! state, the other one of the hidden state of the product's name. No product has numbers of its own, so a new one is
+//! scored as soon as the model has read its name. Invariant: values of products whose name was not read are 0, and the
+//! mean of the others is 0, so an unknown product is neither preferred nor held back. It does not know models, and not
+//! how a head is trained: see [`learn::head`](crate::learn::head).
 
 mod file;
 
@@ -22,7 +22,7 @@ pub struct Origin {
 
 /// A linear function of hidden states.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Projection {
+pub(crate) struct Projection {
     /// `[rank, width]`, row by row.
     weights: Vec<f32>,
     /// `[rank]`: what is added.
