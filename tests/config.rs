@@ -354,7 +354,7 @@ when = []
     nearshore.toml:11:1 arms[1].epoch: 1 is already the epoch of "a"; an epoch is never reused, so give a higher one
     nearshore.toml:13:1 arms[1].template: broken.jinja: syntax error: unexpected end of block (in user:2)
     nearshore.toml:14:1 arms[1].model: absent.gguf cannot be read: No such file or directory (os error 2)
-    nearshore.toml:15:1 arms[1].mode: "head" is not a mode; write "constrained" or "free"
+    nearshore.toml:15:1 arms[1].mode: "head" needs artefact: the folder that `nearshore align --head` wrote
     nearshore.toml:16:1 arms[1].thata: unknown key; did you mean theta?
     nearshore.toml:22:1 arms[2].template: absent.jinja cannot be read: No such file or directory (os error 2)
     nearshore.toml:23:1 arms[2].theta: must be a finite number: scores are compared with it

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use nearshore_core::learn::product_table::ProductTable;
+use nearshore_core::list::terms::BUCKETS;
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
 
@@ -19,7 +20,10 @@ use super::neighbours::NeighbourArgs;
 use super::users::store;
 use super::{Common, block_on, with_config};
 use crate::config::{Config, init_tracing};
-use crate::ops::evaluate::align::{AlignOptions, Aligned, align, table_alone, text, write_folder};
+use crate::ops::evaluate::align::{
+    AlignOptions, Aligned, Asked, align, table_alone, text, write_folder,
+};
+use crate::ops::evaluate::head::HeadOrder;
 use crate::ops::evaluate::model::{ModelOptions, batches, model_of};
 use crate::ops::evaluate::product_table::{TableCost, build};
 use crate::ops::evaluate::{History, Problem, samples, vectors};
@@ -35,6 +39,7 @@ Examples:
   nearshore align --config nearshore.toml --window 28days --json | jq .buckets
   nearshore align --config nearshore.toml --arm a --model-users 300  # asks the model of arm a, and fits its weight
   nearshore align --config nearshore.toml --arm a --model-users 0 --table   # asks it once about every product: the term table
+  nearshore align --config nearshore.toml --arm a --head             # a head on the hidden states of its model: the term head
   nearshore align --config nearshore.toml --neighbours --neighbours-only --neighbours-redis   # what goes with each SKU, to Redis
   nearshore align --config nearshore.toml --arm a --model-users 0 --table --table-from artefacts/artefact-0123456789ab
 
@@ -106,6 +111,19 @@ pub(super) struct AlignArgs {
     /// Writes an artefact with the table alone, for a shop without a log; its arm's weights are set by hand.
     #[arg(long, requires = "table")]
     table_only: bool,
+    /// With --arm: trains a head on the hidden states of its frozen model: the term `head`, and arms with mode = "head".
+    /// The model's own term is not fitted then. docs/tuning.md.
+    #[arg(long, requires = "arm", conflicts_with = "table_only")]
+    head: bool,
+    /// With --head: users of each bucket of visible history whose prompts the model reads.
+    #[arg(long, value_name = "N", default_value = "300", requires = "head", value_parser = clap::value_parser!(u32).range(30..))]
+    head_users: u32,
+    /// With --head: the buckets that are asked about, by their least visible history, such as 3,10; by default all.
+    #[arg(long, value_name = "N,...", requires = "head", value_delimiter = ',', value_parser = bucket)]
+    head_visible: Vec<usize>,
+    /// With --head: file of hidden states, which a run that was killed goes on with; by default OUT/hidden-ARM.nshs.
+    #[arg(long, value_name = "FILE", requires = "head")]
+    head_cache: Option<PathBuf>,
     #[command(flatten)]
     neighbours: NeighbourArgs,
     #[command(flatten)]
@@ -162,23 +180,44 @@ fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
         note!("{rows} samples written to {}", path.display());
     }
     let mut steps = u64::from(args.cuts) * u64::from(args.folds) + 4;
-    let arm = args.arm.as_ref().filter(|_| args.model_users > 0);
-    if arm.is_some() {
-        steps += batches(args.model_users as usize, usize::from(args.folds)) as u64;
-    }
+    let asked = asked(args);
+    steps += match &asked {
+        Some(Asked::Term(model)) => batches(model.users, options.folds) as u64,
+        Some(Asked::Head(order)) => order.batches(options.folds, products) as u64,
+        None => 0,
+    };
     let bar = bar("aligning", "{pos}/{len} {msg}, {elapsed}");
     bar.set_length(steps);
-    let model = arm.map(|arm| ModelOptions {
-        arm: arm.clone(),
-        users: args.model_users as usize,
-    });
-    let known = (&options, model.as_ref());
+    let known = (&options, asked.as_ref());
     let aligned = align(&history, config, known, &|step| {
         bar.set_message(step.to_owned());
         bar.inc(1);
     })?;
     bar.finish_and_clear();
     written(args, aligned, cost)
+}
+
+/// What the arm's model is asked for; `None` if it is not asked about users.
+fn asked(args: &AlignArgs) -> Option<Asked> {
+    let arm = args.arm.clone()?;
+    if args.head {
+        let cache = || args.out.join(format!("hidden-{arm}.nshs"));
+        return Some(Asked::Head(HeadOrder {
+            users: args.head_users as usize,
+            buckets: args.head_visible.clone(),
+            cache: args.head_cache.clone().unwrap_or_else(cache),
+            arm,
+        }));
+    }
+    let users = args.model_users as usize;
+    (users > 0).then_some(Asked::Term(ModelOptions { arm, users }))
+}
+
+/// The least visible history of a bucket.
+fn bucket(text: &str) -> Result<usize, String> {
+    let least = text.parse().ok();
+    let least = least.filter(|least| BUCKETS.contains(least));
+    least.ok_or_else(|| format!("the buckets begin at {BUCKETS:?}"))
 }
 
 /// Erased users with the times of their erases.

@@ -1,4 +1,4 @@
-//! Checks the arms whose model is elsewhere: what goes together, and the files that they name.
+//! Checks the modes of arms, and those whose model is elsewhere: what goes together, and the files that they name.
 //!
 //! Invariant: an arm has the mode `free` iff it has an endpoint. Whether the server answers is for `nearshore check`.
 
@@ -7,6 +7,7 @@ use std::path::Path;
 use super::Config;
 use crate::files;
 use nearshore_core::list::prompt::{Arm, Endpoint, Template};
+use nearshore_core::list::terms::HEAD;
 
 type Found = Vec<(String, String)>;
 
@@ -15,6 +16,16 @@ pub(super) fn verify(config: &Config, found: &mut Found) {
     for (nth, arm) in config.arms.iter().enumerate() {
         let at = |key: &str| format!("arms[{nth}].{key}");
         let mut wrong = |key: &str, what: &str| found.push((at(key), what.to_owned()));
+        if !["constrained", "free", HEAD].contains(&arm.mode.as_str()) {
+            let what = "is not a mode; write \"constrained\", \"head\" or \"free\"";
+            wrong("mode", &format!("{:?} {what}", arm.mode));
+        }
+        if arm.mode == HEAD && arm.artefact.is_none() {
+            wrong(
+                "mode",
+                "\"head\" needs artefact: the folder that `nearshore align --head` wrote",
+            );
+        }
         match (&arm.endpoint, arm.mode == "free") {
             (None, true) => wrong(
                 "mode",

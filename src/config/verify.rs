@@ -508,12 +508,6 @@ fn arms(config: &Config, found: &mut Found) {
             &format!("{key}.epoch"),
             "must be at least 1",
         );
-        let known = ["constrained", "free"].contains(&arm.mode.as_str());
-        let mode = format!(
-            "{:?} is not a mode; write \"constrained\" or \"free\"",
-            arm.mode
-        );
-        must(found, known, &format!("{key}.mode"), mode);
         let room = arm.prompt_tokens >= 32;
         must(
             found,

@@ -11,8 +11,8 @@ use crate::config::Config;
 use crate::files;
 use crate::members::generate::{ArmScorer, FreeScorer, LoadedArm, NewTexts, Ranking, Renewed};
 use nearshore_core::list::prompt::{Arm, Calibrations, Digests, Endpoint, Frozen, Template};
-use nearshore_core::list::terms::Weights;
 use nearshore_core::list::terms::artefact::Artefact;
+use nearshore_core::list::terms::{HEAD, MODEL, Weights};
 use nearshore_core::names::matcher;
 use nearshore_core::shop::arms::delay_of;
 use nearshore_engine::encoder::Encoder;
@@ -65,7 +65,7 @@ impl<'a> Engines<'a> {
 
     /// The arm's model, or a stand-in if it has no part.
     fn of(&mut self, arm: &Arm, weights: &Weights) -> anyhow::Result<Engine> {
-        if !weights.use_model() {
+        if !weights.ask_model() {
             return Ok(without_model());
         }
         anyhow::ensure!(
@@ -122,6 +122,8 @@ fn load<A>(
         let source = files::read(&file).with_context(|| format!("arm {}: template", arm.id))?;
         let template = Template::load(&source, &arm.template)
             .with_context(|| format!("arm {}: template {}", arm.id, file.display()))?;
+        let of = (template.hash.as_str(), Some(engine.info.revision.as_str()));
+        head_fits(artefact.as_deref(), &weights, of).with_context(|| format!("arm {}", arm.id))?;
         let known = (template.hash.as_str(), engine.tokenizer.as_str());
         let ranking = ranking((config, arm), (artefact, weights), known);
         let ranking = ranking.with_context(|| format!("arm {}", arm.id))?;
@@ -304,11 +306,57 @@ pub(crate) fn weights(arm: &Arm, artefact: Option<&Artefact>) -> anyhow::Result<
         true => artefact.weights.clone(),
         false => Weights::beside_artefact(&arm.weights)?,
     };
+    let weights = match arm.mode == HEAD {
+        true => weights.without(MODEL),
+        false => weights,
+    };
+    anyhow::ensure!(
+        arm.mode != HEAD || weights.use_head(),
+        "mode = \"head\", and the artefact's head has no weight: it was not trained, or not better than the mixture; train \
+         one with `nearshore align --arm {} --head`, or write mode = \"constrained\"",
+        arm.id
+    );
+    anyhow::ensure!(
+        !weights.use_head() || artefact.head.is_some(),
+        "head has a weight, and the artefact has no head; train it with `nearshore align --head`"
+    );
+    anyhow::ensure!(
+        !weights.use_head() || arm.endpoint.is_none(),
+        "head has a weight, and the model is elsewhere: its hidden states are not known here"
+    );
     anyhow::ensure!(
         !weights.use_table() || artefact.table.is_some(),
         "table has a weight, and the artefact has no table of products; make it with `nearshore align --table`"
     );
     Ok(weights)
+}
+
+/// Fails unless the artefact's head, if it has a weight, was trained with this template and this model, as far as that is
+/// known.
+pub(crate) fn head_fits(
+    artefact: Option<&Artefact>,
+    weights: &Weights,
+    (template, model): (&str, Option<&str>),
+) -> anyhow::Result<()> {
+    let head = artefact.and_then(|artefact| artefact.head.as_ref());
+    let Some(head) = head.filter(|_| weights.use_head()) else {
+        return Ok(());
+    };
+    let origin = head.origin();
+    anyhow::ensure!(
+        origin.template == template,
+        "the artefact's head was trained with the template {}, and the arm has {template}; run `nearshore align --head` again",
+        origin.template
+    );
+    let other = model.filter(|model| *model != origin.model);
+    anyhow::ensure!(
+        other.is_none(),
+        "the artefact's head was trained on the hidden states of the model {}, and the arm has {}; run `nearshore align \
+         --head` again",
+        origin.model,
+        other.unwrap_or_default()
+    );
+    Ok(())
 }
 
 /// A stand-in for the model of an arm that gives the model no weight: the model is not loaded.

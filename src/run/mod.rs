@@ -29,7 +29,7 @@ use fields::watch_fields;
 use installation::watch_strangers;
 pub(crate) use installation::{ADVICE, installation, strangers};
 use load::load_serving_arms;
-pub(crate) use load::{client, load_arms, matcher_of, weights};
+pub(crate) use load::{client, head_fits, load_arms, matcher_of, weights};
 use renew::watch_artefacts;
 use retention::watch_retention;
 use watch::{join, watch_coverage, watch_models, watch_redis};

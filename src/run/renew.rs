@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::artefact::{manifest_of, read};
-use super::load::{ranking, weights};
+use super::load::{head_fits, ranking, weights};
 use crate::config::Config;
 use crate::members::generate::{LoadedArm, NewTexts, Ranking, Renewed};
 use crate::metrics;
@@ -41,6 +41,8 @@ struct Watched {
     /// Hash of its template.
     template: String,
     tokenizer: String,
+    /// Revision of its model.
+    model: String,
     /// Whether its model was loaded.
     has_model: bool,
     new_texts: Option<NewTexts>,
@@ -62,7 +64,8 @@ impl Watched {
             arm: loaded.arm.clone(),
             template: loaded.template.hash.clone(),
             tokenizer: loaded.tokenizer.clone(),
-            has_model: loaded.ranking.weights.use_model(),
+            model: loaded.info.revision.clone(),
+            has_model: loaded.ranking.weights.ask_model(),
             new_texts: loaded.new_texts.clone(),
             renewed: Arc::clone(&loaded.renewed),
             hash: artefact.hash.clone(),
@@ -136,9 +139,11 @@ impl Watched {
         }
         let weights = weights(&self.arm, Some(&artefact))?;
         anyhow::ensure!(
-            self.has_model || !weights.use_model(),
+            self.has_model || !weights.ask_model(),
             "artefact {hash} gives the model a weight, and this process did not load the arm's model; restart it"
         );
+        let of = (self.template.as_str(), Some(self.model.as_str()));
+        head_fits(Some(&artefact), &weights, of)?;
         let fits =
             (self.new_texts.as_ref()).is_none_or(|new| new.fits(artefact.vectors.as_deref()));
         anyhow::ensure!(

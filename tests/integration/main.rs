@@ -13,6 +13,7 @@ mod evaluate;
 mod frozen;
 mod fuzz;
 mod harness;
+mod head;
 mod hits;
 mod installations;
 mod instructions;

@@ -82,6 +82,7 @@ fn learned(purchases: &Purchases, catalogue: &Catalogue) -> Learned {
         references: None,
         vectors: None,
         choice: None,
+        head: None,
         table: Some(Arc::new(product_table(catalogue))),
     };
     Learned::bind(&Arc::new(artefact), catalogue).expect("its own catalogue")

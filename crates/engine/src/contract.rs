@@ -35,6 +35,7 @@ pub fn check(model: &mut dyn Model) -> Result<(), String> {
     a_score_is_the_sum_of_its_weighted_terms(model)?;
     a_request_is_scored_alone_as_in_a_batch(model)?;
     the_border_of_the_turns_is_not_in_their_texts(model)?;
+    hidden_states_are_the_same_alone_as_in_a_batch(model)?;
     names_can_be_replaced(model)
 }
 
@@ -198,6 +199,34 @@ fn a_request_is_scored_alone_as_in_a_batch(model: &mut dyn Model) -> Result<(), 
     ensure(model.score(&[]).is_ok_and(|none| none.is_empty()), || {
         "an empty batch is not scored as empty".into()
     })
+}
+
+fn hidden_states_are_the_same_alone_as_in_a_batch(model: &mut dyn Model) -> Result<(), String> {
+    let mut hidden = |prompts: &[Prompt]| model.hidden(prompts).map_err(|e| e.to_string());
+    let mut prompts: Vec<Prompt> = ["tea?", "milk, or rather cheese?", "b"]
+        .map(|text| request(text, 5).prompt)
+        .into();
+    prompts.push(Prompt::of_text(NAMES[0]));
+    let together = hidden(&prompts)?;
+    ensure(together.len() == prompts.len(), || {
+        "not one hidden state per prompt".into()
+    })?;
+    let width = together[0].len();
+    for (prompt, state) in prompts.iter().zip(&together) {
+        let is_finite = state.iter().all(|number| number.is_finite());
+        ensure(state.len() == width && width > 0 && is_finite, || {
+            format!(
+                "hidden state of {} numbers, not of {width} that are finite",
+                state.len()
+            )
+        })?;
+        let alone = hidden(std::slice::from_ref(prompt))?;
+        ensure(alone == [state.clone()], || {
+            format!("another hidden state alone after {prompt:?}")
+        })?;
+    }
+    let distinct = together.windows(2).all(|two| two[0] != two[1]);
+    ensure(distinct, || "prompts share one hidden state".into())
 }
 
 /// Prompts that are taken for one another where the marker of template files is looked for in their texts.

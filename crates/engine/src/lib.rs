@@ -12,6 +12,8 @@ pub mod cpu;
 mod device;
 pub mod encoder;
 pub mod formats;
+mod heads;
+pub mod hidden;
 mod place;
 mod precision;
 pub mod search;
@@ -89,6 +91,10 @@ pub trait Model: Send {
 
     /// Scores a batch over the names that were set last; responses are in the order of the requests.
     fn score(&mut self, requests: &[ScoreRequest]) -> Result<Vec<ScoreResponse>, Error>;
+
+    /// The hidden state after each prompt, which the model's own logits are made from; all have one width, and a prompt
+    /// has the same alone as in a batch.
+    fn hidden(&mut self, prompts: &[Prompt]) -> Result<Vec<Vec<f32>>, Error>;
 
     /// The model's name and revision for audits and metrics.
     fn info(&self) -> Info;

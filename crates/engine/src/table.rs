@@ -15,6 +15,9 @@ use nearshore_core::names::scoring::{
 use nearshore_core::names::search::log_softmax;
 use nearshore_core::names::sum::term_values;
 
+/// Numbers of a hidden state.
+const WIDTH: usize = 8;
+
 /// A table of scores: a hash of prompt and name.
 #[derive(Default)]
 pub struct Table {
@@ -109,6 +112,14 @@ impl Model for Table {
             .iter()
             .map(|request| self.response(request))
             .collect())
+    }
+
+    fn hidden(&mut self, prompts: &[Prompt]) -> Result<Vec<Vec<f32>>, Error> {
+        let of = |prompt: &Prompt| {
+            let numbers = (0..WIDTH).map(|nth| hashed(prompt, &nth.to_string()) / 4.0 - 1.0);
+            numbers.collect()
+        };
+        Ok(prompts.iter().map(of).collect())
     }
 
     fn info(&self) -> Info {

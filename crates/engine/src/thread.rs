@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Error, Info, Model};
+use crate::heads::Heads;
 use crate::search::index::{Indexed, Indexer};
-use nearshore_core::names::scoring::{Cancel, Names, ScoreRequest, ScoreResponse};
+use nearshore_core::names::scoring::{Cancel, Names, Prompt, ScoreRequest, ScoreResponse};
 
 /// Progress of an engine, for health checks and metrics.
 #[derive(Debug, Default)]
@@ -74,6 +75,7 @@ enum Job {
         Vec<ScoreRequest>,
         oneshot::Sender<Result<Vec<ScoreResponse>, Error>>,
     ),
+    Hidden(Vec<Prompt>, oneshot::Sender<Result<Vec<Vec<f32>>, Error>>),
 }
 
 /// The names that were set last, and how often names were set so far.
@@ -137,6 +139,7 @@ fn start(name: &str, work: impl FnOnce() + Send + 'static) {
 }
 
 fn work(mut model: Box<dyn Model>, mut waiting: mpsc::Receiver<Job>, beat: &Pulse) {
+    let mut heads = Heads::default();
     while let Some(job) = waiting.blocking_recv() {
         // Sending a reply fails if the caller was cancelled: then nothing needs it.
         match job {
@@ -146,7 +149,14 @@ fn work(mut model: Box<dyn Model>, mut waiting: mpsc::Receiver<Job>, beat: &Puls
             }
             Job::Score(_, reply) if reply.is_closed() => {}
             Job::Score(requests, reply) => {
-                let _ = reply.send(beat.around(|| model.score(&requests)));
+                let score = || {
+                    let requests = heads.resolve(&mut *model, requests)?;
+                    model.score(&requests)
+                };
+                let _ = reply.send(beat.around(score));
+            }
+            Job::Hidden(prompts, reply) => {
+                let _ = reply.send(beat.around(|| model.hidden(&prompts)));
             }
         }
     }
@@ -213,6 +223,14 @@ impl Handle {
         let responses = response.await.map_err(|_| Error::Stopped)?;
         guard.is_answered = true;
         responses
+    }
+
+    /// The hidden state after each prompt. The names of the catalogue are not needed.
+    pub async fn hidden(&self, prompts: Vec<Prompt>) -> Result<Vec<Vec<f32>>, Error> {
+        let (reply, states) = oneshot::channel();
+        let sent = self.jobs.send(Job::Hidden(prompts, reply)).await;
+        sent.map_err(|_| Error::Stopped)?;
+        states.await.map_err(|_| Error::Stopped)?
     }
 
     /// Makes `names` the catalogue of all later batches; returns when they are swapped in. Batches continue while names
@@ -325,6 +343,9 @@ mod tests {
         fn swap(&mut self, _: Indexed) {}
         fn score(&mut self, requests: &[ScoreRequest]) -> Result<Vec<ScoreResponse>, Error> {
             Ok(self.1(requests))
+        }
+        fn hidden(&mut self, prompts: &[Prompt]) -> Result<Vec<Vec<f32>>, Error> {
+            Ok(vec![Vec::new(); prompts.len()])
         }
         fn info(&self) -> Info {
             Info::default()

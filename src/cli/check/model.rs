@@ -1,13 +1,15 @@
 //! Checks the arms: their files, and whether their models load.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
 
 use super::Item;
 use crate::config::Config;
 use crate::files;
-use crate::run::{artefact_of, digest, weights as arm_weights};
-use nearshore_core::list::prompt::Arm;
+use crate::run::{artefact_of, digest, head_fits, weights as arm_weights};
+use nearshore_core::list::prompt::{Arm, Template};
 use nearshore_core::list::terms::MODEL;
 use nearshore_core::shop::arms::delay_of;
 use nearshore_engine::search::constrained::Constrained;
@@ -58,7 +60,11 @@ fn terms(config: &Config, arm: &Arm) -> Option<Item> {
     let item = format!("arm {}: weights", arm.id);
     if let Some(folder) = &arm.artefact {
         let read = artefact_of(&config.resolve(folder));
-        let fits = |artefact| arm_weights(arm, Some(&artefact)).map(|_| artefact);
+        let fits = |artefact| {
+            let weights = arm_weights(arm, Some(&artefact))?;
+            let template = template_of(config, arm)?;
+            head_fits(Some(&artefact), &weights, (&template, None)).map(|()| artefact)
+        };
         return Some(match read.and_then(fits) {
             Ok(artefact) => {
                 let made = &artefact.made;
@@ -85,6 +91,36 @@ fn terms(config: &Config, arm: &Arm) -> Option<Item> {
         };
         Item::warn(item, found).advise(advice)
     })
+}
+
+/// Hash of an arm's template.
+fn template_of(config: &Config, arm: &Arm) -> anyhow::Result<String> {
+    let source = files::read(&config.resolve(&arm.template))?;
+    Ok(Template::load(&source, &arm.template)?.hash)
+}
+
+/// Whether the heads of the arms with the model at `path` were trained on its hidden states.
+fn heads_fit(config: &Config, path: &Path, revision: &str) -> anyhow::Result<()> {
+    for arm in config
+        .arms
+        .iter()
+        .filter(|arm| config.resolve(&arm.model) == path)
+    {
+        let Some(folder) = &arm.artefact else {
+            continue;
+        };
+        // What else is wrong with them is told of the arm.
+        let Ok(artefact) = artefact_of(&config.resolve(folder)) else {
+            continue;
+        };
+        if let (Ok(weights), Ok(template)) =
+            (arm_weights(arm, Some(&artefact)), template_of(config, arm))
+        {
+            let fits = head_fits(Some(&artefact), &weights, (&template, Some(revision)));
+            fits.with_context(|| format!("arm {}", arm.id))?;
+        }
+    }
+    Ok(())
 }
 
 /// Checks that an arm's model is the one that `sha256` names. Reads the whole model.
@@ -151,7 +187,7 @@ fn uses_model(config: &Config, arm: &Arm) -> bool {
     let Ok(artefact) = arm.artefact.as_ref().map(read).transpose() else {
         return false;
     };
-    arm_weights(arm, artefact.as_ref()).is_ok_and(|weights| weights.use_model())
+    arm_weights(arm, artefact.as_ref()).is_ok_and(|weights| weights.ask_model())
 }
 
 /// Loads each model once, one after the other, because two may not fit into memory. A model with another hash than its arm
@@ -171,14 +207,18 @@ pub(super) async fn loads(config: &Config) -> Vec<Item> {
             place: config.engine.device,
             ..Options::default()
         };
+        let file = path.clone();
         let loaded = tokio::task::spawn_blocking(move || {
-            Constrained::load(&path, options).map(|model| (model.info(), model.loading().clone()))
+            Constrained::load(&file, options).map(|model| (model.info(), model.loading().clone()))
         });
         items.push(match loaded.await {
-            Ok(Ok((info, loading))) => Item::ok(
-                item,
-                format!("{} on {}: {loading}", info.dtype, info.device),
-            ),
+            Ok(Ok((info, loading))) => match heads_fit(config, &path, &info.revision) {
+                Ok(()) => Item::ok(
+                    item,
+                    format!("{} on {}: {loading}", info.dtype, info.device),
+                ),
+                Err(error) => Item::fail(item, format!("{error:#}")),
+            },
             Ok(Err(error)) => Item::fail(item, error.to_string()),
             Err(error) => Item::fail(item, format!("loading panicked: {error}")),
         });

@@ -117,7 +117,7 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
         let of = (&snapshot, Stage::Model);
         let job = self.scoring.prepare(ask.work.clone(), claimed, of);
         match &job.prepared.ask {
-            _ if job.prepared.model_weight == 0.0 => Err(Refused::NoWeight),
+            _ if !job.prepared.asks_model => Err(Refused::NoWeight),
             Some(_) => Ok(job),
             None => Err(Refused::Failed),
         }

@@ -259,7 +259,7 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
         // Where the rules leave nothing, the model finds nothing either.
         let may_offer = !finished.list?.document.is_empty();
         let job = finished.job;
-        (may_offer && job.prepared.model_weight != 0.0).then(|| Ask {
+        (may_offer && job.prepared.asks_model).then(|| Ask {
             claim: job.claimed.claim,
             gain: self.scoring.gain(job.arm, Some(job.prepared.visible)),
             work: job.work,

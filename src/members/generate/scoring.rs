@@ -150,7 +150,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
 
     /// Whether the model of the user's arm may have a part in a list, however much history is visible.
     pub(super) fn may_ask(&self, request: &Request) -> bool {
-        self.rankings[self.arm(request)].terms().0.use_model()
+        self.rankings[self.arm(request)].terms().0.ask_model()
     }
 
     /// Writes the arms' costs per user to the store, now and then.

@@ -16,19 +16,19 @@ use nearshore_core::learn::split::{fold, uniform};
 use nearshore_core::learn::{log::Purchases, tables};
 use nearshore_core::list::terms::artefact::{self, Artefact, Files, Made, Optional, Tables};
 use nearshore_core::list::terms::bound::Learned;
-use nearshore_core::list::terms::{
-    BUCKETS, Gains, MODEL, Need, ScoreTerm, TERMS, Weights, bucket_of, table,
-};
+use nearshore_core::list::terms::{BUCKETS, Need, ScoreTerm, TERMS, Weights, bucket_of, table};
 use nearshore_core::user::record::Timestamp;
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::choice::{ChoiceOptions, ChoiceReport, choice};
-use super::model::{FittedModel, ModelOptions, fit_weights};
+use super::head::{FoundHead, HeadOrder, HeadReport, fit_head};
+use super::model::{ModelOptions, fit_weights};
 use super::product_table::TableCost;
 use super::{Case, CaseMaker, History, Knowledge, Plain, Shop, UserHistory, Visible};
 use crate::config::Config;
 
+mod asked;
 mod folder;
 mod report;
 
@@ -93,6 +93,9 @@ pub(crate) struct AlignReport {
     /// That of the model's weight, if it was asked.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) model: BTreeMap<usize, ModelFit>,
+    /// The head, if one was trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) head: Option<HeadReport>,
     /// The choice of SKUs, if it was fitted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) choice: Option<ChoiceReport>,
@@ -107,19 +110,35 @@ pub(crate) struct Aligned {
     pub(crate) report: AlignReport,
 }
 
-/// Fits weights and tables, and the weight of a model if one is named. `progress` is called after each step.
+/// What a model is asked for.
+#[derive(Clone, Debug)]
+pub(crate) enum Asked {
+    /// Its own term: a search for every name.
+    Term(ModelOptions),
+    /// Hidden states, for a head.
+    Head(HeadOrder),
+}
+
+/// Fits weights and tables, and the weight of a model's term or a head if one is asked for. `progress` is called after each step.
 pub(crate) fn align(
     history: &History,
     config: &Config,
-    (options, model): (&AlignOptions, Option<&ModelOptions>),
+    (options, asked): (&AlignOptions, Option<&Asked>),
     progress: &(dyn Fn(&str) + Sync),
 ) -> anyhow::Result<Aligned> {
     let mut fitted = fit(history, config, (options, None), progress)?;
-    if let Some(model) = model {
-        let among = everyone(history)?;
-        let known = (options, &among);
-        let found = fit_weights(history, config, known, (model, &fitted), progress)?;
-        fitted.add(found);
+    let among = everyone(history)?;
+    let known = (options, &among);
+    match asked {
+        Some(Asked::Term(model)) => {
+            let found = fit_weights(history, config, known, (model, &fitted), progress)?;
+            fitted.add(found);
+        }
+        Some(Asked::Head(order)) => {
+            let found = fit_head(history, config, known, (order, &fitted), progress)?;
+            fitted.add_head(found);
+        }
+        None => {}
     }
     let how = ChoiceOptions::new(options.seed, options.folds);
     let chosen = choice(history, config, (&everyone(history)?, how));
@@ -147,6 +166,7 @@ pub(crate) fn table_alone(history: &History) -> Aligned {
         made,
         buckets: BTreeMap::new(),
         model: BTreeMap::new(),
+        head: None,
         choice: None,
         table: None,
     };
@@ -181,6 +201,7 @@ pub(crate) struct Fitted {
     pub(super) bias_of_fold: Vec<Arc<[f32]>>,
     model: BTreeMap<usize, ModelFit>,
     references: Option<String>,
+    head: Option<FoundHead>,
     /// How it was made, but for the seed.
     made: Made,
 }
@@ -198,7 +219,8 @@ impl Fitted {
         };
         let optional = Optional {
             references: self.references.as_deref(),
-            gains: gains(&self.model),
+            head: self.head.as_ref().map(|found| &found.head),
+            gains: self.gains(),
             ..optional
         };
         let files = artefact::write(&made, &self.weights, &self.tables, optional);
@@ -207,34 +229,17 @@ impl Fitted {
             made,
             buckets: self.buckets.clone(),
             model: self.model.clone(),
+            head: self.head.as_ref().map(|found| found.report.clone()),
             choice: None,
             table: None,
         };
         (files, report)
     }
 
-    /// Adds the model's weights.
-    fn add(&mut self, found: FittedModel) {
-        for (weights, fit) in self.weights.iter_mut().zip(found.fits.values()) {
-            weights.extend(fit.weight().map(|weight| (MODEL.to_owned(), weight)));
-        }
-        (self.model, self.references) = (found.fits, found.references);
-    }
-
     /// The weights, checked.
     pub(crate) fn weights(&self) -> Weights {
         Weights::by_bucket(self.weights.clone()).unwrap_or_default()
     }
-}
-
-/// What the model adds in each bucket, if it was measured: no less than 0, for it is only asked where it helps.
-fn gains(model: &BTreeMap<usize, ModelFit>) -> Option<Gains> {
-    let gain = |least: usize| {
-        let recall = model.get(&least)?.recall?;
-        Some(recall.mean.max(0.0))
-    };
-    let measured = model.values().any(|fit| fit.weight().is_some());
-    measured.then(|| BUCKETS.map(|least| gain(least).unwrap_or_default()))
 }
 
 /// Fits on the users that `only` names, or on all; on records before `until`, or on all.
@@ -295,6 +300,7 @@ pub(crate) fn fit(
         bias_of_fold: bias.of_fold,
         model: BTreeMap::new(),
         references: None,
+        head: None,
         made: Made {
             release: env!("CARGO_PKG_VERSION").into(),
             until: among.until.0,
@@ -349,7 +355,7 @@ fn fitted_terms(
         Need::Snapshot | Need::Artefact => term.name() != "bias",
         Need::Vectors => vectors,
         Need::Table => table,
-        Need::Model | Need::Policy => false,
+        Need::Model | Need::Head | Need::Policy => false,
     };
     TERMS.iter().filter(fits)
 }
@@ -473,6 +479,7 @@ pub(crate) fn learned(tables: Tables, shop: &Shop) -> anyhow::Result<Learned> {
         references: None,
         vectors: None,
         table: shop.table.as_ref().map(|shared| Arc::clone(&shared.table)),
+        head: None,
         choice: None,
     };
     Ok(Learned::bind(

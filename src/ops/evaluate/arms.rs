@@ -12,17 +12,19 @@ use nearshore_core::list::prompt::{Arm, Calibrations, Template};
 use nearshore_core::list::select;
 use nearshore_core::list::terms::artefact::Artefact;
 use nearshore_core::list::terms::bound::Learned;
-use nearshore_core::list::terms::{Texts, Weights};
-use nearshore_core::names::scoring::{Names, ScoreRequest, ScoreResponse, Term, Values};
+use nearshore_core::list::terms::{HEAD, Texts, Weights};
+use nearshore_core::names::head::Origin;
+use nearshore_core::names::scoring::{Names, Prompt, ScoreRequest, ScoreResponse, Term, Values};
 use nearshore_core::shop::rules::Needs;
 use nearshore_core::user::record::Timestamp;
+use nearshore_engine::Info;
 use nearshore_engine::thread::Handle;
 
 use super::case::{Case, prepared};
 use super::routes::{Ranked, Route};
 use super::shop::Shop;
 use crate::config::Config;
-use crate::members::generate::LoadedArm;
+use crate::members::generate::{LoadedArm, Ranking, Renewed};
 
 /// Lists that the model makes at once.
 const BATCH: usize = 8;
@@ -258,11 +260,10 @@ impl Modelled {
         shop: &Shop,
     ) -> anyhow::Result<Vec<Vec<(u32, f32)>>> {
         self.offer_names(shop)?;
-        let context = self.context();
         let mut all = Vec::with_capacity(cases.len());
         for batch in cases.chunks(BATCH) {
-            let asks = batch.iter().map(|case| {
-                let mut ask = prepared(case, shop, &context).ask?;
+            let asks = self.requests(batch, shop).into_iter().map(|ask| {
+                let mut ask = ask?;
                 ask.n = ask.permitted.as_ref()?.count_ones(..);
                 Some(ask)
             });
@@ -272,6 +273,32 @@ impl Modelled {
             }
         }
         Ok(all)
+    }
+
+    /// The requests of cases, with their prompts.
+    pub(super) fn requests(&self, cases: &[&Case], shop: &Shop) -> Vec<Option<ScoreRequest>> {
+        let context = self.context();
+        let asks = cases.iter().map(|case| prepared(case, shop, &context).ask);
+        asks.collect()
+    }
+
+    /// The model's hidden state after each prompt.
+    pub(super) fn hidden(&self, prompts: Vec<Prompt>) -> anyhow::Result<Vec<Vec<f32>>> {
+        let states = self.runtime.block_on(self.loaded.engine.hidden(prompts));
+        states.context("the model")
+    }
+
+    /// The model.
+    pub(super) fn info(&self) -> &Info {
+        &self.loaded.info
+    }
+
+    /// Model and template, which a head is trained on.
+    pub(super) fn origin(&self) -> Origin {
+        Origin {
+            model: self.loaded.info.revision.clone(),
+            template: self.loaded.template.hash.clone(),
+        }
     }
 
     fn context(&self) -> ListContext<'_> {
@@ -297,15 +324,15 @@ pub(super) fn routes(config: &Config, models: bool) -> anyhow::Result<Vec<Box<dy
     let mut with: Vec<&Arm> = Vec::new();
     for arm in &config.arms {
         let plain = Plain::by_terms(config, arm)?;
-        let uses_model = plain.weights.use_model();
-        if uses_model && arm.endpoint.is_some() {
+        let asks_model = plain.weights.ask_model();
+        if asks_model && arm.endpoint.is_some() {
             note!(
                 "arm {} is left out: its model is elsewhere, and is not asked here",
                 arm.id
             );
             continue;
         }
-        match uses_model {
+        match asks_model {
             true => with.push(arm),
             false => routes.push(Box::new(plain)),
         }
@@ -318,7 +345,41 @@ pub(super) fn routes(config: &Config, models: bool) -> anyhow::Result<Vec<Box<dy
         ..config.clone()
     };
     for loaded in crate::run::load_arms(&arms)? {
+        let weights = &loaded.ranking.weights;
+        if weights.use_head() {
+            let (id, alone) = (&loaded.arm.id, [(HEAD.to_owned(), 1.0)].into());
+            let alone = (
+                format!("head of arm {id}"),
+                Weights::beside_artefact(&alone)?,
+            );
+            let without = (
+                format!("arm {id} without head"),
+                weights.clone().without(HEAD),
+            );
+            for (name, weights) in [alone, without] {
+                let modelled = Modelled::new(with_weights(&loaded, weights), config)?;
+                routes.push(Box::new(Modelled { name, ..modelled }));
+            }
+        }
         routes.push(Box::new(Modelled::new(loaded, config)?));
     }
     Ok(routes)
+}
+
+/// The same arm and model with other weights.
+fn with_weights(loaded: &LoadedArm<Handle>, weights: Weights) -> LoadedArm<Handle> {
+    LoadedArm {
+        arm: loaded.arm.clone(),
+        ranking: Arc::new(Ranking {
+            weights,
+            ..(*loaded.ranking).clone()
+        }),
+        renewed: Renewed::default(),
+        new_texts: None,
+        template: loaded.template.clone(),
+        info: loaded.info.clone(),
+        tokenizer: loaded.tokenizer.clone(),
+        count: Arc::clone(&loaded.count),
+        engine: loaded.engine.clone(),
+    }
 }

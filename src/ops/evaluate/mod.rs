@@ -28,6 +28,7 @@ mod arms;
 mod case;
 pub(crate) mod choice;
 pub(crate) mod compare;
+pub(crate) mod head;
 mod history;
 mod measure;
 pub(crate) mod model;

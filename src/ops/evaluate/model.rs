@@ -138,7 +138,7 @@ fn load(
 }
 
 /// Up to `each` cases of every bucket, by hash of the user.
-fn chosen(
+pub(super) fn chosen(
     among: &Among<'_>,
     options: &AlignOptions,
     cases: Vec<Case>,
@@ -179,11 +179,7 @@ fn sample(
     if targets.is_empty() {
         return None;
     }
-    let weights = &fitted.weights[bucket_of(case.own.len())];
-    let mut scores = mixture(weights, &case.input(&taught.shop, &taught.learned));
-    let bias = weights.get("bias").copied().unwrap_or_default() as f32;
-    let both = scores.iter_mut().zip(&*fitted.bias_of_fold[held_out]);
-    both.for_each(|(score, value)| *score += bias * value);
+    let scores = scores(case, (taught, fitted), held_out);
     Some(ModelSample {
         user: case.user,
         fold: held_out,
@@ -191,4 +187,18 @@ fn sample(
         model: answer.iter().map(|(_, value)| *value).collect(),
         targets,
     })
+}
+
+/// The mixture's score of every product, with the bias for the users of a fold.
+pub(super) fn scores(
+    case: &Case,
+    (taught, fitted): (&Taught, &Fitted),
+    held_out: usize,
+) -> Vec<f32> {
+    let weights = &fitted.weights[bucket_of(case.own.len())];
+    let mut scores = mixture(weights, &case.input(&taught.shop, &taught.learned));
+    let bias = weights.get("bias").copied().unwrap_or_default() as f32;
+    let both = scores.iter_mut().zip(&*fitted.bias_of_fold[held_out]);
+    both.for_each(|(score, value)| *score += bias * value);
+    scores
 }

@@ -96,7 +96,7 @@ pub async fn why_not<S: Store>(
         user: user.0.to_string(),
         namespace: ns.clone(),
         arm: arm.id.clone(),
-        model: context.weights.use_model(),
+        model: context.weights.ask_model(),
         place: places.position(|is_it| is_it).map(|nth| nth + 1),
         list_id: list.as_ref().map(|list| list.list_id.clone()),
         now: why_not::why_not(&claimed, (&snapshot, &config.rules), &context, product),

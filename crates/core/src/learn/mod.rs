@@ -8,6 +8,7 @@ pub mod bias;
 pub mod bootstrap;
 pub mod choice;
 pub mod gate;
+pub mod head;
 pub mod log;
 pub mod logit;
 pub mod measures;

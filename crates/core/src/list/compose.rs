@@ -20,9 +20,10 @@ use crate::list::prompt::{Arm, Calibrations, Rendered, Template, View};
 use crate::list::select;
 use crate::list::terms::bound::Learned;
 use crate::list::terms::{
-    MODEL, OwnText, TABLE, TEXT, TermInput, Texts, Weights, own_products, own_texts, score_terms,
+    HEAD, MODEL, OwnText, TABLE, TEXT, TermInput, Texts, Weights, own_products, own_texts,
+    score_terms,
 };
-use crate::names::scoring::{Calibration, Prompt, ScoreRequest, ScoreResponse, Term};
+use crate::names::scoring::{Calibration, HeadAsk, Prompt, ScoreRequest, ScoreResponse, Term};
 use crate::shop::catalogue::PuIx;
 use crate::shop::rules::{Needs, Verdict};
 use crate::shop::snapshot::Snapshot;
@@ -72,8 +73,8 @@ pub struct ListContext<'a> {
 pub struct PreparedRequest {
     /// The score request; `None` if the template failed on this user.
     pub ask: Option<ScoreRequest>,
-    /// The weight of the model for a user with as much visible history; 0 if it is not to be asked.
-    pub model_weight: f32,
+    /// Whether the model has a part in the lists of a user with as much visible history, by its own term or by a head.
+    pub asks_model: bool,
     /// Number of the user's products that the terms can see.
     pub visible: usize,
     verdict: Verdict,
@@ -129,30 +130,29 @@ pub fn prepare(
     let permitted = searched(&verdict, snapshot, &segment);
     let Asked {
         terms,
-        weight: model_weight,
+        weight,
+        head,
+        asks_model,
         visible,
         calibration,
         without_vector,
-    } = asked(state, snapshot, (&segment, at), context);
-    let (weight, calibration) = match stage {
-        Stage::Mixture => (0.0, None),
-        Stage::Model => (model_weight, calibration),
-    };
-    let rendered = rendered(&view, weight, context);
-    let made = if weight == 0.0 { Stage::Mixture } else { stage };
+    } = asked(state, snapshot, (&segment, at), context).at(stage);
+    let is_asked = weight != 0.0 || head.is_some();
+    let rendered = rendered(&view, is_asked, context);
+    let made = if is_asked { stage } else { Stage::Mixture };
     let id = list_id(&request.ns, &request.user.0, (claim, made), state.erased_at);
     let mut audit = Audit {
         list_id: id.clone(),
         segment: segment.clone(),
-        model: (weight != 0.0).then(|| context.model.clone()),
-        asked: asked_text(stage, model_weight).into(),
+        model: is_asked.then(|| context.model.clone()),
+        asked: asked_text(stage, asks_model).into(),
         calibration: calibration
             .as_ref()
             .map_or_else(|| "none".into(), |set| set.hash.clone()),
         ..audit_of(user, (snapshot, &verdict), context)
     };
     let ask = rendered.map(|rendered| {
-        let prompt = note_prompt(&mut audit, rendered, weight != 0.0);
+        let prompt = note_prompt(&mut audit, rendered, is_asked);
         ScoreRequest {
             prompt,
             n: ranked(context.arm.names, weight, (snapshot, &permitted)),
@@ -160,6 +160,7 @@ pub fn prepare(
             terms,
             weight,
             calibration,
+            head,
             ..ScoreRequest::default()
         }
     });
@@ -173,7 +174,7 @@ pub fn prepare(
     };
     PreparedRequest {
         ask,
-        model_weight,
+        asks_model,
         visible,
         verdict,
         header,
@@ -185,8 +186,8 @@ pub fn prepare(
 }
 
 /// The prompt, if the model reads one: it costs more than the terms. `None` if the template failed on this user.
-fn rendered(view: &View, weight: f32, context: &ListContext) -> Option<Rendered> {
-    if weight == 0.0 {
+fn rendered(view: &View, is_asked: bool, context: &ListContext) -> Option<Rendered> {
+    if !is_asked {
         return Some(Rendered {
             events: view.positions(),
             ..Rendered::default()
@@ -199,9 +200,9 @@ fn rendered(view: &View, weight: f32, context: &ListContext) -> Option<Rendered>
 }
 
 /// Whether the model is asked for a list, as its audit says it.
-fn asked_text(stage: Stage, model_weight: f32) -> &'static str {
+fn asked_text(stage: Stage, asks_model: bool) -> &'static str {
     match stage {
-        _ if model_weight == 0.0 => "no_weight",
+        _ if !asks_model => "no_weight",
         Stage::Mixture => "waits",
         Stage::Model => "asked",
     }
@@ -242,11 +243,30 @@ struct Asked {
     terms: Vec<Term>,
     /// The model's weight.
     weight: f32,
+    /// The head, if it has a weight.
+    head: Option<HeadAsk>,
+    /// Whether the model has a part, in a list of [`Stage::Model`].
+    asks_model: bool,
     /// Number of the user's products.
     visible: usize,
     calibration: Option<Arc<Calibration>>,
     /// The user's texts without a vector.
     without_vector: Vec<String>,
+}
+
+impl Asked {
+    /// What is asked for a list of a stage.
+    fn at(self, stage: Stage) -> Self {
+        match stage {
+            Stage::Model => self,
+            Stage::Mixture => Self {
+                weight: 0.0,
+                head: None,
+                calibration: None,
+                ..self
+            },
+        }
+    }
 }
 
 /// What is asked by the weights for as much visible history as the user has.
@@ -276,13 +296,27 @@ fn asked(
         texts: context.texts,
         own_texts: &own_texts,
     };
+    let weight = weights.get(MODEL).copied().unwrap_or_default() as f32;
+    let head = head_of(weights, context.learned);
     Asked {
         terms: score_terms(weights, &input),
-        weight: weights.get(MODEL).copied().unwrap_or_default() as f32,
+        asks_model: weight != 0.0 || head.is_some(),
+        weight,
+        head,
         visible: own.len(),
         calibration: context.calibrations.at(own.len()).cloned(),
         without_vector: without.into_iter().flatten().collect(),
     }
+}
+
+/// The head with its weight; `None` without one.
+fn head_of(weights: &BTreeMap<String, f64>, learned: Option<&Learned>) -> Option<HeadAsk> {
+    let weight = weights.get(HEAD).copied().unwrap_or_default() as f32;
+    let head = learned?.head()?;
+    (weight != 0.0).then(|| HeadAsk {
+        weight,
+        head: Arc::clone(head),
+    })
 }
 
 /// How many names are ranked for a list of `names`. The merchant's most names of a category and pins need more than
@@ -371,12 +405,16 @@ pub fn finish(
     let weights = prepared.ask.iter().flat_map(|ask| {
         let model = (ask.weight != 0.0).then_some((MODEL, ask.weight));
         let others = ask.terms.iter().map(|term| (term.name, term.weight));
-        model.into_iter().chain(others)
+        // The engine adds it behind the others.
+        let head = ask.head.iter().map(|ask| (HEAD, ask.weight));
+        model.into_iter().chain(others).chain(head)
     });
     let weights: Vec<(&str, f32)> = weights.collect();
-    let of_model = prepared.ask.as_ref().is_some_and(|ask| ask.weight != 0.0);
+    let ask = prepared.ask.as_ref();
+    let by_search = ask.is_some_and(|ask| ask.weight != 0.0);
+    let of_model = by_search || ask.is_some_and(|ask| ask.head.is_some());
     let scored = response.named.iter().map(|named| {
-        let model = of_model.then_some(named.model);
+        let model = by_search.then_some(named.model);
         let values = model.into_iter().chain(named.terms.iter().copied());
         let share =
             |((name, weight), value): (&(&str, f32), f32)| ((*name).to_owned(), weight * value);

@@ -2,6 +2,7 @@
 //! with and without a model; free texts matched with names; lists that a model wrote.
 
 pub mod free;
+pub mod head;
 pub mod matcher;
 pub mod scoring;
 pub mod search;

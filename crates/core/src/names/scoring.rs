@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use fixedbitset::FixedBitSet;
 use serde::{Deserialize, Serialize};
 
+use super::head::BoundHead;
 use super::written::Written;
 
 /// A rendered prompt, chat template not yet applied.
@@ -22,6 +23,16 @@ pub struct Prompt {
     /// The start of the assistant's turn, followed by `" " + name`; may be empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub assistant: String,
+}
+
+impl Prompt {
+    /// A text that the model continues as it is: what it reads of a product for a head is the product's name.
+    pub fn of_text(text: &str) -> Self {
+        Self {
+            user: String::new(),
+            assistant: text.to_owned(),
+        }
+    }
 }
 
 impl From<&str> for Prompt {
@@ -51,8 +62,20 @@ pub struct ScoreRequest {
     /// Calibration prompts: the mean of the model's logits over them is subtracted before its term is computed. `None`
     /// subtracts nothing.
     pub calibration: Option<Arc<Calibration>>,
+    /// A head: the model's hidden state after the prompt gives one term more, the last one of the response. `None` adds
+    /// nothing.
+    pub head: Option<HeadAsk>,
     /// Cancels the request.
     pub cancel: Cancel,
+}
+
+/// A head with its weight.
+#[derive(Clone, Debug)]
+pub struct HeadAsk {
+    /// Weight of its term.
+    pub weight: f32,
+    /// The head, bound to the names.
+    pub head: Arc<BoundHead>,
 }
 
 impl Default for ScoreRequest {
@@ -65,6 +88,7 @@ impl Default for ScoreRequest {
             terms: Vec::new(),
             weight: 1.0,
             calibration: None,
+            head: None,
             cancel: Cancel::default(),
         }
     }

@@ -207,6 +207,14 @@ impl Network {
 }
 
 impl Row {
+    /// Its numbers.
+    pub(crate) fn numbers(&self) -> Result<Vec<f32>> {
+        match &self.0 {
+            State::Host(row) => Ok(row.clone()),
+            State::Device(hidden, nth) => hidden.get(*nth)?.to_dtype(DType::F32)?.to_vec1(),
+        }
+    }
+
     fn host(&self) -> &[f32] {
         match &self.0 {
             State::Host(row) => row,

@@ -50,10 +50,10 @@ pub struct Constrained {
     pub(super) prefixes: Vec<Prefix>,
     /// First prompt of the last batch; a beginning that the next batch shares with it is a template.
     last_prompt: Vec<u32>,
-    pool: rayon::ThreadPool,
+    pub(super) pool: rayon::ThreadPool,
     /// The most groups of a batch.
-    groups_max: usize,
-    pulse: Arc<Pulse>,
+    pub(super) groups_max: usize,
+    pub(super) pulse: Arc<Pulse>,
     clocks: Clocks,
 }
 
@@ -194,7 +194,7 @@ impl Constrained {
     }
 
     /// Computes the common beginning of the prompts as a prefix, unless there is one.
-    fn share(&mut self, prompts: &[&[u32]]) -> Result<(), Error> {
+    pub(super) fn share(&mut self, prompts: &[&[u32]]) -> Result<(), Error> {
         let Some(first) = prompts.first() else {
             return Ok(());
         };
@@ -378,6 +378,10 @@ impl Model for Constrained {
         let computed: Vec<&[u32]> = computed.map(|(_, prompt)| prompt.as_slice()).collect();
         self.share(&computed)?;
         self.run(requests, prompts)
+    }
+
+    fn hidden(&mut self, prompts: &[Prompt]) -> Result<Vec<Vec<f32>>, Error> {
+        self.hidden_states(prompts)
     }
 
     fn info(&self) -> Info {

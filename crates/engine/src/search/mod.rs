@@ -6,5 +6,6 @@ pub(crate) mod calibration;
 pub mod constrained;
 pub(crate) mod explain;
 pub(crate) mod group;
+mod hidden;
 pub mod index;
 pub(crate) mod mixture;

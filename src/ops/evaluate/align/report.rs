@@ -6,6 +6,7 @@ use nearshore_core::learn::model::ModelFit;
 
 use super::AlignReport;
 use crate::ops::evaluate::choice::ChoiceReport;
+use crate::ops::evaluate::head::HeadReport;
 
 /// The report as a table.
 pub(crate) fn text(report: &AlignReport) -> String {
@@ -21,6 +22,9 @@ pub(crate) fn text(report: &AlignReport) -> String {
             "table of {} products: {} rows computed, {} prompts, {} tokens",
             table.products, table.computed, table.prompts, table.tokens
         );
+    }
+    if let Some(head) = &report.head {
+        out += &head_text(head);
     }
     for (least, fit) in &report.buckets {
         let _ = write!(
@@ -43,7 +47,10 @@ pub(crate) fn text(report: &AlignReport) -> String {
             let _ = writeln!(out, "  ranks best, and is used: {}", form_text(&fit.form));
         }
         if let Some(model) = report.model.get(least) {
-            let _ = writeln!(out, "  {}", model_text(model));
+            let _ = writeln!(out, "  {}", model_text("model", model));
+        }
+        if let Some(head) = report.head.as_ref().and_then(|it| it.buckets.get(least)) {
+            let _ = writeln!(out, "  {}", model_text("head", head));
         }
         for (name, of) in &fit.fitted {
             let used = fit.weights.get(name).copied().unwrap_or_default();
@@ -75,8 +82,8 @@ fn form_text(form: &str) -> &str {
 }
 
 /// The model's fit of a bucket in a line.
-fn model_text(fit: &ModelFit) -> String {
-    let mut line = format!("model: {} cases of {} users", fit.samples, fit.users);
+fn model_text(what: &str, fit: &ModelFit) -> String {
+    let mut line = format!("{what}: {} cases of {} users", fit.samples, fit.users);
     if let Some(of) = &fit.fitted {
         line += &format!("; fitted {:.3} [{:.3}, {:.3}]", of.weight, of.low, of.high);
     }
@@ -92,6 +99,21 @@ fn model_text(fit: &ModelFit) -> String {
         true => line,
         false => format!("{line}; weight 0: {}", fit.reason),
     }
+}
+
+/// How a head was trained, in a line.
+fn head_text(head: &HeadReport) -> String {
+    let mut line = format!(
+        "head on the hidden states of arm {}, rank {}: {} prompts read in {:.0} s, {} known; training {:.0} s",
+        head.arm, head.rank, head.computed, head.hidden_seconds, head.kept, head.training_seconds
+    );
+    if let Some(last) = head.trained.last() {
+        line += &format!(
+            "; {} cases, {} passes, {:+.3} nats on {} tune cases",
+            last.cases, last.epochs, last.tune_nats, last.tune_cases
+        );
+    }
+    line + "\n"
 }
 
 /// The choice of SKUs as a table.

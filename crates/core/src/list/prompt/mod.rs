@@ -62,8 +62,8 @@ pub struct Arm {
     /// Model of `nearshore match --fit`, relative to the configuration file: which names are meant by what was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub matcher: Option<String>,
-    /// `constrained`: only names of the catalogue are searched; `free`: the model at `endpoint` writes, and names are
-    /// matched.
+    /// `constrained`: only names of the catalogue are searched; `head`: nothing is searched, and the head of
+    /// `artefact` is a term; `free`: the model at `endpoint` writes, and names are matched.
     #[serde(default = "constrained")]
     pub mode: String,
     /// Token budget of the rendered prompt.

@@ -16,6 +16,7 @@ use crate::learn::product_table::ProductTable;
 use crate::learn::repeat::RepeatTable;
 use crate::learn::walk::WalkTable;
 use crate::list::terms::{BUCKETS, Gains, WeightError, Weights, term};
+use crate::names::head::Head;
 use crate::text::DecodeError;
 use crate::text::vectors::Vectors;
 
@@ -36,6 +37,9 @@ const VECTORS: &str = "vectors.nstv";
 
 /// File with the model's table of products.
 const TABLE: &str = "table.nspt";
+
+/// File with the head.
+const HEAD: &str = "head.nshd";
 
 /// File with the choice of SKUs under a name.
 const CHOICE: &str = "choice.json";
@@ -183,6 +187,8 @@ pub struct Artefact {
     pub vectors: Option<Arc<Vectors>>,
     /// The model's table of products, if one was built.
     pub table: Option<Arc<ProductTable>>,
+    /// The head, if one was trained.
+    pub head: Option<Arc<Head>>,
     /// How SKUs under a name are chosen, if what was learned is better than the default.
     pub choice: Option<Arc<ChoiceModel>>,
 }
@@ -196,6 +202,8 @@ pub struct Optional<'a> {
     pub vectors: Option<&'a Vectors>,
     /// The model's table of products.
     pub table: Option<&'a ProductTable>,
+    /// The head on the model's hidden states.
+    pub head: Option<&'a Head>,
     /// How SKUs under a name are chosen.
     pub choice: Option<&'a ChoiceModel>,
     /// Documents of the neighbours of SKUs, one a line.
@@ -230,6 +238,9 @@ pub fn write(
     }
     if let Some(table) = optional.table {
         content.insert(TABLE, table.encode());
+    }
+    if let Some(head) = optional.head {
+        content.insert(HEAD, head.encode());
     }
     if let Some(choice) = optional.choice {
         content.insert(CHOICE, json(choice).into_bytes());
@@ -323,6 +334,8 @@ impl Artefact {
         let (table, wrong) = bytes(TABLE);
         let table = table.map(ProductTable::decode).transpose();
         let table = table.map_err(wrong)?;
+        let (head, wrong) = bytes(HEAD);
+        let head = head.map(Head::decode).transpose().map_err(wrong)?;
         let choice = choice(content)?;
         let weights = Weights::by_bucket(weights)?;
         Ok(Self {
@@ -336,6 +349,7 @@ impl Artefact {
             references,
             vectors: vectors.map(Arc::new),
             table: table.map(Arc::new),
+            head: head.map(Arc::new),
             choice: choice.map(Arc::new),
         })
     }

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::list::terms::bound::Learned;
+use crate::names::head::{Head, Origin, Projection};
 use crate::shop::catalogue::Catalogue;
 use crate::shop::catalogue::tests::sku;
 
@@ -33,11 +34,22 @@ fn files() -> Files {
         references: Some("[]"),
         vectors: Some(&vectors),
         table: Some(&table),
+        head: Some(&head()),
         gains: Some([0.0, 0.1, 0.2, 0.3, 0.4, 0.5]),
         choice: Some(&choice_model()),
         neighbours: Some("{}\n"),
     };
     write(&made, &weights, &tables(), optional)
+}
+
+fn head() -> Head {
+    let projection = |from: f32| Projection::new(vec![from, 2.0], vec![0.5]);
+    let read = [("BREAD".to_owned(), vec![1.0, 3.0])];
+    Head::new(
+        Origin::default(),
+        (projection(1.0), projection(4.0)),
+        read.into_iter(),
+    )
 }
 
 fn choice_model() -> ChoiceModel {
@@ -77,6 +89,7 @@ fn an_artefact_is_read_as_it_was_written_and_named_by_its_content() {
     assert_eq!(artefact.references.as_deref(), Some("[]"));
     assert_eq!(artefact.vectors.as_deref(), Some(&vectors()));
     assert_eq!(artefact.table.as_deref(), Some(&product_table()));
+    assert_eq!(artefact.head.as_deref(), Some(&head()));
     assert_eq!(artefact.choice.as_deref(), Some(&choice_model()));
     assert_eq!(artefact.weights.at(10)["bias"], 4.0);
     let mut other = tables();
@@ -92,7 +105,7 @@ fn an_artefact_is_read_as_it_was_written_and_named_by_its_content() {
 
 #[test]
 fn a_file_that_is_missing_cut_short_or_changed_is_refused_by_name() {
-    for file in [TABLES, VECTORS, TABLE] {
+    for file in [TABLES, VECTORS, TABLE, HEAD] {
         for break_it in [
             |files: &mut Files, file| drop(files.content.remove(file)),
             |files: &mut Files, file| {
@@ -120,6 +133,7 @@ fn files_of_a_newer_version_are_refused_though_their_hash_is_right() {
     for (file, expected) in [
         (VECTORS, "vectors.nstv: version 9 of text vectors is newer"),
         (TABLE, "table.nspt: version 9 of a product table is newer"),
+        (HEAD, "head.nshd: version 9 of a head is newer"),
     ] {
         let mut files = files();
         let bytes = files.content.get_mut(file).expect("it has one");

@@ -10,6 +10,7 @@ use crate::learn::choice::ChoiceModel;
 use crate::learn::product_table::{BoundTable, ProductTable};
 use crate::list::terms::OwnProduct;
 use crate::list::terms::artefact::Artefact;
+use crate::names::head::BoundHead;
 use crate::shop::catalogue::Catalogue;
 use crate::user::record::Timestamp;
 
@@ -46,6 +47,7 @@ pub struct Learned {
     /// Per column of the artefact: its value per PU.
     columns: BTreeMap<String, Arc<[f32]>>,
     table: Option<Arc<BoundTable>>,
+    head: Option<Arc<BoundHead>>,
 }
 
 impl Learned {
@@ -77,8 +79,13 @@ impl Learned {
         let columns = columns.collect();
         let table = artefact.table.as_ref();
         let table = table.map(|table| Arc::new(bind_table(table, catalogue)));
+        let head = artefact.head.as_ref().map(|head| {
+            let names = catalogue.pus().iter().map(|pu| pu.name.clone());
+            Arc::new(BoundHead::new(head, names))
+        });
         Ok(Self {
             table,
+            head,
             artefact: Arc::clone(artefact),
             names: catalogue.names_version(),
             rows,
@@ -104,6 +111,11 @@ impl Learned {
     /// The model's table of products, if the artefact has one.
     pub fn table(&self) -> Option<&BoundTable> {
         self.table.as_deref()
+    }
+
+    /// The head, if the artefact has one.
+    pub fn head(&self) -> Option<&Arc<BoundHead>> {
+        self.head.as_ref()
     }
 
     /// A term that says the same to everyone, per PU of the catalogue.

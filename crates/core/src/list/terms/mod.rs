@@ -13,6 +13,7 @@ mod bias;
 pub mod bound;
 mod cosine;
 mod demand;
+mod head;
 mod merchant;
 mod neighbours;
 mod own;
@@ -40,6 +41,9 @@ use crate::user::record::Timestamp;
 /// Name of the model's term, which the engine computes while it searches.
 pub const MODEL: &str = "model";
 
+/// Name of the term of a head, which the engine computes from the hidden state after the prompt.
+pub const HEAD: &str = "head";
+
 /// Name of the term that every arm has unless its weights say otherwise.
 pub(crate) const DEMAND: &str = "demand";
 
@@ -62,6 +66,8 @@ pub enum Need {
     Vectors,
     /// A language model.
     Model,
+    /// An artefact with a head, and the language model that it was trained on.
+    Head,
     /// The shop's policy: its weight is 1 in every arm, and is never fitted.
     Policy,
 }
@@ -136,6 +142,7 @@ pub const TERMS: &[&dyn ScoreTerm] = &[
     &bias::Bias,
     &merchant::Merchant,
     &ModelTerm,
+    &head::Head,
 ];
 
 /// The term of this name.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{DEMAND, MODEL, Need, TERMS, term};
+use super::{DEMAND, HEAD, MODEL, Need, TERMS, term};
 
 /// Least visible history, in distinct products bought, of each bucket.
 pub const BUCKETS: [usize; 6] = [0, 1, 3, 6, 10, 20];
@@ -91,7 +91,8 @@ impl Weights {
         }
         check(weights)?;
         let needs_artefact = |name: &&String| {
-            term(name).is_some_and(|term| matches!(term.need(), Need::Artefact | Need::Table))
+            let of_artefact = [Need::Artefact, Need::Table, Need::Head];
+            term(name).is_some_and(|term| of_artefact.contains(&term.need()))
         };
         if let Some(name) = weights.keys().find(needs_artefact) {
             return Err(WeightError::Artefact { name: name.clone() });
@@ -134,8 +135,8 @@ impl Weights {
     }
 
     fn gain_of_bucket(&self, bucket: usize) -> f64 {
-        let weight = self.terms[bucket].get(MODEL).copied().unwrap_or_default();
-        if weight > 0.0 {
+        let weight = |name: &str| self.terms[bucket].get(name).copied().unwrap_or_default();
+        if weight(MODEL) > 0.0 || weight(HEAD) != 0.0 {
             self.gains[bucket]
         } else {
             0.0
@@ -151,6 +152,25 @@ impl Weights {
     pub fn use_model(&self) -> bool {
         let weights = self.terms.iter().filter_map(|weights| weights.get(MODEL));
         weights.into_iter().any(|weight| *weight > 0.0)
+    }
+
+    /// Whether any user's score has a part of a head.
+    pub fn use_head(&self) -> bool {
+        self.use_need(Need::Head)
+    }
+
+    /// Whether the model is asked about any user: for its own term, or for a head.
+    pub fn ask_model(&self) -> bool {
+        self.use_model() || self.use_head()
+    }
+
+    /// The same weights without a term.
+    #[must_use]
+    pub fn without(mut self, term: &str) -> Self {
+        for weights in &mut self.terms {
+            weights.remove(term);
+        }
+        self
     }
 
     /// Whether any user's score has a part of a term that reads vectors of texts.
@@ -226,6 +246,11 @@ mod tests {
         let table = [("table".to_owned(), 0.5)].into();
         let weights = Weights::beside_artefact(&table).expect("a term");
         assert!(weights.use_table() && !weights.use_vectors());
+        let both = [("head".to_owned(), 0.5), ("model".to_owned(), 0.5)].into();
+        let weights = Weights::beside_artefact(&both).expect("terms");
+        assert!(weights.use_head() && weights.use_model() && weights.gain(3) > 0.0);
+        let weights = weights.without(MODEL);
+        assert!(weights.ask_model() && !weights.use_model() && weights.gain(3) > 0.0);
         assert!(Weights::beside_artefact(&[("demnad".to_owned(), 1.0)].into()).is_err());
         for (name, weight, expected) in [
             ("demnad", 1.0, "is not a term; the terms are demand"),
@@ -233,6 +258,7 @@ mod tests {
             ("demand", f64::NAN, "a finite number"),
             ("repeat", 1.0, "nearshore align"),
             ("table", 1.0, "nearshore align"),
+            ("head", 1.0, "nearshore align"),
             ("demand", 0.0, "all weights are 0"),
         ] {
             let error = of(name, weight).expect_err(name).to_string();
