@@ -75,6 +75,7 @@ impl Plain {
             weights: &self.weights,
             learned: None,
             texts: None,
+            meaning: None,
             template: &self.template,
             model: Model::default(),
             calibrations: Calibrations::default(),
@@ -100,6 +101,7 @@ impl Route for Plain {
         let context = ListContext {
             learned: learned.as_ref(),
             texts: texts.as_deref(),
+            meaning: shop.meaning(),
             ..self.context()
         };
         let products = shop.snapshot.catalogue.pus().len();
@@ -176,6 +178,7 @@ impl Route for Modelled {
         let context = ListContext {
             learned: learned.as_ref(),
             texts: texts.as_deref(),
+            meaning: shop.meaning(),
             ..self.context()
         };
         let mut ranked = Vec::new();
@@ -265,6 +268,7 @@ impl Modelled {
             weights: &self.loaded.ranking.weights,
             learned: None,
             texts: None,
+            meaning: None,
             template: &self.loaded.template,
             model: Model::default(),
             calibrations: self.loaded.ranking.calibrations.clone(),

@@ -13,6 +13,7 @@ mod bias;
 pub mod bound;
 mod cosine;
 mod demand;
+mod meant;
 mod merchant;
 mod neighbours;
 mod own;
@@ -60,6 +61,8 @@ pub enum Need {
     Table,
     /// Vectors of texts: of an artefact, or of a sentence encoder.
     Vectors,
+    /// A matcher of the users' texts.
+    Matcher,
     /// A language model.
     Model,
     /// The shop's policy: its weight is 1 in every arm, and is never fitted.
@@ -83,6 +86,8 @@ pub struct TermInput<'a> {
     pub texts: Option<&'a Texts>,
     /// The user's texts, by [`own_texts`].
     pub own_texts: &'a [OwnText],
+    /// Products that the user's searches and free texts mean, with how much; by [`crate::list::meant`].
+    pub meant: &'a [(u32, f32)],
 }
 
 /// One score term.
@@ -132,6 +137,7 @@ pub const TERMS: &[&dyn ScoreTerm] = &[
     &walk::Walk,
     &text::Text,
     &text::Typical,
+    &meant::Meant,
     &table::Table,
     &bias::Bias,
     &merchant::Merchant,
