@@ -386,6 +386,7 @@ fn settings(site: &Site, group: String) -> GenerateSettings {
         arm_seed: "a".into(),
         selection: Default::default(),
         needs: Default::default(),
+        texts: None,
         audits_kept: 0.0,
         candidates: 0.0,
         clock: wall_clock,

@@ -150,6 +150,7 @@ fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
         note!("{left_out} records of erased users are left out");
     }
     let mut history = History::replay(logs, config);
+    history.read_meaning(config)?;
     let users_min = args.users_min.unwrap_or(config.align.users_min);
     if let Some(folder) = args.encoder.clone().or_else(|| config.encoder()) {
         let encoder = vectors::load(&folder)?;

@@ -107,7 +107,8 @@ fn run_with(args: &MatchArgs) -> anyhow::Result<()> {
                 encoder: encoder.map(|encoder| encoder.hash().to_owned()),
                 ..FitOptions::default()
             };
-            let fitted = fitted(&matcher, &examples, &options)?;
+            let mut fitted = fitted(&matcher, &examples, &options)?;
+            fitted.model = fitted.model.fitted_for(shop.names());
             report(args, &fitted)?;
             fitted.model
         }

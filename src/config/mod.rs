@@ -24,11 +24,13 @@ mod problem;
 mod reference;
 mod repeats;
 mod show;
+mod texts;
 mod trace;
 mod verify;
 
 pub use problem::{Place, Problem};
 pub use reference::TEXT as REFERENCE;
+pub(crate) use texts::{matcher as text_matcher, needs as text_needs};
 pub use trace::init_tracing;
 
 /// The whole configuration.
@@ -67,6 +69,8 @@ pub struct Config {
     pub selection: nearshore_core::list::select::Policy,
     /// When a bought product is not needed again.
     pub needs: nearshore_core::shop::rules::Needs,
+    /// Which texts of users are matched with products.
+    pub text: nearshore_core::names::meaning::TextSettings,
     /// What `nearshore align` may keep.
     pub align: Align,
     /// The merchant's boosts, pins and most names of one category.
@@ -386,6 +390,7 @@ impl Default for Config {
             demand: nearshore_core::shop::demand::Policy::default(),
             selection: nearshore_core::list::select::Policy::default(),
             needs: nearshore_core::shop::rules::Needs::default(),
+            text: Default::default(),
             align: Align::default(),
             merchant: nearshore_core::shop::merchant::Policy::default(),
             engine: Engine::default(),

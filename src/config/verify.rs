@@ -43,6 +43,7 @@ pub(super) fn verify(config: &Config) -> Found {
         arms,
         templates,
         super::free::verify,
+        super::texts::verify,
         named_files,
     ] {
         section(config, &mut found);

@@ -291,6 +291,7 @@ fn arms_and_settings<A>(
         arm_seed: "seed".into(),
         selection: Default::default(),
         needs: Default::default(),
+        texts: None,
         audits_kept: 1.0,
         candidates: 1.0,
         clock: crate::members::clock::wall_clock,

@@ -274,3 +274,25 @@ label! {
         Miss,
     }
 }
+
+label! {
+    /// What became of a clause of a text.
+    TextResult {
+        /// It means a product or a need term.
+        Matched,
+        /// It means nothing that is likely enough.
+        Unmatched,
+        /// It is negated, whatever it means.
+        Negated,
+    }
+}
+
+label! {
+    /// For whom the reading of a text is kept.
+    TextsKept {
+        /// For all users: enough of them typed it.
+        All,
+        /// For one user.
+        One,
+    }
+}

@@ -126,6 +126,12 @@ table! {
         "Seconds that the engine computed, observed once per batch; the rate of the sum is the busy share.";
     REJECTED: Counter "nearshore_names_rejected_total" [reason = These(Why::VARIANTS)]
         "Names that the model gave and generate kept off a list, by reason.";
+    TEXTS_READ: Counter "nearshore_texts_read_total" [result = These(TextResult::VARIANTS)]
+        "Clauses of searches and free texts that generate read for lists, by what became of them: matched with a product or need term, unmatched, or negated.";
+    TEXT_MATCHER_BOUND: Gauge "nearshore_text_matcher_bound" []
+        "Whether the matcher of [text] is of the served catalogue (1); at 0 generate reads no text.";
+    TEXT_READINGS: Gauge "nearshore_text_readings" [kept = These(TextsKept::VARIANTS)]
+        "Texts whose reading this generate process keeps: for all users, because enough users typed them, or for one.";
     WRITTEN: Counter "nearshore_written_names_total" [arm = Arms]
         "Entries that a model elsewhere wrote and generate matched with a product that may be offered.";
     WRITTEN_REJECTED: Counter "nearshore_written_rejected_total" [arm = Arms, reason = These(WrittenReject::VARIANTS)]

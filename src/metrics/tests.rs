@@ -111,6 +111,9 @@ fn update_written() {
         ..Default::default()
     };
     written("a", &entries);
+    texts_read(Default::default());
+    text_matcher_bound(true);
+    text_readings((1, 1));
     endpoint_failing("a", true);
     remote_error(&nearshore_remote::Error::Busy { retry_after: None });
 }

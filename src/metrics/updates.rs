@@ -11,6 +11,7 @@ use super::process::Usage;
 use super::table as t;
 use nearshore_core::list::document::{Source, Why};
 use nearshore_core::list::hits::Earned;
+use nearshore_core::list::meant::TextCounts;
 use nearshore_core::names::written::Written;
 use nearshore_core::ports::{log, store};
 use nearshore_core::shop::rules::UnmatchedKind;
@@ -200,6 +201,33 @@ pub fn phase(arm: &str, phase: Phase, took: Duration) {
 /// Counts names that were kept off lists, by reason.
 pub fn rejected(reason: Why, n: u64) {
     t::REJECTED.add(&[reason.into()], n);
+}
+
+/// Counts the clauses of a user's texts that were read for a list.
+pub fn texts_read(counts: TextCounts) {
+    let TextCounts {
+        matched,
+        unmatched,
+        negated,
+    } = counts;
+    for (result, n) in [
+        (TextResult::Matched, matched),
+        (TextResult::Unmatched, unmatched),
+        (TextResult::Negated, negated),
+    ] {
+        t::TEXTS_READ.add(&[result.into()], n as u64);
+    }
+}
+
+/// Sets whether the matcher of texts is of the served catalogue.
+pub fn text_matcher_bound(bound: bool) {
+    t::TEXT_MATCHER_BOUND.set(&[], f64::from(u8::from(bound)));
+}
+
+/// Sets how many texts' readings are kept for all users, and for one.
+pub fn text_readings((all, one): (usize, usize)) {
+    t::TEXT_READINGS.set(&[TextsKept::All.into()], all as f64);
+    t::TEXT_READINGS.set(&[TextsKept::One.into()], one as f64);
 }
 
 /// Counts what became of the entries that a model elsewhere wrote.

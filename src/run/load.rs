@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::Context;
+use sha2::{Digest, Sha256};
 
 use super::artefact::artefact;
 use super::digest;
-use crate::config::Config;
+use crate::config::{Config, text_matcher, text_needs};
 use crate::files;
-use crate::members::generate::{ArmScorer, FreeScorer, LoadedArm, NewTexts, Ranking, Renewed};
+use crate::members::generate::{
+    ArmScorer, FreeScorer, LoadedArm, NewTexts, Ranking, Renewed, TextParts,
+};
 use nearshore_core::list::prompt::{Arm, Calibrations, Digests, Endpoint, Frozen, Template};
 use nearshore_core::list::terms::artefact::Artefact;
 use nearshore_core::list::terms::{HEAD, MODEL, Weights};
@@ -220,6 +223,25 @@ pub(crate) fn matcher_of(config: &Config, arm: &Arm) -> anyhow::Result<Arc<match
         path.display()
     );
     Ok(Arc::new(model))
+}
+
+/// What `[text]` names; `None` if no text is read.
+pub(crate) fn text_parts(config: &Config) -> anyhow::Result<Option<Arc<TextParts>>> {
+    if config.text.matcher.is_empty() {
+        return Ok(None);
+    }
+    let wrong = |key: &str, what: String| anyhow::anyhow!("{key}: {what}");
+    let model = text_matcher(config).map_err(|what| wrong("text.matcher", what))?;
+    let needs = text_needs(config).map_err(|what| wrong("text.terms", what))?;
+    let mut hash = Sha256::new();
+    hash.update(model.write());
+    hash.update(needs.write());
+    Ok(Some(Arc::new(TextParts {
+        settings: config.text.clone(),
+        model: Arc::new(model),
+        needs,
+        version: hex::encode(&hash.finalize()[..8]),
+    })))
 }
 
 /// Gives the arms whose weights need vectors of texts the configured encoder.

@@ -29,7 +29,7 @@ use fields::watch_fields;
 use installation::watch_strangers;
 pub(crate) use installation::{ADVICE, installation, strangers};
 use load::load_serving_arms;
-pub(crate) use load::{client, head_fits, load_arms, matcher_of, weights};
+pub(crate) use load::{client, head_fits, load_arms, matcher_of, text_parts, weights};
 use renew::watch_artefacts;
 use retention::watch_retention;
 use watch::{join, watch_coverage, watch_models, watch_redis};
@@ -545,6 +545,7 @@ async fn generate_task(parts: Parts) -> anyhow::Result<()> {
         arm_seed: config.arm_seed.clone(),
         selection: config.selection.clone(),
         needs: config.needs.clone(),
+        texts: text_parts(&config)?,
         audits_kept: config.audit.keep,
         candidates: config.audit.candidates,
         clock: wall_clock,

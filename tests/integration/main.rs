@@ -36,6 +36,7 @@ mod redis_trouble;
 mod refresh;
 mod retention;
 mod safety;
+mod searches;
 mod simulation;
 mod sockets;
 mod static_members;

@@ -162,6 +162,7 @@ fn mixture(c: &mut Criterion) {
             learned: Some(&learned),
             texts: Some(&texts),
             own_texts: &own_texts,
+            meant: &[],
         };
         let all: BTreeMap<String, f64> = TERMS
             .iter()

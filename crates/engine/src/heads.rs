@@ -20,11 +20,14 @@ const NAMES_MAX: usize = 64;
 /// The most heads whose read names are kept: one per arm of a model, and some for arms that change.
 const HEADS_MAX: usize = 8;
 
+/// By name, what a head makes of it.
+type NamesRead = BTreeMap<String, Vec<f32>>;
+
 /// Names that were read since heads were trained.
 #[derive(Default)]
 pub(crate) struct Heads {
     /// Most recently used first.
-    read: Vec<(Arc<Head>, BTreeMap<String, Vec<f32>>)>,
+    read: Vec<(Arc<Head>, NamesRead)>,
 }
 
 impl Heads {
@@ -128,7 +131,7 @@ mod tests {
                 hidden,
                 products: vec![0, 1, 2, 3],
                 offset: vec![0.0; 4],
-                is_tune: nth % 4 == 0,
+                is_tune: nth.is_multiple_of(4),
             }
         };
         let cases: Vec<HeadCase> = (0..200).map(case).collect();

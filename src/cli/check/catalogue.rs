@@ -48,6 +48,7 @@ fn items(config: &Config, read: &ReadCatalogue, blocks: &[Block]) -> Vec<Item> {
         items.push(Item::warn("catalogue", found).advise(advice));
     }
     items.extend(names(read));
+    items.extend(super::texts::of_catalogue(config, catalogue));
     let mut all = unmatched(&config.rules, &config.needs, catalogue);
     let ids = |pu: bool| {
         let blocks = blocks.iter().filter(move |block| block.pu == pu);

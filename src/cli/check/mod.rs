@@ -23,6 +23,7 @@ mod model;
 mod rules;
 #[cfg(test)]
 mod tests;
+mod texts;
 
 /// The result of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -158,6 +159,7 @@ pub async fn check(config: &Config, path: &Path, offline: bool) -> Report {
     items.extend(settings(config));
     items.extend(model::files(config));
     items.extend(endpoint::files(config));
+    items.extend(texts::files(config));
     items.extend(inputs::check(config).await);
     if !offline {
         let kafka = kafka::check(config).await;

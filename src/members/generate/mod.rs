@@ -26,6 +26,7 @@ mod ranking;
 mod requeue;
 mod scorer;
 mod scoring;
+mod user_texts;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +40,8 @@ pub use in_flight::ERASE_CHECK_EVERY;
 pub use new_texts::NewTexts;
 pub use ranking::{Ranking, Renewed};
 pub use scorer::Scorer;
+pub use user_texts::TextParts;
+pub(crate) use user_texts::{BoundTexts, KNOWN_MIN};
 
 use claims::{Claims, by_namespace};
 use count::count_running;
@@ -115,6 +118,8 @@ pub struct GenerateSettings {
     pub selection: nearshore_core::list::select::Policy,
     /// Which products a user does not need again yet.
     pub needs: Needs,
+    /// How the searches and free texts of users are read; `None` reads none.
+    pub texts: Option<Arc<TextParts>>,
     /// Share of the users whose audits are stored.
     pub audits_kept: f64,
     /// Share of the users whose updates tell the SKUs that could have been shown.

@@ -16,6 +16,7 @@ use super::in_flight::InFlight;
 use super::model_run::{Answers, ModelRun};
 use super::ranking::BoundRanking;
 use super::scorer::{Scorer, score_each};
+use super::user_texts::UserTexts;
 use super::{GenerateSettings, LoadedArm};
 use crate::members::error::Error;
 use crate::metrics;
@@ -48,6 +49,7 @@ pub(super) struct Scoring<S, A> {
     names_version: Option<u64>,
     /// What each arm ranks by, bound to the catalogue of those names.
     rankings: Vec<BoundRanking>,
+    user_texts: UserTexts,
     costs: UserCosts,
     in_flight: InFlight<S>,
 }
@@ -122,6 +124,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
             configs: arms.iter().map(|loaded| loaded.arm.clone()).collect(),
             costs: UserCosts::new(arms.len()),
             arms: arms.into(),
+            user_texts: UserTexts::new(settings.texts.clone()),
             settings,
             synced: snapshot.load_full(),
             snapshot,
@@ -163,6 +166,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
     pub(super) async fn sync_names(&mut self) {
         let snapshot = self.snapshot.load_full();
         self.synced = snapshot.clone();
+        self.user_texts.sync(&snapshot.catalogue).await;
         let version = snapshot.catalogue.names_version();
         if self.names_version == Some(version) {
             self.renew();
@@ -259,6 +263,7 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
             weights,
             learned,
             texts: ranking.texts(),
+            meaning: self.user_texts.context(),
             template: &loaded.template,
             model: Model {
                 name,
@@ -290,6 +295,9 @@ impl<S: Store, A: Scorer> Scoring<S, A> {
         let prepared = prepare(&user, (snapshot, stage), &self.context(arm));
         for rule in prepared.unreadable_rules() {
             metrics::rule_unknown(rule);
+        }
+        if stage == Stage::Mixture {
+            metrics::texts_read(prepared.text_counts());
         }
         let without = prepared.without_vector();
         metrics::texts_without_vector(&self.configs[arm].id, without.len());

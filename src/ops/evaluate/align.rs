@@ -343,18 +343,29 @@ pub(super) fn everyone(history: &History) -> anyhow::Result<Among<'_>> {
 
 /// Names of the terms that are fitted before the bias: those that need no model.
 fn names(history: &History) -> impl Iterator<Item = &'static str> {
-    let has = (history.texts.is_some(), history.table.is_some());
+    let has = Has {
+        vectors: history.texts.is_some(),
+        table: history.table.is_some(),
+        matcher: history.meaning.is_some(),
+    };
     fitted_terms(has).map(|term| term.name())
 }
 
+/// What terms can read beside the log.
+#[derive(Clone, Copy)]
+struct Has {
+    vectors: bool,
+    table: bool,
+    matcher: bool,
+}
+
 /// The terms that are fitted before the bias; those of texts and of the model's table only where there are any.
-fn fitted_terms(
-    (vectors, table): (bool, bool),
-) -> impl Iterator<Item = &'static &'static dyn ScoreTerm> {
+fn fitted_terms(has: Has) -> impl Iterator<Item = &'static &'static dyn ScoreTerm> {
     let fits = move |term: &&&dyn ScoreTerm| match term.need() {
         Need::Snapshot | Need::Artefact => term.name() != "bias",
-        Need::Vectors => vectors,
-        Need::Table => table,
+        Need::Vectors => has.vectors,
+        Need::Table => has.table,
+        Need::Matcher => has.matcher,
         Need::Model | Need::Head | Need::Policy => false,
     };
     TERMS.iter().filter(fits)
@@ -538,7 +549,11 @@ pub(super) fn tables_without(
 /// What the terms say of a case. Terms of which nothing is known are 0 for every product.
 fn sample(case: &Case, taught: &Taught, held_out: usize) -> (usize, Sample) {
     let input = case.input(&taught.shop, &taught.learned);
-    let has = (taught.shop.texts.is_some(), taught.shop.table.is_some());
+    let has = Has {
+        vectors: taught.shop.texts.is_some(),
+        table: taught.shop.table.is_some(),
+        matcher: taught.shop.meaning.is_some(),
+    };
     let terms = fitted_terms(has);
     let values = terms.map(|term| match term.values(&input) {
         Some(values) => table(values, taught.zeros.len()),

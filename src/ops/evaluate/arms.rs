@@ -92,6 +92,7 @@ impl Plain {
             weights: &self.weights,
             learned: None,
             texts: None,
+            meaning: None,
             template: &self.template,
             model: Model::default(),
             calibrations: Calibrations::default(),
@@ -117,6 +118,7 @@ impl Route for Plain {
         let context = ListContext {
             learned: learned.as_ref(),
             texts: texts.as_deref(),
+            meaning: shop.meaning(),
             ..self.context()
         };
         let products = shop.snapshot.catalogue.pus().len();
@@ -193,6 +195,7 @@ impl Route for Modelled {
         let context = ListContext {
             learned: learned.as_ref(),
             texts: texts.as_deref(),
+            meaning: shop.meaning(),
             ..self.context()
         };
         let mut ranked = Vec::new();
@@ -307,6 +310,7 @@ impl Modelled {
             weights: &self.loaded.ranking.weights,
             learned: None,
             texts: None,
+            meaning: None,
             template: &self.loaded.template,
             model: Model::default(),
             calibrations: self.loaded.ranking.calibrations.clone(),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use fixedbitset::FixedBitSet;
 use nearshore_core::list::compose::{ClaimedUser, ListContext, PreparedRequest, prepare};
 use nearshore_core::list::document::Stage;
+use nearshore_core::list::meant::meant;
 use nearshore_core::list::terms::bound::Learned;
 use nearshore_core::list::terms::{OwnProduct, OwnText, TermInput, own_products, own_texts};
 use nearshore_core::user::event::{Accepted, Change};
@@ -52,6 +53,8 @@ pub(crate) struct Case {
     pub(crate) own: Vec<OwnProduct>,
     /// Visible names and the profile's values.
     pub(crate) own_texts: Vec<OwnText>,
+    /// Products that the user's texts mean.
+    pub(crate) meant: Vec<(u32, f32)>,
     /// Products that may be listed.
     pub(crate) permitted: Arc<FixedBitSet>,
     /// Products bought after the cut, ascending.
@@ -71,6 +74,7 @@ impl Case {
             learned: Some(learned),
             texts: shop.texts.as_deref(),
             own_texts: &self.own_texts,
+            meant: &self.meant,
         }
     }
 }
@@ -236,9 +240,15 @@ impl CaseMaker<'_> {
         let profile = state.profile.as_ref().map(|profiled| &profiled.profile);
         let segment = self.shop.snapshot.rules.segment(profile, cut).to_owned();
         let own = own_products(&state, catalogue);
+        let meaning = self.shop.meaning().map(|texts| {
+            let user = (&*user.id.0, &state);
+            meant(user, (&**catalogue, cut), &texts)
+        });
+        let meaning = meaning.unwrap_or_default();
         let mut case = Case {
             user: nth,
-            own_texts: own_texts(&state, &own, catalogue),
+            own_texts: own_texts(&state, (&own, &meaning.own), catalogue),
+            meant: meaning.interests,
             own,
             state,
             request,

@@ -25,7 +25,9 @@ use rayon::prelude::*;
 use super::product_table::SharedTable;
 use super::shop::snapshot;
 use crate::config::Config;
+use crate::members::generate::{BoundTexts, KNOWN_MIN};
 use crate::ops::files::Logs;
+use crate::run::text_parts;
 
 /// What one event adds to demand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,6 +69,8 @@ pub(crate) struct History {
     pub(crate) texts: Option<Arc<Texts>>,
     /// The model's table of products, once it is built or read.
     pub(crate) table: Option<SharedTable>,
+    /// Reads the texts of users, if the configuration has a matcher of them.
+    pub(crate) meaning: Option<Arc<BoundTexts>>,
     /// Documents of the neighbours of SKUs, once they are counted.
     pub(crate) neighbours: Option<String>,
 }
@@ -104,6 +108,7 @@ impl History {
             unknown: 0,
             idle: 0,
             texts: None,
+            meaning: None,
             table: None,
             neighbours: None,
         };
@@ -132,6 +137,22 @@ impl History {
         names.sort();
         history.segments = names.into_iter().map(|(_, name)| name).collect();
         history
+    }
+
+    /// Lets the term `meant` read the texts of users.
+    pub(crate) fn read_meaning(&mut self, config: &Config) -> anyhow::Result<()> {
+        let Some(parts) = text_parts(config)? else {
+            return Ok(());
+        };
+        let known = parts
+            .model
+            .known(self.catalogue.pus().iter().map(|pu| &*pu.name));
+        anyhow::ensure!(
+            known.is_none_or(|known| known >= KNOWN_MIN),
+            "text.matcher was fitted for another catalogue; fit it again with `nearshore match`"
+        );
+        self.meaning = Some(Arc::new(BoundTexts::of(&parts, &self.catalogue)));
+        Ok(())
     }
 
     /// Lets terms read texts by these vectors.

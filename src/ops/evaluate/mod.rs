@@ -126,6 +126,7 @@ pub(crate) fn evaluate(
     let mut history = History::replay(logs, config);
     let log = log.replayed(&history);
     check(&history, &log)?;
+    history.read_meaning(config)?;
     if let Some(folder) = &order.encoder {
         // Nothing is written, so a value of one user may have a vector. Chosen by how many users have it, a vector could
         // tell of what comes after a cut.

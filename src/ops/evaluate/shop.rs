@@ -13,6 +13,7 @@ use nearshore_core::learn::repeat::RepeatTable;
 use nearshore_core::learn::tables;
 use nearshore_core::learn::walk::WalkTable;
 use nearshore_core::list::fallback::{FallbackSettings, SnapshotParts, serving_snapshot};
+use nearshore_core::list::meant::TextContext;
 use nearshore_core::list::terms::bound::Learned;
 use nearshore_core::list::terms::{Texts, Weights};
 use nearshore_core::shop::catalogue::Catalogue;
@@ -27,6 +28,7 @@ use nearshore_core::user::record::Timestamp;
 use super::history::{CountLine, History, UserHistory};
 use super::product_table::SharedTable;
 use crate::config::Config;
+use crate::members::generate::BoundTexts;
 
 /// Fewest users of a pair of neighbours, as `align` has it by default.
 const USERS_MIN: u32 = 3;
@@ -60,6 +62,8 @@ pub(crate) struct Shop {
     pub(crate) cold: Option<FixedBitSet>,
     /// Vectors of texts; they are of the catalogue, not of the log.
     pub(crate) texts: Option<Arc<Texts>>,
+    /// Reads the texts of users.
+    pub(crate) meaning: Option<Arc<BoundTexts>>,
     /// The model's table of products; it is of the catalogue, too.
     pub(crate) table: Option<SharedTable>,
     /// Weights and tables that `align` makes of train and tune users before the cut.
@@ -80,6 +84,13 @@ pub(crate) struct Knowledge<'a> {
     pub(crate) window: i64,
     /// Products whose log is withheld.
     pub(crate) cold: Option<&'a FixedBitSet>,
+}
+
+impl Shop {
+    /// How the texts of users are read.
+    pub(super) fn meaning(&self) -> Option<TextContext<'_>> {
+        self.meaning.as_ref().map(|meaning| meaning.context())
+    }
 }
 
 impl Knowledge<'_> {
@@ -111,6 +122,7 @@ impl Knowledge<'_> {
             walk: tables::walk(&purchases, self.cut.0, USERS_MIN),
             cold: self.cold.cloned(),
             texts: self.history.texts.clone(),
+            meaning: self.history.meaning.clone(),
             table: self.history.table.clone(),
             aligned: None,
         }

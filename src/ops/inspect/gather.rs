@@ -7,8 +7,9 @@ use super::{
     AuditView, DroppedView, EventView, ListView, NameView, PendingView, ProfileView, PromptView,
     SkuView, StateView, Times, View,
 };
-use nearshore_core::list::document::{Audit, Document, NameAudit, Shown, Source};
+use nearshore_core::list::document::{Audit, ClauseAudit, Document, NameAudit, Shown, Source};
 use nearshore_core::list::prompt::Rendered;
+use nearshore_core::names::meaning::Subject;
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::user::event::Item;
 use nearshore_core::user::record::Fences;
@@ -203,15 +204,20 @@ fn audit_view(audit: &Audit, catalogue: &Catalogue) -> AuditView {
     let off = (audit.rules_unknown.iter()).filter(|id| !audit.rules.contains(id));
     let off: Vec<&str> = off.map(String::as_str).collect();
     versions.insert("rules that could not be applied", off.join(", "));
-    let versions = versions
-        .into_iter()
-        .filter(|(_, version)| !version.is_empty());
     let written = audit.written.iter().flat_map(|written| &written.rejected);
     let rejected = written.map(|rejected| DroppedView {
         name: format!("{:?}, as the model wrote it", rejected.text),
         reason: <&str>::from(rejected.why).replace('_', " "),
     });
+    let texts = audit.texts.iter().flat_map(|texts| &texts.clauses);
+    if let Some(texts) = &audit.texts {
+        versions.insert("reader of texts", texts.reader.clone());
+    }
+    let versions = versions
+        .into_iter()
+        .filter(|(_, version)| !version.is_empty());
     AuditView {
+        texts: texts.map(|clause| said(clause, &pu_name)).collect(),
         rules: audit.rules.iter().map(rule).collect(),
         dropped: audit
             .dropped
@@ -227,6 +233,31 @@ fn audit_view(audit: &Audit, catalogue: &Catalogue) -> AuditView {
             .collect(),
         times: Times::of(&audit.times),
     }
+}
+
+/// What a clause of a text was read as, in words.
+fn said(clause: &ClauseAudit, name: &dyn Fn(&str) -> String) -> String {
+    let names: Vec<String> = clause.pus.iter().map(|pu| name(pu)).collect();
+    let mut said = match (&clause.need, names.is_empty()) {
+        (Some(need), _) => format!("means the need {need:?}"),
+        (None, false) => format!("means {}", names.join(", ")),
+        (None, true) => "means nothing that is likely enough".to_owned(),
+    };
+    if clause.is_matched() {
+        said += &format!(" ({:.3})", clause.probability);
+    }
+    if clause.negated {
+        said += ", negated: no interest";
+    }
+    match clause.subject {
+        Subject::Unsaid => {}
+        Subject::User => said += ", about the user",
+        Subject::Other => said += ", about another person",
+    }
+    if let Some(days) = clause.days {
+        said += &format!(", for {days} days");
+    }
+    format!("{}: {said}", clause.source)
 }
 
 fn lines(fences: &Fences) -> Vec<String> {

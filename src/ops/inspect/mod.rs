@@ -169,6 +169,8 @@ pub struct AuditView {
     pub rules: Vec<String>,
     /// Names that were not allowed on the list.
     pub dropped: Vec<DroppedView>,
+    /// What the user's searches and free texts were read as.
+    pub texts: Vec<String>,
     /// Versions by name: model, revision, template, catalogue, demand, ...
     pub versions: BTreeMap<String, String>,
     /// When each step happened.

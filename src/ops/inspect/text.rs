@@ -173,6 +173,9 @@ fn audit(view: &View, out: &mut String) -> std::fmt::Result {
             visible(&dropped.reason)
         )?;
     }
+    for text in &audit.texts {
+        writeln!(out, "  text {}", visible(text))?;
+    }
     for (what, version) in &audit.versions {
         writeln!(out, "  {}: {}", visible(what), visible(version))?;
     }

@@ -211,7 +211,9 @@ impl<S: Store> Inspector<S> {
     /// searches the smallest budget in bytes that leaves out at most as many lines of events.
     fn render(&self, state: &UserState, audit: &Audit, at: Timestamp) -> Option<Rendered> {
         let template = self.templates.get(&audit.arm)?;
-        let shown = Shown::new(state, &self.snapshot.catalogue, &audit.segment, at);
+        let texts = audit.texts.as_ref();
+        let catalogue = &self.snapshot.catalogue;
+        let shown = Shown::new((state, texts), catalogue, &audit.segment, at);
         let render = |budget: usize| template.render(&shown, budget, str::len).ok();
         let cut = audit.events_cut as usize;
         let (mut low, mut high) = (0, render(usize::MAX)?.tokens);

@@ -117,6 +117,11 @@ impl Shop {
         }
     }
 
+    /// Names of the products.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.products.iter().map(|(name, _)| name.as_str())
+    }
+
     /// Number of products.
     pub(crate) fn len(&self) -> usize {
         self.products.len()

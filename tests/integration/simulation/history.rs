@@ -260,6 +260,7 @@ impl<S: Store> History<S> {
             arm_seed: "sim".into(),
             selection: Default::default(),
             needs: Default::default(),
+            texts: None,
             audits_kept: 1.0,
             candidates: 0.5,
             clock,

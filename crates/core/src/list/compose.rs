@@ -16,6 +16,7 @@ use crate::list::document::{
     WrittenAudit, list_id,
 };
 use crate::list::hits::is_sampled;
+use crate::list::meant::{MeantTexts, TextContext, TextCounts, meant};
 use crate::list::prompt::{Arm, Calibrations, Rendered, Template, View};
 use crate::list::select;
 use crate::list::terms::bound::Learned;
@@ -52,6 +53,8 @@ pub struct ListContext<'a> {
     pub learned: Option<&'a Learned>,
     /// Vectors of texts, bound to the snapshot's catalogue.
     pub texts: Option<&'a Texts>,
+    /// How the users' searches and free texts are read; `None` reads none.
+    pub meaning: Option<TextContext<'a>>,
     /// Its template.
     pub template: &'a Template,
     /// Its model, as written in audits.
@@ -83,6 +86,7 @@ pub struct PreparedRequest {
     /// See [`ListBuilder::draw`].
     draw: u64,
     without_vector: Vec<String>,
+    text_counts: TextCounts,
     own: OwnSkus,
 }
 
@@ -95,6 +99,11 @@ impl PreparedRequest {
     /// The user's texts that the term `text` could not read, because they have no vector.
     pub fn without_vector(&self) -> &[String] {
         &self.without_vector
+    }
+
+    /// How many clauses of the user's texts were read.
+    pub fn text_counts(&self) -> TextCounts {
+        self.text_counts
     }
 }
 
@@ -126,7 +135,9 @@ pub fn prepare(
         .needs
         .add(&mut verdict, &state.window, &snapshot.catalogue, at);
     let segment = snapshot.rules.segment(profile, at).to_owned();
-    let view = View::new(state, &snapshot.catalogue, &segment, at);
+    let texts = texts_of(user, (snapshot, at), context);
+    let shown = (state, texts.audit.as_ref());
+    let view = View::new(shown, &snapshot.catalogue, &segment, at);
     let permitted = searched(&verdict, snapshot, &segment);
     let Asked {
         terms,
@@ -136,7 +147,7 @@ pub fn prepare(
         visible,
         calibration,
         without_vector,
-    } = asked(state, snapshot, (&segment, at), context).at(stage);
+    } = asked((state, &texts), snapshot, (&segment, at), context).at(stage);
     let is_asked = weight != 0.0 || head.is_some();
     let rendered = rendered(&view, is_asked, context);
     let made = if is_asked { stage } else { Stage::Mixture };
@@ -149,6 +160,7 @@ pub fn prepare(
         calibration: calibration
             .as_ref()
             .map_or_else(|| "none".into(), |set| set.hash.clone()),
+        texts: texts.audit,
         ..audit_of(user, (snapshot, &verdict), context)
     };
     let ask = rendered.map(|rendered| {
@@ -164,24 +176,46 @@ pub fn prepare(
             ..ScoreRequest::default()
         }
     });
-    let header = Header {
-        list_id: id,
-        user: Some(request.user.0.to_string()),
-        arm: context.arm.id.clone(),
-        at,
-        segment,
-        reason: None,
-    };
     PreparedRequest {
         ask,
         asks_model,
         visible,
         verdict,
-        header,
+        header: header(user, (id, segment, at), context),
         audit,
         draw,
         without_vector,
+        text_counts: texts.counts,
         own: OwnSkus::of(state, &snapshot.catalogue),
+    }
+}
+
+/// What the user's searches and free texts mean; nothing if they are not read.
+fn texts_of(
+    user: &ClaimedUser,
+    (snapshot, at): (&Snapshot, Timestamp),
+    context: &ListContext,
+) -> MeantTexts {
+    let read = |texts: &TextContext<'_>| {
+        let user = (&*user.request.user.0, user.state);
+        meant(user, (&*snapshot.catalogue, at), texts)
+    };
+    context.meaning.as_ref().map(read).unwrap_or_default()
+}
+
+/// What the document says beside its names.
+fn header(
+    user: &ClaimedUser,
+    (list_id, segment, at): (String, String, Timestamp),
+    context: &ListContext,
+) -> Header {
+    Header {
+        list_id,
+        user: Some(user.request.user.0.to_string()),
+        arm: context.arm.id.clone(),
+        at,
+        segment,
+        reason: None,
     }
 }
 
@@ -271,7 +305,7 @@ impl Asked {
 
 /// What is asked by the weights for as much visible history as the user has.
 fn asked(
-    state: &UserState,
+    (state, meant): (&UserState, &MeantTexts),
     snapshot: &Snapshot,
     (segment, at): (&str, Timestamp),
     context: &ListContext,
@@ -283,7 +317,7 @@ fn asked(
         .filter(|_| weights.get(TEXT).is_some_and(|weight| *weight != 0.0));
     let reads_table = weights.get(TABLE).is_some_and(|weight| *weight != 0.0);
     let own_texts: Vec<OwnText> = match texts.is_some() || reads_table {
-        true => own_texts(state, &own, &snapshot.catalogue),
+        true => own_texts(state, (&own, &meant.own), &snapshot.catalogue),
         false => Vec::new(),
     };
     let without = texts.map(|texts| texts.without(&own_texts).map(str::to_owned));
@@ -295,6 +329,7 @@ fn asked(
         learned: context.learned,
         texts: context.texts,
         own_texts: &own_texts,
+        meant: &meant.interests,
     };
     let weight = weights.get(MODEL).copied().unwrap_or_default() as f32;
     let head = head_of(weights, context.learned);

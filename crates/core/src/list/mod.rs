@@ -8,6 +8,7 @@ pub mod diff;
 pub mod document;
 pub mod fallback;
 pub mod hits;
+pub mod meant;
 pub mod prompt;
 pub mod select;
 pub mod terms;

@@ -228,6 +228,7 @@ mod tests {
             weights: &weights,
             learned: None,
             texts: None,
+            meaning: None,
             template: &template,
             model: Model::default(),
             calibrations: Calibrations::default(),

@@ -57,7 +57,7 @@ fn world(cases: usize, taste: f32, seed: u64) -> World {
             products: (0..PRODUCTS as u32).collect(),
             offset,
             targets: targets.into_iter().collect(),
-            is_tune: nth % 5 == 0,
+            is_tune: nth.is_multiple_of(5),
         }
     };
     let cases = (0..cases).map(one).collect();

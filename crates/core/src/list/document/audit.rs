@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantNames};
 
+use super::texts::TextsAudit;
 use super::written::WrittenAudit;
 use crate::learn::off_policy::Weighing;
 use crate::user::record::{Fences, Position, Timestamp};
@@ -73,6 +74,9 @@ pub struct Audit {
     /// What the model wrote, of an arm of the mode `free`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub written: Option<WrittenAudit>,
+    /// What the user's searches and free texts were read as, if any were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub texts: Option<TextsAudit>,
     /// Times of the list's making.
     pub times: Times,
 }

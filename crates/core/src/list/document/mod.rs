@@ -10,6 +10,7 @@ mod audit;
 mod build;
 mod candidates;
 mod stored_audit;
+mod texts;
 mod written;
 
 use std::collections::BTreeSet;
@@ -22,6 +23,7 @@ use crate::user::record::{Fences, Timestamp};
 
 pub use audit::{Audit, CandidatesAudit, Dropped, Model, NameAudit, SkuAudit, Times, Why};
 pub use stored_audit::{StoredAudit, StoredAuditError};
+pub use texts::{ClauseAudit, TextsAudit};
 pub use written::{RejectedName, WrittenAudit, WrittenName};
 
 pub(crate) use build::{BuiltList, Header, ListBuilder, Scored};
@@ -364,7 +366,7 @@ pub fn list_id(ns: &str, user: &str, (claim, stage): (u64, Stage), erased_at: Ti
 
 /// Rounds a score to four significant digits: readers need no more, and 17 digits would exceed 2 KB. Infinity and NaN
 /// become the nearest finite number, NaN the least.
-fn four_digits(score: f64) -> f64 {
+pub(crate) fn four_digits(score: f64) -> f64 {
     if !score.is_finite() {
         return if score > 0.0 { f64::MAX } else { f64::MIN };
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Audit, Dropped, Model, NameAudit, SkuAudit, Times};
+use super::{Audit, Dropped, Model, NameAudit, SkuAudit, TextsAudit, Times, WrittenAudit};
 use crate::user::record::{Fences, Offset, Partition, Position, Timestamp};
 
 /// First byte of this form. JSON of earlier releases begins with a brace.
@@ -18,6 +18,9 @@ const COLUMNS: u8 = 1;
 
 /// First byte of the form with what a model wrote behind the columns.
 const WITH_WRITTEN: u8 = 2;
+
+/// First byte of the form with what texts were read as behind that.
+const WITH_TEXTS: u8 = 3;
 
 /// Most bytes of an audit after decompression.
 const BYTES_MAX: usize = 1 << 20;
@@ -64,9 +67,13 @@ impl StoredAudit {
     /// Packs an audit.
     pub fn pack(audit: &Audit) -> Self {
         let columns = Columns::of(audit);
-        let (form, plain) = match &audit.written {
-            None => (COLUMNS, postcard::to_allocvec(&columns)),
-            Some(written) => (WITH_WRITTEN, postcard::to_allocvec(&(columns, written))),
+        let (form, plain) = match (&audit.written, &audit.texts) {
+            (None, None) => (COLUMNS, postcard::to_allocvec(&columns)),
+            (Some(written), None) => (WITH_WRITTEN, postcard::to_allocvec(&(columns, written))),
+            (written, Some(texts)) => {
+                let all = (columns, written, texts);
+                (WITH_TEXTS, postcard::to_allocvec(&all))
+            }
         };
         let plain = plain.expect("numbers and texts");
         let mut bytes = vec![form];
@@ -85,20 +92,31 @@ impl StoredAudit {
         match self.0.split_first() {
             None => Err(StoredAuditError::NotKept),
             Some((b'{', _)) => Ok(serde_json::from_slice(&self.0)?),
-            Some((form @ &(COLUMNS | WITH_WRITTEN), rest)) => {
+            Some((form @ &(COLUMNS | WITH_WRITTEN | WITH_TEXTS), rest)) => {
                 let plain = miniz_oxide::inflate::decompress_to_vec_with_limit(rest, BYTES_MAX)
                     .map_err(|error| damaged(&error))?;
                 let (columns, rest): (Columns, &[u8]) =
                     postcard::take_from_bytes(&plain).map_err(|error| damaged(&error))?;
-                let written = match *form {
+                let (written, texts) = match *form {
                     WITH_WRITTEN => {
-                        Some(postcard::from_bytes(rest).map_err(|error| damaged(&error))?)
+                        let written = postcard::from_bytes(rest);
+                        (Some(written.map_err(|error| damaged(&error))?), None)
                     }
-                    _ => None,
+                    WITH_TEXTS => {
+                        let both: Result<(Option<WrittenAudit>, TextsAudit), _> =
+                            postcard::from_bytes(rest);
+                        let (written, texts) = both.map_err(|error| damaged(&error))?;
+                        (written, Some(texts))
+                    }
+                    _ => (None, None),
                 };
                 let audit = columns.audit();
                 let audit = audit.ok_or_else(|| damaged(&"columns of different lengths"))?;
-                Ok(Audit { written, ..audit })
+                Ok(Audit {
+                    written,
+                    texts,
+                    ..audit
+                })
             }
             Some((form, _)) => Err(StoredAuditError::Form(*form)),
         }
@@ -297,6 +315,7 @@ impl<'a> Columns<'a> {
             names: self.names.rows()?,
             dropped: self.dropped.into_iter().map(dropped).collect(),
             written: None,
+            texts: None,
             times: Times {
                 source: Timestamp(source),
                 due: Timestamp(source.saturating_add(due)),

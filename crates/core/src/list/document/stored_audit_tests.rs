@@ -46,6 +46,7 @@ fn audit() -> Audit {
             why: Why::NoStock,
         }],
         written: None,
+        texts: None,
         times: Times {
             source: Timestamp(1_763_000_000_000),
             due: Timestamp(1_763_000_030_000),

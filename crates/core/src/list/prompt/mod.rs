@@ -22,7 +22,7 @@ use crate::user::record::Position;
 pub use calibration::{Calibrations, Frozen, FrozenError, PROMPTS, Person, references};
 pub use digests::Digests;
 pub use endpoint::Endpoint;
-pub use view::{Line, View, clean, words};
+pub use view::{Line, LineText, View, clean, words};
 
 /// The line of a template file after which the assistant's turn begins. In a rendered text it has no meaning.
 const ASSISTANT: &str = "---assistant---";
@@ -399,6 +399,7 @@ fn sample() -> View {
         price: Some(1.5),
         days_ago: 3,
         count: 2,
+        said: Default::default(),
         positions: Vec::new(),
     };
     View {
@@ -430,6 +431,7 @@ mod tests {
             price: None,
             days_ago: nth as u64,
             count,
+            said: Default::default(),
             positions: vec![
                 format!("0/user-events/0:{}", 100 - nth)
                     .parse()

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::list::document::{ClauseAudit, TextsAudit};
+use crate::names::meaning::Subject;
 use crate::shop::catalogue::Catalogue;
 use crate::text::normalise;
 use crate::user::event::{Item, Kind, Profile, is_unavailable, is_undecoded};
@@ -51,9 +53,26 @@ pub struct Line {
     pub days_ago: u64,
     /// Number of events in this line.
     pub count: usize,
+    /// What a search says.
+    #[serde(flatten)]
+    pub said: LineText,
     /// Positions of the events.
     #[serde(skip)]
     pub positions: Vec<Position>,
+}
+
+/// What the search of a line says; nothing if texts are not read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct LineText {
+    /// Need terms and names of products that it means.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub means: Vec<String>,
+    /// Whether it is about another person.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub other: bool,
+    /// For how many days it says that it is so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub days: Option<u32>,
 }
 
 impl View {
@@ -66,8 +85,14 @@ impl View {
     }
 
     /// Resolves a state against the catalogue, as of the request's source time. Impressions are left out, because they
-    /// show what was offered, not what the user wants.
-    pub fn new(state: &UserState, catalogue: &Catalogue, segment: &str, at: Timestamp) -> Self {
+    /// show what was offered, not what the user wants, and so are searches that deny all that they name: a model that
+    /// reads "no cough" reads "cough". `texts` is what searches were read as, if they are read.
+    pub fn new(
+        (state, texts): (&UserState, Option<&TextsAudit>),
+        catalogue: &Catalogue,
+        segment: &str,
+        at: Timestamp,
+    ) -> Self {
         let mut view = Self {
             profile: state
                 .profile
@@ -88,6 +113,10 @@ impl View {
                 view.unresolved += 1;
                 continue;
             };
+            let said = said(event, texts);
+            if !said.is_empty() && said.iter().all(|clause| clause.negated) {
+                continue;
+            }
             let index = *lines
                 .entry((event.kind, name.clone()))
                 .or_insert(view.events.len());
@@ -99,6 +128,11 @@ impl View {
                     price: event.price,
                     days_ago: at.since(event.time).as_secs() / 86_400,
                     count: 0,
+                    said: LineText {
+                        means: means(&said, catalogue),
+                        other: said.iter().any(|clause| clause.subject == Subject::Other),
+                        days: said.iter().find_map(|clause| clause.days),
+                    },
                     positions: Vec::new(),
                 });
             }
@@ -109,6 +143,30 @@ impl View {
         }
         view
     }
+}
+
+/// What a search was read as.
+fn said<'a>(event: &WindowEvent, texts: Option<&'a TextsAudit>) -> Vec<&'a ClauseAudit> {
+    match (event.kind, texts) {
+        (Kind::Search, Some(texts)) => texts.of(&event.position.to_string()).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The names and need terms that clauses mean.
+fn means(said: &[&ClauseAudit], catalogue: &Catalogue) -> Vec<String> {
+    let mut means: Vec<String> = Vec::new();
+    for clause in said.iter().filter(|clause| !clause.negated) {
+        let pus = clause.pus.iter().filter_map(|id| catalogue.by_pu(id));
+        let names = pus.map(|pu| clean(&catalogue.label(pu), NAME_MAX));
+        let need = clause.need.iter().map(|need| clean(need, NAME_MAX));
+        for name in need.chain(names) {
+            if !means.contains(&name) {
+                means.push(name);
+            }
+        }
+    }
+    means
 }
 
 fn name_of(event: &WindowEvent, catalogue: &Catalogue) -> Option<String> {
@@ -212,7 +270,7 @@ mod tests {
             ],
             ..UserState::default()
         };
-        let view = View::new(&state, &catalogue, "default", Timestamp(9 * DAY));
+        let view = View::new((&state, None), &catalogue, "default", Timestamp(9 * DAY));
         let lines: Vec<_> = view
             .events
             .iter()

@@ -14,6 +14,7 @@ pub mod bound;
 mod cosine;
 mod demand;
 mod head;
+mod meant;
 mod merchant;
 mod neighbours;
 mod own;
@@ -64,6 +65,8 @@ pub enum Need {
     Table,
     /// Vectors of texts: of an artefact, or of a sentence encoder.
     Vectors,
+    /// A matcher of the users' texts.
+    Matcher,
     /// A language model.
     Model,
     /// An artefact with a head, and the language model that it was trained on.
@@ -89,6 +92,8 @@ pub struct TermInput<'a> {
     pub texts: Option<&'a Texts>,
     /// The user's texts, by [`own_texts`].
     pub own_texts: &'a [OwnText],
+    /// Products that the user's searches and free texts mean, with how much; by [`crate::list::meant`].
+    pub meant: &'a [(u32, f32)],
 }
 
 /// One score term.
@@ -138,6 +143,7 @@ pub const TERMS: &[&dyn ScoreTerm] = &[
     &walk::Walk,
     &text::Text,
     &text::Typical,
+    &meant::Meant,
     &table::Table,
     &bias::Bias,
     &merchant::Merchant,

@@ -3,7 +3,8 @@
 //! Decides which texts speak of a user: the names of the newest [`NAMES_MAX`] products that the user viewed, clicked,
 //! put into the cart or bought, each once, and the profile, whose values count together as much as one name. Invariant:
 //! the order in which a state got its events changes no value. It does not know which encoder made the vectors, nor
-//! when. Searches are not read: nobody else may have written the same words, so no artefact could have their vectors.
+//! when. Of searches only the products are read that they mean, if texts are matched: nobody else may have written the same
+//! words, so no artefact could have their vectors.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -31,8 +32,13 @@ pub struct OwnText {
     pub weight: f32,
 }
 
-/// The texts of a user, by product and by profile field. `own` is what [`own_products`](super::own_products) gives.
-pub fn own_texts(state: &UserState, own: &[OwnProduct], catalogue: &Catalogue) -> Vec<OwnText> {
+/// The texts of a user, by product and by profile field. `own` is what [`own_products`](super::own_products) gives, and
+/// `meant` what the user's texts mean for themselves: it counts as viewed then.
+pub fn own_texts(
+    state: &UserState,
+    (own, meant): (&[OwnProduct], &[(u32, Timestamp)]),
+    catalogue: &Catalogue,
+) -> Vec<OwnText> {
     let mut newest: BTreeMap<u32, Timestamp> = own.iter().map(|own| (own.pu, own.last)).collect();
     // An impression shows what was offered, not what the user likes.
     let liked = state
@@ -44,6 +50,10 @@ pub fn own_texts(state: &UserState, own: &[OwnProduct], catalogue: &Catalogue) -
             let last = newest.entry(pu.0).or_insert(event.time);
             *last = (*last).max(event.time);
         }
+    }
+    for (pu, time) in meant {
+        let last = newest.entry(*pu).or_insert(*time);
+        *last = (*last).max(*time);
     }
     let mut newest: Vec<(Reverse<Timestamp>, u32)> = newest
         .into_iter()

@@ -74,7 +74,7 @@ fn state(records: &[Accepted]) -> UserState {
 }
 
 fn texts_of(state: &UserState, catalogue: &Catalogue) -> Vec<OwnText> {
-    own_texts(state, &own_products(state, catalogue), catalogue)
+    own_texts(state, (&own_products(state, catalogue), &[]), catalogue)
 }
 
 fn close(found: &[f32], expected: [f32; 4]) {
@@ -191,6 +191,7 @@ fn terms_are_part_of_a_request_with_a_weight_and_vectors() {
         learned: None,
         texts: texts.as_ref(),
         own_texts: &own_texts,
+        meant: &[],
     };
     let weights: BTreeMap<String, f64> = ["text", "typical"]
         .map(|name| (name.to_owned(), 2.0))

@@ -178,6 +178,11 @@ impl Weights {
         self.use_need(Need::Vectors)
     }
 
+    /// Whether any user's score has a part of what texts mean.
+    pub fn use_matcher(&self) -> bool {
+        self.use_need(Need::Matcher)
+    }
+
     /// Whether any user's score has a part of the model's table of products.
     pub fn use_table(&self) -> bool {
         self.use_need(Need::Table)

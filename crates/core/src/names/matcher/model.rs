@@ -3,16 +3,24 @@
 //! Invariant: a model that was read has the evidence of this release, finite weights, and rising steps; any other text
 //! is an error. It does not know what it was fitted on.
 
+use std::collections::BTreeSet;
+use std::hash::Hasher;
+
+use fnv::FnvHasher;
 use serde::{Deserialize, Serialize};
 
 use super::Answer;
 use super::calibrate::Calibration;
 use super::evidence::{COUNT, Candidate, NAMES, NONE_COUNT, NONE_NAMES};
+use super::form::Form;
 use super::lexicon::Lexicon;
 use super::logit::chances;
 
 /// Layout of the file.
 const VERSION: u32 = 1;
+
+/// Hashes of names that are kept: the least of all are a fair sample, which a name that is added changes little.
+const NAMES_KEPT: usize = 256;
 
 /// Weights of evidence, calibration and theta.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +37,9 @@ pub struct Model {
     pub theta: f64,
     /// The precision for which theta was chosen.
     pub precision: f64,
+    /// The least hashes of the names that it was fitted for; empty in a model of before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    names: Vec<String>,
 }
 
 /// Why a text is not a model.
@@ -57,6 +68,7 @@ impl Model {
             lexicon: Lexicon::default(),
             theta: 2.0,
             precision: 1.0,
+            names: Vec::new(),
         }
     }
 
@@ -91,6 +103,24 @@ impl Model {
     /// The model as text; the same model gives the same text.
     pub fn write(&self) -> String {
         serde_json::to_string_pretty(self).expect("numbers and texts are JSON") + "\n"
+    }
+
+    /// The same model, with a trace of the names that it was fitted for.
+    #[must_use]
+    pub fn fitted_for<'a>(self, names: impl IntoIterator<Item = &'a str>) -> Self {
+        let hashes: BTreeSet<String> = names.into_iter().map(hash_of_name).collect();
+        let names = hashes.into_iter().take(NAMES_KEPT).collect();
+        Self { names, ..self }
+    }
+
+    /// The share of the names that it was fitted for which are among these; `None` for a model without a trace of them.
+    pub fn known<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Option<f64> {
+        if self.names.is_empty() {
+            return None;
+        }
+        let hashes: BTreeSet<String> = names.into_iter().map(hash_of_name).collect();
+        let known = self.names.iter().filter(|hash| hashes.contains(*hash));
+        Some(known.count() as f64 / self.names.len() as f64)
     }
 
     /// The product that is meant, with its probability, if that is at least theta.
@@ -133,6 +163,13 @@ impl Model {
     pub(super) fn calibrated(&self, chance: f64) -> f64 {
         self.calibration.probability(chance)
     }
+}
+
+/// The hash of a name, however it is spelled.
+fn hash_of_name(name: &str) -> String {
+    let mut hasher = FnvHasher::default();
+    hasher.write(Form::of(name).spaced().as_bytes());
+    format!("{:016x}", hasher.finish())
 }
 
 /// Products by their chances under weights, best first; not calibrated.

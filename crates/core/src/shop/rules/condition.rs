@@ -85,6 +85,22 @@ impl Condition {
     }
 }
 
+/// The texts under a path: a text, or those of an array; none of a value that is not known.
+pub(crate) fn texts_at(profile: &Profile, path: &str) -> Vec<String> {
+    let Found::Value(value) = field(profile, &text::normalise(path)) else {
+        return Vec::new();
+    };
+    match &*value {
+        value if is_unavailable(value) || is_undecoded(value) => Vec::new(),
+        Value::String(text) => vec![text.clone()],
+        Value::Array(items) => {
+            let texts = items.iter().filter_map(Value::as_str);
+            texts.map(str::to_owned).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// What is under a path.
 enum Found<'a> {
     Absent,

@@ -20,6 +20,7 @@ use serde_json::Value;
 
 use crate::text::normalise;
 
+pub(crate) use condition::texts_at;
 pub use fields::ProfileFields;
 pub use table::{Table, Verdict};
 pub use unmatched::{Unmatched, UnmatchedKind, unmatched, unmatched_blocks, unmatched_merchant};
