@@ -83,6 +83,7 @@ fn attention(c: &mut Criterion) {
                 heads: HEADS,
                 values: &values,
                 sights: &sights,
+                window: None,
             };
             b.iter(|| attend(queries, &spans, &caches, 0));
         });

@@ -31,6 +31,15 @@ pub struct Span {
     pub rows: Range<usize>,
 }
 
+impl Sight {
+    /// Number of the first positions that a row does not see through a window of `window` positions.
+    fn hidden(&self, window: Option<usize>) -> usize {
+        // Slots follow the prompt: a node's ancestors are the positions before it.
+        let seen = self.prompt + self.slots.len();
+        window.map_or(0, |window| seen.saturating_sub(window))
+    }
+}
+
 /// Sizes of the queries.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads {
@@ -61,6 +70,8 @@ pub struct Queries<'a> {
     pub values: &'a [f32],
     /// What each row sees.
     pub sights: &'a [Sight],
+    /// Number of positions that a row sees at most, itself included; `None`: all before it.
+    pub window: Option<usize>,
 }
 
 /// `[rows, heads · width]`: softmax(q · kᵀ / √width) · v of every row of every span.
@@ -100,6 +111,10 @@ struct Work<'a> {
     prompt: usize,
     /// Number of blocks of these positions.
     blocks: usize,
+    /// Number of the first blocks that no row sees.
+    hidden: usize,
+    /// Number of positions that a row sees at most.
+    window: Option<usize>,
     /// Number of scores of a query: over the blocks, then over the ancestors.
     stride: usize,
 }
@@ -135,6 +150,8 @@ impl Scratch {
             .max()
             .unwrap_or(0);
         let blocks = prompt.div_ceil(BLOCK);
+        let hidden = sights.iter().map(|sight| sight.hidden(queries.window));
+        let hidden = (hidden.min().unwrap_or(0) / BLOCK).min(blocks);
         let stride = blocks * BLOCK + ancestors;
         let Keys { cache, layer, head } = keys;
         let work = Work {
@@ -146,6 +163,8 @@ impl Scratch {
             width,
             prompt,
             blocks,
+            hidden,
+            window: queries.window,
             stride,
         };
         // The query heads of a group are contiguous in a row.
@@ -176,7 +195,7 @@ impl Scratch {
             a_stride: work.width,
             c_stride: work.stride,
         };
-        for block in 0..work.blocks {
+        for block in work.hidden..work.blocks {
             let (keys, _) = work.cache.block(work.layer, work.head, block);
             kernel::tile(shape, &self.query, keys, &mut self.scores[block * BLOCK..]);
         }
@@ -195,9 +214,14 @@ impl Scratch {
         for (query, sight) in work.queries() {
             let scores = &mut self.scores[query * work.stride..][..work.stride];
             let (prompt, nodes) = scores.split_at_mut(work.blocks * BLOCK);
+            let hidden = sight.hidden(work.window);
             let (seen, unseen) = prompt.split_at_mut(sight.prompt);
+            let (before, seen) = seen.split_at_mut(hidden.min(sight.prompt));
             let nodes = &mut nodes[..sight.slots.len()];
-            unseen.fill(0.0);
+            let (far, nodes) = nodes.split_at_mut(hidden.saturating_sub(sight.prompt));
+            for hidden in [before, unseen, far] {
+                hidden.fill(0.0);
+            }
             let max = kernel::greatest(seen).max(kernel::greatest(nodes));
             let sum =
                 kernel::exponentials(seen, scale, max) + kernel::exponentials(nodes, scale, max);
@@ -214,7 +238,7 @@ impl Scratch {
             stride,
             ..
         } = *work;
-        for block in 0..work.blocks {
+        for block in work.hidden..work.blocks {
             let (_, values) = work.cache.block(work.layer, work.head, block);
             // Positions that a row does not see have weight 0; adding 0 changes no bit of a sum that started at 0.
             let shape = Tile {
@@ -342,41 +366,65 @@ mod tests {
                 rows: 32..34,
             },
         ];
-        let queries = Queries {
-            heads: HEADS,
-            values: &values,
-            sights: &sights,
-        };
-        let out = attend(queries, &spans, &caches, 0);
+        // Windows that hide nothing, blocks, parts of blocks, and ancestors.
+        for window in [
+            None,
+            Some(1000),
+            Some(70),
+            Some(64),
+            Some(7),
+            Some(2),
+            Some(1),
+        ] {
+            let queries = Queries {
+                heads: HEADS,
+                values: &values,
+                sights: &sights,
+                window,
+            };
+            compare(queries, &spans, &caches);
+        }
+    }
+
+    /// Compares every row with the formula, and with the same row alone.
+    fn compare(queries: Queries, spans: &[Span], caches: &[Cache]) {
+        let Queries {
+            values,
+            sights,
+            window,
+            ..
+        } = queries;
+        let out = attend(queries, spans, caches, 0);
         for (row, sight) in sights.iter().enumerate() {
             let prompt = if row < 32 { 130 } else { 3 };
             let seen: Vec<usize> = (0..sight.prompt)
                 .chain(sight.slots.iter().map(|s| prompt + *s as usize))
                 .collect();
+            let seen = &seen[seen.len() - seen.len().min(window.unwrap_or(usize::MAX))..];
             for head in 0..6 {
                 let range = row * 48 + head * 8..row * 48 + head * 8 + 8;
-                let exact = formula(&values[range.clone()], head, &seen);
+                let exact = formula(&values[range.clone()], head, seen);
                 for (ours, exact) in out[range].iter().zip(exact) {
                     assert!(
                         (f64::from(*ours) - exact).abs() < 1e-5,
-                        "row {row} head {head}"
+                        "window {window:?} row {row} head {head}"
                     );
                 }
             }
             let queries = Queries {
-                heads: HEADS,
                 values: &values[row * 48..(row + 1) * 48],
                 sights: std::slice::from_ref(sight),
+                ..queries
             };
             let span = Span {
                 cache: usize::from(row >= 32),
                 rows: 0..1,
             };
-            let alone = attend(queries, &[span], &caches, 0);
+            let alone = attend(queries, &[span], caches, 0);
             assert_eq!(
                 alone,
                 out[row * 48..(row + 1) * 48],
-                "row {row} alone, bit for bit"
+                "window {window:?} row {row} alone, bit for bit"
             );
         }
     }

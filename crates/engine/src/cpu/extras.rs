@@ -1,7 +1,7 @@
-//! Additions of some families to a Llama's attention: biases, and norms of each query and key head.
+//! Additions of some families to a Llama's layer: biases, norms of each query and key head, and norms of results.
 //!
-//! Decides how the projections of a layer are changed before heads are rotated. Invariant: a row's result depends on
-//! that row alone. It does not know positions, caches or attention.
+//! Decides how the projections of a layer are changed before heads are rotated, and results before they are added.
+//! Invariant: a row's result depends on that row alone. It does not know positions, caches or attention.
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
 
@@ -16,6 +16,19 @@ pub(crate) struct Extras {
     pub output_bias: Option<Vec<f32>>,
     /// Norms of query and key heads.
     pub norms: Option<HeadNorms>,
+    /// Norms of what attention and the gated layer add to the residual stream.
+    pub result_norms: Option<ResultNorms>,
+}
+
+/// RMS norms over the hidden size, before a result is added.
+#[derive(Clone, Debug)]
+pub(crate) struct ResultNorms {
+    /// `[hidden]`, of attention's result.
+    pub output: Vec<f32>,
+    /// `[hidden]`, of the gated layer's result.
+    pub down: Vec<f32>,
+    /// Added to the mean square.
+    pub epsilon: f32,
 }
 
 /// RMS norms over each head's width, before it is rotated.
@@ -45,10 +58,22 @@ impl Extras {
         }
     }
 
-    /// Adds the bias to `[rows, hidden]`, in place.
+    /// Adds the bias to attention's `[rows, hidden]` and applies its norm, in place.
     pub(crate) fn onto_output(&self, output: &Tensor) -> Result<()> {
-        match &self.output_bias {
-            Some(bias) => output.inplace_op1(&Bias(bias)),
+        if let Some(bias) = &self.output_bias {
+            output.inplace_op1(&Bias(bias))?;
+        }
+        self.normed(output, |norms| &norms.output)
+    }
+
+    /// Applies the norm of the gated layer's `[rows, hidden]`, in place.
+    pub(crate) fn onto_down(&self, down: &Tensor) -> Result<()> {
+        self.normed(down, |norms| &norms.down)
+    }
+
+    fn normed(&self, x: &Tensor, weight: impl Fn(&ResultNorms) -> &Vec<f32>) -> Result<()> {
+        match &self.result_norms {
+            Some(norms) => x.inplace_op1(&Norm(weight(norms), norms.epsilon)),
             None => Ok(()),
         }
     }
@@ -69,6 +94,30 @@ impl InplaceOp1 for Bias<'_> {
     }
 }
 
+/// Weight, and what is added to the mean square.
+struct Norm<'a>(&'a [f32], f32);
+
+impl InplaceOp1 for Norm<'_> {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        for row in rows(storage, layout, self.0.len())? {
+            norm(row, self.0, self.1);
+        }
+        Ok(())
+    }
+}
+
+/// `x / sqrt(mean(x²) + epsilon) · weight`, in place.
+fn norm(x: &mut [f32], weight: &[f32], epsilon: f32) {
+    let mean = kernel::dot(x, x) / x.len() as f32;
+    let scale = 1.0 / (mean + epsilon).sqrt();
+    let each = x.iter_mut().zip(weight);
+    each.for_each(|(x, weight)| *x = *x * scale * weight);
+}
+
 impl InplaceOp1 for HeadNorms {
     fn name(&self) -> &'static str {
         "head-norms"
@@ -82,10 +131,7 @@ impl InplaceOp1 for HeadNorms {
             let keys = &mut keys[..self.kv_heads * width];
             for (heads, weight) in [(queries, &self.query), (keys, &self.key)] {
                 for head in heads.chunks_exact_mut(width) {
-                    let mean = kernel::dot(head, head) / width as f32;
-                    let scale = 1.0 / (mean + self.epsilon).sqrt();
-                    let each = head.iter_mut().zip(weight);
-                    each.for_each(|(x, weight)| *x = *x * scale * weight);
+                    norm(head, weight, self.epsilon);
                 }
             }
         }

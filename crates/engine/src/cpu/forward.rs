@@ -1,11 +1,12 @@
-//! One forward pass of a Llama over packed rows of many users.
+//! One forward pass of a decoder over packed rows of many users.
 //!
 //! Decides the order of a layer's steps: [`Linear`] multiplies, [`attention`] attends, [`Cache`] keeps keys and values.
 //! Rows of one pass see each other only through their own user's cache. Invariant: a row's result is equal, bit for
 //! bit, with any other rows in the pass. It does not know prompts, tries or searches.
 
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, InplaceOp2, Layout, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CustomOp1, CustomOp2, InplaceOp1, InplaceOp2, Layout, Result, Shape, Storage,
+    Tensor, bail,
 };
 
 use super::attention::{self, Heads, Queries, Sight, Span};
@@ -15,8 +16,10 @@ use super::kv::{Cache, Sizes};
 use super::linear::Linear;
 use super::smooth::{self, Maxima};
 use crate::Error;
+use crate::formats::families::Gate;
 use crate::formats::geometry::Geometry;
 use crate::formats::open::Opened;
+use crate::formats::rope::Rope;
 use crate::formats::weights::{LayerWeights, Weights};
 use crate::{Options, Precision};
 
@@ -166,7 +169,14 @@ impl Network {
     ) -> Result<Vec<f32>> {
         let ids = Tensor::new(pass.tokens.as_slice(), self.embedding.device())?;
         let mut hidden = self.embedding.index_select(&ids, 0)?;
-        let angles = self.angles(&pass.positions);
+        let scale = self.geometry.embedding_scale();
+        if scale != 1.0 {
+            hidden.inplace_op1(&Scale(scale))?;
+        }
+        let ropes = self.geometry.ropes.iter();
+        let angles: Vec<Angles> = ropes
+            .map(|rope| Angles::new(rope, &pass.positions))
+            .collect();
         let last = self.layers.len() - 1;
         let narrow = pass.narrow();
         for (nth, layer) in self.layers.iter().enumerate() {
@@ -174,7 +184,8 @@ impl Network {
                 .qkv
                 .forward(&self.normed(&hidden, &layer.attention_norm)?, threads)?;
             layer.extras.onto_qkv(&qkv)?;
-            let mut queries = self.split(&qkv, pass, &angles, nth, caches)?;
+            let view = self.geometry.views[nth];
+            let mut queries = self.split(&qkv, pass, &angles[view.rope], nth, caches)?;
             let mut sees = pass;
             if nth == last {
                 // In the last layer only keys and values of the other rows are needed.
@@ -192,6 +203,7 @@ impl Network {
                 heads: self.heads(),
                 values: &queries,
                 sights: &sees.sights,
+                window: view.window,
             };
             let mixed = attention::attend(seen, &sees.spans, caches, nth);
             let mixed = Tensor::from_vec(mixed, (sees.sights.len(), ()), hidden.device())?;
@@ -202,8 +214,10 @@ impl Network {
             let gated = layer
                 .gate_up
                 .forward(&normed, threads)?
-                .apply_op1_no_bwd(&SwiGlu)?;
-            hidden.inplace_op2(&layer.down.forward(&gated, threads)?, &AddTo)?;
+                .apply_op1_no_bwd(&Gated(self.geometry.family.gate))?;
+            let down = layer.down.forward(&gated, threads)?;
+            layer.extras.onto_down(&down)?;
+            hidden.inplace_op2(&down, &AddTo)?;
         }
         for span in &pass.spans {
             let rows = span.rows.len();
@@ -224,7 +238,7 @@ impl Network {
         (tokens.iter())
             .map(
                 |token| match row(*token).and_then(|rows| rows.get(..width)) {
-                    Some(row) => Ok(kernel::dot(hidden, row)),
+                    Some(row) => Ok(self.geometry.capped(kernel::dot(hidden, row))),
                     None => bail!("token {token} is not in the vocabulary"),
                 },
             )
@@ -246,22 +260,6 @@ impl Network {
                 epsilon: self.geometry.epsilon,
             },
         )
-    }
-
-    /// Cosines and sines of each pair's angle: `[rows, width / 2]` each.
-    fn angles(&self, positions: &[usize]) -> Angles {
-        let rope = &self.geometry.rope;
-        let row = |position: &usize| {
-            let position = *position as f64;
-            let frequencies = rope.frequencies.iter();
-            frequencies.map(move |frequency| (position * frequency).sin_cos())
-        };
-        let (sin, cos) = positions
-            .iter()
-            .flat_map(row)
-            .map(|(sin, cos)| ((sin * rope.scale) as f32, (cos * rope.scale) as f32))
-            .unzip();
-        Angles { cos, sin }
     }
 
     /// Rotates queries and keys, writes keys and values into the caches of `layer`; returns the queries,
@@ -308,10 +306,18 @@ impl Network {
     }
 }
 
-/// Cosines and sines of the angles of a pass.
+/// Cosines and sines of each pair's angle in a pass: `[rows, width / 2]` each.
 struct Angles {
     cos: Vec<f32>,
     sin: Vec<f32>,
+}
+
+impl Angles {
+    fn new(rope: &Rope, positions: &[usize]) -> Self {
+        let each = positions.iter().flat_map(|position| rope.angles(*position));
+        let (sin, cos) = each.unzip();
+        Self { cos, sin }
+    }
 }
 
 impl Pass {
@@ -411,12 +417,31 @@ impl InplaceOp2 for AddTo {
     }
 }
 
-/// `[rows, 2 · width]` (gate, up) -> `[rows, width]`: silu(gate) · up.
-struct SwiGlu;
+/// `x · factor`, in place.
+struct Scale(f32);
 
-impl CustomOp1 for SwiGlu {
+impl InplaceOp1 for Scale {
     fn name(&self) -> &'static str {
-        "swiglu"
+        "scale"
+    }
+
+    fn cpu_fwd(&self, x: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        match (x, layout.contiguous_offsets()) {
+            (CpuStorage::F32(x), Some((from, to))) => {
+                kernel::scale(&mut x[from..to], self.0);
+                Ok(())
+            }
+            _ => bail!("not contiguous f32"),
+        }
+    }
+}
+
+/// `[rows, 2 · width]` (gate, up) -> `[rows, width]`: f(gate) · up.
+struct Gated(Gate);
+
+impl CustomOp1 for Gated {
+    fn name(&self) -> &'static str {
+        "gated"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
@@ -425,7 +450,10 @@ impl CustomOp1 for SwiGlu {
         let mut out = vec![0f32; rows * both / 2];
         for (x, out) in x.chunks_exact(both).zip(out.chunks_exact_mut(both / 2)) {
             let (gate, up) = x.split_at(both / 2);
-            kernel::swiglu(gate, up, out);
+            match self.0 {
+                Gate::Silu => kernel::swiglu(gate, up, out),
+                Gate::GeluTanh => kernel::geglu(gate, up, out),
+            }
         }
         Ok((CpuStorage::F32(out), (rows, both / 2).into()))
     }

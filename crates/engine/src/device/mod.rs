@@ -3,7 +3,8 @@
 //! Decides the order of a few large steps per layer: products of packed rows by candle, everything between them by
 //! [`Ops`] (decision 14). Keys and values lie in one chunk per pass and never move. Invariant: every step runs on the
 //! CPU too, so that tests can compare it with the CPU's own path. A row's result is not bit for bit independent of the
-//! other rows. It does not know prompts, tries or searches.
+//! other rows. It does not know prompts, tries or searches, nor what models that [need the CPU](Geometry::needs_cpu)
+//! have.
 
 use std::sync::Arc;
 
@@ -38,6 +39,7 @@ use crate::cpu::extras::Extras;
 use crate::cpu::forward::Pass;
 use crate::cpu::kv::Sizes;
 use crate::formats::geometry::Geometry;
+use crate::formats::rope::Rope;
 use crate::formats::weights::{LayerWeights, Weights};
 
 /// Opens a CUDA device by its number; its stream and memory are set up for many small steps.
@@ -55,8 +57,8 @@ pub(crate) struct Network {
     head: Tensor,
     norm: Tensor,
     layers: Vec<Layer>,
-    /// Cosine and sine of each position and pair, `[context, head_dim / 2]`, f32.
-    angles: (Tensor, Tensor),
+    /// For each way of rotating, cosine and sine of each position and pair, `[context, head_dim / 2]`, f32.
+    angles: Vec<(Tensor, Tensor)>,
     ops: Ops,
 }
 
@@ -88,12 +90,16 @@ impl Network {
     /// Moves weights to `device` as `dtype`; more layers may be [pushed](Self::push).
     pub(crate) fn new(weights: Weights, device: &Device, dtype: DType) -> Result<Self> {
         let place = |x: &Tensor| x.to_device(device)?.to_dtype(dtype)?.contiguous();
-        let (cos, sin) = angles(&weights.geometry)?;
+        let geometry = &weights.geometry;
+        let angles = (geometry.ropes.iter()).map(|rope| {
+            let (cos, sin) = angles(rope, geometry.context)?;
+            Ok((cos.to_device(device)?, sin.to_device(device)?))
+        });
         let mut network = Self {
             embedding: place(&weights.embedding)?,
             head: place(&weights.head)?,
             norm: place(&weights.norm)?,
-            angles: (cos.to_device(device)?, sin.to_device(device)?),
+            angles: angles.collect::<Result<_>>()?,
             ops: Ops::new(&weights.geometry, device, dtype)?,
             geometry: weights.geometry,
             device: device.clone(),
@@ -118,6 +124,8 @@ impl Network {
             bias,
             output_bias,
             norms,
+            // A model that needs the CPU is refused before.
+            result_norms: _,
         } = &layer.extras;
         let norms = norms.as_ref().map(|norms| {
             let both = [norms.query.as_slice(), norms.key.as_slice()].concat();
@@ -181,7 +189,7 @@ impl Network {
             let turning = Turning {
                 bias: layer.bias.as_ref(),
                 norms: layer.norms.as_ref(),
-                angles: &self.angles,
+                angles: &self.angles[self.geometry.views[nth].rope],
                 positions: &plan.positions,
             };
             let qkv = layer.qkv.forward(&normed)?;
@@ -237,17 +245,11 @@ impl Network {
     }
 }
 
-/// Cosine and sine of every position of the model's context, f32.
-fn angles(geometry: &Geometry) -> Result<(Tensor, Tensor)> {
-    let (rope, positions) = (&geometry.rope, geometry.context);
-    let of = |function: fn(f64) -> f64| {
-        let row = |position: usize| {
-            let frequencies = rope.frequencies.iter();
-            frequencies
-                .map(move |frequency| (function(position as f64 * frequency) * rope.scale) as f32)
-        };
-        let all = (0..positions).flat_map(row).collect();
-        Tensor::from_vec(all, (positions, rope.frequencies.len()), &Device::Cpu)
-    };
-    Ok((of(f64::cos)?, of(f64::sin)?))
+/// Cosine and sine of every position of a context, f32.
+fn angles(rope: &Rope, positions: usize) -> Result<(Tensor, Tensor)> {
+    let each = (0..positions).flat_map(|position| rope.angles(position));
+    let (sin, cos): (Vec<f32>, Vec<f32>) = each.unzip();
+    let shape = (positions, rope.frequencies.len());
+    let of = |all| Tensor::from_vec(all, shape, &Device::Cpu);
+    Ok((of(cos)?, of(sin)?))
 }

@@ -9,7 +9,7 @@ use crate::cpu::extras::HeadNorms;
 use crate::cpu::forward::{self, Pass};
 use crate::cpu::kv;
 use crate::formats::families::Family;
-use crate::formats::geometry::Geometry;
+use crate::formats::geometry::{Geometry, View};
 use crate::formats::rope::{Rope, Scaling};
 use crate::formats::weights::{LayerWeights, Weights};
 
@@ -60,40 +60,54 @@ struct Widths {
     feed_forward: usize,
 }
 
-fn weights(
-    seed: u64,
-    Heads {
-        heads,
-        kv_heads,
-        head_dim,
-    }: Heads,
-    Widths {
-        hidden,
-        feed_forward,
-    }: Widths,
-) -> Weights {
-    let mut noise = Noise(seed);
-    let vocabulary = 97;
-    let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
-    let families = Family::all();
+/// Sizes of a model whose layers rotate in different ways.
+fn geometry(noise: &mut Noise, heads: Heads, widths: Widths) -> Geometry {
+    let families: Vec<_> = (Family::all().into_iter())
+        .filter(|family| !family.result_norms)
+        .collect();
     let family = families[noise.below(families.len())];
-    let geometry = Geometry {
+    let view = |rope| View { window: None, rope };
+    let head_dim = heads.head_dim;
+    Geometry {
+        family,
+        hidden: widths.hidden,
+        layers: 3,
+        heads: heads.heads,
+        kv_heads: heads.kv_heads,
+        head_dim,
+        feed_forward: widths.feed_forward,
+        vocabulary: 97,
+        context: 256,
+        epsilon: 1e-5,
+        rotated: head_dim,
+        ropes: vec![
+            Rope::new(10_000.0, head_dim, &Scaling::None).expect("plain"),
+            Rope::new(1_000_000.0, head_dim, &Scaling::None).expect("plain"),
+        ],
+        views: vec![view(0), view(1), view(0)],
+        query_scalar: head_dim as f64,
+        logit_cap: None,
+        qkv_bias: family.qkv_bias,
+        output_bias: false,
+        head_norms: family.head_norms,
+        tied: false,
+    }
+}
+
+fn weights(seed: u64, heads: Heads, widths: Widths) -> Weights {
+    let mut noise = Noise(seed);
+    let geometry = geometry(&mut noise, heads, widths);
+    let Geometry {
         family,
         hidden,
-        layers: 3,
         heads,
         kv_heads,
         head_dim,
         feed_forward,
         vocabulary,
-        context: 256,
-        epsilon: 1e-5,
-        rope: Rope::new(10_000.0, head_dim, &Scaling::None).expect("plain"),
-        qkv_bias: family.qkv_bias,
-        output_bias: false,
-        head_norms: family.head_norms,
-        tied: false,
-    };
+        ..
+    } = geometry;
+    let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
     let row = |noise: &mut Noise, many: usize| {
         let row = noise.tensor(&[many], 1.0);
         row.to_vec1::<f32>().expect("a row")
@@ -115,6 +129,7 @@ fn weights(
                 kv_heads,
                 epsilon: 1e-5,
             }),
+            result_norms: None,
         },
     };
     Weights {

@@ -5,7 +5,7 @@
 /// Figures of a loaded model, for logs and reports.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Loading {
-    /// Name of the family: `llama`, `qwen2`, `qwen3`.
+    /// Name of the family: `llama`, `qwen2`, `gemma3`.
     pub family: String,
     /// `gguf` or `safetensors`.
     pub format: String,

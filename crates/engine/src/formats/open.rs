@@ -1,6 +1,6 @@
 //! A model file or folder -> [`Opened`]: sizes, tokenizer, and the weights layer by layer.
 //!
-//! Decides which models can be run: families of [`families`](super::families) with full attention. A tensor or key that
+//! Decides which models can be run: families of [`families`](super::families). A tensor or key that
 //! is missing, left over, of another shape or of another kind is an error that names the file and the tensor or key; it
 //! is found in the headers before any weight is read. The formats ([`gguf`](super::gguf), [`folder`](super::folder))
 //! only say what keys and tensors are called. Invariant: one layer is in memory at a time. It does not know how a
@@ -21,7 +21,7 @@ use super::source::Source;
 use super::tensor::Kind;
 use super::text::Text;
 use super::weights::{LayerWeights, Weights};
-use crate::cpu::extras::{Extras, HeadNorms};
+use crate::cpu::extras::{Extras, HeadNorms, ResultNorms};
 use crate::{Error, Info};
 
 /// A model whose headers are read and checked. Weights are read from their files when they are asked for.
@@ -177,8 +177,13 @@ impl Opened {
             ..
         } = self.geometry;
         let qkv_width = (heads + 2 * kv_heads) * head_dim;
-        let qkv = [Part::Query(layer), Part::Key(layer), Part::Value(layer)];
-        let gate_up = [Part::Gate(layer), Part::Up(layer)];
+        let (qkv, gate_up) = match self.geometry.family.fused {
+            true => (vec![Part::QueryKeyValue(layer)], vec![Part::GateUp(layer)]),
+            false => (
+                vec![Part::Query(layer), Part::Key(layer), Part::Value(layer)],
+                vec![Part::Gate(layer), Part::Up(layer)],
+            ),
+        };
         Ok(LayerWeights {
             attention_norm: self.stack(&[Part::AttentionNorm(layer)], &[hidden])?,
             qkv: self.stack(&qkv, &[qkv_width, hidden])?,
@@ -201,11 +206,23 @@ impl Opened {
         let output = [Part::OutputBias(layer)];
         let output_bias = geometry.output_bias.then(|| self.numbers(&output));
         let norms = if geometry.head_norms {
+            let mut query = self.numbers(&[Part::QueryNorm(layer)])?;
+            let scale = geometry.score_scale();
+            query.iter_mut().for_each(|weight| *weight *= scale);
             Some(HeadNorms {
-                query: self.numbers(&[Part::QueryNorm(layer)])?,
+                query,
                 key: self.numbers(&[Part::KeyNorm(layer)])?,
                 heads: geometry.heads,
                 kv_heads: geometry.kv_heads,
+                epsilon: geometry.epsilon,
+            })
+        } else {
+            None
+        };
+        let result_norms = if geometry.family.result_norms {
+            Some(ResultNorms {
+                output: self.numbers(&[Part::OutputNorm(layer)])?,
+                down: self.numbers(&[Part::DownNorm(layer)])?,
                 epsilon: geometry.epsilon,
             })
         } else {
@@ -215,6 +232,7 @@ impl Opened {
             bias: bias.transpose()?,
             output_bias: output_bias.transpose()?,
             norms,
+            result_norms,
         })
     }
 
@@ -246,6 +264,9 @@ impl Opened {
                     format!("tensor {name} has values that are not finite: the file is damaged");
                 return Err(Error::load(file, what));
             }
+            if part.is_norm() && self.source.has_norms_less_one() {
+                numbers.iter_mut().for_each(|weight| *weight += 1.0);
+            }
             if self.source.has_adjacent_pairs() {
                 numbers = match part {
                     Part::Query(_) | Part::QueryBias(_) => {
@@ -256,6 +277,9 @@ impl Opened {
                     }
                     _ => numbers,
                 };
+            }
+            if self.geometry.rotated < self.geometry.head_dim {
+                spread_rotated(&mut numbers, *part, &self.geometry);
             }
             if parts.len() == 1 {
                 return Ok(numbers);
@@ -334,6 +358,30 @@ fn pairs_to_halves(numbers: Vec<f32>, heads: usize, head_dim: usize) -> Vec<f32>
         }
     }
     halves
+}
+
+/// Reorders the rows of each query head and key head whose first `rotated` values alone have positions: the halves of
+/// the rotated part go to the beginnings of the head's halves. Scores are sums over a head, so they stay the same.
+fn spread_rotated(numbers: &mut [f32], part: Part, geometry: &Geometry) {
+    let Geometry {
+        heads,
+        kv_heads,
+        head_dim,
+        rotated,
+        ..
+    } = *geometry;
+    let (all, turned) = match part {
+        Part::Query(_) => (heads, heads),
+        Part::Key(_) => (kv_heads, kv_heads),
+        Part::QueryKeyValue(_) => (heads + 2 * kv_heads, heads + kv_heads),
+        _ => return,
+    };
+    let columns = numbers.len() / (all * head_dim);
+    let (half, pairs) = (head_dim / 2, rotated / 2);
+    for head in numbers.chunks_exact_mut(head_dim * columns).take(turned) {
+        // The first half of the rest goes between the two halves of the rotated part.
+        head[pairs * columns..(half + pairs) * columns].rotate_left(pairs * columns);
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ const HEAD_DIM_MAX: usize = 1 << 14;
 pub(crate) struct Rope {
     /// Radians per position of each pair (i, i + half), `head_dim / 2` of them.
     pub frequencies: Vec<f64>,
-    /// Factor on cosine and sine; 1 except for YaRN.
+    /// Factor on cosine and sine of pairs that rotate; 1 except for YaRN and LongRoPE.
     pub scale: f64,
 }
 
@@ -53,11 +53,43 @@ pub(crate) enum Scaling {
         /// Whether the bounds between kept and divided pairs are rounded to whole pairs.
         truncate: bool,
     },
+    /// Every frequency has its own divisor, for contexts up to that of training.
+    LongRope {
+        /// Divisors of frequencies.
+        divisors: Vec<f64>,
+        /// Factor on cosine and sine.
+        attention: f64,
+    },
     /// Every frequency has its own divisor, as GGUF files write Llama 3's scaling.
     Divisors(Vec<f32>),
 }
 
 impl Rope {
+    /// The same rotation of the first values of heads of width `head_dim`; the others stay as they are.
+    pub(crate) fn of_part(mut self, head_dim: usize) -> Self {
+        self.frequencies.resize(head_dim / 2, 0.0);
+        self
+    }
+
+    /// Sine and cosine of each pair at a position.
+    pub(crate) fn angles(&self, position: usize) -> impl Iterator<Item = (f32, f32)> {
+        let scale = self.scale;
+        self.frequencies.iter().map(move |frequency| {
+            let (sin, cos) = (position as f64 * frequency).sin_cos();
+            // A pair that does not rotate has no scale either.
+            let scale = if *frequency == 0.0 { 1.0 } else { scale };
+            ((sin * scale) as f32, (cos * scale) as f32)
+        })
+    }
+
+    /// No rotation of heads of width `head_dim`.
+    pub(crate) fn none(head_dim: usize) -> Self {
+        Self {
+            frequencies: vec![0.0; head_dim / 2],
+            scale: 1.0,
+        }
+    }
+
     /// Frequencies of heads of width `head_dim`; the error says which parameter is impossible.
     pub(crate) fn new(base: f64, head_dim: usize, scaling: &Scaling) -> Result<Self, String> {
         if !(base.is_finite() && base > 1.0) {
@@ -87,9 +119,10 @@ impl Rope {
                 unscaled(pair) * (kept + (1.0 - kept) / factor)
             }
             Scaling::Divisors(divisors) => unscaled(pair) / f64::from(divisors[pair]),
+            Scaling::LongRope { divisors, .. } => unscaled(pair) / divisors[pair],
         };
         let scale = match scaling {
-            Scaling::Yarn { attention, .. } => *attention,
+            Scaling::Yarn { attention, .. } | Scaling::LongRope { attention, .. } => *attention,
             _ => 1.0,
         };
         let frequencies: Vec<f64> = (0..half).map(frequency).collect();
@@ -148,6 +181,16 @@ impl Scaling {
                 positive("beta_fast", *fast)?;
                 positive("beta_slow", *slow)?;
                 positive("attention factor", *attention)
+            }
+            Self::LongRope {
+                divisors,
+                attention,
+            } => {
+                if divisors.len() != half {
+                    return Err(format!("{} divisors for {half} pairs", divisors.len()));
+                }
+                positive("attention factor", *attention)?;
+                (divisors.iter()).try_for_each(|x| positive("a divisor", *x))
             }
             Self::Divisors(divisors) => {
                 if divisors.len() != half {
@@ -236,6 +279,20 @@ mod tests {
         for (base, scaling) in bad {
             assert!(Rope::new(base, 8, &scaling).is_err(), "{base} {scaling:?}");
         }
+    }
+
+    #[test]
+    fn a_pair_that_does_not_rotate_is_not_scaled_either() {
+        let scaling = Scaling::LongRope {
+            divisors: vec![1.0, 2.0],
+            attention: 1.5,
+        };
+        let rope = Rope::new(10_000.0, 4, &scaling).expect("valid").of_part(6);
+        let angles: Vec<(f32, f32)> = rope.angles(3).collect();
+        assert_eq!(angles.len(), 3);
+        assert!((angles[0].0 - 1.5 * 3f32.sin()).abs() < 1e-6, "{angles:?}");
+        assert_eq!(angles[2], (0.0, 1.0));
+        assert!(Rope::none(6).angles(7).all(|angle| angle == (0.0, 1.0)));
     }
 
     proptest! {

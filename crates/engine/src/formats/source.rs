@@ -28,6 +28,8 @@ pub(super) trait Source: Send {
     fn bytes(&self, name: &str) -> Option<&[u8]>;
     /// Whether the two values of a rotary pair are neighbours in q and k.
     fn has_adjacent_pairs(&self) -> bool;
+    /// Whether the weights of norms are stored less 1.
+    fn has_norms_less_one(&self) -> bool;
     /// Tokenizer and chat template.
     fn text(&self) -> Result<Text, Error>;
     /// Passes to `add` all bytes that identify the model, except those of tensors.

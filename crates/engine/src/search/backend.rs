@@ -73,6 +73,11 @@ impl Network {
         let Some(device) = options.place.device().map_err(wrong)? else {
             return forward::Network::new(model, options, samples).map(Self::Host);
         };
+        if let Some(what) = model.geometry().needs_cpu() {
+            let family = model.geometry().family.name;
+            let why = format!("this {family} has {what}, which the CPU alone computes");
+            return Err(wrong(why.into()));
+        }
         let dtype = match options.precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 | Precision::Int8 => DType::BF16,

@@ -10,7 +10,7 @@ use crate::files::{REFERENCE, fixture, fixture_json, floats, ids};
 fn every_architecture_gives_the_logits_of_the_library() {
     let expected = fixture_json("gguf.json");
     let cases = expected["cases"].as_array().expect("cases");
-    assert_eq!(cases.len(), 3);
+    assert_eq!(cases.len(), 5);
     for case in cases {
         let file = case["file"].as_str().expect("a file");
         let model = Constrained::load(&fixture(file), REFERENCE).expect(file);
@@ -58,6 +58,48 @@ fn every_pre_tokenizer_gives_the_expected_tokens() {
                 .count()
         };
         assert_eq!(marks(&tokens(words)), marks(&tokens("hi")), "{kind}");
+    }
+}
+
+#[test]
+fn a_sentencepiece_vocabulary_gives_the_tokens_of_the_library() {
+    let expected = &fixture_json("gguf.json")["pieces"];
+    let bytes = std::fs::read(fixture("gemma3.gguf")).expect("there");
+    let key = b"tokenizer.ggml.add_space_prefix";
+    let at = find(&bytes, key) + key.len() + 4;
+    assert_eq!(
+        bytes[at], 0,
+        "the file says that no space is put before a text"
+    );
+    for (space, tokens) in [(0, &expected["tokens"]), (1, &expected["with_space"])] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("model.gguf");
+        let mut bytes = bytes.clone();
+        bytes[at] = space;
+        std::fs::write(&path, bytes).expect("written");
+        let model = Constrained::load(&path, REFERENCE).expect("loads");
+        let text = model.text();
+        let texts = expected["texts"].as_array().expect("texts");
+        for (words, tokens) in texts.iter().zip(tokens.as_array().expect("tokens")) {
+            let words = words.as_str().expect("a text");
+            let ours = text.tokens(words).expect("tokens");
+            assert_eq!(ours, ids(tokens), "space {space}: {words:?}");
+        }
+        // A name has one space before it, whether the tokenizer or the engine puts it there.
+        let spaced = text.tokens(if space == 0 { " MILK" } else { "MILK" });
+        let name = text.name("MILK").expect("tokens");
+        assert_eq!(name, spaced.expect("tokens"), "space {space}");
+        let chat = text.render_chat(&"hi".into()).expect("chat");
+        let turns = "<bos><start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\n";
+        assert_eq!(chat, turns);
+        // Words of a user that look like a turn are letters.
+        let marks = |words: &str| {
+            let tokens = text.prompt(&words.into()).expect("tokens");
+            let marks = ["<start_of_turn>", "<end_of_turn>"];
+            let marks = marks.map(|mark| text.tokens(mark).expect("tokens")[0]);
+            tokens.iter().filter(|id| marks.contains(id)).count()
+        };
+        assert_eq!(marks("hi<end_of_turn>"), marks("hi"));
     }
 }
 

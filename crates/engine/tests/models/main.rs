@@ -13,3 +13,4 @@ mod largest;
 mod misfits;
 mod refused;
 mod templates;
+mod windows;

@@ -109,17 +109,106 @@ fn sizes_that_do_not_fit() -> Vec<Case> {
             json!({ "quant_method": "gptq" }),
             "gptq weights are not supported",
         ),
-        (
-            8,
-            "max_window_layers",
-            json!(1),
-            "key sliding_window: a window of 64 positions in a context of 512",
+        (9, "layer_types", sliding, "key use_sliding_window: is not"),
+    ]
+}
+
+fn case(nth: usize, key: &'static str, value: Value, expected: &'static str) -> Case {
+    (nth, key, value, expected)
+}
+
+/// Settings of Gemma, whose layers differ.
+fn settings_of_gemma() -> Vec<Case> {
+    let scaled = json!({ "sliding_attention": { "rope_type": "linear", "factor": 2.0 } });
+    let types = json!(["full_attention"]);
+    let missing = "tensor model.layers.3.input_layernorm.weight is missing";
+    vec![
+        case(13, "model_type", json!("gemma3"), "\"gemma3\" is not"),
+        case(
+            13,
+            "sliding_window",
+            Value::Null,
+            "key sliding_window: missing",
         ),
-        (
-            9,
-            "layer_types",
-            sliding,
-            "key sliding_window: a window of 0 positions",
+        case(13, "layer_types", types, "layer_types: is not a list of 3"),
+        case(
+            13,
+            "hidden_activation",
+            json!("gelu"),
+            "gelu_pytorch_tanh is",
+        ),
+        case(
+            13,
+            "attn_logit_softcapping",
+            json!(50.0),
+            "soft caps of attention",
+        ),
+        case(
+            13,
+            "final_logit_softcapping",
+            json!(0.0),
+            "0 is not above 0",
+        ),
+        case(
+            13,
+            "use_bidirectional_attention",
+            json!(true),
+            "only causal models",
+        ),
+        case(13, "query_pre_attn_scalar", json!(-1), "-1 is not above 0"),
+        case(
+            13,
+            "rope_parameters",
+            scaled,
+            "scaling in layers with a window",
+        ),
+        case(
+            13,
+            "rope_local_base_freq",
+            json!(0.5),
+            "the base 0.5 is not above 1",
+        ),
+        case(13, "num_hidden_layers", json!(4), missing),
+        case(
+            13,
+            "num_hidden_layers",
+            json!(1u64 << 40),
+            "layers are not within",
+        ),
+    ]
+}
+
+/// Settings of other families with windows, layers without positions, and rotated parts of heads.
+fn settings_of_other_families() -> Vec<Case> {
+    let longrope = json!({ "type": "longrope", "short_factor": [1.0, 1.0] });
+    let fused = "tensor model.layers.0.mlp.gate_up_proj.weight has shape";
+    vec![
+        case(12, "sliding_window", json!(0), "a window of 0 positions"),
+        case(
+            19,
+            "no_rope_layers",
+            json!([1, 2]),
+            "no_rope_layers: is not a list",
+        ),
+        case(
+            19,
+            "no_rope_layer_interval",
+            json!("x"),
+            "not a whole number",
+        ),
+        case(
+            19,
+            "use_sliding_window",
+            json!(true),
+            "key layer_types: missing",
+        ),
+        case(21, "intermediate_size", json!(97), fused),
+        case(22, "rope_scaling", longrope, "2 divisors for 6 pairs"),
+        case(
+            22,
+            "partial_rotary_factor",
+            json!(1.5),
+            "rotating 1.5 of each head",
         ),
     ]
 }
@@ -130,6 +219,8 @@ fn settings_that_would_change_results_are_refused() {
     for (case, key, value, expected) in unsupported_settings()
         .into_iter()
         .chain(sizes_that_do_not_fit())
+        .chain(settings_of_gemma())
+        .chain(settings_of_other_families())
     {
         let folder = tempfile::tempdir().expect("a folder");
         write_folder(folder.path(), &fixture["cases"][case], 1);
@@ -245,18 +336,74 @@ fn a_gguf_that_cannot_be_run_is_refused_with_the_reason() {
     ];
     let whole = std::fs::read(fixture("llama.gguf")).expect("there");
     for (from, to, expected) in cases {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("model.gguf");
-        let mut bytes = whole.clone();
+        refused(&whole, from, to, expected);
+    }
+}
+
+#[test]
+fn a_gguf_of_gemma_that_cannot_be_run_is_refused_with_the_reason() {
+    let cases: [(&[u8], &[u8], &str); 5] = [
+        (
+            b"gemma3.attention.sliding_window",
+            b"gemma3.attention.sliding_windox",
+            "key gemma3.attention.sliding_window: is missing",
+        ),
+        (
+            b"blk.0.post_ffw_norm.weight",
+            b"blk.0.post_ffw_mron.weight",
+            "tensor blk.0.post_ffw_norm.weight is missing",
+        ),
+        (
+            b"tokenizer.ggml.scores",
+            b"tokenizer.ggml.scorex",
+            "key tokenizer.ggml.scores: is missing",
+        ),
+        (
+            b"<0x41>",
+            b"<0x4x>",
+            "key tokenizer.ggml.tokens: <0x41> is missing",
+        ),
+        // The scores of the first two pieces that merge, -0 and -1.
+        (
+            &[0, 0, 0, 0x80, 0, 0, 0x80, 0xbf],
+            &[0, 0, 0x80, 0xbf, 0, 0, 0x80, 0xbf],
+            "both have -1, so the order of merges is unknown",
+        ),
+    ];
+    let whole = std::fs::read(fixture("gemma3.gguf")).expect("there");
+    for (from, to, expected) in cases {
+        refused(&whole, from, to, expected);
+    }
+    // The name of a tensor is followed by the number of dimensions and the sizes.
+    let name = b"blk.0.post_attention_norm.weight";
+    let at = find(&whole, name) + name.len() + 4;
+    let mut bytes = whole.clone();
+    bytes[at] -= 1;
+    refused(
+        &bytes,
+        b"",
+        b"",
+        "tensor blk.0.post_attention_norm.weight has shape [31], not [32]",
+    );
+    let half = &whole[..whole.len() / 2];
+    refused(half, b"", b"", "cut short, or damaged");
+}
+
+/// Writes a GGUF with `from` overwritten by `to`, and compares the error of loading it.
+fn refused(whole: &[u8], from: &[u8], to: &[u8], expected: &str) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    let mut bytes = whole.to_vec();
+    if !from.is_empty() {
         let at = find(&bytes, from);
         bytes[at..at + to.len()].copy_from_slice(to);
-        std::fs::write(&path, &bytes).expect("written");
-        let error = error(&path);
-        assert!(
-            error.contains(expected) && error.contains("model.gguf"),
-            "{error}"
-        );
     }
+    std::fs::write(&path, &bytes).expect("written");
+    let error = error(&path);
+    assert!(
+        error.contains(expected) && error.contains("model.gguf"),
+        "{error}, not {expected}"
+    );
 }
 
 #[test]

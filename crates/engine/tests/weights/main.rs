@@ -18,6 +18,7 @@ use nearshore_engine::{Error, Model, Options, Precision};
 mod device;
 mod encoder;
 mod folder;
+mod gemma;
 mod precision;
 mod search;
 

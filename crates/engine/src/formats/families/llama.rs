@@ -1,12 +1,12 @@
 //! Llama 1 to 3, SmolLM2 and other models built alike.
 
-use super::Family;
+use super::{Family, PLAIN};
 
 pub(super) const LLAMA: Family = Family {
     name: "llama",
-    head_dim: None,
-    qkv_bias: false,
+    architecture: Some("llama"),
+    model_type: "llama",
     reads_attention_bias: true,
-    head_norms: false,
     gguf_pairs_adjacent: true,
+    ..PLAIN
 };

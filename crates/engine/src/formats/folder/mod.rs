@@ -91,6 +91,7 @@ impl Source for Folder {
     }
 
     fn name(&self, part: Part) -> String {
+        let result_norms = self.config.family().result_norms;
         let (layer, name) = match part {
             Part::Embedding => return "model.embed_tokens.weight".into(),
             Part::Head => return "lm_head.weight".into(),
@@ -99,6 +100,7 @@ impl Source for Folder {
             Part::Query(layer) => (layer, "self_attn.q_proj.weight"),
             Part::Key(layer) => (layer, "self_attn.k_proj.weight"),
             Part::Value(layer) => (layer, "self_attn.v_proj.weight"),
+            Part::QueryKeyValue(layer) => (layer, "self_attn.qkv_proj.weight"),
             Part::Output(layer) => (layer, "self_attn.o_proj.weight"),
             Part::QueryBias(layer) => (layer, "self_attn.q_proj.bias"),
             Part::KeyBias(layer) => (layer, "self_attn.k_proj.bias"),
@@ -106,9 +108,14 @@ impl Source for Folder {
             Part::OutputBias(layer) => (layer, "self_attn.o_proj.bias"),
             Part::QueryNorm(layer) => (layer, "self_attn.q_norm.weight"),
             Part::KeyNorm(layer) => (layer, "self_attn.k_norm.weight"),
+            Part::OutputNorm(layer) => (layer, "post_attention_layernorm.weight"),
+            // Where attention's result has no norm, the norm after attention is that before the gated layer.
+            Part::FeedNorm(layer) if result_norms => (layer, "pre_feedforward_layernorm.weight"),
             Part::FeedNorm(layer) => (layer, "post_attention_layernorm.weight"),
+            Part::DownNorm(layer) => (layer, "post_feedforward_layernorm.weight"),
             Part::Gate(layer) => (layer, "mlp.gate_proj.weight"),
             Part::Up(layer) => (layer, "mlp.up_proj.weight"),
+            Part::GateUp(layer) => (layer, "mlp.gate_up_proj.weight"),
             Part::Down(layer) => (layer, "mlp.down_proj.weight"),
         };
         format!("model.layers.{layer}.{name}")
@@ -142,6 +149,10 @@ impl Source for Folder {
 
     fn has_adjacent_pairs(&self) -> bool {
         false
+    }
+
+    fn has_norms_less_one(&self) -> bool {
+        self.config.family().norms_less_one
     }
 
     fn text(&self) -> Result<Text, Error> {

@@ -1,12 +1,13 @@
 //! The tokenizer and chat template in a GGUF's metadata.
 //!
-//! Decides how text is split before merges apply (pre-tokenisation): by the kind that the file names, as llama.cpp and
-//! the model's own `tokenizer.json` do it. Invariant: an unknown kind is refused, because a wrong split gives wrong
-//! tokens without any error. It does not know how a chat template is rendered.
+//! Decides which tokens are found in a text first, and how a byte-level BPE splits the rest before merges apply
+//! (pre-tokenisation): by the kind that the file names, as llama.cpp and the model's own `tokenizer.json` do it.
+//! Invariant: an unknown kind is refused, because a wrong split gives wrong tokens without any error. It does not know
+//! how a chat template is rendered.
 
 use std::collections::HashSet;
 
-use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::models::bpe::{BPE, Merges};
 use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
@@ -15,6 +16,8 @@ use tokenizers::{AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior, Tokeni
 
 use super::header::Value;
 use super::keys::Keys;
+use super::sentencepiece;
+use super::vocabulary::{CONTROL, NORMAL, TOKENS, TYPES, UNKNOWN, USER_DEFINED, types, vocabulary};
 use crate::Error;
 use crate::formats::text::{Text, TokenizerParts};
 
@@ -120,14 +123,24 @@ fn template(keys: &Keys) -> Result<Option<String>, Error> {
 
 /// Reads the tokenizer, and whether a text starts with the BOS token.
 fn tokenizer(keys: &Keys) -> Result<(Tokenizer, bool), Error> {
-    let model = keys.text("tokenizer.ggml.model")?;
-    if model != "gpt2" {
-        let what = format!(
-            "{model:?} vocabularies (SentencePiece and others) are not supported in a GGUF; load the \
-             model from its Hugging Face folder, whose tokenizer.json is"
-        );
-        return Err(keys.wrong("tokenizer.ggml.model", &what));
-    }
+    let (mut tokenizer, starts_with_bos) = match keys.text("tokenizer.ggml.model")? {
+        "gpt2" => byte_level(keys)?,
+        "llama" => sentencepiece::tokenizer(keys)?,
+        model => {
+            let what = format!(
+                "{model:?} vocabularies are not supported in a GGUF, gpt2 (byte-level BPE) and llama (SentencePiece) \
+                 are; load the model from its Hugging Face folder, whose tokenizer.json is"
+            );
+            return Err(keys.wrong("tokenizer.ggml.model", &what));
+        }
+    };
+    let tokens = keys.texts(TOKENS)?;
+    add_tokens(keys, tokens, &mut tokenizer)?;
+    Ok((tokenizer, starts_with_bos))
+}
+
+/// Reads a byte-level BPE, without the tokens that are found before a text is split.
+fn byte_level(keys: &Keys) -> Result<(Tokenizer, bool), Error> {
     let key = "tokenizer.ggml.pre";
     if keys.get(key).is_none() {
         let what = "is missing, so how text is split is unknown; convert the model again with a \
@@ -139,7 +152,7 @@ fn tokenizer(keys: &Keys) -> Result<(Tokenizer, bool), Error> {
         let what = format!("{kind:?} is not supported; {SUPPORTED} are");
         keys.wrong(key, &what)
     })?;
-    let tokens = keys.texts("tokenizer.ggml.tokens")?;
+    let tokens = keys.texts(TOKENS)?;
     let bpe = BPE::builder()
         .vocab_and_merges(vocabulary(keys, tokens)?, merges(keys)?)
         .ignore_merges(pre.ignores_merges)
@@ -158,23 +171,11 @@ fn tokenizer(keys: &Keys) -> Result<(Tokenizer, bool), Error> {
     }
     steps.push(ByteLevel::new(false, false, false).into());
     tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
-    add_tokens(keys, tokens, &mut tokenizer)?;
     let starts_with_bos = match keys.get("tokenizer.ggml.add_bos_token") {
         None => pre.starts_with_bos,
         Some(value) => *value == Value::Integer(1),
     };
     Ok((tokenizer, starts_with_bos))
-}
-
-fn vocabulary(keys: &Keys, tokens: &[String]) -> Result<Vocab, Error> {
-    let mut vocabulary = Vocab::with_capacity(tokens.len());
-    for (id, token) in tokens.iter().enumerate() {
-        if let Some(other) = vocabulary.insert(token.clone(), id as u32) {
-            let what = format!("{token:?} is token {other} and token {id}");
-            return Err(keys.wrong("tokenizer.ggml.tokens", &what));
-        }
-    }
-    Ok(vocabulary)
 }
 
 fn merges(keys: &Keys) -> Result<Merges, Error> {
@@ -193,10 +194,6 @@ fn merges(keys: &Keys) -> Result<Merges, Error> {
 /// Adds the tokens that are found in a text before it is split: control tokens, which are special, and user-defined
 /// ones.
 fn add_tokens(keys: &Keys, tokens: &[String], tokenizer: &mut Tokenizer) -> Result<(), Error> {
-    // Token types of GGUF.
-    const UNKNOWN: i64 = 2;
-    const CONTROL: i64 = 3;
-    const USER_DEFINED: i64 = 4;
     let mut special = HashSet::new();
     // "seperator" is how GGUF spells it.
     for key in ["bos", "eos", "eot", "eom", "padding", "seperator"] {
@@ -205,24 +202,16 @@ fn add_tokens(keys: &Keys, tokens: &[String], tokenizer: &mut Tokenizer) -> Resu
             special.insert(keys.size(&key)?);
         }
     }
-    let key = "tokenizer.ggml.token_type";
-    let types: &[i64] = match keys.get(key) {
-        None => &[],
-        Some(Value::Integers(types)) if types.len() == tokens.len() => types,
-        Some(_) => {
-            let what = format!("is not a list of {} whole numbers", tokens.len());
-            return Err(keys.wrong(key, &what));
-        }
-    };
+    let types = types(keys, tokens)?;
     let mut added = Vec::new();
     for (id, token) in tokens.iter().enumerate() {
-        let kind = types.get(id).copied().unwrap_or(1);
+        let kind = types.get(id).copied().unwrap_or(NORMAL);
         let special = special.contains(&id) || kind == UNKNOWN || kind == CONTROL;
         if !token.is_empty() && (special || kind == USER_DEFINED) {
             added.push(AddedToken::from(token.clone(), special).normalized(false));
         }
     }
-    let wrong = |e: tokenizers::Error| keys.wrong(key, &e.to_string());
+    let wrong = |e: tokenizers::Error| keys.wrong(TYPES, &e.to_string());
     tokenizer.add_tokens(added).map_err(wrong)?;
     Ok(())
 }
