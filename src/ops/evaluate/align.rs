@@ -22,8 +22,8 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::choice::{ChoiceOptions, ChoiceReport, choice};
-use super::head::{FoundHead, HeadOrder, HeadReport, fit_head};
-use super::model::{ModelOptions, fit_weights};
+use super::head::{FoundHead, HeadReport, fit_head};
+use super::model::fit_weights;
 use super::product_table::TableCost;
 use super::{Case, CaseMaker, History, Knowledge, Plain, Shop, UserHistory, Visible};
 use crate::config::Config;
@@ -32,6 +32,7 @@ mod asked;
 mod folder;
 mod report;
 
+pub(crate) use asked::Asked;
 pub(crate) use folder::write_folder;
 pub(crate) use report::text;
 
@@ -110,16 +111,8 @@ pub(crate) struct Aligned {
     pub(crate) report: AlignReport,
 }
 
-/// What a model is asked for.
-#[derive(Clone, Debug)]
-pub(crate) enum Asked {
-    /// Its own term: a search for every name.
-    Term(ModelOptions),
-    /// Hidden states, for a head.
-    Head(HeadOrder),
-}
-
-/// Fits weights and tables, and the weight of a model's term or a head if one is asked for. `progress` is called after each step.
+/// Fits weights and tables, and the weight of a model's term or a head if one is asked for. `progress` is called after
+/// each step.
 pub(crate) fn align(
     history: &History,
     config: &Config,

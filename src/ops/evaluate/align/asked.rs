@@ -8,8 +8,17 @@ use nearshore_core::learn::model::ModelFit;
 use nearshore_core::list::terms::{BUCKETS, Gains, HEAD, MODEL};
 
 use super::Fitted;
-use crate::ops::evaluate::head::FoundHead;
-use crate::ops::evaluate::model::FittedModel;
+use crate::ops::evaluate::head::{FoundHead, HeadOrder};
+use crate::ops::evaluate::model::{FittedModel, ModelOptions};
+
+/// What a model is asked for.
+#[derive(Clone, Debug)]
+pub(crate) enum Asked {
+    /// Its own term: a search for every name.
+    Term(ModelOptions),
+    /// Hidden states, for a head.
+    Head(HeadOrder),
+}
 
 impl Fitted {
     /// Adds the weights of the model's own term.

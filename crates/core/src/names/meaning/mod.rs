@@ -49,13 +49,6 @@ pub struct Reading {
     pub said: Vec<Said>,
 }
 
-impl Reading {
-    /// Whether all that it names is negated.
-    pub fn is_denial(&self) -> bool {
-        !self.said.is_empty() && self.said.iter().all(|said| said.slots.negated)
-    }
-}
-
 /// Reads texts by the names of one catalogue.
 pub struct Reader {
     matcher: Matcher,
