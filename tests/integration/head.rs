@@ -113,7 +113,7 @@ fn number(value: &Value) -> u64 {
 #[test]
 fn a_head_on_noise_has_no_weight_and_a_killed_run_goes_on_to_the_same_artefact() {
     let shop = Shop::new();
-    let few = ["--head-users", "60", "--head-visible", "1,3"];
+    let few = ["--head-users", "240", "--head-visible", "1,3"];
     let found = report(&shop.align("one", &few));
     let head = &found["head"];
     let buckets = head["buckets"].as_object().expect("buckets");
@@ -168,7 +168,7 @@ fn a_head_on_noise_has_no_weight_and_a_killed_run_goes_on_to_the_same_artefact()
 #[test]
 fn a_head_is_served_as_a_term_and_one_that_does_not_fit_is_refused() {
     let shop = Shop::new();
-    let found = report(&shop.align("out", &["--head-users", "60", "--head-visible", "3"]));
+    let found = report(&shop.align("out", &["--head-users", "240", "--head-visible", "3"]));
     let artefact = format!(
         "artefact = \"out/artefact-{}\"",
         found["artefact"].as_str().expect("a hash")

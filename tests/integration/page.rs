@@ -144,7 +144,7 @@ async fn inspect_says_why_a_product_is_not_on_the_list(site: &Site, list: &Docum
         let text = site.output(&words).await;
         serde_json::from_str::<Value>(&text).expect("JSON")
     };
-    let wine = why_not("wine".into()).await;
+    let wine = why_not("red wine".into()).await;
     assert_eq!(wine["now"]["forbidden_by"], json!(["no-wine"]), "{wine}");
     assert_eq!(
         (&wine["now"]["permitted"], &wine["place"]),
@@ -161,12 +161,16 @@ async fn inspect_says_why_a_product_is_not_on_the_list(site: &Site, list: &Docum
         why_not(list.pus[1].skus[0].clone()).await["now"],
         second["now"]
     );
-    let text = site.output(&["inspect", "ann", "--why-not", "WINE"]).await;
+    let text = site
+        .output(&["inspect", "ann", "--why-not", "RED WINE"])
+        .await;
     assert!(text.contains("no: forbidden by no-wine"), "{text}");
-    let unknown = site.cli(&["inspect", "ann", "--why-not", "WINES"]).await;
+    let unknown = site
+        .cli(&["inspect", "ann", "--why-not", "RED WINES"])
+        .await;
     let error = String::from_utf8_lossy(&unknown.stderr);
     assert!(
-        !unknown.status.success() && error.contains("did you mean WINE?"),
+        !unknown.status.success() && error.contains("did you mean RED WINE?"),
         "{error}"
     );
 }

@@ -39,6 +39,9 @@ fn model() -> Model {
             misspelt,
             format!("{name} 12 oz"),
             format!("some {name}"),
+            format!("i want {name}"),
+            format!("buy {name} today"),
+            format!("{name} on offer"),
         ];
         texts.map(|text| Example {
             text,
@@ -50,7 +53,10 @@ fn model() -> Model {
     let fitted = fit(
         &matcher,
         &examples.collect::<Vec<_>>(),
-        &FitOptions::default(),
+        &FitOptions {
+            held_out: 0.0,
+            ..FitOptions::default()
+        },
     );
     fitted.expect("fits").model
 }

@@ -125,8 +125,10 @@ fn find(catalogue: &Catalogue, wanted: &str) -> anyhow::Result<PuIx> {
         return Ok(found);
     }
     let all = || (0..catalogue.pus().len() as u32).map(PuIx);
-    let mut named = all()
-        .filter(|ix| same(&catalogue.label(*ix), wanted) || same(&catalogue.pu(*ix).name, wanted));
+    let upper = wanted.to_uppercase();
+    let is_named = |name: &str| same(&name.to_uppercase(), &upper);
+    let mut named =
+        all().filter(|ix| is_named(&catalogue.label(*ix)) || is_named(&catalogue.pu(*ix).name));
     match (named.next(), named.next()) {
         (Some(found), None) => return Ok(found),
         (Some(first), Some(second)) => anyhow::bail!(
@@ -137,7 +139,6 @@ fn find(catalogue: &Catalogue, wanted: &str) -> anyhow::Result<PuIx> {
         ),
         (None, _) => {}
     }
-    let upper = wanted.to_uppercase();
     let alike = all().map(|ix| {
         let name = catalogue.label(ix);
         (strsim::jaro_winkler(&name.to_uppercase(), &upper), ix)
