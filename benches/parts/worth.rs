@@ -1,5 +1,5 @@
-//! What a fifth of the model's time earns, by the order in which users wait for it: a generate member in this process on a
-//! real Kafka and a real Redis, with a stand-in for the model that knows what some users buy next.
+//! What a fifth of the model's time earns, by the order in which users wait for it: a generate member in this process
+//! on a real Kafka and a real Redis, with a stand-in for the model that knows what some users buy next.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -111,8 +111,8 @@ pub(super) struct AlignArgs {
     /// Writes an artefact with the table alone, for a shop without a log; its arm's weights are set by hand.
     #[arg(long, requires = "table")]
     table_only: bool,
-    /// With --arm: trains a head on the hidden states of its frozen model: the term `head`, and arms with mode = "head".
-    /// The model's own term is not fitted then. docs/tuning.md.
+    /// With --arm: trains a head on the hidden states of its frozen model: the term `head`, and arms with mode =
+    /// "head". The model's own term is not fitted then. docs/tuning.md.
     #[arg(long, requires = "arm", conflicts_with = "table_only")]
     head: bool,
     /// With --head: users of each bucket of visible history whose prompts the model reads.

@@ -1,7 +1,7 @@
 //! `nearshore map`: shows what the mapping of a topic makes of records, before and after, offline.
 //!
-//! Invariant: it starts nothing and writes nothing, but for the process of a program. Exit code 1 if a record is refused
-//! that does not say so itself, or becomes something else than it says.
+//! Invariant: it starts nothing and writes nothing, but for the process of a program. Exit code 1 if a record is
+//! refused that does not say so itself, or becomes something else than it says.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

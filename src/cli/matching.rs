@@ -29,7 +29,8 @@ How theta is chosen, and what may be promised: docs/words.md.";
 /// Arguments of `match`.
 #[derive(Clone, Debug, Args)]
 pub(super) struct MatchArgs {
-    /// Files of SKUs (JSON lines, CSV): pu, and optional pu_id and title. Names and titles are what texts are matched with.
+    /// Files of SKUs (JSON lines, CSV): pu, and optional pu_id and title. Names and titles are what texts are matched
+    /// with.
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     catalog: Vec<PathBuf>,
     /// Files of other names of products: pu and alias.

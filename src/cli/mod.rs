@@ -107,7 +107,8 @@ enum Command {
     Inspect {
         /// User id.
         user: String,
-        /// Say why this product is not on the list: rule, stock, or rank and the terms that cost it. A PU, a SKU or a name.
+        /// Say why this product is not on the list: rule, stock, or rank and the terms that cost it. A PU, a SKU or a
+        /// name.
         #[arg(long, value_name = "PRODUCT")]
         why_not: Option<String>,
         #[command(flatten)]

@@ -159,7 +159,8 @@ pub(super) fn block(
     })
 }
 
-/// Says if the catalogue does not have the blocked SKU. The block is in force before, and stays: its SKU may come later.
+/// Says if the catalogue does not have the blocked SKU. The block is in force before, and stays: its SKU may come
+/// later.
 async fn warn_of_unknown(config: &Config, id: &str) {
     match namespace::unknown_sku(config, id).await {
         Ok(None) => {}

@@ -1,7 +1,7 @@
 //! Who may see `/inspect`: on loopback everyone; elsewhere who knows the token of `http.inspect_token_file`.
 //!
-//! Invariant: where the listener is not on loopback, no view is shown without the token, and a token that cannot be read
-//! lets nobody in. The file is read for every request, so that a changed token needs no restart.
+//! Invariant: where the listener is not on loopback, no view is shown without the token, and a token that cannot be
+//! read lets nobody in. The file is read for every request, so that a changed token needs no restart.
 
 use std::path::PathBuf;
 

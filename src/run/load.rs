@@ -353,8 +353,8 @@ pub(crate) fn weights(arm: &Arm, artefact: Option<&Artefact>) -> anyhow::Result<
     Ok(weights)
 }
 
-/// Fails unless the artefact's head, if it has a weight, was trained with this template and this model, as far as that is
-/// known.
+/// Fails unless the artefact's head, if it has a weight, was trained with this template and this model, as far as that
+/// is known.
 pub(crate) fn head_fits(
     artefact: Option<&Artefact>,
     weights: &Weights,

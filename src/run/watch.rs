@@ -217,8 +217,8 @@ async fn watch_engine(
     }
 }
 
-/// Says in `/readyz` and by a gauge whether the servers of the arms answer. The gate stays open: lists without the model
-/// are published whatever a server does, and a process that takes no traffic would not publish them.
+/// Says in `/readyz` and by a gauge whether the servers of the arms answer. The gate stays open: lists without the
+/// model are published whatever a server does, and a process that takes no traffic would not publish them.
 fn watch_endpoints(
     watchers: &mut JoinSet<anyhow::Result<()>>,
     (ready, arms): (&Ready, &[LoadedArm<ArmScorer>]),

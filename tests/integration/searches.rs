@@ -1,5 +1,5 @@
-//! Promise: what a user searches for is matched with products and need terms, and leads to a list that says why; what is
-//! denied does not; no text switches a rule off; and a replay into another namespace reads all texts alike.
+//! Promise: what a user searches for is matched with products and need terms, and leads to a list that says why; what
+//! is denied does not; no text switches a rule off; and a replay into another namespace reads all texts alike.
 
 use std::collections::BTreeMap;
 

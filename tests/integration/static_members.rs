@@ -102,9 +102,9 @@ fn moved(before: &Owners, after: &Owners) -> usize {
     before.len() - before.iter().filter(stays).count()
 }
 
-/// Restarts one process after the other, as a StatefulSet does. How many partitions changed their owner, added over what
-/// the broker said while a process was away and after it was back. Rebalances that members count are not compared: the
-/// last one of the first joining may be counted after the broker calls the group stable.
+/// Restarts one process after the other, as a StatefulSet does. How many partitions changed their owner, added over
+/// what the broker said while a process was away and after it was back. Rebalances that members count are not compared:
+/// the last one of the first joining may be counted after the broker calls the group stable.
 async fn rolling_update(static_member: bool) -> usize {
     let site = Site::open(&[("user_events", 6, &[])]).await;
     site.catalogue().await;

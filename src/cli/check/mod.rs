@@ -250,8 +250,8 @@ async fn redis(config: &Config) -> Vec<Item> {
     checks.into_iter().map(item).collect()
 }
 
-/// Checks whether another installation, with another Redis, reads this one's consumer groups. Nothing is said where Kafka
-/// or Redis does not answer: the checks before say that.
+/// Checks whether another installation, with another Redis, reads this one's consumer groups. Nothing is said where
+/// Kafka or Redis does not answer: the checks before say that.
 async fn installation(config: &Config) -> Option<Item> {
     let mut kafka = config.kafka.clone();
     kafka.ack_timeout = kafka.ack_timeout.min(kafka::ANSWER_MAX);

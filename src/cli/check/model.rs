@@ -190,8 +190,8 @@ fn uses_model(config: &Config, arm: &Arm) -> bool {
     arm_weights(arm, artefact.as_ref()).is_ok_and(|weights| weights.ask_model())
 }
 
-/// Loads each model once, one after the other, because two may not fit into memory. A model with another hash than its arm
-/// names is not loaded.
+/// Loads each model once, one after the other, because two may not fit into memory. A model with another hash than its
+/// arm names is not loaded.
 pub(super) async fn loads(config: &Config) -> Vec<Item> {
     let mut items = Vec::new();
     let refused = |arm: &&Arm| digest::compare(config, arm).is_err();

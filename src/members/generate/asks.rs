@@ -1,7 +1,7 @@
 //! The model's part of a turn: which users it is asked about, and what becomes of its answers.
 //!
-//! Invariant: a request leaves the queue only when the model's list is published, or its refusal is reported and what is
-//! stored is sent again. It makes no list without the model.
+//! Invariant: a request leaves the queue only when the model's list is published, or its refusal is reported and what
+//! is stored is sent again. It makes no list without the model.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,9 +22,9 @@ use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::state::LoadedUser;
 
 impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
-    /// While the model has answered, asks it about the next users and then publishes the lists of its answers, so that a
-    /// quick model waits neither for Redis nor for Kafka. Ends when a user is due, whose list needs no model. Returns how
-    /// many lists were published.
+    /// While the model has answered, asks it about the next users and then publishes the lists of its answers, so that
+    /// a quick model waits neither for Redis nor for Kafka. Ends when a user is due, whose list needs no model. Returns
+    /// how many lists were published.
     pub(super) async fn advance_model(&mut self, now: Timestamp) -> Result<u64, Error> {
         let (mut published, start) = (0, (self.clock)());
         loop {
@@ -97,9 +97,9 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
 
     /// A user's score request with the model, by the state as it is now.
     ///
-    /// Invariant: the list is of the newest claim, which is read with the state. Under an earlier claim it could have seen
-    /// what a list of a later one has not, and offsets that a list has seen never fall. The owner of a later claim may
-    /// have died before it asked, so a later claim does not end the request.
+    /// Invariant: the list is of the newest claim, which is read with the state. Under an earlier claim it could have
+    /// seen what a list of a later one has not, and offsets that a list has seen never fall. The owner of a later claim
+    /// may have died before it asked, so a later claim does not end the request.
     fn job_of(&self, ask: &Ask, (loaded, peek): (LoadedUser, Peek)) -> Result<Job, Refused> {
         if loaded.state.is_vacant() {
             return Err(Refused::Gone);

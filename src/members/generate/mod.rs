@@ -231,8 +231,8 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
         Ok(turn)
     }
 
-    /// Serves batch after batch without the model. While the lists of one are published the next one is claimed, so that
-    /// two round trips of Redis overlap. After [`TURN_MAX`] no more batches are claimed.
+    /// Serves batch after batch without the model. While the lists of one are published the next one is claimed, so
+    /// that two round trips of Redis overlap. After [`TURN_MAX`] no more batches are claimed.
     async fn serve(&self) -> Result<Served, Error> {
         let mut served = Served::default();
         let start = (self.clock)();
@@ -368,8 +368,9 @@ impl<L: Log, S: Store, A: Scorer> Generate<L, S, A> {
         !self.queue.batches().is_empty() || model_is_free || self.answered.is_some()
     }
 
-    /// Waits for the log, or until the model has answered: `None`. While there is no room for requests, only assignments
-    /// and revokes are delivered: work of revoked partitions must not be kept. May be given up and called again.
+    /// Waits for the log, or until the model has answered: `None`. While there is no room for requests, only
+    /// assignments and revokes are delivered: work of revoked partitions must not be kept. May be given up and called
+    /// again.
     pub async fn wait(&mut self) -> Result<Option<Delivery>, log::Error> {
         let is_full = self.lanes().room() == 0;
         let Self { log, run, .. } = self;

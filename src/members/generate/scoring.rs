@@ -1,8 +1,8 @@
 //! From claimed users to finished lists, by the model of each user's arm: [`Scoring`].
 //!
-//! Invariant: each job becomes a list without the model, in the order of the jobs. A list with the model is made only of
-//! a complete score response; whatever a model does, the list without it stays. It does not know what the store holds,
-//! nor where lists go.
+//! Invariant: each job becomes a list without the model, in the order of the jobs. A list with the model is made only
+//! of a complete score response; whatever a model does, the list without it stays. It does not know what the store
+//! holds, nor where lists go.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,9 +1,9 @@
 //! How the searches and free texts of users are read for lists: [`TextParts`], [`BoundTexts`], [`UserTexts`].
 //!
-//! Decides when the names of a newer catalogue are read by: the reader of the first names is waited for, and a later one
-//! is made in a thread of its own, while lists go on with the one before, which is safe because a product keeps its
-//! index. Invariant: within a turn all texts are read by one reader, and what is kept of a text changes no list. It does
-//! not know what a text means.
+//! Decides when the names of a newer catalogue are read by: the reader of the first names is waited for, and a later
+//! one is made in a thread of its own, while lists go on with the one before, which is safe because a product keeps its
+//! index. Invariant: within a turn all texts are read by one reader, and what is kept of a text changes no list. It
+//! does not know what a text means.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;

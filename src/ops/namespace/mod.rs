@@ -1,5 +1,5 @@
-//! Works on a namespace from outside the stream: reads a list as a client does, inspects one user, says why a product is
-//! not on a list, compares, promotes, retires and dumps namespaces.
+//! Works on a namespace from outside the stream: reads a list as a client does, inspects one user, says why a product
+//! is not on a list, compares, promotes, retires and dumps namespaces.
 //!
 //! Invariant: nothing here writes a list.
 

@@ -1,7 +1,7 @@
 //! Fits the matcher to labelled texts, measures it, and matches texts.
 //!
-//! Invariant: a label of a product that the catalogue lacks is an error, not a text of what is not sold. It does not know
-//! where results are printed.
+//! Invariant: a label of a product that the catalogue lacks is an error, not a text of what is not sold. It does not
+//! know where results are printed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -2,8 +2,8 @@
 //!
 //! Decides which texts count: searches of the window, and the profile's fields that configuration names as free text.
 //! Invariant: a product that a text denies is no interest by that text nor by an older one about the same subject; what
-//! is said of another person may be an interest, and is no fact about the user; no text permits or forbids a product. It
-//! does not know how a text is read ([`crate::names::meaning`]), nor what an interest is worth.
+//! is said of another person may be an interest, and is no fact about the user; no text permits or forbids a product.
+//! It does not know how a text is read ([`crate::names::meaning`]), nor what an interest is worth.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -57,7 +57,7 @@ pub struct MeantTexts {
     pub(crate) audit: Option<TextsAudit>,
     /// Products of interest with how much: 1 is a text of now that certainly means it. Ascending.
     pub interests: Vec<(u32, f32)>,
-    /// Products that are meant by what a user says of themselves, or does not say of whom, with the time.
+    /// Products meant by texts about the user, or about nobody in particular, with the time.
     pub own: Vec<(u32, Timestamp)>,
     /// Clauses.
     pub counts: TextCounts,

@@ -40,7 +40,7 @@ struct Shop {
     filter: Needs,
 }
 
-/// A shop that may not sell wine to who avoids it, nor to those of whom that is not known.
+/// A shop whose rule forbids wine for users who avoid it, and for users of whom nothing is known.
 fn shop() -> Shop {
     let skus = names()
         .into_iter()

@@ -1,7 +1,8 @@
 //! Says why a product is not on a user's list: what keeps it off, or its rank and the terms that cost it.
 //!
-//! Invariant: what is said follows from the code that composes lists, applied to the state, the catalogue and the counts
-//! that it is given. The model is not asked: ranks are those of the terms without it. It does not know stored lists.
+//! Invariant: what is said follows from the code that composes lists, applied to the state, the catalogue and the
+//! counts that it is given. The model is not asked: ranks are those of the terms without it. It does not know stored
+//! lists.
 
 use std::sync::Arc;
 

@@ -76,7 +76,8 @@ impl Source {
 pub enum Stage {
     /// Made at once, without the model: 0.
     Mixture,
-    /// Made with the model: 1. Lists of releases before there were stages count as such, so that their claim is finished.
+    /// Made with the model: 1. Lists of releases before there were stages count as such, so that their claim is
+    /// finished.
     #[default]
     Model,
 }

@@ -1,8 +1,9 @@
 //! An audit as the store keeps it beside its list: columns, with the digits that explain, compressed.
 //!
-//! Invariant: what is read from [`StoredAudit`] is the audit that was written, but for rounding: scores to 0.0001, shares of
-//! terms to 0.001 and propensities to one part in a thousand. Text that an earlier release stored is JSON, and is read as
-//! that. Candidates are left out: they are for evaluations, which read updates. It does not know where it is stored.
+//! Invariant: what is read from [`StoredAudit`] is the audit that was written, but for rounding: scores to 0.0001,
+//! shares of terms to 0.001 and propensities to one part in a thousand. Text that an earlier release stored is JSON,
+//! and is read as that. Candidates are left out: they are for evaluations, which read updates. It does not know where
+//! it is stored.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};

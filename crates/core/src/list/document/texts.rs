@@ -1,7 +1,7 @@
 //! What the audit of a list keeps of the user's texts: what each clause was read as, never its words.
 //!
-//! Invariant: no text of a user is in it: a clause is named by the position of its search or by the field of the profile.
-//! It does not know how texts are read.
+//! Invariant: no text of a user is in it: a clause is named by the position of its search or by the field of the
+//! profile. It does not know how texts are read.
 
 use serde::{Deserialize, Serialize};
 
@@ -25,7 +25,7 @@ pub struct ClauseAudit {
     pub source: String,
     /// Whether it is said not to be so, or not to be wanted: then it is no interest.
     pub negated: bool,
-    /// Of whom it is said.
+    /// The person that it is about.
     pub subject: Subject,
     /// For how many days, if that is said.
     pub days: Option<u32>,

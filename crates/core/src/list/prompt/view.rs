@@ -177,8 +177,8 @@ fn name_of(event: &WindowEvent, catalogue: &Catalogue) -> Option<String> {
     (!name.is_empty()).then_some(name)
 }
 
-/// A profile in words: yes and no for booleans, lists with commas; null and values that are not known are left out. Two profiles with the same words give
-/// the same prompt.
+/// A profile in words: yes and no for booleans, lists with commas; null and values that are not known are left out. Two
+/// profiles with the same words give the same prompt.
 pub fn words(profile: &Profile) -> BTreeMap<String, String> {
     let fields = profile.0.iter().filter_map(|(field, value)| {
         let words = clean(&in_words(value)?, VALUE_MAX);

@@ -3,8 +3,8 @@
 //! Decides which texts speak of a user: the names of the newest [`NAMES_MAX`] products that the user viewed, clicked,
 //! put into the cart or bought, each once, and the profile, whose values count together as much as one name. Invariant:
 //! the order in which a state got its events changes no value. It does not know which encoder made the vectors, nor
-//! when. Of searches only the products are read that they mean, if texts are matched: nobody else may have written the same
-//! words, so no artefact could have their vectors.
+//! when. Of searches only the products are read that they mean, if texts are matched: nobody else may have written the
+//! same words, so no artefact could have their vectors.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -151,8 +151,8 @@ impl Texts {
 
     /// Similarity of each name to a user's texts; `None` if none of them has a vector.
     ///
-    /// A name of the user's own is compared with the user's other texts: that it is like itself says nothing, and whether
-    /// it is bought again is said by `repeat`.
+    /// A name of the user's own is compared with the user's other texts: that it is like itself says nothing, and
+    /// whether it is bought again is said by `repeat`.
     pub fn similar(&self, own: &[OwnText]) -> Option<Arc<[f32]>> {
         let found = own
             .iter()

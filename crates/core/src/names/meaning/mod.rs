@@ -60,8 +60,8 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A reader of the names of products, in the order of their indices, and of need terms. A name that is also said for
-    /// a need term means the term.
+    /// A reader of the names of products, in the order of their indices, and of need terms. A name that is also said
+    /// for a need term means the term.
     pub fn new(names: &[String], model: Arc<Model>, needs: &NeedTable) -> Self {
         let mut surfaces: Vec<(u32, &str)> = Vec::new();
         let mut meanings: Vec<Meaning> = Vec::new();

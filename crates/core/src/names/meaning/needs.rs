@@ -1,7 +1,8 @@
 //! Need terms: words for what people need, each with the products or categories that serve it.
 //!
 //! Decides which products a need term stands for in a catalogue. Invariant: a term stands for products and categories
-//! that the table names and for no others, and no text is a surface of two terms. It does not know how texts are matched.
+//! that the table names and for no others, and no text is a surface of two terms. It does not know how texts are
+//! matched.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,9 +1,9 @@
 //! Readings that users share, kept by the hash of their text: [`SharedReadings`].
 //!
-//! Decides which readings are kept, and for whom. A reading is at first kept for the user who typed the text; once as
-//! many users as configured have typed it, it is kept for all. Invariant: no text and no user's id is kept, only hashes
-//! that are keyed by this process; memory is bounded; what is kept changes no reading, only how often one is made. It
-//! does not know how texts are read.
+//! Decides which readings are kept, and for which users. A reading is at first kept for the user who typed the text;
+//! once as many users as configured have typed it, it is kept for all. Invariant: no text and no user's id is kept,
+//! only hashes that are keyed by this process; memory is bounded; what is kept changes no reading, only how often one
+//! is made. It does not know how texts are read.
 
 // Hash maps are for lookup only: their order never reaches an output.
 #[expect(clippy::disallowed_types, reason = "lookup only")]
@@ -34,7 +34,8 @@ pub struct SharedReadings {
 }
 
 impl SharedReadings {
-    /// Nothing is kept yet. A text is shared once `users_min` users typed it; `most` is the most texts kept of each kind.
+    /// Nothing is kept yet. A text is shared once `users_min` users typed it; `most` is the most texts kept of each
+    /// kind.
     pub fn new(secret: [u8; 32], users_min: usize, most: usize) -> Self {
         Self {
             secret,

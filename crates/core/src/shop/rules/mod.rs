@@ -1,9 +1,9 @@
 //! Rules, segments and the need filter: `(profile, table) -> permitted PUs, ids of the rules that fired`.
 //!
 //! Invariant: rules fail closed. A `required` rule whose field is unknown forbids its products, and those whose
-//! attributes cannot be compared; a fired rule forbids every SKU that the table does not know. A field with a value that
-//! cannot be compared never goes unnoticed: [`Verdict::unreadable`] names the rule. The model never decides what is permitted. A table does not know
-//! stock: [`Verdict::permitted`] takes the catalogue.
+//! attributes cannot be compared; a fired rule forbids every SKU that the table does not know. A field with a value
+//! that cannot be compared never goes unnoticed: [`Verdict::unreadable`] names the rule. The model never decides what
+//! is permitted. A table does not know stock: [`Verdict::permitted`] takes the catalogue.
 
 mod condition;
 mod fields;

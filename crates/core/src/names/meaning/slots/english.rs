@@ -1,7 +1,7 @@
 //! English: which words of a stretch name something, and which say negation, subject and duration.
 //!
-//! Decides by closed lists of words. Invariant: the words behind a negation are in negated parts alone. It does not know
-//! grammar beyond these lists.
+//! Decides by closed lists of words. Invariant: the words behind a negation are in negated parts alone. It does not
+//! know grammar beyond these lists.
 
 use super::{Part, Stretch, Subject};
 

@@ -1,9 +1,10 @@
 //! What a text says about what it names: clauses with negation, subject and duration.
 //!
-//! Decides which words name something and which say whether, of whom and for how long: "no cough", "for my mother",
-//! "for three weeks". Invariant: any text has clauses, at most [`CLAUSES_MAX`] of at most its first [`BYTES_MAX`] bytes;
-//! equal texts have equal clauses; what stands behind a negation is never in a clause that is not negated. English and
-//! Chinese are read, and any other language as if nothing were said of a name. It does not know products.
+//! Decides which words name something, and which negate it or say about which person and for how long: "no cough", "for
+//! my mother", "for three weeks". Invariant: any text has clauses, at most [`CLAUSES_MAX`] of at most its first
+//! [`BYTES_MAX`] bytes; equal texts have equal clauses; what stands behind a negation is never in a clause that is not
+//! negated. English and Chinese are read, and any other language as if nothing were said of a name. It does not know
+//! products.
 
 mod chinese;
 mod english;
@@ -21,7 +22,7 @@ const BYTES_MAX: usize = 1024;
 /// The most clauses of a text.
 pub(super) const CLAUSES_MAX: usize = 12;
 
-/// Of whom a text speaks.
+/// The person that a text is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Subject {
