@@ -71,15 +71,9 @@ enum Command {
     },
     /// Check configuration, rules, templates, and without --offline also brokers, topics, catalogue, Redis and models.
     #[command(
-        after_help = "Examples:\n  nearshore check --offline --config nearshore.toml\n  nearshore check --config nearshore.toml --json"
+        after_help = "Examples:\n  nearshore check --offline --config nearshore.toml\n  nearshore check --config nearshore.toml --json\n  nearshore check --acl --role ingest       # the rights to grant on Kafka and Redis\n  nearshore check --role ingest             # are they there?"
     )]
-    Check {
-        #[command(flatten)]
-        common: Common,
-        /// Check only what needs no network.
-        #[arg(long)]
-        offline: bool,
-    },
+    Check(check::Options),
     /// Print the effective configuration, secrets masked.
     #[command(after_help = "Examples:\n  nearshore config --config nearshore.toml")]
     Config {
@@ -331,10 +325,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo(args) => crate::demo::run(args),
         Command::Dlq(command) => dlq::run(command),
         Command::Evaluate(args) => evaluate::run(&args),
-        Command::Check { common, offline } => {
-            let path = common.config.as_deref();
-            block_on(async { Ok(ExitCode::from(check::run(path, offline, common.json).await)) })
-        }
+        Command::Check(options) => check::command(options),
         Command::Config { common } => Ok(ExitCode::from(config::config(
             common.config.as_deref(),
             common.json,

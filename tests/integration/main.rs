@@ -35,6 +35,7 @@ mod redis_failover;
 mod redis_trouble;
 mod refresh;
 mod retention;
+mod rights;
 mod safety;
 mod searches;
 mod simulation;

@@ -366,7 +366,7 @@ impl Admin {
         .await
     }
 
-    async fn ask<T: Send + 'static>(
+    pub(super) async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
@@ -401,7 +401,11 @@ impl Admin {
         }
     }
 
-    fn limit(&self) -> Duration {
+    pub(super) fn native(&self) -> &rdkafka::client::Client<Watch> {
+        self.client.client()
+    }
+
+    pub(super) fn limit(&self) -> Duration {
         self.settings.ack_timeout
     }
 

@@ -1,11 +1,13 @@
-//! Calls that rdkafka's safe interface lacks: headers whose names are not UTF-8, watermarks that are known already, and a
-//! new login of a running client.
+//! Calls that rdkafka's safe interface lacks: headers whose names are not UTF-8, watermarks that are known already, a
+//! new login of a running client, and what a client may do.
 //!
 //! The only `unsafe` of this crate. Invariant: no result points into librdkafka's memory; one borrowed message would
 //! keep the whole fetch response that it came in.
 
-use std::ffi::{CStr, CString};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{CStr, CString, c_char, c_int};
 use std::ptr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rdkafka::ClientContext;
@@ -14,6 +16,7 @@ use rdkafka::bindings as raw;
 use rdkafka::client::Client;
 use rdkafka::message::BorrowedMessage;
 
+use super::rights::Operation;
 use nearshore_core::user::record::{Offset, Partition, Position, Record, Timestamp};
 
 /// A copy of the message; its partition is shared, not copied.
@@ -111,4 +114,162 @@ pub(super) fn set_login<C: ClientContext>(
         raw::rd_kafka_error_destroy(error);
         Err(text)
     }
+}
+
+/// What a client asks its rights on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Resource {
+    Topic,
+    Group,
+}
+
+/// The operations that the client may do on each of these, by name (KIP-430); `None` where the broker does not say, as
+/// for a topic that does not exist. A refusal to describe is an empty set.
+///
+/// # Errors
+///
+/// The broker's or librdkafka's reason, if there is no answer at all within `limit`.
+pub(super) fn operations<C: ClientContext>(
+    client: &Client<C>,
+    resource: Resource,
+    names: &[String],
+    limit: Duration,
+) -> Result<BTreeMap<String, Option<BTreeSet<Operation>>>, String> {
+    let owned: Result<Vec<CString>, _> = names.iter().map(|name| CString::new(&**name)).collect();
+    let owned = owned.map_err(|_| "a name has a zero byte".to_owned())?;
+    let mut pointers: Vec<*const c_char> = owned.iter().map(|name| name.as_ptr()).collect();
+    let millis = c_int::try_from(limit.as_millis()).unwrap_or(c_int::MAX);
+    // SAFETY: the client and the names outlive this function, each thing that is made here is destroyed once, after
+    // its last use, and an event is asked only for the result of its own kind.
+    unsafe {
+        let rk = client.native_ptr();
+        let queue = raw::rd_kafka_queue_new(rk);
+        let kind = match resource {
+            Resource::Topic => raw::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
+            Resource::Group => raw::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS,
+        };
+        let options = raw::rd_kafka_AdminOptions_new(rk, kind);
+        raw::rd_kafka_AdminOptions_set_request_timeout(options, millis, ptr::null_mut(), 0);
+        let error = raw::rd_kafka_AdminOptions_set_include_authorized_operations(options, 1);
+        if !error.is_null() {
+            raw::rd_kafka_error_destroy(error);
+        }
+        match resource {
+            Resource::Topic => {
+                let topics = raw::rd_kafka_TopicCollection_of_topic_names(
+                    pointers.as_mut_ptr(),
+                    names.len(),
+                );
+                raw::rd_kafka_DescribeTopics(rk, topics, options, queue);
+                raw::rd_kafka_TopicCollection_destroy(topics);
+            }
+            Resource::Group => raw::rd_kafka_DescribeConsumerGroups(
+                rk,
+                pointers.as_mut_ptr(),
+                names.len(),
+                options,
+                queue,
+            ),
+        }
+        let event = raw::rd_kafka_queue_poll(queue, millis);
+        let answer = answer(event, resource);
+        if !event.is_null() {
+            raw::rd_kafka_event_destroy(event);
+        }
+        raw::rd_kafka_AdminOptions_destroy(options);
+        raw::rd_kafka_queue_destroy(queue);
+        answer
+    }
+}
+
+/// # Safety
+///
+/// The event is null, or the answer to a description of this kind of resource.
+unsafe fn answer(
+    event: *mut raw::rd_kafka_event_t,
+    resource: Resource,
+) -> Result<BTreeMap<String, Option<BTreeSet<Operation>>>, String> {
+    if event.is_null() {
+        return Err("no answer in time".into());
+    }
+    let mut found = BTreeMap::new();
+    // SAFETY: as above; whatever the event has lives until it is destroyed, and is copied here.
+    unsafe {
+        if raw::rd_kafka_event_error(event) != raw::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
+        {
+            let text = raw::rd_kafka_event_error_string(event);
+            return Err(CStr::from_ptr(text).to_string_lossy().into_owned());
+        }
+        let mut count = 0;
+        match resource {
+            Resource::Topic => {
+                let result = raw::rd_kafka_event_DescribeTopics_result(event);
+                let all = raw::rd_kafka_DescribeTopics_result_topics(result, &mut count);
+                for nth in 0..count {
+                    let one = *all.add(nth);
+                    let name = raw::rd_kafka_TopicDescription_name(one);
+                    let error = raw::rd_kafka_TopicDescription_error(one);
+                    let mut n = 0;
+                    let all = raw::rd_kafka_TopicDescription_authorized_operations(one, &mut n);
+                    found.insert(text(name), permitted(error, all, n));
+                }
+            }
+            Resource::Group => {
+                let result = raw::rd_kafka_event_DescribeConsumerGroups_result(event);
+                let all = raw::rd_kafka_DescribeConsumerGroups_result_groups(result, &mut count);
+                for nth in 0..count {
+                    let one = *all.add(nth);
+                    let name = raw::rd_kafka_ConsumerGroupDescription_group_id(one);
+                    let error = raw::rd_kafka_ConsumerGroupDescription_error(one);
+                    let mut n = 0;
+                    let all =
+                        raw::rd_kafka_ConsumerGroupDescription_authorized_operations(one, &mut n);
+                    found.insert(text(name), permitted(error, all, n));
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// # Safety
+///
+/// The text ends with a zero byte.
+unsafe fn text(text: *const c_char) -> String {
+    // SAFETY: as above.
+    unsafe { CStr::from_ptr(text).to_string_lossy().into_owned() }
+}
+
+/// # Safety
+///
+/// The error is null or alive, and `n` operations are at `all`, which may be null.
+unsafe fn permitted(
+    error: *const raw::rd_kafka_error_t,
+    all: *const raw::rd_kafka_AclOperation_t,
+    n: usize,
+) -> Option<BTreeSet<Operation>> {
+    use raw::rd_kafka_AclOperation_t as Native;
+    use raw::rd_kafka_resp_err_t as Code;
+    // SAFETY: as above; the code of no error is that of success.
+    let (code, all) = unsafe {
+        let all = match all.is_null() {
+            true => &[][..],
+            false => std::slice::from_raw_parts(all, n),
+        };
+        (raw::rd_kafka_error_code(error), all)
+    };
+    match code {
+        Code::RD_KAFKA_RESP_ERR_NO_ERROR if n > 0 => {}
+        Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED
+        | Code::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED => return Some(BTreeSet::new()),
+        _ => return None,
+    }
+    let known = all.iter().filter_map(|operation| match operation {
+        Native::RD_KAFKA_ACL_OPERATION_READ => Some(Operation::Read),
+        Native::RD_KAFKA_ACL_OPERATION_WRITE => Some(Operation::Write),
+        Native::RD_KAFKA_ACL_OPERATION_DESCRIBE => Some(Operation::Describe),
+        Native::RD_KAFKA_ACL_OPERATION_DESCRIBE_CONFIGS => Some(Operation::DescribeConfigs),
+        _ => None,
+    });
+    Some(known.collect())
 }

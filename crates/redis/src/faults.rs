@@ -35,14 +35,24 @@ pub(super) fn is_login(reason: &str) -> bool {
     reason.contains(LOGIN)
 }
 
-/// Whether the user of the ACL lacks a right.
+/// Whether the user of the ACL lacks a right. Inside of a script Redis says so without its code: to 7.2 in the first
+/// words, later in the second.
 pub(super) fn is_right(error: &RedisError) -> bool {
+    let in_script = [
+        "The user executing the script can't",
+        "ACL failure in script",
+    ];
     error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm)
+        || error.code() == Some("ERR")
+            && in_script
+                .iter()
+                .any(|words| error.detail().is_some_and(|said| said.starts_with(words)))
 }
 
 /// What the reason of a missing right begins with.
 pub(super) const RIGHT: &str = "redis.username: its user lacks a right";
-pub(super) const RIGHT_ADVICE: &str = "give it by ACL SETUSER: ~* +@read +@write +@scripting +@connection -@dangerous +info +time +wait, and for a cluster +cluster|slots";
+pub(super) const RIGHT_ADVICE: &str =
+    "`nearshore check` says which, and `nearshore check --acl` prints the rule that gives them";
 
 /// Whether Redis refuses for now only.
 pub(super) fn is_temporary(error: &RedisError) -> bool {
@@ -78,7 +88,7 @@ pub(super) fn keys_of(cmd: &Cmd) -> Vec<String> {
 pub(super) fn is_of_a_value(error: &RedisError) -> bool {
     match error.code() {
         Some("WRONGTYPE") => true,
-        Some("ERR") => error.to_string().contains("user_script"),
+        Some("ERR") => error.to_string().contains("user_script") && !is_right(error),
         _ => false,
     }
 }

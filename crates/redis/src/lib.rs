@@ -4,7 +4,7 @@
 //! beside the value that it guards. Reads go to primaries only. The store decides nothing. Users are in [`users`];
 //! counts, stock and blocks in [`shared`]; namespaces and the layout in [`register`]; scans and checks in [`survey`];
 //! checkpoints in [`checkpoints`]; erases in [`erased`]; what lists earned in [`arms`]; neighbours of SKUs in
-//! [`neighbours`].
+//! [`neighbours`]; what rights all this needs in [`rights`].
 
 mod arms;
 mod checkpoints;
@@ -14,6 +14,7 @@ mod link;
 pub mod metrics;
 mod neighbours;
 mod register;
+mod rights;
 mod scripts;
 mod settings;
 mod shared;
@@ -28,6 +29,7 @@ use std::time::Duration;
 use redis::{Cmd, FromRedisValue, Value};
 
 pub use erased::Trace;
+pub use rights::{Use, acl};
 pub use settings::RedisSettings;
 pub use survey::Check;
 

@@ -152,6 +152,11 @@ impl Link {
         self.is_cluster
     }
 
+    /// Connects if there is no connection.
+    pub(super) async fn connected(&self) -> Result<(), Error> {
+        self.live().await.map(drop)
+    }
+
     /// Runs `cmds` and returns the answers in their order. Each `per` consecutive commands share a slot and are
     /// executed in their order; in a cluster, other commands may overtake them.
     pub(super) async fn run(&self, cmds: Vec<Cmd>, per: usize) -> Result<Vec<Value>, Error> {

@@ -39,6 +39,26 @@ const SOURCES: [(Effect, &str); 12] = [
     (Effect::Discard, include_str!("lua/discard.lua")),
 ];
 
+impl Effect {
+    /// All effects.
+    pub(super) const ALL: [Self; SOURCES.len()] = {
+        let mut all = [Self::Fold; SOURCES.len()];
+        let mut nth = 0;
+        while nth < all.len() {
+            all[nth] = SOURCES[nth].0;
+            nth += 1;
+        }
+        all
+    };
+}
+
+/// The commands that a script calls, in lower case.
+pub(super) fn commands_of(effect: Effect) -> impl Iterator<Item = String> {
+    let (_, source) = SOURCES[effect as usize];
+    let calls = source.split("redis.call('").skip(1);
+    calls.map(|rest| rest.split('\'').next().unwrap_or_default().to_lowercase())
+}
+
 static HASHES: LazyLock<[String; SOURCES.len()]> =
     LazyLock::new(|| SOURCES.map(|(_, source)| Script::new(source).get_hash().into()));
 

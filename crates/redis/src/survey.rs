@@ -19,6 +19,8 @@ pub type Check = (String, Result<String, String>);
 const PAGE: u32 = 500;
 /// Time to live of a probe's key.
 const PROBE_MS: u64 = 10_000;
+/// What hash tags of probes begin with.
+const PROBE: &str = "nearshore-probe-";
 /// The oldest supported Redis: since 7.0 the errors READONLY and OOM of a script keep their code.
 const OLDEST: (u32, u32) = (7, 0);
 
@@ -26,6 +28,8 @@ pub(super) struct Primary {
     pub(super) node: Node,
     /// A hash tag whose keys lie on this primary.
     pub(super) tag: String,
+    /// A hash tag, on this primary too, that no user and no SKU has.
+    pub(super) probe_tag: String,
 }
 
 impl RedisStore {
@@ -189,6 +193,7 @@ impl RedisStore {
             return Ok(vec![Primary {
                 node: Node::Only,
                 tag: "0".into(),
+                probe_tag: PROBE.into(),
             }]);
         }
         let mut slots = cmd("CLUSTER");
@@ -204,9 +209,15 @@ impl RedisStore {
             let port: u16 = self.read(place.next().unwrap_or(Value::Nil))?;
             let node = Node::At(host, port);
             if !found.iter().any(|primary| primary.node == node) {
-                let tag = tag_between(first, last)
-                    .ok_or_else(|| self.link().unexpected("no hash tag for a range of slots"))?;
-                found.push(Primary { node, tag });
+                let tag = |start| {
+                    tag_between(first, last, start)
+                        .ok_or_else(|| self.link().unexpected("no hash tag for a range of slots"))
+                };
+                found.push(Primary {
+                    node,
+                    tag: tag("")?,
+                    probe_tag: tag(PROBE)?,
+                });
             }
         }
         if found.is_empty() {
@@ -226,11 +237,11 @@ impl RedisStore {
     }
 }
 
-/// A hash tag whose slot lies in the range; a hundred thousand tries find one for any range.
-fn tag_between(first: u16, last: u16) -> Option<String> {
+/// A hash tag that begins so and whose slot lies in the range; a hundred thousand tries find one for any range.
+fn tag_between(first: u16, last: u16, start: &str) -> Option<String> {
     let inside: Vec<Slot> = (first..=last).filter_map(Slot::new).collect();
     (0..100_000)
-        .map(|n| n.to_string())
+        .map(|n| format!("{start}{n}"))
         .find(|tag| inside.contains(&Slot::for_key(tag)))
 }
 
@@ -313,7 +324,9 @@ mod tests {
     #[test]
     fn every_range_of_slots_has_a_hash_tag() {
         for (first, last) in [(0, 5460), (5461, 10922), (10923, 16383), (7, 7)] {
-            assert!(tag_between(first, last).is_some(), "{first}-{last}");
+            assert!(tag_between(first, last, "").is_some(), "{first}-{last}");
+            let tag = tag_between(first, last, PROBE).expect("a tag");
+            assert!(tag.starts_with(PROBE), "{tag}");
         }
     }
 }

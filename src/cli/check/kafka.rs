@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::Item;
+use super::{Item, acl};
 use crate::config::Config;
 use crate::members::{generate, ingest, stock};
 use nearshore_core::map::ReadAs;
@@ -16,7 +16,7 @@ pub(super) const ANSWER_MAX: Duration = Duration::from_secs(5);
 const WEEK: Duration = Duration::from_secs(7 * 86_400);
 
 /// Checks everything about Kafka.
-pub(super) async fn check(config: &Config) -> Vec<Item> {
+pub(super) async fn check(config: &Config, login: acl::Login) -> Vec<Item> {
     let mut settings = config.kafka.clone();
     settings.ack_timeout = settings.ack_timeout.min(ANSWER_MAX);
     let admin = match Admin::new(&settings) {
@@ -53,6 +53,7 @@ pub(super) async fn check(config: &Config) -> Vec<Item> {
         }
     }
     items.extend(groups(config, &admin).await);
+    items.extend(acl::check(config, &admin, login).await);
     items
 }
 
@@ -79,8 +80,8 @@ async fn of_inputs(config: &Config, admin: &Admin) -> Vec<Item> {
     }
 }
 
-/// Checks whether the ACL allows reading each consumer group's positions, which needs Describe on the group. The rights
-/// to join a group and to write to topics are not checked: that would need a join or a write.
+/// Checks whether each consumer group's positions can be read, which needs Describe on the group and a coordinator that
+/// runs. What else the ACL permits is for [`acl`].
 async fn groups(config: &Config, admin: &Admin) -> Vec<Item> {
     let topics = &config.topics;
     let ingest = ingest::group(&config.kafka, &config.namespace);

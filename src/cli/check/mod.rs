@@ -1,20 +1,23 @@
 //! `nearshore check`: checks everything that must be right, and says what to do where it is not.
 //!
-//! Invariant: it writes nothing but a short-lived probe key in Redis. It does not stop at a failure: a broker that is
+//! Invariant: it writes nothing but short-lived keys of probes in Redis. It does not stop at a failure: a broker that is
 //! down does not hide what is wrong with Redis.
 
 use std::fmt::Write;
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::config::{WRONG, read};
+use super::{Common, block_on};
 use crate::config::{Config, Problem};
 use crate::ops::visible::{visible_json, visible_lines};
 use crate::run::{ADVICE, strangers};
 use nearshore_core::ports::store::Error;
 
+pub(crate) mod acl;
 mod catalogue;
 mod endpoint;
 mod inputs;
@@ -129,10 +132,50 @@ impl Report {
     }
 }
 
-/// `nearshore check`: prints the report and returns the exit code.
-pub async fn run(path: Option<&Path>, offline: bool, json: bool) -> u8 {
+/// The options of `nearshore check`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    common: Common,
+    /// Check only what needs no network.
+    #[arg(long)]
+    offline: bool,
+    /// Whose rights on Kafka and Redis are checked or printed.
+    #[arg(long, value_enum, default_value = "all")]
+    role: acl::Login,
+    /// Print the rights that this configuration needs, and check nothing.
+    #[arg(long, conflicts_with = "offline")]
+    acl: bool,
+    /// Kafka's principal in what is printed, without `User:` [default: sasl.username, or nearshore].
+    #[arg(long, requires = "acl", value_name = "NAME")]
+    principal: Option<String>,
+}
+
+/// `nearshore check`.
+pub(crate) fn command(options: Options) -> anyhow::Result<ExitCode> {
+    let Options {
+        common,
+        offline,
+        role,
+        acl,
+        principal,
+    } = options;
+    let path = common.config.as_deref();
+    if acl {
+        let code = acl::print(path, role, principal.as_deref(), common.json);
+        return Ok(ExitCode::from(code));
+    }
+    if role == acl::Login::Client {
+        anyhow::bail!("a client has no part in what is checked: --role client goes with --acl");
+    }
+    block_on(async { Ok(ExitCode::from(run(path, offline, role, common.json).await)) })
+}
+
+/// Prints the report and returns the exit code.
+async fn run(path: Option<&Path>, offline: bool, login: acl::Login, json: bool) -> u8 {
+    let shown = path.unwrap_or(Path::new("(defaults)"));
     let report = match read(path) {
-        Ok(config) => check(&config, path.unwrap_or(Path::new("(defaults)")), offline).await,
+        Ok(config) => check_as(&config, shown, offline, login).await,
         Err(problems) => refused(&problems),
     };
     if json {
@@ -155,6 +198,11 @@ fn refused(problems: &[Problem]) -> Report {
 
 /// Checks everything that the configuration names; with `offline` only files.
 pub async fn check(config: &Config, path: &Path, offline: bool) -> Report {
+    check_as(config, path, offline, acl::Login::All).await
+}
+
+/// Checks as [`check`] does, with the rights that this login needs.
+async fn check_as(config: &Config, path: &Path, offline: bool, login: acl::Login) -> Report {
     let mut items = vec![file(path)];
     items.extend(settings(config));
     items.extend(model::files(config));
@@ -162,13 +210,13 @@ pub async fn check(config: &Config, path: &Path, offline: bool) -> Report {
     items.extend(texts::files(config));
     items.extend(inputs::check(config).await);
     if !offline {
-        let kafka = kafka::check(config).await;
+        let kafka = kafka::check(config, login).await;
         let answers = kafka.iter().all(|item| item.mark != Mark::Fail);
         items.extend(kafka);
         if answers {
             items.extend(catalogue::check(config).await);
         }
-        items.extend(redis(config).await);
+        items.extend(redis(config, login).await);
         items.extend(installation(config).await);
         items.extend(rules::check(config).await);
         items.extend(model::loads(config).await);
@@ -217,7 +265,7 @@ fn settings(config: &Config) -> Vec<Item> {
     items
 }
 
-async fn redis(config: &Config) -> Vec<Item> {
+async fn redis(config: &Config, login: acl::Login) -> Vec<Item> {
     let store = match nearshore_redis::RedisStore::new(config.redis.clone()) {
         Ok(store) => store,
         Err(error) => return vec![Item::fail("redis", error.to_string())],
@@ -230,7 +278,14 @@ async fn redis(config: &Config) -> Vec<Item> {
             Err(error @ (Error::Unavailable { .. } | Error::Timeout { .. })) => {
                 vec![("redis answers".to_owned(), Err(error.to_string()))]
             }
-            _ => store.check().await,
+            _ => {
+                let mut checks = store.check().await;
+                match store.check_rights(login.uses()).await {
+                    Ok(rights) => checks.extend(rights),
+                    Err(error) => checks.push(("redis rights".into(), Err(error.to_string()))),
+                }
+                checks
+            }
         }
     };
     let Ok(checks) = tokio::time::timeout(limit, checked).await else {
@@ -293,8 +348,9 @@ fn advice(name: &str, wrong: &str) -> Option<&'static str> {
         ),
         (
             "takes writes",
-            "point redis.url at the primary; the ACL needs ~* +@read +@write +@scripting +@connection -@dangerous +info +time +wait, for a cluster +cluster|slots, too",
+            "point redis.url at the primary; nearshore check --acl prints the rights that the login needs",
         ),
+        ("rights", acl::ADVICE),
         ("version", "use Redis 7.0 or newer"),
         (
             "maxmemory-policy",
