@@ -377,6 +377,20 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_among_the_properties_is_refused_without_quoting_it() {
+        for key in SECRET {
+            let mut settings = KafkaSettings::default();
+            settings.properties.insert(key.into(), "hunter2".into());
+            let error = settings.check().expect_err(key).to_string();
+            assert!(
+                error.contains(key) && error.contains("kafka.secret_files"),
+                "{error}"
+            );
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_secret_is_read_from_its_file_without_its_newline() {
         let file = tempfile::NamedTempFile::new().expect("temporary file");
         std::fs::write(file.path(), "hunter 2\n").expect("written");

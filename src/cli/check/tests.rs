@@ -223,3 +223,20 @@ fn a_model_of_another_hash_fails_by_arm_and_hash() {
         unused.found
     );
 }
+
+/// A template is tried when it is loaded, by the configuration and by every process.
+#[test]
+fn a_prompt_template_that_does_not_end_is_refused() {
+    let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
+    for source in [endless.to_owned(), format!("a\n---assistant---\n{endless}")] {
+        let loaded = nearshore_core::list::prompt::Template::load(&source, "endless.j2");
+        let Err(error) = loaded else {
+            panic!("{source} is accepted");
+        };
+        let error = format!("{:#}", anyhow::Error::new(error));
+        assert!(
+            error.contains("endless.j2") && error.contains("fuel"),
+            "{error}"
+        );
+    }
+}
