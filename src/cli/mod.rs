@@ -23,6 +23,7 @@ pub mod config;
 mod dlq;
 mod evaluate;
 mod forget;
+mod import;
 mod logs;
 mod map;
 mod matching;
@@ -191,6 +192,9 @@ enum Command {
     /// Measure what lists would have been worth: replay a log, stop held-out users, compare with what they bought.
     #[command(after_help = evaluate::EXAMPLES)]
     Evaluate(evaluate::EvaluateArgs),
+    /// Bring history from files into the topics, each record with its own time.
+    #[command(after_help = import::EXAMPLES)]
+    Import(import::ImportArgs),
     /// Learn an arm's weights and tables from the shop's own log, and write them as an artefact.
     #[command(after_help = align::EXAMPLES)]
     Align(align::AlignArgs),
@@ -318,6 +322,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Man(args) => shell::man(&args),
         Command::Map(args) => map::run(&args),
         Command::RunProgram => map::run_program(),
+        Command::Import(args) => import::run(&args),
         Command::Align(args) => align::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Match(args) => matching::run(&args),

@@ -7,6 +7,7 @@ pub mod dlq;
 pub(crate) mod evaluate;
 pub(crate) mod files;
 pub mod forget;
+pub(crate) mod import;
 pub mod inspect;
 pub(crate) mod lists;
 pub mod namespace;

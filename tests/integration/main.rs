@@ -15,6 +15,7 @@ mod fuzz;
 mod harness;
 mod head;
 mod hits;
+mod import;
 mod installations;
 mod instructions;
 mod isolation;

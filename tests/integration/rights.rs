@@ -319,7 +319,10 @@ async fn every_role_and_command_works_with_exactly_the_rights_that_are_printed()
 /// Every command that reaches Kafka or Redis.
 async fn commands(operator: &Access, site: &Site) {
     let (next, ns) = (format!("{}-2", site.ns), &*site.ns);
+    let row = "{\"user\":\"bob\",\"type\":\"view\",\"sku\":\"sku-01\",\"timestamp\":\"2026-01-31T17:30:00Z\"}\n";
+    let file = shown(&site.write("events.jsonl", row));
     let orders: &[&[&str]] = &[
+        &["import", "--events", &file],
         &["get", "ann"],
         &["inspect", "ann"],
         &["inspect", "ann", "--why-not", "RED WINE"],

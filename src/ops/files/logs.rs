@@ -54,7 +54,8 @@ impl Rejects {
         self.codes.values().sum()
     }
 
-    fn add(&mut self, place: impl FnOnce() -> String, reject: &Reject) {
+    /// Counts one.
+    pub(crate) fn add(&mut self, place: impl FnOnce() -> String, reject: &Reject) {
         *self.codes.entry(reject.code()).or_default() += 1;
         if self.first.len() < NAMED {
             self.first
@@ -146,7 +147,19 @@ impl Logs {
         decoding: &Decoding,
         place: impl FnOnce() -> String,
     ) {
-        let added = match topic {
+        if let Err(reject) = self.decode(topic, records, decoding) {
+            self.rejects.add(place, &reject);
+        }
+    }
+
+    /// Adds what one record of a topic is, all of it; the error says why it cannot be used, and then nothing is added.
+    pub(crate) fn decode(
+        &mut self,
+        topic: Topic,
+        records: &[Record],
+        decoding: &Decoding,
+    ) -> Result<(), Reject> {
+        match topic {
             Topic::Catalog | Topic::Titles => self.add_skus(records, decoding),
             Topic::Profiles => {
                 // What a mapping made is plain, whatever format our own topic has.
@@ -159,10 +172,7 @@ impl Logs {
                 };
                 self.add_of_users(records, Source::Profiles(format), decoding)
             }
-            Topic::Events => self.add_of_users(records, Source::Events, decoding),
-        };
-        if let Err(reject) = added {
-            self.rejects.add(place, &reject);
+            Topic::Events | Topic::Rows => self.add_of_users(records, Source::Events, decoding),
         }
     }
 

@@ -10,6 +10,7 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
+use nearshore_core::map::ReadAs;
 use nearshore_core::user::event::Reject;
 use nearshore_core::user::record::{Offset, Partition, Position, Record};
 use serde_json::{Map, Value};
@@ -22,9 +23,8 @@ mod row;
 mod table;
 mod time;
 
-#[cfg(test)]
-use logs::Rejects;
-pub(crate) use logs::{Decoding, Logs, LogsSource};
+pub(crate) use logs::{Decoding, Logs, LogsSource, Rejects};
+pub(crate) use row::ALWAYS;
 
 /// The topic whose shape the rows of a file have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub(crate) enum Topic {
     Catalog,
     /// `catalog`, where a map gives SKUs their products.
     Titles,
+    /// A topic of the shop's own: what a row means is left to a mapping.
+    Rows,
 }
 
 impl Topic {
@@ -45,6 +47,7 @@ impl Topic {
         match self {
             Self::Events | Self::Profiles => "user",
             Self::Catalog | Self::Titles => "sku",
+            Self::Rows => "key",
         }
     }
 
@@ -55,6 +58,7 @@ impl Topic {
             Self::Profiles => &["user"],
             Self::Catalog => &["sku", "pu", "stock"],
             Self::Titles => &["sku", "title", "stock"],
+            Self::Rows => &[],
         }
     }
 
@@ -64,6 +68,16 @@ impl Topic {
             Self::Events => "user-events",
             Self::Profiles => "profile-changes",
             Self::Catalog | Self::Titles => "catalog",
+            Self::Rows => "rows",
+        }
+    }
+
+    /// What records of this topic are read as.
+    pub(crate) fn read_as(self) -> ReadAs {
+        match self {
+            Self::Events | Self::Rows => ReadAs::Events,
+            Self::Profiles => ReadAs::Profiles,
+            Self::Catalog | Self::Titles => ReadAs::Catalog,
         }
     }
 }

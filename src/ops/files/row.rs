@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::{Topic, time};
 
 /// Time of a profile or a SKU whose row has none, 2000-01-01: it was always so.
-const ALWAYS: Timestamp = Timestamp(946_684_800_000);
+pub(crate) const ALWAYS: Timestamp = Timestamp(946_684_800_000);
 
 /// Columns of a SKU's value; all others are its attributes.
 const SKU_COLUMNS: [&str; 7] = [
@@ -33,7 +33,12 @@ pub(super) fn record(
     mut fields: Map<String, Value>,
     position: Position,
 ) -> Result<Record, Reject> {
-    let time = match take_time(&mut fields) {
+    let found = match topic {
+        // A mapping may read the time, too.
+        Topic::Rows if !fields.contains_key("key") => take_time(&mut fields.clone()),
+        _ => take_time(&mut fields),
+    };
+    let time = match found {
         Some(value) => time::of(&value)?,
         None if topic == Topic::Events => return Err(Reject::MissingField("timestamp")),
         None => ALWAYS,
@@ -42,7 +47,10 @@ pub(super) fn record(
         Some((key, value)) => (key, value),
         None => {
             let column = topic.key_column();
-            let key = fields.remove(column).or_else(|| fields.remove("key"));
+            let key = match topic {
+                Topic::Rows => None,
+                _ => fields.remove(column).or_else(|| fields.remove("key")),
+            };
             (key, Some(Bytes::from(plain(topic, fields))))
         }
     };
@@ -151,6 +159,6 @@ pub(super) fn is_number(topic: Topic, column: &str) -> bool {
     match topic {
         Topic::Events => matches!(column, "qty" | "price" | "position"),
         Topic::Catalog | Topic::Titles => matches!(column, "stock" | "price"),
-        Topic::Profiles => false,
+        Topic::Profiles | Topic::Rows => false,
     }
 }

@@ -42,7 +42,7 @@ fn logs(files: &[(Topic, &str, &str)]) -> Logs {
         match topic {
             Topic::Events => source.events.push(path),
             Topic::Profiles => source.profiles.push(path),
-            Topic::Catalog | Topic::Titles => source.catalog.push(path),
+            Topic::Catalog | Topic::Titles | Topic::Rows => source.catalog.push(path),
         }
     }
     let mut logs = Logs::read(&source, &decoding(), &ProgressBar::hidden()).expect("read");
