@@ -48,8 +48,11 @@ const WITHOUT_EFFECT: [&str; 13] = [
     "runtime_config",
 ];
 
-/// Products by their names in layers: those of a layer, and whether they are attention's.
-const MODULES: [(&str, bool, fn(usize) -> Part); 9] = [
+/// A product by its name in a layer: whether it is attention's, and its tensor in a layer of this number.
+type Module = (&'static str, bool, fn(usize) -> Part);
+
+/// Products that can have an adapter.
+const MODULES: [Module; 9] = [
     ("q_proj", true, Part::Query),
     ("k_proj", true, Part::Key),
     ("v_proj", true, Part::Value),

@@ -196,6 +196,8 @@ mod tests {
         assert!((exact - drawn).abs() < 1e-5, "{exact} {drawn}");
     }
 
+    type Change = fn(&mut TuneCase);
+
     #[test]
     fn a_case_that_cannot_be_scored_is_refused() {
         let of = |change: fn(&mut TuneCase)| {
@@ -204,7 +206,7 @@ mod tests {
             case.problem(9)
         };
         assert_eq!(of(|_| ()), None);
-        let changes: [(fn(&mut TuneCase), &str); 5] = [
+        let changes: [(Change, &str); 5] = [
             (|case| case.targets.clear(), "bought"),
             (|case| case.targets[0] = 9, "bought"),
             (|case| case.offset[2] = f32::NAN, "finite"),

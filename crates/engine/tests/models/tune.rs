@@ -438,6 +438,53 @@ fn models_and_cases_that_cannot_be_trained_are_refused_by_name() {
 /// Changes the settings or the tensors of an adapter.
 type Change = fn(&mut Value, &mut Parts);
 
+/// What makes an adapter unfit, and what the refusal says.
+const MISFITS: [(Change, &[&str]); 10] = [
+    (
+        |config, _| config["use_dora"] = json!(true),
+        &["adapter_config.json", "use_dora"],
+    ),
+    (
+        |config, _| config["bias"] = json!("lora_only"),
+        &["key bias"],
+    ),
+    (
+        |config, _| config["modules_to_save"] = json!(["lm_head"]),
+        &["modules_to_save"],
+    ),
+    (
+        |config, _| config["r"] = json!(4),
+        &["is of rank 3", "r = 4"],
+    ),
+    (|_, parts| drop(parts.pop()), &["without its other half"]),
+    (
+        |_, parts| parts[0].0 = "base_model.model.lm_head.lora_A.weight".into(),
+        &["lm_head.lora_A", "can have an adapter"],
+    ),
+    (|_, parts| parts[0].2[1] = f32::NAN, &["not finite"]),
+    (
+        |_, parts| {
+            parts
+                .iter_mut()
+                .for_each(|part| part.0 = part.0.replace("layers.1.", "layers.2."))
+        },
+        &["layers.2.", "llama of 2 layers", "of another model"],
+    ),
+    (
+        |_, parts| {
+            // A of one product has fewer columns.
+            let part = &mut parts[0];
+            part.1[1] -= 1;
+            part.2.truncate(part.1[0] * part.1[1]);
+        },
+        &["shapes", "of another model"],
+    ),
+    (
+        |_, parts| parts.retain(|part| !part.0.contains("v_proj")),
+        &["no tensors of v_proj"],
+    ),
+];
+
 #[test]
 fn adapters_that_do_not_fit_are_refused_by_what_does_not_fit() {
     let (fixture, folder) = (
@@ -447,52 +494,7 @@ fn adapters_that_do_not_fit_are_refused_by_what_does_not_fit() {
     let base = folder.path().join("base");
     write_model(&base, &fixture);
     let theirs = &fixture["adapter"];
-    let cases: [(Change, &[&str]); 10] = [
-        (
-            |config, _| config["use_dora"] = json!(true),
-            &["adapter_config.json", "use_dora"],
-        ),
-        (
-            |config, _| config["bias"] = json!("lora_only"),
-            &["key bias"],
-        ),
-        (
-            |config, _| config["modules_to_save"] = json!(["lm_head"]),
-            &["modules_to_save"],
-        ),
-        (
-            |config, _| config["r"] = json!(4),
-            &["is of rank 3", "r = 4"],
-        ),
-        (|_, parts| drop(parts.pop()), &["without its other half"]),
-        (
-            |_, parts| parts[0].0 = "base_model.model.lm_head.lora_A.weight".into(),
-            &["lm_head.lora_A", "can have an adapter"],
-        ),
-        (|_, parts| parts[0].2[1] = f32::NAN, &["not finite"]),
-        (
-            |_, parts| {
-                parts
-                    .iter_mut()
-                    .for_each(|part| part.0 = part.0.replace("layers.1.", "layers.2."))
-            },
-            &["layers.2.", "llama of 2 layers", "of another model"],
-        ),
-        (
-            |_, parts| {
-                // A of one product has fewer columns.
-                let part = &mut parts[0];
-                part.1[1] -= 1;
-                part.2.truncate(part.1[0] * part.1[1]);
-            },
-            &["shapes", "of another model"],
-        ),
-        (
-            |_, parts| parts.retain(|part| !part.0.contains("v_proj")),
-            &["no tensors of v_proj"],
-        ),
-    ];
-    for (nth, (change, expected)) in cases.into_iter().enumerate() {
+    for (nth, (change, expected)) in MISFITS.into_iter().enumerate() {
         let adapter = folder.path().join(format!("adapter {nth}"));
         let (mut config, mut parts) = (theirs["config"].clone(), parts(&theirs["tensors"]));
         change(&mut config, &mut parts);
@@ -502,18 +504,25 @@ fn adapters_that_do_not_fit_are_refused_by_what_does_not_fit() {
             expected,
         );
     }
+}
+
+#[test]
+fn a_folder_without_an_adapter_and_one_that_is_cut_short_are_refused() {
+    let (fixture, folder) = (
+        fixture_json("tune.json"),
+        tempfile::tempdir().expect("a folder"),
+    );
+    let base = folder.path().join("base");
+    write_model(&base, &fixture);
+    let theirs = &fixture["adapter"];
     let empty = folder.path().join("empty");
     std::fs::create_dir_all(&empty).expect("made");
     refused(
         Constrained::load_adapted(&base, Some(&empty), REFERENCE),
         &["has no adapter_config.json"],
     );
-    let cut = folder.path().join("adapter 1");
-    std::fs::write(
-        cut.join("adapter_config.json"),
-        theirs["config"].to_string(),
-    )
-    .expect("written");
+    let cut = folder.path().join("cut");
+    write_adapter(&cut, &theirs["config"], &parts(&theirs["tensors"]));
     let file = cut.join("adapter_model.safetensors");
     let bytes = std::fs::read(&file).expect("there");
     std::fs::write(&file, &bytes[..bytes.len() - 9]).expect("written");
