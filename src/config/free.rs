@@ -41,6 +41,11 @@ pub(super) fn verify(config: &Config, found: &mut Found) {
             }
             (None, false) => {}
         }
+        let adapter = arm.adapter.as_ref().filter(|_| arm.endpoint.is_none());
+        let file = adapter.map(|folder| config.resolve(folder).join("adapter_config.json"));
+        if let Some(what) = file.and_then(|file| unreadable(&file)) {
+            found.push((at("adapter"), what));
+        }
     }
 }
 
@@ -73,6 +78,10 @@ fn free(config: &Config, (nth, arm, endpoint): (usize, &Arm, &Endpoint), found: 
         let what = "has no effect on a model elsewhere, whose files are not here; leave it out";
         found.push((at("sha256"), what.into()));
     }
+    if arm.adapter.is_some() {
+        let what = "is merged into a model that is loaded here; name the adapter's model at the server instead";
+        found.push((at("adapter"), what.into()));
+    }
     // A template that cannot be read or parsed is told by its own check.
     let template = files::read(&config.resolve(&arm.template)).ok();
     let template = template.and_then(|text| Template::load(&text, &arm.template).ok());
@@ -96,10 +105,12 @@ mod tests {
     /// What is wrong with one arm, whose template is there.
     fn wrong(arm: Value) -> Vec<String> {
         let folder = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(folder.path().join("here")).expect("made");
         for (file, text) in [
             ("t.j2", "Write."),
             ("begins.j2", "Write.\n---assistant---\nNext:"),
             ("match.json", "{}"),
+            ("here/adapter_config.json", "{}"),
         ] {
             std::fs::write(folder.path().join(file), text).expect("written");
         }
@@ -125,6 +136,8 @@ mod tests {
         assert_eq!(wrong(json!({"mode": "free"})), ["arms[0].mode"]);
         assert_eq!(wrong(json!({"endpoint": endpoint})), ["arms[0].endpoint"]);
         assert_eq!(wrong(json!({"matcher": "match.json"})), ["arms[0].matcher"]);
+        assert_eq!(wrong(json!({"adapter": "here"})), [""; 0]);
+        assert_eq!(wrong(json!({"adapter": "absent"})), ["arms[0].adapter"]);
         let with = |key: &str, value: Value| {
             let mut arm = free.clone();
             arm[key] = value;
@@ -138,6 +151,7 @@ mod tests {
         );
         let hash = json!("0".repeat(64));
         assert_eq!(with("sha256", hash), ["arms[0].sha256"]);
+        assert_eq!(with("adapter", json!("here")), ["arms[0].adapter"]);
         assert_eq!(with("template", json!("begins.j2")), ["arms[0].template"]);
         let wrong = json!({"url": "models", "concurrency": 0, "api_key_file": "absent"});
         let keys = ["url", "concurrency", "api_key_file"];

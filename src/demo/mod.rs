@@ -266,6 +266,7 @@ fn configure(args: &DemoArgs, folder: &std::path::Path, redis: &str) -> anyhow::
         template: "basket.j2".into(),
         model: model.to_string_lossy().into_owned(),
         sha256: None,
+        adapter: None,
         endpoint: None,
         matcher: None,
         mode: "constrained".into(),

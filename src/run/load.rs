@@ -41,11 +41,11 @@ struct Engine<A = Handle> {
     tokenizer: String,
 }
 
-/// The models of arms that run here; arms with the same model file share one.
+/// The models of arms that run here; arms with the same model file and adapter share one.
 struct Engines<'a> {
     config: &'a Config,
     options: Options,
-    known: BTreeMap<String, Engine>,
+    known: BTreeMap<(String, Option<String>), Engine>,
     /// Models that have the hashes which an arm names.
     compared: BTreeSet<(String, Option<Digests>)>,
 }
@@ -78,11 +78,12 @@ impl<'a> Engines<'a> {
         if (self.compared).insert((arm.model.clone(), arm.sha256.clone())) {
             same_files(self.config, arm)?;
         }
-        if let Some(known) = self.known.get(&arm.model) {
+        let key = (arm.model.clone(), arm.adapter.clone());
+        if let Some(known) = self.known.get(&key) {
             return Ok(known.clone());
         }
         let engine = start(self.config, arm, self.options)?;
-        self.known.insert(arm.model.clone(), engine.clone());
+        self.known.insert(key, engine.clone());
         Ok(engine)
     }
 }
@@ -414,7 +415,8 @@ fn start(config: &Config, arm: &Arm, options: Options) -> anyhow::Result<Engine>
         kv_max: config.engine.kv_mb_max << 20,
         time_max: config.engine.generation_max,
     };
-    let model = Constrained::load(&path, options)?.limited(limits);
+    let adapter = arm.adapter.as_ref().map(|folder| config.resolve(folder));
+    let model = Constrained::load_adapted(&path, adapter.as_deref(), options)?.limited(limits);
     for warning in &model.loading().warnings {
         tracing::warn!(arm = arm.id, model = %path.display(), "{warning}");
     }

@@ -19,6 +19,7 @@ mod precision;
 pub mod search;
 pub mod table;
 pub mod thread;
+pub mod train;
 
 pub use formats::open::inspect;
 pub use place::Place;

@@ -1,7 +1,7 @@
 //! Checks the arms: their files, and whether their models load.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 
@@ -35,7 +35,8 @@ pub(super) fn files(config: &Config) -> Vec<Item> {
         items.extend(digests(config, arm));
     }
     items.extend(calibrations(config));
-    for path in models(config) {
+    let paths = models(config).into_iter().map(|model| model.path);
+    for path in paths.collect::<BTreeSet<PathBuf>>() {
         let item = format!("model {}", path.display());
         // Headers, tokenizer and chat template; weights are read when the model is loaded.
         match nearshore_engine::inspect(&path) {
@@ -99,12 +100,12 @@ fn template_of(config: &Config, arm: &Arm) -> anyhow::Result<String> {
     Ok(Template::load(&source, &arm.template)?.hash)
 }
 
-/// Whether the heads of the arms with the model at `path` were trained on its hidden states.
-fn heads_fit(config: &Config, path: &Path, revision: &str) -> anyhow::Result<()> {
+/// Whether the heads of the arms with this model were trained on its hidden states.
+fn heads_fit(config: &Config, model: &Merged, revision: &str) -> anyhow::Result<()> {
     for arm in config
         .arms
         .iter()
-        .filter(|arm| config.resolve(&arm.model) == path)
+        .filter(|arm| Merged::of(config, arm) == *model)
     {
         let Some(folder) = &arm.artefact else {
             continue;
@@ -173,11 +174,39 @@ fn warned(item: &str, warning: &str) -> Item {
     }
 }
 
-fn models(config: &Config) -> BTreeSet<PathBuf> {
+/// A model with the adapter that is merged into it, if there is one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Merged {
+    path: PathBuf,
+    adapter: Option<PathBuf>,
+}
+
+impl Merged {
+    fn of(config: &Config, arm: &Arm) -> Self {
+        Self {
+            path: config.resolve(&arm.model),
+            adapter: arm.adapter.as_ref().map(|folder| config.resolve(folder)),
+        }
+    }
+
+    /// What a line of the report calls it.
+    fn item(&self) -> String {
+        match &self.adapter {
+            None => format!("model {} loads", self.path.display()),
+            Some(adapter) => format!(
+                "model {} with adapter {} loads",
+                self.path.display(),
+                adapter.display()
+            ),
+        }
+    }
+}
+
+fn models(config: &Config) -> BTreeSet<Merged> {
     let arms = config.arms.iter();
     arms.filter(|arm| arm.endpoint.is_none() && delay_of(&arm.model).is_none())
         .filter(|arm| uses_model(config, arm))
-        .map(|arm| config.resolve(&arm.model))
+        .map(|arm| Merged::of(config, arm))
         .collect()
 }
 
@@ -197,22 +226,23 @@ pub(super) async fn loads(config: &Config) -> Vec<Item> {
     let refused = |arm: &&Arm| digest::compare(config, arm).is_err();
     let refused = config.arms.iter().filter(refused);
     let refused: BTreeSet<PathBuf> = refused.map(|arm| config.resolve(&arm.model)).collect();
-    for path in models(config) {
-        if refused.contains(&path) {
+    for model in models(config) {
+        if refused.contains(&model.path) {
             continue;
         }
-        let item = format!("model {} loads", path.display());
+        let item = model.item();
         let options = Options {
             precision: config.engine.precision,
             place: config.engine.device,
             ..Options::default()
         };
-        let file = path.clone();
+        let Merged { path, adapter } = model.clone();
         let loaded = tokio::task::spawn_blocking(move || {
-            Constrained::load(&file, options).map(|model| (model.info(), model.loading().clone()))
+            let loaded = Constrained::load_adapted(&path, adapter.as_deref(), options);
+            loaded.map(|model| (model.info(), model.loading().clone()))
         });
         items.push(match loaded.await {
-            Ok(Ok((info, loading))) => match heads_fit(config, &path, &info.revision) {
+            Ok(Ok((info, loading))) => match heads_fit(config, &model, &info.revision) {
                 Ok(()) => Item::ok(
                     item,
                     format!("{} on {}: {loading}", info.dtype, info.device),

@@ -195,7 +195,7 @@ impl Geometry {
     }
 
     /// What a query is multiplied by, because attention divides scores by the root of the head width.
-    pub(super) fn score_scale(&self) -> f32 {
+    pub(crate) fn score_scale(&self) -> f32 {
         (self.head_dim as f64 / self.query_scalar).sqrt() as f32
     }
 

@@ -1,8 +1,10 @@
 //! Model files: GGUF, Hugging Face folders, tokenizers and chat templates.
 //!
 //! From below: what files hold ([`tensor`], `geometry`, `weights`, `text`), what a format tells of it (`source`), the
-//! formats ([`gguf`], [`folder`]), what is no model at all (`misfit`), and opening a path (`open`).
+//! formats ([`gguf`], [`folder`]), what is added to a model (`adapter`), what is no model at all (`misfit`), and opening
+//! a path (`open`).
 
+pub(crate) mod adapter;
 pub(crate) mod families;
 pub mod folder;
 pub(crate) mod geometry;

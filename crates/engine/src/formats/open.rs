@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
+use super::adapter::Adapter;
 use super::folder::Folder;
 use super::geometry::{Geometry, Part};
 use super::gguf::Gguf;
@@ -29,6 +30,7 @@ pub(crate) struct Opened {
     path: PathBuf,
     source: Box<dyn Source>,
     geometry: Geometry,
+    adapter: Option<Adapter>,
 }
 
 /// Checks a model file or folder without reading its weights: headers, tokenizer and chat template.
@@ -54,8 +56,20 @@ pub(crate) fn open(path: &Path) -> Result<Opened, Error> {
         path: path.to_owned(),
         source,
         geometry,
+        adapter: None,
     };
     opened.check_tensors()?;
+    Ok(opened)
+}
+
+/// Like [`open`], with an adapter's folder whose matrices are added to the weights as they are read.
+pub(crate) fn open_adapted(path: &Path, adapter: Option<&Path>) -> Result<Opened, Error> {
+    let mut opened = open(path)?;
+    if let Some(adapter) = adapter {
+        let adapter = Adapter::open(adapter)?;
+        adapter.check(&opened.geometry, &opened.base_revision()?)?;
+        opened.adapter = Some(adapter);
+    }
     Ok(opened)
 }
 
@@ -79,8 +93,26 @@ impl Opened {
         Ok(text)
     }
 
-    /// Name and revision. The revision is a hash; it changes with the header, tokenizer or any tensor.
+    /// Name and revision. The revision is a hash; it changes with the header, tokenizer or any tensor, and with the
+    /// adapter.
     pub(crate) fn info(&self) -> Result<Info, Error> {
+        let name = self.path.file_name().unwrap_or(self.path.as_os_str());
+        let (mut name, mut revision) = (name.to_string_lossy().into_owned(), self.base_revision()?);
+        if let Some(adapter) = &self.adapter {
+            let both = Sha256::digest(format!("{revision} {}", adapter.revision()));
+            name = format!("{name} + {}", adapter.name());
+            revision = hex::encode(&both[..8]);
+        }
+        Ok(Info {
+            name,
+            revision,
+            dtype: "f32".into(),
+            device: "cpu".into(),
+        })
+    }
+
+    /// The revision of the model without an adapter.
+    pub(crate) fn base_revision(&self) -> Result<String, Error> {
         let mut revision = Sha256::new();
         let mut add = |bytes: &[u8]| {
             revision.update((bytes.len() as u64).to_le_bytes());
@@ -96,13 +128,7 @@ impl Opened {
                 add(&piece[..piece.len().min(64)]);
             }
         }
-        let name = self.path.file_name().unwrap_or(self.path.as_os_str());
-        Ok(Info {
-            name: name.to_string_lossy().into_owned(),
-            revision: hex::encode(&revision.finalize()[..8]),
-            dtype: "f32".into(),
-            device: "cpu".into(),
-        })
+        Ok(hex::encode(&revision.finalize()[..8]))
     }
 
     /// Figures of loading that the headers give, and what may be wrong; seconds and memory are 0.
@@ -277,6 +303,10 @@ impl Opened {
                     }
                     _ => numbers,
                 };
+            }
+            if let Some(adapter) = &self.adapter {
+                let added = adapter.add_to(*part, &mut numbers);
+                added.map_err(|e| Error::load(file, format!("tensor {name}: {e}")))?;
             }
             if self.geometry.rotated < self.geometry.head_dim {
                 spread_rotated(&mut numbers, *part, &self.geometry);

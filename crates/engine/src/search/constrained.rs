@@ -20,7 +20,7 @@ use crate::cpu::forward::Pass;
 use crate::cpu::smooth;
 use crate::formats::loading::Loading;
 use crate::formats::map::resident;
-use crate::formats::open::open;
+use crate::formats::open::open_adapted;
 use crate::formats::text::Text;
 use crate::thread::Pulse;
 use crate::{Error, Info, Model, Options, Place};
@@ -81,9 +81,18 @@ impl Default for Limits {
 impl Constrained {
     /// Loads a GGUF file or a Hugging Face folder.
     pub fn load(path: &Path, options: Options) -> Result<Self, Error> {
+        Self::load_adapted(path, None, options)
+    }
+
+    /// Like [`load`](Self::load), with the folder of an adapter that is merged into the weights as they are read.
+    pub fn load_adapted(
+        path: &Path,
+        adapter: Option<&Path>,
+        options: Options,
+    ) -> Result<Self, Error> {
         let start = Instant::now();
         let before = resident();
-        let model = open(path)?;
+        let model = open_adapted(path, adapter)?;
         let (text, info) = (model.text()?, model.info()?);
         let mut loading = model.loading(&text);
         let samples = smooth::samples(&text)?;

@@ -32,12 +32,14 @@ pub struct Edge {
 }
 
 /// A node with several permitted children on the path to a name.
-struct Fork {
+pub(crate) struct Fork {
     /// Tokens from the prompt's end to the node.
-    path: Vec<u32>,
+    pub(crate) path: Vec<u32>,
     node: Node,
-    children: Vec<Node>,
-    chosen: usize,
+    /// Those that are permitted.
+    pub(crate) children: Vec<Node>,
+    /// Which of them leads to the name.
+    pub(crate) chosen: usize,
 }
 
 impl Constrained {
@@ -148,7 +150,7 @@ impl Constrained {
 }
 
 /// The nodes on the path to `pu` at which the model chooses: several permitted children start with different tokens.
-fn forks(trie: &Trie, search: &Search, pu: u32) -> Vec<Fork> {
+pub(crate) fn forks(trie: &Trie, search: &Search, pu: u32) -> Vec<Fork> {
     let Some(leaf) = trie.leaf(pu) else {
         return Vec::new();
     };

@@ -13,4 +13,5 @@ mod largest;
 mod misfits;
 mod refused;
 mod templates;
+mod tune;
 mod windows;

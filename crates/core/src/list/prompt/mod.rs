@@ -56,6 +56,9 @@ pub struct Arm {
     /// What the model's files must hash to; `None` loads any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Digests>,
+    /// Folder of an adapter as PEFT writes it, which is merged into the model's weights when they are read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
     /// The server that has the model; `None` runs the model here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Endpoint>,
@@ -78,8 +81,7 @@ pub struct Arm {
     /// Folder that `nearshore align` wrote, relative to the configuration file: weights, tables and reference prompts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artefact: Option<String>,
-    /// File of frozen calibration prompts, relative to the configuration file: the mean of the model's logits over them
-    /// is subtracted before its term is computed. `None` subtracts nothing.
+    /// File of frozen calibration prompts, whose mean logits are subtracted before the model's term is computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<String>,
     /// Least score of a name, theta; `None` keeps all. Scores are sums of weighted terms, so it goes with the weights.

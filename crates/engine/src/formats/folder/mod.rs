@@ -40,7 +40,7 @@ impl Folder {
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let file = path.join("config.json");
         if !file.exists() && path.join("adapter_config.json").exists() {
-            let what = "an adapter without its model; merge the two (peft: merge_and_unload) and save the result";
+            let what = "an adapter without its model: name the model here, and this folder as the arm's adapter";
             return Err(Error::load(path, what));
         }
         if !file.exists()
@@ -91,34 +91,7 @@ impl Source for Folder {
     }
 
     fn name(&self, part: Part) -> String {
-        let result_norms = self.config.family().result_norms;
-        let (layer, name) = match part {
-            Part::Embedding => return "model.embed_tokens.weight".into(),
-            Part::Head => return "lm_head.weight".into(),
-            Part::Norm => return "model.norm.weight".into(),
-            Part::AttentionNorm(layer) => (layer, "input_layernorm.weight"),
-            Part::Query(layer) => (layer, "self_attn.q_proj.weight"),
-            Part::Key(layer) => (layer, "self_attn.k_proj.weight"),
-            Part::Value(layer) => (layer, "self_attn.v_proj.weight"),
-            Part::QueryKeyValue(layer) => (layer, "self_attn.qkv_proj.weight"),
-            Part::Output(layer) => (layer, "self_attn.o_proj.weight"),
-            Part::QueryBias(layer) => (layer, "self_attn.q_proj.bias"),
-            Part::KeyBias(layer) => (layer, "self_attn.k_proj.bias"),
-            Part::ValueBias(layer) => (layer, "self_attn.v_proj.bias"),
-            Part::OutputBias(layer) => (layer, "self_attn.o_proj.bias"),
-            Part::QueryNorm(layer) => (layer, "self_attn.q_norm.weight"),
-            Part::KeyNorm(layer) => (layer, "self_attn.k_norm.weight"),
-            Part::OutputNorm(layer) => (layer, "post_attention_layernorm.weight"),
-            // Where attention's result has no norm, the norm after attention is that before the gated layer.
-            Part::FeedNorm(layer) if result_norms => (layer, "pre_feedforward_layernorm.weight"),
-            Part::FeedNorm(layer) => (layer, "post_attention_layernorm.weight"),
-            Part::DownNorm(layer) => (layer, "post_feedforward_layernorm.weight"),
-            Part::Gate(layer) => (layer, "mlp.gate_proj.weight"),
-            Part::Up(layer) => (layer, "mlp.up_proj.weight"),
-            Part::GateUp(layer) => (layer, "mlp.gate_up_proj.weight"),
-            Part::Down(layer) => (layer, "mlp.down_proj.weight"),
-        };
-        format!("model.layers.{layer}.{name}")
+        tensor_name(part, self.config.family().result_norms)
     }
 
     fn tensors(&self) -> Vec<(&str, &Path, &Entry)> {
@@ -172,4 +145,35 @@ impl Source for Folder {
         let sizes = self.shards.iter().map(|shard| shard.map.bytes().len());
         sizes.sum::<usize>() as u64
     }
+}
+
+/// Name of a tensor in a model whose results have norms, or have none.
+pub(crate) fn tensor_name(part: Part, result_norms: bool) -> String {
+    let (layer, name) = match part {
+        Part::Embedding => return "model.embed_tokens.weight".into(),
+        Part::Head => return "lm_head.weight".into(),
+        Part::Norm => return "model.norm.weight".into(),
+        Part::AttentionNorm(layer) => (layer, "input_layernorm.weight"),
+        Part::Query(layer) => (layer, "self_attn.q_proj.weight"),
+        Part::Key(layer) => (layer, "self_attn.k_proj.weight"),
+        Part::Value(layer) => (layer, "self_attn.v_proj.weight"),
+        Part::QueryKeyValue(layer) => (layer, "self_attn.qkv_proj.weight"),
+        Part::Output(layer) => (layer, "self_attn.o_proj.weight"),
+        Part::QueryBias(layer) => (layer, "self_attn.q_proj.bias"),
+        Part::KeyBias(layer) => (layer, "self_attn.k_proj.bias"),
+        Part::ValueBias(layer) => (layer, "self_attn.v_proj.bias"),
+        Part::OutputBias(layer) => (layer, "self_attn.o_proj.bias"),
+        Part::QueryNorm(layer) => (layer, "self_attn.q_norm.weight"),
+        Part::KeyNorm(layer) => (layer, "self_attn.k_norm.weight"),
+        Part::OutputNorm(layer) => (layer, "post_attention_layernorm.weight"),
+        // Where attention's result has no norm, the norm after attention is that before the gated layer.
+        Part::FeedNorm(layer) if result_norms => (layer, "pre_feedforward_layernorm.weight"),
+        Part::FeedNorm(layer) => (layer, "post_attention_layernorm.weight"),
+        Part::DownNorm(layer) => (layer, "post_feedforward_layernorm.weight"),
+        Part::Gate(layer) => (layer, "mlp.gate_proj.weight"),
+        Part::Up(layer) => (layer, "mlp.up_proj.weight"),
+        Part::GateUp(layer) => (layer, "mlp.gate_up_proj.weight"),
+        Part::Down(layer) => (layer, "mlp.down_proj.weight"),
+    };
+    format!("model.layers.{layer}.{name}")
 }
