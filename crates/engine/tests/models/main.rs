@@ -14,3 +14,4 @@ mod misfits;
 mod refused;
 mod templates;
 mod windows;
+mod written;

@@ -21,6 +21,7 @@ mod folder;
 mod gemma;
 mod precision;
 mod search;
+mod written;
 
 /// 200 product names of a real shop, as a catalogue has them: truncated, with signs and digits.
 const NAMES: &str = include_str!("../fixtures/names.txt");
