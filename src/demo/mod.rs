@@ -267,6 +267,7 @@ fn configure(args: &DemoArgs, folder: &std::path::Path, redis: &str) -> anyhow::
         model: model.to_string_lossy().into_owned(),
         sha256: None,
         endpoint: None,
+        decoding: None,
         matcher: None,
         mode: "constrained".into(),
         prompt_tokens: 320,
