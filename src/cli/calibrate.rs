@@ -38,8 +38,8 @@ pub(super) fn run(config: &Config, args: &CalibrateArgs, json: bool) -> anyhow::
         )
     })?;
     anyhow::ensure!(
-        arm.endpoint.is_none(),
-        "arm {} has a model elsewhere, which gives no scores to calibrate",
+        !arm.is_free(),
+        "arm {} has a model that writes freely, which gives no scores to calibrate",
         arm.id
     );
     let file = arm.calibration.as_ref();

@@ -268,6 +268,7 @@ fn configure(args: &DemoArgs, folder: &std::path::Path, redis: &str) -> anyhow::
         sha256: None,
         adapter: None,
         endpoint: None,
+        decoding: None,
         matcher: None,
         mode: "constrained".into(),
         prompt_tokens: 320,

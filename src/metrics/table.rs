@@ -133,9 +133,9 @@ table! {
     TEXT_READINGS: Gauge "nearshore_text_readings" [kept = These(TextsKept::VARIANTS)]
         "Texts whose reading this generate process keeps: for all users, because enough users typed them, or for one.";
     WRITTEN: Counter "nearshore_written_names_total" [arm = Arms]
-        "Entries that a model elsewhere wrote and generate matched with a product that may be offered.";
+        "Entries that a model wrote and generate matched with a product that may be offered.";
     WRITTEN_REJECTED: Counter "nearshore_written_rejected_total" [arm = Arms, reason = These(WrittenReject::VARIANTS)]
-        "Entries that a model elsewhere wrote and that are no names of the list, by reason.";
+        "Entries that a model wrote and that are no names of the list, by reason.";
     ENDPOINT_FAILING: Gauge "nearshore_endpoint_failing" [arm = Arms]
         "1 while the last answer of the server that has the arm's model failed, else 0; lists without the model go on.";
     RULES_UNKNOWN: Counter "nearshore_rules_unknown_total" [rule = Rules]

@@ -1,4 +1,5 @@
-//! Loads what the arms name: templates, models and calibration prompts; clients of models that are elsewhere.
+//! Loads what the arms name: templates, models and calibration prompts; clients of models that are elsewhere, and the
+//! matchers of what models write.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use super::digest;
 use crate::config::{Config, text_matcher, text_needs};
 use crate::files;
 use crate::members::generate::{
-    ArmScorer, FreeScorer, LoadedArm, NewTexts, Ranking, Renewed, TextParts,
+    ArmScorer, FreeScorer, LoadedArm, NewTexts, Ranking, Renewed, TextParts, Writer,
 };
 use nearshore_core::list::prompt::{Arm, Calibrations, Digests, Endpoint, Frozen, Template};
 use nearshore_core::list::terms::artefact::Artefact;
@@ -71,10 +72,6 @@ impl<'a> Engines<'a> {
         if !weights.ask_model() {
             return Ok(without_model());
         }
-        anyhow::ensure!(
-            arm.endpoint.is_none(),
-            "its model is elsewhere, and only `run`, `check` and `try --mode free` ask it"
-        );
         if (self.compared).insert((arm.model.clone(), arm.sha256.clone())) {
             same_files(self.config, arm)?;
         }
@@ -88,24 +85,41 @@ impl<'a> Engines<'a> {
     }
 }
 
-/// Loads each arm's template and model. An arm whose model is elsewhere is an error, unless its weights leave it out.
+/// Loads each arm's template and model. An arm whose model writes freely is an error, unless its weights leave it out.
 pub(crate) fn load_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<Handle>>> {
     let mut engines = Engines::new(config);
-    load(config, |arm, weights| engines.of(arm, weights))
+    load(config, |arm, weights| {
+        anyhow::ensure!(
+            !(arm.is_free() && weights.ask_model()),
+            "its model writes freely, and only `run`, `check` and `try --mode free` ask it"
+        );
+        engines.of(arm, weights)
+    })
 }
 
-/// Loads the arms, those whose model is elsewhere included, and starts the encoder for texts that will be new while
+/// Loads the arms, those whose model writes freely included, and starts the encoder for texts that will be new while
 /// they serve.
 pub(super) fn load_serving_arms(config: &Config) -> anyhow::Result<Vec<LoadedArm<ArmScorer>>> {
     let mut engines = Engines::new(config);
     let mut arms = load(config, |arm, weights| match &arm.endpoint {
         Some(endpoint) if weights.use_model() => elsewhere(config, (arm, endpoint)),
-        _ => engines.of(arm, weights).map(|engine| Engine {
-            handle: ArmScorer::Here(engine.handle),
-            info: engine.info,
-            count: engine.count,
-            tokenizer: engine.tokenizer,
-        }),
+        _ => {
+            let engine = engines.of(arm, weights)?;
+            let handle = match arm.is_free() && weights.use_model() {
+                true => {
+                    let decoding = arm.decoding.unwrap_or_default();
+                    let writer = Writer::Here(engine.handle, decoding);
+                    ArmScorer::Writes(FreeScorer::new(&arm.id, writer, matcher_of(config, arm)?))
+                }
+                false => ArmScorer::Scores(engine.handle),
+            };
+            Ok(Engine {
+                handle,
+                info: engine.info,
+                count: engine.count,
+                tokenizer: engine.tokenizer,
+            })
+        }
     })?;
     start_encoder(config, &mut arms)?;
     Ok(arms)
@@ -186,7 +200,7 @@ fn elsewhere(
         device: endpoint.url.clone(),
     };
     Ok(Engine {
-        handle: ArmScorer::Elsewhere(FreeScorer::new(&arm.id, client, matcher)),
+        handle: ArmScorer::Writes(FreeScorer::new(&arm.id, Writer::Elsewhere(client), matcher)),
         info,
         count: Arc::new(|text: &str| text.len().div_ceil(TOKEN_BYTES)),
         tokenizer: "elsewhere".into(),
@@ -284,7 +298,7 @@ pub(super) fn ranking(
 ) -> anyhow::Result<Ranking> {
     let references = (artefact.as_ref()).and_then(|artefact| artefact.references.as_deref());
     let calibrations = match references {
-        _ if !weights.use_model() || arm.endpoint.is_some() => Calibrations::default(),
+        _ if !weights.use_model() || arm.is_free() => Calibrations::default(),
         Some(text) => {
             let (template, tokenizer) = known;
             let read = Calibrations::read(text, template, tokenizer);
@@ -344,8 +358,8 @@ pub(crate) fn weights(arm: &Arm, artefact: Option<&Artefact>) -> anyhow::Result<
         "head has a weight, and the artefact has no head; train it with `nearshore align --head`"
     );
     anyhow::ensure!(
-        !weights.use_head() || arm.endpoint.is_none(),
-        "head has a weight, and the model is elsewhere: its hidden states are not known here"
+        !weights.use_head() || !arm.is_free(),
+        "head has a weight, and mode = \"free\": such a model only writes, and its hidden states are not read"
     );
     anyhow::ensure!(
         !weights.use_table() || artefact.table.is_some(),

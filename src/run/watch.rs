@@ -182,7 +182,7 @@ pub(super) fn watch_models(
 ) {
     for loaded in arms {
         metrics::model(&loaded.arm.id, &loaded.info);
-        if let ArmScorer::Here(handle) = &loaded.engine {
+        if let Some(handle) = loaded.engine.handle() {
             let heartbeat = parts.health.heartbeat("engine", ENGINE_STALLED);
             watchers.spawn(watch_engine(
                 heartbeat,
@@ -224,9 +224,9 @@ fn watch_endpoints(
     (ready, arms): (&Ready, &[LoadedArm<ArmScorer>]),
     cancel: &CancellationToken,
 ) {
-    let of = |loaded: &LoadedArm<ArmScorer>| match &loaded.engine {
-        ArmScorer::Elsewhere(free) => Some((loaded.arm.id.clone(), free.client().clone())),
-        ArmScorer::Here(_) => None,
+    let of = |loaded: &LoadedArm<ArmScorer>| {
+        let client = loaded.engine.client()?;
+        Some((loaded.arm.id.clone(), client.clone()))
     };
     let clients: Vec<(String, Client)> = arms.iter().filter_map(of).collect();
     if clients.is_empty() {

@@ -17,13 +17,13 @@ pub enum Part {
     Prompts,
     /// Waiting for the device after passes of prompts.
     PromptsWait,
-    /// Forward passes of waves; on a device only their launches.
+    /// Forward passes of waves, or of tokens that are written; on a device only their launches.
     Waves,
     /// Waiting for the device after passes of waves.
     WavesWait,
     /// Logits; on a device also the wait for the passes before, unless that was timed, and the copy to the host.
     Logits,
-    /// The search: choosing the next nodes and taking their scores.
+    /// The search: choosing the next nodes and taking their scores; or choosing the next tokens.
     Search,
 }
 

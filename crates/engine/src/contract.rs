@@ -7,7 +7,10 @@ use std::sync::Arc;
 use fixedbitset::FixedBitSet;
 
 use super::Model;
-use nearshore_core::names::scoring::{Names, Prompt, ScoreRequest, ScoreResponse, Term, Values};
+use nearshore_core::names::scoring::{
+    Ended, Names, Prompt, ScoreRequest, ScoreResponse, Term, Values,
+};
+use nearshore_core::names::writing::{Decoding, WriteRequest};
 
 const NAMES: [&str; 8] = [
     "SOFT DRINKS",
@@ -36,6 +39,7 @@ pub fn check(model: &mut dyn Model) -> Result<(), String> {
     a_request_is_scored_alone_as_in_a_batch(model)?;
     the_border_of_the_turns_is_not_in_their_texts(model)?;
     hidden_states_are_the_same_alone_as_in_a_batch(model)?;
+    texts_are_bounded_and_the_same_alone_as_in_a_batch(model)?;
     names_can_be_replaced(model)
 }
 
@@ -227,6 +231,46 @@ fn hidden_states_are_the_same_alone_as_in_a_batch(model: &mut dyn Model) -> Resu
     }
     let distinct = together.windows(2).all(|two| two[0] != two[1]);
     ensure(distinct, || "prompts share one hidden state".into())
+}
+
+fn texts_are_bounded_and_the_same_alone_as_in_a_batch(model: &mut dyn Model) -> Result<(), String> {
+    let mut write = |requests: &[WriteRequest]| model.write(requests).map_err(|e| e.to_string());
+    let write_request = |(text, max_tokens): (&str, u32)| WriteRequest {
+        prompt: request(text, 0).prompt,
+        decoding: Decoding {
+            max_tokens,
+            ..Decoding::default()
+        },
+        ..WriteRequest::default()
+    };
+    let requests: Vec<WriteRequest> = [("tea?", 5), ("milk, or rather cheese?", 2), ("b", 7)]
+        .map(write_request)
+        .into();
+    let together = write(&requests)?;
+    ensure(together.len() == requests.len(), || {
+        "not one text per request".into()
+    })?;
+    for (request, response) in requests.iter().zip(&together) {
+        let alone = write(std::slice::from_ref(request))?;
+        ensure(
+            alone.iter().all(|alone| alone.text == response.text),
+            || format!("alone {alone:?}, together {response:?}"),
+        )?;
+        let most = request.decoding.max_tokens;
+        ensure(
+            response.ended == Ended::Complete && (1..=most).contains(&response.tokens),
+            || format!("not a text of at most {most} tokens: {response:?}"),
+        )?;
+    }
+    requests[1].cancel.cancel();
+    let ended: Vec<Ended> = write(&requests)?.iter().map(|it| it.ended).collect();
+    ensure(
+        ended == [Ended::Complete, Ended::Cancelled, Ended::Complete],
+        || format!("the second request was cancelled: {ended:?}"),
+    )?;
+    ensure(write(&[]).is_ok_and(|none| none.is_empty()), || {
+        "an empty batch is not written as empty".into()
+    })
 }
 
 /// Prompts that are taken for one another where the marker of template files is looked for in their texts.

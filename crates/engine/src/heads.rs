@@ -219,6 +219,12 @@ mod tests {
         fn score(&mut self, requests: &[ScoreRequest]) -> Result<Vec<crate::ScoreResponse>, Error> {
             self.0.score(requests)
         }
+        fn write(
+            &mut self,
+            requests: &[nearshore_core::names::writing::WriteRequest],
+        ) -> Result<Vec<nearshore_core::names::writing::WriteResponse>, Error> {
+            self.0.write(requests)
+        }
         fn hidden(&mut self, prompts: &[Prompt]) -> Result<Vec<Vec<f32>>, Error> {
             Ok(prompts.iter().map(|_| vec![1.0; 3]).collect())
         }

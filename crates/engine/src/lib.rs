@@ -20,6 +20,7 @@ pub mod search;
 pub mod table;
 pub mod thread;
 pub mod train;
+mod write;
 
 pub use formats::open::inspect;
 pub use place::Place;
@@ -30,6 +31,7 @@ pub use nearshore_core::names::scoring::{
     Calibration, Cancel, Ended, Names, Prompt, ScoreRequest, ScoreResponse, ScoredName, Term,
     Values,
 };
+use nearshore_core::names::writing::{WriteRequest, WriteResponse};
 use search::index::{Indexed, Indexer};
 
 /// Why the engine gives no response.
@@ -92,6 +94,10 @@ pub trait Model: Send {
 
     /// Scores a batch over the names that were set last; responses are in the order of the requests.
     fn score(&mut self, requests: &[ScoreRequest]) -> Result<Vec<ScoreResponse>, Error>;
+
+    /// Writes a text for each request, whatever the names are; responses are in the order of the requests, and a request
+    /// has the same text alone as in a batch.
+    fn write(&mut self, requests: &[WriteRequest]) -> Result<Vec<WriteResponse>, Error>;
 
     /// The hidden state after each prompt, which the model's own logits are made from; all have one width, and a prompt
     /// has the same alone as in a batch.

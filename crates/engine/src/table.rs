@@ -14,6 +14,7 @@ use nearshore_core::names::scoring::{
 };
 use nearshore_core::names::search::log_softmax;
 use nearshore_core::names::sum::term_values;
+use nearshore_core::names::writing::{WriteRequest, WriteResponse};
 
 /// Numbers of a hidden state.
 const WIDTH: usize = 8;
@@ -91,6 +92,31 @@ impl Table {
     }
 }
 
+impl Table {
+    /// The names, best first, one a line, which count as one token each.
+    fn text(&self, request: &WriteRequest) -> WriteResponse {
+        let scored = self.response(&ScoreRequest {
+            prompt: request.prompt.clone(),
+            n: usize::MAX,
+            cancel: request.cancel.clone(),
+            ..ScoreRequest::default()
+        });
+        let bound = request.decoding.max_tokens as usize;
+        let names = scored.named.iter().take(bound);
+        let names = names.map(|named| self.names.names[named.pu as usize].as_str());
+        let lines: Vec<&str> = names.collect();
+        WriteResponse {
+            is_cut: lines.len() < scored.named.len(),
+            ended: scored.ended,
+            prompt_tokens: scored.prompt_tokens,
+            shared_tokens: 0,
+            tokens: lines.len() as u32,
+            passes: lines.len() as u32,
+            text: lines.join("\n"),
+        }
+    }
+}
+
 impl Model for Table {
     fn indexer(&self) -> Indexer {
         bare()
@@ -112,6 +138,11 @@ impl Model for Table {
             .iter()
             .map(|request| self.response(request))
             .collect())
+    }
+
+    fn write(&mut self, requests: &[WriteRequest]) -> Result<Vec<WriteResponse>, Error> {
+        let text = |request: &WriteRequest| self.text(request);
+        Ok(requests.iter().map(text).collect())
     }
 
     fn hidden(&mut self, prompts: &[Prompt]) -> Result<Vec<Vec<f32>>, Error> {

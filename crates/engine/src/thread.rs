@@ -15,6 +15,7 @@ use super::{Error, Info, Model};
 use crate::heads::Heads;
 use crate::search::index::{Indexed, Indexer};
 use nearshore_core::names::scoring::{Cancel, Names, Prompt, ScoreRequest, ScoreResponse};
+use nearshore_core::names::writing::{WriteRequest, WriteResponse};
 
 /// Progress of an engine, for health checks and metrics.
 #[derive(Debug, Default)]
@@ -74,6 +75,10 @@ enum Job {
     Score(
         Vec<ScoreRequest>,
         oneshot::Sender<Result<Vec<ScoreResponse>, Error>>,
+    ),
+    Write(
+        Vec<WriteRequest>,
+        oneshot::Sender<Result<Vec<WriteResponse>, Error>>,
     ),
     Hidden(Vec<Prompt>, oneshot::Sender<Result<Vec<Vec<f32>>, Error>>),
 }
@@ -155,6 +160,10 @@ fn work(mut model: Box<dyn Model>, mut waiting: mpsc::Receiver<Job>, beat: &Puls
                 };
                 let _ = reply.send(beat.around(score));
             }
+            Job::Write(_, reply) if reply.is_closed() => {}
+            Job::Write(requests, reply) => {
+                let _ = reply.send(beat.around(|| model.write(&requests)));
+            }
             Job::Hidden(prompts, reply) => {
                 let _ = reply.send(beat.around(|| model.hidden(&prompts)));
             }
@@ -199,6 +208,15 @@ struct CancelOnDrop {
     is_answered: bool,
 }
 
+impl CancelOnDrop {
+    fn new<'a>(cancels: impl Iterator<Item = &'a Cancel>) -> Self {
+        Self {
+            cancels: cancels.cloned().collect(),
+            is_answered: false,
+        }
+    }
+}
+
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         if !self.is_answered {
@@ -210,15 +228,21 @@ impl Drop for CancelOnDrop {
 impl Handle {
     /// Scores a batch; responses are in the order of the requests. The batch is cancelled if the future is dropped.
     pub async fn score(&self, requests: Vec<ScoreRequest>) -> Result<Vec<ScoreResponse>, Error> {
-        let mut guard = CancelOnDrop {
-            cancels: requests
-                .iter()
-                .map(|request| request.cancel.clone())
-                .collect(),
-            is_answered: false,
-        };
+        let mut guard = CancelOnDrop::new(requests.iter().map(|request| &request.cancel));
         let (reply, response) = oneshot::channel();
         let sent = self.jobs.send(Job::Score(requests, reply)).await;
+        sent.map_err(|_| Error::Stopped)?;
+        let responses = response.await.map_err(|_| Error::Stopped)?;
+        guard.is_answered = true;
+        responses
+    }
+
+    /// Writes a text for each request; responses are in the order of the requests. The names of the catalogue are not
+    /// needed. The batch is cancelled if the future is dropped.
+    pub async fn write(&self, requests: Vec<WriteRequest>) -> Result<Vec<WriteResponse>, Error> {
+        let mut guard = CancelOnDrop::new(requests.iter().map(|request| &request.cancel));
+        let (reply, response) = oneshot::channel();
+        let sent = self.jobs.send(Job::Write(requests, reply)).await;
         sent.map_err(|_| Error::Stopped)?;
         let responses = response.await.map_err(|_| Error::Stopped)?;
         guard.is_answered = true;
@@ -343,6 +367,9 @@ mod tests {
         fn swap(&mut self, _: Indexed) {}
         fn score(&mut self, requests: &[ScoreRequest]) -> Result<Vec<ScoreResponse>, Error> {
             Ok(self.1(requests))
+        }
+        fn write(&mut self, requests: &[WriteRequest]) -> Result<Vec<WriteResponse>, Error> {
+            Ok(vec![WriteResponse::default(); requests.len()])
         }
         fn hidden(&mut self, prompts: &[Prompt]) -> Result<Vec<Vec<f32>>, Error> {
             Ok(vec![Vec::new(); prompts.len()])

@@ -1,4 +1,5 @@
-//! Checks models that are elsewhere: whether the server answers, has the model, and writes.
+//! Checks models that are elsewhere: whether the server answers, has the model, and writes; and the matchers of all models
+//! that write.
 //!
 //! Invariant: it asks each server for its models and for one short answer, about no user.
 
@@ -19,7 +20,7 @@ const TOKENS: u32 = 8;
 /// Checks the files of arms of the mode `free`.
 pub(super) fn files(config: &Config) -> Vec<Item> {
     let mut items = Vec::new();
-    for (arm, endpoint) in elsewhere(config) {
+    for arm in config.arms.iter().filter(|arm| arm.is_free()) {
         let item = format!("arm {}: matcher", arm.id);
         items.push(match matcher_of(config, arm) {
             Ok(model) => Item::ok(
@@ -31,7 +32,7 @@ pub(super) fn files(config: &Config) -> Vec<Item> {
             ),
             Err(error) => Item::fail(item, format!("{error:#}")),
         });
-        if endpoint.tells_its_key() {
+        if arm.endpoint.as_ref().is_some_and(Endpoint::tells_its_key) {
             let found = "the key is sent without TLS";
             let advice = "write https:// in endpoint.url, unless the network encrypts by itself";
             items.push(Item::warn(format!("arm {}: endpoint", arm.id), found).advise(advice));

@@ -1,7 +1,8 @@
-//! Checks the arms: their files, and whether their models load.
+//! Checks the arms: their files, and whether their models load, and write where they are to write.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::Context;
 
@@ -11,9 +12,13 @@ use crate::files;
 use crate::run::{artefact_of, digest, head_fits, weights as arm_weights};
 use nearshore_core::list::prompt::{Arm, Template};
 use nearshore_core::list::terms::MODEL;
+use nearshore_core::names::writing::{Decoding, WriteRequest};
 use nearshore_core::shop::arms::delay_of;
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::{Model, Options};
+
+/// Most tokens of the text that a model writes on trial.
+const TOKENS: u32 = 8;
 
 /// Checks model files. Templates were parsed and rendered when the configuration was loaded.
 pub(super) fn files(config: &Config) -> Vec<Item> {
@@ -219,6 +224,46 @@ fn uses_model(config: &Config, arm: &Arm) -> bool {
     arm_weights(arm, artefact.as_ref()).is_ok_and(|weights| weights.ask_model())
 }
 
+/// The arms whose text this model writes.
+fn writers(config: &Config, model: &Merged) -> Vec<Arm> {
+    let arms = config.arms.iter();
+    arms.filter(|arm| arm.is_free() && arm.endpoint.is_none())
+        .filter(|arm| uses_model(config, arm) && Merged::of(config, arm) == *model)
+        .cloned()
+        .collect()
+}
+
+/// Has one short text written, about no user, and compares the arm's bounds with the model's context.
+fn writes(model: &mut Constrained, arm: &Arm) -> Item {
+    let item = format!("arm {}: model writes", arm.id);
+    let decoding = arm.decoding.unwrap_or_default();
+    let (most, context) = (decoding.max_tokens as usize, model.context());
+    if arm.prompt_tokens + most > context {
+        let found = format!(
+            "prompt_tokens {} and decoding.max_tokens {most} are over the model's context of {context} tokens",
+            arm.prompt_tokens
+        );
+        return Item::fail(item, found).advise("lower one of them");
+    }
+    let request = WriteRequest {
+        prompt: "Write one word.".into(),
+        decoding: Decoding {
+            max_tokens: decoding.max_tokens.min(TOKENS),
+            ..decoding
+        },
+        ..WriteRequest::default()
+    };
+    let start = Instant::now();
+    match model.write(&[request]) {
+        Ok(texts) => {
+            let tokens = texts.first().map_or(0, |text| text.tokens);
+            let took = start.elapsed().as_secs_f64();
+            Item::ok(item, format!("{tokens} tokens in {took:.1} s"))
+        }
+        Err(error) => Item::fail(item, error.to_string()),
+    }
+}
+
 /// Loads each model once, one after the other, because two may not fit into memory. A model with another hash than its
 /// arm names is not loaded.
 pub(super) async fn loads(config: &Config) -> Vec<Item> {
@@ -237,21 +282,28 @@ pub(super) async fn loads(config: &Config) -> Vec<Item> {
             ..Options::default()
         };
         let Merged { path, adapter } = model.clone();
+        let writers = writers(config, &model);
         let loaded = tokio::task::spawn_blocking(move || {
-            let loaded = Constrained::load_adapted(&path, adapter.as_deref(), options);
-            loaded.map(|model| (model.info(), model.loading().clone()))
+            let mut model = Constrained::load_adapted(&path, adapter.as_deref(), options)?;
+            let written: Vec<Item> = writers.iter().map(|it| writes(&mut model, it)).collect();
+            Ok::<_, nearshore_engine::Error>((model.info(), model.loading().clone(), written))
         });
+        let mut written = Vec::new();
         items.push(match loaded.await {
-            Ok(Ok((info, loading))) => match heads_fit(config, &model, &info.revision) {
-                Ok(()) => Item::ok(
-                    item,
-                    format!("{} on {}: {loading}", info.dtype, info.device),
-                ),
-                Err(error) => Item::fail(item, format!("{error:#}")),
-            },
+            Ok(Ok((info, loading, texts))) => {
+                written = texts;
+                match heads_fit(config, &model, &info.revision) {
+                    Ok(()) => Item::ok(
+                        item,
+                        format!("{} on {}: {loading}", info.dtype, info.device),
+                    ),
+                    Err(error) => Item::fail(item, format!("{error:#}")),
+                }
+            }
             Ok(Err(error)) => Item::fail(item, error.to_string()),
             Err(error) => Item::fail(item, format!("loading panicked: {error}")),
         });
+        items.extend(written);
     }
     items
 }

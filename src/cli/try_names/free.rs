@@ -1,23 +1,38 @@
-//! `nearshore try --mode free`: what a model elsewhere writes for each prompt, which names it means, and what is
+//! `nearshore try --mode free`: what a model writes for each prompt, here or elsewhere, which names it means, and what is
 //! rejected.
 //!
-//! Invariant: prompts are answered one after the other, in the order of the file, and all names of the file may be
-//! offered. It decides nothing: reading, matching and filling up are those of generate.
+//! Invariant: prompts are answered in the order of the file, and all names of the file may be offered. A server is asked
+//! one prompt after the other; here prompts are written in batches. It decides nothing: reading, matching and filling up
+//! are those of generate.
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::input::Prompt;
 use super::{Error, Session, TryArgs, input, to_stdout};
 use crate::files;
 use crate::ops::visible::visible;
 use nearshore_core::list::prompt::Endpoint;
 use nearshore_core::names::free::{Words, read, respond};
 use nearshore_core::names::matcher::{Memory, Model};
-use nearshore_core::names::scoring::ScoreResponse;
+use nearshore_core::names::scoring::{Ended, ScoreResponse};
+use nearshore_core::names::writing::{WriteRequest, WriteResponse};
 use nearshore_core::names::written::{Reject, Written};
-use nearshore_remote::{Client, Completion};
+use nearshore_engine::Model as _;
+use nearshore_engine::search::constrained::{Constrained, Limits};
+use nearshore_remote::Client;
+
+/// What was written for a prompt.
+struct Text {
+    /// The start of the answer in the prompt, and what follows it.
+    text: String,
+    is_cut: bool,
+    prompt_tokens: u32,
+    tokens: u32,
+}
 
 #[derive(Serialize)]
 struct Line<'a> {
@@ -57,43 +72,125 @@ struct Name<'a> {
 pub(super) fn run(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
     let prompts = input::prompts(&args.prompts)?;
     let session = Session::new(args)?;
-    let client = client(args)?;
     let names = &session.names.names;
     let words = Words::new(names, matcher(args)?);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = runtime.map_err(|source| Error::File {
-        path: "the runtime of the client".into(),
-        source,
-    })?;
+    let mut writer = Writer::new(args)?;
     let mut memory = Memory::default();
-    for (nth, prompt) in prompts.iter().enumerate() {
-        let request = session.request(prompt);
-        let asked = runtime.block_on(client.complete(&request.prompt.user));
-        let completion = asked.map_err(Error::remote)?;
-        let listed = read(&completion.text, completion.is_cut);
-        let written = words.accept(&listed, None, &mut memory);
-        let response = respond(&request, written.clone(), words.len());
-        let line = Line::new(nth + 1, (&completion, &written, &response), names);
-        to_stdout(|| match args.json {
-            true => {
-                serde_json::to_writer(&mut *out, &line)?;
-                writeln!(out)?;
-                out.flush()
-            }
-            false => line.print(out),
-        })?;
+    let (mut nth, mut tokens, mut spent) = (0, 0, Duration::ZERO);
+    for batch in prompts.chunks(args.batch.max(1)) {
+        let start = Instant::now();
+        let texts = writer.write(args, batch)?;
+        spent += start.elapsed();
+        for (prompt, text) in batch.iter().zip(texts) {
+            nth += 1;
+            tokens += text.tokens;
+            let request = session.request(prompt);
+            let listed = read(&text.text, text.is_cut);
+            let written = words.accept(&listed, None, &mut memory);
+            let response = respond(&request, written.clone(), words.len());
+            let line = Line::new(nth, (&text, &written, &response), names);
+            to_stdout(|| match args.json {
+                true => {
+                    serde_json::to_writer(&mut *out, &line)?;
+                    writeln!(out)?;
+                    out.flush()
+                }
+                false => line.print(out),
+            })?;
+        }
     }
+    let seconds = spent.as_secs_f64();
+    let speed = f64::from(tokens) / seconds;
+    note!("{nth} prompts, {tokens} tokens written in {seconds:.1} s, {speed:.1} a second");
     Ok(())
 }
 
-fn client(args: &TryArgs) -> Result<Client, Error> {
-    let url = args.endpoint.as_deref().unwrap_or_default();
+/// What writes the texts.
+enum Writer {
+    /// A server.
+    Elsewhere(Client, tokio::runtime::Runtime),
+    /// A model that runs here.
+    Here(Box<Constrained>),
+}
+
+impl Writer {
+    fn new(args: &TryArgs) -> Result<Self, Error> {
+        if let Some(url) = &args.endpoint {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            let runtime = runtime.map_err(|source| Error::File {
+                path: "the runtime of the client".into(),
+                source,
+            })?;
+            return Ok(Self::Elsewhere(client(args, url)?, runtime));
+        }
+        let model = Constrained::load(&args.model, args.options())?;
+        for warning in &model.loading().warnings {
+            note!("{}: {warning}", args.model.display());
+        }
+        // Somebody waits for the text, and may stop waiting.
+        let limits = Limits {
+            time_max: Duration::from_secs(24 * 60 * 60),
+            ..Limits::default()
+        };
+        Ok(Self::Here(Box::new(model.limited(limits))))
+    }
+
+    /// Has a text written for each prompt.
+    fn write(&mut self, args: &TryArgs, prompts: &[Prompt]) -> Result<Vec<Text>, Error> {
+        match self {
+            Self::Elsewhere(client, runtime) => {
+                let ask = |prompt: &Prompt| {
+                    let asked = runtime.block_on(client.complete(&prompt.prompt.user));
+                    let completion = asked.map_err(Error::remote)?;
+                    Ok(Text {
+                        text: completion.text,
+                        is_cut: completion.is_cut,
+                        prompt_tokens: completion.prompt_tokens,
+                        tokens: completion.completion_tokens,
+                    })
+                };
+                prompts.iter().map(ask).collect()
+            }
+            Self::Here(model) => {
+                let request = |prompt: &Prompt| WriteRequest {
+                    prompt: prompt.prompt.clone(),
+                    decoding: args.decoding(),
+                    ..WriteRequest::default()
+                };
+                let requests: Vec<WriteRequest> = prompts.iter().map(request).collect();
+                let texts = model.write(&requests)?;
+                let limit = model.context();
+                let text = |(prompt, text): (&Prompt, WriteResponse)| {
+                    if text.ended == Ended::TooLong {
+                        let (tokens, most) = (text.prompt_tokens, args.decoding().max_tokens);
+                        return Err(Error::Usage(format!(
+                            "a prompt of {tokens} tokens and --max-tokens {most} are over the model's context of {limit} tokens"
+                        )));
+                    }
+                    Ok(Text {
+                        text: prompt.prompt.assistant.trim_end().to_owned() + &text.text,
+                        is_cut: text.is_cut,
+                        prompt_tokens: text.prompt_tokens,
+                        tokens: text.tokens,
+                    })
+                };
+                prompts.iter().zip(texts).map(text).collect()
+            }
+        }
+    }
+}
+
+fn client(args: &TryArgs, url: &str) -> Result<Client, Error> {
+    let decoding = args.decoding();
     let path = |path: &Option<std::path::PathBuf>| Some(path.as_ref()?.display().to_string());
     let endpoint = Endpoint {
         api_key_file: path(&args.api_key_file),
         ca_file: path(&args.ca_file),
+        max_tokens: decoding.max_tokens,
+        temperature: decoding.temperature,
+        seed: decoding.seed,
         ..Endpoint::at(url)
     };
     Client::new(&endpoint, &args.model.display().to_string()).map_err(Error::remote)
@@ -120,7 +217,7 @@ fn matcher(args: &TryArgs) -> Result<Arc<Model>, Error> {
 impl<'a> Line<'a> {
     fn new(
         prompt: usize,
-        (completion, written, response): (&'a Completion, &'a Written, &ScoreResponse),
+        (text, written, response): (&'a Text, &'a Written, &ScoreResponse),
         names: &'a [String],
     ) -> Self {
         let name = |pu: u32| names.get(pu as usize).map_or("", String::as_str);
@@ -140,14 +237,14 @@ impl<'a> Line<'a> {
         });
         Self {
             prompt,
-            text: &completion.text,
-            is_cut: completion.is_cut,
+            text: &text.text,
+            is_cut: text.is_cut,
             chatter: written.chatter,
             matched: matched.collect(),
             rejected: rejected.collect(),
             names: scored.collect(),
-            prompt_tokens: completion.prompt_tokens,
-            completion_tokens: completion.completion_tokens,
+            prompt_tokens: text.prompt_tokens,
+            completion_tokens: text.tokens,
         }
     }
 

@@ -17,6 +17,7 @@ use nearshore_core::names::scoring::{
     Calibration, Names, ScoreRequest, ScoreResponse, Term, Values,
 };
 
+use nearshore_core::names::writing::Decoding;
 use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::thread::threads;
 use nearshore_engine::{Edge, Isa, Model, Options, Place, Precision};
@@ -36,15 +37,15 @@ use totals::Totals;
 /// Arguments of `nearshore try`.
 #[derive(Args, Clone, Debug)]
 pub(super) struct TryArgs {
-    /// GGUF file, or folder with config.json, safetensors and tokenizer.json; with --mode free the server's name of the
+    /// GGUF file, or folder with config.json, safetensors and tokenizer.json; with --endpoint the server's name of the
     /// model.
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
-    /// constrained: names are searched by the model; free: the model at --endpoint writes, and names are matched.
+    /// constrained: names are searched by the model; free: the model writes, here or at --endpoint, and names are matched.
     #[arg(long, value_name = "MODE", value_parser = ["constrained", "free"], default_value = "constrained")]
     pub mode: String,
-    /// OpenAI-compatible server for --mode free, as in http://127.0.0.1:8000/v1.
-    #[arg(long, value_name = "URL", required_if_eq("mode", "free"))]
+    /// OpenAI-compatible server that has the model, for --mode free, as in http://127.0.0.1:8000/v1.
+    #[arg(long, value_name = "URL")]
     pub endpoint: Option<String>,
     /// File with the server's key.
     #[arg(long, value_name = "FILE", requires = "endpoint")]
@@ -53,8 +54,20 @@ pub(super) struct TryArgs {
     #[arg(long, value_name = "FILE", requires = "endpoint")]
     pub ca_file: Option<PathBuf>,
     /// Model of `nearshore match --fit` for --mode free.
-    #[arg(long, value_name = "FILE", requires = "endpoint")]
+    #[arg(long, value_name = "FILE")]
     pub matcher: Option<PathBuf>,
+    /// Most tokens of a text, for --mode free; by default 256.
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<u32>,
+    /// Temperature of sampling for --mode free, 0 to 2; 0, the default, takes the likeliest token.
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f64>,
+    /// Share of the probability, from the likeliest token on, that a model here samples from; by default 1.
+    #[arg(long, value_name = "P", conflicts_with = "endpoint")]
+    pub top_p: Option<f64>,
+    /// Seed of sampling for --mode free; by default 0.
+    #[arg(long, value_name = "SEED")]
+    pub seed: Option<u32>,
     /// Names of the catalogue, one per line.
     #[arg(long, value_name = "FILE")]
     pub names: PathBuf,
@@ -118,6 +131,17 @@ impl TryArgs {
 }
 
 impl TryArgs {
+    /// How tokens are chosen with --mode free.
+    fn decoding(&self) -> Decoding {
+        let default = Decoding::default();
+        Decoding {
+            max_tokens: self.max_tokens.unwrap_or(default.max_tokens),
+            temperature: self.temperature.unwrap_or(default.temperature),
+            top_p: self.top_p.unwrap_or(default.top_p),
+            seed: self.seed.unwrap_or(default.seed),
+        }
+    }
+
     /// Refuses numbers that the configuration of an arm refuses, too.
     fn check(&self) -> Result<(), Error> {
         let wrong = |what: &str| Err(Error::Usage(what.to_owned()));
@@ -127,6 +151,22 @@ impl TryArgs {
         }
         if self.weight == 0.0 && self.demand.is_none() && self.terms.is_empty() {
             return wrong("--weight 0 without --demand or --term: all names would score the same");
+        }
+        let only_free = [
+            ("--endpoint", self.endpoint.is_some()),
+            ("--matcher", self.matcher.is_some()),
+            ("--max-tokens", self.max_tokens.is_some()),
+            ("--temperature", self.temperature.is_some()),
+            ("--top-p", self.top_p.is_some()),
+            ("--seed", self.seed.is_some()),
+        ];
+        let given = only_free.into_iter().find(|(_, is_given)| *is_given);
+        if let Some((argument, _)) = given.filter(|_| self.mode != "free") {
+            return wrong(&format!("{argument} is only for --mode free"));
+        }
+        if let Some((key, what)) = self.decoding().problems().into_iter().next() {
+            let argument = key.replace('_', "-");
+            return wrong(&format!("--{argument}: {what}"));
         }
         if self.top == 0 {
             return wrong("--top 0: give a number of at least 1");

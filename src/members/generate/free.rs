@@ -1,8 +1,8 @@
-//! An arm whose model is elsewhere and writes names: [`FreeScorer`]; and the model of any arm: [`ArmScorer`].
+//! An arm whose model writes names, elsewhere or here: [`FreeScorer`]; and the model of any arm: [`ArmScorer`].
 //!
-//! Invariant: whatever the server does, each request is answered, at the latest when the client's limits end; a request
+//! Invariant: whatever a server does, each request is answered, at the latest when the client's limits end; a request
 //! without a usable answer has [`Ended::Failed`] and costs nobody else anything. It decides no name: what was written is
-//! read, matched and filled up in `core/names/free`.
+//! read, matched and filled up in `core/names/free`, whoever wrote it.
 
 use std::sync::Arc;
 
@@ -15,23 +15,48 @@ use crate::metrics;
 use nearshore_core::names::free::{Words, read, respond};
 use nearshore_core::names::matcher::{Memory, Model};
 use nearshore_core::names::scoring::{Ended, Names, ScoreRequest, ScoreResponse};
+use nearshore_core::names::writing::{Decoding, WriteRequest};
 use nearshore_engine as engine;
 use nearshore_engine::thread::Handle;
-use nearshore_remote::{Client, Completion, Error};
+use nearshore_remote::{Client, Error};
 
 /// The model of an arm.
 pub enum ArmScorer {
-    /// It runs here, in a thread of its own.
-    Here(Handle),
-    /// A server has it.
-    Elsewhere(FreeScorer),
+    /// It scores names.
+    Scores(Handle),
+    /// It writes names.
+    Writes(FreeScorer),
+}
+
+impl ArmScorer {
+    /// The thread of a model that runs here.
+    pub fn handle(&self) -> Option<&Handle> {
+        match self {
+            Self::Scores(handle) => Some(handle),
+            Self::Writes(free) => match &free.writer {
+                Writer::Here(handle, _) => Some(handle),
+                Writer::Elsewhere(_) => None,
+            },
+        }
+    }
+
+    /// The client of a model that is elsewhere, to see whether its server answers.
+    pub fn client(&self) -> Option<&Client> {
+        match self {
+            Self::Scores(_) => None,
+            Self::Writes(free) => match &free.writer {
+                Writer::Here(..) => None,
+                Writer::Elsewhere(client) => Some(client),
+            },
+        }
+    }
 }
 
 impl Scorer for ArmScorer {
     async fn set_names(&self, names: Arc<Names>) -> Result<(), engine::Error> {
         match self {
-            Self::Here(handle) => handle.set_names(names).await,
-            Self::Elsewhere(free) => free.set_names(names).await,
+            Self::Scores(handle) => Scorer::set_names(handle, names).await,
+            Self::Writes(free) => free.set_names(names).await,
         }
     }
 
@@ -40,18 +65,35 @@ impl Scorer for ArmScorer {
         requests: Vec<ScoreRequest>,
     ) -> Result<Vec<ScoreResponse>, engine::Error> {
         match self {
-            Self::Here(handle) => handle.generate(requests).await,
-            Self::Elsewhere(free) => free.generate(requests).await,
+            Self::Scores(handle) => handle.generate(requests).await,
+            Self::Writes(free) => free.generate(requests).await,
         }
     }
 }
 
-/// Asks a server to write names, and matches them.
+/// What writes the texts of an arm.
+pub enum Writer {
+    /// A model that a server has.
+    Elsewhere(Client),
+    /// A model that runs here, and how it chooses its tokens.
+    Here(Handle, Decoding),
+}
+
+/// Has names written by a model, and matches them.
 pub struct FreeScorer {
     arm: Arc<str>,
-    client: Client,
+    writer: Writer,
     model: Arc<Model>,
     known: Arc<Mutex<Known>>,
+}
+
+/// A text that was written about one user.
+struct Text {
+    /// The start of the answer in the prompt, and what follows it.
+    text: String,
+    is_cut: bool,
+    /// How it was written: a response without names.
+    told: ScoreResponse,
 }
 
 /// The catalogue's names as the matcher knows them.
@@ -64,18 +106,13 @@ struct Known {
 
 impl FreeScorer {
     /// A scorer of the arm `arm`, without names yet. `model` was fitted without an encoder.
-    pub fn new(arm: &str, client: Client, model: Arc<Model>) -> Self {
+    pub fn new(arm: &str, writer: Writer, model: Arc<Model>) -> Self {
         Self {
             arm: arm.into(),
-            client,
+            writer,
             model,
             known: Arc::default(),
         }
-    }
-
-    /// The client, to see whether the server answers.
-    pub fn client(&self) -> &Client {
-        &self.client
     }
 
     /// Makes the matcher of the wanted names in a thread of its own, unless one is being made: batches go on with the
@@ -96,57 +133,146 @@ impl FreeScorer {
         }
     }
 
-    /// Asks about one user.
-    async fn one(&self, request: ScoreRequest) -> (ScoreResponse, Option<Error>) {
-        let ended = |ended| ScoreResponse {
-            ended,
-            ..ScoreResponse::default()
-        };
+    /// Asks a server about one user.
+    async fn ask(&self, client: &Client, request: ScoreRequest) -> (ScoreResponse, Option<Error>) {
         if request.cancel.is_cancelled() {
             return (ended(Ended::Cancelled), None);
         }
         // A request about nobody only warms the model up: here it finds out whether the server is there.
-        if request.permitted.is_none() {
-            return match self.client.models().await {
+        if is_about_nobody(&request) {
+            return match client.models().await {
                 Ok(_) => (ended(Ended::Complete), None),
                 Err(error) => (ended(Ended::Failed), Some(error)),
             };
         }
-        let completion = match self.client.complete(&request.prompt.user).await {
+        let completion = match client.complete(&request.prompt.user).await {
             Ok(_) if request.cancel.is_cancelled() => return (ended(Ended::Cancelled), None),
             Ok(completion) => completion,
             Err(error) => return (ended(Ended::Failed), Some(error)),
         };
+        let text = Text {
+            text: completion.text,
+            is_cut: completion.is_cut,
+            told: ScoreResponse {
+                prompt_tokens: completion.prompt_tokens,
+                ..ScoreResponse::default()
+            },
+        };
+        (self.matched(request, text).await, None)
+    }
+
+    /// Asks a server about each user.
+    async fn ask_each(&self, client: &Client, requests: Vec<ScoreRequest>) -> Vec<ScoreResponse> {
+        let asked = requests
+            .into_iter()
+            .map(|request| self.ask(client, request));
+        let (responses, errors): (Vec<_>, Vec<_>) = join_all(asked).await.into_iter().unzip();
+        let errors: Vec<Error> = errors.into_iter().flatten().collect();
+        for error in &errors {
+            metrics::remote_error(error);
+        }
+        if let Some(error) = errors.first() {
+            tracing::warn!(
+                arm = &*self.arm,
+                users = errors.len(),
+                %error,
+                "the model elsewhere gave no answer; the lists without the model stay"
+            );
+        }
+        responses
+    }
+
+    /// Has a text about each user written here.
+    async fn write_each(
+        &self,
+        (handle, decoding): (&Handle, Decoding),
+        requests: Vec<ScoreRequest>,
+    ) -> Result<Vec<ScoreResponse>, engine::Error> {
+        let write = |request: &ScoreRequest| WriteRequest {
+            prompt: request.prompt.clone(),
+            decoding: match is_about_nobody(request) {
+                true => Decoding {
+                    max_tokens: 1,
+                    ..decoding
+                },
+                false => decoding,
+            },
+            cancel: request.cancel.clone(),
+        };
+        let texts = handle.write(requests.iter().map(write).collect()).await?;
+        let each = requests
+            .into_iter()
+            .zip(texts)
+            .map(|(request, text)| async move {
+                let told = ScoreResponse {
+                    ended: text.ended,
+                    prompt_tokens: text.prompt_tokens,
+                    shared_tokens: text.shared_tokens,
+                    forwarded: text.tokens,
+                    waves: text.passes,
+                    ..ScoreResponse::default()
+                };
+                if text.ended != Ended::Complete || is_about_nobody(&request) {
+                    return told;
+                }
+                let text = Text {
+                    text: request.prompt.assistant.trim_end().to_owned() + &text.text,
+                    is_cut: text.is_cut,
+                    told,
+                };
+                self.matched(request, text).await
+            });
+        Ok(join_all(each).await)
+    }
+
+    /// The response by what was written.
+    async fn matched(&self, request: ScoreRequest, text: Text) -> ScoreResponse {
         let known = self.known.lock().built.clone();
         let Some((version, words)) = known else {
-            return (ended(Ended::Failed), None);
+            return ended(Ended::Failed);
         };
-        let matched = spawn_blocking(move || respond_to(&completion, &request, &words));
+        let matched = spawn_blocking(move || respond_to(text, &request, &words));
         // It panics only by a fault of ours, which is one user's alone.
         let Ok(response) = matched.await else {
-            return (ended(Ended::Failed), None);
+            return ended(Ended::Failed);
         };
         if let Some(written) = &response.written {
             metrics::written(&self.arm, written);
         }
-        let names = version;
-        (ScoreResponse { names, ..response }, None)
+        ScoreResponse {
+            names: version,
+            ..response
+        }
     }
 }
 
+fn ended(ended: Ended) -> ScoreResponse {
+    ScoreResponse {
+        ended,
+        ..ScoreResponse::default()
+    }
+}
+
+/// Whether a request only warms the model up.
+fn is_about_nobody(request: &ScoreRequest) -> bool {
+    request.permitted.is_none()
+}
+
 /// The response by what was written. A list on which nothing was accepted is no answer: it would be the mixture's.
-fn respond_to(completion: &Completion, request: &ScoreRequest, words: &Words) -> ScoreResponse {
-    let listed = read(&completion.text, completion.is_cut);
+fn respond_to(text: Text, request: &ScoreRequest, words: &Words) -> ScoreResponse {
+    let listed = read(&text.text, text.is_cut);
     let mut memory = Memory::default();
     let written = words.accept(&listed, request.permitted.as_deref(), &mut memory);
     let ended = match written.accepted.is_empty() {
         true => Ended::Failed,
         false => Ended::Complete,
     };
+    let ScoreResponse { named, written, .. } = respond(request, written, words.len());
     ScoreResponse {
+        named,
+        written,
         ended,
-        prompt_tokens: completion.prompt_tokens,
-        ..respond(request, written, words.len())
+        ..text.told
     }
 }
 
@@ -173,23 +299,9 @@ impl Scorer for FreeScorer {
         requests: Vec<ScoreRequest>,
     ) -> Result<Vec<ScoreResponse>, engine::Error> {
         self.build();
-        let (responses, errors): (Vec<_>, Vec<_>) =
-            join_all(requests.into_iter().map(|request| self.one(request)))
-                .await
-                .into_iter()
-                .unzip();
-        let errors: Vec<Error> = errors.into_iter().flatten().collect();
-        for error in &errors {
-            metrics::remote_error(error);
+        match &self.writer {
+            Writer::Elsewhere(client) => Ok(self.ask_each(client, requests).await),
+            Writer::Here(handle, decoding) => self.write_each((handle, *decoding), requests).await,
         }
-        if let Some(error) = errors.first() {
-            tracing::warn!(
-                arm = &*self.arm,
-                users = errors.len(),
-                %error,
-                "the model elsewhere gave no answer; the lists without the model stay"
-            );
-        }
-        Ok(responses)
     }
 }

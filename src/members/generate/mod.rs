@@ -35,7 +35,7 @@ use arc_swap::ArcSwap;
 
 pub use backpressure::BACKPRESSURE_EVERY;
 pub use cost::UserCost;
-pub use free::{ArmScorer, FreeScorer};
+pub use free::{ArmScorer, FreeScorer, Writer};
 pub use in_flight::ERASE_CHECK_EVERY;
 pub use new_texts::NewTexts;
 pub use ranking::{Ranking, Renewed};

@@ -427,8 +427,9 @@ async fn score_arm<A: Scorer>(
     };
     let generated = clock().since(start);
     count_batch(&loaded.arm.id, &responses, generated);
-    // What fails at once says nothing of what an answer costs.
-    if responses.iter().all(|it| it.ended == Ended::Failed) {
+    // What fails at once says nothing of what an answer costs; a text without a name on it took its time.
+    let failed_at_once = |it: &ScoreResponse| it.ended == Ended::Failed && it.waves == 0;
+    if responses.iter().all(failed_at_once) {
         return Vec::new();
     }
     let is_complete = |response: &ScoreResponse| response.ended == Ended::Complete;

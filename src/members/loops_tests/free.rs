@@ -1,14 +1,17 @@
-//! Lists beside a model that is elsewhere: what it writes becomes lists, and whatever goes wrong with it, the lists
+//! Lists beside a model that writes, elsewhere or here: what it writes becomes lists, and whatever goes wrong with it, the lists
 //! without it are published and no request waits for ever.
 
 use nearshore_core::list::prompt::Endpoint;
 use nearshore_core::names::matcher::{Example, FitOptions, Matcher, Model, fit};
+use nearshore_core::names::writing::Decoding;
+use nearshore_engine::table::Table;
+use nearshore_engine::thread::spawn;
 use nearshore_remote::Client;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::members::generate::{ArmScorer, FreeScorer};
+use crate::members::generate::{ArmScorer, FreeScorer, Writer};
 
 const KINDS: [&str; 12] = [
     "potato", "garlic", "lemon", "vanilla", "chicken", "tomato", "onion", "pepper", "almond",
@@ -103,7 +106,7 @@ fn scorer(url: &str) -> ArmScorer {
         ..Endpoint::at(url)
     };
     let client = Client::new(&endpoint, "m").expect("a client");
-    ArmScorer::Elsewhere(FreeScorer::new("table", client, model()))
+    ArmScorer::Writes(FreeScorer::new("table", Writer::Elsewhere(client), model()))
 }
 
 fn shop() -> Snapshot {
@@ -155,6 +158,40 @@ async fn what_a_model_elsewhere_writes_becomes_the_list_and_the_mixture_fills_it
             (&json!(1), &json!(false))
         );
         assert_eq!(written["rejected"][0]["text"], "a unicorn");
+    }
+}
+
+#[tokio::test]
+async fn what_a_model_that_runs_here_writes_becomes_the_list() {
+    let names = names();
+    let handle = spawn(Box::new(Table::default()));
+    let known = Names {
+        version: 1,
+        names: names.clone(),
+    };
+    handle.set_names(Arc::new(known)).await.expect("set");
+    let decoding = Decoding {
+        max_tokens: 2,
+        ..Decoding::default()
+    };
+    let writer = Writer::Here(handle, decoding);
+    let scorer = ArmScorer::Writes(FreeScorer::new("table", writer, model()));
+    let requested = Requested::of(shop()).await;
+    requested.serve_by((scorer, &TERMS), &Arc::default());
+    until(|| updates(&requested).len() == 2 * FIRST).await;
+    requested.cancel.cancel();
+    let updates = updates(&requested);
+    let by_model = updates.iter().filter(|it| it["doc"]["source"] == "model");
+    let by_model: Vec<_> = by_model.collect();
+    assert_eq!(by_model.len(), FIRST);
+    for update in by_model {
+        let shown = update["doc"]["names"].as_array().expect("names");
+        assert_eq!(shown.len(), 3, "filled up: {update}");
+        let written = &update["audit"]["written"];
+        // The table writes a line a token; the second one may be cut off, and is left out.
+        let entries = written["names"].as_array().expect("names");
+        assert_eq!((entries.len(), &written["is_cut"]), (1, &json!(true)));
+        assert_eq!(entries[0]["text"], shown[0]);
     }
 }
 

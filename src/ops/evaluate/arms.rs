@@ -329,9 +329,9 @@ pub(super) fn routes(config: &Config, models: bool) -> anyhow::Result<Vec<Box<dy
     for arm in &config.arms {
         let plain = Plain::by_terms(config, arm)?;
         let asks_model = plain.weights.ask_model();
-        if asks_model && arm.endpoint.is_some() {
+        if asks_model && arm.is_free() {
             note!(
-                "arm {} is left out: its model is elsewhere, and is not asked here",
+                "arm {} is left out: its model writes freely, and is not asked here",
                 arm.id
             );
             continue;

@@ -9,4 +9,5 @@ pub mod scoring;
 pub mod search;
 pub mod sum;
 pub mod trie;
+pub mod writing;
 pub mod written;

@@ -15,6 +15,7 @@ use super::kernel;
 use super::kv::{Cache, Sizes};
 use super::linear::Linear;
 use super::smooth::{self, Maxima};
+use super::vocabulary;
 use crate::Error;
 use crate::formats::families::Gate;
 use crate::formats::geometry::Geometry;
@@ -243,6 +244,24 @@ impl Network {
                 },
             )
             .collect()
+    }
+
+    /// Logits of the whole vocabulary from each hidden state, on at most `threads` threads of the current pool.
+    pub(crate) fn all_logits(&self, hidden: &[&[f32]], threads: usize) -> Result<Vec<Vec<f32>>> {
+        let (storage, layout) = self.head.storage_and_layout();
+        let (Storage::Cpu(CpuStorage::F32(head)), Some((from, to))) =
+            (&*storage, layout.contiguous_offsets())
+        else {
+            bail!("head is not contiguous f32 on the cpu")
+        };
+        let products = vocabulary::products(&head[from..to], hidden, threads);
+        let capped = products.into_iter().map(|mut logits| {
+            logits
+                .iter_mut()
+                .for_each(|logit| *logit = self.geometry.capped(*logit));
+            logits
+        });
+        Ok(capped.collect())
     }
 
     fn heads(&self) -> Heads {

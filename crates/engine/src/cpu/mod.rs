@@ -11,3 +11,4 @@ pub(crate) mod linear;
 #[doc(hidden)]
 pub mod packed;
 pub(crate) mod smooth;
+mod vocabulary;

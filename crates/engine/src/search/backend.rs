@@ -211,6 +211,26 @@ impl Network {
     }
 }
 
+impl Network {
+    /// Logits of the whole vocabulary after each hidden state.
+    pub(crate) fn all_logits(&self, rows: &[&Row], threads: usize) -> Result<Vec<Vec<f32>>> {
+        match self {
+            Self::Host(network) => {
+                let states: Vec<&[f32]> = rows.iter().map(|row| row.host()).collect();
+                network.all_logits(&states, threads)
+            }
+            Self::Device(_) => {
+                let tokens: Vec<u32> = (0..self.geometry().vocabulary as u32).collect();
+                let wanted: Vec<(&Row, &[u32])> =
+                    rows.iter().map(|row| (*row, &tokens[..])).collect();
+                let logits = self.logits(&wanted)?;
+                let each = logits.chunks_exact(tokens.len());
+                Ok(each.map(<[f32]>::to_vec).collect())
+            }
+        }
+    }
+}
+
 impl Row {
     /// Its numbers.
     pub(crate) fn numbers(&self) -> Result<Vec<f32>> {

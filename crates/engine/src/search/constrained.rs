@@ -25,6 +25,7 @@ use crate::formats::text::Text;
 use crate::thread::Pulse;
 use crate::{Error, Info, Model, Options, Place};
 use nearshore_core::names::scoring::{Calibration, Names, Prompt, ScoreRequest, ScoreResponse};
+use nearshore_core::names::writing::{WriteRequest, WriteResponse};
 
 /// The most prefixes kept: one per arm's template, and some for templates that change.
 const PREFIXES_MAX: usize = 4;
@@ -37,23 +38,23 @@ const SHARED_MIN: usize = 16;
 
 /// A decoder over a trie of names.
 pub struct Constrained {
-    pub(super) network: Network,
-    pub(super) text: Arc<Text>,
+    pub(crate) network: Network,
+    pub(crate) text: Arc<Text>,
     info: Info,
     loading: Loading,
     pub(super) names: Arc<Names>,
     pub(super) mixture: Mixture,
-    pub(super) limits: Limits,
+    pub(crate) limits: Limits,
     /// Most recently used first.
     calibrations: Vec<Arc<CalibrationMeans>>,
     /// Most recently used first.
-    pub(super) prefixes: Vec<Prefix>,
+    pub(crate) prefixes: Vec<Prefix>,
     /// First prompt of the last batch; a beginning that the next batch shares with it is a template.
     last_prompt: Vec<u32>,
-    pub(super) pool: rayon::ThreadPool,
+    pub(crate) pool: rayon::ThreadPool,
     /// The most groups of a batch.
-    pub(super) groups_max: usize,
-    pub(super) pulse: Arc<Pulse>,
+    pub(crate) groups_max: usize,
+    pub(crate) pulse: Arc<Pulse>,
     clocks: Clocks,
 }
 
@@ -167,6 +168,11 @@ impl Constrained {
         self.network.geometry().vocabulary
     }
 
+    /// Positions that the model was trained for: the most tokens of a prompt with what follows it.
+    pub fn context(&self) -> usize {
+        self.network.geometry().context
+    }
+
     /// Bytes of the layers' weights.
     pub fn bytes(&self) -> usize {
         self.network.bytes()
@@ -203,7 +209,7 @@ impl Constrained {
     }
 
     /// Computes the common beginning of the prompts as a prefix, unless there is one.
-    pub(super) fn share(&mut self, prompts: &[&[u32]]) -> Result<(), Error> {
+    pub(crate) fn share(&mut self, prompts: &[&[u32]]) -> Result<(), Error> {
         let Some(first) = prompts.first() else {
             return Ok(());
         };
@@ -389,6 +395,10 @@ impl Model for Constrained {
         self.run(requests, prompts)
     }
 
+    fn write(&mut self, requests: &[WriteRequest]) -> Result<Vec<WriteResponse>, Error> {
+        self.write_texts(requests)
+    }
+
     fn hidden(&mut self, prompts: &[Prompt]) -> Result<Vec<Vec<f32>>, Error> {
         self.hidden_states(prompts)
     }
@@ -404,7 +414,7 @@ fn common_len(a: &[u32], b: &[u32]) -> usize {
 }
 
 /// The prefix that shares most tokens with `tokens`, and their number; `None` if none shares any.
-pub(super) fn nearest(prefixes: &[Prefix], tokens: &[u32]) -> Option<(usize, usize)> {
+pub(crate) fn nearest(prefixes: &[Prefix], tokens: &[u32]) -> Option<(usize, usize)> {
     let shared = prefixes
         .iter()
         .map(|prefix| common_len(&prefix.tokens, tokens))
@@ -416,7 +426,7 @@ pub(super) fn nearest(prefixes: &[Prefix], tokens: &[u32]) -> Option<(usize, usi
         .max_by_key(|(_, shared)| *shared)
 }
 
-pub(super) fn failed(source: candle_core::Error) -> Error {
+pub(crate) fn failed(source: candle_core::Error) -> Error {
     Error::Compute {
         what: "forward pass".into(),
         source: Box::new(source),

@@ -15,3 +15,4 @@ mod refused;
 mod templates;
 mod tune;
 mod windows;
+mod written;

@@ -22,6 +22,7 @@ mod gemma;
 mod precision;
 mod search;
 mod tune;
+mod written;
 
 /// 200 product names of a real shop, as a catalogue has them: truncated, with signs and digits.
 const NAMES: &str = include_str!("../fixtures/names.txt");

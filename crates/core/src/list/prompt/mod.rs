@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::names::scoring::Prompt;
+use crate::names::writing::Decoding;
 use crate::user::record::Position;
 
 pub use calibration::{Calibrations, Frozen, FrozenError, PROMPTS, Person, references};
@@ -62,11 +63,14 @@ pub struct Arm {
     /// The server that has the model; `None` runs the model here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Endpoint>,
+    /// How a model that runs here writes, in the mode `free`; `None` is the defaults.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoding: Option<Decoding>,
     /// Model of `nearshore match --fit`, relative to the configuration file: which names are meant by what was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub matcher: Option<String>,
     /// `constrained`: only names of the catalogue are searched; `head`: nothing is searched, and the head of
-    /// `artefact` is a term; `free`: the model at `endpoint` writes, and names are matched.
+    /// `artefact` is a term; `free`: the model writes, here or at `endpoint`, and names are matched.
     #[serde(default = "constrained")]
     pub mode: String,
     /// Token budget of the rendered prompt.
@@ -87,6 +91,13 @@ pub struct Arm {
     /// Least score of a name, theta; `None` keeps all. Scores are sums of weighted terms, so it goes with the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub theta: Option<f64>,
+}
+
+impl Arm {
+    /// Whether its model writes freely, and names are matched.
+    pub fn is_free(&self) -> bool {
+        self.mode == "free"
+    }
 }
 
 fn one() -> u32 {

@@ -35,6 +35,20 @@ const TURNS: [&str; 10] = [
     "<|turn_start|>",
 ];
 
+/// Special tokens with which models end a turn or a text.
+const ENDS: [&str; 10] = [
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|turn_end|>",
+    "<end_of_turn>",
+    "</s>",
+    "<eos>",
+    "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
+];
+
 /// Tokenizer and chat template of one model.
 pub struct Text {
     tokens: Tokens,
@@ -141,6 +155,25 @@ impl Text {
     /// Id of the token that ends a turn, and therefore a name.
     pub fn end(&self) -> u32 {
         self.eos_id
+    }
+
+    /// Ids of the tokens that end a text which the model writes: its end token, those that other turns end with, and
+    /// those that begin another turn.
+    pub(crate) fn ends(&self) -> Vec<u32> {
+        let tokenizer = self.tokens.tokenizer();
+        let known = ENDS.iter().chain(&TURNS);
+        let known = known.filter_map(|token| tokenizer.token_to_id(token));
+        let mut ends: Vec<u32> = known.filter(|id| self.tokens.is_reserved(*id)).collect();
+        ends.push(self.eos_id);
+        ends.sort_unstable();
+        ends.dedup();
+        ends
+    }
+
+    /// Decodes tokens that the model wrote; tokens that have a meaning of their own are left out.
+    pub(crate) fn written(&self, tokens: &[u32]) -> String {
+        let decoded = self.tokens.tokenizer().decode(tokens, true);
+        decoded.unwrap_or_default()
     }
 
     /// Decodes tokens to text, for reports.

@@ -84,6 +84,11 @@ impl Tokens {
         &self.whole
     }
 
+    /// Whether a token marks turns, tools or thoughts.
+    pub(super) fn is_reserved(&self, id: u32) -> bool {
+        self.reserved.contains(&id)
+    }
+
     /// Encodes a text of the model's own; reserved tokens in it are recognised.
     pub(super) fn own(&self, text: &str) -> Result<Vec<u32>, Error> {
         encode(&self.whole, text)
