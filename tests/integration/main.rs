@@ -8,6 +8,7 @@ mod backfill;
 mod backfill_kills;
 mod corpus;
 mod dlq_down;
+mod elsewhere;
 mod erase;
 mod evaluate;
 mod frozen;

@@ -18,7 +18,7 @@ const TERMS: &str = "{\"term\":\"teething\",\"aliases\":[\"长牙\"],\"products\
                      {\"term\":\"hangover\",\"categories\":[\"WINE\"]}\n";
 
 /// A model fitted to the site's names, misspelt, turned around and with more words, and to what is not sold.
-fn model() -> Model {
+pub fn model() -> Model {
     let others = [
         "GARDEN HOSE",
         "CAR BATTERY",
