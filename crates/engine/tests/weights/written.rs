@@ -37,7 +37,7 @@ fn a_greedy_text_is_what_a_textbook_s_passes_give() {
     ];
     let requests = prompts.map(|prompt| request(prompt, bounded(20)));
     let texts = write(&mut model, &requests);
-    assert!(texts[0].text.contains("Paris"), "{:?}", texts[0]);
+    assert_eq!(texts[0].text, "The capital of France is Paris.");
     let plain = Plain::load(&model_path());
     for (request, text) in requests.iter().zip(&texts) {
         let mut tokens = model.text().prompt(&request.prompt).expect("tokens");
@@ -52,8 +52,10 @@ fn a_greedy_text_is_what_a_textbook_s_passes_give() {
             tokens.push(best);
         }
         let written = tokens.split_off(from);
-        println!("{:?}", text.text);
-        assert_eq!(text.text, model.text().read(&written));
+        // `read` shows tokens apart, with a sign for each space and line.
+        let shown = model.text().read(&written).replace(' ', "");
+        let shown = shown.replace('\u{120}', " ").replace('\u{10a}', "\n");
+        assert_eq!(text.text, shown);
         assert_eq!(text.is_cut, written.len() == 20);
     }
 }
@@ -100,5 +102,41 @@ fn a_text_is_the_same_alone_among_many_and_in_the_place_of_another() {
                 assert_eq!(of(other), of(&together[nth]), "{precision:?}, text {nth}");
             }
         }
+    }
+}
+
+/// Prints how many tokens a second are written: `scripts/test -p nearshore-engine --test weights speed -- --ignored
+/// --nocapture`.
+#[test]
+#[ignore = "a measurement: it prints and checks nothing"]
+fn speed_of_writing_alone_and_in_batches() {
+    let options = Options {
+        precision: Precision::default(),
+        ..options(2)
+    };
+    let model = Constrained::load(&model_path(), options).expect("the test model loads");
+    let mut model = model.limited(UNTIMED);
+    let goods = "milk bread eggs coffee apples rice pasta butter cheese tea beans fish salt honey flour yogurt";
+    let goods: Vec<&str> = goods.split(' ').collect();
+    let one = |nth: usize| {
+        let bought: Vec<&str> = (0..3 + nth % 4)
+            .map(|k| goods[(nth + k * 3) % 16])
+            .collect();
+        let user = format!(
+            "A customer of a grocer bought lately: {}. Write 20 other products of a grocer that this customer may need \
+             next, one per line, names only.",
+            bought.join(", ")
+        );
+        request(turns(user, ""), bounded(48))
+    };
+    for batch in [1, 8, 32] {
+        let requests: Vec<WriteRequest> = (0..batch).map(one).collect();
+        let start = std::time::Instant::now();
+        let texts = write(&mut model, &requests);
+        let seconds = start.elapsed().as_secs_f64();
+        let tokens: u32 = texts.iter().map(|text| text.tokens).sum();
+        let speed = f64::from(tokens) / seconds;
+        println!("{batch} at once: {tokens} tokens in {seconds:.1} s, {speed:.1} a second");
+        println!("{:?} {:?}", model.clocks().take(), texts[0].text);
     }
 }

@@ -8,7 +8,9 @@ use std::path::Path;
 
 use nearshore_core::names::scoring::Prompt;
 use sha2::{Digest, Sha256};
-use tokenizers::Tokenizer;
+use tokenizers::decoders::byte_fallback::ByteFallback;
+use tokenizers::decoders::byte_level::ByteLevel;
+use tokenizers::{Decoder, Tokenizer};
 
 mod chat;
 mod mask;
@@ -172,8 +174,23 @@ impl Text {
 
     /// Decodes tokens that the model wrote; tokens that have a meaning of their own are left out.
     pub(crate) fn written(&self, tokens: &[u32]) -> String {
-        let decoded = self.tokens.tokenizer().decode(tokens, true);
-        decoded.unwrap_or_default()
+        let tokenizer = self.tokens.tokenizer();
+        if tokenizer.get_decoder().is_some() {
+            return tokenizer.decode(tokens, true).unwrap_or_default();
+        }
+        // GGUF files name no decoder: tokens are bytes, or in SentencePiece words with a sign for the space before them.
+        let is_words = tokenizer.token_to_id("\u{2581}").is_some();
+        let added = tokenizer.get_added_tokens_decoder();
+        let is_special = |id: &u32| added.get(id).is_some_and(|token| token.special);
+        let texts = tokens.iter().filter(|id| !is_special(id));
+        let texts = texts.filter_map(|id| tokenizer.id_to_token(*id)).collect();
+        match is_words {
+            true => {
+                let words = ByteFallback::new().decode_chain(texts).unwrap_or_default();
+                words.concat().replace('\u{2581}', " ")
+            }
+            false => ByteLevel::default().decode(texts).unwrap_or_default(),
+        }
     }
 
     /// Decodes tokens to text, for reports.
