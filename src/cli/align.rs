@@ -23,6 +23,7 @@ use crate::config::{Config, init_tracing};
 use crate::ops::evaluate::align::{
     AlignOptions, Aligned, Asked, align, table_alone, text, write_folder,
 };
+use crate::ops::evaluate::asked_cases::Wanted;
 use crate::ops::evaluate::head::HeadOrder;
 use crate::ops::evaluate::model::{ModelOptions, batches, model_of};
 use crate::ops::evaluate::product_table::{TableCost, build};
@@ -143,7 +144,8 @@ pub(super) fn run(args: &AlignArgs) -> anyhow::Result<ExitCode> {
 fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
     init_tracing(&config.log);
     // Before the log: of a user who is erased meanwhile, the topics have the erase.
-    let erased = erased(args, config)?;
+    let erases = (args.erased.as_deref(), args.no_erases);
+    let erased = erased(&args.logs, erases, config)?;
     let mut logs = read_logs(&args.logs, config)?;
     let left_out = logs.leave_out(&erased);
     if left_out > 0 {
@@ -204,8 +206,10 @@ fn asked(args: &AlignArgs) -> Option<Asked> {
     if args.head {
         let cache = || args.out.join(format!("hidden-{arm}.nshs"));
         return Some(Asked::Head(HeadOrder {
-            users: args.head_users as usize,
-            buckets: args.head_visible.clone(),
+            wanted: Wanted {
+                users: args.head_users as usize,
+                buckets: args.head_visible.clone(),
+            },
             cache: args.head_cache.clone().unwrap_or_else(cache),
             arm,
         }));
@@ -215,18 +219,22 @@ fn asked(args: &AlignArgs) -> Option<Asked> {
 }
 
 /// The least visible history of a bucket.
-fn bucket(text: &str) -> Result<usize, String> {
+pub(super) fn bucket(text: &str) -> Result<usize, String> {
     let least = text.parse().ok();
     let least = least.filter(|least| BUCKETS.contains(least));
     least.ok_or_else(|| format!("the buckets begin at {BUCKETS:?}"))
 }
 
-/// Erased users with the times of their erases.
-fn erased(args: &AlignArgs, config: &Config) -> anyhow::Result<BTreeMap<UserId, Timestamp>> {
-    if args.no_erases {
+/// Erased users with the times of their erases: from the file, or Redis if the log is on topics.
+pub(super) fn erased(
+    logs: &LogArgs,
+    (file, none): (Option<&Path>, bool),
+    config: &Config,
+) -> anyhow::Result<BTreeMap<UserId, Timestamp>> {
+    if none {
         return Ok(BTreeMap::new());
     }
-    if let Some(path) = &args.erased {
+    if let Some(path) = file {
         let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut all = BTreeMap::new();
         for line in forget::erased_in(BufReader::new(file), path) {
@@ -236,7 +244,7 @@ fn erased(args: &AlignArgs, config: &Config) -> anyhow::Result<BTreeMap<UserId, 
         }
         return Ok(all);
     }
-    if args.logs.are_files() {
+    if logs.are_files() {
         return Err(Problem::Erased.into());
     }
     let store = store(config)?;

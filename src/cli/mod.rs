@@ -34,6 +34,7 @@ mod run;
 mod shell;
 mod simulate;
 mod try_names;
+mod tune;
 mod users;
 
 /// Near-line recall for recommenders: Kafka events in, LLM-named product lists in Redis out.
@@ -198,6 +199,9 @@ enum Command {
     /// Learn an arm's weights and tables from the shop's own log, and write them as an artefact.
     #[command(after_help = align::EXAMPLES)]
     Align(align::AlignArgs),
+    /// Train an arm's model, or an adapter beside it, on the shop's own log.
+    #[command(after_help = tune::EXAMPLES)]
+    Tune(Box<tune::TuneArgs>),
     /// Compare ways to choose the SKUs under a name in simulated shops, where the truth is known.
     #[command(after_help = simulate::EXAMPLES)]
     Simulate(simulate::SimulateArgs),
@@ -324,6 +328,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::RunProgram => map::run_program(),
         Command::Import(args) => import::run(&args),
         Command::Align(args) => align::run(&args),
+        Command::Tune(args) => tune::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Match(args) => matching::run(&args),
         Command::Catalog(command) => catalog::run(&command),

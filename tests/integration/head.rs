@@ -16,13 +16,13 @@ fn nearshore(args: &[&str]) -> Output {
 }
 
 /// A shop whose arm has a table for a model: its hidden states are noise.
-struct Shop {
+pub struct Shop {
     folder: tempfile::TempDir,
     files: [PathBuf; 3],
 }
 
 impl Shop {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let files = Slice::read().json_lines(folder.path());
         let shop = Self { folder, files };
@@ -31,7 +31,7 @@ impl Shop {
         shop
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -41,13 +41,19 @@ impl Shop {
 
     /// Writes the configuration, with more keys of the arm.
     fn arm(&self, more: &str) {
+        self.arm_of("table:0s", more);
+    }
+
+    /// The same with another model.
+    pub fn arm_of(&self, model: &str, more: &str) {
         let text = format!(
-            "[[arms]]\nid = \"a\"\nepoch = 1\ntemplate = \"t.j2\"\nmodel = \"table:0s\"\n{more}\n"
+            "[[arms]]\nid = \"a\"\nepoch = 1\ntemplate = \"t.j2\"\nmodel = \"{model}\"\n{more}\n"
         );
         std::fs::write(self.path("nearshore.toml"), text).expect("written");
     }
 
-    fn run(&self, command: &[&str], more: &[&str]) -> Output {
+    /// The words of a command on the shop's log.
+    pub fn words(&self, command: &[&str], more: &[&str]) -> Vec<String> {
         let text = |path: &Path| path.to_str().expect("a path").to_owned();
         let [events, profiles, catalog] = self.files.each_ref().map(|path| text(path));
         let config = text(&self.path("nearshore.toml"));
@@ -61,7 +67,13 @@ impl Shop {
             "--catalog",
             &catalog,
         ];
-        nearshore(&[command, &files, more].concat())
+        let words = [command, &files, more].concat();
+        words.into_iter().map(String::from).collect()
+    }
+
+    pub fn run(&self, command: &[&str], more: &[&str]) -> Output {
+        let words = self.words(command, more);
+        nearshore(&words.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     fn align(&self, out: &str, more: &[&str]) -> Output {
@@ -82,7 +94,7 @@ impl Shop {
         self.run(&head, more)
     }
 
-    fn check(&self) -> (i32, String) {
+    pub fn check(&self) -> (i32, String) {
         let config = self.path("nearshore.toml");
         let output = nearshore(&[
             "check",
@@ -95,13 +107,13 @@ impl Shop {
     }
 }
 
-fn report(output: &Output) -> Value {
+pub fn report(output: &Output) -> Value {
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{error}");
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
-fn refused(output: &Output) -> String {
+pub fn refused(output: &Output) -> String {
     assert!(matches!(output.status.code(), Some(1 | 2)), "{output:?}");
     String::from_utf8_lossy(&output.stderr).into_owned()
 }

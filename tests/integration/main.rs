@@ -59,6 +59,7 @@ mod texts;
 mod tls;
 mod tls_kafka;
 mod tls_redis;
+mod tune;
 mod two_lists;
 mod upgrade;
 mod values;

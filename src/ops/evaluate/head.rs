@@ -14,35 +14,29 @@ use anyhow::Context;
 use nearshore_core::learn::gate::GateOptions;
 use nearshore_core::learn::head::{FittedHead, HeadCase, HeadFit, HeadOptions, fit};
 use nearshore_core::learn::model::{ModelFit, ModelSample, fit_model};
-use nearshore_core::learn::split::uniform;
 use nearshore_core::list::terms::BUCKETS;
 use nearshore_core::names::head::{BoundHead, Head, Origin};
-use nearshore_core::names::scoring::{Prompt, ScoreRequest};
-use nearshore_core::user::record::Timestamp;
+use nearshore_core::names::scoring::Prompt;
 use nearshore_engine::hidden::{self, HiddenStates};
 use serde::Serialize;
 
-use super::align::{AlignOptions, Among, Fitted, TUNE_USERS_MIN, Taught, taught, visible_cases};
+use super::History;
+use super::align::{AlignOptions, Among, Fitted, TUNE_USERS_MIN};
 use super::arms::Modelled;
-use super::model::{chosen, model_of, scores};
-use super::{Case, History};
+use super::asked_cases::{AskedCase, Wanted, asked_cases};
+use super::model::model_of;
 use crate::config::Config;
 
 /// Prompts that the model reads before what it made of them is written.
 const BATCH: usize = 16;
-
-/// Share of the users who decide when training stops.
-const TUNE: f64 = 0.2;
 
 /// Which head is trained, and on how many users.
 #[derive(Clone, Debug)]
 pub(crate) struct HeadOrder {
     /// Arm whose model, template and limits are used.
     pub(crate) arm: String,
-    /// Most users of a bucket.
-    pub(crate) users: usize,
-    /// Least visible history of the buckets; empty is all.
-    pub(crate) buckets: Vec<usize>,
+    /// Its users.
+    pub(crate) wanted: Wanted,
     /// File of hidden states.
     pub(crate) cache: PathBuf,
 }
@@ -95,34 +89,11 @@ pub(super) fn fit_head(
     let mut reader = Reader::new(&modelled, order, &names, progress)?;
     let read: Vec<Prompt> = names.iter().map(|name| Prompt::of_text(name)).collect();
     let of_names = reader.read(&read)?;
-    let mut known = Vec::new();
-    for held_out in 0..options.folds {
-        let cut = Timestamp(among.until.0 - options.window);
-        let taught = taught(history, config, (options, among), (cut, held_out))?;
-        let cases = visible_cases(config, (options, among), (&taught, held_out))?;
-        let asked = chosen(among, options, cases, order.users.div_ceil(options.folds));
-        let asked = asked.into_iter().filter(|(bucket, _)| order.asks(*bucket));
-        let asked: Vec<(usize, Case)> = asked
-            .flat_map(|(bucket, cases)| cases.into_iter().map(move |case| (bucket, case)))
-            .collect();
-        let cases: Vec<&Case> = asked.iter().map(|(_, case)| case).collect();
-        let requests = modelled.requests(&cases, &taught.shop);
-        let prompts = requests.iter().flatten().map(|ask| ask.prompt.clone());
-        let mut states = reader.read(&prompts.collect::<Vec<_>>())?.into_iter();
-        for ((bucket, case), request) in asked.iter().zip(&requests) {
-            // Where there is no request there is no prompt either.
-            let Some(request) = request else { continue };
-            let Some(hidden) = states.next() else { break };
-            let is_tune = is_tune(among, options, case);
-            let of = head_case((case, request), (&taught, fitted), (held_out, is_tune));
-            known.extend(of.map(|of| Known {
-                user: case.user,
-                fold: held_out,
-                bucket: *bucket,
-                case: HeadCase { hidden, ..of },
-            }));
-        }
-    }
+    let wanted = (&order.wanted, &modelled, fitted);
+    let asked = asked_cases(history, config, (options, among), wanted, progress)?;
+    let prompts: Vec<Prompt> = asked.iter().map(|asked| asked.prompt.clone()).collect();
+    let states = reader.read(&prompts)?;
+    let known: Vec<Known> = asked.into_iter().zip(states).map(known).collect();
     let since = Instant::now();
     let (buckets, trained) = gated((&of_names, &names), &known, options, progress)?;
     let all: Vec<HeadCase> = known.into_iter().map(|known| known.case).collect();
@@ -146,16 +117,10 @@ pub(super) fn fit_head(
 }
 
 impl HeadOrder {
-    /// Whether a bucket is asked about.
-    fn asks(&self, bucket: usize) -> bool {
-        self.buckets.is_empty() || self.buckets.contains(&BUCKETS[bucket])
-    }
-
     /// The most batches that the model reads, beside those of names.
     pub(crate) fn batches(&self, folds: usize, names: usize) -> usize {
-        let buckets = (0..BUCKETS.len()).filter(|bucket| self.asks(*bucket));
-        let users = self.users.div_ceil(folds) * folds * buckets.count();
-        users.div_ceil(BATCH) + names.div_ceil(BATCH) + 2 * folds + 1
+        let users = self.wanted.users(folds);
+        users.div_ceil(BATCH) + names.div_ceil(BATCH) + 3 * folds + 1
     }
 }
 
@@ -166,33 +131,20 @@ fn head_options(options: &AlignOptions) -> HeadOptions {
     }
 }
 
-/// Whether the user of a case decides when training stops.
-fn is_tune(among: &Among<'_>, options: &AlignOptions, case: &Case) -> bool {
-    let id = &among.users[case.user as usize].id.0;
-    uniform(options.seed.wrapping_add(3), id) < TUNE
-}
-
-/// A case without its hidden state; `None` if nothing that may be listed was bought.
-fn head_case(
-    (case, request): (&Case, &ScoreRequest),
-    (taught, fitted): (&Taught, &Fitted),
-    (held_out, is_tune): (usize, bool),
-) -> Option<HeadCase> {
-    let permitted = request.permitted.as_ref()?;
-    let products: Vec<u32> = permitted.ones().map(|pu| pu as u32).collect();
-    let place = |target: &u32| products.binary_search(target).ok().map(|at| at as u32);
-    let targets: Vec<u32> = case.targets.iter().filter_map(place).collect();
-    if targets.is_empty() {
-        return None;
+/// A case with the hidden state after its prompt.
+fn known((asked, hidden): (AskedCase, Vec<f32>)) -> Known {
+    Known {
+        user: asked.user,
+        fold: asked.fold,
+        bucket: asked.bucket,
+        case: HeadCase {
+            hidden,
+            products: asked.products,
+            offset: asked.offset,
+            targets: asked.targets,
+            is_tune: asked.is_tune,
+        },
     }
-    let scores = scores(case, (taught, fitted), held_out);
-    Some(HeadCase {
-        hidden: Vec::new(),
-        offset: products.iter().map(|pu| scores[*pu as usize]).collect(),
-        products,
-        targets,
-        is_tune,
-    })
 }
 
 /// The weight of each bucket, by heads that are trained on the users of the other folds; and how each was trained.

@@ -25,6 +25,7 @@ use crate::ops::files::Logs;
 pub(crate) mod align;
 mod aligned;
 mod arms;
+pub(crate) mod asked_cases;
 mod case;
 pub(crate) mod choice;
 pub(crate) mod compare;
@@ -45,6 +46,7 @@ mod shop;
 pub(crate) mod since;
 #[cfg(test)]
 mod tests;
+pub(crate) mod tune;
 pub(crate) mod vectors;
 
 pub(in crate::ops) use arms::Plain;
