@@ -63,6 +63,8 @@ async fn answer(mut stream: TcpStream) {
 async fn site(url: &str) -> Site {
     let site = Site::open(&[]).await;
     site.write("match.json", &model().write());
+    // A server's chat begins the answer itself.
+    site.write("basket.j2", "Write products of a grocer, one per line.");
     site.edit(&[
         (TABLE, "stub"),
         (
