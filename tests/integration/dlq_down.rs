@@ -122,11 +122,13 @@ async fn is_closed(process: &Process, name: &str, why: &str) {
 /// The committed offset of the events.
 async fn committed(site: &Site) -> i64 {
     let group = site.ingest_group();
-    let committed = site
-        .admin
-        .committed(&group, &[&site.topics.user_events])
-        .await;
-    let committed = committed.expect("Kafka answers");
+    // A broker that has just started again may not answer a first question within its time.
+    let committed = eventually(LIMIT, || async {
+        let topics = [&*site.topics.user_events];
+        let found = site.admin.committed(&group, &topics).await;
+        found.map_err(|error| error.to_string())
+    })
+    .await;
     committed.into_values().next().map_or(0, |at| at.0)
 }
 
