@@ -143,16 +143,8 @@ pub(super) fn run(args: &AlignArgs) -> anyhow::Result<ExitCode> {
 
 fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
     init_tracing(&config.log);
-    // Before the log: of a user who is erased meanwhile, the topics have the erase.
     let erases = (args.erased.as_deref(), args.no_erases);
-    let erased = erased(&args.logs, erases, config)?;
-    let mut logs = read_logs(&args.logs, config)?;
-    let left_out = logs.leave_out(&erased);
-    if left_out > 0 {
-        note!("{left_out} records of erased users are left out");
-    }
-    let mut history = History::replay(logs, config);
-    history.read_meaning(config)?;
+    let mut history = history_of(&args.logs, erases, config)?;
     let users_min = args.users_min.unwrap_or(config.align.users_min);
     if let Some(folder) = args.encoder.clone().or_else(|| config.encoder()) {
         let encoder = vectors::load(&folder)?;
@@ -200,6 +192,24 @@ fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
     written(args, aligned, cost)
 }
 
+/// The log without erased users, replayed.
+pub(super) fn history_of(
+    logs: &LogArgs,
+    erases: (Option<&Path>, bool),
+    config: &Config,
+) -> anyhow::Result<History> {
+    // Before the log: of a user who is erased meanwhile, the topics have the erase.
+    let erased = erased(logs, erases, config)?;
+    let mut logs = read_logs(logs, config)?;
+    let left_out = logs.leave_out(&erased);
+    if left_out > 0 {
+        note!("{left_out} records of erased users are left out");
+    }
+    let mut history = History::replay(logs, config);
+    history.read_meaning(config)?;
+    Ok(history)
+}
+
 /// What the arm's model is asked for; `None` if it is not asked about users.
 fn asked(args: &AlignArgs) -> Option<Asked> {
     let arm = args.arm.clone()?;
@@ -226,7 +236,7 @@ pub(super) fn bucket(text: &str) -> Result<usize, String> {
 }
 
 /// Erased users with the times of their erases: from the file, or Redis if the log is on topics.
-pub(super) fn erased(
+fn erased(
     logs: &LogArgs,
     (file, none): (Option<&Path>, bool),
     config: &Config,

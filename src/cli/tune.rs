@@ -7,11 +7,10 @@ use std::time::Duration;
 use clap::Args;
 use nearshore_engine::train::{Lora, Step, Trained, TuneOptions};
 
-use super::align::{bucket, erased};
-use super::logs::{LogArgs, bar, is_usage, read_logs};
+use super::align::{bucket, history_of};
+use super::logs::{LogArgs, bar, is_usage};
 use super::{Common, with_config};
 use crate::config::{Config, init_tracing};
-use crate::ops::evaluate::History;
 use crate::ops::evaluate::align::AlignOptions;
 use crate::ops::evaluate::asked_cases::Wanted;
 use crate::ops::evaluate::tune::{TuneOrder, TuneReport, tune};
@@ -136,14 +135,8 @@ pub(super) fn run(args: &TuneArgs) -> anyhow::Result<ExitCode> {
 
 fn run_with(args: &TuneArgs, config: &Config) -> anyhow::Result<()> {
     init_tracing(&config.log);
-    let erased = erased(&args.logs, (args.erased.as_deref(), args.no_erases), config)?;
-    let mut logs = read_logs(&args.logs, config)?;
-    let left_out = logs.leave_out(&erased);
-    if left_out > 0 {
-        note!("{left_out} records of erased users are left out");
-    }
-    let mut history = History::replay(logs, config);
-    history.read_meaning(config)?;
+    let erases = (args.erased.as_deref(), args.no_erases);
+    let history = history_of(&args.logs, erases, config)?;
     let options = AlignOptions {
         seed: args.seed,
         window: i64::try_from(args.window.as_millis()).unwrap_or(i64::MAX),

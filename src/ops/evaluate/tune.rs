@@ -19,7 +19,7 @@ use super::model::model_of;
 use crate::config::Config;
 use nearshore_core::shop::arms::delay_of;
 
-/// What is trained, and on whom.
+/// What is trained, and which users' cases are learned from.
 #[derive(Clone, Debug)]
 pub(crate) struct TuneOrder {
     /// Arm whose model and template are used.
