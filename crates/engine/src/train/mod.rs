@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use fixedbitset::FixedBitSet;
+use rayon::prelude::*;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -321,16 +322,25 @@ impl Tuner {
             what,
         };
         let (mut sum, mut total) = (Sum::new(vars)?, 0.0);
-        for at in nth * options.batch..(nth + 1) * options.batch {
-            let case = &cases[order.case(at)];
-            let mut random = draws(options.seed, at as u64);
-            let loss = self.loss(case, &mut random)?;
+        let places = nth * options.batch..(nth + 1) * options.batch;
+        let drawn: Vec<(usize, &Prepared)> =
+            places.map(|at| (at, &cases[order.case(at)])).collect();
+        let learned = |(at, case): &(usize, &Prepared)| -> Result<_, TuneError> {
+            let loss = self.loss(case, &mut draws(options.seed, *at as u64))?;
             let number = f64::from(loss.to_scalar::<f32>()?);
-            if !number.is_finite() {
-                return Err(failed("loss"));
+            match number.is_finite() {
+                true => Ok((number, loss.backward()?)),
+                false => Err(failed("loss")),
             }
-            total += number;
-            sum.add(vars, &loss.backward()?)?;
+        };
+        for some in at_once(&drawn) {
+            let learned: Vec<_> = some.par_iter().map(learned).collect();
+            // In the order of the cases, whichever ended first.
+            for one in learned {
+                let (number, gradients) = one?;
+                total += number;
+                sum.add(vars, &gradients)?;
+            }
         }
         let (gradients, length) = sum.mean(options.batch, options.clip)?;
         if !length.is_finite() {
@@ -363,9 +373,17 @@ impl Tuner {
     /// The mean loss of the tune cases, each with the same draws every time.
     fn tune_loss(&self, tune: &[Prepared], step: usize) -> Result<f64, TuneError> {
         let mut sum = 0.0;
-        for (nth, case) in tune.iter().enumerate() {
-            let mut random = draws(self.options.seed, u64::MAX - nth as u64);
-            sum += f64::from(self.loss(case, &mut random)?.to_scalar::<f32>()?);
+        let numbered: Vec<(usize, &Prepared)> = tune.iter().enumerate().collect();
+        for some in at_once(&numbered) {
+            let losses = some
+                .par_iter()
+                .map(|(nth, case)| -> Result<f32, TuneError> {
+                    let mut random = draws(self.options.seed, u64::MAX - *nth as u64);
+                    Ok(self.loss(case, &mut random)?.to_scalar()?)
+                });
+            for loss in losses.collect::<Vec<_>>() {
+                sum += f64::from(loss?);
+            }
         }
         let what = "loss on tune cases";
         match sum.is_finite() {
@@ -422,6 +440,12 @@ impl Tuner {
         let tensors: BTreeMap<String, &Tensor> = names.zip(&kept.best).collect();
         write::write_trained(folder, &base, &self.options.trained, tensors)
     }
+}
+
+/// Cases that are computed side by side, one a thread: a pass is a chain of steps most of which use one thread, and each
+/// case keeps all of its activations until its gradient is known.
+fn at_once<T>(cases: &[T]) -> std::slice::Chunks<'_, T> {
+    cases.chunks(rayon::current_num_threads())
 }
 
 /// Draws of one case of a step.
