@@ -11,15 +11,17 @@ use super::Config;
 use super::reference::{Known, dotted};
 
 /// Properties of `sasl.*` that help to find a wrong login and are no secrets.
-const SASL_PUBLIC: [&str; 8] = [
+const SASL_PUBLIC: [&str; 10] = [
     "sasl.mechanism",
     "sasl.mechanisms",
     "sasl.username",
     "sasl.kerberos.principal",
     "sasl.kerberos.service.name",
     "sasl.oauthbearer.client.id",
+    "sasl.oauthbearer.extensions",
     "sasl.oauthbearer.method",
     "sasl.oauthbearer.scope",
+    "sasl.oauthbearer.token.endpoint.url",
 ];
 
 const MASK: &str = "***";

@@ -23,11 +23,22 @@ pub(crate) async fn installation(store: &RedisStore) -> anyhow::Result<String> {
     Ok(store.installation(&fresh).await?)
 }
 
+/// Who asks for [`strangers`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asker {
+    /// A command, which sees the members of every protocol.
+    Command,
+    /// A process, which sees those of the classic protocol: librdkafka aborts a process whose broker goes away while it
+    /// asks about the others.
+    Process,
+}
+
 /// What is wrong with the groups of this installation: members of others in them. Empty if nothing is.
 pub(crate) async fn strangers(
     config: &Config,
     admin: &Admin,
     own: &str,
+    asker: Asker,
 ) -> anyhow::Result<Vec<String>> {
     let groups = [
         ingest::group(&config.kafka, &config.namespace),
@@ -36,7 +47,11 @@ pub(crate) async fn strangers(
     ];
     let mut found = Vec::new();
     for group in groups {
-        for member in admin.describe_members(&group).await? {
+        let members = match asker {
+            Asker::Command => admin.describe_all_members(&group).await?,
+            Asker::Process => admin.describe_members(&group).await?,
+        };
+        for member in members {
             if member.installation().is_some_and(|other| other != own) {
                 found.push(format!(
                     "{} at {} is in {group}",
@@ -68,7 +83,7 @@ pub(super) async fn watch_strangers(parts: Parts) -> anyhow::Result<()> {
         let Ok(own) = installation(&parts.store).await else {
             continue;
         };
-        let Ok(found) = strangers(&parts.config, &admin, &own).await else {
+        let Ok(found) = strangers(&parts.config, &admin, &own, Asker::Process).await else {
             continue;
         };
         metrics::foreign_members(found.len());

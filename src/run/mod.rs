@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use artefact::{artefact, artefact_of, point};
 use fields::watch_fields;
 use installation::watch_strangers;
-pub(crate) use installation::{ADVICE, installation, strangers};
+pub(crate) use installation::{ADVICE, Asker, installation, strangers};
 use load::load_serving_arms;
 pub(crate) use load::{client, head_fits, load_arms, matcher_of, text_parts, weights};
 use renew::watch_artefacts;

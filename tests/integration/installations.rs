@@ -74,12 +74,30 @@ async fn installations_in_the_same_groups_both_say_so_until_one_of_them_leaves()
         "{}",
         first.log()
     );
-    let report = one.cli(&["check"]).await;
-    let report = String::from_utf8_lossy(&report.stdout).into_owned();
-    assert!(report.contains("[fail] installation"), "{report}");
+    check_fails(&one).await;
     drop(second);
     eventually(LIMIT, || says(&first, false)).await;
     first.becomes_ready().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn installations_in_the_same_groups_of_kip_848_are_seen_by_check() {
+    let one = Site::open(&[]).await;
+    let two = one.another(&one.settings.group_prefix).await;
+    for site in [&one, &two] {
+        site.append("[kafka.consumer]\n\"group.protocol\" = \"consumer\"\n");
+    }
+    let _first = Process::ready(&one, "all").await;
+    let _second = Process::ready(&two, "all").await;
+    for site in [&one, &two] {
+        check_fails(site).await;
+    }
+}
+
+async fn check_fails(site: &Site) {
+    let report = site.cli(&["check"]).await;
+    let report = String::from_utf8_lossy(&report.stdout).into_owned();
+    assert!(report.contains("[fail] installation"), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

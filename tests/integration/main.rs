@@ -25,6 +25,7 @@ mod log_dlq;
 mod log_kafka;
 mod mapping;
 mod neighbours;
+mod oauth;
 mod off_policy;
 mod page;
 mod pipes;

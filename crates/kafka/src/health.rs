@@ -137,7 +137,7 @@ impl Health {
     }
 
     /// Sets why no broker can be reached, by our key.
-    fn explain(&self, text: &str) {
+    pub(super) fn explain(&self, text: &str) {
         let text = Arc::new(text.to_owned());
         self.0.last.store(Some(text.clone()));
         self.0.fault.store(Some(text));
@@ -231,13 +231,13 @@ pub(super) struct Watch {
     settings: Arc<KafkaSettings>,
 }
 
-fn warn(text: &str) {
+pub(super) fn warn(text: &str) {
     tracing::warn!(target: "kafka", "{text}; the client tries again");
 }
 
 /// Logs a fault by our key. Of a target of its own: lines that repeat are limited by target, and one that says less may
 /// come first, from another client or while a thread still looks at the broker.
-fn tell(text: &str) {
+pub(super) fn tell(text: &str) {
     tracing::warn!(target: "kafka::fault", "{text}; the client tries again");
 }
 

@@ -13,6 +13,7 @@ mod login;
 mod lost;
 pub mod metrics;
 mod native;
+mod oauth;
 mod poll;
 pub mod probe;
 mod producer;

@@ -1,5 +1,5 @@
 //! Calls that rdkafka's safe interface lacks: headers whose names are not UTF-8, watermarks that are known already, a
-//! new login of a running client, and what a client may do.
+//! new login of a running client, what a client may do, and the members of a group.
 //!
 //! The only `unsafe` of this crate. Invariant: no result points into librdkafka's memory; one borrowed message would
 //! keep the whole fetch response that it came in.
@@ -16,6 +16,7 @@ use rdkafka::bindings as raw;
 use rdkafka::client::Client;
 use rdkafka::message::BorrowedMessage;
 
+use super::oauth::Token;
 use super::rights::Operation;
 use nearshore_core::user::record::{Offset, Partition, Position, Record, Timestamp};
 
@@ -116,6 +117,40 @@ pub(super) fn set_login<C: ClientContext>(
     }
 }
 
+/// Gives the client a token for its next logins by OAUTHBEARER.
+pub(super) fn set_token<C: ClientContext>(
+    client: &Client<C>,
+    token: &Token,
+    extensions: &[(String, String)],
+) -> Result<(), String> {
+    let text = |text: &str| CString::new(text).map_err(|_| "it has a zero byte".to_owned());
+    let (value, principal) = (text(&token.value)?, text(&token.principal)?);
+    let pairs = extensions.iter().flat_map(|(name, value)| [name, value]);
+    let owned = pairs.map(|it| text(it)).collect::<Result<Vec<_>, _>>()?;
+    let mut pointers: Vec<*const c_char> = owned.iter().map(|it| it.as_ptr()).collect();
+    let mut reason: [c_char; 512] = [0; 512];
+    // SAFETY: the client is alive, all texts end with a zero byte and are copied, and the reason ends with one within
+    // its length.
+    let found = unsafe {
+        let found = raw::rd_kafka_oauthbearer_set_token(
+            client.native_ptr(),
+            value.as_ptr(),
+            token.until,
+            principal.as_ptr(),
+            pointers.as_mut_ptr(),
+            pointers.len(),
+            reason.as_mut_ptr(),
+            reason.len(),
+        );
+        found == raw::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
+    };
+    match found {
+        true => Ok(()),
+        // SAFETY: as above.
+        false => Err(unsafe { text_of(reason.as_ptr()) }),
+    }
+}
+
 /// What a client asks its rights on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Resource {
@@ -135,6 +170,85 @@ pub(super) fn operations<C: ClientContext>(
     names: &[String],
     limit: Duration,
 ) -> Result<BTreeMap<String, Option<BTreeSet<Operation>>>, String> {
+    let read = |event| {
+        let mut found = BTreeMap::new();
+        // SAFETY: `described` calls this with the answer to a description of this kind of resource.
+        unsafe {
+            match resource {
+                Resource::Topic => {
+                    for one in topics(event) {
+                        let name = raw::rd_kafka_TopicDescription_name(one);
+                        let error = raw::rd_kafka_TopicDescription_error(one);
+                        let mut n = 0;
+                        let all = raw::rd_kafka_TopicDescription_authorized_operations(one, &mut n);
+                        found.insert(text_of(name), permitted(error, all, n));
+                    }
+                }
+                Resource::Group => {
+                    for one in groups(event) {
+                        let name = raw::rd_kafka_ConsumerGroupDescription_group_id(one);
+                        let error = raw::rd_kafka_ConsumerGroupDescription_error(one);
+                        let mut n = 0;
+                        let all = raw::rd_kafka_ConsumerGroupDescription_authorized_operations(
+                            one, &mut n,
+                        );
+                        found.insert(text_of(name), permitted(error, all, n));
+                    }
+                }
+            }
+        }
+        found
+    };
+    described(client, resource, names, limit, true, read)
+}
+
+/// Client id and host of each member of a group, of the classic protocol or that of KIP-848; `None` where the broker
+/// refuses to say it. A group that does not exist has none.
+///
+/// # Errors
+///
+/// As [`operations`].
+pub(super) fn members<C: ClientContext>(
+    client: &Client<C>,
+    group: &str,
+    limit: Duration,
+) -> Result<Option<Vec<(String, String)>>, String> {
+    use raw::rd_kafka_resp_err_t as Code;
+    let read = |event| {
+        let mut members = Vec::new();
+        // SAFETY: `described` calls this with the answer to a description of groups; texts end with a zero byte.
+        unsafe {
+            for one in groups(event) {
+                let error = raw::rd_kafka_ConsumerGroupDescription_error(one);
+                match raw::rd_kafka_error_code(error) {
+                    Code::RD_KAFKA_RESP_ERR_NO_ERROR => {}
+                    Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND => continue,
+                    _ => return None,
+                }
+                for nth in 0..raw::rd_kafka_ConsumerGroupDescription_member_count(one) {
+                    let member = raw::rd_kafka_ConsumerGroupDescription_member(one, nth);
+                    members.push((
+                        text_of(raw::rd_kafka_MemberDescription_client_id(member)),
+                        text_of(raw::rd_kafka_MemberDescription_host(member)),
+                    ));
+                }
+            }
+        }
+        Some(members)
+    };
+    let names = [group.to_owned()];
+    described(client, Resource::Group, &names, limit, false, read)
+}
+
+/// Asks for a description of these and reads the answer; `with_rights` asks for the client's rights, too.
+fn described<C: ClientContext, T>(
+    client: &Client<C>,
+    resource: Resource,
+    names: &[String],
+    limit: Duration,
+    with_rights: bool,
+    read: impl FnOnce(*mut raw::rd_kafka_event_t) -> T,
+) -> Result<T, String> {
     let owned: Result<Vec<CString>, _> = names.iter().map(|name| CString::new(&**name)).collect();
     let owned = owned.map_err(|_| "a name has a zero byte".to_owned())?;
     let mut pointers: Vec<*const c_char> = owned.iter().map(|name| name.as_ptr()).collect();
@@ -150,9 +264,11 @@ pub(super) fn operations<C: ClientContext>(
         };
         let options = raw::rd_kafka_AdminOptions_new(rk, kind);
         raw::rd_kafka_AdminOptions_set_request_timeout(options, millis, ptr::null_mut(), 0);
-        let error = raw::rd_kafka_AdminOptions_set_include_authorized_operations(options, 1);
-        if !error.is_null() {
-            raw::rd_kafka_error_destroy(error);
+        if with_rights {
+            let error = raw::rd_kafka_AdminOptions_set_include_authorized_operations(options, 1);
+            if !error.is_null() {
+                raw::rd_kafka_error_destroy(error);
+            }
         }
         match resource {
             Resource::Topic => {
@@ -172,7 +288,7 @@ pub(super) fn operations<C: ClientContext>(
             ),
         }
         let event = raw::rd_kafka_queue_poll(queue, millis);
-        let answer = answer(event, resource);
+        let answer = failure(event).map_or_else(|| Ok(read(event)), Err);
         if !event.is_null() {
             raw::rd_kafka_event_destroy(event);
         }
@@ -182,60 +298,57 @@ pub(super) fn operations<C: ClientContext>(
     }
 }
 
+/// Why an event is no answer.
+///
 /// # Safety
 ///
-/// The event is null, or the answer to a description of this kind of resource.
-unsafe fn answer(
-    event: *mut raw::rd_kafka_event_t,
-    resource: Resource,
-) -> Result<BTreeMap<String, Option<BTreeSet<Operation>>>, String> {
+/// The event is null or alive.
+unsafe fn failure(event: *mut raw::rd_kafka_event_t) -> Option<String> {
     if event.is_null() {
-        return Err("no answer in time".into());
+        return Some("no answer in time".into());
     }
-    let mut found = BTreeMap::new();
-    // SAFETY: as above; whatever the event has lives until it is destroyed, and is copied here.
+    // SAFETY: the event is alive, and so is its text, which ends with a zero byte.
     unsafe {
-        if raw::rd_kafka_event_error(event) != raw::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
-        {
-            let text = raw::rd_kafka_event_error_string(event);
-            return Err(CStr::from_ptr(text).to_string_lossy().into_owned());
-        }
-        let mut count = 0;
-        match resource {
-            Resource::Topic => {
-                let result = raw::rd_kafka_event_DescribeTopics_result(event);
-                let all = raw::rd_kafka_DescribeTopics_result_topics(result, &mut count);
-                for nth in 0..count {
-                    let one = *all.add(nth);
-                    let name = raw::rd_kafka_TopicDescription_name(one);
-                    let error = raw::rd_kafka_TopicDescription_error(one);
-                    let mut n = 0;
-                    let all = raw::rd_kafka_TopicDescription_authorized_operations(one, &mut n);
-                    found.insert(text(name), permitted(error, all, n));
-                }
-            }
-            Resource::Group => {
-                let result = raw::rd_kafka_event_DescribeConsumerGroups_result(event);
-                let all = raw::rd_kafka_DescribeConsumerGroups_result_groups(result, &mut count);
-                for nth in 0..count {
-                    let one = *all.add(nth);
-                    let name = raw::rd_kafka_ConsumerGroupDescription_group_id(one);
-                    let error = raw::rd_kafka_ConsumerGroupDescription_error(one);
-                    let mut n = 0;
-                    let all =
-                        raw::rd_kafka_ConsumerGroupDescription_authorized_operations(one, &mut n);
-                    found.insert(text(name), permitted(error, all, n));
-                }
-            }
-        }
+        let found = raw::rd_kafka_event_error(event);
+        let failed = found != raw::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
+        failed.then(|| text_of(raw::rd_kafka_event_error_string(event)))
     }
-    Ok(found)
+}
+
+/// # Safety
+///
+/// The event is the answer to a description of topics, and outlives what is returned.
+unsafe fn topics(
+    event: *mut raw::rd_kafka_event_t,
+) -> impl Iterator<Item = *const raw::rd_kafka_TopicDescription_t> {
+    let mut count = 0;
+    // SAFETY: as above; `count` pointers are at `all`.
+    unsafe {
+        let result = raw::rd_kafka_event_DescribeTopics_result(event);
+        let all = raw::rd_kafka_DescribeTopics_result_topics(result, &mut count);
+        (0..count).map(move |nth| *all.add(nth))
+    }
+}
+
+/// # Safety
+///
+/// The event is the answer to a description of groups, and outlives what is returned.
+unsafe fn groups(
+    event: *mut raw::rd_kafka_event_t,
+) -> impl Iterator<Item = *const raw::rd_kafka_ConsumerGroupDescription_t> {
+    let mut count = 0;
+    // SAFETY: as above; `count` pointers are at `all`.
+    unsafe {
+        let result = raw::rd_kafka_event_DescribeConsumerGroups_result(event);
+        let all = raw::rd_kafka_DescribeConsumerGroups_result_groups(result, &mut count);
+        (0..count).map(move |nth| *all.add(nth))
+    }
 }
 
 /// # Safety
 ///
 /// The text ends with a zero byte.
-unsafe fn text(text: *const c_char) -> String {
+unsafe fn text_of(text: *const c_char) -> String {
     // SAFETY: as above.
     unsafe { CStr::from_ptr(text).to_string_lossy().into_owned() }
 }

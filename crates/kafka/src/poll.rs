@@ -275,7 +275,10 @@ impl Poller {
             if now.duration_since(self.ends_read) >= ENDS_EVERY {
                 self.ends_read = now;
                 self.read_ends();
-                self.login.renew(self.consumer.client());
+                self.login.renew(
+                    self.consumer.client(),
+                    &self.consumer.context().watch.health,
+                );
             }
         }
     }

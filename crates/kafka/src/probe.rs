@@ -14,6 +14,7 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka::{Message, TopicPartitionList};
 
 use super::health::{Health, Watch};
+use super::login::Login;
 use super::producer::refused;
 use super::{Admin, Extent, KafkaSettings};
 use nearshore_core::ports::log::Error;
@@ -218,5 +219,6 @@ fn assigned(
     client
         .incremental_assign(&list)
         .map_err(|error| refused("probe", &error))?;
+    Login::new(settings).ready(client.client(), &client.context().health);
     Ok(client)
 }

@@ -49,7 +49,14 @@ impl Producer {
 
     /// Writes records; resolves when all are acknowledged. After an error some of them may be written.
     pub async fn send(&self, records: Vec<Outgoing>) -> Result<(), Error> {
-        self.login.renew(self.client.client());
+        if self.login.waits() {
+            let (login, client, health) =
+                (self.login.clone(), self.client.clone(), self.health.clone());
+            let first = move || login.ready(client.client(), &health);
+            // Records wait in the client all the same if there is no token yet.
+            let _ended = tokio::task::spawn_blocking(first).await;
+        }
+        self.login.renew(self.client.client(), &self.health);
         let mut reports = Vec::with_capacity(records.len());
         let mut failed = None;
         for record in &records {

@@ -10,14 +10,15 @@ use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
 use rdkafka::producer::BaseProducer;
 
-use super::KafkaSettings;
+use super::{KafkaSettings, oauth};
 use nearshore_core::ports::log::Error;
 
-/// Logins of this build. GSSAPI needs libsasl2, OAUTHBEARER a source of tokens.
-const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
+/// Logins of this build. GSSAPI needs libsasl2.
+const MECHANISMS: [&str; 4] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"];
 
 /// Properties that name a file or a folder.
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
+    oauth::CA,
     "ssl.ca.location",
     "ssl.certificate.location",
     "ssl.key.location",
@@ -159,6 +160,14 @@ fn check_login(settings: &KafkaSettings, config: &ClientConfig) -> Result<(), Er
             MECHANISMS.join(" or ")
         );
         return Err(settings.refused(name, reason));
+    }
+    if mechanism == "OAUTHBEARER" {
+        let source = oauth::Source::of(settings);
+        source.map_err(|(property, what)| settings.refused(property, what))?;
+        return match oauth::extensions(settings) {
+            Ok(_) => Ok(()),
+            Err(what) => Err(settings.refused(oauth::EXTENSIONS, what)),
+        };
     }
     for (property, what) in [
         ("sasl.username", "is missing; write the user's name here"),

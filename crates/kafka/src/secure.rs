@@ -17,7 +17,7 @@ use openssl::x509::{X509, X509Ref, X509VerifyResult};
 use parking_lot::Mutex;
 use rdkafka::error::RDKafkaErrorCode;
 
-use super::KafkaSettings;
+use super::{KafkaSettings, oauth};
 
 /// How long a broker may take to accept a connection, and then each message of the handshake.
 const LOOK_MAX: Duration = Duration::from_secs(3);
@@ -127,6 +127,12 @@ fn refused_certificate(settings: &KafkaSettings, at: &str) -> String {
 }
 
 fn refused_login(settings: &KafkaSettings, at: &str) -> String {
+    if let Ok(Some(source)) = oauth::Source::of(settings) {
+        return format!(
+            "{}: {at} refuses the token; its issuer, audience, scope or subject is not what the broker expects",
+            settings.key(source.property())
+        );
+    }
     let user = settings.property("sasl.username").unwrap_or_default();
     let by = settings
         .property(settings.mechanism_name())

@@ -13,7 +13,7 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use serde::{Deserialize, Serialize};
 
-use super::protection;
+use super::{oauth, protection};
 use nearshore_core::ports::log::Error;
 use nearshore_core::text::decode_secret;
 use nearshore_core::user::record::Partition;
@@ -35,9 +35,10 @@ const RESERVED: [&str; 9] = [
 ];
 
 /// Properties whose value is a secret: they belong into a file that only the process can read.
-const SECRET: [&str; 6] = [
+const SECRET: [&str; 7] = [
     "sasl.password",
-    "sasl.oauthbearer.client.secret",
+    oauth::SECRET,
+    oauth::TOKEN,
     "sasl.oauthbearer.config",
     "ssl.key.password",
     "ssl.key.pem",
@@ -291,7 +292,8 @@ impl KafkaSettings {
             // A broker's failure and its return must be noticed within seconds.
             .set("reconnect.backoff.max.ms", "2000")
             .set_log_level(RDKafkaLogLevel::Info);
-        for property in self.secret_files.keys() {
+        let own = |property: &&String| !oauth::ALL.contains(&property.as_str());
+        for property in self.secret_files.keys().filter(own) {
             if let Some(secret) = self.secret(property)? {
                 config.set(property, secret);
             }
@@ -302,7 +304,10 @@ impl KafkaSettings {
 
 fn apply(config: &mut ClientConfig, properties: &BTreeMap<String, String>) {
     for (key, value) in properties {
-        config.set(key, value);
+        // librdkafka refuses them in a build without libcurl; tokens are fetched here.
+        if !oauth::ALL.contains(&key.as_str()) {
+            config.set(key, value);
+        }
     }
 }
 

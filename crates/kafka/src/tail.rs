@@ -188,7 +188,7 @@ impl Reader {
         let login = Login::new(&self.settings);
         while !self.stop.load(Ordering::Relaxed) {
             self.health.count_poll();
-            login.renew(self.client.client());
+            login.renew(self.client.client(), &self.health);
             // Collected records are passed on before the thread sleeps.
             if !self.turn(Duration::ZERO)? {
                 if self.flush().is_err() {

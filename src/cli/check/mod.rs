@@ -14,7 +14,7 @@ use super::config::{WRONG, read};
 use super::{Common, block_on};
 use crate::config::{Config, Problem};
 use crate::ops::visible::{visible_json, visible_lines};
-use crate::run::{ADVICE, strangers};
+use crate::run::{ADVICE, Asker, strangers};
 use nearshore_core::ports::store::Error;
 
 pub(crate) mod acl;
@@ -313,7 +313,7 @@ async fn installation(config: &Config) -> Option<Item> {
     let store = nearshore_redis::RedisStore::new(config.redis.clone()).ok()?;
     let own = store.known_installation().await.ok()?.unwrap_or_default();
     let admin = nearshore_kafka::Admin::new(&kafka).ok()?;
-    let found = strangers(config, &admin, &own).await.ok()?;
+    let found = strangers(config, &admin, &own, Asker::Command).await.ok()?;
     let item = "installation";
     Some(match found.first() {
         None => Item::ok(item, "no other one is in the consumer groups"),
