@@ -284,7 +284,7 @@ hits_sample = 2
     nearshore.toml:5:2 topics.dlq: "dlq" is already topics.regen_live; every topic needs its own name
     nearshore.toml:7:1 topics.catalog: "cata log" is not a valid topic name: use 1 to 249 letters, digits, '.', '_' or '-'
     nearshore.toml:9:1 kafka.incarnations.orders: no topic of [topics] or [[inputs]] has this name
-    nearshore.toml:11:1 redis.url: must begin with redis:// or redis+cluster://, or with rediss:// or rediss+cluster:// for TLS
+    nearshore.toml:11:1 redis.url: http:// is none of redis://, rediss://, redis+cluster://, rediss+cluster://, redis+sentinel://, rediss+sentinel://
     nearshore.toml:12:1 redis.list_ttl: must not be longer than redis.state_ttl
     nearshore.toml:14:1 state.window: must be at least 1
     nearshore.toml:15:1 state.write_version: must be 1 to 4

@@ -442,6 +442,7 @@ impl Config {
             &mut redis.tls_ca,
             &mut redis.tls_cert,
             &mut redis.tls_key,
+            &mut redis.sentinel_password_file,
             &mut self.http.inspect_token_file,
         ];
         for path in secrets.chain(files.into_iter().flatten()) {

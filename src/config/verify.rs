@@ -241,18 +241,8 @@ fn topics(config: &Config, found: &mut Found) {
 
 fn redis(config: &Config, found: &mut Found) {
     let redis = &config.redis;
-    let schemes = [
-        "redis://",
-        "rediss://",
-        "redis+cluster://",
-        "rediss+cluster://",
-    ];
-    let valid = schemes.iter().any(|scheme| redis.url.starts_with(scheme));
-    let what = "must begin with redis:// or redis+cluster://, or with rediss:// or rediss+cluster:// for TLS";
-    must(found, valid, "redis.url", what);
     // `named_files` reports a missing file, with its own key.
-    if valid
-        && redis.files().iter().all(|(_, file)| file.exists())
+    if redis.files().iter().all(|(_, file)| file.exists())
         && let Err(store::Error::Refused { addr, reason }) = redis.check()
     {
         must(found, false, &addr, reason);

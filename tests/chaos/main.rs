@@ -63,6 +63,9 @@ struct Arguments {
     /// A primary with two replicas and three Sentinels; the default
     #[arg(long)]
     sentinel: bool,
+    /// Members ask the Sentinels themselves, instead of proxies that follow the primary; without faults of the network
+    #[arg(long, conflicts_with_all = ["cluster", "broken"])]
+    direct: bool,
     /// Break something on purpose: no-fence, blind-write, no-tombstone, commit-early, forget-in-hand
     #[arg(long = "break", value_name = "NAME")]
     broken: Option<String>,
@@ -90,6 +93,7 @@ const EXAMPLES: &str = "Examples:
   scripts/chaos --short                     the short run
   scripts/chaos --seed 7 --minutes 10       the full run with Sentinel
   scripts/chaos --cluster --json            the full run with a Redis Cluster
+  scripts/chaos --short --direct            the short run, the members' own way to the primary
   scripts/chaos --short --break no-fence    must end with violations
 
 Exit code: 0 all invariants hold, 1 some do not, 2 wrong usage.";
@@ -130,6 +134,10 @@ fn size(arguments: &Arguments, short: bool) -> anyhow::Result<Size> {
             broken,
         )
     };
+    if arguments.direct {
+        size.direct = true;
+        size.faults.cuts = 0;
+    }
     if let Some(minutes) = arguments.minutes {
         ensure!((0.2..=240.0).contains(&minutes), "--minutes is 0.2 to 240");
         size.load = Duration::from_secs_f64(minutes * 60.0);

@@ -59,6 +59,8 @@ impl Break {
 pub struct Size {
     pub seed: u64,
     pub stores: Stores,
+    /// Members ask the Sentinels for the primary and connect to it themselves; there are no proxies.
+    pub direct: bool,
     pub broken: Option<Break>,
     pub brokers: usize,
     pub ingest: usize,
@@ -97,6 +99,7 @@ impl Size {
         Self {
             seed,
             stores,
+            direct: false,
             broken,
             brokers: 1,
             ingest: 3,

@@ -124,6 +124,9 @@ fn kinds(journal: &Journal) -> BTreeMap<&'static str, usize> {
 
 fn shape(size: &Size) -> String {
     let stores = match size.stores {
+        Stores::Sentinel if size.direct => {
+            "a Redis primary with 2 replicas and 3 Sentinels, which members ask themselves"
+        }
         Stores::Sentinel => "a Redis primary with 2 replicas and 3 Sentinels",
         Stores::Cluster => "a Redis Cluster of 3",
     };

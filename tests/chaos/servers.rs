@@ -257,6 +257,14 @@ impl Servers {
         &self.ports
     }
 
+    /// The address at which members ask the Sentinels.
+    pub fn by_sentinels(&self) -> String {
+        let hosts = self.sentinel_ports.iter();
+        let hosts = hosts.map(|port| format!("127.0.0.1:{port}"));
+        let hosts: Vec<String> = hosts.collect();
+        format!("redis+sentinel://{}/{WATCHED}", hosts.join(","))
+    }
+
     /// The current primary, and its changes.
     pub fn primary(&self) -> watch::Receiver<SocketAddr> {
         self.primary.subscribe()

@@ -449,6 +449,7 @@ async fn proxies(size: &Size, servers: &Servers) -> anyhow::Result<Vec<Proxy>> {
     let texts = Rewrites::of(rewrites(size.broken));
     let mut proxies = Vec::new();
     match size.stores {
+        Stores::Sentinel if size.direct => {}
         Stores::Sentinel => {
             for _ in 0..size.ingest + size.generate {
                 proxies.push(Proxy::start(0, servers.primary(), texts.clone()).await?);
@@ -466,6 +467,7 @@ async fn proxies(size: &Size, servers: &Servers) -> anyhow::Result<Vec<Proxy>> {
 
 fn address(size: &Size, servers: &Servers, proxies: &[Proxy], nth: usize) -> String {
     match size.stores {
+        Stores::Sentinel if size.direct => servers.by_sentinels(),
         Stores::Sentinel => format!("redis://127.0.0.1:{}", proxies[nth].port),
         Stores::Cluster => {
             let nodes = servers

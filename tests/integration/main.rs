@@ -41,6 +41,7 @@ mod retention;
 mod rights;
 mod safety;
 mod searches;
+mod sentinel;
 mod simulation;
 mod sockets;
 mod static_members;

@@ -17,6 +17,8 @@ pub enum Fate {
     Drop,
     /// It forwards them after this long.
     Late(Duration),
+    /// It forwards them; names of fields in answers to INFO are changed, as if the service left these fields out.
+    HideFields(&'static [&'static str]),
     /// It resets the connection and every new one.
     Reset,
 }
@@ -81,7 +83,7 @@ async fn carry(client: TcpStream, mut route: watch::Receiver<Route>) {
         Fate::Reset => return reset(&client),
         // Accepted and never answered.
         Fate::Drop => return std::future::pending().await,
-        Fate::Pass | Fate::Late(_) => {}
+        Fate::Pass | Fate::Late(_) | Fate::HideFields(_) => {}
     }
     let Ok(server) = TcpStream::connect(("127.0.0.1", start.to)).await else {
         return reset(&client);
@@ -142,10 +144,26 @@ async fn pump(
             Fate::Pass => {}
             Fate::Drop => return End::Dropped,
             Fate::Late(by) => tokio::time::sleep(by).await,
+            Fate::HideFields(names) => hide(&mut buffer[..count], names),
             Fate::Reset => return End::Reset,
         }
         if to.write_all(&buffer[..count]).await.is_err() {
             return End::Reset;
+        }
+    }
+}
+
+/// Changes the first letter of each line that is a field with such a name; lengths stay.
+fn hide(bytes: &mut [u8], names: &[&str]) {
+    for name in names {
+        let line = format!("\n{name}:");
+        let places: Vec<usize> = bytes
+            .windows(line.len())
+            .enumerate()
+            .filter_map(|(at, found)| (found == line.as_bytes()).then_some(at + 1))
+            .collect();
+        for at in places {
+            bytes[at] = b'_';
         }
     }
 }

@@ -8,6 +8,7 @@
 
 mod arms;
 mod checkpoints;
+mod connect;
 mod erased;
 mod faults;
 mod link;
@@ -16,6 +17,7 @@ mod neighbours;
 mod register;
 mod rights;
 mod scripts;
+mod sentinel;
 mod settings;
 mod shared;
 mod survey;
@@ -29,7 +31,7 @@ use std::time::Duration;
 use redis::{Cmd, FromRedisValue, Value};
 
 pub use erased::Trace;
-pub use rights::{Use, acl};
+pub use rights::{Use, acl, sentinel_acl};
 pub use settings::RedisSettings;
 pub use survey::Check;
 

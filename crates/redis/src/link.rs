@@ -12,22 +12,17 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use futures::{StreamExt, TryStreamExt};
-use redis::aio::MultiplexedConnection;
-use redis::cluster::{ClusterClient, ClusterClientBuilder};
-use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, Pipeline, RedisError, RedisResult,
-    ServerErrorKind, Value,
-};
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::sync::Mutex;
 
+use super::connect::{self, Conn, PIPELINE_MAX, pipeline, query};
 use super::faults::{
     LOGIN, LOGIN_ADVICE, RIGHT, RIGHT_ADVICE, is_denied, is_login, is_lost, is_no_script,
     is_of_a_value, is_right, is_temporary, keys_of,
 };
 use super::scripts::{self, Guard};
-use super::settings::RedisSettings;
+use super::settings::{RedisSettings, TargetKind};
 use super::tls;
 use crate::corrupt;
 use crate::metrics as measures;
@@ -38,9 +33,6 @@ use nearshore_core::ports::store::{Error, Lineage};
 const RECONNECT_EVERY: Duration = Duration::from_millis(100);
 /// Least time between two logins, once Redis refused one: it may lock out a client that tries again at once.
 const LOGIN_EVERY: Duration = Duration::from_secs(1);
-/// Commands of one pipeline. The next pipeline waits for its answers, so that one stays far below the response
-/// timeout and memory is bounded.
-const PIPELINE_MAX: usize = 512;
 /// Pipelines sent at once in a cluster, one per slot; redis-rs' own queue holds about as many.
 const SLOTS_AT_ONCE: usize = 128;
 
@@ -49,19 +41,16 @@ pub(super) struct Link {
     settings: RedisSettings,
     addr: String,
     is_cluster: bool,
+    behind_sentinels: bool,
     response_max: Duration,
-    connect_max: Duration,
     age_max: Duration,
     live: ArcSwapOption<Live>,
+    /// Whether it was told that a primary hides its replication id.
+    told_hidden: AtomicBool,
     /// Whether there was a connection once.
     was_live: AtomicBool,
     /// Locked only while connecting, so that one task connects and the others find the result.
     connecting: Mutex<Option<Attempt>>,
-}
-
-enum Target {
-    Single(Client, AsyncConnectionConfig),
-    Cluster(ClusterClient),
 }
 
 struct Attempt {
@@ -71,13 +60,9 @@ struct Attempt {
 
 struct Live {
     conn: Conn,
+    /// As Sentinels named it.
+    primary: Option<String>,
     since: Instant,
-}
-
-#[derive(Clone)]
-enum Conn {
-    Single(MultiplexedConnection),
-    Cluster(ClusterConnection),
 }
 
 /// A primary. A single Redis has no address here.
@@ -102,12 +87,13 @@ impl Link {
         let found = settings.target()?;
         let link = Self {
             addr: found.addr,
-            is_cluster: found.cluster,
+            is_cluster: matches!(found.kind, TargetKind::Cluster),
+            behind_sentinels: matches!(found.kind, TargetKind::Sentinel(_)),
             response_max: settings.response_max + extra,
-            connect_max: settings.connect_max,
             age_max: settings.connection_age,
             settings: settings.clone(),
             live: ArcSwapOption::empty(),
+            told_hidden: AtomicBool::new(false),
             was_live: AtomicBool::new(false),
             connecting: Mutex::new(None),
         };
@@ -115,33 +101,11 @@ impl Link {
         Ok(link)
     }
 
-    /// A client by the password, CAs and certificate that their files have now: they may have been changed since the last
+    /// A client by the passwords, CAs and certificate that their files have now: they may have been changed since the last
     /// connection.
-    fn client(&self) -> Result<Target, Error> {
-        let found = self.settings.target()?;
-        let refused = |error: RedisError| self.unexpected(error);
-        Ok(if found.cluster {
-            let mut client = ClusterClientBuilder::new(found.nodes)
-                .connection_timeout(self.connect_max)
-                .response_timeout(self.response_max)
-                .tcp_settings(self.settings.tcp())
-                .retries(3);
-            if let Some(files) = found.tls {
-                client = client.certs(files);
-            }
-            Target::Cluster(client.build().map_err(refused)?)
-        } else {
-            let config = AsyncConnectionConfig::new()
-                .set_connection_timeout(Some(self.connect_max))
-                .set_response_timeout(Some(self.response_max))
-                .set_pipeline_buffer_size(PIPELINE_MAX);
-            let node = found.nodes[0].clone();
-            let client = match found.tls {
-                Some(files) => Client::build_with_tls(node, files),
-                None => Client::open(node),
-            };
-            Target::Single(client.map_err(refused)?, config)
-        })
+    fn client(&self) -> Result<connect::Client, Error> {
+        let limits = (self.settings.connect_max, self.response_max);
+        connect::Client::new(&self.settings, limits)?.map_err(|error| self.unexpected(error))
     }
 
     pub(super) fn addr(&self) -> &str {
@@ -150,6 +114,11 @@ impl Link {
 
     pub(super) fn is_cluster(&self) -> bool {
         self.is_cluster
+    }
+
+    /// Where the primary is that Sentinels named; `None` without Sentinels or without a connection.
+    pub(super) fn named_primary(&self) -> Option<String> {
+        self.live.load().as_ref()?.primary.clone()
     }
 
     /// Connects if there is no connection.
@@ -285,7 +254,7 @@ impl Link {
                 guard.loads().collect()
             }
         };
-        self.check(live, load(live.conn.clone(), loads).await)
+        self.check(live, connect::load(live.conn.clone(), loads).await)
     }
 
     /// The lineage of the primaries, from their replication ids.
@@ -309,7 +278,12 @@ impl Link {
         let mut texts = Vec::new();
         texts_of(&self.check(live, answer)?, &mut texts);
         match lineage_in(&texts) {
-            Some(lineage) => Ok(lineage),
+            Some(lineage) => {
+                if is_hidden(&lineage) && !self.told_hidden.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(addr = self.addr, "{HIDDEN_MEANS}");
+                }
+                Ok(lineage)
+            }
             None => {
                 self.drop(live);
                 Err(self.unavailable("READONLY: this is no primary; connecting again"))
@@ -381,8 +355,10 @@ impl Link {
             ended: Instant::now(),
             failure,
         });
+        let (conn, primary) = connected?;
         let live = Arc::new(Live {
-            conn: connected?,
+            conn,
+            primary,
             since: Instant::now(),
         });
         self.live.store(Some(live.clone()));
@@ -400,39 +376,44 @@ impl Link {
         self.was_live.load(Ordering::Relaxed)
     }
 
-    async fn connect(&self) -> Result<Conn, Error> {
-        let limit = (self.connect_max + self.response_max) * 2;
+    async fn connect(&self) -> Result<(Conn, Option<String>), Error> {
+        let limit = (self.settings.connect_max + self.response_max) * 2;
         // A file that is being replaced may be missing for a moment: the next attempt reads it.
         let client = self.client().map_err(|error| match self.is_known() {
             true => self.unavailable(&error.to_string()),
             false => error,
         })?;
+        let primary = match client.primary().await {
+            Ok(primary) => primary,
+            Err(reason) => return Err(self.looked(self.unavailable(&reason)).await),
+        };
         let connect = async {
-            let conn = match &client {
-                Target::Single(client, config) => Conn::Single(
-                    client
-                        .get_multiplexed_async_connection_with_config(config)
-                        .await?,
-                ),
-                Target::Cluster(client) => Conn::Cluster(client.get_async_connection().await?),
-            };
-            load(conn.clone(), scripts::loads().collect()).await?;
+            let conn = client.open(primary.as_ref()).await?;
+            connect::load(conn.clone(), scripts::loads().collect()).await?;
             Ok(conn)
         };
+        let named = primary
+            .as_ref()
+            .map(|(host, port)| format!("{host}:{port}"));
         let (is_silent, error) = match tokio::time::timeout(limit, connect).await {
-            Ok(Ok(conn)) => return Ok(conn),
+            Ok(Ok(conn)) => return Ok((conn, named)),
             Ok(Err(error)) => (tls::is_silent(&error), self.classify(&error)),
             Err(_) => {
                 let addr = self.addr.clone();
                 (true, Error::Timeout { addr, limit })
             }
         };
-        match is_silent {
-            true => Err(tls::look(&self.settings, self.connect_max)
-                .await
-                .map_or(error, |found| self.unavailable(&found))),
+        match is_silent && !self.behind_sentinels {
+            true => Err(self.looked(error).await),
             false => Err(error),
         }
+    }
+
+    /// The error, or that the port speaks another protocol than the configuration says.
+    async fn looked(&self, error: Error) -> Error {
+        tls::look(&self.settings, self.settings.connect_max)
+            .await
+            .map_or(error, |found| self.unavailable(&found))
     }
 
     /// Classifies an error, and drops the connection if it cannot be trusted any more.
@@ -501,52 +482,6 @@ impl Link {
     }
 }
 
-fn pipeline(cmds: &[Cmd]) -> Pipeline {
-    let mut pipe = Pipeline::with_capacity(cmds.len());
-    pipe.ignore_errors();
-    for cmd in cmds {
-        pipe.add_command(cmd.clone());
-    }
-    pipe
-}
-
-async fn query(conn: impl Into<Conn>, pipe: Pipeline) -> RedisResult<Vec<RedisResult<Value>>> {
-    measures::round_trips(1);
-    match conn.into() {
-        Conn::Single(mut conn) => pipe.query_async(&mut conn).await,
-        Conn::Cluster(mut conn) => pipe.query_async(&mut conn).await,
-    }
-}
-
-impl From<MultiplexedConnection> for Conn {
-    fn from(conn: MultiplexedConnection) -> Self {
-        Self::Single(conn)
-    }
-}
-
-impl From<ClusterConnection> for Conn {
-    fn from(conn: ClusterConnection) -> Self {
-        Self::Cluster(conn)
-    }
-}
-
-async fn load(conn: Conn, loads: Vec<Cmd>) -> RedisResult<()> {
-    match conn {
-        Conn::Single(_) => {
-            let answers = query(conn, pipeline(&loads)).await?;
-            answers.into_iter().try_for_each(|answer| answer.map(drop))
-        }
-        Conn::Cluster(mut conn) => {
-            for load in loads {
-                let everywhere =
-                    RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
-                conn.route_command(load, everywhere).await?;
-            }
-            Ok(())
-        }
-    }
-}
-
 /// Collects all texts of an answer, whatever the shape around them.
 fn texts_of(value: &Value, texts: &mut Vec<String>) {
     match value {
@@ -559,6 +494,8 @@ fn texts_of(value: &Value, texts: &mut Vec<String>) {
 }
 
 /// The replication ids of all primaries, sorted; `None` if one of them is no primary.
+///
+/// A Redis offered as a service may hide role or id: it is taken for a primary, and its id is [`HIDDEN`].
 fn lineage_in(texts: &[String]) -> Option<Lineage> {
     let field = |text: &str, name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name));
@@ -566,13 +503,25 @@ fn lineage_in(texts: &[String]) -> Option<Lineage> {
     };
     let mut ids = Vec::new();
     for text in texts {
-        if field(text, "role:")? != "master" {
+        if field(text, "role:").is_some_and(|role| role != "master") {
             return None;
         }
-        ids.push(field(text, "master_replid:")?);
+        ids.push(field(text, "master_replid:").unwrap_or_else(|| HIDDEN.to_owned()));
     }
     ids.sort();
     (!ids.is_empty()).then(|| Lineage(ids.join(",").into()))
+}
+
+/// The id of a primary that does not tell its own; it stays the same when writes are lost.
+const HIDDEN: &str = "hidden";
+
+/// What is lost with it.
+pub(super) const HIDDEN_MEANS: &str = "Redis does not tell its role or replication id (INFO replication), as services may: a failover that loses \
+     acknowledged writes is not noticed, so they are not read again from the log";
+
+/// Whether a primary does not tell its replication id.
+pub(super) fn is_hidden(lineage: &Lineage) -> bool {
+    lineage.0.split(',').any(|id| id == HIDDEN)
 }
 
 #[cfg(test)]
@@ -588,6 +537,19 @@ mod tests {
         let link = Link::new(&settings, Duration::ZERO).expect("valid");
         let moved = ErrorKind::Server(ServerErrorKind::Moved);
         link.classify(&RedisError::from((moved, "MOVED"))).remedy()
+    }
+
+    #[test]
+    fn a_service_that_hides_its_role_is_no_replica() {
+        let lineage = |text: &str| lineage_in(&[text.to_owned()]);
+        let told =
+            lineage("# Replication\r\nrole:master\r\nmaster_replid:ab\r\n").expect("a primary");
+        assert!(!is_hidden(&told));
+        assert_eq!(lineage("role:slave\r\nmaster_replid:ab\r\n"), None);
+        for text in ["", "# Replication\r\n", "role:master\r\n"] {
+            assert!(is_hidden(&lineage(text).expect("a primary")), "{text}");
+        }
+        assert_eq!(lineage_in(&[]), None);
     }
 
     #[test]

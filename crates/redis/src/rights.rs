@@ -11,7 +11,7 @@ use redis::Cmd;
 use super::RedisStore;
 use super::faults::RIGHT;
 use super::scripts::{Effect, call, commands_of};
-use super::settings::RedisSettings;
+use super::settings::{RedisSettings, TargetKind};
 use super::survey::{Check, Primary};
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::Error;
@@ -124,7 +124,7 @@ fn commands(uses: &[Use], settings: &RedisSettings) -> Result<BTreeSet<String>, 
         if settings.min_replicas > 0 {
             found.insert("wait".into());
         }
-        if target.cluster {
+        if matches!(target.kind, TargetKind::Cluster) {
             // The client reads the map of slots, tests its connections, and follows a slot that moves.
             found.extend(["cluster|slots", "ping", "asking"].map(String::from));
         } else if target
@@ -170,6 +170,19 @@ pub fn acl(user: &str, uses: &[Use], settings: &RedisSettings) -> Result<String,
     Ok(format!(
         "ACL SETUSER {user} on resetkeys resetchannels -@all{keys}{connection}{commands}"
     ))
+}
+
+/// The rule for the user with which Sentinels are asked; `None` without Sentinels or without such a user.
+pub fn sentinel_acl(settings: &RedisSettings) -> Result<Option<String>, Error> {
+    let TargetKind::Sentinel(_) = settings.target()?.kind else {
+        return Ok(None);
+    };
+    let rule = |user| {
+        format!(
+            "ACL SETUSER {user} on resetkeys resetchannels -@all +hello +auth +sentinel|get-master-addr-by-name"
+        )
+    };
+    Ok(settings.sentinel_username.as_deref().map(rule))
 }
 
 impl RedisStore {
@@ -393,7 +406,12 @@ mod tests {
         let mut sent = BTreeSet::new();
         for file in files
             .filter_map(Result::ok)
-            .filter(|file| !file.file_name().eq("rights.rs"))
+            // What Sentinels are asked is their user's, not Redis'.
+            .filter(|file| {
+                !["rights.rs", "sentinel.rs"]
+                    .map(Into::into)
+                    .contains(&file.file_name())
+            })
         {
             let Ok(text) = std::fs::read_to_string(file.path()) else {
                 continue;

@@ -7,7 +7,7 @@ use redis::cluster_routing::Slot;
 use redis::{Cmd, Value, cmd};
 
 use super::RedisStore;
-use super::link::Node;
+use super::link::{HIDDEN_MEANS, Node, is_hidden};
 use nearshore_core::ports::keys;
 use nearshore_core::ports::store::Error;
 use nearshore_core::user::event::UserId;
@@ -48,10 +48,12 @@ impl RedisStore {
             Ok(primaries) => primaries,
             Err(error) => return vec![("redis answers".into(), Err(error.to_string()))],
         };
-        let mode = if link.is_cluster() {
-            format!("{}, cluster of {} primaries", link.addr(), primaries.len())
-        } else {
-            format!("{}, single primary", link.addr())
+        let mode = match link.named_primary() {
+            _ if link.is_cluster() => {
+                format!("{}, cluster of {} primaries", link.addr(), primaries.len())
+            }
+            Some(primary) => format!("{primary}, the primary by Sentinels {}", link.addr()),
+            None => format!("{}, single primary", link.addr()),
         };
         let layout = self.layout().await.map_err(|error| error.to_string());
         let layout = layout.map(|found| match found {
@@ -62,6 +64,13 @@ impl RedisStore {
             ("redis answers".into(), Ok(mode)),
             ("redis layout".into(), layout),
         ];
+        match link.lineage().await {
+            Ok(lineage) if is_hidden(&lineage) => {
+                checks.push(("redis failovers".into(), Ok(HIDDEN_MEANS.into())));
+            }
+            Ok(_) => {}
+            Err(error) => checks.push(("redis failovers".into(), Err(error.to_string()))),
+        }
         for primary in &primaries {
             let name = |what: &str| match &primary.node {
                 Node::Only => format!("redis {what}"),
@@ -260,8 +269,13 @@ fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
         .map(str::trim)
 }
 
+/// A service may leave fields of INFO out.
+const UNTOLD: &str = "not told by this Redis";
+
 fn version(info: &str) -> Result<String, String> {
-    let text = field(info, "redis_version").unwrap_or("unknown");
+    let Some(text) = field(info, "redis_version") else {
+        return Ok(format!("{UNTOLD}; Redis 7.0 or later is needed"));
+    };
     let mut numbers = text.split('.').map_while(|part| part.parse().ok());
     let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if found >= OLDEST {
@@ -274,9 +288,9 @@ fn version(info: &str) -> Result<String, String> {
 fn policy(info: &str) -> Result<String, String> {
     match field(info, "maxmemory_policy") {
         Some("noeviction") => Ok("noeviction".into()),
-        found => Err(format!(
-            "{}; must be noeviction: after an eviction of a fence old records would be folded again",
-            found.unwrap_or("unknown")
+        None => Ok(format!("{UNTOLD}; it must be noeviction")),
+        Some(found) => Err(format!(
+            "{found}; must be noeviction: after an eviction of a fence old records would be folded again"
         )),
     }
 }
@@ -315,6 +329,9 @@ mod tests {
         assert_eq!(policy(INFO), Ok("noeviction".into()));
         let lru = policy("maxmemory_policy:allkeys-lru\r\n").expect_err("evicts");
         assert!(lru.starts_with("allkeys-lru; must be noeviction"), "{lru}");
+        for untold in [version(""), policy("")] {
+            assert!(untold.expect("a service").starts_with(UNTOLD));
+        }
         assert!(mode_agrees(INFO, false).is_ok());
         assert!(mode_agrees(INFO, true).is_err());
         assert!(replicas(INFO, 1).is_ok());

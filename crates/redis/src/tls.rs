@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::settings::RedisSettings;
+use super::settings::{RedisSettings, TargetKind};
 use nearshore_core::ports::store::Error;
 
 /// Reads the files of `redis.tls_*`, and makes rustls use ring.
@@ -147,18 +147,22 @@ pub(super) fn is_silent(error: &RedisError) -> bool {
 /// Whether the port speaks the other protocol than `redis.url` says; `None` if not, or if it says nothing.
 pub(super) async fn look(settings: &RedisSettings, limit: Duration) -> Option<String> {
     let target = settings.target().ok()?;
-    let (host, port) = match target.nodes.first()?.addr() {
+    let (first, is_tls) = match &target.kind {
+        TargetKind::Sentinel(sentinels) => (sentinels.nodes.first()?, sentinels.tls.is_some()),
+        _ => (target.nodes.first()?, target.tls.is_some()),
+    };
+    let (host, port) = match first.addr() {
         ConnectionAddr::Tcp(host, port) => (host.clone(), *port),
         ConnectionAddr::TcpTls { host, port, .. } => (host.clone(), *port),
         _ => return None,
     };
-    let question = match target.tls {
-        Some(_) => b"PING\r\n".to_vec(),
-        None => hello(&host)?,
+    let question = match is_tls {
+        true => b"PING\r\n".to_vec(),
+        false => hello(&host)?,
     };
     let answer = tokio::time::timeout(limit, ask((host, port), &question));
     let answer = answer.await.ok()?.ok()?;
-    match (target.tls.is_some(), answer) {
+    match (is_tls, answer) {
         // Kinds of records: a handshake or an alert, by any version of TLS.
         (false, [0x15 | 0x16, 3]) => Some(TLS.into()),
         (true, [b'+' | b'-', _]) => Some(NO_TLS.into()),

@@ -230,8 +230,10 @@ pub(crate) fn print(path: Option<&Path>, login: Login, principal: Option<&str>, 
         .or(named.map(String::as_str))
         .unwrap_or("nearshore");
     let user = config.redis.username.as_deref().unwrap_or("nearshore");
-    let rule = match nearshore_redis::acl(user, login.uses(), &config.redis) {
-        Ok(rule) => rule,
+    let rules = nearshore_redis::acl(user, login.uses(), &config.redis)
+        .and_then(|rule| Ok((rule, nearshore_redis::sentinel_acl(&config.redis)?)));
+    let (rule, sentinels) = match rules {
+        Ok(rules) => rules,
         Err(error) => {
             note!("{}", visible_lines(&error.to_string()));
             return 1;
@@ -242,11 +244,16 @@ pub(crate) fn print(path: Option<&Path>, login: Login, principal: Option<&str>, 
     let strimzi = (!grants.0.is_empty()).then(|| grants.strimzi(principal));
     let role: &str = login.into();
     if json {
-        let all = json!({ "login": role, "redis": rule, "kafka": commands, "strimzi": strimzi });
+        let all = json!({ "login": role, "redis": rule, "sentinels": sentinels, "kafka": commands, "strimzi": strimzi });
         out!("{}", visible_json(&all.to_string()));
         return 0;
     }
     out!("# Redis, for {role}: on every node, then `>PASSWORD` of redis.password_file.\n{rule}");
+    if let Some(rule) = sentinels {
+        out!(
+            "\n# The Sentinels: on every one, then `>PASSWORD` of redis.sentinel_password_file.\n{rule}"
+        );
+    }
     if let Some(strimzi) = strimzi {
         out!(
             "\n# Kafka, for {role}; add --command-config FILE with an administrator's login.\n{}",
