@@ -143,6 +143,7 @@ fn mixture(c: &mut Criterion) {
                 pu: nth * 7,
                 last: Timestamp(YEAR - i64::from(nth) * DAY),
                 count: 1 + nth % 4,
+                same_sku: 1 + nth % 3,
             })
             .collect();
         let own_texts: Vec<OwnText> = own

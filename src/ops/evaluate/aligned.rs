@@ -83,8 +83,6 @@ impl<'a> Run<'a> {
         AlignOptions {
             seed: self.order.seed,
             window: millis(self.order.window),
-            // Fitted at each cut and fold: somewhat less than `align` takes.
-            scores_max: 1_000_000,
             ..AlignOptions::default()
         }
     }

@@ -2,9 +2,10 @@
 //!
 //! Decides which terms have a weight. A term whose 95 % interval contains 0 has none and the others are fitted again.
 //! Likelihood is not recall: the likeliest weights of a large catalogue speak for its rare products, not for the first
-//! ten names. So weights of 1, the fit without bias and the fit are compared by recall, by scores that were fitted to
-//! other users; if none of them ranks better than demand alone, demand alone remains. Invariant: demand is always a part, the model's weight is never negative, and the result does not depend on
-//! the order of samples. It does not know where values come from.
+//! ten names. So weights of 1, weights that were fitted to ranks and the likeliest weights are compared by recall, by
+//! scores that were fitted to other users; if none of them ranks better than demand alone, demand alone remains.
+//! Invariant: demand is always a part, the model's weight is never negative, and the result does not depend on the order
+//! of samples. It does not know where values come from.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::bootstrap::{Interval, Resampling, paired};
 use super::logit::{self, Case, Contributions, Moments};
 use super::measures;
+use super::ranking;
 use crate::list::terms::{DEMAND, MODEL};
 
 /// Names of a list that is compared with demand's.
@@ -67,7 +69,7 @@ pub struct BucketFit {
     pub fitted: BTreeMap<String, FittedWeight>,
     /// The weights to be used.
     pub weights: BTreeMap<String, f64>,
-    /// Where they come from: `fitted`, `without bias`, `1 and walk`, `1`, or `demand`.
+    /// Where they come from: `fitted`, `without bias`, `ranks`, `ranks without bias`, `1 and walk`, `1`, or `demand`.
     pub form: String,
     /// Recall@10 of the mixture less that of demand alone, each user scored by weights fitted to others.
     pub recall: Option<Interval>,
@@ -107,10 +109,11 @@ pub fn fit_bucket(terms: Terms<'_>, samples: &[Sample], options: &GateOptions) -
     }
     let all: Vec<&Sample> = samples.iter().collect();
     let kept = keep(terms, &all, &mut found.fitted);
+    let says = say_something(terms, &all, &kept);
     let alone = Form::demand(terms);
     let by_demand = outcomes(terms, &alone, samples, options);
     let (mut best, mut by_best) = (alone, by_demand.clone());
-    for form in Form::all(terms, &kept) {
+    for form in Form::all(terms, &kept, &says) {
         let outcomes = outcomes(terms, &form, samples, options);
         let [recall, nats] = differences(&outcomes, &by_demand, options);
         let [over_best, _] = differences(&outcomes, &by_best, options);
@@ -129,7 +132,10 @@ pub fn fit_bucket(terms: Terms<'_>, samples: &[Sample], options: &GateOptions) -
         return found;
     }
     let named = best.kept.iter().map(|at| terms.names[*at].to_owned());
-    found.weights = named.zip(best.weights(terms, &all)).collect();
+    let weighed = named.zip(best.weights(terms, &all));
+    found.weights = weighed
+        .filter(|(name, weight)| *weight != 0.0 || name == DEMAND)
+        .collect();
     best.name.clone_into(&mut found.form);
     found
 }
@@ -143,11 +149,22 @@ const RATIOS: [&str; 4] = [DEMAND, "weeks", "repeat", "neighbours"];
 /// The same with the random walk, whose reach of a user's whole history they do not have.
 const RATIOS_AND_WALK: [&str; 5] = [DEMAND, "weeks", "repeat", "neighbours", "walk"];
 
+/// How a form's weights are found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// All are 1.
+    One,
+    /// The likeliest.
+    Likelihood,
+    /// Those under which what was bought is far up.
+    Ranks,
+}
+
 /// One way to weigh the terms that can be told from 0.
 struct Form {
     name: &'static str,
     kept: Vec<usize>,
-    is_fitted: bool,
+    how: How,
 }
 
 impl Form {
@@ -157,39 +174,87 @@ impl Form {
         Self {
             name: DEMAND,
             kept: places.collect(),
-            is_fitted: true,
+            how: How::Likelihood,
         }
     }
 
-    /// The others, the simplest first.
-    fn all(terms: Terms<'_>, kept: &[usize]) -> [Self; 4] {
-        let of = |is_kept: &dyn Fn(&str) -> bool| -> Vec<usize> {
-            let kept = kept.iter().copied();
-            kept.filter(|at| is_kept(terms.names[*at])).collect()
-        };
-        let form = |name, kept, is_fitted| Self {
+    /// The others, the simplest first: of terms that the fit kept, and of terms that say something beside demand.
+    fn all(terms: Terms<'_>, kept: &[usize], says: &[usize]) -> [Self; 6] {
+        let form = |name, among: &[usize], is_kept: &dyn Fn(&str) -> bool, how| Self {
             name,
-            kept,
-            is_fitted,
+            kept: (among.iter().copied())
+                .filter(|at| is_kept(terms.names[*at]))
+                .collect(),
+            how,
         };
+        let without_bias = |name: &str| name != "bias";
         [
-            form("1", of(&|name| RATIOS.contains(&name)), false),
+            form("1", kept, &|name| RATIOS.contains(&name), How::One),
             form(
                 "1 and walk",
-                of(&|name| RATIOS_AND_WALK.contains(&name)),
-                false,
+                kept,
+                &|name| RATIOS_AND_WALK.contains(&name),
+                How::One,
             ),
-            form("without bias", of(&|name| name != "bias"), true),
-            form(FITTED, kept.to_vec(), true),
+            form("ranks without bias", says, &without_bias, How::Ranks),
+            form("without bias", kept, &without_bias, How::Likelihood),
+            form("ranks", says, &|_| true, How::Ranks),
+            form(FITTED, kept, &|_| true, How::Likelihood),
         ]
     }
 
     fn weights(&self, terms: Terms<'_>, samples: &[&Sample]) -> Vec<f64> {
-        match self.is_fitted {
-            true => fit_terms(terms, &self.kept, samples).weights,
-            false => vec![1.0; self.kept.len()],
+        match self.how {
+            How::One => vec![1.0; self.kept.len()],
+            How::Likelihood => fit_terms(terms, &self.kept, samples).weights,
+            How::Ranks => fit_ranks(terms, &self.kept, samples),
         }
     }
+}
+
+/// Weights by ranks, from weights of 1 for the logarithms of ratios on, scaled to be as likely as they can be: lists do
+/// not depend on the scale, but what is added to a score at weight 1 does.
+fn fit_ranks(terms: Terms<'_>, kept: &[usize], samples: &[&Sample]) -> Vec<f64> {
+    let one = |at: &usize| f64::from(u8::from(RATIOS_AND_WALK.contains(&terms.names[*at])));
+    let start = ranking::Start {
+        weights: kept.iter().map(one).collect(),
+        nonnegative: (kept.iter())
+            .map(|at| !may_be_negative(terms.names[*at]))
+            .collect(),
+    };
+    let cases: Vec<Case<'_>> = samples.iter().map(|sample| case(sample, kept)).collect();
+    let weights = ranking::fit(&cases, &start);
+    let scores: Vec<Vec<f32>> = cases.iter().map(|case| case.scores(&weights)).collect();
+    let options = logit::Options {
+        centre: vec![1.0],
+        nonnegative: vec![true],
+        ..logit::Options::default()
+    };
+    let scale = logit::fit(1, &options, |scale| {
+        let mut moments = Moments::new(1);
+        for (case, scores) in cases.iter().zip(&scores) {
+            let terms = vec![&scores[..]];
+            moments.add(&Case { terms, ..*case }, scale);
+        }
+        moments
+    });
+    // A scale of 0 would say nothing.
+    let scale = scale.weights[0].max(1e-3);
+    weights.iter().map(|weight| weight * scale).collect()
+}
+
+/// The terms that the fit kept, and those whose weight beside demand alone can be told from 0: of two that say nearly the
+/// same the fit keeps one, which may not be the one that ranks better.
+fn say_something(terms: Terms<'_>, samples: &[&Sample], kept: &[usize]) -> Vec<usize> {
+    let demand = terms.names.iter().position(|name| *name == DEMAND);
+    let says = |at: &usize| {
+        kept.contains(at)
+            || demand.is_some_and(|demand| {
+                let mut found = BTreeMap::new();
+                keep_among(terms, samples, (vec![demand, *at], &mut found)).contains(at)
+            })
+    };
+    (0..terms.names.len()).filter(says).collect()
 }
 
 /// The scores of samples by weights that are fitted to all of them.
@@ -209,7 +274,15 @@ fn keep(
     samples: &[&Sample],
     fitted: &mut BTreeMap<String, FittedWeight>,
 ) -> Vec<usize> {
-    let mut kept: Vec<usize> = (0..terms.names.len()).collect();
+    keep_among(terms, samples, ((0..terms.names.len()).collect(), fitted))
+}
+
+/// The same of some terms.
+fn keep_among(
+    terms: Terms<'_>,
+    samples: &[&Sample],
+    (mut kept, fitted): (Vec<usize>, &mut BTreeMap<String, FittedWeight>),
+) -> Vec<usize> {
     loop {
         let fit = fit_terms(terms, &kept, samples);
         let mut contributions = Contributions::default();
@@ -406,6 +479,56 @@ mod tests {
         let expected = [("demand".to_owned(), 1.0), ("repeat".to_owned(), 1.0)];
         assert_eq!(found.weights, expected.into());
         assert!(found.recall.is_some_and(|recall| recall.low > 0.0));
+    }
+
+    #[test]
+    fn weights_by_ranks_list_more_where_the_likeliest_speak_for_rare_products() {
+        // Most is bought of the first nine by demand, and then nothing until far down, which levels the likeliest weights.
+        let mut random = Random::new(11);
+        let demand: Arc<[f32]> = (0..60).map(|n| -(n as f32) / 8.0).collect();
+        let one = |user: u32| {
+            let own: Vec<u32> = (0..4).map(|_| (random.uniform() * 60.0) as u32).collect();
+            let values = (0..60).map(|n| if own.contains(&n) { 1.0 } else { 0.0 });
+            let mut targets: Vec<u32> = (0..9).filter(|_| random.uniform() < 0.4).collect();
+            targets.extend(own.iter().filter(|_| random.uniform() < 0.1));
+            targets.extend((0..6).map(|_| 30 + (random.uniform() * 30.0) as u32));
+            targets.sort_unstable();
+            targets.dedup();
+            Sample {
+                user,
+                fold: (user % 3) as usize,
+                values: vec![Arc::clone(&demand), values.collect()],
+                targets,
+            }
+        };
+        let samples: Vec<Sample> = (0..400).map(one).collect();
+        let terms = Terms {
+            names: &["demand", "bought"],
+        };
+        let all: Vec<&Sample> = samples.iter().collect();
+        let recall = |weights: &[f64]| {
+            let of = |sample: &&Sample| {
+                let scores = case(sample, &[0, 1]).scores(weights);
+                outcome(sample.user, &scores, &sample.targets).map(|(_, recall, _)| recall)
+            };
+            all.iter().filter_map(of).sum::<f64>() / all.len() as f64
+        };
+        let likeliest = recall(&fit_terms(terms, &[0, 1], &all).weights);
+        let ranked = recall(&fit_ranks(terms, &[0, 1], &all));
+        assert!(ranked > likeliest + 0.02, "{ranked} {likeliest}");
+    }
+
+    #[test]
+    fn of_terms_that_say_the_same_both_can_be_ranked_by_and_noise_cannot() {
+        let mut samples = samples(400, 1.5);
+        for sample in &mut samples {
+            let again: Arc<[f32]> = sample.values[1].iter().map(|value| value * 1.01).collect();
+            sample.values.insert(2, again);
+        }
+        let names = ["demand", "repeat", "cosine", "bias"];
+        let terms = Terms { names: &names };
+        let all: Vec<&Sample> = samples.iter().collect();
+        assert_eq!(say_something(terms, &all, &[0, 1]), [0, 1, 2]);
     }
 
     #[test]

@@ -143,7 +143,7 @@ fn softmax(scores: &mut [f32]) -> f64 {
 }
 
 /// Σ a · b: products in f32, sums of 8 lanes in f64, so that it is exact enough and vectorised.
-fn dot(a: &[f32], b: &[f32]) -> f64 {
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
     let len = a.len().min(b.len());
     let (a, b) = (&a[..len], &b[..len]);
     let mut lanes = [0.0f64; 8];

@@ -16,6 +16,7 @@ pub mod model;
 pub mod neighbours;
 pub mod off_policy;
 pub mod product_table;
+mod ranking;
 pub mod related;
 pub mod repeat;
 pub mod simulate;

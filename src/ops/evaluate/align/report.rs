@@ -76,6 +76,8 @@ fn form_text(form: &str) -> &str {
         "1 and walk" => {
             "weights of 1 for demand, weeks, repeat, neighbours and walk, as far as each can be told from 0"
         }
+        "ranks" => "weights fitted to ranks",
+        "ranks without bias" => "weights fitted to ranks, without bias",
         "without bias" => "the fit without bias",
         other => other,
     }

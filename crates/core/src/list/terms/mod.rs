@@ -10,6 +10,7 @@
 pub mod artefact;
 mod assortment;
 mod bias;
+mod bought;
 pub mod bound;
 mod cosine;
 mod demand;
@@ -138,6 +139,10 @@ pub const TERMS: &[&dyn ScoreTerm] = &[
     &reach::Reach,
     &reach::ReachEver,
     &repeat::Repeat,
+    &bought::Bought,
+    &bought::BoughtAge,
+    &bought::BoughtCount,
+    &bought::BoughtSku,
     &neighbours::Neighbours,
     &cosine::Cosine,
     &walk::Walk,
