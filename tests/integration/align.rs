@@ -49,7 +49,7 @@ fn report(output: &Output) -> Value {
 }
 
 /// The files of an artefact's folder with their content, sorted.
-fn content(folder: &Path) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn content(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let entries = std::fs::read_dir(folder).expect("a folder");
     let mut files: Vec<(String, Vec<u8>)> = entries
         .map(|entry| {
