@@ -190,3 +190,73 @@ fn user_of(records: &[Option<Accepted>], place: u32) -> Option<&Arc<str>> {
         .as_ref()
         .map(|record| &record.user.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(sku: &str) -> Change {
+        Change::Event(Event {
+            kind: Kind::Cart,
+            item: Item::Sku(sku.into()),
+            qty: 3,
+            price: Some(0.1),
+            ts: Some(Timestamp(-5)),
+            shown_in: Some(Box::new(ShownIn {
+                list_id: "l".into(),
+                position: Some(2),
+            })),
+        })
+    }
+
+    fn record((user, offset, time): (&str, i64, i64), change: Change) -> Accepted {
+        let partition = Partition {
+            incarnation: 0,
+            topic: "orders".into(),
+            number: 1,
+        };
+        Accepted {
+            user: UserId(user.into()),
+            position: Position {
+                partition,
+                offset: Offset(offset),
+            },
+            time: Timestamp(time),
+            change,
+        }
+    }
+
+    #[test]
+    fn records_are_read_as_they_were_stored() {
+        let json = r#"{"age": 30.1, "tags": ["a", null], "at": -0.0}"#;
+        let profile = serde_json::from_str(json).expect("a profile");
+        let all = [
+            (i64::MAX, Change::Erase),
+            (-7, Change::Profile(profile)),
+            (9, change("s")),
+        ];
+        let all = all.map(|(at, change)| (Timestamp(at), change));
+        let records = Records::of(all.clone());
+        let known = Records::checked(records.bytes()).expect("they decode");
+        let read = known.read(&UserId("u".into()));
+        let offsets: Vec<i64> = read.iter().map(|it| it.position.offset.0).collect();
+        assert_eq!(offsets, [0, 1, 2]);
+        let read: Vec<_> = read.into_iter().map(|it| (it.time, it.change)).collect();
+        assert_eq!(read, all);
+        let cut = records.bytes().len() - 1;
+        assert_eq!(Records::checked(&records.bytes()[..cut]), None);
+    }
+
+    #[test]
+    fn what_one_record_of_a_mapped_topic_became_is_all_kept_in_its_order() {
+        let of = |sku: &str| record(("u", 7, 5), change(sku));
+        let earlier = record(("u", 9, 4), change("first"));
+        let other = record(("t", 7, 5), change("t"));
+        let users = by_user(vec![of("b"), of("a"), other, of("b"), earlier]);
+        let ids: Vec<&str> = users.iter().map(|(id, _)| &*id.0).collect();
+        assert_eq!(ids, ["t", "u"]);
+        let read = users[1].1.read(&users[1].0);
+        let skus: Vec<Change> = read.into_iter().map(|it| it.change).collect();
+        assert_eq!(skus, ["first", "b", "a", "b"].map(change));
+    }
+}
