@@ -2,7 +2,7 @@
 
 usage: helm_chart.py HELM BUILT OUT    (called by scripts/validate)
 
-HELM is the program; BUILT is a folder with the built kustomizations k8s.yaml, gpu.yaml, align.yaml, backfill.yaml. Into
+HELM is the program; BUILT is a folder with the built kustomizations k8s.yaml, gpu.yaml, align.yaml, align-parts.yaml, backfill.yaml. Into
 OUT it writes each variant of the chart, as NAME.yaml with all objects, NAME.core.yaml and NAME.crds.yaml, and
 keda.test.yml for promtool.
 """
@@ -32,6 +32,7 @@ EQUAL = {
     "k8s": ([], False),
     "gpu": (["generate.gpu.enabled=true"], False),
     "align": (["align.enabled=true"], True),
+    "align-parts": (["align.enabled=true", "align.parts=4"], True),
     "backfill": (["backfill.enabled=true"], True),
 }
 

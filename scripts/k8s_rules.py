@@ -40,6 +40,18 @@ def container_rules(name, container, require):
         require(not from_secret, f"{name}: {variable['name']} is a secret in the environment")
 
 
+def part_rules(name, spec, require):
+    """Checks a Job whose pods each read a part: as many pods at once as there are parts."""
+    for container in spec["template"]["spec"]["containers"]:
+        args = container.get("args", [])
+        if "--part" not in args:
+            continue
+        part, _, of = args[args.index("--part") + 1].partition("/")
+        counts = [str(spec.get(key)) for key in ("completions", "parallelism")]
+        require(part == "job" and spec.get("completionMode") == "Indexed", f"{name}: pods do not know which part is theirs")
+        require(counts == [of, of], f"{name}: {of} parts, and completions and parallelism are {counts}: the first pod waits for pods that do not run")
+
+
 def probe_rules(name, container, require):
     """Checks that a slow start is allowed and that a stuck process is restarted."""
     paths = {}
@@ -126,6 +138,7 @@ def main():
     jobs |= {name: spec["jobTemplate"]["spec"] for name, spec in crons.items()}
     for name, spec in jobs.items():
         pod_rules(name, spec["template"]["spec"], require, serves=False)
+        part_rules(name, spec, require)
         account = accounts.get(spec["template"]["spec"].get("serviceAccountName"), {})
         require(account.get("automountServiceAccountToken") is False, f"{name}: its service account mounts a token")
     kinds = ("Deployment", "StatefulSet")

@@ -1,8 +1,5 @@
 //! `nearshore align`: weights and tables of an arm, learned from the shop's own log.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,23 +9,21 @@ use anyhow::Context;
 use clap::Args;
 use nearshore_core::learn::product_table::ProductTable;
 use nearshore_core::list::terms::BUCKETS;
-use nearshore_core::user::event::UserId;
-use nearshore_core::user::record::Timestamp;
 
+use super::erases::Erases;
 use super::logs::{LogArgs, bar, is_usage, read_logs};
 use super::neighbours::NeighbourArgs;
-use super::users::store;
-use super::{Common, block_on, with_config};
+use super::partials::{Found, PartialArgs};
+use super::{Common, with_config};
 use crate::config::{Config, init_tracing};
 use crate::ops::evaluate::align::{
-    AlignOptions, Aligned, Asked, align, table_alone, text, write_folder,
+    AlignOptions, Aligned, Asked, PromptOrder, Selection, align, table_alone, text, write_folder,
 };
 use crate::ops::evaluate::asked_cases::Wanted;
 use crate::ops::evaluate::head::HeadOrder;
 use crate::ops::evaluate::model::{ModelOptions, batches, model_of};
 use crate::ops::evaluate::product_table::{TableCost, build};
-use crate::ops::evaluate::{History, Problem, samples, vectors};
-use crate::ops::forget;
+use crate::ops::evaluate::{History, samples, vectors};
 use crate::run::{artefact_of, point};
 
 /// Examples of `--help`.
@@ -37,6 +32,9 @@ Examples:
   nearshore align --config nearshore.toml --out artefacts           # learns from the topics of the configuration
   nearshore align --events orders.csv --profiles people.csv --catalog skus.csv --erased erased.jsonl --out artefacts
   nearshore align --config nearshore.toml --out artefacts --point artefacts/current   # and running processes take it
+  nearshore align --config nearshore.toml --part 2/5 --partials parts   # on 5 machines or pods: each reads a fifth of the users
+  nearshore align --config nearshore.toml --partials parts --out artefacts   # then on one: joins the parts, and learns
+  nearshore align --config nearshore.toml --ablate                   # what a cap, a weight of rare purchases, and no twins change
   nearshore align --config nearshore.toml --window 28days --json | jq .buckets
   nearshore align --config nearshore.toml --arm a --model-users 300  # asks the model of arm a, and fits its weight
   nearshore align --config nearshore.toml --arm a --model-users 0 --table   # asks it once about every product: the term table
@@ -81,6 +79,18 @@ pub(super) struct AlignArgs {
     /// Most samples per bucket of visible history; by default fewer the more products there are, 300 at least.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(300..))]
     samples: Option<u32>,
+    /// Most samples of one user per bucket; by default one for each cut.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    samples_per_user: Option<u32>,
+    /// Counts rare purchases more in the fit: by their share of demand to the power of -A. 0: all the same.
+    #[arg(long, value_name = "A", default_value = "0", value_parser = tail_weight)]
+    tail_weight: f64,
+    /// Counts cases of a cut with equal segment, products bought and later purchases once.
+    #[arg(long)]
+    dedup: bool,
+    /// Also measures what each of these three options changes, on users of other folds: four times the work.
+    #[arg(long)]
+    ablate: bool,
     /// Also write all samples, before they are sampled, to this Parquet file: docs/recall.md, Samples.
     #[arg(long, value_name = "FILE")]
     samples_out: Option<PathBuf>,
@@ -102,6 +112,20 @@ pub(super) struct AlignArgs {
     /// about none, and the model has no weight.
     #[arg(long, value_name = "N", default_value = "150", requires = "arm", value_parser = model_users)]
     model_users: u32,
+    /// With --arm: templates whose prompts are compared with the arm's, by what the model adds with each. docs/recall.md.
+    #[arg(long, value_name = "FILE", requires = "arm", num_args = 1..)]
+    prompt: Vec<PathBuf>,
+    /// With --arm: compares the arm's prompt with one that has these profile fields alone.
+    #[arg(
+        long,
+        value_name = "FIELD,...",
+        requires = "arm",
+        value_delimiter = ','
+    )]
+    prompt_fields: Vec<String>,
+    /// With --arm: compares the arm's prompt with ones that have so many events at most.
+    #[arg(long, value_name = "N,...", requires = "arm", value_delimiter = ',')]
+    prompt_events: Vec<usize>,
     /// With --arm: asks its model once about every product, for the term `table`. Tokens grow with the square of the
     /// catalogue; they are told before they are spent.
     #[arg(long, requires = "arm")]
@@ -126,6 +150,8 @@ pub(super) struct AlignArgs {
     #[arg(long, value_name = "FILE", requires = "head")]
     head_cache: Option<PathBuf>,
     #[command(flatten)]
+    partials: PartialArgs,
+    #[command(flatten)]
     neighbours: NeighbourArgs,
     #[command(flatten)]
     common: Common,
@@ -143,8 +169,9 @@ pub(super) fn run(args: &AlignArgs) -> anyhow::Result<ExitCode> {
 
 fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
     init_tracing(&config.log);
-    let erases = (args.erased.as_deref(), args.no_erases);
-    let mut history = history_of(&args.logs, erases, config)?;
+    let Some(mut history) = log_of(args, config)? else {
+        return Ok(());
+    };
     let users_min = args.users_min.unwrap_or(config.align.users_min);
     if let Some(folder) = args.encoder.clone().or_else(|| config.encoder()) {
         let encoder = vectors::load(&folder)?;
@@ -160,29 +187,14 @@ fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
         return written(args, table_alone(&history), cost);
     }
     let products = history.catalogue.pus().len();
-    let scores_max = args.samples.map(|samples| samples as usize * products);
-    let defaults = AlignOptions::default();
-    let options = AlignOptions {
-        seed: args.seed,
-        folds: usize::from(args.folds),
-        cuts: usize::from(args.cuts),
-        window: i64::try_from(args.window.as_millis()).unwrap_or(i64::MAX),
-        users_min,
-        scores_max: scores_max.unwrap_or(defaults.scores_max),
-    };
+    let options = options_of(args, users_min, products);
     if let Some(path) = &args.samples_out {
         let rows = samples::write(&history, config, &options, path)?;
         note!("{rows} samples written to {}", path.display());
     }
-    let mut steps = u64::from(args.cuts) * u64::from(args.folds) + 4;
     let asked = asked(args);
-    steps += match &asked {
-        Some(Asked::Term(model)) => batches(model.users, options.folds) as u64,
-        Some(Asked::Head(order)) => order.batches(options.folds, products) as u64,
-        None => 0,
-    };
     let bar = bar("aligning", "{pos}/{len} {msg}, {elapsed}");
-    bar.set_length(steps);
+    bar.set_length(steps(&options, asked.as_ref(), products));
     let known = (&options, asked.as_ref());
     let aligned = align(&history, config, known, &|step| {
         bar.set_message(step.to_owned());
@@ -195,11 +207,11 @@ fn run_with(args: &AlignArgs, config: &Config) -> anyhow::Result<()> {
 /// The log without erased users, replayed.
 pub(super) fn history_of(
     logs: &LogArgs,
-    erases: (Option<&Path>, bool),
+    erases: &Erases<'_>,
     config: &Config,
 ) -> anyhow::Result<History> {
     // Before the log: of a user who is erased meanwhile, the topics have the erase.
-    let erased = erased(logs, erases, config)?;
+    let erased = erases.read(logs, config)?;
     let mut logs = read_logs(logs, config)?;
     let left_out = logs.leave_out(&erased);
     if left_out > 0 {
@@ -208,6 +220,82 @@ pub(super) fn history_of(
     let mut history = History::replay(logs, config);
     history.read_meaning(config)?;
     Ok(history)
+}
+
+/// The log, from parts or as one; `None` if a part was written and that was all.
+fn log_of(args: &AlignArgs, config: &Config) -> anyhow::Result<Option<History>> {
+    let erases = Erases {
+        file: args.erased.as_deref(),
+        none: args.no_erases,
+    };
+    if !args.partials.are_asked() {
+        return history_of(&args.logs, &erases, config).map(Some);
+    }
+    match args.partials.run((&args.logs, &erases), config)? {
+        Found::History(mut history) => {
+            history.read_meaning(config)?;
+            Ok(Some(history))
+        }
+        Found::Part(found) => {
+            match args.common.json {
+                true => out!("{found}"),
+                false => out!(
+                    "part {} of {}: {} users{}",
+                    found["part"],
+                    found["of"],
+                    found["users"],
+                    if found["kept"] == true {
+                        "; it was there, and is kept"
+                    } else {
+                        ""
+                    }
+                ),
+            }
+            Ok(None)
+        }
+    }
+}
+
+/// How to align.
+fn options_of(args: &AlignArgs, users_min: u32, products: usize) -> AlignOptions {
+    let scores_max = args.samples.map(|samples| samples as usize * products);
+    let defaults = AlignOptions::default();
+    AlignOptions {
+        seed: args.seed,
+        folds: usize::from(args.folds),
+        cuts: usize::from(args.cuts),
+        window: i64::try_from(args.window.as_millis()).unwrap_or(i64::MAX),
+        users_min,
+        scores_max: scores_max.unwrap_or(defaults.scores_max),
+        selection: Selection {
+            per_user: args.samples_per_user.map(|n| n as usize),
+            tail_weight: args.tail_weight,
+            dedup: args.dedup,
+        },
+        ablate: args.ablate,
+        prompts: PromptOrder {
+            templates: args.prompt.clone(),
+            fields: args.prompt_fields.clone(),
+            events: args.prompt_events.clone(),
+            folder: args.out.clone(),
+        },
+    }
+}
+
+/// Steps of the progress bar.
+fn steps(options: &AlignOptions, asked: Option<&Asked>, products: usize) -> u64 {
+    let samples = (options.cuts * options.folds) as u64;
+    // Once with the options as they are, and once with each of three changed.
+    let ablated = if options.ablate { 4 * samples + 3 } else { 0 };
+    let asked = match asked {
+        Some(Asked::Term(model)) => {
+            let prompts = 1 + options.prompts.len() as u64;
+            prompts * batches(model.users, options.folds) as u64
+        }
+        Some(Asked::Head(order)) => order.batches(options.folds, products) as u64,
+        None => 0,
+    };
+    samples + 4 + ablated + asked
 }
 
 /// What the arm's model is asked for; `None` if it is not asked about users.
@@ -233,35 +321,6 @@ pub(super) fn bucket(text: &str) -> Result<usize, String> {
     let least = text.parse().ok();
     let least = least.filter(|least| BUCKETS.contains(least));
     least.ok_or_else(|| format!("the buckets begin at {BUCKETS:?}"))
-}
-
-/// Erased users with the times of their erases: from the file, or Redis if the log is on topics.
-fn erased(
-    logs: &LogArgs,
-    (file, none): (Option<&Path>, bool),
-    config: &Config,
-) -> anyhow::Result<BTreeMap<UserId, Timestamp>> {
-    if none {
-        return Ok(BTreeMap::new());
-    }
-    if let Some(path) = file {
-        let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let mut all = BTreeMap::new();
-        for line in forget::erased_in(BufReader::new(file), path) {
-            let (user, at) = line?;
-            let latest = all.entry(user).or_insert(at);
-            *latest = at.max(*latest);
-        }
-        return Ok(all);
-    }
-    if logs.are_files() {
-        return Err(Problem::Erased.into());
-    }
-    let store = store(config)?;
-    let all = block_on(forget::erased(&store));
-    all.context(
-        "who was erased cannot be read from redis.url; give --erased FILE, which `nearshore forget --export FILE` writes",
-    )
 }
 
 /// The table of `--table` and `--table-from`, with its cost if it was built.
@@ -309,6 +368,14 @@ pub(super) fn read_table_of(folder: &Path) -> anyhow::Result<Arc<ProductTable>> 
     artefact.table.with_context(none)
 }
 
+/// How much more rare purchases count.
+fn tail_weight(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(power) if (0.0..=2.0).contains(&power) => Ok(power),
+        _ => Err("a number from 0 to 2".into()),
+    }
+}
+
 /// 0, or enough users for a weight to be fitted.
 fn model_users(text: &str) -> Result<u32, String> {
     match text.parse() {
@@ -324,6 +391,7 @@ fn written(args: &AlignArgs, mut aligned: Aligned, cost: Option<TableCost>) -> a
     if let Some(file) = &args.point {
         point(file, &folder)?;
     }
+    args.partials.done()?;
     match args.common.json {
         true => out!("{}", serde_json::to_string(&aligned.report)?),
         false => {

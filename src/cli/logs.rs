@@ -1,16 +1,18 @@
 //! The log of a shop as arguments of `evaluate` and `align`: files, or the topics of the configuration.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::user::event::Accepted;
 
 use super::block_on;
 use crate::config::Config;
 use crate::ops::evaluate::Problem;
-use crate::ops::files::{self, Logs, LogsSource};
-use crate::ops::topics;
+use crate::ops::files::{self, Logs, LogsSource, Share, Topic};
+use crate::ops::topics::{self, Within};
 
 /// Where the log is.
 #[derive(Clone, Debug, Args)]
@@ -37,12 +39,29 @@ impl LogArgs {
             .any(|paths| !paths.is_empty())
     }
 
-    fn source(&self) -> LogsSource {
+    /// The files.
+    pub(super) fn source(&self) -> LogsSource {
         LogsSource {
             events: self.events.clone(),
             profiles: self.profiles.clone(),
             catalog: self.catalog.clone(),
         }
+    }
+}
+
+impl LogArgs {
+    /// The files; none if the topics are to be read.
+    fn checked_source(&self) -> anyhow::Result<LogsSource> {
+        let source = self.source();
+        if source.is_empty() {
+            return Ok(source);
+        }
+        for (missing, paths) in [("--events", &source.events), ("--catalog", &source.catalog)] {
+            if paths.is_empty() {
+                return Err(Problem::Files { missing }.into());
+            }
+        }
+        Ok(source)
     }
 }
 
@@ -62,6 +81,53 @@ pub(super) fn read_logs(args: &LogArgs, config: &Config) -> anyhow::Result<Logs>
 /// Reads the records of users from the files of the arguments; a catalogue is not needed.
 pub(super) fn read_events(args: &LogArgs, config: &Config) -> anyhow::Result<Vec<Accepted>> {
     Ok(told(read_files(&args.source(), config)?, args)?.records)
+}
+
+/// Reads the records of a share of the users, up to the ends of topics.
+pub(super) fn read_share(
+    args: &LogArgs,
+    config: &Config,
+    (share, ends): (Share, Option<&BTreeMap<String, i64>>),
+) -> anyhow::Result<Logs> {
+    let source = args.checked_source()?;
+    if source.is_empty() {
+        let within = Within {
+            topics: &[Topic::Profiles, Topic::Events],
+            ends,
+            share: Some(share),
+        };
+        return told(read_topics(config, &within)?, args);
+    }
+    let source = LogsSource {
+        catalog: Vec::new(),
+        ..source
+    };
+    told(
+        read_into(Logs::of_share(Some(share)), &source, config)?,
+        args,
+    )
+}
+
+/// Reads the catalogue alone, up to the ends of topics.
+pub(super) fn read_catalogue(
+    args: &LogArgs,
+    config: &Config,
+    ends: Option<&BTreeMap<String, i64>>,
+) -> anyhow::Result<Catalogue> {
+    let source = args.checked_source()?;
+    if source.is_empty() {
+        let within = Within {
+            topics: &[Topic::Catalog],
+            ends,
+            share: None,
+        };
+        return Ok(told(read_topics(config, &within)?, args)?.catalogue);
+    }
+    let source = LogsSource {
+        catalog: source.catalog,
+        ..LogsSource::default()
+    };
+    Ok(told(read_files(&source, config)?, args)?.catalogue)
 }
 
 /// Tells of records that cannot be used; with --strict they are an error.
@@ -90,22 +156,31 @@ fn told(logs: Logs, args: &LogArgs) -> anyhow::Result<Logs> {
 
 /// Reads the log from the files of the arguments, or from the topics.
 fn read(args: &LogArgs, config: &Config) -> anyhow::Result<Logs> {
-    let decoding = topics::decoding(config);
-    let source = args.source();
+    let source = args.checked_source()?;
     if source.is_empty() {
-        let bar = bar("reading", "{msg} {pos}/{len} records, {per_sec}");
-        return block_on(topics::read(config, &decoding, &bar));
-    }
-    for (missing, paths) in [("--events", &source.events), ("--catalog", &source.catalog)] {
-        if paths.is_empty() {
-            return Err(Problem::Files { missing }.into());
-        }
+        let all = Within {
+            topics: &topics::ALL,
+            ends: None,
+            share: None,
+        };
+        return read_topics(config, &all);
     }
     read_files(&source, config)
 }
 
+/// Reads topics of the configuration.
+fn read_topics(config: &Config, within: &Within<'_>) -> anyhow::Result<Logs> {
+    let decoding = topics::decoding(config);
+    let bar = bar("reading", "{msg} {pos}/{len} records, {per_sec}");
+    block_on(topics::read_within(config, &decoding, within, &bar))
+}
+
 /// Reads the log from files, whichever are given.
 fn read_files(source: &LogsSource, config: &Config) -> anyhow::Result<Logs> {
+    read_into(Logs::default(), source, config)
+}
+
+fn read_into(logs: Logs, source: &LogsSource, config: &Config) -> anyhow::Result<Logs> {
     let decoding = topics::decoding(config);
     let bar = bar("reading", "{bytes}/{total_bytes}, {elapsed}");
     let paths = source
@@ -118,7 +193,7 @@ fn read_files(source: &LogsSource, config: &Config) -> anyhow::Result<Logs> {
             .filter_map(|path| Some(path.metadata().ok()?.len()))
             .sum(),
     );
-    let logs = Logs::read(source, &decoding, &bar);
+    let logs = logs.read(source, &decoding, &bar);
     bar.finish_and_clear();
     Ok(logs?)
 }

@@ -8,6 +8,7 @@ use clap::Args;
 use nearshore_engine::train::{Lora, Step, Trained, TuneOptions};
 
 use super::align::{bucket, history_of};
+use super::erases::Erases;
 use super::logs::{LogArgs, bar, is_usage};
 use super::{Common, with_config};
 use crate::config::{Config, init_tracing};
@@ -135,8 +136,11 @@ pub(super) fn run(args: &TuneArgs) -> anyhow::Result<ExitCode> {
 
 fn run_with(args: &TuneArgs, config: &Config) -> anyhow::Result<()> {
     init_tracing(&config.log);
-    let erases = (args.erased.as_deref(), args.no_erases);
-    let history = history_of(&args.logs, erases, config)?;
+    let erases = Erases {
+        file: args.erased.as_deref(),
+        none: args.no_erases,
+    };
+    let history = history_of(&args.logs, &erases, config)?;
     let options = AlignOptions {
         seed: args.seed,
         window: i64::try_from(args.window.as_millis()).unwrap_or(i64::MAX),

@@ -11,6 +11,7 @@ pub(crate) mod import;
 pub mod inspect;
 pub(crate) mod lists;
 pub mod namespace;
+pub(crate) mod partials;
 pub(crate) mod report;
 pub(crate) mod simulate;
 pub mod sweep;

@@ -49,7 +49,7 @@ fn report(output: &Output) -> Value {
 }
 
 /// The files of an artefact's folder with their content, sorted.
-fn content(folder: &Path) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn content(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let entries = std::fs::read_dir(folder).expect("a folder");
     let mut files: Vec<(String, Vec<u8>)> = entries
         .map(|entry| {
@@ -343,6 +343,48 @@ fn a_model_is_asked_and_has_a_weight_only_where_it_helps() {
         error.contains("--arm \"b\" is not one of [[arms]]"),
         "{error}"
     );
+}
+
+#[test]
+fn options_of_samples_and_prompts_are_compared_and_change_nothing_by_themselves() {
+    let slice = Slice::read();
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = slice.json_lines(folder.path());
+    let template = "Age {{ profile.age }}: {% for e in events %}{{ e.name }}, {% endfor %}";
+    std::fs::write(folder.path().join("t.j2"), template).expect("written");
+    let config = folder.path().join("nearshore.toml");
+    let arm = "[[arms]]\nid = \"a\"\nepoch = 1\ntemplate = \"t.j2\"\nmodel = \"table:0ms\"\n";
+    std::fs::write(&config, arm).expect("written");
+    let config = config.to_str().expect("a path");
+    let asked = ["--config", config, "--arm", "a", "--model-users", "60"];
+    let out = folder.path().join("out");
+    let plain = report(&align(&files, &out, &asked));
+    let compared = ["--ablate", "--prompt-events", "1", "--prompt-fields", "age"];
+    let found = report(&align(&files, &out, &[&asked[..], &compared].concat()));
+    assert_eq!(found["artefact"], plain["artefact"], "it is only measured");
+    let rows = found["ablation"].as_array().expect("rows");
+    let all = rows.iter().filter(|row| row.get("visible").is_none());
+    let options: Vec<&str> = all
+        .map(|row| row["option"].as_str().expect("text"))
+        .collect();
+    let expected = ["--samples-per-user 1", "--tail-weight 0.5", "--dedup"];
+    assert_eq!(options, expected);
+    let samples = |nth: usize| rows[0]["samples"][nth].as_u64().expect("a number");
+    assert!(samples(1) < samples(0), "a cap leaves fewer: {}", rows[0]);
+    assert_ne!(rows[7]["nats"]["mean"], 0.0, "{}", rows[7]);
+    let prompts = found["prompts"].as_array().expect("rows");
+    assert_eq!(prompts.len(), 3 * 6);
+    for (row, says) in [(6, "profile[\"age\"]"), (12, "events[:1]")] {
+        let path = prompts[row]["template"].as_str().expect("a path");
+        let text = std::fs::read_to_string(path).expect("it was written");
+        assert!(text.contains(says) && text.ends_with(template), "{text}");
+    }
+    let capped = align(
+        &files,
+        &out,
+        &["--samples-per-user", "1", "--tail-weight", "0.5"],
+    );
+    assert_ne!(report(&capped)["artefact"], plain["artefact"]);
 }
 
 /// A shop's files with these products and no event.

@@ -398,7 +398,7 @@ fn a_log_gives_one_result_in_every_format_and_a_page() {
 }
 
 /// Writes the slice on a site's topics, profiles before everything, and the same profiles to a file.
-async fn write_to_topics(slice: &Slice, site: &Site) -> PathBuf {
+pub(crate) async fn write_to_topics(slice: &Slice, site: &Site) -> PathBuf {
     let first = slice.bought.iter().map(|line| line.1).min();
     let before = first.expect("a purchase") - 1_000;
     let at = |time: i64, record: Outgoing| Outgoing {

@@ -3,6 +3,7 @@
 #![allow(unreachable_pub)] // Nothing can import a test binary.
 
 mod align;
+mod align_parts;
 mod artefacts;
 mod backfill;
 mod backfill_kills;

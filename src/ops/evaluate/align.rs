@@ -12,11 +12,11 @@ use fixedbitset::FixedBitSet;
 use nearshore_core::learn::bias::{self, BiasCase, BiasOptions};
 use nearshore_core::learn::gate::{BucketFit, GateOptions, Sample, Terms, fit_bucket, mixed};
 use nearshore_core::learn::model::ModelFit;
-use nearshore_core::learn::split::{fold, uniform};
+use nearshore_core::learn::split::fold;
 use nearshore_core::learn::{log::Purchases, tables};
 use nearshore_core::list::terms::artefact::{self, Artefact, Files, Made, Optional, Tables};
 use nearshore_core::list::terms::bound::Learned;
-use nearshore_core::list::terms::{BUCKETS, Need, ScoreTerm, TERMS, Weights, bucket_of, table};
+use nearshore_core::list::terms::{BUCKETS, Need, ScoreTerm, TERMS, Weights};
 use nearshore_core::user::record::Timestamp;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -28,13 +28,22 @@ use super::product_table::TableCost;
 use super::{Case, CaseMaker, History, Knowledge, Plain, Shop, UserHistory, Visible};
 use crate::config::Config;
 
+mod ablation;
 mod asked;
 mod folder;
+mod prompts;
 mod report;
+mod sampling;
 
+pub(crate) use ablation::Row;
+use ablation::ablate;
 pub(crate) use asked::Asked;
 pub(crate) use folder::write_folder;
+use prompts::compare_prompts;
+pub(crate) use prompts::{PromptOrder, PromptRow};
 pub(crate) use report::text;
+pub(crate) use sampling::Selection;
+use sampling::samples;
 
 /// How to align.
 #[derive(Clone, Debug)]
@@ -51,6 +60,12 @@ pub(crate) struct AlignOptions {
     pub(crate) users_min: u32,
     /// Most scores of a bucket, samples times products: what memory and time grow with.
     pub(crate) scores_max: usize,
+    /// Which cases the weights are fitted to.
+    pub(crate) selection: Selection,
+    /// Whether it is measured what each option of the selection changes.
+    pub(crate) ablate: bool,
+    /// Prompts that are compared with the arm's.
+    pub(crate) prompts: PromptOrder,
 }
 
 impl Default for AlignOptions {
@@ -62,12 +77,12 @@ impl Default for AlignOptions {
             window: 56 * 86_400_000,
             users_min: 3,
             scores_max: 2_400_000,
+            selection: Selection::default(),
+            ablate: false,
+            prompts: PromptOrder::default(),
         }
     }
 }
-
-/// Samples of a bucket that are made of any catalogue, however large.
-const SAMPLES_MIN: usize = 300;
 
 /// Fewest users with purchases before and after a cut for weights to be fitted.
 pub(super) const TUNE_USERS_MIN: usize = 30;
@@ -103,6 +118,12 @@ pub(crate) struct AlignReport {
     /// What the model's table of products cost, if it was built now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) table: Option<TableCost>,
+    /// What each option of the selection changes, if it was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ablation: Vec<Row>,
+    /// What the model adds with each prompt, if several were compared.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) prompts: Vec<PromptRow>,
 }
 
 /// What was learned, as files and as a report.
@@ -122,9 +143,11 @@ pub(crate) fn align(
     let mut fitted = fit(history, config, (options, None), progress)?;
     let among = everyone(history)?;
     let known = (options, &among);
+    let mut prompts = Vec::new();
     match asked {
         Some(Asked::Term(model)) => {
             let found = fit_weights(history, config, known, (model, &fitted), progress)?;
+            prompts = compare_prompts(history, config, known, (model, &fitted, &found), progress)?;
             fitted.add(found);
         }
         Some(Asked::Head(order)) => {
@@ -142,6 +165,10 @@ pub(crate) fn align(
     };
     let (files, mut report) = fitted.artefact(options, optional);
     report.choice = Some(chosen);
+    report.prompts = prompts;
+    if options.ablate {
+        report.ablation = ablate(history, config, options, progress)?;
+    }
     Ok(Aligned { files, report })
 }
 
@@ -162,6 +189,8 @@ pub(crate) fn table_alone(history: &History) -> Aligned {
         head: None,
         choice: None,
         table: None,
+        ablation: Vec::new(),
+        prompts: Vec::new(),
     };
     Aligned { files, report }
 }
@@ -225,6 +254,8 @@ impl Fitted {
             head: self.head.as_ref().map(|found| found.report.clone()),
             choice: None,
             table: None,
+            ablation: Vec::new(),
+            prompts: Vec::new(),
         };
         (files, report)
     }
@@ -267,11 +298,7 @@ pub(crate) fn fit(
     let (samples, bias) = with_bias(samples, (history, options));
     progress("bias");
     let names: Vec<&str> = names(history).chain(["bias"]).collect();
-    let gate = GateOptions {
-        folds: options.folds,
-        users_min: TUNE_USERS_MIN,
-        seed: options.seed,
-    };
+    let gate = gate(options);
     let fits: Vec<BucketFit> = samples
         .par_iter()
         .map(|samples| fit_bucket(Terms { names: &names }, samples, &gate))
@@ -302,6 +329,15 @@ pub(crate) fn fit(
             seed: 0,
         },
     })
+}
+
+/// How weights are gated.
+fn gate(options: &AlignOptions) -> GateOptions {
+    GateOptions {
+        folds: options.folds,
+        users_min: TUNE_USERS_MIN,
+        seed: options.seed,
+    }
 }
 
 /// The cuts after which samples are made, the latest first.
@@ -364,44 +400,6 @@ fn fitted_terms(has: Has) -> impl Iterator<Item = &'static &'static dyn ScoreTer
     TERMS.iter().filter(fits)
 }
 
-/// The samples of each bucket of visible history.
-fn samples(
-    history: &History,
-    config: &Config,
-    (options, among): (&AlignOptions, &Among<'_>),
-    cuts: &[Timestamp],
-    progress: &(dyn Fn(&str) + Sync),
-) -> anyhow::Result<[Vec<Sample>; BUCKETS.len()]> {
-    let mut buckets: [Vec<(f64, Sample)>; BUCKETS.len()] = Default::default();
-    let products = history.catalogue.pus().len().max(1);
-    let samples_max = (options.scores_max / products).max(SAMPLES_MIN);
-    for (nth_cut, cut) in cuts.iter().enumerate() {
-        for held_out in 0..options.folds {
-            let taught = taught(history, config, (options, among), (*cut, held_out))?;
-            let cases = visible_cases(config, (options, among), (&taught, held_out))?;
-            let made: Vec<(usize, f64, Sample)> = cases
-                .par_iter()
-                .map(|case| {
-                    let id = &among.users[case.user as usize].id.0;
-                    let key = format!("{id} {nth_cut} {}", case.own.len());
-                    let (bucket, sample) = sample(case, &taught, held_out);
-                    (bucket, uniform(options.seed, &key), sample)
-                })
-                .collect();
-            for (bucket, key, sample) in made {
-                buckets[bucket].push((key, sample));
-            }
-            for bucket in &mut buckets {
-                // A sample of the whole, whatever the order in which it came.
-                bucket.sort_by(|a, b| a.0.total_cmp(&b.0));
-                bucket.truncate(samples_max);
-            }
-            progress("samples");
-        }
-    }
-    Ok(buckets.map(|bucket| bucket.into_iter().map(|(_, sample)| sample).collect()))
-}
-
 /// A shop with the tables that its users gave.
 pub(super) struct Taught {
     pub(super) shop: Shop,
@@ -442,8 +440,20 @@ pub(super) fn taught(
         window: options.window,
         cold: None,
     }
-    .shop();
+    .plain_shop();
     Taught::new(shop, tables(history, &purchases, (cut, options), None))
+}
+
+/// The users of a fold, with their numbers.
+fn of_fold<'a>(
+    options: &AlignOptions,
+    among: &Among<'a>,
+    held_out: usize,
+) -> Vec<(u32, &'a UserHistory)> {
+    let users = (0..).zip(among.users.iter().copied());
+    users
+        .filter(|(_, user)| fold(options.seed, &user.id.0, options.folds) == held_out)
+        .collect()
 }
 
 /// The cases of the users of a fold, with each amount of visible history.
@@ -451,6 +461,16 @@ pub(super) fn visible_cases(
     config: &Config,
     (options, among): (&AlignOptions, &Among<'_>),
     (taught, held_out): (&Taught, usize),
+) -> anyhow::Result<Vec<Case>> {
+    let users = of_fold(options, among, held_out);
+    cases_of(config, (options, taught), &users)
+}
+
+/// The cases of some users.
+fn cases_of(
+    config: &Config,
+    (options, taught): (&AlignOptions, &Taught),
+    users: &[(u32, &UserHistory)],
 ) -> anyhow::Result<Vec<Case>> {
     let plain = Plain::permitting(config)?;
     let context = plain.context();
@@ -462,11 +482,7 @@ pub(super) fn visible_cases(
         until: Timestamp(taught.shop.cut.0 + options.window),
         ns: &config.namespace,
     };
-    let asked: Vec<(u32, &UserHistory)> = (0..)
-        .zip(among.users.iter().copied())
-        .filter(|(_, user)| fold(options.seed, &user.id.0, options.folds) == held_out)
-        .collect();
-    let cases = asked.par_iter().flat_map_iter(|(nth, user)| {
+    let cases = users.par_iter().flat_map_iter(|(nth, user)| {
         let cases = maker.cases(*nth, user);
         cases.into_iter().map(|(_, case)| case)
     });
@@ -537,28 +553,6 @@ pub(super) fn tables_without(
             .collect()
     });
     tables(history, &purchases, (among.until, options), bias)
-}
-
-/// What the terms say of a case. Terms of which nothing is known are 0 for every product.
-fn sample(case: &Case, taught: &Taught, held_out: usize) -> (usize, Sample) {
-    let input = case.input(&taught.shop, &taught.learned);
-    let has = Has {
-        vectors: taught.shop.texts.is_some(),
-        table: taught.shop.table.is_some(),
-        matcher: taught.shop.meaning.is_some(),
-    };
-    let terms = fitted_terms(has);
-    let values = terms.map(|term| match term.values(&input) {
-        Some(values) => table(values, taught.zeros.len()),
-        None => Arc::clone(&taught.zeros),
-    });
-    let sample = Sample {
-        user: case.user,
-        fold: held_out,
-        values: values.collect(),
-        targets: case.targets.clone(),
-    };
-    (bucket_of(case.own.len()), sample)
 }
 
 /// The bias for users of each fold, from the others, and the bias from all cases.

@@ -99,8 +99,9 @@ impl CaseMaker<'_> {
         if targets.is_empty() {
             return Vec::new();
         }
-        let before = user.records.partition_point(|record| record.time < cut);
-        let before = &user.records[..before];
+        let records = user.records.read(&user.id);
+        let before = records.partition_point(|record| record.time < cut);
+        let before = &records[..before];
         let erased = before.iter().rfind(|record| record.change == Change::Erase);
         let erased_at = erased.map(|record| record.time);
         let distinct = self.products_since(before, erased_at);

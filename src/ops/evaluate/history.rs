@@ -1,8 +1,7 @@
 //! The replayed log: each user's records in time order, what each adds to demand, and what was bought.
 //!
 //! Invariant: counts are those that the plan of production makes from these records, and records keep the order that
-//! they have in a user's window: by time, then position. Positions are renumbered in that order, so that no record is
-//! below the fence of an earlier one. It does not know cuts nor parts.
+//! they have in a user's window: by time, then position ([`Records`]). It does not know cuts nor parts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,11 +17,12 @@ use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::text::vectors::Vectors;
 use nearshore_core::user::event::{Accepted, Change, Kind, UserId};
 use nearshore_core::user::plan::{PlanContext, plan};
-use nearshore_core::user::record::{Offset, Partition, Position, Timestamp};
+use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::state::LoadedUser;
 use rayon::prelude::*;
 
 use super::product_table::SharedTable;
+use super::records::{Records, by_user};
 use super::shop::snapshot;
 use crate::config::Config;
 use crate::members::generate::{BoundTexts, KNOWN_MIN};
@@ -45,7 +45,7 @@ pub(crate) struct CountLine {
 pub(crate) struct UserHistory {
     pub(crate) id: UserId,
     /// All records, by time.
-    pub(crate) records: Vec<Accepted>,
+    pub(crate) records: Records,
     /// Purchases of known products, by time.
     pub(crate) bought: Vec<Line>,
     pub(crate) counts: Vec<CountLine>,
@@ -89,12 +89,16 @@ impl UserHistory {
 impl History {
     /// Replays a log through the plan of production.
     pub(crate) fn replay(logs: Logs, config: &Config) -> Self {
-        let catalogue = Arc::new(logs.catalogue);
+        Self::of(by_user(logs.records), logs.catalogue, config)
+    }
+
+    /// Replays the records of users, who are in the order of their ids.
+    pub(crate) fn of(users: Vec<(UserId, Records)>, catalogue: Catalogue, config: &Config) -> Self {
+        let catalogue = Arc::new(catalogue);
         let rules = Table::compile(&config.rules, &config.segments, &catalogue);
         let empty = Demand::build([], &catalogue, &config.demand, Timestamp(0));
         let rules = Arc::new(rules);
         let snapshot = snapshot(&catalogue, &rules, empty, config);
-        let users: Vec<(UserId, Vec<Accepted>)> = by_user(logs.records).into_iter().collect();
         let replayed: Vec<(UserHistory, Vec<String>, u64)> = users
             .into_par_iter()
             .map(|(id, records)| replay_user(id, records, &snapshot, config))
@@ -175,43 +179,15 @@ impl History {
     }
 }
 
-/// The records of each user by time and position, without repetitions, with new positions.
-fn by_user(mut records: Vec<Accepted>) -> BTreeMap<UserId, Vec<Accepted>> {
-    // Equal keys are one record, repeated; a stable sort would need half as much memory again.
-    records.sort_unstable_by(|a, b| (a.time, &a.position).cmp(&(b.time, &b.position)));
-    records.dedup_by(|a, b| a.position == b.position);
-    let partition = Partition {
-        incarnation: 0,
-        topic: "log".into(),
-        number: 0,
-    };
-    let mut lens: BTreeMap<&UserId, usize> = BTreeMap::new();
-    for record in &records {
-        *lens.entry(&record.user).or_default() += 1;
-    }
-    // A year of a shop is most of the memory: no user's records have room for more than there are.
-    let room = |(user, len): (&UserId, usize)| (user.clone(), Vec::with_capacity(len));
-    let mut users: BTreeMap<UserId, Vec<Accepted>> = lens.into_iter().map(room).collect();
-    for mut record in records {
-        let own = users.entry(record.user.clone()).or_default();
-        // By user, so that no user's state depends on how many records others have.
-        record.position = Position {
-            partition: partition.clone(),
-            offset: Offset(own.len() as i64),
-        };
-        own.push(record);
-    }
-    users
-}
-
 /// Returns the user, the names of their segments, and the number of purchases of unknown products.
 fn replay_user(
     id: UserId,
-    records: Vec<Accepted>,
+    stored: Records,
     snapshot: &Snapshot,
     config: &Config,
 ) -> (UserHistory, Vec<String>, u64) {
     let catalogue = &snapshot.catalogue;
+    let records = stored.read(&id);
     let context = PlanContext {
         snapshot,
         policy: &config.trigger,
@@ -255,9 +231,12 @@ fn replay_user(
             }
         }
     }
+    // A year of a shop is most of the memory: nothing has room for more than there is.
+    counts.shrink_to_fit();
+    bought.shrink_to_fit();
     let user = UserHistory {
         id,
-        records,
+        records: stored,
         bought,
         counts,
     };

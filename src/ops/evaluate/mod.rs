@@ -37,6 +37,7 @@ pub(crate) mod namespaces;
 pub(crate) mod off_policy;
 mod problem;
 pub(crate) mod product_table;
+pub(crate) mod records;
 mod references;
 pub(crate) mod related;
 mod result;

@@ -70,6 +70,7 @@ impl Population {
 
     fn add(&mut self, history: &History, user: &UserHistory, until: Timestamp) {
         let profile = profile(user, until);
+        let profile = profile.as_ref();
         for (field, value) in profile.map(words).unwrap_or_default() {
             let (values, users) = self.fields.entry(field).or_default();
             *values.0.entry(value).or_default() += 1;
@@ -124,9 +125,10 @@ impl Population {
 }
 
 /// The profile of a user at a time.
-fn profile(user: &UserHistory, until: Timestamp) -> Option<&Profile> {
-    let before = user.records.iter().filter(|record| record.time < until);
-    before.fold(None, |known, record| match &record.change {
+fn profile(user: &UserHistory, until: Timestamp) -> Option<Profile> {
+    let records = user.records.read(&user.id).into_iter();
+    let before = records.filter(|record| record.time < until);
+    before.fold(None, |known, record| match record.change {
         Change::Profile(profile) => Some(profile),
         Change::Erase => None,
         Change::Event(_) => known,

@@ -90,7 +90,7 @@ fn untaught(
         window: options.window,
         cold: None,
     };
-    Taught::new(shop.shop(), no_tables(history))
+    Taught::new(shop.plain_shop(), no_tables(history))
 }
 
 /// The rows of one cut and fold.

@@ -128,6 +128,31 @@ impl Knowledge<'_> {
         }
     }
 
+    /// The same without what only the routes of counting read: of millions of purchases that is most of the work.
+    pub(crate) fn plain_shop(&self) -> Shop {
+        let History {
+            catalogue, rules, ..
+        } = self.history;
+        let demand = self.demand(&self.counts());
+        Shop {
+            snapshot: Arc::new(snapshot(catalogue, rules, demand, self.config)),
+            cut: self.cut,
+            pieces: Arc::default(),
+            lines: Arc::default(),
+            buyers: Arc::default(),
+            household_weeks: Arc::default(),
+            category: Vec::new(),
+            repeat: RepeatTable::default(),
+            neighbours: NeighbourTable::default(),
+            walk: WalkTable::default(),
+            cold: self.cold.cloned(),
+            texts: self.history.texts.clone(),
+            meaning: self.history.meaning.clone(),
+            table: self.history.table.clone(),
+            aligned: None,
+        }
+    }
+
     /// The mean share of the products of a category, for each product; products without logs do not count.
     fn category(&self, shares: &[f32]) -> Vec<f32> {
         let pus = self.history.catalogue.pus();

@@ -69,7 +69,9 @@ fn logs(events: &str, profiles: Option<&str>, catalogue: &str) -> Logs {
         ignore: Default::default(),
         naming: None,
     };
-    Logs::read(&source, &decoding, &ProgressBar::hidden()).expect("read")
+    Logs::default()
+        .read(&source, &decoding, &ProgressBar::hidden())
+        .expect("read")
 }
 
 fn order() -> Order {

@@ -32,14 +32,14 @@ pub(crate) fn vectors(
     let mut texts: BTreeSet<String> = pus.map(|pu| pu.name.clone()).collect();
     let mut users: BTreeMap<String, usize> = BTreeMap::new();
     for user in &history.users {
-        let profiles = user
-            .records
-            .iter()
-            .filter_map(|record| match &record.change {
-                Change::Profile(profile) => Some(profile),
-                Change::Event(_) | Change::Erase => None,
-            });
-        let values: BTreeSet<String> = profiles.flat_map(profile_texts).collect();
+        let records = user.records.read(&user.id).into_iter();
+        let profiles = records.filter_map(|record| match record.change {
+            Change::Profile(profile) => Some(profile),
+            Change::Event(_) | Change::Erase => None,
+        });
+        let values: BTreeSet<String> = profiles
+            .flat_map(|profile| profile_texts(&profile))
+            .collect();
         for value in values {
             *users.entry(value).or_default() += 1;
         }

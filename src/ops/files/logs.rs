@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use indicatif::ProgressBar;
+use nearshore_core::learn::split::fold;
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::shop::naming::{self, Naming};
 use nearshore_core::user::event::{
-    Accepted, Format, Limits, Reject, Sku, Source, UserId, decode_user, event_type,
+    Accepted, Format, Limits, Reject, Sku, Source, UserId, decode_user, event_type, key_user,
 };
 use nearshore_core::user::record::{Record, Timestamp};
 
@@ -20,6 +21,9 @@ use super::{Error, Row, Topic, read};
 
 /// Rejects that are named.
 const NAMED: usize = 5;
+
+/// Seed of shares: another one than anybody's folds have.
+const SHARE_SEED: u64 = 0x7061_7274;
 
 /// Files of a log.
 #[derive(Clone, Debug, Default)]
@@ -79,6 +83,24 @@ pub(crate) struct Logs {
     skus: BTreeMap<String, (Timestamp, Option<Sku>)>,
     /// One copy of each user id.
     users: BTreeSet<UserId>,
+    /// Which users are kept; all without it.
+    share: Option<Share>,
+}
+
+/// A share of the users, by the hash of their ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// Number of the share, from 0.
+    pub(crate) nth: u32,
+    /// How many shares there are.
+    pub(crate) of: u32,
+}
+
+impl Share {
+    /// Whether a user is in it.
+    fn has(self, user: &str) -> bool {
+        fold(SHARE_SEED, user, self.of as usize) == self.nth as usize
+    }
 }
 
 /// How records are decoded.
@@ -94,6 +116,22 @@ pub(crate) struct Decoding {
 }
 
 impl Logs {
+    /// A log of a share of the users. A record without a key that can be used is of the first.
+    pub(crate) fn of_share(share: Option<Share>) -> Self {
+        Self {
+            share,
+            ..Self::default()
+        }
+    }
+
+    /// Whether a record is of a user of this log, as far as its key says so.
+    fn is_ours(&self, record: &Record, source: Source) -> bool {
+        self.share.is_none_or(|share| {
+            let user = key_user(record, source);
+            user.map_or(share.nth == 0, |user| share.has(&user))
+        })
+    }
+
     /// Leaves out the records of erased users up to their erases, as the fold does; returns how many.
     pub(crate) fn leave_out(&mut self, erased: &BTreeMap<UserId, Timestamp>) -> usize {
         let before = self.records.len();
@@ -107,11 +145,12 @@ impl Logs {
 
     /// Reads files; `bar` counts their bytes.
     pub(crate) fn read(
+        mut self,
         source: &LogsSource,
         decoding: &Decoding,
         bar: &ProgressBar,
     ) -> Result<Self, Error> {
-        let mut logs = Self::default();
+        let logs = &mut self;
         let catalog = match decoding.naming {
             Some(_) => Topic::Titles,
             None => Topic::Catalog,
@@ -128,14 +167,14 @@ impl Logs {
                 })?;
             }
         }
-        Ok(logs.finished())
+        Ok(self.finished())
     }
 
     fn add_row(&mut self, path: &Path, topic: Topic, row: Row, decoding: &Decoding) {
         let place = || format!("{}:{}", path.display(), row.line);
         match row.record {
             Ok(record) => self.add(topic, &[record], decoding, place),
-            Err(reject) => self.rejects.add(place, &reject),
+            Err(reject) => self.refuse(place, &reject),
         }
     }
 
@@ -178,7 +217,10 @@ impl Logs {
 
     /// Counts a record that was refused before it was decoded.
     pub(crate) fn refuse(&mut self, place: impl FnOnce() -> String, reject: &Reject) {
-        self.rejects.add(place, reject);
+        // Nobody knows whose it was: one of the processes that share a log counts it.
+        if self.share.is_none_or(|share| share.nth == 0) {
+            self.rejects.add(place, reject);
+        }
     }
 
     fn add_skus(&mut self, records: &[Record], decoding: &Decoding) -> Result<(), Reject> {
@@ -199,8 +241,13 @@ impl Logs {
         source: Source,
         decoding: &Decoding,
     ) -> Result<(), Reject> {
-        let mut all = Vec::with_capacity(records.len());
-        for record in records {
+        let ours = records.iter().filter(|record| self.is_ours(record, source));
+        let ours: Vec<&Record> = ours.collect();
+        if ours.is_empty() && !records.is_empty() {
+            return Ok(());
+        }
+        let mut all = Vec::with_capacity(ours.len());
+        for record in ours {
             match decode_user(record, source, &decoding.limits) {
                 Ok(accepted) => all.push(accepted),
                 Err(_) if decoding.ignores(source, record) => {}

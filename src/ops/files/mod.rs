@@ -23,7 +23,7 @@ mod row;
 mod table;
 mod time;
 
-pub(crate) use logs::{Decoding, Logs, LogsSource, Rejects};
+pub(crate) use logs::{Decoding, Logs, LogsSource, Rejects, Share};
 pub(crate) use row::ALWAYS;
 
 /// The topic whose shape the rows of a file have.

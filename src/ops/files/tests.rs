@@ -45,7 +45,9 @@ fn logs(files: &[(Topic, &str, &str)]) -> Logs {
             Topic::Catalog | Topic::Titles | Topic::Rows => source.catalog.push(path),
         }
     }
-    let mut logs = Logs::read(&source, &decoding(), &ProgressBar::hidden()).expect("read");
+    let mut logs = Logs::default()
+        .read(&source, &decoding(), &ProgressBar::hidden())
+        .expect("read");
     let folder = format!("{}/", folder.path().display());
     logs.rejects
         .first
@@ -203,7 +205,9 @@ fn with_a_map_a_catalogue_needs_titles_and_no_products() {
         naming: Some(Arc::new(naming)),
         ..decoding()
     };
-    let logs = Logs::read(&source, &with_map, &ProgressBar::hidden()).expect("read");
+    let logs = Logs::default()
+        .read(&source, &with_map, &ProgressBar::hidden())
+        .expect("read");
     let names: Vec<&str> = logs
         .catalogue
         .pus()
@@ -215,7 +219,9 @@ fn with_a_map_a_catalogue_needs_titles_and_no_products() {
         logs.rejects.codes["missing_field"], 1,
         "the one without a title"
     );
-    let error = Logs::read(&source, &decoding(), &ProgressBar::hidden()).err();
+    let error = Logs::default()
+        .read(&source, &decoding(), &ProgressBar::hidden())
+        .err();
     let error = error.expect("there is no pu").to_string();
     assert!(error.contains("there is no column \"pu\""), "{error}");
 }

@@ -32,6 +32,8 @@ pub struct Sample {
     pub values: Vec<Arc<[f32]>>,
     /// Distinct products that were bought, ascending.
     pub targets: Vec<u32>,
+    /// How much each of them counts in the fit, 1 together; `None`: all the same. What is measured counts all the same.
+    pub shares: Option<Vec<f64>>,
 }
 
 /// How weights are fitted.
@@ -347,12 +349,13 @@ fn case<'a>(sample: &'a Sample, kept: &[usize]) -> Case<'a> {
         terms: kept.iter().map(|at| &*sample.values[*at]).collect(),
         offset: None,
         targets: &sample.targets,
+        shares: sample.shares.as_deref(),
         products: sample.values.first().map_or(0, |values| values.len()),
     }
 }
 
 /// A sample's user, Recall@10, and log-probability of what was bought.
-pub(super) type Outcome = (u32, f64, f64);
+pub type Outcome = (u32, f64, f64);
 
 /// What comes of a sample's scores; `None` if nothing was bought.
 pub(super) fn outcome(user: u32, scores: &[f32], targets: &[u32]) -> Option<Outcome> {
@@ -368,14 +371,37 @@ fn outcomes(
     samples: &[Sample],
     options: &GateOptions,
 ) -> Vec<Outcome> {
-    let mut found = Vec::with_capacity(samples.len());
+    outcomes_of(terms, form, (samples, samples), options)
+}
+
+/// What came of each sample by the form of weights that a fit chose, fitted to other samples of other folds.
+pub fn held_out(
+    terms: Terms<'_>,
+    fit: &BucketFit,
+    (train, test): (&[Sample], &[Sample]),
+    options: &GateOptions,
+) -> Vec<Outcome> {
+    let is_kept = |name: &str| fit.fitted.get(name).is_some_and(|of| of.kept);
+    let kept: Vec<usize> = (0..terms.names.len())
+        .filter(|at| is_kept(terms.names[*at]))
+        .collect();
+    let forms = Form::all(terms, &kept).into_iter();
+    let form = { forms }.find(|form| form.name == fit.form);
+    let form = form.unwrap_or_else(|| Form::demand(terms));
+    outcomes_of(terms, &form, (train, test), options)
+}
+
+fn outcomes_of(
+    terms: Terms<'_>,
+    form: &Form,
+    (train, test): (&[Sample], &[Sample]),
+    options: &GateOptions,
+) -> Vec<Outcome> {
+    let mut found = Vec::with_capacity(test.len());
     for fold in 0..options.folds.max(1) {
-        let others: Vec<&Sample> = samples
-            .iter()
-            .filter(|sample| sample.fold != fold)
-            .collect();
+        let others: Vec<&Sample> = train.iter().filter(|sample| sample.fold != fold).collect();
         let weights = form.weights(terms, &others);
-        for sample in samples.iter().filter(|sample| sample.fold == fold) {
+        for sample in test.iter().filter(|sample| sample.fold == fold) {
             let scores = case(sample, &form.kept).scores(&weights);
             found.extend(outcome(sample.user, &scores, &sample.targets));
         }
@@ -384,11 +410,7 @@ fn outcomes(
 }
 
 /// Differences of Recall@10 and of log-probabilities in nats, paired by sample.
-pub(super) fn differences(
-    one: &[Outcome],
-    other: &[Outcome],
-    options: &GateOptions,
-) -> [Interval; 2] {
+pub fn differences(one: &[Outcome], other: &[Outcome], options: &GateOptions) -> [Interval; 2] {
     let how = Resampling {
         seed: options.seed,
         ..Resampling::default()
@@ -442,6 +464,7 @@ mod tests {
                 fold: (user % 3) as usize,
                 values: vec![Arc::clone(&demand), liked, noise],
                 targets: targets.into_iter().collect(),
+                shares: None,
             }
         };
         (0..users).map(one).collect()

@@ -16,11 +16,27 @@ pub struct Case<'a> {
     pub offset: Option<&'a [f32]>,
     /// Distinct products that were bought.
     pub targets: &'a [u32],
+    /// How much each of them counts, 1 together; `None`: all the same.
+    pub shares: Option<&'a [f64]>,
     /// How many products can be bought.
     pub products: usize,
 }
 
 impl Case<'_> {
+    /// The mean of something of the targets.
+    fn mean(&self, of: impl Fn(u32) -> f64) -> f64 {
+        match self.shares {
+            Some(shares) => {
+                let both = self.targets.iter().zip(shares);
+                both.map(|(target, share)| of(*target) * share).sum()
+            }
+            None => {
+                let share = 1.0 / self.targets.len() as f64;
+                self.targets.iter().map(|target| of(*target)).sum::<f64>() * share
+            }
+        }
+    }
+
     /// Score of each product at `weights`.
     pub fn scores(&self, weights: &[f64]) -> Vec<f32> {
         let mut scores = vec![0.0; self.products];
@@ -86,14 +102,9 @@ impl Moments {
         }
         let terms = self.gradient.len();
         let mut chances = case.scores(weights);
-        let share = 1.0 / case.targets.len() as f64;
-        let at_targets: f64 = case
-            .targets
-            .iter()
-            .map(|&target| f64::from(chances[target as usize]))
-            .sum();
+        let at_targets = case.mean(|target| f64::from(chances[target as usize]));
         let normaliser = softmax(&mut chances);
-        self.value += at_targets * share - normaliser;
+        self.value += at_targets - normaliser;
         self.cases += 1;
         let means: Vec<f64> = case
             .terms
@@ -101,11 +112,8 @@ impl Moments {
             .map(|values| dot(&chances, values))
             .collect();
         for (j, values) in case.terms.iter().enumerate() {
-            let bought = case
-                .targets
-                .iter()
-                .map(|&target| values.get(target as usize).map_or(0.0, |&x| f64::from(x)));
-            self.gradient[j] += bought.sum::<f64>() * share - means[j];
+            let value = |target: u32| values.get(target as usize).map_or(0.0, |&x| f64::from(x));
+            self.gradient[j] += case.mean(value) - means[j];
             let weighted: Vec<f32> = chances
                 .iter()
                 .zip(*values)

@@ -51,6 +51,7 @@ fn case<'a>(values: &'a [Vec<f32>], targets: &'a [u32]) -> Case<'a> {
         terms: values.iter().map(Vec::as_slice).collect(),
         offset: None,
         targets,
+        shares: None,
         products: PRODUCTS,
     }
 }

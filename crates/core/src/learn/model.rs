@@ -101,6 +101,7 @@ fn case(sample: &ModelSample) -> Case<'_> {
         terms: vec![&sample.model],
         offset: Some(&sample.offset),
         targets: &sample.targets,
+        shares: None,
         products: sample.offset.len(),
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! It says what was fitted and what is used, so that no weight is a surprise. It does not know files.
 
+use nearshore_core::learn::bootstrap::Interval;
 use nearshore_core::learn::model::ModelFit;
 
-use super::AlignReport;
+use super::{AlignReport, PromptRow, Row};
 use crate::ops::evaluate::choice::ChoiceReport;
 use crate::ops::evaluate::head::HeadReport;
 
@@ -63,6 +64,50 @@ pub(crate) fn text(report: &AlignReport) -> String {
     }
     if let Some(choice) = &report.choice {
         out += &choice_text(choice);
+    }
+    out += &ablation_text(&report.ablation);
+    out += &prompts_text(&report.prompts);
+    out
+}
+
+/// What each option of the selection changes, a line for each bucket.
+fn ablation_text(rows: &[Row]) -> String {
+    let mut out = String::new();
+    for row in rows {
+        let Some(visible) = row.visible else {
+            out += &format!(
+                "\n{}: fitted to {} cases instead of {}; on the same cases of other folds\n",
+                row.option, row.samples[1], row.samples[0]
+            );
+            out += &changed("all", &row.recall, &row.nats);
+            continue;
+        };
+        out += &changed(&format!("{visible} visible"), &row.recall, &row.nats);
+    }
+    out
+}
+
+fn changed(what: &str, recall: &Interval, nats: &Interval) -> String {
+    format!(
+        "  {what:<12} Recall@10 {:+.4} [{:+.4}, {:+.4}], nats {:+.4} [{:+.4}, {:+.4}]\n",
+        recall.mean, recall.low, recall.high, nats.mean, nats.low, nats.high
+    )
+}
+
+/// What the model adds to the mixture with each prompt.
+fn prompts_text(rows: &[PromptRow]) -> String {
+    let mut out = String::new();
+    let mut option = "";
+    for row in rows {
+        if row.option != option {
+            option = &row.option;
+            out += &format!("\nprompt {option}: {}\n", row.template.display());
+        }
+        let visible = format!("{} visible", row.visible);
+        match (&row.recall, &row.nats) {
+            (Some(recall), Some(nats)) => out += &changed(&visible, recall, nats),
+            _ => out += &format!("  {visible:<12} too few of {} users\n", row.users),
+        }
     }
     out
 }

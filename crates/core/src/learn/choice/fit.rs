@@ -131,6 +131,7 @@ pub(super) fn add(sample: &Sample, weights: &[f64], moments: &mut Moments) {
         terms: sample.columns.iter().map(Vec::as_slice).collect(),
         offset: None,
         targets: &taken,
+        shares: None,
         products: sample.counts.len(),
     };
     let mut of_prior = Moments::new(weights.len());
