@@ -385,7 +385,8 @@ pub fn held_out(
     let kept: Vec<usize> = (0..terms.names.len())
         .filter(|at| is_kept(terms.names[*at]))
         .collect();
-    let forms = Form::all(terms, &kept).into_iter();
+    let says = say_something(terms, &train.iter().collect::<Vec<_>>(), &kept);
+    let forms = Form::all(terms, &kept, &says).into_iter();
     let form = { forms }.find(|form| form.name == fit.form);
     let form = form.unwrap_or_else(|| Form::demand(terms));
     outcomes_of(terms, &form, (train, test), options)
@@ -522,6 +523,7 @@ mod tests {
                 fold: (user % 3) as usize,
                 values: vec![Arc::clone(&demand), values.collect()],
                 targets,
+                shares: None,
             }
         };
         let samples: Vec<Sample> = (0..400).map(one).collect();

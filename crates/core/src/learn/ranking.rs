@@ -293,6 +293,7 @@ mod tests {
                 terms: made.terms.iter().map(Vec::as_slice).collect(),
                 offset: None,
                 targets: &made.targets,
+                shares: None,
                 products: 60,
             })
             .collect()
