@@ -31,6 +31,7 @@ mod namespace;
 mod neighbours;
 mod off_policy;
 mod run;
+mod schema;
 mod shell;
 mod simulate;
 mod try_names;
@@ -229,6 +230,11 @@ enum Command {
         after_help = "Examples:\n  nearshore man | man -l -\n  nearshore man --out /usr/local/share/man/man1"
     )]
     Man(shell::Man),
+    /// Print the JSON Schema of a topic's values, a list, the configuration or a `--json` answer.
+    #[command(
+        after_help = "Examples:\n  nearshore schema                                # the names\n  nearshore schema config > nearshore.schema.json # lets an editor check nearshore.toml\n  nearshore schema --out schemas"
+    )]
+    Schema(schema::SchemaArgs),
     /// Run the program of a mapping: read it and its questions from standard input.
     #[command(name = "run-program", hide = true)]
     RunProgram,
@@ -318,6 +324,10 @@ fn bench_engine(args: &bench::BenchArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn calibrated(common: &Common, args: &calibrate::CalibrateArgs) -> anyhow::Result<ExitCode> {
+    with_config(common, |c| calibrate::run(&c, args, common.json))
+}
+
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Try(args) => try_once(&args),
@@ -325,6 +335,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
         Command::Map(args) => map::run(&args),
+        Command::Schema(args) => schema::run(&args),
         Command::RunProgram => map::run_program(),
         Command::Import(args) => import::run(&args),
         Command::Align(args) => align::run(&args),
@@ -336,10 +347,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Dlq(command) => dlq::run(command),
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Check(options) => check::command(options),
-        Command::Config { common } => Ok(ExitCode::from(config::config(
-            common.config.as_deref(),
-            common.json,
-        ))),
+        Command::Config { common } => {
+            let code = config::config(common.config.as_deref(), common.json);
+            Ok(ExitCode::from(code))
+        }
         Command::Run {
             common,
             role,
@@ -371,9 +382,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Refresh(args) => ask::refresh(args),
         Command::Backfill(args) => backfill::run(args),
         Command::Namespace(command) => namespace::run(command),
-        Command::Calibrate { args, common } => {
-            with_config(&common, |c| calibrate::run(&c, &args, common.json))
-        }
+        Command::Calibrate { args, common } => calibrated(&common, &args),
         Command::Sweep { namespace, common } => ask::sweep(&common, namespace.as_deref()),
         Command::Arms { namespace, common } => arms::run(&common, namespace.as_deref()),
         Command::Block {

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::block_on;
 use crate::config::Config;
@@ -174,6 +175,15 @@ async fn warn_of_unknown(config: &Config, id: &str) {
     }
 }
 
+/// What `unblock` did.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Unblocked<'a> {
+    /// The id of the SKU or PU.
+    id: &'a str,
+    /// Whether it was blocked.
+    unblocked: bool,
+}
+
 /// Undoes a block; exit code 1 if there was none.
 pub(super) fn unblock(config: &Config, id: &str, json: bool) -> anyhow::Result<ExitCode> {
     block_on(async {
@@ -184,7 +194,11 @@ pub(super) fn unblock(config: &Config, id: &str, json: bool) -> anyhow::Result<E
         if !was_blocked && normal != id {
             was_blocked = store.unblock(&normal, &by, wall_clock()).await?;
         }
-        print_result(json, &json!({"id": id, "unblocked": was_blocked}), || {
+        let result = Unblocked {
+            id,
+            unblocked: was_blocked,
+        };
+        print_result(json, &serde_json::to_value(result)?, || {
             if was_blocked {
                 format!("{id} is unblocked; SKUs in stock are listed again")
             } else {

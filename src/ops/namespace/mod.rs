@@ -16,7 +16,7 @@ pub use dump::{Dump, dump};
 pub use evaluated::Asked;
 pub use promote::{Bounds, Check, Listing, Note, enroll, list, promote};
 pub use retire::{Retired, retire};
-pub use why_not::why_not;
+pub use why_not::{Answer, why_not};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

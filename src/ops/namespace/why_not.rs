@@ -15,6 +15,7 @@ use nearshore_core::text::same;
 use nearshore_core::user::event::UserId;
 use nearshore_core::user::record::Timestamp;
 use nearshore_core::user::trigger::{Lane, Reason, Request};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::read_catalogue;
@@ -29,7 +30,7 @@ use crate::run::{Roles, loader_settings};
 const ALIKE: f64 = 0.6;
 
 /// Why a product is not on a user's list.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Answer {
     /// The user's id.
     pub user: String,

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::list::compose::{ClaimedUser, ListContext, prepare};
@@ -18,7 +19,7 @@ use crate::shop::snapshot::Snapshot;
 use crate::text::same;
 
 /// Why a product is not on a list that would be made now.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WhyNot {
     /// Id of the product.
     pub pu: String,
@@ -49,7 +50,7 @@ pub struct WhyNot {
 }
 
 /// What a term adds to the score of the product, and of the last one that has a place.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ComparedTerm {
     /// Name of the term.
     pub term: String,
