@@ -99,7 +99,7 @@ enum Command {
     },
     /// Print how a user's list was made: events, prompt, names, rules, SKUs, versions, times.
     #[command(
-        after_help = "Examples:\n  nearshore inspect 1228\n  nearshore inspect 1228 --json | jq .audit\n  nearshore inspect 1228 --why-not 'ADULT ANALGESICS'"
+        after_help = "Examples:\n  nearshore inspect 1228\n  nearshore inspect 1228 --json | jq .audit\n  nearshore inspect 1228 --why-not 'ADULT ANALGESICS'\n  nearshore inspect 1228 --what-if events.jsonl\n\nA line of --what-if is an event as in user-events, {\"type\":\"view\",\"sku\":\"845208\"}; with \"timestamp\" (milliseconds) it is not of now."
     )]
     Inspect {
         /// User id.
@@ -108,6 +108,10 @@ enum Command {
         /// name.
         #[arg(long, value_name = "PRODUCT")]
         why_not: Option<String>,
+        /// Print the list that the user would have with the events of this file, and what changes; nothing is stored.
+        /// - reads standard input.
+        #[arg(long, value_name = "FILE", conflicts_with = "why_not")]
+        what_if: Option<PathBuf>,
         #[command(flatten)]
         common: Common,
     },
@@ -373,10 +377,12 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect {
             user,
             why_not,
+            what_if,
             common,
-        } => with_config(&common, |c| match why_not {
-            Some(product) => users::why_not(&c, &user, &product, common.json),
-            None => users::inspect(&c, &user, common.json),
+        } => with_config(&common, |c| match (&why_not, &what_if) {
+            (Some(product), _) => users::why_not(&c, &user, product, common.json),
+            (None, Some(events)) => users::what_if(&c, &user, events, common.json),
+            (None, None) => users::inspect(&c, &user, common.json),
         }),
         Command::Forget(args) => with_config(&args.common, |c| forget::run(&c, &args)),
         Command::Refresh(args) => ask::refresh(args),

@@ -82,7 +82,7 @@ const DATA: [Described; 9] = [
 ];
 
 /// What commands print with `--json`; a line each, where there are several.
-const ANSWERS: [Described; 38] = [
+const ANSWERS: [Described; 39] = [
     row("check", "check", written::<check::Checked>),
     row("check-acl", "check --acl", written::<check::acl::Granted>),
     row(
@@ -95,6 +95,11 @@ const ANSWERS: [Described; 38] = [
         "inspect-why-not",
         "inspect --why-not",
         written::<ops::namespace::Answer>,
+    ),
+    row(
+        "inspect-what-if",
+        "inspect --what-if",
+        written::<ops::namespace::Supposed>,
     ),
     row("forget", "forget", written::<forget::Forgotten>),
     row(

@@ -166,7 +166,7 @@ fn rank(found: &mut WhyNot, mut ask: ScoreRequest, snapshot: &Snapshot, product:
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
@@ -184,7 +184,7 @@ mod tests {
     use crate::user::state::{Profiled, UserState, WindowEvent};
     use crate::user::trigger::{Lane, Reason, Request};
 
-    const NOW: Timestamp = Timestamp(1_000_000);
+    pub(crate) const NOW: Timestamp = Timestamp(1_000_000);
 
     /// Three SKUs of bread, two of milk, one each of tea, wine and a sold-out jam; a list has two names.
     fn catalogue() -> Catalogue {
@@ -199,6 +199,17 @@ mod tests {
     }
 
     fn explained(state: &UserState, product: &str) -> WhyNot {
+        with_context(state, |user, (snapshot, rules), context| {
+            let product = snapshot.catalogue.by_pu(product).expect("a product");
+            why_not(user, (snapshot, rules), context, product)
+        })
+    }
+
+    /// A user with this state, a snapshot of the catalogue above with its rules, and an arm whose lists have two names.
+    pub(crate) fn with_context<T>(
+        state: &UserState,
+        ask: impl FnOnce(&ClaimedUser, (&Snapshot, &[Rule]), &ListContext) -> T,
+    ) -> T {
         let catalogue = Arc::new(catalogue());
         let rules: Vec<Rule> = serde_json::from_value(json!([
             {"id": "minor", "when": {"field": "age", "below": 18}, "forbid": {"attributes": {"alcohol": [true]}}},
@@ -255,8 +266,7 @@ mod tests {
             state,
             claim: 1,
         };
-        let product = snapshot.catalogue.by_pu(product).expect("a product");
-        why_not(&user, (&snapshot, &rules), &context, product)
+        ask(&user, (&snapshot, &rules), &context)
     }
 
     fn of_age(age: Value) -> UserState {
