@@ -34,6 +34,7 @@ mod run;
 mod schema;
 mod shell;
 mod simulate;
+mod top;
 mod try_names;
 mod tune;
 mod users;
@@ -224,6 +225,9 @@ enum Command {
     /// Show what the mapping of a topic makes of records: before, after and refusals, without starting anything.
     #[command(after_help = map::EXAMPLES)]
     Map(map::MapArgs),
+    /// Show what many processes do now: lanes, freshness, rates, lag and faults, from their /metrics.
+    #[command(after_help = top::EXAMPLES)]
+    Top(top::TopArgs),
     /// Print what makes a shell complete commands and options.
     #[command(
         after_help = "Examples:\n  nearshore completions bash > /etc/bash_completion.d/nearshore\n  nearshore completions zsh > ~/.zfunc/_nearshore"
@@ -340,6 +344,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Man(args) => shell::man(&args),
         Command::Map(args) => map::run(&args),
         Command::Schema(args) => schema::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::RunProgram => map::run_program(),
         Command::Import(args) => import::run(&args),
         Command::Align(args) => align::run(&args),

@@ -82,7 +82,7 @@ const DATA: [Described; 9] = [
 ];
 
 /// What commands print with `--json`; a line each, where there are several.
-const ANSWERS: [Described; 39] = [
+const ANSWERS: [Described; 40] = [
     row("check", "check", written::<check::Checked>),
     row("check-acl", "check --acl", written::<check::acl::Granted>),
     row(
@@ -101,6 +101,7 @@ const ANSWERS: [Described; 39] = [
         "inspect --what-if",
         written::<ops::namespace::Supposed>,
     ),
+    row("top", "top", written::<ops::top::Reading>),
     row("forget", "forget", written::<forget::Forgotten>),
     row(
         "forget-proof",

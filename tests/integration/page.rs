@@ -89,6 +89,7 @@ async fn the_inspect_page_shows_in_a_browser_how_a_list_came_about() {
     inspect_says_why_a_product_is_not_on_the_list(&site, &list).await;
     the_page_says_why_a_product_is_not_on_the_list(&process).await;
     inspect_says_what_a_purchase_would_change_and_stores_nothing(&site, &list).await;
+    top_shows_this_process_and_one_that_is_not_there(&process).await;
 }
 
 async fn the_page_says_why_a_product_is_not_on_the_list(process: &Process) {
@@ -138,6 +139,32 @@ async fn inspect_says_what_a_purchase_would_change_and_stores_nothing(
             && error.contains("line 1: type \"buy\"")
             && error.contains("unknown_type"),
         "{error}"
+    );
+}
+
+async fn top_shows_this_process_and_one_that_is_not_there(process: &Process) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let gone = listener.local_addr().expect("an address").to_string();
+    drop(listener);
+    let url = process.url("/metrics");
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_nearshore"))
+        .args(["top", &url, &gone, "--once", "--json", "--every", "500ms"])
+        .output();
+    let output = output.await.expect("the binary starts");
+    let reading: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(reading["answered"], json!(1), "{reading}");
+    assert_eq!(reading["replicas"][0]["error"], Value::Null, "{reading}");
+    assert!(reading["replicas"][1]["error"].is_string(), "{reading}");
+    for lane in ["urgent", "live", "backfill"] {
+        assert!(
+            reading["total"]["lanes"][lane]["waiting"].is_number(),
+            "{reading}"
+        );
+    }
+    assert!(
+        reading["total"]["records_per_second"].is_number(),
+        "{reading}"
     );
 }
 
