@@ -34,6 +34,7 @@ mod run;
 mod schema;
 mod shell;
 mod simulate;
+mod tap;
 mod top;
 mod try_names;
 mod tune;
@@ -225,6 +226,11 @@ enum Command {
     /// Show what the mapping of a topic makes of records: before, after and refusals, without starting anything.
     #[command(after_help = map::EXAMPLES)]
     Map(map::MapArgs),
+    /// Follow one user's events, requests and updates, live from the topics, without joining a group.
+    #[command(
+        after_help = "Examples:\n  nearshore tap --user 1228 --config nearshore.toml\n  nearshore tap --user 1228 --json --for 1min | jq -c 'select(.what == \"update\") | .value.doc.names'"
+    )]
+    Tap(tap::TapArgs),
     /// Show what many processes do now: lanes, freshness, rates, lag and faults, from their /metrics.
     #[command(after_help = top::EXAMPLES)]
     Top(top::TopArgs),
@@ -344,6 +350,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Man(args) => shell::man(&args),
         Command::Map(args) => map::run(&args),
         Command::Schema(args) => schema::run(&args),
+        Command::Tap(args) => tap::run(&args),
         Command::Top(args) => top::run(&args),
         Command::RunProgram => map::run_program(),
         Command::Import(args) => import::run(&args),

@@ -82,7 +82,7 @@ const DATA: [Described; 9] = [
 ];
 
 /// What commands print with `--json`; a line each, where there are several.
-const ANSWERS: [Described; 40] = [
+const ANSWERS: [Described; 41] = [
     row("check", "check", written::<check::Checked>),
     row("check-acl", "check --acl", written::<check::acl::Granted>),
     row(
@@ -101,6 +101,7 @@ const ANSWERS: [Described; 40] = [
         "inspect --what-if",
         written::<ops::namespace::Supposed>,
     ),
+    row("tap", "tap", written::<ops::tap::Seen>),
     row("top", "top", written::<ops::top::Reading>),
     row("forget", "forget", written::<forget::Forgotten>),
     row(

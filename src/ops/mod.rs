@@ -14,6 +14,7 @@ pub mod namespace;
 pub(crate) mod report;
 pub(crate) mod simulate;
 pub mod sweep;
+pub mod tap;
 pub mod top;
 pub(crate) mod topics;
 pub(crate) mod visible;

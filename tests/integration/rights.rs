@@ -329,6 +329,7 @@ async fn commands(operator: &Access, site: &Site) {
         &["inspect", "ann"],
         &["inspect", "ann", "--why-not", "RED WINE"],
         &["inspect", "ann", "--what-if", &supposed],
+        &["tap", "--user", "ann", "--for", "2s"],
         &["arms"],
         &["block", "sku-01", "--reason", "a test"],
         &["unblock", "sku-01"],
