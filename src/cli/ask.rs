@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{ArgGroup, Args};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::{Common, block_on, with_config};
 use crate::config::Config;
@@ -104,6 +105,15 @@ fn namespace_is_valid(config: &mut Config, namespace: Option<&str>) -> bool {
     namespace.is_none_or(|name| super::use_namespace(config, name))
 }
 
+/// What `refresh` and `sweep` requested.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Requested {
+    /// Users that were looked at.
+    seen: u64,
+    /// Lists that were requested.
+    requested: u64,
+}
+
 fn request_lists(config: &Config, purpose: &Purpose, json: bool) -> anyhow::Result<ExitCode> {
     block_on(async {
         let store = RedisStore::new(config.redis.clone());
@@ -115,7 +125,10 @@ fn request_lists(config: &Config, purpose: &Purpose, json: bool) -> anyhow::Resu
         match json {
             true => out!(
                 "{}",
-                json!({"seen": counts.seen, "requested": counts.requested})
+                serde_json::to_string(&Requested {
+                    seen: counts.seen,
+                    requested: counts.requested,
+                })?
             ),
             false => out!(
                 "{} users seen, {} lists requested on {}",

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::{Common, block_on, with_config};
@@ -17,6 +18,7 @@ use crate::ops::backfill::{
     BackfillOrder, BackfillOutcome, Estimate, EstimateInput, Progress, backfill, estimate,
 };
 use nearshore_core::queue::replay::{Moment, Stage};
+use nearshore_core::user::record::Timestamp;
 use nearshore_redis::RedisStore;
 
 /// How often a line is written where there is no progress bar.
@@ -170,7 +172,10 @@ fn fill(config: Config, order: &BackfillOrder, json: bool) -> anyhow::Result<Exi
     })?;
     let seconds = started.elapsed().as_secs_f64();
     match json {
-        true => out!("{}", as_json(&ns, &outcome, seconds)),
+        true => {
+            let filled = Filled::of(&ns, &outcome, seconds);
+            out!("{}", serde_json::to_string(&filled)?);
+        }
         false => out!("{}", as_text(&ns, &outcome)),
     }
     Ok(if outcome.finished {
@@ -180,27 +185,68 @@ fn fill(config: Config, order: &BackfillOrder, json: bool) -> anyhow::Result<Exi
     })
 }
 
-fn as_json(ns: &str, outcome: &BackfillOutcome, seconds: f64) -> serde_json::Value {
-    let (plan, totals) = (&outcome.plan, &outcome.plan.totals);
-    json!({
-        "namespace": ns,
-        "finished": outcome.finished,
-        "was_done": outcome.was_done,
-        "stage": plan.stage,
-        "from": plan.from,
-        "to": plan.to,
-        "created_at": plan.created_at,
-        "records": totals.records(),
-        "folded": totals.folded,
-        "skipped": totals.skipped,
-        "dead": totals.dead,
-        "ignored": totals.ignored,
-        "lost": totals.lost,
-        "users": totals.users,
-        "requested": totals.requested,
-        "records_per_second": totals.rate(),
-        "seconds": seconds,
-    })
+/// What a backfill did.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Filled<'a> {
+    /// The namespace.
+    namespace: &'a str,
+    /// Whether it is done; else it can be resumed.
+    finished: bool,
+    /// Whether it was done before.
+    was_done: bool,
+    /// Where it is.
+    stage: Stage,
+    /// Start as given.
+    from: &'a str,
+    /// End as given.
+    to: &'a str,
+    /// When it was begun, in milliseconds.
+    created_at: Timestamp,
+    /// Records that were handled.
+    records: u64,
+    /// Those that were folded.
+    folded: u64,
+    /// Those that were skipped, because they are not in its range.
+    skipped: u64,
+    /// Those that went to the dlq.
+    dead: u64,
+    /// Those that were ignored by their type.
+    ignored: u64,
+    /// Records that the broker deleted before they were read.
+    lost: u64,
+    /// Users with a state.
+    users: u64,
+    /// Lists that were requested.
+    requested: u64,
+    /// Records per second of folding; null before the first record.
+    records_per_second: Option<f64>,
+    /// Seconds of this run.
+    seconds: f64,
+}
+
+impl<'a> Filled<'a> {
+    fn of(namespace: &'a str, outcome: &'a BackfillOutcome, seconds: f64) -> Self {
+        let (plan, totals) = (&outcome.plan, &outcome.plan.totals);
+        Self {
+            namespace,
+            finished: outcome.finished,
+            was_done: outcome.was_done,
+            stage: plan.stage,
+            from: &plan.from,
+            to: &plan.to,
+            created_at: plan.created_at,
+            records: totals.records(),
+            folded: totals.folded,
+            skipped: totals.skipped,
+            dead: totals.dead,
+            ignored: totals.ignored,
+            lost: totals.lost,
+            users: totals.users,
+            requested: totals.requested,
+            records_per_second: totals.rate(),
+            seconds,
+        }
+    }
 }
 
 fn as_text(ns: &str, outcome: &BackfillOutcome) -> String {

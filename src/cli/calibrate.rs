@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::config::Config;
 use crate::files;
@@ -64,11 +66,12 @@ pub(super) fn run(config: &Config, args: &CalibrateArgs, json: bool) -> anyhow::
     std::fs::write(&file, frozen.to_json())
         .with_context(|| format!("cannot write {}", file.display()))?;
     if json {
-        let file = file.display().to_string();
-        out!(
-            "{}",
-            serde_json::json!({ "arm": arm.id, "file": file, "prompts": frozen.len() })
-        );
+        let written = Calibrated {
+            arm: &arm.id,
+            file: file.display().to_string(),
+            prompts: frozen.len(),
+        };
+        out!("{}", serde_json::to_string(&written)?);
     } else {
         out!(
             "{}: {} calibration prompts written for arm {}",
@@ -78,6 +81,17 @@ pub(super) fn run(config: &Config, args: &CalibrateArgs, json: bool) -> anyhow::
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `calibrate` wrote.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Calibrated<'a> {
+    /// The arm.
+    arm: &'a str,
+    /// The file.
+    file: String,
+    /// Number of prompts in it.
+    prompts: usize,
 }
 
 /// Reads the users of `--from`, one JSON object per line.

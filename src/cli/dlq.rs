@@ -3,6 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::{Common, block_on, with_config};
 use crate::config::Config;
@@ -111,6 +113,67 @@ fn line(dead_letter: &DeadLetter) -> String {
     format!("{place}  {code}  {key}  {}", visible(&dead_letter.message))
 }
 
+/// What `dlq replay` did.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct SentBack {
+    /// Records that were sent to their topics, or would be.
+    sent: u64,
+    /// Dead letters that the filter leaves out, or that repeat.
+    left: u64,
+    /// Dead letters that cannot be sent back.
+    hindered: u64,
+    /// Whether nothing was sent.
+    dry_run: bool,
+}
+
+/// A dead letter, as `dlq list` prints it.
+#[derive(JsonSchema)]
+#[allow(dead_code)]
+pub(super) struct DeadLetterLine {
+    /// Its place in the dlq.
+    position: String,
+    /// Its timestamp in milliseconds.
+    time: i64,
+    /// Topic of the original record.
+    topic: Option<String>,
+    /// Partition of the original record.
+    partition: Option<i32>,
+    /// Offset of the original record.
+    offset: Option<i64>,
+    /// The consumer group that could not use it.
+    group: String,
+    /// The step that failed.
+    stage: String,
+    /// Why it is there: docs/errors.md.
+    code: String,
+    /// What is wrong with it.
+    message: String,
+    /// How often it was sent back.
+    replays: u32,
+    /// Size of a value that the broker refused.
+    value_dropped: Option<u64>,
+    /// The key.
+    key: Option<Shown>,
+    /// The value.
+    value: Option<Shown>,
+    /// Names and values of its headers.
+    headers: Vec<(String, Shown)>,
+}
+
+/// Text, or bytes that are not UTF-8.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[allow(dead_code)]
+enum Shown {
+    /// Text.
+    Text(String),
+    /// Other bytes.
+    Bytes {
+        /// In hexadecimal digits.
+        hex: String,
+    },
+}
+
 async fn send_back(config: &Config, order: &ReplayOrder, json: bool) -> anyhow::Result<ExitCode> {
     let (mut sent, mut left, mut hindered) = (0u64, 0u64, 0u64);
     let on = |dead_letter: &DeadLetter, fate: &ReplayFate| match fate {
@@ -131,7 +194,12 @@ async fn send_back(config: &Config, order: &ReplayOrder, json: bool) -> anyhow::
     if json {
         out!(
             "{}",
-            serde_json::json!({"sent": sent, "left": left, "hindered": hindered, "dry_run": order.dry_run})
+            serde_json::to_string(&SentBack {
+                sent,
+                left,
+                hindered,
+                dry_run: order.dry_run,
+            })?
         );
     } else {
         let verb = if order.dry_run {

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::users::{print_result, store, user_id};
 use super::{Common, block_on};
@@ -16,6 +17,7 @@ use crate::config::Config;
 use crate::ops::forget::{self, TraceOptions};
 use crate::ops::visible::visible_json;
 use nearshore_core::user::event::UserId;
+use nearshore_core::user::record::Timestamp;
 use nearshore_redis::RedisStore;
 
 /// Time between two searches.
@@ -66,6 +68,24 @@ pub(super) fn run(config: &Config, args: &Forget) -> anyhow::Result<ExitCode> {
     block_on(prove(config, &store, &user, options, wait, json))
 }
 
+/// The tombstone that erases a user.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Forgotten<'a> {
+    /// The user.
+    user: &'a UserId,
+    /// The topic of the tombstone.
+    tombstone: &'a str,
+    /// Its time.
+    at: Timestamp,
+}
+
+/// What `forget --export` wrote.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Exported {
+    /// Number of erased users.
+    exported: u64,
+}
+
 async fn erase(
     config: &Config,
     store: &RedisStore,
@@ -74,8 +94,12 @@ async fn erase(
 ) -> anyhow::Result<ExitCode> {
     let at = forget::forget(config, store, user).await?;
     let topic = &config.topics.profile_changes;
-    let result = json!({"user": user, "tombstone": topic.as_ref(), "at": at});
-    print_result(json, &result, || {
+    let result = Forgotten {
+        user,
+        tombstone: topic,
+        at,
+    };
+    print_result(json, &serde_json::to_value(result)?, || {
         format!(
             "the tombstone of user {user} is on topic {topic}; ingest erases what is not later than it\n\
              to prove the erase: nearshore forget {user} --proof --wait 1m"
@@ -131,7 +155,8 @@ async fn export(store: &RedisStore, path: &Path, json: bool) -> anyhow::Result<E
         written
     };
     if !to_stdout {
-        print_result(json, &json!({"exported": written}), || {
+        let exported = Exported { exported: written };
+        print_result(json, &serde_json::to_value(exported)?, || {
             format!("{written} erased users written to {}", path.display())
         });
     }

@@ -10,6 +10,8 @@ use anyhow::Context;
 use clap::Args;
 use nearshore_core::map::{Input, Sample, became};
 use nearshore_core::user::event::Limits;
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Common, block_on, with_config};
@@ -169,14 +171,29 @@ fn before(sample: &Sample) -> Value {
     json!({"key": sample.record.key.as_deref().map(text), "value": value})
 }
 
+/// What one record became, as JSON.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct MapLine<'a> {
+    /// The topic.
+    topic: &'a str,
+    /// Key and value of the record.
+    before: &'a Value,
+    /// Records of our contract with key and value, or the code of the refusal.
+    became: &'a Value,
+    /// What is wrong with it.
+    why: Option<&'a str>,
+    /// Whether it became what the sample says, or is not refused.
+    right: bool,
+}
+
 fn print(input: &Input, shown: &Shown, json: bool) {
     if json {
-        let line = json!({
-            "topic": &*input.topic,
-            "before": shown.before,
-            "became": shown.became,
-            "why": shown.why,
-            "right": shown.is_right(),
+        let line = json!(MapLine {
+            topic: &input.topic,
+            before: &shown.before,
+            became: &shown.became,
+            why: shown.why.as_deref(),
+            right: shown.is_right(),
         });
         out!("{}", visible_json(&line.to_string()));
         return;

@@ -1,14 +1,16 @@
 //! `nearshore match`: fits the matcher of free texts and products, measures it, and matches texts.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
-use nearshore_core::names::matcher::{FitOptions, Fitted, Model};
+use nearshore_core::names::matcher::{FitOptions, Fitted, Measures, Model};
 use nearshore_engine::encoder::Encoder;
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::files;
 use crate::ops::evaluate::vectors;
@@ -140,6 +142,21 @@ fn fits(model: &Model, encoder: Option<&Encoder>) -> Result<(), Problem> {
     Err(Problem::Whole(what.to_owned()))
 }
 
+/// What fitting the matcher gave.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct FitReport<'a> {
+    /// Labelled texts that it was fitted to.
+    fitted_to: usize,
+    /// Least probability of an answer.
+    theta: f64,
+    /// The precision that was asked for.
+    precision: f64,
+    /// What it does on texts that were held out.
+    held_out: &'a Measures,
+    /// The same by kind of text.
+    kinds: &'a BTreeMap<String, Measures>,
+}
+
 fn report(args: &MatchArgs, fitted: &Fitted) -> anyhow::Result<()> {
     if let Some(path) = &args.fit {
         std::fs::write(path, fitted.model.write())
@@ -149,10 +166,13 @@ fn report(args: &MatchArgs, fitted: &Fitted) -> anyhow::Result<()> {
         let model = &fitted.model;
         out!(
             "{}",
-            json!({
-                "fitted_to": fitted.fitted_to, "theta": model.theta, "precision": model.precision,
-                "held_out": fitted.all, "kinds": fitted.kinds,
-            })
+            serde_json::to_string(&FitReport {
+                fitted_to: fitted.fitted_to,
+                theta: model.theta,
+                precision: model.precision,
+                held_out: &fitted.all,
+                kinds: &fitted.kinds,
+            })?
         );
         return Ok(());
     }

@@ -33,8 +33,11 @@ mod neighbours;
 mod off_policy;
 mod partials;
 mod run;
+mod schema;
 mod shell;
 mod simulate;
+mod tap;
+mod top;
 mod try_names;
 mod tune;
 mod users;
@@ -100,7 +103,7 @@ enum Command {
     },
     /// Print how a user's list was made: events, prompt, names, rules, SKUs, versions, times.
     #[command(
-        after_help = "Examples:\n  nearshore inspect 1228\n  nearshore inspect 1228 --json | jq .audit\n  nearshore inspect 1228 --why-not 'ADULT ANALGESICS'"
+        after_help = "Examples:\n  nearshore inspect 1228\n  nearshore inspect 1228 --json | jq .audit\n  nearshore inspect 1228 --why-not 'ADULT ANALGESICS'\n  nearshore inspect 1228 --what-if events.jsonl\n\nA line of --what-if is an event as in user-events, {\"type\":\"view\",\"sku\":\"845208\"}; with \"timestamp\" (milliseconds) it is not of now."
     )]
     Inspect {
         /// User id.
@@ -109,6 +112,10 @@ enum Command {
         /// name.
         #[arg(long, value_name = "PRODUCT")]
         why_not: Option<String>,
+        /// Print the list that the user would have with the events of this file, and what changes; nothing is stored.
+        /// - reads standard input.
+        #[arg(long, value_name = "FILE", conflicts_with = "why_not")]
+        what_if: Option<PathBuf>,
         #[command(flatten)]
         common: Common,
     },
@@ -221,6 +228,14 @@ enum Command {
     /// Show what the mapping of a topic makes of records: before, after and refusals, without starting anything.
     #[command(after_help = map::EXAMPLES)]
     Map(map::MapArgs),
+    /// Follow one user's events, requests and updates, live from the topics, without joining a group.
+    #[command(
+        after_help = "Examples:\n  nearshore tap --user 1228 --config nearshore.toml\n  nearshore tap --user 1228 --json --for 1min | jq -c 'select(.what == \"update\") | .value.doc.names'"
+    )]
+    Tap(tap::TapArgs),
+    /// Show what many processes do now: lanes, freshness, rates, lag and faults, from their /metrics.
+    #[command(after_help = top::EXAMPLES)]
+    Top(top::TopArgs),
     /// Print what makes a shell complete commands and options.
     #[command(
         after_help = "Examples:\n  nearshore completions bash > /etc/bash_completion.d/nearshore\n  nearshore completions zsh > ~/.zfunc/_nearshore"
@@ -231,6 +246,11 @@ enum Command {
         after_help = "Examples:\n  nearshore man | man -l -\n  nearshore man --out /usr/local/share/man/man1"
     )]
     Man(shell::Man),
+    /// Print the JSON Schema of a topic's values, a list, the configuration or a `--json` answer.
+    #[command(
+        after_help = "Examples:\n  nearshore schema                                # the names\n  nearshore schema config > nearshore.schema.json # lets an editor check nearshore.toml\n  nearshore schema --out schemas"
+    )]
+    Schema(schema::SchemaArgs),
     /// Run the program of a mapping: read it and its questions from standard input.
     #[command(name = "run-program", hide = true)]
     RunProgram,
@@ -320,6 +340,10 @@ fn bench_engine(args: &bench::BenchArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn calibrated(common: &Common, args: &calibrate::CalibrateArgs) -> anyhow::Result<ExitCode> {
+    with_config(common, |c| calibrate::run(&c, args, common.json))
+}
+
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Try(args) => try_once(&args),
@@ -327,6 +351,9 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
         Command::Map(args) => map::run(&args),
+        Command::Schema(args) => schema::run(&args),
+        Command::Tap(args) => tap::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::RunProgram => map::run_program(),
         Command::Import(args) => import::run(&args),
         Command::Align(args) => align::run(&args),
@@ -338,10 +365,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Dlq(command) => dlq::run(command),
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Check(options) => check::command(options),
-        Command::Config { common } => Ok(ExitCode::from(config::config(
-            common.config.as_deref(),
-            common.json,
-        ))),
+        Command::Config { common } => {
+            let code = config::config(common.config.as_deref(), common.json);
+            Ok(ExitCode::from(code))
+        }
         Command::Run {
             common,
             role,
@@ -364,18 +391,18 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect {
             user,
             why_not,
+            what_if,
             common,
-        } => with_config(&common, |c| match why_not {
-            Some(product) => users::why_not(&c, &user, &product, common.json),
-            None => users::inspect(&c, &user, common.json),
+        } => with_config(&common, |c| match (&why_not, &what_if) {
+            (Some(product), _) => users::why_not(&c, &user, product, common.json),
+            (None, Some(events)) => users::what_if(&c, &user, events, common.json),
+            (None, None) => users::inspect(&c, &user, common.json),
         }),
         Command::Forget(args) => with_config(&args.common, |c| forget::run(&c, &args)),
         Command::Refresh(args) => ask::refresh(args),
         Command::Backfill(args) => backfill::run(args),
         Command::Namespace(command) => namespace::run(command),
-        Command::Calibrate { args, common } => {
-            with_config(&common, |c| calibrate::run(&c, &args, common.json))
-        }
+        Command::Calibrate { args, common } => calibrated(&common, &args),
         Command::Sweep { namespace, common } => ask::sweep(&common, namespace.as_deref()),
         Command::Arms { namespace, common } => arms::run(&common, namespace.as_deref()),
         Command::Block {

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Subcommand;
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::{Common, block_on, with_config};
 use crate::config::Config;
@@ -231,6 +232,39 @@ async fn diff(
     Ok(ExitCode::SUCCESS)
 }
 
+/// What `namespace promote` did.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Promoted<'a> {
+    /// The namespace that was to be served.
+    namespace: &'a str,
+    /// Whether it is served now.
+    promoted: bool,
+    /// What was compared before.
+    checks: &'a [namespace::Check],
+}
+
+/// What `namespace retire` deleted.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Retired<'a> {
+    /// The namespace.
+    namespace: &'a str,
+    /// Number of keys that were deleted.
+    keys: u64,
+}
+
+/// The digest of a namespace.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Dumped<'a> {
+    /// The namespace.
+    namespace: &'a str,
+    /// SHA-256 of the dump.
+    sha256: &'a str,
+    /// Users in it.
+    users: u64,
+    /// Counts in it.
+    cells: u64,
+}
+
 async fn promote(
     config: &Config,
     bounds: &Bounds,
@@ -249,10 +283,12 @@ async fn promote(
     let bounds = (bounds, asked.as_ref());
     let (checks, promoted) = namespace::promote(config, &store, bounds, force).await?;
     if json {
-        out!(
-            "{}",
-            json!({"namespace": ns, "promoted": promoted, "checks": checks})
-        );
+        let promoted = Promoted {
+            namespace: ns,
+            promoted,
+            checks: &checks,
+        };
+        out!("{}", serde_json::to_string(&promoted)?);
     } else {
         for check in &checks {
             let mark = if check.ok { "ok  " } else { "FAIL" };
@@ -279,7 +315,11 @@ async fn retire(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     let ns = &config.namespace;
     let retired = namespace::retire(config, &store(config)?, |message| note!("{message}")).await?;
     if json {
-        out!("{}", json!({"namespace": ns, "keys": retired.keys}));
+        let retired = Retired {
+            namespace: ns,
+            keys: retired.keys,
+        };
+        out!("{}", serde_json::to_string(&retired)?);
     } else {
         out!(
             "namespace {ns} is deleted: {} keys\nits consumer group still holds its positions; to delete the group too:\n  \
@@ -304,9 +344,17 @@ async fn dump(config: &Config, digest: bool, json: bool) -> anyhow::Result<ExitC
         }
     };
     let result = match json {
-        true => json!({"namespace": ns, "sha256": dump.digest, "users": dump.users, "cells": dump.cells}).to_string(),
+        true => serde_json::to_string(&Dumped {
+            namespace: ns,
+            sha256: &dump.digest,
+            users: dump.users,
+            cells: dump.cells,
+        })?,
         false if digest => dump.digest.clone(),
-        false => format!("sha256 {} of {} users and {} cells", dump.digest, dump.users, dump.cells),
+        false => format!(
+            "sha256 {} of {} users and {} cells",
+            dump.digest, dump.users, dump.cells
+        ),
     };
     match digest {
         true => out!("{result}"),

@@ -9,12 +9,12 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use nearshore_core::learn::related::{Columns, NeighbourDoc, RelatedOptions};
-use nearshore_core::ports::store::{Namespaces, Stock};
+use nearshore_core::ports::store::Stock;
 use nearshore_core::text::normalise;
 use nearshore_redis::RedisStore;
 
 use super::block_on;
-use super::users::store;
+use super::users::{served_namespace, store};
 use crate::config::Config;
 use crate::ops::evaluate::History;
 use crate::ops::evaluate::related::{NeighbourDocs, related};
@@ -130,8 +130,7 @@ pub(super) fn get(config: &Config, sku: &str, json: bool) -> anyhow::Result<Exit
     let sku = &*normalise(sku);
     block_on(async {
         let store = store(config)?;
-        let ns = store.active().await?;
-        let ns = ns.unwrap_or_else(|| config.namespace.clone());
+        let ns = served_namespace(config, &store).await?;
         let Some(text) = store.neighbours(&ns, sku).await? else {
             note!(
                 "namespace {ns} has no neighbours of SKU {}; write them with `nearshore align --neighbours \

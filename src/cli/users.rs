@@ -1,13 +1,16 @@
 //! `get`, `inspect`, `block` and `unblock`: commands about one user or one product.
 
 use std::borrow::Cow;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::block_on;
 use crate::config::Config;
+use crate::files;
 use crate::members::clock::wall_clock;
 use crate::ops::namespace;
 use crate::ops::visible::{visible, visible_json, visible_lines};
@@ -33,10 +36,7 @@ pub(super) fn get(config: &Config, user: &str, json: bool) -> anyhow::Result<Exi
     let user = user_id(user)?;
     block_on(async {
         let store = store(config)?;
-        let ns = store
-            .active()
-            .await?
-            .unwrap_or_else(|| config.namespace.clone());
+        let ns = served_namespace(config, &store).await?;
         let Some(list) = namespace::served(&store, &ns, &user).await? else {
             note!(
                 "namespace {ns} has no list of user {} and no default fallback; is `nearshore run` up?",
@@ -112,6 +112,45 @@ pub(super) fn why_not(
     })
 }
 
+/// Prints the list that the user would have with the events of a file; `-` is standard input.
+pub(super) fn what_if(
+    config: &Config,
+    user: &str,
+    events: &Path,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    let user = user_id(user)?;
+    let text = match events.as_os_str() == "-" {
+        true => std::io::read_to_string(std::io::stdin()).context("standard input")?,
+        false => files::read(events)?,
+    };
+    block_on(async {
+        let store = store(config)?;
+        let found = namespace::what_if(config, store, &user, &text).await;
+        let found = found.with_context(|| format!("--what-if {}", events.display()))?;
+        match json {
+            true => out!("{}", visible_json(&serde_json::to_string(&found)?)),
+            false => out_part!("{}", found.text()),
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// The namespace that is served. While none is, it is the configured one, and a note says so.
+pub(super) async fn served_namespace(
+    config: &Config,
+    store: &RedisStore,
+) -> anyhow::Result<String> {
+    if let Some(active) = store.active().await? {
+        return Ok(active);
+    }
+    let ns = &config.namespace;
+    note!(
+        "no namespace is served: Redis has no key nearshore:active; namespace {ns} of the configuration is read instead"
+    );
+    Ok(ns.clone())
+}
+
 /// The id of a SKU or PU in its normal form, as the catalogue has it.
 fn product_id(id: &str) -> anyhow::Result<Cow<'_, str>> {
     let normal = normalise(id);
@@ -174,6 +213,15 @@ async fn warn_of_unknown(config: &Config, id: &str) {
     }
 }
 
+/// What `unblock` did.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Unblocked<'a> {
+    /// The id of the SKU or PU.
+    id: &'a str,
+    /// Whether it was blocked.
+    unblocked: bool,
+}
+
 /// Undoes a block; exit code 1 if there was none.
 pub(super) fn unblock(config: &Config, id: &str, json: bool) -> anyhow::Result<ExitCode> {
     block_on(async {
@@ -184,7 +232,11 @@ pub(super) fn unblock(config: &Config, id: &str, json: bool) -> anyhow::Result<E
         if !was_blocked && normal != id {
             was_blocked = store.unblock(&normal, &by, wall_clock()).await?;
         }
-        print_result(json, &json!({"id": id, "unblocked": was_blocked}), || {
+        let result = Unblocked {
+            id,
+            unblocked: was_blocked,
+        };
+        print_result(json, &serde_json::to_value(result)?, || {
             if was_blocked {
                 format!("{id} is unblocked; SKUs in stock are listed again")
             } else {

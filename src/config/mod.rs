@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use nearshore_core::list::prompt::Arm;
 use nearshore_core::queue::topics::Topics;
+use nearshore_core::schema::DurationText;
 use nearshore_core::shop::naming::Naming;
 use nearshore_core::shop::rules::{Rule, Segment};
 
@@ -34,7 +36,7 @@ pub(crate) use texts::{matcher as text_matcher, needs as text_needs};
 pub use trace::init_tracing;
 
 /// The whole configuration.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Redis prefix and consumer group suffix: `[a-z0-9-]{1,32}`.
@@ -102,11 +104,12 @@ pub struct Config {
 }
 
 /// `[time]`: which record times are accepted.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Time {
     /// A record whose time is further ahead of now goes to the dlq; only on live topics with CreateTime.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "DurationText")]
     pub max_ahead: Duration,
 }
 
@@ -119,7 +122,7 @@ impl Default for Time {
 }
 
 /// `[catalog]`: how the catalogue is read.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Catalog {
     /// Map of `nearshore catalog name`, by which SKUs without a product get one; empty is none.
@@ -127,7 +130,7 @@ pub struct Catalog {
 }
 
 /// `[events]`: which events are used.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Events {
     /// Types that are counted and passed: neither folded nor sent to the dlq.
@@ -142,7 +145,7 @@ impl Events {
 }
 
 /// `[state]`: what is kept of a user.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct State {
     /// Most events kept per user; the newest are kept.
@@ -164,13 +167,14 @@ impl Default for State {
 }
 
 /// `[backfill]`: backfills, and the deletion of namespaces.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Backfill {
     /// Most records that one backfill process folds per second; 0 is no limit.
     pub records_per_second: u32,
     /// How long clients may cache which namespace is served.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "DurationText")]
     pub active_ttl: Duration,
     /// Most keys that `namespace retire` deletes per second.
     pub keys_per_second: u32,
@@ -187,7 +191,7 @@ impl Default for Backfill {
 }
 
 /// `[engine]`: how the model is run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Engine {
     /// Threads of the model; 0 is one per core that the process may use.
@@ -204,6 +208,7 @@ pub struct Engine {
     pub encoder: String,
     /// Longest generation; a user who is not done by then gets the fallback.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "DurationText")]
     pub generation_max: Duration,
 }
 
@@ -222,7 +227,7 @@ impl Default for Engine {
 }
 
 /// `[align]`: what `nearshore align` may keep.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Align {
     /// Fewest users who have bought a pair of products, or have a value of a profile; at least 2.
@@ -246,11 +251,12 @@ impl Default for Align {
 }
 
 /// `[fallback]`: lists for users without one of their own.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Fallback {
     /// How often each segment's list is written.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "DurationText")]
     pub every: Duration,
     /// Names on such a list.
     pub names: usize,
@@ -266,7 +272,7 @@ impl Default for Fallback {
 }
 
 /// `[audit]`: whose audits Redis keeps, and whose tell candidates.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AuditSettings {
     /// Share of the users whose audits are stored beside their lists, 0 to 1. `recall-updates` has every audit.
@@ -285,7 +291,7 @@ impl Default for AuditSettings {
 }
 
 /// `[metrics]`: what is measured.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Metrics {
     /// Share of the users whose purchases are compared with their stored lists, 0 to 1.
@@ -299,7 +305,7 @@ impl Default for Metrics {
 }
 
 /// `[http]`: health, metrics and the inspect page.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Http {
     /// Address to listen on.
@@ -326,7 +332,7 @@ impl Default for Http {
 }
 
 /// How log lines are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// Plain text.
@@ -337,7 +343,7 @@ pub enum Format {
 }
 
 /// Whether text lines have colours.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Color {
     /// On a terminal, unless `NO_COLOR` is set.
@@ -350,7 +356,7 @@ pub enum Color {
 }
 
 /// `[log]`: log lines, on standard error.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Lines {
     /// `error`, `warn`, `info`, `debug`, `trace`, or filters such as `info,nearshore_kafka=debug`.

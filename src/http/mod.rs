@@ -33,9 +33,27 @@ pub use ready::{Gate, Ready};
 use crate::metrics::Usage;
 use crate::ops::inspect::{Page, View, html};
 
-/// Looks up a user: a view, nothing if nothing is stored, or why the look-up failed.
+/// What is asked for on `/inspect`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// A user.
+    pub user: String,
+    /// A product of which it is asked why it is not on the user's list.
+    pub why_not: Option<String>,
+}
+
+/// What is known of the user, and why the product is not on their list.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Inspected {
+    /// The user.
+    pub view: View,
+    /// Why the product is not on the list, for people; none if no product was asked for.
+    pub why_not: Option<String>,
+}
+
+/// Looks up a user: an answer, nothing if nothing is stored, or why the look-up failed.
 pub type Provider =
-    Arc<dyn Fn(String) -> BoxFuture<'static, Result<Option<View>, String>> + Send + Sync>;
+    Arc<dyn Fn(Question) -> BoxFuture<'static, Result<Option<Inspected>, String>> + Send + Sync>;
 
 /// What is served.
 #[derive(Clone, Default)]
@@ -56,10 +74,10 @@ impl App {
     /// Serves `/inspect` with this look-up.
     pub fn inspect_by<F, Found>(mut self, look_up: F) -> Self
     where
-        F: Fn(String) -> Found + Send + Sync + 'static,
-        Found: Future<Output = Result<Option<View>, String>> + Send + 'static,
+        F: Fn(Question) -> Found + Send + Sync + 'static,
+        Found: Future<Output = Result<Option<Inspected>, String>> + Send + 'static,
     {
-        self.inspect = Some(Arc::new(move |user| Box::pin(look_up(user))));
+        self.inspect = Some(Arc::new(move |question| Box::pin(look_up(question))));
         self
     }
 
@@ -164,6 +182,7 @@ async fn exposition(State(app): State<App>) -> Response {
 #[derive(serde::Deserialize)]
 struct InspectQuery {
     user: Option<String>,
+    why_not: Option<String>,
 }
 
 async fn inspect(
@@ -181,10 +200,23 @@ async fn inspect(
     if let Err(refused) = app.access.permit(&headers).await {
         return *refused;
     }
+    let product = query.why_not.filter(|product| !product.is_empty());
     let (status, page) = match query.user.filter(|user| !user.is_empty()) {
         None => (StatusCode::OK, Page::Ask),
-        Some(user) => match provider(user.clone()).await {
-            Ok(Some(view)) => (StatusCode::OK, Page::Found(Box::new(view))),
+        Some(user) => match provider(Question {
+            user: user.clone(),
+            why_not: product.clone(),
+        })
+        .await
+        {
+            Ok(Some(Inspected { view, why_not })) => {
+                let page = Page::Found {
+                    view: Box::new(view),
+                    product: product.unwrap_or_default(),
+                    why_not: why_not.unwrap_or_default(),
+                };
+                (StatusCode::OK, page)
+            }
             Ok(None) => (StatusCode::NOT_FOUND, Page::Absent { user }),
             Err(why) => (StatusCode::BAD_GATEWAY, Page::Failed { user, why }),
         },

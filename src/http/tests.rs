@@ -149,11 +149,15 @@ async fn metrics_are_plain_text_and_hold_every_series() {
 }
 
 fn inspecting() -> App {
-    App::default().inspect_by(|user| async move {
+    App::default().inspect_by(|question| async move {
+        let Question { user, why_not } = question;
         match user.as_str() {
-            "é/1 &" => Ok(Some(View {
-                user,
-                ..View::default()
+            "é/1 &" => Ok(Some(Inspected {
+                view: View {
+                    user,
+                    ..View::default()
+                },
+                why_not: why_not.map(|product| format!("no: {product} is <forbidden>")),
             })),
             "broken" => Err("redis: no answer".to_owned()),
             _ => Ok(None),
@@ -182,6 +186,11 @@ async fn an_unknown_user_a_failed_look_up_and_no_user_have_their_own_pages() {
     for (path, status, words) in [
         ("/inspect", 200, "Type the id"),
         ("/inspect?user=", 200, "Type the id"),
+        (
+            "/inspect?user=%C3%A9%2F1+%26&why_not=wine",
+            200,
+            "no: wine is &lt;forbidden&gt;",
+        ),
         ("/inspect?user=nobody", 404, "Nothing is stored"),
         ("/inspect?user=broken", 502, "redis: no answer"),
     ] {

@@ -22,7 +22,7 @@ mod worker;
 
 pub(crate) use jq::check;
 pub use tail::MappedTail;
-pub(crate) use tail::{Read, open_tail};
+pub(crate) use tail::{Read, open_live_tail, open_tail};
 pub(crate) use worker::serve;
 
 use child::{Child, Failed};

@@ -9,8 +9,8 @@ use futures::FutureExt;
 use nearshore_core::ports::log::Error;
 use nearshore_core::queue::topics::Topics;
 use nearshore_core::user::event::{Limits, Reject};
-use nearshore_core::user::record::{Position, Record};
-use nearshore_kafka::{KafkaSettings, Tail, Tailed, tail};
+use nearshore_core::user::record::{Position, Record, Resume};
+use nearshore_kafka::{Admin, KafkaSettings, Tail, Tailed, tail};
 
 use super::Mapper;
 
@@ -53,6 +53,23 @@ pub(crate) async fn open_tail(
     let mut tails = Vec::with_capacity(names.len());
     for name in names {
         tails.push(tail(kafka, name, &BTreeMap::new()).await?);
+    }
+    Ok(MappedTail::of(tails, topics, limits))
+}
+
+/// Reads these topics from their present ends without end.
+pub(crate) async fn open_live_tail(
+    kafka: &KafkaSettings,
+    names: &[std::sync::Arc<str>],
+    topics: &Topics,
+    limits: Limits,
+) -> Result<MappedTail, Error> {
+    let admin = Admin::new(kafka)?;
+    let mut tails = Vec::with_capacity(names.len());
+    for name in names {
+        let extents = admin.extents(name).await?.into_iter();
+        let ends = extents.map(|extent| (extent.partition, Resume(extent.end.0)));
+        tails.push(tail(kafka, name, &ends.collect()).await?);
     }
     Ok(MappedTail::of(tails, topics, limits))
 }

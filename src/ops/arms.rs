@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::config::Config;
@@ -18,7 +19,7 @@ use nearshore_core::shop::shares::{self, ShareTest};
 use nearshore_core::user::event::UserId;
 
 /// One arm in one epoch, or the lists that no arm made.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct ArmRow {
     /// Id of the arm; empty for lists that no arm made, of earlier releases.
     pub arm: String,
@@ -41,7 +42,7 @@ pub struct ArmRow {
 }
 
 /// The arms of a namespace.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Arms {
     /// The namespace.
     pub namespace: String,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use indicatif::ProgressBar;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -43,7 +44,7 @@ pub(crate) struct Order {
 }
 
 /// What became of the rows.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub(crate) struct Imported {
     /// Rows read.
     pub(crate) rows: u64,

@@ -15,6 +15,8 @@ pub(crate) mod partials;
 pub(crate) mod report;
 pub(crate) mod simulate;
 pub mod sweep;
+pub mod tap;
+pub mod top;
 pub(crate) mod topics;
 pub(crate) mod visible;
 pub(crate) mod words;

@@ -6,6 +6,7 @@ use indicatif::ProgressBar;
 use nearshore_core::learn::simulate::{Run, Summary, Way, World, run, summarise};
 use nearshore_core::list::select::Policy;
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// Settings among which `--tune` looks.
@@ -13,7 +14,7 @@ const GAMMAS: [f64; 6] = [1.0, 2.0, 4.0, 8.0, 16.0, 1000.0];
 const EXPLORES: [f64; 6] = [0.0, 0.02, 0.05, 0.1, 0.2, 0.4];
 
 /// What was simulated.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct Simulation {
     /// Runs of each way in each world.
     pub(crate) seeds: u64,
@@ -22,7 +23,7 @@ pub(crate) struct Simulation {
 }
 
 /// The ways in one world.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct WorldResult {
     /// Name of the world.
     pub(crate) world: String,

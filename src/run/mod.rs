@@ -35,7 +35,7 @@ use retention::watch_retention;
 use watch::{join, watch_coverage, watch_models, watch_redis};
 
 use crate::config::Config;
-use crate::http::{App, Gate, Health, Ready, serve, serve_probes};
+use crate::http::{App, Gate, Health, Inspected, Question, Ready, serve, serve_probes};
 use crate::map::{MappedTail, open_tail};
 use crate::members::clock::wall_clock;
 use crate::members::generate::{self, Generate};
@@ -47,7 +47,7 @@ use nearshore_core::user::event::UserId;
 
 use crate::members::stock::{self, Stock};
 use crate::metrics;
-use crate::ops::namespace::Inspector;
+use crate::ops::namespace::{Inspector, why_not_in};
 use nearshore_core::ports::store::Remedy;
 use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_kafka::{Admin, KafkaSettings};
@@ -242,16 +242,11 @@ async fn spawn_http(
     if http.inspect {
         let config = config.clone();
         app = app.token_file(http.inspect_token_file.clone());
-        app = app.inspect_by(move |user| {
+        app = app.inspect_by(move |question| {
             let (config, store, snapshot) = (config.clone(), store.clone(), snapshot.load_full());
             async move {
-                let inspector = Inspector::of(&config, store, snapshot)
-                    .await
-                    .map_err(|e| e.to_string())?;
-                inspector
-                    .inspect(&UserId(user.as_str().into()))
-                    .await
-                    .map_err(|e| e.to_string())
+                let found = inspected(&config, store, snapshot, question).await;
+                found.map_err(|error| format!("{error:#}"))
             }
         });
     }
@@ -260,6 +255,29 @@ async fn spawn_http(
         .with_context(|| format!("http.listen = {}", config.http.listen))?;
     tasks.spawn(async move { serve(listener, app, cancel).await.context("http") });
     Ok(())
+}
+
+/// What the page shows of a user, and of a product that is not on their list.
+async fn inspected(
+    config: &Config,
+    store: RedisStore,
+    snapshot: Arc<Snapshot>,
+    question: Question,
+) -> anyhow::Result<Option<Inspected>> {
+    let user = UserId(question.user.as_str().into());
+    let inspector = Inspector::of(config, store.clone(), snapshot.clone()).await?;
+    let Some(view) = inspector.inspect(&user).await? else {
+        return Ok(None);
+    };
+    let why_not = match question.why_not {
+        None => None,
+        Some(product) => {
+            let why = why_not_in(config, &store, snapshot, (&user, &product)).await;
+            // A product that there is not is an answer, too.
+            Some(why.map_or_else(|error| format!("{error:#}"), |answer| answer.text()))
+        }
+    };
+    Ok(Some(Inspected { view, why_not }))
 }
 
 fn spawn_snapshot_loader(

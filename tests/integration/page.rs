@@ -87,6 +87,85 @@ async fn the_inspect_page_shows_in_a_browser_how_a_list_came_about() {
     every_metric_of_the_way_has_counted(&process).await;
     nearshore_inspect_prints_the_same(&site, &list).await;
     inspect_says_why_a_product_is_not_on_the_list(&site, &list).await;
+    the_page_says_why_a_product_is_not_on_the_list(&process).await;
+    inspect_says_what_a_purchase_would_change_and_stores_nothing(&site, &list).await;
+    top_shows_this_process_and_one_that_is_not_there(&process).await;
+}
+
+async fn the_page_says_why_a_product_is_not_on_the_list(process: &Process) {
+    for (product, part) in [
+        ("RED%20WINE", "no: forbidden by no-wine"),
+        ("RED%20WINES", "did you mean RED WINE?"),
+    ] {
+        let path = format!("/inspect?user=ann&why_not={product}");
+        let (status, body) = process.get(&path).await.expect("it answers");
+        assert!(status == 200 && body.contains(part), "{path}: {body}");
+    }
+}
+
+/// The events are in the list that is printed, and in no state and no stored list.
+async fn inspect_says_what_a_purchase_would_change_and_stores_nothing(
+    site: &Site,
+    list: &Document,
+) {
+    let before = site.peek("ann").await;
+    let sku = &list.pus[0].skus[0];
+    let events = format!(
+        "{{\"type\":\"cart\",\"sku\":\"{sku}\"}}\n{{\"type\":\"view\",\"sku\":\"nobody-sells-it\"}}\n"
+    );
+    let file = site.write("what-if.jsonl", &events);
+    let file = file.to_str().expect("a path that is text");
+    let text = site
+        .output(&["inspect", "ann", "--what-if", file, "--json"])
+        .await;
+    let found: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(found["events"], json!(2), "{text}");
+    assert_eq!(found["list_id"], json!(list.list_id), "{text}");
+    let names = found["list"]["names"].as_array().expect("names");
+    assert!(!names.is_empty(), "{text}");
+    // Both lists without the model have as many names, and the stored list's places are those of the document.
+    for name in names {
+        let stored = list.pus.iter().position(|pu| name["pu"] == json!(pu.pu));
+        assert_eq!(name["stored"], json!(stored.map(|nth| nth + 1)), "{name}");
+    }
+    let after = site.peek("ann").await;
+    assert_eq!((after.fences, after.list), (before.fences, before.list));
+    let bad = site.write("bad.jsonl", "{\"type\":\"buy\",\"sku\":\"a\"}\n");
+    let bad = bad.to_str().expect("a path that is text");
+    let output = site.cli(&["inspect", "ann", "--what-if", bad]).await;
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success()
+            && error.contains("line 1: type \"buy\"")
+            && error.contains("unknown_type"),
+        "{error}"
+    );
+}
+
+async fn top_shows_this_process_and_one_that_is_not_there(process: &Process) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let gone = listener.local_addr().expect("an address").to_string();
+    drop(listener);
+    let url = process.url("/metrics");
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_nearshore"))
+        .args(["top", &url, &gone, "--once", "--json", "--every", "500ms"])
+        .output();
+    let output = output.await.expect("the binary starts");
+    let reading: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(reading["answered"], json!(1), "{reading}");
+    assert_eq!(reading["replicas"][0]["error"], Value::Null, "{reading}");
+    assert!(reading["replicas"][1]["error"].is_string(), "{reading}");
+    for lane in ["urgent", "live", "backfill"] {
+        assert!(
+            reading["total"]["lanes"][lane]["waiting"].is_number(),
+            "{reading}"
+        );
+    }
+    assert!(
+        reading["total"]["records_per_second"].is_number(),
+        "{reading}"
+    );
 }
 
 async fn the_other_pages_answer(process: &Process) {

@@ -321,11 +321,15 @@ async fn commands(operator: &Access, site: &Site) {
     let (next, ns) = (format!("{}-2", site.ns), &*site.ns);
     let row = "{\"user\":\"bob\",\"type\":\"view\",\"sku\":\"sku-01\",\"timestamp\":\"2026-01-31T17:30:00Z\"}\n";
     let file = shown(&site.write("events.jsonl", row));
+    let supposed = "{\"type\":\"view\",\"sku\":\"sku-01\"}\n";
+    let supposed = shown(&site.write("supposed.jsonl", supposed));
     let orders: &[&[&str]] = &[
         &["import", "--events", &file],
         &["get", "ann"],
         &["inspect", "ann"],
         &["inspect", "ann", "--why-not", "RED WINE"],
+        &["inspect", "ann", "--what-if", &supposed],
+        &["tap", "--user", "ann", "--for", "2s"],
         &["arms"],
         &["block", "sku-01", "--reason", "a test"],
         &["unblock", "sku-01"],

@@ -12,6 +12,7 @@ pub mod map;
 pub mod names;
 pub mod ports;
 pub mod queue;
+pub mod schema;
 pub mod shop;
 pub mod text;
 pub mod user;

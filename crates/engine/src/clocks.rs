@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// A part of a batch's time.
@@ -28,7 +29,7 @@ pub enum Part {
 }
 
 /// Seconds per [`Part`], summed over the groups of users.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Spent {
     /// From text to tokens.
     pub tokens: f64,

@@ -108,7 +108,7 @@ pub trait Model: Send {
 }
 
 /// The model in a list's audit.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct Info {
     /// File or folder name.
     pub name: String,

@@ -8,6 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use candle_core::Device;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Precision;
@@ -17,7 +18,7 @@ const NO_CUDA: &str = "this build is for the CPU only: build for CUDA with scrip
     Dockerfile.cuda; or use cpu";
 
 /// Where a model is computed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub enum Place {
     /// The CPU, by the engine's own kernels.

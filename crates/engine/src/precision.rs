@@ -4,6 +4,7 @@
 //! precision changes how weights are stored and multiplied, never which names are permitted. It does not know layers or
 //! kernels.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, VariantNames};
 
@@ -23,6 +24,7 @@ use super::Place;
     Display,
     EnumString,
     VariantNames,
+    JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{oauth, protection};
@@ -55,7 +56,7 @@ const PREFETCH_KILOBYTES: &str = "16384";
 const RECORD_MAX: &str = "8388608";
 
 /// The `[kafka]` section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct KafkaSettings {
     /// Bootstrap servers, `host:port`, comma-separated.
@@ -74,9 +75,11 @@ pub struct KafkaSettings {
     pub secret_files: BTreeMap<String, PathBuf>,
     /// How long a silent member keeps its partitions.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "nearshore_core::schema::DurationText")]
     pub session_timeout: Duration,
     /// How long a write, a commit or a question to the cluster may take.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "nearshore_core::schema::DurationText")]
     pub ack_timeout: Duration,
     /// Name by which a restarted member of ingest and stock is the same member (static membership); `None`: a new one.
     #[serde(skip_serializing_if = "Option::is_none")]

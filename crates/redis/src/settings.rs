@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{ConnectionInfo, IntoConnectionInfo, TlsCertificates};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::sentinel::Sentinels;
@@ -14,7 +15,7 @@ use nearshore_core::ports::store::Error;
 use nearshore_core::text::decode_secret;
 
 /// Section `[redis]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedisSettings {
     /// `redis://[user[:password]@]host:port[/db]`, or `rediss://…` for TLS; several, comma-separated, or
@@ -41,24 +42,31 @@ pub struct RedisSettings {
     pub min_replicas: u32,
     /// How long the replicas may take.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "nearshore_core::schema::DurationText")]
     pub replicas_max: Duration,
     /// How long connecting may take.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "nearshore_core::schema::DurationText")]
     pub connect_max: Duration,
     /// How long an answer may take.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "nearshore_core::schema::DurationText")]
     pub response_max: Duration,
     /// Age at which a connection is replaced, so that a changed DNS name is resolved again.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "nearshore_core::schema::DurationText")]
     pub connection_age: Duration,
     /// How long the state of an idle user is kept, counted from the last write.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "nearshore_core::schema::DurationText")]
     pub state_ttl: Duration,
     /// How long a list is kept, counted from its publish; at most `state_ttl`.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "nearshore_core::schema::DurationText")]
     pub list_ttl: Duration,
     /// How long a 7-day bucket of counts is kept, counted from its last write.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "nearshore_core::schema::DurationText")]
     pub counts_ttl: Duration,
     /// Version of the encoding of a state that is written; `state.write_version` in the file.
     #[serde(skip)]

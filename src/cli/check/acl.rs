@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use clap::ValueEnum;
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::json;
 
 use super::Item;
@@ -214,6 +216,21 @@ fn quoted(word: &str) -> String {
     }
 }
 
+/// What `check --acl --json` prints.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Granted<'a> {
+    /// The login.
+    login: &'a str,
+    /// `ACL SETUSER` of Redis, without the password.
+    redis: String,
+    /// The same of the Sentinels; null without them, or without a user of theirs.
+    sentinels: Option<String>,
+    /// Commands of `kafka-acls`.
+    kafka: Vec<String>,
+    /// A KafkaUser of Strimzi; null if the login needs nothing of Kafka.
+    strimzi: Option<serde_json::Value>,
+}
+
 /// `nearshore check --acl`: prints what a login needs, and returns the exit code.
 pub(crate) fn print(path: Option<&Path>, login: Login, principal: Option<&str>, json: bool) -> u8 {
     let config = match read(path) {
@@ -244,7 +261,13 @@ pub(crate) fn print(path: Option<&Path>, login: Login, principal: Option<&str>, 
     let strimzi = (!grants.0.is_empty()).then(|| grants.strimzi(principal));
     let role: &str = login.into();
     if json {
-        let all = json!({ "login": role, "redis": rule, "sentinels": sentinels, "kafka": commands, "strimzi": strimzi });
+        let all = json!(Granted {
+            login: role,
+            redis: rule,
+            sentinels,
+            kafka: commands,
+            strimzi,
+        });
         out!("{}", visible_json(&all.to_string()));
         return 0;
     }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::config::{WRONG, read};
@@ -29,7 +30,7 @@ mod tests;
 mod texts;
 
 /// The result of one check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mark {
     /// As it should be.
@@ -41,7 +42,7 @@ pub enum Mark {
 }
 
 /// One check and its result.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Item {
     /// The result.
     pub mark: Mark,
@@ -80,6 +81,15 @@ impl Item {
         self.advice = Some(advice.into());
         self
     }
+}
+
+/// What `check --json` prints.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Checked<'a> {
+    /// Whether no check fails.
+    ok: bool,
+    /// In the order of the checks.
+    items: &'a [Item],
 }
 
 /// All checks.
@@ -128,7 +138,11 @@ impl Report {
 
     /// The report as JSON: `{"ok": …, "items": [{"mark", "item", "found", "advice"}]}`.
     pub fn json(&self) -> String {
-        serde_json::json!({ "ok": self.exit_code() == 0, "items": self.items }).to_string()
+        serde_json::json!(Checked {
+            ok: self.exit_code() == 0,
+            items: &self.items,
+        })
+        .to_string()
     }
 }
 

@@ -9,6 +9,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Error, Prompt, TryArgs, bar, to_stdout};
@@ -17,8 +18,8 @@ use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::{Model, Options, Precision};
 
 /// A mean over prompts.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(super) struct Mean {
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
+pub(crate) struct Mean {
     /// The mean.
     pub mean: f64,
     /// Half width of its 95 % interval, by the normal approximation.
@@ -39,8 +40,8 @@ impl Mean {
 }
 
 /// How the lists of two precisions differ.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Comparison {
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub(crate) struct Comparison {
     precision: String,
     reference: String,
     prompts: usize,
@@ -57,6 +58,12 @@ pub(super) struct Comparison {
     recall_reference: Option<Mean>,
     /// Recall minus that of the reference, per prompt.
     recall_difference: Option<Mean>,
+}
+
+/// What `try --compare --json` prints.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ComparisonLine<'a> {
+    comparison: &'a Comparison,
 }
 
 /// Scores all prompts in both precisions and prints the comparison.
@@ -209,7 +216,7 @@ fn share(wanted: &[u32], list: &[u32]) -> f64 {
 fn print(comparison: &Comparison, json: bool, out: &mut dyn Write) -> Result<(), Error> {
     to_stdout(|| {
         if json {
-            serde_json::to_writer(&mut *out, &serde_json::json!({ "comparison": comparison }))?;
+            serde_json::to_writer(&mut *out, &ComparisonLine { comparison })?;
             writeln!(out)?;
             return out.flush();
         }

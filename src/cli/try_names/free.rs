@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::input::Prompt;
@@ -34,8 +35,9 @@ struct Text {
     tokens: u32,
 }
 
-#[derive(Serialize)]
-struct Line<'a> {
+/// What a model wrote for one prompt, and what it means.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Line<'a> {
     prompt: usize,
     text: &'a str,
     is_cut: bool,
@@ -47,14 +49,14 @@ struct Line<'a> {
     completion_tokens: u32,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Matched<'a> {
     text: &'a str,
     name: &'a str,
     probability: f64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Unmatched<'a> {
     text: &'a str,
     why: Reject,
@@ -62,7 +64,7 @@ struct Unmatched<'a> {
     nearest: Option<(&'a str, f64)>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Name<'a> {
     name: &'a str,
     score: f32,

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use nearshore_core::names::scoring::{
@@ -26,8 +27,8 @@ use super::one_of;
 use crate::files;
 use crate::ops::visible::visible;
 
-mod compare;
-mod free;
+pub(super) mod compare;
+pub(super) mod free;
 mod input;
 mod totals;
 
@@ -262,8 +263,15 @@ impl Error {
     }
 }
 
-#[derive(Serialize)]
-struct Line<'a> {
+/// The last line of `try --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct TotalsLine<'a> {
+    totals: &'a Totals,
+}
+
+/// The names of one prompt.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Line<'a> {
     prompt: usize,
     names: Vec<Name<'a>>,
     prompt_tokens: u32,
@@ -272,7 +280,7 @@ struct Line<'a> {
     waves: u32,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Name<'a> {
     name: &'a str,
     /// Sum of the weighted terms.
@@ -282,7 +290,7 @@ struct Name<'a> {
 }
 
 /// The parts of a score, in nats.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Explained {
     /// The model's term, before its weight: the sum of the edges.
     model: f32,
@@ -339,7 +347,7 @@ pub(super) fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
     totals.finish();
     if args.json {
         to_stdout(|| {
-            serde_json::to_writer(&mut *out, &serde_json::json!({ "totals": totals }))?;
+            serde_json::to_writer(&mut *out, &TotalsLine { totals: &totals })?;
             writeln!(out)?;
             out.flush()
         })

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use nearshore_core::names::scoring::ScoreResponse;
@@ -12,7 +13,7 @@ use nearshore_engine::search::constrained::Constrained;
 use nearshore_engine::{Model, Options};
 
 /// Totals over all prompts.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub(super) struct Totals {
     pub prompts: usize,
     pub users_per_second: f64,

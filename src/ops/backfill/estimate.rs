@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::plan::{BackfillOrder, kept, span};
@@ -42,7 +43,7 @@ pub struct EstimateInput {
 }
 
 /// An estimated value, and how it was estimated.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Estimated<T> {
     /// The value.
     pub value: T,
@@ -58,7 +59,7 @@ fn estimated<T>(value: T, how: impl Into<String>) -> Estimated<T> {
 }
 
 /// What a backfill would need.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Estimate {
     /// Records to fold, at most.
     pub records: Estimated<u64>,

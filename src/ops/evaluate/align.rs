@@ -19,6 +19,7 @@ use nearshore_core::list::terms::bound::Learned;
 use nearshore_core::list::terms::{BUCKETS, Need, ScoreTerm, TERMS, Weights};
 use nearshore_core::user::record::Timestamp;
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::choice::{ChoiceOptions, ChoiceReport, choice};
@@ -98,7 +99,7 @@ const VISIBLE: [Visible; 6] = [
 ];
 
 /// What was learned, for a person.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct AlignReport {
     /// Hash that names the artefact.
     pub(crate) artefact: String,

@@ -17,6 +17,7 @@ use nearshore_core::list::select::best_chances;
 use nearshore_core::shop::count_kind::CountKind;
 use nearshore_core::user::event::Kind;
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::align::{Among, TUNE_USERS_MIN};
@@ -62,7 +63,7 @@ impl ChoiceOptions {
 }
 
 /// What was fitted and measured, for a person.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub(crate) struct ChoiceReport {
     /// Choices in the log.
     pub(crate) choices: usize,

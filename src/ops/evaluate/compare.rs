@@ -10,6 +10,7 @@ use nearshore_core::learn::measures::{recall, top};
 use nearshore_core::list::terms::mixture;
 use nearshore_core::user::record::Timestamp;
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::align::{AlignOptions, Fitted, learned};
@@ -20,7 +21,7 @@ use crate::config::Config;
 const LIST: usize = 10;
 
 /// A route's Recall@10.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct RouteRecall {
     /// Name of the route.
     pub(crate) route: &'static str,

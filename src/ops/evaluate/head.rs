@@ -18,6 +18,7 @@ use nearshore_core::list::terms::BUCKETS;
 use nearshore_core::names::head::{BoundHead, Head, Origin};
 use nearshore_core::names::scoring::Prompt;
 use nearshore_engine::hidden::{self, HiddenStates};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::History;
@@ -42,7 +43,7 @@ pub(crate) struct HeadOrder {
 }
 
 /// What was learned, for a person.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct HeadReport {
     /// Arm whose model was asked.
     pub(crate) arm: String,

@@ -8,6 +8,7 @@ use fixedbitset::FixedBitSet;
 use nearshore_core::learn::bootstrap::{Interval, Resampling, mean, paired};
 use nearshore_core::learn::measures::{exclusive, log_sum_exp, ndcg, recall, top};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::case::Case;
@@ -21,7 +22,7 @@ pub(crate) const DEPTHS: [usize; 3] = [5, 10, 20];
 const LONGEST: usize = 20;
 
 /// Which targets count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Targets {
     /// All products bought in the window.
@@ -217,7 +218,7 @@ pub(super) struct Asked<'a> {
 }
 
 /// All routes over the same cases.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct Cell {
     /// Distinct products visible.
     pub(crate) visible: String,
@@ -232,7 +233,7 @@ pub(crate) struct Cell {
 }
 
 /// A route's Recall@10 with the logs of a number of train users.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct Point {
     /// Train users whose logs are known.
     pub(crate) train_users: usize,
@@ -250,7 +251,7 @@ pub(crate) struct Point {
 }
 
 /// One route over the cases of a cell.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct Summary {
     /// Name.
     pub(crate) route: String,

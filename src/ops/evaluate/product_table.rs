@@ -14,6 +14,7 @@ use nearshore_core::list::terms::bound::bind_table;
 use nearshore_core::names::scoring::{Ended, Names, Prompt, ScoreRequest, ScoreResponse};
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_engine::thread::Handle;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::config::Config;
@@ -33,7 +34,7 @@ pub(crate) struct SharedTable {
 }
 
 /// What a table cost, or will cost.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) struct TableCost {
     /// Products with a row.
     pub(crate) products: usize,

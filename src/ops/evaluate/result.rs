@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use nearshore_core::learn::bootstrap::Interval;
 use nearshore_core::user::record::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::history::History;
@@ -14,7 +15,7 @@ use super::measure::{Cell, Point, Summary, Targets};
 use crate::ops::files::Logs;
 
 /// The log that was read.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct Log {
     /// Records of users.
     pub(crate) records: usize,
@@ -74,7 +75,7 @@ impl Log {
 }
 
 /// How it was measured.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct Protocol {
     /// Seed of all that is random.
     pub(crate) seed: u64,
@@ -108,7 +109,7 @@ pub(crate) struct Protocol {
 }
 
 /// How long it took. All else is the same in every run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct Times {
     /// Seconds from log to result.
     pub(crate) seconds: f64,
@@ -117,7 +118,7 @@ pub(crate) struct Times {
 }
 
 /// The result of an evaluation.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct Evaluation {
     /// The log.
     pub(crate) log: Log,

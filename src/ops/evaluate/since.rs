@@ -12,6 +12,7 @@ use nearshore_core::list::document::{Document, Stage};
 use nearshore_core::shop::catalogue::Catalogue;
 use nearshore_core::user::event::{Accepted, UserId};
 use nearshore_core::user::record::{Fences, Timestamp};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Problem;
@@ -90,7 +91,7 @@ impl Lists {
 }
 
 /// What the lists of two namespaces were worth.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub(crate) struct Since {
     /// The first namespace.
     pub(crate) a: String,

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use nearshore_engine::train::{Step, TuneCase, TuneOptions, Tuned, Tuner};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::History;
@@ -35,7 +36,7 @@ pub(crate) struct TuneOrder {
 }
 
 /// What was done, for a person.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct TuneReport {
     /// Arm whose model was trained.
     pub(crate) arm: String,

@@ -11,6 +11,7 @@ use std::io::{BufRead, Write};
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use receipt::{Finding, Receipt, Verdict};
@@ -142,7 +143,7 @@ pub async fn erased(store: &RedisStore) -> anyhow::Result<BTreeMap<UserId, Times
 }
 
 /// What [`import`] did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Imported {
     /// Lines read.
     pub read: u64,

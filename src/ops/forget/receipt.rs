@@ -3,12 +3,13 @@
 use crate::ops::visible::visible;
 use std::fmt::Write;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use nearshore_core::user::record::Timestamp;
 
 /// The state of one place after an erase.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Nothing is there.
@@ -24,7 +25,7 @@ pub enum Verdict {
 }
 
 /// One place that was searched.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Finding {
     /// The place: a Redis key, a topic, the memory of a role.
     pub place: String,
@@ -58,7 +59,7 @@ impl Finding {
 }
 
 /// The findings of one search for one user.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Receipt {
     /// The user's id.
     pub user: String,

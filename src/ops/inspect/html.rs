@@ -11,7 +11,14 @@ pub enum Page {
     /// The form alone: no user was asked for.
     Ask,
     /// The user was found.
-    Found(Box<View>),
+    Found {
+        /// What is known of the user.
+        view: Box<View>,
+        /// The product that was asked for; empty if none was.
+        product: String,
+        /// Why it is not on the list.
+        why_not: String,
+    },
     /// Nothing is stored of this user.
     Absent {
         /// The user.
@@ -42,7 +49,7 @@ pub fn html(page: &Page) -> Result<String, minijinja::Error> {
     });
     let (user, view, parts, message) = match page {
         Page::Ask => ("", None, Vec::new(), String::new()),
-        Page::Found(view) => {
+        Page::Found { view, .. } => {
             let parts = view.audit.as_ref().map(|audit| audit.times.parts());
             (
                 view.user.as_str(),
@@ -64,9 +71,15 @@ pub fn html(page: &Page) -> Result<String, minijinja::Error> {
             format!("Reading this user failed: {why}"),
         ),
     };
+    let (product, why_not) = match page {
+        Page::Found {
+            product, why_not, ..
+        } => (product.as_str(), why_not.as_str()),
+        _ => ("", ""),
+    };
     let whole = view.and_then(|view| view.audit.as_ref()?.times.whole());
     environment.get_template("page.html")?.render(context! {
-        user, message, parts, whole,
+        user, message, parts, whole, product, why_not,
         view => view.map(Value::from_serialize),
     })
 }

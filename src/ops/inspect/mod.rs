@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -22,7 +23,7 @@ pub use html::{Page, STYLE, html};
 pub use times::{Part, Times};
 
 /// One user, from events to SKUs.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct View {
     /// The user's id.
@@ -46,7 +47,7 @@ pub struct View {
 }
 
 /// A profile as stored.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ProfileView {
     /// Kafka timestamp of its record.
@@ -58,7 +59,7 @@ pub struct ProfileView {
 }
 
 /// One event of the window.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct EventView {
     /// Kafka timestamp.
@@ -78,7 +79,7 @@ pub struct EventView {
 }
 
 /// Fences, version, claim number and activity of a user.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct StateView {
     /// `incarnation/topic/partition:offset` of each partition folded.
@@ -96,7 +97,7 @@ pub struct StateView {
 }
 
 /// A request that is out.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct PendingView {
     /// The record that caused the request; none from a sweep or a refresh.
@@ -106,7 +107,7 @@ pub struct PendingView {
 }
 
 /// The list that is served.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ListView {
     /// Its id.
@@ -132,7 +133,7 @@ pub struct ListView {
 }
 
 /// One name of the list.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct NameView {
     /// The product's name.
@@ -148,7 +149,7 @@ pub struct NameView {
 }
 
 /// One SKU under a name.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct SkuView {
     /// SKU id.
@@ -162,7 +163,7 @@ pub struct SkuView {
 }
 
 /// How the list was made.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct AuditView {
     /// Ids of the rules that fired.
@@ -178,7 +179,7 @@ pub struct AuditView {
 }
 
 /// A name that was not allowed on the list.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DroppedView {
     /// The name.
@@ -188,7 +189,7 @@ pub struct DroppedView {
 }
 
 /// The prompt, rendered again, because it is not stored.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct PromptView {
     /// The text that the model would get now.

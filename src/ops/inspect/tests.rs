@@ -40,10 +40,18 @@ fn page(page: &Page) -> String {
         .replace("&#x2f;", "/")
 }
 
+fn found(view: View) -> Page {
+    Page::Found {
+        view: Box::new(view),
+        product: String::new(),
+        why_not: String::new(),
+    }
+}
+
 #[test]
 fn stored_text_is_escaped_on_pages_and_in_text() {
     let pages = [
-        page(&Page::Found(Box::new(view()))),
+        page(&found(view())),
         page(&Page::Absent { user: EVIL.into() }),
         page(&Page::Failed {
             user: EVIL.into(),
@@ -60,7 +68,7 @@ fn stored_text_is_escaped_on_pages_and_in_text() {
 
 #[test]
 fn the_page_shows_every_step_from_event_to_list() {
-    let page = page(&Page::Found(Box::new(view())));
+    let page = page(&found(view()));
     for part in [
         "2023-11-14T22:13:21.234Z",
         "0/user-events/3:12",
@@ -109,7 +117,7 @@ fn a_user_without_state_or_list_has_a_page_and_a_text() {
         ..View::default()
     };
     assert!(bare.text().contains("fallback is served"));
-    assert!(page(&Page::Found(Box::new(bare))).contains("fallback is served"));
+    assert!(page(&found(bare)).contains("fallback is served"));
     assert!(page(&Page::Ask).contains("Type the id of a user"));
 }
 
@@ -229,4 +237,19 @@ fn a_view_is_built_from_state_list_audit_and_catalogue() {
     );
     assert_eq!(audit.times.whole().as_deref(), Some("31.9 s"));
     assert!(view.prompt.as_ref().is_some_and(|prompt| prompt.moved_on));
+}
+
+#[test]
+fn the_page_explains_a_product_and_escapes_what_is_said() {
+    let page = page(&Page::Found {
+        view: Box::new(view()),
+        product: "<b>wine".into(),
+        why_not: "no: forbidden by <rule>\nrank now 3".into(),
+    });
+    assert!(
+        page.contains("no: forbidden by &lt;rule&gt;\nrank now 3"),
+        "{page}"
+    );
+    assert!(page.contains("value=\"&lt;b&gt;wine\""), "{page}");
+    assert!(!page.contains("<b>") && !page.contains("<rule>"), "{page}");
 }

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use nearshore_core::user::record::Timestamp;
 
 /// When each step happened. `event` and `due` are record times; the others are by the worker's clock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Times {
     /// Time of the record that caused the request.
@@ -23,7 +24,7 @@ pub struct Times {
 }
 
 /// One part of the time from event to list.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Part {
     /// `quiet`, `queue`, `generation`, `publish`.
     pub name: &'static str,

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use minijinja::{Environment, context};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::members::clock::wall_clock;
@@ -23,7 +24,7 @@ const PAGE: usize = 500;
 const MOST_DIFFERENT: usize = 10;
 
 /// The comparison of two namespaces.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Difference {
     /// The first namespace.
     pub a: String,

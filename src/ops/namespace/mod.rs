@@ -6,8 +6,10 @@
 mod diff;
 mod dump;
 mod evaluated;
+mod now;
 mod promote;
 mod retire;
+mod what_if;
 mod why_not;
 
 pub use crate::ops::coverage::is_covered;
@@ -16,7 +18,8 @@ pub use dump::{Dump, dump};
 pub use evaluated::Asked;
 pub use promote::{Bounds, Check, Listing, Note, enroll, list, promote};
 pub use retire::{Retired, retire};
-pub use why_not::why_not;
+pub use what_if::{Supposed, what_if};
+pub use why_not::{Answer, why_not, why_not_in};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

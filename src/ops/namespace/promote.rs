@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
@@ -19,7 +20,7 @@ use nearshore_core::user::record::Timestamp;
 use nearshore_kafka::Admin;
 
 /// The register's entry of a namespace.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Note {
     /// When it was first filled; 0 if it is not in the register.
@@ -50,7 +51,7 @@ pub async fn enroll<S: Store>(store: &S, ns: &str) -> Result<(), store::Error> {
 }
 
 /// One namespace, as `namespace list` shows it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Listing {
     /// Its name.
     pub namespace: String,
@@ -124,7 +125,7 @@ pub struct Bounds {
 }
 
 /// One check before a promotion, and its result.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Check {
     /// Name of the check.
     pub check: &'static str,

@@ -1,35 +1,27 @@
 //! Says why a product is not on a user's list, by what Kafka, Redis and the configuration have now.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
-use anyhow::Context;
-use nearshore_core::list::compose::{ClaimedUser, ListContext};
-use nearshore_core::list::document::Document;
-use nearshore_core::list::terms::Texts;
-use nearshore_core::list::terms::bound::Learned;
 use nearshore_core::list::why_not::{self, WhyNot};
 use nearshore_core::ports::store::Store;
-use nearshore_core::shop::arms::{arm_of, arms_for};
 use nearshore_core::shop::catalogue::{Catalogue, PuIx};
+use nearshore_core::shop::snapshot::Snapshot;
 use nearshore_core::text::same;
 use nearshore_core::user::event::UserId;
-use nearshore_core::user::record::Timestamp;
-use nearshore_core::user::trigger::{Lane, Reason, Request};
+use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::now::UserNow;
 use super::read_catalogue;
 use crate::config::Config;
-use crate::members::clock::wall_clock;
-use crate::members::snapshot::stored_snapshot;
-use crate::ops::evaluate::Plain;
 use crate::ops::visible::visible;
-use crate::run::{Roles, loader_settings};
 
 /// Names closer than this are suggested for one that the catalogue does not have: 1 is equal.
 const ALIKE: f64 = 0.6;
 
 /// Why a product is not on a user's list.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Answer {
     /// The user's id.
     pub user: String,
@@ -39,6 +31,8 @@ pub struct Answer {
     pub arm: String,
     /// Whether the arm gives the model a weight for this user: the model may rank otherwise.
     pub model: bool,
+    /// Shares of the score that are not in the terms, and why.
+    pub unknown: Vec<String>,
     /// Its place on the stored list, from 1.
     pub place: Option<usize>,
     /// The id of the stored list; none if there is none.
@@ -54,67 +48,45 @@ pub async fn why_not<S: Store>(
     user: &UserId,
     product: &str,
 ) -> anyhow::Result<Answer> {
-    let ns = store.active().await?;
-    let ns = ns.unwrap_or_else(|| config.namespace.clone());
     let catalogue = read_catalogue(config).await?.catalogue;
     let product = find(&catalogue, product)?;
-    let no_roles = Roles {
-        ingest: false,
-        generate: false,
-    };
-    let settings = loader_settings(config, no_roles);
-    let snapshot = stored_snapshot(&store, &settings, (catalogue, &ns)).await?;
-    let users = std::slice::from_ref(user);
-    let loaded = store.load(&ns, users).await?.pop().unwrap_or_default();
-    let stored = store.peek(&ns, users).await?.pop().unwrap_or_default();
-    let list = stored.list.and_then(|list| Document::parse(&list.doc).ok());
-
-    let arms = arms_for(&ns, &config.arms);
-    let arm = arm_of(&user.0, &config.arm_seed, &arms).or(arms.first());
-    let arm = arm.with_context(|| format!("namespace {ns} has no arm; see [[arms]]"))?;
-    let ranking = Plain::by_terms(config, arm)?;
-    let catalogue = &snapshot.catalogue;
-    let artefact = ranking.artefact();
-    let learned = artefact.map(|artefact| Learned::bind(artefact, catalogue));
-    let learned = learned.transpose()?;
-    let vectors = artefact.and_then(|artefact| artefact.vectors.clone());
-    let texts = Texts::bind(vectors.into_iter().collect(), catalogue);
-    let context = ListContext {
-        learned: learned.as_ref(),
-        texts: texts.as_ref(),
-        ..ranking.context()
-    };
-    let request = request(&ns, user, wall_clock());
-    let claimed = ClaimedUser {
-        request: &request,
-        state: &loaded.state,
-        claim: loaded.claim,
-    };
-    let place = list.iter().flat_map(|list| &list.pus);
-    let mut places = place.map(|pu| catalogue.by_pu(&pu.pu) == Some(product));
-    Ok(Answer {
-        user: user.0.to_string(),
-        namespace: ns.clone(),
-        arm: arm.id.clone(),
-        model: context.weights.ask_model(),
-        place: places.position(|is_it| is_it).map(|nth| nth + 1),
-        list_id: list.as_ref().map(|list| list.list_id.clone()),
-        now: why_not::why_not(&claimed, (&snapshot, &config.rules), &context, product),
-    })
+    let now = UserNow::read(config, store, user, catalogue).await?;
+    Ok(answer(&now, user, product))
 }
 
-/// A request as of now, which nothing sends.
-fn request(ns: &str, user: &UserId, now: Timestamp) -> Request {
-    Request {
-        v: 1,
-        ns: ns.into(),
-        user: user.clone(),
-        reason: Reason::Refresh,
-        source: None,
-        time: now,
-        due: now,
-        lane: Lane::Backfill,
-        force: false,
+/// Explains it as [`why_not`] does, in a process that has a serving snapshot.
+pub async fn why_not_in<S: Store>(
+    config: &Config,
+    store: &S,
+    snapshot: Arc<Snapshot>,
+    (user, product): (&UserId, &str),
+) -> anyhow::Result<Answer> {
+    let product = find(&snapshot.catalogue, product)?;
+    let ns = store.active().await?;
+    let ns = ns.unwrap_or_else(|| config.namespace.clone());
+    let now = UserNow::of(config, store, (user, &ns), snapshot).await?;
+    Ok(answer(&now, user, product))
+}
+
+fn answer(now: &UserNow, user: &UserId, product: PuIx) -> Answer {
+    let (context, list) = (now.context(), now.list.as_ref());
+    let catalogue = &now.snapshot.catalogue;
+    let mut places = list.into_iter().flat_map(|list| &list.pus);
+    let place = places.position(|pu| catalogue.by_pu(&pu.pu) == Some(product));
+    Answer {
+        user: user.0.to_string(),
+        namespace: now.ns.clone(),
+        arm: now.arm.clone(),
+        model: context.weights.ask_model(),
+        unknown: now.unknown(),
+        place: place.map(|nth| nth + 1),
+        list_id: list.map(|list| list.list_id.clone()),
+        now: why_not::why_not(
+            &now.claimed(),
+            (&now.snapshot, &now.config.rules),
+            &context,
+            product,
+        ),
     }
 }
 
@@ -202,6 +174,9 @@ impl Answer {
                 out,
                 "merchant          pins, or the most names of its category, take its place"
             )?;
+        }
+        for unknown in &self.unknown {
+            writeln!(out, "not known here    {unknown}")?;
         }
         if now.terms.is_empty() {
             return Ok(());

@@ -12,6 +12,7 @@ use nearshore_core::names::matcher::{
 use nearshore_core::text::normalise;
 use nearshore_core::text::vectors::Vectors;
 use nearshore_engine::encoder::Encoder;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Problem, rows};
@@ -31,7 +32,7 @@ pub(crate) struct Shop {
 }
 
 /// A product that a text may mean.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct Meant {
     /// Its name.
     pub(crate) pu: String,
@@ -42,7 +43,7 @@ pub(crate) struct Meant {
 }
 
 /// What a text means.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct Matched {
     /// The text.
     pub(crate) text: String,

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use nearshore_core::shop::naming::{Map, Naming, Untitled, propose};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Problem, rows};
@@ -36,7 +37,7 @@ pub(crate) struct Titles {
 }
 
 /// What was proposed.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct Proposal {
     /// SKUs that were read, without a product.
     pub(crate) skus: usize,
@@ -58,7 +59,7 @@ pub(crate) struct Proposal {
 }
 
 /// How two groupings agree: over pairs of SKUs.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 pub(crate) struct Agreement {
     /// Of pairs with one proposed product, the share with one true product.
     pub(crate) precision: f64,

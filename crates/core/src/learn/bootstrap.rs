@@ -5,8 +5,10 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
+
 /// A mean with its 95 % interval.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize, JsonSchema)]
 pub struct Interval {
     /// The mean over all cases.
     pub mean: f64,

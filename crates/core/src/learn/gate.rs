@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::bootstrap::{Interval, Resampling, paired};
@@ -48,7 +49,7 @@ pub struct GateOptions {
 }
 
 /// A fitted weight.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FittedWeight {
     /// Weight with all terms.
     pub weight: f64,
@@ -61,7 +62,7 @@ pub struct FittedWeight {
 }
 
 /// What came out for one bucket.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BucketFit {
     /// Number of samples.
     pub samples: usize,

@@ -4,6 +4,7 @@
 //! Invariant: the weight is 0 unless its 95 % interval is above 0 and, for users of other folds, nats are better with an
 //! interval above 0 and recall is not worse. It does not know how a model is asked.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::bootstrap::Interval;
@@ -26,7 +27,7 @@ pub struct ModelSample {
 }
 
 /// What came out for the model in one bucket.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelFit {
     /// Number of samples.
     pub samples: usize,

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::list::document::Document;
@@ -120,7 +121,7 @@ impl Comparison {
 }
 
 /// Measures of one namespace's lists.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Side {
     /// Number of users with a list of the model.
     pub listed: u64,
@@ -129,7 +130,7 @@ pub struct Side {
 }
 
 /// Products that only one namespace's lists have.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Products {
     /// Their number.
     pub count: usize,
@@ -138,7 +139,7 @@ pub struct Products {
 }
 
 /// Report of the differences between lists.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Report {
     /// Number of users compared.
     pub users: u64,

@@ -12,4 +12,5 @@ pub mod meant;
 pub mod prompt;
 pub mod select;
 pub mod terms;
+pub mod what_if;
 pub mod why_not;

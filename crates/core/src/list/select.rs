@@ -18,6 +18,7 @@ use std::hash::Hasher;
 use fnv::FnvHasher;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::list::best::{Beta, chances};
@@ -38,7 +39,7 @@ const WEAK: f64 = 1.0;
 const STRONG: f64 = 100.0;
 
 /// Settings of the selection of SKUs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     /// Least weight with which a SKU is open to chance; the others follow by share, without chance.

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::list::compose::{ClaimedUser, ListContext, prepare};
@@ -18,7 +19,7 @@ use crate::shop::snapshot::Snapshot;
 use crate::text::same;
 
 /// Why a product is not on a list that would be made now.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WhyNot {
     /// Id of the product.
     pub pu: String,
@@ -49,7 +50,7 @@ pub struct WhyNot {
 }
 
 /// What a term adds to the score of the product, and of the last one that has a place.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ComparedTerm {
     /// Name of the term.
     pub term: String,
@@ -165,7 +166,7 @@ fn rank(found: &mut WhyNot, mut ask: ScoreRequest, snapshot: &Snapshot, product:
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
@@ -183,7 +184,7 @@ mod tests {
     use crate::user::state::{Profiled, UserState, WindowEvent};
     use crate::user::trigger::{Lane, Reason, Request};
 
-    const NOW: Timestamp = Timestamp(1_000_000);
+    pub(crate) const NOW: Timestamp = Timestamp(1_000_000);
 
     /// Three SKUs of bread, two of milk, one each of tea, wine and a sold-out jam; a list has two names.
     fn catalogue() -> Catalogue {
@@ -198,6 +199,17 @@ mod tests {
     }
 
     fn explained(state: &UserState, product: &str) -> WhyNot {
+        with_context(state, |user, (snapshot, rules), context| {
+            let product = snapshot.catalogue.by_pu(product).expect("a product");
+            why_not(user, (snapshot, rules), context, product)
+        })
+    }
+
+    /// A user with this state, a snapshot of the catalogue above with its rules, and an arm whose lists have two names.
+    pub(crate) fn with_context<T>(
+        state: &UserState,
+        ask: impl FnOnce(&ClaimedUser, (&Snapshot, &[Rule]), &ListContext) -> T,
+    ) -> T {
         let catalogue = Arc::new(catalogue());
         let rules: Vec<Rule> = serde_json::from_value(json!([
             {"id": "minor", "when": {"field": "age", "below": 18}, "forbid": {"attributes": {"alcohol": [true]}}},
@@ -254,8 +266,7 @@ mod tests {
             state,
             claim: 1,
         };
-        let product = snapshot.catalogue.by_pu(product).expect("a product");
-        why_not(&user, (&snapshot, &rules), &context, product)
+        ask(&user, (&snapshot, &rules), &context)
     }
 
     fn of_age(age: Value) -> UserState {

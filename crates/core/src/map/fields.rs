@@ -4,6 +4,7 @@
 //! time in milliseconds) where our contract wants it so; what cannot be is left as it is, and the decoder refuses it by
 //! its name. Of an ignored type nothing else must be right.
 
+use schemars::JsonSchema;
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Number, Value};
@@ -15,7 +16,7 @@ use crate::user::event::{Reject, key_in_envelope};
 use crate::user::record::Record;
 
 /// The unit of a tracker's own time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TimeUnit {
     /// Seconds since 1970.
@@ -30,7 +31,7 @@ pub enum TimeUnit {
 }
 
 /// What becomes of a type that is not in the table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OtherTypes {
     /// The record goes to the dlq.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use strum::VariantNames;
@@ -17,7 +18,7 @@ use super::{Framing, How, Input, ReadAs};
 use crate::user::event::Kind;
 
 /// One `[[inputs]]`: a topic of the shop and how its records are read.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InputSettings {
     /// The topic.

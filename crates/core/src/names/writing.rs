@@ -2,12 +2,13 @@
 //!
 //! Values only; the engine writes, and [`free`](super::free) reads what it wrote.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::scoring::{Cancel, Ended, Prompt};
 
 /// `arms.decoding`: how an arm's model that runs here chooses its tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Decoding {
     /// Most tokens of a text.

@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::user::event::UserId;
@@ -18,7 +19,7 @@ use crate::user::record::{Offset, Partition, Position, Timestamp};
 use crate::user::trigger::{Lane, RATE_LIMIT_MAX, Reason, Request};
 
 /// Settings of how lanes share the engine.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     /// Share of the urgent lane in batches, relative to the others.
@@ -34,12 +35,15 @@ pub struct Policy {
     /// A live or urgent request that waits longer for the model is released, which is counted; its list without the
     /// model stays.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "crate::schema::DurationText")]
     pub max_wait: Duration,
     /// Age at which the live lane is behind its objective.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "crate::schema::DurationText")]
     pub objective: Duration,
     /// A request that waits in memory this long and is still not due is requeued at the end of its lane.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "crate::schema::DurationText")]
     pub requeue_after: Duration,
 }
 

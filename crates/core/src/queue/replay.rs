@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::user::record::{Offset, Partition, Position, Record, Resume, Timestamp};
@@ -247,7 +248,9 @@ fn check_partitions(point: &Point, kept: &[Kept]) -> Result<(), Unfit> {
 }
 
 /// Stage of a replay; each may be entered again after a crash.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
     /// The plan is written; the consumer group is not at its start yet.

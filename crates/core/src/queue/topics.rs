@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::map::{Inputs, ReadAs};
@@ -11,7 +12,7 @@ use crate::user::event::{Format, Source};
 use crate::user::trigger::Lane;
 
 /// Topic names.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Topics {
     /// Events of users.

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::learn::choice::UNSOLD;
@@ -23,14 +24,16 @@ use crate::user::record::Timestamp;
 pub const BUCKET_MS: i64 = 7 * 86_400_000;
 
 /// Settings by which counts become demand.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     /// Time after which a purchase counts half.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "crate::schema::DurationText")]
     pub half_life: Duration,
     /// Buckets older than this are not read, and expire in the store.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "crate::schema::DurationText")]
     pub keep: Duration,
     /// Pseudo-buyers with which a segment's demand is mixed with the demand of all users.
     pub smoothing: f64,
@@ -39,6 +42,7 @@ pub struct Policy {
     pub units_max: u32,
     /// Time between two reads of changed counts.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "crate::schema::DurationText")]
     pub every: Duration,
     /// Freezes counts: only buckets that ended by this time are read, and ages count to the end of the last one. `None`
     /// reads all buckets.

@@ -4,6 +4,7 @@
 //! more than the hash, and arms must not be compared. Invariant: the result depends on counts and shares alone. It does
 //! not know why users are missing.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// A p value under this is a mismatch. Small, because the test is repeated with every look, and chance alone gives one
@@ -12,7 +13,7 @@ use serde::Serialize;
 pub const MISMATCH_BELOW: f64 = 0.001;
 
 /// Pearson's chi-square test of counts against shares.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct ShareTest {
     /// Sum of (observed - expected)² / expected.
     pub chi_square: f64,

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantNames};
 
@@ -45,6 +46,7 @@ const REQUEST_BYTES_MAX: usize = 1 << 16;
     Deserialize,
     IntoStaticStr,
     VariantNames,
+    JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
@@ -71,6 +73,7 @@ pub enum Lane {
     Deserialize,
     IntoStaticStr,
     VariantNames,
+    JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
@@ -90,11 +93,12 @@ pub enum Reason {
 }
 
 /// A request for a list, a record on a `regen-*` topic.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Request {
     /// Format version, 1.
     pub v: u32,
     /// Namespace of the list.
+    #[schemars(regex(pattern = "^(?!nearshore$)[a-z0-9-]{1,32}$"))]
     pub ns: String,
     /// User of the list.
     pub user: UserId,
@@ -102,6 +106,7 @@ pub struct Request {
     pub reason: Reason,
     /// The record that caused the request, `incarnation/topic/partition:offset`; none for a sweep or refresh.
     #[serde(with = "text", default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<crate::schema::PositionText>")]
     pub source: Option<Position>,
     /// Record time of the source (or of the sweep).
     pub time: Timestamp,
@@ -150,7 +155,7 @@ impl Request {
 }
 
 /// Policy of when to request lists. Defaults are those of `config/nearshore.toml`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     /// Activity per event kind and per profile change, in lists (1 = requests a list at once).
@@ -158,24 +163,28 @@ pub struct Policy {
     /// Time between a request and its claim, in which more events of the user are folded. A user without a list does not
     /// wait.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "crate::schema::DurationText")]
     pub quiet_period: Duration,
     /// A pending request older than `due` plus this, by record time, is sent again.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "crate::schema::DurationText")]
     pub pending_max: Duration,
     /// Least time between two claims of a user, from the second of a day on.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "crate::schema::DurationText")]
     pub claim_every: Duration,
     /// Most claims of a user on one day (UTC).
     pub claims_per_day: u32,
     /// A record older than this when it is folded is history: it asks once for a list, in the backfill lane.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "crate::schema::DurationText")]
     pub history_after: Duration,
     /// A user with fewer events than this in the window is sparse: requests go to the urgent lane.
     pub sparse_below: usize,
 }
 
 /// Activity per event, in lists.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct Weights {

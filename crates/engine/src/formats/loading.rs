@@ -3,7 +3,7 @@
 //! Invariant: sizes are of what was read, not of what the configuration says. It does not know how a model is loaded.
 
 /// Figures of a loaded model, for logs and reports.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct Loading {
     /// Name of the family: `llama`, `qwen2`, `gemma3`.
     pub family: String,

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::calibration::{Paths, Scratch, Wanted};
@@ -20,7 +21,7 @@ use nearshore_core::names::trie::{Node, Trie};
 type Logits = BTreeMap<Vec<u32>, Vec<(u32, f32)>>;
 
 /// One choice of the model on the path to a name.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Edge {
     /// The name's tokens from this choice to the next.
     pub text: String,

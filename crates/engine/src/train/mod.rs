@@ -27,6 +27,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use fixedbitset::FixedBitSet;
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -95,7 +96,7 @@ impl From<candle_core::Error> for TuneError {
 }
 
 /// A step that was done.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Step {
     /// Its number, counted from 1; 0 is the first look at the tune cases.
     pub step: usize,
@@ -106,7 +107,7 @@ pub struct Step {
 }
 
 /// What training did.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Tuned {
     /// Numbers that are trained.
     pub numbers: usize,

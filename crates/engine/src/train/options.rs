@@ -2,6 +2,7 @@
 //!
 //! Values only. Invariant: options that [`TuneOptions::check`] passes can be computed. It does not know models.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, VariantNames};
 
@@ -21,6 +22,7 @@ use crate::formats::geometry::Part;
     Display,
     EnumString,
     VariantNames,
+    JsonSchema,
 )]
 #[allow(missing_docs)] // Each is the projection of that name.
 pub enum Target {
@@ -90,7 +92,7 @@ impl Target {
 }
 
 /// Two small matrices beside each of some products.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Lora {
     /// Rows of A and columns of B.
     pub rank: usize,
@@ -124,7 +126,7 @@ impl Lora {
 }
 
 /// Which numbers of a model are trained.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Trained {
     /// An adapter; the model stays as it is.
@@ -134,7 +136,7 @@ pub enum Trained {
 }
 
 /// How a model is trained.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TuneOptions {
     /// Which numbers are trained.
     pub trained: Trained,

@@ -9,6 +9,7 @@ use nearshore_core::learn::gate::{
 };
 use nearshore_core::list::terms::BUCKETS;
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
@@ -18,7 +19,7 @@ use crate::config::Config;
 use crate::ops::evaluate::History;
 
 /// One option, on instead of off or off instead of on.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct Row {
     /// The option with its value; `without …` where it is on.
     pub(crate) option: String,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use nearshore_core::learn::bootstrap::Interval;
 use nearshore_core::learn::model::ModelFit;
+use schemars::JsonSchema;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -67,7 +68,7 @@ impl PromptOrder {
 }
 
 /// What the model adds with a prompt.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct PromptRow {
     /// The option, or the arm's own template.
     pub(crate) option: String,

@@ -14,6 +14,7 @@ use std::time::Duration;
 use nearshore_core::learn::bootstrap::{Interval, Resampling};
 use nearshore_core::learn::off_policy::{Estimate, Found, Question, Refusal, Weighing, evaluate};
 use nearshore_core::user::event::Accepted;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::millis;
@@ -70,7 +71,7 @@ pub(crate) struct Asked {
 }
 
 /// The evaluation, with values per 1000 names.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub(crate) struct OffPolicy {
     /// The policy that is judged.
     pub(crate) target: Weighing,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::replay::Choice;
@@ -20,7 +21,7 @@ const BINS: usize = 20;
 const LEAST: f64 = 1e-4;
 
 /// How good a way is on some choices.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Hits {
     /// Number of choices.
     pub choices: u64,
@@ -33,7 +34,7 @@ pub struct Hits {
 }
 
 /// A way's measures.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Way {
     /// On all choices.
     pub all: Hits,

@@ -9,6 +9,7 @@
 
 mod objective;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::bootstrap::Random;
@@ -115,7 +116,7 @@ pub enum HeadError {
 }
 
 /// How training went.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HeadFit {
     /// Cases learned from.
     pub cases: usize,

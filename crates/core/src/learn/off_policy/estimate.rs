@@ -20,6 +20,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Exposure, Refusal, Weighed};
@@ -33,7 +34,7 @@ const REWARDS_MIN: f64 = 50.0;
 const NAMES_MIN: f64 = 200.0;
 
 /// A value per name, and how much that is above what was earned.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Estimate {
     /// Rewards per name.
     pub value: Interval,
@@ -42,7 +43,7 @@ pub struct Estimate {
 }
 
 /// What the estimates of one place rest on.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct PlaceFound {
     /// The place, from 1.
     pub place: usize,
@@ -59,7 +60,7 @@ pub struct PlaceFound {
 }
 
 /// What a policy would have earned.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Found {
     /// Names.
     pub names: usize,

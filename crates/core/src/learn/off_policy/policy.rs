@@ -4,10 +4,11 @@
 //! candidates that have a weight, in a Plackett-Luce order, and then the others by share without chance), so a policy
 //! that is asked about its own lists gives the propensities that these lists were published with.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How shares and chances of being the best become weights: the settings of a policy that matter to propensities.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Weighing {
     /// Power of the shares.
     pub gamma: f64,

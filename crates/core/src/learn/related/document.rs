@@ -3,6 +3,7 @@
 //! Invariant: the columns of a list have one length, and equal neighbours give equal text. A SKU that too few users
 //! bought has the document of its product. It does not know where documents are kept.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::skus::{Basis, Neighbour};
@@ -11,7 +12,7 @@ use super::skus::{Basis, Neighbour};
 const SCHEMA: u32 = 1;
 
 /// A list of neighbours in columns, best first.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Columns {
     /// SKU ids.
     pub skus: Vec<String>,
@@ -22,7 +23,7 @@ pub struct Columns {
 }
 
 /// The neighbours of a SKU, or of a product's SKUs without a document of their own.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NeighbourDoc {
     /// Schema number.
     schema: u32,

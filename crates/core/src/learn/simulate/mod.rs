@@ -7,6 +7,7 @@
 //!
 //! It is a model of a shop, not of yours: it says which ways fail under which conditions, not how much you will sell.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 mod run;
@@ -23,7 +24,7 @@ pub use world::World;
 use crate::learn::bootstrap::{Interval, Resampling, mean};
 
 /// What the seeds of one way in one world say.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Summary {
     /// Name of the way.
     pub way: String,

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantNames};
 
@@ -15,7 +16,7 @@ use crate::learn::off_policy::Weighing;
 use crate::user::record::{Fences, Position, Timestamp};
 
 /// The audit beside a [`super::Document`].
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Audit {
     /// Id of the list.
@@ -24,6 +25,7 @@ pub struct Audit {
     pub claim: u64,
     /// Seen offsets: the fences of the state that it was made from.
     #[serde(with = "text")]
+    #[schemars(with = "crate::schema::FencesText")]
     pub seen: Fences,
     /// Id of the arm.
     pub arm: String,
@@ -50,6 +52,7 @@ pub struct Audit {
     pub prompt_tokens: u32,
     /// Positions of the events in the prompt.
     #[serde(with = "texts")]
+    #[schemars(with = "Vec<crate::schema::PositionText>")]
     pub events: Vec<Position>,
     /// Number of event lines cut by the token budget.
     pub events_cut: u32,
@@ -89,7 +92,7 @@ impl Audit {
 }
 
 /// The model, as described by the engine.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Model {
     /// File or folder.
@@ -103,7 +106,7 @@ pub struct Model {
 }
 
 /// One name of the list.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct NameAudit {
     /// PU id.
@@ -120,7 +123,7 @@ pub struct NameAudit {
 }
 
 /// The SKUs that a name could have shown, in the order of their shares. The columns have the same length.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct CandidatesAudit {
     /// SKU ids.
@@ -135,7 +138,7 @@ pub struct CandidatesAudit {
 }
 
 /// One SKU of the list.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct SkuAudit {
     /// SKU id.
@@ -147,7 +150,7 @@ pub struct SkuAudit {
 }
 
 /// A name that was left out.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Dropped {
     /// PU id.
     pub pu: String,
@@ -170,6 +173,7 @@ pub struct Dropped {
     Deserialize,
     IntoStaticStr,
     VariantNames,
+    JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
@@ -187,7 +191,7 @@ pub enum Why {
 }
 
 /// Times that make up the age of a list.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Times {
     /// Record time of the request's source.
@@ -196,12 +200,15 @@ pub struct Times {
     pub due: Timestamp,
     /// From due to claimed, seconds.
     #[serde(with = "seconds")]
+    #[schemars(with = "f64")]
     pub queued: Duration,
     /// From claimed to scored, seconds.
     #[serde(with = "seconds")]
+    #[schemars(with = "f64")]
     pub generated: Duration,
     /// From scored to written to the store, seconds.
     #[serde(with = "seconds")]
+    #[schemars(with = "f64")]
     pub published: Duration,
 }
 

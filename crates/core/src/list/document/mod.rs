@@ -11,19 +11,22 @@ mod build;
 mod candidates;
 mod stored_audit;
 mod texts;
+mod update;
 mod written;
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use strum::{IntoStaticStr, VariantNames};
 
-use crate::user::record::{Fences, Timestamp};
+use crate::user::record::Timestamp;
 
 pub use audit::{Audit, CandidatesAudit, Dropped, Model, NameAudit, SkuAudit, Times, Why};
 pub use stored_audit::{StoredAudit, StoredAuditError};
 pub use texts::{ClauseAudit, TextsAudit};
+pub use update::Update;
 pub use written::{RejectedName, WrittenAudit, WrittenName};
 
 pub(crate) use build::{BuiltList, Header, ListBuilder, Scored};
@@ -44,6 +47,7 @@ const SCHEMA: u32 = 1;
     Deserialize,
     IntoStaticStr,
     VariantNames,
+    JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
@@ -101,7 +105,7 @@ impl Stage {
 }
 
 /// The recall document.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "Wire", into = "Wire")]
 pub struct Document {
     /// Id of the list in exposures and audits; see [`list_id`].
@@ -146,8 +150,10 @@ pub enum Error {
 }
 
 /// The document as JSON. Unknown fields are ignored when read.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 struct Wire {
+    /// Version of the format.
+    #[schemars(extend("const" = 1))]
     schema: u32,
     list_id: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -281,64 +287,6 @@ impl Document {
         let pus: BTreeSet<_> = self.pus.iter().map(|shown| &shown.pu).collect();
         let skus: BTreeSet<_> = self.pus.iter().flat_map(|shown| &shown.skus).collect();
         pus.len() == self.pus.len() && skus.len() == self.len()
-    }
-}
-
-/// A list as written to `recall-updates`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Update {
-    /// Claim number that it was made from.
-    pub claim: u64,
-    /// Epoch of its arm.
-    pub epoch: u64,
-    /// Its seen offsets.
-    pub seen: Fences,
-    /// The list.
-    pub doc: Document,
-    /// Its audit.
-    pub audit: Audit,
-}
-
-#[derive(Serialize, Deserialize)]
-struct UpdateWire<T> {
-    claim: u64,
-    epoch: u64,
-    seen: String,
-    doc: T,
-    audit: T,
-}
-
-impl Update {
-    /// The value of the record. Document and audit are JSON already and are embedded unchanged.
-    pub fn json((claim, epoch): (u64, u64), seen: &Fences, (doc, audit): (&str, &str)) -> String {
-        let raw = |text: &str| {
-            let null = || serde_json::value::RawValue::NULL.to_owned();
-            serde_json::value::RawValue::from_string(text.to_owned()).unwrap_or_else(|_| null())
-        };
-        let wire = UpdateWire {
-            claim,
-            epoch,
-            seen: seen.to_string(),
-            doc: raw(doc),
-            audit: raw(audit),
-        };
-        serde_json::to_string(&wire).expect("numbers, a string and two texts of JSON")
-    }
-
-    /// Parses a record's value.
-    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let wire: UpdateWire<serde_json::Value> = serde_json::from_slice(bytes)?;
-        Ok(Self {
-            claim: wire.claim,
-            epoch: wire.epoch,
-            seen: wire
-                .seen
-                .parse()
-                .map_err(|e: crate::user::record::PositionError| serde::de::Error::custom(e))
-                .map_err(Error::Json)?,
-            doc: serde_json::from_value(wire.doc)?,
-            audit: serde_json::from_value(wire.audit)?,
-        })
     }
 }
 

@@ -3,12 +3,13 @@
 //! Invariant: no text of a user is in it: a clause is named by the position of its search or by the field of the
 //! profile. It does not know how texts are read.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::names::meaning::Subject;
 
 /// How the user's texts were read.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct TextsAudit {
     /// Hash of the matcher's model and the table of need terms.
@@ -18,7 +19,7 @@ pub struct TextsAudit {
 }
 
 /// A part of a text.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ClauseAudit {
     /// Position of the search, or `profile:` and the path of the field.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::four_digits;
@@ -18,7 +19,7 @@ const REJECTED_MAX: usize = 20;
 const CHARS_MAX: usize = 64;
 
 /// What was written for a list. A model may repeat words of its prompt, so texts are a user's, as the list is.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct WrittenAudit {
     /// Entries that became names, in the order in which they were written; the rest of the list is the mixture's.
@@ -34,7 +35,7 @@ pub struct WrittenAudit {
 }
 
 /// An entry that became a name.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct WrittenName {
     /// The text.
@@ -46,7 +47,7 @@ pub struct WrittenName {
 }
 
 /// An entry that is no name.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RejectedName {
     /// The text.
     pub text: String,

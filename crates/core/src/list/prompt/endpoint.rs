@@ -4,10 +4,11 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `arms.endpoint`: the server of an arm's model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Endpoint {
     /// Address of the API, as in `https://models.example:8000/v1`.
@@ -20,12 +21,15 @@ pub struct Endpoint {
     pub ca_file: Option<String>,
     /// Most time for a connection.
     #[serde(default = "connect_timeout", with = "humantime_serde")]
+    #[schemars(with = "crate::schema::DurationText")]
     pub connect_timeout: Duration,
     /// Most time for one try, from the request to the last byte of the answer.
     #[serde(default = "read_timeout", with = "humantime_serde")]
+    #[schemars(with = "crate::schema::DurationText")]
     pub read_timeout: Duration,
     /// Most time for the answer about one user: waiting for a free place and all tries.
     #[serde(default = "timeout", with = "humantime_serde")]
+    #[schemars(with = "crate::schema::DurationText")]
     pub timeout: Duration,
     /// Most requests at once.
     #[serde(default = "concurrency")]
@@ -38,6 +42,7 @@ pub struct Endpoint {
     pub failures_max: u32,
     /// How long it is left alone; then one request tries whether it is back.
     #[serde(default = "pause", with = "humantime_serde")]
+    #[schemars(with = "crate::schema::DurationText")]
     pub pause: Duration,
     /// Most tokens of an answer.
     #[serde(default = "max_tokens")]

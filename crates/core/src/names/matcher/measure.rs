@@ -2,6 +2,7 @@
 //!
 //! Invariant: measures depend on the set of outcomes alone. It does not know how they came about.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// What became of one labelled text.
@@ -22,7 +23,7 @@ pub(super) struct Outcome {
 }
 
 /// Measures of labelled texts. A share of no texts is absent.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Measures {
     /// Texts of products that are sold.
     pub sold: usize,

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `[text]`: which texts of users are matched with products and need terms, and how.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TextSettings {
     /// Model of `nearshore match --fit`, relative to the configuration file; empty reads no text.
@@ -20,6 +21,7 @@ pub struct TextSettings {
     pub cache_texts: usize,
     /// Time in which the interest of a search halves.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "crate::schema::DurationText")]
     pub half_life: Duration,
 }
 

@@ -2,6 +2,8 @@
 
 use std::future::Future;
 
+use schemars::JsonSchema;
+
 use crate::user::record::{Offset, Partition, Timestamp};
 
 use super::Error;
@@ -34,7 +36,7 @@ pub enum Availability {
 }
 
 /// A block or unblock by a person.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, JsonSchema)]
 pub struct Block {
     /// A SKU id or a PU id.
     pub id: String,

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::shop::catalogue::{Catalogue, PuIx};
@@ -21,7 +22,7 @@ use crate::user::record::Timestamp;
 pub use validate::validate;
 
 /// What the merchant wishes, as configured: `[merchant]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     /// Most names of one category on a list; 0 is no limit.
@@ -35,7 +36,7 @@ pub struct Policy {
 }
 
 /// A factor by which products weigh more (above 1) or less (below 1). Several boosts of one product multiply.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Boost {
     /// PU id; either this or `category`.
@@ -55,7 +56,7 @@ pub struct Boost {
 }
 
 /// A product that is on every list on which it is permitted and in stock.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pin {
     /// PU id.

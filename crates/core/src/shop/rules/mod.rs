@@ -15,6 +15,7 @@ mod validate;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -30,7 +31,7 @@ pub use validate::{unreachable, validate};
 pub(crate) const DEFAULT_SEGMENT: &str = "default";
 
 /// One rule: when the profile satisfies the condition, the matched products are forbidden.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Stable id, recorded in audits.
@@ -46,7 +47,7 @@ pub struct Rule {
 }
 
 /// A condition on one profile field. Exactly one comparison must be given; `at_least` with `below` is one, a range.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Condition {
     /// Profile field; dots descend into objects: `health.pregnant`.
@@ -69,7 +70,7 @@ pub struct Condition {
 }
 
 /// Selects products. All given parts must match.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Matcher {
     /// PU ids.
@@ -84,7 +85,7 @@ pub struct Matcher {
 }
 
 /// One segment. A user is in the first segment whose conditions hold, else in `default`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Segment {
     /// Name, as in keys and metrics.
@@ -138,11 +139,12 @@ fn normal(text: &str) -> String {
 }
 
 /// The need filter: how long a bought product is not offered again.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Needs {
     /// Category to the time within which a bought product of it is not offered again; none by default.
     #[serde(with = "periods", skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(with = "BTreeMap<String, crate::schema::DurationText>")]
     pub not_again_within: BTreeMap<String, Duration>,
 }
 

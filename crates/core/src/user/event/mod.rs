@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use strum::{IntoStaticStr, VariantNames};
@@ -13,6 +14,7 @@ use crate::user::record::{Position, Timestamp};
 
 mod connect;
 mod decode;
+mod described;
 mod envelope;
 mod fields;
 mod foreign;
@@ -24,11 +26,14 @@ pub use decode::{
     Format, Limits, Source, check_year_range, decode_event, decode_profile, decode_sku,
     decode_user, event_type, key_user,
 };
+pub use described::{ChangeValue, EventValue, ProfileValue, SkuValue};
 pub(crate) use envelope::{key_in_envelope, row_after as change_row};
 pub use reject::Reject;
 
 /// A user id as the source writes it; never empty.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 pub struct UserId(pub std::sync::Arc<str>);
 
 impl fmt::Display for UserId {
@@ -51,6 +56,7 @@ impl fmt::Display for UserId {
     Deserialize,
     IntoStaticStr,
     VariantNames,
+    JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
@@ -138,7 +144,7 @@ pub struct Accepted {
 }
 
 /// One SKU as a record of `catalog` describes it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Sku {
     /// SKU id (the record's key).
     pub sku: String,

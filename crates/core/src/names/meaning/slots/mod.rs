@@ -12,6 +12,7 @@ mod english;
 #[cfg(test)]
 mod tests;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::text::normalise;
@@ -23,7 +24,7 @@ const BYTES_MAX: usize = 1024;
 pub(super) const CLAUSES_MAX: usize = 12;
 
 /// The person that a text is about.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Subject {
     /// The text does not say it.
