@@ -4,9 +4,11 @@
 //! Rows of one pass see each other only through their own user's cache. Invariant: a row's result is equal, bit for
 //! bit, with any other rows in the pass. It does not know prompts, tries or searches.
 
+use std::sync::Arc;
+
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, InplaceOp1, InplaceOp2, Layout, Result, Shape, Storage,
-    Tensor, bail,
+    CpuStorage, CustomOp1, CustomOp2, Device, InplaceOp2, Layout, Result, Shape, Storage, Tensor,
+    bail,
 };
 
 use super::attention::{self, Heads, Queries, Sight, Span};
@@ -14,26 +16,40 @@ use super::extras::Extras;
 use super::kernel;
 use super::kv::{Cache, Sizes};
 use super::linear::Linear;
-use super::smooth::{self, Maxima};
+use super::smooth::{Maxima, Smoothing};
+use super::token_rows::TokenRows;
 use super::vocabulary;
 use crate::Error;
 use crate::formats::families::Gate;
 use crate::formats::geometry::Geometry;
 use crate::formats::open::Opened;
 use crate::formats::rope::Rope;
-use crate::formats::weights::{LayerWeights, Weights};
+use crate::formats::weights::LayerWeights;
+#[cfg(test)]
+use crate::formats::weights::Weights;
 use crate::{Options, Precision};
 
 /// A loaded model.
 pub(crate) struct Network {
-    geometry: Geometry,
-    embedding: Tensor,
-    head: Tensor,
-    norm: Tensor,
+    ends: Ends,
     layers: Vec<Layer>,
 }
 
-struct Layer {
+/// What a network has before and after its layers.
+#[derive(Clone)]
+pub(crate) struct Ends {
+    /// Sizes and constants.
+    pub geometry: Arc<Geometry>,
+    /// `[vocabulary, hidden]`.
+    pub embedding: Arc<TokenRows>,
+    /// `[vocabulary, hidden]`; the embedding itself if the file ties them.
+    pub head: Arc<TokenRows>,
+    /// `[hidden]`: norm before the head.
+    pub norm: Tensor,
+}
+
+/// The weights of one layer, ready to multiply.
+pub(crate) struct Layer {
     attention_norm: Tensor,
     qkv: Linear,
     output: Linear,
@@ -44,6 +60,21 @@ struct Layer {
 }
 
 impl Layer {
+    /// The reference: the `f32` weights multiplied by candle's `gemm`; it records the maxima of each product's inputs.
+    pub(crate) fn watched(weights: &LayerWeights) -> Result<Self> {
+        Self::new(weights, |weight| Linear::watched(weight.clone()))
+    }
+
+    /// The largest magnitude of each input of each product; empty unless they were recorded.
+    pub(crate) fn maxima(&self) -> Maxima {
+        Maxima {
+            qkv: self.qkv.maxima(),
+            output: self.output.maxima(),
+            gate_up: self.gate_up.maxima(),
+            down: self.down.maxima(),
+        }
+    }
+
     fn new(weights: &LayerWeights, linear: impl Fn(&Tensor) -> Result<Linear>) -> Result<Self> {
         Ok(Self {
             attention_norm: weights.attention_norm.clone(),
@@ -86,51 +117,40 @@ impl Network {
             what: "weights".into(),
             source: Box::new(source),
         };
-        let packed = |layer: LayerWeights| {
-            Layer::new(&layer, |weight| Linear::packed(weight, options)).map_err(failed)
+        let ends = model.ends()?;
+        let mut smoothing = match options.precision {
+            Precision::Int8 => Some(Smoothing::new(&ends, samples).map_err(failed)?),
+            Precision::F32 | Precision::Bf16 => None,
         };
-        let mut weights = model.without_layers()?;
-        let count = model.geometry().layers;
+        let mut layers = Vec::with_capacity(ends.geometry.layers);
         // Layer by layer, so that never all layers are in memory in both forms.
-        if options.precision != Precision::Int8 {
-            let layers = (0..count).map(|nth| packed(model.layer(nth)?));
-            let layers = layers.collect::<std::result::Result<_, _>>()?;
-            return Ok(Self::of(&weights, layers));
+        for nth in 0..ends.geometry.layers {
+            let mut weights = model.layer(nth)?;
+            if let Some(smoothing) = &mut smoothing {
+                (smoothing.smooth(nth, &mut weights, options.threads)).map_err(failed)?;
+            }
+            let packed = Layer::new(&weights, |weight| Linear::packed(weight, options));
+            layers.push(packed.map_err(failed)?);
         }
-        let layers = (0..count).map(|nth| model.layer(nth));
-        weights.layers = layers.collect::<std::result::Result<_, _>>()?;
-        smooth::smooth(&mut weights, samples, options.threads).map_err(failed)?;
-        let layers = std::mem::take(&mut weights.layers).into_iter().map(packed);
-        let layers = layers.collect::<std::result::Result<_, _>>()?;
-        Ok(Self::of(&weights, layers))
+        Ok(Self { ends, layers })
     }
 
-    /// The reference: the `f32` weights multiplied by candle's `gemm`; it records the maxima of each product's inputs.
+    /// The reference of tests: [`Layer::watched`] of each layer.
+    #[cfg(test)]
     pub(crate) fn watched(weights: &Weights) -> Result<Self> {
-        let layers = (weights.layers.iter())
-            .map(|layer| Layer::new(layer, |weight| Linear::watched(weight.clone())));
-        Ok(Self::of(weights, layers.collect::<Result<_>>()?))
-    }
-
-    fn of(weights: &Weights, layers: Vec<Layer>) -> Self {
-        Self {
-            layers,
-            geometry: weights.geometry.clone(),
-            embedding: weights.embedding.clone(),
-            head: weights.head.clone(),
-            norm: weights.norm.clone(),
-        }
-    }
-
-    /// The largest magnitude of each input of each layer's products; empty unless they were recorded.
-    pub(crate) fn maxima(&self) -> Vec<Maxima> {
-        let maxima = |layer: &Layer| Maxima {
-            qkv: layer.qkv.maxima(),
-            output: layer.output.maxima(),
-            gate_up: layer.gate_up.maxima(),
-            down: layer.down.maxima(),
+        let layers = weights.layers.iter().map(Layer::watched);
+        let rows = |matrix: &Tensor| -> Result<Arc<TokenRows>> {
+            let numbers = matrix.flatten_all()?.to_vec1()?;
+            Ok(Arc::new(TokenRows::new(numbers, weights.geometry.hidden)))
         };
-        self.layers.iter().map(maxima).collect()
+        let ends = Ends {
+            geometry: Arc::new(weights.geometry.clone()),
+            embedding: rows(&weights.embedding)?,
+            head: rows(&weights.head)?,
+            norm: weights.norm.clone(),
+        };
+        let layers = layers.collect::<Result<_>>()?;
+        Ok(Self { ends, layers })
     }
 
     /// Bytes of the layers' weights.
@@ -147,17 +167,12 @@ impl Network {
 
     /// Sizes and constants.
     pub(crate) fn geometry(&self) -> &Geometry {
-        &self.geometry
+        &self.ends.geometry
     }
 
     /// Sizes of a [`Cache`] for this network.
     pub(crate) fn sizes(&self) -> Sizes {
-        Sizes {
-            layers: self.geometry.layers,
-            heads: self.geometry.kv_heads,
-            width: self.geometry.head_dim,
-            number: size_of::<f32>(),
-        }
+        self.ends.sizes(self.layers.len())
     }
 
     /// Computes the rows, adds their keys and values to `caches`, and returns the hidden state before the head of each
@@ -168,100 +183,144 @@ impl Network {
         caches: &mut [Cache],
         threads: usize,
     ) -> Result<Vec<f32>> {
-        let ids = Tensor::new(pass.tokens.as_slice(), self.embedding.device())?;
-        let mut hidden = self.embedding.index_select(&ids, 0)?;
-        let scale = self.geometry.embedding_scale();
-        if scale != 1.0 {
-            hidden.inplace_op1(&Scale(scale))?;
-        }
-        let ropes = self.geometry.ropes.iter();
-        let angles: Vec<Angles> = ropes
-            .map(|rope| Angles::new(rope, &pass.positions))
-            .collect();
-        let last = self.layers.len() - 1;
-        let narrow = pass.narrow();
+        let step = Step::new(&self.ends.geometry, pass, threads);
+        let mut hidden = self.ends.embedded(&pass.tokens)?;
         for (nth, layer) in self.layers.iter().enumerate() {
-            let qkv = layer
-                .qkv
-                .forward(&self.normed(&hidden, &layer.attention_norm)?, threads)?;
-            layer.extras.onto_qkv(&qkv)?;
-            let view = self.geometry.views[nth];
-            let mut queries = self.split(&qkv, pass, &angles[view.rope], nth, caches)?;
-            let mut sees = pass;
-            if nth == last {
-                // In the last layer only keys and values of the other rows are needed.
-                let wanted: Vec<u32> = pass.wanted.iter().map(|row| *row as u32).collect();
-                let wanted = Tensor::new(wanted, hidden.device())?;
-                hidden = hidden.index_select(&wanted, 0)?;
-                queries = gather(
-                    &queries,
-                    &pass.wanted,
-                    self.heads().queries * self.heads().width,
-                );
-                sees = &narrow;
-            }
-            let seen = Queries {
-                heads: self.heads(),
-                values: &queries,
-                sights: &sees.sights,
-                window: view.window,
-            };
-            let mixed = attention::attend(seen, &sees.spans, caches, nth);
-            let mixed = Tensor::from_vec(mixed, (sees.sights.len(), ()), hidden.device())?;
-            let mixed = layer.output.forward(&mixed, threads)?;
-            layer.extras.onto_output(&mixed)?;
-            hidden.inplace_op2(&mixed, &AddTo)?;
-            let normed = self.normed(&hidden, &layer.feed_norm)?;
-            let gated = layer
-                .gate_up
-                .forward(&normed, threads)?
-                .apply_op1_no_bwd(&Gated(self.geometry.family.gate))?;
-            let down = layer.down.forward(&gated, threads)?;
-            layer.extras.onto_down(&down)?;
-            hidden.inplace_op2(&down, &AddTo)?;
+            hidden = step.layer(nth, layer, hidden, caches, nth)?;
         }
         for span in &pass.spans {
             let rows = span.rows.len();
             let (positions, nodes) = if pass.nodes { (0, rows) } else { (rows, 0) };
             caches[span.cache].advance(positions, nodes);
         }
-        self.normed(&hidden, &self.norm)?.flatten_all()?.to_vec1()
+        step.normed(&hidden, &self.ends.norm)?
+            .flatten_all()?
+            .to_vec1()
     }
 
     /// Logits of some tokens from one hidden state.
     pub(crate) fn logits(&self, hidden: &[f32], tokens: &[u32]) -> Result<Vec<f32>> {
-        let (storage, layout) = self.head.storage_and_layout();
-        let Storage::Cpu(CpuStorage::F32(head)) = &*storage else {
-            bail!("head is not f32 on the cpu")
-        };
-        let width = self.geometry.hidden;
-        let row = |token: u32| head.get(layout.start_offset() + token as usize * width..);
+        let geometry = &self.ends.geometry;
         (tokens.iter())
-            .map(
-                |token| match row(*token).and_then(|rows| rows.get(..width)) {
-                    Some(row) => Ok(self.geometry.capped(kernel::dot(hidden, row))),
-                    None => bail!("token {token} is not in the vocabulary"),
-                },
-            )
+            .map(|token| match self.ends.head.row(*token) {
+                Some(row) => Ok(geometry.capped(kernel::dot(hidden, row))),
+                None => bail!("token {token} is not in the vocabulary"),
+            })
             .collect()
     }
 
     /// Logits of the whole vocabulary from each hidden state, on at most `threads` threads of the current pool.
     pub(crate) fn all_logits(&self, hidden: &[&[f32]], threads: usize) -> Result<Vec<Vec<f32>>> {
-        let (storage, layout) = self.head.storage_and_layout();
-        let (Storage::Cpu(CpuStorage::F32(head)), Some((from, to))) =
-            (&*storage, layout.contiguous_offsets())
-        else {
-            bail!("head is not contiguous f32 on the cpu")
-        };
-        let products = vocabulary::products(&head[from..to], hidden, threads);
+        let products = vocabulary::products(self.ends.head.whole(), hidden, threads);
         let capped = products.into_iter().map(|mut logits| {
             logits
                 .iter_mut()
-                .for_each(|logit| *logit = self.geometry.capped(*logit));
+                .for_each(|logit| *logit = self.ends.geometry.capped(*logit));
             logits
         });
         Ok(capped.collect())
+    }
+}
+
+impl Ends {
+    /// Sizes of a [`Cache`] for some layers.
+    pub(crate) fn sizes(&self, layers: usize) -> Sizes {
+        Sizes {
+            layers,
+            heads: self.geometry.kv_heads,
+            width: self.geometry.head_dim,
+            number: size_of::<f32>(),
+        }
+    }
+
+    /// The rows of `tokens` before the first layer, `[tokens, hidden]`.
+    pub(crate) fn embedded(&self, tokens: &[u32]) -> Result<Tensor> {
+        let mut rows = match self.embedding.gather(tokens) {
+            Ok(rows) => rows,
+            Err(token) => bail!("token {token} is not in the vocabulary"),
+        };
+        let scale = self.geometry.embedding_scale();
+        if scale != 1.0 {
+            kernel::scale(&mut rows, scale);
+        }
+        Tensor::from_vec(rows, (tokens.len(), self.geometry.hidden), &Device::Cpu)
+    }
+}
+
+/// A pass on its way through the layers.
+pub(crate) struct Step<'a> {
+    geometry: &'a Geometry,
+    pass: &'a Pass,
+    /// The wanted rows alone.
+    narrow: Pass,
+    /// One for each rope of the model.
+    angles: Vec<Angles>,
+    threads: usize,
+}
+
+impl<'a> Step<'a> {
+    /// Prepares what all layers need.
+    pub(crate) fn new(geometry: &'a Geometry, pass: &'a Pass, threads: usize) -> Self {
+        let ropes = geometry.ropes.iter();
+        Self {
+            geometry,
+            pass,
+            narrow: pass.narrow(),
+            angles: (ropes.map(|rope| Angles::new(rope, &pass.positions))).collect(),
+            threads,
+        }
+    }
+
+    /// Computes the `nth` layer of the model, whose keys and values are layer `kept` of `caches`: `[rows, hidden]` ->
+    /// `[rows, hidden]`, after the last layer `[wanted, hidden]`.
+    pub(crate) fn layer(
+        &self,
+        nth: usize,
+        layer: &Layer,
+        mut hidden: Tensor,
+        caches: &mut [Cache],
+        kept: usize,
+    ) -> Result<Tensor> {
+        let (pass, threads) = (self.pass, self.threads);
+        let qkv = layer
+            .qkv
+            .forward(&self.normed(&hidden, &layer.attention_norm)?, threads)?;
+        layer.extras.onto_qkv(&qkv)?;
+        let view = self.geometry.views[nth];
+        let mut queries = self.split(&qkv, &self.angles[view.rope], kept, caches)?;
+        let mut sees = pass;
+        if nth + 1 == self.geometry.layers {
+            // In the last layer only keys and values of the other rows are needed.
+            let wanted: Vec<u32> = pass.wanted.iter().map(|row| *row as u32).collect();
+            let wanted = Tensor::new(wanted, hidden.device())?;
+            hidden = hidden.index_select(&wanted, 0)?;
+            queries = gather(
+                &queries,
+                &pass.wanted,
+                self.heads().queries * self.heads().width,
+            );
+            sees = &self.narrow;
+        }
+        let seen = Queries {
+            heads: self.heads(),
+            values: &queries,
+            sights: &sees.sights,
+            window: view.window,
+        };
+        let mixed = attention::attend(seen, &sees.spans, caches, kept);
+        let mixed = Tensor::from_vec(mixed, (sees.sights.len(), ()), hidden.device())?;
+        let mixed = layer.output.forward(&mixed, threads)?;
+        layer.extras.onto_output(&mixed)?;
+        hidden.inplace_op2(&mixed, &AddTo)?;
+        let normed = self.normed(&hidden, &layer.feed_norm)?;
+        let gated = layer
+            .gate_up
+            .forward(&normed, threads)?
+            .apply_op1_no_bwd(&Gated(self.geometry.family.gate))?;
+        let down = layer.down.forward(&gated, threads)?;
+        layer.extras.onto_down(&down)?;
+        hidden.inplace_op2(&down, &AddTo)?;
+        Ok(hidden)
     }
 
     fn heads(&self) -> Heads {
@@ -286,7 +345,6 @@ impl Network {
     fn split(
         &self,
         qkv: &Tensor,
-        pass: &Pass,
         angles: &Angles,
         layer: usize,
         caches: &mut [Cache],
@@ -298,7 +356,7 @@ impl Network {
             bail!("qkv is not contiguous f32 on the cpu")
         };
         let qkv = &qkv[from..until];
-        let heads = self.heads();
+        let (pass, heads) = (self.pass, self.heads());
         let (wide, narrow) = (heads.queries * heads.width, heads.keys * heads.width);
         let half = heads.width / 2;
         let mut queries = Vec::with_capacity(pass.tokens.len() * wide);
@@ -429,25 +487,6 @@ impl InplaceOp2 for AddTo {
         match (x, x_layout.contiguous_offsets()) {
             (CpuStorage::F32(x), Some((from, to))) => {
                 kernel::add(&mut x[from..to], y);
-                Ok(())
-            }
-            _ => bail!("not contiguous f32"),
-        }
-    }
-}
-
-/// `x · factor`, in place.
-struct Scale(f32);
-
-impl InplaceOp1 for Scale {
-    fn name(&self) -> &'static str {
-        "scale"
-    }
-
-    fn cpu_fwd(&self, x: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        match (x, layout.contiguous_offsets()) {
-            (CpuStorage::F32(x), Some((from, to))) => {
-                kernel::scale(&mut x[from..to], self.0);
                 Ok(())
             }
             _ => bail!("not contiguous f32"),

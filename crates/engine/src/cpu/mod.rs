@@ -11,4 +11,5 @@ pub(crate) mod linear;
 #[doc(hidden)]
 pub mod packed;
 pub(crate) mod smooth;
+pub(crate) mod token_rows;
 mod vocabulary;

@@ -2,16 +2,17 @@
 //!
 //! Decides a factor per input of each product, from magnitudes measured on a few fixed prompts. A column of weights is
 //! multiplied by the factor, and what produces that input is divided by it: the norm before, the rows of `up`, the rows
-//! of `v`. Invariant: the model computes the same function, up to rounding. It does not know how weights are rounded.
+//! of `v`. Magnitudes are measured layer by layer, as the layers are read, so that one layer is in memory at a time.
+//! Invariant: the model computes the same function, up to rounding. It does not know how weights are rounded.
 
 use candle_core::{Result, Tensor};
 
-use super::forward::{Network, Pass};
+use super::forward::{Ends, Layer, Pass, Step};
 use super::kv::Cache;
 use crate::Error;
 use crate::formats::geometry::Geometry;
 use crate::formats::text::Text;
-use crate::formats::weights::{LayerWeights, Weights};
+use crate::formats::weights::LayerWeights;
 use nearshore_core::names::scoring::Prompt;
 
 /// Prompts on which magnitudes are measured: two like those of a shop, and plain text.
@@ -48,19 +49,50 @@ pub(crate) fn samples(text: &Text) -> std::result::Result<Vec<Vec<u32>>, Error> 
     PROMPTS.iter().map(prompt).collect()
 }
 
-/// Smooths all layers by the magnitudes measured on `samples`.
-pub(crate) fn smooth(weights: &mut Weights, samples: &[Vec<u32>], threads: usize) -> Result<()> {
-    let network = Network::watched(weights)?;
-    for sample in samples.iter().filter(|sample| !sample.is_empty()) {
-        let mut pass = Pass::default();
-        pass.add_prompt(0, 0, sample);
-        network.forward(&pass, &mut [Cache::new(network.sizes())], threads)?;
+/// The prompts on their way through the layers, whose weights are smoothed one after the other.
+pub(crate) struct Smoothing<'a> {
+    ends: &'a Ends,
+    samples: Vec<Sample>,
+}
+
+struct Sample {
+    pass: Pass,
+    /// Before the next layer, as the weights of the file compute it: `[rows, hidden]`.
+    hidden: Tensor,
+}
+
+impl<'a> Smoothing<'a> {
+    /// Puts `samples` before the first layer.
+    pub(crate) fn new(ends: &'a Ends, samples: &[Vec<u32>]) -> Result<Self> {
+        let sample = |tokens: &Vec<u32>| {
+            let mut pass = Pass::default();
+            pass.add_prompt(0, 0, tokens);
+            let hidden = ends.embedded(tokens)?;
+            Ok(Sample { pass, hidden })
+        };
+        let samples = samples.iter().filter(|tokens| !tokens.is_empty());
+        let samples = samples.map(sample).collect::<Result<_>>()?;
+        Ok(Self { ends, samples })
     }
-    let maxima = network.maxima();
-    for (layer, maxima) in weights.layers.iter_mut().zip(maxima) {
-        balance(layer, &maxima, &weights.geometry)?;
+
+    /// Smooths the weights of the next layer, which is the `nth`.
+    pub(crate) fn smooth(
+        &mut self,
+        nth: usize,
+        weights: &mut LayerWeights,
+        threads: usize,
+    ) -> Result<()> {
+        let layer = Layer::watched(weights)?;
+        for sample in &mut self.samples {
+            let step = Step::new(&self.ends.geometry, &sample.pass, threads);
+            // Keys and values of a layer are needed in that layer alone.
+            let mut caches = [Cache::new(self.ends.sizes(1))];
+            sample.hidden = step.layer(nth, &layer, sample.hidden.clone(), &mut caches, 0)?;
+        }
+        let maxima = layer.maxima();
+        drop(layer);
+        balance(weights, &maxima, &self.ends.geometry)
     }
-    Ok(())
 }
 
 /// The largest magnitude of each input of one layer's products.

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
@@ -23,6 +24,8 @@ use super::tensor::Kind;
 use super::text::Text;
 use super::weights::{LayerWeights, Weights};
 use crate::cpu::extras::{Extras, HeadNorms, ResultNorms};
+use crate::cpu::forward::Ends;
+use crate::cpu::token_rows::TokenRows;
 use crate::{Error, Info};
 
 /// A model whose headers are read and checked. Weights are read from their files when they are asked for.
@@ -173,6 +176,33 @@ impl Opened {
              {why}; add the chat_template.jinja of its repository to the folder, or use a GGUF with \
              tokenizer.chat_template; ignore this if it is a base model"
         ))
+    }
+
+    /// Reads what a network on the CPU has before and after its layers.
+    pub(crate) fn ends(&self) -> Result<Ends, Error> {
+        let embedding = Arc::new(self.token_rows(Part::Embedding)?);
+        let head = match self.geometry.tied {
+            true => Arc::clone(&embedding),
+            false => Arc::new(self.token_rows(Part::Head)?),
+        };
+        Ok(Ends {
+            geometry: Arc::new(self.geometry.clone()),
+            embedding,
+            head,
+            norm: self.stack(&[Part::Norm], &[self.geometry.hidden])?,
+        })
+    }
+
+    /// A matrix with a row for each token, in the type of the file. Adapters leave it as it is.
+    fn token_rows(&self, part: Part) -> Result<TokenRows, Error> {
+        let name = self.source.name(part);
+        let (Some((file, entry)), Some(bytes)) =
+            (self.source.tensor(&name), self.source.bytes(&name))
+        else {
+            return Err(Error::load(&self.path, format!("tensor {name} is missing")));
+        };
+        let rows = TokenRows::encoded(entry.kind, bytes, self.geometry.hidden);
+        rows.map_err(|e| Error::load(file, format!("tensor {name}: {e}")))
     }
 
     /// Reads the weights before and after the layers; `layers` is empty.

@@ -19,6 +19,7 @@ mod device;
 mod encoder;
 mod folder;
 mod gemma;
+mod memory;
 mod precision;
 mod search;
 mod tune;
