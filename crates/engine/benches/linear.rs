@@ -55,7 +55,7 @@ fn linear(c: &mut Criterion) {
         let w = noise(out * inner);
         let mut kinds = Vec::new();
         for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
-            for isa in [Isa::Plain, Isa::Avx2, Isa::Avx512] {
+            for isa in [Isa::Plain, Isa::Avx2, Isa::AvxVnni, Isa::Avx512] {
                 // Instructions that the machine lacks would measure the next poorer ones again.
                 if tier(precision, Some(isa)) == isa {
                     let packed = Packed::new(&w, inner, precision, Some(isa));

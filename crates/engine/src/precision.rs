@@ -49,6 +49,8 @@ pub enum Isa {
     Plain,
     /// AVX2 and FMA.
     Avx2,
+    /// AVX2 and FMA, with AVX-VNNI where a precision needs it.
+    AvxVnni,
     /// AVX-512, with BF16 and VNNI where a precision needs them.
     Avx512,
 }

@@ -65,6 +65,7 @@ fn weights_of_less_precision_give_logits_near_those_of_f32() {
         (Precision::Bf16, Some(Isa::Avx2), 0.5),
         (Precision::Int8, None, 1.5),
         (Precision::Int8, Some(Isa::Avx2), 1.5),
+        (Precision::Int8, Some(Isa::AvxVnni), 1.5),
     ] {
         let (narrow, dtype) = logits(precision, isa);
         let worst = worst(&narrow);

@@ -13,7 +13,7 @@ use super::round::GROUP;
 use super::{Kernel, Scales, Tile, accumulate};
 
 /// Columns of a panel: two registers of sums for each row.
-const COLUMNS: usize = LANES;
+pub(super) const COLUMNS: usize = LANES;
 
 /// Units of two values in a group.
 const UNITS: usize = GROUP / 2;
@@ -81,13 +81,8 @@ impl Kernel for Int16 {
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
         #[target_feature(enable = "avx2,fma")]
         unsafe fn inner<const M: usize>(tile: Tile<Int16>) {
-            let wide = |w: &[[i16; 2]; COLUMNS]| {
-                let w: *const __m256i = w.as_ptr().cast();
-                // SAFETY: the columns are two registers.
-                unsafe { [_mm256_loadu_si256(w), _mm256_loadu_si256(w.add(1))] }
-            };
             // SAFETY: the caller keeps the contract of this function.
-            unsafe { integers::<Int16, M>(tile, wide) }
+            unsafe { integers::<Int16, M>(tile, |w| two(w), |sum, x, w| add_pairs(sum, x, w)) }
         }
         // SAFETY: the caller keeps the contract of this function.
         unsafe { inner::<M>(tile) }
@@ -126,7 +121,7 @@ impl Kernel for Int8 {
                 [_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high)]
             };
             // SAFETY: the caller keeps the contract of this function.
-            unsafe { integers::<Int8, M>(tile, wide) }
+            unsafe { integers::<Int8, M>(tile, wide, |sum, x, w| add_pairs(sum, x, w)) }
         }
         // SAFETY: the caller keeps the contract of this function.
         unsafe { inner::<M>(tile) }
@@ -139,15 +134,33 @@ fn convert(row: &[f32], units: &mut [[i16; 2]], scales: &mut [f32], most: f32) {
     portable::groups::<i16>(row, scales, units, most, |value| value as i16);
 }
 
-/// `M` rows of a panel of integers; `wide` loads the weights of two `k` as 16 bits.
+/// The weights of two `k`, which have 16 bits already.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn two(weights: &[[i16; 2]; COLUMNS]) -> [__m256i; 2] {
+    let from: *const __m256i = weights.as_ptr().cast();
+    // SAFETY: the columns are two registers.
+    unsafe { [_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1))] }
+}
+
+/// `sum` and the products of two `k`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_pairs(sum: __m256i, x: __m256i, w: __m256i) -> __m256i {
+    _mm256_add_epi32(sum, _mm256_madd_epi16(x, w))
+}
+
+/// `M` rows of a panel of integers; `wide` loads the weights of two `k` as 16 bits, `add` adds their products to sums.
+///
+/// It is inlined into functions that are compiled for the instructions of `add`.
 ///
 /// # Safety
-/// The contract of [`Kernel::multiply`].
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn integers<K, const M: usize>(
+/// The contract of [`Kernel::multiply`]; the machine has AVX2, FMA and what `wide` and `add` need.
+#[inline(always)]
+pub(super) unsafe fn integers<K, const M: usize>(
     tile: Tile<K>,
     wide: impl Fn(&[K::Weight; COLUMNS]) -> [__m256i; 2],
+    add: impl Fn(__m256i, __m256i, __m256i) -> __m256i,
 ) where
     K: Kernel<Input = [i16; 2]>,
 {
@@ -155,9 +168,10 @@ unsafe fn integers<K, const M: usize>(
     let (scales, _) = tile.weight_scales.as_chunks::<COLUMNS>();
     let groups = scales.len();
     let weights = tile.weights.chunks_exact(UNITS * COLUMNS);
-    let mut sums = [[_mm256_setzero_ps(); 2]; M];
+    let mut sums = zeros();
     for (nth, (weights, scales)) in weights.zip(scales).enumerate() {
-        let mut whole = [[_mm256_setzero_si256(); 2]; M];
+        // SAFETY: the caller's machine has AVX2.
+        let mut whole = [[unsafe { _mm256_setzero_si256() }; 2]; M];
         let (weights, _) = weights.as_chunks::<COLUMNS>();
         let inputs = &tile.inputs[nth * UNITS..];
         accumulate(
@@ -166,25 +180,54 @@ unsafe fn integers<K, const M: usize>(
             stride,
             weights.iter().map(&wide),
             |sum, x, w| {
-                // SAFETY: a unit is 2 values of 16 bits.
-                let x = unsafe { std::mem::transmute::<[i16; 2], i32>(x) };
-                _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_set1_epi32(x), w))
+                // SAFETY: a unit is 2 values of 16 bits; the caller's machine has AVX2.
+                let x = unsafe { _mm256_set1_epi32(std::mem::transmute::<[i16; 2], i32>(x)) };
+                add(sum, x, w)
             },
         );
-        let scales: *const f32 = scales.as_ptr();
-        // SAFETY: `COLUMNS` values are two registers.
-        let scales = unsafe { [_mm256_loadu_ps(scales), _mm256_loadu_ps(scales.add(8))] };
-        for (row, (sums, whole)) in sums.iter_mut().zip(whole).enumerate() {
-            let x = _mm256_set1_ps(tile.input_scales[row * groups + nth]);
-            for ((sum, whole), w) in sums.iter_mut().zip(whole).zip(scales) {
-                *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), _mm256_mul_ps(x, w), *sum);
-            }
+        let input_scales = |row: usize| tile.input_scales[row * groups + nth];
+        // SAFETY: the caller's machine has AVX2 and FMA.
+        unsafe { scale_onto(&mut sums, &whole, scales, input_scales) };
+    }
+    // SAFETY: the caller keeps the contract of this function.
+    unsafe { store(&sums, tile.out, tile.stride) };
+}
+
+/// Sums of no products.
+pub(super) fn zeros<const M: usize>() -> [[__m256; 2]; M] {
+    // SAFETY: zeros are floats.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Adds the sums of a group, times the scales of its columns and of each row, to the rows' sums.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn scale_onto<const M: usize>(
+    sums: &mut [[__m256; 2]; M],
+    whole: &[[__m256i; 2]; M],
+    scales: &[f32; COLUMNS],
+    input_scale: impl Fn(usize) -> f32,
+) {
+    let scales: *const f32 = scales.as_ptr();
+    // SAFETY: `COLUMNS` values are two registers.
+    let scales = unsafe { [_mm256_loadu_ps(scales), _mm256_loadu_ps(scales.add(8))] };
+    for (row, (sums, whole)) in sums.iter_mut().zip(whole).enumerate() {
+        let x = _mm256_set1_ps(input_scale(row));
+        for ((sum, whole), w) in sums.iter_mut().zip(whole).zip(scales) {
+            *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(*whole), _mm256_mul_ps(x, w), *sum);
         }
     }
+}
+
+/// # Safety
+/// `out` may be written for `COLUMNS` values in each of `M` rows, which are `stride` values apart.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn store<const M: usize>(sums: &[[__m256; 2]; M], out: *mut f32, stride: usize) {
     for (row, [low, high]) in sums.iter().enumerate() {
         // SAFETY: the writes are within the `COLUMNS` values of one of `M` rows.
         unsafe {
-            let out = tile.out.add(row * tile.stride);
+            let out = out.add(row * stride);
             _mm256_storeu_ps(out, *low);
             _mm256_storeu_ps(out.add(8), *high);
         }

@@ -15,6 +15,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+mod avxvnni;
+#[cfg(target_arch = "x86_64")]
 mod halves;
 mod portable;
 mod round;
@@ -180,10 +182,17 @@ pub fn tier(precision: Precision, isa_max: Option<Isa>) -> Isa {
         if wide && isa_max >= Isa::Avx512 {
             return Isa::Avx512;
         }
-        if std::arch::is_x86_feature_detected!("avx2")
-            && std::arch::is_x86_feature_detected!("fma")
-            && isa_max >= Isa::Avx2
+        let is_avx2 = std::arch::is_x86_feature_detected!("avx2")
+            && std::arch::is_x86_feature_detected!("fma");
+        // Its instructions are of integers.
+        if is_avx2
+            && precision != Precision::F32
+            && std::arch::is_x86_feature_detected!("avxvnni")
+            && isa_max >= Isa::AvxVnni
         {
+            return Isa::AvxVnni;
+        }
+        if is_avx2 && isa_max >= Isa::Avx2 {
             return Isa::Avx2;
         }
     }
@@ -195,15 +204,17 @@ pub fn tier(precision: Precision, isa_max: Option<Isa>) -> Isa {
 fn pick(w: &[f32], inner: usize, precision: Precision, tier: Isa) -> Box<dyn Multiply> {
     match (precision, tier) {
         (Precision::F32, Isa::Avx512) => Panels::<avx512::F32>::boxed(w, inner),
-        (Precision::F32, Isa::Avx2) => Panels::<avx2::F32>::boxed(w, inner),
+        (Precision::F32, Isa::Avx2 | Isa::AvxVnni) => Panels::<avx2::F32>::boxed(w, inner),
         (Precision::F32, Isa::Plain) => Panels::<portable::F32>::boxed(w, inner),
         (Precision::Bf16, Isa::Avx512) if halves::is_faster() => {
             Panels::<halves::Half>::boxed(w, inner)
         }
         (Precision::Bf16, Isa::Avx512) => Panels::<avx512::Bf16>::boxed(w, inner),
+        (Precision::Bf16, Isa::AvxVnni) => Panels::<avxvnni::Int16>::boxed(w, inner),
         (Precision::Bf16, Isa::Avx2) => Panels::<avx2::Int16>::boxed(w, inner),
         (Precision::Bf16, Isa::Plain) => Panels::<portable::Bf16>::boxed(w, inner),
         (Precision::Int8, Isa::Avx512) => Panels::<avx512::Int8>::boxed(w, inner),
+        (Precision::Int8, Isa::AvxVnni) => Panels::<avxvnni::Int8>::boxed(w, inner),
         (Precision::Int8, Isa::Avx2) => Panels::<avx2::Int8>::boxed(w, inner),
         (Precision::Int8, Isa::Plain) => Panels::<portable::Int8>::boxed(w, inner),
     }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int8];
-const TIERS: [Isa; 3] = [Isa::Plain, Isa::Avx2, Isa::Avx512];
+const TIERS: [Isa; 4] = [Isa::Plain, Isa::Avx2, Isa::AvxVnni, Isa::Avx512];
 
 fn noise(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
@@ -33,7 +33,9 @@ fn allowed(precision: Precision, tier: Isa, size: f64, inner: usize) -> f64 {
     match precision {
         Precision::F32 => 1e-6 * size + 1e-6,
         // Values are at most 1: weights are off by half a step of 1/4095 and inputs by half a step of 1/8191.
-        Precision::Bf16 if tier == Isa::Avx2 => inner as f64 * 1.85e-4 + 1e-6 * size + 1e-6,
+        Precision::Bf16 if matches!(tier, Isa::Avx2 | Isa::AvxVnni) => {
+            inner as f64 * 1.85e-4 + 1e-6 * size + 1e-6
+        }
         // Inputs and weights are rounded to 8 bits of mantissa: each rounding changes a product by up to 2^-8 of it.
         Precision::Bf16 => size / 126.0 + 1e-6,
         // Values are at most 1: inputs and weights are each off by half a step of 1/127, times a factor of at most 1.
@@ -92,15 +94,18 @@ proptest! {
     }
 
     #[test]
-    fn f32_and_int8_give_the_same_bits_on_avx2_and_avx512(
+    fn f32_and_int8_give_the_same_bits_on_avx2_avx_vnni_and_avx512(
         rows in 1usize..9, out in 1usize..100, inner in 1usize..300, seed: u32,
     ) {
         let (x, w) = (noise(rows * inner, seed), noise(out * inner, !seed));
         for precision in [Precision::F32, Precision::Int8] {
             let on = |isa| Packed::new(&w, inner, precision, Some(isa)).multiply(&x, 1);
             // A machine without AVX2 runs the portable code for both.
+            prop_assert_eq!(on(Isa::Avx2), on(Isa::AvxVnni));
             prop_assert_eq!(on(Isa::Avx2), on(Isa::Avx512));
         }
+        let on = |isa| Packed::new(&w, inner, Precision::Bf16, Some(isa)).multiply(&x, 1);
+        prop_assert_eq!(on(Isa::Avx2), on(Isa::AvxVnni), "integers of 16 bits");
     }
 
     #[test]
