@@ -204,6 +204,10 @@ pub struct Engine {
     pub batch_rows_max: usize,
     /// Memory for keys and values of all users of a batch, in MiB; users that do not fit wait.
     pub kv_mb_max: usize,
+    /// Memory for keys and values of earlier prompts that each model keeps for later lists, in MiB; 0 keeps none.
+    pub prompts_mb_max: usize,
+    /// Arms with adapters of one model share its weights: each adapter is computed beside them, in f32.
+    pub share_adapted: bool,
     /// Folder of the sentence encoder that makes vectors of texts; empty is none.
     pub encoder: String,
     /// Longest generation; a user who is not done by then gets the fallback.
@@ -220,6 +224,8 @@ impl Default for Engine {
             device: nearshore_engine::Place::default(),
             batch_rows_max: 512,
             kv_mb_max: 1024,
+            prompts_mb_max: 0,
+            share_adapted: false,
             encoder: String::new(),
             generation_max: Duration::from_secs(120),
         }

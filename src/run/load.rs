@@ -427,6 +427,7 @@ fn start(config: &Config, arm: &Arm, options: Options) -> anyhow::Result<Engine>
     let limits = Limits {
         rows_max: config.engine.batch_rows_max,
         kv_max: config.engine.kv_mb_max << 20,
+        prompts_max: config.engine.prompts_mb_max << 20,
         time_max: config.engine.generation_max,
     };
     let adapter = arm.adapter.as_ref().map(|folder| config.resolve(folder));

@@ -440,6 +440,7 @@ fn hostile() -> View {
         price: Some(1e308),
         days_ago: u64::MAX,
         count: 3,
+        since: 3,
         said: Default::default(),
         positions: Vec::new(),
     };

@@ -19,7 +19,7 @@ use nearshore_core::names::scoring::{
 };
 
 use nearshore_core::names::writing::Decoding;
-use nearshore_engine::search::constrained::Constrained;
+use nearshore_engine::search::constrained::{Constrained, Limits};
 use nearshore_engine::thread::threads;
 use nearshore_engine::{Edge, Isa, Model, Options, Place, Precision};
 
@@ -116,6 +116,9 @@ pub(super) struct TryArgs {
     /// Prompts per batch.
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub batch: usize,
+    /// Memory for keys and values of earlier batches' prompts, as engine.prompts_mb_max.
+    #[arg(long, value_name = "MIB", default_value_t = 0)]
+    pub keep_prompts: usize,
 }
 
 impl TryArgs {
@@ -318,7 +321,11 @@ pub(super) fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
         return compare::run(args, reference, &session.names, &prompts, out);
     }
     let start = Instant::now();
-    let mut model = Constrained::load(&args.model, args.options())?;
+    let limits = Limits {
+        prompts_max: args.keep_prompts << 20,
+        ..Limits::default()
+    };
+    let mut model = Constrained::load(&args.model, args.options())?.limited(limits);
     let loaded = start.elapsed().as_secs_f64();
     for warning in &model.loading().warnings {
         note!("{}: {warning}", args.model.display());

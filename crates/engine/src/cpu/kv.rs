@@ -1,8 +1,9 @@
-//! Keys and values of a user: of a shared prefix, of the rest of the prompt, and of trie nodes by slot.
+//! Keys and values of a user: of the prompt in blocks, and of trie nodes by slot.
 //!
 //! Decides the layout. Prompt positions lie in blocks of [`BLOCK`], counted from the prompt's start, so attention adds
-//! in the same order with and without a shared prefix; a block that a prefix fills only partly is copied. Invariant:
-//! nodes are appended and never moved, so a node can refer to its ancestors by slot. It does not know tokens or tries.
+//! in the same order whoever computed a block. Blocks are shared by prompts that begin alike; one that is written is
+//! copied first if others have it. Invariant: nodes are appended and never moved, so a node can refer to its ancestors
+//! by slot. It does not know tokens or tries.
 
 use std::sync::Arc;
 
@@ -28,8 +29,14 @@ impl Sizes {
         self.heads * self.width
     }
 
-    fn block(&self) -> usize {
+    /// Keys, or values, of a block in one layer.
+    fn of_layer(&self) -> usize {
         self.row() * BLOCK
+    }
+
+    /// Bytes of a block over all layers.
+    pub(crate) fn block(&self) -> usize {
+        self.position() * BLOCK
     }
 
     /// Bytes of keys and values of one position over all layers.
@@ -38,50 +45,21 @@ impl Sizes {
     }
 }
 
-/// Consecutive prompt positions that start at a block.
+/// Consecutive prompt positions, over all layers.
 #[derive(Clone, Debug)]
-struct Run {
-    sizes: Sizes,
-    /// Per layer `[blocks][heads][width][BLOCK]`: transposed, so that the scores of a block are one product.
-    keys: Vec<Vec<f32>>,
-    /// Per layer `[blocks][heads][BLOCK][width]`.
-    values: Vec<Vec<f32>>,
+struct Block {
+    /// `[layers][heads][width][BLOCK]`: transposed, so that the scores of a block are one product.
+    keys: Vec<f32>,
+    /// `[layers][heads][BLOCK][width]`.
+    values: Vec<f32>,
 }
 
-impl Run {
-    fn new(sizes: Sizes) -> Self {
-        let empty = vec![Vec::new(); sizes.layers];
+impl Block {
+    fn new(sizes: &Sizes) -> Self {
+        let empty = vec![0f32; sizes.layers * sizes.of_layer()];
         Self {
-            sizes,
             keys: empty.clone(),
             values: empty,
-        }
-    }
-
-    fn write(&mut self, layer: usize, at: usize, key: &[f32], value: &[f32]) {
-        let Sizes { heads, width, .. } = self.sizes;
-        let (block, column) = (at / BLOCK, at % BLOCK);
-        let blocks = (block + 1) * self.sizes.block();
-        let (keys, values) = (&mut self.keys[layer], &mut self.values[layer]);
-        if keys.len() < blocks {
-            keys.resize(blocks, 0.0);
-            values.resize(blocks, 0.0);
-        }
-        for head in 0..heads {
-            let base = (block * heads + head) * width * BLOCK;
-            for (i, key) in key[head * width..][..width].iter().enumerate() {
-                keys[base + i * BLOCK + column] = *key;
-            }
-            let value = &value[head * width..][..width];
-            values[base + column * width..][..width].copy_from_slice(value);
-        }
-    }
-
-    fn copy_block(&mut self, from: &Self, block: usize) {
-        let range = block * self.sizes.block()..(block + 1) * self.sizes.block();
-        for layer in 0..self.sizes.layers {
-            self.keys[layer].extend_from_slice(&from.keys[layer][range.clone()]);
-            self.values[layer].extend_from_slice(&from.values[layer][range.clone()]);
         }
     }
 }
@@ -89,18 +67,26 @@ impl Run {
 /// Keys and values of the beginning of prompts, read-only and shared.
 #[derive(Clone, Debug)]
 pub(crate) struct Prefix {
-    /// The tokens of the beginning.
-    pub tokens: Vec<u32>,
-    run: Arc<Run>,
+    /// Number of its positions.
+    len: usize,
+    blocks: Vec<Arc<Block>>,
+}
+
+impl Prefix {
+    /// What tells its blocks from others, in order.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = usize> {
+        self.blocks.iter().map(|block| Arc::as_ptr(block).addr())
+    }
 }
 
 /// Keys and values of one user.
 #[derive(Clone, Debug)]
 pub struct Cache {
     sizes: Sizes,
-    /// The prefix, and how many whole blocks of it are used.
-    shared: Option<(Arc<Run>, usize)>,
-    tail: Run,
+    /// The prompt's.
+    blocks: Vec<Arc<Block>>,
+    /// Number of positions in whole blocks that came from a prefix.
+    shared: usize,
     /// Number of prompt positions that are computed.
     len: usize,
     /// Per layer `[slots][row]`.
@@ -115,8 +101,8 @@ impl Cache {
         let empty = vec![Vec::new(); sizes.layers];
         Self {
             sizes,
-            shared: None,
-            tail: Run::new(sizes),
+            blocks: Vec::new(),
+            shared: 0,
             len: 0,
             node_keys: empty.clone(),
             node_values: empty,
@@ -126,36 +112,20 @@ impl Cache {
 
     /// Creates a cache that starts with the first `len` positions of `prefix`.
     pub(crate) fn after(sizes: Sizes, prefix: &Prefix, len: usize) -> Self {
-        assert!(
-            len <= prefix.tokens.len(),
-            "a prefix is shared up to its length"
-        );
-        let mut cache = Self::new(sizes);
-        let blocks = len / BLOCK;
-        if !len.is_multiple_of(BLOCK) {
-            cache.tail.copy_block(&prefix.run, blocks);
+        assert!(len <= prefix.len, "a prefix is shared up to its length");
+        Self {
+            blocks: prefix.blocks[..len.div_ceil(BLOCK)].to_vec(),
+            shared: len / BLOCK * BLOCK,
+            len,
+            ..Self::new(sizes)
         }
-        cache.shared = Some((Arc::clone(&prefix.run), blocks));
-        cache.len = len;
-        cache
     }
 
-    /// Turns the cache of a whole prompt, whose tokens are `tokens`, into a prefix for other prompts.
-    pub(crate) fn into_prefix(self, tokens: Vec<u32>) -> Prefix {
-        assert_eq!(self.len, tokens.len(), "every position is computed");
-        let mut run = Run::new(self.sizes);
-        if let Some((shared, blocks)) = &self.shared {
-            for block in 0..*blocks {
-                run.copy_block(shared, block);
-            }
-        }
-        for layer in 0..self.sizes.layers {
-            run.keys[layer].extend_from_slice(&self.tail.keys[layer]);
-            run.values[layer].extend_from_slice(&self.tail.values[layer]);
-        }
+    /// Turns the cache of a whole prompt into a prefix for other prompts.
+    pub(crate) fn into_prefix(self) -> Prefix {
         Prefix {
-            tokens,
-            run: Arc::new(run),
+            len: self.len,
+            blocks: self.blocks,
         }
     }
 
@@ -171,8 +141,7 @@ impl Cache {
 
     /// Bytes of its own keys and values, without those of a shared prefix.
     pub fn bytes(&self, sizes: Sizes) -> usize {
-        let shared = self.shared.as_ref().map_or(0, |(_, blocks)| blocks * BLOCK);
-        (self.len - shared + self.slots) * sizes.position()
+        (self.len - self.shared + self.slots) * sizes.position()
     }
 
     /// Frees all node slots.
@@ -185,8 +154,20 @@ impl Cache {
 
     /// Writes a prompt position of one layer; call [`advance`](Self::advance) after the last layer.
     pub fn write_prompt(&mut self, layer: usize, position: usize, key: &[f32], value: &[f32]) {
-        let first = self.shared.as_ref().map_or(0, |(_, blocks)| blocks * BLOCK);
-        self.tail.write(layer, position - first, key, value);
+        let Sizes { heads, width, .. } = self.sizes;
+        let (nth, column) = (position / BLOCK, position % BLOCK);
+        while self.blocks.len() <= nth {
+            self.blocks.push(Arc::new(Block::new(&self.sizes)));
+        }
+        let block = Arc::make_mut(&mut self.blocks[nth]);
+        for head in 0..heads {
+            let base = (layer * heads + head) * width * BLOCK;
+            for (i, key) in key[head * width..][..width].iter().enumerate() {
+                block.keys[base + i * BLOCK + column] = *key;
+            }
+            let value = &value[head * width..][..width];
+            block.values[base + column * width..][..width].copy_from_slice(value);
+        }
     }
 
     /// Appends a node token of one layer; call [`advance`](Self::advance) after the last layer.
@@ -203,16 +184,12 @@ impl Cache {
 
     /// Keys `[width][BLOCK]` and values `[BLOCK][width]` of one prompt block and head.
     pub fn block(&self, layer: usize, head: usize, block: usize) -> (&[f32], &[f32]) {
-        let (run, block) = match &self.shared {
-            Some((shared, blocks)) if block < *blocks => (&**shared, block),
-            Some((_, blocks)) => (&self.tail, block - blocks),
-            None => (&self.tail, block),
-        };
         let size = self.sizes.width * BLOCK;
-        let from = (block * self.sizes.heads + head) * size;
+        let from = (layer * self.sizes.heads + head) * size;
+        let block = &self.blocks[block];
         (
-            &run.keys[layer][from..from + size],
-            &run.values[layer][from..from + size],
+            &block.keys[from..from + size],
+            &block.values[from..from + size],
         )
     }
 
@@ -258,7 +235,7 @@ mod tests {
         let mut first = Cache::new(SIZES);
         fill(&mut first, 150);
         for shared in [0, 1, 63, 64, 65, 128, 150] {
-            let prefix = first.clone().into_prefix(vec![0; 150]);
+            let prefix = first.clone().into_prefix();
             let mut cache = Cache::after(SIZES, &prefix, shared);
             fill(&mut cache, 200);
             for (layer, head, block) in [(0, 0, 0), (1, 1, 1), (0, 1, 2), (1, 0, 3)] {
@@ -272,8 +249,11 @@ mod tests {
                 let rows = ..known * SIZES.width;
                 assert_eq!(values[rows], all_values[rows], "shared {shared}");
             }
-            let again = cache.into_prefix(vec![0; 200]);
-            assert_eq!(again.tokens.len(), 200);
+            // Whole blocks are shared, a block in part is copied.
+            let (of_prefix, own) = (prefix.blocks(), cache.into_prefix());
+            let same = of_prefix.zip(own.blocks()).take_while(|(a, b)| a == b);
+            assert_eq!(same.count(), shared / BLOCK, "shared {shared}");
+            assert_eq!(own.blocks().count(), 200usize.div_ceil(BLOCK));
         }
     }
 }

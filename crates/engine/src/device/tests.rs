@@ -219,7 +219,7 @@ impl Pair {
         self.device.forward(&pass, &mut device).expect("computes");
         let ([host], [device]) = (host, device);
         let prefix = device.into_prefix(tokens.clone());
-        (host.into_prefix(tokens), prefix)
+        (host.into_prefix(), prefix)
     }
 
     fn join(&mut self, prefix: Option<(&(kv::Prefix, Prefix), usize)>) {

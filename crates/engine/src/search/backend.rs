@@ -326,10 +326,35 @@ impl Cache {
     /// Turns the cache of a whole prompt, whose tokens are `tokens`, into a prefix for other prompts.
     pub(crate) fn into_prefix(self, tokens: Vec<u32>) -> Prefix {
         let kept = match self {
-            Self::Host(cache) => Kept::Host(cache.into_prefix(tokens.clone())),
+            Self::Host(cache) => Kept::Host(cache.into_prefix()),
             Self::Device(cache) => Kept::Device(cache.into_prefix(tokens.clone())),
             Self::Lent => unreachable!("{FOREIGN}"),
         };
         Prefix { tokens, kept }
+    }
+}
+
+impl Prefix {
+    /// What tells its blocks of positions from those of others; `None` on a device, which has none.
+    pub(crate) fn blocks(&self) -> Option<Vec<usize>> {
+        match &self.kept {
+            Kept::Host(prefix) => Some(prefix.blocks().collect()),
+            Kept::Device(_) => None,
+        }
+    }
+
+    /// A prefix on the CPU.
+    #[cfg(test)]
+    pub(super) fn of_host(cache: kv::Cache, tokens: Vec<u32>) -> Self {
+        Cache::Host(cache).into_prefix(tokens)
+    }
+
+    /// A cache that starts with `len` positions of a prefix on the CPU.
+    #[cfg(test)]
+    pub(super) fn host_cache(&self, sizes: Sizes, len: usize) -> kv::Cache {
+        match &self.kept {
+            Kept::Host(prefix) => kv::Cache::after(sizes, prefix, len),
+            Kept::Device(_) => unreachable!("{FOREIGN}"),
+        }
     }
 }

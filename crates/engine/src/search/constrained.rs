@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use super::backend::{Cache, Network, Prefix, Row};
 use super::calibration::CalibrationMeans;
-use super::group::{Group, Share, Shared, Waiting};
+use super::group::{Finished, Group, Share, Shared, Waiting};
 use super::index::{self, Indexed, Indexer};
 use super::mixture::Mixture;
+use super::prompts::Prompts;
 use crate::clocks::{Clocks, Part};
 use crate::cpu::forward::Pass;
 use crate::cpu::smooth;
@@ -49,6 +50,8 @@ pub struct Constrained {
     calibrations: Vec<Arc<CalibrationMeans>>,
     /// Most recently used first.
     pub(crate) prefixes: Vec<Prefix>,
+    /// Whole prompts of earlier batches.
+    prompts: Prompts,
     /// First prompt of the last batch; a beginning that the next batch shares with it is a template.
     last_prompt: Vec<u32>,
     pub(crate) pool: rayon::ThreadPool,
@@ -65,6 +68,9 @@ pub struct Limits {
     pub rows_max: usize,
     /// The most bytes for keys and values of all running users, unless one user alone needs more.
     pub kv_max: usize,
+    /// The most bytes of keys and values of earlier prompts that are kept for later batches; with 0 only beginnings that
+    /// whole batches share are kept. On a device none are.
+    pub prompts_max: usize,
     /// The most time of one call; users that are not done by then get no names.
     pub time_max: Duration,
 }
@@ -74,6 +80,7 @@ impl Default for Limits {
         Self {
             rows_max: 512,
             kv_max: 1 << 30,
+            prompts_max: 0,
             time_max: Duration::from_secs(120),
         }
     }
@@ -130,6 +137,7 @@ impl Constrained {
             limits: Limits::default(),
             calibrations: Vec::new(),
             prefixes: Vec::new(),
+            prompts: Prompts::default(),
             last_prompt: Vec::new(),
             pool,
             groups_max,
@@ -145,7 +153,13 @@ impl Constrained {
             rows_max: limits.rows_max.max(1),
             ..limits
         };
+        self.prompts = Prompts::new(limits.prompts_max, self.network.sizes().block());
         self
+    }
+
+    /// Bytes of keys and values of earlier prompts that are kept.
+    pub fn prompts_bytes(&self) -> usize {
+        self.prompts.bytes()
     }
 
     /// Number of nodes whose means are known, per calibration, most recently used first.
@@ -290,6 +304,7 @@ impl Constrained {
             network: &self.network,
             trie: self.mixture.trie(),
             prefixes: &self.prefixes,
+            prompts: &self.prompts,
             pulse: &self.pulse,
             clocks: &self.clocks,
             limits: self.limits,
@@ -306,8 +321,13 @@ impl Constrained {
             let groups = (0..groups).into_par_iter();
             groups.map(|_| Group::new(&shared, share).run()).collect()
         });
-        let done: Result<Vec<Vec<_>>, Error> = done.into_iter().collect();
-        let mut responses: Vec<(usize, ScoreResponse)> = done?.into_iter().flatten().collect();
+        let done: Result<Vec<Finished>, Error> = done.into_iter().collect();
+        let mut responses: Vec<(usize, ScoreResponse)> = Vec::with_capacity(requests.len());
+        for finished in done? {
+            responses.extend(finished.responses);
+            let computed = finished.prompts.into_iter();
+            computed.for_each(|prompt| self.prompts.insert(prompt));
+        }
         responses.sort_by_key(|(place, _)| *place);
         let version = self.names.version;
         let versioned = |(_, response)| ScoreResponse {
@@ -409,7 +429,7 @@ impl Model for Constrained {
 }
 
 /// Length of the common beginning.
-fn common_len(a: &[u32], b: &[u32]) -> usize {
+pub(crate) fn common_len(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 

@@ -13,6 +13,7 @@ use super::admission::{Budget, passes};
 use super::backend::{Cache, Network, Prefix, Row};
 use super::calibration::{CalibrationMeans, Scratch, Wanted};
 use super::constrained::{Limits, failed};
+use super::prompts::Prompts;
 use crate::Error;
 use crate::clocks::{Clocks, Part};
 use crate::cpu::attention::{Sight, Span};
@@ -32,6 +33,7 @@ pub(super) struct Shared<'a> {
     pub network: &'a Network,
     pub trie: &'a Trie,
     pub prefixes: &'a [Prefix],
+    pub prompts: &'a Prompts,
     pub pulse: &'a Pulse,
     pub clocks: &'a Clocks,
     pub limits: Limits,
@@ -93,7 +95,16 @@ pub(super) struct Group<'a> {
     /// Keys and values of each user.
     caches: Vec<Cache>,
     scratch: Vec<Scratch>,
-    done: Vec<(usize, ScoreResponse)>,
+    done: Finished,
+}
+
+/// What a group has made.
+#[derive(Default)]
+pub(super) struct Finished {
+    /// Each response with its position in the batch.
+    pub responses: Vec<(usize, ScoreResponse)>,
+    /// The computed prompts, if any are kept.
+    pub prompts: Vec<Prefix>,
 }
 
 impl<'a> Group<'a> {
@@ -104,12 +115,12 @@ impl<'a> Group<'a> {
             users: Vec::new(),
             caches: Vec::new(),
             scratch: Vec::new(),
-            done: Vec::new(),
+            done: Finished::default(),
         }
     }
 
-    /// Scores users from the queue until it is empty; returns each response with its position in the batch.
-    pub(super) fn run(mut self) -> Result<Vec<(usize, ScoreResponse)>, Error> {
+    /// Scores users from the queue until it is empty.
+    pub(super) fn run(mut self) -> Result<Finished, Error> {
         loop {
             // Users leave first: that frees memory, and an empty group admits any user.
             self.leave();
@@ -157,13 +168,20 @@ impl<'a> Group<'a> {
         self.prefill(first)
     }
 
-    /// Creates the cache of a new user, with the longest known prefix of its prompt.
+    /// Creates the cache of a new user, with the longest known beginning of its prompt.
     fn cache(&self, user: &Waiting) -> Cache {
         let (network, prefixes) = (self.shared.network, self.shared.prefixes);
         // The last token of a prompt is never shared: its own pass gives the hidden state after the prompt.
         let head = &user.tokens[..user.tokens.len() - 1];
-        match super::constrained::nearest(prefixes, head) {
-            Some((prefix, known)) => network.cache_after(&prefixes[prefix], known),
+        let template = super::constrained::nearest(prefixes, head);
+        let template = template.map(|(nth, known)| (&prefixes[nth], known));
+        let earlier = self.shared.prompts.nearest(head);
+        match template
+            .into_iter()
+            .chain(earlier)
+            .max_by_key(|(_, known)| *known)
+        {
+            Some((prefix, known)) => network.cache_after(prefix, known),
             None => network.cache(),
         }
     }
@@ -228,7 +246,14 @@ impl<'a> Group<'a> {
                 is_late.then_some(Ended::Late)
             };
             match ended {
-                Some(ended) => self.done.push(user.finish(ended)),
+                Some(ended) => {
+                    let (response, tokens) = user.finish(ended);
+                    self.done.responses.push(response);
+                    // A prompt that was not computed to its end is not worth its place.
+                    if self.shared.prompts.keeps() && cache.known() == tokens.len() {
+                        self.done.prompts.push(cache.into_prefix(tokens));
+                    }
+                }
                 None => {
                     self.users.push(user);
                     self.caches.push(cache);
@@ -476,9 +501,14 @@ impl<'a> User<'a> {
         values.map(|(path, token)| value(path, token)).collect()
     }
 
-    /// Ends the user; returns its position in the batch and its response.
-    fn finish(self, ended: Ended) -> (usize, ScoreResponse) {
-        let Waiting { place, request, .. } = self.input;
+    /// Ends the user; returns its position in the batch with its response, and its prompt's tokens.
+    fn finish(self, ended: Ended) -> ((usize, ScoreResponse), Vec<u32>) {
+        let Waiting {
+            place,
+            request,
+            tokens,
+            ..
+        } = self.input;
         let found = match ended {
             Ended::Complete => self.search.into_answer(),
             Ended::Cancelled | Ended::Late | Ended::TooLong | Ended::Failed => Vec::new(),
@@ -494,6 +524,6 @@ impl<'a> User<'a> {
             ended,
             ..self.response
         };
-        (place, response)
+        ((place, response), tokens)
     }
 }

@@ -9,3 +9,4 @@ pub(crate) mod group;
 mod hidden;
 pub mod index;
 pub(crate) mod mixture;
+pub(crate) mod prompts;

@@ -13,6 +13,7 @@ use crate::files::{REFERENCE, fixture};
 const UNTIMED: Limits = Limits {
     rows_max: 512,
     kv_max: 1 << 30,
+    prompts_max: 0,
     time_max: Duration::from_secs(24 * 60 * 60),
 };
 

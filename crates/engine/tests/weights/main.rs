@@ -41,6 +41,7 @@ fn model_path() -> PathBuf {
 const UNTIMED: Limits = Limits {
     rows_max: 512,
     kv_max: 1 << 30,
+    prompts_max: 0,
     time_max: Duration::from_secs(24 * 60 * 60),
 };
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fixedbitset::FixedBitSet;
-use nearshore_core::names::scoring::{Calibration, Term, Values};
+use nearshore_core::names::scoring::{Calibration, ScoredName, Term, Values};
 
 use super::*;
 
@@ -202,6 +202,62 @@ fn a_user_gets_the_same_names_alone_among_16_on_1_or_2_threads_and_with_minimal_
         let response = complete(&mut alone, &requests[nth..=nth]);
         assert_eq!(named(response)[0], together[nth], "user {nth} alone");
     }
+}
+
+/// Prompts of users who buy one thing after the other, in the order in which they are asked for.
+fn growing() -> Vec<Vec<ScoreRequest>> {
+    let names: Vec<&str> = NAMES.lines().collect();
+    let profile =
+        "You know how people shop. Household: age 45-54; income 50-74K; 2 adults, 1 child. "
+            .repeat(2);
+    let bought = |user: usize, count: usize| -> String {
+        let bought = (0..count).map(|nth| names[(user * 31 + nth * 7) % NAMES_COUNT]);
+        bought.collect::<Vec<_>>().join(", ")
+    };
+    let prompt = |user: usize, count: usize| {
+        let text = format!("{profile}Bought, oldest first: {}.", bought(user, count));
+        ask(turns(text, "Next product:"), 5)
+    };
+    let round = |nth: usize| (0..4).map(|user| prompt(user, 3 + 2 * nth)).collect();
+    (0..4).map(round).collect()
+}
+
+#[test]
+fn lists_are_the_same_with_prompts_of_earlier_batches_kept_and_less_is_computed() {
+    let run = |prompts_max: usize| -> (Vec<Vec<ScoredName>>, u32, usize) {
+        let mut model = ready(
+            2,
+            Limits {
+                prompts_max,
+                ..UNTIMED
+            },
+        );
+        let mut all = Vec::new();
+        let mut computed = 0;
+        for batch in growing() {
+            let responses = complete(&mut model, &batch);
+            computed += responses
+                .iter()
+                .map(|it| it.prompt_tokens - it.shared_tokens)
+                .sum::<u32>();
+            all.extend(named(responses));
+        }
+        assert!(model.prompts_bytes() <= prompts_max);
+        (all, computed, model.prompts_bytes())
+    };
+    let (without, computed, kept) = run(0);
+    assert_eq!(kept, 0);
+    let (with, less, kept) = run(1 << 30);
+    assert_eq!(with, without, "bit for bit");
+    assert!(kept > 0);
+    assert!(less * 2 < computed, "{less} of {computed} tokens");
+    // Room for some of the users only: what is dropped is computed again.
+    let (tight, some, kept) = run(kept / 3);
+    assert_eq!(tight, without, "bit for bit");
+    assert!(
+        kept > 0 && less < some && some <= computed,
+        "{less} {some} {computed}"
+    );
 }
 
 #[test]

@@ -175,6 +175,7 @@ mod tests {
             price: None,
             days_ago: 1,
             count: 1,
+            since: 1,
             said: LineText::default(),
             positions: Vec::new(),
         };

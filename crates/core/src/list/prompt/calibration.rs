@@ -211,6 +211,7 @@ impl Person {
             price: None,
             days_ago: index as u64,
             count: 1,
+            since: index + 1,
             said: Default::default(),
             positions: Vec::new(),
         };

@@ -8,6 +8,7 @@ mod arm;
 mod calibration;
 mod digests;
 mod endpoint;
+mod growing;
 mod view;
 
 use bytes::BufMut;
@@ -125,6 +126,7 @@ impl Template {
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_fuel(Some(FUEL));
+        environment.add_filter("growing", growing::growing);
         let mut template = Self {
             environment,
             name: name.to_owned(),
@@ -333,6 +335,7 @@ fn sample() -> View {
         price: Some(1.5),
         days_ago: 3,
         count: 2,
+        since: 1,
         said: Default::default(),
         positions: Vec::new(),
     };
@@ -352,6 +355,7 @@ mod tests {
     use crate::user::event::Kind;
 
     const BASKET: &str = include_str!("../../../../../config/templates/basket.j2");
+    const GROWING: &str = include_str!("../../../../../config/templates/basket-growing.j2");
 
     fn tokens(text: &str) -> usize {
         text.split_whitespace().count()
@@ -365,6 +369,7 @@ mod tests {
             price: None,
             days_ago: nth as u64,
             count,
+            since: nth + 1,
             said: Default::default(),
             positions: vec![
                 format!("0/user-events/0:{}", 100 - nth)
@@ -417,6 +422,18 @@ mod tests {
             nothing.prompt.user.ends_with("Household: not known."),
             "{}",
             nothing.prompt.user
+        );
+    }
+
+    #[test]
+    fn the_growing_template_shows_the_oldest_first() {
+        let template = Template::load(GROWING, "basket-growing.j2").expect("it loads");
+        let rendered = template.render(&view(3, 1), 1000, tokens).expect("text");
+        let bought = "Bought, oldest first: PRODUCT 2, PRODUCT 1, PRODUCT 0.";
+        assert!(
+            rendered.prompt.user.ends_with(bought),
+            "{:?}",
+            rendered.prompt
         );
     }
 

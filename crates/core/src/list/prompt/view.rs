@@ -53,6 +53,8 @@ pub struct Line {
     pub days_ago: u64,
     /// Number of events in this line.
     pub count: usize,
+    /// Number of events in the window from the first one of this line on.
+    pub since: usize,
     /// What a search says.
     #[serde(flatten)]
     pub said: LineText,
@@ -103,12 +105,8 @@ impl View {
             ..Self::default()
         };
         let mut lines: BTreeMap<(Kind, String), usize> = BTreeMap::new();
-        for event in state
-            .window
-            .iter()
-            .rev()
-            .filter(|event| event.kind != Kind::Impression)
-        {
+        let newest_first = state.window.iter().rev().enumerate();
+        for (nth, event) in newest_first.filter(|(_, event)| event.kind != Kind::Impression) {
             let Some(name) = name_of(event, catalogue) else {
                 view.unresolved += 1;
                 continue;
@@ -128,6 +126,7 @@ impl View {
                     price: event.price,
                     days_ago: at.since(event.time).as_secs() / 86_400,
                     count: 0,
+                    since: 0,
                     said: LineText {
                         means: means(&said, catalogue),
                         other: said.iter().any(|clause| clause.subject == Subject::Other),
@@ -139,6 +138,7 @@ impl View {
             let line = &mut view.events[index];
             line.qty += u64::from(event.qty);
             line.count += 1;
+            line.since = nth + 1;
             line.positions.push(event.position.clone());
         }
         view
