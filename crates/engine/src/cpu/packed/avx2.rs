@@ -1,10 +1,10 @@
 //! Kernels for AVX2 and FMA.
 //!
-//! Decides that floats use the safe loops of `portable`, compiled for these instructions; that integers are multiplied
-//! as pairs of 16 bits and added in 32, which cannot overflow; and that the precision of 16 bits is integers in groups
-//! with a scale each, because AVX2 multiplies these at least as fast as floats and has no 16-bit floats. A panel is as
-//! wide as the sums of six rows that fit into registers, so that its weights are read one after the other. Invariant:
-//! f32 and int8 give the same bits as with AVX-512.
+//! Decides that floats use the safe loops of `portable`, compiled for these instructions; that the precision of 16 bits
+//! is integers in groups with a scale each, multiplied in pairs and added in 32 bits, because AVX2 multiplies these at
+//! least as fast as floats and has no 16-bit floats; and that int8 has weights of 7 bits, of which two products can be
+//! added in 16 bits. No sum can overflow. A panel is as wide as the sums of six rows that fit into registers, so that
+//! its weights are read one after the other. Invariant: f32 gives the same bits as with AVX-512.
 
 use std::arch::x86_64::*;
 
@@ -89,43 +89,104 @@ impl Kernel for Int16 {
     }
 }
 
-/// int8, widened to 16 bits when it is multiplied.
+/// Weights of 7 bits times inputs of 8 bits, sign included. Inputs are shifted by 128, because the instruction needs them
+/// unsigned; it adds two products in 16 bits, where two of weights of 8 bits would overflow.
 pub(super) struct Int8;
 
+/// The largest magnitude of a weight: two products of it and the largest input fit into 16 bits.
+const BYTE_MOST: f32 = 63.0;
+const _: () = assert!(2 * 255 * (BYTE_MOST as i32) <= i16::MAX as i32);
+
+/// Units of four values in a group.
+const QUADS: usize = GROUP / 4;
+
 impl Kernel for Int8 {
-    type Weight = [i8; 2];
-    type Input = [i16; 2];
-    const STEP: usize = 2;
+    type Weight = [i8; 4];
+    type Input = [u8; 4];
+    const STEP: usize = 4;
     const COLUMNS: usize = COLUMNS;
     const ROWS: usize = 6;
     const SCALES: Scales = Scales::Groups;
-    const NAME: &'static str = "int8";
+    const NAME: &'static str = "int8, weights of 7 bits";
+    const SHIFTED: bool = true;
 
-    fn pack(row: &[f32], units: &mut [[i8; 2]], scales: &mut [f32]) {
+    fn pack(row: &[f32], units: &mut [[i8; 4]], scales: &mut [f32]) {
         let units = units.as_flattened_mut();
-        portable::groups::<i8>(row, scales, units, INT8_MOST, |value| value as i8);
+        portable::groups::<i8>(row, scales, units, BYTE_MOST, |value| value as i8);
     }
 
-    fn convert(row: &[f32], units: &mut [[i16; 2]], scales: &mut [f32]) {
+    fn offset(units: &[[i8; 4]]) -> i32 {
+        let sum: i32 = units.as_flattened().iter().map(|w| i32::from(*w)).sum();
+        -128 * sum
+    }
+
+    fn convert(row: &[f32], units: &mut [[u8; 4]], scales: &mut [f32]) {
         // SAFETY: `tier` detected the instructions before this kernel was chosen.
-        unsafe { convert(row, units, scales, INT8_MOST) }
+        unsafe { convert_bytes(row, units, scales) }
     }
 
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
         #[target_feature(enable = "avx2,fma")]
         unsafe fn inner<const M: usize>(tile: Tile<Int8>) {
-            let wide = |w: &[[i8; 2]; COLUMNS]| {
-                let w: *const __m128i = w.as_ptr().cast();
-                // SAFETY: the columns are two registers of 16 bytes.
-                let (low, high) = unsafe { (_mm_loadu_si128(w), _mm_loadu_si128(w.add(1))) };
-                [_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high)]
+            let ones = _mm256_set1_epi16(1);
+            let add = |sum, x, w| {
+                let pairs = _mm256_maddubs_epi16(x, w);
+                _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones))
             };
             // SAFETY: the caller keeps the contract of this function.
-            unsafe { integers::<Int8, M>(tile, wide, |sum, x, w| add_pairs(sum, x, w)) }
+            unsafe { bytes::<Int8, M>(tile, add) }
         }
         // SAFETY: the caller keeps the contract of this function.
         unsafe { inner::<M>(tile) }
     }
+}
+
+/// Packs inputs as bytes, shifted by 128.
+#[target_feature(enable = "avx2")]
+pub(super) fn convert_bytes(row: &[f32], units: &mut [[u8; 4]], scales: &mut [f32]) {
+    let units = units.as_flattened_mut();
+    portable::groups::<u8>(row, scales, units, INT8_MOST, |value| (value + 128) as u8);
+}
+
+/// `M` rows of a panel of bytes; `add` adds the products of four `k` to sums.
+///
+/// It is inlined into functions that are compiled for the instructions of `add`.
+///
+/// # Safety
+/// The contract of [`Kernel::multiply`]; the machine has AVX2, FMA and what `add` needs.
+#[inline(always)]
+pub(super) unsafe fn bytes<K, const M: usize>(
+    tile: Tile<K>,
+    add: impl Fn(__m256i, __m256i, __m256i) -> __m256i,
+) where
+    K: Kernel<Weight = [i8; 4], Input = [u8; 4]>,
+{
+    let mut sums = zeros();
+    let stride = tile.inputs.len() / M;
+    let weights = tile.weights.chunks_exact(QUADS * COLUMNS);
+    let (offsets, _) = tile.offsets.as_chunks::<COLUMNS>();
+    let (scales, _) = tile.weight_scales.as_chunks::<COLUMNS>();
+    let groups = scales.len();
+    // SAFETY: `COLUMNS` times four bytes are two registers; the caller's machine has AVX2.
+    let load = |from: *const __m256i| unsafe {
+        [_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1))]
+    };
+    for (nth, (weights, (offsets, scales))) in weights.zip(offsets.iter().zip(scales)).enumerate() {
+        let (weights, _) = weights.as_chunks::<COLUMNS>();
+        let weights = weights.iter().map(|w| load(w.as_ptr().cast()));
+        let mut whole = [load(offsets.as_ptr().cast()); M];
+        let inputs = &tile.inputs[nth * QUADS..];
+        accumulate(&mut whole, inputs, stride, weights, |sum, x, w| {
+            // SAFETY: the caller's machine has AVX2.
+            let x = unsafe { _mm256_set1_epi32(i32::from_ne_bytes(x)) };
+            add(sum, x, w)
+        });
+        let input_scales = |row: usize| tile.input_scales[row * groups + nth];
+        // SAFETY: the caller's machine has AVX2 and FMA.
+        unsafe { scale_onto(&mut sums, &whole, scales, input_scales) };
+    }
+    // SAFETY: the caller keeps the contract of this function.
+    unsafe { store(&sums, tile.out, tile.stride) };
 }
 
 #[target_feature(enable = "avx2")]

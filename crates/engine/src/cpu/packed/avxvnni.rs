@@ -1,15 +1,13 @@
 //! Kernels for AVX-VNNI: products of bytes and of 16-bit integers that are added as they are made, in 256 bits.
 //!
 //! For machines that have these instructions and no AVX-512, as Intel's since Alder Lake. Invariant: the integers of a
-//! group are added without rounding, so int8 gives the same bits as on AVX2 and AVX-512, and integers of 16 bits those
-//! of AVX2.
+//! group are added without rounding, so int8 gives the same bits as on AVX-512, and integers of 16 bits those of AVX2.
 
 use std::arch::x86_64::*;
 
-use super::avx2::{self, COLUMNS, integers, scale_onto, store, two, zeros};
-use super::portable::{self, INT8_MOST};
-use super::round::GROUP;
-use super::{Kernel, Scales, Tile, accumulate};
+use super::avx2::{self, COLUMNS, bytes, integers, two};
+use super::portable;
+use super::{Kernel, Scales, Tile};
 
 /// Integers of 13 bits times integers of 14 bits, sign included: [`avx2::Int16`] with one instruction for two.
 pub(super) struct Int16;
@@ -46,9 +44,6 @@ impl Kernel for Int16 {
 /// Products of four bytes. Inputs are shifted by 128, because the instruction needs them unsigned.
 pub(super) struct Int8;
 
-/// Units of four values in a group.
-const UNITS: usize = GROUP / Int8::STEP;
-
 impl Kernel for Int8 {
     type Weight = [i8; 4];
     type Input = [u8; 4];
@@ -69,53 +64,18 @@ impl Kernel for Int8 {
     }
 
     fn convert(row: &[f32], units: &mut [[u8; 4]], scales: &mut [f32]) {
-        #[target_feature(enable = "avx2")]
-        fn inner(row: &[f32], units: &mut [[u8; 4]], scales: &mut [f32]) {
-            let units = units.as_flattened_mut();
-            portable::groups::<u8>(row, scales, units, INT8_MOST, |value| (value + 128) as u8);
-        }
         // SAFETY: `tier` detected the instructions before this kernel was chosen.
-        unsafe { inner(row, units, scales) }
+        unsafe { avx2::convert_bytes(row, units, scales) }
     }
 
     unsafe fn multiply<const M: usize>(tile: Tile<Self>) {
+        #[target_feature(enable = "avx2,fma,avxvnni")]
+        unsafe fn inner<const M: usize>(tile: Tile<Int8>) {
+            let add = |sum, x, w| _mm256_dpbusd_avx_epi32(sum, x, w);
+            // SAFETY: the caller keeps the contract of this function.
+            unsafe { bytes::<Int8, M>(tile, add) }
+        }
         // SAFETY: the caller keeps the contract of this function.
-        unsafe { int8s::<M>(tile) }
+        unsafe { inner::<M>(tile) }
     }
-}
-
-/// # Safety
-/// The contract of [`Kernel::multiply`].
-#[target_feature(enable = "avx2,fma,avxvnni")]
-unsafe fn int8s<const M: usize>(tile: Tile<Int8>) {
-    let mut sums = zeros();
-    let stride = tile.inputs.len() / M;
-    let weights = tile.weights.chunks_exact(UNITS * COLUMNS);
-    let (offsets, _) = tile.offsets.as_chunks::<COLUMNS>();
-    let (scales, _) = tile.weight_scales.as_chunks::<COLUMNS>();
-    let groups = scales.len();
-    for (nth, (weights, (offsets, scales))) in weights.zip(offsets.iter().zip(scales)).enumerate() {
-        let (weights, _) = weights.as_chunks::<COLUMNS>();
-        let weights = weights
-            .iter()
-            .map(|w| load(w.as_flattened().as_ptr().cast()));
-        let mut whole = [load(offsets.as_ptr().cast()); M];
-        let inputs = &tile.inputs[nth * UNITS..];
-        accumulate(&mut whole, inputs, stride, weights, |sum, x, w| {
-            _mm256_dpbusd_avx_epi32(sum, _mm256_set1_epi32(i32::from_ne_bytes(x)), w)
-        });
-        scale_onto(&mut sums, &whole, scales, |row| {
-            tile.input_scales[row * groups + nth]
-        });
-    }
-    // SAFETY: the caller keeps the contract of this function.
-    unsafe { store(&sums, tile.out, tile.stride) };
-}
-
-/// Two registers of [`COLUMNS`] numbers of 32 bits.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn load(from: *const __m256i) -> [__m256i; 2] {
-    // SAFETY: both callers have an array of `COLUMNS` times four bytes.
-    unsafe { [_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1))] }
 }
