@@ -400,6 +400,12 @@ fn engine(config: &Config, found: &mut Found) {
     if let Some(why) = config.engine.device.refuses(config.engine.precision) {
         must(found, false, "engine.precision", why);
     }
+    must(
+        found,
+        !config.engine.share_adapted || config.engine.device == nearshore_engine::Place::Cpu,
+        "engine.share_adapted",
+        "is for the CPU; set it to false, and each adapter is merged into weights of its own",
+    );
 }
 
 fn fallback(config: &Config, found: &mut Found) {

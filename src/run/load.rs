@@ -20,7 +20,7 @@ use nearshore_core::list::terms::{HEAD, MODEL, Weights};
 use nearshore_core::names::matcher;
 use nearshore_core::shop::arms::delay_of;
 use nearshore_engine::encoder::Encoder;
-use nearshore_engine::search::constrained::{Constrained, Limits};
+use nearshore_engine::search::constrained::{Bases, Constrained, Limits};
 use nearshore_engine::table::Table;
 use nearshore_engine::thread::{Handle, spawn, spawn_with, threads};
 use nearshore_engine::{Info, Options};
@@ -42,10 +42,12 @@ struct Engine<A = Handle> {
     tokenizer: String,
 }
 
-/// The models of arms that run here; arms with the same model file and adapter share one.
+/// The models of arms that run here; arms with the same model file and adapter share one, and with
+/// `engine.share_adapted` those with other adapters share its weights.
 struct Engines<'a> {
     config: &'a Config,
     options: Options,
+    bases: Bases,
     known: BTreeMap<(String, Option<String>), Engine>,
     /// Models that have the hashes which an arm names.
     compared: BTreeSet<(String, Option<Digests>)>,
@@ -62,6 +64,7 @@ impl<'a> Engines<'a> {
         Self {
             config,
             options,
+            bases: Bases::default(),
             known: BTreeMap::new(),
             compared: BTreeSet::new(),
         }
@@ -79,7 +82,8 @@ impl<'a> Engines<'a> {
         if let Some(known) = self.known.get(&key) {
             return Ok(known.clone());
         }
-        let engine = start(self.config, arm, self.options)?;
+        let bases = (self.config.engine.share_adapted).then_some(&mut self.bases);
+        let engine = start(self.config, arm, self.options, bases)?;
         self.known.insert(key, engine.clone());
         Ok(engine)
     }
@@ -412,7 +416,12 @@ fn of_table(handle: Handle) -> Engine {
 }
 
 /// Starts the arm's model on its own thread.
-fn start(config: &Config, arm: &Arm, options: Options) -> anyhow::Result<Engine> {
+fn start(
+    config: &Config,
+    arm: &Arm,
+    options: Options,
+    bases: Option<&mut Bases>,
+) -> anyhow::Result<Engine> {
     if let Some(delay) = delay_of(&arm.model) {
         let delay = delay.map_err(anyhow::Error::msg)?;
         tracing::warn!(
@@ -431,7 +440,11 @@ fn start(config: &Config, arm: &Arm, options: Options) -> anyhow::Result<Engine>
         time_max: config.engine.generation_max,
     };
     let adapter = arm.adapter.as_ref().map(|folder| config.resolve(folder));
-    let model = Constrained::load_adapted(&path, adapter.as_deref(), options)?.limited(limits);
+    let model = match bases {
+        Some(bases) => Constrained::load_beside(&path, adapter.as_deref(), options, bases)?,
+        None => Constrained::load_adapted(&path, adapter.as_deref(), options)?,
+    };
+    let model = model.limited(limits);
     for warning in &model.loading().warnings {
         tracing::warn!(arm = arm.id, model = %path.display(), "{warning}");
     }

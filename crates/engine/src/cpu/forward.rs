@@ -12,6 +12,7 @@ use candle_core::{
 };
 
 use super::attention::{self, Heads, Queries, Sight, Span};
+use super::beside::{Beside, Smoothed};
 use super::extras::Extras;
 use super::kernel;
 use super::kv::{Cache, Sizes};
@@ -20,6 +21,7 @@ use super::smooth::{Maxima, Smoothing};
 use super::token_rows::TokenRows;
 use super::vocabulary;
 use crate::Error;
+use crate::formats::adapter::Adapter;
 use crate::formats::families::Gate;
 use crate::formats::geometry::Geometry;
 use crate::formats::open::Opened;
@@ -29,10 +31,13 @@ use crate::formats::weights::LayerWeights;
 use crate::formats::weights::Weights;
 use crate::{Options, Precision};
 
-/// A loaded model.
+/// A loaded model. A copy shares its weights.
+#[derive(Clone)]
 pub(crate) struct Network {
     ends: Ends,
     layers: Vec<Layer>,
+    /// The factors of each layer of int8; empty for others.
+    smoothed: Arc<[Smoothed]>,
 }
 
 /// What a network has before and after its layers.
@@ -49,6 +54,7 @@ pub(crate) struct Ends {
 }
 
 /// The weights of one layer, ready to multiply.
+#[derive(Clone)]
 pub(crate) struct Layer {
     attention_norm: Tensor,
     qkv: Linear,
@@ -122,17 +128,41 @@ impl Network {
             Precision::Int8 => Some(Smoothing::new(&ends, samples).map_err(failed)?),
             Precision::F32 | Precision::Bf16 => None,
         };
-        let mut layers = Vec::with_capacity(ends.geometry.layers);
+        let (mut layers, mut smoothed) = (Vec::with_capacity(ends.geometry.layers), Vec::new());
         // Layer by layer, so that never all layers are in memory in both forms.
         for nth in 0..ends.geometry.layers {
             let mut weights = model.layer(nth)?;
             if let Some(smoothing) = &mut smoothing {
-                (smoothing.smooth(nth, &mut weights, options.threads)).map_err(failed)?;
+                let factors = smoothing.smooth(nth, &mut weights, options.threads);
+                smoothed.push(factors.map_err(failed)?);
             }
             let packed = Layer::new(&weights, |weight| Linear::packed(weight, options));
             layers.push(packed.map_err(failed)?);
         }
-        Ok(Self { ends, layers })
+        Ok(Self {
+            ends,
+            layers,
+            smoothed: smoothed.into(),
+        })
+    }
+
+    /// The network with an adapter that fits it beside its weights, which both share.
+    pub(crate) fn beside(&self, adapter: &Adapter, options: Options) -> Self {
+        let layer = |(nth, layer): (usize, &Layer)| {
+            let smoothed = self.smoothed.get(nth);
+            let added = Beside::new(adapter, nth, &self.ends.geometry, smoothed, options);
+            Layer {
+                qkv: layer.qkv.beside(added.qkv),
+                output: layer.output.beside(added.output),
+                gate_up: layer.gate_up.beside(added.gate_up),
+                down: layer.down.beside(added.down),
+                ..layer.clone()
+            }
+        };
+        Self {
+            layers: self.layers.iter().enumerate().map(layer).collect(),
+            ..self.clone()
+        }
     }
 
     /// The reference of tests: [`Layer::watched`] of each layer.
@@ -149,8 +179,11 @@ impl Network {
             head: rows(&weights.head)?,
             norm: weights.norm.clone(),
         };
-        let layers = layers.collect::<Result<_>>()?;
-        Ok(Self { ends, layers })
+        Ok(Self {
+            ends,
+            layers: layers.collect::<Result<_>>()?,
+            smoothed: Arc::default(),
+        })
     }
 
     /// Bytes of the layers' weights.

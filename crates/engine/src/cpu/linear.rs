@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, bail};
 
+use super::beside::LowRank;
 use super::packed::Packed;
 use crate::Options;
 
@@ -22,6 +23,8 @@ enum Weight {
     /// Contiguous `f32`, and the largest magnitude of each input so far.
     Watched(Tensor, Arc<Mutex<Vec<f32>>>),
     Packed(Arc<Packed>),
+    /// Weights that other layers have, too, and what an adapter adds to their product.
+    Adapted(Arc<Packed>, Vec<LowRank>),
 }
 
 impl Linear {
@@ -53,11 +56,21 @@ impl Linear {
         Ok(Self(Weight::Packed(Arc::new(packed))))
     }
 
+    /// A layer that shares the packed weights of this one, with an adapter beside them.
+    pub(crate) fn beside(&self, added: Vec<LowRank>) -> Self {
+        match &self.0 {
+            Weight::Packed(packed) if !added.is_empty() => {
+                Self(Weight::Adapted(Arc::clone(packed), added))
+            }
+            _ => self.clone(),
+        }
+    }
+
     /// Type of the numbers, for reports.
     pub(crate) fn name(&self) -> &'static str {
         match &self.0 {
             Weight::Plain(_) | Weight::Watched(..) => "f32",
-            Weight::Packed(packed) => packed.name(),
+            Weight::Packed(packed) | Weight::Adapted(packed, _) => packed.name(),
         }
     }
 
@@ -68,6 +81,9 @@ impl Linear {
                 weight.elem_count() * weight.dtype().size_in_bytes()
             }
             Weight::Packed(packed) => packed.bytes(),
+            Weight::Adapted(packed, added) => {
+                packed.bytes() + added.iter().map(LowRank::bytes).sum::<usize>()
+            }
         }
     }
 
@@ -79,7 +95,7 @@ impl Linear {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone(),
-            Weight::Plain(_) | Weight::Packed(_) => Vec::new(),
+            Weight::Plain(_) | Weight::Packed(_) | Weight::Adapted(..) => Vec::new(),
         }
     }
 
@@ -87,7 +103,19 @@ impl Linear {
     pub(crate) fn forward(&self, x: &Tensor, threads: usize) -> Result<Tensor> {
         let weight = match &self.0 {
             Weight::Packed(packed) => {
-                return x.apply_op1_no_bwd(&PackedProduct { packed, threads });
+                let added = &[];
+                return x.apply_op1_no_bwd(&PackedProduct {
+                    packed,
+                    added,
+                    threads,
+                });
+            }
+            Weight::Adapted(packed, added) => {
+                return x.apply_op1_no_bwd(&PackedProduct {
+                    packed,
+                    added,
+                    threads,
+                });
             }
             Weight::Watched(weight, maxima) => {
                 let mut maxima = maxima.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,6 +137,7 @@ impl Linear {
 
 struct PackedProduct<'a> {
     packed: &'a Packed,
+    added: &'a [LowRank],
     threads: usize,
 }
 
@@ -126,7 +155,10 @@ impl CustomOp1 for PackedProduct<'_> {
         if width != inner {
             bail!("input of width {width} into a layer of {inner}")
         }
-        let y = self.packed.multiply(&x[from..to], self.threads);
+        let mut y = self.packed.multiply(&x[from..to], self.threads);
+        for added in self.added {
+            added.add_to(&x[from..to], &mut y, out, self.threads);
+        }
         Ok((CpuStorage::F32(y), (rows, out).into()))
     }
 }

@@ -2,6 +2,7 @@
 
 #[doc(hidden)]
 pub mod attention;
+pub(crate) mod beside;
 pub(crate) mod extras;
 pub(crate) mod forward;
 pub(crate) mod kernel;

@@ -7,6 +7,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::beside::Smoothed;
 use super::forward::{Ends, Layer, Pass, Step};
 use super::kv::Cache;
 use crate::Error;
@@ -75,13 +76,13 @@ impl<'a> Smoothing<'a> {
         Ok(Self { ends, samples })
     }
 
-    /// Smooths the weights of the next layer, which is the `nth`.
+    /// Smooths the weights of the next layer, which is the `nth`; returns the factors.
     pub(crate) fn smooth(
         &mut self,
         nth: usize,
         weights: &mut LayerWeights,
         threads: usize,
-    ) -> Result<()> {
+    ) -> Result<Smoothed> {
         let layer = Layer::watched(weights)?;
         for sample in &mut self.samples {
             let step = Step::new(&self.ends.geometry, &sample.pass, threads);
@@ -108,18 +109,18 @@ pub(crate) struct Maxima {
     pub down: Vec<f32>,
 }
 
-fn balance(layer: &mut LayerWeights, maxima: &Maxima, geometry: &Geometry) -> Result<()> {
-    let factors = factors_of(&maxima.qkv, &columns(&layer.qkv)?);
-    layer.attention_norm = divided(&layer.attention_norm, &factors)?;
-    layer.qkv = columns_multiplied(&layer.qkv, &factors)?;
+fn balance(layer: &mut LayerWeights, maxima: &Maxima, geometry: &Geometry) -> Result<Smoothed> {
+    let qkv = factors_of(&maxima.qkv, &columns(&layer.qkv)?);
+    layer.attention_norm = divided(&layer.attention_norm, &qkv)?;
+    layer.qkv = columns_multiplied(&layer.qkv, &qkv)?;
 
-    let factors = factors_of(&maxima.gate_up, &columns(&layer.gate_up)?);
-    layer.feed_norm = divided(&layer.feed_norm, &factors)?;
-    layer.gate_up = columns_multiplied(&layer.gate_up, &factors)?;
+    let gate_up = factors_of(&maxima.gate_up, &columns(&layer.gate_up)?);
+    layer.feed_norm = divided(&layer.feed_norm, &gate_up)?;
+    layer.gate_up = columns_multiplied(&layer.gate_up, &gate_up)?;
 
-    let factors = factors_of(&maxima.down, &columns(&layer.down)?);
-    layer.gate_up = rows_divided(&layer.gate_up, geometry.feed_forward, &factors)?;
-    layer.down = columns_multiplied(&layer.down, &factors)?;
+    let down = factors_of(&maxima.down, &columns(&layer.down)?);
+    layer.gate_up = rows_divided(&layer.gate_up, geometry.feed_forward, &down)?;
+    layer.down = columns_multiplied(&layer.down, &down)?;
 
     // All query heads of a group use the same value row, so they share one factor.
     let (width, group) = (geometry.head_dim, geometry.heads / geometry.kv_heads);
@@ -132,18 +133,24 @@ fn balance(layer: &mut LayerWeights, maxima: &Maxima, geometry: &Geometry) -> Re
             })
             .collect()
     };
-    let factors = factors_of(&shared(&maxima.output), &shared(&columns(&layer.output)?));
-    let values = (geometry.heads + geometry.kv_heads) * width;
-    layer.qkv = rows_divided(&layer.qkv, values, &factors)?;
+    let values = factors_of(&shared(&maxima.output), &shared(&columns(&layer.output)?));
+    let first = (geometry.heads + geometry.kv_heads) * width;
+    layer.qkv = rows_divided(&layer.qkv, first, &values)?;
     if let Some(bias) = &mut layer.extras.bias {
-        let values = bias.iter_mut().skip(values).zip(&factors);
-        values.for_each(|(bias, factor)| *bias /= factor);
+        let biases = bias.iter_mut().skip(first).zip(&values);
+        biases.for_each(|(bias, factor)| *bias /= factor);
     }
-    let repeated: Vec<f32> = (0..geometry.heads * width)
-        .map(|column| factors[column / width / group * width + column % width])
+    let output: Vec<f32> = (0..geometry.heads * width)
+        .map(|column| values[column / width / group * width + column % width])
         .collect();
-    layer.output = columns_multiplied(&layer.output, &repeated)?;
-    Ok(())
+    layer.output = columns_multiplied(&layer.output, &output)?;
+    Ok(Smoothed {
+        qkv,
+        values,
+        output,
+        gate_up,
+        down,
+    })
 }
 
 /// The factor of each input: magnitude^alpha / (magnitude of its weights)^(1 − alpha).

@@ -175,6 +175,16 @@ impl Adapter {
         }
     }
 
+    /// What the adapter has for a tensor: A `[rank, in]`, and B `[out, rank]` times its factor, in the order of
+    /// `transformers`; and the rank.
+    pub(crate) fn matrices(&self, part: Part) -> Option<(Vec<f32>, Vec<f32>, usize)> {
+        let pair = self.pairs.get(&part)?;
+        let numbers = |x: &Tensor| x.flatten_all().and_then(|x| x.to_vec1::<f32>()).ok();
+        let (a, mut b) = (numbers(pair.a.as_ref()?)?, numbers(pair.b.as_ref()?)?);
+        b.iter_mut().for_each(|number| *number *= self.scale as f32);
+        Some((a, b, self.rank))
+    }
+
     /// Adds what the adapter has for a tensor to its numbers, which are in the order of `transformers`.
     pub(crate) fn add_to(&self, part: Part, numbers: &mut [f32]) -> candle_core::Result<()> {
         let Some(Pair {

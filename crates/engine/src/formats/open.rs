@@ -96,6 +96,11 @@ impl Opened {
         Ok(text)
     }
 
+    /// The adapter, if there is one.
+    pub(crate) fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
     /// Name and revision. The revision is a hash; it changes with the header, tokenizer or any tensor, and with the
     /// adapter.
     pub(crate) fn info(&self) -> Result<Info, Error> {
@@ -338,9 +343,7 @@ impl Opened {
                 let added = adapter.add_to(*part, &mut numbers);
                 added.map_err(|e| Error::load(file, format!("tensor {name}: {e}")))?;
             }
-            if self.geometry.rotated < self.geometry.head_dim {
-                spread_rotated(&mut numbers, *part, &self.geometry);
-            }
+            spread_rotated(&mut numbers, *part, &self.geometry);
             if parts.len() == 1 {
                 return Ok(numbers);
             }
@@ -422,7 +425,7 @@ fn pairs_to_halves(numbers: Vec<f32>, heads: usize, head_dim: usize) -> Vec<f32>
 
 /// Reorders the rows of each query head and key head whose first `rotated` values alone have positions: the halves of
 /// the rotated part go to the beginnings of the head's halves. Scores are sums over a head, so they stay the same.
-fn spread_rotated(numbers: &mut [f32], part: Part, geometry: &Geometry) {
+pub(crate) fn spread_rotated(numbers: &mut [f32], part: Part, geometry: &Geometry) {
     let Geometry {
         heads,
         kv_heads,
@@ -430,6 +433,9 @@ fn spread_rotated(numbers: &mut [f32], part: Part, geometry: &Geometry) {
         rotated,
         ..
     } = *geometry;
+    if rotated == head_dim {
+        return;
+    }
     let (all, turned) = match part {
         Part::Query(_) => (heads, heads),
         Part::Key(_) => (kv_heads, kv_heads),

@@ -7,6 +7,7 @@ use candle_core::{DType, Result, Tensor};
 
 use crate::cpu::forward::{self, Pass};
 use crate::cpu::kv::{self, Sizes};
+use crate::formats::adapter::Adapter;
 use crate::formats::geometry::Geometry;
 use crate::formats::open::Opened;
 use crate::{Error, Options, Precision, device};
@@ -89,6 +90,17 @@ impl Network {
             network.push(&model.layer(nth)?).map_err(failed)?;
         }
         Ok(Self::Device(network))
+    }
+
+    /// The network with an adapter that fits it beside its weights, which both share; `None` on a device.
+    pub(crate) fn beside(&self, adapter: Option<&Adapter>, options: Options) -> Option<Self> {
+        match (self, adapter) {
+            (Self::Host(network), Some(adapter)) => {
+                Some(Self::Host(network.beside(adapter, options)))
+            }
+            (Self::Host(network), None) => Some(Self::Host(network.clone())),
+            (Self::Device(_), _) => None,
+        }
     }
 
     /// Sizes and constants.

@@ -5,8 +5,9 @@
 //! user's response is equal, bit for bit, alone, in any batch and on any number of threads. It does not know how a pass
 //! is computed.
 
-use std::collections::VecDeque;
-use std::path::Path;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use crate::cpu::forward::Pass;
 use crate::cpu::smooth;
 use crate::formats::loading::Loading;
 use crate::formats::map::resident;
-use crate::formats::open::open_adapted;
+use crate::formats::open::{Opened, open, open_adapted};
 use crate::formats::text::Text;
 use crate::thread::Pulse;
 use crate::{Error, Info, Model, Options, Place};
@@ -86,6 +87,10 @@ impl Default for Limits {
     }
 }
 
+/// Networks whose weights several engines share, by the path of their model. All have the same options.
+#[derive(Default)]
+pub struct Bases(BTreeMap<PathBuf, Network>);
+
 impl Constrained {
     /// Loads a GGUF file or a Hugging Face folder.
     pub fn load(path: &Path, options: Options) -> Result<Self, Error> {
@@ -101,13 +106,51 @@ impl Constrained {
         let start = Instant::now();
         let before = resident();
         let model = open_adapted(path, adapter)?;
-        let (text, info) = (model.text()?, model.info()?);
-        let mut loading = model.loading(&text);
-        let samples = smooth::samples(&text)?;
-        let network = Network::new(&model, options, &samples)?;
-        drop(model);
-        loading.memory_bytes = resident().saturating_sub(before);
-        loading.seconds = start.elapsed().as_secs_f64();
+        let text = model.text()?;
+        let network = Network::new(&model, options, &smooth::samples(&text)?)?;
+        Self::of(&model, text, network, options, (start, before))
+    }
+
+    /// Like [`load_adapted`](Self::load_adapted) on the CPU, but the adapter is beside the weights, which engines of
+    /// the same `bases` share. Each pass computes the adapter's two small products as well, in f32.
+    ///
+    /// Errors: also if `options` name a device, where weights are not shared.
+    pub fn load_beside(
+        path: &Path,
+        adapter: Option<&Path>,
+        options: Options,
+        bases: &mut Bases,
+    ) -> Result<Self, Error> {
+        let start = Instant::now();
+        let before = resident();
+        let model = open_adapted(path, adapter)?;
+        let text = model.text()?;
+        let base = match bases.0.entry(path.to_owned()) {
+            Entry::Occupied(base) => base.into_mut(),
+            Entry::Vacant(place) => {
+                let samples = smooth::samples(&text)?;
+                place.insert(Network::new(&open(path)?, options, &samples)?)
+            }
+        };
+        let network = base.beside(model.adapter(), options);
+        let network = network.ok_or_else(|| Error::Compute {
+            what: format!("model on {}", options.place),
+            source: "weights are shared on the CPU alone".into(),
+        })?;
+        Self::of(&model, text, network, options, (start, before))
+    }
+
+    /// An engine of a network that is loaded; `since` are the time and the memory at the start.
+    fn of(
+        model: &Opened,
+        text: Text,
+        network: Network,
+        options: Options,
+        since: (Instant, u64),
+    ) -> Result<Self, Error> {
+        let (info, mut loading) = (model.info()?, model.loading(&text));
+        loading.memory_bytes = resident().saturating_sub(since.1);
+        loading.seconds = since.0.elapsed().as_secs_f64();
         let info = Info {
             dtype: network.dtype().into(),
             device: options.place.to_string(),
