@@ -63,8 +63,8 @@ pub(super) struct TuneArgs {
     /// First layer that has an adapter; layers before it cost less.
     #[arg(long, value_name = "N", default_value_t = 0)]
     first_layer: usize,
-    /// Weight of the model's path score beside the mixture's.
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    /// Weight of the model's path score beside the mixture's; a large one makes an untuned model worse than the mixture.
+    #[arg(long, value_name = "X", default_value_t = 0.1)]
     weight: f64,
     /// Most steps.
     #[arg(long, value_name = "N", default_value = "600", value_parser = clap::value_parser!(u32).range(1..))]
@@ -123,8 +123,16 @@ impl TuneArgs {
     }
 }
 
+/// How many threads candle uses for one product.
+const CANDLE_THREADS: &str = "CANDLE_NUM_THREADS";
+
 /// Runs the command.
 pub(super) fn run(args: &TuneArgs) -> anyhow::Result<ExitCode> {
+    // Cases of a step are computed side by side; candle's own threads spin while they wait, and take half of the time.
+    if std::env::var_os(CANDLE_THREADS).is_none() {
+        // SAFETY: the command starts with this, and no other thread was started before a command runs.
+        unsafe { std::env::set_var(CANDLE_THREADS, "1") };
+    }
     with_config(&args.common, |config| match run_with(args, &config) {
         Err(error) if is_usage(&error) => {
             note!("nearshore: {}", super::chain(&error));

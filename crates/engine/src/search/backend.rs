@@ -17,7 +17,7 @@ pub(crate) enum Network {
     /// The engine's own kernels on the CPU.
     Host(forward::Network),
     /// Tensor operations of a device.
-    Device(device::Network),
+    Device(Box<device::Network>),
 }
 
 /// Keys and values of one user.
@@ -89,7 +89,7 @@ impl Network {
         for nth in 0..model.geometry().layers {
             network.push(&model.layer(nth)?).map_err(failed)?;
         }
-        Ok(Self::Device(network))
+        Ok(Self::Device(Box::new(network)))
     }
 
     /// The network with an adapter that fits it beside its weights, which both share; `None` on a device.

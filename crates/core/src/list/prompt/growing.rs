@@ -71,7 +71,7 @@ mod tests {
                 .parse()
                 .expect("a position"),
             kind: Kind::Purchase,
-            item: Item::Sku(format!("s{product}").into()),
+            item: Item::Sku(format!("s{product}")),
             qty: 1,
             price: None,
         };
