@@ -97,6 +97,15 @@ async fn a_killed_training_goes_on_to_the_same_adapter_and_the_arm_loads_it() {
     shop.arm_of(MODEL, &arm);
     let (code, text) = shop.check();
     assert_eq!(code, 0, "{text}");
+    // A second arm with the same model, and both beside one copy of its weights.
+    let second = "[[arms]]\nid = \"b\"\nepoch = 2\ntemplate = \"t.j2\"";
+    let both = format!(
+        "{arm}\n{second}\nmodel = \"{MODEL}\"\n{arm}\n[engine]\nshare_adapted = true\nprompts_mb_max = 8"
+    );
+    shop.arm_of(MODEL, &both.replacen(&one_text, &two_text, 1));
+    let (code, text) = shop.check();
+    assert_eq!(code, 0, "{text}");
+    shop.arm_of(MODEL, &arm);
     let adapted = shop.run(&["tune"], &words(&two_text, &[]));
     assert!(
         refused(&adapted).contains("leave out its adapter"),

@@ -22,6 +22,7 @@ pub mod thread;
 pub mod train;
 mod write;
 
+pub use cpu::reasons::on_this_machine;
 pub use formats::open::inspect;
 pub use place::Place;
 pub use precision::{Isa, Options, Precision};

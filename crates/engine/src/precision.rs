@@ -57,7 +57,7 @@ pub enum Isa {
 
 /// Variable that caps the vector instructions of a process, as oneDNN has `ONEDNN_MAX_CPU_ISA`: what another machine
 /// would do can be seen on this one, and processes on unlike machines give the same bits.
-const MAX_ISA: &str = "NEARSHORE_MAX_ISA";
+pub(crate) const MAX_ISA: &str = "NEARSHORE_MAX_ISA";
 
 impl Isa {
     /// The cap that the environment sets; by default none.

@@ -15,7 +15,7 @@ use nearshore_core::list::terms::MODEL;
 use nearshore_core::names::writing::{Decoding, WriteRequest};
 use nearshore_core::shop::arms::delay_of;
 use nearshore_engine::search::constrained::Constrained;
-use nearshore_engine::{Model, Options};
+use nearshore_engine::{Model, Options, Place, on_this_machine};
 
 /// Most tokens of the text that a model writes on trial.
 const TOKENS: u32 = 8;
@@ -41,7 +41,12 @@ pub(super) fn files(config: &Config) -> Vec<Item> {
     }
     items.extend(calibrations(config));
     let paths = models(config).into_iter().map(|model| model.path);
-    for path in paths.collect::<BTreeSet<PathBuf>>() {
+    let paths: BTreeSet<PathBuf> = paths.collect();
+    if config.engine.device == Place::Cpu && !paths.is_empty() {
+        let found = on_this_machine(config.engine.precision, None);
+        items.push(Item::ok("engine.precision", found));
+    }
+    for path in paths {
         let item = format!("model {}", path.display());
         // Headers, tokenizer and chat template; weights are read when the model is loaded.
         match nearshore_engine::inspect(&path) {

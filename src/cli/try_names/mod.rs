@@ -21,7 +21,7 @@ use nearshore_core::names::scoring::{
 use nearshore_core::names::writing::Decoding;
 use nearshore_engine::search::constrained::{Constrained, Limits};
 use nearshore_engine::thread::threads;
-use nearshore_engine::{Edge, Isa, Model, Options, Place, Precision};
+use nearshore_engine::{Edge, Isa, Model, Options, Place, Precision, on_this_machine};
 
 use super::one_of;
 use crate::files;
@@ -331,6 +331,9 @@ pub(super) fn run_to(args: &TryArgs, out: &mut dyn Write) -> Result<(), Error> {
         note!("{}: {warning}", args.model.display());
     }
     model.set_names(Arc::clone(&session.names))?;
+    if args.device == Place::Cpu {
+        note!("{}", on_this_machine(args.precision, args.isa));
+    }
     let mut totals = Totals::new(&model, args.options());
     totals.load_seconds = loaded;
     totals.trie_seconds = start.elapsed().as_secs_f64() - loaded;

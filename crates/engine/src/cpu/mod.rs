@@ -11,6 +11,7 @@ pub mod kv;
 pub(crate) mod linear;
 #[doc(hidden)]
 pub mod packed;
+pub(crate) mod reasons;
 pub(crate) mod smooth;
 pub(crate) mod token_rows;
 mod vocabulary;

@@ -167,7 +167,23 @@ impl fmt::Debug for Packed {
 pub fn tier(precision: Precision, isa_max: Option<Isa>) -> Isa {
     // A value that names none was refused when the process started.
     static CAP: LazyLock<Isa> = LazyLock::new(|| Isa::cap().unwrap_or(Isa::Avx512));
-    let isa_max = isa_max.unwrap_or(Isa::Avx512).min(*CAP);
+    up_to(precision, isa_max.unwrap_or(Isa::Avx512).min(*CAP))
+}
+
+/// The richest instructions for `precision` that the machine has, whatever the cap.
+pub(crate) fn tier_of_the_machine(precision: Precision) -> Isa {
+    up_to(precision, Isa::Avx512)
+}
+
+/// Whether halves multiply faster than bf16 here.
+pub(crate) fn has_fast_halves() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return halves::is_faster();
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+fn up_to(precision: Precision, isa_max: Isa) -> Isa {
     #[cfg(target_arch = "x86_64")]
     {
         let wide = std::arch::is_x86_feature_detected!("avx512f")
