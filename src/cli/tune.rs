@@ -180,7 +180,7 @@ fn run_with(args: &TuneArgs, config: &Config) -> anyhow::Result<()> {
 fn text(report: &TuneReport, full: bool) -> String {
     let (tuned, folder) = (&report.tuned, report.folder.display());
     let learned = format!(
-        "arm {}: {} numbers trained on {} cases in {} steps and {:.0} s{}\n{} tune cases: {:.4} nats before, {:.4} after step {}",
+        "arm {}: {} numbers trained on {} cases in {} steps and {:.0} s{}\n{} tune cases: {:.4} nats by the mixture alone, {:.4} with the model before, {:.4} after step {}",
         report.arm,
         tuned.numbers,
         tuned.cases,
@@ -192,6 +192,7 @@ fn text(report: &TuneReport, full: bool) -> String {
             ""
         },
         tuned.tune_cases,
+        tuned.mixture,
         tuned.before,
         tuned.after,
         tuned.best_step,
@@ -199,6 +200,11 @@ fn text(report: &TuneReport, full: bool) -> String {
     if tuned.best_step == 0 {
         return format!(
             "{learned}\nnothing that was learned held on the tune cases: {folder} is the model as it was"
+        );
+    }
+    if tuned.after >= tuned.mixture {
+        return format!(
+            "{learned}\nthe mixture alone is better: leave the model out, or give it a smaller --weight"
         );
     }
     let key = if full { "model" } else { "adapter" };

@@ -27,6 +27,24 @@ pub struct TuneCase {
 }
 
 impl TuneCase {
+    /// What the mixture alone loses on the case, in nats.
+    pub(super) fn mixture_loss(&self) -> f64 {
+        let score = |x: &f32| f64::from(*x);
+        let top = self
+            .offset
+            .iter()
+            .map(score)
+            .fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = self.offset.iter().map(|x| (score(x) - top).exp()).sum();
+        let mut bought = self.targets.clone();
+        bought.sort_unstable();
+        bought.dedup();
+        let scores = bought
+            .iter()
+            .map(|place| score(&self.offset[*place as usize]));
+        top + sum.ln() - scores.sum::<f64>() / bought.len() as f64
+    }
+
     /// What is wrong with the case for a catalogue of so many names; `None` if nothing is.
     pub(super) fn problem(&self, names: usize) -> Option<String> {
         let many = self.products.len();
@@ -135,6 +153,16 @@ mod tests {
             targets: vec![3, 1, 3],
             is_tune: false,
         }
+    }
+
+    #[test]
+    fn the_mixture_alone_loses_what_equal_path_scores_lose() {
+        let case = case(40);
+        let options = TuneOptions::default();
+        let drawn = Drawn::new(&case, &options, &mut Random::new(1));
+        let equal = drawn.loss(&paths(&drawn, &[0.7; 40]), 0.1).expect("a loss");
+        let equal = f64::from(equal.to_scalar::<f32>().expect("a number"));
+        assert!((case.mixture_loss() - equal).abs() < 1e-5, "{equal}");
     }
 
     fn paths(drawn: &Drawn, of: &[f32]) -> Tensor {

@@ -117,6 +117,8 @@ pub struct Tuned {
     pub tune_cases: usize,
     /// Steps done.
     pub steps: usize,
+    /// Mean loss of the mixture alone on tune cases, in nats: what the model must beat to be worth anything.
+    pub mixture: f64,
     /// Mean loss on tune cases before the first step, in nats.
     pub before: f64,
     /// The least mean loss on tune cases: that of what is written.
@@ -244,6 +246,8 @@ impl Tuner {
             cases: taught.len(),
             tune_cases: tune.len(),
             steps: kept.state.step,
+            mixture: tune.iter().map(|one| one.case.mixture_loss()).sum::<f64>()
+                / tune.len() as f64,
             before: f64::from_bits(kept.state.before),
             after: f64::from_bits(kept.state.best),
             best_step: kept.state.best_step,
