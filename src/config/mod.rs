@@ -33,7 +33,7 @@ mod verify;
 pub use problem::{Place, Problem};
 pub use reference::TEXT as REFERENCE;
 pub(crate) use texts::{matcher as text_matcher, needs as text_needs};
-pub use trace::init_tracing;
+pub use trace::{error_line, init_tracing, log_panics};
 
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

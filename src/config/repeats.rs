@@ -93,7 +93,8 @@ fn source(metadata: &'static Metadata<'static>) -> Option<(Source, u32)> {
     }
 }
 
-fn time_of_day() -> String {
+/// The time now, as log lines write it.
+pub(super) fn time_of_day() -> String {
     let mut text = String::new();
     // Writing into a String cannot fail.
     let _infallible = SystemTime.format_time(&mut Writer::new(&mut text));
