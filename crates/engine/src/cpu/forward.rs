@@ -23,7 +23,7 @@ use super::vocabulary;
 use crate::Error;
 use crate::formats::adapter::Adapter;
 use crate::formats::families::Gate;
-use crate::formats::geometry::Geometry;
+use crate::formats::geometry::{Geometry, Part};
 use crate::formats::open::Opened;
 use crate::formats::rope::Rope;
 use crate::formats::weights::LayerWeights;
@@ -123,7 +123,7 @@ impl Network {
             what: "weights".into(),
             source: Box::new(source),
         };
-        let ends = model.ends()?;
+        let ends = Ends::of(model)?;
         let mut smoothing = match options.precision {
             Precision::Int8 => Some(Smoothing::new(&ends, samples).map_err(failed)?),
             Precision::F32 | Precision::Bf16 => None,
@@ -256,6 +256,20 @@ impl Network {
 }
 
 impl Ends {
+    fn of(model: &Opened) -> std::result::Result<Self, Error> {
+        let embedding = Arc::new(model.token_rows(Part::Embedding)?);
+        let head = match model.geometry().tied {
+            true => Arc::clone(&embedding),
+            false => Arc::new(model.token_rows(Part::Head)?),
+        };
+        Ok(Self {
+            geometry: Arc::new(model.geometry().clone()),
+            embedding,
+            head,
+            norm: model.norm()?,
+        })
+    }
+
     /// Sizes of a [`Cache`] for some layers.
     pub(crate) fn sizes(&self, layers: usize) -> Sizes {
         Sizes {

@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
@@ -24,7 +23,6 @@ use super::tensor::Kind;
 use super::text::Text;
 use super::weights::{LayerWeights, Weights};
 use crate::cpu::extras::{Extras, HeadNorms, ResultNorms};
-use crate::cpu::forward::Ends;
 use crate::cpu::token_rows::TokenRows;
 use crate::{Error, Info};
 
@@ -183,23 +181,8 @@ impl Opened {
         ))
     }
 
-    /// Reads what a network on the CPU has before and after its layers.
-    pub(crate) fn ends(&self) -> Result<Ends, Error> {
-        let embedding = Arc::new(self.token_rows(Part::Embedding)?);
-        let head = match self.geometry.tied {
-            true => Arc::clone(&embedding),
-            false => Arc::new(self.token_rows(Part::Head)?),
-        };
-        Ok(Ends {
-            geometry: Arc::new(self.geometry.clone()),
-            embedding,
-            head,
-            norm: self.stack(&[Part::Norm], &[self.geometry.hidden])?,
-        })
-    }
-
     /// A matrix with a row for each token, in the type of the file. Adapters leave it as it is.
-    fn token_rows(&self, part: Part) -> Result<TokenRows, Error> {
+    pub(crate) fn token_rows(&self, part: Part) -> Result<TokenRows, Error> {
         let name = self.source.name(part);
         let (Some((file, entry)), Some(bytes)) =
             (self.source.tensor(&name), self.source.bytes(&name))
@@ -208,6 +191,11 @@ impl Opened {
         };
         let rows = TokenRows::encoded(entry.kind, bytes, self.geometry.hidden);
         rows.map_err(|e| Error::load(file, format!("tensor {name}: {e}")))
+    }
+
+    /// Reads the norm before the head.
+    pub(crate) fn norm(&self) -> Result<Tensor, Error> {
+        self.stack(&[Part::Norm], &[self.geometry.hidden])
     }
 
     /// Reads the weights before and after the layers; `layers` is empty.
@@ -222,7 +210,7 @@ impl Opened {
             geometry: self.geometry.clone(),
             embedding,
             head,
-            norm: self.stack(&[Part::Norm], &[self.geometry.hidden])?,
+            norm: self.norm()?,
             layers: Vec::new(),
         })
     }

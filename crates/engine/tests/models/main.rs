@@ -4,6 +4,7 @@
 
 #![allow(unreachable_pub)] // Nothing can import a test binary.
 
+mod beside;
 mod damage;
 mod encoder;
 mod families;
