@@ -3,7 +3,8 @@
 //! While a broker or Redis is away, each client and each loop says so at each try. One line tells as much. Invariant:
 //! of the lines about Kafka (target `kafka`), of those that name its fault by our key (`kafka::fault`), of those about
 //! Redis (target `redis`), and of the warnings of any one place in the code, a minute shows the first [`most`]; how many
-//! were left out, and since when, is said with the next one. It does not know the format of a line.
+//! were left out, and since when they come minute after minute, is said in the next one: no line is added. It knows of
+//! the format only whether a line is JSON.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,7 +27,7 @@ type Source = (&'static str, Option<u32>);
 #[derive(Debug)]
 struct Counted {
     began: Instant,
-    /// The time of day at which it began, as log lines write it.
+    /// The time of day at which the first of them came, as log lines write it, after a minute without any.
     since: String,
     lines: u32,
     left_out: u64,
@@ -36,7 +37,7 @@ struct Counted {
 #[derive(Debug, PartialEq, Eq)]
 enum Fate {
     LeftOut,
-    /// It is shown, and behind so many that were left out since a time.
+    /// It is shown, and behind so many that were left out in the minute before; such lines come since a time.
     Shown(Option<(u64, String)>),
 }
 
@@ -70,7 +71,11 @@ impl<F> Repeats<F> {
         let counted = sources.entry(source).or_insert_with(fresh);
         let mut before = None;
         if now.duration_since(counted.began) >= WINDOW {
+            let is_same = now.duration_since(counted.began) < 2 * WINDOW;
             let last = std::mem::replace(counted, fresh());
+            if is_same {
+                counted.since.clone_from(&last.since);
+            }
             before = (last.left_out > 0).then_some((last.left_out, last.since));
         }
         if counted.lines >= most {
@@ -117,19 +122,31 @@ where
         let Fate::Shown(before) = self.fate(metadata, Instant::now()) else {
             return Ok(());
         };
-        if let Some((lines, since)) = before {
-            let (now, target) = (time_of_day(), metadata.target());
-            let message = format!("{lines} lines like the next one were left out since {since}");
-            match self.is_json {
-                true => writeln!(
-                    writer,
-                    "{}",
-                    serde_json::json!({"timestamp": now, "level": "INFO", "message": message, "target": target})
-                )?,
-                false => writeln!(writer, "{now}  INFO {target}: {message}")?,
+        let Some((left_out, since)) = before else {
+            return self.inner.format_event(context, writer, event);
+        };
+        let mut line = String::new();
+        (self.inner).format_event(context, Writer::new(&mut line), event)?;
+        let line = line.trim_end();
+        let said = match self.is_json {
+            true => with_fields(line, left_out, &since),
+            false => {
+                format!("{line} ({left_out} lines like this one were left out, since {since})")
             }
+        };
+        writeln!(writer, "{said}")
+    }
+}
+
+/// A line of JSON with how many lines like it were left out; a line that is no object stays as it is.
+fn with_fields(line: &str, left_out: u64, since: &str) -> String {
+    match serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(line) {
+        Ok(mut fields) => {
+            fields.insert("left_out".into(), left_out.into());
+            fields.insert("since".into(), since.into());
+            serde_json::Value::Object(fields).to_string()
         }
-        self.inner.format_event(context, writer, event)
+        Err(_) => line.to_owned(),
     }
 }
 
@@ -139,29 +156,94 @@ mod tests {
 
     use super::*;
 
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Sink {
+        fn lines(&self) -> Vec<String> {
+            let text = String::from_utf8(self.0.lock().clone()).expect("text");
+            text.lines().map(str::to_owned).collect()
+        }
+    }
+
     /// Lines written by a function under this formatter.
     fn written(is_json: bool, work: impl FnOnce()) -> Vec<String> {
-        let buffer = Arc::new(Mutex::new(Vec::new()));
+        let (buffer, format) = (Sink::default(), tracing_subscriber::fmt::format());
         let sink = buffer.clone();
-        struct Sink(Arc<Mutex<Vec<u8>>>);
-        impl std::io::Write for Sink {
-            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-                self.0.lock().extend_from_slice(bytes);
-                Ok(bytes.len())
-            }
-            fn flush(&mut self) -> std::io::Result<()> {
-                Ok(())
-            }
-        }
-        let format = tracing_subscriber::fmt::format();
         let subscriber = tracing_subscriber::fmt()
             .with_ansi(false)
-            .with_writer(move || Sink(sink.clone()))
+            .with_writer(move || sink.clone())
             .event_format(Repeats::new(format, is_json))
             .finish();
         tracing::subscriber::with_default(subscriber, work);
-        let text = String::from_utf8(buffer.lock().clone()).expect("text");
-        text.lines().map(str::to_owned).collect()
+        buffer.lines()
+    }
+
+    /// A minute in which seven lines of Redis were left out.
+    fn minute() -> BTreeMap<Source, Counted> {
+        let counted = Counted {
+            began: Instant::now() - WINDOW,
+            since: "then".into(),
+            lines: 1,
+            left_out: 7,
+        };
+        [(("redis", None), counted)].into()
+    }
+
+    #[test]
+    fn what_was_left_out_is_said_in_the_line_itself() {
+        let buffer = Sink::default();
+        let sink = buffer.clone();
+        let format = tracing_subscriber::fmt::format();
+        let mut repeats = Repeats::new(format.clone().with_ansi(false), false);
+        repeats.sources = Mutex::new(minute());
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || sink.clone())
+            .event_format(repeats)
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(target: "redis", "refused");
+            tracing::warn!(target: "redis", "refused again");
+        });
+        let lines = buffer.lines();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].contains("refused"), "{lines:?}");
+        let said = "(7 lines like this one were left out, since then)";
+        assert!(lines[0].ends_with(said), "{lines:?}");
+
+        let sink = Sink::default();
+        let buffer = sink.clone();
+        let mut repeats = Repeats::new(format.json().flatten_event(true), true);
+        repeats.sources = Mutex::new(minute());
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .with_writer(move || sink.clone())
+            .event_format(repeats)
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(target: "redis", shard = 3, "refused");
+        });
+        let lines = buffer.lines();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        let line: serde_json::Value = serde_json::from_str(&lines[0]).expect("JSON");
+        let found = [
+            &line["message"],
+            &line["left_out"],
+            &line["since"],
+            &line["shard"],
+        ];
+        let expected = serde_json::json!(["refused", 7, "then", 3]);
+        assert_eq!(serde_json::json!(found), expected, "{line}");
     }
 
     #[test]
@@ -212,5 +294,17 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert_eq!(repeats.fate(metadata, start + WINDOW), Fate::LeftOut);
+        // The outage began before that minute; after a minute without a line another one begins.
+        let since = |repeats: &Repeats<()>| repeats.sources.lock()[&("redis", None)].since.clone();
+        repeats
+            .sources
+            .lock()
+            .get_mut(&("redis", None))
+            .expect("counted")
+            .since = "then".into();
+        repeats.fate(metadata, start + 2 * WINDOW);
+        assert_eq!(since(&repeats), "then");
+        repeats.fate(metadata, start + 4 * WINDOW);
+        assert_ne!(since(&repeats), "then");
     }
 }
