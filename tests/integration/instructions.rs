@@ -54,5 +54,8 @@ fn a_process_uses_no_better_instructions_than_it_may() {
         .expect("the binary starts");
     assert_eq!(refused.status.code(), Some(2));
     let error = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(error.contains("set one of plain, avx2, avx512"), "{error}");
+    assert!(
+        error.contains("set one of plain, avx2, avxvnni, avx512"),
+        "{error}"
+    );
 }
