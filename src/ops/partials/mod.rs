@@ -90,7 +90,8 @@ pub(crate) fn remove_run(folder: &Path, run: &str) -> Result<(), Problem> {
     let plan = plan::path(folder, run);
     remove(&plan)?;
     for path in files(folder)? {
-        if part::run_of(&path).as_deref() == Some(run) {
+        let of = part::run_of(&path).or_else(|| plan::run_of(&path));
+        if of.as_deref() == Some(run) {
             remove(&path)?;
         }
     }

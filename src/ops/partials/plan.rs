@@ -134,6 +134,11 @@ pub(super) fn path(folder: &Path, run: &str) -> PathBuf {
 /// The run whose plan this file is.
 pub(super) fn run_of(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
+    if let Some(begun) = name.strip_prefix(".plan-") {
+        // What a process left that was killed while it wrote a plan: its number and a random one follow.
+        let (begun, _) = begun.rsplit_once('-')?;
+        return Some(begun.rsplit_once('-')?.0.to_owned());
+    }
     let run = name.strip_prefix("plan-")?.strip_suffix(".json")?;
     Some(run.to_owned())
 }
